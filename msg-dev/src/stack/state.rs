@@ -1,0 +1,121 @@
+//! Owns the state folder: one stack at a time holds it, and only a folder that is known to be one is ever emptied.
+
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::error::StackError;
+use super::{fetch, user};
+
+/// A state folder is known by this file, which is also its lock.
+const LOCK: &str = "msg-dev.lock";
+
+/// A folder with the data and logs of one stack, held while this value lives.
+#[derive(Debug)]
+pub struct State {
+    folder: PathBuf,
+    logs: PathBuf,
+    _lock: File,
+}
+
+impl State {
+    /// The state folder unless told otherwise: as root `/var/lib/msg-dev`, since PostgreSQL runs as another user, who often cannot
+    /// enter the folder of a clone; else `state` in the cache folder.
+    pub fn default_folder() -> PathBuf {
+        if user::is_root() { PathBuf::from("/var/lib/msg-dev") } else { fetch::default_cache().join("state") }
+    }
+
+    /// Takes the folder, making it where there is none; `fresh` empties it.
+    pub(super) fn open(folder: &Path, fresh: bool) -> Result<State, StackError> {
+        let folder = std::path::absolute(folder).map_err(StackError::io("resolve", folder))?;
+        fs::create_dir_all(&folder).map_err(StackError::io("create", &folder))?;
+        let path = folder.join(LOCK);
+        let foreign = !path.exists() && first_entry(&folder)?.is_some();
+        if foreign {
+            let folder = folder.display();
+            return Err(StackError::Setting(format!(
+                "{folder} holds other files: choose an empty folder for the state"
+            )));
+        }
+        let lock = File::create(&path).map_err(StackError::io("create", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let folder = folder.display();
+                return Err(StackError::Setting(format!(
+                    "another msg-dev uses {folder}: stop it or choose another folder"
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(StackError::io("lock", path)(error)),
+        }
+        if fresh {
+            empty(&folder)?;
+        }
+        let logs = folder.join("logs");
+        for folder in [&folder, &logs, &folder.join("postgres")] {
+            fs::create_dir_all(folder).map_err(StackError::io("create", folder))?;
+            // PostgreSQL may run as another user, who must pass through. Its data folder is private.
+            if user::is_root() {
+                fs::set_permissions(folder, fs::Permissions::from_mode(0o711))
+                    .map_err(StackError::io("change the mode of", folder))?;
+            }
+        }
+        Ok(State { folder, logs, _lock: lock })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder of the log files, one a process.
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+}
+
+fn first_entry(folder: &Path) -> Result<Option<PathBuf>, StackError> {
+    let mut entries = fs::read_dir(folder).map_err(StackError::io("read", folder))?;
+    entries.next().transpose().map(|entry| entry.map(|entry| entry.path())).map_err(StackError::io("read", folder))
+}
+
+/// Removes all but the lock, which is held.
+fn empty(folder: &Path) -> Result<(), StackError> {
+    for entry in fs::read_dir(folder).map_err(StackError::io("read", folder))? {
+        let entry = entry.map_err(StackError::io("read", folder))?;
+        let path = entry.path();
+        if entry.file_name() == LOCK {
+            continue;
+        }
+        let is_folder = entry.file_type().map_err(StackError::io("read", &path))?.is_dir();
+        let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(StackError::io("remove", path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_held_by_one_and_emptied_only_when_it_is_ours() {
+        let top = tempfile::tempdir().expect("a temporary folder");
+        let folder = top.path().join("state");
+        let held = State::open(&folder, false).expect("a new folder");
+        fs::write(folder.join("data"), "x").expect("own folder");
+        State::open(&folder, false).expect_err("held by another");
+        drop(held);
+        let kept = State::open(&folder, false).expect("free again");
+        assert!(folder.join("data").exists());
+        drop(kept);
+        State::open(&folder, true).expect("ours");
+        assert!(!folder.join("data").exists());
+
+        let foreign = top.path().join("home");
+        fs::create_dir(&foreign).expect("own folder");
+        fs::write(foreign.join("thesis"), "x").expect("own folder");
+        State::open(&foreign, true).expect_err("not a state folder");
+        assert!(foreign.join("thesis").exists());
+    }
+}

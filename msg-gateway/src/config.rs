@@ -1,0 +1,277 @@
+//! The gateway's settings, each by flag or by environment, and what may be wrong with them together.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use msg_common::config::{Check, beyond_loopback, parse_bytes, parse_duration};
+use msg_common::kafka::KafkaOptions;
+use msg_common::kafka::topic::TopicRequirements;
+use msg_common::limits::{Limits, MAX_ID_BYTES};
+use msg_common::partition::Partition;
+use msg_common::postgres::DatabaseOptions;
+use msg_common::telemetry::LogOptions;
+
+/// Takes messages in over gRPC and answers once Kafka has them for good; gives stored ones out.
+#[derive(Clone, Debug, Parser)]
+#[command(version, max_term_width = 120)]
+pub struct Config {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How callers reach it.
+    #[command(flatten)]
+    pub server: ServerOptions,
+    /// Where to serve gRPC
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Where to serve /metrics, /healthz and /readyz, which hold no message and no secret, in plain HTTP
+    #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
+    pub admin_listen: SocketAddr,
+    /// Accepts that gRPC beyond loopback is served in plain text
+    #[arg(long, env = "ALLOW_PLAINTEXT")]
+    pub allow_plaintext: bool,
+    /// How messages are sent.
+    #[command(flatten)]
+    pub send: SendOptions,
+    /// Connections to the database, for reads; 1 or more
+    #[arg(long, env = "READ_CONNECTIONS", default_value_t = 8, value_name = "N")]
+    pub read_connections: usize,
+    /// The cluster and the topic.
+    #[command(flatten)]
+    pub kafka: KafkaOptions,
+    /// What the topic must be like.
+    #[command(flatten)]
+    pub requirements: TopicRequirements,
+    /// What a message may hold.
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Where stored messages are read.
+    #[command(flatten)]
+    pub database: DatabaseOptions,
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+/// What the executable does instead of serving.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Command {
+    /// Asks the gateway on this machine whether it is ready; the exit code says so
+    Healthcheck,
+}
+
+/// Connections, and how they end.
+#[derive(Args, Clone, Debug)]
+pub struct ServerOptions {
+    /// Most connections at a time; further ones are closed at once
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_name = "N")]
+    pub max_connections: usize,
+    /// Most calls at a time on one connection
+    #[arg(long, env = "MAX_CONCURRENT_STREAMS", default_value_t = 1024, value_name = "N")]
+    pub max_concurrent_streams: u32,
+    /// Most bytes of requests that have not arrived in full yet, over all connections
+    #[arg(long, env = "MAX_ARRIVING_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_arriving_bytes: usize,
+    /// After how long without traffic a caller is asked whether it is still there
+    #[arg(long, env = "KEEPALIVE_INTERVAL", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub keepalive_interval: Duration,
+    /// How long it has to answer
+    #[arg(long, env = "KEEPALIVE_TIMEOUT", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
+    pub keepalive_timeout: Duration,
+    /// After how long a connection is asked to end, so that callers spread anew; unset: never
+    #[arg(long, env = "MAX_CONNECTION_AGE", value_parser = parse_duration, value_name = "TIME")]
+    pub max_connection_age: Option<Duration>,
+    /// How long it goes on serving as not ready when told to stop, for load balancers to notice
+    #[arg(long, env = "SHUTDOWN_DELAY", default_value = "0s", value_parser = parse_duration, value_name = "TIME")]
+    pub shutdown_delay: Duration,
+    /// How long calls may then take to end, and records to be delivered
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub drain_timeout: Duration,
+}
+
+/// How messages are sent.
+#[derive(Args, Clone, Debug)]
+pub struct SendOptions {
+    /// How many of the topic's partitions are used: the same in every gateway, and changed only after a drain
+    #[arg(long, env = "TOPIC_PARTITIONS", default_value_t = 16, value_name = "N")]
+    pub topic_partitions: Partition,
+    /// Accepts a topic that may lose accepted messages (a single broker, for instance)
+    #[arg(long, env = "ALLOW_UNSAFE_TOPIC")]
+    pub allow_unsafe_topic: bool,
+    /// How long a record may wait for others to the same partition
+    #[arg(long, env = "LINGER", default_value = "1ms", value_parser = parse_duration, value_name = "TIME")]
+    pub linger: Duration,
+    /// How long Kafka may take to confirm a record before it is given up
+    #[arg(long, env = "DELIVERY_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub delivery_timeout: Duration,
+    /// How long one request to a broker may take before it is tried again
+    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "8s", value_parser = parse_duration, value_name = "TIME")]
+    pub request_timeout: Duration,
+    /// How long a send may take to answer when its caller sets no shorter deadline; below the delivery time-out
+    #[arg(long, env = "MAX_SEND_WAIT", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
+    pub max_send_wait: Duration,
+    /// How long before its caller's deadline a send is answered
+    #[arg(long, env = "DEADLINE_MARGIN", default_value = "20ms", value_parser = parse_duration, value_name = "TIME")]
+    pub deadline_margin: Duration,
+    /// Most messages that are taken and not yet confirmed by Kafka
+    #[arg(long, env = "MAX_INFLIGHT_MSGS", default_value_t = 20_000, value_name = "N")]
+    pub max_inflight_msgs: usize,
+    /// Most bytes of such messages
+    #[arg(long, env = "MAX_INFLIGHT_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_inflight_bytes: usize,
+}
+
+impl Config {
+    /// Where a health check on the same machine finds the admin port.
+    pub fn probe_address(&self) -> SocketAddr {
+        let ip = match self.admin_listen.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        SocketAddr::new(ip, self.admin_listen.port())
+    }
+}
+
+impl Check for Config {
+    fn problems(&self) -> Vec<String> {
+        if self.command.is_some() {
+            return Vec::new();
+        }
+        let mut problems = self.kafka.problems();
+        problems.extend(self.database.problems());
+        problems.extend(self.log.problems());
+        problems.extend(beyond_loopback("--listen", self.listen, self.allow_plaintext, "--allow-plaintext"));
+        problems.extend(self.limit_problems());
+        problems.extend(self.send.problems());
+        for (flag, value) in [
+            ("--read-connections", self.read_connections),
+            ("--max-connections", self.server.max_connections),
+            ("--max-concurrent-streams", self.server.max_concurrent_streams as usize),
+        ] {
+            if value == 0 {
+                problems.push(format!("{flag} must be at least 1"));
+            }
+        }
+        problems
+    }
+}
+
+impl Config {
+    fn limit_problems(&self) -> Vec<String> {
+        // librdkafka's message.max.bytes ends at 1,000,000,000.
+        const MAX_CONTENT: usize = 900 << 20;
+        let mut problems = Vec::new();
+        if !(1..=MAX_ID_BYTES).contains(&self.limits.max_id_bytes) {
+            problems.push(format!("--max-id-bytes must be 1 to {MAX_ID_BYTES}"));
+        }
+        if self.limits.max_content_bytes > MAX_CONTENT {
+            problems.push("--max-content-bytes must be at most 900MiB".into());
+            return problems;
+        }
+        for (flag, value) in [
+            ("--max-inflight-bytes", self.send.max_inflight_bytes),
+            ("--max-arriving-bytes", self.server.max_arriving_bytes),
+        ] {
+            if value < self.limits.max_record_bytes() {
+                problems.push(format!(
+                    "{flag} must hold one message at least, which may take {} bytes",
+                    self.limits.max_record_bytes()
+                ));
+            }
+        }
+        problems
+    }
+}
+
+impl SendOptions {
+    fn problems(&self) -> Vec<String> {
+        // librdkafka's queue.buffering.max.messages and .kbytes end at 10,000,000 and 2^31 - 1; we set them to twice ours.
+        const MAX_MSGS: usize = 5_000_000;
+        const MAX_BYTES: usize = 1 << 40;
+        let mut problems = Vec::new();
+        let mut require = |ok: bool, problem: &str| {
+            if !ok {
+                problems.push(problem.to_owned());
+            }
+        };
+        require(self.topic_partitions >= 1, "--topic-partitions must be at least 1");
+        require((1..=MAX_MSGS).contains(&self.max_inflight_msgs), "--max-inflight-msgs must be 1 to 5000000");
+        require(self.max_inflight_bytes <= MAX_BYTES, "--max-inflight-bytes must be at most 1024GiB");
+        require(self.linger <= Duration::from_secs(1), "--linger must be at most 1s");
+        require(
+            (Duration::from_millis(100)..=Duration::from_secs(300)).contains(&self.request_timeout),
+            "--request-timeout must be 100ms to 300s",
+        );
+        require(
+            self.delivery_timeout >= 2 * self.request_timeout && self.delivery_timeout <= Duration::from_secs(3600),
+            "--delivery-timeout must be at least twice --request-timeout, and at most 1h",
+        );
+        require(
+            self.max_send_wait < self.delivery_timeout,
+            "--max-send-wait must be below --delivery-timeout: an answer by then must not call a record lost that is still on its way",
+        );
+        require(
+            self.deadline_margin + self.linger < self.max_send_wait,
+            "--deadline-margin and --linger together must be below --max-send-wait",
+        );
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use msg_common::config::{Refusal, read};
+
+    use super::*;
+
+    fn read_words(words: &str) -> Result<Config, Vec<String>> {
+        let words = std::iter::once("msg-gateway").chain(words.split_whitespace()).map(OsString::from);
+        read(words).map_err(|refusal| match refusal {
+            Refusal::Problems(problems) => problems,
+            Refusal::Answer(answer) => panic!("{answer}"),
+        })
+    }
+
+    #[test]
+    fn the_defaults_are_good() {
+        let config = read_words("").expect("they are good");
+        assert_eq!(config.send.topic_partitions, 16);
+        assert!(config.send.max_send_wait < config.send.delivery_timeout);
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let problems = read_words(
+            "--listen 0.0.0.0:1 --max-send-wait 30s --topic-partitions 0 --max-inflight-bytes 1KiB --max-id-bytes 2000 \
+             --read-connections 0",
+        )
+        .expect_err("they are bad");
+        for flag in [
+            "--listen",
+            "--max-send-wait",
+            "--topic-partitions",
+            "--max-inflight-bytes",
+            "--max-id-bytes",
+            "--read-connections",
+        ] {
+            assert_eq!(problems.iter().filter(|problem| problem.starts_with(flag)).count(), 1, "{flag}: {problems:?}");
+        }
+        assert_eq!(problems.len(), 6, "{problems:?}");
+    }
+
+    #[test]
+    fn plain_text_beyond_loopback_has_to_be_allowed() {
+        assert!(read_words("--listen 0.0.0.0:1 --allow-plaintext").is_ok());
+        assert!(read_words("--admin-listen 0.0.0.0:1").is_ok());
+    }
+
+    #[test]
+    fn a_health_check_asks_loopback() {
+        let config = read_words("--admin-listen 0.0.0.0:81 healthcheck").expect("it is good");
+        assert_eq!(config.probe_address().to_string(), "127.0.0.1:81");
+    }
+}

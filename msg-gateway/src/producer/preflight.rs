@@ -1,0 +1,242 @@
+//! Whether the topic is what the promises rest on: looked at when the gateway starts, and regularly from then on.
+//! While it is not, nothing is sent and the gateway is not ready.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::{counter, gauge};
+use msg_common::admin::Readiness;
+use msg_common::kafka::topic::{Topic, TopicError, TopicRequirements, describe};
+use msg_common::partition::Partition;
+use rdkafka::ClientConfig;
+use rdkafka::admin::AdminClient;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, KafkaResult};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{PREFLIGHTS, TOPIC_EXTRA_PARTITIONS, TOPIC_UNSAFE_SETTINGS, TOPIC_USABLE};
+use crate::producer::Producer;
+
+/// The component of [`Readiness`] that speaks for the topic.
+pub const COMPONENT: &str = "kafka";
+
+/// How often a topic that is fine is looked at.
+const EVERY: Duration = Duration::from_secs(30);
+/// How often one that is not, and the least time between two looks.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long Kafka may take to answer each of the two questions.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is demanded of the topic.
+#[derive(Clone, Debug)]
+pub struct Demands {
+    /// For a message not to be lost.
+    pub safe: TopicRequirements,
+    /// Whether an unsafe topic is used all the same.
+    pub allow_unsafe: bool,
+    /// How many partitions are used.
+    pub partitions: Partition,
+    /// The largest record, in bytes.
+    pub record_bytes: usize,
+}
+
+/// What a look at the topic has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Why it cannot be used; empty when it can.
+    pub refused: Vec<String>,
+    /// What is wrong with it all the same.
+    pub warnings: Vec<String>,
+}
+
+impl Demands {
+    /// Judges the topic.
+    pub fn judge(&self, topic: &Topic) -> Verdict {
+        let mut verdict = Verdict::default();
+        if topic.partitions < self.partitions {
+            verdict.refused.push(format!(
+                "the topic has {} partitions, fewer than --topic-partitions {}",
+                topic.partitions, self.partitions
+            ));
+        }
+        if topic.partitions > self.partitions {
+            verdict.warnings.push(format!(
+                "the topic has {} partitions, and the first {} are used (--topic-partitions)",
+                topic.partitions, self.partitions
+            ));
+        }
+        if topic.max_message_bytes < self.record_bytes {
+            verdict.refused.push(format!(
+                "max.message.bytes is {}: raise it to {}, or lower --max-content-bytes",
+                topic.max_message_bytes, self.record_bytes
+            ));
+        }
+        let found = self.safe.unsafe_settings(topic);
+        let unsafe_settings = found.iter().map(|setting| format!("an accepted message could be lost: {setting}"));
+        if self.allow_unsafe {
+            verdict.warnings.extend(unsafe_settings);
+        } else {
+            verdict.refused.extend(unsafe_settings);
+        }
+        gauge!(TOPIC_UNSAFE_SETTINGS).set(u32::try_from(found.len()).unwrap_or(u32::MAX));
+        gauge!(TOPIC_EXTRA_PARTITIONS).set((topic.partitions - self.partitions).max(0));
+        verdict
+    }
+}
+
+/// The task that looks.
+pub struct Preflight {
+    admin: Arc<AdminClient<Quiet>>,
+    topic: String,
+    demands: Demands,
+    producer: Arc<Producer>,
+    readiness: Readiness,
+    warned: Vec<String>,
+}
+
+impl Preflight {
+    /// Looks at `topic` through `config`, and opens and closes `producer`.
+    pub fn new(
+        config: &ClientConfig,
+        topic: &str,
+        demands: Demands,
+        producer: Arc<Producer>,
+        readiness: Readiness,
+    ) -> KafkaResult<Self> {
+        let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet)?);
+        Ok(Preflight { admin, topic: topic.to_owned(), demands, producer, readiness, warned: Vec::new() })
+    }
+
+    /// Looks until told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let producer = self.producer.clone();
+        let look = async {
+            loop {
+                let pause = if self.look().await { EVERY } else { AGAIN };
+                // A burst of troubles is one reason to look, not many.
+                tokio::time::sleep(AGAIN).await;
+                tokio::select! {
+                    () = tokio::time::sleep(pause.saturating_sub(AGAIN)) => {}
+                    () = producer.signals().check.notified() => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = look => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Whether the topic can be used.
+    async fn look(&mut self) -> bool {
+        let begun = Instant::now();
+        let verdict = match describe(&self.admin, &self.topic, TIMEOUT).await {
+            Ok(topic) => self.demands.judge(&topic),
+            // A busy cluster may answer the question too late and confirm records all the time.
+            Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(begun) => {
+                tracing::warn!(reason, "the topic could not be looked at, but records are confirmed");
+                counter!(PREFLIGHTS, "outcome" => "SKIPPED").increment(1);
+                return true;
+            }
+            Err(error) => Verdict { refused: vec![error.to_string()], warnings: Vec::new() },
+        };
+        self.apply(verdict)
+    }
+
+    fn apply(&mut self, verdict: Verdict) -> bool {
+        for warning in &verdict.warnings {
+            if !self.warned.contains(warning) {
+                tracing::warn!(topic = self.topic, warning, "the topic is used all the same");
+            }
+        }
+        let usable = verdict.refused.is_empty();
+        if usable {
+            self.warned = verdict.warnings;
+            self.producer.open();
+            self.readiness.ready(COMPONENT);
+        } else {
+            let reason = format!("topic {}: {}", self.topic, verdict.refused.join("; "));
+            self.readiness.not_ready(COMPONENT, &reason);
+            self.producer.close(reason);
+        }
+        gauge!(TOPIC_USABLE).set(u8::from(usable));
+        counter!(PREFLIGHTS, "outcome" => if usable { "OK" } else { "REFUSED" }).increment(1);
+        usable
+    }
+}
+
+/// The callbacks of the client that looks: what it meets is in its answers.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, message, "librdkafka");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the client that looks at the topic reports an error");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn demands() -> Demands {
+        Demands {
+            safe: TopicRequirements { required_replicas: 3, required_min_insync: 2, required_retention: 3 * DAY },
+            allow_unsafe: false,
+            partitions: 16,
+            record_bytes: 1 << 20,
+        }
+    }
+
+    fn good() -> Topic {
+        Topic {
+            partitions: 16,
+            replicas: 3,
+            min_insync: 2,
+            unclean_election: false,
+            cleanup_policy: "delete".into(),
+            retention: Some(7 * DAY),
+            retention_bytes: None,
+            max_message_bytes: 2 << 20,
+        }
+    }
+
+    #[test]
+    fn a_good_topic_is_used() {
+        assert_eq!(demands().judge(&good()), Verdict::default());
+    }
+
+    #[test]
+    fn too_few_partitions_and_too_small_messages_are_refused_whatever_is_allowed() {
+        for (topic, text) in [
+            (Topic { partitions: 15, ..good() }, "--topic-partitions 16"),
+            (Topic { max_message_bytes: 1000, ..good() }, "max.message.bytes is 1000"),
+        ] {
+            for allow_unsafe in [false, true] {
+                let verdict = Demands { allow_unsafe, ..demands() }.judge(&topic);
+                assert!(verdict.refused.len() == 1 && verdict.refused[0].contains(text), "{verdict:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_topic_that_has_grown_is_used_by_the_pinned_count() {
+        let verdict = demands().judge(&Topic { partitions: 17, ..good() });
+        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 1));
+    }
+
+    #[test]
+    fn an_unsafe_topic_is_used_only_when_that_is_allowed() {
+        let topic = Topic { replicas: 1, min_insync: 1, ..good() };
+        let verdict = demands().judge(&topic);
+        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (2, 0));
+        let verdict = Demands { allow_unsafe: true, ..demands() }.judge(&topic);
+        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 2));
+    }
+}

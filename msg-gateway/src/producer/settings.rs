@@ -1,0 +1,87 @@
+//! Every librdkafka setting of the producer, and why it is so.
+
+use std::time::Duration;
+
+use msg_common::kafka::KafkaOptions;
+use msg_common::limits::Limits;
+use rdkafka::ClientConfig;
+
+use crate::config::SendOptions;
+
+/// The producer's settings.
+pub fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {
+    let mut config = kafka.client_config();
+    let record = limits.max_record_bytes();
+    // Ours are reached first: a permit is given back in a delivery callback, and librdkafka counts a record until the
+    // whole batch of reports is through, so for a moment it may hold twice as many.
+    let queue_msgs = 2 * send.max_inflight_msgs;
+    let queue_kbytes = 2 * (send.max_inflight_bytes.max(record) / 1024 + 1);
+    // What may be changed by KAFKA_PROPERTIES.
+    for (key, value) in [("compression.type", "lz4".to_owned()), ("linger.ms", millis(send.linger))] {
+        if config.get(key).is_none() {
+            config.set(key, value);
+        }
+    }
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("delivery.timeout.ms", millis(send.delivery_timeout))
+        // Well below the delivery time-out, so that a broker that hangs leaves time for a retry elsewhere.
+        .set("request.timeout.ms", millis(send.request_timeout))
+        .set("socket.timeout.ms", millis(send.request_timeout))
+        .set("message.max.bytes", record.max(1_000_000).to_string())
+        // The broker's limit is on batches, and the topic has to take only one message of the largest size.
+        .set("batch.size", record.min(1_000_000).to_string())
+        .set("queue.buffering.max.messages", queue_msgs.to_string())
+        .set("queue.buffering.max.kbytes", queue_kbytes.to_string());
+    config
+}
+
+/// How long after it was handed over a record can still appear in the topic: the last request that carries it begins
+/// before the delivery time-out, and is worked on for no longer than a request may take.
+pub fn settle(send: &SendOptions) -> Duration {
+    send.delivery_timeout + send.request_timeout
+}
+
+fn millis(time: Duration) -> String {
+    (time.as_micros() as f64 / 1000.0).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn made_from(words: &[&str]) -> ClientConfig {
+        let config = Config::parse_from(std::iter::once(&"msg-gateway").chain(words));
+        producer(&config.kafka, &config.limits, &config.send)
+    }
+
+    #[test]
+    fn librdkafka_accepts_the_smallest_and_the_largest() {
+        for words in [
+            &["--max-content-bytes=0", "--max-id-bytes=1", "--linger=0ms"][..],
+            &[],
+            &[
+                "--max-content-bytes=900MiB",
+                "--max-id-bytes=1024",
+                "--max-inflight-msgs=5000000",
+                "--max-inflight-bytes=1023GiB",
+                "--delivery-timeout=1h",
+                "--request-timeout=300s",
+                "--linger=1s",
+            ],
+        ] {
+            made_from(words).create_native_config().expect("librdkafka accepts it");
+        }
+    }
+
+    #[test]
+    fn what_does_not_touch_the_guarantees_can_be_changed() {
+        let config = made_from(&["--kafka-properties=compression.type=zstd,linger.ms=7"]);
+        assert_eq!((config.get("compression.type"), config.get("linger.ms")), (Some("zstd"), Some("7")));
+        assert_eq!(made_from(&["--linger=1500us"]).get("linger.ms"), Some("1.5"));
+    }
+}

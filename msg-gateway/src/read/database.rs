@@ -1,0 +1,131 @@
+//! Connections for reads, and what an error of the database means to a caller.
+
+use std::ops::Deref;
+
+use deadpool_postgres::{Object, Pool, PoolError};
+use msg_common::postgres::DatabaseOptions;
+use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
+
+use crate::status::Failure;
+
+/// The database, for reading only.
+pub struct Database {
+    pool: Pool,
+}
+
+impl Database {
+    /// Up to `connections` to the database. Connects when one is first used.
+    pub fn new(options: &DatabaseOptions, connections: usize) -> Result<Self, String> {
+        let pool = options.pool("msg-gateway", connections, "SET default_transaction_read_only = on")?;
+        Ok(Database { pool })
+    }
+
+    /// A connection for one read.
+    pub async fn connection(&self) -> Result<Connection, Failure> {
+        match self.pool.get().await {
+            Ok(object) => Ok(Connection { object: Some(object), done: false }),
+            Err(PoolError::Backend(error)) => Err(failure(&error)),
+            Err(error) => {
+                tracing::warn!(%error, "no connection to the database");
+                Err(Failure::DatabaseUnavailable("no connection to the database".into()))
+            }
+        }
+    }
+}
+
+/// A connection that goes back to the pool only after a read that went well.
+pub struct Connection {
+    object: Option<Object>,
+    done: bool,
+}
+
+impl Connection {
+    /// The read went well.
+    pub fn done(mut self) {
+        self.done = true;
+    }
+}
+
+impl Deref for Connection {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        self.object.as_ref().expect("it is there until the drop")
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let Some(object) = self.object.take().filter(|_| !self.done) else {
+            return;
+        };
+        // The read failed, or its caller gave up: a statement may still run, behind which the next read would wait,
+        // or the connection is broken.
+        let client = Object::take(object);
+        if client.is_closed() {
+            return;
+        }
+        let cancel = client.cancel_token();
+        tokio::spawn(async move {
+            if let Err(error) = cancel.cancel_query(NoTls).await {
+                tracing::debug!(%error, "cannot cancel an abandoned read");
+            }
+        });
+    }
+}
+
+/// What an error of the database means to a caller.
+pub fn failure(error: &tokio_postgres::Error) -> Failure {
+    let state = error.code();
+    let failure = meaning(state);
+    // The server's own message and detail may hold what is stored.
+    let sqlstate = state.map_or("none", SqlState::code);
+    match (&failure, error.as_db_error()) {
+        (Failure::Internal(_), _) => tracing::error!(sqlstate, "a read failed"),
+        (_, Some(_)) => tracing::warn!(sqlstate, "the database is not available"),
+        (_, None) => tracing::warn!(%error, "the database is not available"),
+    }
+    failure
+}
+
+fn meaning(state: Option<&SqlState>) -> Failure {
+    // Without a SQLSTATE the connection failed, or what came over it made no sense.
+    let Some(state) = state else {
+        return Failure::DatabaseUnavailable("the database cannot be reached".into());
+    };
+    if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN, SqlState::INVALID_SCHEMA_NAME].contains(state) {
+        return Failure::DatabaseUnavailable("the database has no tables yet: msg-transfer makes them".into());
+    }
+    match state.code().get(..2) {
+        // Connections, transactions, resources, the server's state, operators, the system, the configuration and logins, faults
+        // of the server, and plans that a migration has changed.
+        Some("08" | "40" | "53" | "55" | "57" | "58" | "28" | "3D" | "F0" | "XX" | "0A") => {
+            Failure::DatabaseUnavailable("the database cannot answer at present".into())
+        }
+        _ => Failure::Internal("the database refused the read".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_time_does_not_cure_is_a_fault_of_ours() {
+        for (state, available) in [
+            (SqlState::ADMIN_SHUTDOWN, false),
+            (SqlState::CANNOT_CONNECT_NOW, false),
+            (SqlState::QUERY_CANCELED, false),
+            (SqlState::TOO_MANY_CONNECTIONS, false),
+            (SqlState::UNDEFINED_TABLE, false),
+            (SqlState::INVALID_PASSWORD, false),
+            (SqlState::INTERNAL_ERROR, false),
+            (SqlState::SYNTAX_ERROR, true),
+            (SqlState::INSUFFICIENT_PRIVILEGE, true),
+        ] {
+            assert_eq!(matches!(meaning(Some(&state)), Failure::Internal(_)), available, "{}", state.code());
+        }
+        assert!(matches!(meaning(None), Failure::DatabaseUnavailable(_)));
+    }
+}

@@ -1,0 +1,225 @@
+//! PullMsgs: one page of an inbox, bounded by count and by bytes.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use msg_common::limits::check_id;
+use msg_common::proto::{Msg, Order, PullMsgsRequest, PullMsgsResponse, StoredMsg};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::read::database::{Connection, Database, failure};
+use crate::read::invalid;
+use crate::read::page_token::Scope;
+use crate::status::Failure;
+
+const DEFAULT_PAGE: i32 = 100;
+const MAX_PAGE: i32 = 1000;
+
+/// Most bytes of a page as the statement counts them. Clients take 4 MiB at most unless told otherwise; the rest is
+/// for what the count leaves out.
+const PAGE_BYTES: i64 = 15 << 18;
+
+// $1 recv_id, $2 the lowest seq, $3 the highest, $4 one more than the page's size, $5 most bytes, $6 without content. The row too many
+// tells whether there is more. The first row is always given, or a large message would end the reading.
+const PAGE: &str = "
+SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time, found
+FROM (
+    SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY seq) AS place,
+        sum(bytes) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) AS bytes_so_far
+    FROM (
+        SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, send_time, stored_time,
+            CASE WHEN $6 THEN NULL ELSE content END AS content, attributes::text AS attributes,
+            256 + octet_length(recv_id) + octet_length(send_id) + octet_length(client_msg_id)
+                + octet_length(content_type) + CASE WHEN $6 THEN 0 ELSE octet_length(content) END
+                + coalesce(octet_length(attributes::text), 0) AS bytes
+        FROM messages
+        WHERE recv_id = $1 AND seq >= $2 AND seq <= $3
+        ORDER BY seq
+        LIMIT $4
+    ) page
+) counted
+WHERE place = 1 OR (place < $4 AND bytes_so_far <= $5)
+ORDER BY seq";
+
+/// What to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    recv_id: String,
+    from_seq: i64,
+    to_seq: i64,
+    omit_content: bool,
+    next_seq: i64,
+    page_size: i32,
+}
+
+impl Query {
+    /// Reads the request.
+    pub fn of(request: PullMsgsRequest, max_id_bytes: usize) -> Result<Self, Failure> {
+        let mut violations: Vec<_> = check_id("recv_id", &request.recv_id, max_id_bytes).into_iter().collect();
+        if request.from_seq < 0 {
+            violations.push(invalid("from_seq", "must not be negative"));
+        }
+        if request.to_seq < 0 {
+            violations.push(invalid("to_seq", "must not be negative"));
+        } else if request.to_seq > 0 && request.to_seq < request.from_seq {
+            violations.push(invalid("to_seq", "must not be below from_seq"));
+        }
+        if request.page_size < 0 {
+            violations.push(invalid("page_size", "must not be negative"));
+        }
+        let order = Order::try_from(request.order);
+        if order.is_err() {
+            violations.push(invalid("order", format!("{} is not an Order", request.order)));
+        }
+        let page_size = if request.page_size == 0 { DEFAULT_PAGE } else { request.page_size.min(MAX_PAGE) };
+        let from_seq = request.from_seq.max(1);
+        let mut query = Query {
+            recv_id: request.recv_id,
+            from_seq,
+            to_seq: if request.to_seq == 0 { i64::MAX } else { request.to_seq },
+            omit_content: request.omit_content,
+            next_seq: from_seq,
+            page_size,
+        };
+        if !request.page_token.is_empty() {
+            match query.scope().next_seq(&request.page_token) {
+                Some(next_seq) => query.next_seq = next_seq,
+                None => violations.push(invalid("page_token", "is not one of this request's")),
+            }
+        }
+        if !violations.is_empty() {
+            return Err(Failure::Invalid(violations));
+        }
+        if order == Ok(Order::Descending) {
+            return Err(Failure::NotImplemented("order ORDER_DESCENDING is not implemented yet"));
+        }
+        Ok(query)
+    }
+
+    fn scope(&self) -> Scope<'_> {
+        Scope {
+            recv_id: &self.recv_id,
+            from_seq: self.from_seq,
+            to_seq: self.to_seq,
+            descending: false,
+            omit_content: self.omit_content,
+        }
+    }
+}
+
+/// Reads the page.
+pub async fn read(database: &Database, query: Query) -> Result<PullMsgsResponse, Failure> {
+    let connection = database.connection().await?;
+    let rows = rows(&connection, &query).await.map_err(|error| failure(&error))?;
+    connection.done();
+    let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found")).map_err(|error| failure(&error))?;
+    let msgs = rows.iter().map(|row| stored_msg(row, &query.recv_id)).collect::<Result<Vec<_>, _>>()?;
+    let next_page_token = match msgs.last() {
+        Some(last) if usize::try_from(found).is_ok_and(|found| found > msgs.len()) => query.scope().token(last.seq + 1),
+        _ => String::new(),
+    };
+    Ok(PullMsgsResponse { msgs, next_page_token })
+}
+
+async fn rows(connection: &Connection, query: &Query) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let statement = connection.prepare_cached(PAGE).await?;
+    let limit = i64::from(query.page_size) + 1;
+    connection
+        .query(&statement, &[&query.recv_id, &query.next_seq, &query.to_seq, &limit, &PAGE_BYTES, &query.omit_content])
+        .await
+}
+
+fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
+    let attributes: Option<&str> = get(row, "attributes")?;
+    let attributes: BTreeMap<String, String> = match attributes {
+        None => BTreeMap::new(),
+        Some(json) => serde_json::from_str(json).map_err(|error| {
+            // Its text would repeat what is stored.
+            tracing::error!(line = error.line(), column = error.column(), "stored attributes are not a map of texts");
+            Failure::Internal("stored attributes are not a map of texts".into())
+        })?,
+    };
+    let content: Option<Vec<u8>> = get(row, "content")?;
+    let session_type: i16 = get(row, "session_type")?;
+    let msg_id: Uuid = get(row, "msg_id")?;
+    let (send_time, stored_time): (SystemTime, SystemTime) = (get(row, "send_time")?, get(row, "stored_time")?);
+    let msg = Msg {
+        recv_id: recv_id.to_owned(),
+        send_id: get(row, "send_id")?,
+        client_msg_id: get(row, "client_msg_id")?,
+        session_type: session_type.into(),
+        content_type: get(row, "content_type")?,
+        content: content.unwrap_or_default().into(),
+        attributes,
+    };
+    Ok(StoredMsg {
+        msg: Some(msg),
+        msg_id: msg_id.to_string(),
+        seq: get(row, "seq")?,
+        send_time: Some(send_time.into()),
+        stored_time: Some(stored_time.into()),
+    })
+}
+
+fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Failure> {
+    row.try_get(column).map_err(|error| {
+        tracing::error!(column, %error, "a column is not what it should be");
+        Failure::Internal(format!("column {column} is not what it should be"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> PullMsgsRequest {
+        PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() }
+    }
+
+    fn fields(request: PullMsgsRequest) -> Vec<String> {
+        match Query::of(request, 8) {
+            Err(Failure::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_not_given_has_its_default() {
+        let query = Query::of(request(), 8).expect("it is good");
+        assert_eq!((query.from_seq, query.to_seq, query.page_size), (1, i64::MAX, 100));
+        let large = PullMsgsRequest { page_size: 5000, ..request() };
+        assert_eq!(Query::of(large, 8).expect("it is good").page_size, 1000);
+    }
+
+    #[test]
+    fn every_bad_field_is_named_at_once() {
+        let bad = PullMsgsRequest {
+            recv_id: String::new(),
+            from_seq: -1,
+            to_seq: -1,
+            order: 9,
+            page_size: -1,
+            page_token: "x".into(),
+            omit_content: false,
+        };
+        assert_eq!(fields(bad), ["recv_id", "from_seq", "to_seq", "page_size", "order", "page_token"]);
+        assert_eq!(fields(PullMsgsRequest { from_seq: 5, to_seq: 4, ..request() }), ["to_seq"]);
+    }
+
+    #[test]
+    fn a_token_goes_on_where_the_page_ended_and_only_there() {
+        let token = Query::of(request(), 8).expect("it is good").scope().token(42);
+        let next = PullMsgsRequest { page_token: token.clone(), page_size: 7, ..request() };
+        assert_eq!(Query::of(next.clone(), 8).expect("it is good").next_seq, 42);
+        assert_eq!(fields(PullMsgsRequest { recv_id: "eve".into(), ..next.clone() }), ["page_token"]);
+        assert_eq!(fields(PullMsgsRequest { from_seq: 3, ..next.clone() }), ["page_token"]);
+        assert_eq!(fields(PullMsgsRequest { omit_content: true, ..next }), ["page_token"]);
+    }
+
+    #[test]
+    fn newest_first_is_not_served_yet() {
+        let descending = PullMsgsRequest { order: Order::Descending.into(), ..request() };
+        assert!(matches!(Query::of(descending, 8), Err(Failure::NotImplemented(_))));
+    }
+}

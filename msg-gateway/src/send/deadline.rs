@@ -1,0 +1,130 @@
+//! How long a call may take: tonic ends it by itself at the caller's deadline and cannot say what became of the
+//! message, so the truth has to be told a margin earlier.
+
+use std::time::{Duration, Instant};
+
+use http::HeaderMap;
+
+use crate::status::Failure;
+
+/// When the head of a request arrived. Its body may come much later, and the caller's deadline runs meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival(pub Instant);
+
+/// How deadlines are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// The longest wait, whatever the caller allows.
+    pub max_wait: Duration,
+    /// How long before the caller's deadline the answer is given.
+    pub margin: Duration,
+    /// The shortest time in which an answer is worth trying for.
+    pub shortest: Duration,
+}
+
+impl Timing {
+    /// When to answer a call that arrived at `arrival` with the caller's time-out, if it is `now`.
+    pub fn answer_by(&self, arrival: Instant, timeout: Option<Duration>, now: Instant) -> Result<Instant, Failure> {
+        let Some(timeout) = timeout else {
+            return Ok(now + self.max_wait);
+        };
+        let too_short = Failure::DeadlineTooShort { shortest: self.margin + self.shortest };
+        let Some(left) = timeout.checked_sub(self.margin) else {
+            return Err(too_short);
+        };
+        // A time-out may reach beyond what an Instant can hold.
+        let by = arrival.checked_add(left).unwrap_or(now + self.max_wait).min(now + self.max_wait);
+        if by.saturating_duration_since(now) <= self.shortest {
+            return Err(too_short);
+        }
+        Ok(by)
+    }
+}
+
+/// The caller's `grpc-timeout`. A value that breaks the form is as none at all: so does tonic take it.
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    parse(headers.get("grpc-timeout")?.to_str().ok()?)
+}
+
+/// At most 8 digits and a unit.
+fn parse(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_outs_are_read_as_the_protocol_says() {
+        for (text, expected) in [
+            ("3H", Some(Duration::from_secs(10_800))),
+            ("1M", Some(Duration::from_secs(60))),
+            ("42S", Some(Duration::from_secs(42))),
+            ("13m", Some(Duration::from_millis(13))),
+            ("2u", Some(Duration::from_micros(2))),
+            ("82n", Some(Duration::from_nanos(82))),
+            ("0S", Some(Duration::ZERO)),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("123456789H", None),
+            ("", None),
+            ("S", None),
+            ("1", None),
+            ("1s", None),
+            ("-1S", None),
+            ("1.5S", None),
+            ("1 S", None),
+            ("oneH", None),
+            ("1é", None),
+        ] {
+            assert_eq!(parse(text), expected, "{text}");
+        }
+    }
+
+    const TIMING: Timing = Timing {
+        max_wait: Duration::from_secs(20),
+        margin: Duration::from_millis(20),
+        shortest: Duration::from_millis(5),
+    };
+
+    #[test]
+    fn without_a_time_out_the_longest_wait_counts() {
+        let now = Instant::now();
+        assert_eq!(TIMING.answer_by(now, None, now), Ok(now + TIMING.max_wait));
+        assert_eq!(TIMING.answer_by(now, Some(Duration::from_secs(3600)), now), Ok(now + TIMING.max_wait));
+        let century = Duration::from_secs(99_999_999 * 3600);
+        assert_eq!(TIMING.answer_by(now, Some(century), now), Ok(now + TIMING.max_wait));
+    }
+
+    #[test]
+    fn the_answer_comes_a_margin_before_the_deadline_which_runs_from_the_arrival() {
+        let arrival = Instant::now();
+        let now = arrival + Duration::from_millis(400);
+        let by = TIMING.answer_by(arrival, Some(Duration::from_secs(1)), now);
+        assert_eq!(by, Ok(arrival + Duration::from_millis(980)));
+    }
+
+    #[test]
+    fn a_time_out_without_room_for_an_answer_is_refused() {
+        let arrival = Instant::now();
+        for (timeout, late) in [(0, 0), (10, 0), (25, 0), (1000, 975), (1000, 2000)] {
+            let (timeout, now) = (Duration::from_millis(timeout), arrival + Duration::from_millis(late));
+            let refused = TIMING.answer_by(arrival, Some(timeout), now);
+            assert_eq!(refused, Err(Failure::DeadlineTooShort { shortest: Duration::from_millis(25) }));
+        }
+        assert!(TIMING.answer_by(arrival, Some(Duration::from_millis(26)), arrival).is_ok());
+    }
+}

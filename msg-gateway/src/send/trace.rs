@@ -1,0 +1,49 @@
+//! Whether a `traceparent` is one, by the W3C's Trace Context: only then is it passed on into the record.
+
+/// The longest that is passed on, in bytes; later versions may be longer than version 00's 55.
+const MAX_BYTES: usize = 256;
+
+/// Whether this header's value has the form of a trace context that identifies a trace.
+pub fn is_valid(value: &[u8]) -> bool {
+    if value.len() < 55 || value.len() > MAX_BYTES {
+        return false;
+    }
+    let (version, trace, span, flags) = (&value[0..2], &value[3..35], &value[36..52], &value[53..55]);
+    let dashes = value[2] == b'-' && value[35] == b'-' && value[52] == b'-';
+    let hex = |part: &[u8]| part.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+    let zero = |part: &[u8]| part.iter().all(|c| *c == b'0');
+    // Version 00 ends here; a later one goes on after another dash.
+    let end = value.len() == 55 || (version != b"00" && value[55] == b'-' && value.is_ascii());
+    dashes
+        && hex(version)
+        && version != b"ff"
+        && hex(trace)
+        && !zero(trace)
+        && hex(span)
+        && !zero(span)
+        && hex(flags)
+        && end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_identifies_a_trace_is_passed_on() {
+        for (value, valid) in [
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", true),
+            ("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later", true),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later", false),
+            ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
+            ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", false),
+            ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736_00f067aa0ba902b7-01", false),
+            ("", false),
+        ] {
+            assert_eq!(is_valid(value.as_bytes()), valid, "{value}");
+        }
+    }
+}

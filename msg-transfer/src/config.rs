@@ -1,0 +1,203 @@
+//! The transfer's settings.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use msg_common::config::{Check, parse_bytes, parse_duration};
+use msg_common::kafka::KafkaOptions;
+use msg_common::postgres::DatabaseOptions;
+use msg_common::telemetry::LogOptions;
+use rdkafka::ClientConfig;
+
+/// Takes messages from Kafka into PostgreSQL: each once, in order, none missing.
+#[derive(Parser, Clone, Debug)]
+#[command(version)]
+pub struct Config {
+    /// What to do; without it, the service runs
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Kafka.
+    #[command(flatten)]
+    pub kafka: KafkaOptions,
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseOptions,
+    /// The consumer.
+    #[command(flatten)]
+    pub consumer: ConsumerOptions,
+    /// The lanes.
+    #[command(flatten)]
+    pub lanes: LaneOptions,
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogOptions,
+    /// Where /healthz, /readyz and /metrics are served
+    #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9465", value_name = "ADDRESS:PORT")]
+    pub admin_listen: SocketAddr,
+    /// Do not migrate the schema at start; wait until somebody else has
+    #[arg(long, env = "NO_MIGRATE")]
+    pub no_migrate: bool,
+}
+
+/// One-shot commands.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Bring the database's schema up to this build's version, and end
+    Migrate,
+    /// Ask the running service whether it is ready: exit code 0 if it is, 1 if not
+    Healthcheck,
+}
+
+/// How records are taken from Kafka.
+#[derive(Args, Clone, Debug)]
+pub struct ConsumerOptions {
+    /// The consumer group
+    #[arg(long, env = "GROUP_ID", default_value = "msg-transfer", value_name = "NAME")]
+    pub group_id: String,
+    /// A name of its own for a static member: a restart within the session time-out moves no partition
+    #[arg(long, env = "GROUP_INSTANCE_ID", value_name = "NAME")]
+    pub group_instance_id: Option<String>,
+    /// How long the group waits for a silent member
+    #[arg(long, env = "SESSION_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub session_timeout: Duration,
+    /// Commit after so many stored records …
+    #[arg(long, env = "COMMIT_RECORDS", default_value_t = 50_000, value_name = "N")]
+    pub commit_records: usize,
+    /// … or after this long, whichever is first
+    #[arg(long, env = "COMMIT_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "TIME")]
+    pub commit_interval: Duration,
+    /// Most bytes between Kafka and the table; reached, nothing more is taken from Kafka
+    #[arg(long, env = "MAX_INFLIGHT_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_inflight_bytes: usize,
+    /// Most records between Kafka and the table
+    #[arg(long, env = "MAX_INFLIGHT_RECORDS", default_value_t = 50_000, value_name = "N")]
+    pub max_inflight_records: usize,
+    /// Most bytes that Kafka's client keeps fetched ahead of that
+    #[arg(long, env = "FETCH_AHEAD_BYTES", default_value = "16MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub fetch_ahead_bytes: usize,
+    /// When a partition is given back or the service stops: how long to go on storing what was taken
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "15s", value_parser = parse_duration, value_name = "TIME")]
+    pub drain_timeout: Duration,
+    /// Where the record to start with is already deleted, begin with the oldest that is left. Without it, that partition
+    /// stands still and the service is not ready
+    #[arg(long, env = "START_AT_OLDEST")]
+    pub start_at_oldest: bool,
+}
+
+/// How records are stored.
+#[derive(Args, Clone, Debug)]
+pub struct LaneOptions {
+    /// Lanes, each with a database connection; the messages of one inbox are always in the same
+    #[arg(long, env = "LANES", default_value_t = 4, value_name = "N")]
+    pub lanes: usize,
+    /// Most records in a batch
+    #[arg(long, env = "BATCH_RECORDS", default_value_t = 5_000, value_name = "N")]
+    pub batch_records: usize,
+    /// Most bytes in a batch, one record excepted
+    #[arg(long, env = "BATCH_BYTES", default_value = "8MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub batch_bytes: usize,
+    /// Inboxes whose last seq is remembered, in all lanes together
+    #[arg(long, env = "CACHED_INBOXES", default_value_t = NonZeroUsize::new(100_000).expect("not 0"), value_name = "N")]
+    pub cached_inboxes: NonZeroUsize,
+}
+
+impl Check for Config {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = [self.kafka.problems(), self.log.problems()].concat();
+        if matches!(self.command, Some(Command::Healthcheck)) {
+            return problems;
+        }
+        if !self.database.is_given() {
+            problems.push("--database-url or --database-url-file is required".into());
+        }
+        problems.extend(self.database.problems());
+        let at_least_one = [
+            ("--lanes", self.lanes.lanes),
+            ("--batch-records", self.lanes.batch_records),
+            ("--batch-bytes", self.lanes.batch_bytes),
+            ("--commit-records", self.consumer.commit_records),
+            ("--max-inflight-bytes", self.consumer.max_inflight_bytes),
+            ("--max-inflight-records", self.consumer.max_inflight_records),
+        ];
+        for (name, _) in at_least_one.iter().filter(|(_, value)| *value == 0) {
+            problems.push(format!("{name} must be at least 1"));
+        }
+        if self.consumer.group_id.is_empty() {
+            problems.push("--group-id is empty".into());
+        }
+        if self.consumer.session_timeout < Duration::from_secs(6) {
+            problems.push("--session-timeout must be at least 6s, the brokers' own lower limit".into());
+        }
+        if self.consumer.fetch_ahead_bytes < 1 << 20 {
+            problems.push("--fetch-ahead-bytes must be at least 1MiB".into());
+        }
+        problems
+    }
+}
+
+impl Config {
+    /// librdkafka's settings for the group's member. No other function knows their names.
+    pub fn consumer_config(&self) -> ClientConfig {
+        let options = &self.consumer;
+        let mut config = self.lookup_config();
+        let session = options.session_timeout.as_millis();
+        config
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", session.to_string())
+            .set("heartbeat.interval.ms", (session / 10).max(1).to_string())
+            // The thread polls at all times; this is for one that hangs.
+            .set("max.poll.interval.ms", session.max(300_000).to_string())
+            // Commits are ours alone, and so is the start.
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            // What is not taken stays here; then fetching stops, and begins again soon after there is room.
+            .set("queued.max.messages.kbytes", (options.fetch_ahead_bytes >> 10).to_string())
+            .set("queued.min.messages", "100000")
+            .set("fetch.queue.backoff.ms", "10")
+            .set("fetch.wait.max.ms", "100")
+            .set("fetch.error.backoff.ms", "100")
+            // A broker answers with as much as this at once, beyond the limit above.
+            .set("fetch.max.bytes", options.fetch_ahead_bytes.to_string())
+            .set("max.partition.fetch.bytes", (1 << 20).to_string())
+            // A topic made after the start, and partitions added to it, are found within this time.
+            .set("topic.metadata.refresh.interval.ms", "10000");
+        if let Some(id) = &options.group_instance_id {
+            config.set("group.instance.id", id);
+        }
+        config
+    }
+
+    /// librdkafka's settings for a client that asks in the group's name and joins nothing.
+    pub fn lookup_config(&self) -> ClientConfig {
+        let mut config = self.kafka.client_config();
+        config.set("group.id", &self.consumer.group_id);
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use msg_common::config::{Refusal, read};
+    use std::ffi::OsString;
+
+    fn read_words(words: &str) -> Result<Config, Refusal> {
+        read(words.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_defaults_need_only_a_database() {
+        let config = read_words("msg-transfer --database-url postgres://localhost/x").expect("they are good");
+        config.consumer_config().create_native_config().expect("librdkafka knows each key and value");
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let words = "msg-transfer --lanes 0 --batch-records 0 --session-timeout 1s --group-id= --kafka-topic=a/b";
+        let Err(Refusal::Problems(problems)) = read_words(words) else { panic!("they are bad") };
+        assert_eq!(problems.len(), 6, "{problems:?}");
+    }
+}

@@ -1,0 +1,40 @@
+//! What librdkafka calls back: rebalances go to the driver, which answers them itself.
+
+use std::sync::{Mutex, MutexGuard};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::types::RDKafkaRespErr;
+
+use super::driver::Driver;
+
+/// Holds the driver where the callback finds it. Only the consumer's thread ever takes the lock, and never while it
+/// polls.
+pub struct Context(Mutex<Driver>);
+
+impl Context {
+    /// Around this driver.
+    pub fn new(driver: Driver) -> Self {
+        Context(Mutex::new(driver))
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> MutexGuard<'_, Driver> {
+        self.0.lock().expect("a panic ends the process")
+    }
+}
+
+impl ClientContext for Context {}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions = list.elements().iter().map(|element| element.partition()).collect();
+        let mut driver = self.driver();
+        match error {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => driver.assigned(consumer, partitions),
+            _ if consumer.assignment_lost() => driver.lost(consumer, partitions),
+            _ => driver.revoked(consumer, partitions),
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Drives the machine with Kafka on one side and the lanes on the other: turns what happens into events, and carries the
+//! actions out. It lives on the consumer's thread and never waits for a lane.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::Pool;
+use msg_common::admin::Readiness;
+use msg_common::partition::Partition;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::context::Context;
+use super::lookup::Lookup;
+use super::progress;
+use super::raw::{self, CommitQueue, RecordsQueue};
+use super::starts;
+use crate::lane::item::{Assignment, Item};
+use crate::lane::lane_for;
+use crate::machine::{Action, Epoch, Event, Machine, Mark, Millis};
+use crate::metrics;
+
+/// How long to wait for a record, or for a lane, before looking at everything else again. It delays commits and
+/// rebalances, never a row.
+const WAIT: Duration = Duration::from_millis(20);
+
+/// How long a commit may stay without an answer.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Deadlines for giving partitions back.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// For the lanes to store what they have. Well below the group's patience.
+    pub drain: Duration,
+    /// After that, for the commit.
+    pub commit: Duration,
+}
+
+/// What the driver works with.
+pub struct Parts {
+    /// The topic.
+    pub topic: String,
+    /// Where records go, by lane.
+    pub lanes: Vec<mpsc::Sender<Item>>,
+    /// What lanes and tasks report.
+    pub events: Receiver<Event>,
+    /// Where tasks report to.
+    pub report: Sender<Event>,
+    /// Asked where to start.
+    pub lookup: Lookup,
+    /// For the progress rows.
+    pub pool: Pool,
+    /// Where tasks run.
+    pub runtime: Handle,
+    /// Says what keeps the process from being ready.
+    pub readiness: Readiness,
+    /// Deadlines for giving partitions back.
+    pub deadlines: Deadlines,
+    /// Begin with the oldest record where the wanted one is deleted.
+    pub start_at_oldest: bool,
+}
+
+/// The driver.
+pub struct Driver {
+    parts: Parts,
+    machine: Machine,
+    begun: Instant,
+    queues: Option<(RecordsQueue, CommitQueue)>,
+    /// The assignments that are not over, with what the lanes need to know of each.
+    assignments: HashMap<Epoch, Arc<Assignment>>,
+    /// The partitions that librdkafka fetches.
+    fetching: BTreeMap<Partition, Epoch>,
+    halted: BTreeMap<Partition, String>,
+    commit: Option<(usize, Instant)>,
+    rounds: usize,
+    released: bool,
+}
+
+impl Driver {
+    /// Owns nothing yet.
+    pub fn new(parts: Parts, machine: Machine) -> Self {
+        Driver {
+            parts,
+            machine,
+            begun: Instant::now(),
+            queues: None,
+            assignments: HashMap::new(),
+            fetching: BTreeMap::new(),
+            halted: BTreeMap::new(),
+            commit: None,
+            rounds: 0,
+            released: false,
+        }
+    }
+
+    /// Makes the queues. Once, before the first step.
+    pub fn open(&mut self, consumer: &BaseConsumer<Context>) {
+        self.queues = Some((RecordsQueue::new(consumer.client()), CommitQueue::new(consumer.client())));
+    }
+
+    /// Gives the queues back. Before the consumer is dropped.
+    pub fn close(&mut self) {
+        self.queues = None;
+    }
+
+    /// One turn: takes records in if there is room, and carries out what follows from all that happened.
+    pub fn step(&mut self, consumer: &BaseConsumer<Context>) {
+        if self.machine.wants_records() && !self.machine.is_leaving() {
+            self.consume(consumer, WAIT);
+        } else if let Ok(event) = self.parts.events.recv_timeout(WAIT) {
+            self.handle(consumer, event);
+        }
+        while let Ok(event) = self.parts.events.try_recv() {
+            self.handle(consumer, event);
+        }
+        self.poll_commit(consumer);
+        self.handle(consumer, Event::Tick);
+        let (bytes, records) = self.machine.inflight();
+        metrics::inflight(bytes, records);
+    }
+
+    /// Stops: drains the lanes, commits, and lets go of everything.
+    pub fn stop(&mut self, consumer: &BaseConsumer<Context>) {
+        self.give_back(consumer, Event::Stop);
+    }
+
+    /// The group gave us these. They are fetched once their starts are known.
+    pub fn assigned(&mut self, consumer: &BaseConsumer<Context>, partitions: Vec<Partition>) {
+        tracing::info!(?partitions, "assigned");
+        metrics::rebalanced("assigned", partitions.len());
+        self.parts.readiness.ready("group");
+        // An answer to the group, with nothing to fetch yet.
+        self.carried("assign", raw::incremental_assign(consumer.client(), &TopicPartitionList::new()));
+        self.handle(consumer, Event::Assigned(partitions));
+    }
+
+    /// The group takes these back, and waits until this returns.
+    pub fn revoked(&mut self, consumer: &BaseConsumer<Context>, partitions: Vec<Partition>) {
+        tracing::info!(?partitions, "revoked, draining");
+        metrics::rebalanced("revoked", partitions.len());
+        let list = self.fetched_among(&partitions);
+        self.give_back(consumer, Event::Revoked(partitions));
+        self.unassign(consumer, &list);
+    }
+
+    /// These may already be another's.
+    pub fn lost(&mut self, consumer: &BaseConsumer<Context>, partitions: Vec<Partition>) {
+        tracing::warn!(?partitions, "lost");
+        metrics::rebalanced("lost", partitions.len());
+        let list = self.fetched_among(&partitions);
+        self.handle(consumer, Event::Lost(partitions));
+        self.unassign(consumer, &list);
+    }
+
+    /// What was fetched last may not follow what we have: every start is resolved again.
+    pub fn restart(&mut self, consumer: &BaseConsumer<Context>) {
+        self.handle(consumer, Event::Restart);
+    }
+
+    /// Tells how far behind each fetched partition is.
+    pub fn report_lag(&self, consumer: &BaseConsumer<Context>) {
+        for partition in self.fetching.keys() {
+            let ends = super::cached_end(consumer, &self.parts.topic, *partition);
+            if let (Some(end), Some(next)) = (ends, self.machine.committed(*partition)) {
+                metrics::lag(*partition, (end - next.0).max(0));
+            }
+        }
+    }
+
+    fn give_back(&mut self, consumer: &BaseConsumer<Context>, event: Event) {
+        self.released = false;
+        self.handle(consumer, event);
+        let drain = Instant::now() + self.parts.deadlines.drain;
+        while !self.released && Instant::now() < drain {
+            self.step(consumer);
+        }
+        if self.released {
+            return;
+        }
+        tracing::warn!("not all was stored within the drain's deadline; the next owner will repeat the rest");
+        self.handle(consumer, Event::DrainExpired);
+        let commit = Instant::now() + self.parts.deadlines.commit;
+        while !self.released && Instant::now() < commit {
+            self.step(consumer);
+        }
+        if !self.released {
+            tracing::warn!("the last commit was not answered; the next owner will repeat what it covered");
+            self.handle(consumer, Event::ReleaseExpired);
+        }
+    }
+
+    fn consume(&mut self, consumer: &BaseConsumer<Context>, wait: Duration) {
+        let Some((mut records, commits)) = self.queues.take() else { return };
+        let mut actions = Vec::new();
+        let mut count = 0;
+        let mut out_of_range = false;
+        let each = |record: raw::RawRecord| {
+            count += 1;
+            let epoch = self.machine.receive(record.partition, record.offset, record.cost(), &mut actions);
+            let Some(assignment) = epoch.and_then(|epoch| self.assignments.get(&epoch)) else { return };
+            let lane = lane_for(record.key.as_deref(), self.parts.lanes.len());
+            let item = Item {
+                partition: record.partition,
+                offset: record.offset,
+                assignment: assignment.clone(),
+                key: record.key,
+                value: record.value,
+                headers: record.headers,
+            };
+            // A lane ends only with the process; what it does not take is not settled.
+            if let Err(error) = self.parts.lanes[lane].try_send(item) {
+                tracing::error!(lane, %error, "a lane does not take records");
+            }
+        };
+        records.consume(wait, each, |partition, code| {
+            tracing::warn!(partition, code = ?code, "fetching failed");
+            out_of_range = true;
+        });
+        self.queues = Some((records, commits));
+        metrics::consumed(count);
+        self.carry_out(consumer, actions);
+        if out_of_range {
+            self.restart(consumer);
+        }
+    }
+
+    fn handle(&mut self, consumer: &BaseConsumer<Context>, event: Event) {
+        let mut actions = Vec::new();
+        self.machine.handle(event, self.now(), &mut actions);
+        self.carry_out(consumer, actions);
+    }
+
+    fn now(&self) -> Millis {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn carry_out(&mut self, consumer: &BaseConsumer<Context>, actions: Vec<Action>) {
+        let mut unresolved = Vec::new();
+        for action in actions {
+            match action {
+                Action::ResolveStart { partition, epoch } => unresolved.push((partition, epoch)),
+                Action::Fetch { partition, epoch, from } => {
+                    tracing::info!(partition, %from, "fetching");
+                    let list = self.list([(partition, Offset::Offset(from.0))]);
+                    if let Some((records, _)) = &self.queues {
+                        records.take_over(consumer.client(), &self.parts.topic, partition);
+                    }
+                    self.carried("fetch", raw::incremental_assign(consumer.client(), &list));
+                    self.fetching.insert(partition, epoch);
+                }
+                Action::StopFetching { partition } => {
+                    let list = self.fetched_among(&[partition]);
+                    self.unassign(consumer, &list);
+                }
+                Action::Fence { epoch } => {
+                    if let Some(assignment) = self.assignments.remove(&epoch) {
+                        assignment.fence();
+                    }
+                }
+                Action::Halted { partition, reason } => {
+                    tracing::error!(partition, reason, "the partition stands still");
+                    self.halted.insert(partition, reason);
+                    self.tell_halted();
+                }
+                Action::Unhalted { partition } => {
+                    self.halted.remove(&partition);
+                    self.tell_halted();
+                }
+                Action::SaveProgress(marks) => self.save_progress(&marks),
+                Action::Commit(marks) => self.start_commit(consumer, &marks),
+                Action::Release(partitions) => {
+                    tracing::info!(?partitions, "let go");
+                    self.released = true;
+                }
+            }
+        }
+        if !unresolved.is_empty() {
+            self.resolve(unresolved);
+        }
+    }
+
+    fn resolve(&mut self, unresolved: Vec<(Partition, Epoch)>) {
+        let task = starts::Resolve {
+            lookup: self.parts.lookup.clone(),
+            report: self.parts.report.clone(),
+            readiness: self.parts.readiness.clone(),
+            accept_loss: self.parts.start_at_oldest,
+        };
+        for (_, epoch) in &unresolved {
+            self.assignments.insert(*epoch, Arc::new(Assignment::new(*epoch)));
+        }
+        let asked =
+            unresolved.into_iter().map(|(partition, epoch)| (partition, self.assignments[&epoch].clone())).collect();
+        self.parts.runtime.spawn(task.run(asked));
+    }
+
+    fn save_progress(&self, marks: &[Mark]) {
+        let rows = marks
+            .iter()
+            .filter_map(|mark| {
+                let assignment = self.assignments.get(&mark.epoch)?;
+                Some((assignment.topic_id()?, mark.partition, mark.next))
+            })
+            .collect();
+        let (pool, report) = (self.parts.pool.clone(), self.parts.report.clone());
+        self.parts.runtime.spawn(async move {
+            let event = match progress::save(&pool, rows).await {
+                Ok(()) => Event::ProgressSaved,
+                Err(error) => {
+                    tracing::warn!(error, "progress not saved, will be tried again");
+                    Event::ProgressFailed
+                }
+            };
+            let _ = report.send(event);
+        });
+    }
+
+    fn start_commit(&mut self, consumer: &BaseConsumer<Context>, marks: &[Mark]) {
+        let list = self.list(marks.iter().map(|mark| (mark.partition, Offset::Offset(mark.next.0))));
+        self.rounds += 1;
+        self.commit = Some((self.rounds, Instant::now() + COMMIT_TIMEOUT));
+        let sent = match &self.queues {
+            Some((_, commits)) => commits.commit(consumer.client(), &list, self.rounds),
+            None => Err("the consumer is closed".to_owned()),
+        };
+        if let Err(error) = sent {
+            self.commit_answered(consumer, Err(error));
+        }
+    }
+
+    fn poll_commit(&mut self, consumer: &BaseConsumer<Context>) {
+        while let Some((round, result)) = self.queues.as_ref().and_then(|(_, commits)| commits.poll()) {
+            // A late answer to a round that was given up says nothing about the present one.
+            if self.commit.is_some_and(|(current, _)| current == round) {
+                self.commit_answered(consumer, result);
+            }
+        }
+        if self.commit.is_some_and(|(_, deadline)| Instant::now() >= deadline) {
+            self.commit_answered(consumer, Err("no answer in time".to_owned()));
+        }
+    }
+
+    fn commit_answered(&mut self, consumer: &BaseConsumer<Context>, result: Result<(), String>) {
+        self.commit = None;
+        metrics::committed(result.is_ok());
+        let event = match result {
+            Ok(()) => Event::Committed,
+            Err(error) => {
+                tracing::warn!(error, "offsets not committed, will be tried again");
+                Event::CommitFailed
+            }
+        };
+        self.handle(consumer, event);
+    }
+
+    /// The list of those partitions that librdkafka fetches: it refuses to stop fetching any other.
+    fn fetched_among(&self, partitions: &[Partition]) -> TopicPartitionList {
+        let fetched = partitions.iter().filter(|partition| self.fetching.contains_key(partition));
+        self.list(fetched.map(|partition| (*partition, Offset::Invalid)))
+    }
+
+    fn unassign(&mut self, consumer: &BaseConsumer<Context>, list: &TopicPartitionList) {
+        for element in list.elements() {
+            self.fetching.remove(&element.partition());
+        }
+        self.carried("stop fetching", raw::incremental_unassign(consumer.client(), list));
+    }
+
+    fn list(&self, partitions: impl IntoIterator<Item = (Partition, Offset)>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in partitions {
+            list.add_partition_offset(&self.parts.topic, partition, offset)
+                .expect("the offset is one that can be written");
+        }
+        list
+    }
+
+    fn carried(&self, what: &str, result: Result<(), String>) {
+        if let Err(error) = result {
+            tracing::warn!(what, error, "refused by the consumer");
+        }
+    }
+
+    fn tell_halted(&self) {
+        metrics::halted(self.halted.len());
+        if self.halted.is_empty() {
+            self.parts.readiness.ready("partitions");
+        } else {
+            let reasons: Vec<_> = self.halted.iter().map(|(p, reason)| format!("partition {p}: {reason}")).collect();
+            self.parts.readiness.not_ready("partitions", reasons.join("; "));
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What has to be known before a partition is fetched: the topic's id, the group's offsets, the partition's ends, and
+//! the database's progress rows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::Pool;
+use msg_common::kafka::raw::topic_id;
+use msg_common::partition::Partition;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use uuid::Uuid;
+
+use crate::failure;
+use crate::lane::sql;
+use crate::machine::offset::NextOffset;
+use crate::machine::start::Known;
+
+/// How long one question to Kafka may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Asks Kafka and the database.
+#[derive(Clone)]
+pub struct Lookup {
+    /// In the group's name, but never a member: it joins nothing, and may be asked from any thread.
+    consumer: Arc<BaseConsumer>,
+    pool: Pool,
+    topic: String,
+}
+
+/// What is known of some partitions of the topic.
+#[derive(Debug)]
+pub struct Answer {
+    /// The topic's id; nil where the broker gives none.
+    pub topic_id: Uuid,
+    /// Each partition that was asked for.
+    pub partitions: Vec<(Partition, Known)>,
+}
+
+/// Which of them did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// Kafka.
+    #[error("kafka: {0}")]
+    Kafka(String),
+    /// The database.
+    #[error("database: {0}")]
+    Database(String),
+}
+
+impl Lookup {
+    /// `config` names the group.
+    pub fn new(config: &ClientConfig, pool: Pool, topic: String) -> Result<Self, rdkafka::error::KafkaError> {
+        Ok(Lookup { consumer: Arc::new(config.create()?), pool, topic })
+    }
+
+    /// Asks for these partitions.
+    pub async fn ask(&self, partitions: &[Partition]) -> Result<Answer, LookupError> {
+        let (lookup, asked) = (self.clone(), partitions.to_vec());
+        let kafka = tokio::task::spawn_blocking(move || lookup.ask_kafka(&asked)).await;
+        let (topic_id, mut known) = kafka.map_err(|error| LookupError::Kafka(error.to_string()))??;
+        for (partition, next) in self.ask_database(topic_id, partitions).await? {
+            if let Some(known) = known.get_mut(&partition) {
+                known.progress = Some(next);
+            }
+        }
+        Ok(Answer { topic_id, partitions: known.into_iter().collect() })
+    }
+
+    /// Blocks.
+    fn ask_kafka(&self, partitions: &[Partition]) -> Result<(Uuid, HashMap<Partition, Known>), LookupError> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| LookupError::Kafka(format!("{what}: {error}"));
+        let id = topic_id(self.consumer.client(), &self.topic, TIMEOUT).map_err(|error| failed("topic id", &error))?;
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition(&self.topic, *partition);
+        }
+        let committed =
+            self.consumer.committed_offsets(list, TIMEOUT).map_err(|error| failed("committed offsets", &error))?;
+        let mut known = HashMap::new();
+        for element in committed.elements() {
+            element.error().map_err(|error| failed("committed offset", &error))?;
+            let partition = element.partition();
+            let (low, high) = self
+                .consumer
+                .fetch_watermarks(&self.topic, partition, TIMEOUT)
+                .map_err(|error| failed("partition's ends", &error))?;
+            let committed = match element.offset() {
+                Offset::Offset(offset) => Some(NextOffset(offset)),
+                _ => None,
+            };
+            let ends = Known { committed, progress: None, low: NextOffset(low), high: NextOffset(high) };
+            known.insert(partition, ends);
+        }
+        Ok((id.unwrap_or_default(), known))
+    }
+
+    async fn ask_database(
+        &self,
+        topic_id: Uuid,
+        partitions: &[Partition],
+    ) -> Result<Vec<(Partition, NextOffset)>, LookupError> {
+        let client = self.pool.get().await.map_err(|error| LookupError::Database(error.to_string()))?;
+        let rows = client
+            .query(sql::LOAD_PROGRESS, &[&topic_id, &partitions])
+            .await
+            .map_err(|error| LookupError::Database(failure::describe(&error)))?;
+        Ok(rows.iter().map(|row| (row.get(0), NextOffset(row.get(1)))).collect())
+    }
+}

@@ -1,0 +1,253 @@
+//! The parts of librdkafka's consumer that rust-rdkafka does not wrap, each behind a safe function: one queue for the
+//! records of all partitions apart from the queue of events, and commits whose answer is waited for under our own deadline.
+
+use std::ffi::CString;
+use std::ptr;
+use std::slice;
+use std::time::Duration;
+
+use bytes::Bytes;
+use msg_common::partition::Partition;
+use rdkafka::TopicPartitionList;
+use rdkafka::bindings as rd;
+use rdkafka::client::{Client, ClientContext};
+
+use crate::lane::item::{Headers, Item};
+use crate::machine::offset::RecordOffset;
+
+/// A record's parts, copied out of the fetch buffer into one allocation.
+#[derive(Debug)]
+pub struct RawRecord {
+    /// Its partition.
+    pub partition: Partition,
+    /// Its offset.
+    pub offset: RecordOffset,
+    /// Its key.
+    pub key: Option<Bytes>,
+    /// Its value.
+    pub value: Option<Bytes>,
+    /// Its headers.
+    pub headers: Headers,
+}
+
+impl RawRecord {
+    /// What it counts for the limit on bytes in flight.
+    pub fn cost(&self) -> usize {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        Item::cost(length(&self.key), length(&self.value), self.headers.packed().len())
+    }
+}
+
+/// Most records taken in one go.
+pub const CHUNK: usize = 1000;
+
+/// The queue that the records of all fetched partitions go to.
+///
+/// The consumer's own queue then carries events alone, so that rebalances are answered and the poll interval is kept
+/// while no record is taken: what is not taken stays in librdkafka, which stops fetching at
+/// `queued.max.messages.kbytes`. A pause would throw the prefetch away, and outlive the assignment.
+#[derive(Debug)]
+pub struct RecordsQueue {
+    queue: *mut rd::rd_kafka_queue_t,
+    messages: Vec<*mut rd::rd_kafka_message_t>,
+}
+
+// SAFETY: librdkafka's queues may be used from any thread, and this one is used by whoever holds it mutably.
+unsafe impl Send for RecordsQueue {}
+
+impl RecordsQueue {
+    /// Has to be dropped before the client.
+    pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
+        // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
+        let queue = unsafe { rd::rd_kafka_queue_new(client.native_ptr()) };
+        RecordsQueue { queue, messages: vec![ptr::null_mut(); CHUNK] }
+    }
+
+    /// Sends the partition's records here from now on. To be called before each assignment of it.
+    pub fn take_over<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
+        let topic = CString::new(topic).expect("a topic's name holds no NUL");
+        // SAFETY: both queues are alive; the reference to the partition's is given back.
+        unsafe {
+            let records = rd::rd_kafka_queue_get_partition(client.native_ptr(), topic.as_ptr(), partition);
+            assert!(!records.is_null(), "a consumer has a queue for each partition");
+            rd::rd_kafka_queue_forward(records, self.queue);
+            rd::rd_kafka_queue_destroy(records);
+        }
+    }
+
+    /// Waits up to `wait` for a record, and takes what is there. A partition's error goes to `failed`.
+    pub fn consume(
+        &mut self,
+        wait: Duration,
+        mut record: impl FnMut(RawRecord),
+        mut failed: impl FnMut(Partition, rd::rd_kafka_resp_err_t),
+    ) {
+        // With a chunk's size librdkafka would wait for a whole chunk: wait for one, then take the rest as it is.
+        let mut count = self.consume_into(wait, 0, 1);
+        if count == 1 {
+            count += self.consume_into(Duration::ZERO, 1, CHUNK - 1);
+        }
+        for message in &self.messages[..count] {
+            // SAFETY: librdkafka filled this place; the message is valid until it is destroyed, which happens once.
+            unsafe {
+                let view = &**message;
+                if view.err == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    record(copy(view));
+                } else {
+                    failed(view.partition, view.err);
+                }
+                rd::rd_kafka_message_destroy(*message);
+            }
+        }
+    }
+
+    fn consume_into(&mut self, wait: Duration, from: usize, most: usize) -> usize {
+        let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        let places = &mut self.messages[from..from + most];
+        // SAFETY: the queue is alive and there are `most` places to fill.
+        let count = unsafe { rd::rd_kafka_consume_batch_queue(self.queue, millis, places.as_mut_ptr(), places.len()) };
+        usize::try_from(count).unwrap_or(0)
+    }
+}
+
+impl Drop for RecordsQueue {
+    fn drop(&mut self) {
+        // SAFETY: it was made in `new` and is destroyed only here.
+        unsafe { rd::rd_kafka_queue_destroy(self.queue) };
+    }
+}
+
+/// # Safety
+/// `message` came from librdkafka, without an error, and is not destroyed yet.
+unsafe fn copy(message: &rd::rd_kafka_message_t) -> RawRecord {
+    // SAFETY: librdkafka gives a pointer and the length behind it, or null.
+    let (key, value) = unsafe { (bytes(message.key, message.key_len), bytes(message.payload, message.len)) };
+    let mut packed = Vec::with_capacity(key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len) + 96);
+    packed.extend_from_slice(key.unwrap_or_default());
+    packed.extend_from_slice(value.unwrap_or_default());
+    // SAFETY: as above.
+    unsafe { pack_headers(message, &mut packed) };
+    let mut rest = Bytes::from(packed);
+    let key = key.map(|key| rest.split_to(key.len()));
+    let value = value.map(|value| rest.split_to(value.len()));
+    RawRecord { partition: message.partition, offset: RecordOffset(message.offset), key, value, headers: Headers(rest) }
+}
+
+/// # Safety
+/// As for `copy`.
+unsafe fn pack_headers(message: &rd::rd_kafka_message_t, packed: &mut Vec<u8>) {
+    let mut headers = ptr::null_mut();
+    // SAFETY: the headers belong to the message, and each name and value is valid as long as they are. Names are read as
+    // bytes: rust-rdkafka panics at one that is not UTF-8.
+    unsafe {
+        let code = rd::rd_kafka_message_headers(ptr::from_ref(message), &mut headers);
+        if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return;
+        }
+        for index in 0.. {
+            let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
+            let code = rd::rd_kafka_header_get_all(headers, index, &mut name, &mut value, &mut size);
+            if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return;
+            }
+            let name = std::ffi::CStr::from_ptr(name).to_bytes();
+            Headers::pack(packed, name, bytes(value.cast_mut(), size));
+        }
+    }
+}
+
+/// # Safety
+/// `data` is null, or there are `length` bytes behind it.
+unsafe fn bytes<'a>(data: *mut std::ffi::c_void, length: usize) -> Option<&'a [u8]> {
+    // SAFETY: as above; an empty slice may have any pointer but null.
+    (!data.is_null()).then(|| unsafe { slice::from_raw_parts(data.cast::<u8>(), length) })
+}
+
+/// Starts fetching these partitions, in a cooperative group; an empty list answers a rebalance.
+pub fn incremental_assign<C: ClientContext>(client: &Client<C>, list: &TopicPartitionList) -> Result<(), String> {
+    // SAFETY: both are alive.
+    unsafe { taken(rd::rd_kafka_incremental_assign(client.native_ptr(), list.ptr())) }
+}
+
+/// Stops fetching these partitions, in a cooperative group; an empty list answers a rebalance.
+pub fn incremental_unassign<C: ClientContext>(client: &Client<C>, list: &TopicPartitionList) -> Result<(), String> {
+    // SAFETY: both are alive.
+    unsafe { taken(rd::rd_kafka_incremental_unassign(client.native_ptr(), list.ptr())) }
+}
+
+/// # Safety
+/// `error` is null or owned by the caller, who gives it away.
+unsafe fn taken(error: *mut rd::rd_kafka_error_t) -> Result<(), String> {
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: as above; the text is copied before the error is destroyed.
+    unsafe {
+        let text = std::ffi::CStr::from_ptr(rd::rd_kafka_error_string(error)).to_string_lossy().into_owned();
+        rd::rd_kafka_error_destroy(error);
+        Err(text)
+    }
+}
+
+/// Offset commits and their answers. A synchronous commit has no deadline, and inside a rebalance it would hold up the
+/// group.
+#[derive(Debug)]
+pub struct CommitQueue(*mut rd::rd_kafka_queue_t);
+
+// SAFETY: librdkafka's queues may be used from any thread.
+unsafe impl Send for CommitQueue {}
+
+impl CommitQueue {
+    /// Has to be dropped before the client.
+    pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
+        // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
+        CommitQueue(unsafe { rd::rd_kafka_queue_new(client.native_ptr()) })
+    }
+
+    /// Sends a commit. `round` comes back with the answer.
+    pub fn commit<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        offsets: &TopicPartitionList,
+        round: usize,
+    ) -> Result<(), String> {
+        let opaque = ptr::without_provenance_mut(round);
+        // SAFETY: all are alive; librdkafka copies the list; the opaque is a number and never followed.
+        let code = unsafe { rd::rd_kafka_commit_queue(client.native_ptr(), offsets.ptr(), self.0, None, opaque) };
+        answer(code)
+    }
+
+    /// The next answer, if there is one: which round's, and what it says.
+    pub fn poll(&self) -> Option<(usize, Result<(), String>)> {
+        // SAFETY: the queue is alive; the event is checked and destroyed once, after its last use; the list is its own.
+        unsafe {
+            let event = rd::rd_kafka_queue_poll(self.0, 0);
+            if event.is_null() {
+                return None;
+            }
+            let round = rd::rd_kafka_event_opaque(event).addr();
+            let mut result = answer(rd::rd_kafka_event_error(event));
+            let list = rd::rd_kafka_event_topic_partition_list(event);
+            if result.is_ok() && !list.is_null() && !(*list).elems.is_null() {
+                let elements = slice::from_raw_parts((*list).elems, usize::try_from((*list).cnt).unwrap_or(0));
+                result = elements.iter().try_for_each(|element| answer(element.err));
+            }
+            rd::rd_kafka_event_destroy(event);
+            Some((round, result))
+        }
+    }
+}
+
+impl Drop for CommitQueue {
+    fn drop(&mut self) {
+        // SAFETY: it was made in `new` and is destroyed only here.
+        unsafe { rd::rd_kafka_queue_destroy(self.0) };
+    }
+}
+
+fn answer(code: rd::rd_kafka_resp_err_t) -> Result<(), String> {
+    if code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return Ok(());
+    }
+    Err(rdkafka::types::RDKafkaErrorCode::from(code).to_string())
+}

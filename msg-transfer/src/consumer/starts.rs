@@ -1,0 +1,60 @@
+//! Finds out where assignments start, for as long as it takes: the group is kept meanwhile, and nothing is fetched.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use msg_common::admin::Readiness;
+use msg_common::partition::Partition;
+
+use super::lookup::Lookup;
+use crate::backoff::Backoff;
+use crate::lane::item::Assignment;
+use crate::machine::Event;
+use crate::machine::start;
+
+/// One round of assignments.
+pub struct Resolve {
+    /// Who is asked.
+    pub lookup: Lookup,
+    /// Who is told.
+    pub report: Sender<Event>,
+    /// Says what keeps the process from being ready.
+    pub readiness: Readiness,
+    /// Begin with the oldest record where the wanted one is deleted.
+    pub accept_loss: bool,
+}
+
+impl Resolve {
+    /// Comes back when each start is known, or nobody needs it any more.
+    pub async fn run(self, mut asked: Vec<(Partition, Arc<Assignment>)>) {
+        let mut backoff = Backoff::default();
+        loop {
+            asked.retain(|(_, assignment)| !assignment.is_fenced());
+            if asked.is_empty() {
+                break;
+            }
+            let partitions: Vec<Partition> = asked.iter().map(|(partition, _)| *partition).collect();
+            match self.lookup.ask(&partitions).await {
+                Ok(answer) => {
+                    for (partition, known) in answer.partitions {
+                        let Some((_, assignment)) = asked.iter().find(|(asked, _)| *asked == partition) else {
+                            continue;
+                        };
+                        // Before the event: whoever hears of the start needs it.
+                        assignment.set_topic_id(answer.topic_id);
+                        let start = start::resolve(known, self.accept_loss);
+                        tracing::info!(partition, ?known, ?start, "start resolved");
+                        let _ = self.report.send(Event::StartResolved { partition, epoch: assignment.epoch, start });
+                    }
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "starts not resolved, will be tried again");
+                    self.readiness.not_ready("starts", error.to_string());
+                    backoff.wait().await;
+                }
+            }
+        }
+        self.readiness.ready("starts");
+    }
+}

@@ -1,0 +1,53 @@
+//! Every statement of the store.
+
+/// The last `seq` of one inbox. One key a statement, many in flight: `max … GROUP BY` would read a hot inbox whole.
+pub const LAST_SEQ: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
+
+/// Begins a batch. Set inside, so that it also reaches the workers of a distributed database.
+pub const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '10s'";
+
+/// Writes the rows. The conflict target must stay named: without it a collision of `seq` would be swallowed, and with
+/// it the message.
+pub const INSERT_MESSAGES: &str = "
+    INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
+                          attributes, send_time, kafka_partition, kafka_offset)
+    SELECT recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
+           attributes::jsonb, send_time, kafka_partition, kafka_offset
+    FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::smallint[], $7::text[], $8::bytea[],
+                $9::text[], $10::timestamptz[], $11::integer[], $12::bigint[])
+         AS t (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
+               attributes, send_time, kafka_partition, kafka_offset)
+    ON CONFLICT (recv_id, msg_id) DO NOTHING";
+
+/// Which of these are in the table, and whether they are the same: all that the sender wrote counts, times do not.
+pub const FIND_STORED: &str = "
+    SELECT t.place,
+           m.send_id = t.send_id AND m.client_msg_id = t.client_msg_id AND m.session_type = t.session_type
+           AND m.content_type = t.content_type AND m.content = t.content
+           AND m.attributes IS NOT DISTINCT FROM t.attributes::jsonb AS same
+    FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::smallint[], $7::text[], $8::bytea[],
+                $9::text[])
+         AS t (place, recv_id, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes)
+    JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id";
+
+/// Keeps records aside. One that was kept before stays as it was.
+pub const INSERT_DEAD_LETTERS: &str = "
+    INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, recv_id, msg_id, key, value, headers,
+                              reason, detail)
+    SELECT $1, topic_id, kafka_partition, kafka_offset, recv_id, msg_id, key, value, headers, reason, detail
+    FROM unnest($2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::uuid[], $7::bytea[], $8::bytea[],
+                $9::bytea[], $10::text[], $11::text[])
+         AS t (topic_id, kafka_partition, kafka_offset, recv_id, msg_id, key, value, headers, reason, detail)
+    ON CONFLICT (topic_id, kafka_partition, kafka_offset) DO NOTHING";
+
+/// How far each partition is stored.
+pub const SAVE_PROGRESS: &str = "
+    INSERT INTO progress (topic_id, kafka_partition, next_offset)
+    SELECT topic_id, kafka_partition, next_offset
+    FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) AS t (topic_id, kafka_partition, next_offset)
+    ORDER BY topic_id, kafka_partition
+    ON CONFLICT (topic_id, kafka_partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()";
+
+/// The progress rows of a topic.
+pub const LOAD_PROGRESS: &str =
+    "SELECT kafka_partition, next_offset FROM progress WHERE topic_id = $1 AND kafka_partition = ANY($2)";

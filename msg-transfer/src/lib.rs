@@ -1,0 +1,12 @@
+//! msg-transfer: takes messages from Kafka into PostgreSQL, each once, in order, none missing.
+
+pub mod app;
+pub mod backoff;
+pub mod config;
+pub mod consumer;
+pub mod failure;
+pub mod lane;
+pub mod machine;
+pub mod metrics;
+pub mod schema;
+pub mod session;

@@ -1,0 +1,118 @@
+//! The ledger of one partition: records in the order received, settled in any order, and the contiguous prefix out.
+
+use std::collections::VecDeque;
+
+use super::offset::{NextOffset, RecordOffset};
+
+/// A record came at or below the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfOrder;
+
+/// What was received and not yet passed by the prefix. Offsets may have holes (transaction markers, compaction).
+#[derive(Debug)]
+pub struct Ledger {
+    open: VecDeque<Entry>,
+    prefix: NextOffset,
+    /// The lowest offset that may come.
+    expected: NextOffset,
+}
+
+#[derive(Debug)]
+struct Entry {
+    offset: RecordOffset,
+    settled: bool,
+}
+
+impl Ledger {
+    /// Nothing received yet; the first record is at `start` or above.
+    pub fn new(start: NextOffset) -> Self {
+        Ledger { open: VecDeque::new(), prefix: start, expected: start }
+    }
+
+    /// Takes the next record in.
+    pub fn receive(&mut self, offset: RecordOffset) -> Result<(), OutOfOrder> {
+        if offset.0 < self.expected.0 {
+            return Err(OutOfOrder);
+        }
+        self.open.push_back(Entry { offset, settled: false });
+        self.expected = offset.next();
+        Ok(())
+    }
+
+    /// This record is stored, or kept as a dead letter. A second time does nothing.
+    pub fn settle(&mut self, offset: RecordOffset) {
+        let at = self.open.partition_point(|entry| entry.offset < offset);
+        match self.open.get_mut(at) {
+            Some(entry) if entry.offset == offset => entry.settled = true,
+            _ => return,
+        }
+        while let Some(entry) = self.open.pop_front_if(|entry| entry.settled) {
+            self.prefix = entry.offset.next();
+        }
+    }
+
+    /// Every record below it is settled.
+    pub fn prefix(&self) -> NextOffset {
+        self.prefix
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_prefix_waits_for_the_first_unsettled_record() {
+        let mut ledger = Ledger::new(NextOffset(10));
+        for offset in [10, 11, 14] {
+            ledger.receive(RecordOffset(offset)).expect("they ascend");
+        }
+        ledger.settle(RecordOffset(11));
+        ledger.settle(RecordOffset(14));
+        assert_eq!(ledger.prefix(), NextOffset(10));
+        ledger.settle(RecordOffset(10));
+        assert_eq!(ledger.prefix(), NextOffset(15));
+    }
+
+    #[test]
+    fn what_was_not_received_settles_nothing() {
+        let mut ledger = Ledger::new(NextOffset(0));
+        ledger.receive(RecordOffset(5)).expect("it is the first");
+        for offset in [0, 4, 6] {
+            ledger.settle(RecordOffset(offset));
+        }
+        assert_eq!(ledger.prefix(), NextOffset(0));
+    }
+
+    #[test]
+    fn a_record_that_goes_back_is_refused() {
+        let mut ledger = Ledger::new(NextOffset(3));
+        assert_eq!(ledger.receive(RecordOffset(2)), Err(OutOfOrder));
+        ledger.receive(RecordOffset(3)).expect("it is the start");
+        assert_eq!(ledger.receive(RecordOffset(3)), Err(OutOfOrder));
+    }
+
+    proptest! {
+        /// Against the definition: the prefix is just past the last record before the first unsettled one.
+        #[test]
+        fn the_prefix_is_what_its_definition_says(
+            offsets in proptest::collection::btree_set(0..200i64, 0..60),
+            order in proptest::collection::vec(0..200i64, 0..200),
+        ) {
+            let mut ledger = Ledger::new(NextOffset(0));
+            for offset in &offsets {
+                ledger.receive(RecordOffset(*offset)).expect("a set ascends");
+            }
+            let mut settled = BTreeSet::new();
+            for offset in order {
+                ledger.settle(RecordOffset(offset));
+                settled.insert(offset);
+                let done = offsets.iter().take_while(|offset| settled.contains(offset));
+                let expected = done.last().map_or(0, |last| last + 1);
+                prop_assert_eq!(ledger.prefix(), NextOffset(expected));
+            }
+        }
+    }
+}

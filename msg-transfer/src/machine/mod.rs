@@ -1,0 +1,444 @@
+//! The deciding part of the transfer: events in, actions out, without I/O and without a clock. The consumer thread
+//! drives it, and so do tests that need no Kafka and no database.
+
+pub mod commit;
+pub mod ledger;
+pub mod offset;
+pub mod start;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use msg_common::partition::Partition;
+
+use self::commit::Committer;
+pub use self::commit::Mark;
+use self::ledger::Ledger;
+use self::offset::{NextOffset, RecordOffset};
+use self::start::Start;
+
+/// One assignment of one partition to this process. Never used again: what belongs to a former one is told apart.
+pub type Epoch = u64;
+
+/// Milliseconds on a clock that never goes back.
+pub type Millis = u64;
+
+/// The machine's settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Commit after so many settled records …
+    pub commit_records: usize,
+    /// … or after this long, whichever is first.
+    pub commit_interval: Millis,
+    /// Take no further record in with so many bytes in flight; begin again at half of it.
+    pub max_inflight_bytes: usize,
+    /// The same, in records.
+    pub max_inflight_records: usize,
+}
+
+/// A record that was handed to a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its partition.
+    pub partition: Partition,
+    /// The assignment under which it was received.
+    pub epoch: Epoch,
+    /// Its offset.
+    pub offset: RecordOffset,
+    /// What it counts for the limit on bytes.
+    pub bytes: usize,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+pub enum Event {
+    /// The group gave us these partitions.
+    Assigned(Vec<Partition>),
+    /// Where an assignment starts is known.
+    StartResolved { partition: Partition, epoch: Epoch, start: Start },
+    /// These are in the database, or in its dead letters: the COMMIT was answered.
+    Settled(Vec<Receipt>),
+    /// A lane let go of these without storing them, because of a fence or a halt.
+    Dropped(Vec<Receipt>),
+    /// This partition must not go on.
+    Halt { partition: Partition, epoch: Epoch, reason: String },
+    /// What librdkafka fetched cannot be trusted to follow what we have: start each partition anew.
+    Restart,
+    /// The progress rows are written.
+    ProgressSaved,
+    /// They may not be.
+    ProgressFailed,
+    /// The group's coordinator has the offsets.
+    Committed,
+    /// It may not.
+    CommitFailed,
+    /// The group takes these partitions back, and waits for us.
+    Revoked(Vec<Partition>),
+    /// These partitions may already be another's.
+    Lost(Vec<Partition>),
+    /// The process is to stop.
+    Stop,
+    /// What is not stored by now is abandoned.
+    DrainExpired,
+    /// What is not committed by now is let go.
+    ReleaseExpired,
+    /// Time has passed.
+    Tick,
+}
+
+/// What to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+pub enum Action {
+    /// Find out where this assignment starts.
+    ResolveStart { partition: Partition, epoch: Epoch },
+    /// Fetch from here on.
+    Fetch { partition: Partition, epoch: Epoch, from: NextOffset },
+    /// Fetch no more.
+    StopFetching { partition: Partition },
+    /// Nothing that was received under this assignment may be written any more.
+    Fence { epoch: Epoch },
+    /// The partition stands still and somebody has to look.
+    Halted { partition: Partition, reason: String },
+    /// It does not stand still any more.
+    Unhalted { partition: Partition },
+    /// Write these progress rows.
+    SaveProgress(Vec<Mark>),
+    /// Commit these offsets: their progress rows are written.
+    Commit(Vec<Mark>),
+    /// Let go of these: the group may give them to another.
+    Release(Vec<Partition>),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Machine {
+    settings: Settings,
+    owned: BTreeMap<Partition, Owned>,
+    last_epoch: Epoch,
+    committer: Committer,
+    inflight_bytes: usize,
+    inflight_records: usize,
+    /// Whether the limits were reached and half of them has not been yet.
+    full: bool,
+    stopping: bool,
+}
+
+/// A partition that the group has given us.
+#[derive(Debug)]
+struct Owned {
+    epoch: Epoch,
+    phase: Phase,
+    /// Records of this epoch in the lanes.
+    inflight: usize,
+    /// Being given back: nothing further is received.
+    leaving: bool,
+    /// Given back without waiting for the lanes.
+    abandoned: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Resolving,
+    Running {
+        ledger: Ledger,
+        committed: Option<NextOffset>,
+    },
+    /// Stands still. What was settled before can still be committed.
+    Halted {
+        ledger: Option<Ledger>,
+        committed: Option<NextOffset>,
+    },
+}
+
+impl Owned {
+    /// What is to be committed, if anything is.
+    fn mark(&self, partition: Partition) -> Option<Mark> {
+        let (ledger, committed) = match &self.phase {
+            Phase::Running { ledger, committed } => (ledger, committed),
+            Phase::Halted { ledger: Some(ledger), committed } => (ledger, committed),
+            _ => return None,
+        };
+        let next = ledger.prefix();
+        (*committed != Some(next)).then_some(Mark { partition, epoch: self.epoch, next })
+    }
+
+    fn drained(&self) -> bool {
+        self.inflight == 0 || self.abandoned
+    }
+}
+
+impl Machine {
+    /// Owns nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        let committer = Committer::new(settings.commit_records, settings.commit_interval);
+        Machine {
+            settings,
+            owned: BTreeMap::new(),
+            last_epoch: 0,
+            committer,
+            inflight_bytes: 0,
+            inflight_records: 0,
+            full: false,
+            stopping: false,
+        }
+    }
+
+    /// Whether further records may be taken in now.
+    pub fn wants_records(&mut self) -> bool {
+        let above = |part: usize| {
+            self.inflight_bytes >= self.settings.max_inflight_bytes / part
+                || self.inflight_records >= self.settings.max_inflight_records / part
+        };
+        self.full = if self.full { above(2) } else { above(1) };
+        !self.full
+    }
+
+    /// Bytes and records in the lanes.
+    pub fn inflight(&self) -> (usize, usize) {
+        (self.inflight_bytes, self.inflight_records)
+    }
+
+    /// What is committed of a partition, if anything is.
+    pub fn committed(&self, partition: Partition) -> Option<NextOffset> {
+        match &self.owned.get(&partition)?.phase {
+            Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed,
+            Phase::Resolving => None,
+        }
+    }
+
+    /// Takes a record in. `None`: it is not ours (any more) and must be forgotten; otherwise it goes to its lane under
+    /// this epoch.
+    pub fn receive(
+        &mut self,
+        partition: Partition,
+        offset: RecordOffset,
+        bytes: usize,
+        actions: &mut Vec<Action>,
+    ) -> Option<Epoch> {
+        let owned = self.owned.get_mut(&partition).filter(|owned| !owned.leaving)?;
+        let Phase::Running { ledger, .. } = &mut owned.phase else {
+            return None;
+        };
+        if ledger.receive(offset).is_err() {
+            self.restart(partition, actions);
+            return None;
+        }
+        owned.inflight += 1;
+        self.inflight_bytes += bytes;
+        self.inflight_records += 1;
+        Some(owned.epoch)
+    }
+
+    /// Takes an event in.
+    pub fn handle(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
+        match event {
+            Event::Assigned(partitions) => self.assign(partitions, actions),
+            Event::StartResolved { partition, epoch, start } => self.start(partition, epoch, start, actions),
+            Event::Settled(receipts) => self.settle(&receipts),
+            Event::Dropped(receipts) => {
+                for receipt in &receipts {
+                    self.leave_lane(receipt);
+                }
+            }
+            Event::Halt { partition, epoch, reason } => self.halt(partition, epoch, reason, actions),
+            Event::Restart => {
+                let running: Vec<_> = self.owned.keys().copied().collect();
+                for partition in running {
+                    self.restart(partition, actions);
+                }
+            }
+            Event::ProgressSaved => self.committer.saved(),
+            Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now),
+            Event::Committed => {
+                for mark in self.committer.committed(now) {
+                    self.set_committed(mark);
+                }
+            }
+            Event::Revoked(partitions) => self.leave(&partitions),
+            Event::Lost(partitions) => self.lose(&partitions, actions),
+            Event::Stop => {
+                self.stopping = true;
+                let all: Vec<_> = self.owned.keys().copied().collect();
+                self.leave(&all);
+            }
+            Event::DrainExpired => self.abandon(actions),
+            Event::ReleaseExpired => self.release(actions),
+            Event::Tick => {}
+        }
+        self.advance(now, actions);
+    }
+
+    /// Whether a partition is being given back.
+    pub fn is_leaving(&self) -> bool {
+        self.owned.values().any(|owned| owned.leaving)
+    }
+
+    fn assign(&mut self, partitions: Vec<Partition>, actions: &mut Vec<Action>) {
+        if self.stopping {
+            return;
+        }
+        for partition in partitions {
+            self.last_epoch += 1;
+            let epoch = self.last_epoch;
+            let owned = Owned { epoch, phase: Phase::Resolving, inflight: 0, leaving: false, abandoned: false };
+            if let Some(former) = self.owned.insert(partition, owned) {
+                actions.push(Action::Fence { epoch: former.epoch });
+            }
+            actions.push(Action::ResolveStart { partition, epoch });
+        }
+    }
+
+    fn start(&mut self, partition: Partition, epoch: Epoch, start: Start, actions: &mut Vec<Action>) {
+        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch && !owned.leaving) else {
+            return;
+        };
+        match start {
+            Start::At(from) => {
+                owned.phase = Phase::Running { ledger: Ledger::new(from), committed: None };
+                // Committed at once: the choice must not be another one after a crash, or when the group's offset expires.
+                self.committer.hurry();
+                actions.push(Action::Fetch { partition, epoch, from });
+            }
+            Start::Halt(reason) => {
+                owned.phase = Phase::Halted { ledger: None, committed: None };
+                actions.push(Action::Halted { partition, reason });
+            }
+        }
+    }
+
+    fn settle(&mut self, receipts: &[Receipt]) {
+        for receipt in receipts {
+            self.leave_lane(receipt);
+            let Some(owned) = self.current(receipt.partition, receipt.epoch) else { continue };
+            match &mut owned.phase {
+                Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } => {
+                    ledger.settle(receipt.offset);
+                }
+                _ => {}
+            }
+        }
+        self.committer.settled(receipts.len());
+    }
+
+    fn leave_lane(&mut self, receipt: &Receipt) {
+        self.inflight_bytes -= receipt.bytes;
+        self.inflight_records -= 1;
+        if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
+            owned.inflight -= 1;
+        }
+    }
+
+    fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Owned> {
+        self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch)
+    }
+
+    fn set_committed(&mut self, mark: Mark) {
+        let Some(owned) = self.current(mark.partition, mark.epoch) else { return };
+        match &mut owned.phase {
+            Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed = Some(mark.next),
+            Phase::Resolving => {}
+        }
+    }
+
+    fn halt(&mut self, partition: Partition, epoch: Epoch, reason: String, actions: &mut Vec<Action>) {
+        let Some(owned) = self.current(partition, epoch) else { return };
+        match std::mem::replace(&mut owned.phase, Phase::Resolving) {
+            Phase::Running { ledger, committed } => {
+                owned.phase = Phase::Halted { ledger: Some(ledger), committed };
+                if !owned.leaving {
+                    actions.push(Action::StopFetching { partition });
+                }
+                actions.push(Action::Halted { partition, reason });
+            }
+            other => owned.phase = other,
+        }
+    }
+
+    fn restart(&mut self, partition: Partition, actions: &mut Vec<Action>) {
+        let epoch = self.last_epoch + 1;
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        if owned.leaving || !matches!(owned.phase, Phase::Running { .. }) {
+            return;
+        }
+        self.last_epoch = epoch;
+        actions.push(Action::StopFetching { partition });
+        actions.push(Action::Fence { epoch: owned.epoch });
+        *owned = Owned { epoch, phase: Phase::Resolving, inflight: 0, leaving: false, abandoned: false };
+        actions.push(Action::ResolveStart { partition, epoch });
+    }
+
+    fn leave(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            if let Some(owned) = self.owned.get_mut(partition) {
+                owned.leaving = true;
+            }
+        }
+        self.committer.hurry();
+    }
+
+    fn lose(&mut self, partitions: &[Partition], actions: &mut Vec<Action>) {
+        let mut lost = Vec::new();
+        for partition in partitions {
+            if let Some(owned) = self.owned.remove(partition) {
+                actions.push(Action::Fence { epoch: owned.epoch });
+                self.forget(*partition, &owned, actions);
+            }
+            lost.push(*partition);
+        }
+        actions.push(Action::Release(lost));
+    }
+
+    fn abandon(&mut self, actions: &mut Vec<Action>) {
+        for owned in self.owned.values_mut().filter(|owned| owned.leaving && !owned.drained()) {
+            owned.abandoned = true;
+            actions.push(Action::Fence { epoch: owned.epoch });
+        }
+        self.committer.hurry();
+    }
+
+    /// Lets go of every partition that is being given back.
+    fn release(&mut self, actions: &mut Vec<Action>) {
+        let leaving: Vec<_> = self.owned.iter().filter(|(_, owned)| owned.leaving).map(|(p, _)| *p).collect();
+        for partition in &leaving {
+            if let Some(owned) = self.owned.remove(partition) {
+                actions.push(Action::Fence { epoch: owned.epoch });
+                self.forget(*partition, &owned, actions);
+            }
+        }
+        if !leaving.is_empty() || self.stopping {
+            actions.push(Action::Release(leaving));
+        }
+    }
+
+    fn forget(&self, partition: Partition, owned: &Owned, actions: &mut Vec<Action>) {
+        if matches!(owned.phase, Phase::Halted { .. }) {
+            actions.push(Action::Unhalted { partition });
+        }
+    }
+
+    /// Moves what is under way on: the commit, and the giving back of partitions.
+    fn advance(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        let leaving = self.is_leaving();
+        let drained = self.owned.values().filter(|owned| owned.leaving).all(Owned::drained);
+        if leaving && drained {
+            self.committer.hurry();
+        }
+        let owned = &self.owned;
+        let marks = || owned.iter().filter_map(|(partition, owned)| owned.mark(*partition)).collect();
+        let is_current = |mark: &Mark| owned.get(&mark.partition).is_some_and(|owned| owned.epoch == mark.epoch);
+        if let Some(action) = self.committer.advance(now, marks, is_current) {
+            actions.push(action);
+        }
+        let nothing_to_commit = self
+            .owned
+            .iter()
+            .filter(|(_, owned)| owned.leaving)
+            .all(|(partition, owned)| owned.mark(*partition).is_none());
+        if (leaving && drained && nothing_to_commit) || (self.stopping && self.owned.is_empty()) {
+            self.release(actions);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The machine's promises, step by step: what it commits, and when it lets go.
+
+use super::*;
+
+fn machine() -> Machine {
+    Machine::new(Settings {
+        commit_records: 100,
+        commit_interval: 1000,
+        max_inflight_bytes: 1000,
+        max_inflight_records: 10,
+    })
+}
+
+/// Hands an event in and returns what is to be done.
+fn on(machine: &mut Machine, event: Event, now: Millis) -> Vec<Action> {
+    let mut actions = Vec::new();
+    machine.handle(event, now, &mut actions);
+    actions
+}
+
+fn mark(partition: Partition, epoch: Epoch, next: i64) -> Mark {
+    Mark { partition, epoch, next: NextOffset(next) }
+}
+
+fn receive(machine: &mut Machine, partition: Partition, offset: i64) -> Receipt {
+    let mut actions = Vec::new();
+    let offset = RecordOffset(offset);
+    let epoch = machine.receive(partition, offset, 100, &mut actions).expect("it is ours");
+    assert_eq!(actions, []);
+    Receipt { partition, epoch, offset, bytes: 100 }
+}
+
+/// Partition 0 assigned under epoch 1, started at 0, and that start committed.
+fn running() -> Machine {
+    let mut machine = machine();
+    let resolve = on(&mut machine, Event::Assigned(vec![0]), 0);
+    assert_eq!(resolve, [Action::ResolveStart { partition: 0, epoch: 1 }]);
+    let start = Event::StartResolved { partition: 0, epoch: 1, start: Start::At(NextOffset(0)) };
+    let actions = on(&mut machine, start, 0);
+    let fetch = Action::Fetch { partition: 0, epoch: 1, from: NextOffset(0) };
+    assert_eq!(actions, [fetch, Action::SaveProgress(vec![mark(0, 1, 0)])]);
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 0), [Action::Commit(vec![mark(0, 1, 0)])]);
+    assert_eq!(on(&mut machine, Event::Committed, 0), []);
+    machine
+}
+
+#[test]
+fn nothing_is_received_before_the_start_is_resolved() {
+    let mut machine = machine();
+    on(&mut machine, Event::Assigned(vec![0]), 0);
+    assert_eq!(machine.receive(0, RecordOffset(0), 1, &mut Vec::new()), None);
+    assert_eq!(machine.receive(1, RecordOffset(0), 1, &mut Vec::new()), None);
+}
+
+#[test]
+fn only_the_contiguous_prefix_is_committed_and_the_row_comes_first() {
+    let mut machine = running();
+    let [a, b, c] = [0, 1, 2].map(|offset| receive(&mut machine, 0, offset));
+    assert_eq!(on(&mut machine, Event::Settled(vec![b, c]), 1000), []);
+    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 2000), [Action::SaveProgress(vec![mark(0, 1, 3)])]);
+    assert_eq!(on(&mut machine, Event::Tick, 9000), [], "one round at a time");
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 9000), [Action::Commit(vec![mark(0, 1, 3)])]);
+    assert_eq!(on(&mut machine, Event::Committed, 9000), []);
+    assert_eq!(on(&mut machine, Event::Tick, 20_000), [], "nothing new");
+}
+
+#[test]
+fn a_failed_round_is_repeated_after_an_interval() {
+    let mut machine = running();
+    let a = receive(&mut machine, 0, 0);
+    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(on(&mut machine, Event::ProgressFailed, 1500), []);
+    assert_eq!(on(&mut machine, Event::Tick, 2499), []);
+    assert_eq!(on(&mut machine, Event::Tick, 2500), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    on(&mut machine, Event::ProgressSaved, 2500);
+    assert_eq!(on(&mut machine, Event::CommitFailed, 2600), []);
+    assert_eq!(on(&mut machine, Event::Tick, 3600), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+}
+
+#[test]
+fn a_revoked_partition_is_drained_and_committed_before_it_is_let_go() {
+    let mut machine = running();
+    let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
+    assert_eq!(on(&mut machine, Event::Revoked(vec![0]), 10), []);
+    assert_eq!(machine.receive(0, RecordOffset(2), 1, &mut Vec::new()), None, "nothing more is taken in");
+    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 11), []);
+    assert_eq!(on(&mut machine, Event::Settled(vec![b]), 12), [Action::SaveProgress(vec![mark(0, 1, 2)])]);
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 15), [Action::Commit(vec![mark(0, 1, 2)])]);
+    let released = [Action::Fence { epoch: 1 }, Action::Release(vec![0])];
+    assert_eq!(on(&mut machine, Event::Committed, 16), released);
+}
+
+#[test]
+fn past_the_deadline_the_rest_is_fenced_and_what_is_stored_is_committed() {
+    let mut machine = running();
+    let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
+    on(&mut machine, Event::Settled(vec![a]), 5);
+    let actions = on(&mut machine, Event::Revoked(vec![0]), 10);
+    assert_eq!(actions, [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(on(&mut machine, Event::DrainExpired, 20), [Action::Fence { epoch: 1 }]);
+    on(&mut machine, Event::ProgressSaved, 21);
+    let released = [Action::Fence { epoch: 1 }, Action::Release(vec![0])];
+    assert_eq!(on(&mut machine, Event::Committed, 22), released);
+    // The lane reports late: it counts for the limits, and for nothing else.
+    assert_eq!(on(&mut machine, Event::Dropped(vec![b]), 23), []);
+    assert_eq!(machine.inflight(), (0, 0));
+}
+
+#[test]
+fn a_coordinator_that_does_not_answer_holds_nobody_up() {
+    let mut machine = running();
+    let a = receive(&mut machine, 0, 0);
+    on(&mut machine, Event::Settled(vec![a]), 5);
+    on(&mut machine, Event::Revoked(vec![0]), 10);
+    assert_eq!(on(&mut machine, Event::ReleaseExpired, 20), [Action::Fence { epoch: 1 }, Action::Release(vec![0])]);
+}
+
+#[test]
+fn a_lost_partition_is_fenced_and_never_committed() {
+    let mut machine = running();
+    let a = receive(&mut machine, 0, 0);
+    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    let lost = on(&mut machine, Event::Lost(vec![0]), 1001);
+    assert_eq!(lost, [Action::Fence { epoch: 1 }, Action::Release(vec![0])]);
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 1002), [], "it may be another's by now");
+}
+
+#[test]
+fn a_receipt_of_a_former_assignment_moves_nothing() {
+    let mut machine = running();
+    let a = receive(&mut machine, 0, 0);
+    on(&mut machine, Event::Lost(vec![0]), 1);
+    on(&mut machine, Event::Assigned(vec![0]), 2);
+    on(&mut machine, Event::StartResolved { partition: 0, epoch: 2, start: Start::At(NextOffset(0)) }, 2);
+    on(&mut machine, Event::ProgressSaved, 2);
+    on(&mut machine, Event::Committed, 2);
+    receive(&mut machine, 0, 0);
+    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 5000), []);
+    assert_eq!(machine.inflight(), (100, 1));
+}
+
+#[test]
+fn a_halted_partition_commits_what_was_stored_and_no_more() {
+    let mut machine = running();
+    let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
+    let halt = Event::Halt { partition: 0, epoch: 1, reason: "newer".into() };
+    let actions = on(&mut machine, halt, 1);
+    assert_eq!(
+        actions,
+        [Action::StopFetching { partition: 0 }, Action::Halted { partition: 0, reason: "newer".into() }]
+    );
+    on(&mut machine, Event::Dropped(vec![b]), 2);
+    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(machine.receive(0, RecordOffset(2), 1, &mut Vec::new()), None);
+}
+
+#[test]
+fn offsets_that_go_back_start_the_partition_anew() {
+    let mut machine = running();
+    receive(&mut machine, 0, 5);
+    let mut actions = Vec::new();
+    assert_eq!(machine.receive(0, RecordOffset(4), 1, &mut actions), None);
+    assert_eq!(
+        actions,
+        [
+            Action::StopFetching { partition: 0 },
+            Action::Fence { epoch: 1 },
+            Action::ResolveStart { partition: 0, epoch: 2 }
+        ]
+    );
+}
+
+#[test]
+fn the_limits_hold_and_half_of_them_opens_again() {
+    let mut machine = running();
+    let receipts: Vec<_> = (0..10).map(|offset| receive(&mut machine, 0, offset)).collect();
+    assert!(!machine.wants_records());
+    on(&mut machine, Event::Settled(receipts[..5].to_vec()), 1);
+    assert!(!machine.wants_records());
+    on(&mut machine, Event::Settled(receipts[5..6].to_vec()), 1);
+    assert!(machine.wants_records());
+}
+
+#[test]
+fn stopping_with_nothing_owned_is_done_at_once() {
+    assert_eq!(on(&mut machine(), Event::Stop, 0), [Action::Release(vec![])]);
+}

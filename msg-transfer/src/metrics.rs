@@ -1,0 +1,82 @@
+//! The transfer's metrics: names with their units, described once.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use msg_common::partition::Partition;
+
+use crate::failure::Class;
+use crate::lane::store::Outcome;
+
+const CONSUMED: &str = "msg_transfer_consumed_records_total";
+const STORED: &str = "msg_transfer_stored_messages_total";
+const DUPLICATES: &str = "msg_transfer_duplicate_messages_total";
+const DEAD_LETTERS: &str = "msg_transfer_dead_letters_total";
+const BATCH: &str = "msg_transfer_batch_rows";
+const STORE: &str = "msg_transfer_store_seconds";
+const FAILURES: &str = "msg_transfer_store_failures_total";
+const INFLIGHT_BYTES: &str = "msg_transfer_inflight_bytes";
+const INFLIGHT: &str = "msg_transfer_inflight_records";
+const LAG: &str = "msg_transfer_lag_records";
+const HALTED: &str = "msg_transfer_halted_partitions";
+const REBALANCES: &str = "msg_transfer_rebalances_total";
+const COMMITS: &str = "msg_transfer_commits_total";
+
+/// Describes all of them. Once a process.
+pub fn describe() {
+    describe_counter!(CONSUMED, Unit::Count, "Records taken from Kafka, repeats included");
+    describe_counter!(STORED, Unit::Count, "Rows written");
+    describe_counter!(DUPLICATES, Unit::Count, "Messages that were stored already");
+    describe_counter!(DEAD_LETTERS, Unit::Count, "Records kept as dead letters");
+    describe_histogram!(BATCH, Unit::Count, "Records in a stored batch");
+    describe_histogram!(STORE, Unit::Seconds, "Time to store a batch, from its first statement to the COMMIT's answer");
+    describe_counter!(FAILURES, Unit::Count, "Attempts to store a batch that failed, by class");
+    describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes between Kafka and the table");
+    describe_gauge!(INFLIGHT, Unit::Count, "Records between Kafka and the table");
+    describe_gauge!(LAG, Unit::Count, "Records of the partition that are not stored and committed yet");
+    describe_gauge!(HALTED, Unit::Count, "Partitions that stand still until somebody looks");
+    describe_counter!(REBALANCES, Unit::Count, "Partitions assigned, revoked and lost, by kind");
+    describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
+}
+
+pub(crate) fn consumed(count: usize) {
+    counter!(CONSUMED).increment(count as u64);
+}
+
+pub(crate) fn batch_stored(records: usize, outcome: Outcome, took: Duration) {
+    counter!(STORED).increment(outcome.stored as u64);
+    counter!(DUPLICATES).increment(outcome.duplicates as u64);
+    counter!(DEAD_LETTERS).increment(outcome.dead_letters as u64);
+    histogram!(BATCH).record(records as f64);
+    histogram!(STORE).record(took);
+}
+
+pub(crate) fn store_failed(class: Class) {
+    let class = match class {
+        Class::Transient => "transient",
+        Class::Conflict => "conflict",
+        Class::Unknown => "unknown",
+    };
+    counter!(FAILURES, "class" => class).increment(1);
+}
+
+pub(crate) fn inflight(bytes: usize, records: usize) {
+    gauge!(INFLIGHT_BYTES).set(bytes as f64);
+    gauge!(INFLIGHT).set(records as f64);
+}
+
+pub(crate) fn lag(partition: Partition, records: i64) {
+    gauge!(LAG, "partition" => partition.to_string()).set(records as f64);
+}
+
+pub(crate) fn halted(partitions: usize) {
+    gauge!(HALTED).set(partitions as f64);
+}
+
+pub(crate) fn rebalanced(kind: &'static str, partitions: usize) {
+    counter!(REBALANCES, "kind" => kind).increment(partitions as u64);
+}
+
+pub(crate) fn committed(ok: bool) {
+    counter!(COMMITS, "result" => if ok { "ok" } else { "failed" }).increment(1);
+}

@@ -1,0 +1,122 @@
+//! The admin port: `/healthz`, `/readyz`, `/metrics`, what readiness is made of, and the probe of a health check.
+
+use std::collections::BTreeMap;
+use std::future::IntoFuture;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry;
+
+/// Whether the process is ready, and if not, why: each component speaks for itself.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    reasons: Arc<Mutex<BTreeMap<String, String>>>,
+    ready: Arc<watch::Sender<bool>>,
+}
+
+impl Readiness {
+    /// Not ready yet, for the sake of these components.
+    pub fn waiting_for(components: &[&str]) -> Self {
+        let reasons: BTreeMap<_, _> = components.iter().map(|c| ((*c).to_owned(), "starting".to_owned())).collect();
+        let ready = watch::Sender::new(reasons.is_empty());
+        Readiness { reasons: Arc::new(Mutex::new(reasons)), ready: Arc::new(ready) }
+    }
+
+    /// This component is fine.
+    pub fn ready(&self, component: &str) {
+        self.change(component, None);
+    }
+
+    /// This component keeps the process from being ready.
+    pub fn not_ready(&self, component: &str, reason: impl Into<String>) {
+        self.change(component, Some(&reason.into()));
+    }
+
+    /// Whether all components are fine, now and as it changes.
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Why the process is not ready: empty when it is.
+    pub fn reasons(&self) -> BTreeMap<String, String> {
+        self.lock().clone()
+    }
+
+    fn change(&self, component: &str, reason: Option<&String>) {
+        let mut reasons = self.lock();
+        let before = match reason {
+            Some(reason) => reasons.insert(component.to_owned(), reason.clone()),
+            None => reasons.remove(component),
+        };
+        match (&before, reason) {
+            (was, Some(reason)) if was.as_ref() != Some(reason) => tracing::warn!(component, reason, "not ready"),
+            (Some(_), None) => tracing::info!(component, "ready"),
+            _ => {}
+        }
+        // Under the lock, so that the last change is also the last one that is seen.
+        let ready = reasons.is_empty();
+        self.ready.send_if_modified(|old| std::mem::replace(old, ready) != ready);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+        self.reasons.lock().expect("nobody panics while holding it")
+    }
+}
+
+/// Serves the admin port until told to stop.
+pub async fn serve(listener: TcpListener, readiness: Readiness, stop: CancellationToken) -> std::io::Result<()> {
+    // Before the first request, so that nothing counted until then is lost.
+    telemetry::metrics();
+    let app = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(|| async { telemetry::metrics().render() }))
+        .with_state(readiness);
+    // Histograms grow until somebody folds them in.
+    let upkeep = async {
+        let mut every = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            every.tick().await;
+            telemetry::metrics().run_upkeep();
+        }
+    };
+    tokio::select! {
+        served = axum::serve(listener, app).into_future() => served,
+        () = upkeep => Ok(()),
+        () = stop.cancelled() => Ok(()),
+    }
+}
+
+async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
+    let reasons = readiness.reasons();
+    if reasons.is_empty() {
+        return (StatusCode::OK, "ready\n".into());
+    }
+    let lines = reasons.iter().map(|(component, reason)| format!("{component}: {reason}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, lines)
+}
+
+/// Asks a running process's admin port for `path`: the status code and the body. For health checks.
+pub async fn probe(admin: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let ask = async {
+        let mut stream = TcpStream::connect(admin).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
+        status.map(|status| (status, body)).ok_or(std::io::ErrorKind::InvalidData.into())
+    };
+    tokio::time::timeout(Duration::from_secs(5), ask).await?
+}

@@ -1,0 +1,132 @@
+//! What both services need of Kafka: how to reach it, what a safe topic is, and the few calls of librdkafka that
+//! rust-rdkafka does not wrap.
+
+pub mod raw;
+pub mod topic;
+
+use clap::Args;
+use rdkafka::ClientConfig;
+
+/// Which cluster and topic, and how to talk to it.
+#[derive(Args, Clone, Debug)]
+pub struct KafkaOptions {
+    /// Brokers to begin with, such as kafka-1:9092,kafka-2:9092
+    #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", value_name = "HOST:PORT,…")]
+    pub kafka_brokers: String,
+    /// The topic that carries the messages; it must be there
+    #[arg(long, env = "KAFKA_TOPIC", default_value = "msgs", value_name = "NAME")]
+    pub kafka_topic: String,
+    /// Further librdkafka settings as key=value, separated by commas or line ends
+    #[arg(long, env = "KAFKA_PROPERTIES", default_value = "", value_name = "KEY=VALUE,…", hide_env_values = true)]
+    pub kafka_properties: String,
+}
+
+/// Settings that the guarantees rest on, which KAFKA_PROPERTIES may not change.
+const OURS: &[&str] = &[
+    "acks",
+    "allow.auto.create.topics",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "delivery.timeout.ms",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "message.max.bytes",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "partitioner",
+    "request.required.acks",
+    "transactional.id",
+];
+
+impl KafkaOptions {
+    /// What is wrong with these settings.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.kafka_brokers.is_empty() {
+            problems.push("--kafka-brokers is empty".into());
+        }
+        if !valid_topic(&self.kafka_topic) {
+            problems.push("--kafka-topic must be 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_`, `-`".into());
+        }
+        let mut config = ClientConfig::new();
+        for entry in self.entries() {
+            match entry {
+                Ok((key, _)) if OURS.contains(&key) => {
+                    problems.push(format!("--kafka-properties: {key} is set by the service"));
+                }
+                Ok((key, value)) => {
+                    config.set(key, value);
+                }
+                // The entry may hold a password, so it is not repeated.
+                Err(()) => problems.push("--kafka-properties: an entry is not key=value".into()),
+            }
+        }
+        if let Err(error) = config.create_native_config() {
+            problems.push(format!("--kafka-properties: {error}"));
+        }
+        problems
+    }
+
+    /// The client settings that both services share, with the user's on top.
+    pub fn client_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.kafka_brokers)
+            .set("client.id", "msg")
+            // A topic made by a client's mistake would have unsafe settings.
+            .set("allow.auto.create.topics", "false")
+            // The default backs off to 10 s, which a restarted broker's callers would feel.
+            .set("reconnect.backoff.ms", "50")
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("socket.keepalive.enable", "true")
+            .set("socket.nagle.disable", "true");
+        for (key, value) in self.entries().flatten() {
+            config.set(key, value);
+        }
+        config
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Result<(&str, &str), ()>> {
+        self.kafka_properties
+            .split([',', '\n'])
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty())
+            .map(|entry| entry.split_once('=').map(|(key, value)| (key.trim(), value.trim())).ok_or(()))
+    }
+}
+
+fn valid_topic(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=249).contains(&name.len()) && name.chars().all(allowed) && name != "." && name != ".."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(properties: &str) -> KafkaOptions {
+        KafkaOptions {
+            kafka_brokers: "127.0.0.1:9092".into(),
+            kafka_topic: "msgs".into(),
+            kafka_properties: properties.into(),
+        }
+    }
+
+    #[test]
+    fn properties_are_passed_on() {
+        let options = with("linger.ms=7, socket.timeout.ms = 5000\nclient.id=me");
+        assert_eq!(options.problems(), Vec::<String>::new());
+        let config = options.client_config();
+        assert_eq!((config.get("linger.ms"), config.get("client.id")), (Some("7"), Some("me")));
+    }
+
+    #[test]
+    fn what_the_guarantees_rest_on_cannot_be_changed() {
+        let problems = with("acks=1,enable.idempotence=false,nonsense,no.such.key=1").problems();
+        assert_eq!(problems.len(), 4, "{problems:?}");
+    }
+}

@@ -1,0 +1,97 @@
+//! The few calls of librdkafka that rust-rdkafka does not wrap, each behind a safe function.
+
+use std::ffi::{CStr, CString};
+use std::time::Duration;
+
+use rdkafka::bindings as rd;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::message::BorrowedMessage;
+use uuid::Uuid;
+
+/// Whether a message that failed may be in the log all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persistence {
+    /// It was never handed to a broker, or every broker that had it refused it.
+    No,
+    /// It was handed to a broker and no answer came.
+    Possibly,
+    /// A broker confirmed it.
+    Yes,
+}
+
+/// What librdkafka knows of a message that a delivery report is about.
+pub fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
+    // SAFETY: the pointer is valid for as long as the borrowed message.
+    match unsafe { rd::rd_kafka_message_status(message.ptr()) } {
+        rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED => Persistence::No,
+        rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Persistence::Possibly,
+        rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_PERSISTED => Persistence::Yes,
+    }
+}
+
+/// The id that Kafka gave a topic when it was made: a topic made anew under the same name has another. Blocks up to
+/// `timeout`. `None` where the broker is too old to tell (before 3.1).
+pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Duration) -> Result<Option<Uuid>, String> {
+    let name = CString::new(topic).map_err(|_| "a topic's name holds no NUL".to_owned())?;
+    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let rk = client.native_ptr();
+    let mut names = [name.as_ptr()];
+    // SAFETY: every pointer comes from librdkafka, is checked where it may be null, and is freed once, after the last
+    // use of what it owns; `names` lives until the collection has copied it.
+    unsafe {
+        let topics = rd::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+        let queue = rd::rd_kafka_queue_new(rk);
+        let options = rd::rd_kafka_AdminOptions_new(rk, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
+        let mut reason = [0; 256];
+        rd::rd_kafka_AdminOptions_set_request_timeout(options, millis, reason.as_mut_ptr(), reason.len());
+        rd::rd_kafka_DescribeTopics(rk, topics, options, queue);
+        // A little longer than the request: its own time-out says more than ours.
+        let event = rd::rd_kafka_queue_poll(queue, millis.saturating_add(500));
+        let id = described_topic_id(event);
+        if !event.is_null() {
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_AdminOptions_destroy(options);
+        rd::rd_kafka_queue_destroy(queue);
+        rd::rd_kafka_TopicCollection_destroy(topics);
+        id
+    }
+}
+
+/// # Safety
+/// `event` is null, or an event that outlives the call.
+unsafe fn described_topic_id(event: *mut rd::rd_kafka_event_t) -> Result<Option<Uuid>, String> {
+    if event.is_null() {
+        return Err("describing the topic timed out".into());
+    }
+    // SAFETY: the event is valid; everything read below is owned by it; indices are below the counts.
+    unsafe {
+        let code = rd::rd_kafka_event_error(event);
+        if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(text(rd::rd_kafka_event_error_string(event)));
+        }
+        let result = rd::rd_kafka_event_DescribeTopics_result(event);
+        let mut count = 0;
+        let topics = rd::rd_kafka_DescribeTopics_result_topics(result, &mut count);
+        if count != 1 {
+            return Err(format!("asked about one topic, told about {count}"));
+        }
+        let topic = *topics;
+        let error = rd::rd_kafka_TopicDescription_error(topic);
+        if rd::rd_kafka_error_code(error) != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(text(rd::rd_kafka_error_string(error)));
+        }
+        let id = rd::rd_kafka_TopicDescription_topic_id(topic);
+        let high = rd::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
+        let low = rd::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
+        let id = Uuid::from_u64_pair(high, low);
+        Ok((!id.is_nil()).then_some(id))
+    }
+}
+
+/// # Safety
+/// `string` is a C string that outlives the call.
+unsafe fn text(string: *const std::ffi::c_char) -> String {
+    // SAFETY: as above.
+    unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
+}

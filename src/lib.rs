@@ -1,0 +1,14 @@
+//! What `msg-gateway` and `msg-transfer` share: the contract's generated code, the record codec, ids and
+//! limits, the set-up of their Kafka and PostgreSQL clients, and how they are configured, observed and stopped.
+
+pub mod admin;
+pub mod config;
+pub mod id;
+pub mod kafka;
+pub mod limits;
+pub mod partition;
+pub mod postgres;
+pub mod proto;
+pub mod record;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,196 @@
+//! What a message may hold: the gateway's configured limits, and what PostgreSQL cannot store at all.
+
+use clap::Args;
+
+use crate::config::parse_bytes;
+use crate::proto::{Msg, SessionType};
+
+/// The longest id that an operator may allow, in bytes: an index row of PostgreSQL holds 2,704.
+pub const MAX_ID_BYTES: usize = 1024;
+
+/// The last millisecond of the year 9999, as far as every client's timestamps reach.
+pub const MAX_TIME_MS: i64 = 253_402_300_799_999;
+
+/// A message may not hold more than this.
+#[derive(Args, Clone, Debug)]
+pub struct Limits {
+    /// Longest `recv_id`, `send_id` and `client_msg_id`, in bytes; at most 1,024
+    #[arg(long, env = "MAX_ID_BYTES", default_value_t = 256, value_name = "BYTES")]
+    pub max_id_bytes: usize,
+    /// Largest `content`, such as 1MiB; the topic's max.message.bytes must leave room for it
+    #[arg(long, env = "MAX_CONTENT_BYTES", default_value = "1MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_content_bytes: usize,
+}
+
+/// Longest `content_type`, in bytes.
+pub const MAX_CONTENT_TYPE_BYTES: usize = 128;
+/// Most `attributes`.
+pub const MAX_ATTRIBUTES: usize = 64;
+/// Longest key of an attribute, in bytes.
+pub const MAX_ATTRIBUTE_KEY_BYTES: usize = 128;
+/// Longest value of an attribute, in bytes.
+pub const MAX_ATTRIBUTE_VALUE_BYTES: usize = 4096;
+/// All keys and values of the attributes together, in bytes.
+pub const MAX_ATTRIBUTES_BYTES: usize = 16_384;
+
+/// A field that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The field's path in the request, such as `msg.recv_id`.
+    pub field: String,
+    /// What is wrong with it, without its value.
+    pub description: String,
+}
+
+impl Limits {
+    /// More than any message within the limits takes on the wire, in bytes: what the transport and Kafka must accept.
+    pub fn max_record_bytes(&self) -> usize {
+        self.max_content_bytes + 3 * self.max_id_bytes + MAX_CONTENT_TYPE_BYTES + 2 * MAX_ATTRIBUTES_BYTES + 4096
+    }
+
+    /// Every rule that `msg` breaks, with field paths below `path`.
+    pub fn violations(&self, path: &str, msg: &Msg) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut report = |field: &str, description: String| {
+            found.push(Violation { field: format!("{path}.{field}"), description });
+        };
+        for (field, value, required) in [
+            ("recv_id", &msg.recv_id, true),
+            ("send_id", &msg.send_id, true),
+            ("client_msg_id", &msg.client_msg_id, false),
+        ] {
+            if let Err(description) = text(value, required, self.max_id_bytes) {
+                report(field, description);
+            }
+        }
+        match SessionType::try_from(msg.session_type) {
+            Ok(SessionType::Unspecified) => report("session_type", "must be set".into()),
+            Ok(_) => {}
+            Err(_) => report("session_type", format!("{} is not a SessionType", msg.session_type)),
+        }
+        if let Err(description) = text(&msg.content_type, true, MAX_CONTENT_TYPE_BYTES) {
+            report("content_type", description);
+        }
+        if msg.content.len() > self.max_content_bytes {
+            report("content", format!("has {} bytes; at most {}", msg.content.len(), self.max_content_bytes));
+        }
+        if msg.attributes.len() > MAX_ATTRIBUTES {
+            report("attributes", format!("has {} entries; at most {MAX_ATTRIBUTES}", msg.attributes.len()));
+        }
+        let total: usize = msg.attributes.iter().map(|(k, v)| k.len() + v.len()).sum();
+        if total > MAX_ATTRIBUTES_BYTES {
+            report("attributes", format!("has {total} bytes; at most {MAX_ATTRIBUTES_BYTES}"));
+        }
+        for (i, (key, value)) in msg.attributes.iter().enumerate() {
+            // By place in key order: a key may be too long, or hold what cannot be printed.
+            if let Err(description) = text(key, true, MAX_ATTRIBUTE_KEY_BYTES) {
+                report(&format!("attributes.keys[{i}]"), description);
+            }
+            if let Err(description) = text(value, false, MAX_ATTRIBUTE_VALUE_BYTES) {
+                report(&format!("attributes.values[{i}]"), description);
+            }
+        }
+        found
+    }
+}
+
+/// Checks an id outside a message, such as the inbox of a read.
+pub fn check_id(field: &str, value: &str, max_bytes: usize) -> Option<Violation> {
+    let description = text(value, true, max_bytes).err()?;
+    Some(Violation { field: field.to_owned(), description })
+}
+
+fn text(value: &str, required: bool, max_bytes: usize) -> Result<(), String> {
+    if required && value.is_empty() {
+        Err("must not be empty".into())
+    } else if value.len() > max_bytes {
+        Err(format!("has {} bytes; at most {max_bytes}", value.len()))
+    } else if value.contains('\0') {
+        Err("must not contain the character NUL".into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Why PostgreSQL could not hold this message, or could not find it again; `None` if it can.
+///
+/// The gateway's limits are stricter. This is for records that came into the topic by another way.
+pub fn unstorable(msg: &Msg, send_time_ms: i64) -> Option<String> {
+    for (field, value) in [("recv_id", &msg.recv_id), ("send_id", &msg.send_id), ("client_msg_id", &msg.client_msg_id)]
+    {
+        if let Err(description) = text(value, field != "client_msg_id", MAX_ID_BYTES) {
+            return Some(format!("{field} {description}"));
+        }
+    }
+    if msg.content_type.contains('\0') || msg.attributes.iter().any(|(k, v)| k.contains('\0') || v.contains('\0')) {
+        return Some("content_type or attributes contain the character NUL".into());
+    }
+    if !matches!(SessionType::try_from(msg.session_type), Ok(kind) if kind != SessionType::Unspecified) {
+        return Some(format!("session_type is {}", msg.session_type));
+    }
+    if !(0..=MAX_TIME_MS).contains(&send_time_ms) {
+        return Some(format!("send_time_ms is {send_time_ms}"));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits { max_id_bytes: 8, max_content_bytes: 10 }
+    }
+
+    fn good() -> Msg {
+        Msg {
+            recv_id: "bob".into(),
+            send_id: "alice".into(),
+            session_type: SessionType::Single.into(),
+            content_type: "text/plain".into(),
+            ..Msg::default()
+        }
+    }
+
+    #[test]
+    fn a_good_message_breaks_no_rule() {
+        assert_eq!(limits().violations("msg", &good()), []);
+        assert_eq!(unstorable(&good(), 0), None);
+    }
+
+    #[test]
+    fn every_bad_field_is_named_at_once() {
+        let bad = Msg {
+            recv_id: String::new(),
+            send_id: "123456789".into(),
+            client_msg_id: "a\0b".into(),
+            session_type: 77,
+            content_type: String::new(),
+            content: vec![0; 11].into(),
+            attributes: [(String::new(), "\0".to_owned())].into(),
+        };
+        let found = limits().violations("msg", &bad);
+        let fields: Vec<_> = found.iter().map(|v| v.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            [
+                "msg.recv_id",
+                "msg.send_id",
+                "msg.client_msg_id",
+                "msg.session_type",
+                "msg.content_type",
+                "msg.content",
+                "msg.attributes.keys[0]",
+                "msg.attributes.values[0]"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_the_database_cannot_hold_is_told() {
+        assert!(unstorable(&Msg { recv_id: "a\0".into(), ..good() }, 0).is_some());
+        assert!(unstorable(&Msg { recv_id: "a".repeat(1025), ..good() }, 0).is_some());
+        assert!(unstorable(&Msg { session_type: 0, ..good() }, 0).is_some());
+        assert!(unstorable(&good(), i64::MAX).is_some());
+    }
+}

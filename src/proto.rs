@@ -1,0 +1,27 @@
+//! The generated code of `proto/`, nested as its packages are.
+
+/// The contract.
+pub mod msg {
+    /// Version 1.
+    #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::large_futures)]
+    pub mod v1 {
+        tonic::include_proto!("msg.v1");
+    }
+}
+
+/// Google's part of it.
+pub mod google {
+    /// gRPC's error model.
+    #[allow(missing_docs, unreachable_pub, unused_qualifications)]
+    pub mod rpc {
+        tonic::include_proto!("google.rpc");
+    }
+}
+
+/// Every file of the contract and its imports, encoded, for the reflection service.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The `domain` of every google.rpc.ErrorInfo that we make.
+pub const ERROR_DOMAIN: &str = "msg.v1";
+
+pub use msg::v1::*;
