@@ -1,0 +1,74 @@
+//! P2: one row for each message, however often it comes.
+
+use crate::support::kafka::{good, msg};
+use crate::support::world::World;
+
+#[tokio::test]
+async fn a_repeated_message_is_one_row() {
+    let world = World::new("duplicates").await;
+    let writer = world.writer();
+    // In one batch: repeats next to each other, and between others.
+    for i in 0..100 {
+        let message = good(&msg("alice", "bob", &i.to_string(), "x"));
+        writer.put(&message);
+        writer.put(&message);
+        writer.put(&good(&msg("alice", "bob", &(i / 2).to_string(), "x")));
+    }
+    writer.flush();
+    let _transfer = world.running_transfer().await;
+    world.all_committed().await;
+    assert_eq!(world.rows().await.len(), 100, "P2");
+    world.assert_ordered_without_gaps().await;
+    // In later batches: nothing but repeats, then repeats between new ones.
+    for i in 0..100 {
+        writer.put(&good(&msg("alice", "bob", &i.to_string(), "x")));
+    }
+    writer.flush();
+    world.all_committed().await;
+    assert_eq!(world.rows().await.len(), 100, "P2");
+    for i in 50..150 {
+        writer.put(&good(&msg("alice", "bob", &i.to_string(), "x")));
+    }
+    writer.flush();
+    world.all_committed().await;
+    assert_eq!(world.rows().await.len(), 150, "P2");
+    world.assert_ordered_without_gaps().await;
+    assert_eq!(world.dead_letters().await, []);
+}
+
+#[tokio::test]
+async fn the_same_id_with_another_content_is_told_and_the_first_stays() {
+    let world = World::new("conflicts").await;
+    let writer = world.writer();
+    let first = msg("alice", "bob", "1", "first");
+    let mut others = vec![msg("alice", "bob", "1", "second")];
+    others.push({
+        let mut other = first.clone();
+        other.attributes.clear();
+        other
+    });
+    others.push({
+        let mut other = first.clone();
+        other.content_type = "text/html".into();
+        other
+    });
+    writer.put(&good(&first));
+    // In the same batch …
+    writer.put(&good(&others[0]));
+    writer.put(&good(&first));
+    writer.flush();
+    let _transfer = world.running_transfer().await;
+    world.all_committed().await;
+    // … and later.
+    writer.put(&good(&others[1]));
+    writer.put(&good(&msg("alice", "bob", "2", "next")));
+    writer.put(&good(&others[2]));
+    writer.flush();
+    world.all_committed().await;
+    let stored: Vec<_> = world.rows().await.into_iter().map(|row| (row.seq, row.content)).collect();
+    assert_eq!(stored, [(1, b"first".to_vec()), (2, b"next".to_vec())]);
+    let dead = world.dead_letters().await;
+    let expected: Vec<_> =
+        others.iter().map(|other| ("IDEMPOTENCY_CONFLICT".to_owned(), good(other).key, good(other).value)).collect();
+    assert_eq!(dead, expected);
+}

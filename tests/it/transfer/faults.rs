@@ -1,0 +1,146 @@
+//! P1 to P5 when processes die and servers go away.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use msg_dev::stack::{Service, Signal};
+
+use crate::support::kafka::{good, msg};
+use crate::support::stack::own_stack;
+use crate::support::world::{World, count_rows};
+use crate::support::{PATIENCE, ensure, eventually, within};
+
+/// Killed again and again in the middle: each time the next one goes on from what was committed, and repeats the rest.
+#[tokio::test]
+async fn killed_in_the_middle_nothing_is_lost_or_doubled() {
+    let world = World::new("killed").await;
+    let writer = world.writer();
+    const COUNT: i64 = 60_000;
+    for i in 0..COUNT {
+        writer.put(&good(&msg("a", &format!("inbox-{}", i % 200), &i.to_string(), "some body")));
+    }
+    writer.flush();
+    let transfer = world.transfer("transfer", |spec| {
+        // Small batches and few in flight, so that a kill finds it in the middle; a session that ends soon after it.
+        spec.env("BATCH_RECORDS", 50).env("MAX_INFLIGHT_RECORDS", 2000).env("SESSION_TIMEOUT", "6s")
+    });
+    let database = world.database().await;
+    for kill in 1..=4 {
+        transfer.start().await.unwrap();
+        eventually("some more are stored", async || {
+            let rows = count_rows(&database, "messages").await?;
+            ensure(rows >= kill * 8000, rows)
+        })
+        .await;
+        transfer.kill().await;
+        let committed = world.committed().await;
+        world.assert_offsets_do_not_lead(&committed).await;
+    }
+    transfer.start().await.unwrap();
+    world.all_committed().await;
+    assert_eq!(world.rows().await.len(), COUNT as usize, "P1, P2");
+    world.assert_ordered_without_gaps().await;
+    assert_eq!(world.dead_letters().await, []);
+}
+
+/// The database goes away for 20 s under load, once in good order and once by SIGKILL, and once it hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_database_away_nothing_is_lost_and_nothing_is_dead_lettered() {
+    let (stack, _folder) = own_stack("away").await;
+    stack.launch().await.unwrap();
+    let world = World::on(&stack, "away", 4);
+    world.create(&stack).await;
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "2s"));
+    transfer.start().await.unwrap();
+    let writer = world.writer();
+    let stop = AtomicBool::new(false);
+    let sent = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut sent = 0_i64;
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..20 {
+                    writer.put(&good(&msg("a", &format!("inbox-{}", sent % 50), &sent.to_string(), "some body")));
+                    sent += 1;
+                }
+                writer.flush();
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            sent
+        });
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                world.rows_reach(1000).await;
+                stack.postgres().stop().await;
+                away_for(Duration::from_secs(20), &transfer).await;
+                stack.postgres().start().await.unwrap();
+                ready_again(&transfer).await;
+                stack.postgres().kill().await;
+                away_for(Duration::from_secs(2), &transfer).await;
+                stack.postgres().start().await.unwrap();
+                ready_again(&transfer).await;
+                assert!(stack.postgres().freeze());
+                away_for(Duration::from_secs(8), &transfer).await;
+                assert!(stack.postgres().thaw());
+                ready_again(&transfer).await;
+            });
+        });
+        stop.store(true, Ordering::Relaxed);
+        load.join().unwrap()
+    });
+    world.all_committed().await;
+    assert_eq!(world.rows().await.len(), usize::try_from(sent).unwrap(), "P1, P2");
+    world.assert_ordered_without_gaps().await;
+    assert_eq!(world.dead_letters().await, []);
+    assert!(transfer.stop().await.unwrap().success());
+    stack.stop().await;
+}
+
+/// The database stays away this long; meanwhile the transfer lives, keeps its place in the group, and says what it lacks.
+async fn away_for(time: Duration, transfer: &Service) {
+    let until = Instant::now() + time;
+    within(PATIENCE, "it says that the database is away", async || {
+        ensure(!transfer.is_ready().await || Instant::now() > until, "ready")
+    })
+    .await;
+    within(time + PATIENCE, "the outage has lasted", async || {
+        assert!(transfer.process().unwrap().exit_status().is_none(), "it has ended");
+        ensure(Instant::now() > until, "not yet")
+    })
+    .await;
+}
+
+async fn ready_again(transfer: &Service) {
+    transfer.wait_ready(PATIENCE).await.unwrap();
+}
+
+/// A process that hangs past its session, and its successor: what the first still writes when it wakes up is harmless.
+#[tokio::test]
+async fn a_frozen_process_that_wakes_up_doubles_and_swaps_nothing() {
+    let world = World::new("frozen").await;
+    let writer = world.writer();
+    const COUNT: i64 = 30_000;
+    let frozen = world.transfer("first", |spec| {
+        spec.env("BATCH_RECORDS", 100).env("SESSION_TIMEOUT", "6s").env("DATABASE_STATEMENT_TIMEOUT", "3s")
+    });
+    frozen.start().await.unwrap();
+    for i in 0..COUNT {
+        writer.put(&good(&msg("a", &format!("inbox-{}", i % 20), &i.to_string(), "some body")));
+    }
+    writer.flush();
+    world.rows_reach(1000).await;
+    assert!(frozen.signal(Signal::Stop));
+    let next = world.transfer("second", |spec| spec.env("SESSION_TIMEOUT", "6s"));
+    next.start().await.unwrap();
+    world.rows_reach(COUNT).await;
+    assert!(frozen.signal(Signal::Cont));
+    // Both go on: new ones come while the group sorts itself out.
+    for i in COUNT..COUNT + 5000 {
+        writer.put(&good(&msg("a", &format!("inbox-{}", i % 20), &i.to_string(), "some body")));
+    }
+    writer.flush();
+    world.all_committed().await;
+    assert_eq!(world.rows().await.len() as i64, COUNT + 5000, "P1, P2");
+    world.assert_ordered_without_gaps().await;
+    assert!(frozen.stop().await.unwrap().success());
+    assert!(next.stop().await.unwrap().success());
+}

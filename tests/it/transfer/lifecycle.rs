@@ -1,0 +1,139 @@
+//! Start, drain, rebalance, migrations: what an operator does to it.
+
+use crate::support::kafka::{good, msg};
+use crate::support::stack::own_stack;
+use crate::support::world::World;
+use crate::support::{PATIENCE, ensure, eventually};
+
+/// SIGTERM under load: what was taken is stored and committed, so nobody has to repeat it; exit code 0.
+#[tokio::test]
+async fn on_sigterm_it_drains_and_commits() {
+    let world = World::new("drain").await;
+    let writer = world.writer();
+    const COUNT: i64 = 100_000;
+    for i in 0..COUNT {
+        writer.put(&good(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), "some body")));
+    }
+    writer.flush();
+    let transfer =
+        world.transfer("transfer", |spec| spec.env("COMMIT_INTERVAL", "1h").env("COMMIT_RECORDS", 100_000_000));
+    transfer.start().await.unwrap();
+    world.rows_reach(5000).await;
+    assert!(transfer.stop().await.unwrap().success());
+    let committed = world.committed().await;
+    let stored = world.rows().await.len() as i64;
+    assert_eq!(committed.iter().sum::<i64>(), stored, "what is stored is what is committed");
+    assert!((5000..COUNT).contains(&stored), "it was stopped in the middle: {stored}");
+    world.assert_offsets_do_not_lead(&committed).await;
+    // The next one repeats nothing.
+    transfer.start().await.unwrap();
+    world.rows_reach(COUNT).await;
+    world.assert_ordered_without_gaps().await;
+    let metrics = transfer.metrics().await.unwrap();
+    assert!(metrics.contains("msg_transfer_duplicate_messages_total 0"), "{metrics}");
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+/// Two processes join and leave one after the other under load.
+#[tokio::test]
+async fn processes_join_and_leave_under_load() {
+    let world = World::new("rebalance").await;
+    let writer = world.writer();
+    const COUNT: i64 = 60_000;
+    for i in 0..COUNT {
+        writer.put(&good(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), "some body")));
+    }
+    writer.flush();
+    let slow = |spec: msg_dev::stack::ServiceSpec| spec.env("BATCH_RECORDS", 50).env("LANES", 2);
+    let [one, two] = ["one", "two"].map(|name| world.transfer(name, slow));
+    one.start().await.unwrap();
+    world.rows_reach(5_000).await;
+    two.start().await.unwrap();
+    world.rows_reach(15_000).await;
+    assert!(one.stop().await.unwrap().success());
+    world.rows_reach(25_000).await;
+    one.start().await.unwrap();
+    world.rows_reach(35_000).await;
+    assert!(two.stop().await.unwrap().success());
+    world.all_committed().await;
+    assert_eq!(world.rows().await.len() as i64, COUNT, "P1, P2");
+    world.assert_ordered_without_gaps().await;
+    assert!(one.stop().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn it_waits_for_a_database_and_a_kafka_that_come_late() {
+    let (stack, _folder) = own_stack("late").await;
+    let world = World::on(&stack, "late", 4);
+    let transfer = world.transfer("transfer", |spec| spec);
+    transfer.launch().unwrap();
+    eventually("it says what it waits for", async || {
+        let (status, body) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await?;
+        ensure(status == 503 && body.contains("schema: "), body)
+    })
+    .await;
+    stack.postgres().start().await.unwrap();
+    stack.postgres().create_database("late").await.unwrap();
+    eventually("it waits for Kafka", async || {
+        let (status, body) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await?;
+        ensure(status == 503 && !body.contains("schema: ") && body.contains("group: "), body)
+    })
+    .await;
+    stack.kafka().start().await.unwrap();
+    // Without its topic it may be in the group already; what counts is that it finds the topic when it comes.
+    world.create_topic(&stack).await;
+    let writer = world.writer();
+    writer.put(&good(&msg("alice", "bob", "1", "hello")));
+    writer.flush();
+    world.rows_reach(1).await;
+    transfer.wait_ready(PATIENCE).await.unwrap();
+    assert!(transfer.stop().await.unwrap().success());
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_and_an_older_one_is_waited_for() {
+    let world = World::new("schema").await;
+    let waiting = world.transfer("waiting", |spec| spec.env("NO_MIGRATE", "true"));
+    waiting.launch().unwrap();
+    eventually("it says who has to migrate", async || {
+        let (_, body) = msg_common::admin::probe(waiting.spec().admin.unwrap(), "/readyz").await?;
+        ensure(body.contains("msg-transfer migrate"), body)
+    })
+    .await;
+    // Many at once: one migrates, the others find it done.
+    let migrations: Vec<_> = (0..4)
+        .map(|i| {
+            let migrate = world.transfer(&format!("migrate-{i}"), |spec| spec.arg("migrate"));
+            migrate.launch().unwrap();
+            migrate
+        })
+        .collect();
+    for migrate in &migrations {
+        assert!(migrate.wait().await.unwrap().success());
+    }
+    waiting.wait_ready(PATIENCE).await.unwrap();
+    assert!(waiting.stop().await.unwrap().success());
+    let newer = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum) VALUES (999, 'x', 'x', '1')";
+    world.database().await.execute(newer, &[]).await.unwrap();
+    for (name, arg) in [("serve", None), ("migrate", Some("migrate"))] {
+        let refused =
+            world.transfer(&format!("refused-{name}"), |spec| arg.into_iter().fold(spec, |spec, arg| spec.arg(arg)));
+        refused.launch().unwrap();
+        assert_eq!(refused.wait().await.unwrap().code(), Some(1), "{name}");
+        let log = std::fs::read_to_string(refused.log()).unwrap();
+        assert!(log.contains("version 999, newer than"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_told_at_once_with_exit_code_64() {
+    let world = World::new("config").await;
+    let bad = world.transfer("bad", |spec| {
+        spec.env("LANES", "many").env("SESSION_TIMEOUT", "soon").env("KAFKA_PROPERTIES", "acks=0")
+    });
+    bad.launch().unwrap();
+    assert_eq!(bad.wait().await.unwrap().code(), Some(64));
+    let log = std::fs::read_to_string(bad.log()).unwrap();
+    assert!(log.contains("--lanes") && log.contains("--session-timeout"), "{log}");
+}

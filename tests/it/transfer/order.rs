@@ -1,0 +1,78 @@
+//! P1, P3, P4: everything is stored, in order and without gaps.
+
+use crate::support::kafka::{good, msg};
+use crate::support::world::World;
+
+#[tokio::test]
+async fn every_message_is_stored_in_order_without_gaps() {
+    let world = World::new("order").await;
+    let writer = world.writer();
+    // Some before the transfer is there, some while it is.
+    let send = |from: usize, to: usize| {
+        for i in from..to {
+            writer.put(&good(&msg(
+                &format!("sender-{}", i % 7),
+                &format!("inbox-{}", i % 50),
+                &i.to_string(),
+                format!("body {i}"),
+            )));
+        }
+        writer.flush();
+    };
+    send(0, 3000);
+    let transfer = world.running_transfer().await;
+    send(3000, 6000);
+    world.rows_reach(6000).await;
+    world.assert_ordered_without_gaps().await;
+    let rows = world.rows().await;
+    assert_eq!(rows.len(), 6000);
+    for row in &rows {
+        assert_eq!(row.content, format!("body {}", row.client_msg_id).as_bytes());
+        // Each inbox got every 50th, in ascending order.
+        let i: i64 = row.client_msg_id.parse().unwrap();
+        assert_eq!(row.seq, i / 50 + 1, "P3: {row:?}");
+    }
+    assert_eq!(world.dead_letters().await, []);
+    world.all_committed().await;
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn bodies_of_every_kind_are_stored_byte_for_byte() {
+    let world = World::new("bodies").await;
+    let writer = world.writer();
+    let bodies: Vec<Vec<u8>> =
+        vec![Vec::new(), vec![0], (0..=255).collect(), "你好, Привет, مرحبا, 👩‍👩‍👧‍👦".into(), vec![0xff; 1 << 20]];
+    for (i, body) in bodies.iter().enumerate() {
+        writer.put(&good(&msg("alice", "bob", &i.to_string(), body.clone())));
+    }
+    writer.flush();
+    let _transfer = world.running_transfer().await;
+    world.rows_reach(bodies.len() as i64).await;
+    let stored: Vec<Vec<u8>> = world.rows().await.into_iter().map(|row| row.content).collect();
+    assert!(stored == bodies, "a body differs");
+}
+
+/// One receiver takes nearly all: its lane's batches must not reorder, and the others go on.
+#[tokio::test]
+async fn a_hot_inbox_keeps_its_order() {
+    let world = World::new("hot").await;
+    let writer = world.writer();
+    for i in 0..20_000 {
+        let inbox = if i % 10 == 0 { format!("cold-{}", i % 100) } else { "hot".to_owned() };
+        writer.put(&good(&msg("a", &inbox, &i.to_string(), "x")));
+    }
+    writer.flush();
+    let _transfer = world.running_transfer().await;
+    world.rows_reach(20_000).await;
+    world.assert_ordered_without_gaps().await;
+    let hot: Vec<i64> = world
+        .rows()
+        .await
+        .iter()
+        .filter(|row| row.recv_id == "hot")
+        .map(|row| row.client_msg_id.parse().unwrap())
+        .collect();
+    assert_eq!(hot.len(), 18_000);
+    assert!(hot.is_sorted(), "P3");
+}
