@@ -1,0 +1,53 @@
+# What one does with this project. `make demo` and `make test` need git, make and a Rust toolchain; the rest they install,
+# as root, or tell the line that does.
+
+CARGO ?= cargo
+TOOLS := $(CURDIR)/.tools
+export GRPCURL := $(TOOLS)/bin/grpcurl
+export PYTHON := $(TOOLS)/venv/bin/python
+
+.PHONY: help demo up build test test-unit test-it lint fmt bench compose-test clean
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: build ## Replay a real chat log through the whole pipe, kill the transfer in the middle, check every promise
+	target/release/msg-dev demo $(ARGS)
+
+up: build ## Start Kafka, PostgreSQL and both services, and leave them running until Ctrl-C
+	target/release/msg-dev up $(ARGS)
+
+build: ## Both services and msg-dev
+	@scripts/setup build
+	$(CARGO) build --release --locked --workspace --bins
+
+test: test-unit test-it ## Everything, on the real parts
+
+test-unit: ## Unit and property tests
+	@scripts/setup build
+	$(CARGO) test --release --locked --workspace --lib --bins
+
+test-it: build ## Integration tests: the real services on a real Kafka and a real PostgreSQL
+	@scripts/setup test
+	$(CARGO) test --release --locked --package msg-common --test it -- --test-threads=3 $(ARGS)
+
+lint: ## Everything that reads the code without running it
+	@scripts/setup lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(TOOLS)/bin/cargo-deny --workspace --locked check bans licenses sources
+	$(TOOLS)/bin/cargo-machete
+	$(TOOLS)/venv/bin/typos
+	$(TOOLS)/node_modules/.bin/buf lint
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+bench: build ## How fast the pipe is, against limits measured in the same run
+	target/release/msg-dev bench $(ARGS)
+
+compose-test: ## Bring the containers up, break them, check, tear down; needs a Docker engine
+	scripts/compose-test
+
+clean: ## Remove what was built and fetched here
+	rm -rf target .tools
