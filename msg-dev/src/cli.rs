@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::bench::BenchCommand;
 use clap::{Args, Parser, Subcommand};
 use msg_dev::stack::{StackOptions, State, fetch};
 
@@ -20,6 +21,12 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// Fetch and check Kafka and PostgreSQL, and start nothing
     Fetch(FetchArgs),
+    /// Measure how fast the pipe is, beside limits of the same run
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Replay a real chat log through the whole pipe, kill msg-transfer in the middle, and check every promise against
+    /// the database; the exit code is 0 only when all hold
+    Demo(DemoArgs),
 }
 
 /// Where Kafka and PostgreSQL come from and where they live; for every subcommand that starts them.
@@ -71,6 +78,39 @@ pub(crate) struct UpArgs {
     pub(crate) no_services: bool,
 }
 
+/// `msg-dev demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Replay this log instead: JSON Lines (objects with `from`, `to`, `text` and optionally `time`), or CSV (`.csv`) whose
+    /// header has these names; in the file's order
+    #[arg(long, value_name = "FILE", conflicts_with = "excerpt")]
+    pub(crate) file: Option<PathBuf>,
+    /// Replay the excerpt of the chat log that is kept in the repository, and fetch nothing
+    #[arg(long)]
+    pub(crate) excerpt: bool,
+    /// Send only the first so many messages of the log
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) messages: Option<usize>,
+    /// How many speakers talk at the same time; the messages of one speaker to one inbox are sent one after the other
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    pub(crate) at_once: usize,
+    /// Keep the folder with data and logs
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Write the figures and the verdict to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("a number from 1".to_owned()),
+    }
+}
+
 fn one_or_three(text: &str) -> Result<usize, String> {
     match text {
         "1" => Ok(1),
@@ -109,5 +149,7 @@ mod tests {
         Cli::command().debug_assert();
         Cli::try_parse_from(["msg-dev", "up", "--brokers", "2"]).expect_err("1 or 3");
         Cli::try_parse_from(["msg-dev", "up", "--brokers", "3", "--no-services"]).expect("valid");
+        Cli::try_parse_from(["msg-dev", "demo", "--excerpt", "--file", "x"]).expect_err("one or the other");
+        Cli::try_parse_from(["msg-dev", "demo", "--messages", "0"]).expect_err("from 1");
     }
 }

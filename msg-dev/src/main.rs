@@ -1,8 +1,12 @@
-//! `msg-dev`: the local stack (`up`, `fetch`), for developers. Never deployed.
+//! `msg-dev`: the local stack (`up`, `fetch`) and what is run on it (`demo`, `bench`), for developers. Never deployed.
 
+mod bench;
 mod cli;
+mod demo;
 mod up;
 
+use std::error::Error;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -12,13 +16,16 @@ async fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .with_max_level(tracing::Level::INFO)
         .init();
-    let ran = match cli.command {
-        cli::Command::Up(args) => up::run(args).await,
-        cli::Command::Fetch(args) => up::fetch(args).await,
+    let ran: Result<(), Box<dyn Error + Send + Sync>> = match cli.command {
+        cli::Command::Up(args) => up::run(args).await.map_err(Into::into),
+        cli::Command::Bench(command) => bench::run(&command).await,
+        cli::Command::Fetch(args) => up::fetch(args).await.map_err(Into::into),
+        cli::Command::Demo(args) => demo::run(args).await.map_err(Into::into),
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,6 +13,8 @@ use crate::cli::{FetchArgs, UpArgs};
 const DATABASE: &str = "msg";
 /// The gateway's own default.
 const GRPC_PORT: u16 = 50051;
+/// As a shell says it: 128 and SIGINT.
+const INTERRUPTED: i32 = 130;
 
 /// Fetches and checks both.
 pub(crate) async fn fetch(args: FetchArgs) -> Result<(), StackError> {
@@ -37,20 +39,22 @@ pub(crate) async fn fetch(args: FetchArgs) -> Result<(), StackError> {
 pub(crate) async fn run(args: UpArgs) -> Result<(), StackError> {
     let mut stop = Stop::listen()?;
     let mut services = Services::default();
-    // Until here nothing runs. From here on a signal must stop what was started, so it also ends the waiting for readiness.
     let stack = tokio::select! {
-        stack = Box::pin(Stack::reserve(args.stack.options())) => stack?,
-        () = stop.asked() => return Ok(()),
+        stack = Stack::reserve(args.stack.options()) => stack?,
+        // Nothing was started, and a fetch under way cannot be called off: what it leaves, the next one removes.
+        () = stop.asked() => std::process::exit(INTERRUPTED),
     };
+    // From here on a signal must stop what was started; it also ends the waiting for readiness.
     let ran = tokio::select! {
         ran = Box::pin(run_until_a_child_ends(&stack, &args, &mut services)) => ran,
         () = stop.asked() => Ok(()),
     };
-    println!("stopping (Ctrl-C again kills)");
+    let why = if ran.is_err() { "something failed: stopping the rest" } else { "stopping" };
+    println!("{why} (Ctrl-C again kills)");
     tokio::select! {
         () = stop_all(&stack, &services) => {}
         // The children die with this process.
-        () = stop.asked() => std::process::exit(130),
+        () = stop.asked() => std::process::exit(INTERRUPTED),
     }
     ran
 }

@@ -20,7 +20,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::config::{Config, ServerOptions};
 use crate::incoming::connections;
-use crate::layer::{Arriving, GuardLayer};
+use crate::layer::{Arriving, Door};
 use crate::metrics::{Levels, describe};
 use crate::producer::preflight::{self, Demands, Preflight};
 use crate::producer::{Producer, settings};
@@ -120,18 +120,17 @@ pub async fn run(
     let service =
         MsgGatewayServer::new(Gateway::new(sender, reader)).max_decoding_message_size(config.limits.max_record_bytes());
     let mut routes = Routes::builder();
-    routes.add_service(service).add_service(health_service);
+    routes.add_service(health_service);
     add_reflection(&mut routes)?;
+    let door = Door::new(service, routes.routes().prepare(), arriving);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
     tracing::info!(grpc = ?grpc.local_addr().ok(), topic, "listening");
 
     let goaway = CancellationToken::new();
-    let serving = builder(&config.server).layer(GuardLayer(arriving)).serve_with_incoming_shutdown(
-        routes.routes().prepare(),
-        connections(grpc, config.server.max_connections),
-        goaway.clone().cancelled_owned(),
-    );
+    let incoming = connections(grpc, config.server.max_connections);
+    let stop_taking = goaway.clone().cancelled_owned();
+    let serving = builder(&config.server).serve_with_incoming_shutdown(door, incoming, stop_taking);
     tokio::pin!(serving);
     let following = tasks.spawn(health::follow(reporter.clone(), readiness.clone(), goaway.clone()));
 
@@ -184,6 +183,8 @@ fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Erro
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // ErrorInfo and its like, so that tools can show the details of an error.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);
     Ok(())

@@ -1,6 +1,7 @@
 //! What surrounds every call: when it arrived, how many bytes of unfinished requests there may be, and the reason
 //! that an error lacks when the transport made it.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,14 +10,15 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::Map;
+use futures_util::future::{Either, Map};
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use metrics::counter;
 use msg_common::proto::ErrorReason;
 use tonic::body::Body;
+use tonic::server::NamedService;
 use tonic::{Code, Status};
-use tower::{Layer, Service};
+use tower::Service;
 
 use crate::metrics::TRANSPORT_ERRORS;
 use crate::read::Place;
@@ -54,53 +56,63 @@ impl Arriving {
     }
 }
 
-/// Puts [`Guarded`] around a service.
-#[derive(Clone)]
-pub struct GuardLayer(pub Arc<Arriving>);
-
-impl<S> Layer<S> for GuardLayer {
-    type Service = Guarded<S>;
-
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, arriving: self.0.clone() }
-    }
-}
-
-/// A service with the guard around it.
+/// All services behind one door.
 ///
-/// tonic's own time-out is further out, so its answer gets no reason from here; and it must not: it means unknown.
+/// Calls of the gateway's own go straight to it and not through axum's router, which finds the others: it allocates for
+/// every call. tonic's own time-out is further out, so its answer gets no reason from here; and it must not: it means
+/// unknown.
 #[derive(Clone)]
-pub struct Guarded<S> {
-    inner: S,
+pub struct Door<G, O> {
+    gateway: G,
+    others: O,
     arriving: Arc<Arriving>,
 }
 
-type Answer<E> = Result<Response<Body>, E>;
+impl<G: NamedService, O> Door<G, O> {
+    /// The gateway, and whatever else is served.
+    pub fn new(gateway: G, others: O, arriving: Arc<Arriving>) -> Self {
+        Door { gateway, others, arriving }
+    }
 
-impl<S> Service<Request<Body>> for Guarded<S>
+    fn is_gateways(path: &str) -> bool {
+        path.strip_prefix('/').and_then(|path| path.strip_prefix(G::NAME)).is_some_and(|rest| rest.starts_with('/'))
+    }
+}
+
+type Answer = Result<Response<Body>, Infallible>;
+type Explained<F> = Map<F, fn(Answer) -> Answer>;
+
+impl<G, O> Service<Request<Body>> for Door<G, O>
 where
-    S: Service<Request<Body>, Response = Response<Body>>,
+    G: Service<Request<ArrivingBody>, Response = Response<Body>, Error = Infallible> + NamedService,
+    O: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Map<S::Future, fn(Answer<S::Error>) -> Answer<S::Error>>;
+    type Error = Infallible;
+    type Future = Either<Explained<G::Future>, Explained<O::Future>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        ready!(self.gateway.poll_ready(cx))?;
+        self.others.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        // Health and reflection have contracts of their own, in which errors carry no details.
-        let ours = !request.uri().path().starts_with("/grpc.");
-        request.extensions_mut().insert(Arrival(Instant::now()));
         let arriving = self.arriving.clone();
+        if Self::is_gateways(request.uri().path()) {
+            request.extensions_mut().insert(Arrival(Instant::now()));
+            let request = request.map(|body| ArrivingBody { body, arriving, held: 0 });
+            return Either::Left(self.gateway.call(request).map(explain as _));
+        }
+        // Health and reflection have contracts of their own, in which errors carry no details.
+        let explain: fn(Answer) -> Answer =
+            if request.uri().path().starts_with("/grpc.") { std::convert::identity } else { explain };
         let request = request.map(|body| Body::new(ArrivingBody { body, arriving, held: 0 }));
-        self.inner.call(request).map(if ours { explain } else { std::convert::identity })
+        Either::Right(self.others.call(request).map(explain))
     }
 }
 
 /// Gives an error that has no details the reason that it lacks, and keeps a read's place until its answer is sent.
-fn explain<E>(answer: Answer<E>) -> Answer<E> {
+fn explain(answer: Answer) -> Answer {
     answer.map(|mut response| {
         if lacks_reason(response.headers()) {
             return explained(response);
@@ -128,11 +140,15 @@ fn explained(response: Response<Body>) -> Response<Body> {
         code => (code, ErrorReason::BadRequest),
     };
     counter!(TRANSPORT_ERRORS, "reason" => reason_name(reason)).increment(1);
-    with_reason(code, status.message(), reason).into_http()
+    let message = match status.message() {
+        "" if code == Code::Unimplemented => "there is no such method",
+        message => message,
+    };
+    with_reason(code, message, reason).into_http()
 }
 
 /// A request's body that counts what has arrived of it, until it is there in full or given up.
-struct ArrivingBody {
+pub struct ArrivingBody {
     body: Body,
     arriving: Arc<Arriving>,
     held: usize,
@@ -196,21 +212,37 @@ impl http_body::Body for PlacedBody {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use tonic_types::StatusExt;
     use tower::ServiceExt;
 
     use super::*;
 
-    fn guarded_status(status: Status, path: &str) -> Status {
-        let service = tower::service_fn(move |_: Request<Body>| {
-            let response: Response<Body> = status.clone().into_http();
-            std::future::ready(Ok::<_, Infallible>(response))
-        });
+    /// Answers everything with a status.
+    #[derive(Clone)]
+    struct Always(Status);
+
+    impl NamedService for Always {
+        const NAME: &'static str = "msg.v1.MsgGateway";
+    }
+
+    impl<B> Service<Request<B>> for Always {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Answer>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<B>) -> Self::Future {
+            std::future::ready(Ok(self.0.clone().into_http()))
+        }
+    }
+
+    fn answered_through_the_door(status: Status, path: &str) -> Status {
+        let door = Door::new(Always(status.clone()), Always(status), Arriving::new(10));
         let request = Request::builder().uri(path).body(Body::empty()).expect("it is valid");
-        let call = GuardLayer(Arriving::new(10)).layer(service).oneshot(request);
-        let response = call.now_or_never().expect("it does not wait").expect("it cannot fail");
+        let response = door.oneshot(request).now_or_never().expect("it does not wait").expect("it cannot fail");
         Status::from_header_map(response.headers()).expect("it has a status")
     }
 
@@ -222,20 +254,22 @@ mod tests {
             (Code::Unimplemented, Code::Unimplemented, "BAD_REQUEST"),
             (Code::Internal, Code::Internal, "BAD_REQUEST"),
         ] {
-            let status = guarded_status(Status::new(code, "why"), "/msg.v1.MsgGateway/SendMsg");
-            assert_eq!((status.code(), status.message()), (then, "why"));
-            let details = status.get_error_details();
-            let info = details.error_info().expect("it was added");
-            assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "msg.v1"));
+            for path in ["/msg.v1.MsgGateway/SendMsg", "/msg.v1.MsgGatewayX/SendMsg", "/"] {
+                let status = answered_through_the_door(Status::new(code, "why"), path);
+                assert_eq!((status.code(), status.message()), (then, "why"));
+                let details = status.get_error_details();
+                let info = details.error_info().expect("it was added");
+                assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "msg.v1"));
+            }
         }
     }
 
     #[test]
     fn an_error_of_ours_and_of_other_services_is_left_as_it_is() {
         let ours = Status::from(Failure::Overloaded("full".into()));
-        let seen = guarded_status(ours.clone(), "/msg.v1.MsgGateway/SendMsg");
+        let seen = answered_through_the_door(ours.clone(), "/msg.v1.MsgGateway/SendMsg");
         assert_eq!((seen.code(), seen.details()), (ours.code(), ours.details()));
-        let other = guarded_status(Status::not_found("no such service"), "/grpc.health.v1.Health/Check");
+        let other = answered_through_the_door(Status::not_found("no such service"), "/grpc.health.v1.Health/Check");
         assert_eq!((other.code(), other.details().len()), (Code::NotFound, 0));
     }
 

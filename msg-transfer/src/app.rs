@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::consumer::context::Context;
 use crate::consumer::driver::{Deadlines, Driver, Parts};
 use crate::consumer::lookup::Lookup;
+use crate::consumer::progress::ProgressKeeper;
 use crate::consumer::{self, Fatal};
 use crate::lane::store::Store;
 use crate::lane::{BatchLimits, Lane};
@@ -81,13 +82,14 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let _abandon_lanes = give_up.clone().drop_guard();
     let (lanes, senders) = start_lanes(config, &pool, &events, readiness, &give_up);
     let topic = config.kafka.kafka_topic.clone();
+    let progress = ProgressKeeper::new(pool.clone());
     let parts = Parts {
         topic: topic.clone(),
         lanes: senders,
         events: received,
         report: events,
-        lookup: Lookup::new(&config.lookup_config(), pool.clone(), topic.clone())?,
-        pool,
+        lookup: Lookup::new(&config.lookup_config(), progress.clone(), topic)?,
+        progress,
         runtime: Handle::current(),
         readiness: readiness.clone(),
         deadlines: Deadlines { drain: config.consumer.drain_timeout, commit: Duration::from_secs(5) },
@@ -101,7 +103,7 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     });
     let context = Context::new(Driver::new(parts, machine));
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
-    consumer.subscribe(&[&topic])?;
+    consumer.subscribe(&[&config.kafka.kafka_topic])?;
     let ended = start_thread(consumer, shutdown.clone());
     ended.await.map_err(|_| Error::Panicked("consumer's thread"))??;
     // What the consumer has let go of is fenced or stored: nothing in the lanes is worth waiting for.

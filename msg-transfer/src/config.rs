@@ -74,10 +74,11 @@ pub struct ConsumerOptions {
     /// Most records between Kafka and the table
     #[arg(long, env = "MAX_INFLIGHT_RECORDS", default_value_t = 50_000, value_name = "N")]
     pub max_inflight_records: usize,
-    /// Most bytes that Kafka's client keeps fetched ahead of that
+    /// Most bytes that Kafka's client keeps fetched ahead of that; a fetch under way may bring 2 MiB more, compressed
     #[arg(long, env = "FETCH_AHEAD_BYTES", default_value = "16MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub fetch_ahead_bytes: usize,
-    /// When a partition is given back or the service stops: how long to go on storing what was taken
+    /// When a partition is given back or the service stops: how long to go on storing what was taken; below the
+    /// session time-out
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "15s", value_parser = parse_duration, value_name = "TIME")]
     pub drain_timeout: Duration,
     /// Where the record to start with is already deleted, begin with the oldest that is left. Without it, that partition
@@ -130,6 +131,9 @@ impl Check for Config {
         if self.consumer.session_timeout < Duration::from_secs(6) {
             problems.push("--session-timeout must be at least 6s, the brokers' own lower limit".into());
         }
+        if self.consumer.drain_timeout >= self.consumer.session_timeout {
+            problems.push("--drain-timeout must be below --session-timeout".into());
+        }
         if self.consumer.fetch_ahead_bytes < 1 << 20 {
             problems.push("--fetch-ahead-bytes must be at least 1MiB".into());
         }
@@ -159,9 +163,10 @@ impl Config {
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "100")
-            // A broker answers with as much as this at once, beyond the limit above.
-            .set("fetch.max.bytes", options.fetch_ahead_bytes.to_string())
-            .set("max.partition.fetch.bytes", (1 << 20).to_string())
+            // A broker answers with as much as this at once, beyond the limit above. It counts as compressed: text of
+            // few words grows tenfold when it is unpacked.
+            .set("fetch.max.bytes", (2 << 20).to_string())
+            .set("max.partition.fetch.bytes", (512 << 10).to_string())
             // A topic made after the start, and partitions added to it, are found within this time.
             .set("topic.metadata.refresh.interval.ms", "10000");
         if let Some(id) = &options.group_instance_id {
@@ -198,6 +203,6 @@ mod tests {
     fn every_problem_is_named_at_once() {
         let words = "msg-transfer --lanes 0 --batch-records 0 --session-timeout 1s --group-id= --kafka-topic=a/b";
         let Err(Refusal::Problems(problems)) = read_words(words) else { panic!("they are bad") };
-        assert_eq!(problems.len(), 6, "{problems:?}");
+        assert_eq!(problems.len(), 7, "{problems:?}");
     }
 }

@@ -3,5 +3,6 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test says what went wrong by failing")]
 
+mod gateway;
 mod support;
 mod transfer;

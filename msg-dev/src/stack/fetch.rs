@@ -135,8 +135,10 @@ fn cached(
         }
     }
     tracing::info!("fetching {} from Maven Central", folder.display());
+    let prefix = format!(".new-{}-", folder.file_name().expect("a folder of the cache has a name").display());
+    remove_leftovers(cache, &prefix)?;
     let new = tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(&prefix)
         .tempdir_in(cache)
         .map_err(StackError::io("create a folder in", cache))?;
     // Temporary folders are private, but PostgreSQL may run as another user.
@@ -144,6 +146,17 @@ fn cached(
         .map_err(StackError::io("change the mode of", new.path()))?;
     fill(new.path())?;
     fs::rename(new.path(), folder).map_err(StackError::io("rename", new.path()))?;
+    Ok(())
+}
+
+/// Removes what fetches that were cut off have left; the lock says that none of them still runs.
+fn remove_leftovers(cache: &Path, prefix: &str) -> Result<(), StackError> {
+    for entry in fs::read_dir(cache).map_err(StackError::io("read", cache))? {
+        let entry = entry.map_err(StackError::io("read", cache))?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            fs::remove_dir_all(entry.path()).map_err(StackError::io("remove", entry.path()))?;
+        }
+    }
     Ok(())
 }
 
@@ -274,7 +287,10 @@ mod tests {
         let folder = cache.path().join("thing");
         let bad = || StackError::Checksum { path: PathBuf::from("x"), problem: "is missing".to_owned() };
         let check = |folder: &Path| if folder.join("x").exists() { Ok(()) } else { Err(bad()) };
+        let leftover = cache.path().join(".new-thing-x");
+        fs::create_dir(&leftover).expect("own folder");
         cached(cache.path(), &folder, check, |_| Err(bad())).expect_err("the fetch failed");
+        assert!(!leftover.exists());
         assert!(!folder.exists());
         let fill = |new: &Path| fs::write(new.join("x"), "").map_err(StackError::io("write", new));
         cached(cache.path(), &folder, check, fill).expect("fetched");

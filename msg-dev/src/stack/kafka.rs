@@ -143,7 +143,8 @@ impl Kafka {
 
     /// Stops broker `id` in its orderly way: its leaderships go to others first.
     pub async fn stop_broker(&self, id: usize) -> Result<(), StackError> {
-        if let Some(process) = self.broker(id)?.1.process().clone() {
+        let process = self.broker(id)?.1.process().clone();
+        if let Some(process) = process {
             process.stop(STOP_WITHIN).await;
         }
         Ok(())
@@ -151,7 +152,8 @@ impl Kafka {
 
     /// Kills broker `id` with SIGKILL: a crash.
     pub async fn kill_broker(&self, id: usize) -> Result<(), StackError> {
-        if let Some(process) = self.broker(id)?.1.process().clone() {
+        let process = self.broker(id)?.1.process().clone();
+        if let Some(process) = process {
             process.kill().await;
         }
         Ok(())
@@ -349,7 +351,7 @@ const LOG4J: &str = r#"<Configuration status="WARN" shutdownHook="disable">
 fn server_properties(broker: &Broker, voters: &[String], data: &Path) -> String {
     let (replicas, in_sync) = if voters.len() == 1 { (1, 1) } else { (3, 2) };
     let Broker { id, client, controller, .. } = broker;
-    let settings: [(&str, String); 22] = [
+    let settings: [(&str, String); 23] = [
         ("process.roles", "broker,controller".to_owned()),
         ("node.id", id.to_string()),
         ("controller.quorum.voters", voters.join(",")),
@@ -374,7 +376,10 @@ fn server_properties(broker: &Broker, voters: &[String], data: &Path) -> String 
         ("group.initial.rebalance.delay.ms", "0".to_owned()),
         // Tests use short sessions to see a dead consumer expelled soon.
         ("group.min.session.timeout.ms", "1000".to_owned()),
-        ("socket.request.max.bytes", "104857600".to_owned()),
+        // A broker that was killed is let in again only when its predecessor's session is over: Kafka's 9 s would be in
+        // every test of a crash.
+        ("broker.session.timeout.ms", "3000".to_owned()),
+        ("broker.heartbeat.interval.ms", "500".to_owned()),
     ];
     settings.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
 }

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication, TopicResult};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
@@ -115,7 +115,7 @@ fn options() -> AdminOptions {
 }
 
 /// The answer to a request about one topic.
-fn one_answer(answers: Result<Vec<Result<String, (String, RDKafkaErrorCode)>>, KafkaError>) -> Result<(), KafkaError> {
+fn one_answer(answers: Result<Vec<TopicResult>, KafkaError>) -> Result<(), KafkaError> {
     match answers?.pop() {
         Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),
         Some(Ok(_)) | None => Ok(()),

@@ -221,7 +221,7 @@ impl Process {
 }
 
 /// The pause between two looks at a condition.
-pub(super) const POLL: Duration = Duration::from_millis(20);
+pub(super) const POLL: Duration = Duration::from_millis(50);
 
 impl Drop for Handle {
     fn drop(&mut self) {
@@ -338,4 +338,56 @@ fn children(pid: libc::pid_t) -> Vec<libc::pid_t> {
         .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
         .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    fn sleeper(folder: &Path) -> Process {
+        Process::spawn(Spec {
+            name: "sleeper".to_owned(),
+            program: PathBuf::from("sleep"),
+            args: vec!["1000".into()],
+            env: Vec::new(),
+            log: folder.join("sleeper.log"),
+            owner: None,
+            stop: Signal::Term,
+        })
+        .expect("sleep is everywhere")
+    }
+
+    #[tokio::test]
+    async fn a_child_outlives_the_thread_that_asked_for_it_and_stops_also_when_frozen() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().to_owned();
+        let child = thread::spawn(move || sleeper(&path)).join().expect("the thread only spawns");
+        assert!(child.signal(Signal::Stop));
+        let status = child.stop(Duration::from_secs(10)).await;
+        assert_eq!(status.signal(), Some(libc::SIGTERM));
+        assert!(!child.signal(Signal::Kill), "its id may be somebody else's now");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_child_is_killed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let child = sleeper(folder.path());
+        let shared = Arc::clone(&child.0.shared);
+        drop(child);
+        let mut exit = shared.exit.subscribe();
+        let status = exit.wait_for(Option::is_some).await.expect("the reaper answers").expect("some");
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+    }
+
+    #[tokio::test]
+    async fn an_end_before_readiness_is_told_at_once() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let child = sleeper(folder.path());
+        let began = Instant::now();
+        child.signal(Signal::Kill);
+        let error = child.until_ready(Duration::from_secs(60), async || false).await.expect_err("it ended");
+        assert!(matches!(error, StackError::Died { .. }), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
 }

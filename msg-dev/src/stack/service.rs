@@ -42,6 +42,7 @@ impl ServiceSpec {
     }
 
     /// With a setting; a later value of the same name counts.
+    #[allow(clippy::needless_pass_by_value, reason = "numbers and literals are given by value")]
     pub fn env(mut self, name: &str, value: impl ToString) -> ServiceSpec {
         self.env.retain(|(known, _)| known != name);
         self.env.push((name.to_owned(), value.to_string()));

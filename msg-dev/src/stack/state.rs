@@ -3,12 +3,16 @@
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::error::StackError;
+use super::process::POLL;
 use super::{fetch, user};
 
 /// A state folder is known by this file, which is also its lock.
 const LOCK: &str = "msg-dev.lock";
+/// How long a folder that somebody holds is waited for.
+const HELD_WITHIN: Duration = Duration::from_secs(2);
 
 /// A folder with the data and logs of one stack, held while this value lives.
 #[derive(Debug)]
@@ -38,16 +42,7 @@ impl State {
             )));
         }
         let lock = File::create(&path).map_err(StackError::io("create", &path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let folder = folder.display();
-                return Err(StackError::Setting(format!(
-                    "another msg-dev uses {folder}: stop it or choose another folder"
-                )));
-            }
-            Err(TryLockError::Error(error)) => return Err(StackError::io("lock", path)(error)),
-        }
+        hold(&lock, &folder)?;
         if fresh {
             empty(&folder)?;
         }
@@ -71,6 +66,24 @@ impl State {
     /// The folder of the log files, one a process.
     pub fn logs(&self) -> &Path {
         &self.logs
+    }
+}
+
+/// Locks the folder. A predecessor that was killed a moment ago may still be on its way out.
+fn hold(lock: &File, folder: &Path) -> Result<(), StackError> {
+    let began = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if began.elapsed() < HELD_WITHIN => std::thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) => {
+                let folder = folder.display();
+                return Err(StackError::Setting(format!(
+                    "another msg-dev uses {folder}: stop it or choose another folder"
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(StackError::io("lock", folder)(error)),
+        }
     }
 }
 

@@ -20,8 +20,8 @@ use crate::send::outcome::Outcome;
 
 /// What the callbacks tell the rest of the gateway.
 pub struct Signals {
-    /// The producer cannot go on.
-    pub fatal: Notify,
+    /// The producer has an error, which may be fatal.
+    pub error: Notify,
     /// Something happened that makes a look at the topic worth while.
     pub check: Notify,
     started: Instant,
@@ -32,7 +32,7 @@ pub struct Signals {
 impl Signals {
     /// Nothing has happened yet.
     pub fn new() -> Self {
-        Signals { fatal: Notify::new(), check: Notify::new(), started: Instant::now(), confirmed: AtomicU64::new(0) }
+        Signals { error: Notify::new(), check: Notify::new(), started: Instant::now(), confirmed: AtomicU64::new(0) }
     }
 
     /// Whether a record was confirmed since `when`: then Kafka is there, whatever else seems.
@@ -79,16 +79,10 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        match code_of(&error) {
-            RDKafkaErrorCode::Fatal => {
-                tracing::error!(reason, "the producer has a fatal error");
-                self.signals.fatal.notify_one();
-            }
-            code => {
-                tracing::debug!(%code, reason, "the producer reports an error");
-                self.signals.check.notify_one();
-            }
-        }
+        tracing::debug!(code = %code_of(&error), reason, "the producer reports an error");
+        // A fatal error comes with the code of its cause, so it cannot be told from here: the supervisor asks.
+        self.signals.error.notify_one();
+        self.signals.check.notify_one();
     }
 }
 

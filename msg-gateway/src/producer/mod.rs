@@ -120,9 +120,9 @@ impl Producer {
             .timestamp(record.timestamp_ms)
             .headers(headers);
         self.current.load().send(outgoing).map_err(|(error, _)| {
-            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+            let code = code_of(&error);
             if code == RDKafkaErrorCode::Fatal {
-                self.signals.fatal.notify_one();
+                self.signals.error.notify_one();
             }
             Refusal::Failed(code)
         })
@@ -137,10 +137,10 @@ impl Producer {
     pub async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
         loop {
             tokio::select! {
-                () = self.signals.fatal.notified() => {}
+                () = self.signals.error.notified() => {}
                 () = stop.cancelled() => return,
             }
-            // A report of the producer that was replaced meanwhile comes here too.
+            // Most errors are not, and the producer that was replaced may still report some.
             let Some((code, detail)) = self.current.load().client().fatal_error() else {
                 continue;
             };
@@ -148,8 +148,8 @@ impl Producer {
             match self.config.create_with_context(Context::new(self.signals.clone())) {
                 Ok(fresh) => self.replace(Arc::new(fresh), &readiness, drain),
                 Err(error) => {
-                    tracing::error!(%error, "cannot make a new producer");
-                    self.signals.fatal.notify_one();
+                    tracing::error!(%error, "no new producer can be made");
+                    self.signals.error.notify_one();
                 }
             }
             // A broker that answers each producer with a fatal error must not make us spin.
@@ -186,4 +186,92 @@ fn finish(producer: &ThreadedProducer<Context>, drain: Duration) -> i32 {
 /// The code within librdkafka's answer.
 pub(crate) fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::bindings::{rd_kafka_resp_err_t, rd_kafka_test_fatal_error};
+
+    use super::*;
+    use crate::send::admission::Admission;
+
+    /// A producer whose cluster is librdkafka's own mock, or is not there.
+    fn producer(settings: &[(&str, &str)]) -> Arc<Producer> {
+        let mut config = ClientConfig::new();
+        config.set("enable.idempotence", "true").set("linger.ms", "0");
+        for (key, value) in settings {
+            config.set(*key, *value);
+        }
+        let producer = Producer::new(config, "msgs").expect("the settings are good");
+        producer.open();
+        Arc::new(producer)
+    }
+
+    fn send(producer: &Producer, permit: Permit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
+        let (answer, report) = oneshot::channel();
+        producer
+            .send(Outgoing {
+                partition: 0,
+                key: "bob",
+                value: b"hi",
+                timestamp_ms: 1,
+                traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+                in_flight: Box::new(InFlight { answer, permit }),
+            })
+            .map(|()| report)
+    }
+
+    #[tokio::test]
+    async fn a_permit_is_given_back_by_the_report_and_not_by_the_call() {
+        // Nobody listens there, so the record stays until it is given up.
+        let producer = producer(&[("bootstrap.servers", "127.0.0.1:1"), ("delivery.timeout.ms", "300")]);
+        let admission = Admission::new(2, 1000);
+        let permit = || admission.admit(100).expect("there is room");
+        let abandoned = send(&producer, permit()).expect("it is taken");
+        let kept = send(&producer, permit()).expect("it is taken");
+        drop(abandoned);
+        assert_eq!(admission.taken(), (2, 200));
+        assert!(admission.admit(100).is_err());
+        assert_eq!(kept.await, Ok(Outcome::Unknown));
+        producer.flush(Duration::from_secs(5)).await;
+        assert_eq!(admission.taken(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_taken_while_the_topic_cannot_be_used() {
+        let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
+        producer.close("not there".into());
+        let admission = Admission::new(1, 1000);
+        let refused = send(&producer, admission.admit(1).expect("there is room")).map(|_| ());
+        assert_eq!(refused, Err(Refusal::Closed("not there".into())));
+        assert_eq!(admission.taken(), (0, 0));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_producer_with_a_fatal_error_is_replaced() {
+        let producer = producer(&[("test.mock.num.brokers", "1")]);
+        let admission = Admission::new(2, 1000);
+        let permit = || admission.admit(100).expect("there is room");
+        let stored = send(&producer, permit()).expect("it is taken").await;
+        assert_eq!(stored, Ok(Outcome::Stored { offset: 0 }));
+
+        let readiness = Readiness::waiting_for(&[]);
+        let mut ready = readiness.watch();
+        let stop = CancellationToken::new();
+        let supervisor = tokio::spawn(producer.clone().supervise(readiness, Duration::from_secs(5), stop.clone()));
+        let broken = producer.current.load_full();
+        // SAFETY: the client lives as long as `broken`, and the text is a C string.
+        unsafe {
+            let code = rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+            rd_kafka_test_fatal_error(broken.client().native_ptr(), code, c"a test".as_ptr());
+        }
+        drop(broken);
+        ready.changed().await.expect("the supervisor runs");
+        ready.wait_for(|ready| *ready).await.expect("the supervisor runs");
+        // The new one has a mock cluster of its own, whose topic is empty.
+        let stored = send(&producer, permit()).expect("the new one takes it").await;
+        assert_eq!(stored, Ok(Outcome::Stored { offset: 0 }));
+        stop.cancel();
+        supervisor.await.expect("it ends");
+    }
 }

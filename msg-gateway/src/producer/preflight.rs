@@ -73,11 +73,13 @@ impl Demands {
             ));
         }
         let found = self.safe.unsafe_settings(topic);
-        let unsafe_settings = found.iter().map(|setting| format!("an accepted message could be lost: {setting}"));
-        if self.allow_unsafe {
-            verdict.warnings.extend(unsafe_settings);
-        } else {
-            verdict.refused.extend(unsafe_settings);
+        if !found.is_empty() {
+            let told = format!("an accepted message could be lost: {}", found.join(", "));
+            if self.allow_unsafe {
+                verdict.warnings.push(told);
+            } else {
+                verdict.refused.push(format!("{told} (--allow-unsafe-topic accepts that)"));
+            }
         }
         gauge!(TOPIC_UNSAFE_SETTINGS).set(u32::try_from(found.len()).unwrap_or(u32::MAX));
         gauge!(TOPIC_EXTRA_PARTITIONS).set((topic.partitions - self.partitions).max(0));
@@ -156,7 +158,7 @@ impl Preflight {
             self.producer.open();
             self.readiness.ready(COMPONENT);
         } else {
-            let reason = format!("topic {}: {}", self.topic, verdict.refused.join("; "));
+            let reason = verdict.refused.join("; ");
             self.readiness.not_ready(COMPONENT, &reason);
             self.producer.close(reason);
         }
@@ -235,8 +237,8 @@ mod tests {
     fn an_unsafe_topic_is_used_only_when_that_is_allowed() {
         let topic = Topic { replicas: 1, min_insync: 1, ..good() };
         let verdict = demands().judge(&topic);
-        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (2, 0));
+        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (1, 0));
         let verdict = Demands { allow_unsafe: true, ..demands() }.judge(&topic);
-        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 2));
+        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 1));
     }
 }

@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_token_goes_on_where_the_page_ended_and_only_there() {
         let token = Query::of(request(), 8).expect("it is good").scope().token(42);
-        let next = PullMsgsRequest { page_token: token.clone(), page_size: 7, ..request() };
+        let next = PullMsgsRequest { page_token: token, page_size: 7, ..request() };
         assert_eq!(Query::of(next.clone(), 8).expect("it is good").next_seq, 42);
         assert_eq!(fields(PullMsgsRequest { recv_id: "eve".into(), ..next.clone() }), ["page_token"]);
         assert_eq!(fields(PullMsgsRequest { from_seq: 3, ..next.clone() }), ["page_token"]);

@@ -18,9 +18,10 @@ use prost::Message;
 use prost_types::Timestamp;
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use crate::metrics::SendMetrics;
-use crate::producer::{InFlight, Outgoing, Producer};
+use crate::producer::{InFlight, Outgoing, Producer, Refusal};
 use crate::send::admission::{Admission, Full, RECORD_OVERHEAD};
 use crate::send::deadline::Timing;
 use crate::send::outcome::Outcome;
@@ -79,6 +80,8 @@ impl Sender {
             Ok(Ok(Outcome::TooLarge)) => Err(too_large()),
             // A sender that is gone without a word is a producer that was dropped with the record in it.
             Ok(Ok(Outcome::Unknown) | Err(_)) | Err(_) => {
+                // Kafka may be away, which nothing else tells before the delivery time-out.
+                self.producer.signals().check.notify_one();
                 Err(Failure::OutcomeUnknown { msg_id: pending.msg_id, settles_by: pending.taken_at + self.settle })
             }
         }
@@ -142,21 +145,19 @@ impl Sender {
 
 /// A record that the producer has.
 struct Pending {
-    msg_id: uuid::Uuid,
+    msg_id: Uuid,
     taken_at: SystemTime,
     placement: Placement,
     report: oneshot::Receiver<Outcome>,
 }
 
 /// What it means that the producer did not take a record.
-fn refused(refusal: crate::producer::Refusal) -> Failure {
+fn refused(refusal: Refusal) -> Failure {
     match refusal {
-        crate::producer::Refusal::Closed(reason) => Failure::NotSent(reason),
-        crate::producer::Refusal::Failed(RDKafkaErrorCode::QueueFull) => {
-            Failure::Overloaded("the producer's queue is full".into())
-        }
-        crate::producer::Refusal::Failed(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(),
-        crate::producer::Refusal::Failed(code) => Failure::NotSent(format!("the producer refused the message: {code}")),
+        Refusal::Closed(reason) => Failure::NotSent(reason),
+        Refusal::Failed(RDKafkaErrorCode::QueueFull) => Failure::Overloaded("the producer's queue is full".into()),
+        Refusal::Failed(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(),
+        Refusal::Failed(code) => Failure::NotSent(format!("the producer refused the message: {code}")),
     }
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Pool;
 use msg_common::admin::Readiness;
 use msg_common::partition::Partition;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -16,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::context::Context;
 use super::lookup::Lookup;
-use super::progress;
+use super::progress::{ProgressKeeper, ProgressRow};
 use super::raw::{self, CommitQueue, RecordsQueue};
 use super::starts;
 use crate::lane::item::{Assignment, Item};
@@ -52,8 +51,8 @@ pub struct Parts {
     pub report: Sender<Event>,
     /// Asked where to start.
     pub lookup: Lookup,
-    /// For the progress rows.
-    pub pool: Pool,
+    /// Writes the progress rows.
+    pub progress: ProgressKeeper,
     /// Where tasks run.
     pub runtime: Handle,
     /// Says what keeps the process from being ready.
@@ -299,23 +298,27 @@ impl Driver {
     }
 
     fn save_progress(&self, marks: &[Mark]) {
-        let rows = marks
+        let rows: Vec<_> = marks
             .iter()
             .filter_map(|mark| {
                 let assignment = self.assignments.get(&mark.epoch)?;
-                Some((assignment.topic_id()?, mark.partition, mark.next))
+                let (topic_id, generation) = (assignment.topic_id()?, assignment.generation()?);
+                Some(ProgressRow { topic_id, partition: mark.partition, next: mark.next, generation })
             })
             .collect();
-        let (pool, report) = (self.parts.pool.clone(), self.parts.report.clone());
+        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
         self.parts.runtime.spawn(async move {
-            let event = match progress::save(&pool, rows).await {
-                Ok(()) => Event::ProgressSaved,
-                Err(error) => {
-                    tracing::warn!(error, "progress not saved, will be tried again");
-                    Event::ProgressFailed
+            match progress.save(&rows).await {
+                Ok(()) => {
+                    let _ = report.send(Event::ProgressSaved);
                 }
-            };
-            let _ = report.send(event);
+                Err(error) => {
+                    tracing::warn!(error, "progress not saved, starting again from what the database has");
+                    let _ = report.send(Event::ProgressFailed);
+                    // The database may have lost what it had: only it can tell where to go on.
+                    let _ = report.send(Event::Restart);
+                }
+            }
         });
     }
 

@@ -5,15 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::Pool;
 use msg_common::kafka::raw::topic_id;
 use msg_common::partition::Partition;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
-use crate::failure;
-use crate::lane::sql;
+use super::progress::{Generation, ProgressKeeper};
 use crate::machine::offset::NextOffset;
 use crate::machine::start::Known;
 
@@ -25,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Lookup {
     /// In the group's name, but never a member: it joins nothing, and may be asked from any thread.
     consumer: Arc<BaseConsumer>,
-    pool: Pool,
+    progress: ProgressKeeper,
     topic: String,
 }
 
@@ -34,6 +32,8 @@ pub struct Lookup {
 pub struct Answer {
     /// The topic's id; nil where the broker gives none.
     pub topic_id: Uuid,
+    /// The connection that the progress rows were read over.
+    pub generation: Generation,
     /// Each partition that was asked for.
     pub partitions: Vec<(Partition, Known)>,
 }
@@ -51,8 +51,12 @@ pub enum LookupError {
 
 impl Lookup {
     /// `config` names the group.
-    pub fn new(config: &ClientConfig, pool: Pool, topic: String) -> Result<Self, rdkafka::error::KafkaError> {
-        Ok(Lookup { consumer: Arc::new(config.create()?), pool, topic })
+    pub fn new(
+        config: &ClientConfig,
+        progress: ProgressKeeper,
+        topic: String,
+    ) -> Result<Self, rdkafka::error::KafkaError> {
+        Ok(Lookup { consumer: Arc::new(config.create()?), progress, topic })
     }
 
     /// Asks for these partitions.
@@ -60,12 +64,14 @@ impl Lookup {
         let (lookup, asked) = (self.clone(), partitions.to_vec());
         let kafka = tokio::task::spawn_blocking(move || lookup.ask_kafka(&asked)).await;
         let (topic_id, mut known) = kafka.map_err(|error| LookupError::Kafka(error.to_string()))??;
-        for (partition, next) in self.ask_database(topic_id, partitions).await? {
+        let loaded = self.progress.load(topic_id, partitions).await;
+        let (generation, rows) = loaded.map_err(LookupError::Database)?;
+        for (partition, next) in rows {
             if let Some(known) = known.get_mut(&partition) {
                 known.progress = Some(next);
             }
         }
-        Ok(Answer { topic_id, partitions: known.into_iter().collect() })
+        Ok(Answer { topic_id, generation, partitions: known.into_iter().collect() })
     }
 
     /// Blocks.
@@ -94,18 +100,5 @@ impl Lookup {
             known.insert(partition, ends);
         }
         Ok((id.unwrap_or_default(), known))
-    }
-
-    async fn ask_database(
-        &self,
-        topic_id: Uuid,
-        partitions: &[Partition],
-    ) -> Result<Vec<(Partition, NextOffset)>, LookupError> {
-        let client = self.pool.get().await.map_err(|error| LookupError::Database(error.to_string()))?;
-        let rows = client
-            .query(sql::LOAD_PROGRESS, &[&topic_id, &partitions])
-            .await
-            .map_err(|error| LookupError::Database(failure::describe(&error)))?;
-        Ok(rows.iter().map(|row| (row.get(0), NextOffset(row.get(1)))).collect())
     }
 }

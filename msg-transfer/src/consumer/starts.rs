@@ -41,7 +41,7 @@ impl Resolve {
                             continue;
                         };
                         // Before the event: whoever hears of the start needs it.
-                        assignment.set_topic_id(answer.topic_id);
+                        assignment.start_read(answer.topic_id, answer.generation);
                         let start = start::resolve(known, self.accept_loss);
                         tracing::info!(partition, ?known, ?start, "start resolved");
                         let _ = self.report.send(Event::StartResolved { partition, epoch: assignment.epoch, start });

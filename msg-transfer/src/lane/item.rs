@@ -7,6 +7,7 @@ use bytes::Bytes;
 use msg_common::partition::Partition;
 use uuid::Uuid;
 
+use crate::consumer::progress::Generation;
 use crate::machine::offset::RecordOffset;
 use crate::machine::{Epoch, Receipt};
 
@@ -15,25 +16,30 @@ use crate::machine::{Epoch, Receipt};
 pub struct Assignment {
     /// Which one.
     pub epoch: Epoch,
-    topic_id: OnceLock<Uuid>,
+    read: OnceLock<(Uuid, Generation)>,
     fenced: AtomicBool,
 }
 
 impl Assignment {
     /// Not fenced; its start, and so its topic's id, is not known yet.
     pub fn new(epoch: Epoch) -> Self {
-        Assignment { epoch, topic_id: OnceLock::new(), fenced: AtomicBool::new(false) }
+        Assignment { epoch, read: OnceLock::new(), fenced: AtomicBool::new(false) }
     }
 
     /// The id that tells a topic from its successor under the same name; nil where the broker gives none. `None`
     /// before the start is known.
     pub fn topic_id(&self) -> Option<Uuid> {
-        self.topic_id.get().copied()
+        self.read.get().map(|(topic_id, _)| *topic_id)
     }
 
-    /// The start is known. Only the first call counts.
-    pub fn set_topic_id(&self, id: Uuid) {
-        let _ = self.topic_id.set(id);
+    /// Over which connection the start was read. `None` before it is known.
+    pub fn generation(&self) -> Option<Generation> {
+        self.read.get().map(|(_, generation)| *generation)
+    }
+
+    /// The start was read. Only the first call counts.
+    pub fn start_read(&self, topic_id: Uuid, generation: Generation) {
+        let _ = self.read.set((topic_id, generation));
     }
 
     /// From now on, nothing that was received under it may be written.

@@ -64,7 +64,8 @@ pub enum Event {
     Dropped(Vec<Receipt>),
     /// This partition must not go on.
     Halt { partition: Partition, epoch: Epoch, reason: String },
-    /// What librdkafka fetched cannot be trusted to follow what we have: start each partition anew.
+    /// What was fetched may not follow what we have, or the database may not have what we stored: start each partition
+    /// anew.
     Restart,
     /// The progress rows are written.
     ProgressSaved,
@@ -357,17 +358,28 @@ impl Machine {
         }
     }
 
+    /// Begins a partition anew, from where the database and the group say. What is in the lanes is given up.
     fn restart(&mut self, partition: Partition, actions: &mut Vec<Action>) {
         let epoch = self.last_epoch + 1;
         let Some(owned) = self.owned.get_mut(&partition) else { return };
-        if owned.leaving || !matches!(owned.phase, Phase::Running { .. }) {
-            return;
+        match &mut owned.phase {
+            Phase::Resolving => {}
+            // It stands still all the same; what it had settled is not known to be kept any more.
+            Phase::Halted { ledger, .. } => *ledger = None,
+            Phase::Running { .. } if owned.leaving => {
+                // The next owner begins where the database says.
+                owned.abandoned = true;
+                owned.phase = Phase::Resolving;
+                actions.push(Action::Fence { epoch: owned.epoch });
+            }
+            Phase::Running { .. } => {
+                self.last_epoch = epoch;
+                actions.push(Action::StopFetching { partition });
+                actions.push(Action::Fence { epoch: owned.epoch });
+                *owned = Owned { epoch, phase: Phase::Resolving, inflight: 0, leaving: false, abandoned: false };
+                actions.push(Action::ResolveStart { partition, epoch });
+            }
         }
-        self.last_epoch = epoch;
-        actions.push(Action::StopFetching { partition });
-        actions.push(Action::Fence { epoch: owned.epoch });
-        *owned = Owned { epoch, phase: Phase::Resolving, inflight: 0, leaving: false, abandoned: false };
-        actions.push(Action::ResolveStart { partition, epoch });
     }
 
     fn leave(&mut self, partitions: &[Partition]) {

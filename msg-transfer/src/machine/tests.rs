@@ -185,3 +185,42 @@ fn the_limits_hold_and_half_of_them_opens_again() {
 fn stopping_with_nothing_owned_is_done_at_once() {
     assert_eq!(on(&mut machine(), Event::Stop, 0), [Action::Release(vec![])]);
 }
+
+/// The database may have lost what it had answered for: nothing of it is committed, and it is read again.
+#[test]
+fn a_restart_commits_nothing_of_before() {
+    let mut machine = running();
+    let a = receive(&mut machine, 0, 0);
+    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    on(&mut machine, Event::ProgressFailed, 1001);
+    assert_eq!(
+        on(&mut machine, Event::Restart, 1002),
+        [
+            Action::StopFetching { partition: 0 },
+            Action::Fence { epoch: 1 },
+            Action::ResolveStart { partition: 0, epoch: 2 }
+        ]
+    );
+    assert_eq!(on(&mut machine, Event::Tick, 60_000), []);
+}
+
+#[test]
+fn a_restart_while_a_partition_is_given_back_lets_it_go_at_once() {
+    let mut machine = running();
+    let [a, _b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
+    on(&mut machine, Event::Settled(vec![a]), 5);
+    on(&mut machine, Event::Revoked(vec![0]), 10);
+    on(&mut machine, Event::ProgressFailed, 11);
+    let released = [Action::Fence { epoch: 1 }, Action::Fence { epoch: 1 }, Action::Release(vec![0])];
+    assert_eq!(on(&mut machine, Event::Restart, 12), released);
+}
+
+#[test]
+fn a_halted_partition_forgets_what_a_restart_makes_doubtful() {
+    let mut machine = running();
+    let a = receive(&mut machine, 0, 0);
+    on(&mut machine, Event::Settled(vec![a]), 1);
+    on(&mut machine, Event::Halt { partition: 0, epoch: 1, reason: "newer".into() }, 2);
+    assert_eq!(on(&mut machine, Event::Restart, 3), []);
+    assert_eq!(on(&mut machine, Event::Tick, 60_000), []);
+}

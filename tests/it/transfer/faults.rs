@@ -22,7 +22,10 @@ async fn killed_in_the_middle_nothing_is_lost_or_doubled() {
     writer.flush();
     let transfer = world.transfer("transfer", |spec| {
         // Small batches and few in flight, so that a kill finds it in the middle; a session that ends soon after it.
-        spec.env("BATCH_RECORDS", 50).env("MAX_INFLIGHT_RECORDS", 2000).env("SESSION_TIMEOUT", "6s")
+        spec.env("BATCH_RECORDS", 50)
+            .env("MAX_INFLIGHT_RECORDS", 2000)
+            .env("SESSION_TIMEOUT", "6s")
+            .env("DRAIN_TIMEOUT", "3s")
     });
     let database = world.database().await;
     for kill in 1..=4 {
@@ -120,7 +123,10 @@ async fn a_frozen_process_that_wakes_up_doubles_and_swaps_nothing() {
     let writer = world.writer();
     const COUNT: i64 = 30_000;
     let frozen = world.transfer("first", |spec| {
-        spec.env("BATCH_RECORDS", 100).env("SESSION_TIMEOUT", "6s").env("DATABASE_STATEMENT_TIMEOUT", "3s")
+        spec.env("BATCH_RECORDS", 100)
+            .env("SESSION_TIMEOUT", "6s")
+            .env("DRAIN_TIMEOUT", "3s")
+            .env("DATABASE_STATEMENT_TIMEOUT", "3s")
     });
     frozen.start().await.unwrap();
     for i in 0..COUNT {
@@ -129,7 +135,7 @@ async fn a_frozen_process_that_wakes_up_doubles_and_swaps_nothing() {
     writer.flush();
     world.rows_reach(1000).await;
     assert!(frozen.signal(Signal::Stop));
-    let next = world.transfer("second", |spec| spec.env("SESSION_TIMEOUT", "6s"));
+    let next = world.transfer("second", |spec| spec.env("SESSION_TIMEOUT", "6s").env("DRAIN_TIMEOUT", "3s"));
     next.start().await.unwrap();
     world.rows_reach(COUNT).await;
     assert!(frozen.signal(Signal::Cont));

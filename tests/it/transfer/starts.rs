@@ -1,6 +1,10 @@
 //! Where a partition starts: never past what the database has.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use crate::support::kafka::{good, msg};
+use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
@@ -56,4 +60,61 @@ async fn what_kafka_has_lost_is_told_and_nothing_is_guessed() {
     })
     .await;
     assert!(other.stop().await.unwrap().success());
+}
+
+/// The database goes back to an earlier point under a transfer that goes on running: what it lost is read again, at once.
+#[tokio::test]
+async fn a_database_put_back_under_a_running_transfer_is_filled_again() {
+    let (stack, folder) = own_stack("back").await;
+    stack.launch().await.unwrap();
+    let world = World::on(&stack, "back", 4);
+    world.create(&stack).await;
+    let transfer = world.running_transfer().await;
+    let writer = world.writer();
+    let send = |from: usize, to: usize| {
+        for i in from..to {
+            writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+        }
+        writer.flush();
+    };
+    send(0, 1000);
+    world.all_committed().await;
+    stack.postgres().stop().await;
+    let data = data_folder(folder.path());
+    let copy = folder.path().join("copy");
+    copy_folder(&data, &copy);
+    stack.postgres().start().await.unwrap();
+    send(1000, 3000);
+    world.all_committed().await;
+    world.rows_reach(3000).await;
+    stack.postgres().stop().await;
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_folder(&copy, &data);
+    stack.postgres().start().await.unwrap();
+    assert_eq!(world.rows().await.len(), 1000, "it was put back");
+    send(3000, 3100);
+    world.rows_reach(3100).await;
+    world.all_committed().await;
+    assert_eq!(world.rows().await.len(), 3100, "P1, P2");
+    world.assert_ordered_without_gaps().await;
+    assert!(transfer.stop().await.unwrap().success());
+    stack.stop().await;
+}
+
+/// The server's data, somewhere below the state folder.
+fn data_folder(below: &Path) -> PathBuf {
+    let mut folders = vec![below.to_owned()];
+    while let Some(folder) = folders.pop() {
+        if folder.join("PG_VERSION").exists() {
+            return folder;
+        }
+        let entries = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+        folders.extend(entries.filter(|path| path.is_dir()));
+    }
+    panic!("no server below {}", below.display());
+}
+
+/// With owners and rights, which the server insists on.
+fn copy_folder(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }

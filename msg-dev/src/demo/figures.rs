@@ -1,0 +1,184 @@
+//! Owns the figures of a run: what is measured, and how it is shown and written.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use serde_json::json;
+
+use super::check::{Crash, Finding};
+use super::pipe::Memory;
+use super::screen::grouped;
+use super::send::{Counters, History};
+use super::table::Table;
+
+/// What a run came to.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figures {
+    log: String,
+    messages: usize,
+    messages_of_log: usize,
+    sends_ok: u64,
+    sends_not_sent: u64,
+    sends_unknown: u64,
+    dead_letters: usize,
+    send_seconds: f64,
+    sends_per_second: f64,
+    store_seconds: f64,
+    rows_per_second: f64,
+    send_ms: Spread,
+    store_ms: Spread,
+    crash_next_row_seconds: Option<f64>,
+    crash_ready_seconds: f64,
+    caught_up_seconds: f64,
+    gateway_memory: Memory,
+    transfer_memory: Memory,
+}
+
+/// Milliseconds.
+#[derive(Debug, Serialize)]
+struct Spread {
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    max: f64,
+}
+
+/// What the figures are made of.
+pub(crate) struct Run<'a> {
+    pub(crate) log: String,
+    pub(crate) messages_of_log: usize,
+    pub(crate) history: &'a History,
+    pub(crate) counters: &'a Counters,
+    pub(crate) table: &'a Table,
+    pub(crate) crash: &'a Crash,
+    /// From the crash to the new transfer's readiness.
+    pub(crate) ready: Duration,
+    /// From the last OK to the last record stored.
+    pub(crate) caught_up: Duration,
+    pub(crate) gateway: Memory,
+    /// Its peak is the higher of the dead one's and its successor's.
+    pub(crate) transfer: Memory,
+}
+
+impl Figures {
+    /// Works them out.
+    pub(crate) fn of(run: Run<'_>) -> Figures {
+        let Run { history, counters, table, crash, .. } = run;
+        let sends_ok = counters.oks.load(Ordering::Relaxed);
+        let rows = &table.rows;
+        let last_row = rows.iter().map(|row| row.stored_time).max().unwrap_or(history.began);
+        let store_seconds = seconds_from(history.began, last_row);
+        let next_row = rows.iter().map(|row| row.stored_time).filter(|time| *time > crash.at).min();
+        let waits = rows.iter().map(|row| row.stored_time.duration_since(row.send_time).unwrap_or_default());
+        let acks = history.sent.iter().flat_map(|sent| &sent.delivery.acks);
+        Figures {
+            log: run.log,
+            messages: history.sent.len(),
+            messages_of_log: run.messages_of_log,
+            sends_ok,
+            sends_not_sent: counters.not_sent.load(Ordering::Relaxed),
+            sends_unknown: counters.unknown.load(Ordering::Relaxed),
+            dead_letters: table.dead_letters.len(),
+            send_seconds: history.took.as_secs_f64(),
+            sends_per_second: sends_ok as f64 / history.took.as_secs_f64(),
+            store_seconds,
+            rows_per_second: rows.len() as f64 / store_seconds,
+            send_ms: Spread::of(acks.map(|ack| ack.took)),
+            store_ms: Spread::of(waits),
+            crash_next_row_seconds: next_row.map(|next| seconds_from(crash.at, next)),
+            crash_ready_seconds: run.ready.as_secs_f64(),
+            caught_up_seconds: run.caught_up.as_secs_f64(),
+            gateway_memory: run.gateway,
+            transfer_memory: run.transfer,
+        }
+    }
+
+    /// The table.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let messages = grouped(self.messages as u64);
+        let (of_log, besides) = (grouped(self.messages_of_log as u64), self.messages - self.messages_of_log);
+        let (oks, not_sent, unknown) =
+            (grouped(self.sends_ok), grouped(self.sends_not_sent), grouped(self.sends_unknown));
+        let rate = |per_second: f64, seconds: f64| format!("{}/s over {seconds:.1} s", grouped(per_second as u64));
+        let next_row = match self.crash_next_row_seconds {
+            Some(seconds) => format!("the next row after {seconds:.2} s"),
+            None => "nothing was left to store".to_owned(),
+        };
+        vec![
+            format!("messages      {messages}: {of_log} of the log, {besides} besides"),
+            format!("sends         {oks} OK; {not_sent} not sent and {unknown} unknown, each sent again"),
+            format!("sent          {}", rate(self.sends_per_second, self.send_seconds)),
+            format!(
+                "stored        {}, from the first send to the last row",
+                rate(self.rows_per_second, self.store_seconds)
+            ),
+            format!("SendMsg       {}", self.send_ms.line()),
+            format!("until stored  {}, with the crash", self.store_ms.line()),
+            format!("crash         {next_row}, ready after {:.2} s", self.crash_ready_seconds),
+            format!("caught up     {:.2} s after the last OK", self.caught_up_seconds),
+            format!(
+                "memory        msg-gateway {}, msg-transfer {}",
+                self.gateway_memory.line(),
+                self.transfer_memory.line()
+            ),
+        ]
+    }
+
+    /// All of it, with the verdict, for a program to read.
+    pub(crate) fn json(&self, findings: &[Finding], total: Duration) -> serde_json::Value {
+        let promises: Vec<_> = findings
+            .iter()
+            .map(|finding| {
+                json!({"promise": finding.promise, "what": finding.what, "checked": finding.checked,
+                       "broken": finding.broken, "examples": finding.examples})
+            })
+            .collect();
+        let holds = findings.iter().all(|finding| finding.broken == 0);
+        json!({"holds": holds, "total_seconds": total.as_secs_f64(), "figures": self, "promises": promises})
+    }
+}
+
+fn seconds_from(from: SystemTime, to: SystemTime) -> f64 {
+    to.duration_since(from).unwrap_or_default().as_secs_f64()
+}
+
+impl Spread {
+    fn of(durations: impl Iterator<Item = Duration>) -> Spread {
+        // Microseconds, up to an hour.
+        let mut micros = Histogram::<u64>::new_with_bounds(1, 3_600_000_000, 3)
+            .expect("3 digits are allowed, and the bounds are in order");
+        for duration in durations {
+            micros.saturating_record(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+        }
+        let at = |quantile| micros.value_at_quantile(quantile) as f64 / 1000.0;
+        Spread { p50: at(0.5), p90: at(0.9), p99: at(0.99), max: micros.max() as f64 / 1000.0 }
+    }
+
+    fn line(&self) -> String {
+        let Spread { p50, p90, p99, max } = self;
+        format!("p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms")
+    }
+}
+
+impl Memory {
+    fn line(self) -> String {
+        format!("{} MiB (at most {})", self.resident >> 20, self.peak >> 20)
+    }
+}
+
+/// The verdict, a promise a line, and what broke below it.
+pub(crate) fn verdict(findings: &[Finding]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for finding in findings {
+        let result = match finding.broken {
+            0 => "holds".to_owned(),
+            broken => format!("BROKEN {} times", grouped(broken as u64)),
+        };
+        let Finding { promise, what, checked, .. } = finding;
+        lines.push(format!("{promise:<3} {what:<80} {:>9}  {result}", grouped(*checked as u64)));
+        lines.extend(finding.examples.iter().map(|example| format!("      e.g. {example}")));
+    }
+    lines
+}

@@ -1,0 +1,80 @@
+//! Owns what the demo asks of Kafka: where each partition ends, and what the transfer's group has committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::error::DemoError;
+
+/// For one question.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// A client in the name of the transfer's group that never joins it.
+#[derive(Clone)]
+pub(crate) struct Offsets {
+    consumer: Arc<BaseConsumer<Quiet>>,
+    topic: String,
+    partitions: i32,
+}
+
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ConsumerContext for Quiet {}
+
+impl Offsets {
+    /// Connects when first asked.
+    pub(crate) fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<Offsets, DemoError> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", bootstrap).set("group.id", group).set("client.id", "msg-dev-demo");
+        let consumer = Arc::new(config.create_with_context(Quiet)?);
+        Ok(Offsets { consumer, topic: topic.to_owned(), partitions })
+    }
+
+    /// The next offset to read by the group, a partition; 0 where nothing was committed.
+    pub(crate) async fn committed(&self) -> Result<Vec<i64>, DemoError> {
+        self.ask(|this| {
+            let mut asked = TopicPartitionList::new();
+            for partition in 0..this.partitions {
+                asked.add_partition(&this.topic, partition);
+            }
+            let answer = this.consumer.committed_offsets(asked, ANSWER_WITHIN)?;
+            let next = |partition| match answer.find_partition(&this.topic, partition).map(|found| found.offset()) {
+                Some(Offset::Offset(offset)) => offset,
+                _ => 0,
+            };
+            Ok((0..this.partitions).map(next).collect())
+        })
+        .await
+    }
+
+    /// The offset that the next record of each partition gets.
+    pub(crate) async fn ends(&self) -> Result<Vec<i64>, DemoError> {
+        self.ask(|this| {
+            let end =
+                |partition| this.consumer.fetch_watermarks(&this.topic, partition, ANSWER_WITHIN).map(|(_, end)| end);
+            (0..this.partitions).map(end).collect()
+        })
+        .await
+    }
+
+    /// The client blocks, so it is asked on a thread for that.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Offsets) -> KafkaResult<T> + Send + 'static,
+    ) -> Result<T, DemoError> {
+        let this = self.clone();
+        let answer = tokio::task::spawn_blocking(move || question(&this)).await;
+        Ok(answer.expect("asking for offsets does not panic")?)
+    }
+}

@@ -1,0 +1,95 @@
+//! Owns what the demo shows while it runs: lines with the time since the start, and a progress bar; plain lines where
+//! nobody watches a terminal.
+
+use std::io::IsTerminal;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio_postgres::Client;
+
+use super::send::Counters;
+use super::table;
+
+const REDRAW: Duration = Duration::from_millis(200);
+
+/// Standard output.
+pub(crate) struct Screen {
+    began: Instant,
+    bar: ProgressBar,
+}
+
+impl Screen {
+    /// The time counts from here.
+    pub(crate) fn new() -> Screen {
+        Screen { began: Instant::now(), bar: ProgressBar::hidden() }
+    }
+
+    /// Time since the start.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// A line about what is happening.
+    pub(crate) fn say(&self, text: &str) {
+        let line = format!("[{:5.1} s] {text}", self.elapsed().as_secs_f64());
+        // The bar is cleared before, and drawn again below.
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    /// Shows how far the senders and the transfer are, for as long as it is polled.
+    pub(crate) async fn follow(&self, counters: &Counters, messages: usize, partitions: usize, database: &Client) {
+        let messages = messages as u64;
+        let is_terminal = std::io::stderr().is_terminal();
+        if is_terminal {
+            let style = ProgressStyle::with_template("  sent {bar:40} {human_pos}/{human_len} {per_sec}, {msg}");
+            self.bar.set_style(style.expect("the template is valid"));
+            self.bar.set_length(messages);
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        let mut tenths = 0;
+        let mut redraw = tokio::time::interval(REDRAW);
+        loop {
+            redraw.tick().await;
+            let sent = counters.messages.load(Ordering::Relaxed);
+            let stored = table::progress(database, partitions).await.map_or(0, |next| next.iter().sum::<i64>());
+            if is_terminal {
+                self.bar.set_message(format!("{} records stored", grouped(stored.unsigned_abs())));
+                self.bar.set_position(sent);
+            } else if sent * 10 / messages > tenths {
+                tenths = sent * 10 / messages;
+                let (sent, stored) = (grouped(sent), grouped(stored.unsigned_abs()));
+                self.say(&format!("{sent} messages sent, {stored} records stored"));
+            }
+        }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn sent(&self) {
+        self.bar.finish_and_clear();
+        self.bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+}
+
+/// A number with commas.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_commas() {
+        assert_eq!([0, 12, 999, 1000, 1_234_567].map(grouped), ["0", "12", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -1,0 +1,114 @@
+//! P7 and P6: what may be in flight has a limit, which a record holds until its report, whatever its caller does.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use msg_common::proto::{Msg, Placement};
+use msg_dev::stack::{Signal, Stack};
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+
+use super::calls::{Client, assert_failed, assert_not_sent, client, in_flight, metric, send, send_within};
+use crate::support::stack::own_stack;
+use crate::support::world::{Gateway, World};
+use crate::support::{NotYet, eventually, kafka};
+
+fn msg(id: &str, bytes: usize) -> Msg {
+    kafka::msg("alice", "bob", id, vec![b'x'; bytes])
+}
+
+fn spawn_send(client: &Client, msg: Msg) -> JoinHandle<Result<(), Status>> {
+    let client = client.clone();
+    tokio::spawn(async move { send(&client, &msg).await.map(|_| ()) })
+}
+
+#[tokio::test]
+async fn what_is_in_flight_is_bounded_by_count_and_by_bytes() {
+    let (stack, _folder) = own_stack("full").await;
+    stack.launch().await.unwrap();
+    let world = World::on(&stack, "full", 4);
+    world.create(&stack).await;
+    let few = world.gateway("few", |spec| spec.env("MAX_INFLIGHT_MSGS", 3).env("DEADLINE_MARGIN", "500ms"));
+    let small =
+        world.gateway("small", |spec| spec.env("MAX_INFLIGHT_BYTES", "200KiB").env("MAX_CONTENT_BYTES", "100KiB"));
+    for gateway in [&few, &small] {
+        gateway.service.start().await.unwrap();
+    }
+    let clients = (client(&few).await, client(&small).await);
+    // Both know where the topic's partitions are before the broker hangs.
+    let mut stored = BTreeSet::new();
+    for (client, id) in [(&clients.0, "first"), (&clients.1, "second")] {
+        send(client, &msg(id, 1)).await.unwrap();
+        stored.insert(id);
+    }
+    assert!(stack.kafka().signal_broker(1, Signal::Stop).unwrap());
+    stored.extend(by_bytes(&small, &clients.1).await);
+    stored.extend(by_count(&few, &clients.0, &stack).await);
+    // Where there is room again, the next send goes through.
+    for (client, id) in [(&clients.0, "again few"), (&clients.1, "again small")] {
+        eventually("there is room again", async || Ok(send(client, &msg(id, 1)).await?)).await;
+        stored.insert(id);
+    }
+    let _transfer = world.running_transfer().await;
+    world.all_committed().await;
+    let rows: Vec<String> = world.rows().await.into_iter().map(|row| row.client_msg_id).collect();
+    assert_eq!(rows.len(), stored.len(), "{rows:?}");
+    assert_eq!(rows.iter().map(String::as_str).collect::<BTreeSet<_>>(), stored, "P6: only what was taken is stored");
+    stack.stop().await;
+}
+
+/// Two large messages fill it; a third is refused, a small one still fits. They stay in flight.
+async fn by_bytes(gateway: &Gateway, client: &Client) -> [&'static str; 3] {
+    let sends = [spawn_send(client, msg("large 1", 90 << 10)), spawn_send(client, msg("large 2", 90 << 10))];
+    in_flight(gateway, 2).await;
+    assert_not_sent(send(client, &msg("refused large", 90 << 10)).await, Code::ResourceExhausted);
+    let small = spawn_send(client, msg("small", 100));
+    in_flight(gateway, 3).await;
+    assert!(!small.is_finished() && sends.iter().all(|send| !send.is_finished()));
+    ["large 1", "large 2", "small"]
+}
+
+/// Three messages fill it: the first one's caller is told that its outcome is unknown, the second's goes away, the third's
+/// waits. Nobody else gets in before the broker goes on.
+async fn by_count(gateway: &Gateway, client: &Client, stack: &Stack) -> [&'static str; 3] {
+    let cancelled = spawn_send(client, msg("cancelled", 1));
+    let waiting = spawn_send(client, msg("waiting", 1));
+    in_flight(gateway, 2).await;
+    let answered = send_within(client, &msg("answered", 1), Duration::from_millis(1500)).await;
+    assert_failed(answered, Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
+    cancelled.abort();
+    assert!(cancelled.await.unwrap_err().is_cancelled());
+    for i in 0..20 {
+        assert_not_sent(send(client, &msg(&format!("refused {i}"), 1)).await, Code::ResourceExhausted);
+    }
+    in_flight(gateway, 3).await;
+    assert!(!waiting.is_finished());
+    assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
+    waiting.await.unwrap().expect("it is answered by its report");
+    ["cancelled", "waiting", "answered"]
+}
+
+#[tokio::test]
+async fn connections_have_a_limit() {
+    let world = World::new("connections").await;
+    let gateway = world.gateway("gateway", |spec| spec.env("MAX_CONNECTIONS", 2));
+    gateway.service.start().await.unwrap();
+    let clients = [client(&gateway).await, client(&gateway).await];
+    for client in &clients {
+        send(client, &msg("first", 1)).await.unwrap();
+    }
+    // Whether the one too many fails at once or at its first call depends on who is faster.
+    let further = async || -> Result<Placement, NotYet> {
+        let client = Client::connect(format!("http://{}", gateway.address)).await?;
+        Ok(send(&client, &msg("third", 1)).await?)
+    };
+    let refused = further().await;
+    assert!(refused.is_err(), "a third connection is served");
+    assert_eq!(metric(&gateway, "msg_gateway_connections").await.unwrap(), 2.0);
+    assert!(metric(&gateway, "msg_gateway_connections_refused_total").await.unwrap() >= 1.0);
+    for client in &clients {
+        send(client, &msg("second", 1)).await.expect("those that are there are not disturbed");
+    }
+    drop(clients);
+    eventually("there is room again", further).await;
+}

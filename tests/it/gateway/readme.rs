@@ -1,0 +1,135 @@
+//! The README's grpcurl lines, run as they stand there: what a reader types gives what the README shows.
+
+use std::path::{Path, PathBuf};
+
+use prost_types::Timestamp;
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::support::stack::stack;
+use crate::support::world::World;
+use crate::support::{ensure, eventually};
+
+const README: &str = include_str!("../../../README.md");
+/// Where the README's gateway listens.
+const ADDRESS: &str = "127.0.0.1:50051";
+const INSTALL: &str = "go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3";
+
+/// A command as it is typed, and what it shows.
+#[derive(Debug, PartialEq, Eq)]
+struct Example {
+    command: String,
+    output: String,
+}
+
+/// The grpcurl commands of all ```console fences. A command goes on after a `\` at the line's end and within quotes.
+fn examples(text: &str) -> Vec<Example> {
+    let mut examples: Vec<Example> = Vec::new();
+    let (mut in_fence, mut in_command, mut in_output) = (false, false, false);
+    for line in text.lines() {
+        if line.starts_with("```") {
+            in_fence = !in_fence && line == "```console";
+            (in_command, in_output) = (false, false);
+            continue;
+        }
+        if !in_fence {
+            continue;
+        }
+        if let Some(command) = line.strip_prefix("$ ").filter(|_| !in_command) {
+            in_output = false;
+            if command.starts_with("grpcurl") {
+                examples.push(Example { command: String::new(), output: String::new() });
+                (in_command, in_output) = (true, true);
+            }
+        }
+        let Some(example) = examples.last_mut().filter(|_| in_output) else { continue };
+        if in_command {
+            example.command += line.strip_prefix("$ ").unwrap_or(line);
+            example.command.push('\n');
+            let quoted = example.command.matches('\'').count() % 2 == 1;
+            in_command = quoted || line.ends_with('\\');
+        } else {
+            example.output += line;
+            example.output.push('\n');
+        }
+    }
+    examples
+}
+
+#[test]
+fn examples_are_found_with_their_continuations() {
+    let text = "$ grpcurl not in a fence\n```console\n$ make up\n$ not grpcurl\nx\n$ grpcurl -d '{\n $ 1}' \\\n  here\n{\n}\n\
+                $ grpcurl b\n```\n```\n$ grpcurl c\n```\n";
+    let example = |command: &str, output: &str| Example { command: command.into(), output: output.into() };
+    let expected = [example("grpcurl -d '{\n $ 1}' \\\n  here\n", "{\n}\n"), example("grpcurl b\n", "")];
+    assert_eq!(examples(text), expected);
+}
+
+/// grpcurl, from `GRPCURL`, the `PATH`, or where Go installs it.
+fn grpcurl() -> PathBuf {
+    if let Some(path) = std::env::var_os("GRPCURL").filter(|path| !path.is_empty()) {
+        return path.into();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join("go/bin"));
+    let mut found = std::env::split_paths(&path).chain(home).map(|folder| folder.join("grpcurl"));
+    found.find(|path| path.is_file()).unwrap_or_else(|| panic!("grpcurl is missing; install it with: {INSTALL}"))
+}
+
+#[tokio::test]
+async fn every_grpcurl_line_of_the_readme_gives_what_it_shows() {
+    let (grpcurl, stack) = (grpcurl(), stack().await);
+    let world = World::on(stack, "readme", 16);
+    world.create(stack).await;
+    let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
+    let examples = examples(README);
+    assert!(examples.len() >= 5, "the README shows {} grpcurl lines", examples.len());
+    for example in examples {
+        assert!(example.command.contains(ADDRESS) && !example.output.is_empty(), "{example:?}");
+        let words = example.command.strip_prefix("grpcurl").unwrap().replace(ADDRESS, &gateway.address);
+        let script = format!("\"$GRPCURL\"{words}");
+        let run = Command::new("sh").args(["-c", &script]).env("GRPCURL", &grpcurl).output().await;
+        let run = run.unwrap_or_else(|error| panic!("sh: {error}"));
+        // As a terminal shows it: an error's details come on the second.
+        let output = String::from_utf8([run.stdout, run.stderr].concat()).unwrap();
+        assert_same(&example, &output);
+        if run.status.success() && example.command.trim_end().ends_with("/SendMsg") {
+            stored(&world, &output).await;
+        }
+    }
+}
+
+/// Waits until the message of this answer can be read, as the next line may want to.
+async fn stored(world: &World, output: &str) {
+    let answer: Value = serde_json::from_str(output).unwrap();
+    let msg_id = answer["placement"]["msgId"].as_str().unwrap().to_owned();
+    let database = world.database().await;
+    eventually("the message is stored", async || {
+        let query = "SELECT count(*) FROM messages WHERE msg_id::text = $1";
+        let count: i64 = database.query_one(query, &[&msg_id]).await?.get(0);
+        ensure(count == 1, count)
+    })
+    .await;
+}
+
+/// JSON by its meaning, with times as far as they are times; other text to the letter.
+fn assert_same(example: &Example, output: &str) {
+    let (shown, given) = (serde_json::from_str::<Value>(&example.output), serde_json::from_str::<Value>(output));
+    match (shown, given) {
+        (Ok(mut shown), Ok(mut given)) => {
+            mask_times(&mut shown);
+            mask_times(&mut given);
+            assert_eq!(given, shown, "{}{output}", example.command);
+        }
+        _ => assert_eq!(output, example.output, "{}", example.command),
+    }
+}
+
+fn mask_times(value: &mut Value) {
+    match value {
+        Value::String(text) if text.parse::<Timestamp>().is_ok() => *text = "a time".into(),
+        Value::Array(values) => values.iter_mut().for_each(mask_times),
+        Value::Object(entries) => entries.values_mut().for_each(mask_times),
+        _ => {}
+    }
+}

@@ -1,0 +1,150 @@
+//! What is refused at the door: every reason at once, and nothing of it is sent.
+
+use std::time::Duration;
+
+use msg_common::proto::{GetMaxSeqsRequest, Msg, PullMsgsRequest, SendMsgRequest};
+use tonic::{Code, Request};
+
+use super::calls::{assert_failed, channel, client, fields, request, send, send_within, unary};
+use crate::support::kafka::msg;
+use crate::support::world::World;
+
+#[tokio::test]
+async fn every_bad_field_of_a_message_is_named_at_once() {
+    let world = World::new("bad_fields").await;
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    let good = || msg("alice", "bob", "1", "x");
+    let everything = Msg {
+        recv_id: String::new(),
+        send_id: "a\0".into(),
+        client_msg_id: "x".repeat(257),
+        session_type: 9,
+        content_type: String::new(),
+        content: vec![0; (1 << 20) + 1].into(),
+        attributes: [("lang".to_owned(), "\0".to_owned()), (String::new(), "v".repeat(4097))].into(),
+    };
+    let large = |count: usize| (0..count).map(|i| (format!("{i:0>8}"), "v".repeat(4000))).collect();
+    let cases = [
+        (
+            everything,
+            &[
+                "msg.recv_id",
+                "msg.send_id",
+                "msg.client_msg_id",
+                "msg.session_type",
+                "msg.content_type",
+                "msg.content",
+                "msg.attributes.keys[0]",
+                "msg.attributes.values[0]",
+                "msg.attributes.values[1]",
+            ][..],
+        ),
+        (Msg { recv_id: "bo\0b".into(), ..good() }, &["msg.recv_id"]),
+        (Msg { recv_id: "é".repeat(129), ..good() }, &["msg.recv_id"]),
+        (Msg { send_id: String::new(), ..good() }, &["msg.send_id"]),
+        (Msg { client_msg_id: "\0".into(), ..good() }, &["msg.client_msg_id"]),
+        (Msg { session_type: 0, ..good() }, &["msg.session_type"]),
+        (Msg { content_type: "x".repeat(129), ..good() }, &["msg.content_type"]),
+        (Msg { content: vec![0; (1 << 20) + 1].into(), ..good() }, &["msg.content"]),
+        (Msg { attributes: (0..65).map(|i| (i.to_string(), String::new())).collect(), ..good() }, &["msg.attributes"]),
+        (Msg { attributes: large(5), ..good() }, &["msg.attributes"]),
+    ];
+    for (bad, expected) in cases {
+        let details = assert_failed(send(&client, &bad).await, Code::InvalidArgument, "INVALID_FIELDS");
+        assert_eq!(fields(&details), expected);
+    }
+    let empty = client.clone().send_msg(SendMsgRequest { msg: None, wait_for: 7 }).await;
+    let details = assert_failed(empty, Code::InvalidArgument, "INVALID_FIELDS");
+    assert_eq!(fields(&details), ["msg", "wait_for"]);
+    assert_eq!(world.ends().await, [0; 4], "something was sent");
+}
+
+#[tokio::test]
+async fn hundreds_of_bad_fields_are_told_in_short() {
+    let world = World::new("many_bad_fields").await;
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    let attributes = (0..500).map(|i| (format!("\0{i}"), "\0".to_owned())).collect();
+    let bad = Msg { attributes, ..msg("alice", "bob", "1", "x") };
+    let inboxes = GetMaxSeqsRequest { recv_ids: vec!["\0".into(); 900] };
+    let send_details = assert_failed(send(&client, &bad).await, Code::InvalidArgument, "INVALID_FIELDS");
+    let read_details =
+        assert_failed(client.clone().get_max_seqs(inboxes).await, Code::InvalidArgument, "INVALID_FIELDS");
+    // One more than the attributes: there are too many of them.
+    for (details, count) in [(send_details, 1001), (read_details, 900)] {
+        let told = &details.bad_request().unwrap().field_violations;
+        assert!(told.len() > 10);
+        let left = count - (told.len() - 1);
+        assert_eq!(told.last().unwrap().description, format!("and {left} more"));
+    }
+}
+
+#[tokio::test]
+async fn every_bad_field_of_a_read_is_named_at_once() {
+    let world = World::new("bad_reads").await;
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    let bad = PullMsgsRequest {
+        recv_id: "x".repeat(257),
+        from_seq: -1,
+        to_seq: -2,
+        order: 5,
+        page_size: -1,
+        page_token: "?".into(),
+        omit_content: false,
+    };
+    let details = assert_failed(client.clone().pull_msgs(bad).await, Code::InvalidArgument, "INVALID_FIELDS");
+    assert_eq!(fields(&details), ["recv_id", "from_seq", "to_seq", "page_size", "order", "page_token"]);
+    let upside_down = PullMsgsRequest { recv_id: "bob".into(), from_seq: 5, to_seq: 4, ..PullMsgsRequest::default() };
+    let details = assert_failed(client.clone().pull_msgs(upside_down).await, Code::InvalidArgument, "INVALID_FIELDS");
+    assert_eq!(fields(&details), ["to_seq"]);
+}
+
+/// What the transport refuses before any of our code sees it has a reason too: without one it would mean "unknown".
+#[tokio::test]
+async fn what_the_transport_refuses_has_a_reason() {
+    let world = World::new("transport").await;
+    let gateway = world.running_gateway().await;
+    let (channel, mut client) = (channel(&gateway).await, client(&gateway).await);
+    let far_too_large = request(&msg("alice", "bob", "1", vec![0; 5 << 20]));
+    assert_failed(client.send_msg(far_too_large).await, Code::ResourceExhausted, "TOO_LARGE");
+    for path in ["/msg.v1.MsgGateway/SendMessage", "/msg.v2.MsgGateway/SendMsg", "/msg.v1.MsgGatewayX/SendMsg", "/x"] {
+        let answer = unary::<_, PullMsgsRequest>(&channel, path, PullMsgsRequest::default()).await;
+        assert_failed(answer, Code::Unimplemented, "BAD_REQUEST");
+    }
+    // What is no SendMsgRequest: a wrong wire type, and text that is not UTF-8.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct NoMsg {
+        #[prost(int64, tag = "1")]
+        msg: i64,
+    }
+    let path = "/msg.v1.MsgGateway/SendMsg";
+    let answer = unary::<_, SendMsgRequest>(&channel, path, NoMsg { msg: 7 }).await;
+    assert_failed(answer, Code::Internal, "BAD_REQUEST");
+    let mut squeezed = Request::new(request(&msg("alice", "bob", "2", "x")));
+    squeezed.metadata_mut().insert("grpc-encoding", "br".parse().unwrap());
+    let answer = client.send_msg(squeezed).await;
+    assert_failed(answer, Code::Unimplemented, "BAD_REQUEST");
+    // It goes on serving the same connection.
+    assert_eq!(world.ends().await, [0; 4], "something was sent");
+    send(&client, &msg("alice", "bob", "3", "x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deadline_without_room_for_the_truth_is_refused_and_nothing_is_sent() {
+    let world = World::new("too_short").await;
+    // The margin is long, so that the answer is there before the caller's own clock cuts it.
+    let gateway = world.gateway("gateway", |spec| spec.env("DEADLINE_MARGIN", "10s"));
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    let message = msg("alice", "bob", "1", "x");
+    let refused = send_within(&client, &message, Duration::from_secs(9)).await;
+    assert_failed(refused, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
+    let mut read = Request::new(PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() });
+    read.set_timeout(Duration::from_secs(9));
+    assert_failed(client.clone().pull_msgs(read).await, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
+    assert_eq!(world.ends().await, [0; 4], "it was sent all the same");
+    send_within(&client, &message, Duration::from_secs(30)).await.unwrap();
+    assert_eq!(world.ends().await.iter().sum::<i64>(), 1);
+}

@@ -1,0 +1,103 @@
+//! Topics on which an OK would not mean what it says: the gateway is not ready, says why, and sends nothing.
+
+use tonic::Code;
+
+use super::calls::{assert_failed, assert_not_sent, client, says_not_ready, send, without};
+use crate::support::eventually;
+use crate::support::kafka::msg;
+use crate::support::stack::stack;
+use crate::support::world::World;
+
+use msg_dev::stack::ServiceSpec;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+
+/// A topic with these settings on top of the usual ones.
+async fn world(name: &str, settings: &[(&str, &str)]) -> World {
+    let stack = stack().await;
+    let world = World::on(stack, name, 4);
+    stack.kafka().create_topic(name, 4, settings).await.unwrap();
+    world
+}
+
+/// A gateway with these settings says all of this on `/readyz`, and nothing is sent through it.
+async fn refuses(world: &World, change: impl FnOnce(ServiceSpec) -> ServiceSpec, texts: &[&str]) {
+    let gateway = world.gateway("refusing", change);
+    gateway.service.launch().unwrap();
+    let client = client(&gateway).await;
+    says_not_ready(&gateway, texts).await;
+    assert_not_sent(send(&client, &msg("alice", "bob", "1", "x")).await, Code::Unavailable);
+    assert_eq!(world.ends().await, [0; 4], "it was sent all the same");
+    assert!(gateway.service.stop().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn an_unsafe_topic_is_not_used_unless_that_is_accepted() {
+    let world = world("unsafe", &[("retention.ms", "60000"), ("cleanup.policy", "compact,delete")]).await;
+    let texts = [
+        "replication factor is 1, required 3",
+        "min.insync.replicas is 1, required 2",
+        "cleanup.policy is compact,delete, required delete",
+        "retention.ms is 1m, required 3days",
+    ];
+    refuses(&world, |spec| without(spec, "ALLOW_UNSAFE_TOPIC"), &texts).await;
+    let accepting = world.running_gateway().await;
+    send(&client(&accepting).await, &msg("alice", "bob", "1", "x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_topic_with_fewer_partitions_than_are_pinned_is_not_used() {
+    let world = world("narrow", &[]).await;
+    let text = "the topic has 4 partitions, fewer than --topic-partitions 5";
+    refuses(&world, |spec| spec.env("TOPIC_PARTITIONS", 5), &[text]).await;
+}
+
+/// Only the pinned ones are used of a topic that has grown, so an inbox stays where it is.
+#[tokio::test]
+async fn of_a_topic_with_more_partitions_the_pinned_ones_are_used() {
+    let world = world("wide", &[]).await;
+    let gateway = world.gateway("gateway", |spec| spec.env("TOPIC_PARTITIONS", 2));
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    for i in 0..40 {
+        let inbox = format!("inbox-{i}");
+        let placement = send(&client, &msg("alice", &inbox, "1", "x")).await.unwrap();
+        assert_eq!(placement.partition, msg_common::partition::partition_for(inbox.as_bytes(), 2));
+    }
+    assert_eq!(world.ends().await[2..], [0, 0]);
+}
+
+#[tokio::test]
+async fn a_topic_that_takes_no_message_of_the_largest_size_is_not_used() {
+    let world = world("tight", &[("max.message.bytes", "500000")]).await;
+    refuses(&world, |spec| spec, &["max.message.bytes is 500000", "--max-content-bytes"]).await;
+    let modest = world.gateway("modest", |spec| spec.env("MAX_CONTENT_BYTES", "256KiB"));
+    modest.service.start().await.unwrap();
+    send(&client(&modest).await, &msg("alice", "bob", "1", vec![7; 256 << 10])).await.unwrap();
+}
+
+/// The topic's limit is lowered while the gateway runs: then it is the broker that refuses, and the caller's error.
+#[tokio::test]
+async fn what_the_broker_finds_too_large_is_the_callers_error() {
+    let world = World::new("shrunk").await;
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    // Random bytes: compression must not make it small.
+    let body: Vec<u8> =
+        (0..200_000_u64).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).to_be_bytes()).collect();
+    let large = msg("alice", "bob", "large", body[..500_000].to_vec());
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
+    let smaller = AlterConfig::new(ResourceSpecifier::Topic(world.topic())).set("max.message.bytes", "100000");
+    for altered in admin.alter_configs([&smaller], &AdminOptions::new()).await.unwrap() {
+        altered.unwrap();
+    }
+    let refused = eventually("the broker has its new limit", async || match send(&client, &large).await {
+        Ok(placement) => Err(format!("taken at {}", placement.offset).into()),
+        Err(status) => Ok(status),
+    })
+    .await;
+    assert_failed::<()>(Err(refused), Code::InvalidArgument, "TOO_LARGE");
+    send(&client, &msg("alice", "bob", "small", "x")).await.expect("others are not in its way");
+}
