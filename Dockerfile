@@ -25,7 +25,7 @@ RUN printf '//! Empty.\nfn main() {}\n' >build.rs \
     && rm src/main.rs \
     && cargo build --release --locked -p msg-gateway -p msg-transfer
 
-# The sources. cargo goes by times, and a copied file may be older than its empty stand-in: so all are made new.
+# The sources. cargo goes by times, and a copied file may be older than its empty placeholder: so all are made new.
 COPY build.rs ./
 COPY proto proto
 COPY src src

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    let files =
-        ["msg/v1/msg.proto", "msg/v1/error_reason.proto", "msg/v1/record.proto", "google/rpc/error_details.proto"];
+    let files = ["msg/v1/msg.proto", "msg/v1/error_reason.proto", "msg/v1/record.proto"];
     let descriptors = protox::compile(files, ["proto"])?;
     // Served by the reflection service, comments included.
     std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;

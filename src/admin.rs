@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -107,7 +107,13 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
 }
 
 /// Asks a running process's admin port for `path`: the status code and the body. For health checks.
-pub async fn probe(admin: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+pub async fn probe(mut admin: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    // What listens everywhere is asked here.
+    match admin.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
     let ask = async {
         let mut stream = TcpStream::connect(admin).await?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");

@@ -29,9 +29,13 @@ pub struct DatabaseOptions {
 }
 
 impl DatabaseOptions {
-    /// Whether a database is configured.
+    /// Whether a database is configured. An empty URL is none: it is what is left of an unset variable.
     pub fn is_given(&self) -> bool {
-        self.database_url.is_some() || self.database_url_file.is_some()
+        self.url().is_some() || self.database_url_file.is_some()
+    }
+
+    fn url(&self) -> Option<&String> {
+        self.database_url.as_ref().filter(|url| !url.is_empty())
     }
 
     /// What is wrong with these settings.
@@ -39,13 +43,18 @@ impl DatabaseOptions {
         if !self.is_given() {
             return Vec::new();
         }
-        self.config().err().into_iter().collect()
+        let mut problems: Vec<String> = self.config().err().into_iter().collect();
+        if self.database_statement_timeout < Duration::from_millis(100) {
+            problems
+                .push("--database-statement-timeout must be at least 100ms; there is no value for \"never\"".into());
+        }
+        problems
     }
 
     /// The driver's settings. A silent peer is given up after 30 s: a failed-over server's address may simply stop
     /// answering, and the retry has to go to the new one.
     pub fn config(&self) -> Result<tokio_postgres::Config, String> {
-        let url = match (&self.database_url, &self.database_url_file) {
+        let url = match (self.url(), &self.database_url_file) {
             (Some(url), _) => url.clone(),
             (None, Some(file)) => read_secret(file).map_err(|error| format!("--database-url-file: {error}"))?,
             (None, None) => return Err("--database-url is missing".into()),

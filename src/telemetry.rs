@@ -1,5 +1,6 @@
 //! Logs and metrics: both are set up once a process. Neither ever holds a message's content.
 
+use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
@@ -38,7 +39,10 @@ impl LogOptions {
     /// Starts logging. A second call in one process (tests) does nothing.
     pub fn start(&self) {
         let filter = EnvFilter::new(&self.log_level);
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal());
         let _ = match self.log_format {
             LogFormat::Json => builder.json().flatten_event(true).try_init(),
             LogFormat::Text => builder.try_init(),

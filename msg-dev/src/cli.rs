@@ -91,8 +91,8 @@ pub(crate) struct DemoArgs {
     /// Send only the first so many messages of the log
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) messages: Option<usize>,
-    /// How many speakers talk at the same time; the messages of one speaker to one inbox are sent one after the other
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    /// How many speakers talk at the same time; what one says in one conversation is sent one after the other
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
     pub(crate) at_once: usize,
     /// Keep the folder with data and logs
     #[arg(long)]

@@ -125,7 +125,9 @@ pub async fn run(
     let door = Door::new(service, routes.routes().prepare(), arriving);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
-    tracing::info!(grpc = ?grpc.local_addr().ok(), topic, "listening");
+    if let Ok(address) = grpc.local_addr() {
+        tracing::info!(grpc = %address, topic, "listening");
+    }
 
     let goaway = CancellationToken::new();
     let incoming = connections(grpc, config.server.max_connections);
@@ -142,8 +144,9 @@ pub async fn run(
 
     announce_end(&readiness, &reporter).await;
     let delay = config.server.shutdown_delay;
-    if tokio::time::timeout(delay, &mut serving).await.is_ok() {
+    if let Ok(served) = tokio::time::timeout(delay, &mut serving).await {
         tracing::warn!("the grpc server ended by itself");
+        return Ok(served?);
     }
     let deadline = Instant::now() + config.server.drain_timeout;
     goaway.cancel();

@@ -1,6 +1,6 @@
 //! The gateway's settings, each by flag or by environment, and what may be wrong with them together.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -120,18 +120,6 @@ pub struct SendOptions {
     /// Most bytes of such messages
     #[arg(long, env = "MAX_INFLIGHT_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_inflight_bytes: usize,
-}
-
-impl Config {
-    /// Where a health check on the same machine finds the admin port.
-    pub fn probe_address(&self) -> SocketAddr {
-        let ip = match self.admin_listen.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            ip => ip,
-        };
-        SocketAddr::new(ip, self.admin_listen.port())
-    }
 }
 
 impl Check for Config {
@@ -267,11 +255,5 @@ mod tests {
     fn plain_text_beyond_loopback_has_to_be_allowed() {
         assert!(read_words("--listen 0.0.0.0:1 --allow-plaintext").is_ok());
         assert!(read_words("--admin-listen 0.0.0.0:1").is_ok());
-    }
-
-    #[test]
-    fn a_health_check_asks_loopback() {
-        let config = read_words("--admin-listen 0.0.0.0:81 healthcheck").expect("it is good");
-        assert_eq!(config.probe_address().to_string(), "127.0.0.1:81");
     }
 }

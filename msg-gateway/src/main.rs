@@ -44,6 +44,6 @@ async fn serve(config: Config) -> Result<(), app::Error> {
 }
 
 async fn healthcheck(config: &Config) -> Result<(), app::Error> {
-    let (status, body) = admin::probe(config.probe_address(), "/readyz").await.map_err(app::Error::Probe)?;
+    let (status, body) = admin::probe(config.admin_listen, "/readyz").await.map_err(app::Error::Probe)?;
     if status == 200 { Ok(()) } else { Err(app::Error::NotReady(body.trim().to_owned())) }
 }

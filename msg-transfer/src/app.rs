@@ -80,9 +80,9 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let (events, received) = std_mpsc::channel();
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
-    let (lanes, senders) = start_lanes(config, &pool, &events, readiness, &give_up);
-    let topic = config.kafka.kafka_topic.clone();
     let progress = ProgressKeeper::new(pool.clone());
+    let (lanes, senders) = start_lanes(config, &pool, &progress, &events, readiness, &give_up);
+    let topic = config.kafka.kafka_topic.clone();
     let parts = Parts {
         topic: topic.clone(),
         lanes: senders,
@@ -143,6 +143,7 @@ async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> 
 fn start_lanes(
     config: &Config,
     pool: &Pool,
+    progress: &ProgressKeeper,
     events: &std_mpsc::Sender<crate::machine::Event>,
     readiness: &Readiness,
     give_up: &CancellationToken,
@@ -159,10 +160,11 @@ fn start_lanes(
             number,
             waiting,
             events: events.clone(),
-            store: Store::new(pool.clone(), config.kafka.kafka_topic.clone(), cached),
+            store: Store::new(pool.clone(), progress.clone(), config.kafka.kafka_topic.clone(), cached),
             limits: BatchLimits {
                 records: options.batch_records,
                 bytes: options.batch_bytes,
+                interval: options.batch_interval,
                 attempt: 2 * config.database.database_statement_timeout,
             },
             readiness: readiness.clone(),

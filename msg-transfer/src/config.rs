@@ -79,7 +79,7 @@ pub struct ConsumerOptions {
     pub fetch_ahead_bytes: usize,
     /// When a partition is given back or the service stops: how long to go on storing what was taken; below the
     /// session time-out
-    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "15s", value_parser = parse_duration, value_name = "TIME")]
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub drain_timeout: Duration,
     /// Where the record to start with is already deleted, begin with the oldest that is left. Without it, that partition
     /// stands still and the service is not ready
@@ -99,6 +99,9 @@ pub struct LaneOptions {
     /// Most bytes in a batch, one record excepted
     #[arg(long, env = "BATCH_BYTES", default_value = "8MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub batch_bytes: usize,
+    /// A lane begins batches no closer together than this, unless they are full. A message that comes alone does not wait
+    #[arg(long, env = "BATCH_INTERVAL", default_value = "10ms", value_parser = parse_duration, value_name = "TIME")]
+    pub batch_interval: Duration,
     /// Inboxes whose last seq is remembered, in all lanes together
     #[arg(long, env = "CACHED_INBOXES", default_value_t = NonZeroUsize::new(100_000).expect("not 0"), value_name = "N")]
     pub cached_inboxes: NonZeroUsize,
@@ -125,6 +128,9 @@ impl Check for Config {
         for (name, _) in at_least_one.iter().filter(|(_, value)| *value == 0) {
             problems.push(format!("{name} must be at least 1"));
         }
+        if self.lanes.batch_interval > Duration::from_secs(1) {
+            problems.push("--batch-interval must be at most 1s".into());
+        }
         if self.consumer.group_id.is_empty() {
             problems.push("--group-id is empty".into());
         }
@@ -146,11 +152,20 @@ impl Config {
     pub fn consumer_config(&self) -> ClientConfig {
         let options = &self.consumer;
         let mut config = self.lookup_config();
+        // What may be changed by KAFKA_PROPERTIES. A broker answers when there are 64 KiB or 10 ms have passed: by
+        // default it would answer for each record.
+        for (key, value) in [("fetch.min.bytes", "65536"), ("fetch.wait.max.ms", "10")] {
+            if config.get(key).is_none() {
+                config.set(key, value);
+            }
+        }
         let session = options.session_timeout.as_millis();
         config
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", session.to_string())
             .set("heartbeat.interval.ms", (session / 10).max(1).to_string())
+            // A broker that hangs: shorter than the default of a minute, which the end of the process would wait for.
+            .set("socket.timeout.ms", "10000")
             // The thread polls at all times; this is for one that hangs.
             .set("max.poll.interval.ms", session.max(300_000).to_string())
             // Commits are ours alone, and so is the start.
@@ -161,7 +176,6 @@ impl Config {
             .set("queued.max.messages.kbytes", (options.fetch_ahead_bytes >> 10).to_string())
             .set("queued.min.messages", "100000")
             .set("fetch.queue.backoff.ms", "10")
-            .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "100")
             // A broker answers with as much as this at once, beyond the limit above. It counts as compressed: text of
             // few words grows tenfold when it is unpacked.
@@ -178,7 +192,7 @@ impl Config {
     /// librdkafka's settings for a client that asks in the group's name and joins nothing.
     pub fn lookup_config(&self) -> ClientConfig {
         let mut config = self.kafka.client_config();
-        config.set("group.id", &self.consumer.group_id);
+        config.set("group.id", &self.consumer.group_id).set("enable.auto.commit", "false");
         config
     }
 }

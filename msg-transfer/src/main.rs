@@ -1,27 +1,36 @@
 //! msg-transfer's process: settings, logs, a runtime, and one of its commands.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use msg_common::{admin, config, shutdown};
 use msg_transfer::config::{Command, Config};
 use msg_transfer::{app, schema, session};
 use tokio::net::TcpListener;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long what still runs on the runtime's threads may hold up the end: a question to a Kafka that is away.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
     let config: Config = config::load();
     config.log.start();
-    let result = match &config.command {
-        None => serve(config).await,
-        Some(Command::Migrate) => migrate(&config).await,
-        Some(Command::Healthcheck) => healthcheck(&config).await,
-    };
+    let runtime = tokio::runtime::Runtime::new().expect("the system has threads for us");
+    let result = runtime.block_on(run(config));
+    runtime.shutdown_timeout(LAST_WAIT);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error, "failed");
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run(config: Config) -> Result<(), String> {
+    match &config.command {
+        None => serve(config).await,
+        Some(Command::Migrate) => migrate(&config).await,
+        Some(Command::Healthcheck) => healthcheck(&config).await,
     }
 }
 

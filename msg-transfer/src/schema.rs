@@ -73,7 +73,9 @@ fn runner() -> Runner {
 pub async fn migrate(pool: &Pool) -> Result<Vec<String>, SchemaError> {
     let mut client = connect(pool).await?;
     // A session's lock: it goes when the connection does, also if this process is killed.
-    client.batch_execute("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0").await?;
+    client
+        .batch_execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+        .await?;
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
     let result = apply(&mut client).await;
     // Its session is changed, and holds the lock: not back into the pool.
@@ -87,8 +89,22 @@ async fn apply(client: &mut deadpool_postgres::Object) -> Result<Vec<String>, Sc
         return Err(SchemaError::Newer { found, needed: needed() });
     }
     let client: &mut tokio_postgres::Client = client;
-    let report = runner().run_async(client).await.map_err(|error| SchemaError::Migration(error.to_string()))?;
+    let report = runner().run_async(client).await.map_err(|error| failed(&error))?;
     Ok(report.applied_migrations().iter().map(ToString::to_string).collect())
+}
+
+/// A migration that lost its server will work later; one that the server refuses will not.
+fn failed(error: &refinery::Error) -> SchemaError {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>()
+            && failure::classify(error) == Class::Transient
+        {
+            return SchemaError::Transient(failure::describe(error));
+        }
+        source = cause.source();
+    }
+    SchemaError::Migration(error.to_string())
 }
 
 /// Makes sure that the schema is this build's, without changing anything.

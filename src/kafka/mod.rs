@@ -21,24 +21,41 @@ pub struct KafkaOptions {
     pub kafka_properties: String,
 }
 
-/// Settings that the guarantees rest on, which KAFKA_PROPERTIES may not change.
+/// Settings that the guarantees rest on, or that a setting of the service's own stands for: KAFKA_PROPERTIES may not
+/// change them.
 const OURS: &[&str] = &[
     "acks",
     "allow.auto.create.topics",
     "auto.offset.reset",
+    "batch.size",
     "bootstrap.servers",
+    "delivery.report.only.error",
     "delivery.timeout.ms",
     "enable.auto.commit",
     "enable.auto.offset.store",
     "enable.gapless.guarantee",
     "enable.idempotence",
     "enable.partition.eof",
+    "fetch.max.bytes",
     "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "heartbeat.interval.ms",
+    "max.partition.fetch.bytes",
+    "max.poll.interval.ms",
     "message.max.bytes",
     "message.timeout.ms",
     "metadata.broker.list",
+    "partition.assignment.strategy",
     "partitioner",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
+    "queued.max.messages.kbytes",
+    "queued.min.messages",
     "request.required.acks",
+    "request.timeout.ms",
+    "session.timeout.ms",
+    "socket.timeout.ms",
     "transactional.id",
 ];
 
@@ -82,6 +99,8 @@ impl KafkaOptions {
             // The default backs off to 10 s, which a restarted broker's callers would feel.
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
+            // A broker whose address is gone does not refuse a connection, it is silent: 30 s is the default.
+            .set("socket.connection.setup.timeout.ms", "5000")
             .set("socket.keepalive.enable", "true")
             .set("socket.nagle.disable", "true");
         for (key, value) in self.entries().flatten() {
@@ -118,7 +137,7 @@ mod tests {
 
     #[test]
     fn properties_are_passed_on() {
-        let options = with("linger.ms=7, socket.timeout.ms = 5000\nclient.id=me");
+        let options = with("linger.ms=7, metadata.max.age.ms = 5000\nclient.id=me");
         assert_eq!(options.problems(), Vec::<String>::new());
         let config = options.client_config();
         assert_eq!((config.get("linger.ms"), config.get("client.id")), (Some("7"), Some("me")));

@@ -174,7 +174,7 @@ pub(crate) fn verdict(findings: &[Finding]) -> Vec<String> {
     for finding in findings {
         let result = match finding.broken {
             0 => "holds".to_owned(),
-            broken => format!("BROKEN {} times", grouped(broken as u64)),
+            broken => format!("BROKEN: {}", grouped(broken as u64)),
         };
         let Finding { promise, what, checked, .. } = finding;
         lines.push(format!("{promise:<3} {what:<80} {:>9}  {result}", grouped(*checked as u64)));

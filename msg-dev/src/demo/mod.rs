@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use msg_dev::stack::{Stack, StackOptions};
+use msg_dev::stack::{Signal, Stack, StackOptions};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::Client as Database;
@@ -38,6 +38,8 @@ use crate::cli::DemoArgs;
 
 /// For the transfer to store what is left when the last OK is there.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(120);
+/// For PostgreSQL to end without writing anything.
+const QUIT_WITHIN: Duration = Duration::from_secs(5);
 /// The pause between two looks at the progress.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -78,11 +80,21 @@ async fn end(stack: &Stack, folder: TempDir, keep: bool, screen: &Screen) {
         screen.say(&format!("data and logs are kept in {}", folder.display()));
         return;
     }
-    // What Kafka holds is thrown away. PostgreSQL is stopped in its orderly way, or it would leave shared memory behind.
-    if stack.kafka().kill_broker(1).await.is_err() {
-        tracing::warn!("Kafka is not a child of this program");
+    // What they hold is thrown away, so nothing waits until it is written. A killed PostgreSQL would leave shared memory
+    // behind, therefore the other signal.
+    let brokers = stack.kafka().processes();
+    for broker in &brokers {
+        broker.signal(Signal::Kill);
     }
-    stack.postgres().stop().await;
+    if let Some(postgres) = stack.postgres().process() {
+        postgres.signal(Signal::Quit);
+        if tokio::time::timeout(QUIT_WITHIN, postgres.wait()).await.is_err() {
+            postgres.kill().await;
+        }
+    }
+    for broker in &brokers {
+        broker.wait().await;
+    }
     if let Err(error) = folder.close() {
         tracing::warn!("cannot remove the temporary folder: {error}");
     }
@@ -134,7 +146,7 @@ async fn replay(stack: &Stack, pipe: &Pipe, log: Log, args: &DemoArgs, screen: &
     // Connects it: at the crash the answer must not wait for that.
     offsets.committed().await?;
     screen.say(&format!(
-        "sending {} messages, {} conversations at a time, some twice, some with another body under a known id",
+        "sending {} messages, {} speakers at a time, some messages twice, some again with another body",
         grouped(messages as u64),
         args.at_once
     ));

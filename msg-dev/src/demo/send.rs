@@ -21,7 +21,7 @@ use super::error::DemoError;
 use super::plan::{Planned, Repeat};
 
 /// HTTP/2 connections; the gateway serves each on a task of its own.
-const CONNECTIONS: usize = 4;
+const CONNECTIONS: usize = 2;
 /// A message that has no OK after this long ends the demo.
 const GIVE_UP: Duration = Duration::from_secs(60);
 /// Where an error does not say when to come back.
@@ -286,6 +286,7 @@ fn outcome(status: &Status) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
     use tonic::Code;
     use tonic_types::ErrorDetails;
 
@@ -312,6 +313,8 @@ mod tests {
                 counters.message_done();
             }
             assert_eq!(counters.half, half);
+            assert!(counters.half_way.notified().now_or_never().is_some());
+            assert!(counters.half_way.notified().now_or_never().is_none());
         }
     }
 }

@@ -90,7 +90,7 @@ mod tests {
         fs::write(&file, "abc").expect("own folder");
         check(folder.path(), ABC, |_| true).expect("the pinned content");
         check_no_others(folder.path(), ABC).expect("nothing else is there");
-        fs::write(&file, "abd").expect("own folder");
+        fs::write(&file, "xyz").expect("own folder");
         assert!(matches!(check(folder.path(), ABC, |_| true), Err(StackError::Checksum { .. })), "changed");
         fs::write(folder.path().join("evil.jar"), "").expect("own folder");
         assert!(matches!(check_no_others(folder.path(), ABC), Err(StackError::Checksum { .. })), "foreign");

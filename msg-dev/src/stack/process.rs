@@ -28,6 +28,8 @@ const INHERITED: [&str; 9] =
 pub enum Signal {
     /// SIGINT (PostgreSQL: fast shutdown).
     Int,
+    /// SIGQUIT (PostgreSQL: immediate shutdown, as a crash for the data, but nothing of it stays in the system).
+    Quit,
     /// SIGTERM (Kafka and the services: orderly shutdown).
     Term,
     /// SIGKILL: a crash.
@@ -42,6 +44,7 @@ impl Signal {
     fn number(self) -> libc::c_int {
         match self {
             Signal::Int => libc::SIGINT,
+            Signal::Quit => libc::SIGQUIT,
             Signal::Term => libc::SIGTERM,
             Signal::Kill => libc::SIGKILL,
             Signal::Stop => libc::SIGSTOP,

@@ -159,8 +159,9 @@ impl Preflight {
             self.readiness.ready(COMPONENT);
         } else {
             let reason = verdict.refused.join("; ");
-            self.readiness.not_ready(COMPONENT, &reason);
-            self.producer.close(reason);
+            // First refuse, then say so: who sees it not ready is not taken in any more.
+            self.producer.close(reason.clone());
+            self.readiness.not_ready(COMPONENT, reason);
         }
         gauge!(TOPIC_USABLE).set(u8::from(usable));
         counter!(PREFLIGHTS, "outcome" => if usable { "OK" } else { "REFUSED" }).increment(1);

@@ -20,6 +20,7 @@ use super::raw::{self, CommitQueue, RecordsQueue};
 use super::starts;
 use crate::lane::item::{Assignment, Item};
 use crate::lane::lane_for;
+use crate::machine::offset::NextOffset;
 use crate::machine::{Action, Epoch, Event, Machine, Mark, Millis};
 use crate::metrics;
 
@@ -77,6 +78,8 @@ pub struct Driver {
     commit: Option<(usize, Instant)>,
     rounds: usize,
     released: bool,
+    /// While the group waits for an answer to a revocation: what it takes is no answer to it, so it waits.
+    postponed: Option<Vec<Partition>>,
 }
 
 impl Driver {
@@ -93,6 +96,7 @@ impl Driver {
             commit: None,
             rounds: 0,
             released: false,
+            postponed: None,
         }
     }
 
@@ -138,21 +142,30 @@ impl Driver {
     }
 
     /// The group takes these back, and waits until this returns.
-    pub fn revoked(&mut self, consumer: &BaseConsumer<Context>, partitions: Vec<Partition>) {
+    pub fn revoked(&mut self, consumer: &BaseConsumer<Context>, partitions: &[Partition]) {
         tracing::info!(?partitions, "revoked, draining");
         metrics::rebalanced("revoked", partitions.len());
-        let list = self.fetched_among(&partitions);
-        self.give_back(consumer, Event::Revoked(partitions));
-        self.unassign(consumer, &list);
+        self.postponed = Some(Vec::new());
+        self.give_back(consumer, Event::Revoked(partitions.to_vec()));
+        self.answer_revocation(consumer, partitions);
     }
 
     /// These may already be another's.
-    pub fn lost(&mut self, consumer: &BaseConsumer<Context>, partitions: Vec<Partition>) {
+    pub fn lost(&mut self, consumer: &BaseConsumer<Context>, partitions: &[Partition]) {
         tracing::warn!(?partitions, "lost");
+        self.parts.readiness.not_ready("group", "the group went on without us, joining again");
         metrics::rebalanced("lost", partitions.len());
-        let list = self.fetched_among(&partitions);
-        self.handle(consumer, Event::Lost(partitions));
+        self.postponed = Some(Vec::new());
+        self.handle(consumer, Event::Lost(partitions.to_vec()));
+        self.answer_revocation(consumer, partitions);
+    }
+
+    fn answer_revocation(&mut self, consumer: &BaseConsumer<Context>, partitions: &[Partition]) {
+        let list = self.fetched_among(partitions);
         self.unassign(consumer, &list);
+        for partition in self.postponed.take().unwrap_or_default() {
+            self.stop_fetching(consumer, partition);
+        }
     }
 
     /// What was fetched last may not follow what we have: every start is resolved again.
@@ -160,8 +173,20 @@ impl Driver {
         self.handle(consumer, Event::Restart);
     }
 
-    /// Tells how far behind each fetched partition is.
-    pub fn report_lag(&self, consumer: &BaseConsumer<Context>) {
+    /// What is to be looked at from time to time: how far behind each fetched partition is, and whether the database is
+    /// still the one that it was.
+    pub fn look_around(&self, consumer: &BaseConsumer<Context>) {
+        self.parts.lookup.forget_events();
+        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
+        self.parts.runtime.spawn(async move {
+            if !progress.check().await {
+                let _ = report.send(Event::Restart);
+            }
+        });
+        for partition in self.fetching.keys() {
+            // librdkafka ends the forwarding when a fetch stops, which may come after the next one has begun.
+            self.take_over(consumer, *partition);
+        }
         for partition in self.fetching.keys() {
             let ends = super::cached_end(consumer, &self.parts.topic, *partition);
             if let (Some(end), Some(next)) = (ends, self.machine.committed(*partition)) {
@@ -196,7 +221,7 @@ impl Driver {
         let Some((mut records, commits)) = self.queues.take() else { return };
         let mut actions = Vec::new();
         let mut count = 0;
-        let mut out_of_range = false;
+        let mut failed = Vec::new();
         let each = |record: raw::RawRecord| {
             count += 1;
             let epoch = self.machine.receive(record.partition, record.offset, record.cost(), &mut actions);
@@ -216,14 +241,15 @@ impl Driver {
             }
         };
         records.consume(wait, each, |partition, code| {
-            tracing::warn!(partition, code = ?code, "fetching failed");
-            out_of_range = true;
+            tracing::warn!(partition, code = ?code, "fetching failed, starting the partition again");
+            failed.push(partition);
         });
         self.queues = Some((records, commits));
         metrics::consumed(count);
         self.carry_out(consumer, actions);
-        if out_of_range {
-            self.restart(consumer);
+        failed.dedup();
+        for partition in failed {
+            self.handle(consumer, Event::RestartPartition(partition));
         }
     }
 
@@ -244,19 +270,15 @@ impl Driver {
                 Action::ResolveStart { partition, epoch } => unresolved.push((partition, epoch)),
                 Action::Fetch { partition, epoch, from } => {
                     tracing::info!(partition, %from, "fetching");
-                    let list = self.list([(partition, Offset::Offset(from.0))]);
-                    if let Some((records, _)) = &self.queues {
-                        records.take_over(consumer.client(), &self.parts.topic, partition);
-                    }
-                    self.carried("fetch", raw::incremental_assign(consumer.client(), &list));
-                    self.fetching.insert(partition, epoch);
+                    self.fetch(consumer, partition, epoch, from);
                 }
-                Action::StopFetching { partition } => {
-                    let list = self.fetched_among(&[partition]);
-                    self.unassign(consumer, &list);
-                }
+                Action::StopFetching { partition } => match &mut self.postponed {
+                    Some(postponed) => postponed.push(partition),
+                    None => self.stop_fetching(consumer, partition),
+                },
                 Action::Fence { epoch } => {
-                    if let Some(assignment) = self.assignments.remove(&epoch) {
+                    // Kept until it is let go: what was stored under it can still be committed.
+                    if let Some(assignment) = self.assignments.get(&epoch) {
                         assignment.fence();
                     }
                 }
@@ -274,11 +296,43 @@ impl Driver {
                 Action::Release(partitions) => {
                     tracing::info!(?partitions, "let go");
                     self.released = true;
+                    self.assignments.retain(|_, assignment| !assignment.is_fenced());
                 }
             }
         }
         if !unresolved.is_empty() {
             self.resolve(unresolved);
+        }
+    }
+
+    fn fetch(&mut self, consumer: &BaseConsumer<Context>, partition: Partition, epoch: Epoch, from: NextOffset) {
+        // A restart within a revocation: it is still being fetched, from where it was.
+        if self.fetching.contains_key(&partition) {
+            self.stop_fetching(consumer, partition);
+        }
+        self.take_over(consumer, partition);
+        let list = self.list([(partition, Offset::Offset(from.0))]);
+        match raw::incremental_assign(consumer.client(), &list) {
+            Ok(()) => {
+                self.fetching.insert(partition, epoch);
+            }
+            Err(error) => {
+                let reason = format!("the consumer refuses to fetch it: {error}");
+                let _ = self.parts.report.send(Event::Halt { partition, epoch, reason });
+            }
+        }
+    }
+
+    fn stop_fetching(&mut self, consumer: &BaseConsumer<Context>, partition: Partition) {
+        let list = self.fetched_among(&[partition]);
+        if list.count() > 0 {
+            self.unassign(consumer, &list);
+        }
+    }
+
+    fn take_over(&self, consumer: &BaseConsumer<Context>, partition: Partition) {
+        if let Some((records, _)) = &self.queues {
+            records.take_over(consumer.client(), &self.parts.topic, partition);
         }
     }
 
@@ -289,6 +343,9 @@ impl Driver {
             readiness: self.parts.readiness.clone(),
             accept_loss: self.parts.start_at_oldest,
         };
+        if !self.machine.is_leaving() {
+            self.assignments.retain(|_, assignment| !assignment.is_fenced());
+        }
         for (_, epoch) in &unresolved {
             self.assignments.insert(*epoch, Arc::new(Assignment::new(*epoch)));
         }
@@ -298,14 +355,13 @@ impl Driver {
     }
 
     fn save_progress(&self, marks: &[Mark]) {
-        let rows: Vec<_> = marks
-            .iter()
-            .filter_map(|mark| {
-                let assignment = self.assignments.get(&mark.epoch)?;
-                let (topic_id, generation) = (assignment.topic_id()?, assignment.generation()?);
-                Some(ProgressRow { topic_id, partition: mark.partition, next: mark.next, generation })
-            })
-            .collect();
+        let row = |mark: &Mark| {
+            let assignment = &self.assignments[&mark.epoch];
+            let known = "what is settled was received, and so its start was read";
+            let (topic_id, generation) = (assignment.topic_id().expect(known), assignment.generation().expect(known));
+            ProgressRow { topic_id, partition: mark.partition, next: mark.next, generation }
+        };
+        let rows: Vec<ProgressRow> = marks.iter().map(row).collect();
         let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
         self.parts.runtime.spawn(async move {
             match progress.save(&rows).await {

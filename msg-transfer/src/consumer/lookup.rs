@@ -34,7 +34,7 @@ pub struct Answer {
     pub topic_id: Uuid,
     /// The connection that the progress rows were read over.
     pub generation: Generation,
-    /// Each partition that was asked for.
+    /// Each partition that was asked for, and has a leader to tell its ends.
     pub partitions: Vec<(Partition, Known)>,
 }
 
@@ -74,6 +74,11 @@ impl Lookup {
         Ok(Answer { topic_id, generation, partitions: known.into_iter().collect() })
     }
 
+    /// Throws away what the client has to tell: its answers tell enough, and while Kafka is away it would pile up.
+    pub fn forget_events(&self) {
+        while self.consumer.poll(Duration::ZERO).is_some() {}
+    }
+
     /// Blocks.
     fn ask_kafka(&self, partitions: &[Partition]) -> Result<(Uuid, HashMap<Partition, Known>), LookupError> {
         let failed = |what: &str, error: &dyn std::fmt::Display| LookupError::Kafka(format!("{what}: {error}"));
@@ -88,10 +93,14 @@ impl Lookup {
         for element in committed.elements() {
             element.error().map_err(|error| failed("committed offset", &error))?;
             let partition = element.partition();
-            let (low, high) = self
-                .consumer
-                .fetch_watermarks(&self.topic, partition, TIMEOUT)
-                .map_err(|error| failed("partition's ends", &error))?;
+            // One without a leader must not hold the others up.
+            let (low, high) = match self.consumer.fetch_watermarks(&self.topic, partition, TIMEOUT) {
+                Ok(ends) => ends,
+                Err(error) => {
+                    tracing::warn!(partition, %error, "the partition does not tell its ends");
+                    continue;
+                }
+            };
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(NextOffset(offset)),
                 _ => None,

@@ -19,8 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::context::Context;
 
-/// How often the lag is told.
-const LAG_INTERVAL: Duration = Duration::from_secs(5);
+/// How often to look around.
+const LOOK_INTERVAL: Duration = Duration::from_secs(3);
+
+/// How long the same error is not told again.
+const REPEAT: Duration = Duration::from_secs(30);
 
 /// Why the consumer cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,8 @@ pub struct Fatal(String);
 pub fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<(), Fatal> {
     let context = consumer.client().context().clone();
     context.driver().open(&consumer);
-    let mut lag_told = Instant::now();
+    let mut looked = Instant::now();
+    let mut told: Option<(KafkaError, Instant)> = None;
     let mut result = Ok(());
     while !stop.is_cancelled() {
         // Events only: records have a queue of their own. Rebalances run inside this call.
@@ -52,12 +56,19 @@ pub fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<
                 tracing::warn!("an offset is out of range, resolving the starts again");
                 context.driver().restart(&consumer);
             }
-            Some(Err(error)) => tracing::warn!(%error, "the consumer reports an error, and goes on by itself"),
+            Some(Err(error)) => {
+                // While Kafka is away it says so several times a second.
+                let repeated = told.as_ref().is_some_and(|(last, at)| *last == error && at.elapsed() < REPEAT);
+                if !repeated {
+                    tracing::warn!(%error, "the consumer reports an error, and goes on by itself");
+                    told = Some((error, Instant::now()));
+                }
+            }
         }
         context.driver().step(&consumer);
-        if lag_told.elapsed() >= LAG_INTERVAL {
-            lag_told = Instant::now();
-            context.driver().report_lag(&consumer);
+        if looked.elapsed() >= LOOK_INTERVAL {
+            looked = Instant::now();
+            context.driver().look_around(&consumer);
         }
     }
     if result.is_ok() {

@@ -21,18 +21,32 @@ pub type Generation = u64;
 /// Reads and writes the rows, on one connection at a time.
 ///
 /// A database that fails over, or is put back to an earlier point, may lose rows whose COMMIT was answered; it breaks
-/// every connection then. So what was stored may be called progress only over the connection that the start was read
-/// over: while that one lives, the server is the same. Once it is gone, starts have to be read again.
-#[derive(Clone)]
+/// every connection then. While the connection lives that a start was read over, the server is the same, and what was
+/// stored since is there. Once it is gone, starts have to be read again before anything more is stored or committed. (A
+/// pooler between us and the server would hide that.)
+#[derive(Clone, Debug)]
 pub struct ProgressKeeper {
     pool: Pool,
     connection: Arc<Mutex<Connection>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Connection {
     client: Option<Object>,
     generation: Generation,
+    /// It went while a start was read, and those that were read before have not been told.
+    lost: bool,
+}
+
+impl Connection {
+    async fn check(&mut self) -> bool {
+        let Some(client) = self.client.take() else { return false };
+        match keep_if_ok(client, async |client| client.simple_query("").await).await {
+            Ok((client, _)) => self.client = Some(client),
+            Err(error) => tracing::warn!(error, "the connection that the starts were read over is gone"),
+        }
+        self.client.is_some()
+    }
 }
 
 /// How far a partition is stored.
@@ -69,14 +83,31 @@ impl ProgressKeeper {
                 client
             }
         };
+        connection.lost = true;
         let (client, rows) = keep_if_ok(client, async |client| {
             let statement = client.prepare_cached(sql::LOAD_PROGRESS).await?;
             client.query(&statement, &[&topic_id, &partitions]).await
         })
         .await?;
+        connection.lost = false;
         connection.client = Some(client);
         let rows = rows.iter().map(|row| (row.get(0), NextOffset(row.get(1)))).collect();
         Ok((connection.generation, rows))
+    }
+
+    /// Whether the connection of this generation still lives, and with it what was stored since starts were read over it.
+    pub async fn is_alive(&self, generation: Generation) -> bool {
+        let mut connection = self.connection.lock().await;
+        connection.generation == generation && connection.check().await
+    }
+
+    /// Looks at the connection. False when there was one and it is gone: starts have to be read again.
+    pub async fn check(&self) -> bool {
+        let mut connection = self.connection.lock().await;
+        match connection.client {
+            Some(_) => connection.check().await,
+            None => !std::mem::take(&mut connection.lost),
+        }
     }
 
     /// Writes the rows in one statement. An error means that starts have to be read again.

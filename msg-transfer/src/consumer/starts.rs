@@ -37,16 +37,20 @@ impl Resolve {
             match self.lookup.ask(&partitions).await {
                 Ok(answer) => {
                     for (partition, known) in answer.partitions {
-                        let Some((_, assignment)) = asked.iter().find(|(asked, _)| *asked == partition) else {
-                            continue;
-                        };
+                        let Some(at) = asked.iter().position(|(asked, _)| *asked == partition) else { continue };
+                        let (_, assignment) = asked.swap_remove(at);
                         // Before the event: whoever hears of the start needs it.
                         assignment.start_read(answer.topic_id, answer.generation);
                         let start = start::resolve(known, self.accept_loss);
                         tracing::info!(partition, ?known, ?start, "start resolved");
                         let _ = self.report.send(Event::StartResolved { partition, epoch: assignment.epoch, start });
                     }
-                    break;
+                    if asked.is_empty() {
+                        break;
+                    }
+                    let missing: Vec<Partition> = asked.iter().map(|(partition, _)| *partition).collect();
+                    self.readiness.not_ready("starts", format!("partitions {missing:?} do not tell their ends"));
+                    backoff.wait().await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "starts not resolved, will be tried again");

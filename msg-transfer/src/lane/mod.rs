@@ -36,6 +36,8 @@ pub struct BatchLimits {
     pub records: usize,
     /// Bytes of keys, values and headers.
     pub bytes: usize,
+    /// Batches begin no closer together than this, unless they are full.
+    pub interval: Duration,
     /// How long one attempt to store it may take, from the first statement to the COMMIT's answer.
     pub attempt: Duration,
 }
@@ -63,8 +65,17 @@ impl Lane {
     /// Stores what comes until nobody can send any more, or told to give up.
     pub async fn run(mut self) {
         let mut items = Vec::new();
+        let mut next = tokio::time::Instant::now();
         while let Some(first) = self.waiting.recv().await {
-            self.gather(first, &mut items);
+            let mut bytes = first.receipt().bytes;
+            items.push(first);
+            self.gather(&mut items, &mut bytes);
+            if self.has_room(&items, bytes) && tokio::time::Instant::now() < next {
+                // A transaction costs the server the same for five rows as for fifty. Who comes alone does not wait here.
+                tokio::time::sleep_until(next).await;
+                self.gather(&mut items, &mut bytes);
+            }
+            next = tokio::time::Instant::now() + self.limits.interval;
             let stored = self.give_up.clone().run_until_cancelled_owned(self.store_all(&mut items)).await;
             if stored.is_none() {
                 return;
@@ -73,14 +84,16 @@ impl Lane {
     }
 
     /// Takes what is waiting, up to the limits.
-    fn gather(&mut self, first: Item, items: &mut Vec<Item>) {
-        let mut bytes = first.receipt().bytes;
-        items.push(first);
-        while items.len() < self.limits.records && bytes < self.limits.bytes {
+    fn gather(&mut self, items: &mut Vec<Item>, bytes: &mut usize) {
+        while self.has_room(items, *bytes) {
             let Ok(item) = self.waiting.try_recv() else { break };
-            bytes += item.receipt().bytes;
+            *bytes += item.receipt().bytes;
             items.push(item);
         }
+    }
+
+    fn has_room(&self, items: &[Item], bytes: usize) -> bool {
+        items.len() < self.limits.records && bytes < self.limits.bytes
     }
 
     /// Comes back when each item is settled or dropped, however long the database is away.
@@ -93,6 +106,14 @@ impl Lane {
                 Ok(Ok(outcome)) => {
                     self.settled(items, outcome, begun.elapsed());
                     return;
+                }
+                Ok(Err(StoreError::Stale)) => {
+                    self.store.reset();
+                    // At once: what waits behind must not be stored before what the database may have lost.
+                    for item in items.iter() {
+                        item.assignment.fence();
+                    }
+                    self.send(Event::Restart);
                 }
                 // What is left of the batch is not to blame.
                 Ok(Err(StoreError::Fenced)) => self.store.reset(),
@@ -111,6 +132,8 @@ impl Lane {
                 self.send(Event::Dropped(fenced));
             }
             if items.is_empty() {
+                // Nothing of this lane's waits for the database any more.
+                self.readiness.ready(&self.component());
                 return None;
             }
             match Batch::decode(items) {

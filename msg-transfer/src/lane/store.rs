@@ -12,6 +12,7 @@ use super::batch::{Batch, DeadLetter, Row, RowState};
 use super::cache::SeqCache;
 use super::item::Item;
 use super::sql;
+use crate::consumer::progress::{Generation, ProgressKeeper};
 use crate::failure::{self, Class};
 use crate::machine::Epoch;
 
@@ -38,6 +39,9 @@ pub enum StoreError {
     /// An assignment of the batch ended before the COMMIT.
     #[error("the partition was given back meanwhile")]
     Fenced,
+    /// The database may not be the one any more that the starts were read from.
+    #[error("the database may have lost what it had, starting again from what it has")]
+    Stale,
     /// Rows were refused as duplicates and are not in the table: somebody deletes at this moment.
     #[error("rows that were there are gone")]
     Vanished,
@@ -48,7 +52,7 @@ impl StoreError {
     pub fn class(&self) -> Class {
         match self {
             StoreError::Statement(error) | StoreError::Pool(PoolError::Backend(error)) => failure::classify(error),
-            StoreError::Pool(_) | StoreError::Fenced | StoreError::Vanished => Class::Transient,
+            StoreError::Pool(_) | StoreError::Fenced | StoreError::Stale | StoreError::Vanished => Class::Transient,
         }
     }
 }
@@ -57,7 +61,9 @@ impl StoreError {
 #[derive(Debug)]
 pub struct Store {
     pool: Pool,
-    connection: Option<Object>,
+    progress: ProgressKeeper,
+    /// With the generation of the keeper's connection that outlived the making of it.
+    connection: Option<(Object, Generation)>,
     cache: SeqCache,
     topic: String,
 }
@@ -70,21 +76,32 @@ struct Placed<'a> {
 
 impl Store {
     /// Connects when first used.
-    pub fn new(pool: Pool, topic: String, cached_inboxes: NonZeroUsize) -> Self {
-        Store { pool, connection: None, cache: SeqCache::new(cached_inboxes), topic }
+    pub fn new(pool: Pool, progress: ProgressKeeper, topic: String, cached_inboxes: NonZeroUsize) -> Self {
+        Store { pool, progress, connection: None, cache: SeqCache::new(cached_inboxes), topic }
     }
 
     /// Stores the batch, or nothing of it. After an error it is not known which: call `reset`, then try again.
     pub async fn store(&mut self, items: &[Item], batch: &mut Batch) -> Result<Outcome, StoreError> {
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.pool.get().await?,
+        let generation = generation_of(items);
+        let connection = match self.connection.take().filter(|(_, made_under)| *made_under == generation) {
+            Some((connection, _)) => Connection(Some(connection)),
+            None => self.connect(generation).await?,
         };
         // Held here meanwhile, and only kept after a success: a connection in an unknown state is never used again.
-        let connection = Connection(Some(connection));
         let outcome = self.store_on(connection.get(), items, batch).await?;
-        self.connection = connection.keep();
+        self.connection = connection.keep().map(|connection| (connection, generation));
         Ok(outcome)
+    }
+
+    /// A new connection to the server that the starts were read from. Another one may lack messages that came before:
+    /// stored over it, later ones would pass them.
+    async fn connect(&mut self, generation: Generation) -> Result<Connection, StoreError> {
+        self.cache.clear();
+        let connection = Connection(Some(self.pool.get().await?));
+        if !self.progress.is_alive(generation).await {
+            return Err(StoreError::Stale);
+        }
+        Ok(connection)
     }
 
     /// Forgets what it knew of the table: after an error, what was sent may or may not have been committed.
@@ -183,6 +200,11 @@ impl Drop for Connection {
             drop(Object::take(object));
         }
     }
+}
+
+/// The newest: what is of an older one is fenced by whoever made the newer, or is about to be.
+fn generation_of(items: &[Item]) -> Generation {
+    items.iter().filter_map(|item| item.assignment.generation()).max().unwrap_or_default()
 }
 
 fn epoch_of(items: &[Item], row: &Row) -> Epoch {

@@ -51,6 +51,11 @@ impl Ledger {
         }
     }
 
+    /// How many records it holds: received, and not passed by the prefix.
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
     /// Every record below it is settled.
     pub fn prefix(&self) -> NextOffset {
         self.prefix

@@ -21,6 +21,9 @@ use self::start::Start;
 /// One assignment of one partition to this process. Never used again: what belongs to a former one is told apart.
 pub type Epoch = u64;
 
+/// How many times the records in flight the ledgers may hold.
+const LEDGER_FACTOR: usize = 10;
+
 /// Milliseconds on a clock that never goes back.
 pub type Millis = u64;
 
@@ -67,6 +70,8 @@ pub enum Event {
     /// What was fetched may not follow what we have, or the database may not have what we stored: start each partition
     /// anew.
     Restart,
+    /// The same for one partition.
+    RestartPartition(Partition),
     /// The progress rows are written.
     ProgressSaved,
     /// They may not be.
@@ -166,6 +171,14 @@ impl Owned {
         (*committed != Some(next)).then_some(Mark { partition, epoch: self.epoch, next })
     }
 
+    /// Entries of the ledger.
+    fn open(&self) -> usize {
+        match &self.phase {
+            Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } => ledger.open(),
+            _ => 0,
+        }
+    }
+
     fn drained(&self) -> bool {
         self.inflight == 0 || self.abandoned
     }
@@ -190,11 +203,13 @@ impl Machine {
     /// Whether further records may be taken in now.
     pub fn wants_records(&mut self) -> bool {
         let above = |part: usize| {
-            self.inflight_bytes >= self.settings.max_inflight_bytes / part
-                || self.inflight_records >= self.settings.max_inflight_records / part
+            self.inflight_bytes >= (self.settings.max_inflight_bytes / part).max(1)
+                || self.inflight_records >= (self.settings.max_inflight_records / part).max(1)
         };
         self.full = if self.full { above(2) } else { above(1) };
-        !self.full
+        // Behind a record that cannot be stored, those that are stored pile up in the ledger.
+        let open: usize = self.owned.values().map(Owned::open).sum();
+        !self.full && open < LEDGER_FACTOR * self.settings.max_inflight_records
     }
 
     /// Bytes and records in the lanes.
@@ -251,6 +266,7 @@ impl Machine {
                     self.restart(partition, actions);
                 }
             }
+            Event::RestartPartition(partition) => self.restart(partition, actions),
             Event::ProgressSaved => self.committer.saved(),
             Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now),
             Event::Committed => {

@@ -224,3 +224,17 @@ fn a_halted_partition_forgets_what_a_restart_makes_doubtful() {
     assert_eq!(on(&mut machine, Event::Restart, 3), []);
     assert_eq!(on(&mut machine, Event::Tick, 60_000), []);
 }
+
+/// One record that cannot be stored, and all the others can: the ledger has a limit too.
+#[test]
+fn a_ledger_that_cannot_move_on_stops_the_intake() {
+    let mut machine = running();
+    receive(&mut machine, 0, 0);
+    let mut taken = 1;
+    while machine.wants_records() {
+        let receipt = receive(&mut machine, 0, taken);
+        on(&mut machine, Event::Settled(vec![receipt]), 1);
+        taken += 1;
+    }
+    assert_eq!(taken, 100);
+}

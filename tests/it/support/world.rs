@@ -188,8 +188,13 @@ impl World {
         for row in self.database().await.query(query, &[]).await.unwrap() {
             settled[usize::try_from(row.get::<_, i32>(0)).unwrap()].insert(row.get::<_, i64>(1));
         }
-        for (partition, next) in committed.iter().enumerate() {
-            for offset in 0..*next {
+        let mut claimed: Vec<(usize, i64)> = committed.iter().copied().enumerate().collect();
+        for row in self.database().await.query("SELECT kafka_partition, next_offset FROM progress", &[]).await.unwrap()
+        {
+            claimed.push((usize::try_from(row.get::<_, i32>(0)).unwrap(), row.get(1)));
+        }
+        for (partition, next) in claimed {
+            for offset in 0..next {
                 assert!(
                     settled[partition].contains(&offset),
                     "P5: {partition}/{offset} is below {next} and not stored"

@@ -15,8 +15,12 @@ async fn on_sigterm_it_drains_and_commits() {
         writer.put(&good(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), "some body")));
     }
     writer.flush();
-    let transfer =
-        world.transfer("transfer", |spec| spec.env("COMMIT_INTERVAL", "1h").env("COMMIT_RECORDS", 100_000_000));
+    let transfer = world.transfer("transfer", |spec| {
+        spec.env("COMMIT_INTERVAL", "1h")
+            .env("COMMIT_RECORDS", 100_000_000)
+            .env("MAX_INFLIGHT_RECORDS", 5000)
+            .env("BATCH_RECORDS", 200)
+    });
     transfer.start().await.unwrap();
     world.rows_reach(5000).await;
     assert!(transfer.stop().await.unwrap().success());

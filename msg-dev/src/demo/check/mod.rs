@@ -60,12 +60,15 @@ impl Finding {
 
     fn check(&mut self, holds: bool, problem: impl FnOnce() -> String) {
         self.checked += 1;
-        if holds {
-            return;
+        if !holds {
+            self.fault(problem());
         }
+    }
+
+    fn fault(&mut self, problem: String) {
         self.broken += 1;
         if self.examples.len() < EXAMPLES {
-            self.examples.push(problem());
+            self.examples.push(problem);
         }
     }
 }
@@ -223,8 +226,9 @@ fn records(evidence: &Evidence<'_>) -> Finding {
     }
     let held = u64::try_from(evidence.ends.iter().sum::<i64>()).unwrap_or(0);
     let least = places.len() as u64;
-    let told = || format!("{held} records for {least} OKs and {unknown} unknown outcomes");
-    truth.check((least..=least + unknown).contains(&held), told);
+    if !(least..=least + unknown).contains(&held) {
+        truth.fault(format!("{held} records for {least} OKs and {unknown} unknown outcomes"));
+    }
     truth
 }
 
