@@ -305,6 +305,8 @@ impl Cluster {
             "-Xmx512m".to_owned(),
             // Only the quick compiler: a broker is up 0.3 s earlier and leaves more of a small machine to the services.
             "-XX:TieredStopAtLevel=1".to_owned(),
+            // A small heap on a small machine: the parallel collectors' threads would compete with everything else.
+            "-XX:+UseSerialGC".to_owned(),
             format!("-Dlog4j2.configurationFile={}", log4j.display()),
             "-cp".to_owned(),
             // Java itself expands the star.

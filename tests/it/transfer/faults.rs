@@ -46,6 +46,36 @@ async fn killed_in_the_middle_nothing_is_lost_or_doubled() {
     assert_eq!(world.dead_letters().await, []);
 }
 
+/// The database refuses the batches for a while, and lives: they are tried again, and nothing is committed meanwhile.
+#[tokio::test]
+async fn a_batch_that_fails_is_tried_again_until_it_is_stored() {
+    let world = World::new("refused").await;
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "500ms"));
+    transfer.start().await.unwrap();
+    let locker = world.database().await;
+    locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let writer = world.writer();
+    for i in 0..100 {
+        writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+    }
+    writer.flush();
+    eventually("some attempts have failed", async || {
+        let metrics = transfer.metrics().await?;
+        let line = metrics.lines().find(|line| line.starts_with("msg_transfer_store_failures_total"));
+        let failures: f64 = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("0").parse()?;
+        ensure(failures >= 3.0, failures)
+    })
+    .await;
+    assert_eq!(world.committed().await.iter().sum::<i64>(), 0, "P5: nothing is stored yet");
+    assert!(!transfer.is_ready().await);
+    locker.batch_execute("COMMIT").await.unwrap();
+    world.rows_reach(100).await;
+    world.all_committed().await;
+    world.assert_ordered_without_gaps().await;
+    assert_eq!(world.rows().await.len(), 100, "P1, P2");
+    transfer.wait_ready(PATIENCE).await.unwrap();
+}
+
 /// The database goes away for 20 s under load, once in good order and once by SIGKILL, and once it hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_database_away_nothing_is_lost_and_nothing_is_dead_lettered() {
