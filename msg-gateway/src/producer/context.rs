@@ -75,7 +75,7 @@ impl Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log(level, facility, message);
+        msg_common::kafka::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -108,17 +108,5 @@ impl ProducerContext for Context {
         drop(permit);
         // The caller may have gone, or have been answered at its deadline.
         let _ = answer.send(outcome);
-    }
-}
-
-/// Logs of librdkafka. Its errors are mostly about connections that it makes anew by itself.
-pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            tracing::error!(facility, message, "librdkafka");
-        }
-        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "librdkafka"),
-        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, message, "librdkafka"),
-        RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "librdkafka"),
     }
 }

@@ -29,14 +29,7 @@ impl Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-                tracing::error!(facility, message, "librdkafka");
-            }
-            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "librdkafka"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, message, "librdkafka"),
-            RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "librdkafka"),
-        }
+        msg_common::kafka::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

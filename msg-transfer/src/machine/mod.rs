@@ -2,6 +2,7 @@
 //! drives it, and so do tests that need no Kafka and no database.
 
 pub mod commit;
+pub mod event;
 pub mod ledger;
 pub mod offset;
 pub mod start;
@@ -14,18 +15,13 @@ use msg_common::partition::Partition;
 
 use self::commit::Committer;
 pub use self::commit::Mark;
+pub use self::event::{Action, Epoch, Event, Millis, Receipt};
 use self::ledger::Ledger;
 use self::offset::{NextOffset, RecordOffset};
 use self::start::Start;
 
-/// One assignment of one partition to this process. Never used again: what belongs to a former one is told apart.
-pub type Epoch = u64;
-
 /// How many times the records in flight the ledgers may hold.
 const LEDGER_FACTOR: usize = 10;
-
-/// Milliseconds on a clock that never goes back.
-pub type Millis = u64;
 
 /// The machine's settings.
 #[derive(Clone, Debug)]
@@ -38,84 +34,6 @@ pub struct Settings {
     pub max_inflight_bytes: usize,
     /// The same, in records.
     pub max_inflight_records: usize,
-}
-
-/// A record that was handed to a lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    /// Its partition.
-    pub partition: Partition,
-    /// The assignment under which it was received.
-    pub epoch: Epoch,
-    /// Its offset.
-    pub offset: RecordOffset,
-    /// What it counts for the limit on bytes.
-    pub bytes: usize,
-}
-
-/// What happened.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
-pub enum Event {
-    /// The group gave us these partitions.
-    Assigned(Vec<Partition>),
-    /// Where an assignment starts is known.
-    StartResolved { partition: Partition, epoch: Epoch, start: Start },
-    /// These are in the database, or in its dead letters: the COMMIT was answered.
-    Settled(Vec<Receipt>),
-    /// A lane let go of these without storing them, because of a fence or a halt.
-    Dropped(Vec<Receipt>),
-    /// This partition must not go on.
-    Halt { partition: Partition, epoch: Epoch, reason: String },
-    /// What was fetched may not follow what we have, or the database may not have what we stored: start each partition
-    /// anew.
-    Restart,
-    /// The same for one partition.
-    RestartPartition(Partition),
-    /// The progress rows are written.
-    ProgressSaved,
-    /// They may not be.
-    ProgressFailed,
-    /// The group's coordinator has the offsets.
-    Committed,
-    /// It may not.
-    CommitFailed,
-    /// The group takes these partitions back, and waits for us.
-    Revoked(Vec<Partition>),
-    /// These partitions may already be another's.
-    Lost(Vec<Partition>),
-    /// The process is to stop.
-    Stop,
-    /// What is not stored by now is abandoned.
-    DrainExpired,
-    /// What is not committed by now is let go.
-    ReleaseExpired,
-    /// Time has passed.
-    Tick,
-}
-
-/// What to do about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
-pub enum Action {
-    /// Find out where this assignment starts.
-    ResolveStart { partition: Partition, epoch: Epoch },
-    /// Fetch from here on.
-    Fetch { partition: Partition, epoch: Epoch, from: NextOffset },
-    /// Fetch no more.
-    StopFetching { partition: Partition },
-    /// Nothing that was received under this assignment may be written any more.
-    Fence { epoch: Epoch },
-    /// The partition stands still and somebody has to look.
-    Halted { partition: Partition, reason: String },
-    /// It does not stand still any more.
-    Unhalted { partition: Partition },
-    /// Write these progress rows.
-    SaveProgress(Vec<Mark>),
-    /// Commit these offsets: their progress rows are written.
-    Commit(Vec<Mark>),
-    /// Let go of these: the group may give them to another.
-    Release(Vec<Partition>),
 }
 
 /// The machine.

@@ -1,6 +1,9 @@
 //! Drives the machine with Kafka on one side and the lanes on the other: turns what happens into events, and carries the
 //! actions out. It lives on the consumer's thread and never waits for a lane.
 
+mod committing;
+mod fetching;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -8,28 +11,24 @@ use std::time::{Duration, Instant};
 
 use msg_common::admin::Readiness;
 use msg_common::partition::Partition;
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::context::Context;
 use super::lookup::Lookup;
-use super::progress::{ProgressKeeper, ProgressRow};
+use super::progress::ProgressKeeper;
 use super::raw::{self, CommitQueue, RecordsQueue};
 use super::starts;
 use crate::lane::item::{Assignment, Item};
 use crate::lane::lane_for;
-use crate::machine::offset::NextOffset;
-use crate::machine::{Action, Epoch, Event, Machine, Mark, Millis};
+use crate::machine::{Action, Epoch, Event, Machine, Millis};
 use crate::metrics;
 
 /// How long to wait for a record, or for a lane, before looking at everything else again. It delays commits and
 /// rebalances, never a row.
 const WAIT: Duration = Duration::from_millis(20);
-
-/// How long a commit may stay without an answer.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Deadlines for giving partitions back.
 #[derive(Clone, Copy, Debug)]
@@ -188,7 +187,7 @@ impl Driver {
             self.take_over(consumer, *partition);
         }
         for partition in self.fetching.keys() {
-            let ends = super::cached_end(consumer, &self.parts.topic, *partition);
+            let ends = crate::consumer::cached_end(consumer, &self.parts.topic, *partition);
             if let (Some(end), Some(next)) = (ends, self.machine.committed(*partition)) {
                 metrics::lag(*partition, (end - next.0).max(0));
             }
@@ -305,37 +304,6 @@ impl Driver {
         }
     }
 
-    fn fetch(&mut self, consumer: &BaseConsumer<Context>, partition: Partition, epoch: Epoch, from: NextOffset) {
-        // A restart within a revocation: it is still being fetched, from where it was.
-        if self.fetching.contains_key(&partition) {
-            self.stop_fetching(consumer, partition);
-        }
-        self.take_over(consumer, partition);
-        let list = self.list([(partition, Offset::Offset(from.0))]);
-        match raw::incremental_assign(consumer.client(), &list) {
-            Ok(()) => {
-                self.fetching.insert(partition, epoch);
-            }
-            Err(error) => {
-                let reason = format!("the consumer refuses to fetch it: {error}");
-                let _ = self.parts.report.send(Event::Halt { partition, epoch, reason });
-            }
-        }
-    }
-
-    fn stop_fetching(&mut self, consumer: &BaseConsumer<Context>, partition: Partition) {
-        let list = self.fetched_among(&[partition]);
-        if list.count() > 0 {
-            self.unassign(consumer, &list);
-        }
-    }
-
-    fn take_over(&self, consumer: &BaseConsumer<Context>, partition: Partition) {
-        if let Some((records, _)) = &self.queues {
-            records.take_over(consumer.client(), &self.parts.topic, partition);
-        }
-    }
-
     fn resolve(&mut self, unresolved: Vec<(Partition, Epoch)>) {
         let task = starts::Resolve {
             lookup: self.parts.lookup.clone(),
@@ -352,96 +320,6 @@ impl Driver {
         let asked =
             unresolved.into_iter().map(|(partition, epoch)| (partition, self.assignments[&epoch].clone())).collect();
         self.parts.runtime.spawn(task.run(asked));
-    }
-
-    fn save_progress(&self, marks: &[Mark]) {
-        let row = |mark: &Mark| {
-            let assignment = &self.assignments[&mark.epoch];
-            let known = "what is settled was received, and so its start was read";
-            let (topic_id, generation) = (assignment.topic_id().expect(known), assignment.generation().expect(known));
-            ProgressRow { topic_id, partition: mark.partition, next: mark.next, generation }
-        };
-        let rows: Vec<ProgressRow> = marks.iter().map(row).collect();
-        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
-        self.parts.runtime.spawn(async move {
-            match progress.save(&rows).await {
-                Ok(()) => {
-                    let _ = report.send(Event::ProgressSaved);
-                }
-                Err(error) => {
-                    tracing::warn!(error, "progress not saved, starting again from what the database has");
-                    let _ = report.send(Event::ProgressFailed);
-                    // The database may have lost what it had: only it can tell where to go on.
-                    let _ = report.send(Event::Restart);
-                }
-            }
-        });
-    }
-
-    fn start_commit(&mut self, consumer: &BaseConsumer<Context>, marks: &[Mark]) {
-        let list = self.list(marks.iter().map(|mark| (mark.partition, Offset::Offset(mark.next.0))));
-        self.rounds += 1;
-        self.commit = Some((self.rounds, Instant::now() + COMMIT_TIMEOUT));
-        let sent = match &self.queues {
-            Some((_, commits)) => commits.commit(consumer.client(), &list, self.rounds),
-            None => Err("the consumer is closed".to_owned()),
-        };
-        if let Err(error) = sent {
-            self.commit_answered(consumer, Err(error));
-        }
-    }
-
-    fn poll_commit(&mut self, consumer: &BaseConsumer<Context>) {
-        while let Some((round, result)) = self.queues.as_ref().and_then(|(_, commits)| commits.poll()) {
-            // A late answer to a round that was given up says nothing about the present one.
-            if self.commit.is_some_and(|(current, _)| current == round) {
-                self.commit_answered(consumer, result);
-            }
-        }
-        if self.commit.is_some_and(|(_, deadline)| Instant::now() >= deadline) {
-            self.commit_answered(consumer, Err("no answer in time".to_owned()));
-        }
-    }
-
-    fn commit_answered(&mut self, consumer: &BaseConsumer<Context>, result: Result<(), String>) {
-        self.commit = None;
-        metrics::committed(result.is_ok());
-        let event = match result {
-            Ok(()) => Event::Committed,
-            Err(error) => {
-                tracing::warn!(error, "offsets not committed, will be tried again");
-                Event::CommitFailed
-            }
-        };
-        self.handle(consumer, event);
-    }
-
-    /// The list of those partitions that librdkafka fetches: it refuses to stop fetching any other.
-    fn fetched_among(&self, partitions: &[Partition]) -> TopicPartitionList {
-        let fetched = partitions.iter().filter(|partition| self.fetching.contains_key(partition));
-        self.list(fetched.map(|partition| (*partition, Offset::Invalid)))
-    }
-
-    fn unassign(&mut self, consumer: &BaseConsumer<Context>, list: &TopicPartitionList) {
-        for element in list.elements() {
-            self.fetching.remove(&element.partition());
-        }
-        self.carried("stop fetching", raw::incremental_unassign(consumer.client(), list));
-    }
-
-    fn list(&self, partitions: impl IntoIterator<Item = (Partition, Offset)>) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for (partition, offset) in partitions {
-            list.add_partition_offset(&self.parts.topic, partition, offset)
-                .expect("the offset is one that can be written");
-        }
-        list
-    }
-
-    fn carried(&self, what: &str, result: Result<(), String>) {
-        if let Err(error) = result {
-            tracing::warn!(what, error, "refused by the consumer");
-        }
     }
 
     fn tell_halted(&self) {

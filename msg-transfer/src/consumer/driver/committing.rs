@@ -1,0 +1,79 @@
+//! Makes progress durable as the machine says: the progress rows, then Kafka's offsets, each with its answer.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::Driver;
+use crate::consumer::context::Context;
+use crate::consumer::progress::ProgressRow;
+use crate::machine::{Event, Mark};
+use crate::metrics;
+
+/// How long a commit may stay without an answer.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Driver {
+    pub(super) fn save_progress(&self, marks: &[Mark]) {
+        let row = |mark: &Mark| {
+            let assignment = &self.assignments[&mark.epoch];
+            let known = "what is settled was received, and so its start was read";
+            let (topic_id, generation) = (assignment.topic_id().expect(known), assignment.generation().expect(known));
+            ProgressRow { topic_id, partition: mark.partition, next: mark.next, generation }
+        };
+        let rows: Vec<ProgressRow> = marks.iter().map(row).collect();
+        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
+        self.parts.runtime.spawn(async move {
+            match progress.save(&rows).await {
+                Ok(()) => {
+                    let _ = report.send(Event::ProgressSaved);
+                }
+                Err(error) => {
+                    tracing::warn!(error, "progress not saved, starting again from what the database has");
+                    let _ = report.send(Event::ProgressFailed);
+                    // The database may have lost what it had: only it can tell where to go on.
+                    let _ = report.send(Event::Restart);
+                }
+            }
+        });
+    }
+
+    pub(super) fn start_commit(&mut self, consumer: &BaseConsumer<Context>, marks: &[Mark]) {
+        let list = self.list(marks.iter().map(|mark| (mark.partition, Offset::Offset(mark.next.0))));
+        self.rounds += 1;
+        self.commit = Some((self.rounds, Instant::now() + COMMIT_TIMEOUT));
+        let sent = match &self.queues {
+            Some((_, commits)) => commits.commit(consumer.client(), &list, self.rounds),
+            None => Err("the consumer is closed".to_owned()),
+        };
+        if let Err(error) = sent {
+            self.commit_answered(consumer, Err(error));
+        }
+    }
+
+    pub(super) fn poll_commit(&mut self, consumer: &BaseConsumer<Context>) {
+        while let Some((round, result)) = self.queues.as_ref().and_then(|(_, commits)| commits.poll()) {
+            // A late answer to a round that was given up says nothing about the present one.
+            if self.commit.is_some_and(|(current, _)| current == round) {
+                self.commit_answered(consumer, result);
+            }
+        }
+        if self.commit.is_some_and(|(_, deadline)| Instant::now() >= deadline) {
+            self.commit_answered(consumer, Err("no answer in time".to_owned()));
+        }
+    }
+
+    pub(super) fn commit_answered(&mut self, consumer: &BaseConsumer<Context>, result: Result<(), String>) {
+        self.commit = None;
+        metrics::committed(result.is_ok());
+        let event = match result {
+            Ok(()) => Event::Committed,
+            Err(error) => {
+                tracing::warn!(error, "offsets not committed, will be tried again");
+                Event::CommitFailed
+            }
+        };
+        self.handle(consumer, event);
+    }
+}
