@@ -206,6 +206,11 @@ impl Machine {
         self.advance(now, actions);
     }
 
+    /// Whether this assignment is a present one: what is to be committed is of such ones alone.
+    pub fn speaks_of(&self, epoch: Epoch) -> bool {
+        self.owned.values().any(|owned| owned.epoch == epoch)
+    }
+
     /// Whether a partition is being given back.
     pub fn is_leaving(&self) -> bool {
         self.owned.values().any(|owned| owned.leaving)

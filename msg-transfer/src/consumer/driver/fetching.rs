@@ -19,14 +19,14 @@ impl Driver {
         from: NextOffset,
     ) {
         // A restart within a revocation: it is still being fetched, from where it was.
-        if self.fetching.contains_key(&partition) {
+        if self.fetching.contains(&partition) {
             self.stop_fetching(consumer, partition);
         }
         self.take_over(consumer, partition);
         let list = self.list([(partition, Offset::Offset(from.0))]);
         match raw::incremental_assign(consumer.client(), &list) {
             Ok(()) => {
-                self.fetching.insert(partition, epoch);
+                self.fetching.insert(partition);
             }
             Err(error) => {
                 let reason = format!("the consumer refuses to fetch it: {error}");
@@ -50,7 +50,7 @@ impl Driver {
 
     /// The list of those partitions that librdkafka fetches: it refuses to stop fetching any other.
     pub(super) fn fetched_among(&self, partitions: &[Partition]) -> TopicPartitionList {
-        let fetched = partitions.iter().filter(|partition| self.fetching.contains_key(partition));
+        let fetched = partitions.iter().filter(|partition| self.fetching.contains(partition));
         self.list(fetched.map(|partition| (*partition, Offset::Invalid)))
     }
 

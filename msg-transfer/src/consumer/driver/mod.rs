@@ -4,7 +4,7 @@
 mod committing;
 mod fetching;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ pub struct Driver {
     /// The assignments that are not over, with what the lanes need to know of each.
     assignments: HashMap<Epoch, Arc<Assignment>>,
     /// The partitions that librdkafka fetches.
-    fetching: BTreeMap<Partition, Epoch>,
+    fetching: BTreeSet<Partition>,
     halted: BTreeMap<Partition, String>,
     commit: Option<(usize, Instant)>,
     rounds: usize,
@@ -90,7 +90,7 @@ impl Driver {
             begun: Instant::now(),
             queues: None,
             assignments: HashMap::new(),
-            fetching: BTreeMap::new(),
+            fetching: BTreeSet::new(),
             halted: BTreeMap::new(),
             commit: None,
             rounds: 0,
@@ -182,11 +182,11 @@ impl Driver {
                 let _ = report.send(Event::Restart);
             }
         });
-        for partition in self.fetching.keys() {
+        for partition in &self.fetching {
             // librdkafka ends the forwarding when a fetch stops, which may come after the next one has begun.
             self.take_over(consumer, *partition);
         }
-        for partition in self.fetching.keys() {
+        for partition in &self.fetching {
             let ends = crate::consumer::cached_end(consumer, &self.parts.topic, *partition);
             if let (Some(end), Some(next)) = (ends, self.machine.committed(*partition)) {
                 metrics::lag(*partition, (end - next.0).max(0));
@@ -295,13 +295,20 @@ impl Driver {
                 Action::Release(partitions) => {
                     tracing::info!(?partitions, "let go");
                     self.released = true;
-                    self.assignments.retain(|_, assignment| !assignment.is_fenced());
+                    self.forget_assignments();
                 }
             }
         }
         if !unresolved.is_empty() {
             self.resolve(unresolved);
         }
+    }
+
+    /// Forgets those that the machine does not speak of any more. A fence is no sign of it: what was stored before it was
+    /// raised can still be committed.
+    fn forget_assignments(&mut self) {
+        let machine = &self.machine;
+        self.assignments.retain(|epoch, _| machine.speaks_of(*epoch));
     }
 
     fn resolve(&mut self, unresolved: Vec<(Partition, Epoch)>) {
@@ -311,9 +318,7 @@ impl Driver {
             readiness: self.parts.readiness.clone(),
             accept_loss: self.parts.start_at_oldest,
         };
-        if !self.machine.is_leaving() {
-            self.assignments.retain(|_, assignment| !assignment.is_fenced());
-        }
+        self.forget_assignments();
         for (_, epoch) in &unresolved {
             self.assignments.insert(*epoch, Arc::new(Assignment::new(*epoch)));
         }
