@@ -1,30 +1,36 @@
 //! The service: brings the schema up, starts the lanes and the consumer's thread, and ends them in order.
 
 use std::num::NonZeroUsize;
-use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
+use machine::consumer::{Event, Limit, Machine, Settings};
+use machine::lane;
 use msg_common::admin::{self, Readiness};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::backoff::Backoff;
-use crate::config::Config;
+use crate::config::{Config, SeqGuard};
 use crate::consumer::context::Context;
 use crate::consumer::driver::{Deadlines, Driver, Parts};
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressKeeper;
 use crate::consumer::{self, Fatal};
-use crate::lane::store::Store;
-use crate::lane::{BatchLimits, Lane};
-use crate::machine::{Machine, Settings};
+use crate::lag::{LagReader, gauges};
+use crate::lane::connection::Connection;
+use crate::lane::{BatchLimits, Handle as LaneHandle, Lane};
 use crate::schema::{self, SchemaError};
 use crate::{metrics, session};
+
+/// A record of fewer bytes is never too large for the database's time or memory.
+const HUGE: usize = 1 << 20;
 
 /// Why the service ended.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,8 @@ pub enum Error {
 
 /// Runs until `shutdown`: then drains, commits, leaves the group, and comes back.
 pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
+    // Before anything is described or counted.
+    msg_common::telemetry::metrics();
     metrics::describe();
     let readiness = Readiness::waiting_for(&["schema", "group"]);
     let done = CancellationToken::new();
@@ -69,19 +77,23 @@ pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken
 
 async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> Result<(), Error> {
     let database = &config.database;
-    // One for each lane, and two for what comes besides: progress rows, starts.
-    let size = config.lanes.lanes + 2;
-    let pool = database.pool("msg-transfer", size, &session::settings(database)).map_err(Error::Config)?;
+    let pool =
+        database.pool("msg-transfer", config.pool_size(), &session::settings(database)).map_err(Error::Config)?;
     let prepared = shutdown.run_until_cancelled(prepare_schema(config, &pool, readiness)).await;
     match prepared {
         None => return Ok(()),
         Some(prepared) => prepared?,
     }
+    let Some(guard) = shutdown.run_until_cancelled(needs_guard(config.lanes.seq_guard, &pool)).await else {
+        return Ok(());
+    };
+    let lag = LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool.clone())?;
+    let _lag = AbortOnDropHandle::new(tokio::spawn(gauges::watch(lag)));
     let (events, received) = std_mpsc::channel();
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
     let progress = ProgressKeeper::new(pool.clone());
-    let (lanes, senders) = start_lanes(config, &pool, &progress, &events, readiness, &give_up);
+    let (lanes, senders) = start_lanes(config, guard, &pool, &progress, &events, readiness, &give_up);
     let topic = config.kafka.kafka_topic.clone();
     let parts = Parts {
         topic: topic.clone(),
@@ -94,12 +106,20 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
         readiness: readiness.clone(),
         deadlines: Deadlines { drain: config.consumer.drain_timeout, commit: Duration::from_secs(5) },
         start_at_oldest: config.consumer.start_at_oldest,
+        dead_letter_window: i64::try_from(config.dead_letters.dead_letter_window).unwrap_or(i64::MAX),
     };
     let machine = Machine::new(Settings {
         commit_records: config.consumer.commit_records,
         commit_interval: u64::try_from(config.consumer.commit_interval.as_millis()).unwrap_or(u64::MAX),
         max_inflight_bytes: config.consumer.max_inflight_bytes,
         max_inflight_records: config.consumer.max_inflight_records,
+        max_partition_bytes: config.consumer.max_partition_bytes,
+        max_partition_records: config.consumer.max_partition_records,
+        dead_letters: Limit {
+            count: config.dead_letters.dead_letter_limit,
+            percent: config.dead_letters.dead_letter_percent,
+            window: config.dead_letters.dead_letter_window,
+        },
     });
     let context = Context::new(Driver::new(parts, machine));
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
@@ -140,39 +160,65 @@ async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> 
     Ok(())
 }
 
+/// Whether a COMMIT of this database may be answered before its rows can be seen. Asks as long as it takes.
+async fn needs_guard(guard: SeqGuard, pool: &Pool) -> bool {
+    let mut backoff = Backoff::default();
+    loop {
+        match guard {
+            SeqGuard::On => return true,
+            SeqGuard::Off => return false,
+            SeqGuard::Auto => {}
+        }
+        match schema::has_citus(pool).await {
+            Ok(found) => {
+                if found {
+                    tracing::info!("citus is installed: each batch looks for its predecessors");
+                }
+                return found;
+            }
+            Err(error) => tracing::warn!(%error, "not known whether citus is installed, will be asked again"),
+        }
+        backoff.wait().await;
+    }
+}
+
 fn start_lanes(
     config: &Config,
+    guard: bool,
     pool: &Pool,
     progress: &ProgressKeeper,
-    events: &std_mpsc::Sender<crate::machine::Event>,
+    events: &std_mpsc::Sender<Event>,
     readiness: &Readiness,
     give_up: &CancellationToken,
-) -> (JoinSet<()>, Vec<mpsc::Sender<crate::lane::item::Item>>) {
+) -> (JoinSet<()>, Vec<LaneHandle>) {
     let options = &config.lanes;
     let cached = NonZeroUsize::new(options.cached_inboxes.get() / options.lanes).unwrap_or(NonZeroUsize::MIN);
     let mut lanes = JoinSet::new();
-    let mut senders = Vec::new();
+    let mut handles = Vec::new();
     for number in 0..options.lanes {
         // All records in flight may have one key. The consumer stops at the limit; a chunk may go over it.
         let (sender, waiting) = mpsc::channel(config.consumer.max_inflight_records + 2 * consumer::raw::CHUNK);
-        senders.push(sender);
+        let permitted = Arc::new(Notify::new());
+        handles.push(LaneHandle { items: sender, permitted: permitted.clone() });
+        let settings = lane::Settings { cached_inboxes: cached, guard, huge: HUGE };
+        let (pool, progress, topic) = (pool.clone(), progress.clone(), config.kafka.kafka_topic.clone());
         let lane = Lane {
-            number,
+            machine: lane::Machine::new(number, settings),
             waiting,
+            permitted,
             events: events.clone(),
-            store: Store::new(pool.clone(), progress.clone(), config.kafka.kafka_topic.clone(), cached),
+            connection: Connection::new(pool, progress, topic, &config.database),
             limits: BatchLimits {
                 records: options.batch_records,
                 bytes: options.batch_bytes,
                 interval: options.batch_interval,
-                attempt: 2 * config.database.database_statement_timeout,
             },
             readiness: readiness.clone(),
             give_up: give_up.clone(),
         };
         lanes.spawn(lane.run());
     }
-    (lanes, senders)
+    (lanes, handles)
 }
 
 fn start_thread(consumer: BaseConsumer<Context>, stop: CancellationToken) -> oneshot::Receiver<Result<(), Fatal>> {

@@ -2,32 +2,37 @@
 
 use std::time::Duration;
 
+use machine::failure::Class;
+
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);
+/// Nothing changes before somebody has looked.
+const LONGEST_FATAL: Duration = Duration::from_secs(15);
 
 /// Exponential, with full jitter.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Backoff {
-    ceiling: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Backoff { ceiling: FIRST }
-    }
+    attempts: usize,
 }
 
 impl Backoff {
     /// Waits.
     pub async fn wait(&mut self) {
-        tokio::time::sleep(self.next()).await;
+        self.attempts += 1;
+        tokio::time::sleep(jittered(ceiling(Class::Transient, self.attempts))).await;
     }
+}
 
-    fn next(&mut self) -> Duration {
-        let ceiling = self.ceiling;
-        self.ceiling = (ceiling * 2).min(LONGEST);
-        ceiling.mul_f64(rand::random())
-    }
+/// The longest time to wait after so many attempts have failed, the last one like this.
+pub fn ceiling(class: Class, attempts: usize) -> Duration {
+    let longest = if class == Class::Fatal { LONGEST_FATAL } else { LONGEST };
+    let doubled = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    (FIRST * 2_u32.pow(doubled)).min(longest)
+}
+
+/// Any time up to it.
+pub fn jittered(ceiling: Duration) -> Duration {
+    ceiling.mul_f64(rand::random())
 }
 
 #[cfg(test)]
@@ -36,10 +41,9 @@ mod tests {
 
     #[test]
     fn it_grows_up_to_the_limit() {
-        let mut backoff = Backoff::default();
-        for _ in 0..20 {
-            assert!(backoff.next() <= LONGEST);
-        }
-        assert_eq!(backoff.ceiling, LONGEST);
+        let ceilings = [1, 2, 3, 100].map(|attempts| ceiling(Class::Transient, attempts));
+        assert_eq!(ceilings, [FIRST, 2 * FIRST, 4 * FIRST, LONGEST]);
+        assert_eq!(ceiling(Class::Fatal, 1000), LONGEST_FATAL);
+        assert!(jittered(LONGEST) <= LONGEST);
     }
 }

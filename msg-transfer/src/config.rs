@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use msg_common::config::{Check, parse_bytes, parse_duration};
 use msg_common::kafka::KafkaOptions;
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 use rdkafka::ClientConfig;
+
+use crate::commands::{check, dead_letters, lag, purge, resume};
 
 /// Takes messages from Kafka into PostgreSQL: each once, in order, none missing.
 #[derive(Parser, Clone, Debug)]
@@ -30,6 +32,9 @@ pub struct Config {
     /// The lanes.
     #[command(flatten)]
     pub lanes: LaneOptions,
+    /// Dead letters.
+    #[command(flatten)]
+    pub dead_letters: DeadLetterOptions,
     /// Logs.
     #[command(flatten)]
     pub log: LogOptions,
@@ -48,6 +53,18 @@ pub enum Command {
     Migrate,
     /// Ask the running service whether it is ready: exit code 0 if it is, 1 if not
     Healthcheck,
+    /// Look at Kafka, the topic, the group and the database, and say what is wrong and what to do: exit code 1 if
+    /// something has to be done. The running group is left alone
+    Check(check::Options),
+    /// Show how far the database is behind Kafka, by partition: in records, in time, and until they are deleted
+    Lag(lag::Options),
+    /// Delete old messages, from the beginning of each inbox on; the newest of an inbox always stays
+    Purge(purge::Options),
+    /// Look at the records that were kept aside, and send them again
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    /// Let partitions go on that stopped because too many of their records became dead letters
+    Resume(resume::Options),
 }
 
 /// How records are taken from Kafka.
@@ -74,6 +91,12 @@ pub struct ConsumerOptions {
     /// Most records between Kafka and the table
     #[arg(long, env = "MAX_INFLIGHT_RECORDS", default_value_t = 50_000, value_name = "N")]
     pub max_inflight_records: usize,
+    /// Most bytes of one partition between Kafka and the table: the rest of the limit is for the others
+    #[arg(long, env = "MAX_PARTITION_BYTES", default_value = "32MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_partition_bytes: usize,
+    /// Most records of one partition between Kafka and the table
+    #[arg(long, env = "MAX_PARTITION_RECORDS", default_value_t = 25_000, value_name = "N")]
+    pub max_partition_records: usize,
     /// Most bytes that Kafka's client keeps fetched ahead of that; a fetch under way may bring 2 MiB more, compressed
     #[arg(long, env = "FETCH_AHEAD_BYTES", default_value = "16MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub fetch_ahead_bytes: usize,
@@ -105,7 +128,39 @@ pub struct LaneOptions {
     /// Inboxes whose last seq is remembered, in all lanes together
     #[arg(long, env = "CACHED_INBOXES", default_value_t = NonZeroUsize::new(100_000).expect("not 0"), value_name = "N")]
     pub cached_inboxes: NonZeroUsize,
+    /// Before each batch, look in the same transaction for the row that each inbox's first new row follows. For a database
+    /// whose COMMIT may be answered before its rows can be seen: `auto` does so where it finds Citus
+    #[arg(long, env = "SEQ_GUARD", default_value = "auto", value_name = "WHEN")]
+    pub seq_guard: SeqGuard,
 }
+
+/// When to look for predecessors.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeqGuard {
+    /// Where Citus is installed.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// When a partition stops because too many of its records would be kept aside: all three together.
+#[derive(Args, Clone, Debug)]
+pub struct DeadLetterOptions {
+    /// A partition stops before it has more dead letters than this …
+    #[arg(long, env = "DEAD_LETTER_LIMIT", default_value_t = 100, value_name = "N")]
+    pub dead_letter_limit: usize,
+    /// … that are more than so many in a hundred …
+    #[arg(long, env = "DEAD_LETTER_PERCENT", default_value_t = 1, value_name = "PERCENT")]
+    pub dead_letter_percent: usize,
+    /// … of the last so many records. IDEMPOTENCY_CONFLICT does not count: callers make those
+    #[arg(long, env = "DEAD_LETTER_WINDOW", default_value_t = 10_000, value_name = "N")]
+    pub dead_letter_window: usize,
+}
+
+/// The limits for one partition are this part of those for all, or more.
+const MOST_PARTS: usize = 8;
 
 impl Check for Config {
     fn problems(&self) -> Vec<String> {
@@ -117,6 +172,24 @@ impl Check for Config {
             problems.push("--database-url or --database-url-file is required".into());
         }
         problems.extend(self.database.problems());
+        if self.consumer.group_id.is_empty() {
+            problems.push("--group-id is empty".into());
+        }
+        match &self.command {
+            None | Some(Command::Migrate | Command::Check(_)) => problems.extend(self.service_problems()),
+            Some(Command::Purge(options)) => problems.extend(options.problems()),
+            Some(Command::DeadLetters(command)) => problems.extend(command.problems()),
+            Some(Command::Resume(options)) => problems.extend(options.problems()),
+            Some(Command::Healthcheck | Command::Lag(_)) => {}
+        }
+        problems
+    }
+}
+
+impl Config {
+    /// What is wrong with what only the service needs.
+    fn service_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
         let at_least_one = [
             ("--lanes", self.lanes.lanes),
             ("--batch-records", self.lanes.batch_records),
@@ -124,15 +197,23 @@ impl Check for Config {
             ("--commit-records", self.consumer.commit_records),
             ("--max-inflight-bytes", self.consumer.max_inflight_bytes),
             ("--max-inflight-records", self.consumer.max_inflight_records),
+            ("--max-partition-bytes", self.consumer.max_partition_bytes),
+            ("--max-partition-records", self.consumer.max_partition_records),
+            ("--dead-letter-window", self.dead_letters.dead_letter_window),
         ];
         for (name, _) in at_least_one.iter().filter(|(_, value)| *value == 0) {
             problems.push(format!("{name} must be at least 1"));
         }
+        // Partitions that are held back keep what was fetched of them: few at a time.
+        let parts = [
+            ("--max-partition-bytes", self.consumer.max_partition_bytes, self.consumer.max_inflight_bytes),
+            ("--max-partition-records", self.consumer.max_partition_records, self.consumer.max_inflight_records),
+        ];
+        for (name, _, total) in parts.iter().filter(|(_, part, total)| *part < total / MOST_PARTS) {
+            problems.push(format!("{name} must be at least an eighth of the limit for all, {}", total / MOST_PARTS));
+        }
         if self.lanes.batch_interval > Duration::from_secs(1) {
             problems.push("--batch-interval must be at most 1s".into());
-        }
-        if self.consumer.group_id.is_empty() {
-            problems.push("--group-id is empty".into());
         }
         if self.consumer.session_timeout < Duration::from_secs(6) {
             problems.push("--session-timeout must be at least 6s, the brokers' own lower limit".into());
@@ -145,9 +226,7 @@ impl Check for Config {
         }
         problems
     }
-}
 
-impl Config {
     /// librdkafka's settings for the group's member. No other function knows their names.
     pub fn consumer_config(&self) -> ClientConfig {
         let options = &self.consumer;
@@ -187,6 +266,12 @@ impl Config {
             config.set("group.instance.id", id);
         }
         config
+    }
+
+    /// Connections to the database: one for each lane, and three for what comes besides (progress rows, the lag, whether
+    /// partitions may go on).
+    pub fn pool_size(&self) -> usize {
+        self.lanes.lanes + 3
     }
 
     /// librdkafka's settings for a client that asks in the group's name and joins nothing.

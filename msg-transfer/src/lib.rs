@@ -2,11 +2,12 @@
 
 pub mod app;
 pub mod backoff;
+pub mod commands;
 pub mod config;
 pub mod consumer;
 pub mod failure;
+pub mod lag;
 pub mod lane;
-pub mod machine;
 pub mod metrics;
 pub mod schema;
 pub mod session;

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use msg_common::{admin, config, shutdown};
-use msg_transfer::config::{Command, Config};
-use msg_transfer::{app, schema, session};
+use msg_common::{config, shutdown};
+use msg_transfer::config::Config;
+use msg_transfer::{app, commands};
 use tokio::net::TcpListener;
 
 /// How long what still runs on the runtime's threads may hold up the end: a question to a Kafka that is away.
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(run(config));
     runtime.shutdown_timeout(LAST_WAIT);
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tracing::error!(error, "failed");
             ExitCode::FAILURE
@@ -26,11 +26,10 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config) -> Result<(), String> {
-    match &config.command {
-        None => serve(config).await,
-        Some(Command::Migrate) => migrate(&config).await,
-        Some(Command::Healthcheck) => healthcheck(&config).await,
+async fn run(config: Config) -> Result<ExitCode, String> {
+    match config.command.clone() {
+        None => serve(config).await.map(|()| ExitCode::SUCCESS),
+        Some(command) => commands::run(&config, &command).await,
     }
 }
 
@@ -39,19 +38,4 @@ async fn serve(config: Config) -> Result<(), String> {
     let admin = config.admin_listen;
     let admin = TcpListener::bind(admin).await.map_err(|error| format!("--admin-listen {admin}: {error}"))?;
     app::run(config, admin, stop).await.map_err(|error| error.to_string())
-}
-
-async fn migrate(config: &Config) -> Result<(), String> {
-    let pool = config.database.pool("msg-transfer", 1, &session::settings(&config.database))?;
-    let applied = schema::migrate(&pool).await.map_err(|error| error.to_string())?;
-    tracing::info!(?applied, version = schema::needed(), "schema is up to date");
-    Ok(())
-}
-
-async fn healthcheck(config: &Config) -> Result<(), String> {
-    match admin::probe(config.admin_listen, "/readyz").await {
-        Ok((200, _)) => Ok(()),
-        Ok((_, reasons)) => Err(reasons.trim_end().to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use msg_common::partition::Partition;
 
-use crate::failure::Class;
-use crate::lane::store::Outcome;
+use machine::Partition;
+use machine::failure::Class;
+use machine::lane::Outcome;
 
 const CONSUMED: &str = "msg_transfer_consumed_records_total";
 const STORED: &str = "msg_transfer_stored_messages_total";
@@ -19,6 +19,7 @@ const INFLIGHT_BYTES: &str = "msg_transfer_inflight_bytes";
 const INFLIGHT: &str = "msg_transfer_inflight_records";
 const LAG: &str = "msg_transfer_lag_records";
 const HALTED: &str = "msg_transfer_halted_partitions";
+const PAUSED: &str = "msg_transfer_paused_partitions";
 const REBALANCES: &str = "msg_transfer_rebalances_total";
 const COMMITS: &str = "msg_transfer_commits_total";
 
@@ -27,7 +28,7 @@ pub fn describe() {
     describe_counter!(CONSUMED, Unit::Count, "Records taken from Kafka, repeats included");
     describe_counter!(STORED, Unit::Count, "Rows written");
     describe_counter!(DUPLICATES, Unit::Count, "Messages that were stored already");
-    describe_counter!(DEAD_LETTERS, Unit::Count, "Records kept as dead letters");
+    describe_counter!(DEAD_LETTERS, Unit::Count, "Records kept as dead letters, by reason");
     describe_histogram!(BATCH, Unit::Count, "Records in a stored batch");
     describe_histogram!(STORE, Unit::Seconds, "Time to store a batch, from its first statement to the COMMIT's answer");
     describe_counter!(FAILURES, Unit::Count, "Attempts to store a batch that failed, by class");
@@ -35,6 +36,7 @@ pub fn describe() {
     describe_gauge!(INFLIGHT, Unit::Count, "Records between Kafka and the table");
     describe_gauge!(LAG, Unit::Count, "Records of the partition that are not stored and committed yet");
     describe_gauge!(HALTED, Unit::Count, "Partitions that stand still until somebody looks");
+    describe_gauge!(PAUSED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
     describe_counter!(REBALANCES, Unit::Count, "Partitions assigned, revoked and lost, by kind");
     describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
 }
@@ -43,21 +45,18 @@ pub(crate) fn consumed(count: usize) {
     counter!(CONSUMED).increment(count as u64);
 }
 
-pub(crate) fn batch_stored(records: usize, outcome: Outcome, took: Duration) {
+pub(crate) fn batch_stored(records: usize, outcome: &Outcome, took: Duration) {
     counter!(STORED).increment(outcome.stored as u64);
     counter!(DUPLICATES).increment(outcome.duplicates as u64);
-    counter!(DEAD_LETTERS).increment(outcome.dead_letters as u64);
+    for reason in &outcome.dead_letters {
+        counter!(DEAD_LETTERS, "reason" => reason.name()).increment(1);
+    }
     histogram!(BATCH).record(records as f64);
     histogram!(STORE).record(took);
 }
 
 pub(crate) fn store_failed(class: Class) {
-    let class = match class {
-        Class::Transient => "transient",
-        Class::Conflict => "conflict",
-        Class::Unknown => "unknown",
-    };
-    counter!(FAILURES, "class" => class).increment(1);
+    counter!(FAILURES, "class" => class.name()).increment(1);
 }
 
 pub(crate) fn inflight(bytes: usize, records: usize) {
@@ -67,6 +66,10 @@ pub(crate) fn inflight(bytes: usize, records: usize) {
 
 pub(crate) fn lag(partition: Partition, records: i64) {
     gauge!(LAG, "partition" => partition.to_string()).set(records as f64);
+}
+
+pub(crate) fn paused(partitions: usize) {
+    gauge!(PAUSED).set(partitions as f64);
 }
 
 pub(crate) fn halted(partitions: usize) {

@@ -1,10 +1,11 @@
 //! The database's schema: migrations in order, one process at a time, and never a step back.
 
 use deadpool_postgres::Pool;
+use machine::failure::Class;
 use refinery::Runner;
 use tokio_postgres::error::SqlState;
 
-use crate::failure::{self, Class};
+use crate::failure;
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -53,7 +54,7 @@ impl SchemaError {
 impl From<tokio_postgres::Error> for SchemaError {
     fn from(error: tokio_postgres::Error) -> Self {
         let text = failure::describe(&error);
-        match failure::classify(&error) {
+        match failure::of(&error).class {
             Class::Transient => SchemaError::Transient(text),
             _ => SchemaError::Database(text),
         }
@@ -98,7 +99,7 @@ fn failed(error: &refinery::Error) -> SchemaError {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>()
-            && failure::classify(error) == Class::Transient
+            && failure::of(error).class == Class::Transient
         {
             return SchemaError::Transient(failure::describe(error));
         }
@@ -116,6 +117,12 @@ pub async fn check(pool: &Pool) -> Result<(), SchemaError> {
         std::cmp::Ordering::Equal => Ok(()),
         std::cmp::Ordering::Greater => Err(SchemaError::Newer { found, needed }),
     }
+}
+
+/// Whether the database is a Citus coordinator.
+pub async fn has_citus(pool: &Pool) -> Result<bool, SchemaError> {
+    let client = connect(pool).await?;
+    Ok(client.query_opt("SELECT 1 FROM pg_extension WHERE extname = 'citus'", &[]).await?.is_some())
 }
 
 async fn connect(pool: &Pool) -> Result<deadpool_postgres::Object, SchemaError> {

@@ -1,5 +1,8 @@
-//! What every database session of the transfer sets for itself.
+//! What every database session of the transfer sets for itself, and which connection counts as a new one.
 
+use std::time::Duration;
+
+use deadpool_postgres::{Object, Pool, PoolError};
 use msg_common::postgres::DatabaseOptions;
 
 /// Statements that are run once on each new connection.
@@ -7,9 +10,28 @@ use msg_common::postgres::DatabaseOptions;
 /// A stopped process's open transaction would otherwise hold its locks for ever, and the next owner with them.
 pub fn settings(database: &DatabaseOptions) -> String {
     let idle = database.database_statement_timeout.as_millis();
+    let lock = lock_timeout(database).as_millis();
     format!(
-        "SET synchronous_commit = on; SET lock_timeout = '10s'; \
+        "SET synchronous_commit = on; SET lock_timeout = {lock}; \
          SET idle_in_transaction_session_timeout = {idle}; \
          SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
     )
+}
+
+/// How long to wait for a lock. Well below the statement's time-out: waiting for somebody must not look like a record that
+/// takes too long.
+pub fn lock_timeout(database: &DatabaseOptions) -> Duration {
+    Duration::from_secs(10).min(database.database_statement_timeout / 2)
+}
+
+/// A connection that is made now. One that has waited in the pool may lead to the server that was there before a
+/// switch-over.
+pub async fn fresh(pool: &Pool) -> Result<Object, PoolError> {
+    loop {
+        let client = pool.get().await?;
+        if Object::metrics(&client).recycle_count == 0 {
+            return Ok(client);
+        }
+        drop(Object::take(client));
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::message::BorrowedMessage;
+use rdkafka::message::{BorrowedMessage, OwnedHeaders};
 use uuid::Uuid;
 
 /// Whether a message that failed may be in the log all the same.
@@ -27,6 +27,25 @@ pub fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
         rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Persistence::Possibly,
         rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_PERSISTED => Persistence::Yes,
     }
+}
+
+/// Headers whose keys are any bytes: the wrapper takes only UTF-8 without NUL.
+pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Result<OwnedHeaders, String> {
+    let headers = OwnedHeaders::new();
+    // The wrapper's borrowed headers are librdkafka's own, behind a reference.
+    let list = std::ptr::from_ref(headers.as_borrowed()).cast_mut().cast::<rd::rd_kafka_headers_t>();
+    for (key, value) in pairs {
+        let length = isize::try_from(key.len()).expect("no slice is longer");
+        let (bytes, size) = value.map_or((std::ptr::null(), 0), |value| (value.as_ptr().cast(), value.len()));
+        let size = isize::try_from(size).expect("no slice is longer");
+        // SAFETY: the list is owned by `headers`, and nobody else has it; key and value are copied. Where there is no
+        // value the pointer is null.
+        let code = unsafe { rd::rd_kafka_header_add(list, key.as_ptr().cast(), length, bytes, size) };
+        if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(format!("a header was refused: {code:?}"));
+        }
+    }
+    Ok(headers)
 }
 
 /// The id that Kafka gave a topic when it was made: a topic made anew under the same name has another. Blocks up to

@@ -5,15 +5,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use machine::consumer::start::Known;
+use machine::{Generation, NextOffset, Partition, RecordOffset};
 use msg_common::kafka::raw::topic_id;
-use msg_common::partition::Partition;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
-use super::progress::{Generation, ProgressKeeper};
-use crate::machine::offset::NextOffset;
-use crate::machine::start::Known;
+use super::progress::ProgressKeeper;
 
 /// How long one question to Kafka may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +35,8 @@ pub struct Answer {
     pub generation: Generation,
     /// Each partition that was asked for, and has a leader to tell its ends.
     pub partitions: Vec<(Partition, Known)>,
+    /// The dead letters of each that count for the limit.
+    pub dead: HashMap<Partition, Vec<RecordOffset>>,
 }
 
 /// Which of them did not answer.
@@ -59,19 +60,23 @@ impl Lookup {
         Ok(Lookup { consumer: Arc::new(config.create()?), progress, topic })
     }
 
-    /// Asks for these partitions.
-    pub async fn ask(&self, partitions: &[Partition]) -> Result<Answer, LookupError> {
+    /// Asks for these partitions; `window` is how far back dead letters count, in offsets.
+    pub async fn ask(&self, partitions: &[Partition], window: i64) -> Result<Answer, LookupError> {
         let (lookup, asked) = (self.clone(), partitions.to_vec());
         let kafka = tokio::task::spawn_blocking(move || lookup.ask_kafka(&asked)).await;
         let (topic_id, mut known) = kafka.map_err(|error| LookupError::Kafka(error.to_string()))??;
-        let loaded = self.progress.load(topic_id, partitions).await;
-        let (generation, rows) = loaded.map_err(LookupError::Database)?;
-        for (partition, next) in rows {
+        let loaded = self
+            .progress
+            .load(topic_id, partitions, window)
+            .await
+            .map_err(|failure| LookupError::Database(failure.text))?;
+        for (partition, next) in loaded.rows {
             if let Some(known) = known.get_mut(&partition) {
                 known.progress = Some(next);
             }
         }
-        Ok(Answer { topic_id, generation, partitions: known.into_iter().collect() })
+        let partitions = known.into_iter().collect();
+        Ok(Answer { topic_id, generation: loaded.generation, partitions, dead: loaded.dead })
     }
 
     /// Throws away what the client has to tell: its answers tell enough, and while Kafka is away it would pile up.
@@ -107,6 +112,11 @@ impl Lookup {
             };
             let ends = Known { committed, progress: None, low: NextOffset(low), high: NextOffset(high) };
             known.insert(partition, ends);
+        }
+        // A topic made anew counts from 0 again: the one's offsets are not the other's.
+        let now = topic_id(self.consumer.client(), &self.topic, TIMEOUT).map_err(|error| failed("topic id", &error))?;
+        if now != id {
+            return Err(LookupError::Kafka("the topic was made anew meanwhile".to_owned()));
         }
         Ok((id.unwrap_or_default(), known))
     }

@@ -9,7 +9,7 @@ pub mod starts;
 
 use std::time::{Duration, Instant};
 
-use msg_common::partition::Partition;
+use machine::Partition;
 use rdkafka::Message;
 use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};

@@ -1,29 +1,26 @@
 //! The progress rows: how far each partition is stored, said by the database itself, and read again at each start.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
-use msg_common::partition::Partition;
+use machine::keeper::{Ask, Keeper, Next};
+use machine::lane::Failure;
+use machine::{Generation, NextOffset, Partition, Reason, RecordOffset};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use crate::failure;
 use crate::lane::sql;
-use crate::machine::offset::NextOffset;
+use crate::{failure, session};
 
 /// How long one statement may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One of the keeper's connections; a later one has a higher number.
-pub type Generation = u64;
+const GONE: &str = "the connection that the starts were read over is gone";
 
-/// Reads and writes the rows, on one connection at a time.
-///
-/// A database that fails over, or is put back to an earlier point, may lose rows whose COMMIT was answered; it breaks
-/// every connection then. While the connection lives that a start was read over, the server is the same, and what was
-/// stored since is there. Once it is gone, starts have to be read again before anything more is stored or committed. (A
-/// pooler between us and the server would hide that.)
+/// Reads and writes the rows, on one connection at a time, as long as that shows that the server is the same. (A pooler
+/// between us and the server would hide another one.)
 #[derive(Clone, Debug)]
 pub struct ProgressKeeper {
     pool: Pool,
@@ -32,21 +29,22 @@ pub struct ProgressKeeper {
 
 #[derive(Debug, Default)]
 struct Connection {
+    keeper: Keeper,
     client: Option<Object>,
-    generation: Generation,
-    /// It went while a start was read, and those that were read before have not been told.
-    lost: bool,
+    topic_id: Uuid,
+    /// When somebody last said that a partition may go on, as its start was read.
+    resumed: HashMap<Partition, Option<SystemTime>>,
 }
 
-impl Connection {
-    async fn check(&mut self) -> bool {
-        let Some(client) = self.client.take() else { return false };
-        match keep_if_ok(client, async |client| client.simple_query("").await).await {
-            Ok((client, _)) => self.client = Some(client),
-            Err(error) => tracing::warn!(error, "the connection that the starts were read over is gone"),
-        }
-        self.client.is_some()
-    }
+/// What the database has of some partitions.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The connection that it was read over.
+    pub generation: Generation,
+    /// How far each is stored, where there is a row.
+    pub rows: Vec<(Partition, NextOffset)>,
+    /// The dead letters that count for the limit.
+    pub dead: HashMap<Partition, Vec<RecordOffset>>,
 }
 
 /// How far a partition is stored.
@@ -68,78 +66,127 @@ impl ProgressKeeper {
         ProgressKeeper { pool, connection: Arc::default() }
     }
 
-    /// The rows of these partitions, and the connection that they were read over.
-    pub async fn load(
-        &self,
-        topic_id: Uuid,
-        partitions: &[Partition],
-    ) -> Result<(Generation, Vec<(Partition, NextOffset)>), String> {
+    /// What the database has of these partitions; dead letters as far back as `window` offsets.
+    pub async fn load(&self, topic_id: Uuid, partitions: &[Partition], window: i64) -> Result<Loaded, Failure> {
         let mut connection = self.connection.lock().await;
-        let client = match connection.client.take() {
-            Some(client) => client,
-            None => {
-                let client = self.pool.get().await.map_err(|error| error.to_string())?;
-                connection.generation += 1;
-                client
-            }
+        if connection.keeper.next(&Ask::Load) == Next::Connect {
+            connection.client = Some(session::fresh(&self.pool).await.map_err(|error| failure::of_pool(&error))?);
+            connection.keeper.connected();
+        }
+        let (rows, dead) = connection
+            .ask(&Ask::Load, async |client| {
+                let statement = client.prepare_cached(sql::LOAD_PROGRESS).await?;
+                let rows = client.query(&statement, &[&topic_id, &partitions]).await?;
+                let statement = client.prepare_cached(sql::LOAD_DEAD_LETTERS).await?;
+                let not_counted = Reason::ALL.into_iter().filter(|reason| !reason.counts());
+                let not_counted: Vec<&str> = not_counted.map(Reason::name).collect();
+                let dead = client.query(&statement, &[&topic_id, &partitions, &window, &not_counted]).await?;
+                Ok((rows, dead))
+            })
+            .await?;
+        connection.topic_id = topic_id;
+        connection.resumed.extend(partitions.iter().map(|partition| (*partition, None)));
+        connection.resumed.extend(rows.iter().map(|row| (row.get::<_, Partition>(0), row.get(2))));
+        let mut loaded = Loaded { generation: connection.keeper.generation(), rows: Vec::new(), dead: HashMap::new() };
+        loaded.rows.extend(rows.iter().map(|row| (row.get::<_, Partition>(0), NextOffset(row.get(1)))));
+        for row in dead {
+            loaded.dead.entry(row.get(0)).or_default().push(RecordOffset(row.get(1)));
+        }
+        Ok(loaded)
+    }
+
+    /// Those of these partitions of which somebody has said, since their start was read, that they may go on.
+    pub async fn resumed(&self, partitions: &[Partition]) -> Result<Vec<Partition>, String> {
+        let (topic_id, known) = {
+            let connection = self.connection.lock().await;
+            (connection.topic_id, connection.resumed.clone())
         };
-        connection.lost = true;
-        let (client, rows) = keep_if_ok(client, async |client| {
+        let client = self.pool.get().await.map_err(|error| failure::of_pool(&error).text)?;
+        let ask = async {
             let statement = client.prepare_cached(sql::LOAD_PROGRESS).await?;
             client.query(&statement, &[&topic_id, &partitions]).await
-        })
-        .await?;
-        connection.lost = false;
-        connection.client = Some(client);
-        let rows = rows.iter().map(|row| (row.get(0), NextOffset(row.get(1)))).collect();
-        Ok((connection.generation, rows))
+        };
+        let error = match tokio::time::timeout(TIMEOUT, ask).await {
+            Ok(Ok(rows)) => return Ok(changed(&rows, &known)),
+            Ok(Err(error)) => failure::describe(&error),
+            Err(_) => "the database did not answer in time".to_owned(),
+        };
+        drop(Object::take(client));
+        Err(error)
     }
 
     /// Whether the connection of this generation still lives, and with it what was stored since starts were read over it.
     pub async fn is_alive(&self, generation: Generation) -> bool {
         let mut connection = self.connection.lock().await;
-        connection.generation == generation && connection.check().await
+        connection.look(&Ask::IsAlive(generation)).await
     }
 
     /// Looks at the connection. False when there was one and it is gone: starts have to be read again.
     pub async fn check(&self) -> bool {
         let mut connection = self.connection.lock().await;
-        match connection.client {
-            Some(_) => connection.check().await,
-            None => !std::mem::take(&mut connection.lost),
-        }
+        connection.look(&Ask::Check).await
     }
 
     /// Writes the rows in one statement. An error means that starts have to be read again.
-    pub async fn save(&self, rows: &[ProgressRow]) -> Result<(), String> {
+    pub async fn save(&self, rows: &[ProgressRow]) -> Result<(), Failure> {
         let mut connection = self.connection.lock().await;
-        if rows.iter().any(|row| row.generation != connection.generation) {
-            return Err("the connection that the starts were read over is gone".to_owned());
+        let ask = Ask::Save(rows.iter().map(|row| row.generation).collect());
+        if connection.keeper.next(&ask) != Next::Send {
+            return Err(failure::transient(GONE));
         }
-        let client = connection.client.take().ok_or("the connection that the starts were read over is gone")?;
         let topic_ids: Vec<Uuid> = rows.iter().map(|row| row.topic_id).collect();
         let partitions: Vec<Partition> = rows.iter().map(|row| row.partition).collect();
         let offsets: Vec<i64> = rows.iter().map(|row| row.next.0).collect();
-        let (client, _) = keep_if_ok(client, async |client| {
+        let save = async |client: &Object| {
             let statement = client.prepare_cached(sql::SAVE_PROGRESS).await?;
             client.execute(&statement, &[&topic_ids, &partitions, &offsets]).await
-        })
-        .await?;
-        connection.client = Some(client);
-        Ok(())
+        };
+        connection.ask(&ask, save).await.map(|_| ())
     }
 }
 
-/// Gives the connection back with the answer; after an error, or none in time, it is closed and leaves the pool.
-async fn keep_if_ok<T>(
-    client: Object,
-    ask: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
-) -> Result<(Object, T), String> {
-    let error = match tokio::time::timeout(TIMEOUT, ask(&client)).await {
-        Ok(Ok(answer)) => return Ok((client, answer)),
-        Ok(Err(error)) => failure::describe(&error),
-        Err(_) => "the database did not answer in time".to_owned(),
-    };
-    drop(Object::take(client));
-    Err(error)
+/// The partitions of which something else is said now than was known.
+fn changed(rows: &[tokio_postgres::Row], known: &HashMap<Partition, Option<SystemTime>>) -> Vec<Partition> {
+    let now = rows.iter().map(|row| (row.get::<_, Partition>(0), row.get::<_, Option<SystemTime>>(2)));
+    now.filter(|(partition, at)| known.get(partition).is_some_and(|known| known != at)).map(|(p, _)| p).collect()
+}
+
+impl Connection {
+    async fn look(&mut self, ask: &Ask) -> bool {
+        match self.keeper.next(ask) {
+            Next::Answer(answer) => answer,
+            Next::Send | Next::Connect => match self.ask(ask, async |client| client.simple_query("").await).await {
+                Ok(_) => true,
+                Err(Failure { text: error, .. }) => {
+                    tracing::warn!(error, "the connection that the starts were read over is gone");
+                    false
+                }
+            },
+        }
+    }
+
+    /// After an error, or no answer in time, the connection is closed and leaves the pool.
+    async fn ask<T>(
+        &mut self,
+        ask: &Ask,
+        send: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Failure> {
+        // Taken out meanwhile: whoever is interrupted here has lost it.
+        let Some(client) = self.client.take() else {
+            self.keeper.answered(ask, false);
+            return Err(failure::transient(GONE));
+        };
+        let error = match tokio::time::timeout(TIMEOUT, send(&client)).await {
+            Ok(Ok(answer)) => {
+                self.client = Some(client);
+                self.keeper.answered(ask, true);
+                return Ok(answer);
+            }
+            Ok(Err(error)) => failure::of(&error),
+            Err(_) => failure::transient("the database did not answer in time"),
+        };
+        drop(Object::take(client));
+        self.keeper.answered(ask, false);
+        Err(error)
+    }
 }

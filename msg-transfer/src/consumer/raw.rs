@@ -7,13 +7,13 @@ use std::slice;
 use std::time::Duration;
 
 use bytes::Bytes;
-use msg_common::partition::Partition;
+use machine::{Partition, RecordOffset};
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
 
-use crate::lane::item::{Headers, Item};
-use crate::machine::offset::RecordOffset;
+use crate::lane::headers::Headers;
+use crate::lane::item::Item;
 
 /// A record's parts, copied out of the fetch buffer into one allocation.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub const CHUNK: usize = 1000;
 ///
 /// The consumer's own queue then carries events alone, so that rebalances are answered and the poll interval is kept
 /// while no record is taken: what is not taken stays in librdkafka, which stops fetching at
-/// `queued.max.messages.kbytes`. A pause would throw the prefetch away, and outlive the assignment.
+/// `queued.max.messages.kbytes`.
 #[derive(Debug)]
 pub struct RecordsQueue {
     queue: *mut rd::rd_kafka_queue_t,
@@ -63,14 +63,31 @@ impl RecordsQueue {
         RecordsQueue { queue, messages: vec![ptr::null_mut(); CHUNK] }
     }
 
-    /// Sends the partition's records here from now on. To be called before each assignment of it.
+    /// Sends the partition's records here from now on, those first that were held back. To be called before each
+    /// assignment of it.
     pub fn take_over<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
+        self.forward(client, topic, partition, self.queue);
+    }
+
+    /// Leaves the partition's records in its own queue from now on, where they wait, up to
+    /// `queued.max.messages.kbytes`. A pause of librdkafka's own would throw them away, and outlive the assignment.
+    pub fn hold_back<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
+        self.forward(client, topic, partition, ptr::null_mut());
+    }
+
+    fn forward<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        topic: &str,
+        partition: Partition,
+        to: *mut rd::rd_kafka_queue_t,
+    ) {
         let topic = CString::new(topic).expect("a topic's name holds no NUL");
-        // SAFETY: both queues are alive; the reference to the partition's is given back.
+        // SAFETY: the queues are alive, or none is given; the reference to the partition's is given back.
         unsafe {
             let records = rd::rd_kafka_queue_get_partition(client.native_ptr(), topic.as_ptr(), partition);
             assert!(!records.is_null(), "a consumer has a queue for each partition");
-            rd::rd_kafka_queue_forward(records, self.queue);
+            rd::rd_kafka_queue_forward(records, to);
             rd::rd_kafka_queue_destroy(records);
         }
     }

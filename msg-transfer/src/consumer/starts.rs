@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use machine::consumer::{Event, start};
+use machine::{Assignment, Partition};
 use msg_common::admin::Readiness;
-use msg_common::partition::Partition;
 
 use super::lookup::Lookup;
 use crate::backoff::Backoff;
-use crate::lane::item::Assignment;
-use crate::machine::Event;
-use crate::machine::start;
 
 /// One round of assignments.
 pub struct Resolve {
@@ -22,6 +20,8 @@ pub struct Resolve {
     pub readiness: Readiness,
     /// Begin with the oldest record where the wanted one is deleted.
     pub accept_loss: bool,
+    /// How far back dead letters count for the limit, in offsets.
+    pub dead_letter_window: i64,
 }
 
 impl Resolve {
@@ -34,8 +34,8 @@ impl Resolve {
                 break;
             }
             let partitions: Vec<Partition> = asked.iter().map(|(partition, _)| *partition).collect();
-            match self.lookup.ask(&partitions).await {
-                Ok(answer) => {
+            match self.lookup.ask(&partitions, self.dead_letter_window).await {
+                Ok(mut answer) => {
                     for (partition, known) in answer.partitions {
                         let Some(at) = asked.iter().position(|(asked, _)| *asked == partition) else { continue };
                         let (_, assignment) = asked.swap_remove(at);
@@ -43,7 +43,9 @@ impl Resolve {
                         assignment.start_read(answer.topic_id, answer.generation);
                         let start = start::resolve(known, self.accept_loss);
                         tracing::info!(partition, ?known, ?start, "start resolved");
-                        let _ = self.report.send(Event::StartResolved { partition, epoch: assignment.epoch, start });
+                        let dead = answer.dead.remove(&partition).unwrap_or_default();
+                        let (epoch, topic_id) = (assignment.epoch, answer.topic_id);
+                        let _ = self.report.send(Event::StartResolved { partition, epoch, start, topic_id, dead });
                     }
                     if asked.is_empty() {
                         break;

@@ -1,33 +1,39 @@
 //! A lane: one task with one database connection. What has the same key is in the same lane, in order. It stores what
 //! is waiting while the next batch gathers, so batches grow with the load and a lone message does not wait.
 
-pub mod batch;
-pub mod cache;
+pub mod connection;
+pub mod headers;
 pub mod item;
 pub mod sql;
-pub mod store;
+pub mod statements;
+pub mod taken;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use machine::consumer::Event;
+use machine::failure::Class;
+use machine::lane::{Answer, Machine, Outcome, Request, Trouble};
 use msg_common::admin::Readiness;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use self::batch::{Batch, TooNew};
+use self::connection::Connection;
 use self::item::Item;
-use self::store::{Outcome, Store, StoreError};
-use crate::backoff::Backoff;
-use crate::failure::Class;
-use crate::machine::{Event, Receipt};
-use crate::metrics;
+use self::taken::Taken;
+use crate::{backoff, metrics};
 
-/// Which lane a key goes to, whatever its partition.
-pub fn lane_for(key: Option<&[u8]>, lanes: usize) -> usize {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    usize::try_from(hasher.finish() % lanes as u64).expect("below a usize")
+/// Where a lane is reached.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// Takes records.
+    pub items: mpsc::Sender<Item>,
+    /// Wakes it up when it may keep records aside.
+    pub permitted: Arc<Notify>,
 }
+
+/// From so many conflicts in a row on, it is no other owner: a unique index of somebody's own, perhaps.
+const MANY_CONFLICTS: usize = 5;
 
 /// How large a batch may get.
 #[derive(Clone, Copy, Debug)]
@@ -38,21 +44,21 @@ pub struct BatchLimits {
     pub bytes: usize,
     /// Batches begin no closer together than this, unless they are full.
     pub interval: Duration,
-    /// How long one attempt to store it may take, from the first statement to the COMMIT's answer.
-    pub attempt: Duration,
 }
 
 /// One lane.
 #[derive(Debug)]
 pub struct Lane {
-    /// Its number, from 0.
-    pub number: usize,
+    /// Decides.
+    pub machine: Machine<Taken>,
     /// What is waiting. Its capacity is above what the consumer takes in, so nobody ever waits to put something in.
     pub waiting: mpsc::Receiver<Item>,
+    /// Woken up when it may keep records aside.
+    pub permitted: Arc<Notify>,
     /// Where the consumer listens.
     pub events: std::sync::mpsc::Sender<Event>,
     /// Where the rows go.
-    pub store: Store,
+    pub connection: Connection,
     /// How large a batch may get.
     pub limits: BatchLimits,
     /// Says when the database does not take the rows.
@@ -76,7 +82,7 @@ impl Lane {
                 self.gather(&mut items, &mut bytes);
             }
             next = tokio::time::Instant::now() + self.limits.interval;
-            let stored = self.give_up.clone().run_until_cancelled_owned(self.store_all(&mut items)).await;
+            let stored = self.give_up.clone().run_until_cancelled_owned(self.store(&mut items)).await;
             if stored.is_none() {
                 return;
             }
@@ -97,83 +103,68 @@ impl Lane {
     }
 
     /// Comes back when each item is settled or dropped, however long the database is away.
-    async fn store_all(&mut self, items: &mut Vec<Item>) {
-        let mut backoff = Backoff::default();
-        while let Some(mut batch) = self.decode(items) {
-            let begun = Instant::now();
-            let attempt = tokio::time::timeout(self.limits.attempt, self.store.store(items, &mut batch)).await;
-            match attempt {
-                Ok(Ok(outcome)) => {
-                    self.settled(items, outcome, begun.elapsed());
+    async fn store(&mut self, items: &mut Vec<Item>) {
+        let (count, begun) = (items.len(), Instant::now());
+        let mut events = Vec::new();
+        let mut request = self.machine.begin(items.drain(..).map(Taken::read).collect(), &mut events);
+        loop {
+            for event in events.drain(..) {
+                self.send(event);
+            }
+            let answer = match &request {
+                Request::Done(outcome) => {
+                    // Nothing of this lane's waits for the database any more.
+                    self.readiness.ready(&self.component());
+                    self.tell(count, outcome, begun.elapsed());
                     return;
                 }
-                Ok(Err(StoreError::Stale)) => {
-                    self.store.reset();
-                    // At once: what waits behind must not be stored before what the database may have lost.
-                    for item in items.iter() {
-                        item.assignment.fence();
-                    }
-                    self.send(Event::Restart);
+                Request::Permit(dead) => {
+                    self.send(Event::Permit { lane: self.machine.number(), dead: dead.clone() });
+                    self.permitted.notified().await;
+                    Answer::Ok
                 }
-                // What is left of the batch is not to blame.
-                Ok(Err(StoreError::Fenced)) => self.store.reset(),
-                Ok(Err(error)) => self.failed(&error.to_string(), error.class(), &mut backoff).await,
-                Err(_) => self.failed("the database did not answer in time", Class::Transient, &mut backoff).await,
-            }
-        }
-    }
-
-    /// Lets go of what may not be written any more, and reads the rest; `None` when nothing is left.
-    fn decode(&self, items: &mut Vec<Item>) -> Option<Batch> {
-        loop {
-            let fenced: Vec<Receipt> =
-                items.extract_if(.., |item| item.assignment.is_fenced()).map(|item| item.receipt()).collect();
-            if !fenced.is_empty() {
-                self.send(Event::Dropped(fenced));
-            }
-            if items.is_empty() {
-                // Nothing of this lane's waits for the database any more.
-                self.readiness.ready(&self.component());
-                return None;
-            }
-            match Batch::decode(items) {
-                Ok(batch) => return Some(batch),
-                Err(TooNew { item, reason }) => {
-                    // At once, and for all lanes: a later record to the same inbox must not pass this one.
-                    let item = &items[item];
-                    item.assignment.fence();
-                    let (partition, epoch) = (item.partition, item.assignment.epoch);
-                    let reason = format!("offset {}: {reason}", item.offset);
-                    self.send(Event::Halt { partition, epoch, reason });
+                Request::Wait(trouble) => {
+                    self.wait(trouble).await;
+                    Answer::Ok
                 }
-            }
+                request => self.connection.carry_out(request, self.machine.entries()).await,
+            };
+            request = self.machine.answer(answer, &mut events);
         }
     }
 
-    fn settled(&self, items: &mut Vec<Item>, outcome: Outcome, took: Duration) {
-        self.readiness.ready(&self.component());
-        metrics::batch_stored(items.len(), outcome, took);
-        if outcome.dead_letters > 0 {
-            tracing::warn!(lane = self.number, count = outcome.dead_letters, "records kept as dead letters");
+    fn tell(&self, records: usize, outcome: &Outcome, took: Duration) {
+        if *outcome != Outcome::default() {
+            metrics::batch_stored(records, outcome, took);
         }
-        self.send(Event::Settled(items.drain(..).map(|item| item.receipt()).collect()));
+        if !outcome.dead_letters.is_empty() {
+            let count = outcome.dead_letters.len();
+            tracing::warn!(lane = self.machine.number(), count, "records kept as dead letters");
+        }
     }
 
-    async fn failed(&mut self, error: &str, class: Class, backoff: &mut Backoff) {
-        self.store.reset();
+    async fn wait(&self, Trouble { failure, attempts }: &Trouble) {
+        let (lane, error, class) = (self.machine.number(), failure.text.as_str(), failure.class);
         metrics::store_failed(class);
-        if class == Class::Conflict {
-            // Another owner was faster; the table tells how far.
-            tracing::info!(lane = self.number, "another owner wrote the same inbox, looking again");
-        } else {
-            self.readiness.not_ready(&self.component(), error);
-            tracing::warn!(lane = self.number, error, ?class, "batch not stored, will be tried again");
+        match class {
+            // Another owner was faster; the table tells how far. Again and again it is something else.
+            Class::Conflict if *attempts < MANY_CONFLICTS => {
+                tracing::info!(lane, error, "another owner wrote the same inbox, looking again");
+            }
+            Class::Fatal => {
+                tracing::error!(lane, error, "the database refuses the batch, an operator has to look; trying again");
+                self.readiness.not_ready(&self.component(), error);
+            }
+            _ => {
+                tracing::warn!(lane, error, ?class, "batch not stored, will be tried again");
+                self.readiness.not_ready(&self.component(), error);
+            }
         }
-        backoff.wait().await;
+        tokio::time::sleep(backoff::jittered(backoff::ceiling(class, *attempts))).await;
     }
 
     fn component(&self) -> String {
-        format!("database (lane {})", self.number)
+        format!("database (lane {})", self.machine.number())
     }
 
     fn send(&self, event: Event) {

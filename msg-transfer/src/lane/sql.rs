@@ -1,10 +1,31 @@
 //! Every statement of the store.
 
+use std::time::Duration;
+
 /// The last `seq` of one inbox. One key a statement, many in flight: `max … GROUP BY` would read a hot inbox whole.
 pub const LAST_SEQ: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
 
-/// Begins a batch. Set inside, so that it also reaches the workers of a distributed database.
-pub const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '10s'";
+/// Begins a batch. The time-out is set inside, so that it also reaches the workers of a distributed database.
+pub fn begin(lock_timeout: Duration) -> String {
+    format!("BEGIN; SET LOCAL lock_timeout = {}", lock_timeout.as_millis())
+}
+
+/// Begins a pass that looks for refused records: what a deferred constraint has to say, it says at once. The lock is an
+/// insert's own, taken before the savepoint, so that going back to it keeps the lock: a migration between the canary and
+/// a record would make the record look guilty.
+pub const AFTER_BEGIN_PASS: &str =
+    "LOCK TABLE messages IN ROW EXCLUSIVE MODE; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT pass";
+
+/// Keeps what was written since the savepoint, up to the end of the pass. One savepoint at a time: they do not nest.
+pub const MOVE_SAVEPOINT: &str = "RELEASE SAVEPOINT pass; SAVEPOINT pass";
+
+/// Undoes what was written since the savepoint.
+pub const ROLLBACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT pass";
+
+/// How many of these are in the table.
+pub const COUNT_PRESENT: &str = "
+    SELECT count(*) FROM unnest($1::text[], $2::bigint[]) AS t (recv_id, seq)
+    JOIN messages m ON m.recv_id = t.recv_id AND m.seq = t.seq";
 
 /// Writes the rows. The conflict target must stay named: without it a collision of `seq` would be swallowed, and with
 /// it the message.
@@ -40,14 +61,24 @@ pub const INSERT_DEAD_LETTERS: &str = "
          AS t (topic_id, kafka_partition, kafka_offset, recv_id, msg_id, key, value, headers, reason, detail)
     ON CONFLICT (topic_id, kafka_partition, kafka_offset) DO NOTHING";
 
-/// How far each partition is stored.
+/// How far each partition is stored. Never back: a process that was expelled, and does not know it yet, may be late.
 pub const SAVE_PROGRESS: &str = "
     INSERT INTO progress (topic_id, kafka_partition, next_offset)
     SELECT topic_id, kafka_partition, next_offset
     FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) AS t (topic_id, kafka_partition, next_offset)
     ORDER BY topic_id, kafka_partition
-    ON CONFLICT (topic_id, kafka_partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()";
+    ON CONFLICT (topic_id, kafka_partition) DO UPDATE
+    SET next_offset = greatest(progress.next_offset, EXCLUDED.next_offset), updated_at = now()";
 
 /// The progress rows of a topic.
-pub const LOAD_PROGRESS: &str =
-    "SELECT kafka_partition, next_offset FROM progress WHERE topic_id = $1 AND kafka_partition = ANY($2)";
+pub const LOAD_PROGRESS: &str = "
+    SELECT kafka_partition, next_offset, resumed_at FROM progress WHERE topic_id = $1 AND kafka_partition = ANY($2)";
+
+/// The dead letters of the last $3 offsets that count for the limit: not those that an operator has seen.
+pub const LOAD_DEAD_LETTERS: &str = "
+    SELECT d.kafka_partition, d.kafka_offset
+    FROM progress p
+    JOIN dead_letters d ON d.topic_id = p.topic_id AND d.kafka_partition = p.kafka_partition
+                       AND d.kafka_offset >= p.next_offset - $3
+    WHERE p.topic_id = $1 AND p.kafka_partition = ANY($2)
+      AND d.first_seen > coalesce(p.resumed_at, '-infinity') AND d.reason <> ALL($4)";

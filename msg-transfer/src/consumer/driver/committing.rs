@@ -1,15 +1,18 @@
 //! Makes progress durable as the machine says: the progress rows, then Kafka's offsets, each with its answer.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use machine::consumer::{Event, Mark};
+use machine::failure::Class;
+use machine::lane::Failure;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::Driver;
 use crate::consumer::context::Context;
 use crate::consumer::progress::ProgressRow;
-use crate::machine::{Event, Mark};
-use crate::metrics;
+use crate::{backoff, metrics};
 
 /// How long a commit may stay without an answer.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,13 +27,24 @@ impl Driver {
         };
         let rows: Vec<ProgressRow> = marks.iter().map(row).collect();
         let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
+        let (readiness, failures) = (self.parts.readiness.clone(), self.failed_saves.clone());
         self.parts.runtime.spawn(async move {
             match progress.save(&rows).await {
                 Ok(()) => {
+                    failures.store(0, Ordering::Relaxed);
+                    readiness.ready("progress");
                     let _ = report.send(Event::ProgressSaved);
                 }
-                Err(error) => {
+                Err(Failure { class, text: error }) => {
                     tracing::warn!(error, "progress not saved, starting again from what the database has");
+                    let before = failures.fetch_add(1, Ordering::Relaxed);
+                    // Once is a connection that went.
+                    if before > 0 || class == Class::Fatal {
+                        readiness.not_ready("progress", error);
+                    }
+                    if before > 0 {
+                        tokio::time::sleep(backoff::jittered(backoff::ceiling(class, before))).await;
+                    }
                     let _ = report.send(Event::ProgressFailed);
                     // The database may have lost what it had: only it can tell where to go on.
                     let _ = report.send(Event::Restart);

@@ -1,14 +1,13 @@
 //! Which partitions librdkafka fetches: it keeps a list of its own, apart from what the group has given us.
 
-use msg_common::partition::Partition;
+use machine::consumer::Event;
+use machine::{Epoch, NextOffset, Partition};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Driver;
 use crate::consumer::context::Context;
 use crate::consumer::raw;
-use crate::machine::offset::NextOffset;
-use crate::machine::{Epoch, Event};
 
 impl Driver {
     pub(super) fn fetch(
@@ -18,10 +17,9 @@ impl Driver {
         epoch: Epoch,
         from: NextOffset,
     ) {
-        // A restart within a revocation: it is still being fetched, from where it was.
-        if self.fetching.contains(&partition) {
-            self.stop_fetching(consumer, partition);
-        }
+        tracing::info!(partition, %from, "fetching");
+        // Whatever it was in a former assignment.
+        self.paused.remove(&partition);
         self.take_over(consumer, partition);
         let list = self.list([(partition, Offset::Offset(from.0))]);
         match raw::incremental_assign(consumer.client(), &list) {
@@ -57,6 +55,7 @@ impl Driver {
     pub(super) fn unassign(&mut self, consumer: &BaseConsumer<Context>, list: &TopicPartitionList) {
         for element in list.elements() {
             self.fetching.remove(&element.partition());
+            self.paused.remove(&element.partition());
         }
         self.carried("stop fetching", raw::incremental_unassign(consumer.client(), list));
     }

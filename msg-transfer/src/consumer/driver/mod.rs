@@ -3,27 +3,30 @@
 
 mod committing;
 mod fetching;
+mod holding;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use machine::consumer::{Action, Event, Machine};
+use machine::lane::lane_for;
+use machine::{Assignment, Epoch, Millis, NextOffset, Partition};
 use msg_common::admin::Readiness;
-use msg_common::partition::Partition;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
+use self::holding::Held;
 use super::context::Context;
 use super::lookup::Lookup;
 use super::progress::ProgressKeeper;
-use super::raw::{self, CommitQueue, RecordsQueue};
+use super::raw::{self, CommitQueue, RawRecord, RecordsQueue};
 use super::starts;
-use crate::lane::item::{Assignment, Item};
-use crate::lane::lane_for;
-use crate::machine::{Action, Epoch, Event, Machine, Millis};
+use crate::lane::Handle as Lane;
+use crate::lane::item::Item;
 use crate::metrics;
 
 /// How long to wait for a record, or for a lane, before looking at everything else again. It delays commits and
@@ -44,7 +47,7 @@ pub struct Parts {
     /// The topic.
     pub topic: String,
     /// Where records go, by lane.
-    pub lanes: Vec<mpsc::Sender<Item>>,
+    pub lanes: Vec<Lane>,
     /// What lanes and tasks report.
     pub events: Receiver<Event>,
     /// Where tasks report to.
@@ -61,6 +64,8 @@ pub struct Parts {
     pub deadlines: Deadlines,
     /// Begin with the oldest record where the wanted one is deleted.
     pub start_at_oldest: bool,
+    /// How far back dead letters count for the limit, in offsets.
+    pub dead_letter_window: i64,
 }
 
 /// The driver.
@@ -73,12 +78,17 @@ pub struct Driver {
     assignments: HashMap<Epoch, Arc<Assignment>>,
     /// The partitions that librdkafka fetches.
     fetching: BTreeSet<Partition>,
+    /// Those of them that hand nothing over for now.
+    paused: BTreeMap<Partition, Held>,
     halted: BTreeMap<Partition, String>,
     commit: Option<(usize, Instant)>,
     rounds: usize,
+    /// Saves of progress that failed in a row.
+    failed_saves: Arc<AtomicUsize>,
     released: bool,
-    /// While the group waits for an answer to a revocation: what it takes is no answer to it, so it waits.
-    postponed: Option<Vec<Partition>>,
+    /// While the group waits for an answer to a revocation: partitions that are to be stopped then, and where to begin them
+    /// again. Done at once, it would be taken for the answer.
+    postponed: Option<BTreeMap<Partition, Option<(Epoch, NextOffset)>>>,
 }
 
 impl Driver {
@@ -91,9 +101,11 @@ impl Driver {
             queues: None,
             assignments: HashMap::new(),
             fetching: BTreeSet::new(),
+            paused: BTreeMap::new(),
             halted: BTreeMap::new(),
             commit: None,
             rounds: 0,
+            failed_saves: Arc::default(),
             released: false,
             postponed: None,
         }
@@ -111,7 +123,9 @@ impl Driver {
 
     /// One turn: takes records in if there is room, and carries out what follows from all that happened.
     pub fn step(&mut self, consumer: &BaseConsumer<Context>) {
+        // While a partition is given back nothing is taken in: what starts anew meanwhile is still fetched from where it was.
         if self.machine.wants_records() && !self.machine.is_leaving() {
+            self.hand_over_held(consumer);
             self.consume(consumer, WAIT);
         } else if let Ok(event) = self.parts.events.recv_timeout(WAIT) {
             self.handle(consumer, event);
@@ -123,6 +137,7 @@ impl Driver {
         self.handle(consumer, Event::Tick);
         let (bytes, records) = self.machine.inflight();
         metrics::inflight(bytes, records);
+        metrics::paused(self.paused.len());
     }
 
     /// Stops: drains the lanes, commits, and lets go of everything.
@@ -144,7 +159,7 @@ impl Driver {
     pub fn revoked(&mut self, consumer: &BaseConsumer<Context>, partitions: &[Partition]) {
         tracing::info!(?partitions, "revoked, draining");
         metrics::rebalanced("revoked", partitions.len());
-        self.postponed = Some(Vec::new());
+        self.postponed = Some(BTreeMap::new());
         self.give_back(consumer, Event::Revoked(partitions.to_vec()));
         self.answer_revocation(consumer, partitions);
     }
@@ -154,7 +169,7 @@ impl Driver {
         tracing::warn!(?partitions, "lost");
         self.parts.readiness.not_ready("group", "the group went on without us, joining again");
         metrics::rebalanced("lost", partitions.len());
-        self.postponed = Some(Vec::new());
+        self.postponed = Some(BTreeMap::new());
         self.handle(consumer, Event::Lost(partitions.to_vec()));
         self.answer_revocation(consumer, partitions);
     }
@@ -162,8 +177,11 @@ impl Driver {
     fn answer_revocation(&mut self, consumer: &BaseConsumer<Context>, partitions: &[Partition]) {
         let list = self.fetched_among(partitions);
         self.unassign(consumer, &list);
-        for partition in self.postponed.take().unwrap_or_default() {
+        for (partition, again) in self.postponed.take().unwrap_or_default() {
             self.stop_fetching(consumer, partition);
+            if let Some((epoch, from)) = again {
+                self.fetch(consumer, partition, epoch, from);
+            }
         }
     }
 
@@ -182,7 +200,10 @@ impl Driver {
                 let _ = report.send(Event::Restart);
             }
         });
-        for partition in &self.fetching {
+        if !self.halted.is_empty() {
+            self.look_for_resumed();
+        }
+        for partition in self.fetching.iter().filter(|partition| !self.paused.contains_key(partition)) {
             // librdkafka ends the forwarding when a fetch stops, which may come after the next one has begun.
             self.take_over(consumer, *partition);
         }
@@ -192,6 +213,22 @@ impl Driver {
                 metrics::lag(*partition, (end - next.0).max(0));
             }
         }
+    }
+
+    /// Has somebody said that a partition that stands still may go on?
+    fn look_for_resumed(&self) {
+        let halted: Vec<Partition> = self.halted.keys().copied().collect();
+        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
+        self.parts.runtime.spawn(async move {
+            match progress.resumed(&halted).await {
+                Ok(resumed) if resumed.is_empty() => {}
+                Ok(resumed) => {
+                    tracing::info!(partitions = ?resumed, "told to go on");
+                    let _ = report.send(Event::Resumed(resumed));
+                }
+                Err(error) => tracing::debug!(error, "not known whether partitions may go on"),
+            }
+        });
     }
 
     fn give_back(&mut self, consumer: &BaseConsumer<Context>, event: Event) {
@@ -221,22 +258,12 @@ impl Driver {
         let mut actions = Vec::new();
         let mut count = 0;
         let mut failed = Vec::new();
-        let each = |record: raw::RawRecord| {
+        let each = |record: RawRecord| {
             count += 1;
-            let epoch = self.machine.receive(record.partition, record.offset, record.cost(), &mut actions);
-            let Some(assignment) = epoch.and_then(|epoch| self.assignments.get(&epoch)) else { return };
-            let lane = lane_for(record.key.as_deref(), self.parts.lanes.len());
-            let item = Item {
-                partition: record.partition,
-                offset: record.offset,
-                assignment: assignment.clone(),
-                key: record.key,
-                value: record.value,
-                headers: record.headers,
-            };
-            // A lane ends only with the process; what it does not take is not settled.
-            if let Err(error) = self.parts.lanes[lane].try_send(item) {
-                tracing::error!(lane, %error, "a lane does not take records");
+            // It was on its way when its partition was paused.
+            match self.paused.get_mut(&record.partition) {
+                Some(held) => held.records.push_back(record),
+                None => self.receive(record, &mut actions),
             }
         };
         records.consume(wait, each, |partition, code| {
@@ -249,6 +276,29 @@ impl Driver {
         failed.dedup();
         for partition in failed {
             self.handle(consumer, Event::RestartPartition(partition));
+        }
+    }
+
+    /// Hands a record to the machine, and to its lane if the machine takes it.
+    fn receive(&mut self, record: RawRecord, actions: &mut Vec<Action>) {
+        let epoch = self.machine.receive(record.partition, record.offset, record.cost(), actions);
+        if let Some(Action::Pause { partition }) = actions.last() {
+            // At once: the rest of what was taken from Kafka with it is held.
+            self.paused.entry(*partition).or_default();
+        }
+        let Some(assignment) = epoch.and_then(|epoch| self.assignments.get(&epoch)) else { return };
+        let lane = lane_for(record.key.as_deref(), self.parts.lanes.len());
+        let item = Item {
+            partition: record.partition,
+            offset: record.offset,
+            assignment: assignment.clone(),
+            key: record.key,
+            value: record.value,
+            headers: record.headers,
+        };
+        // A lane ends only with the process; what it does not take is not settled.
+        if let Err(error) = self.parts.lanes[lane].items.try_send(item) {
+            tracing::error!(lane, %error, "a lane does not take records");
         }
     }
 
@@ -267,12 +317,19 @@ impl Driver {
         for action in actions {
             match action {
                 Action::ResolveStart { partition, epoch } => unresolved.push((partition, epoch)),
-                Action::Fetch { partition, epoch, from } => {
-                    tracing::info!(partition, %from, "fetching");
-                    self.fetch(consumer, partition, epoch, from);
-                }
+                Action::Fetch { partition, epoch, from } => match &mut self.postponed {
+                    Some(postponed) => {
+                        postponed.insert(partition, Some((epoch, from)));
+                    }
+                    None => self.fetch(consumer, partition, epoch, from),
+                },
+                Action::Pause { partition } => self.pause(consumer, partition),
+                Action::Unpause { partition } => self.unpause(partition),
+                Action::Permitted { lane } => self.parts.lanes[lane].permitted.notify_one(),
                 Action::StopFetching { partition } => match &mut self.postponed {
-                    Some(postponed) => postponed.push(partition),
+                    Some(postponed) => {
+                        postponed.insert(partition, None);
+                    }
                     None => self.stop_fetching(consumer, partition),
                 },
                 Action::Fence { epoch } => {
@@ -295,6 +352,9 @@ impl Driver {
                 Action::Release(partitions) => {
                     tracing::info!(?partitions, "let go");
                     self.released = true;
+                    for partition in partitions {
+                        metrics::lag(partition, 0);
+                    }
                     self.forget_assignments();
                 }
             }
@@ -317,6 +377,7 @@ impl Driver {
             report: self.parts.report.clone(),
             readiness: self.parts.readiness.clone(),
             accept_loss: self.parts.start_at_oldest,
+            dead_letter_window: self.parts.dead_letter_window,
         };
         self.forget_assignments();
         for (_, epoch) in &unresolved {

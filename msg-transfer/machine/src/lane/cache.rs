@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 
-use crate::machine::Epoch;
+use crate::Epoch;
 
 /// Bounded. An entry counts only under the assignment that it was made under: in between, another owner may have
 /// written. Whoever loses sight of what the table holds (a COMMIT without an answer, a new connection) clears it.

@@ -1,6 +1,6 @@
 //! Where to start a partition: decided before anything is fetched, never left to `auto.offset.reset`.
 
-use super::offset::NextOffset;
+use crate::NextOffset;
 
 /// What is known of a partition when it is assigned.
 #[derive(Clone, Copy, Debug)]

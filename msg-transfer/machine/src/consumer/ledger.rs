@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::offset::{NextOffset, RecordOffset};
+use crate::{NextOffset, RecordOffset};
 
 /// A record came at or below the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,11 @@ impl Ledger {
     /// How many records it holds: received, and not passed by the prefix.
     pub fn open(&self) -> usize {
         self.open.len()
+    }
+
+    /// The last record received, or the one before the start.
+    pub fn highest(&self) -> Option<RecordOffset> {
+        (self.expected.0 > 0).then(|| RecordOffset(self.expected.0 - 1))
     }
 
     /// Every record below it is settled.

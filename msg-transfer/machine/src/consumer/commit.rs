@@ -1,10 +1,8 @@
 //! When and in which order progress is made durable: the rows are there already, then the progress row, then Kafka's
 //! offset. One round at a time.
 
-use msg_common::partition::Partition;
-
-use super::offset::NextOffset;
-use super::{Action, Epoch, Millis};
+use super::Action;
+use crate::{Epoch, Millis, NextOffset, Partition};
 
 /// How far one assignment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

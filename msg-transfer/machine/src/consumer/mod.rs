@@ -1,24 +1,27 @@
-//! The deciding part of the transfer: events in, actions out, without I/O and without a clock. The consumer thread
-//! drives it, and so do tests that need no Kafka and no database.
+//! Which partitions are ours and how far each has come: where it starts, what is in flight, when progress is saved and
+//! committed, when it stands still, and when it is let go.
 
+pub mod breaker;
 pub mod commit;
 pub mod event;
 pub mod ledger;
-pub mod offset;
+mod owned;
 pub mod start;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
-use msg_common::partition::Partition;
+use uuid::Uuid;
 
+pub use self::breaker::Limit;
 use self::commit::Committer;
 pub use self::commit::Mark;
-pub use self::event::{Action, Epoch, Event, Millis, Receipt};
+pub use self::event::{Action, Event, LaneNumber, Receipt};
 use self::ledger::Ledger;
-use self::offset::{NextOffset, RecordOffset};
+use self::owned::{Flow, Owned, Phase};
 use self::start::Start;
+use crate::{Epoch, Millis, NextOffset, Partition, RecordOffset};
 
 /// How many times the records in flight the ledgers may hold.
 const LEDGER_FACTOR: usize = 10;
@@ -34,6 +37,12 @@ pub struct Settings {
     pub max_inflight_bytes: usize,
     /// The same, in records.
     pub max_inflight_records: usize,
+    /// Hand over no further record of one partition with so many bytes of it in flight; begin again at half of it.
+    pub max_partition_bytes: usize,
+    /// The same, in records.
+    pub max_partition_records: usize,
+    /// When too many records become dead letters.
+    pub dead_letters: Limit,
 }
 
 /// The machine.
@@ -48,58 +57,6 @@ pub struct Machine {
     /// Whether the limits were reached and half of them has not been yet.
     full: bool,
     stopping: bool,
-}
-
-/// A partition that the group has given us.
-#[derive(Debug)]
-struct Owned {
-    epoch: Epoch,
-    phase: Phase,
-    /// Records of this epoch in the lanes.
-    inflight: usize,
-    /// Being given back: nothing further is received.
-    leaving: bool,
-    /// Given back without waiting for the lanes.
-    abandoned: bool,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Resolving,
-    Running {
-        ledger: Ledger,
-        committed: Option<NextOffset>,
-    },
-    /// Stands still. What was settled before can still be committed.
-    Halted {
-        ledger: Option<Ledger>,
-        committed: Option<NextOffset>,
-    },
-}
-
-impl Owned {
-    /// What is to be committed, if anything is.
-    fn mark(&self, partition: Partition) -> Option<Mark> {
-        let (ledger, committed) = match &self.phase {
-            Phase::Running { ledger, committed } => (ledger, committed),
-            Phase::Halted { ledger: Some(ledger), committed } => (ledger, committed),
-            _ => return None,
-        };
-        let next = ledger.prefix();
-        (*committed != Some(next)).then_some(Mark { partition, epoch: self.epoch, next })
-    }
-
-    /// Entries of the ledger.
-    fn open(&self) -> usize {
-        match &self.phase {
-            Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } => ledger.open(),
-            _ => 0,
-        }
-    }
-
-    fn drained(&self) -> bool {
-        self.inflight == 0 || self.abandoned
-    }
 }
 
 impl Machine {
@@ -137,10 +94,12 @@ impl Machine {
 
     /// What is committed of a partition, if anything is.
     pub fn committed(&self, partition: Partition) -> Option<NextOffset> {
-        match &self.owned.get(&partition)?.phase {
-            Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed,
-            Phase::Resolving => None,
-        }
+        self.owned.get(&partition)?.committed()
+    }
+
+    /// Every partition that is ours.
+    pub fn partitions(&self) -> impl Iterator<Item = Partition> {
+        self.owned.keys().copied()
     }
 
     /// Takes a record in. `None`: it is not ours (any more) and must be forgotten; otherwise it goes to its lane under
@@ -160,9 +119,12 @@ impl Machine {
             self.restart(partition, actions);
             return None;
         }
-        owned.inflight += 1;
+        owned.enter_lane(bytes);
         self.inflight_bytes += bytes;
         self.inflight_records += 1;
+        if owned.flow(&self.settings) == Some(Flow::Pause) {
+            actions.push(Action::Pause { partition });
+        }
         Some(owned.epoch)
     }
 
@@ -170,14 +132,23 @@ impl Machine {
     pub fn handle(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
         match event {
             Event::Assigned(partitions) => self.assign(partitions, actions),
-            Event::StartResolved { partition, epoch, start } => self.start(partition, epoch, start, actions),
-            Event::Settled(receipts) => self.settle(&receipts),
+            Event::StartResolved { partition, epoch, start, topic_id, dead } => {
+                self.start(partition, epoch, start, (topic_id, dead), actions);
+            }
+            Event::Settled(receipts) => self.settle(&receipts, actions),
             Event::Dropped(receipts) => {
                 for receipt in &receipts {
                     self.leave_lane(receipt);
                 }
+                self.unpause(&receipts, actions);
             }
+            Event::Permit { lane, dead } => self.permit(lane, &dead, actions),
             Event::Halt { partition, epoch, reason } => self.halt(partition, epoch, reason, actions),
+            Event::Resumed(partitions) => {
+                for partition in partitions {
+                    self.resume(partition, actions);
+                }
+            }
             Event::Restart => {
                 let running: Vec<_> = self.owned.keys().copied().collect();
                 for partition in running {
@@ -223,21 +194,28 @@ impl Machine {
         for partition in partitions {
             self.last_epoch += 1;
             let epoch = self.last_epoch;
-            let owned = Owned { epoch, phase: Phase::Resolving, inflight: 0, leaving: false, abandoned: false };
-            if let Some(former) = self.owned.insert(partition, owned) {
+            if let Some(former) = self.owned.insert(partition, Owned::new(epoch)) {
                 actions.push(Action::Fence { epoch: former.epoch });
             }
             actions.push(Action::ResolveStart { partition, epoch });
         }
     }
 
-    fn start(&mut self, partition: Partition, epoch: Epoch, start: Start, actions: &mut Vec<Action>) {
+    fn start(
+        &mut self,
+        partition: Partition,
+        epoch: Epoch,
+        start: Start,
+        (topic_id, dead): (Uuid, Vec<RecordOffset>),
+        actions: &mut Vec<Action>,
+    ) {
         let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch && !owned.leaving) else {
             return;
         };
         match start {
             Start::At(from) => {
                 owned.phase = Phase::Running { ledger: Ledger::new(from), committed: None };
+                owned.breaker.begin(topic_id, dead);
                 // Committed at once: the choice must not be another one after a crash, or when the group's offset expires.
                 self.committer.hurry();
                 actions.push(Action::Fetch { partition, epoch, from });
@@ -249,26 +227,52 @@ impl Machine {
         }
     }
 
-    fn settle(&mut self, receipts: &[Receipt]) {
+    fn settle(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
         for receipt in receipts {
             self.leave_lane(receipt);
-            let Some(owned) = self.current(receipt.partition, receipt.epoch) else { continue };
-            match &mut owned.phase {
-                Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } => {
-                    ledger.settle(receipt.offset);
-                }
-                _ => {}
+            if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
+                owned.settle(receipt.offset);
             }
         }
         self.committer.settled(receipts.len());
+        self.unpause(receipts, actions);
     }
 
     fn leave_lane(&mut self, receipt: &Receipt) {
         self.inflight_bytes -= receipt.bytes;
         self.inflight_records -= 1;
         if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
-            owned.inflight -= 1;
+            owned.leave_lane(receipt);
         }
+    }
+
+    /// Those of which something has left the lanes.
+    fn unpause(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
+        for some in receipts.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
+            let partition = some[0].partition;
+            let settings = &self.settings;
+            let Some(owned) = self.owned.get_mut(&partition) else { continue };
+            if owned.flow(settings) == Some(Flow::Unpause) {
+                actions.push(Action::Unpause { partition });
+            }
+        }
+    }
+
+    /// Halts each partition that would have too many dead letters: the lane finds its records fenced.
+    fn permit(&mut self, lane: LaneNumber, dead: &[Receipt], actions: &mut Vec<Action>) {
+        let mut asked: BTreeMap<(Partition, Epoch), Vec<RecordOffset>> = BTreeMap::new();
+        for receipt in dead {
+            asked.entry((receipt.partition, receipt.epoch)).or_default().push(receipt.offset);
+        }
+        let limit = self.settings.dead_letters;
+        for ((partition, epoch), offsets) in asked {
+            let Some(owned) = self.current(partition, epoch) else { continue };
+            let Some(highest) = owned.ledger().and_then(Ledger::highest) else { continue };
+            if let Err(reason) = owned.breaker.admit(&offsets, highest, limit) {
+                self.halt(partition, epoch, reason, actions);
+            }
+        }
+        actions.push(Action::Permitted { lane });
     }
 
     fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Owned> {
@@ -291,9 +295,26 @@ impl Machine {
                 if !owned.leaving {
                     actions.push(Action::StopFetching { partition });
                 }
+                // In all lanes: a later record to the same inbox must not pass the one that stands still.
+                actions.push(Action::Fence { epoch });
                 actions.push(Action::Halted { partition, reason });
             }
             other => owned.phase = other,
+        }
+    }
+
+    /// Lets a partition that stands still begin anew, from where it stood.
+    fn resume(&mut self, partition: Partition, actions: &mut Vec<Action>) {
+        let epoch = self.last_epoch + 1;
+        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.leaving) else { return };
+        if matches!(owned.phase, Phase::Halted { .. }) {
+            self.last_epoch = epoch;
+            actions.push(Action::Fence { epoch: owned.epoch });
+            actions.push(Action::Unhalted { partition });
+            let breaker = std::mem::take(&mut owned.breaker).resumed();
+            *owned = Owned::new(epoch);
+            owned.breaker = breaker;
+            actions.push(Action::ResolveStart { partition, epoch });
         }
     }
 
@@ -315,7 +336,10 @@ impl Machine {
                 self.last_epoch = epoch;
                 actions.push(Action::StopFetching { partition });
                 actions.push(Action::Fence { epoch: owned.epoch });
-                *owned = Owned { epoch, phase: Phase::Resolving, inflight: 0, leaving: false, abandoned: false };
+                // What somebody has looked at stays looked at.
+                let breaker = std::mem::take(&mut owned.breaker);
+                *owned = Owned::new(epoch);
+                owned.breaker = breaker;
                 actions.push(Action::ResolveStart { partition, epoch });
             }
         }

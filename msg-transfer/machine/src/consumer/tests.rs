@@ -8,6 +8,9 @@ fn machine() -> Machine {
         commit_interval: 1000,
         max_inflight_bytes: 1000,
         max_inflight_records: 10,
+        max_partition_bytes: 800,
+        max_partition_records: 8,
+        dead_letters: Limit { count: 1, percent: 0, window: 100 },
     })
 }
 
@@ -35,7 +38,13 @@ fn running() -> Machine {
     let mut machine = machine();
     let resolve = on(&mut machine, Event::Assigned(vec![0]), 0);
     assert_eq!(resolve, [Action::ResolveStart { partition: 0, epoch: 1 }]);
-    let start = Event::StartResolved { partition: 0, epoch: 1, start: Start::At(NextOffset(0)) };
+    let start = Event::StartResolved {
+        partition: 0,
+        epoch: 1,
+        start: Start::At(NextOffset(0)),
+        topic_id: Uuid::nil(),
+        dead: vec![],
+    };
     let actions = on(&mut machine, start, 0);
     let fetch = Action::Fetch { partition: 0, epoch: 1, from: NextOffset(0) };
     assert_eq!(actions, [fetch, Action::SaveProgress(vec![mark(0, 1, 0)])]);
@@ -131,7 +140,17 @@ fn a_receipt_of_a_former_assignment_moves_nothing() {
     let a = receive(&mut machine, 0, 0);
     on(&mut machine, Event::Lost(vec![0]), 1);
     on(&mut machine, Event::Assigned(vec![0]), 2);
-    on(&mut machine, Event::StartResolved { partition: 0, epoch: 2, start: Start::At(NextOffset(0)) }, 2);
+    on(
+        &mut machine,
+        Event::StartResolved {
+            partition: 0,
+            epoch: 2,
+            start: Start::At(NextOffset(0)),
+            topic_id: Uuid::nil(),
+            dead: vec![],
+        },
+        2,
+    );
     on(&mut machine, Event::ProgressSaved, 2);
     on(&mut machine, Event::Committed, 2);
     receive(&mut machine, 0, 0);
@@ -147,7 +166,11 @@ fn a_halted_partition_commits_what_was_stored_and_no_more() {
     let actions = on(&mut machine, halt, 1);
     assert_eq!(
         actions,
-        [Action::StopFetching { partition: 0 }, Action::Halted { partition: 0, reason: "newer".into() }]
+        [
+            Action::StopFetching { partition: 0 },
+            Action::Fence { epoch: 1 },
+            Action::Halted { partition: 0, reason: "newer".into() }
+        ]
     );
     on(&mut machine, Event::Dropped(vec![b]), 2);
     assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
@@ -173,7 +196,16 @@ fn offsets_that_go_back_start_the_partition_anew() {
 #[test]
 fn the_limits_hold_and_half_of_them_opens_again() {
     let mut machine = running();
-    let receipts: Vec<_> = (0..10).map(|offset| receive(&mut machine, 0, offset)).collect();
+    on(&mut machine, Event::Assigned(vec![1]), 0);
+    let start = Event::StartResolved {
+        partition: 1,
+        epoch: 2,
+        start: Start::At(NextOffset(0)),
+        topic_id: Uuid::nil(),
+        dead: vec![],
+    };
+    on(&mut machine, start, 0);
+    let receipts: Vec<_> = (0..10).map(|i| receive(&mut machine, i % 2, i64::from(i))).collect();
     assert!(!machine.wants_records());
     on(&mut machine, Event::Settled(receipts[..5].to_vec()), 1);
     assert!(!machine.wants_records());
@@ -230,11 +262,50 @@ fn a_halted_partition_forgets_what_a_restart_makes_doubtful() {
 fn a_ledger_that_cannot_move_on_stops_the_intake() {
     let mut machine = running();
     receive(&mut machine, 0, 0);
-    let mut taken = 1;
+    let (mut taken, mut paused_at) = (1, None);
     while machine.wants_records() {
-        let receipt = receive(&mut machine, 0, taken);
-        on(&mut machine, Event::Settled(vec![receipt]), 1);
+        let mut actions = Vec::new();
+        let offset = RecordOffset(taken);
+        let epoch = machine.receive(0, offset, 100, &mut actions).expect("what is handed over is taken");
+        if actions == [Action::Pause { partition: 0 }] {
+            paused_at = Some(taken);
+        }
+        on(&mut machine, Event::Settled(vec![Receipt { partition: 0, epoch, offset, bytes: 100 }]), 1);
         taken += 1;
     }
-    assert_eq!(taken, 100);
+    assert_eq!((paused_at, taken), (Some(39), 100), "first this partition, then all");
+}
+
+#[test]
+fn a_partition_that_takes_too_much_is_paused_and_a_new_assignment_is_not() {
+    let mut machine = running();
+    let receipts: Vec<_> = (0..7).map(|offset| receive(&mut machine, 0, offset)).collect();
+    let mut actions = Vec::new();
+    machine.receive(0, RecordOffset(7), 100, &mut actions).expect("what is handed over is taken");
+    assert_eq!(actions, [Action::Pause { partition: 0 }]);
+    assert!(machine.wants_records(), "of the others");
+    assert_eq!(on(&mut machine, Event::Settled(receipts[..4].to_vec()), 1), []);
+    assert_eq!(on(&mut machine, Event::Settled(receipts[4..5].to_vec()), 1), [Action::Unpause { partition: 0 }]);
+}
+
+#[test]
+fn too_many_dead_letters_halt_the_partition_until_somebody_looks() {
+    let mut machine = running();
+    let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
+    assert_eq!(on(&mut machine, Event::Permit { lane: 3, dead: vec![a] }, 1), [Action::Permitted { lane: 3 }]);
+    let actions = on(&mut machine, Event::Permit { lane: 3, dead: vec![a, b] }, 1);
+    let [Action::StopFetching { .. }, Action::Fence { epoch: 1 }, Action::Halted { .. }, Action::Permitted { lane: 3 }] =
+        actions.as_slice()
+    else {
+        panic!("{actions:?}")
+    };
+    on(&mut machine, Event::Dropped(vec![a, b]), 2);
+    assert_eq!(
+        on(&mut machine, Event::Resumed(vec![0, 1]), 3),
+        [
+            Action::Fence { epoch: 1 },
+            Action::Unhalted { partition: 0 },
+            Action::ResolveStart { partition: 0, epoch: 2 }
+        ]
+    );
 }

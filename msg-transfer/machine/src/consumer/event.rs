@@ -1,16 +1,13 @@
-//! What goes into the machine and what comes out of it.
+//! What goes into the consumer's machine and what comes out of it.
 
-use msg_common::partition::Partition;
+use uuid::Uuid;
 
 use super::commit::Mark;
-use super::offset::{NextOffset, RecordOffset};
 use super::start::Start;
+use crate::{Epoch, NextOffset, Partition, RecordOffset};
 
-/// One assignment of one partition to this process. Never used again: what belongs to a former one is told apart.
-pub type Epoch = u64;
-
-/// Milliseconds on a clock that never goes back.
-pub type Millis = u64;
+/// A lane's number.
+pub type LaneNumber = usize;
 
 /// A record that was handed to a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,14 +28,18 @@ pub struct Receipt {
 pub enum Event {
     /// The group gave us these partitions.
     Assigned(Vec<Partition>),
-    /// Where an assignment starts is known.
-    StartResolved { partition: Partition, epoch: Epoch, start: Start },
+    /// Where an assignment starts is known, of which topic, and which of the records before are dead letters that count.
+    StartResolved { partition: Partition, epoch: Epoch, start: Start, topic_id: Uuid, dead: Vec<RecordOffset> },
     /// These are in the database, or in its dead letters: the COMMIT was answered.
     Settled(Vec<Receipt>),
     /// A lane let go of these without storing them, because of a fence or a halt.
     Dropped(Vec<Receipt>),
+    /// A lane is about to keep these aside, and waits for `Permitted`.
+    Permit { lane: LaneNumber, dead: Vec<Receipt> },
     /// This partition must not go on.
     Halt { partition: Partition, epoch: Epoch, reason: String },
+    /// Somebody looked at partitions that stand still: they may go on.
+    Resumed(Vec<Partition>),
     /// What was fetched may not follow what we have, or the database may not have what we stored: start each partition
     /// anew.
     Restart,
@@ -72,12 +73,18 @@ pub enum Event {
 pub enum Action {
     /// Find out where this assignment starts.
     ResolveStart { partition: Partition, epoch: Epoch },
-    /// Fetch from here on.
+    /// Fetch from here on. Not paused, whatever it was before.
     Fetch { partition: Partition, epoch: Epoch, from: NextOffset },
     /// Fetch no more.
     StopFetching { partition: Partition },
+    /// Hand over no more of what is fetched for now …
+    Pause { partition: Partition },
+    /// … and again from where it was.
+    Unpause { partition: Partition },
     /// Nothing that was received under this assignment may be written any more.
     Fence { epoch: Epoch },
+    /// The lane may keep aside what it asked for, unless it is fenced.
+    Permitted { lane: LaneNumber },
     /// The partition stands still and somebody has to look.
     Halted { partition: Partition, reason: String },
     /// It does not stand still any more.

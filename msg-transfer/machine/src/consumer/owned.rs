@@ -1,0 +1,139 @@
+//! One partition that the group has given us.
+
+use super::breaker::Breaker;
+use super::commit::Mark;
+use super::event::Receipt;
+use super::ledger::Ledger;
+use super::{LEDGER_FACTOR, Settings};
+use crate::{Epoch, NextOffset, Partition, RecordOffset};
+
+/// A part of the limits that one partition may take.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Whole = 1,
+    Half = 2,
+}
+
+/// The partition.
+#[derive(Debug)]
+pub(super) struct Owned {
+    pub epoch: Epoch,
+    pub phase: Phase,
+    /// Records of this epoch in the lanes, and their bytes.
+    inflight_records: usize,
+    inflight_bytes: usize,
+    /// Whether what is fetched is handed over.
+    paused: bool,
+    /// Being given back: nothing further is received.
+    pub leaving: bool,
+    /// Given back without waiting for the lanes.
+    pub abandoned: bool,
+    pub breaker: Breaker,
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    Resolving,
+    Running {
+        ledger: Ledger,
+        committed: Option<NextOffset>,
+    },
+    /// Stands still. What was settled before can still be committed.
+    Halted {
+        ledger: Option<Ledger>,
+        committed: Option<NextOffset>,
+    },
+}
+
+/// Whether to go on handing over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    Pause,
+    Unpause,
+}
+
+impl Owned {
+    /// Its start is not known yet.
+    pub(super) fn new(epoch: Epoch) -> Self {
+        Owned {
+            epoch,
+            phase: Phase::Resolving,
+            inflight_records: 0,
+            inflight_bytes: 0,
+            paused: false,
+            leaving: false,
+            abandoned: false,
+            breaker: Breaker::default(),
+        }
+    }
+
+    /// The ledger, as long as it counts.
+    pub(super) fn ledger(&self) -> Option<&Ledger> {
+        match &self.phase {
+            Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } => Some(ledger),
+            _ => None,
+        }
+    }
+
+    /// What is committed, if anything is.
+    pub(super) fn committed(&self) -> Option<NextOffset> {
+        match &self.phase {
+            Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed,
+            Phase::Resolving => None,
+        }
+    }
+
+    /// What is to be committed, if anything is.
+    pub(super) fn mark(&self, partition: Partition) -> Option<Mark> {
+        let next = self.ledger()?.prefix();
+        (self.committed() != Some(next)).then_some(Mark { partition, epoch: self.epoch, next })
+    }
+
+    /// Entries of the ledger.
+    pub(super) fn open(&self) -> usize {
+        self.ledger().map_or(0, Ledger::open)
+    }
+
+    pub(super) fn drained(&self) -> bool {
+        self.inflight_records == 0 || self.abandoned
+    }
+
+    pub(super) fn enter_lane(&mut self, bytes: usize) {
+        self.inflight_records += 1;
+        self.inflight_bytes += bytes;
+    }
+
+    pub(super) fn leave_lane(&mut self, receipt: &Receipt) {
+        self.inflight_records -= 1;
+        self.inflight_bytes -= receipt.bytes;
+    }
+
+    /// This record is stored, or kept as a dead letter.
+    pub(super) fn settle(&mut self, offset: RecordOffset) {
+        if let Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } = &mut self.phase {
+            ledger.settle(offset);
+        }
+    }
+
+    /// A partition that has more than its part in the lanes, or more than that behind a record that cannot be stored,
+    /// leaves the rest to the others.
+    pub(super) fn flow(&mut self, settings: &Settings) -> Option<Flow> {
+        if self.leaving || !matches!(self.phase, Phase::Running { .. }) {
+            return None;
+        }
+        let wanted =
+            if self.paused { self.is_above(settings, Part::Half) } else { self.is_above(settings, Part::Whole) };
+        if wanted == self.paused {
+            return None;
+        }
+        self.paused = wanted;
+        Some(if wanted { Flow::Pause } else { Flow::Unpause })
+    }
+
+    fn is_above(&self, settings: &Settings, part: Part) -> bool {
+        let limit = |whole: usize| (whole / part as usize).max(1);
+        self.inflight_bytes >= limit(settings.max_partition_bytes)
+            || self.inflight_records >= limit(settings.max_partition_records)
+            || self.open() >= limit(LEDGER_FACTOR * settings.max_partition_records / 2)
+    }
+}

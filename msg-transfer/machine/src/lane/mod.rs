@@ -1,0 +1,313 @@
+//! How a batch becomes rows, each message once, with the next `seq` of its inbox: the statements one by one, and what
+//! follows from each answer.
+
+pub mod cache;
+pub mod entry;
+mod pass;
+mod refusing;
+pub mod request;
+#[cfg(test)]
+mod tests;
+mod writing;
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
+
+use self::cache::SeqCache;
+use self::entry::forget_found;
+pub use self::entry::{DeadLetter, Entry, Kind, Message};
+pub use self::pass::Failure;
+use self::pass::Pass;
+pub use self::request::{Answer, Outcome, Placed, Request, Trouble};
+use crate::consumer::{Event, LaneNumber, Receipt};
+use crate::failure::Class;
+use crate::{Generation, Partition};
+
+/// Which lane a key goes to, whatever its partition.
+pub fn lane_for(key: Option<&[u8]>, lanes: usize) -> LaneNumber {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    usize::try_from(hasher.finish() % lanes as u64).expect("below a usize")
+}
+
+/// A lane's settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Inboxes whose last `seq` is remembered.
+    pub cached_inboxes: NonZeroUsize,
+    /// Look for each first row's predecessor in the table, in the same transaction: for a database whose COMMIT may be
+    /// answered before its rows can be seen.
+    pub guard: bool,
+    /// From so many bytes on a record may be too large for the server's time or memory.
+    pub huge: usize,
+}
+
+/// One lane, with one batch at a time.
+#[derive(Debug)]
+pub struct Machine<T> {
+    number: LaneNumber,
+    settings: Settings,
+    cache: SeqCache,
+    entries: Vec<Entry<T>>,
+    /// What comes after them, when the batch was too much at once.
+    rest: Vec<Entry<T>>,
+    /// Most records at once: halved when the server has no time for them, doubled when it had.
+    most: usize,
+    /// What was stored of the batch so far.
+    outcome: Outcome,
+    /// Under which generation the connection was made, as long as there is one.
+    connected: Option<Generation>,
+    pending: Pending,
+    /// The rows of this attempt, sorted by inbox and `seq`.
+    placed: Vec<Placed>,
+    /// For each inbox of this attempt its entries, and its last `seq` where it is known.
+    inboxes: Vec<(Vec<usize>, Option<i64>)>,
+    pass: Option<Pass>,
+    /// What is dead so far was admitted.
+    permitted: bool,
+    trouble: Option<Failure>,
+    attempts: usize,
+}
+
+/// What the last request was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    Nothing,
+    Permission,
+    Connection(Generation),
+    Disconnection,
+    Pause,
+    LastSeqs,
+    Begin,
+    Guard,
+    Insert,
+    /// Rolling back because some are in the table already.
+    UndoInsert,
+    FindInserted,
+    FindRepeats,
+    DeadLetters,
+    /// Rolling back because an assignment ended.
+    UndoFenced,
+    Commit,
+    /// Rolling back to look for refused records.
+    UndoRefused,
+    /// Some may be in the table since before they were refused.
+    FindRefused,
+    BeginPass,
+    Canary,
+    UndoCanary,
+    Probe,
+    MoveSavepoint,
+    UndoProbe,
+    EndPass,
+}
+
+impl<T: Message> Machine<T> {
+    /// Has no connection and nothing to do.
+    pub fn new(number: LaneNumber, settings: Settings) -> Self {
+        Machine {
+            number,
+            settings,
+            cache: SeqCache::new(settings.cached_inboxes),
+            entries: Vec::new(),
+            rest: Vec::new(),
+            most: usize::MAX,
+            outcome: Outcome::default(),
+            connected: None,
+            pending: Pending::Nothing,
+            placed: Vec::new(),
+            inboxes: Vec::new(),
+            pass: None,
+            permitted: false,
+            trouble: None,
+            attempts: 0,
+        }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> LaneNumber {
+        self.number
+    }
+
+    /// The batch, as requests speak of it.
+    pub fn entries(&self) -> &[Entry<T>] {
+        &self.entries
+    }
+
+    /// Takes the next batch. Only after `Done`, or as the first thing.
+    pub fn begin(&mut self, entries: Vec<Entry<T>>, events: &mut Vec<Event>) -> Request {
+        assert_eq!(self.pending, Pending::Nothing, "one batch at a time");
+        self.outcome = Outcome::default();
+        self.take(entries);
+        self.turn(events)
+    }
+
+    fn take(&mut self, entries: Vec<Entry<T>>) {
+        self.entries = entries;
+        self.attempts = 0;
+        self.permitted = false;
+        forget_found(&mut self.entries);
+    }
+
+    /// Goes on with the answer to the last request.
+    pub fn answer(&mut self, answer: Answer, events: &mut Vec<Event>) -> Request {
+        match (self.pending, answer) {
+            (_, Answer::Failed(failure)) => self.failed(failure),
+            (Pending::Permission, _) => {
+                self.permitted = true;
+                self.turn(events)
+            }
+            (Pending::Connection(generation), Answer::Ok) => {
+                self.connected = Some(generation);
+                self.ask()
+            }
+            (Pending::Connection(_), _) => {
+                // At once: what waits behind must not be stored before what the database may have lost.
+                for entry in &self.entries {
+                    entry.assignment.fence();
+                }
+                events.push(Event::Restart);
+                self.turn(events)
+            }
+            (Pending::Disconnection, _) => {
+                self.pending = Pending::Pause;
+                let failure = self.trouble.take().expect("we disconnect only after a failure");
+                Request::Wait(Trouble { failure, attempts: self.attempts })
+            }
+            (Pending::Pause | Pending::UndoFenced, _) => self.turn(events),
+            (Pending::LastSeqs, Answer::Seqs(seqs)) => self.place(seqs),
+            (Pending::Begin, _) => self.guard(),
+            (Pending::Guard, Answer::Count(found)) if found == self.heads().len() => self.insert(),
+            (Pending::Guard, _) => self.again(Class::Conflict, "what was stored before cannot be seen yet"),
+            (Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted),
+            (Pending::UndoInsert, _) => {
+                self.pending = Pending::FindInserted;
+                Request::FindStored(self.placed.iter().map(|placed| placed.entry).collect())
+            }
+            (Pending::FindInserted, Answer::Found(found)) if !found.is_empty() => {
+                self.found(&found);
+                self.ask()
+            }
+            (Pending::FindRepeats, Answer::Found(found)) if found.len() == self.repeats().len() => {
+                self.found(&found);
+                self.keep_aside()
+            }
+            (Pending::FindInserted | Pending::FindRepeats, _) => {
+                self.again(Class::Transient, "rows that were there are gone")
+            }
+            (Pending::DeadLetters, _) => self.commit(),
+            (Pending::Commit, _) => self.committed(events),
+            (Pending::UndoRefused, _) => {
+                self.pending = Pending::FindRefused;
+                Request::FindStored(self.placed.iter().map(|placed| placed.entry).collect())
+            }
+            (Pending::FindRefused, Answer::Found(found)) if !found.is_empty() => {
+                self.pass = None;
+                self.found(&found);
+                self.ask()
+            }
+            (Pending::FindRefused, _) => self.request(Pending::BeginPass, Request::BeginPass),
+            (Pending::BeginPass, _) => self.request(Pending::Canary, Request::Canary),
+            (Pending::Canary, answer) => {
+                // A trigger may swallow it.
+                if matches!(answer, Answer::Count(1..)) {
+                    self.pass().taken();
+                }
+                self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
+            }
+            (Pending::Probe, answer) => {
+                // A duplicate is not written, and so proves nothing.
+                if matches!(answer, Answer::Count(1..)) {
+                    self.pass().taken();
+                }
+                self.request(Pending::MoveSavepoint, Request::MoveSavepoint)
+            }
+            (Pending::UndoCanary | Pending::MoveSavepoint | Pending::UndoProbe, _) => self.probe(),
+            (Pending::EndPass, _) => self.judge(events),
+            (pending, answer) => unreachable!("{answer:?} does not answer {pending:?}"),
+        }
+    }
+
+    fn request(&mut self, pending: Pending, request: Request) -> Request {
+        self.pending = pending;
+        request
+    }
+
+    /// From the beginning, with what may still be written.
+    fn turn(&mut self, events: &mut Vec<Event>) -> Request {
+        self.let_go(events);
+        if self.entries.is_empty() {
+            return self.next_part(events);
+        }
+        if self.entries.len() > self.most {
+            let more = self.entries.split_off(self.most);
+            self.rest.splice(..0, more);
+        }
+        let dead = self.entries.iter().filter(|entry| entry.dead().is_some_and(|(reason, _)| reason.counts()));
+        let dead: Vec<Receipt> = dead.map(|entry| entry.receipt).collect();
+        if !dead.is_empty() && !self.permitted {
+            return self.request(Pending::Permission, Request::Permit(dead));
+        }
+        let generation = self.entries.iter().filter_map(|entry| entry.assignment.generation()).max();
+        let generation = generation.expect("a record is received only after its start was read");
+        if self.fence_older(generation, events) {
+            return self.turn(events);
+        }
+        if self.connected == Some(generation) {
+            return self.ask();
+        }
+        // Another server may lack messages that came before: stored on it, later ones would pass them.
+        self.connected = None;
+        self.cache.clear();
+        self.request(Pending::Connection(generation), Request::Connect(generation))
+    }
+
+    /// Goes on with the rest of the batch, if there is one.
+    fn next_part(&mut self, events: &mut Vec<Event>) -> Request {
+        if self.rest.is_empty() {
+            let outcome = std::mem::take(&mut self.outcome);
+            return self.request(Pending::Nothing, Request::Done(outcome));
+        }
+        let rest = std::mem::take(&mut self.rest);
+        self.take(rest);
+        self.turn(events)
+    }
+
+    /// Fences what was received under a start that was read over an earlier connection: the server of this one may lack what
+    /// came before it. Whether there was any.
+    fn fence_older(&self, generation: Generation, events: &mut Vec<Event>) -> bool {
+        let older = |entry: &&Entry<T>| entry.assignment.generation() < Some(generation);
+        let older: BTreeSet<Partition> = self
+            .entries
+            .iter()
+            .filter(older)
+            .map(|entry| {
+                entry.assignment.fence();
+                entry.receipt.partition
+            })
+            .collect();
+        events.extend(older.iter().map(|partition| Event::RestartPartition(*partition)));
+        !older.is_empty()
+    }
+
+    /// Lets go of what may not be written any more.
+    fn let_go(&mut self, events: &mut Vec<Event>) {
+        for entry in &self.entries {
+            if let Kind::Newer(reason) = &entry.kind
+                && !entry.assignment.is_fenced()
+            {
+                // At once, and for all lanes: a later record to the same inbox must not pass this one.
+                entry.assignment.fence();
+                let Receipt { partition, epoch, offset, .. } = entry.receipt;
+                events.push(Event::Halt { partition, epoch, reason: format!("offset {offset}: {reason}") });
+            }
+        }
+        let fenced = self.entries.extract_if(.., |entry| entry.assignment.is_fenced());
+        let fenced: Vec<Receipt> = fenced.map(|entry| entry.receipt).collect();
+        if !fenced.is_empty() {
+            events.push(Event::Dropped(fenced));
+            forget_found(&mut self.entries);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The lane's promises, step by step: what it asks for, and when it calls a record settled.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::{Assignment, Reason, RecordOffset};
+use uuid::Uuid;
+
+struct Msg(&'static str, u128);
+
+impl Message for Msg {
+    fn recv_id(&self) -> &str {
+        self.0
+    }
+
+    fn msg_id(&self) -> Uuid {
+        Uuid::from_u128(self.1)
+    }
+}
+
+struct Lane {
+    machine: Machine<Msg>,
+    assignment: Arc<Assignment>,
+    events: Vec<Event>,
+}
+
+const HUGE: usize = 1000;
+
+impl Lane {
+    fn new(guard: bool) -> Self {
+        let assignment = Arc::new(Assignment::new(1));
+        assignment.start_read(Uuid::nil(), 1);
+        let settings = Settings { cached_inboxes: NonZeroUsize::new(10).expect("10"), guard, huge: HUGE };
+        Lane { machine: Machine::new(0, settings), assignment, events: Vec::new() }
+    }
+
+    fn begin(&mut self, msgs: Vec<Msg>) -> Request {
+        let entry = |(place, msg): (usize, Msg)| {
+            let offset = RecordOffset(i64::try_from(place).expect("few"));
+            let receipt = Receipt { partition: 0, epoch: self.assignment.epoch, offset, bytes: 1 };
+            Entry::new(self.assignment.clone(), receipt, Kind::Message, msg)
+        };
+        let entries = msgs.into_iter().enumerate().map(entry).collect();
+        self.machine.begin(entries, &mut self.events)
+    }
+
+    fn on(&mut self, answer: Answer) -> Request {
+        self.machine.answer(answer, &mut self.events)
+    }
+
+    /// Answers each request like a database that takes everything, up to the first that `stop` wants.
+    fn until(&mut self, mut request: Request, stop: impl Fn(&Request) -> bool) -> Request {
+        while !stop(&request) {
+            let answer = match &request {
+                Request::LastSeqs(asked) => Answer::Seqs(vec![0; asked.len()]),
+                Request::Insert(rows) => Answer::Count(rows.len()),
+                Request::Guard(heads) => Answer::Count(heads.len()),
+                Request::Canary => Answer::Count(1),
+                Request::FindStored(_) => Answer::Found(Vec::new()),
+                Request::Done(_) => panic!("it is over"),
+                _ => Answer::Ok,
+            };
+            request = self.on(answer);
+        }
+        request
+    }
+}
+
+fn placed(rows: &[(usize, i64)]) -> Request {
+    Request::Insert(rows.iter().map(|(entry, seq)| Placed { entry: *entry, seq: *seq }).collect())
+}
+
+fn failed(class: Class) -> Answer {
+    Answer::Failed(Failure { class, text: "no".into() })
+}
+
+fn is_insert(request: &Request) -> bool {
+    matches!(request, Request::Insert(_))
+}
+
+fn is_done(request: &Request) -> bool {
+    matches!(request, Request::Done(_))
+}
+
+#[test]
+fn rows_are_sorted_by_inbox_and_settled_only_after_the_commit() {
+    let mut lane = Lane::new(false);
+    let first = lane.begin(vec![Msg("b", 1), Msg("a", 2), Msg("b", 3)]);
+    assert_eq!(first, Request::Connect(1));
+    let insert = lane.until(first, is_insert);
+    assert_eq!(insert, placed(&[(1, 1), (0, 1), (2, 2)]));
+    let commit = lane.until(insert, |request| *request == Request::Commit);
+    assert!(lane.events.is_empty());
+    let done = lane.until(commit, is_done);
+    assert_eq!(done, Request::Done(Outcome { stored: 3, ..Outcome::default() }));
+    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 3));
+    // The cache knows both inboxes now.
+    assert_eq!(lane.begin(vec![Msg("b", 4)]), Request::Begin);
+    assert_eq!(lane.on(Answer::Ok), placed(&[(0, 3)]));
+}
+
+#[test]
+fn a_commit_without_an_answer_costs_the_connection_and_the_cache() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1)]);
+    let request = lane.until(request, |request| *request == Request::Commit);
+    assert_eq!(lane.until(request, |request| *request == Request::Commit), Request::Commit);
+    assert_eq!(lane.on(failed(Class::Transient)), Request::Disconnect);
+    assert!(matches!(lane.on(Answer::Ok), Request::Wait(Trouble { attempts: 1, .. })));
+    assert_eq!(lane.on(Answer::Ok), Request::Connect(1));
+    assert_eq!(lane.on(Answer::Ok), Request::LastSeqs(vec![0]));
+    assert!(lane.events.is_empty());
+}
+
+#[test]
+fn a_repeat_is_not_inserted_and_compared_with_the_first() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1), Msg("a", 1), Msg("a", 2)]);
+    let insert = lane.until(request, is_insert);
+    assert_eq!(insert, placed(&[(0, 1), (2, 2)]));
+    assert_eq!(lane.on(Answer::Count(2)), Request::FindStored(vec![1]));
+    assert_eq!(lane.on(Answer::Found(vec![(1, false)])), {
+        let detail = "another message with this id is stored, and its fields differ".to_owned();
+        Request::InsertDeadLetters(vec![DeadLetter { entry: 1, reason: Reason::IdempotencyConflict, detail }])
+    });
+}
+
+#[test]
+fn duplicates_leave_no_hole() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
+    lane.until(request, is_insert);
+    assert_eq!(lane.on(Answer::Count(1)), Request::Rollback);
+    assert_eq!(lane.on(Answer::Ok), Request::FindStored(vec![0, 1]));
+    assert_eq!(lane.on(Answer::Found(vec![(0, true)])), Request::LastSeqs(vec![1]));
+    assert_eq!(lane.on(Answer::Seqs(vec![7])), Request::Begin);
+    assert_eq!(lane.on(Answer::Ok), placed(&[(1, 8)]));
+}
+
+#[test]
+fn with_the_guard_each_first_row_needs_its_predecessor() {
+    let mut lane = Lane::new(true);
+    let request = lane.begin(vec![Msg("a", 1), Msg("b", 2)]);
+    let last = lane.until(request, |request| matches!(request, Request::LastSeqs(_)));
+    assert_eq!(last, Request::LastSeqs(vec![0, 1]));
+    assert_eq!(lane.on(Answer::Seqs(vec![4, 0])), Request::Begin);
+    assert_eq!(lane.on(Answer::Ok), Request::Guard(vec![Placed { entry: 0, seq: 5 }]));
+    assert_eq!(lane.on(Answer::Count(0)), Request::Disconnect);
+}
+
+#[test]
+fn what_was_fenced_before_the_commit_is_rolled_back() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1)]);
+    lane.until(request, is_insert);
+    lane.assignment.fence();
+    assert_eq!(lane.on(Answer::Count(1)), Request::Rollback);
+    assert_eq!(lane.on(Answer::Ok), Request::Done(Outcome::default()));
+    assert!(matches!(&lane.events[..], [Event::Dropped(receipts)] if receipts.len() == 1));
+}
+
+#[test]
+fn another_server_fences_everything_at_once() {
+    let mut lane = Lane::new(false);
+    lane.begin(vec![Msg("a", 1)]);
+    assert_eq!(lane.on(Answer::Stale), Request::Done(Outcome::default()));
+    assert!(lane.assignment.is_fenced());
+    assert!(matches!(&lane.events[..], [Event::Restart, Event::Dropped(_)]));
+}
+
+/// Another partition's start was read again, over a new connection, and this one's has not been yet.
+#[test]
+fn what_was_started_over_an_earlier_connection_is_not_stored_with_the_rest() {
+    let mut lane = Lane::new(false);
+    let newer = Arc::new(Assignment::new(2));
+    newer.start_read(Uuid::nil(), 2);
+    let entry = |(place, (assignment, msg)): (usize, (&Arc<Assignment>, Msg))| {
+        let partition = Partition::try_from(place).expect("few");
+        let receipt = Receipt { partition, epoch: assignment.epoch, offset: RecordOffset(7), bytes: 1 };
+        Entry::new(assignment.clone(), receipt, Kind::Message, msg)
+    };
+    let msgs = [(&lane.assignment, Msg("a", 1)), (&newer, Msg("b", 2))];
+    let entries = msgs.into_iter().enumerate().map(entry).collect();
+    assert_eq!(lane.machine.begin(entries, &mut lane.events), Request::Connect(2));
+    assert!(lane.assignment.is_fenced() && !newer.is_fenced());
+    let [Event::RestartPartition(0), Event::Dropped(dropped)] = lane.events.as_slice() else {
+        panic!("{:?}", lane.events)
+    };
+    assert_eq!(dropped.len(), 1);
+}
+
+#[test]
+fn a_refused_record_is_found_asked_for_and_kept_aside() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
+    let mut request = lane.until(request, is_insert);
+    let refused = |request: &Request| matches!(request, Request::Insert(rows) if rows.iter().any(|row| row.entry == 0));
+    let permit = |request: &Request| matches!(request, Request::Permit(_));
+    while !permit(&request) {
+        request = if refused(&request) { lane.on(failed(Class::Permanent)) } else { lane.until(request, |_| false) };
+        request = lane.until(request, |request| refused(request) || permit(request));
+    }
+    let Request::Permit(asked) = &request else { unreachable!() };
+    assert_eq!(asked[0].offset, RecordOffset(0));
+    let insert = lane.until(request, is_insert);
+    assert_eq!(insert, placed(&[(1, 1)]), "the other one takes its place");
+    let dead = lane.until(insert, |request| matches!(request, Request::InsertDeadLetters(_)));
+    let done = lane.until(dead, is_done);
+    assert_eq!(
+        done,
+        Request::Done(Outcome { stored: 1, duplicates: 0, dead_letters: vec![Reason::RejectedByDatabase] })
+    );
+}
+
+#[test]
+fn when_every_record_is_refused_none_is_kept_aside() {
+    let mut lane = Lane::new(false);
+    let mut request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
+    loop {
+        request = lane.until(request, |request| {
+            matches!(request, Request::Insert(_) | Request::Canary | Request::Wait(_) | Request::Permit(_))
+        });
+        if matches!(request, Request::Wait(_) | Request::Permit(_)) {
+            break;
+        }
+        request = lane.on(failed(Class::Permanent));
+    }
+    assert!(matches!(request, Request::Wait(Trouble { failure: Failure { class: Class::Fatal, .. }, .. })));
+}
+
+#[test]
+fn what_the_server_has_no_time_for_is_stored_in_parts() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1), Msg("b", 2), Msg("a", 3), Msg("a", 4)]);
+    lane.until(request, is_insert);
+    let request = lane.on(failed(Class::Heavy));
+    let first = lane.until(request, is_insert);
+    assert_eq!(first, placed(&[(0, 1), (1, 1)]));
+    let commit = lane.until(first, |request| *request == Request::Commit);
+    assert_eq!(commit, Request::Commit);
+    let second = lane.on(Answer::Ok);
+    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 2));
+    let second = lane.until(second, is_insert);
+    assert_eq!(second, placed(&[(0, 2), (1, 3)]), "in order");
+    let done = lane.until(second, is_done);
+    assert_eq!(done, Request::Done(Outcome { stored: 4, ..Outcome::default() }));
+}
+
+#[test]
+fn a_record_alone_that_the_server_has_no_time_for_is_to_blame_if_it_is_huge() {
+    for (bytes, kept_aside) in [(HUGE, true), (1, false)] {
+        let mut lane = Lane::new(false);
+        let receipt = Receipt { partition: 0, epoch: 1, offset: RecordOffset(0), bytes };
+        let entry = Entry::new(lane.assignment.clone(), receipt, Kind::Message, Msg("a", 1));
+        let request = lane.machine.begin(vec![entry], &mut lane.events);
+        lane.until(request, is_insert);
+        let request = lane.on(failed(Class::Heavy));
+        lane.until(request, is_insert);
+        let request = lane.on(failed(Class::Heavy));
+        let ended = lane.until(request, |request| matches!(request, Request::Permit(_) | Request::Wait(_)));
+        assert_eq!(matches!(ended, Request::Permit(_)), kept_aside);
+    }
+}
+
+/// A rule that is newer than the row: the message was stored before, and comes again.
+#[test]
+fn what_is_stored_is_not_to_blame_when_it_is_refused() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
+    lane.until(request, is_insert);
+    assert_eq!(lane.on(failed(Class::Permanent)), Request::Rollback);
+    assert_eq!(lane.on(Answer::Ok), Request::FindStored(vec![0, 1]));
+    let request = lane.on(Answer::Found(vec![(0, true)]));
+    let insert = lane.until(request, is_insert);
+    assert_eq!(insert, placed(&[(1, 1)]));
+    let done = lane.until(insert, is_done);
+    assert_eq!(done, Request::Done(Outcome { stored: 1, duplicates: 1, dead_letters: Vec::new() }));
+}

@@ -1,0 +1,126 @@
+//! From the messages of a batch to a transaction: each `seq`, the rows, what repeats them, what is kept aside.
+
+use super::entry::State;
+use super::{DeadLetter, Machine, Message, Pending, Placed, Request};
+use crate::consumer::Event;
+
+impl<T: Message> Machine<T> {
+    /// What was the last `seq` of each inbox?
+    pub(super) fn ask(&mut self) -> Request {
+        let entries = &self.entries;
+        let inbox = |place: &usize| entries[*place].body.recv_id();
+        let mut new: Vec<usize> = (0..entries.len()).filter(|place| entries[*place].is_new()).collect();
+        // Stable: within an inbox the order received stays. Sorted: as the index wants them.
+        new.sort_by(|a, b| inbox(a).cmp(inbox(b)));
+        let groups = new.chunk_by(|a, b| inbox(a) == inbox(b));
+        let cache = &mut self.cache;
+        let known = |group: &[usize]| cache.get(inbox(&group[0]), entries[group[0]].assignment.epoch);
+        let with_known = |known: Option<i64>, group: &[usize]| (group.to_vec(), known);
+        let mut known = known;
+        self.inboxes = groups.map(|group| with_known(known(group), group)).collect();
+        let unknown: Vec<usize> =
+            self.inboxes.iter().filter(|(_, last)| last.is_none()).map(|(group, _)| group[0]).collect();
+        if unknown.is_empty() {
+            return self.place(Vec::new());
+        }
+        self.request(Pending::LastSeqs, Request::LastSeqs(unknown))
+    }
+
+    /// Gives each new message the next `seq` of its inbox. `seqs` are those that had to be asked for.
+    pub(super) fn place(&mut self, seqs: Vec<i64>) -> Request {
+        let mut answers = seqs.into_iter();
+        self.placed.clear();
+        for (group, known) in &mut self.inboxes {
+            let last = *known.get_or_insert_with(|| answers.next().expect("each unknown inbox was asked for"));
+            self.placed.extend(group.iter().zip(last + 1..).map(|(entry, seq)| Placed { entry: *entry, seq }));
+        }
+        self.request(Pending::Begin, Request::Begin)
+    }
+
+    /// The first row of each inbox that needs a predecessor.
+    pub(super) fn heads(&self) -> Vec<Placed> {
+        let last = |known: &Option<i64>| known.expect("it was asked for");
+        let heads = self.inboxes.iter().map(|(group, known)| Placed { entry: group[0], seq: last(known) + 1 });
+        heads.filter(|head| head.seq > 1).collect()
+    }
+
+    pub(super) fn guard(&mut self) -> Request {
+        let heads = if self.settings.guard { self.heads() } else { Vec::new() };
+        if heads.is_empty() {
+            return self.insert();
+        }
+        self.request(Pending::Guard, Request::Guard(heads))
+    }
+
+    pub(super) fn insert(&mut self) -> Request {
+        if self.placed.is_empty() {
+            return self.find_repeats();
+        }
+        self.request(Pending::Insert, Request::Insert(self.placed.clone()))
+    }
+
+    pub(super) fn inserted(&mut self, inserted: usize) -> Request {
+        if inserted < self.placed.len() {
+            // Some are there already, and would leave holes in `seq`: without them, again. Each turn finds one at least.
+            return self.request(Pending::UndoInsert, Request::Rollback);
+        }
+        self.find_repeats()
+    }
+
+    pub(super) fn repeats(&self) -> Vec<usize> {
+        (0..self.entries.len()).filter(|place| self.entries[*place].is(&State::Repeat)).collect()
+    }
+
+    /// In the same transaction: what they repeat is in the table by now.
+    pub(super) fn find_repeats(&mut self) -> Request {
+        let repeats = self.repeats();
+        if repeats.is_empty() {
+            return self.keep_aside();
+        }
+        self.request(Pending::FindRepeats, Request::FindStored(repeats))
+    }
+
+    pub(super) fn found(&mut self, found: &[(usize, bool)]) {
+        for (place, same) in found {
+            self.entries[*place].state = if *same { State::Duplicate } else { State::Conflict };
+        }
+    }
+
+    pub(super) fn dead_letters(&self) -> Vec<DeadLetter> {
+        let dead = self.entries.iter().enumerate().filter_map(|(entry, held)| {
+            held.dead().map(|(reason, detail)| DeadLetter { entry, reason, detail: detail.to_owned() })
+        });
+        dead.collect()
+    }
+
+    pub(super) fn keep_aside(&mut self) -> Request {
+        let dead = self.dead_letters();
+        if dead.is_empty() {
+            return self.commit();
+        }
+        self.request(Pending::DeadLetters, Request::InsertDeadLetters(dead))
+    }
+
+    pub(super) fn commit(&mut self) -> Request {
+        if self.entries.iter().any(|entry| entry.assignment.is_fenced()) {
+            return self.request(Pending::UndoFenced, Request::Rollback);
+        }
+        self.request(Pending::Commit, Request::Commit)
+    }
+
+    pub(super) fn committed(&mut self, events: &mut Vec<Event>) -> Request {
+        // Only now: a cache that runs ahead of the table makes gaps that no key catches.
+        for inbox in &self.inboxes {
+            let (group, Some(last)) = inbox else { continue };
+            let (entry, rows) = (&self.entries[group[0]], i64::try_from(group.len()).expect("a batch is small"));
+            self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows);
+        }
+        self.outcome.stored += self.placed.len();
+        self.outcome.duplicates += self.entries.iter().filter(|entry| entry.is(&State::Duplicate)).count();
+        let dead = self.dead_letters();
+        self.outcome.dead_letters.extend(dead.iter().map(|dead| dead.reason));
+        events.push(Event::Settled(self.entries.drain(..).map(|entry| entry.receipt).collect()));
+        self.most = self.most.saturating_mul(2);
+        self.next_part(events)
+    }
+}

@@ -1,0 +1,148 @@
+//! The database's side: whether it answers, may be written, has this build's schema, the rights, and room.
+
+use std::cmp::Ordering;
+
+use deadpool_postgres::{Object, Pool};
+
+use super::settings;
+use super::{Findings, Options};
+use crate::config::Config;
+use crate::failure;
+use crate::schema::{self, SchemaError};
+
+/// What the service does with a table, or else a command: without the former it cannot run.
+const RIGHTS: &[(&str, &str, Need)] = &[
+    ("messages", "SELECT", Need::Service),
+    ("messages", "INSERT", Need::Service),
+    ("messages", "DELETE", Need::Command("purge")),
+    ("dead_letters", "SELECT", Need::Service),
+    ("dead_letters", "INSERT", Need::Service),
+    ("dead_letters", "UPDATE", Need::Command("dead-letters replay")),
+    ("dead_letters", "DELETE", Need::Command("purge --dead-letters")),
+    ("progress", "SELECT", Need::Service),
+    ("progress", "INSERT", Need::Service),
+    ("progress", "UPDATE", Need::Service),
+    ("refinery_schema_history", "SELECT", Need::Service),
+];
+
+#[derive(Clone, Copy)]
+enum Need {
+    Service,
+    Command(&'static str),
+}
+
+/// NULL where the table is not there.
+const HAS_RIGHT: &str = "SELECT has_table_privilege(to_regclass($1)::oid, $2)";
+
+const MAY_CREATE: &str = "SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
+
+/// What all may have, without what is kept for superusers; what this role and this database may have (-1: no limit); what
+/// there is. An ordinary role is not told the type of others' connections.
+const CONNECTIONS: &str = "
+    SELECT current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
+               - coalesce(current_setting('reserved_connections', true)::bigint, 0),
+           (SELECT rolconnlimit::bigint FROM pg_roles WHERE rolname = current_user),
+           (SELECT datconnlimit::bigint FROM pg_database WHERE datname = current_database()),
+           count(*), count(*) FILTER (WHERE usename = current_user), count(*) FILTER (WHERE datname = current_database())
+    FROM pg_stat_activity WHERE datid IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'";
+
+/// Looks at all of it, as far as it answers.
+pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
+    let client = match pool.get().await {
+        Ok(client) => client,
+        Err(deadpool_postgres::PoolError::Backend(error)) => {
+            let error = failure::describe(&error);
+            return findings
+                .failed("database", format!("{error}; look at --database-url, the network, and the server"));
+        }
+        Err(error) => {
+            return findings
+                .failed("database", format!("{error}; look at --database-url, the network, and the server"));
+        }
+    };
+    findings.ok("database", "it answers");
+    if let Err(error) = ask(config, options, &client, findings).await {
+        findings.failed("database", format!("it stopped to answer: {}", failure::describe(&error)));
+    }
+    drop(client);
+    check_schema(config, pool, findings).await;
+}
+
+async fn ask(
+    config: &Config,
+    options: &Options,
+    client: &Object,
+    findings: &mut Findings,
+) -> Result<(), tokio_postgres::Error> {
+    settings::check(client, options.allow_unsafe_database, findings).await?;
+    check_rights(client, findings).await?;
+    check_room(config, client, findings).await
+}
+
+async fn check_rights(client: &Object, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+    let mut complete = true;
+    for (table, right, need) in RIGHTS {
+        let has: Option<bool> = client.query_one(HAS_RIGHT, &[table, right]).await?.get(0);
+        // A table that is not there is the schema's matter.
+        if has != Some(false) {
+            continue;
+        }
+        complete = false;
+        let says = format!("this role may not {right} on {table}: GRANT {right} ON {table} TO it");
+        match need {
+            Need::Service => findings.failed("rights", says),
+            Need::Command(command) => findings.warning("rights", format!("{says}, for `{command}`")),
+        }
+    }
+    if complete {
+        findings.ok("rights", "this role may do with the tables that are there what the service and the commands do");
+    }
+    Ok(())
+}
+
+async fn check_room(config: &Config, client: &Object, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+    let row = client.query_one(CONNECTIONS, &[]).await?;
+    let limits: [Option<i64>; 3] = [row.get(0), row.get(1), row.get(2)];
+    let used: [i64; 3] = [row.get(3), row.get(4), row.get(5)];
+    let left = limits.iter().zip(used).filter_map(|(limit, used)| limit.filter(|limit| *limit >= 0).map(|l| l - used));
+    // Ours goes with this command.
+    let left = left.min().unwrap_or(i64::MAX).saturating_add(1);
+    let needed = i64::try_from(config.pool_size()).unwrap_or(i64::MAX);
+    match left.cmp(&needed) {
+        Ordering::Less => findings.warning(
+            "connections",
+            format!(
+                "room is left for {left}, and one process takes {needed} (--lanes and two more): a further transfer may \
+                 find none; raise max_connections, or the limit of the role or the database"
+            ),
+        ),
+        _ => findings.ok("connections", format!("room is left for {left}, and one process takes {needed}")),
+    }
+    Ok(())
+}
+
+async fn check_schema(config: &Config, pool: &Pool, findings: &mut Findings) {
+    match schema::check(pool).await {
+        Ok(()) => findings.ok("schema", format!("at version {}, as this build needs", schema::needed())),
+        Err(SchemaError::Behind { found, needed }) => {
+            let says = format!("at version {found}, and this build needs {needed}");
+            if config.no_migrate {
+                return findings.failed("schema", format!("{says}: run `msg-transfer migrate`"));
+            }
+            if may_create(pool).await == Some(false) {
+                let say =
+                    "this role may not create tables: GRANT CREATE ON SCHEMA to it, or migrate as the tables' owner";
+                return findings.failed("schema", format!("{says}, and {say}"));
+            }
+            findings
+                .warning("schema", format!("{says}: the service migrates at its start, or run `msg-transfer migrate`"));
+        }
+        Err(error) => findings.failed("schema", error.to_string()),
+    }
+}
+
+/// `None` when it is not known.
+async fn may_create(pool: &Pool) -> Option<bool> {
+    let client = pool.get().await.ok()?;
+    client.query_one(MAY_CREATE, &[]).await.ok()?.try_get(0).ok()
+}

@@ -1,0 +1,126 @@
+//! Kafka's side: the brokers, the topic, the group, and how far behind it is.
+
+use std::time::SystemTime;
+
+use deadpool_postgres::Pool;
+use msg_common::kafka::topic::{Topic, TopicError};
+
+use super::{Findings, Options};
+use crate::commands::{for_people, lag_reader};
+use crate::config::Config;
+use crate::lag::kafka::Group;
+use crate::lag::{Lag, LagError, LagReader};
+
+/// Looks at all of it, as far as it answers.
+pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
+    let reader = match lag_reader(config, pool.clone()) {
+        Ok(reader) => reader,
+        Err(error) => return findings.failed("brokers", error),
+    };
+    let name = &config.kafka.kafka_topic;
+    match reader.topic().await {
+        Err(TopicError::Unreachable(error)) => {
+            let brokers = &config.kafka.kafka_brokers;
+            return findings.failed(
+                "brokers",
+                format!("{brokers}: {error}; look at --kafka-brokers, the network, and the client's rights"),
+            );
+        }
+        Err(error @ TopicError::Missing(_)) => {
+            findings.ok("brokers", format!("{} answer", config.kafka.kafka_brokers));
+            return findings.failed("topic", format!("{error}: create it, or correct --kafka-topic"));
+        }
+        Ok(topic) => {
+            findings.ok("brokers", format!("{} answer", config.kafka.kafka_brokers));
+            check_topic(name, &topic, options, findings);
+        }
+    }
+    match reader.topic_id().await {
+        Err(error) => findings.failed("topic id", format!("{error}; the client needs the right to describe the topic")),
+        Ok(id) if id.is_nil() => findings.warning(
+            "topic id",
+            "the brokers give none (they are older than 3.1): a topic made anew under the same name cannot be told from \
+             this one, so never do that",
+        ),
+        Ok(id) => findings.ok("topic id", id.to_string()),
+    }
+    check_group(config, &reader, findings).await;
+    match reader.read().await {
+        Ok(lag) => check_lag(&lag, findings),
+        Err(LagError::Kafka(error)) => {
+            findings.failed("lag", format!("{error}; the client needs the right to read the topic and the group"));
+        }
+        Err(LagError::Database(error)) => {
+            findings.warning("lag", format!("not known without the database's progress rows: {error}"));
+        }
+    }
+}
+
+fn check_topic(name: &str, topic: &Topic, options: &Options, findings: &mut Findings) {
+    let found = options.requirements.unsafe_settings(topic);
+    for setting in &found {
+        let says = format!("an accepted message could be lost: {setting}");
+        if options.allow_unsafe_topic {
+            findings.warning("topic", format!("{says} (accepted by --allow-unsafe-topic)"));
+        } else {
+            findings.failed("topic", format!("{says}; change it, or accept it with --allow-unsafe-topic"));
+        }
+    }
+    if found.is_empty() {
+        let retention = topic.retention.map_or_else(|| "for ever".to_owned(), for_people);
+        findings.ok(
+            "topic",
+            format!(
+                "{name} has {} partitions with {} replicas, min.insync.replicas {}, and keeps records {retention}",
+                topic.partitions, topic.replicas, topic.min_insync
+            ),
+        );
+    }
+}
+
+async fn check_group(config: &Config, reader: &LagReader, findings: &mut Findings) {
+    let group = &config.consumer.group_id;
+    match reader.group(group).await {
+        Err(error) => {
+            findings.failed("group", format!("{group}: {error}; the client needs the right to read the group"))
+        }
+        Ok(Some(Group { members, state })) if members > 0 => {
+            findings.ok("group", format!("{group} is {state}, members: {members}"));
+        }
+        Ok(_) => findings.warning("group", format!("{group} has no members: no transfer runs, so nothing is stored")),
+    }
+}
+
+fn check_lag(lag: &Lag, findings: &mut Findings) {
+    let now = SystemTime::now();
+    if !lag.silent.is_empty() {
+        let silent = &lag.silent;
+        findings.failed("leaders", format!("partitions {silent:?} have no leader that answers: look at the brokers"));
+    }
+    let deleted: Vec<_> = lag.partitions.iter().filter(|one| one.deleted() > 0).map(|one| one.partition).collect();
+    if !deleted.is_empty() {
+        findings.failed(
+            "lag",
+            format!(
+                "partitions {deleted:?} begin after what is stored: records may have been deleted before they were \
+                 stored; restore the database, or accept the loss with --start-at-oldest"
+            ),
+        );
+    }
+    let behind = lag.behind();
+    let Some(left) = lag.soonest_deleted(now) else {
+        return findings.ok("lag", format!("{behind} records are not stored yet"));
+    };
+    let age = lag.most_behind(now).map_or_else(|| "an unknown time".to_owned(), for_people);
+    let says = format!(
+        "{behind} records are not stored yet, for {age} at most; {} until one may be deleted",
+        for_people(left)
+    );
+    // A day is a night's sleep and time to act.
+    let little = lag.topic.retention.is_some_and(|retention| left < retention / 4) || left.as_secs() < 86_400;
+    if little {
+        findings.warning("lag", format!("{says}: start transfers, or lengthen the topic's retention.ms now"));
+    } else {
+        findings.ok("lag", says);
+    }
+}

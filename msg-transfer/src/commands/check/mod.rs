@@ -1,0 +1,106 @@
+//! `msg-transfer check`: looks at everything that the promises rest on, and says what is wrong and what to do. It changes
+//! nothing and joins nothing.
+
+mod database;
+mod kafka;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Args;
+use msg_common::kafka::topic::TopicRequirements;
+use serde::Serialize;
+
+use super::output::{OutputOptions, Table};
+use super::pool;
+use crate::config::Config;
+
+/// Its flags.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// What the topic must be like.
+    #[command(flatten)]
+    pub requirements: TopicRequirements,
+    /// Accept a topic that can lose acknowledged messages (a single broker, for instance)
+    #[arg(long, env = "ALLOW_UNSAFE_TOPIC")]
+    pub allow_unsafe_topic: bool,
+    /// Accept a database that can lose everything in a crash (fsync or full_page_writes off)
+    #[arg(long, env = "ALLOW_UNSAFE_DATABASE")]
+    pub allow_unsafe_database: bool,
+    /// The result's form.
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+/// How one check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    Warning,
+    Failed,
+}
+
+/// One check.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    status: Status,
+    /// What was found, and what to do.
+    says: String,
+}
+
+/// All of them so far.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn ok(&mut self, check: &'static str, says: impl Into<String>) {
+        self.add(check, Status::Ok, says.into());
+    }
+
+    fn warning(&mut self, check: &'static str, says: impl Into<String>) {
+        self.add(check, Status::Warning, says.into());
+    }
+
+    fn failed(&mut self, check: &'static str, says: impl Into<String>) {
+        self.add(check, Status::Failed, says.into());
+    }
+
+    fn add(&mut self, check: &'static str, status: Status, says: String) {
+        self.0.push(Finding { check, status, says });
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    ok: bool,
+    checks: Vec<Finding>,
+}
+
+/// Checks everything; exit code 1 if something failed.
+pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+    let mut findings = Findings::default();
+    // Reading them would have ended the process.
+    findings.ok("configuration", "every setting is good");
+    let pool = pool(config)?;
+    kafka::check(config, options, &pool, &mut findings).await;
+    database::check(config, options, &pool, &mut findings).await;
+    let ok = findings.0.iter().all(|finding| finding.status != Status::Failed);
+    let report = Report { ok, checks: findings.0 };
+    options.output.print(&report, || table(&report))?;
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn table(report: &Report) -> String {
+    let mut table = Table::new(&["result", "check", "what was found, and what to do"]);
+    for finding in &report.checks {
+        let status = match finding.status {
+            Status::Ok => "ok",
+            Status::Warning => "warning",
+            Status::Failed => "FAILED",
+        };
+        table.row([status.to_owned(), finding.check.to_owned(), finding.says.clone()]);
+    }
+    table.text()
+}

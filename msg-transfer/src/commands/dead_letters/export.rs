@@ -1,0 +1,120 @@
+//! `dead-letters export`: JSON lines, one a dead letter, with all that its record had.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use msg_common::partition::Partition;
+use serde::Serialize;
+
+use super::filter::{Filter, Walk};
+use super::letter::Letter;
+use crate::commands::output::{base64, json_line, write};
+use crate::commands::{connect, database_says, rfc3339};
+use crate::config::Config;
+
+/// Its flags.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Which.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// A new file to write to; without it, standard output. The lines hold messages: mind who can read them
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    topic: String,
+    topic_id: String,
+    partition: Partition,
+    offset: i64,
+    reason: String,
+    detail: String,
+    recv_id: Option<String>,
+    msg_id: Option<String>,
+    first_seen: String,
+    replayed_at: Option<String>,
+    /// Null where the record had none.
+    key_base64: Option<String>,
+    value_base64: Option<String>,
+    headers: Vec<HeaderLine>,
+}
+
+#[derive(Serialize)]
+struct HeaderLine {
+    key_base64: String,
+    value_base64: Option<String>,
+}
+
+/// Writes them, one at a time.
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+    let client = connect(config).await?;
+    let topic = &config.kafka.kafka_topic;
+    let mut file = options.file.as_ref().map(create).transpose()?;
+    let mut walk = Walk::new(topic, &options.filter);
+    let mut exported = 0_u64;
+    loop {
+        let page = walk.next(&client).await.map_err(database_says)?;
+        if page.is_empty() {
+            break;
+        }
+        for summary in page {
+            let Some(letter) = Letter::fetch(&client, topic, summary.place).await.map_err(database_says)? else {
+                continue;
+            };
+            let line = json_line(&Line::of(topic, &letter)?);
+            match &mut file {
+                Some(file) => file.write_all(line.as_bytes()).map_err(|error| format!("--file: {error}"))?,
+                None => write(&line)?,
+            }
+            exported += 1;
+        }
+    }
+    if let Some(file) = file {
+        finish(file).map_err(|error| format!("--file: {error}"))?;
+    }
+    tracing::info!(exported, "dead letters exported");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Never over another file, and for nobody else to read.
+fn create(path: &PathBuf) -> Result<BufWriter<File>, String> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.map(BufWriter::new).map_err(|error| format!("--file {}: {error}", path.display()))
+}
+
+fn finish(file: BufWriter<File>) -> std::io::Result<()> {
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
+}
+
+impl Line {
+    fn of(topic: &str, letter: &Letter) -> Result<Self, String> {
+        let summary = &letter.summary;
+        let place = summary.place;
+        let headers = letter
+            .headers()
+            .map_err(|error| format!("partition {} offset {}: {error}", place.partition, place.offset))?
+            .into_iter()
+            .map(|header| HeaderLine { key_base64: base64(header.key), value_base64: header.value.map(base64) });
+        Ok(Line {
+            topic: topic.to_owned(),
+            topic_id: place.topic_id.to_string(),
+            partition: place.partition,
+            offset: place.offset,
+            reason: summary.reason.clone(),
+            detail: summary.detail.clone(),
+            recv_id: summary.recv_id.clone(),
+            msg_id: summary.msg_id.map(|id| id.to_string()),
+            first_seen: rfc3339(summary.first_seen),
+            replayed_at: summary.replayed_at.map(rfc3339),
+            key_base64: letter.key.as_deref().map(base64),
+            value_base64: letter.value.as_deref().map(base64),
+            headers: headers.collect(),
+        })
+    }
+}

@@ -1,0 +1,156 @@
+//! Which dead letters are meant, and the walk over them: a page at a time, in the order of their places in Kafka.
+
+use std::time::SystemTime;
+
+use clap::Args;
+use deadpool_postgres::Object;
+use msg_common::partition::Partition;
+use msg_common::proto::DeadLetterReason;
+use tokio_postgres::Error;
+use uuid::Uuid;
+
+use super::letter::{Place, Summary};
+use crate::commands::parse_moment;
+
+/// Letters on a page; without their bytes.
+const PAGE: i64 = 500;
+
+const SELECT: &str = "
+    SELECT topic_id, kafka_partition, kafka_offset, recv_id, msg_id, reason, detail, first_seen, replayed_at,
+           coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)
+    FROM dead_letters
+    WHERE topic = $1
+      AND ($2::integer[] IS NULL OR kafka_partition = ANY($2))
+      AND ($3::bigint IS NULL OR kafka_offset = $3)
+      AND ($4::text IS NULL OR reason = $4)
+      AND ($5::text IS NULL OR recv_id = $5)
+      AND ($6::timestamptz IS NULL OR first_seen >= $6)
+      AND ($7::timestamptz IS NULL OR first_seen < $7)
+      AND (NOT $8 OR replayed_at IS NULL)
+      AND (topic_id, kafka_partition, kafka_offset) > ($9, $10, $11)
+    ORDER BY topic_id, kafka_partition, kafka_offset
+    LIMIT $12";
+
+/// Of the topic's dead letters, those that meet all of these.
+#[derive(Args, Clone, Debug)]
+pub struct Filter {
+    /// In this partition; may be given more than once
+    #[arg(long = "topic-partition", value_name = "P")]
+    pub partitions: Vec<Partition>,
+    /// At this offset
+    #[arg(long, value_name = "OFFSET")]
+    pub offset: Option<i64>,
+    /// With this reason, such as INVALID
+    #[arg(long, value_parser = parse_reason, value_name = "REASON")]
+    pub reason: Option<&'static str>,
+    /// To this inbox, where it is known
+    #[arg(long, value_name = "ID")]
+    pub recv_id: Option<String>,
+    /// First seen at this time or later, such as 2026-11-23T10:00:00Z; or how long ago, such as 2h
+    #[arg(long, value_parser = parse_moment, value_name = "TIME")]
+    pub since: Option<SystemTime>,
+    /// First seen before this time
+    #[arg(long, value_parser = parse_moment, value_name = "TIME")]
+    pub until: Option<SystemTime>,
+    /// Not replayed yet
+    #[arg(long)]
+    pub not_replayed: bool,
+    /// So many of them at most
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u32>,
+}
+
+impl Filter {
+    /// What is wrong with it.
+    pub fn problems(&self) -> Vec<String> {
+        let alone = self.offset.is_some() && self.partitions.len() != 1;
+        alone.then(|| "--offset needs one --topic-partition".to_owned()).into_iter().collect()
+    }
+
+    /// Whether it lets all through: neither a limit nor what was replayed chooses any.
+    pub fn is_empty(&self) -> bool {
+        self.partitions.is_empty()
+            && self.offset.is_none()
+            && self.reason.is_none()
+            && self.recv_id.is_none()
+            && self.since.is_none()
+            && self.until.is_none()
+    }
+}
+
+/// Where a walk is.
+pub(super) struct Walk<'a> {
+    topic: &'a str,
+    filter: &'a Filter,
+    after: Place,
+    left: i64,
+}
+
+impl<'a> Walk<'a> {
+    /// At the beginning.
+    pub(super) fn new(topic: &'a str, filter: &'a Filter) -> Self {
+        let left = filter.limit.map_or(i64::MAX, i64::from);
+        Walk { topic, filter, after: Place { topic_id: Uuid::nil(), partition: -1, offset: -1 }, left }
+    }
+
+    /// The next page; empty at the end.
+    pub(super) async fn next(&mut self, client: &Object) -> Result<Vec<Summary>, Error> {
+        let filter = self.filter;
+        let partitions = (!filter.partitions.is_empty()).then_some(&filter.partitions);
+        let (after, limit) = (self.after, self.left.min(PAGE));
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let statement = client.prepare_cached(SELECT).await?;
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 12] = [
+            &self.topic,
+            &partitions,
+            &filter.offset,
+            &filter.reason,
+            &filter.recv_id,
+            &filter.since,
+            &filter.until,
+            &filter.not_replayed,
+            &after.topic_id,
+            &after.partition,
+            &after.offset,
+            &limit,
+        ];
+        let rows = client.query(&statement, &parameters).await?;
+        let page: Vec<Summary> = rows.iter().map(Summary::of).collect();
+        if let Some(last) = page.last() {
+            self.after = last.place;
+        }
+        self.left -= i64::try_from(page.len()).expect("at most a page");
+        Ok(page)
+    }
+}
+
+const PREFIX: &str = "DEAD_LETTER_REASON_";
+
+/// A reason of the contract, without its prefix.
+fn parse_reason(text: &str) -> Result<&'static str, String> {
+    let name = text.to_ascii_uppercase().replace('-', "_");
+    let found = DeadLetterReason::from_str_name(&format!("{PREFIX}{name}"));
+    match found {
+        Some(reason) if reason != DeadLetterReason::Unspecified => Ok(reason.as_str_name().trim_start_matches(PREFIX)),
+        _ => {
+            Err("is not a reason, such as UNDECODABLE, INVALID, REJECTED_BY_DATABASE, IDEMPOTENCY_CONFLICT, TOO_LARGE"
+                .into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_the_contracts() {
+        assert_eq!(parse_reason("rejected-by-database"), Ok("REJECTED_BY_DATABASE"));
+        assert_eq!(parse_reason("INVALID"), Ok("INVALID"));
+        for bad in ["", "unspecified", "nonsense"] {
+            assert!(parse_reason(bad).is_err(), "{bad}");
+        }
+    }
+}

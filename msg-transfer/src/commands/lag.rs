@@ -1,0 +1,163 @@
+//! `msg-transfer lag`: how far the database is behind Kafka.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use msg_common::config::parse_duration;
+use msg_common::partition::Partition;
+use msg_common::shutdown;
+use serde::Serialize;
+
+use super::output::{OutputOptions, Table, or_dash};
+use super::{for_people, lag_reader, pool};
+use crate::config::Config;
+use crate::lag::{Lag, LagReader, PartitionLag};
+use crate::schema;
+
+/// Its flags.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Look again and again, so far apart, until a signal
+    #[arg(long, value_parser = parse_duration, num_args = 0..=1, default_missing_value = "5s", value_name = "TIME")]
+    pub watch: Option<Duration>,
+    /// The result's form.
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+/// Times are in seconds; null is what does not apply or is not known.
+#[derive(Serialize)]
+struct Report {
+    topic: String,
+    group: String,
+    retention_seconds: Option<f64>,
+    total: Sum,
+    partitions: Vec<Line>,
+    silent_partitions: Vec<Partition>,
+}
+
+#[derive(Serialize)]
+struct Sum {
+    records_behind: i64,
+    /// Of the partition that is behind most.
+    seconds_behind: Option<f64>,
+    /// Of the partition that has the least.
+    seconds_until_deleted: Option<f64>,
+    deleted_records: i64,
+}
+
+#[derive(Serialize)]
+struct Line {
+    partition: Partition,
+    committed: Option<i64>,
+    progress: Option<i64>,
+    start: i64,
+    end: i64,
+    records_behind: i64,
+    seconds_behind: Option<f64>,
+    seconds_until_deleted: Option<f64>,
+    deleted_records: i64,
+}
+
+/// Prints the lag once, or again and again.
+pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+    let pool = pool(config)?;
+    schema::check(&pool).await.map_err(|error| error.to_string())?;
+    let reader = lag_reader(config, pool)?;
+    let Some(every) = options.watch else {
+        let lag = reader.read().await.map_err(|error| error.to_string())?;
+        options.output.print(&Report::of(&lag, config), || table(&lag))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let stop = shutdown::on_signal().map_err(|error| format!("signals: {error}"))?;
+    let watching = watch(&reader, config, options.output, every);
+    match stop.run_until_cancelled(watching).await {
+        Some(Err(error)) => Err(error),
+        Some(Ok(())) | None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Ends only with an error.
+async fn watch(reader: &LagReader, config: &Config, output: OutputOptions, every: Duration) -> Result<(), String> {
+    loop {
+        match reader.read().await {
+            Ok(lag) => output.print(&Report::of(&lag, config), || table(&lag) + "\n")?,
+            Err(error) => tracing::warn!(%error, "the lag could not be read, will be tried again"),
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+impl Report {
+    fn of(lag: &Lag, config: &Config) -> Self {
+        let now = SystemTime::now();
+        let retention = lag.topic.retention;
+        let line = |of: &PartitionLag| Line {
+            partition: of.partition,
+            committed: of.committed,
+            progress: of.progress,
+            start: of.start,
+            end: of.end,
+            records_behind: of.behind(),
+            seconds_behind: of.age(now).map(|age| age.as_secs_f64()),
+            seconds_until_deleted: of.until_deleted(now, retention).map(|left| left.as_secs_f64()),
+            deleted_records: of.deleted(),
+        };
+        let most = lag.most_behind(now).map(|age| age.as_secs_f64());
+        let least = lag.soonest_deleted(now).map(|left| left.as_secs_f64());
+        Report {
+            topic: config.kafka.kafka_topic.clone(),
+            group: config.consumer.group_id.clone(),
+            retention_seconds: retention.map(|retention| retention.as_secs_f64()),
+            total: Sum {
+                records_behind: lag.behind(),
+                seconds_behind: most,
+                seconds_until_deleted: least,
+                deleted_records: lag.deleted(),
+            },
+            partitions: lag.partitions.iter().map(line).collect(),
+            silent_partitions: lag.silent.clone(),
+        }
+    }
+}
+
+fn table(lag: &Lag) -> String {
+    let now = SystemTime::now();
+    let mut table = Table::new(&[
+        "partition",
+        "committed",
+        "progress",
+        "end",
+        "behind",
+        "behind for",
+        "deleted in",
+        "deleted unstored",
+    ]);
+    for of in &lag.partitions {
+        table.row([
+            of.partition.to_string(),
+            or_dash(of.committed),
+            or_dash(of.progress),
+            of.end.to_string(),
+            of.behind().to_string(),
+            of.age(now).map_or_else(|| "?".to_owned(), for_people),
+            or_dash(of.until_deleted(now, lag.topic.retention).map(for_people)),
+            of.deleted().to_string(),
+        ]);
+    }
+    for partition in &lag.silent {
+        table.row([partition.to_string(), "has no leader that answers".to_owned()]);
+    }
+    table.row([
+        "total".to_owned(),
+        String::new(),
+        String::new(),
+        String::new(),
+        lag.behind().to_string(),
+        lag.most_behind(now).map_or_else(|| "?".to_owned(), for_people),
+        or_dash(lag.soonest_deleted(now).map(for_people)),
+        lag.deleted().to_string(),
+    ]);
+    table.text()
+}

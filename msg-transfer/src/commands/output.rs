@@ -1,0 +1,133 @@
+//! How a command's result is written: a table for people, or JSON for programs.
+
+use std::borrow::Cow;
+use std::io::{ErrorKind, Write};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// In which form.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct OutputOptions {
+    /// How the result is written
+    #[arg(long, default_value = "table", value_name = "FORM")]
+    pub output: Form,
+}
+
+/// The forms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// For people
+    Table,
+    /// One JSON document on one line
+    Json,
+}
+
+impl OutputOptions {
+    /// Writes the result to standard output.
+    pub fn print(self, json: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), String> {
+        match self.output {
+            Form::Table => write(&table()),
+            Form::Json => write(&json_line(json)),
+        }
+    }
+}
+
+/// One line.
+pub fn json_line(value: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(value).expect("results hold nothing that JSON cannot");
+    line.push('\n');
+    line
+}
+
+/// To standard output. A reader that went away has seen enough.
+pub fn write(text: &str) -> Result<(), String> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("standard output: {error}")),
+        _ => Ok(()),
+    }
+}
+
+/// Columns as wide as what is in them.
+#[derive(Debug)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// With these headings.
+    pub fn new(headings: &[&str]) -> Self {
+        Table { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()] }
+    }
+
+    /// Appends a row.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// As text, a line for each row.
+    pub fn text(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            text.push_str(cells.join("  ").trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// What is there, or a dash.
+pub fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// Text that a terminal does not take for commands.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(escape).collect())
+}
+
+/// Bytes as text where they are text, otherwise in base64 and marked so.
+pub fn bytes_for_people(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => harmless(text).into_owned(),
+        Err(_) => format!("base64:{}", base64(bytes)),
+    }
+}
+
+/// In base64.
+pub fn base64(bytes: &[u8]) -> String {
+    BASE64_STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let mut table = Table::new(&["a", "long heading"]);
+        table.row(["longer".to_owned(), "é".to_owned()]);
+        table.row(["é".to_owned(), or_dash(None::<i32>)]);
+        assert_eq!(table.text(), "a       long heading\nlonger  é\né       -\n");
+    }
+
+    #[test]
+    fn a_terminal_is_told_nothing() {
+        assert_eq!(bytes_for_people(b"bob"), "bob");
+        assert_eq!(bytes_for_people("\u{1b}[2Jé".as_bytes()), "\\u{1b}[2Jé");
+        assert_eq!(bytes_for_people(b"\xff"), "base64:/w==");
+    }
+}

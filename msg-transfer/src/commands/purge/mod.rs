@@ -1,0 +1,150 @@
+//! `msg-transfer purge`: deletes old messages. Of each inbox a prefix goes, never its newest row, and never a message that
+//! Kafka could bring back.
+
+mod floor;
+mod inboxes;
+mod letters;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Args;
+use deadpool_postgres::Object;
+use msg_common::config::parse_duration;
+use msg_common::shutdown;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::output::{OutputOptions, Table};
+use super::{connect, database_says, rfc3339};
+use crate::config::Config;
+
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// Its flags.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Delete what was stored longer ago than this, such as 90days; not below the topic's retention
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub older_than: Duration,
+    /// Only count what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Most rows that one transaction deletes
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub batch_rows: u32,
+    /// Also delete dead letters of the topic that were replayed, and first seen longer ago than that
+    #[arg(long)]
+    pub dead_letters: bool,
+    /// The result's form.
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+impl Options {
+    /// What is wrong with them.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !(1..=100_000).contains(&self.batch_rows) {
+            problems.push("--batch-rows must be 1 to 100000".into());
+        }
+        if SystemTime::now().checked_sub(self.older_than).is_none_or(|horizon| horizon < SystemTime::UNIX_EPOCH) {
+            problems.push("--older-than reaches back to before 1970".into());
+        }
+        problems
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// What was stored before this is old.
+    horizon: String,
+    dry_run: bool,
+    /// A signal ended it before it was through.
+    stopped: bool,
+    inboxes_seen: u64,
+    inboxes_purged: u64,
+    messages_deleted: u64,
+    dead_letters_deleted: u64,
+    transactions: u64,
+}
+
+/// One run.
+struct Purge {
+    client: Object,
+    horizon: SystemTime,
+    batch_rows: usize,
+    stop: CancellationToken,
+    report: Report,
+    told: Instant,
+}
+
+/// Deletes what is old.
+pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+    let stop = shutdown::on_signal().map_err(|error| format!("signals: {error}"))?;
+    let client = connect(config).await?;
+    floor::check(config, options.older_than).await?;
+    // The server's clock: it is the one that wrote the times.
+    let now: SystemTime = client.query_one("SELECT now()", &[]).await.map_err(database_says)?.get(0);
+    let horizon = now.checked_sub(options.older_than).ok_or("--older-than is too long")?;
+    let mut purge = Purge {
+        client,
+        horizon,
+        batch_rows: usize::try_from(options.batch_rows).expect("at most 100000"),
+        stop,
+        report: Report {
+            horizon: rfc3339(horizon),
+            dry_run: options.dry_run,
+            stopped: false,
+            inboxes_seen: 0,
+            inboxes_purged: 0,
+            messages_deleted: 0,
+            dead_letters_deleted: 0,
+            transactions: 0,
+        },
+        told: Instant::now(),
+    };
+    purge.messages().await.map_err(database_says)?;
+    if options.dead_letters {
+        purge.dead_letters(&config.kafka.kafka_topic).await.map_err(database_says)?;
+    }
+    let report = purge.report;
+    options.output.print(&report, || table(&report))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Purge {
+    /// Between two transactions: whether to stop here. Tells how far it is from time to time.
+    fn stopped(&mut self) -> bool {
+        if self.told.elapsed() >= TELL_EVERY {
+            self.told = Instant::now();
+            tracing::info!(
+                inboxes = self.report.inboxes_seen,
+                messages_deleted = self.report.messages_deleted,
+                dead_letters_deleted = self.report.dead_letters_deleted,
+                "purging"
+            );
+        }
+        self.report.stopped = self.stop.is_cancelled();
+        self.report.stopped
+    }
+}
+
+fn table(report: &Report) -> String {
+    let mut table = Table::new(&["", ""]);
+    let deleted = if report.dry_run { "would be deleted" } else { "deleted" };
+    for (name, value) in [
+        ("old is what was stored before".to_owned(), report.horizon.clone()),
+        ("inboxes looked at".to_owned(), report.inboxes_seen.to_string()),
+        ("inboxes with old messages".to_owned(), report.inboxes_purged.to_string()),
+        (format!("messages {deleted}"), report.messages_deleted.to_string()),
+        (format!("dead letters {deleted}"), report.dead_letters_deleted.to_string()),
+        ("transactions".to_owned(), report.transactions.to_string()),
+        ("stopped by a signal".to_owned(), if report.stopped { "yes" } else { "no" }.to_owned()),
+    ] {
+        table.row([name, value]);
+    }
+    table.text().trim_start().to_owned()
+}

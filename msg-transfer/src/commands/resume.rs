@@ -1,0 +1,117 @@
+//! `msg-transfer resume`: an operator's word that a partition may go on. The running transfer sees it in the progress row.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use deadpool_postgres::Object;
+use msg_common::partition::Partition;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::output::{OutputOptions, Table};
+use super::{database_says, lag_reader, pool};
+use crate::config::Config;
+use crate::schema;
+
+/// With the dead letters that counted until now. The rows are locked, so that both statements see the same.
+const COUNT: &str = "
+    SELECT p.kafka_partition,
+           (SELECT count(*) FROM dead_letters d
+            WHERE d.topic_id = p.topic_id AND d.kafka_partition = p.kafka_partition
+              AND d.first_seen > coalesce(p.resumed_at, '-infinity'))
+    FROM progress p
+    WHERE p.topic_id = $1 AND ($2::integer[] IS NULL OR p.kafka_partition = ANY($2))
+    ORDER BY p.kafka_partition
+    FOR UPDATE OF p";
+
+/// `clock_timestamp()`: what came while we waited for the rows does not count either.
+const RESUME: &str =
+    "UPDATE progress SET resumed_at = clock_timestamp() WHERE topic_id = $1 AND kafka_partition = ANY($2)";
+
+/// Its flags.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// A partition that may go on; may be given more than once
+    #[arg(long = "topic-partition", value_name = "P", conflicts_with = "all")]
+    pub partitions: Vec<Partition>,
+    /// All partitions of the topic that have a progress row
+    #[arg(long)]
+    pub all: bool,
+    /// The result's form.
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+impl Options {
+    /// What is wrong with them.
+    pub fn problems(&self) -> Vec<String> {
+        let nothing = self.partitions.is_empty() && !self.all;
+        nothing.then(|| "resume needs --topic-partition P, or --all".to_owned()).into_iter().collect()
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    topic: String,
+    resumed: Vec<Resumed>,
+    /// Asked for, and nothing was ever stored of them.
+    without_progress: Vec<Partition>,
+}
+
+#[derive(Serialize)]
+struct Resumed {
+    partition: Partition,
+    /// First seen since it was last resumed.
+    dead_letters: i64,
+}
+
+/// Tells them.
+pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+    let pool = pool(config)?;
+    schema::check(&pool).await.map_err(|error| error.to_string())?;
+    let topic_id = lag_reader(config, pool.clone())?.topic_id().await?;
+    let mut client = pool.get().await.map_err(|error| error.to_string())?;
+    let asked = (!options.all).then_some(options.partitions.as_slice());
+    let resumed = resume(&mut client, topic_id, asked).await.map_err(database_says)?;
+    let found = |partition: &Partition| resumed.iter().any(|resumed| resumed.partition == *partition);
+    let without_progress: Vec<Partition> = options.partitions.iter().copied().filter(|p| !found(p)).collect();
+    for partition in &without_progress {
+        tracing::error!(
+            partition,
+            "no progress row: nothing of this partition was ever stored, so nothing was resumed"
+        );
+    }
+    if resumed.is_empty() && options.all {
+        tracing::error!(topic = config.kafka.kafka_topic, "the topic has no progress row, so nothing was resumed");
+    }
+    let complete = without_progress.is_empty() && !resumed.is_empty();
+    let report = Report { topic: config.kafka.kafka_topic.clone(), resumed, without_progress };
+    options.output.print(&report, || table(&report))?;
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn resume(
+    client: &mut Object,
+    topic_id: Uuid,
+    asked: Option<&[Partition]>,
+) -> Result<Vec<Resumed>, tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    let rows = transaction.query(COUNT, &[&topic_id, &asked]).await?;
+    let resumed: Vec<Resumed> =
+        rows.iter().map(|row| Resumed { partition: row.get(0), dead_letters: row.get(1) }).collect();
+    let partitions: Vec<Partition> = resumed.iter().map(|resumed| resumed.partition).collect();
+    transaction.execute(RESUME, &[&topic_id, &partitions]).await?;
+    transaction.commit().await?;
+    Ok(resumed)
+}
+
+fn table(report: &Report) -> String {
+    let mut table = Table::new(&["partition", "result", "dead letters since it was last resumed"]);
+    for resumed in &report.resumed {
+        table.row([resumed.partition.to_string(), "may go on".to_owned(), resumed.dead_letters.to_string()]);
+    }
+    for partition in &report.without_progress {
+        table.row([partition.to_string(), "no progress row".to_owned(), "-".to_owned()]);
+    }
+    table.text()
+}

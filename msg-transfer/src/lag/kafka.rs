@@ -1,0 +1,187 @@
+//! What the lag is computed from in Kafka: the group's offsets, each partition's ends, and when a record was written. The
+//! client is assigned what it reads and joins nothing. Every function blocks.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use msg_common::kafka::raw;
+use msg_common::partition::Partition;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+use uuid::Uuid;
+
+/// How long one question to Kafka may take.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The callbacks of a client whose troubles are in its answers.
+pub struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, message, "librdkafka");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the client that asks reports an error");
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+/// Where a partition begins and ends, and what the group has committed.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// Which one.
+    pub partition: Partition,
+    /// The group's committed offset.
+    pub committed: Option<i64>,
+    /// The oldest offset that is kept, or the end.
+    pub start: i64,
+    /// The end.
+    pub end: i64,
+}
+
+/// A consumer group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// How many consumers are in it.
+    pub members: usize,
+    /// What it is doing, in Kafka's words.
+    pub state: String,
+}
+
+/// Reads what is asked for, and nothing else.
+pub struct Reader {
+    consumer: BaseConsumer<Quiet>,
+    topic: String,
+}
+
+impl Reader {
+    /// `config` names the group.
+    pub fn new(config: &ClientConfig, topic: String) -> KafkaResult<Self> {
+        let mut config = config.clone();
+        config
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            // What was to be read may be deleted meanwhile: then the oldest that is left.
+            .set("auto.offset.reset", "earliest")
+            // One record of each partition is looked at. But a batch beyond the limit is given only to the first partition
+            // of a fetch, so the limit has to be above what a gateway makes.
+            .set("max.partition.fetch.bytes", (2 << 20).to_string())
+            .set("fetch.max.bytes", (8 << 20).to_string())
+            .set("queued.min.messages", "1")
+            .set("fetch.queue.backoff.ms", "10")
+            .set("fetch.wait.max.ms", "100");
+        Ok(Reader { consumer: config.create_with_context(Quiet)?, topic })
+    }
+
+    /// The topic's id; nil where the broker gives none.
+    pub fn topic_id(&self) -> Result<Uuid, String> {
+        let id = raw::topic_id(self.consumer.client(), &self.topic, TIMEOUT)?;
+        Ok(id.unwrap_or_default())
+    }
+
+    /// The group as its coordinator describes it; `None` if there is none.
+    pub fn group(&self, group: &str) -> Result<Option<Group>, String> {
+        let list = self.consumer.fetch_group_list(Some(group), TIMEOUT).map_err(|error| error.to_string())?;
+        let found = list.groups().iter().find(|found| found.name() == group);
+        Ok(found.map(|found| Group { members: found.members().len(), state: found.state().to_owned() }))
+    }
+
+    /// The ends of these partitions, and which do not tell theirs.
+    pub fn ends(&self, partitions: &[Partition]) -> Result<(Vec<Ends>, Vec<Partition>), String> {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition(&self.topic, *partition);
+        }
+        let committed = self.consumer.committed_offsets(list, TIMEOUT);
+        let committed = committed.map_err(|error| format!("committed offsets: {error}"))?;
+        let mut ends = Vec::with_capacity(partitions.len());
+        let mut silent = Vec::new();
+        for element in committed.elements() {
+            element.error().map_err(|error| format!("committed offset: {error}"))?;
+            let partition = element.partition();
+            let committed = match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            };
+            // One without a leader must not hide the others.
+            match self.consumer.fetch_watermarks(&self.topic, partition, TIMEOUT) {
+                Ok((start, end)) => ends.push(Ends { partition, committed, start, end }),
+                Err(error) => {
+                    tracing::warn!(partition, %error, "the partition does not tell its ends");
+                    silent.push(partition);
+                }
+            }
+        }
+        ends.sort_by_key(|ends| ends.partition);
+        Ok((ends, silent))
+    }
+
+    /// When the first record at or after each of these offsets was written. What does not come in time is left out.
+    pub fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<HashMap<Partition, SystemTime>, String> {
+        if wanted.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in wanted {
+            let added = list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset));
+            added.map_err(|error| error.to_string())?;
+        }
+        self.consumer.assign(&list).map_err(|error| error.to_string())?;
+        let found = self.first_of_each(wanted.iter().map(|(partition, _)| *partition).collect());
+        // Also after an error, or it would go on fetching; and a pause outlives the assignment.
+        self.consumer.resume(&list).map_err(|error| error.to_string())?;
+        self.consumer.unassign().map_err(|error| error.to_string())?;
+        found
+    }
+
+    fn first_of_each(&self, mut waiting: HashSet<Partition>) -> Result<HashMap<Partition, SystemTime>, String> {
+        let deadline = Instant::now() + TIMEOUT;
+        let mut found = HashMap::new();
+        while !waiting.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::warn!(partitions = ?waiting, "the oldest record did not come in time");
+                break;
+            }
+            match self.consumer.poll(left.min(Duration::from_millis(100))) {
+                Some(Ok(record)) if waiting.remove(&record.partition()) => {
+                    self.seen_enough_of(record.partition())?;
+                    let millis = record.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
+                    if let Some(millis) = millis {
+                        found.insert(record.partition(), SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+                    }
+                }
+                // Nothing but a transaction's marks.
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    waiting.remove(&partition);
+                }
+                Some(Err(KafkaError::MessageConsumption(
+                    code @ (rdkafka::types::RDKafkaErrorCode::TopicAuthorizationFailed
+                    | rdkafka::types::RDKafkaErrorCode::GroupAuthorizationFailed),
+                ))) => return Err(format!("reading a record: {code}")),
+                Some(Err(error)) => tracing::debug!(%error, "the oldest record is not there yet"),
+                Some(Ok(_)) | None => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// The rest of a backlog would take the others' turn.
+    fn seen_enough_of(&self, partition: Partition) -> Result<(), String> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.topic, partition);
+        self.consumer.pause(&list).map_err(|error| error.to_string())
+    }
+
+    /// Throws away what the client has to tell: while Kafka is away it would pile up.
+    pub fn forget_events(&self) {
+        while self.consumer.poll(Duration::ZERO).is_some() {}
+    }
+}

@@ -1,0 +1,111 @@
+//! A lane's connection: carries out what the lane's machine asks of the database, one request at a time.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Object, Pool};
+use machine::Generation;
+use machine::lane::{Answer, Entry, Request};
+use msg_common::postgres::DatabaseOptions;
+
+use super::taken::Taken;
+use super::{sql, statements};
+use crate::consumer::progress::ProgressKeeper;
+use crate::{failure, session};
+
+/// One connection at a time. Never back into the pool with a transaction open, or in an unknown state.
+#[derive(Debug)]
+pub struct Connection {
+    pool: Pool,
+    progress: ProgressKeeper,
+    topic: String,
+    /// How long one request may go unanswered. Above the server's own time-outs.
+    patience: Duration,
+    begin: String,
+    client: Option<Object>,
+}
+
+impl Connection {
+    /// Not connected yet.
+    pub fn new(pool: Pool, progress: ProgressKeeper, topic: String, database: &DatabaseOptions) -> Self {
+        let patience = 2 * database.database_statement_timeout;
+        let begin = sql::begin(session::lock_timeout(database));
+        Connection { pool, progress, topic, patience, begin, client: None }
+    }
+
+    /// Carries it out.
+    pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<Taken>]) -> Answer {
+        match request {
+            Request::Connect(generation) => self.connect(*generation).await,
+            Request::Disconnect => {
+                self.disconnect();
+                Answer::Ok
+            }
+            _ => match tokio::time::timeout(self.patience, self.ask(request, entries)).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(error)) => Answer::Failed(failure::of(&error)),
+                Err(_) => Answer::Failed(failure::transient("the database did not answer in time")),
+            },
+        }
+    }
+
+    async fn connect(&mut self, generation: Generation) -> Answer {
+        self.disconnect();
+        match session::fresh(&self.pool).await {
+            Ok(client) => self.client = Some(client),
+            Err(error) => return Answer::Failed(failure::of_pool(&error)),
+        }
+        // Asked after the connection is there: what lives now, lived when it was made.
+        if self.progress.is_alive(generation).await {
+            return Answer::Ok;
+        }
+        self.disconnect();
+        Answer::Stale
+    }
+
+    /// Closes it, and out of the pool.
+    pub fn disconnect(&mut self) {
+        if let Some(client) = self.client.take() {
+            drop(Object::take(client));
+        }
+    }
+
+    async fn ask(&self, request: &Request, entries: &[Entry<Taken>]) -> Result<Answer, tokio_postgres::Error> {
+        let client = self.client.as_ref().expect("the machine connects first");
+        let statement = match request {
+            Request::LastSeqs(asked) => {
+                return Ok(Answer::Seqs(statements::last_seqs(client, entries, asked).await?));
+            }
+            Request::Guard(heads) => {
+                return Ok(Answer::Count(statements::count_predecessors(client, entries, heads).await?));
+            }
+            Request::Insert(placed) => {
+                return Ok(Answer::Count(statements::insert_messages(client, entries, placed).await?));
+            }
+            Request::Canary => return Ok(Answer::Count(statements::insert_canary(client).await?)),
+            Request::FindStored(asked) => {
+                return Ok(Answer::Found(statements::find_stored(client, entries, asked).await?));
+            }
+            Request::InsertDeadLetters(dead) => {
+                statements::insert_dead_letters(client, &self.topic, entries, dead).await?;
+                return Ok(Answer::Ok);
+            }
+            Request::Begin => &self.begin,
+            Request::BeginPass => &format!("{}; {}", self.begin, sql::AFTER_BEGIN_PASS),
+            Request::Commit => "COMMIT",
+            Request::Rollback => "ROLLBACK",
+            Request::MoveSavepoint => sql::MOVE_SAVEPOINT,
+            Request::RollbackToSavepoint => sql::ROLLBACK_TO_SAVEPOINT,
+            Request::Done(_) | Request::Permit(_) | Request::Wait(_) | Request::Connect(_) | Request::Disconnect => {
+                unreachable!("not the database's")
+            }
+        };
+        client.batch_execute(statement).await?;
+        Ok(Answer::Ok)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.disconnect();
+    }
+}

@@ -1,0 +1,181 @@
+//! The statements of a lane, each with its parameters as columns. Borrowed: a batch can be megabytes.
+
+use std::time::{Duration, SystemTime};
+
+use deadpool_postgres::Object;
+use futures_util::future::try_join_all;
+use machine::lane::{DeadLetter, Entry, Placed};
+use msg_common::proto::{Msg, SessionType};
+use msg_common::record::Record;
+use tokio_postgres::Error;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::sql;
+use super::taken::Taken;
+
+type Entries = [Entry<Taken>];
+
+/// The last `seq` of the inbox of each of these, 0 for an empty one.
+pub async fn last_seqs(client: &Object, entries: &Entries, asked: &[usize]) -> Result<Vec<i64>, Error> {
+    let statement = client.prepare_cached(sql::LAST_SEQ).await?;
+    let statement = &statement;
+    // All sent before the first answer is awaited.
+    let asked = asked.iter().map(|place| async move {
+        let row = client.query_opt(statement, &[&entries[*place].body.record().msg.recv_id]).await?;
+        Ok::<i64, Error>(row.map_or(0, |row| row.get(0)))
+    });
+    try_join_all(asked).await
+}
+
+/// How many of these have their predecessor in the table.
+pub async fn count_predecessors(client: &Object, entries: &Entries, heads: &[Placed]) -> Result<usize, Error> {
+    let statement = client.prepare_cached(sql::COUNT_PRESENT).await?;
+    let inboxes: Vec<&str> = heads.iter().map(|head| entries[head.entry].body.record().msg.recv_id.as_str()).collect();
+    let seqs: Vec<i64> = heads.iter().map(|head| head.seq - 1).collect();
+    let count: i64 = client.query_one(&statement, &[&inboxes, &seqs]).await?.get(0);
+    Ok(usize::try_from(count).expect("a count is not negative"))
+}
+
+/// What the sender wrote, in columns.
+struct Columns<'a> {
+    recv_id: Vec<&'a str>,
+    msg_id: Vec<Uuid>,
+    send_id: Vec<&'a str>,
+    client_msg_id: Vec<&'a str>,
+    session_type: Vec<i16>,
+    content_type: Vec<&'a str>,
+    content: Vec<&'a [u8]>,
+    attributes: Vec<Option<&'a str>>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(messages: impl Iterator<Item = (&'a Record, Option<&'a str>)> + Clone) -> Self {
+        let records = messages.clone().map(|(record, _)| record);
+        let msgs = records.clone().map(|record| &record.msg);
+        Columns {
+            recv_id: msgs.clone().map(|msg| msg.recv_id.as_str()).collect(),
+            msg_id: records.map(|record| record.msg_id).collect(),
+            send_id: msgs.clone().map(|msg| msg.send_id.as_str()).collect(),
+            client_msg_id: msgs.clone().map(|msg| msg.client_msg_id.as_str()).collect(),
+            session_type: msgs
+                .clone()
+                .map(|msg| i16::try_from(msg.session_type).expect("checked when decoded"))
+                .collect(),
+            content_type: msgs.clone().map(|msg| msg.content_type.as_str()).collect(),
+            content: msgs.map(|msg| msg.content.as_ref()).collect(),
+            attributes: messages.map(|(_, attributes)| attributes).collect(),
+        }
+    }
+
+    fn of_entries(entries: &'a Entries, places: impl Iterator<Item = usize> + Clone) -> Self {
+        Columns::of(places.map(|place| (entries[place].body.record(), entries[place].body.attributes())))
+    }
+}
+
+/// How many were inserted.
+pub async fn insert_messages(client: &Object, entries: &Entries, placed: &[Placed]) -> Result<usize, Error> {
+    let columns = Columns::of_entries(entries, placed.iter().map(|placed| placed.entry));
+    let item = |placed: &Placed| &entries[placed.entry].body.item;
+    let time = |placed: &Placed| time(entries[placed.entry].body.record().send_time_ms);
+    let places = Places {
+        seq: placed.iter().map(|placed| placed.seq).collect(),
+        send_time: placed.iter().map(time).collect(),
+        partition: placed.iter().map(|placed| item(placed).partition).collect(),
+        offset: placed.iter().map(|placed| item(placed).offset.0).collect(),
+    };
+    insert(client, &columns, &places).await
+}
+
+/// A row that nothing is wrong with, in an inbox that is nobody's. To be rolled back.
+pub async fn insert_canary(client: &Object) -> Result<usize, Error> {
+    let msg = Msg {
+        recv_id: format!("msg-transfer-canary-{}", Uuid::now_v7()),
+        send_id: "msg-transfer".into(),
+        session_type: SessionType::Notification.into(),
+        content_type: "text/plain".into(),
+        ..Msg::default()
+    };
+    let record = Record { msg, msg_id: Uuid::now_v7(), send_time_ms: 0 };
+    let places = Places { seq: vec![1], send_time: vec![SystemTime::UNIX_EPOCH], partition: vec![0], offset: vec![0] };
+    insert(client, &Columns::of(std::iter::once((&record, None))), &places).await
+}
+
+struct Places {
+    seq: Vec<i64>,
+    send_time: Vec<SystemTime>,
+    partition: Vec<i32>,
+    offset: Vec<i64>,
+}
+
+async fn insert(client: &Object, columns: &Columns<'_>, places: &Places) -> Result<usize, Error> {
+    let statement = client.prepare_cached(sql::INSERT_MESSAGES).await?;
+    let parameters: [&(dyn ToSql + Sync); 12] = [
+        &columns.recv_id,
+        &places.seq,
+        &columns.msg_id,
+        &columns.send_id,
+        &columns.client_msg_id,
+        &columns.session_type,
+        &columns.content_type,
+        &columns.content,
+        &columns.attributes,
+        &places.send_time,
+        &places.partition,
+        &places.offset,
+    ];
+    let inserted = client.execute(&statement, &parameters).await?;
+    Ok(usize::try_from(inserted).expect("no more than were sent"))
+}
+
+fn time(millis: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).expect("checked when decoded"))
+}
+
+/// Which of these are in the table, and whether they are the same there.
+pub async fn find_stored(client: &Object, entries: &Entries, asked: &[usize]) -> Result<Vec<(usize, bool)>, Error> {
+    let statement = client.prepare_cached(sql::FIND_STORED).await?;
+    let columns = Columns::of_entries(entries, asked.iter().copied());
+    let place: Vec<i32> = asked.iter().map(|place| i32::try_from(*place).expect("a batch is small")).collect();
+    let parameters: [&(dyn ToSql + Sync); 9] = [
+        &place,
+        &columns.recv_id,
+        &columns.msg_id,
+        &columns.send_id,
+        &columns.client_msg_id,
+        &columns.session_type,
+        &columns.content_type,
+        &columns.content,
+        &columns.attributes,
+    ];
+    let found = client.query(&statement, &parameters).await?;
+    let place = |row: &tokio_postgres::Row| usize::try_from(row.get::<_, i32>(0)).expect("it came from a usize");
+    Ok(found.iter().map(|row| (place(row), row.get(1))).collect())
+}
+
+/// Keeps records aside.
+pub async fn insert_dead_letters(
+    client: &Object,
+    topic: &str,
+    entries: &Entries,
+    dead: &[DeadLetter],
+) -> Result<(), Error> {
+    let statement = client.prepare_cached(sql::INSERT_DEAD_LETTERS).await?;
+    let body = |dead: &DeadLetter| &entries[dead.entry].body;
+    let item = |dead: &DeadLetter| &body(dead).item;
+    let known = "a record is received only after the start is known";
+    let topic_id: Vec<Uuid> = dead.iter().map(|dead| item(dead).assignment.topic_id().expect(known)).collect();
+    let partition: Vec<i32> = dead.iter().map(|dead| item(dead).partition).collect();
+    let offset: Vec<i64> = dead.iter().map(|dead| item(dead).offset.0).collect();
+    let recv_id: Vec<Option<&str>> = dead.iter().map(|dead| body(dead).known_recv_id()).collect();
+    let msg_id: Vec<Option<Uuid>> = dead.iter().map(|dead| body(dead).known_msg_id()).collect();
+    let key: Vec<Option<&[u8]>> = dead.iter().map(|dead| item(dead).key.as_deref()).collect();
+    let value: Vec<Option<&[u8]>> = dead.iter().map(|dead| item(dead).value.as_deref()).collect();
+    let headers: Vec<&[u8]> = dead.iter().map(|dead| item(dead).headers.packed()).collect();
+    let reason: Vec<&str> = dead.iter().map(|dead| dead.reason.name()).collect();
+    let detail: Vec<String> = dead.iter().map(|dead| dead.detail.replace('\0', "\u{fffd}")).collect();
+    let parameters: [&(dyn ToSql + Sync); 11] =
+        [&topic, &topic_id, &partition, &offset, &recv_id, &msg_id, &key, &value, &headers, &reason, &detail];
+    client.execute(&statement, &parameters).await?;
+    Ok(())
+}

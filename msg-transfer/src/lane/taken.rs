@@ -1,0 +1,106 @@
+//! A record that a lane has taken: its bytes, and the message in them if there is one.
+
+use machine::Reason;
+use machine::lane::{Entry, Kind, Message};
+use msg_common::record::{self, DecodeError, Record};
+use uuid::Uuid;
+
+use super::item::Item;
+
+/// A record, read.
+#[derive(Debug)]
+pub struct Taken {
+    /// As it came.
+    pub item: Item,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a record holds.
+#[derive(Debug)]
+pub enum Content {
+    /// A message that PostgreSQL can hold, and its attributes as JSON, if it has any.
+    Message(Box<Record>, Option<String>),
+    /// None; its inbox and its id, as far as they are known and the table can hold them.
+    Broken(Option<String>, Option<Uuid>),
+}
+
+impl Taken {
+    /// Reads it.
+    pub fn read(item: Item) -> Entry<Taken> {
+        let version = item.headers.last(record::VERSION_HEADER);
+        let (kind, content) = match record::decode(item.key.as_deref(), version, item.value.clone()) {
+            Ok(record) => {
+                let attributes = (!record.msg.attributes.is_empty())
+                    .then(|| serde_json::to_string(&record.msg.attributes).expect("strings are JSON"));
+                (Kind::Message, Content::Message(Box::new(record), attributes))
+            }
+            Err(error @ DecodeError::Newer(_)) => (Kind::Newer(error.to_string()), Content::Broken(None, None)),
+            Err(DecodeError::Undecodable(detail)) => {
+                (Kind::Broken(Reason::Undecodable, detail), Content::Broken(None, None))
+            }
+            Err(DecodeError::Invalid { detail, recv_id, msg_id }) => {
+                // Only what the table, and its index, can hold.
+                let fits = !recv_id.contains('\0') && recv_id.len() <= msg_common::limits::MAX_ID_BYTES;
+                (Kind::Broken(Reason::Invalid, detail), Content::Broken(fits.then_some(recv_id), msg_id))
+            }
+        };
+        Entry::new(item.assignment.clone(), item.receipt(), kind, Taken { item, content })
+    }
+
+    /// The message. Only of an entry that holds one.
+    pub fn record(&self) -> &Record {
+        match &self.content {
+            Content::Message(record, _) => record,
+            Content::Broken(..) => unreachable!("the machine asks only for messages"),
+        }
+    }
+
+    /// The message's attributes as JSON.
+    pub fn attributes(&self) -> Option<&str> {
+        match &self.content {
+            Content::Message(_, attributes) => attributes.as_deref(),
+            Content::Broken(..) => None,
+        }
+    }
+
+    /// Its inbox, where it is known.
+    pub fn known_recv_id(&self) -> Option<&str> {
+        match &self.content {
+            Content::Message(record, _) => Some(&record.msg.recv_id),
+            Content::Broken(recv_id, _) => recv_id.as_deref(),
+        }
+    }
+
+    /// Its id, where it is known.
+    pub fn known_msg_id(&self) -> Option<Uuid> {
+        match &self.content {
+            Content::Message(record, _) => Some(record.msg_id),
+            Content::Broken(_, msg_id) => *msg_id,
+        }
+    }
+}
+
+impl Message for Taken {
+    fn recv_id(&self) -> &str {
+        &self.record().msg.recv_id
+    }
+
+    fn msg_id(&self) -> Uuid {
+        self.record().msg_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use machine::Reason;
+    use msg_common::proto::DeadLetterReason;
+
+    #[test]
+    fn the_reasons_are_the_contracts() {
+        for reason in Reason::ALL {
+            let name = format!("DEAD_LETTER_REASON_{}", reason.name());
+            assert!(DeadLetterReason::from_str_name(&name).is_some(), "{name}");
+        }
+    }
+}
