@@ -6,7 +6,7 @@ TOOLS := $(CURDIR)/.tools
 export GRPCURL := $(TOOLS)/bin/grpcurl
 export PYTHON := $(TOOLS)/venv/bin/python
 
-.PHONY: help demo up build test test-unit test-it lint fmt bench compose-test clean
+.PHONY: help demo up build test test-unit test-sim test-it sim mutants lint fmt bench compose-test clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,11 +21,24 @@ build: ## Both services and msg-dev
 	@scripts/setup build
 	$(CARGO) build --release --locked --workspace --bins
 
-test: test-unit test-it ## Everything, on the real parts
+test: test-unit test-sim test-it ## Everything, on the real parts
 
 test-unit: ## Unit and property tests
 	@scripts/setup build
 	$(CARGO) test --release --locked --workspace --lib --bins
+
+test-sim: ## The simulator, and 100,000 of its seeds
+	@scripts/setup build
+	$(CARGO) test --profile sim --locked --package msg-transfer-machine --package msg-transfer-simulator
+	@$(MAKE) --no-print-directory sim SEEDS=100000
+
+sim: ## What the transfer decides, against models of Kafka and PostgreSQL in which everything goes wrong: SEEDS=1000000
+	$(CARGO) build --profile sim --locked --package msg-transfer-simulator
+	target/sim/sim run --seeds 0..$(or $(SEEDS),100000) $(ARGS)
+
+mutants: ## Plant bugs in a copy of the machine, one at a time, and see the simulator find them
+	$(CARGO) build --profile sim --locked --package msg-transfer-simulator
+	target/sim/sim mutants $(ARGS)
 
 test-it: build ## Integration tests: the real services on a real Kafka and a real PostgreSQL
 	@scripts/setup test

@@ -1,0 +1,180 @@
+//! What one run is like: its sizes, and which things can go wrong in it. Each run has some of them, so that none hides
+//! another ("swarm testing").
+
+use std::num::NonZeroUsize;
+
+use machine::Partition;
+use machine::consumer::{Limit, Settings};
+
+use crate::choices::Choices;
+use crate::kafka::log::Nature;
+
+/// What can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Kill,
+    Freeze,
+    Stop,
+    Expel,
+    BreakConnection,
+    RestartServer,
+    Restore,
+    CloseServer,
+    RefuseAll,
+    ReadOnly,
+    SlowServer,
+    FailStatement,
+    LoseAnswer,
+    LockTimeout,
+    ClientTimeout,
+    Leader,
+    FetchAgain,
+    AddPartition,
+    TopicAnew,
+    Retention,
+    LoseCommit,
+    Resume,
+    Rebalance,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Fault; 23] = [
+        Fault::Kill,
+        Fault::Freeze,
+        Fault::Stop,
+        Fault::Expel,
+        Fault::BreakConnection,
+        Fault::RestartServer,
+        Fault::Restore,
+        Fault::CloseServer,
+        Fault::RefuseAll,
+        Fault::ReadOnly,
+        Fault::SlowServer,
+        Fault::FailStatement,
+        Fault::LoseAnswer,
+        Fault::LockTimeout,
+        Fault::ClientTimeout,
+        Fault::Leader,
+        Fault::FetchAgain,
+        Fault::AddPartition,
+        Fault::TopicAnew,
+        Fault::Retention,
+        Fault::LoseCommit,
+        Fault::Resume,
+        Fault::Rebalance,
+    ];
+
+    /// One run in so many can have it.
+    fn rarity(self) -> u32 {
+        match self {
+            Fault::TopicAnew | Fault::Retention => 8,
+            Fault::Restore | Fault::Kill | Fault::Expel | Fault::Rebalance => 2,
+            _ => 3,
+        }
+    }
+}
+
+/// The run's sizes and chances. A chance is one in so many; 0 is never.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) processes: usize,
+    pub(crate) lanes: usize,
+    pub(crate) partitions: Partition,
+    pub(crate) inboxes: usize,
+    pub(crate) records: usize,
+    pub(crate) steps: usize,
+    pub(crate) batch: usize,
+    pub(crate) chunk: usize,
+    pub(crate) settings: Settings,
+    pub(crate) cached: NonZeroUsize,
+    /// COMMIT may be answered before its rows can be seen; then the lanes look for predecessors.
+    pub(crate) seen_later: bool,
+    pub(crate) guard: bool,
+    pub(crate) eager: bool,
+    pub(crate) static_members: bool,
+    /// Whether the breaker's limit is so small that the oracle can hold it against the dead letters.
+    pub(crate) strict_breaker: bool,
+    pub(crate) repeats: u32,
+    pub(crate) conflicts: u32,
+    pub(crate) holes: u32,
+    pub(crate) natures: Vec<Nature>,
+    pub(crate) special: u32,
+    /// A lane waits before it sends what it has decided on.
+    pub(crate) hesitates: u32,
+    /// A lane takes an answer only once in so many turns.
+    pub(crate) sluggish: u32,
+    /// A process looks at the keeper's connection once in so many ticks.
+    pub(crate) looks: u32,
+    pub(crate) faults: Vec<Fault>,
+    /// Beside a hundred ordinary steps.
+    pub(crate) fault_weight: u32,
+    /// A statement in so many meets one.
+    pub(crate) statement_faults: u32,
+}
+
+impl Config {
+    pub(crate) fn choose(choices: &mut Choices) -> Self {
+        let processes = 1 + choices.weighted(&[30, 40, 15, 8, 7]);
+        let quiet = choices.one_in(12);
+        let has = |choices: &mut Choices, fault: &Fault| choices.one_in(fault.rarity());
+        let faults: Vec<Fault> =
+            if quiet { Vec::new() } else { Fault::ALL.into_iter().filter(|fault| has(choices, fault)).collect() };
+        let strict_breaker = choices.one_in(3);
+        let limit = if strict_breaker { choices.between(1, 3) } else { 1000 };
+        let inflight = choices.between(3, 24);
+        let patient = choices.one_in(3);
+        let settings = Settings {
+            commit_records: if patient { 100 } else { choices.between(1, 10) },
+            commit_interval: choices.between(1, 10) as u64 * if patient { 500 } else { 20 },
+            max_inflight_bytes: if choices.one_in(4) { 10 * inflight / 2 } else { 10 * inflight },
+            max_inflight_records: inflight,
+            max_partition_bytes: 10_000,
+            max_partition_records: if choices.one_in(2) { choices.between(2, 6) } else { inflight },
+            dead_letters: Limit { count: limit, percent: 0, window: 10_000 },
+        };
+        let seen_later = choices.one_in(6);
+        let all = [
+            Nature::Huge,
+            Nature::Undecodable,
+            Nature::Invalid,
+            Nature::Newer,
+            Nature::Refused,
+            Nature::RefusedAtCommit,
+            Nature::TooLarge,
+            Nature::Toxic,
+        ];
+        let natures: Vec<Nature> = all.into_iter().filter(|_| choices.one_in(3)).collect();
+        Config {
+            processes,
+            lanes: choices.between(1, 4),
+            partitions: i32::try_from(choices.between(1, 4)).expect("few"),
+            inboxes: choices.between(1, 6),
+            records: choices.between(12, 44),
+            steps: choices.between(2, 14) * 60,
+            batch: choices.between(1, 8),
+            chunk: choices.between(1, 8),
+            settings,
+            cached: NonZeroUsize::new(choices.between(1, 6)).expect("at least 1"),
+            seen_later,
+            guard: seen_later || choices.one_in(8),
+            eager: choices.one_in(5),
+            static_members: choices.one_in(4),
+            strict_breaker,
+            repeats: [0, 12, 5, 3][choices.index(4)],
+            conflicts: [0, 20, 8][choices.index(3)],
+            holes: [0, 0, 6][choices.index(3)],
+            special: if natures.is_empty() { 0 } else { [30, 12, 5, 3][choices.index(4)] },
+            natures,
+            hesitates: [0, 0, 8, 3][choices.index(4)],
+            fault_weight: if faults.is_empty() { 0 } else { [1, 2, 4, 8][choices.index(4)] },
+            statement_faults: [120, 50, 20, 10][choices.index(4)],
+            sluggish: [0, 0, 4, 16][choices.index(4)],
+            looks: [6, 40][choices.index(2)],
+            faults,
+        }
+    }
+
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+}

@@ -1,0 +1,249 @@
+//! A model of PostgreSQL: sessions that interleave statement by statement at READ COMMITTED, locks on unique keys,
+//! savepoints, and a server that breaks connections, refuses, or is put back to an earlier point.
+
+pub(crate) mod statement;
+pub(crate) mod tables;
+#[cfg(test)]
+mod tests;
+
+use machine::failure::Class;
+
+pub(crate) use self::statement::{Effect, How, Reply, Statement};
+pub(crate) use self::tables::{At, Dead, Row, Tables};
+
+pub(crate) type SessionId = u32;
+
+/// Who made a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Client {
+    pub(crate) process: usize,
+    pub(crate) life: u32,
+    /// A lane, or the keeper.
+    pub(crate) lane: Option<usize>,
+}
+
+impl Client {
+    pub(crate) fn show(&self) -> String {
+        match self.lane {
+            Some(lane) => format!("P{}.{} lane {lane}", self.process, self.life),
+            None => format!("P{}.{} keeper", self.process, self.life),
+        }
+    }
+}
+
+/// An open transaction, or one that is committed and cannot be seen yet.
+#[derive(Debug, Default)]
+pub(crate) struct Transaction {
+    number: u32,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) dead: Vec<Dead>,
+    savepoint: (usize, usize),
+    has_savepoint: bool,
+    failed: bool,
+    /// It looks for refused records: deferred constraints speak at once.
+    is_pass: bool,
+}
+
+/// A session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) client: Client,
+    /// The client still holds it.
+    pub(crate) held: bool,
+    /// The server still serves it.
+    pub(crate) alive: bool,
+    pub(crate) request: Option<Statement>,
+    /// Rows of the statement that are done, and how many of them were inserted.
+    done: (usize, usize),
+    /// The transaction that the statement waits for.
+    waits_for: Option<u32>,
+    reply: Option<Reply>,
+    pub(crate) transaction: Option<Transaction>,
+}
+
+/// The server.
+#[derive(Debug, Default)]
+pub(crate) struct Database {
+    pub(crate) tables: Tables,
+    /// Only the keeper's and the lanes' that are held or alive.
+    pub(crate) sessions: Vec<Session>,
+    /// Committed, and not to be seen yet.
+    pub(crate) unseen: Vec<Transaction>,
+    /// How many times it went back.
+    pub(crate) incarnation: u32,
+    /// It takes no connections.
+    pub(crate) closed: bool,
+    /// It refuses every message: a bad migration.
+    pub(crate) refuses: bool,
+    /// It takes no writes.
+    pub(crate) read_only: bool,
+    /// Any statement may take too long.
+    pub(crate) slow: bool,
+    last_session: SessionId,
+    last_transaction: u32,
+}
+
+/// What a client finds when it looks for an answer.
+#[derive(Debug)]
+pub(crate) enum Polled {
+    Nothing,
+    Reply(Reply),
+    /// The connection is gone.
+    Broken,
+}
+
+impl Database {
+    pub(crate) fn connect(&mut self, client: Client) -> Option<SessionId> {
+        if self.closed {
+            return None;
+        }
+        self.last_session += 1;
+        let id = self.last_session;
+        self.sessions.push(Session {
+            id,
+            client,
+            held: true,
+            alive: true,
+            request: None,
+            done: (0, 0),
+            waits_for: None,
+            reply: None,
+            transaction: None,
+        });
+        Some(id)
+    }
+
+    pub(crate) fn session(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.sessions.iter_mut().find(|session| session.id == id)
+    }
+
+    /// The client sends a statement. On a broken connection it goes nowhere.
+    pub(crate) fn send(&mut self, id: SessionId, statement: Statement) {
+        let Some(session) = self.session(id) else { return };
+        if session.alive {
+            session.request = Some(statement);
+        }
+    }
+
+    pub(crate) fn poll(&mut self, id: SessionId) -> Polled {
+        let Some(session) = self.session(id) else { return Polled::Broken };
+        match session.reply.take() {
+            Some(reply) => Polled::Reply(reply),
+            None if session.alive => Polled::Nothing,
+            None => Polled::Broken,
+        }
+    }
+
+    pub(crate) fn has_news(&self, id: SessionId) -> bool {
+        let session = self.sessions.iter().find(|session| session.id == id);
+        session.is_none_or(|session| session.reply.is_some() || !session.alive)
+    }
+
+    /// The client lets go. The server notices later, and may carry out what was sent before.
+    pub(crate) fn let_go(&mut self, id: SessionId) {
+        if let Some(session) = self.session(id) {
+            session.held = false;
+        }
+        self.forget();
+    }
+
+    /// The server ends the session.
+    pub(crate) fn end(&mut self, id: SessionId) {
+        if let Some(session) = self.session(id) {
+            session.alive = false;
+            session.request = None;
+            session.transaction = None;
+            session.waits_for = None;
+        }
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.sessions.retain(|session| session.held || session.alive);
+    }
+
+    /// Every connection breaks. Answers that are on their way may still arrive.
+    pub(crate) fn restart(&mut self, answers_arrive: bool) {
+        for session in &mut self.sessions {
+            session.alive = false;
+            session.request = None;
+            session.transaction = None;
+            session.waits_for = None;
+            if !answers_arrive {
+                session.reply = None;
+            }
+        }
+        self.forget();
+        for transaction in std::mem::take(&mut self.unseen) {
+            self.tables.show(transaction.number);
+        }
+    }
+
+    /// The last so many commits are gone, and every connection.
+    pub(crate) fn go_back(&mut self, commits: usize, answers_arrive: bool) {
+        self.restart(answers_arrive);
+        self.tables.go_back(commits);
+        self.incarnation += 1;
+    }
+
+    /// Whether a transaction holds a lock on the table that a change of it would have to wait for. A pass takes it first.
+    pub(crate) fn is_table_locked(&self) -> bool {
+        let transactions = self.sessions.iter().filter_map(|session| session.transaction.as_ref());
+        transactions.into_iter().any(|open| open.is_pass || !open.rows.is_empty())
+    }
+
+    /// The statement waits for another transaction that is not over.
+    pub(crate) fn is_waiting(&self, session: &Session) -> bool {
+        session.waits_for.is_some_and(|number| {
+            self.unseen.iter().any(|unseen| unseen.number == number) || self.holder(number).is_some()
+        })
+    }
+
+    fn holder(&self, number: u32) -> Option<&Session> {
+        let holds = |session: &&Session| session.transaction.as_ref().is_some_and(|open| open.number == number);
+        self.sessions.iter().find(holds)
+    }
+
+    /// Whether waiting for this transaction would close a circle.
+    fn is_deadlock(&self, waiting: SessionId, mut number: u32) -> bool {
+        for _ in 0..self.sessions.len() {
+            let Some(holder) = self.holder(number) else { return false };
+            if holder.id == waiting {
+                return true;
+            }
+            let Some(next) = holder.waits_for else { return false };
+            number = next;
+        }
+        false
+    }
+
+    /// A statement that waits for a lock is given up.
+    pub(crate) fn lock_timeout(&mut self, id: SessionId) {
+        let Some(session) = self.session(id) else { return };
+        session.request = None;
+        session.fail(Class::Transient);
+    }
+
+    /// What was committed and could not be seen can be.
+    pub(crate) fn show(&mut self, place: usize) {
+        let transaction = self.unseen.remove(place);
+        self.tables.show(transaction.number);
+    }
+}
+
+impl Session {
+    /// The statement has waited for a lock, and may still.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waits_for.is_some()
+    }
+
+    fn fail(&mut self, class: Class) {
+        self.waits_for = None;
+        self.done = (0, 0);
+        if let Some(open) = &mut self.transaction {
+            open.failed = true;
+        }
+        self.reply = Some(Reply::Failed(class));
+    }
+}

@@ -1,0 +1,357 @@
+//! The statements, and what each does in one step.
+
+use machine::failure::Class;
+use machine::lane::Answer;
+use machine::{Epoch, Partition};
+
+use super::{At, Client, Database, Dead, Row, SessionId, Transaction};
+use crate::kafka::log::{Nature, Record};
+
+/// A statement, as it is sent.
+#[derive(Clone, Debug)]
+pub(crate) enum Statement {
+    LastSeqs(Vec<u8>),
+    Begin,
+    Guard(Vec<Row>),
+    Insert(Vec<Row>),
+    FindStored(Vec<(usize, Record)>),
+    InsertDead(Vec<Dead>),
+    Commit,
+    Rollback,
+    BeginPass,
+    Canary,
+    MoveSavepoint,
+    RollbackToSavepoint,
+    /// The progress rows, and the dead letters that count.
+    Load(u32, Vec<(Partition, Epoch)>),
+    Save(Vec<(u32, Partition, i64)>),
+    Ping,
+}
+
+/// What comes back.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Answer(Answer),
+    Loaded(Vec<(Partition, Option<i64>, Vec<i64>)>),
+    /// To which incarnation of the database.
+    Saved(u32),
+    Failed(Class),
+}
+
+/// How the server and the way to it deal with a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    Fine,
+    Fails(Class),
+    /// The connection breaks before it is carried out …
+    BreaksBefore,
+    /// … or after.
+    BreaksAfter,
+    /// Committed, and to be seen later.
+    SeenLater,
+}
+
+/// What the oracle has to know of.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    None,
+    /// It waits for a lock.
+    Waits,
+    Deadlock,
+    Committed {
+        rows: Vec<Row>,
+        dead: Vec<Dead>,
+    },
+    Saved(Vec<(u32, Partition, i64)>),
+    Loaded {
+        client: Client,
+        topic: u32,
+        partitions: Vec<(Partition, Epoch)>,
+    },
+}
+
+/// What a step of a statement came to.
+enum Step {
+    Done(Reply),
+    Failed(Class),
+    Waits(u32),
+}
+
+impl Database {
+    /// Carries out what was sent over this session, as far as it goes.
+    pub(crate) fn execute(&mut self, id: SessionId, how: How) -> Effect {
+        if how == How::BreaksBefore {
+            self.end(id);
+            return Effect::None;
+        }
+        let Some(place) = self.sessions.iter().position(|session| session.id == id && session.alive) else {
+            return Effect::None;
+        };
+        let Some(statement) = self.sessions[place].request.take() else { return Effect::None };
+        let mut effect = Effect::None;
+        let step = match how {
+            How::Fails(class) if !matches!(statement, Statement::Rollback) => {
+                if matches!(statement, Statement::Commit) {
+                    self.sessions[place].transaction = None;
+                }
+                Step::Failed(class)
+            }
+            _ => self.step(place, &statement, how == How::SeenLater, &mut effect),
+        };
+        let session = &mut self.sessions[place];
+        match step {
+            Step::Done(reply) => {
+                session.waits_for = None;
+                session.done = (0, 0);
+                session.reply = Some(reply);
+            }
+            Step::Failed(class) => session.fail(class),
+            Step::Waits(number) => {
+                session.waits_for = Some(number);
+                if self.is_deadlock(id, number) {
+                    self.sessions[place].fail(Class::Transient);
+                    return Effect::Deadlock;
+                }
+                self.sessions[place].request = Some(statement);
+                return Effect::Waits;
+            }
+        }
+        if how == How::BreaksAfter {
+            self.sessions[place].reply = None;
+            self.end(id);
+        }
+        effect
+    }
+
+    fn step(&mut self, place: usize, statement: &Statement, seen_later: bool, effect: &mut Effect) -> Step {
+        let ok = Step::Done(Reply::Answer(Answer::Ok));
+        let failed = self.sessions[place].transaction.as_ref().is_some_and(|open| open.failed);
+        let ends = matches!(statement, Statement::Rollback | Statement::RollbackToSavepoint | Statement::Commit);
+        if failed && !ends {
+            // in_failed_sql_transaction
+            return Step::Failed(Class::Transient);
+        }
+        match statement {
+            Statement::LastSeqs(inboxes) => {
+                let seqs = inboxes.iter().map(|inbox| self.tables.last_seq(*inbox)).collect();
+                Step::Done(Reply::Answer(Answer::Seqs(seqs)))
+            }
+            Statement::Begin | Statement::BeginPass => {
+                self.last_transaction += 1;
+                let is_pass = matches!(statement, Statement::BeginPass);
+                let begun = Transaction {
+                    number: self.last_transaction,
+                    has_savepoint: is_pass,
+                    is_pass,
+                    ..Transaction::default()
+                };
+                self.sessions[place].transaction = Some(begun);
+                ok
+            }
+            Statement::Guard(heads) => {
+                let has = |head: &&Row| self.tables.by_seq(head.record.inbox, head.seq - 1).is_some();
+                Step::Done(Reply::Answer(Answer::Count(heads.iter().filter(has).count())))
+            }
+            Statement::Insert(rows) => self.insert(place, rows),
+            Statement::Canary => self.canary(place),
+            Statement::FindStored(asked) => self.find(place, asked),
+            Statement::InsertDead(dead) => self.insert_dead(place, dead),
+            Statement::Commit => self.commit(place, seen_later, effect),
+            Statement::Rollback => {
+                self.sessions[place].transaction = None;
+                ok
+            }
+            Statement::MoveSavepoint => {
+                let open = self.open(place);
+                open.savepoint = (open.rows.len(), open.dead.len());
+                ok
+            }
+            Statement::RollbackToSavepoint => {
+                let open = self.open(place);
+                if !open.has_savepoint {
+                    return Step::Failed(Class::Fatal);
+                }
+                open.rows.truncate(open.savepoint.0);
+                open.dead.truncate(open.savepoint.1);
+                open.failed = false;
+                ok
+            }
+            Statement::Load(topic, partitions) => {
+                let of = |(partition, _): &(Partition, Epoch)| {
+                    let progress = self.tables.progress.get(&(*topic, *partition)).copied();
+                    (*partition, progress, self.tables.counting(*topic, *partition))
+                };
+                let loaded = partitions.iter().map(of).collect();
+                let client = self.sessions[place].client;
+                *effect = Effect::Loaded { client, topic: *topic, partitions: partitions.clone() };
+                Step::Done(Reply::Loaded(loaded))
+            }
+            Statement::Save(_) if self.read_only => Step::Failed(Class::Fatal),
+            Statement::Save(rows) => {
+                self.tables.save_progress(rows);
+                *effect = Effect::Saved(rows.clone());
+                Step::Done(Reply::Saved(self.incarnation))
+            }
+            Statement::Ping => ok,
+        }
+    }
+
+    fn open(&mut self, place: usize) -> &mut Transaction {
+        self.sessions[place].transaction.as_mut().expect("the statement is sent within a transaction")
+    }
+
+    /// `ON CONFLICT (recv_id, msg_id) DO NOTHING`, row by row.
+    fn insert(&mut self, place: usize, rows: &[Row]) -> Step {
+        let (mut done, mut inserted) = self.sessions[place].done;
+        while let Some(row) = rows.get(done) {
+            let is_pass = self.open(place).is_pass;
+            match row.record.nature {
+                _ if self.read_only => return Step::Failed(Class::Fatal),
+                _ if self.refuses => return Step::Failed(Class::Permanent),
+                Nature::Refused => return Step::Failed(Class::Permanent),
+                Nature::RefusedAtCommit if is_pass => return Step::Failed(Class::Permanent),
+                Nature::TooLarge => return Step::Failed(Class::TooLarge),
+                Nature::Toxic => return Step::Failed(Class::Heavy),
+                _ => {}
+            }
+            let same_id = |other: &Row| other.record.id == row.record.id && other.record.inbox == row.record.inbox;
+            let same_seq = |other: &Row| other.seq == row.seq && other.record.inbox == row.record.inbox;
+            let is_there = self.tables.by_id(row.record.id).is_some() || self.open(place).rows.iter().any(same_id);
+            if !is_there {
+                if let Some(other) = self.other(place, |open| open.rows.iter().any(same_id)) {
+                    self.sessions[place].done = (done, inserted);
+                    return Step::Waits(other);
+                }
+                let taken = self.tables.by_seq(row.record.inbox, row.seq).is_some();
+                if taken || self.open(place).rows.iter().any(same_seq) {
+                    return Step::Failed(Class::Conflict);
+                }
+                if let Some(other) = self.other(place, |open| open.rows.iter().any(same_seq)) {
+                    self.sessions[place].done = (done, inserted);
+                    return Step::Waits(other);
+                }
+                self.open(place).rows.push(*row);
+                inserted += 1;
+            }
+            done += 1;
+        }
+        Step::Done(Reply::Answer(Answer::Count(inserted)))
+    }
+
+    fn canary(&mut self, place: usize) -> Step {
+        if self.read_only || self.refuses {
+            return Step::Failed(if self.read_only { Class::Fatal } else { Class::Permanent });
+        }
+        let record = Record {
+            topic: 0,
+            partition: 0,
+            offset: 0,
+            inbox: Row::CANARY,
+            id: u16::MAX,
+            version: 0,
+            nature: Nature::Good,
+        };
+        self.open(place).rows.push(Row { seq: 0, record });
+        Step::Done(Reply::Answer(Answer::Count(1)))
+    }
+
+    fn find(&mut self, place: usize, asked: &[(usize, Record)]) -> Step {
+        let own: &[Row] = self.sessions[place].transaction.as_ref().map_or(&[], |open| &open.rows);
+        let row = |record: &Record| {
+            let same_id = |row: &&Row| row.record.id == record.id && row.record.inbox == record.inbox;
+            own.iter().find(same_id).or_else(|| self.tables.by_id(record.id))
+        };
+        let found = asked
+            .iter()
+            .filter_map(|(entry, record)| row(record).map(|row| (*entry, row.record.version == record.version)));
+        Step::Done(Reply::Answer(Answer::Found(found.collect())))
+    }
+
+    fn insert_dead(&mut self, place: usize, dead: &[Dead]) -> Step {
+        if self.read_only {
+            return Step::Failed(Class::Fatal);
+        }
+        let (mut done, _) = self.sessions[place].done;
+        while let Some(letter) = dead.get(done) {
+            let at: At = letter.at();
+            let same = |other: &Dead| other.at() == at;
+            if !self.tables.dead.contains_key(&at) && !self.open(place).dead.iter().any(same) {
+                if let Some(other) = self.other(place, |open| open.dead.iter().any(same)) {
+                    self.sessions[place].done = (done, 0);
+                    return Step::Waits(other);
+                }
+                self.open(place).dead.push(*letter);
+            }
+            done += 1;
+        }
+        Step::Done(Reply::Answer(Answer::Ok))
+    }
+
+    fn commit(&mut self, place: usize, seen_later: bool, effect: &mut Effect) -> Step {
+        let Some(open) = self.sessions[place].transaction.take() else { return Step::Failed(Class::Fatal) };
+        if open.failed {
+            // The server answers ROLLBACK, which is no error.
+            return Step::Done(Reply::Answer(Answer::Ok));
+        }
+        if open.rows.iter().any(|row| row.record.nature == Nature::RefusedAtCommit) {
+            return Step::Failed(Class::Permanent);
+        }
+        self.tables.commit(open.number, &open.rows, &open.dead, !seen_later);
+        *effect = Effect::Committed { rows: open.rows.clone(), dead: open.dead.clone() };
+        if seen_later {
+            self.unseen.push(open);
+        }
+        Step::Done(Reply::Answer(Answer::Ok))
+    }
+
+    /// The other transaction that has it, and is not over.
+    fn other(&self, place: usize, has: impl Fn(&Transaction) -> bool) -> Option<u32> {
+        let open = self.sessions.iter().enumerate().filter(|(other, _)| *other != place);
+        let open = open.filter_map(|(_, session)| session.transaction.as_ref());
+        open.chain(&self.unseen).find(|open| has(open)).map(|open| open.number)
+    }
+}
+
+fn list<T>(items: &[T], show: impl Fn(&T) -> String) -> String {
+    items.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+impl Statement {
+    /// For the trace.
+    pub(crate) fn show(&self) -> String {
+        let row = |row: &Row| format!("{} as {}", row.record.show(), row.seq);
+        match self {
+            Statement::Insert(rows) => format!("INSERT {}", list(rows, row)),
+            Statement::Guard(rows) => format!("looks for the predecessors of {}", list(rows, row)),
+            Statement::FindStored(asked) => format!("looks up {}", list(asked, |(_, record)| record.show())),
+            Statement::InsertDead(dead) => {
+                format!(
+                    "keeps aside {}",
+                    list(dead, |dead| format!("{} as {}", dead.record.show(), dead.reason.name()))
+                )
+            }
+            Statement::Save(rows) => {
+                format!(
+                    "saves progress {}",
+                    list(rows, |(topic, partition, next)| format!("t{topic}/{partition}@{next}"))
+                )
+            }
+            Statement::Load(_, partitions) => format!("loads progress of {partitions:?}"),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
+impl How {
+    /// For the trace.
+    pub(crate) fn show(self) -> &'static str {
+        match self {
+            How::Fine => "",
+            How::Fails(Class::Heavy) => ": takes too long",
+            How::Fails(_) => ": fails",
+            How::BreaksBefore => ": the connection breaks before it is carried out",
+            How::BreaksAfter => ": the connection breaks before it is answered",
+            How::SeenLater => ": to be seen later",
+        }
+    }
+}

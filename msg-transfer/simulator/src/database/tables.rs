@@ -1,0 +1,190 @@
+//! What is committed: the three tables, and the way there, so that it can be gone back.
+
+use std::collections::BTreeMap;
+
+use machine::{Epoch, Partition, Reason};
+
+use crate::kafka::log::{INBOXES, Record};
+
+/// Topic, partition, offset.
+pub(crate) type At = (u32, Partition, i64);
+
+/// A row of `messages`. One of nobody's is the canary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) seq: i64,
+    pub(crate) record: Record,
+}
+
+/// A row of `dead_letters`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dead {
+    pub(crate) record: Record,
+    pub(crate) reason: Reason,
+    /// Under which assignment, of which process in which of its lives: for the oracle.
+    pub(crate) by: (usize, u32, Epoch),
+    pub(crate) seen: usize,
+}
+
+impl Dead {
+    pub(crate) fn at(&self) -> At {
+        (self.record.topic, self.record.partition, self.record.offset)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Row(Row),
+    Dead(Dead),
+    Progress(u32, Partition, i64),
+    Resumed(u32, Partition),
+}
+
+/// The tables.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    /// The present contents, by inbox in the order of `seq`; those that cannot be seen yet are not among them.
+    pub(crate) inboxes: Vec<Vec<Row>>,
+    ids: Vec<Option<Row>>,
+    pub(crate) dead: BTreeMap<At, Dead>,
+    pub(crate) progress: BTreeMap<(u32, Partition), i64>,
+    resumed: BTreeMap<(u32, Partition), usize>,
+    journal: Vec<(u32, Change)>,
+    /// Length of the journal after each commit.
+    commits: Vec<usize>,
+    canary: bool,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Tables {
+            inboxes: vec![Vec::new(); INBOXES.len()],
+            ids: Vec::new(),
+            dead: BTreeMap::new(),
+            progress: BTreeMap::new(),
+            resumed: BTreeMap::new(),
+            journal: Vec::new(),
+            commits: Vec::new(),
+            canary: false,
+        }
+    }
+}
+
+impl Tables {
+    pub(crate) fn by_id(&self, id: u16) -> Option<&Row> {
+        self.ids.get(id as usize)?.as_ref()
+    }
+
+    pub(crate) fn by_seq(&self, inbox: u8, seq: i64) -> Option<&Row> {
+        let rows = &self.inboxes[inbox as usize];
+        // Where there is no gap it is at its place.
+        usize::try_from(seq - 1).ok().and_then(|place| rows.get(place)).filter(|row| row.seq == seq).or_else(|| {
+            let place = rows.partition_point(|row| row.seq < seq);
+            rows.get(place).filter(|row| row.seq == seq)
+        })
+    }
+
+    pub(crate) fn last_seq(&self, inbox: u8) -> i64 {
+        self.inboxes[inbox as usize].last().map_or(0, |row| row.seq)
+    }
+
+    /// Those that count and came after somebody looked last.
+    pub(crate) fn counting(&self, topic: u32, partition: Partition) -> Vec<i64> {
+        let since = self.resumed.get(&(topic, partition)).copied().unwrap_or_default();
+        let range = (topic, partition, 0)..(topic, partition, i64::MAX);
+        let dead = self.dead.range(range).map(|(_, dead)| dead);
+        dead.filter(|dead| dead.reason.counts() && dead.seen >= since).map(|dead| dead.record.offset).collect()
+    }
+
+    /// A transaction's rows.
+    pub(crate) fn commit(&mut self, transaction: u32, rows: &[Row], dead: &[Dead], seen: bool) {
+        let begin = self.journal.len();
+        self.journal.extend(rows.iter().map(|row| (transaction, Change::Row(*row))));
+        let letter = |(place, dead): (usize, &Dead)| Change::Dead(Dead { seen: begin + place, ..*dead });
+        self.journal.extend(dead.iter().enumerate().map(letter).map(|change| (transaction, change)));
+        self.end_commit(begin, seen);
+    }
+
+    pub(crate) fn save_progress(&mut self, rows: &[(u32, Partition, i64)]) {
+        let begin = self.journal.len();
+        let change = |(topic, partition, next): &(u32, Partition, i64)| Change::Progress(*topic, *partition, *next);
+        self.journal.extend(rows.iter().map(|row| (0, change(row))));
+        self.end_commit(begin, true);
+    }
+
+    /// Somebody looked.
+    pub(crate) fn resume(&mut self, topic: u32, partition: Partition) {
+        let begin = self.journal.len();
+        self.journal.push((0, Change::Resumed(topic, partition)));
+        self.end_commit(begin, true);
+    }
+
+    fn end_commit(&mut self, begin: usize, seen: bool) {
+        self.commits.push(self.journal.len());
+        if seen {
+            for place in begin..self.journal.len() {
+                self.apply(place);
+            }
+        }
+    }
+
+    /// What this transaction committed can be seen.
+    pub(crate) fn show(&mut self, transaction: u32) {
+        for place in 0..self.journal.len() {
+            if self.journal[place].0 == transaction {
+                self.apply(place);
+            }
+        }
+    }
+
+    /// The last so many commits never happened.
+    pub(crate) fn go_back(&mut self, commits: usize) {
+        self.commits.truncate(self.commits.len().saturating_sub(commits));
+        let mut journal = std::mem::take(&mut self.journal);
+        journal.truncate(self.commits.last().copied().unwrap_or_default());
+        *self = Tables { journal, commits: std::mem::take(&mut self.commits), ..Tables::default() };
+        for place in 0..self.journal.len() {
+            self.apply(place);
+        }
+    }
+
+    pub(crate) fn commits(&self) -> usize {
+        self.commits.len()
+    }
+
+    /// Whether the row that is only tried was ever kept.
+    pub(crate) fn has_canary(&self) -> bool {
+        self.canary
+    }
+
+    fn apply(&mut self, place: usize) {
+        match self.journal[place].1 {
+            Change::Row(row) if row.record.inbox == Row::CANARY => self.canary = true,
+            Change::Row(row) => {
+                let rows = &mut self.inboxes[row.record.inbox as usize];
+                rows.insert(rows.partition_point(|other| other.seq < row.seq), row);
+                let id = row.record.id as usize;
+                if self.ids.len() <= id {
+                    self.ids.resize(id + 1, None);
+                }
+                self.ids[id] = Some(row);
+            }
+            Change::Dead(dead) => {
+                self.dead.insert(dead.at(), dead);
+            }
+            Change::Progress(topic, partition, next) => {
+                // GREATEST: one that was expelled and does not know it yet must not put the row back.
+                let row = self.progress.entry((topic, partition)).or_insert(next);
+                *row = next.max(*row);
+            }
+            Change::Resumed(topic, partition) => {
+                self.resumed.insert((topic, partition), place);
+            }
+        }
+    }
+}
+
+impl Row {
+    /// The inbox that is nobody's.
+    pub(crate) const CANARY: u8 = u8::MAX;
+}

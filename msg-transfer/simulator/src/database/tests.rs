@@ -1,0 +1,155 @@
+//! The database's model does what PostgreSQL does, where the machines lean on it.
+
+use machine::failure::Class;
+use machine::lane::Answer;
+
+use super::*;
+use crate::kafka::log::{Nature, Record};
+
+fn row(id: u16, seq: i64) -> Row {
+    let record =
+        Record { topic: 0, partition: 0, offset: i64::from(id), inbox: 0, id, version: 0, nature: Nature::Good };
+    Row { seq, record }
+}
+
+fn session(database: &mut Database) -> SessionId {
+    database.connect(Client { process: 0, life: 0, lane: Some(0) }).expect("it is open")
+}
+
+fn on(database: &mut Database, session: SessionId, statement: Statement) -> Polled {
+    database.send(session, statement);
+    database.execute(session, How::Fine);
+    database.poll(session)
+}
+
+fn count(polled: &Polled) -> Option<usize> {
+    match polled {
+        Polled::Reply(Reply::Answer(Answer::Count(count))) => Some(*count),
+        _ => None,
+    }
+}
+
+fn begun(database: &mut Database) -> SessionId {
+    let id = session(database);
+    on(database, id, Statement::Begin);
+    id
+}
+
+fn last_seq(database: &mut Database) -> i64 {
+    let id = session(database);
+    match on(database, id, Statement::LastSeqs(vec![0])) {
+        Polled::Reply(Reply::Answer(Answer::Seqs(seqs))) => seqs[0],
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_not_committed_is_seen_by_nobody_else_and_lost_with_the_session() {
+    let mut database = Database::default();
+    let a = begun(&mut database);
+    assert_eq!(count(&on(&mut database, a, Statement::Insert(vec![row(1, 1)]))), Some(1));
+    assert_eq!(last_seq(&mut database), 0);
+    on(&mut database, a, Statement::Commit);
+    assert_eq!(last_seq(&mut database), 1);
+    let b = begun(&mut database);
+    on(&mut database, b, Statement::Insert(vec![row(2, 2)]));
+    database.end(b);
+    assert!(matches!(database.poll(b), Polled::Broken));
+    assert_eq!(last_seq(&mut database), 1);
+}
+
+#[test]
+fn a_known_id_is_skipped_and_a_known_seq_is_a_violation() {
+    let mut database = Database::default();
+    let a = begun(&mut database);
+    assert_eq!(count(&on(&mut database, a, Statement::Insert(vec![row(1, 1), row(1, 2)]))), Some(1), "within it too");
+    on(&mut database, a, Statement::Commit);
+    let b = begun(&mut database);
+    assert_eq!(count(&on(&mut database, b, Statement::Insert(vec![row(1, 1), row(2, 2)]))), Some(1));
+    let refused = on(&mut database, b, Statement::Insert(vec![row(3, 1)]));
+    assert!(matches!(refused, Polled::Reply(Reply::Failed(Class::Conflict))), "{refused:?}");
+    let after = on(&mut database, b, Statement::Insert(vec![row(4, 3)]));
+    assert!(matches!(after, Polled::Reply(Reply::Failed(Class::Transient))), "the transaction is aborted: {after:?}");
+    on(&mut database, b, Statement::Commit);
+    assert_eq!(last_seq(&mut database), 1, "the commit of an aborted transaction is none");
+}
+
+#[test]
+fn an_insert_waits_for_another_that_has_the_key() {
+    for (commits, expected) in [(true, 0), (false, 1)] {
+        let mut database = Database::default();
+        let [a, b] = [begun(&mut database), begun(&mut database)];
+        on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
+        assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(1, 1)])), Polled::Nothing));
+        on(&mut database, a, if commits { Statement::Commit } else { Statement::Rollback });
+        database.execute(b, How::Fine);
+        assert_eq!(count(&database.poll(b)), Some(expected));
+    }
+}
+
+#[test]
+fn who_waited_for_a_seq_that_was_committed_fails() {
+    let mut database = Database::default();
+    let [a, b] = [begun(&mut database), begun(&mut database)];
+    on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
+    assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Nothing));
+    on(&mut database, a, Statement::Commit);
+    database.execute(b, How::Fine);
+    assert!(matches!(database.poll(b), Polled::Reply(Reply::Failed(Class::Conflict))));
+}
+
+#[test]
+fn a_circle_of_waits_is_broken() {
+    let mut database = Database::default();
+    let [a, b] = [begun(&mut database), begun(&mut database)];
+    on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
+    on(&mut database, b, Statement::Insert(vec![row(2, 2)]));
+    assert!(matches!(on(&mut database, a, Statement::Insert(vec![row(2, 2)])), Polled::Nothing));
+    let failed = on(&mut database, b, Statement::Insert(vec![row(1, 1)]));
+    assert!(matches!(failed, Polled::Reply(Reply::Failed(Class::Transient))), "{failed:?}");
+}
+
+#[test]
+fn a_savepoint_takes_back_what_came_after_it() {
+    let mut database = Database::default();
+    let a = session(&mut database);
+    on(&mut database, a, Statement::BeginPass);
+    on(&mut database, a, Statement::Canary);
+    on(&mut database, a, Statement::RollbackToSavepoint);
+    on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
+    on(&mut database, a, Statement::MoveSavepoint);
+    on(&mut database, a, Statement::Insert(vec![row(2, 1)]));
+    on(&mut database, a, Statement::RollbackToSavepoint);
+    on(&mut database, a, Statement::Commit);
+    assert_eq!(database.tables.inboxes[0], [row(1, 1)]);
+    assert!(!database.tables.has_canary());
+}
+
+#[test]
+fn put_back_it_lacks_the_last_commits_and_has_no_session() {
+    let mut database = Database::default();
+    for id in 1..4 {
+        let a = begun(&mut database);
+        on(&mut database, a, Statement::Insert(vec![row(id, i64::from(id))]));
+        on(&mut database, a, Statement::Commit);
+        let keeper = session(&mut database);
+        on(&mut database, keeper, Statement::Save(vec![(0, 0, i64::from(id))]));
+    }
+    database.go_back(3, false);
+    assert!(database.sessions.iter().all(|session| !session.alive));
+    assert_eq!((last_seq(&mut database), database.tables.progress[&(0, 0)]), (2, 1));
+}
+
+#[test]
+fn what_is_seen_later_holds_its_keys_meanwhile() {
+    let mut database = Database::default();
+    let [a, b] = [begun(&mut database), begun(&mut database)];
+    on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
+    database.send(a, Statement::Commit);
+    database.execute(a, How::SeenLater);
+    assert!(matches!(database.poll(a), Polled::Reply(Reply::Answer(Answer::Ok))));
+    assert_eq!(last_seq(&mut database), 0);
+    assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Nothing));
+    database.show(0);
+    assert_eq!(last_seq(&mut database), 1);
+}

@@ -1,0 +1,229 @@
+//! The faults: each takes one step, and what it breaks mends itself some steps later.
+
+use machine::consumer::Event;
+
+use crate::config::Fault;
+use crate::facts::Fact;
+use crate::kafka::log::{INBOXES, Topic};
+use crate::oracle::is_kept;
+use crate::process::State;
+use crate::world::World;
+
+impl World {
+    pub(crate) fn fault_step(&mut self) {
+        let faults = &self.env.config.faults;
+        let fault = faults[self.env.choices.index(faults.len())];
+        match fault {
+            Fault::Kill | Fault::Freeze | Fault::Stop | Fault::Expel => self.break_process(fault),
+            Fault::RestartServer | Fault::Restore | Fault::BreakConnection | Fault::LockTimeout => {
+                self.break_database(fault);
+            }
+            Fault::CloseServer | Fault::RefuseAll | Fault::ReadOnly | Fault::SlowServer => self.begin_phase(fault),
+            Fault::Leader | Fault::AddPartition | Fault::TopicAnew | Fault::Retention | Fault::Rebalance => {
+                self.break_kafka(fault);
+            }
+            Fault::Resume => self.resume(),
+            // These happen to statements, fetches and commits.
+            Fault::FailStatement | Fault::LoseAnswer | Fault::ClientTimeout | Fault::FetchAgain | Fault::LoseCommit => {
+            }
+        }
+    }
+
+    fn break_process(&mut self, fault: Fault) {
+        let number = self.env.choices.index(self.processes.len());
+        let (env, process) = (&mut self.env, &mut self.processes[number]);
+        match fault {
+            Fault::Kill if process.state != State::Down => {
+                env.count(Fact::Killed);
+                env.say(|| format!("P{number} is killed"));
+                process.die(env);
+            }
+            Fault::Freeze if process.state == State::Up => {
+                env.count(Fact::Frozen);
+                env.say(|| format!("P{number} is frozen"));
+                process.state = State::Frozen;
+            }
+            Fault::Stop if process.state == State::Up && process.stop(env) => env.count(Fact::Stopped),
+            Fault::Expel => {
+                if let Some(id) = process.membership.member.filter(|id| env.kafka.group.member(*id).is_some()) {
+                    self.expel(id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn break_database(&mut self, fault: Fault) {
+        let env = &mut self.env;
+        match fault {
+            Fault::RestartServer => {
+                let arrive = env.choices.one_in(2);
+                env.count(Fact::ServerRestart);
+                env.say(|| "  db: the server restarts, every connection breaks".into());
+                env.database.restart(arrive);
+                let said = crate::oracle::check_inboxes(&env.database.tables, INBOXES.len());
+                env.check(said);
+            }
+            Fault::Restore => {
+                let known = env.database.tables.commits();
+                if known == 0 || env.choices.one_in(2) {
+                    return;
+                }
+                let most = if env.choices.one_in(4) { known } else { known.min(6) };
+                let back = 1 + env.choices.index(most);
+                let arrive = env.choices.one_in(2);
+                let rows = |env: &crate::env::Env| env.database.tables.inboxes.iter().map(Vec::len).sum::<usize>();
+                let before = rows(env);
+                env.database.go_back(back, arrive);
+                env.count(Fact::Restore);
+                env.facts.add(Fact::RestoredRows, before.saturating_sub(rows(env)));
+                env.say(|| format!("  db: is put back by {back} commits, every connection breaks"));
+                let said = crate::oracle::check_inboxes(&env.database.tables, INBOXES.len());
+                env.check(said);
+                // What made it fail over has seldom left the way to Kafka alone.
+                if env.choices.one_in(2) {
+                    env.burst(6);
+                    self.interrupt_fetch();
+                }
+            }
+            Fault::BreakConnection => {
+                let sessions = &env.database.sessions;
+                if !sessions.is_empty() {
+                    let session = &sessions[env.choices.index(sessions.len())];
+                    let (id, client) = (session.id, session.client);
+                    env.count(Fact::ConnectionBroken);
+                    env.say(|| format!("  db: the connection of {} breaks", client.show()));
+                    env.database.end(id);
+                }
+            }
+            _ => {
+                let waiting = env.database.sessions.iter().find(|session| env.database.is_waiting(session));
+                if let Some((id, client)) = waiting.map(|session| (session.id, session.client)) {
+                    env.count(Fact::LockTimeout);
+                    env.say(|| format!("  db: {} has waited for a lock too long", client.show()));
+                    env.database.lock_timeout(id);
+                }
+            }
+        }
+    }
+
+    fn begin_phase(&mut self, fault: Fault) {
+        let env = &mut self.env;
+        let database = &mut env.database;
+        match fault {
+            Fault::CloseServer => database.closed = true,
+            Fault::RefuseAll if !database.refuses && !database.is_table_locked() => {
+                database.refuses = true;
+                env.count(Fact::Refusing);
+            }
+            Fault::RefuseAll => return,
+            Fault::ReadOnly => {
+                database.read_only = true;
+                env.count(Fact::ReadOnly);
+            }
+            _ => {
+                database.slow = true;
+                env.oracle.was_slow = true;
+                env.count(Fact::Slow);
+            }
+        }
+        self.env.say(|| format!("  db: {fault:?} begins"));
+    }
+
+    /// Each phase ends once in so many times.
+    pub(crate) fn end_phases(&mut self, chance: u32) {
+        let env = &mut self.env;
+        let database = &mut env.database;
+        if database.closed && env.choices.one_in(chance) {
+            database.closed = false;
+        }
+        if database.read_only && env.choices.one_in(chance) {
+            database.read_only = false;
+        }
+        if database.slow && env.choices.one_in(chance) {
+            database.slow = false;
+        }
+        // A change of the table waits for those that use it.
+        if database.refuses && !database.is_table_locked() && env.choices.one_in(chance) {
+            database.refuses = false;
+        }
+        for log in &mut env.kafka.topic_mut().partitions {
+            log.without_leader &= !env.choices.one_in(chance);
+        }
+    }
+
+    fn break_kafka(&mut self, fault: Fault) {
+        let env = &mut self.env;
+        let partition = env.choices.index(env.kafka.topic().partitions.len());
+        match fault {
+            Fault::Leader => {
+                env.count(Fact::LeaderGone);
+                env.kafka.topic_mut().partitions[partition].without_leader = true;
+                if env.choices.one_in(2) {
+                    self.interrupt_fetch();
+                }
+            }
+            Fault::AddPartition => {
+                let extra = env.kafka.topic().count() - env.config.partitions;
+                let inboxes = env.config.inboxes + usize::try_from(extra).expect("it only grows");
+                if extra < 2 && inboxes < INBOXES.len() && env.choices.one_in(3) {
+                    env.count(Fact::PartitionAdded);
+                    env.say(|| "kafka: a partition is added".into());
+                    env.kafka.topic_mut().partitions.push(crate::kafka::log::Log::default());
+                    env.kafka.group.begin();
+                }
+            }
+            Fault::TopicAnew => {
+                if env.kafka.topics.len() > 2 || !env.choices.one_in(2) {
+                    return;
+                }
+                env.count(Fact::TopicAnew);
+                env.say(|| "kafka: the topic is deleted and made anew".into());
+                let count = env.kafka.topic().count();
+                env.kafka.topics.push(Topic::new(count));
+                if env.choices.one_in(2) {
+                    env.kafka.group.offsets.clear();
+                }
+                env.burst(8);
+            }
+            Fault::Rebalance => env.kafka.group.begin(),
+            _ => {
+                let log = &env.kafka.topic().partitions[partition];
+                if env.choices.one_in(2) || log.high == log.low {
+                    return;
+                }
+                let low = log.low + 1 + i64::from(env.choices.choose(u32::try_from(log.high - log.low).expect("few")));
+                let unread = log.below(low).iter().filter(|record| !is_kept(&env.database, record)).count();
+                env.facts.add(Fact::Retention, unread);
+                env.say(|| format!("kafka: partition {partition} is deleted below {low}"));
+                env.kafka.topic_mut().partitions[partition].low = low;
+            }
+        }
+    }
+
+    /// A partition's fetch ends in an error, in some process.
+    fn interrupt_fetch(&mut self) {
+        let env = &mut self.env;
+        let process = &mut self.processes[env.choices.index(env.config.processes)];
+        let partition = env.choices.index(env.kafka.topic().partitions.len());
+        if process.state == State::Up {
+            env.count(Fact::FetchError);
+            process.handle(Event::RestartPartition(i32::try_from(partition).expect("few")), env);
+        }
+    }
+
+    /// Somebody looks at what stands still.
+    pub(crate) fn resume(&mut self) {
+        for process in &mut self.processes {
+            if process.state != State::Up || process.halted.is_empty() {
+                continue;
+            }
+            let partitions: Vec<_> = process.halted.iter().copied().collect();
+            for partition in &partitions {
+                self.env.count(Fact::Resumed);
+                self.env.resume(*partition);
+            }
+            process.handle(Event::Resumed(partitions), &mut self.env);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The end of a run: no more faults, everybody runs, and all has to be stored and committed within a bound. Everyone takes
+//! turns in order: nothing is left to chance.
+
+use crate::facts::Fact;
+use crate::process::State;
+use crate::world::World;
+
+/// Within so many rounds of everybody.
+const ROUNDS: usize = 2000;
+/// So long a revocation may take before its deadline.
+const DEADLINE: usize = 60;
+
+impl World {
+    pub(crate) fn heal(&mut self) {
+        if self.env.violation.is_some() {
+            return;
+        }
+        self.env.say(|| "everything heals".into());
+        self.env.healing = true;
+        self.env.upgraded = true;
+        if self.env.database.refuses {
+            // A change of the table waits in line for its lock, and would have its turn; here nobody stands in line.
+            self.env.database.restart(false);
+            self.env.database.refuses = false;
+        }
+        for round in 0..ROUNDS {
+            self.env.count(Fact::HealingRounds);
+            self.round(round);
+            if self.env.violation.is_some() {
+                return;
+            }
+            if self.is_done() {
+                let said = self.env.oracle.end(&self.env.kafka, &self.env.database);
+                self.env.check(said);
+                return;
+            }
+        }
+        let missing = self.missing();
+        self.env.violate(format!("stuck: {missing}"));
+    }
+
+    fn round(&mut self, round: usize) {
+        self.env.now += 100;
+        self.end_phases(1);
+        while !self.env.database.unseen.is_empty() {
+            self.show(0);
+        }
+        let deleted = self.env.kafka.topic().partitions.iter().any(|log| log.low > 0);
+        // The operator says so only once everything that can be read has had its time.
+        if deleted && round > 20 {
+            self.env.accept_loss = true;
+            self.env.oracle.loss_accepted = true;
+        }
+        for number in 0..self.processes.len() {
+            match self.processes[number].state {
+                State::Down => self.start(number),
+                State::Frozen => self.processes[number].state = State::Up,
+                State::Up => {}
+            }
+        }
+        if round % 4 == 3 {
+            self.resume();
+        }
+        for number in 0..self.processes.len() {
+            let (env, process) = (&mut self.env, &mut self.processes[number]);
+            process.tick(env);
+            if round.is_multiple_of(5) {
+                process.look_around();
+            }
+            if round % DEADLINE == DEADLINE - 1 {
+                process.deadline(env);
+            }
+            if round % 10 == 9 {
+                process.commit_timeout(env);
+            }
+            for _ in 0..4 {
+                let mut did = false;
+                for turn in 0..process.turns() {
+                    did |= process.turn(turn, env);
+                }
+                if !did {
+                    break;
+                }
+            }
+        }
+        for _ in 0..2 + self.env.kafka.commits.len() {
+            self.kafka_step();
+        }
+        let sessions: Vec<_> = self.env.database.sessions.iter().map(|session| (session.id, session.held)).collect();
+        for (id, held) in sessions {
+            if held {
+                self.execute(id);
+            } else {
+                self.env.database.end(id);
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let env = &self.env;
+        let topic = env.kafka.topic_number();
+        let ends = env.kafka.topic().partitions.iter().zip(0..).all(|(log, partition)| {
+            let committed = env.kafka.group.offsets.get(&partition).copied();
+            let progress = env.database.tables.progress.get(&(topic, partition)).copied();
+            committed.is_some_and(|next| next >= log.end()) && progress.is_some_and(|next| next >= log.end())
+        });
+        ends && !env.kafka.group.joining && self.processes.iter().all(|process| process.is_idle(env))
+    }
+
+    fn missing(&self) -> String {
+        let env = &self.env;
+        let mut missing = Vec::new();
+        for (log, partition) in env.kafka.topic().partitions.iter().zip(0..) {
+            let committed = env.kafka.group.offsets.get(&partition);
+            let progress = env.database.tables.progress.get(&(env.kafka.topic_number(), partition));
+            let kept = log.records.iter().filter(|record| crate::oracle::is_kept(&env.database, record)).count();
+            let (all, end) = (log.records.len(), log.end());
+            missing.push(format!(
+                "partition {partition}: {kept} of {all} kept, end {end}, committed {committed:?}, progress {progress:?}"
+            ));
+        }
+        for process in self.processes.iter().filter(|process| !process.is_idle(env)) {
+            missing.push(format!("{} is not idle", process.name()));
+        }
+        missing.join("; ")
+    }
+}

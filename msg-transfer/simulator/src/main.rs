@@ -1,0 +1,126 @@
+//! `sim`: runs seeds, and shows one.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
+
+use clap::{Parser, Subcommand};
+use simulator::mutants::{Bench, Expected, Found, MUTANTS};
+use simulator::{run, shrink};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Runs msg-transfer's machines against models of Kafka and PostgreSQL, a seed a run.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs many seeds, up to the first violation.
+    Run {
+        /// FROM..TO
+        #[arg(long, default_value = "0..100000", value_parser = range)]
+        seeds: std::ops::Range<u64>,
+        /// Threads; as many as there are cores unless said.
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// Say only how it ended.
+        #[arg(long)]
+        brief: bool,
+    },
+    /// Shows what happens in one seed.
+    Replay {
+        /// The seed.
+        seed: u64,
+        /// All of it, also where less shows the same violation.
+        #[arg(long)]
+        whole: bool,
+    },
+    /// Plants bugs in a copy of the machine, one at a time, and says which are found. Run it at the top of the workspace.
+    Mutants {
+        /// Only those with this in their name.
+        name: Option<String>,
+        /// Seeds to try for each.
+        #[arg(long, default_value_t = 200_000)]
+        seeds: u64,
+    },
+}
+
+fn range(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let (from, to) = text.split_once("..").ok_or("FROM..TO is wanted")?;
+    let number = |text: &str| text.replace('_', "").parse::<u64>().map_err(|error| error.to_string());
+    Ok(number(from)?..number(to)?)
+}
+
+fn main() -> ExitCode {
+    run::tell_seed_at_a_panic();
+    match Cli::parse().command {
+        Command::Run { seeds, jobs, brief } => run_seeds(seeds, jobs, brief),
+        Command::Replay { seed, whole } => replay(seed, whole),
+        Command::Mutants { name, seeds } => try_mutants(name.as_deref().unwrap_or_default(), seeds),
+    }
+}
+
+fn run_seeds(seeds: std::ops::Range<u64>, jobs: Option<usize>, brief: bool) -> ExitCode {
+    let begun = Instant::now();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let sum = run::seeds(seeds, jobs.unwrap_or(cores), |done| eprint!("\r{done} seeds"));
+    eprintln!();
+    if !brief {
+        for (text, count) in sum.facts.each() {
+            println!("{count:>12}  {text}");
+        }
+        println!("{} seeds, {} steps, {:.1} s", sum.seeds, sum.steps, begun.elapsed().as_secs_f64());
+    }
+    let Some((seed, violation)) = sum.failed else {
+        println!("every promise held");
+        return ExitCode::SUCCESS;
+    };
+    if !brief {
+        replay(seed, false);
+        println!("again: target/sim/sim replay {seed}");
+    }
+    println!("seed {seed}: {violation}");
+    ExitCode::FAILURE
+}
+
+fn replay(seed: u64, whole: bool) -> ExitCode {
+    let mut report = run::seed(seed, true);
+    if !whole && let Some(violation) = &report.violation {
+        let tape = shrink::shrink(report.tape, violation);
+        report = run::tape(tape, true);
+    }
+    for line in &report.trace {
+        println!("{line}");
+    }
+    let Some(violation) = report.violation else { return ExitCode::SUCCESS };
+    println!("seed {seed}: {violation}");
+    ExitCode::FAILURE
+}
+
+fn try_mutants(name: &str, seeds: u64) -> ExitCode {
+    let bench = match Bench::new(std::path::Path::new(".")) {
+        Ok(bench) => bench,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("| planted bug | seeds | what broke |\n|---|---|---|");
+    let mut wrong = 0;
+    for mutant in MUTANTS.iter().filter(|mutant| mutant.name.contains(name)) {
+        let seeds = if mutant.expected == Expected::Found { seeds } else { seeds / 6 };
+        let (line, as_expected) = match (bench.try_one(mutant, seeds), mutant.expected) {
+            (Ok(Found::After(count, violation)), expected) => {
+                (format!("{count} | {violation}"), !matches!(expected, Expected::Harmless(_)))
+            }
+            (Ok(Found::Never), Expected::Harmless(why)) => (format!("none of {seeds} | harmless: {why}"), true),
+            (Ok(Found::Never), Expected::Rare(why)) => (format!("none of {seeds} | rare: {why}"), true),
+            (Ok(Found::Never), Expected::Found) => (format!("none of {seeds} | NOT FOUND"), false),
+            (Err(error), _) => (error, false),
+        };
+        println!("| {} | {line} |", mutant.name);
+        wrong += usize::from(!as_expected);
+    }
+    if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

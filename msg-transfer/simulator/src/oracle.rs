@@ -1,0 +1,203 @@
+//! What must hold. It knows what was put into the topic and what the database and the group hold, and nothing of how
+//! the machines come to it.
+
+use std::collections::BTreeMap;
+
+use machine::{Epoch, Partition, Reason};
+
+use crate::database::{Client, Database, Dead, Row, Tables};
+use crate::env::Who;
+use crate::kafka::Kafka;
+use crate::kafka::log::{INBOXES, Nature, Record};
+
+/// What it remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    /// The dead letters that counted when an assignment read its start, and those that were kept aside under it since.
+    dead: BTreeMap<(Who, u32, Partition), (usize, Vec<i64>)>,
+    /// Up to where somebody has looked at a partition: what is below does not count.
+    resumed: BTreeMap<Partition, i64>,
+    /// The server was slow at some time.
+    pub(crate) was_slow: bool,
+    /// Records that were deleted before they were kept, with the operator's word that this is accepted.
+    pub(crate) loss_accepted: bool,
+}
+
+/// Whether a record is kept: as its row, or as a dead letter.
+pub(crate) fn is_kept(database: &Database, record: &Record) -> bool {
+    let tables = &database.tables;
+    let at = (record.topic, record.partition, record.offset);
+    if tables.dead.contains_key(&at) {
+        return true;
+    }
+    // A broken record is never a row, whatever it has in common with one.
+    let storable = !matches!(record.nature, Nature::Undecodable | Nature::Invalid);
+    let same = |row: &Row| row.record.id == record.id && row.record.version == record.version;
+    if storable && tables.by_id(record.id).is_some_and(same) {
+        return true;
+    }
+    let unseen = &database.unseen;
+    unseen.iter().any(|open| open.dead.iter().any(|dead| dead.at() == at) || (storable && open.rows.iter().any(same)))
+}
+
+impl Oracle {
+    /// A start was read: the dead letters so far are known to whoever read it.
+    pub(crate) fn loaded(&mut self, tables: &Tables, client: Client, topic: u32, partitions: &[(Partition, Epoch)]) {
+        for (partition, epoch) in partitions {
+            let counting = tables.counting(topic, *partition);
+            let who = (client.process, client.life, *epoch);
+            self.dead.insert((who, topic, *partition), (counting.len(), counting));
+        }
+    }
+
+    /// Somebody looked at a partition that stood still, when it reached so far.
+    pub(crate) fn resumed(&mut self, partition: Partition, high: i64) {
+        self.resumed.insert(partition, high);
+    }
+
+    /// At each commit: P2, P3, P4, and what may be a dead letter.
+    pub(crate) fn committed(
+        &mut self,
+        database: &Database,
+        rows: &[Row],
+        dead: &[Dead],
+        limit: Option<usize>,
+    ) -> Result<(), String> {
+        let tables = &database.tables;
+        if tables.has_canary() || rows.iter().any(|row| row.record.inbox == Row::CANARY) {
+            return Err("P2: the canary was committed".into());
+        }
+        for (place, row) in rows.iter().enumerate() {
+            let before = rows[..place].iter().any(|other| other.record.inbox == row.record.inbox);
+            if !before {
+                check_inbox(tables, row.record.inbox)?;
+            }
+            if !row.record.nature.is_storable() {
+                return Err(format!("{} was stored", row.record.show()));
+            }
+        }
+        for letter in dead {
+            self.check_dead(database, letter)?;
+            if let Some(limit) = limit.filter(|_| letter.reason.counts()) {
+                self.check_breaker(letter, limit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_dead(&self, database: &Database, dead: &Dead) -> Result<(), String> {
+        let record = &dead.record;
+        let row = database.tables.by_id(record.id).copied().or_else(|| {
+            let unseen = database.unseen.iter().flat_map(|open| &open.rows);
+            unseen.copied().find(|row| row.record.id == record.id)
+        });
+        let is_conflict = dead.reason == Reason::IdempotencyConflict
+            && !matches!(record.nature, Nature::Undecodable | Nature::Invalid)
+            && row.is_some_and(|row| row.record.version != record.version);
+        if is_conflict || record.nature.may_be_dead_as(dead.reason, self.was_slow) {
+            return Ok(());
+        }
+        Err(format!("P1: {} was kept aside as {}", record.show(), dead.reason.name()))
+    }
+
+    fn check_breaker(&mut self, dead: &Dead, limit: usize) -> Result<(), String> {
+        let record = &dead.record;
+        if self.resumed.get(&record.partition).is_some_and(|looked| record.offset < *looked) {
+            return Ok(());
+        }
+        let Some((known, all)) = self.dead.get_mut(&(dead.by, record.topic, record.partition)) else {
+            return Err(format!("{} was kept aside by somebody who had not read a start", record.show()));
+        };
+        if !all.contains(&record.offset) {
+            all.push(record.offset);
+        }
+        if all.len() > limit.max(*known) {
+            return Err(format!(
+                "breaker: {} dead letters of partition {}, more than {limit}",
+                all.len(),
+                record.partition
+            ));
+        }
+        Ok(())
+    }
+
+    /// P5: everything below an offset is kept.
+    pub(crate) fn below_is_kept(
+        &self,
+        kafka: &Kafka,
+        database: &Database,
+        what: &str,
+        (topic, partition, next): (u32, Partition, i64),
+    ) -> Result<(), String> {
+        let log = kafka.topics[topic as usize].log(partition);
+        if next > log.high {
+            return Err(format!("P5: {what} of partition {partition} says {next}, past its end {}", log.high));
+        }
+        let is_excused = |record: &Record| self.loss_accepted && record.offset < log.low;
+        match log.below(next).iter().rev().find(|record| !is_kept(database, record) && !is_excused(record)) {
+            Some(record) => Err(format!("P5: {what} says {next}, and {} is not kept", record.show())),
+            None => Ok(()),
+        }
+    }
+
+    /// At the end: all of it, from scratch.
+    pub(crate) fn end(&self, kafka: &Kafka, database: &Database) -> Result<(), String> {
+        let tables = &database.tables;
+        check_inboxes(tables, INBOXES.len())?;
+        let topic = kafka.topic_number();
+        for record in kafka.topic().records() {
+            let log = kafka.topic().log(record.partition);
+            let excused = self.loss_accepted && record.offset < log.low;
+            if !is_kept(database, record) && !excused {
+                return Err(format!("P1: {} is lost", record.show()));
+            }
+        }
+        // The first one of an id that can be a row is the row.
+        for row in tables.inboxes.iter().flatten() {
+            let log = kafka.topics[row.record.topic as usize].log(row.record.partition);
+            let before = log.below(row.record.offset);
+            let passed = before.iter().find(|other| {
+                let at = (other.topic, other.partition, other.offset);
+                other.id == row.record.id && !tables.dead.contains_key(&at) && other.offset >= log.low
+            });
+            if let Some(other) = passed.filter(|_| row.record.topic == topic) {
+                return Err(format!("P3: {} is the row of {}", row.record.show(), other.show()));
+            }
+        }
+        for dead in tables.dead.values() {
+            self.check_dead(database, dead)?;
+        }
+        Ok(())
+    }
+}
+
+/// P2, P3 and P4 of one inbox.
+fn check_inbox(tables: &Tables, inbox: u8) -> Result<(), String> {
+    let name = INBOXES[inbox as usize];
+    let rows = &tables.inboxes[inbox as usize];
+    let mut before: Option<Record> = None;
+    for (place, row) in rows.iter().enumerate() {
+        let expected = i64::try_from(place + 1).expect("few");
+        if row.seq != expected {
+            return Err(format!("P4: seq {} of {name} stands where {expected} should", row.seq));
+        }
+        if row.record.inbox != inbox || tables.by_id(row.record.id) != Some(row) {
+            return Err(format!("P2: {} is there twice", row.record.show()));
+        }
+        let record = row.record;
+        if tables.dead.contains_key(&(record.topic, record.partition, record.offset)) {
+            // It was kept aside, came again, and was taken: its place is where it was taken, as after a replay.
+            continue;
+        }
+        if let Some(before) = before.filter(|b| b.topic == record.topic && b.offset >= record.offset) {
+            return Err(format!("P3: {} is before {}", before.show(), record.show()));
+        }
+        before = Some(record);
+    }
+    Ok(())
+}
+
+/// P2, P3 and P4 of all inboxes.
+pub(crate) fn check_inboxes(tables: &Tables, inboxes: usize) -> Result<(), String> {
+    (0..inboxes).try_for_each(|inbox| check_inbox(tables, u8::try_from(inbox).expect("few")))
+}

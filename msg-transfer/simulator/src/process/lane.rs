@@ -1,0 +1,269 @@
+//! A lane: gathers what waits into batches, and carries its machine's requests out, one at a time, over one session.
+
+use std::collections::VecDeque;
+
+use machine::consumer::Event;
+use machine::failure::Class;
+use machine::keeper::Ask;
+use machine::lane::{Answer, Entry, Failure, Machine, Message, Placed, Request, Settings};
+use uuid::Uuid;
+
+use super::Process;
+use crate::config::{Config, Fault};
+use crate::database::{Client, Dead, Polled, Reply, Row, SessionId, Statement};
+use crate::env::Env;
+use crate::facts::Fact;
+use crate::kafka::log::{INBOXES, Nature, Record};
+
+impl Message for Record {
+    fn recv_id(&self) -> &str {
+        INBOXES[self.inbox as usize]
+    }
+
+    fn msg_id(&self) -> Uuid {
+        Uuid::from_u128(u128::from(self.id))
+    }
+}
+
+/// What it waits for.
+#[derive(Debug)]
+enum Doing {
+    /// A batch.
+    Nothing,
+    /// It has decided on this, and not begun it.
+    Decided(Request),
+    /// The database's answer.
+    Statement,
+    /// The keeper's answer, with the new connection in hand.
+    Keeper,
+    /// The thread's permission.
+    Permission,
+    Backoff,
+    /// It has this answer.
+    Answered(Answer),
+}
+
+/// A lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    client: Client,
+    machine: Machine<Record>,
+    pub(super) waiting: VecDeque<Entry<Record>>,
+    doing: Doing,
+    pub(super) session: Option<SessionId>,
+}
+
+impl Lane {
+    pub(super) fn new(number: usize, client: Client, config: &Config) -> Self {
+        let settings = Settings { cached_inboxes: config.cached, guard: config.guard, huge: Nature::HUGE };
+        let machine = Machine::new(number, settings);
+        Lane { client, machine, waiting: VecDeque::new(), doing: Doing::Nothing, session: None }
+    }
+
+    pub(super) fn permitted(&mut self) {
+        if matches!(self.doing, Doing::Permission) {
+            self.doing = Doing::Answered(Answer::Ok);
+        }
+    }
+
+    /// The keeper's answer: whether the connection that the starts were read over lives.
+    pub(super) fn told(&mut self, alive: bool, env: &mut Env) {
+        if !alive {
+            env.count(Fact::Stale);
+            self.close(env);
+        }
+        self.doing = Doing::Answered(if alive { Answer::Ok } else { Answer::Stale });
+    }
+
+    fn close(&mut self, env: &mut Env) {
+        if let Some(session) = self.session.take() {
+            env.database.let_go(session);
+        }
+    }
+
+    fn record(&self, entry: usize) -> Record {
+        self.machine.entries()[entry].body
+    }
+
+    fn rows(&self, placed: &[Placed]) -> Vec<Row> {
+        placed.iter().map(|placed| Row { seq: placed.seq, record: self.record(placed.entry) }).collect()
+    }
+
+    /// The statement that a request stands for.
+    fn statement(&self, request: &Request) -> Option<Statement> {
+        Some(match request {
+            Request::LastSeqs(asked) => {
+                Statement::LastSeqs(asked.iter().map(|entry| self.record(*entry).inbox).collect())
+            }
+            Request::Begin => Statement::Begin,
+            Request::Guard(heads) => Statement::Guard(self.rows(heads)),
+            Request::Insert(placed) => Statement::Insert(self.rows(placed)),
+            Request::FindStored(asked) => {
+                Statement::FindStored(asked.iter().map(|entry| (*entry, self.record(*entry))).collect())
+            }
+            Request::InsertDeadLetters(dead) => {
+                let letter = |dead: &machine::lane::DeadLetter| {
+                    let epoch = self.machine.entries()[dead.entry].receipt.epoch;
+                    let by = (self.client.process, self.client.life, epoch);
+                    Dead { record: self.record(dead.entry), reason: dead.reason, by, seen: 0 }
+                };
+                Statement::InsertDead(dead.iter().map(letter).collect())
+            }
+            Request::Commit => Statement::Commit,
+            Request::Rollback => Statement::Rollback,
+            Request::BeginPass => Statement::BeginPass,
+            Request::Canary => Statement::Canary,
+            Request::MoveSavepoint => Statement::MoveSavepoint,
+            Request::RollbackToSavepoint => Statement::RollbackToSavepoint,
+            Request::Done(_) | Request::Permit(_) | Request::Connect(_) | Request::Disconnect | Request::Wait(_) => {
+                return None;
+            }
+        })
+    }
+}
+
+fn failed(class: Class) -> Answer {
+    Answer::Failed(Failure { class, text: class.name().to_owned() })
+}
+
+impl Process {
+    pub(super) fn lane_turn(&mut self, number: usize, env: &mut Env) -> bool {
+        let mut events = Vec::new();
+        let lane = &mut self.lanes[number];
+        let doing = std::mem::replace(&mut lane.doing, Doing::Nothing);
+        let answer = match doing {
+            Doing::Nothing => {
+                if lane.waiting.is_empty() {
+                    return false;
+                }
+                // It gathers for a while before it begins a batch that is not full.
+                let gathers = lane.waiting.len() < env.config.batch && env.config.sluggish > 0 && !env.healing;
+                if gathers && !env.choices.one_in(env.config.sluggish) {
+                    return false;
+                }
+                let batch = lane.waiting.drain(..lane.waiting.len().min(env.config.batch)).collect();
+                let request = lane.machine.begin(batch, &mut events);
+                self.events.extend(events);
+                self.decided(number, request, env);
+                return true;
+            }
+            Doing::Decided(request) => {
+                self.begin_request(number, request, env);
+                return true;
+            }
+            Doing::Statement => match lane.poll(env) {
+                Some(answer) => answer,
+                None => {
+                    lane.doing = Doing::Statement;
+                    return false;
+                }
+            },
+            waits @ (Doing::Keeper | Doing::Permission) => {
+                lane.doing = waits;
+                return false;
+            }
+            Doing::Backoff => Answer::Ok,
+            Doing::Answered(answer) => answer,
+        };
+        count(&answer, env);
+        let request = self.lanes[number].machine.answer(answer, &mut events);
+        self.events.extend(events);
+        self.decided(number, request, env);
+        true
+    }
+
+    /// Mostly it begins at once. A process may be frozen in between.
+    fn decided(&mut self, number: usize, request: Request, env: &mut Env) {
+        if !env.healing && env.choices.one_in(env.config.hesitates) {
+            self.lanes[number].doing = Doing::Decided(request);
+        } else {
+            self.begin_request(number, request, env);
+        }
+    }
+
+    fn begin_request(&mut self, number: usize, request: Request, env: &mut Env) {
+        let lane = &mut self.lanes[number];
+        if let Some(statement) = lane.statement(&request) {
+            if matches!(statement, Statement::BeginPass) {
+                env.count(Fact::Pass);
+            }
+            match lane.session {
+                Some(session) => env.database.send(session, statement),
+                None => env.violate(format!("lane {number} sends {} without a connection", statement.show())),
+            }
+            lane.doing = Doing::Statement;
+            return;
+        }
+        lane.doing = match request {
+            Request::Done(outcome) => {
+                env.facts.add(Fact::Duplicate, outcome.duplicates);
+                let rejected = [machine::Reason::RejectedByDatabase, machine::Reason::TooLarge];
+                let found = outcome.dead_letters.iter().filter(|reason| rejected.contains(reason)).count();
+                env.facts.add(Fact::Rejected, found);
+                Doing::Nothing
+            }
+            Request::Permit(dead) => {
+                env.facts.add(Fact::Permit, dead.len());
+                self.events.push_back(Event::Permit { lane: number, dead });
+                Doing::Permission
+            }
+            Request::Connect(generation) => {
+                lane.close(env);
+                lane.session = env.database.connect(lane.client);
+                if lane.session.is_some() {
+                    self.keeper.ask(Ask::IsAlive(generation), keeper_for(number));
+                    Doing::Keeper
+                } else {
+                    env.count(Fact::NoConnection);
+                    Doing::Answered(failed(Class::Transient))
+                }
+            }
+            Request::Disconnect => {
+                lane.close(env);
+                Doing::Answered(Answer::Ok)
+            }
+            Request::Wait(trouble) => {
+                if trouble.failure.text.contains("cannot be seen yet") {
+                    env.count(Fact::Guarded);
+                }
+                Doing::Backoff
+            }
+            other => unreachable!("{other:?} is a statement"),
+        };
+    }
+}
+
+fn keeper_for(lane: usize) -> super::keeper::For {
+    super::keeper::For::Lane(lane)
+}
+
+impl Lane {
+    fn poll(&mut self, env: &mut Env) -> Option<Answer> {
+        let Some(session) = self.session else { return Some(failed(Class::Transient)) };
+        if !env.database.has_news(session) {
+            let gives_up = !env.healing && env.config.has(Fault::ClientTimeout) && env.choices.one_in(30);
+            if gives_up {
+                env.count(Fact::ClientTimeout);
+            }
+            return gives_up.then(|| failed(Class::Transient));
+        }
+        let sluggish = env.config.sluggish;
+        if sluggish > 0 && !env.healing && !env.choices.one_in(sluggish) {
+            return None;
+        }
+        Some(match env.database.poll(session) {
+            Polled::Reply(Reply::Answer(answer)) => answer,
+            Polled::Reply(Reply::Failed(class)) => failed(class),
+            Polled::Reply(reply) => unreachable!("{reply:?} answers no lane"),
+            Polled::Broken | Polled::Nothing => failed(Class::Transient),
+        })
+    }
+}
+
+fn count(answer: &Answer, env: &mut Env) {
+    if let Answer::Failed(failure) = answer
+        && failure.class == Class::Conflict
+    {
+        env.count(Fact::SeqCollision);
+    }
+}

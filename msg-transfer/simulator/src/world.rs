@@ -1,0 +1,221 @@
+//! One run: processes, Kafka and the database take turns, one step at a time, as the choices say.
+
+use crate::choices::Choices;
+use crate::config::Fault;
+use crate::database::Statement;
+use crate::env::Env;
+use crate::facts::Fact;
+use crate::kafka::CommitRequest;
+use crate::kafka::log::INBOXES;
+use crate::process::{Process, State};
+
+/// Beside these the faults have their own weight.
+const PROCESS: u32 = 70;
+const DATABASE: u32 = 45;
+const KAFKA: u32 = 8;
+const PRODUCER: u32 = 7;
+const CLOCK: u32 = 6;
+
+/// Everything there is.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) env: Env,
+    pub(crate) processes: Vec<Process>,
+    pub(crate) steps: usize,
+}
+
+impl World {
+    pub(crate) fn new(choices: Choices, traced: bool) -> Self {
+        let env = Env::new(choices, traced);
+        let processes = (0..env.config.processes).map(|number| Process::new(number, 0, &env)).collect();
+        World { env, processes, steps: 0 }
+    }
+
+    /// The whole run, up to the first violation.
+    pub(crate) fn run(&mut self) {
+        while self.steps < self.env.config.steps && self.env.violation.is_none() {
+            self.step();
+        }
+        self.heal();
+    }
+
+    fn step(&mut self) {
+        self.steps += 1;
+        let fault = self.env.config.fault_weight;
+        match self.env.choices.weighted(&[PROCESS, DATABASE, KAFKA, PRODUCER, CLOCK, fault]) {
+            0 => self.process_step(),
+            1 => self.database_step(),
+            2 => self.kafka_step(),
+            3 => {
+                self.env.produce();
+            }
+            4 => self.clock_step(),
+            _ => self.fault_step(),
+        }
+    }
+
+    fn process_step(&mut self) {
+        let number = self.env.choices.index(self.processes.len());
+        let process = &mut self.processes[number];
+        if process.state != State::Up {
+            return;
+        }
+        let turns = process.turns();
+        let first = self.env.choices.index(turns);
+        // Whoever has nothing to do leaves its turn to the next one.
+        for place in 0..turns {
+            if process.turn((first + place) % turns, &mut self.env) {
+                break;
+            }
+        }
+    }
+
+    fn database_step(&mut self) {
+        let env = &mut self.env;
+        if !env.database.unseen.is_empty() && env.choices.one_in(8) {
+            self.show(0);
+            return;
+        }
+        let ready = |session: &&crate::database::Session| {
+            session.alive && (!session.held || (session.request.is_some() && !env.database.is_waiting(session)))
+        };
+        let sessions: Vec<_> =
+            env.database.sessions.iter().filter(ready).map(|session| (session.id, session.held)).collect();
+        if sessions.is_empty() {
+            return;
+        }
+        let (id, held) = sessions[env.choices.index(sessions.len())];
+        let session = env.database.session(id).expect("it was just found");
+        if !held && (session.request.is_none() || env.choices.one_in(3)) {
+            let client = env.database.session(id).expect("it was just found").client;
+            env.say(|| format!("  db: notices that {} is gone", client.show()));
+            env.database.end(id);
+            return;
+        }
+        self.execute(id);
+    }
+
+    pub(crate) fn execute(&mut self, id: u32) {
+        let Some(session) = self.env.database.session(id) else { return };
+        let commits = matches!(session.request, Some(Statement::Commit));
+        let writes = session.transaction.as_ref().is_some_and(|open| !open.rows.is_empty());
+        let process = session.client.process;
+        let before = self.env.database.tables.commits();
+        self.env.execute(id);
+        if commits && writes && self.env.database.tables.commits() > before {
+            let member = self.processes[process].membership.member;
+            if member.is_some_and(|id| self.env.kafka.group.member(id).is_none()) {
+                self.env.count(Fact::ExpelledCommit);
+            }
+        }
+    }
+
+    /// What was committed can be seen from now on.
+    pub(crate) fn show(&mut self, place: usize) {
+        self.env.say(|| "  db: what was committed can be seen".into());
+        self.env.database.show(place);
+        let said = crate::oracle::check_inboxes(&self.env.database.tables, INBOXES.len());
+        self.env.check(said);
+    }
+
+    pub(crate) fn kafka_step(&mut self) {
+        let env = &mut self.env;
+        let gone = env.kafka.group.members.iter().find(|member| {
+            let process = &self.processes[member.process];
+            process.state != State::Up || process.membership.member != Some(member.id)
+        });
+        if let Some(gone) = gone.map(|gone| gone.id)
+            && (env.healing || env.choices.one_in(6))
+        {
+            self.expel(gone);
+        } else if env.kafka.group.is_complete() {
+            let members = env.kafka.group.members.len();
+            let first = if env.healing { 0 } else { env.choices.index(members) };
+            let partitions = env.kafka.topic().count();
+            env.kafka.group.complete(partitions, first);
+            env.count(Fact::Rebalance);
+            if env.trace.is_some() {
+                let group = format!("{:?}", env.kafka.group);
+                env.say(|| format!("kafka: the group is complete: {group}"));
+            }
+        } else if let Some(request) = env.kafka.commits.pop_front() {
+            self.commit_offsets(&request);
+        } else if env.kafka.group.forgot(env.kafka.topic().count())
+            && self.processes.iter().all(|process| !process.membership.is_giving())
+        {
+            env.kafka.group.begin();
+        }
+    }
+
+    pub(crate) fn expel(&mut self, id: u32) {
+        self.env.count(Fact::Expelled);
+        self.env.say(|| format!("kafka: member {id} is expelled"));
+        self.env.kafka.group.remove(id);
+    }
+
+    fn commit_offsets(&mut self, request: &CommitRequest) {
+        let env = &mut self.env;
+        let loses = !env.healing && env.config.has(Fault::LoseCommit) && env.choices.one_in(4);
+        if loses && env.choices.one_in(2) {
+            env.say(|| format!("kafka: {request:?} is lost"));
+            return;
+        }
+        let accepted = env.kafka.group.accepts(request.member, request.generation);
+        env.count(if accepted { Fact::OffsetsCommitted } else { Fact::OffsetsRefused });
+        env.say(|| format!("kafka: {} {request:?}", if accepted { "accepts" } else { "refuses" }));
+        if accepted {
+            for mark in &request.marks {
+                // What the database lost since, or what was said of another topic, is put right by the next start.
+                let is_present = request.topic == env.kafka.topic_number();
+                if is_present && request.incarnation.is_none_or(|saved_to| saved_to == env.database.incarnation) {
+                    env.check_below("committed offset", request.topic, mark.partition, mark.next.0);
+                }
+                env.kafka.group.offsets.insert(mark.partition, mark.next.0);
+            }
+        }
+        let process = &mut self.processes[request.process];
+        if !loses && process.life == request.life && process.state != State::Down {
+            process.commits.answers.push_back((request.round, accepted));
+        }
+    }
+
+    fn clock_step(&mut self) {
+        self.env.now += 1 + u64::from(self.env.choices.choose(60));
+        self.end_phases(6);
+        for number in 0..self.processes.len() {
+            let env = &mut self.env;
+            match self.processes[number].state {
+                State::Up => {
+                    let process = &mut self.processes[number];
+                    process.tick(env);
+                    if env.choices.one_in(env.config.looks) {
+                        process.look_around();
+                    }
+                    if process.membership.is_giving() && env.choices.one_in(8) {
+                        process.deadline(env);
+                    }
+                    if env.config.has(Fault::LoseCommit) && env.choices.one_in(8) {
+                        process.commit_timeout(env);
+                    }
+                }
+                State::Down if env.choices.one_in(6) => self.start(number),
+                State::Frozen if env.choices.one_in(10) => {
+                    env.say(|| format!("P{number} wakes up"));
+                    self.processes[number].state = State::Up;
+                }
+                State::Down | State::Frozen => {}
+            }
+        }
+    }
+
+    /// A process is started again, and knows nothing of before.
+    pub(crate) fn start(&mut self, number: usize) {
+        let life = self.processes[number].life + 1;
+        self.env.count(Fact::Started);
+        self.env.say(|| format!("P{number} is started again"));
+        if self.env.config.static_members && self.env.kafka.group.members.iter().any(|m| m.process == number) {
+            self.env.count(Fact::Takeover);
+        }
+        self.processes[number] = Process::new(number, life, &self.env);
+    }
+}
