@@ -31,24 +31,90 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     // Or its rows would be written back while the transfer is timed.
     stack.postgres().connect(&bare_url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
 
-    let url = stack.postgres().create_database("drain").await?;
-    let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer("transfer")?;
-    let spec = load.settings()?.into_iter().fold(plan.spec, |spec, (name, value)| spec.env(name, value));
+    let runs = if load.variants { variants(load) } else { vec![Variant::new("transfer", "the transfer drains")] };
+    for variant in runs {
+        let drained = drain(stack, load, &variant).await?;
+        line("of the bare statement", format!("{:.0} %", 100.0 * drained / rate(load.messages, bare)));
+    }
+    Ok(())
+}
+
+/// One way to drain the backlog.
+struct Variant {
+    name: &'static str,
+    says: &'static str,
+    settings: Vec<(&'static str, &'static str)>,
+    /// What an operator has done to the table.
+    sql: &'static str,
+    /// Another build than this one.
+    binary: Option<String>,
+}
+
+impl Variant {
+    fn new(name: &'static str, says: &'static str) -> Self {
+        Variant { name, says, settings: Vec::new(), sql: "", binary: None }
+    }
+}
+
+/// What each guard costs, on the same backlog: this build, the same with one thing more, and another build.
+fn variants(load: &Load) -> Vec<Variant> {
+    let limit = ("DEAD_LETTER_LIMIT", "1000000000");
+    let mut variants = vec![
+        Variant::new("first", "the transfer drains"),
+        Variant { settings: vec![("SEQ_GUARD", "on")], ..Variant::new("guard", "the same with SEQ_GUARD=on") },
+        Variant {
+            settings: vec![limit],
+            sql: "ALTER TABLE messages ADD CHECK (kafka_offset % 1000 <> 7)",
+            ..Variant::new("refused", "the same, 1 row in 1,000 refused by a constraint")
+        },
+        Variant {
+            sql: "ALTER TABLE messages ADD CHECK (seq <> 0)",
+            ..Variant::new("check", "the same with a constraint that refuses none")
+        },
+        Variant::new("again", "this build once more"),
+    ];
+    if let Some(binary) = &load.against {
+        variants.push(Variant { binary: Some(binary.clone()), ..Variant::new("against", "the other build") });
+    }
+    variants
+}
+
+/// Rows and dead letters a second.
+async fn drain(stack: &Stack, load: &Load, variant: &Variant) -> Result<f64, Error> {
+    let url = stack.postgres().create_database(&format!("drain_{}", variant.name)).await?;
+    let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer(variant.name)?;
+    let mut spec = plan.spec.env("GROUP_ID", variant.name);
+    for (name, value) in load.settings()?.into_iter().chain(variant.settings.iter().copied()) {
+        spec = spec.env(name, value);
+    }
+    if let Some(binary) = &variant.binary {
+        spec.binary.clone_from(binary);
+    }
+    if !variant.sql.is_empty() {
+        let migrate = Service::new(spec.clone().arg("migrate"), stack.logs())?;
+        migrate.launch()?;
+        migrate.wait().await?;
+        stack.postgres().connect(&url).await?.batch_execute(variant.sql).await?;
+    }
     let transfer = Service::new(spec, stack.logs())?;
     transfer.start().await?;
     // From the first row: starting is not draining.
-    let stored = async || counter(&transfer, "msg_transfer_stored_messages_total").await;
+    let stored = async || {
+        let rows = counter(&transfer, "msg_transfer_stored_messages_total").await?;
+        Ok::<f64, Error>(rows + counter(&transfer, "msg_transfer_dead_letters_total").await?)
+    };
     until("the first rows", PATIENCE, async || Ok(stored().await? > 0.0)).await?;
     let (begun, before) = (Instant::now(), stored().await?);
     until("all rows", PATIENCE, async || Ok(stored().await? >= load.messages as f64)).await?;
     let took = begun.elapsed();
     let drained = rate(load.messages - before as usize, took);
-    line("the transfer drains", format!("{drained:.0} rows/s"));
-    line("of the bare statement", format!("{:.0} %", 100.0 * drained / rate(load.messages, bare)));
+    line(variant.says, format!("{drained:.0} rows/s"));
     let (now, peak) = memory(&transfer)?;
     line("its resident memory", format!("{now:.0} MB, at its peak {peak:.0} MB"));
     transfer.stop().await;
-    Ok(())
+    // Or its rows would be written back while the next one is timed.
+    stack.postgres().connect(&url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
+    Ok(drained)
 }
 
 /// Writes the backlog; blocks.

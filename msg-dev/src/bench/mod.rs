@@ -39,6 +39,12 @@ pub(crate) struct Load {
     /// Callers at the same time (pipe), each waiting for its answer
     #[arg(long, default_value_t = 256)]
     pub(crate) callers: usize,
+    /// What each guard of the transfer costs, one after the other on the same backlog (drain)
+    #[arg(long)]
+    pub(crate) variants: bool,
+    /// Another build's msg-transfer, to be measured last (drain, with --variants)
+    #[arg(long, value_name = "FILE", requires = "variants")]
+    pub(crate) against: Option<String>,
     /// Further settings of the services, as NAME=VALUE
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) set: Vec<String>,
@@ -94,11 +100,11 @@ async fn until(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> Res
     tokio::time::timeout(within, waiting).await.map_err(|_| format!("{what}: not within {within:?}"))?
 }
 
-/// One of the service's counters.
+/// One of the service's counters, over all its labels.
 async fn counter(service: &Service, name: &str) -> Result<f64, Error> {
     let metrics = service.metrics().await?;
-    let line = metrics.lines().find(|line| line.split([' ', '{']).next() == Some(name));
-    Ok(line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok()).unwrap_or(0.0))
+    let lines = metrics.lines().filter(|line| line.split([' ', '{']).next() == Some(name));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
 
 /// Resident memory of the service in MB, now and at its peak.

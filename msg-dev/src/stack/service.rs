@@ -175,8 +175,11 @@ impl Service {
 }
 
 /// Finds a program of this workspace: in `MSG_BIN_DIR`, else beside the running program, or in the folder above (a test
-/// runs from `deps`).
+/// runs from `deps`). A path is taken as it is.
 pub fn find_binary(name: &str) -> Result<PathBuf, StackError> {
+    if Path::new(name).is_absolute() {
+        return Ok(name.into());
+    }
     let mut folders = Vec::new();
     if let Some(folder) = env::var_os("MSG_BIN_DIR").filter(|folder| !folder.is_empty()) {
         folders.push(PathBuf::from(folder));
