@@ -1,11 +1,14 @@
 //! A test's own view of Kafka: it writes records as it likes, and reads what the group has committed.
 
-use std::time::Duration;
+use std::ffi::CString;
+use std::time::{Duration, Instant};
 
 use msg_common::partition::{Partition, partition_for};
 use msg_common::proto::{Msg, SessionType};
 use msg_common::record;
+use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -87,6 +90,42 @@ impl Writer {
         self.producer.send(base).map_err(|(error, _)| error).unwrap();
     }
 
+    /// With one more header, whose name may be any bytes: the client's own interface wants text.
+    pub(crate) fn put_with_header(&self, partition: Partition, record: &Raw, name: &[u8], value: &[u8]) {
+        let topic = CString::new(self.topic.as_str()).unwrap();
+        let version = record.version.unwrap_or_default();
+        let (key, body) = (record.key.as_deref().unwrap_or_default(), record.value.as_deref().unwrap_or_default());
+        use rd::rd_kafka_vtype_t as tag;
+        // SAFETY: each tag is followed by what librdkafka reads for it, and everything lives until the call is over: with
+        // COPY the key and the value are copied. The headers are the producer's from then on.
+        let code = unsafe {
+            let headers = rd::rd_kafka_headers_new(2);
+            for (name, value) in [(record::VERSION_HEADER.as_bytes(), version.as_bytes()), (name, value)] {
+                let (size, length) = (name.len().cast_signed(), value.len().cast_signed());
+                rd::rd_kafka_header_add(headers, name.as_ptr().cast(), size, value.as_ptr().cast(), length);
+            }
+            rd::rd_kafka_producev(
+                self.producer.client().native_ptr(),
+                tag::RD_KAFKA_VTYPE_TOPIC,
+                topic.as_ptr(),
+                tag::RD_KAFKA_VTYPE_PARTITION,
+                partition,
+                tag::RD_KAFKA_VTYPE_MSGFLAGS,
+                rd::RD_KAFKA_MSG_F_COPY,
+                tag::RD_KAFKA_VTYPE_KEY,
+                key.as_ptr(),
+                key.len(),
+                tag::RD_KAFKA_VTYPE_VALUE,
+                body.as_ptr(),
+                body.len(),
+                tag::RD_KAFKA_VTYPE_HEADERS,
+                headers,
+                tag::RD_KAFKA_VTYPE_END,
+            )
+        };
+        assert_eq!(code, rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+    }
+
     /// Until every broker has everything.
     pub(crate) fn flush(&self) {
         self.producer.flush(TIMEOUT).unwrap();
@@ -99,7 +138,8 @@ pub(crate) fn committed(brokers: &str, group: &str, topic: &str, partitions: Par
         ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", group).create().unwrap();
     let mut list = TopicPartitionList::new();
     list.add_partition_range(topic, 0, partitions - 1);
-    let committed = consumer.committed_offsets(list, TIMEOUT).unwrap();
+    // The coordinator of a young cluster's first group may still be on its way.
+    let committed = answered("committed offsets", || consumer.committed_offsets(list.clone(), TIMEOUT));
     let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
         Offset::Offset(offset) => Some(offset),
         _ => None,
@@ -110,5 +150,18 @@ pub(crate) fn committed(brokers: &str, group: &str, topic: &str, partitions: Par
 /// Where each partition ends.
 pub(crate) fn ends(brokers: &str, topic: &str, partitions: Partition) -> Vec<i64> {
     let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
-    (0..partitions).map(|partition| consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap().1).collect()
+    // So may the leader of a young topic's partition.
+    let end = |partition| answered("ends", || consumer.fetch_watermarks(topic, partition, TIMEOUT)).1;
+    (0..partitions).map(end).collect()
+}
+
+/// Asks until there is an answer.
+fn answered<T>(what: &str, ask: impl Fn() -> KafkaResult<T>) -> T {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "no {what}: {error}"),
+        }
+    }
 }

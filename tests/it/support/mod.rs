@@ -1,7 +1,10 @@
 //! What tests stand on: the stack, a world of one's own on it, and waiting for a condition.
 
+pub(crate) mod admin;
 pub(crate) mod kafka;
+pub(crate) mod load;
 pub(crate) mod stack;
+pub(crate) mod transfer;
 pub(crate) mod world;
 
 use std::fmt::Display;

@@ -26,6 +26,14 @@ pub(crate) async fn own_stack(name: &str) -> (Stack, tempfile::TempDir) {
     (stack, folder)
 }
 
+/// A PostgreSQL of a test's own beside the run's Kafka, for what is done to the server alone.
+pub(crate) async fn own_postgres(name: &str) -> (Stack, tempfile::TempDir) {
+    let folder = tempfile::Builder::new().prefix(&format!("msg-it-{name}-")).tempdir().expect("a folder");
+    let mut options = StackOptions::new(folder.path());
+    options.kafka = Some(stack().await.kafka().bootstrap().to_owned());
+    (Stack::start(options).await.expect("the server starts"), folder)
+}
+
 const PREFIX: &str = "msg-it-run-";
 
 fn folder(pid: u32) -> PathBuf {

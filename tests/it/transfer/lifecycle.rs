@@ -1,5 +1,7 @@
 //! Start, drain, rebalance, migrations: what an operator does to it.
 
+use std::time::{Duration, Instant};
+
 use crate::support::kafka::{good, msg};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
@@ -92,6 +94,31 @@ async fn it_waits_for_a_database_and_a_kafka_that_come_late() {
     world.rows_reach(1).await;
     transfer.wait_ready(PATIENCE).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
+    stack.stop().await;
+}
+
+/// Whatever it waits for at its start, a stop is heeded.
+#[tokio::test]
+async fn a_stop_while_it_waits_for_its_servers_is_heeded_at_once() {
+    let (stack, _folder) = own_stack("nobody").await;
+    let world = World::on(&stack, "nobody", 4);
+    let transfer = world.transfer("transfer", |spec| spec);
+    let stops = async |waits_for: &str, lines: usize| {
+        transfer.launch().unwrap();
+        eventually("it waits", async || {
+            let (_, body) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await?;
+            ensure(body.lines().any(|line| line.starts_with(waits_for)) && lines == body.lines().count(), body)
+        })
+        .await;
+        let asked = Instant::now();
+        assert!(transfer.stop().await.unwrap().success());
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(8), "it waited for {waits_for} {took:?} longer");
+    };
+    stops("schema: ", 2).await;
+    stack.postgres().start().await.unwrap();
+    stack.postgres().create_database("nobody").await.unwrap();
+    stops("group: starting", 1).await;
     stack.stop().await;
 }
 

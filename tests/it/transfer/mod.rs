@@ -1,8 +1,18 @@
 //! msg-transfer alone: records are written straight to the topic, and what becomes of them is looked up.
 
 mod bad_records;
+mod bounds;
+mod breaker;
+mod commands;
+mod database;
 mod duplicates;
 mod faults;
+mod flow;
 mod lifecycle;
 mod order;
+mod rebalance;
+mod rejected;
 mod starts;
+mod too_large;
+mod topics;
+mod zombie;

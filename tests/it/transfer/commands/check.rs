@@ -1,0 +1,110 @@
+//! `check`: what is wrong is told, with what to do, and nothing is disturbed.
+
+use serde_json::Value;
+
+use super::{Ran, migrated, run, run_with};
+use crate::support::world::World;
+
+/// The status of every finding of this check, and what they say.
+fn found(ran: &Ran, check: &str) -> Vec<(String, String)> {
+    let report = ran.json();
+    let findings = report["checks"].as_array().unwrap().iter().filter(|finding| finding["check"] == check);
+    let text = |finding: &Value, field: &str| finding[field].as_str().unwrap().to_owned();
+    findings.map(|finding| (text(finding, "status"), text(finding, "says"))).collect()
+}
+
+fn assert_found(ran: &Ran, check: &str, status: &str, says: &str) {
+    let found = found(ran, check);
+    let right = found.iter().any(|(is, text)| is == status && text.contains(says));
+    assert!(right, "{check} is not {status} with `{says}`: {found:?}\n{}", ran.stdout);
+}
+
+#[tokio::test]
+async fn check_finds_a_good_world_good_and_leaves_the_group_alone() {
+    let world = World::new("check_good").await;
+    let transfer = world.running_transfer().await;
+    let rebalances = async || {
+        let metrics = transfer.metrics().await.unwrap();
+        let lines: Vec<String> =
+            metrics.lines().filter(|line| line.contains("rebalances_total")).map(Into::into).collect();
+        lines
+    };
+    let before = rebalances().await;
+    let ran = run(&world, "check --output json").await.assert_code(0);
+    assert_eq!(ran.json()["ok"], true);
+    // One broker: accepted by the world's settings.
+    assert_found(&ran, "topic", "warning", "replication factor is 1, required 3");
+    assert_found(&ran, "group", "ok", "is Stable, members: 1");
+    for check in ["brokers", "topic id", "lag", "database", "server version", "writable", "fsync", "full_page_writes"] {
+        assert_found(&ran, check, "ok", "");
+    }
+    for check in ["synchronous_commit", "citus", "rights", "connections", "schema"] {
+        assert_found(&ran, check, "ok", "");
+    }
+    assert_found(&ran, "synchronous_standby_names", "warning", "as long as Kafka keeps them");
+    assert_eq!(rebalances().await, before, "the group was disturbed");
+    let table = run(&world, "check").await.assert_code(0);
+    assert!(table.stdout.starts_with("result "), "{}", table.stdout);
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn check_fails_for_what_can_lose_messages_unless_it_is_accepted() {
+    let world = migrated("check_unsafe").await;
+    let refused = run_with(&world, "check --output json", &[("ALLOW_UNSAFE_TOPIC", "false")]).await.assert_code(1);
+    assert_eq!(refused.json()["ok"], false);
+    assert_found(&refused, "topic", "failed", "--allow-unsafe-topic");
+    assert_found(&refused, "topic", "failed", "min.insync.replicas is 1");
+    assert_found(&refused, "group", "warning", "no transfer runs");
+    // With requirements that one broker can meet, nothing is left to be accepted.
+    let lower = "check --output json --required-replicas 1 --required-min-insync 1";
+    let ran = run_with(&world, lower, &[("ALLOW_UNSAFE_TOPIC", "false")]).await.assert_code(0);
+    assert_found(&ran, "topic", "ok", "4 partitions with 1 replicas");
+    let missing = run_with(&world, "check --output json", &[("KAFKA_TOPIC", "check_nowhere")]).await.assert_code(1);
+    assert_found(&missing, "topic", "failed", "create it");
+}
+
+#[tokio::test]
+async fn check_fails_for_a_server_that_takes_no_writes() {
+    let world = migrated("check_read_only").await;
+    let read_only = "ALTER DATABASE check_read_only SET default_transaction_read_only = on";
+    world.database().await.batch_execute(read_only).await.unwrap();
+    let ran = run(&world, "check --output json").await.assert_code(1);
+    assert_found(&ran, "writable", "failed", "read-only");
+}
+
+#[tokio::test]
+async fn check_tells_missing_tables_and_missing_rights() {
+    let world = World::new("check_rights").await;
+    let empty = run(&world, "check --output json").await.assert_code(0);
+    assert_found(&empty, "schema", "warning", "at version 0");
+    assert_found(&empty, "lag", "warning", "progress");
+    let strict = run_with(&world, "check --output json", &[("NO_MIGRATE", "true")]).await.assert_code(1);
+    assert_found(&strict, "schema", "failed", "msg-transfer migrate");
+    run(&world, "migrate").await.assert_code(0);
+    let role =
+        "CREATE ROLE check_reader LOGIN PASSWORD 'x'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO check_reader;
+                GRANT INSERT ON messages, dead_letters, progress TO check_reader;
+                ALTER ROLE check_reader CONNECTION LIMIT 3";
+    world.database().await.batch_execute(role).await.unwrap();
+    let (_, rest) = world.database_url().split_once('@').unwrap();
+    let url = format!("postgres://check_reader:x@{rest}");
+    let ran = run_with(&world, "check --output json", &[("DATABASE_URL", &url)]).await.assert_code(1);
+    assert_found(&ran, "rights", "failed", "GRANT UPDATE ON progress");
+    assert_found(&ran, "rights", "warning", "for `purge`");
+    assert_found(&ran, "connections", "warning", "room is left for 3");
+    assert!(!found(&ran, "rights").iter().any(|(_, says)| says.contains("INSERT")), "{}", ran.stdout);
+}
+
+#[tokio::test]
+async fn check_tells_what_does_not_answer_and_bad_settings() {
+    let world = World::new("check_away").await;
+    let nowhere = [("KAFKA_BROKERS", "127.0.0.1:1"), ("DATABASE_URL", "postgres://postgres@127.0.0.1:1/x")];
+    let ran = run_with(&world, "check --output json", &nowhere).await.assert_code(1);
+    assert_found(&ran, "brokers", "failed", "--kafka-brokers");
+    assert_found(&ran, "database", "failed", "--database-url");
+    run_with(&world, "check", &[("LANES", "0")]).await.assert_code(64);
+    // What a command does not need is not asked for.
+    run(&world, "migrate").await.assert_code(0);
+    run_with(&world, "lag", &[("LANES", "0")]).await.assert_code(0);
+}

@@ -1,0 +1,125 @@
+//! `dead-letters list`, `show` and `export`: what was kept aside can be found, looked at, and taken elsewhere whole.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+
+use super::{migrated, run};
+use crate::support::kafka::{Raw, good, msg};
+use crate::support::world::World;
+
+/// Three by a running transfer: not readable, with a wrong key, and in conflict.
+async fn with_letters(name: &str) -> (World, [Raw; 3]) {
+    let world = World::new(name).await;
+    let broken = Raw { key: None, value: Some(b"\xff\xff".to_vec()), version: Some("1") };
+    let misplaced = Raw { key: Some(b"carol".to_vec()), ..good(&msg("alice", "bob", "1", "a secret")) };
+    let other = good(&msg("alice", "dave", "1", "another"));
+    let writer = world.writer();
+    writer.put_to(0, &broken);
+    writer.put_to(1, &misplaced);
+    writer.put_to(2, &good(&msg("alice", "dave", "1", "first")));
+    writer.put_to(2, &other);
+    writer.flush();
+    let transfer = world.running_transfer().await;
+    world.all_committed().await;
+    assert!(transfer.stop().await.unwrap().success());
+    (world, [broken, misplaced, other])
+}
+
+async fn listed(world: &World, flags: &str) -> Vec<(i64, i64)> {
+    let report = run(world, &format!("dead-letters list --output json {flags}")).await.assert_code(0).json();
+    let letters = report["dead_letters"].as_array().unwrap();
+    letters.iter().map(|one| (one["partition"].as_i64().unwrap(), one["offset"].as_i64().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_by_what_is_asked_for() {
+    let (world, _) = with_letters("letters_list").await;
+    assert_eq!(listed(&world, "").await, [(0, 0), (1, 0), (2, 1)]);
+    for (flags, expected) in [
+        ("--topic-partition 2", vec![(2, 1)]),
+        ("--topic-partition 0 --topic-partition 1", vec![(0, 0), (1, 0)]),
+        ("--topic-partition 1 --offset 0", vec![(1, 0)]),
+        ("--topic-partition 1 --offset 1", vec![]),
+        ("--reason UNDECODABLE", vec![(0, 0)]),
+        ("--reason idempotency-conflict", vec![(2, 1)]),
+        ("--recv-id bob", vec![(1, 0)]),
+        ("--since 1h", vec![(0, 0), (1, 0), (2, 1)]),
+        ("--until 1h", vec![]),
+        ("--since 2020-01-01T00:00:00Z --until 2021-01-01T00:00:00Z", vec![]),
+        ("--limit 2", vec![(0, 0), (1, 0)]),
+    ] {
+        assert_eq!(listed(&world, flags).await, expected, "{flags}");
+    }
+    world
+        .database()
+        .await
+        .execute("UPDATE dead_letters SET replayed_at = now() WHERE kafka_partition = 1", &[])
+        .await
+        .unwrap();
+    assert_eq!(listed(&world, "--not-replayed").await, [(0, 0), (2, 1)]);
+    let table = run(&world, "dead-letters list").await.assert_code(0).stdout;
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert!(!table.contains("secret"));
+    run(&world, "dead-letters list --reason NONSENSE").await.assert_code(64);
+    run(&world, "dead-letters list --offset 1").await.assert_code(64);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_shown_with_its_headers_and_its_content_only_when_asked_for() {
+    let (world, _) = with_letters("letters_show").await;
+    let plain = run(&world, "dead-letters show 1 0").await.assert_code(0).stdout;
+    for part in [
+        "INVALID",
+        "carol",
+        "msg-version: 1",
+        "traceparent: 00-0-0-00",
+        "alice",
+        "8 bytes",
+        "the key is not the recv_id",
+    ] {
+        assert!(plain.contains(part), "{part}: {plain}");
+    }
+    assert!(!plain.contains("a secret"), "{plain}");
+    let json = run(&world, "dead-letters show 1 0 --output json").await.assert_code(0);
+    assert_eq!((&json.json()["message"]["content"], &json.json()["value_base64"]), (&Value::Null, &Value::Null));
+    let whole = run(&world, "dead-letters show 1 0 --content --output json").await.assert_code(0).json();
+    assert_eq!((&whole["message"]["content"], &whole["message"]["send_id"]), (&"a secret".into(), &"alice".into()));
+    let broken = run(&world, "dead-letters show 0 0 --content").await.assert_code(0).stdout;
+    assert!(broken.contains("base64://8="), "{broken}");
+    let missing = run(&world, "dead-letters show 3 7").await.assert_code(1);
+    assert!(missing.stderr.contains("no dead letter"), "{}", missing.stderr);
+    // A topic that was made anew under the same name.
+    let copy = "INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, headers, reason, detail)
+                VALUES ('letters_show', '00000000-0000-0000-0000-000000000001', 1, 0, '', 'UNDECODABLE', 'x')";
+    world.database().await.execute(copy, &[]).await.unwrap();
+    let two = run(&world, "dead-letters show 1 0").await.assert_code(1);
+    assert!(two.stderr.contains("--topic-id"), "{}", two.stderr);
+    let one = "dead-letters show 1 0 --topic-id 00000000-0000-0000-0000-000000000001 --output json";
+    assert_eq!(run(&world, one).await.assert_code(0).json()["reason"], "UNDECODABLE");
+}
+
+#[tokio::test]
+async fn dead_letters_are_exported_whole() {
+    let (world, records) = with_letters("letters_export").await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("letters");
+    let arguments = format!("dead-letters export --file {}", file.display());
+    run(&world, &arguments).await.assert_code(0);
+    let exported = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(run(&world, "dead-letters export").await.assert_code(0).stdout, exported);
+    let lines: Vec<Value> = exported.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), records.len());
+    let bytes = |value: &Value| value.as_str().map(|text| BASE64_STANDARD.decode(text).unwrap());
+    for (line, record) in lines.iter().zip(records) {
+        assert_eq!(bytes(&line["key_base64"]), record.key);
+        assert_eq!(bytes(&line["value_base64"]), record.value);
+        let headers = line["headers"].as_array().unwrap();
+        let version = headers.iter().find(|header| bytes(&header["key_base64"]).unwrap() == b"msg-version").unwrap();
+        assert_eq!(bytes(&version["value_base64"]).unwrap(), b"1");
+    }
+    // Never over another file.
+    run(&world, &arguments).await.assert_code(1);
+    let empty = migrated("letters_none").await;
+    assert_eq!(run(&empty, "dead-letters export").await.assert_code(0).stdout, "");
+}

@@ -1,0 +1,86 @@
+//! The operator commands, run as an operator runs them: exit code, what is written where, and what came of it.
+
+mod check;
+mod dead_letters;
+mod lag;
+mod purge;
+mod replay;
+mod resume;
+
+use std::time::{Duration, SystemTime};
+
+use msg_common::partition::Partition;
+use msg_dev::stack::service::find_binary;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::Value;
+
+use crate::support::kafka::Raw;
+use crate::support::world::World;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How a command ended.
+pub(super) struct Ran {
+    pub(super) code: i32,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+impl Ran {
+    /// What it wrote, which is one JSON document.
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {} {}", self.stdout, self.stderr))
+    }
+
+    pub(super) fn assert_code(self, code: i32) -> Ran {
+        assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
+        self
+    }
+}
+
+/// Runs `msg-transfer` with these arguments and the world's settings.
+pub(super) async fn run(world: &World, arguments: &str) -> Ran {
+    run_with(world, arguments, &[]).await
+}
+
+/// The same, with further settings.
+pub(super) async fn run_with(world: &World, arguments: &str, settings: &[(&str, &str)]) -> Ran {
+    let service = world.transfer("command", |spec| spec.env("TOPIC_PARTITIONS", world.partitions));
+    let output = tokio::process::Command::new(find_binary("msg-transfer").unwrap())
+        .args(arguments.split_whitespace())
+        .envs(service.spec().env.iter().map(|(name, value)| (name, value)))
+        .envs(settings.iter().copied())
+        .output()
+        .await
+        .unwrap();
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A world whose database has the tables.
+pub(super) async fn migrated(name: &str) -> World {
+    let world = World::new(name).await;
+    run(&world, "migrate").await.assert_code(0);
+    world
+}
+
+/// Writes a record that says it was written so long ago.
+pub(super) fn put_as_of(world: &World, partition: Partition, record: &Raw, ago: Duration) {
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
+    let written = SystemTime::now() - ago;
+    let millis = written.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    let mut base = BaseRecord::<[u8], [u8]>::to(world.topic()).partition(partition);
+    base = base.timestamp(i64::try_from(millis).unwrap());
+    base = base.headers(
+        rdkafka::message::OwnedHeaders::new()
+            .insert(rdkafka::message::Header { key: msg_common::record::VERSION_HEADER, value: record.version }),
+    );
+    base.key = record.key.as_deref();
+    base.payload = record.value.as_deref();
+    producer.send(base).map_err(|(error, _)| error).unwrap();
+    producer.flush(Duration::from_secs(30)).unwrap();
+}

@@ -1,0 +1,169 @@
+//! What is done to the topic under a transfer: partitions added, records deleted, the topic itself made anew.
+
+use crate::support::admin::{delete_records, grow};
+use crate::support::kafka::{good, msg};
+use crate::support::load::{Load, assert_in_place, write};
+use crate::support::stack::stack;
+use crate::support::transfer::{metric, not_ready_because};
+use crate::support::world::{World, count_rows};
+use crate::support::{PATIENCE, ensure, eventually};
+
+/// A partition that is added under load is found, and begun with its first record, however late it is found.
+#[tokio::test]
+async fn an_added_partition_is_stored_from_its_start() {
+    let mut world = World::new("grown").await;
+    let transfer = world.running_transfer().await;
+    let load = Load::start(world.writer(), 20);
+    world.goes_on_by(300).await;
+    grow(world.brokers(), world.topic(), 5).await;
+    world.partitions = 5;
+    let writer = world.writer();
+    for i in 0..1000 {
+        writer.put_to(4, &good(&msg("a", "new", &i.to_string(), "x")));
+    }
+    writer.flush();
+    assert_eq!(world.committed().await[4], 0, "it was not found yet");
+    let database = world.database().await;
+    let stored = "SELECT count(*), min(seq), max(seq), min(kafka_offset), max(kafka_offset)
+                  FROM messages WHERE recv_id = 'new'";
+    eventually("the new partition is stored", async || {
+        let row = database.query_one(stored, &[]).await?;
+        let found: (i64, Option<i64>, Option<i64>) = (row.get(0), row.get(3), row.get(4));
+        ensure(found == (1000, Some(0), Some(999)), format!("{found:?}"))
+    })
+    .await;
+    world.assert_ordered_without_gaps().await;
+    database.execute("DELETE FROM messages WHERE recv_id = 'new'", &[]).await.unwrap();
+    load.finish(&world).await;
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+/// Retention was shorter than the outage: nobody but the operator can say that the loss is accepted.
+#[tokio::test]
+async fn records_deleted_before_they_were_stored_stop_their_partition_and_no_other() {
+    let world = World::new("deleted").await;
+    let writer = world.writer();
+    let to = |partition, from: i64, to: i64| {
+        for i in from..to {
+            writer.put_to(partition, &good(&msg("a", &format!("inbox-{partition}"), &i.to_string(), "x")));
+        }
+        writer.flush();
+    };
+    to(1, 0, 100);
+    to(2, 0, 100);
+    let transfer = world.running_transfer().await;
+    world.all_committed().await;
+    assert!(transfer.stop().await.unwrap().success());
+    to(1, 100, 200);
+    delete_records(world.brokers(), world.topic(), 1, 150).await;
+    to(2, 100, 200);
+    transfer.launch().unwrap();
+    not_ready_because(&transfer, &["partition 1", "offset 100 is wanted", "oldest record kept is 150"]).await;
+    eventually("the other partition goes on", async || {
+        let committed = world.committed().await;
+        ensure(committed[2] == 200, format!("{committed:?}"))
+    })
+    .await;
+    assert_eq!(world.committed().await[1], 100, "P5");
+    assert_eq!(world.rows().await.len(), 300);
+    assert_eq!(metric(&transfer, "msg_transfer_halted_partitions").await, 1.0);
+    assert!(transfer.stop().await.unwrap().success());
+    let accepting = world.transfer("accepting", |spec| spec.arg("--start-at-oldest"));
+    accepting.start().await.unwrap();
+    world.all_committed().await;
+    world.assert_ordered_without_gaps().await;
+    let offsets: Vec<i64> = world.rows().await.iter().filter(|row| row.partition == 1).map(|row| row.offset).collect();
+    let expected: Vec<i64> = (0..100).chain(150..200).collect();
+    assert_eq!(offsets, expected, "the oldest that is left follows what was stored");
+}
+
+/// The same while it runs: the records go before they are fetched.
+#[tokio::test]
+async fn records_deleted_under_a_running_transfer_stop_their_partition_and_no_other() {
+    let world = World::new("deleted_running").await;
+    let writer = world.writer();
+    let transfer = world.transfer("transfer", |spec| {
+        // Little is taken in and little fetched ahead, so that most of the partition is not when the lock ends.
+        spec.env("MAX_INFLIGHT_RECORDS", 2).env("FETCH_AHEAD_BYTES", "1MiB").env("DATABASE_STATEMENT_TIMEOUT", "60s")
+    });
+    transfer.start().await.unwrap();
+    let locker = world.database().await;
+    locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    const COUNT: i64 = 80;
+    for i in 0..COUNT {
+        writer.put_to(1, &good(&msg("a", "large", &i.to_string(), vec![7; 500_000])));
+    }
+    writer.flush();
+    eventually("it is full", async || {
+        let inflight = metric(&transfer, "msg_transfer_inflight_records").await;
+        ensure(inflight >= 2.0, inflight)
+    })
+    .await;
+    delete_records(world.brokers(), world.topic(), 1, COUNT - 1).await;
+    locker.batch_execute("COMMIT").await.unwrap();
+    not_ready_because(&transfer, &["partition 1", "oldest record kept is 79"]).await;
+    writer.put_to(2, &good(&msg("a", "other", "1", "x")));
+    writer.flush();
+    eventually("the other partition goes on", async || {
+        let committed = world.committed().await;
+        ensure(committed[2] == 1, format!("{committed:?}"))
+    })
+    .await;
+    // What was fetched before is stored, in order; nothing of what came after the hole is.
+    world.assert_ordered_without_gaps().await;
+    let rows: Vec<i64> = world.rows().await.iter().filter(|row| row.partition == 1).map(|row| row.offset).collect();
+    let expected: Vec<i64> = (0..).take(rows.len()).collect();
+    assert_eq!(rows, expected);
+    assert!(rows.len() < usize::try_from(COUNT - 1).unwrap(), "it had fetched everything: the test shows nothing");
+    let committed = world.committed().await;
+    world.assert_offsets_do_not_lead(&committed).await;
+}
+
+/// The topic's offsets begin at 0 again, below what the group has committed and the database has marked for the old one.
+#[tokio::test]
+async fn a_topic_made_anew_while_nobody_looks_is_stored_from_its_start() {
+    let world = World::new("anew").await;
+    write(&world.writer(), 0, 500, 10);
+    let transfer = world.running_transfer().await;
+    world.all_committed().await;
+    assert!(transfer.stop().await.unwrap().success());
+    remake(&world).await;
+    // More than the old one had: an old offset would pass for one of the new topic's.
+    write(&world.writer(), 500, 1500, 10);
+    transfer.start().await.unwrap();
+    stored_from_the_start(&world, 1500).await;
+}
+
+/// The same under a running transfer.
+#[tokio::test]
+async fn a_topic_made_anew_under_a_running_transfer_is_stored_from_its_start() {
+    let world = World::new("anew_running").await;
+    write(&world.writer(), 0, 500, 10);
+    let transfer = world.running_transfer().await;
+    world.all_committed().await;
+    remake(&world).await;
+    write(&world.writer(), 500, 1500, 10);
+    stored_from_the_start(&world, 1500).await;
+    transfer.wait_ready(PATIENCE).await.unwrap();
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+async fn remake(world: &World) {
+    stack().await.kafka().delete_topic(world.topic()).await.unwrap();
+    // The name is free a moment after the deletion is answered.
+    let stack = stack().await;
+    eventually("the topic is made anew", async || {
+        stack.kafka().create_topic(world.topic(), world.partitions, &[]).await.map_err(Into::into)
+    })
+    .await;
+}
+
+async fn stored_from_the_start(world: &World, count: i64) {
+    world.rows_reach(count).await;
+    world.all_committed().await;
+    let database = world.database().await;
+    assert_eq!(count_rows(&database, "messages").await.unwrap(), count, "P1, P2");
+    assert_in_place(&database, 10).await;
+    let topics: i64 = database.query_one("SELECT count(DISTINCT topic_id) FROM progress", &[]).await.unwrap().get(0);
+    assert_eq!(topics, 2, "each topic has marks of its own");
+}

@@ -1,0 +1,138 @@
+//! A process that hangs inside an open transaction while another takes its place: what it still holds is let go of in
+//! bounded time, and what it still writes is harmless.
+
+use std::time::Duration;
+
+use msg_dev::stack::{Service, Signal};
+use tokio_postgres::Client;
+
+use crate::support::load::{assert_stored, write};
+use crate::support::transfer::{lost, short_session};
+use crate::support::world::{World, count_rows};
+use crate::support::{ensure, eventually, within};
+
+/// Held by the test: whoever inserts waits for it inside its transaction.
+const GATE: i64 = 7;
+const COUNT: i64 = 2000;
+const INBOXES: i64 = 20;
+/// Longer than a session, so that the next owner comes while the transaction is still open.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A trigger after each INSERT: the rows are in, and the transaction waits for the gate.
+const AFTER_THE_INSERT: &str = "CREATE TRIGGER gate AFTER INSERT ON messages
+                                FOR EACH STATEMENT EXECUTE FUNCTION wait_for_gate()";
+/// The same inside the COMMIT.
+const IN_THE_COMMIT: &str = "CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON messages DEFERRABLE INITIALLY DEFERRED
+                             FOR EACH ROW EXECUTE FUNCTION wait_for_gate()";
+
+struct Frozen {
+    world: World,
+    zombie: Service,
+    next: Service,
+    gate: Client,
+}
+
+/// A transfer that is frozen while the server works on its statement.
+async fn frozen(name: &str, trigger: &str) -> Frozen {
+    let world = World::new(name).await;
+    let [zombie, next] = ["zombie", "next"].map(|name| {
+        world.transfer(name, |spec| {
+            short_session(spec).env("DATABASE_STATEMENT_TIMEOUT", format!("{}s", IDLE.as_secs())).env("LANES", 2)
+        })
+    });
+    zombie.start().await.unwrap();
+    let gate = world.database().await;
+    let function = "CREATE FUNCTION wait_for_gate() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$";
+    gate.batch_execute(&format!("{function}; {trigger}")).await.unwrap();
+    gate.execute("SELECT pg_advisory_lock($1)", &[&GATE]).await.unwrap();
+    write(&world.writer(), 0, COUNT, INBOXES);
+    sessions(&gate, "wait_event = 'advisory'").await;
+    assert!(zombie.signal(Signal::Stop));
+    Frozen { world, zombie, next, gate }
+}
+
+/// Waits until a session of the services is in this state.
+async fn sessions(database: &Client, state: &str) {
+    let query = format!(
+        "SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND application_name = 'msg-transfer' AND {state}"
+    );
+    eventually(state, async || {
+        let found: i64 = database.query_one(&query, &[]).await?.get(0);
+        ensure(found > 0, found)
+    })
+    .await;
+}
+
+impl Frozen {
+    async fn open_the_gate(&self) {
+        self.gate.execute("SELECT pg_advisory_unlock($1)", &[&GATE]).await.unwrap();
+    }
+
+    /// The successor goes on; then the zombie wakes up beside it, more messages come, and all is as if it had never been.
+    async fn wakes_up(&self) {
+        write(&self.world.writer(), COUNT, 2 * COUNT, INBOXES);
+        self.world.all_committed().await;
+        assert_stored(&self.world, 2 * COUNT, INBOXES).await;
+        assert!(self.zombie.signal(Signal::Cont));
+        eventually("it hears that the group went on", async || {
+            let lost = lost(&self.zombie).await;
+            ensure(lost > 0.0, lost)
+        })
+        .await;
+        write(&self.world.writer(), 2 * COUNT, 3 * COUNT, INBOXES);
+        self.world.all_committed().await;
+        assert_stored(&self.world, 3 * COUNT, INBOXES).await;
+        for transfer in [&self.zombie, &self.next] {
+            assert!(transfer.stop().await.unwrap().success());
+        }
+    }
+}
+
+/// Its rows are inserted and not committed: the next owner waits for them, but not for ever.
+#[tokio::test]
+async fn an_open_transaction_of_a_frozen_process_holds_its_successor_up_for_a_bounded_time() {
+    let frozen = frozen("open", AFTER_THE_INSERT).await;
+    frozen.open_the_gate().await;
+    sessions(&frozen.gate, "state = 'idle in transaction'").await;
+    frozen.next.start().await.unwrap();
+    // The group notices within 6 s; the transaction ends after 10 s.
+    let limit = Duration::from_secs(6) + IDLE + Duration::from_secs(10);
+    within(limit, "the successor stores everything", async || {
+        let rows = count_rows(&frozen.gate, "messages").await?;
+        ensure(rows == COUNT, rows)
+    })
+    .await;
+    frozen.wakes_up().await;
+}
+
+/// Its COMMIT is carried out and the answer is never read: the next owner finds the rows and stores none twice.
+#[tokio::test]
+async fn a_commit_that_a_frozen_process_has_sent_counts_once() {
+    let frozen = frozen("sent_commit", IN_THE_COMMIT).await;
+    assert_eq!(count_rows(&frozen.gate, "messages").await.unwrap(), 0);
+    frozen.open_the_gate().await;
+    eventually("the rows are there without their process", async || {
+        let rows = count_rows(&frozen.gate, "messages").await?;
+        ensure(rows > 0, rows)
+    })
+    .await;
+    frozen.next.start().await.unwrap();
+    frozen.world.all_committed().await;
+    assert_stored(&frozen.world, COUNT, INBOXES).await;
+    frozen.wakes_up().await;
+}
+
+/// The same with a process that is killed: its successor is itself.
+#[tokio::test]
+async fn a_commit_that_a_killed_process_has_sent_counts_once() {
+    let frozen = frozen("sent_and_killed", IN_THE_COMMIT).await;
+    frozen.zombie.kill().await;
+    frozen.next.launch().unwrap();
+    // The server carries the statement on: it looks at its client only when it has something to say.
+    frozen.open_the_gate().await;
+    frozen.world.all_committed().await;
+    assert_stored(&frozen.world, COUNT, INBOXES).await;
+    assert!(frozen.next.stop().await.unwrap().success());
+}
