@@ -253,7 +253,8 @@ impl Config {
             .set("auto.offset.reset", "error")
             // What is not taken stays here; then fetching stops, and begins again soon after there is room.
             .set("queued.max.messages.kbytes", (options.fetch_ahead_bytes >> 10).to_string())
-            .set("queued.min.messages", "100000")
+            // A record costs the client some hundred bytes beside its own: each counts for 1 KiB at least.
+            .set("queued.min.messages", (options.fetch_ahead_bytes >> 10).to_string())
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.error.backoff.ms", "100")
             // A broker answers with as much as this at once, beyond the limit above. It counts as compressed: text of
