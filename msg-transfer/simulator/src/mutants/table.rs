@@ -89,7 +89,7 @@ mutants! {
         "machine/src/consumer/mod.rs": "actions.push(Action::Fence { epoch: owned.epoch });\n                // What somebody" ->
             "// What somebody";
     "a lost partition is not fenced" Found =>
-        "machine/src/consumer/mod.rs": "if let Some(owned) = self.owned.remove(partition) {\n                actions.push(Action::Fence { epoch: owned.epoch });\n                self.forget(*partition, &owned, actions);\n            }\n            lost" ->
+        "machine/src/consumer/leaving.rs": "if let Some(owned) = self.owned.remove(partition) {\n                actions.push(Action::Fence { epoch: owned.epoch });\n                self.forget(*partition, &owned, actions);\n            }\n            lost" ->
             "if let Some(owned) = self.owned.remove(partition) {\n                self.forget(*partition, &owned, actions);\n            }\n            lost";
     "the fence is not looked at before the COMMIT"
         Harmless("who comes after repeats what is stored, and the keys refuse what is not in its place") =>
