@@ -2,10 +2,12 @@
 //! limits, the set-up of their Kafka and PostgreSQL clients, and how they are configured, observed and stopped.
 
 pub mod admin;
+pub mod codec;
 pub mod config;
 pub mod id;
 pub mod kafka;
 pub mod limits;
+pub mod open_files;
 pub mod partition;
 pub mod postgres;
 pub mod proto;

@@ -17,6 +17,10 @@ pub struct KafkaOptions {
     /// The topic that carries the messages; it must be there
     #[arg(long, env = "KAFKA_TOPIC", default_value = "msgs", value_name = "NAME")]
     pub kafka_topic: String,
+    /// The small topic through which gateways learn what was just stored; empty: none. Without it, and while it is away,
+    /// they look at the table from time to time [default: the topic's name with -hints behind it]
+    #[arg(long, env = "HINTS_TOPIC", value_name = "NAME")]
+    pub hints_topic: Option<String>,
     /// Further librdkafka settings as key=value, separated by commas or line ends
     #[arg(long, env = "KAFKA_PROPERTIES", default_value = "", value_name = "KEY=VALUE,…", hide_env_values = true)]
     pub kafka_properties: String,
@@ -61,6 +65,15 @@ const OURS: &[&str] = &[
 ];
 
 impl KafkaOptions {
+    /// Where hints go, if there are any.
+    pub fn hints_topic(&self) -> Option<String> {
+        match self.hints_topic.as_deref() {
+            Some("") => None,
+            Some(topic) => Some(topic.to_owned()),
+            None => Some(format!("{}-hints", self.kafka_topic)),
+        }
+    }
+
     /// What is wrong with these settings.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -69,6 +82,8 @@ impl KafkaOptions {
         }
         if !valid_topic(&self.kafka_topic) {
             problems.push("--kafka-topic must be 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_`, `-`".into());
+        } else if self.hints_topic().is_some_and(|topic| !valid_topic(&topic) || topic == self.kafka_topic) {
+            problems.push("--hints-topic must be the name of another topic than --kafka-topic, or empty".into());
         }
         let mut config = ClientConfig::new();
         for entry in self.entries() {
@@ -144,6 +159,7 @@ mod tests {
         KafkaOptions {
             kafka_brokers: "127.0.0.1:9092".into(),
             kafka_topic: "msgs".into(),
+            hints_topic: None,
             kafka_properties: properties.into(),
         }
     }
