@@ -23,6 +23,7 @@ use crate::consumer::driver::{Deadlines, Driver, Parts};
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressKeeper;
 use crate::consumer::{self, Fatal};
+use crate::hints::Hints;
 use crate::lag::{LagReader, gauges};
 use crate::lane::connection::Connection;
 use crate::lane::{BatchLimits, Handle as LaneHandle, Lane};
@@ -93,7 +94,7 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
     let progress = ProgressKeeper::new(pool.clone());
-    let (lanes, senders) = start_lanes(config, guard, &pool, &progress, &events, readiness, &give_up);
+    let (lanes, senders) = start_lanes(config, guard, &pool, &progress, &events, readiness, &give_up)?;
     let topic = config.kafka.kafka_topic.clone();
     let parts = Parts {
         topic: topic.clone(),
@@ -190,7 +191,8 @@ fn start_lanes(
     events: &std_mpsc::Sender<Event>,
     readiness: &Readiness,
     give_up: &CancellationToken,
-) -> (JoinSet<()>, Vec<LaneHandle>) {
+) -> Result<(JoinSet<()>, Vec<LaneHandle>), Error> {
+    let hints = Hints::new(&config.kafka)?;
     let options = &config.lanes;
     let cached = NonZeroUsize::new(options.cached_inboxes.get() / options.lanes).unwrap_or(NonZeroUsize::MIN);
     let mut lanes = JoinSet::new();
@@ -213,12 +215,13 @@ fn start_lanes(
                 bytes: options.batch_bytes,
                 interval: options.batch_interval,
             },
+            hints: hints.clone(),
             readiness: readiness.clone(),
             give_up: give_up.clone(),
         };
         lanes.spawn(lane.run());
     }
-    (lanes, handles)
+    Ok((lanes, handles))
 }
 
 fn start_thread(consumer: BaseConsumer<Context>, stop: CancellationToken) -> oneshot::Receiver<Result<(), Fatal>> {

@@ -6,6 +6,7 @@ pub mod commands;
 pub mod config;
 pub mod consumer;
 pub mod failure;
+pub mod hints;
 pub mod lag;
 pub mod lane;
 pub mod metrics;

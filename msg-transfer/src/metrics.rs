@@ -22,6 +22,7 @@ const HALTED: &str = "msg_transfer_halted_partitions";
 const PAUSED: &str = "msg_transfer_paused_partitions";
 const REBALANCES: &str = "msg_transfer_rebalances_total";
 const COMMITS: &str = "msg_transfer_commits_total";
+const HINTS: &str = "msg_transfer_hints_total";
 
 /// Describes all of them. Once a process.
 pub fn describe() {
@@ -39,6 +40,11 @@ pub fn describe() {
     describe_gauge!(PAUSED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
     describe_counter!(REBALANCES, Unit::Count, "Partitions assigned, revoked and lost, by kind");
     describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
+    describe_counter!(
+        HINTS,
+        Unit::Count,
+        "Hints to the gateways of what is stored, by outcome; nothing depends on them"
+    );
 }
 
 pub(crate) fn consumed(count: usize) {
@@ -82,4 +88,8 @@ pub(crate) fn rebalanced(kind: &'static str, partitions: usize) {
 
 pub(crate) fn committed(ok: bool) {
     counter!(COMMITS, "result" => if ok { "ok" } else { "failed" }).increment(1);
+}
+
+pub(crate) fn hinted(outcome: &'static str) {
+    counter!(HINTS, "outcome" => outcome).increment(1);
 }

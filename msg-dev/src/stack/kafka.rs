@@ -186,8 +186,32 @@ impl Kafka {
         TopicSpec { name: name.to_owned(), partitions, replication, config }
     }
 
-    /// Creates [`Kafka::topic`] with `config` on top, and waits until every partition has a leader.
+    /// The topic in which the transfers tell the gateways what they have stored; named as the services expect it.
+    pub fn hints_topic(&self, name: &str) -> TopicSpec {
+        let main = self.topic(name, 1);
+        let config = [("cleanup.policy", "delete"), ("retention.ms", "600000"), ("segment.ms", "600000")];
+        let config = config.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+        TopicSpec { name: format!("{name}-hints"), config, ..main }
+    }
+
+    /// Creates [`Kafka::topic`] with `config` on top, and its hints topic where there is none; waits until every partition
+    /// has a leader.
     pub async fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) -> Result<(), StackError> {
+        self.create_topic_without_hints(name, partitions, config).await?;
+        let hints = self.hints_topic(name);
+        if self.partitions(&hints.name).await?.is_none() {
+            self.create(&hints).await?;
+        }
+        Ok(())
+    }
+
+    /// The same, and no hints topic.
+    pub async fn create_topic_without_hints(
+        &self,
+        name: &str,
+        partitions: i32,
+        config: &[(&str, &str)],
+    ) -> Result<(), StackError> {
         let mut spec = self.topic(name, partitions);
         for (key, value) in config {
             spec.config.retain(|(known, _)| known != key);

@@ -137,7 +137,12 @@ impl LagReader {
 
     /// The topic's settings.
     pub async fn topic(&self) -> Result<Topic, topic::TopicError> {
-        topic::describe(&self.admin, &self.topic, TIMEOUT).await
+        self.describe(&self.topic).await
+    }
+
+    /// The settings of another topic.
+    pub async fn describe(&self, topic: &str) -> Result<Topic, topic::TopicError> {
+        topic::describe(&self.admin, topic, TIMEOUT).await
     }
 
     /// The topic's id; nil where the broker gives none.

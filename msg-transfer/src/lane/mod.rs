@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::connection::Connection;
 use self::item::Item;
 use self::taken::Taken;
+use crate::hints::Hints;
 use crate::{backoff, metrics};
 
 /// Where a lane is reached.
@@ -61,6 +62,8 @@ pub struct Lane {
     pub connection: Connection,
     /// How large a batch may get.
     pub limits: BatchLimits,
+    /// Where it tells what is stored, if anywhere.
+    pub hints: Option<Hints>,
     /// Says when the database does not take the rows.
     pub readiness: Readiness,
     /// Ends the retries: the process gives up what it has not stored.
@@ -127,10 +130,26 @@ impl Lane {
                     self.wait(trouble).await;
                     Answer::Ok
                 }
-                request => self.connection.carry_out(request, self.machine.entries()).await,
+                request => {
+                    let answer = self.connection.carry_out(request, self.machine.entries()).await;
+                    if (request, &answer) == (&Request::Commit, &Answer::Ok) {
+                        self.hint();
+                    }
+                    answer
+                }
             };
             request = self.machine.answer(answer, &mut events);
         }
+    }
+
+    /// After a COMMIT was answered: all entries are settled, and the rows among them are there.
+    fn hint(&self) {
+        let Some(hints) = &self.hints else { return };
+        let (entries, placed) = (self.machine.entries(), self.machine.placed());
+        let rows = placed.iter().map(|placed| (entries[placed.entry].body.record().msg.recv_id.as_str(), placed.seq));
+        // Those without a row are few, mostly none.
+        let others = if placed.len() < entries.len() { entries } else { &[] };
+        hints.tell(rows.chain(others.iter().filter_map(|entry| Some((entry.body.known_recv_id()?, 0)))));
     }
 
     fn tell(&self, records: usize, outcome: &Outcome, took: Duration) {

@@ -135,6 +135,11 @@ impl<T: Message> Machine<T> {
         &self.entries
     }
 
+    /// The rows of the transaction under way, sorted by inbox and `seq`: those that a COMMIT's answer makes stored.
+    pub fn placed(&self) -> &[Placed] {
+        &self.placed
+    }
+
     /// Takes the next batch. Only after `Done`, or as the first thing.
     pub fn begin(&mut self, entries: Vec<Entry<T>>, events: &mut Vec<Event>) -> Request {
         assert_eq!(self.pending, Pending::Nothing, "one batch at a time");

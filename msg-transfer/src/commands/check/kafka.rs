@@ -35,6 +35,7 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
             check_topic(name, &topic, options, findings);
         }
     }
+    check_hints(config, &reader, findings).await;
     match reader.topic_id().await {
         Err(error) => findings.failed("topic id", format!("{error}; the client needs the right to describe the topic")),
         Ok(id) if id.is_nil() => findings.warning(
@@ -75,6 +76,23 @@ fn check_topic(name: &str, topic: &Topic, options: &Options, findings: &mut Find
                 topic.partitions, topic.replicas, topic.min_insync
             ),
         );
+    }
+}
+
+/// Nothing is lost without them, so nothing here is a failure.
+async fn check_hints(config: &Config, reader: &LagReader, findings: &mut Findings) {
+    let Some(name) = config.kafka.hints_topic() else {
+        return findings.ok("hints", "none are wanted: gateways look at the table from time to time");
+    };
+    match reader.describe(&name).await {
+        Ok(_) => findings.ok("hints", format!("{name} is there")),
+        Err(error) => findings.warning(
+            "hints",
+            format!(
+                "{error}: who waits for a message to be stored, or watches an inbox, hears of it later; create it with one \
+                 partition, or set --hints-topic to nothing"
+            ),
+        ),
     }
 }
 

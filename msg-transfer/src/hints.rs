@@ -1,0 +1,189 @@
+//! Hints: after each COMMIT, the inboxes in which something was settled go to a small topic, for gateways whose callers
+//! wait. Nothing is promised on a hint, so a batch never waits for one, and one that cannot be sent is dropped.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use msg_common::kafka::KafkaOptions;
+use msg_common::proto::{HintedInbox, StoredHint};
+use prost::Message as _;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+
+use crate::metrics;
+
+/// The topic has one partition.
+const PARTITION: i32 = 0;
+
+/// Most bytes of one record. A topic takes 1 MB unless told otherwise.
+const MAX_BYTES: usize = 400_000;
+
+/// Where hints go; a cheap handle.
+#[derive(Clone)]
+pub struct Hints(Arc<ThreadedProducer<Context>>);
+
+impl std::fmt::Debug for Hints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Hints").field(&self.0.context().topic).finish()
+    }
+}
+
+impl Hints {
+    /// Connects by itself; `None` where no hints are wanted.
+    pub fn new(kafka: &KafkaOptions) -> KafkaResult<Option<Self>> {
+        let Some(topic) = kafka.hints_topic() else { return Ok(None) };
+        let context = Context { topic, told: AtomicBool::new(false) };
+        Ok(Some(Hints(Arc::new(config(kafka).create_with_context(context)?))))
+    }
+
+    /// Tells of these, each an inbox and a `seq` that it has got, or 0; an inbox may come more than once. Never blocks.
+    pub fn tell<'a>(&self, settled: impl Iterator<Item = (&'a str, i64)>) {
+        for hint in hints(settled) {
+            let record = BaseRecord::<(), _>::to(&self.0.context().topic).partition(PARTITION);
+            if let Err((error, _)) = self.0.send(record.payload(&hint.encode_to_vec())) {
+                self.0.context().dropped(&error);
+            }
+        }
+    }
+}
+
+/// librdkafka's settings. No other function knows their names.
+fn config(kafka: &KafkaOptions) -> ClientConfig {
+    let mut config = kafka.client_config();
+    config
+        .set("acks", "1")
+        .set("linger.ms", "0")
+        .set("compression.type", "lz4")
+        // A late hint is of no use: gateways look by themselves meanwhile.
+        .set("message.timeout.ms", "5000")
+        .set("queue.buffering.max.messages", "1000")
+        .set("queue.buffering.max.kbytes", "8192")
+        // A topic that is not there is known as such soon, and looked for again every second.
+        .set("topic.metadata.propagation.max.ms", "1000");
+    config
+}
+
+/// Each inbox once, with its highest `seq`; cut where a record would become too large.
+fn hints<'a>(settled: impl Iterator<Item = (&'a str, i64)>) -> Vec<StoredHint> {
+    let mut last: HashMap<&str, i64> = HashMap::new();
+    for (recv_id, seq) in settled {
+        let last = last.entry(recv_id).or_default();
+        *last = seq.max(*last);
+    }
+    let mut hints: Vec<StoredHint> = Vec::new();
+    let mut bytes = MAX_BYTES;
+    for (recv_id, seq) in last {
+        let inbox = HintedInbox { recv_id: recv_id.to_owned(), seq };
+        // With its tag and its length.
+        let more = inbox.encoded_len() + 4;
+        if bytes + more > MAX_BYTES {
+            hints.push(StoredHint::default());
+            bytes = 0;
+        }
+        bytes += more;
+        hints.last_mut().expect("the first one begins a record").inboxes.push(inbox);
+    }
+    hints
+}
+
+/// The producer's callbacks: what became of each hint is counted.
+struct Context {
+    topic: String,
+    /// It was said that the topic takes none; once, until it does.
+    told: AtomicBool,
+}
+
+impl Context {
+    fn dropped(&self, error: &KafkaError) {
+        use RDKafkaErrorCode as Code;
+        let outcome = match error.rdkafka_error_code().unwrap_or(Code::Fail) {
+            Code::QueueFull => "queue_full",
+            Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
+            | Code::TopicAuthorizationFailed => {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    let topic = &self.topic;
+                    tracing::warn!(
+                        topic,
+                        %error,
+                        "the hints topic takes no hints: who waits for a message to be stored, or watches an inbox, \
+                         hears of it later; create the topic, or set HINTS_TOPIC to nothing"
+                    );
+                }
+                "no_topic"
+            }
+            _ => {
+                tracing::debug!(%error, "a hint was lost");
+                "lost"
+            }
+        };
+        metrics::hinted(outcome);
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        msg_common::kafka::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the hints' producer reports an error");
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        match result {
+            Ok(_) => {
+                self.told.store(false, Ordering::Relaxed);
+                metrics::hinted("written");
+            }
+            Err((error, _)) => self.dropped(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inbox_comes_once_with_its_last_seq() {
+        let found = hints([("a", 3), ("a", 4), ("b", 0), ("a", 0), ("c", 7), ("b", 0)].into_iter());
+        let [hint] = found.as_slice() else { panic!("{found:?}") };
+        let mut inboxes: Vec<_> = hint.inboxes.iter().map(|inbox| (inbox.recv_id.as_str(), inbox.seq)).collect();
+        inboxes.sort_unstable();
+        assert_eq!(inboxes, [("a", 4), ("b", 0), ("c", 7)]);
+        assert!(hints(std::iter::empty()).is_empty());
+    }
+
+    #[test]
+    fn a_large_hint_is_cut() {
+        let ids: Vec<String> = (0..5000).map(|n| format!("{n:0>256}")).collect();
+        let found = hints(ids.iter().map(|id| (id.as_str(), i64::MAX)));
+        assert_eq!(found.iter().map(|hint| hint.inboxes.len()).sum::<usize>(), 5000);
+        let sizes: Vec<usize> = found.iter().map(|hint| hint.encode_to_vec().len()).collect();
+        assert!(sizes.len() < 5 && sizes.iter().all(|size| (1..=MAX_BYTES).contains(size)), "{sizes:?}");
+    }
+
+    #[test]
+    fn librdkafka_knows_each_setting() {
+        let kafka = KafkaOptions {
+            kafka_brokers: "127.0.0.1:1".into(),
+            kafka_topic: "msgs".into(),
+            hints_topic: None,
+            kafka_properties: String::new(),
+        };
+        config(&kafka).create_native_config().expect("each key and value is known");
+        assert!(Hints::new(&kafka).expect("it is made").is_some());
+        let none = KafkaOptions { hints_topic: Some(String::new()), ..kafka };
+        assert!(Hints::new(&none).expect("nothing is made").is_none());
+    }
+}
