@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use msg_common::admin::{self, Readiness};
+use msg_common::open_files;
 use msg_common::proto::DESCRIPTORS;
 use msg_common::proto::msg_gateway_server::MsgGatewayServer;
 use msg_common::telemetry;
@@ -18,16 +19,17 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
+use crate::arriving::Arriving;
 use crate::config::{Config, ServerOptions};
 use crate::incoming::connections;
-use crate::layer::{Arriving, Door};
+use crate::layer::Door;
+use crate::live::{Live, LiveError};
 use crate::metrics::{Levels, describe};
 use crate::producer::preflight::{self, Demands, Preflight};
 use crate::producer::{Producer, settings};
 use crate::read::Reader;
 use crate::send::Sender;
 use crate::send::admission::Admission;
-use crate::send::deadline::Timing;
 use crate::service::Gateway;
 use crate::{health, read};
 
@@ -53,9 +55,12 @@ pub enum Error {
     /// librdkafka refuses its settings.
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
-    /// The pool cannot be made.
-    #[error("database pool: {0}")]
-    Database(String),
+    /// Those who wait and watch cannot be served.
+    #[error(transparent)]
+    Live(#[from] LiveError),
+    /// The pools, or the client that asks Kafka, cannot be made.
+    #[error("reads: {0}")]
+    Reads(String),
     /// The contract's descriptors cannot be served.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -106,23 +111,18 @@ pub async fn run(
     let admission = Admission::new(config.send.max_inflight_msgs, config.send.max_inflight_bytes);
     let arriving = Arriving::new(config.server.max_arriving_bytes);
     tasks.spawn(watch_levels(admission.clone(), arriving.clone(), stop.clone()));
-    let timing = Timing {
-        max_wait: config.send.max_send_wait,
-        margin: config.send.deadline_margin,
-        shortest: config.send.linger,
-    };
-    let limits = config.limits.clone();
-    let sender = Sender::new(limits, config.send.topic_partitions, timing, settle, admission, producer.clone());
-    let reader = Reader::new(&config, read::timing(&config)).map_err(Error::Database)?;
+    let live = Live::start(&config, &tasks, &stop)?;
+    let sender = Sender::new(&config, admission, producer.clone(), live.waiters.clone());
+    let reader = Reader::new(&config, read::timing(&config)).map_err(Error::Reads)?;
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::set(&reporter, false).await;
     let service =
-        MsgGatewayServer::new(Gateway::new(sender, reader)).max_decoding_message_size(config.limits.max_record_bytes());
+        MsgGatewayServer::new(Gateway::new(sender, reader, live)).max_decoding_message_size(config.max_request_bytes());
     let mut routes = Routes::builder();
     routes.add_service(health_service);
     add_reflection(&mut routes)?;
-    let door = Door::new(service, routes.routes().prepare(), arriving);
+    let door = Door::new(service, routes.routes().prepare(), arriving, config.server.max_arrival_time);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {
@@ -130,7 +130,9 @@ pub async fn run(
     }
 
     let goaway = CancellationToken::new();
-    let incoming = connections(grpc, config.server.max_connections);
+    let server = &config.server;
+    raise_open_files(server.max_connections);
+    let incoming = connections(grpc, server.max_connections, server.age(), server.handshake_timeout, goaway.clone());
     let stop_taking = goaway.clone().cancelled_owned();
     let serving = builder(&config.server).serve_with_incoming_shutdown(door, incoming, stop_taking);
     tokio::pin!(serving);
@@ -169,8 +171,27 @@ async fn announce_end(readiness: &Readiness, reporter: &HealthReporter) {
     health::set(reporter, false).await;
 }
 
+/// Each connection takes a file, and so do Kafka's, the database's and our own.
+fn raise_open_files(max_connections: usize) {
+    const OTHERS: u64 = 512;
+    match open_files::raise() {
+        Ok(limit) if limit < max_connections as u64 + OTHERS => {
+            tracing::warn!(limit, max_connections, "the limit of open files is below what --max-connections needs");
+        }
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+}
+
 fn builder(options: &ServerOptions) -> Server {
+    // Streams that are not read, because the gateway is full or their results are not taken, must not stop the other calls
+    // beside them: a connection has room for 64. What is in all windows is bounded by `--max-send-streams`, since every other
+    // request is read as it comes.
+    const STREAM_WINDOW: u32 = 256 << 10;
+    const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
     let mut builder = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(options.max_concurrent_streams)
         .http2_keepalive_interval(Some(options.keepalive_interval))
         .http2_keepalive_timeout(Some(options.keepalive_timeout));

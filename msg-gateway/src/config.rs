@@ -1,6 +1,7 @@
 //! The gateway's settings, each by flag or by environment, and what may be wrong with them together.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -11,6 +12,9 @@ use msg_common::limits::{Limits, MAX_ID_BYTES};
 use msg_common::partition::Partition;
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
+
+use crate::incoming::Age;
+use crate::send::MOST_MSGS;
 
 /// Takes messages in over gRPC and answers once Kafka has them for good; gives stored ones out.
 #[derive(Clone, Debug, Parser)]
@@ -34,9 +38,16 @@ pub struct Config {
     /// How messages are sent.
     #[command(flatten)]
     pub send: SendOptions,
+    /// What is told as it is stored.
+    #[command(flatten)]
+    pub live: LiveOptions,
     /// Connections to the database, for reads; 1 or more
     #[arg(long, env = "READ_CONNECTIONS", default_value_t = 8, value_name = "N")]
     pub read_connections: usize,
+    /// Most reads at a time, until their answers are sent, which have up to 4 MiB each; as many questions for a message's
+    /// status; and 4 times as many of each may wait
+    #[arg(long, env = "MAX_READS", default_value_t = 32, value_name = "N")]
+    pub max_reads: usize,
     /// The cluster and the topic.
     #[command(flatten)]
     pub kafka: KafkaOptions,
@@ -49,6 +60,9 @@ pub struct Config {
     /// Where stored messages are read.
     #[command(flatten)]
     pub database: DatabaseOptions,
+    /// A copy that some of it is read from.
+    #[command(flatten)]
+    pub replica: ReplicaOptions,
     /// Logs.
     #[command(flatten)]
     pub log: LogOptions,
@@ -70,24 +84,53 @@ pub struct ServerOptions {
     /// Most calls at a time on one connection
     #[arg(long, env = "MAX_CONCURRENT_STREAMS", default_value_t = 1024, value_name = "N")]
     pub max_concurrent_streams: u32,
-    /// Most bytes of requests that have not arrived in full yet, over all connections
+    /// Largest request, such as 4MiB; unset: 4MiB, or the largest message where that is more
+    #[arg(long, env = "MAX_REQUEST_BYTES", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_request_bytes: Option<usize>,
+    /// How long a request may take to arrive in full; on a stream, each of its requests
+    #[arg(long, env = "MAX_ARRIVAL_TIME", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
+    pub max_arrival_time: Duration,
+    /// Most bytes of requests that have not arrived in full yet, over all connections; and of those that wait for room
     #[arg(long, env = "MAX_ARRIVING_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_arriving_bytes: usize,
+    /// How long a new connection may take until it speaks HTTP/2, before it is closed
+    #[arg(long, env = "HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
+    pub handshake_timeout: Duration,
     /// After how long without traffic a caller is asked whether it is still there
     #[arg(long, env = "KEEPALIVE_INTERVAL", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub keepalive_interval: Duration,
     /// How long it has to answer
     #[arg(long, env = "KEEPALIVE_TIMEOUT", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
     pub keepalive_timeout: Duration,
+    /// How long a caller may take to receive the answer to a read or a batch, or take nothing of a stream of results, before
+    /// its connection is ended: only so many answers are kept at a time
+    #[arg(long, env = "ANSWER_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
+    pub answer_timeout: Duration,
     /// After how long a connection is asked to end, so that callers spread anew; unset: never
     #[arg(long, env = "MAX_CONNECTION_AGE", value_parser = parse_duration, value_name = "TIME")]
     pub max_connection_age: Option<Duration>,
+    /// How long its calls may then take before they are cut off; streams end by themselves in the first half of it
+    #[arg(
+        long,
+        env = "MAX_CONNECTION_AGE_GRACE",
+        default_value = "30s",
+        value_parser = parse_duration,
+        value_name = "TIME"
+    )]
+    pub max_connection_age_grace: Duration,
     /// How long it goes on serving as not ready when told to stop, for load balancers to notice
     #[arg(long, env = "SHUTDOWN_DELAY", default_value = "0s", value_parser = parse_duration, value_name = "TIME")]
     pub shutdown_delay: Duration,
     /// How long calls may then take to end, and records to be delivered
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub drain_timeout: Duration,
+}
+
+impl ServerOptions {
+    /// How old a connection may get.
+    pub fn age(&self) -> Option<Age> {
+        self.max_connection_age.map(|max| Age { max, grace: self.max_connection_age_grace })
+    }
 }
 
 /// How messages are sent.
@@ -120,6 +163,83 @@ pub struct SendOptions {
     /// Most bytes of such messages
     #[arg(long, env = "MAX_INFLIGHT_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_inflight_bytes: usize,
+    /// At how many messages of one stream that are not answered yet no further request is read from it
+    #[arg(long, env = "MAX_STREAM_INFLIGHT_MSGS", default_value_t = 1000, value_name = "N")]
+    pub max_stream_inflight_msgs: usize,
+    /// Most StreamSendMsg streams at a time
+    #[arg(long, env = "MAX_SEND_STREAMS", default_value_t = 2000, value_name = "N")]
+    pub max_send_streams: usize,
+    /// Most messages over all of these streams that were read and whose results their callers have not taken yet; with so
+    /// many, no further request is read. 1,000 or more
+    #[arg(long, env = "MAX_UNTAKEN_RESULTS", default_value_t = 50_000, value_name = "N")]
+    pub max_untaken_results: usize,
+    /// Most batches of more than 40 messages at a time, from their begin until their answer is sent, which may have 1.5 MiB
+    #[arg(long, env = "MAX_BATCHES", default_value_t = 256, value_name = "N")]
+    pub max_batches: usize,
+}
+
+/// Who waits until a message is stored, and who watches inboxes.
+#[derive(Args, Clone, Debug)]
+pub struct LiveOptions {
+    /// Connections to the database for those who wait and watch; 1 or more
+    #[arg(long, env = "LIVE_CONNECTIONS", default_value_t = 4, value_name = "N")]
+    pub live_connections: usize,
+    /// Most messages at a time that callers wait for until they are stored
+    #[arg(long, env = "MAX_WAITING_MSGS", default_value_t = 20_000, value_name = "N")]
+    pub max_waiting_msgs: usize,
+    /// Most WatchMsgs streams at a time
+    #[arg(long, env = "MAX_WATCHERS", default_value_t = 20_000, value_name = "N")]
+    pub max_watchers: usize,
+    /// Most inboxes over all of these streams
+    #[arg(long, env = "MAX_WATCHED_INBOXES", default_value_t = 200_000, value_name = "N")]
+    pub max_watched_inboxes: usize,
+    /// How much of what was stored last in the watched inboxes is kept in memory
+    #[arg(long, env = "WATCH_CACHE_BYTES", default_value = "32MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub watch_cache_bytes: usize,
+    /// Most bytes that were read for watchers and not yet taken by them
+    #[arg(long, env = "WATCH_BUFFER_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub watch_buffer_bytes: usize,
+    /// How long a watcher may take nothing while there is something for it, before its stream is ended
+    #[arg(long, env = "WATCH_STALL_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub watch_stall_timeout: Duration,
+    /// After how long without a message a watcher gets a sign of life
+    #[arg(long, env = "HEARTBEAT_INTERVAL", default_value = "15s", value_parser = parse_duration, value_name = "TIME")]
+    pub heartbeat_interval: Duration,
+    /// How often each watched inbox is looked at though no hint told of it
+    #[arg(long, env = "LOOK_INTERVAL", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub look_interval: Duration,
+}
+
+/// A replica of the database.
+#[derive(Args, Clone, Debug)]
+pub struct ReplicaOptions {
+    /// A replica of the database, from which PullMsgs and GetMaxSeqs are answered. It may be behind: what was just stored
+    /// may be missing there for a moment. All else is read from the database itself
+    #[arg(long, env = "DATABASE_REPLICA_URL", value_name = "URL", hide_env_values = true)]
+    pub replica_url: Option<String>,
+    /// A file that holds the replica's URL, instead of --replica-url
+    #[arg(long, env = "DATABASE_REPLICA_URL_FILE", value_name = "FILE", conflicts_with = "replica_url")]
+    pub replica_url_file: Option<PathBuf>,
+}
+
+impl ReplicaOptions {
+    /// How to reach it, if there is one: as the database, at another address.
+    pub fn database(&self, primary: &DatabaseOptions) -> Option<DatabaseOptions> {
+        let (url, file) = (self.replica_url.clone(), self.replica_url_file.clone());
+        let replica = DatabaseOptions { database_url: url, database_url_file: file, ..primary.clone() };
+        replica.is_given().then_some(replica)
+    }
+
+    fn problems(&self, primary: &DatabaseOptions) -> Vec<String> {
+        let Some(replica) = self.database(primary) else { return Vec::new() };
+        let mut problems = Vec::new();
+        if !primary.is_given() {
+            problems.push("--replica-url is given without --database-url".to_owned());
+        }
+        // Its flags are named like the database's.
+        problems.extend(replica.config().err().map(|problem| problem.replace("--database-url", "--replica-url")));
+        problems
+    }
 }
 
 impl Check for Config {
@@ -129,24 +249,52 @@ impl Check for Config {
         }
         let mut problems = self.kafka.problems();
         problems.extend(self.database.problems());
+        problems.extend(self.replica.problems(&self.database));
         problems.extend(self.log.problems());
         problems.extend(beyond_loopback("--listen", self.listen, self.allow_plaintext, "--allow-plaintext"));
         problems.extend(self.limit_problems());
         problems.extend(self.send.problems());
         for (flag, value) in [
+            ("--handshake-timeout", self.server.handshake_timeout),
+            ("--answer-timeout", self.server.answer_timeout),
+            ("--watch-stall-timeout", self.live.watch_stall_timeout),
+            ("--heartbeat-interval", self.live.heartbeat_interval),
+            ("--look-interval", self.live.look_interval),
+        ] {
+            if value < Duration::from_millis(100) {
+                problems.push(format!("{flag} must be at least 100ms"));
+            }
+        }
+        for (flag, value) in [
             ("--read-connections", self.read_connections),
+            ("--max-reads", self.max_reads),
+            ("--live-connections", self.live.live_connections),
+            ("--watch-buffer-bytes", self.live.watch_buffer_bytes),
             ("--max-connections", self.server.max_connections),
             ("--max-concurrent-streams", self.server.max_concurrent_streams as usize),
+            ("--max-stream-inflight-msgs", self.send.max_stream_inflight_msgs),
+            ("--max-send-streams", self.send.max_send_streams),
+            ("--max-batches", self.send.max_batches),
         ] {
             if value == 0 {
                 problems.push(format!("{flag} must be at least 1"));
             }
+        }
+        if self.send.max_untaken_results < MOST_MSGS {
+            problems.push(format!("--max-untaken-results must be at least {MOST_MSGS}, as many as a request may have"));
         }
         problems
     }
 }
 
 impl Config {
+    /// The largest request that is read.
+    pub fn max_request_bytes(&self) -> usize {
+        // As other gRPC servers have it, and clients of their replies.
+        const USUAL: usize = 4 << 20;
+        self.server.max_request_bytes.unwrap_or_else(|| USUAL.max(self.limits.max_record_bytes()))
+    }
+
     fn limit_problems(&self) -> Vec<String> {
         // librdkafka's message.max.bytes ends at 1,000,000,000.
         const MAX_CONTENT: usize = 900 << 20;
@@ -158,15 +306,15 @@ impl Config {
             problems.push("--max-content-bytes must be at most 900MiB".into());
             return problems;
         }
-        for (flag, value) in [
-            ("--max-inflight-bytes", self.send.max_inflight_bytes),
-            ("--max-arriving-bytes", self.server.max_arriving_bytes),
+        let record = self.limits.max_record_bytes();
+        let request = self.max_request_bytes();
+        for (flag, value, what, least) in [
+            ("--max-inflight-bytes", self.send.max_inflight_bytes, "message", record),
+            ("--max-request-bytes", request, "message", record),
+            ("--max-arriving-bytes", self.server.max_arriving_bytes, "request", request),
         ] {
-            if value < self.limits.max_record_bytes() {
-                problems.push(format!(
-                    "{flag} must hold one message at least, which may take {} bytes",
-                    self.limits.max_record_bytes()
-                ));
+            if value < least {
+                problems.push(format!("{flag} must hold one {what} at least, which may take {least} bytes"));
             }
         }
         problems
@@ -249,6 +397,39 @@ mod tests {
             assert_eq!(problems.iter().filter(|problem| problem.starts_with(flag)).count(), 1, "{flag}: {problems:?}");
         }
         assert_eq!(problems.len(), 6, "{problems:?}");
+    }
+
+    #[test]
+    fn the_largest_request_holds_the_largest_message() {
+        assert_eq!(read_words("").expect("they are good").max_request_bytes(), 4 << 20);
+        let large = read_words("--max-content-bytes 10MiB").expect("they are good");
+        assert_eq!(large.max_request_bytes(), large.limits.max_record_bytes());
+        for words in [
+            "--max-request-bytes 1MiB",
+            "--max-request-bytes 65MiB",
+            "--max-stream-inflight-msgs 0",
+            "--max-untaken-results 999",
+            "--max-reads 0",
+        ] {
+            assert_eq!(read_words(words).expect_err("it is bad").len(), 1, "{words}");
+        }
+    }
+
+    #[test]
+    fn a_replica_is_one_of_a_database() {
+        let problems = |words| read_words(words).expect_err("it is bad");
+        let alone = problems("--replica-url postgres://replica/x");
+        assert_eq!(alone, ["--replica-url is given without --database-url"]);
+        let bad = problems("--database-url postgres://primary/x --replica-url postgres://replica:port/x");
+        assert!(bad.len() == 1 && bad[0].starts_with("--replica-url: "), "{bad:?}");
+        let missing = problems("--database-url postgres://primary/x --replica-url-file /nowhere/at/all");
+        assert!(missing.len() == 1 && missing[0].starts_with("--replica-url-file: "), "{missing:?}");
+        let config = read_words("--database-url postgres://primary/x --replica-url postgres://replica/x");
+        let config = config.expect("it is good");
+        assert!(config.replica.database(&config.database).is_some());
+        // What is left of an unset variable.
+        let config = read_words("--database-url postgres://primary/x --replica-url=").expect("it is good");
+        assert!(config.replica.database(&config.database).is_none());
     }
 
     #[test]

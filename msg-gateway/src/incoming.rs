@@ -1,25 +1,94 @@
-//! Connections as they come in: at most so many at a time, so that what each may hold is bounded in all.
+//! Connections as they come in: at most so many at a time, so that what each may hold is bounded in all; and what a
+//! connection's streams have to know of its end.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, Stream};
 use metrics::{Gauge, counter, gauge};
+use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
 
-use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED};
+use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED, HANDSHAKES_NOT_ENDED};
+
+/// What HTTP/2 begins with, in bytes: the preface, and the head of a SETTINGS frame.
+const HANDSHAKE_BYTES: usize = 24 + 9;
+
+/// When the streams of a connection have to end. Every call finds it among its extensions.
+#[derive(Clone, Debug, Default)]
+pub struct Lifetime {
+    drain: CancellationToken,
+    until: Option<Instant>,
+    cut: CancellationToken,
+}
+
+impl Lifetime {
+    /// Until the drain, or until some time after the connection is old: only then its caller, who was told to go on with a
+    /// new connection, does so. Not all at the same moment, so that those who came together do not come back together.
+    pub fn new(drain: CancellationToken, age: Option<Age>) -> Self {
+        let part = rand::rng().random_range(0.1..0.5);
+        let until = age.map(|age| Instant::now() + age.max + age.grace.mul_f64(part));
+        Lifetime { drain, until, cut: CancellationToken::new() }
+    }
+
+    /// Ends the connection at once, with all its streams. The only way to be rid of an answer that a caller asks for and does
+    /// not take: its body is not looked at while there is no room for more of it, so it cannot end itself.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Comes back when the connection is cut, which is at the end of its grace at the latest. tonic's own end of the grace
+    /// would be instead of telling the caller, and not after it.
+    async fn until_cut(self, age: Option<Age>) {
+        if let Some(age) = age {
+            let _ = tokio::time::timeout(age.max + age.grace, self.cut.cancelled()).await;
+            self.cut();
+        }
+        self.cut.cancelled().await;
+    }
+
+    /// Comes back when streams have to end.
+    pub async fn ending(&self) {
+        match self.until {
+            None => self.drain.cancelled().await,
+            Some(until) => {
+                let _ = tokio::time::timeout_at(until.into(), self.drain.cancelled()).await;
+            }
+        }
+    }
+}
+
+/// How long a caller has to end its side of a connection after we have ended ours.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How old a connection may get. At `max` the server tells its caller to begin no further call on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Age {
+    /// When that is told.
+    pub max: Duration,
+    /// How long calls may then take before they are cut off.
+    pub grace: Duration,
+}
 
 /// The connections of `listener`, at most `max` at a time. One too many is closed at once: its caller is told in a moment, and
 /// goes elsewhere, where it would otherwise wait in the kernel's queue.
-pub fn connections(listener: TcpListener, max: usize) -> impl Stream<Item = io::Result<Connection>> {
+pub fn connections(
+    listener: TcpListener,
+    max: usize,
+    age: Option<Age>,
+    handshake: Duration,
+    drain: CancellationToken,
+) -> impl Stream<Item = io::Result<Connection>> {
     let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-    stream::unfold((listener, places), |(listener, places)| async move {
+    stream::unfold((listener, places, drain), move |(listener, places, drain)| async move {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -38,23 +107,56 @@ pub fn connections(listener: TcpListener, max: usize) -> impl Stream<Item = io::
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
-            return Some((Ok(Connection::new(stream, place)), (listener, places)));
+            let lifetime = Lifetime::new(drain.clone(), age);
+            let handshake = Handshake::new(handshake);
+            return Some((Ok(Connection::new(stream, lifetime, handshake, age, place)), (listener, places, drain)));
         }
     })
+}
+
+/// What a connection has to bring before it is one. From then on keepalive asks whether somebody is there.
+struct Handshake {
+    bytes_left: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl Handshake {
+    fn new(within: Duration) -> Self {
+        Handshake { bytes_left: HANDSHAKE_BYTES, deadline: Box::pin(tokio::time::sleep(within)) }
+    }
 }
 
 /// A connection with its place among the others.
 pub struct Connection {
     stream: TcpStream,
+    lifetime: Lifetime,
+    handshake: Option<Handshake>,
+    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Since our side is ended.
+    linger: Option<Pin<Box<Sleep>>>,
     open: Gauge,
     _place: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
+    fn new(
+        stream: TcpStream,
+        lifetime: Lifetime,
+        handshake: Handshake,
+        age: Option<Age>,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
         let open = gauge!(CONNECTIONS);
         open.increment(1);
-        Connection { stream, open, _place: place }
+        let cut = Box::pin(lifetime.clone().until_cut(age));
+        Connection { stream, lifetime, handshake: Some(handshake), cut, linger: None, open, _place: place }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.lifetime.cut.is_cancelled() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
     }
 }
 
@@ -65,21 +167,40 @@ impl Drop for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Lifetime;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Lifetime {
+        self.lifetime.clone()
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        // A connection always waits to read: this wakes it, also where it waits to write.
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if let Some(handshake) = &mut self.handshake
+            && handshake.deadline.as_mut().poll(cx).is_ready()
+        {
+            counter!(HANDSHAKES_NOT_ENDED).increment(1);
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if let Some(handshake) = &mut self.handshake {
+            handshake.bytes_left = handshake.bytes_left.saturating_sub(buf.filled().len() - before);
+            if handshake.bytes_left == 0 {
+                self.handshake = None;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check()?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -88,6 +209,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -99,7 +221,22 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Ends our side, and then waits until the caller has ended its own. A socket that is closed with unread bytes in it is
+    /// reset, and a reset takes with it what the caller has not read yet: the last results of a stream, and why it ended.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        let Connection { stream, linger, .. } = &mut *self;
+        let linger = linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let mut unread = [0; 4096];
+        while linger.as_mut().poll(cx).is_pending() {
+            let mut unread = ReadBuf::new(&mut unread);
+            let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut unread));
+            if read.is_err() || unread.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }

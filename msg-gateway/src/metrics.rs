@@ -2,12 +2,20 @@
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
 
+use crate::status::Failure;
+
 /// Calls that were answered, by `method` and `outcome` (OK, OVERLOADED, or a reason of ErrorInfo).
 pub const REQUESTS: &str = "msg_gateway_requests_total";
-/// From the arrival of a send to its answer, for sends that were handed to the producer.
+/// Messages of batches and streams that were answered, by `method` and `outcome`; SendMsg's are its calls.
+pub const MESSAGES: &str = "msg_gateway_messages_total";
+/// Open StreamSendMsg streams.
+pub const SEND_STREAMS: &str = "msg_gateway_send_streams";
+/// From the arrival of a SendMsg to its answer, for those that were handed to the producer.
 pub const SEND_SECONDS: &str = "msg_gateway_send_duration_seconds";
 /// From the arrival of a read to its answer, by `method`.
 pub const READ_SECONDS: &str = "msg_gateway_read_duration_seconds";
+/// Connections that were ended because an answer was not taken.
+pub const ANSWERS_NOT_TAKEN: &str = "msg_gateway_answers_not_taken_total";
 /// Messages that were taken and are not yet confirmed by Kafka.
 pub const INFLIGHT_MSGS: &str = "msg_gateway_inflight_msgs";
 /// Their bytes.
@@ -20,6 +28,8 @@ pub const DELIVERIES: &str = "msg_gateway_deliveries_total";
 pub const CONNECTIONS: &str = "msg_gateway_connections";
 /// Connections that were closed at once because there were too many.
 pub const CONNECTIONS_REFUSED: &str = "msg_gateway_connections_refused_total";
+/// Connections that were closed because they did not speak HTTP/2 in time.
+pub const HANDSHAKES_NOT_ENDED: &str = "msg_gateway_handshakes_not_ended_total";
 /// Calls that the transport answered with an error, by `reason`.
 pub const TRANSPORT_ERRORS: &str = "msg_gateway_transport_errors_total";
 /// 1 while the topic can be used, 0 while it cannot.
@@ -32,24 +42,49 @@ pub const TOPIC_EXTRA_PARTITIONS: &str = "msg_gateway_topic_extra_partitions";
 pub const PREFLIGHTS: &str = "msg_gateway_preflights_total";
 /// Producers that were replaced after a fatal error.
 pub const PRODUCERS_REPLACED: &str = "msg_gateway_producers_replaced_total";
+/// Hints of what was stored that were read, by `outcome`.
+pub const HINTS: &str = "msg_gateway_hints_total";
+/// Statements that ask the table on behalf of those who wait and watch.
+pub const TABLE_LOOKS: &str = "msg_gateway_table_looks_total";
+/// Messages that callers wait for until they are stored.
+pub const WAITING_MSGS: &str = "msg_gateway_waiting_msgs";
+/// Open WatchMsgs streams.
+pub const WATCHERS: &str = "msg_gateway_watchers";
+/// Inboxes over all of these streams.
+pub const WATCHED_INBOXES: &str = "msg_gateway_watched_inboxes";
+/// Bytes of what was stored last in the watched inboxes.
+pub const WATCH_CACHE_BYTES: &str = "msg_gateway_watch_cache_bytes";
+/// Messages that were given to watchers, by `source`: the cache, or the table.
+pub const WATCHED_MSGS: &str = "msg_gateway_watched_msgs_total";
 
 /// Describes every metric, once, after the recorder is there.
 pub fn describe() {
     describe_counter!(REQUESTS, "Calls that were answered, by method and outcome");
-    describe_histogram!(SEND_SECONDS, Unit::Seconds, "From the arrival of a send to its answer");
+    describe_counter!(MESSAGES, "Messages of batches and streams that were answered, by method and outcome");
+    describe_gauge!(SEND_STREAMS, "Open StreamSendMsg streams");
+    describe_histogram!(SEND_SECONDS, Unit::Seconds, "From the arrival of a SendMsg to its answer");
     describe_histogram!(READ_SECONDS, Unit::Seconds, "From the arrival of a read to its answer, by method");
+    describe_counter!(ANSWERS_NOT_TAKEN, "Connections that were ended because an answer was not taken");
     describe_gauge!(INFLIGHT_MSGS, "Messages that were taken and are not yet confirmed by Kafka");
     describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes of messages that are not yet confirmed by Kafka");
     describe_gauge!(ARRIVING_BYTES, Unit::Bytes, "Bytes of requests that have not arrived in full yet");
     describe_counter!(DELIVERIES, "Delivery reports, by outcome");
     describe_gauge!(CONNECTIONS, "Open connections");
     describe_counter!(CONNECTIONS_REFUSED, "Connections that were closed at once because there were too many");
+    describe_counter!(HANDSHAKES_NOT_ENDED, "Connections that were closed because they did not speak HTTP/2 in time");
     describe_counter!(TRANSPORT_ERRORS, "Calls that the transport answered with an error, by reason");
     describe_gauge!(TOPIC_USABLE, "1 while the topic can be used, 0 while it cannot");
     describe_gauge!(TOPIC_UNSAFE_SETTINGS, "Settings of the topic under which an accepted message could be lost");
     describe_gauge!(TOPIC_EXTRA_PARTITIONS, "Partitions that the topic has beyond those that are used");
     describe_counter!(PREFLIGHTS, "Checks of the topic, by outcome");
     describe_counter!(PRODUCERS_REPLACED, "Producers that were replaced after a fatal error");
+    describe_counter!(HINTS, "Hints of what was stored that were read, by outcome");
+    describe_counter!(TABLE_LOOKS, "Statements that ask the table on behalf of those who wait and watch");
+    describe_gauge!(WAITING_MSGS, "Messages that callers wait for until they are stored");
+    describe_gauge!(WATCHERS, "Open WatchMsgs streams");
+    describe_gauge!(WATCHED_INBOXES, "Inboxes over all WatchMsgs streams");
+    describe_gauge!(WATCH_CACHE_BYTES, Unit::Bytes, "Bytes of what was stored last in the watched inboxes");
+    describe_counter!(WATCHED_MSGS, "Messages that were given to watchers, by source");
 }
 
 /// Counts an answered call. Slower than a handle: for what is not every send.
@@ -81,6 +116,29 @@ impl Default for SendMetrics {
     }
 }
 
+/// What the messages of batches or streams are counted with.
+pub struct MessageMetrics {
+    method: &'static str,
+    ok: Counter,
+}
+
+impl MessageMetrics {
+    /// Of this method.
+    pub fn new(method: &'static str) -> Self {
+        MessageMetrics { method, ok: counter!(MESSAGES, "method" => method, "outcome" => "OK") }
+    }
+
+    /// Counts one that is answered.
+    pub fn count<T>(&self, result: &Result<T, Failure>) {
+        match result {
+            Ok(_) => self.ok.increment(1),
+            Err(failure) => {
+                counter!(MESSAGES, "method" => self.method, "outcome" => failure.outcome()).increment(1);
+            }
+        }
+    }
+}
+
 /// Gauges that are set by looking from time to time.
 pub struct Levels {
     /// See [`INFLIGHT_MSGS`].
@@ -103,6 +161,36 @@ impl Levels {
 }
 
 impl Default for Levels {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Gauges of those who wait and watch.
+pub struct LiveLevels {
+    /// See [`WAITING_MSGS`].
+    pub waiting: Gauge,
+    /// See [`WATCHERS`].
+    pub watchers: Gauge,
+    /// See [`WATCHED_INBOXES`].
+    pub inboxes: Gauge,
+    /// See [`WATCH_CACHE_BYTES`].
+    pub cached: Gauge,
+}
+
+impl LiveLevels {
+    /// Handles of the recorder that is installed.
+    pub fn new() -> Self {
+        LiveLevels {
+            waiting: metrics::gauge!(WAITING_MSGS),
+            watchers: metrics::gauge!(WATCHERS),
+            inboxes: metrics::gauge!(WATCHED_INBOXES),
+            cached: metrics::gauge!(WATCH_CACHE_BYTES),
+        }
+    }
+}
+
+impl Default for LiveLevels {
     fn default() -> Self {
         Self::new()
     }

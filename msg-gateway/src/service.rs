@@ -1,33 +1,40 @@
 //! The calls of msg.v1.MsgGateway: what each needs from its request's head, and the count of its answers.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use msg_common::proto::msg_gateway_server::MsgGateway;
 use msg_common::proto::{
     BatchSendMsgRequest, BatchSendMsgResponse, GetMaxSeqsRequest, GetMaxSeqsResponse, GetMsgStatusRequest,
     GetMsgStatusResponse, PullMsgsRequest, PullMsgsResponse, SendMsgRequest, SendMsgResponse, StreamSendMsgRequest,
-    StreamSendMsgResponse, WatchMsgsRequest, WatchMsgsResponse,
+    WatchMsgsRequest,
 };
 use msg_common::record::TRACEPARENT_HEADER;
-use tokio_stream::Empty;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::incoming::Lifetime;
+use crate::live::Live;
+use crate::live::watch::WatchStream;
 use crate::metrics::answered;
-use crate::read::{Place, Reader};
+use crate::place::Place;
+use crate::read::{self, Reader};
 use crate::send::deadline::{Arrival, grpc_timeout};
+use crate::send::stream::Replies;
 use crate::send::{Call, Sender};
 use crate::status::Failure;
 
 /// The service.
 pub struct Gateway {
-    sender: Sender,
+    sender: Arc<Sender>,
     reader: Reader,
+    live: Live,
 }
 
 impl Gateway {
-    /// Sends through one and reads through the other.
-    pub fn new(sender: Sender, reader: Reader) -> Self {
-        Gateway { sender, reader }
+    /// Sends through one, reads through the other, and tells what is stored.
+    pub fn new(sender: Sender, reader: Reader, live: Live) -> Self {
+        Gateway { sender: Arc::new(sender), reader, live }
     }
 }
 
@@ -35,51 +42,78 @@ impl Gateway {
 impl MsgGateway for Gateway {
     async fn send_msg(&self, request: Request<SendMsgRequest>) -> Result<Response<SendMsgResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let headers = metadata.as_ref();
-        let call = Call {
-            arrival: arrival(&extensions),
-            timeout: grpc_timeout(headers),
-            traceparent: headers.get(TRACEPARENT_HEADER).map(|value| value.as_bytes()),
-        };
-        match self.sender.send(request, call).await {
+        match self.sender.send(request, call(&metadata, &extensions)).await {
             Ok(placement) => Ok(Response::new(SendMsgResponse { placement: Some(placement) })),
             Err(failure) => Err(failed("SendMsg", failure)),
         }
     }
 
-    async fn batch_send_msg(&self, _: Request<BatchSendMsgRequest>) -> Result<Response<BatchSendMsgResponse>, Status> {
-        Err(failed("BatchSendMsg", Failure::NotImplemented("BatchSendMsg is not implemented yet; use SendMsg")))
+    async fn batch_send_msg(
+        &self,
+        request: Request<BatchSendMsgRequest>,
+    ) -> Result<Response<BatchSendMsgResponse>, Status> {
+        const METHOD: &str = "BatchSendMsg";
+        let (metadata, extensions, request) = request.into_parts();
+        let connection = extensions.get().cloned();
+        let result = self.sender.send_batch(request, call(&metadata, &extensions), connection).await;
+        answer(METHOD, result)
     }
 
-    type StreamSendMsgStream = Empty<Result<StreamSendMsgResponse, Status>>;
+    type StreamSendMsgStream = Replies;
 
     async fn stream_send_msg(
         &self,
-        _: Request<Streaming<StreamSendMsgRequest>>,
+        request: Request<Streaming<StreamSendMsgRequest>>,
     ) -> Result<Response<Self::StreamSendMsgStream>, Status> {
-        Err(failed("StreamSendMsg", Failure::NotImplemented("StreamSendMsg is not implemented yet; use SendMsg")))
+        let (metadata, extensions, requests) = request.into_parts();
+        let opened = match extensions.get::<Lifetime>() {
+            Some(lifetime) => self.sender.open_stream(requests, call(&metadata, &extensions), lifetime.clone()),
+            None => Err(Failure::Internal("nobody knows when the connection ends".into())),
+        };
+        let (replies, place) = opened.map_err(|failure| failed("StreamSendMsg", failure))?;
+        Ok(placed(replies, Some(place)))
     }
 
     async fn pull_msgs(&self, request: Request<PullMsgsRequest>) -> Result<Response<PullMsgsResponse>, Status> {
-        let (arrival, timeout) = (arrival(request.extensions()), grpc_timeout(request.metadata().as_ref()));
-        let result = self.reader.pull(request.into_inner(), arrival, timeout).await;
+        let call = read_call(&request);
+        let result = self.reader.pull(request.into_inner(), call).await;
         answer("PullMsgs", result)
     }
 
     async fn get_max_seqs(&self, request: Request<GetMaxSeqsRequest>) -> Result<Response<GetMaxSeqsResponse>, Status> {
-        let (arrival, timeout) = (arrival(request.extensions()), grpc_timeout(request.metadata().as_ref()));
-        let result = self.reader.max_seqs(request.into_inner(), arrival, timeout).await;
+        let call = read_call(&request);
+        let result = self.reader.max_seqs(request.into_inner(), call).await;
         answer("GetMaxSeqs", result)
     }
 
-    async fn get_msg_status(&self, _: Request<GetMsgStatusRequest>) -> Result<Response<GetMsgStatusResponse>, Status> {
-        Err(failed("GetMsgStatus", Failure::NotImplemented("GetMsgStatus is not implemented yet; use PullMsgs")))
+    async fn get_msg_status(
+        &self,
+        request: Request<GetMsgStatusRequest>,
+    ) -> Result<Response<GetMsgStatusResponse>, Status> {
+        let call = read_call(&request);
+        let result = self.reader.msg_status(request.into_inner(), call).await;
+        answer("GetMsgStatus", result)
     }
 
-    type WatchMsgsStream = Empty<Result<WatchMsgsResponse, Status>>;
+    type WatchMsgsStream = WatchStream;
 
-    async fn watch_msgs(&self, _: Request<WatchMsgsRequest>) -> Result<Response<Self::WatchMsgsStream>, Status> {
-        Err(failed("WatchMsgs", Failure::NotImplemented("WatchMsgs is not implemented yet; use PullMsgs")))
+    async fn watch_msgs(&self, request: Request<WatchMsgsRequest>) -> Result<Response<Self::WatchMsgsStream>, Status> {
+        let lifetime = request.extensions().get::<Lifetime>().cloned().unwrap_or_default();
+        let opened = match &self.live.watches {
+            Some(watches) => watches.open(request.into_inner(), lifetime).await,
+            None => Err(Failure::NoDatabase),
+        };
+        opened.map(Response::new).map_err(|failure| failed("WatchMsgs", failure))
+    }
+}
+
+/// What a send has to know of its request's head.
+fn call<'a>(metadata: &'a MetadataMap, extensions: &tonic::Extensions) -> Call<'a> {
+    let headers = metadata.as_ref();
+    Call {
+        arrival: arrival(extensions),
+        timeout: grpc_timeout(headers),
+        traceparent: headers.get(TRACEPARENT_HEADER).map(|value| value.as_bytes()),
     }
 }
 
@@ -88,12 +122,30 @@ fn arrival(extensions: &tonic::Extensions) -> Instant {
     extensions.get::<Arrival>().map_or_else(Instant::now, |arrival| arrival.0)
 }
 
-fn answer<T>(method: &'static str, result: Result<(T, Place), Failure>) -> Result<Response<T>, Status> {
+fn read_call<T>(request: &Request<T>) -> read::Call {
+    let extensions = request.extensions();
+    read::Call {
+        arrival: arrival(extensions),
+        timeout: grpc_timeout(request.metadata().as_ref()),
+        connection: extensions.get().cloned(),
+    }
+}
+
+fn answer<T>(
+    method: &'static str,
+    result: Result<(T, impl Into<Option<Place>>), Failure>,
+) -> Result<Response<T>, Status> {
     let (value, place) = result.map_err(|failure| failed(method, failure))?;
     answered(method, "OK");
+    Ok(placed(value, place.into()))
+}
+
+fn placed<T>(value: T, place: Option<Place>) -> Response<T> {
     let mut response = Response::new(value);
-    response.extensions_mut().insert(place);
-    Ok(response)
+    if let Some(place) = place {
+        response.extensions_mut().insert(place);
+    }
+    response
 }
 
 fn failed(method: &'static str, failure: Failure) -> Status {

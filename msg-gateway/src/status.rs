@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use msg_common::limits::Violation;
-use msg_common::proto::{ERROR_DOMAIN, ErrorReason};
+use msg_common::proto::google::rpc;
+use msg_common::proto::{DeadLetterReason, ERROR_DOMAIN, ErrorReason, Placement};
+use prost::Message;
 use rand::RngExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
@@ -17,6 +19,9 @@ pub const PUSHBACK_TRAILER: &str = "grpc-retry-pushback-ms";
 /// Most bytes of field names and descriptions in a BadRequest. With everything else the details stay below 4 KiB:
 /// base64 makes a third more of it, and clients turn trailers above 8 KiB into errors of their own.
 const VIOLATIONS_BYTES: usize = 2500;
+
+/// The same for one entry of a batch or a stream: a thousand such errors stay well below the 4 MiB that clients take.
+const ENTRY_VIOLATIONS_BYTES: usize = 1000;
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,9 +46,19 @@ pub enum Failure {
         /// The shortest that does.
         shortest: Duration,
     },
-    /// This call, or this value of a field, is not served.
-    NotImplemented(&'static str),
-    /// A read needs a database, and none is configured.
+    /// An earlier entry of the same batch or stream, to the same inbox, was not sent or has an unknown outcome.
+    PredecessorFailed,
+    /// Accepted, and not stored in time.
+    NotStoredYet(Box<Placement>),
+    /// Accepted, and kept aside.
+    DeadLettered(Box<Placement>, DeadLetterReason),
+    /// A stream has to end because the gateway, or the connection, does.
+    StreamEnded,
+    /// Nothing was read from a stream for too long.
+    SlowReader,
+    /// Kafka did not answer a question.
+    KafkaUnavailable(String),
+    /// The call needs a database, and none is configured.
     NoDatabase,
     /// The database did not answer.
     DatabaseUnavailable(String),
@@ -61,7 +76,15 @@ impl Failure {
             Failure::Invalid(_) => (Code::InvalidArgument, ErrorReason::InvalidFields),
             Failure::TooLarge(_) => (Code::InvalidArgument, ErrorReason::TooLarge),
             Failure::DeadlineTooShort { .. } => (Code::DeadlineExceeded, ErrorReason::DeadlineTooShort),
-            Failure::NotImplemented(_) => (Code::Unimplemented, ErrorReason::NotImplemented),
+            Failure::PredecessorFailed => (Code::Aborted, ErrorReason::PredecessorFailed),
+            Failure::NotStoredYet(_) => (Code::DeadlineExceeded, ErrorReason::NotStoredYet),
+            Failure::DeadLettered(_, DeadLetterReason::IdempotencyConflict) => {
+                (Code::AlreadyExists, ErrorReason::DeadLettered)
+            }
+            Failure::DeadLettered(..) => (Code::FailedPrecondition, ErrorReason::DeadLettered),
+            Failure::StreamEnded => (Code::Unavailable, ErrorReason::StreamEnded),
+            Failure::SlowReader => (Code::ResourceExhausted, ErrorReason::SlowReader),
+            Failure::KafkaUnavailable(_) => (Code::Unavailable, ErrorReason::KafkaUnavailable),
             Failure::NoDatabase => (Code::FailedPrecondition, ErrorReason::NoDatabase),
             Failure::DatabaseUnavailable(_) => (Code::Unavailable, ErrorReason::DatabaseUnavailable),
             Failure::Internal(_) => (Code::Internal, ErrorReason::Internal),
@@ -76,16 +99,39 @@ impl Failure {
         }
     }
 
+    /// Whether a later message to the same inbox would be out of order now. A message that can never be stored has no place
+    /// in the order, and one that was accepted has its own.
+    pub fn leaves_a_gap(&self) -> bool {
+        !matches!(
+            self,
+            Failure::Invalid(_) | Failure::TooLarge(_) | Failure::NotStoredYet(_) | Failure::DeadLettered(..)
+        )
+    }
+
+    /// The error of one entry of a batch or a stream.
+    pub fn of_entry(self) -> rpc::Status {
+        let status = self.status(ENTRY_VIOLATIONS_BYTES);
+        // The trailer that carries the details holds the whole error.
+        rpc::Status::decode(status.details()).expect("it was encoded a moment ago")
+    }
+
     /// How long to wait before trying again, before jitter; `None` where trying again is not the cure.
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Failure::Overloaded(_) => Some(Duration::from_millis(100)),
-            Failure::NotSent(_) | Failure::DatabaseUnavailable(_) => Some(Duration::from_secs(1)),
+            // Another gateway, or this one over a new connection, takes it at once.
+            Failure::StreamEnded => Some(Duration::from_millis(100)),
+            Failure::NotSent(_) | Failure::DatabaseUnavailable(_) | Failure::KafkaUnavailable(_) => {
+                Some(Duration::from_secs(1))
+            }
             Failure::OutcomeUnknown { .. }
             | Failure::Invalid(_)
             | Failure::TooLarge(_)
             | Failure::DeadlineTooShort { .. }
-            | Failure::NotImplemented(_)
+            | Failure::PredecessorFailed
+            | Failure::NotStoredYet(_)
+            | Failure::DeadLettered(..)
+            | Failure::SlowReader
             | Failure::NoDatabase
             | Failure::Internal(_) => None,
         }
@@ -97,6 +143,7 @@ impl Failure {
             | Failure::Overloaded(text)
             | Failure::TooLarge(text)
             | Failure::DatabaseUnavailable(text)
+            | Failure::KafkaUnavailable(text)
             | Failure::Internal(text) => short(text).to_owned(),
             Failure::OutcomeUnknown { .. } => {
                 "no answer from Kafka in time: the message may have been sent; send it again with the same client_msg_id"
@@ -112,26 +159,53 @@ impl Failure {
             Failure::DeadlineTooShort { shortest } => {
                 format!("the deadline leaves no time for a true answer: allow more than {} ms", shortest.as_millis())
             }
-            Failure::NotImplemented(text) => (*text).to_owned(),
-            Failure::NoDatabase => "this gateway was started without a database, and reads need one".to_owned(),
+            Failure::PredecessorFailed => "an earlier entry to this inbox failed: send that one again, then this one".into(),
+            Failure::NotStoredYet(_) => "the message is accepted, and was not stored in time: it will be".into(),
+            Failure::DeadLettered(_, DeadLetterReason::IdempotencyConflict) => {
+                "a message with this id and another content is stored; this one is kept as a dead letter".into()
+            }
+            Failure::DeadLettered(_, reason) => {
+                format!("the message is accepted, and kept as a dead letter: {}", dead_letter_name(*reason))
+            }
+            Failure::StreamEnded => {
+                "the stream has to end: what has a result stands, the rest was not taken; go on with a new stream".into()
+            }
+            Failure::SlowReader => "nothing was read for too long: watch again from the last seq that you have".into(),
+            Failure::NoDatabase => "this gateway was started without a database, and this call needs one".to_owned(),
         }
     }
 }
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Status {
-        let (code, reason) = failure.kind();
+        failure.status(VIOLATIONS_BYTES)
+    }
+}
+
+impl Failure {
+    fn status(&self, violations_bytes: usize) -> Status {
+        let (code, reason) = self.kind();
         let mut details = ErrorDetails::new();
         let mut trailers = MetadataMap::new();
         let mut metadata = HashMap::new();
-        if let Failure::OutcomeUnknown { msg_id, settles_by } = &failure {
+        if let Failure::OutcomeUnknown { msg_id, settles_by } = self {
             metadata.insert("msg_id".to_owned(), msg_id.to_string());
             metadata.insert("settles_by".to_owned(), prost_types::Timestamp::from(*settles_by).to_string());
         }
-        if let Failure::Invalid(violations) = &failure {
-            details.set_bad_request(fields(violations));
+        if let Failure::NotStoredYet(placement) | Failure::DeadLettered(placement, _) = self {
+            metadata.insert("msg_id".to_owned(), placement.msg_id.clone());
+            metadata.insert("partition".to_owned(), placement.partition.to_string());
+            metadata.insert("offset".to_owned(), placement.offset.to_string());
+            let send_time = placement.send_time.unwrap_or_default();
+            metadata.insert("send_time".to_owned(), send_time.to_string());
         }
-        if let Some(delay) = failure.retry_after() {
+        if let Failure::DeadLettered(_, reason) = self {
+            metadata.insert("dead_letter_reason".to_owned(), dead_letter_name(*reason).to_owned());
+        }
+        if let Failure::Invalid(violations) = self {
+            details.set_bad_request(fields(violations, violations_bytes));
+        }
+        if let Some(delay) = self.retry_after() {
             // From half to one and a half of it, so that those refused together do not come back together.
             let delay = delay.mul_f64(rand::rng().random_range(0.5..1.5));
             details.set_retry_info(Some(delay));
@@ -139,7 +213,7 @@ impl From<Failure> for Status {
             trailers.insert(PUSHBACK_TRAILER, millis.into());
         }
         details.set_error_info(reason_name(reason), ERROR_DOMAIN, metadata);
-        Status::with_error_details_and_metadata(code, failure.message(), details, trailers)
+        Status::with_error_details_and_metadata(code, self.message(), details, trailers)
     }
 }
 
@@ -154,15 +228,19 @@ pub fn reason_name(reason: ErrorReason) -> &'static str {
     reason.as_str_name().trim_start_matches("ERROR_REASON_")
 }
 
+fn dead_letter_name(reason: DeadLetterReason) -> &'static str {
+    reason.as_str_name().trim_start_matches("DEAD_LETTER_REASON_")
+}
+
 /// As many violations as fit, and how many there are besides.
-fn fields(violations: &[Violation]) -> Vec<FieldViolation> {
+fn fields(violations: &[Violation], most_bytes: usize) -> Vec<FieldViolation> {
     let mut told = Vec::new();
     let mut bytes = 0;
     for violation in violations {
         let (field, description) = (short(&violation.field), short(&violation.description));
         // Each has up to 8 bytes of tags and lengths.
         bytes += field.len() + description.len() + 8;
-        if bytes > VIOLATIONS_BYTES {
+        if bytes > most_bytes {
             break;
         }
         told.push(FieldViolation::new(field, description));
@@ -188,10 +266,10 @@ mod tests {
         Violation { field: field.to_owned(), description: "must not be empty".to_owned() }
     }
 
-    #[test]
-    fn each_failure_has_its_code_reason_and_retry() {
+    fn each() -> Vec<(Failure, Code, &'static str, bool)> {
+        let dead = |reason| Failure::DeadLettered(Box::default(), reason);
         let unknown = Failure::OutcomeUnknown { msg_id: Uuid::nil(), settles_by: SystemTime::UNIX_EPOCH };
-        for (failure, code, reason, retry) in [
+        vec![
             (Failure::NotSent("x".into()), Code::Unavailable, "NOT_SENT", true),
             (Failure::Overloaded("x".into()), Code::ResourceExhausted, "NOT_SENT", true),
             (unknown, Code::DeadlineExceeded, "OUTCOME_UNKNOWN", false),
@@ -203,11 +281,22 @@ mod tests {
                 "DEADLINE_TOO_SHORT",
                 false,
             ),
-            (Failure::NotImplemented("x"), Code::Unimplemented, "NOT_IMPLEMENTED", false),
+            (Failure::PredecessorFailed, Code::Aborted, "PREDECESSOR_FAILED", false),
+            (Failure::NotStoredYet(Box::default()), Code::DeadlineExceeded, "NOT_STORED_YET", false),
+            (dead(DeadLetterReason::IdempotencyConflict), Code::AlreadyExists, "DEAD_LETTERED", false),
+            (dead(DeadLetterReason::RejectedByDatabase), Code::FailedPrecondition, "DEAD_LETTERED", false),
+            (Failure::StreamEnded, Code::Unavailable, "STREAM_ENDED", true),
+            (Failure::SlowReader, Code::ResourceExhausted, "SLOW_READER", false),
+            (Failure::KafkaUnavailable("x".into()), Code::Unavailable, "KAFKA_UNAVAILABLE", true),
             (Failure::NoDatabase, Code::FailedPrecondition, "NO_DATABASE", false),
             (Failure::DatabaseUnavailable("x".into()), Code::Unavailable, "DATABASE_UNAVAILABLE", true),
             (Failure::Internal("x".into()), Code::Internal, "INTERNAL", false),
-        ] {
+        ]
+    }
+
+    #[test]
+    fn each_failure_has_its_code_reason_and_retry() {
+        for (failure, code, reason, retry) in each() {
             let status = Status::from(failure.clone());
             assert_eq!(status.code(), code, "{failure:?}");
             assert!(!status.message().is_empty(), "{failure:?}");
@@ -217,6 +306,38 @@ mod tests {
             assert_eq!(details.retry_info().is_some(), retry, "{failure:?}");
             assert_eq!(status.metadata().contains_key(PUSHBACK_TRAILER), retry, "{failure:?}");
             assert_eq!(details.bad_request().is_some(), matches!(failure, Failure::Invalid(_)), "{failure:?}");
+        }
+    }
+
+    /// The page has a section for each reason, and names each with its codes and what to do in a table, and no other.
+    #[test]
+    fn the_page_about_errors_is_complete() {
+        let page = include_str!("../../docs/errors.md");
+        let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| [`")).collect();
+        let reasons = (1..).map_while(|number| ErrorReason::try_from(number).ok()).map(reason_name);
+        let reasons: Vec<&str> = reasons.collect();
+        assert!(reasons.len() >= 16, "{reasons:?}");
+        for reason in &reasons {
+            assert!(sections.contains(reason), "{reason} has no section");
+            let link = format!("| [`{reason}`](#{}) |", reason.to_lowercase());
+            assert!(rows.iter().any(|row| row.starts_with(&link)), "{reason} is in no table");
+        }
+        let strange: Vec<_> = sections.iter().filter(|section| !reasons.contains(section)).collect();
+        assert!(strange.is_empty(), "{strange:?} are no reasons");
+        for (failure, ..) in each() {
+            let (code, reason) = failure.kind();
+            let name = format!("{code:?}").chars().fold(String::new(), |name, c| {
+                let gap = if c.is_uppercase() && !name.is_empty() { "_" } else { "" };
+                name + gap + &c.to_uppercase().to_string()
+            });
+            let row = |row: &&&str| row.contains(&format!("[`{}`]", reason_name(reason)));
+            let told =
+                rows.iter().filter(row).any(|row| row.split('|').nth(2).is_some_and(|codes| codes.contains(&name)));
+            assert!(told, "{failure:?} is {name}, which its row does not say");
+            let repeat =
+                rows.iter().filter(row).any(|row| row.contains("after the delay") || row.contains("new stream"));
+            assert!(repeat || failure.retry_after().is_none(), "{failure:?} has a delay, and the page does not say so");
         }
     }
 
@@ -245,6 +366,18 @@ mod tests {
         }
         for failure in [Failure::NotSent("é".repeat(10_000)), Failure::Internal("\u{1F600}".repeat(10_000))] {
             assert!(Status::from(failure).details().len() < 4096);
+        }
+    }
+
+    #[test]
+    fn the_error_of_an_entry_is_the_same_and_a_thousand_of_them_are_a_reply() {
+        let error = Failure::NotSent("Kafka is away".into()).of_entry();
+        assert_eq!((error.code, error.message.as_str()), (Code::Unavailable as i32, "Kafka is away"));
+        let names: Vec<_> = error.details.iter().map(|any| any.type_url.rsplit('.').next()).collect();
+        assert_eq!(names, [Some("RetryInfo"), Some("ErrorInfo")]);
+        for violations in [vec![violation(&"x".repeat(300)); 100], vec![violation("x"); 1000]] {
+            let error = Failure::Invalid(violations).of_entry();
+            assert!(error.encoded_len() < 4000, "{}", error.encoded_len());
         }
     }
 }

@@ -15,7 +15,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::Notify;
 
 use crate::metrics::DELIVERIES;
-use crate::producer::{InFlight, code_of};
+use crate::producer::{Answer, InFlight, Report, code_of};
 use crate::send::outcome::Outcome;
 
 /// What the callbacks tell the rest of the gateway.
@@ -107,6 +107,9 @@ impl ProducerContext for Context {
         let InFlight { answer, permit } = *in_flight;
         drop(permit);
         // The caller may have gone, or have been answered at its deadline.
-        let _ = answer.send(outcome);
+        match answer {
+            Answer::One(answer) => drop(answer.send(outcome)),
+            Answer::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
+        }
     }
 }

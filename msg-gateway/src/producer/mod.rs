@@ -18,7 +18,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::PRODUCERS_REPLACED;
@@ -29,10 +29,32 @@ use crate::send::outcome::Outcome;
 /// The component of [`Readiness`] that speaks for the producer.
 pub const COMPONENT: &str = "producer";
 
+/// Where a delivery report goes. Nobody may be listening any more.
+pub enum Answer {
+    /// To a call with one message.
+    One(oneshot::Sender<Outcome>),
+    /// To a call with many, which share a channel: a task or a channel for each would cost more than the record.
+    Many {
+        /// Which of them it is.
+        entry: u64,
+        /// As long as there are permits: each record in flight sends one report.
+        reports: mpsc::UnboundedSender<Report>,
+    },
+}
+
+/// What became of one entry of a batch or a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// Which one, by the call's own count.
+    pub entry: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
 /// What travels with a record through librdkafka until its delivery report.
 pub struct InFlight {
-    /// Where the report goes. Nobody may be listening any more.
-    pub answer: oneshot::Sender<Outcome>,
+    /// Where the report goes.
+    pub answer: Answer,
     /// The record's place in flight, given back when this is dropped.
     pub permit: Permit,
 }
@@ -101,6 +123,11 @@ impl Producer {
     /// From now on every record is refused with this reason.
     pub fn close(&self, reason: String) {
         self.closed.store(Some(Arc::new(reason)));
+    }
+
+    /// Why nothing may be sent at present.
+    pub fn closed(&self) -> Option<String> {
+        self.closed.load().as_deref().cloned()
     }
 
     /// Puts a record into the queue. Never blocks. What became of it comes through `in_flight`.
@@ -216,7 +243,7 @@ mod tests {
                 value: b"hi",
                 timestamp_ms: 1,
                 traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-                in_flight: Box::new(InFlight { answer, permit }),
+                in_flight: Box::new(InFlight { answer: Answer::One(answer), permit }),
             })
             .map(|()| report)
     }

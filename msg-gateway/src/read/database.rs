@@ -17,7 +17,12 @@ pub struct Database {
 impl Database {
     /// Up to `connections` to the database. Connects when one is first used.
     pub fn new(options: &DatabaseOptions, connections: usize) -> Result<Self, String> {
-        let pool = options.pool("msg-gateway", connections, "SET default_transaction_read_only = on")?;
+        Database::with_session(options, connections, "SET default_transaction_read_only = on")
+    }
+
+    /// The same with sessions of one's own.
+    pub fn with_session(options: &DatabaseOptions, connections: usize, session: &str) -> Result<Self, String> {
+        let pool = options.pool("msg-gateway", connections, session)?;
         Ok(Database { pool })
     }
 

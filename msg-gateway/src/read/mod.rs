@@ -1,38 +1,105 @@
-//! Reading what is stored. Reads never touch Kafka, and sends never touch the database.
+//! Reading what is stored. Only GetMsgStatus asks Kafka too, and sends never touch the database.
 
 pub mod database;
+pub mod kafka;
 pub mod max_seqs;
 pub mod page_token;
 pub mod pull;
+pub mod status;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::histogram;
 use msg_common::limits::Violation;
-use msg_common::proto::{GetMaxSeqsRequest, GetMaxSeqsResponse, PullMsgsRequest, PullMsgsResponse};
+use msg_common::partition::Partition;
+use msg_common::proto::{
+    GetMaxSeqsRequest, GetMaxSeqsResponse, GetMsgStatusRequest, GetMsgStatusResponse, PullMsgsRequest, PullMsgsResponse,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
+use crate::incoming::Lifetime;
 use crate::metrics::READ_SECONDS;
+use crate::place::{Held, Place};
 use crate::read::database::Database;
+use crate::read::kafka::Topic;
 use crate::send::deadline::Timing;
 use crate::status::Failure;
 
-/// Most reads at a time, from their begin until their answer is sent. An answer has up to 4 MiB.
-const MAX_READS: usize = 32;
+/// So many times the reads that there may be at a time may wait for a place. More are refused at once: by the time they had
+/// one, their callers would be gone.
+const WAITING: usize = 4;
 
 /// Answers reads.
 pub struct Reader {
-    database: Option<Database>,
+    sources: Option<Sources>,
     timing: Timing,
+    answer_timeout: Duration,
     max_id_bytes: usize,
-    reads: Arc<Semaphore>,
+    partitions: Partition,
+    reads: Places,
+    /// Of questions for a message's status. They are not among the reads, which would wait with them for a Kafka that is away.
+    statuses: Places,
 }
 
-/// A read's place among the others. It goes with the answer until that is sent: callers that ask and do not
-/// read must not fill the memory.
-pub type Place = Arc<OwnedSemaphorePermit>;
+/// Places from the begin of a read until its answer is sent. An answer has up to 4 MiB.
+struct Places {
+    free: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+impl Places {
+    fn new(max: usize) -> Self {
+        let max = max.min(Semaphore::MAX_PERMITS / WAITING);
+        Places { free: Arc::new(Semaphore::new(max)), waiting: Semaphore::new(max * WAITING) }
+    }
+
+    async fn take(&self, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+        let full = || Failure::Overloaded("too many reads at a time".into());
+        if let Ok(place) = self.free.clone().try_acquire_owned() {
+            return Ok(place);
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| full())?;
+        let place = tokio::time::timeout_at(by.into(), self.free.clone().acquire_owned()).await.map_err(|_| full())?;
+        Ok(place.expect("the semaphore is never closed"))
+    }
+}
+
+/// What is read from.
+struct Sources {
+    primary: Database,
+    replica: Option<Database>,
+    topic: Topic,
+}
+
+impl Sources {
+    fn new(config: &Config) -> Result<Self, String> {
+        let database = |options| Database::new(options, config.read_connections);
+        let replica = config.replica.database(&config.database);
+        Ok(Sources {
+            primary: database(&config.database)?,
+            replica: replica.as_ref().map(database).transpose()?,
+            topic: Topic::new(&config.kafka).map_err(|error| format!("kafka client: {error}"))?,
+        })
+    }
+
+    /// For what may be behind.
+    fn pages(&self) -> &Database {
+        self.replica.as_ref().unwrap_or(&self.primary)
+    }
+}
+
+/// What a read has to know of its call.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// When its head arrived.
+    pub arrival: Instant,
+    /// How long its caller waits.
+    pub timeout: Option<Duration>,
+    /// The connection that it came over.
+    pub connection: Option<Lifetime>,
+}
 
 /// How long reads may take: what the database's own time-outs allow, unless the caller's deadline is shorter.
 pub fn timing(config: &Config) -> Timing {
@@ -47,59 +114,72 @@ pub fn timing(config: &Config) -> Timing {
 impl Reader {
     /// Reads from the database that is configured. Connects when it is first used.
     pub fn new(config: &Config, timing: Timing) -> Result<Self, String> {
-        let database = if config.database.is_given() {
-            Some(Database::new(&config.database, config.read_connections)?)
+        let sources = if config.database.is_given() {
+            Some(Sources::new(config)?)
         } else {
             tracing::info!("no database is configured: reads are refused");
             None
         };
-        let max_id_bytes = config.limits.max_id_bytes;
-        Ok(Reader { database, timing, max_id_bytes, reads: Arc::new(Semaphore::new(MAX_READS)) })
+        Ok(Reader {
+            sources,
+            timing,
+            answer_timeout: config.server.answer_timeout,
+            max_id_bytes: config.limits.max_id_bytes,
+            partitions: config.send.topic_partitions,
+            reads: Places::new(config.max_reads),
+            statuses: Places::new(config.max_reads),
+        })
     }
 
     /// A page of an inbox.
-    pub async fn pull(
-        &self,
-        request: PullMsgsRequest,
-        arrival: Instant,
-        timeout: Option<Duration>,
-    ) -> Result<(PullMsgsResponse, Place), Failure> {
+    pub async fn pull(&self, request: PullMsgsRequest, call: Call) -> Result<(PullMsgsResponse, Place), Failure> {
         let query = pull::Query::of(request, self.max_id_bytes)?;
-        let read = |database| pull::read(database, query);
-        self.answer("PullMsgs", arrival, timeout, read).await
+        self.answer("PullMsgs", &self.reads, call, |sources| pull::read(sources.pages(), query)).await
     }
 
     /// How far inboxes reach.
     pub async fn max_seqs(
         &self,
         request: GetMaxSeqsRequest,
-        arrival: Instant,
-        timeout: Option<Duration>,
+        call: Call,
     ) -> Result<(GetMaxSeqsResponse, Place), Failure> {
         max_seqs::check(&request.recv_ids, self.max_id_bytes)?;
-        let read = |database| max_seqs::read(database, request.recv_ids);
-        self.answer("GetMaxSeqs", arrival, timeout, read).await
+        self.answer("GetMaxSeqs", &self.reads, call, |sources| max_seqs::read(sources.pages(), request.recv_ids)).await
+    }
+
+    /// What became of a message.
+    pub async fn msg_status(
+        &self,
+        request: GetMsgStatusRequest,
+        call: Call,
+    ) -> Result<(GetMsgStatusResponse, Place), Failure> {
+        let arrival = call.arrival;
+        let query = status::Query::of(request, self.max_id_bytes, self.partitions)?;
+        // A replica may be behind, and then a stored message would be nowhere.
+        self.answer("GetMsgStatus", &self.statuses, call, |sources| {
+            status::read(&sources.primary, &sources.topic, query, arrival)
+        })
+        .await
     }
 
     async fn answer<'a, T, F>(
         &'a self,
         method: &'static str,
-        arrival: Instant,
-        timeout: Option<Duration>,
-        read: impl FnOnce(&'a Database) -> F,
+        places: &Places,
+        call: Call,
+        read: impl FnOnce(&'a Sources) -> F,
     ) -> Result<(T, Place), Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let database = self.database.as_ref().ok_or(Failure::NoDatabase)?;
-        let answer_by = self.timing.answer_by(arrival, timeout, Instant::now())?;
-        let reading = async {
-            let place = self.reads.clone().acquire_owned().await.expect("the semaphore is never closed");
-            Ok((read(database).await?, Arc::new(place)))
-        };
-        let result = tokio::time::timeout_at(answer_by.into(), reading).await;
-        histogram!(READ_SECONDS, "method" => method).record(arrival.elapsed());
-        result.unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the database did not answer in time".into())))
+        let sources = self.sources.as_ref().ok_or(Failure::NoDatabase)?;
+        let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let place = places.take(answer_by).await?;
+        let result = tokio::time::timeout_at(answer_by.into(), read(sources)).await;
+        histogram!(READ_SECONDS, "method" => method).record(call.arrival.elapsed());
+        let answer =
+            result.unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the answer did not come in time".into())))?;
+        Ok((answer, Held::watched(place, call.connection, self.answer_timeout)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! PullMsgs: one page of an inbox, bounded by count and by bytes.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use msg_common::limits::check_id;
@@ -22,7 +23,7 @@ const PAGE_BYTES: i64 = 15 << 18;
 
 // $1 recv_id, $2 the lowest seq, $3 the highest, $4 one more than the page's size, $5 most bytes, $6 without content. The row too many
 // tells whether there is more. The first row is always given, or a large message would end the reading.
-const PAGE: &str = "
+const ASCENDING: &str = "
 SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time, found
 FROM (
     SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY seq) AS place,
@@ -42,13 +43,18 @@ FROM (
 WHERE place = 1 OR (place < $4 AND bytes_so_far <= $5)
 ORDER BY seq";
 
+/// The same from the other end, by the same index.
+static DESCENDING: LazyLock<String> = LazyLock::new(|| ASCENDING.replace("ORDER BY seq", "ORDER BY seq DESC"));
+
 /// What to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
     recv_id: String,
     from_seq: i64,
     to_seq: i64,
+    descending: bool,
     omit_content: bool,
+    /// Where this page begins.
     next_seq: i64,
     page_size: i32,
 }
@@ -74,12 +80,15 @@ impl Query {
         }
         let page_size = if request.page_size == 0 { DEFAULT_PAGE } else { request.page_size.min(MAX_PAGE) };
         let from_seq = request.from_seq.max(1);
+        let to_seq = if request.to_seq == 0 { i64::MAX } else { request.to_seq };
+        let descending = order == Ok(Order::Descending);
         let mut query = Query {
             recv_id: request.recv_id,
             from_seq,
-            to_seq: if request.to_seq == 0 { i64::MAX } else { request.to_seq },
+            to_seq,
+            descending,
             omit_content: request.omit_content,
-            next_seq: from_seq,
+            next_seq: if descending { to_seq } else { from_seq },
             page_size,
         };
         if !request.page_token.is_empty() {
@@ -91,10 +100,28 @@ impl Query {
         if !violations.is_empty() {
             return Err(Failure::Invalid(violations));
         }
-        if order == Ok(Order::Descending) {
-            return Err(Failure::NotImplemented("order ORDER_DESCENDING is not implemented yet"));
-        }
         Ok(query)
+    }
+
+    /// What comes after `after_seq`, a page of at most `page_size`.
+    pub fn after(recv_id: String, after_seq: i64, page_size: i32, omit_content: bool) -> Self {
+        let from_seq = after_seq.saturating_add(1);
+        let (to_seq, next_seq) = (i64::MAX, from_seq);
+        Query { recv_id, from_seq, to_seq, descending: false, omit_content, next_seq, page_size }
+    }
+
+    /// The statement, and the range that is left to read.
+    fn page(&self) -> (&'static str, i64, i64) {
+        if self.descending {
+            (&DESCENDING, self.from_seq, self.next_seq)
+        } else {
+            (ASCENDING, self.next_seq, self.to_seq)
+        }
+    }
+
+    /// For what comes after this one.
+    fn token_after(&self, seq: i64) -> String {
+        self.scope().token(if self.descending { seq - 1 } else { seq + 1 })
     }
 
     fn scope(&self) -> Scope<'_> {
@@ -102,7 +129,7 @@ impl Query {
             recv_id: &self.recv_id,
             from_seq: self.from_seq,
             to_seq: self.to_seq,
-            descending: false,
+            descending: self.descending,
             omit_content: self.omit_content,
         }
     }
@@ -111,35 +138,46 @@ impl Query {
 /// Reads the page.
 pub async fn read(database: &Database, query: Query) -> Result<PullMsgsResponse, Failure> {
     let connection = database.connection().await?;
-    let rows = rows(&connection, &query).await.map_err(|error| failure(&error))?;
+    let (msgs, more) = page(&connection, &query, PAGE_BYTES).await?;
     connection.done();
-    let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found")).map_err(|error| failure(&error))?;
-    let msgs = rows.iter().map(|row| stored_msg(row, &query.recv_id)).collect::<Result<Vec<_>, _>>()?;
     let next_page_token = match msgs.last() {
-        Some(last) if usize::try_from(found).is_ok_and(|found| found > msgs.len()) => query.scope().token(last.seq + 1),
+        Some(last) if more => query.token_after(last.seq),
         _ => String::new(),
     };
     Ok(PullMsgsResponse { msgs, next_page_token })
 }
 
-async fn rows(connection: &Connection, query: &Query) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let statement = connection.prepare_cached(PAGE).await?;
-    let limit = i64::from(query.page_size) + 1;
-    connection
-        .query(&statement, &[&query.recv_id, &query.next_seq, &query.to_seq, &limit, &PAGE_BYTES, &query.omit_content])
-        .await
+/// The rows of one page of at most `bytes`, but for one row; and whether there are more.
+pub async fn page(connection: &Connection, query: &Query, bytes: i64) -> Result<(Vec<StoredMsg>, bool), Failure> {
+    let rows = rows(connection, query, bytes).await.map_err(|error| failure(&error))?;
+    let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found")).map_err(|error| failure(&error))?;
+    let msgs = rows.iter().map(|row| stored_msg(row, &query.recv_id)).collect::<Result<Vec<_>, _>>()?;
+    let more = usize::try_from(found).is_ok_and(|found| found > msgs.len());
+    Ok((msgs, more))
 }
 
-fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
+async fn rows(connection: &Connection, query: &Query, bytes: i64) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let (statement, lowest, highest) = query.page();
+    let statement = connection.prepare_cached(statement).await?;
+    let limit = i64::from(query.page_size) + 1;
+    connection.query(&statement, &[&query.recv_id, &lowest, &highest, &limit, &bytes, &query.omit_content]).await
+}
+
+/// The attributes of a row.
+pub fn attributes(row: &Row) -> Result<BTreeMap<String, String>, Failure> {
     let attributes: Option<&str> = get(row, "attributes")?;
-    let attributes: BTreeMap<String, String> = match attributes {
-        None => BTreeMap::new(),
+    match attributes {
+        None => Ok(BTreeMap::new()),
         Some(json) => serde_json::from_str(json).map_err(|error| {
             // Its text would repeat what is stored.
             tracing::error!(line = error.line(), column = error.column(), "stored attributes are not a map of texts");
             Failure::Internal("stored attributes are not a map of texts".into())
-        })?,
-    };
+        }),
+    }
+}
+
+/// The message of a row.
+pub fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
     let content: Option<Vec<u8>> = get(row, "content")?;
     let session_type: i16 = get(row, "session_type")?;
     let msg_id: Uuid = get(row, "msg_id")?;
@@ -151,7 +189,7 @@ fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
         session_type: session_type.into(),
         content_type: get(row, "content_type")?,
         content: content.unwrap_or_default().into(),
-        attributes,
+        attributes: attributes(row)?,
     };
     Ok(StoredMsg {
         msg: Some(msg),
@@ -162,7 +200,8 @@ fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
     })
 }
 
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Failure> {
+/// A column of a row.
+pub fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Failure> {
     row.try_get(column).map_err(|error| {
         tracing::error!(column, %error, "a column is not what it should be");
         Failure::Internal(format!("column {column} is not what it should be"))
@@ -214,12 +253,17 @@ mod tests {
         assert_eq!(Query::of(next.clone(), 8).expect("it is good").next_seq, 42);
         assert_eq!(fields(PullMsgsRequest { recv_id: "eve".into(), ..next.clone() }), ["page_token"]);
         assert_eq!(fields(PullMsgsRequest { from_seq: 3, ..next.clone() }), ["page_token"]);
+        assert_eq!(fields(PullMsgsRequest { order: Order::Descending.into(), ..next.clone() }), ["page_token"]);
         assert_eq!(fields(PullMsgsRequest { omit_content: true, ..next }), ["page_token"]);
     }
 
     #[test]
-    fn newest_first_is_not_served_yet() {
-        let descending = PullMsgsRequest { order: Order::Descending.into(), ..request() };
-        assert!(matches!(Query::of(descending, 8), Err(Failure::NotImplemented(_))));
+    fn newest_first_begins_at_the_end_and_goes_down() {
+        let descending = PullMsgsRequest { order: Order::Descending.into(), from_seq: 3, to_seq: 50, ..request() };
+        let query = Query::of(descending.clone(), 8).expect("it is good");
+        assert_eq!(query.page(), (DESCENDING.as_str(), 3, 50));
+        let next = PullMsgsRequest { page_token: query.token_after(42), ..descending };
+        assert_eq!(Query::of(next, 8).expect("it is good").page(), (DESCENDING.as_str(), 3, 41));
+        assert_eq!(DESCENDING.matches("ORDER BY seq").count(), DESCENDING.matches("ORDER BY seq DESC").count());
     }
 }

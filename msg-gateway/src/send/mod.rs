@@ -1,30 +1,33 @@
 //! Sending: a message is checked at the door, given its id and its partition, handed to the producer, and
-//! answered when its delivery report or its deadline comes.
+//! answered when its delivery report or its deadline comes. One at a time, many together, or on a stream.
 
 pub mod admission;
+mod batch;
 pub mod deadline;
 pub mod outcome;
+pub mod record;
+pub mod stored;
+pub mod stream;
 pub mod trace;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use msg_common::id::msg_id;
 use msg_common::limits::{Limits, Violation};
-use msg_common::partition::{Partition, partition_for};
-use msg_common::proto::{Msg, Placement, SendMsgRequest, WaitFor};
-use msg_common::record;
-use prost::Message;
-use prost_types::Timestamp;
-use rdkafka::types::RDKafkaErrorCode;
-use tokio::sync::oneshot;
-use uuid::Uuid;
+use msg_common::partition::Partition;
+use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, WaitFor, send_result};
+use tokio::sync::{Semaphore, oneshot};
 
-use crate::metrics::SendMetrics;
-use crate::producer::{InFlight, Outgoing, Producer, Refusal};
-use crate::send::admission::{Admission, Full, RECORD_OVERHEAD};
+use crate::arriving::Arriving;
+use crate::config::Config;
+use crate::live::wait::Waiters;
+use crate::metrics::{MessageMetrics, SendMetrics};
+use crate::producer::{Answer, Producer, settings};
+use crate::send::admission::Admission;
 use crate::send::deadline::Timing;
 use crate::send::outcome::Outcome;
+use crate::send::record::{Record, Taken, bytes_in_flight, id_of, overloaded, too_large};
+use crate::send::stored::Awaited;
 use crate::status::Failure;
 
 /// What is known of a call beside its request.
@@ -43,129 +46,158 @@ pub struct Sender {
     limits: Limits,
     partitions: Partition,
     timing: Timing,
+    /// How long after it was handed over a record can still appear in the topic.
     settle: Duration,
     admission: Arc<Admission>,
     producer: Arc<Producer>,
+    waiters: Arc<Waiters>,
     metrics: SendMetrics,
+    batch_metrics: MessageMetrics,
+    stream_metrics: MessageMetrics,
+    /// At how many unanswered messages of a stream no more are read.
+    max_stream_inflight: usize,
+    /// Requests of streams that wait for room.
+    held_up: Arc<Arriving>,
+    /// Places of open streams.
+    streams: Arc<Semaphore>,
+    /// Places of entries of streams, from when they are read until their results are taken.
+    results: Arc<Semaphore>,
+    /// Places of batches whose answers may be large.
+    batches: Arc<Semaphore>,
+    answer_timeout: Duration,
+    /// Most messages whose rows may be awaited.
+    max_waiting: usize,
 }
 
 impl Sender {
-    /// `settle` is how long after it was handed over a record can still appear in the topic.
-    pub fn new(
-        limits: Limits,
-        partitions: Partition,
-        timing: Timing,
-        settle: Duration,
-        admission: Arc<Admission>,
-        producer: Arc<Producer>,
-    ) -> Self {
-        Sender { limits, partitions, timing, settle, admission, producer, metrics: SendMetrics::new() }
+    /// Sends as configured, through this producer, as far as there is room.
+    pub fn new(config: &Config, admission: Arc<Admission>, producer: Arc<Producer>, waiters: Arc<Waiters>) -> Self {
+        Sender {
+            limits: config.limits.clone(),
+            partitions: config.send.topic_partitions,
+            timing: Timing {
+                max_wait: config.send.max_send_wait,
+                margin: config.send.deadline_margin,
+                shortest: config.send.linger,
+            },
+            settle: settings::settle(&config.send),
+            admission,
+            producer,
+            waiters,
+            metrics: SendMetrics::new(),
+            batch_metrics: MessageMetrics::new("BatchSendMsg"),
+            stream_metrics: MessageMetrics::new("StreamSendMsg"),
+            max_stream_inflight: config.send.max_stream_inflight_msgs,
+            held_up: Arriving::new(config.server.max_arriving_bytes),
+            streams: places(config.send.max_send_streams),
+            results: places(config.send.max_untaken_results),
+            batches: places(config.send.max_batches),
+            answer_timeout: config.server.answer_timeout,
+            max_waiting: config.live.max_waiting_msgs,
+        }
     }
 
-    /// Sends one message and waits until Kafka has it for good.
+    /// Sends one message and waits until Kafka has it for good, or the database if asked.
     pub async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
-        let msg = self.check(request)?;
-        let now = Instant::now();
-        let answer_by = self.timing.answer_by(call.arrival, call.timeout, now)?;
-        let pending = self.hand_over(msg, call.traceparent)?;
+        let (msg, until_stored) = self.check(request)?;
+        let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
+        // Before it is encoded: a gateway that is full must refuse cheaply.
+        let permit = self.admission.admit(bytes_in_flight(&msg)).map_err(overloaded)?;
+        let msg_id = id_of(&msg);
+        let (answer, report) = oneshot::channel();
+        let traceparent = call.traceparent.filter(|value| trace::is_valid(value));
+        let record = Record::new(msg, msg_id, self.partitions);
+        let (taken, refused) = record.hand_over(&self.producer, traceparent, Answer::One(answer), permit);
+        refused?;
         // Whoever drops this future, the record and its permit live on until the delivery report.
-        let outcome = tokio::time::timeout_at(answer_by.into(), pending.report).await;
+        let report = tokio::time::timeout_at(answer_by.into(), report).await;
+        // A sender that is gone without a word is a producer that was dropped with the record in it.
+        let outcome = report.map_or(Outcome::Unknown, |report| report.unwrap_or(Outcome::Unknown));
+        let result = match (self.settled(&taken, outcome), awaited) {
+            (Ok(placement), Some(awaited)) => awaited.stored(taken.recv_id, placement, answer_by).await,
+            (result, _) => result,
+        };
         self.metrics.seconds.record(call.arrival.elapsed());
+        if result.is_ok() {
+            self.metrics.ok.increment(1);
+        }
+        result
+    }
+
+    /// What a delivery report, or its absence, means for the caller.
+    fn settled(&self, taken: &Taken, outcome: Outcome) -> Result<Placement, Failure> {
         match outcome {
-            Ok(Ok(Outcome::Stored { offset })) => {
-                self.metrics.ok.increment(1);
-                Ok(Placement { offset, ..pending.placement })
-            }
-            Ok(Ok(Outcome::NotSent(code))) => Err(Failure::NotSent(format!("Kafka refused the message: {code}"))),
-            Ok(Ok(Outcome::TooLarge)) => Err(too_large()),
-            // A sender that is gone without a word is a producer that was dropped with the record in it.
-            Ok(Ok(Outcome::Unknown) | Err(_)) | Err(_) => {
+            Outcome::Stored { offset } => Ok(taken.placement(offset)),
+            Outcome::NotSent(code) => Err(Failure::NotSent(format!("Kafka refused the message: {code}"))),
+            Outcome::TooLarge => Err(too_large()),
+            Outcome::Unknown => {
                 // Kafka may be away, which nothing else tells before the delivery time-out.
                 self.producer.signals().check.notify_one();
-                Err(Failure::OutcomeUnknown { msg_id: pending.msg_id, settles_by: pending.taken_at + self.settle })
+                Err(taken.unknown(self.settle))
             }
         }
     }
 
-    /// The request's message, if it breaks no rule.
-    fn check(&self, request: SendMsgRequest) -> Result<Msg, Failure> {
+    /// Whether an entry of a batch or a stream breaks a rule; `path` names it in the request.
+    fn check_entry(&self, msg: &Msg, path: impl FnOnce() -> String) -> Result<(), Failure> {
+        // The path is made only where it is needed: nearly every message is good.
+        if self.limits.violations("", msg).is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Invalid(self.limits.violations(&path(), msg)))
+    }
+
+    /// The request's message, if it breaks no rule, and whether to wait until it is stored.
+    fn check(&self, request: SendMsgRequest) -> Result<(Msg, bool), Failure> {
         let mut violations = match &request.msg {
             Some(msg) => self.limits.violations("msg", msg),
-            None => vec![Violation { field: "msg".into(), description: "must be set".into() }],
+            None => vec![must_be_set("msg")],
         };
-        let wait_for = WaitFor::try_from(request.wait_for);
-        if wait_for.is_err() {
-            let description = format!("{} is not a WaitFor", request.wait_for);
-            violations.push(Violation { field: "wait_for".into(), description });
-        }
-        match (request.msg, violations.is_empty()) {
-            (Some(msg), true) if wait_for != Ok(WaitFor::Stored) => Ok(msg),
-            (Some(_), true) => Err(Failure::NotImplemented("wait_for WAIT_FOR_STORED is not implemented yet")),
-            _ => Err(Failure::Invalid(violations)),
+        let until_stored = until_stored(request.wait_for);
+        match (request.msg, until_stored) {
+            (Some(msg), Ok(until_stored)) if violations.is_empty() => Ok((msg, until_stored)),
+            (_, until_stored) => {
+                violations.extend(until_stored.err());
+                Err(Failure::Invalid(violations))
+            }
         }
     }
+}
 
-    /// Everything up to the producer's queue: there is no waiting in it, so nothing half done can be dropped.
-    fn hand_over(&self, msg: Msg, traceparent: Option<&[u8]>) -> Result<Pending, Failure> {
-        // Before it is encoded: a gateway that is full must refuse cheaply.
-        let bytes = msg.encoded_len() + msg.recv_id.len() + RECORD_OVERHEAD;
-        let permit = self.admission.admit(bytes).map_err(|full| {
-            Failure::Overloaded(match full {
-                Full::Msgs => "too many messages in flight".into(),
-                Full::Bytes => "too many bytes in flight".into(),
-            })
-        })?;
-        let msg_id = msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id);
-        let taken_at = SystemTime::now();
-        let since_epoch = taken_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let send_time_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
-        let key = msg.recv_id.clone();
-        let partition = partition_for(key.as_bytes(), self.partitions);
-        let value = record::encode(msg, msg_id, send_time_ms);
-        let (answer, report) = oneshot::channel();
-        let outgoing = Outgoing {
-            partition,
-            key: &key,
-            value: &value,
-            timestamp_ms: send_time_ms,
-            traceparent: traceparent.filter(|value| trace::is_valid(value)),
-            in_flight: Box::new(InFlight { answer, permit }),
-        };
-        self.producer.send(outgoing).map_err(refused)?;
-        let placement = Placement {
-            msg_id: msg_id.to_string(),
-            partition,
-            offset: 0,
-            send_time: Some(timestamp(send_time_ms)),
-            stored: None,
-        };
-        Ok(Pending { msg_id, taken_at, placement, report })
+fn places(count: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
+}
+
+/// Whether an answer has to wait for the row.
+fn until_stored(wait_for: i32) -> Result<bool, Violation> {
+    match WaitFor::try_from(wait_for) {
+        Ok(wait_for) => Ok(wait_for == WaitFor::Stored),
+        Err(_) => Err(Violation { field: "wait_for".into(), description: format!("{wait_for} is not a WaitFor") }),
     }
 }
 
-/// A record that the producer has.
-struct Pending {
-    msg_id: Uuid,
-    taken_at: SystemTime,
-    placement: Placement,
-    report: oneshot::Receiver<Outcome>,
+fn must_be_set(field: &str) -> Violation {
+    Violation { field: field.into(), description: "must be set".into() }
 }
 
-/// What it means that the producer did not take a record.
-fn refused(refusal: Refusal) -> Failure {
-    match refusal {
-        Refusal::Closed(reason) => Failure::NotSent(reason),
-        Refusal::Failed(RDKafkaErrorCode::QueueFull) => Failure::Overloaded("the producer's queue is full".into()),
-        Refusal::Failed(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(),
-        Refusal::Failed(code) => Failure::NotSent(format!("the producer refused the message: {code}")),
-    }
+/// The count of a request's messages must be 1 to this.
+pub const MOST_MSGS: usize = 1000;
+
+fn check_count(field: &str, count: usize) -> Option<Violation> {
+    let description = match count {
+        0 => "must not be empty".into(),
+        1..=MOST_MSGS => return None,
+        _ => format!("has {count} entries; at most {MOST_MSGS}"),
+    };
+    Some(Violation { field: field.into(), description })
 }
 
-fn too_large() -> Failure {
-    Failure::TooLarge("the message is larger than the topic takes".into())
-}
-
-fn timestamp(millis: i64) -> Timestamp {
-    let nanos = i32::try_from(millis.rem_euclid(1000)).expect("below 1000") * 1_000_000;
-    Timestamp { seconds: millis.div_euclid(1000), nanos }
+/// One entry's result as the contract has it.
+fn told(result: Result<Placement, Failure>) -> SendResult {
+    let result = match result {
+        Ok(placement) => send_result::Result::Placement(placement),
+        Err(failure) => send_result::Result::Error(failure.of_entry()),
+    };
+    SendResult { result: Some(result) }
 }

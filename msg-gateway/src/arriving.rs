@@ -1,0 +1,356 @@
+//! Requests on their way in: how many bytes of unfinished ones there may be, and how long one may take to arrive.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use msg_common::proto::ErrorReason;
+use tokio::time::Sleep;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::status::{Failure, with_reason};
+
+/// How many bytes there may be of something, over all connections, and how many there are.
+#[derive(Debug)]
+pub struct Arriving {
+    max: usize,
+    bytes: AtomicUsize,
+}
+
+/// Bytes that are counted until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    arriving: Arc<Arriving>,
+    bytes: usize,
+}
+
+impl Arriving {
+    /// Room for `max` bytes.
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Arriving { max, bytes: AtomicUsize::new(0) })
+    }
+
+    /// How many there are.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Holds so many, if there is room.
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        let mut held = Held { arriving: self.clone(), bytes: 0 };
+        held.set(bytes).then_some(held)
+    }
+}
+
+impl Held {
+    /// Holds so many instead; without room it is as before, and false.
+    fn set(&mut self, bytes: usize) -> bool {
+        let all = &self.arriving.bytes;
+        if bytes == self.bytes {
+            // Most requests arrive in one piece, of which nothing is ever held.
+            return true;
+        }
+        if bytes > self.bytes {
+            let more = bytes - self.bytes;
+            if all.fetch_add(more, Ordering::Relaxed) + more > self.arriving.max {
+                all.fetch_sub(more, Ordering::Relaxed);
+                return false;
+            }
+        } else {
+            all.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+        true
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// What has to arrive in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whole {
+    /// The request, which is one message.
+    Body,
+    /// Each message of a stream once it has begun; between them the caller may take its time.
+    Message,
+}
+
+/// A request's body that counts what has arrived of its unfinished message, and does not wait for ever for the rest.
+pub struct ArrivingBody {
+    body: Body,
+    held: Held,
+    message: Message,
+    /// Of the body so far.
+    messages: usize,
+    bytes: usize,
+    whole: Whole,
+    within: Duration,
+    /// What completes the message, and then the trailers, if there are any.
+    last: Option<Frame<Bytes>>,
+    ended: bool,
+    /// Made when there is something to wait for, which is seldom: most requests arrive in one piece.
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl ArrivingBody {
+    /// Counts in `arriving`, and waits for the rest as long as `within`.
+    pub fn new(body: Body, arriving: &Arc<Arriving>, whole: Whole, within: Duration) -> Self {
+        let held = Held { arriving: arriving.clone(), bytes: 0 };
+        ArrivingBody {
+            body,
+            held,
+            message: Message::default(),
+            messages: 0,
+            bytes: 0,
+            whole,
+            within,
+            last: None,
+            ended: false,
+            patience: None,
+        }
+    }
+
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        if self.whole == Whole::Message && self.message.arrived() == 0 {
+            return Poll::Pending;
+        }
+        let within = self.within;
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
+        ready!(patience.as_mut().poll(cx));
+        Poll::Ready(Failure::NotSent(format!("the request did not arrive in full within {} s", within.as_secs_f64())))
+    }
+
+    fn take(&mut self, data: &[u8]) -> Result<(), Status> {
+        let complete = self.message.see(data);
+        self.messages += complete;
+        self.bytes += data.len();
+        let held = match self.whole {
+            // The message waits for the body's end, and until then it counts.
+            Whole::Body if self.messages > 1 || (self.messages == 1 && self.message.arrived() > 0) => {
+                return Err(with_reason(Code::Internal, "there is more than one message", ErrorReason::BadRequest));
+            }
+            // It goes on at once.
+            Whole::Body if self.messages == 1 && http_body::Body::is_end_stream(&self.body) => 0,
+            Whole::Body => self.bytes,
+            Whole::Message => {
+                if complete > 0 {
+                    self.patience = None;
+                }
+                self.message.arrived()
+            }
+        };
+        if self.held.set(held) {
+            return Ok(());
+        }
+        Err(Failure::Overloaded("too many bytes of requests are arriving".into()).into())
+    }
+}
+
+impl http_body::Body for ArrivingBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if self.ended {
+                return Poll::Ready(self.last.take().map(Ok));
+            }
+            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => return self.wait(cx).map(|failure| Some(Err(failure.into()))),
+            };
+            let Some(frame) = frame.transpose()? else {
+                self.ended = true;
+                continue;
+            };
+            let Some(data) = frame.data_ref() else {
+                self.ended = true;
+                let before = self.last.replace(frame);
+                return Poll::Ready(before.or_else(|| self.last.take()).map(Ok));
+            };
+            self.take(data)?;
+            let is_last = self.whole == Whole::Body && self.messages == 1 && !self.body.is_end_stream();
+            if !is_last {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            // A message that was decoded takes many times the memory of its bytes, so the end is waited for before.
+            if self.last.is_none() {
+                self.last = Some(frame);
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.last.is_none() && (self.ended || self.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// How much of a body's current message is there. In gRPC each begins with a byte of flags and its length in 4 bytes.
+#[derive(Debug, Default)]
+struct Message {
+    head: [u8; 5],
+    head_bytes: usize,
+    body_bytes: usize,
+    /// Bytes of the body that are still to come.
+    left: usize,
+}
+
+impl Message {
+    /// More of the body has come; how many messages are complete with it.
+    fn see(&mut self, mut data: &[u8]) -> usize {
+        let mut complete = 0;
+        while !data.is_empty() {
+            if self.head_bytes < self.head.len() {
+                self.head[self.head_bytes] = data[0];
+                self.head_bytes += 1;
+                data = &data[1..];
+                let [_, a, b, c, d] = self.head;
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+            }
+            if self.head_bytes == self.head.len() {
+                let here = self.left.min(data.len());
+                self.left -= here;
+                self.body_bytes += here;
+                data = &data[here..];
+                if self.left == 0 {
+                    *self = Message::default();
+                    complete += 1;
+                }
+            }
+        }
+        complete
+    }
+
+    /// How many bytes of it are there.
+    fn arrived(&self) -> usize {
+        self.head_bytes + self.body_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use http_body::Body as _;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn unfinished_requests_have_a_limit() {
+        let arriving = Arriving::new(10);
+        let first = arriving.hold(6).expect("there is room");
+        assert!(arriving.hold(5).is_none());
+        let second = arriving.hold(4).expect("there is room");
+        drop((first, second));
+        assert_eq!(arriving.bytes(), 0);
+    }
+
+    #[test]
+    fn only_the_unfinished_message_is_counted_however_it_is_cut() {
+        // Three messages, of 3, 0 and 2 bytes.
+        let bytes = [0, 0, 0, 0, 3, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 9, 9];
+        let expected = [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0];
+        for step in 1..=bytes.len() {
+            let mut message = Message::default();
+            let mut seen = 0;
+            for piece in bytes.chunks(step) {
+                message.see(piece);
+                seen += piece.len();
+                assert_eq!(message.arrived(), expected[seen - 1], "after {seen} in steps of {step}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_of_one_message_has_no_second_and_counts_until_it_ends() {
+        let whole = Bytes::from_static(&[0, 0, 0, 0, 1, 7]);
+        for (second, taken) in [(Bytes::new(), true), (whole.clone(), false), (Bytes::from_static(&[0]), false)] {
+            for together in [true, false] {
+                let arriving = Arriving::new(100);
+                let (send, pieces) = mpsc::unbounded_channel();
+                let mut body = ArrivingBody::new(Body::new(Pieces(pieces)), &arriving, Whole::Body, Duration::MAX);
+                if together {
+                    send.send([&whole[..], &second[..]].concat().into()).expect("it listens");
+                } else {
+                    send.send(whole.clone()).expect("it listens");
+                    assert_eq!(next(&mut body).now_or_never(), None, "its end is waited for");
+                    assert_eq!(arriving.bytes(), whole.len());
+                    send.send(second.clone()).expect("it listens");
+                }
+                drop(send);
+                let expected = if taken { Ok(()) } else { Err(Code::Internal) };
+                assert_eq!(next(&mut body).await, Some(expected), "{second:?} {together}");
+                if taken {
+                    assert_eq!(next(&mut body).await, None);
+                }
+                drop(body);
+                assert_eq!(arriving.bytes(), 0);
+            }
+        }
+    }
+
+    /// A body whose pieces come when the test sends them.
+    struct Pieces(mpsc::UnboundedReceiver<Bytes>);
+
+    impl http_body::Body for Pieces {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+        }
+    }
+
+    async fn next(body: &mut ArrivingBody) -> Option<Result<(), Code>> {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+        frame.map(|frame| frame.map(|_| ()).map_err(|status| status.code()))
+    }
+
+    #[tokio::test]
+    async fn what_has_begun_to_arrive_has_to_arrive() {
+        const WITHIN: Duration = Duration::from_millis(200);
+        for whole in [Whole::Body, Whole::Message] {
+            let (send, pieces) = mpsc::unbounded_channel();
+            let arriving = Arriving::new(100);
+            let mut body = ArrivingBody::new(Body::new(Pieces(pieces)), &arriving, whole, WITHIN);
+            let long = 2 * WITHIN;
+            // Before the first byte a stream may take its time; a request may not.
+            let before = tokio::time::timeout(long, next(&mut body)).await;
+            if whole == Whole::Body {
+                assert_eq!(before, Ok(Some(Err(Code::Unavailable))));
+                continue;
+            }
+            assert!(before.is_err());
+            for round in 0..3 {
+                send.send(Bytes::from_static(&[0, 0, 0, 0, 2, 7])).expect("it listens");
+                assert_eq!(next(&mut body).await, Some(Ok(())));
+                assert_eq!(arriving.bytes(), 6);
+                if round == 2 {
+                    break;
+                }
+                assert!(tokio::time::timeout(WITHIN / 2, next(&mut body)).await.is_err());
+                send.send(Bytes::from_static(&[7])).expect("it listens");
+                assert_eq!(next(&mut body).await, Some(Ok(())));
+                assert_eq!(arriving.bytes(), 0);
+                assert!(tokio::time::timeout(long, next(&mut body)).await.is_err());
+            }
+            assert_eq!(next(&mut body).now_or_never(), None);
+            assert_eq!(next(&mut body).await, Some(Err(Code::Unavailable)));
+            drop(body);
+            assert_eq!(arriving.bytes(), 0);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Reads the hints topic while somebody waits: from its end on, in a thread of its own, as a member of no group.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::counter;
+use msg_common::proto::StoredHint;
+use prost::Message as _;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
+
+use crate::live::feed::Feed;
+use crate::live::pulse::Pulse;
+use crate::live::wait::Waiters;
+use crate::metrics::HINTS;
+
+/// For so long it goes on reading after the last one who waited: they come and go.
+const LINGER: Duration = Duration::from_secs(10);
+/// How long one question to Kafka, and one wait for a hint, may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(100);
+
+/// The hints topic, and who is told.
+pub struct Tail {
+    /// Librdkafka's settings.
+    pub config: ClientConfig,
+    /// The hints topic.
+    pub topic: String,
+    /// Who waits.
+    pub pulse: Arc<Pulse>,
+    /// Is told of inboxes.
+    pub waiters: Arc<Waiters>,
+    /// Is told of inboxes.
+    pub feed: Arc<Feed>,
+}
+
+struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        msg_common::kafka::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // It comes again as an answer to a poll.
+        tracing::debug!(%error, reason, "the reader of hints reports an error");
+    }
+}
+
+impl ConsumerContext for Context {}
+
+impl Tail {
+    /// Librdkafka's settings for reading hints as they come.
+    pub fn settings(mut client: ClientConfig) -> ClientConfig {
+        client
+            // The client wants one to read at all; nothing is joined or committed.
+            .set("group.id", "msg-gateway-hints")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // Who fell behind what is kept goes on at the end: hints may be lost.
+            .set("auto.offset.reset", "latest")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "500")
+            .set("fetch.error.backoff.ms", "50")
+            .set("queued.max.messages.kbytes", "4096");
+        client
+    }
+
+    /// Starts the thread, which runs until `stop`.
+    pub fn start(self, stop: CancellationToken) -> KafkaResult<()> {
+        let consumer: BaseConsumer<Context> = self.config.create_with_context(Context)?;
+        let run = move || {
+            self.pulse.read_by(std::thread::current());
+            self.run(&consumer, &stop);
+        };
+        std::thread::Builder::new().name("hints".into()).spawn(run).expect("the system has a thread for us");
+        Ok(())
+    }
+
+    fn run(&self, consumer: &BaseConsumer<Context>, stop: &CancellationToken) {
+        let mut told_missing = false;
+        while !stop.is_cancelled() {
+            if !self.pulse.is_wanted() {
+                std::thread::park_timeout(POLL);
+                continue;
+            }
+            match self.assign(consumer) {
+                Ok(()) => {
+                    told_missing = false;
+                    self.follow(consumer, stop);
+                }
+                Err(error) if told_missing => tracing::debug!(error, "hints cannot be read"),
+                Err(error) => {
+                    told_missing = true;
+                    tracing::warn!(
+                        topic = self.topic,
+                        error,
+                        "hints cannot be read: those who wait are served by looking at the table, and later"
+                    );
+                }
+            }
+            self.pulse.set_live(false);
+            let _ = consumer.unassign();
+            // What the client still has to tell is of no use any more.
+            while consumer.poll(Duration::ZERO).is_some() {}
+            if self.pulse.is_wanted() && !stop.is_cancelled() {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+    }
+
+    fn assign(&self, consumer: &BaseConsumer<Context>) -> Result<(), String> {
+        let metadata = consumer.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(|error| error.to_string())?;
+        let found = metadata.topics().iter().find(|topic| topic.name() == self.topic);
+        let found = found.filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
+        let mut list = TopicPartitionList::new();
+        for partition in found.ok_or("the topic is not there")?.partitions() {
+            list.add_partition_offset(&self.topic, partition.id(), Offset::End).map_err(|error| error.to_string())?;
+        }
+        consumer.assign(&list).map_err(|error| error.to_string())
+    }
+
+    /// Comes back when nobody waits any more, or when the topic cannot be read.
+    fn follow(&self, consumer: &BaseConsumer<Context>, stop: &CancellationToken) {
+        let mut wanted = Instant::now();
+        while !stop.is_cancelled() {
+            if self.pulse.is_wanted() {
+                wanted = Instant::now();
+            } else if wanted.elapsed() > LINGER {
+                return;
+            }
+            match consumer.poll(POLL) {
+                None => {}
+                Some(Ok(record)) => {
+                    self.pulse.set_live(true);
+                    self.tell(record.payload().unwrap_or_default());
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => self.pulse.set_live(true),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "reading hints");
+                    self.pulse.set_live(false);
+                    // The topic may have been made anew.
+                    if !is_passing(&error) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&self, payload: &[u8]) {
+        match StoredHint::decode(payload) {
+            Ok(hint) => {
+                counter!(HINTS, "outcome" => "READ").increment(1);
+                self.waiters.hinted(&hint);
+                self.feed.hinted(&hint);
+            }
+            Err(error) => {
+                counter!(HINTS, "outcome" => "UNDECODABLE").increment(1);
+                tracing::warn!(%error, "a hint cannot be read");
+            }
+        }
+    }
+}
+
+/// Whether the client goes on by itself.
+fn is_passing(error: &KafkaError) -> bool {
+    use rdkafka::types::RDKafkaErrorCode as Code;
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| matches!(code, Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve))
+}

@@ -1,0 +1,258 @@
+//! GetMsgStatus: what became of one message. First how far everything is settled, and after that the row: the other way
+//! round, a message that is stored in between would be nowhere.
+
+use std::time::{Instant, SystemTime};
+
+use msg_common::limits::check_id;
+use msg_common::partition::{Partition, partition_for};
+use msg_common::proto::{DeadLetter, DeadLetterReason, GetMsgStatusRequest, GetMsgStatusResponse, MsgState};
+use tokio_postgres::Error;
+use uuid::Uuid;
+
+use crate::read::database::{Connection, Database, failure};
+use crate::read::invalid;
+use crate::read::kafka::Topic;
+use crate::status::Failure;
+
+const ROW: &str = "SELECT seq, stored_time FROM messages WHERE recv_id = $1 AND msg_id = $2";
+
+/// That of the record that is asked for, before a newer one of another record with the same id.
+const LETTER: &str = "
+SELECT reason, detail, first_seen, replayed_at IS NOT NULL, (kafka_partition = $3 AND kafka_offset = $4) IS TRUE
+FROM dead_letters WHERE recv_id = $1 AND msg_id = $2 ORDER BY 5 DESC, first_seen DESC, kafka_offset DESC LIMIT 1";
+
+/// Everything below is a row or a dead letter.
+const NEXT_OFFSET: &str = "SELECT next_offset FROM progress WHERE topic_id = $1 AND kafka_partition = $2";
+
+/// Which message to look for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    recv_id: String,
+    msg_id: Uuid,
+    partition: Partition,
+    offset: Option<i64>,
+}
+
+impl Query {
+    /// Reads the request; `partitions` is the pinned count.
+    pub fn of(request: GetMsgStatusRequest, max_id_bytes: usize, partitions: Partition) -> Result<Self, Failure> {
+        let mut violations: Vec<_> = check_id("recv_id", &request.recv_id, max_id_bytes).into_iter().collect();
+        let msg_id = Uuid::try_parse(&request.msg_id);
+        if msg_id.is_err() {
+            violations.push(invalid("msg_id", "must be a UUID in its text form"));
+        }
+        if let Some(partition) = request.partition
+            && !(0..partitions).contains(&partition)
+        {
+            violations.push(invalid("partition", format!("is {partition}; there are 0 to {}", partitions - 1)));
+        }
+        if request.offset.is_some_and(|offset| offset < 0) {
+            violations.push(invalid("offset", "must not be negative"));
+        }
+        match (request.partition, request.offset) {
+            (Some(_), None) => violations.push(invalid("offset", "must be given where partition is")),
+            (None, Some(_)) => violations.push(invalid("partition", "must be given where offset is")),
+            _ => {}
+        }
+        let Some(msg_id) = msg_id.ok().filter(|_| violations.is_empty()) else {
+            return Err(Failure::Invalid(violations));
+        };
+        let partition = request.partition.unwrap_or_else(|| partition_for(request.recv_id.as_bytes(), partitions));
+        Ok(Query { recv_id: request.recv_id, msg_id, partition, offset: request.offset })
+    }
+}
+
+/// Looks for it; `database` is the one that is written to.
+pub async fn read(
+    database: &Database,
+    topic: &Topic,
+    query: Query,
+    arrival: Instant,
+) -> Result<GetMsgStatusResponse, Failure> {
+    // What is there is final, and Kafka need not be asked.
+    let connection = database.connection().await?;
+    let found = look(&connection, &query).await.map_err(|error| failure(&error))?;
+    connection.done();
+    if let Some(state) = found.state(&query) {
+        return Ok(found.answer(state, 0));
+    }
+    let mut topic_id = topic.id(arrival, false).await?;
+    // One that was replayed has another offset since.
+    let offset = query.offset.filter(|_| !found.letter.as_ref().is_some_and(|letter| letter.here));
+    let bounds = match offset {
+        Some(offset) => Bounds::At(offset),
+        None => {
+            let (low, end) = topic.ends(query.partition).await?;
+            Bounds::Within { low, end }
+        }
+    };
+    loop {
+        let connection = database.connection().await?;
+        let look_again = async {
+            let next = next_offset(&connection, topic_id, query.partition).await?;
+            Ok::<_, Error>((next, look(&connection, &query).await?))
+        };
+        let (next, found) = look_again.await.map_err(|error| failure(&error))?;
+        connection.done();
+        if let Some(state) = found.state(&query) {
+            return Ok(found.answer(state, 0));
+        }
+        if let Some(ahead) = bounds.ahead(next) {
+            return Ok(found.answer(MsgState::Pending, ahead));
+        }
+        // Made anew, the topic has other offsets than the progress row that we saw.
+        let now = topic.id(arrival, true).await?;
+        if now == topic_id {
+            let gone = if found.letter.is_some() { MsgState::DeadLettered } else { MsgState::NotFound };
+            return Ok(found.answer(gone, 0));
+        }
+        topic_id = now;
+    }
+}
+
+/// Where in its partition the message is, if it is there.
+enum Bounds {
+    /// At this offset.
+    At(i64),
+    /// Not before `low`, and before `end`.
+    Within { low: i64, end: i64 },
+}
+
+impl Bounds {
+    /// How many records come before it, at most, when everything below `next` is settled; `None` if it is settled itself.
+    fn ahead(&self, next: i64) -> Option<i64> {
+        match *self {
+            Bounds::At(offset) => (next <= offset).then_some(offset - next),
+            Bounds::Within { low, end } => (next.max(low) < end).then_some(end - next.max(low)),
+        }
+    }
+}
+
+/// What the tables hold of a message.
+struct Found {
+    row: Option<(i64, SystemTime)>,
+    letter: Option<Letter>,
+}
+
+struct Letter {
+    told: DeadLetter,
+    replayed: bool,
+    /// It is of the record at the place that is asked for.
+    here: bool,
+}
+
+impl Found {
+    /// What is final: a row, or a dead letter that nobody has sent again, neither the operator nor the caller: a record at
+    /// another place may be stored still.
+    fn state(&self, query: &Query) -> Option<MsgState> {
+        match (&self.row, &self.letter) {
+            (Some(_), _) => Some(MsgState::Stored),
+            (None, Some(letter)) if !letter.replayed && (letter.here || query.offset.is_none()) => {
+                Some(MsgState::DeadLettered)
+            }
+            (None, _) => None,
+        }
+    }
+
+    fn answer(self, state: MsgState, records_ahead: i64) -> GetMsgStatusResponse {
+        GetMsgStatusResponse {
+            state: state.into(),
+            seq: self.row.map_or(0, |(seq, _)| seq),
+            stored_time: self.row.map(|(_, time)| time.into()),
+            dead_letter: self.letter.map(|letter| letter.told),
+            records_ahead,
+        }
+    }
+}
+
+/// First the dead letter and then the row: a repeat with another content is kept aside after the first is stored, so who
+/// sees the letter sees the row too.
+async fn look(connection: &Connection, query: &Query) -> Result<Found, Error> {
+    let statement = connection.prepare_cached(LETTER).await?;
+    let Query { recv_id, msg_id, partition, offset } = query;
+    let letter = connection.query_opt(&statement, &[recv_id, msg_id, partition, offset]).await?;
+    let statement = connection.prepare_cached(ROW).await?;
+    let row = connection.query_opt(&statement, &[&query.recv_id, &query.msg_id]).await?;
+    let row = row.map(|row| Ok::<_, Error>((row.try_get(0)?, row.try_get(1)?))).transpose()?;
+    let letter = letter.map(|letter| {
+        let first_seen: SystemTime = letter.try_get(2)?;
+        let reason = reason(letter.try_get(0)?).into();
+        let told = DeadLetter { reason, detail: letter.try_get(1)?, first_seen: Some(first_seen.into()) };
+        Ok::<_, Error>(Letter { told, replayed: letter.try_get(3)?, here: letter.try_get(4)? })
+    });
+    Ok(Found { row, letter: letter.transpose()? })
+}
+
+/// 0 where nothing is settled yet.
+async fn next_offset(connection: &Connection, topic_id: Uuid, partition: Partition) -> Result<i64, Error> {
+    let statement = connection.prepare_cached(NEXT_OFFSET).await?;
+    let row = connection.query_opt(&statement, &[&topic_id, &partition]).await?;
+    row.map_or(Ok(0), |row| row.try_get(0))
+}
+
+/// As the transfer writes it: without the contract's prefix.
+fn reason(name: &str) -> DeadLetterReason {
+    DeadLetterReason::from_str_name(&format!("DEAD_LETTER_REASON_{name}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "146a196a-2269-8b20-b0b2-fa09eec689b4";
+
+    fn request() -> GetMsgStatusRequest {
+        GetMsgStatusRequest { recv_id: "bob".into(), msg_id: ID.into(), partition: None, offset: None }
+    }
+
+    fn fields(request: GetMsgStatusRequest) -> Vec<String> {
+        match Query::of(request, 8, 4) {
+            Err(Failure::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_is_of_a_placement_or_of_the_inbox() {
+        let query = Query::of(request(), 8, 4).expect("it is good");
+        assert_eq!((query.partition, query.offset), (partition_for(b"bob", 4), None));
+        let placed = GetMsgStatusRequest { partition: Some(3), offset: Some(0), ..request() };
+        let query = Query::of(placed, 8, 4).expect("it is good");
+        assert_eq!((query.partition, query.offset), (3, Some(0)));
+    }
+
+    #[test]
+    fn every_bad_field_is_named_at_once() {
+        let bad = |msg_id: &str, partition, offset| {
+            fields(GetMsgStatusRequest { msg_id: msg_id.into(), partition, offset, ..request() })
+        };
+        assert_eq!(bad("x", Some(4), Some(-1)), ["msg_id", "partition", "offset"]);
+        assert_eq!(bad("", Some(-1), None), ["msg_id", "partition", "offset"]);
+        assert_eq!(bad(ID, None, Some(1)), ["partition"]);
+        assert_eq!(bad(ID, Some(1), None), ["offset"]);
+        assert_eq!(fields(GetMsgStatusRequest::default()), ["recv_id", "msg_id"]);
+    }
+
+    #[test]
+    fn what_is_ahead_is_counted_from_what_is_settled() {
+        for (offset, next, ahead) in [(5, 0, Some(5)), (5, 5, Some(0)), (5, 6, None), (0, 0, Some(0))] {
+            assert_eq!(Bounds::At(offset).ahead(next), ahead);
+        }
+        for (low, end, next, ahead) in [
+            (0, 0, 0, None),
+            (0, 7, 0, Some(7)),
+            (0, 7, 6, Some(1)),
+            (0, 7, 7, None),
+            (5, 7, 0, Some(2)),
+            (7, 7, 3, None),
+        ] {
+            assert_eq!(Bounds::Within { low, end }.ahead(next), ahead);
+        }
+    }
+
+    #[test]
+    fn each_reason_has_its_name() {
+        assert_eq!(reason("IDEMPOTENCY_CONFLICT"), DeadLetterReason::IdempotencyConflict);
+        assert_eq!(reason("SOMETHING_NEW"), DeadLetterReason::Unspecified);
+    }
+}

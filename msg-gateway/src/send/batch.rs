@@ -1,0 +1,331 @@
+//! BatchSendMsg: many messages, produced together, each with a result of its own.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use msg_common::limits::Violation;
+use msg_common::proto::{BatchSendMsgRequest, BatchSendMsgResponse, Msg, Placement};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::incoming::Lifetime;
+use crate::place::{Held, Place};
+use crate::producer::{Answer, Report};
+use crate::send::outcome::Outcome;
+use crate::send::record::{Record, Taken, bytes_in_flight, id_of, overloaded};
+use crate::send::stored::Awaited;
+use crate::send::{Call, Sender, check_count, told, trace, until_stored};
+use crate::status::Failure;
+
+/// An answer of so many bytes needs a place until it is sent. Smaller ones do not: HTTP/2 takes most of them at once.
+const LARGE_ANSWER: usize = 64 << 10;
+
+/// More than one result has, which is so many where it is an error that names many fields.
+const MOST_RESULT_BYTES: usize = 1600;
+
+impl Sender {
+    /// Sends the messages of a batch. What is refused because of the gateway's state is refused as a whole, before anything
+    /// is sent; what is wrong with one message is that one's result.
+    pub async fn send_batch(
+        &self,
+        request: BatchSendMsgRequest,
+        call: Call<'_>,
+        connection: Option<Lifetime>,
+    ) -> Result<(BatchSendMsgResponse, Option<Place>), Failure> {
+        let until_stored = match (check_count("msgs", request.msgs.len()), until_stored(request.wait_for)) {
+            (None, Ok(true)) if request.msgs.len() > self.max_waiting => {
+                // They never fit, so to try again is no cure.
+                let description = format!("has {} entries; at most {} may wait", request.msgs.len(), self.max_waiting);
+                return Err(Failure::Invalid(vec![Violation { field: "msgs".into(), description }]));
+            }
+            (None, Ok(until_stored)) => until_stored,
+            (count, wait_for) => return Err(Failure::Invalid(count.into_iter().chain(wait_for.err()).collect())),
+        };
+        let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let place = self.place_of_batch(request.msgs.len())?;
+        let mut batch = Batch::new(request.msgs.len(), until_stored);
+        let mut good = Vec::with_capacity(request.msgs.len());
+        for (entry, msg) in request.msgs.into_iter().enumerate() {
+            match self.check_entry(&msg, || format!("msgs[{entry}]")) {
+                Ok(()) => good.push(Good { entry, bytes: bytes_in_flight(&msg), msg }),
+                Err(failure) => batch.answer(entry, &msg.recv_id, Err(failure)),
+            }
+        }
+        if !good.is_empty() {
+            self.send_good(&mut batch, good, answer_by, call.traceparent).await?;
+        }
+        let tell = |result: Result<Placement, Failure>| {
+            self.batch_metrics.count(&result);
+            told(result)
+        };
+        let results = batch.results.into_iter().map(|result| tell(result.expect("each has one by now"))).collect();
+        let answer = BatchSendMsgResponse { results };
+        let place = place.filter(|_| answer.encoded_len() >= LARGE_ANSWER);
+        Ok((answer, place.map(|place| Held::watched(place, connection, self.answer_timeout))))
+    }
+
+    /// A place for a batch whose answer may be large. Before anything is sent: after that, nothing can be refused.
+    fn place_of_batch(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        if msgs * MOST_RESULT_BYTES < LARGE_ANSWER {
+            return Ok(None);
+        }
+        let place = self.batches.clone().try_acquire_owned();
+        place.map(Some).map_err(|_| Failure::Overloaded("too many large batches at a time".into()))
+    }
+
+    async fn send_good(
+        &self,
+        batch: &mut Batch,
+        good: Vec<Good>,
+        answer_by: Instant,
+        traceparent: Option<&[u8]>,
+    ) -> Result<(), Failure> {
+        if let Some(reason) = self.producer.closed() {
+            return Err(Failure::NotSent(reason));
+        }
+        let bytes = good.iter().map(|good| good.bytes).sum();
+        let mut permit = self.admission.admit_all(good.len(), bytes).map_err(overloaded)?;
+        if batch.until_stored {
+            for good in &good {
+                batch.awaited[good.entry] = Some(Awaited::new(&self.waiters, &good.msg)?);
+            }
+        }
+        let traceparent = traceparent.filter(|value| trace::is_valid(value));
+        let (sender, mut reports) = mpsc::unbounded_channel();
+        let settled = |taken: &Taken, outcome| self.settled(taken, outcome);
+        // No waiting in here: whoever drops this future finds all of it handed over, or nothing.
+        batch.hand_over(
+            good,
+            |Good { entry, bytes, msg }| {
+                let msg_id = id_of(&msg);
+                let answer = Answer::Many { entry: entry as u64, reports: sender.clone() };
+                let record = Record::new(msg, msg_id, self.partitions);
+                record.hand_over(&self.producer, traceparent, answer, permit.split(bytes))
+            },
+            || reports.try_recv().ok(),
+            settled,
+        );
+        drop(permit);
+        // Only the records have it now: the channel ends with the last report.
+        drop(sender);
+
+        let mut stored = FuturesUnordered::new();
+        let mut ready = Vec::new();
+        let deadline = tokio::time::sleep_until(answer_by.into());
+        tokio::pin!(deadline);
+        loop {
+            for (entry, taken, placement) in batch.accepted.drain(..) {
+                let awaited = batch.awaited[entry].take().expect("each good entry has one");
+                stored.push(async move { (entry, awaited.stored(taken.recv_id, placement, answer_by).await) });
+            }
+            if batch.unanswered == 0 && stored.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                count = reports.recv_many(&mut ready, batch.unanswered), if batch.unanswered > 0 => {
+                    ready.drain(..).for_each(|report| batch.report(report, settled));
+                    if count == 0 {
+                        batch.give_up(settled);
+                    }
+                }
+                Some((entry, result)) = stored.next(), if !stored.is_empty() => batch.results[entry] = Some(result),
+                () = &mut deadline, if batch.unanswered > 0 => batch.give_up(settled),
+            }
+        }
+    }
+}
+
+/// An entry that breaks no rule.
+struct Good {
+    entry: usize,
+    /// What it takes in flight.
+    bytes: usize,
+    msg: Msg,
+}
+
+/// How far the entries of a batch have come.
+struct Batch {
+    until_stored: bool,
+    /// Of those whose rows are to be awaited, until they are or fail.
+    awaited: Vec<Option<Awaited>>,
+    results: Vec<Option<Result<Placement, Failure>>>,
+    /// Those that the producer has and has not reported.
+    taken: Vec<Option<Taken>>,
+    unanswered: usize,
+    /// Those that Kafka has, and whose rows are to be awaited.
+    accepted: Vec<(usize, Taken, Placement)>,
+    /// Inboxes to which nothing more may be handed over.
+    gaps: HashSet<String>,
+}
+
+impl Batch {
+    fn new(entries: usize, until_stored: bool) -> Self {
+        let (mut results, mut taken, mut awaited) = (Vec::new(), Vec::new(), Vec::new());
+        if until_stored {
+            awaited.resize_with(entries, || None);
+        }
+        results.resize_with(entries, || None);
+        taken.resize_with(entries, || None);
+        Batch { until_stored, awaited, results, taken, unanswered: 0, accepted: Vec::new(), gaps: HashSet::new() }
+    }
+
+    fn answer(&mut self, entry: usize, recv_id: &str, result: Result<Placement, Failure>) {
+        if result.as_ref().is_err_and(Failure::leaves_a_gap) && !self.gaps.contains(recv_id) {
+            self.gaps.insert(recv_id.to_owned());
+        }
+        if let Some(awaited) = self.awaited.get_mut(entry) {
+            // Nothing is awaited of it any more, and its seat is for others.
+            *awaited = None;
+        }
+        self.results[entry] = Some(result);
+    }
+
+    /// Hands over what may go, in order. A report may come meanwhile, and count for what has not gone yet.
+    fn hand_over(
+        &mut self,
+        good: Vec<Good>,
+        mut hand_over: impl FnMut(Good) -> (Taken, Result<(), Failure>),
+        mut next_report: impl FnMut() -> Option<Report>,
+        settled: impl Fn(&Taken, Outcome) -> Result<Placement, Failure>,
+    ) {
+        for good in good {
+            while let Some(report) = next_report() {
+                self.report(report, &settled);
+            }
+            let entry = good.entry;
+            if self.gaps.contains(&good.msg.recv_id) {
+                self.answer(entry, &good.msg.recv_id, Err(Failure::PredecessorFailed));
+                continue;
+            }
+            match hand_over(good) {
+                (taken, Ok(())) => {
+                    self.taken[entry] = Some(taken);
+                    self.unanswered += 1;
+                }
+                (taken, Err(failure)) => self.answer(entry, &taken.recv_id, Err(failure)),
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report, settled: impl Fn(&Taken, Outcome) -> Result<Placement, Failure>) {
+        let entry = usize::try_from(report.entry).expect("it was one");
+        let Some(taken) = self.taken[entry].take() else { return };
+        self.unanswered -= 1;
+        match settled(&taken, report.outcome) {
+            Ok(placement) if self.until_stored => self.accepted.push((entry, taken, placement)),
+            result => self.answer(entry, &taken.recv_id, result),
+        }
+    }
+
+    /// Nobody will know in time what became of the rest.
+    fn give_up(&mut self, settled: impl Fn(&Taken, Outcome) -> Result<Placement, Failure>) {
+        for entry in 0..self.taken.len() {
+            self.report(Report { entry: entry as u64, outcome: Outcome::Unknown }, &settled);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use msg_common::proto::ErrorReason;
+    use rdkafka::types::RDKafkaErrorCode;
+
+    use super::*;
+
+    fn good(entry: usize, recv_id: &str) -> Good {
+        Good { entry, bytes: 1, msg: Msg { recv_id: recv_id.into(), ..Msg::default() } }
+    }
+
+    fn taken(recv_id: &str) -> Taken {
+        let msg = Msg { recv_id: recv_id.into(), ..Msg::default() };
+        Record::new(msg.clone(), id_of(&msg), 1).kept()
+    }
+
+    fn settled(taken: &Taken, outcome: Outcome) -> Result<Placement, Failure> {
+        match outcome {
+            Outcome::Stored { offset } => Ok(taken.placement(offset)),
+            Outcome::NotSent(code) => Err(Failure::NotSent(code.to_string())),
+            Outcome::TooLarge => Err(Failure::TooLarge("x".into())),
+            Outcome::Unknown => Err(taken.unknown(Duration::ZERO)),
+        }
+    }
+
+    /// A batch to these inboxes, through a producer that fails at the nth call with this.
+    fn handed_over(inboxes: &[&str], nth: usize, failure: &Failure) -> (Batch, Vec<usize>) {
+        let mut batch = Batch::new(inboxes.len(), false);
+        let goods = inboxes.iter().enumerate().map(|(entry, recv_id)| good(entry, recv_id)).collect();
+        let mut calls = Vec::new();
+        let produce = |good: Good| {
+            calls.push(good.entry);
+            let result = if calls.len() == nth { Err(failure.clone()) } else { Ok(()) };
+            (taken(&good.msg.recv_id), result)
+        };
+        batch.hand_over(goods, produce, || None, settled);
+        (batch, calls)
+    }
+
+    fn reasons(batch: &Batch) -> Vec<Option<ErrorReason>> {
+        let reason = |result: &Option<Result<Placement, Failure>>| Some(result.as_ref()?.as_ref().err()?.kind().1);
+        batch.results.iter().map(reason).collect()
+    }
+
+    #[test]
+    fn what_was_not_sent_stops_its_inbox_and_no_other() {
+        let inboxes = ["bob", "carol", "bob", "carol", "bob"];
+        for failure in [Failure::NotSent("x".into()), Failure::Overloaded("x".into())] {
+            let (batch, calls) = handed_over(&inboxes, 1, &failure);
+            assert_eq!(calls, [0, 1, 3]);
+            let (not_sent, after) = (Some(ErrorReason::NotSent), Some(ErrorReason::PredecessorFailed));
+            assert_eq!(reasons(&batch), [not_sent, None, after, None, after]);
+            assert_eq!(batch.unanswered, 2);
+        }
+    }
+
+    #[test]
+    fn what_can_never_be_stored_fails_alone() {
+        let (batch, calls) = handed_over(&["bob", "bob", "bob"], 2, &Failure::TooLarge("x".into()));
+        assert_eq!(calls, [0, 1, 2]);
+        assert_eq!(reasons(&batch), [None, Some(ErrorReason::TooLarge), None]);
+    }
+
+    #[test]
+    fn a_report_in_between_stops_what_has_not_gone_yet() {
+        for (outcome, reason) in [
+            (Outcome::Unknown, ErrorReason::OutcomeUnknown),
+            (Outcome::NotSent(RDKafkaErrorCode::UnknownTopic), ErrorReason::NotSent),
+        ] {
+            let mut batch = Batch::new(4, false);
+            let goods = (0..4).map(|entry| good(entry, "bob")).collect();
+            let calls = Cell::new(0);
+            let produce = |good: Good| {
+                calls.set(calls.get() + 1);
+                (taken(&good.msg.recv_id), Ok(()))
+            };
+            // The first one's report is there when two have gone.
+            let mut report = Some(Report { entry: 0, outcome });
+            batch.hand_over(goods, produce, || if calls.get() == 2 { report.take() } else { None }, settled);
+            let after = Some(ErrorReason::PredecessorFailed);
+            assert_eq!((calls.get(), reasons(&batch)), (2, vec![Some(reason), None, after, after]));
+            assert_eq!(batch.unanswered, 1);
+        }
+    }
+
+    #[test]
+    fn what_has_no_report_in_time_is_unknown() {
+        let (mut batch, _) = handed_over(&["bob", "carol", "dave"], 3, &Failure::TooLarge("x".into()));
+        batch.report(Report { entry: 1, outcome: Outcome::Stored { offset: 7 } }, settled);
+        batch.give_up(settled);
+        assert_eq!(batch.unanswered, 0);
+        let (unknown, large) = (Some(ErrorReason::OutcomeUnknown), Some(ErrorReason::TooLarge));
+        assert_eq!(reasons(&batch), [unknown, None, large]);
+        // One that comes after all changes nothing.
+        batch.report(Report { entry: 0, outcome: Outcome::Stored { offset: 8 } }, settled);
+        assert_eq!(reasons(&batch)[0], unknown);
+    }
+}

@@ -1,0 +1,332 @@
+//! The entries of one stream, from the request to the result. Nothing in here waits.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use msg_common::limits::Violation;
+use msg_common::proto::{
+    Msg, Placement, StreamSendEntry, StreamSendMsgRequest, StreamSendMsgResponse, StreamSendResult,
+};
+use prost::Message;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::UnboundedSender;
+use uuid::Uuid;
+
+use crate::arriving::Held;
+use crate::producer::{Answer, Report};
+use crate::send::admission::Waiting;
+use crate::send::outcome::Outcome;
+use crate::send::record::{Record, Taken, bytes_in_flight, id_of};
+use crate::send::stored::Awaited;
+use crate::send::stream::order::Failed;
+use crate::send::stream::replies::Reply;
+use crate::send::{MOST_MSGS, Sender, check_count, must_be_set, told, until_stored};
+use crate::status::Failure;
+
+/// So many failed entries may wait to be sent again; more end the stream.
+const MOST_FAILED: usize = 10_000;
+
+/// A row that is awaited: the entry's `correlation_id`, and what became of it.
+pub(super) type Stored = (u64, Result<Placement, Failure>);
+
+pub(super) struct Entries {
+    sender: Arc<Sender>,
+    traceparent: Option<Vec<u8>>,
+    /// After this nothing is awaited: the caller's deadline is near.
+    until: Option<Instant>,
+    reports: UnboundedSender<Report>,
+    /// Those that the producer has and has not reported, by a number that is never used again: a `correlation_id` is, and a
+    /// report may come after its entry was answered.
+    open: HashMap<u64, Open>,
+    next: u64,
+    /// Of all that are not answered.
+    correlations: HashSet<u64>,
+    failed: Failed,
+    /// One for each entry whose result is not on its way yet.
+    pub(super) places: OwnedSemaphorePermit,
+    /// What was read and has no room yet.
+    pub(super) held_up: Option<HeldUp>,
+    /// When to look for those that are late; not after the first of them is.
+    look: Option<Instant>,
+    /// Rows that are awaited.
+    pub(super) stored: FuturesUnordered<BoxFuture<'static, Stored>>,
+    /// What is ready to be told.
+    pub(super) results: VecDeque<StreamSendResult>,
+}
+
+struct Open {
+    correlation_id: u64,
+    rank: u64,
+    taken: Taken,
+    deadline: Instant,
+    awaited: Option<Awaited>,
+}
+
+/// The rest of a request.
+struct Rest {
+    entries: VecDeque<StreamSendEntry>,
+    /// The first one's place in the request.
+    place: usize,
+    until_stored: bool,
+}
+
+/// Entries for which there is no room in flight.
+pub(super) struct HeldUp {
+    rest: Rest,
+    until: Instant,
+    /// Tells when there may be.
+    pub(super) room: Waiting,
+    _held: Held,
+}
+
+impl Entries {
+    pub(super) fn new(
+        sender: Arc<Sender>,
+        traceparent: Option<Vec<u8>>,
+        until: Option<Instant>,
+        reports: UnboundedSender<Report>,
+    ) -> Self {
+        let places = sender.results.clone().try_acquire_many_owned(0).expect("none are always there");
+        Entries {
+            sender,
+            traceparent,
+            until,
+            reports,
+            open: HashMap::new(),
+            next: 0,
+            correlations: HashSet::new(),
+            failed: Failed::default(),
+            places,
+            held_up: None,
+            look: None,
+            stored: FuturesUnordered::new(),
+            results: VecDeque::new(),
+        }
+    }
+
+    /// Whether another request may be read.
+    pub(super) fn have_room(&self) -> bool {
+        self.held_up.is_none() && self.correlations.len() + self.results.len() < self.sender.max_stream_inflight
+    }
+
+    /// The next reply, of as many results as a request may have entries.
+    pub(super) fn reply(&mut self) -> Reply {
+        let count = self.results.len().min(MOST_MSGS);
+        let places = self.places.split(count).expect("each entry has one");
+        Reply { response: StreamSendMsgResponse { results: self.results.drain(..count).collect() }, places }
+    }
+
+    /// Whether every entry is answered and told.
+    pub(super) fn are_done(&self) -> bool {
+        self.held_up.is_none() && self.correlations.is_empty() && self.results.is_empty()
+    }
+
+    /// Whether any record has no report.
+    pub(super) fn are_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// When [`Entries::look`] has something to do at the earliest.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        self.look.into_iter().chain(self.held_up.as_ref().map(|held_up| held_up.until)).min()
+    }
+
+    /// Takes a request's entries, which have these places. An error is the stream's: none of them was taken, and no further
+    /// ones may be.
+    pub(super) fn take(&mut self, request: StreamSendMsgRequest, places: OwnedSemaphorePermit) -> Result<(), Failure> {
+        let until_stored = match (check_count("entries", request.entries.len()), until_stored(request.wait_for)) {
+            (None, Ok(until_stored)) => until_stored,
+            (count, wait_for) => return Err(Failure::Invalid(count.into_iter().chain(wait_for.err()).collect())),
+        };
+        if self.failed.len() > MOST_FAILED {
+            return Err(Failure::Overloaded(
+                "too many failed entries have to be sent again; go on with a new stream".into(),
+            ));
+        }
+        self.places.merge(places);
+        let rest = self.go_on(Rest { entries: request.entries.into(), place: 0, until_stored });
+        if rest.entries.is_empty() {
+            return Ok(());
+        }
+        // From now on room that is given back is told of: so once more, or the last of it could have been missed.
+        let room = self.sender.admission.wait();
+        let rest = self.go_on(rest);
+        let bytes = rest.entries.iter().map(Message::encoded_len).sum();
+        match self.sender.held_up.hold(bytes) {
+            Some(_) if rest.entries.is_empty() => {}
+            Some(_held) => {
+                let until = self.deadline();
+                self.held_up = Some(HeldUp { rest, until, room, _held });
+            }
+            None => self.refuse(rest, "too many bytes of requests wait for room"),
+        }
+        Ok(())
+    }
+
+    /// There may be room now.
+    pub(super) fn try_again(&mut self) {
+        let Some(held_up) = self.held_up.take() else { return };
+        let rest = self.go_on(held_up.rest);
+        if !rest.entries.is_empty() {
+            self.held_up = Some(HeldUp { rest, ..held_up });
+        }
+    }
+
+    /// What became of a record.
+    pub(super) fn report(&mut self, report: Report) {
+        let Some(open) = self.open.remove(&report.entry) else { return };
+        self.settle(open, report.outcome);
+    }
+
+    /// What became of an entry whose row was awaited.
+    pub(super) fn stored(&mut self, (correlation_id, result): Stored) {
+        self.answer(correlation_id, result);
+    }
+
+    /// Answers those that have no report in time, and refuses those that have found no room in time.
+    pub(super) fn look(&mut self, now: Instant) {
+        if self.held_up.as_ref().is_some_and(|held_up| held_up.until <= now)
+            && let Some(held_up) = self.held_up.take()
+        {
+            self.refuse(held_up.rest, "no room in flight for too long");
+        }
+        if self.look.is_none_or(|look| look > now) {
+            return;
+        }
+        let mut late: Vec<u64> =
+            self.open.iter().filter(|(_, open)| open.deadline <= now).map(|(entry, _)| *entry).collect();
+        late.sort_unstable();
+        for entry in late {
+            self.report(Report { entry, outcome: Outcome::Unknown });
+        }
+        // All that come later have later deadlines.
+        self.look = self.open.values().map(|open| open.deadline).min();
+    }
+
+    /// Takes entries in order, as long as there is room; what is left.
+    fn go_on(&mut self, mut rest: Rest) -> Rest {
+        while let Some(entry) = rest.entries.pop_front() {
+            if let Some(entry) = self.take_entry(entry, rest.place, rest.until_stored) {
+                rest.entries.push_front(entry);
+                break;
+            }
+            rest.place += 1;
+        }
+        rest
+    }
+
+    /// Hands an entry over, or answers it; gives it back when there is no room for it.
+    fn take_entry(
+        &mut self,
+        StreamSendEntry { correlation_id, msg }: StreamSendEntry,
+        place: usize,
+        until_stored: bool,
+    ) -> Option<StreamSendEntry> {
+        let (msg, msg_id) = match self.check(correlation_id, msg, place) {
+            Ok(checked) => checked,
+            Err(failure) => {
+                self.tell(correlation_id, Err(failure));
+                return None;
+            }
+        };
+        let number = self.next;
+        self.next += 1;
+        let Some(rank) = self.failed.turn(&msg.recv_id, msg_id, number) else {
+            self.failed.add(&msg.recv_id, msg_id, number);
+            self.tell(correlation_id, Err(Failure::PredecessorFailed));
+            return None;
+        };
+        let Ok(permit) = self.sender.admission.admit(bytes_in_flight(&msg)) else {
+            return Some(StreamSendEntry { correlation_id, msg: Some(msg) });
+        };
+        let awaited = match until_stored.then(|| Awaited::new(&self.sender.waiters, &msg)).transpose() {
+            Ok(awaited) => awaited,
+            Err(failure) => {
+                self.failed.add(&msg.recv_id, msg_id, rank);
+                self.tell(correlation_id, Err(failure));
+                return None;
+            }
+        };
+        self.failed.goes(&msg.recv_id, msg_id);
+        let answer = Answer::Many { entry: number, reports: self.reports.clone() };
+        let record = Record::new(msg, msg_id, self.sender.partitions);
+        let (taken, result) = record.hand_over(&self.sender.producer, self.traceparent.as_deref(), answer, permit);
+        self.correlations.insert(correlation_id);
+        let open = Open { correlation_id, rank, taken, deadline: self.deadline(), awaited };
+        match result {
+            Ok(()) => {
+                self.look.get_or_insert(open.deadline);
+                self.open.insert(number, open);
+            }
+            Err(failure) => self.fail(&open, failure),
+        }
+        None
+    }
+
+    /// The message of an entry and its id, if the entry breaks no rule.
+    fn check(&self, correlation_id: u64, msg: Option<Msg>, place: usize) -> Result<(Msg, Uuid), Failure> {
+        if self.correlations.contains(&correlation_id) {
+            let field = format!("entries[{place}].correlation_id");
+            let description = "is that of an entry that is not answered yet".into();
+            return Err(Failure::Invalid(vec![Violation { field, description }]));
+        }
+        let path = || format!("entries[{place}].msg");
+        let msg = msg.ok_or_else(|| Failure::Invalid(vec![must_be_set(&path())]))?;
+        self.sender.check_entry(&msg, path)?;
+        let msg_id = id_of(&msg);
+        Ok((msg, msg_id))
+    }
+
+    fn refuse(&mut self, rest: Rest, why: &str) {
+        for (place, StreamSendEntry { correlation_id, msg }) in (rest.place..).zip(rest.entries) {
+            let result = match self.check(correlation_id, msg, place) {
+                Ok((msg, msg_id)) => {
+                    let rank = self.failed.turn(&msg.recv_id, msg_id, self.next);
+                    self.failed.add(&msg.recv_id, msg_id, rank.unwrap_or(self.next));
+                    self.next += 1;
+                    Err(rank.map_or(Failure::PredecessorFailed, |_| Failure::Overloaded(why.into())))
+                }
+                Err(failure) => Err(failure),
+            };
+            self.tell(correlation_id, result);
+        }
+    }
+
+    fn settle(&mut self, mut open: Open, outcome: Outcome) {
+        match (self.sender.settled(&open.taken, outcome), open.awaited.take()) {
+            (Ok(placement), Some(awaited)) => {
+                let Open { correlation_id, taken, deadline, .. } = open;
+                let stored = async move { (correlation_id, awaited.stored(taken.recv_id, placement, deadline).await) };
+                self.stored.push(Box::pin(stored));
+            }
+            (Ok(placement), None) => self.answer(open.correlation_id, Ok(placement)),
+            (Err(failure), _) => self.fail(&open, failure),
+        }
+    }
+
+    fn fail(&mut self, open: &Open, failure: Failure) {
+        if failure.leaves_a_gap() {
+            self.failed.add(&open.taken.recv_id, open.taken.msg_id, open.rank);
+        }
+        self.answer(open.correlation_id, Err(failure));
+    }
+
+    /// The result of an entry that was taken.
+    fn answer(&mut self, correlation_id: u64, result: Result<Placement, Failure>) {
+        self.correlations.remove(&correlation_id);
+        self.tell(correlation_id, result);
+    }
+
+    fn tell(&mut self, correlation_id: u64, result: Result<Placement, Failure>) {
+        self.sender.stream_metrics.count(&result);
+        self.results.push_back(StreamSendResult { correlation_id, result: Some(told(result)) });
+    }
+
+    fn deadline(&self) -> Instant {
+        let longest = Instant::now() + self.sender.timing.max_wait;
+        self.until.map_or(longest, |until| until.min(longest))
+    }
+}

@@ -1,0 +1,124 @@
+//! Which entries of a stream have to come again before others may go: after one to an inbox was not sent, or its outcome is
+//! unknown, whatever is sent to that inbox would be out of order.
+
+use std::collections::{HashMap, VecDeque};
+
+use uuid::Uuid;
+
+/// The failed entries of each inbox, in the order in which they first came.
+#[derive(Debug, Default)]
+pub(super) struct Failed {
+    inboxes: HashMap<String, VecDeque<Place>>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Place {
+    rank: u64,
+    msg_id: Uuid,
+}
+
+impl Failed {
+    /// Whether an entry may go now: the rank to send it with, which is `rank` unless it has one from before. `None`: another
+    /// has to come first.
+    pub(super) fn turn(&self, recv_id: &str, msg_id: Uuid, rank: u64) -> Option<u64> {
+        let Some(first) = self.inboxes.get(recv_id).and_then(VecDeque::front) else {
+            return Some(rank);
+        };
+        (first.msg_id == msg_id).then_some(first.rank)
+    }
+
+    /// An entry goes, whose turn it is.
+    pub(super) fn goes(&mut self, recv_id: &str, msg_id: Uuid) {
+        let Some(inbox) = self.inboxes.get_mut(recv_id) else { return };
+        if inbox.front().is_some_and(|first| first.msg_id == msg_id) {
+            inbox.pop_front();
+            self.len -= 1;
+        }
+        if inbox.is_empty() {
+            self.inboxes.remove(recv_id);
+        }
+    }
+
+    /// An entry failed, and has to come again. Its rank is its place: reports of entries that were in flight together may come
+    /// in any order, and one may fail again after later ones did.
+    pub(super) fn add(&mut self, recv_id: &str, msg_id: Uuid, rank: u64) {
+        let inbox = match self.inboxes.get_mut(recv_id) {
+            Some(inbox) => inbox,
+            None => self.inboxes.entry(recv_id.to_owned()).or_default(),
+        };
+        if inbox.iter().any(|place| place.msg_id == msg_id) {
+            return;
+        }
+        let at = inbox.partition_point(|place| place.rank < rank);
+        inbox.insert(at, Place { rank, msg_id });
+        self.len += 1;
+    }
+
+    /// How many there are, of all inboxes.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u128) -> Uuid {
+        Uuid::from_u128(n)
+    }
+
+    /// Sends an entry, if it is its turn.
+    fn sent(failed: &mut Failed, recv_id: &str, n: u128) -> Option<u64> {
+        let rank = failed.turn(recv_id, id(n), 100)?;
+        failed.goes(recv_id, id(n));
+        Some(rank)
+    }
+
+    #[test]
+    fn an_inbox_is_free_until_an_entry_to_it_fails() {
+        let mut failed = Failed::default();
+        assert_eq!(sent(&mut failed, "bob", 1), Some(100));
+        failed.add("bob", id(1), 1);
+        assert_eq!(sent(&mut failed, "bob", 2), None);
+        assert_eq!(sent(&mut failed, "carol", 2), Some(100));
+    }
+
+    #[test]
+    fn failed_entries_come_again_in_the_order_in_which_they_came_first() {
+        let mut failed = Failed::default();
+        // As reports may come.
+        for n in [3, 1, 2] {
+            failed.add("bob", id(n), n as u64);
+        }
+        for (n, turn) in
+            [(2, None), (3, None), (9, None), (1, Some(1)), (3, None), (2, Some(2)), (9, None), (3, Some(3))]
+        {
+            assert_eq!(sent(&mut failed, "bob", n), turn, "{n}");
+        }
+        assert_eq!((sent(&mut failed, "bob", 9), failed.len()), (Some(100), 0));
+    }
+
+    #[test]
+    fn one_that_fails_again_is_first_again() {
+        let mut failed = Failed::default();
+        failed.add("bob", id(1), 1);
+        failed.add("bob", id(2), 2);
+        let rank = sent(&mut failed, "bob", 1).expect("it is its turn");
+        failed.add("bob", id(1), rank);
+        assert_eq!(sent(&mut failed, "bob", 2), None);
+        assert_eq!(sent(&mut failed, "bob", 1), Some(1));
+        assert_eq!(sent(&mut failed, "bob", 2), Some(2));
+    }
+
+    #[test]
+    fn each_has_one_place() {
+        let mut failed = Failed::default();
+        failed.add("bob", id(1), 1);
+        failed.add("bob", id(1), 5);
+        assert_eq!(failed.len(), 1);
+        assert_eq!(sent(&mut failed, "bob", 1), Some(1));
+        assert_eq!(failed.len(), 0);
+    }
+}
