@@ -20,8 +20,9 @@ COPY msg-transfer/Cargo.toml msg-transfer/
 COPY msg-transfer/machine/Cargo.toml msg-transfer/machine/
 COPY msg-transfer/simulator/Cargo.toml msg-transfer/simulator/
 COPY msg-dev/Cargo.toml msg-dev/
+COPY tests/Cargo.toml tests/
 RUN printf '//! Empty.\nfn main() {}\n' >build.rs \
-    && for package in . msg-gateway msg-transfer msg-transfer/machine msg-transfer/simulator msg-dev; do \
+    && for package in . msg-gateway msg-transfer msg-transfer/machine msg-transfer/simulator msg-dev tests; do \
            mkdir -p "$package/src" && echo '//! Empty.' >"$package/src/lib.rs" && cp build.rs "$package/src/main.rs" || exit 1; \
        done \
     && rm src/main.rs \

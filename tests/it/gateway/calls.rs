@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use msg_common::admin;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
-use msg_common::proto::{Msg, Placement, SendMsgRequest};
+use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, send_result};
 use msg_dev::stack::ServiceSpec;
+use prost::Message;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -45,6 +46,16 @@ pub(super) fn request(msg: &Msg) -> SendMsgRequest {
 async fn call(client: &Client, request: Request<SendMsgRequest>) -> Result<Placement, Status> {
     let response = client.clone().send_msg(request).await?;
     Ok(response.into_inner().placement.expect("an OK has one"))
+}
+
+/// What an entry of a batch or a stream was told.
+pub(super) fn result(told: &SendResult) -> Result<Placement, Status> {
+    match told.result.as_ref().expect("one is set") {
+        send_result::Result::Placement(placement) => Ok(placement.clone()),
+        send_result::Result::Error(error) => {
+            Err(Status::with_details(Code::from_i32(error.code), error.message.clone(), error.encode_to_vec().into()))
+        }
+    }
 }
 
 /// The reason of an error of ours; `None` for one that was made on the way.
@@ -130,8 +141,8 @@ pub(super) fn without(mut spec: ServiceSpec, setting: &str) -> ServiceSpec {
 /// Any call, by its path.
 pub(super) async fn unary<Q, A>(channel: &Channel, path: &'static str, request: Q) -> Result<A, Status>
 where
-    Q: prost::Message + Send + Sync + 'static,
-    A: prost::Message + Default + Send + Sync + 'static,
+    Q: Message + Send + Sync + 'static,
+    A: Message + Default + Send + Sync + 'static,
 {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.map_err(|error| Status::unknown(error.to_string()))?;

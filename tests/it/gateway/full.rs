@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use msg_common::proto::{Msg, Placement};
+use futures_util::future::join_all;
+use msg_common::proto::{BatchSendMsgRequest, BatchSendMsgResponse, Msg, Placement, PullMsgsRequest, PullMsgsResponse};
 use msg_dev::stack::{Signal, Stack};
 use tokio::task::JoinHandle;
-use tonic::{Code, Status};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Endpoint;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
 
 use super::calls::{Client, assert_failed, assert_not_sent, client, in_flight, metric, send, send_within};
 use crate::support::stack::own_stack;
@@ -81,6 +85,11 @@ async fn by_count(gateway: &Gateway, client: &Client, stack: &Stack) -> [&'stati
     for i in 0..20 {
         assert_not_sent(send(client, &msg(&format!("refused {i}"), 1)).await, Code::ResourceExhausted);
     }
+    // A larger one than there is ever room for fits when it is alone, which it is not.
+    for count in [2, 4] {
+        let batch = BatchSendMsgRequest { msgs: vec![msg("refused batch", 1); count], wait_for: 0 };
+        assert_not_sent(client.clone().batch_send_msg(batch).await, Code::ResourceExhausted);
+    }
     in_flight(gateway, 3).await;
     assert!(!waiting.is_finished());
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
@@ -111,4 +120,83 @@ async fn connections_have_a_limit() {
     }
     drop(clients);
     eventually("there is room again", further).await;
+}
+
+/// A large answer is kept until it is taken, or its caller loses the connection; there are only so many.
+#[tokio::test]
+async fn who_does_not_take_the_answer_to_a_batch_keeps_no_place() {
+    let world = World::new("batch_not_taken").await;
+    let gateway = world.gateway("gateway", |spec| spec.env("ANSWER_TIMEOUT", "3s").env("MAX_BATCHES", 1));
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    let batch = |count| BatchSendMsgRequest { msgs: vec![Msg::default(); count], wait_for: 0 };
+    let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+    let mut grpc = tonic::client::Grpc::new(endpoint.connect().await.unwrap());
+    grpc.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/msg.v1.MsgGateway/BatchSendMsg");
+    let codec = ProstCodec::<BatchSendMsgRequest, BatchSendMsgResponse>::default();
+    let mut answer = grpc.server_streaming(Request::new(batch(1000)), path, codec).await.unwrap().into_inner();
+    assert_not_sent(client.clone().batch_send_msg(batch(1000)).await, Code::ResourceExhausted);
+    let small = client.clone().batch_send_msg(batch(20)).await.expect("its answer is small");
+    assert_eq!(small.into_inner().results.len(), 20);
+    eventually("there is a place again", async || Ok(client.clone().batch_send_msg(batch(1000)).await.map(drop)?))
+        .await;
+    answer.message().await.expect_err("its connection was ended");
+    assert_eq!(metric(&gateway, "msg_gateway_answers_not_taken_total").await.unwrap(), 1.0);
+}
+
+/// As many callers as there are places ask for large answers, and take none of them.
+#[tokio::test]
+async fn who_does_not_take_an_answer_keeps_no_place() {
+    let world = World::new("not_taken").await;
+    let (gateway, transfer) = (
+        world.gateway("gateway", |spec| spec.env("ANSWER_TIMEOUT", "3s").env("MAX_READS", 4)),
+        world.running_transfer().await,
+    );
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    for id in ["1", "2"] {
+        send(&client, &msg(id, 1 << 20)).await.unwrap();
+    }
+    world.rows_reach(2).await;
+    let bobs = PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() };
+    // A window that one answer does not go through.
+    let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let channel = endpoint.connect().await.unwrap();
+        for _ in 0..2 {
+            let mut grpc = tonic::client::Grpc::new(channel.clone());
+            grpc.ready().await.unwrap();
+            let path = PathAndQuery::from_static("/msg.v1.MsgGateway/PullMsgs");
+            let codec = ProstCodec::<PullMsgsRequest, PullMsgsResponse>::default();
+            answers.push(grpc.server_streaming(Request::new(bobs.clone()), path, codec).await.unwrap().into_inner());
+        }
+    }
+    let mut hurried = Request::new(bobs.clone());
+    hurried.set_timeout(Duration::from_millis(500));
+    assert_not_sent(client.clone().pull_msgs(hurried).await, Code::ResourceExhausted);
+    // Four times as many may wait for a place, and the hurry was not the fault of its connection.
+    let (mut pages, mut refused) = (0, 0);
+    for answer in join_all((0..40).map(async |_| client.clone().pull_msgs(bobs.clone()).await)).await {
+        match answer {
+            Ok(page) => {
+                assert_eq!(page.into_inner().msgs.len(), 2);
+                pages += 1;
+            }
+            refusal => {
+                assert_not_sent(refusal, Code::ResourceExhausted);
+                refused += 1;
+            }
+        }
+    }
+    assert!(pages >= 16 && refused > 0, "{pages} pages, {refused} were refused");
+    for mut answer in answers {
+        answer.message().await.expect_err("its connection was ended");
+    }
+    assert_eq!(metric(&gateway, "msg_gateway_connections").await.unwrap(), 1.0);
+    assert!(metric(&gateway, "msg_gateway_answers_not_taken_total").await.unwrap() >= 2.0);
+    assert!(transfer.stop().await.unwrap().success());
 }

@@ -1,17 +1,25 @@
 //! msg-gateway, and the whole pipe through it: what a caller sees, and what becomes of its messages.
 
+mod batch;
 mod calls;
+mod clients;
 mod config;
 mod drain;
 mod duplicates;
 mod full;
+mod hostile;
 mod metrics;
 mod order;
 mod outage;
-mod python;
+mod pull;
+mod raw;
 mod readme;
 mod refusals;
 mod send_and_read;
 mod starts;
+mod status;
+mod stored;
+mod stream;
 mod topics;
 mod unknown;
+mod watch;

@@ -4,14 +4,11 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use msg_common::partition::partition_for;
-use msg_common::proto::{
-    BatchSendMsgRequest, GetMaxSeqsRequest, GetMsgStatusRequest, InboxSeqs, Msg, Order, PullMsgsRequest,
-    SendMsgRequest, StoredMsg, StreamSendMsgRequest, WaitFor, WatchMsgsRequest,
-};
+use msg_common::proto::{GetMaxSeqsRequest, InboxSeqs, Msg, PullMsgsRequest, StoredMsg};
 use prost::Message;
 use tonic::Code;
 
-use super::calls::{Client, assert_failed, client, fields, request, send};
+use super::calls::{Client, assert_failed, client, fields, send};
 use crate::support::kafka::{good, id_of, msg};
 use crate::support::world::World;
 
@@ -217,28 +214,4 @@ async fn the_reach_of_inboxes_is_told_in_the_order_asked() {
     }
     let details = assert_failed(ask(vec!["bob".into(), String::new()]).await, Code::InvalidArgument, "INVALID_FIELDS");
     assert_eq!(fields(&details), ["recv_ids[1]"]);
-}
-
-#[tokio::test]
-async fn what_is_not_served_says_so_and_sends_nothing() {
-    let world = World::new("not_served").await;
-    let gateway = world.running_gateway().await;
-    let mut client = client(&gateway).await;
-    let message = msg("alice", "bob", "1", "x");
-    let descending = PullMsgsRequest { order: Order::Descending.into(), ..inbox("bob") };
-    let until_stored = SendMsgRequest { wait_for: WaitFor::Stored.into(), ..request(&message) };
-    let batch = BatchSendMsgRequest { msgs: vec![message], wait_for: 0 };
-    let stream = tokio_stream::iter([StreamSendMsgRequest::default()]);
-    for (call, status) in [
-        ("descending", client.pull_msgs(descending).await.err()),
-        ("until stored", client.send_msg(until_stored).await.err()),
-        ("batch", client.batch_send_msg(batch).await.err()),
-        ("stream", client.stream_send_msg(stream).await.err()),
-        ("status", client.get_msg_status(GetMsgStatusRequest::default()).await.err()),
-        ("watch", client.watch_msgs(WatchMsgsRequest::default()).await.err()),
-    ] {
-        let status = status.unwrap_or_else(|| panic!("{call} is served"));
-        assert_failed::<()>(Err(status), Code::Unimplemented, "NOT_IMPLEMENTED");
-    }
-    assert_eq!(world.ends().await, [0; 4], "something was sent");
 }

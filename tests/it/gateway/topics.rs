@@ -1,12 +1,14 @@
 //! Topics on which an OK would not mean what it says: the gateway is not ready, says why, and sends nothing.
 
+use msg_common::partition::partition_for;
+use msg_common::proto::{BatchSendMsgRequest, WaitFor};
 use tonic::Code;
 
-use super::calls::{assert_failed, assert_not_sent, client, says_not_ready, send, without};
-use crate::support::eventually;
+use super::calls::{assert_failed, assert_not_sent, client, metric, says_not_ready, send, without};
 use crate::support::kafka::msg;
 use crate::support::stack::stack;
 use crate::support::world::World;
+use crate::support::{ensure, eventually};
 
 use msg_dev::stack::ServiceSpec;
 use rdkafka::ClientConfig;
@@ -63,7 +65,7 @@ async fn of_a_topic_with_more_partitions_the_pinned_ones_are_used() {
     for i in 0..40 {
         let inbox = format!("inbox-{i}");
         let placement = send(&client, &msg("alice", &inbox, "1", "x")).await.unwrap();
-        assert_eq!(placement.partition, msg_common::partition::partition_for(inbox.as_bytes(), 2));
+        assert_eq!(placement.partition, partition_for(inbox.as_bytes(), 2));
     }
     assert_eq!(world.ends().await[2..], [0, 0]);
 }
@@ -100,4 +102,18 @@ async fn what_the_broker_finds_too_large_is_the_callers_error() {
     .await;
     assert_failed::<()>(Err(refused), Code::InvalidArgument, "TOO_LARGE");
     send(&client, &msg("alice", "bob", "small", "x")).await.expect("others are not in its way");
+    // In a batch whose rows are awaited, it does not go on waiting with the others, of which nobody stores any.
+    // In another partition: with its like in one the broker refuses all that the client has packed together.
+    let partition = |recv_id: &str| partition_for(recv_id.as_bytes(), world.partitions);
+    let other = (0..).map(|n| format!("carol-{n}")).find(|recv_id| partition(recv_id) != partition("bob")).unwrap();
+    let msgs = vec![large, msg("alice", &other, "waits", "x")];
+    let request = BatchSendMsgRequest { msgs, wait_for: WaitFor::Stored.into() };
+    let batch = tokio::spawn(async move { client.clone().batch_send_msg(request).await });
+    eventually("one of the two waits", async || {
+        let waiting = metric(&gateway, "msg_gateway_waiting_msgs").await?;
+        ensure(waiting == 1.0, format!("{waiting} wait"))
+    })
+    .await;
+    assert!(!batch.is_finished());
+    batch.abort();
 }

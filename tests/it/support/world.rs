@@ -42,6 +42,15 @@ impl World {
         world
     }
 
+    /// On the stack of the run, and there is no topic for hints.
+    pub(crate) async fn without_hints(name: &str) -> World {
+        let stack = stack().await;
+        let world = World::on(stack, name, 4);
+        stack.kafka().create_topic_without_hints(name, world.partitions, &[]).await.unwrap();
+        stack.postgres().create_database(name).await.unwrap();
+        world
+    }
+
     /// On this stack, of which nothing needs to run yet.
     pub(crate) fn on(stack: &Stack, name: &str, partitions: Partition) -> World {
         let pipe = stack.pipe(name, partitions, &stack.postgres().url(name));

@@ -8,6 +8,7 @@ mod database;
 mod duplicates;
 mod faults;
 mod flow;
+mod hints;
 mod lifecycle;
 mod order;
 mod rebalance;

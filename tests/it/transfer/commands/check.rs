@@ -35,7 +35,9 @@ async fn check_finds_a_good_world_good_and_leaves_the_group_alone() {
     // One broker: accepted by the world's settings.
     assert_found(&ran, "topic", "warning", "replication factor is 1, required 3");
     assert_found(&ran, "group", "ok", "is Stable, members: 1");
-    for check in ["brokers", "topic id", "lag", "database", "server version", "writable", "fsync", "full_page_writes"] {
+    for check in
+        ["brokers", "hints", "topic id", "lag", "database", "server version", "writable", "fsync", "full_page_writes"]
+    {
         assert_found(&ran, check, "ok", "");
     }
     for check in ["synchronous_commit", "citus", "rights", "connections", "schema"] {
@@ -62,6 +64,16 @@ async fn check_fails_for_what_can_lose_messages_unless_it_is_accepted() {
     assert_found(&ran, "topic", "ok", "4 partitions with 1 replicas");
     let missing = run_with(&world, "check --output json", &[("KAFKA_TOPIC", "check_nowhere")]).await.assert_code(1);
     assert_found(&missing, "topic", "failed", "create it");
+}
+
+#[tokio::test]
+async fn check_remarks_that_there_are_no_hints() {
+    let world = World::without_hints("check_hints").await;
+    run(&world, "migrate").await.assert_code(0);
+    let ran = run(&world, "check --output json").await.assert_code(0);
+    assert_found(&ran, "hints", "warning", "topic check_hints-hints does not exist");
+    let unwanted = run_with(&world, "check --output json", &[("HINTS_TOPIC", "")]).await.assert_code(0);
+    assert_found(&unwanted, "hints", "ok", "none are wanted");
 }
 
 #[tokio::test]

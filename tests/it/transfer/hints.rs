@@ -1,0 +1,158 @@
+//! Hints: the inboxes of each batch and their last `seq` come to the hints topic after the COMMIT; nothing depends on them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use msg_common::proto::StoredHint;
+use prost::Message as _;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+
+use crate::support::kafka::{Raw, good, msg};
+use crate::support::load;
+use crate::support::stack::stack;
+use crate::support::transfer::metric;
+use crate::support::world::World;
+use crate::support::{NotYet, ensure, eventually};
+
+/// Reads the world's hints topic from its begin.
+struct Hints(BaseConsumer);
+
+impl Hints {
+    fn of(world: &World) -> Hints {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", world.brokers())
+            .set("group.id", "reads-hints")
+            .set("enable.auto.commit", "false")
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&format!("{}-hints", world.topic()), 0, Offset::Beginning).unwrap();
+        consumer.assign(&list).unwrap();
+        Hints(consumer)
+    }
+
+    /// The inboxes of the next record and their `seq`, when there is one.
+    fn next(&self) -> Option<BTreeMap<String, i64>> {
+        let record = tokio::task::block_in_place(|| self.0.poll(Duration::from_millis(100)))?.unwrap();
+        let hint = StoredHint::decode(record.payload().unwrap()).unwrap();
+        Some(hint.inboxes.into_iter().map(|inbox| (inbox.recv_id, inbox.seq)).collect())
+    }
+
+    /// Waits for a record of these, and nothing else.
+    async fn expect(&self, expected: &[(&str, i64)]) {
+        let expected = expected.iter().map(|(recv_id, seq)| ((*recv_id).to_owned(), *seq)).collect();
+        let next: BTreeMap<String, i64> =
+            eventually("the next hint", async || self.next().ok_or_else(|| NotYet::from("none yet"))).await;
+        assert_eq!(next, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_commit_tells_its_inboxes_and_their_last_seq() {
+    let world = World::new("hints").await;
+    let transfer = world.running_transfer().await;
+    let hints = Hints::of(&world);
+    load::write(&world.writer(), 0, 3000, 30);
+    // Of each inbox in order, whatever the batches were.
+    let mut last = BTreeMap::new();
+    eventually("each inbox is told with its last seq", async || {
+        for (recv_id, seq) in hints.next().unwrap_or_default() {
+            let before = last.insert(recv_id, seq).unwrap_or(0);
+            assert!(seq > before, "{before}, then {seq}");
+        }
+        let told = last.values().filter(|seq| **seq == 100).count();
+        ensure(told == 30, format!("{last:?}"))
+    })
+    .await;
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_row_is_told_too() {
+    let world = World::new("hints_no_rows").await;
+    let transfer = world.running_transfer().await;
+    let (writer, hints) = (world.writer(), Hints::of(&world));
+    let put = |record: &Raw| {
+        writer.put(record);
+        writer.flush();
+    };
+    put(&good(&msg("a", "bob", "1", "hello")));
+    hints.expect(&[("bob", 1)]).await;
+    // A duplicate.
+    put(&good(&msg("a", "bob", "1", "hello")));
+    hints.expect(&[("bob", 0)]).await;
+    // A conflict.
+    put(&good(&msg("a", "bob", "1", "other words")));
+    hints.expect(&[("bob", 0)]).await;
+    // No message, of which the inbox is known; then one of which nothing is known.
+    put(&Raw { key: Some(b"eve".to_vec()), ..good(&msg("a", "bob", "2", "hello")) });
+    hints.expect(&[("bob", 0)]).await;
+    put(&Raw { value: Some(b"\xff".to_vec()), ..good(&msg("a", "bob", "2", "hello")) });
+    put(&good(&msg("a", "bob", "3", "hello")));
+    hints.expect(&[("bob", 2)]).await;
+    assert_eq!(world.dead_letters().await.len(), 3);
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+/// Who hears of a row finds it. COMMIT takes its time here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hint_comes_after_its_rows() {
+    let world = World::new("hints_after").await;
+    let transfer = world.running_transfer().await;
+    let database = world.database().await;
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$;
+                CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON messages DEFERRABLE INITIALLY DEFERRED
+                    FOR EACH ROW EXECUTE FUNCTION slow()";
+    database.batch_execute(slow).await.unwrap();
+    let (writer, hints) = (world.writer(), Hints::of(&world));
+    for seq in 1..=3 {
+        writer.put(&good(&msg("a", "bob", &seq.to_string(), "hello")));
+        writer.flush();
+        hints.expect(&[("bob", seq)]).await;
+        let found = database.query("SELECT FROM messages WHERE recv_id = 'bob' AND seq = $1", &[&seq]).await.unwrap();
+        assert_eq!(found.len(), 1, "{seq} was told before it was there");
+    }
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_their_topic_everything_is_stored_all_the_same() {
+    let world = World::without_hints("hints_missing").await;
+    let transfer = world.running_transfer().await;
+    load::write(&world.writer(), 0, 1000, 10);
+    world.all_committed().await;
+    load::assert_stored(&world, 1000, 10).await;
+    eventually("it counts that there is no topic", async || {
+        let count = metric(&transfer, "msg_transfer_hints_total{outcome=\"no_topic\"}").await;
+        ensure(count >= 1.0, count)
+    })
+    .await;
+    // Once it is made, it is used.
+    let kafka = stack().await.kafka();
+    kafka.create(&kafka.hints_topic(world.topic())).await.unwrap();
+    let (writer, mut sent) = (world.writer(), 1000);
+    eventually("hints come", async || {
+        load::write(&writer, sent, sent + 10, 10);
+        sent += 10;
+        let count = metric(&transfer, "msg_transfer_hints_total{outcome=\"written\"}").await;
+        ensure(count >= 1.0, count)
+    })
+    .await;
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hints_can_be_switched_off() {
+    let world = World::new("hints_off").await;
+    let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", ""));
+    transfer.start().await.unwrap();
+    load::write(&world.writer(), 0, 100, 10);
+    world.all_committed().await;
+    assert_eq!(metric(&transfer, "msg_transfer_hints_total").await, 0.0);
+    let (brokers, topic) = (world.brokers().to_owned(), format!("{}-hints", world.topic()));
+    let ends = tokio::task::spawn_blocking(move || crate::support::kafka::ends(&brokers, &topic, 1)).await.unwrap();
+    assert_eq!(ends, [0]);
+    assert!(transfer.stop().await.unwrap().success());
+}
