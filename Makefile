@@ -6,7 +6,7 @@ TOOLS := $(CURDIR)/.tools
 export GRPCURL := $(TOOLS)/bin/grpcurl
 export PYTHON := $(TOOLS)/venv/bin/python
 
-.PHONY: help demo up build test test-unit test-sim test-it sim mutants lint fmt bench compose-test clean
+.PHONY: help demo up build test test-unit test-sim test-it sim mutants fuzz lint fmt bench compose-test clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,9 +23,9 @@ build: ## Both services and msg-dev
 
 test: test-unit test-sim test-it ## Everything, on the real parts
 
-test-unit: ## Unit and property tests
+test-unit: ## Unit and property tests, and what fuzzing found
 	@scripts/setup build
-	$(CARGO) test --release --locked --workspace --lib --bins
+	$(CARGO) test --release --locked --workspace --lib --bins --test corpus
 
 test-sim: ## The simulator, and 100,000 of its seeds
 	@scripts/setup build
@@ -40,21 +40,28 @@ mutants: ## Plant bugs in a copy of the machine, one at a time, and see the simu
 	$(CARGO) build --profile sim --locked --package msg-transfer-simulator
 	target/sim/sim mutants $(ARGS)
 
+fuzz: ## Throw bytes at what reads requests and records: RUNS=1000000
+	@scripts/setup fuzz
+	scripts/fuzz
+
 test-it: build ## Integration tests: the real services on a real Kafka and a real PostgreSQL
 	@scripts/setup test
-	$(CARGO) test --release --locked --package msg-common --test it -- --test-threads=3 $(ARGS)
+	$(CARGO) test --release --locked --package msg-it --test it -- --test-threads=3 $(ARGS)
 
 lint: ## Everything that reads the code without running it
 	@scripts/setup lint
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(TOOLS)/bin/cargo-deny --workspace --locked check bans licenses sources
 	$(TOOLS)/bin/cargo-machete
 	$(TOOLS)/venv/bin/typos
 	$(TOOLS)/node_modules/.bin/buf lint
+	@scripts/breaking
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 bench: build ## How fast the pipe is, against limits measured in the same run
 	target/release/msg-dev bench $(ARGS)

@@ -1,0 +1,180 @@
+package client;
+
+import com.google.gson.Gson;
+import com.google.protobuf.ByteString;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
+import io.grpc.ManagedChannel;
+import io.grpc.ManagedChannelBuilder;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.TimeUnit;
+import java.util.function.Function;
+import java.util.function.Supplier;
+import msg.v1.GetMaxSeqsRequest;
+import msg.v1.Msg;
+import msg.v1.MsgGatewayGrpc;
+import msg.v1.MsgGatewayGrpc.MsgGatewayBlockingStub;
+import msg.v1.Placement;
+import msg.v1.PullMsgsRequest;
+import msg.v1.PullMsgsResponse;
+import msg.v1.SendMsgRequest;
+import msg.v1.SessionType;
+import msg.v1.StoredMsg;
+
+/**
+ * Sends messages, each until its outcome is certain, and pulls them back.
+ *
+ * <p>Prints a line for each event as it happens, and a JSON object with the totals as the last line.
+ */
+public final class Client implements AutoCloseable {
+  private final ManagedChannel channel;
+  private final MsgGatewayBlockingStub stub;
+  private final boolean ownLoop;
+  private final Retry retry = new Retry();
+
+  /** With a service config (JSON), each call is made once and repeated by gRPC; without, by our own loop. */
+  private Client(String address, String serviceConfig) {
+    ManagedChannelBuilder<?> builder =
+        Grpc.newChannelBuilder(address, InsecureChannelCredentials.create())
+            // A connection that is silently dead is noticed, also while nothing is called.
+            .keepAliveTime(30, TimeUnit.SECONDS)
+            .keepAliveTimeout(10, TimeUnit.SECONDS)
+            .keepAliveWithoutCalls(true);
+    if (serviceConfig != null) {
+      @SuppressWarnings("unchecked")
+      Map<String, ?> config = new Gson().fromJson(serviceConfig, Map.class);
+      builder.defaultServiceConfig(config).enableRetry();
+    }
+    channel = builder.build();
+    stub = MsgGatewayGrpc.newBlockingStub(channel);
+    ownLoop = serviceConfig == null;
+  }
+
+  private <T> T call(boolean repeatable, Function<MsgGatewayBlockingStub, T> method) throws InterruptedException {
+    // A deadline counts from when it is made, so each call gets its own.
+    Supplier<T> once = () -> method.apply(stub.withDeadlineAfter(Retry.DEADLINE_SECONDS, TimeUnit.SECONDS));
+    // By default the pauses between attempts to connect grow to two minutes; our back-off takes their place.
+    return ownLoop ? retry.untilCertain(repeatable, channel::resetConnectBackoff, once) : once.get();
+  }
+
+  /** Returns when every in-sync Kafka replica has the message. */
+  private Placement send(Msg msg) throws InterruptedException {
+    SendMsgRequest request = SendMsgRequest.newBuilder().setMsg(msg).build();
+    return call(!msg.getClientMsgId().isEmpty(), stub -> stub.sendMsg(request)).getPlacement();
+  }
+
+  /** Waits until so many messages are stored: an OK says that Kafka has one, not that it can be read yet. */
+  private void waitForInbox(String recvId, int count) throws InterruptedException {
+    long giveUp = System.nanoTime() / 1_000_000 + Retry.PATIENCE_MS;
+    GetMaxSeqsRequest request = GetMaxSeqsRequest.newBuilder().addRecvIds(recvId).build();
+    while (call(true, stub -> stub.getMaxSeqs(request)).getInboxes(0).getMaxSeq() < count) {
+      if (System.nanoTime() / 1_000_000 > giveUp) {
+        throw new Retry.GaveUp(recvId + " does not reach " + count + " messages", null);
+      }
+      Thread.sleep(50);
+    }
+  }
+
+  /** The whole inbox, page by page. */
+  private List<StoredMsg> pullAll(String recvId) throws InterruptedException {
+    List<StoredMsg> msgs = new ArrayList<>();
+    String pageToken = "";
+    do {
+      PullMsgsRequest request =
+          PullMsgsRequest.newBuilder().setRecvId(recvId).setPageSize(30).setPageToken(pageToken).build();
+      PullMsgsResponse page = call(true, stub -> stub.pullMsgs(request));
+      msgs.addAll(page.getMsgsList());
+      pageToken = page.getNextPageToken();
+    } while (!pageToken.isEmpty());
+    return msgs;
+  }
+
+  @Override
+  public void close() {
+    channel.shutdownNow();
+  }
+
+  private Map<String, Object> run(Options options) throws InterruptedException {
+    List<Msg> sent = new ArrayList<>();
+    List<String> ids = new ArrayList<>();
+    for (int i = 0; i < options.count; i++) {
+      Msg msg =
+          Msg.newBuilder()
+              .setRecvId(options.recvId)
+              .setSendId(options.sendId)
+              // Made once for each message, and kept with it: a repeat must have the same.
+              .setClientMsgId(options.noClientMsgId ? "" : "msg-" + i)
+              .setSessionType(SessionType.SESSION_TYPE_SINGLE)
+              .setContentType("text/plain; charset=utf-8")
+              .setContent(ByteString.copyFromUtf8("Grüße " + i + " 👋"))
+              .putAttributes("lang", "de")
+              .build();
+      // The next only when this one's outcome is certain: that keeps their order.
+      ids.add(send(msg).getMsgId());
+      sent.add(msg);
+      System.out.println("sent " + sent.size());
+    }
+    waitForInbox(options.recvId, options.count);
+    List<StoredMsg> pulled = pullAll(options.recvId);
+    boolean same = pulled.stream().map(StoredMsg::getMsg).toList().equals(sent)
+        && pulled.stream().map(StoredMsg::getMsgId).toList().equals(ids);
+    boolean seqFrom1 = true;
+    for (int i = 0; i < pulled.size(); i++) {
+      seqFrom1 &= pulled.get(i).getSeq() == i + 1;
+    }
+    Map<String, Object> totals = new LinkedHashMap<>();
+    totals.put("sent", sent.size());
+    totals.put("pulled", pulled.size());
+    totals.put("same", same);
+    totals.put("seq_from_1", seqFrom1);
+    totals.put("not_sent", retry.notSent);
+    totals.put("unknown", retry.unknown);
+    return totals;
+  }
+
+  private static final class Options {
+    String address = "127.0.0.1:50051";
+    String sendId = "alice";
+    // An inbox that nobody else sends to.
+    String recvId = "bob";
+    int count = 100;
+    // Give up where a repeat could be a second message.
+    boolean noClientMsgId;
+    // Leave repeating to gRPC, as this says.
+    String serviceConfig;
+
+    Options(String[] args) throws IOException {
+      for (int i = 0; i < args.length; i++) {
+        switch (args[i]) {
+          case "--address" -> address = args[++i];
+          case "--send-id" -> sendId = args[++i];
+          case "--recv-id" -> recvId = args[++i];
+          case "--count" -> count = Integer.parseInt(args[++i]);
+          case "--no-client-msg-id" -> noClientMsgId = true;
+          case "--service-config" -> serviceConfig = Files.readString(Path.of(args[++i]));
+          default -> throw new IllegalArgumentException("unknown option " + args[i]);
+        }
+      }
+    }
+  }
+
+  public static void main(String[] args) throws Exception {
+    Options options = new Options(args);
+    Map<String, Object> totals;
+    try (Client client = new Client(options.address, options.serviceConfig)) {
+      totals = client.run(options);
+    } catch (Retry.GaveUp error) {
+      System.err.println("gave up: " + error.getMessage());
+      System.exit(1);
+      return;
+    }
+    System.out.println(new Gson().toJson(totals));
+    System.exit(totals.get("same").equals(true) && totals.get("seq_from_1").equals(true) ? 0 : 1);
+  }
+}

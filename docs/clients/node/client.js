@@ -1,0 +1,130 @@
+// Sends messages, each until its outcome is certain, and pulls them back.
+//
+// Prints a line for each event as it happens, and a JSON object with the totals as the last line.
+
+import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { isDeepStrictEqual, parseArgs } from 'node:util';
+import * as grpc from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { DEADLINE_MS, PATIENCE_MS, GaveUp, untilCertain } from './retry.js';
+
+const CHANNEL_OPTIONS = {
+  // A connection that is silently dead is noticed, also while nothing is called.
+  'grpc.keepalive_time_ms': 30_000,
+  'grpc.keepalive_timeout_ms': 10_000,
+  'grpc.keepalive_permit_without_calls': 1,
+  // A gateway that is back is found within seconds; by default the pauses between attempts grow to two minutes.
+  'grpc.max_reconnect_backoff_ms': 5_000,
+};
+
+/** The calls, each repeated as its errors ask; with a service config instead, each made once, and repeated by gRPC. */
+class Client {
+  counts = { not_sent: 0, unknown: 0 };
+
+  constructor(address, proto, serviceConfig) {
+    // int64 as text: a number in JavaScript is exact only up to 2^53.
+    const options = { includeDirs: [proto], longs: String, enums: String, defaults: true };
+    const { MsgGateway } = grpc.loadPackageDefinition(loadSync('msg/v1/msg.proto', options)).msg.v1;
+    const channelOptions = serviceConfig ? { ...CHANNEL_OPTIONS, 'grpc.service_config': serviceConfig } : CHANNEL_OPTIONS;
+    this.stub = new MsgGateway(address, grpc.credentials.createInsecure(), channelOptions);
+    this.ownLoop = !serviceConfig;
+    // grpc-js does not look at the service config's waitForReady.
+    this.metadata = new grpc.Metadata({ waitForReady: !this.ownLoop });
+  }
+
+  #call(method, request, repeatable) {
+    const once = (deadline) =>
+      new Promise((resolve, reject) => {
+        this.stub[method](request, this.metadata, { deadline }, (error, answer) => (error ? reject(error) : resolve(answer)));
+      });
+    return this.ownLoop ? untilCertain(once, repeatable, this.counts) : once(Date.now() + DEADLINE_MS);
+  }
+
+  /** Resolves when every in-sync Kafka replica has the message. */
+  async send(msg) {
+    return (await this.#call('sendMsg', { msg }, msg.clientMsgId !== '')).placement;
+  }
+
+  /** Waits until so many messages are stored: an OK says that Kafka has one, not that it can be read yet. */
+  async waitForInbox(recvId, count) {
+    const giveUp = Date.now() + PATIENCE_MS;
+    const stored = async () => BigInt((await this.#call('getMaxSeqs', { recvIds: [recvId] }, true)).inboxes[0].maxSeq);
+    while ((await stored()) < count) {
+      if (Date.now() > giveUp) throw new GaveUp(`${recvId} does not reach ${count} messages`);
+      await sleep(50);
+    }
+  }
+
+  /** The whole inbox, page by page. */
+  async *pullAll(recvId) {
+    let pageToken = '';
+    do {
+      const page = await this.#call('pullMsgs', { recvId, pageSize: 30, pageToken }, true);
+      yield* page.msgs;
+      pageToken = page.nextPageToken;
+    } while (pageToken);
+  }
+
+  close() {
+    this.stub.close();
+  }
+}
+
+async function run(client, args) {
+  const count = Number(args.count);
+  const sent = [];
+  for (let i = 0; i < count; i++) {
+    const msg = {
+      attributes: { lang: 'de' },
+      recvId: args['recv-id'],
+      sendId: args['send-id'],
+      // Made once for each message, and kept with it: a repeat must have the same.
+      clientMsgId: args['no-client-msg-id'] ? '' : `msg-${i}`,
+      sessionType: 'SESSION_TYPE_SINGLE',
+      contentType: 'text/plain; charset=utf-8',
+      content: Buffer.from(`Grüße ${i} 👋`),
+    };
+    // The next only when this one's outcome is certain: that keeps their order.
+    sent.push({ msgId: (await client.send(msg)).msgId, msg });
+    console.log(`sent ${sent.length}`);
+  }
+  await client.waitForInbox(args['recv-id'], count);
+  const pulled = [];
+  for await (const stored of client.pullAll(args['recv-id'])) pulled.push(stored);
+  return {
+    sent: sent.length,
+    pulled: pulled.length,
+    same: isDeepStrictEqual(pulled.map(({ msgId, msg }) => ({ msgId, msg })), sent),
+    seq_from_1: pulled.every(({ seq }, i) => seq === String(i + 1)),
+    ...client.counts,
+  };
+}
+
+const { values: args } = parseArgs({
+  options: {
+    address: { type: 'string', default: '127.0.0.1:50051' },
+    // The folder proto/ of the contract.
+    proto: { type: 'string', default: 'proto' },
+    'send-id': { type: 'string', default: 'alice' },
+    // An inbox that nobody else sends to.
+    'recv-id': { type: 'string', default: 'bob' },
+    count: { type: 'string', default: '100' },
+    // Give up where a repeat could be a second message.
+    'no-client-msg-id': { type: 'boolean', default: false },
+    // Leave repeating to gRPC, as this file says.
+    'service-config': { type: 'string' },
+  },
+});
+const serviceConfig = args['service-config'] && readFileSync(args['service-config'], 'utf8');
+const client = new Client(args.address, args.proto, serviceConfig);
+try {
+  const totals = await run(client, args);
+  console.log(JSON.stringify(totals));
+  process.exitCode = totals.same && totals.seq_from_1 ? 0 : 1;
+} catch (error) {
+  console.error(error instanceof GaveUp ? `gave up: ${error.message}` : error);
+  process.exitCode = 1;
+} finally {
+  client.close();
+}

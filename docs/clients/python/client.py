@@ -1,0 +1,136 @@
+"""Sends messages, each until its outcome is certain, and pulls them back.
+
+The code is generated from proto/ at every start; a program of yours would generate it once. Only msg/v1/msg.proto is
+generated. google/rpc/status.proto in proto/ is a copy of a public definition, there for the services' own build; in Python the
+same definition comes with googleapis-common-protos. A process can register each protobuf type only once, so code generated from the
+copy must not be loaded beside that package. The generated msg_pb2 imports `google.rpc.status_pb2`, and finds the package's.
+
+Prints a line for each event as it happens, and a JSON object with the totals as the last line.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import sys
+import tempfile
+import time
+
+import grpc
+import grpc_tools
+from grpc_tools import protoc
+
+from retry import DEADLINE_SECONDS, PATIENCE_SECONDS, GaveUp, until_certain
+
+CHANNEL_OPTIONS = [
+    # A connection that is silently dead is noticed, also while nothing is called.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A gateway that is back is found within seconds; by default the pauses between attempts grow to two minutes.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+]
+
+
+def generate(proto: pathlib.Path, out: str):
+    """Generates the contract's code and loads it."""
+    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+    args = ["protoc", f"-I{proto}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}"]
+    if protoc.main([*args, "msg/v1/msg.proto"]) != 0:
+        sys.exit("protoc failed")
+    sys.path.insert(0, out)
+    return importlib.import_module("msg.v1.msg_pb2"), importlib.import_module("msg.v1.msg_pb2_grpc")
+
+
+class Client:
+    """The calls, each repeated as its errors ask; with a service config instead, each made once, and repeated by gRPC."""
+
+    def __init__(self, pb, stub, own_loop: bool):
+        self.pb, self.stub, self.own_loop = pb, stub, own_loop
+        self.counts = {"not_sent": 0, "unknown": 0}
+
+    def _call(self, method, request, repeatable):
+        if self.own_loop:
+            return until_certain(method, request, repeatable, self.counts)
+        return method(request, timeout=DEADLINE_SECONDS)
+
+    def send(self, msg):
+        """Returns when every in-sync Kafka replica has the message."""
+        request = self.pb.SendMsgRequest(msg=msg)
+        return self._call(self.stub.SendMsg, request, repeatable=msg.client_msg_id != "").placement
+
+    def wait_for_inbox(self, recv_id, count):
+        """Waits until so many messages are stored: an OK says that Kafka has one, not that it can be read yet."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        request = self.pb.GetMaxSeqsRequest(recv_ids=[recv_id])
+        while self._call(self.stub.GetMaxSeqs, request, repeatable=True).inboxes[0].max_seq < count:
+            if time.monotonic() > give_up:
+                raise GaveUp(f"{recv_id} does not reach {count} messages")
+            time.sleep(0.05)
+
+    def pull_all(self, recv_id):
+        """The whole inbox, page by page."""
+        request = self.pb.PullMsgsRequest(recv_id=recv_id, page_size=30)
+        while True:
+            page = self._call(self.stub.PullMsgs, request, repeatable=True)
+            yield from page.msgs
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+
+def run(args, client: Client):
+    pb, sent = client.pb, []
+    for i in range(args.count):
+        msg = pb.Msg(
+            recv_id=args.recv_id,
+            send_id=args.send_id,
+            # Made once for each message, and kept with it: a repeat must have the same.
+            client_msg_id="" if args.no_client_msg_id else f"msg-{i}",
+            session_type=pb.SESSION_TYPE_SINGLE,
+            content_type="text/plain; charset=utf-8",
+            content=f"Grüße {i} 👋".encode(),
+            attributes={"lang": "de"},
+        )
+        # The next only when this one's outcome is certain: that keeps their order.
+        sent.append((client.send(msg).msg_id, msg))
+        print(f"sent {len(sent)}", flush=True)
+    client.wait_for_inbox(args.recv_id, args.count)
+    pulled = list(client.pull_all(args.recv_id))
+    return {
+        "sent": len(sent),
+        "pulled": len(pulled),
+        "same": [(stored.msg_id, stored.msg) for stored in pulled] == sent,
+        "seq_from_1": [stored.seq for stored in pulled] == list(range(1, len(pulled) + 1)),
+        **client.counts,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--address", default="127.0.0.1:50051")
+    parser.add_argument("--proto", type=pathlib.Path, default="proto", help="the folder proto/ of the contract")
+    parser.add_argument("--send-id", default="alice")
+    parser.add_argument("--recv-id", default="bob", help="an inbox that nobody else sends to")
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--no-client-msg-id", action="store_true", help="give up where a repeat could be a second message")
+    parser.add_argument("--service-config", type=pathlib.Path, help="leave repeating to gRPC, as this file says")
+    args = parser.parse_args()
+
+    options = list(CHANNEL_OPTIONS)
+    if args.service_config:
+        options.append(("grpc.service_config", args.service_config.read_text()))
+    with tempfile.TemporaryDirectory() as out, grpc.insecure_channel(args.address, options) as channel:
+        pb, pb_grpc = generate(args.proto, out)
+        client = Client(pb, pb_grpc.MsgGatewayStub(channel), own_loop=args.service_config is None)
+        try:
+            totals = run(args, client)
+        except GaveUp as error:
+            sys.exit(f"gave up: {error}")
+    print(json.dumps(totals))
+    if not (totals["same"] and totals["seq_from_1"]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
