@@ -1,0 +1,7 @@
+//! Bodies, cut anywhere.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| msg_fuzz::framing::run(data));
