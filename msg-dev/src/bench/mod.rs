@@ -3,7 +3,9 @@
 
 mod drain;
 mod pipe;
+mod send;
 mod statement;
+mod watch;
 
 use std::fmt::Display;
 use std::fs;
@@ -22,10 +24,15 @@ pub(crate) enum BenchCommand {
     Drain(Load),
     /// From SendMsg to the row with everything on this machine, beside a call that does nothing
     Pipe(Load),
+    /// Single calls, batches and streams until Kafka has every message, beside librdkafka alone; then single calls until each
+    /// is stored
+    Send(Load),
+    /// How long after it was stored a message is with its watcher, and what watchers cost
+    Watch(watch::Watching),
 }
 
 /// What is sent.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Load {
     /// Messages
     #[arg(long, default_value_t = 1_000_000)]
@@ -81,6 +88,8 @@ pub(crate) async fn run(command: &BenchCommand) -> Result<(), Error> {
     match command {
         BenchCommand::Drain(load) => drain::run(&stack, load).await?,
         BenchCommand::Pipe(load) => pipe::run(&stack, load).await?,
+        BenchCommand::Send(load) => send::run(&stack, load).await?,
+        BenchCommand::Watch(options) => watch::run(&stack, options).await?,
     }
     stack.stop().await;
     Ok(())
