@@ -14,14 +14,13 @@ use uuid::Uuid;
 
 use crate::metrics::TABLE_LOOKS;
 use crate::read::database::{Connection, Database, failure};
+use crate::read::max_seqs;
 use crate::read::pull::{Query, attributes, get, page, stored_msg};
 use crate::status::Failure;
 
 /// What a live session sets: with few rows in a fresh table the planner would rather read all of it, and keep that plan.
 pub const SESSION: &str = "SET default_transaction_read_only = on; SET enable_seqscan = off; SET enable_hashjoin = off; \
      SET enable_mergejoin = off";
-
-const LAST_SEQ: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
 
 const PRESENT: &str = "
 SELECT t.place, m.stored_time < now() - interval '1 second' AS old
@@ -123,8 +122,6 @@ pub struct Contents {
     pub attributes: BTreeMap<String, String>,
 }
 
-type Asked<T> = Result<T, tokio_postgres::Error>;
-
 impl Looker {
     /// Asks through connections of its own: whoever waits must not wait for a page of somebody else's.
     pub fn new(database: Database) -> Self {
@@ -135,12 +132,8 @@ impl Looker {
     pub async fn last_seqs(&self, recv_ids: &[Arc<str>]) -> Result<Vec<i64>, Failure> {
         let connection = self.connection().await?;
         let asked = async {
-            let statement = connection.prepare_cached(LAST_SEQ).await?;
-            let probe = async |recv_id: &Arc<str>| -> Asked<i64> {
-                let recv_id: &str = recv_id;
-                connection.query_opt(&statement, &[&recv_id]).await?.map_or(Ok(0), |row| row.try_get(0))
-            };
-            try_join_all(recv_ids.iter().map(probe)).await
+            let statement = connection.prepare_cached(max_seqs::LAST).await?;
+            try_join_all(recv_ids.iter().map(|recv_id| max_seqs::probe(&connection, &statement, recv_id))).await
         };
         let seqs = asked.await.map_err(|error| failure(&error))?;
         connection.done();

@@ -23,6 +23,7 @@ use crate::live::look::Looker;
 use crate::live::mailbox::Mailbox;
 use crate::live::pulse::{Interest, Pulse};
 use crate::metrics::{WATCHED_MSGS, answered};
+use crate::place::end_for_silence;
 use crate::read::pull::Query;
 use crate::status::Failure;
 
@@ -74,10 +75,6 @@ impl Watches {
             from_cache,
             from_table,
         }
-    }
-
-    fn max_buffered(&self) -> usize {
-        most_permits(&self.options)
     }
 
     /// Streams, and inboxes over all of them.
@@ -214,7 +211,7 @@ impl Watcher {
         drop(self);
         // What its connection holds of it goes only with the stream, or else with the connection.
         if is_slow && tokio::time::timeout(patience, gone.cancelled()).await.is_err() {
-            lifetime.cut();
+            end_for_silence(&lifetime);
         }
     }
 
@@ -251,7 +248,7 @@ impl Watcher {
         let watches = self.watched.place.watches.clone();
         let mut bytes = EVENT_BYTES;
         loop {
-            let permits = u32::try_from(bytes.min(watches.max_buffered())).expect("no more than that");
+            let permits = u32::try_from(bytes.min(most_permits(&watches.options))).expect("no more than that");
             let permit = watches.buffered.clone().acquire_many_owned(permits);
             let Ok(permit) = tokio::time::timeout(watches.options.heartbeat_interval, permit).await else {
                 return Some((heartbeat(), None));

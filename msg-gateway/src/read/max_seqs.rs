@@ -15,7 +15,8 @@ const MAX_INBOXES: usize = 1000;
 // One index entry each. `max(seq) … GROUP BY` would read a whole inbox, and the forms that ask for many inboxes in one
 // statement are refused by a distributed table.
 const FIRST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq LIMIT 1";
-const LAST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
+/// The last seq of an inbox, for [`probe`].
+pub const LAST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
 
 /// Whether the request breaks a rule.
 pub fn check(recv_ids: &[String], max_id_bytes: usize) -> Result<(), Failure> {
@@ -48,7 +49,11 @@ async fn probe_all(connection: &Connection, recv_ids: Vec<String>) -> Result<Vec
 }
 
 /// The seq that the statement finds; 0 where there is none.
-async fn probe(connection: &Connection, statement: &Statement, recv_id: &str) -> Result<i64, tokio_postgres::Error> {
+pub async fn probe(
+    connection: &Connection,
+    statement: &Statement,
+    recv_id: &str,
+) -> Result<i64, tokio_postgres::Error> {
     connection.query_opt(statement, &[&recv_id]).await?.map_or(Ok(0), |row| row.try_get(0))
 }
 

@@ -3,6 +3,7 @@
 use futures_util::future::join_all;
 use msg_common::partition::partition_for;
 use msg_common::proto::{DeadLetterReason, GetMsgStatusRequest, GetMsgStatusResponse, Msg, MsgState, Placement};
+use msg_dev::stack::Service;
 use tonic::{Code, Status};
 
 use super::calls::{Client, assert_failed, client, fields, send};
@@ -196,6 +197,24 @@ async fn what_had_its_ok_is_never_not_found() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
+/// A message that the database refused, and where it was; since then nothing refuses it any more, and the transfer is stopped.
+async fn kept_aside(world: &World, client: &Client, transfer: &Service) -> (Msg, Placement) {
+    let database = world.database().await;
+    database.batch_execute("ALTER TABLE messages ADD CONSTRAINT no CHECK (send_id <> 'refused')").await.unwrap();
+    let (plain, refused) = (msg("alice", "bob", "1", "hello"), msg("refused", "bob", "2", "hello"));
+    send(client, &plain).await.unwrap();
+    let placement = send(client, &refused).await.unwrap();
+    eventually("it is kept aside", async || {
+        let state = of(client, &refused).await.state();
+        ensure(state == MsgState::DeadLettered, state.as_str_name())
+    })
+    .await;
+    world.all_committed().await;
+    assert!(transfer.stop().await.unwrap().success());
+    database.batch_execute("ALTER TABLE messages DROP CONSTRAINT no").await.unwrap();
+    (refused, placement)
+}
+
 /// A dead letter that was sent again waits like any other message, at another place than it was given first.
 #[tokio::test]
 async fn what_was_replayed_waits_again() {
@@ -203,18 +222,7 @@ async fn what_was_replayed_waits_again() {
     let (gateway, transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
     let database = world.database().await;
-    database.batch_execute("ALTER TABLE messages ADD CONSTRAINT no CHECK (send_id <> 'refused')").await.unwrap();
-    let (plain, refused) = (msg("alice", "bob", "1", "hello"), msg("refused", "bob", "2", "hello"));
-    send(&client, &plain).await.unwrap();
-    let placement = send(&client, &refused).await.unwrap();
-    eventually("it is kept aside", async || {
-        let state = of(&client, &refused).await.state();
-        ensure(state == MsgState::DeadLettered, state.as_str_name())
-    })
-    .await;
-    world.all_committed().await;
-    assert!(transfer.stop().await.unwrap().success());
-    database.batch_execute("ALTER TABLE messages DROP CONSTRAINT no").await.unwrap();
+    let (refused, placement) = kept_aside(&world, &client, &transfer).await;
     // As `dead-letters replay` does.
     let writer = world.writer();
     writer.put(&good(&refused));
@@ -238,19 +246,7 @@ async fn a_dead_letter_does_not_hide_what_was_sent_after_it() {
     let world = World::new("status_resent").await;
     let (gateway, transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
-    let database = world.database().await;
-    database.batch_execute("ALTER TABLE messages ADD CONSTRAINT no CHECK (send_id <> 'refused')").await.unwrap();
-    let (plain, refused) = (msg("alice", "bob", "1", "hello"), msg("refused", "bob", "2", "hello"));
-    send(&client, &plain).await.unwrap();
-    let first = send(&client, &refused).await.unwrap();
-    eventually("it is kept aside", async || {
-        let state = of(&client, &refused).await.state();
-        ensure(state == MsgState::DeadLettered, state.as_str_name())
-    })
-    .await;
-    world.all_committed().await;
-    assert!(transfer.stop().await.unwrap().success());
-    database.batch_execute("ALTER TABLE messages DROP CONSTRAINT no").await.unwrap();
+    let (refused, first) = kept_aside(&world, &client, &transfer).await;
     let again = send(&client, &refused).await.unwrap();
     let waiting = ask(&client, by_place(&refused, &again)).await.unwrap();
     assert_eq!((waiting.state(), waiting.records_ahead), (MsgState::Pending, 0));
