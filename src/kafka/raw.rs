@@ -1,7 +1,7 @@
 //! The few calls of librdkafka that rust-rdkafka does not wrap, each behind a safe function.
 
 use std::ffi::{CStr, CString};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
@@ -50,9 +50,16 @@ pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>
 
 /// The id that Kafka gave a topic when it was made: a topic made anew under the same name has another. Blocks up to
 /// `timeout`. `None` where the broker is too old to tell (before 3.1).
+///
+/// The question goes to the broker that the client takes for the controller. With KRaft that is any broker, the same until
+/// the client hears otherwise, and it would wait for one that is dead for as long as that is dead. So it looks anew each time, at
+/// a broker that answers.
 pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Duration) -> Result<Option<Uuid>, String> {
     let name = CString::new(topic).map_err(|_| "a topic's name holds no NUL".to_owned())?;
-    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let asked = Instant::now();
+    client.fetch_metadata(Some(topic), timeout).map_err(|error| error.to_string())?;
+    let left = timeout.saturating_sub(asked.elapsed());
+    let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
     let rk = client.native_ptr();
     let mut names = [name.as_ptr()];
     // SAFETY: every pointer comes from librdkafka, is checked where it may be null, and is freed once, after the last

@@ -4,6 +4,7 @@ mod bad_records;
 mod bounds;
 mod breaker;
 mod commands;
+mod controller;
 mod database;
 mod duplicates;
 mod faults;
