@@ -16,7 +16,7 @@ use msg_common::record::{TRACEPARENT_HEADER, VERSION, VERSION_HEADER};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,9 @@ use crate::send::outcome::Outcome;
 
 /// The component of [`Readiness`] that speaks for the producer.
 pub const COMPONENT: &str = "producer";
+
+/// For the reports of records that were given up at once.
+const PURGED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where a delivery report goes. Nobody may be listening any more.
 pub enum Answer {
@@ -188,11 +191,25 @@ impl Producer {
     }
 
     fn replace(&self, fresh: Arc<ThreadedProducer<Context>>, readiness: &Readiness, drain: Duration) {
-        let old = self.current.swap(fresh);
-        counter!(PRODUCERS_REPLACED).increment(1);
+        let old = self.swap(fresh);
         readiness.ready(COMPONENT);
         // Its reports are still to come, and its drop would throw away the records without one.
         tokio::task::spawn_blocking(move || finish(&old, drain));
+    }
+
+    /// Goes on with a new librdkafka producer, and gives up what the old one has: their outcome is unknown. For a topic that was
+    /// made anew: what was on its way to the former one neither arrives nor times out, and keeps what comes behind it waiting.
+    pub fn renew(&self) -> KafkaResult<()> {
+        let fresh = self.config.create_with_context(Context::new(self.signals.clone()))?;
+        let old = self.swap(Arc::new(fresh));
+        old.purge(PurgeConfig::default().queue().inflight());
+        tokio::task::spawn_blocking(move || finish(&old, PURGED_WITHIN));
+        Ok(())
+    }
+
+    fn swap(&self, fresh: Arc<ThreadedProducer<Context>>) -> Arc<ThreadedProducer<Context>> {
+        counter!(PRODUCERS_REPLACED).increment(1);
+        self.current.swap(fresh)
     }
 
     /// Waits until every record has its delivery report, for up to `drain`; how many have none then.

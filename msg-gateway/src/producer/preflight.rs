@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 use msg_common::admin::Readiness;
+use msg_common::kafka::raw;
 use msg_common::kafka::topic::{Topic, TopicError, TopicRequirements, describe};
 use msg_common::partition::Partition;
 use rdkafka::ClientConfig;
@@ -14,6 +15,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::metrics::{PREFLIGHTS, TOPIC_EXTRA_PARTITIONS, TOPIC_UNSAFE_SETTINGS, TOPIC_USABLE};
 use crate::producer::Producer;
@@ -95,6 +97,8 @@ pub struct Preflight {
     producer: Arc<Producer>,
     readiness: Readiness,
     warned: Vec<String>,
+    /// The topic's id when it was looked at last; a topic that is made anew has another.
+    id: Option<Uuid>,
 }
 
 impl Preflight {
@@ -107,7 +111,7 @@ impl Preflight {
         readiness: Readiness,
     ) -> KafkaResult<Self> {
         let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet)?);
-        Ok(Preflight { admin, topic: topic.to_owned(), demands, producer, readiness, warned: Vec::new() })
+        Ok(Preflight { admin, topic: topic.to_owned(), demands, producer, readiness, warned: Vec::new(), id: None })
     }
 
     /// Looks until told to stop.
@@ -134,7 +138,10 @@ impl Preflight {
     async fn look(&mut self) -> bool {
         let begun = Instant::now();
         let verdict = match describe(&self.admin, &self.topic, TIMEOUT).await {
-            Ok(topic) => self.demands.judge(&topic),
+            Ok(topic) => match self.same_topic().await {
+                Ok(()) => self.demands.judge(&topic),
+                Err(reason) => Verdict { refused: vec![reason], warnings: Vec::new() },
+            },
             // A busy cluster may answer the question too late and confirm records all the time.
             Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(begun) => {
                 tracing::warn!(reason, "the topic could not be looked at, but records are confirmed");
@@ -144,6 +151,23 @@ impl Preflight {
             Err(error) => Verdict { refused: vec![error.to_string()], warnings: Vec::new() },
         };
         self.apply(verdict)
+    }
+
+    /// Goes on with a new producer where the topic was made anew. Where that cannot be told it is the same, until the next look.
+    async fn same_topic(&mut self) -> Result<(), String> {
+        let (admin, topic) = (self.admin.clone(), self.topic.clone());
+        let asked = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
+        // Records that are confirmed are of the topic that there is.
+        let Ok(id) = asked.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
+        if self.id.is_some() && id != self.id {
+            tracing::warn!(
+                topic = self.topic,
+                "the topic was made anew; what was on its way to the former one is given up"
+            );
+            self.producer.renew().map_err(|error| format!("no new producer can be made: {error}"))?;
+        }
+        self.id = id;
+        Ok(())
     }
 
     fn apply(&mut self, verdict: Verdict) -> bool {

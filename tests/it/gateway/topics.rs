@@ -4,7 +4,7 @@ use msg_common::partition::partition_for;
 use msg_common::proto::{BatchSendMsgRequest, WaitFor};
 use tonic::Code;
 
-use super::calls::{assert_failed, assert_not_sent, client, metric, says_not_ready, send, without};
+use super::calls::{assert_failed, assert_not_sent, client, in_flight, metric, says_not_ready, send, without};
 use crate::support::kafka::msg;
 use crate::support::stack::stack;
 use crate::support::world::World;
@@ -116,4 +116,46 @@ async fn what_the_broker_finds_too_large_is_the_callers_error() {
     .await;
     assert!(!batch.is_finished());
     batch.abort();
+}
+
+/// What is on its way to a topic that is deleted can stay in librdkafka for ever, with all that comes behind it: sends go on through a
+/// new producer.
+#[tokio::test]
+async fn a_topic_that_is_made_anew_under_load_takes_messages_again() {
+    let world = world("anew_under_load", &[]).await;
+    let gateway = world.gateway("gateway", |spec| spec.env("MAX_SEND_WAIT", "3s"));
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    send(&client, &msg("alice", "bob", "0", "x")).await.unwrap();
+    let senders: Vec<_> = (0..16)
+        .map(|sender| {
+            let mut client = client.clone();
+            tokio::spawn(async move {
+                for number in 0.. {
+                    let id = |entry: usize| format!("{number}/{entry}");
+                    let to = |entry: usize| format!("inbox-{sender}-{}", entry % 20);
+                    let msgs = (0..200).map(|entry| msg("alice", &to(entry), &id(entry), "some body")).collect();
+                    // Most of them fail while there is no topic.
+                    let request = BatchSendMsgRequest { msgs, wait_for: WaitFor::Accepted.into() };
+                    let _ = client.batch_send_msg(request).await;
+                }
+            })
+        })
+        .collect();
+    let kafka = stack().await.kafka();
+    kafka.delete_topic(world.topic()).await.unwrap();
+    says_not_ready(&gateway, &["topic anew_under_load does not exist"]).await;
+    eventually("the topic is made anew", async || {
+        kafka.create_topic(world.topic(), world.partitions, &[]).await.map_err(Into::into)
+    })
+    .await;
+    for inbox in 0..16 {
+        let again = msg("alice", &format!("later-{inbox}"), "1", "x");
+        eventually("it is accepted", async || Ok(send(&client, &again).await?)).await;
+    }
+    senders.iter().for_each(tokio::task::JoinHandle::abort);
+    in_flight(&gateway, 0).await;
+    let replaced = metric(&gateway, "msg_gateway_producers_replaced_total").await.unwrap();
+    assert!(replaced >= 1.0, "it goes on with the producer that knows the former topic");
+    assert!(gateway.service.stop().await.unwrap().success());
 }
