@@ -134,7 +134,7 @@ impl Reader {
     /// A page of an inbox.
     pub async fn pull(&self, request: PullMsgsRequest, call: Call) -> Result<(PullMsgsResponse, Place), Failure> {
         let query = pull::Query::of(request, self.max_id_bytes)?;
-        self.answer("PullMsgs", &self.reads, call, |sources| pull::read(sources.pages(), query)).await
+        self.answer("PullMsgs", &self.reads, call, |sources, _| pull::read(sources.pages(), query)).await
     }
 
     /// How far inboxes reach.
@@ -144,7 +144,8 @@ impl Reader {
         call: Call,
     ) -> Result<(GetMaxSeqsResponse, Place), Failure> {
         max_seqs::check(&request.recv_ids, self.max_id_bytes)?;
-        self.answer("GetMaxSeqs", &self.reads, call, |sources| max_seqs::read(sources.pages(), request.recv_ids)).await
+        self.answer("GetMaxSeqs", &self.reads, call, |sources, _| max_seqs::read(sources.pages(), request.recv_ids))
+            .await
     }
 
     /// What became of a message.
@@ -156,8 +157,8 @@ impl Reader {
         let arrival = call.arrival;
         let query = status::Query::of(request, self.max_id_bytes, self.partitions)?;
         // A replica may be behind, and then a stored message would be nowhere.
-        self.answer("GetMsgStatus", &self.statuses, call, |sources| {
-            status::read(&sources.primary, &sources.topic, query, arrival)
+        self.answer("GetMsgStatus", &self.statuses, call, |sources, answer_by| {
+            status::read(&sources.primary, &sources.topic, query, arrival, answer_by)
         })
         .await
     }
@@ -167,7 +168,7 @@ impl Reader {
         method: &'static str,
         places: &Places,
         call: Call,
-        read: impl FnOnce(&'a Sources) -> F,
+        read: impl FnOnce(&'a Sources, Instant) -> F,
     ) -> Result<(T, Place), Failure>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -175,7 +176,7 @@ impl Reader {
         let sources = self.sources.as_ref().ok_or(Failure::NoDatabase)?;
         let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
         let place = places.take(answer_by).await?;
-        let result = tokio::time::timeout_at(answer_by.into(), read(sources)).await;
+        let result = tokio::time::timeout_at(answer_by.into(), read(sources, answer_by)).await;
         histogram!(READ_SECONDS, "method" => method).record(call.arrival.elapsed());
         let answer =
             result.unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the answer did not come in time".into())))?;

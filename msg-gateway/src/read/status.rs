@@ -62,12 +62,13 @@ impl Query {
     }
 }
 
-/// Looks for it; `database` is the one that is written to.
+/// Looks for it until `answer_by`; `database` is the one that is written to.
 pub async fn read(
     database: &Database,
     topic: &Topic,
     query: Query,
     arrival: Instant,
+    answer_by: Instant,
 ) -> Result<GetMsgStatusResponse, Failure> {
     // What is there is final, and Kafka need not be asked.
     let connection = database.connection().await?;
@@ -76,13 +77,13 @@ pub async fn read(
     if let Some(state) = found.state(&query) {
         return Ok(found.answer(state, 0));
     }
-    let mut topic_id = topic.id(arrival, false).await?;
+    let mut topic_id = kafkas(topic.id(arrival, false), answer_by).await?;
     // One that was replayed has another offset since.
     let offset = query.offset.filter(|_| !found.letter.as_ref().is_some_and(|letter| letter.here));
     let bounds = match offset {
         Some(offset) => Bounds::At(offset),
         None => {
-            let (low, end) = topic.ends(query.partition).await?;
+            let (low, end) = kafkas(topic.ends(query.partition), answer_by).await?;
             Bounds::Within { low, end }
         }
     };
@@ -101,13 +102,19 @@ pub async fn read(
             return Ok(found.answer(MsgState::Pending, ahead));
         }
         // Made anew, the topic has other offsets than the progress row that we saw.
-        let now = topic.id(arrival, true).await?;
+        let now = kafkas(topic.id(arrival, true), answer_by).await?;
         if now == topic_id {
             let gone = if found.letter.is_some() { MsgState::DeadLettered } else { MsgState::NotFound };
             return Ok(found.answer(gone, 0));
         }
         topic_id = now;
     }
+}
+
+/// An answer of Kafka's: one that is late is its fault, and nobody else's.
+async fn kafkas<T>(answer: impl Future<Output = Result<T, Failure>>, by: Instant) -> Result<T, Failure> {
+    let late = |_| Failure::KafkaUnavailable("kafka does not answer in time".into());
+    tokio::time::timeout_at(by.into(), answer).await.map_err(late)?
 }
 
 /// Where in its partition the message is, if it is there.

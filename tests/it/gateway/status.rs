@@ -307,6 +307,11 @@ async fn without_kafka_what_is_final_is_told_all_the_same() {
     assert_eq!(both(&client, &message, &placement).await.state(), MsgState::Stored);
     let unsent = msg("alice", "bob", "2", "hello");
     let details = assert_failed(ask(&client, by_id(&unsent)).await, Code::Unavailable, "KAFKA_UNAVAILABLE");
+    // Also when the caller waits no longer than one question to Kafka may take: the database is not to blame.
+    let mut hurried = tonic::Request::new(by_id(&unsent));
+    hurried.set_timeout(std::time::Duration::from_secs(2));
+    let told = client.clone().get_msg_status(hurried).await.map(tonic::Response::into_inner);
+    assert_failed(told, Code::Unavailable, "KAFKA_UNAVAILABLE");
     assert!(details.retry_info().is_some());
     not_ready_because(&gateway.service, &["kafka"]).await;
     transfer.kill().await;
