@@ -88,7 +88,7 @@ pub struct ConsumerOptions {
     /// Most bytes between Kafka and the table; reached, nothing more is taken from Kafka
     #[arg(long, env = "MAX_INFLIGHT_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_inflight_bytes: usize,
-    /// Most records between Kafka and the table
+    /// Most records between Kafka and the table; what is taken from Kafka at a time, 1,000 at most, may pass it
     #[arg(long, env = "MAX_INFLIGHT_RECORDS", default_value_t = 50_000, value_name = "N")]
     pub max_inflight_records: usize,
     /// Most bytes of one partition between Kafka and the table: the rest of the limit is for the others
