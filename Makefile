@@ -5,8 +5,11 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools
 export GRPCURL := $(TOOLS)/bin/grpcurl
 export PYTHON := $(TOOLS)/venv/bin/python
+export TOXIPROXY := $(TOOLS)/bin/toxiproxy-server
+LAB := target/release/msg-dev lab
+# With mounts of its own (`unshare --mount`): the small disks that the lab fills are gone with it, however it ends.
 
-.PHONY: help demo up build test test-unit test-sim test-it sim mutants fuzz lint fmt bench compose-test clean
+.PHONY: help demo up build test test-unit test-sim test-it sim mutants fuzz faults soak test-lab lint fmt bench compose-test clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,7 +24,7 @@ build: ## Both services and msg-dev
 	@scripts/setup build
 	$(CARGO) build --release --locked --workspace --bins
 
-test: test-unit test-sim test-it ## Everything, on the real parts
+test: test-unit test-sim test-it test-lab ## Everything, on the real parts
 
 test-unit: ## Unit and property tests, and what fuzzing found
 	@scripts/setup build
@@ -47,6 +50,18 @@ fuzz: ## Throw bytes at what reads requests and records: RUNS=1000000
 test-it: build ## Integration tests: the real services on a real Kafka and a real PostgreSQL
 	@scripts/setup test
 	$(CARGO) test --release --locked --package msg-it --test it -- --test-threads=3 $(ARGS)
+
+test-lab: build ## Three minutes of the fault lab
+	@scripts/setup faults
+	$(LAB) --plan quick --seed 1
+
+faults: build ## Break everything once and check every promise, or FAULT=kill-broker,... for MINUTES=10; the report goes to target/lab
+	@scripts/setup faults
+	unshare --mount $(LAB) --report target/lab $(if $(FAULT),--fault $(FAULT),--plan matrix) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+soak: build ## Break things at random for HOURS=8
+	@scripts/setup faults
+	unshare --mount $(LAB) --report target/lab --plan random --minutes $$(awk 'BEGIN { print $(or $(HOURS),1) * 60 }') $(ARGS)
 
 lint: ## Everything that reads the code without running it
 	@scripts/setup lint

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use crate::bench::BenchCommand;
+use crate::lab::args::LabArgs;
+use crate::lab::load::LoadArgs;
 use clap::{Args, Parser, Subcommand};
-use msg_dev::stack::{StackOptions, State, fetch};
+use msg_dev::stack::{ClusterOptions, StackOptions, State, fetch};
 
 /// The local stack for developers: a real Kafka, a real PostgreSQL, and the services on top of them.
 #[derive(Debug, Parser)]
@@ -27,6 +29,11 @@ pub(crate) enum Command {
     /// Replay a real chat log through the whole pipe, kill msg-transfer in the middle, and check every promise against
     /// the database; the exit code is 0 only when all hold
     Demo(DemoArgs),
+    /// Break brokers, databases, services and networks under load, and check every promise
+    Lab(LabArgs),
+    /// The lab's clients
+    #[command(hide = true)]
+    LabLoad(LoadArgs),
 }
 
 /// Where Kafka and PostgreSQL come from and where they live; for every subcommand that starts them.
@@ -133,6 +140,7 @@ impl StackArgs {
             fresh: self.fresh,
             cache: self.fetch.folder(),
             brokers: self.brokers,
+            cluster: ClusterOptions::default(),
             kafka: self.kafka.clone(),
             database_url: self.database_url.clone(),
         }

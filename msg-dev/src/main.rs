@@ -3,6 +3,9 @@
 mod bench;
 mod cli;
 mod demo;
+mod lab;
+mod offsets;
+mod text;
 mod up;
 
 use std::error::Error;
@@ -26,6 +29,8 @@ async fn main() -> ExitCode {
         cli::Command::Bench(command) => bench::run(&command).await,
         cli::Command::Fetch(args) => up::fetch(args).await.map_err(Into::into),
         cli::Command::Demo(args) => demo::run(args).await.map_err(Into::into),
+        cli::Command::Lab(args) => lab::run(args).await.map_err(Into::into),
+        cli::Command::LabLoad(args) => lab::load::run(args).await,
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::check::{Crash, Finding};
 use super::pipe::Memory;
-use super::screen::grouped;
 use super::send::{Counters, History};
 use super::table::Table;
+use crate::text::grouped;
 
 /// What a run came to.
 #[derive(Debug, Serialize)]

@@ -9,7 +9,6 @@ mod error;
 mod figures;
 mod file;
 mod log;
-mod offsets;
 mod pipe;
 mod plan;
 mod screen;
@@ -30,11 +29,12 @@ use self::check::{Evidence, Finding};
 pub(crate) use self::error::DemoError;
 use self::figures::{Figures, Run};
 use self::log::Log;
-use self::offsets::Offsets;
 use self::pipe::{GROUP, PARTITIONS, Pipe, TOPIC};
-use self::screen::{Screen, grouped};
+use self::screen::Screen;
 use self::send::Counters;
 use crate::cli::DemoArgs;
+use crate::offsets::Offsets;
+use crate::text::grouped;
 
 /// For the transfer to store what is left when the last OK is there.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(120);

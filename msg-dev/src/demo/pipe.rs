@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::check::Crash;
 use super::error::DemoError;
-use super::offsets::Offsets;
+use crate::offsets::Offsets;
 
 /// The topic.
 pub(crate) const TOPIC: &str = "msgs";

@@ -11,6 +11,7 @@ pub mod pipe;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod service;
 mod state;
 pub mod user;
@@ -18,11 +19,12 @@ pub mod user;
 use std::path::{Path, PathBuf};
 
 pub use error::StackError;
-pub use kafka::{Kafka, TopicSpec};
+pub use kafka::{ClusterOptions, Kafka, TopicSpec};
 pub use pipe::{GatewayPlan, Pipe, TransferPlan};
 pub use ports::Port;
 pub use postgres::Postgres;
 pub use process::{Process, Signal};
+pub use proxy::{Proxies, Toxic};
 pub use service::{Service, ServiceSpec};
 pub use state::State;
 
@@ -37,6 +39,8 @@ pub struct StackOptions {
     pub cache: PathBuf,
     /// Brokers to start: 1 or 3.
     pub brokers: usize,
+    /// What the brokers have beyond the usual.
+    pub cluster: ClusterOptions,
     /// Use the Kafka at this address and start none.
     pub kafka: Option<String>,
     /// Use the PostgreSQL at this URL and start none.
@@ -51,6 +55,7 @@ impl StackOptions {
             fresh: false,
             cache: fetch::default_cache(),
             brokers: 1,
+            cluster: ClusterOptions::default(),
             kafka: None,
             database_url: None,
         }
@@ -135,7 +140,7 @@ fn reserve(options: &StackOptions) -> Result<Stack, StackError> {
         Some(addr) => Kafka::external(addr.clone()),
         None => {
             let home = fetch::kafka(&options.cache)?;
-            Kafka::reserve(home, &state.folder().join("kafka"), state.logs(), options.brokers)?
+            Kafka::reserve(home, &state.folder().join("kafka"), state.logs(), options.brokers, &options.cluster)?
         }
     };
     let postgres = match &options.database_url {

@@ -199,11 +199,19 @@ pub fn find_binary(name: &str) -> Result<PathBuf, StackError> {
     found.canonicalize().map_err(StackError::io("resolve", found))
 }
 
-/// The smallest HTTP client that can ask an admin port: status and body.
+/// Asks an admin port: status and body.
 pub async fn http_get(addr: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    http(addr, "GET", path, "").await
+}
+
+/// The smallest HTTP client that can ask an admin port: status and body.
+pub(super) async fn http(addr: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
     let asking = async {
         let mut stream = TcpStream::connect(addr).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {addr}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;

@@ -1,20 +1,19 @@
 //! Owns the local Kafka cluster: real KRaft brokers as child processes, each of which can be stopped, killed, frozen and
 //! started again on its own address and data.
 
-use std::fs;
+mod cluster;
+mod settings;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
 use super::error::StackError;
 use super::fetch::KafkaHome;
 use super::kafka_admin as admin;
-use super::logs;
 use super::ports::Port;
-use super::process::{Process, Signal, Spec};
+use super::process::{Process, Signal};
 
 /// One broker is up in about 3 s on an idle machine, format included; a machine that compiles at the same time is slow.
 const READY_WITHIN: Duration = Duration::from_secs(90);
@@ -24,6 +23,30 @@ const STOP_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// One cluster id for all: two stacks share nothing else.
 const CLUSTER_ID: &str = "bXNnLWRldi1jbHVzdGVyMA";
+
+/// The network over which the brokers reach each other, when the cluster has it.
+pub const BETWEEN_BROKERS: &str = "BROKERS";
+
+/// What a cluster of ours has beyond the usual.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterOptions {
+    /// Networks, in capitals: over each, a broker is reached at an address that is not its own, where somebody (a proxy)
+    /// has to pass everything on. [`BETWEEN_BROKERS`] is the brokers' own.
+    pub networks: Vec<String>,
+    /// Further settings of each broker; a later value counts.
+    pub settings: Vec<(String, String)>,
+}
+
+/// The way to one broker over one network.
+#[derive(Debug)]
+pub struct Leg {
+    /// Which network.
+    pub network: String,
+    /// The address that clients of the network are told.
+    pub front: Port,
+    /// Where the broker listens for them.
+    pub behind: Port,
+}
 
 /// A topic to create.
 #[derive(Debug, Clone)]
@@ -53,6 +76,7 @@ struct Cluster {
     folder: PathBuf,
     logs: PathBuf,
     brokers: Vec<Broker>,
+    settings: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -60,23 +84,33 @@ struct Broker {
     id: usize,
     client: Port,
     controller: Port,
+    legs: Vec<Leg>,
     process: Mutex<Option<Process>>,
 }
 
 impl Kafka {
     /// Takes the ports and writes the settings of a cluster, and starts nothing: [`Kafka::bootstrap`] is valid, and refuses
     /// connections until [`Kafka::start`]. Data of an earlier run in `folder` is kept.
-    pub fn reserve(home: KafkaHome, folder: &Path, logs: &Path, brokers: usize) -> Result<Kafka, StackError> {
+    pub fn reserve(
+        home: KafkaHome,
+        folder: &Path,
+        logs: &Path,
+        brokers: usize,
+        options: &ClusterOptions,
+    ) -> Result<Kafka, StackError> {
         if brokers != 1 && brokers != 3 {
             return Err(StackError::Setting(format!("a cluster has 1 or 3 brokers, not {brokers}")));
         }
         check_count(folder, brokers)?;
         let port = || Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"));
+        let leg = |network: &String| Ok(Leg { network: network.clone(), front: port()?, behind: port()? });
+        let legs = || options.networks.iter().map(leg).collect::<Result<Vec<_>, StackError>>();
         let brokers = (1..=brokers)
-            .map(|id| Ok(Broker { id, client: port()?, controller: port()?, process: Mutex::new(None) }))
+            .map(|id| Ok(Broker { id, client: port()?, controller: port()?, legs: legs()?, process: Mutex::new(None) }))
             .collect::<Result<Vec<_>, StackError>>()?;
         let bootstrap = brokers.iter().map(|broker| broker.client.to_string()).collect::<Vec<_>>().join(",");
-        let cluster = Cluster { home, folder: folder.to_owned(), logs: logs.to_owned(), brokers };
+        let settings = options.settings.clone();
+        let cluster = Cluster { home, folder: folder.to_owned(), logs: logs.to_owned(), brokers, settings };
         for broker in &cluster.brokers {
             cluster.write_settings(broker)?;
         }
@@ -91,6 +125,30 @@ impl Kafka {
     /// For `bootstrap.servers`: all brokers, `host:port` with commas.
     pub fn bootstrap(&self) -> &str {
         &self.bootstrap
+    }
+
+    /// For `bootstrap.servers` of a client that is on this network.
+    pub fn bootstrap_over(&self, network: &str) -> String {
+        let legs = self.legs().filter(|(_, leg)| leg.network == network);
+        legs.map(|(_, leg)| leg.front.to_string()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The ways over all networks, each with the number of its broker (from 1).
+    pub fn legs(&self) -> impl Iterator<Item = (usize, &Leg)> {
+        let brokers = self.cluster.iter().flat_map(|cluster| &cluster.brokers);
+        brokers.flat_map(|broker| broker.legs.iter().map(|leg| (broker.id, leg)))
+    }
+
+    /// The folder with the data of broker `id` (from 1).
+    pub fn data(&self, id: usize) -> Result<PathBuf, StackError> {
+        let (cluster, broker) = self.broker(id)?;
+        Ok(cluster.data(broker))
+    }
+
+    /// Runs one of Kafka's own tools to its end, and gives what it said.
+    pub async fn tool(&self, class: &str, args: &[&str]) -> Result<String, StackError> {
+        let (cluster, broker) = self.broker(1)?;
+        cluster.tool(broker, class, args).await
     }
 
     /// The number of brokers; of somebody else's cluster it is known (else 0) once [`Kafka::start`] has asked.
@@ -249,109 +307,6 @@ impl Broker {
     }
 }
 
-impl Cluster {
-    fn node(&self, broker: &Broker) -> PathBuf {
-        self.folder.join(format!("node-{}", broker.id))
-    }
-
-    fn settings(&self, broker: &Broker) -> PathBuf {
-        self.node(broker).join("server.properties")
-    }
-
-    fn data(&self, broker: &Broker) -> PathBuf {
-        self.node(broker).join("data")
-    }
-
-    fn log(&self, broker: &Broker) -> PathBuf {
-        self.logs.join(format!("kafka-{}.log", broker.id))
-    }
-
-    /// Written anew at every start, since the ports are others. KRaft keeps the voters' ids, not their addresses.
-    fn write_settings(&self, broker: &Broker) -> Result<(), StackError> {
-        let node = self.node(broker);
-        fs::create_dir_all(&node).map_err(StackError::io("create", &node))?;
-        let voters: Vec<String> = self.brokers.iter().map(|one| format!("{}@{}", one.id, one.controller)).collect();
-        let text = server_properties(broker, &voters, &self.data(broker));
-        let path = self.settings(broker);
-        fs::write(&path, text).map_err(StackError::io("write", path))?;
-        let path = node.join("log4j2.xml");
-        fs::write(&path, LOG4J).map_err(StackError::io("write", path))
-    }
-
-    async fn start(&self, broker: &Broker) -> Result<(), StackError> {
-        if broker.process().as_ref().is_some_and(|process| process.exit_status().is_none()) {
-            return Ok(());
-        }
-        if !self.data(broker).join("meta.properties").exists() {
-            self.format(broker).await?;
-        }
-        let process = Process::spawn(Spec {
-            name: format!("kafka broker {}", broker.id),
-            args: self.java_args(broker, "kafka.Kafka", &[&self.settings(broker).display().to_string()]),
-            log: self.log(broker),
-            ..self.java()
-        })?;
-        *broker.process() = Some(process);
-        Ok(())
-    }
-
-    /// Gives the data folder its identity, once.
-    async fn format(&self, broker: &Broker) -> Result<(), StackError> {
-        let settings = self.settings(broker).display().to_string();
-        let process = Process::spawn(Spec {
-            name: format!("kafka format of broker {}", broker.id),
-            args: self.java_args(broker, "kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c", &settings]),
-            log: self.logs.join(format!("kafka-{}-format.log", broker.id)),
-            ..self.java()
-        })?;
-        let status = process.wait().await;
-        if status.success() {
-            return Ok(());
-        }
-        Err(StackError::Program { program: process.name().to_owned(), status, output: logs::tail(process.log()) })
-    }
-
-    fn java(&self) -> Spec {
-        Spec {
-            name: String::new(),
-            program: self.home.java.clone(),
-            args: Vec::new(),
-            env: Vec::new(),
-            log: PathBuf::new(),
-            owner: None,
-            stop: Signal::Term,
-        }
-    }
-
-    fn java_args(&self, broker: &Broker, class: &str, args: &[&str]) -> Vec<std::ffi::OsString> {
-        let log4j = self.node(broker).join("log4j2.xml");
-        let mut all = vec![
-            "-Xmx512m".to_owned(),
-            // Only the quick compiler: a broker is up 0.3 s earlier and leaves more of a small machine to the services.
-            "-XX:TieredStopAtLevel=1".to_owned(),
-            // A small heap on a small machine: the parallel collectors' threads would compete with everything else.
-            "-XX:+UseSerialGC".to_owned(),
-            format!("-Dlog4j2.configurationFile={}", log4j.display()),
-            "-cp".to_owned(),
-            // Java itself expands the star.
-            format!("{}/*", self.home.jars.display()),
-            class.to_owned(),
-        ];
-        all.extend(args.iter().map(|arg| (*arg).to_owned()));
-        all.into_iter().map(Into::into).collect()
-    }
-
-    async fn wait_ready(&self, broker: &Broker, members: usize) -> Result<(), StackError> {
-        let process = broker.process().clone().expect("started just before");
-        let addr = broker.client.addr();
-        let probe = async || {
-            // A client that finds nobody waits longer and longer before it looks again, so first the bare port.
-            TcpStream::connect(addr).await.is_ok() && admin::sees_brokers(addr.to_string(), addr, members).await
-        };
-        process.until_ready(READY_WITHIN, probe).await
-    }
-}
-
 /// Refuses a folder that was made with another number of brokers: the quorum is fixed when it is formatted.
 fn check_count(folder: &Path, brokers: usize) -> Result<(), StackError> {
     let found = (1..=3).filter(|id| folder.join(format!("node-{id}/data/meta.properties")).exists()).count();
@@ -362,50 +317,4 @@ fn check_count(folder: &Path, brokers: usize) -> Result<(), StackError> {
         "{} holds the data of a cluster of {found}, not of {brokers}: choose another state folder or remove this one",
         folder.display()
     )))
-}
-
-/// Warnings and what `Kafka` itself says at start and stop, to standard output, which is the broker's log file.
-const LOG4J: &str = r#"<Configuration status="WARN" shutdownHook="disable">
-  <Appenders><Console name="out"><PatternLayout pattern="%d %p %c{1}: %m%n"/></Console></Appenders>
-  <Loggers>
-    <Logger name="kafka.server.KafkaRaftServer" level="INFO"/>
-    <Root level="WARN"><AppenderRef ref="out"/></Root>
-  </Loggers>
-</Configuration>
-"#;
-
-fn server_properties(broker: &Broker, voters: &[String], data: &Path) -> String {
-    let (replicas, in_sync) = if voters.len() == 1 { (1, 1) } else { (3, 2) };
-    let Broker { id, client, controller, .. } = broker;
-    let settings: [(&str, String); 23] = [
-        ("process.roles", "broker,controller".to_owned()),
-        ("node.id", id.to_string()),
-        ("controller.quorum.voters", voters.join(",")),
-        ("listeners", format!("PLAINTEXT://{client},CONTROLLER://{controller}")),
-        ("advertised.listeners", format!("PLAINTEXT://{client}")),
-        ("controller.listener.names", "CONTROLLER".to_owned()),
-        ("inter.broker.listener.name", "PLAINTEXT".to_owned()),
-        ("log.dirs", data.display().to_string()),
-        ("auto.create.topics.enable", "false".to_owned()),
-        ("unclean.leader.election.enable", "false".to_owned()),
-        ("default.replication.factor", replicas.to_string()),
-        ("min.insync.replicas", in_sync.to_string()),
-        ("offsets.topic.replication.factor", replicas.to_string()),
-        // Fewer than Kafka's 50, which take over a second to create when the first group joins.
-        ("offsets.topic.num.partitions", "8".to_owned()),
-        ("transaction.state.log.replication.factor", replicas.to_string()),
-        ("transaction.state.log.min.isr", in_sync.to_string()),
-        ("transaction.state.log.num.partitions", "8".to_owned()),
-        ("share.coordinator.state.topic.replication.factor", replicas.to_string()),
-        ("share.coordinator.state.topic.min.isr", in_sync.to_string()),
-        // Kafka's 3 s wait for more members would be in every test that starts a consumer.
-        ("group.initial.rebalance.delay.ms", "0".to_owned()),
-        // Tests use short sessions to see a dead consumer expelled soon.
-        ("group.min.session.timeout.ms", "1000".to_owned()),
-        // A broker that was killed is let in again only when its predecessor's session is over: Kafka's 9 s would be in
-        // every test of a crash.
-        ("broker.session.timeout.ms", "3000".to_owned()),
-        ("broker.heartbeat.interval.ms", "500".to_owned()),
-    ];
-    settings.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
 }

@@ -1,6 +1,7 @@
-//! Owns what the demo asks of Kafka: where each partition ends, and what the transfer's group has committed.
+//! Owns what the demo and the lab ask of Kafka: where each partition ends, and what the transfer's group has committed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -10,17 +11,15 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::error::DemoError;
-
 /// For one question.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A client in the name of the transfer's group that never joins it.
 #[derive(Clone)]
 pub(crate) struct Offsets {
     consumer: Arc<BaseConsumer<Quiet>>,
     topic: String,
-    partitions: i32,
+    partitions: Arc<AtomicI32>,
 }
 
 struct Quiet;
@@ -34,18 +33,28 @@ impl ConsumerContext for Quiet {}
 
 impl Offsets {
     /// Connects when first asked.
-    pub(crate) fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<Offsets, DemoError> {
+    pub(crate) fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<Offsets, KafkaError> {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", bootstrap).set("group.id", group).set("client.id", "msg-dev-demo");
+        config.set("bootstrap.servers", bootstrap).set("group.id", group).set("client.id", "msg-dev");
         let consumer = Arc::new(config.create_with_context(Quiet)?);
-        Ok(Offsets { consumer, topic: topic.to_owned(), partitions })
+        Ok(Offsets { consumer, topic: topic.to_owned(), partitions: Arc::new(AtomicI32::new(partitions)) })
+    }
+
+    /// From now on the topic has so many partitions.
+    pub(crate) fn grown_to(&self, partitions: i32) {
+        self.partitions.store(partitions, Ordering::Relaxed);
+    }
+
+    fn partitions(&self) -> std::ops::Range<i32> {
+        0..self.partitions.load(Ordering::Relaxed)
     }
 
     /// The next offset to read by the group, a partition; 0 where nothing was committed.
-    pub(crate) async fn committed(&self) -> Result<Vec<i64>, DemoError> {
+    pub(crate) async fn committed(&self) -> Result<Vec<i64>, KafkaError> {
         self.ask(|this| {
             let mut asked = TopicPartitionList::new();
-            for partition in 0..this.partitions {
+            let partitions = this.partitions();
+            for partition in partitions.clone() {
                 asked.add_partition(&this.topic, partition);
             }
             let answer = this.consumer.committed_offsets(asked, ANSWER_WITHIN)?;
@@ -53,17 +62,17 @@ impl Offsets {
                 Some(Offset::Offset(offset)) => offset,
                 _ => 0,
             };
-            Ok((0..this.partitions).map(next).collect())
+            Ok(partitions.map(next).collect())
         })
         .await
     }
 
     /// The offset that the next record of each partition gets.
-    pub(crate) async fn ends(&self) -> Result<Vec<i64>, DemoError> {
+    pub(crate) async fn ends(&self) -> Result<Vec<i64>, KafkaError> {
         self.ask(|this| {
             let end =
                 |partition| this.consumer.fetch_watermarks(&this.topic, partition, ANSWER_WITHIN).map(|(_, end)| end);
-            (0..this.partitions).map(end).collect()
+            this.partitions().map(end).collect()
         })
         .await
     }
@@ -72,9 +81,17 @@ impl Offsets {
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Offsets) -> KafkaResult<T> + Send + 'static,
-    ) -> Result<T, DemoError> {
+    ) -> Result<T, KafkaError> {
         let this = self.clone();
-        let answer = tokio::task::spawn_blocking(move || question(&this)).await;
-        Ok(answer.expect("asking for offsets does not panic")?)
+        let ask = move || {
+            let answer = question(&this);
+            if answer.is_err() {
+                // By itself the client looks again for leaders, and for new partitions, only every five minutes.
+                let _ = this.consumer.fetch_metadata(Some(&this.topic), ANSWER_WITHIN);
+            }
+            answer
+        };
+        let answer = tokio::task::spawn_blocking(ask).await;
+        answer.expect("asking for offsets does not panic")
     }
 }

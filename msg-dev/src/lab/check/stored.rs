@@ -1,0 +1,121 @@
+//! Owns P1 and P2: whether all that was accepted is there, once, as it was sent, and nothing else.
+
+use super::super::evidence::Row;
+use super::super::history::Outcome;
+use super::super::message::{content, fingerprint};
+use super::Finding;
+use super::facts::{Facts, at, place_name, row_name};
+
+/// P1, P2, and what is in the tables.
+pub(super) fn check(facts: &Facts<'_>) -> Vec<Finding> {
+    let [lost, seqs, letters] = accepted(facts);
+    let [doubled, content, foreign] = rows(facts);
+    let [poison, caused, foreign] = dead_letters(facts, foreign);
+    vec![lost, seqs, letters, poison, doubled, content, caused, foreign, history(facts)]
+}
+
+fn accepted(facts: &Facts<'_>) -> [Finding; 3] {
+    let mut lost = Finding::new("P1", "each accepted message is a row, or a dead letter at its place");
+    let mut seqs = Finding::new("P1", "who waited for STORED was told the row's seq, and whether it had been there");
+    let mut letters = Finding::new("P1", "each message that was told to be a dead letter is one");
+    let mut excused = 0;
+    for message in 0..u32::try_from(facts.book.messages.len()).expect("the book counts so") {
+        let row = facts.row_of(message);
+        let (mut accepted, mut nowhere) = (false, None);
+        for attempt in facts.book.attempts_of(message) {
+            let Some(place) = attempt.outcome.place() else { continue };
+            let kept = facts.letter(place, Some(message)).is_some();
+            match attempt.outcome {
+                Outcome::DeadLettered(..) => {
+                    letters.check(kept, || format!("{} at {}", facts.name(message), place_name(place)));
+                    continue;
+                }
+                Outcome::Stored { seq, duplicate, .. } => {
+                    // Without any row it is lost, which is said once.
+                    let other = |row: &Row| place.1 >= 0 && place != (row.partition, row.offset);
+                    let right = |row: &Row| row.seq == seq && (duplicate == other(row) || place.1 < 0);
+                    seqs.check(row.is_none_or(right), || {
+                        let row = row.map(row_name);
+                        format!("{} was told {:?}, the table has {row:?}", facts.name(message), attempt.outcome)
+                    });
+                }
+                _ if facts.went_with_topic(attempt) => {
+                    excused += usize::from(row.is_none() && !kept);
+                    continue;
+                }
+                _ if kept => {
+                    accepted = true;
+                    continue;
+                }
+                _ => {}
+            }
+            accepted = true;
+            nowhere = nowhere.or(Some(place));
+        }
+        if accepted {
+            let nowhere = nowhere.filter(|_| row.is_none());
+            let told = || format!("{} was accepted at {:?}", facts.name(message), nowhere.map(place_name));
+            lost.check(nowhere.is_none(), told);
+        }
+    }
+    if excused > 0 {
+        lost.note = format!("{excused} answers are for records that were deleted with their topic");
+    }
+    [lost, seqs, letters]
+}
+
+fn rows(facts: &Facts<'_>) -> [Finding; 3] {
+    let mut doubled = Finding::new("P2", "no message is two rows, however often it was sent");
+    let mut same = Finding::new("", "each row is what was sent, byte for byte, in the inbox it was sent to");
+    let mut foreign = Finding::new("", "nothing that was not sent is a row or a dead letter");
+    for (row, message) in &facts.rows {
+        foreign.check(message.is_some(), || row_name(row));
+        let Some(message) = *message else { continue };
+        let first = facts.row_of(message).is_none_or(|first| std::ptr::eq(first, *row));
+        doubled.check(first, || format!("{} is a second row", row_name(row)));
+        let inbox = facts.book.messages[message as usize].inbox;
+        same.check(row.inbox == inbox && is_same(row), || format!("{}, sent to inbox-{inbox}", row_name(row)));
+    }
+    [doubled, same, foreign]
+}
+
+fn is_same(row: &Row) -> bool {
+    row.same && row.fingerprint == fingerprint(&content(row.sender, row.n))
+}
+
+fn dead_letters(facts: &Facts<'_>, mut foreign: Finding) -> [Finding; 3] {
+    let mut poison = Finding::new("P1", "each record that holds no message is a dead letter");
+    let mut caused = Finding::new("", "nothing was kept aside that callers did not cause");
+    for place in &facts.evidence.poison {
+        let went = facts.evidence.topics.iter().any(|topic| place.1 >= at(&topic.progress, place.0));
+        poison.check(went || facts.letter(*place, None).is_some(), || place_name(*place));
+    }
+    for letter in &facts.evidence.dead_letters {
+        let place = (letter.partition, letter.offset);
+        let name = || format!("{} ({:?}): {}", place_name(place), letter.message, letter.reason);
+        let Some((sender, n)) = letter.message else {
+            caused.check(facts.poison.contains(&place), name);
+            continue;
+        };
+        let message = facts.book.find(sender, n);
+        foreign.check(message.is_some(), name);
+        let Some(message) = message else { continue };
+        let told = facts.book.attempts_of(message).any(|attempt| {
+            matches!(attempt.outcome, Outcome::DeadLettered(partition, offset, _) if (partition, offset) == place)
+        });
+        caused.check(told, name);
+    }
+    for what in &facts.evidence.foreign {
+        foreign.check(false, || what.clone());
+    }
+    [poison, caused, foreign]
+}
+
+fn history(facts: &Facts<'_>) -> Finding {
+    let mut finding = Finding::new("", "every answer is the only one to something that was asked");
+    finding.checked = facts.book.attempts.iter().filter(|attempt| attempt.told.is_some()).count();
+    for contradiction in &facts.book.contradictions {
+        finding.check(false, || contradiction.clone());
+    }
+    finding
+}

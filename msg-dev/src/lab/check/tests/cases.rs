@@ -1,0 +1,321 @@
+//! Owns what can go wrong in the small world: each is one change, with what must be found of it.
+
+use super::super::super::evidence::Row;
+use super::super::super::history::{Event, Outcome, ReadWay, State};
+use super::super::super::message::{content, fingerprint};
+use super::what::*;
+use super::world::World;
+
+type Change = fn(&mut World);
+
+fn row(sender: u32, n: u32, inbox: u32, partition: i32, offset: i64) -> Row {
+    let fingerprint = fingerprint(&content(sender, n));
+    Row { inbox, seq: 0, sender, n, partition, offset, stored: 0, fingerprint, same: true }
+}
+
+fn stored(world: &mut World, message: (u32, u32), attempt: usize) -> (&mut i64, &mut bool) {
+    match world.outcome(message, attempt) {
+        Outcome::Stored { seq, duplicate, .. } => (seq, duplicate),
+        other => panic!("{other:?} is not stored"),
+    }
+}
+
+/// A name, what is changed, and the findings that must come of it.
+pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
+    ("the last row of an inbox is lost", |world| world.lose(3, 5), &[LOST]),
+    ("a row is lost", |world| world.lose(3, 1), &[LOST, GAPS]),
+    ("a row whose only OK was a retry is lost", |world| world.lose(4, 2), &[LOST]),
+    (
+        "a row is there twice, under another seq",
+        |world| {
+            let row = world.row(3, 0).clone();
+            world.store(&row);
+        },
+        &[DOUBLED],
+    ),
+    ("a seq is skipped", |world| world.row(3, 5).seq += 1, &[GAPS]),
+    (
+        "two rows have the same seq",
+        |world| {
+            world.row(4, 2).seq -= 1;
+        },
+        &[GAPS],
+    ),
+    ("two rows changed their seqs", |world| world.swap_seqs((1, 1), (4, 4)), &[STORED, TIMES, KAFKA]),
+    (
+        "two rows changed their messages, and so their places",
+        |world| world.swap_messages((4, 4), (4, 5)),
+        &[STORED, TIMES, FIRSTS, ALONG, PLACES],
+    ),
+    ("two at the same time are not in Kafka's order", |world| world.swap_seqs((4, 0), (5, 0)), &[KAFKA]),
+    ("a batch went to Kafka in another order", |world| world.swap_records((2, 0), (2, 1)), &[CHANNELS]),
+    ("a stream went to Kafka in another order", |world| world.swap_records((3, 0), (3, 1)), &[CHANNELS]),
+    ("a later message overtook one with an OK", |world| world.swap_records((3, 3), (4, 0)), &[TIMES]),
+    (
+        "a row names the second delivery",
+        |world| {
+            let second = world.outcome((4, 5), 1).place().expect("it is an OK");
+            world.row(4, 5).offset = second.1;
+            *stored(world, (4, 5), 2).1 = true;
+        },
+        &[FIRSTS],
+    ),
+    (
+        "a row names a record that nobody was told of",
+        |world| {
+            let unknown = world.row(1, 6).offset;
+            world.lose(1, 6);
+            world.row(4, 6).seq = 1;
+            world.row(1, 7).offset = unknown;
+        },
+        &[FIRSTS, ALONG],
+    ),
+    (
+        "a row is in another partition than its inbox",
+        |world| {
+            let row = world.row(4, 2);
+            (row.partition, row.offset) = (0, 99);
+        },
+        &[KAFKA, FIRSTS],
+    ),
+    ("a content was altered", |world| world.row(3, 2).fingerprint ^= 1, &[CONTENT]),
+    ("an attribute was altered", |world| world.row(3, 2).same = false, &[CONTENT]),
+    (
+        "a message is in another inbox",
+        |world| {
+            let row = world.row(3, 5);
+            (row.inbox, row.seq) = (1, 4);
+        },
+        &[CONTENT],
+    ),
+    ("a row was sent by nobody", |world| world.store(&row(99, 0, 1, 1, 99)), &[FOREIGN]),
+    ("a row has a number that was not sent", |world| world.store(&row(1, 99, 1, 1, 99)), &[FOREIGN]),
+    ("a row has no name of the load", |world| world.evidence.foreign.push("a row of x".to_owned()), &[FOREIGN]),
+    ("a dead letter was sent by nobody", |world| world.keep(0, 99, Some((99, 0))), &[FOREIGN]),
+    (
+        "a message that was accepted was kept aside",
+        |world| {
+            let (partition, offset) = world.outcome((3, 5), 0).place().expect("it is an OK");
+            world.lose(3, 5);
+            world.evidence.commits.clear();
+            world.keep(partition, offset, Some((3, 5)));
+        },
+        &[CAUSED],
+    ),
+    ("a record without a message was kept aside that is not ours", |world| world.keep(0, 99, None), &[CAUSED]),
+    (
+        "poison is lost",
+        |world| {
+            world.evidence.dead_letters.remove(0);
+        },
+        &[POISON],
+    ),
+    (
+        "a dead letter that was told is lost",
+        |world| world.evidence.dead_letters.retain(|letter| letter.message.is_none()),
+        &[LETTERS],
+    ),
+    (
+        "a dead letter that was told is at another place",
+        |world| {
+            let mut letters = world.evidence.dead_letters.iter_mut();
+            letters.find(|letter| letter.message.is_some()).expect("there is one").offset = 99;
+        },
+        &[LETTERS, CAUSED],
+    ),
+    ("STORED was told with another seq", |world| *stored(world, (1, 1), 0).0 += 1, &[STORED, NEVER_LESS]),
+    ("STORED took its own row for another's", |world| *stored(world, (1, 1), 0).1 = true, &[STORED]),
+    ("STORED took another's row for its own", |world| *stored(world, (4, 5), 2).1 = false, &[STORED]),
+    (
+        "a message that was never sent is stored",
+        |world| {
+            let offset = world.record(0);
+            world.store(&row(1, 3, 2, 0, offset));
+            world.settle();
+        },
+        &[FIRSTS, NOT_SENT],
+    ),
+    ("a message that was never sent is kept aside", |world| world.keep(0, 99, Some((1, 3))), &[CAUSED, NOT_SENT]),
+    (
+        "an attempt that was not sent is the row's",
+        |world| {
+            let offset = world.record(0);
+            *world.outcome((3, 2), 1) = Outcome::Ok(0, offset);
+            world.settle();
+        },
+        &[FIRSTS],
+    ),
+    (
+        "two attempts of one message have one place",
+        |world| *world.outcome((4, 5), 1) = world.outcome((4, 5), 0).clone(),
+        &[PLACES],
+    ),
+    (
+        "two messages have one place",
+        |world| {
+            let (partition, offset) = world.outcome((1, 1), 0).place().expect("it is an OK");
+            *world.outcome((4, 4), 0) = Outcome::Ok(partition, offset);
+        },
+        &[FIRSTS, ALONG, PLACES],
+    ),
+    (
+        "a place is one of poison",
+        |world| {
+            let (partition, offset) = world.evidence.poison[1];
+            *world.outcome((4, 5), 1) = Outcome::Ok(partition, offset);
+        },
+        &[FIRSTS, ALONG, PLACES],
+    ),
+    ("a place is behind the end", |world| *world.outcome((4, 5), 1) = Outcome::Ok(1, 99), &[RECORDS]),
+    (
+        "Kafka holds more than was sent",
+        |world| {
+            for list in [&mut world.evidence.ends, &mut world.evidence.committed, &mut world.evidence.progress] {
+                list[1] += 4;
+            }
+        },
+        &[RECORDS],
+    ),
+    (
+        "an OK came while none can",
+        |world| {
+            let (first, last) = (world.evidence.commits[0].clone(), world.evidence.commits[3].clone());
+            let clock = world.evidence.clock;
+            let fault = &mut world.evidence.faults[0];
+            (fault.broken, fault.over) = (clock.nanos(first.at), clock.nanos(last.at));
+        },
+        &[FORBIDDEN],
+    ),
+    (
+        "a commit was ahead of a row",
+        |world| {
+            let stored = world.row(3, 5).stored;
+            let before = world.evidence.commits.iter().rposition(|commits| commits.at < stored).expect("some are");
+            let after = world.evidence.commits[before + 1].next.clone();
+            world.evidence.commits[before].next = after;
+        },
+        &[ALONG],
+    ),
+    ("a commit was ahead of a row by a moment", |world| world.row(4, 5).stored += 2001, &[ALONG]),
+    ("a commit was ahead of a dead letter", |world| world.evidence.dead_letters[0].seen += 10_000_000, &[ALONG]),
+    ("a partition is not drained", |world| world.evidence.committed[0] -= 1, &[AT_REST]),
+    ("a commit is above the progress", |world| world.evidence.progress[0] -= 1, &[AT_REST]),
+    ("the progress is above the end", |world| world.evidence.progress[0] += 1, &[AT_REST]),
+    ("a gateway was too large", |world| world.evidence.samples[1].rss = 200 << 20, &[MEMORY]),
+    ("a transfer had too many threads", |world| world.evidence.samples[3].threads = 11, &[THREADS]),
+    ("a gateway had too much in flight", |world| world.evidence.samples[0].inflight = Some((11.0, 1.0)), &[IN_FLIGHT]),
+    ("something is in flight at rest", |world| world.evidence.samples[2].inflight = Some((1.0, 0.0)), &[REST]),
+    (
+        "something is in flight in a process that does not answer any more",
+        |world| {
+            world.evidence.samples[1].inflight = Some((1.0, 1.0));
+            world.evidence.samples[2].inflight = None;
+        },
+        &[REST],
+    ),
+    ("bytes are in flight at rest", |world| world.evidence.samples[5].inflight = Some((0.0, 9.0)), &[REST]),
+    (
+        "a page has a gap",
+        |world| {
+            world.read(ReadWay::Pull, 1).remove(2);
+        },
+        &[PULLS],
+    ),
+    (
+        "a page begins too late",
+        |world| {
+            world.read(ReadWay::Pull, 2).remove(0);
+        },
+        &[PULLS],
+    ),
+    ("a page is out of order", |world| world.read(ReadWay::Pull, 1).swap(2, 3), &[PULLS]),
+    (
+        "a pull misses what a watch had seen",
+        |world| {
+            world.read(ReadWay::Pull, 2).pop();
+        },
+        &[NEVER_LESS],
+    ),
+    ("a pull finds an inbox empty", |world| world.read(ReadWay::Pull, 1).clear(), &[NEVER_LESS]),
+    ("a pull gives another message", |world| world.read(ReadWay::Pull, 0)[1].2 = 0, &[SAME]),
+    ("the highest seq went back", |world| world.seqs(1)[0].1 -= 1, &[NEVER_LESS]),
+    ("the highest seq is less than STORED told", |world| world.seqs(0)[1].1 = 0, &[NEVER_LESS]),
+    ("the highest seq is more than there is", |world| world.seqs(1)[1].1 = 6, &[SAME]),
+    (
+        "a watch has a gap",
+        |world| {
+            world.read(ReadWay::Watch, 2).remove(0);
+        },
+        &[WATCHES],
+    ),
+    ("a watch misses an event", |world| world.read(ReadWay::Watch, 1).clear(), &[WATCHES]),
+    (
+        "a watch gives an event twice",
+        |world| {
+            let twice = world.read(ReadWay::Watch, 0).clone();
+            world.read(ReadWay::Watch, 1).splice(0..0, twice);
+        },
+        &[WATCHES],
+    ),
+    ("a watch is out of order", |world| world.read(ReadWay::Watch, 2).swap(0, 1), &[WATCHES]),
+    ("a watch gives another message", |world| world.read(ReadWay::Watch, 2)[0].2 = 7, &[SAME]),
+    ("the status has another seq", |world| *world.state(0) = State::Stored(2), &[STATUS]),
+    ("the status of a message with an OK is NOT_FOUND", |world| *world.state(0) = State::NotFound, &[STATUS]),
+    ("the status of a dead letter is NOT_FOUND", |world| *world.state(2) = State::NotFound, &[STATUS]),
+    ("the status of a row is DEAD_LETTERED", |world| *world.state(0) = State::DeadLettered, &[STATUS]),
+    ("what was not sent is STORED, its status says", |world| *world.state(1) = State::Stored(1), &[STATUS]),
+    ("what nobody named is STORED, its status says", |world| *world.state(3) = State::Stored(1), &[STATUS]),
+    (
+        "an answer came twice",
+        |world| {
+            let mut lines = world.lines.iter();
+            let answer = lines.find(|line| matches!(line, Event::Told { .. })).expect("there are answers").clone();
+            world.lines.push(answer);
+        },
+        &[HISTORY],
+    ),
+    (
+        "an answer is to nothing",
+        |world| {
+            let results = vec![(0, Outcome::NotSent("NOT_SENT".to_owned()))];
+            world.lines.push(Event::Told { call: 999, at: 1, results });
+        },
+        &[HISTORY],
+    ),
+];
+
+/// A name, and what is changed.
+pub(super) const ALLOWED: &[(&str, Change)] = &[
+    ("an unknown message is not stored", |world| world.lose(4, 6)),
+    ("an unknown message is stored after all", |world| {
+        let offset = world.record(0);
+        world.store(&row(1, 5, 2, 0, offset));
+        world.settle();
+    }),
+    ("the answer for the last message did not come", |world| {
+        let told = world.lines.iter().rposition(|line| matches!(line, Event::Told { .. })).expect("there are answers");
+        world.lines.remove(told);
+    }),
+    ("Kafka confirmed a repeat without its place", |world| *world.outcome((4, 5), 1) = Outcome::Ok(1, -1)),
+    ("Kafka confirmed two records without their places", |world| {
+        *world.outcome((3, 5), 0) = Outcome::Ok(0, -1);
+        *world.outcome((4, 3), 1) = Outcome::NotStoredYet(0, -1);
+    }),
+    ("nothing was looked at yet, each status says", |world| {
+        for which in 0..4 {
+            *world.state(which) = State::Pending;
+        }
+    }),
+    ("a process was gone before the end", |world| {
+        let mut sample = world.evidence.samples[0].clone();
+        sample.process = "transfer-2".to_owned();
+        sample.at -= 10_000_000_000;
+        world.evidence.samples.push(sample);
+    }),
+    ("a process did not answer at the end", |world| {
+        let mut sample = world.evidence.samples[2].clone();
+        sample.inflight = None;
+        sample.at += 1_000_000_000;
+        world.evidence.samples.push(sample);
+    }),
+];

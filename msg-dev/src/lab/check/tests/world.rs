@@ -1,0 +1,341 @@
+//! Owns a small world in which all is well, made the way the services make it: what is sent goes to Kafka, and is stored at once.
+
+use std::collections::HashMap;
+
+use super::super::super::evidence::{
+    Clock, Commits, DeadLetter, Evidence, Fault, Limit, Measure, NewTopic, Row, Sample,
+};
+use super::super::super::history::{Book, Event, Nanos, Outcome, ReadWay, State, Way};
+use super::super::super::message::{content, fingerprint};
+use super::super::{Finding, check};
+
+const SECOND: Nanos = 1_000_000_000;
+const EPOCH: i64 = 1_700_000_000_000_000;
+
+/// What becomes of a message that is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Ok,
+    Stored,
+    NotStoredYet,
+    DeadLettered,
+    NotSent,
+    /// No outcome is told, and it is there.
+    UnknownThere,
+    /// No outcome is told, and it is not there.
+    UnknownGone,
+    /// No answer comes, and it is there.
+    Silent,
+    /// It is accepted, and not stored before the topic is deleted.
+    Waiting,
+}
+
+/// A history and the evidence for it.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) lines: Vec<Event>,
+    pub(super) evidence: Evidence,
+    now: Nanos,
+    calls: u64,
+    /// By message: its seq.
+    stored: HashMap<(u32, u32), i64>,
+    /// By reader and inbox: the last seq that was watched.
+    watched: HashMap<(u32, u32), i64>,
+}
+
+impl World {
+    pub(super) fn new(partitions: usize) -> World {
+        let evidence = Evidence {
+            clock: Clock { at: 0, micros: EPOCH },
+            ends: vec![0; partitions],
+            committed: vec![0; partitions],
+            progress: vec![0; partitions],
+            ..Evidence::default()
+        };
+        World {
+            lines: Vec::new(),
+            evidence,
+            now: 100 * SECOND,
+            calls: 0,
+            stored: HashMap::new(),
+            watched: HashMap::new(),
+        }
+    }
+
+    /// Inboxes 0 and 3 are read, 1, 2, 4 and 5 are not.
+    pub(super) fn good() -> World {
+        use Fate::*;
+        let mut world = World::new(2);
+        for (n, inbox, fate) in [(0, 0, Ok), (1, 1, Stored), (2, 0, UnknownThere), (2, 0, Ok), (3, 2, NotSent)] {
+            world.unary(1, n, inbox, fate);
+        }
+        world.pull(1, 0, 1);
+        world.poison(0);
+        for (n, inbox, fate) in [(4, 0, NotSent), (4, 0, Ok), (5, 2, UnknownGone), (6, 2, UnknownThere), (7, 0, Ok)] {
+            world.unary(1, n, inbox, fate);
+        }
+        world.unary(1, 7, 0, Stored);
+        world.max_seqs(1, &[0, 1, 3]);
+        world.send(Way::Batch, None, 2, &[(0, 0, Ok), (1, 0, Ok), (2, 3, Ok), (3, 0, Ok), (4, 3, Ok)]);
+        world.watch(2, 3);
+        world.send(Way::Batch, None, 2, &[(5, 3, Ok), (6, 3, NotSent), (7, 3, NotSent)]);
+        world.send(Way::Batch, None, 2, &[(6, 3, Stored), (7, 3, Stored)]);
+        world.watch(2, 3);
+        world.poison(1);
+        world.send(Way::Batch, None, 2, &[(8, 4, UnknownGone), (9, 4, Ok)]);
+        world.send(Way::Batch, None, 2, &[(8, 4, Ok), (9, 4, Ok)]);
+        world.send(Way::Stream, Some(1), 3, &[(0, 4, Ok), (1, 4, NotStoredYet)]);
+        world.send(Way::Stream, Some(1), 3, &[(2, 4, NotSent), (3, 5, Ok), (4, 4, UnknownGone)]);
+        world.send(Way::Stream, Some(2), 3, &[(2, 4, Ok), (4, 4, Ok), (5, 4, Ok)]);
+        world.overlap((4, 0), (5, 0), 5);
+        world.unary(4, 1, 5, DeadLettered);
+        world.unary(4, 2, 5, Silent);
+        world.unary(4, 2, 5, Ok);
+        world.forbid(|world| world.unary(4, 3, 0, NotSent));
+        for (n, inbox, fate) in [(3, 0, Ok), (4, 1, Ok), (5, 1, Ok), (5, 1, Ok), (5, 1, Stored), (6, 2, UnknownThere)] {
+            world.unary(4, n, inbox, fate);
+        }
+        world.watch(2, 3);
+        world.pull(1, 0, 1);
+        world.pull(3, 3, 2);
+        world.max_seqs(1, &[0, 3]);
+        for (sender, n) in [(1, 0), (1, 3), (4, 1), (9, 9)] {
+            world.status(sender, n);
+        }
+        world.rest();
+        world
+    }
+
+    /// The promises that are broken, as promise and words.
+    pub(super) fn broken(&self) -> Vec<String> {
+        let broken = self.findings().into_iter().filter(|finding| !finding.holds());
+        broken.map(|finding| format!("{} {}", finding.promise, finding.what)).collect()
+    }
+
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let mut book = Book::default();
+        for line in &self.lines {
+            book.add(0, line.clone());
+        }
+        check(&book, &self.evidence)
+    }
+
+    pub(super) fn unary(&mut self, sender: u32, n: u32, inbox: u32, fate: Fate) {
+        self.send(Way::Unary, None, sender, &[(n, inbox, fate)]);
+    }
+
+    pub(super) fn send(&mut self, way: Way, stream: Option<u64>, sender: u32, msgs: &[(u32, u32, Fate)]) {
+        let call = self.ask(way, stream, sender, msgs);
+        self.answer(call, sender, msgs);
+    }
+
+    /// Two senders send at the same time.
+    fn overlap(&mut self, (one, n): (u32, u32), (other, m): (u32, u32), inbox: u32) {
+        let (first, second) = ([(n, inbox, Fate::Ok)], [(m, inbox, Fate::Ok)]);
+        let (one_call, other_call) =
+            (self.ask(Way::Unary, None, one, &first), self.ask(Way::Unary, None, other, &second));
+        self.answer(one_call, one, &first);
+        self.answer(other_call, other, &second);
+    }
+
+    fn ask(&mut self, way: Way, stream: Option<u64>, sender: u32, msgs: &[(u32, u32, Fate)]) -> u64 {
+        self.calls += 1;
+        let stored = msgs.iter().any(|(_, _, fate)| *fate == Fate::Stored);
+        let msgs = msgs.iter().map(|(n, inbox, _)| (*n, *inbox)).collect();
+        let at = self.tick();
+        self.lines.push(Event::Send { call: self.calls, at, sender, way, stream, stored, gateway: 0, msgs });
+        self.calls
+    }
+
+    fn answer(&mut self, call: u64, sender: u32, msgs: &[(u32, u32, Fate)]) {
+        let results: Vec<_> = (0..)
+            .zip(msgs)
+            .filter_map(|(index, (n, inbox, fate))| Some((index, self.outcome_of(sender, *n, *inbox, *fate)?)))
+            .collect();
+        let at = self.tick();
+        if !results.is_empty() {
+            self.lines.push(Event::Told { call, at, results });
+        }
+        self.look_at_offsets();
+    }
+
+    fn outcome_of(&mut self, sender: u32, n: u32, inbox: u32, fate: Fate) -> Option<Outcome> {
+        match fate {
+            Fate::NotSent => return Some(Outcome::NotSent("NOT_SENT".to_owned())),
+            Fate::UnknownGone => return Some(Outcome::Unknown("OUTCOME_UNKNOWN".to_owned())),
+            _ => {}
+        }
+        let partition = i32::try_from(inbox as usize % self.evidence.ends.len()).expect("small");
+        let offset = self.record(partition);
+        if fate == Fate::DeadLettered {
+            self.keep(partition, offset, Some((sender, n)));
+            return Some(Outcome::DeadLettered(partition, offset, "TOO_LARGE".to_owned()));
+        }
+        let duplicate = self.stored.contains_key(&(sender, n));
+        if !duplicate && fate != Fate::Waiting {
+            self.store(&Row {
+                inbox,
+                seq: 0,
+                sender,
+                n,
+                partition,
+                offset,
+                stored: 0,
+                fingerprint: fingerprint(&content(sender, n)),
+                same: true,
+            });
+        }
+        match fate {
+            Fate::Stored => {
+                let seq = self.stored[&(sender, n)];
+                Some(Outcome::Stored { partition, offset, seq, duplicate })
+            }
+            Fate::NotStoredYet => Some(Outcome::NotStoredYet(partition, offset)),
+            Fate::UnknownThere => Some(Outcome::Unknown("CANCELLED".to_owned())),
+            Fate::Silent => None,
+            _ => Some(Outcome::Ok(partition, offset)),
+        }
+    }
+
+    /// A new row at the end of its inbox.
+    pub(super) fn store(&mut self, row: &Row) {
+        let seq = 1 + self.evidence.rows.iter().filter(|other| other.inbox == row.inbox).count();
+        let seq = i64::try_from(seq).expect("small");
+        let stored = self.micros();
+        self.stored.insert((row.sender, row.n), seq);
+        self.evidence.rows.push(Row { seq, stored, ..row.clone() });
+    }
+
+    /// A new record's offset.
+    pub(super) fn record(&mut self, partition: i32) -> i64 {
+        self.tick();
+        let end = &mut self.evidence.ends[usize::try_from(partition).expect("not negative")];
+        *end += 1;
+        *end - 1
+    }
+
+    fn poison(&mut self, partition: i32) {
+        let offset = self.record(partition);
+        self.evidence.poison.push((partition, offset));
+        self.keep(partition, offset, None);
+    }
+
+    /// A new dead letter.
+    pub(super) fn keep(&mut self, partition: i32, offset: i64, message: Option<(u32, u32)>) {
+        let (reason, seen) = ("INVALID".to_owned(), self.micros());
+        self.evidence.dead_letters.push(DeadLetter { partition, offset, message, reason, seen });
+    }
+
+    /// What was there so far is stored, and committed.
+    fn look_at_offsets(&mut self) {
+        self.tick();
+        let at = self.micros();
+        self.evidence.commits.push(Commits { at, next: self.evidence.ends.clone() });
+    }
+
+    fn forbid(&mut self, meanwhile: impl FnOnce(&mut World)) {
+        let (began, broken) = (self.tick(), self.tick());
+        meanwhile(self);
+        let (over, healed) = (self.tick(), self.tick());
+        let (name, target) = ("kill-brokers".to_owned(), "broker-1 and broker-2".to_owned());
+        self.evidence.faults.push(Fault { name, target, began, broken, over, healed, no_ok: true, kills: 2 });
+    }
+
+    fn pull(&mut self, reader: u32, inbox: u32, from: i64) {
+        let (asked, msgs) = (self.tick(), self.msgs(inbox, from));
+        let at = self.tick();
+        self.lines.push(Event::Read { reader, way: ReadWay::Pull, asked, at, inbox, from, msgs, end: true });
+    }
+
+    /// Two events where there are several messages.
+    fn watch(&mut self, reader: u32, inbox: u32) {
+        let mut msgs = self.msgs(inbox, self.watched.get(&(reader, inbox)).copied().unwrap_or(0) + 1);
+        let rest = msgs.split_off(msgs.len().div_ceil(2));
+        for msgs in [msgs, rest].into_iter().filter(|msgs| !msgs.is_empty()) {
+            let at = self.tick();
+            let from = msgs[0].0;
+            self.watched.insert((reader, inbox), msgs[msgs.len() - 1].0);
+            self.lines.push(Event::Read { reader, way: ReadWay::Watch, asked: at, at, inbox, from, msgs, end: false });
+        }
+    }
+
+    fn max_seqs(&mut self, reader: u32, inboxes: &[u32]) {
+        let highest = |inbox: u32| self.msgs(inbox, 1).last().map_or(0, |(seq, _, _)| *seq);
+        let seqs = inboxes.iter().map(|inbox| (*inbox, highest(*inbox))).collect();
+        let (asked, at) = (self.tick(), self.tick());
+        self.lines.push(Event::MaxSeqs { reader, asked, at, seqs });
+    }
+
+    pub(super) fn status(&mut self, sender: u32, n: u32) {
+        let kept = self.evidence.dead_letters.iter().any(|letter| letter.message == Some((sender, n)));
+        let state = match self.stored.get(&(sender, n)) {
+            Some(seq) => State::Stored(*seq),
+            None if kept => State::DeadLettered,
+            None => State::NotFound,
+        };
+        let (asked, at) = (self.tick(), self.tick());
+        self.lines.push(Event::Status { reader: 1, asked, at, sender, n, state });
+    }
+
+    fn msgs(&self, inbox: u32, from: i64) -> Vec<(i64, u32, u32)> {
+        let rows = self.evidence.rows.iter().filter(|row| row.inbox == inbox && row.seq >= from);
+        rows.map(|row| (row.seq, row.sender, row.n)).collect()
+    }
+
+    /// The topic is deleted and made anew; it is there a moment before that is seen.
+    pub(super) fn recreate(&mut self, progress: &[i64], meanwhile: impl FnOnce(&mut World)) {
+        let deleted = self.tick();
+        self.evidence.ends.fill(0);
+        meanwhile(self);
+        let made = self.tick();
+        self.evidence.topics.push(NewTopic { deleted, progress: progress.to_vec(), made });
+    }
+
+    pub(super) fn grow(&mut self, count: i32) {
+        let at = self.tick();
+        self.evidence.growths.push((at, count));
+        self.evidence.ends.resize(usize::try_from(count).expect("positive"), 0);
+    }
+
+    /// The last look at everything.
+    pub(super) fn rest(&mut self) {
+        self.settle();
+        for (process, inflight) in [("gateway-1", true), ("transfer-1", true), ("broker-1", false)] {
+            for (second, count) in [(0, 7.0), (1, 3.0), (2, 0.0)] {
+                self.evidence.samples.push(Sample {
+                    at: self.now + second * SECOND,
+                    process: process.to_owned(),
+                    pid: 1,
+                    rss: 50 << 20,
+                    fds: 40,
+                    sockets: 20,
+                    threads: 8,
+                    inflight: inflight.then_some((count, count * 100.0)),
+                });
+            }
+        }
+        let limit = |process: &str, what, most| Limit { process: process.to_owned(), what, most };
+        self.evidence.limits = vec![
+            limit("gateway", Measure::Rss, f64::from(100 << 20)),
+            limit("transfer", Measure::Threads, 10.0),
+            limit("gateway", Measure::Inflight, 10.0),
+            limit("transfer", Measure::InflightBytes, 1000.0),
+        ];
+    }
+
+    /// All is stored and committed.
+    pub(super) fn settle(&mut self) {
+        self.evidence.committed = self.evidence.ends.clone();
+        self.evidence.progress = self.evidence.ends.clone();
+    }
+
+    /// A millisecond later.
+    fn tick(&mut self) -> Nanos {
+        self.now += 1_000_000;
+        self.now
+    }
+
+    fn micros(&self) -> i64 {
+        EPOCH + i64::try_from(self.now / 1000).expect("small")
+    }
+}

@@ -1,0 +1,284 @@
+//! Puts a history together: every attempt to send a message, with what it came to, and every read.
+
+use std::collections::HashMap;
+
+use super::{Event, Nanos, Outcome, ReadWay, State, Way};
+
+/// Ends a list of attempts.
+const NONE: u32 = u32::MAX;
+
+/// What the load asked and what it was told, over all files.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    pub(crate) messages: Vec<Message>,
+    /// As they were written: those of one message, one sender and one channel are in the order in which they went out.
+    pub(crate) attempts: Vec<Attempt>,
+    /// As they were written: those of one reader are in order.
+    pub(crate) reads: Vec<Read>,
+    pub(crate) max_seqs: Vec<MaxSeq>,
+    pub(crate) statuses: Vec<Status>,
+    /// When a read failed.
+    pub(crate) failed_reads: Vec<Nanos>,
+    /// Lines that do not fit what was written before them.
+    pub(crate) contradictions: Vec<String>,
+    /// By attempt: the next of the same message.
+    next: Vec<u32>,
+    read_msgs: Vec<(i64, u32, u32)>,
+    by_id: HashMap<(u32, u32), u32>,
+    /// By file and call: the first attempt, and how many.
+    calls: Vec<Vec<(u32, u32)>>,
+    /// By file and stream: the channel, and how many entries it has had.
+    streams: HashMap<(u32, u64), (u32, u32)>,
+    channels: u32,
+}
+
+/// A message: number `n` of a sender.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message {
+    pub(crate) sender: u32,
+    pub(crate) n: u32,
+    pub(crate) inbox: u32,
+    first: u32,
+    last: u32,
+}
+
+/// A message that was sent once.
+#[derive(Clone, Debug)]
+pub(crate) struct Attempt {
+    /// The index in [`Book::messages`].
+    pub(crate) message: u32,
+    pub(crate) sent: Nanos,
+    /// When the outcome was there; none where no answer came.
+    pub(crate) told: Option<Nanos>,
+    pub(crate) way: Way,
+    /// With `wait_for: STORED`.
+    pub(crate) stored: bool,
+    /// The call or the stream it went over, counted over all files.
+    pub(crate) channel: u32,
+    /// Counts the entries of a channel.
+    pub(crate) order: u32,
+    /// Unknown where no answer came.
+    pub(crate) outcome: Outcome,
+}
+
+/// A page, or an event of a watch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Read {
+    pub(crate) reader: u32,
+    pub(crate) way: ReadWay,
+    pub(crate) asked: Nanos,
+    pub(crate) at: Nanos,
+    pub(crate) inbox: u32,
+    pub(crate) from: i64,
+    /// Of a pull: there is nothing more behind these.
+    pub(crate) end: bool,
+    first: usize,
+    len: u32,
+}
+
+/// The highest seq of one inbox, as it was told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MaxSeq {
+    pub(crate) reader: u32,
+    pub(crate) asked: Nanos,
+    pub(crate) at: Nanos,
+    pub(crate) inbox: u32,
+    pub(crate) seq: i64,
+}
+
+/// What GetMsgStatus told of a message.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Status {
+    pub(crate) asked: Nanos,
+    pub(crate) sender: u32,
+    pub(crate) n: u32,
+    pub(crate) state: State,
+}
+
+impl Book {
+    /// Adds the next line of a file; files are numbered from 0.
+    pub(crate) fn add(&mut self, file: u32, event: Event) {
+        match event {
+            Event::Send { call, at, sender, way, stream, stored, msgs, .. } => {
+                let (channel, mut order) = self.channel(file, stream);
+                self.open(file, call, msgs.len());
+                for (n, inbox) in msgs {
+                    let message = self.message(sender, n, inbox);
+                    let outcome = Outcome::Unknown("no answer".to_owned());
+                    self.attempts.push(Attempt { message, sent: at, told: None, way, stored, channel, order, outcome });
+                    order += 1;
+                }
+                if let Some(stream) = stream {
+                    self.streams.insert((file, stream), (channel, order));
+                }
+            }
+            Event::Told { call, at, results } => {
+                for (index, outcome) in results {
+                    self.tell(file, call, index, at, outcome);
+                }
+            }
+            Event::Read { reader, way, asked, at, inbox, from, msgs, end } => {
+                let (first, len) = (self.read_msgs.len(), small(msgs.len()));
+                self.read_msgs.extend(msgs);
+                self.reads.push(Read { reader, way, asked, at, inbox, from, end, first, len });
+            }
+            Event::MaxSeqs { reader, asked, at, seqs } => {
+                let seqs = seqs.into_iter().map(|(inbox, seq)| MaxSeq { reader, asked, at, inbox, seq });
+                self.max_seqs.extend(seqs);
+            }
+            Event::Status { asked, sender, n, state, .. } => {
+                self.statuses.push(Status { asked, sender, n, state });
+            }
+            Event::ReadFailed { at, .. } => self.failed_reads.push(at),
+        }
+    }
+
+    /// The index of a message.
+    pub(crate) fn find(&self, sender: u32, n: u32) -> Option<u32> {
+        self.by_id.get(&(sender, n)).copied()
+    }
+
+    /// The attempts of a message, in the order in which they went out; there is at least one.
+    pub(crate) fn attempts_of(&self, message: u32) -> impl Iterator<Item = &Attempt> {
+        let first = self.messages[message as usize].first;
+        let next = |at: &u32| Some(self.next[*at as usize]).filter(|next| *next != NONE);
+        std::iter::successors(Some(first), next).map(|at| &self.attempts[at as usize])
+    }
+
+    /// What a page or an event held: seq, sender, `n`.
+    pub(crate) fn msgs(&self, read: &Read) -> &[(i64, u32, u32)] {
+        &self.read_msgs[read.first..][..read.len as usize]
+    }
+
+    fn channel(&mut self, file: u32, stream: Option<u64>) -> (u32, u32) {
+        if let Some(known) = stream.and_then(|stream| self.streams.get(&(file, stream))) {
+            return *known;
+        }
+        self.channels += 1;
+        (self.channels - 1, 0)
+    }
+
+    fn open(&mut self, file: u32, call: u64, len: usize) {
+        let (file, at) = (file as usize, usize::try_from(call).expect("64 bits"));
+        if self.calls.len() <= file {
+            self.calls.resize(file + 1, Vec::new());
+        }
+        let calls = &mut self.calls[file];
+        if calls.len() <= at {
+            calls.resize(at + 1, (NONE, 0));
+        }
+        if calls[at].0 != NONE {
+            self.contradictions.push(format!("file {file}: call {call} was sent twice"));
+        }
+        calls[at] = (small(self.attempts.len()), small(len));
+    }
+
+    /// Notes a message to which an attempt is about to be added.
+    fn message(&mut self, sender: u32, n: u32, inbox: u32) -> u32 {
+        let attempt = small(self.attempts.len());
+        self.next.push(NONE);
+        let new = small(self.messages.len());
+        let at = *self.by_id.entry((sender, n)).or_insert(new);
+        if at == new {
+            self.messages.push(Message { sender, n, inbox, first: attempt, last: attempt });
+            return new;
+        }
+        let known = &mut self.messages[at as usize];
+        if known.inbox != inbox {
+            let told = format!("sender {sender}: message {n} went to inbox {} and to {inbox}", known.inbox);
+            self.contradictions.push(told);
+        }
+        self.next[known.last as usize] = attempt;
+        known.last = attempt;
+        at
+    }
+
+    fn tell(&mut self, file: u32, call: u64, index: u32, at: Nanos, outcome: Outcome) {
+        let calls = self.calls.get(file as usize);
+        let known = usize::try_from(call).ok().and_then(|call| calls?.get(call));
+        let Some((first, _)) = known.filter(|(_, len)| index < *len) else {
+            return self.contradictions.push(format!("file {file}: call {call} has no message {index}"));
+        };
+        let attempt = &mut self.attempts[(first + index) as usize];
+        if attempt.told.is_some() {
+            let told = format!("file {file}: message {index} of call {call} was told twice");
+            return self.contradictions.push(told);
+        }
+        attempt.told = Some(at);
+        attempt.outcome = outcome;
+    }
+}
+
+fn small(count: usize) -> u32 {
+    u32::try_from(count).expect("fewer than 4 billion")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send(call: u64, at: Nanos, stream: Option<u64>, msgs: &[(u32, u32)]) -> Event {
+        let way = if stream.is_some() { Way::Stream } else { Way::Batch };
+        Event::Send { call, at, sender: 5, way, stream, stored: false, gateway: 1, msgs: msgs.to_vec() }
+    }
+
+    #[test]
+    fn attempts_are_of_their_message_and_in_order() {
+        let mut book = Book::default();
+        book.add(0, send(0, 10, None, &[(0, 7), (1, 8)]));
+        book.add(0, send(1, 20, None, &[(1, 8), (2, 7)]));
+        book.add(1, Event::Told { call: 0, at: 25, results: vec![(0, Outcome::Ok(9, 9))] });
+        book.add(0, Event::Told { call: 1, at: 30, results: vec![(0, Outcome::Ok(3, 4))] });
+        assert_eq!(
+            book.messages.iter().map(|message| (message.n, message.inbox)).collect::<Vec<_>>(),
+            [(0, 7), (1, 8), (2, 7)]
+        );
+        let message = book.find(5, 1).expect("it was sent");
+        let attempts: Vec<_> = book.attempts_of(message).map(|a| (a.sent, a.told, a.channel, a.order)).collect();
+        assert_eq!(attempts, [(10, None, 0, 1), (20, Some(30), 1, 0)]);
+        assert_eq!(book.attempts[1].outcome, Outcome::Unknown("no answer".to_owned()));
+        assert_eq!(book.attempts[2].outcome, Outcome::Ok(3, 4));
+        assert_eq!(book.contradictions, ["file 1: call 0 has no message 0"]);
+    }
+
+    #[test]
+    fn entries_of_a_stream_count_over_its_calls() {
+        let mut book = Book::default();
+        for (file, call, stream) in [(0, 1, 1), (0, 2, 2), (0, 3, 1), (1, 1, 1)] {
+            let n = file * 10 + u32::try_from(call).expect("small");
+            book.add(file, send(call, 0, Some(stream), &[(n, 0), (n + 100, 0)]));
+        }
+        let places: Vec<_> = book.attempts.iter().map(|a| (a.channel, a.order)).collect();
+        assert_eq!(places, [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (2, 0), (2, 1)]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_noted() {
+        let mut book = Book::default();
+        book.add(0, send(0, 10, None, &[(0, 7)]));
+        book.add(0, send(0, 10, None, &[(0, 8)]));
+        for index in [0, 0, 1] {
+            book.add(0, Event::Told { call: 0, at: 20, results: vec![(index, Outcome::Ok(0, 0))] });
+        }
+        let expected = [
+            "file 0: call 0 was sent twice",
+            "sender 5: message 0 went to inbox 7 and to 8",
+            "file 0: message 0 of call 0 was told twice",
+            "file 0: call 0 has no message 1",
+        ];
+        assert_eq!(book.contradictions, expected);
+    }
+
+    #[test]
+    fn reads_keep_what_they_held() {
+        let mut book = Book::default();
+        for first in [1, 3] {
+            let msgs = vec![(first, 5, 0), (first + 1, 5, 1)];
+            let (reader, way, inbox, from) = (2, ReadWay::Watch, 7, first);
+            book.add(0, Event::Read { reader, way, asked: 1, at: 2, inbox, from, msgs, end: false });
+        }
+        book.add(0, Event::MaxSeqs { reader: 2, asked: 3, at: 4, seqs: vec![(7, 4), (8, 0)] });
+        assert_eq!(book.msgs(&book.reads[1]), [(3, 5, 0), (4, 5, 1)]);
+        assert_eq!((book.max_seqs[1].inbox, book.max_seqs[0].seq), (8, 4));
+    }
+}

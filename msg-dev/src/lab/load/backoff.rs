@@ -1,0 +1,41 @@
+//! Owns how long to wait before something is tried again.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// Doubles from one failure to the next, with jitter.
+#[derive(Debug)]
+pub(crate) struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff(FIRST)
+    }
+}
+
+impl Backoff {
+    /// How long to wait now; not less than what was asked for.
+    pub(crate) fn next(&mut self, asked: Duration) -> Duration {
+        let delay = self.0.mul_f64(rand::random_range(0.5..1.0)).max(asked);
+        self.0 = (self.0 * 2).min(LONGEST);
+        delay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_doubles_up_to_the_longest_and_waits_as_long_as_it_was_asked_to() {
+        let mut backoff = Backoff::default();
+        for longest in [50, 100, 200, 400, 800, 1000, 1000] {
+            let longest = Duration::from_millis(longest);
+            let delay = backoff.next(Duration::ZERO);
+            assert!(longest / 2 <= delay && delay <= longest, "{delay:?} of {longest:?}");
+        }
+        assert_eq!(backoff.next(Duration::from_secs(3)), Duration::from_secs(3));
+    }
+}

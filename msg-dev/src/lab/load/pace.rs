@@ -1,0 +1,53 @@
+//! Owns how fast new messages are begun.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So much of what was not used may be caught up on.
+const BURST: Duration = Duration::from_millis(100);
+
+/// So many messages a second, for all who share it, in the order in which they ask.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// From one message to the next, in seconds.
+    gap: f64,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    pub(crate) fn new(rate: f64) -> Pace {
+        Pace { gap: 1.0 / rate, next: Mutex::new(Instant::now()) }
+    }
+
+    /// When so many messages may go.
+    pub(crate) fn reserve(&self, messages: usize) -> Instant {
+        self.reserve_at(Instant::now(), messages)
+    }
+
+    fn reserve_at(&self, now: Instant, messages: usize) -> Instant {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = now.checked_sub(BURST).map_or(*next, |earliest| next.max(earliest));
+        *next = at + Duration::from_secs_f64(self.gap * messages as f64);
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_one_after_the_other_and_idle_time_is_not_kept() {
+        let pace = Pace::new(100.0);
+        let begun = Instant::now();
+        *pace.next.lock().expect("nobody else has it") = begun;
+        let after = |millis| begun + Duration::from_millis(millis);
+        assert_eq!(pace.reserve_at(begun, 1), begun);
+        assert_eq!(pace.reserve_at(begun, 20), after(10));
+        assert_eq!(pace.reserve_at(begun, 1), after(210));
+        assert_eq!(pace.reserve_at(after(10_000), 1), after(9_900));
+        assert_eq!(pace.reserve_at(after(10_000), 1), after(9_910));
+    }
+}

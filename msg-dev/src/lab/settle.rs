@@ -1,0 +1,50 @@
+//! Waits until all that Kafka holds is stored.
+
+use std::time::{Duration, Instant};
+
+use super::error::LabError;
+use super::world::World;
+
+/// No record was stored for this long: the pipe stands still.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(200);
+
+/// The next offset to store of each partition, of the topic that there is now.
+pub(crate) async fn progress(world: &World) -> Result<Vec<i64>, LabError> {
+    // A topic that was made anew has rows of its own.
+    const NEWEST: &str = "
+        SELECT DISTINCT ON (kafka_partition) kafka_partition, next_offset FROM progress
+        ORDER BY kafka_partition, updated_at DESC";
+    let partitions = world.partitions.load(std::sync::atomic::Ordering::Relaxed);
+    let mut next = vec![0; usize::try_from(partitions).expect("it is positive")];
+    for row in world.database().await?.query(NEWEST, &[]).await? {
+        let slot = usize::try_from(row.get::<_, i32>(0)).ok().and_then(|partition| next.get_mut(partition));
+        if let Some(slot) = slot {
+            *slot = row.get(1);
+        }
+    }
+    Ok(next)
+}
+
+/// Waits until the group has committed everything. What was committed is stored: the checker looks.
+pub(crate) async fn until_stored(world: &World) -> Result<(), LabError> {
+    let (mut best, mut since) = (i64::MAX, Instant::now());
+    loop {
+        if let (Ok(ends), Ok(committed)) = (world.offsets.ends().await, world.offsets.committed().await) {
+            let left: i64 = ends.iter().zip(&committed).map(|(end, next)| end - next).sum();
+            if left == 0 {
+                return Ok(());
+            }
+            if left < best {
+                (best, since) = (left, Instant::now());
+            }
+        }
+        if since.elapsed() > STUCK_AFTER {
+            return Err(LabError::Stuck(format!(
+                "{best} records are not stored, and none was for {} s",
+                STUCK_AFTER.as_secs()
+            )));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}

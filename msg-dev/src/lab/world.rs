@@ -1,0 +1,265 @@
+//! Owns what is under test: three brokers, PostgreSQL, two gateways, up to eight transfers, and the load's processes; where each is
+//! reached, and how each is started again.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use msg_dev::stack::kafka::BETWEEN_BROKERS;
+use msg_dev::stack::{ClusterOptions, Port, Proxies, Service, ServiceSpec, Stack, StackError, StackOptions, pipe};
+
+use super::args::LabArgs;
+use super::disk::Disk;
+use super::error::LabError;
+use super::loads::Loads;
+use super::nemesis::Needs;
+use crate::offsets::Offsets;
+
+/// The topic, the group and the database.
+pub(crate) const TOPIC: &str = "msgs";
+pub(crate) const GROUP: &str = "msg-transfer";
+const DATABASE: &str = "msg";
+/// Partitions of the topic at first.
+pub(crate) const PARTITIONS: i32 = 12;
+/// Gateways, and transfers at most.
+pub(crate) const GATEWAYS: usize = 2;
+pub(crate) const TRANSFERS: usize = 8;
+pub(crate) const BROKERS: usize = 3;
+/// How long the group waits for a silent transfer. The services' own default is 30 s: a crash would cost that. At 6 s the members
+/// would not outlive their coordinator: another broker takes over some 5 s after its death.
+const SESSION_TIMEOUT: &str = "10s";
+
+/// Between whom a proxy stands. A service that has a network of its own can be cut off alone.
+const KAFKA_NETWORKS: [&str; 4] = ["GATEWAYS", "TRANSFERS", "TRANSFER1", BETWEEN_BROKERS];
+const POSTGRES_NETWORKS: [&str; 3] = ["gateways-postgres", "transfers-postgres", "transfer1-postgres"];
+
+/// Everything that runs. Dropped, all of it is killed.
+pub(crate) struct World {
+    pub(crate) stack: Stack,
+    pub(crate) proxies: Option<Proxies>,
+    pub(crate) gateways: Vec<Node>,
+    pub(crate) transfers: Vec<Node>,
+    pub(crate) loads: Loads,
+    /// How many transfers run: the first so many.
+    pub(crate) scale: AtomicUsize,
+    pub(crate) offsets: Offsets,
+    /// How many partitions the topic has.
+    pub(crate) partitions: AtomicI32,
+    pub(crate) database_url: String,
+    pub(crate) postgres_disk: Option<Disk>,
+    pub(crate) broker_disk: Option<Disk>,
+    /// Where the gateways serve clients, in front of the proxies if there are any.
+    pub(crate) fronts: Vec<Port>,
+    /// Another build's programs.
+    pub(crate) other: Option<PathBuf>,
+}
+
+/// A service that is started again and again in its place.
+pub(crate) struct Node {
+    spec: ServiceSpec,
+    service: Mutex<Arc<Service>>,
+    logs: PathBuf,
+    /// It should be there: its end is no doing of ours.
+    wanted: AtomicBool,
+    _ports: Vec<Port>,
+}
+
+impl Node {
+    fn new(spec: ServiceSpec, logs: PathBuf, ports: Vec<Port>) -> Result<Node, StackError> {
+        let service = Mutex::new(Arc::new(Service::new(spec.clone(), &logs)?));
+        Ok(Node { spec, service, logs, wanted: AtomicBool::new(false), _ports: ports })
+    }
+
+    /// The service as it was started last.
+    pub(crate) fn service(&self) -> Arc<Service> {
+        Arc::clone(&self.service.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub(crate) async fn start(&self) -> Result<(), StackError> {
+        self.wanted.store(true, Ordering::Relaxed);
+        self.service().start().await
+    }
+
+    /// Starts it, and waits for nothing.
+    pub(crate) fn launch(&self) -> Result<(), StackError> {
+        self.wanted.store(true, Ordering::Relaxed);
+        self.service().launch().map(|_| ())
+    }
+
+    /// SIGKILL.
+    pub(crate) async fn kill(&self) {
+        self.wanted.store(false, Ordering::Relaxed);
+        self.service().kill().await;
+    }
+
+    /// SIGTERM; whether it ended in its own time with exit code 0.
+    pub(crate) async fn stop(&self) -> bool {
+        self.wanted.store(false, Ordering::Relaxed);
+        self.service().stop().await.is_none_or(|status| status.success())
+    }
+
+    /// From the next start on with other settings, or with its own again.
+    pub(crate) fn change(&self, change: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Result<(), StackError> {
+        let service = Service::new(change(self.spec.clone()), &self.logs)?;
+        *self.service.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(service);
+        Ok(())
+    }
+}
+
+impl World {
+    /// Starts Kafka, PostgreSQL and the services, and no load yet.
+    pub(crate) async fn start(args: &LabArgs, needs: Needs, folder: PathBuf) -> Result<World, LabError> {
+        let networks = if needs.proxies { KAFKA_NETWORKS.map(str::to_owned).to_vec() } else { Vec::new() };
+        // A follower that does not follow is out of sync after this long; Kafka's own 30 s are longer than most faults.
+        let settings = vec![("replica.lag.time.max.ms".to_owned(), "8000".to_owned())];
+        let options = StackOptions {
+            cache: args.fetch.folder(),
+            brokers: BROKERS,
+            cluster: ClusterOptions { networks, settings },
+            fresh: true,
+            ..StackOptions::new(&folder)
+        };
+        let stack = Stack::reserve(options).await?;
+        let (mut postgres_disk, mut broker_disk) = (None, None);
+        if needs.disks {
+            postgres_disk = Some(Disk::mount(&folder.join("postgres"), 24 << 30)?);
+            broker_disk = Some(Disk::mount(&stack.kafka().data(BROKERS)?, 16 << 30)?);
+        }
+        let proxies = match needs.proxies {
+            true => Some(Proxies::start(args.toxiproxy()?, stack.logs()).await?),
+            false => None,
+        };
+        if let Some(proxies) = &proxies {
+            for (broker, leg) in stack.kafka().legs() {
+                let name = format!("{}-{broker}", leg.network);
+                proxies.add(&name, leg.front.addr(), leg.behind.addr()).await?;
+            }
+        }
+        stack.launch().await?;
+        stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
+        let database_url = stack.postgres().ensure_database(DATABASE).await?;
+        let offsets = Offsets::new(stack.kafka().bootstrap(), GROUP, TOPIC, PARTITIONS)?;
+        let mut world = World {
+            stack,
+            proxies,
+            gateways: Vec::new(),
+            transfers: Vec::new(),
+            loads: Loads::new(folder.join("history"))?,
+            scale: AtomicUsize::new(args.transfers),
+            offsets,
+            partitions: AtomicI32::new(PARTITIONS),
+            database_url,
+            postgres_disk,
+            broker_disk,
+            fronts: Vec::new(),
+            other: args.other.clone(),
+        };
+        world.add_services(args).await?;
+        Box::pin(world.launch_services()).await?;
+        Ok(world)
+    }
+
+    async fn add_services(&mut self, args: &LabArgs) -> Result<(), LabError> {
+        let logs = self.stack.logs().to_owned();
+        let mut postgres = Vec::new();
+        for network in POSTGRES_NETWORKS {
+            let port = pipe::free_port()?;
+            let url = match &self.proxies {
+                Some(proxies) => {
+                    let server: tokio_postgres::Config = self.database_url.parse()?;
+                    let number = server.get_ports().first().copied().unwrap_or(5432);
+                    proxies.add(network, port.addr(), ([127, 0, 0, 1], number).into()).await?;
+                    self.database_url.replacen(&format!("127.0.0.1:{number}"), &port.to_string(), 1)
+                }
+                None => self.database_url.clone(),
+            };
+            postgres.push((url, port));
+        }
+        let kafka = |network: &str| match &self.proxies {
+            Some(_) => self.stack.kafka().bootstrap_over(network),
+            None => self.stack.kafka().bootstrap().to_owned(),
+        };
+        for number in 1..=GATEWAYS {
+            let plan = self.stack.pipe(TOPIC, PARTITIONS, &postgres[0].0);
+            let plan = plan.gateway(&format!("gateway-{number}"), pipe::free_port()?)?;
+            let spec = plan.spec.env("KAFKA_BROKERS", kafka("GATEWAYS")).env("LOG_FORMAT", "text");
+            let spec = args.gateway_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
+            let front = match &self.proxies {
+                Some(proxies) => {
+                    let front = pipe::free_port()?;
+                    proxies.add(&format!("clients-gateway-{number}"), front.addr(), plan.grpc.addr()).await?;
+                    self.gateways.push(Node::new(spec, logs.clone(), vec![plan.grpc, plan.admin])?);
+                    front
+                }
+                None => {
+                    self.gateways.push(Node::new(spec, logs.clone(), vec![plan.admin])?);
+                    plan.grpc
+                }
+            };
+            self.fronts.push(front);
+        }
+        for number in 1..=TRANSFERS {
+            let (url, network) = match number {
+                1 => (&postgres[2].0, "TRANSFER1"),
+                _ => (&postgres[1].0, "TRANSFERS"),
+            };
+            let plan = self.stack.pipe(TOPIC, PARTITIONS, url).transfer(&format!("transfer-{number}"))?;
+            let spec = plan.spec.env("GROUP_ID", GROUP).env("KAFKA_BROKERS", kafka(network)).env("LOG_FORMAT", "text");
+            let spec = spec.env("SESSION_TIMEOUT", SESSION_TIMEOUT).env("DRAIN_TIMEOUT", "3s");
+            let spec = args.transfer_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
+            let mut ports = vec![plan.admin];
+            if number == TRANSFERS {
+                ports.extend(postgres.drain(..).map(|(_, port)| port));
+                self.transfers.push(Node::new(spec, logs.clone(), ports)?);
+                break;
+            }
+            self.transfers.push(Node::new(spec, logs.clone(), ports)?);
+        }
+        Ok(())
+    }
+
+    async fn launch_services(&self) -> Result<(), StackError> {
+        // The first one migrates.
+        self.transfers[0].start().await?;
+        let others = self.transfers[1..self.scale.load(Ordering::Relaxed)].iter();
+        futures_util::future::try_join_all(others.chain(&self.gateways).map(Node::start)).await?;
+        Ok(())
+    }
+
+    /// The transfers that should run.
+    pub(crate) fn running_transfers(&self) -> &[Node] {
+        &self.transfers[..self.scale.load(Ordering::Relaxed)]
+    }
+
+    /// Runs so many transfers from now on; those that are too many are stopped in their orderly way.
+    pub(crate) async fn scale_to(&self, count: usize) -> Result<(), StackError> {
+        let before = self.scale.swap(count, Ordering::Relaxed);
+        let (fewer, more) = (before.min(count), before.max(count));
+        let changed = &self.transfers[fewer..more];
+        if count > before {
+            futures_util::future::try_join_all(changed.iter().map(Node::start)).await?;
+        } else {
+            futures_util::future::join_all(changed.iter().map(Node::stop)).await;
+        }
+        Ok(())
+    }
+
+    /// Where the clients reach the gateways.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.fronts.iter().map(ToString::to_string).collect()
+    }
+
+    /// A new connection to the database, past all proxies.
+    pub(crate) async fn database(&self) -> Result<tokio_postgres::Client, StackError> {
+        self.stack.postgres().connect(&self.database_url).await
+    }
+}
