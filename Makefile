@@ -7,7 +7,7 @@ export GRPCURL := $(TOOLS)/bin/grpcurl
 export PYTHON := $(TOOLS)/venv/bin/python
 export TOXIPROXY := $(TOOLS)/bin/toxiproxy-server
 LAB := target/release/msg-dev lab
-# With mounts of its own (`unshare --mount`): the small disks that the lab fills are gone with it, however it ends.
+# With mounts of its own (`unshare --mount`): the small disks that the lab fills are gone when its processes are.
 
 .PHONY: help demo up build test test-unit test-sim test-it sim mutants fuzz faults soak test-lab lint fmt bench compose-test clean
 

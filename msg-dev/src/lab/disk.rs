@@ -7,11 +7,10 @@ use std::process::Command;
 
 use super::error::LabError;
 
-/// A mounted file system; unmounted when it is dropped.
+/// A mounted file system; unmounted when it is dropped. The file stays beside the folder, with what is in it.
 #[derive(Debug)]
 pub(crate) struct Disk {
     folder: PathBuf,
-    image: PathBuf,
 }
 
 impl Disk {
@@ -27,7 +26,7 @@ impl Disk {
             .args(["-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"])
             .arg(&image))?;
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(folder))?;
-        let disk = Disk { folder: folder.to_owned(), image };
+        let disk = Disk { folder: folder.to_owned() };
         let lost = folder.join("lost+found");
         fs::remove_dir(&lost).map_err(LabError::io("remove", lost))?;
         fs::set_permissions(folder, fs::Permissions::from_mode(mode))
@@ -56,7 +55,7 @@ impl Disk {
         fs::remove_file(&ballast).map_err(LabError::io("remove", ballast))
     }
 
-    /// Not in the folder itself: a broker's may hold only its own.
+    /// A plain file: a broker minds only folders that are not its own.
     fn ballast(&self) -> PathBuf {
         self.folder.join("ballast")
     }
@@ -65,10 +64,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // Also while somebody still ends who has files open there.
-        let unmounted = run(Command::new("umount").arg("-l").arg(&self.folder));
-        if let Err(error) =
-            unmounted.and_then(|()| fs::remove_file(&self.image).map_err(LabError::io("remove", &self.image)))
-        {
+        if let Err(error) = run(Command::new("umount").arg("-l").arg(&self.folder)) {
             tracing::warn!("{error}");
         }
     }

@@ -42,7 +42,6 @@ impl Loads {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let number = all.len();
         let history = self.folder.join(format!("load-{number}.jsonl"));
-        // Made here, so that it can be followed at once.
         let first = u32::try_from(number).expect("few processes") * SENDERS;
         let mut words = vec!["lab-load".to_owned(), "--history".to_owned(), history.display().to_string()];
         words.extend(["--first-sender".to_owned(), first.to_string(), "--seed".to_owned(), number.to_string()]);

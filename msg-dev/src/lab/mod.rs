@@ -88,9 +88,21 @@ pub(crate) async fn run(args: LabArgs) -> Result<(), LabError> {
     ran
 }
 
+/// What was observed becomes evidence.
+fn take_over(observer: &Observer, evidence: &mut Evidence) {
+    let mut observed = observer.observed.lock().unwrap_or_else(PoisonError::into_inner);
+    evidence.samples = std::mem::take(&mut observed.samples);
+    evidence.commits = std::mem::take(&mut observed.commits);
+    evidence.lag = std::mem::take(&mut observed.lag);
+    evidence.foreign.append(&mut observed.ended);
+}
+
 /// The command line that does the same again.
 fn command(seed: u64) -> String {
     let mut words: Vec<String> = std::env::args().collect();
+    if let Ok(program) = std::env::var("TOXIPROXY") {
+        words.push(format!("--toxiproxy={program}"));
+    }
     if !words.iter().any(|word| word.starts_with("--seed")) {
         words.push(format!("--seed={seed}"));
     }
@@ -106,12 +118,20 @@ struct Lab {
 }
 
 impl Lab {
+    fn report_folder(&self) -> &Path {
+        self.args.report.as_deref().unwrap_or(&self.folder)
+    }
+
     fn say(&self, text: &str) {
         println!("[{:6.1} s] {text}", self.began.elapsed().as_secs_f64());
     }
 
     async fn work(&self) -> Result<(), LabError> {
         let mut schedule = Schedule::new(&self.args);
+        for old in ["report.html", "report.json"] {
+            // An earlier run's would be taken for this one's.
+            let _ = std::fs::remove_file(self.report_folder().join(old));
+        }
         self.say("starting three brokers, PostgreSQL, two gateways and the transfers");
         let world = Box::pin(World::start(&self.args, schedule.needs(), self.folder.clone())).await?;
         for _ in 0..LOADS {
@@ -124,7 +144,12 @@ impl Lab {
             done = Box::pin(self.break_things(&world, &observer, &mut schedule, &mut evidence)) => done,
             error = observer.watch(&world) => Err(error),
         };
-        done?;
+        if let Err(error) = done {
+            // Without rows: what is to be read may not be there. The histories are.
+            take_over(&observer, &mut evidence);
+            save(&self.folder, &evidence)?;
+            return Err(error);
+        }
         self.say("everything is stored; reading what the database holds");
         let book = self.collect(&world, &observer, &mut evidence).await?;
         self.say(&format!("checking {} messages and {} rows", book.messages.len(), evidence.rows.len()));
@@ -244,11 +269,7 @@ impl Lab {
         evidence.committed = world.offsets.committed().await?;
         evidence.progress = settle::progress(world).await?;
         facts::read(&world.database().await?, evidence).await?;
-        let mut observed = observer.observed.lock().unwrap_or_else(PoisonError::into_inner);
-        evidence.samples = std::mem::take(&mut observed.samples);
-        evidence.commits = std::mem::take(&mut observed.commits);
-        evidence.lag = std::mem::take(&mut observed.lag);
-        evidence.foreign.append(&mut observed.ended);
+        take_over(observer, evidence);
         Ok(std::mem::take(&mut observer.book.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
@@ -261,8 +282,7 @@ impl Lab {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: revision(),
         };
-        let folder = self.args.report.as_deref().unwrap_or(&self.folder);
-        let summary = write_report(folder, &run, book, evidence, &findings)?;
+        let summary = write_report(self.report_folder(), &run, book, evidence, &findings)?;
         println!("\n{summary}");
         match findings.iter().filter(|finding| finding.broken > 0).count() {
             0 => {

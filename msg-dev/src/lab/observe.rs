@@ -138,7 +138,7 @@ impl Observer {
             if round.is_multiple_of(5) {
                 let ends = heard(world.offsets.ends().await);
                 let lag = ends.zip(committed);
-                let lag = lag.map(|(ends, next)| ends.iter().zip(&next).map(|(end, next)| end - next).sum());
+                let lag = lag.map(|(ends, next)| ends.iter().zip(&next).map(|(end, next)| (end - next).max(0)).sum());
                 self.observed().lag.push((now(), lag));
             }
             round = round.wrapping_add(1);

@@ -56,7 +56,9 @@ pub(crate) struct World {
 
 /// A service that is started again and again in its place.
 pub(crate) struct Node {
-    spec: ServiceSpec,
+    name: String,
+    /// As it is started unless a fault changes it for a while.
+    spec: Mutex<ServiceSpec>,
     service: Mutex<Arc<Service>>,
     logs: PathBuf,
     /// It should be there: its end is no doing of ours.
@@ -67,7 +69,14 @@ pub(crate) struct Node {
 impl Node {
     fn new(spec: ServiceSpec, logs: PathBuf, ports: Vec<Port>) -> Result<Node, StackError> {
         let service = Mutex::new(Arc::new(Service::new(spec.clone(), &logs)?));
-        Ok(Node { spec, service, logs, wanted: AtomicBool::new(false), _ports: ports })
+        Ok(Node {
+            name: spec.name.clone(),
+            spec: Mutex::new(spec),
+            service,
+            logs,
+            wanted: AtomicBool::new(false),
+            _ports: ports,
+        })
     }
 
     /// The service as it was started last.
@@ -76,7 +85,7 @@ impl Node {
     }
 
     pub(crate) fn name(&self) -> &str {
-        &self.spec.name
+        &self.name
     }
 
     pub(crate) fn is_wanted(&self) -> bool {
@@ -107,9 +116,18 @@ impl Node {
         self.service().stop().await.is_none_or(|status| status.success())
     }
 
+    /// From the next start on with another setting, for good.
+    pub(crate) fn set(&self, name: &str, value: impl ToString) -> Result<(), StackError> {
+        let mut spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+        *spec = spec.clone().env(name, value);
+        drop(spec);
+        self.change(|spec| spec)
+    }
+
     /// From the next start on with other settings, or with its own again.
     pub(crate) fn change(&self, change: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Result<(), StackError> {
-        let service = Service::new(change(self.spec.clone()), &self.logs)?;
+        let spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let service = Service::new(change(spec), &self.logs)?;
         *self.service.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(service);
         Ok(())
     }
@@ -161,7 +179,7 @@ impl World {
             postgres_disk,
             broker_disk,
             fronts: Vec::new(),
-            other: args.other.clone(),
+            other: args.other.as_ref().map(std::path::absolute).transpose().map_err(LabError::io("find", "--other"))?,
         };
         world.add_services(args).await?;
         Box::pin(world.launch_services()).await?;

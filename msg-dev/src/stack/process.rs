@@ -156,14 +156,7 @@ impl Process {
 
     /// The process ids of all descendants, at this moment.
     pub(super) fn descendants(&self) -> Vec<libc::pid_t> {
-        let mut found = Vec::new();
-        let mut open = vec![self.0.shared.pid];
-        while let Some(pid) = open.pop() {
-            let below = children(pid);
-            open.extend(&below);
-            found.extend(below);
-        }
-        found
+        descendants(self.0.shared.pid)
     }
 
     /// Stops the child in its orderly way; past the deadline it is killed.
@@ -228,7 +221,14 @@ pub(super) const POLL: Duration = Duration::from_millis(50);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.signal(Signal::Kill);
+        // Also what descends from it: PostgreSQL's backends, when they are frozen, do not see that their parent is gone.
+        let below = descendants(self.shared.pid);
+        if self.shared.signal(Signal::Kill) {
+            for pid in below {
+                // SAFETY: kill has no memory effects. The list was read a moment ago and the parent was still there.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
     }
 }
 
@@ -332,6 +332,17 @@ fn reap(mut child: Child, shared: &Shared) {
     let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0));
     *reaped = true;
     shared.exit.send_replace(Some(status));
+}
+
+fn descendants(pid: libc::pid_t) -> Vec<libc::pid_t> {
+    let mut found = Vec::new();
+    let mut open = vec![pid];
+    while let Some(pid) = open.pop() {
+        let below = children(pid);
+        open.extend(&below);
+        found.extend(below);
+    }
+    found
 }
 
 fn children(pid: libc::pid_t) -> Vec<libc::pid_t> {

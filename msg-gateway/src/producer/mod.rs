@@ -29,8 +29,9 @@ use crate::send::outcome::Outcome;
 /// The component of [`Readiness`] that speaks for the producer.
 pub const COMPONENT: &str = "producer";
 
-/// For the reports of records that were given up at once.
-const PURGED_WITHIN: Duration = Duration::from_secs(10);
+/// How often, and how far apart, a producer that was replaced is emptied: a send may have begun before it was.
+const PURGES: usize = 5;
+const PURGE_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a delivery report goes. Nobody may be listening any more.
 pub enum Answer {
@@ -202,8 +203,7 @@ impl Producer {
     pub fn renew(&self) -> KafkaResult<()> {
         let fresh = self.config.create_with_context(Context::new(self.signals.clone()))?;
         let old = self.swap(Arc::new(fresh));
-        old.purge(PurgeConfig::default().queue().inflight());
-        tokio::task::spawn_blocking(move || finish(&old, PURGED_WITHIN));
+        tokio::task::spawn_blocking(move || give_up(&old));
         Ok(())
     }
 
@@ -225,6 +225,19 @@ fn finish(producer: &ThreadedProducer<Context>, drain: Duration) -> i32 {
         tracing::warn!(%error, records = producer.in_flight_count(), "records without a delivery report are given up");
     }
     producer.in_flight_count()
+}
+
+/// Throws away what the producer has, each record with its report, and what was being handed to it when it was replaced.
+fn give_up(producer: &ThreadedProducer<Context>) {
+    for _ in 0..PURGES {
+        producer.purge(PurgeConfig::default().queue().inflight());
+        let _ = producer.flush(PURGE_EVERY);
+        std::thread::sleep(PURGE_EVERY);
+    }
+    let records = producer.in_flight_count();
+    if records > 0 {
+        tracing::warn!(records, "records without a delivery report are given up");
+    }
 }
 
 /// The code within librdkafka's answer.
@@ -289,6 +302,40 @@ mod tests {
         let refused = send(&producer, admission.admit(1).expect("there is room")).map(|_| ());
         assert_eq!(refused, Err(Refusal::Closed("not there".into())));
         assert_eq!(admission.taken(), (0, 0));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_renewed_producer_had_is_told_as_unknown_and_gives_its_place_back() {
+        // Nobody listens there, and nothing times out.
+        let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
+        let admission = Admission::new(10_000, 1_000_000);
+        let permit = || admission.admit(100).expect("there is room");
+        let before: Vec<_> = (0..100).map(|_| send(&producer, permit()).expect("it is taken")).collect();
+        let sending = producer.clone();
+        // Hands records over while the producer is replaced.
+        let (permits, stop) = (admission.clone(), CancellationToken::new());
+        let stopped = stop.clone();
+        let sender = tokio::task::spawn_blocking(move || {
+            while !stopped.is_cancelled() {
+                if let Ok(permit) = permits.admit(100) {
+                    let _ = send(&sending, permit);
+                }
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        });
+        producer.renew().expect("the settings are good");
+        for report in before {
+            assert_eq!(report.await, Ok(Outcome::Unknown));
+        }
+        stop.cancel();
+        sender.await.expect("it ends");
+        // What the new one has is all there is.
+        let left = async || {
+            while admission.taken().0 != usize::try_from(producer.queued()).expect("it is positive") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), left()).await.expect("every place of the old one is given back");
     }
 
     #[tokio::test(flavor = "multi_thread")]

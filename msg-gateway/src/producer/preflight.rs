@@ -158,15 +158,15 @@ impl Preflight {
         let (admin, topic) = (self.admin.clone(), self.topic.clone());
         let asked = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
         // Records that are confirmed are of the topic that there is.
-        let Ok(id) = asked.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
-        if self.id.is_some() && id != self.id {
+        let Ok(Some(id)) = asked.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
+        if self.id.is_some_and(|known| known != id) {
             tracing::warn!(
                 topic = self.topic,
                 "the topic was made anew; what was on its way to the former one is given up"
             );
             self.producer.renew().map_err(|error| format!("no new producer can be made: {error}"))?;
         }
-        self.id = id;
+        self.id = Some(id);
         Ok(())
     }
 

@@ -42,7 +42,9 @@ async fn kill_this(strike: &mut Strike<'_>, broker: usize) -> Result<(), LabErro
 pub(super) async fn freeze(strike: &mut Strike<'_>) -> Result<(), LabError> {
     let (kafka, broker) = (strike.world.stack.kafka(), strike.broker());
     strike.target(format!("broker-{broker}"));
-    kafka.signal_broker(broker, Signal::Stop)?;
+    if !kafka.signal_broker(broker, Signal::Stop)? {
+        return Err(LabError::Stuck(format!("broker-{broker} does not run")));
+    }
     strike.hold().await;
     kafka.signal_broker(broker, Signal::Cont)?;
     in_sync(strike.world).await

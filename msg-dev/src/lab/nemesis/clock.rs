@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 use super::{LabError, Strike};
 use crate::lab::world::Node;
 
-/// Where Debian's package `libfaketime` puts it.
-const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-
 /// A gateway and a transfer are started with a clock of their own; it jumps an hour ahead, two hours back, and is right again.
 pub(super) async fn jump(strike: &mut Strike<'_>) -> Result<(), LabError> {
-    if !Path::new(LIBRARY).exists() {
-        return Err(LabError::Setting(format!("clocks need {LIBRARY}: apt-get install libfaketime")));
+    // Where Debian's package puts it.
+    let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+    if !Path::new(&library).exists() {
+        return Err(LabError::Setting(format!("clocks need {library}: apt-get install libfaketime")));
     }
     let world = strike.world;
     let nodes = [&world.gateways[1], &world.transfers[0]];
@@ -23,7 +22,7 @@ pub(super) async fn jump(strike: &mut Strike<'_>) -> Result<(), LabError> {
         node.stop().await;
         node.change(|spec| {
             // Durations are measured by the monotonic clock, which never jumps, also where the other does.
-            spec.env("LD_PRELOAD", LIBRARY)
+            spec.env("LD_PRELOAD", &library)
                 .env("FAKETIME_TIMESTAMP_FILE", file.display())
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", 1)
                 .env("FAKETIME_CACHE_DURATION", 1)

@@ -8,10 +8,12 @@ use super::{LabError, Strike};
 
 /// After a crash the server goes through its log before it takes connections.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
+/// The lanes are in a transaction most of the time.
+const FOUND_WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
 pub(super) async fn kill_backend(strike: &mut Strike<'_>) -> Result<(), LabError> {
-    let Some(pid) = backend(strike).await? else { return Ok(()) };
+    let pid = backend(strike).await?;
     // SAFETY: kill has no memory effects; the server named the process just now.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     strike.fault.kills = 1;
@@ -20,7 +22,7 @@ pub(super) async fn kill_backend(strike: &mut Strike<'_>) -> Result<(), LabError
 }
 
 pub(super) async fn freeze_backend(strike: &mut Strike<'_>) -> Result<(), LabError> {
-    let Some(pid) = backend(strike).await? else { return Ok(()) };
+    let pid = backend(strike).await?;
     // SAFETY: as above; a process that is stopped keeps its id.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
     strike.hold().await;
@@ -29,15 +31,25 @@ pub(super) async fn freeze_backend(strike: &mut Strike<'_>) -> Result<(), LabErr
     Ok(())
 }
 
-/// One that is in a transaction where there is one, which then is a lane that writes rows.
-async fn backend(strike: &mut Strike<'_>) -> Result<Option<libc::pid_t>, LabError> {
+/// One that is in a transaction, and has written in it where there is one.
+async fn backend(strike: &mut Strike<'_>) -> Result<libc::pid_t, LabError> {
     // What a connection did last is its COMMIT, so the statement says little.
     const CLIENTS: &str = "
-        SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
-        ORDER BY xact_start IS NULL, random() LIMIT 1";
-    let found = strike.world.database().await?.query_opt(CLIENTS, &[]).await?;
-    let pid = found.map(|row| row.get(0));
-    strike.target(pid.map_or_else(|| "no backend was there".to_owned(), |pid: i32| format!("backend {pid}")));
+        SELECT pid FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+        ORDER BY backend_xid IS NULL, random() LIMIT 1";
+    let database = strike.world.database().await?;
+    let finding = async {
+        loop {
+            match database.query_opt(CLIENTS, &[]).await? {
+                Some(row) => return Ok::<libc::pid_t, LabError>(row.get(0)),
+                None => tokio::time::sleep(POLL / 10).await,
+            }
+        }
+    };
+    let late = |_| LabError::Stuck("no backend was in a transaction".to_owned());
+    let pid = tokio::time::timeout(FOUND_WITHIN, finding).await.map_err(late)??;
+    strike.target(format!("backend {pid}"));
     Ok(pid)
 }
 
@@ -53,7 +65,9 @@ pub(super) async fn kill(strike: &mut Strike<'_>) -> Result<(), LabError> {
 pub(super) async fn freeze(strike: &mut Strike<'_>) -> Result<(), LabError> {
     let postgres = strike.world.stack.postgres();
     strike.target("postgresql");
-    postgres.freeze();
+    if !postgres.freeze() {
+        return Err(LabError::Stuck("postgresql does not run".to_owned()));
+    }
     strike.hold().await;
     postgres.thaw();
     answers(strike).await

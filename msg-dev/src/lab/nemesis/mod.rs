@@ -21,6 +21,9 @@ use super::evidence::Fault;
 use super::history::now;
 use super::world::World;
 
+/// For a fault to be done and undone, besides the time that it lasts.
+const UNDONE_WITHIN: Duration = Duration::from_secs(300);
+
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -204,10 +207,15 @@ impl Kind {
             kills: 0,
         };
         let mut strike = Strike { world, rng, hold, fault, seen: Seen::default() };
-        match self {
-            Kind::Network(link, effect) => network::strike(&mut strike, link, effect).await?,
-            Kind::One(one) => Box::pin(strike.one(one)).await?,
-        }
+        let done = async {
+            match self {
+                Kind::Network(link, effect) => network::strike(&mut strike, link, effect).await,
+                Kind::One(one) => Box::pin(strike.one(one)).await,
+            }
+        };
+        // Several times `hold` for those that do a thing to one after the other.
+        let late = |_| LabError::Stuck(format!("{} is not done and undone in time", self.name()));
+        tokio::time::timeout(3 * hold + UNDONE_WITHIN, done).await.map_err(late)??;
         let Strike { mut fault, seen, .. } = strike;
         fault.healed = now();
         Ok(Struck { fault, seen })

@@ -40,7 +40,9 @@ pub(super) async fn kill_client(strike: &mut Strike<'_>) -> Result<(), LabError>
 pub(super) async fn freeze<'a>(strike: &mut Strike<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
     let node = strike.pick(nodes);
     strike.target(node.name());
-    node.service().signal(Signal::Stop);
+    if !node.service().signal(Signal::Stop) {
+        return Err(LabError::Stuck(format!("{} does not run", node.name())));
+    }
     strike.hold().await;
     node.service().signal(Signal::Cont);
     Ok(())

@@ -73,7 +73,7 @@ pub(super) async fn grow(strike: &mut Strike<'_>) -> Result<(), LabError> {
     until_stored(world).await?;
     strike.seen.growth = Some((now(), count));
     for gateway in &world.gateways {
-        gateway.change(|spec| spec.env("TOPIC_PARTITIONS", count))?;
+        gateway.set("TOPIC_PARTITIONS", count)?;
     }
     futures_util::future::try_join_all(world.gateways.iter().map(|gateway| gateway.start())).await?;
     Ok(())
