@@ -325,7 +325,9 @@ mod tests {
         });
         producer.renew().expect("the settings are good");
         for report in before {
-            assert_eq!(report.await, Ok(Outcome::Unknown));
+            // Not only when the old one is dropped, which is later.
+            let told = tokio::time::timeout(3 * PURGE_EVERY, report).await;
+            assert_eq!(told.expect("it is told at once"), Ok(Outcome::Unknown));
         }
         stop.cancel();
         sender.await.expect("it ends");
