@@ -314,7 +314,7 @@ mod tests {
         let sending = producer.clone();
         // Hands records over while the producer is replaced.
         let (permits, stop) = (admission.clone(), CancellationToken::new());
-        let stopped = stop.clone();
+        let (stopped, _ends_the_sender) = (stop.clone(), stop.clone().drop_guard());
         let sender = tokio::task::spawn_blocking(move || {
             while !stopped.is_cancelled() {
                 if let Ok(permit) = permits.admit(100) {
