@@ -22,6 +22,7 @@ use crate::consumer::context::Context;
 use crate::consumer::driver::{Deadlines, Driver, Parts};
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressKeeper;
+use crate::consumer::stalls::{Silence, Stalls};
 use crate::consumer::{self, Fatal};
 use crate::hints::Hints;
 use crate::lag::{LagReader, gauges};
@@ -66,7 +67,7 @@ pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken
     let _end_all = done.clone().drop_guard();
     let mut admin = tokio::spawn(admin::serve(admin, readiness.clone(), done.clone()));
     let served = tokio::select! {
-        served = serve(&config, &readiness, &shutdown) => served,
+        served = serve_again(&config, &readiness, &shutdown) => served,
         ended = &mut admin => Err(match ended {
             Ok(Ok(())) | Err(_) => Error::Panicked("admin port"),
             Ok(Err(error)) => Error::Admin(error),
@@ -76,6 +77,20 @@ pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken
     served
 }
 
+/// Begins anew, with all that is its own, as often as Kafka's clients have to be others.
+async fn serve_again(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> Result<(), Error> {
+    loop {
+        serve(config, readiness, shutdown).await?;
+        if shutdown.is_cancelled() {
+            return Ok(());
+        }
+        tracing::warn!("beginning anew, with new clients");
+        metrics::begun_anew();
+        readiness.not_ready("group", "beginning anew, with new clients");
+    }
+}
+
+/// Until `shutdown`, or until the clients have to be others.
 async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> Result<(), Error> {
     let database = &config.database;
     let pool =
@@ -96,12 +111,24 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let progress = ProgressKeeper::new(pool.clone());
     let (lanes, senders) = start_lanes(config, guard, &pool, &progress, &events, readiness, &give_up)?;
     let topic = config.kafka.kafka_topic.clone();
-    let parts = Parts {
+    let anew = shutdown.child_token();
+    let lookup = Lookup::new(&config.lookup_config(), progress.clone(), topic.clone(), anew.clone())?;
+    let silence = Silence::default();
+    let stalls = Stalls {
+        lookup: lookup.clone(),
+        silence: silence.clone(),
+        config: config.lookup_config(),
         topic: topic.clone(),
+        anew: anew.clone(),
+    };
+    let _stalls = AbortOnDropHandle::new(tokio::spawn(stalls.watch()));
+    let parts = Parts {
+        topic,
         lanes: senders,
         events: received,
         report: events,
-        lookup: Lookup::new(&config.lookup_config(), progress.clone(), topic)?,
+        lookup,
+        silence,
         progress,
         runtime: Handle::current(),
         readiness: readiness.clone(),
@@ -125,7 +152,7 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let context = Context::new(Driver::new(parts, machine));
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
     consumer.subscribe(&[&config.kafka.kafka_topic])?;
-    let ended = start_thread(consumer, shutdown.clone());
+    let ended = start_thread(consumer, anew);
     ended.await.map_err(|_| Error::Panicked("consumer's thread"))??;
     // What the consumer has let go of is fenced or stored: nothing in the lanes is worth waiting for.
     give_up.cancel();

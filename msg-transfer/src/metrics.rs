@@ -22,6 +22,7 @@ const HALTED: &str = "msg_transfer_halted_partitions";
 const PAUSED: &str = "msg_transfer_paused_partitions";
 const REBALANCES: &str = "msg_transfer_rebalances_total";
 const COMMITS: &str = "msg_transfer_commits_total";
+const BEGUN_ANEW: &str = "msg_transfer_begun_anew_total";
 const HINTS: &str = "msg_transfer_hints_total";
 
 /// Describes all of them. Once a process.
@@ -40,6 +41,11 @@ pub fn describe() {
     describe_gauge!(PAUSED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
     describe_counter!(REBALANCES, Unit::Count, "Partitions assigned, revoked and lost, by kind");
     describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
+    describe_counter!(
+        BEGUN_ANEW,
+        Unit::Count,
+        "Times that everything began anew, because the topic was another or Kafka's client stood still"
+    );
     describe_counter!(
         HINTS,
         Unit::Count,
@@ -88,6 +94,10 @@ pub(crate) fn rebalanced(kind: &'static str, partitions: usize) {
 
 pub(crate) fn committed(ok: bool) {
     counter!(COMMITS, "result" => if ok { "ok" } else { "failed" }).increment(1);
+}
+
+pub(crate) fn begun_anew() {
+    counter!(BEGUN_ANEW).increment(1);
 }
 
 pub(crate) fn hinted(outcome: &'static str) {

@@ -2,7 +2,8 @@
 //! the database's progress rows.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use machine::consumer::start::Known;
@@ -10,6 +11,7 @@ use machine::{Generation, NextOffset, Partition, RecordOffset};
 use msg_common::kafka::raw::topic_id;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::progress::ProgressKeeper;
@@ -24,6 +26,12 @@ pub struct Lookup {
     consumer: Arc<BaseConsumer>,
     progress: ProgressKeeper,
     topic: String,
+    /// The topic that the clients know.
+    known: Arc<OnceLock<Uuid>>,
+    /// Whether the name is another topic's now.
+    is_anew: Arc<AtomicBool>,
+    /// Cancelled then.
+    anew: CancellationToken,
 }
 
 /// What is known of some partitions of the topic.
@@ -51,13 +59,21 @@ pub enum LookupError {
 }
 
 impl Lookup {
-    /// `config` names the group.
+    /// `config` names the group; `anew` is cancelled when the topic is not the one any more that was first asked about.
     pub fn new(
         config: &ClientConfig,
         progress: ProgressKeeper,
         topic: String,
+        anew: CancellationToken,
     ) -> Result<Self, rdkafka::error::KafkaError> {
-        Ok(Lookup { consumer: Arc::new(config.create()?), progress, topic })
+        Ok(Lookup {
+            consumer: Arc::new(config.create()?),
+            progress,
+            topic,
+            known: Arc::default(),
+            is_anew: Arc::default(),
+            anew,
+        })
     }
 
     /// Asks for these partitions; `window` is how far back dead letters count, in offsets.
@@ -87,7 +103,7 @@ impl Lookup {
     /// Blocks.
     fn ask_kafka(&self, partitions: &[Partition]) -> Result<(Uuid, HashMap<Partition, Known>), LookupError> {
         let failed = |what: &str, error: &dyn std::fmt::Display| LookupError::Kafka(format!("{what}: {error}"));
-        let id = topic_id(self.consumer.client(), &self.topic, TIMEOUT).map_err(|error| failed("topic id", &error))?;
+        let id = self.topic_id()?;
         let mut list = TopicPartitionList::new();
         for partition in partitions {
             list.add_partition(&self.topic, *partition);
@@ -114,10 +130,49 @@ impl Lookup {
             known.insert(partition, ends);
         }
         // A topic made anew counts from 0 again: the one's offsets are not the other's.
-        let now = topic_id(self.consumer.client(), &self.topic, TIMEOUT).map_err(|error| failed("topic id", &error))?;
-        if now != id {
-            return Err(LookupError::Kafka("the topic was made anew meanwhile".to_owned()));
+        self.topic_id()?;
+        Ok((id, known))
+    }
+
+    /// Nil where the broker gives none. Blocks.
+    fn topic_id(&self) -> Result<Uuid, LookupError> {
+        let told = topic_id(self.consumer.client(), &self.topic, TIMEOUT);
+        let Some(id) = told.map_err(|error| LookupError::Kafka(format!("topic id: {error}")))? else {
+            return Ok(Uuid::nil());
+        };
+        if *self.known.get_or_init(|| id) != id {
+            if !self.is_anew.swap(true, Ordering::Relaxed) {
+                tracing::warn!(topic = self.topic, "the topic was made anew");
+            }
+            self.anew.cancel();
+            return Err(LookupError::Kafka("the topic was made anew".to_owned()));
         }
-        Ok((id.unwrap_or_default(), known))
+        Ok(id)
+    }
+
+    /// Whether the topic was found to be another one than at first.
+    pub fn is_anew(&self) -> bool {
+        self.is_anew.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether the topic is still the one that it was; where that cannot be told, the next time will.
+    pub async fn same_topic(&self) {
+        let lookup = self.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || lookup.topic_id()).await {
+            tracing::debug!(%error, "not known whether the topic is the same");
+        }
+    }
+
+    /// Those of the partitions that end above the offset that is expected of them.
+    pub async fn behind(&self, mut expected: Vec<(Partition, NextOffset)>) -> Vec<(Partition, NextOffset)> {
+        let lookup = self.clone();
+        let ask = move || {
+            expected.retain(|(partition, next)| {
+                let ends = lookup.consumer.fetch_watermarks(&lookup.topic, *partition, TIMEOUT);
+                ends.is_ok_and(|(_, high)| high > next.0)
+            });
+            expected
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap_or_default()
     }
 }

@@ -5,6 +5,7 @@ pub mod driver;
 pub mod lookup;
 pub mod progress;
 pub mod raw;
+pub mod stalls;
 pub mod starts;
 
 use std::time::{Duration, Instant};

@@ -11,6 +11,7 @@ use machine::{Partition, RecordOffset};
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::types::RDKafkaErrorCode;
 
 use crate::lane::headers::Headers;
 use crate::lane::item::Item;
@@ -227,7 +228,7 @@ impl CommitQueue {
         client: &Client<C>,
         offsets: &TopicPartitionList,
         round: usize,
-    ) -> Result<(), String> {
+    ) -> Result<(), RDKafkaErrorCode> {
         let opaque = ptr::without_provenance_mut(round);
         // SAFETY: all are alive; librdkafka copies the list; the opaque is a number and never followed.
         let code = unsafe { rd::rd_kafka_commit_queue(client.native_ptr(), offsets.ptr(), self.0, None, opaque) };
@@ -235,7 +236,7 @@ impl CommitQueue {
     }
 
     /// The next answer, if there is one: which round's, and what it says.
-    pub fn poll(&self) -> Option<(usize, Result<(), String>)> {
+    pub fn poll(&self) -> Option<(usize, Result<(), RDKafkaErrorCode>)> {
         // SAFETY: the queue is alive; the event is checked and destroyed once, after its last use; the list is its own.
         unsafe {
             let event = rd::rd_kafka_queue_poll(self.0, 0);
@@ -262,9 +263,9 @@ impl Drop for CommitQueue {
     }
 }
 
-fn answer(code: rd::rd_kafka_resp_err_t) -> Result<(), String> {
-    if code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-        return Ok(());
+fn answer(code: rd::rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
+    match code {
+        rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        failed => Err(failed.into()),
     }
-    Err(rdkafka::types::RDKafkaErrorCode::from(code).to_string())
 }

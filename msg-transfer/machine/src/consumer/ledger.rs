@@ -56,6 +56,11 @@ impl Ledger {
         self.open.len()
     }
 
+    /// The lowest offset that may come next.
+    pub fn expected(&self) -> NextOffset {
+        self.expected
+    }
+
     /// The last record received, or the one before the start.
     pub fn highest(&self) -> Option<RecordOffset> {
         (self.expected.0 > 0).then(|| RecordOffset(self.expected.0 - 1))

@@ -98,6 +98,14 @@ impl Machine {
         self.owned.get(&partition)?.committed()
     }
 
+    /// The lowest offset that may come next of a partition that is fetched.
+    pub fn expected(&self, partition: Partition) -> Option<NextOffset> {
+        match &self.owned.get(&partition)?.phase {
+            Phase::Running { ledger, .. } => Some(ledger.expected()),
+            _ => None,
+        }
+    }
+
     /// Every partition that is ours.
     pub fn partitions(&self) -> impl Iterator<Item = Partition> {
         self.owned.keys().copied()

@@ -8,6 +8,7 @@ use machine::failure::Class;
 use machine::lane::Failure;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::types::RDKafkaErrorCode;
 
 use super::Driver;
 use crate::consumer::context::Context;
@@ -54,12 +55,16 @@ impl Driver {
     }
 
     pub(super) fn start_commit(&mut self, consumer: &BaseConsumer<Context>, marks: &[Mark]) {
+        if self.parts.lookup.is_anew() {
+            // They are of the former topic, and would be taken for the new one's.
+            return self.handle(consumer, Event::Committed);
+        }
         let list = self.list(marks.iter().map(|mark| (mark.partition, Offset::Offset(mark.next.0))));
         self.rounds += 1;
         self.commit = Some((self.rounds, Instant::now() + COMMIT_TIMEOUT));
         let sent = match &self.queues {
             Some((_, commits)) => commits.commit(consumer.client(), &list, self.rounds),
-            None => Err("the consumer is closed".to_owned()),
+            None => Err(RDKafkaErrorCode::BrokerDestroy),
         };
         if let Err(error) = sent {
             self.commit_answered(consumer, Err(error));
@@ -74,17 +79,22 @@ impl Driver {
             }
         }
         if self.commit.is_some_and(|(_, deadline)| Instant::now() >= deadline) {
-            self.commit_answered(consumer, Err("no answer in time".to_owned()));
+            self.commit_answered(consumer, Err(RDKafkaErrorCode::OperationTimedOut));
         }
     }
 
-    pub(super) fn commit_answered(&mut self, consumer: &BaseConsumer<Context>, result: Result<(), String>) {
+    pub(super) fn commit_answered(&mut self, consumer: &BaseConsumer<Context>, result: Result<(), RDKafkaErrorCode>) {
         self.commit = None;
         metrics::committed(result.is_ok());
         let event = match result {
             Ok(()) => Event::Committed,
+            Err(error @ (RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopicId)) => {
+                // Tried again, they could be taken for those of a topic that is made anew. The progress rows have them.
+                tracing::warn!(%error, "offsets not committed");
+                Event::Committed
+            }
             Err(error) => {
-                tracing::warn!(error, "offsets not committed, will be tried again");
+                tracing::warn!(%error, "offsets not committed, will be tried again");
                 Event::CommitFailed
             }
         };

@@ -4,6 +4,7 @@
 mod committing;
 mod fetching;
 mod holding;
+mod looking;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use super::context::Context;
 use super::lookup::Lookup;
 use super::progress::ProgressKeeper;
 use super::raw::{self, CommitQueue, RawRecord, RecordsQueue};
+use super::stalls::Silence;
 use super::starts;
 use crate::lane::Handle as Lane;
 use crate::lane::item::Item;
@@ -54,6 +56,8 @@ pub struct Parts {
     pub report: Sender<Event>,
     /// Asked where to start.
     pub lookup: Lookup,
+    /// Told what is waited for.
+    pub silence: Silence,
     /// Writes the progress rows.
     pub progress: ProgressKeeper,
     /// Where tasks run.
@@ -190,48 +194,9 @@ impl Driver {
         self.handle(consumer, Event::Restart);
     }
 
-    /// What is to be looked at from time to time: how far behind each fetched partition is, and whether the database is
-    /// still the one that it was.
-    pub fn look_around(&self, consumer: &BaseConsumer<Context>) {
-        self.parts.lookup.forget_events();
-        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
-        self.parts.runtime.spawn(async move {
-            if !progress.check().await {
-                let _ = report.send(Event::Restart);
-            }
-        });
-        if !self.halted.is_empty() {
-            self.look_for_resumed();
-        }
-        for partition in self.fetching.iter().filter(|partition| !self.paused.contains_key(partition)) {
-            // librdkafka ends the forwarding when a fetch stops, which may come after the next one has begun.
-            self.take_over(consumer, *partition);
-        }
-        for partition in &self.fetching {
-            let ends = crate::consumer::cached_end(consumer, &self.parts.topic, *partition);
-            if let (Some(end), Some(next)) = (ends, self.machine.committed(*partition)) {
-                metrics::lag(*partition, (end - next.0).max(0));
-            }
-        }
-    }
-
-    /// Has somebody said that a partition that stands still may go on?
-    fn look_for_resumed(&self) {
-        let halted: Vec<Partition> = self.halted.keys().copied().collect();
-        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
-        self.parts.runtime.spawn(async move {
-            match progress.resumed(&halted).await {
-                Ok(resumed) if resumed.is_empty() => {}
-                Ok(resumed) => {
-                    tracing::info!(partitions = ?resumed, "told to go on");
-                    let _ = report.send(Event::Resumed(resumed));
-                }
-                Err(error) => tracing::debug!(error, "not known whether partitions may go on"),
-            }
-        });
-    }
-
     fn give_back(&mut self, consumer: &BaseConsumer<Context>, event: Event) {
+        // Nothing is taken in meanwhile.
+        self.parts.silence.fetching(Instant::now(), []);
         self.released = false;
         self.handle(consumer, event);
         let drain = Instant::now() + self.parts.deadlines.drain;

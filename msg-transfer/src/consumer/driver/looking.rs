@@ -1,0 +1,58 @@
+//! What nobody tells us, and has to be looked at from time to time.
+
+use std::time::Instant;
+
+use machine::Partition;
+use machine::consumer::Event;
+use rdkafka::consumer::BaseConsumer;
+
+use super::Driver;
+use crate::consumer::context::Context;
+use crate::metrics;
+
+impl Driver {
+    /// How far behind each fetched partition is, what is waited for, whether the database is still the one that it was, and
+    /// whether somebody has let a partition go on.
+    pub fn look_around(&mut self, consumer: &BaseConsumer<Context>) {
+        self.parts.lookup.forget_events();
+        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
+        self.parts.runtime.spawn(async move {
+            if !progress.check().await {
+                let _ = report.send(Event::Restart);
+            }
+        });
+        if !self.halted.is_empty() {
+            self.look_for_resumed();
+        }
+        let taking = self.machine.wants_records();
+        let mut expected = Vec::new();
+        for partition in self.fetching.iter().filter(|partition| !self.paused.contains_key(partition)) {
+            // librdkafka ends the forwarding when a fetch stops, which may come after the next one has begun.
+            self.take_over(consumer, *partition);
+            expected.extend(self.machine.expected(*partition).filter(|_| taking).map(|next| (*partition, next)));
+        }
+        self.parts.silence.fetching(Instant::now(), expected);
+        for partition in &self.fetching {
+            let ends = crate::consumer::cached_end(consumer, &self.parts.topic, *partition);
+            if let (Some(end), Some(next)) = (ends, self.machine.committed(*partition)) {
+                metrics::lag(*partition, (end - next.0).max(0));
+            }
+        }
+    }
+
+    /// Has somebody said that a partition that stands still may go on?
+    fn look_for_resumed(&self) {
+        let halted: Vec<Partition> = self.halted.keys().copied().collect();
+        let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
+        self.parts.runtime.spawn(async move {
+            match progress.resumed(&halted).await {
+                Ok(resumed) if resumed.is_empty() => {}
+                Ok(resumed) => {
+                    tracing::info!(partitions = ?resumed, "told to go on");
+                    let _ = report.send(Event::Resumed(resumed));
+                }
+                Err(error) => tracing::debug!(error, "not known whether partitions may go on"),
+            }
+        });
+    }
+}
