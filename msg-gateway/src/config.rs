@@ -1,7 +1,9 @@
 //! The gateway's settings, each by flag or by environment, and what may be wrong with them together.
 
+mod live;
+mod replica;
+
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -13,6 +15,8 @@ use msg_common::partition::Partition;
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 
+pub use self::live::LiveOptions;
+pub use self::replica::ReplicaOptions;
 use crate::incoming::Age;
 use crate::send::MOST_MSGS;
 
@@ -176,70 +180,6 @@ pub struct SendOptions {
     /// Most batches of more than 40 messages at a time, from their begin until their answer is sent, which may have 1.5 MiB
     #[arg(long, env = "MAX_BATCHES", default_value_t = 256, value_name = "N")]
     pub max_batches: usize,
-}
-
-/// Who waits until a message is stored, and who watches inboxes.
-#[derive(Args, Clone, Debug)]
-pub struct LiveOptions {
-    /// Connections to the database for those who wait and watch; 1 or more
-    #[arg(long, env = "LIVE_CONNECTIONS", default_value_t = 4, value_name = "N")]
-    pub live_connections: usize,
-    /// Most messages at a time that callers wait for until they are stored
-    #[arg(long, env = "MAX_WAITING_MSGS", default_value_t = 20_000, value_name = "N")]
-    pub max_waiting_msgs: usize,
-    /// Most WatchMsgs streams at a time
-    #[arg(long, env = "MAX_WATCHERS", default_value_t = 20_000, value_name = "N")]
-    pub max_watchers: usize,
-    /// Most inboxes over all of these streams
-    #[arg(long, env = "MAX_WATCHED_INBOXES", default_value_t = 200_000, value_name = "N")]
-    pub max_watched_inboxes: usize,
-    /// How much of what was stored last in the watched inboxes is kept in memory
-    #[arg(long, env = "WATCH_CACHE_BYTES", default_value = "32MiB", value_parser = parse_bytes, value_name = "SIZE")]
-    pub watch_cache_bytes: usize,
-    /// Most bytes that were read for watchers and not yet taken by them
-    #[arg(long, env = "WATCH_BUFFER_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
-    pub watch_buffer_bytes: usize,
-    /// How long a watcher may take nothing while there is something for it, before its stream is ended
-    #[arg(long, env = "WATCH_STALL_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
-    pub watch_stall_timeout: Duration,
-    /// After how long without a message a watcher gets a sign of life
-    #[arg(long, env = "HEARTBEAT_INTERVAL", default_value = "15s", value_parser = parse_duration, value_name = "TIME")]
-    pub heartbeat_interval: Duration,
-    /// How often each watched inbox is looked at though no hint told of it
-    #[arg(long, env = "LOOK_INTERVAL", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
-    pub look_interval: Duration,
-}
-
-/// A replica of the database.
-#[derive(Args, Clone, Debug)]
-pub struct ReplicaOptions {
-    /// A replica of the database, from which PullMsgs and GetMaxSeqs are answered. It may be behind: what was just stored
-    /// may be missing there for a moment. All else is read from the database itself
-    #[arg(long, env = "DATABASE_REPLICA_URL", value_name = "URL", hide_env_values = true)]
-    pub replica_url: Option<String>,
-    /// A file that holds the replica's URL, instead of --replica-url
-    #[arg(long, env = "DATABASE_REPLICA_URL_FILE", value_name = "FILE", conflicts_with = "replica_url")]
-    pub replica_url_file: Option<PathBuf>,
-}
-
-impl ReplicaOptions {
-    /// How to reach it, if there is one: as the database, at another address.
-    pub fn database(&self, primary: &DatabaseOptions) -> Option<DatabaseOptions> {
-        let (url, file) = (self.replica_url.clone(), self.replica_url_file.clone());
-        let replica = DatabaseOptions { database_url: url, database_url_file: file, ..primary.clone() };
-        replica.is_given().then_some(replica)
-    }
-
-    fn problems(&self, primary: &DatabaseOptions) -> Vec<String> {
-        let Some(replica) = self.database(primary) else { return Vec::new() };
-        let mut problems = Vec::new();
-        if !primary.is_given() {
-            problems.push("--replica-url is given without --database-url".to_owned());
-        }
-        // Its flags are named like the database's.
-        problems.extend(replica.config().err().map(|problem| problem.replace("--database-url", "--replica-url")));
-        problems
-    }
 }
 
 impl Check for Config {

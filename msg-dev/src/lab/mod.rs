@@ -274,7 +274,8 @@ impl Lab {
     }
 
     fn judge(&self, book: &Book, evidence: &Evidence) -> Result<(), LabError> {
-        let findings = check::check(book, evidence);
+        let mut findings = check::check(book, evidence);
+        findings.push(check::got_through(book));
         let run = report::Run {
             title: self.args.plan.map_or_else(|| "faults".to_owned(), |plan| format!("{plan:?}").to_lowercase()),
             command: self.command.clone(),
@@ -356,10 +357,13 @@ fn limits() -> Vec<Limit> {
         limit("gateway", Measure::InflightBytes, f64::from(64 << 20)),
         limit("gateway", Measure::Rss, f64::from(512 << 20)),
         limit("gateway", Measure::Fds, 1_000.0),
+        // 30 each on two cores; tokio has more on more cores, and up to 512 for calls that block.
+        limit("gateway", Measure::Threads, 200.0),
         // And what is taken from Kafka at a time.
         limit("transfer", Measure::Inflight, 51_000.0),
         limit("transfer", Measure::InflightBytes, f64::from(64 << 20)),
         limit("transfer", Measure::Rss, f64::from(512 << 20)),
         limit("transfer", Measure::Fds, 500.0),
+        limit("transfer", Measure::Threads, 200.0),
     ]
 }

@@ -15,7 +15,7 @@ mod tests;
 use serde::Serialize;
 
 use super::evidence::Evidence;
-use super::history::Book;
+use super::history::{Book, ReadWay};
 use facts::Facts;
 
 /// Of a broken promise, this many cases are told.
@@ -69,4 +69,14 @@ pub(crate) fn check(book: &Book, evidence: &Evidence) -> Vec<Finding> {
     findings.extend(truth::check(&facts));
     findings.extend(bounds::check(evidence));
     findings
+}
+
+/// A run in which nothing got through shows nothing.
+pub(crate) fn got_through(book: &Book) -> Finding {
+    let mut finding = Finding::new("", "the load got through: messages were accepted, pulled and watched");
+    let read = |wanted| book.reads.iter().any(|read| read.way == wanted && !book.msgs(read).is_empty());
+    finding.check(book.attempts.iter().any(facts::is_accepted), || "no message was accepted".to_owned());
+    finding.check(read(ReadWay::Pull), || "none was pulled".to_owned());
+    finding.check(read(ReadWay::Watch), || "none was watched".to_owned());
+    finding
 }

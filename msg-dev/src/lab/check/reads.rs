@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 
-use super::super::history::{Nanos, Outcome, ReadWay, State};
+use super::super::history::{Attempt, Nanos, Outcome, ReadWay, State, WATCH_WITHIN};
 use super::Finding;
 use super::facts::Facts;
 
+/// For a watch that a fault leaves less than this, nothing is demanded.
+const MARGIN: Nanos = 10_000_000_000;
+
 /// P4, as readers see it.
-pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
-    [pulls(facts), watches(facts), same(facts), never_less(facts), statuses(facts)]
+pub(super) fn check(facts: &Facts<'_>) -> [Finding; 6] {
+    [pulls(facts), watches(facts), same(facts), never_less(facts), silence(facts), statuses(facts)]
 }
 
 fn pulls(facts: &Facts<'_>) -> Finding {
@@ -66,9 +69,7 @@ fn never_less(facts: &Facts<'_>) -> Finding {
     let mut finding = Finding::new("P4", "what was seen once does not vanish: every later read reaches as far");
     let seen = seen(facts);
     let mut reach = |inbox: u32, asked: Nanos, reached: i64, reader: u32| {
-        let seen = seen.get(&inbox).map_or(&[][..], Vec::as_slice);
-        let Some(before) = seen.partition_point(|(at, _)| *at < asked).checked_sub(1) else { return };
-        let highest = seen[before].1;
+        let Some(highest) = highest_before(&seen, inbox, asked) else { return };
         let told = || format!("reader {reader}: inbox-{inbox} reached {reached}, after {highest} had been seen");
         finding.check(reached >= highest, told);
     };
@@ -78,6 +79,26 @@ fn never_less(facts: &Facts<'_>) -> Finding {
     }
     for told in &facts.book.max_seqs {
         reach(told.inbox, told.asked, told.seq, told.reader);
+    }
+    finding
+}
+
+/// Nothing else tells whether a watch that brings nothing has nothing to bring.
+fn silence(facts: &Facts<'_>) -> Finding {
+    let within = WATCH_WITHIN.as_secs();
+    let mut finding = Finding::new("P4", format!("a watch has brought within {within} s what others had seen"));
+    let seen = seen(facts);
+    for read in facts.book.reads.iter().filter(|read| read.way == ReadWay::Watch && read.end) {
+        // A gateway without its database can tell nothing.
+        let faults = &facts.evidence.faults;
+        if faults.iter().any(|fault| fault.began <= read.asked + MARGIN && fault.healed + MARGIN >= read.at) {
+            continue;
+        }
+        let highest = highest_before(&seen, read.inbox, read.asked).unwrap_or(0);
+        let (reader, inbox, reached) = (read.reader, read.inbox, read.from - 1);
+        let told =
+            || format!("reader {reader}: the watch of inbox-{inbox} ended at {reached}, after {highest} had been seen");
+        finding.check(reached >= highest, told);
     }
     finding
 }
@@ -93,21 +114,26 @@ fn statuses(facts: &Facts<'_>) -> Finding {
             finding.check(matches!(status.state, State::NotFound | State::Pending), told);
             continue;
         };
-        let mut attempts = facts.book.attempts_of(message);
-        let accepted = attempts.any(|one| {
-            let before = one.told.is_some_and(|at| at < status.asked);
-            before && one.outcome.place().is_some() && !facts.went_with_topic(one)
-        });
+        let before = |one: &&Attempt| one.told.is_some_and(|at| at < status.asked);
+        let told_before = || facts.book.attempts_of(message).filter(before);
+        let stored = told_before().any(|one| matches!(one.outcome, Outcome::Stored { .. }));
+        let accepted = told_before().any(|one| one.outcome.place().is_some() && !facts.went_with_topic(one));
         let row = facts.row_of(message);
         let holds = match status.state {
             State::Stored(seq) => row.is_some_and(|row| row.seq == seq),
             State::DeadLettered => row.is_none(),
-            State::Pending => true,
+            State::Pending => !stored,
             State::NotFound => !accepted,
         };
         finding.check(holds, told);
     }
     finding
+}
+
+fn highest_before(seen: &HashMap<u32, Vec<(Nanos, i64)>>, inbox: u32, asked: Nanos) -> Option<i64> {
+    let seen = seen.get(&inbox)?;
+    let before = seen.partition_point(|(at, _)| *at < asked).checked_sub(1)?;
+    Some(seen[before].1)
 }
 
 /// By inbox: when a seq was seen that was higher than all before it.

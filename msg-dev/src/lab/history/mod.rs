@@ -5,6 +5,8 @@ pub(crate) mod book;
 mod read;
 mod write;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 pub(crate) use book::{Attempt, Book};
@@ -13,6 +15,9 @@ pub(crate) use write::Writer;
 
 /// Nanoseconds of CLOCK_MONOTONIC: the same clock for every process of the machine, and one that never jumps.
 pub(crate) type Nanos = u64;
+
+/// A watch brings what is stored within this time, also when the hint of it was lost: the gateway looks every 30 s.
+pub(crate) const WATCH_WITHIN: Duration = Duration::from_secs(45);
 
 /// Now.
 pub(crate) fn now() -> Nanos {
@@ -58,7 +63,7 @@ pub(crate) enum Event {
         /// Unique over all files.
         reader: u32,
         way: ReadWay,
-        /// When it was asked for (of a watch: when it came).
+        /// When it was asked for (of a watch: when it came; of its `end`: [`WATCH_WITHIN`] before).
         asked: Nanos,
         at: Nanos,
         inbox: u32,
@@ -66,7 +71,7 @@ pub(crate) enum Event {
         from: i64,
         /// `seq`, sender, `n`; in the order in which they came.
         msgs: Vec<(i64, u32, u32)>,
-        /// Of a pull: there is nothing more behind these.
+        /// Of a pull: there is nothing more behind these. Of a watch: this is how far it has come.
         #[serde(default, skip_serializing_if = "is_false")]
         end: bool,
     },

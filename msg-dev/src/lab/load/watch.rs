@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::backoff::Backoff;
 use super::outcome::{delay, reason};
 use super::reader::{NOBODY, Reader, first, told};
-use crate::lab::history::{Event as History, ReadWay, now};
+use crate::lab::history::{Event as History, ReadWay, WATCH_WITHIN, now};
 use crate::lab::message::{number, recv_id};
 
 /// Choices of an inbox; the same may come twice.
@@ -20,7 +20,7 @@ const CHOICES: usize = 24;
 /// Heartbeats come each 15 s.
 const SILENCE: Duration = Duration::from_secs(40);
 /// For how many seconds a watch is used.
-const LIFE: std::ops::Range<f64> = 20.0..60.0;
+const LIFE: std::ops::Range<f64> = 20.0..90.0;
 
 /// Watches some inboxes for ever.
 pub(crate) async fn run(mut reader: Reader) -> io::Result<()> {
@@ -65,7 +65,8 @@ impl Watch {
             Ok(events) => events,
             Err(delay) => return Ok((false, Some(delay))),
         };
-        let old = Instant::now() + Duration::from_secs_f64(self.reader.rng.random_range(LIFE));
+        let since = Instant::now();
+        let old = since + Duration::from_secs_f64(self.reader.rng.random_range(LIFE));
         let mut heard = false;
         loop {
             let silent = Instant::now() + SILENCE;
@@ -80,12 +81,29 @@ impl Watch {
                 }
                 Ok(Ok(None)) => ("ended well".to_owned(), Duration::ZERO),
                 Ok(Err(status)) => (reason(&status), delay(&status)),
-                Err(_) if old < silent => return Ok((heard, None)),
+                Err(_) if old < silent => {
+                    if since.elapsed() >= WATCH_WITHIN {
+                        self.has_brought()?;
+                    }
+                    return Ok((heard, None));
+                }
                 Err(_) => ("silence".to_owned(), Duration::ZERO),
             };
             self.reader.failed(ReadWay::Watch, asked, reason)?;
             return Ok((heard, Some(delay)));
         }
+    }
+
+    /// Writes down how far a watch has come.
+    fn has_brought(&self) -> io::Result<()> {
+        let at = now();
+        let asked = at - u64::try_from(WATCH_WITHIN.as_nanos()).expect("it is less than a minute");
+        for (inbox, last) in &self.last {
+            let (reader, way, from, msgs) = (self.reader.id, ReadWay::Watch, last + 1, Vec::new());
+            let event = History::Read { reader, way, asked, at, inbox: *inbox, from, msgs, end: true };
+            self.reader.load.history.put(&event)?;
+        }
+        Ok(())
     }
 
     /// Writes down what came, inbox by inbox.

@@ -89,7 +89,11 @@ fn findings(report: &Report<'_>) -> Markup {
                         }
                         td { (number(finding.checked)) }
                         td { (number(finding.broken)) }
-                        td.text { @if finding.holds() { span.good { "holds" } } @else { span.bad { "BROKEN" } } }
+                        td.text {
+                            @if !finding.holds() { span.bad { "BROKEN" } }
+                            @else if finding.checked == 0 { "not tried" }
+                            @else { span.good { "holds" } }
+                        }
                     }
                 }
             }

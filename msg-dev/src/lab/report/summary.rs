@@ -71,6 +71,7 @@ fn findings(report: &Report<'_>) -> Vec<String> {
     let mut lines = vec![format!("{:<width$} {:>13}", "what must hold", "checked", width = width + 4)];
     for finding in &report.findings {
         let result = match finding.broken {
+            0 if finding.checked == 0 => "not tried".to_owned(),
             0 => "holds".to_owned(),
             broken => format!("BROKEN: {}", grouped(broken as u64)),
         };

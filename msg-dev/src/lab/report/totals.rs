@@ -65,7 +65,6 @@ impl Totals {
                 *reasons.entry(reason.to_string()).or_default() += 1;
             }
         }
-        let reads = |way| book.reads.iter().filter(|read| read.way == way).count();
         Totals {
             seconds: seconds(evidence.began, evidence.ended),
             messages: book.messages.len(),
@@ -73,8 +72,8 @@ impl Totals {
             dead_letters: evidence.dead_letters.len(),
             faults: evidence.faults.len(),
             kills: evidence.faults.iter().map(|fault| fault.kills).sum(),
-            pages: reads(ReadWay::Pull),
-            watch_events: reads(ReadWay::Watch),
+            pages: book.reads.iter().filter(|read| read.way == ReadWay::Pull).count(),
+            watch_events: book.reads.iter().filter(|read| read.way == ReadWay::Watch && !read.end).count(),
             failed_reads: book.failed_reads.len(),
             ways: ways.into_values().collect(),
             reasons,

@@ -41,7 +41,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         },
         &[GAPS],
     ),
-    ("two rows changed their seqs", |world| world.swap_seqs((1, 1), (4, 4)), &[STORED, TIMES, KAFKA]),
+    ("two rows changed their seqs", |world| world.swap_seqs((1, 1), (4, 4)), &[STORED, TIMES, KAFKA, STATUS]),
     (
         "two rows changed their messages, and so their places",
         |world| world.swap_messages((4, 4), (4, 5)),
@@ -240,7 +240,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ("a pull gives another message", |world| world.read(ReadWay::Pull, 0)[1].2 = 0, &[SAME]),
     ("the highest seq went back", |world| world.seqs(1)[0].1 -= 1, &[NEVER_LESS]),
     ("the highest seq is less than STORED told", |world| world.seqs(0)[1].1 = 0, &[NEVER_LESS]),
-    ("the highest seq is more than there is", |world| world.seqs(1)[1].1 = 6, &[SAME]),
+    ("the highest seq is more than there is", |world| world.seqs(1)[1].1 = 6, &[SAME, SILENT]),
     (
         "a watch has a gap",
         |world| {
@@ -259,6 +259,8 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
     ("a watch is out of order", |world| world.read(ReadWay::Watch, 2).swap(0, 1), &[WATCHES]),
     ("a watch gives another message", |world| world.read(ReadWay::Watch, 2)[0].2 = 7, &[SAME]),
+    ("a watch stays silent", |world| *world.brought() -= 1, &[SILENT]),
+    ("the status of what was told STORED is PENDING", |world| *world.state(4) = State::Pending, &[STATUS]),
     ("the status has another seq", |world| *world.state(0) = State::Stored(2), &[STATUS]),
     ("the status of a message with an OK is NOT_FOUND", |world| *world.state(0) = State::NotFound, &[STATUS]),
     ("the status of a dead letter is NOT_FOUND", |world| *world.state(2) = State::NotFound, &[STATUS]),

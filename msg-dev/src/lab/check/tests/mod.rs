@@ -5,6 +5,8 @@ mod spoil;
 mod topics;
 mod world;
 
+use super::super::history::{Book, Event, ReadWay};
+use super::got_through;
 use world::World;
 
 /// The begins of what the findings say.
@@ -27,6 +29,7 @@ mod what {
     pub(super) const WATCHES: &str = "P4 a watch gives";
     pub(super) const SAME: &str = "P4 what was read under a seq";
     pub(super) const NEVER_LESS: &str = "P4 what was seen once";
+    pub(super) const SILENT: &str = "P4 a watch has brought";
     pub(super) const STATUS: &str = "P1 the status of a message";
     pub(super) const ALONG: &str = "P5 no offset was committed";
     pub(super) const AT_REST: &str = "P5 at rest";
@@ -59,6 +62,15 @@ fn a_good_world_keeps_every_promise() {
     for finding in world.findings() {
         assert!(finding.checked > 0, "{} is vacuous", finding.what);
     }
+}
+
+#[test]
+fn a_load_that_does_not_get_through_is_told() {
+    let mut world = World::good();
+    assert_eq!(got_through(&world.book()).broken, 0);
+    world.lines.retain(|line| !matches!(line, Event::Read { way: ReadWay::Pull, .. }));
+    assert_eq!(got_through(&world.book()).examples, ["none was pulled"]);
+    assert_eq!(got_through(&Book::default()).broken, 3);
 }
 
 #[test]

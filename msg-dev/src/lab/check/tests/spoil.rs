@@ -79,6 +79,15 @@ impl World {
         reads.into_iter().nth(which).expect("so many reads")
     }
 
+    /// How far the watch that was used for long has come.
+    pub(super) fn brought(&mut self) -> &mut i64 {
+        let mut ends = self.lines.iter_mut().filter_map(|line| match line {
+            Event::Read { way: ReadWay::Watch, end: true, from, .. } => Some(from),
+            _ => None,
+        });
+        ends.next().expect("there is one")
+    }
+
     /// What the GetMsgStatus told.
     pub(super) fn state(&mut self, which: usize) -> &mut State {
         let states = self.lines.iter_mut().filter_map(|line| match line {

@@ -99,9 +99,10 @@ impl World {
         world.pull(1, 0, 1);
         world.pull(3, 3, 2);
         world.max_seqs(1, &[0, 3]);
-        for (sender, n) in [(1, 0), (1, 3), (4, 1), (9, 9)] {
+        for (sender, n) in [(1, 0), (1, 3), (4, 1), (9, 9), (1, 1)] {
             world.status(sender, n);
         }
+        world.watched_for_long(2, 3);
         world.rest();
         world
     }
@@ -113,11 +114,15 @@ impl World {
     }
 
     pub(super) fn findings(&self) -> Vec<Finding> {
+        check(&self.book(), &self.evidence)
+    }
+
+    pub(super) fn book(&self) -> Book {
         let mut book = Book::default();
         for line in &self.lines {
             book.add(0, line.clone());
         }
-        check(&book, &self.evidence)
+        book
     }
 
     pub(super) fn unary(&mut self, sender: u32, n: u32, inbox: u32, fate: Fate) {
@@ -257,6 +262,14 @@ impl World {
             self.watched.insert((reader, inbox), msgs[msgs.len() - 1].0);
             self.lines.push(Event::Read { reader, way: ReadWay::Watch, asked: at, at, inbox, from, msgs, end: false });
         }
+    }
+
+    fn watched_for_long(&mut self, reader: u32, inbox: u32) {
+        let asked = self.tick();
+        self.now += 45_000_000_000;
+        let (at, from) = (self.now, self.watched[&(reader, inbox)] + 1);
+        let (way, msgs) = (ReadWay::Watch, Vec::new());
+        self.lines.push(Event::Read { reader, way, asked, at, inbox, from, msgs, end: true });
     }
 
     fn max_seqs(&mut self, reader: u32, inboxes: &[u32]) {
