@@ -20,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::config::{Config, SeqGuard};
 use crate::consumer::context::Context;
 use crate::consumer::driver::{Deadlines, Driver, Parts};
+use crate::consumer::identity::{FormerTopics, TopicIdentity};
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressKeeper;
 use crate::consumer::stalls::{Silence, Stalls};
@@ -67,7 +68,7 @@ pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken
     let _end_all = done.clone().drop_guard();
     let mut admin = tokio::spawn(admin::serve(admin, readiness.clone(), done.clone()));
     let served = tokio::select! {
-        served = serve_again(&config, &readiness, &shutdown) => served,
+        served = serve(&config, &readiness, &shutdown) => served,
         ended = &mut admin => Err(match ended {
             Ok(Ok(())) | Err(_) => Error::Panicked("admin port"),
             Ok(Err(error)) => Error::Admin(error),
@@ -77,20 +78,6 @@ pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken
     served
 }
 
-/// Begins anew, with all that is its own, as often as Kafka's clients have to be others.
-async fn serve_again(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> Result<(), Error> {
-    loop {
-        serve(config, readiness, shutdown).await?;
-        if shutdown.is_cancelled() {
-            return Ok(());
-        }
-        tracing::warn!("beginning anew, with new clients");
-        metrics::begun_anew();
-        readiness.not_ready("group", "beginning anew, with new clients");
-    }
-}
-
-/// Until `shutdown`, or until the clients have to be others.
 async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> Result<(), Error> {
     let database = &config.database;
     let pool =
@@ -103,16 +90,42 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let Some(guard) = shutdown.run_until_cancelled(needs_guard(config.lanes.seq_guard, &pool)).await else {
         return Ok(());
     };
+    let former = FormerTopics::default();
+    loop {
+        serve_until_anew(config, &pool, guard, &former, readiness, shutdown).await?;
+        if shutdown.is_cancelled() {
+            return Ok(());
+        }
+        tracing::warn!("beginning anew, with new clients");
+        metrics::begun_anew();
+        readiness.not_ready("group", "beginning anew, with new clients");
+        for component in readiness.reasons().into_keys().filter(|component| component != "group") {
+            // What stood in its way is gone; whatever still does says so again.
+            readiness.ready(&component);
+        }
+    }
+}
+
+/// Until `shutdown`, or until all of Kafka's clients have to be others.
+async fn serve_until_anew(
+    config: &Config,
+    pool: &Pool,
+    guard: bool,
+    former: &FormerTopics,
+    readiness: &Readiness,
+    shutdown: &CancellationToken,
+) -> Result<(), Error> {
     let lag = LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool.clone())?;
     let _lag = AbortOnDropHandle::new(tokio::spawn(gauges::watch(lag)));
     let (events, received) = std_mpsc::channel();
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
     let progress = ProgressKeeper::new(pool.clone());
-    let (lanes, senders) = start_lanes(config, guard, &pool, &progress, &events, readiness, &give_up)?;
+    let (lanes, senders) = start_lanes(config, guard, pool, &progress, &events, readiness, &give_up)?;
     let topic = config.kafka.kafka_topic.clone();
     let anew = shutdown.child_token();
-    let lookup = Lookup::new(&config.lookup_config(), progress.clone(), topic.clone(), anew.clone())?;
+    let identity = TopicIdentity::new(former.clone(), anew.clone());
+    let lookup = Lookup::new(&config.lookup_config(), progress.clone(), topic.clone(), identity)?;
     let silence = Silence::default();
     let stalls = Stalls {
         lookup: lookup.clone(),

@@ -210,6 +210,8 @@ impl World {
             let plan = self.stack.pipe(TOPIC, PARTITIONS, &postgres[0].0);
             let plan = plan.gateway(&format!("gateway-{number}"), pipe::free_port()?)?;
             let spec = plan.spec.env("KAFKA_BROKERS", kafka("GATEWAYS")).env("LOG_FORMAT", "text");
+            // Watches bring what no hint told of within 5 s: the checker asks for it.
+            let spec = spec.env("LOOK_INTERVAL", "5s");
             let spec = args.gateway_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
             let front = match &self.proxies {
                 Some(proxies) => {

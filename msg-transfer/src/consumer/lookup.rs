@@ -2,8 +2,7 @@
 //! the database's progress rows.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use machine::consumer::start::Known;
@@ -11,9 +10,9 @@ use machine::{Generation, NextOffset, Partition, RecordOffset};
 use msg_common::kafka::raw::topic_id;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::identity::TopicIdentity;
 use super::progress::ProgressKeeper;
 
 /// How long one question to Kafka may take.
@@ -26,12 +25,7 @@ pub struct Lookup {
     consumer: Arc<BaseConsumer>,
     progress: ProgressKeeper,
     topic: String,
-    /// The topic that the clients know.
-    known: Arc<OnceLock<Uuid>>,
-    /// Whether the name is another topic's now.
-    is_anew: Arc<AtomicBool>,
-    /// Cancelled then.
-    anew: CancellationToken,
+    identity: TopicIdentity,
 }
 
 /// What is known of some partitions of the topic.
@@ -59,21 +53,14 @@ pub enum LookupError {
 }
 
 impl Lookup {
-    /// `config` names the group; `anew` is cancelled when the topic is not the one any more that was first asked about.
+    /// `config` names the group.
     pub fn new(
         config: &ClientConfig,
         progress: ProgressKeeper,
         topic: String,
-        anew: CancellationToken,
+        identity: TopicIdentity,
     ) -> Result<Self, rdkafka::error::KafkaError> {
-        Ok(Lookup {
-            consumer: Arc::new(config.create()?),
-            progress,
-            topic,
-            known: Arc::default(),
-            is_anew: Arc::default(),
-            anew,
-        })
+        Ok(Lookup { consumer: Arc::new(config.create()?), progress, topic, identity })
     }
 
     /// Asks for these partitions; `window` is how far back dead letters count, in offsets.
@@ -130,29 +117,22 @@ impl Lookup {
             known.insert(partition, ends);
         }
         // A topic made anew counts from 0 again: the one's offsets are not the other's.
-        self.topic_id()?;
+        if self.topic_id()? != id {
+            return Err(LookupError::Kafka("the topic's id is told by some brokers alone".to_owned()));
+        }
         Ok((id, known))
     }
 
     /// Nil where the broker gives none. Blocks.
     fn topic_id(&self) -> Result<Uuid, LookupError> {
         let told = topic_id(self.consumer.client(), &self.topic, TIMEOUT);
-        let Some(id) = told.map_err(|error| LookupError::Kafka(format!("topic id: {error}")))? else {
-            return Ok(Uuid::nil());
-        };
-        if *self.known.get_or_init(|| id) != id {
-            if !self.is_anew.swap(true, Ordering::Relaxed) {
-                tracing::warn!(topic = self.topic, "the topic was made anew");
-            }
-            self.anew.cancel();
-            return Err(LookupError::Kafka("the topic was made anew".to_owned()));
-        }
-        Ok(id)
+        let id = told.and_then(|told| self.identity.told(told).map_err(str::to_owned));
+        id.map_err(|error| LookupError::Kafka(format!("topic id: {error}")))
     }
 
-    /// Whether the topic was found to be another one than at first.
-    pub fn is_anew(&self) -> bool {
-        self.is_anew.load(Ordering::Relaxed)
+    /// What is known of the topic.
+    pub fn identity(&self) -> &TopicIdentity {
+        &self.identity
     }
 
     /// Looks whether the topic is still the one that it was; where that cannot be told, the next time will.
@@ -163,16 +143,16 @@ impl Lookup {
         }
     }
 
-    /// Those of the partitions that end above the offset that is expected of them.
+    /// Those of the partitions that end above the offset that is expected of them; none where not all tell.
     pub async fn behind(&self, mut expected: Vec<(Partition, NextOffset)>) -> Vec<(Partition, NextOffset)> {
         let lookup = self.clone();
         let ask = move || {
-            expected.retain(|(partition, next)| {
-                let ends = lookup.consumer.fetch_watermarks(&lookup.topic, *partition, TIMEOUT);
-                ends.is_ok_and(|(_, high)| high > next.0)
-            });
-            expected
+            let end = |partition| lookup.consumer.fetch_watermarks(&lookup.topic, partition, TIMEOUT);
+            let ends: Result<Vec<_>, _> = expected.iter().map(|(partition, _)| end(*partition)).collect();
+            let mut ends = ends.ok()?.into_iter();
+            expected.retain(|(_, next)| ends.next().is_some_and(|(_, high)| high > next.0));
+            Some(expected)
         };
-        tokio::task::spawn_blocking(ask).await.unwrap_or_default()
+        tokio::task::spawn_blocking(ask).await.ok().flatten().unwrap_or_default()
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod context;
 pub mod driver;
+pub mod identity;
 pub mod lookup;
 pub mod progress;
 pub mod raw;

@@ -3,7 +3,7 @@
 //! new clients.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use machine::{NextOffset, Partition};
@@ -11,7 +11,6 @@ use rdkafka::ClientConfig;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::LOOK_INTERVAL;
 use super::lookup::Lookup;
 use crate::lag::kafka::Reader;
 
@@ -21,25 +20,49 @@ const EVERY: Duration = Duration::from_secs(5);
 /// How long nothing may come of a partition before we ask whether there is something. Longer than a fetch may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// After that, how long they have once more. Longer than the client takes to hear of a leader.
+const SETTLE: Duration = Duration::from_secs(15);
+
 /// From when on nothing came of each partition that is fetched.
 #[derive(Clone, Default)]
-pub struct Silence(Arc<Mutex<HashMap<Partition, (NextOffset, Instant)>>>);
+pub struct Silence(Arc<Mutex<Waiting>>);
+
+#[derive(Default)]
+struct Waiting {
+    /// When it was told of last.
+    told: Option<Instant>,
+    /// Whether what comes is taken.
+    taking: bool,
+    since: HashMap<Partition, (NextOffset, Instant)>,
+}
 
 impl Silence {
     /// These are fetched now, and so much is expected of each. To be told regularly; what is not told of is not waited for.
     pub fn fetching(&self, now: Instant, expected: impl IntoIterator<Item = (Partition, NextOffset)>) {
-        let mut silent = self.lock();
-        let before = std::mem::take(&mut *silent);
-        silent.extend(expected.into_iter().map(|(partition, next)| {
+        let mut waiting = self.lock();
+        let before = std::mem::take(&mut waiting.since);
+        waiting.since.extend(expected.into_iter().map(|(partition, next)| {
             let same = before.get(&partition).filter(|(then, _)| *then == next);
             (partition, (next, same.map_or(now, |(_, since)| *since)))
         }));
+        (waiting.told, waiting.taking) = (Some(now), true);
+    }
+
+    /// Nothing is taken at present: this time does not count.
+    pub fn full(&self, now: Instant) {
+        let mut waiting = self.lock();
+        let passed = waiting.told.map_or(Duration::ZERO, |told| now.duration_since(told));
+        waiting.since.values_mut().for_each(|(_, since)| *since += passed);
+        (waiting.told, waiting.taking) = (Some(now), false);
     }
 
     /// The partitions of which nothing came for too long. Each is waited for anew from now on.
     fn too_long(&self, now: Instant) -> Vec<(Partition, NextOffset)> {
-        let mut silent = self.lock();
-        let long = silent.iter_mut().filter(|(_, (_, since))| now.duration_since(*since) >= PATIENCE);
+        let mut waiting = self.lock();
+        if !waiting.taking {
+            return Vec::new();
+        }
+        let long = waiting.since.iter_mut().filter(|(_, (_, since))| now.saturating_duration_since(*since) >= PATIENCE);
         long.map(|(partition, (next, since))| {
             *since = now;
             (*partition, *next)
@@ -49,11 +72,12 @@ impl Silence {
 
     /// Whether this is still expected of the partition.
     fn lasts(&self, partition: Partition, next: NextOffset) -> bool {
-        self.lock().get(&partition).is_some_and(|(expected, _)| *expected == next)
+        let waiting = self.lock();
+        waiting.taking && waiting.since.get(&partition).is_some_and(|(expected, _)| *expected == next)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Partition, (NextOffset, Instant)>> {
-        self.0.lock().expect("nobody panics with it")
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,8 +109,8 @@ impl Stalls {
                 continue;
             }
             let given = self.given_to_another(&behind).await;
-            // The process itself may have stood still: then they come now.
-            tokio::time::sleep(2 * LOOK_INTERVAL).await;
+            // The process itself may have stood still, or a leader is back: then they come now.
+            tokio::time::sleep(SETTLE).await;
             behind.retain(|(partition, next)| given.contains(partition) && self.silence.lasts(*partition, *next));
             if !behind.is_empty() {
                 tracing::warn!(?behind, "Kafka has records at these offsets, and our consumer gets none");
@@ -131,7 +155,16 @@ mod tests {
         assert_eq!(silence.too_long(begin + PATIENCE), [(0, NextOffset(5))]);
         assert_eq!(silence.too_long(begin + PATIENCE), [], "it is waited for anew");
         assert!(silence.lasts(0, NextOffset(5)) && !silence.lasts(1, NextOffset(5)));
-        told(PATIENCE, &[]);
+        silence.full(begin + 2 * PATIENCE);
+        assert!(silence.too_long(begin + 9 * PATIENCE).is_empty() && !silence.lasts(0, NextOffset(5)));
+        told(3 * PATIENCE, &[(0, 5)]);
+        assert_eq!(
+            silence.too_long(begin + 3 * PATIENCE - EVERY),
+            [],
+            "the time in which nothing was taken does not count"
+        );
+        assert_eq!(silence.too_long(begin + 3 * PATIENCE), [(0, NextOffset(5))]);
+        told(3 * PATIENCE, &[]);
         assert_eq!(silence.too_long(begin + 9 * PATIENCE), []);
     }
 }

@@ -16,7 +16,7 @@ pub(crate) use write::Writer;
 /// Nanoseconds of CLOCK_MONOTONIC: the same clock for every process of the machine, and one that never jumps.
 pub(crate) type Nanos = u64;
 
-/// A watch brings what is stored within this time, also when the hint of it was lost: the gateway looks every 30 s.
+/// A watch brings what is stored within this time.
 pub(crate) const WATCH_WITHIN: Duration = Duration::from_secs(45);
 
 /// Now.

@@ -55,9 +55,12 @@ impl Driver {
     }
 
     pub(super) fn start_commit(&mut self, consumer: &BaseConsumer<Context>, marks: &[Mark]) {
-        if self.parts.lookup.is_anew() {
+        if self.parts.lookup.identity().is_another() {
             // They are of the former topic, and would be taken for the new one's.
             return self.handle(consumer, Event::Committed);
+        }
+        if self.parts.lookup.identity().is_missing() {
+            return self.handle(consumer, Event::CommitFailed);
         }
         let list = self.list(marks.iter().map(|mark| (mark.partition, Offset::Offset(mark.next.0))));
         self.rounds += 1;
@@ -88,12 +91,11 @@ impl Driver {
         metrics::committed(result.is_ok());
         let event = match result {
             Ok(()) => Event::Committed,
-            Err(error @ (RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopicId)) => {
-                // Tried again, they could be taken for those of a topic that is made anew. The progress rows have them.
-                tracing::warn!(%error, "offsets not committed");
-                Event::Committed
-            }
             Err(error) => {
+                if matches!(error, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopicId) {
+                    // Not again before its id is told: it could be another topic by then.
+                    self.parts.lookup.identity().missing();
+                }
                 tracing::warn!(%error, "offsets not committed, will be tried again");
                 Event::CommitFailed
             }

@@ -29,9 +29,14 @@ impl Driver {
         for partition in self.fetching.iter().filter(|partition| !self.paused.contains_key(partition)) {
             // librdkafka ends the forwarding when a fetch stops, which may come after the next one has begun.
             self.take_over(consumer, *partition);
-            expected.extend(self.machine.expected(*partition).filter(|_| taking).map(|next| (*partition, next)));
+            expected.extend(self.machine.expected(*partition).map(|next| (*partition, next)));
         }
-        self.parts.silence.fetching(Instant::now(), expected);
+        let now = Instant::now();
+        if taking {
+            self.parts.silence.fetching(now, expected);
+        } else {
+            self.parts.silence.full(now);
+        }
         for partition in &self.fetching {
             let ends = crate::consumer::cached_end(consumer, &self.parts.topic, *partition);
             if let (Some(end), Some(next)) = (ends, self.machine.committed(*partition)) {

@@ -1,6 +1,6 @@
 //! Owns what can go wrong in the small world: each is one change, with what must be found of it.
 
-use super::super::super::evidence::Row;
+use super::super::super::evidence::{Fault, Row};
 use super::super::super::history::{Event, Outcome, ReadWay, State};
 use super::super::super::message::{content, fingerprint};
 use super::what::*;
@@ -289,6 +289,12 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
 /// A name, and what is changed.
 pub(super) const ALLOWED: &[(&str, Change)] = &[
     ("an unknown message is not stored", |world| world.lose(4, 6)),
+    ("a watch is behind whose gateway had no database all the time", |world| {
+        *world.brought() -= 1;
+        let fault = world.evidence.faults[0].clone();
+        let name = "cut-gateways-postgres".to_owned();
+        world.evidence.faults.push(Fault { name, began: 0, healed: u64::MAX, no_ok: false, ..fault });
+    }),
     ("an unknown message is stored after all", |world| {
         let offset = world.record(0);
         world.store(&row(1, 5, 2, 0, offset));
