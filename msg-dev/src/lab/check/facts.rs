@@ -7,6 +7,9 @@ use std::ops::Range;
 use super::super::evidence::{DeadLetter, Evidence, Row};
 use super::super::history::{Attempt, Book, Nanos, Outcome};
 
+/// How long the gateway waits for a broker's answer before it sends a record again.
+const REQUEST_TIMEOUT: Nanos = 8_000_000_000;
+
 /// Partition and offset.
 pub(super) type Place = (i32, i64);
 
@@ -86,6 +89,14 @@ impl<'a> Facts<'a> {
         let above = |progress: &[i64]| offset < 0 || offset >= at(progress, partition);
         let mut topics = self.evidence.topics.iter().enumerate();
         topics.any(|(index, topic)| incarnations.contains(&index) && above(&topic.progress))
+    }
+
+    /// Whether the record of an accepted attempt can be in Kafka twice, and its answer name the second: an idempotent producer that has
+    /// begun another epoch sends again what it had sent in the last one and heard nothing of.
+    pub(super) fn may_be_twice(&self, attempt: &Attempt) -> bool {
+        let waited = attempt.told.is_some_and(|told| told - attempt.sent >= REQUEST_TIMEOUT);
+        let not_sent = |other: &Attempt| matches!(other.outcome, Outcome::NotSent(_));
+        waited && is_accepted(attempt) && !self.book.attempts_of(attempt.message).any(not_sent)
     }
 
     /// In which incarnation of the topic, counted from 0, the record of an attempt is; none where it can be in either.

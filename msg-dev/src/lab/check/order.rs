@@ -76,7 +76,7 @@ impl Rising {
 }
 
 /// Whether no record that was accepted is before the row's, and it is one of those, unless there are some of which it is not
-/// known where they are.
+/// known where they are, or that Kafka may have had before.
 fn is_first(facts: &Facts<'_>, row: &Row, message: u32, incarnation: usize) -> bool {
     let here = (row.partition, row.offset);
     let mut possible = false;
@@ -85,7 +85,7 @@ fn is_first(facts: &Facts<'_>, row: &Row, message: u32, incarnation: usize) -> b
             possible |= is_accepted(attempt) || is_unknown(attempt);
             continue;
         };
-        possible |= accepted == here;
+        possible |= accepted == here || (accepted.0 == here.0 && accepted.1 > here.1 && facts.may_be_twice(attempt));
         let before = if accepted.0 == here.0 { accepted.1 < here.1 } else { facts.evidence.growths.is_empty() };
         if before && facts.incarnation(attempt) == Some(incarnation) {
             return false;

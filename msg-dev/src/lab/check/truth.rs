@@ -76,9 +76,11 @@ fn records(facts: &Facts<'_>) -> Finding {
     let count = |what: fn(&Attempt) -> bool| attempts.iter().filter(|attempt| what(attempt)).count();
     let placeless = count(|attempt| attempt.outcome.place().is_some() && place(attempt).is_none());
     let (least, unknown) = (places.len() + placeless, count(is_unknown));
+    let twice = attempts.iter().filter(|attempt| facts.may_be_twice(attempt)).count();
     let held = usize::try_from(ends.iter().sum::<i64>()).unwrap_or(0);
-    let counts = format!("{held} records, {least} of them told, and {unknown} unknown outcomes");
-    finding.check((least..=least + unknown).contains(&held), || counts.clone());
+    let counts =
+        format!("{held} records, {least} of them told, {unknown} unknown outcomes, {twice} perhaps there twice");
+    finding.check((least..=least + unknown + twice).contains(&held), || counts.clone());
     finding.note = counts;
     finding
 }

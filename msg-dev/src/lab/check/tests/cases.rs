@@ -137,6 +137,13 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
     ("a message that was never sent is kept aside", |world| world.keep(0, 99, Some((1, 3))), &[CAUSED, NOT_SENT]),
     (
+        "an answer names another record than the row",
+        |world| {
+            world.sent_twice();
+        },
+        &[FIRSTS],
+    ),
+    (
         "an attempt that was not sent is the row's",
         |world| {
             let offset = world.record(0);
@@ -289,6 +296,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
 /// A name, and what is changed.
 pub(super) const ALLOWED: &[(&str, Change)] = &[
     ("an unknown message is not stored", |world| world.lose(4, 6)),
+    ("a record is there twice after the broker did not answer for long", |world| *world.sent_twice() += 8_000_000_000),
     ("a watch is behind whose gateway had no database all the time", |world| {
         *world.brought() -= 1;
         let fault = world.evidence.faults[0].clone();

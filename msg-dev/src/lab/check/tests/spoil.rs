@@ -1,7 +1,7 @@
 //! Owns the ways into the small world by which it is spoilt.
 
 use super::super::super::evidence::Row;
-use super::super::super::history::{Event, Outcome, ReadWay, State};
+use super::super::super::history::{Event, Nanos, Outcome, ReadWay, State};
 use super::super::super::message::{content, fingerprint};
 use super::world::World;
 
@@ -51,6 +51,23 @@ impl World {
         let outcome = self.outcome(other, 0).clone();
         let outcome = std::mem::replace(self.outcome(one, 0), outcome);
         *self.outcome(other, 0) = outcome;
+    }
+
+    /// The answer to a message names a second record of it, and not the row's. When that was told.
+    pub(super) fn sent_twice(&mut self) -> &mut Nanos {
+        let (partition, _) = self.outcome((3, 5), 0).place().expect("it is an OK");
+        let second = self.record(partition);
+        *self.outcome((3, 5), 0) = Outcome::Ok(partition, second);
+        self.settle();
+        let mut told = self.lines.iter_mut().filter_map(|line| match line {
+            Event::Told { at, results, .. }
+                if results.iter().any(|(_, it)| it.place() == Some((partition, second))) =>
+            {
+                Some(at)
+            }
+            _ => None,
+        });
+        told.next().expect("it was told")
     }
 
     /// What was told of an attempt of a message.
