@@ -1,7 +1,7 @@
 //! Which topic has the name: one that is deleted and made anew has another id, and offsets of its own.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -37,7 +37,7 @@ impl TopicIdentity {
 
     /// Takes in what a broker tells, nothing where it is too old to. An error is what cannot be believed.
     pub fn told(&self, id: Option<Uuid>) -> Result<Uuid, &'static str> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let mut former = self.former.0.lock().unwrap_or_else(PoisonError::into_inner);
         let id = match (id, state.known) {
             (None, None) => Uuid::nil(),
@@ -59,17 +59,21 @@ impl TopicIdentity {
 
     /// Kafka says that there is no such topic.
     pub fn missing(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_missing = true;
+        self.state().is_missing = true;
     }
 
     /// Whether another topic has the name.
     pub fn is_another(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_another
+        self.state().is_another
     }
 
     /// Whether the topic is missing, as far as is known.
     pub fn is_missing(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_missing
+        self.state().is_missing
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -12,9 +12,13 @@ const ENOUGH: Nanos = 10_000_000_000;
 /// Faults that can keep a gateway from what is stored, or a watcher from its gateway, have one of these in their names.
 const DISTURBING: [&str; 7] = ["gateway", "client", "services", "postgres", "backend", "deploy", "clocks"];
 
+/// By inbox: when a seq was seen that was higher than all before it.
+type Seen = HashMap<u32, Vec<(Nanos, i64)>>;
+
 /// P4, as readers see it.
 pub(super) fn check(facts: &Facts<'_>) -> [Finding; 6] {
-    [pulls(facts), watches(facts), same(facts), never_less(facts), silence(facts), statuses(facts)]
+    let seen = seen(facts);
+    [pulls(facts), watches(facts), same(facts), never_less(facts, &seen), silence(facts, &seen), statuses(facts)]
 }
 
 fn pulls(facts: &Facts<'_>) -> Finding {
@@ -68,11 +72,10 @@ fn same(facts: &Facts<'_>) -> Finding {
 }
 
 /// A read that was asked for after a seq was seen, by whomever, reaches that far.
-fn never_less(facts: &Facts<'_>) -> Finding {
+fn never_less(facts: &Facts<'_>, seen: &Seen) -> Finding {
     let mut finding = Finding::new("P4", "what was seen once does not vanish: every later read reaches as far");
-    let seen = seen(facts);
     let mut reach = |inbox: u32, asked: Nanos, reached: i64, reader: u32| {
-        let Some(highest) = highest_before(&seen, inbox, asked) else { return };
+        let Some(highest) = highest_before(seen, inbox, asked) else { return };
         let told = || format!("reader {reader}: inbox-{inbox} reached {reached}, after {highest} had been seen");
         finding.check(reached >= highest, told);
     };
@@ -87,15 +90,14 @@ fn never_less(facts: &Facts<'_>) -> Finding {
 }
 
 /// Nothing else tells whether a watch that brings nothing has nothing to bring.
-fn silence(facts: &Facts<'_>) -> Finding {
+fn silence(facts: &Facts<'_>, seen: &Seen) -> Finding {
     let within = WATCH_WITHIN.as_secs();
     let mut finding = Finding::new("P4", format!("a watch has brought within {within} s what others had seen"));
-    let seen = seen(facts);
     for read in facts.book.reads.iter().filter(|read| read.way == ReadWay::Watch && read.end) {
         if longest_calm(facts, read.asked, read.at) < ENOUGH {
             continue;
         }
-        let highest = highest_before(&seen, read.inbox, read.asked).unwrap_or(0);
+        let highest = highest_before(seen, read.inbox, read.asked).unwrap_or(0);
         let (reader, inbox, reached) = (read.reader, read.inbox, read.from - 1);
         let told =
             || format!("reader {reader}: the watch of inbox-{inbox} ended at {reached}, after {highest} had been seen");
@@ -147,15 +149,14 @@ fn longest_calm(facts: &Facts<'_>, from: Nanos, to: Nanos) -> Nanos {
     longest
 }
 
-fn highest_before(seen: &HashMap<u32, Vec<(Nanos, i64)>>, inbox: u32, asked: Nanos) -> Option<i64> {
+fn highest_before(seen: &Seen, inbox: u32, asked: Nanos) -> Option<i64> {
     let seen = seen.get(&inbox)?;
     let before = seen.partition_point(|(at, _)| *at < asked).checked_sub(1)?;
     Some(seen[before].1)
 }
 
-/// By inbox: when a seq was seen that was higher than all before it.
-fn seen(facts: &Facts<'_>) -> HashMap<u32, Vec<(Nanos, i64)>> {
-    let mut seen: HashMap<u32, Vec<(Nanos, i64)>> = HashMap::new();
+fn seen(facts: &Facts<'_>) -> Seen {
+    let mut seen = Seen::new();
     for read in &facts.book.reads {
         if let Some((seq, _, _)) = facts.book.msgs(read).last() {
             seen.entry(read.inbox).or_default().push((read.at, *seq));
