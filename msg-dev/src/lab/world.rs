@@ -142,7 +142,7 @@ impl World {
         let options = StackOptions {
             cache: args.fetch.folder(),
             brokers: BROKERS,
-            cluster: ClusterOptions { networks, settings },
+            cluster: ClusterOptions { networks, settings, ..ClusterOptions::default() },
             fresh: true,
             ..StackOptions::new(&folder)
         };

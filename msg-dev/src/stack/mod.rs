@@ -19,6 +19,7 @@ pub mod user;
 use std::path::{Path, PathBuf};
 
 pub use error::StackError;
+pub use kafka::rights::{Operation, Resource, Right};
 pub use kafka::{ClusterOptions, Kafka, TopicSpec};
 pub use pipe::{GatewayPlan, Pipe, TransferPlan};
 pub use ports::Port;

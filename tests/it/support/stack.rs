@@ -26,6 +26,14 @@ pub(crate) async fn own_stack(name: &str) -> (Stack, tempfile::TempDir) {
     (stack, folder)
 }
 
+/// A stack of a test's own whose broker has users, who may do nothing until they are granted a right. Started.
+pub(crate) async fn stack_with_users(name: &str, users: &[&str]) -> (Stack, tempfile::TempDir) {
+    let folder = tempfile::Builder::new().prefix(&format!("msg-it-{name}-")).tempdir().expect("a folder");
+    let mut options = StackOptions::new(folder.path());
+    options.cluster.users = users.iter().map(|user| (*user).to_owned()).collect();
+    (Stack::start(options).await.expect("the stack starts"), folder)
+}
+
 /// A PostgreSQL of a test's own beside the run's Kafka, for what is done to the server alone.
 pub(crate) async fn own_postgres(name: &str) -> (Stack, tempfile::TempDir) {
     let folder = tempfile::Builder::new().prefix(&format!("msg-it-{name}-")).tempdir().expect("a folder");

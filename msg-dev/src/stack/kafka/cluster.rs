@@ -34,7 +34,8 @@ impl Cluster {
         let node = self.node(broker);
         fs::create_dir_all(&node).map_err(StackError::io("create", &node))?;
         let voters: Vec<String> = self.brokers.iter().map(|one| format!("{}@{}", one.id, one.controller)).collect();
-        let text = settings::server_properties(broker, &voters, &self.data(broker), &self.settings);
+        let more = settings::users(broker, &self.users).into_iter().chain(self.settings.clone());
+        let text = settings::server_properties(broker, &voters, &self.data(broker), &more.collect::<Vec<_>>());
         let path = self.settings(broker);
         fs::write(&path, text).map_err(StackError::io("write", path))?;
         let path = node.join("log4j2.xml");

@@ -2,6 +2,7 @@
 //! started again on its own address and data.
 
 mod cluster;
+pub mod rights;
 mod settings;
 
 use std::net::SocketAddr;
@@ -35,6 +36,9 @@ pub struct ClusterOptions {
     pub networks: Vec<String>,
     /// Further settings of each broker; a later value counts.
     pub settings: Vec<(String, String)>,
+    /// Users that log in with a password at [`Kafka::bootstrap_for_users`]. With any, an authorizer decides what they may do:
+    /// nothing until a right is granted ([`Kafka::grant`]). Who connects without a password may do anything.
+    pub users: Vec<String>,
 }
 
 /// The way to one broker over one network.
@@ -77,6 +81,7 @@ struct Cluster {
     logs: PathBuf,
     brokers: Vec<Broker>,
     settings: Vec<(String, String)>,
+    users: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -85,6 +90,8 @@ struct Broker {
     client: Port,
     controller: Port,
     legs: Vec<Leg>,
+    /// Where users log in, if there are any.
+    users: Option<Port>,
     process: Mutex<Option<Process>>,
 }
 
@@ -105,12 +112,15 @@ impl Kafka {
         let port = || Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"));
         let leg = |network: &String| Ok(Leg { network: network.clone(), front: port()?, behind: port()? });
         let legs = || options.networks.iter().map(leg).collect::<Result<Vec<_>, StackError>>();
-        let brokers = (1..=brokers)
-            .map(|id| Ok(Broker { id, client: port()?, controller: port()?, legs: legs()?, process: Mutex::new(None) }))
-            .collect::<Result<Vec<_>, StackError>>()?;
+        let broker = |id| {
+            let (client, controller, legs) = (port()?, port()?, legs()?);
+            let users = if options.users.is_empty() { None } else { Some(port()?) };
+            Ok(Broker { id, client, controller, legs, users, process: Mutex::new(None) })
+        };
+        let brokers = (1..=brokers).map(broker).collect::<Result<Vec<_>, StackError>>()?;
         let bootstrap = brokers.iter().map(|broker| broker.client.to_string()).collect::<Vec<_>>().join(",");
-        let settings = options.settings.clone();
-        let cluster = Cluster { home, folder: folder.to_owned(), logs: logs.to_owned(), brokers, settings };
+        let (settings, users) = (options.settings.clone(), options.users.clone());
+        let cluster = Cluster { home, folder: folder.to_owned(), logs: logs.to_owned(), brokers, settings, users };
         for broker in &cluster.brokers {
             cluster.write_settings(broker)?;
         }

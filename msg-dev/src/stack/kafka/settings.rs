@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::rights::password;
 use super::{BETWEEN_BROKERS, Broker, Leg};
 use crate::stack::ports::Port;
 
@@ -15,20 +16,43 @@ pub(super) const LOG4J: &str = r#"<Configuration status="WARN" shutdownHook="dis
 </Configuration>
 "#;
 
+/// The listener at which users log in.
+const USERS: &str = "USERS";
+
+/// With users, what each may do is decided by Kafka's own authorizer; who has no name, the brokers among them, may do anything.
+pub(super) fn users(broker: &Broker, users: &[String]) -> Vec<(String, String)> {
+    if broker.users.is_none() {
+        return Vec::new();
+    }
+    let known: String = users.iter().map(|user| format!(" user_{user}=\"{}\"", password(user))).collect();
+    let module = "org.apache.kafka.common.security.plain.PlainLoginModule";
+    let settings = [
+        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned()),
+        ("super.users", "User:ANONYMOUS".to_owned()),
+        ("sasl.enabled.mechanisms", "PLAIN".to_owned()),
+        ("listener.name.users.plain.sasl.jaas.config", format!("{module} required{known};")),
+    ];
+    settings.map(|(key, value)| (key.to_owned(), value)).to_vec()
+}
+
 pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path, more: &[(String, String)]) -> String {
     let (replicas, in_sync) = if voters.len() == 1 { (1, 1) } else { (3, 2) };
-    let Broker { id, client, controller, legs, .. } = broker;
+    let Broker { id, client, controller, legs, users, .. } = broker;
     let listeners = |port: fn(&Leg) -> &Port| {
         legs.iter().map(move |leg| format!(",{}://{}", leg.network, port(leg))).collect::<String>()
     };
-    let protocols: String = legs.iter().map(|leg| format!(",{}:PLAINTEXT", leg.network)).collect();
+    let mut protocols: String = legs.iter().map(|leg| format!(",{}:PLAINTEXT", leg.network)).collect();
+    let at = users.as_ref().map_or_else(String::new, |port| format!(",{USERS}://{port}"));
+    if users.is_some() {
+        protocols.push_str(&format!(",{USERS}:SASL_PLAINTEXT"));
+    }
     let between = if legs.iter().any(|leg| leg.network == BETWEEN_BROKERS) { BETWEEN_BROKERS } else { "PLAINTEXT" };
     let settings: [(&str, String); 24] = [
         ("process.roles", "broker,controller".to_owned()),
         ("node.id", id.to_string()),
         ("controller.quorum.voters", voters.join(",")),
-        ("listeners", format!("PLAINTEXT://{client},CONTROLLER://{controller}{}", listeners(|leg| &leg.behind))),
-        ("advertised.listeners", format!("PLAINTEXT://{client}{}", listeners(|leg| &leg.front))),
+        ("listeners", format!("PLAINTEXT://{client},CONTROLLER://{controller}{}{at}", listeners(|leg| &leg.behind))),
+        ("advertised.listeners", format!("PLAINTEXT://{client}{}{at}", listeners(|leg| &leg.front))),
         ("listener.security.protocol.map", format!("PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}")),
         ("controller.listener.names", "CONTROLLER".to_owned()),
         ("inter.broker.listener.name", between.to_owned()),
