@@ -9,7 +9,7 @@ export TOXIPROXY := $(TOOLS)/bin/toxiproxy-server
 LAB := target/release/msg-dev lab
 # With mounts of its own (`unshare --mount`): the small disks that the lab fills are gone when its processes are.
 
-.PHONY: help demo up build test test-unit test-sim test-it sim mutants fuzz faults soak test-lab lint fmt bench compose-test clean
+.PHONY: help demo up build test test-unit test-sim test-it sim mutants fuzz faults soak test-lab lint fmt bench compose-test bare-test clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,7 +24,8 @@ build: ## Both services and msg-dev
 	@scripts/setup build
 	$(CARGO) build --release --locked --workspace --bins
 
-test: test-unit test-sim test-it test-lab ## Everything, on the real parts
+test: test-unit test-sim test-it test-lab ## Everything, on the real components; at its end, what this machine leaves out
+	@scripts/setup left-out
 
 test-unit: ## Unit and property tests, and what fuzzing found
 	@scripts/setup build
@@ -83,6 +84,9 @@ bench: build ## How fast the pipe is, against limits measured in the same run
 
 compose-test: ## Bring the containers up, break them, check, tear down; needs a Docker engine
 	scripts/compose-test
+
+bare-test: ## Run `make demo` and `make test` in a container with Debian 12, git, make and Rust only; needs a Docker engine
+	scripts/bare-test
 
 clean: ## Remove what was built and fetched here
 	rm -rf target .tools

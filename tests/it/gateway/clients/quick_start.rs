@@ -41,7 +41,7 @@ impl QuickStart {
     pub(super) fn of(language: Language) -> Option<QuickStart> {
         let (name, tools): (_, &[&str]) = match language {
             Language::Python => ("python", &[]),
-            Language::Go => ("go", &["go"]),
+            Language::Go => ("go", &[]),
             Language::Java => ("java", &["mvn", "javac"]),
             Language::Node => ("node", &["npm", "node"]),
         };
