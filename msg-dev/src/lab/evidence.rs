@@ -42,6 +42,36 @@ pub(crate) struct Evidence {
     pub(crate) lag: Vec<(Nanos, Option<i64>)>,
     /// The limits that samples are held against.
     pub(crate) limits: Vec<Limit>,
+    /// What each transfer said of its health, about once a second.
+    pub(crate) health: Vec<Health>,
+    /// Which partitions had records that were not committed, about once a second while Kafka responded.
+    pub(crate) waiting: Vec<Waiting>,
+}
+
+/// What `/readyz` said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Health {
+    pub(crate) at: Nanos,
+    /// `transfer-3`.
+    pub(crate) process: String,
+    pub(crate) ready: bool,
+}
+
+/// How far each partition had come, by partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    pub(crate) at: Nanos,
+    /// The end offsets.
+    pub(crate) ends: Vec<i64>,
+    /// The group's committed offsets; 0 where it has none.
+    pub(crate) committed: Vec<i64>,
+}
+
+impl Waiting {
+    /// Records of all partitions that are not committed.
+    pub(crate) fn records(&self) -> i64 {
+        self.ends.iter().zip(&self.committed).map(|(end, next)| (end - next).max(0)).sum()
+    }
 }
 
 /// The same moment on two clocks.

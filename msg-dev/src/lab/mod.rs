@@ -94,6 +94,8 @@ fn take_over(observer: &Observer, evidence: &mut Evidence) {
     evidence.samples = std::mem::take(&mut observed.samples);
     evidence.commits = std::mem::take(&mut observed.commits);
     evidence.lag = std::mem::take(&mut observed.lag);
+    evidence.health = std::mem::take(&mut observed.health);
+    evidence.waiting = std::mem::take(&mut observed.waiting);
     evidence.foreign.append(&mut observed.ended);
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use msg_dev::stack::Process;
 
 use super::error::LabError;
-use super::evidence::{Clock, Commits, Sample};
+use super::evidence::{Clock, Commits, Health, Sample, Waiting};
 use super::history::{Book, Event, Nanos, Tail, now};
 use super::world::{Node, World};
 
@@ -22,6 +22,8 @@ pub(crate) struct Observed {
     pub(crate) samples: Vec<Sample>,
     pub(crate) commits: Vec<Commits>,
     pub(crate) lag: Vec<(Nanos, Option<i64>)>,
+    pub(crate) health: Vec<Health>,
+    pub(crate) waiting: Vec<Waiting>,
     /// Processes that ended though nobody had told them to.
     pub(crate) ended: Vec<String>,
 }
@@ -120,6 +122,11 @@ impl Observer {
             _ => ("msg_transfer_inflight_records", "msg_transfer_inflight_bytes"),
         };
         let inflight = value(&metrics, count).zip(value(&metrics, bytes));
+        if kind == "transfer" && !metrics.is_empty() {
+            // One whose admin port does not respond says nothing, which is not "ready".
+            let health = Health { at: now(), process: node.name().to_owned(), ready: service.is_ready().await };
+            self.observed().health.push(health);
+        }
         self.observed().samples.extend(sample(node.name().to_owned(), &process, inflight));
         Ok(())
     }
@@ -137,9 +144,11 @@ impl Observer {
             }
             if round.is_multiple_of(5) {
                 let ends = heard(world.offsets.ends().await);
-                let lag = ends.zip(committed);
-                let lag = lag.map(|(ends, next)| ends.iter().zip(&next).map(|(end, next)| (end - next).max(0)).sum());
-                self.observed().lag.push((now(), lag));
+                let at = now();
+                let waiting = ends.zip(committed).map(|(ends, committed)| Waiting { at, ends, committed });
+                let mut observed = self.observed();
+                observed.lag.push((at, waiting.as_ref().map(Waiting::records)));
+                observed.waiting.extend(waiting);
             }
             round = round.wrapping_add(1);
         }

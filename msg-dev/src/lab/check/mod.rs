@@ -3,6 +3,7 @@
 
 mod bounds;
 mod facts;
+mod health;
 mod offsets;
 mod order;
 mod reads;
@@ -24,7 +25,7 @@ const EXAMPLES: usize = 5;
 /// What became of one promise.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Finding {
-    /// Which of the promises P1 to P7; empty where none has a number for it.
+    /// Which of the promises P1 to P8; empty where none has a number for it.
     pub(crate) promise: &'static str,
     /// In words.
     pub(crate) what: String,
@@ -68,6 +69,7 @@ pub(crate) fn check(book: &Book, evidence: &Evidence) -> Vec<Finding> {
     findings.extend(offsets::check(&facts));
     findings.extend(truth::check(&facts));
     findings.extend(bounds::check(evidence));
+    findings.push(health::check(evidence));
     findings
 }
 

@@ -291,10 +291,22 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         },
         &[HISTORY],
     ),
+    ("records wait for a minute and the only transfer is ready", |world| world.blocked(60, true), &[HEALTH]),
 ];
 
 /// A name, and what is changed.
 pub(super) const ALLOWED: &[(&str, Change)] = &[
+    ("records wait for a minute and the only transfer is not ready", |world| world.blocked(60, false)),
+    ("records wait for a minute and no transfer runs", |world| {
+        world.blocked(60, true);
+        world.evidence.health.clear();
+    }),
+    ("the committed offset moves while records wait", |world| {
+        world.blocked(60, true);
+        for (number, waiting) in world.evidence.waiting.iter_mut().enumerate() {
+            waiting.committed[0] = waiting.ends[0] - 1 - i64::try_from(number % 2).expect("small");
+        }
+    }),
     ("an unknown message is not stored", |world| world.lose(4, 6)),
     ("a record is there twice after the broker did not answer for long", |world| *world.sent_twice() += 8_000_000_000),
     ("a watch is behind whose gateway had no database all the time", |world| {

@@ -41,6 +41,7 @@ mod what {
     pub(super) const THREADS: &str = "P7 transfer: threads";
     pub(super) const IN_FLIGHT: &str = "P7 gateway: in flight";
     pub(super) const REST: &str = "P7 at rest";
+    pub(super) const HEALTH: &str = "P8 no transfer is ready";
 }
 
 /// Asks that exactly these are broken.

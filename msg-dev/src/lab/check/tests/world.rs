@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::super::super::evidence::{
-    Clock, Commits, DeadLetter, Evidence, Fault, Limit, Measure, NewTopic, Row, Sample,
+    Clock, Commits, DeadLetter, Evidence, Fault, Health, Limit, Measure, NewTopic, Row, Sample, Waiting,
 };
 use super::super::super::history::{Book, Event, Nanos, Outcome, ReadWay, State, Way};
 use super::super::super::message::{content, fingerprint};
@@ -327,6 +327,7 @@ impl World {
                 });
             }
         }
+        self.blocked(20, true);
         let limit = |process: &str, what, most| Limit { process: process.to_owned(), what, most };
         self.evidence.limits = vec![
             limit("gateway", Measure::Rss, f64::from(100 << 20)),
@@ -334,6 +335,18 @@ impl World {
             limit("gateway", Measure::Inflight, 10.0),
             limit("transfer", Measure::InflightBytes, 1000.0),
         ];
+    }
+
+    /// Records of partition 0 wait for so many seconds, and the only transfer says this of itself; then they are committed.
+    pub(super) fn blocked(&mut self, seconds: u64, ready: bool) {
+        for second in 0..=seconds {
+            let at = self.now + second * SECOND;
+            self.evidence.health.push(Health { at, process: "transfer-1".to_owned(), ready });
+            let (ends, mut committed) = (self.evidence.ends.clone(), self.evidence.ends.clone());
+            committed[0] -= if second < seconds { 1 } else { 0 };
+            self.evidence.waiting.push(Waiting { at, ends, committed });
+        }
+        self.now += (seconds + 1) * SECOND;
     }
 
     /// All is stored and committed.

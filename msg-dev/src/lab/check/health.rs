@@ -1,0 +1,68 @@
+//! Owns P8: whether the transfers said that something is wrong while records waited and none was stored.
+
+use std::collections::HashMap;
+
+use super::super::evidence::{Evidence, Health, Waiting};
+use super::super::history::Nanos;
+use super::Finding;
+
+/// For a health signal to turn bad: the 30 s that the promise allows, and what both samples and commits may be late.
+const WITHIN: Nanos = 40_000_000_000;
+/// What was said this long before still counts as said now.
+const FRESH: Nanos = 3_000_000_000;
+
+/// P8. A partition is blocked from the moment on since which it had records that are not committed and its committed offset stayed the
+/// same.
+pub(super) fn check(evidence: &Evidence) -> Finding {
+    let mut finding =
+        Finding::new("P8", "no transfer is ready while records wait and none of their partition is stored");
+    let mut samples: Vec<&Waiting> = evidence.waiting.iter().collect();
+    samples.sort_by_key(|sample| sample.at);
+    // By partition: since when it is blocked, and at which committed offset.
+    let mut blocked: HashMap<usize, (Nanos, i64)> = HashMap::new();
+    for sample in samples {
+        for (partition, (end, committed)) in sample.ends.iter().zip(&sample.committed).enumerate() {
+            if end <= committed || recreated(evidence, sample.at) {
+                blocked.remove(&partition);
+                continue;
+            }
+            let (since, at) = *blocked.entry(partition).or_insert((sample.at, *committed));
+            if at != *committed {
+                blocked.insert(partition, (sample.at, *committed));
+                continue;
+            }
+            let waited = sample.at - since;
+            let said = said(evidence, sample.at);
+            let good = waited > WITHIN && !said.is_empty() && said.iter().all(|health| health.ready);
+            finding.check(!good, || {
+                let seconds = waited / 1_000_000_000;
+                format!(
+                    "partition {partition} stayed at {committed} of {end} for {seconds} s, and {} were ready",
+                    said.len()
+                )
+            });
+            if good {
+                // The rest of the same time is the same violation.
+                blocked.insert(partition, (sample.at, *committed));
+            }
+        }
+    }
+    finding
+}
+
+/// The last word of each transfer just before.
+fn said(evidence: &Evidence, at: Nanos) -> Vec<&Health> {
+    let mut last: HashMap<&str, &Health> = HashMap::new();
+    for health in evidence.health.iter().filter(|health| health.at <= at && health.at + FRESH >= at) {
+        let known = last.entry(&health.process).or_insert(health);
+        if known.at <= health.at {
+            *known = health;
+        }
+    }
+    last.into_values().collect()
+}
+
+/// While a topic is deleted and recreated, offsets of two topics are compared.
+fn recreated(evidence: &Evidence, at: Nanos) -> bool {
+    evidence.topics.iter().any(|topic| topic.deleted <= at && at <= topic.made + WITHIN)
+}
