@@ -5,6 +5,7 @@ use std::time::Duration;
 use msg_dev::stack::Signal;
 
 use super::{LabError, Strike};
+use crate::lab::world::Node;
 
 /// After a crash the server goes through its log before it takes connections.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
@@ -89,6 +90,86 @@ pub(super) async fn away(strike: &mut Strike<'_>) -> Result<(), LabError> {
     end(strike, Signal::Int).await;
     strike.hold().await;
     Ok(strike.world.stack.postgres().start().await?)
+}
+
+/// Another session has inserted the next row of an inbox, and neither commits nor rolls back: nothing more of the inbox can be stored.
+pub(super) async fn block_inbox(strike: &mut Strike<'_>) -> Result<(), LabError> {
+    const NEXT: &str = "
+        INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content, send_time,
+                              kafka_partition, kafka_offset)
+        SELECT recv_id, seq + 1, gen_random_uuid(), 'lab', '', session_type, content_type, content, send_time,
+               kafka_partition, kafka_offset
+        FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
+    let database = strike.world.database().await?;
+    let inbox: String = database.query_one("SELECT recv_id FROM messages LIMIT 1", &[]).await?.get(0);
+    strike.target(inbox.clone());
+    let blocking = async {
+        // A transfer may store the same number first.
+        loop {
+            database.batch_execute("BEGIN").await?;
+            match database.execute(NEXT, &[&inbox]).await {
+                Ok(_) => return Ok::<(), LabError>(()),
+                Err(_) => database.batch_execute("ROLLBACK").await?,
+            }
+        }
+    };
+    let late = |_| LabError::Stuck(format!("no row of {inbox} could be inserted"));
+    tokio::time::timeout(FOUND_WITHIN, blocking).await.map_err(late)??;
+    strike.hold().await;
+    Ok(database.batch_execute("ROLLBACK").await?)
+}
+
+/// As a migration of somebody's, or a VACUUM FULL, does.
+pub(super) async fn lock_table(strike: &mut Strike<'_>) -> Result<(), LabError> {
+    strike.target("messages");
+    let database = strike.world.database().await?;
+    database.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await?;
+    strike.hold().await;
+    Ok(database.batch_execute("ROLLBACK").await?)
+}
+
+/// Every session is read-only from its next transaction on.
+pub(super) async fn read_only(strike: &mut Strike<'_>) -> Result<(), LabError> {
+    strike.target("postgresql");
+    let database = strike.world.database().await?;
+    database.batch_execute("SET default_transaction_read_only = off").await?;
+    for (setting, lasts) in
+        [("SET default_transaction_read_only = on", true), ("RESET default_transaction_read_only", false)]
+    {
+        database.batch_execute(&format!("ALTER SYSTEM {setting}")).await?;
+        database.batch_execute("SELECT pg_reload_conf()").await?;
+        if lasts {
+            strike.hold().await;
+        }
+    }
+    Ok(())
+}
+
+/// A gateway and a transfer are given another host before the server: it accepts connections and never responds.
+pub(super) async fn silent_host(strike: &mut Strike<'_>) -> Result<(), LabError> {
+    // Nobody accepts: the system does, until its queue is full, and then it does not even do that.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(LabError::io("listen on", "127.0.0.1"))?;
+    let silent = (silent.local_addr().map_err(LabError::io("listen on", "127.0.0.1"))?, silent);
+    let world = strike.world;
+    let nodes = [&world.gateways[0], &world.transfers[0]];
+    strike.target(nodes.map(Node::name).join(" and "));
+    for node in nodes {
+        node.stop().await;
+        node.change(|mut spec| {
+            for (_, url) in spec.env.iter_mut().filter(|(name, _)| name == "DATABASE_URL") {
+                *url = url.replacen("127.0.0.1:", &format!("{},127.0.0.1:", silent.0), 1);
+            }
+            spec
+        })?;
+        node.start().await?;
+    }
+    strike.hold().await;
+    for node in nodes {
+        node.stop().await;
+        node.change(|spec| spec)?;
+        node.start().await?;
+    }
+    Ok(())
 }
 
 async fn end(strike: &Strike<'_>, signal: Signal) {

@@ -5,6 +5,7 @@ mod broker;
 mod clock;
 mod database;
 mod disk;
+mod group;
 mod network;
 mod process;
 mod records;
@@ -86,6 +87,18 @@ pub(crate) enum One {
     FillPostgresDisk,
     /// The disk under a broker is full
     FillBrokerDisk,
+    /// Another session holds the next row of one inbox: only that inbox waits
+    BlockInbox,
+    /// Another session holds an ACCESS EXCLUSIVE lock on the table of messages
+    LockTable,
+    /// Every session of PostgreSQL is read-only
+    ReadOnlyPostgres,
+    /// The first of two database hosts accepts connections and never responds
+    SilentHost,
+    /// Nothing reads the logs of a gateway and a transfer, which write many
+    UnreadLogs,
+    /// A consumer with another assignor is in the group: the transfers cannot join
+    ForeignConsumer,
     /// The clocks of a gateway and a transfer jump by an hour, forth and back
     JumpClocks,
     /// Eight transfers, and one again
@@ -170,6 +183,9 @@ impl Kind {
                 | One::RestartPostgresFast
                 | One::RestartPostgresImmediate
                 | One::PostgresAway
+                | One::BlockInbox
+                | One::LockTable
+                | One::ReadOnlyPostgres
                 | One::FillPostgresDisk => Area::Postgres,
                 One::KillClient => Area::Clients,
                 One::Poison => Area::Records,
@@ -187,6 +203,8 @@ impl Kind {
                 One::FreezeTransfer => 16.0,
                 One::FreezeBroker | One::JumpClocks => 10.0,
                 One::CutReplication | One::FillPostgresDisk | One::PostgresAway => 15.0,
+                // Longer than the 30 s within which health has to say so.
+                One::BlockInbox | One::LockTable | One::ReadOnlyPostgres | One::ForeignConsumer => 45.0,
                 One::Scale | One::LoseMinInsync | One::FillBrokerDisk | One::FreezeBackend => 10.0,
                 _ => 6.0,
             },
@@ -289,6 +307,12 @@ impl<'a> Strike<'a> {
             One::PostgresAway => database::away(self).await,
             One::FillPostgresDisk => disk::fill_postgres(self).await,
             One::FillBrokerDisk => disk::fill_broker(self).await,
+            One::BlockInbox => database::block_inbox(self).await,
+            One::LockTable => database::lock_table(self).await,
+            One::ReadOnlyPostgres => database::read_only(self).await,
+            One::SilentHost => database::silent_host(self).await,
+            One::UnreadLogs => process::unread_logs(self).await,
+            One::ForeignConsumer => group::foreign_consumer(self).await,
             One::JumpClocks => clock::jump(self).await,
             One::Poison => records::poison(self).await,
             One::GrowTopic => records::grow(self).await,

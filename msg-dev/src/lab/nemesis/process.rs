@@ -59,6 +59,38 @@ pub(super) async fn restart(strike: &mut Strike<'_>, nodes: &[Node]) -> Result<(
     Ok(())
 }
 
+/// A gateway and a transfer that say much, into a pipe that nothing reads.
+pub(super) async fn unread_logs(strike: &mut Strike<'_>) -> Result<(), LabError> {
+    let world = strike.world;
+    let nodes = [&world.gateways[1], &world.transfers[0]];
+    strike.target(nodes.map(Node::name).join(" and "));
+    for node in nodes {
+        stop(node).await?;
+        node.change(|mut spec| {
+            // The service takes the shell's place, and its process ID.
+            let command = format!("exec {} 2> >(exec sleep 600)", quoted(&spec.binary));
+            spec.args = vec!["-c".to_owned(), command];
+            spec.binary = "/bin/bash".to_owned();
+            spec.env("LOG_LEVEL", "debug")
+        })?;
+        node.start().await?;
+    }
+    strike.hold().await;
+    for node in nodes {
+        stop(node).await?;
+        node.change(|spec| spec)?;
+        node.start().await?;
+    }
+    Ok(())
+}
+
+/// The program's path, for a shell.
+fn quoted(binary: &str) -> String {
+    let path = msg_dev::stack::service::find_binary(binary)
+        .map_or_else(|_| binary.to_owned(), |path| path.display().to_string());
+    format!("'{}'", path.replace('\'', "'\\''"))
+}
+
 /// To the other version and back. Without one, to other settings of this one.
 pub(super) async fn deploy(strike: &mut Strike<'_>) -> Result<(), LabError> {
     let other = strike.world.other.clone();
