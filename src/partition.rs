@@ -58,6 +58,14 @@ mod tests {
         }
     }
 
+    /// With a count that is a power of 2, the sign mask would have no effect.
+    #[test]
+    fn partitions_are_those_of_kafkas_java_client() {
+        for (key, partition) in [("21", 0), ("foobar", 6), ("abc", 3), ("bob", 6)] {
+            assert_eq!(partition_for(key.as_bytes(), 12), partition, "{key}");
+        }
+    }
+
     #[test]
     fn stays_within_the_count() {
         for i in 0..1000 {

@@ -125,3 +125,20 @@ async fn the_drain_has_a_deadline() {
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
     stack.stop().await;
 }
+
+/// Its caller has gone, and the record waits for others to the same partition: it is sent before the gateway ends.
+#[tokio::test]
+async fn record_of_a_caller_that_left_is_sent_at_sigterm() {
+    let world = World::new("left").await;
+    let gateway = world.gateway("gateway", |spec| spec.env("LINGER", "1s"));
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    // So that the gateway is connected, and only the linger time keeps the next one.
+    send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
+    let before = world.ends().await.iter().sum::<i64>();
+    let left = timeout(Duration::from_millis(200), send(&client, &msg("alice", "bob", "left", "x"))).await;
+    assert!(left.is_err(), "it was accepted before its caller left: {left:?}");
+    assert!(gateway.service.signal(Signal::Term));
+    assert_eq!(gateway.service.wait().await.unwrap().code(), Some(0));
+    assert_eq!(world.ends().await.iter().sum::<i64>(), before + 1, "the record is lost");
+}
