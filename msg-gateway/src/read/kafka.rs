@@ -1,14 +1,17 @@
-//! What GetMsgStatus asks of Kafka: which topic it is, and where a partition begins and ends.
+//! What GetMsgStatus asks of Kafka: which topic it is, where a partition begins and ends, and whether its leader has more.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use msg_common::kafka::{KafkaOptions, raw};
 use msg_common::partition::Partition;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::{Mutex, Semaphore};
 use uuid::Uuid;
 
@@ -19,6 +22,13 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the topic's id is taken for known.
 const KEPT: Duration = Duration::from_secs(10);
+
+/// How long a leader may take to say that an offset is out of range; and the first time, when the client has to connect.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+const FIRST_PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// How often it is logged that Kafka does not answer.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Most questions at a time: each blocks a thread, and goes on when its caller has gone.
 const MAX_QUESTIONS: usize = 8;
@@ -32,7 +42,15 @@ pub struct Topic {
     /// When the id was asked for last, and the answer.
     last: Mutex<Option<(Instant, Result<Uuid, Failure>)>>,
     questions: Arc<Semaphore>,
+    /// Settings of the consumer that finds out where a leader's log ends.
+    probing: ClientConfig,
+    /// That consumer, while its last answer was definite. One question at a time.
+    probe: Arc<Mutex<Option<Probe>>>,
+    /// When a question without an answer was logged last.
+    warned: std::sync::Mutex<Option<Instant>>,
 }
+
+type Probe = BaseConsumer<Quiet>;
 
 impl Topic {
     /// Connects by itself.
@@ -44,6 +62,9 @@ impl Topic {
             name: options.kafka_topic.clone(),
             last: Mutex::default(),
             questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
+            probing: probing(options.client_config()),
+            probe: Arc::default(),
+            warned: std::sync::Mutex::default(),
         })
     }
 
@@ -72,6 +93,27 @@ impl Topic {
         .await
     }
 
+    /// Whether the log of the partition's leader ends before `offset`, with what is not committed. `false` if that is not known in time.
+    pub async fn ends_before(&self, partition: Partition, offset: i64) -> Result<bool, Failure> {
+        // Held by the question and not by its caller, which may be gone before it ends.
+        let mut probe = self.probe.clone().lock_owned().await;
+        let (config, topic) = (self.probing.clone(), self.name.clone());
+        let asked = tokio::task::spawn_blocking(move || {
+            let (consumer, timeout) = match probe.take() {
+                Some(consumer) => (consumer, PROBE_TIMEOUT),
+                None => (config.create_with_context(Quiet).map_err(|error| error.to_string())?, FIRST_PROBE_TIMEOUT),
+            };
+            let ends = is_out_of_range(&consumer, &topic, partition, offset, timeout)?;
+            // One that has not answered may answer the next question with what was meant for this one.
+            if ends {
+                *probe = Some(consumer);
+            }
+            Ok(ends)
+        });
+        let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
+        answer.map_err(|error: String| Failure::KafkaUnavailable(format!("kafka does not answer: {error}")))
+    }
+
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Client<Quiet>, &str) -> Result<T, String> + Send + 'static,
@@ -84,10 +126,64 @@ impl Topic {
         });
         let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
         answer.map_err(|error| {
-            tracing::warn!(error, "kafka did not answer a question");
+            if self.is_news() {
+                tracing::warn!(error, "kafka does not answer questions about the topic");
+            }
             Failure::KafkaUnavailable(format!("kafka does not answer: {error}"))
         })
     }
+}
+
+impl Topic {
+    /// Callers cause the questions, so not each is worth a line.
+    fn is_news(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = warned.is_none_or(|warned| warned.elapsed() > WARN_EVERY);
+        if is_news {
+            *warned = Some(Instant::now());
+        }
+        is_news
+    }
+}
+
+/// The settings of a consumer that fetches at an offset and reports that it is out of range.
+fn probing(mut config: ClientConfig) -> ClientConfig {
+    config
+        // The client wants one to read at all; nothing is joined or committed.
+        .set("group.id", "msg-gateway-status")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.error.backoff.ms", "50")
+        .set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
+    config
+}
+
+/// Whether `offset` is beyond the end of the leader's log. A broker answers so to a fetch beyond its own end only: from the committed end
+/// up to its own it answers with nothing, and a client is never told of that.
+fn is_out_of_range(
+    consumer: &Probe,
+    topic: &str,
+    partition: Partition,
+    offset: i64,
+    timeout: Duration,
+) -> Result<bool, String> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(offset)).map_err(|error| error.to_string())?;
+    consumer.assign(&list).map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + timeout;
+    let mut out_of_range = false;
+    while !out_of_range && Instant::now() < deadline {
+        match consumer.poll(Duration::from_millis(50)) {
+            // It is there.
+            Some(Ok(_)) => break,
+            Some(Err(error)) => out_of_range = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset),
+            None => {}
+        }
+    }
+    consumer.unassign().map_err(|error| error.to_string())?;
+    Ok(out_of_range)
 }
 
 /// The callbacks of a client whose troubles are in its answers.
@@ -102,6 +198,8 @@ impl ClientContext for Quiet {
         tracing::debug!(%error, reason, "the client that asks reports an error");
     }
 }
+
+impl ConsumerContext for Quiet {}
 
 impl ProducerContext for Quiet {
     type DeliveryOpaque = ();

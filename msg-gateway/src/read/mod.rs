@@ -1,5 +1,6 @@
 //! Reading what is stored. Only GetMsgStatus asks Kafka too, and sends never touch the database.
 
+mod completed;
 pub mod database;
 pub mod kafka;
 pub mod max_seqs;

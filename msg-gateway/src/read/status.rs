@@ -1,4 +1,4 @@
-//! GetMsgStatus: what became of one message. First how far everything is settled, and after that the row: the other way
+//! GetMsgStatus: what became of one message. First how far everything is completed, and after that the row: the other way
 //! round, a message that is stored in between would be nowhere.
 
 use std::time::{Instant, SystemTime};
@@ -9,6 +9,7 @@ use msg_common::proto::{DeadLetter, DeadLetterReason, GetMsgStatusRequest, GetMs
 use tokio_postgres::Error;
 use uuid::Uuid;
 
+use crate::read::completed::{Completed, Log, PAUSE, completed};
 use crate::read::database::{Connection, Database, failure};
 use crate::read::invalid;
 use crate::read::kafka::Topic;
@@ -49,10 +50,9 @@ impl Query {
         if request.offset.is_some_and(|offset| offset < 0) {
             violations.push(invalid("offset", "must not be negative"));
         }
-        match (request.partition, request.offset) {
-            (Some(_), None) => violations.push(invalid("offset", "must be given where partition is")),
-            (None, Some(_)) => violations.push(invalid("partition", "must be given where offset is")),
-            _ => {}
+        // A placement may lack its offset, so a partition may come alone.
+        if request.partition.is_none() && request.offset.is_some() {
+            violations.push(invalid("partition", "must be given where offset is"));
         }
         let Some(msg_id) = msg_id.ok().filter(|_| violations.is_empty()) else {
             return Err(Failure::Invalid(violations));
@@ -80,25 +80,24 @@ pub async fn read(
     let mut topic_id = kafkas(topic.id(arrival, false), answer_by).await?;
     // One that was replayed has another offset since.
     let offset = query.offset.filter(|_| !found.letter.as_ref().is_some_and(|letter| letter.here));
-    let bounds = match offset {
-        Some(offset) => Bounds::At(offset),
-        None => {
-            let (low, end) = kafkas(topic.ends(query.partition), answer_by).await?;
-            Bounds::Within { low, end }
-        }
-    };
     loop {
-        let connection = database.connection().await?;
-        let look_again = async {
-            let next = next_offset(&connection, topic_id, query.partition).await?;
-            Ok::<_, Error>((next, look(&connection, &query).await?))
+        let partition = Source { database, topic, topic_id, query: &query, answer_by };
+        let completed = match offset {
+            // Kafka confirmed it there, so nothing that is not committed matters.
+            Some(offset) => match offset - partition.next().await? {
+                ahead @ 0.. => Completed::Ahead(ahead),
+                _ => Completed::All,
+            },
+            None => completed(&partition).await?,
         };
-        let (next, found) = look_again.await.map_err(|error| failure(&error))?;
+        // After that: what was completed in between is found here.
+        let connection = database.connection().await?;
+        let found = look(&connection, &query).await.map_err(|error| failure(&error))?;
         connection.done();
         if let Some(state) = found.state(&query) {
             return Ok(found.answer(state, 0));
         }
-        if let Some(ahead) = bounds.ahead(next) {
+        if let Completed::Ahead(ahead) = completed {
             return Ok(found.answer(MsgState::Pending, ahead));
         }
         // Made anew, the topic has other offsets than the progress row that we saw.
@@ -111,28 +110,50 @@ pub async fn read(
     }
 }
 
+/// The partition that the message is in, as Kafka and the progress row have it.
+struct Source<'a> {
+    database: &'a Database,
+    topic: &'a Topic,
+    topic_id: Uuid,
+    query: &'a Query,
+    answer_by: Instant,
+}
+
+impl Log for Source<'_> {
+    async fn committed(&self) -> Result<(i64, i64), Failure> {
+        kafkas(self.topic.ends(self.query.partition), self.answer_by).await
+    }
+
+    async fn ends_before(&self, offset: i64) -> Result<bool, Failure> {
+        let confirmed = kafkas(self.topic.ends_before(self.query.partition, offset), self.answer_by).await;
+        // Not confirmed is not confirmed, for whatever reason.
+        Ok(confirmed.unwrap_or(false))
+    }
+
+    async fn next(&self) -> Result<i64, Failure> {
+        let connection = self.database.connection().await?;
+        let next =
+            next_offset(&connection, self.topic_id, self.query.partition).await.map_err(|error| failure(&error))?;
+        connection.done();
+        Ok(next)
+    }
+
+    async fn is_found(&self) -> Result<bool, Failure> {
+        let connection = self.database.connection().await?;
+        let found = look(&connection, self.query).await.map_err(|error| failure(&error))?;
+        connection.done();
+        Ok(found.state(self.query).is_some())
+    }
+
+    async fn pause(&self) {
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// An answer of Kafka's: one that is late is its fault, and nobody else's.
 async fn kafkas<T>(answer: impl Future<Output = Result<T, Failure>>, by: Instant) -> Result<T, Failure> {
     let late = |_| Failure::KafkaUnavailable("kafka does not answer in time".into());
     tokio::time::timeout_at(by.into(), answer).await.map_err(late)?
-}
-
-/// Where in its partition the message is, if it is there.
-enum Bounds {
-    /// At this offset.
-    At(i64),
-    /// Not before `low`, and before `end`.
-    Within { low: i64, end: i64 },
-}
-
-impl Bounds {
-    /// How many records come before it, at most, when everything below `next` is settled; `None` if it is settled itself.
-    fn ahead(&self, next: i64) -> Option<i64> {
-        match *self {
-            Bounds::At(offset) => (next <= offset).then_some(offset - next),
-            Bounds::Within { low, end } => (next.max(low) < end).then_some(end - next.max(low)),
-        }
-    }
 }
 
 /// What the tables hold of a message.
@@ -226,6 +247,9 @@ mod tests {
         let placed = GetMsgStatusRequest { partition: Some(3), offset: Some(0), ..request() };
         let query = Query::of(placed, 8, 4).expect("it is good");
         assert_eq!((query.partition, query.offset), (3, Some(0)));
+        let without_offset = GetMsgStatusRequest { partition: Some(3), ..request() };
+        let query = Query::of(without_offset, 8, 4).expect("it is good");
+        assert_eq!((query.partition, query.offset), (3, None));
     }
 
     #[test]
@@ -234,27 +258,9 @@ mod tests {
             fields(GetMsgStatusRequest { msg_id: msg_id.into(), partition, offset, ..request() })
         };
         assert_eq!(bad("x", Some(4), Some(-1)), ["msg_id", "partition", "offset"]);
-        assert_eq!(bad("", Some(-1), None), ["msg_id", "partition", "offset"]);
+        assert_eq!(bad("", Some(-1), None), ["msg_id", "partition"]);
         assert_eq!(bad(ID, None, Some(1)), ["partition"]);
-        assert_eq!(bad(ID, Some(1), None), ["offset"]);
         assert_eq!(fields(GetMsgStatusRequest::default()), ["recv_id", "msg_id"]);
-    }
-
-    #[test]
-    fn what_is_ahead_is_counted_from_what_is_settled() {
-        for (offset, next, ahead) in [(5, 0, Some(5)), (5, 5, Some(0)), (5, 6, None), (0, 0, Some(0))] {
-            assert_eq!(Bounds::At(offset).ahead(next), ahead);
-        }
-        for (low, end, next, ahead) in [
-            (0, 0, 0, None),
-            (0, 7, 0, Some(7)),
-            (0, 7, 6, Some(1)),
-            (0, 7, 7, None),
-            (5, 7, 0, Some(2)),
-            (7, 7, 3, None),
-        ] {
-            assert_eq!(Bounds::Within { low, end }.ahead(next), ahead);
-        }
     }
 
     #[test]

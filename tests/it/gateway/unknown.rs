@@ -2,15 +2,22 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use msg_dev::stack::Signal;
+use msg_common::partition::partition_for;
+use msg_common::proto::{GetMsgStatusRequest, Msg, MsgState};
+use msg_dev::stack::{Signal, Stack, StackOptions};
 use prost_types::Timestamp;
-use tonic::Code;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use tonic::{Code, Status};
 
-use super::calls::{assert_failed, client, send, send_within};
-use crate::support::eventually;
+use super::calls::{Client, assert_failed, client, send, send_within};
 use crate::support::kafka::{id_of, msg};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
+use crate::support::{ensure, eventually, within};
+
+/// Longer than all timeouts of the gateway and of the brokers.
+const FROZEN: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn an_unknown_outcome_is_told_before_the_deadline_and_the_same_again_is_one_row() {
@@ -56,5 +63,86 @@ async fn an_unknown_outcome_is_told_before_the_deadline_and_the_same_again_is_on
     assert!(world.ends().await.iter().sum::<i64>() >= 5, "the first tries were sent too, or P2 is not tried here");
     let rows: Vec<_> = world.rows().await.into_iter().map(|row| (row.seq, row.client_msg_id)).collect();
     assert_eq!(rows, [(1, "before".to_owned()), (2, "1".to_owned()), (3, "2".to_owned())]);
+    stack.stop().await;
+}
+
+async fn state(client: &Client, msg: &Msg) -> Result<MsgState, Status> {
+    let (recv_id, msg_id) = (msg.recv_id.clone(), id_of(msg).to_string());
+    let request = GetMsgStatusRequest { recv_id, msg_id, partition: None, offset: None };
+    Ok(client.clone().get_msg_status(request).await?.into_inner().state())
+}
+
+/// The broker that leads the inbox's partition.
+async fn leader_of(world: &World, recv_id: &str) -> usize {
+    let (brokers, topic) = (world.brokers().to_owned(), world.topic().to_owned());
+    let partition = partition_for(recv_id.as_bytes(), world.partitions);
+    let ask = move || {
+        let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+        let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(30)).unwrap();
+        let leader = metadata.topics()[0].partitions().iter().find(|one| one.id() == partition).unwrap().leader();
+        usize::try_from(leader).unwrap()
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap()
+}
+
+/// The leader of three brokers goes on alone: it appends what nobody replicates, and it is committed when the others are back. Until then
+/// nobody can say that the message does not exist.
+#[tokio::test(flavor = "multi_thread")]
+async fn message_that_only_the_leader_has_is_pending_until_it_is_stored() {
+    let folder = tempfile::Builder::new().prefix("msg-it-frozen-").tempdir().unwrap();
+    let mut options = StackOptions::new(folder.path());
+    options.brokers = 3;
+    let stack = Stack::reserve(options).await.unwrap();
+    stack.launch().await.unwrap();
+    let world = World::on(&stack, "frozen", 4);
+    world.create(&stack).await;
+    let transfer = world.running_transfer().await;
+    let gateway = world.gateway("gateway", |spec| {
+        spec.env("REQUEST_TIMEOUT", "2s").env("DELIVERY_TIMEOUT", "4s").env("MAX_SEND_WAIT", "3s")
+    });
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
+    world.all_committed().await;
+    let never = msg("alice", "bob", "never sent", "x");
+    assert_eq!(state(&client, &never).await.unwrap(), MsgState::NotFound, "nothing is in doubt");
+
+    let leader = leader_of(&world, "bob").await;
+    let followers: Vec<usize> = (1..=3).filter(|broker| *broker != leader).collect();
+    for follower in &followers {
+        assert!(stack.kafka().signal_broker(*follower, Signal::Stop).unwrap());
+    }
+    let doubtful = msg("alice", "bob", "doubtful", "hello");
+    let details = assert_failed(send(&client, &doubtful).await, Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
+    let settles_by: Timestamp = details.error_info().unwrap().metadata["settles_by"].parse().unwrap();
+    let settles_by = SystemTime::try_from(settles_by).unwrap();
+    let frozen = Instant::now();
+    let mut pending = 0;
+    while pending < 5 || frozen.elapsed() < FROZEN {
+        assert!(frozen.elapsed() < 4 * FROZEN, "only {pending} answers");
+        let asked = SystemTime::now();
+        // Some questions go to a broker that is frozen, and have no answer.
+        match state(&client, &doubtful).await {
+            Ok(MsgState::Pending) => pending += usize::from(asked > settles_by),
+            Ok(state) => panic!("{state:?} after {:?}", frozen.elapsed()),
+            Err(_) => {}
+        }
+    }
+    for follower in &followers {
+        assert!(stack.kafka().signal_broker(*follower, Signal::Cont).unwrap());
+    }
+    within(3 * FROZEN, "it is stored", async || {
+        let state = state(&client, &doubtful).await?;
+        assert_ne!(state, MsgState::NotFound, "it is stored later");
+        ensure(state == MsgState::Stored, state.as_str_name())
+    })
+    .await;
+    // What was never sent has a definite answer again.
+    eventually("it is not found", async || {
+        let state = state(&client, &never).await?;
+        ensure(state == MsgState::NotFound, state.as_str_name())
+    })
+    .await;
+    assert!(transfer.stop().await.unwrap().success());
     stack.stop().await;
 }
