@@ -11,14 +11,18 @@ pub const MAX_ID_BYTES: usize = 1024;
 /// The last millisecond of the year 9999, as far as every client's timestamps reach.
 pub const MAX_TIME_MS: i64 = 253_402_300_799_999;
 
+/// What `MAX_CONTENT_BYTES` is by default: with ids, attributes and all around them, it fits into Kafka's own `max.message.bytes`.
+pub const DEFAULT_CONTENT_BYTES: usize = 1_000_000;
+
 /// A message may not hold more than this.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
     /// Longest `recv_id`, `send_id` and `client_msg_id`, in bytes; at most 1,024
     #[arg(long, env = "MAX_ID_BYTES", default_value_t = 256, value_name = "BYTES")]
     pub max_id_bytes: usize,
-    /// Largest `content`, such as 1MiB; the topic's max.message.bytes must leave room for it
-    #[arg(long, env = "MAX_CONTENT_BYTES", default_value = "1MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    /// Largest `content`, such as 1000000 or 1MiB. With ids and attributes it must fit into the topic's max.message.bytes: the
+    /// default does into Kafka's, which is 1048588
+    #[arg(long, env = "MAX_CONTENT_BYTES", default_value_t = DEFAULT_CONTENT_BYTES, value_parser = parse_bytes, value_name = "SIZE")]
     pub max_content_bytes: usize,
 }
 

@@ -345,7 +345,7 @@ mod tests {
         let large = read_words("--max-content-bytes 10MiB").expect("they are good");
         assert_eq!(large.max_request_bytes(), large.limits.max_record_bytes());
         for words in [
-            "--max-request-bytes 1MiB",
+            "--max-request-bytes 1000KiB",
             "--max-request-bytes 65MiB",
             "--max-stream-inflight-msgs 0",
             "--max-untaken-results 999",

@@ -15,7 +15,7 @@ use super::log::{Line, Log};
 const TOLD: usize = 20;
 
 /// The gateway's own limits, unless it is told otherwise.
-const LIMITS: Limits = Limits { max_id_bytes: 256, max_content_bytes: 1 << 20 };
+const LIMITS: Limits = Limits { max_id_bytes: 256, max_content_bytes: 1_000_000 };
 
 /// An entry of the file. Other keys and columns are allowed, and are not sent.
 #[derive(Deserialize)]

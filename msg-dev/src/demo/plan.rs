@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_put_beside_the_log_is_allowed_and_of_different_ids() {
-        let limits = Limits { max_id_bytes: 256, max_content_bytes: 1 << 20 };
+        let limits = Limits { max_id_bytes: 256, max_content_bytes: 1_000_000 };
         let mut ids = HashSet::new();
         for planned in besides().iter().flatten() {
             assert_eq!(limits.violations("msg", &planned.msg), [], "{}", planned.msg.client_msg_id);

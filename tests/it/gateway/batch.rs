@@ -32,7 +32,7 @@ async fn each_entry_has_its_result_in_order_and_a_bad_one_fails_alone() {
     let message = |i: usize| msg("alice", &format!("inbox-{}", i % 4), &i.to_string(), format!("body {i}"));
     let mut msgs: Vec<Msg> = (0..1000).map(message).collect();
     for i in [3, 500, 999] {
-        msgs[i] = Msg { send_id: String::new(), content: vec![0; (1 << 20) + 1].into(), ..message(i) };
+        msgs[i] = Msg { send_id: String::new(), content: vec![0; 1_000_001].into(), ..message(i) };
     }
     let results = batch(&client, &msgs).await.unwrap();
     assert_eq!(results.len(), 1000);
@@ -135,7 +135,7 @@ async fn what_is_wrong_with_the_whole_is_told_of_the_whole_and_nothing_is_sent()
     let details = assert_failed(call(msgs(1001), 0).await, Code::InvalidArgument, "INVALID_FIELDS");
     assert_eq!(fields(&details), ["msgs"]);
     // Together more than a request may have, though none of them alone.
-    let large = vec![msg("alice", "bob", "1", vec![0; 1 << 20]); 5];
+    let large = vec![msg("alice", "bob", "1", vec![0; 1_000_000]); 5];
     assert_failed(call(large, 0).await, Code::ResourceExhausted, "TOO_LARGE");
     let mut request = Request::new(BatchSendMsgRequest { msgs: msgs(5), wait_for: 0 });
     request.set_timeout(Duration::from_secs(9));

@@ -157,7 +157,7 @@ async fn who_does_not_take_an_answer_keeps_no_place() {
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     for id in ["1", "2"] {
-        send(&client, &msg(id, 1 << 20)).await.unwrap();
+        send(&client, &msg(id, 1_000_000)).await.unwrap();
     }
     world.rows_reach(2).await;
     let bobs = PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() };

@@ -107,14 +107,14 @@ async fn a_page_of_large_messages_is_small_in_this_direction_too() {
     let (gateway, transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
     for i in 0..8_u8 {
-        send(&client, &msg("alice", "bob", &i.to_string(), vec![i; 1 << 20])).await.unwrap();
+        send(&client, &msg("alice", "bob", &i.to_string(), vec![i; 1_000_000])).await.unwrap();
     }
     world.rows_reach(8).await;
     let read = pages(&client, PullMsgsRequest { page_size: 1000, ..newest_first("bob") }).await;
     assert_eq!(seqs(&read.concat()), (1..=8).rev().collect::<Vec<_>>());
     assert!(read.len() >= 2, "all in {} pages", read.len());
     for (stored, i) in read.concat().into_iter().zip((0..8).rev()) {
-        assert!(stored.msg.unwrap().content == vec![i; 1 << 20], "a body differs");
+        assert!(stored.msg.unwrap().content == vec![i; 1_000_000], "a body differs");
     }
     assert!(transfer.stop().await.unwrap().success());
 }

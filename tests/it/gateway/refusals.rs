@@ -21,7 +21,7 @@ async fn every_bad_field_of_a_message_is_named_at_once() {
         client_msg_id: "x".repeat(257),
         session_type: 9,
         content_type: String::new(),
-        content: vec![0; (1 << 20) + 1].into(),
+        content: vec![0; 1_000_001].into(),
         attributes: [("lang".to_owned(), "\0".to_owned()), (String::new(), "v".repeat(4097))].into(),
     };
     let large = |count: usize| (0..count).map(|i| (format!("{i:0>8}"), "v".repeat(4000))).collect();
@@ -46,7 +46,7 @@ async fn every_bad_field_of_a_message_is_named_at_once() {
         (Msg { client_msg_id: "\0".into(), ..good() }, &["msg.client_msg_id"]),
         (Msg { session_type: 0, ..good() }, &["msg.session_type"]),
         (Msg { content_type: "x".repeat(129), ..good() }, &["msg.content_type"]),
-        (Msg { content: vec![0; (1 << 20) + 1].into(), ..good() }, &["msg.content"]),
+        (Msg { content: vec![0; 1_000_001].into(), ..good() }, &["msg.content"]),
         (Msg { attributes: (0..65).map(|i| (i.to_string(), String::new())).collect(), ..good() }, &["msg.attributes"]),
         (Msg { attributes: large(5), ..good() }, &["msg.attributes"]),
     ];

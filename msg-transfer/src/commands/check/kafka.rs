@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use deadpool_postgres::Pool;
 use msg_common::kafka::topic::{Topic, TopicError};
+use msg_common::limits::{DEFAULT_CONTENT_BYTES, Limits};
 
 use super::{Findings, Options};
 use crate::commands::{for_people, lag_reader};
@@ -33,6 +34,7 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
         Ok(topic) => {
             findings.ok("brokers", format!("{} answer", config.kafka.kafka_brokers));
             check_topic(name, &topic, options, findings);
+            check_message_size(&topic, findings);
         }
     }
     check_hints(config, &reader, findings).await;
@@ -76,6 +78,18 @@ fn check_topic(name: &str, topic: &Topic, options: &Options, findings: &mut Find
                 topic.partitions, topic.replicas, topic.min_insync
             ),
         );
+    }
+}
+
+/// The gateways' limit is not known here, so the numbers are given.
+fn check_message_size(topic: &Topic, findings: &mut Findings) {
+    let limit = topic.max_message_bytes;
+    let fits = limit.saturating_sub(Limits { max_id_bytes: 256, max_content_bytes: 0 }.max_record_bytes());
+    let says = format!("max.message.bytes is {limit}: MAX_CONTENT_BYTES of the gateways may be up to {fits}");
+    if fits < DEFAULT_CONTENT_BYTES {
+        findings.warning("message size", format!("{says}, and its default is {DEFAULT_CONTENT_BYTES}"));
+    } else {
+        findings.ok("message size", says);
     }
 }
 

@@ -92,7 +92,7 @@ async fn a_bad_request_ends_the_stream_after_what_was_taken() {
     let message = |i: u64| msg("alice", "bob", &i.to_string(), "x");
     let too_many = request(10, (10..1011).map(message));
     let bad_wait = StreamSendMsgRequest { wait_for: 7, ..request(10, [message(10)]) };
-    let large = request(10, (0..5).map(|i| msg("alice", "bob", &i.to_string(), vec![0; 1 << 20])));
+    let large = request(10, (0..5).map(|i| msg("alice", "bob", &i.to_string(), vec![0; 1_000_000])));
     for (bad, code, reason, named) in [
         (StreamSendMsgRequest::default(), Code::InvalidArgument, "INVALID_FIELDS", &["entries"][..]),
         (too_many, Code::InvalidArgument, "INVALID_FIELDS", &["entries"]),
