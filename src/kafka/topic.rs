@@ -43,6 +43,24 @@ pub struct Topic {
     pub retention_bytes: Option<u64>,
     /// `max.message.bytes`.
     pub max_message_bytes: usize,
+    /// Which clock retention goes by.
+    pub clock: RetentionClock,
+    /// The in-sync replicas of each partition; 0 for one without a leader.
+    pub in_sync: Vec<usize>,
+}
+
+/// `message.timestamp.type`: whose clock decides when a record is old enough to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetentionClock {
+    /// The brokers' (LogAppendTime).
+    Brokers,
+    /// The producer's (CreateTime): a gateway with a wrong clock decides.
+    Producers {
+        /// `message.timestamp.before.max.ms`: how far behind the brokers' clock; `None` is no limit.
+        behind: Option<Duration>,
+        /// `message.timestamp.after.max.ms`: how far ahead; `None` is no limit.
+        ahead: Option<Duration>,
+    },
 }
 
 /// Why the topic's settings could not be read.
@@ -68,7 +86,7 @@ pub async fn describe<C: ClientContext + 'static>(
         .map_err(|error| TopicError::Unreachable(error.to_string()))?
         .map_err(|error| TopicError::Unreachable(error.to_string()))?;
     // Taken out of it before the next wait: the metadata itself may not move between threads.
-    let (partitions, replicas) = placed(&metadata, topic)?;
+    let (partitions, replicas, in_sync) = placed(&metadata, topic)?;
     drop(metadata);
     let options = AdminOptions::new().request_timeout(Some(timeout));
     let described = admin
@@ -88,6 +106,18 @@ pub async fn describe<C: ClientContext + 'static>(
         let text = text(name)?;
         text.parse::<i64>().map_err(|_| TopicError::Unreachable(format!("{name} is {text}")))
     };
+    // Kafka before 3.6 has one limit for both directions.
+    let limit = |name: &str| {
+        let limit = number(name).or_else(|_| number("message.timestamp.difference.max.ms")).ok()?;
+        // Kafka's default is the largest number there is. A thousand years are no limit either.
+        u64::try_from(limit).ok().map(Duration::from_millis).filter(|limit| limit.as_secs() < 1000 * 365 * 86_400)
+    };
+    let clock = if text("message.timestamp.type")? == "LogAppendTime" {
+        RetentionClock::Brokers
+    } else {
+        let (behind, ahead) = (limit("message.timestamp.before.max.ms"), limit("message.timestamp.after.max.ms"));
+        RetentionClock::Producers { behind, ahead }
+    };
     Ok(Topic {
         partitions,
         replicas,
@@ -97,11 +127,13 @@ pub async fn describe<C: ClientContext + 'static>(
         retention: u64::try_from(number("retention.ms")?).ok().map(Duration::from_millis),
         retention_bytes: u64::try_from(number("retention.bytes")?).ok(),
         max_message_bytes: usize::try_from(number("max.message.bytes")?).unwrap_or(0),
+        clock,
+        in_sync,
     })
 }
 
-/// How many partitions the topic has, and how many replicas the one that has the fewest.
-fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize), TopicError> {
+/// How many partitions the topic has, how many replicas the one that has the fewest, and the in-sync replicas of each.
+fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize, Vec<usize>), TopicError> {
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let found = found.ok_or_else(|| TopicError::Missing(topic.to_owned()))?;
     match found.error().map(rdkafka::types::RDKafkaErrorCode::from) {
@@ -112,7 +144,13 @@ fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize), TopicE
         Some(error) => return Err(TopicError::Unreachable(error.to_string())),
     }
     let partitions = Partition::try_from(found.partitions().len()).unwrap_or(Partition::MAX);
-    Ok((partitions, found.partitions().iter().map(|p| p.replicas().len()).min().unwrap_or(0)))
+    let mut in_sync = vec![0; found.partitions().len()];
+    for partition in found.partitions().iter().filter(|partition| partition.leader() >= 0) {
+        if let Some(count) = usize::try_from(partition.id()).ok().and_then(|id| in_sync.get_mut(id)) {
+            *count = partition.isr().len();
+        }
+    }
+    Ok((partitions, found.partitions().iter().map(|p| p.replicas().len()).min().unwrap_or(0), in_sync))
 }
 
 impl TopicRequirements {
@@ -138,7 +176,25 @@ impl TopicRequirements {
         if let Some(bytes) = topic.retention_bytes {
             found.push(format!("retention.bytes is {bytes}: a backlog beyond it would be deleted"));
         }
+        found.extend(self.unsafe_clock(topic));
         found
+    }
+
+    /// A record that looks older than it is, is deleted that much earlier.
+    fn unsafe_clock(&self, topic: &Topic) -> Option<String> {
+        let (RetentionClock::Producers { behind, .. }, Some(retention)) = (topic.clock, topic.retention) else {
+            return None;
+        };
+        // Where retention itself is too short, that is said already.
+        let spare = retention.saturating_sub(self.required_retention);
+        if behind.is_some_and(|behind| behind <= spare) {
+            return None;
+        }
+        Some(format!(
+            "message.timestamp.type is CreateTime: if a gateway's clock is behind, Kafka deletes its messages early; set \
+             message.timestamp.type=LogAppendTime, or message.timestamp.before.max.ms to {} or less",
+            spare.as_millis()
+        ))
     }
 }
 
@@ -162,7 +218,21 @@ mod tests {
             retention: Some(7 * DAY),
             retention_bytes: None,
             max_message_bytes: 2 << 20,
+            clock: RetentionClock::Brokers,
+            in_sync: vec![3; 16],
         }
+    }
+
+    #[test]
+    fn producers_clock_is_safe_within_the_spare_retention() {
+        let unsafe_clock = |behind, retention| {
+            let clock = RetentionClock::Producers { behind, ahead: None };
+            !requirements().unsafe_settings(&Topic { clock, retention, ..safe() }).is_empty()
+        };
+        assert!(unsafe_clock(None, Some(7 * DAY)));
+        assert!(unsafe_clock(Some(5 * DAY), Some(7 * DAY)));
+        assert!(!unsafe_clock(Some(4 * DAY), Some(7 * DAY)));
+        assert!(!unsafe_clock(None, None), "without retention nothing is deleted");
     }
 
     #[test]
@@ -180,6 +250,7 @@ mod tests {
             ("cleanup.policy", Topic { cleanup_policy: "compact,delete".into(), ..safe() }),
             ("retention.ms", Topic { retention: Some(DAY), ..safe() }),
             ("retention.bytes", Topic { retention_bytes: Some(1), ..safe() }),
+            ("LogAppendTime", Topic { clock: RetentionClock::Producers { behind: None, ahead: None }, ..safe() }),
         ] {
             let found = requirements().unsafe_settings(&topic);
             assert!(found.len() == 1 && found[0].contains(name), "{name}: {found:?}");

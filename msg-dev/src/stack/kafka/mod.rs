@@ -250,7 +250,9 @@ impl Kafka {
             ("retention.ms", "604800000"),
             ("unclean.leader.election.enable", "false"),
         ];
-        let config = config.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+        // A single broker's topic is unsafe in any case, and tests write old records to it.
+        let clock = (replication == 3).then_some(("message.timestamp.type", "LogAppendTime"));
+        let config = config.into_iter().chain(clock).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         TopicSpec { name: name.to_owned(), partitions, replication, config }
     }
 
