@@ -51,6 +51,25 @@ pub fn encode(msg: Msg, msg_id: Uuid, send_time_ms: i64) -> Vec<u8> {
     MsgRecord { msg: Some(msg), msg_id: Bytes::copy_from_slice(msg_id.as_bytes()), send_time_ms }.encode_to_vec()
 }
 
+/// The bytes of a Kafka batch (format 2) that holds one record of this key, value and trace context, uncompressed: what Kafka compares
+/// with `max.message.bytes`.
+pub fn batch_bytes(key: usize, value: usize, traceparent: Option<usize>) -> usize {
+    const BATCH_HEADER: usize = 61;
+    // The attributes, and the deltas of time and offset, which are 0.
+    const RECORD_START: usize = 3;
+    let field = |bytes: usize| varint_bytes(bytes) + bytes;
+    let traceparent = traceparent.map_or(0, |bytes| field(TRACEPARENT_HEADER.len()) + field(bytes));
+    let headers = varint_bytes(2) + field(VERSION_HEADER.len()) + field(VERSION.to_string().len()) + traceparent;
+    let record = RECORD_START + field(key) + field(value) + headers;
+    BATCH_HEADER + field(record)
+}
+
+/// The bytes of a length as Kafka's zigzag varint.
+fn varint_bytes(length: usize) -> usize {
+    let bits = usize::BITS - (2 * length).leading_zeros();
+    usize::try_from(bits.div_ceil(7)).unwrap_or(1).max(1)
+}
+
 /// Reads a record from its key, its version header and its value.
 pub fn decode(key: Option<&[u8]>, version: Option<&[u8]>, value: Option<Bytes>) -> Result<Record, DecodeError> {
     let undecodable = |what: &str| DecodeError::Undecodable(what.to_owned());
@@ -102,6 +121,14 @@ mod tests {
 
     fn read(key: &[u8], value: Vec<u8>) -> Result<Record, DecodeError> {
         decode(Some(key), Some(b"1"), Some(value.into()))
+    }
+
+    #[test]
+    fn batch_of_one_record_has_the_bytes_that_kafka_counts() {
+        assert_eq!([0, 1, 63, 64, 8191, 8192].map(varint_bytes), [1, 1, 1, 2, 2, 3]);
+        // 61 of the batch, 1 of the record's length, 3 before the key, 1 + 3, 1 + 2, 1 for the number of headers, 1 + 11 + 1 + 1.
+        assert_eq!(batch_bytes(3, 2, None), 61 + 1 + 3 + 4 + 3 + 1 + 14);
+        assert_eq!(batch_bytes(3, 2, Some(55)), 61 + 2 + 3 + 4 + 3 + 1 + 14 + 12 + 56);
     }
 
     #[test]

@@ -98,11 +98,15 @@ pub async fn run(
     let producer = Arc::new(Producer::new(client, &config.kafka.kafka_topic)?);
     let settle = settings::settle(&config.send);
     tasks.spawn(producer.clone().supervise(readiness.clone(), settle, stop.clone()));
+    let deliveries = producer.clone();
+    let (following, ending) = (readiness.clone(), stop.clone());
+    tasks.spawn(async move { deliveries.signals().rejections.follow(following, ending).await });
     let demands = Demands {
         safe: config.requirements.clone(),
         allow_unsafe: config.send.allow_unsafe_topic,
         partitions: config.send.topic_partitions,
         record_bytes: config.limits.max_record_bytes(),
+        content_bytes: config.limits.max_content_bytes,
     };
     let (kafka, topic) = (config.kafka.client_config(), &config.kafka.kafka_topic);
     let preflight = Preflight::new(&kafka, topic, demands, producer.clone(), readiness.clone())?;

@@ -24,6 +24,8 @@ pub const INFLIGHT_BYTES: &str = "msg_gateway_inflight_bytes";
 pub const ARRIVING_BYTES: &str = "msg_gateway_arriving_bytes";
 /// Delivery reports, by `outcome`.
 pub const DELIVERIES: &str = "msg_gateway_deliveries_total";
+/// Deliveries that failed, by `code` of librdkafka.
+pub const DELIVERY_FAILURES: &str = "msg_gateway_delivery_failures_total";
 /// Open connections.
 pub const CONNECTIONS: &str = "msg_gateway_connections";
 /// Connections that were closed at once because there were too many.
@@ -69,6 +71,7 @@ pub fn describe() {
     describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes of messages that are not yet confirmed by Kafka");
     describe_gauge!(ARRIVING_BYTES, Unit::Bytes, "Bytes of requests that have not arrived in full yet");
     describe_counter!(DELIVERIES, "Delivery reports, by outcome");
+    describe_counter!(DELIVERY_FAILURES, "Deliveries that failed, by code");
     describe_gauge!(CONNECTIONS, "Open connections");
     describe_counter!(CONNECTIONS_REFUSED, "Connections that were closed at once because there were too many");
     describe_counter!(HANDSHAKES_NOT_ENDED, "Connections that were closed because they did not speak HTTP/2 in time");

@@ -195,7 +195,9 @@ impl Failure {
         if let Failure::NotStoredYet(placement) | Failure::DeadLettered(placement, _) = self {
             metadata.insert("msg_id".to_owned(), placement.msg_id.clone());
             metadata.insert("partition".to_owned(), placement.partition.to_string());
-            metadata.insert("offset".to_owned(), placement.offset.to_string());
+            if let Some(offset) = placement.offset {
+                metadata.insert("offset".to_owned(), offset.to_string());
+            }
             let send_time = placement.send_time.unwrap_or_default();
             metadata.insert("send_time".to_owned(), send_time.to_string());
         }

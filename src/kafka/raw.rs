@@ -29,6 +29,19 @@ pub fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
     }
 }
 
+/// Whether a delivery report is about a request to a broker. Otherwise librdkafka failed the record in its queue.
+pub fn was_requested(message: &BorrowedMessage<'_>) -> bool {
+    // SAFETY: the pointer is valid for as long as the borrowed message.
+    unsafe { rd::rd_kafka_message_broker_id(message.ptr()) >= 0 }
+}
+
+/// The time from enqueueing a record until now, in its delivery report; `None` if librdkafka does not know.
+pub fn latency(message: &BorrowedMessage<'_>) -> Option<Duration> {
+    // SAFETY: the pointer is valid for as long as the borrowed message.
+    let micros = unsafe { rd::rd_kafka_message_latency(message.ptr()) };
+    u64::try_from(micros).ok().map(Duration::from_micros)
+}
+
 /// Headers whose keys are any bytes: the wrapper takes only UTF-8 without NUL.
 pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Result<OwnedHeaders, String> {
     let headers = OwnedHeaders::new();
@@ -120,4 +133,66 @@ unsafe fn described_topic_id(event: *mut rd::rd_kafka_event_t) -> Result<Option<
 unsafe fn text(string: *const std::ffi::c_char) -> String {
     // SAFETY: as above.
     unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use rdkafka::ClientConfig;
+    use rdkafka::message::DeliveryResult;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    /// Passes on what a real delivery report says.
+    struct Reports(mpsc::Sender<(Persistence, bool, bool)>);
+
+    impl ClientContext for Reports {}
+
+    impl ProducerContext for Reports {
+        type DeliveryOpaque = ();
+
+        fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+            let (Ok(message) | Err((_, message))) = result;
+            let known = latency(message).is_some_and(|latency| latency < Duration::from_secs(60));
+            self.0.send((persistence(message), was_requested(message), known)).expect("the test waits");
+        }
+    }
+
+    #[test]
+    fn delivery_reports_say_whether_a_broker_may_have_the_record() {
+        use RDKafkaRespErr as Error;
+        let (sender, reports) = mpsc::channel();
+        let mut config = ClientConfig::new();
+        config.set("test.mock.num.brokers", "1").set("retries", "0").set("linger.ms", "0");
+        let producer: BaseProducer<Reports> = config.create_with_context(Reports(sender)).expect("a producer");
+        let report = || {
+            producer
+                .send(BaseRecord::to("msgs").partition(0).key("k").payload("v"))
+                .map_err(|(error, _)| error)
+                .expect("sent");
+            producer.flush(Duration::from_secs(30)).expect("it is reported");
+            reports.recv().expect("it is reported")
+        };
+        assert_eq!(report(), (Persistence::Yes, true, true));
+        let cluster = producer.client().mock_cluster().expect("it is a mock");
+        for (error, expected) in [
+            (Error::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND, Persistence::Possibly),
+            (Error::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, Persistence::No),
+        ] {
+            cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+            assert_eq!(report(), (expected, true, true), "{error:?}");
+        }
+        // Thrown away in the queue: no broker was asked.
+        cluster.broker_down(-1).expect("it goes down");
+        producer
+            .send(BaseRecord::to("msgs").partition(0).key("k").payload("v"))
+            .map_err(|(error, _)| error)
+            .expect("queued");
+        producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
+        producer.flush(Duration::from_secs(30)).expect("it is reported");
+        assert!(!reports.recv().expect("it is reported").1);
+    }
 }

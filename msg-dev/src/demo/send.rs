@@ -251,7 +251,8 @@ impl Sender {
 fn place(answer: SendMsgResponse, msg_id: Uuid) -> Result<Place, DemoError> {
     let placement = answer.placement.unwrap_or_default();
     if placement.msg_id == msg_id.to_string() {
-        return Ok(Place { partition: placement.partition, offset: placement.offset });
+        // Below 0: Kafka confirmed the record without its offset.
+        return Ok(Place { partition: placement.partition, offset: placement.offset.unwrap_or(-1) });
     }
     Err(DemoError::Answer(format!("an OK names message {:?}, but the recipe gives {msg_id}", placement.msg_id)))
 }

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 
 use futures_util::future::try_join_all;
 use metrics::{Counter, counter};
-use msg_common::proto::StoredMsg;
+use msg_common::proto::{MsgRecord, StoredMsg};
+use prost::Message as _;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -67,6 +68,14 @@ FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
 JOIN dead_letters d ON d.recv_id = t.recv_id AND d.msg_id = t.msg_id
      AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset";
 
+/// Of records whose offset is not known: their bytes say which send they are of.
+const DEAD_BYTES: &str = "
+SELECT t.place, d.reason, d.value
+FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
+     AS t (place, recv_id, msg_id, kafka_partition, kafka_offset)
+JOIN dead_letters d ON d.recv_id = t.recv_id AND d.msg_id = t.msg_id
+     AND d.kafka_partition = t.kafka_partition AND t.kafka_offset IS NULL";
+
 /// Asks the table.
 pub struct Looker {
     database: Database,
@@ -80,10 +89,12 @@ pub struct Sought {
     pub recv_id: String,
     /// Its id.
     pub msg_id: Uuid,
+    /// When the gateway accepted it.
+    pub send_time: SystemTime,
     /// Where its record is.
     pub partition: i32,
-    /// Where in it.
-    pub offset: i64,
+    /// Where in it; `None` if Kafka confirmed the record without its offset.
+    pub offset: Option<i64>,
 }
 
 /// A row with the id of a message that is looked for.
@@ -218,10 +229,22 @@ impl Looker {
     pub async fn dead_letters_of(&self, sought: &[Sought]) -> Result<Vec<(usize, String)>, Failure> {
         let (recv_ids, msg_ids) = ids(sought);
         let partitions: Vec<i32> = sought.iter().map(|sought| sought.partition).collect();
-        let offsets: Vec<i64> = sought.iter().map(|sought| sought.offset).collect();
+        let offsets: Vec<Option<i64>> = sought.iter().map(|sought| sought.offset).collect();
         let asked: [&(dyn ToSql + Sync); 5] = [&places(sought.len()), &recv_ids, &msg_ids, &partitions, &offsets];
-        let found = self.query(DEAD, &asked).await?;
-        found.iter().map(|row| Ok((place(row)?, get(row, "reason")?))).collect()
+        let mut dead = Vec::new();
+        for row in self.query(DEAD, &asked).await? {
+            dead.push((place(&row)?, get(&row, "reason")?));
+        }
+        if offsets.iter().all(Option::is_some) {
+            return Ok(dead);
+        }
+        for row in self.query(DEAD_BYTES, &asked).await? {
+            let place = place(&row)?;
+            if is_of(get(&row, "value")?, sought[place].send_time) {
+                dead.push((place, get(&row, "reason")?));
+            }
+        }
+        Ok(dead)
     }
 
     async fn connection(&self) -> Result<Connection, Failure> {
@@ -241,6 +264,14 @@ impl Looker {
     }
 }
 
+/// Whether a dead letter's bytes are of the send at `send_time`.
+fn is_of(value: Option<&[u8]>, send_time: SystemTime) -> bool {
+    let record = value.and_then(|value| MsgRecord::decode(value).ok());
+    let sent =
+        send_time.duration_since(SystemTime::UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_millis()).ok());
+    record.is_some_and(|record| Some(record.send_time_ms) == sent)
+}
+
 fn ids(sought: &[Sought]) -> (Vec<&str>, Vec<Uuid>) {
     sought.iter().map(|sought| (sought.recv_id.as_str(), sought.msg_id)).unzip()
 }
@@ -252,4 +283,20 @@ fn places(count: usize) -> Vec<i32> {
 fn place(row: &Row) -> Result<usize, Failure> {
     let place: i32 = get(row, "place")?;
     Ok(usize::try_from(place).expect("it came from a usize"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn dead_letter_without_offset_matches_by_its_send_time() {
+        let value = MsgRecord { send_time_ms: 1_700_000_000_123, ..MsgRecord::default() }.encode_to_vec();
+        let at = |millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+        assert!(is_of(Some(&value), at(1_700_000_000_123)));
+        assert!(!is_of(Some(&value), at(1_700_000_000_124)));
+        assert!(!is_of(Some(b"\xff"), at(0)) && !is_of(None, at(0)));
+    }
 }

@@ -246,9 +246,11 @@ impl Waiters {
         for contents in looker.contents_of(&asked).await? {
             let found = &others[contents.place];
             let id = ids[found.place];
-            if self.with(id, |waiter| waiter.digest) == Some(Digest::of_row(&contents)) {
+            let digest = Digest::of_row(&contents);
+            let duplicate = self.with(id, |waiter| (waiter.digest == digest).then(|| !waiter.may_have_made(found)));
+            if let Some(Some(duplicate)) = duplicate {
                 open[found.place] = false;
-                self.tell(id, Ok(stored(found, true)));
+                self.tell(id, Ok(stored(found, duplicate)));
             }
         }
         Ok(())
@@ -295,12 +297,14 @@ impl Waiter {
 
     /// Whether our record made this row.
     fn is_its_row(&self, row: &Found) -> bool {
-        if self.placement.offset < 0 {
-            // Kafka confirmed a repeat and did not tell where it is.
-            let send_time = self.placement.send_time.and_then(|time| SystemTime::try_from(time).ok());
-            return row.partition == self.sought.partition && send_time == Some(row.send_time);
-        }
-        (row.partition, row.offset) == (self.sought.partition, self.sought.offset)
+        (row.partition, Some(row.offset)) == (self.sought.partition, self.sought.offset)
+    }
+
+    /// Whether our record may have made a row with our content. Without an offset the send time tells: Kafka confirmed the record
+    /// and did not say where it is.
+    fn may_have_made(&self, row: &Found) -> bool {
+        let sought = &self.sought;
+        sought.offset.is_none() && (row.partition, row.send_time) == (sought.partition, sought.send_time)
     }
 }
 
@@ -315,7 +319,14 @@ impl Seat {
         let (tell, settled) = oneshot::channel();
         let msg_id = Uuid::parse_str(&placement.msg_id)
             .map_err(|_| Failure::Internal("the placement's msg_id is not a UUID".into()))?;
-        let sought = Sought { recv_id, msg_id, partition: placement.partition, offset: placement.offset };
+        let send_time = placement.send_time.and_then(|time| SystemTime::try_from(time).ok());
+        let sought = Sought {
+            recv_id,
+            msg_id,
+            send_time: send_time.unwrap_or(SystemTime::UNIX_EPOCH),
+            partition: placement.partition,
+            offset: placement.offset,
+        };
         let now = Instant::now();
         let timer = now + FIRST_LOOK;
         let waiter = Waiter { sought, placement, digest, since: now, timer, hinted: false, tell };

@@ -1,11 +1,11 @@
-//! librdkafka's callbacks: delivery reports go to the calls that wait for them, troubles to the tasks that act on them.
+//! librdkafka's callbacks: delivery reports go to the calls that wait for them, errors to the tasks that act on them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, counter};
-use msg_common::kafka::raw::persistence;
+use msg_common::kafka::raw;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
@@ -15,8 +15,9 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::Notify;
 
 use crate::metrics::DELIVERIES;
-use crate::producer::{Answer, InFlight, Report, code_of};
-use crate::send::outcome::Outcome;
+use crate::producer::rejections::Rejections;
+use crate::producer::{Answer, InFlight, Report, code_of, offsets};
+use crate::send::outcome::{FailedDelivery, Outcome};
 
 /// What the callbacks tell the rest of the gateway.
 pub struct Signals {
@@ -24,6 +25,10 @@ pub struct Signals {
     pub error: Notify,
     /// Something happened that makes a look at the topic worth while.
     pub check: Notify,
+    /// Deliveries that fail again and again.
+    pub rejections: Rejections,
+    /// Records of batches that a broker rejected as too large. Each holds its permit, so there are not more than may be in flight.
+    oversized: Mutex<Vec<Box<InFlight>>>,
     started: Instant,
     /// When the last record was confirmed, in milliseconds after `started`, plus 1; 0 for never.
     confirmed: AtomicU64,
@@ -32,13 +37,30 @@ pub struct Signals {
 impl Signals {
     /// Nothing has happened yet.
     pub fn new() -> Self {
-        Signals { error: Notify::new(), check: Notify::new(), started: Instant::now(), confirmed: AtomicU64::new(0) }
+        Signals {
+            error: Notify::new(),
+            check: Notify::new(),
+            rejections: Rejections::default(),
+            oversized: Mutex::default(),
+            started: Instant::now(),
+            confirmed: AtomicU64::new(0),
+        }
     }
 
     /// Whether a record was confirmed since `when`: then Kafka is there, whatever else seems.
     pub fn confirmed_since(&self, when: Instant) -> bool {
         let confirmed = self.confirmed.load(Ordering::Relaxed);
         confirmed > 0 && self.started + Duration::from_millis(confirmed - 1) >= when
+    }
+
+    /// Takes the records of rejected batches whose own size is to be judged. Read the topic's limit after this: the one that rejected
+    /// them is in force by then.
+    pub fn take_oversized(&self) -> Vec<Box<InFlight>> {
+        std::mem::take(&mut *self.oversized.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn judge_size(&self, in_flight: Box<InFlight>) {
+        self.oversized.lock().unwrap_or_else(PoisonError::into_inner).push(in_flight);
     }
 
     fn confirm(&self) {
@@ -57,20 +79,48 @@ impl Default for Signals {
 pub struct Context {
     signals: Arc<Signals>,
     stored: Counter,
+    /// A record that is reported sooner was tried once.
+    backoff: Duration,
 }
 
 impl Context {
-    /// Callbacks that tell `signals`.
-    pub fn new(signals: Arc<Signals>) -> Self {
-        Context { signals, stored: counter!(DELIVERIES, "outcome" => Outcome::Stored { offset: 0 }.label()) }
+    /// Callbacks that tell `signals`; librdkafka waits for `backoff` or longer before it tries a record again.
+    pub fn new(signals: Arc<Signals>, backoff: Duration) -> Self {
+        let stored = counter!(DELIVERIES, "outcome" => Outcome::Stored { offset: None }.label());
+        Context { signals, stored, backoff }
     }
 
-    fn failed(&self, code: RDKafkaErrorCode, outcome: Outcome) {
-        counter!(DELIVERIES, "outcome" => outcome.label()).increment(1);
-        // Thousands may fail at once, each of which would say the same.
-        tracing::debug!(%code, outcome = outcome.label(), "a record was not confirmed");
+    fn failed(&self, error: &KafkaError, message: &rdkafka::message::BorrowedMessage<'_>) -> Outcome {
+        let failed = FailedDelivery {
+            code: code_of(error),
+            persistence: raw::persistence(message),
+            requested: raw::was_requested(message),
+            latency: raw::latency(message),
+        };
+        let outcome = Outcome::of_failure(&failed, self.backoff);
+        let by_broker = failed.rejected_by_broker();
+        self.signals.rejections.failed(message.partition(), failed.code, by_broker, Instant::now());
         self.signals.check.notify_one();
+        outcome
     }
+}
+
+/// Reports what became of a record to the call that waits for it, if it still does.
+pub(crate) fn report(in_flight: InFlight, outcome: Outcome) {
+    // The place is free before the caller knows: one that sends a message after another never meets itself.
+    let InFlight { answer, permit, .. } = in_flight;
+    drop(permit);
+    // The caller may have gone, or have been answered at its deadline.
+    match answer {
+        Answer::One(answer) => drop(answer.send(outcome)),
+        Answer::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
+    }
+}
+
+/// Reports a failed delivery, and counts it.
+pub(crate) fn report_failure(in_flight: InFlight, outcome: Outcome) {
+    counter!(DELIVERIES, "outcome" => outcome.label()).increment(1);
+    report(in_flight, outcome);
 }
 
 impl ClientContext for Context {
@@ -90,26 +140,22 @@ impl ProducerContext for Context {
     type DeliveryOpaque = Box<InFlight>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, in_flight: Box<InFlight>) {
-        let outcome = match result {
+        match result {
             Ok(message) => {
                 self.signals.confirm();
+                self.signals.rejections.confirmed(message.partition());
                 self.stored.increment(1);
-                Outcome::Stored { offset: message.offset() }
+                let offset = offsets::confirmed(message.partition(), message.offset());
+                report(*in_flight, Outcome::Stored { offset });
             }
             Err((error, message)) => {
-                let code = code_of(error);
-                let outcome = Outcome::of_failure(code, persistence(message));
-                self.failed(code, outcome);
-                outcome
+                offsets::failed();
+                match self.failed(error, message) {
+                    // The batch as a whole was too large. Which of its records are is known when the limit is.
+                    Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => self.signals.judge_size(in_flight),
+                    outcome => report_failure(*in_flight, outcome),
+                }
             }
-        };
-        // The place is free before the caller knows: one that sends a message after another never meets itself.
-        let InFlight { answer, permit } = *in_flight;
-        drop(permit);
-        // The caller may have gone, or have been answered at its deadline.
-        match answer {
-            Answer::One(answer) => drop(answer.send(outcome)),
-            Answer::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
         }
     }
 }

@@ -2,11 +2,13 @@
 //! after a fatal error.
 
 pub mod context;
+mod offsets;
 pub mod preflight;
+pub mod rejections;
 pub mod settings;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use metrics::counter;
@@ -59,8 +61,10 @@ pub struct Report {
 pub struct InFlight {
     /// Where the report goes.
     pub answer: Answer,
-    /// The record's place in flight, given back when this is dropped.
+    /// The record's permit, released when this is dropped.
     pub permit: Permit,
+    /// The record's size as Kafka compares it with the topic's limit if nothing is compressed, in bytes.
+    pub size: usize,
 }
 
 /// A record on its way out.
@@ -97,13 +101,15 @@ pub struct Producer {
     closed: ArcSwapOption<String>,
     signals: Arc<Signals>,
     version: String,
+    backoff: Duration,
 }
 
 impl Producer {
     /// A producer that takes nothing until [`Producer::open`].
     pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let signals = Arc::new(Signals::new());
-        let current = config.create_with_context(Context::new(signals.clone()))?;
+        let backoff = settings::shortest_backoff(&config);
+        let current = config.create_with_context(Context::new(signals.clone(), backoff))?;
         Ok(Producer {
             config,
             topic: topic.to_owned(),
@@ -111,6 +117,7 @@ impl Producer {
             closed: ArcSwapOption::from_pointee("the topic has not been checked yet".to_owned()),
             signals,
             version: VERSION.to_string(),
+            backoff,
         })
     }
 
@@ -155,6 +162,11 @@ impl Producer {
             if code == RDKafkaErrorCode::Fatal {
                 self.signals.error.notify_one();
             }
+            // After a broker rejected the topic as a whole, librdkafka rejects its records by itself.
+            if code == RDKafkaErrorCode::TopicAuthorizationFailed {
+                self.signals.rejections.failed(record.partition, code, true, Instant::now());
+                self.signals.check.notify_one();
+            }
             Refusal::Failed(code)
         })
     }
@@ -176,7 +188,7 @@ impl Producer {
                 continue;
             };
             readiness.not_ready(COMPONENT, format!("fatal error {code}: {detail}"));
-            match self.config.create_with_context(Context::new(self.signals.clone())) {
+            match self.another() {
                 Ok(fresh) => self.replace(Arc::new(fresh), &readiness, drain),
                 Err(error) => {
                     tracing::error!(%error, "no new producer can be made");
@@ -201,10 +213,14 @@ impl Producer {
     /// Goes on with a new librdkafka producer, and gives up what the old one has: their outcome is unknown. For a topic that was
     /// made anew: what was on its way to the former one neither arrives nor times out, and keeps what comes behind it waiting.
     pub fn renew(&self) -> KafkaResult<()> {
-        let fresh = self.config.create_with_context(Context::new(self.signals.clone()))?;
+        let fresh = self.another()?;
         let old = self.swap(Arc::new(fresh));
         tokio::task::spawn_blocking(move || give_up(&old));
         Ok(())
+    }
+
+    fn another(&self) -> KafkaResult<ThreadedProducer<Context>> {
+        self.config.create_with_context(Context::new(self.signals.clone(), self.backoff))
     }
 
     fn swap(&self, fresh: Arc<ThreadedProducer<Context>>) -> Arc<ThreadedProducer<Context>> {
@@ -246,6 +262,9 @@ pub(crate) fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
 }
 
 #[cfg(test)]
+mod mock_tests;
+
+#[cfg(test)]
 mod tests {
     use rdkafka::bindings::{rd_kafka_resp_err_t, rd_kafka_test_fatal_error};
 
@@ -273,7 +292,7 @@ mod tests {
                 value: b"hi",
                 timestamp_ms: 1,
                 traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-                in_flight: Box::new(InFlight { answer: Answer::One(answer), permit }),
+                in_flight: Box::new(InFlight { answer: Answer::One(answer), permit, size: 100 }),
             })
             .map(|()| report)
     }
@@ -346,7 +365,7 @@ mod tests {
         let admission = Admission::new(2, 1000);
         let permit = || admission.admit(100).expect("there is room");
         let stored = send(&producer, permit()).expect("it is taken").await;
-        assert_eq!(stored, Ok(Outcome::Stored { offset: 0 }));
+        assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
 
         let readiness = Readiness::waiting_for(&[]);
         let mut ready = readiness.watch();
@@ -363,7 +382,7 @@ mod tests {
         ready.wait_for(|ready| *ready).await.expect("the supervisor runs");
         // The new one has a mock cluster of its own, whose topic is empty.
         let stored = send(&producer, permit()).expect("the new one takes it").await;
-        assert_eq!(stored, Ok(Outcome::Stored { offset: 0 }));
+        assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
         stop.cancel();
         supervisor.await.expect("it ends");
     }

@@ -7,18 +7,21 @@ use std::time::{Duration, Instant};
 use metrics::{counter, gauge};
 use msg_common::admin::Readiness;
 use msg_common::kafka::raw;
-use msg_common::kafka::topic::{Topic, TopicError, TopicRequirements, describe};
+use msg_common::kafka::topic::{RetentionClock, Topic, TopicError, TopicRequirements, describe};
 use msg_common::partition::Partition;
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::types::RDKafkaErrorCode;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::metrics::{PREFLIGHTS, TOPIC_EXTRA_PARTITIONS, TOPIC_UNSAFE_SETTINGS, TOPIC_USABLE};
-use crate::producer::Producer;
+use crate::producer::context::report_failure;
+use crate::producer::{InFlight, Producer};
+use crate::send::outcome::Outcome;
 
 /// The component of [`Readiness`] that speaks for the topic.
 pub const COMPONENT: &str = "kafka";
@@ -41,7 +44,12 @@ pub struct Demands {
     pub partitions: Partition,
     /// The largest record, in bytes.
     pub record_bytes: usize,
+    /// The largest content, in bytes: a part of it.
+    pub content_bytes: usize,
 }
+
+/// A clock that is further ahead than this keeps messages noticeably longer than the topic's retention.
+const MUCH_AHEAD: Duration = Duration::from_secs(86_400);
 
 /// What a look at the topic has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +58,8 @@ pub struct Verdict {
     pub refused: Vec<String>,
     /// What is wrong with it all the same.
     pub warnings: Vec<String>,
+    /// The only reason is that the largest messages do not fit.
+    pub only_too_small: bool,
 }
 
 impl Demands {
@@ -69,10 +79,24 @@ impl Demands {
             ));
         }
         if topic.max_message_bytes < self.record_bytes {
+            let rest = self.record_bytes - self.content_bytes;
+            let fits = topic.max_message_bytes.saturating_sub(rest);
             verdict.refused.push(format!(
-                "max.message.bytes is {}: raise it to {}, or lower --max-content-bytes",
-                topic.max_message_bytes, self.record_bytes
+                "max.message.bytes is {}: raise it to {}, or lower --max-content-bytes from {} to {fits} (ids, attributes \
+                 and the rest need {rest})",
+                topic.max_message_bytes, self.record_bytes, self.content_bytes
             ));
+        }
+        let too_small = !verdict.refused.is_empty() && topic.partitions >= self.partitions;
+        self.judge_replicas(topic, &mut verdict);
+        if let RetentionClock::Producers { ahead, .. } = topic.clock
+            && ahead.is_none_or(|ahead| ahead > MUCH_AHEAD)
+        {
+            verdict.warnings.push(
+                "message.timestamp.type is CreateTime, and message.timestamp.after.max.ms allows more than a day: if a \
+                 gateway's clock is ahead, Kafka keeps its messages that much longer"
+                    .into(),
+            );
         }
         let found = self.safe.unsafe_settings(topic);
         if !found.is_empty() {
@@ -83,9 +107,32 @@ impl Demands {
                 verdict.refused.push(format!("{told} (--allow-unsafe-topic accepts that)"));
             }
         }
+        verdict.only_too_small = too_small && verdict.refused.len() == 1;
         gauge!(TOPIC_UNSAFE_SETTINGS).set(u32::try_from(found.len()).unwrap_or(u32::MAX));
         gauge!(TOPIC_EXTRA_PARTITIONS).set((topic.partitions - self.partitions).max(0));
         verdict
+    }
+}
+
+impl Demands {
+    /// Kafka confirms nothing to a partition without a leader, or with too few replicas in sync.
+    fn judge_replicas(&self, topic: &Topic, verdict: &mut Verdict) {
+        let used = topic.in_sync.iter().take(usize::try_from(self.partitions).unwrap_or(0));
+        let count = used.len();
+        let short: Vec<usize> =
+            used.enumerate().filter(|(_, n)| **n < topic.min_insync.max(1)).map(|(at, _)| at).collect();
+        let min = topic.min_insync;
+        if short.is_empty() {
+            return;
+        }
+        if short.len() == count {
+            verdict.refused.push(format!("no partition has a leader and {min} in-sync replicas (min.insync.replicas)"));
+        } else {
+            verdict.warnings.push(format!(
+                "sends to the partitions {short:?} are not confirmed: they have no leader, or fewer than {min} in-sync \
+                 replicas (min.insync.replicas)"
+            ));
+        }
     }
 }
 
@@ -97,6 +144,10 @@ pub struct Preflight {
     producer: Arc<Producer>,
     readiness: Readiness,
     warned: Vec<String>,
+    /// Why the last check was skipped, if it was.
+    skipped: Option<String>,
+    /// Whether the topic was usable since the start.
+    opened: bool,
     /// The topic's id when it was looked at last; a topic that is made anew has another.
     id: Option<Uuid>,
 }
@@ -111,7 +162,17 @@ impl Preflight {
         readiness: Readiness,
     ) -> KafkaResult<Self> {
         let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet)?);
-        Ok(Preflight { admin, topic: topic.to_owned(), demands, producer, readiness, warned: Vec::new(), id: None })
+        Ok(Preflight {
+            admin,
+            topic: topic.to_owned(),
+            demands,
+            producer,
+            readiness,
+            warned: Vec::new(),
+            skipped: None,
+            opened: false,
+            id: None,
+        })
     }
 
     /// Looks until told to stop.
@@ -137,19 +198,26 @@ impl Preflight {
     /// Whether the topic can be used.
     async fn look(&mut self) -> bool {
         let begun = Instant::now();
-        let verdict = match describe(&self.admin, &self.topic, TIMEOUT).await {
+        let oversized = self.producer.signals().take_oversized();
+        let described = describe(&self.admin, &self.topic, TIMEOUT).await;
+        judge_sizes(oversized, described.as_ref().ok().map(|topic| topic.max_message_bytes));
+        let verdict = match described {
             Ok(topic) => match self.same_topic().await {
                 Ok(()) => self.demands.judge(&topic),
-                Err(reason) => Verdict { refused: vec![reason], warnings: Vec::new() },
+                Err(reason) => self.refused(reason),
             },
             // A busy cluster may answer the question too late and confirm records all the time.
             Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(begun) => {
-                tracing::warn!(reason, "the topic could not be looked at, but records are confirmed");
+                if self.skipped.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, "cannot check the topic; records are confirmed");
+                }
+                self.skipped = Some(reason);
                 counter!(PREFLIGHTS, "outcome" => "SKIPPED").increment(1);
                 return true;
             }
-            Err(error) => Verdict { refused: vec![error.to_string()], warnings: Vec::new() },
+            Err(error) => self.refused(error.to_string()),
         };
+        self.skipped = None;
         self.apply(verdict)
     }
 
@@ -170,26 +238,48 @@ impl Preflight {
         Ok(())
     }
 
+    /// The warnings stand: they are not known to be over.
+    fn refused(&self, reason: String) -> Verdict {
+        Verdict { refused: vec![reason], warnings: self.warned.clone(), ..Verdict::default() }
+    }
+
     fn apply(&mut self, verdict: Verdict) -> bool {
         for warning in &verdict.warnings {
             if !self.warned.contains(warning) {
-                tracing::warn!(topic = self.topic, warning, "the topic is used all the same");
+                tracing::warn!(topic = self.topic, warning, "topic needs attention");
             }
         }
+        // Also while the topic is refused: it is checked every second then.
+        self.warned = verdict.warnings;
         let usable = verdict.refused.is_empty();
         if usable {
-            self.warned = verdict.warnings;
+            self.opened = true;
             self.producer.open();
             self.readiness.ready(COMPONENT);
         } else {
             let reason = verdict.refused.join("; ");
-            // First refuse, then say so: who sees it not ready is not taken in any more.
-            self.producer.close(reason.clone());
+            if self.opened && verdict.only_too_small {
+                // The topic's limit was lowered under a running gateway: what fits is sent, and the rest is reported as TOO_LARGE.
+                self.producer.open();
+            } else {
+                // First refuse, then say so: who sees it not ready is not taken in any more.
+                self.producer.close(reason.clone());
+            }
             self.readiness.not_ready(COMPONENT, reason);
         }
         gauge!(TOPIC_USABLE).set(u8::from(usable));
         counter!(PREFLIGHTS, "outcome" => if usable { "OK" } else { "REFUSED" }).increment(1);
         usable
+    }
+}
+
+/// Reports the records of batches that were rejected as too large: those that are larger than the topic's limit by themselves as
+/// that, and their neighbors as not sent. Without a known limit, none is called too large: the caller would not send it again.
+pub(super) fn judge_sizes(oversized: Vec<Box<InFlight>>, limit: Option<usize>) {
+    for in_flight in oversized {
+        let too_large = limit.is_some_and(|limit| in_flight.size > limit);
+        let not_sent = Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge);
+        report_failure(*in_flight, if too_large { Outcome::TooLarge } else { not_sent });
     }
 }
 
@@ -218,6 +308,7 @@ mod tests {
             allow_unsafe: false,
             partitions: 16,
             record_bytes: 1 << 20,
+            content_bytes: 1_000_000,
         }
     }
 
@@ -231,6 +322,8 @@ mod tests {
             retention: Some(7 * DAY),
             retention_bytes: None,
             max_message_bytes: 2 << 20,
+            clock: RetentionClock::Brokers,
+            in_sync: vec![3; 16],
         }
     }
 
@@ -256,6 +349,36 @@ mod tests {
     fn a_topic_that_has_grown_is_used_by_the_pinned_count() {
         let verdict = demands().judge(&Topic { partitions: 17, ..good() });
         assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 1));
+    }
+
+    #[test]
+    fn partitions_without_replicas_in_sync_are_a_warning_until_it_is_all() {
+        let in_sync = |short: usize| (0..16).map(|at| if at < short { 1 } else { 2 }).collect();
+        let judge = |short| {
+            let verdict = demands().judge(&Topic { in_sync: in_sync(short), ..good() });
+            (verdict.refused.len(), verdict.warnings.len())
+        };
+        assert_eq!((judge(0), judge(3), judge(16)), ((0, 0), (0, 1), (1, 0)));
+    }
+
+    #[test]
+    fn clock_that_may_be_far_ahead_is_a_warning() {
+        let judge = |ahead| {
+            let clock = RetentionClock::Producers { behind: Some(DAY), ahead };
+            demands().judge(&Topic { clock, ..good() })
+        };
+        assert_eq!(judge(Some(Duration::from_secs(3600))), Verdict::default());
+        assert_eq!((judge(None).refused.len(), judge(None).warnings.len()), (0, 1));
+    }
+
+    #[test]
+    fn kafkas_default_message_limit_fits_the_default_content() {
+        let limits = <crate::config::Config as clap::Parser>::parse_from(["msg-gateway"]).limits;
+        let demands =
+            Demands { record_bytes: limits.max_record_bytes(), content_bytes: limits.max_content_bytes, ..demands() };
+        assert_eq!(demands.judge(&Topic { max_message_bytes: 1_048_588, ..good() }), Verdict::default());
+        let refused = demands.judge(&Topic { max_message_bytes: 1_000_000, ..good() }).refused;
+        assert!(refused[0].contains("from 1000000 to 962240"), "{refused:?}");
     }
 
     #[test]

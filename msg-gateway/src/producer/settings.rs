@@ -17,7 +17,12 @@ pub fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> Cl
     let queue_msgs = 2 * send.max_inflight_msgs;
     let queue_kbytes = 2 * (send.max_inflight_bytes.max(record) / 1024 + 1);
     // What may be changed by KAFKA_PROPERTIES.
-    for (key, value) in [("compression.type", "lz4".to_owned()), ("linger.ms", millis(send.linger))] {
+    // The backoff tells a record that was tried once (ADR 32), so it is longer than Kafka usually needs to reject a batch.
+    for (key, value) in [
+        ("compression.type", "lz4".to_owned()),
+        ("linger.ms", millis(send.linger)),
+        ("retry.backoff.ms", "250".to_owned()),
+    ] {
         if config.get(key).is_none() {
             config.set(key, value);
         }
@@ -35,6 +40,14 @@ pub fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> Cl
         .set("queue.buffering.max.messages", queue_msgs.to_string())
         .set("queue.buffering.max.kbytes", queue_kbytes.to_string());
     config
+}
+
+/// The shortest time that librdkafka waits before it tries a record again.
+pub fn shortest_backoff(config: &ClientConfig) -> Duration {
+    let millis = |key, default| config.get(key).and_then(|value| value.parse().ok()).unwrap_or(default);
+    let (backoff, max): (u64, u64) = (millis("retry.backoff.ms", 100), millis("retry.backoff.max.ms", 1000));
+    // librdkafka's jitter takes off up to 20 %, and then its maximum applies.
+    Duration::from_micros((backoff * 800).min(max * 1000))
 }
 
 /// How long after it was handed over a record can still appear in the topic: the last request that carries it begins
@@ -83,5 +96,8 @@ mod tests {
         let config = made_from(&["--kafka-properties=compression.type=zstd,linger.ms=7"]);
         assert_eq!((config.get("compression.type"), config.get("linger.ms")), (Some("zstd"), Some("7")));
         assert_eq!(made_from(&["--linger=1500us"]).get("linger.ms"), Some("1.5"));
+        assert_eq!(shortest_backoff(&made_from(&[])), Duration::from_millis(200));
+        let short = made_from(&["--kafka-properties=retry.backoff.ms=50,retry.backoff.max.ms=30"]);
+        assert_eq!(shortest_backoff(&short), Duration::from_millis(30));
     }
 }

@@ -319,13 +319,13 @@ mod tests {
     #[test]
     fn what_has_no_report_in_time_is_unknown() {
         let (mut batch, _) = handed_over(&["bob", "carol", "dave"], 3, &Failure::TooLarge("x".into()));
-        batch.report(Report { entry: 1, outcome: Outcome::Stored { offset: 7 } }, settled);
+        batch.report(Report { entry: 1, outcome: Outcome::Stored { offset: Some(7) } }, settled);
         batch.give_up(settled);
         assert_eq!(batch.unanswered, 0);
         let (unknown, large) = (Some(ErrorReason::OutcomeUnknown), Some(ErrorReason::TooLarge));
         assert_eq!(reasons(&batch), [unknown, None, large]);
         // One that comes after all changes nothing.
-        batch.report(Report { entry: 0, outcome: Outcome::Stored { offset: 8 } }, settled);
+        batch.report(Report { entry: 0, outcome: Outcome::Stored { offset: Some(8) } }, settled);
         assert_eq!(reasons(&batch)[0], unknown);
     }
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use msg_common::limits::{Limits, Violation};
 use msg_common::partition::Partition;
 use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, WaitFor, send_result};
+use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::arriving::Arriving;
@@ -129,7 +130,12 @@ impl Sender {
     fn settled(&self, taken: &Taken, outcome: Outcome) -> Result<Placement, Failure> {
         match outcome {
             Outcome::Stored { offset } => Ok(taken.placement(offset)),
-            Outcome::NotSent(code) => Err(Failure::NotSent(format!("Kafka refused the message: {code}"))),
+            Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => {
+                let text =
+                    "Kafka rejected the batch in which the message was sent as too large; the message itself is not";
+                Err(Failure::NotSent(text.into()))
+            }
+            Outcome::NotSent(code) => Err(Failure::NotSent(format!("Kafka rejected the message: {code}"))),
             Outcome::TooLarge => Err(too_large()),
             Outcome::Unknown => {
                 // Kafka may be away, which nothing else tells before the delivery time-out.

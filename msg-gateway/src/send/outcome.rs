@@ -1,15 +1,17 @@
-//! What a delivery report says about a message: it is there, it is certainly not, or nobody can tell.
+//! What a delivery report says about a message: it is in Kafka, it certainly is not, or that is unknown. ADR 32.
+
+use std::time::Duration;
 
 use msg_common::kafka::raw::Persistence;
 use rdkafka::types::RDKafkaErrorCode;
 
-/// What became of a record that was handed to the producer.
+/// What became of a record that was enqueued in the producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Every in-sync replica has it.
     Stored {
-        /// Where; below 0 in the rare case that a broker confirms a repeat without telling.
-        offset: i64,
+        /// `None` if Kafka confirmed the record without its offset.
+        offset: Option<i64>,
     },
     /// No broker has it.
     NotSent(RDKafkaErrorCode),
@@ -19,27 +21,38 @@ pub enum Outcome {
     TooLarge,
 }
 
+/// A delivery that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedDelivery {
+    /// The error of the last attempt, or why there was none.
+    pub code: RDKafkaErrorCode,
+    /// What librdkafka says about earlier attempts and the last one.
+    pub persistence: Persistence,
+    /// The error came in response to a request, not from librdkafka's queue.
+    pub requested: bool,
+    /// From the moment at which the record was enqueued until its report; `None` if librdkafka does not know.
+    pub latency: Option<Duration>,
+}
+
+impl FailedDelivery {
+    /// Whether a broker rejected the delivery, as opposed to a timeout, a lost connection or a purge.
+    pub fn rejected_by_broker(&self) -> bool {
+        // librdkafka's own codes are below -1; -1 is UNKNOWN_SERVER_ERROR.
+        self.requested && self.code as i32 >= -1
+    }
+}
+
 impl Outcome {
-    /// What a failed delivery means.
-    ///
-    /// librdkafka's word that no broker has the message is taken only for errors that came instead of an attempt, or as
-    /// a broker's last word on it. A message that it gave up while it lay in a queue may have been tried before: a leader that
-    /// is deposed after it appended a batch answers NOT_LEADER_OR_FOLLOWER, which librdkafka counts as not persisted.
-    pub fn of_failure(code: RDKafkaErrorCode, persistence: Persistence) -> Self {
-        if persistence != Persistence::No {
-            return Outcome::Unknown;
-        }
-        match code {
-            RDKafkaErrorCode::MessageTimedOut
-            | RDKafkaErrorCode::OperationTimedOut
-            | RDKafkaErrorCode::RequestTimedOut
-            | RDKafkaErrorCode::NotLeaderForPartition
-            | RDKafkaErrorCode::PurgeQueue
-            | RDKafkaErrorCode::PurgeInflight
-            | RDKafkaErrorCode::Fatal => Outcome::Unknown,
-            RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize => Outcome::TooLarge,
-            other => Outcome::NotSent(other),
-        }
+    /// Classifies a failed delivery. It is certainly not sent only if all of these hold:
+    /// - librdkafka says so;
+    /// - the error is a broker's response to this record's batch;
+    /// - brokers give this response only before they append (see [`precedes_append`]);
+    /// - the record was tried once: its report came sooner than any retry (`backoff`). An earlier attempt may have been appended: a
+    ///   leader that is deposed after it appended responds NOT_LEADER_OR_FOLLOWER, which librdkafka counts as not persisted.
+    pub fn of_failure(failed: &FailedDelivery, backoff: Duration) -> Self {
+        let tried_once = failed.latency.is_some_and(|latency| latency < backoff);
+        let certain = failed.persistence == Persistence::No && failed.requested && tried_once;
+        if certain && precedes_append(failed.code) { Outcome::NotSent(failed.code) } else { Outcome::Unknown }
     }
 
     /// What a metric's label calls it.
@@ -53,29 +66,88 @@ impl Outcome {
     }
 }
 
+/// Whether a broker gives this response only to a batch that it has not appended. Every code that is not listed may follow an append.
+fn precedes_append(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    match code {
+        // Checked before the batch reaches a log.
+        Code::TopicAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::InvalidTopic
+        | Code::InvalidRequiredAcks
+        | Code::UnsupportedVersion
+        | Code::UnsupportedForMessageFormat
+        | Code::UnsupportedCompressionType
+        // The validation of a batch: as a whole it is appended or not, so this holds for the neighbors of a bad record.
+        | Code::MessageSizeTooLarge
+        | Code::MessageBatchTooLarge
+        | Code::InvalidMessage
+        | Code::InvalidTimestamp
+        | Code::InvalidRecord
+        | Code::InvalidDifferentRecord
+        // Checked under the same lock as the append. NotEnoughReplicasAfterAppend says what its name says.
+        | Code::NotEnoughReplicas => true,
+        // Among the others: UNKNOWN_SERVER_ERROR and NETWORK_EXCEPTION are any failure on the way; a leader responds
+        // NOT_LEADER_OR_FOLLOWER, KAFKA_STORAGE_ERROR and UNKNOWN_TOPIC_OR_PARTITION also to batches that it appended and whose
+        // replication it waits for; the codes of idempotence are about an earlier batch; POLICY_VIOLATION has no meaning here
+        // in Kafka itself.
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use RDKafkaErrorCode as Code;
+    use rdkafka::types::RDKafkaRespErr;
+
+    const BACKOFF: Duration = Duration::from_millis(200);
+
+    fn rejected(code: Code) -> FailedDelivery {
+        let latency = Some(Duration::from_millis(5));
+        FailedDelivery { code, persistence: Persistence::No, requested: true, latency }
+    }
+
+    fn of(failed: FailedDelivery) -> Outcome {
+        Outcome::of_failure(&failed, BACKOFF)
+    }
+
+    /// Every code that librdkafka knows is in this list, or unknown.
+    #[test]
+    fn not_sent_is_reported_for_a_closed_list_of_codes() {
+        let listed = [2, 10, 17, 18, 19, 21, 29, 31, 32, 35, 43, 76, 87, -138];
+        let mut tried = 0;
+        for number in -200..=200 {
+            let Ok(native) = RDKafkaRespErr::try_from(number) else { continue };
+            let code = Code::from(native);
+            let expected = if listed.contains(&number) { Outcome::NotSent(code) } else { Outcome::Unknown };
+            assert_eq!(of(rejected(code)), expected, "{code:?} ({number})");
+            tried += 1;
+        }
+        assert!(tried > 150, "only {tried} codes");
+    }
 
     #[test]
-    fn not_sent_is_said_only_when_it_is_certain() {
-        for (code, persistence, expected) in [
-            (Code::TopicAuthorizationFailed, Persistence::No, Outcome::NotSent(Code::TopicAuthorizationFailed)),
-            (Code::UnknownPartition, Persistence::No, Outcome::NotSent(Code::UnknownPartition)),
-            (Code::UnknownTopic, Persistence::No, Outcome::NotSent(Code::UnknownTopic)),
-            (Code::MessageSizeTooLarge, Persistence::No, Outcome::TooLarge),
-            (Code::MessageSizeTooLarge, Persistence::Possibly, Outcome::Unknown),
-            (Code::MessageTimedOut, Persistence::No, Outcome::Unknown),
-            (Code::MessageTimedOut, Persistence::Possibly, Outcome::Unknown),
-            (Code::NotLeaderForPartition, Persistence::No, Outcome::Unknown),
-            (Code::PurgeQueue, Persistence::No, Outcome::Unknown),
-            (Code::PurgeInflight, Persistence::Possibly, Outcome::Unknown),
-            (Code::Fatal, Persistence::No, Outcome::Unknown),
-            (Code::TopicAuthorizationFailed, Persistence::Possibly, Outcome::Unknown),
-            (Code::UnknownProducerId, Persistence::Yes, Outcome::Unknown),
+    fn doubt_of_any_kind_makes_an_outcome_unknown() {
+        let good = rejected(Code::TopicAuthorizationFailed);
+        assert_eq!(of(good), Outcome::NotSent(Code::TopicAuthorizationFailed));
+        for doubtful in [
+            FailedDelivery { persistence: Persistence::Possibly, ..good },
+            FailedDelivery { persistence: Persistence::Yes, ..good },
+            // It failed in the queue, perhaps after an attempt.
+            FailedDelivery { requested: false, ..good },
+            FailedDelivery { latency: None, ..good },
+            // It may have been tried twice.
+            FailedDelivery { latency: Some(BACKOFF), ..good },
         ] {
-            assert_eq!(Outcome::of_failure(code, persistence), expected, "{code:?} {persistence:?}");
+            assert_eq!(of(doubtful), Outcome::Unknown, "{doubtful:?}");
         }
+    }
+
+    #[test]
+    fn rejections_are_responses_of_brokers() {
+        assert!(rejected(Code::InvalidTimestamp).rejected_by_broker() && rejected(Code::Unknown).rejected_by_broker());
+        assert!(!rejected(Code::MessageTimedOut).rejected_by_broker());
+        assert!(!FailedDelivery { requested: false, ..rejected(Code::UnknownTopicOrPartition) }.rejected_by_broker());
     }
 }

@@ -28,8 +28,8 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Where it is, once Kafka has it.
-    pub fn placement(&self, offset: i64) -> Placement {
+    /// The placement of an accepted message; `offset` is `None` if Kafka confirmed the record without it.
+    pub fn placement(&self, offset: Option<i64>) -> Placement {
         Placement {
             msg_id: self.msg_id.to_string(),
             partition: self.partition,
@@ -82,13 +82,14 @@ impl Record {
         answer: Answer,
         permit: Permit,
     ) -> (Taken, Result<(), Failure>) {
+        let size = record::batch_bytes(self.taken.recv_id.len(), self.value.len(), traceparent.map(<[u8]>::len));
         let outgoing = Outgoing {
             partition: self.taken.partition,
             key: &self.taken.recv_id,
             value: &self.value,
             timestamp_ms: self.taken.send_time_ms,
             traceparent,
-            in_flight: Box::new(InFlight { answer, permit }),
+            in_flight: Box::new(InFlight { answer, permit, size }),
         };
         let result = producer.send(outgoing).map_err(refused);
         (self.taken, result)
@@ -127,4 +128,43 @@ pub fn overloaded(full: Full) -> Failure {
 fn timestamp(millis: i64) -> Timestamp {
     let nanos = i32::try_from(millis.rem_euclid(1000)).expect("below 1000") * 1_000_000;
     Timestamp { seconds: millis.div_euclid(1000), nanos }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::ClientConfig;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::send::admission::Admission;
+
+    #[tokio::test]
+    async fn permit_is_held_from_hand_over_until_the_report() {
+        // Nobody listens there, so the record stays until its timeout.
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1").set("delivery.timeout.ms", "500").set("linger.ms", "0");
+        let producer = Producer::new(config, "msgs").expect("the settings are good");
+        producer.open();
+        let admission = Admission::new(1, 10_000);
+        let permit = admission.admit(100).expect("there is capacity");
+        let msg = Msg { recv_id: "bob".into(), ..Msg::default() };
+        let record = Record::new(msg.clone(), id_of(&msg), 1);
+        let (answer, report) = oneshot::channel();
+        let (_, enqueued) = record.hand_over(&producer, None, Answer::One(answer), permit);
+        enqueued.expect("it is enqueued");
+        // Its caller is gone, and the record is not.
+        drop(report);
+        assert_eq!(admission.taken(), (1, 100));
+        assert!(admission.admit(1).is_err(), "a caller that sends and cancels passes the limit");
+        producer.flush(Duration::from_secs(30)).await;
+        assert_eq!(admission.taken(), (0, 0));
+
+        // What the producer does not take gives its permit back at once.
+        producer.close("a test".into());
+        let permit = admission.admit(100).expect("there is capacity");
+        let record = Record::new(msg.clone(), id_of(&msg), 1);
+        let (answer, _report) = oneshot::channel();
+        assert!(record.hand_over(&producer, None, Answer::One(answer), permit).1.is_err());
+        assert_eq!(admission.taken(), (0, 0));
+    }
 }

@@ -15,6 +15,7 @@ mod pull;
 mod raw;
 mod readme;
 mod refusals;
+mod rejections;
 mod send_and_read;
 mod starts;
 mod status;

@@ -26,7 +26,7 @@ fn by_id(msg: &Msg) -> GetMsgStatusRequest {
 }
 
 fn by_place(msg: &Msg, placement: &Placement) -> GetMsgStatusRequest {
-    GetMsgStatusRequest { partition: Some(placement.partition), offset: Some(placement.offset), ..by_id(msg) }
+    GetMsgStatusRequest { partition: Some(placement.partition), offset: placement.offset, ..by_id(msg) }
 }
 
 async fn of(client: &Client, msg: &Msg) -> GetMsgStatusResponse {
@@ -148,7 +148,7 @@ async fn a_message_stored_while_it_is_asked_for_is_found() {
                                      send_time, kafka_partition, kafka_offset)
                VALUES ('bob', 2, $1, 'alice', '2', 1, 'text/plain', 'hello', now(), $2, $3)";
     transaction.execute(row, &[&id_of(&message), &placement.partition, &placement.offset]).await.unwrap();
-    transaction.execute("UPDATE progress SET next_offset = $1", &[&(placement.offset + 1)]).await.unwrap();
+    transaction.execute("UPDATE progress SET next_offset = $1", &[&(placement.offset.unwrap() + 1)]).await.unwrap();
     let asked = [by_id(&message), by_place(&message, &placement)].map(|request| {
         let client = client.clone();
         tokio::spawn(async move { ask(&client, request).await })
@@ -287,7 +287,8 @@ async fn a_topic_made_anew_is_not_taken_for_the_former() {
     let writer = world.writer();
     writer.put(&good(&message));
     writer.flush();
-    let placement = Placement { partition: partition_for(b"bob", world.partitions), offset: 0, ..Placement::default() };
+    let placement =
+        Placement { partition: partition_for(b"bob", world.partitions), offset: Some(0), ..Placement::default() };
     assert_eq!(ask(&client, by_place(&message, &placement)).await.unwrap(), pending(0));
     assert_eq!(of(&client, &message).await, pending(1));
 }

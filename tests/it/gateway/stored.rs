@@ -47,7 +47,7 @@ async fn the_answer_tells_the_row() {
         let stored = placement.stored.as_ref().expect("it is stored");
         let row = rows.iter().find(|row| (&row.recv_id, row.seq) == (&msg.recv_id, stored.seq)).unwrap();
         assert_eq!(row.client_msg_id, msg.client_msg_id, "the answer's seq is that of its row");
-        assert_eq!((row.partition, row.offset), (placement.partition, placement.offset));
+        assert_eq!((row.partition, row.offset), (placement.partition, placement.offset.unwrap()));
         assert!(!stored.duplicate && stored.stored_time.is_some());
     }
     // The same again: the row was there before, and stays where it was.

@@ -96,7 +96,7 @@ async fn what_the_broker_finds_too_large_is_the_callers_error() {
         altered.unwrap();
     }
     let refused = eventually("the broker has its new limit", async || match send(&client, &large).await {
-        Ok(placement) => Err(format!("taken at {}", placement.offset).into()),
+        Ok(placement) => Err(format!("taken at {:?}", placement.offset).into()),
         Err(status) => Ok(status),
     })
     .await;

@@ -220,7 +220,7 @@ fn records(evidence: &Evidence<'_>) -> Finding {
         for ack in delivery.acks.iter().map(|ack| ack.place) {
             let partition = usize::try_from(ack.partition).ok();
             let end = partition.and_then(|partition| evidence.ends.get(partition)).copied().unwrap_or(0);
-            let holds = places.insert(ack) && ack.offset < end;
+            let holds = (places.insert(ack) || ack.offset < 0) && ack.offset < end;
             truth.check(holds, || format!("{} was told twice, or is not there", place(ack)));
         }
     }

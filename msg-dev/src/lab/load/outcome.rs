@@ -57,7 +57,7 @@ pub(crate) fn delay(status: &Status) -> Duration {
 }
 
 fn of_placement(placement: &Placement) -> Answer {
-    let &Placement { partition, offset, .. } = placement;
+    let (partition, offset) = (placement.partition, placement.offset.unwrap_or(-1));
     let outcome = match &placement.stored {
         Some(stored) => Outcome::Stored { partition, offset, seq: stored.seq, duplicate: stored.duplicate },
         None => Outcome::Ok(partition, offset),
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn a_result_is_a_place_or_an_error_with_the_same_details() {
         let result = |told| of_result(SendResult { result: told }).outcome;
-        let accepted = Placement { partition: 2, offset: 9, ..Placement::default() };
+        let accepted = Placement { partition: 2, offset: Some(9), ..Placement::default() };
         assert_eq!(result(Some(Told::Placement(accepted.clone()))), Outcome::Ok(2, 9));
         let row = StoredPlacement { seq: 4, duplicate: true, ..StoredPlacement::default() };
         let stored = Placement { stored: Some(row), ..accepted };

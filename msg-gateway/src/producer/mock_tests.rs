@@ -1,0 +1,114 @@
+//! Delivery reports that librdkafka makes of what a broker answers: the broker is librdkafka's own mock.
+
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+use super::*;
+use crate::send::admission::Admission;
+
+const REPORTS: usize = 3;
+
+/// A producer that packs what comes at once into one batch, and its cluster.
+fn producer() -> (Producer, MockCluster<'static, DefaultProducerContext>) {
+    let cluster = MockCluster::new(1).expect("the cluster starts");
+    cluster.create_topic("msgs", 1, 1).expect("the topic is created");
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("enable.idempotence", "true");
+    // The backoff is longer than a report takes on a busy machine.
+    config.set("linger.ms", "100").set("retry.backoff.ms", "10000").set("retry.backoff.max.ms", "10000");
+    let producer = Producer::new(config, "msgs").expect("the settings are good");
+    producer.open();
+    (producer, cluster)
+}
+
+/// What is reported of a batch of records.
+async fn batch(producer: &Producer) -> Vec<Outcome> {
+    let admission = Admission::new(100, 100_000);
+    let reports: Vec<_> = (0..REPORTS)
+        .map(|_| {
+            let (answer, report) = oneshot::channel();
+            let permit = admission.admit(100).expect("there is capacity");
+            let in_flight = Box::new(InFlight { answer: Answer::One(answer), permit, size: 100 });
+            let record =
+                Outgoing { partition: 0, key: "bob", value: b"hi", timestamp_ms: 1, traceparent: None, in_flight };
+            producer.send(record).expect("it is enqueued");
+            report
+        })
+        .collect();
+    let mut outcomes = Vec::new();
+    for report in reports {
+        outcomes.push(report.await.expect("each record is reported"));
+    }
+    outcomes
+}
+
+fn rejects(cluster: &MockCluster<'static, DefaultProducerContext>, error: RDKafkaRespErr) {
+    cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+}
+
+#[tokio::test]
+async fn batch_that_is_in_the_log_already_is_stored_without_offsets() {
+    let (producer, cluster) = producer();
+    let stored = |from: i64| (from..).take(REPORTS).map(|offset| Outcome::Stored { offset: Some(offset) });
+    assert_eq!(batch(&producer).await, stored(0).collect::<Vec<_>>());
+    rejects(&cluster, RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER);
+    assert_eq!(batch(&producer).await, [Outcome::Stored { offset: None }; REPORTS]);
+    // The mock did not append that one.
+    assert_eq!(batch(&producer).await, stored(3).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn rejected_batch_is_not_sent_and_a_server_error_is_unknown() {
+    use RDKafkaRespErr as Error;
+    for (error, expected) in [
+        (Error::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, Outcome::NotSent(RDKafkaErrorCode::InvalidTimestamp)),
+        (Error::RD_KAFKA_RESP_ERR_INVALID_RECORD, Outcome::NotSent(RDKafkaErrorCode::InvalidRecord)),
+        (
+            Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+            Outcome::NotSent(RDKafkaErrorCode::TopicAuthorizationFailed),
+        ),
+        (Error::RD_KAFKA_RESP_ERR_UNKNOWN, Outcome::Unknown),
+        (Error::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION, Outcome::Unknown),
+        (Error::RD_KAFKA_RESP_ERR_POLICY_VIOLATION, Outcome::Unknown),
+        (Error::RD_KAFKA_RESP_ERR_INVALID_REQUEST, Outcome::Unknown),
+    ] {
+        let (producer, cluster) = producer();
+        // So that the topic is known, and a report comes as soon as the batch is rejected.
+        batch(&producer).await;
+        rejects(&cluster, error);
+        assert_eq!(batch(&producer).await, [expected; REPORTS], "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
+    let (producer, cluster) = producer();
+    batch(&producer).await;
+    rejects(&cluster, RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
+    let admission = Admission::new(100, 100_000);
+    let mut reports = Vec::new();
+    for size in [500, 5000] {
+        let (answer, report) = oneshot::channel();
+        let permit = admission.admit(100).expect("there is capacity");
+        let in_flight = Box::new(InFlight { answer: Answer::One(answer), permit, size });
+        let record = Outgoing { partition: 0, key: "bob", value: b"hi", timestamp_ms: 1, traceparent: None, in_flight };
+        producer.send(record).expect("it is enqueued");
+        reports.push(report);
+    }
+    let judged = async {
+        let mut left = 2;
+        while left > 0 {
+            producer.signals().check.notified().await;
+            let oversized = producer.signals().take_oversized();
+            left -= oversized.len();
+            preflight::judge_sizes(oversized, Some(1000));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), judged).await.expect("both are rejected");
+    let not_sent = Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge);
+    for (report, expected) in reports.into_iter().zip([not_sent, Outcome::TooLarge]) {
+        assert_eq!(report.await, Ok(expected));
+    }
+    assert_eq!(admission.taken(), (0, 0));
+}

@@ -1,0 +1,262 @@
+//! Deliveries that fail again and again: counted by code, logged at growing intervals, and a reason not to be ready.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use metrics::counter;
+use msg_common::admin::Readiness;
+use msg_common::partition::Partition;
+use rdkafka::types::RDKafkaErrorCode;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::DELIVERY_FAILURES;
+
+/// The component of [`Readiness`] for deliveries.
+pub const COMPONENT: &str = "deliveries";
+
+/// How many failures without a success in between are "again and again".
+const FAILURES: u32 = 3;
+/// Failures that come closer together count as one: a batch fails as a whole.
+const APART: Duration = Duration::from_millis(10);
+/// For how long after the last failure it is a reason. Then the next send is the test whether it works again: a gateway that is not ready
+/// may get no more sends, and would stay so.
+const SHOWN: Duration = Duration::from_secs(30);
+/// The first and the longest interval between two log lines about one code.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// How often readiness follows.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What has failed since the last success.
+#[derive(Default)]
+pub struct Rejections {
+    /// Spares each success the lock while nothing fails.
+    failing: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Rejections by brokers, by partition: since its last success.
+    partitions: HashMap<Partition, Failing>,
+    /// Failures of any kind, over all partitions: since the last success of any.
+    all: Option<Failing>,
+    logged: HashMap<i32, Logged>,
+}
+
+struct Failing {
+    code: RDKafkaErrorCode,
+    count: u32,
+    last: Instant,
+}
+
+struct Logged {
+    next: Instant,
+    pause: Duration,
+    count: u64,
+}
+
+impl Failing {
+    fn add(failing: &mut Option<Failing>, code: RDKafkaErrorCode, now: Instant) {
+        match failing {
+            Some(failing) => {
+                if now.saturating_duration_since(failing.last) >= APART {
+                    failing.count = failing.count.saturating_add(1);
+                }
+                (failing.code, failing.last) = (code, now);
+            }
+            None => *failing = Some(Failing { code, count: 1, last: now }),
+        }
+    }
+
+    fn is_standing(&self, now: Instant) -> bool {
+        self.count >= FAILURES && now.saturating_duration_since(self.last) <= SHOWN
+    }
+}
+
+impl Rejections {
+    /// A record to this partition was confirmed.
+    pub fn confirmed(&self, partition: Partition) {
+        if self.failing.load(Ordering::Relaxed) {
+            let mut state = self.lock();
+            state.partitions.remove(&partition);
+            state.all = None;
+            self.failing.store(!state.partitions.is_empty(), Ordering::Relaxed);
+        }
+    }
+
+    /// A delivery to this partition failed; `by_broker` if a broker rejected it.
+    pub fn failed(&self, partition: Partition, code: RDKafkaErrorCode, by_broker: bool, now: Instant) {
+        counter!(DELIVERY_FAILURES, "code" => format!("{code:?}")).increment(1);
+        // What we throw away ourselves says nothing about Kafka.
+        if matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) {
+            return;
+        }
+        let mut state = self.lock();
+        self.failing.store(true, Ordering::Relaxed);
+        Failing::add(&mut state.all, code, now);
+        if by_broker {
+            let mut failing = state.partitions.remove(&partition);
+            Failing::add(&mut failing, code, now);
+            state.partitions.extend(failing.map(|failing| (partition, failing)));
+        }
+        if let Some(count) = state.log(code, now) {
+            let advice = advice(code);
+            tracing::warn!(?code, error = %code, partition, count, advice, "deliveries fail");
+        }
+    }
+
+    /// Why the gateway is not ready, if deliveries fail again and again.
+    pub fn reason(&self, now: Instant) -> Option<String> {
+        let state = self.lock();
+        let mut rejecting: Vec<_> = state.partitions.iter().filter(|(_, failing)| failing.is_standing(now)).collect();
+        rejecting.sort_unstable_by_key(|(partition, _)| **partition);
+        if let Some((partition, failing)) = rejecting.first() {
+            let code = failing.code;
+            let more = match rejecting.len() {
+                1 => String::new(),
+                count => format!(" and {} other partitions", count - 1),
+            };
+            return Some(format!(
+                "Kafka rejects every record to partition {partition}{more}: {code:?} ({code}): {}",
+                advice(code)
+            ));
+        }
+        let failing = state.all.as_ref().filter(|failing| failing.is_standing(now))?;
+        let code = failing.code;
+        Some(format!("no record is confirmed, all deliveries fail: {code:?} ({code}): {}", advice(code)))
+    }
+
+    /// Keeps `readiness` until `stop`.
+    pub async fn follow(&self, readiness: Readiness, stop: CancellationToken) {
+        let follow = async {
+            loop {
+                match self.reason(Instant::now()) {
+                    Some(reason) => readiness.not_ready(COMPONENT, reason),
+                    None => readiness.ready(COMPONENT),
+                }
+                tokio::time::sleep(EVERY).await;
+            }
+        };
+        stop.run_until_cancelled(follow).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// How many failures with this code to log now: those since the last log line.
+    fn log(&mut self, code: RDKafkaErrorCode, now: Instant) -> Option<u64> {
+        let logged = self.logged.entry(code as i32).or_insert(Logged { next: now, pause: FIRST_PAUSE, count: 0 });
+        logged.count += 1;
+        if now < logged.next {
+            return None;
+        }
+        // Silence for two pauses is the end of it: the next failure is news again.
+        let is_news = now.saturating_duration_since(logged.next) > 2 * logged.pause;
+        let pause = if is_news { FIRST_PAUSE } else { logged.pause };
+        logged.next = now + pause;
+        logged.pause = (2 * pause).min(LONGEST_PAUSE);
+        Some(std::mem::take(&mut logged.count))
+    }
+}
+
+/// What an operator can do about a code.
+pub fn advice(code: RDKafkaErrorCode) -> &'static str {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::InvalidTimestamp => {
+            "the gateway's clock and the brokers' differ by more than message.timestamp.before.max.ms or \
+             message.timestamp.after.max.ms allow: correct the clock, or set message.timestamp.type=LogAppendTime"
+        }
+        Code::TopicAuthorizationFailed => "grant the gateway's Kafka user WRITE on the topic",
+        Code::ClusterAuthorizationFailed => "grant the gateway's Kafka user IDEMPOTENT_WRITE on the cluster",
+        Code::MessageSizeTooLarge => "raise the topic's max.message.bytes, or lower MAX_CONTENT_BYTES",
+        Code::MessageBatchTooLarge => "raise the topic's segment.bytes",
+        Code::UnsupportedCompressionType => "set compression.type in KAFKA_PROPERTIES to one that the brokers support",
+        Code::InvalidRecord | Code::InvalidDifferentRecord | Code::PolicyViolation => {
+            "a rule of the topic or of the cluster rejects the records: see the log of the partition's leader"
+        }
+        Code::NotEnoughReplicas
+        | Code::NotEnoughReplicasAfterAppend
+        | Code::MessageTimedOut
+        | Code::RequestTimedOut => {
+            "check that the partition has a leader and as many in-sync replicas as min.insync.replicas"
+        }
+        Code::KafkaStorageError => "check the disks of the partition's leader",
+        _ => "see the log of the partition's leader",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use RDKafkaErrorCode as Code;
+
+    fn at(start: Instant, millis: u64) -> Instant {
+        start + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn repeated_rejections_are_a_reason_until_a_success() {
+        let (rejections, start) = (Rejections::default(), Instant::now());
+        for i in 0..2 {
+            rejections.failed(3, Code::InvalidTimestamp, true, at(start, i * 100));
+        }
+        assert_eq!(rejections.reason(at(start, 200)), None);
+        // A success elsewhere does not count.
+        rejections.confirmed(4);
+        rejections.failed(3, Code::InvalidTimestamp, true, at(start, 200));
+        let reason = rejections.reason(at(start, 200)).expect("three in a row");
+        assert!(reason.contains("partition 3: InvalidTimestamp") && reason.contains("clock"), "{reason}");
+        rejections.confirmed(3);
+        assert_eq!(rejections.reason(at(start, 300)), None);
+    }
+
+    #[test]
+    fn batch_that_fails_as_a_whole_counts_once() {
+        let (rejections, start) = (Rejections::default(), Instant::now());
+        (0..100).for_each(|_| rejections.failed(3, Code::InvalidRecord, true, start));
+        assert_eq!(rejections.reason(start), None);
+    }
+
+    #[test]
+    fn timeouts_are_a_reason_only_while_nothing_is_confirmed() {
+        let (rejections, start) = (Rejections::default(), Instant::now());
+        for i in 0..3 {
+            rejections.confirmed(1);
+            rejections.failed(3, Code::MessageTimedOut, false, at(start, i * 100));
+        }
+        assert_eq!(rejections.reason(at(start, 300)), None);
+        (3..5).for_each(|i| rejections.failed(3, Code::MessageTimedOut, false, at(start, i * 100)));
+        let reason = rejections.reason(at(start, 500)).expect("nothing is confirmed");
+        assert!(reason.starts_with("no record is confirmed"), "{reason}");
+    }
+
+    #[test]
+    fn gateway_without_sends_becomes_ready_to_try_again() {
+        let (rejections, start) = (Rejections::default(), Instant::now());
+        (0..5).for_each(|i| rejections.failed(3, Code::InvalidTimestamp, true, at(start, i * 100)));
+        assert!(rejections.reason(at(start, 30_000)).is_some());
+        assert_eq!(rejections.reason(at(start, 31_000)), None);
+        rejections.failed(3, Code::InvalidTimestamp, true, at(start, 90_000));
+        assert!(rejections.reason(at(start, 90_000)).is_some(), "one more failure is enough");
+    }
+
+    #[test]
+    fn log_lines_of_a_code_come_at_growing_intervals() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let mut lines = Vec::new();
+        for second in 0..200 {
+            if let Some(count) = state.log(Code::InvalidTimestamp, start + Duration::from_secs(second)) {
+                lines.push((second, count));
+            }
+        }
+        assert_eq!(lines, [(0, 1), (10, 10), (30, 20), (70, 40), (150, 80)]);
+        assert_eq!(state.log(Code::TopicAuthorizationFailed, start), Some(1), "each code has lines of its own");
+    }
+}

@@ -1,0 +1,173 @@
+//! Deliveries that Kafka rejects: what callers are told, and what operators see.
+
+use msg_common::proto::{BatchSendMsgRequest, Msg};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use tonic::Code;
+
+use super::calls::{assert_failed, assert_not_sent, client, metric, reason, result, says_not_ready, send, without};
+use crate::support::kafka::msg;
+use crate::support::stack::stack;
+use crate::support::world::{Gateway, World};
+use crate::support::{PATIENCE, ensure, eventually};
+
+/// A topic with these settings on top of the usual ones.
+async fn world(name: &str, settings: &[(&str, &str)]) -> World {
+    let stack = stack().await;
+    let world = World::on(stack, name, 4);
+    stack.kafka().create_topic(name, 4, settings).await.unwrap();
+    world
+}
+
+/// Gives the topic these settings, and the defaults for the rest.
+async fn alter(world: &World, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
+    let topic = AlterConfig::new(ResourceSpecifier::Topic(world.topic()));
+    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+    for altered in admin.alter_configs([&topic], &AdminOptions::new()).await.unwrap() {
+        altered.unwrap();
+    }
+}
+
+/// The lines of its log with this text.
+fn logged(gateway: &Gateway, text: &str) -> usize {
+    let log = std::fs::read_to_string(gateway.service.log()).unwrap();
+    log.lines().filter(|line| line.contains(text)).count()
+}
+
+/// The broker rejects each timestamp that is older than its own clock.
+#[tokio::test]
+async fn repeated_rejections_leave_readiness_and_log_rarely() {
+    let world = world("rejecting", &[("message.timestamp.before.max.ms", "0")]).await;
+    let gateway = world.gateway("gateway", |spec| spec.env("LINGER", "20ms"));
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    for i in 0..20 {
+        assert_not_sent(send(&client, &msg("alice", "bob", &i.to_string(), "x")).await, Code::Unavailable);
+    }
+    says_not_ready(&gateway, &["deliveries: Kafka rejects every record", "InvalidTimestamp", "clock"]).await;
+    let counted = metric(&gateway, "msg_gateway_delivery_failures_total{code=\"InvalidTimestamp\"}").await.unwrap();
+    assert_eq!(counted, 20.0);
+    let lines = logged(&gateway, "deliveries fail");
+    assert!((1..=3).contains(&lines), "{lines} lines for 20 rejections");
+    assert_eq!(world.ends().await, [0; 4], "P6: NOT_SENT and a record");
+    // A success is what ends it: the sends go on, ready or not.
+    alter(&world, &[("max.message.bytes", "2097152")]).await;
+    eventually("it is accepted", async || Ok(send(&client, &msg("alice", "bob", "good", "x")).await?)).await;
+    gateway.service.wait_ready(PATIENCE).await.unwrap();
+    assert!(gateway.service.stop().await.unwrap().success());
+}
+
+/// Kafka rejects a batch as a whole. What docs/errors.md says not to send again has to be too large by itself.
+#[tokio::test]
+async fn small_neighbors_of_large_records_are_not_too_large() {
+    let world = world("neighbors", &[]).await;
+    let gateway = world.gateway("gateway", |spec| spec.env("LINGER", "100ms"));
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
+    // Random bytes: compression must not make it small.
+    let body: Vec<u8> =
+        (0..20_000_u64).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).to_be_bytes()).collect();
+    let message = |round: usize, i: usize| {
+        let large = i % 73 == 5;
+        msg("alice", "bob", &format!("{round}-{i}"), if large { body.clone() } else { vec![7; 900] })
+    };
+    alter(&world, &[("max.message.bytes", "100000")]).await;
+    // Until the broker has its new limit.
+    let mut round = 0;
+    let (small, large) = eventually("the batch is rejected", async || {
+        round += 1;
+        let msgs: Vec<Msg> = (0..146).map(|i| message(round, i)).collect();
+        let request = BatchSendMsgRequest { msgs: msgs.clone(), wait_for: 0 };
+        let results = client.clone().batch_send_msg(request).await?.into_inner().results;
+        let (mut small, mut large) = (Vec::new(), Vec::new());
+        for (msg, told) in msgs.iter().zip(&results) {
+            let of = if msg.content.len() > 1000 { &mut large } else { &mut small };
+            of.push(result(told).err().and_then(|status| reason(&status)));
+        }
+        ensure(large.iter().all(Option::is_some), "the large ones were accepted")?;
+        Ok((small, large))
+    })
+    .await;
+    assert!(large.iter().all(|reason| reason.as_deref() == Some("TOO_LARGE")), "{large:?}");
+    assert_eq!(large.len(), 2);
+    let of = |expected: Option<&str>| small.iter().filter(|reason| reason.as_deref() == expected).count();
+    assert!(of(Some("NOT_SENT")) > 0, "{small:?}");
+    // Those that went in another batch may have been accepted.
+    assert_eq!(of(Some("NOT_SENT")) + of(None) + of(Some("PREDECESSOR_FAILED")), small.len(), "{small:?}");
+    // What fits is accepted still, and the operator is told.
+    send(&client, &msg("alice", "bob", "after", "x")).await.expect("it fits");
+    says_not_ready(&gateway, &["max.message.bytes is 100000", "from 1000000 to 62240"]).await;
+    send(&client, &msg("alice", "bob", "later", "x")).await.expect("it fits");
+    assert_failed(send(&client, &message(0, 5)).await, Code::InvalidArgument, "TOO_LARGE");
+    assert!(gateway.service.stop().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn kafkas_own_message_limit_carries_the_largest_message() {
+    let world = world("default_limit", &[("max.message.bytes", "1048588")]).await;
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    // All that is allowed, and nothing that can be compressed well.
+    let mut state = 1_u64;
+    let mut byte = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    let content: Vec<u8> = (0..1_000_000).map(|_| byte()).collect();
+    let mut text = |length: usize| (0..length).map(|_| char::from(b'a' + byte() % 26)).collect::<String>();
+    let attributes = (0..64).map(|i| (format!("{i:02}{}", text(120)), text(134))).collect();
+    let largest = Msg {
+        recv_id: text(256),
+        send_id: text(256),
+        client_msg_id: text(256),
+        content_type: text(128),
+        attributes,
+        ..msg("", "", "", content)
+    };
+    send(&client, &largest).await.unwrap();
+    let over = Msg { content: vec![0; 1_000_001].into(), ..largest };
+    assert_failed(send(&client, &over).await, Code::InvalidArgument, "INVALID_FIELDS");
+}
+
+/// While a topic is refused, it is checked every second.
+#[tokio::test]
+async fn standing_warning_is_logged_once() {
+    let world = world("standing", &[("max.message.bytes", "500000")]).await;
+    let gateway = world.gateway("gateway", |spec| spec.env("TOPIC_PARTITIONS", 2));
+    gateway.service.launch().unwrap();
+    eventually("it is checked again and again", async || {
+        let checks = metric(&gateway, "msg_gateway_preflights_total{outcome=\"REFUSED\"}").await?;
+        ensure(checks >= 4.0, checks)
+    })
+    .await;
+    assert_eq!(logged(&gateway, "the topic has 4 partitions, and the first 2 are used"), 1);
+    assert_eq!(logged(&gateway, "not ready"), 1);
+    assert!(gateway.service.stop().await.unwrap().success());
+}
+
+/// A gateway's clock must not decide when Kafka deletes its messages.
+#[tokio::test]
+async fn topic_that_trusts_the_gateways_clock_is_refused() {
+    let texts = ["message.timestamp.type is CreateTime", "message.timestamp.type=LogAppendTime"];
+    let trusting = world("create_time", &[]).await;
+    let gateway = trusting.gateway("gateway", |spec| without(spec, "ALLOW_UNSAFE_TOPIC"));
+    gateway.service.launch().unwrap();
+    says_not_ready(&gateway, &texts).await;
+    assert!(gateway.service.stop().await.unwrap().success());
+    for (name, setting) in [
+        ("append_time", ("message.timestamp.type", "LogAppendTime")),
+        ("bounded_time", ("message.timestamp.before.max.ms", "86400000")),
+    ] {
+        let world = world(name, &[setting]).await;
+        let gateway = world.gateway("gateway", |spec| without(spec, "ALLOW_UNSAFE_TOPIC"));
+        gateway.service.launch().unwrap();
+        // A single broker is refused for other reasons.
+        says_not_ready(&gateway, &["replication factor"]).await;
+        assert_eq!(logged(&gateway, "CreateTime: if a gateway's clock is behind"), 0, "{name}");
+        assert!(gateway.service.stop().await.unwrap().success());
+    }
+}
