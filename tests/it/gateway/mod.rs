@@ -11,6 +11,7 @@ mod hostile;
 mod metrics;
 mod order;
 mod outage;
+mod proxies;
 mod pull;
 mod raw;
 mod readme;
