@@ -26,7 +26,8 @@ type counts struct {
 	Unknown int `json:"unknown"`
 }
 
-// explain returns the gateway's reason, "" if somebody else made the error, and how long it asks to wait, or nil.
+// explain returns the gateway's reason, "" if somebody else made the error, and how long it asks to wait, or nil. A detail that cannot be
+// decoded is an error among the details, and not the gateway's.
 func explain(err error) (reason string, delay *time.Duration) {
 	for _, detail := range status.Convert(err).Details() {
 		switch detail := detail.(type) {

@@ -21,17 +21,26 @@ const [Status, ErrorInfo, RetryInfo] = ['Status', 'ErrorInfo', 'RetryInfo'].map(
 /** The call failed for good. */
 export class GaveUp extends Error {}
 
+/** The message, or null where the bytes are none: details that cannot be decoded are not the gateway's. */
+function decoded(type, bytes) {
+  try {
+    return type.decode(bytes);
+  } catch {
+    return null;
+  }
+}
+
 /** The gateway's reason, undefined if somebody else made the error; and the milliseconds it asks to wait, or undefined. */
 function explain(error) {
   let reason, delay;
   const [bytes] = error.metadata?.get('grpc-status-details-bin') ?? [];
-  for (const detail of bytes ? Status.decode(bytes).details : []) {
+  for (const detail of (bytes && decoded(Status, bytes)?.details) ?? []) {
     if (detail.type_url.endsWith('/google.rpc.ErrorInfo')) {
-      const info = ErrorInfo.decode(detail.value);
-      if (info.domain === 'msg.v1') reason = info.reason;
+      const info = decoded(ErrorInfo, detail.value);
+      if (info?.domain === 'msg.v1') reason = info.reason;
     } else if (detail.type_url.endsWith('/google.rpc.RetryInfo')) {
-      const { seconds = 0, nanos = 0 } = RetryInfo.decode(detail.value).retryDelay ?? {};
-      delay = Number(seconds) * 1000 + nanos / 1e6;
+      const { seconds = 0, nanos = 0 } = decoded(RetryInfo, detail.value)?.retryDelay ?? {};
+      delay = Math.max(0, Number(seconds) * 1000 + nanos / 1e6);
     }
   }
   return { reason, delay };

@@ -4,6 +4,7 @@ import random
 import time
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -23,15 +24,24 @@ class GaveUp(Exception):
 
 
 def explain(error: grpc.RpcError):
-    """The gateway's reason, None if somebody else made the error; and the seconds it asks to wait, or None."""
+    """The gateway's reason, None if somebody else made the error; and the seconds it asks to wait, or None.
+
+    Details that cannot be decoded are not the gateway's: the outcome is unknown.
+    """
     reason, delay = None, None
-    status = rpc_status.from_call(error)
+    try:
+        status = rpc_status.from_call(error)
+    except (DecodeError, ValueError):
+        return None, None
     for detail in status.details if status else ():
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info) and info.domain == "msg.v1":
-            reason = info.reason
-        elif detail.Unpack(retry):
-            delay = retry.retry_delay.ToTimedelta().total_seconds()
+        try:
+            if detail.Unpack(info) and info.domain == "msg.v1":
+                reason = info.reason
+            elif detail.Unpack(retry):
+                delay = max(0.0, retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+        except DecodeError:
+            continue
     return reason, delay
 
 
@@ -52,7 +62,7 @@ def until_certain(call, request, repeatable: bool, counts: dict):
             return call(request, timeout=DEADLINE_SECONDS)
         except grpc.RpcError as error:
             reason, delay = explain(error)
-            name = reason or error.code().name
+            name = reason or getattr(error.code(), "name", "UNKNOWN")
             if reason in TRY_AGAIN:
                 counts["not_sent"] += 1
                 again = True

@@ -131,6 +131,7 @@ async fn does_what_an_error_asks_for(language: Language, name: &str) {
     let gateway = client(&gateway).await;
     repeats_what_can_be_repeated(&program, &gateway, &world).await;
     gives_up_on_the_rest(&program, &gateway, &world).await;
+    takes_undecodable_details_as_unknown(&program, &gateway, &world).await;
     assert_eq!(world.dead_letters().await, []);
 }
 
@@ -175,6 +176,47 @@ async fn repeats_what_can_be_repeated(program: &QuickStart, gateway: &Client, wo
     world.all_committed().await;
     assert_rows(world, "repeated", 6).await;
     assert_eq!(world.ends().await.iter().sum::<i64>(), 6 + 3, "three answers were lost, and their messages sent again");
+}
+
+/// A proxy may put anything into the trailer. It is neither a reason nor a crash.
+async fn takes_undecodable_details_as_unknown(program: &QuickStart, gateway: &Client, world: &World) {
+    let status = |code: Code, details: &[u8]| Status::with_details(code, "as a proxy says", details.to_vec().into());
+    // Of google.rpc.Status: its code and its details, each a google.protobuf.Any.
+    let field = |number: u8, bytes: &[u8]| {
+        let length = u8::try_from(bytes.len()).expect("the texts are short");
+        [&[number << 3 | 2, length][..], bytes].concat()
+    };
+    let any = |name: &str, value: &[u8]| {
+        let url = format!("type.googleapis.com/google.rpc.{name}");
+        field(3, &[field(1, url.as_bytes()), field(2, value)].concat())
+    };
+    let with = |details: Vec<u8>| status(Code::Unavailable, &[&[8, 14][..], &details].concat());
+    let losses = vec![
+        status(Code::Unavailable, &[0xff; 40]),
+        status(Code::Internal, b"<html>502 Bad Gateway</html>"),
+        // The code among the details is another one.
+        status(Code::Internal, &[8, 14]),
+        with(any("ErrorInfo", &[0xff; 9])),
+        with(any("RetryInfo", &[0xff; 9])),
+        with(any("SomethingOfTheFuture", b"\x0a\x08NOT_SENT")),
+        // A delay below zero, and a field that nobody knows.
+        with(any(
+            "RetryInfo",
+            &[&field(1, &[8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1])[..], &[120, 7]].concat(),
+        )),
+        // A status code that nobody knows, which the library makes UNKNOWN.
+        Status::with_details(Code::Unknown, "", vec![8, 99].into()),
+    ];
+    let count = losses.len();
+    // Each message goes through, its answer is lost, and it is sent again.
+    let steps = losses.into_iter().flat_map(|loss| [Step::Lose(loss), Step::Pass]).collect();
+    let stand_in = StandIn::new(gateway, steps, vec![]).await;
+    let args = ["--recv-id", "undecodable", "--count", &count.to_string()];
+    let totals = program.start(&stand_in.address, &args).totals().await;
+    assert_all_there(&totals, count);
+    assert_eq!((&totals["not_sent"], &totals["unknown"]), (&json!(0), &json!(count)), "{totals}");
+    world.all_committed().await;
+    assert_rows(world, "undecodable", count).await;
 }
 
 /// Nobody wants these again, or nobody knows whether they would be a second message.

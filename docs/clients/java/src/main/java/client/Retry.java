@@ -45,9 +45,15 @@ final class Retry {
     static Explained of(StatusRuntimeException error) {
       String reason = null;
       Long delayMs = null;
-      Status status = StatusProto.fromThrowable(error);
+      Status status;
       try {
-        for (Any detail : status.getDetailsList()) {
+        status = StatusProto.fromThrowable(error);
+      } catch (IllegalArgumentException unreadable) {
+        // Details that cannot be decoded are not the gateway's: the outcome is unknown.
+        return new Explained(null, null);
+      }
+      for (Any detail : status == null ? List.<Any>of() : status.getDetailsList()) {
+        try {
           if (detail.is(ErrorInfo.class)) {
             ErrorInfo info = detail.unpack(ErrorInfo.class);
             if (info.getDomain().equals("msg.v1")) {
@@ -55,12 +61,12 @@ final class Retry {
             }
           } else if (detail.is(RetryInfo.class)) {
             Duration delay = detail.unpack(RetryInfo.class).getRetryDelay();
-            delayMs = delay.getSeconds() * 1000 + (delay.getNanos() + 999_999) / 1_000_000;
+            long seconds = Math.min(delay.getSeconds(), PATIENCE_MS);
+            delayMs = Math.max(0, seconds * 1000 + (delay.getNanos() + 999_999) / 1_000_000);
           }
+        } catch (InvalidProtocolBufferException unreadable) {
+          // Nor is this one.
         }
-      } catch (InvalidProtocolBufferException unreadable) {
-        // Not the gateway's, then.
-        return new Explained(null, null);
       }
       return new Explained(reason, delayMs);
     }
