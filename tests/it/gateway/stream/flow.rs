@@ -73,9 +73,13 @@ async fn what_nobody_reads_is_bounded_over_all_streams() {
     let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
     let small = endpoint.initial_stream_window_size(64 << 10);
     let unread = Client::new(small.connect().await.unwrap());
-    let mut sending = Vec::new();
+    // All of them first: the time to read runs from the first result on, and opening 20 streams may take as long.
+    let mut opened = Vec::new();
     for _ in 0..20 {
-        let stream = open(&unread).await;
+        opened.push(open(&unread).await);
+    }
+    let mut sending = Vec::new();
+    for stream in opened {
         sending.push(tokio::spawn(async move {
             // Until the connection is gone, or there is no room for more on it.
             for i in 0..30 {
