@@ -54,6 +54,8 @@ pub enum Failure {
     DeadLettered(Box<Placement>, DeadLetterReason),
     /// A stream has to end because the gateway, or the connection, does.
     StreamEnded,
+    /// A stream has to end because its caller's deadline is near.
+    StreamDeadline,
     /// Nothing was read from a stream for too long.
     SlowReader,
     /// Kafka did not answer a question.
@@ -83,6 +85,7 @@ impl Failure {
             }
             Failure::DeadLettered(..) => (Code::FailedPrecondition, ErrorReason::DeadLettered),
             Failure::StreamEnded => (Code::Unavailable, ErrorReason::StreamEnded),
+            Failure::StreamDeadline => (Code::DeadlineExceeded, ErrorReason::StreamEnded),
             Failure::SlowReader => (Code::ResourceExhausted, ErrorReason::SlowReader),
             Failure::KafkaUnavailable(_) => (Code::Unavailable, ErrorReason::KafkaUnavailable),
             Failure::NoDatabase => (Code::FailedPrecondition, ErrorReason::NoDatabase),
@@ -131,6 +134,7 @@ impl Failure {
             | Failure::PredecessorFailed
             | Failure::NotStoredYet(_)
             | Failure::DeadLettered(..)
+            | Failure::StreamDeadline
             | Failure::SlowReader
             | Failure::NoDatabase
             | Failure::Internal(_) => None,
@@ -168,7 +172,10 @@ impl Failure {
                 format!("the message is accepted, and kept as a dead letter: {}", dead_letter_name(*reason))
             }
             Failure::StreamEnded => {
-                "the stream has to end: what has a result stands, the rest was not taken; go on with a new stream".into()
+                "the stream has to end: a result stands, without one the outcome is unknown; go on with a new stream".into()
+            }
+            Failure::StreamDeadline => {
+                "the deadline of the stream is near: a result stands, without one the outcome is unknown".into()
             }
             Failure::SlowReader => "nothing was read for too long: watch again from the last seq that you have".into(),
             Failure::NoDatabase => "this gateway was started without a database, and this call needs one".to_owned(),
@@ -288,6 +295,7 @@ mod tests {
             (dead(DeadLetterReason::IdempotencyConflict), Code::AlreadyExists, "DEAD_LETTERED", false),
             (dead(DeadLetterReason::RejectedByDatabase), Code::FailedPrecondition, "DEAD_LETTERED", false),
             (Failure::StreamEnded, Code::Unavailable, "STREAM_ENDED", true),
+            (Failure::StreamDeadline, Code::DeadlineExceeded, "STREAM_ENDED", false),
             (Failure::SlowReader, Code::ResourceExhausted, "SLOW_READER", false),
             (Failure::KafkaUnavailable("x".into()), Code::Unavailable, "KAFKA_UNAVAILABLE", true),
             (Failure::NoDatabase, Code::FailedPrecondition, "NO_DATABASE", false),

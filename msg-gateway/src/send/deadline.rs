@@ -16,7 +16,7 @@ pub struct Arrival(pub Instant);
 pub struct Timing {
     /// The longest wait, whatever the caller allows.
     pub max_wait: Duration,
-    /// How long before the caller's deadline the answer is given.
+    /// How long before the caller's deadline the answer is given, besides what the caller's library may have added to it.
     pub margin: Duration,
     /// The shortest time in which an answer is worth trying for.
     pub shortest: Duration,
@@ -29,7 +29,7 @@ impl Timing {
             return Ok(now + self.max_wait);
         };
         let too_short = Failure::DeadlineTooShort { shortest: self.margin + self.shortest };
-        let Some(left) = timeout.checked_sub(self.margin) else {
+        let Some(left) = self.before_deadline(timeout) else {
             return Err(too_short);
         };
         // A time-out may reach beyond what an Instant can hold.
@@ -38,6 +38,17 @@ impl Timing {
             return Err(too_short);
         }
         Ok(by)
+    }
+
+    /// How much of a timeout passes until the response, which comes a margin before the deadline; `None` if it is shorter than that.
+    ///
+    /// The margin grows with the timeout, because a caller's own deadline may be up to 1 % earlier than its `grpc-timeout` says:
+    /// gRPC's C core (Python, C++, PHP, Ruby) rounds up to two or three digits from 1 s on, so that 10 s arrive as 10.1 s and 120 s
+    /// as 121 s. What comes after the caller's own deadline is not seen, and nor is its reason.
+    pub fn before_deadline(&self, timeout: Duration) -> Option<Duration> {
+        const ROUNDED_FROM: Duration = Duration::from_secs(1);
+        let rounding = if timeout < ROUNDED_FROM { Duration::ZERO } else { timeout / 100 };
+        timeout.checked_sub(rounding)?.checked_sub(self.margin)
     }
 }
 
@@ -114,7 +125,37 @@ mod tests {
         let arrival = Instant::now();
         let now = arrival + Duration::from_millis(400);
         let by = TIMING.answer_by(arrival, Some(Duration::from_secs(1)), now);
-        assert_eq!(by, Ok(arrival + Duration::from_millis(980)));
+        assert_eq!(by, Ok(arrival + Duration::from_millis(970)));
+    }
+
+    /// What C core makes of a timeout, in milliseconds: it has two digits below 10 s and three above, rounded up, from a deadline that was
+    /// itself rounded up to the next millisecond.
+    fn rounded_by_c_core(millis: u64) -> u64 {
+        let millis = millis + 1;
+        let unit = match millis {
+            0..1000 => 1,
+            1000..10_000 => 10,
+            10_000..100_000 => 100,
+            100_000..1_000_000 => 1000,
+            _ => 10_000,
+        };
+        millis.div_ceil(unit) * unit
+    }
+
+    #[test]
+    fn response_comes_before_the_deadline_of_a_caller_that_rounds() {
+        assert_eq!([10_000, 120_000].map(rounded_by_c_core), [10_100, 121_000]);
+        let timing = Timing { max_wait: Duration::from_secs(10_000), ..TIMING };
+        let arrival = Instant::now();
+        for millis in
+            [100, 500, 999, 1000, 1001, 2500, 9_990, 10_000, 10_001, 60_000, 99_999, 100_000, 120_000, 999_000]
+        {
+            let arrives = Duration::from_millis(rounded_by_c_core(millis));
+            let by = timing.answer_by(arrival, Some(arrives), arrival).expect("it is long enough");
+            let left = (arrival + Duration::from_millis(millis)).saturating_duration_since(by);
+            assert!(left >= Duration::from_millis(19), "{millis} ms: {left:?} are left");
+            assert!(left <= Duration::from_millis(20 + millis / 90), "{millis} ms: {left:?} are not used");
+        }
     }
 
     #[test]

@@ -46,15 +46,14 @@ impl Sender {
         let place = self.streams.clone().try_acquire_owned();
         let place = place.map_err(|_| Failure::Overloaded("too many streams are open".into()))?;
         // A time-out may reach beyond what an Instant can hold.
-        let left = call.timeout.and_then(|timeout| timeout.checked_sub(self.timing.margin));
+        let left = call.timeout.and_then(|timeout| self.timing.before_deadline(timeout));
         let until = left.and_then(|left| call.arrival.checked_add(left));
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value)).map(<[u8]>::to_vec);
         let (outlet, replies) = replies::channel(self.answer_timeout);
         let (sender, reports) = mpsc::unbounded_channel();
         let this = self.clone();
         let entries = Entries::new(self.clone(), traceparent, until, sender);
-        let too_short = Failure::DeadlineTooShort { shortest: self.timing.margin + self.timing.shortest };
-        let until = until.map(|until| (until, too_short));
+        let until = until.map(|until| (until, Failure::StreamDeadline));
         tokio::spawn(async move {
             let open = gauge!(SEND_STREAMS);
             open.increment(1);

@@ -1,6 +1,7 @@
 //! The quick starts of docs/clients, in four languages, against real gateways: no fault makes them lose or double a message, they do
 //! what an error asks for, and gRPC's own retries do as much as the documentation says.
 
+mod deadlines;
 mod quick_start;
 mod stand_in;
 

@@ -56,6 +56,18 @@ impl QuickStart {
         Some(QuickStart { language, folder })
     }
 
+    /// A script that uses the Python client's files.
+    pub(super) fn python(&self, script: &str) -> Command {
+        let mut command = Command::new(python());
+        command
+            .arg(script)
+            .current_dir(&self.folder)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("PYTHONPATH", &self.folder);
+        command.kill_on_drop(true);
+        command
+    }
+
     /// Runs it with these arguments besides the address.
     pub(super) fn start(&self, address: &str, args: &[&str]) -> Running {
         let (program, first): (PathBuf, &[&str]) = match self.language {
