@@ -22,15 +22,17 @@ use tonic_health::server::HealthReporter;
 use crate::arriving::Arriving;
 use crate::config::{Config, ServerOptions};
 use crate::incoming::connections;
-use crate::layer::Door;
+use crate::layer::{CallLimits, Door};
 use crate::live::{Live, LiveError};
 use crate::metrics::{Levels, describe};
+use crate::place::ResponseBudget;
 use crate::producer::preflight::{self, Demands, Preflight};
 use crate::producer::{Producer, settings};
 use crate::read::Reader;
 use crate::send::Sender;
 use crate::send::admission::Admission;
 use crate::service::Gateway;
+use crate::unread::ReadTimer;
 use crate::{health, read};
 
 /// The component of [`Readiness`] that speaks for the end.
@@ -114,10 +116,15 @@ pub async fn run(
 
     let admission = Admission::new(config.send.max_inflight_msgs, config.send.max_inflight_bytes);
     let arriving = Arriving::new(config.server.max_arriving_bytes);
-    tasks.spawn(watch_levels(admission.clone(), arriving.clone(), stop.clone()));
+    let calls = CallLimits::new(config.server.max_open_calls);
+    let responses = ResponseBudget::new(config.server.max_response_bytes);
+    let timer = ReadTimer::new(config.server.answer_timeout, config.live.watch_stall_timeout);
+    tasks.spawn(timer.clone().run(stop.clone()));
+    let levels = (admission.clone(), arriving.clone(), calls.clone(), responses.clone());
+    tasks.spawn(watch_levels(levels, stop.clone()));
     let live = Live::start(&config, &tasks, &stop)?;
-    let sender = Sender::new(&config, admission, producer.clone(), live.waiters.clone());
-    let reader = Reader::new(&config, read::timing(&config)).map_err(Error::Reads)?;
+    let sender = Sender::new(&config, admission, producer.clone(), live.waiters.clone(), responses.clone());
+    let reader = Reader::new(&config, read::timing(&config), responses).map_err(Error::Reads)?;
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::set(&reporter, false).await;
@@ -125,8 +132,10 @@ pub async fn run(
         MsgGatewayServer::new(Gateway::new(sender, reader, live)).max_decoding_message_size(config.max_request_bytes());
     let mut routes = Routes::builder();
     routes.add_service(health_service);
-    add_reflection(&mut routes)?;
-    let door = Door::new(service, routes.routes().prepare(), arriving, config.server.max_arrival_time);
+    if config.server.reflection {
+        add_reflection(&mut routes)?;
+    }
+    let door = Door::new(service, routes.routes().prepare(), calls, arriving, config.server.max_arrival_time);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {
@@ -136,7 +145,8 @@ pub async fn run(
     let goaway = CancellationToken::new();
     let server = &config.server;
     raise_open_files(server.max_connections);
-    let incoming = connections(grpc, server.max_connections, server.age(), server.handshake_timeout, goaway.clone());
+    let incoming =
+        connections(grpc, server.max_connections, server.age(), server.handshake_timeout, goaway.clone(), timer);
     let stop_taking = goaway.clone().cancelled_owned();
     let serving = builder(&config.server).serve_with_incoming_shutdown(door, incoming, stop_taking);
     tokio::pin!(serving);
@@ -197,12 +207,22 @@ fn builder(options: &ServerOptions) -> Server {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(options.max_concurrent_streams)
+        // After a pause of this process (a frozen VM, say), calls arrive together with their callers' resets. With h2's limit of 20
+        // that looks like an attack, and the connection's other calls would end without a reason.
+        .http2_max_pending_accept_reset_streams(Some(pending_resets(options)))
         .http2_keepalive_interval(Some(options.keepalive_interval))
         .http2_keepalive_timeout(Some(options.keepalive_timeout));
     if let Some(age) = options.max_connection_age {
         builder = builder.max_connection_age(age);
     }
     builder
+}
+
+/// How many calls of a connection may be reset before they were accepted: as many as there may be at a time. Not many more: a flood of
+/// calls that are reset at once would not be told from callers that gave up.
+fn pending_resets(options: &ServerOptions) -> usize {
+    const LEAST: usize = 1024;
+    usize::try_from(options.max_concurrent_streams).unwrap_or(LEAST).max(LEAST)
 }
 
 /// Both versions: older tools ask for v1alpha only.
@@ -214,12 +234,19 @@ fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Erro
             // ErrorInfo and its like, so that tools can show the details of an error.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);
+    // A request is a name. It comes back twice, in a response that names what was requested.
+    const MAX_REQUEST_BYTES: usize = 4 << 10;
+    let v1 = described().build_v1()?.max_decoding_message_size(MAX_REQUEST_BYTES);
+    let v1alpha = described().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST_BYTES);
+    routes.add_service(v1).add_service(v1alpha);
     Ok(())
 }
 
 /// Looks at what changes with every message, from time to time, so that a message need not tell.
-async fn watch_levels(admission: Arc<Admission>, arriving: Arc<Arriving>, stop: CancellationToken) {
+async fn watch_levels(
+    (admission, arriving, calls, responses): (Arc<Admission>, Arc<Arriving>, Arc<CallLimits>, Arc<ResponseBudget>),
+    stop: CancellationToken,
+) {
     let levels = Levels::new();
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -228,9 +255,13 @@ async fn watch_levels(admission: Arc<Admission>, arriving: Arc<Arriving>, stop: 
             () = stop.cancelled() => return,
         }
         let (msgs, bytes) = admission.taken();
-        for (gauge, value) in
-            [(&levels.inflight_msgs, msgs), (&levels.inflight_bytes, bytes), (&levels.arriving_bytes, arriving.bytes())]
-        {
+        for (gauge, value) in [
+            (&levels.inflight_msgs, msgs),
+            (&levels.inflight_bytes, bytes),
+            (&levels.arriving_bytes, arriving.bytes()),
+            (&levels.open_calls, calls.open()),
+            (&levels.unread_response_bytes, responses.used()),
+        ] {
             gauge.set(value as f64);
         }
     }

@@ -49,7 +49,7 @@ impl Arriving {
 
 impl Held {
     /// Holds so many instead; without room it is as before, and false.
-    fn set(&mut self, bytes: usize) -> bool {
+    pub fn set(&mut self, bytes: usize) -> bool {
         let all = &self.arriving.bytes;
         if bytes == self.bytes {
             // Most requests arrive in one piece, of which nothing is ever held.

@@ -6,7 +6,7 @@ mod replica;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use msg_common::config::{Check, beyond_loopback, parse_bytes, parse_duration};
 use msg_common::kafka::KafkaOptions;
 use msg_common::kafka::topic::TopicRequirements;
@@ -97,6 +97,17 @@ pub struct ServerOptions {
     /// Most bytes of requests that have not arrived in full yet, over all connections; and of those that wait for room
     #[arg(long, env = "MAX_ARRIVING_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_arriving_bytes: usize,
+    /// Maximum number of open calls over all connections, each until its response is read; a call needs up to 32 KiB besides what
+    /// other settings limit. Above it, calls fail with RESOURCE_EXHAUSTED
+    #[arg(long, env = "MAX_OPEN_CALLS", default_value_t = 32_768, value_name = "N")]
+    pub max_open_calls: usize,
+    /// Maximum bytes of responses that are not read yet, over all connections: of reads, and of batches of more than 5 messages.
+    /// Above it, reads wait and batches fail with RESOURCE_EXHAUSTED before anything is sent
+    #[arg(long, env = "MAX_RESPONSE_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_response_bytes: usize,
+    /// Whether gRPC reflection is served, which describes the contract to tools such as grpcurl
+    #[arg(long, env = "REFLECTION", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub reflection: bool,
     /// How long a new connection may take until it speaks HTTP/2, before it is closed
     #[arg(long, env = "HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub handshake_timeout: Duration,
@@ -211,6 +222,8 @@ impl Check for Config {
             ("--live-connections", self.live.live_connections),
             ("--watch-buffer-bytes", self.live.watch_buffer_bytes),
             ("--max-connections", self.server.max_connections),
+            ("--max-open-calls", self.server.max_open_calls),
+            ("--max-response-bytes", self.server.max_response_bytes),
             ("--max-concurrent-streams", self.server.max_concurrent_streams as usize),
             ("--max-stream-inflight-msgs", self.send.max_stream_inflight_msgs),
             ("--max-send-streams", self.send.max_send_streams),

@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED, HANDSHAKES_NOT_ENDED};
+use crate::place::end_for_silence;
+use crate::unread::{ReadTimer, Unread};
 
 /// What HTTP/2 begins with, in bytes: the preface, and the head of a SETTINGS frame.
 const HANDSHAKE_BYTES: usize = 24 + 9;
@@ -28,15 +30,28 @@ pub struct Lifetime {
     drain: CancellationToken,
     until: Option<Instant>,
     cut: CancellationToken,
+    unread: Option<Arc<Unread>>,
 }
 
 impl Lifetime {
     /// Until the drain, or until some time after the connection is old: only then its caller, who was told to go on with a
     /// new connection, does so. Not all at the same moment, so that those who came together do not come back together.
-    pub fn new(drain: CancellationToken, age: Option<Age>) -> Self {
+    pub fn new(drain: CancellationToken, age: Option<Age>, timer: &Arc<ReadTimer>) -> Self {
         let part = rand::rng().random_range(0.1..0.5);
         let until = age.map(|age| Instant::now() + age.max + age.grace.mul_f64(part));
-        Lifetime { drain, until, cut: CancellationToken::new() }
+        let cut = CancellationToken::new();
+        let unread = Some(timer.connection(cut.clone()));
+        Lifetime { drain, until, cut, unread }
+    }
+
+    /// Counts the responses that the connection's caller has not read; none outside of a connection.
+    pub fn unread(&self) -> Option<Arc<Unread>> {
+        self.unread.clone()
+    }
+
+    /// Closes the connection of a caller that does not read what it requested.
+    pub fn end_for_silence(&self) {
+        end_for_silence(&self.cut);
     }
 
     /// Ends the connection at once, with all its streams. The only way to be rid of an answer that a caller asks for and does
@@ -86,9 +101,10 @@ pub fn connections(
     age: Option<Age>,
     handshake: Duration,
     drain: CancellationToken,
+    timer: Arc<ReadTimer>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-    stream::unfold((listener, places, drain), move |(listener, places, drain)| async move {
+    stream::unfold((listener, places, drain, timer), move |(listener, places, drain, timer)| async move {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -107,9 +123,12 @@ pub fn connections(
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
-            let lifetime = Lifetime::new(drain.clone(), age);
+            let lifetime = Lifetime::new(drain.clone(), age, &timer);
             let handshake = Handshake::new(handshake);
-            return Some((Ok(Connection::new(stream, lifetime, handshake, age, place)), (listener, places, drain)));
+            return Some((
+                Ok(Connection::new(stream, lifetime, handshake, age, place)),
+                (listener, places, drain, timer),
+            ));
         }
     })
 }

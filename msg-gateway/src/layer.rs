@@ -1,5 +1,5 @@
-//! What surrounds every call: when it arrived, that its request arrives in time, and the reason that an error lacks when the
-//! transport made it.
+//! What surrounds every call: how many may be open, when it arrived, that its request arrives in time, and the reason that an
+//! error lacks when the transport made it.
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -8,24 +8,83 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::{Either, Map};
+use futures_util::future::Either;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body::Frame;
 use metrics::counter;
 use msg_common::proto::ErrorReason;
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tower::Service;
 
 use crate::arriving::{Arriving, ArrivingBody, Whole};
-use crate::metrics::TRANSPORT_ERRORS;
-use crate::place::Place;
+use crate::incoming::Lifetime;
+use crate::metrics::{CALLS_REJECTED, TRANSPORT_ERRORS};
+use crate::response::{OpenCall, held};
 use crate::send::deadline::Arrival;
-use crate::status::{reason_name, with_reason};
+use crate::status::{Failure, reason_name, with_reason};
+
+/// Maximum number of reflection streams: tools for people use them.
+const MAX_REFLECTIONS: usize = 32;
+/// Maximum number of responses, not written yet, to calls above the limit of open calls.
+const MAX_REJECTIONS: usize = 4096;
+
+/// How many calls may be open, over all connections: each until the last of its response is written.
+#[derive(Debug)]
+pub struct CallLimits {
+    max: usize,
+    calls: Arc<Semaphore>,
+    /// Calls above that limit, which are rejected.
+    rejections: Arc<Semaphore>,
+    reflections: Arc<Semaphore>,
+}
+
+impl CallLimits {
+    /// At most `max` open calls.
+    pub fn new(max: usize) -> Arc<Self> {
+        let max = max.min(Semaphore::MAX_PERMITS);
+        let [calls, rejections, reflections] =
+            [max, MAX_REJECTIONS, MAX_REFLECTIONS].map(|max| Arc::new(Semaphore::new(max)));
+        Arc::new(CallLimits { max, calls, rejections, reflections })
+    }
+
+    /// How many are open.
+    pub fn open(&self) -> usize {
+        self.max - self.calls.available_permits()
+    }
+
+    /// Opens a call, or says why not. `None` for both: the caller does not even read rejections.
+    fn admit<B>(&self, request: &Request<B>) -> (Option<Arc<OpenCall>>, Option<Failure>) {
+        let path = request.uri().path();
+        let lifetime = request.extensions().get::<Lifetime>();
+        let open = |permits| OpenCall::new(permits, lifetime.and_then(Lifetime::unread), path.ends_with("/WatchMsgs"));
+        let Ok(call) = self.calls.clone().try_acquire_owned() else {
+            let full =
+                format!("{} calls are open, the maximum; retry after the delay, or raise MAX_OPEN_CALLS", self.max);
+            return match self.rejections.clone().try_acquire_owned() {
+                Ok(rejection) => (Some(open(vec![rejection])), Some(Failure::Overloaded(full))),
+                Err(_) => {
+                    if let Some(lifetime) = lifetime {
+                        lifetime.end_for_silence();
+                    }
+                    (None, Some(Failure::Overloaded(full)))
+                }
+            };
+        };
+        if !path.starts_with("/grpc.reflection.") {
+            return (Some(open(vec![call])), None);
+        }
+        match self.reflections.clone().try_acquire_owned() {
+            Ok(reflection) => (Some(open(vec![call, reflection])), None),
+            Err(_) => {
+                let full = format!("{MAX_REFLECTIONS} reflection streams are open, the maximum; retry after the delay");
+                (Some(open(vec![call])), Some(Failure::Overloaded(full)))
+            }
+        }
+    }
+}
 
 /// All services behind one door.
 ///
@@ -36,14 +95,15 @@ use crate::status::{reason_name, with_reason};
 pub struct Door<G, O> {
     gateway: G,
     others: O,
+    limits: Arc<CallLimits>,
     arriving: Arc<Arriving>,
     max_arrival: Duration,
 }
 
 impl<G: NamedService, O> Door<G, O> {
     /// The gateway, and whatever else is served. Requests count in `arriving` until they are there, for which they have so long.
-    pub fn new(gateway: G, others: O, arriving: Arc<Arriving>, max_arrival: Duration) -> Self {
-        Door { gateway, others, arriving, max_arrival }
+    pub fn new(gateway: G, others: O, limits: Arc<CallLimits>, arriving: Arc<Arriving>, max_arrival: Duration) -> Self {
+        Door { gateway, others, limits, arriving, max_arrival }
     }
 
     fn is_gateways(path: &str) -> bool {
@@ -52,16 +112,33 @@ impl<G: NamedService, O> Door<G, O> {
 }
 
 type Answer = Result<Response<Body>, Infallible>;
-type Explained<F> = Map<F, fn(Answer) -> Answer>;
+
+/// A response on its way out: an error gets the reason that it lacks, and all of it holds its call.
+pub struct Answering<F> {
+    future: F,
+    explains: bool,
+    call: Arc<OpenCall>,
+}
+
+impl<F: Future<Output = Answer> + Unpin> Future for Answering<F> {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        let response = ready!(Pin::new(&mut self.future).poll(cx))?;
+        let response = if self.explains && lacks_reason(response.headers()) { explained(response) } else { response };
+        Poll::Ready(Ok(held(response, self.call.clone())))
+    }
+}
 
 impl<G, O> Service<Request<Body>> for Door<G, O>
 where
     G: Service<Request<ArrivingBody>, Response = Response<Body>, Error = Infallible> + NamedService,
+    G::Future: Unpin,
     O: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<Ready<Answer>, Either<Explained<G::Future>, Explained<O::Future>>>;
+    type Future = Either<Ready<Answer>, Either<Answering<G::Future>, Answering<Pin<Box<O::Future>>>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         ready!(self.gateway.poll_ready(cx))?;
@@ -69,8 +146,20 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let answer = |response, call: Option<Arc<OpenCall>>| {
+            let response = call.map_or_else(|| Response::default(), |call| held(response, call));
+            Either::Left(std::future::ready(Ok(response)))
+        };
+        let call = match self.limits.admit(&request) {
+            (Some(call), None) => call,
+            (call, failure) => {
+                let status = Status::from(failure.unwrap_or_else(|| Failure::Internal("a call is not open".into())));
+                counter!(CALLS_REJECTED).increment(1);
+                return answer(status.into_http(), call);
+            }
+        };
         if let Some(status) = no_grpc(&request) {
-            return Either::Left(std::future::ready(Ok(refused(status))));
+            return answer(refused(status), Some(call));
         }
         // All that is served takes one message, but for these.
         let streamed =
@@ -80,13 +169,14 @@ where
         if Self::is_gateways(request.uri().path()) {
             request.extensions_mut().insert(Arrival(Instant::now()));
             let request = request.map(arriving);
-            return Either::Right(Either::Left(self.gateway.call(request).map(explain as _)));
+            let future = self.gateway.call(request);
+            return Either::Right(Either::Left(Answering { future, explains: true, call }));
         }
         // Health and reflection have contracts of their own, in which errors carry no details.
-        let explain: fn(Answer) -> Answer =
-            if request.uri().path().starts_with("/grpc.") { std::convert::identity } else { explain };
+        let explains = !request.uri().path().starts_with("/grpc.");
         let request = request.map(|body| Body::new(arriving(body)));
-        Either::Right(Either::Right(self.others.call(request).map(explain)))
+        let future = Box::pin(self.others.call(request));
+        Either::Right(Either::Right(Answering { future, explains, call }))
     }
 }
 
@@ -108,19 +198,6 @@ fn refused(status: StatusCode) -> Response<Body> {
     let mut response = explained.into_http();
     *response.status_mut() = status;
     response
-}
-
-/// Gives an error that has no details the reason that it lacks, and keeps an answer's place until it is sent.
-fn explain(answer: Answer) -> Answer {
-    answer.map(|mut response| {
-        if lacks_reason(response.headers()) {
-            return explained(response);
-        }
-        match response.extensions_mut().remove::<Place>() {
-            Some(place) => response.map(|body| Body::new(PlacedBody { body, rest: Bytes::new(), _place: place })),
-            None => response,
-        }
-    })
 }
 
 fn lacks_reason(headers: &HeaderMap) -> bool {
@@ -151,47 +228,13 @@ pub fn with_reason_of_transport(status: &Status) -> Status {
     with_reason(code, message, reason)
 }
 
-/// What an answer's body gives out at a time.
-const PIECE: usize = 16 << 10;
-
-/// An answer, with its place among the others until it is sent, but for the last pieces. In pieces, because HTTP/2 takes
-/// as much as it is given into its own memory as soon as its peer has room for one byte.
-struct PlacedBody {
-    body: Body,
-    rest: Bytes,
-    _place: Place,
-}
-
-impl http_body::Body for PlacedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.rest.is_empty() {
-            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-            match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) => self.rest = data,
-                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
-            }
-        }
-        let piece = self.rest.len().min(PIECE);
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tonic_types::StatusExt;
     use tower::ServiceExt;
 
     use super::*;
-    use crate::status::Failure;
 
     /// Answers everything with a status.
     #[derive(Clone)]
@@ -216,7 +259,8 @@ mod tests {
     }
 
     fn answered_through_the_door(status: Status, path: &str) -> Status {
-        let door = Door::new(Always(status.clone()), Always(status), Arriving::new(10), Duration::MAX);
+        let door =
+            Door::new(Always(status.clone()), Always(status), CallLimits::new(1), Arriving::new(10), Duration::MAX);
         let request =
             Request::post(path).header(CONTENT_TYPE, "application/grpc").body(Body::empty()).expect("it is valid");
         let response = door.oneshot(request).now_or_never().expect("it does not wait").expect("it cannot fail");
@@ -270,5 +314,42 @@ mod tests {
         assert_eq!((seen.code(), seen.details()), (ours.code(), ours.details()));
         let other = answered_through_the_door(Status::not_found("no such service"), "/grpc.health.v1.Health/Check");
         assert_eq!((other.code(), other.details().len()), (Code::NotFound, 0));
+    }
+
+    #[test]
+    fn call_above_the_limit_is_rejected_before_it_is_served() {
+        let limits = CallLimits::new(1);
+        let request = || {
+            let request = Request::post("/msg.v1.MsgGateway/SendMsg").header(CONTENT_TYPE, "application/grpc");
+            request.body(Body::empty()).expect("it is valid")
+        };
+        let (open, none) = limits.admit(&request());
+        assert!(open.is_some() && none.is_none());
+        assert_eq!(limits.open(), 1);
+        let served = Always(Status::ok("served"));
+        let door = Door::new(served.clone(), served, limits.clone(), Arriving::new(10), Duration::MAX);
+        let answer =
+            || door.clone().oneshot(request()).now_or_never().expect("it does not wait").expect("it cannot fail");
+        let rejected = Status::from_header_map(answer().headers()).expect("it has a status");
+        let details = rejected.get_error_details();
+        assert_eq!(rejected.code(), Code::ResourceExhausted);
+        assert_eq!(details.error_info().expect("it is ours").reason, "NOT_SENT");
+        assert!(details.retry_info().is_some());
+        drop(open);
+        let served = answer();
+        assert_eq!(Status::from_header_map(served.headers()).expect("it has a status").code(), Code::Ok);
+    }
+
+    #[test]
+    fn reflection_streams_have_a_limit_of_their_own() {
+        let limits = CallLimits::new(1000);
+        let request = |path| Request::post(path).body(()).expect("it is valid");
+        let reflect = || limits.admit(&request("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"));
+        let open: Vec<_> = (0..MAX_REFLECTIONS).map(|_| reflect()).collect();
+        assert!(open.iter().all(|(_, failure)| failure.is_none()));
+        assert!(matches!(reflect(), (Some(_), Some(Failure::Overloaded(_)))));
+        assert!(limits.admit(&request("/msg.v1.MsgGateway/SendMsg")).1.is_none());
+        drop(open);
+        assert!(reflect().1.is_none());
     }
 }

@@ -11,6 +11,8 @@ pub mod metrics;
 pub mod place;
 pub mod producer;
 pub mod read;
+pub mod response;
 pub mod send;
 pub mod service;
 pub mod status;
+pub mod unread;

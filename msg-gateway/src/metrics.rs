@@ -30,6 +30,12 @@ pub const DELIVERY_FAILURES: &str = "msg_gateway_delivery_failures_total";
 pub const CONNECTIONS: &str = "msg_gateway_connections";
 /// Connections that were closed at once because there were too many.
 pub const CONNECTIONS_REFUSED: &str = "msg_gateway_connections_refused_total";
+/// Calls that are open: until the last of their responses is written.
+pub const OPEN_CALLS: &str = "msg_gateway_open_calls";
+/// Calls that were rejected because too many are open.
+pub const CALLS_REJECTED: &str = "msg_gateway_calls_rejected_total";
+/// Bytes of responses that callers have not read.
+pub const UNREAD_RESPONSE_BYTES: &str = "msg_gateway_unread_response_bytes";
 /// Connections that were closed because they did not speak HTTP/2 in time.
 pub const HANDSHAKES_NOT_ENDED: &str = "msg_gateway_handshakes_not_ended_total";
 /// Calls that the transport answered with an error, by `reason`.
@@ -74,6 +80,9 @@ pub fn describe() {
     describe_counter!(DELIVERY_FAILURES, "Deliveries that failed, by code");
     describe_gauge!(CONNECTIONS, "Open connections");
     describe_counter!(CONNECTIONS_REFUSED, "Connections that were closed at once because there were too many");
+    describe_gauge!(OPEN_CALLS, "Calls that are open, until the last of their responses is written");
+    describe_counter!(CALLS_REJECTED, "Calls that were rejected because too many are open");
+    describe_gauge!(UNREAD_RESPONSE_BYTES, Unit::Bytes, "Bytes of responses that callers have not read");
     describe_counter!(HANDSHAKES_NOT_ENDED, "Connections that were closed because they did not speak HTTP/2 in time");
     describe_counter!(TRANSPORT_ERRORS, "Calls that the transport answered with an error, by reason");
     describe_gauge!(TOPIC_USABLE, "1 while the topic can be used, 0 while it cannot");
@@ -150,6 +159,10 @@ pub struct Levels {
     pub inflight_bytes: Gauge,
     /// See [`ARRIVING_BYTES`].
     pub arriving_bytes: Gauge,
+    /// See [`OPEN_CALLS`].
+    pub open_calls: Gauge,
+    /// See [`UNREAD_RESPONSE_BYTES`].
+    pub unread_response_bytes: Gauge,
 }
 
 impl Levels {
@@ -159,6 +172,8 @@ impl Levels {
             inflight_msgs: metrics::gauge!(INFLIGHT_MSGS),
             inflight_bytes: metrics::gauge!(INFLIGHT_BYTES),
             arriving_bytes: metrics::gauge!(ARRIVING_BYTES),
+            open_calls: metrics::gauge!(OPEN_CALLS),
+            unread_response_bytes: metrics::gauge!(UNREAD_RESPONSE_BYTES),
         }
     }
 }

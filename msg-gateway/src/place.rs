@@ -1,47 +1,125 @@
-//! An answer's place among the others, which it keeps until it is sent: callers that ask and do not read must not fill the
-//! memory.
+//! The permits of a response: what it may hold until HTTP/2 has written its last chunk. Callers that send requests and do not read
+//! the responses must not fill the memory.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use metrics::counter;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
-use crate::incoming::Lifetime;
 use crate::metrics::ANSWERS_NOT_TAKEN;
+use crate::status::Failure;
 
-/// A place among those that may be taken at a time. It goes among a response's extensions, and from there with its body.
+/// Bytes of a response that its call's own permit covers. A result of a send and nearly every error are smaller.
+pub const SMALL_RESPONSE: usize = 8 << 10;
+
+/// The permits of a response. They go among its extensions, and from there with its bytes.
 pub type Place = Arc<Held>;
 
-/// A place, and what ends the connection of a caller that keeps it for too long.
+/// What a response holds until it is written.
 #[derive(Debug)]
 pub struct Held {
-    _permit: OwnedSemaphorePermit,
-    _watchdog: Option<AbortOnDropHandle<()>>,
+    /// Until all of it is written.
+    _whole: Vec<OwnedSemaphorePermit>,
+    /// Of the messages of a stream that were polled and are not among its bytes yet.
+    polled: Mutex<Vec<OwnedSemaphorePermit>>,
 }
 
 impl Held {
-    /// A place of which somebody else sees to it that it is given back.
-    pub fn place(permit: OwnedSemaphorePermit) -> Place {
-        Arc::new(Held { _permit: permit, _watchdog: None })
+    /// Permits that the response holds as a whole.
+    pub fn new(permits: impl IntoIterator<Item = OwnedSemaphorePermit>) -> Place {
+        Arc::new(Held { _whole: permits.into_iter().collect(), polled: Mutex::default() })
     }
 
-    /// The place of an answer that is made: its connection is ended unless it is sent in time.
-    pub fn watched(permit: OwnedSemaphorePermit, connection: Option<Lifetime>, patience: Duration) -> Place {
-        let watchdog = connection.map(|connection| {
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                tokio::time::sleep(patience).await;
-                end_for_silence(&connection);
-            }))
-        });
-        Arc::new(Held { _permit: permit, _watchdog: watchdog })
+    /// Adds the permit of a message of a stream. It goes with the bytes that come next: tonic encodes a message when it is polled.
+    pub fn add(&self, permit: OwnedSemaphorePermit) {
+        self.polled.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
+    }
+
+    /// The permits of the messages that were polled since the last bytes.
+    pub fn take(&self) -> Vec<OwnedSemaphorePermit> {
+        std::mem::take(&mut *self.polled.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Ends the connection of a caller that does not take what it asked for.
-pub fn end_for_silence(connection: &Lifetime) {
+/// Bytes of responses that are not written yet, over all connections; those of watches have a budget of their own.
+#[derive(Debug)]
+pub struct ResponseBudget {
+    free: Arc<Semaphore>,
+    max: u32,
+}
+
+impl ResponseBudget {
+    /// Capacity for `max` bytes.
+    pub fn new(max: usize) -> Arc<Self> {
+        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        let permits = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Arc::new(ResponseBudget { free: Arc::new(Semaphore::new(permits)), max })
+    }
+
+    /// Bytes that are held.
+    pub fn used(&self) -> usize {
+        (self.max as usize).saturating_sub(self.free.available_permits())
+    }
+
+    /// A permit for a response of up to `bytes`, or an error now. A response that is larger than all of the capacity needs all of it.
+    pub fn try_acquire(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
+        self.free.clone().try_acquire_many_owned(self.permits(bytes)).map_err(|_| self.full())
+    }
+
+    /// The same, or an error at `by`.
+    pub async fn acquire(&self, bytes: usize, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+        let permit = self.free.clone().acquire_many_owned(self.permits(bytes));
+        let permit = tokio::time::timeout_at(by.into(), permit).await.map_err(|_| self.full())?;
+        Ok(permit.expect("the semaphore is never closed"))
+    }
+
+    fn permits(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes).unwrap_or(u32::MAX).min(self.max)
+    }
+
+    fn full(&self) -> Failure {
+        Failure::Overloaded(format!(
+            "responses that callers have not read hold {} of {} bytes; retry after the delay, or raise MAX_RESPONSE_BYTES",
+            self.used(),
+            self.max
+        ))
+    }
+}
+
+/// Releases what a permit has beyond `bytes`.
+pub fn shrink(permit: &mut OwnedSemaphorePermit, bytes: usize) {
+    drop(permit.split(permit.num_permits().saturating_sub(bytes)));
+}
+
+/// Closes the connection of a caller that does not read what it requested.
+pub fn end_for_silence(connection: &CancellationToken) {
+    if connection.is_cancelled() {
+        return;
+    }
     counter!(ANSWERS_NOT_TAKEN).increment(1);
-    tracing::info!("a caller does not take its answer: its connection is ended");
-    connection.cut();
+    tracing::info!("closed connection of slow reader");
+    connection.cancel();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn response_larger_than_the_budget_needs_all_of_it() {
+        let budget = ResponseBudget::new(1000);
+        let by = Instant::now() + std::time::Duration::from_secs(10);
+        let mut large = budget.acquire(5000, by).await.expect("nothing else is held");
+        assert_eq!(budget.used(), 1000);
+        assert!(matches!(budget.try_acquire(1), Err(Failure::Overloaded(_))));
+        shrink(&mut large, 400);
+        assert_eq!(budget.used(), 400);
+        shrink(&mut large, 400);
+        let _small = budget.try_acquire(600).expect("there is capacity");
+        assert!(budget.acquire(1, Instant::now()).await.is_err());
+        drop(large);
+        assert_eq!(budget.used(), 600);
+    }
 }

@@ -54,8 +54,7 @@ impl MsgGateway for Gateway {
     ) -> Result<Response<BatchSendMsgResponse>, Status> {
         const METHOD: &str = "BatchSendMsg";
         let (metadata, extensions, request) = request.into_parts();
-        let connection = extensions.get().cloned();
-        let result = self.sender.send_batch(request, call(&metadata, &extensions), connection).await;
+        let result = self.sender.send_batch(request, call(&metadata, &extensions)).await;
         answer(METHOD, result)
     }
 
@@ -103,7 +102,8 @@ impl MsgGateway for Gateway {
             Some(watches) => watches.open(request.into_inner(), lifetime).await,
             None => Err(Failure::NoDatabase),
         };
-        opened.map(Response::new).map_err(|failure| failed("WatchMsgs", failure))
+        let (events, place) = opened.map_err(|failure| failed("WatchMsgs", failure))?;
+        Ok(placed(events, Some(place)))
     }
 }
 
@@ -124,11 +124,7 @@ fn arrival(extensions: &tonic::Extensions) -> Instant {
 
 fn read_call<T>(request: &Request<T>) -> read::Call {
     let extensions = request.extensions();
-    read::Call {
-        arrival: arrival(extensions),
-        timeout: grpc_timeout(request.metadata().as_ref()),
-        connection: extensions.get().cloned(),
-    }
+    read::Call { arrival: arrival(extensions), timeout: grpc_timeout(request.metadata().as_ref()) }
 }
 
 fn answer<T>(

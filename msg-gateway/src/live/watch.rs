@@ -23,7 +23,7 @@ use crate::live::look::Looker;
 use crate::live::mailbox::Mailbox;
 use crate::live::pulse::{Interest, Pulse};
 use crate::metrics::{WATCHED_MSGS, answered};
-use crate::place::end_for_silence;
+use crate::place::{Held, Place as ResponsePlace};
 use crate::read::pull::Query;
 use crate::status::Failure;
 
@@ -83,7 +83,11 @@ impl Watches {
     }
 
     /// Begins to watch. From the answer on nothing is missed.
-    pub async fn open(self: &Arc<Self>, request: WatchMsgsRequest, lifetime: Lifetime) -> Result<WatchStream, Failure> {
+    pub async fn open(
+        self: &Arc<Self>,
+        request: WatchMsgsRequest,
+        lifetime: Lifetime,
+    ) -> Result<(WatchStream, ResponsePlace), Failure> {
         check(&request, self.max_id_bytes)?;
         let recv_ids: Vec<Arc<str>> = request.inboxes.iter().map(|inbox| inbox.recv_id.as_str().into()).collect();
         let place = Place::take(self, recv_ids.len())?;
@@ -106,10 +110,12 @@ impl Watches {
         let (events, received) = mpsc::channel(1);
         let end = Arc::new(OnceLock::new());
         let gone = CancellationToken::new();
-        let stream = WatchStream { received, held: None, end: end.clone(), _gone: gone.clone().drop_guard() };
+        let unwritten = Held::new([]);
+        let (given, gone_with) = (unwritten.clone(), gone.clone().drop_guard());
+        let stream = WatchStream { received, unwritten: given, end: end.clone(), _gone: gone_with };
         let watcher = Watcher { watched, cursors, omit_content: request.omit_content, lifetime };
         tokio::spawn(watcher.run(events, end, gone));
-        Ok(stream)
+        Ok((stream, unwritten))
     }
 }
 
@@ -211,7 +217,7 @@ impl Watcher {
         drop(self);
         // What its connection holds of it goes only with the stream, or else with the connection.
         if is_slow && tokio::time::timeout(patience, gone.cancelled()).await.is_err() {
-            end_for_silence(&lifetime);
+            lifetime.end_for_silence();
         }
     }
 
@@ -350,7 +356,7 @@ fn heartbeat() -> WatchMsgsResponse {
     WatchMsgsResponse { event: Some(Event::Heartbeat(Heartbeat { time: Some(SystemTime::now().into()) })) }
 }
 
-/// An event on its way. Its permit is given back when the next one is asked for: then the connection has it.
+/// An event on its way, with the permit for its bytes.
 struct Parcel(Mutex<(Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>)>);
 
 impl Parcel {
@@ -358,8 +364,8 @@ impl Parcel {
         Parcel(Mutex::new((Some(event), permit)))
     }
 
-    fn take(&self) -> Option<WatchMsgsResponse> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.take()
+    fn take(&self) -> (Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>) {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn clear(&self) {
@@ -370,7 +376,8 @@ impl Parcel {
 /// What the caller reads.
 pub struct WatchStream {
     received: mpsc::Receiver<Arc<Parcel>>,
-    held: Option<Arc<Parcel>>,
+    /// The permits of the events that are with the connection, which releases them as it writes.
+    unwritten: ResponsePlace,
     end: Arc<OnceLock<Failure>>,
     _gone: DropGuard,
 }
@@ -379,16 +386,14 @@ impl Stream for WatchStream {
     type Item = Result<WatchMsgsResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some(held) = self.held.take() {
-            held.clear();
-        }
         loop {
             let Some(parcel) = ready!(self.received.poll_recv(cx)) else {
                 let end = std::mem::take(&mut self.end);
                 return Poll::Ready(end.get().map(|failure| Err(failure.clone().into())));
             };
-            if let Some(event) = parcel.take() {
-                self.held = Some(parcel);
+            let (event, permit) = parcel.take();
+            permit.into_iter().for_each(|permit| self.unwritten.add(permit));
+            if let Some(event) = event {
                 return Poll::Ready(Some(Ok(event)));
             }
         }

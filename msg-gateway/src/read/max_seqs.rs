@@ -29,6 +29,13 @@ pub fn check(recv_ids: &[String], max_id_bytes: usize) -> Result<(), Failure> {
     if violations.is_empty() { Ok(()) } else { Err(Failure::Invalid(violations)) }
 }
 
+/// What the response may have in memory.
+pub fn response_bytes(recv_ids: &[String]) -> usize {
+    // Two numbers and their tags; twice, for the buffer that it is encoded into.
+    const NUMBERS: usize = 32;
+    2 * recv_ids.iter().map(|recv_id| recv_id.len() + NUMBERS).sum::<usize>()
+}
+
 /// Looks them all up, over one connection.
 pub async fn read(database: &Database, recv_ids: Vec<String>) -> Result<GetMaxSeqsResponse, Failure> {
     let connection = database.connection().await?;

@@ -17,12 +17,12 @@ use msg_common::partition::Partition;
 use msg_common::proto::{
     GetMaxSeqsRequest, GetMaxSeqsResponse, GetMsgStatusRequest, GetMsgStatusResponse, PullMsgsRequest, PullMsgsResponse,
 };
+use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
-use crate::incoming::Lifetime;
 use crate::metrics::READ_SECONDS;
-use crate::place::{Held, Place};
+use crate::place::{Held, Place, ResponseBudget, SMALL_RESPONSE, shrink};
 use crate::read::database::Database;
 use crate::read::kafka::Topic;
 use crate::send::deadline::Timing;
@@ -36,7 +36,9 @@ const WAITING: usize = 4;
 pub struct Reader {
     sources: Option<Sources>,
     timing: Timing,
-    answer_timeout: Duration,
+    responses: Arc<ResponseBudget>,
+    /// What a page may have in memory.
+    page_bytes: usize,
     max_id_bytes: usize,
     partitions: Partition,
     reads: Places,
@@ -98,8 +100,6 @@ pub struct Call {
     pub arrival: Instant,
     /// How long its caller waits.
     pub timeout: Option<Duration>,
-    /// The connection that it came over.
-    pub connection: Option<Lifetime>,
 }
 
 /// How long reads may take: what the database's own time-outs allow, unless the caller's deadline is shorter.
@@ -114,7 +114,7 @@ pub fn timing(config: &Config) -> Timing {
 
 impl Reader {
     /// Reads from the database that is configured. Connects when it is first used.
-    pub fn new(config: &Config, timing: Timing) -> Result<Self, String> {
+    pub fn new(config: &Config, timing: Timing, responses: Arc<ResponseBudget>) -> Result<Self, String> {
         let sources = if config.database.is_given() {
             Some(Sources::new(config)?)
         } else {
@@ -124,7 +124,8 @@ impl Reader {
         Ok(Reader {
             sources,
             timing,
-            answer_timeout: config.server.answer_timeout,
+            responses,
+            page_bytes: pull::MAX_BYTES.max(2 * config.limits.max_record_bytes()),
             max_id_bytes: config.limits.max_id_bytes,
             partitions: config.send.topic_partitions,
             reads: Places::new(config.max_reads),
@@ -135,7 +136,8 @@ impl Reader {
     /// A page of an inbox.
     pub async fn pull(&self, request: PullMsgsRequest, call: Call) -> Result<(PullMsgsResponse, Place), Failure> {
         let query = pull::Query::of(request, self.max_id_bytes)?;
-        self.answer("PullMsgs", &self.reads, call, |sources, _| pull::read(sources.pages(), query)).await
+        self.answer("PullMsgs", &self.reads, self.page_bytes, call, |sources, _| pull::read(sources.pages(), query))
+            .await
     }
 
     /// How far inboxes reach.
@@ -145,8 +147,11 @@ impl Reader {
         call: Call,
     ) -> Result<(GetMaxSeqsResponse, Place), Failure> {
         max_seqs::check(&request.recv_ids, self.max_id_bytes)?;
-        self.answer("GetMaxSeqs", &self.reads, call, |sources, _| max_seqs::read(sources.pages(), request.recv_ids))
-            .await
+        let bytes = max_seqs::response_bytes(&request.recv_ids);
+        self.answer("GetMaxSeqs", &self.reads, bytes, call, |sources, _| {
+            max_seqs::read(sources.pages(), request.recv_ids)
+        })
+        .await
     }
 
     /// What became of a message.
@@ -158,16 +163,18 @@ impl Reader {
         let arrival = call.arrival;
         let query = status::Query::of(request, self.max_id_bytes, self.partitions)?;
         // A replica may be behind, and then a stored message would be nowhere.
-        self.answer("GetMsgStatus", &self.statuses, call, |sources, answer_by| {
+        self.answer("GetMsgStatus", &self.statuses, 0, call, |sources, answer_by| {
             status::read(&sources.primary, &sources.topic, query, arrival, answer_by)
         })
         .await
     }
 
-    async fn answer<'a, T, F>(
+    /// Reads within the limits: `bytes` is the most that the response may have in memory.
+    async fn answer<'a, T: Message, F>(
         &'a self,
         method: &'static str,
         places: &Places,
+        bytes: usize,
         call: Call,
         read: impl FnOnce(&'a Sources, Instant) -> F,
     ) -> Result<(T, Place), Failure>
@@ -177,11 +184,19 @@ impl Reader {
         let sources = self.sources.as_ref().ok_or(Failure::NoDatabase)?;
         let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
         let place = places.take(answer_by).await?;
+        let mut memory = match bytes {
+            0..SMALL_RESPONSE => None,
+            bytes => Some(self.responses.acquire(bytes, answer_by).await?),
+        };
         let result = tokio::time::timeout_at(answer_by.into(), read(sources, answer_by)).await;
         histogram!(READ_SECONDS, "method" => method).record(call.arrival.elapsed());
         let answer =
             result.unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the answer did not come in time".into())))?;
-        Ok((answer, Held::watched(place, call.connection, self.answer_timeout)))
+        if let Some(memory) = &mut memory {
+            // A buffer that grows while a response is encoded has up to twice its size.
+            shrink(memory, 2 * answer.encoded_len());
+        }
+        Ok((answer, Held::new(std::iter::once(place).chain(memory))))
     }
 }
 

@@ -20,6 +20,8 @@ const MAX_PAGE: i32 = 1000;
 /// Most bytes of a page as the statement counts them. Clients take 4 MiB at most unless told otherwise; the rest is
 /// for what the count leaves out.
 const PAGE_BYTES: i64 = 15 << 18;
+/// What a page of more than one message may have in memory: as rows, and then as a buffer that grew while it was encoded.
+pub const MAX_BYTES: usize = 2 * PAGE_BYTES as usize;
 
 // $1 recv_id, $2 the lowest seq, $3 the highest, $4 one more than the page's size, $5 most bytes, $6 without content. The row too many
 // tells whether there is more. The first row is always given, or a large message would end the reading.

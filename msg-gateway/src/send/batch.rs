@@ -10,8 +10,7 @@ use msg_common::proto::{BatchSendMsgRequest, BatchSendMsgResponse, Msg, Placemen
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::incoming::Lifetime;
-use crate::place::{Held, Place};
+use crate::place::{Held, Place, SMALL_RESPONSE, shrink};
 use crate::producer::{Answer, Report};
 use crate::send::outcome::Outcome;
 use crate::send::record::{Record, Taken, bytes_in_flight, id_of, overloaded};
@@ -19,7 +18,7 @@ use crate::send::stored::Awaited;
 use crate::send::{Call, Sender, check_count, told, trace, until_stored};
 use crate::status::Failure;
 
-/// An answer of so many bytes needs a place until it is sent. Smaller ones do not: HTTP/2 takes most of them at once.
+/// A response of so many bytes needs a place until it is written; smaller ones need only the permit for their bytes.
 const LARGE_ANSWER: usize = 64 << 10;
 
 /// More than one result has, which is so many where it is an error that names many fields.
@@ -32,7 +31,6 @@ impl Sender {
         &self,
         request: BatchSendMsgRequest,
         call: Call<'_>,
-        connection: Option<Lifetime>,
     ) -> Result<(BatchSendMsgResponse, Option<Place>), Failure> {
         let until_stored = match (check_count("msgs", request.msgs.len()), until_stored(request.wait_for)) {
             (None, Ok(true)) if request.msgs.len() > self.max_waiting => {
@@ -45,6 +43,7 @@ impl Sender {
         };
         let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
         let place = self.place_of_batch(request.msgs.len())?;
+        let mut memory = self.memory_of_batch(request.msgs.len())?;
         let mut batch = Batch::new(request.msgs.len(), until_stored);
         let mut good = Vec::with_capacity(request.msgs.len());
         for (entry, msg) in request.msgs.into_iter().enumerate() {
@@ -62,8 +61,13 @@ impl Sender {
         };
         let results = batch.results.into_iter().map(|result| tell(result.expect("each has one by now"))).collect();
         let answer = BatchSendMsgResponse { results };
-        let place = place.filter(|_| answer.encoded_len() >= LARGE_ANSWER);
-        Ok((answer, place.map(|place| Held::watched(place, connection, self.answer_timeout))))
+        let bytes = answer.encoded_len();
+        if let Some(memory) = &mut memory {
+            // A buffer that grows while a response is encoded has up to twice its size.
+            shrink(memory, 2 * bytes);
+        }
+        let place = place.filter(|_| bytes >= LARGE_ANSWER);
+        Ok((answer, Some(Held::new(place.into_iter().chain(memory)))))
     }
 
     /// A place for a batch whose answer may be large. Before anything is sent: after that, nothing can be refused.
@@ -73,6 +77,12 @@ impl Sender {
         }
         let place = self.batches.clone().try_acquire_owned();
         place.map(Some).map_err(|_| Failure::Overloaded("too many large batches at a time".into()))
+    }
+
+    /// Bytes for the results, as many as they may have. Before anything is sent, as above.
+    fn memory_of_batch(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        let bytes = msgs * MOST_RESULT_BYTES;
+        if bytes < SMALL_RESPONSE { Ok(None) } else { self.responses.try_acquire(bytes).map(Some) }
     }
 
     async fn send_good(

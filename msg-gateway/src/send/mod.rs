@@ -23,6 +23,7 @@ use crate::arriving::Arriving;
 use crate::config::Config;
 use crate::live::wait::Waiters;
 use crate::metrics::{MessageMetrics, SendMetrics};
+use crate::place::ResponseBudget;
 use crate::producer::{Answer, Producer, settings};
 use crate::send::admission::Admission;
 use crate::send::deadline::Timing;
@@ -65,14 +66,21 @@ pub struct Sender {
     results: Arc<Semaphore>,
     /// Places of batches whose answers may be large.
     batches: Arc<Semaphore>,
-    answer_timeout: Duration,
+    /// Bytes of results that are not read.
+    responses: Arc<ResponseBudget>,
     /// Most messages whose rows may be awaited.
     max_waiting: usize,
 }
 
 impl Sender {
     /// Sends as configured, through this producer, as far as there is room.
-    pub fn new(config: &Config, admission: Arc<Admission>, producer: Arc<Producer>, waiters: Arc<Waiters>) -> Self {
+    pub fn new(
+        config: &Config,
+        admission: Arc<Admission>,
+        producer: Arc<Producer>,
+        waiters: Arc<Waiters>,
+        responses: Arc<ResponseBudget>,
+    ) -> Self {
         Sender {
             limits: config.limits.clone(),
             partitions: config.send.topic_partitions,
@@ -93,7 +101,7 @@ impl Sender {
             streams: places(config.send.max_send_streams),
             results: places(config.send.max_untaken_results),
             batches: places(config.send.max_batches),
-            answer_timeout: config.server.answer_timeout,
+            responses,
             max_waiting: config.live.max_waiting_msgs,
         }
     }

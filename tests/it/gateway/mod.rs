@@ -6,6 +6,7 @@ mod clients;
 mod config;
 mod drain;
 mod duplicates;
+mod freeze;
 mod full;
 mod hostile;
 mod metrics;

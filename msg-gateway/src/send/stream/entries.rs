@@ -10,7 +10,6 @@ use msg_common::limits::Violation;
 use msg_common::proto::{
     Msg, Placement, StreamSendEntry, StreamSendMsgRequest, StreamSendMsgResponse, StreamSendResult,
 };
-use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
@@ -21,6 +20,7 @@ use crate::send::admission::Waiting;
 use crate::send::outcome::Outcome;
 use crate::send::record::{Record, Taken, bytes_in_flight, id_of};
 use crate::send::stored::Awaited;
+use crate::send::stream::memory_of;
 use crate::send::stream::order::Failed;
 use crate::send::stream::replies::Reply;
 use crate::send::{MOST_MSGS, Sender, check_count, must_be_set, told, until_stored};
@@ -45,6 +45,8 @@ pub(super) struct Entries {
     /// Of all that are not answered.
     correlations: HashSet<u64>,
     failed: Failed,
+    /// Their bytes.
+    failed_bytes: Held,
     /// One for each entry whose result is not on its way yet.
     pub(super) places: OwnedSemaphorePermit,
     /// What was read and has no room yet.
@@ -90,8 +92,10 @@ impl Entries {
         reports: UnboundedSender<Report>,
     ) -> Self {
         let places = sender.results.clone().try_acquire_many_owned(0).expect("none are always there");
+        let failed_bytes = sender.held_up.hold(0).expect("none are always there");
         Entries {
             sender,
+            failed_bytes,
             traceparent,
             until,
             reports,
@@ -146,6 +150,7 @@ impl Entries {
                 "too many failed entries have to be sent again; go on with a new stream".into(),
             ));
         }
+        self.hold_failed(&request.entries)?;
         self.places.merge(places);
         let rest = self.go_on(Rest { entries: request.entries.into(), place: 0, until_stored });
         if rest.entries.is_empty() {
@@ -154,7 +159,7 @@ impl Entries {
         // From now on room that is given back is told of: so once more, or the last of it could have been missed.
         let room = self.sender.admission.wait();
         let rest = self.go_on(rest);
-        let bytes = rest.entries.iter().map(Message::encoded_len).sum();
+        let bytes = memory_of(&rest.entries);
         match self.sender.held_up.hold(bytes) {
             Some(_) if rest.entries.is_empty() => {}
             Some(_held) => {
@@ -162,6 +167,24 @@ impl Entries {
                 self.held_up = Some(HeldUp { rest, until, room, _held });
             }
             None => self.refuse(rest, "too many bytes of requests wait for room"),
+        }
+        Ok(())
+    }
+
+    /// Bytes for the failed entries that have to come again, among what streams hold of requests; and, where there are any, for all of
+    /// a request's, since an entry fails that is behind one of those.
+    fn hold_failed(&mut self, entries: &[StreamSendEntry]) -> Result<(), Failure> {
+        let failed = self.failed.bytes();
+        if failed == 0 {
+            self.failed_bytes.set(0);
+            return Ok(());
+        }
+        let names = entries.iter().filter_map(|entry| entry.msg.as_ref());
+        let more: usize = names.map(|msg| Failed::bytes_of(&msg.recv_id)).sum();
+        if !self.failed_bytes.set(failed + more) {
+            return Err(Failure::Overloaded(
+                "failed entries of all streams take too many bytes; continue with a new stream, or raise MAX_ARRIVING_BYTES".into(),
+            ));
         }
         Ok(())
     }

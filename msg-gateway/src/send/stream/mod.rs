@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::Stream;
 use metrics::gauge;
-use msg_common::proto::StreamSendMsgRequest;
+use msg_common::proto::{StreamSendEntry, StreamSendMsgRequest};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::Status;
@@ -21,7 +21,7 @@ use crate::arriving;
 use crate::incoming::Lifetime;
 use crate::layer::with_reason_of_transport;
 use crate::metrics::{SEND_STREAMS, answered};
-use crate::place::{Held, Place, end_for_silence};
+use crate::place::{Held, Place};
 use crate::producer::Report;
 use crate::send::stream::entries::{Entries, HeldUp};
 use crate::send::stream::replies::Outlet;
@@ -49,7 +49,8 @@ impl Sender {
         let left = call.timeout.and_then(|timeout| self.timing.before_deadline(timeout));
         let until = left.and_then(|left| call.arrival.checked_add(left));
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value)).map(<[u8]>::to_vec);
-        let (outlet, replies) = replies::channel(self.answer_timeout);
+        let unwritten = Held::new([place]);
+        let (outlet, replies) = replies::channel(unwritten.clone());
         let (sender, reports) = mpsc::unbounded_channel();
         let this = self.clone();
         let entries = Entries::new(self.clone(), traceparent, until, sender);
@@ -60,7 +61,7 @@ impl Sender {
             Serving { sender: this, entries, reports, until }.run(requests, outlet, lifetime).await;
             open.decrement(1);
         });
-        Ok((replies, Held::place(place)))
+        Ok((replies, unwritten))
     }
 }
 
@@ -97,7 +98,7 @@ impl Serving {
         lifetime: Lifetime,
     ) {
         let Serving { sender, mut entries, mut reports, mut until } = self;
-        let Outlet { replies, gone: all_taken, mut patience } = outlet;
+        let Outlet { replies, gone: all_taken } = outlet;
         let mut requests = pin!(requests);
         let mut all_taken = pin!(all_taken);
         let mut ahead: Option<Ahead> = None;
@@ -116,16 +117,14 @@ impl Serving {
                     drop(replies);
                     let _ = all_taken.await;
                 };
-                if tokio::time::timeout(patience.time, last).await.is_err() {
-                    end_for_silence(&lifetime);
-                }
+                last.await;
                 return;
             }
             if end.is_some() {
                 // It was not taken, and the end says so.
                 ahead = None;
             }
-            let due = until.iter().map(|(until, _)| *until).chain(entries.look_at()).chain(patience.look_at()).min();
+            let due = until.iter().map(|(until, _)| *until).chain(entries.look_at()).min();
             if let Some(due) = due.filter(|due| *due != timer_at) {
                 timer_at = due;
                 timer.as_mut().reset(due.into());
@@ -139,16 +138,11 @@ impl Serving {
                 }
                 Some(stored) = entries.stored.next(), if !entries.stored.is_empty() => entries.stored(stored),
                 Ok(place) = replies.reserve(), if !entries.results.is_empty() => {
-                    patience.sent(Instant::now());
                     place.send(Ok(entries.reply()));
                 }
                 () = &mut ending, if end.is_none() => end = Some(ended_by(Failure::StreamEnded)),
                 () = &mut timer => {
                     let now = Instant::now();
-                    if patience.is_over(now) {
-                        end_for_silence(&lifetime);
-                        return ended("NOT_TAKEN");
-                    }
                     entries.look(now);
                     if let Some((_, failure)) = until.take_if(|(until, _)| *until <= now) && end.is_none() {
                         end = Some(ended_by(failure));
@@ -183,12 +177,22 @@ impl Sender {
     /// Places for the results of a request. Whoever takes no results must not make the gateway read on: what is read and has
     /// no places yet is counted as what waits for room in flight.
     fn read_ahead(&self, request: StreamSendMsgRequest) -> Result<Ahead, Failure> {
-        let held = self.held_up.hold(request.encoded_len()).ok_or_else(results_not_taken)?;
+        let held = self.held_up.hold(memory_of(&request.entries)).ok_or_else(results_not_taken)?;
         let places =
             tokio::time::timeout(self.timing.max_wait, self.results.clone().acquire_many_owned(results_of(&request)));
         let places = Box::pin(async move { places.await.ok().and_then(Result::ok) });
         Ok(Ahead { request, places, _held: held })
     }
+}
+
+/// What entries take in memory, decoded: an attribute of a few bytes is two texts in a tree.
+fn memory_of<'a>(entries: impl IntoIterator<Item = &'a StreamSendEntry>) -> usize {
+    const ATTRIBUTE_BYTES: usize = 160;
+    let of = |entry: &StreamSendEntry| {
+        let attributes = entry.msg.as_ref().map_or(0, |msg| msg.attributes.len());
+        entry.encoded_len() + size_of::<StreamSendEntry>() + attributes * ATTRIBUTE_BYTES
+    };
+    entries.into_iter().map(of).sum()
 }
 
 fn results_of(request: &StreamSendMsgRequest) -> u32 {

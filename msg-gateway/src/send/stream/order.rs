@@ -10,7 +10,13 @@ use uuid::Uuid;
 pub(super) struct Failed {
     inboxes: HashMap<String, VecDeque<Place>>,
     len: usize,
+    /// Of the names of the inboxes.
+    name_bytes: usize,
 }
+
+/// What an inbox takes besides its name, and what an entry takes.
+const INBOX_BYTES: usize = 160;
+const ENTRY_BYTES: usize = 64;
 
 #[derive(Debug)]
 struct Place {
@@ -37,6 +43,7 @@ impl Failed {
         }
         if inbox.is_empty() {
             self.inboxes.remove(recv_id);
+            self.name_bytes -= recv_id.len();
         }
     }
 
@@ -45,7 +52,10 @@ impl Failed {
     pub(super) fn add(&mut self, recv_id: &str, msg_id: Uuid, rank: u64) {
         let inbox = match self.inboxes.get_mut(recv_id) {
             Some(inbox) => inbox,
-            None => self.inboxes.entry(recv_id.to_owned()).or_default(),
+            None => {
+                self.name_bytes += recv_id.len();
+                self.inboxes.entry(recv_id.to_owned()).or_default()
+            }
         };
         if inbox.iter().any(|place| place.msg_id == msg_id) {
             return;
@@ -53,6 +63,16 @@ impl Failed {
         let at = inbox.partition_point(|place| place.rank < rank);
         inbox.insert(at, Place { rank, msg_id });
         self.len += 1;
+    }
+
+    /// What they take in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.name_bytes + self.inboxes.len() * INBOX_BYTES + self.len * ENTRY_BYTES
+    }
+
+    /// What an entry takes that fails.
+    pub(super) fn bytes_of(recv_id: &str) -> usize {
+        recv_id.len() + INBOX_BYTES + ENTRY_BYTES
     }
 
     /// How many there are, of all inboxes.
@@ -83,6 +103,9 @@ mod tests {
         failed.add("bob", id(1), 1);
         assert_eq!(sent(&mut failed, "bob", 2), None);
         assert_eq!(sent(&mut failed, "carol", 2), Some(100));
+        assert_eq!(failed.bytes(), Failed::bytes_of("bob"));
+        assert_eq!(sent(&mut failed, "bob", 1), Some(1));
+        assert_eq!(failed.bytes(), 0);
     }
 
     #[test]

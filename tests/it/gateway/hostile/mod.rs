@@ -5,6 +5,7 @@ mod bodies;
 mod floods;
 mod headers;
 mod idle;
+mod memory;
 mod peer;
 mod reads;
 mod slow;
