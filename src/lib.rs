@@ -12,5 +12,6 @@ pub mod partition;
 pub mod postgres;
 pub mod proto;
 pub mod record;
+pub mod repeat;
 pub mod shutdown;
 pub mod telemetry;
