@@ -15,7 +15,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::repeat::Repeats;
 use crate::telemetry;
+
+static NOT_READY: Repeats = Repeats::new();
 
 /// Whether the process is ready, and if not, why: each component speaks for itself.
 #[derive(Clone, Debug)]
@@ -59,7 +62,12 @@ impl Readiness {
             None => reasons.remove(component),
         };
         match (&before, reason) {
-            (was, Some(reason)) if was.as_ref() != Some(reason) => tracing::warn!(component, reason, "not ready"),
+            (was, Some(reason)) if was.as_ref() != Some(reason) => {
+                // A component that is retried may be ready in between.
+                if let Some(repeated) = NOT_READY.occurred(&format!("{component}: {reason}")) {
+                    tracing::warn!(component, reason, repeated, "not ready");
+                }
+            }
             (Some(_), None) => tracing::info!(component, "ready"),
             _ => {}
         }

@@ -8,6 +8,8 @@ use clap::Args;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
+use crate::repeat::Repeats;
+
 /// Which cluster and topic, and how to talk to it.
 #[derive(Args, Clone, Debug)]
 pub struct KafkaOptions {
@@ -139,13 +141,24 @@ fn valid_topic(name: &str) -> bool {
     (1..=249).contains(&name.len()) && name.chars().all(allowed) && name != "." && name != ".."
 }
 
-/// Logs of librdkafka. Its errors are mostly about connections that it makes anew by itself.
+/// Logs of librdkafka. Its errors are mostly about connections that it makes anew by itself, again and again while a broker
+/// is away: each is logged at growing intervals.
 pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    static REPEATS: Repeats = Repeats::new();
+    let logged = || {
+        // The same but for times and counts.
+        let condition = message.replace(|c: char| c.is_ascii_digit(), "");
+        REPEATS.occurred(&format!("{facility} {condition}"))
+    };
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
             tracing::error!(facility, message, "librdkafka");
         }
-        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "librdkafka"),
+        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
+            if let Some(repeated) = logged() {
+                tracing::warn!(facility, message, repeated, "librdkafka");
+            }
+        }
         RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, message, "librdkafka"),
         RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "librdkafka"),
     }

@@ -6,9 +6,12 @@ use std::sync::mpsc::Sender;
 use machine::consumer::{Event, start};
 use machine::{Assignment, Partition};
 use msg_common::admin::Readiness;
+use msg_common::repeat::Repeats;
 
 use super::lookup::Lookup;
 use crate::backoff::Backoff;
+
+static NOT_RESOLVED: Repeats = Repeats::new();
 
 /// One round of assignments.
 pub struct Resolve {
@@ -55,7 +58,9 @@ impl Resolve {
                     backoff.wait().await;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "starts not resolved, will be tried again");
+                    if let Some(repeated) = NOT_RESOLVED.occurred(&error.to_string()) {
+                        tracing::warn!(%error, repeated, "starts not resolved, will be tried again");
+                    }
                     self.readiness.not_ready("starts", error.to_string());
                     backoff.wait().await;
                 }

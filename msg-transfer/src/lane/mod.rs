@@ -11,10 +11,12 @@ pub mod taken;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use machine::Reason;
 use machine::consumer::Event;
 use machine::failure::Class;
 use machine::lane::{Answer, Machine, Outcome, Request, Trouble};
 use msg_common::admin::Readiness;
+use msg_common::repeat::Repeats;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +34,10 @@ pub struct Handle {
     /// Wakes it up when it may keep records aside.
     pub permitted: Arc<Notify>,
 }
+
+/// Batches that cannot be stored, and dead letters, of all lanes.
+static TROUBLES: Repeats = Repeats::new();
+static DEAD_LETTERS: Repeats = Repeats::new();
 
 /// From so many conflicts in a row on, it is no other owner: a unique index of somebody's own, perhaps.
 const MANY_CONFLICTS: usize = 5;
@@ -158,24 +164,42 @@ impl Lane {
         }
         if !outcome.dead_letters.is_empty() {
             let count = outcome.dead_letters.len();
-            tracing::warn!(lane = self.machine.number(), count, "records kept as dead letters");
+            // Callers cause conflicts, and find them in their response or status; the rest is for an operator to look at.
+            let conflicts =
+                outcome.dead_letters.iter().filter(|reason| **reason == Reason::IdempotencyConflict).count();
+            if count == conflicts {
+                tracing::debug!(lane = self.machine.number(), count, "records dead-lettered as conflicts");
+            } else if let Some(repeated) = DEAD_LETTERS.occurred("") {
+                tracing::warn!(lane = self.machine.number(), count, conflicts, repeated, "records dead-lettered");
+            }
         }
     }
 
     async fn wait(&self, Trouble { failure, attempts }: &Trouble) {
         let (lane, error, class) = (self.machine.number(), failure.text.as_str(), failure.class);
         metrics::store_failed(class);
+        // All lanes meet the same database, each again and again.
+        let repeated = TROUBLES.occurred(error);
         match class {
             // Another owner was faster; the table tells how far. Again and again it is something else.
             Class::Conflict if *attempts < MANY_CONFLICTS => {
                 tracing::info!(lane, error, "another owner wrote the same inbox, looking again");
             }
             Class::Fatal => {
-                tracing::error!(lane, error, "the database refuses the batch, an operator has to look; trying again");
+                if let Some(repeated) = repeated {
+                    tracing::error!(
+                        lane,
+                        error,
+                        repeated,
+                        "the database refuses the batch, an operator has to look; trying again"
+                    );
+                }
                 self.readiness.not_ready(&self.component(), error);
             }
             _ => {
-                tracing::warn!(lane, error, ?class, "batch not stored, will be tried again");
+                if let Some(repeated) = repeated {
+                    tracing::warn!(lane, error, ?class, repeated, "batch not stored, will be tried again");
+                }
                 self.readiness.not_ready(&self.component(), error);
             }
         }

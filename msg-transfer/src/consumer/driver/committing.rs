@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use machine::consumer::{Event, Mark};
 use machine::failure::Class;
 use machine::lane::Failure;
+use msg_common::repeat::Repeats;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::types::RDKafkaErrorCode;
@@ -17,6 +18,9 @@ use crate::{backoff, metrics};
 
 /// How long a commit may stay without an answer.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+static NOT_SAVED: Repeats = Repeats::new();
+static NOT_COMMITTED: Repeats = Repeats::new();
 
 impl Driver {
     pub(super) fn save_progress(&self, marks: &[Mark]) {
@@ -37,7 +41,13 @@ impl Driver {
                     let _ = report.send(Event::ProgressSaved);
                 }
                 Err(Failure { class, text: error }) => {
-                    tracing::warn!(error, "progress not saved, starting again from what the database has");
+                    if let Some(repeated) = NOT_SAVED.occurred(&error) {
+                        tracing::warn!(
+                            error,
+                            repeated,
+                            "progress not saved, starting again from what the database has"
+                        );
+                    }
                     let before = failures.fetch_add(1, Ordering::Relaxed);
                     // Once is a connection that went.
                     if before > 0 || class == Class::Fatal {
@@ -96,7 +106,9 @@ impl Driver {
                     // Not again before its id is told: it could be another topic by then.
                     self.parts.lookup.identity().missing();
                 }
-                tracing::warn!(%error, "offsets not committed, will be tried again");
+                if let Some(repeated) = NOT_COMMITTED.occurred(&error.to_string()) {
+                    tracing::warn!(%error, repeated, "offsets not committed, will be tried again");
+                }
                 Event::CommitFailed
             }
         };
