@@ -52,6 +52,10 @@ pub const PREFLIGHTS: &str = "msg_gateway_preflights_total";
 pub const PRODUCERS_REPLACED: &str = "msg_gateway_producers_replaced_total";
 /// Hints of what was stored that were read, by `outcome`.
 pub const HINTS: &str = "msg_gateway_hints_total";
+/// 1 while hints are read and complete, 0 while the table is polled often instead.
+pub const HINTS_RELIABLE: &str = "msg_gateway_hints_reliable";
+/// Clients that read hints and were replaced, because they failed or were stalled.
+pub const HINT_READERS_REPLACED: &str = "msg_gateway_hint_readers_replaced_total";
 /// Statements that ask the table on behalf of those who wait and watch.
 pub const TABLE_LOOKS: &str = "msg_gateway_table_looks_total";
 /// Messages that callers wait for until they are stored.
@@ -91,6 +95,8 @@ pub fn describe() {
     describe_counter!(PREFLIGHTS, "Checks of the topic, by outcome");
     describe_counter!(PRODUCERS_REPLACED, "Producers that were replaced after a fatal error");
     describe_counter!(HINTS, "Hints of what was stored that were read, by outcome");
+    describe_gauge!(HINTS_RELIABLE, "1 while hints are read and complete, 0 while the table is polled often instead");
+    describe_counter!(HINT_READERS_REPLACED, "Clients that read hints and were replaced: they failed or were stalled");
     describe_counter!(TABLE_LOOKS, "Statements that ask the table on behalf of those who wait and watch");
     describe_gauge!(WAITING_MSGS, "Messages that callers wait for until they are stored");
     describe_gauge!(WATCHERS, "Open WatchMsgs streams");
@@ -194,6 +200,8 @@ pub struct LiveLevels {
     pub inboxes: Gauge,
     /// See [`WATCH_CACHE_BYTES`].
     pub cached: Gauge,
+    /// See [`HINTS_RELIABLE`].
+    pub hints: Gauge,
 }
 
 impl LiveLevels {
@@ -204,6 +212,7 @@ impl LiveLevels {
             watchers: metrics::gauge!(WATCHERS),
             inboxes: metrics::gauge!(WATCHED_INBOXES),
             cached: metrics::gauge!(WATCH_CACHE_BYTES),
+            hints: metrics::gauge!(HINTS_RELIABLE),
         }
     }
 }

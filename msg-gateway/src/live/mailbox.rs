@@ -36,6 +36,16 @@ impl Mailbox {
         }
     }
 
+    /// This one again, before all others.
+    pub fn put_back(&self, place: usize) {
+        let mut marks = self.lock();
+        if std::mem::replace(&mut marks.queued[place], true) {
+            // Marked again meanwhile: it moves to the front.
+            marks.queue.retain(|queued| *queued != place);
+        }
+        marks.queue.push_front(place);
+    }
+
     /// The one that was marked first. Marked again while it is worked on, it comes again.
     pub fn next(&self) -> Option<usize> {
         let mut marks = self.lock();
@@ -69,5 +79,19 @@ mod tests {
         assert_eq!(mailbox.next(), Some(2));
         mailbox.mark(2);
         assert_eq!([mailbox.next(), mailbox.next(), mailbox.next()], [Some(0), Some(2), None]);
+    }
+
+    #[test]
+    fn what_is_put_back_comes_first() {
+        let mailbox = Mailbox::new(1, 3);
+        for place in [2, 0, 1] {
+            mailbox.mark(place);
+        }
+        assert_eq!(mailbox.next(), Some(2));
+        mailbox.put_back(2);
+        assert_eq!(mailbox.next(), Some(2));
+        mailbox.mark(2);
+        mailbox.put_back(2);
+        assert_eq!([mailbox.next(), mailbox.next(), mailbox.next(), mailbox.next()], [Some(2), Some(0), Some(1), None]);
     }
 }

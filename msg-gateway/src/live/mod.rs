@@ -3,14 +3,19 @@
 //! The transfer writes a hint after each batch: which inboxes, and how far they reach now. Nothing rests on it but speed:
 //! what counts is the row, and what no hint tells of is found by looking at the table from time to time.
 
+pub mod digest;
 pub mod feed;
 pub mod look;
 pub mod mailbox;
 pub mod pulse;
 pub mod reader;
 pub mod tail;
+pub mod verdict;
 pub mod wait;
+pub mod waiting;
 pub mod watch;
+pub mod watchdog;
+mod watcher;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +33,6 @@ use crate::live::tail::Tail;
 use crate::live::wait::Waiters;
 use crate::live::watch::Watches;
 use crate::metrics::LiveLevels;
-use crate::read::database::Database;
 
 /// Why it cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +61,8 @@ impl Live {
             return Ok(Live::default());
         }
         let options = &config.live;
-        let database = Database::with_session(&config.database, options.live_connections, look::SESSION);
-        let looker = Arc::new(Looker::new(database.map_err(LiveError::Database)?));
+        let looker = Looker::new(&config.database, options.live_connections).map_err(LiveError::Database)?;
+        let looker = Arc::new(looker);
         let pulse = Arc::new(Pulse::default());
         let feed = Arc::new(Feed::new(options.watch_cache_bytes));
         let waiters = Arc::new(Waiters::new(looker.clone(), options.max_waiting_msgs, pulse.clone()));
@@ -71,15 +75,21 @@ impl Live {
         }
         tasks.spawn(reader.run(stop.clone()));
         tasks.spawn(waiters.clone().run(stop.clone()));
-        let watches = Watches::new(feed.clone(), looker, pulse, config);
+        let watches = Watches::new(feed.clone(), looker, pulse.clone(), config);
         let watches = Arc::new(watches);
-        tasks.spawn(watch_levels(waiters.clone(), watches.clone(), feed, stop.clone()));
+        tasks.spawn(watch_levels(waiters.clone(), watches.clone(), feed, pulse, stop.clone()));
         Ok(Live { waiters, watches: Some(watches) })
     }
 }
 
 /// Looks at what changes all the time, from time to time.
-async fn watch_levels(waiters: Arc<Waiters>, watches: Arc<Watches>, feed: Arc<Feed>, stop: CancellationToken) {
+async fn watch_levels(
+    waiters: Arc<Waiters>,
+    watches: Arc<Watches>,
+    feed: Arc<Feed>,
+    pulse: Arc<Pulse>,
+    stop: CancellationToken,
+) {
     let levels = LiveLevels::new();
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -92,5 +102,6 @@ async fn watch_levels(waiters: Arc<Waiters>, watches: Arc<Watches>, feed: Arc<Fe
         levels.watchers.set(streams as f64);
         levels.inboxes.set(inboxes as f64);
         levels.cached.set(feed.bytes() as f64);
+        levels.hints.set(f64::from(u8::from(pulse.is_reliable())));
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use metrics::counter;
 use msg_common::proto::StoredHint;
+use msg_common::repeat::Repeats;
 use prost::Message as _;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -15,13 +16,18 @@ use tokio_util::sync::CancellationToken;
 use crate::live::feed::Feed;
 use crate::live::pulse::Pulse;
 use crate::live::wait::Waiters;
-use crate::metrics::HINTS;
+use crate::live::watchdog::Watchdog;
+use crate::metrics::{HINT_READERS_REPLACED, HINTS};
 
 /// For so long it goes on reading after the last one who waited: they come and go.
 const LINGER: Duration = Duration::from_secs(10);
 /// How long one question to Kafka, and one wait for a hint, may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait before the next client.
+const PAUSE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(100);
+
+static UNDECODABLE: Repeats = Repeats::new();
 
 /// The hints topic, and who is told.
 pub struct Tail {
@@ -71,48 +77,72 @@ impl Tail {
 
     /// Starts the thread, which runs until `stop`.
     pub fn start(self, stop: CancellationToken) -> KafkaResult<()> {
-        let consumer: BaseConsumer<Context> = self.config.create_with_context(Context)?;
+        self.config.create_native_config()?;
         let run = move || {
             self.pulse.read_by(std::thread::current());
-            self.run(&consumer, &stop);
+            self.run(&stop);
         };
         std::thread::Builder::new().name("hints".into()).spawn(run).expect("the system has a thread for us");
         Ok(())
     }
 
-    fn run(&self, consumer: &BaseConsumer<Context>, stop: &CancellationToken) {
-        let mut told_missing = false;
+    fn run(&self, stop: &CancellationToken) {
+        let repeats = Repeats::new();
         while !stop.is_cancelled() {
             if !self.pulse.is_wanted() {
                 std::thread::park_timeout(POLL);
                 continue;
             }
-            match self.assign(consumer) {
-                Ok(()) => {
-                    told_missing = false;
-                    self.follow(consumer, stop);
-                }
-                Err(error) if told_missing => tracing::debug!(error, "hints cannot be read"),
-                Err(error) => {
-                    told_missing = true;
-                    tracing::warn!(
-                        topic = self.topic,
-                        error,
-                        "hints cannot be read: those who wait are served by looking at the table, and later"
-                    );
-                }
-            }
+            let followed = self.follow(stop);
             self.pulse.set_live(false);
-            let _ = consumer.unassign();
-            // What the client still has to tell is of no use any more.
-            while consumer.poll(Duration::ZERO).is_some() {}
-            if self.pulse.is_wanted() && !stop.is_cancelled() {
-                std::thread::sleep(Duration::from_secs(1));
+            let Err(error) = followed else { continue };
+            counter!(HINT_READERS_REPLACED).increment(1);
+            if let Some(repeated) = repeats.occurred(&error) {
+                tracing::warn!(topic = self.topic, error, repeated, "cannot read hints, polling the table instead");
             }
+            std::thread::sleep(PAUSE);
         }
     }
 
-    fn assign(&self, consumer: &BaseConsumer<Context>) -> Result<(), String> {
+    /// Reads hints until nobody waits any more. Fails when the topic cannot be read, or this client gets nothing of it. Each time
+    /// with a new client: what an old one remembers of leaders and their epochs can be wrong for good (ADR 21).
+    fn follow(&self, stop: &CancellationToken) -> Result<(), String> {
+        let consumer: BaseConsumer<Context> =
+            self.config.create_with_context(Context).map_err(|error| error.to_string())?;
+        let partitions = self.assign(&consumer)?;
+        let watchdog = Watchdog::start(self.config.clone(), self.topic.clone(), partitions);
+        let mut wanted = Instant::now();
+        while !stop.is_cancelled() {
+            if self.pulse.is_wanted() {
+                wanted = Instant::now();
+            } else if wanted.elapsed() > LINGER {
+                return Ok(());
+            }
+            if let Some(reason) = watchdog.verdict() {
+                return Err(reason);
+            }
+            match consumer.poll(POLL) {
+                None => {}
+                Some(Ok(record)) => {
+                    self.pulse.set_live(true);
+                    watchdog.received(record.partition(), record.offset());
+                    self.tell(record.payload().unwrap_or_default());
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => self.pulse.set_live(true),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "reading hints");
+                    self.pulse.set_live(false);
+                    if !is_passing(&error) {
+                        return Err(error.to_string());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts at the end of each partition. How many there are.
+    fn assign(&self, consumer: &BaseConsumer<Context>) -> Result<usize, String> {
         let metadata = consumer.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(|error| error.to_string())?;
         let found = metadata.topics().iter().find(|topic| topic.name() == self.topic);
         let found = found.filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
@@ -120,35 +150,8 @@ impl Tail {
         for partition in found.ok_or("the topic is not there")?.partitions() {
             list.add_partition_offset(&self.topic, partition.id(), Offset::End).map_err(|error| error.to_string())?;
         }
-        consumer.assign(&list).map_err(|error| error.to_string())
-    }
-
-    /// Comes back when nobody waits any more, or when the topic cannot be read.
-    fn follow(&self, consumer: &BaseConsumer<Context>, stop: &CancellationToken) {
-        let mut wanted = Instant::now();
-        while !stop.is_cancelled() {
-            if self.pulse.is_wanted() {
-                wanted = Instant::now();
-            } else if wanted.elapsed() > LINGER {
-                return;
-            }
-            match consumer.poll(POLL) {
-                None => {}
-                Some(Ok(record)) => {
-                    self.pulse.set_live(true);
-                    self.tell(record.payload().unwrap_or_default());
-                }
-                Some(Err(KafkaError::PartitionEOF(_))) => self.pulse.set_live(true),
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "reading hints");
-                    self.pulse.set_live(false);
-                    // The topic may have been made anew.
-                    if !is_passing(&error) {
-                        return;
-                    }
-                }
-            }
-        }
+        consumer.assign(&list).map_err(|error| error.to_string())?;
+        Ok(list.count())
     }
 
     fn tell(&self, payload: &[u8]) {
@@ -160,7 +163,9 @@ impl Tail {
             }
             Err(error) => {
                 counter!(HINTS, "outcome" => "UNDECODABLE").increment(1);
-                tracing::warn!(%error, "a hint cannot be read");
+                if let Some(repeated) = UNDECODABLE.occurred("") {
+                    tracing::warn!(%error, repeated, "cannot decode a hint");
+                }
             }
         }
     }

@@ -1,56 +1,50 @@
-//! WatchMsgs: one task a stream. It sends what is in the feed, and reads from the table what is not there any more.
+//! WatchMsgs: who watches, how a watch opens, and what its caller reads. Each has a task of its own, in `watcher`.
 
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::Stream;
 use metrics::{Counter, counter};
 use msg_common::limits::{Violation, check_id};
-use msg_common::proto::watch_msgs_response::Event;
-use msg_common::proto::{Heartbeat, StoredMsg, WatchMsgsRequest, WatchMsgsResponse, WatchedMsgs};
+use msg_common::proto::{WatchMsgsRequest, WatchMsgsResponse};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use crate::config::{Config, LiveOptions};
 use crate::incoming::Lifetime;
-use crate::live::feed::{Feed, size};
+use crate::live::feed::Feed;
 use crate::live::look::Looker;
 use crate::live::mailbox::Mailbox;
 use crate::live::pulse::{Interest, Pulse};
-use crate::metrics::{WATCHED_MSGS, answered};
+use crate::live::watcher::Watcher;
+use crate::metrics::WATCHED_MSGS;
 use crate::place::{Held, Place as ResponsePlace};
-use crate::read::pull::Query;
 use crate::status::Failure;
 
 /// Most inboxes on one stream.
 const MAX_INBOXES: usize = 1000;
-/// Most messages, and bytes but for one message, of one event. Small: it is what a stream holds whose caller does not read.
-const EVENT_ROWS: usize = 500;
-const EVENT_BYTES: usize = 64 << 10;
-/// How long to wait after the database did not answer.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// All who watch.
 pub struct Watches {
-    feed: Arc<Feed>,
-    looker: Arc<Looker>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) looker: Arc<Looker>,
     pulse: Arc<Pulse>,
-    options: LiveOptions,
+    pub(super) options: LiveOptions,
     max_id_bytes: usize,
     /// How long a caller may leave an answer untaken.
-    answer_timeout: Duration,
+    pub(super) answer_timeout: Duration,
     /// Bytes of events that were made and not taken.
-    buffered: Arc<Semaphore>,
+    pub(super) buffered: Arc<Semaphore>,
     streams: AtomicUsize,
     inboxes: AtomicUsize,
     next: AtomicU64,
-    from_cache: Counter,
-    from_table: Counter,
+    pub(super) from_cache: Counter,
+    pub(super) from_table: Counter,
 }
 
 impl Watches {
@@ -88,6 +82,26 @@ impl Watches {
         request: WatchMsgsRequest,
         lifetime: Lifetime,
     ) -> Result<(WatchStream, ResponsePlace), Failure> {
+        let looker = self.looker.clone();
+        let last_seqs = async move |recv_ids: Vec<Arc<str>>| looker.last_seqs(&recv_ids).await;
+        let watcher = self.watcher(request, lifetime, last_seqs).await?;
+        let (events, received) = mpsc::channel(1);
+        let end = Arc::new(OnceLock::new());
+        let gone = CancellationToken::new();
+        let unwritten = Held::new([]);
+        let (given, gone_with) = (unwritten.clone(), gone.clone().drop_guard());
+        let stream = WatchStream { received, unwritten: given, end: end.clone(), _gone: gone_with };
+        tokio::spawn(watcher.run(events, end, gone));
+        Ok((stream, unwritten))
+    }
+
+    /// A watcher from where the table is, as `last_seqs` finds it.
+    async fn watcher<F: Future<Output = Result<Vec<i64>, Failure>>>(
+        self: &Arc<Self>,
+        request: WatchMsgsRequest,
+        lifetime: Lifetime,
+        last_seqs: impl FnOnce(Vec<Arc<str>>) -> F,
+    ) -> Result<Watcher, Failure> {
         check(&request, self.max_id_bytes)?;
         let recv_ids: Vec<Arc<str>> = request.inboxes.iter().map(|inbox| inbox.recv_id.as_str().into()).collect();
         let place = Place::take(self, recv_ids.len())?;
@@ -96,7 +110,7 @@ impl Watches {
         // First the hints, then the table: what is stored in between comes twice at most, and is told apart by its seq.
         self.feed.enter(&mailbox, &recv_ids);
         let watched = Watched { mailbox, recv_ids, place, _interest: interest };
-        let reached = self.looker.last_seqs(&watched.recv_ids).await?;
+        let reached = last_seqs(watched.recv_ids.clone()).await?;
         let mut cursors = Vec::with_capacity(reached.len());
         for (number, (inbox, seq)) in request.inboxes.iter().zip(reached).enumerate() {
             let tip = self.feed.reaches(&watched.recv_ids[number], seq);
@@ -107,19 +121,12 @@ impl Watches {
                 watched.mailbox.mark(number);
             }
         }
-        let (events, received) = mpsc::channel(1);
-        let end = Arc::new(OnceLock::new());
-        let gone = CancellationToken::new();
-        let unwritten = Held::new([]);
-        let (given, gone_with) = (unwritten.clone(), gone.clone().drop_guard());
-        let stream = WatchStream { received, unwritten: given, end: end.clone(), _gone: gone_with };
-        let watcher = Watcher { watched, cursors, omit_content: request.omit_content, lifetime };
-        tokio::spawn(watcher.run(events, end, gone));
-        Ok((stream, unwritten))
+        Ok(Watcher::new(watched, cursors, request.omit_content, lifetime))
     }
 }
 
-fn most_permits(options: &LiveOptions) -> usize {
+/// Permits of the buffer, one a byte.
+pub(super) fn most_permits(options: &LiveOptions) -> usize {
     options.watch_buffer_bytes.min(u32::MAX as usize)
 }
 
@@ -177,11 +184,17 @@ impl Drop for Place {
 }
 
 /// What is known to the feed of one stream, until it is dropped.
-struct Watched {
-    mailbox: Arc<Mailbox>,
-    recv_ids: Vec<Arc<str>>,
+pub(super) struct Watched {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) recv_ids: Vec<Arc<str>>,
     place: Place,
     _interest: Interest,
+}
+
+impl Watched {
+    pub(super) fn watches(&self) -> &Arc<Watches> {
+        &self.place.watches
+    }
 }
 
 impl Drop for Watched {
@@ -190,177 +203,11 @@ impl Drop for Watched {
     }
 }
 
-/// One stream's task.
-struct Watcher {
-    watched: Watched,
-    /// The last seq that was sent of each inbox.
-    cursors: Vec<i64>,
-    omit_content: bool,
-    lifetime: Lifetime,
-}
-
-impl Watcher {
-    async fn run(mut self, events: mpsc::Sender<Arc<Parcel>>, end: Arc<OnceLock<Failure>>, gone: CancellationToken) {
-        let lifetime = self.lifetime.clone();
-        let failure = tokio::select! {
-            failure = self.send_all(&events) => Some(failure),
-            () = lifetime.ending() => Some(Failure::StreamEnded),
-            () = events.closed() => None,
-        };
-        answered("WatchMsgs", failure.as_ref().map_or("OK", Failure::outcome));
-        let Some(failure) = failure else { return };
-        let is_slow = failure == Failure::SlowReader;
-        // It is told when the stream is at its end, which is when `events` is dropped.
-        let _ = end.set(failure);
-        drop(events);
-        let patience = self.watched.place.watches.answer_timeout;
-        drop(self);
-        // What its connection holds of it goes only with the stream, or else with the connection.
-        if is_slow && tokio::time::timeout(patience, gone.cancelled()).await.is_err() {
-            lifetime.end_for_silence();
-        }
-    }
-
-    async fn send_all(&mut self, events: &mpsc::Sender<Arc<Parcel>>) -> Failure {
-        let watches = self.watched.place.watches.clone();
-        let options = &watches.options;
-        // What may still lie with a caller who does not read: one event that waits, and one that was taken before it.
-        let mut last: [Option<Arc<Parcel>>; 2] = [None, None];
-        let mut event = Some((heartbeat(), None));
-        loop {
-            // Not before there is room: what comes meanwhile goes with the same event.
-            let Ok(slot) = tokio::time::timeout(options.watch_stall_timeout, events.reserve()).await else {
-                last.iter().flatten().for_each(|parcel| parcel.clear());
-                return Failure::SlowReader;
-            };
-            let Ok(slot) = slot else { std::future::pending().await };
-            if event.is_none() {
-                event = self.gather().await;
-            }
-            if let Some((event, permit)) = event.take() {
-                let parcel = Arc::new(Parcel::new(event, permit));
-                last = [last[1].take(), Some(parcel.clone())];
-                slot.send(parcel);
-            }
-            if tokio::time::timeout(options.heartbeat_interval, self.watched.mailbox.marked()).await.is_err() {
-                event = Some((heartbeat(), None));
-            }
-        }
-    }
-
-    /// The next messages, with the permit for their bytes, which is there before they are. A heartbeat when there is no
-    /// permit for a while, because others take nothing; `None` when there is nothing to send after all.
-    async fn gather(&mut self) -> Option<(WatchMsgsResponse, Option<OwnedSemaphorePermit>)> {
-        let watches = self.watched.place.watches.clone();
-        let mut bytes = EVENT_BYTES;
-        loop {
-            let permits = u32::try_from(bytes.min(most_permits(&watches.options))).expect("no more than that");
-            let permit = watches.buffered.clone().acquire_many_owned(permits);
-            let Ok(permit) = tokio::time::timeout(watches.options.heartbeat_interval, permit).await else {
-                return Some((heartbeat(), None));
-            };
-            let mut permit = permit.expect("it is never closed");
-            match self.gather_up_to(bytes).await {
-                Gathered::Nothing => return None,
-                // One message that is larger: its permit, and then again. Nobody holds one while it waits for another.
-                Gathered::TooLarge(larger) => bytes = larger,
-                Gathered::Event(event, size) => {
-                    let unused = permit.num_permits().saturating_sub(size);
-                    drop(permit.split(unused));
-                    return Some((event, Some(permit)));
-                }
-            }
-        }
-    }
-
-    async fn gather_up_to(&mut self, most: usize) -> Gathered {
-        let watches = self.watched.place.watches.clone();
-        let (mut msgs, mut bytes, mut behind) = (Vec::new(), 0, false);
-        while msgs.len() < EVENT_ROWS && bytes < most {
-            let Some(place) = self.watched.mailbox.next() else { break };
-            let recv_id = &self.watched.recv_ids[place];
-            let cursor = &mut self.cursors[place];
-            let mut taken = watches.feed.take(recv_id, *cursor, EVENT_ROWS - msgs.len(), most - bytes);
-            if taken.tip <= *cursor {
-                continue;
-            }
-            let from_table = taken.rows.is_empty();
-            if from_table && msgs.is_empty() {
-                let page_size = i32::try_from(EVENT_ROWS).expect("it is small");
-                let query = Query::after(recv_id.to_string(), *cursor, page_size, self.omit_content);
-                // Boxed: it is seldom, and would be most of what an idle watcher's task takes.
-                let page = Box::pin(watches.looker.page(&query, i64::try_from(most).unwrap_or(i64::MAX))).await;
-                let Ok((rows, _)) = page else {
-                    self.watched.mailbox.mark(place);
-                    tokio::time::sleep(PAUSE).await;
-                    return Gathered::Nothing;
-                };
-                // It counts bytes in another way.
-                let mut sum = 0;
-                let fits = rows.into_iter().enumerate().take_while(|(number, row)| {
-                    sum += size(row);
-                    *number == 0 || sum <= most
-                });
-                taken.rows = fits.map(|(_, row)| Arc::new(row)).collect();
-            }
-            let size: usize = taken.rows.iter().map(|row| size(row)).sum();
-            if taken.rows.is_empty() || bytes + size > most {
-                // What does not fit, or has to come from the table, goes next time; what is not there at all is not waited for.
-                if !from_table || !msgs.is_empty() || size > 0 {
-                    self.watched.mailbox.mark(place);
-                }
-                match msgs.is_empty() {
-                    true if size > most => return Gathered::TooLarge(size),
-                    true => continue,
-                    false => break,
-                }
-            }
-            let source = if from_table { &watches.from_table } else { &watches.from_cache };
-            source.increment(taken.rows.len() as u64);
-            bytes += size;
-            *cursor = taken.rows.last().map_or(*cursor, |last| last.seq);
-            if *cursor < taken.tip {
-                behind = true;
-                self.watched.mailbox.mark(place);
-            }
-            msgs.extend(taken.rows.iter().map(|row| copy(row, self.omit_content)));
-            if from_table {
-                break;
-            }
-        }
-        if msgs.is_empty() {
-            return Gathered::Nothing;
-        }
-        Gathered::Event(WatchMsgsResponse { event: Some(Event::Msgs(WatchedMsgs { msgs, behind })) }, bytes)
-    }
-}
-
-enum Gathered {
-    /// There is nothing to send.
-    Nothing,
-    /// So many bytes are needed for the next message alone.
-    TooLarge(usize),
-    /// An event, and its bytes.
-    Event(WatchMsgsResponse, usize),
-}
-
-fn copy(row: &StoredMsg, omit_content: bool) -> StoredMsg {
-    let mut row = row.clone();
-    if let Some(msg) = row.msg.as_mut().filter(|_| omit_content) {
-        msg.content.clear();
-    }
-    row
-}
-
-fn heartbeat() -> WatchMsgsResponse {
-    WatchMsgsResponse { event: Some(Event::Heartbeat(Heartbeat { time: Some(SystemTime::now().into()) })) }
-}
-
 /// An event on its way, with the permit for its bytes.
-struct Parcel(Mutex<(Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>)>);
+pub(super) struct Parcel(Mutex<(Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>)>);
 
 impl Parcel {
-    fn new(event: WatchMsgsResponse, permit: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) fn new(event: WatchMsgsResponse, permit: Option<OwnedSemaphorePermit>) -> Self {
         Parcel(Mutex::new((Some(event), permit)))
     }
 
@@ -368,7 +215,7 @@ impl Parcel {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (None, None);
     }
 }
@@ -399,3 +246,6 @@ impl Stream for WatchStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

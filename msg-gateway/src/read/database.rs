@@ -2,12 +2,16 @@
 
 use std::ops::Deref;
 
-use deadpool_postgres::{Object, Pool, PoolError};
+use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
 use msg_common::postgres::DatabaseOptions;
+use msg_common::repeat::Repeats;
 use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
 use crate::status::Failure;
+
+/// Reads fail as often as they are called and retried.
+static REPEATS: Repeats = Repeats::new();
 
 /// The database, for reading only.
 pub struct Database {
@@ -31,8 +35,13 @@ impl Database {
         match self.pool.get().await {
             Ok(object) => Ok(Connection { object: Some(object), done: false }),
             Err(PoolError::Backend(error)) => Err(failure(&error)),
+            Err(PoolError::Timeout(TimeoutType::Wait)) => Err(Failure::Overloaded(
+                "all connections to the database are in use; retry after the delay, or raise READ_CONNECTIONS".into(),
+            )),
             Err(error) => {
-                tracing::warn!(%error, "no connection to the database");
+                if let Some(repeated) = REPEATS.occurred(&error.to_string()) {
+                    tracing::warn!(%error, repeated, "no connection to the database");
+                }
                 Err(Failure::DatabaseUnavailable("no connection to the database".into()))
             }
         }
@@ -86,10 +95,12 @@ pub fn failure(error: &tokio_postgres::Error) -> Failure {
     let failure = meaning(state);
     // The server's own message and detail may hold what is stored.
     let sqlstate = state.map_or("none", SqlState::code);
+    let condition = if error.as_db_error().is_some() { sqlstate.to_owned() } else { error.to_string() };
+    let Some(repeated) = REPEATS.occurred(&condition) else { return failure };
     match (&failure, error.as_db_error()) {
-        (Failure::Internal(_), _) => tracing::error!(sqlstate, "a read failed"),
-        (_, Some(_)) => tracing::warn!(sqlstate, "the database is not available"),
-        (_, None) => tracing::warn!(%error, "the database is not available"),
+        (Failure::Internal(_), _) => tracing::error!(sqlstate, repeated, "a read failed"),
+        (_, Some(_)) => tracing::warn!(sqlstate, repeated, "the database is not available"),
+        (_, None) => tracing::warn!(%error, repeated, "the database is not available"),
     }
     failure
 }

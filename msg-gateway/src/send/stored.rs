@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use msg_common::proto::{Msg, Placement};
 
-use crate::live::wait::{Digest, Seat, Waiters};
+use crate::live::digest::Digest;
+use crate::live::wait::{Seat, Waiters};
 use crate::status::Failure;
 
 /// A message whose row will be awaited. Made before it is sent: what cannot be awaited is not sent.

@@ -25,4 +25,5 @@ mod stored;
 mod stream;
 mod topics;
 mod unknown;
+mod waiters;
 mod watch;

@@ -13,14 +13,14 @@ use crate::support::kafka::msg;
 use crate::support::world::{Gateway, World};
 use crate::support::{ensure, eventually};
 
-async fn send_stored(client: &Client, msg: &Msg, within: Duration) -> Result<Placement, Status> {
+pub(super) async fn send_stored(client: &Client, msg: &Msg, within: Duration) -> Result<Placement, Status> {
     let mut request = Request::new(SendMsgRequest { msg: Some(msg.clone()), wait_for: WaitFor::Stored.into() });
     request.set_timeout(within);
     Ok(client.clone().send_msg(request).await?.into_inner().placement.expect("an OK has one"))
 }
 
 /// Until so many wait.
-async fn waiting(gateway: &Gateway, count: f64) {
+pub(super) async fn waiting(gateway: &Gateway, count: f64) {
     eventually("so many wait", async || {
         let found = metric(gateway, "msg_gateway_waiting_msgs").await?;
         ensure(found == count, format!("{found} wait"))
@@ -28,7 +28,7 @@ async fn waiting(gateway: &Gateway, count: f64) {
     .await;
 }
 
-const LONG: Duration = Duration::from_secs(30);
+pub(super) const LONG: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn the_answer_tells_the_row() {

@@ -1,26 +1,28 @@
 //! WatchMsgs: everything after a seq, then live, in order, each once; whatever happens in between.
 
 mod bounds;
+mod catchup;
 mod ends;
+mod hints;
 mod seam;
 
 use std::collections::BTreeMap;
 
 use msg_common::proto::watch_msgs_response::Event;
 use msg_common::proto::{InboxCursor, StoredMsg, WatchMsgsRequest, WatchMsgsResponse};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Status, Streaming};
 
 use super::calls::Client;
 use crate::support::PATIENCE;
 
-fn request<'a>(inboxes: impl IntoIterator<Item = (&'a str, Option<i64>)>) -> WatchMsgsRequest {
+pub(super) fn request<'a>(inboxes: impl IntoIterator<Item = (&'a str, Option<i64>)>) -> WatchMsgsRequest {
     let cursor = |(recv_id, after_seq): (&str, _)| InboxCursor { recv_id: recv_id.into(), after_seq };
     WatchMsgsRequest { inboxes: inboxes.into_iter().map(cursor).collect(), omit_content: false }
 }
 
 /// A watcher, and what it was given.
-struct Watcher {
+pub(super) struct Watcher {
     events: Streaming<WatchMsgsResponse>,
     /// By inbox: the last seq. Each next one has to follow it.
     cursors: BTreeMap<String, i64>,
@@ -31,7 +33,7 @@ struct Watcher {
 
 impl Watcher {
     /// Watches, and waits for the word that it does.
-    async fn open(client: &Client, request: WatchMsgsRequest) -> Result<Watcher, Status> {
+    pub(super) async fn open(client: &Client, request: WatchMsgsRequest) -> Result<Watcher, Status> {
         let given = request.inboxes.iter().filter_map(|inbox| Some((inbox.recv_id.clone(), inbox.after_seq?)));
         let cursors = given.collect();
         let events = client.clone().watch_msgs(request).await?.into_inner();
@@ -64,10 +66,21 @@ impl Watcher {
         Ok(())
     }
 
-    /// Until so many messages were given.
+    /// Until so many messages were given. One deadline over all of it: heartbeats must not renew it.
     async fn reaches(&mut self, count: usize) {
+        let deadline = Instant::now() + 2 * PATIENCE;
         while self.msgs.len() < count {
-            self.next().await.unwrap_or_else(|status| panic!("{} of {count}: {status:?}", self.msgs.len()));
+            let next = timeout_at(deadline, self.next()).await;
+            let had = self.msgs.len();
+            let next = next.unwrap_or_else(|_| panic!("{had} of {count} messages, and only heartbeats since"));
+            next.unwrap_or_else(|status| panic!("{had} of {count}: {status:?}"));
+        }
+    }
+
+    /// Until so many heartbeats came.
+    async fn beats(&mut self, count: usize) {
+        while self.heartbeats < count {
+            self.next().await.unwrap();
         }
     }
 

@@ -57,7 +57,8 @@ async fn watchers_that_come_at_any_time_get_every_message_in_order() {
 async fn from_now_on_is_from_the_first_event_on() {
     let world = World::new("watch_now").await;
     let _transfer = world.running_transfer().await;
-    let gateway = world.running_gateway().await;
+    let gateway = world.gateway("gateway", |spec| spec.env("HEARTBEAT_INTERVAL", "1s"));
+    gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     for i in 0..10 {
         send(&client, &msg("alice", "bob", &format!("before {i}"), "x")).await.unwrap();
@@ -80,10 +81,7 @@ async fn from_now_on_is_from_the_first_event_on() {
         assert_eq!(stored.seq, if msg.recv_id == "bob" { 11 } else { 1 });
     }
     // A heartbeat is all that comes of what is not for it.
-    let before = watcher.heartbeats;
-    while watcher.heartbeats == before {
-        watcher.next().await.unwrap();
-    }
+    watcher.beats(watcher.heartbeats + 1).await;
     assert_eq!(watcher.msgs.len(), 2);
 }
 
@@ -148,10 +146,7 @@ async fn while_the_database_is_away_nothing_comes_and_then_everything() {
     for turn in 1..4 {
         stack.postgres().kill().await;
         write(turn * 100, turn * 100 + 100);
-        let beats = watcher.heartbeats;
-        while watcher.heartbeats < beats + 3 {
-            watcher.next().await.unwrap();
-        }
+        watcher.beats(watcher.heartbeats + 3).await;
         stack.postgres().start().await.unwrap();
         watcher.reaches(usize::try_from(turn).unwrap() * 100 + 100).await;
     }

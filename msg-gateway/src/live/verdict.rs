@@ -1,0 +1,158 @@
+//! What was found in the tables, and what it means to each of the callers that wait for STORED. Pure functions: whom a row
+//! or a dead letter belongs to is decided here and nowhere else.
+
+use msg_common::proto::{DeadLetterReason, Placement, StoredPlacement};
+
+use crate::live::digest::Digest;
+use crate::live::look::{Contents, Found, Sought};
+use crate::status::Failure;
+
+/// How a wait ends.
+pub type Settled = Result<StoredPlacement, Failure>;
+
+/// A waiter's result, with the waiter's index among those that were asked for.
+pub type Verdict = (usize, Settled);
+
+/// What a waiter waits for.
+#[derive(Clone, Debug)]
+pub struct Awaited {
+    /// The waiter's number.
+    pub id: u64,
+    /// What is looked for.
+    pub sought: Sought,
+    /// Where Kafka has it.
+    pub placement: Placement,
+    /// Of what its sender wrote.
+    pub digest: Digest,
+}
+
+impl Awaited {
+    /// Whether our record made this row.
+    fn is_its_row(&self, row: &Found) -> bool {
+        (row.partition, Some(row.offset)) == (self.sought.partition, self.sought.offset)
+    }
+
+    /// Whether our record may have made a row with our content. Without an offset the send time tells: Kafka confirmed the record
+    /// and did not say where it is.
+    fn may_have_made(&self, row: &Found) -> bool {
+        let sought = &self.sought;
+        sought.offset.is_none() && (row.partition, row.send_time) == (sought.partition, sought.send_time)
+    }
+}
+
+/// The waiters whose own record made the row; and the rows that another record made under the same id.
+pub fn own_rows(asked: &[Awaited], rows: Vec<Found>) -> (Vec<Verdict>, Vec<Found>) {
+    let (own, others): (Vec<Found>, _) = rows.into_iter().partition(|row| asked[row.place].is_its_row(row));
+    (own.iter().map(|row| (row.place, Ok(stored(row, false)))).collect(), others)
+}
+
+/// The waiters whose message is the one in another record's row. One with another content will be dead-lettered, which has
+/// to be waited for.
+pub fn duplicates(asked: &[Awaited], others: &[Found], contents: &[Contents]) -> Vec<Verdict> {
+    let is_same = |row: &&Found| {
+        let its = contents.iter().find(|contents| contents.place == row.place);
+        its.is_some_and(|contents| Digest::of_row(contents) == asked[row.place].digest)
+    };
+    let verdict = |row: &Found| (row.place, Ok(stored(row, !asked[row.place].may_have_made(row))));
+    others.iter().filter(is_same).map(verdict).collect()
+}
+
+/// The waiters whose record was dead-lettered.
+pub fn dead(asked: &[Awaited], letters: Vec<(usize, String)>) -> Vec<Verdict> {
+    let verdict = |(place, reason): (usize, String)| {
+        let reason = DeadLetterReason::from_str_name(&format!("DEAD_LETTER_REASON_{reason}")).unwrap_or_default();
+        (place, Err(Failure::DeadLettered(Box::new(asked[place].placement.clone()), reason)))
+    };
+    letters.into_iter().map(verdict).collect()
+}
+
+fn stored(row: &Found, duplicate: bool) -> StoredPlacement {
+    StoredPlacement { seq: row.seq, stored_time: Some(row.stored_time.into()), duplicate }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use msg_common::proto::Msg;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn msg(content: &str) -> Msg {
+        Msg { send_id: "alice".into(), content: content.as_bytes().to_vec().into(), ..Msg::default() }
+    }
+
+    /// A waiter at this offset.
+    fn awaited(offset: i64, content: &str) -> Awaited {
+        let offset = Some(offset).filter(|offset| *offset >= 0);
+        let placement = Placement { partition: 3, offset, send_time: Some(NOW.into()), ..Placement::default() };
+        let sought = Sought { recv_id: "bob".into(), msg_id: Uuid::nil(), send_time: NOW, partition: 3, offset };
+        Awaited { id: 0, sought, placement, digest: Digest::of(&msg(content)) }
+    }
+
+    fn row(place: usize, offset: i64, seq: i64) -> Found {
+        Found { place, seq, stored_time: NOW, send_time: NOW, partition: 3, offset }
+    }
+
+    fn contents(place: usize, content: &str) -> Contents {
+        Contents::of(place, &msg(content))
+    }
+
+    fn seqs(verdicts: &[Verdict]) -> Vec<(usize, i64, bool)> {
+        let seq = |(place, settled): &Verdict| {
+            let stored = settled.as_ref().expect("it is stored");
+            (*place, stored.seq, stored.duplicate)
+        };
+        verdicts.iter().map(seq).collect()
+    }
+
+    #[test]
+    fn row_of_own_record_is_told_from_another_records() {
+        let asked = [awaited(10, "a"), awaited(11, "b"), awaited(12, "c"), awaited(13, "d")];
+        let (own, others) = own_rows(&asked, vec![row(3, 13, 8), row(1, 5, 6), row(2, 12, 7)]);
+        assert_eq!(seqs(&own), [(3, 8, false), (2, 7, false)]);
+        assert_eq!(others.iter().map(|row| row.place).collect::<Vec<_>>(), [1]);
+        let elsewhere = Found { partition: 4, ..row(0, 10, 9) };
+        assert!(own_rows(&asked, vec![elsewhere]).0.is_empty(), "the same offset of another partition");
+    }
+
+    #[test]
+    fn record_without_an_offset_is_known_by_its_send_time() {
+        let asked = [awaited(-1, "a")];
+        let settled = |row: Found, content| {
+            let (own, others) = own_rows(&asked, vec![row]);
+            assert!(own.is_empty());
+            seqs(&duplicates(&asked, &others, &[contents(0, content)]))
+        };
+        let later = Found { send_time: NOW + std::time::Duration::from_millis(1), ..row(0, 10, 9) };
+        assert_eq!(settled(later, "a"), [(0, 9, true)]);
+        assert_eq!(settled(row(0, 10, 9), "a"), [(0, 9, false)]);
+        assert_eq!(settled(row(0, 10, 9), "b"), []);
+    }
+
+    #[test]
+    fn duplicate_is_found_by_content_of_the_same_waiter() {
+        let asked = [awaited(10, "a"), awaited(11, "b"), awaited(12, "c"), awaited(13, "d")];
+        // In any order, and of some of the waiters only.
+        let others = [row(3, 1, 31), row(1, 2, 11), row(2, 3, 21)];
+        let found = [contents(1, "b"), contents(2, "not c"), contents(3, "d")];
+        assert_eq!(seqs(&duplicates(&asked, &others, &found)), [(3, 31, true), (1, 11, true)]);
+        // What was purged between the two queries is no duplicate yet.
+        assert!(duplicates(&asked, &others, &[]).is_empty());
+    }
+
+    #[test]
+    fn stored_pending_and_dead_in_one_look_are_told_apart() {
+        let asked = [awaited(10, "stored"), awaited(11, "pending"), awaited(12, "dead")];
+        let (own, others) = own_rows(&asked, vec![row(0, 10, 1)]);
+        assert_eq!((seqs(&own), others.len()), (vec![(0, 1, false)], 0));
+        let verdicts = dead(&asked, vec![(2, "REJECTED_BY_DATABASE".into())]);
+        let Some((2, Err(Failure::DeadLettered(placement, reason)))) = verdicts.first().cloned() else {
+            panic!("{verdicts:?}")
+        };
+        assert_eq!((verdicts.len(), placement.offset, reason), (1, Some(12), DeadLetterReason::RejectedByDatabase));
+    }
+}

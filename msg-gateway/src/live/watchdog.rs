@@ -1,0 +1,168 @@
+//! Whether the reader of the hints is stalled: a second client checks regularly whether the topic is still the same, and has
+//! nothing that the reader does not get. librdkafka itself reports none of this (ADR 21).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use msg_common::kafka::raw;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use uuid::Uuid;
+
+const EVERY: Duration = Duration::from_secs(5);
+/// For how long a record may be in the topic before the reader has it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one request to Kafka may take.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Checks one reader until it is dropped.
+pub struct Watchdog {
+    shared: Arc<Shared>,
+    thread: Thread,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// By partition: the offset after the last record that the reader got.
+    received: Mutex<HashMap<i32, i64>>,
+    verdict: OnceLock<String>,
+    done: AtomicBool,
+}
+
+impl Watchdog {
+    /// Checks a reader that has just been assigned all of the topic's `partitions`, at their ends.
+    pub fn start(config: ClientConfig, topic: String, partitions: usize) -> Self {
+        let shared = Arc::new(Shared::default());
+        let check =
+            Check { config, topic, partitions, shared: shared.clone(), topic_id: None, progress: HashMap::new() };
+        let thread = std::thread::Builder::new().name("hints-check".into()).spawn(|| check.run());
+        Watchdog { shared, thread: thread.expect("the system has a thread for us").thread().clone() }
+    }
+
+    /// The reader got this record.
+    pub fn received(&self, partition: i32, offset: i64) {
+        self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, offset + 1);
+    }
+
+    /// Why the reader has to be replaced.
+    pub fn verdict(&self) -> Option<String> {
+        self.shared.verdict.get().cloned()
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.shared.done.store(true, Ordering::Relaxed);
+        self.thread.unpark();
+    }
+}
+
+struct Check {
+    config: ClientConfig,
+    topic: String,
+    partitions: usize,
+    shared: Arc<Shared>,
+    topic_id: Option<Uuid>,
+    progress: HashMap<i32, Progress>,
+}
+
+impl Check {
+    fn run(mut self) {
+        let mut client = None;
+        while !self.shared.done.load(Ordering::Relaxed) {
+            match self.check(&mut client) {
+                Ok(Some(reason)) => {
+                    let _ = self.shared.verdict.set(reason);
+                    return;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(error, "cannot check the reader of hints");
+                    // The next check is made by a client without this one's memory.
+                    client = None;
+                }
+            }
+            std::thread::park_timeout(EVERY);
+        }
+    }
+
+    fn check(&mut self, client: &mut Option<BaseConsumer>) -> Result<Option<String>, String> {
+        let client = match client {
+            Some(client) => client,
+            None => client.insert(self.config.create().map_err(|error| error.to_string())?),
+        };
+        // It reads nothing; what it reports of its connections comes this way.
+        while client.poll(Duration::ZERO).is_some() {}
+        let id = raw::topic_id(client.client(), &self.topic, TIMEOUT)?;
+        if self.topic_id.is_some() && id.is_some() && id != self.topic_id {
+            return Ok(Some("the topic was recreated".into()));
+        }
+        self.topic_id = self.topic_id.or(id);
+        let count = partitions(client, &self.topic)?;
+        if count != self.partitions {
+            return Ok(Some(format!("the topic has {count} partitions, not {} any more", self.partitions)));
+        }
+        for partition in 0..i32::try_from(count).unwrap_or(i32::MAX) {
+            let (_, end) =
+                client.fetch_watermarks(&self.topic, partition, TIMEOUT).map_err(|error| error.to_string())?;
+            let received = self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).copied();
+            let now = Instant::now();
+            let progress = self.progress.entry(partition).or_insert_with(|| Progress::new(end, now));
+            if progress.is_stalled(end, received, now) {
+                return Ok(Some(format!("the reader gets nothing of partition {partition}, which has records")));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn partitions(client: &BaseConsumer, topic: &str) -> Result<usize, String> {
+    let metadata = client.fetch_metadata(Some(topic), TIMEOUT).map_err(|error| error.to_string())?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+    found.map(|found| found.partitions().len()).ok_or_else(|| "the topic is not there".into())
+}
+
+/// What the reader has to get of a partition.
+struct Progress {
+    /// Where the first check found the end. What is before that may never have been for the reader, who started at the end.
+    first: i64,
+    /// The end as it was at `since`, when the reader had everything before.
+    expected: i64,
+    since: Instant,
+}
+
+impl Progress {
+    fn new(end: i64, now: Instant) -> Self {
+        Progress { first: end, expected: end, since: now }
+    }
+
+    fn is_stalled(&mut self, end: i64, received: Option<i64>, now: Instant) -> bool {
+        if received.unwrap_or(self.first).max(self.first) >= self.expected {
+            (self.expected, self.since) = (end, now);
+            return false;
+        }
+        now.saturating_duration_since(self.since) >= PATIENCE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reader_is_stalled_when_it_does_not_get_what_is_there() {
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut progress = Progress::new(7, start);
+        assert!(!progress.is_stalled(7, None, at(100)), "nothing is written");
+        assert!(!progress.is_stalled(9, None, at(105)));
+        assert!(!progress.is_stalled(12, Some(8), at(110)), "it may need some time");
+        assert!(progress.is_stalled(12, Some(8), at(115)));
+        assert!(!progress.is_stalled(12, Some(9), at(116)), "it has what was there when it was last complete");
+        assert!(!progress.is_stalled(30, Some(12), at(200)));
+        assert!(!progress.is_stalled(30, Some(30), at(215)));
+    }
+}

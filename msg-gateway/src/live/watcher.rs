@@ -1,0 +1,264 @@
+//! One WatchMsgs stream's task: sends what is in the feed, and reads from the table what is not there any more.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use msg_common::proto::watch_msgs_response::Event;
+use msg_common::proto::{Heartbeat, StoredMsg, WatchMsgsResponse, WatchedMsgs};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::incoming::Lifetime;
+use crate::live::feed::size;
+use crate::live::look::Turn;
+use crate::live::watch::{Parcel, Watched, most_permits};
+use crate::metrics::answered;
+use crate::read::pull::Query;
+use crate::status::Failure;
+
+/// Most messages, and bytes but for one message, of one event. Small: it is what a stream holds whose caller does not read.
+const EVENT_ROWS: usize = 500;
+const EVENT_BYTES: usize = 64 << 10;
+/// How long to wait after the database did not answer.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// One stream's task.
+pub(super) struct Watcher {
+    watched: Watched,
+    /// The last seq that was sent of each inbox.
+    pub(super) cursors: Vec<i64>,
+    omit_content: bool,
+    lifetime: Lifetime,
+}
+
+impl Watcher {
+    pub(super) fn new(watched: Watched, cursors: Vec<i64>, omit_content: bool, lifetime: Lifetime) -> Self {
+        Watcher { watched, cursors, omit_content, lifetime }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        events: mpsc::Sender<Arc<Parcel>>,
+        end: Arc<OnceLock<Failure>>,
+        gone: CancellationToken,
+    ) {
+        let lifetime = self.lifetime.clone();
+        let failure = tokio::select! {
+            failure = self.send_all(&events) => Some(failure),
+            () = lifetime.ending() => Some(Failure::StreamEnded),
+            () = events.closed() => None,
+        };
+        answered("WatchMsgs", failure.as_ref().map_or("OK", Failure::outcome));
+        let Some(failure) = failure else { return };
+        let is_slow = failure == Failure::SlowReader;
+        // It is told when the stream is at its end, which is when `events` is dropped.
+        let _ = end.set(failure);
+        drop(events);
+        let patience = self.watched.watches().answer_timeout;
+        drop(self);
+        // What its connection holds of it goes only with the stream, or else with the connection.
+        if is_slow && tokio::time::timeout(patience, gone.cancelled()).await.is_err() {
+            lifetime.end_for_silence();
+        }
+    }
+
+    /// Until nothing is read of it for too long. Heartbeats go on whatever the next messages wait for.
+    async fn send_all(&mut self, events: &mpsc::Sender<Arc<Parcel>>) -> Failure {
+        let watches = self.watched.watches().clone();
+        let options = &watches.options;
+        let mut sent = Sent::default();
+        // The first event is one.
+        let mut heartbeat_at = Instant::now();
+        loop {
+            let Ok(slot) = tokio::time::timeout(options.watch_stall_timeout, events.reserve()).await else {
+                return sent.slow_reader();
+            };
+            let Ok(slot) = slot else { std::future::pending().await };
+            let (mut slot, mut event, mut stalled_at) = (Some(slot), None, Instant::now());
+            // Not before there is a slot: what comes meanwhile goes with the same event. It stays what it is when a heartbeat
+            // comes in between: it may have waited for its turn for long.
+            let gathering = self.gather();
+            tokio::pin!(gathering);
+            while event.is_none() || slot.is_none() {
+                tokio::select! {
+                    gathered = &mut gathering, if event.is_none() => event = Some(gathered),
+                    reserved = events.reserve(), if slot.is_none() => match reserved {
+                        Ok(reserved) => slot = Some(reserved),
+                        Err(_) => std::future::pending().await,
+                    },
+                    () = tokio::time::sleep_until(stalled_at), if slot.is_none() => return sent.slow_reader(),
+                    () = tokio::time::sleep_until(heartbeat_at), if slot.is_some() => {
+                        let now = Instant::now();
+                        (heartbeat_at, stalled_at) = (now + options.heartbeat_interval, now + options.watch_stall_timeout);
+                        sent.send(slot.take(), heartbeat(), None);
+                    }
+                }
+            }
+            if let Some((event, permit)) = event {
+                sent.send(slot, event, permit);
+                heartbeat_at = Instant::now() + options.heartbeat_interval;
+            }
+        }
+    }
+
+    /// The next messages, with the permit for their bytes, which is there before they are. Waits for as long as it takes.
+    async fn gather(&mut self) -> (WatchMsgsResponse, Option<OwnedSemaphorePermit>) {
+        let watches = self.watched.watches().clone();
+        let mut bytes = EVENT_BYTES;
+        let mut turn = None;
+        loop {
+            self.watched.mailbox.marked().await;
+            let permits = u32::try_from(bytes.min(most_permits(&watches.options))).expect("no more than that");
+            let permit = watches.buffered.clone().acquire_many_owned(permits).await;
+            let mut permit = permit.expect("it is never closed");
+            match self.gather_up_to(bytes, turn.as_ref()).await {
+                Gathered::Nothing => (bytes, turn) = (EVENT_BYTES, None),
+                // One message that is larger: its permit, and then again. Nobody holds one while it waits for another, or for its
+                // turn: who catches up must not keep the buffer from those who have.
+                Gathered::TooLarge(larger) => bytes = larger,
+                Gathered::Catchup => {
+                    drop(permit);
+                    turn = Some(watches.looker.turn().await);
+                }
+                Gathered::Failed => {
+                    drop(permit);
+                    (bytes, turn) = (EVENT_BYTES, None);
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Gathered::Event(event, size) => {
+                    let unused = permit.num_permits().saturating_sub(size);
+                    drop(permit.split(unused));
+                    return (event, Some(permit));
+                }
+            }
+        }
+    }
+
+    async fn gather_up_to(&mut self, most: usize, turn: Option<&Turn>) -> Gathered {
+        let watches = self.watched.watches().clone();
+        // A large message goes alone: nobody gets many small ones in an event of its size.
+        let most_rows = if most > EVENT_BYTES { 1 } else { EVENT_ROWS };
+        let (mut msgs, mut bytes, mut behind) = (Vec::new(), 0, false);
+        while msgs.len() < most_rows && bytes < most {
+            let Some(place) = self.watched.mailbox.next() else { break };
+            let (recv_id, cursor) = (&self.watched.recv_ids[place], self.cursors[place]);
+            let mut taken = watches.feed.take(recv_id, cursor, most_rows - msgs.len(), most - bytes);
+            if taken.tip <= cursor {
+                continue;
+            }
+            let from_table = taken.rows.is_empty();
+            if from_table {
+                if !msgs.is_empty() {
+                    self.watched.mailbox.mark(place);
+                    break;
+                }
+                let Some(turn) = turn else {
+                    self.watched.mailbox.put_back(place);
+                    return Gathered::Catchup;
+                };
+                // Boxed: it is seldom, and would be most of what an idle watcher's task takes.
+                let Some(rows) = Box::pin(self.page(turn, place, most, most_rows)).await else {
+                    self.watched.mailbox.put_back(place);
+                    return Gathered::Failed;
+                };
+                taken.rows = rows;
+                // What is not there at all is not waited for.
+                if taken.rows.is_empty() {
+                    continue;
+                }
+            }
+            let size: usize = taken.rows.iter().map(|row| size(row)).sum();
+            if bytes + size > most {
+                if msgs.is_empty() {
+                    self.watched.mailbox.put_back(place);
+                    return Gathered::TooLarge(size);
+                }
+                self.watched.mailbox.mark(place);
+                break;
+            }
+            let source = if from_table { &watches.from_table } else { &watches.from_cache };
+            source.increment(taken.rows.len() as u64);
+            bytes += size;
+            let cursor = taken.rows.last().map_or(cursor, |last| last.seq);
+            self.cursors[place] = cursor;
+            if cursor < taken.tip {
+                behind = true;
+                self.watched.mailbox.mark(place);
+            }
+            msgs.extend(taken.rows.iter().map(|row| copy(row, self.omit_content)));
+            if from_table {
+                break;
+            }
+        }
+        if msgs.is_empty() {
+            return Gathered::Nothing;
+        }
+        Gathered::Event(WatchMsgsResponse { event: Some(Event::Msgs(WatchedMsgs { msgs, behind })) }, bytes)
+    }
+
+    /// What comes next in an inbox, from the table: up to `most` bytes, but for one message. `None` when it did not answer.
+    async fn page(&self, turn: &Turn, place: usize, most: usize, most_rows: usize) -> Option<Vec<Arc<StoredMsg>>> {
+        let watches = self.watched.watches();
+        let page_size = i32::try_from(most_rows).expect("it is small");
+        let recv_id = self.watched.recv_ids[place].to_string();
+        let query = Query::after(recv_id, self.cursors[place], page_size, self.omit_content);
+        let page = watches.looker.page(turn, &query, i64::try_from(most).unwrap_or(i64::MAX)).await;
+        let (rows, _) = page.ok()?;
+        // It counts bytes in another way.
+        let mut sum = 0;
+        let fits = rows.into_iter().enumerate().take_while(|(number, row)| {
+            sum += size(row);
+            *number == 0 || sum <= most
+        });
+        Some(fits.map(|(_, row)| Arc::new(row)).collect())
+    }
+}
+
+enum Gathered {
+    /// There is nothing to send.
+    Nothing,
+    /// What is next has to be read from the table, for which it is not our turn.
+    Catchup,
+    /// The table did not answer.
+    Failed,
+    /// So many bytes are needed for the next message alone.
+    TooLarge(usize),
+    /// An event, and its bytes.
+    Event(WatchMsgsResponse, usize),
+}
+
+/// What may still lie with a caller who does not read: one event that waits, and one that was taken before it.
+#[derive(Default)]
+struct Sent([Option<Arc<Parcel>>; 2]);
+
+impl Sent {
+    fn send(
+        &mut self,
+        slot: Option<mpsc::Permit<'_, Arc<Parcel>>>,
+        event: WatchMsgsResponse,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
+        let Some(slot) = slot else { return };
+        let parcel = Arc::new(Parcel::new(event, permit));
+        self.0 = [self.0[1].take(), Some(parcel.clone())];
+        slot.send(parcel);
+    }
+
+    fn slow_reader(&self) -> Failure {
+        self.0.iter().flatten().for_each(|parcel| parcel.clear());
+        Failure::SlowReader
+    }
+}
+
+fn copy(row: &StoredMsg, omit_content: bool) -> StoredMsg {
+    let mut row = row.clone();
+    if let Some(msg) = row.msg.as_mut().filter(|_| omit_content) {
+        msg.content.clear();
+    }
+    row
+}
+
+fn heartbeat() -> WatchMsgsResponse {
+    WatchMsgsResponse { event: Some(Event::Heartbeat(Heartbeat { time: Some(SystemTime::now().into()) })) }
+}

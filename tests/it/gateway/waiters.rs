@@ -1,0 +1,123 @@
+//! `wait_for: STORED`: what ends the wait, and whose wait it ends.
+
+use std::time::{Duration, Instant};
+
+use msg_common::partition::partition_for;
+use msg_common::proto::Msg;
+use tonic::Code;
+
+use super::calls::{Client, assert_failed, client, metric};
+use super::stored::{LONG, send_stored, waiting};
+use super::watch::{Watcher, request};
+use crate::support::kafka::{id_of, msg};
+use crate::support::world::World;
+use crate::support::{ensure, eventually};
+
+/// Shorter than the second after which the table is polled for a waiter though hints are read.
+const SOON: Duration = Duration::from_millis(800);
+
+/// How long a send that waits until its message is stored takes, once at least in a few rounds: others may need the machine.
+async fn shortest(mut round: impl AsyncFnMut(usize) -> Duration) -> Duration {
+    let mut shortest = Duration::MAX;
+    for number in 0..8 {
+        shortest = shortest.min(round(number).await);
+        if shortest < SOON {
+            break;
+        }
+    }
+    shortest
+}
+
+async fn timed(client: &Client, msg: &Msg) -> Duration {
+    let begun = Instant::now();
+    send_stored(client, msg, LONG).await.unwrap();
+    begun.elapsed()
+}
+
+#[tokio::test]
+async fn hint_ends_the_wait_of_a_waiter() {
+    let world = World::new("waiter_hint").await;
+    // Who comes right after a batch is stored with the next one, long after the first look at 50 ms.
+    let transfer = world.transfer("transfer", |spec| spec.env("BATCH_INTERVAL", "400ms"));
+    transfer.start().await.unwrap();
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    // Until hints have been read for a while the table is polled so often that they make no difference.
+    let _watcher = Watcher::open(&client, request([("somebody", None)])).await.unwrap();
+    eventually("hints are relied on", async || {
+        let reliable = metric(&gateway, "msg_gateway_hints_reliable").await?;
+        ensure(reliable == 1.0, "they are not yet")
+    })
+    .await;
+    let shortest = shortest(async |round| {
+        timed(&client, &msg("alice", "bob", &format!("first {round}"), "x")).await;
+        timed(&client, &msg("alice", "bob", &format!("second {round}"), "x")).await
+    })
+    .await;
+    assert!(shortest < SOON, "the shortest wait took {shortest:?}: the hint did not end it");
+}
+
+#[tokio::test]
+async fn stored_message_is_found_soon_without_a_hint() {
+    let world = World::new("waiter_first_look").await;
+    let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", ""));
+    transfer.start().await.unwrap();
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    let shortest = shortest(async |round| timed(&client, &msg("alice", "bob", &round.to_string(), "x")).await).await;
+    assert!(shortest < SOON, "the shortest wait took {shortest:?}: the first look came late");
+}
+
+/// One look finds all three: the rows are made in one transaction, by hand.
+#[tokio::test]
+async fn stored_pending_and_dead_of_one_look_are_told_apart() {
+    let world = World::new("waiter_three").await;
+    let gateway = world.gateway("gateway", |spec| spec.env("DEADLINE_MARGIN", "700ms"));
+    gateway.service.start().await.unwrap();
+    // It makes the tables.
+    world.running_transfer().await.stop().await.unwrap();
+    let client = client(&gateway).await;
+    // Two of each, so that an index of one list is none of another; and one whose id another record has used.
+    let names = ["stored", "pending", "dead", "duplicate"];
+    let (mut sends, mut placed, mut ends) = (Vec::new(), Vec::new(), [0_i64; 4]);
+    for i in 0..8 {
+        let recv_id = format!("{} {i}", names[i % 4]);
+        let partition = partition_for(recv_id.as_bytes(), world.partitions);
+        let end = &mut ends[usize::try_from(partition).unwrap()];
+        placed.push((recv_id.clone(), partition, *end));
+        *end += 1;
+        let (client, msg) = (client.clone(), msg("alice", &recv_id, "1", "hello"));
+        sends.push(tokio::spawn(async move { send_stored(&client, &msg, Duration::from_secs(15)).await }));
+        waiting(&gateway, (i + 1) as f64).await;
+    }
+    let mut database = world.database().await;
+    let rows = database.transaction().await.unwrap();
+    for (recv_id, partition, offset) in placed {
+        let id = id_of(&msg("alice", &recv_id, "1", "hello"));
+        if recv_id.starts_with("stored") || recv_id.starts_with("duplicate") {
+            let offset = if recv_id.starts_with("duplicate") { 1_000_000 + offset } else { offset };
+            let insert = "INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
+                     attributes, send_time, kafka_partition, kafka_offset)
+                 VALUES ($1, 1, $2, 'alice', '1', 1, 'text/plain', 'hello', '{\"lang\": \"en\"}', now(), $3, $4)";
+            rows.execute(insert, &[&recv_id, &id, &partition, &offset]).await.unwrap();
+        } else if recv_id.starts_with("dead") {
+            let insert = "INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, recv_id, msg_id, headers, reason,
+                     detail)
+                 VALUES ('x', $1, $2, $3, $4, $1, '', 'REJECTED_BY_DATABASE', '')";
+            rows.execute(insert, &[&id, &partition, &offset, &recv_id]).await.unwrap();
+        }
+    }
+    rows.commit().await.unwrap();
+    for (i, send) in sends.into_iter().enumerate() {
+        let sent = send.await.unwrap();
+        match names[i % 4] {
+            "pending" => drop(assert_failed(sent, Code::DeadlineExceeded, "NOT_STORED_YET")),
+            "dead" => {
+                let details = assert_failed(sent, Code::FailedPrecondition, "DEAD_LETTERED");
+                let id = id_of(&msg("alice", &format!("dead {i}"), "1", "hello"));
+                assert_eq!(details.error_info().unwrap().metadata["msg_id"], id.to_string());
+            }
+            name => assert_eq!(sent.unwrap().stored.unwrap().duplicate, name == "duplicate", "{name} {i}"),
+        }
+    }
+}
