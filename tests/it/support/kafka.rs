@@ -149,9 +149,10 @@ pub(crate) fn committed(brokers: &str, group: &str, topic: &str, partitions: Par
 
 /// Where each partition ends.
 pub(crate) fn ends(brokers: &str, topic: &str, partitions: Partition) -> Vec<i64> {
-    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    // With a new client each time: one that once heard of no such partition believes that for longer than we wait.
+    let client = || ClientConfig::new().set("bootstrap.servers", brokers).create::<BaseConsumer>();
     // So may the leader of a young topic's partition.
-    let end = |partition| answered("ends", || consumer.fetch_watermarks(topic, partition, TIMEOUT)).1;
+    let end = |partition| answered("ends", || client()?.fetch_watermarks(topic, partition, TIMEOUT)).1;
     (0..partitions).map(end).collect()
 }
 
