@@ -43,7 +43,8 @@ pub struct Tail {
     pub feed: Arc<Feed>,
 }
 
-struct Context;
+/// The callbacks of the clients of the hints topic.
+pub(super) struct Context;
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

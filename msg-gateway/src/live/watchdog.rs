@@ -12,6 +12,8 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
 
+use crate::live::tail::Context;
+
 const EVERY: Duration = Duration::from_secs(5);
 /// For how long a record may be in the topic before the reader has it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,10 +91,10 @@ impl Check {
         }
     }
 
-    fn check(&mut self, client: &mut Option<BaseConsumer>) -> Result<Option<String>, String> {
+    fn check(&mut self, client: &mut Option<BaseConsumer<Context>>) -> Result<Option<String>, String> {
         let client = match client {
             Some(client) => client,
-            None => client.insert(self.config.create().map_err(|error| error.to_string())?),
+            None => client.insert(self.config.create_with_context(Context).map_err(|error| error.to_string())?),
         };
         // It reads nothing; what it reports of its connections comes this way.
         while client.poll(Duration::ZERO).is_some() {}
@@ -119,7 +121,7 @@ impl Check {
     }
 }
 
-fn partitions(client: &BaseConsumer, topic: &str) -> Result<usize, String> {
+fn partitions(client: &BaseConsumer<Context>, topic: &str) -> Result<usize, String> {
     let metadata = client.fetch_metadata(Some(topic), TIMEOUT).map_err(|error| error.to_string())?;
     let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
     found.map(|found| found.partitions().len()).ok_or_else(|| "the topic is not there".into())

@@ -11,6 +11,7 @@ mod faults;
 mod flow;
 mod hints;
 mod lifecycle;
+mod logs;
 mod order;
 mod rebalance;
 mod rejected;

@@ -1,0 +1,62 @@
+//! What lasts, and what callers cause, does not flood the log.
+
+use msg_dev::stack::Service;
+
+use crate::support::kafka::{good, msg};
+use crate::support::world::World;
+use crate::support::{NotYet, ensure, eventually};
+
+/// Lines of the log at these levels.
+fn lines(service: &Service, levels: &[&str]) -> Vec<String> {
+    let log = std::fs::read_to_string(service.log()).unwrap();
+    log.lines().filter(|line| levels.iter().any(|level| line.contains(level))).map(str::to_owned).collect()
+}
+
+/// The sum of a counter over its labels.
+async fn sum(service: &Service, counter: &str) -> Result<f64, NotYet> {
+    let metrics = service.metrics().await?;
+    let values = metrics.lines().filter(|line| line.starts_with(counter)).filter_map(|line| line.rsplit(' ').next());
+    Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
+}
+
+#[tokio::test]
+async fn read_only_database_is_few_lines_of_log() {
+    let world = World::new("logs_read_only").await;
+    let transfer = world.running_transfer().await;
+    let database = world.database().await;
+    let read_only = "ALTER DATABASE logs_read_only SET default_transaction_read_only = on";
+    database.batch_execute(read_only).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    database.batch_execute(end).await.unwrap();
+    let before = lines(&transfer, &["WARN", "ERROR"]).len();
+    let writer = world.writer();
+    (0..200).for_each(|i| writer.put(&good(&msg("alice", &format!("inbox-{i}"), &i.to_string(), "x"))));
+    writer.flush();
+    eventually("all lanes have tried often", async || {
+        let failed = sum(&transfer, "msg_transfer_store_failures_total").await?;
+        ensure(failed >= 40.0, format!("{failed} attempts failed"))
+    })
+    .await;
+    let lines = lines(&transfer, &["WARN", "ERROR"]);
+    let found = &lines[before..];
+    assert!(found.iter().any(|line| line.contains("ERROR") && line.contains("read-only")), "{found:#?}");
+    assert!(found.len() <= 20, "{} lines: {found:#?}", found.len());
+}
+
+#[tokio::test]
+async fn conflicts_of_callers_are_not_warned_of() {
+    let world = World::new("logs_conflicts").await;
+    let transfer = world.running_transfer().await;
+    let writer = world.writer();
+    for i in 0..50 {
+        writer.put(&good(&msg("alice", "bob", "1", i.to_string())));
+        writer.flush();
+    }
+    eventually("the conflicts are dead letters", async || {
+        let found = world.dead_letters().await.len();
+        ensure(found == 49, format!("{found} dead letters"))
+    })
+    .await;
+    let found = lines(&transfer, &["WARN", "ERROR"]);
+    assert!(found.iter().all(|line| !line.contains("dead")), "{found:#?}");
+}
