@@ -10,7 +10,7 @@ use metrics::{Counter, counter};
 use msg_common::postgres::DatabaseOptions;
 use msg_common::proto::{MsgRecord, StoredMsg};
 use prost::Message as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -21,21 +21,23 @@ use crate::read::max_seqs;
 use crate::read::pull::{Query, attributes, get, page, stored_msg};
 use crate::status::Failure;
 
-/// What each session sets. Citus then passes on what a transaction sets to the sessions on its workers; PostgreSQL alone
-/// keeps the name and does nothing with it.
-pub const SESSION: &str = "SET default_transaction_read_only = on; SET citus.propagate_set_commands = 'local'";
+/// What each session sets: with few rows in a fresh table the planner would rather read all of it, and keep that plan. Citus
+/// then passes on what a transaction sets to the sessions on its workers; PostgreSQL alone keeps the name and does nothing
+/// with it.
+pub const SESSION: &str = "SET default_transaction_read_only = on; SET enable_seqscan = off; SET enable_hashjoin = off; \
+     SET enable_mergejoin = off; SET citus.propagate_set_commands = 'local'";
 
 /// One connection each for the reader of watched inboxes and for what looks for those who wait for STORED.
 pub const LIVE_TASKS: usize = 2;
 
-/// What each transaction sets: with few rows in a fresh table the planner would rather read all of it, and keep that plan.
-/// On Citus the plans are those of the workers, and only what a transaction sets reaches them.
+/// The same for each transaction. On Citus the plans are those of the workers, and only what a transaction sets reaches them.
 const BEGIN: &str = "BEGIN READ ONLY; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
      SET LOCAL enable_mergejoin = off; SET LOCAL enable_material = off";
 
-/// At most so many inboxes are also named in a condition of their own, by which Citus asks only the shards that hold them
-/// (measured there: 1 task instead of 32, 2.7 ms instead of 9.0 for one inbox). With many, PostgreSQL compares each of them
-/// with each entry of the index: for 1,000 inboxes 336 ms instead of 4, and with a worse plan 22 s.
+/// On Citus at most so many inboxes are also named in a condition of their own, by which it asks only the shards that hold
+/// them (measured there: 1 task instead of 32, 2.7 ms instead of 9.0 for one inbox). Never on PostgreSQL alone: with many, it
+/// compares each of them with each entry of the index (for 1,000 inboxes 336 ms instead of 4), and where it has no statistics
+/// yet it reads all of an inbox by that condition.
 const FEW: usize = 8;
 
 const PRESENT: &str = "
@@ -100,6 +102,8 @@ pub struct Looker {
     turns: Arc<Semaphore>,
     /// How long a watch that opens waits for its turn.
     patience: Duration,
+    /// Whether the database is a Citus, once that is known.
+    citus: OnceCell<bool>,
     asked: Counter,
 }
 
@@ -184,6 +188,7 @@ impl Looker {
             catch_up: database(catch_up)?,
             turns: Arc::new(Semaphore::new(catch_up.min(Semaphore::MAX_PERMITS))),
             patience: options.database_connect_timeout,
+            citus: OnceCell::new(),
             asked: counter!(TABLE_LOOKS),
         })
     }
@@ -321,13 +326,14 @@ impl Looker {
         recv_ids: &[&str],
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
-        let few = few(recv_ids).filter(|_| statement.contains("{few}"));
+        let connection = self.connection(&self.live).await?;
+        let is_citus = self.citus.get_or_try_init(|| is_citus(&connection)).await.map_err(|error| failure(&error))?;
+        let few = few(recv_ids).filter(|_| *is_citus && statement.contains("{few}"));
         let condition =
             few.as_ref().map_or(String::new(), |_| format!("AND m.recv_id = ANY(${})", parameters.len() + 1));
         let statement = statement.replace("{few}", &condition);
         let mut parameters = parameters.to_vec();
         parameters.extend(few.as_ref().map(|few| few as &(dyn ToSql + Sync)));
-        let connection = self.connection(&self.live).await?;
         let asked = async {
             let statement = connection.prepare_cached(&statement).await?;
             // Sent together: what is set costs no time of its own.
@@ -347,6 +353,11 @@ fn is_of(value: Option<&[u8]>, send_time: SystemTime) -> bool {
     let sent =
         send_time.duration_since(SystemTime::UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_millis()).ok());
     record.is_some_and(|record| Some(record.send_time_ms) == sent)
+}
+
+async fn is_citus(connection: &Connection) -> Result<bool, tokio_postgres::Error> {
+    let row = connection.query_one("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')", &[]).await?;
+    row.try_get(0)
 }
 
 /// The inboxes without repeats, where they are few.
