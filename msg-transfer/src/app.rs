@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use machine::consumer::{Event, Limit, Machine, Settings};
+use machine::consumer::{self as deciding, Event, Limit, Machine, Settings};
 use machine::lane;
 use msg_common::admin::{self, Readiness};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -26,7 +26,9 @@ use crate::consumer::progress::ProgressKeeper;
 use crate::consumer::stalls::{Silence, Stalls};
 use crate::consumer::{self, Fatal};
 use crate::hints::Hints;
-use crate::lag::{LagReader, gauges};
+use crate::lag::LagReader;
+use crate::lag::states::States;
+use crate::lag::watchdog::Watchdog;
 use crate::lane::connection::Connection;
 use crate::lane::{BatchLimits, Handle as LaneHandle, Lane};
 use crate::schema::{self, SchemaError};
@@ -34,6 +36,9 @@ use crate::{metrics, session};
 
 /// A record of fewer bytes is never too large for the database's time or memory.
 const HUGE: usize = 1 << 20;
+
+/// Between attempts to fetch a partition whose fetch fails: the first one may be a leader that has just changed.
+const FETCH_BACKOFF: deciding::Backoff = deciding::Backoff { first: 2_000, longest: 60_000, recovered: 15_000 };
 
 /// Why the service ended.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +121,17 @@ async fn serve_until_anew(
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
     let lag = LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool.clone())?;
-    let _lag = AbortOnDropHandle::new(tokio::spawn(gauges::watch(lag)));
+    let states = States::default();
+    let watchdog = Watchdog {
+        reader: lag,
+        states: states.clone(),
+        readiness: readiness.clone(),
+        topic: config.kafka.kafka_topic.clone(),
+        group: config.consumer.group_id.clone(),
+        stall_timeout: config.consumer.stall_timeout,
+        session_timeout: config.consumer.session_timeout,
+    };
+    let _lag = AbortOnDropHandle::new(tokio::spawn(watchdog.run()));
     let (events, received) = std_mpsc::channel();
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
@@ -145,6 +160,7 @@ async fn serve_until_anew(
         progress,
         runtime: Handle::current(),
         readiness: readiness.clone(),
+        states,
         deadlines: Deadlines { drain: config.consumer.drain_timeout, commit: Duration::from_secs(5) },
         start_at_oldest: config.consumer.start_at_oldest,
         dead_letter_window: i64::try_from(config.dead_letters.dead_letter_window).unwrap_or(i64::MAX),
@@ -161,6 +177,7 @@ async fn serve_until_anew(
             percent: config.dead_letters.dead_letter_percent,
             window: config.dead_letters.dead_letter_window,
         },
+        fetch_backoff: FETCH_BACKOFF,
     });
     let context = Context::new(Driver::new(parts, machine));
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;

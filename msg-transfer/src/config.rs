@@ -104,6 +104,10 @@ pub struct ConsumerOptions {
     /// session time-out
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub drain_timeout: Duration,
+    /// Records that wait in Kafka while none of their partition is stored for this long are reported: the service is not
+    /// ready. An outage of the database does not count, it has a reason of its own
+    #[arg(long, env = "STALL_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub stall_timeout: Duration,
     /// Where the record to start with is already deleted, begin with the oldest that is left. Without it, that partition
     /// stands still and the service is not ready
     #[arg(long, env = "START_AT_OLDEST")]
@@ -221,6 +225,9 @@ impl Config {
         if self.consumer.drain_timeout >= self.consumer.session_timeout {
             problems.push("--drain-timeout must be below --session-timeout".into());
         }
+        if self.consumer.stall_timeout < Duration::from_secs(5) {
+            problems.push("--stall-timeout must be at least 5s, the interval at which it is checked".into());
+        }
         if self.consumer.fetch_ahead_bytes < 1 << 20 {
             problems.push("--fetch-ahead-bytes must be at least 1MiB".into());
         }
@@ -278,7 +285,11 @@ impl Config {
     /// librdkafka's settings for a client that asks in the group's name and joins nothing.
     pub fn lookup_config(&self) -> ClientConfig {
         let mut config = self.kafka.client_config();
-        config.set("group.id", &self.consumer.group_id).set("enable.auto.commit", "false");
+        config
+            .set("group.id", &self.consumer.group_id)
+            .set("enable.auto.commit", "false")
+            // Off by default: what a disk or a network has changed would be stored as if it had been sent.
+            .set("check.crcs", "true");
         config
     }
 }

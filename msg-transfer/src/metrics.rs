@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use machine::Partition;
 use machine::failure::Class;
 use machine::lane::Outcome;
 
@@ -17,7 +16,7 @@ const STORE: &str = "msg_transfer_store_seconds";
 const FAILURES: &str = "msg_transfer_store_failures_total";
 const INFLIGHT_BYTES: &str = "msg_transfer_inflight_bytes";
 const INFLIGHT: &str = "msg_transfer_inflight_records";
-const LAG: &str = "msg_transfer_lag_records";
+const FETCH_ERRORS: &str = "msg_transfer_fetch_errors_total";
 const HALTED: &str = "msg_transfer_halted_partitions";
 const PAUSED: &str = "msg_transfer_paused_partitions";
 const REBALANCES: &str = "msg_transfer_rebalances_total";
@@ -36,7 +35,7 @@ pub fn describe() {
     describe_counter!(FAILURES, Unit::Count, "Attempts to store a batch that failed, by class");
     describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes between Kafka and the table");
     describe_gauge!(INFLIGHT, Unit::Count, "Records between Kafka and the table");
-    describe_gauge!(LAG, Unit::Count, "Records of the partition that are not stored and committed yet");
+    describe_counter!(FETCH_ERRORS, Unit::Count, "Errors of fetching a partition or the topic, by Kafka's code");
     describe_gauge!(HALTED, Unit::Count, "Partitions that stand still until somebody looks");
     describe_gauge!(PAUSED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
     describe_counter!(REBALANCES, Unit::Count, "Partitions assigned, revoked and lost, by kind");
@@ -76,8 +75,8 @@ pub(crate) fn inflight(bytes: usize, records: usize) {
     gauge!(INFLIGHT).set(records as f64);
 }
 
-pub(crate) fn lag(partition: Partition, records: i64) {
-    gauge!(LAG, "partition" => partition.to_string()).set(records as f64);
+pub(crate) fn fetch_failed(code: &'static str) {
+    counter!(FETCH_ERRORS, "code" => code).increment(1);
 }
 
 pub(crate) fn paused(partitions: usize) {

@@ -36,6 +36,7 @@ const OURS: &[&str] = &[
     "auto.offset.reset",
     "batch.size",
     "bootstrap.servers",
+    "check.crcs",
     "delivery.report.only.error",
     "delivery.timeout.ms",
     "enable.auto.commit",

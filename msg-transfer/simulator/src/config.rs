@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 
 use machine::Partition;
-use machine::consumer::{Limit, Settings};
+use machine::consumer::{Backoff, Limit, Settings};
 
 use crate::choices::Choices;
 use crate::kafka::log::Nature;
@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     ClientTimeout,
     Leader,
     FetchAgain,
+    /// A batch arrives damaged.
+    Damage,
     AddPartition,
     TopicAnew,
     Retention,
@@ -38,7 +40,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 23] = [
+    pub(crate) const ALL: [Fault; 24] = [
         Fault::Kill,
         Fault::Freeze,
         Fault::Stop,
@@ -56,6 +58,7 @@ impl Fault {
         Fault::ClientTimeout,
         Fault::Leader,
         Fault::FetchAgain,
+        Fault::Damage,
         Fault::AddPartition,
         Fault::TopicAnew,
         Fault::Retention,
@@ -131,6 +134,7 @@ impl Config {
             max_partition_bytes: 10_000,
             max_partition_records: if choices.one_in(2) { choices.between(2, 6) } else { inflight },
             dead_letters: Limit { count: limit, percent: 0, window: 10_000 },
+            fetch_backoff: Backoff { first: 40, longest: 160, recovered: 300 },
         };
         let seen_later = choices.one_in(6);
         let all = [

@@ -24,8 +24,12 @@ impl World {
             }
             Fault::Resume => self.resume(),
             // These happen to statements, fetches and commits.
-            Fault::FailStatement | Fault::LoseAnswer | Fault::ClientTimeout | Fault::FetchAgain | Fault::LoseCommit => {
-            }
+            Fault::FailStatement
+            | Fault::LoseAnswer
+            | Fault::ClientTimeout
+            | Fault::FetchAgain
+            | Fault::Damage
+            | Fault::LoseCommit => {}
         }
     }
 
@@ -207,8 +211,8 @@ impl World {
         let process = &mut self.processes[env.choices.index(env.config.processes)];
         let partition = env.choices.index(env.kafka.topic().partitions.len());
         if process.state == State::Up {
-            env.count(Fact::FetchError);
-            process.handle(Event::RestartPartition(i32::try_from(partition).expect("few")), env);
+            let damaged = env.choices.one_in(3);
+            process.fetch_failed(i32::try_from(partition).expect("few"), damaged, env);
         }
     }
 

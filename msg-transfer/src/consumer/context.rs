@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
+use machine::Partition;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -25,6 +26,16 @@ impl Context {
     pub fn driver(&self) -> MutexGuard<'_, Driver> {
         self.0.lock().expect("a panic ends the process")
     }
+
+    /// The group assigns or revokes partitions, and waits for the response.
+    pub fn rebalanced(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, partitions: Vec<Partition>) {
+        let mut driver = self.driver();
+        match error {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => driver.assigned(consumer, partitions),
+            _ if consumer.assignment_lost() => driver.lost(consumer, &partitions),
+            _ => driver.revoked(consumer, &partitions),
+        }
+    }
 }
 
 impl ClientContext for Context {
@@ -39,13 +50,9 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
+    /// Only what comes while the consumer is closed: before, rebalances are polled as events.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions: Vec<_> = list.elements().iter().map(|element| element.partition()).collect();
-        let mut driver = self.driver();
-        match error {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => driver.assigned(consumer, partitions),
-            _ if consumer.assignment_lost() => driver.lost(consumer, &partitions),
-            _ => driver.revoked(consumer, &partitions),
-        }
+        self.rebalanced(consumer, error, partitions);
     }
 }

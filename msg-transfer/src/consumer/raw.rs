@@ -13,6 +13,7 @@ use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::fetch_error::FetchError;
 use crate::lane::headers::Headers;
 use crate::lane::item::Item;
 
@@ -36,6 +37,25 @@ impl RawRecord {
     pub fn cost(&self) -> usize {
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         Item::cost(length(&self.key), length(&self.value), self.headers.packed().len())
+    }
+}
+
+/// What comes of a partition, in its order.
+#[derive(Debug)]
+pub enum Fetched {
+    /// A record.
+    Record(RawRecord),
+    /// What follows the records before it could not be fetched.
+    Failed(Partition, FetchError),
+}
+
+impl Fetched {
+    /// Of which partition.
+    pub fn partition(&self) -> Partition {
+        match self {
+            Fetched::Record(record) => record.partition,
+            Fetched::Failed(partition, _) => *partition,
+        }
     }
 }
 
@@ -93,13 +113,8 @@ impl RecordsQueue {
         }
     }
 
-    /// Waits up to `wait` for a record, and takes what is there. A partition's error goes to `failed`.
-    pub fn consume(
-        &mut self,
-        wait: Duration,
-        mut record: impl FnMut(RawRecord),
-        mut failed: impl FnMut(Partition, rd::rd_kafka_resp_err_t),
-    ) {
+    /// Waits up to `wait` for a record, and takes what is there, each partition's errors in order with its records.
+    pub fn consume(&mut self, wait: Duration, mut each: impl FnMut(Fetched)) {
         // With a chunk's size librdkafka would wait for a whole chunk: wait for one, then take the rest as it is.
         let mut count = self.consume_into(wait, 0, 1);
         if count == 1 {
@@ -109,11 +124,11 @@ impl RecordsQueue {
             // SAFETY: librdkafka filled this place; the message is valid until it is destroyed, which happens once.
             unsafe {
                 let view = &**message;
-                if view.err == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-                    record(copy(view));
+                each(if view.err == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    Fetched::Record(copy(view))
                 } else {
-                    failed(view.partition, view.err);
-                }
+                    Fetched::Failed(view.partition, FetchError::of(view))
+                });
                 rd::rd_kafka_message_destroy(*message);
             }
         }

@@ -129,7 +129,7 @@ impl Stalls {
             reader.written_at(&wanted)
         };
         match tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string())) {
-            Ok(found) => found.into_keys().collect(),
+            Ok(found) => found.written.into_keys().collect(),
             Err(error) => {
                 tracing::debug!(error, "not known whether another client gets what we do not");
                 Vec::new()

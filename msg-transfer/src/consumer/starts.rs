@@ -1,5 +1,6 @@
 //! Finds out where assignments start, for as long as it takes: the group is kept meanwhile, and nothing is fetched.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -25,6 +26,8 @@ pub struct Resolve {
     pub accept_loss: bool,
     /// How far back dead letters count for the limit, in offsets.
     pub dead_letter_window: i64,
+    /// Partitions whose fetch fails: each attempt is no news.
+    pub retried: BTreeSet<Partition>,
 }
 
 impl Resolve {
@@ -45,7 +48,11 @@ impl Resolve {
                         // Before the event: whoever hears of the start needs it.
                         assignment.start_read(answer.topic_id, answer.generation);
                         let start = start::resolve(known, self.accept_loss);
-                        tracing::info!(partition, ?known, ?start, "start resolved");
+                        if self.retried.contains(&partition) {
+                            tracing::debug!(partition, ?known, ?start, "start resolved");
+                        } else {
+                            tracing::info!(partition, ?known, ?start, "start resolved");
+                        }
                         let dead = answer.dead.remove(&partition).unwrap_or_default();
                         let (epoch, topic_id) = (assignment.epoch, answer.topic_id);
                         let _ = self.report.send(Event::StartResolved { partition, epoch, start, topic_id, dead });

@@ -1,36 +1,30 @@
-//! The lag in time, as metrics of the running service.
+//! The lag, as metrics of the running service.
 //!
 //! Every process reports every partition of the topic, whoever owns it: take the maximum over the processes.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use metrics::{Unit, describe_gauge, gauge};
-use tokio::time::MissedTickBehavior;
 
-use super::{Lag, LagReader};
+use super::Lag;
 
+const LAG_RECORDS: &str = "msg_transfer_lag_records";
 const LAG_SECONDS: &str = "msg_transfer_lag_seconds";
 const UNTIL_DELETED: &str = "msg_transfer_seconds_until_deleted";
+const STALLED: &str = "msg_transfer_stalled_partitions";
 
-/// How often. Each time costs a few requests to Kafka for each partition.
-const EVERY: Duration = Duration::from_secs(30);
-
-/// Looks regularly, until it is dropped.
-pub async fn watch(reader: LagReader) {
-    describe();
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        match reader.read().await {
-            Ok(lag) => set(&lag, SystemTime::now()),
-            // The gauges keep their last values; readiness speaks of what is away.
-            Err(error) => tracing::warn!(%error, "the lag in time could not be measured, will be tried again"),
-        }
-    }
-}
-
-fn describe() {
+/// Once, before any is set.
+pub fn describe() {
+    describe_gauge!(
+        LAG_RECORDS,
+        Unit::Count,
+        "Records of the partition that are in Kafka and not stored, whoever fetches it; each process reports all partitions"
+    );
+    describe_gauge!(
+        STALLED,
+        Unit::Count,
+        "Partitions in which records wait and none was stored for STALL_TIMEOUT; each process reports all of the topic"
+    );
     describe_gauge!(
         LAG_SECONDS,
         Unit::Seconds,
@@ -44,7 +38,15 @@ fn describe() {
     );
 }
 
-fn set(lag: &Lag, now: SystemTime) {
+/// How many records wait.
+pub fn records(lag: &Lag) {
+    for partition in &lag.partitions {
+        gauge!(LAG_RECORDS, "partition" => partition.partition.to_string()).set(partition.behind() as f64);
+    }
+}
+
+/// For how long they have waited.
+pub fn ages(lag: &Lag, now: SystemTime) {
     for partition in &lag.partitions {
         // Not known this time: the last value is nearer to the truth than any other.
         let Some(age) = partition.age(now) else { continue };
@@ -53,4 +55,9 @@ fn set(lag: &Lag, now: SystemTime) {
         gauge!(LAG_SECONDS, "partition" => label.clone()).set(age.as_secs_f64());
         gauge!(UNTIL_DELETED, "partition" => label).set(until_deleted.map_or(f64::INFINITY, |left| left.as_secs_f64()));
     }
+}
+
+/// Where they wait and none is stored.
+pub fn stalled(partitions: usize) {
+    gauge!(STALLED).set(partitions as f64);
 }

@@ -54,6 +54,15 @@ pub struct Group {
     pub state: String,
 }
 
+/// The first record of each partition, from an offset on.
+#[derive(Debug, Default)]
+pub struct Oldest {
+    /// When it was written.
+    pub written: HashMap<Partition, SystemTime>,
+    /// Partitions that hold none: at most what transactions leave in a log.
+    pub none: HashSet<Partition>,
+}
+
 /// Reads what is asked for, and nothing else.
 pub struct Reader {
     consumer: BaseConsumer<Quiet>,
@@ -124,9 +133,9 @@ impl Reader {
     }
 
     /// When the first record at or after each of these offsets was written. What does not come in time is left out.
-    pub fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<HashMap<Partition, SystemTime>, String> {
+    pub fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<Oldest, String> {
         if wanted.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Oldest::default());
         }
         let mut list = TopicPartitionList::new();
         for (partition, offset) in wanted {
@@ -141,9 +150,9 @@ impl Reader {
         found
     }
 
-    fn first_of_each(&self, mut waiting: HashSet<Partition>) -> Result<HashMap<Partition, SystemTime>, String> {
+    fn first_of_each(&self, mut waiting: HashSet<Partition>) -> Result<Oldest, String> {
         let deadline = Instant::now() + TIMEOUT;
-        let mut found = HashMap::new();
+        let mut found = Oldest::default();
         while !waiting.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -155,12 +164,16 @@ impl Reader {
                     self.seen_enough_of(record.partition())?;
                     let millis = record.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
                     if let Some(millis) = millis {
-                        found.insert(record.partition(), SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+                        found
+                            .written
+                            .insert(record.partition(), SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
                     }
                 }
                 // Nothing but a transaction's marks.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    waiting.remove(&partition);
+                    if waiting.remove(&partition) {
+                        found.none.insert(partition);
+                    }
                 }
                 Some(Err(KafkaError::MessageConsumption(
                     code @ (rdkafka::types::RDKafkaErrorCode::TopicAuthorizationFailed

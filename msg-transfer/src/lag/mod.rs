@@ -3,8 +3,10 @@
 
 pub mod gauges;
 pub mod kafka;
+pub mod states;
+pub mod watchdog;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -100,9 +102,14 @@ impl PartitionLag {
         self.progress.unwrap_or(0)
     }
 
+    /// The first offset that Kafka keeps and that is not known to be stored.
+    pub fn unstored_from(&self) -> i64 {
+        self.next().max(self.start)
+    }
+
     /// Records that are in Kafka and not stored.
     pub fn behind(&self) -> i64 {
-        (self.end - self.next().max(self.start)).max(0)
+        (self.end - self.unstored_from()).max(0)
     }
 
     /// Offsets that Kafka deleted before they were stored, or that no database row speaks of.
@@ -156,8 +163,15 @@ impl LagReader {
         self.blocking(move |reader| reader.group(&group)).await
     }
 
-    /// Looks at all partitions.
+    /// Reads all of it, of all partitions.
     pub async fn read(&self) -> Result<Lag, LagError> {
+        let mut lag = self.count().await?;
+        self.add_ages(&mut lag).await?;
+        Ok(lag)
+    }
+
+    /// All partitions, without the age of anything.
+    pub async fn count(&self) -> Result<Lag, LagError> {
         self.blocking(|reader| {
             reader.forget_events();
             Ok(())
@@ -171,15 +185,24 @@ impl LagReader {
         let (ends, silent) = self.blocking(move |reader| reader.ends(&asked)).await.map_err(LagError::Kafka)?;
         // After the ends: what is stored meanwhile makes the lag smaller, never larger than it was.
         let progress = self.progress(topic_id, &partitions).await.map_err(LagError::Database)?;
-        let mut partitions: Vec<PartitionLag> =
-            ends.into_iter().map(|ends| lag_of(ends, progress.get(&ends.partition).copied())).collect();
-        let behind = partitions.iter().filter(|lag| lag.behind() > 0);
+        let partitions = ends.into_iter().map(|ends| lag_of(ends, progress.get(&ends.partition).copied())).collect();
+        Ok(Lag { topic_id, topic, partitions, silent })
+    }
+
+    /// Adds when the oldest record of each partition that is behind was written.
+    pub async fn add_ages(&self, lag: &mut Lag) -> Result<(), LagError> {
+        let behind = lag.partitions.iter().filter(|lag| lag.behind() > 0);
         let wanted: Vec<_> = behind.map(|lag| (lag.partition, lag.next().max(lag.start))).collect();
         let oldest = self.blocking(move |reader| reader.written_at(&wanted)).await.map_err(LagError::Kafka)?;
-        for lag in &mut partitions {
-            lag.oldest = oldest.get(&lag.partition).copied();
+        for lag in &mut lag.partitions {
+            lag.oldest = oldest.written.get(&lag.partition).copied();
         }
-        Ok(Lag { topic_id, topic, partitions, silent })
+        Ok(())
+    }
+
+    /// Those partitions that certainly hold no record from an offset on.
+    pub async fn without_records(&self, from: Vec<(Partition, i64)>) -> HashSet<Partition> {
+        self.blocking(move |reader| reader.written_at(&from)).await.unwrap_or_default().none
     }
 
     /// When the oldest record of each partition that has any was written; an error unless all of them tell.
@@ -192,7 +215,7 @@ impl LagReader {
         }
         let wanted: Vec<_> = ends.iter().filter(|ends| ends.end > ends.start).map(|e| (e.partition, e.start)).collect();
         let asked = wanted.clone();
-        let found = self.blocking(move |reader| reader.written_at(&asked)).await.map_err(LagError::Kafka)?;
+        let found = self.blocking(move |reader| reader.written_at(&asked)).await.map_err(LagError::Kafka)?.written;
         if found.len() < wanted.len() {
             return Err(LagError::Kafka("a partition's oldest record did not come in time".to_owned()));
         }

@@ -22,6 +22,19 @@ pub struct Receipt {
     pub bytes: usize,
 }
 
+/// Why a partition cannot be fetched.
+#[derive(Clone, Debug)]
+pub struct FetchFailure {
+    /// The first offset that was not fetched, where it is known.
+    pub offset: Option<RecordOffset>,
+    /// The records are there and cannot be read: trying again does not help for long.
+    pub damaged: bool,
+    /// What is wrong and what to do.
+    pub text: String,
+    /// From 0 to 1, at random: how much of the longest wait before the next attempt.
+    pub jitter: f64,
+}
+
 /// What happened.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
@@ -45,6 +58,8 @@ pub enum Event {
     Restart,
     /// The same for one partition.
     RestartPartition(Partition),
+    /// The fetch of a partition ended in an error. What was received before it counts.
+    FetchFailed { partition: Partition, failure: FetchFailure },
     /// The progress rows are written.
     ProgressSaved,
     /// They may not be.
@@ -89,6 +104,10 @@ pub enum Action {
     Halted { partition: Partition, reason: String },
     /// It does not stand still any more.
     Unhalted { partition: Partition },
+    /// Its fetch has failed so many times in a row; it is tried again after a while.
+    FetchFailing { partition: Partition, at: NextOffset, attempts: u32, text: String },
+    /// Its fetch fails no more.
+    FetchRecovered { partition: Partition },
     /// Write these progress rows.
     SaveProgress(Vec<Mark>),
     /// Commit these offsets: their progress rows are written.

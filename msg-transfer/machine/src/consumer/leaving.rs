@@ -49,9 +49,12 @@ impl Machine {
         }
     }
 
-    fn forget(&self, partition: Partition, owned: &Owned, actions: &mut Vec<Action>) {
+    pub(super) fn forget(&self, partition: Partition, owned: &Owned, actions: &mut Vec<Action>) {
         if matches!(owned.phase, Phase::Halted { .. }) {
             actions.push(Action::Unhalted { partition });
+        }
+        if owned.failing.is_some() {
+            actions.push(Action::FetchRecovered { partition });
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod breaker;
 pub mod commit;
 pub mod event;
+pub mod failing;
 mod leaving;
 pub mod ledger;
 mod owned;
@@ -18,7 +19,8 @@ use uuid::Uuid;
 pub use self::breaker::Limit;
 use self::commit::Committer;
 pub use self::commit::Mark;
-pub use self::event::{Action, Event, LaneNumber, Receipt};
+pub use self::event::{Action, Event, FetchFailure, LaneNumber, Receipt};
+pub use self::failing::Backoff;
 use self::ledger::Ledger;
 use self::owned::{Flow, Owned, Phase};
 use self::start::Start;
@@ -44,6 +46,8 @@ pub struct Settings {
     pub max_partition_records: usize,
     /// When too many records become dead letters.
     pub dead_letters: Limit,
+    /// When a partition whose fetch fails is tried again.
+    pub fetch_backoff: Backoff,
 }
 
 /// The machine.
@@ -124,9 +128,17 @@ impl Machine {
         let Phase::Running { ledger, .. } = &mut owned.phase else {
             return None;
         };
+        if owned.failing.is_some_and(|failing| failing.is_waiting()) {
+            // It lies behind what could not be read, and comes again.
+            return None;
+        }
         if ledger.receive(offset).is_err() {
             self.restart(partition, actions);
             return None;
+        }
+        if owned.failing.is_some_and(|failing| failing.is_over(offset)) {
+            owned.failing = None;
+            actions.push(Action::FetchRecovered { partition });
         }
         owned.enter_lane(bytes);
         self.inflight_bytes += bytes;
@@ -142,7 +154,7 @@ impl Machine {
         match event {
             Event::Assigned(partitions) => self.assign(partitions, actions),
             Event::StartResolved { partition, epoch, start, topic_id, dead } => {
-                self.start(partition, epoch, start, (topic_id, dead), actions);
+                self.start(partition, epoch, start, (topic_id, dead), now, actions);
             }
             Event::Settled(receipts) => self.settle(&receipts, actions),
             Event::Dropped(receipts) => {
@@ -165,6 +177,7 @@ impl Machine {
                 }
             }
             Event::RestartPartition(partition) => self.restart(partition, actions),
+            Event::FetchFailed { partition, failure } => self.fetch_failed(partition, failure, now, actions),
             Event::ProgressSaved => self.committer.saved(),
             Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now),
             Event::Committed => {
@@ -181,7 +194,7 @@ impl Machine {
             }
             Event::DrainExpired => self.abandon(actions),
             Event::ReleaseExpired => self.release(actions),
-            Event::Tick => {}
+            Event::Tick => self.retry_fetches(now, actions),
         }
         self.advance(now, actions);
     }
@@ -205,6 +218,7 @@ impl Machine {
             let epoch = self.last_epoch;
             if let Some(former) = self.owned.insert(partition, Owned::new(epoch)) {
                 actions.push(Action::Fence { epoch: former.epoch });
+                self.forget(partition, &former, actions);
             }
             actions.push(Action::ResolveStart { partition, epoch });
         }
@@ -216,6 +230,7 @@ impl Machine {
         epoch: Epoch,
         start: Start,
         (topic_id, dead): (Uuid, Vec<RecordOffset>),
+        now: Millis,
         actions: &mut Vec<Action>,
     ) {
         let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch && !owned.leaving) else {
@@ -225,12 +240,18 @@ impl Machine {
             Start::At(from) => {
                 owned.phase = Phase::Running { ledger: Ledger::new(from), committed: None };
                 owned.breaker.begin(topic_id, dead);
+                if let Some(failing) = &mut owned.failing {
+                    failing.fetching(now);
+                }
                 // Committed at once: the choice must not be another one after a crash, or when the group's offset expires.
                 self.committer.hurry();
                 actions.push(Action::Fetch { partition, epoch, from });
             }
             Start::Halt(reason) => {
                 owned.phase = Phase::Halted { ledger: None, committed: None };
+                if owned.failing.take().is_some() {
+                    actions.push(Action::FetchRecovered { partition });
+                }
                 actions.push(Action::Halted { partition, reason });
             }
         }
@@ -292,7 +313,7 @@ impl Machine {
         let Some(owned) = self.current(mark.partition, mark.epoch) else { return };
         match &mut owned.phase {
             Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed = Some(mark.next),
-            Phase::Resolving => {}
+            Phase::Resolving | Phase::Waiting => {}
         }
     }
 
@@ -306,6 +327,9 @@ impl Machine {
                 }
                 // In all lanes: a later record to the same inbox must not pass the one that stands still.
                 actions.push(Action::Fence { epoch });
+                if owned.failing.take().is_some() {
+                    actions.push(Action::FetchRecovered { partition });
+                }
                 actions.push(Action::Halted { partition, reason });
             }
             other => owned.phase = other,
@@ -332,7 +356,7 @@ impl Machine {
         let epoch = self.last_epoch + 1;
         let Some(owned) = self.owned.get_mut(&partition) else { return };
         match &mut owned.phase {
-            Phase::Resolving => {}
+            Phase::Resolving | Phase::Waiting => {}
             // It stands still all the same; what it had settled is not known to be kept any more.
             Phase::Halted { ledger, .. } => *ledger = None,
             Phase::Running { .. } if owned.leaving => {
@@ -347,8 +371,17 @@ impl Machine {
                 actions.push(Action::Fence { epoch: owned.epoch });
                 // What somebody has looked at stays looked at.
                 let breaker = std::mem::take(&mut owned.breaker);
+                let failing = owned.failing;
                 *owned = Owned::new(epoch);
                 owned.breaker = breaker;
+                owned.failing = failing;
+                if let Some(failing) = &mut owned.failing {
+                    failing.restarted();
+                    if failing.is_waiting() {
+                        owned.phase = Phase::Waiting;
+                        return;
+                    }
+                }
                 actions.push(Action::ResolveStart { partition, epoch });
             }
         }

@@ -3,6 +3,7 @@
 use super::breaker::Breaker;
 use super::commit::Mark;
 use super::event::Receipt;
+use super::failing::Failing;
 use super::ledger::Ledger;
 use super::{LEDGER_FACTOR, Settings};
 use crate::{Epoch, NextOffset, Partition, RecordOffset};
@@ -29,11 +30,15 @@ pub(super) struct Owned {
     /// Given back without waiting for the lanes.
     pub abandoned: bool,
     pub breaker: Breaker,
+    /// While its fetch fails.
+    pub failing: Option<Failing>,
 }
 
 #[derive(Debug)]
 pub(super) enum Phase {
     Resolving,
+    /// Its fetch failed, and its start was to be resolved again meanwhile: that comes with the next attempt.
+    Waiting,
     Running {
         ledger: Ledger,
         committed: Option<NextOffset>,
@@ -64,6 +69,7 @@ impl Owned {
             leaving: false,
             abandoned: false,
             breaker: Breaker::default(),
+            failing: None,
         }
     }
 
@@ -79,7 +85,7 @@ impl Owned {
     pub(super) fn committed(&self) -> Option<NextOffset> {
         match &self.phase {
             Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed,
-            Phase::Resolving => None,
+            Phase::Resolving | Phase::Waiting => None,
         }
     }
 

@@ -55,6 +55,10 @@ mutants! {
     "the highest settled offset is committed, not the prefix" Found =>
         "machine/src/consumer/ledger.rs": "Some(entry) if entry.offset == offset => entry.settled = true," ->
             "Some(entry) if entry.offset == offset => { entry.settled = true; self.prefix = self.prefix.max(offset.next()); }";
+    "what follows a damaged batch is received" Found =>
+        "machine/src/consumer/mod.rs": "if owned.failing.is_some_and(|failing| failing.is_waiting()) {" -> "if false {";
+    "a fetch that failed is not retried" Found =>
+        "machine/src/consumer/failing.rs": "Next::Retry(at) if now >= at => {" -> "Next::Retry(at) if now >= at + 1_000_000_000 => {";
     "next to read is one too high" Found =>
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0 + 2)";
     "next to read is one too low" Found =>

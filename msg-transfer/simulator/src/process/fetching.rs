@@ -8,7 +8,7 @@ use machine::consumer::{Action, Event, Receipt};
 use machine::lane::{Entry, Kind, Message, lane_for};
 use machine::{Assignment, Epoch, Partition, Reason, RecordOffset};
 
-use super::Process;
+use super::{Process, failure};
 use crate::config::Fault;
 use crate::env::Env;
 use crate::facts::Fact;
@@ -28,13 +28,15 @@ struct Fetch {
 enum Fetched {
     Record(Record),
     Error(Partition),
+    /// A batch that is damaged on its way: what follows it comes all the same.
+    Damaged(Partition),
 }
 
 impl Fetched {
     fn partition(self) -> Partition {
         match self {
             Fetched::Record(record) => record.partition,
-            Fetched::Error(partition) => partition,
+            Fetched::Error(partition) | Fetched::Damaged(partition) => partition,
         }
     }
 }
@@ -89,6 +91,7 @@ impl Process {
         }
         let first = if env.healing { 0 } else { env.choices.index(count) };
         let again = !env.healing && env.config.has(Fault::FetchAgain) && env.choices.one_in(40);
+        let damages = !env.healing && env.config.has(Fault::Damage) && env.choices.one_in(20);
         let Fetching { fetches, paused, queue } = &mut self.fetching;
         let partitions: Vec<Partition> = fetches.keys().copied().collect();
         for place in 0..count {
@@ -111,6 +114,11 @@ impl Process {
                     fetch.position = (fetch.position - 2).max(log.low);
                 }
                 got.extend(log.from(fetch.position).iter().take(most).map(|record| Fetched::Record(*record)));
+                // The last one stays: the fetch goes on behind it.
+                if damages && got.len() > 1 {
+                    let at = env.choices.index(got.len() - 1);
+                    got[at] = Fetched::Damaged(partition);
+                }
             }
             if let Some(Fetched::Record(last)) = got.last() {
                 fetch.position = last.offset + 1;
@@ -138,18 +146,18 @@ impl Process {
         }
         let count = if env.healing { env.config.chunk } else { 1 + env.choices.index(env.config.chunk) };
         let chunk: Vec<Fetched> = self.fetching.queue.drain(..count.min(self.fetching.queue.len())).collect();
-        let (mut actions, mut failed) = (Vec::new(), Vec::new());
+        let mut actions = Vec::new();
         for fetched in chunk {
             match fetched {
                 Fetched::Record(record) => self.receive(record, &mut actions, env),
-                Fetched::Error(partition) => failed.push(partition),
+                // In order, but what is to be done comes after the chunk, as in the service.
+                Fetched::Error(partition) | Fetched::Damaged(partition) => {
+                    let failure = failure(matches!(fetched, Fetched::Damaged(_)), env);
+                    self.machine.handle(Event::FetchFailed { partition, failure }, env.now, &mut actions);
+                }
             }
         }
         self.carry_out(actions, env);
-        for partition in failed {
-            env.count(Fact::FetchError);
-            self.handle(Event::RestartPartition(partition), env);
-        }
         self.check_bounds(env);
         true
     }

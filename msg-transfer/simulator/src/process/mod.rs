@@ -11,7 +11,7 @@ mod starts;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use machine::consumer::{Action, Event, Machine};
+use machine::consumer::{Action, Event, FetchFailure, Machine};
 use machine::{Assignment, Epoch, Partition};
 
 use self::committing::Commits;
@@ -23,6 +23,9 @@ use self::starts::Starts;
 use crate::database::Client;
 use crate::env::Env;
 use crate::facts::Fact;
+
+/// Why a partition is halted whose records cannot be read.
+const DAMAGED: &str = "damaged";
 
 /// Whether it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +119,12 @@ impl Process {
         self.keeper.check();
     }
 
+    /// The fetch of a partition ends in an error.
+    pub(crate) fn fetch_failed(&mut self, partition: Partition, damaged: bool, env: &mut Env) {
+        let failure = failure(damaged, env);
+        self.handle(Event::FetchFailed { partition, failure }, env);
+    }
+
     pub(crate) fn handle(&mut self, event: Event, env: &mut Env) {
         if env.trace.is_some() && !matches!(event, Event::Tick) {
             let name = self.name();
@@ -171,6 +180,7 @@ impl Process {
                         ("would be dead letters", Fact::Breaker),
                         ("may have been deleted", Fact::DeletedUnread),
                         ("newer", Fact::NewerHalt),
+                        (DAMAGED, Fact::DamageHalt),
                     ];
                     fact.into_iter().filter(|(part, _)| reason.contains(part)).for_each(|(_, fact)| env.count(fact));
                     self.halted.insert(partition);
@@ -178,6 +188,8 @@ impl Process {
                 Action::Unhalted { partition } => {
                     self.halted.remove(&partition);
                 }
+                Action::FetchFailing { .. } => env.count(Fact::FetchFailing),
+                Action::FetchRecovered { .. } => env.count(Fact::FetchRecovered),
                 Action::SaveProgress(marks) => self.save_progress(&marks),
                 Action::Commit(marks) => self.start_commit(marks, env),
                 Action::Release(_) => {
@@ -235,6 +247,13 @@ impl Process {
             env.violate(format!("P7: {sessions} sessions of {}", self.name()));
         }
     }
+}
+
+fn failure(damaged: bool, env: &mut Env) -> FetchFailure {
+    env.count(Fact::FetchError);
+    let jitter = if env.healing { 0.5 } else { f64::from(env.choices.choose(5)) / 4.0 };
+    let text = if damaged { DAMAGED } else { "cannot be fetched" }.to_owned();
+    FetchFailure { offset: None, damaged, text, jitter }
 }
 
 /// An event in few words.

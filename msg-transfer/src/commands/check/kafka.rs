@@ -1,6 +1,6 @@
 //! Kafka's side: the brokers, the topic, the group, and how far behind it is.
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use deadpool_postgres::Pool;
 use msg_common::kafka::topic::{Topic, TopicError};
@@ -10,7 +10,10 @@ use super::{Findings, Options};
 use crate::commands::{for_people, lag_reader};
 use crate::config::Config;
 use crate::lag::kafka::Group;
-use crate::lag::{Lag, LagError, LagReader};
+use crate::lag::{Lag, LagError, LagReader, PartitionLag};
+
+/// How long to see whether something is stored.
+const LOOKS_ON: Duration = Duration::from_secs(5);
 
 /// Looks at all of it, as far as it answers.
 pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
@@ -49,7 +52,10 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
     }
     check_group(config, &reader, findings).await;
     match reader.read().await {
-        Ok(lag) => check_lag(&lag, findings),
+        Ok(lag) => {
+            check_lag(&lag, findings);
+            check_stalled(config, &reader, lag, findings).await;
+        }
         Err(LagError::Kafka(error)) => {
             findings.failed("lag", format!("{error}; the client needs the right to read the topic and the group"));
         }
@@ -121,6 +127,34 @@ async fn check_group(config: &Config, reader: &LagReader, findings: &mut Finding
         }
         Ok(_) => findings.warning("group", format!("{group} has no members: no transfer runs, so nothing is stored")),
     }
+}
+
+/// Partitions whose oldest record waits for longer than it should, and of which none is stored while this looks on.
+async fn check_stalled(config: &Config, reader: &LagReader, before: Lag, findings: &mut Findings) {
+    // Without members nothing is stored, and that is reported.
+    let Ok(Some(Group { members: 1.., .. })) = reader.group(&config.consumer.group_id).await else { return };
+    let now = SystemTime::now();
+    let old = |lag: &PartitionLag| lag.age(now).is_none_or(|age| age >= config.consumer.stall_timeout);
+    let mut waiting: Vec<PartitionLag> = before.partitions.into_iter().filter(old).collect();
+    let deadline = Instant::now() + LOOKS_ON;
+    while !waiting.is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let Ok(after) = reader.count().await else { continue };
+        waiting.retain(|lag| after.partitions.iter().any(|a| a.partition == lag.partition && a.next() == lag.next()));
+    }
+    let empty = reader.without_records(waiting.iter().map(|lag| (lag.partition, lag.unstored_from())).collect()).await;
+    let stalled = waiting.iter().map(|lag| lag.partition).filter(|partition| !empty.contains(partition));
+    let stalled: Vec<_> = stalled.collect();
+    if stalled.is_empty() {
+        return findings.ok("stalled", "no partition has records that wait and none that is stored");
+    }
+    findings.failed(
+        "stalled",
+        format!(
+            "records of partitions {stalled:?} wait and none is stored, though the group has members: /readyz of each \
+             transfer says why"
+        ),
+    );
 }
 
 fn check_lag(lag: &Lag, findings: &mut Findings) {

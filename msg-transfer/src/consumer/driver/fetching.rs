@@ -17,7 +17,11 @@ impl Driver {
         epoch: Epoch,
         from: NextOffset,
     ) {
-        tracing::info!(partition, %from, "fetching");
+        if self.is_failing(partition) {
+            tracing::debug!(partition, %from, "fetching");
+        } else {
+            tracing::info!(partition, %from, "fetching");
+        }
         // Whatever it was in a former assignment.
         self.paused.remove(&partition);
         self.take_over(consumer, partition);

@@ -8,13 +8,13 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::Driver;
 use crate::consumer::context::Context;
-use crate::consumer::raw::RawRecord;
+use crate::consumer::raw::Fetched;
 
 /// What waits of one partition. The rest waits in its own queue of librdkafka's, up to `queued.max.messages.kbytes`.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    /// What was already on its way with the others' records.
-    pub records: VecDeque<RawRecord>,
+    /// What was already on its way with the others' records, errors in order with them.
+    pub fetched: VecDeque<Fetched>,
     /// It may be handed over, as soon as there is room.
     going_on: bool,
 }
@@ -41,13 +41,13 @@ impl Driver {
                 if !self.machine.wants_records() {
                     return;
                 }
-                let Some(record) = held.records.pop_front() else {
+                let Some(fetched) = held.fetched.pop_front() else {
                     self.paused.remove(&partition);
                     self.take_over(consumer, partition);
                     break;
                 };
                 let mut actions = Vec::new();
-                self.receive(record, &mut actions);
+                self.take(fetched, &mut actions);
                 self.carry_out(consumer, actions);
             }
         }

@@ -8,10 +8,10 @@ use rdkafka::consumer::BaseConsumer;
 
 use super::Driver;
 use crate::consumer::context::Context;
-use crate::metrics;
+use crate::lag::states::State;
 
 impl Driver {
-    /// How far behind each fetched partition is, what is waited for, whether the database is still the one that it was, and
+    /// What is waited for, whether the database is still the one that it was, and
     /// whether somebody has let a partition go on.
     pub fn look_around(&mut self, consumer: &BaseConsumer<Context>) {
         self.parts.lookup.forget_events();
@@ -24,6 +24,7 @@ impl Driver {
         if !self.halted.is_empty() {
             self.look_for_resumed();
         }
+        self.tell_states();
         let taking = self.machine.wants_records();
         let mut expected = Vec::new();
         for partition in self.fetching.iter().filter(|partition| !self.paused.contains_key(partition)) {
@@ -37,12 +38,18 @@ impl Driver {
         } else {
             self.parts.silence.full(now);
         }
-        for partition in &self.fetching {
-            let ends = crate::consumer::cached_end(consumer, &self.parts.topic, *partition);
-            if let (Some(end), Some(next)) = (ends, self.machine.committed(*partition)) {
-                metrics::lag(*partition, (end - next.0).max(0));
-            }
-        }
+    }
+
+    /// What is being done with each partition of ours.
+    pub(super) fn tell_states(&self) {
+        let state = |partition: Partition| match () {
+            () if self.halted.contains_key(&partition) => State::Halted,
+            () if self.failing.contains_key(&partition) => State::Failing,
+            () if self.paused.contains_key(&partition) => State::Throttled,
+            () if self.fetching.contains(&partition) => State::Fetching,
+            () => State::Resolving,
+        };
+        self.parts.states.are(self.machine.partitions().map(|partition| (partition, state(partition))));
     }
 
     /// Has somebody said that a partition that stands still may go on?

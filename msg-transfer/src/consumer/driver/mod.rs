@@ -2,6 +2,7 @@
 //! actions out. It lives on the consumer's thread and never waits for a lane.
 
 mod committing;
+mod failing;
 mod fetching;
 mod holding;
 mod looking;
@@ -20,13 +21,15 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
 
+use self::failing::Failure;
 use self::holding::Held;
 use super::context::Context;
 use super::lookup::Lookup;
 use super::progress::ProgressKeeper;
-use super::raw::{self, CommitQueue, RawRecord, RecordsQueue};
+use super::raw::{self, CommitQueue, Fetched, RawRecord, RecordsQueue};
 use super::stalls::Silence;
 use super::starts;
+use crate::lag::states::States;
 use crate::lane::Handle as Lane;
 use crate::lane::item::Item;
 use crate::metrics;
@@ -64,6 +67,8 @@ pub struct Parts {
     pub runtime: Handle,
     /// Says what keeps the process from being ready.
     pub readiness: Readiness,
+    /// Notified of what is being done with each partition.
+    pub states: States,
     /// Deadlines for giving partitions back.
     pub deadlines: Deadlines,
     /// Begin with the oldest record where the wanted one is deleted.
@@ -85,6 +90,8 @@ pub struct Driver {
     /// Those of them that hand nothing over for now.
     paused: BTreeMap<Partition, Held>,
     halted: BTreeMap<Partition, String>,
+    /// Partitions whose fetch fails, and why.
+    failing: BTreeMap<Partition, Failure>,
     commit: Option<(usize, Instant)>,
     rounds: usize,
     /// Saves of progress that failed in a row.
@@ -107,6 +114,7 @@ impl Driver {
             fetching: BTreeSet::new(),
             paused: BTreeMap::new(),
             halted: BTreeMap::new(),
+            failing: BTreeMap::new(),
             commit: None,
             rounds: 0,
             failed_saves: Arc::default(),
@@ -154,8 +162,12 @@ impl Driver {
         tracing::info!(?partitions, "assigned");
         metrics::rebalanced("assigned", partitions.len());
         self.parts.readiness.ready("group");
+        if !partitions.is_empty() {
+            self.parts.readiness.ready("topic");
+        }
         // An answer to the group, with nothing to fetch yet.
         self.carried("assign", raw::incremental_assign(consumer.client(), &TopicPartitionList::new()));
+        self.parts.states.assigned(&partitions);
         self.handle(consumer, Event::Assigned(partitions));
     }
 
@@ -189,9 +201,9 @@ impl Driver {
         }
     }
 
-    /// What was fetched last may not follow what we have: every start is resolved again.
-    pub fn restart(&mut self, consumer: &BaseConsumer<Context>) {
-        self.handle(consumer, Event::Restart);
+    /// What was fetched last of it may not follow what we have: its start is resolved again.
+    pub fn restart(&mut self, consumer: &BaseConsumer<Context>, partition: Partition) {
+        self.handle(consumer, Event::RestartPartition(partition));
     }
 
     fn give_back(&mut self, consumer: &BaseConsumer<Context>, event: Event) {
@@ -222,25 +234,24 @@ impl Driver {
         let Some((mut records, commits)) = self.queues.take() else { return };
         let mut actions = Vec::new();
         let mut count = 0;
-        let mut failed = Vec::new();
-        let each = |record: RawRecord| {
-            count += 1;
+        records.consume(wait, |fetched| {
+            count += usize::from(matches!(fetched, Fetched::Record(_)));
             // It was on its way when its partition was paused.
-            match self.paused.get_mut(&record.partition) {
-                Some(held) => held.records.push_back(record),
-                None => self.receive(record, &mut actions),
+            match self.paused.get_mut(&fetched.partition()) {
+                Some(held) => held.fetched.push_back(fetched),
+                None => self.take(fetched, &mut actions),
             }
-        };
-        records.consume(wait, each, |partition, code| {
-            tracing::warn!(partition, code = ?code, "fetching failed, starting the partition again");
-            failed.push(partition);
         });
         self.queues = Some((records, commits));
         metrics::consumed(count);
         self.carry_out(consumer, actions);
-        failed.dedup();
-        for partition in failed {
-            self.handle(consumer, Event::RestartPartition(partition));
+    }
+
+    /// In order: behind an error nothing is received before the partition is fetched again.
+    fn take(&mut self, fetched: Fetched, actions: &mut Vec<Action>) {
+        match fetched {
+            Fetched::Record(record) => self.receive(record, actions),
+            Fetched::Failed(partition, error) => self.failed(partition, &error, actions),
         }
     }
 
@@ -312,15 +323,17 @@ impl Driver {
                     self.halted.remove(&partition);
                     self.tell_halted();
                 }
+                Action::FetchFailing { partition, at, attempts, text } => {
+                    self.fetch_failing(partition, at, attempts, text);
+                }
+                Action::FetchRecovered { partition } => self.fetch_recovered(partition),
                 Action::SaveProgress(marks) => self.save_progress(&marks),
                 Action::Commit(marks) => self.start_commit(consumer, &marks),
                 Action::Release(partitions) => {
                     tracing::info!(?partitions, "let go");
                     self.released = true;
-                    for partition in partitions {
-                        metrics::lag(partition, 0);
-                    }
                     self.forget_assignments();
+                    self.tell_states();
                 }
             }
         }
@@ -343,6 +356,7 @@ impl Driver {
             readiness: self.parts.readiness.clone(),
             accept_loss: self.parts.start_at_oldest,
             dead_letter_window: self.parts.dead_letter_window,
+            retried: self.failing.keys().copied().collect(),
         };
         self.forget_assignments();
         for (_, epoch) in &unresolved {
@@ -358,7 +372,8 @@ impl Driver {
         if self.halted.is_empty() {
             self.parts.readiness.ready("partitions");
         } else {
-            let reasons: Vec<_> = self.halted.iter().map(|(p, reason)| format!("partition {p}: {reason}")).collect();
+            let reasons: Vec<_> =
+                self.halted.iter().map(|(p, reason)| format!("{} partition {p}: {reason}", self.parts.topic)).collect();
             self.parts.readiness.not_ready("partitions", reasons.join("; "));
         }
     }

@@ -1,0 +1,159 @@
+//! The consumer's queue of events, with what rust-rdkafka leaves out of an error: its topic, partition and offset.
+
+use std::ffi::{CStr, c_char};
+use std::slice;
+
+use machine::{Partition, RecordOffset};
+use rdkafka::bindings as rd;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+
+use super::fetch_error::FetchError;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Happened {
+    /// The group assigns or revokes partitions, and waits for a response.
+    Rebalance(RDKafkaRespErr, Vec<Partition>),
+    /// The fetch of one partition ended in an error.
+    FetchFailed(Partition, FetchError),
+    /// A topic as a whole cannot be consumed.
+    Topic(RDKafkaRespErr, String),
+    /// A record of this partition came here: it was fetched before its own queue was taken over.
+    Record(Partition, RecordOffset),
+    /// The consumer cannot go on.
+    Fatal(String),
+    /// Anything else that went wrong.
+    Error(RDKafkaErrorCode, String),
+}
+
+/// The queue. Polling it is what keeps the consumer in its group.
+#[derive(Debug)]
+pub struct EventQueue(*mut rd::rd_kafka_queue_t);
+
+// SAFETY: librdkafka's queues may be used from any thread.
+unsafe impl Send for EventQueue {}
+
+impl EventQueue {
+    /// Has to be dropped before the client.
+    pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
+        // SAFETY: the client is alive, and a consumer has this queue; the reference is released once, in `drop`.
+        EventQueue(unsafe { rd::rd_kafka_queue_get_consumer(client.native_ptr()) })
+    }
+
+    /// The next event, if there is one.
+    pub fn poll<C: ClientContext>(&self, client: &Client<C>) -> Option<Happened> {
+        loop {
+            // SAFETY: the queue is alive; the event is checked, and destroyed once, after its last use.
+            let happened = unsafe {
+                let event = rd::rd_kafka_queue_poll(self.0, 0);
+                if event.is_null() {
+                    return None;
+                }
+                let happened = read(event, client);
+                rd::rd_kafka_event_destroy(event);
+                happened
+            };
+            if happened.is_some() {
+                return happened;
+            }
+        }
+    }
+}
+
+impl Drop for EventQueue {
+    fn drop(&mut self) {
+        // SAFETY: it was made in `new` and is released only here.
+        unsafe { rd::rd_kafka_queue_destroy(self.0) };
+    }
+}
+
+/// # Safety
+/// `event` outlives the call.
+unsafe fn read<C: ClientContext>(event: *mut rd::rd_kafka_event_t, client: &Client<C>) -> Option<Happened> {
+    // SAFETY: as above; everything read below is owned by the event, and copied.
+    unsafe {
+        match rd::rd_kafka_event_type(event) {
+            rd::RD_KAFKA_EVENT_REBALANCE => {
+                let list = rd::rd_kafka_event_topic_partition_list(event).as_ref();
+                let partitions = list.filter(|list| !list.elems.is_null()).map(|list| {
+                    let elements = slice::from_raw_parts(list.elems, usize::try_from(list.cnt).unwrap_or(0));
+                    elements.iter().map(|element| element.partition).collect()
+                });
+                Some(Happened::Rebalance(rd::rd_kafka_event_error(event), partitions.unwrap_or_default()))
+            }
+            rd::RD_KAFKA_EVENT_ERROR => Some(error(event)),
+            rd::RD_KAFKA_EVENT_FETCH => {
+                let message = rd::rd_kafka_event_message_next(event).as_ref()?;
+                if message.err == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    return Some(Happened::Record(message.partition, RecordOffset(message.offset)));
+                }
+                Some(Happened::FetchFailed(message.partition, FetchError::of(message)))
+            }
+            rd::RD_KAFKA_EVENT_LOG => {
+                let (mut facility, mut line, mut level) = (std::ptr::null(), std::ptr::null(), 0);
+                if rd::rd_kafka_event_log(event, &mut facility, &mut line, &mut level) == 0 {
+                    client.context().log(log_level(level), text(facility).trim(), text(line).trim());
+                }
+                None
+            }
+            // Nothing else is enabled, or it has a queue of its own.
+            _ => None,
+        }
+    }
+}
+
+/// The levels of syslog.
+fn log_level(level: i32) -> RDKafkaLogLevel {
+    match level {
+        ..=0 => RDKafkaLogLevel::Emerg,
+        1 => RDKafkaLogLevel::Alert,
+        2 => RDKafkaLogLevel::Critical,
+        3 => RDKafkaLogLevel::Error,
+        4 => RDKafkaLogLevel::Warning,
+        5 => RDKafkaLogLevel::Notice,
+        6 => RDKafkaLogLevel::Info,
+        7.. => RDKafkaLogLevel::Debug,
+    }
+}
+
+/// # Safety
+/// `event` is an error that outlives the call.
+unsafe fn error(event: *mut rd::rd_kafka_event_t) -> Happened {
+    // SAFETY: as above; the partition is ours to destroy, once, after its last use.
+    unsafe {
+        let native = rd::rd_kafka_event_error(event);
+        let (code, says) = (RDKafkaErrorCode::from(native), text(rd::rd_kafka_event_error_string(event)));
+        if rd::rd_kafka_event_error_is_fatal(event) != 0 || code == RDKafkaErrorCode::Fatal {
+            return Happened::Fatal(says);
+        }
+        let of = rd::rd_kafka_event_topic_partition(event);
+        if of.is_null() {
+            // librdkafka names a topic as a whole in the text alone.
+            let of_topic = matches!(
+                code,
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::InvalidTopic
+            );
+            return if of_topic { Happened::Topic(native, says) } else { Happened::Error(code, says) };
+        }
+        let (partition, offset) = ((*of).partition, (*of).offset);
+        rd::rd_kafka_topic_partition_destroy(of);
+        if partition < 0 {
+            return Happened::Topic(native, says);
+        }
+        Happened::FetchFailed(partition, FetchError::new(native, offset, says))
+    }
+}
+
+/// # Safety
+/// `string` is null, or a C string that outlives the call.
+unsafe fn text(string: *const c_char) -> String {
+    if string.is_null() {
+        return String::new();
+    }
+    // SAFETY: as above.
+    unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
+}

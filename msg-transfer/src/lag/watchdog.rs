@@ -1,0 +1,222 @@
+//! Watches the lag of the whole topic: the gauges, and partitions in which records wait and none is stored.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant, SystemTime};
+
+use msg_common::admin::Readiness;
+use msg_common::partition::Partition;
+use tokio::time::MissedTickBehavior;
+
+use super::states::{Owned, States};
+use super::{Lag, LagError, LagReader, PartitionLag, gauges};
+
+/// How often to count. Each time costs a few requests to Kafka.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// How often to read the age of the oldest record as well, which is fetched for it.
+const AGES_EVERY: Duration = Duration::from_secs(30);
+
+/// The task.
+pub struct Watchdog {
+    /// Reads Kafka's ends and the database's progress rows.
+    pub reader: LagReader,
+    /// The partitions that are this process's own.
+    pub states: States,
+    /// Where it is reported.
+    pub readiness: Readiness,
+    /// The topic.
+    pub topic: String,
+    /// The consumer group.
+    pub group: String,
+    /// How long records may wait while none is stored.
+    pub stall_timeout: Duration,
+    /// How long the group may take to replace a member that has died.
+    pub session_timeout: Duration,
+}
+
+/// A partition in which records wait and none is stored.
+struct Stalled {
+    partition: Partition,
+    /// From where to the end; none where the partition has no leader to tell.
+    rest: Option<(i64, i64)>,
+    owned: Option<Owned>,
+}
+
+impl Watchdog {
+    /// Watches until it is dropped.
+    pub async fn run(self) {
+        gauges::describe();
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut observed, mut ages_read) = (Observed::default(), None::<Instant>);
+        let mut unknown_since = None;
+        loop {
+            ticks.tick().await;
+            let mut lag = match self.reader.count().await {
+                Ok(lag) => lag,
+                Err(error) => {
+                    self.unknown(&error, &mut unknown_since);
+                    match error {
+                        LagError::Kafka(_) => observed.interrupt(),
+                        // An outage of the database has a reason of its own.
+                        LagError::Database(_) => observed = Observed::default(),
+                    }
+                    continue;
+                }
+            };
+            if unknown_since.take().is_some() {
+                self.readiness.ready("lag");
+            }
+            // It can be described, so what the consumer was told of it as a whole is over.
+            self.readiness.ready("topic");
+            gauges::records(&lag);
+            if ages_read.is_none_or(|read| read.elapsed() >= AGES_EVERY) {
+                ages_read = Some(Instant::now());
+                match self.reader.add_ages(&mut lag).await {
+                    Ok(()) => gauges::ages(&lag, SystemTime::now()),
+                    // The gauges keep their last values; readiness reports what is unavailable.
+                    Err(error) => tracing::debug!(%error, "the lag in time could not be measured, will be retried"),
+                }
+            }
+            let stalled = self.stalled(&mut observed, &lag).await;
+            gauges::stalled(stalled.len());
+            self.report(&stalled).await;
+        }
+    }
+
+    async fn stalled(&self, observed: &mut Observed, lag: &Lag) -> Vec<Stalled> {
+        let now = Instant::now();
+        let owned = self.states.all();
+        let mut found = Vec::new();
+        for (partition, waited) in observed.observe(now, &lag.partitions, &lag.silent) {
+            let state = owned.get(&partition).cloned();
+            let since_assigned = state.as_ref().map_or(Duration::MAX, |owned| now.duration_since(owned.assigned));
+            let limit = self.stall_timeout + if state.is_some() { Duration::ZERO } else { self.session_timeout };
+            if waited.min(since_assigned) < limit {
+                continue;
+            }
+            let lag = lag.partitions.iter().find(|lag| lag.partition == partition);
+            found.push(Stalled { partition, rest: lag.map(|lag| (lag.unstored_from(), lag.end)), owned: state });
+        }
+        // What a transaction leaves at the log's end has an offset and is no record.
+        let unknown = found.iter().filter(|stalled| !observed.is_empty(stalled));
+        let unknown: Vec<_> = unknown.filter_map(|stalled| Some((stalled.partition, stalled.rest?.0))).collect();
+        let empty = self.reader.without_records(unknown).await;
+        let rests = found.iter().filter(|stalled| empty.contains(&stalled.partition));
+        observed.empty.extend(rests.filter_map(|stalled| Some((stalled.partition, stalled.rest?))));
+        found.retain(|stalled| !observed.is_empty(stalled));
+        found
+    }
+
+    async fn report(&self, stalled: &[Stalled]) {
+        // Another member's partitions are for it to report, unless there is none.
+        let foreign = stalled.iter().any(|stalled| stalled.owned.is_none());
+        let alone = foreign && self.is_alone().await;
+        let says = stalled.iter().filter(|stalled| stalled.owned.is_some() || alone);
+        let says: Vec<String> = says.map(|stalled| self.describe(stalled)).collect();
+        if says.is_empty() {
+            self.readiness.ready("stalled");
+        } else {
+            let says = says.join("; ");
+            self.readiness.not_ready("stalled", format!("records wait and none is stored: {says}"));
+        }
+    }
+
+    /// Without numbers that change: a reason is logged whenever it is another one.
+    fn describe(&self, stalled: &Stalled) -> String {
+        let (topic, partition) = (&self.topic, stalled.partition);
+        let Some((from, _)) = stalled.rest else {
+            return format!("{topic} partition {partition} has no leader that answers");
+        };
+        let state = match &stalled.owned {
+            Some(owned) => owned.state.describe(),
+            None => "no member of the group has it",
+        };
+        format!("{topic} partition {partition} from offset {from} on ({state})")
+    }
+
+    async fn is_alone(&self) -> bool {
+        matches!(self.reader.group(&self.group).await, Ok(group) if group.as_ref().is_none_or(|group| group.members <= 1))
+    }
+
+    fn unknown(&self, error: &LagError, since: &mut Option<(Instant, bool)>) {
+        tracing::debug!(%error, "the lag could not be measured, will be retried");
+        let LagError::Kafka(error) = error else { return };
+        let (since, reported) = since.get_or_insert((Instant::now(), false));
+        // Once: the error's text may be another one each time.
+        if !*reported && since.elapsed() >= self.stall_timeout {
+            *reported = true;
+            let topic = &self.topic;
+            self.readiness.not_ready("lag", format!("not known whether records of {topic} wait: {error}"));
+        }
+    }
+}
+
+/// For how long each partition has waited, as far as it was seen.
+#[derive(Default)]
+struct Observed {
+    waiting: HashMap<Partition, Waiting>,
+    /// Partitions that hold no record from the one to the other offset.
+    empty: HashMap<Partition, (i64, i64)>,
+    last: Option<Instant>,
+}
+
+struct Waiting {
+    next: Option<i64>,
+    lasts: Duration,
+}
+
+impl Observed {
+    /// The partitions that wait, and for how long they have.
+    fn observe(&mut self, now: Instant, lags: &[PartitionLag], silent: &[Partition]) -> BTreeMap<Partition, Duration> {
+        // After a pause of this process, nothing is known of the time between.
+        let passed = self.last.map_or(Duration::ZERO, |last| now.duration_since(last).min(2 * EVERY));
+        self.last = Some(now);
+        let before = std::mem::take(&mut self.waiting);
+        let behind = lags.iter().filter(|lag| lag.behind() > 0);
+        let waiting = behind.map(|lag| (lag.partition, Some(lag.next())));
+        for (partition, next) in waiting.chain(silent.iter().map(|partition| (*partition, None))) {
+            let same = before.get(&partition).filter(|before| before.next == next);
+            let lasts = same.map_or(Duration::ZERO, |before| before.lasts + passed);
+            self.waiting.insert(partition, Waiting { next, lasts });
+        }
+        self.waiting.iter().map(|(partition, waiting)| (*partition, waiting.lasts)).collect()
+    }
+
+    fn is_empty(&self, stalled: &Stalled) -> bool {
+        stalled.rest.is_some() && self.empty.get(&stalled.partition) == stalled.rest.as_ref()
+    }
+
+    /// Nothing was seen this time.
+    fn interrupt(&mut self) {
+        self.last = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lag((partition, progress, end): (Partition, i64, i64)) -> PartitionLag {
+        PartitionLag { partition, committed: None, progress: Some(progress), start: 0, end, oldest: None }
+    }
+
+    #[test]
+    fn waiting_counts_only_without_progress_and_while_seen() {
+        let (mut observed, begin) = (Observed::default(), Instant::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut waited = |seconds, lags: &[(Partition, i64, i64)], silent: &[Partition]| {
+            let lags: Vec<_> = lags.iter().copied().map(lag).collect();
+            let waits = observed.observe(at(seconds), &lags, silent);
+            (0..3).map(|partition| waits.get(&partition).map(Duration::as_secs)).collect::<Vec<_>>()
+        };
+        assert_eq!(waited(0, &[(0, 5, 9), (1, 5, 5)], &[2]), [Some(0), None, Some(0)]);
+        assert_eq!(waited(5, &[(0, 5, 9), (1, 5, 5)], &[2]), [Some(5), None, Some(5)]);
+        assert_eq!(waited(10, &[(0, 5, 12), (1, 5, 6)], &[2]), [Some(10), Some(0), Some(10)]);
+        assert_eq!(waited(15, &[(0, 6, 12), (1, 5, 6), (2, 0, 0)], &[]), [Some(0), Some(5), None]);
+        // The process was frozen for an hour.
+        assert_eq!(waited(3615, &[(0, 6, 12)], &[]), [Some(10), None, None]);
+        observed.interrupt();
+        assert_eq!(observed.observe(at(3625), &[lag((0, 6, 12))], &[])[&0].as_secs(), 10);
+    }
+}

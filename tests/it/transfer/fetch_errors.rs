@@ -1,0 +1,236 @@
+//! What cannot be fetched: it is retried after growing waits or halted, reported with its position, counted as lag, and never
+//! skipped.
+
+use std::path::{Path, PathBuf};
+
+use msg_dev::stack::kafka::rights::login;
+use msg_dev::stack::{Operation, Resource, Right, Service, Stack};
+
+use super::commands::run;
+use crate::support::kafka::{Writer, good, msg};
+use crate::support::stack::{own_stack, stack, stack_with_users};
+use crate::support::transfer::{metric, not_ready_because};
+use crate::support::world::World;
+use crate::support::{PATIENCE, ensure, eventually};
+
+fn put(writer: &Writer, from: usize, count: usize) {
+    for i in from..from + count {
+        writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+    }
+    writer.flush();
+}
+
+/// Lines of its log that say this.
+fn logged(transfer: &Service, what: &str) -> usize {
+    std::fs::read_to_string(transfer.log()).unwrap().lines().filter(|line| line.contains(what)).count()
+}
+
+#[tokio::test]
+async fn zstd_topic_is_stored() {
+    let world = World::on(stack().await, "zstd", 4);
+    let kafka = stack().await.kafka();
+    kafka.create_topic("zstd", 4, &[("compression.type", "zstd")]).await.unwrap();
+    stack().await.postgres().create_database("zstd").await.unwrap();
+    put(&world.writer(), 0, 100);
+    let transfer = world.running_transfer().await;
+    world.rows_reach(100).await;
+    world.all_committed().await;
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+const USER: &str = "transfer";
+
+fn right(operation: Operation, resource: &Resource) -> Right {
+    Right::new(USER, operation, resource.clone())
+}
+
+/// The rights on the topic are taken away under a running transfer, READ alone and then all, and granted again.
+#[tokio::test]
+async fn missing_read_right_is_reported_and_recovers() {
+    let (stack, _folder) = stack_with_users("rights", &[USER]).await;
+    let world = World::on(&stack, "rights", 4);
+    world.create(&stack).await;
+    let (topic, hints) = (Resource::Topic("rights".into()), Resource::Topic("rights-hints".into()));
+    let describe = [right(Operation::Describe, &topic), right(Operation::DescribeConfigs, &topic)];
+    let rest = [right(Operation::Write, &hints), right(Operation::Read, &Resource::Group("rights".into()))];
+    let read = vec![right(Operation::Read, &topic)];
+    stack.kafka().grant([&describe[..], &rest[..], &read[..]].concat()).await.unwrap();
+
+    let transfer = world.transfer("transfer", |spec| {
+        let spec = spec.env("KAFKA_BROKERS", stack.kafka().bootstrap_for_users());
+        spec.env("KAFKA_PROPERTIES", login(USER)).env("STALL_TIMEOUT", "10s")
+    });
+    transfer.start().await.unwrap();
+    let writer = world.writer();
+    put(&writer, 0, 100);
+    world.all_committed().await;
+
+    stack.kafka().withdraw(read.clone()).await.unwrap();
+    put(&writer, 100, 100);
+    let says = ["fetching:", "rights partition ", "at offset ", "TOPIC_AUTHORIZATION_FAILED", "READ"];
+    not_ready_because(&transfer, &says).await;
+    eventually("what waits is lag, and stalled", async || {
+        let (lag, stalled) = (
+            metric(&transfer, "msg_transfer_lag_records").await,
+            metric(&transfer, "msg_transfer_stalled_partitions").await,
+        );
+        ensure(lag == 100.0 && stalled == 4.0, format!("lag {lag}, stalled {stalled}"))
+    })
+    .await;
+    let report = run(&world, "lag --output json").await.assert_code(0).json();
+    assert_eq!(report["total"]["records_behind"], 100, "the command and the gauge agree");
+    let attempts = metric(&transfer, "msg_transfer_fetch_errors_total{code=\"TOPIC_AUTHORIZATION_FAILED\"}").await;
+    assert!((8.0..=40.0).contains(&attempts), "{attempts} attempts to fetch four partitions");
+    let lines = logged(&transfer, "fetching failed");
+    assert!((4..=20).contains(&lines), "{lines} lines");
+    assert!(logged(&transfer, "start resolved") <= 8, "an attempt is no news");
+    stack.kafka().grant(read.clone()).await.unwrap();
+    world.rows_reach(200).await;
+    transfer.wait_ready(2 * PATIENCE).await.unwrap();
+
+    // Without DESCRIBE the topic cannot even be seen.
+    stack.kafka().withdraw([&describe[..], &read[..]].concat()).await.unwrap();
+    put(&writer, 200, 100);
+    not_ready_because(&transfer, &["rights", "uthorization", "READ"]).await;
+    stack.kafka().grant([&describe[..], &read[..]].concat()).await.unwrap();
+    world.rows_reach(300).await;
+    transfer.wait_ready(2 * PATIENCE).await.unwrap();
+    world.assert_ordered_without_gaps().await;
+    assert_eq!(world.rows().await.len(), 300, "P1, P2");
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+/// One byte of "hello" is another one in the broker's log: nothing of that batch is stored, and nothing after it, until it is
+/// repaired.
+#[tokio::test]
+async fn damaged_batch_halts_its_partition_until_it_is_repaired() {
+    halts_and_recovers("damaged", "_BAD_MSG", |batch| {
+        let at = find(batch, b"hello");
+        batch[at + 1] = b'a';
+    })
+    .await;
+}
+
+/// The same with a codec that does not exist, and a checksum that is right.
+#[tokio::test]
+async fn batch_of_an_unknown_codec_halts_its_partition() {
+    halts_and_recovers("codec", "_NOT_IMPLEMENTED", |batch| {
+        batch[22] = (batch[22] & !7) | 6;
+        let sum = crc32c(&batch[21..]).to_be_bytes();
+        batch[17..21].copy_from_slice(&sum);
+    })
+    .await;
+}
+
+/// The same with text that no codec has written.
+#[tokio::test]
+async fn batch_that_cannot_be_unpacked_halts_its_partition() {
+    halts_and_recovers("unpacked", "_BAD_COMPRESSION", |batch| {
+        batch[22] = (batch[22] & !7) | 2;
+        batch[61..].fill(0xff);
+        let sum = crc32c(&batch[21..]).to_be_bytes();
+        batch[17..21].copy_from_slice(&sum);
+    })
+    .await;
+}
+
+async fn halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&mut [u8])) {
+    let (stack, folder) = own_stack(name).await;
+    stack.launch().await.unwrap();
+    let world = World::on(&stack, name, 1);
+    world.create(&stack).await;
+    let writer = world.writer();
+    put(&writer, 0, 10);
+    writer.put(&good(&msg("a", "inbox-0", "hello", "hello")));
+    writer.flush();
+    put(&writer, 10, 10);
+    let log = log_of(&stack, folder.path(), name);
+    let intact = change_log(&stack, &log, damage).await;
+
+    let transfer = world.transfer("transfer", |spec| spec.env("STALL_TIMEOUT", "5s"));
+    transfer.launch().unwrap();
+    let place = format!("{name} partition 0");
+    let says = ["partitions:", &place, "offset 10", code, "msg-transfer resume"];
+    not_ready_because(&transfer, &says).await;
+    world.rows_reach(10).await;
+    let reported = async |what: &str| {
+        eventually(what, async || {
+            let gauge = async |name: &str| metric(&transfer, name).await;
+            let (lag, halted) =
+                (gauge("msg_transfer_lag_records").await, gauge("msg_transfer_halted_partitions").await);
+            let stalled = gauge("msg_transfer_stalled_partitions").await;
+            ensure((lag, halted, stalled) == (11.0, 1.0, 1.0), format!("lag {lag}, halted {halted}, stalled {stalled}"))
+        })
+        .await;
+    };
+    reported("it is lag, halted and stalled").await;
+    let report = run(&world, "lag --output json").await.assert_code(0).json();
+    assert_eq!(report["total"]["records_behind"], 11);
+    // It is as damaged as before.
+    let errors = format!("msg_transfer_fetch_errors_total{{code=\"{code}\"}}");
+    let before = metric(&transfer, &errors).await;
+    assert!(before <= 3.0, "{before} attempts");
+    run(&world, "resume --topic-partition 0").await.assert_code(0);
+    eventually("it is tried again, and halts again", async || {
+        let errors = metric(&transfer, &errors).await;
+        ensure(errors > before, errors)
+    })
+    .await;
+    reported("it is halted again").await;
+    assert_eq!(world.rows().await.len(), 10, "nothing of what is damaged or follows it is stored");
+
+    stack.kafka().stop_broker(1).await.unwrap();
+    std::fs::write(&log, intact).unwrap();
+    stack.kafka().start_broker(1).await.unwrap();
+    eventually("everything is stored", async || {
+        run(&world, "resume --topic-partition 0").await;
+        let rows = world.rows().await.len();
+        ensure(rows == 21, rows)
+    })
+    .await;
+    transfer.wait_ready(PATIENCE).await.unwrap();
+    world.assert_ordered_without_gaps().await;
+    assert!(world.rows().await.iter().any(|row| row.content == b"hello"), "as it was sent");
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+/// The first segment of partition 0.
+fn log_of(stack: &Stack, _folder: &Path, topic: &str) -> PathBuf {
+    stack.kafka().data(1).unwrap().join(format!("{topic}-0")).join("00000000000000000000.log")
+}
+
+/// Changes the batch that holds "hello" while the broker is stopped, and returns the log as it was.
+async fn change_log(stack: &Stack, log: &Path, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    stack.kafka().stop_broker(1).await.unwrap();
+    let intact = std::fs::read(log).unwrap();
+    let mut changed = intact.clone();
+    let mut start = 0;
+    loop {
+        let length = u32::from_be_bytes(changed[start + 8..start + 12].try_into().unwrap());
+        let end = start + 12 + usize::try_from(length).unwrap();
+        if changed[start..end].windows(5).any(|part| part == b"hello") {
+            change(&mut changed[start..end]);
+            break;
+        }
+        start = end;
+    }
+    std::fs::write(log, changed).unwrap();
+    stack.kafka().start_broker(1).await.unwrap();
+    intact
+}
+
+/// The last time, which is in the body.
+fn find(batch: &[u8], what: &[u8]) -> usize {
+    batch.windows(what.len()).rposition(|part| part == what).expect("it is there")
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut sum = u32::MAX;
+    for byte in bytes {
+        sum ^= u32::from(*byte);
+        for _ in 0..8 {
+            sum = if sum & 1 == 1 { (sum >> 1) ^ 0x82f6_3b78 } else { sum >> 1 };
+        }
+    }
+    !sum
+}
