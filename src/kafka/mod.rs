@@ -1,6 +1,7 @@
 //! What both services need of Kafka: how to reach it, what a safe topic is, and the few calls of librdkafka that
 //! rust-rdkafka does not wrap.
 
+pub mod ends;
 pub mod raw;
 pub mod topic;
 

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use machine::consumer::start::Known;
 use machine::{Generation, NextOffset, Partition, RecordOffset};
+use msg_common::kafka::ends::{self, Ends};
 use msg_common::kafka::raw::topic_id;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
 
 use super::identity::TopicIdentity;
@@ -35,8 +37,8 @@ pub struct Answer {
     pub topic_id: Uuid,
     /// The connection that the progress rows were read over.
     pub generation: Generation,
-    /// Each partition that was asked for, and has a leader to tell its ends.
-    pub partitions: Vec<(Partition, Known)>,
+    /// Each partition whose leader responds, as soon as it does. Ends when no more will come.
+    pub partitions: UnboundedReceiver<(Partition, Known)>,
     /// The dead letters of each that count for the limit.
     pub dead: HashMap<Partition, Vec<RecordOffset>>,
 }
@@ -63,23 +65,32 @@ impl Lookup {
         Ok(Lookup { consumer: Arc::new(config.create()?), progress, topic, identity })
     }
 
-    /// Asks for these partitions; `window` is how far back dead letters count, in offsets.
+    /// Asks for these partitions; `window` is how far back dead letters count, in offsets. The rows are read before the ends: if
+    /// another process still stores, no row is above the end for that.
     pub async fn ask(&self, partitions: &[Partition], window: i64) -> Result<Answer, LookupError> {
+        let topic_id = self.blocking(Lookup::topic_id).await?;
+        let loaded = self.progress.load(topic_id, partitions, window).await;
+        let loaded = loaded.map_err(|failure| LookupError::Database(failure.text))?;
+        let asked = partitions.to_vec();
+        let committed = self.blocking(move |lookup| lookup.committed(&asked)).await?;
+        let rows = loaded.rows.into_iter().collect();
+        let (sender, receiver) = unbounded_channel();
         let (lookup, asked) = (self.clone(), partitions.to_vec());
-        let kafka = tokio::task::spawn_blocking(move || lookup.ask_kafka(&asked)).await;
-        let (topic_id, mut known) = kafka.map_err(|error| LookupError::Kafka(error.to_string()))??;
-        let loaded = self
-            .progress
-            .load(topic_id, partitions, window)
-            .await
-            .map_err(|failure| LookupError::Database(failure.text))?;
-        for (partition, next) in loaded.rows {
-            if let Some(known) = known.get_mut(&partition) {
-                known.progress = Some(next);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = lookup.find(topic_id, &asked, &committed, &rows, &sender) {
+                tracing::warn!(%error, "the ends of the partitions are not known");
             }
-        }
-        let partitions = known.into_iter().collect();
-        Ok(Answer { topic_id, generation: loaded.generation, partitions, dead: loaded.dead })
+        });
+        Ok(Answer { topic_id, generation: loaded.generation, partitions: receiver, dead: loaded.dead })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Lookup) -> Result<T, LookupError> + Send + 'static,
+    ) -> Result<T, LookupError> {
+        let lookup = self.clone();
+        let asked = tokio::task::spawn_blocking(move || ask(&lookup)).await;
+        asked.map_err(|error| LookupError::Kafka(error.to_string()))?
     }
 
     /// Throws away what the client has to tell: its answers tell enough, and while Kafka is away it would pile up.
@@ -87,40 +98,70 @@ impl Lookup {
         while self.consumer.poll(Duration::ZERO).is_some() {}
     }
 
-    /// Blocks.
-    fn ask_kafka(&self, partitions: &[Partition]) -> Result<(Uuid, HashMap<Partition, Known>), LookupError> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| LookupError::Kafka(format!("{what}: {error}"));
-        let id = self.topic_id()?;
+    /// What the group has committed of each; a partition that is left out could not be read. Blocks.
+    fn committed(&self, partitions: &[Partition]) -> Result<HashMap<Partition, Option<NextOffset>>, LookupError> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
             list.add_partition(&self.topic, *partition);
         }
-        let committed =
-            self.consumer.committed_offsets(list, TIMEOUT).map_err(|error| failed("committed offsets", &error))?;
-        let mut known = HashMap::new();
+        let committed = self.consumer.committed_offsets(list, TIMEOUT);
+        let committed = committed.map_err(|error| LookupError::Kafka(format!("committed offsets: {error}")))?;
+        let mut offsets = HashMap::new();
         for element in committed.elements() {
-            element.error().map_err(|error| failed("committed offset", &error))?;
             let partition = element.partition();
-            // One without a leader must not hold the others up.
-            let (low, high) = match self.consumer.fetch_watermarks(&self.topic, partition, TIMEOUT) {
-                Ok(ends) => ends,
-                Err(error) => {
-                    tracing::warn!(partition, %error, "the partition does not tell its ends");
-                    continue;
+            match (element.error(), element.offset()) {
+                (Ok(()), Offset::Offset(offset)) => drop(offsets.insert(partition, Some(NextOffset(offset)))),
+                (Ok(()), _) => drop(offsets.insert(partition, None)),
+                (Err(error), _) => tracing::warn!(partition, %error, "the committed offset is not known"),
+            }
+        }
+        Ok(offsets)
+    }
+
+    /// Reports what is known of each partition as soon as its leader responds. Blocks.
+    fn find(
+        &self,
+        topic_id: Uuid,
+        partitions: &[Partition],
+        committed: &HashMap<Partition, Option<NextOffset>>,
+        rows: &HashMap<Partition, NextOffset>,
+        report: &UnboundedSender<(Partition, Known)>,
+    ) -> Result<(), LookupError> {
+        let asked: Vec<Partition> = partitions.iter().filter(|asked| committed.contains_key(asked)).copied().collect();
+        let mut result = Ok(());
+        let each = |found: Vec<(Partition, Result<Ends, String>)>| {
+            // A topic made anew counts from 0 again: the one's offsets are not the other's.
+            match self.topic_id() {
+                Ok(id) if id == topic_id => {}
+                Ok(_) => {
+                    result = Err(LookupError::Kafka("the topic's id is told by some brokers alone".to_owned()));
+                    return;
                 }
-            };
-            let committed = match element.offset() {
-                Offset::Offset(offset) => Some(NextOffset(offset)),
-                _ => None,
-            };
-            let ends = Known { committed, progress: None, low: NextOffset(low), high: NextOffset(high) };
-            known.insert(partition, ends);
-        }
-        // A topic made anew counts from 0 again: the one's offsets are not the other's.
-        if self.topic_id()? != id {
-            return Err(LookupError::Kafka("the topic's id is told by some brokers alone".to_owned()));
-        }
-        Ok((id, known))
+                Err(error) => {
+                    result = Err(error);
+                    return;
+                }
+            }
+            for (partition, ends) in found {
+                let ends = match ends {
+                    Ok(ends) => ends,
+                    Err(error) => {
+                        tracing::warn!(partition, error, "the ends of the partition are not known");
+                        continue;
+                    }
+                };
+                let known = Known {
+                    committed: committed[&partition],
+                    progress: rows.get(&partition).copied(),
+                    low: NextOffset(ends.start),
+                    high: NextOffset(ends.end),
+                };
+                // The receiver is dropped if the starts are not wanted any more.
+                let _ = report.send((partition, known));
+            }
+        };
+        ends::read(self.consumer.client(), &self.topic, &asked, TIMEOUT, each).map_err(LookupError::Kafka)?;
+        result
     }
 
     /// Nil where the broker gives none. Blocks.
@@ -143,16 +184,19 @@ impl Lookup {
         }
     }
 
-    /// Those of the partitions that end above the offset that is expected of them; none where not all tell.
+    /// Those of the partitions that end above the offset that is expected of them, as far as their ends are known.
     pub async fn behind(&self, mut expected: Vec<(Partition, NextOffset)>) -> Vec<(Partition, NextOffset)> {
-        let lookup = self.clone();
-        let ask = move || {
-            let end = |partition| lookup.consumer.fetch_watermarks(&lookup.topic, partition, TIMEOUT);
-            let ends: Result<Vec<_>, _> = expected.iter().map(|(partition, _)| end(*partition)).collect();
-            let mut ends = ends.ok()?.into_iter();
-            expected.retain(|(_, next)| ends.next().is_some_and(|(_, high)| high > next.0));
-            Some(expected)
+        let ask = move |lookup: &Lookup| {
+            let partitions: Vec<Partition> = expected.iter().map(|(partition, _)| *partition).collect();
+            let mut known = HashMap::new();
+            let each = |found: Vec<(Partition, Result<Ends, String>)>| {
+                known.extend(found.into_iter().filter_map(|(partition, ends)| Some((partition, ends.ok()?.end))));
+            };
+            let read = ends::read(lookup.consumer.client(), &lookup.topic, &partitions, TIMEOUT, each);
+            read.map_err(LookupError::Kafka)?;
+            expected.retain(|(partition, next)| known.get(partition).is_some_and(|end| *end > next.0));
+            Ok(expected)
         };
-        tokio::task::spawn_blocking(ask).await.ok().flatten().unwrap_or_default()
+        self.blocking(ask).await.unwrap_or_default()
     }
 }

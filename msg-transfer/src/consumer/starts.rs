@@ -42,7 +42,7 @@ impl Resolve {
             let partitions: Vec<Partition> = asked.iter().map(|(partition, _)| *partition).collect();
             match self.lookup.ask(&partitions, self.dead_letter_window).await {
                 Ok(mut answer) => {
-                    for (partition, known) in answer.partitions {
+                    while let Some((partition, known)) = answer.partitions.recv().await {
                         let Some(at) = asked.iter().position(|(asked, _)| *asked == partition) else { continue };
                         let (_, assignment) = asked.swap_remove(at);
                         // Before the event: whoever hears of the start needs it.
@@ -61,7 +61,7 @@ impl Resolve {
                         break;
                     }
                     let missing: Vec<Partition> = asked.iter().map(|(partition, _)| *partition).collect();
-                    self.readiness.not_ready("starts", format!("partitions {missing:?} do not tell their ends"));
+                    self.readiness.not_ready("starts", format!("the ends of partitions {missing:?} are not known"));
                     backoff.wait().await;
                 }
                 Err(error) => {

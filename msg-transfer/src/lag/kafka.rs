@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use msg_common::kafka::raw;
+use msg_common::kafka::{ends, raw};
 use msg_common::partition::Partition;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -110,24 +110,29 @@ impl Reader {
         }
         let committed = self.consumer.committed_offsets(list, TIMEOUT);
         let committed = committed.map_err(|error| format!("committed offsets: {error}"))?;
-        let mut ends = Vec::with_capacity(partitions.len());
-        let mut silent = Vec::new();
+        let mut offsets = HashMap::new();
         for element in committed.elements() {
             element.error().map_err(|error| format!("committed offset: {error}"))?;
-            let partition = element.partition();
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(offset),
                 _ => None,
             };
-            // One without a leader must not hide the others.
-            match self.consumer.fetch_watermarks(&self.topic, partition, TIMEOUT) {
-                Ok((start, end)) => ends.push(Ends { partition, committed, start, end }),
-                Err(error) => {
-                    tracing::warn!(partition, %error, "the partition does not tell its ends");
-                    silent.push(partition);
+            offsets.insert(element.partition(), committed);
+        }
+        let mut ends = Vec::with_capacity(partitions.len());
+        ends::read(self.consumer.client(), &self.topic, partitions, TIMEOUT, |found| {
+            for (partition, found) in found {
+                match found {
+                    Ok(found) => {
+                        let committed = offsets.get(&partition).copied().flatten();
+                        ends.push(Ends { partition, committed, start: found.start, end: found.end });
+                    }
+                    Err(error) => tracing::warn!(partition, error, "the ends of the partition are not known"),
                 }
             }
-        }
+        })?;
+        let is_known = |partition: &Partition| ends.iter().any(|ends| ends.partition == *partition);
+        let silent = partitions.iter().copied().filter(|partition| !is_known(partition)).collect();
         ends.sort_by_key(|ends| ends.partition);
         Ok((ends, silent))
     }

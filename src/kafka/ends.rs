@@ -1,0 +1,182 @@
+//! Where partitions start and end: one request to each leader, all of them concurrently. A partition without a leader, or
+//! whose leader does not respond, delays no other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use rdkafka::bindings as rd;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::partition::Partition;
+
+/// The ends of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The oldest offset that is kept, or the end if none is.
+    pub start: i64,
+    /// The end offset, as a consumer sees it.
+    pub end: i64,
+}
+
+/// The partitions of one leader, and what is known of each so far.
+#[derive(Default)]
+struct Group {
+    start: HashMap<Partition, Result<i64, String>>,
+    end: HashMap<Partition, Result<i64, String>>,
+    /// Responses that have not come yet.
+    open: usize,
+}
+
+/// Requests the ends of these partitions. `found` is called as soon as a leader has responded, with all of its partitions; a
+/// partition that it is not called with did not respond within `timeout`. Blocks up to `timeout`.
+pub fn read<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partitions: &[Partition],
+    timeout: Duration,
+    mut found: impl FnMut(Vec<(Partition, Result<Ends, String>)>),
+) -> Result<(), String> {
+    if partitions.is_empty() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + timeout;
+    // librdkafka waits until each partition of a request has a leader, and responds when the last leader has: so each leader
+    // gets a request of its own, and only for partitions that are known to have one.
+    let (leaders, without) = by_leader(client, topic, partitions, timeout)?;
+    if !without.is_empty() {
+        found(without);
+    }
+    let requests = Requests::send(client, topic, leaders.values(), deadline);
+    let mut groups: Vec<Group> = leaders.values().map(|_| Group { open: 2, ..Group::default() }).collect();
+    while groups.iter().any(|group| group.open > 0) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Some((number, offsets)) = requests.next(left) else { break };
+        let Some(group) = groups.get_mut(number / 2) else { continue };
+        let known = if number % 2 == 0 { &mut group.start } else { &mut group.end };
+        known.extend(offsets);
+        group.open = group.open.saturating_sub(1);
+        if group.open == 0 {
+            let group = std::mem::take(group);
+            found(group.ends());
+        }
+    }
+    Ok(())
+}
+
+impl Group {
+    fn ends(mut self) -> Vec<(Partition, Result<Ends, String>)> {
+        let both = |(partition, start): (Partition, Result<i64, String>)| {
+            let end = self.end.remove(&partition)?;
+            Some((partition, start.and_then(|start| Ok(Ends { start, end: end? }))))
+        };
+        self.start.into_iter().filter_map(both).collect()
+    }
+}
+
+type Leaders = BTreeMap<i32, Vec<Partition>>;
+
+/// The partitions by their leaders, and those that have none.
+fn by_leader<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partitions: &[Partition],
+    timeout: Duration,
+) -> Result<(Leaders, Vec<(Partition, Result<Ends, String>)>), String> {
+    let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|error| format!("metadata: {error}"))?;
+    let known = metadata.topics().iter().find(|known| known.name() == topic);
+    let known = known.ok_or_else(|| format!("metadata: no topic {topic}"))?;
+    let (mut leaders, mut without) = (Leaders::new(), Vec::new());
+    for partition in partitions {
+        let leader = known.partitions().iter().find(|known| known.id() == *partition).map(|known| known.leader());
+        match leader {
+            Some(leader) if leader >= 0 => leaders.entry(leader).or_default().push(*partition),
+            _ => without.push((*partition, Err("it has no leader".to_owned()))),
+        }
+    }
+    Ok((leaders, without))
+}
+
+/// Two requests to each leader: for the starts, with an even number, and for the ends.
+struct Requests {
+    queue: *mut rd::rd_kafka_queue_t,
+}
+
+impl Requests {
+    fn send<'a, C: ClientContext>(
+        client: &Client<C>,
+        topic: &str,
+        leaders: impl Iterator<Item = &'a Vec<Partition>>,
+        deadline: Instant,
+    ) -> Requests {
+        let rk = client.native_ptr();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
+        // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
+        let queue = unsafe { rd::rd_kafka_queue_new(rk) };
+        let kinds = leaders.flat_map(|partitions| [(partitions, Offset::Beginning), (partitions, Offset::End)]);
+        for (number, (partitions, which)) in kinds.enumerate() {
+            let mut list = TopicPartitionList::with_capacity(partitions.len());
+            for partition in partitions {
+                list.add_partition_offset(topic, *partition, which).expect("both ends can be written");
+            }
+            let mut reason = [0; 256];
+            // SAFETY: all are alive; librdkafka copies the list and the options; the opaque is a number and never followed.
+            unsafe {
+                let options = rd::rd_kafka_AdminOptions_new(rk, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS);
+                rd::rd_kafka_AdminOptions_set_request_timeout(options, millis, reason.as_mut_ptr(), reason.len());
+                rd::rd_kafka_error_destroy(rd::rd_kafka_AdminOptions_set_isolation_level(
+                    options,
+                    rd::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,
+                ));
+                rd::rd_kafka_AdminOptions_set_opaque(options, ptr::without_provenance_mut(number));
+                rd::rd_kafka_ListOffsets(rk, list.ptr(), options, queue);
+                rd::rd_kafka_AdminOptions_destroy(options);
+            }
+        }
+        Requests { queue }
+    }
+
+    /// The next response and the number of its request; `None` if there is none within `wait`.
+    fn next(&self, wait: Duration) -> Option<(usize, Vec<(Partition, Result<i64, String>)>)> {
+        let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the queue is alive; the event is checked and destroyed once, after the last use of what it owns; indices
+        // are below the count.
+        unsafe {
+            let event = rd::rd_kafka_queue_poll(self.queue, millis);
+            if event.is_null() {
+                return None;
+            }
+            let number = rd::rd_kafka_event_opaque(event).addr();
+            let mut offsets = Vec::new();
+            let result = rd::rd_kafka_event_ListOffsets_result(event);
+            if rd::rd_kafka_event_error(event) == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+                && !result.is_null()
+            {
+                let mut count = 0;
+                let infos = rd::rd_kafka_ListOffsets_result_infos(result, &mut count);
+                for index in 0..count {
+                    let element = &*rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
+                    let offset = match element.err {
+                        rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR if element.offset >= 0 => {
+                            Ok(element.offset)
+                        }
+                        rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Err("it was not asked".to_owned()),
+                        code => Err(rdkafka::types::RDKafkaErrorCode::from(code).to_string()),
+                    };
+                    offsets.push((element.partition, offset));
+                }
+            }
+            rd::rd_kafka_event_destroy(event);
+            Some((number, offsets))
+        }
+    }
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        // SAFETY: it was made in `send` and is destroyed only here.
+        unsafe { rd::rd_kafka_queue_destroy(self.queue) };
+    }
+}
