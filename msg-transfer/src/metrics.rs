@@ -21,6 +21,7 @@ const HALTED: &str = "msg_transfer_halted_partitions";
 const PAUSED: &str = "msg_transfer_paused_partitions";
 const REBALANCES: &str = "msg_transfer_rebalances_total";
 const COMMITS: &str = "msg_transfer_commits_total";
+const LOST_OFFSETS: &str = "msg_transfer_lost_offsets_total";
 const BEGUN_ANEW: &str = "msg_transfer_begun_anew_total";
 const HINTS: &str = "msg_transfer_hints_total";
 
@@ -40,6 +41,11 @@ pub fn describe() {
     describe_gauge!(PAUSED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
     describe_counter!(REBALANCES, Unit::Count, "Partitions assigned, revoked and lost, by kind");
     describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
+    describe_counter!(
+        LOST_OFFSETS,
+        Unit::Count,
+        "Offsets of the partition that Kafka had and lost: its log ended or differed below what was read of it"
+    );
     describe_counter!(
         BEGUN_ANEW,
         Unit::Count,
@@ -93,6 +99,10 @@ pub(crate) fn rebalanced(kind: &'static str, partitions: usize) {
 
 pub(crate) fn committed(ok: bool) {
     counter!(COMMITS, "result" => if ok { "ok" } else { "failed" }).increment(1);
+}
+
+pub(crate) fn offsets_lost(partition: Partition, count: u64) {
+    counter!(LOST_OFFSETS, "partition" => partition.to_string()).increment(count);
 }
 
 pub(crate) fn begun_anew() {

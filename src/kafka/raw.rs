@@ -3,10 +3,13 @@
 use std::ffi::{CStr, CString};
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::message::{BorrowedMessage, OwnedHeaders};
 use uuid::Uuid;
+
+use crate::partition::Partition;
 
 /// Whether a message that failed may be in the log all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,18 @@ pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>
         }
     }
     Ok(headers)
+}
+
+/// Sets the leader epoch that belongs to each offset, -1 where none is known: with it, a position is validated.
+pub fn set_leader_epochs(list: &mut TopicPartitionList, leader_epoch: impl Fn(Partition) -> i32) {
+    // SAFETY: the list is alive, and ours alone while it is borrowed; its elements are as many as it says.
+    unsafe {
+        let list = &mut *list.ptr();
+        for index in 0..usize::try_from(list.cnt).unwrap_or(0) {
+            let element = list.elems.add(index);
+            rd::rd_kafka_topic_partition_set_leader_epoch(element, leader_epoch((*element).partition));
+        }
+    }
 }
 
 /// The id that Kafka gave a topic when it was made: a topic made anew under the same name has another. Blocks up to

@@ -27,9 +27,10 @@ pub struct Awaited {
 }
 
 impl Awaited {
-    /// Whether our record made this row.
+    /// Whether our record made this row. A record that Kafka lost may have had the same offset: the send time tells them apart.
     fn is_its_row(&self, row: &Found) -> bool {
-        (row.partition, Some(row.offset)) == (self.sought.partition, self.sought.offset)
+        let sought = &self.sought;
+        (row.partition, Some(row.offset), row.send_time) == (sought.partition, sought.offset, sought.send_time)
     }
 
     /// Whether our record may have made a row with our content. Without an offset the send time tells: Kafka confirmed the record
@@ -117,6 +118,8 @@ mod tests {
         assert_eq!(others.iter().map(|row| row.place).collect::<Vec<_>>(), [1]);
         let elsewhere = Found { partition: 4, ..row(0, 10, 9) };
         assert!(own_rows(&asked, vec![elsewhere]).0.is_empty(), "the same offset of another partition");
+        let reused = Found { send_time: NOW + std::time::Duration::from_millis(1), ..row(0, 10, 9) };
+        assert!(own_rows(&asked, vec![reused]).0.is_empty(), "an offset that another record had before Kafka lost it");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub mod offset;
 pub mod reason;
 
 pub use self::assignment::{Assignment, Epoch, Generation};
-pub use self::offset::{NextOffset, RecordOffset};
+pub use self::offset::{LeaderEpoch, NextOffset, Progress, RecordOffset};
 pub use self::reason::Reason;
 
 /// A partition of the topic.

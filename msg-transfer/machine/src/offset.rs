@@ -10,6 +10,41 @@ pub struct RecordOffset(pub i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextOffset(pub i64);
 
+/// The number of a partition's leadership in Kafka: it grows with each election, and each record carries that of the leader
+/// which appended it. Two records with the same offset have the same leader epoch only if they are the same record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaderEpoch(pub i32);
+
+impl LeaderEpoch {
+    /// Not known.
+    pub const UNKNOWN: LeaderEpoch = LeaderEpoch(-1);
+
+    /// Whether it is known.
+    pub fn is_known(self) -> bool {
+        self >= LeaderEpoch(0)
+    }
+}
+
+/// How far a partition is completed: what a progress row holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Everything below is completed.
+    pub next: NextOffset,
+    /// The leader epoch of the last record below; it may be higher than that record's, if no record above has a lower one.
+    pub leader_epoch: LeaderEpoch,
+}
+
+impl Progress {
+    /// Whether this row may take the other's place. A log never has a lower leader epoch at a higher offset, so the higher
+    /// leader epoch is the later one, also at a lower offset: Kafka lost the tail in between.
+    pub fn may_follow(self, other: Progress) -> bool {
+        if self.leader_epoch.is_known() && other.leader_epoch.is_known() {
+            return (self.leader_epoch, self.next) >= (other.leader_epoch, other.next);
+        }
+        self.next >= other.next
+    }
+}
+
 impl RecordOffset {
     /// What is to be read after this record.
     pub fn next(self) -> NextOffset {

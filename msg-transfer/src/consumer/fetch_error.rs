@@ -54,6 +54,11 @@ impl FetchError {
         )
     }
 
+    /// The record that follows is not in the log: it was deleted, or Kafka lost the log's tail.
+    pub fn is_out_of_range(&self) -> bool {
+        self.code == native::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET
+    }
+
     /// What is wrong, and what to do about it.
     pub fn describe(&self) -> String {
         let advice = match RDKafkaErrorCode::from(self.code) {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use machine::consumer::start::Known;
-use machine::{Generation, NextOffset, Partition, RecordOffset};
+use machine::consumer::start::{Kept, Known, Lost};
+use machine::{Generation, NextOffset, Partition, Progress, RecordOffset};
 use msg_common::kafka::ends::{self, Ends};
 use msg_common::kafka::raw::topic_id;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
 
 use super::identity::TopicIdentity;
+use super::kept::KeptProbe;
 use super::progress::ProgressKeeper;
 
 /// How long one question to Kafka may take.
@@ -25,6 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Lookup {
     /// In the group's name, but never a member: it joins nothing, and may be asked from any thread.
     consumer: Arc<BaseConsumer>,
+    kept: Arc<KeptProbe>,
     progress: ProgressKeeper,
     topic: String,
     identity: TopicIdentity,
@@ -62,7 +64,8 @@ impl Lookup {
         topic: String,
         identity: TopicIdentity,
     ) -> Result<Self, rdkafka::error::KafkaError> {
-        Ok(Lookup { consumer: Arc::new(config.create()?), progress, topic, identity })
+        let kept = Arc::new(KeptProbe::new(config, topic.clone()));
+        Ok(Lookup { consumer: Arc::new(config.create()?), kept, progress, topic, identity })
     }
 
     /// Asks for these partitions; `window` is how far back dead letters count, in offsets. The rows are read before the ends: if
@@ -124,7 +127,7 @@ impl Lookup {
         topic_id: Uuid,
         partitions: &[Partition],
         committed: &HashMap<Partition, Option<NextOffset>>,
-        rows: &HashMap<Partition, NextOffset>,
+        rows: &HashMap<Partition, Progress>,
         report: &UnboundedSender<(Partition, Known)>,
     ) -> Result<(), LookupError> {
         let asked: Vec<Partition> = partitions.iter().filter(|asked| committed.contains_key(asked)).copied().collect();
@@ -142,6 +145,15 @@ impl Lookup {
                     return;
                 }
             }
+            let asked = found.iter().filter(|(_, ends)| ends.is_ok()).filter_map(|(partition, _)| {
+                let epoch = rows.get(partition)?.leader_epoch;
+                epoch.is_known().then_some((*partition, epoch))
+            });
+            let asked: Vec<_> = asked.collect();
+            let kept = self.kept.ask(&asked, TIMEOUT).unwrap_or_else(|error| {
+                tracing::warn!(error, "it is not known whether the logs are the same");
+                HashMap::new()
+            });
             for (partition, ends) in found {
                 let ends = match ends {
                     Ok(ends) => ends,
@@ -150,9 +162,18 @@ impl Lookup {
                         continue;
                     }
                 };
+                let kept = match kept.get(&partition) {
+                    Some(kept) => *kept,
+                    None if asked.iter().any(|(asked, _)| *asked == partition) => {
+                        tracing::warn!(partition, "the leader does not say whether the log is the same");
+                        continue;
+                    }
+                    None => Kept::Unknown,
+                };
                 let known = Known {
                     committed: committed[&partition],
                     progress: rows.get(&partition).copied(),
+                    kept,
                     low: NextOffset(ends.start),
                     high: NextOffset(ends.end),
                 };
@@ -169,6 +190,23 @@ impl Lookup {
         let told = topic_id(self.consumer.client(), &self.topic, TIMEOUT);
         let id = told.and_then(|told| self.identity.told(told).map_err(str::to_owned));
         id.map_err(|error| LookupError::Kafka(format!("topic id: {error}")))
+    }
+
+    /// Lowers a progress row: Kafka lost the records that it speaks of. An error means that the start has to be read again.
+    pub async fn lower(
+        &self,
+        topic_id: Uuid,
+        generation: Generation,
+        partition: Partition,
+        lost: &Lost,
+    ) -> Result<(), LookupError> {
+        let lowered = self.progress.lower(topic_id, generation, partition, lost).await;
+        lowered.map_err(|failure| LookupError::Database(failure.text))
+    }
+
+    /// The topic's name.
+    pub fn topic(&self) -> &str {
+        &self.topic
     }
 
     /// What is known of the topic.

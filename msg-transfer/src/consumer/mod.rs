@@ -5,6 +5,7 @@ pub mod driver;
 pub mod events;
 pub mod fetch_error;
 pub mod identity;
+pub mod kept;
 pub mod lookup;
 pub mod progress;
 pub mod raw;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
+use machine::consumer::start::Lost;
 use machine::keeper::{Ask, Keeper, Next};
 use machine::lane::Failure;
-use machine::{Generation, NextOffset, Partition, Reason, RecordOffset};
+use machine::{Generation, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
 use tokio::sync::Mutex;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::lane::sql;
@@ -42,7 +44,7 @@ pub struct Loaded {
     /// The connection that it was read over.
     pub generation: Generation,
     /// How far each is stored, where there is a row.
-    pub rows: Vec<(Partition, NextOffset)>,
+    pub rows: Vec<(Partition, Progress)>,
     /// The dead letters that count for the limit.
     pub dead: HashMap<Partition, Vec<RecordOffset>>,
 }
@@ -55,7 +57,7 @@ pub struct ProgressRow {
     /// Which one.
     pub partition: Partition,
     /// Everything below is stored.
-    pub next: NextOffset,
+    pub progress: Progress,
     /// Over which connection its start was read.
     pub generation: Generation,
 }
@@ -88,7 +90,11 @@ impl ProgressKeeper {
         connection.resumed.extend(partitions.iter().map(|partition| (*partition, None)));
         connection.resumed.extend(rows.iter().map(|row| (row.get::<_, Partition>(0), row.get(2))));
         let mut loaded = Loaded { generation: connection.keeper.generation(), rows: Vec::new(), dead: HashMap::new() };
-        loaded.rows.extend(rows.iter().map(|row| (row.get::<_, Partition>(0), NextOffset(row.get(1)))));
+        let progress = |row: &tokio_postgres::Row| Progress {
+            next: NextOffset(row.get(1)),
+            leader_epoch: row.get::<_, Option<i32>>(3).map_or(LeaderEpoch::UNKNOWN, LeaderEpoch),
+        };
+        loaded.rows.extend(rows.iter().map(|row| (row.get::<_, Partition>(0), progress(row))));
         for row in dead {
             loaded.dead.entry(row.get(0)).or_default().push(RecordOffset(row.get(1)));
         }
@@ -136,13 +142,46 @@ impl ProgressKeeper {
         }
         let topic_ids: Vec<Uuid> = rows.iter().map(|row| row.topic_id).collect();
         let partitions: Vec<Partition> = rows.iter().map(|row| row.partition).collect();
-        let offsets: Vec<i64> = rows.iter().map(|row| row.next.0).collect();
+        let offsets: Vec<i64> = rows.iter().map(|row| row.progress.next.0).collect();
+        let epochs: Vec<Option<i32>> = rows.iter().map(|row| column(row.progress.leader_epoch)).collect();
         let save = async |client: &Object| {
             let statement = client.prepare_cached(sql::SAVE_PROGRESS).await?;
-            client.execute(&statement, &[&topic_ids, &partitions, &offsets]).await
+            client.execute(&statement, &[&topic_ids, &partitions, &offsets, &epochs]).await
         };
         connection.ask(&ask, save).await.map(|_| ())
     }
+
+    /// Puts the row of a partition down, if it is still the one that the start was read from. An error means that the start has
+    /// to be read again.
+    pub async fn lower(
+        &self,
+        topic_id: Uuid,
+        generation: Generation,
+        partition: Partition,
+        lost: &Lost,
+    ) -> Result<(), Failure> {
+        let mut connection = self.connection.lock().await;
+        let ask = Ask::Save(vec![generation]);
+        if connection.keeper.next(&ask) != Next::Send {
+            return Err(failure::transient(GONE));
+        }
+        let (row, lowered) = (column(lost.row.leader_epoch), column(lost.lowered.leader_epoch));
+        let lower = async |client: &Object| {
+            let statement = client.prepare_cached(sql::LOWER_PROGRESS).await?;
+            let parameters: [&(dyn ToSql + Sync); 6] =
+                [&topic_id, &partition, &lost.row.next.0, &row, &lost.lowered.next.0, &lowered];
+            client.execute(&statement, &parameters).await
+        };
+        match connection.ask(&ask, lower).await? {
+            0 => Err(failure::transient("the progress row has changed since it was read")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Null where it is not known.
+fn column(leader_epoch: LeaderEpoch) -> Option<i32> {
+    leader_epoch.is_known().then_some(leader_epoch.0)
 }
 
 /// The partitions of which something else is said now than was known.

@@ -7,7 +7,7 @@ use std::slice;
 use std::time::Duration;
 
 use bytes::Bytes;
-use machine::{Partition, RecordOffset};
+use machine::{LeaderEpoch, Partition, RecordOffset};
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
@@ -24,6 +24,8 @@ pub struct RawRecord {
     pub partition: Partition,
     /// Its offset.
     pub offset: RecordOffset,
+    /// That of the leader which appended it.
+    pub leader_epoch: LeaderEpoch,
     /// Its key.
     pub key: Option<Bytes>,
     /// Its value.
@@ -163,7 +165,10 @@ unsafe fn copy(message: &rd::rd_kafka_message_t) -> RawRecord {
     let mut rest = Bytes::from(packed);
     let key = key.map(|key| rest.split_to(key.len()));
     let value = value.map(|value| rest.split_to(value.len()));
-    RawRecord { partition: message.partition, offset: RecordOffset(message.offset), key, value, headers: Headers(rest) }
+    // SAFETY: as above.
+    let leader_epoch = LeaderEpoch(unsafe { rd::rd_kafka_message_leader_epoch(message) });
+    let (partition, offset) = (message.partition, RecordOffset(message.offset));
+    RawRecord { partition, offset, leader_epoch, key, value, headers: Headers(rest) }
 }
 
 /// # Safety

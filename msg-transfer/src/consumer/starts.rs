@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use machine::consumer::start::Lost;
 use machine::consumer::{Event, start};
 use machine::{Assignment, Partition};
 use msg_common::admin::Readiness;
 use msg_common::repeat::Repeats;
 
-use super::lookup::Lookup;
+use super::lookup::{Answer, Lookup, LookupError};
 use crate::backoff::Backoff;
+use crate::metrics;
 
 static NOT_RESOLVED: Repeats = Repeats::new();
 
@@ -44,18 +46,30 @@ impl Resolve {
                 Ok(mut answer) => {
                     while let Some((partition, known)) = answer.partitions.recv().await {
                         let Some(at) = asked.iter().position(|(asked, _)| *asked == partition) else { continue };
+                        let decision = start::resolve(known, self.accept_loss);
+                        if let Some(lost) = &decision.lost
+                            && let Err(error) = self.lower(&answer, partition, lost).await
+                        {
+                            tracing::warn!(partition, %error, "progress row not lowered, the start is resolved again");
+                            continue;
+                        }
                         let (_, assignment) = asked.swap_remove(at);
                         // Before the event: whoever hears of the start needs it.
                         assignment.start_read(answer.topic_id, answer.generation);
-                        let start = start::resolve(known, self.accept_loss);
+                        let start = &decision.start;
                         if self.retried.contains(&partition) {
                             tracing::debug!(partition, ?known, ?start, "start resolved");
                         } else {
                             tracing::info!(partition, ?known, ?start, "start resolved");
                         }
-                        let dead = answer.dead.remove(&partition).unwrap_or_default();
+                        let mut dead = answer.dead.remove(&partition).unwrap_or_default();
+                        if let Some(lost) = &decision.lost {
+                            // Those above are lost records' too.
+                            dead.retain(|offset| offset.0 < lost.from.0);
+                        }
                         let (epoch, topic_id) = (assignment.epoch, answer.topic_id);
-                        let _ = self.report.send(Event::StartResolved { partition, epoch, start, topic_id, dead });
+                        let event = Event::StartResolved { partition, epoch, start: decision, topic_id, dead };
+                        let _ = self.report.send(event);
                     }
                     if asked.is_empty() {
                         break;
@@ -74,5 +88,33 @@ impl Resolve {
             }
         }
         self.readiness.ready("starts");
+    }
+
+    /// Before anything is fetched: a row that stays above would skip the records that get these offsets.
+    async fn lower(&self, answer: &Answer, partition: Partition, lost: &Lost) -> Result<(), LookupError> {
+        self.lookup.lower(answer.topic_id, answer.generation, partition, lost).await?;
+        let (count, continues_at) = (lost.count(), lost.lowered.next.0);
+        if count > 0 {
+            let (first_lost, last_lost) = (lost.from.0, lost.to.0 - 1);
+            tracing::error!(
+                topic = self.lookup.topic(),
+                partition,
+                first_lost,
+                last_lost,
+                count,
+                continues_at,
+                "kafka lost the tail of the log; progress row lowered"
+            );
+        } else {
+            let topic = self.lookup.topic();
+            tracing::error!(
+                topic,
+                partition,
+                continues_at,
+                "kafka lost records, it is not known which; progress row lowered"
+            );
+        }
+        metrics::offsets_lost(partition, count);
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use machine::consumer::Receipt;
-use machine::{Assignment, Partition, RecordOffset};
+use machine::{Assignment, LeaderEpoch, Partition, RecordOffset};
 
 use super::headers::Headers;
 
@@ -15,6 +15,8 @@ pub struct Item {
     pub partition: Partition,
     /// Where in it.
     pub offset: RecordOffset,
+    /// That of the leader which appended it.
+    pub leader_epoch: LeaderEpoch,
     /// The assignment it was received under.
     pub assignment: Arc<Assignment>,
     /// Its key.

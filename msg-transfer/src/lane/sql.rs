@@ -51,34 +51,56 @@ pub const FIND_STORED: &str = "
          AS t (place, recv_id, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes)
     JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id";
 
-/// Keeps records aside. One that was kept before stays as it was.
+/// Keeps records aside. One that was kept before stays as it was; an earlier version did not write its leader epoch. If Kafka
+/// lost the tail of its log, another record has the same offset, with a leader epoch of its own.
 pub const INSERT_DEAD_LETTERS: &str = "
-    INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, recv_id, msg_id, key, value, headers,
-                              reason, detail)
-    SELECT $1, topic_id, kafka_partition, kafka_offset, recv_id, msg_id, key, value, headers, reason, detail
-    FROM unnest($2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::uuid[], $7::bytea[], $8::bytea[],
-                $9::bytea[], $10::text[], $11::text[])
-         AS t (topic_id, kafka_partition, kafka_offset, recv_id, msg_id, key, value, headers, reason, detail)
-    ON CONFLICT (topic_id, kafka_partition, kafka_offset) DO NOTHING";
+    INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, leader_epoch, recv_id, msg_id, key, value,
+                              headers, reason, detail)
+    SELECT $1, t.topic_id, t.kafka_partition, t.kafka_offset, t.leader_epoch, t.recv_id, t.msg_id, t.key, t.value,
+           t.headers, t.reason, t.detail
+    FROM unnest($2::uuid[], $3::integer[], $4::bigint[], $5::integer[], $6::text[], $7::uuid[], $8::bytea[],
+                $9::bytea[], $10::bytea[], $11::text[], $12::text[])
+         AS t (topic_id, kafka_partition, kafka_offset, leader_epoch, recv_id, msg_id, key, value, headers, reason,
+               detail)
+    LEFT JOIN dead_letters d ON d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition
+                            AND d.kafka_offset = t.kafka_offset AND d.leader_epoch = -1
+                            AND d.key IS NOT DISTINCT FROM t.key AND d.value IS NOT DISTINCT FROM t.value
+                            AND d.headers = t.headers
+    WHERE d.topic_id IS NULL
+    ON CONFLICT (topic_id, kafka_partition, kafka_offset, leader_epoch) DO NOTHING";
 
-/// How far each partition is stored. Never back: a process that was expelled, and does not know it yet, may be late.
+/// How far each partition is stored. Never back: a process that was expelled, and does not know it yet, may be late. A higher
+/// leader epoch is later, also at a lower offset: Kafka lost the tail in between (`Progress::may_follow`).
 pub const SAVE_PROGRESS: &str = "
-    INSERT INTO progress (topic_id, kafka_partition, next_offset)
-    SELECT topic_id, kafka_partition, next_offset
-    FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) AS t (topic_id, kafka_partition, next_offset)
+    INSERT INTO progress (topic_id, kafka_partition, next_offset, leader_epoch)
+    SELECT topic_id, kafka_partition, next_offset, leader_epoch
+    FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[])
+         AS t (topic_id, kafka_partition, next_offset, leader_epoch)
     ORDER BY topic_id, kafka_partition
     ON CONFLICT (topic_id, kafka_partition) DO UPDATE
-    SET next_offset = greatest(progress.next_offset, EXCLUDED.next_offset), updated_at = now()";
+    SET next_offset = EXCLUDED.next_offset, leader_epoch = EXCLUDED.leader_epoch, updated_at = now()
+    WHERE CASE WHEN EXCLUDED.leader_epoch IS NOT NULL AND progress.leader_epoch IS NOT NULL
+               THEN (EXCLUDED.leader_epoch, EXCLUDED.next_offset) >= (progress.leader_epoch, progress.next_offset)
+               ELSE EXCLUDED.next_offset >= progress.next_offset END";
+
+/// Kafka lost the tail of a partition's log: the row speaks of what is left. Only if it is still the row that was read.
+pub const LOWER_PROGRESS: &str = "
+    UPDATE progress SET next_offset = $5, leader_epoch = $6, updated_at = now()
+    WHERE topic_id = $1 AND kafka_partition = $2
+      AND next_offset = $3 AND leader_epoch IS NOT DISTINCT FROM $4::integer";
 
 /// The progress rows of a topic.
 pub const LOAD_PROGRESS: &str = "
-    SELECT kafka_partition, next_offset, resumed_at FROM progress WHERE topic_id = $1 AND kafka_partition = ANY($2)";
+    SELECT kafka_partition, next_offset, resumed_at, leader_epoch FROM progress WHERE topic_id = $1 AND kafka_partition = ANY($2)";
 
-/// The dead letters of the last $3 offsets that count for the limit: not those that an operator has seen.
+/// The dead letters of the last $3 offsets that count for the limit: not those that an operator has seen, nor those of a log's
+/// tail that Kafka lost.
 pub const LOAD_DEAD_LETTERS: &str = "
     SELECT d.kafka_partition, d.kafka_offset
     FROM progress p
     JOIN dead_letters d ON d.topic_id = p.topic_id AND d.kafka_partition = p.kafka_partition
                        AND d.kafka_offset >= p.next_offset - $3
     WHERE p.topic_id = $1 AND p.kafka_partition = ANY($2)
-      AND d.first_seen > coalesce(p.resumed_at, '-infinity') AND d.reason <> ALL($4)";
+      AND d.first_seen > coalesce(p.resumed_at, '-infinity') AND d.reason <> ALL($4)
+      AND (d.kafka_offset < p.next_offset OR p.leader_epoch IS NULL OR d.leader_epoch = -1
+           OR d.leader_epoch >= p.leader_epoch)";

@@ -167,6 +167,7 @@ pub async fn insert_dead_letters(
     let topic_id: Vec<Uuid> = dead.iter().map(|dead| item(dead).assignment.topic_id().expect(known)).collect();
     let partition: Vec<i32> = dead.iter().map(|dead| item(dead).partition).collect();
     let offset: Vec<i64> = dead.iter().map(|dead| item(dead).offset.0).collect();
+    let leader_epoch: Vec<i32> = dead.iter().map(|dead| item(dead).leader_epoch.0).collect();
     let recv_id: Vec<Option<&str>> = dead.iter().map(|dead| body(dead).known_recv_id()).collect();
     let msg_id: Vec<Option<Uuid>> = dead.iter().map(|dead| body(dead).known_msg_id()).collect();
     let key: Vec<Option<&[u8]>> = dead.iter().map(|dead| item(dead).key.as_deref()).collect();
@@ -174,8 +175,20 @@ pub async fn insert_dead_letters(
     let headers: Vec<&[u8]> = dead.iter().map(|dead| item(dead).headers.packed()).collect();
     let reason: Vec<&str> = dead.iter().map(|dead| dead.reason.name()).collect();
     let detail: Vec<String> = dead.iter().map(|dead| dead.detail.replace('\0', "\u{fffd}")).collect();
-    let parameters: [&(dyn ToSql + Sync); 11] =
-        [&topic, &topic_id, &partition, &offset, &recv_id, &msg_id, &key, &value, &headers, &reason, &detail];
+    let parameters: [&(dyn ToSql + Sync); 12] = [
+        &topic,
+        &topic_id,
+        &partition,
+        &offset,
+        &leader_epoch,
+        &recv_id,
+        &msg_id,
+        &key,
+        &value,
+        &headers,
+        &reason,
+        &detail,
+    ];
     client.execute(&statement, &parameters).await?;
     Ok(())
 }

@@ -13,6 +13,7 @@ mod flow;
 mod hints;
 mod lifecycle;
 mod logs;
+mod lost_tail;
 mod order;
 mod rebalance;
 mod rejected;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use crate::RecordOffset;
+use crate::{NextOffset, RecordOffset};
 
 /// When it is too many. All three together.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,13 @@ impl Breaker {
             *self = Breaker { topic_id, ..Breaker::default() };
         }
         self.counted = recent.into_iter().collect();
+    }
+
+    /// From this offset on, Kafka lost the records that were counted or refused: other records have their offsets.
+    pub fn lost_from(&mut self, next: NextOffset) {
+        let last = (next.0 > 0).then(|| RecordOffset(next.0 - 1));
+        self.forgiven = self.forgiven.min(last);
+        self.refused = self.refused.min(last);
     }
 
     /// May these be kept aside too? `highest` is the last record received. If not, nothing is counted, and why is said.

@@ -2,7 +2,7 @@
 //! offset. One round at a time.
 
 use super::Action;
-use crate::{Epoch, Millis, NextOffset, Partition};
+use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress};
 
 /// How far one assignment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,15 @@ pub struct Mark {
     pub epoch: Epoch,
     /// Everything below is settled.
     pub next: NextOffset,
+    /// That of the last record below.
+    pub leader_epoch: LeaderEpoch,
+}
+
+impl Mark {
+    /// What its progress row is to hold.
+    pub fn progress(&self) -> Progress {
+        Progress { next: self.next, leader_epoch: self.leader_epoch }
+    }
 }
 
 /// Decides when a round begins and what comes next in it.

@@ -3,8 +3,8 @@
 use uuid::Uuid;
 
 use super::commit::Mark;
-use super::start::Start;
-use crate::{Epoch, NextOffset, Partition, RecordOffset};
+use super::start::Decision;
+use crate::{Epoch, Partition, Progress, RecordOffset};
 
 /// A lane's number.
 pub type LaneNumber = usize;
@@ -42,7 +42,7 @@ pub enum Event {
     /// The group gave us these partitions.
     Assigned(Vec<Partition>),
     /// Where an assignment starts is known, of which topic, and which of the records before are dead letters that count.
-    StartResolved { partition: Partition, epoch: Epoch, start: Start, topic_id: Uuid, dead: Vec<RecordOffset> },
+    StartResolved { partition: Partition, epoch: Epoch, start: Decision, topic_id: Uuid, dead: Vec<RecordOffset> },
     /// These are in the database, or in its dead letters: the COMMIT was answered.
     Settled(Vec<Receipt>),
     /// A lane let go of these without storing them, because of a fence or a halt.
@@ -60,6 +60,9 @@ pub enum Event {
     RestartPartition(Partition),
     /// The fetch of a partition ended in an error. What was received before it counts.
     FetchFailed { partition: Partition, failure: FetchFailure },
+    /// The record that follows those received is not in the partition's log. Kafka may have lost them, and then nobody else has
+    /// those that are in the lanes: they are completed before the start is resolved again.
+    OutOfRange(Partition),
     /// The progress rows are written.
     ProgressSaved,
     /// They may not be.
@@ -89,7 +92,7 @@ pub enum Action {
     /// Find out where this assignment starts.
     ResolveStart { partition: Partition, epoch: Epoch },
     /// Fetch from here on. Not paused, whatever it was before.
-    Fetch { partition: Partition, epoch: Epoch, from: NextOffset },
+    Fetch { partition: Partition, epoch: Epoch, from: Progress },
     /// Fetch no more.
     StopFetching { partition: Partition },
     /// Hand over no more of what is fetched for now …

@@ -113,6 +113,8 @@ impl Machine {
         for (partition, failing) in failing {
             let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.leaving) else { continue };
             match failing.next {
+                // Kafka may have lost what is in the lanes: it is stored first.
+                Next::Retry(_) if owned.is_completing(partition) => {}
                 Next::Retry(at) if now >= at => {
                     owned.failing = Some(Failing { next: Next::Resolving, ..failing });
                     if matches!(owned.phase, Phase::Waiting) {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{NextOffset, RecordOffset};
+use crate::{LeaderEpoch, NextOffset, Progress, RecordOffset};
 
 /// A record came at or below the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct OutOfOrder;
 #[derive(Debug)]
 pub struct Ledger {
     open: VecDeque<Entry>,
-    prefix: NextOffset,
+    prefix: Progress,
     /// The lowest offset that may come.
     expected: NextOffset,
 }
@@ -20,21 +20,22 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Entry {
     offset: RecordOffset,
+    leader_epoch: LeaderEpoch,
     settled: bool,
 }
 
 impl Ledger {
     /// Nothing received yet; the first record is at `start` or above.
-    pub fn new(start: NextOffset) -> Self {
-        Ledger { open: VecDeque::new(), prefix: start, expected: start }
+    pub fn new(start: Progress) -> Self {
+        Ledger { open: VecDeque::new(), prefix: start, expected: start.next }
     }
 
     /// Takes the next record in.
-    pub fn receive(&mut self, offset: RecordOffset) -> Result<(), OutOfOrder> {
+    pub fn receive(&mut self, offset: RecordOffset, leader_epoch: LeaderEpoch) -> Result<(), OutOfOrder> {
         if offset.0 < self.expected.0 {
             return Err(OutOfOrder);
         }
-        self.open.push_back(Entry { offset, settled: false });
+        self.open.push_back(Entry { offset, leader_epoch, settled: false });
         self.expected = offset.next();
         Ok(())
     }
@@ -47,7 +48,7 @@ impl Ledger {
             _ => return,
         }
         while let Some(entry) = self.open.pop_front_if(|entry| entry.settled) {
-            self.prefix = entry.offset.next();
+            self.prefix = Progress { next: entry.offset.next(), leader_epoch: entry.leader_epoch };
         }
     }
 
@@ -67,7 +68,7 @@ impl Ledger {
     }
 
     /// Every record below it is settled.
-    pub fn prefix(&self) -> NextOffset {
+    pub fn prefix(&self) -> Progress {
         self.prefix
     }
 }
@@ -78,35 +79,52 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    fn ledger_at(start: i64) -> Ledger {
+        Ledger::new(Progress { next: NextOffset(start), leader_epoch: LeaderEpoch::UNKNOWN })
+    }
+
+    #[test]
+    fn prefix_has_the_leader_epoch_of_its_last_record() {
+        let mut ledger = ledger_at(5);
+        for (offset, leader_epoch) in [(5, 2), (6, 4)] {
+            ledger.receive(RecordOffset(offset), LeaderEpoch(leader_epoch)).expect("they ascend");
+        }
+        assert_eq!(ledger.prefix().leader_epoch, LeaderEpoch::UNKNOWN);
+        ledger.settle(RecordOffset(5));
+        assert_eq!(ledger.prefix(), Progress { next: NextOffset(6), leader_epoch: LeaderEpoch(2) });
+        ledger.settle(RecordOffset(6));
+        assert_eq!(ledger.prefix(), Progress { next: NextOffset(7), leader_epoch: LeaderEpoch(4) });
+    }
+
     #[test]
     fn the_prefix_waits_for_the_first_unsettled_record() {
-        let mut ledger = Ledger::new(NextOffset(10));
+        let mut ledger = ledger_at(10);
         for offset in [10, 11, 14] {
-            ledger.receive(RecordOffset(offset)).expect("they ascend");
+            ledger.receive(RecordOffset(offset), LeaderEpoch(1)).expect("they ascend");
         }
         ledger.settle(RecordOffset(11));
         ledger.settle(RecordOffset(14));
-        assert_eq!(ledger.prefix(), NextOffset(10));
+        assert_eq!(ledger.prefix().next, NextOffset(10));
         ledger.settle(RecordOffset(10));
-        assert_eq!(ledger.prefix(), NextOffset(15));
+        assert_eq!(ledger.prefix().next, NextOffset(15));
     }
 
     #[test]
     fn what_was_not_received_settles_nothing() {
-        let mut ledger = Ledger::new(NextOffset(0));
-        ledger.receive(RecordOffset(5)).expect("it is the first");
+        let mut ledger = ledger_at(0);
+        ledger.receive(RecordOffset(5), LeaderEpoch(1)).expect("it is the first");
         for offset in [0, 4, 6] {
             ledger.settle(RecordOffset(offset));
         }
-        assert_eq!(ledger.prefix(), NextOffset(0));
+        assert_eq!(ledger.prefix().next, NextOffset(0));
     }
 
     #[test]
     fn a_record_that_goes_back_is_refused() {
-        let mut ledger = Ledger::new(NextOffset(3));
-        assert_eq!(ledger.receive(RecordOffset(2)), Err(OutOfOrder));
-        ledger.receive(RecordOffset(3)).expect("it is the start");
-        assert_eq!(ledger.receive(RecordOffset(3)), Err(OutOfOrder));
+        let mut ledger = ledger_at(3);
+        assert_eq!(ledger.receive(RecordOffset(2), LeaderEpoch(1)), Err(OutOfOrder));
+        ledger.receive(RecordOffset(3), LeaderEpoch(1)).expect("it is the start");
+        assert_eq!(ledger.receive(RecordOffset(3), LeaderEpoch(1)), Err(OutOfOrder));
     }
 
     proptest! {
@@ -116,9 +134,9 @@ mod tests {
             offsets in proptest::collection::btree_set(0..200i64, 0..60),
             order in proptest::collection::vec(0..200i64, 0..200),
         ) {
-            let mut ledger = Ledger::new(NextOffset(0));
+            let mut ledger = ledger_at(0);
             for offset in &offsets {
-                ledger.receive(RecordOffset(*offset)).expect("a set ascends");
+                ledger.receive(RecordOffset(*offset), LeaderEpoch(1)).expect("a set ascends");
             }
             let mut settled = BTreeSet::new();
             for offset in order {
@@ -126,7 +144,7 @@ mod tests {
                 settled.insert(offset);
                 let done = offsets.iter().take_while(|offset| settled.contains(offset));
                 let expected = done.last().map_or(0, |last| last + 1);
-                prop_assert_eq!(ledger.prefix(), NextOffset(expected));
+                prop_assert_eq!(ledger.prefix().next, NextOffset(expected));
             }
         }
     }

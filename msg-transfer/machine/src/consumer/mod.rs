@@ -23,8 +23,8 @@ pub use self::event::{Action, Event, FetchFailure, LaneNumber, Receipt};
 pub use self::failing::Backoff;
 use self::ledger::Ledger;
 use self::owned::{Flow, Owned, Phase};
-use self::start::Start;
-use crate::{Epoch, Millis, NextOffset, Partition, RecordOffset};
+use self::start::{Decision, Start};
+use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, RecordOffset};
 
 /// How many times the records in flight the ledgers may hold.
 const LEDGER_FACTOR: usize = 10;
@@ -120,7 +120,7 @@ impl Machine {
     pub fn receive(
         &mut self,
         partition: Partition,
-        offset: RecordOffset,
+        (offset, leader_epoch): (RecordOffset, LeaderEpoch),
         bytes: usize,
         actions: &mut Vec<Action>,
     ) -> Option<Epoch> {
@@ -132,7 +132,7 @@ impl Machine {
             // It lies behind what could not be read, and comes again.
             return None;
         }
-        if ledger.receive(offset).is_err() {
+        if ledger.receive(offset, leader_epoch).is_err() {
             self.restart(partition, actions);
             return None;
         }
@@ -178,6 +178,11 @@ impl Machine {
             }
             Event::RestartPartition(partition) => self.restart(partition, actions),
             Event::FetchFailed { partition, failure } => self.fetch_failed(partition, failure, now, actions),
+            Event::OutOfRange(partition) => {
+                if let Some(owned) = self.owned.get_mut(&partition) {
+                    owned.out_of_range = matches!(owned.phase, Phase::Running { .. });
+                }
+            }
             Event::ProgressSaved => self.committer.saved(),
             Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now),
             Event::Committed => {
@@ -228,7 +233,7 @@ impl Machine {
         &mut self,
         partition: Partition,
         epoch: Epoch,
-        start: Start,
+        Decision { start, lost }: Decision,
         (topic_id, dead): (Uuid, Vec<RecordOffset>),
         now: Millis,
         actions: &mut Vec<Action>,
@@ -236,6 +241,9 @@ impl Machine {
         let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch && !owned.leaving) else {
             return;
         };
+        if let Some(lost) = lost {
+            owned.breaker.lost_from(lost.from);
+        }
         match start {
             Start::At(from) => {
                 owned.phase = Phase::Running { ledger: Ledger::new(from), committed: None };
@@ -387,8 +395,28 @@ impl Machine {
         }
     }
 
+    /// Restarts each partition whose next record is not in the log, once all that was received of it is completed and its row
+    /// says so: the row is what the loss is counted from.
+    fn restart_out_of_range(&mut self, actions: &mut Vec<Action>) {
+        let is_out_of_range = |owned: &Owned| {
+            let running = matches!(owned.phase, Phase::Running { .. }) && !owned.leaving;
+            owned.out_of_range && running && owned.open() == 0
+        };
+        let out_of_range: Vec<_> =
+            self.owned.iter().filter(|(_, owned)| is_out_of_range(owned)).map(|(p, _)| *p).collect();
+        for partition in out_of_range {
+            let owned = &self.owned[&partition];
+            if owned.is_completing(partition) {
+                self.committer.hurry();
+            } else if !owned.failing.is_some_and(|failing| failing.is_waiting()) {
+                self.restart(partition, actions);
+            }
+        }
+    }
+
     /// Moves what is under way on: the commit, and the giving back of partitions.
     fn advance(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        self.restart_out_of_range(actions);
         let leaving = self.is_leaving();
         let drained = self.owned.values().filter(|owned| owned.leaving).all(Owned::drained);
         if leaving && drained {

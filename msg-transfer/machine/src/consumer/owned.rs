@@ -6,7 +6,7 @@ use super::event::Receipt;
 use super::failing::Failing;
 use super::ledger::Ledger;
 use super::{LEDGER_FACTOR, Settings};
-use crate::{Epoch, NextOffset, Partition, RecordOffset};
+use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 
 /// A part of the limits that one partition may take.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,8 @@ pub(super) struct Owned {
     pub leaving: bool,
     /// Given back without waiting for the lanes.
     pub abandoned: bool,
+    /// The record that follows is not in the log: the partition restarts as soon as all that was received is completed.
+    pub out_of_range: bool,
     pub breaker: Breaker,
     /// While its fetch fails.
     pub failing: Option<Failing>,
@@ -68,6 +70,7 @@ impl Owned {
             paused: false,
             leaving: false,
             abandoned: false,
+            out_of_range: false,
             breaker: Breaker::default(),
             failing: None,
         }
@@ -91,8 +94,14 @@ impl Owned {
 
     /// What is to be committed, if anything is.
     pub(super) fn mark(&self, partition: Partition) -> Option<Mark> {
-        let next = self.ledger()?.prefix();
-        (self.committed() != Some(next)).then_some(Mark { partition, epoch: self.epoch, next })
+        let Progress { next, leader_epoch } = self.ledger()?.prefix();
+        (self.committed() != Some(next)).then_some(Mark { partition, epoch: self.epoch, next, leader_epoch })
+    }
+
+    /// Whether its next record is out of range, and not all that was received before is completed, and saved.
+    pub(super) fn is_completing(&self, partition: Partition) -> bool {
+        let running = matches!(self.phase, Phase::Running { .. });
+        self.out_of_range && running && (self.open() > 0 || self.mark(partition).is_some())
     }
 
     /// Entries of the ledger.

@@ -1,6 +1,6 @@
 //! Where to start a partition: decided before anything is fetched, never left to `auto.offset.reset`.
 
-use crate::NextOffset;
+use crate::{LeaderEpoch, NextOffset, Progress};
 
 /// What is known of a partition when it is assigned.
 #[derive(Clone, Copy, Debug)]
@@ -8,20 +8,68 @@ pub struct Known {
     /// The group's committed offset.
     pub committed: Option<NextOffset>,
     /// The database's progress row for this very topic.
-    pub progress: Option<NextOffset>,
+    pub progress: Option<Progress>,
+    /// What the log still has of the records that the row speaks of.
+    pub kept: Kept,
     /// The oldest record that is kept, or the end if none is.
     pub low: NextOffset,
     /// The end.
     pub high: NextOffset,
 }
 
+/// Where a log ends, or differs from what was read of it, as its leader says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The row has no leader epoch, or the broker does not say: the end alone counts.
+    Unknown,
+    /// The log has nothing of the row's leader epoch, nor of an earlier one.
+    Nothing,
+    /// The records of the row's leader epoch and of all earlier ones end here. The last of them has this leader epoch.
+    UpTo(Progress),
+}
+
 /// The decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Begin here.
-    At(NextOffset),
+    At(Progress),
     /// Begin nowhere, for this reason.
     Halt(String),
+}
+
+/// Records that were in the log, and are not any more: Kafka lost its tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The first lost offset. Offsets from here on belong to other records now, or will.
+    pub from: NextOffset,
+    /// The offset after the last lost one. Not above `from`: some were lost, but it is not known which.
+    pub to: NextOffset,
+    /// The progress row that speaks of them …
+    pub row: Progress,
+    /// … and what it has to hold from now on, before anything is fetched.
+    pub lowered: Progress,
+}
+
+impl Lost {
+    /// How many offsets.
+    pub fn count(&self) -> u64 {
+        u64::try_from(self.to.0 - self.from.0).unwrap_or(0)
+    }
+}
+
+/// Where to start, and what Kafka has lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Where.
+    pub start: Start,
+    /// What was lost. Only if the partition starts.
+    pub lost: Option<Lost>,
+}
+
+impl From<Start> for Decision {
+    fn from(start: Start) -> Self {
+        Decision { start, lost: None }
+    }
 }
 
 /// Decides.
@@ -30,54 +78,83 @@ pub enum Start {
 /// offset, means that the database was restored to an earlier point: everything since is read again, and what is
 /// still there is not stored twice. `accept_loss` lets a partition whose records are already deleted begin with the oldest
 /// that is left.
-pub fn resolve(known: Known, accept_loss: bool) -> Start {
-    let beginning = NextOffset(0);
+///
+/// If Kafka lost the tail of the log, the partition continues where the log differs from what was read of it: no record that was
+/// accepted after the loss is skipped.
+pub fn resolve(known: Known, accept_loss: bool) -> Decision {
+    let unknown = |next| Progress { next, leader_epoch: LeaderEpoch::UNKNOWN };
     let wanted = match (known.committed, known.progress) {
-        (Some(committed), Some(progress)) => committed.min(progress),
-        (None, Some(progress)) => progress,
+        (Some(committed), Some(progress)) if committed < progress.next => unknown(committed),
+        (_, Some(progress)) => progress,
         // No row: this database has never had anything of this partition.
-        (_, None) => beginning,
+        (_, None) => unknown(NextOffset(0)),
     };
-    if wanted > known.high {
-        return Start::Halt(format!(
-            "offset {wanted} is wanted but the partition ends at {}: records were lost in Kafka",
-            known.high
-        ));
-    }
-    if wanted >= known.low {
-        return Start::At(wanted);
+    let lost = known.lost();
+    let wanted = match lost {
+        Some(lost) if lost.lowered.next <= wanted.next => lost.lowered,
+        _ => wanted,
+    };
+    if wanted.next >= known.low {
+        return Decision { start: Start::At(wanted), lost };
     }
     if accept_loss {
-        return Start::At(known.low);
+        let oldest = unknown(known.low);
+        let lost = lost.map(|lost| Lost { lowered: oldest, ..lost });
+        return Decision { start: Start::At(oldest), lost };
     }
     Start::Halt(format!(
-        "offset {wanted} is wanted but the oldest record kept is {}: records may have been deleted before they were \
+        "offset {} is wanted but the oldest record kept is {}: records may have been deleted before they were \
          stored; --start-at-oldest goes on without them",
-        known.low
+        wanted.next, known.low
     ))
+    .into()
+}
+
+impl Known {
+    fn lost(&self) -> Option<Lost> {
+        let row = self.progress?;
+        let (from, lowered) = match self.kept {
+            Kept::UpTo(kept) => (kept.next, kept),
+            // How much is left of what was read cannot be told, so all of it is read again: what is stored is not stored twice.
+            Kept::Unknown | Kept::Nothing => {
+                let next = self.low.min(self.high);
+                (self.high, Progress { next, leader_epoch: LeaderEpoch::UNKNOWN })
+            }
+        };
+        let is_lost = from < row.next || self.kept == Kept::Nothing && self.low <= row.next;
+        is_lost.then_some(Lost { from: from.min(row.next), to: row.next, row, lowered })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn start(committed: i64, progress: i64, low: i64, high: i64) -> Option<i64> {
-        let some = |offset: i64| (offset >= 0).then_some(NextOffset(offset));
-        let known = Known {
-            committed: some(committed),
-            progress: some(progress),
+    const NONE: i64 = -1;
+
+    fn at(next: i64, leader_epoch: i32) -> Progress {
+        Progress { next: NextOffset(next), leader_epoch: LeaderEpoch(leader_epoch) }
+    }
+
+    fn known(committed: i64, progress: i64, low: i64, high: i64) -> Known {
+        Known {
+            committed: (committed >= 0).then_some(NextOffset(committed)),
+            progress: (progress >= 0).then_some(at(progress, -1)),
+            kept: Kept::Unknown,
             low: NextOffset(low),
             high: NextOffset(high),
-        };
-        match resolve(known, false) {
-            Start::At(offset) => Some(offset.0),
+        }
+    }
+
+    fn start(committed: i64, progress: i64, low: i64, high: i64) -> Option<i64> {
+        match resolve(known(committed, progress, low, high), false).start {
+            Start::At(from) => Some(from.next.0),
             Start::Halt(_) => None,
         }
     }
 
     #[test]
     fn each_case() {
-        const NONE: i64 = -1;
         for (case, committed, progress, low, high, expected) in [
             ("a fresh group on a fresh topic", NONE, NONE, 0, 0, Some(0)),
             ("a fresh group, the topic's start is there", NONE, NONE, 0, 9, Some(0)),
@@ -91,7 +168,8 @@ mod tests {
             ("all read", 9, 9, 9, 9, Some(9)),
             ("the wanted record is deleted", 5, 5, 6, 9, None),
             ("the wanted record is just there", 6, 6, 6, 9, Some(6)),
-            ("Kafka lost records", 9, 9, 0, 8, None),
+            ("Kafka lost records, and it is not known which", 9, 9, 0, 8, Some(0)),
+            ("the same, and the oldest ones are deleted", 9, 9, 3, 8, Some(3)),
         ] {
             assert_eq!(start(committed, progress, low, high), expected, "{case}");
         }
@@ -99,7 +177,53 @@ mod tests {
 
     #[test]
     fn a_loss_can_be_accepted() {
-        let known = Known { committed: None, progress: None, low: NextOffset(3), high: NextOffset(9) };
-        assert_eq!(resolve(known, true), Start::At(NextOffset(3)));
+        assert_eq!(resolve(known(NONE, NONE, 3, 9), true).start, Start::At(at(3, -1)));
+    }
+
+    /// The row says 100 of leader epoch 3.
+    fn read_to_100(committed: i64, kept: Kept, high: i64) -> Known {
+        Known { progress: Some(at(100, 3)), kept, ..known(committed, NONE, 0, high) }
+    }
+
+    #[test]
+    fn lost_tail_is_found_by_the_leader_epoch_and_by_number() {
+        let up_to = |next, leader_epoch| Kept::UpTo(at(next, leader_epoch));
+        for (case, committed, kept, high, expected, lost) in [
+            ("nothing is lost", 100, up_to(100, 3), 120, at(100, 3), None),
+            ("another leader follows", 100, up_to(130, 3), 140, at(100, 3), None),
+            ("the end that consumers see is behind", 100, up_to(100, 3), 90, at(100, 3), None),
+            ("the log ends below", 100, up_to(80, 3), 80, at(80, 3), Some((80, 100))),
+            ("new records, still below", 100, up_to(80, 2), 90, at(80, 2), Some((80, 100))),
+            ("new records, already above", 100, up_to(80, 3), 140, at(80, 3), Some((80, 100))),
+            ("the committed offset is below the loss", 70, up_to(80, 3), 140, at(70, -1), Some((80, 100))),
+            ("the committed offset is in the loss", 90, up_to(80, 3), 140, at(80, 3), Some((80, 100))),
+            ("by number alone", 100, Kept::Unknown, 80, at(0, -1), Some((80, 100))),
+            ("not seen by number alone", 100, Kept::Unknown, 140, at(100, 3), None),
+            ("another log", 100, Kept::Nothing, 80, at(0, -1), Some((80, 100))),
+            ("another log, already above", 100, Kept::Nothing, 140, at(0, -1), Some((100, 100))),
+        ] {
+            let decision = resolve(read_to_100(committed, kept, high), false);
+            assert_eq!(decision.start, Start::At(expected), "{case}");
+            assert_eq!(decision.lost.map(|lost| (lost.from.0, lost.to.0)), lost, "{case}");
+        }
+    }
+
+    #[test]
+    fn lowered_row_speaks_of_what_is_left() {
+        let lost = |committed| resolve(read_to_100(committed, Kept::UpTo(at(80, 2)), 140), false).lost;
+        for committed in [70, 100] {
+            let lost = lost(committed).expect("20 are");
+            assert_eq!((lost.row, lost.lowered, lost.count()), (at(100, 3), at(80, 2), 20));
+        }
+    }
+
+    #[test]
+    fn records_deleted_after_a_loss_still_halt() {
+        let known = Known { low: NextOffset(85), ..read_to_100(100, Kept::UpTo(at(80, 3)), 140) };
+        let halted = resolve(known, false);
+        assert!(matches!(halted.start, Start::Halt(_)) && halted.lost.is_none());
+        let accepted = resolve(known, true);
+        assert_eq!(accepted.start, Start::At(at(85, -1)));
+        assert_eq!(accepted.lost.map(|lost| lost.lowered), Some(at(85, -1)));
     }
 }

@@ -1,6 +1,7 @@
 //! The machine's promises, step by step: what it commits, and when it lets go.
 
 use super::*;
+use crate::Progress;
 
 fn machine() -> Machine {
     Machine::new(Settings {
@@ -23,13 +24,21 @@ fn on(machine: &mut Machine, event: Event, now: Millis) -> Vec<Action> {
 }
 
 fn mark(partition: Partition, epoch: Epoch, next: i64) -> Mark {
-    Mark { partition, epoch, next: NextOffset(next) }
+    Mark { partition, epoch, next: NextOffset(next), leader_epoch: LeaderEpoch(0) }
+}
+
+fn progress(next: i64) -> Progress {
+    Progress { next: NextOffset(next), leader_epoch: LeaderEpoch(0) }
+}
+
+fn at(next: i64) -> Start {
+    Start::At(progress(next))
 }
 
 fn receive(machine: &mut Machine, partition: Partition, offset: i64) -> Receipt {
     let mut actions = Vec::new();
     let offset = RecordOffset(offset);
-    let epoch = machine.receive(partition, offset, 100, &mut actions).expect("it is ours");
+    let epoch = machine.receive(partition, (offset, LeaderEpoch(0)), 100, &mut actions).expect("it is ours");
     assert_eq!(actions, []);
     Receipt { partition, epoch, offset, bytes: 100 }
 }
@@ -39,15 +48,10 @@ fn running() -> Machine {
     let mut machine = machine();
     let resolve = on(&mut machine, Event::Assigned(vec![0]), 0);
     assert_eq!(resolve, [Action::ResolveStart { partition: 0, epoch: 1 }]);
-    let start = Event::StartResolved {
-        partition: 0,
-        epoch: 1,
-        start: Start::At(NextOffset(0)),
-        topic_id: Uuid::nil(),
-        dead: vec![],
-    };
+    let start =
+        Event::StartResolved { partition: 0, epoch: 1, start: at(0).into(), topic_id: Uuid::nil(), dead: vec![] };
     let actions = on(&mut machine, start, 0);
-    let fetch = Action::Fetch { partition: 0, epoch: 1, from: NextOffset(0) };
+    let fetch = Action::Fetch { partition: 0, epoch: 1, from: progress(0) };
     assert_eq!(actions, [fetch, Action::SaveProgress(vec![mark(0, 1, 0)])]);
     assert_eq!(on(&mut machine, Event::ProgressSaved, 0), [Action::Commit(vec![mark(0, 1, 0)])]);
     assert_eq!(on(&mut machine, Event::Committed, 0), []);
@@ -58,8 +62,8 @@ fn running() -> Machine {
 fn nothing_is_received_before_the_start_is_resolved() {
     let mut machine = machine();
     on(&mut machine, Event::Assigned(vec![0]), 0);
-    assert_eq!(machine.receive(0, RecordOffset(0), 1, &mut Vec::new()), None);
-    assert_eq!(machine.receive(1, RecordOffset(0), 1, &mut Vec::new()), None);
+    assert_eq!(machine.receive(0, (RecordOffset(0), LeaderEpoch(0)), 1, &mut Vec::new()), None);
+    assert_eq!(machine.receive(1, (RecordOffset(0), LeaderEpoch(0)), 1, &mut Vec::new()), None);
 }
 
 #[test]
@@ -92,7 +96,11 @@ fn a_revoked_partition_is_drained_and_committed_before_it_is_let_go() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
     assert_eq!(on(&mut machine, Event::Revoked(vec![0]), 10), []);
-    assert_eq!(machine.receive(0, RecordOffset(2), 1, &mut Vec::new()), None, "nothing more is taken in");
+    assert_eq!(
+        machine.receive(0, (RecordOffset(2), LeaderEpoch(0)), 1, &mut Vec::new()),
+        None,
+        "nothing more is taken in"
+    );
     assert_eq!(on(&mut machine, Event::Settled(vec![a]), 11), []);
     assert_eq!(on(&mut machine, Event::Settled(vec![b]), 12), [Action::SaveProgress(vec![mark(0, 1, 2)])]);
     assert_eq!(on(&mut machine, Event::ProgressSaved, 15), [Action::Commit(vec![mark(0, 1, 2)])]);
@@ -143,13 +151,7 @@ fn a_receipt_of_a_former_assignment_moves_nothing() {
     on(&mut machine, Event::Assigned(vec![0]), 2);
     on(
         &mut machine,
-        Event::StartResolved {
-            partition: 0,
-            epoch: 2,
-            start: Start::At(NextOffset(0)),
-            topic_id: Uuid::nil(),
-            dead: vec![],
-        },
+        Event::StartResolved { partition: 0, epoch: 2, start: at(0).into(), topic_id: Uuid::nil(), dead: vec![] },
         2,
     );
     on(&mut machine, Event::ProgressSaved, 2);
@@ -175,7 +177,7 @@ fn a_halted_partition_commits_what_was_stored_and_no_more() {
     );
     on(&mut machine, Event::Dropped(vec![b]), 2);
     assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
-    assert_eq!(machine.receive(0, RecordOffset(2), 1, &mut Vec::new()), None);
+    assert_eq!(machine.receive(0, (RecordOffset(2), LeaderEpoch(0)), 1, &mut Vec::new()), None);
 }
 
 #[test]
@@ -183,7 +185,7 @@ fn offsets_that_go_back_start_the_partition_anew() {
     let mut machine = running();
     receive(&mut machine, 0, 5);
     let mut actions = Vec::new();
-    assert_eq!(machine.receive(0, RecordOffset(4), 1, &mut actions), None);
+    assert_eq!(machine.receive(0, (RecordOffset(4), LeaderEpoch(0)), 1, &mut actions), None);
     assert_eq!(
         actions,
         [
@@ -198,13 +200,8 @@ fn offsets_that_go_back_start_the_partition_anew() {
 fn the_limits_hold_and_half_of_them_opens_again() {
     let mut machine = running();
     on(&mut machine, Event::Assigned(vec![1]), 0);
-    let start = Event::StartResolved {
-        partition: 1,
-        epoch: 2,
-        start: Start::At(NextOffset(0)),
-        topic_id: Uuid::nil(),
-        dead: vec![],
-    };
+    let start =
+        Event::StartResolved { partition: 1, epoch: 2, start: at(0).into(), topic_id: Uuid::nil(), dead: vec![] };
     on(&mut machine, start, 0);
     let receipts: Vec<_> = (0..10).map(|i| receive(&mut machine, i % 2, i64::from(i))).collect();
     assert!(!machine.wants_records());
@@ -267,7 +264,8 @@ fn a_ledger_that_cannot_move_on_stops_the_intake() {
     while machine.wants_records() {
         let mut actions = Vec::new();
         let offset = RecordOffset(taken);
-        let epoch = machine.receive(0, offset, 100, &mut actions).expect("what is handed over is taken");
+        let epoch =
+            machine.receive(0, (offset, LeaderEpoch(0)), 100, &mut actions).expect("what is handed over is taken");
         if actions == [Action::Pause { partition: 0 }] {
             paused_at = Some(taken);
         }
@@ -282,7 +280,7 @@ fn a_partition_that_takes_too_much_is_paused_and_a_new_assignment_is_not() {
     let mut machine = running();
     let receipts: Vec<_> = (0..7).map(|offset| receive(&mut machine, 0, offset)).collect();
     let mut actions = Vec::new();
-    machine.receive(0, RecordOffset(7), 100, &mut actions).expect("what is handed over is taken");
+    machine.receive(0, (RecordOffset(7), LeaderEpoch(0)), 100, &mut actions).expect("what is handed over is taken");
     assert_eq!(actions, [Action::Pause { partition: 0 }]);
     assert!(machine.wants_records(), "of the others");
     assert_eq!(on(&mut machine, Event::Settled(receipts[..4].to_vec()), 1), []);
@@ -323,7 +321,7 @@ fn failing(at: i64, attempts: u32) -> [Action; 2] {
 
 /// Resolves the start of what is fetched again, at its beginning.
 fn fetch_again(machine: &mut Machine, epoch: Epoch, now: Millis) {
-    let (start, topic_id) = (Start::At(NextOffset(0)), Uuid::nil());
+    let (start, topic_id) = (at(0).into(), Uuid::nil());
     on(machine, Event::StartResolved { partition: 0, epoch, start, topic_id, dead: vec![] }, now);
     on(machine, Event::ProgressSaved, now);
     on(machine, Event::Committed, now);
@@ -345,7 +343,7 @@ fn failing_fetch_backs_off_up_to_the_longest_wait() {
     }
     // The record that could not be fetched.
     let mut actions = Vec::new();
-    machine.receive(0, RecordOffset(0), 1, &mut actions).expect("it is ours");
+    machine.receive(0, (RecordOffset(0), LeaderEpoch(0)), 1, &mut actions).expect("it is ours");
     assert_eq!(actions, [Action::FetchRecovered { partition: 0 }]);
     assert_eq!(on(&mut machine, failure(false), now), failing(1, 1));
 }
@@ -375,17 +373,42 @@ fn damage_halts_at_the_second_attempt_and_keeps_what_came_before() {
     let mut machine = running();
     receive(&mut machine, 0, 0);
     assert_eq!(on(&mut machine, failure(true), 0), failing(1, 1));
-    assert_eq!(machine.receive(0, RecordOffset(5), 1, &mut Vec::new()), None, "it lies behind the damage");
+    assert_eq!(machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()), None, "it lies behind the damage");
     on(&mut machine, Event::Tick, 100);
     fetch_again(&mut machine, 2, 100);
     let before = receive(&mut machine, 0, 0);
     let halted = Action::Halted { partition: 0, reason: "offset 1: why".into() };
     let expected = [Action::StopFetching { partition: 0 }, Action::FetchRecovered { partition: 0 }, halted];
     assert_eq!(on(&mut machine, failure(true), 100), expected);
-    assert_eq!(machine.receive(0, RecordOffset(5), 1, &mut Vec::new()), None);
+    assert_eq!(machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()), None);
     on(&mut machine, Event::Settled(vec![before]), 100);
     let saved = on(&mut machine, Event::Tick, 5000);
     assert_eq!(saved, [Action::SaveProgress(vec![mark(0, 2, 1)])], "what came before is stored");
     let resumed = on(&mut machine, Event::Resumed(vec![0]), 5000);
     assert!(resumed.contains(&Action::ResolveStart { partition: 0, epoch: 3 }), "{resumed:?}");
+}
+
+/// Kafka lost the tail of the log: what was received is in no log any more, so it is stored before anything else.
+#[test]
+fn out_of_range_partition_restarts_once_all_is_completed() {
+    let mut machine = running();
+    let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
+    assert_eq!(on(&mut machine, Event::OutOfRange(0), 1), []);
+    assert_eq!(on(&mut machine, Event::Settled(vec![b]), 2), []);
+    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 3), [Action::SaveProgress(vec![mark(0, 1, 2)])]);
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 4), [Action::Commit(vec![mark(0, 1, 2)])]);
+    assert_eq!(
+        on(&mut machine, Event::Committed, 5),
+        [
+            Action::StopFetching { partition: 0 },
+            Action::Fence { epoch: 1 },
+            Action::ResolveStart { partition: 0, epoch: 2 }
+        ]
+    );
+    let start =
+        Event::StartResolved { partition: 0, epoch: 2, start: at(0).into(), topic_id: Uuid::nil(), dead: vec![] };
+    on(&mut machine, start, 6);
+    on(&mut machine, Event::ProgressSaved, 7);
+    on(&mut machine, Event::Committed, 8);
+    assert_eq!(on(&mut machine, Event::Tick, 9), [], "it restarts once");
 }

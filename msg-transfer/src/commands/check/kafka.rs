@@ -173,6 +173,18 @@ fn check_lag(lag: &Lag, findings: &mut Findings) {
             ),
         );
     }
+    for one in lag.partitions.iter().filter(|one| one.next() > one.end) {
+        findings.warning(
+            "lost records",
+            format!(
+                "partition {} ends at {} and was read up to {}: Kafka lost the records in between; the transfer that owns it \
+                 reports them and continues at the end",
+                one.partition,
+                one.end,
+                one.next()
+            ),
+        );
+    }
     let behind = lag.behind();
     let Some(left) = lag.soonest_deleted(now) else {
         return findings.ok("lag", format!("{behind} records are not stored yet"));

@@ -17,7 +17,8 @@ const PAGE: i64 = 500;
 
 const SELECT: &str = "
     SELECT topic_id, kafka_partition, kafka_offset, recv_id, msg_id, reason, detail, first_seen, replayed_at,
-           coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)
+           coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers),
+           leader_epoch
     FROM dead_letters
     WHERE topic = $1
       AND ($2::integer[] IS NULL OR kafka_partition = ANY($2))
@@ -27,9 +28,9 @@ const SELECT: &str = "
       AND ($6::timestamptz IS NULL OR first_seen >= $6)
       AND ($7::timestamptz IS NULL OR first_seen < $7)
       AND (NOT $8 OR replayed_at IS NULL)
-      AND (topic_id, kafka_partition, kafka_offset) > ($9, $10, $11)
-    ORDER BY topic_id, kafka_partition, kafka_offset
-    LIMIT $12";
+      AND (topic_id, kafka_partition, kafka_offset, leader_epoch) > ($9, $10, $11, $12)
+    ORDER BY topic_id, kafka_partition, kafka_offset, leader_epoch
+    LIMIT $13";
 
 /// Of the topic's dead letters, those that meet all of these.
 #[derive(Args, Clone, Debug)]
@@ -90,7 +91,12 @@ impl<'a> Walk<'a> {
     /// At the beginning.
     pub(super) fn new(topic: &'a str, filter: &'a Filter) -> Self {
         let left = filter.limit.map_or(i64::MAX, i64::from);
-        Walk { topic, filter, after: Place { topic_id: Uuid::nil(), partition: -1, offset: -1 }, left }
+        Walk {
+            topic,
+            filter,
+            after: Place { topic_id: Uuid::nil(), partition: -1, offset: -1, leader_epoch: -1 },
+            left,
+        }
     }
 
     /// The next page; empty at the end.
@@ -102,7 +108,7 @@ impl<'a> Walk<'a> {
             return Ok(Vec::new());
         }
         let statement = client.prepare_cached(SELECT).await?;
-        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 12] = [
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 13] = [
             &self.topic,
             &partitions,
             &filter.offset,
@@ -114,6 +120,7 @@ impl<'a> Walk<'a> {
             &after.topic_id,
             &after.partition,
             &after.offset,
+            &after.leader_epoch,
             &limit,
         ];
         let rows = client.query(&statement, &parameters).await?;

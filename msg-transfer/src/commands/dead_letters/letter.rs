@@ -13,10 +13,11 @@ use crate::lane::headers::{Header, unpack};
 const SELECT: &str = "
     SELECT topic_id, kafka_partition, kafka_offset, recv_id, msg_id, reason, detail, first_seen, replayed_at,
            coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers),
-           key, value, headers
+           leader_epoch, key, value, headers
     FROM dead_letters
     WHERE topic = $1 AND kafka_partition = $2 AND kafka_offset = $3 AND ($4::uuid IS NULL OR topic_id = $4)
-    ORDER BY topic_id";
+      AND ($5::integer IS NULL OR leader_epoch = $5)
+    ORDER BY topic_id, leader_epoch";
 
 /// Where the record lies in Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(super) struct Place {
     pub partition: Partition,
     /// At which offset.
     pub offset: i64,
+    /// If Kafka lost the tail of a log, another record has the same offset, with another leader epoch. -1 where it is not known.
+    pub leader_epoch: i32,
 }
 
 /// All but the record's bytes.
@@ -54,7 +57,7 @@ impl Summary {
     /// From the columns that every statement here begins with.
     pub(super) fn of(row: &Row) -> Self {
         Summary {
-            place: Place { topic_id: row.get(0), partition: row.get(1), offset: row.get(2) },
+            place: Place { topic_id: row.get(0), partition: row.get(1), offset: row.get(2), leader_epoch: row.get(10) },
             recv_id: row.get(3),
             msg_id: row.get(4),
             reason: row.get(5),
@@ -79,28 +82,31 @@ pub(super) struct Letter {
 }
 
 impl Letter {
-    /// Those at this place: more than one only without a topic's id, when the topic was made anew.
+    /// Those at this place: more than one without a topic's id, when the topic was made anew, or without a leader epoch, when
+    /// Kafka lost the tail of the log.
     pub(super) async fn find(
         client: &Object,
         topic: &str,
         partition: Partition,
         offset: i64,
         topic_id: Option<Uuid>,
+        leader_epoch: Option<i32>,
     ) -> Result<Vec<Letter>, Error> {
         let statement = client.prepare_cached(SELECT).await?;
-        let rows = client.query(&statement, &[&topic, &partition, &offset, &topic_id]).await?;
+        let rows = client.query(&statement, &[&topic, &partition, &offset, &topic_id, &leader_epoch]).await?;
         let letter = |row: &Row| Letter {
             summary: Summary::of(row),
-            key: row.get(10),
-            value: row.get(11),
-            headers: row.get(12),
+            key: row.get(11),
+            value: row.get(12),
+            headers: row.get(13),
         };
         Ok(rows.iter().map(letter).collect())
     }
 
     /// The one that this is about; `None` if it is gone meanwhile.
     pub(super) async fn fetch(client: &Object, topic: &str, place: Place) -> Result<Option<Letter>, Error> {
-        let found = Letter::find(client, topic, place.partition, place.offset, Some(place.topic_id)).await?;
+        let Place { topic_id, partition, offset, leader_epoch } = place;
+        let found = Letter::find(client, topic, partition, offset, Some(topic_id), Some(leader_epoch)).await?;
         Ok(found.into_iter().next())
     }
 

@@ -25,8 +25,10 @@ const CHUNK_BYTES: i64 = 8 << 20;
 
 const MARK: &str = "
     UPDATE dead_letters d SET replayed_at = now()
-    FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) AS t (topic_id, kafka_partition, kafka_offset)
-    WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset";
+    FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[])
+         AS t (topic_id, kafka_partition, kafka_offset, leader_epoch)
+    WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset
+      AND d.leader_epoch = t.leader_epoch";
 
 /// Its flags.
 #[derive(Args, Clone, Debug)]
@@ -219,7 +221,8 @@ async fn mark(client: &Object, places: &[Place]) -> Result<(), tokio_postgres::E
     let topic_ids: Vec<Uuid> = places.iter().map(|place| place.topic_id).collect();
     let partitions: Vec<Partition> = places.iter().map(|place| place.partition).collect();
     let offsets: Vec<i64> = places.iter().map(|place| place.offset).collect();
-    client.execute(MARK, &[&topic_ids, &partitions, &offsets]).await?;
+    let leader_epochs: Vec<i32> = places.iter().map(|place| place.leader_epoch).collect();
+    client.execute(MARK, &[&topic_ids, &partitions, &offsets, &leader_epochs]).await?;
     Ok(())
 }
 
@@ -243,7 +246,7 @@ mod tests {
 
     fn letter(bytes: i32) -> Summary {
         Summary {
-            place: Place { topic_id: Uuid::nil(), partition: 0, offset: 0 },
+            place: Place { topic_id: Uuid::nil(), partition: 0, offset: 0, leader_epoch: 0 },
             recv_id: None,
             msg_id: None,
             reason: String::new(),

@@ -29,6 +29,9 @@ pub struct Options {
     /// Of which of the topics that have had this name; needed only where more than one has a dead letter there
     #[arg(long, value_name = "UUID")]
     pub topic_id: Option<Uuid>,
+    /// Leader epoch of the record, if Kafka lost records and there are several dead letters at the offset
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub leader_epoch: Option<i32>,
     /// Show the message's content too, or the record's value where it holds no message
     #[arg(long)]
     pub content: bool,
@@ -90,15 +93,20 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
 
 async fn find(client: &Object, topic: &str, options: &Options) -> Result<Letter, String> {
     let (partition, offset) = (options.partition, options.offset);
-    let found = Letter::find(client, topic, partition, offset, options.topic_id).await.map_err(database_says)?;
-    let ids: Vec<String> = found.iter().map(|letter| letter.summary.place.topic_id.to_string()).collect();
+    let found = Letter::find(client, topic, partition, offset, options.topic_id, options.leader_epoch).await;
+    let found = found.map_err(database_says)?;
+    let place = |letter: &Letter| {
+        let place = letter.summary.place;
+        format!("--topic-id {} --leader-epoch={}", place.topic_id, place.leader_epoch)
+    };
+    let places: Vec<String> = found.iter().map(place).collect();
     let mut found = found.into_iter();
     match (found.next(), found.next()) {
         (Some(letter), None) => Ok(letter),
         (None, _) => Err(format!("{topic} has no dead letter in partition {partition} at offset {offset}")),
         (Some(_), Some(_)) => Err(format!(
-            "more than one topic of this name has one there: choose with --topic-id one of {}",
-            ids.join(", ")
+            "there is more than one, of topics with this name or because Kafka lost records: choose one with {}",
+            places.join(" or ")
         )),
     }
 }

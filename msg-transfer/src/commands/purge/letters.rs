@@ -1,6 +1,7 @@
 //! Old dead letters: only those that were replayed, and only when that is asked for.
 
-use tokio_postgres::Error;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use super::Purge;
@@ -9,13 +10,14 @@ use msg_common::partition::Partition;
 /// In the order of the primary key, each time after the last one.
 const DELETE: &str = "
     DELETE FROM dead_letters d USING (
-        SELECT topic_id, kafka_partition, kafka_offset FROM dead_letters
+        SELECT topic_id, kafka_partition, kafka_offset, leader_epoch FROM dead_letters
         WHERE topic = $1 AND replayed_at IS NOT NULL AND first_seen < $2
-          AND (topic_id, kafka_partition, kafka_offset) > ($3, $4, $5)
-        ORDER BY topic_id, kafka_partition, kafka_offset LIMIT $6
+          AND (topic_id, kafka_partition, kafka_offset, leader_epoch) > ($3, $4, $5, $6)
+        ORDER BY topic_id, kafka_partition, kafka_offset, leader_epoch LIMIT $7
     ) old
     WHERE d.topic_id = old.topic_id AND d.kafka_partition = old.kafka_partition AND d.kafka_offset = old.kafka_offset
-    RETURNING d.topic_id, d.kafka_partition, d.kafka_offset";
+      AND d.leader_epoch = old.leader_epoch
+    RETURNING d.topic_id, d.kafka_partition, d.kafka_offset, d.leader_epoch";
 
 const COUNT: &str =
     "SELECT count(*) FROM dead_letters WHERE topic = $1 AND replayed_at IS NOT NULL AND first_seen < $2";
@@ -30,11 +32,14 @@ impl Purge {
         }
         let delete = self.client.prepare(DELETE).await?;
         let limit = i64::try_from(self.batch_rows).expect("at most 100000");
-        let mut after: (Uuid, Partition, i64) = (Uuid::nil(), -1, -1);
+        let mut after: (Uuid, Partition, i64, i32) = (Uuid::nil(), -1, -1, -1);
         while !self.stopped() {
-            let gone =
-                self.client.query(&delete, &[&topic, &self.horizon, &after.0, &after.1, &after.2, &limit]).await?;
-            let Some(last) = gone.iter().map(|row| (row.get(0), row.get(1), row.get(2))).max() else { break };
+            let (topic_id, partition, offset, leader_epoch) = &after;
+            let parameters: [&(dyn ToSql + Sync); 7] =
+                [&topic, &self.horizon, topic_id, partition, offset, leader_epoch, &limit];
+            let gone = self.client.query(&delete, &parameters).await?;
+            let position = |row: &Row| (row.get(0), row.get(1), row.get(2), row.get(3));
+            let Some(last) = gone.iter().map(position).max() else { break };
             after = last;
             self.report.dead_letters_deleted += gone.len() as u64;
             self.report.transactions += 1;

@@ -7,7 +7,6 @@ use machine::consumer::{Event, Mark};
 use machine::failure::Class;
 use machine::lane::Failure;
 use msg_common::repeat::Repeats;
-use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -28,7 +27,7 @@ impl Driver {
             let assignment = &self.assignments[&mark.epoch];
             let known = "what is settled was received, and so its start was read";
             let (topic_id, generation) = (assignment.topic_id().expect(known), assignment.generation().expect(known));
-            ProgressRow { topic_id, partition: mark.partition, next: mark.next, generation }
+            ProgressRow { topic_id, partition: mark.partition, progress: mark.progress(), generation }
         };
         let rows: Vec<ProgressRow> = marks.iter().map(row).collect();
         let (progress, report) = (self.parts.progress.clone(), self.parts.report.clone());
@@ -72,7 +71,7 @@ impl Driver {
         if self.parts.lookup.identity().is_missing() {
             return self.handle(consumer, Event::CommitFailed);
         }
-        let list = self.list(marks.iter().map(|mark| (mark.partition, Offset::Offset(mark.next.0))));
+        let list = self.list_at(marks.iter().map(|mark| (mark.partition, mark.progress())));
         self.rounds += 1;
         self.commit = Some((self.rounds, Instant::now() + COMMIT_TIMEOUT));
         let sent = match &self.queues {

@@ -52,7 +52,11 @@ impl Driver {
             text: error.describe(),
             jitter: rand::random(),
         };
-        self.machine.handle(Event::FetchFailed { partition, failure }, self.now(), actions);
+        let now = self.now();
+        self.machine.handle(Event::FetchFailed { partition, failure }, now, actions);
+        if error.is_out_of_range() {
+            self.machine.handle(Event::OutOfRange(partition), now, actions);
+        }
     }
 
     pub(super) fn fetch_failing(&mut self, partition: Partition, at: NextOffset, attempts: u32, text: String) {

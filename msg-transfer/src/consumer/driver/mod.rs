@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use machine::consumer::{Action, Event, Machine};
 use machine::lane::lane_for;
-use machine::{Assignment, Epoch, Millis, NextOffset, Partition};
+use machine::{Assignment, Epoch, Millis, Partition, Progress};
 use msg_common::admin::Readiness;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -87,6 +87,8 @@ pub struct Driver {
     assignments: HashMap<Epoch, Arc<Assignment>>,
     /// The partitions that librdkafka fetches.
     fetching: BTreeSet<Partition>,
+    /// Those that are to be fetched from the end of this turn on.
+    starting: BTreeMap<Partition, (Epoch, Progress)>,
     /// Those of them that hand nothing over for now.
     paused: BTreeMap<Partition, Held>,
     halted: BTreeMap<Partition, String>,
@@ -99,7 +101,7 @@ pub struct Driver {
     released: bool,
     /// While the group waits for an answer to a revocation: partitions that are to be stopped then, and where to begin them
     /// again. Done at once, it would be taken for the answer.
-    postponed: Option<BTreeMap<Partition, Option<(Epoch, NextOffset)>>>,
+    postponed: Option<BTreeMap<Partition, Option<(Epoch, Progress)>>>,
 }
 
 impl Driver {
@@ -112,6 +114,7 @@ impl Driver {
             queues: None,
             assignments: HashMap::new(),
             fetching: BTreeSet::new(),
+            starting: BTreeMap::new(),
             paused: BTreeMap::new(),
             halted: BTreeMap::new(),
             failing: BTreeMap::new(),
@@ -145,6 +148,7 @@ impl Driver {
         while let Ok(event) = self.parts.events.try_recv() {
             self.handle(consumer, event);
         }
+        self.start_fetching(consumer);
         self.poll_commit(consumer);
         self.handle(consumer, Event::Tick);
         let (bytes, records) = self.machine.inflight();
@@ -193,12 +197,14 @@ impl Driver {
     fn answer_revocation(&mut self, consumer: &BaseConsumer<Context>, partitions: &[Partition]) {
         let list = self.fetched_among(partitions);
         self.unassign(consumer, &list);
-        for (partition, again) in self.postponed.take().unwrap_or_default() {
-            self.stop_fetching(consumer, partition);
+        let postponed = self.postponed.take().unwrap_or_default();
+        self.stop_fetching(consumer, &postponed.keys().copied().collect::<Vec<_>>());
+        for (partition, again) in postponed {
             if let Some((epoch, from)) = again {
-                self.fetch(consumer, partition, epoch, from);
+                self.fetch(partition, epoch, from);
             }
         }
+        self.start_fetching(consumer);
     }
 
     /// What was fetched last of it may not follow what we have: its start is resolved again.
@@ -257,7 +263,8 @@ impl Driver {
 
     /// Hands a record to the machine, and to its lane if the machine takes it.
     fn receive(&mut self, record: RawRecord, actions: &mut Vec<Action>) {
-        let epoch = self.machine.receive(record.partition, record.offset, record.cost(), actions);
+        let epoch =
+            self.machine.receive(record.partition, (record.offset, record.leader_epoch), record.cost(), actions);
         if let Some(Action::Pause { partition }) = actions.last() {
             // At once: the rest of what was taken from Kafka with it is held.
             self.paused.entry(*partition).or_default();
@@ -267,6 +274,7 @@ impl Driver {
         let item = Item {
             partition: record.partition,
             offset: record.offset,
+            leader_epoch: record.leader_epoch,
             assignment: assignment.clone(),
             key: record.key,
             value: record.value,
@@ -289,7 +297,7 @@ impl Driver {
     }
 
     fn carry_out(&mut self, consumer: &BaseConsumer<Context>, actions: Vec<Action>) {
-        let mut unresolved = Vec::new();
+        let (mut unresolved, mut stopped) = (Vec::new(), Vec::new());
         for action in actions {
             match action {
                 Action::ResolveStart { partition, epoch } => unresolved.push((partition, epoch)),
@@ -297,7 +305,7 @@ impl Driver {
                     Some(postponed) => {
                         postponed.insert(partition, Some((epoch, from)));
                     }
-                    None => self.fetch(consumer, partition, epoch, from),
+                    None => self.fetch(partition, epoch, from),
                 },
                 Action::Pause { partition } => self.pause(consumer, partition),
                 Action::Unpause { partition } => self.unpause(partition),
@@ -306,7 +314,7 @@ impl Driver {
                     Some(postponed) => {
                         postponed.insert(partition, None);
                     }
-                    None => self.stop_fetching(consumer, partition),
+                    None => stopped.push(partition),
                 },
                 Action::Fence { epoch } => {
                     // Kept until it is let go: what was stored under it can still be committed.
@@ -337,6 +345,7 @@ impl Driver {
                 }
             }
         }
+        self.stop_fetching(consumer, &stopped);
         if !unresolved.is_empty() {
             self.resolve(unresolved);
         }

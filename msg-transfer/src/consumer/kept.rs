@@ -1,0 +1,175 @@
+//! Finds out how much of what was read a log still has: asks each partition's leader where the records of a leader epoch end.
+//!
+//! librdkafka makes that request (OffsetForLeaderEpoch) only to validate a position, and tells the result only in the text of the
+//! error that it reports if the position is beyond it. So the position is beyond everything.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::time::{Duration, Instant};
+
+use machine::consumer::start::Kept;
+use machine::{LeaderEpoch, NextOffset, Partition, Progress};
+use msg_common::kafka::raw;
+use rdkafka::bindings as rd;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::lag::kafka::Quiet;
+
+/// No log ends above it.
+const BEYOND: i64 = 1 << 62;
+
+/// How long to wait for a result before what could not be asked yet is asked again.
+const STEP: Duration = Duration::from_millis(50);
+
+/// Asks, each time with a new client: a validation needs an assignment, and after its error the same client validates no more.
+#[derive(Clone)]
+pub struct KeptProbe {
+    config: ClientConfig,
+    topic: String,
+}
+
+impl KeptProbe {
+    /// `config` names the group, which is not joined.
+    pub fn new(config: &ClientConfig, topic: String) -> Self {
+        let mut config = config.clone();
+        config
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // Otherwise librdkafka goes on at the log's end, and tells nothing.
+            .set("auto.offset.reset", "error")
+            .set("queued.min.messages", "1")
+            .set("fetch.message.max.bytes", "1024")
+            .set("fetch.wait.max.ms", "10");
+        KeptProbe { config, topic }
+    }
+
+    /// Where the records up to these leader epochs end. A partition that is left out did not respond within `timeout`. Blocks.
+    pub fn ask(
+        &self,
+        rows: &[(Partition, LeaderEpoch)],
+        timeout: Duration,
+    ) -> Result<HashMap<Partition, Kept>, String> {
+        let mut known = HashMap::new();
+        if rows.is_empty() {
+            return Ok(known);
+        }
+        let consumer: BaseConsumer<Quiet> =
+            self.config.create_with_context(Quiet).map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + timeout;
+        let mut list = TopicPartitionList::new();
+        for (partition, _) in rows {
+            let added = list.add_partition_offset(&self.topic, *partition, Offset::End);
+            added.map_err(|error| error.to_string())?;
+        }
+        consumer.assign(&list).map_err(|error| error.to_string())?;
+        let epochs: HashMap<Partition, LeaderEpoch> = rows.iter().copied().collect();
+        let mut unasked: Vec<Partition> = epochs.keys().copied().collect();
+        while known.len() < epochs.len() && Instant::now() < deadline {
+            unasked = self.seek(&consumer, &unasked, &epochs)?;
+            while let Some((partition, text)) = next_error(&consumer, STEP) {
+                let asked = epochs.get(&partition).and_then(|epoch| read(&text, *epoch));
+                if let Some(kept) = asked {
+                    known.insert(partition, kept);
+                } else {
+                    tracing::debug!(partition, text, "no result of a validation");
+                }
+                if known.len() == epochs.len() {
+                    break;
+                }
+            }
+        }
+        consumer.unassign().map_err(|error| error.to_string())?;
+        Ok(known)
+    }
+
+    /// Asks for these partitions; returns those that could not be asked yet, because their assignment is not carried out.
+    fn seek(
+        &self,
+        consumer: &BaseConsumer<Quiet>,
+        partitions: &[Partition],
+        epochs: &HashMap<Partition, LeaderEpoch>,
+    ) -> Result<Vec<Partition>, String> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            let added = list.add_partition_offset(&self.topic, *partition, Offset::Offset(BEYOND));
+            added.map_err(|error| error.to_string())?;
+        }
+        raw::set_leader_epochs(&mut list, |partition| epochs.get(&partition).map_or(-1, |epoch| epoch.0));
+        let millis = i32::try_from(STEP.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: both are alive; the error, which says no more than the elements do, is destroyed once.
+        unsafe {
+            let error = rd::rd_kafka_seek_partitions(consumer.client().native_ptr(), list.ptr(), millis);
+            rd::rd_kafka_error_destroy(error);
+        }
+        Ok(list.elements().iter().filter(|asked| asked.error().is_err()).map(|asked| asked.partition()).collect())
+    }
+}
+
+/// The next error of a partition, if there is one within `wait`.
+fn next_error(consumer: &BaseConsumer<Quiet>, wait: Duration) -> Option<(Partition, String)> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the client is alive; the message is checked, and destroyed once after its last use; the text is copied.
+        unsafe {
+            let message = rd::rd_kafka_consumer_poll(consumer.client().native_ptr(), millis);
+            if message.is_null() {
+                return None;
+            }
+            let view = &*message;
+            let failed = view.err != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+            let text = failed.then(|| rd::rd_kafka_message_errstr(message));
+            let text = text.filter(|text| !text.is_null());
+            let found = text.map(|text| (view.partition, CStr::from_ptr(text).to_string_lossy().into_owned()));
+            rd::rd_kafka_message_destroy(message);
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+}
+
+/// What librdkafka's text says of the records up to this leader epoch; `None`: it speaks of something else.
+fn read(text: &str, epoch: LeaderEpoch) -> Option<Kept> {
+    let (_, rest) = text.split_once(&format!("offset {BEYOND} (leader epoch {})", epoch.0))?;
+    let Some((_, rest)) = rest.split_once("broker end offset is ") else {
+        // A broker that does not know the request was asked for a record at that offset instead.
+        return text.contains("not available on the broker").then_some(Kept::Unknown);
+    };
+    let (offset, rest) = rest.split_once(" (offset leader epoch ")?;
+    let (found, _) = rest.split_once(')')?;
+    let (offset, found): (i64, i32) = (offset.parse().ok()?, found.parse().ok()?);
+    if offset < 0 || found < 0 {
+        return Some(Kept::Nothing);
+    }
+    Some(Kept::UpTo(Progress { next: NextOffset(offset), leader_epoch: LeaderEpoch(found) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_of_validation_is_read_from_its_text() {
+        let text = |epoch: i32, end: &str| {
+            format!(
+                "Partition log truncation detected at offset {BEYOND} (leader epoch {epoch}): broker end offset is {end}. \
+                 Reset to INVALID."
+            )
+        };
+        let at = |next, epoch| Progress { next: NextOffset(next), leader_epoch: LeaderEpoch(epoch) };
+        let found = text(3, "80 (offset leader epoch 2)");
+        assert_eq!(read(&found, LeaderEpoch(3)), Some(Kept::UpTo(at(80, 2))));
+        assert_eq!(read(&found, LeaderEpoch(30)), None, "it was asked for another one");
+        assert_eq!(read(&text(3, "-1 (offset leader epoch -1)"), LeaderEpoch(3)), Some(Kept::Nothing));
+        let old =
+            format!("fetch failed: offset {BEYOND} (leader epoch 3): requested offset not available on the broker");
+        assert_eq!(read(&old, LeaderEpoch(3)), Some(Kept::Unknown));
+        assert_eq!(read("something else", LeaderEpoch(3)), None);
+    }
+}
