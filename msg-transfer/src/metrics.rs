@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
+use machine::Partition;
 use machine::failure::Class;
 use machine::lane::Outcome;
 

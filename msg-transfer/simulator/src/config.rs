@@ -34,13 +34,14 @@ pub(crate) enum Fault {
     AddPartition,
     TopicAnew,
     Retention,
+    LoseTail,
     LoseCommit,
     Resume,
     Rebalance,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 24] = [
+    pub(crate) const ALL: [Fault; 25] = [
         Fault::Kill,
         Fault::Freeze,
         Fault::Stop,
@@ -62,6 +63,7 @@ impl Fault {
         Fault::AddPartition,
         Fault::TopicAnew,
         Fault::Retention,
+        Fault::LoseTail,
         Fault::LoseCommit,
         Fault::Resume,
         Fault::Rebalance,
@@ -71,6 +73,7 @@ impl Fault {
     fn rarity(self) -> u32 {
         match self {
             Fault::TopicAnew | Fault::Retention => 8,
+            Fault::LoseTail => 5,
             Fault::Restore | Fault::Kill | Fault::Expel | Fault::Rebalance => 2,
             _ => 3,
         }

@@ -1,6 +1,6 @@
 //! What all processes share: Kafka, the database, the clock, the choices, the oracle, and the trace.
 
-use machine::{Epoch, Millis, Partition};
+use machine::{Epoch, Millis, Partition, Progress};
 
 use crate::choices::Choices;
 use crate::config::{Config, Fault};
@@ -156,9 +156,15 @@ impl Env {
                 self.check(said);
             }
             Effect::Saved(rows) => {
-                for (topic, partition, next) in rows {
-                    self.check_below("progress row", topic, partition, next);
+                for (topic, partition, progress) in rows {
+                    self.check_below("progress row", topic, partition, progress);
                 }
+            }
+            Effect::Lowered(topic, partition, lost) => {
+                self.count(Fact::Lowered);
+                self.facts.add(Fact::LostOffsets, usize::try_from(lost.count()).expect("few"));
+                let said = Oracle::lost_exactly(self.kafka.topics[topic as usize].log(partition), &lost);
+                self.check(said);
             }
             Effect::Loaded { client, topic, partitions } => {
                 self.oracle.loaded(&self.database.tables, client, topic, &partitions);
@@ -167,8 +173,8 @@ impl Env {
     }
 
     /// P5: everything below is kept.
-    pub(crate) fn check_below(&mut self, what: &str, topic: u32, partition: Partition, next: i64) {
-        let said = self.oracle.below_is_kept(&self.kafka, &self.database, what, (topic, partition, next));
+    pub(crate) fn check_below(&mut self, what: &str, topic: u32, partition: Partition, progress: Progress) {
+        let said = self.oracle.below_is_kept(&self.kafka, &self.database, what, (topic, partition, progress));
         self.check(said);
     }
 
@@ -191,7 +197,8 @@ impl Env {
         let (id, version, nature) = self.message(inbox);
         let hole = self.choices.one_in(self.config.holes);
         let log = self.kafka.topic_mut().log_mut(partition);
-        let record = Record { topic, partition, offset: log.high, inbox, id, version, nature };
+        let record =
+            Record { topic, partition, offset: log.high, leader_epoch: log.leader_epoch(), inbox, id, version, nature };
         log.records.push(record);
         log.high += 1 + i64::from(hole);
         self.count(Fact::Record);
@@ -205,6 +212,14 @@ impl Env {
             self.config.records = self.config.records.max(self.produced + 1);
             self.produce();
         }
+    }
+
+    /// Kafka loses the tail of a partition's log.
+    pub(crate) fn lose_tail(&mut self, partition: usize, cut: i64) {
+        let lost = self.kafka.topic_mut().partitions[partition].lose_tail(cut);
+        self.count(Fact::LostTail);
+        self.say(|| format!("kafka: partition {partition} loses all from {cut} on"));
+        self.database.tables.lost.extend(lost.iter().map(Record::at));
     }
 
     /// A new one, one that was sent before, or another one under a known id.

@@ -81,6 +81,10 @@ facts! {
     PartitionAdded "partitions added",
     TopicAnew "topics made anew",
     Retention "records deleted unread",
+    LostTail "logs that lost their tail",
+    OutOfRange "fetches that found it",
+    Lowered "progress rows lowered",
+    LostOffsets "offsets counted as lost",
     HealingRounds "rounds of healing",
 }
 

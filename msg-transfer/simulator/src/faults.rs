@@ -19,7 +19,12 @@ impl World {
                 self.break_database(fault);
             }
             Fault::CloseServer | Fault::RefuseAll | Fault::ReadOnly | Fault::SlowServer => self.begin_phase(fault),
-            Fault::Leader | Fault::AddPartition | Fault::TopicAnew | Fault::Retention | Fault::Rebalance => {
+            Fault::Leader
+            | Fault::AddPartition
+            | Fault::TopicAnew
+            | Fault::Retention
+            | Fault::LoseTail
+            | Fault::Rebalance => {
                 self.break_kafka(fault);
             }
             Fault::Resume => self.resume(),
@@ -162,6 +167,7 @@ impl World {
         match fault {
             Fault::Leader => {
                 env.count(Fact::LeaderGone);
+                env.kafka.topic_mut().partitions[partition].elect();
                 env.kafka.topic_mut().partitions[partition].without_leader = true;
                 if env.choices.one_in(2) {
                     self.interrupt_fetch();
@@ -191,6 +197,22 @@ impl World {
                 env.burst(8);
             }
             Fault::Rebalance => env.kafka.group.begin(),
+            Fault::LoseTail => {
+                let log = &env.kafka.topic().partitions[partition];
+                let (high, kept) = (log.high, log.high - log.low);
+                if kept == 0 || env.choices.one_in(2) {
+                    return;
+                }
+                let lost = 1 + env.choices.choose(u32::try_from(kept.min(12)).expect("few"));
+                env.lose_tail(partition, high - i64::from(lost));
+                // The log may end above what was read of it before anybody looks.
+                if env.choices.one_in(2) {
+                    env.burst(16);
+                }
+                if env.choices.one_in(3) {
+                    self.interrupt_fetch();
+                }
+            }
             _ => {
                 let log = &env.kafka.topic().partitions[partition];
                 if env.choices.one_in(2) || log.high == log.low {

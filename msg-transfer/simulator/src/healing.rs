@@ -1,6 +1,8 @@
 //! The end of a run: no more faults, everybody runs, and all has to be stored and committed within a bound. Everyone takes
 //! turns in order: nothing is left to chance.
 
+use machine::Progress;
+
 use crate::facts::Fact;
 use crate::process::State;
 use crate::world::World;
@@ -102,7 +104,14 @@ impl World {
         let ends = env.kafka.topic().partitions.iter().zip(0..).all(|(log, partition)| {
             let committed = env.kafka.group.offsets.get(&partition).copied();
             let progress = env.database.tables.progress.get(&(topic, partition)).copied();
-            committed.is_some_and(|next| next >= log.end()) && progress.is_some_and(|next| next >= log.end())
+            // A row above the log, or of an earlier leader than the last record's, speaks of records that are lost.
+            let last = log.from(0).last().map_or(-1, |record| record.leader_epoch);
+            let is_past = |row: Progress| {
+                let all = row.next.0 >= log.end() && row.next.0 <= log.high;
+                all && (row.leader_epoch.0 >= last || !log.has_lost())
+            };
+            committed.is_some_and(|next| next >= log.end())
+                && (progress.is_some_and(is_past) || env.database.tables.put_back.contains(&(topic, partition)))
         });
         ends && !env.kafka.group.joining && self.processes.iter().all(|process| process.is_idle(env))
     }

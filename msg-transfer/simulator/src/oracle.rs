@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use machine::{Epoch, Partition, Reason};
+use machine::consumer::start::Lost;
+use machine::{Epoch, Partition, Progress, Reason};
 
 use crate::database::{Client, Database, Dead, Row, Tables};
 use crate::env::Who;
 use crate::kafka::Kafka;
-use crate::kafka::log::{INBOXES, Nature, Record};
+use crate::kafka::log::{INBOXES, Log, Nature, Record};
 
 /// What it remembers.
 #[derive(Debug, Default)]
@@ -26,8 +27,8 @@ pub(crate) struct Oracle {
 /// Whether a record is kept: as its row, or as a dead letter.
 pub(crate) fn is_kept(database: &Database, record: &Record) -> bool {
     let tables = &database.tables;
-    let at = (record.topic, record.partition, record.offset);
-    if tables.dead.contains_key(&at) {
+    let at = record.at();
+    if tables.dead.get(&at).is_some_and(|dead| dead.record == *record) {
         return true;
     }
     // A broken record is never a row, whatever it has in common with one.
@@ -45,6 +46,14 @@ impl Oracle {
     pub(crate) fn loaded(&mut self, tables: &Tables, client: Client, topic: u32, partitions: &[(Partition, Epoch)]) {
         for (partition, epoch) in partitions {
             let counting = tables.counting(topic, *partition);
+            let is_lost = |offset: &i64| {
+                tables
+                    .lost
+                    .range((topic, *partition, *offset, 0)..=(topic, *partition, *offset, i32::MAX))
+                    .next()
+                    .is_some()
+            };
+            let counting: Vec<i64> = counting.into_iter().filter(|offset| !is_lost(offset)).collect();
             let who = (client.process, client.life, *epoch);
             self.dead.insert((who, topic, *partition), (counting.len(), counting));
         }
@@ -121,19 +130,31 @@ impl Oracle {
         Ok(())
     }
 
-    /// P5: everything below an offset is kept.
+    /// What is counted as lost is what was lost, and no more.
+    pub(crate) fn lost_exactly(log: &Log, lost: &Lost) -> Result<(), String> {
+        let (epoch, row) = (lost.row.leader_epoch, lost.row.next.0);
+        let exact = !epoch.is_known() || log.has_differed_at(epoch.0, lost.from.0);
+        if log.has_lost() && exact && row == lost.to.0 {
+            return Ok(());
+        }
+        Err(format!("{lost:?} is counted as lost, and the log differs from {:?} on", log.differs_at(epoch.0)))
+    }
+
+    /// P5: everything below an offset is kept. Of a log that lost its tail, what the row's leaders wrote.
     pub(crate) fn below_is_kept(
         &self,
         kafka: &Kafka,
         database: &Database,
         what: &str,
-        (topic, partition, next): (u32, Partition, i64),
+        (topic, partition, progress): (u32, Partition, Progress),
     ) -> Result<(), String> {
         let log = kafka.topics[topic as usize].log(partition);
-        if next > log.high {
+        let (next, epoch) = (progress.next.0, progress.leader_epoch);
+        if next > log.high && !log.has_lost() {
             return Err(format!("P5: {what} of partition {partition} says {next}, past its end {}", log.high));
         }
-        let is_excused = |record: &Record| self.loss_accepted && record.offset < log.low;
+        let speaks_of = |record: &Record| !log.has_lost() || epoch.is_known() && record.leader_epoch <= epoch.0;
+        let is_excused = |record: &Record| self.loss_accepted && record.offset < log.low || !speaks_of(record);
         match log.below(next).iter().rev().find(|record| !is_kept(database, record) && !is_excused(record)) {
             Some(record) => Err(format!("P5: {what} says {next}, and {} is not kept", record.show())),
             None => Ok(()),
@@ -152,13 +173,21 @@ impl Oracle {
                 return Err(format!("P1: {} is lost", record.show()));
             }
         }
+        for (partition, log) in (0..).zip(&kafka.topic().partitions) {
+            let row = tables.progress.get(&(topic, partition));
+            let above = row.filter(|row| log.differs_at(row.leader_epoch.0).is_some_and(|at| at < row.next.0));
+            if let Some(row) =
+                above.filter(|row| row.leader_epoch.is_known() && !tables.put_back.contains(&(topic, partition)))
+            {
+                return Err(format!("the row of partition {partition}, {row:?}, speaks of records that are lost"));
+            }
+        }
         // The first one of an id that can be a row is the row.
-        for row in tables.inboxes.iter().flatten() {
+        for row in tables.inboxes.iter().flatten().filter(|row| !tables.lost.contains(&row.record.at())) {
             let log = kafka.topics[row.record.topic as usize].log(row.record.partition);
             let before = log.below(row.record.offset);
             let passed = before.iter().find(|other| {
-                let at = (other.topic, other.partition, other.offset);
-                other.id == row.record.id && !tables.dead.contains_key(&at) && other.offset >= log.low
+                other.id == row.record.id && !tables.dead.contains_key(&other.at()) && other.offset >= log.low
             });
             if let Some(other) = passed.filter(|_| row.record.topic == topic) {
                 return Err(format!("P3: {} is the row of {}", row.record.show(), other.show()));
@@ -185,8 +214,9 @@ fn check_inbox(tables: &Tables, inbox: u8) -> Result<(), String> {
             return Err(format!("P2: {} is there twice", row.record.show()));
         }
         let record = row.record;
-        if tables.dead.contains_key(&(record.topic, record.partition, record.offset)) {
-            // It was kept aside, came again, and was taken: its place is where it was taken, as after a replay.
+        // It was kept aside, came again, and was taken: its place is where it was taken, as after a replay. And what Kafka has
+        // lost may be in the memory of a process that still stores it.
+        if tables.dead.contains_key(&record.at()) || tables.lost.contains(&record.at()) {
             continue;
         }
         if let Some(before) = before.filter(|b| b.topic == record.topic && b.offset >= record.offset) {

@@ -168,7 +168,7 @@ impl World {
                 // What the database lost since, or what was said of another topic, is put right by the next start.
                 let is_present = request.topic == env.kafka.topic_number();
                 if is_present && request.incarnation.is_none_or(|saved_to| saved_to == env.database.incarnation) {
-                    env.check_below("committed offset", request.topic, mark.partition, mark.next.0);
+                    env.check_below("committed offset", request.topic, mark.partition, mark.progress());
                 }
                 env.kafka.group.offsets.insert(mark.partition, mark.next.0);
             }

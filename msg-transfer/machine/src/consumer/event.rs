@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::commit::Mark;
 use super::start::Decision;
-use crate::{Epoch, Partition, Progress, RecordOffset};
+use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 
 /// A lane's number.
 pub type LaneNumber = usize;

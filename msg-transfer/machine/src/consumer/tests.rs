@@ -373,7 +373,11 @@ fn damage_halts_at_the_second_attempt_and_keeps_what_came_before() {
     let mut machine = running();
     receive(&mut machine, 0, 0);
     assert_eq!(on(&mut machine, failure(true), 0), failing(1, 1));
-    assert_eq!(machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()), None, "it lies behind the damage");
+    assert_eq!(
+        machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()),
+        None,
+        "it lies behind the damage"
+    );
     on(&mut machine, Event::Tick, 100);
     fetch_again(&mut machine, 2, 100);
     let before = receive(&mut machine, 0, 0);

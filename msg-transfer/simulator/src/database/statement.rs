@@ -1,8 +1,9 @@
 //! The statements, and what each does in one step.
 
+use machine::consumer::start::Lost;
 use machine::failure::Class;
 use machine::lane::Answer;
-use machine::{Epoch, Partition};
+use machine::{Epoch, Partition, Progress};
 
 use super::{At, Client, Database, Dead, Row, SessionId, Transaction};
 use crate::kafka::log::{Nature, Record};
@@ -24,7 +25,9 @@ pub(crate) enum Statement {
     RollbackToSavepoint,
     /// The progress rows, and the dead letters that count.
     Load(u32, Vec<(Partition, Epoch)>),
-    Save(Vec<(u32, Partition, i64)>),
+    Save(Vec<(u32, Partition, Progress)>),
+    /// Of which topic and partition, and what was lost.
+    Lower(u32, Partition, Lost),
     Ping,
 }
 
@@ -32,7 +35,9 @@ pub(crate) enum Statement {
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     Answer(Answer),
-    Loaded(Vec<(Partition, Option<i64>, Vec<i64>)>),
+    Loaded(Vec<(Partition, Option<Progress>, Vec<i64>)>),
+    /// Whether the row was the one that was read.
+    Lowered(bool),
     /// To which incarnation of the database.
     Saved(u32),
     Failed(Class),
@@ -62,7 +67,8 @@ pub(crate) enum Effect {
         rows: Vec<Row>,
         dead: Vec<Dead>,
     },
-    Saved(Vec<(u32, Partition, i64)>),
+    Saved(Vec<(u32, Partition, Progress)>),
+    Lowered(u32, Partition, Lost),
     Loaded {
         client: Client,
         topic: u32,
@@ -192,6 +198,14 @@ impl Database {
                 *effect = Effect::Saved(rows.clone());
                 Step::Done(Reply::Saved(self.incarnation))
             }
+            Statement::Lower(..) if self.read_only => Step::Failed(Class::Fatal),
+            Statement::Lower(topic, partition, lost) => {
+                let lowered = self.tables.lower(*topic, *partition, lost);
+                if lowered {
+                    *effect = Effect::Lowered(*topic, *partition, *lost);
+                }
+                Step::Done(Reply::Lowered(lowered))
+            }
             Statement::Ping => ok,
         }
     }
@@ -245,6 +259,7 @@ impl Database {
         let record = Record {
             topic: 0,
             partition: 0,
+            leader_epoch: 0,
             offset: 0,
             inbox: Row::CANARY,
             id: u16::MAX,
@@ -333,7 +348,10 @@ impl Statement {
             Statement::Save(rows) => {
                 format!(
                     "saves progress {}",
-                    list(rows, |(topic, partition, next)| format!("t{topic}/{partition}@{next}"))
+                    list(rows, |(topic, partition, row)| format!(
+                        "t{topic}/{partition}@{}/e{}",
+                        row.next, row.leader_epoch.0
+                    ))
                 )
             }
             Statement::Load(_, partitions) => format!("loads progress of {partitions:?}"),

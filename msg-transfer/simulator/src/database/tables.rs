@@ -1,13 +1,14 @@
 //! What is committed: the three tables, and the way there, so that it can be gone back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use machine::{Epoch, Partition, Reason};
+use machine::consumer::start::Lost;
+use machine::{Epoch, Partition, Progress, Reason};
 
 use crate::kafka::log::{INBOXES, Record};
 
-/// Topic, partition, offset.
-pub(crate) type At = (u32, Partition, i64);
+/// Topic, partition, offset, leader epoch.
+pub(crate) type At = (u32, Partition, i64, i32);
 
 /// A row of `messages`. One of nobody's is the canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub(crate) struct Dead {
 
 impl Dead {
     pub(crate) fn at(&self) -> At {
-        (self.record.topic, self.record.partition, self.record.offset)
+        self.record.at()
     }
 }
 
@@ -36,7 +37,8 @@ impl Dead {
 enum Change {
     Row(Row),
     Dead(Dead),
-    Progress(u32, Partition, i64),
+    Progress(u32, Partition, Progress),
+    Lowered(u32, Partition, Progress),
     Resumed(u32, Partition),
 }
 
@@ -47,12 +49,18 @@ pub(crate) struct Tables {
     pub(crate) inboxes: Vec<Vec<Row>>,
     ids: Vec<Option<Row>>,
     pub(crate) dead: BTreeMap<At, Dead>,
-    pub(crate) progress: BTreeMap<(u32, Partition), i64>,
+    pub(crate) progress: BTreeMap<(u32, Partition), Progress>,
     resumed: BTreeMap<(u32, Partition), usize>,
     journal: Vec<(u32, Change)>,
     /// Length of the journal after each commit.
     commits: Vec<usize>,
     canary: bool,
+    /// For the oracle: records that Kafka lost.
+    pub(crate) lost: BTreeSet<At>,
+    /// For the oracle: rows that were lowered, and those that somebody who had read of the lost records put back. The next start
+    /// finds it.
+    lowered: BTreeMap<(u32, Partition), Progress>,
+    pub(crate) put_back: BTreeSet<(u32, Partition)>,
 }
 
 impl Default for Tables {
@@ -66,6 +74,9 @@ impl Default for Tables {
             journal: Vec::new(),
             commits: Vec::new(),
             canary: false,
+            lost: BTreeSet::new(),
+            lowered: BTreeMap::new(),
+            put_back: BTreeSet::new(),
         }
     }
 }
@@ -91,7 +102,7 @@ impl Tables {
     /// Those that count and came after somebody looked last.
     pub(crate) fn counting(&self, topic: u32, partition: Partition) -> Vec<i64> {
         let since = self.resumed.get(&(topic, partition)).copied().unwrap_or_default();
-        let range = (topic, partition, 0)..(topic, partition, i64::MAX);
+        let range = (topic, partition, 0, 0)..(topic, partition, i64::MAX, 0);
         let dead = self.dead.range(range).map(|(_, dead)| dead);
         dead.filter(|dead| dead.reason.counts() && dead.seen >= since).map(|dead| dead.record.offset).collect()
     }
@@ -105,11 +116,22 @@ impl Tables {
         self.end_commit(begin, seen);
     }
 
-    pub(crate) fn save_progress(&mut self, rows: &[(u32, Partition, i64)]) {
+    pub(crate) fn save_progress(&mut self, rows: &[(u32, Partition, Progress)]) {
         let begin = self.journal.len();
-        let change = |(topic, partition, next): &(u32, Partition, i64)| Change::Progress(*topic, *partition, *next);
+        let change = |(topic, partition, row): &(u32, Partition, Progress)| Change::Progress(*topic, *partition, *row);
         self.journal.extend(rows.iter().map(|row| (0, change(row))));
         self.end_commit(begin, true);
+    }
+
+    /// The row is put down, if it is still the one that was read.
+    pub(crate) fn lower(&mut self, topic: u32, partition: Partition, lost: &Lost) -> bool {
+        if self.progress.get(&(topic, partition)) != Some(&lost.row) {
+            return false;
+        }
+        let begin = self.journal.len();
+        self.journal.push((0, Change::Lowered(topic, partition, lost.lowered)));
+        self.end_commit(begin, true);
+        true
     }
 
     /// Somebody looked.
@@ -142,7 +164,8 @@ impl Tables {
         self.commits.truncate(self.commits.len().saturating_sub(commits));
         let mut journal = std::mem::take(&mut self.journal);
         journal.truncate(self.commits.last().copied().unwrap_or_default());
-        *self = Tables { journal, commits: std::mem::take(&mut self.commits), ..Tables::default() };
+        let (commits, lost) = (std::mem::take(&mut self.commits), std::mem::take(&mut self.lost));
+        *self = Tables { journal, commits, lost, ..Tables::default() };
         for place in 0..self.journal.len() {
             self.apply(place);
         }
@@ -172,10 +195,23 @@ impl Tables {
             Change::Dead(dead) => {
                 self.dead.insert(dead.at(), dead);
             }
-            Change::Progress(topic, partition, next) => {
-                // GREATEST: one that was expelled and does not know it yet must not put the row back.
-                let row = self.progress.entry((topic, partition)).or_insert(next);
-                *row = next.max(*row);
+            Change::Progress(topic, partition, new) => {
+                // One that was expelled and does not know it yet must not put the row back.
+                let row = self.progress.entry((topic, partition)).or_insert(new);
+                if new.may_follow(*row) {
+                    *row = new;
+                    let lowered = self.lowered.get(&(topic, partition));
+                    if lowered.is_some_and(|row| new.leader_epoch <= row.leader_epoch && new.next > row.next) {
+                        self.put_back.insert((topic, partition));
+                    } else {
+                        self.put_back.remove(&(topic, partition));
+                    }
+                }
+            }
+            Change::Lowered(topic, partition, row) => {
+                self.progress.insert((topic, partition), row);
+                self.lowered.insert((topic, partition), row);
+                self.put_back.remove(&(topic, partition));
             }
             Change::Resumed(topic, partition) => {
                 self.resumed.insert((topic, partition), place);

@@ -7,8 +7,16 @@ use super::*;
 use crate::kafka::log::{Nature, Record};
 
 fn row(id: u16, seq: i64) -> Row {
-    let record =
-        Record { topic: 0, partition: 0, offset: i64::from(id), inbox: 0, id, version: 0, nature: Nature::Good };
+    let record = Record {
+        topic: 0,
+        partition: 0,
+        offset: i64::from(id),
+        leader_epoch: 0,
+        inbox: 0,
+        id,
+        version: 0,
+        nature: Nature::Good,
+    };
     Row { seq, record }
 }
 
@@ -133,11 +141,11 @@ fn put_back_it_lacks_the_last_commits_and_has_no_session() {
         on(&mut database, a, Statement::Insert(vec![row(id, i64::from(id))]));
         on(&mut database, a, Statement::Commit);
         let keeper = session(&mut database);
-        on(&mut database, keeper, Statement::Save(vec![(0, 0, i64::from(id))]));
+        on(&mut database, keeper, Statement::Save(vec![(0, 0, row(i64::from(id)))]));
     }
     database.go_back(3, false);
     assert!(database.sessions.iter().all(|session| !session.alive));
-    assert_eq!((last_seq(&mut database), database.tables.progress[&(0, 0)]), (2, 1));
+    assert_eq!((last_seq(&mut database), database.tables.progress[&(0, 0)].next.0), (2, 1));
 }
 
 #[test]
@@ -152,4 +160,8 @@ fn what_is_seen_later_holds_its_keys_meanwhile() {
     assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Nothing));
     database.show(0);
     assert_eq!(last_seq(&mut database), 1);
+}
+
+fn row(next: i64) -> machine::Progress {
+    machine::Progress { next: machine::NextOffset(next), leader_epoch: machine::LeaderEpoch(0) }
 }

@@ -1,6 +1,9 @@
 //! Topics, partitions and records.
 
-use machine::{Partition, Reason};
+use machine::consumer::start::Kept;
+use machine::{LeaderEpoch, NextOffset, Partition, Progress, Reason};
+
+use crate::database::At;
 
 /// Names of inboxes. The numbers of partitions follow from an inbox's place here.
 pub(crate) const INBOXES: [&str; 10] = ["ann", "bob", "cem", "dan", "eve", "fay", "gus", "han", "ida", "jim"];
@@ -58,6 +61,7 @@ pub(crate) struct Record {
     pub(crate) topic: u32,
     pub(crate) partition: Partition,
     pub(crate) offset: i64,
+    pub(crate) leader_epoch: i32,
     pub(crate) inbox: u8,
     /// The message's id; an id belongs to one inbox.
     pub(crate) id: u16,
@@ -67,17 +71,25 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    pub(crate) fn at(&self) -> At {
+        (self.topic, self.partition, self.offset, self.leader_epoch)
+    }
+
     pub(crate) fn show(&self) -> String {
         let special = if self.nature == Nature::Good { String::new() } else { format!(" {:?}", self.nature) };
         let version = if self.version > 0 { format!("'{}", self.version) } else { String::new() };
         let topic = if self.topic > 0 { format!("t{}/", self.topic) } else { String::new() };
         let (partition, offset) = (self.partition, self.offset);
-        format!("{topic}{partition}@{offset}({} m{}{version}{special})", INBOXES[self.inbox as usize], self.id)
+        let leader_epoch = if self.leader_epoch > 0 { format!("/e{}", self.leader_epoch) } else { String::new() };
+        format!(
+            "{topic}{partition}@{offset}{leader_epoch}({} m{}{version}{special})",
+            INBOXES[self.inbox as usize], self.id
+        )
     }
 }
 
 /// A partition's log.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Log {
     /// By offset; there may be holes.
     pub(crate) records: Vec<Record>,
@@ -85,9 +97,74 @@ pub(crate) struct Log {
     pub(crate) low: i64,
     pub(crate) high: i64,
     pub(crate) without_leader: bool,
+    /// Each leader epoch, and where it begins.
+    epochs: Vec<(i32, i64)>,
+    /// Where the tail was lost, and the leader epoch that came after it: for the oracle.
+    cuts: Vec<(i64, i32)>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        let (records, epochs, cuts) = (Vec::new(), vec![(0, 0)], Vec::new());
+        Log { records, low: 0, high: 0, without_leader: false, epochs, cuts }
+    }
 }
 
 impl Log {
+    pub(crate) fn leader_epoch(&self) -> i32 {
+        self.epochs.last().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// Another leadership begins. What has no records yet leaves no trace.
+    pub(crate) fn elect(&mut self) {
+        let next = self.leader_epoch() + 1;
+        self.epochs.retain(|(_, start)| *start < self.high);
+        self.epochs.push((next, self.high));
+    }
+
+    /// From here on, all is lost; returns the records. Others get their offsets, under another leader.
+    pub(crate) fn lose_tail(&mut self, cut: i64) -> Vec<Record> {
+        let next = self.leader_epoch() + 1;
+        let lost = self.records.split_off(self.records.partition_point(|record| record.offset < cut));
+        self.high = cut;
+        self.epochs.retain(|(_, start)| *start < cut);
+        self.epochs.push((next, cut));
+        self.cuts.push((cut, next));
+        lost
+    }
+
+    /// What a leader says of the records up to this leader epoch.
+    pub(crate) fn kept(&self, epoch: LeaderEpoch) -> Kept {
+        if !epoch.is_known() {
+            return Kept::Unknown;
+        }
+        let upto = |next, leader_epoch| Kept::UpTo(Progress { next: NextOffset(next), leader_epoch });
+        if epoch.0 == self.leader_epoch() {
+            return upto(self.high, epoch);
+        }
+        let Some((_, end)) = self.epochs.iter().find(|(other, _)| *other > epoch.0) else { return Kept::Nothing };
+        let floor = self.epochs.iter().rev().find(|(other, _)| *other <= epoch.0);
+        upto(*end, floor.map_or(epoch, |(floor, _)| LeaderEpoch(*floor)))
+    }
+
+    /// Where the log differs from what was read of it up to this leader epoch, if it does: as the oracle knows it.
+    pub(crate) fn differs_at(&self, epoch: i32) -> Option<i64> {
+        self.cuts.iter().filter(|(_, after)| *after > epoch).map(|(cut, _)| *cut).min()
+    }
+
+    /// The same at present and after each earlier loss: what is counted may be what was found before the last one.
+    pub(crate) fn has_differed_at(&self, epoch: i32, from: i64) -> bool {
+        let mut least = i64::MAX;
+        self.cuts.iter().filter(|(_, after)| *after > epoch).any(|(cut, _)| {
+            least = least.min(*cut);
+            least == from
+        })
+    }
+
+    pub(crate) fn has_lost(&self) -> bool {
+        !self.cuts.is_empty()
+    }
+
     /// From this offset on, those that are kept.
     pub(crate) fn from(&self, offset: i64) -> &[Record] {
         let first = self.records.partition_point(|record| record.offset < offset.max(self.low));

@@ -54,7 +54,7 @@ mutants! {
             "self.entries.clear();";
     "the highest settled offset is committed, not the prefix" Found =>
         "machine/src/consumer/ledger.rs": "Some(entry) if entry.offset == offset => entry.settled = true," ->
-            "Some(entry) if entry.offset == offset => { entry.settled = true; self.prefix = self.prefix.max(offset.next()); }";
+            "Some(entry) if entry.offset == offset => { entry.settled = true; self.prefix.next = self.prefix.next.max(offset.next()); }";
     "what follows a damaged batch is received" Found =>
         "machine/src/consumer/mod.rs": "if owned.failing.is_some_and(|failing| failing.is_waiting()) {" -> "if false {";
     "a fetch that failed is not retried" Found =>
@@ -111,9 +111,9 @@ mutants! {
     "a partition is never unpaused" Found =>
         "machine/src/consumer/mod.rs": "actions.push(Action::Unpause { partition });" -> "";
     "the start is the committed offset, where the progress row is behind" Found =>
-        "machine/src/consumer/start.rs": "=> committed.min(progress)," -> "=> committed.max(progress.min(committed)),";
+        "machine/src/consumer/start.rs": "(_, Some(progress)) => progress," -> "(Some(committed), Some(_)) => unknown(committed), (None, Some(progress)) => progress,";
     "the start is the committed offset, where there is no progress row" Found =>
-        "machine/src/consumer/start.rs": "(_, None) => beginning," -> "(committed, None) => committed.unwrap_or(beginning),";
+        "machine/src/consumer/start.rs": "(_, None) => unknown(NextOffset(0))," -> "(committed, None) => unknown(committed.unwrap_or(NextOffset(0))),";
     "the start skips what was deleted unread" Found =>
         "machine/src/consumer/start.rs": "if accept_loss {" -> "if accept_loss || true {";
     "repeats within a batch are inserted too" Found =>
@@ -157,12 +157,30 @@ mutants! {
     "a halted partition is not fenced" Found =>
         "machine/src/consumer/mod.rs": "// In all lanes: a later record to the same inbox must not pass the one that stands still.\n                actions.push(Action::Fence { epoch });" -> "";
     "the progress row can go back (in the database's model)" Found =>
-        "simulator/src/database/tables.rs": "*row = next.max(*row);" -> "*row = next;";
+        "simulator/src/database/tables.rs": "if new.may_follow(*row) {" -> "if true || new.may_follow(*row) {";
     "a stop that waited for a rebalance ends the fetch that came after it (in the driver's model)" Found =>
-        "simulator/src/process/membership.rs": "Some((epoch, from)) => self.fetch(partition, epoch, from.0, env)," -> "Some((epoch, from)) => { self.fetch(partition, epoch, from.0, env); self.fetching.stop(partition) }";
+        "simulator/src/process/membership.rs": "Some((epoch, from)) => self.fetch(partition, epoch, from, env)," -> "Some((epoch, from)) => { self.fetch(partition, epoch, from, env); self.fetching.stop(partition) }";
     "the topic's id is asked for once (in the driver's model)"
         Harmless("a fetch that began with the former topic ends in an error") =>
-        "simulator/src/process/starts.rs": "if *topic != env.kafka.topic_number() {" -> "if false {";
+        "simulator/src/process/starts.rs": "Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}" -> "Stage::Ends(read, _) if false && read.topic == 0 => {}";
     "a search does not lock the table (in the database's model)" Found =>
         "simulator/src/database/mod.rs": "open.is_pass || !open.rows.is_empty()" -> "!open.rows.is_empty()";
+    "a lost tail is found by number alone" Found =>
+        "machine/src/consumer/start.rs": "Kept::UpTo(kept) => (kept.next, kept)," ->
+            "Kept::UpTo(kept) => (self.high, Progress { next: self.high, ..kept }),";
+    "a lost tail is counted up to the log's end" Found =>
+        "machine/src/consumer/start.rs": "from: from.min(row.next), to" -> "from: self.high.min(row.next), to";
+    "a row that speaks of lost records is not lowered (in the driver's model)" Found =>
+        "simulator/src/process/starts.rs": "if let Some(lost) = decision.lost {" -> "if let Some(lost) = decision.lost.filter(|_| false) {";
+    "a row is lowered, whatever it holds by now (in the database's model)" Harmless("what is stored is read again") =>
+        "simulator/src/database/tables.rs": "if self.progress.get(&(topic, partition)) != Some(&lost.row) {" -> "if false {";
+    "the leader epoch of a row is that of its start" Found =>
+        "machine/src/consumer/ledger.rs": "leader_epoch: entry.leader_epoch };" -> "leader_epoch: self.prefix.leader_epoch };";
+    "rows are compared by offset alone" Found =>
+        "machine/src/offset.rs": "if self.leader_epoch.is_known() && other.leader_epoch.is_known() {" -> "if self.leader_epoch.is_known() && false {";
+    "a position carries no leader epoch (in librdkafka's model)" Found =>
+        "simulator/src/process/fetching.rs": "fetch.position > log.high || differs(log.kept(fetch.leader_epoch))" -> "fetch.position > log.high && !differs(Kept::Unknown)";
+    "a dead letter has no leader epoch in its key (in the database's model)" Found =>
+        "simulator/src/database/statement.rs": "if !self.tables.dead.contains_key(&at) &&" ->
+            "if !self.tables.dead.keys().any(|key| (key.0, key.1, key.2) == (at.0, at.1, at.2)) &&";
 }

@@ -30,7 +30,7 @@ impl Process {
         let known = "what is settled was received, and so its start was read";
         let row = |mark: &Mark| {
             let topic = self.assignments[&mark.epoch].topic_id().expect(known);
-            (u32::try_from(topic.as_u128()).expect("a small number"), mark.partition, mark.next.0)
+            (u32::try_from(topic.as_u128()).expect("a small number"), mark.partition, mark.progress())
         };
         let generation = |mark: &Mark| self.assignments[&mark.epoch].generation().expect(known);
         let generations = marks.iter().map(generation).collect();

@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use machine::consumer::start::Kept;
 use machine::consumer::{Action, Event, Receipt};
 use machine::lane::{Entry, Kind, Message, lane_for};
-use machine::{Assignment, Epoch, Partition, Reason, RecordOffset};
+use machine::{Assignment, Epoch, LeaderEpoch, Partition, Progress, Reason, RecordOffset};
 
 use super::{Process, failure};
 use crate::config::Fault;
 use crate::env::Env;
 use crate::facts::Fact;
-use crate::kafka::log::{Nature, Record};
+use crate::kafka::log::{Log, Nature, Record};
 
 /// One partition that is fetched.
 #[derive(Debug)]
@@ -20,6 +21,10 @@ struct Fetch {
     /// The topic that it began with.
     topic: u32,
     position: i64,
+    /// That of the record before it, if it is known: a leader is asked whether the log is still the same.
+    leader_epoch: LeaderEpoch,
+    /// It was out of range: nothing more comes before it is fetched anew.
+    ended: bool,
     /// What is fetched and not handed over, while paused.
     held: VecDeque<Fetched>,
 }
@@ -30,13 +35,14 @@ enum Fetched {
     Error(Partition),
     /// A batch that is damaged on its way: what follows it comes all the same.
     Damaged(Partition),
+    OutOfRange(Partition),
 }
 
 impl Fetched {
     fn partition(self) -> Partition {
         match self {
             Fetched::Record(record) => record.partition,
-            Fetched::Error(partition) | Fetched::Damaged(partition) => partition,
+            Fetched::Error(partition) | Fetched::Damaged(partition) | Fetched::OutOfRange(partition) => partition,
         }
     }
 }
@@ -70,13 +76,14 @@ impl Fetching {
 }
 
 impl Process {
-    pub(super) fn fetch(&mut self, partition: Partition, epoch: Epoch, from: i64, env: &Env) {
+    pub(super) fn fetch(&mut self, partition: Partition, epoch: Epoch, from: Progress, env: &Env) {
         if self.fetching.fetches.contains_key(&partition) {
             self.fetching.stop(partition);
         }
         let topic = self.assignments.get(&epoch).and_then(|assignment| assignment.topic_id());
         let topic = topic.map_or(env.kafka.topic_number(), |id| u32::try_from(id.as_u128()).expect("a small number"));
-        let fetch = Fetch { topic, position: from, held: VecDeque::new() };
+        let (position, leader_epoch) = (from.next.0, from.leader_epoch);
+        let fetch = Fetch { topic, position, leader_epoch, ended: false, held: VecDeque::new() };
         self.fetching.paused.remove(&partition);
         self.fetching.fetches.insert(partition, fetch);
     }
@@ -109,7 +116,10 @@ impl Process {
                     continue;
                 }
                 got.push(Fetched::Error(partition));
-            } else if !log.without_leader && fetch.held.len() < most {
+            } else if !log.without_leader && !fetch.ended && is_out_of_range(log, fetch) {
+                fetch.ended = true;
+                got.push(Fetched::OutOfRange(partition));
+            } else if !log.without_leader && !fetch.ended && fetch.held.len() < most {
                 if again {
                     fetch.position = (fetch.position - 2).max(log.low);
                 }
@@ -122,6 +132,7 @@ impl Process {
             }
             if let Some(Fetched::Record(last)) = got.last() {
                 fetch.position = last.offset + 1;
+                fetch.leader_epoch = LeaderEpoch(last.leader_epoch);
             }
             if !got.is_empty() {
                 if paused.contains(&partition) {
@@ -151,9 +162,13 @@ impl Process {
             match fetched {
                 Fetched::Record(record) => self.receive(record, &mut actions, env),
                 // In order, but what is to be done comes after the chunk, as in the service.
-                Fetched::Error(partition) | Fetched::Damaged(partition) => {
+                Fetched::Error(partition) | Fetched::Damaged(partition) | Fetched::OutOfRange(partition) => {
                     let failure = failure(matches!(fetched, Fetched::Damaged(_)), env);
                     self.machine.handle(Event::FetchFailed { partition, failure }, env.now, &mut actions);
+                    if matches!(fetched, Fetched::OutOfRange(_)) {
+                        env.count(Fact::OutOfRange);
+                        self.machine.handle(Event::OutOfRange(partition), env.now, &mut actions);
+                    }
                 }
             }
         }
@@ -165,7 +180,7 @@ impl Process {
     fn receive(&mut self, record: Record, actions: &mut Vec<Action>, env: &mut Env) {
         let (bytes, offset) = (record.nature.bytes(), RecordOffset(record.offset));
         let before = actions.len();
-        let epoch = self.machine.receive(record.partition, offset, bytes, actions);
+        let epoch = self.machine.receive(record.partition, (offset, LeaderEpoch(record.leader_epoch)), bytes, actions);
         if epoch.is_none() && actions.len() > before {
             env.count(Fact::OutOfOrder);
         }
@@ -179,6 +194,12 @@ impl Process {
         let lane = lane_for(Some(record.recv_id().as_bytes()), self.lanes.len());
         self.lanes[lane].waiting.push_back(entry);
     }
+}
+
+/// The position is above the log's end, or the log differs from what was read of it.
+fn is_out_of_range(log: &Log, fetch: &Fetch) -> bool {
+    let differs = |kept: Kept| matches!(kept, Kept::UpTo(kept) if kept.next.0 < fetch.position);
+    fetch.position > log.high || differs(log.kept(fetch.leader_epoch))
 }
 
 fn entry(record: Record, receipt: Receipt, assignment: Arc<Assignment>, upgraded: bool) -> Entry<Record> {

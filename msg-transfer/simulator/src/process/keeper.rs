@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use machine::Partition;
 use machine::consumer::Event;
 use machine::keeper::{Ask, Keeper, Next};
 
@@ -20,6 +21,8 @@ pub(super) enum For {
     Save(Statement),
     /// The task, and what it reads.
     Start(u32, Statement),
+    /// The task, and the row that it puts down.
+    Lower(u32, Partition, Statement),
 }
 
 /// The task that everybody waits in line for.
@@ -111,7 +114,10 @@ impl Process {
                     self.events.extend([Event::ProgressFailed, Event::Restart]);
                 }
             },
-            For::Start(task, _) => self.loaded(*task, reply, env),
+            For::Start(task, _) => self.loaded(*task, reply),
+            For::Lower(task, partition, _) => {
+                self.lowered(*task, *partition, matches!(reply, Some(Reply::Lowered(true))));
+            }
         }
     }
 }
@@ -120,7 +126,7 @@ impl KeeperTask {
     fn send(&mut self, ask: Ask, who: For, env: &mut Env) {
         let statement = match &who {
             For::Lane(_) | For::Check => Statement::Ping,
-            For::Save(statement) | For::Start(_, statement) => statement.clone(),
+            For::Save(statement) | For::Start(_, statement) | For::Lower(_, _, statement) => statement.clone(),
         };
         if let Some(session) = self.session {
             env.database.send(session, statement);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use machine::consumer::Event;
-use machine::{Epoch, NextOffset, Partition};
+use machine::{Epoch, Partition, Progress};
 
 use super::{Process, State};
 use crate::env::Env;
@@ -30,7 +30,7 @@ pub(crate) struct Membership {
     drain_expired: bool,
     pub(super) released: bool,
     /// While the group waits for an answer to a revocation: what is to be fetched, or no more, once it is given.
-    pub(super) postponed: Option<BTreeMap<Partition, Option<(Epoch, NextOffset)>>>,
+    pub(super) postponed: Option<BTreeMap<Partition, Option<(Epoch, Progress)>>>,
 }
 
 impl Membership {
@@ -182,7 +182,7 @@ impl Process {
         }
         for (partition, fetch) in self.membership.postponed.take().unwrap_or_default() {
             match fetch.filter(|_| !partitions.contains(&partition)) {
-                Some((epoch, from)) => self.fetch(partition, epoch, from.0, env),
+                Some((epoch, from)) => self.fetch(partition, epoch, from, env),
                 None => self.fetching.stop(partition),
             }
         }

@@ -152,7 +152,7 @@ impl Process {
                     Some(postponed) => {
                         postponed.insert(partition, Some((epoch, from)));
                     }
-                    None => self.fetch(partition, epoch, from.0, env),
+                    None => self.fetch(partition, epoch, from, env),
                 },
                 Action::StopFetching { partition } => match &mut self.membership.postponed {
                     Some(postponed) => {

@@ -1,11 +1,11 @@
-//! Finds out where assignments start: Kafka is asked first, the database after it, and something may happen in between.
+//! Finds out where assignments start: the database is asked first, Kafka after it, and something may happen in between.
 
 use std::sync::Arc;
 
 use machine::consumer::Event;
-use machine::consumer::start::{self, Known};
+use machine::consumer::start::{self, Decision, Known};
 use machine::keeper::Ask;
-use machine::{Assignment, Epoch, NextOffset, Partition, RecordOffset};
+use machine::{Assignment, Epoch, Generation, LeaderEpoch, NextOffset, Partition, Progress, RecordOffset};
 use uuid::Uuid;
 
 use super::Process;
@@ -13,14 +13,28 @@ use super::keeper::For;
 use crate::database::{Reply, Statement};
 use crate::env::Env;
 
+/// What the database has of each partition: its row, and the dead letters that count.
+type Rows = Vec<(Partition, Option<Progress>, Vec<i64>)>;
+
 /// What a task does next.
 #[derive(Debug)]
 enum Stage {
-    Offsets,
-    /// It has the topic's number and the committed offsets.
-    Ends(u32, Vec<(Partition, Option<i64>)>),
-    /// It has all that Kafka knows, and waits for the database.
-    Rows(u32, Vec<(Partition, Known)>),
+    Topic,
+    /// It has the topic's number, and waits for the database.
+    Loading(u32),
+    Offsets(Read),
+    /// It has the committed offsets too.
+    Ends(Read, Vec<(Partition, Option<i64>)>),
+    /// It puts rows down: Kafka lost what they speak of.
+    Lowering(Read, Vec<(Partition, Decision)>),
+}
+
+/// What was read of the database.
+#[derive(Clone, Debug)]
+struct Read {
+    topic: u32,
+    generation: Generation,
+    rows: Rows,
 }
 
 /// One task, for assignments that were made together.
@@ -38,6 +52,21 @@ pub(super) struct Starts {
     last: u32,
 }
 
+impl Task {
+    /// Where this partition starts is known.
+    fn resolved(&mut self, read: &Read, partition: Partition, decision: Decision) -> Option<Event> {
+        let at = self.asked.iter().position(|(asked, _)| *asked == partition)?;
+        let (_, assignment) = self.asked.swap_remove(at);
+        // Before the event: whoever hears of the start needs it.
+        let topic_id = Uuid::from_u128(u128::from(read.topic));
+        assignment.start_read(topic_id, read.generation);
+        let (_, _, dead) = read.rows.iter().find(|(row, ..)| *row == partition)?;
+        let counts = |offset: &&i64| decision.lost.is_none_or(|lost| **offset < lost.from.0);
+        let dead = dead.iter().filter(counts).copied().map(RecordOffset).collect();
+        Some(Event::StartResolved { partition, epoch: assignment.epoch, start: decision, topic_id, dead })
+    }
+}
+
 impl Process {
     pub(super) fn resolve(&mut self, unresolved: &[(Partition, Epoch)]) {
         self.forget_assignments();
@@ -46,81 +75,96 @@ impl Process {
         }
         let asked = unresolved.iter().map(|(partition, epoch)| (*partition, self.assignments[epoch].clone())).collect();
         self.starts.last += 1;
-        self.starts.tasks.push(Task { number: self.starts.last, asked, stage: Stage::Offsets });
+        self.starts.tasks.push(Task { number: self.starts.last, asked, stage: Stage::Topic });
     }
 
     /// One of the tasks goes on with Kafka.
     pub(super) fn starts_turn(&mut self, env: &mut Env) -> bool {
-        let asks_kafka = |task: &&mut Task| !matches!(task.stage, Stage::Rows(..));
-        let Some(task) = self.starts.tasks.iter_mut().find(asks_kafka) else { return false };
-        match &task.stage {
-            Stage::Offsets => {
+        let asks_kafka = |task: &Task| !matches!(task.stage, Stage::Loading(_) | Stage::Lowering(..));
+        let Some(place) = self.starts.tasks.iter().position(asks_kafka) else { return false };
+        let task = &mut self.starts.tasks[place];
+        match std::mem::replace(&mut task.stage, Stage::Topic) {
+            Stage::Topic => {
                 task.asked.retain(|(_, assignment)| !assignment.is_fenced());
                 if task.asked.is_empty() {
-                    let number = task.number;
-                    self.starts.tasks.retain(|task| task.number != number);
+                    self.starts.tasks.remove(place);
                     return true;
                 }
+                let topic = env.kafka.topic_number();
+                let partitions = task.asked.iter().map(|(partition, assignment)| (*partition, assignment.epoch));
+                let load = Statement::Load(topic, partitions.collect());
+                task.stage = Stage::Loading(topic);
+                self.keeper.ask(Ask::Load, For::Start(task.number, load));
+            }
+            Stage::Offsets(read) => {
                 let offset =
                     |(partition, _): &(Partition, _)| (*partition, env.kafka.group.offsets.get(partition).copied());
-                task.stage = Stage::Ends(env.kafka.topic_number(), task.asked.iter().map(offset).collect());
+                task.stage = Stage::Ends(read, task.asked.iter().map(offset).collect());
             }
-            Stage::Ends(topic, offsets) => {
-                if *topic != env.kafka.topic_number() {
-                    // It is asked for before and after: what lies between is of one topic.
-                    task.stage = Stage::Offsets;
-                    return true;
-                }
-                let mut known = Vec::new();
-                for (partition, committed) in offsets {
-                    let log = env.kafka.topic().log(*partition);
-                    if log.without_leader {
-                        continue;
-                    }
-                    let committed = committed.map(NextOffset);
-                    let (low, high) = (NextOffset(log.low), NextOffset(log.high));
-                    known.push((*partition, Known { committed, progress: None, low, high }));
-                }
-                if known.is_empty() {
-                    task.stage = Stage::Offsets;
-                    return true;
-                }
-                let epoch = |partition: Partition| {
-                    let asked = task.asked.iter().find(|(asked, _)| *asked == partition);
-                    asked.expect("it was asked for").1.epoch
-                };
-                let partitions = known.iter().map(|(partition, _)| (*partition, epoch(*partition))).collect();
-                self.keeper.ask(Ask::Load, For::Start(task.number, Statement::Load(*topic, partitions)));
-                task.stage = Stage::Rows(*topic, known);
-            }
-            Stage::Rows(..) => {}
+            // It is asked for before and after: what lies between is of one topic.
+            Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}
+            Stage::Ends(read, offsets) => self.decide(place, read, &offsets, env),
+            other => task.stage = other,
         }
         true
     }
 
+    fn decide(&mut self, place: usize, read: Read, offsets: &[(Partition, Option<i64>)], env: &Env) {
+        let task = &mut self.starts.tasks[place];
+        let mut lowering = Vec::new();
+        for (partition, committed) in offsets {
+            let log = env.kafka.topic().log(*partition);
+            let Some((_, progress, _)) = read.rows.iter().find(|(row, ..)| row == partition) else { continue };
+            if log.without_leader {
+                continue;
+            }
+            let (committed, progress) = (committed.map(NextOffset), *progress);
+            let kept = log.kept(progress.map_or(LeaderEpoch::UNKNOWN, |row| row.leader_epoch));
+            let (low, high) = (NextOffset(log.low), NextOffset(log.high));
+            let decision = start::resolve(Known { committed, progress, kept, low, high }, env.accept_loss);
+            if let Some(lost) = decision.lost {
+                let lower = Statement::Lower(read.topic, *partition, lost);
+                self.keeper.ask(Ask::Save(vec![read.generation]), For::Lower(task.number, *partition, lower));
+                lowering.push((*partition, decision));
+            } else {
+                self.events.extend(task.resolved(&read, *partition, decision));
+            }
+        }
+        if !lowering.is_empty() {
+            task.stage = Stage::Lowering(read, lowering);
+        } else if task.asked.is_empty() {
+            self.starts.tasks.remove(place);
+        }
+    }
+
     /// The database's answer to a task.
-    pub(super) fn loaded(&mut self, number: u32, reply: Option<Reply>, env: &Env) {
+    pub(super) fn loaded(&mut self, number: u32, reply: Option<Reply>) {
+        let generation = self.keeper.generation();
+        let Some(task) = self.starts.tasks.iter_mut().find(|task| task.number == number) else { return };
+        task.stage = match (reply, &task.stage) {
+            (Some(Reply::Loaded(rows)), Stage::Loading(topic)) => {
+                Stage::Offsets(Read { topic: *topic, generation, rows })
+            }
+            _ => Stage::Topic,
+        };
+    }
+
+    /// A row is put down, or is another one by now.
+    pub(super) fn lowered(&mut self, number: u32, partition: Partition, lowered: bool) {
         let Some(place) = self.starts.tasks.iter().position(|task| task.number == number) else { return };
         let task = &mut self.starts.tasks[place];
-        let (Some(Reply::Loaded(rows)), Stage::Rows(topic, known)) = (reply, &task.stage) else {
-            task.stage = Stage::Offsets;
-            return;
-        };
-        for (partition, progress, dead) in rows {
-            let Some((_, known)) = known.iter().find(|(known, _)| *known == partition) else { continue };
-            let Some(at) = task.asked.iter().position(|(asked, _)| *asked == partition) else { continue };
-            let (_, assignment) = task.asked.swap_remove(at);
-            // Before the event: whoever hears of the start needs it.
-            let topic_id = Uuid::from_u128(u128::from(*topic));
-            assignment.start_read(topic_id, self.keeper.generation());
-            let known = Known { progress: progress.map(NextOffset), ..*known };
-            let start = start::resolve(known, env.accept_loss);
-            let dead = dead.into_iter().map(RecordOffset).collect();
-            self.events.push_back(Event::StartResolved { partition, epoch: assignment.epoch, start, topic_id, dead });
+        let Stage::Lowering(read, lowering) = &mut task.stage else { return };
+        let Some(at) = lowering.iter().position(|(waiting, _)| *waiting == partition) else { return };
+        let (_, decision) = lowering.swap_remove(at);
+        let (read, done) = (read.clone(), lowering.is_empty());
+        if lowered {
+            self.events.extend(task.resolved(&read, partition, decision));
         }
-        task.stage = Stage::Offsets;
-        if task.asked.is_empty() {
-            self.starts.tasks.remove(place);
+        if done {
+            task.stage = Stage::Topic;
+            if task.asked.is_empty() {
+                self.starts.tasks.remove(place);
+            }
         }
     }
 }
