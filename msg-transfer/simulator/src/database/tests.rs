@@ -141,7 +141,7 @@ fn put_back_it_lacks_the_last_commits_and_has_no_session() {
         on(&mut database, a, Statement::Insert(vec![row(id, i64::from(id))]));
         on(&mut database, a, Statement::Commit);
         let keeper = session(&mut database);
-        on(&mut database, keeper, Statement::Save(vec![(0, 0, row(i64::from(id)))]));
+        on(&mut database, keeper, Statement::Save(vec![(0, 0, progress(i64::from(id)))]));
     }
     database.go_back(3, false);
     assert!(database.sessions.iter().all(|session| !session.alive));
@@ -162,6 +162,6 @@ fn what_is_seen_later_holds_its_keys_meanwhile() {
     assert_eq!(last_seq(&mut database), 1);
 }
 
-fn row(next: i64) -> machine::Progress {
+fn progress(next: i64) -> machine::Progress {
     machine::Progress { next: machine::NextOffset(next), leader_epoch: machine::LeaderEpoch(0) }
 }
