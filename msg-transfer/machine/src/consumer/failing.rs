@@ -141,5 +141,6 @@ impl Owned {
             Phase::Running { ledger, committed } => Phase::Halted { ledger: Some(ledger), committed },
             other => other,
         };
+        self.draining = true;
     }
 }

@@ -340,7 +340,14 @@ impl Machine {
                 }
                 actions.push(Action::Halted { partition, reason });
             }
-            other => owned.phase = other,
+            other => {
+                owned.phase = other;
+                // Its lanes were to store what they have: not any more.
+                if std::mem::take(&mut owned.draining) {
+                    actions.push(Action::Fence { epoch });
+                    actions.push(Action::Halted { partition, reason });
+                }
+            }
         }
     }
 
@@ -352,7 +359,9 @@ impl Machine {
             self.last_epoch = epoch;
             actions.push(Action::Fence { epoch: owned.epoch });
             actions.push(Action::Unhalted { partition });
-            let breaker = std::mem::take(&mut owned.breaker).resumed();
+            let breaker = std::mem::take(&mut owned.breaker);
+            // Dead letters that its lanes were permitted may still be written.
+            let breaker = if owned.draining { breaker } else { breaker.resumed() };
             *owned = Owned::new(epoch);
             owned.breaker = breaker;
             actions.push(Action::ResolveStart { partition, epoch });

@@ -34,6 +34,8 @@ pub(super) struct Owned {
     pub breaker: Breaker,
     /// While its fetch fails.
     pub failing: Option<Failing>,
+    /// It is halted, and what its lanes have is still stored.
+    pub draining: bool,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ impl Owned {
             out_of_range: false,
             breaker: Breaker::default(),
             failing: None,
+            draining: false,
         }
     }
 
