@@ -111,7 +111,7 @@ impl World {
                 all && (row.leader_epoch.0 >= last || !log.has_lost())
             };
             committed.is_some_and(|next| next >= log.end())
-                && (progress.is_some_and(is_past) || env.database.tables.put_back.contains(&(topic, partition)))
+                && (progress.is_some_and(is_past) || env.database.tables.is_put_back(topic, partition))
         });
         ends && !env.kafka.group.joining && self.processes.iter().all(|process| process.is_idle(env))
     }

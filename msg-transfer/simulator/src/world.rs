@@ -1,8 +1,10 @@
 //! One run: processes, Kafka and the database take turns, one step at a time, as the choices say.
 
+use machine::Partition;
+
 use crate::choices::Choices;
 use crate::config::Fault;
-use crate::database::Statement;
+use crate::database::{Client, Statement};
 use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::CommitRequest;
@@ -99,15 +101,35 @@ impl World {
         let Some(session) = self.env.database.session(id) else { return };
         let commits = matches!(session.request, Some(Statement::Commit));
         let writes = session.transaction.as_ref().is_some_and(|open| !open.rows.is_empty());
-        let process = session.client.process;
+        let client = session.client;
+        let process = client.process;
+        let saves = if let Some(Statement::Save(rows)) = &session.request { rows.clone() } else { Vec::new() };
         let before = self.env.database.tables.commits();
+        let rows_before: Vec<_> = saves.iter().map(|row| self.env.database.tables.progress_of(row.0, row.1)).collect();
         self.env.execute(id);
+        for ((topic, partition, row), row_before) in saves.into_iter().zip(rows_before) {
+            let tables = &self.env.database.tables;
+            if row_before != Some(row)
+                && tables.progress_of(topic, partition) == Some(row)
+                && !self.owns(client, partition)
+            {
+                self.env.database.tables.saved_by_former_owner(topic, partition, row);
+            }
+        }
         if commits && writes && self.env.database.tables.commits() > before {
             let member = self.processes[process].membership.member;
             if member.is_some_and(|id| self.env.kafka.group.member(id).is_none()) {
                 self.env.count(Fact::ExpelledCommit);
             }
         }
+    }
+
+    /// Whether no process but this one is assigned the partition.
+    fn owns(&self, client: Client, partition: Partition) -> bool {
+        let process = &self.processes[client.process];
+        let member = process.membership.member.filter(|_| process.life == client.life);
+        let mut members = self.env.kafka.group.members.iter();
+        members.all(|other| !other.assigned.contains(&partition) || Some(other.id) == member)
     }
 
     /// What was committed can be seen from now on.

@@ -60,7 +60,7 @@ pub(crate) struct Tables {
     /// For the oracle: rows that were lowered, and those that somebody who had read of the lost records put back. The next start
     /// finds it.
     lowered: BTreeMap<(u32, Partition), Progress>,
-    pub(crate) put_back: BTreeSet<(u32, Partition)>,
+    put_back: BTreeMap<(u32, Partition), Progress>,
 }
 
 impl Default for Tables {
@@ -76,7 +76,7 @@ impl Default for Tables {
             canary: false,
             lost: BTreeSet::new(),
             lowered: BTreeMap::new(),
-            put_back: BTreeSet::new(),
+            put_back: BTreeMap::new(),
         }
     }
 }
@@ -165,10 +165,26 @@ impl Tables {
         let mut journal = std::mem::take(&mut self.journal);
         journal.truncate(self.commits.last().copied().unwrap_or_default());
         let (commits, lost) = (std::mem::take(&mut self.commits), std::mem::take(&mut self.lost));
-        *self = Tables { journal, commits, lost, ..Tables::default() };
+        let put_back = std::mem::take(&mut self.put_back);
+        *self = Tables { journal, commits, lost, put_back, ..Tables::default() };
         for place in 0..self.journal.len() {
             self.apply(place);
         }
+    }
+
+    pub(crate) fn progress_of(&self, topic: u32, partition: Partition) -> Option<Progress> {
+        self.progress.get(&(topic, partition)).copied()
+    }
+
+    /// This row was written by a process that had lost the partition to another, which had read its start before.
+    pub(crate) fn saved_by_former_owner(&mut self, topic: u32, partition: Partition, row: Progress) {
+        self.put_back.insert((topic, partition), row);
+    }
+
+    /// Whether the row is one that somebody put back who had read of records that Kafka lost.
+    pub(crate) fn is_put_back(&self, topic: u32, partition: Partition) -> bool {
+        let row = self.progress.get(&(topic, partition));
+        row.is_some() && row == self.put_back.get(&(topic, partition))
     }
 
     pub(crate) fn commits(&self) -> usize {
@@ -202,9 +218,7 @@ impl Tables {
                     *row = new;
                     let lowered = self.lowered.get(&(topic, partition));
                     if lowered.is_some_and(|row| new.leader_epoch <= row.leader_epoch && new.next > row.next) {
-                        self.put_back.insert((topic, partition));
-                    } else {
-                        self.put_back.remove(&(topic, partition));
+                        self.put_back.insert((topic, partition), new);
                     }
                 }
             }
