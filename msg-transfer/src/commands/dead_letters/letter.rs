@@ -110,6 +110,12 @@ impl Letter {
         Ok(found.into_iter().next())
     }
 
+    /// Whether its record had a value that is not in the letter: sent again it would be another record.
+    pub(super) fn has_lost_content(&self) -> bool {
+        // Only a record that cannot be decoded may have had none.
+        self.value.is_none() && self.summary.reason != "UNDECODABLE"
+    }
+
     /// The record's headers.
     pub(super) fn headers(&self) -> Result<Vec<Header<'_>>, String> {
         unpack(&self.headers)

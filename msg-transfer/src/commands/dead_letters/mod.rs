@@ -1,5 +1,6 @@
 //! `msg-transfer dead-letters`: the records that were kept aside, and how they get a second chance.
 
+mod discard;
 mod export;
 mod filter;
 mod letter;
@@ -26,6 +27,8 @@ pub enum Command {
     Replay(replay::Options),
     /// Write them as JSON lines, complete enough to build each record again
     Export(export::Options),
+    /// Delete those with one reason that are older than a time, replayed or not: for good. Export them first
+    Discard(discard::Options),
 }
 
 impl Command {
@@ -36,6 +39,7 @@ impl Command {
             Command::Show(_) => Vec::new(),
             Command::Replay(options) => options.problems(),
             Command::Export(options) => options.filter.problems(),
+            Command::Discard(options) => options.problems(),
         }
     }
 }
@@ -47,5 +51,6 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, String>
         Command::Show(options) => show::run(config, options).await,
         Command::Replay(options) => replay::run(config, options).await,
         Command::Export(options) => export::run(config, options).await,
+        Command::Discard(options) => discard::run(config, options).await,
     }
 }

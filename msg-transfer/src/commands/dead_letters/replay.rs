@@ -81,6 +81,8 @@ struct Report {
     unreadable: u64,
     /// Of those, records whose id a different message has: they are kept aside again as long as that one is stored.
     conflicts: u64,
+    /// Not replayed: their content was not kept.
+    without_content: u64,
 }
 
 /// Replays them.
@@ -170,6 +172,10 @@ async fn replay(
         // One that is gone meanwhile was purged, so it had been replayed.
         let found = Letter::fetch(client, &report.topic, summary.place).await.map_err(database_says)?;
         let Some(letter) = found else { continue };
+        if letter.has_lost_content() {
+            report.without_content += 1;
+            continue;
+        }
         if letter.decode().is_err() {
             report.unreadable += 1;
         } else if summary.reason == "IDEMPOTENCY_CONFLICT" {
@@ -233,6 +239,7 @@ fn table(report: &Report) -> String {
         (replayed, report.replayed.to_string()),
         ("of those not readable: they come back", report.unreadable.to_string()),
         ("of those in conflict: they may come back", report.conflicts.to_string()),
+        ("not replayed, without content", report.without_content.to_string()),
         ("stopped by a signal", if report.stopped { "yes" } else { "no" }.to_owned()),
     ] {
         table.row([name.to_owned(), value]);

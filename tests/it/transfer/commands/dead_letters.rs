@@ -123,3 +123,38 @@ async fn dead_letters_are_exported_whole() {
     let empty = migrated("letters_none").await;
     assert_eq!(run(&empty, "dead-letters export").await.assert_code(0).stdout, "");
 }
+
+/// Letters of one reason and age are deleted, whether they were replayed or not, and no others.
+#[tokio::test]
+async fn discard_deletes_by_reason_and_age() {
+    let (world, _) = with_letters("letters_discard").await;
+    run(&world, "dead-letters discard --older-than 1h").await.assert_code(64);
+    run(&world, "dead-letters discard --reason INVALID").await.assert_code(64);
+    let discard = "dead-letters discard --output json --reason IDEMPOTENCY_CONFLICT";
+    let report = run(&world, &format!("{discard} --older-than 1h")).await.assert_code(0).json();
+    assert_eq!(report["discarded"], 0, "too young");
+    let database = world.database().await;
+    database.execute("UPDATE dead_letters SET first_seen = now() - interval '2 hours'", &[]).await.unwrap();
+    let report = run(&world, &format!("{discard} --older-than 1h --dry-run")).await.assert_code(0).json();
+    assert_eq!((&report["discarded"], &report["dry_run"]), (&1.into(), &true.into()));
+    assert_eq!(listed(&world, "").await.len(), 3, "it only counted");
+    let report = run(&world, &format!("{discard} --older-than 1h --recv-id nobody")).await.assert_code(0).json();
+    assert_eq!(report["discarded"], 0, "of another inbox");
+    let report = run(&world, &format!("{discard} --older-than 1h")).await.assert_code(0).json();
+    assert_eq!((&report["discarded"], &report["never_replayed"]), (&1.into(), &1.into()));
+    assert_eq!(listed(&world, "").await, [(0, 0), (1, 0)], "the other reasons stay");
+}
+
+/// What has no content any more is never sent again: it would be another record.
+#[tokio::test]
+async fn letter_without_content_is_not_replayed() {
+    let (world, _) = with_letters("letters_lean").await;
+    let database = world.database().await;
+    let lose = "UPDATE dead_letters SET value = NULL WHERE reason = 'IDEMPOTENCY_CONFLICT'";
+    database.execute(lose, &[]).await.unwrap();
+    let ends = world.ends().await;
+    let replay = "dead-letters replay --output json --reason IDEMPOTENCY_CONFLICT --topic-partitions 4";
+    let report = run(&world, replay).await.assert_code(0).json();
+    assert_eq!((&report["replayed"], &report["without_content"]), (&0.into(), &1.into()));
+    assert_eq!(world.ends().await, ends, "nothing was sent");
+}

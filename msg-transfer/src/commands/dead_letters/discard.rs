@@ -1,0 +1,130 @@
+//! `dead-letters discard`: deletes dead letters that nobody wants any more, by reason and age. For good: the message is neither
+//! stored nor a dead letter afterwards.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use msg_common::config::parse_duration;
+use msg_common::partition::Partition;
+use msg_common::shutdown;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::filter::{Filter, Walk};
+use super::letter::Summary;
+use crate::commands::output::{OutputOptions, Table};
+use crate::commands::{connect, database_says, rfc3339};
+use crate::config::Config;
+
+const DELETE: &str = "
+    DELETE FROM dead_letters d
+    USING unnest($1::uuid[], $2::integer[], $3::bigint[]) AS t (topic_id, kafka_partition, kafka_offset)
+    WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset";
+
+/// Its flags.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Which; --reason is required
+    #[command(flatten)]
+    pub filter: Filter,
+    /// First seen longer ago than this, such as 30days
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub older_than: Duration,
+    /// Only count what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The result's form.
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+impl Options {
+    /// What is wrong with them.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = self.filter.problems();
+        if self.filter.reason.is_none() {
+            problems.push("dead-letters discard needs --reason: it deletes letters of one reason at a time".into());
+        }
+        if SystemTime::now().checked_sub(self.older_than).is_none_or(|horizon| horizon < SystemTime::UNIX_EPOCH) {
+            problems.push("--older-than reaches back to before 1970".into());
+        }
+        problems
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    topic: String,
+    reason: &'static str,
+    /// What was first seen before this is old.
+    horizon: String,
+    dry_run: bool,
+    /// A signal ended it before it was through.
+    stopped: bool,
+    discarded: u64,
+    /// Of those, letters that were never replayed.
+    never_replayed: u64,
+}
+
+/// Deletes them, a page in each transaction.
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+    let stop = shutdown::on_signal().map_err(|error| format!("signals: {error}"))?;
+    let client = connect(config).await?;
+    // The server's clock: it is the one that wrote the times.
+    let now: SystemTime = client.query_one("SELECT now()", &[]).await.map_err(database_says)?.get(0);
+    let horizon = now.checked_sub(options.older_than).ok_or("--older-than is too long")?;
+    let until = options.filter.until.map_or(horizon, |until| until.min(horizon));
+    let filter = Filter { until: Some(until), ..options.filter.clone() };
+    let mut report = Report {
+        topic: config.kafka.kafka_topic.clone(),
+        reason: filter.reason.unwrap_or_default(),
+        horizon: rfc3339(until),
+        dry_run: options.dry_run,
+        stopped: false,
+        discarded: 0,
+        never_replayed: 0,
+    };
+    let mut walk = Walk::new(&config.kafka.kafka_topic, &filter);
+    loop {
+        if stop.is_cancelled() {
+            report.stopped = true;
+            break;
+        }
+        let page = walk.next(&client).await.map_err(database_says)?;
+        if page.is_empty() {
+            break;
+        }
+        if !options.dry_run {
+            delete(&client, &page).await.map_err(database_says)?;
+        }
+        report.discarded += page.len() as u64;
+        report.never_replayed += page.iter().filter(|letter| letter.replayed_at.is_none()).count() as u64;
+        tracing::info!(discarded = report.discarded, dry_run = options.dry_run, "discarding");
+    }
+    options.output.print(&report, || table(&report))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn delete(client: &deadpool_postgres::Object, page: &[Summary]) -> Result<(), tokio_postgres::Error> {
+    let topic_ids: Vec<Uuid> = page.iter().map(|letter| letter.place.topic_id).collect();
+    let partitions: Vec<Partition> = page.iter().map(|letter| letter.place.partition).collect();
+    let offsets: Vec<i64> = page.iter().map(|letter| letter.place.offset).collect();
+    client.execute(DELETE, &[&topic_ids, &partitions, &offsets]).await?;
+    Ok(())
+}
+
+fn table(report: &Report) -> String {
+    let mut table = Table::new(&["", ""]);
+    let discarded = if report.dry_run { "would be discarded" } else { "discarded" };
+    for (name, value) in [
+        ("reason", report.reason.to_owned()),
+        ("first seen before", report.horizon.clone()),
+        (discarded, report.discarded.to_string()),
+        ("of those never replayed", report.never_replayed.to_string()),
+        ("stopped by a signal", if report.stopped { "yes" } else { "no" }.to_owned()),
+    ] {
+        table.row([name.to_owned(), value]);
+    }
+    table.text().trim_start().to_owned()
+}
