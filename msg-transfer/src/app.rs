@@ -30,6 +30,7 @@ use crate::lag::LagReader;
 use crate::lag::states::States;
 use crate::lag::watchdog::Watchdog;
 use crate::lane::connection::Connection;
+use crate::lane::sql::ServerKind;
 use crate::lane::{BatchLimits, Handle as LaneHandle, Lane};
 use crate::schema::{self, SchemaError};
 use crate::{metrics, session};
@@ -92,12 +93,12 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
         None => return Ok(()),
         Some(prepared) => prepared?,
     }
-    let Some(guard) = shutdown.run_until_cancelled(needs_guard(config.lanes.seq_guard, &pool)).await else {
+    let Some(traits) = shutdown.run_until_cancelled(database_traits(config.lanes.seq_guard, &pool)).await else {
         return Ok(());
     };
     let former = FormerTopics::default();
     loop {
-        serve_until_anew(config, &pool, guard, &former, readiness, shutdown).await?;
+        serve_until_anew(config, &pool, traits, &former, readiness, shutdown).await?;
         if shutdown.is_cancelled() {
             return Ok(());
         }
@@ -115,7 +116,7 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
 async fn serve_until_anew(
     config: &Config,
     pool: &Pool,
-    guard: bool,
+    database: DatabaseTraits,
     former: &FormerTopics,
     readiness: &Readiness,
     shutdown: &CancellationToken,
@@ -136,7 +137,7 @@ async fn serve_until_anew(
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
     let progress = ProgressKeeper::new(pool.clone());
-    let (lanes, senders) = start_lanes(config, guard, pool, &progress, &events, readiness, &give_up)?;
+    let (lanes, senders) = start_lanes(config, database, pool, &progress, &events, readiness, &give_up)?;
     let topic = config.kafka.kafka_topic.clone();
     let anew = shutdown.child_token();
     let identity = TopicIdentity::new(former.clone(), anew.clone());
@@ -218,21 +219,29 @@ async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> 
     Ok(())
 }
 
-/// Whether a COMMIT of this database may be answered before its rows can be seen. Asks as long as it takes.
-async fn needs_guard(guard: SeqGuard, pool: &Pool) -> bool {
+/// What kind of database it is.
+#[derive(Clone, Copy, Debug)]
+struct DatabaseTraits {
+    /// Its COMMIT may be answered before its rows can be seen.
+    guard: bool,
+    kind: ServerKind,
+}
+
+/// Finds out what kind of database it is, however long it takes. Without the guard too a wrong count would be a gap.
+async fn database_traits(guard: SeqGuard, pool: &Pool) -> DatabaseTraits {
     let mut backoff = Backoff::default();
     loop {
-        match guard {
-            SeqGuard::On => return true,
-            SeqGuard::Off => return false,
-            SeqGuard::Auto => {}
-        }
         match schema::has_citus(pool).await {
-            Ok(found) => {
-                if found {
-                    tracing::info!("citus is installed: each batch looks for its predecessors");
+            Ok(citus) => {
+                if citus {
+                    tracing::info!("citus is installed: each batch counts the rows that are returned");
                 }
-                return found;
+                let guard = match guard {
+                    SeqGuard::On => true,
+                    SeqGuard::Off => false,
+                    SeqGuard::Auto => citus,
+                };
+                return DatabaseTraits { guard, kind: if citus { ServerKind::Citus } else { ServerKind::Single } };
             }
             Err(error) => tracing::warn!(%error, "not known whether citus is installed, will be asked again"),
         }
@@ -242,7 +251,7 @@ async fn needs_guard(guard: SeqGuard, pool: &Pool) -> bool {
 
 fn start_lanes(
     config: &Config,
-    guard: bool,
+    database: DatabaseTraits,
     pool: &Pool,
     progress: &ProgressKeeper,
     events: &std_mpsc::Sender<Event>,
@@ -259,14 +268,23 @@ fn start_lanes(
         let (sender, waiting) = mpsc::channel(config.consumer.max_inflight_records + 2 * consumer::raw::CHUNK);
         let permitted = Arc::new(Notify::new());
         handles.push(LaneHandle { items: sender, permitted: permitted.clone() });
-        let settings = lane::Settings { cached_inboxes: cached, guard, huge: HUGE };
+        let settings = lane::Settings {
+            cached_inboxes: cached,
+            guard: database.guard,
+            huge: HUGE,
+            batch_records: options.batch_records,
+            batch_bytes: options.batch_bytes,
+            // Each lane has its part.
+            conflict_limit: (config.dead_letters.dead_letter_limit / options.lanes).max(1),
+            conflict_window: config.dead_letters.dead_letter_window,
+        };
         let (pool, progress, topic) = (pool.clone(), progress.clone(), config.kafka.kafka_topic.clone());
         let lane = Lane {
             machine: lane::Machine::new(number, settings),
             waiting,
             permitted,
             events: events.clone(),
-            connection: Connection::new(pool, progress, topic, &config.database),
+            connection: Connection::new(pool, progress, topic, &config.database, database.kind),
             limits: BatchLimits {
                 records: options.batch_records,
                 bytes: options.batch_bytes,

@@ -3,14 +3,14 @@
 use std::error::Error as _;
 
 use deadpool_postgres::{HookError, PoolError};
-use machine::failure::{Class, classify};
+use machine::failure::{Class, classify_error};
 use machine::lane::Failure;
 
 /// What a failed statement or a broken connection means.
 pub fn of(error: &tokio_postgres::Error) -> Failure {
-    let class = match error.code() {
-        Some(state) => classify(state.code()),
-        None if error.is_closed() || is_io(error) => Class::Transient,
+    let class = match error.as_db_error() {
+        Some(db) => classify_error(db.code().code(), db.message()),
+        None if error.is_closed() || is_io(error) => Class::Lost,
         // What the driver itself cannot put into a message: beyond the protocol's sizes.
         None if error.source().is_some_and(|cause| cause.is::<std::num::TryFromIntError>()) => Class::TooLarge,
         None => Class::Fatal,
@@ -24,6 +24,11 @@ pub fn of_pool(error: &PoolError) -> Failure {
         PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => of(error),
         other => transient(&other.to_string()),
     }
+}
+
+/// The connection is gone or silent.
+pub fn lost(text: &str) -> Failure {
+    Failure { class: Class::Lost, text: text.to_owned() }
 }
 
 /// It will work later.

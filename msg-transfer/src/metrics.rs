@@ -12,6 +12,7 @@ const CONSUMED: &str = "msg_transfer_consumed_records_total";
 const STORED: &str = "msg_transfer_stored_messages_total";
 const DUPLICATES: &str = "msg_transfer_duplicate_messages_total";
 const DEAD_LETTERS: &str = "msg_transfer_dead_letters_total";
+const REDUCED: &str = "msg_transfer_dead_letters_reduced_total";
 const BATCH: &str = "msg_transfer_batch_rows";
 const STORE: &str = "msg_transfer_store_seconds";
 const FAILURES: &str = "msg_transfer_store_failures_total";
@@ -20,6 +21,9 @@ const INFLIGHT: &str = "msg_transfer_inflight_records";
 const FETCH_ERRORS: &str = "msg_transfer_fetch_errors_total";
 const HALTED: &str = "msg_transfer_halted_partitions";
 const PAUSED: &str = "msg_transfer_paused_partitions";
+const BLOCKED: &str = "msg_transfer_blocked_inboxes";
+const BLOCKED_RECORDS: &str = "msg_transfer_blocked_records";
+const BLOCKED_RETRIES: &str = "msg_transfer_blocked_retries_total";
 const REBALANCES: &str = "msg_transfer_rebalances_total";
 const COMMITS: &str = "msg_transfer_commits_total";
 const LOST_OFFSETS: &str = "msg_transfer_lost_offsets_total";
@@ -32,6 +36,7 @@ pub fn describe() {
     describe_counter!(STORED, Unit::Count, "Rows written");
     describe_counter!(DUPLICATES, Unit::Count, "Messages that were stored already");
     describe_counter!(DEAD_LETTERS, Unit::Count, "Records kept as dead letters, by reason");
+    describe_counter!(REDUCED, Unit::Count, "Dead letters whose table refused them as they are, stored with less");
     describe_histogram!(BATCH, Unit::Count, "Records in a stored batch");
     describe_histogram!(STORE, Unit::Seconds, "Time to store a batch, from its first statement to the COMMIT's answer");
     describe_counter!(FAILURES, Unit::Count, "Attempts to store a batch that failed, by class");
@@ -40,6 +45,13 @@ pub fn describe() {
     describe_counter!(FETCH_ERRORS, Unit::Count, "Errors of fetching a partition or the topic, by Kafka's code");
     describe_gauge!(HALTED, Unit::Count, "Partitions that stand still until somebody looks");
     describe_gauge!(PAUSED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
+    describe_gauge!(
+        BLOCKED,
+        Unit::Count,
+        "Inboxes that the database does not take rows of while it takes those of others"
+    );
+    describe_gauge!(BLOCKED_RECORDS, Unit::Count, "Records that wait in blocked inboxes");
+    describe_counter!(BLOCKED_RETRIES, Unit::Count, "Attempts to store a blocked inbox");
     describe_counter!(REBALANCES, Unit::Count, "Partitions assigned, revoked and lost, by kind");
     describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
     describe_counter!(
@@ -73,6 +85,10 @@ pub(crate) fn batch_stored(records: usize, outcome: &Outcome, took: Duration) {
     histogram!(STORE).record(took);
 }
 
+pub(crate) fn dead_letter_reduced() {
+    counter!(REDUCED).increment(1);
+}
+
 pub(crate) fn store_failed(class: Class) {
     counter!(FAILURES, "class" => class.name()).increment(1);
 }
@@ -88,6 +104,16 @@ pub(crate) fn fetch_failed(code: &'static str) {
 
 pub(crate) fn paused(partitions: usize) {
     gauge!(PAUSED).set(partitions as f64);
+}
+
+/// Changes both gauges by so much: each lane counts its own.
+pub(crate) fn blocked(inboxes: f64, records: f64) {
+    gauge!(BLOCKED).increment(inboxes);
+    gauge!(BLOCKED_RECORDS).increment(records);
+}
+
+pub(crate) fn blocked_retried() {
+    counter!(BLOCKED_RETRIES).increment(1);
 }
 
 pub(crate) fn halted(partitions: usize) {

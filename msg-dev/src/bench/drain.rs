@@ -6,6 +6,7 @@ use msg_common::partition::partition_for;
 use msg_common::proto::{Msg, SessionType};
 use msg_common::{id, record};
 use msg_dev::stack::{Service, Stack};
+use msg_transfer::lane::sql::ServerKind;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -26,8 +27,11 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     let migrate = Service::new(migrate.spec.arg("migrate"), stack.logs())?;
     migrate.launch()?;
     migrate.wait().await?;
-    let bare = statement::run(&bare_url, load).await?;
+    let bare = statement::run(&bare_url, load, ServerKind::Single).await?;
     line("the bare statement, 4 connections", format!("{:.0} rows/s", rate(load.messages, bare)));
+    stack.postgres().connect(&bare_url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
+    let returned = statement::run(&bare_url, load, ServerKind::Citus).await?;
+    line("the same, each row returned (ADR 28)", format!("{:.0} rows/s", rate(load.messages, returned)));
     // Or its rows would be written back while the transfer is timed.
     stack.postgres().connect(&bare_url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
 

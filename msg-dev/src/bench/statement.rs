@@ -1,9 +1,11 @@
 //! The limit of the transfer: its own INSERT statement with rows that are ready, from four connections, and nothing else.
+//! Also in the form that Citus needs, which returns each row.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::try_join_all;
-use msg_transfer::lane::sql::INSERT_MESSAGES;
+use msg_transfer::lane::sql::{INSERT_MESSAGES, INSERT_MESSAGES_RETURNING, ServerKind};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
@@ -13,7 +15,7 @@ const CONNECTIONS: usize = 4;
 const BATCH: usize = 2000;
 
 /// Inserts the load's rows into the `messages` of an empty schema. Returns how long it took.
-pub(crate) async fn run(url: &str, load: &Load) -> Result<Duration, Error> {
+pub(crate) async fn run(url: &str, load: &Load, kind: ServerKind) -> Result<Duration, Error> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
@@ -21,14 +23,15 @@ pub(crate) async fn run(url: &str, load: &Load) -> Result<Duration, Error> {
         clients.push(client);
     }
     let begun = Instant::now();
-    let each = clients.iter().enumerate().map(|(number, client)| insert(client, number, load));
+    let each = clients.iter().enumerate().map(|(number, client)| insert(client, number, load, kind));
     try_join_all(each).await?;
     Ok(begun.elapsed())
 }
 
 /// The rows of the inboxes that are this connection's, so that no two meet in one inbox.
-async fn insert(client: &Client, number: usize, load: &Load) -> Result<(), Error> {
-    let statement = client.prepare(INSERT_MESSAGES).await?;
+async fn insert(client: &Client, number: usize, load: &Load, kind: ServerKind) -> Result<(), Error> {
+    let returning = kind == ServerKind::Citus;
+    let statement = client.prepare(if returning { INSERT_MESSAGES_RETURNING } else { INSERT_MESSAGES }).await?;
     let mine = (0..load.messages).filter(|n| n.wrapping_mul(7919) % load.inboxes % CONNECTIONS == number);
     let mine: Vec<usize> = mine.collect();
     let body = load.random_body();
@@ -55,25 +58,26 @@ async fn insert(client: &Client, number: usize, load: &Load) -> Result<(), Error
         let send_time = vec![SystemTime::now(); batch.len()];
         let partition = vec![0_i32; batch.len()];
         let offset: Vec<i64> = inboxes.iter().map(|(_, n)| *n as i64).collect();
-        client
-            .execute(
-                &statement,
-                &[
-                    &recv_id,
-                    &seq,
-                    &msg_id,
-                    &send_id,
-                    &client_msg_id,
-                    &session_type,
-                    &content_type,
-                    &content,
-                    &attributes,
-                    &send_time,
-                    &partition,
-                    &offset,
-                ],
-            )
-            .await?;
+        let parameters: [&(dyn ToSql + Sync); 12] = [
+            &recv_id,
+            &seq,
+            &msg_id,
+            &send_id,
+            &client_msg_id,
+            &session_type,
+            &content_type,
+            &content,
+            &attributes,
+            &send_time,
+            &partition,
+            &offset,
+        ];
+        if returning {
+            let returned = client.query(&statement, &parameters).await?;
+            assert_eq!(returned.len(), batch.len(), "all of them are new");
+        } else {
+            client.execute(&statement, &parameters).await?;
+        }
     }
     Ok(())
 }

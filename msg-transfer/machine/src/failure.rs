@@ -5,6 +5,10 @@
 pub enum Class {
     /// The server or the way to it: the same statement will work later. Repeated for ever.
     Transient,
+    /// The connection is gone or silent: nothing is known of the statement. No SQLSTATE means that.
+    Lost,
+    /// Somebody else holds a lock that the statement needs: on the table, or on what one inbox needs.
+    Locked,
     /// Another owner wrote the same inbox: look at the table again, and repeat.
     Conflict,
     /// It took too long or too much memory: the server's doing, or that of one huge record.
@@ -21,7 +25,8 @@ impl Class {
     /// Its name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
-            Class::Transient => "transient",
+            Class::Transient | Class::Lost => "transient",
+            Class::Locked => "locked",
             Class::Conflict => "conflict",
             Class::Heavy => "heavy",
             Class::Permanent => "permanent",
@@ -31,12 +36,34 @@ impl Class {
     }
 }
 
+/// What a server with Citus says, as an internal error, of a worker that it has lost. The texts are not translated.
+const LOST_WORKER: [&str; 6] = [
+    "failure on connection marked as essential",
+    "unexpected postmaster exit",
+    "connection to the remote node",
+    "failed to execute task",
+    "lost connection to",
+    "server closed the connection unexpectedly",
+];
+
+/// Decides by the SQLSTATE and, for an internal error (XX000), by the server's text: Citus reports a lost worker like this,
+/// and that passes. Every other internal error is what a damaged server says.
+pub fn classify_error(state: &str, text: &str) -> Class {
+    let text = text.to_ascii_lowercase();
+    match classify(state) {
+        Class::Fatal if state == "XX000" && LOST_WORKER.iter().any(|known| text.contains(known)) => Class::Transient,
+        class => class,
+    }
+}
+
 /// Decides by the five characters of a SQLSTATE. What is not listed is nobody's fault that we know of.
 pub fn classify(state: &str) -> Class {
     match state {
         // By name it could not be told which constraint it was: partitions and shards have names of their own. On
         // `messages` it is never a record's fault, since `msg_id` has its own ON CONFLICT.
         "23505" => Class::Conflict,
+        // lock_not_available: lock_timeout.
+        "55P03" => Class::Locked,
         // query_canceled: statement_timeout. Waiting for a lock ends earlier, with 55P03.
         "57014" | "53200" => Class::Heavy,
         // idle_in_transaction_session_timeout and its kin; not 25006, a server that takes no writes.
@@ -64,7 +91,7 @@ mod tests {
             ("40P01", Class::Transient), // deadlock_detected
             ("53100", Class::Transient), // disk_full
             ("53300", Class::Transient), // too_many_connections
-            ("55P03", Class::Transient), // lock_not_available
+            ("55P03", Class::Locked),    // lock_not_available
             ("57P01", Class::Transient), // admin_shutdown
             ("57P03", Class::Transient), // cannot_connect_now
             ("25P03", Class::Transient), // idle_in_transaction_session_timeout
@@ -93,6 +120,24 @@ mod tests {
             ("", Class::Fatal),
         ] {
             assert_eq!(classify(state), class, "{state}");
+        }
+    }
+
+    #[test]
+    fn lost_worker_is_transient_and_damage_is_not() {
+        for (state, text, class) in [
+            ("XX000", "failure on connection marked as essential: worker:5432", Class::Transient),
+            ("XX000", "unexpected postmaster exit", Class::Transient),
+            (
+                "XX000",
+                "connection to the remote node worker-1:5432 failed with the following error: ...",
+                Class::Transient,
+            ),
+            ("XX000", "could not read block 7 of relation base/1/2: read only 0 of 8192 bytes", Class::Fatal),
+            ("XX001", "unexpected postmaster exit", Class::Fatal),
+            ("42P01", "lost connection to", Class::Fatal),
+        ] {
+            assert_eq!(classify_error(state, text), class, "{state} {text}");
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) enum Fault {
     RefuseAll,
     ReadOnly,
     SlowServer,
+    BlockInbox,
     FailStatement,
     LoseAnswer,
     LockTimeout,
@@ -41,7 +42,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 25] = [
+    pub(crate) const ALL: [Fault; 26] = [
         Fault::Kill,
         Fault::Freeze,
         Fault::Stop,
@@ -53,6 +54,7 @@ impl Fault {
         Fault::RefuseAll,
         Fault::ReadOnly,
         Fault::SlowServer,
+        Fault::BlockInbox,
         Fault::FailStatement,
         Fault::LoseAnswer,
         Fault::LockTimeout,
@@ -78,6 +80,15 @@ impl Fault {
             _ => 3,
         }
     }
+}
+
+/// Who has to come to its end although some inboxes cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockedEnd {
+    /// With limits that are never reached: every other inbox.
+    OtherInboxes,
+    /// With small ones: every other partition.
+    OtherPartitions,
 }
 
 /// The run's sizes and chances. A chance is one in so many; 0 is never.
@@ -111,6 +122,8 @@ pub(crate) struct Config {
     pub(crate) sluggish: u32,
     /// A process looks at the keeper's connection once in so many ticks.
     pub(crate) looks: u32,
+    /// What the end of the run has to show while inboxes are still blocked.
+    pub(crate) blocked_end: Option<BlockedEnd>,
     pub(crate) faults: Vec<Fault>,
     /// Beside a hundred ordinary steps.
     pub(crate) fault_weight: u32,
@@ -129,7 +142,7 @@ impl Config {
         let limit = if strict_breaker { choices.between(1, 3) } else { 1000 };
         let inflight = choices.between(3, 24);
         let patient = choices.one_in(3);
-        let settings = Settings {
+        let mut settings = Settings {
             commit_records: if patient { 100 } else { choices.between(1, 10) },
             commit_interval: choices.between(1, 10) as u64 * if patient { 500 } else { 20 },
             max_inflight_bytes: if choices.one_in(4) { 10 * inflight / 2 } else { 10 * inflight },
@@ -139,6 +152,29 @@ impl Config {
             dead_letters: Limit { count: limit, percent: 0, window: 10_000 },
             fetch_backoff: Backoff { first: 40, longest: 160, recovered: 300 },
         };
+        let mut chunk = choices.between(1, 8);
+        // A partition whose next record is damaged or lost waits until what came before is stored, blocked inboxes included.
+        let waits = faults.contains(&Fault::Damage) || faults.contains(&Fault::LoseTail);
+        let blocked_end = match choices.choose(12) {
+            _ if waits => None,
+            0..3 if !quiet => Some(BlockedEnd::OtherInboxes),
+            3 if !quiet => Some(BlockedEnd::OtherPartitions),
+            _ => None,
+        };
+        match blocked_end {
+            Some(BlockedEnd::OtherInboxes) => {
+                (settings.max_inflight_records, settings.max_partition_records) = (2000, 1000);
+                (settings.max_inflight_bytes, settings.max_partition_bytes) = (200_000, 100_000);
+            }
+            Some(BlockedEnd::OtherPartitions) => {
+                // So small that three partitions never fill the limits, even if each has all of its part in flight already
+                // when its inbox is found to be blocked.
+                chunk = chunk.min(2);
+                (settings.max_inflight_records, settings.max_partition_records) = (24, 6);
+                (settings.max_inflight_bytes, settings.max_partition_bytes) = (200_000, 100_000);
+            }
+            None => {}
+        }
         let seen_later = choices.one_in(6);
         let all = [
             Nature::Huge,
@@ -159,7 +195,8 @@ impl Config {
             records: choices.between(12, 44),
             steps: choices.between(2, 14) * 60,
             batch: choices.between(1, 8),
-            chunk: choices.between(1, 8),
+            chunk,
+            blocked_end,
             settings,
             cached: NonZeroUsize::new(choices.between(1, 6)).expect("at least 1"),
             seen_later,

@@ -125,7 +125,7 @@ impl Env {
             How::SeenLater => self.count(Fact::SeenLater),
             How::Fine => {}
         }
-        if self.database.refuses && matches!(statement, Statement::Canary) {
+        if self.database.refuses && matches!(statement, Statement::Canary(_)) {
             self.count(Fact::CanaryRefused);
         }
         if how != How::BreaksBefore && !held {

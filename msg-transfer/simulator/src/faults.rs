@@ -19,6 +19,7 @@ impl World {
                 self.break_database(fault);
             }
             Fault::CloseServer | Fault::RefuseAll | Fault::ReadOnly | Fault::SlowServer => self.begin_phase(fault),
+            Fault::BlockInbox => self.block_inbox(),
             Fault::Leader
             | Fault::AddPartition
             | Fault::TopicAnew
@@ -139,6 +140,21 @@ impl World {
         self.env.say(|| format!("  db: {fault:?} begins"));
     }
 
+    /// One more inbox cannot be written for a while: by a foreign unique index, a lock, a slow trigger, a policy.
+    pub(crate) fn block_inbox(&mut self) {
+        use machine::failure::Class;
+        const CAUSES: [Class; 4] = [Class::Conflict, Class::Locked, Class::Heavy, Class::Fatal];
+        let env = &mut self.env;
+        if env.database.blocked.len() >= 3 {
+            return;
+        }
+        let inbox = u8::try_from(env.choices.index(env.config.inboxes)).expect("few");
+        let cause = CAUSES[env.choices.index(CAUSES.len())];
+        env.count(Fact::BlockedPhase);
+        env.say(|| format!("  db: inbox {} is blocked: {cause:?}", INBOXES[inbox as usize]));
+        env.database.blocked.insert(inbox, cause);
+    }
+
     /// Each phase ends once in so many times.
     pub(crate) fn end_phases(&mut self, chance: u32) {
         let env = &mut self.env;
@@ -148,6 +164,9 @@ impl World {
         }
         if database.read_only && env.choices.one_in(chance) {
             database.read_only = false;
+        }
+        if !database.blocked.is_empty() && !env.healing && env.choices.one_in(chance) {
+            database.blocked.clear();
         }
         if database.slow && env.choices.one_in(chance) {
             database.slow = false;

@@ -3,6 +3,7 @@
 
 use machine::Progress;
 
+use crate::config::BlockedEnd;
 use crate::facts::Fact;
 use crate::process::State;
 use crate::world::World;
@@ -25,6 +26,10 @@ impl World {
             self.env.database.restart(false);
             self.env.database.refuses = false;
         }
+        if let Some(others) = self.env.config.blocked_end {
+            self.end_while_blocked(others);
+        }
+        self.env.database.blocked.clear();
         for round in 0..ROUNDS {
             self.env.count(Fact::HealingRounds);
             self.round(round);
@@ -39,6 +44,38 @@ impl World {
         }
         let missing = self.missing();
         self.env.violate(format!("stuck: {missing}"));
+    }
+
+    /// Some inboxes stay blocked: all others come to their end all the same.
+    fn end_while_blocked(&mut self, others: BlockedEnd) {
+        self.env.count(Fact::BlockedEnd);
+        self.env.database.blocked.clear();
+        for _ in 0..1 + self.env.choices.index(3) {
+            self.block_inbox();
+        }
+        for round in 0..ROUNDS {
+            self.round(round);
+            if self.env.violation.is_some() || self.others_are_kept(others) {
+                return;
+            }
+        }
+        let missing = self.missing();
+        self.env.violate(format!("P8: stuck behind a blocked inbox: {missing}"));
+    }
+
+    fn others_are_kept(&self, others: BlockedEnd) -> bool {
+        let env = &self.env;
+        let blocked = &env.database.blocked;
+        let partitions = i32::try_from(env.config.partitions).expect("few");
+        env.kafka.topic().partitions.iter().flat_map(|log| log.from(0)).all(|record| {
+            let waits = match others {
+                BlockedEnd::OtherInboxes => blocked.contains_key(&record.inbox),
+                BlockedEnd::OtherPartitions => {
+                    blocked.keys().any(|inbox| i32::from(*inbox) % partitions == record.partition)
+                }
+            };
+            waits || crate::oracle::is_kept(&env.database, record)
+        })
     }
 
     fn round(&mut self, round: usize) {

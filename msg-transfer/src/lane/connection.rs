@@ -7,8 +7,9 @@ use machine::Generation;
 use machine::lane::{Answer, Entry, Request};
 use msg_common::postgres::DatabaseOptions;
 
+use super::sql::{Begin, ServerKind};
 use super::taken::Taken;
-use super::{sql, statements};
+use super::{letters, sql, statements};
 use crate::consumer::progress::ProgressKeeper;
 use crate::{failure, session};
 
@@ -20,16 +21,23 @@ pub struct Connection {
     topic: String,
     /// How long one request may go unanswered. Above the server's own time-outs.
     patience: Duration,
-    begin: String,
+    begin: Begin,
+    kind: ServerKind,
     client: Option<Object>,
 }
 
 impl Connection {
     /// Not connected yet.
-    pub fn new(pool: Pool, progress: ProgressKeeper, topic: String, database: &DatabaseOptions) -> Self {
+    pub fn new(
+        pool: Pool,
+        progress: ProgressKeeper,
+        topic: String,
+        database: &DatabaseOptions,
+        kind: ServerKind,
+    ) -> Self {
         let patience = 2 * database.database_statement_timeout;
-        let begin = sql::begin(session::lock_timeout(database));
-        Connection { pool, progress, topic, patience, begin, client: None }
+        let begin = Begin::new(session::lock_timeout(database), database.database_statement_timeout);
+        Connection { pool, progress, topic, patience, begin, kind, client: None }
     }
 
     /// Carries it out.
@@ -43,7 +51,7 @@ impl Connection {
             _ => match tokio::time::timeout(self.patience, self.ask(request, entries)).await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(error)) => Answer::Failed(failure::of(&error)),
-                Err(_) => Answer::Failed(failure::transient("the database did not answer in time")),
+                Err(_) => Answer::Failed(failure::lost("the database did not answer in time")),
             },
         }
     }
@@ -76,21 +84,25 @@ impl Connection {
                 return Ok(Answer::Seqs(statements::last_seqs(client, entries, asked).await?));
             }
             Request::Guard(heads) => {
-                return Ok(Answer::Count(statements::count_predecessors(client, entries, heads).await?));
+                return Ok(Answer::Count(statements::count_predecessors(client, entries, heads, self.kind).await?));
             }
             Request::Insert(placed) => {
-                return Ok(Answer::Count(statements::insert_messages(client, entries, placed).await?));
+                return Ok(Answer::Count(statements::insert_messages(client, entries, placed, self.kind).await?));
             }
-            Request::Canary => return Ok(Answer::Count(statements::insert_canary(client).await?)),
+            Request::Canary(beside) => {
+                return Ok(Answer::Count(statements::insert_canary(client, entries, *beside, self.kind).await?));
+            }
             Request::FindStored(asked) => {
-                return Ok(Answer::Found(statements::find_stored(client, entries, asked).await?));
+                return Ok(Answer::Found(statements::find_stored(client, entries, asked, self.kind).await?));
             }
             Request::InsertDeadLetters(dead) => {
-                statements::insert_dead_letters(client, &self.topic, entries, dead).await?;
+                letters::insert_dead_letters(client, &self.topic, entries, dead).await?;
                 return Ok(Answer::Ok);
             }
-            Request::Begin => &self.begin,
-            Request::BeginPass => &format!("{}; {}", self.begin, sql::AFTER_BEGIN_PASS),
+            Request::Begin => &self.begin.full,
+            Request::BeginRetry => &self.begin.short,
+            Request::BeginPass => &format!("{}; {}", self.begin.full, sql::AFTER_BEGIN_PASS),
+            Request::BeginSearch => &format!("{}; {}", self.begin.short, sql::AFTER_BEGIN_PASS),
             Request::Commit => "COMMIT",
             Request::Rollback => "ROLLBACK",
             Request::MoveSavepoint => sql::MOVE_SAVEPOINT,

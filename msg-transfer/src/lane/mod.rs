@@ -1,9 +1,11 @@
 //! A lane: one task with one database connection. What has the same key is in the same lane, in order. It stores what
 //! is waiting while the next batch gathers, so batches grow with the load and a lone message does not wait.
 
+mod blocked;
 pub mod connection;
 pub mod headers;
 pub mod item;
+mod letters;
 pub mod sql;
 pub mod statements;
 pub mod taken;
@@ -20,6 +22,7 @@ use msg_common::repeat::Repeats;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use self::blocked::BlockedInboxes;
 use self::connection::Connection;
 use self::item::Item;
 use self::taken::Taken;
@@ -81,7 +84,21 @@ impl Lane {
     pub async fn run(mut self) {
         let mut items = Vec::new();
         let mut next = tokio::time::Instant::now();
-        while let Some(first) = self.waiting.recv().await {
+        let mut blocked = BlockedInboxes::new(self.machine.number(), self.readiness.clone());
+        loop {
+            if !self.tend(&mut blocked).await {
+                return;
+            }
+            let received = match blocked.wake() {
+                // With others waiting, an attempt comes between two batches.
+                Some(wake) => tokio::time::timeout_at(wake.into(), self.waiting.recv()).await,
+                None => Ok(self.waiting.recv().await),
+            };
+            let first = match received {
+                Ok(Some(first)) => first,
+                Ok(None) => return,
+                Err(_) => continue,
+            };
             let mut bytes = first.receipt().bytes;
             items.push(first);
             self.gather(&mut items, &mut bytes);
@@ -95,7 +112,39 @@ impl Lane {
             if stored.is_none() {
                 return;
             }
+            blocked.update(self.machine.blocked());
         }
+    }
+
+    /// Tries the next blocked inbox, if its time has come, and drops what need not wait any more. False: it is to give up.
+    async fn tend(&mut self, blocked: &mut BlockedInboxes) -> bool {
+        if blocked.wake().is_none() {
+            return true;
+        }
+        let mut events = Vec::new();
+        self.machine.sweep(&mut events);
+        if blocked.is_due() {
+            let begun = Instant::now();
+            if let Some(request) = self.machine.retry(&mut events) {
+                metrics::blocked_retried();
+                let give_up = self.give_up.clone();
+                let tried = self.carry_on(request, events);
+                let Some(outcome) = give_up.run_until_cancelled_owned(tried).await else { return false };
+                if outcome == Outcome::default()
+                    && let Some(still) = self.machine.blocked().last()
+                {
+                    metrics::store_failed(still.failure.class);
+                }
+                self.tell(outcome.stored + outcome.duplicates, &outcome, begun.elapsed());
+                events = Vec::new();
+            }
+            blocked.tried(begun.elapsed(), self.machine.blocked());
+        }
+        for event in events {
+            self.send(event);
+        }
+        blocked.update(self.machine.blocked());
+        true
     }
 
     /// Takes what is waiting, up to the limits.
@@ -115,30 +164,37 @@ impl Lane {
     async fn store(&mut self, items: &mut Vec<Item>) {
         let (count, begun) = (items.len(), Instant::now());
         let mut events = Vec::new();
-        let mut request = self.machine.begin(items.drain(..).map(Taken::read).collect(), &mut events);
+        let request = self.machine.begin(items.drain(..).map(Taken::read).collect(), &mut events);
+        let outcome = self.carry_on(request, events).await;
+        // Nothing of this lane's waits for the database any more, but for blocked inboxes.
+        self.readiness.ready(&self.component());
+        self.tell(count, &outcome, begun.elapsed());
+    }
+
+    /// Does what the machine asks for, until it is done.
+    async fn carry_on(&mut self, mut request: Request, mut events: Vec<Event>) -> Outcome {
         loop {
             for event in events.drain(..) {
                 self.send(event);
             }
-            let answer = match &request {
-                Request::Done(outcome) => {
-                    // Nothing of this lane's waits for the database any more.
-                    self.readiness.ready(&self.component());
-                    self.tell(count, outcome, begun.elapsed());
-                    return;
-                }
+            let answer = match request {
+                Request::Done(outcome) => return outcome,
                 Request::Permit(dead) => {
-                    self.send(Event::Permit { lane: self.machine.number(), dead: dead.clone() });
+                    self.send(Event::Permit { lane: self.machine.number(), dead });
                     self.permitted.notified().await;
                     Answer::Ok
                 }
                 Request::Wait(trouble) => {
-                    self.wait(trouble).await;
+                    self.wait(&trouble).await;
                     Answer::Ok
                 }
                 request => {
-                    let answer = self.connection.carry_out(request, self.machine.entries()).await;
-                    if (request, &answer) == (&Request::Commit, &Answer::Ok) {
+                    if let (Request::BeginSearch, Some(cause)) = (&request, self.machine.searching()) {
+                        // It may take long, time-out after time-out.
+                        self.readiness.not_ready(&self.component(), &cause.text);
+                    }
+                    let answer = self.connection.carry_out(&request, self.machine.entries()).await;
+                    if (&request, &answer) == (&Request::Commit, &Answer::Ok) {
                         self.hint();
                     }
                     answer

@@ -5,9 +5,42 @@ use std::time::Duration;
 /// The last `seq` of one inbox. One key a statement, many in flight: `max … GROUP BY` would read a hot inbox whole.
 pub const LAST_SEQ: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
 
-/// Begins a batch. The time-out is set inside, so that it also reaches the workers of a distributed database.
-pub fn begin(lock_timeout: Duration) -> String {
-    format!("BEGIN; SET LOCAL lock_timeout = {}", lock_timeout.as_millis())
+/// Begins a transaction. The time-outs are set inside, so that they also reach the workers of a distributed database.
+#[derive(Clone, Debug)]
+pub struct Begin {
+    /// For a batch.
+    pub full: String,
+    /// For what is only tried: it must not take a lane's time.
+    pub short: String,
+}
+
+/// The longest time to wait for a lock, in what is only tried.
+const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+
+impl Begin {
+    /// With these time-outs, and short ones.
+    pub fn new(lock_timeout: Duration, statement_timeout: Duration) -> Self {
+        // A tenth of the time, and never so little that a good server on a bad day looks slow.
+        let short = (statement_timeout / 10).max(Duration::from_secs(1).min(statement_timeout / 2));
+        let begin = |lock: Duration, statement: Duration| {
+            let (lock, statement) = (lock.as_millis().max(1), statement.as_millis().max(1));
+            format!("BEGIN; SET LOCAL lock_timeout = {lock}; SET LOCAL statement_timeout = {statement}")
+        };
+        Begin {
+            full: begin(lock_timeout, statement_timeout),
+            short: begin(lock_timeout.min(SHORT_LOCK_TIMEOUT), short),
+        }
+    }
+}
+
+/// What kind of server it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerKind {
+    /// One server: the command tag of an insert counts the rows that were inserted.
+    Single,
+    /// Citus: where a statement with ON CONFLICT goes through the coordinator, the tag counts the rows that were selected.
+    /// The rows that are returned are right, and cost more. A join has to name the inboxes, or it goes to all shards.
+    Citus,
 }
 
 /// Begins a pass that looks for refused records: what a deferred constraint has to say, it says at once. The lock is an
@@ -23,13 +56,29 @@ pub const MOVE_SAVEPOINT: &str = "RELEASE SAVEPOINT pass; SAVEPOINT pass";
 pub const ROLLBACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT pass";
 
 /// How many of these are in the table.
-pub const COUNT_PRESENT: &str = "
+macro_rules! count_present {
+    ($filter:literal) => {
+        concat!(
+            "
     SELECT count(*) FROM unnest($1::text[], $2::bigint[]) AS t (recv_id, seq)
-    JOIN messages m ON m.recv_id = t.recv_id AND m.seq = t.seq";
+    JOIN messages m ON m.recv_id = t.recv_id AND m.seq = t.seq",
+            $filter
+        )
+    };
+}
+
+/// How many of these are in the table.
+pub const COUNT_PRESENT: &str = count_present!("");
+
+/// The same, for Citus.
+pub const COUNT_PRESENT_CITUS: &str = count_present!(" AND m.recv_id = ANY ($1)");
 
 /// Writes the rows. The conflict target must stay named: without it a collision of `seq` would be swallowed, and with
 /// it the message.
-pub const INSERT_MESSAGES: &str = "
+macro_rules! insert_messages {
+    ($returning:literal) => {
+        concat!(
+            "
     INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
                           attributes, send_time, kafka_partition, kafka_offset)
     SELECT recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
@@ -38,10 +87,23 @@ pub const INSERT_MESSAGES: &str = "
                 $9::text[], $10::timestamptz[], $11::integer[], $12::bigint[])
          AS t (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
                attributes, send_time, kafka_partition, kafka_offset)
-    ON CONFLICT (recv_id, msg_id) DO NOTHING";
+    ON CONFLICT (recv_id, msg_id) DO NOTHING",
+            $returning
+        )
+    };
+}
+
+/// Writes the rows; the command tag counts them.
+pub const INSERT_MESSAGES: &str = insert_messages!("");
+
+/// Writes the rows, and returns one for each.
+pub const INSERT_MESSAGES_RETURNING: &str = insert_messages!(" RETURNING seq");
 
 /// Which of these are in the table, and whether they are the same: all that the sender wrote counts, times do not.
-pub const FIND_STORED: &str = "
+macro_rules! find_stored {
+    ($filter:literal) => {
+        concat!(
+            "
     SELECT t.place,
            m.send_id = t.send_id AND m.client_msg_id = t.client_msg_id AND m.session_type = t.session_type
            AND m.content_type = t.content_type AND m.content = t.content
@@ -49,7 +111,17 @@ pub const FIND_STORED: &str = "
     FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::smallint[], $7::text[], $8::bytea[],
                 $9::text[])
          AS t (place, recv_id, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes)
-    JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id";
+    JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id",
+            $filter
+        )
+    };
+}
+
+/// Which of these are in the table, and whether they are the same there.
+pub const FIND_STORED: &str = find_stored!("");
+
+/// The same, for Citus.
+pub const FIND_STORED_CITUS: &str = find_stored!(" AND m.recv_id = ANY ($2)");
 
 /// Keeps records aside. One that was kept before stays as it was; an earlier version did not write its leader epoch. If Kafka
 /// lost the tail of its log, another record has the same offset, with a leader epoch of its own.

@@ -4,14 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::Object;
 use futures_util::future::try_join_all;
-use machine::lane::{DeadLetter, Entry, Placed};
+use machine::lane::{Entry, Placed};
 use msg_common::proto::{Msg, SessionType};
 use msg_common::record::Record;
 use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::sql;
+use super::sql::{self, ServerKind};
 use super::taken::Taken;
 
 type Entries = [Entry<Taken>];
@@ -29,8 +29,17 @@ pub async fn last_seqs(client: &Object, entries: &Entries, asked: &[usize]) -> R
 }
 
 /// How many of these have their predecessor in the table.
-pub async fn count_predecessors(client: &Object, entries: &Entries, heads: &[Placed]) -> Result<usize, Error> {
-    let statement = client.prepare_cached(sql::COUNT_PRESENT).await?;
+pub async fn count_predecessors(
+    client: &Object,
+    entries: &Entries,
+    heads: &[Placed],
+    kind: ServerKind,
+) -> Result<usize, Error> {
+    let statement = match kind {
+        ServerKind::Single => sql::COUNT_PRESENT,
+        ServerKind::Citus => sql::COUNT_PRESENT_CITUS,
+    };
+    let statement = client.prepare_cached(statement).await?;
     let inboxes: Vec<&str> = heads.iter().map(|head| entries[head.entry].body.record().msg.recv_id.as_str()).collect();
     let seqs: Vec<i64> = heads.iter().map(|head| head.seq - 1).collect();
     let count: i64 = client.query_one(&statement, &[&inboxes, &seqs]).await?.get(0);
@@ -74,7 +83,12 @@ impl<'a> Columns<'a> {
 }
 
 /// How many were inserted.
-pub async fn insert_messages(client: &Object, entries: &Entries, placed: &[Placed]) -> Result<usize, Error> {
+pub async fn insert_messages(
+    client: &Object,
+    entries: &Entries,
+    placed: &[Placed],
+    kind: ServerKind,
+) -> Result<usize, Error> {
     let columns = Columns::of_entries(entries, placed.iter().map(|placed| placed.entry));
     let item = |placed: &Placed| &entries[placed.entry].body.item;
     let time = |placed: &Placed| time(entries[placed.entry].body.record().send_time_ms);
@@ -84,21 +98,32 @@ pub async fn insert_messages(client: &Object, entries: &Entries, placed: &[Place
         partition: placed.iter().map(|placed| item(placed).partition).collect(),
         offset: placed.iter().map(|placed| item(placed).offset.0).collect(),
     };
-    insert(client, &columns, &places).await
+    insert(client, &columns, &places, kind).await
 }
 
-/// A row that nothing is wrong with, in an inbox that is nobody's. To be rolled back.
-pub async fn insert_canary(client: &Object) -> Result<usize, Error> {
+/// A row that nothing is wrong with, to be rolled back: in an inbox that is nobody's, or in the inbox and in place of this
+/// one.
+pub async fn insert_canary(
+    client: &Object,
+    entries: &Entries,
+    beside: Option<Placed>,
+    kind: ServerKind,
+) -> Result<usize, Error> {
+    let recv_id = match beside {
+        Some(placed) => entries[placed.entry].body.record().msg.recv_id.clone(),
+        None => format!("msg-transfer-canary-{}", Uuid::now_v7()),
+    };
     let msg = Msg {
-        recv_id: format!("msg-transfer-canary-{}", Uuid::now_v7()),
+        recv_id,
         send_id: "msg-transfer".into(),
         session_type: SessionType::Notification.into(),
         content_type: "text/plain".into(),
         ..Msg::default()
     };
     let record = Record { msg, msg_id: Uuid::now_v7(), send_time_ms: 0 };
-    let places = Places { seq: vec![1], send_time: vec![SystemTime::UNIX_EPOCH], partition: vec![0], offset: vec![0] };
-    insert(client, &Columns::of(std::iter::once((&record, None))), &places).await
+    let seq = vec![beside.map_or(1, |placed| placed.seq)];
+    let places = Places { seq, send_time: vec![SystemTime::UNIX_EPOCH], partition: vec![0], offset: vec![0] };
+    insert(client, &Columns::of(std::iter::once((&record, None))), &places, kind).await
 }
 
 struct Places {
@@ -108,8 +133,12 @@ struct Places {
     offset: Vec<i64>,
 }
 
-async fn insert(client: &Object, columns: &Columns<'_>, places: &Places) -> Result<usize, Error> {
-    let statement = client.prepare_cached(sql::INSERT_MESSAGES).await?;
+async fn insert(client: &Object, columns: &Columns<'_>, places: &Places, kind: ServerKind) -> Result<usize, Error> {
+    let statement = match kind {
+        ServerKind::Single => sql::INSERT_MESSAGES,
+        ServerKind::Citus => sql::INSERT_MESSAGES_RETURNING,
+    };
+    let statement = client.prepare_cached(statement).await?;
     let parameters: [&(dyn ToSql + Sync); 12] = [
         &columns.recv_id,
         &places.seq,
@@ -124,8 +153,13 @@ async fn insert(client: &Object, columns: &Columns<'_>, places: &Places) -> Resu
         &places.partition,
         &places.offset,
     ];
-    let inserted = client.execute(&statement, &parameters).await?;
-    Ok(usize::try_from(inserted).expect("no more than were sent"))
+    match kind {
+        ServerKind::Single => {
+            let inserted = client.execute(&statement, &parameters).await?;
+            Ok(usize::try_from(inserted).expect("no more than were sent"))
+        }
+        ServerKind::Citus => Ok(client.query(&statement, &parameters).await?.len()),
+    }
 }
 
 fn time(millis: i64) -> SystemTime {
@@ -133,8 +167,17 @@ fn time(millis: i64) -> SystemTime {
 }
 
 /// Which of these are in the table, and whether they are the same there.
-pub async fn find_stored(client: &Object, entries: &Entries, asked: &[usize]) -> Result<Vec<(usize, bool)>, Error> {
-    let statement = client.prepare_cached(sql::FIND_STORED).await?;
+pub async fn find_stored(
+    client: &Object,
+    entries: &Entries,
+    asked: &[usize],
+    kind: ServerKind,
+) -> Result<Vec<(usize, bool)>, Error> {
+    let statement = match kind {
+        ServerKind::Single => sql::FIND_STORED,
+        ServerKind::Citus => sql::FIND_STORED_CITUS,
+    };
+    let statement = client.prepare_cached(statement).await?;
     let columns = Columns::of_entries(entries, asked.iter().copied());
     let place: Vec<i32> = asked.iter().map(|place| i32::try_from(*place).expect("a batch is small")).collect();
     let parameters: [&(dyn ToSql + Sync); 9] = [
@@ -151,44 +194,4 @@ pub async fn find_stored(client: &Object, entries: &Entries, asked: &[usize]) ->
     let found = client.query(&statement, &parameters).await?;
     let place = |row: &tokio_postgres::Row| usize::try_from(row.get::<_, i32>(0)).expect("it came from a usize");
     Ok(found.iter().map(|row| (place(row), row.get(1))).collect())
-}
-
-/// Keeps records aside.
-pub async fn insert_dead_letters(
-    client: &Object,
-    topic: &str,
-    entries: &Entries,
-    dead: &[DeadLetter],
-) -> Result<(), Error> {
-    let statement = client.prepare_cached(sql::INSERT_DEAD_LETTERS).await?;
-    let body = |dead: &DeadLetter| &entries[dead.entry].body;
-    let item = |dead: &DeadLetter| &body(dead).item;
-    let known = "a record is received only after the start is known";
-    let topic_id: Vec<Uuid> = dead.iter().map(|dead| item(dead).assignment.topic_id().expect(known)).collect();
-    let partition: Vec<i32> = dead.iter().map(|dead| item(dead).partition).collect();
-    let offset: Vec<i64> = dead.iter().map(|dead| item(dead).offset.0).collect();
-    let leader_epoch: Vec<i32> = dead.iter().map(|dead| item(dead).leader_epoch.0).collect();
-    let recv_id: Vec<Option<&str>> = dead.iter().map(|dead| body(dead).known_recv_id()).collect();
-    let msg_id: Vec<Option<Uuid>> = dead.iter().map(|dead| body(dead).known_msg_id()).collect();
-    let key: Vec<Option<&[u8]>> = dead.iter().map(|dead| item(dead).key.as_deref()).collect();
-    let value: Vec<Option<&[u8]>> = dead.iter().map(|dead| item(dead).value.as_deref()).collect();
-    let headers: Vec<&[u8]> = dead.iter().map(|dead| item(dead).headers.packed()).collect();
-    let reason: Vec<&str> = dead.iter().map(|dead| dead.reason.name()).collect();
-    let detail: Vec<String> = dead.iter().map(|dead| dead.detail.replace('\0', "\u{fffd}")).collect();
-    let parameters: [&(dyn ToSql + Sync); 12] = [
-        &topic,
-        &topic_id,
-        &partition,
-        &offset,
-        &leader_epoch,
-        &recv_id,
-        &msg_id,
-        &key,
-        &value,
-        &headers,
-        &reason,
-        &detail,
-    ];
-    client.execute(&statement, &parameters).await?;
-    Ok(())
 }

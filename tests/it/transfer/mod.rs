@@ -1,6 +1,7 @@
 //! msg-transfer alone: records are written straight to the topic, and what becomes of them is looked up.
 
 mod bad_records;
+mod blocked;
 mod bounds;
 mod breaker;
 mod commands;
@@ -11,6 +12,7 @@ mod faults;
 mod fetch_errors;
 mod flow;
 mod hints;
+mod letters;
 mod lifecycle;
 mod logs;
 mod lost_tail;

@@ -47,6 +47,10 @@ pub enum Event {
     Settled(Vec<Receipt>),
     /// A lane let go of these without storing them, because of a fence or a halt.
     Dropped(Vec<Receipt>),
+    /// These wait in inboxes that cannot be written for now.
+    Blocked(Vec<Receipt>),
+    /// These do not wait there any more: they are about to be settled or dropped.
+    Unblocked(Vec<Receipt>),
     /// A lane is about to keep these aside, and waits for `Permitted`.
     Permit { lane: LaneNumber, dead: Vec<Receipt> },
     /// This partition must not go on.

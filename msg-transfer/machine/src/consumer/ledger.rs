@@ -1,4 +1,6 @@
 //! The ledger of one partition: records in the order received, settled in any order, and the contiguous prefix out.
+//!
+//! One record that cannot be stored for days must not let it grow: behind it the settled ones are forgotten.
 
 use std::collections::VecDeque;
 
@@ -13,30 +15,37 @@ pub struct OutOfOrder;
 pub struct Ledger {
     open: VecDeque<Entry>,
     prefix: Progress,
-    /// The lowest offset that may come.
-    expected: NextOffset,
+    /// What was received: the lowest offset that may come.
+    last: Progress,
+    /// How many of the open ones are settled.
+    settled: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
     offset: RecordOffset,
-    leader_epoch: LeaderEpoch,
+    /// The prefix, once everything before it is settled: just past the record before it.
+    before: Progress,
     settled: bool,
 }
+
+/// Settled entries behind an unsettled one that are kept until they are more than the others.
+const SLACK: usize = 32;
 
 impl Ledger {
     /// Nothing received yet; the first record is at `start` or above.
     pub fn new(start: Progress) -> Self {
-        Ledger { open: VecDeque::new(), prefix: start, expected: start.next }
+        Ledger { open: VecDeque::new(), prefix: start, last: start, settled: 0 }
     }
 
     /// Takes the next record in.
     pub fn receive(&mut self, offset: RecordOffset, leader_epoch: LeaderEpoch) -> Result<(), OutOfOrder> {
-        if offset.0 < self.expected.0 {
+        if offset.0 < self.last.next.0 {
             return Err(OutOfOrder);
         }
-        self.open.push_back(Entry { offset, leader_epoch, settled: false });
-        self.expected = offset.next();
+        // Before the first one: the start, which need not be a record's.
+        self.open.push_back(Entry { offset, before: self.last, settled: false });
+        self.last = Progress { next: offset.next(), leader_epoch };
         Ok(())
     }
 
@@ -44,27 +53,33 @@ impl Ledger {
     pub fn settle(&mut self, offset: RecordOffset) {
         let at = self.open.partition_point(|entry| entry.offset < offset);
         match self.open.get_mut(at) {
-            Some(entry) if entry.offset == offset => entry.settled = true,
+            Some(entry) if entry.offset == offset && !entry.settled => entry.settled = true,
             _ => return,
         }
-        while let Some(entry) = self.open.pop_front_if(|entry| entry.settled) {
-            self.prefix = Progress { next: entry.offset.next(), leader_epoch: entry.leader_epoch };
+        self.settled += 1;
+        while self.open.pop_front_if(|entry| entry.settled).is_some() {
+            self.settled -= 1;
+        }
+        self.prefix = self.open.front().map_or(self.last, |first| first.before);
+        if self.settled > SLACK + (self.open.len() - self.settled) {
+            self.open.retain(|entry| !entry.settled);
+            self.settled = 0;
         }
     }
 
-    /// How many records it holds: received, and not passed by the prefix.
+    /// How many records it holds: at most twice as many as are not settled, and a few.
     pub fn open(&self) -> usize {
         self.open.len()
     }
 
     /// The lowest offset that may come next.
     pub fn expected(&self) -> NextOffset {
-        self.expected
+        self.last.next
     }
 
     /// The last record received, or the one before the start.
     pub fn highest(&self) -> Option<RecordOffset> {
-        (self.expected.0 > 0).then(|| RecordOffset(self.expected.0 - 1))
+        (self.last.next.0 > 0).then(|| RecordOffset(self.last.next.0 - 1))
     }
 
     /// Every record below it is settled.
@@ -117,6 +132,22 @@ mod tests {
             ledger.settle(RecordOffset(offset));
         }
         assert_eq!(ledger.prefix().next, NextOffset(0));
+    }
+
+    /// One blocked inbox, and millions of other records behind it.
+    #[test]
+    fn blocked_record_does_not_let_ledger_grow() {
+        let mut ledger = ledger_at(0);
+        for offset in 0..100_000 {
+            ledger.receive(RecordOffset(offset), LeaderEpoch(1)).expect("they ascend");
+            if offset > 0 {
+                ledger.settle(RecordOffset(offset));
+            }
+            assert!(ledger.open() <= 2 + 2 * SLACK, "{}", ledger.open());
+        }
+        assert_eq!(ledger.prefix().next, NextOffset(0));
+        ledger.settle(RecordOffset(0));
+        assert_eq!((ledger.prefix().next, ledger.open()), (NextOffset(100_000), 0));
     }
 
     #[test]

@@ -26,9 +26,6 @@ use self::owned::{Flow, Owned, Phase};
 use self::start::{Decision, Start};
 use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, RecordOffset};
 
-/// How many times the records in flight the ledgers may hold.
-const LEDGER_FACTOR: usize = 10;
-
 /// The machine's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -59,6 +56,10 @@ pub struct Machine {
     committer: Committer,
     inflight_bytes: usize,
     inflight_records: usize,
+    /// How many partitions have records in blocked inboxes.
+    blocked: usize,
+    /// The bytes and records of those.
+    blocked_inflight: (usize, usize),
     /// Whether the limits were reached and half of them has not been yet.
     full: bool,
     stopping: bool,
@@ -75,6 +76,8 @@ impl Machine {
             committer,
             inflight_bytes: 0,
             inflight_records: 0,
+            blocked: 0,
+            blocked_inflight: (0, 0),
             full: false,
             stopping: false,
         }
@@ -82,14 +85,17 @@ impl Machine {
 
     /// Whether further records may be taken in now.
     pub fn wants_records(&mut self) -> bool {
+        // What waits in blocked inboxes may never become less: only the rest of the limits opens and closes.
+        let (blocked_bytes, blocked_records) = self.blocked_inflight;
+        let above = |part: usize, inflight: usize, blocked: usize, limit: usize| {
+            inflight >= limit || inflight.saturating_sub(blocked) >= (limit.saturating_sub(blocked) / part).max(1)
+        };
         let above = |part: usize| {
-            self.inflight_bytes >= (self.settings.max_inflight_bytes / part).max(1)
-                || self.inflight_records >= (self.settings.max_inflight_records / part).max(1)
+            above(part, self.inflight_bytes, blocked_bytes, self.settings.max_inflight_bytes)
+                || above(part, self.inflight_records, blocked_records, self.settings.max_inflight_records)
         };
         self.full = if self.full { above(2) } else { above(1) };
-        // Behind a record that cannot be stored, those that are stored pile up in the ledger.
-        let open: usize = self.owned.values().map(Owned::open).sum();
-        !self.full && open < LEDGER_FACTOR * self.settings.max_inflight_records
+        !self.full
     }
 
     /// Bytes and records in the lanes.
@@ -124,6 +130,7 @@ impl Machine {
         bytes: usize,
         actions: &mut Vec<Action>,
     ) -> Option<Epoch> {
+        let blocked = self.blocked;
         let owned = self.owned.get_mut(&partition).filter(|owned| !owned.leaving)?;
         let Phase::Running { ledger, .. } = &mut owned.phase else {
             return None;
@@ -143,7 +150,7 @@ impl Machine {
         owned.enter_lane(bytes);
         self.inflight_bytes += bytes;
         self.inflight_records += 1;
-        if owned.flow(&self.settings) == Some(Flow::Pause) {
+        if owned.flow(&self.settings, blocked) == Some(Flow::Pause) {
             actions.push(Action::Pause { partition });
         }
         Some(owned.epoch)
@@ -163,6 +170,8 @@ impl Machine {
                 }
                 self.unpause(&receipts, actions);
             }
+            Event::Blocked(receipts) => self.block(&receipts, Owned::block),
+            Event::Unblocked(receipts) => self.block(&receipts, Owned::unblock),
             Event::Permit { lane, dead } => self.permit(lane, &dead, actions),
             Event::Halt { partition, epoch, reason } => self.halt(partition, epoch, reason, actions),
             Event::Resumed(partitions) => {
@@ -201,6 +210,7 @@ impl Machine {
             Event::ReleaseExpired => self.release(actions),
             Event::Tick => self.retry_fetches(now, actions),
         }
+        self.share_blocked(actions);
         self.advance(now, actions);
     }
 
@@ -284,13 +294,41 @@ impl Machine {
         }
     }
 
+    /// Counts what waits in blocked inboxes.
+    fn block(&mut self, receipts: &[Receipt], count: impl Fn(&mut Owned, &Receipt)) {
+        for receipt in receipts {
+            if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
+                count(owned, receipt);
+            }
+        }
+    }
+
+    /// More or fewer blocked records change the parts of all partitions that have some.
+    fn share_blocked(&mut self, actions: &mut Vec<Action>) {
+        let before = self.blocked;
+        self.blocked = self.owned.values().filter(|owned| owned.is_blocked()).count();
+        if (before, self.blocked) == (0, 0) {
+            return;
+        }
+        let sum = |(bytes, records), (more_bytes, more_records)| (bytes + more_bytes, records + more_records);
+        self.blocked_inflight = self.owned.values().map(Owned::blocked).fold((0, 0), sum);
+        for (partition, owned) in &mut self.owned {
+            let partition = *partition;
+            match owned.flow(&self.settings, self.blocked) {
+                Some(Flow::Pause) => actions.push(Action::Pause { partition }),
+                Some(Flow::Unpause) => actions.push(Action::Unpause { partition }),
+                None => {}
+            }
+        }
+    }
+
     /// Those of which something has left the lanes.
     fn unpause(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
         for some in receipts.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
             let partition = some[0].partition;
             let settings = &self.settings;
             let Some(owned) = self.owned.get_mut(&partition) else { continue };
-            if owned.flow(settings) == Some(Flow::Unpause) {
+            if owned.flow(settings, self.blocked) == Some(Flow::Unpause) {
                 actions.push(Action::Unpause { partition });
             }
         }

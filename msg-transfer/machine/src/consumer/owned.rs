@@ -1,11 +1,11 @@
 //! One partition that the group has given us.
 
+use super::Settings;
 use super::breaker::Breaker;
 use super::commit::Mark;
 use super::event::Receipt;
 use super::failing::Failing;
 use super::ledger::Ledger;
-use super::{LEDGER_FACTOR, Settings};
 use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 
 /// A part of the limits that one partition may take.
@@ -23,6 +23,9 @@ pub(super) struct Owned {
     /// Records of this epoch in the lanes, and their bytes.
     inflight_records: usize,
     inflight_bytes: usize,
+    /// Those of them that wait in blocked inboxes.
+    blocked_records: usize,
+    blocked_bytes: usize,
     /// Whether what is fetched is handed over.
     paused: bool,
     /// Being given back: nothing further is received.
@@ -69,6 +72,8 @@ impl Owned {
             phase: Phase::Resolving,
             inflight_records: 0,
             inflight_bytes: 0,
+            blocked_records: 0,
+            blocked_bytes: 0,
             paused: false,
             leaving: false,
             abandoned: false,
@@ -107,7 +112,7 @@ impl Owned {
         self.out_of_range && running && (self.open() > 0 || self.mark(partition).is_some())
     }
 
-    /// Entries of the ledger.
+    /// Entries of the ledger: none if all that was received is completed.
     pub(super) fn open(&self) -> usize {
         self.ledger().map_or(0, Ledger::open)
     }
@@ -126,6 +131,26 @@ impl Owned {
         self.inflight_bytes -= receipt.bytes;
     }
 
+    pub(super) fn block(&mut self, receipt: &Receipt) {
+        self.blocked_records += 1;
+        self.blocked_bytes += receipt.bytes;
+    }
+
+    pub(super) fn unblock(&mut self, receipt: &Receipt) {
+        self.blocked_records -= 1;
+        self.blocked_bytes -= receipt.bytes;
+    }
+
+    /// Bytes and records of it in blocked inboxes.
+    pub(super) fn blocked(&self) -> (usize, usize) {
+        (self.blocked_bytes, self.blocked_records)
+    }
+
+    /// Whether records of it wait in blocked inboxes.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked_records > 0
+    }
+
     /// This record is stored, or kept as a dead letter.
     pub(super) fn settle(&mut self, offset: RecordOffset) {
         if let Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } = &mut self.phase {
@@ -133,14 +158,14 @@ impl Owned {
         }
     }
 
-    /// A partition that has more than its part in the lanes, or more than that behind a record that cannot be stored,
-    /// leaves the rest to the others.
-    pub(super) fn flow(&mut self, settings: &Settings) -> Option<Flow> {
+    /// A partition that has more than its part in the lanes, or in blocked inboxes, leaves the rest to the others.
+    /// `blocked` is how many partitions have blocked inboxes.
+    pub(super) fn flow(&mut self, settings: &Settings, blocked: usize) -> Option<Flow> {
         if self.leaving || !matches!(self.phase, Phase::Running { .. }) {
             return None;
         }
-        let wanted =
-            if self.paused { self.is_above(settings, Part::Half) } else { self.is_above(settings, Part::Whole) };
+        let part = if self.paused { Part::Half } else { Part::Whole };
+        let wanted = self.is_above(settings, part, blocked);
         if wanted == self.paused {
             return None;
         }
@@ -148,10 +173,17 @@ impl Owned {
         Some(if wanted { Flow::Pause } else { Flow::Unpause })
     }
 
-    fn is_above(&self, settings: &Settings, part: Part) -> bool {
+    fn is_above(&self, settings: &Settings, part: Part, blocked: usize) -> bool {
         let limit = |whole: usize| (whole / part as usize).max(1);
+        // What waits in blocked inboxes may wait for days. The parts of 1, 2, 3, … such partitions are 1/2, 1/6, 1/12, …,
+        // so all of them together are never more than one partition's part, and at most half of the whole: the others
+        // always have the other half.
+        let shares = blocked.max(1) * (blocked.max(1) + 1);
+        let share = |partition: usize, whole: usize| limit(partition.min(whole / 2) / shares);
         self.inflight_bytes >= limit(settings.max_partition_bytes)
             || self.inflight_records >= limit(settings.max_partition_records)
-            || self.open() >= limit(LEDGER_FACTOR * settings.max_partition_records / 2)
+            || self.is_blocked()
+                && (self.blocked_bytes >= share(settings.max_partition_bytes, settings.max_inflight_bytes)
+                    || self.blocked_records >= share(settings.max_partition_records, settings.max_inflight_records))
     }
 }

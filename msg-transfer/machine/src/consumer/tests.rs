@@ -255,24 +255,83 @@ fn a_halted_partition_forgets_what_a_restart_makes_doubtful() {
     assert_eq!(on(&mut machine, Event::Tick, 60_000), []);
 }
 
-/// One record that cannot be stored, and all the others can: the ledger has a limit too.
+/// One record that cannot be stored, and all the others can: the ledger forgets those, so nothing has to stop.
 #[test]
-fn a_ledger_that_cannot_move_on_stops_the_intake() {
+fn blocked_record_stops_neither_its_partition_nor_the_intake() {
     let mut machine = running();
-    receive(&mut machine, 0, 0);
-    let (mut taken, mut paused_at) = (1, None);
-    while machine.wants_records() {
-        let mut actions = Vec::new();
-        let offset = RecordOffset(taken);
-        let epoch =
-            machine.receive(0, (offset, LeaderEpoch(0)), 100, &mut actions).expect("what is handed over is taken");
-        if actions == [Action::Pause { partition: 0 }] {
-            paused_at = Some(taken);
-        }
-        on(&mut machine, Event::Settled(vec![Receipt { partition: 0, epoch, offset, bytes: 100 }]), 1);
-        taken += 1;
+    let first = receive(&mut machine, 0, 0);
+    on(&mut machine, Event::Blocked(vec![first]), 1);
+    for offset in 1..10_000 {
+        let receipt = receive(&mut machine, 0, offset);
+        on(&mut machine, Event::Settled(vec![receipt]), 1);
+        assert!(machine.wants_records());
     }
-    assert_eq!((paused_at, taken), (Some(39), 100), "first this partition, then all");
+    let held = machine.owned[&0].ledger().map(Ledger::open);
+    assert!(held.is_some_and(|held| held < 100), "{held:?}");
+    on(&mut machine, Event::Unblocked(vec![first]), 2);
+    on(&mut machine, Event::Settled(vec![first]), 2);
+    assert_eq!(machine.owned[&0].ledger().map(|ledger| ledger.prefix().next), Some(NextOffset(10_000)));
+}
+
+/// However many partitions have blocked inboxes, half of the limits is left to those that have none.
+#[test]
+fn blocked_records_never_fill_the_limits() {
+    const PARTITIONS: Partition = 12;
+    let settings = Settings {
+        max_inflight_bytes: 1 << 30,
+        max_inflight_records: 2000,
+        max_partition_bytes: 1 << 29,
+        max_partition_records: 1000,
+        ..machine().settings
+    };
+    let mut machine = Machine::new(settings);
+    on(&mut machine, Event::Assigned((0..PARTITIONS).collect()), 0);
+    for partition in 0..PARTITIONS {
+        let epoch = machine.owned[&partition].epoch;
+        let start = at(0).into();
+        on(&mut machine, Event::StartResolved { partition, epoch, start, topic_id: Uuid::nil(), dead: vec![] }, 0);
+    }
+    let mut blocked = Vec::new();
+    for partition in 0..PARTITIONS {
+        // Everything that this partition hands over goes to a blocked inbox, until it is throttled.
+        for offset in 0.. {
+            let mut actions = Vec::new();
+            let offset = RecordOffset(offset);
+            let epoch = machine.receive(partition, (offset, LeaderEpoch(0)), 10, &mut actions).expect("it is ours");
+            let receipt = Receipt { partition, epoch, offset, bytes: 10 };
+            blocked.push(receipt);
+            actions.extend(on(&mut machine, Event::Blocked(vec![receipt]), 1));
+            if actions.contains(&Action::Pause { partition }) {
+                break;
+            }
+        }
+        assert!(machine.wants_records(), "partition {partition}");
+    }
+    let held = machine.inflight().1;
+    assert!((500..1000 + 12).contains(&held), "{held}");
+    // The other half is filled, and empties: it opens again although the blocked records alone are about half of the limit.
+    on(&mut machine, Event::Assigned(vec![PARTITIONS]), 1);
+    let epoch = machine.owned[&PARTITIONS].epoch;
+    let start = at(0).into();
+    let (partition, topic_id) = (PARTITIONS, Uuid::nil());
+    on(&mut machine, Event::StartResolved { partition, epoch, start, topic_id, dead: vec![] }, 1);
+    let mut others = Vec::new();
+    for offset in 0.. {
+        if !machine.wants_records() {
+            break;
+        }
+        let offset = RecordOffset(offset);
+        machine.receive(partition, (offset, LeaderEpoch(0)), 10, &mut Vec::new()).expect("it is ours");
+        others.push(Receipt { partition, epoch, offset, bytes: 10 });
+    }
+    on(&mut machine, Event::Settled(others), 2);
+    assert!(machine.wants_records());
+    // All of it is stored, and every partition goes on.
+    on(&mut machine, Event::Unblocked(blocked.clone()), 2);
+    let actions = on(&mut machine, Event::Settled(blocked), 2);
+    assert_eq!(machine.blocked, 0);
+    assert!(actions.iter().all(|action| !matches!(action, Action::Pause { .. })));
+    assert!(machine.owned.values_mut().all(|owned| owned.flow(&machine.settings, 0).is_none()), "all were unpaused");
 }
 
 #[test]

@@ -32,6 +32,11 @@ impl SeqCache {
         }
     }
 
+    /// Forgets one inbox.
+    pub fn remove(&mut self, recv_id: &str) {
+        self.0.pop(recv_id);
+    }
+
     /// Knows nothing any more.
     pub fn clear(&mut self) {
         self.0.clear();

@@ -39,6 +39,8 @@ pub struct Entry<T> {
     /// The record.
     pub body: T,
     pub(super) state: State,
+    /// It has waited in a blocked inbox, and counts for what its partition may have there.
+    pub(super) was_blocked: bool,
 }
 
 /// What is known of a message.
@@ -65,12 +67,14 @@ pub struct DeadLetter {
     pub reason: Reason,
     /// A sentence about it.
     pub detail: String,
+    /// Whether the record's value and headers are kept. Until retention deletes it, Kafka has them.
+    pub content: bool,
 }
 
 impl<T> Entry<T> {
     /// Nothing is known of it yet.
     pub fn new(assignment: Arc<Assignment>, receipt: Receipt, kind: Kind, body: T) -> Self {
-        Entry { assignment, receipt, kind, body, state: State::New }
+        Entry { assignment, receipt, kind, body, state: State::New, was_blocked: false }
     }
 
     pub(super) fn is_new(&self) -> bool {

@@ -1,7 +1,9 @@
 //! How a batch becomes rows, each message once, with the next `seq` of its inbox: the statements one by one, and what
 //! follows from each answer.
 
+mod blocked;
 pub mod cache;
+mod conflicts;
 pub mod entry;
 mod pass;
 mod refusing;
@@ -14,7 +16,10 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 
+pub use self::blocked::BlockedInbox;
+use self::blocked::{Blocked, Retry, unmark};
 use self::cache::SeqCache;
+use self::conflicts::Conflicts;
 use self::entry::forget_found;
 pub use self::entry::{DeadLetter, Entry, Kind, Message};
 pub use self::pass::Failure;
@@ -41,6 +46,14 @@ pub struct Settings {
     pub guard: bool,
     /// From so many bytes on a record may be too large for the server's time or memory.
     pub huge: usize,
+    /// Most records at once of what has waited in a blocked inbox …
+    pub batch_records: usize,
+    /// … and their bytes.
+    pub batch_bytes: usize,
+    /// Most conflicts that keep their content …
+    pub conflict_limit: usize,
+    /// … of so many offsets of a partition.
+    pub conflict_window: usize,
 }
 
 /// One lane, with one batch at a time.
@@ -54,6 +67,12 @@ pub struct Machine<T> {
     rest: Vec<Entry<T>>,
     /// Most records at once: halved when the server has no time for them, doubled when it had.
     most: usize,
+    /// The server had no time for this part, and a pass found no inbox to blame.
+    searched: bool,
+    blocked: Blocked<T>,
+    /// The blocked inbox that is being tried, if it is one.
+    retry: Option<Retry>,
+    conflicts: Conflicts,
     /// What was stored of the batch so far.
     outcome: Outcome,
     /// Under which generation the connection was made, as long as there is one.
@@ -90,12 +109,16 @@ enum Pending {
     /// Rolling back because an assignment ended.
     UndoFenced,
     Commit,
+    /// Rolling back because a blocked inbox is still blocked.
+    UndoRetry,
     /// Rolling back to look for refused records.
     UndoRefused,
     /// Some may be in the table since before they were refused.
     FindRefused,
     BeginPass,
     Canary,
+    /// A row beside a suspect, in its inbox.
+    OwnCanary,
     UndoCanary,
     Probe,
     MoveSavepoint,
@@ -113,6 +136,10 @@ impl<T: Message> Machine<T> {
             entries: Vec::new(),
             rest: Vec::new(),
             most: usize::MAX,
+            searched: false,
+            blocked: Blocked::default(),
+            retry: None,
+            conflicts: Conflicts::new(settings.conflict_limit, settings.conflict_window),
             outcome: Outcome::default(),
             connected: None,
             pending: Pending::Nothing,
@@ -140,18 +167,25 @@ impl<T: Message> Machine<T> {
         &self.placed
     }
 
+    /// What the database said, while it is being found out which inboxes it said it of.
+    pub fn searching(&self) -> Option<&Failure> {
+        self.pass.as_ref().map(Pass::cause)
+    }
+
     /// Takes the next batch. Only after `Done`, or as the first thing.
     pub fn begin(&mut self, entries: Vec<Entry<T>>, events: &mut Vec<Event>) -> Request {
         assert_eq!(self.pending, Pending::Nothing, "one batch at a time");
         self.outcome = Outcome::default();
-        self.take(entries);
+        self.take(entries, events);
         self.turn(events)
     }
 
-    fn take(&mut self, entries: Vec<Entry<T>>) {
+    fn take(&mut self, entries: Vec<Entry<T>>, events: &mut Vec<Event>) {
         self.entries = entries;
         self.attempts = 0;
         self.permitted = false;
+        self.searched = false;
+        self.queue_blocked(events);
         forget_found(&mut self.entries);
     }
 
@@ -175,11 +209,15 @@ impl<T: Message> Machine<T> {
                 events.push(Event::Restart);
                 self.turn(events)
             }
-            (Pending::Disconnection, _) => {
-                self.pending = Pending::Pause;
-                let failure = self.trouble.take().expect("we disconnect only after a failure");
-                Request::Wait(Trouble { failure, attempts: self.attempts })
-            }
+            (Pending::Disconnection, _) => match self.trouble.take() {
+                Some(failure) => {
+                    self.pending = Pending::Pause;
+                    Request::Wait(Trouble { failure, attempts: self.attempts })
+                }
+                // A blocked inbox waits by itself.
+                None => self.next_part(events),
+            },
+            (Pending::UndoRetry, _) => self.next_part(events),
             (Pending::Pause | Pending::UndoFenced, _) => self.turn(events),
             (Pending::LastSeqs, Answer::Seqs(seqs)) => self.place(seqs),
             (Pending::Begin, _) => self.guard(),
@@ -202,7 +240,7 @@ impl<T: Message> Machine<T> {
                 self.again(Class::Transient, "rows that were there are gone")
             }
             (Pending::DeadLetters, _) => self.commit(),
-            (Pending::Commit, _) => self.committed(events),
+            (Pending::Commit, answer) => self.committed(answer == Answer::Warned, events),
             (Pending::UndoRefused, _) => {
                 self.pending = Pending::FindRefused;
                 Request::FindStored(self.placed.iter().map(|placed| placed.entry).collect())
@@ -212,8 +250,11 @@ impl<T: Message> Machine<T> {
                 self.found(&found);
                 self.ask()
             }
-            (Pending::FindRefused, _) => self.request(Pending::BeginPass, Request::BeginPass),
-            (Pending::BeginPass, _) => self.request(Pending::Canary, Request::Canary),
+            (Pending::FindRefused, _) => {
+                let begin = if self.pass().is_short() { Request::BeginSearch } else { Request::BeginPass };
+                self.request(Pending::BeginPass, begin)
+            }
+            (Pending::BeginPass, _) => self.request(Pending::Canary, Request::Canary(None)),
             (Pending::Canary, answer) => {
                 // A trigger may swallow it.
                 if matches!(answer, Answer::Count(1..)) {
@@ -228,7 +269,15 @@ impl<T: Message> Machine<T> {
                 }
                 self.request(Pending::MoveSavepoint, Request::MoveSavepoint)
             }
-            (Pending::UndoCanary | Pending::MoveSavepoint | Pending::UndoProbe, _) => self.probe(),
+            (Pending::UndoProbe, _) => match self.pass().suspect() {
+                Some(row) => self.request(Pending::OwnCanary, Request::Canary(Some(self.placed[row]))),
+                None => self.probe(),
+            },
+            (Pending::OwnCanary, answer) => {
+                self.pass().suspect_tried(matches!(answer, Answer::Count(1..)));
+                self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
+            }
+            (Pending::UndoCanary | Pending::MoveSavepoint, _) => self.probe(),
             (Pending::EndPass, _) => self.judge(events),
             (pending, answer) => unreachable!("{answer:?} does not answer {pending:?}"),
         }
@@ -245,8 +294,9 @@ impl<T: Message> Machine<T> {
         if self.entries.is_empty() {
             return self.next_part(events);
         }
-        if self.entries.len() > self.most {
-            let more = self.entries.split_off(self.most);
+        let most = self.most_at_once();
+        if self.entries.len() > most {
+            let more = self.entries.split_off(most);
             self.rest.splice(..0, more);
         }
         let dead = self.entries.iter().filter(|entry| entry.dead().is_some_and(|(reason, _)| reason.counts()));
@@ -268,14 +318,29 @@ impl<T: Message> Machine<T> {
         self.request(Pending::Connection(generation), Request::Connect(generation))
     }
 
+    fn most_at_once(&self) -> usize {
+        if self.retry.is_none() {
+            return self.most;
+        }
+        // What has waited may be far more than a batch.
+        let fits = |bytes: &mut usize, entry: &Entry<T>| {
+            let before = *bytes;
+            *bytes += entry.receipt.bytes;
+            (before < self.settings.batch_bytes).then_some(())
+        };
+        let most = self.most.min(self.settings.batch_records).max(1);
+        self.entries.iter().take(most).scan(0, fits).count().max(1)
+    }
+
     /// Goes on with the rest of the batch, if there is one.
     fn next_part(&mut self, events: &mut Vec<Event>) -> Request {
         if self.rest.is_empty() {
+            self.end_retry();
             let outcome = std::mem::take(&mut self.outcome);
             return self.request(Pending::Nothing, Request::Done(outcome));
         }
         let rest = std::mem::take(&mut self.rest);
-        self.take(rest);
+        self.take(rest, events);
         self.turn(events)
     }
 
@@ -308,10 +373,10 @@ impl<T: Message> Machine<T> {
                 events.push(Event::Halt { partition, epoch, reason: format!("offset {offset}: {reason}") });
             }
         }
-        let fenced = self.entries.extract_if(.., |entry| entry.assignment.is_fenced());
-        let fenced: Vec<Receipt> = fenced.map(|entry| entry.receipt).collect();
+        let fenced: Vec<Entry<T>> = self.entries.extract_if(.., |entry| entry.assignment.is_fenced()).collect();
         if !fenced.is_empty() {
-            events.push(Event::Dropped(fenced));
+            unmark(fenced.iter(), events);
+            events.push(Event::Dropped(fenced.iter().map(|entry| entry.receipt).collect()));
             forget_found(&mut self.entries);
         }
     }

@@ -9,27 +9,63 @@ use crate::failure::Class;
 
 impl<T: Message> Machine<T> {
     pub(super) fn failed(&mut self, failure: Failure) -> Request {
-        use Class::{Heavy, Permanent, TooLarge};
+        use Class::{Conflict, Heavy, Locked, Lost, Permanent, TooLarge};
+        let repeated = self.attempts > 0;
         match (self.pending, failure.class) {
+            (_, Lost) => self.give_up(failure),
+            (Pending::Canary, Permanent | TooLarge | Conflict) => {
+                self.pass().canary_refused();
+                self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
+            }
+            (Pending::OwnCanary, _) => {
+                self.pass().suspect_tried(false);
+                self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
+            }
+            (Pending::Probe, _) => {
+                self.pass().refused(failure);
+                self.request(Pending::UndoProbe, Request::RollbackToSavepoint)
+            }
+            (Pending::Insert, _) | (Pending::Commit, Conflict | Locked) if self.is_still_blocked(failure.class) => {
+                // Nothing was committed, and nothing is learned from the others.
+                self.put_back(Some(failure));
+                self.request(Pending::UndoRetry, Request::Rollback)
+            }
+            (Pending::Insert, Heavy) if self.entries.len() > 1 && !self.searched && self.can_block() => {
+                self.begin_pass(failure)
+            }
             (_, Heavy) if self.pass.is_none() && self.entries.len() > 1 => {
                 // Less at once; alone it will be seen whether it is the record.
                 self.most = self.entries.len() / 2;
                 self.give_up(failure)
             }
             (Pending::Insert, Permanent | TooLarge | Heavy) | (Pending::Commit, Permanent | TooLarge) => {
-                self.pass = Some(Pass::new(self.placed.len(), failure));
-                self.request(Pending::UndoRefused, Request::Rollback)
+                self.begin_pass(failure)
             }
-            (Pending::Canary, Permanent | TooLarge) => {
-                self.pass().canary_refused();
-                self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
-            }
-            (Pending::Probe, Permanent | TooLarge | Heavy) => {
-                self.pass().refused(failure);
-                self.request(Pending::UndoProbe, Request::RollbackToSavepoint)
-            }
+            // Somebody holds what one inbox needs, or what all need.
+            (Pending::Insert | Pending::Commit, Locked) if self.can_block() => self.begin_pass(failure),
+            // At first it is another owner who was faster. Again it may be a foreign unique index.
+            (Pending::Insert | Pending::Commit, Conflict) if repeated && self.can_block() => self.begin_pass(failure),
+            // Over a connection that lives: whatever it is, it may be said of one inbox alone.
+            (Pending::Insert, _) if repeated && self.can_block() => self.begin_pass(failure),
             _ => self.give_up(failure),
         }
+    }
+
+    /// Whether what was tried is a blocked inbox, and this says no more than that it is blocked.
+    fn is_still_blocked(&self, class: Class) -> bool {
+        let is_huge = self.entries.iter().any(|entry| entry.receipt.bytes >= self.settings.huge);
+        self.retry.is_some()
+            && match class {
+                Class::Permanent | Class::TooLarge => false,
+                // Alone, and with the server's whole time: a pass tells whether it is the record.
+                Class::Heavy => self.entries.len() > 1 || !is_huge,
+                _ => true,
+            }
+    }
+
+    fn begin_pass(&mut self, cause: Failure) -> Request {
+        self.pass = Some(Pass::new(self.placed.len(), cause));
+        self.request(Pending::UndoRefused, Request::Rollback)
     }
 
     pub(super) fn again(&mut self, class: Class, text: &str) -> Request {
@@ -46,6 +82,11 @@ impl<T: Message> Machine<T> {
             entry.state = State::New;
         }
         forget_found(&mut self.entries);
+        if self.retry.is_some() {
+            // The lane has others to store meanwhile.
+            self.put_back(Some(failure));
+            return self.request(Pending::Disconnection, Request::Disconnect);
+        }
         self.attempts += 1;
         self.trouble = Some(failure);
         self.request(Pending::Disconnection, Request::Disconnect)
@@ -71,9 +112,17 @@ impl<T: Message> Machine<T> {
             return self.turn(events);
         }
         match pass.verdict(huge) {
-            Verdict::NoRecord(failure) => self.give_up(failure),
-            Verdict::Rejected(rows) => {
-                for (row, failure) in rows {
+            Verdict::NoRecord(failure) => {
+                self.searched = true;
+                if failure.class == Class::Heavy && self.entries.len() > 1 {
+                    self.most = self.entries.len() / 2;
+                }
+                self.give_up(failure)
+            }
+            Verdict::Found { rejected, blocked } => {
+                let entry = |(row, failure): (usize, Failure)| (self.placed[row].entry, failure);
+                let blocked: Vec<(usize, Failure)> = blocked.into_iter().map(entry).collect();
+                for (row, failure) in rejected {
                     let reason = match failure.class {
                         Class::Permanent => Reason::RejectedByDatabase,
                         _ => Reason::TooLarge,
@@ -83,6 +132,9 @@ impl<T: Message> Machine<T> {
                 // What repeats a rejected one takes its place, and is tried for itself.
                 forget_found(&mut self.entries);
                 self.permitted = false;
+                if !blocked.is_empty() {
+                    self.block(blocked, events);
+                }
                 self.turn(events)
             }
         }

@@ -31,6 +31,8 @@ pub enum Request {
     LastSeqs(Vec<usize>),
     /// Begin a transaction. Answer: `Ok`.
     Begin,
+    /// The same, with short time-outs: it is tried whether an inbox is still blocked. Answer: `Ok`.
+    BeginRetry,
     /// How many of these rows have their predecessor, `seq` - 1 of the same inbox, in the table. Answer: `Count`.
     Guard(Vec<Placed>),
     /// Insert these but those whose id is in the table. Answer: `Count` of those that were inserted.
@@ -39,14 +41,16 @@ pub enum Request {
     FindStored(Vec<usize>),
     /// Keep these aside. Answer: `Ok`.
     InsertDeadLetters(Vec<DeadLetter>),
-    /// Commit. Answer: `Ok`.
+    /// Commit. Answer: `Ok`, `Warned`.
     Commit,
     /// Roll back. Answer: `Ok`.
     Rollback,
     /// Begin a transaction in which deferred constraints speak at once, and set a savepoint. Answer: `Ok`.
     BeginPass,
-    /// Insert a row that nothing is wrong with. Answer: `Count`.
-    Canary,
+    /// The same, with short time-outs: it looks for inboxes that are blocked. Answer: `Ok`.
+    BeginSearch,
+    /// Insert a row that nothing is wrong with: in place of this one, in its inbox, or else in nobody's. Answer: `Count`.
+    Canary(Option<Placed>),
     /// Set the savepoint to where we are. Answer: `Ok`.
     MoveSavepoint,
     /// Go back to the savepoint. Answer: `Ok`.
@@ -58,6 +62,8 @@ pub enum Request {
 pub enum Answer {
     /// It is done.
     Ok,
+    /// It is committed, with a warning: here, and perhaps not on a standby, or not to be seen yet.
+    Warned,
     /// There is a server, but the starts may not have been read from it. No connection is kept.
     Stale,
     /// So many rows.

@@ -30,7 +30,15 @@ impl Lane {
     fn new(guard: bool) -> Self {
         let assignment = Arc::new(Assignment::new(1));
         assignment.start_read(Uuid::nil(), 1);
-        let settings = Settings { cached_inboxes: NonZeroUsize::new(10).expect("10"), guard, huge: HUGE };
+        let settings = Settings {
+            cached_inboxes: NonZeroUsize::new(10).expect("10"),
+            guard,
+            huge: HUGE,
+            batch_records: 3,
+            batch_bytes: 1000,
+            conflict_limit: 1,
+            conflict_window: 100,
+        };
         Lane { machine: Machine::new(0, settings), assignment, events: Vec::new() }
     }
 
@@ -55,7 +63,7 @@ impl Lane {
                 Request::LastSeqs(asked) => Answer::Seqs(vec![0; asked.len()]),
                 Request::Insert(rows) => Answer::Count(rows.len()),
                 Request::Guard(heads) => Answer::Count(heads.len()),
-                Request::Canary => Answer::Count(1),
+                Request::Canary(_) => Answer::Count(1),
                 Request::FindStored(_) => Answer::Found(Vec::new()),
                 Request::Done(_) => panic!("it is over"),
                 _ => Answer::Ok,
@@ -121,7 +129,12 @@ fn a_repeat_is_not_inserted_and_compared_with_the_first() {
     assert_eq!(lane.on(Answer::Count(2)), Request::FindStored(vec![1]));
     assert_eq!(lane.on(Answer::Found(vec![(1, false)])), {
         let detail = "another message with this id is stored, and its fields differ".to_owned();
-        Request::InsertDeadLetters(vec![DeadLetter { entry: 1, reason: Reason::IdempotencyConflict, detail }])
+        Request::InsertDeadLetters(vec![DeadLetter {
+            entry: 1,
+            reason: Reason::IdempotencyConflict,
+            detail,
+            content: true,
+        }])
     });
 }
 
@@ -218,7 +231,7 @@ fn when_every_record_is_refused_none_is_kept_aside() {
     let mut request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     loop {
         request = lane.until(request, |request| {
-            matches!(request, Request::Insert(_) | Request::Canary | Request::Wait(_) | Request::Permit(_))
+            matches!(request, Request::Insert(_) | Request::Canary(_) | Request::Wait(_) | Request::Permit(_))
         });
         if matches!(request, Request::Wait(_) | Request::Permit(_)) {
             break;
@@ -234,6 +247,10 @@ fn what_the_server_has_no_time_for_is_stored_in_parts() {
     let request = lane.begin(vec![Msg("a", 1), Msg("b", 2), Msg("a", 3), Msg("a", 4)]);
     lane.until(request, is_insert);
     let request = lane.on(failed(Class::Heavy));
+    // Looked for with short time-outs first: no inbox is to blame.
+    assert_eq!(lane.until(request, |request| *request == Request::BeginSearch), Request::BeginSearch);
+    let request = lane.on(Answer::Ok);
+    let request = lane.until(request, |request| matches!(request, Request::Wait(_)));
     let first = lane.until(request, is_insert);
     assert_eq!(first, placed(&[(0, 1), (1, 1)]));
     let commit = lane.until(first, |request| *request == Request::Commit);
@@ -257,8 +274,12 @@ fn a_record_alone_that_the_server_has_no_time_for_is_to_blame_if_it_is_huge() {
         let request = lane.on(failed(Class::Heavy));
         lane.until(request, is_insert);
         let request = lane.on(failed(Class::Heavy));
-        let ended = lane.until(request, |request| matches!(request, Request::Permit(_) | Request::Wait(_)));
+        // Its inbox takes a small one, and it is refused once more.
+        lane.until(request, is_insert);
+        let request = lane.on(failed(Class::Heavy));
+        let ended = lane.until(request, |request| matches!(request, Request::Permit(_) | Request::Done(_)));
         assert_eq!(matches!(ended, Request::Permit(_)), kept_aside);
+        assert_eq!(lane.machine.blocked().count(), usize::from(!kept_aside), "the small one waits by itself");
     }
 }
 
@@ -275,4 +296,159 @@ fn what_is_stored_is_not_to_blame_when_it_is_refused() {
     assert_eq!(insert, placed(&[(1, 1)]));
     let done = lane.until(insert, is_done);
     assert_eq!(done, Request::Done(Outcome { stored: 1, duplicates: 1, dead_letters: Vec::new() }));
+}
+
+/// Answers like a database in which inbox `a` cannot be written from this entry's id on.
+fn blocked_from(lane: &mut Lane, mut request: Request, id: u128, class: Class) -> Outcome {
+    loop {
+        let is_blocked = |lane: &Lane, rows: &[Placed]| {
+            rows.iter().any(|row| {
+                let body = &lane.machine.entries()[row.entry].body;
+                body.recv_id() == "a" && body.1 >= id
+            })
+        };
+        request = match &request {
+            Request::Done(outcome) => return outcome.clone(),
+            Request::Insert(rows) if is_blocked(lane, rows) => lane.on(failed(class)),
+            _ => {
+                let first = std::cell::Cell::new(true);
+                lane.until(request, |_| !first.replace(false))
+            }
+        };
+    }
+}
+
+#[test]
+fn blocked_inbox_waits_and_its_lane_goes_on() {
+    for class in [Class::Conflict, Class::Locked, Class::Heavy, Class::Fatal, Class::Transient] {
+        let mut lane = Lane::new(false);
+        let msgs = vec![Msg("a", 1), Msg("b", 2), Msg("a", 3), Msg("c", 4), Msg("a", 5), Msg("b", 6)];
+        let request = lane.begin(msgs);
+        let outcome = blocked_from(&mut lane, request, 3, class);
+        assert_eq!(outcome, Outcome { stored: 4, ..Outcome::default() }, "{class:?}");
+        let blocked: Vec<_> = lane.machine.blocked().collect();
+        assert_eq!((blocked.len(), blocked[0].offset, blocked[0].records), (1, RecordOffset(2), 2));
+        assert_eq!(blocked[0].failure.class, class);
+        assert!(lane.events.iter().any(|event| matches!(event, Event::Blocked(receipts) if receipts.len() == 2)));
+
+        // What comes later waits behind, and the others do not.
+        let request = lane.begin(vec![Msg("a", 7), Msg("d", 8)]);
+        let outcome = blocked_from(&mut lane, request, 3, class);
+        assert_eq!(outcome, Outcome { stored: 1, ..Outcome::default() });
+
+        // Still blocked: it goes on waiting, and only its first record was tried.
+        let request = lane.machine.retry(&mut lane.events).expect("it waits");
+        let outcome = blocked_from(&mut lane, request, 3, class);
+        assert_eq!(outcome, Outcome::default());
+        assert_eq!(lane.machine.blocked().next().map(|blocked| (blocked.records, blocked.attempts)), Some((3, 1)));
+
+        // Not blocked any more: all of it is stored, in order.
+        lane.events.clear();
+        let request = lane.machine.retry(&mut lane.events).expect("it waits");
+        let outcome = blocked_from(&mut lane, request, u128::MAX, class);
+        assert_eq!(outcome, Outcome { stored: 3, ..Outcome::default() });
+        assert_eq!(lane.machine.blocked().count(), 0);
+        let settled = lane.events.iter().filter_map(|event| match event {
+            Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
+            _ => None,
+        });
+        assert_eq!(settled.flatten().collect::<Vec<_>>(), [2, 4, 0]);
+        assert!(matches!(lane.events[0], Event::Unblocked(_)));
+        assert_eq!(lane.machine.retry(&mut lane.events), None);
+    }
+}
+
+#[test]
+fn locked_table_blocks_no_inbox() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1), Msg("b", 2)]);
+    lane.until(request, is_insert);
+    let request = lane.on(failed(Class::Locked));
+    assert_eq!(lane.until(request, |request| *request == Request::BeginSearch), Request::BeginSearch);
+    assert_eq!(lane.on(failed(Class::Locked)), Request::Disconnect);
+    assert!(matches!(
+        lane.on(Answer::Ok),
+        Request::Wait(Trouble { failure: Failure { class: Class::Locked, .. }, .. })
+    ));
+    assert_eq!(lane.machine.blocked().count(), 0);
+}
+
+#[test]
+fn fenced_record_of_blocked_inbox_is_dropped() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1)]);
+    blocked_from(&mut lane, request, 1, Class::Locked);
+    lane.events.clear();
+    lane.machine.sweep(&mut lane.events);
+    assert!(lane.events.is_empty());
+    lane.assignment.fence();
+    lane.machine.sweep(&mut lane.events);
+    assert!(matches!(&lane.events[..], [Event::Unblocked(_), Event::Dropped(receipts)] if receipts.len() == 1));
+    assert_eq!(lane.machine.retry(&mut lane.events), None);
+}
+
+#[test]
+fn lost_connection_says_nothing_of_blocked_inbox() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1)]);
+    blocked_from(&mut lane, request, 1, Class::Locked);
+    let request = lane.machine.retry(&mut lane.events).expect("it waits");
+    lane.until(request, is_insert);
+    assert_eq!(lane.on(failed(Class::Lost)), Request::Disconnect);
+    assert_eq!(lane.on(Answer::Ok), Request::Done(Outcome::default()));
+    assert_eq!(lane.machine.blocked().next().map(|blocked| blocked.failure.class), Some(Class::Locked));
+}
+
+#[test]
+fn conflict_beyond_the_limit_keeps_no_content() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1), Msg("a", 1), Msg("a", 1)]);
+    lane.until(request, is_insert);
+    assert_eq!(lane.on(Answer::Count(1)), Request::FindStored(vec![1, 2]));
+    let Request::InsertDeadLetters(dead) = lane.on(Answer::Found(vec![(1, false), (2, false)])) else { panic!() };
+    assert_eq!(dead.iter().map(|dead| dead.content).collect::<Vec<_>>(), [true, false]);
+    assert!(dead[1].detail.contains("not kept"), "{}", dead[1].detail);
+}
+
+#[test]
+fn commit_with_a_warning_completes_the_batch_and_clears_the_cache() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1)]);
+    let commit = lane.until(request, |request| *request == Request::Commit);
+    assert_eq!(commit, Request::Commit);
+    assert_eq!(lane.on(Answer::Warned), Request::Done(Outcome { stored: 1, ..Outcome::default() }));
+    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 1));
+    assert_eq!(lane.begin(vec![Msg("a", 2)]), Request::LastSeqs(vec![0]));
+}
+
+/// First its second message alone is blocked, and then the whole inbox.
+#[test]
+fn message_found_blocked_later_waits_in_front() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1), Msg("a", 2), Msg("a", 3)]);
+    let mut from = 2;
+    let mut request = lane.until(request, is_insert);
+    let outcome = loop {
+        request = match &request {
+            Request::Done(outcome) => break outcome.clone(),
+            Request::Insert(rows) if rows.iter().any(|row| lane.machine.entries()[row.entry].body.1 >= from) => {
+                lane.on(failed(Class::Locked))
+            }
+            _ => {
+                let first = std::cell::Cell::new(true);
+                lane.until(request, |_| !first.replace(false))
+            }
+        };
+        if lane.machine.blocked().count() > 0 {
+            from = 1;
+        }
+    };
+    assert_eq!(outcome, Outcome::default());
+    let request = lane.machine.retry(&mut lane.events).expect("it waits");
+    blocked_from(&mut lane, request, u128::MAX, Class::Locked);
+    let settled = lane.events.iter().filter_map(|event| match event {
+        Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
+        _ => None,
+    });
+    assert_eq!(settled.flatten().collect::<Vec<_>>(), [0, 1, 2]);
 }

@@ -1,5 +1,6 @@
 //! From the messages of a batch to a transaction: each `seq`, the rows, what repeats them, what is kept aside.
 
+use super::blocked::unmark;
 use super::entry::State;
 use super::{DeadLetter, Machine, Message, Pending, Placed, Request};
 use crate::consumer::Event;
@@ -34,7 +35,8 @@ impl<T: Message> Machine<T> {
             let last = *known.get_or_insert_with(|| answers.next().expect("each unknown inbox was asked for"));
             self.placed.extend(group.iter().zip(last + 1..).map(|(entry, seq)| Placed { entry: *entry, seq }));
         }
-        self.request(Pending::Begin, Request::Begin)
+        let begin = if self.is_short() { Request::BeginRetry } else { Request::Begin };
+        self.request(Pending::Begin, begin)
     }
 
     /// The first row of each inbox that needs a predecessor.
@@ -86,9 +88,13 @@ impl<T: Message> Machine<T> {
         }
     }
 
-    pub(super) fn dead_letters(&self) -> Vec<DeadLetter> {
+    pub(super) fn dead_letters(&mut self) -> Vec<DeadLetter> {
+        let conflicts = &mut self.conflicts;
         let dead = self.entries.iter().enumerate().filter_map(|(entry, held)| {
-            held.dead().map(|(reason, detail)| DeadLetter { entry, reason, detail: detail.to_owned() })
+            let (reason, detail) = held.dead()?;
+            let content = reason.counts() || conflicts.keep(&held.receipt);
+            let lost = if content { "" } else { "; its content is not kept: too many conflicts of late" };
+            Some(DeadLetter { entry, reason, detail: format!("{detail}{lost}"), content })
         });
         dead.collect()
     }
@@ -108,17 +114,22 @@ impl<T: Message> Machine<T> {
         self.request(Pending::Commit, Request::Commit)
     }
 
-    pub(super) fn committed(&mut self, events: &mut Vec<Event>) -> Request {
+    pub(super) fn committed(&mut self, warned: bool, events: &mut Vec<Event>) -> Request {
         // Only now: a cache that runs ahead of the table makes gaps that no key catches.
         for inbox in &self.inboxes {
             let (group, Some(last)) = inbox else { continue };
             let (entry, rows) = (&self.entries[group[0]], i64::try_from(group.len()).expect("a batch is small"));
             self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows);
         }
+        if warned {
+            // A standby that takes over may not have these rows: a cache of them would make gaps that no key catches.
+            self.cache.clear();
+        }
         self.outcome.stored += self.placed.len();
         self.outcome.duplicates += self.entries.iter().filter(|entry| entry.is(&State::Duplicate)).count();
-        let dead = self.dead_letters();
-        self.outcome.dead_letters.extend(dead.iter().map(|dead| dead.reason));
+        let dead = self.entries.iter().filter_map(|entry| entry.dead());
+        self.outcome.dead_letters.extend(dead.map(|(reason, _)| reason));
+        unmark(self.entries.iter(), events);
         events.push(Event::Settled(self.entries.drain(..).map(|entry| entry.receipt).collect()));
         self.most = self.most.saturating_mul(2);
         self.next_part(events)

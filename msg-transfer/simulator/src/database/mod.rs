@@ -6,6 +6,8 @@ pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use machine::failure::Class;
 
 pub(crate) use self::statement::{Effect, How, Reply, Statement};
@@ -80,6 +82,8 @@ pub(crate) struct Database {
     pub(crate) read_only: bool,
     /// Any statement may take too long.
     pub(crate) slow: bool,
+    /// These inboxes take no row, and what it says of one.
+    pub(crate) blocked: BTreeMap<u8, Class>,
     last_session: SessionId,
     last_transaction: u32,
 }
@@ -222,7 +226,7 @@ impl Database {
     pub(crate) fn lock_timeout(&mut self, id: SessionId) {
         let Some(session) = self.session(id) else { return };
         session.request = None;
-        session.fail(Class::Transient);
+        session.fail(Class::Locked);
     }
 
     /// What was committed and could not be seen can be.

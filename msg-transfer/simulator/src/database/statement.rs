@@ -20,7 +20,8 @@ pub(crate) enum Statement {
     Commit,
     Rollback,
     BeginPass,
-    Canary,
+    /// In place of this row, in its inbox, or in nobody's.
+    Canary(Option<Row>),
     MoveSavepoint,
     RollbackToSavepoint,
     /// The progress rows, and the dead letters that count.
@@ -159,7 +160,7 @@ impl Database {
                 Step::Done(Reply::Answer(Answer::Count(heads.iter().filter(has).count())))
             }
             Statement::Insert(rows) => self.insert(place, rows),
-            Statement::Canary => self.canary(place),
+            Statement::Canary(beside) => self.canary(place, beside.as_ref()),
             Statement::FindStored(asked) => self.find(place, asked),
             Statement::InsertDead(dead) => self.insert_dead(place, dead),
             Statement::Commit => self.commit(place, seen_later, effect),
@@ -222,6 +223,9 @@ impl Database {
             match row.record.nature {
                 _ if self.read_only => return Step::Failed(Class::Fatal),
                 _ if self.refuses => return Step::Failed(Class::Permanent),
+                _ if self.blocked.contains_key(&row.record.inbox) => {
+                    return Step::Failed(self.blocked[&row.record.inbox]);
+                }
                 Nature::Refused => return Step::Failed(Class::Permanent),
                 Nature::RefusedAtCommit if is_pass => return Step::Failed(Class::Permanent),
                 Nature::TooLarge => return Step::Failed(Class::TooLarge),
@@ -252,7 +256,10 @@ impl Database {
         Step::Done(Reply::Answer(Answer::Count(inserted)))
     }
 
-    fn canary(&mut self, place: usize) -> Step {
+    fn canary(&mut self, place: usize, beside: Option<&Row>) -> Step {
+        if let Some(class) = beside.and_then(|row| self.blocked.get(&row.record.inbox)) {
+            return Step::Failed(*class);
+        }
         if self.read_only || self.refuses {
             return Step::Failed(if self.read_only { Class::Fatal } else { Class::Permanent });
         }

@@ -53,8 +53,11 @@ mutants! {
         "machine/src/lane/writing.rs": "events.push(Event::Settled(self.entries.drain(..).map(|entry| entry.receipt).collect()));" ->
             "self.entries.clear();";
     "the highest settled offset is committed, not the prefix" Found =>
-        "machine/src/consumer/ledger.rs": "Some(entry) if entry.offset == offset => entry.settled = true," ->
-            "Some(entry) if entry.offset == offset => { entry.settled = true; self.prefix.next = self.prefix.next.max(offset.next()); }";
+        "machine/src/consumer/ledger.rs": "self.prefix = self.open.front().map_or(self.last, |first| first.before);" ->
+            "self.prefix.next = self.prefix.next.max(offset.next());";
+    "the ledger forgets what is not settled behind a blocked record" Found =>
+        "machine/src/consumer/ledger.rs": "self.open.retain(|entry| !entry.settled);" -> "self.open.truncate(1);",
+        "machine/src/consumer/ledger.rs": "const SLACK: usize = 32;" -> "const SLACK: usize = 1;";
     "what follows a damaged batch is received" Found =>
         "machine/src/consumer/mod.rs": "if owned.failing.is_some_and(|failing| failing.is_waiting()) {" -> "if false {";
     "a fetch that failed is not retried" Found =>
@@ -65,7 +68,7 @@ mutants! {
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0)";
     "a batch that failed is called settled" Found =>
         "machine/src/lane/mod.rs": "(Pending::Pause | Pending::UndoFenced, _) => self.turn(events)," ->
-            "(Pending::Pause, _) => self.committed(events), (Pending::UndoFenced, _) => self.turn(events),";
+            "(Pending::Pause, _) => self.committed(false, events), (Pending::UndoFenced, _) => self.turn(events),";
     "a cached seq counts under any assignment"
         Harmless("the keys catch a cache that is behind, and one that is ahead ends with its connection") =>
         "machine/src/lane/cache.rs": ".filter(|(known_under, _)| *known_under == epoch)" -> ".filter(|_| epoch > 0)";
@@ -100,12 +103,24 @@ mutants! {
         "machine/src/lane/writing.rs": "if self.entries.iter().any(|entry| entry.assignment.is_fenced()) {\n            return self.request(Pending::UndoFenced" ->
             "if false {\n            return self.request(Pending::UndoFenced";
     "an error that passes is taken for a record's fault" Found =>
-        "machine/src/lane/refusing.rs": "(Pending::Insert, Permanent | TooLarge | Heavy) |" -> "(Pending::Insert, _) |",
-        "machine/src/lane/refusing.rs": "(Pending::Probe, Permanent | TooLarge | Heavy)" -> "(Pending::Probe, _)";
+        "machine/src/lane/pass.rs": "_ => false,\n                };" -> "_ => true,\n                };";
     "a refused record needs no other that is taken" Found =>
-        "machine/src/lane/pass.rs": "(true, false) => Verdict::Rejected(self.refused)," -> "(_, false) => Verdict::Rejected(self.refused),";
+        "machine/src/lane/pass.rs": "(true, false) => {" -> "(_, false) => {";
     "a small record that takes too long is to blame" Found =>
-        "machine/src/lane/pass.rs": "f.class == Class::Heavy && !is_huge(*row)" -> "f.class == Class::Heavy && !is_huge(*row) && false";
+        "machine/src/lane/pass.rs": "Class::Heavy => is_huge(*row) && self.guilty.contains(row)," -> "Class::Heavy => self.guilty.contains(row),";
+    "a huge record is to blame though its inbox takes none" Found =>
+        "machine/src/lane/mod.rs": "Request::Canary(Some(self.placed[row]))" -> "Request::Canary(None)";
+    "a blocked inbox stops its lane" Found =>
+        "machine/src/lane/blocked.rs": "self.blocked.inboxes.len() < MAX_BLOCKED" -> "self.blocked.inboxes.len() > MAX_BLOCKED";
+    "what comes later passes a blocked inbox" Found =>
+        "machine/src/lane/blocked.rs": "if self.blocked.inboxes.is_empty() {\n            return;" -> "if true {\n            return;";
+    "only what was refused waits, not what is behind it" Found =>
+        "machine/src/lane/blocked.rs": "is_some_and(|(from, _)| index > *from)" -> "is_some_and(|(from, _)| index == *from + 1)";
+    "an attempt on a blocked inbox that fails drops the rest of it" Found =>
+        "machine/src/lane/blocked.rs": "waiting.extend(rest);" -> "drop(rest);";
+    "what is found to be blocked later goes behind what came after it" Found =>
+        "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, failure, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, failure, attempts).push_back(entry);",
+        "machine/src/lane/blocked.rs": "for mut entry in waiting.into_iter().rev() {" -> "for mut entry in waiting {";
     "a pause outlives the assignment (in librdkafka's model)" Found =>
         "simulator/src/process/fetching.rs": "self.fetching.paused.remove(&partition);" -> "";
     "a partition is never unpaused" Found =>
@@ -154,6 +169,8 @@ mutants! {
         "machine/src/consumer/ledger.rs": "return Err(OutOfOrder);" -> "self.expected = offset.next();";
     "all records are taken in at once" Found =>
         "machine/src/consumer/mod.rs": "self.full = if self.full { above(2) } else { above(1) };" -> "let _ = above(1);";
+    "the intake opens again only at half of the limits, blocked records included" Found =>
+        "machine/src/consumer/mod.rs": "let (blocked_bytes, blocked_records) = self.blocked_inflight;" -> "let (blocked_bytes, blocked_records) = (0, 0);";
     "a halted partition is not fenced" Found =>
         "machine/src/consumer/mod.rs": "// In all lanes: a later record to the same inbox must not pass the one that stands still.\n                actions.push(Action::Fence { epoch });" -> "";
     "the progress row can go back (in the database's model)" Found =>

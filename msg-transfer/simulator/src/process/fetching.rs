@@ -63,8 +63,16 @@ impl Fetching {
         self.queue.retain(|fetched| fetched.partition() != partition);
     }
 
+    /// What is queued of it waits before what comes later.
     pub(super) fn pause(&mut self, partition: Partition) {
         self.paused.insert(partition);
+        let Some(fetch) = self.fetches.get_mut(&partition) else { return };
+        let is_mine = |fetched: &Fetched| fetched.partition() == partition;
+        let (mine, others): (VecDeque<Fetched>, VecDeque<Fetched>) = self.queue.drain(..).partition(is_mine);
+        self.queue = others;
+        for fetched in mine.into_iter().rev() {
+            fetch.held.push_front(fetched);
+        }
     }
 
     pub(super) fn unpause(&mut self, partition: Partition) {

@@ -50,14 +50,24 @@ pub(super) struct Lane {
     machine: Machine<Record>,
     pub(super) waiting: VecDeque<Entry<Record>>,
     doing: Doing,
+    /// The last turn went to a blocked inbox.
+    tries: bool,
     pub(super) session: Option<SessionId>,
 }
 
 impl Lane {
     pub(super) fn new(number: usize, client: Client, config: &Config) -> Self {
-        let settings = Settings { cached_inboxes: config.cached, guard: config.guard, huge: Nature::HUGE };
+        let settings = Settings {
+            cached_inboxes: config.cached,
+            guard: config.guard,
+            huge: Nature::HUGE,
+            batch_records: config.batch,
+            batch_bytes: 1000,
+            conflict_limit: 3,
+            conflict_window: 10,
+        };
         let machine = Machine::new(number, settings);
-        Lane { client, machine, waiting: VecDeque::new(), doing: Doing::Nothing, session: None }
+        Lane { client, machine, waiting: VecDeque::new(), doing: Doing::Nothing, tries: false, session: None }
     }
 
     pub(super) fn permitted(&mut self) {
@@ -95,7 +105,7 @@ impl Lane {
             Request::LastSeqs(asked) => {
                 Statement::LastSeqs(asked.iter().map(|entry| self.record(*entry).inbox).collect())
             }
-            Request::Begin => Statement::Begin,
+            Request::Begin | Request::BeginRetry => Statement::Begin,
             Request::Guard(heads) => Statement::Guard(self.rows(heads)),
             Request::Insert(placed) => Statement::Insert(self.rows(placed)),
             Request::FindStored(asked) => {
@@ -111,8 +121,8 @@ impl Lane {
             }
             Request::Commit => Statement::Commit,
             Request::Rollback => Statement::Rollback,
-            Request::BeginPass => Statement::BeginPass,
-            Request::Canary => Statement::Canary,
+            Request::BeginPass | Request::BeginSearch => Statement::BeginPass,
+            Request::Canary(beside) => Statement::Canary(beside.map(|placed| self.rows(&[placed])[0])),
             Request::MoveSavepoint => Statement::MoveSavepoint,
             Request::RollbackToSavepoint => Statement::RollbackToSavepoint,
             Request::Done(_) | Request::Permit(_) | Request::Connect(_) | Request::Disconnect | Request::Wait(_) => {
@@ -133,6 +143,19 @@ impl Process {
         let doing = std::mem::replace(&mut lane.doing, Doing::Nothing);
         let answer = match doing {
             Doing::Nothing => {
+                lane.machine.sweep(&mut events);
+                self.events.extend(events.drain(..));
+                // Batches and attempts take turns.
+                lane.tries = !lane.tries && lane.machine.blocked().next().is_some();
+                if lane.tries
+                    && (env.healing || env.choices.one_in(3))
+                    && let Some(request) = lane.machine.retry(&mut events)
+                {
+                    env.count(Fact::BlockedRetry);
+                    self.events.extend(events);
+                    self.decided(number, request, env);
+                    return true;
+                }
                 if lane.waiting.is_empty() {
                     return false;
                 }
@@ -215,7 +238,7 @@ impl Process {
                     Doing::Keeper
                 } else {
                     env.count(Fact::NoConnection);
-                    Doing::Answered(failed(Class::Transient))
+                    Doing::Answered(failed(Class::Lost))
                 }
             }
             Request::Disconnect => {
@@ -239,13 +262,13 @@ fn keeper_for(lane: usize) -> super::keeper::For {
 
 impl Lane {
     fn poll(&mut self, env: &mut Env) -> Option<Answer> {
-        let Some(session) = self.session else { return Some(failed(Class::Transient)) };
+        let Some(session) = self.session else { return Some(failed(Class::Lost)) };
         if !env.database.has_news(session) {
             let gives_up = !env.healing && env.config.has(Fault::ClientTimeout) && env.choices.one_in(30);
             if gives_up {
                 env.count(Fact::ClientTimeout);
             }
-            return gives_up.then(|| failed(Class::Transient));
+            return gives_up.then(|| failed(Class::Lost));
         }
         let sluggish = env.config.sluggish;
         if sluggish > 0 && !env.healing && !env.choices.one_in(sluggish) {
@@ -255,7 +278,7 @@ impl Lane {
             Polled::Reply(Reply::Answer(answer)) => answer,
             Polled::Reply(Reply::Failed(class)) => failed(class),
             Polled::Reply(reply) => unreachable!("{reply:?} answers no lane"),
-            Polled::Broken | Polled::Nothing => failed(Class::Transient),
+            Polled::Broken | Polled::Nothing => failed(Class::Lost),
         })
     }
 }

@@ -133,6 +133,9 @@ impl Process {
         if let Event::Dropped(receipts) = &event {
             env.facts.add(Fact::Fenced, receipts.len());
         }
+        if let Event::Blocked(receipts) = &event {
+            env.facts.add(Fact::BlockedFound, receipts.len());
+        }
         let mut actions = Vec::new();
         self.machine.handle(event, env.now, &mut actions);
         self.carry_out(actions, env);
@@ -264,6 +267,8 @@ fn show(event: &Event) -> String {
     };
     match event {
         Event::Settled(receipts) => format!("settled {}", offsets(receipts)),
+        Event::Blocked(receipts) => format!("blocked {}", offsets(receipts)),
+        Event::Unblocked(receipts) => format!("unblocked {}", offsets(receipts)),
         Event::Dropped(receipts) => format!("dropped {}", offsets(receipts)),
         Event::Permit { lane, dead } => format!("lane {lane} asks to keep aside {}", offsets(dead)),
         other => format!("{other:?}"),

@@ -19,8 +19,10 @@ use crate::config::Config;
 
 const DELETE: &str = "
     DELETE FROM dead_letters d
-    USING unnest($1::uuid[], $2::integer[], $3::bigint[]) AS t (topic_id, kafka_partition, kafka_offset)
-    WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset";
+    USING unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[])
+          AS t (topic_id, kafka_partition, kafka_offset, leader_epoch)
+    WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset
+      AND d.leader_epoch = t.leader_epoch";
 
 /// Its flags.
 #[derive(Args, Clone, Debug)]
@@ -110,7 +112,8 @@ async fn delete(client: &deadpool_postgres::Object, page: &[Summary]) -> Result<
     let topic_ids: Vec<Uuid> = page.iter().map(|letter| letter.place.topic_id).collect();
     let partitions: Vec<Partition> = page.iter().map(|letter| letter.place.partition).collect();
     let offsets: Vec<i64> = page.iter().map(|letter| letter.place.offset).collect();
-    client.execute(DELETE, &[&topic_ids, &partitions, &offsets]).await?;
+    let leader_epochs: Vec<i32> = page.iter().map(|letter| letter.place.leader_epoch).collect();
+    client.execute(DELETE, &[&topic_ids, &partitions, &offsets, &leader_epochs]).await?;
     Ok(())
 }
 

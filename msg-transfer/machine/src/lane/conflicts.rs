@@ -1,0 +1,56 @@
+//! How many conflicts keep their content. A caller makes conflicts at will, and they must not stop a partition (ADR 13): so
+//! beyond a few of late their dead letters hold no content, and cost less than the rows of as many good messages.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::consumer::Receipt;
+use crate::{Partition, RecordOffset};
+
+/// Those of each partition that keep their content.
+#[derive(Debug)]
+pub(super) struct Conflicts {
+    limit: usize,
+    window: i64,
+    kept: BTreeMap<Partition, BTreeSet<RecordOffset>>,
+}
+
+impl Conflicts {
+    /// At most `limit` of any `window` offsets of a partition.
+    pub(super) fn new(limit: usize, window: usize) -> Self {
+        Conflicts { limit, window: i64::try_from(window).unwrap_or(i64::MAX), kept: BTreeMap::new() }
+    }
+
+    /// Whether this one keeps its content. The answer stays the same when the record is tried again.
+    pub(super) fn keep(&mut self, receipt: &Receipt) -> bool {
+        let kept = self.kept.entry(receipt.partition).or_default();
+        let (low, high) = (receipt.offset.0.saturating_sub(self.window), receipt.offset.0.saturating_add(self.window));
+        // What is far above is of a former topic.
+        kept.retain(|offset| (low + 1..high).contains(&offset.0));
+        if kept.contains(&receipt.offset) {
+            return true;
+        }
+        kept.len() < self.limit && kept.insert(receipt.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(partition: Partition, offset: i64) -> Receipt {
+        Receipt { partition, epoch: 1, offset: RecordOffset(offset), bytes: 1 }
+    }
+
+    #[test]
+    fn few_of_a_window_keep_their_content() {
+        let mut conflicts = Conflicts::new(2, 100);
+        assert!(conflicts.keep(&at(0, 10)) && conflicts.keep(&at(0, 11)));
+        assert!(!conflicts.keep(&at(0, 12)));
+        assert!(conflicts.keep(&at(0, 11)), "it comes again");
+        assert!(conflicts.keep(&at(1, 12)), "another partition");
+        assert!(conflicts.keep(&at(0, 110)), "the first one is out of the window");
+        assert!(!conflicts.keep(&at(0, 110 - 1)));
+        assert!(conflicts.keep(&at(0, 5)), "of a recreated topic");
+        assert!(!Conflicts::new(0, 100).keep(&at(0, 1)));
+    }
+}

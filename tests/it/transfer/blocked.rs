@@ -1,0 +1,177 @@
+//! P1, P3, P8 while one inbox cannot be written and all others can: it waits by itself, readiness names it, and what is behind
+//! it is stored in order once it can be written again.
+
+use msg_dev::stack::Service;
+use tokio_postgres::Client;
+
+use crate::support::kafka::{Writer, good, msg};
+use crate::support::transfer::{metric, not_ready_because};
+use crate::support::world::{World, count_rows};
+use crate::support::{PATIENCE, ensure, within};
+
+const MESSAGES: usize = 20_000;
+const INBOXES: usize = 500;
+
+/// Puts this many messages to other inboxes, in all partitions, and some more to the blocked one in between.
+fn write_others(writer: &Writer, to_bad: usize) {
+    let every = MESSAGES / to_bad.max(1);
+    for i in 0..MESSAGES {
+        writer.put(&good(&msg("a", &format!("inbox-{}", i % INBOXES), &i.to_string(), "some body")));
+        if to_bad > 0 && i % every == 0 {
+            writer.put(&good(&msg("a", "bad", &format!("bad-{i}"), "some body")));
+        }
+    }
+    writer.flush();
+}
+
+/// Every other inbox is stored, whatever is the matter with `bad`, and nothing is dead-lettered.
+async fn assert_others_are_stored(database: &Client) {
+    let query = "SELECT count(*) FROM messages WHERE recv_id <> 'bad'";
+    within(PATIENCE * 2, "every other inbox is stored", async || {
+        let stored: i64 = database.query_one(query, &[]).await?.get(0);
+        ensure(stored == MESSAGES as i64, stored)
+    })
+    .await;
+    assert_eq!(count_rows(database, "dead_letters").await.unwrap(), 0, "nobody is to blame");
+}
+
+/// What was blocked is stored, behind what was there, and readiness is good again.
+async fn assert_all_is_stored(world: &World, transfer: &Service, bad: i64) {
+    let database = world.database().await;
+    world.rows_reach(MESSAGES as i64 + bad).await;
+    world.all_committed().await;
+    assert_eq!(count_rows(&database, "messages").await.unwrap(), MESSAGES as i64 + bad, "P2");
+    assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "nobody is to blame");
+    world.assert_ordered_without_gaps().await;
+    transfer.wait_ready(PATIENCE).await.unwrap();
+    assert_eq!(metric(transfer, "msg_transfer_blocked_inboxes").await, 0.0);
+    assert_eq!(metric(transfer, "msg_transfer_blocked_records").await, 0.0);
+}
+
+#[tokio::test]
+async fn foreign_unique_index_blocks_its_inbox_alone() {
+    let world = World::new("foreign_index").await;
+    let transfer = world.running_transfer().await;
+    let database = world.database().await;
+    database.batch_execute("CREATE UNIQUE INDEX u ON messages (send_id) WHERE recv_id = 'bad'").await.unwrap();
+    let writer = world.writer();
+    writer.put(&good(&msg("a", "bad", "1", "first")));
+    writer.put(&good(&msg("a", "bad", "2", "second")));
+    writer.flush();
+    write_others(&writer, 10);
+    assert_others_are_stored(&database).await;
+    not_ready_because(&transfer, &["inbox (lane ", "partition ", "offset ", "23505", "unique index"]).await;
+    assert_eq!(metric(&transfer, "msg_transfer_blocked_inboxes").await, 1.0);
+    assert_eq!(metric(&transfer, "msg_transfer_blocked_records").await, 11.0);
+    let (_, reasons) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await.unwrap();
+    assert!(!reasons.contains("bad"), "an inbox's name: {reasons}");
+    database.batch_execute("DROP INDEX u").await.unwrap();
+    assert_all_is_stored(&world, &transfer, 12).await;
+}
+
+/// A foreign transaction has the next row of the inbox. What was stored of the inbox before stays; a restart meanwhile
+/// changes nothing.
+#[tokio::test]
+async fn lock_on_a_row_blocks_its_inbox_alone() {
+    let world = World::new("row_lock").await;
+    let spec =
+        |spec: msg_dev::stack::ServiceSpec| spec.env("DATABASE_STATEMENT_TIMEOUT", "4s").env("DRAIN_TIMEOUT", "2s");
+    let transfer = world.transfer("transfer", spec);
+    transfer.start().await.unwrap();
+    let mut blocker = world.database().await;
+    let block = blocker.transaction().await.unwrap();
+    let row = "INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
+                                     send_time, kafka_partition, kafka_offset)
+               VALUES ('bad', 1, gen_random_uuid(), 'x', 'x', 1, 'x', '', now(), 0, 0)";
+    block.execute(row, &[]).await.unwrap();
+    let writer = world.writer();
+    write_others(&writer, 10);
+    let database = world.database().await;
+    assert_others_are_stored(&database).await;
+    not_ready_because(&transfer, &["inbox (lane ", "55P03", "pg_locks"]).await;
+    assert!(transfer.stop().await.unwrap().success());
+    transfer.start().await.unwrap();
+    not_ready_because(&transfer, &["inbox (lane ", "55P03"]).await;
+    block.rollback().await.unwrap();
+    assert_all_is_stored(&world, &transfer, 10).await;
+}
+
+#[tokio::test]
+async fn slow_trigger_blocks_its_inbox_alone() {
+    let world = World::new("slow_row").await;
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "3s"));
+    transfer.start().await.unwrap();
+    let database = world.database().await;
+    let trigger = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                   $$ BEGIN PERFORM pg_sleep(600); RETURN NEW; END $$;
+                   CREATE TRIGGER slow BEFORE INSERT ON messages FOR EACH ROW
+                   WHEN (NEW.recv_id = 'bad') EXECUTE FUNCTION slow()";
+    database.batch_execute(trigger).await.unwrap();
+    let writer = world.writer();
+    write_others(&writer, 4);
+    assert_others_are_stored(&database).await;
+    not_ready_because(&transfer, &["inbox (lane ", "57014"]).await;
+    database.batch_execute("DROP TRIGGER slow ON messages").await.unwrap();
+    assert_all_is_stored(&world, &transfer, 4).await;
+}
+
+/// What the server says of this inbox is neither a record's fault nor a passing one: a policy of the operator's.
+#[tokio::test]
+async fn internal_error_blocks_its_inbox_alone() {
+    let world = World::new("policy").await;
+    let transfer = world.running_transfer().await;
+    let database = world.database().await;
+    for state in ["42501", "XX000", "40001"] {
+        let trigger = format!(
+            "DROP TRIGGER IF EXISTS policy ON messages;
+             CREATE OR REPLACE FUNCTION policy() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = '{state}'; END $$;
+             CREATE TRIGGER policy BEFORE INSERT ON messages FOR EACH ROW
+             WHEN (NEW.recv_id = 'bad') EXECUTE FUNCTION policy()"
+        );
+        database.batch_execute(&trigger).await.unwrap();
+        let writer = world.writer();
+        for i in 0..100 {
+            writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &format!("{state}-{i}"), "some body")));
+            if i % 30 == 0 {
+                writer.put(&good(&msg("a", "bad", &format!("{state}-{i}"), "some body")));
+            }
+        }
+        writer.flush();
+        let others = "SELECT count(*) FROM messages WHERE recv_id <> 'bad' AND client_msg_id LIKE $1 || '%'";
+        within(PATIENCE, "every other inbox is stored", async || {
+            let stored: i64 = database.query_one(others, &[&state]).await?.get(0);
+            ensure(stored == 100, stored)
+        })
+        .await;
+        not_ready_because(&transfer, &["inbox (lane ", state]).await;
+        database.batch_execute("DROP TRIGGER policy ON messages").await.unwrap();
+        world.all_committed().await;
+        transfer.wait_ready(PATIENCE).await.unwrap();
+    }
+    assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "nobody is to blame");
+    assert_eq!(count_rows(&database, "messages").await.unwrap(), 312);
+    world.assert_ordered_without_gaps().await;
+}
+
+/// The whole table: everything waits, the reason is named, no inbox is called blocked, and nothing is dead-lettered.
+#[tokio::test]
+async fn locked_table_blocks_all_and_blames_none() {
+    let world = World::new("table_lock").await;
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "2s"));
+    transfer.start().await.unwrap();
+    let writer = world.writer();
+    write_others(&writer, 0);
+    world.rows_reach(1).await;
+    let mut blocker = world.database().await;
+    let block = blocker.transaction().await.unwrap();
+    block.batch_execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    for i in 0..10 {
+        writer.put(&good(&msg("a", "bad", &format!("bad-{i}"), "some body")));
+    }
+    writer.flush();
+    not_ready_because(&transfer, &["database (lane ", "55P03"]).await;
+    assert_eq!(metric(&transfer, "msg_transfer_blocked_inboxes").await, 0.0);
+    block.rollback().await.unwrap();
+    assert_all_is_stored(&world, &transfer, 10).await;
+}

@@ -1,0 +1,84 @@
+//! P1 where the table of dead letters refuses what is in one: it is stored with less, and its lane goes on. And what a caller's
+//! conflicts may cost.
+
+use crate::support::kafka::{Raw, good, msg};
+use crate::support::transfer::metric;
+use crate::support::world::{World, count_rows};
+use crate::support::{PATIENCE, ensure, eventually};
+
+/// A key that differs from the message's inbox: a dead letter with this inbox.
+fn misplaced(to: &str) -> Raw {
+    Raw { key: Some(b"another".to_vec()), ..good(&msg("alice", to, "1", "some body")) }
+}
+
+#[tokio::test]
+async fn refused_dead_letter_is_stored_with_less_and_stops_no_lane() {
+    for (number, (rule, lost)) in [
+        ("CHECK (recv_id IS NULL OR recv_id ~ '^[ -~]*$')", "recv_id"),
+        ("CHECK (length(detail) < 5)", "detail"),
+        ("CHECK (octet_length(headers) < 8)", "headers"),
+        ("CHECK (value IS NULL)", "value"),
+        ("CHECK (key IS NULL AND value IS NULL AND recv_id IS NULL)", "recv_id,value,key"),
+        ("EXCLUDE USING hash (recv_id WITH =)", ""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let world = World::new(&format!("reduced_{number}")).await;
+        let transfer = world.running_transfer().await;
+        let database = world.database().await;
+        database.batch_execute(&format!("ALTER TABLE dead_letters ADD CONSTRAINT rule {rule}")).await.unwrap();
+        let writer = world.writer();
+        let bad = misplaced("张三");
+        writer.put_to(1, &bad);
+        for i in 0..100 {
+            writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+        }
+        writer.flush();
+        world.all_committed().await;
+        assert_eq!(count_rows(&database, "messages").await.unwrap(), 100, "{rule}");
+        let query = "SELECT reason, recv_id, msg_id, detail, key, value, octet_length(headers) FROM dead_letters";
+        let rows = database.query(query, &[]).await.unwrap();
+        let [letter] = rows.as_slice() else { panic!("{rule}: {} letters", rows.len()) };
+        assert_eq!(letter.get::<_, &str>(0), "INVALID", "{rule}");
+        let mut missing = Vec::new();
+        missing.extend((letter.get::<_, Option<String>>(1).as_deref() != Some("张三")).then_some("recv_id"));
+        missing.extend(letter.get::<_, Option<uuid::Uuid>>(2).is_none().then_some("msg_id"));
+        missing.extend(letter.get::<_, &str>(3).is_empty().then_some("detail"));
+        missing.extend((letter.get::<_, i32>(6) == 0).then_some("headers"));
+        missing.extend((letter.get::<_, Option<Vec<u8>>>(5) != bad.value).then_some("value"));
+        missing.extend((letter.get::<_, Option<Vec<u8>>>(4) != bad.key).then_some("key"));
+        assert_eq!(missing.join(","), lost, "{rule}");
+        let reduced = metric(&transfer, "msg_transfer_dead_letters_reduced_total").await;
+        assert_eq!(reduced, f64::from(u8::from(!lost.is_empty())), "{rule}");
+        transfer.wait_ready(PATIENCE).await.unwrap();
+        assert!(transfer.stop().await.unwrap().success());
+    }
+}
+
+/// One caller that sends other content under a used id again and again: each ends as a dead letter, few keep their content.
+#[tokio::test]
+async fn callers_conflicts_keep_little_content() {
+    let world = World::new("conflicts").await;
+    let transfer = world.transfer("transfer", |spec| spec.env("DEAD_LETTER_LIMIT", 40).env("LANES", 4));
+    transfer.start().await.unwrap();
+    let writer = world.writer();
+    writer.put(&good(&msg("alice", "bob", "1", "the first one")));
+    for i in 0..500 {
+        writer.put(&good(&msg("alice", "bob", "1", vec![b'x'; 10_000 + i])));
+    }
+    writer.flush();
+    world.all_committed().await;
+    let database = world.database().await;
+    eventually("each is a dead letter", async || {
+        let letters = count_rows(&database, "dead_letters WHERE reason = 'IDEMPOTENCY_CONFLICT'").await?;
+        ensure(letters == 500, letters)
+    })
+    .await;
+    let with_content = count_rows(&database, "dead_letters WHERE value IS NOT NULL").await.unwrap();
+    assert_eq!(with_content, 10, "of 40 for four lanes");
+    let explained = "dead_letters WHERE value IS NULL AND detail LIKE '%content is not kept%' AND key IS NOT NULL";
+    assert_eq!(count_rows(&database, explained).await.unwrap(), 490);
+    assert_eq!(count_rows(&database, "messages").await.unwrap(), 1);
+    transfer.wait_ready(PATIENCE).await.unwrap();
+}
