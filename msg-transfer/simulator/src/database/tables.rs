@@ -212,6 +212,10 @@ impl Tables {
                 self.dead.insert(dead.at(), dead);
             }
             Change::Progress(topic, partition, new) => {
+                // Whatever was put back, a row of a later leader takes its place.
+                if self.put_back.get(&(topic, partition)).is_some_and(|back| back.leader_epoch < new.leader_epoch) {
+                    self.put_back.remove(&(topic, partition));
+                }
                 // One that was expelled and does not know it yet must not put the row back.
                 let row = self.progress.entry((topic, partition)).or_insert(new);
                 if new.may_follow(*row) {

@@ -177,8 +177,7 @@ mutants! {
         "simulator/src/database/tables.rs": "if new.may_follow(*row) {" -> "if true || new.may_follow(*row) {";
     "a stop that waited for a rebalance ends the fetch that came after it (in the driver's model)" Found =>
         "simulator/src/process/membership.rs": "Some((epoch, from)) => self.fetch(partition, epoch, from, env)," -> "Some((epoch, from)) => { self.fetch(partition, epoch, from, env); self.fetching.stop(partition) }";
-    "the topic's id is asked for once (in the driver's model)"
-        Harmless("a fetch that began with the former topic ends in an error") =>
+    "the topic's id is asked for once (in the driver's model)" Found =>
         "simulator/src/process/starts.rs": "Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}" -> "Stage::Ends(read, _) if false && read.topic == 0 => {}";
     "a search does not lock the table (in the database's model)" Found =>
         "simulator/src/database/mod.rs": "open.is_pass || !open.rows.is_empty()" -> "!open.rows.is_empty()";
