@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Ran, migrated, run, run_with};
+use crate::support::stack::stack;
 use crate::support::world::World;
 
 /// The status of every finding of this check, and what they say.
@@ -57,10 +58,15 @@ async fn check_fails_for_what_can_lose_messages_unless_it_is_accepted() {
     assert_eq!(refused.json()["ok"], false);
     assert_found(&refused, "topic", "failed", "--allow-unsafe-topic");
     assert_found(&refused, "topic", "failed", "min.insync.replicas is 1");
+    assert_found(&refused, "topic", "failed", "message.timestamp.type is CreateTime");
     assert_found(&refused, "group", "warning", "no transfer runs");
-    // With requirements that one broker can meet, nothing is left to be accepted.
+    // With requirements that one broker can meet, and its clock, nothing is left to be accepted.
+    let safe = "check_unsafe_not";
+    let broker_time = [("message.timestamp.type", "LogAppendTime")];
+    stack().await.kafka().create_topic(safe, 4, &broker_time).await.unwrap();
     let lower = "check --output json --required-replicas 1 --required-min-insync 1";
-    let ran = run_with(&world, lower, &[("ALLOW_UNSAFE_TOPIC", "false")]).await.assert_code(0);
+    let settings = [("ALLOW_UNSAFE_TOPIC", "false"), ("KAFKA_TOPIC", safe)];
+    let ran = run_with(&world, lower, &settings).await.assert_code(0);
     assert_found(&ran, "topic", "ok", "4 partitions with 1 replicas");
     let missing = run_with(&world, "check --output json", &[("KAFKA_TOPIC", "check_nowhere")]).await.assert_code(1);
     assert_found(&missing, "topic", "failed", "create it");
