@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use msg_common::limits::DEFAULT_CONTENT_BYTES;
 use msg_common::proto::{Msg, SessionType};
 
 use super::log::{Line, Log};
@@ -74,14 +75,14 @@ fn repeat(number: usize) -> Repeat {
 fn besides() -> Vec<Vec<Planned>> {
     let texts: Vec<(String, Bytes)> =
         SCRIPTS.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().into())).collect();
-    let noise: Vec<u8> = (0..(1_usize << 20)).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> = (0..DEFAULT_CONTENT_BYTES).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let bodies = [
         ("empty", Bytes::new()),
         ("one-zero-byte", Bytes::from_static(&[0])),
         ("every-byte", (0..=255).collect()),
         ("64-KiB", noise[..64 << 10].to_vec().into()),
-        ("1-MiB-less-one", noise[1..].to_vec().into()),
-        ("1-MiB", noise.into()),
+        ("largest-less-one", noise[1..].to_vec().into()),
+        ("largest", noise.into()),
     ];
     let bodies: Vec<(String, Bytes)> = bodies.into_iter().map(|(name, body)| (name.to_owned(), body)).collect();
     let mut streams = vec![
@@ -210,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_is_put_beside_the_log_is_allowed_and_of_different_ids() {
-        let limits = Limits { max_id_bytes: 256, max_content_bytes: 1_000_000 };
+        let limits = Limits { max_id_bytes: 256, max_content_bytes: DEFAULT_CONTENT_BYTES };
         let mut ids = HashSet::new();
         for planned in besides().iter().flatten() {
             assert_eq!(limits.violations("msg", &planned.msg), [], "{}", planned.msg.client_msg_id);
