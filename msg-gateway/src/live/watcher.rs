@@ -68,8 +68,10 @@ impl Watcher {
         let watches = self.watched.watches().clone();
         let options = &watches.options;
         let mut sent = Sent::default();
-        // The first event is one.
-        let mut heartbeat_at = Instant::now();
+        // The first event is one, whatever there is to send already: the caller learns from it that the watch has begun.
+        let Ok(slot) = events.reserve().await else { std::future::pending().await };
+        sent.send(Some(slot), heartbeat(), None);
+        let mut heartbeat_at = Instant::now() + options.heartbeat_interval;
         loop {
             let Ok(slot) = tokio::time::timeout(options.watch_stall_timeout, events.reserve()).await else {
                 return sent.slow_reader();
