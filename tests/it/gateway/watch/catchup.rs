@@ -129,8 +129,8 @@ async fn message_above_every_limit_is_pulled_and_watched() {
     stack.kafka().create_topic(world.topic(), 4, &[("max.message.bytes", "8388608")]).await.unwrap();
     stack.postgres().create_database(world.topic()).await.unwrap();
     let _transfer = world.running_transfer().await;
-    // Pages end at 3.75 MiB, events at 64 KiB.
-    let settings = [("MAX_CONTENT_BYTES", "6MiB"), ("WATCH_CACHE_BYTES", "1KiB"), ("WATCH_BUFFER_BYTES", "1KiB")];
+    // Pages end at 3.75 MiB, events at 64 KiB. The smallest cache and buffer: nothing is kept, and one event at a time is on its way.
+    let settings = [("MAX_CONTENT_BYTES", "6MiB"), ("WATCH_CACHE_BYTES", "0"), ("WATCH_BUFFER_BYTES", "1")];
     let gateway =
         world.gateway("gateway", |spec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value)));
     gateway.service.start().await.unwrap();
