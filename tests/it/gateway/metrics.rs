@@ -42,7 +42,7 @@ async fn the_admin_port_tells_health_readiness_and_metrics() {
         "msg_gateway_arriving_bytes 0",
         "msg_gateway_connections 1",
         "msg_gateway_topic_usable 1",
-        "msg_gateway_topic_unsafe_settings 2",
+        "msg_gateway_topic_unsafe_settings 3",
         "msg_gateway_topic_extra_partitions 0",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
