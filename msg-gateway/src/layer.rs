@@ -147,7 +147,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let answer = |response, call: Option<Arc<OpenCall>>| {
-            let response = call.map_or_else(|| Response::default(), |call| held(response, call));
+            let response = call.map_or_else(Response::default, |call| held(response, call));
             Either::Left(std::future::ready(Ok(response)))
         };
         let call = match self.limits.admit(&request) {

@@ -66,7 +66,7 @@ pub fn read<C: ClientContext>(
 }
 
 impl Group {
-    fn ends(mut self) -> Vec<(Partition, Result<Ends, String>)> {
+    fn ends(mut self) -> Answers<Ends> {
         let both = |(partition, start): (Partition, Result<i64, String>)| {
             let end = self.end.remove(&partition)?;
             Some((partition, start.and_then(|start| Ok(Ends { start, end: end? }))))
@@ -74,6 +74,9 @@ impl Group {
         self.start.into_iter().filter_map(both).collect()
     }
 }
+
+/// What is said of each partition.
+type Answers<T> = Vec<(Partition, Result<T, String>)>;
 
 type Leaders = BTreeMap<i32, Vec<Partition>>;
 
@@ -83,7 +86,7 @@ fn by_leader<C: ClientContext>(
     topic: &str,
     partitions: &[Partition],
     timeout: Duration,
-) -> Result<(Leaders, Vec<(Partition, Result<Ends, String>)>), String> {
+) -> Result<(Leaders, Answers<Ends>), String> {
     let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|error| format!("metadata: {error}"))?;
     let known = metadata.topics().iter().find(|known| known.name() == topic);
     let known = known.ok_or_else(|| format!("metadata: no topic {topic}"))?;
@@ -139,7 +142,7 @@ impl Requests {
     }
 
     /// The next response and the number of its request; `None` if there is none within `wait`.
-    fn next(&self, wait: Duration) -> Option<(usize, Vec<(Partition, Result<i64, String>)>)> {
+    fn next(&self, wait: Duration) -> Option<(usize, Answers<i64>)> {
         let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue is alive; the event is checked and destroyed once, after the last use of what it owns; indices
         // are below the count.

@@ -28,7 +28,7 @@ pub struct Signals {
     /// Deliveries that fail again and again.
     pub rejections: Rejections,
     /// Records of batches that a broker rejected as too large. Each holds its permit, so there are not more than may be in flight.
-    oversized: Mutex<Vec<Box<InFlight>>>,
+    oversized: Mutex<Vec<InFlight>>,
     started: Instant,
     /// When the last record was confirmed, in milliseconds after `started`, plus 1; 0 for never.
     confirmed: AtomicU64,
@@ -55,11 +55,11 @@ impl Signals {
 
     /// Takes the records of rejected batches whose own size is to be judged. Read the topic's limit after this: the one that rejected
     /// them is in force by then.
-    pub fn take_oversized(&self) -> Vec<Box<InFlight>> {
+    pub fn take_oversized(&self) -> Vec<InFlight> {
         std::mem::take(&mut *self.oversized.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn judge_size(&self, in_flight: Box<InFlight>) {
+    fn judge_size(&self, in_flight: InFlight) {
         self.oversized.lock().unwrap_or_else(PoisonError::into_inner).push(in_flight);
     }
 
@@ -152,7 +152,7 @@ impl ProducerContext for Context {
                 offsets::failed();
                 match self.failed(error, message) {
                     // The batch as a whole was too large. Which of its records are is known when the limit is.
-                    Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => self.signals.judge_size(in_flight),
+                    Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => self.signals.judge_size(*in_flight),
                     outcome => report_failure(*in_flight, outcome),
                 }
             }

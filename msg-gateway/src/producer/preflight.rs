@@ -275,11 +275,11 @@ impl Preflight {
 
 /// Reports the records of batches that were rejected as too large: those that are larger than the topic's limit by themselves as
 /// that, and their neighbors as not sent. Without a known limit, none is called too large: the caller would not send it again.
-pub(super) fn judge_sizes(oversized: Vec<Box<InFlight>>, limit: Option<usize>) {
+pub(super) fn judge_sizes(oversized: Vec<InFlight>, limit: Option<usize>) {
     for in_flight in oversized {
         let too_large = limit.is_some_and(|limit| in_flight.size > limit);
         let not_sent = Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge);
-        report_failure(*in_flight, if too_large { Outcome::TooLarge } else { not_sent });
+        report_failure(in_flight, if too_large { Outcome::TooLarge } else { not_sent });
     }
 }
 
