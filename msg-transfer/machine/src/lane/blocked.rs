@@ -138,7 +138,7 @@ impl<T: Message> Machine<T> {
         for mut entry in behind {
             entry.was_blocked = true;
             if let Some(waiting) = inboxes.get_mut(entry.body.recv_id()) {
-                waiting.entries.push_back(entry);
+                queue(&mut waiting.entries, entry);
             }
         }
     }
@@ -193,12 +193,14 @@ impl<T: Message> Machine<T> {
         let (entries, rest) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.rest));
         if !entries.is_empty() || !rest.is_empty() {
             let failure = failure.filter(|failure| failure.class != Class::Lost).unwrap_or(retry.failure);
-            // Some may wait already, found by a pass of this attempt: they are between the two.
+            // Some may wait already, found by a pass of this attempt: they are behind the first, and amid the rest.
             let waiting = self.blocked.waiting(retry.recv_id, failure, retry.attempts + 1);
             for entry in entries.into_iter().rev() {
                 waiting.push_front(entry);
             }
-            waiting.extend(rest);
+            for entry in rest {
+                queue(waiting, entry);
+            }
         }
     }
 
@@ -208,6 +210,19 @@ impl<T: Message> Machine<T> {
             self.most = retry.most;
         }
     }
+}
+
+/// Behind those that came before it. What waits may be a later part of the same batch: a pass found it before the batch was halved.
+fn queue<T>(waiting: &mut VecDeque<Entry<T>>, entry: Entry<T>) {
+    let Receipt { partition, epoch, offset, .. } = entry.receipt;
+    let is_same = |other: &Entry<T>| (other.receipt.partition, other.receipt.epoch) == (partition, epoch);
+    let is_later = |other: &Entry<T>| is_same(other) && other.receipt.offset > offset;
+    if waiting.back().is_some_and(|last| is_same(last) && !is_later(last)) {
+        waiting.push_back(entry);
+        return;
+    }
+    let at = waiting.iter().position(is_later).unwrap_or(waiting.len());
+    waiting.insert(at, entry);
 }
 
 /// Reports what begins to wait.
