@@ -1,6 +1,6 @@
 //! One run: processes, Kafka and the database take turns, one step at a time, as the choices say.
 
-use machine::Partition;
+use machine::{Partition, Progress};
 
 use crate::choices::Choices;
 use crate::config::Fault;
@@ -109,10 +109,8 @@ impl World {
         self.env.execute(id);
         for ((topic, partition, row), row_before) in saves.into_iter().zip(rows_before) {
             let tables = &self.env.database.tables;
-            if row_before != Some(row)
-                && tables.progress_of(topic, partition) == Some(row)
-                && !self.owns(client, partition)
-            {
+            let is_above = row_before.is_none_or(|before: Progress| row.next > before.next);
+            if is_above && tables.progress_of(topic, partition) == Some(row) && !self.owns(client, partition) {
                 self.env.database.tables.saved_by_former_owner(topic, partition, row);
             }
         }
@@ -124,12 +122,13 @@ impl World {
         }
     }
 
-    /// Whether no process but this one is assigned the partition.
+    /// Whether no process but this one is assigned the partition, and it has resolved its start.
     fn owns(&self, client: Client, partition: Partition) -> bool {
         let process = &self.processes[client.process];
         let member = process.membership.member.filter(|_| process.life == client.life);
         let mut members = self.env.kafka.group.members.iter();
-        members.all(|other| !other.assigned.contains(&partition) || Some(other.id) == member)
+        process.machine.expected(partition).is_some()
+            && members.all(|other| !other.assigned.contains(&partition) || Some(other.id) == member)
     }
 
     /// What was committed can be seen from now on.

@@ -176,7 +176,7 @@ impl Tables {
         self.progress.get(&(topic, partition)).copied()
     }
 
-    /// This row was written by a process that had lost the partition to another, which had read its start before.
+    /// This row was written for an assignment that is over, maybe after the next one had read its start.
     pub(crate) fn saved_by_former_owner(&mut self, topic: u32, partition: Partition, row: Progress) {
         self.put_back.insert((topic, partition), row);
     }

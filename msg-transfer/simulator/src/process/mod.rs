@@ -42,7 +42,7 @@ pub(crate) struct Process {
     pub(crate) number: usize,
     pub(crate) life: u32,
     pub(crate) state: State,
-    machine: Machine,
+    pub(crate) machine: Machine,
     /// The assignments that are not over.
     assignments: BTreeMap<Epoch, Arc<Assignment>>,
     lanes: Vec<Lane>,
