@@ -1,9 +1,11 @@
 //! `wait_for: STORED`: what ends the wait, and whose wait it ends.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::partition::partition_for;
 use msg_common::proto::Msg;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tonic::Code;
 
 use super::calls::{Client, assert_failed, client, metric};
@@ -11,7 +13,7 @@ use super::stored::{LONG, send_stored, waiting};
 use super::watch::{Watcher, request};
 use crate::support::kafka::{id_of, msg};
 use crate::support::world::World;
-use crate::support::{ensure, eventually};
+use crate::support::{PATIENCE, ensure, eventually};
 
 /// Shorter than the second after which the table is polled for a waiter though hints are read.
 const SOON: Duration = Duration::from_millis(800);
@@ -68,6 +70,18 @@ async fn stored_message_is_found_soon_without_a_hint() {
     assert!(shortest < SOON, "the shortest wait took {shortest:?}: the first look came late");
 }
 
+/// When the record at this place was sent, which its row says too.
+fn send_time(world: &World, partition: i32, offset: i64) -> SystemTime {
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", world.brokers()).set("group.id", "none").create().unwrap();
+    let mut place = TopicPartitionList::new();
+    place.add_partition_offset(world.topic(), partition, Offset::Offset(offset)).unwrap();
+    consumer.assign(&place).unwrap();
+    let record = consumer.poll(PATIENCE).expect("the record is there").unwrap();
+    let millis = record.timestamp().to_millis().unwrap();
+    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap())
+}
+
 /// One look finds all three: the rows are made in one transaction, by hand.
 #[tokio::test]
 async fn stored_pending_and_dead_of_one_look_are_told_apart() {
@@ -95,11 +109,12 @@ async fn stored_pending_and_dead_of_one_look_are_told_apart() {
     for (recv_id, partition, offset) in placed {
         let id = id_of(&msg("alice", &recv_id, "1", "hello"));
         if recv_id.starts_with("stored") || recv_id.starts_with("duplicate") {
+            let sent = send_time(&world, partition, offset);
             let offset = if recv_id.starts_with("duplicate") { 1_000_000 + offset } else { offset };
             let insert = "INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
                      attributes, send_time, kafka_partition, kafka_offset)
-                 VALUES ($1, 1, $2, 'alice', '1', 1, 'text/plain', 'hello', '{\"lang\": \"en\"}', now(), $3, $4)";
-            rows.execute(insert, &[&recv_id, &id, &partition, &offset]).await.unwrap();
+                 VALUES ($1, 1, $2, 'alice', '1', 1, 'text/plain', 'hello', '{\"lang\": \"en\"}', $5, $3, $4)";
+            rows.execute(insert, &[&recv_id, &id, &partition, &offset, &sent]).await.unwrap();
         } else if recv_id.starts_with("dead") {
             let insert = "INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, recv_id, msg_id, headers, reason,
                      detail)
