@@ -327,7 +327,7 @@ mod tests {
         assert!(open.is_some() && none.is_none());
         assert_eq!(limits.open(), 1);
         let served = Always(Status::ok("served"));
-        let door = Door::new(served.clone(), served, limits.clone(), Arriving::new(10), Duration::MAX);
+        let door = Door::new(served.clone(), served, limits, Arriving::new(10), Duration::MAX);
         let answer =
             || door.clone().oneshot(request()).now_or_never().expect("it does not wait").expect("it cannot fail");
         let rejected = Status::from_header_map(answer().headers()).expect("it has a status");

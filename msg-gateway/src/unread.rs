@@ -156,9 +156,9 @@ mod tests {
         let timer = ReadTimer::new(TIMEOUT, TIMEOUT);
         let connections: Vec<_> = (0..3).map(|_| timer.connection(CancellationToken::new())).collect();
         ticked(&timer, 1);
-        assert_eq!(timer.connections.lock().unwrap().len(), 3);
+        assert_eq!(timer.connections.lock().expect("no thread panicked").len(), 3);
         drop(connections);
         ticked(&timer, 1);
-        assert_eq!(timer.connections.lock().unwrap().len(), 0);
+        assert_eq!(timer.connections.lock().expect("no thread panicked").len(), 0);
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 /// Nobody connects to it.
 fn watches(feed: &Arc<Feed>) -> Arc<Watches> {
     let words = ["msg-gateway", "--database-url", "postgres://localhost/nowhere"].map(Into::into);
-    let config: Config = read(words.into_iter()).unwrap_or_else(|_| panic!("the settings are good"));
+    let config: Config = read(words).unwrap_or_else(|_| panic!("the settings are good"));
     let looker = Arc::new(Looker::new(&config.database, 1).expect("it connects only when used"));
     Arc::new(Watches::new(feed.clone(), looker, Arc::default(), &config))
 }
