@@ -136,3 +136,19 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
     }
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_piece_that_is_replaced_is_there_once() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it is below msg-transfer");
+        for mutant in MUTANTS {
+            for edit in mutant.edits {
+                let count = read(&folder.join(edit.file)).map(|text| text.matches(edit.find).count());
+                assert_eq!(count, Ok(1), "{}: {:?} in {}", mutant.name, edit.find, edit.file);
+            }
+        }
+    }
+}

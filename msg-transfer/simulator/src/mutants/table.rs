@@ -117,7 +117,7 @@ mutants! {
     "only what was refused waits, not what is behind it" Found =>
         "machine/src/lane/blocked.rs": "is_some_and(|(from, _)| index > *from)" -> "is_some_and(|(from, _)| index == *from + 1)";
     "an attempt on a blocked inbox that fails drops the rest of it" Found =>
-        "machine/src/lane/blocked.rs": "waiting.extend(rest);" -> "drop(rest);";
+        "machine/src/lane/blocked.rs": "for entry in rest {" -> "for entry in rest.into_iter().take(0) {";
     "what is found to be blocked later goes behind what came after it" Found =>
         "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, failure, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, failure, attempts).push_back(entry);",
         "machine/src/lane/blocked.rs": "for mut entry in waiting.into_iter().rev() {" -> "for mut entry in waiting {";
@@ -191,7 +191,8 @@ mutants! {
     "a row is lowered, whatever it holds by now (in the database's model)" Harmless("what is stored is read again") =>
         "simulator/src/database/tables.rs": "if self.progress.get(&(topic, partition)) != Some(&lost.row) {" -> "if false {";
     "the leader epoch of a row is that of its start" Found =>
-        "machine/src/consumer/ledger.rs": "leader_epoch: entry.leader_epoch };" -> "leader_epoch: self.prefix.leader_epoch };";
+        "machine/src/consumer/ledger.rs": "self.last = Progress { next: offset.next(), leader_epoch };" ->
+            "self.last = Progress { next: offset.next(), ..self.last };";
     "rows are compared by offset alone" Found =>
         "machine/src/offset.rs": "if self.leader_epoch.is_known() && other.leader_epoch.is_known() {" -> "if self.leader_epoch.is_known() && false {";
     "a position carries no leader epoch (in librdkafka's model)" Found =>
