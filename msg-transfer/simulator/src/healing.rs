@@ -66,7 +66,7 @@ impl World {
     fn others_are_kept(&self, others: BlockedEnd) -> bool {
         let env = &self.env;
         let blocked = &env.database.blocked;
-        let partitions = i32::try_from(env.config.partitions).expect("few");
+        let partitions = env.config.partitions;
         env.kafka.topic().partitions.iter().flat_map(|log| log.from(0)).all(|record| {
             let waits = match others {
                 BlockedEnd::OtherInboxes => blocked.contains_key(&record.inbox),
