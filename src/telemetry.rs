@@ -1,11 +1,38 @@
 //! Logs and metrics: both are set up once a process. Neither ever holds a message's content.
 
-use std::io::IsTerminal;
+mod json;
+mod panics;
+mod writer;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use metrics::{counter, describe_counter};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use self::json::{JsonLines, Line};
+use self::writer::LineWriter;
+
+/// How long the process's end waits for the log: a standard error that nobody reads must not keep it.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+const LOG_LINES_DROPPED: &str = "msg_log_lines_dropped_total";
+
+/// The log's writer, once logging has started.
+static LOG: OnceLock<Log> = OnceLock::new();
+
+struct Log {
+    format: LogFormat,
+    writer: LineWriter,
+}
 
 /// How logs look.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -19,7 +46,7 @@ pub enum LogFormat {
 /// What is logged, and how.
 #[derive(Args, Clone, Debug)]
 pub struct LogOptions {
-    /// How logs look; they go to standard error
+    /// How logs look. They go to standard error; what that does not take is dropped and counted in msg_log_lines_dropped_total
     #[arg(long, env = "LOG_FORMAT", default_value = "json", value_name = "FORMAT")]
     pub log_format: LogFormat,
     /// What is logged: a level, or directives such as `info,msg_transfer=debug`
@@ -30,23 +57,75 @@ pub struct LogOptions {
 impl LogOptions {
     /// What is wrong with these settings.
     pub fn problems(&self) -> Vec<String> {
+        const FORM: &str = "give error, warn, info, debug, trace or off, or directives such as info,msg_transfer=debug";
+        // A word alone would be a target, and everything else silent.
+        let no_level = |directive: &&str| !directive.contains(['=', '[']) && directive.parse::<LevelFilter>().is_err();
+        if let Some(word) = self.log_level.split(',').map(str::trim).find(no_level) {
+            return vec![format!("--log-level: `{word}` is no level; {FORM}")];
+        }
         match EnvFilter::try_new(&self.log_level) {
             Ok(_) => Vec::new(),
-            Err(error) => vec![format!("--log-level: {error}")],
+            Err(error) => vec![format!("--log-level: {error}; {FORM}")],
         }
     }
 
-    /// Starts logging. A second call in one process (tests) does nothing.
+    /// Starts logging, panics included. A second call in one process (tests) does nothing.
     pub fn start(&self) {
-        let filter = EnvFilter::new(&self.log_level);
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal());
-        let _ = match self.log_format {
-            LogFormat::Json => builder.json().flatten_event(true).try_init(),
-            LogFormat::Text => builder.try_init(),
+        let terminal = io::stderr().is_terminal();
+        // A descriptor of the log's own: its thread may block in a write, and nobody else must wait for it.
+        let Ok(sink) = io::stderr().as_fd().try_clone_to_owned().map(File::from) else { return };
+        let format = self.log_format;
+        let Ok(writer) = LineWriter::start(sink, move |dropped| dropped_line(format, dropped)) else { return };
+        let Ok(()) = LOG.set(Log { format, writer: writer.clone() }) else { return };
+        let layer = match format {
+            LogFormat::Json => JsonLines(writer).boxed(),
+            LogFormat::Text => {
+                let line = move || TextLine(writer.clone());
+                tracing_subscriber::fmt::layer()
+                    .with_writer(line)
+                    .with_ansi(terminal)
+                    .log_internal_errors(false)
+                    .boxed()
+            }
         };
+        let filter = EnvFilter::builder().parse_lossy(&self.log_level);
+        let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+        panics::install();
+    }
+}
+
+/// Waits until the log is written, for a second at most. For the end of the process.
+pub fn flush() {
+    if let Some(log) = LOG.get() {
+        log.writer.flush(LAST_LINES);
+    }
+}
+
+/// What the writer says after it had to drop lines.
+fn dropped_line(format: LogFormat, dropped: u64) -> Vec<u8> {
+    let message = "dropped log lines: standard error did not take them";
+    match format {
+        LogFormat::Json => {
+            let mut line = Line::new("WARN", module_path!());
+            line.add("message", message.into());
+            line.add("dropped", dropped.into());
+            line.end()
+        }
+        LogFormat::Text => format!("WARN {message} dropped={dropped}\n").into_bytes(),
+    }
+}
+
+/// One line of tracing-subscriber's text formatter, which writes each in one call.
+struct TextLine(LineWriter);
+
+impl Write for TextLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.push(bytes.to_vec());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -55,16 +134,28 @@ const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 /// Upper bounds of the buckets of every histogram whose name ends in `_rows`.
 const ROWS: &[f64] = &[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0];
 
-/// The process's metrics, in Prometheus' text format by `render`.
+/// The process's metrics. See [`render`].
 pub fn metrics() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
-        PrometheusBuilder::new()
+        let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)
             .expect("the list is not empty")
             .set_buckets_for_metric(Matcher::Suffix("_rows".into()), ROWS)
             .expect("the list is not empty")
             .install_recorder()
-            .expect("nobody else installs one")
+            .expect("nobody else installs one");
+        describe_counter!(
+            LOG_LINES_DROPPED,
+            "Log lines that standard error did not take: it was closed, full, or not read fast enough"
+        );
+        handle
     })
+}
+
+/// The process's metrics in Prometheus' text format.
+pub fn render() -> String {
+    let handle = metrics();
+    counter!(LOG_LINES_DROPPED).absolute(LOG.get().map_or(0, |log| log.writer.dropped()));
+    handle.render()
 }

@@ -1,0 +1,61 @@
+//! A panic is a line of the log like any other, and says nothing about the machine that built the program.
+
+use std::panic::PanicHookInfo;
+
+use super::json::Line;
+use super::{LOG, LogFormat, flush};
+
+/// Logs panics from now on, past the filter of levels. Release builds abort after the hook, so it waits for the log.
+pub(super) fn install() {
+    std::panic::set_hook(Box::new(|panic| {
+        if let Some(log) = LOG.get() {
+            log.writer.push(line(panic, log.format));
+            flush();
+        }
+    }));
+}
+
+fn line(panic: &PanicHookInfo<'_>, format: LogFormat) -> Vec<u8> {
+    let reason = panic.payload_as_str().unwrap_or("unknown");
+    let location =
+        panic.location().map_or_else(String::new, |location| format!("{}:{}", short(location.file()), location.line()));
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    match format {
+        LogFormat::Json => {
+            let mut line = Line::new("ERROR", "panic");
+            line.add("message", "panicked".into());
+            line.add("reason", reason.into());
+            line.add("location", location.into());
+            line.add("thread", thread.into());
+            line.end()
+        }
+        LogFormat::Text => format!("ERROR panic: {reason} location={location} thread={thread}\n").into_bytes(),
+    }
+}
+
+/// A source file without the folders of the build machine: of a dependency, what is below cargo's registry.
+fn short(file: &str) -> &str {
+    let Some((_, registry)) = file.split_once("/registry/src/") else {
+        // The workspace's own files are relative to it.
+        return if file.starts_with('/') { file.rsplit_once("/src/").map_or("", |(_, path)| path) } else { file };
+    };
+    registry.split_once('/').map_or(registry, |(_, path)| path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn location_holds_no_folder_of_the_build_machine() {
+        for (file, expected) in [
+            ("msg-transfer/src/app.rs", "msg-transfer/src/app.rs"),
+            ("/root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/h2-0.4.1/src/lib.rs", "h2-0.4.1/src/lib.rs"),
+            ("/rustc/0123/library/core/src/option.rs", "option.rs"),
+            ("/home/somebody/x.rs", ""),
+        ] {
+            assert_eq!(short(file), expected);
+        }
+    }
+}

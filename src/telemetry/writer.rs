@@ -1,0 +1,222 @@
+//! Writes log lines from a thread of its own, so that a standard error which is closed, full or not read stops nothing: lines
+//! wait in a bounded queue, and what does not fit, or cannot be written, is dropped and counted (ADR 30).
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Maximum bytes of lines that wait to be written. At the usual 300 bytes a line it holds more than 10,000 lines.
+const MAX_QUEUED_BYTES: usize = 4 << 20;
+
+/// The pause before the next attempt on a descriptor that is in non-blocking mode and takes nothing.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The queue's producer side. Clones share the queue.
+#[derive(Clone)]
+pub(crate) struct LineWriter(Arc<Shared>);
+
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Notified when a line was queued.
+    queued: Condvar,
+    /// Notified when everything was written.
+    idle: Condvar,
+    dropped: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// The thread has taken a line out and not written it yet.
+    writing: bool,
+}
+
+impl LineWriter {
+    /// Starts the thread, which writes to `sink`. `notice` makes the line that is written after `n` lines were dropped.
+    pub(crate) fn start(
+        sink: impl Write + Send + 'static,
+        notice: impl Fn(u64) -> Vec<u8> + Send + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            queued: Condvar::new(),
+            idle: Condvar::new(),
+            dropped: AtomicU64::new(0),
+        });
+        let for_thread = shared.clone();
+        std::thread::Builder::new().name("logs".into()).spawn(move || for_thread.run(sink, notice))?;
+        Ok(LineWriter(shared))
+    }
+
+    /// Queues a line, which ends with a line end, or drops it if the queue is full. Never blocks on the sink.
+    pub(crate) fn push(&self, line: Vec<u8>) {
+        let mut queue = self.0.lock();
+        if queue.bytes + line.len() > MAX_QUEUED_BYTES {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        queue.bytes += line.len();
+        queue.lines.push_back(line);
+        self.0.queued.notify_one();
+    }
+
+    /// Waits until everything that was queued is written, for up to `timeout`.
+    pub(crate) fn flush(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut queue = self.0.lock();
+        while queue.writing || !queue.lines.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            (queue, _) = self.0.idle.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The number of lines that were dropped since the start.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.0.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, mut sink: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
+        let mut reported = 0;
+        // After a failure in the middle of a line, the next one must not continue it.
+        let mut cut = false;
+        loop {
+            let line = self.next();
+            let failed = self.write(&mut sink, &line, &mut cut).is_err();
+            if failed {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            let dropped = self.dropped.load(Ordering::Relaxed);
+            if dropped > reported && self.write(&mut sink, &notice(dropped - reported), &mut cut).is_ok() {
+                reported = dropped;
+            }
+        }
+    }
+
+    /// Waits for the next line. To ask for one says that the last one is done.
+    fn next(&self) -> Vec<u8> {
+        let mut queue = self.lock();
+        queue.writing = false;
+        loop {
+            if let Some(line) = queue.lines.pop_front() {
+                queue.bytes -= line.len();
+                queue.writing = true;
+                return line;
+            }
+            self.idle.notify_all();
+            queue = self.queued.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn write(&self, sink: &mut impl Write, line: &[u8], cut: &mut bool) -> io::Result<()> {
+        if *cut {
+            write_all(sink, b"\n", &mut false)?;
+            *cut = false;
+        }
+        write_all(sink, line, cut)
+    }
+}
+
+/// Writes all of it; on an error, `cut` says whether a part was written.
+fn write_all(sink: &mut impl Write, mut bytes: &[u8], cut: &mut bool) -> io::Result<()> {
+    let whole = bytes.len();
+    while !bytes.is_empty() {
+        let error = match sink.write(bytes) {
+            Ok(0) => ErrorKind::WriteZero.into(),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                continue;
+            }
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::Interrupted => {}
+            // Another process may have put the terminal or pipe that we share with it into non-blocking mode.
+            ErrorKind::WouldBlock => std::thread::sleep(RETRY_INTERVAL),
+            _ => {
+                *cut = bytes.len() < whole;
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Returns the next of these results, and keeps what was written.
+    struct Sink {
+        results: Receiver<io::Result<usize>>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = self.results.recv().map_err(|_| ErrorKind::BrokenPipe)??.min(bytes.len());
+            self.written.lock().expect("nobody panics").extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn start() -> (LineWriter, Sender<io::Result<usize>>, impl Fn() -> String) {
+        let (results, received) = channel();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let sink = Sink { results: received, written: written.clone() };
+        let writer = LineWriter::start(sink, |n| format!("{n} dropped\n").into_bytes()).expect("there is a thread");
+        (writer, results, move || String::from_utf8_lossy(&written.lock().expect("nobody panics")).into_owned())
+    }
+
+    #[test]
+    fn failed_line_is_counted_and_reported_at_recovery() {
+        let (writer, results, written) = start();
+        for line in ["one\n", "two\n", "three\n"] {
+            writer.push(line.into());
+        }
+        let full = || io::Error::from(ErrorKind::StorageFull);
+        for result in [Ok(2), Err(full()), Err(full()), Err(ErrorKind::Interrupted.into()), Ok(1), Ok(9), Ok(99)] {
+            results.send(result).expect("it is read");
+        }
+        writer.flush(PATIENCE);
+        assert_eq!((written().as_str(), writer.dropped()), ("on\nthree\n2 dropped\n", 2));
+    }
+
+    #[test]
+    fn full_queue_drops_and_flush_returns_in_time() {
+        let (writer, results, written) = start();
+        let line = vec![b'x'; 1 << 20];
+        for _ in 0..20 {
+            writer.push(line.clone());
+        }
+        // One may be with the thread, which waits for the sink.
+        assert!((15..=16).contains(&writer.dropped()), "{}", writer.dropped());
+        writer.flush(Duration::from_millis(10));
+        assert_eq!(written(), "");
+        for _ in 0..6 {
+            results.send(Ok(usize::MAX)).expect("it is read");
+        }
+        writer.flush(PATIENCE);
+        assert!(written().ends_with(" dropped\n") || written().contains(" dropped\nx"), "it is reported");
+    }
+}
