@@ -1,12 +1,16 @@
 //! How settings are read: flags and environment, every problem named at once, exit 64 when there is one.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Id, Parser};
+use clap::{Arg, Command, Id, Parser};
+use tokio::net::TcpListener;
 
 /// The exit code for a bad configuration (`EX_USAGE`).
 pub const EXIT_BAD_CONFIG: i32 = 64;
@@ -42,23 +46,34 @@ pub enum Refusal {
     Problems(Vec<String>),
 }
 
-/// Reads the settings from these arguments and the environment.
+/// Reads the settings from these arguments and the environment, in which an empty variable is an unset one.
 pub fn read<T: Parser + Check>(args: impl IntoIterator<Item = OsString>) -> Result<T, Refusal> {
     let args: Vec<OsString> = args.into_iter().collect();
     // A flag means the same before and after a subcommand.
-    let mut command = T::command().mut_args(|arg| arg.global(true));
+    let command = ignore_empty_variables(T::command()).mut_args(|arg| arg.global(true));
+    parse(&command, &args).map_err(|refusal| match refusal {
+        Refusal::Problems(problems) => {
+            let for_people = |problem: String| name_variables(&command, &args, problem);
+            Refusal::Problems(problems.into_iter().map(for_people).collect())
+        }
+        answer @ Refusal::Answer(_) => answer,
+    })
+}
+
+fn parse<T: Parser + Check>(command: &Command, args: &[OsString]) -> Result<T, Refusal> {
+    let mut command = command.clone();
     let mut problems = Vec::new();
     // clap stops at the first bad value. So that all are told, a bad one's setting then takes any text, and
     // we ask again.
     let matches = loop {
-        let error = match command.clone().try_get_matches_from(&args) {
+        let error = match command.clone().try_get_matches_from(args) {
             Ok(matches) => break matches,
             Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
                 return Err(Refusal::Answer(error));
             }
             Err(error) => error,
         };
-        problems.push(one_line(&error));
+        problems.push(hide_secrets(&one_line(&error)));
         let bad = match (error.kind(), error.get(ContextKind::InvalidArg)) {
             (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(ContextValue::String(name))) => name.clone(),
             _ => return Err(Refusal::Problems(problems)),
@@ -75,6 +90,62 @@ pub fn read<T: Parser + Check>(args: impl IntoIterator<Item = OsString>) -> Resu
         }
     }
     Err(Refusal::Problems(problems))
+}
+
+/// A compose file or a shell leaves an empty variable where none was meant.
+fn ignore_empty_variables(command: Command) -> Command {
+    let is_empty =
+        |arg: &Arg| arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+    let mut command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    let subcommands: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    for name in subcommands {
+        command = command.mut_subcommand(name, ignore_empty_variables);
+    }
+    command
+}
+
+/// The problem, and the variables that the flags it names were set by.
+fn name_variables(command: &Command, args: &[OsString], problem: String) -> String {
+    let mut variables = Vec::new();
+    let mut commands = vec![command];
+    while let Some(command) = commands.pop() {
+        commands.extend(command.get_subcommands());
+        for arg in command.get_arguments() {
+            let (Some(flag), Some(variable)) = (arg.get_long(), arg.get_env().and_then(|name| name.to_str())) else {
+                continue;
+            };
+            let flag = format!("--{flag}");
+            let on_the_line = |arg: &OsString| arg.to_str().is_some_and(|arg| arg.split('=').next() == Some(&flag));
+            let set = std::env::var_os(variable).is_some_and(|value| !value.is_empty());
+            if set && names(&problem, &flag) && !args.iter().any(on_the_line) && !variables.contains(&variable) {
+                variables.push(variable);
+            }
+        }
+    }
+    if variables.is_empty() { problem } else { format!("{problem} (set by {})", variables.join(", ")) }
+}
+
+fn names(problem: &str, flag: &str) -> bool {
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-');
+    problem.match_indices(flag).any(|(at, _)| ends(&problem[at + flag.len()..]))
+}
+
+/// Hides what may be a password in a text that repeats a value: one may have been given to the wrong setting.
+pub(crate) fn hide_secrets(text: &str) -> String {
+    let mut words = Vec::new();
+    for word in text.split(' ') {
+        let lower = word.to_ascii_lowercase();
+        let secret = ["password=", "secret=", "passwd=", "pwd="];
+        let shown = match (word.find("://"), word.rfind('@')) {
+            (Some(scheme), Some(at)) if scheme + 3 < at => format!("{}…{}", &word[..scheme + 3], &word[at..]),
+            _ => match secret.iter().find_map(|name| lower.find(name).map(|at| at + name.len())) {
+                Some(from) => format!("{}…", &word[..from]),
+                None => word.to_owned(),
+            },
+        };
+        words.push(shown);
+    }
+    words.join(" ")
 }
 
 /// Lets the setting that clap calls `name` take any text, wherever it is; false if there is none.
@@ -121,16 +192,66 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
     count.checked_mul(unit).ok_or_else(|| "is too large".to_owned())
 }
 
-/// Parses a time span such as `250ms`, `30s` or `7days`.
+/// The longest time span that a setting takes. Above it, the system's clock could not hold the moment at its end.
+const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Parses a time span such as `250ms`, `30s` or `7days`; 100 years at most.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| error.to_string())
+    let form = |error| format!("{error}; give a number and a unit, such as 250ms, 30s, 5min or 7days");
+    let time = humantime::parse_duration(text).map_err(form)?;
+    if time > MAX_DURATION { Err("is more than 100 years".to_owned()) } else { Ok(time) }
 }
 
-/// Reads a secret from a file, without the line end.
+/// A problem if a time span is not in this range.
+pub fn time_problem(flag: &str, value: Duration, range: &RangeInclusive<Duration>) -> Option<String> {
+    let show = |time: &Duration| humantime::format_duration(*time).to_string().replace(' ', "");
+    (!range.contains(&value)).then(|| format!("{flag} must be {} to {}", show(range.start()), show(range.end())))
+}
+
+/// A problem if a number is not in this range.
+pub fn number_problem<N: PartialOrd + Display>(flag: &str, value: N, range: &RangeInclusive<N>) -> Option<String> {
+    let (least, most) = (range.start(), range.end());
+    if value < *least {
+        return Some(format!("{flag} must be at least {least}"));
+    }
+    (value > *most).then(|| format!("{flag} must be at most {most}"))
+}
+
+/// A problem if a name is empty, or holds what was left of quotes, spaces or line ends around it.
+pub fn name_problem(flag: &str, name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some(format!("{flag} is empty"));
+    }
+    let odd = |c: char| c.is_control() || matches!(c, '"' | '\'');
+    (name.trim() != name || name.contains(odd))
+        .then(|| format!("{flag} begins or ends with a space, or holds a quote or a control character: leave it out"))
+}
+
+/// Reads a text file, without a byte-order mark.
+pub fn read_text(path: &Path) -> Result<String, String> {
+    let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{}: it is not text in UTF-8", path.display()))?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned())
+}
+
+/// Reads a secret from a file, without a byte-order mark and without the spaces and line ends around it.
 pub fn read_secret(path: &Path) -> Result<String, String> {
-    std::fs::read_to_string(path)
-        .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
-        .map_err(|error| format!("{}: {error}", path.display()))
+    let text = read_text(path)?.trim().to_owned();
+    if text.is_empty() { Err(format!("{}: it is empty", path.display())) } else { Ok(text) }
+}
+
+/// Listens on a setting's address. The error names the setting and what to do.
+pub async fn listen(setting: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let fix = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "another process listens there: stop it, or give another port",
+            std::io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need a right that this process does not have",
+            _ => "give an address of this machine and a free port",
+        };
+        let variable = setting.trim_start_matches('-').replace('-', "_").to_uppercase();
+        format!("{setting} {address}: {error}; {fix} ({variable})")
+    })
 }
 
 /// A problem if `listen` can be reached from other machines without that being allowed. `flag` is what allows it.
@@ -190,6 +311,31 @@ mod tests {
     #[test]
     fn an_unknown_flag_is_refused() {
         assert!(matches!(read_words("x --cuont 1"), Err(Refusal::Problems(p)) if p.len() == 1));
+    }
+
+    #[test]
+    fn secrets_in_the_wrong_setting_are_hidden() {
+        for (text, shown) in [
+            ("invalid value 'postgres://u:p@ss@host/x' for", "invalid value 'postgres://…@host/x' for"),
+            ("unexpected argument 'sasl.Password=hunter,x=1' found", "unexpected argument 'sasl.Password=… found"),
+            ("PLAINTEXT://kafka:9092 is", "PLAINTEXT://kafka:9092 is"),
+        ] {
+            assert_eq!(hide_secrets(text), shown);
+        }
+    }
+
+    #[test]
+    fn flag_is_not_found_in_a_longer_one() {
+        assert!(names("--listen 1", "--listen") && names("x --listen", "--listen") && names("(--listen)", "--listen"));
+        assert!(!names("--listen-on 1", "--listen") && !names("--listening", "--listen"));
+    }
+
+    #[test]
+    fn times_have_units_and_an_end() {
+        assert_eq!(parse_duration("5 s"), Ok(Duration::from_secs(5)));
+        for bad in ["", "5", "-1s", "5sek", "s", "1e3s", "101years", "99999999999999999999s", "9999999999999years"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod codec;
 pub mod config;
+mod database_url;
 pub mod id;
 pub mod kafka;
 pub mod limits;

@@ -2,14 +2,14 @@
 //! went silent holds anything for ever.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
 use tokio_postgres::NoTls;
 
-use crate::config::{parse_duration, read_secret};
+use crate::config::{parse_duration, read_secret, time_problem};
+use crate::database_url;
 
 /// Where the database is, and how long to wait for it.
 #[derive(Args, Clone, Debug)]
@@ -44,10 +44,15 @@ impl DatabaseOptions {
             return Vec::new();
         }
         let mut problems: Vec<String> = self.config().err().into_iter().collect();
-        if self.database_statement_timeout < Duration::from_millis(100) {
-            problems
-                .push("--database-statement-timeout must be at least 100ms; there is no value for \"never\"".into());
-        }
+        // The server's statement_timeout ends at 2^31 - 1 ms.
+        let day = Duration::from_secs(86_400);
+        let least = Duration::from_millis(100);
+        problems.extend(time_problem("--database-connect-timeout", self.database_connect_timeout, &(least..=day / 24)));
+        problems.extend(time_problem(
+            "--database-statement-timeout",
+            self.database_statement_timeout,
+            &(least..=24 * day),
+        ));
         problems
     }
 
@@ -59,8 +64,8 @@ impl DatabaseOptions {
             (None, Some(file)) => read_secret(file).map_err(|error| format!("--database-url-file: {error}"))?,
             (None, None) => return Err("--database-url is missing".into()),
         };
-        // The driver's error does not repeat the URL, which holds a password.
-        let mut config = tokio_postgres::Config::from_str(&url).map_err(|error| format!("--database-url: {error}"))?;
+        let setting = if self.url().is_some() { "--database-url" } else { "--database-url-file" };
+        let mut config = database_url::parse(setting, &url)?;
         config
             .connect_timeout(self.database_connect_timeout)
             .keepalives(true)

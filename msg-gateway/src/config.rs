@@ -4,12 +4,13 @@ mod live;
 mod replica;
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use msg_common::config::{Check, beyond_loopback, parse_bytes, parse_duration};
-use msg_common::kafka::KafkaOptions;
+use msg_common::config::{Check, beyond_loopback, number_problem, parse_bytes, parse_duration, time_problem};
 use msg_common::kafka::topic::TopicRequirements;
+use msg_common::kafka::{KafkaOptions, Role, creation_problem};
 use msg_common::limits::{Limits, MAX_ID_BYTES};
 use msg_common::partition::Partition;
 use msg_common::postgres::DatabaseOptions;
@@ -18,6 +19,7 @@ use msg_common::telemetry::LogOptions;
 pub use self::live::LiveOptions;
 pub use self::replica::ReplicaOptions;
 use crate::incoming::Age;
+use crate::producer::settings;
 use crate::send::MOST_MSGS;
 
 /// Takes messages in over gRPC and answers once Kafka has them for good; gives stored ones out.
@@ -196,51 +198,80 @@ pub struct SendOptions {
 impl Check for Config {
     fn problems(&self) -> Vec<String> {
         if self.command.is_some() {
-            return Vec::new();
+            return self.log.problems();
         }
         let mut problems = self.kafka.problems();
         problems.extend(self.database.problems());
         problems.extend(self.replica.problems(&self.database));
         problems.extend(self.log.problems());
         problems.extend(beyond_loopback("--listen", self.listen, self.allow_plaintext, "--allow-plaintext"));
+        if self.listen == self.admin_listen && self.listen.port() != 0 {
+            problems.push(format!("--listen and --admin-listen are the same address, {}", self.listen));
+        }
         problems.extend(self.limit_problems());
         problems.extend(self.send.problems());
-        for (flag, value) in [
-            ("--handshake-timeout", self.server.handshake_timeout),
-            ("--answer-timeout", self.server.answer_timeout),
-            ("--watch-stall-timeout", self.live.watch_stall_timeout),
-            ("--heartbeat-interval", self.live.heartbeat_interval),
-            ("--look-interval", self.live.look_interval),
-        ] {
-            if value < Duration::from_millis(100) {
-                problems.push(format!("{flag} must be at least 100ms"));
-            }
-        }
-        for (flag, value) in [
-            ("--read-connections", self.read_connections),
-            ("--max-reads", self.max_reads),
-            ("--live-connections", self.live.live_connections),
-            ("--watch-buffer-bytes", self.live.watch_buffer_bytes),
-            ("--max-connections", self.server.max_connections),
-            ("--max-open-calls", self.server.max_open_calls),
-            ("--max-response-bytes", self.server.max_response_bytes),
-            ("--max-concurrent-streams", self.server.max_concurrent_streams as usize),
-            ("--max-stream-inflight-msgs", self.send.max_stream_inflight_msgs),
-            ("--max-send-streams", self.send.max_send_streams),
-            ("--max-batches", self.send.max_batches),
-        ] {
-            if value == 0 {
-                problems.push(format!("{flag} must be at least 1"));
-            }
-        }
+        problems.extend(self.times().into_iter().filter_map(|(flag, value, range)| time_problem(flag, value, &range)));
+        problems
+            .extend(self.numbers().into_iter().filter_map(|(flag, value, range)| number_problem(flag, value, &range)));
         if self.send.max_untaken_results < MOST_MSGS {
             problems.push(format!("--max-untaken-results must be at least {MOST_MSGS}, as many as a request may have"));
+        }
+        if problems.is_empty() {
+            let client = settings::producer(&self.kafka, &self.limits, &self.send);
+            problems.extend(creation_problem(&client, Role::Producer));
         }
         problems
     }
 }
 
 impl Config {
+    /// The ranges that need no explanation. A timeout of an hour is longer than anything waits for; a day is longer than any pause.
+    fn times(&self) -> Vec<(&'static str, Duration, RangeInclusive<Duration>)> {
+        const SHORTEST: Duration = Duration::from_millis(100);
+        const HOUR: Duration = Duration::from_secs(3600);
+        const DAY: Duration = Duration::from_secs(86_400);
+        let mut times = vec![
+            ("--max-arrival-time", self.server.max_arrival_time, SHORTEST..=HOUR),
+            ("--handshake-timeout", self.server.handshake_timeout, SHORTEST..=HOUR),
+            ("--keepalive-interval", self.server.keepalive_interval, SHORTEST..=DAY),
+            ("--keepalive-timeout", self.server.keepalive_timeout, SHORTEST..=HOUR),
+            ("--answer-timeout", self.server.answer_timeout, SHORTEST..=HOUR),
+            ("--max-connection-age-grace", self.server.max_connection_age_grace, Duration::ZERO..=DAY),
+            ("--shutdown-delay", self.server.shutdown_delay, Duration::ZERO..=HOUR),
+            ("--drain-timeout", self.server.drain_timeout, Duration::ZERO..=HOUR),
+            ("--watch-stall-timeout", self.live.watch_stall_timeout, SHORTEST..=HOUR),
+            ("--heartbeat-interval", self.live.heartbeat_interval, SHORTEST..=DAY),
+            ("--look-interval", self.live.look_interval, SHORTEST..=DAY),
+        ];
+        times.extend(self.server.max_connection_age.map(|age| ("--max-connection-age", age, SHORTEST..=365 * DAY)));
+        times
+    }
+
+    fn numbers(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
+        // The kernel's own limit of connections to one address, and more memory than any machine has.
+        const MOST: usize = 10_000_000;
+        const MAX_BYTES: usize = 1 << 40;
+        vec![
+            ("--read-connections", self.read_connections, 1..=10_000),
+            ("--max-reads", self.max_reads, 1..=100_000),
+            ("--live-connections", self.live.live_connections, 1..=10_000),
+            ("--watch-cache-bytes", self.live.watch_cache_bytes, 0..=MAX_BYTES),
+            ("--watch-buffer-bytes", self.live.watch_buffer_bytes, 1..=MAX_BYTES),
+            ("--max-waiting-msgs", self.live.max_waiting_msgs, 0..=MOST),
+            ("--max-watchers", self.live.max_watchers, 0..=MOST),
+            ("--max-watched-inboxes", self.live.max_watched_inboxes, 0..=MOST),
+            ("--max-connections", self.server.max_connections, 1..=MOST),
+            ("--max-open-calls", self.server.max_open_calls, 1..=MOST),
+            ("--max-response-bytes", self.server.max_response_bytes, 1..=MAX_BYTES),
+            ("--max-concurrent-streams", self.server.max_concurrent_streams as usize, 1..=MOST),
+            ("--max-arriving-bytes", self.server.max_arriving_bytes, 1..=MAX_BYTES),
+            ("--max-stream-inflight-msgs", self.send.max_stream_inflight_msgs, 1..=MOST),
+            ("--max-send-streams", self.send.max_send_streams, 1..=MOST),
+            ("--max-batches", self.send.max_batches, 1..=MOST),
+            ("--max-untaken-results", self.send.max_untaken_results, 0..=MOST),
+        ]
+    }
+
     /// The largest request that is read.
     pub fn max_request_bytes(&self) -> usize {
         // As other gRPC servers have it, and clients of their replies.

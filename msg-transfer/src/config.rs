@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use msg_common::config::{Check, parse_bytes, parse_duration};
-use msg_common::kafka::KafkaOptions;
+use msg_common::config::{Check, name_problem, number_problem, parse_bytes, parse_duration, time_problem};
+use msg_common::kafka::{KafkaOptions, Role, creation_problem};
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 use rdkafka::ClientConfig;
@@ -172,19 +172,21 @@ impl Check for Config {
         if matches!(self.command, Some(Command::Healthcheck)) {
             return problems;
         }
+        let kafka_is_good = problems.is_empty();
         if !self.database.is_given() {
             problems.push("--database-url or --database-url-file is required".into());
         }
         problems.extend(self.database.problems());
-        if self.consumer.group_id.is_empty() {
-            problems.push("--group-id is empty".into());
-        }
+        problems.extend(name_problem("--group-id", &self.consumer.group_id));
         match &self.command {
             None | Some(Command::Migrate | Command::Check(_)) => problems.extend(self.service_problems()),
             Some(Command::Purge(options)) => problems.extend(options.problems()),
             Some(Command::DeadLetters(command)) => problems.extend(command.problems()),
             Some(Command::Resume(options)) => problems.extend(options.problems()),
             Some(Command::Healthcheck | Command::Lag(_)) => {}
+        }
+        if kafka_is_good && problems.is_empty() {
+            problems.extend(creation_problem(&self.consumer_config(), Role::Consumer));
         }
         problems
     }
@@ -194,20 +196,38 @@ impl Config {
     /// What is wrong with what only the service needs.
     fn service_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let at_least_one = [
-            ("--lanes", self.lanes.lanes),
-            ("--batch-records", self.lanes.batch_records),
-            ("--batch-bytes", self.lanes.batch_bytes),
-            ("--commit-records", self.consumer.commit_records),
-            ("--max-inflight-bytes", self.consumer.max_inflight_bytes),
-            ("--max-inflight-records", self.consumer.max_inflight_records),
-            ("--max-partition-bytes", self.consumer.max_partition_bytes),
-            ("--max-partition-records", self.consumer.max_partition_records),
-            ("--dead-letter-window", self.dead_letters.dead_letter_window),
+        const MOST: usize = 10_000_000;
+        // librdkafka's queued.max.messages.kbytes ends at 2,097,151.
+        const FETCH_AHEAD: usize = 2047 << 20;
+        const MAX_BYTES: usize = 1 << 40;
+        let numbers = [
+            ("--lanes", self.lanes.lanes, 1..=1000),
+            ("--batch-records", self.lanes.batch_records, 1..=1_000_000),
+            ("--batch-bytes", self.lanes.batch_bytes, 1..=1 << 29),
+            ("--cached-inboxes", self.lanes.cached_inboxes.get(), 1..=100_000_000),
+            ("--commit-records", self.consumer.commit_records, 1..=usize::MAX),
+            ("--max-inflight-bytes", self.consumer.max_inflight_bytes, 1..=MAX_BYTES),
+            ("--max-inflight-records", self.consumer.max_inflight_records, 1..=MOST),
+            ("--max-partition-bytes", self.consumer.max_partition_bytes, 1..=MAX_BYTES),
+            ("--max-partition-records", self.consumer.max_partition_records, 1..=MOST),
+            ("--fetch-ahead-bytes", self.consumer.fetch_ahead_bytes, 1 << 20..=FETCH_AHEAD),
+            ("--dead-letter-percent", self.dead_letters.dead_letter_percent, 0..=100),
+            ("--dead-letter-window", self.dead_letters.dead_letter_window, 1..=1_000_000_000),
         ];
-        for (name, _) in at_least_one.iter().filter(|(_, value)| *value == 0) {
-            problems.push(format!("{name} must be at least 1"));
-        }
+        problems.extend(numbers.into_iter().filter_map(|(flag, value, range)| number_problem(flag, value, &range)));
+        const DAY: Duration = Duration::from_secs(86_400);
+        let times = [
+            // The brokers' own lower limit, and twice their usual upper one.
+            ("--session-timeout", self.consumer.session_timeout, Duration::from_secs(6)..=Duration::from_secs(3600)),
+            ("--drain-timeout", self.consumer.drain_timeout, Duration::ZERO..=Duration::from_secs(3600)),
+            // It is checked every 5 s.
+            ("--stall-timeout", self.consumer.stall_timeout, Duration::from_secs(5)..=DAY),
+            ("--commit-interval", self.consumer.commit_interval, Duration::from_millis(1)..=DAY),
+            ("--batch-interval", self.lanes.batch_interval, Duration::ZERO..=Duration::from_secs(1)),
+        ];
+        problems.extend(times.into_iter().filter_map(|(flag, value, range)| time_problem(flag, value, &range)));
+        problems
+            .extend(self.consumer.group_instance_id.as_ref().and_then(|id| name_problem("--group-instance-id", id)));
         // Partitions that are held back keep what was fetched of them: few at a time.
         let parts = [
             ("--max-partition-bytes", self.consumer.max_partition_bytes, self.consumer.max_inflight_bytes),
@@ -216,20 +236,8 @@ impl Config {
         for (name, _, total) in parts.iter().filter(|(_, part, total)| *part < total / MOST_PARTS) {
             problems.push(format!("{name} must be at least an eighth of the limit for all, {}", total / MOST_PARTS));
         }
-        if self.lanes.batch_interval > Duration::from_secs(1) {
-            problems.push("--batch-interval must be at most 1s".into());
-        }
-        if self.consumer.session_timeout < Duration::from_secs(6) {
-            problems.push("--session-timeout must be at least 6s, the brokers' own lower limit".into());
-        }
         if self.consumer.drain_timeout >= self.consumer.session_timeout {
             problems.push("--drain-timeout must be below --session-timeout".into());
-        }
-        if self.consumer.stall_timeout < Duration::from_secs(5) {
-            problems.push("--stall-timeout must be at least 5s, the interval at which it is checked".into());
-        }
-        if self.consumer.fetch_ahead_bytes < 1 << 20 {
-            problems.push("--fetch-ahead-bytes must be at least 1MiB".into());
         }
         problems
     }

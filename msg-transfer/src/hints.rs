@@ -112,7 +112,7 @@ impl Context {
                         topic,
                         %error,
                         "the hints topic takes no hints: who waits for a message to be stored, or watches an inbox, \
-                         hears of it later; create the topic, or set HINTS_TOPIC to nothing"
+                         hears of it later; create the topic, or set HINTS_TOPIC to none"
                     );
                 }
                 "no_topic"
@@ -180,6 +180,8 @@ mod tests {
             kafka_topic: "msgs".into(),
             hints_topic: None,
             kafka_properties: String::new(),
+            kafka_properties_file: None,
+            last_properties: msg_common::kafka::LastProperties::default(),
         };
         config(&kafka).create_native_config().expect("each key and value is known");
         assert!(Hints::new(&kafka).expect("it is made").is_some());

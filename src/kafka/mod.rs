@@ -1,14 +1,26 @@
 //! What both services need of Kafka: how to reach it, what a safe topic is, and the few calls of librdkafka that
 //! rust-rdkafka does not wrap.
 
+pub mod cause;
 pub mod ends;
+pub mod events;
+mod properties;
 pub mod raw;
 pub mod topic;
 
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use clap::Args;
 use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
 
+use self::properties::{Properties, Source};
+use crate::config::read_text;
 use crate::repeat::Repeats;
 
 /// Which cluster and topic, and how to talk to it.
@@ -20,59 +32,40 @@ pub struct KafkaOptions {
     /// The topic that carries the messages; it must be there
     #[arg(long, env = "KAFKA_TOPIC", default_value = "msgs", value_name = "NAME")]
     pub kafka_topic: String,
-    /// The small topic through which gateways learn what was just stored; empty: none. Without it, and while it is away,
-    /// they look at the table from time to time [default: the topic's name with -hints behind it]
+    /// The small topic through which gateways learn what was just stored; `none`: there is none. Without it, and while it is
+    /// away, they look at the table from time to time [default: the topic's name with -hints behind it]
     #[arg(long, env = "HINTS_TOPIC", value_name = "NAME")]
     pub hints_topic: Option<String>,
     /// Further librdkafka settings as key=value, separated by commas or line ends
     #[arg(long, env = "KAFKA_PROPERTIES", default_value = "", value_name = "KEY=VALUE,…", hide_env_values = true)]
     pub kafka_properties: String,
+    /// A file with further librdkafka settings, one key=value on each line, so that a value may hold commas; lines that begin with
+    /// # are comments. Read at the start, and again for each client that is made later
+    #[arg(long, env = "KAFKA_PROPERTIES_FILE", value_name = "FILE")]
+    pub kafka_properties_file: Option<PathBuf>,
+    /// What the file held when it was last readable.
+    #[arg(skip)]
+    pub last_properties: LastProperties,
 }
 
-/// Settings that the guarantees rest on, or that a setting of the service's own stands for: KAFKA_PROPERTIES may not
-/// change them.
-const OURS: &[&str] = &[
-    "acks",
-    "allow.auto.create.topics",
-    "auto.offset.reset",
-    "batch.size",
-    "bootstrap.servers",
-    "check.crcs",
-    "delivery.report.only.error",
-    "delivery.timeout.ms",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.gapless.guarantee",
-    "enable.idempotence",
-    "enable.partition.eof",
-    "fetch.max.bytes",
-    "group.id",
-    "group.instance.id",
-    "group.protocol",
-    "heartbeat.interval.ms",
-    "max.partition.fetch.bytes",
-    "max.poll.interval.ms",
-    "message.max.bytes",
-    "message.timeout.ms",
-    "metadata.broker.list",
-    "partition.assignment.strategy",
-    "partitioner",
-    "queue.buffering.max.kbytes",
-    "queue.buffering.max.messages",
-    "queued.max.messages.kbytes",
-    "queued.min.messages",
-    "request.required.acks",
-    "request.timeout.ms",
-    "session.timeout.ms",
-    "socket.timeout.ms",
-    "transactional.id",
-];
+/// The entries of the properties' file that were read last. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct LastProperties(Arc<Mutex<Vec<(String, String)>>>);
+
+/// What a client is for: librdkafka checks its settings accordingly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It sends.
+    Producer,
+    /// It reads.
+    Consumer,
+}
 
 impl KafkaOptions {
     /// Where hints go, if there are any.
     pub fn hints_topic(&self) -> Option<String> {
         match self.hints_topic.as_deref() {
-            Some("") => None,
+            Some("" | "none") => None,
             Some(topic) => Some(topic.to_owned()),
             None => Some(format!("{}-hints", self.kafka_topic)),
         }
@@ -80,30 +73,21 @@ impl KafkaOptions {
 
     /// What is wrong with these settings.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if self.kafka_brokers.is_empty() {
-            problems.push("--kafka-brokers is empty".into());
-        }
+        let mut problems = properties::broker_problems(&self.kafka_brokers);
+        let form = "must be 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_`, `-`";
         if !valid_topic(&self.kafka_topic) {
-            problems.push("--kafka-topic must be 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_`, `-`".into());
-        } else if self.hints_topic().is_some_and(|topic| !valid_topic(&topic) || topic == self.kafka_topic) {
-            problems.push("--hints-topic must be the name of another topic than --kafka-topic, or empty".into());
+            problems.push(format!("--kafka-topic {form}"));
+        } else if self.hints_topic().is_some_and(|topic| !valid_topic(&topic)) {
+            problems.push(match self.hints_topic {
+                Some(_) => format!("--hints-topic {form}, or `none`"),
+                None => "--kafka-topic is too long for -hints behind it: give --hints-topic".to_owned(),
+            });
+        } else if self.hints_topic().as_ref() == Some(&self.kafka_topic) {
+            problems.push("--hints-topic must be another topic than --kafka-topic, or `none`".into());
         }
-        let mut config = ClientConfig::new();
-        for entry in self.entries() {
-            match entry {
-                Ok((key, _)) if OURS.contains(&key) => {
-                    problems.push(format!("--kafka-properties: {key} is set by the service"));
-                }
-                Ok((key, value)) => {
-                    config.set(key, value);
-                }
-                // The entry may hold a password, so it is not repeated.
-                Err(()) => problems.push("--kafka-properties: an entry is not key=value".into()),
-            }
-        }
-        if let Err(error) = config.create_native_config() {
-            problems.push(format!("--kafka-properties: {error}"));
+        match self.properties() {
+            Ok(properties) => problems.extend(properties.problems),
+            Err(problem) => problems.push(problem),
         }
         problems
     }
@@ -123,19 +107,71 @@ impl KafkaOptions {
             .set("socket.connection.setup.timeout.ms", "5000")
             .set("socket.keepalive.enable", "true")
             .set("socket.nagle.disable", "true");
-        for (key, value) in self.entries().flatten() {
+        for (key, value) in self.current_properties() {
             config.set(key, value);
         }
         config
     }
 
-    fn entries(&self) -> impl Iterator<Item = Result<(&str, &str), ()>> {
-        self.kafka_properties
-            .split([',', '\n'])
-            .map(str::trim)
-            .filter(|entry| !entry.is_empty())
-            .map(|entry| entry.split_once('=').map(|(key, value)| (key.trim(), value.trim())).ok_or(()))
+    /// What the file holds now may be wrong, or not there while it is replaced: then what it held before.
+    fn current_properties(&self) -> Vec<(String, String)> {
+        let mut last = self.last_properties.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let problems = match self.properties() {
+            Ok(properties) if properties.problems.is_empty() => {
+                *last = properties.entries;
+                return last.clone();
+            }
+            Ok(properties) => properties.problems.join("; "),
+            Err(problem) => problem,
+        };
+        tracing::error!(problems, "the properties of kafka clients cannot be read again, using the former ones");
+        last.clone()
     }
+
+    fn properties(&self) -> Result<Properties, String> {
+        let mut properties = Properties::default();
+        properties.read(&self.kafka_properties, Source::Setting);
+        if let Some(file) = &self.kafka_properties_file {
+            let text = read_text(file).map_err(|error| format!("--kafka-properties-file: {error}"))?;
+            properties.read(&text, Source::File);
+        }
+        Ok(properties)
+    }
+}
+
+/// Why librdkafka makes no client of these settings. It is made and thrown away, and connects to nothing.
+pub fn creation_problem(config: &ClientConfig, role: Role) -> Option<String> {
+    let mut alone = config.clone();
+    alone.remove("bootstrap.servers");
+    let made = match role {
+        Role::Producer => alone.create_with_context::<_, BaseProducer<Unheard>>(Unheard).map(drop),
+        Role::Consumer => alone.create_with_context::<_, BaseConsumer<Unheard>>(Unheard).map(drop),
+    };
+    let reason = match made.err()? {
+        KafkaError::ClientConfig(_, reason, key, _) => format!("{key}: {reason}"),
+        KafkaError::ClientCreation(reason) => reason,
+        error => error.to_string(),
+    };
+    let secrets = alone.config_map().into_iter().filter(|(key, _)| properties::is_secret(key)).map(|(_, value)| value);
+    let reason = secrets.fold(reason, |reason, secret| reason.replace(secret, "…"));
+    Some(format!("--kafka-properties: librdkafka refuses the settings as a whole: {reason}"))
+}
+
+/// The callbacks of a client that does nothing.
+struct Unheard;
+
+impl ClientContext for Unheard {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ConsumerContext for Unheard {}
+
+impl ProducerContext for Unheard {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
 
 fn valid_topic(name: &str) -> bool {
@@ -154,15 +190,15 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     };
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            tracing::error!(facility, message, "librdkafka");
+            tracing::error!(facility, detail = message, "librdkafka");
         }
         RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
             if let Some(repeated) = logged() {
-                tracing::warn!(facility, message, repeated, "librdkafka");
+                tracing::warn!(facility, detail = message, repeated, "librdkafka");
             }
         }
-        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, message, "librdkafka"),
-        RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "librdkafka"),
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, detail = message, "librdkafka"),
+        RDKafkaLogLevel::Debug => tracing::debug!(facility, detail = message, "librdkafka"),
     }
 }
 
@@ -176,6 +212,8 @@ mod tests {
             kafka_topic: "msgs".into(),
             hints_topic: None,
             kafka_properties: properties.into(),
+            kafka_properties_file: None,
+            last_properties: LastProperties::default(),
         }
     }
 
@@ -191,5 +229,27 @@ mod tests {
     fn what_the_guarantees_rest_on_cannot_be_changed() {
         let problems = with("acks=1,enable.idempotence=false,nonsense,no.such.key=1").problems();
         assert_eq!(problems.len(), 4, "{problems:?}");
+    }
+
+    #[test]
+    fn properties_of_a_lost_file_are_those_before() {
+        let folder = std::env::temp_dir().join(format!("msg-properties-{}", std::process::id()));
+        std::fs::write(&folder, "client.id=one,two").expect("it is written");
+        let options = KafkaOptions { kafka_properties_file: Some(folder.clone()), ..with("") };
+        assert_eq!(options.problems(), Vec::<String>::new());
+        assert_eq!(options.client_config().get("client.id"), Some("one,two"));
+        std::fs::write(&folder, "client.id=three").expect("it is written");
+        assert_eq!(options.client_config().get("client.id"), Some("three"));
+        std::fs::remove_file(&folder).expect("it is removed");
+        assert_eq!(options.client_config().get("client.id"), Some("three"));
+        assert_eq!(options.problems().len(), 1);
+    }
+
+    #[test]
+    fn settings_that_exclude_each_other_are_refused() {
+        let config = with("security.protocol=sasl_plaintext,sasl.mechanism=SCRAM-SHA-256").client_config();
+        let problem = creation_problem(&config, Role::Producer).expect("a user's name is missing");
+        assert!(problem.contains("--kafka-properties") && problem.len() > 70, "{problem}");
+        assert_eq!(creation_problem(&with("").client_config(), Role::Consumer), None);
     }
 }

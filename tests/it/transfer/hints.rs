@@ -146,7 +146,7 @@ async fn without_their_topic_everything_is_stored_all_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hints_can_be_switched_off() {
     let world = World::new("hints_off").await;
-    let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", ""));
+    let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", "none"));
     transfer.start().await.unwrap();
     load::write(&world.writer(), 0, 100, 10);
     world.all_committed().await;

@@ -110,7 +110,7 @@ async fn whoever_resumes_goes_on_where_it_was_also_through_another_gateway() {
 #[tokio::test]
 async fn without_hints_messages_come_later() {
     let world = World::new("watch_no_hints").await;
-    let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", ""));
+    let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", "none"));
     transfer.start().await.unwrap();
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;

@@ -78,7 +78,7 @@ async fn check_remarks_that_there_are_no_hints() {
     run(&world, "migrate").await.assert_code(0);
     let ran = run(&world, "check --output json").await.assert_code(0);
     assert_found(&ran, "hints", "warning", "topic check_hints-hints does not exist");
-    let unwanted = run_with(&world, "check --output json", &[("HINTS_TOPIC", "")]).await.assert_code(0);
+    let unwanted = run_with(&world, "check --output json", &[("HINTS_TOPIC", "none")]).await.assert_code(0);
     assert_found(&unwanted, "hints", "ok", "none are wanted");
 }
 

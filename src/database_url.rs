@@ -1,0 +1,87 @@
+//! Reads a database's URL, and says what is wrong with it without repeating any of it: it holds a password, and a wrong one may
+//! hold it anywhere.
+
+use std::error::Error;
+use std::str::FromStr;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode};
+
+const FORM: &str = "give postgres://user:password@host:5432/name, in whose password other characters than letters, digits, `-`, \
+                    `.`, `_` and `~` are percent-encoded";
+
+/// The driver's settings; or what is wrong with the URL that `setting` gives.
+pub(crate) fn parse(setting: &str, url: &str) -> Result<Config, String> {
+    let config = Config::from_str(url).map_err(|error| {
+        let reason = error.source().map(ToString::to_string).unwrap_or_default();
+        // Its other texts repeat pieces.
+        match reason.strip_prefix("invalid value for option ") {
+            Some(option) => format!("{setting}: the value of {option} cannot be used; {FORM}"),
+            None if reason.starts_with("unknown option") => {
+                format!("{setting}: it has an option that the driver does not know; {FORM}")
+            }
+            None => format!("{setting}: it is not a URL; {FORM}"),
+        }
+    })?;
+    let odd = |host: &str| {
+        host.is_empty() || host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '"' | '\'' | '@'))
+    };
+    let hosts = config.get_hosts();
+    if hosts.is_empty() && config.get_hostaddrs().is_empty() {
+        return Err(format!("{setting}: it names no host; {FORM}"));
+    }
+    if hosts.iter().any(|host| matches!(host, Host::Tcp(name) if odd(name))) {
+        return Err(format!("{setting}: the host is no name of a host; {FORM}"));
+    }
+    if config.get_ports().contains(&0) {
+        return Err(format!("{setting}: the port must be 1 to 65535"));
+    }
+    if config.get_ssl_mode() == SslMode::Require {
+        return Err(format!("{setting}: sslmode=require cannot be met: this build has no TLS to the database"));
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_url_is_refused_and_no_part_of_it_repeated() {
+        for url in [
+            "postgres://app:hunter@host:70000/x",
+            "postgres://app:hunter@host:0/x",
+            "postgres://app:hunter@host/x?hunter=hunter",
+            "postgres://app:hun?ter=hunter@host/x",
+            "postgres://app:hun ter@host/x y",
+            "postgres://app:hunter@host/x?sslmode=require",
+            "postgres://app:hunter@host/x?connect_timeout=hunter",
+            "\"postgres://app:hunter@host/x\"",
+            "'postgres://app:hunter@host/x'",
+            "http://app:hunter@host/x",
+            "app:hunter@host/x",
+            "host=h password=hun ter=hunter",
+            "host=h password='hunter",
+            "postgres:///x?user=hunter",
+            "hunter",
+            "",
+        ] {
+            let problem = parse("--database-url", url).expect_err(url);
+            assert!(problem.starts_with("--database-url: "), "{url}: {problem}");
+            assert!(!problem.contains("hun") && !problem.contains("ter="), "{url}: {problem}");
+        }
+    }
+
+    #[test]
+    fn usual_urls_are_taken() {
+        for url in [
+            "postgres://app:p%40ss@host/x",
+            "postgresql://a,b:5433/x?target_session_attrs=read-write",
+            "postgres://app@%2Fvar%2Frun%2Fpostgresql/x",
+            "postgres://app@[::1]:5432/x?sslmode=disable",
+            "host=/tmp user=app dbname=x",
+        ] {
+            parse("--database-url", url).expect(url);
+        }
+    }
+}
