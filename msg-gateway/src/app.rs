@@ -1,7 +1,6 @@
 //! The gateway as a whole: what is built, what runs beside what, and how it ends.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,16 +40,12 @@ const SHUTDOWN: &str = "shutdown";
 /// Why the gateway could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address cannot be listened on.
-    #[error("{setting} {address}: {source}")]
-    Listen {
-        /// The flag.
-        setting: &'static str,
-        /// Its value.
-        address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
+    /// An address cannot be listened on.
+    #[error("{0}")]
+    Listen(String),
+    /// The system has no threads or files for us.
+    #[error("runtime: {0}")]
+    Runtime(io::Error),
     /// Signals cannot be received.
     #[error("signals: {0}")]
     Signals(io::Error),

@@ -1,46 +1,54 @@
-//! The executable: settings, logs, runtime, run.
+//! The executable: signals, settings, logs, runtime, run.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use msg_common::{admin, shutdown};
+use msg_common::config::{self, EXIT_BAD_CONFIG};
+use msg_common::{admin, shutdown, telemetry};
 use msg_gateway::app;
 use msg_gateway::config::{Command, Config};
-use tokio::net::TcpListener;
 
 fn main() -> ExitCode {
-    let config: Config = msg_common::config::load();
+    // Before anything that may wait: a settings file may be a pipe that nobody writes to.
+    let signals = shutdown::install();
+    let config: Config = config::load();
     config.log.start();
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "cannot start the runtime");
-            return ExitCode::FAILURE;
-        }
-    };
-    let result = match config.command {
-        Some(Command::Healthcheck) => runtime.block_on(healthcheck(&config)),
-        None => runtime.block_on(serve(config)),
-    };
-    // What is left are calls into librdkafka that nobody waits for any more.
-    runtime.shutdown_timeout(Duration::from_millis(100));
-    match result {
+    let result = signals.map_err(app::Error::Signals).and_then(|()| {
+        let runtime = tokio::runtime::Runtime::new().map_err(app::Error::Runtime)?;
+        let result = match config.command {
+            Some(Command::Healthcheck) => runtime.block_on(healthcheck(&config)),
+            None => runtime.block_on(serve(config)),
+        };
+        // What is left are calls into librdkafka that nobody waits for any more.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        result
+    });
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "ended");
-            ExitCode::FAILURE
+            if matches!(error, app::Error::Listen(_)) {
+                ExitCode::from(u8::try_from(EXIT_BAD_CONFIG).expect("it is 64"))
+            } else {
+                ExitCode::FAILURE
+            }
         }
-    }
+    };
+    telemetry::flush();
+    code
 }
 
 async fn serve(config: Config) -> Result<(), app::Error> {
-    let bind = |setting, address| async move {
-        TcpListener::bind(address).await.map_err(|source| app::Error::Listen { setting, address, source })
-    };
-    let grpc = bind("--listen", config.listen).await?;
-    let admin = bind("--admin-listen", config.admin_listen).await?;
-    let stop = shutdown::on_signal().map_err(app::Error::Signals)?;
-    app::run(config, grpc, admin, stop).await
+    let stop = shutdown::drain();
+    let grpc = config::listen("--listen", config.listen).await;
+    let admin = config::listen("--admin-listen", config.admin_listen).await;
+    match (grpc, admin) {
+        (Ok(grpc), Ok(admin)) => app::run(config, grpc, admin, stop).await,
+        (grpc, admin) => {
+            let problems: Vec<String> = grpc.err().into_iter().chain(admin.err()).collect();
+            Err(app::Error::Listen(problems.join("; ")))
+        }
+    }
 }
 
 async fn healthcheck(config: &Config) -> Result<(), app::Error> {

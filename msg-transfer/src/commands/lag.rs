@@ -70,7 +70,7 @@ pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String>
         options.output.print(&Report::of(&lag, config), || table(&lag))?;
         return Ok(ExitCode::SUCCESS);
     };
-    let stop = shutdown::on_signal().map_err(|error| format!("signals: {error}"))?;
+    let stop = shutdown::between_steps();
     let watching = watch(&reader, config, options.output, every);
     match stop.run_until_cancelled(watching).await {
         Some(Err(error)) => Err(error),

@@ -87,7 +87,7 @@ struct Report {
 
 /// Replays them.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
-    let stop = shutdown::on_signal().map_err(|error| format!("signals: {error}"))?;
+    let stop = shutdown::between_steps();
     let client = connect(config).await?;
     let sender = sender(config, options).await?;
     let topic = &config.kafka.kafka_topic;

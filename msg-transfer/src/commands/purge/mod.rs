@@ -83,7 +83,7 @@ struct Purge {
 
 /// Deletes what is old.
 pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
-    let stop = shutdown::on_signal().map_err(|error| format!("signals: {error}"))?;
+    let stop = shutdown::between_steps();
     let client = connect(config).await?;
     floor::check(config, options.older_than).await?;
     // The server's clock: it is the one that wrote the times.
