@@ -20,19 +20,34 @@ use crate::telemetry;
 
 static NOT_READY: Repeats = Repeats::new();
 
-/// Whether the process is ready, and if not, why: each component speaks for itself.
+/// Whether the process is ready, and if not, why: each component speaks for itself, and a scope for what is made again.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    reasons: Arc<Mutex<BTreeMap<String, String>>>,
+    reasons: Arc<Mutex<Reasons>>,
     ready: Arc<watch::Sender<bool>>,
+    scope: u64,
+}
+
+#[derive(Debug, Default)]
+struct Reasons {
+    /// By component and scope.
+    all: BTreeMap<(String, u64), String>,
+    scopes: u64,
 }
 
 impl Readiness {
     /// Not ready yet, for the sake of these components.
     pub fn waiting_for(components: &[&str]) -> Self {
-        let reasons: BTreeMap<_, _> = components.iter().map(|c| ((*c).to_owned(), "starting".to_owned())).collect();
-        let ready = watch::Sender::new(reasons.is_empty());
-        Readiness { reasons: Arc::new(Mutex::new(reasons)), ready: Arc::new(ready) }
+        let all: BTreeMap<_, _> = components.iter().map(|c| (((*c).to_owned(), 0), "starting".to_owned())).collect();
+        let ready = watch::Sender::new(all.is_empty());
+        Readiness { reasons: Arc::new(Mutex::new(Reasons { all, scopes: 0 })), ready: Arc::new(ready), scope: 0 }
+    }
+
+    /// The same, for one of several that speak for the same component: what it says changes no other's reason.
+    pub fn scope(&self) -> Self {
+        let mut reasons = self.lock();
+        reasons.scopes += 1;
+        Readiness { scope: reasons.scopes, ..self.clone() }
     }
 
     /// This component is fine.
@@ -42,7 +57,24 @@ impl Readiness {
 
     /// This component keeps the process from being ready.
     pub fn not_ready(&self, component: &str, reason: impl Into<String>) {
-        self.change(component, Some(&reason.into()));
+        self.change(component, Some(reason.into()));
+    }
+
+    /// If this component keeps the process from being ready, this is why. Nothing changes if it does not.
+    pub fn explain(&self, component: &str, reason: impl Into<String>) {
+        let waits = self.lock().all.contains_key(&(component.to_owned(), self.scope));
+        if waits {
+            self.change(component, Some(reason.into()));
+        }
+    }
+
+    /// Takes back every reason of this scope: what it spoke for is gone.
+    pub fn clear(&self) {
+        let components: Vec<String> =
+            self.lock().all.keys().filter(|(_, scope)| *scope == self.scope).map(|(name, _)| name.clone()).collect();
+        for component in components {
+            self.change(&component, None);
+        }
     }
 
     /// Whether all components are fine, now and as it changes.
@@ -50,18 +82,27 @@ impl Readiness {
         self.ready.subscribe()
     }
 
-    /// Why the process is not ready: empty when it is.
+    /// Why the process is not ready, by component: empty when it is.
     pub fn reasons(&self) -> BTreeMap<String, String> {
-        self.lock().clone()
+        let mut reasons: BTreeMap<String, String> = BTreeMap::new();
+        for ((component, _), reason) in &self.lock().all {
+            let all = reasons.entry(component.clone()).or_default();
+            if !all.is_empty() {
+                all.push_str("; ");
+            }
+            all.push_str(reason);
+        }
+        reasons
     }
 
-    fn change(&self, component: &str, reason: Option<&String>) {
+    fn change(&self, component: &str, reason: Option<String>) {
+        let key = (component.to_owned(), self.scope);
         let mut reasons = self.lock();
-        let before = match reason {
-            Some(reason) => reasons.insert(component.to_owned(), reason.clone()),
-            None => reasons.remove(component),
+        let before = match &reason {
+            Some(reason) => reasons.all.insert(key, reason.clone()),
+            None => reasons.all.remove(&key),
         };
-        match (&before, reason) {
+        match (&before, &reason) {
             (was, Some(reason)) if was.as_ref() != Some(reason) => {
                 // A component that is retried may be ready in between.
                 if let Some(repeated) = NOT_READY.occurred(&format!("{component}: {reason}")) {
@@ -72,11 +113,11 @@ impl Readiness {
             _ => {}
         }
         // Under the lock, so that the last change is also the last one that is seen.
-        let ready = reasons.is_empty();
+        let ready = reasons.all.is_empty();
         self.ready.send_if_modified(|old| std::mem::replace(old, ready) != ready);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Reasons> {
         self.reasons.lock().expect("nobody panics while holding it")
     }
 }
@@ -88,7 +129,7 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, stop: Cancellati
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(|| async { telemetry::metrics().render() }))
+        .route("/metrics", get(|| async { telemetry::render() }))
         .with_state(readiness);
     // Histograms grow until somebody folds them in.
     let upkeep = async {
@@ -133,4 +174,27 @@ pub async fn probe(mut admin: SocketAddr, path: &str) -> std::io::Result<(u16, S
         status.map(|status| (status, body)).ok_or(std::io::ErrorKind::InvalidData.into())
     };
     tokio::time::timeout(Duration::from_secs(5), ask).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_scope_does_not_clear_the_reason_of_another() {
+        let base = Readiness::waiting_for(&["schema"]);
+        let (one, two) = (base.scope(), base.scope());
+        one.not_ready("starts", "partition 1");
+        two.not_ready("starts", "partition 2");
+        base.ready("schema");
+        base.ready("starts");
+        two.ready("starts");
+        assert_eq!(base.reasons(), BTreeMap::from([("starts".to_owned(), "partition 1".to_owned())]));
+        two.explain("starts", "not its own");
+        one.explain("starts", "its leader is away");
+        assert_eq!(base.reasons()["starts"], "its leader is away");
+        assert!(!*base.watch().borrow());
+        one.clear();
+        assert!(*base.watch().borrow() && base.reasons().is_empty());
+    }
 }

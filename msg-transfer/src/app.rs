@@ -98,17 +98,18 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     };
     let former = FormerTopics::default();
     loop {
-        serve_until_anew(config, &pool, traits, &former, readiness, shutdown).await?;
-        if shutdown.is_cancelled() {
-            return Ok(());
+        // Of the clients' and lanes' own: their reasons go with them, and no other component's.
+        let round = readiness.scope();
+        round.not_ready("group", "starting");
+        readiness.ready("group");
+        let served = serve_until_anew(config, &pool, traits, &former, &round, shutdown).await;
+        if served.is_err() || shutdown.is_cancelled() {
+            return served;
         }
         tracing::warn!("beginning anew, with new clients");
         metrics::begun_anew();
         readiness.not_ready("group", "beginning anew, with new clients");
-        for component in readiness.reasons().into_keys().filter(|component| component != "group") {
-            // What stood in its way is gone; whatever still does says so again.
-            readiness.ready(&component);
-        }
+        round.clear();
     }
 }
 

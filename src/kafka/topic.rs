@@ -5,9 +5,11 @@ use std::time::Duration;
 use clap::Args;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::ClientContext;
+use rdkafka::error::KafkaError;
 use rdkafka::metadata::Metadata;
 
 use crate::config::parse_duration;
+use crate::kafka::cause;
 use crate::partition::Partition;
 
 /// What is required of the topic.
@@ -84,7 +86,7 @@ pub async fn describe<C: ClientContext + 'static>(
     let metadata = tokio::task::spawn_blocking(move || client.inner().fetch_metadata(Some(&name), timeout))
         .await
         .map_err(|error| TopicError::Unreachable(error.to_string()))?
-        .map_err(|error| TopicError::Unreachable(error.to_string()))?;
+        .map_err(|error| TopicError::Unreachable(cause::describe(&error)))?;
     // Taken out of it before the next wait: the metadata itself may not move between threads.
     let (partitions, replicas, in_sync) = placed(&metadata, topic)?;
     drop(metadata);
@@ -92,15 +94,15 @@ pub async fn describe<C: ClientContext + 'static>(
     let described = admin
         .describe_configs(&[ResourceSpecifier::Topic(topic)], &options)
         .await
-        .map_err(|error| TopicError::Unreachable(error.to_string()))?;
+        .map_err(|error| TopicError::Unreachable(cause::describe(&error)))?;
     let config = match described.into_iter().next() {
         Some(Ok(config)) => config,
-        Some(Err(error)) => return Err(TopicError::Unreachable(error.to_string())),
+        Some(Err(error)) => return Err(TopicError::Unreachable(cause::describe(&KafkaError::Global(error)))),
         None => return Err(TopicError::Unreachable("no answer about the topic".into())),
     };
     let text = |name: &str| {
         let value = config.entry_map().get(name).and_then(|entry| entry.value.clone());
-        value.ok_or_else(|| TopicError::Unreachable(format!("the broker did not tell {name}")))
+        value.ok_or_else(|| TopicError::Unreachable(not_described(name)))
     };
     let number = |name: &str| {
         let text = text(name)?;
@@ -132,6 +134,11 @@ pub async fn describe<C: ClientContext + 'static>(
     })
 }
 
+/// A broker answers whoever lacks the right with an error of this topic alone, which rust-rdkafka does not pass on.
+fn not_described(name: &str) -> String {
+    format!("the broker does not say {name}: the Kafka user lacks a right on the topic; grant it DESCRIBE_CONFIGS")
+}
+
 /// How many partitions the topic has, how many replicas the one that has the fewest, and the in-sync replicas of each.
 fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize, Vec<usize>), TopicError> {
     let found = metadata.topics().iter().find(|found| found.name() == topic);
@@ -141,7 +148,7 @@ fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize, Vec<usi
         Some(rdkafka::types::RDKafkaErrorCode::UnknownTopicOrPartition) => {
             return Err(TopicError::Missing(topic.to_owned()));
         }
-        Some(error) => return Err(TopicError::Unreachable(error.to_string())),
+        Some(error) => return Err(TopicError::Unreachable(cause::describe(&KafkaError::Global(error)))),
     }
     let partitions = Partition::try_from(found.partitions().len()).unwrap_or(Partition::MAX);
     let mut in_sync = vec![0; found.partitions().len()];

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 use msg_common::admin::Readiness;
-use msg_common::kafka::raw;
+use msg_common::kafka::cause::Causes;
 use msg_common::kafka::topic::{RetentionClock, Topic, TopicError, TopicRequirements, describe};
+use msg_common::kafka::{events, raw};
 use msg_common::partition::Partition;
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
@@ -148,6 +149,7 @@ pub struct Preflight {
     skipped: Option<String>,
     /// Whether the topic was usable since the start.
     opened: bool,
+    causes: Causes,
     /// The topic's id when it was looked at last; a topic that is made anew has another.
     id: Option<Uuid>,
 }
@@ -161,7 +163,8 @@ impl Preflight {
         producer: Arc<Producer>,
         readiness: Readiness,
     ) -> KafkaResult<Self> {
-        let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet)?);
+        let causes = Causes::default();
+        let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet(causes.clone()))?);
         Ok(Preflight {
             admin,
             topic: topic.to_owned(),
@@ -171,6 +174,7 @@ impl Preflight {
             warned: Vec::new(),
             skipped: None,
             opened: false,
+            causes,
             id: None,
         })
     }
@@ -201,6 +205,7 @@ impl Preflight {
         let oversized = self.producer.signals().take_oversized();
         let described = describe(&self.admin, &self.topic, TIMEOUT).await;
         judge_sizes(oversized, described.as_ref().ok().map(|topic| topic.max_message_bytes));
+        events::drain(self.admin.inner());
         let verdict = match described {
             Ok(topic) => match self.same_topic().await {
                 Ok(()) => self.demands.judge(&topic),
@@ -215,7 +220,9 @@ impl Preflight {
                 counter!(PREFLIGHTS, "outcome" => "SKIPPED").increment(1);
                 return true;
             }
-            Err(error) => self.refused(error.to_string()),
+            // A timeout or a lost connection does not say why; the client was notified.
+            Err(error @ TopicError::Unreachable(_)) => self.refused(self.causes.behind(error.to_string())),
+            Err(error @ TopicError::Missing(_)) => self.refused(error.to_string()),
         };
         self.skipped = None;
         self.apply(verdict)
@@ -283,8 +290,8 @@ pub(super) fn judge_sizes(oversized: Vec<InFlight>, limit: Option<usize>) {
     }
 }
 
-/// The callbacks of the client that looks: what it meets is in its answers.
-struct Quiet;
+/// The callbacks of the client that looks.
+struct Quiet(Causes);
 
 impl ClientContext for Quiet {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -293,6 +300,7 @@ impl ClientContext for Quiet {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "the client that looks at the topic reports an error");
+        self.0.note(&error, reason);
     }
 }
 

@@ -46,6 +46,7 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         // Polling returns the same error, and acts on it.
         tracing::debug!(%error, reason, "the consumer reports an error");
+        self.driver().explain(&error, reason);
     }
 }
 

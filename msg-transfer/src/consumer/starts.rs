@@ -36,6 +36,8 @@ impl Resolve {
     /// Comes back when each start is known, or nobody needs it any more.
     pub async fn run(self, mut asked: Vec<(Partition, Arc<Assignment>)>) {
         let mut backoff = Backoff::default();
+        // Several rounds may run at a time, and one that is through must not speak for the others.
+        let readiness = self.readiness.scope();
         loop {
             asked.retain(|(_, assignment)| !assignment.is_fenced());
             if asked.is_empty() {
@@ -75,19 +77,19 @@ impl Resolve {
                         break;
                     }
                     let missing: Vec<Partition> = asked.iter().map(|(partition, _)| *partition).collect();
-                    self.readiness.not_ready("starts", format!("the ends of partitions {missing:?} are not known"));
+                    readiness.not_ready("starts", format!("the ends of partitions {missing:?} are not known"));
                     backoff.wait().await;
                 }
                 Err(error) => {
                     if let Some(repeated) = NOT_RESOLVED.occurred(&error.to_string()) {
                         tracing::warn!(%error, repeated, "starts not resolved, will be tried again");
                     }
-                    self.readiness.not_ready("starts", error.to_string());
+                    readiness.not_ready("starts", error.to_string());
                     backoff.wait().await;
                 }
             }
         }
-        self.readiness.ready("starts");
+        readiness.ready("starts");
     }
 
     /// Before anything is fetched: a row that stays above would skip the records that get these offsets.

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
 
+use msg_common::kafka::cause::{self, Causes};
 use msg_common::kafka::{ends, raw};
 use msg_common::partition::Partition;
 use rdkafka::client::ClientContext;
@@ -17,8 +18,9 @@ use uuid::Uuid;
 /// How long one question to Kafka may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The callbacks of a client whose troubles are in its answers.
-pub struct Quiet;
+/// The callbacks of a client whose troubles are in its answers; what they do not say is noted.
+#[derive(Default)]
+pub struct Quiet(pub Causes);
 
 impl ClientContext for Quiet {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -27,6 +29,7 @@ impl ClientContext for Quiet {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "the client that asks reports an error");
+        self.0.note(&error, reason);
     }
 }
 
@@ -52,6 +55,12 @@ pub struct Group {
     pub members: usize,
     /// What it is doing, in Kafka's words.
     pub state: String,
+    /// `consumer` for programs that share partitions.
+    pub protocol_type: String,
+    /// The assignor that its members have agreed on; empty while they have not.
+    pub assignor: String,
+    /// Each member's `client.id`, and where it runs.
+    pub clients: Vec<(String, String)>,
 }
 
 /// The first record of each partition, from an offset on.
@@ -86,7 +95,7 @@ impl Reader {
             .set("queued.min.messages", "1")
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100");
-        Ok(Reader { consumer: config.create_with_context(Quiet)?, topic })
+        Ok(Reader { consumer: config.create_with_context(Quiet::default())?, topic })
     }
 
     /// The topic's id; nil where the broker gives none.
@@ -97,9 +106,19 @@ impl Reader {
 
     /// The group as its coordinator describes it; `None` if there is none.
     pub fn group(&self, group: &str) -> Result<Option<Group>, String> {
-        let list = self.consumer.fetch_group_list(Some(group), TIMEOUT).map_err(|error| error.to_string())?;
+        let list = self.consumer.fetch_group_list(Some(group), TIMEOUT).map_err(|error| cause::describe(&error))?;
         let found = list.groups().iter().find(|found| found.name() == group);
-        Ok(found.map(|found| Group { members: found.members().len(), state: found.state().to_owned() }))
+        Ok(found.map(|found| Group {
+            members: found.members().len(),
+            state: found.state().to_owned(),
+            protocol_type: found.protocol_type().to_owned(),
+            assignor: found.protocol().to_owned(),
+            clients: found
+                .members()
+                .iter()
+                .map(|member| (member.client_id().to_owned(), member.client_host().to_owned()))
+                .collect(),
+        }))
     }
 
     /// The ends of these partitions, and which do not tell theirs.
@@ -109,10 +128,10 @@ impl Reader {
             list.add_partition(&self.topic, *partition);
         }
         let committed = self.consumer.committed_offsets(list, TIMEOUT);
-        let committed = committed.map_err(|error| format!("committed offsets: {error}"))?;
+        let committed = committed.map_err(|error| format!("committed offsets: {}", cause::describe(&error)))?;
         let mut offsets = HashMap::new();
         for element in committed.elements() {
-            element.error().map_err(|error| format!("committed offset: {error}"))?;
+            element.error().map_err(|error| format!("committed offset: {}", cause::describe(&error)))?;
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(offset),
                 _ => None,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::Pool;
+use msg_common::kafka::events;
 use msg_common::kafka::topic::{self, Topic};
 use msg_common::partition::Partition;
 use rdkafka::ClientConfig;
@@ -137,7 +138,7 @@ impl PartitionLag {
 impl LagReader {
     /// `config` names the group. Connects when first asked.
     pub fn new(config: &ClientConfig, topic: String, pool: Pool) -> KafkaResult<Self> {
-        let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet)?);
+        let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet::default())?);
         let reader = Arc::new(Reader::new(config, topic.clone())?);
         Ok(LagReader { admin, reader, topic, pool })
     }
@@ -149,7 +150,15 @@ impl LagReader {
 
     /// The settings of another topic.
     pub async fn describe(&self, topic: &str) -> Result<Topic, topic::TopicError> {
-        topic::describe(&self.admin, topic, TIMEOUT).await
+        let described = topic::describe(&self.admin, topic, TIMEOUT).await;
+        events::drain(self.admin.inner());
+        described.map_err(|error| match error {
+            // A time-out or a lost connection does not say why; the client was told.
+            topic::TopicError::Unreachable(text) => {
+                topic::TopicError::Unreachable(self.admin.inner().context().0.behind(text))
+            }
+            error @ topic::TopicError::Missing(_) => error,
+        })
     }
 
     /// The topic's id; nil where the broker gives none.

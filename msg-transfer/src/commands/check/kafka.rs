@@ -1,5 +1,6 @@
 //! Kafka's side: the brokers, the topic, the group, and how far behind it is.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use deadpool_postgres::Pool;
@@ -14,6 +15,9 @@ use crate::lag::{Lag, LagError, LagReader, PartitionLag};
 
 /// How long to see whether something is stored.
 const LOOKS_ON: Duration = Duration::from_secs(5);
+
+/// The assignor of the transfers.
+const ASSIGNOR: &str = "cooperative-sticky";
 
 /// Looks at all of it, as far as it answers.
 pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
@@ -110,22 +114,51 @@ async fn check_hints(config: &Config, reader: &LagReader, findings: &mut Finding
             "hints",
             format!(
                 "{error}: who waits for a message to be stored, or watches an inbox, hears of it later; create it with one \
-                 partition, or set --hints-topic to nothing"
+                 partition, or set --hints-topic to none"
             ),
         ),
     }
 }
 
 async fn check_group(config: &Config, reader: &LagReader, findings: &mut Findings) {
-    let group = &config.consumer.group_id;
-    match reader.group(group).await {
-        Err(error) => {
-            findings.failed("group", format!("{group}: {error}; the client needs the right to read the group"))
+    let name = &config.consumer.group_id;
+    match reader.group(name).await {
+        Err(error) => findings.failed("group", format!("{name}: {error}")),
+        Ok(Some(group)) if group.members > 0 => {
+            findings.ok("group", format!("{name} is {}, members: {}", group.state, group.members));
+            check_members(config, &group, findings);
         }
-        Ok(Some(Group { members, state })) if members > 0 => {
-            findings.ok("group", format!("{group} is {state}, members: {members}"));
-        }
-        Ok(_) => findings.warning("group", format!("{group} has no members: no transfer runs, so nothing is stored")),
+        Ok(_) => findings.warning("group", format!("{name} has no members: no transfer runs, so nothing is stored")),
+    }
+}
+
+/// Another program in the group gets partitions that no transfer then stores, or keeps every transfer out.
+fn check_members(config: &Config, group: &Group, findings: &mut Findings) {
+    let name = &config.consumer.group_id;
+    let ours = config.kafka.client_config().get("client.id").unwrap_or_default().to_owned();
+    let foreign: BTreeSet<String> =
+        group.clients.iter().filter(|(id, _)| *id != ours).map(|(id, host)| format!("{id} on {host}")).collect();
+    let foreign = foreign.into_iter().collect::<Vec<_>>().join(", ");
+    let fix = "give it a group of its own, or the transfers another --group-id";
+    if group.protocol_type != "consumer" {
+        findings
+            .failed("members", format!("{name} is a group of type {}, not of consumers: {fix}", group.protocol_type));
+    } else if !group.assignor.is_empty() && group.assignor != ASSIGNOR {
+        let who = if foreign.is_empty() { "another program".to_owned() } else { foreign };
+        findings.failed(
+            "members",
+            format!(
+                "{who}: the group uses the assignor {}, and transfers use {ASSIGNOR}, so no transfer can join: {fix}",
+                group.assignor
+            ),
+        );
+    } else if foreign.is_empty() {
+        findings.ok("members", format!("all are transfers (client.id {ours})"));
+    } else {
+        findings.warning(
+            "members",
+            format!("{foreign}: not a transfer (client.id {ours}); partitions that it gets are not stored: {fix}"),
+        );
     }
 }
 

@@ -17,8 +17,10 @@ use machine::consumer::{Action, Event, Machine};
 use machine::lane::lane_for;
 use machine::{Assignment, Epoch, Millis, Partition, Progress};
 use msg_common::admin::Readiness;
+use msg_common::kafka::cause::Causes;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 
 use self::failing::Failure;
@@ -102,6 +104,7 @@ pub struct Driver {
     /// While the group waits for an answer to a revocation: partitions that are to be stopped then, and where to begin them
     /// again. Done at once, it would be taken for the answer.
     postponed: Option<BTreeMap<Partition, Option<(Epoch, Progress)>>>,
+    causes: Causes,
 }
 
 impl Driver {
@@ -123,6 +126,7 @@ impl Driver {
             failed_saves: Arc::default(),
             released: false,
             postponed: None,
+            causes: Causes::default(),
         }
     }
 
@@ -159,6 +163,14 @@ impl Driver {
     /// Stops: drains the lanes, commits, and lets go of everything.
     pub fn stop(&mut self, consumer: &BaseConsumer<Context>) {
         self.give_back(consumer, Event::Stop);
+    }
+
+    /// The client has an error. While we are in no group, it may be why.
+    pub fn explain(&self, error: &KafkaError, detail: &str) {
+        self.causes.note(error, detail);
+        if let Some(cause) = self.causes.recent() {
+            self.parts.readiness.explain("group", format!("cannot join the group: {cause}"));
+        }
     }
 
     /// The group gave us these. They are fetched once their starts are known.

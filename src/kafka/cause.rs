@@ -1,0 +1,137 @@
+//! Why Kafka is of no use to us at present, and what to do about it, in words for the person who has to.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+/// How long an error explains what fails: librdkafka repeats it more often as long as it lasts.
+const LASTS: Duration = Duration::from_secs(60);
+
+/// How long the first of several causes stays. While two brokers fail in different ways their errors take turns.
+const STAYS: Duration = Duration::from_secs(30);
+
+/// The causes that a client's error callback was given, of which the most telling counts. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Causes(Arc<Mutex<Option<Noted>>>);
+
+#[derive(Debug)]
+struct Noted {
+    /// When it was seen last.
+    seen: Instant,
+    /// When it became the one that counts.
+    since: Instant,
+    weight: u8,
+    text: String,
+}
+
+impl Causes {
+    /// Notes an error of a client, with librdkafka's own text.
+    pub fn note(&self, error: &KafkaError, detail: &str) {
+        let Some((weight, text)) = error.rdkafka_error_code().and_then(|code| explain(code, detail)) else { return };
+        let now = Instant::now();
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *noted {
+            Some(old) if old.text == text => old.seen = now,
+            Some(old)
+                if now - old.seen < LASTS
+                    && (old.weight > weight || old.weight == weight && now - old.since < STAYS) => {}
+            _ => *noted = Some(Noted { seen: now, since: now, weight, text }),
+        }
+    }
+
+    /// The cause, if there was an error within the last minute.
+    pub fn recent(&self) -> Option<String> {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.as_ref().filter(|noted| noted.seen.elapsed() < LASTS).map(|noted| noted.text.clone())
+    }
+
+    /// This text, and the cause behind it if there is one that it does not give itself.
+    pub fn behind(&self, text: String) -> String {
+        match self.recent() {
+            Some(cause) if !text.contains(&cause) => format!("{text}: {cause}"),
+            _ => text,
+        }
+    }
+}
+
+/// The error, and what to do where that is known.
+pub fn describe(error: &KafkaError) -> String {
+    let explained = error.rdkafka_error_code().and_then(|code| explain(code, ""));
+    // A lost connection is explained by what the client was told of it.
+    explained.filter(|(weight, _)| *weight > 1).map_or_else(|| error.to_string(), |(_, text)| text)
+}
+
+/// A cause and how much it explains: the more, the closer it is to what has to be fixed.
+fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
+    // How long the attempt took, and how often it failed, changes with every attempt.
+    let detail = detail.split(" (after ").next().unwrap_or_default().trim();
+    let (weight, fix) = match code {
+        Code::Authentication | Code::SaslAuthenticationFailed => (
+            3,
+            "Kafka refuses the user or the password; correct sasl.username, sasl.password and sasl.mechanism in --kafka-properties or its file",
+        ),
+        Code::UnsupportedSASLMechanism => {
+            (3, "the brokers do not have this SASL mechanism; correct sasl.mechanism in --kafka-properties")
+        }
+        Code::TopicAuthorizationFailed => (
+            3,
+            "the Kafka user lacks a right on the topic; grant it what docs/rights.md lists: DESCRIBE and DESCRIBE_CONFIGS, and READ (msg-transfer) or WRITE (msg-gateway)",
+        ),
+        Code::GroupAuthorizationFailed => (
+            3,
+            "the Kafka user lacks a right on the consumer group; grant it READ and DESCRIBE on the group of --group-id",
+        ),
+        Code::ClusterAuthorizationFailed => {
+            (3, "the Kafka user lacks a right on the cluster; grant it what docs/rights.md lists")
+        }
+        Code::InconsistentGroupProtocol => (
+            3,
+            "another program is a member of the group and uses another assignor; give it a group of its own, or this service another --group-id",
+        ),
+        Code::InvalidSessionTimeout => (
+            3,
+            "the brokers do not accept --session-timeout; it must be between their group.min.session.timeout.ms and group.max.session.timeout.ms",
+        ),
+        Code::GroupMaxSizeReached => (3, "the group has as many members as the brokers' group.max.size allows"),
+        Code::InvalidGroupId => (3, "the brokers do not accept --group-id"),
+        Code::SSL => (3, "TLS to Kafka fails; check security.protocol and the certificates in --kafka-properties"),
+        Code::UnknownTopicOrPartition | Code::UnknownTopic => {
+            (2, "the topic does not exist; create it, or correct --kafka-topic")
+        }
+        Code::Resolve => (
+            2,
+            "a broker's address does not resolve on this machine; correct --kafka-brokers, the broker's advertised.listeners, or the name service",
+        ),
+        Code::BrokerTransportFailure => (
+            1,
+            "a broker cannot be reached; check that it runs, its advertised.listeners, security.protocol, and the network",
+        ),
+        Code::AllBrokersDown => (0, "no broker can be reached; check --kafka-brokers, and that they run"),
+        _ => return None,
+    };
+    let what = if detail.is_empty() { code.to_string() } else { detail.to_owned() };
+    Some((weight, format!("{what}: {fix}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_telling_cause_counts() {
+        let causes = Causes::default();
+        assert_eq!(causes.recent(), None);
+        let note = |code, detail| causes.note(&KafkaError::Global(code), detail);
+        note(Code::AllBrokersDown, "1/1 brokers are down");
+        assert!(causes.recent().is_some_and(|cause| cause.starts_with("1/1 brokers are down: no broker")));
+        note(Code::Authentication, "a:1/bootstrap: SASL authentication error: wrong (after 5ms in state AUTH_REQ)");
+        note(Code::Authentication, "b:1/bootstrap: SASL authentication error: wrong (after 7ms in state AUTH_REQ)");
+        note(Code::AllBrokersDown, "1/1 brokers are down");
+        note(Code::MessageTimedOut, "a record");
+        let cause = causes.recent().expect("there is one");
+        assert!(cause.starts_with("a:1/bootstrap: SASL authentication error: wrong: Kafka refuses"), "{cause}");
+        assert_eq!(causes.behind("timed out".into()), format!("timed out: {cause}"));
+    }
+}

@@ -1,0 +1,56 @@
+//! The events of a client whose queue nobody else reads: rust-rdkafka's `AdminClient` reads the responses to its own requests and
+//! leaves errors and log lines where they pile up while Kafka is away.
+
+use std::ffi::CStr;
+
+use rdkafka::bindings as rd;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+
+/// Hands what the client has reported since the last time to its context. Does not wait.
+pub fn drain<C: ClientContext>(client: &Client<C>) {
+    // SAFETY: the client is alive, each event is destroyed once after its last use, and so is the reference to the queue. The
+    // texts belong to the event.
+    unsafe {
+        let queue = rd::rd_kafka_queue_get_main(client.native_ptr());
+        loop {
+            let event = rd::rd_kafka_queue_poll(queue, 0);
+            if event.is_null() {
+                break;
+            }
+            match rd::rd_kafka_event_type(event) {
+                rd::RD_KAFKA_EVENT_ERROR => {
+                    let error = KafkaError::Global(rd::rd_kafka_event_error(event).into());
+                    let text = CStr::from_ptr(rd::rd_kafka_event_error_string(event)).to_string_lossy();
+                    client.context().error(error, text.trim());
+                }
+                rd::RD_KAFKA_EVENT_LOG => {
+                    let (mut facility, mut text, mut level) = (std::ptr::null(), std::ptr::null(), 0);
+                    if rd::rd_kafka_event_log(event, &mut facility, &mut text, &mut level) == 0 {
+                        let facility = CStr::from_ptr(facility).to_string_lossy();
+                        let text = CStr::from_ptr(text).to_string_lossy();
+                        client.context().log(level_of(level), &facility, text.trim());
+                    }
+                }
+                _ => {}
+            }
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_queue_destroy(queue);
+    }
+}
+
+/// A level of syslog's.
+fn level_of(level: i32) -> RDKafkaLogLevel {
+    match level {
+        ..=0 => RDKafkaLogLevel::Emerg,
+        1 => RDKafkaLogLevel::Alert,
+        2 => RDKafkaLogLevel::Critical,
+        3 => RDKafkaLogLevel::Error,
+        4 => RDKafkaLogLevel::Warning,
+        5 => RDKafkaLogLevel::Notice,
+        6 => RDKafkaLogLevel::Info,
+        _ => RDKafkaLogLevel::Debug,
+    }
+}
