@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test says what went wrong by failing")]
 
 mod gateway;
+mod process;
 mod support;
 mod transfer;

@@ -16,7 +16,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::support::world::Gateway;
 use crate::support::{NotYet, ensure, eventually};
 
-pub(super) type Client = MsgGatewayClient<Channel>;
+pub(crate) type Client = MsgGatewayClient<Channel>;
 
 /// A connection of its own to a gateway that may only just have been launched.
 pub(super) async fn channel(gateway: &Gateway) -> Channel {
@@ -24,11 +24,11 @@ pub(super) async fn channel(gateway: &Gateway) -> Channel {
     eventually("the gateway listens", async || Ok(endpoint.connect().await?)).await
 }
 
-pub(super) async fn client(gateway: &Gateway) -> Client {
+pub(crate) async fn client(gateway: &Gateway) -> Client {
     Client::new(channel(gateway).await)
 }
 
-pub(super) async fn send(client: &Client, msg: &Msg) -> Result<Placement, Status> {
+pub(crate) async fn send(client: &Client, msg: &Msg) -> Result<Placement, Status> {
     call(client, Request::new(request(msg))).await
 }
 

@@ -1,7 +1,7 @@
 //! msg-gateway, and the whole pipe through it: what a caller sees, and what becomes of its messages.
 
 mod batch;
-mod calls;
+pub(crate) mod calls;
 mod clients;
 mod config;
 mod drain;

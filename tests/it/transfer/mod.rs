@@ -4,7 +4,7 @@ mod bad_records;
 mod blocked;
 mod bounds;
 mod breaker;
-mod commands;
+pub(crate) mod commands;
 mod controller;
 mod database;
 mod duplicates;

@@ -21,31 +21,31 @@ use crate::support::world::World;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// How a command ended.
-pub(super) struct Ran {
-    pub(super) code: i32,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
     /// What it wrote, which is one JSON document.
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {} {}", self.stdout, self.stderr))
     }
 
-    pub(super) fn assert_code(self, code: i32) -> Ran {
+    pub(crate) fn assert_code(self, code: i32) -> Ran {
         assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
         self
     }
 }
 
 /// Runs `msg-transfer` with these arguments and the world's settings.
-pub(super) async fn run(world: &World, arguments: &str) -> Ran {
+pub(crate) async fn run(world: &World, arguments: &str) -> Ran {
     run_with(world, arguments, &[]).await
 }
 
 /// The same, with further settings.
-pub(super) async fn run_with(world: &World, arguments: &str, settings: &[(&str, &str)]) -> Ran {
+pub(crate) async fn run_with(world: &World, arguments: &str, settings: &[(&str, &str)]) -> Ran {
     let service = world.transfer("command", |spec| spec.env("TOPIC_PARTITIONS", world.partitions));
     let output = tokio::process::Command::new(find_binary("msg-transfer").unwrap())
         .args(arguments.split_whitespace())
@@ -62,7 +62,7 @@ pub(super) async fn run_with(world: &World, arguments: &str, settings: &[(&str, 
 }
 
 /// A world whose database has the tables.
-pub(super) async fn migrated(name: &str) -> World {
+pub(crate) async fn migrated(name: &str) -> World {
     let world = World::new(name).await;
     run(&world, "migrate").await.assert_code(0);
     world

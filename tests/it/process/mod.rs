@@ -1,0 +1,75 @@
+//! The processes themselves: their logs, settings and signals, and what they say of a Kafka that is of no use to them.
+
+mod causes;
+mod logs;
+mod rights;
+mod settings;
+mod signals;
+
+use std::process::Stdio;
+
+use msg_dev::stack::Service;
+use msg_dev::stack::service::find_binary;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+
+use crate::support::{ensure, eventually};
+
+/// The service as a child of the test's own, with these further settings and this standard error. Killed when it is dropped.
+fn spawn(service: &Service, settings: &[(&str, &str)], stderr: impl Into<Stdio>) -> Child {
+    let spec = service.spec();
+    Command::new(find_binary(&spec.binary).unwrap())
+        .args(&spec.args)
+        .envs(spec.env.iter().map(|(name, value)| (name, value)))
+        .envs(settings.iter().copied())
+        .stdin(Stdio::null())
+        .stderr(stderr)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// Waits until the service's readiness is this.
+async fn readiness(service: &Service, status: u16, text: &str) -> String {
+    eventually("it says so", async || {
+        let (found, body) = msg_common::admin::probe(service.spec().admin.unwrap(), "/readyz").await?;
+        ensure(found == status && body.contains(text), format!("{found}: {body}"))?;
+        Ok(body)
+    })
+    .await
+}
+
+/// Sends a signal by its name.
+async fn signal(name: &str, pid: u32) {
+    let line = format!("kill -{name} {pid}");
+    assert!(Command::new("sh").args(["-c", &line]).status().await.unwrap().success(), "{line}");
+}
+
+/// A server that accepts connections and never responds.
+struct Silent {
+    address: String,
+    accepted: tokio::sync::watch::Receiver<usize>,
+}
+
+impl Silent {
+    async fn start() -> Silent {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (count, accepted) = tokio::sync::watch::channel(0);
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                held.push(connection);
+                count.send_modify(|count| *count += 1);
+            }
+        });
+        Silent { address, accepted }
+    }
+
+    /// Waits until somebody has connected after there were `before`.
+    async fn reached(&self, before: usize) {
+        let mut accepted = self.accepted.clone();
+        let reached = accepted.wait_for(|count| *count > before);
+        tokio::time::timeout(crate::support::PATIENCE, reached).await.expect("it connects").unwrap();
+    }
+}

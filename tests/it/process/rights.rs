@@ -1,0 +1,232 @@
+//! The table of `docs/rights.md`: services and commands run with exactly these rights, and each right that is missing is named.
+
+use msg_common::proto::{PullMsgsRequest, SendMsgRequest, WaitFor};
+use msg_dev::stack::kafka::rights::login;
+use msg_dev::stack::{Operation, Resource, Right, ServiceSpec, Stack};
+
+use super::readiness;
+use crate::gateway::calls::client;
+use crate::support::kafka::{Raw, good, msg};
+use crate::support::stack::stack_with_users;
+use crate::support::world::World;
+use crate::transfer::commands::{Ran, run, run_with};
+
+const TOPIC: &str = "rights";
+
+/// What of Kafka a right is about.
+#[derive(Clone, Copy, PartialEq)]
+enum On {
+    Topic,
+    Hints,
+    Group(&'static str),
+}
+
+/// A row of the table: who, what of Kafka, and what of the database.
+struct Row {
+    user: &'static str,
+    kafka: &'static [(Operation, On)],
+    tables: &'static [(&'static str, &'static str)],
+}
+
+const READ_LAG: &[(Operation, On)] =
+    &[(Operation::Read, On::Topic), (Operation::DescribeConfigs, On::Topic), (Operation::Read, On::Group(TOPIC))];
+
+const GATEWAY: Row = Row {
+    user: "gateway",
+    kafka: &[
+        (Operation::Write, On::Topic),
+        (Operation::DescribeConfigs, On::Topic),
+        (Operation::Read, On::Hints),
+        (Operation::Read, On::Group("msg-gateway-hints")),
+    ],
+    tables: &[("SELECT", "messages"), ("SELECT", "dead_letters"), ("SELECT", "progress")],
+};
+
+const TRANSFER: Row = Row {
+    user: "transfer",
+    kafka: &[
+        (Operation::Read, On::Topic),
+        (Operation::DescribeConfigs, On::Topic),
+        (Operation::Read, On::Group(TOPIC)),
+        (Operation::Write, On::Hints),
+    ],
+    tables: &[
+        ("SELECT", "messages"),
+        ("INSERT", "messages"),
+        ("SELECT", "dead_letters"),
+        ("INSERT", "dead_letters"),
+        ("SELECT", "progress"),
+        ("INSERT", "progress"),
+        ("UPDATE", "progress"),
+        ("SELECT", "refinery_schema_history"),
+    ],
+};
+
+/// The commands that can be run again and again; the last word of the user's name keeps them apart.
+const COMMANDS: &[(&str, Row)] = &[
+    (
+        "lag",
+        Row { user: "lag", kafka: READ_LAG, tables: &[("SELECT", "progress"), ("SELECT", "refinery_schema_history")] },
+    ),
+    (
+        "purge --older-than 90days --dead-letters",
+        Row {
+            user: "purge",
+            kafka: READ_LAG,
+            tables: &[
+                ("SELECT", "messages"),
+                ("SELECT", "dead_letters"),
+                ("DELETE", "dead_letters"),
+                ("SELECT", "refinery_schema_history"),
+            ],
+        },
+    ),
+    (
+        "dead-letters list",
+        Row { user: "list", kafka: &[], tables: &[("SELECT", "dead_letters"), ("SELECT", "refinery_schema_history")] },
+    ),
+    (
+        "dead-letters replay --all --again",
+        Row {
+            user: "replay",
+            kafka: &[(Operation::Write, On::Topic), (Operation::DescribeConfigs, On::Topic)],
+            tables: &[("SELECT", "dead_letters"), ("UPDATE", "dead_letters"), ("SELECT", "refinery_schema_history")],
+        },
+    ),
+    (
+        "resume --all",
+        Row {
+            user: "resume",
+            kafka: &[(Operation::Describe, On::Topic)],
+            tables: &[
+                ("SELECT", "dead_letters"),
+                ("SELECT", "progress"),
+                ("UPDATE", "progress"),
+                ("SELECT", "refinery_schema_history"),
+            ],
+        },
+    ),
+];
+
+impl Row {
+    fn right(&self, (operation, on): (Operation, On)) -> Right {
+        let resource = match on {
+            On::Topic => Resource::Topic(TOPIC.into()),
+            On::Hints => Resource::Topic(format!("{TOPIC}-hints")),
+            On::Group(name) => Resource::Group(name.into()),
+        };
+        Right::new(self.user, operation, resource)
+    }
+
+    async fn grant(&self, stack: &Stack, world: &World) {
+        let user = self.user;
+        let rights: Vec<Right> = self.kafka.iter().map(|right| self.right(*right)).collect();
+        if !rights.is_empty() {
+            stack.kafka().grant(rights).await.unwrap();
+        }
+        let database = world.database().await;
+        database.batch_execute(&format!("CREATE ROLE {user} LOGIN PASSWORD 'x'")).await.unwrap();
+        for (right, table) in self.tables {
+            database.batch_execute(&format!("GRANT {right} ON {table} TO {user}")).await.unwrap();
+        }
+    }
+
+    /// The variables with which it logs in to both.
+    fn settings(&self, stack: &Stack, world: &World) -> Vec<(&'static str, String)> {
+        let (_, rest) = world.database_url().split_once('@').unwrap();
+        vec![
+            ("KAFKA_BROKERS", stack.kafka().bootstrap_for_users()),
+            ("KAFKA_PROPERTIES", login(self.user)),
+            ("DATABASE_URL", format!("postgres://{}:x@{rest}", self.user)),
+        ]
+    }
+
+    async fn run(&self, stack: &Stack, world: &World, arguments: &str) -> Ran {
+        let settings = self.settings(stack, world);
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        run_with(world, arguments, &settings).await
+    }
+}
+
+async fn prepared() -> (Stack, tempfile::TempDir, World) {
+    let mut users = vec![GATEWAY.user, TRANSFER.user];
+    users.extend(COMMANDS.iter().map(|(_, row)| row.user));
+    let (stack, folder) = stack_with_users("rights", &users).await;
+    let world = World::on(&stack, TOPIC, 4);
+    world.create(&stack).await;
+    run(&world, "migrate").await.assert_code(0);
+    (stack, folder, world)
+}
+
+#[tokio::test]
+async fn commands_need_the_rights_of_the_table_and_name_the_missing() {
+    let (stack, _folder, world) = prepared().await;
+    // A row, a progress row and a dead letter, so that each command has something to do.
+    let transfer = world.running_transfer().await;
+    let writer = world.writer();
+    writer.put(&good(&msg("alice", "bob", "1", "hello")));
+    writer.put(&Raw { value: Some(b"no message".to_vec()), ..good(&msg("alice", "bob", "2", "x")) });
+    writer.flush();
+    world.rows_reach(1).await;
+    world.all_committed().await;
+    assert!(transfer.stop().await.unwrap().success());
+    let database = world.database().await;
+    for (arguments, row) in COMMANDS {
+        row.grant(&stack, &world).await;
+        row.run(&stack, &world, arguments).await.assert_code(0);
+        for right in row.kafka {
+            let right = row.right(*right);
+            stack.kafka().withdraw(vec![right.clone()]).await.unwrap();
+            let ran = row.run(&stack, &world, arguments).await.assert_code(1);
+            assert!(ran.stderr.contains("lacks a right on the"), "{arguments} without {right:?}: {}", ran.stderr);
+            stack.kafka().grant(vec![right]).await.unwrap();
+        }
+        for (right, table) in row.tables {
+            database.batch_execute(&format!("REVOKE {right} ON {table} FROM {}", row.user)).await.unwrap();
+            let ran = row.run(&stack, &world, arguments).await.assert_code(1);
+            assert!(ran.stderr.contains(table), "{arguments} without {right} on {table}: {}", ran.stderr);
+            database.batch_execute(&format!("GRANT {right} ON {table} TO {}", row.user)).await.unwrap();
+        }
+    }
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn services_run_with_the_rights_of_the_table() {
+    let (stack, _folder, world) = prepared().await;
+    for row in [&GATEWAY, &TRANSFER] {
+        row.grant(&stack, &world).await;
+    }
+    let with = |row: &'static Row| {
+        let settings = row.settings(&stack, &world);
+        move |spec: ServiceSpec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value))
+    };
+    let gateway = world.gateway("gateway", with(&GATEWAY));
+    let transfer = world.transfer("transfer", |spec| with(&TRANSFER)(spec).env("NO_MIGRATE", true));
+    gateway.service.start().await.unwrap();
+    transfer.start().await.unwrap();
+    let mut client = client(&gateway).await;
+    let request = SendMsgRequest { msg: Some(msg("alice", "bob", "1", "hello")), wait_for: WaitFor::Stored.into() };
+    client.send_msg(request).await.unwrap();
+    let pull = PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() };
+    assert_eq!(client.pull_msgs(pull).await.unwrap().into_inner().msgs.len(), 1);
+    let check = TRANSFER.run(&stack, &world, "check --output json").await;
+    assert!(!check.stdout.contains("\"rights\",\"status\":\"failed\""), "{}", check.stdout);
+    assert!(gateway.service.stop().await.unwrap().success());
+    assert!(transfer.stop().await.unwrap().success());
+    for (row, right, text) in [
+        (&GATEWAY, (Operation::Write, On::Topic), "lacks a right on the topic"),
+        (&GATEWAY, (Operation::DescribeConfigs, On::Topic), "lacks a right on the topic"),
+        (&TRANSFER, (Operation::Read, On::Topic), "lacks a right on the topic"),
+        (&TRANSFER, (Operation::Read, On::Group(TOPIC)), "lacks a right on the consumer group"),
+    ] {
+        let service = if row.user == GATEWAY.user { &gateway.service } else { &transfer };
+        stack.kafka().withdraw(vec![row.right(right)]).await.unwrap();
+        service.launch().unwrap();
+        readiness(service, 503, text).await;
+        stack.kafka().grant(vec![row.right(right)]).await.unwrap();
+        readiness(service, 200, "ready").await;
+        assert!(service.stop().await.unwrap().success());
+    }
+    stack.stop().await;
+}
