@@ -120,6 +120,9 @@ pub async fn run(
     let live = Live::start(&config, &tasks, &stop)?;
     let sender = Sender::new(&config, admission, producer.clone(), live.waiters.clone(), responses.clone());
     let reader = Reader::new(&config, read::timing(&config), responses).map_err(Error::Reads)?;
+    if let Some(database) = reader.primary() {
+        tasks.spawn(database.watch(readiness.clone(), stop.clone()));
+    }
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::set(&reporter, false).await;

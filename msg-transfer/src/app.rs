@@ -4,10 +4,10 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
-use deadpool_postgres::Pool;
 use machine::consumer::{self as deciding, Event, Limit, Machine, Settings};
 use machine::lane;
 use msg_common::admin::{self, Readiness};
+use msg_common::postgres::{Pool, Purpose};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -86,8 +86,8 @@ pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken
 
 async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> Result<(), Error> {
     let database = &config.database;
-    let pool =
-        database.pool("msg-transfer", config.pool_size(), &session::settings(database)).map_err(Error::Config)?;
+    let pool = database.pool("msg-transfer", config.pool_size(), &session::settings(database), Purpose::Write);
+    let pool = pool.map_err(Error::Config)?;
     let prepared = shutdown.run_until_cancelled(prepare_schema(config, &pool, readiness)).await;
     match prepared {
         None => return Ok(()),
@@ -197,13 +197,13 @@ async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> 
     let mut backoff = Backoff::default();
     loop {
         let prepared = if config.no_migrate {
-            schema::check(pool).await
+            schema::check(pool).await.map(|_| ())
         } else {
-            schema::migrate(pool).await.map(|applied| tracing::info!(?applied, "schema is up to date"))
+            schema::migrate(&config.database).await.map(|applied| tracing::info!(?applied, "schema is up to date"))
         };
         match prepared {
             Ok(()) => break,
-            Err(error @ (SchemaError::Newer { .. } | SchemaError::Migration(_))) => return Err(error),
+            Err(error) if error.is_final() => return Err(error),
             // Wrong password, missing database: somebody may mend it while we wait, and the reason is in sight.
             Err(error) => {
                 if error.is_transient() {

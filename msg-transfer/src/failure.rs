@@ -2,9 +2,11 @@
 
 use std::error::Error as _;
 
-use deadpool_postgres::{HookError, PoolError};
 use machine::failure::{Class, classify_error};
 use machine::lane::Failure;
+use msg_common::postgres::{Cause, ConnectError, PoolError};
+
+pub use msg_common::postgres::describe;
 
 /// What a failed statement or a broken connection means.
 pub fn of(error: &tokio_postgres::Error) -> Failure {
@@ -21,7 +23,25 @@ pub fn of(error: &tokio_postgres::Error) -> Failure {
 /// What it means that there is no connection.
 pub fn of_pool(error: &PoolError) -> Failure {
     match error {
-        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => of(error),
+        PoolError::Backend(error) => of_connect(error),
+        other => transient(&msg_common::postgres::describe_pool(other)),
+    }
+}
+
+/// What it means that no host could be used: an operator has to look only if each of them says so.
+pub fn of_connect(error: &ConnectError) -> Failure {
+    let fatal = error.failures().iter().all(|failure| match &failure.cause {
+        Cause::Driver(error) => of(error).class == Class::Fatal,
+        Cause::Refused(refusal) => refusal.needs_operator(),
+        Cause::Name(_) | Cause::Socket(_) | Cause::Timeout(..) => false,
+    });
+    Failure { class: if fatal { Class::Fatal } else { Class::Transient }, text: error.to_string() }
+}
+
+/// What it means that a connection's server is not what it should be any more.
+pub fn of_cause(cause: &Cause) -> Failure {
+    match cause {
+        Cause::Driver(error) => of(error),
         other => transient(&other.to_string()),
     }
 }
@@ -46,15 +66,4 @@ fn is_io(error: &tokio_postgres::Error) -> bool {
     }
     // A connect time-out has no source.
     error.to_string().contains("timeout")
-}
-
-/// What an operator may be told of it: never the DETAIL, which quotes the row.
-pub fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => format!("{} ({})", db.message(), db.code().code()),
-        None => {
-            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-            format!("{error}{cause}")
-        }
-    }
 }

@@ -1,11 +1,13 @@
 //! The database's schema: migrations in order, one process at a time, and never a step back.
 
-use deadpool_postgres::Pool;
+use std::time::{Duration, Instant};
+
 use machine::failure::Class;
+use msg_common::postgres::{Client, ConnectError, Connector, DatabaseOptions, Object, Pool, PoolError, Purpose};
 use refinery::Runner;
 use tokio_postgres::error::SqlState;
 
-use crate::failure;
+use crate::{failure, session};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -13,6 +15,26 @@ mod embedded {
 
 /// Any number that nobody else uses for an advisory lock in this database: "msg" in ASCII, and a version of its use.
 const LOCK: i64 = 0x006d_7367_0000_0001;
+
+/// How long a migration waits for a table's lock. Whatever comes to the table meanwhile waits behind it.
+const TABLE_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two attempts to get a lock: those that had to wait go first.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long one call tries to get its locks.
+const LOCKED_FOR: Duration = Duration::from_secs(20);
+
+/// The last migration that a build must know to work with the migrations that this build does not know.
+const NEEDS: &str = "
+    SELECT coalesce(max(coalesce(c.needs, h.version)), 0)::bigint
+    FROM refinery_schema_history h LEFT JOIN schema_compatibility c ON c.version = h.version WHERE h.version > $1";
+
+/// Who holds locks on our tables.
+const HOLDERS: &str = "
+    SELECT string_agg(DISTINCT format('process %s (role %s, application %L, transaction since %s)',
+        a.pid, a.usename, a.application_name, date_trunc('second', a.xact_start)), ', ')
+    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.granted AND l.pid <> pg_backend_pid() AND a.xact_start < now() - interval '1 second'
+      AND l.relation IN (to_regclass('messages'), to_regclass('dead_letters'), to_regclass('progress'))";
 
 /// Why the schema is not as it must be.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +45,12 @@ pub enum SchemaError {
     /// The same, and it will do so later.
     #[error("{0}")]
     Transient(String),
+    /// Somebody else holds what a migration needs.
+    #[error("{0}")]
+    Locked(String),
+    /// The database, or the way to it, can never be used.
+    #[error("{0}")]
+    Refused(String),
     /// Some other process has to migrate first.
     #[error("the schema is at version {found}, and this build needs {needed}: run `msg-transfer migrate`")]
     Behind {
@@ -31,11 +59,16 @@ pub enum SchemaError {
         /// What this build needs.
         needed: i64,
     },
-    /// A newer build has migrated.
-    #[error("the schema is at version {found}, newer than {needed}, which this build knows: run a newer build")]
+    /// A newer build has migrated, and this one would fail.
+    #[error(
+        "the schema is at version {found}, which needs a build that knows version {needs}; this one knows {needed}: run a \
+         newer build"
+    )]
     Newer {
         /// What is there.
         found: i64,
+        /// What that asks for.
+        needs: i64,
         /// What this build knows.
         needed: i64,
     },
@@ -47,7 +80,12 @@ pub enum SchemaError {
 impl SchemaError {
     /// Whether it may be otherwise later without anybody changing this process.
     pub fn is_transient(&self) -> bool {
-        matches!(self, SchemaError::Transient(_) | SchemaError::Behind { .. })
+        matches!(self, SchemaError::Transient(_) | SchemaError::Locked(_) | SchemaError::Behind { .. })
+    }
+
+    /// Whether waiting is of no use.
+    pub fn is_final(&self) -> bool {
+        matches!(self, SchemaError::Newer { .. } | SchemaError::Migration(_) | SchemaError::Refused(_))
     }
 }
 
@@ -57,6 +95,19 @@ impl From<tokio_postgres::Error> for SchemaError {
         match failure::of(&error).class {
             Class::Transient => SchemaError::Transient(text),
             _ => SchemaError::Database(text),
+        }
+    }
+}
+
+impl From<ConnectError> for SchemaError {
+    fn from(error: ConnectError) -> Self {
+        if error.needs_operator().is_some() {
+            return SchemaError::Refused(error.to_string());
+        }
+        let failure = failure::of_connect(&error);
+        match failure.class {
+            Class::Fatal => SchemaError::Database(failure.text),
+            _ => SchemaError::Transient(failure.text),
         }
     }
 }
@@ -71,52 +122,103 @@ fn runner() -> Runner {
 }
 
 /// Brings the schema up to this build's version; returns the names of the migrations that were applied.
-pub async fn migrate(pool: &Pool) -> Result<Vec<String>, SchemaError> {
-    let mut client = connect(pool).await?;
+pub async fn migrate(database: &DatabaseOptions) -> Result<Vec<String>, SchemaError> {
+    // A migration of a large table may take any time. Its connection is given up only when the server does not answer.
+    let lock = TABLE_LOCK_TIMEOUT.as_millis();
+    let settings = session::settings(database);
+    let settings = format!("{settings}; SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = 0");
+    let connector = Connector::new(database.without_statement_timeout(), "msg-transfer", &settings, Purpose::Write);
+    let mut client = connector.map_err(SchemaError::Database)?.connect().await?;
+    let deadline = Instant::now() + LOCKED_FOR;
     // A session's lock: it goes when the connection does, also if this process is killed.
-    client
-        .batch_execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
-        .await?;
-    client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
-    let result = apply(&mut client).await;
-    // Its session is changed, and holds the lock: not back into the pool.
-    drop(deadpool_postgres::Object::take(client));
-    result
-}
-
-async fn apply(client: &mut deadpool_postgres::Object) -> Result<Vec<String>, SchemaError> {
-    let found = version(client).await?;
-    if found > needed() {
-        return Err(SchemaError::Newer { found, needed: needed() });
+    while !client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get::<_, bool>(0) {
+        if Instant::now() > deadline {
+            return Err(SchemaError::Locked("another process is migrating the schema".to_owned()));
+        }
+        tokio::time::sleep(PAUSE / 2).await;
     }
-    let client: &mut tokio_postgres::Client = client;
-    let report = runner().run_async(client).await.map_err(|error| failed(&error))?;
-    Ok(report.applied_migrations().iter().map(ToString::to_string).collect())
+    loop {
+        match apply(&mut client).await {
+            Err(SchemaError::Locked(_)) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+            Err(SchemaError::Locked(text)) => return Err(SchemaError::Locked(locked(&client, &text).await)),
+            applied => return applied,
+        }
+    }
 }
 
-/// A migration that lost its server will work later; one that the server refuses will not.
-fn failed(error: &refinery::Error) -> SchemaError {
+/// Says who is in the way, as far as this role may see it.
+async fn locked(client: &Client, text: &str) -> String {
+    let holders = client.query_one(HOLDERS, &[]).await.ok().and_then(|row| row.get::<_, Option<String>>(0));
+    let holders = holders.unwrap_or_else(|| "unknown".to_owned());
+    format!("a migration waits for a lock on a table, {text}; held by: {holders}; wait for that transaction, or end it")
+}
+
+async fn apply(client: &mut Client) -> Result<Vec<String>, SchemaError> {
+    let (found, needed) = (version(client).await?, needed());
+    if found > needed {
+        compatible(client, found, needed).await?;
+        tracing::info!(found, needed, "the schema is newer than this build, and compatible");
+        return Ok(Vec::new());
+    }
+    let session: &mut tokio_postgres::Client = client;
+    match runner().run_async(session).await {
+        Ok(report) => Ok(report.applied_migrations().iter().map(ToString::to_string).collect()),
+        Err(error) => Err(failed(&error, client).await),
+    }
+}
+
+/// A migration that lost its server, or did not get a lock, will work later; one that the server refuses will not.
+async fn failed(error: &refinery::Error, client: &Client) -> SchemaError {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>()
-            && failure::of(error).class == Class::Transient
-        {
-            return SchemaError::Transient(failure::describe(error));
+        if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>() {
+            let text = failure::describe(error);
+            return match error.code() {
+                Some(&SqlState::LOCK_NOT_AVAILABLE) => SchemaError::Locked(text),
+                _ if failure::of(error).class == Class::Transient => SchemaError::Transient(text),
+                state => SchemaError::Migration(format!("{text}{}", advice(state, &text, client).await)),
+            };
         }
         source = cause.source();
     }
     SchemaError::Migration(error.to_string())
 }
 
-/// Makes sure that the schema is this build's, without changing anything.
-pub async fn check(pool: &Pool) -> Result<(), SchemaError> {
+/// What to do about a migration that the server refuses.
+async fn advice(state: Option<&SqlState>, text: &str, client: &Client) -> String {
+    let names = "SELECT quote_ident(current_user), quote_ident(coalesce(current_schema(), 'public'))";
+    let Ok(row) = client.query_one(names, &[]).await else { return String::new() };
+    let (role, schema): (String, String) = (row.get(0), row.get(1));
+    match state {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) if text.contains("schema") => format!(
+            "; this role may not create tables: GRANT CREATE ON SCHEMA {schema} TO {role}, or run `msg-transfer migrate` \
+             once as a role that may, and the service with --no-migrate"
+        ),
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            format!("; run `msg-transfer migrate` as the owner of the tables, or GRANT the owner's role TO {role}")
+        }
+        Some(&SqlState::INVALID_SCHEMA_NAME) => format!(
+            "; no schema of this role's search_path exists: CREATE SCHEMA, or ALTER ROLE {role} SET search_path"
+        ),
+        Some(&SqlState::DUPLICATE_TABLE) => {
+            "; a table of that name is there that is not this program's: use a database or a schema of its own"
+                .to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+/// Makes sure that this build can work with the schema, without changing anything. Returns the schema's version.
+pub async fn check(pool: &Pool) -> Result<i64, SchemaError> {
     let client = connect(pool).await?;
     let (found, needed) = (version(&client).await?, needed());
-    match found.cmp(&needed) {
-        std::cmp::Ordering::Less => Err(SchemaError::Behind { found, needed }),
-        std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Greater => Err(SchemaError::Newer { found, needed }),
+    if found < needed {
+        return Err(SchemaError::Behind { found, needed });
     }
+    if found > needed {
+        compatible(&client, found, needed).await?;
+    }
+    Ok(found)
 }
 
 /// Whether the database is a Citus coordinator.
@@ -125,19 +227,30 @@ pub async fn has_citus(pool: &Pool) -> Result<bool, SchemaError> {
     Ok(client.query_opt("SELECT 1 FROM pg_extension WHERE extname = 'citus'", &[]).await?.is_some())
 }
 
-async fn connect(pool: &Pool) -> Result<deadpool_postgres::Object, SchemaError> {
+async fn connect(pool: &Pool) -> Result<Object, SchemaError> {
     pool.get().await.map_err(|error| match error {
-        deadpool_postgres::PoolError::Backend(error) => error.into(),
-        other => SchemaError::Transient(other.to_string()),
+        PoolError::Backend(error) => error.into(),
+        other => SchemaError::Transient(msg_common::postgres::describe_pool(&other)),
     })
 }
 
 /// 0 for an empty database.
-async fn version(client: &deadpool_postgres::Object) -> Result<i64, SchemaError> {
+async fn version(client: &Client) -> Result<i64, SchemaError> {
     let found = client.query_one("SELECT coalesce(max(version), 0)::bigint FROM refinery_schema_history", &[]).await;
     match found {
         Ok(row) => Ok(row.get(0)),
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(0),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether this build may work with a schema that is newer.
+async fn compatible(client: &Client, found: i64, needed: i64) -> Result<(), SchemaError> {
+    let needs = match client.query_one(NEEDS, &[&needed]).await {
+        Ok(row) => row.get(0),
+        // Dropped, or never there: nothing is known of what is newer.
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => found,
+        Err(error) => return Err(error.into()),
+    };
+    if needs <= needed { Ok(()) } else { Err(SchemaError::Newer { found, needs, needed }) }
 }

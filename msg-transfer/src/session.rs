@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Pool, PoolError};
-use msg_common::postgres::DatabaseOptions;
+use msg_common::postgres::{DatabaseOptions, Object, Pool, PoolError};
 
 /// Statements that are run once on each new connection.
 ///
@@ -28,6 +27,8 @@ pub fn lock_timeout(database: &DatabaseOptions) -> Duration {
 /// switch-over.
 pub async fn fresh(pool: &Pool) -> Result<Object, PoolError> {
     loop {
+        // Those that wait are not asked one by one: a server that went silent would cost a time-out for each.
+        drop(pool.retain(|_, _| false));
         let client = pool.get().await?;
         if Object::metrics(&client).recycle_count == 0 {
             return Ok(client);

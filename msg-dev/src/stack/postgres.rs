@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,34 @@ impl Postgres {
         let base_url = format!("postgres://postgres@{port}/postgres");
         let server = Server { home, data: folder.join("data"), logs: logs.to_owned(), port, process: Mutex::new(None) };
         Ok(Postgres { base_url, server: Some(server) })
+    }
+
+    /// A standby of this server, in a folder of its own. This server has to be stopped meanwhile, since its data is copied;
+    /// the standby follows it once both are started.
+    pub fn standby(&self, folder: &Path) -> Result<Postgres, StackError> {
+        let server = self.server.as_ref().ok_or_else(|| StackError::Setting("the server is not ours".to_owned()))?;
+        let standby = Postgres::reserve(server.home.clone(), folder, folder)?;
+        fs::create_dir_all(folder).map_err(StackError::io("create", folder))?;
+        let data = folder.join("data");
+        // With owners and rights, which the server insists on.
+        let copied = Command::new("cp").arg("-a").args([&server.data, &data]).status();
+        if !copied.map_err(StackError::io("copy", &server.data))?.success() {
+            return Err(StackError::Setting(format!("cannot copy {}", server.data.display())));
+        }
+        fs::write(data.join("standby.signal"), "").map_err(StackError::io("write", &data))?;
+        let settings = data.join("postgresql.auto.conf");
+        let mut text = fs::read_to_string(&settings).map_err(StackError::io("read", &settings))?;
+        let port = server.port.number();
+        text.push_str(&format!("primary_conninfo = 'host=127.0.0.1 port={port} user=postgres'\n"));
+        fs::write(&settings, text).map_err(StackError::io("write", &settings))?;
+        let done = folder.join("initdb.done");
+        fs::write(&done, "").map_err(StackError::io("write", done))?;
+        Ok(standby)
+    }
+
+    /// The folder of the server's data, when it is ours.
+    pub fn data(&self) -> Option<&Path> {
+        self.server.as_ref().map(|server| server.data.as_path())
     }
 
     /// A server that somebody else runs.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::{try_join_all, try_join3};
 use metrics::{Counter, counter};
-use msg_common::postgres::DatabaseOptions;
+use msg_common::postgres::{DatabaseOptions, Purpose};
 use msg_common::proto::{MsgRecord, StoredMsg};
 use prost::Message as _;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
@@ -182,7 +182,7 @@ impl Looker {
     /// Asks through connections of its own: who waits must not wait for a page of somebody else's. Watches that catch up
     /// have `catch_up` connections, and who waits and who has caught up has others.
     pub fn new(options: &DatabaseOptions, catch_up: usize) -> Result<Self, String> {
-        let database = |connections| Database::with_session(options, connections, SESSION);
+        let database = |connections| Database::new(options, connections, SESSION, Purpose::ReadPrimary);
         Ok(Looker {
             live: database(LIVE_TASKS)?,
             catch_up: database(catch_up)?,

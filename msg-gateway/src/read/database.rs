@@ -2,45 +2,77 @@
 
 use std::ops::Deref;
 
-use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
-use msg_common::postgres::DatabaseOptions;
+use std::time::Duration;
+
+use deadpool_postgres::TimeoutType;
+use msg_common::admin::Readiness;
+use msg_common::postgres::{
+    Cause, ConnectError, DatabaseOptions, Manager, Object, Pool, PoolError, Purpose, describe_pool,
+};
 use msg_common::repeat::Repeats;
-use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
 
 use crate::status::Failure;
 
 /// Reads fail as often as they are called and retried.
 static REPEATS: Repeats = Repeats::new();
 
-/// The database, for reading only.
+/// How often the way to the database is looked at, and how often while it can never be used.
+const LOOK: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The component of [`Readiness`] that speaks of a database that reads can never use.
+const COMPONENT: &str = "database";
+
+/// What each session of a read sets.
+pub const SESSION: &str = "SET default_transaction_read_only = on";
+
+/// The database, for reading only. Cheap to clone.
+#[derive(Clone)]
 pub struct Database {
     pool: Pool,
 }
 
 impl Database {
-    /// Up to `connections` to the database. Connects when one is first used.
-    pub fn new(options: &DatabaseOptions, connections: usize) -> Result<Self, String> {
-        Database::with_session(options, connections, "SET default_transaction_read_only = on")
+    /// Up to `connections` to the database, whose sessions run `session` first. Connects when one is first used.
+    pub fn new(options: &DatabaseOptions, connections: usize, session: &str, purpose: Purpose) -> Result<Self, String> {
+        let pool = options.pool("msg-gateway", connections, session, purpose)?;
+        Ok(Database { pool })
     }
 
-    /// The same with sessions of one's own.
-    pub fn with_session(options: &DatabaseOptions, connections: usize, session: &str) -> Result<Self, String> {
-        let pool = options.pool("msg-gateway", connections, session)?;
-        Ok(Database { pool })
+    /// Says from the start, and while it lasts, that the database, or the way to it, is one that reads can never use. A
+    /// database that is away keeps nobody from sending.
+    pub async fn watch(self, readiness: Readiness, stop: CancellationToken) {
+        let look = async {
+            loop {
+                let refused = match self.pool.get().await {
+                    Err(PoolError::Backend(error)) => error.needs_operator().map(|_| error.to_string()),
+                    Ok(_) | Err(_) => None,
+                };
+                let pause = if refused.is_some() { LOOK_AGAIN } else { LOOK };
+                match refused {
+                    Some(reason) => readiness.not_ready(COMPONENT, reason),
+                    None => readiness.ready(COMPONENT),
+                }
+                tokio::time::sleep(pause).await;
+            }
+        };
+        stop.run_until_cancelled(look).await;
     }
 
     /// A connection for one read.
     pub async fn connection(&self) -> Result<Connection, Failure> {
         match self.pool.get().await {
-            Ok(object) => Ok(Connection { object: Some(object), done: false }),
-            Err(PoolError::Backend(error)) => Err(failure(&error)),
+            Ok(object) => Ok(Connection { object: Some(object), pool: self.pool.clone(), done: false }),
+            Err(PoolError::Backend(error)) => Err(not_connected(&error)),
             Err(PoolError::Timeout(TimeoutType::Wait)) => Err(Failure::Overloaded(
                 "all connections to the database are in use; retry after the delay, or raise READ_CONNECTIONS".into(),
             )),
             Err(error) => {
-                if let Some(repeated) = REPEATS.occurred(&error.to_string()) {
-                    tracing::warn!(%error, repeated, "no connection to the database");
+                let error = describe_pool(&error);
+                if let Some(repeated) = REPEATS.occurred(&error) {
+                    tracing::warn!(error, repeated, "no connection to the database");
                 }
                 Err(Failure::DatabaseUnavailable("no connection to the database".into()))
             }
@@ -51,6 +83,7 @@ impl Database {
 /// A connection that goes back to the pool only after a read that went well.
 pub struct Connection {
     object: Option<Object>,
+    pool: Pool,
     done: bool,
 }
 
@@ -80,13 +113,28 @@ impl Drop for Connection {
         if client.is_closed() {
             return;
         }
-        let cancel = client.cancel_token();
+        let cancel = Manager::canceller(self.pool.manager(), &client);
         tokio::spawn(async move {
-            if let Err(error) = cancel.cancel_query(NoTls).await {
-                tracing::debug!(%error, "cannot cancel an abandoned read");
+            if let Err(error) = cancel.cancel().await {
+                tracing::debug!(error, "cannot cancel an abandoned read");
             }
+            // Until then its task has to run: without it nothing would notice that the server is gone.
+            drop(client);
         });
     }
+}
+
+/// What it means to a caller that there is no connection.
+fn not_connected(error: &ConnectError) -> Failure {
+    let text = error.to_string();
+    if let Some(repeated) = REPEATS.occurred(&text) {
+        tracing::warn!(error = text, repeated, "no connection to the database");
+    }
+    let refused = error.failures().iter().find_map(|failure| match &failure.cause {
+        Cause::Driver(error) => error.code().map(|state| meaning(Some(state))),
+        _ => None,
+    });
+    refused.unwrap_or_else(|| Failure::DatabaseUnavailable("the database cannot be reached".into()))
 }
 
 /// What an error of the database means to a caller.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use metrics::histogram;
 use msg_common::limits::Violation;
 use msg_common::partition::Partition;
+use msg_common::postgres::Purpose;
 use msg_common::proto::{
     GetMaxSeqsRequest, GetMaxSeqsResponse, GetMsgStatusRequest, GetMsgStatusResponse, PullMsgsRequest, PullMsgsResponse,
 };
@@ -23,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config::Config;
 use crate::metrics::READ_SECONDS;
 use crate::place::{Held, Place, ResponseBudget, SMALL_RESPONSE, shrink};
-use crate::read::database::Database;
+use crate::read::database::{Database, SESSION};
 use crate::read::kafka::Topic;
 use crate::send::deadline::Timing;
 use crate::status::Failure;
@@ -78,11 +79,11 @@ struct Sources {
 
 impl Sources {
     fn new(config: &Config) -> Result<Self, String> {
-        let database = |options| Database::new(options, config.read_connections);
+        let database = |options, purpose| Database::new(options, config.read_connections, SESSION, purpose);
         let replica = config.replica.database(&config.database);
         Ok(Sources {
-            primary: database(&config.database)?,
-            replica: replica.as_ref().map(database).transpose()?,
+            primary: database(&config.database, Purpose::ReadPrimary)?,
+            replica: replica.as_ref().map(|replica| database(replica, Purpose::ReadReplica)).transpose()?,
             topic: Topic::new(&config.kafka).map_err(|error| format!("kafka client: {error}"))?,
         })
     }
@@ -131,6 +132,11 @@ impl Reader {
             reads: Places::new(config.max_reads),
             statuses: Places::new(config.max_reads),
         })
+    }
+
+    /// The database that status is read from, where there is one.
+    pub fn primary(&self) -> Option<Database> {
+        Some(self.sources.as_ref()?.primary.clone())
     }
 
     /// A page of an inbox.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use msg_common::config::parse_duration;
 use msg_common::partition::Partition;
+use msg_common::postgres::Purpose;
 use msg_common::shutdown;
 use serde::Serialize;
 
@@ -62,7 +63,7 @@ struct Line {
 
 /// Prints the lag once, or again and again.
 pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
-    let pool = pool(config)?;
+    let pool = pool(config, Purpose::ReadPrimary)?;
     schema::check(&pool).await.map_err(|error| error.to_string())?;
     let reader = lag_reader(config, pool)?;
     let Some(every) = options.watch else {

@@ -9,14 +9,18 @@ pub mod purge;
 pub mod resume;
 
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use deadpool_postgres::{Object, Pool};
 use msg_common::config::parse_duration;
+use msg_common::postgres::{Object, Pool, Purpose, describe_pool};
 
 use crate::config::{Command, Config};
 use crate::lag::LagReader;
+use crate::schema::SchemaError;
 use crate::{failure, schema, session};
+
+/// How long `migrate` waits for those who hold a lock that it needs.
+const LOCKED_FOR: Duration = Duration::from_secs(300);
 
 /// Carries the command out. An error is one that the command has no better way to tell.
 pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, String> {
@@ -32,7 +36,16 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, String>
 }
 
 async fn migrate(config: &Config) -> Result<ExitCode, String> {
-    let applied = schema::migrate(&pool(config)?).await.map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + LOCKED_FOR;
+    let applied = loop {
+        match schema::migrate(&config.database).await {
+            Ok(applied) => break applied,
+            Err(error @ SchemaError::Locked(_)) if Instant::now() < deadline => {
+                tracing::warn!(%error, "the schema cannot be migrated yet, will be tried again");
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    };
     tracing::info!(?applied, version = schema::needed(), "schema is up to date");
     Ok(ExitCode::SUCCESS)
 }
@@ -46,15 +59,15 @@ async fn healthcheck(config: &Config) -> Result<ExitCode, String> {
 }
 
 /// One connection, made when first used.
-fn pool(config: &Config) -> Result<Pool, String> {
-    config.database.pool("msg-transfer", 1, &session::settings(&config.database))
+fn pool(config: &Config, purpose: Purpose) -> Result<Pool, String> {
+    config.database.pool("msg-transfer", 1, &session::settings(&config.database), purpose)
 }
 
 /// The connection, to a database whose schema is this build's.
-async fn connect(config: &Config) -> Result<Object, String> {
-    let pool = pool(config)?;
+async fn connect(config: &Config, purpose: Purpose) -> Result<Object, String> {
+    let pool = pool(config, purpose)?;
     schema::check(&pool).await.map_err(|error| error.to_string())?;
-    pool.get().await.map_err(|error| error.to_string())
+    pool.get().await.map_err(|error| describe_pool(&error))
 }
 
 /// Who tells of the topic and how far it is stored.

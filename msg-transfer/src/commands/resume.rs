@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use deadpool_postgres::Object;
 use msg_common::partition::Partition;
+use msg_common::postgres::{Object, Purpose, describe_pool};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -67,10 +67,10 @@ struct Resumed {
 
 /// Tells them.
 pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
-    let pool = pool(config)?;
+    let pool = pool(config, Purpose::Write)?;
     schema::check(&pool).await.map_err(|error| error.to_string())?;
     let topic_id = lag_reader(config, pool.clone())?.topic_id().await?;
-    let mut client = pool.get().await.map_err(|error| error.to_string())?;
+    let mut client = pool.get().await.map_err(|error| describe_pool(&error))?;
     let asked = (!options.all).then_some(options.partitions.as_slice());
     let resumed = resume(&mut client, topic_id, asked).await.map_err(database_says)?;
     let found = |partition: &Partition| resumed.iter().any(|resumed| resumed.partition == *partition);

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use deadpool_postgres::{Object, Pool};
 use machine::consumer::start::Lost;
 use machine::keeper::{Ask, Keeper, Next};
 use machine::lane::Failure;
 use machine::{Generation, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
+use msg_common::postgres::{Object, Pool, Server};
 use tokio::sync::Mutex;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -29,8 +29,9 @@ pub struct ProgressKeeper {
     connection: Arc<Mutex<Connection>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Connection {
+    pool: Pool,
     keeper: Keeper,
     client: Option<Object>,
     topic_id: Uuid,
@@ -65,7 +66,9 @@ pub struct ProgressRow {
 impl ProgressKeeper {
     /// Connects when first asked.
     pub fn new(pool: Pool) -> Self {
-        ProgressKeeper { pool, connection: Arc::default() }
+        let (keeper, resumed) = (Keeper::default(), HashMap::new());
+        let connection = Connection { pool: pool.clone(), keeper, client: None, topic_id: Uuid::nil(), resumed };
+        ProgressKeeper { pool, connection: Arc::new(Mutex::new(connection)) }
     }
 
     /// What the database has of these partitions; dead letters as far back as `window` offsets.
@@ -121,10 +124,24 @@ impl ProgressKeeper {
         Err(error)
     }
 
-    /// Whether the connection of this generation still lives, and with it what was stored since starts were read over it.
-    pub async fn is_alive(&self, generation: Generation) -> bool {
+    /// Whether a connection that was made now leads to the server that the starts of this generation were read from: the
+    /// connection that they were read over still lives, and both are of the same server. An error says that they are not,
+    /// although both servers take writes: nothing may be stored in a second primary.
+    pub async fn is_same(&self, generation: Generation, server: &Server) -> Result<bool, Failure> {
         let mut connection = self.connection.lock().await;
-        connection.look(&Ask::IsAlive(generation)).await
+        if !connection.look(&Ask::IsAlive(generation)).await {
+            return Ok(false);
+        }
+        let Some(reference) = &connection.client else { return Ok(false) };
+        let (expected, found) = (&reference.server().identity, &server.identity);
+        if expected == found {
+            return Ok(true);
+        }
+        Err(failure::transient(&format!(
+            "a new connection leads to another server ({found}) than the one that the starts were read from ({expected} at \
+             {}), and both take writes: nothing is stored in the other one; stop the server that is not the primary",
+            reference.host()
+        )))
     }
 
     /// Looks at the connection. False when there was one and it is gone: starts have to be read again.
@@ -194,21 +211,35 @@ impl Connection {
     async fn look(&mut self, ask: &Ask) -> bool {
         match self.keeper.next(ask) {
             Next::Answer(answer) => answer,
-            Next::Send | Next::Connect => match self.ask(ask, async |client| client.simple_query("").await).await {
-                Ok(_) => true,
-                Err(Failure { text: error, .. }) => {
-                    tracing::warn!(error, "the connection that the starts were read over is gone");
-                    false
+            Next::Send | Next::Connect => {
+                let pool = self.pool.clone();
+                // A server that was demoted and stays up has not lost its connections, and has lost its say.
+                let verify = async |client: &Object| pool.manager().verify(client).await;
+                match self.ask_for(ask, verify, failure::of_cause).await {
+                    Ok(()) => true,
+                    Err(Failure { text: error, .. }) => {
+                        tracing::warn!(error, "the connection that the starts were read over is gone");
+                        false
+                    }
                 }
-            },
+            }
         }
     }
 
-    /// After an error, or no answer in time, the connection is closed and leaves the pool.
     async fn ask<T>(
         &mut self,
         ask: &Ask,
         send: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Failure> {
+        self.ask_for(ask, send, failure::of).await
+    }
+
+    /// After an error, or no answer in time, the connection is closed and leaves the pool.
+    async fn ask_for<T, E>(
+        &mut self,
+        ask: &Ask,
+        send: impl AsyncFnOnce(&Object) -> Result<T, E>,
+        failed: impl FnOnce(&E) -> Failure,
     ) -> Result<T, Failure> {
         // Taken out meanwhile: whoever is interrupted here has lost it.
         let Some(client) = self.client.take() else {
@@ -221,7 +252,7 @@ impl Connection {
                 self.keeper.answered(ask, true);
                 return Ok(answer);
             }
-            Ok(Err(error)) => failure::of(&error),
+            Ok(Err(error)) => failed(&error),
             Err(_) => failure::transient("the database did not answer in time"),
         };
         drop(Object::take(client));

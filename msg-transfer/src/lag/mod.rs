@@ -10,10 +10,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use deadpool_postgres::Pool;
 use msg_common::kafka::events;
 use msg_common::kafka::topic::{self, Topic};
 use msg_common::partition::Partition;
+use msg_common::postgres::{Pool, describe_pool};
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::config::FromClientConfigAndContext;
@@ -232,7 +232,7 @@ impl LagReader {
     }
 
     async fn progress(&self, topic_id: Uuid, partitions: &[Partition]) -> Result<HashMap<Partition, i64>, String> {
-        let client = self.pool.get().await.map_err(|error| error.to_string())?;
+        let client = self.pool.get().await.map_err(|error| describe_pool(&error))?;
         let statement = client.prepare_cached(sql::LOAD_PROGRESS).await.map_err(|error| failure::describe(&error))?;
         let rows = client.query(&statement, &[&topic_id, &partitions]).await;
         let rows = rows.map_err(|error| failure::describe(&error))?;

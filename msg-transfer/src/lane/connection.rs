@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Pool};
 use machine::Generation;
 use machine::lane::{Answer, Entry, Request};
-use msg_common::postgres::DatabaseOptions;
+use msg_common::postgres::{DatabaseOptions, Object, Pool};
 
 use super::sql::{Begin, ServerKind};
 use super::taken::Taken;
@@ -58,16 +57,19 @@ impl Connection {
 
     async fn connect(&mut self, generation: Generation) -> Answer {
         self.disconnect();
-        match session::fresh(&self.pool).await {
-            Ok(client) => self.client = Some(client),
+        let client = match session::fresh(&self.pool).await {
+            Ok(client) => client,
             Err(error) => return Answer::Failed(failure::of_pool(&error)),
-        }
+        };
         // Asked after the connection is there: what lives now, lived when it was made.
-        if self.progress.is_alive(generation).await {
+        let same = self.progress.is_same(generation, client.server()).await;
+        if matches!(same, Ok(true)) {
+            self.client = Some(client);
             return Answer::Ok;
         }
-        self.disconnect();
-        Answer::Stale
+        // It was never used, and may lead to the wrong server.
+        drop(Object::take(client));
+        same.map_or_else(Answer::Failed, |_| Answer::Stale)
     }
 
     /// Closes it, and out of the pool.

@@ -1,6 +1,6 @@
 //! Dead letters into their table. Whatever the table refuses of one is left out, bit by bit: a lane never stops for it.
 
-use deadpool_postgres::Object;
+use msg_common::postgres::Object;
 use machine::failure::Class;
 use machine::lane::{DeadLetter, Entry};
 use tokio_postgres::Error;

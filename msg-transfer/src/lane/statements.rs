@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use deadpool_postgres::Object;
 use futures_util::future::try_join_all;
 use machine::lane::{Entry, Placed};
+use msg_common::postgres::Object;
 use msg_common::proto::{Msg, SessionType};
 use msg_common::record::Record;
 use tokio_postgres::Error;

@@ -4,6 +4,7 @@ mod batch;
 pub(crate) mod calls;
 mod clients;
 mod config;
+mod database_hosts;
 mod drain;
 mod duplicates;
 mod freeze;

@@ -57,6 +57,13 @@ impl World {
         World { name: name.into(), pipe, logs: stack.logs().into(), partitions, ports: std::sync::Mutex::default() }
     }
 
+    /// The same world, looked at through another server.
+    pub(crate) fn on_database(world: &World, url: &str) -> World {
+        let pipe = Pipe { database_url: url.to_owned(), ..world.pipe.clone() };
+        let (name, logs, partitions) = (world.name.clone(), world.logs.clone(), world.partitions);
+        World { name, pipe, logs, partitions, ports: std::sync::Mutex::default() }
+    }
+
     /// Makes the topic and the database.
     pub(crate) async fn create(&self, stack: &Stack) {
         self.create_topic(stack).await;

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use deadpool_postgres::{Object, Pool};
+use msg_common::postgres::{Object, Pool, Refusal, describe_pool};
 
 use super::settings;
 use super::{Findings, Options};
@@ -50,12 +50,8 @@ const CONNECTIONS: &str = "
 pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
     let client = match pool.get().await {
         Ok(client) => client,
-        Err(deadpool_postgres::PoolError::Backend(error)) => {
-            let error = failure::describe(&error);
-            return findings
-                .failed("database", format!("{error}; look at --database-url, the network, and the server"));
-        }
         Err(error) => {
+            let error = describe_pool(&error);
             return findings
                 .failed("database", format!("{error}; look at --database-url, the network, and the server"));
         }
@@ -66,6 +62,20 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
     }
     drop(client);
     check_schema(config, pool, findings).await;
+    // Last, since it takes a second connection.
+    check_direct(pool, findings).await;
+}
+
+/// What a session sets, locks and prepares has to stay its own.
+async fn check_direct(pool: &Pool, findings: &mut Findings) {
+    let Ok(client) = pool.get().await else { return };
+    match pool.manager().connector().pooler(&client).await {
+        Ok(None) => {
+            findings.ok("sessions", "each keeps its server process: no pooler in transaction mode is in between")
+        }
+        Ok(Some(shown)) => findings.failed("sessions", Refusal::Pooler(shown).to_string()),
+        Err(error) => findings.warning("sessions", format!("not known whether a pooler is in between: {error}")),
+    }
 }
 
 async fn ask(
@@ -123,7 +133,14 @@ async fn check_room(config: &Config, client: &Object, findings: &mut Findings) -
 
 async fn check_schema(config: &Config, pool: &Pool, findings: &mut Findings) {
     match schema::check(pool).await {
-        Ok(()) => findings.ok("schema", format!("at version {}, as this build needs", schema::needed())),
+        Ok(found) if found == schema::needed() => {
+            findings.ok("schema", format!("at version {found}, as this build needs"));
+        }
+        Ok(found) => {
+            let needed = schema::needed();
+            findings
+                .ok("schema", format!("at version {found}, newer than this build's {needed} and compatible with it"));
+        }
         Err(SchemaError::Behind { found, needed }) => {
             let says = format!("at version {found}, and this build needs {needed}");
             if config.no_migrate {

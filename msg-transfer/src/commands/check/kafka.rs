@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
-use deadpool_postgres::Pool;
 use msg_common::kafka::topic::{Topic, TopicError};
 use msg_common::limits::{DEFAULT_CONTENT_BYTES, Limits};
+use msg_common::postgres::Pool;
 
 use super::{Findings, Options};
 use crate::commands::{for_people, lag_reader};

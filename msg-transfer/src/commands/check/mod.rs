@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use msg_common::kafka::topic::TopicRequirements;
+use msg_common::postgres::Purpose;
 use serde::Serialize;
 
 use super::output::{OutputOptions, Table};
@@ -83,7 +84,7 @@ pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String>
     let mut findings = Findings::default();
     // Reading them would have ended the process.
     findings.ok("configuration", "every setting is good");
-    let pool = pool(config)?;
+    let pool = pool(config, Purpose::Inspect)?;
     kafka::check(config, options, &pool, &mut findings).await;
     database::check(config, options, &pool, &mut findings).await;
     let ok = findings.0.iter().all(|finding| finding.status != Status::Failed);

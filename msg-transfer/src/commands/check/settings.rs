@@ -1,6 +1,6 @@
 //! The server's settings, and what each means for a message not to be lost.
 
-use deadpool_postgres::Object;
+use msg_common::postgres::{Object, Refusal};
 
 use super::Findings;
 
@@ -12,7 +12,8 @@ const SETTINGS: &str = "
            current_setting('transaction_read_only') = 'on', current_setting('fsync') = 'on',
            current_setting('full_page_writes') = 'on', current_setting('synchronous_commit'),
            current_setting('synchronous_standby_names'),
-           (SELECT extversion FROM pg_extension WHERE extname = 'citus')";
+           (SELECT extversion FROM pg_extension WHERE extname = 'citus'), current_setting('server_encoding'),
+           (SELECT source FROM pg_settings WHERE name = 'synchronous_commit')";
 
 /// Looks at them.
 pub(super) async fn check(
@@ -28,13 +29,14 @@ pub(super) async fn check(
         findings.ok("server version", version);
     }
     writable(row.get(2), row.get(3), findings);
+    encoding(row.get(9), findings);
     let means_fsync = "commits reach the disk";
     let without_fsync = "a crash of the server's machine can lose or break everything";
     durable("fsync", row.get(4), means_fsync, without_fsync, allow_unsafe, findings);
     let means_pages = "pages that were half written in a crash are repaired";
     let without_pages = "a crash of the server's machine can break pages, and what is stored on them";
     durable("full_page_writes", row.get(5), means_pages, without_pages, allow_unsafe, findings);
-    synchronous(row.get(6), row.get(7), findings);
+    synchronous(row.get(6), row.get(10), row.get(7), findings);
     let citus: Option<String> = row.get(8);
     let says = citus.map_or_else(|| "not installed: one server".to_owned(), |version| format!("version {version}"));
     findings.ok("citus", says);
@@ -65,16 +67,29 @@ fn durable(name: &'static str, on: bool, good: &str, bad: &str, allow_unsafe: bo
     }
 }
 
-fn synchronous(commit: &str, standbys: &str, findings: &mut Findings) {
-    // The session has set it, as each session of the service does.
+fn encoding(encoding: &str, findings: &mut Findings) {
+    if encoding == "UTF8" {
+        findings.ok("encoding", "UTF8: it can hold every message");
+    } else {
+        findings.failed("encoding", Refusal::Encoding(encoding.to_owned()).to_string());
+    }
+}
+
+/// `source` is where the session has the value of `commit` from.
+fn synchronous(commit: &str, source: &str, standbys: &str, findings: &mut Findings) {
     if commit == "on" || commit == "remote_apply" {
         findings
             .ok("synchronous_commit", format!("{commit} in our sessions: an answered commit is on the server's disk"));
+    } else if source == "session" {
+        findings.failed(
+            "synchronous_commit",
+            format!("our own sessions set it to {commit}: this build is at fault, not the server; run another one"),
+        );
     } else {
         findings.failed(
             "synchronous_commit",
             format!(
-                "{commit}, although our session has set it to on: something between us and the server (a pooler?) \
+                "{commit} (from: {source}), although our session has set it to on: something between us and the server (a pooler?) \
                  drops the session's settings; connect to the server itself"
             ),
         );
@@ -87,5 +102,25 @@ fn synchronous(commit: &str, standbys: &str, findings: &mut Findings) {
         );
     } else {
         findings.ok("synchronous_standby_names", format!("{standbys}: an answered commit is on a standby too"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(commit: &str, source: &str) -> String {
+        let mut findings = Findings::default();
+        synchronous(commit, source, "standby", &mut findings);
+        findings.0[0].says.clone()
+    }
+
+    #[test]
+    fn blame_for_lost_commits_goes_where_the_setting_is_from() {
+        assert!(says("on", "session").contains("in our sessions"));
+        let ours = says("local", "session");
+        assert!(ours.contains("this build") && !ours.contains("pooler"), "{ours}");
+        let dropped = says("off", "database");
+        assert!(dropped.contains("pooler") && !dropped.contains("this build"), "{dropped}");
     }
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use msg_common::partition::Partition;
+use msg_common::postgres::Purpose;
 use serde::Serialize;
 
 use super::filter::{Filter, Walk};
@@ -53,7 +54,7 @@ struct HeaderLine {
 
 /// Writes them, one at a time.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
-    let client = connect(config).await?;
+    let client = connect(config, Purpose::ReadPrimary).await?;
     let topic = &config.kafka.kafka_topic;
     let mut file = options.file.as_ref().map(create).transpose()?;
     let mut walk = Walk::new(topic, &options.filter);

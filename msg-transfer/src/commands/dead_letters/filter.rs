@@ -3,8 +3,8 @@
 use std::time::SystemTime;
 
 use clap::Args;
-use deadpool_postgres::Object;
 use msg_common::partition::Partition;
+use msg_common::postgres::Object;
 use msg_common::proto::DeadLetterReason;
 use tokio_postgres::Error;
 use uuid::Uuid;

@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
-use deadpool_postgres::Object;
 use msg_common::partition::Partition;
+use msg_common::postgres::Object;
 use msg_common::record::{self, DecodeError, Record};
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;

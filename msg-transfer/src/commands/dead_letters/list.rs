@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use msg_common::partition::Partition;
+use msg_common::postgres::Purpose;
 use serde::Serialize;
 
 use super::filter::{Filter, Walk};
@@ -50,7 +51,7 @@ struct Line {
 
 /// Lists them.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
-    let client = connect(config).await?;
+    let client = connect(config, Purpose::ReadPrimary).await?;
     let limit = options.filter.limit.unwrap_or(LIMIT);
     // One more, which tells whether there are more.
     let filter = Filter { limit: Some(limit.saturating_add(1)), ..options.filter.clone() };

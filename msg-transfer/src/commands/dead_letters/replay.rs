@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::Args;
-use deadpool_postgres::Object;
 use msg_common::partition::Partition;
+use msg_common::postgres::{Object, Purpose};
 use msg_common::shutdown;
 use serde::Serialize;
 use uuid::Uuid;
@@ -88,7 +88,7 @@ struct Report {
 /// Replays them.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
     let stop = shutdown::between_steps();
-    let client = connect(config).await?;
+    let client = connect(config, Purpose::Write).await?;
     let sender = sender(config, options).await?;
     let topic = &config.kafka.kafka_topic;
     let filter = until_now(&client, options).await?;
@@ -121,7 +121,8 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
 
 /// The gateways' count has to fit the topic, as they demand it themselves.
 async fn sender(config: &Config, options: &Options) -> Result<Sender, String> {
-    let topic = lag_reader(config, pool(config)?)?.topic().await.map_err(|error| format!("kafka: {error}"))?;
+    let topic =
+        lag_reader(config, pool(config, Purpose::Write)?)?.topic().await.map_err(|error| format!("kafka: {error}"))?;
     if topic.partitions < options.topic_partitions {
         return Err(format!(
             "the topic has {} partitions, fewer than --topic-partitions {}: give the gateways' count",

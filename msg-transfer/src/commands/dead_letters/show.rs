@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use deadpool_postgres::Object;
 use msg_common::partition::Partition;
+use msg_common::postgres::{Object, Purpose};
 use msg_common::proto::{MsgRecord, SessionType};
 use prost::Message;
 use serde::Serialize;
@@ -83,7 +83,7 @@ struct MessageText {
 
 /// Shows it.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
-    let client = connect(config).await?;
+    let client = connect(config, Purpose::ReadPrimary).await?;
     let topic = &config.kafka.kafka_topic;
     let letter = find(&client, topic, options).await?;
     let report = Report::of(topic, &letter, options.content)?;

@@ -3,12 +3,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use msg_common::postgres::Purpose;
+
 use crate::commands::{for_people, lag_reader, pool};
 use crate::config::Config;
 
 /// An error says why the horizon is refused.
 pub(super) async fn check(config: &Config, older_than: Duration) -> Result<(), String> {
-    let reader = lag_reader(config, pool(config)?)?;
+    let reader = lag_reader(config, pool(config, Purpose::Write)?)?;
     let topic = reader.topic().await.map_err(|error| {
         format!("the topic's retention could not be read, so nothing is deleted: {error}; run it when Kafka answers")
     })?;

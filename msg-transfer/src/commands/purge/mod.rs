@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
-use deadpool_postgres::Object;
 use msg_common::config::parse_duration;
+use msg_common::postgres::{Object, Purpose};
 use msg_common::shutdown;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -84,7 +84,7 @@ struct Purge {
 /// Deletes what is old.
 pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
     let stop = shutdown::between_steps();
-    let client = connect(config).await?;
+    let client = connect(config, Purpose::Write).await?;
     floor::check(config, options.older_than).await?;
     // The server's clock: it is the one that wrote the times.
     let now: SystemTime = client.query_one("SELECT now()", &[]).await.map_err(database_says)?.get(0);

@@ -1,15 +1,35 @@
-//! How both services reach PostgreSQL: a pool whose sessions have time-outs, so that no statement and no peer that
-//! went silent holds anything for ever.
+//! How both services reach PostgreSQL: connections that are made, checked and given up in one place, so that no statement and
+//! no server that went silent holds anything for ever.
+
+mod client;
+mod connector;
+mod error;
+mod manager;
+mod pooler;
+mod server;
+mod socket;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
-use tokio_postgres::NoTls;
+use deadpool_postgres::{Runtime, Timeouts};
 
 use crate::config::{parse_duration, read_secret, time_problem};
 use crate::database_url;
+
+pub use client::{Canceller, Client};
+pub use connector::Connector;
+pub use error::{Cause, ConnectError, HostFailure, describe, describe_pool};
+pub use manager::Manager;
+pub use server::{Identity, Purpose, Refusal, Server};
+
+/// A pool of connections.
+pub type Pool = deadpool::managed::Pool<Manager>;
+/// A connection of a pool.
+pub type Object = deadpool::managed::Object<Manager>;
+/// Why a pool gives no connection.
+pub type PoolError = deadpool::managed::PoolError<ConnectError>;
 
 /// Where the database is, and how long to wait for it.
 #[derive(Args, Clone, Debug)]
@@ -56,8 +76,7 @@ impl DatabaseOptions {
         problems
     }
 
-    /// The driver's settings. A silent peer is given up after 30 s: a failed-over server's address may simply stop
-    /// answering, and the retry has to go to the new one.
+    /// The driver's settings, with the file as it is now.
     pub fn config(&self) -> Result<tokio_postgres::Config, String> {
         let url = match (self.url(), &self.database_url_file) {
             (Some(url), _) => url.clone(),
@@ -65,40 +84,32 @@ impl DatabaseOptions {
             (None, None) => return Err("--database-url is missing".into()),
         };
         let setting = if self.url().is_some() { "--database-url" } else { "--database-url-file" };
-        let mut config = database_url::parse(setting, &url)?;
-        config
-            .connect_timeout(self.database_connect_timeout)
-            .keepalives(true)
-            .keepalives_idle(Duration::from_secs(10))
-            .keepalives_interval(Duration::from_secs(5))
-            .keepalives_retries(3)
-            .tcp_user_timeout(Duration::from_secs(30));
+        let config = database_url::parse(setting, &url)?;
+        connector::check(&config)?;
         Ok(config)
+    }
+
+    /// The same, for statements that may take any time.
+    pub fn without_statement_timeout(&self) -> Self {
+        DatabaseOptions { database_statement_timeout: Duration::MAX, ..self.clone() }
+    }
+
+    /// After this long without an answer a connection is given up: the server's own time-out has not worked. `None` where
+    /// statements may take any time.
+    fn patience(&self) -> Option<Duration> {
+        self.database_statement_timeout.checked_mul(2)
     }
 
     /// A pool of at most `size` connections, which the server knows as `name`'s; each runs `session` once when it is
     /// made. Connects only when used.
-    pub fn pool(&self, name: &str, size: usize, session: &str) -> Result<Pool, String> {
-        let mut config = self.config()?;
-        if config.get_application_name().is_none() {
-            config.application_name(name);
-        }
-        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let statement_timeout = self.database_statement_timeout.as_millis();
-        let session = format!("SET statement_timeout = {statement_timeout}; {session}");
-        let prepare = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
-            let session = session.clone();
-            Box::pin(async move { client.batch_execute(&session).await.map_err(HookError::Backend) })
-        });
-        Pool::builder(Manager::from_config(config, NoTls, recycling))
+    pub fn pool(&self, name: &str, size: usize, session: &str, purpose: Purpose) -> Result<Pool, String> {
+        let connector = Connector::new(self.clone(), name, session, purpose)?;
+        // The connector and the manager keep to time-outs of their own, one for each host.
+        let timeouts = Timeouts { wait: Some(self.database_connect_timeout), create: None, recycle: None };
+        Pool::builder(Manager::new(connector))
             .max_size(size)
             .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts {
-                wait: Some(self.database_connect_timeout),
-                create: Some(self.database_connect_timeout),
-                recycle: Some(self.database_connect_timeout),
-            })
-            .post_create(prepare)
+            .timeouts(timeouts)
             .build()
             .map_err(|error| error.to_string())
     }

@@ -1,0 +1,351 @@
+//! The one way to a server: tries each host of the URL with a time-out of its own, and gives a connection only to a server that
+//! is what it should be. The only place that opens sockets and would do TLS.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::ClientWrapper;
+use rand::seq::SliceRandom;
+use tokio::time::timeout;
+use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
+use tokio_postgres::{Config, NoTls};
+
+use super::client::{Canceller, Client};
+use super::error::{Cause, ConnectError, HostFailure};
+use super::server::{self, Purpose, Refusal, Server};
+use super::socket::{Address, Socket};
+use super::{DatabaseOptions, pooler};
+
+/// A host that did not answer is tried after the others for this long.
+const AVOIDED: Duration = Duration::from_secs(60);
+
+/// Makes connections of one kind.
+#[derive(Debug)]
+pub struct Connector {
+    options: DatabaseOptions,
+    name: String,
+    /// Statements that are run once on each new connection.
+    session: String,
+    purpose: Purpose,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The settings that were read last.
+    config: Option<Config>,
+    /// When a host last did not answer.
+    silent: HashMap<String, Instant>,
+    /// Where there is no pooler in transaction mode.
+    direct: HashSet<Address>,
+}
+
+/// A host of the URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    /// For messages.
+    name: String,
+    host: Host,
+    port: u16,
+}
+
+impl Connector {
+    /// Connects when asked. The server knows its connections as `name`'s.
+    pub fn new(options: DatabaseOptions, name: &str, session: &str, purpose: Purpose) -> Result<Self, String> {
+        let config = Some(options.config()?);
+        // 0: none.
+        let statement_timeout = options.patience().map_or(0, |_| options.database_statement_timeout.as_millis());
+        let session = format!("SET statement_timeout = {statement_timeout}; {session}");
+        let state = Arc::new(Mutex::new(State { config, ..State::default() }));
+        Ok(Connector { options, name: name.to_owned(), session, purpose, state })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// When a host last did not answer, unless it has answered since.
+    pub(super) fn silent_since(&self, name: &str) -> Option<Instant> {
+        self.lock().silent.get(name).copied()
+    }
+
+    /// Has this host tried after the others for a while.
+    pub(super) fn avoid(&self, name: &str) {
+        self.lock().silent.insert(name.to_owned(), Instant::now());
+    }
+
+    /// How long one host may take: to accept the connection, the login, the checks and the session's settings.
+    pub(super) fn limit(&self) -> Duration {
+        self.options.database_connect_timeout
+    }
+
+    /// A connection to the first host that can be used.
+    pub async fn connect(&self) -> Result<Client, ConnectError> {
+        let config = self.config().await;
+        let mut targets = targets(&config).map_err(ConnectError::Settings)?;
+        // Those that answered last time first: each silent one costs its whole time-out.
+        targets.sort_by_cached_key(|target| self.is_avoided(&target.name));
+        let mut failures = Vec::new();
+        for target in &targets {
+            match self.connect_host(&config, target, targets.len()).await {
+                Ok(client) => return Ok(client),
+                Err(failed) => failures.extend(failed),
+            }
+        }
+        Err(ConnectError::Hosts(failures))
+    }
+
+    /// The settings as they are now: a file is read again for each connection. One that is missing or broken for a moment
+    /// leaves the last good ones.
+    async fn config(&self) -> Config {
+        let options = self.options.clone();
+        let read = tokio::task::spawn_blocking(move || options.config());
+        let read = match timeout(self.limit(), read).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the file with the database's URL was not read in time".to_owned()),
+        };
+        let mut state = self.lock();
+        match read {
+            Ok(config) => state.config = Some(config),
+            Err(error) => tracing::warn!(error, "using the database url that was read before"),
+        }
+        let mut config = state.config.clone().expect("it was read when the connector was made");
+        if config.get_application_name().is_none() {
+            config.application_name(&self.name);
+        }
+        config
+    }
+
+    fn is_avoided(&self, name: &str) -> bool {
+        self.silent_since(name).is_some_and(|at| at.elapsed() < AVOIDED)
+    }
+
+    async fn connect_host(&self, config: &Config, target: &Target, hosts: usize) -> Result<Client, Vec<HostFailure>> {
+        let fail = |host: String, cause| HostFailure { host, cause };
+        let addresses = match self.resolve(config, target).await {
+            Ok(addresses) => addresses,
+            Err(cause) => return Err(vec![fail(target.name.clone(), cause)]),
+        };
+        let mut failures = Vec::new();
+        for address in addresses {
+            match self.connect_address(config, &target.name, &address, hosts).await {
+                Ok(client) => {
+                    self.lock().silent.remove(&target.name);
+                    return Ok(client);
+                }
+                Err(cause) => {
+                    if matches!(cause, Cause::Timeout(..)) {
+                        self.avoid(&target.name);
+                    }
+                    let address = address.to_string();
+                    let name = &target.name;
+                    let host = if address == *name { address } else { format!("{name} ({address})") };
+                    failures.push(fail(host, cause));
+                }
+            }
+        }
+        Err(failures)
+    }
+
+    async fn resolve(&self, config: &Config, target: &Target) -> Result<Vec<Address>, Cause> {
+        let name = match &target.host {
+            Host::Tcp(name) => name,
+            Host::Unix(folder) => return Ok(vec![Address::Unix(folder.join(format!(".s.PGSQL.{}", target.port)))]),
+        };
+        let found = timeout(self.limit(), tokio::net::lookup_host((name.as_str(), target.port))).await;
+        let found = found.map_err(|_| Cause::Timeout("the name was not resolved", self.limit()))?;
+        let mut found: Vec<SocketAddr> = found.map_err(Cause::Name)?.collect();
+        if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
+            found.shuffle(&mut rand::rng());
+        }
+        Ok(found.into_iter().map(Address::Tcp).collect())
+    }
+
+    /// All of it within the host's time-out.
+    async fn connect_address(
+        &self,
+        config: &Config,
+        name: &str,
+        address: &Address,
+        hosts: usize,
+    ) -> Result<Client, Cause> {
+        let limit = self.limit();
+        let begun = Instant::now();
+        let client = self.log_in(config, name, address, limit).await?;
+        let left = limit.saturating_sub(begun.elapsed());
+        let client = timeout(left, self.prepare(config, client, hosts)).await;
+        let client = client.map_err(|_| Cause::Timeout("it accepted the login and answered no query", limit))??;
+        self.refuse_pooler(config, address, &client).await?;
+        Ok(client)
+    }
+
+    /// A connection of which nothing is known yet.
+    async fn log_in(&self, config: &Config, name: &str, address: &Address, limit: Duration) -> Result<Client, Cause> {
+        let begun = Instant::now();
+        let (socket, activity) = timeout(limit, Socket::open(address))
+            .await
+            .map_err(|_| Cause::Timeout("it accepted no connection", limit))?
+            .map_err(Cause::Socket)?;
+        let left = limit.saturating_sub(begun.elapsed());
+        let (client, connection) = timeout(left, config.connect_raw(socket, NoTls))
+            .await
+            .map_err(|_| Cause::Timeout("it accepted the connection and did not answer the login", limit))?
+            .map_err(Cause::Driver)?;
+        activity.logged_in();
+        let patience = self.options.patience();
+        let (peer, host, state) = (address.clone(), name.to_owned(), Arc::clone(&self.state));
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(error = super::error::describe(&error), "a database connection ended");
+                    }
+                }
+                // The connection ends here, and with it every statement that waits for an answer.
+                reason = activity.until_gone(&peer, limit, patience) => {
+                    tracing::warn!(reason, "gave a database connection up");
+                    lock(&state).silent.insert(host, Instant::now());
+                }
+            }
+        });
+        Ok(Client::new(ClientWrapper::new(client, task), name.to_owned(), address.clone()))
+    }
+
+    /// Looks at the server, and then makes the session ours.
+    async fn prepare(&self, config: &Config, mut client: Client, hosts: usize) -> Result<Client, Cause> {
+        let server = Server::read(&client).await.map_err(Cause::Driver)?;
+        self.judge(config, hosts, server.in_recovery, server.read_only).map_err(Cause::Refused)?;
+        if self.purpose != Purpose::Inspect && server.encoding != "UTF8" {
+            return Err(Cause::Refused(Refusal::Encoding(server.encoding)));
+        }
+        let query = format!("{}; SELECT pg_backend_pid()", self.session);
+        let backend = pooler::backend(&client, &query).await.map_err(Cause::Driver)?;
+        if self.purpose != Purpose::Inspect && backend != server.backend {
+            return Err(Cause::Refused(Refusal::Pooler(pooler::changed(&server.backend, &backend))));
+        }
+        client.set_server(server);
+        Ok(client)
+    }
+
+    fn judge(&self, config: &Config, hosts: usize, in_recovery: bool, read_only: bool) -> Result<(), Refusal> {
+        let read_write = match config.get_target_session_attrs() {
+            TargetSessionAttrs::ReadWrite => Some(true),
+            TargetSessionAttrs::ReadOnly => Some(false),
+            _ => None,
+        };
+        server::judge(self.purpose, in_recovery, read_only, read_write, hosts)
+    }
+
+    /// Once for each address: a pooler in transaction mode shows itself only to two clients.
+    async fn refuse_pooler(&self, config: &Config, address: &Address, client: &Client) -> Result<(), Cause> {
+        if self.purpose == Purpose::Inspect || self.lock().direct.contains(address) {
+            return Ok(());
+        }
+        match self.find_pooler(config, address, client).await {
+            Ok(None) => {
+                self.lock().direct.insert(address.clone());
+                Ok(())
+            }
+            Ok(Some(shown)) => Err(Cause::Refused(Refusal::Pooler(shown))),
+            // For instance no connection left for the second client. It is tried again with the next connection.
+            Err(cause) => {
+                tracing::debug!(%cause, "not known whether a pooler is in the way");
+                Ok(())
+            }
+        }
+    }
+
+    async fn find_pooler(&self, config: &Config, address: &Address, client: &Client) -> Result<Option<String>, Cause> {
+        let other = self.log_in(config, client.host(), address, self.limit()).await?;
+        let limit = self.limit().max(Duration::from_secs(10));
+        let found = timeout(limit, pooler::find(client, &other)).await;
+        found.map_err(|_| Cause::Timeout("it did not answer two sessions", limit))?.map_err(Cause::Driver)
+    }
+
+    /// What shows that a pooler in transaction mode is between this connection and the server, if there is one.
+    pub async fn pooler(&self, client: &Client) -> Result<Option<String>, ConnectError> {
+        let config = self.config().await;
+        let found = self.find_pooler(&config, client.address(), client).await;
+        let host = client.host().to_owned();
+        found.map_err(|cause| ConnectError::Hosts(vec![HostFailure { host, cause }]))
+    }
+
+    /// Whether the server of a connection still is what it should be; an error where it does not say so in time.
+    pub(super) async fn verify(&self, client: &Client) -> Result<(), Cause> {
+        let limit = self.limit();
+        let state = timeout(limit, server::state(client)).await;
+        let (in_recovery, read_only) =
+            state.map_err(|_| Cause::Timeout("it answered no query", limit))?.map_err(Cause::Driver)?;
+        let config = self.lock().config.clone().expect("it was read when the connector was made");
+        let hosts = targets(&config).map_or(1, |targets| targets.len());
+        self.judge(&config, hosts, in_recovery, read_only).map_err(Cause::Refused)
+    }
+
+    /// What can end a statement of this connection from outside.
+    pub(super) fn canceller(&self, client: &Client) -> Canceller {
+        Canceller::new(client.cancel_token(), client.address().clone(), self.limit())
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says what is wrong with the hosts of a URL.
+pub(super) fn check(config: &Config) -> Result<(), String> {
+    targets(config).map(|_| ())
+}
+
+/// The hosts of a URL, in its order unless it wants any.
+fn targets(config: &Config) -> Result<Vec<Target>, String> {
+    let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
+    let count = hosts.len().max(addresses.len());
+    if count == 0 {
+        return Err("--database-url: it names no host".to_owned());
+    }
+    if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+        return Err(format!("--database-url: {} hosts, and {} in hostaddr", hosts.len(), addresses.len()));
+    }
+    if ports.len() > 1 && ports.len() != count {
+        return Err(format!("--database-url: {count} hosts, and {} ports", ports.len()));
+    }
+    let target = |i: usize| {
+        let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
+        // The address is where to connect; the name is for people, and for TLS.
+        let host = addresses.get(i).map_or_else(|| hosts[i].clone(), |address| Host::Tcp(address.to_string()));
+        let name = match hosts.get(i).unwrap_or(&host) {
+            Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),
+            Host::Tcp(name) => format!("{name}:{port}"),
+            Host::Unix(folder) => folder.join(format!(".s.PGSQL.{port}")).display().to_string(),
+        };
+        Target { name, host, port }
+    };
+    let mut targets: Vec<Target> = (0..count).map(target).collect();
+    if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
+        targets.shuffle(&mut rand::rng());
+    }
+    Ok(targets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(url: &str) -> Result<Vec<String>, String> {
+        let config: Config = url.parse().expect("a valid URL");
+        Ok(targets(&config)?.into_iter().map(|target| target.name).collect())
+    }
+
+    #[test]
+    fn hosts_and_ports_of_a_url_are_paired() {
+        assert_eq!(names("postgres://u@a,b:6/x").as_deref(), Ok(&["a:5432".to_owned(), "b:6".to_owned()][..]));
+        assert_eq!(names("host=a,b port=7 user=u").as_deref(), Ok(&["a:7".to_owned(), "b:7".to_owned()][..]));
+        assert_eq!(names("postgres://u@[::1]:5/x").as_deref(), Ok(&["[::1]:5".to_owned()][..]));
+        assert_eq!(names("host=/run/x user=u").as_deref(), Ok(&["/run/x/.s.PGSQL.5432".to_owned()][..]));
+        assert!(names("user=u").is_err(), "no host");
+        assert!(names("host=a,b,c port=1,2 user=u").is_err(), "too few ports");
+    }
+}

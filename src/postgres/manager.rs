@@ -1,0 +1,84 @@
+//! Makes a pool's connections, and gives an old one out again only if its server still is what it should be.
+
+use std::time::{Duration, Instant};
+
+use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
+
+use super::client::{Canceller, Client};
+use super::connector::Connector;
+use super::error::{Cause, ConnectError};
+
+/// A connection whose server was looked at less than this ago is given out without another look.
+const TRUSTED: Duration = Duration::from_secs(2);
+
+/// What a pool makes its connections with.
+#[derive(Debug)]
+pub struct Manager {
+    connector: Connector,
+}
+
+impl Manager {
+    pub(super) fn new(connector: Connector) -> Self {
+        Manager { connector }
+    }
+
+    /// What makes the connections.
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Says why this connection's server is not, or no longer, what it should be.
+    pub async fn verify(&self, client: &Client) -> Result<(), Cause> {
+        self.connector.verify(client).await
+    }
+
+    /// What can end a statement of this connection from outside.
+    pub fn canceller(&self, client: &Client) -> Canceller {
+        self.connector.canceller(client)
+    }
+
+    async fn reuse(&self, client: &mut Client) -> Result<(), String> {
+        if client.is_closed() {
+            return Err("it is closed".to_owned());
+        }
+        if client.expires <= Instant::now() {
+            return Err("it is too old".to_owned());
+        }
+        // Each of them would take the whole time-out.
+        if self.connector.silent_since(client.host()).is_some_and(|since| since > client.verified) {
+            return Err("its server did not answer another connection".to_owned());
+        }
+        if client.verified.elapsed() < TRUSTED {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        match self.verify(client).await {
+            Ok(()) => {
+                client.verified = asked;
+                Ok(())
+            }
+            Err(cause) => {
+                if matches!(cause, Cause::Timeout(..)) {
+                    self.connector.avoid(client.host());
+                }
+                Err(cause.to_string())
+            }
+        }
+    }
+}
+
+impl managed::Manager for Manager {
+    type Type = Client;
+    type Error = ConnectError;
+
+    async fn create(&self) -> Result<Client, ConnectError> {
+        self.connector.connect().await
+    }
+
+    async fn recycle(&self, client: &mut Client, _: &Metrics) -> RecycleResult<ConnectError> {
+        self.reuse(client).await.map_err(|reason| {
+            tracing::debug!(reason, host = client.host(), "dropped a database connection");
+            RecycleError::message(reason)
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! P6 and P8 of reads where the database has several hosts, is not what it should be, or is rotated.
+
+use std::time::Duration;
+
+use msg_common::proto::{Placement, PullMsgsRequest, SendMsgRequest, WaitFor};
+use tonic::{Request, Status};
+
+use super::calls::{Client, client, readyz, says_not_ready};
+use crate::support::hosts::{Pair, PasswordRole, Pooler, host, silent_host};
+use crate::support::kafka::msg;
+use crate::support::stack::own_postgres;
+use crate::support::world::World;
+use crate::support::{NotYet, ensure, eventually, within};
+
+const FAILOVER: Duration = Duration::from_secs(30);
+
+async fn send_stored(client: &Client, id: &str) -> Result<Placement, Status> {
+    let msg = msg("alice", "bob", id, "hello");
+    let mut request = Request::new(SendMsgRequest { msg: Some(msg), wait_for: WaitFor::Stored.into() });
+    request.set_timeout(Duration::from_secs(10));
+    Ok(client.clone().send_msg(request).await?.into_inner().placement.expect("an OK has one"))
+}
+
+async fn pull(client: &Client) -> Result<usize, NotYet> {
+    let mut request = Request::new(PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() });
+    request.set_timeout(Duration::from_secs(10));
+    Ok(client.clone().pull_msgs(request).await?.into_inner().msgs.len())
+}
+
+#[tokio::test]
+async fn silent_first_hosts_are_passed_over_by_reads() {
+    let world = World::new("gw_silent").await;
+    let _transfer = world.running_transfer().await;
+    let (_listener, silent) = silent_host();
+    let url = format!("postgres://postgres@{silent},{}/gw_silent", host(world.database_url()));
+    let gateway = world.gateway("gateway", |spec| {
+        let spec = spec.env("DATABASE_URL", &url).env("DATABASE_REPLICA_URL", &url);
+        spec.env("DATABASE_CONNECT_TIMEOUT", "1s")
+    });
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    send_stored(&client, "1").await.unwrap();
+    assert_eq!(pull(&client).await.unwrap(), 1);
+}
+
+/// Everything goes on: what was stored before can be read, and what is sent is found to be stored.
+async fn goes_on(client: &Client, stored: usize, id: &str) {
+    within(FAILOVER, "sends that wait for STORED and reads go on", async || {
+        send_stored(client, id).await?;
+        let found = pull(client).await?;
+        ensure(found == stored + 1, format!("{found} messages"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn reads_leave_a_frozen_primary_for_its_promoted_standby() {
+    let pair = Pair::start("gw_frozen").await;
+    let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
+    let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", &url));
+    let gateway = pair.world.gateway("gateway", |spec| spec.env("DATABASE_URL", &url));
+    tokio::try_join!(transfer.start(), gateway.service.start()).unwrap();
+    let client = client(&gateway).await;
+    for id in 0..5 {
+        send_stored(&client, &id.to_string()).await.unwrap();
+    }
+    pair.caught_up().await;
+    assert!(pair.stack.postgres().freeze());
+    pair.promote().await;
+    goes_on(&client, 5, "after").await;
+}
+
+#[tokio::test]
+async fn reads_leave_a_primary_that_became_read_only() {
+    let pair = Pair::start("gw_demoted").await;
+    let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
+    let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", &url));
+    let gateway = pair.world.gateway("gateway", |spec| spec.env("DATABASE_URL", &url));
+    tokio::try_join!(transfer.start(), gateway.service.start()).unwrap();
+    let client = client(&gateway).await;
+    for id in 0..5 {
+        send_stored(&client, &id.to_string()).await.unwrap();
+    }
+    pair.caught_up().await;
+    // Sessions that are there already do not hear of it.
+    let operator = pair.on_primary().await;
+    operator.batch_execute("ALTER DATABASE gw_demoted SET default_transaction_read_only = on").await.unwrap();
+    pair.promote().await;
+    goes_on(&client, 5, "after").await;
+}
+
+#[tokio::test]
+async fn gateway_follows_a_rotated_password() {
+    let (stack, _folder) = own_postgres("gw_rotated").await;
+    let world = World::on(&stack, "gw_rotated", 4);
+    world.create(&stack).await;
+    let app = PasswordRole::create(&stack, &world).await;
+    let transfer = world.running_transfer().await;
+    world.database().await.batch_execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO app").await.unwrap();
+    let gateway = world.gateway("gateway", |spec| app.configure(spec));
+    gateway.service.start().await.unwrap();
+    let client = client(&gateway).await;
+    send_stored(&client, "1").await.unwrap();
+    app.rotate("second").await;
+    goes_on(&client, 1, "2").await;
+    drop(transfer);
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn gateway_refuses_a_pooler_in_transaction_mode() {
+    let world = World::new("gw_pooler").await;
+    let _transfer = world.running_transfer().await;
+    let pooler = Pooler::start(&world, "pool_mode = transaction").await;
+    let gateway = world.gateway("gateway", |spec| spec.env("DATABASE_URL", &pooler.url));
+    gateway.service.launch().unwrap();
+    says_not_ready(&gateway, &["database", "pooler in transaction (or statement) mode", "pool_mode = session"]).await;
+    let client = client(&gateway).await;
+    assert!(pull(&client).await.is_err());
+    drop(pooler);
+    let session = Pooler::start(&world, "pool_mode = session").await;
+    let other = world.gateway("other", |spec| spec.env("DATABASE_URL", &session.url));
+    other.service.start().await.unwrap();
+    assert_eq!(pull(&super::calls::client(&other).await).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn gateway_refuses_a_database_in_another_encoding() {
+    let world = World::new("gw_latin").await;
+    let create = "CREATE DATABASE gw_latin_1 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
+    world.database().await.batch_execute(create).await.unwrap();
+    let url = format!("postgres://postgres@{}/gw_latin_1", host(world.database_url()));
+    let gateway = world.gateway("gateway", |spec| spec.env("DATABASE_URL", url));
+    gateway.service.launch().unwrap();
+    eventually("it says so", async || {
+        let (status, body) = readyz(&gateway).await?;
+        ensure(status == 503 && body.contains("LATIN1") && body.contains("ENCODING 'UTF8'"), body)
+    })
+    .await;
+}

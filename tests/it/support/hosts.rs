@@ -1,0 +1,196 @@
+//! Databases with more than one host: a server with a standby that follows it, a host that accepts and never answers, and a
+//! pooler in front.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use msg_dev::stack::{Postgres, Stack};
+use tokio_postgres::Client;
+
+use super::stack::own_postgres;
+use super::world::World;
+use super::{ensure, eventually};
+
+/// A server with a standby, and a world on it whose database both have.
+pub(crate) struct Pair {
+    pub(crate) stack: Stack,
+    pub(crate) standby: Postgres,
+    pub(crate) world: World,
+    name: String,
+    _folders: [tempfile::TempDir; 2],
+}
+
+impl Pair {
+    pub(crate) async fn start(name: &str) -> Pair {
+        let (stack, folder) = own_postgres(name).await;
+        let world = World::on(&stack, name, 4);
+        world.create(&stack).await;
+        stack.postgres().stop().await;
+        let second = tempfile::Builder::new().prefix(&format!("msg-it-{name}-standby-")).tempdir().unwrap();
+        // The server's user has to get through.
+        std::fs::set_permissions(second.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let standby = stack.postgres().standby(&second.path().join("standby")).unwrap();
+        stack.postgres().start().await.unwrap();
+        standby.start().await.unwrap();
+        Pair { stack, standby, world, name: name.to_owned(), _folders: [folder, second] }
+    }
+
+    /// The URL of both, the server that was the primary at first in this place.
+    pub(crate) fn url(&self, first: &Postgres, second: &Postgres, parameters: &str) -> String {
+        let [first, second] = [first, second].map(|server| host(&server.url(&self.name)).to_owned());
+        format!("postgres://postgres@{first},{second}/{}{parameters}", self.name)
+    }
+
+    pub(crate) async fn on_primary(&self) -> Client {
+        let postgres = self.stack.postgres();
+        postgres.connect(&postgres.url(&self.name)).await.unwrap()
+    }
+
+    pub(crate) async fn on_standby(&self) -> Client {
+        self.standby.connect(&self.standby.url(&self.name)).await.unwrap()
+    }
+
+    /// Waits until the standby has what the primary has.
+    pub(crate) async fn caught_up(&self) {
+        let (primary, standby) = (self.on_primary().await, self.on_standby().await);
+        eventually("the standby has everything", async || {
+            let written: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?.get(0);
+            let has = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+            ensure(standby.query_one(has, &[&written]).await?.get(0), written)
+        })
+        .await;
+    }
+
+    /// Makes the standby a primary.
+    pub(crate) async fn promote(&self) {
+        let promoted: bool = self.on_standby().await.query_one("SELECT pg_promote()", &[]).await.unwrap().get(0);
+        assert!(promoted);
+    }
+}
+
+/// Host and port of a URL.
+pub(crate) fn host(url: &str) -> &str {
+    let (_, rest) = url.split_once('@').unwrap();
+    rest.split_once('/').unwrap().0
+}
+
+/// A host whose kernel accepts connections, and which never answers.
+pub(crate) fn silent_host() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// PgBouncer in front of a world's database; ends with the test.
+pub(crate) struct Pooler {
+    child: Child,
+    pub(crate) url: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Pooler {
+    /// `settings` are lines of its own, such as the mode.
+    pub(crate) async fn start(world: &World, settings: &str) -> Pooler {
+        let (server, database) = (host(world.database_url()), world.topic());
+        let (address, port) = server.split_once(':').unwrap();
+        let listen = silent_host().1.port();
+        let folder = tempfile::Builder::new().prefix("msg-it-pooler-").tempdir().unwrap();
+        let text = format!(
+            "[databases]\n{database} = host={address} port={port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {listen}\nauth_type = any\nunix_socket_dir =\n{settings}\n"
+        );
+        let file = folder.path().join("pgbouncer.ini");
+        std::fs::write(&file, text).unwrap();
+        let child = Pooler::spawn(&file, folder.path());
+        let url = format!("postgres://postgres@127.0.0.1:{listen}/{database}");
+        eventually("the pooler answers", async || {
+            tokio::net::TcpStream::connect(("127.0.0.1", listen)).await?;
+            Ok(())
+        })
+        .await;
+        Pooler { child, url, _folder: folder }
+    }
+
+    /// It does not run as root either.
+    fn spawn(file: &Path, folder: &Path) -> Child {
+        let mut command = Command::new("pgbouncer");
+        if is_root() {
+            for path in [folder, file] {
+                chown(path, Some(65534), Some(65534)).unwrap();
+            }
+            command.arg("-u").arg("nobody");
+        }
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        command.arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.spawn().expect("pgbouncer is installed: scripts/setup test")
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+/// A role that logs in with a password, which is in a file with the URL.
+pub(crate) struct PasswordRole {
+    operator: Client,
+    host: String,
+    database: String,
+    file: std::path::PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl PasswordRole {
+    /// On a server of the test's own, whose rules for logins are changed.
+    pub(crate) async fn create(stack: &Stack, world: &World) -> PasswordRole {
+        let rules = stack.postgres().data().unwrap().join("pg_hba.conf");
+        let old = std::fs::read_to_string(&rules).unwrap();
+        std::fs::write(&rules, format!("host all app all scram-sha-256\n{old}")).unwrap();
+        let operator = world.database().await;
+        operator.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let create = "CREATE ROLE app LOGIN PASSWORD 'first'; GRANT ALL ON SCHEMA public TO app";
+        operator.batch_execute(create).await.unwrap();
+        let folder = tempfile::Builder::new().prefix("msg-it-secret-").tempdir().unwrap();
+        let (file, host) = (folder.path().join("url"), host(world.database_url()).to_owned());
+        let role = PasswordRole { operator, host, database: world.topic().to_owned(), file, _folder: folder };
+        role.write_file("first");
+        role
+    }
+
+    /// A service that logs in as this role.
+    pub(crate) fn configure(&self, mut spec: msg_dev::stack::ServiceSpec) -> msg_dev::stack::ServiceSpec {
+        spec.env.retain(|(name, _)| name != "DATABASE_URL");
+        spec.env("DATABASE_URL_FILE", self.file.display())
+    }
+
+    fn write_file(&self, password: &str) {
+        let url = format!("postgres://app:{password}@{}/{}\n", self.host, self.database);
+        std::fs::write(&self.file, url).unwrap();
+    }
+
+    pub(crate) fn remove_file(&self) {
+        std::fs::remove_file(&self.file).unwrap();
+    }
+
+    /// Ends every session of the role's.
+    pub(crate) async fn end_sessions(&self) {
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'";
+        assert!(self.operator.query_one(end, &[]).await.unwrap().get::<_, i64>(0) > 0);
+    }
+
+    /// Gives it another password, in the server and in the file, and ends its sessions.
+    pub(crate) async fn rotate(&self, password: &str) {
+        self.operator.batch_execute(&format!("ALTER ROLE app PASSWORD '{password}'")).await.unwrap();
+        self.write_file(password);
+        self.end_sessions().await;
+    }
+}

@@ -1,0 +1,208 @@
+//! P1 to P5 and P8 where the database has several hosts, is not what it should be, or is rotated: the transfer finds the server
+//! that takes writes, stores in no other, and says what is wrong.
+
+use std::time::Duration;
+
+use msg_dev::stack::{Postgres, Service};
+
+use super::commands::run_with;
+use crate::support::hosts::{Pair, host, silent_host};
+use crate::support::load::{Load, assert_stored, write};
+use crate::support::stack::own_postgres;
+use crate::support::transfer::not_ready_because;
+use crate::support::world::{World, count_rows};
+use crate::support::{PATIENCE, ensure, eventually, within};
+
+/// How long it may take until messages are stored on the other host.
+const FAILOVER: Duration = Duration::from_secs(30);
+
+async fn rows_on(pair: &Pair, server: &Postgres) -> i64 {
+    let url = server.url(pair.world.topic());
+    count_rows(&server.connect(&url).await.unwrap(), "messages").await.unwrap()
+}
+
+#[tokio::test]
+async fn silent_first_host_is_passed_over() {
+    let world = World::new("silent_host").await;
+    let (_listener, silent) = silent_host();
+    let url = format!("postgres://postgres@{silent},{}/silent_host", host(world.database_url()));
+    let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_CONNECT_TIMEOUT", "1s")];
+    run_with(&world, "migrate", &settings).await.assert_code(0);
+    let transfer = world.transfer("transfer", |spec| settings.iter().fold(spec, |spec, (n, v)| spec.env(n, v)));
+    transfer.start().await.unwrap();
+    write(&world.writer(), 0, 100, 10);
+    world.rows_reach(100).await;
+    // Where no host can be used, each is named with what happened there.
+    let url = format!("postgres://postgres@{silent},127.0.0.1:1/x");
+    let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_CONNECT_TIMEOUT", "1s")];
+    let ran = run_with(&world, "migrate", &settings).await.assert_code(1);
+    let named = format!("{silent}: it accepted the connection and did not answer the login within 1s");
+    assert!(ran.stderr.contains(&named) && ran.stderr.contains("127.0.0.1:1: cannot connect"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn frozen_primary_is_left_for_its_promoted_standby() {
+    let pair = Pair::start("frozen").await;
+    let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
+    let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
+    transfer.start().await.unwrap();
+    let load = Load::start(pair.world.writer(), 20);
+    eventually("some are stored", async || {
+        let rows = rows_on(&pair, pair.stack.postgres()).await;
+        ensure(rows > 1000, rows)
+    })
+    .await;
+    pair.caught_up().await;
+    assert!(pair.stack.postgres().freeze());
+    pair.promote().await;
+    let before = rows_on(&pair, &pair.standby).await;
+    within(FAILOVER, "the standby is written to", async || {
+        let rows = rows_on(&pair, &pair.standby).await;
+        ensure(rows > before + 100, format!("{rows} rows, {before} before"))
+    })
+    .await;
+    finish_on_standby(&pair, &transfer, load).await;
+}
+
+/// A primary that was demoted in haste: it is read-only, stays up, and breaks no connection.
+#[tokio::test]
+async fn read_only_former_primary_is_left_for_the_new_one() {
+    let pair = Pair::start("demoted").await;
+    let url = pair.url(pair.stack.postgres(), &pair.standby, "");
+    let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
+    transfer.start().await.unwrap();
+    let load = Load::start(pair.world.writer(), 20);
+    eventually("some are stored", async || {
+        let rows = rows_on(&pair, pair.stack.postgres()).await;
+        ensure(rows > 1000, rows)
+    })
+    .await;
+    let operator = pair.on_primary().await;
+    operator.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").await.unwrap();
+    operator.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    not_ready_because(&transfer, &["read-only", "standby"]).await;
+    pair.promote().await;
+    let before = rows_on(&pair, &pair.standby).await;
+    within(FAILOVER, "the standby is written to", async || {
+        let rows = rows_on(&pair, &pair.standby).await;
+        ensure(rows > before + 100, format!("{rows} rows, {before} before"))
+    })
+    .await;
+    finish_on_standby(&pair, &transfer, load).await;
+}
+
+async fn finish_on_standby(pair: &Pair, transfer: &Service, load: Load) {
+    let world = World::on_database(&pair.world, &pair.standby.url(pair.world.topic()));
+    load.finish(&world).await;
+    transfer.wait_ready(PATIENCE).await.unwrap();
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+/// Both servers take writes. The starts were read from one; in the other nothing may be stored.
+#[tokio::test]
+async fn second_primary_is_refused_until_the_first_is_gone() {
+    let pair = Pair::start("second").await;
+    let url = pair.url(&pair.standby, pair.stack.postgres(), "");
+    let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
+    transfer.start().await.unwrap();
+    let writer = pair.world.writer();
+    write(&writer, 0, 200, 10);
+    eventually("they are stored", async || {
+        let rows = rows_on(&pair, pair.stack.postgres()).await;
+        ensure(rows == 200, rows)
+    })
+    .await;
+    pair.caught_up().await;
+    pair.promote().await;
+    // All but the one that the starts were read over, whose last statement was whether the server is what it should be.
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE application_name = 'msg-transfer' AND query NOT LIKE '%default_transaction_read_only%'";
+    let ended: i64 = pair.on_primary().await.query_one(end, &[]).await.unwrap().get(0);
+    assert!(ended > 0);
+    write(&writer, 200, 400, 10);
+    not_ready_because(&transfer, &["leads to another server", "nothing is stored in the other one"]).await;
+    assert_eq!(rows_on(&pair, &pair.standby).await, 200, "stored in a second primary");
+    pair.stack.postgres().kill().await;
+    let world = World::on_database(&pair.world, &pair.standby.url(pair.world.topic()));
+    world.rows_reach(400).await;
+    world.all_committed().await;
+    assert_stored(&world, 400, 10).await;
+    transfer.wait_ready(PATIENCE).await.unwrap();
+}
+
+/// Neither the server's own time-out nor the network ends a statement whose process hangs alone.
+#[tokio::test]
+async fn statement_without_an_answer_is_given_up() {
+    let (stack, _folder) = own_postgres("hangs").await;
+    let world = World::on(&stack, "hangs", 4);
+    world.create(&stack).await;
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "2s"));
+    transfer.start().await.unwrap();
+    write(&world.writer(), 0, 100, 10);
+    world.rows_reach(100).await;
+    world.all_committed().await;
+    let database = world.database().await;
+    let lanes = "SELECT pid FROM pg_stat_activity WHERE application_name = 'msg-transfer' AND query LIKE 'COMMIT%'";
+    let pids: Vec<i32> = database.query(lanes, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert!(!pids.is_empty());
+    let signal = |name: &str| {
+        let pids = pids.iter().map(i32::to_string);
+        assert!(std::process::Command::new("kill").arg(name).args(pids).status().unwrap().success());
+    };
+    signal("-STOP");
+    let load = Load::start(world.writer(), 10);
+    within(FAILOVER, "lanes go on over other connections", async || {
+        let rows = count_rows(&database, "messages").await?;
+        ensure(rows > 200, rows)
+    })
+    .await;
+    signal("-CONT");
+    drop(load);
+    world.all_committed().await;
+    world.assert_ordered_without_gaps().await;
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn rotated_password_is_read_without_a_restart() {
+    let (stack, _folder) = own_postgres("rotated").await;
+    let world = World::on(&stack, "rotated", 4);
+    world.create(&stack).await;
+    let app = crate::support::hosts::PasswordRole::create(&stack, &world).await;
+    let transfer = world.transfer("transfer", |spec| app.configure(spec));
+    transfer.start().await.unwrap();
+    write(&world.writer(), 0, 100, 10);
+    world.rows_reach(100).await;
+    // A file that is away for a moment leaves the last good value.
+    app.remove_file();
+    app.end_sessions().await;
+    write(&world.writer(), 100, 200, 10);
+    world.rows_reach(200).await;
+    app.rotate("second").await;
+    write(&world.writer(), 200, 300, 10);
+    world.rows_reach(300).await;
+    world.all_committed().await;
+    transfer.wait_ready(PATIENCE).await.unwrap();
+    let log = std::fs::read_to_string(transfer.log()).unwrap();
+    assert!(log.contains("using the database url that was read before"), "no warning");
+    assert!(!log.contains("second"), "a password is in the log");
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn database_in_another_encoding_is_refused() {
+    let world = World::new("latin").await;
+    let operator = world.database().await;
+    let create = "CREATE DATABASE latin_1 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
+    operator.batch_execute(create).await.unwrap();
+    let url = format!("postgres://postgres@{}/latin_1", host(world.database_url()));
+    let settings = [("DATABASE_URL", url.as_str())];
+    let migrate = run_with(&world, "migrate", &settings).await.assert_code(1);
+    assert!(migrate.stderr.contains("LATIN1") && migrate.stderr.contains("ENCODING 'UTF8'"), "{}", migrate.stderr);
+    let check = run_with(&world, "check", &settings).await.assert_code(1);
+    assert!(check.stdout.contains("LATIN1"), "{}", check.stdout);
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_URL", &url));
+    transfer.launch().unwrap();
+    assert!(!transfer.wait().await.unwrap().success());
+    assert!(std::fs::read_to_string(transfer.log()).unwrap().contains("the database's encoding is LATIN1"));
+}

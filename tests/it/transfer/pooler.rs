@@ -1,0 +1,45 @@
+//! A connection pooler between the transfer and the server: refused where it changes server processes between transactions,
+//! used where it does not.
+
+use super::commands::run_with;
+use crate::support::hosts::Pooler;
+use crate::support::load::write;
+use crate::support::world::World;
+
+#[tokio::test]
+async fn pooler_in_transaction_mode_is_refused() {
+    let world = World::new("transaction_pooler").await;
+    // The first has processes to spare; the second one for all sessions.
+    for settings in
+        ["pool_mode = transaction", "pool_mode = transaction\ndefault_pool_size = 1", "pool_mode = statement"]
+    {
+        let pooler = Pooler::start(&world, settings).await;
+        let env = [("DATABASE_URL", pooler.url.as_str())];
+        let migrate = run_with(&world, "migrate", &env).await.assert_code(1);
+        let says = "pooler in transaction (or statement) mode";
+        assert!(migrate.stderr.contains(says), "{settings}: {}", migrate.stderr);
+        let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_URL", &pooler.url));
+        transfer.launch().unwrap();
+        assert!(!transfer.wait().await.unwrap().success(), "{settings}");
+        assert!(std::fs::read_to_string(transfer.log()).unwrap().contains(says), "{settings}");
+    }
+    // On a schema that is there, `check` names it too.
+    run_with(&world, "migrate", &[]).await.assert_code(0);
+    let pooler = Pooler::start(&world, "pool_mode = transaction").await;
+    let check = run_with(&world, "check", &[("DATABASE_URL", &pooler.url)]).await.assert_code(1);
+    assert!(check.stdout.contains("pool_mode = session"), "{}", check.stdout);
+}
+
+#[tokio::test]
+async fn pooler_in_session_mode_is_used() {
+    let world = World::new("session_pooler").await;
+    let pooler = Pooler::start(&world, "pool_mode = session").await;
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_URL", &pooler.url));
+    transfer.start().await.unwrap();
+    write(&world.writer(), 0, 500, 10);
+    world.rows_reach(500).await;
+    world.all_committed().await;
+    let check = run_with(&world, "check --output json", &[("DATABASE_URL", &pooler.url)]).await.assert_code(0);
+    assert!(check.stdout.contains("no pooler in transaction mode"), "{}", check.stdout);
+    assert!(transfer.stop().await.unwrap().success());
+}
