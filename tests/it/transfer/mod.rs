@@ -22,6 +22,7 @@ mod pooler;
 mod rebalance;
 mod rejected;
 mod stalled;
+mod schema;
 mod starts;
 mod too_large;
 mod topics;

@@ -1,0 +1,87 @@
+//! The schema: migrations wait for no one for long and say what is in their way, and a build that is rolled back goes on.
+
+use super::commands::{migrated, run, run_with};
+use crate::support::hosts::host;
+use crate::support::load::write;
+use crate::support::world::World;
+use crate::support::{ensure, eventually};
+
+#[tokio::test]
+async fn older_build_goes_on_with_a_newer_compatible_schema() {
+    let world = migrated("newer_schema").await;
+    let database = world.database().await;
+    let newer = "INSERT INTO refinery_schema_history VALUES (99, 'newer', now()::text, '1');
+                 INSERT INTO schema_compatibility VALUES (99, 2)";
+    database.batch_execute(newer).await.unwrap();
+    let transfer = world.transfer("transfer", |spec| spec);
+    transfer.start().await.unwrap();
+    write(&world.writer(), 0, 100, 10);
+    world.rows_reach(100).await;
+    assert!(transfer.stop().await.unwrap().success());
+    let check = run(&world, "check").await.assert_code(0);
+    assert!(check.stdout.contains("compatible with it"), "{}", check.stdout);
+    // What it does not know may be anything.
+    for incompatible in ["UPDATE schema_compatibility SET needs = 99", "DELETE FROM schema_compatibility"] {
+        database.batch_execute(incompatible).await.unwrap();
+        transfer.launch().unwrap();
+        assert!(!transfer.wait().await.unwrap().success(), "{incompatible}");
+        let ran = run(&world, "migrate").await.assert_code(1);
+        assert!(ran.stderr.contains("run a newer build"), "{}", ran.stderr);
+        run(&world, "check").await.assert_code(1);
+    }
+}
+
+/// Its first migration alone, as an earlier build left it.
+async fn at_version_1(name: &str) -> World {
+    let (world, full) = (World::new(name).await, migrated(&format!("{name}_full")).await);
+    let first = "SELECT version, name, applied_on, checksum FROM refinery_schema_history WHERE version = 1";
+    let row = full.database().await.query_one(first, &[]).await.unwrap();
+    let history = "CREATE TABLE refinery_schema_history (version int4 PRIMARY KEY, name varchar(255),
+                   applied_on varchar(255), checksum varchar(255))";
+    let database = world.database().await;
+    database.batch_execute(include_str!("../../../msg-transfer/migrations/V1__messages.sql")).await.unwrap();
+    database.batch_execute(history).await.unwrap();
+    let (version, name): (i32, String) = (row.get(0), row.get(1));
+    let (applied, checksum): (String, String) = (row.get(2), row.get(3));
+    let insert = "INSERT INTO refinery_schema_history VALUES ($1, $2, $3, $4)";
+    database.execute(insert, &[&version, &name, &applied, &checksum]).await.unwrap();
+    world
+}
+
+#[tokio::test]
+async fn migration_behind_a_long_query_holds_up_nobody_else() {
+    let world = at_version_1("locked_schema").await;
+    let (long, other) = (world.database().await, world.database().await);
+    long.batch_execute("BEGIN; SELECT * FROM progress").await.unwrap();
+    let migrating = run(&world, "migrate");
+    let meanwhile = async {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = to_regclass('progress')";
+        let mut met = 0;
+        eventually("the migration has waited several times", async || {
+            let waits: i64 = long.query_one(waiting, &[]).await?.get(0);
+            if waits > 0 {
+                // Behind the migration, which is behind the long query.
+                other.batch_execute("SET statement_timeout = '10s'; SELECT * FROM progress").await?;
+                met += 1;
+            }
+            ensure(met >= 3, format!("{met} times"))
+        })
+        .await;
+        long.batch_execute("COMMIT").await.unwrap();
+    };
+    let (migrated, ()) = tokio::join!(migrating, meanwhile);
+    migrated.assert_code(0);
+}
+
+#[tokio::test]
+async fn migration_without_the_right_says_which() {
+    let world = World::new("may_not_create").await;
+    let database = world.database().await;
+    database.batch_execute("DROP ROLE IF EXISTS may_not; CREATE ROLE may_not LOGIN").await.unwrap();
+    let url = format!("postgres://may_not@{}/may_not_create", host(world.database_url()));
+    let ran = run_with(&world, "migrate", &[("DATABASE_URL", &url)]).await.assert_code(1);
+    let words = ["permission denied for schema public", "42501", "GRANT CREATE ON SCHEMA public TO may_not"];
+    assert!(words.iter().all(|word| ran.stderr.contains(word)), "{}", ran.stderr);
+    database.batch_execute("GRANT CREATE ON SCHEMA public TO may_not").await.unwrap();
+    run_with(&world, "migrate", &[("DATABASE_URL", &url)]).await.assert_code(0);
+}
