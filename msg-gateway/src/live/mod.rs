@@ -20,7 +20,6 @@ mod watcher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use msg_common::postgres::Purpose;
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

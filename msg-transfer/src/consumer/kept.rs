@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use machine::consumer::start::Kept;
 use machine::{LeaderEpoch, NextOffset, Partition, Progress};
+use msg_common::kafka::cause::Causes;
 use msg_common::kafka::raw;
 use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -55,7 +56,7 @@ impl KeptProbe {
             return Ok(known);
         }
         let consumer: BaseConsumer<Quiet> =
-            self.config.create_with_context(Quiet).map_err(|error| error.to_string())?;
+            self.config.create_with_context(Quiet(Causes::default())).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + timeout;
         let mut list = TopicPartitionList::new();
         for (partition, _) in rows {
