@@ -1,8 +1,8 @@
 //! Dead letters into their table. Whatever the table refuses of one is left out, bit by bit: a lane never stops for it.
 
-use msg_common::postgres::Object;
 use machine::failure::Class;
 use machine::lane::{DeadLetter, Entry};
+use msg_common::postgres::Object;
 use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use msg_common::config::parse_duration;
 use msg_common::partition::Partition;
+use msg_common::postgres::{Object, Purpose};
 use msg_common::shutdown;
 use serde::Serialize;
 use uuid::Uuid;
@@ -71,8 +72,8 @@ struct Report {
 
 /// Deletes them, a page in each transaction.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
-    let stop = shutdown::on_signal().map_err(|error| format!("signals: {error}"))?;
-    let client = connect(config).await?;
+    let stop = shutdown::between_steps();
+    let client = connect(config, Purpose::Write).await?;
     // The server's clock: it is the one that wrote the times.
     let now: SystemTime = client.query_one("SELECT now()", &[]).await.map_err(database_says)?.get(0);
     let horizon = now.checked_sub(options.older_than).ok_or("--older-than is too long")?;
@@ -108,7 +109,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn delete(client: &deadpool_postgres::Object, page: &[Summary]) -> Result<(), tokio_postgres::Error> {
+async fn delete(client: &Object, page: &[Summary]) -> Result<(), tokio_postgres::Error> {
     let topic_ids: Vec<Uuid> = page.iter().map(|letter| letter.place.topic_id).collect();
     let partitions: Vec<Partition> = page.iter().map(|letter| letter.place.partition).collect();
     let offsets: Vec<i64> = page.iter().map(|letter| letter.place.offset).collect();
