@@ -109,6 +109,9 @@ async fn gateway_follows_a_rotated_password() {
 
 #[tokio::test]
 async fn gateway_refuses_a_pooler_in_transaction_mode() {
+    if !Pooler::installed() {
+        return;
+    }
     let world = World::new("gw_pooler").await;
     let _transfer = world.running_transfer().await;
     let pooler = Pooler::start(&world, "pool_mode = transaction").await;

@@ -8,6 +8,9 @@ use crate::support::world::World;
 
 #[tokio::test]
 async fn pooler_in_transaction_mode_is_refused() {
+    if !Pooler::installed() {
+        return;
+    }
     let world = World::new("transaction_pooler").await;
     // The first has processes to spare; the second one for all sessions.
     for settings in
@@ -32,6 +35,9 @@ async fn pooler_in_transaction_mode_is_refused() {
 
 #[tokio::test]
 async fn pooler_in_session_mode_is_used() {
+    if !Pooler::installed() {
+        return;
+    }
     let world = World::new("session_pooler").await;
     let pooler = Pooler::start(&world, "pool_mode = session").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_URL", &pooler.url));
