@@ -26,7 +26,7 @@ const LOCKED_FOR: Duration = Duration::from_secs(20);
 /// The last migration that a build must know to work with the migrations that this build does not know.
 const NEEDS: &str = "
     SELECT coalesce(max(coalesce(c.needs, h.version)), 0)::bigint
-    FROM refinery_schema_history h LEFT JOIN schema_compatibility c ON c.version = h.version WHERE h.version > $1";
+    FROM refinery_schema_history h LEFT JOIN schema_compatibility c ON c.version = h.version WHERE h.version > $1::bigint";
 
 /// Who holds locks on our tables.
 const HOLDERS: &str = "
@@ -93,7 +93,7 @@ impl From<tokio_postgres::Error> for SchemaError {
     fn from(error: tokio_postgres::Error) -> Self {
         let text = failure::describe(&error);
         match failure::of(&error).class {
-            Class::Transient => SchemaError::Transient(text),
+            Class::Transient | Class::Lost => SchemaError::Transient(text),
             _ => SchemaError::Database(text),
         }
     }
@@ -175,7 +175,7 @@ async fn failed(error: &refinery::Error, client: &Client) -> SchemaError {
             let text = failure::describe(error);
             return match error.code() {
                 Some(&SqlState::LOCK_NOT_AVAILABLE) => SchemaError::Locked(text),
-                _ if failure::of(error).class == Class::Transient => SchemaError::Transient(text),
+                _ if matches!(failure::of(error).class, Class::Transient | Class::Lost) => SchemaError::Transient(text),
                 state => SchemaError::Migration(format!("{text}{}", advice(state, &text, client).await)),
             };
         }
