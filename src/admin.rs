@@ -57,14 +57,14 @@ impl Readiness {
 
     /// This component keeps the process from being ready.
     pub fn not_ready(&self, component: &str, reason: impl Into<String>) {
-        self.change(component, Some(reason.into()));
+        self.change(component, Some(&reason.into()));
     }
 
     /// If this component keeps the process from being ready, this is why. Nothing changes if it does not.
     pub fn explain(&self, component: &str, reason: impl Into<String>) {
         let waits = self.lock().all.contains_key(&(component.to_owned(), self.scope));
         if waits {
-            self.change(component, Some(reason.into()));
+            self.change(component, Some(&reason.into()));
         }
     }
 
@@ -95,14 +95,14 @@ impl Readiness {
         reasons
     }
 
-    fn change(&self, component: &str, reason: Option<String>) {
+    fn change(&self, component: &str, reason: Option<&String>) {
         let key = (component.to_owned(), self.scope);
         let mut reasons = self.lock();
-        let before = match &reason {
+        let before = match reason {
             Some(reason) => reasons.all.insert(key, reason.clone()),
             None => reasons.all.remove(&key),
         };
-        match (&before, &reason) {
+        match (&before, reason) {
             (was, Some(reason)) if was.as_ref() != Some(reason) => {
                 // A component that is retried may be ready in between.
                 if let Some(repeated) = NOT_READY.occurred(&format!("{component}: {reason}")) {

@@ -209,7 +209,11 @@ pub fn time_problem(flag: &str, value: Duration, range: &RangeInclusive<Duration
 }
 
 /// A problem if a number is not in this range.
-pub fn number_problem<N: PartialOrd + Display>(flag: &str, value: N, range: &RangeInclusive<N>) -> Option<String> {
+pub fn number_problem<N: Copy + PartialOrd + Display>(
+    flag: &str,
+    value: N,
+    range: &RangeInclusive<N>,
+) -> Option<String> {
     let (least, most) = (range.start(), range.end());
     if value < *least {
         return Some(format!("{flag} must be at least {least}"));

@@ -107,8 +107,8 @@ fn dropped_line(format: LogFormat, dropped: u64) -> Vec<u8> {
     match format {
         LogFormat::Json => {
             let mut line = Line::new("WARN", module_path!());
-            line.add("message", message.into());
-            line.add("dropped", dropped.into());
+            line.add("message", &message.into());
+            line.add("dropped", &dropped.into());
             line.end()
         }
         LogFormat::Text => format!("WARN {message} dropped={dropped}\n").into_bytes(),

@@ -72,11 +72,12 @@ impl managed::Manager for Manager {
     type Error = ConnectError;
 
     async fn create(&self) -> Result<Client, ConnectError> {
-        self.connector.connect().await
+        // On the heap, as it is rare and large: every future that may need a connection would hold it.
+        Box::pin(self.connector.connect()).await
     }
 
     async fn recycle(&self, client: &mut Client, _: &Metrics) -> RecycleResult<ConnectError> {
-        self.reuse(client).await.map_err(|reason| {
+        Box::pin(self.reuse(client)).await.map_err(|reason| {
             tracing::debug!(reason, host = client.host(), "dropped a database connection");
             RecycleError::message(reason)
         })

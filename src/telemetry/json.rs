@@ -27,7 +27,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
         let spans: Vec<Value> =
             context.event_scope(event).into_iter().flatten().map(|span| Value::from(span.name())).collect();
         if !spans.is_empty() {
-            line.add("spans", spans.into());
+            line.add("spans", &spans.into());
         }
         event.record(&mut line);
         self.0.push(line.end());
@@ -44,14 +44,14 @@ impl Line {
     /// A line that starts with the time, this level and this target.
     pub(super) fn new(level: &str, target: &str) -> Self {
         let mut line = Line { text: "{".to_owned(), keys: Vec::new() };
-        line.add("timestamp", humantime::format_rfc3339_micros(SystemTime::now()).to_string().into());
-        line.add("level", level.into());
-        line.add("target", target.into());
+        line.add("timestamp", &humantime::format_rfc3339_micros(SystemTime::now()).to_string().into());
+        line.add("level", &level.into());
+        line.add("target", &target.into());
         line
     }
 
     /// Adds a field. If there is one of this name already, the key gets an underscore at its end.
-    pub(super) fn add(&mut self, name: &str, value: Value) {
+    pub(super) fn add(&mut self, name: &str, value: &Value) {
         let mut key = name.to_owned();
         while self.keys.contains(&key) {
             key.push('_');
@@ -70,7 +70,7 @@ impl Line {
         self.text.into_bytes()
     }
 
-    fn field(&mut self, field: &Field, value: Value) {
+    fn field(&mut self, field: &Field, value: &Value) {
         // The `log` crate's metadata: what of it counts is in the line already, and the file is a path of the build machine.
         if !field.name().starts_with("log.") {
             self.add(field.name().trim_start_matches("r#"), value);
@@ -80,28 +80,28 @@ impl Line {
 
 impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, value.into());
+        self.field(field, &value.into());
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.field(field, value.into());
+        self.field(field, &value.into());
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.field(field, value.into());
+        self.field(field, &value.into());
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.field(field, value.into());
+        self.field(field, &value.into());
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         // Null where JSON has no such number.
-        self.field(field, value.into());
+        self.field(field, &value.into());
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.field(field, format!("{value:?}").into());
+        self.field(field, &format!("{value:?}").into());
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
     fn repeated_and_reserved_names_get_keys_of_their_own() {
         let mut line = Line::new("INFO", "here");
         for name in ["level", "message", "message", "message", "timestamp", "tar\"get"] {
-            line.add(name, 1.into());
+            line.add(name, &1.into());
         }
         let text = String::from_utf8(line.end()).expect("it is text");
         let keys: BTreeMap<String, Value> = serde_json::from_str(&text).expect("it is JSON");

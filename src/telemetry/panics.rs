@@ -24,10 +24,10 @@ fn line(panic: &PanicHookInfo<'_>, format: LogFormat) -> Vec<u8> {
     match format {
         LogFormat::Json => {
             let mut line = Line::new("ERROR", "panic");
-            line.add("message", "panicked".into());
-            line.add("reason", reason.into());
-            line.add("location", location.into());
-            line.add("thread", thread.into());
+            line.add("message", &"panicked".into());
+            line.add("reason", &reason.into());
+            line.add("location", &location.into());
+            line.add("thread", &thread.into());
             line.end()
         }
         LogFormat::Text => format!("ERROR panic: {reason} location={location} thread={thread}\n").into_bytes(),

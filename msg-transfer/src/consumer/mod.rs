@@ -15,6 +15,7 @@ pub mod starts;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 use tokio_util::sync::CancellationToken;
 
@@ -58,7 +59,10 @@ pub fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<
                 result = Err(Fatal(says));
                 break;
             }
-            Some(Happened::Error(code, says)) => told.error(code, &says),
+            Some(Happened::Error(code, says)) => {
+                context.driver().explain(&KafkaError::Global(code), &says);
+                told.error(code, &says);
+            }
         }
         context.driver().step(&consumer);
         if looked.elapsed() >= LOOK_INTERVAL {

@@ -128,7 +128,7 @@ impl Reader {
             list.add_partition(&self.topic, *partition);
         }
         let committed = self.consumer.committed_offsets(list, TIMEOUT);
-        let committed = committed.map_err(|error| format!("committed offsets: {}", cause::describe(&error)))?;
+        let committed = committed.map_err(|error| format!("committed offsets: {}", self.explained(&error)))?;
         let mut offsets = HashMap::new();
         for element in committed.elements() {
             element.error().map_err(|error| format!("committed offset: {}", cause::describe(&error)))?;
@@ -215,6 +215,17 @@ impl Reader {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.topic, partition);
         self.consumer.pause(&list).map_err(|error| error.to_string())
+    }
+
+    /// An error, and its cause if the client met one: a right that is missing on the group is retried until the request times out.
+    fn explained(&self, error: &KafkaError) -> String {
+        let causes = &self.consumer.client().context().0;
+        while let Some(event) = self.consumer.poll(Duration::ZERO) {
+            if let Err(met) = event {
+                causes.note(&met, "");
+            }
+        }
+        causes.behind(cause::describe(error))
     }
 
     /// Throws away what the client has to tell: while Kafka is away it would pile up.
