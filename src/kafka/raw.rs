@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, OwnedHeaders};
 use uuid::Uuid;
 
+use super::cause;
 use crate::partition::Partition;
 
 /// Whether a message that failed may be in the log all the same.
@@ -85,7 +87,7 @@ pub fn set_leader_epochs(list: &mut TopicPartitionList, leader_epoch: impl Fn(Pa
 pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Duration) -> Result<Option<Uuid>, String> {
     let name = CString::new(topic).map_err(|_| "a topic's name holds no NUL".to_owned())?;
     let asked = Instant::now();
-    client.fetch_metadata(Some(topic), timeout).map_err(|error| error.to_string())?;
+    client.fetch_metadata(Some(topic), timeout).map_err(|error| cause::describe(&error))?;
     let left = timeout.saturating_sub(asked.elapsed());
     let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
     let rk = client.native_ptr();
@@ -131,9 +133,9 @@ unsafe fn described_topic_id(event: *mut rd::rd_kafka_event_t) -> Result<Option<
             return Err(format!("asked about one topic, told about {count}"));
         }
         let topic = *topics;
-        let error = rd::rd_kafka_TopicDescription_error(topic);
-        if rd::rd_kafka_error_code(error) != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Err(text(rd::rd_kafka_error_string(error)));
+        let code = rd::rd_kafka_error_code(rd::rd_kafka_TopicDescription_error(topic));
+        if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(cause::describe(&KafkaError::Global(code.into())));
         }
         let id = rd::rd_kafka_TopicDescription_topic_id(topic);
         let high = rd::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
