@@ -42,7 +42,7 @@ async fn silent_first_host_is_passed_over() {
 
 #[tokio::test]
 async fn frozen_primary_is_left_for_its_promoted_standby() {
-    let pair = Pair::start("frozen").await;
+    let pair = Pair::start("frozen_primary").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
     transfer.start().await.unwrap();
