@@ -52,8 +52,6 @@ mod tests {
             "postgres://app:hunter@host:70000/x",
             "postgres://app:hunter@host:0/x",
             "postgres://app:hunter@host/x?hunter=hunter",
-            "postgres://app:hun?ter=hunter@host/x",
-            "postgres://app:hun ter@host/x y",
             "postgres://app:hunter@host/x?sslmode=require",
             "postgres://app:hunter@host/x?connect_timeout=hunter",
             "\"postgres://app:hunter@host/x\"",
