@@ -43,8 +43,13 @@ impl Lane {
     }
 
     fn begin(&mut self, msgs: Vec<Msg>) -> Request {
+        self.begin_at(0, msgs)
+    }
+
+    /// A batch whose records follow each other from this offset on.
+    fn begin_at(&mut self, first: i64, msgs: Vec<Msg>) -> Request {
         let entry = |(place, msg): (usize, Msg)| {
-            let offset = RecordOffset(i64::try_from(place).expect("few"));
+            let offset = RecordOffset(first + i64::try_from(place).expect("few"));
             let receipt = Receipt { partition: 0, epoch: self.assignment.epoch, offset, bytes: 1 };
             Entry::new(self.assignment.clone(), receipt, Kind::Message, msg)
         };
@@ -332,7 +337,7 @@ fn blocked_inbox_waits_and_its_lane_goes_on() {
         assert!(lane.events.iter().any(|event| matches!(event, Event::Blocked(receipts) if receipts.len() == 2)));
 
         // What comes later waits behind, and the others do not.
-        let request = lane.begin(vec![Msg("a", 7), Msg("d", 8)]);
+        let request = lane.begin_at(6, vec![Msg("a", 7), Msg("d", 8)]);
         let outcome = blocked_from(&mut lane, request, 3, class);
         assert_eq!(outcome, Outcome { stored: 1, ..Outcome::default() });
 
@@ -352,7 +357,7 @@ fn blocked_inbox_waits_and_its_lane_goes_on() {
             Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
             _ => None,
         });
-        assert_eq!(settled.flatten().collect::<Vec<_>>(), [2, 4, 0]);
+        assert_eq!(settled.flatten().collect::<Vec<_>>(), [2, 4, 6]);
         assert!(matches!(lane.events[0], Event::Unblocked(_)));
         assert_eq!(lane.machine.retry(&mut lane.events), None);
     }
