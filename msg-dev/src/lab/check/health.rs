@@ -11,8 +11,8 @@ const WITHIN: Nanos = 40_000_000_000;
 /// What was said this long before still counts as said now.
 const FRESH: Nanos = 3_000_000_000;
 
-/// P8. A partition is blocked from the moment on since which it had records that are not committed and its committed offset stayed the
-/// same.
+/// P8. A partition is blocked from the moment on since which it had records that are not committed, its committed offset stayed the
+/// same, and every transfer was ready.
 pub(super) fn check(evidence: &Evidence) -> Finding {
     let mut finding =
         Finding::new("P8", "no transfer is ready while records wait and none of their partition is stored");
@@ -27,13 +27,15 @@ pub(super) fn check(evidence: &Evidence) -> Finding {
                 continue;
             }
             let (since, at) = *blocked.entry(partition).or_insert((sample.at, *committed));
-            if at != *committed {
+            let said = said(evidence, sample.at);
+            // While one says that something is wrong, or none runs, health is no better than it should be.
+            if at != *committed || said.is_empty() || said.iter().any(|health| !health.ready) {
+                finding.check(true, String::new);
                 blocked.insert(partition, (sample.at, *committed));
                 continue;
             }
             let waited = sample.at - since;
-            let said = said(evidence, sample.at);
-            let good = waited > WITHIN && !said.is_empty() && said.iter().all(|health| health.ready);
+            let good = waited > WITHIN;
             finding.check(!good, || {
                 let seconds = waited / 1_000_000_000;
                 format!(

@@ -297,6 +297,10 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
 /// A name, and what is changed.
 pub(super) const ALLOWED: &[(&str, Change)] = &[
     ("records wait for a minute and the only transfer is not ready", |world| world.blocked(60, false)),
+    ("the only transfer is ready again a moment before the offset moves", |world| {
+        world.blocked(60, false);
+        world.evidence.health.iter_mut().rev().take(3).for_each(|health| health.ready = true);
+    }),
     ("records wait for a minute and no transfer runs", |world| {
         world.blocked(60, true);
         world.evidence.health.clear();
