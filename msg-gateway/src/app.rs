@@ -207,7 +207,10 @@ fn builder(options: &ServerOptions) -> Server {
         .max_concurrent_streams(options.max_concurrent_streams)
         // After a pause of this process (a frozen VM, say), calls arrive together with their callers' resets. With h2's limit of 20
         // that looks like an attack, and the connection's other calls would end without a reason.
-        .http2_max_pending_accept_reset_streams(Some(pending_resets(options)))
+        .http2_max_pending_accept_reset_streams(Some(max_resets(options)))
+        // Each stream that the peer makes h2 reset is kept until its frame is written, and tonic sets no limit. What an honest
+        // caller brings about is few: calls above the limit of streams that it sends before our settings have arrived.
+        .http2_max_local_error_reset_streams(Some(max_resets(options)))
         .http2_keepalive_interval(Some(options.keepalive_interval))
         .http2_keepalive_timeout(Some(options.keepalive_timeout));
     if let Some(age) = options.max_connection_age {
@@ -216,9 +219,9 @@ fn builder(options: &ServerOptions) -> Server {
     builder
 }
 
-/// How many calls of a connection may be reset before they were accepted: as many as there may be at a time. Not many more: a flood of
-/// calls that are reset at once would not be told from callers that gave up.
-fn pending_resets(options: &ServerOptions) -> usize {
+/// How many calls of a connection may be reset before they were accepted, and how many because of the peer's errors: as many as there
+/// may be at a time. Not many more: a flood of calls that are reset at once would not be told from callers that gave up.
+fn max_resets(options: &ServerOptions) -> usize {
     const LEAST: usize = 1024;
     usize::try_from(options.max_concurrent_streams).unwrap_or(LEAST).max(LEAST)
 }

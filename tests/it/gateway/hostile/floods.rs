@@ -39,7 +39,7 @@ async fn rapid_resets_end_the_connection() {
 
 /// CVE-2025-8671, the same the other way round: frames that make the server take the call back.
 #[tokio::test]
-async fn resets_that_the_server_is_made_to_send_are_borne_or_end_the_connection() {
+async fn resets_that_the_server_is_made_to_send_end_the_connection() {
     let attacked = Attacked::new("hostile_made_resets", |spec| spec).await;
     let head = block(SEND);
     let begun = |stream| frame(kind::HEADERS, END_HEADERS, stream, &head);
@@ -47,11 +47,12 @@ async fn resets_that_the_server_is_made_to_send_are_borne_or_end_the_connection(
     let too_large = |stream| frame(kind::WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes());
     let too_late = |stream| frame(kind::DATA, 0, stream, b"x");
     let of_itself = |stream: u32| frame(PRIORITY, 0, stream, &[&stream.to_be_bytes()[..], &[0]].concat());
+    let calm = "GOAWAY ENHANCE_YOUR_CALM";
     let flood = |call: &dyn Fn(u32) -> Vec<u8>| streams(COUNT).flat_map(call).collect::<Vec<u8>>();
     let cases = [
-        ("a window that grows too large", flood(&|stream| [begun(stream), too_large(stream)].concat()), "answered"),
+        ("a window that grows too large", flood(&|stream| [begun(stream), too_large(stream)].concat()), calm),
         ("DATA after the end", flood(&|stream| [ended(stream), too_late(stream)].concat()), "GOAWAY PROTOCOL_ERROR"),
-        ("a stream that waits for itself", flood(&|stream| [begun(stream), of_itself(stream)].concat()), "answered"),
+        ("a stream that waits for itself", flood(&|stream| [begun(stream), of_itself(stream)].concat()), calm),
     ];
     for (case, bytes, expected) in cases {
         let mut peer = Peer::greeted(&attacked.gateway.address, &[]).await;
