@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::partition::partition_for;
 use msg_common::proto::{GetMsgStatusRequest, Msg, MsgState};
+use msg_dev::stack::kafka::BETWEEN_BROKERS;
 use msg_dev::stack::{Signal, Stack, StackOptions};
 use prost_types::Timestamp;
 use rdkafka::ClientConfig;
@@ -11,13 +12,14 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use tonic::{Code, Status};
 
 use super::calls::{Client, assert_failed, client, send, send_within};
+use crate::support::forwarder::Forwarder;
 use crate::support::kafka::{id_of, msg};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually, within};
 
 /// Longer than all timeouts of the gateway and of the brokers.
-const FROZEN: Duration = Duration::from_secs(60);
+const ALONE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn an_unknown_outcome_is_told_before_the_deadline_and_the_same_again_is_one_row() {
@@ -86,16 +88,37 @@ async fn leader_of(world: &World, recv_id: &str) -> usize {
     tokio::task::spawn_blocking(ask).await.unwrap()
 }
 
+/// How the followers are kept from replicating.
+enum Followers {
+    Frozen,
+    /// They run and have the controllers, and get no records.
+    CutOff,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn message_that_only_the_leader_has_is_pending_while_followers_are_frozen() {
+    pending_until_stored("frozen", Followers::Frozen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn message_that_only_the_leader_has_is_pending_while_followers_are_cut_off() {
+    pending_until_stored("cut_off", Followers::CutOff).await;
+}
+
 /// The leader of three brokers goes on alone: it appends what nobody replicates, and it is committed when the others are back. Until then
 /// nobody can say that the message does not exist.
-#[tokio::test(flavor = "multi_thread")]
-async fn message_that_only_the_leader_has_is_pending_until_it_is_stored() {
-    let folder = tempfile::Builder::new().prefix("msg-it-frozen-").tempdir().unwrap();
+async fn pending_until_stored(name: &str, followers: Followers) {
+    let folder = tempfile::Builder::new().prefix(&format!("msg-it-{name}-")).tempdir().unwrap();
     let mut options = StackOptions::new(folder.path());
     options.brokers = 3;
+    if matches!(followers, Followers::CutOff) {
+        options.cluster.networks = vec![BETWEEN_BROKERS.to_owned()];
+    }
     let stack = Stack::reserve(options).await.unwrap();
+    let legs: Vec<_> =
+        stack.kafka().legs().map(|(_, leg)| Forwarder::new(leg.front.addr(), leg.behind.addr())).collect();
     stack.launch().await.unwrap();
-    let world = World::on(&stack, "frozen", 4);
+    let world = World::on(&stack, name, 4);
     world.create(&stack).await;
     let transfer = world.running_transfer().await;
     let gateway = world.gateway("gateway", |spec| {
@@ -109,30 +132,36 @@ async fn message_that_only_the_leader_has_is_pending_until_it_is_stored() {
     assert_eq!(state(&client, &never).await.unwrap(), MsgState::NotFound, "nothing is in doubt");
 
     let leader = leader_of(&world, "bob").await;
-    let followers: Vec<usize> = (1..=3).filter(|broker| *broker != leader).collect();
-    for follower in &followers {
-        assert!(stack.kafka().signal_broker(*follower, Signal::Stop).unwrap());
+    let signal = |signal| {
+        for follower in (1..=3).filter(|broker| *broker != leader) {
+            assert!(stack.kafka().signal_broker(follower, signal).unwrap());
+        }
+    };
+    match followers {
+        Followers::Frozen => signal(Signal::Stop),
+        Followers::CutOff => legs.iter().for_each(Forwarder::cut),
     }
     let doubtful = msg("alice", "bob", "doubtful", "hello");
     let details = assert_failed(send(&client, &doubtful).await, Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
     let settles_by: Timestamp = details.error_info().unwrap().metadata["settles_by"].parse().unwrap();
     let settles_by = SystemTime::try_from(settles_by).unwrap();
-    let frozen = Instant::now();
+    let alone = Instant::now();
     let mut pending = 0;
-    while pending < 5 || frozen.elapsed() < FROZEN {
-        assert!(frozen.elapsed() < 4 * FROZEN, "only {pending} answers");
+    while pending < 5 || alone.elapsed() < ALONE {
+        assert!(alone.elapsed() < 4 * ALONE, "only {pending} answers");
         let asked = SystemTime::now();
         // Some questions go to a broker that is frozen, and have no answer.
         match state(&client, &doubtful).await {
             Ok(MsgState::Pending) => pending += usize::from(asked > settles_by),
-            Ok(state) => panic!("{state:?} after {:?}", frozen.elapsed()),
+            Ok(state) => panic!("{state:?} after {:?}", alone.elapsed()),
             Err(_) => {}
         }
     }
-    for follower in &followers {
-        assert!(stack.kafka().signal_broker(*follower, Signal::Cont).unwrap());
+    match followers {
+        Followers::Frozen => signal(Signal::Cont),
+        Followers::CutOff => legs.iter().for_each(Forwarder::mend),
     }
-    within(3 * FROZEN, "it is stored", async || {
+    within(3 * ALONE, "it is stored", async || {
         let state = state(&client, &doubtful).await?;
         assert_ne!(state, MsgState::NotFound, "it is stored later");
         ensure(state == MsgState::Stored, state.as_str_name())

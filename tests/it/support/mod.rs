@@ -1,6 +1,7 @@
 //! What tests stand on: the stack, a world of one's own on it, and waiting for a condition.
 
 pub(crate) mod admin;
+pub(crate) mod forwarder;
 pub(crate) mod hosts;
 pub(crate) mod kafka;
 pub(crate) mod load;
