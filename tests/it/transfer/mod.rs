@@ -13,6 +13,7 @@ mod faults;
 mod fetch_errors;
 mod flow;
 mod hints;
+mod leaderless;
 mod letters;
 mod lifecycle;
 mod logs;

@@ -1,0 +1,61 @@
+//! P8 and availability where a partition has no leader: the others are stored all the same, and readiness names it.
+
+use msg_dev::stack::{Stack, StackOptions};
+
+use crate::support::kafka::{good, msg};
+use crate::support::transfer::not_ready_because;
+use crate::support::world::World;
+use crate::support::{PATIENCE, ensure, eventually};
+
+const PARTITIONS: i32 = 6;
+
+/// Its only replica's broker is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn partition_without_a_leader_delays_no_other_and_leaves_readiness() {
+    let folder = tempfile::Builder::new().prefix("msg-it-leaderless-").tempdir().unwrap();
+    let mut options = StackOptions::new(folder.path());
+    options.brokers = 3;
+    let stack = Stack::reserve(options).await.unwrap();
+    stack.launch().await.unwrap();
+    let world = World::on(&stack, "leaderless", PARTITIONS);
+    let mut topic = stack.kafka().topic("leaderless", PARTITIONS);
+    topic.replication = 1;
+    topic.config.iter_mut().filter(|(key, _)| key == "min.insync.replicas").for_each(|(_, count)| *count = "1".into());
+    stack.kafka().create(&topic).await.unwrap();
+    stack.postgres().create_database("leaderless").await.unwrap();
+    let writer = world.writer();
+    for partition in 0..PARTITIONS {
+        writer.put_to(partition, &good(&msg("alice", &format!("inbox-{partition}"), "1", "hello")));
+    }
+    writer.flush();
+    stack.kafka().kill_broker(3).await.unwrap();
+
+    let transfer = world.transfer("transfer", |spec| spec);
+    transfer.launch().unwrap();
+    let database = world.database().await;
+    let stored = async || -> Result<Vec<i32>, tokio_postgres::Error> {
+        let rows = database.query("SELECT kafka_partition FROM messages ORDER BY kafka_partition", &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    };
+    // Kafka spreads the leaders over the brokers.
+    let stored_at_first = eventually("all but two are stored", async || {
+        let stored = stored().await?;
+        ensure(stored.len() == PARTITIONS as usize * 2 / 3, format!("{stored:?}"))?;
+        Ok(stored)
+    })
+    .await;
+    let missing = (0..PARTITIONS).filter(|partition| !stored_at_first.contains(partition));
+    for partition in missing {
+        not_ready_because(&transfer, &["leaderless", &partition.to_string()]).await;
+    }
+
+    stack.kafka().start_broker(3).await.unwrap();
+    eventually("all are stored", async || {
+        let stored = stored().await?;
+        ensure(stored == (0..PARTITIONS).collect::<Vec<_>>(), format!("{stored:?}"))
+    })
+    .await;
+    transfer.wait_ready(PATIENCE).await.unwrap();
+    assert!(transfer.stop().await.unwrap().success());
+    stack.stop().await;
+}
