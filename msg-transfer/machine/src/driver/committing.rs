@@ -1,0 +1,48 @@
+//! Makes progress durable as the machine says: the progress rows, then Kafka's offsets, each with its result.
+
+use super::{Driver, Io, ProgressRow, Record, Report, TopicIs};
+use crate::consumer::{Event, Mark};
+
+impl<R: Record> Driver<R> {
+    pub(super) fn save_progress(&mut self, io: &mut impl Io<Record = R>, marks: &[Mark]) {
+        let row = |mark: &Mark| {
+            let assignment = &self.assignments[&mark.epoch];
+            let known = "what is completed was received, and so its start was read";
+            let (topic_id, generation) = (assignment.topic_id().expect(known), assignment.generation().expect(known));
+            ProgressRow { topic_id, partition: mark.partition, progress: mark.progress(), generation }
+        };
+        io.save_progress(marks.iter().map(row).collect());
+    }
+
+    pub(super) fn start_commit(&mut self, io: &mut impl Io<Record = R>, marks: &[Mark]) {
+        match io.topic_is() {
+            TopicIs::Same => {}
+            // They are of the old topic, and would be taken for the new one's.
+            TopicIs::Another => return self.handle(io, Event::Committed),
+            TopicIs::Missing => return self.handle(io, Event::CommitFailed),
+        }
+        self.rounds += 1;
+        self.commit = Some((self.rounds, io.now() + self.times.commit));
+        if let Err(error) = io.commit(marks, self.rounds) {
+            self.commit_ended(io, Err(error));
+        }
+    }
+
+    pub(super) fn poll_commit(&mut self, io: &mut impl Io<Record = R>) {
+        while let Some((round, result)) = io.poll_commit() {
+            // A late result of a round that timed out says nothing about the present one.
+            if self.commit.is_some_and(|(current, _)| current == round) {
+                self.commit_ended(io, result);
+            }
+        }
+        if self.commit.is_some_and(|(_, deadline)| io.now() >= deadline) {
+            self.commit_ended(io, Err("timed out".into()));
+        }
+    }
+
+    fn commit_ended(&mut self, io: &mut impl Io<Record = R>, result: Result<(), String>) {
+        self.commit = None;
+        io.report(Report::Committed(result.as_ref().map(|()| ()).map_err(String::as_str)));
+        self.handle(io, if result.is_ok() { Event::Committed } else { Event::CommitFailed });
+    }
+}

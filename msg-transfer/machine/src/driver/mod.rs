@@ -1,0 +1,306 @@
+//! Drives the machine with Kafka on one side and the lanes on the other: turns what happens into events, and carries the
+//! actions out. It does so through two traits ([`Kafka`], [`Surroundings`]), so the service and the simulator run the same code.
+//! It runs on the consumer's thread and never waits for a lane.
+
+mod committing;
+mod failing;
+mod fetching;
+mod holding;
+mod io;
+mod looking;
+mod releasing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+pub use self::failing::Failing;
+use self::holding::Held;
+pub use self::io::{
+    FetchError, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State, Surroundings, TopicIs,
+};
+use self::releasing::Releasing;
+use crate::consumer::{Action, Event, Machine};
+use crate::lane::lane_for;
+use crate::{Assignment, Epoch, Millis, Partition, Progress};
+
+/// Times.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// How long to wait for a record, or for a lane, before everything else is polled again. It delays commits and rebalances,
+    /// never a row.
+    pub wait: Millis,
+    /// For the lanes to store what they have of revoked partitions. Well below the group's patience.
+    pub drain: Millis,
+    /// After that, for the last commit.
+    pub last_commit: Millis,
+    /// How long a commit may stay without a result.
+    pub commit: Millis,
+    /// How often what reports nothing by itself is checked.
+    pub check: Millis,
+}
+
+/// A partition that is to be fetched: under which assignment, and from where.
+type Starting = BTreeMap<Partition, (Epoch, Progress)>;
+
+/// The driver.
+#[derive(Debug)]
+pub struct Driver<R> {
+    times: Times,
+    machine: Machine,
+    /// The assignments that are not over, with what the lanes need to know of each.
+    assignments: BTreeMap<Epoch, Arc<Assignment>>,
+    /// The partitions that the client fetches.
+    fetching: BTreeSet<Partition>,
+    /// Those that are to be fetched from the end of this turn on.
+    starting: Starting,
+    /// Those that are fetched, and pass nothing to the lanes for now.
+    throttled: BTreeMap<Partition, Held<R>>,
+    halted: BTreeMap<Partition, String>,
+    /// Partitions whose fetch fails.
+    failing: BTreeMap<Partition, Failing>,
+    /// The commit that has no result yet, and its deadline.
+    commit: Option<(usize, Millis)>,
+    rounds: usize,
+    /// Partitions are being released.
+    releasing: Option<Releasing>,
+    /// While the group waits for the response to a revocation: partitions that are to be stopped after it, and where to start
+    /// them again. Done before, it would be taken for the response.
+    postponed: Option<BTreeMap<Partition, Option<(Epoch, Progress)>>>,
+    stopped: bool,
+    /// When what reports nothing by itself was checked last.
+    checked: Millis,
+    /// What was just consumed; empty between two turns.
+    chunk: Vec<Fetched<R>>,
+}
+
+impl<R: Record> Driver<R> {
+    /// Owns nothing yet.
+    pub fn new(machine: Machine, times: Times) -> Self {
+        Driver {
+            times,
+            machine,
+            assignments: BTreeMap::new(),
+            fetching: BTreeSet::new(),
+            starting: BTreeMap::new(),
+            throttled: BTreeMap::new(),
+            halted: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            commit: None,
+            rounds: 0,
+            releasing: None,
+            postponed: None,
+            stopped: false,
+            checked: 0,
+            chunk: Vec::new(),
+        }
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The partitions that are halted.
+    pub fn halted(&self) -> impl Iterator<Item = Partition> {
+        self.halted.keys().copied()
+    }
+
+    /// Does what is to be done now, and waits a little if that is nothing. Once `stop` is true it drains the lanes, commits and
+    /// releases everything; false: that is done.
+    pub fn turn(&mut self, io: &mut impl Io<Record = R>, stop: bool) -> bool {
+        if !self.is_releasing() {
+            if stop && !self.stopped {
+                self.stop(io);
+            } else {
+                self.poll(io);
+            }
+        }
+        if self.stopped && !self.is_releasing() {
+            return false;
+        }
+        self.step(io);
+        let now = io.now();
+        if now >= self.checked + self.times.check && !self.is_releasing() {
+            self.checked = now;
+            self.check(io);
+        }
+        !self.stopped || self.is_releasing()
+    }
+
+    /// All that Kafka's queue of events holds: a record that came there must be seen before those that came behind it are consumed.
+    /// While partitions are released nothing is taken from it: the next rebalance waits.
+    fn poll(&mut self, io: &mut impl Io<Record = R>) {
+        while !self.is_releasing()
+            && let Some(happened) = io.poll()
+        {
+            self.happened(io, happened);
+        }
+    }
+
+    /// What came from the queue of events, or by a callback while the consumer is closed.
+    pub fn happened(&mut self, io: &mut impl Io<Record = R>, happened: Happened) {
+        match happened {
+            Happened::Assigned(partitions) => self.assigned(io, partitions),
+            Happened::Revoked(partitions) => self.revoked(io, partitions),
+            Happened::FetchFailed(partition, error) => {
+                let mut actions = Vec::new();
+                self.fetch_failed(io, partition, error, &mut actions);
+                self.carry_out(io, actions);
+            }
+            Happened::Record(partition, offset) => {
+                // The ledger does not know it: it is fetched again.
+                io.report(Report::Strayed(partition, offset));
+                self.handle(io, Event::RestartPartition(partition));
+            }
+        }
+    }
+
+    /// Consumes records if there is capacity, and carries out what follows from all that happened.
+    fn step(&mut self, io: &mut impl Io<Record = R>) {
+        if self.consumes() {
+            self.pass_held(io);
+        }
+        // What was held counts too: both together would exceed the limits by more than a chunk.
+        if self.consumes() {
+            self.consume(io);
+        } else if let Some(event) = io.next_event(self.times.wait) {
+            self.handle(io, event);
+        }
+        while let Some(event) = io.next_event(0) {
+            self.handle(io, event);
+        }
+        self.start_fetching(io);
+        self.poll_commit(io);
+        self.handle(io, Event::Tick);
+        self.continue_release(io);
+        io.report(Report::Turn { inflight: self.machine.inflight(), throttled: self.throttled.len() });
+    }
+
+    /// While partitions are released nothing is consumed: what restarts meanwhile is still fetched from where it was.
+    fn consumes(&mut self) -> bool {
+        self.machine.wants_records() && !self.is_releasing()
+    }
+
+    fn consume(&mut self, io: &mut impl Io<Record = R>) {
+        let mut chunk = std::mem::take(&mut self.chunk);
+        io.consume(self.times.wait, &mut chunk);
+        let count = chunk.iter().filter(|fetched| matches!(fetched, Fetched::Record(_))).count();
+        let mut actions = Vec::new();
+        for fetched in chunk.drain(..) {
+            // It was consumed together with the record that throttled its partition, or forwarded before.
+            if let Some(held) = self.throttled.get_mut(&fetched.partition()) {
+                held.push(fetched);
+            } else {
+                self.take(io, fetched, &mut actions);
+            }
+        }
+        self.chunk = chunk;
+        io.report(Report::Consumed(count));
+        self.carry_out(io, actions);
+    }
+
+    /// In order: behind an error nothing is received before the partition is fetched again.
+    fn take(&mut self, io: &mut impl Io<Record = R>, fetched: Fetched<R>, actions: &mut Vec<Action>) {
+        match fetched {
+            Fetched::Record(record) => self.receive(io, record, actions),
+            Fetched::Failed(partition, error) => self.fetch_failed(io, partition, error, actions),
+        }
+    }
+
+    /// Passes a record to the machine, and to its lane if the machine wants it.
+    fn receive(&mut self, io: &mut impl Io<Record = R>, record: R, actions: &mut Vec<Action>) {
+        let (partition, offset) = (record.partition(), record.offset());
+        let epoch = self.machine.receive(partition, (offset, record.leader_epoch()), record.cost(), actions);
+        io.report(Report::Received(offset, partition, epoch));
+        if let Some(Action::Pause { partition }) = actions.last() {
+            // Before the action is carried out: the rest of the chunk is held too.
+            self.throttled.entry(*partition).or_default();
+        }
+        let Some(assignment) = epoch.and_then(|epoch| self.assignments.get(&epoch)) else { return };
+        let lane = lane_for(record.key(), io.lanes());
+        io.pass(lane, record, assignment);
+    }
+
+    fn handle(&mut self, io: &mut impl Io<Record = R>, event: Event) {
+        io.report(Report::Event(&event));
+        let mut actions = Vec::new();
+        self.machine.handle(event, io.now(), &mut actions);
+        self.carry_out(io, actions);
+    }
+
+    fn carry_out(&mut self, io: &mut impl Io<Record = R>, actions: Vec<Action>) {
+        let (mut unresolved, mut stopped) = (Vec::new(), BTreeSet::new());
+        for action in actions {
+            io.report(Report::Action(&action));
+            match action {
+                Action::ResolveStart { partition, epoch } => unresolved.push((partition, epoch)),
+                Action::Fetch { partition, epoch, from } => match &mut self.postponed {
+                    Some(postponed) => {
+                        postponed.insert(partition, Some((epoch, from)));
+                    }
+                    None => self.fetch(partition, epoch, from),
+                },
+                Action::Pause { partition } => self.throttle(io, partition),
+                Action::Unpause { partition } => self.unthrottle(partition),
+                Action::Permitted { lane } => io.permit(lane),
+                Action::StopFetching { partition } => match &mut self.postponed {
+                    Some(postponed) => {
+                        postponed.insert(partition, None);
+                    }
+                    None => {
+                        stopped.insert(partition);
+                    }
+                },
+                Action::Fence { epoch } => {
+                    // Kept until it is released: what was stored under it can still be committed.
+                    if let Some(assignment) = self.assignments.get(&epoch) {
+                        assignment.fence();
+                    }
+                }
+                Action::Halted { partition, reason } => {
+                    self.halted.insert(partition, reason);
+                    io.report(Report::Halted(&self.halted));
+                }
+                Action::Unhalted { partition } => {
+                    self.halted.remove(&partition);
+                    io.report(Report::Halted(&self.halted));
+                }
+                Action::FetchFailing { partition, at, attempts, text } => {
+                    self.failing.insert(partition, Failing { at, attempts, text });
+                    io.report(Report::Failing(&self.failing));
+                }
+                Action::FetchRecovered { partition } => self.recovered(io, partition),
+                Action::SaveProgress(marks) => self.save_progress(io, &marks),
+                Action::Commit(marks) => self.start_commit(io, &marks),
+                Action::Release(_) => {
+                    self.released();
+                    self.forget_assignments();
+                    self.report_states(io);
+                }
+            }
+        }
+        self.stop_fetching(io, &stopped);
+        if !unresolved.is_empty() {
+            self.resolve(io, unresolved);
+        }
+    }
+
+    /// Forgets those that the machine does not speak of any more. A fence is no sign of it: what was stored before it was
+    /// raised can still be committed.
+    fn forget_assignments(&mut self) {
+        let machine = &self.machine;
+        self.assignments.retain(|epoch, _| machine.speaks_of(*epoch));
+    }
+
+    fn resolve(&mut self, io: &mut impl Io<Record = R>, unresolved: Vec<(Partition, Epoch)>) {
+        self.forget_assignments();
+        for (_, epoch) in &unresolved {
+            self.assignments.insert(*epoch, Arc::new(Assignment::new(*epoch)));
+        }
+        let assignments =
+            unresolved.into_iter().map(|(partition, epoch)| (partition, self.assignments[&epoch].clone()));
+        io.resolve(assignments.collect(), self.failing.keys().copied().collect());
+    }
+}
