@@ -5,7 +5,8 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use machine::consumer::{self as deciding, Event, Limit, Machine, Settings};
-use machine::lane;
+use machine::driver::{Driver, Times};
+use machine::{Millis, lane};
 use msg_common::admin::{self, Readiness};
 use msg_common::postgres::{Pool, Purpose};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -19,8 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::backoff::Backoff;
 use crate::config::{Config, SeqGuard};
 use crate::consumer::context::Context;
-use crate::consumer::driver::{Deadlines, Driver, Parts};
 use crate::consumer::identity::{FormerTopics, TopicIdentity};
+use crate::consumer::io::Parts;
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressKeeper;
 use crate::consumer::stalls::{Silence, Stalls};
@@ -40,6 +41,9 @@ const HUGE: usize = 1 << 20;
 
 /// Between attempts to fetch a partition whose fetch fails: the first one may be a leader that has just changed.
 const FETCH_BACKOFF: deciding::Backoff = deciding::Backoff { first: 2_000, longest: 60_000, recovered: 15_000 };
+
+/// The driver's times; the drain's deadline is a setting.
+const TIMES: Times = Times { wait: 20, drain: 0, last_commit: 5_000, commit: 10_000, check: 3_000 };
 
 /// Why the service ended.
 #[derive(Debug, thiserror::Error)]
@@ -163,13 +167,12 @@ async fn serve_until_anew(
         runtime: Handle::current(),
         readiness: readiness.clone(),
         states,
-        deadlines: Deadlines { drain: config.consumer.drain_timeout, commit: Duration::from_secs(5) },
         start_at_oldest: config.consumer.start_at_oldest,
         dead_letter_window: i64::try_from(config.dead_letters.dead_letter_window).unwrap_or(i64::MAX),
     };
     let machine = Machine::new(Settings {
         commit_records: config.consumer.commit_records,
-        commit_interval: u64::try_from(config.consumer.commit_interval.as_millis()).unwrap_or(u64::MAX),
+        commit_interval: millis(config.consumer.commit_interval),
         max_inflight_bytes: config.consumer.max_inflight_bytes,
         max_inflight_records: config.consumer.max_inflight_records,
         max_partition_bytes: config.consumer.max_partition_bytes,
@@ -181,7 +184,8 @@ async fn serve_until_anew(
         },
         fetch_backoff: FETCH_BACKOFF,
     });
-    let context = Context::new(Driver::new(parts, machine));
+    let drain = millis(config.consumer.drain_timeout);
+    let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts);
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
     consumer.subscribe(&[&config.kafka.kafka_topic])?;
     let ended = start_thread(consumer, anew);
@@ -298,6 +302,10 @@ fn start_lanes(
         lanes.spawn(lane.run());
     }
     Ok((lanes, handles))
+}
+
+fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn start_thread(consumer: BaseConsumer<Context>, stop: CancellationToken) -> oneshot::Receiver<Result<(), Fatal>> {

@@ -1,40 +1,80 @@
-//! What librdkafka calls back: rebalances go to the driver, which answers them itself.
+//! What librdkafka calls back, and the driver, where the callbacks find it.
 
 use std::sync::{Mutex, MutexGuard};
 
 use machine::Partition;
+use machine::driver::{Driver, Happened};
+use msg_common::admin::Readiness;
+use msg_common::kafka::cause::Causes;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::driver::Driver;
+use super::io::{Io, Outside, Parts};
+use super::raw::RawRecord;
 
-/// Holds the driver where the callback finds it. Only the consumer's thread ever takes the lock, and never while it
-/// polls.
-pub struct Context(Mutex<Driver>);
+/// The consumer's context.
+pub struct Context {
+    /// Locked by the consumer's thread alone: for a turn, or in the callback of a rebalance while the consumer is closed.
+    driven: Mutex<Driven>,
+    causes: Causes,
+    readiness: Readiness,
+}
+
+/// The driver and all that it reaches.
+struct Driven {
+    driver: Driver<RawRecord>,
+    outside: Outside,
+}
 
 impl Context {
     /// Around this driver.
-    pub fn new(driver: Driver) -> Self {
-        Context(Mutex::new(driver))
+    pub fn new(driver: Driver<RawRecord>, parts: Parts) -> Self {
+        let (causes, readiness) = (Causes::default(), parts.readiness.clone());
+        let outside = Outside::new(parts);
+        Context { driven: Mutex::new(Driven { driver, outside }), causes, readiness }
     }
 
-    /// The driver.
-    pub fn driver(&self) -> MutexGuard<'_, Driver> {
-        self.0.lock().expect("a panic ends the process")
+    /// Before the first turn.
+    pub fn open(&self, consumer: &BaseConsumer<Self>) {
+        self.driven().outside.open(consumer);
     }
 
-    /// The group assigns or revokes partitions, and waits for the response.
-    pub fn rebalanced(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, partitions: Vec<Partition>) {
-        let mut driver = self.driver();
-        match error {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => driver.assigned(consumer, partitions),
-            _ if consumer.assignment_lost() => driver.lost(consumer, &partitions),
-            _ => driver.revoked(consumer, &partitions),
+    /// Before the consumer is dropped.
+    pub fn close(&self) {
+        self.driven().outside.close();
+    }
+
+    /// One turn of the driver: `Driver::turn`. An error says why the consumer cannot go on.
+    pub fn turn(&self, consumer: &BaseConsumer<Self>, stop: bool) -> Result<bool, String> {
+        let mut driven = self.driven();
+        let Driven { driver, outside } = &mut *driven;
+        let goes_on = driver.turn(&mut Io { consumer, outside }, stop);
+        outside.fatal().map_or(Ok(goes_on), Err)
+    }
+
+    /// The client has an error. While we are in no group, it may be why.
+    pub fn explain(&self, error: &KafkaError, detail: &str) {
+        self.causes.note(error, detail);
+        if let Some(cause) = self.causes.recent() {
+            self.readiness.explain("group", format!("cannot join the group: {cause}"));
         }
+    }
+
+    fn driven(&self) -> MutexGuard<'_, Driven> {
+        self.driven.lock().expect("a panic ends the process")
+    }
+}
+
+/// What a rebalance is about.
+pub fn rebalance(error: RDKafkaRespErr, partitions: Vec<Partition>) -> Happened {
+    if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+        Happened::Assigned(partitions)
+    } else {
+        Happened::Revoked(partitions)
     }
 }
 
@@ -46,14 +86,21 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         // Polling returns the same error, and acts on it.
         tracing::debug!(%error, reason, "the consumer reports an error");
-        self.driver().explain(&error, reason);
+        self.explain(&error, reason);
     }
 }
 
 impl ConsumerContext for Context {
-    /// Only what comes while the consumer is closed: before, rebalances are polled as events.
+    /// Only what comes while the consumer is closed: before, rebalances are polled as events. The group has its response when this
+    /// returns.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions: Vec<_> = list.elements().iter().map(|element| element.partition()).collect();
-        self.rebalanced(consumer, error, partitions);
+        let mut driven = self.driven();
+        let Driven { driver, outside } = &mut *driven;
+        let mut io = Io { consumer, outside };
+        driver.happened(&mut io, rebalance(error, partitions));
+        while driver.is_releasing() {
+            driver.turn(&mut io, true);
+        }
     }
 }

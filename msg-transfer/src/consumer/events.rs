@@ -3,25 +3,23 @@
 use std::ffi::{CStr, c_char};
 use std::slice;
 
-use machine::{Partition, RecordOffset};
+use machine::RecordOffset;
+use machine::driver::Happened;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
+use super::context::rebalance;
 use super::fetch_error::FetchError;
 
-/// What happened.
+/// What was polled.
 #[derive(Debug)]
-pub enum Happened {
-    /// The group assigns or revokes partitions, and waits for a response.
-    Rebalance(RDKafkaRespErr, Vec<Partition>),
-    /// The fetch of one partition ended in an error.
-    FetchFailed(Partition, FetchError),
+pub enum Polled {
+    /// For the driver.
+    Happened(Happened),
     /// A topic as a whole cannot be consumed.
     Topic(RDKafkaRespErr, String),
-    /// A record of this partition came here: it was fetched before its own queue was taken over.
-    Record(Partition, RecordOffset),
     /// The consumer cannot go on.
     Fatal(String),
     /// Anything else that went wrong.
@@ -43,7 +41,7 @@ impl EventQueue {
     }
 
     /// The next event, if there is one.
-    pub fn poll<C: ClientContext>(&self, client: &Client<C>) -> Option<Happened> {
+    pub fn poll<C: ClientContext>(&self, client: &Client<C>) -> Option<Polled> {
         loop {
             // SAFETY: the queue is alive; the event is checked, and destroyed once, after its last use.
             let happened = unsafe {
@@ -71,7 +69,7 @@ impl Drop for EventQueue {
 
 /// # Safety
 /// `event` outlives the call.
-unsafe fn read<C: ClientContext>(event: *mut rd::rd_kafka_event_t, client: &Client<C>) -> Option<Happened> {
+unsafe fn read<C: ClientContext>(event: *mut rd::rd_kafka_event_t, client: &Client<C>) -> Option<Polled> {
     // SAFETY: as above; everything read below is owned by the event, and copied.
     unsafe {
         match rd::rd_kafka_event_type(event) {
@@ -81,15 +79,16 @@ unsafe fn read<C: ClientContext>(event: *mut rd::rd_kafka_event_t, client: &Clie
                     let elements = slice::from_raw_parts(list.elems, usize::try_from(list.cnt).unwrap_or(0));
                     elements.iter().map(|element| element.partition).collect()
                 });
-                Some(Happened::Rebalance(rd::rd_kafka_event_error(event), partitions.unwrap_or_default()))
+                Some(Polled::Happened(rebalance(rd::rd_kafka_event_error(event), partitions.unwrap_or_default())))
             }
             rd::RD_KAFKA_EVENT_ERROR => Some(error(event)),
             rd::RD_KAFKA_EVENT_FETCH => {
                 let message = rd::rd_kafka_event_message_next(event).as_ref()?;
                 if message.err == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-                    return Some(Happened::Record(message.partition, RecordOffset(message.offset)));
+                    return Some(Polled::Happened(Happened::Record(message.partition, RecordOffset(message.offset))));
                 }
-                Some(Happened::FetchFailed(message.partition, FetchError::of(message)))
+                let error = FetchError::of(message).into_driver();
+                Some(Polled::Happened(Happened::FetchFailed(message.partition, error)))
             }
             rd::RD_KAFKA_EVENT_LOG => {
                 let (mut facility, mut line, mut level) = (std::ptr::null(), std::ptr::null(), 0);
@@ -120,13 +119,13 @@ fn log_level(level: i32) -> RDKafkaLogLevel {
 
 /// # Safety
 /// `event` is an error that outlives the call.
-unsafe fn error(event: *mut rd::rd_kafka_event_t) -> Happened {
+unsafe fn error(event: *mut rd::rd_kafka_event_t) -> Polled {
     // SAFETY: as above; the partition is ours to destroy, once, after its last use.
     unsafe {
         let native = rd::rd_kafka_event_error(event);
         let (code, says) = (RDKafkaErrorCode::from(native), text(rd::rd_kafka_event_error_string(event)));
         if rd::rd_kafka_event_error_is_fatal(event) != 0 || code == RDKafkaErrorCode::Fatal {
-            return Happened::Fatal(says);
+            return Polled::Fatal(says);
         }
         let of = rd::rd_kafka_event_topic_partition(event);
         if of.is_null() {
@@ -137,14 +136,14 @@ unsafe fn error(event: *mut rd::rd_kafka_event_t) -> Happened {
                     | RDKafkaErrorCode::UnknownTopicOrPartition
                     | RDKafkaErrorCode::InvalidTopic
             );
-            return if of_topic { Happened::Topic(native, says) } else { Happened::Error(code, says) };
+            return if of_topic { Polled::Topic(native, says) } else { Polled::Error(code, says) };
         }
         let (partition, offset) = ((*of).partition, (*of).offset);
         rd::rd_kafka_topic_partition_destroy(of);
         if partition < 0 {
-            return Happened::Topic(native, says);
+            return Polled::Topic(native, says);
         }
-        Happened::FetchFailed(partition, FetchError::new(native, offset, says))
+        Polled::Happened(Happened::FetchFailed(partition, FetchError::new(native, offset, says).into_driver()))
     }
 }
 

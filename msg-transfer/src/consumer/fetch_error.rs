@@ -3,8 +3,12 @@
 use std::ffi::CStr;
 
 use machine::RecordOffset;
+use machine::consumer::FetchFailure;
+use machine::driver;
 use rdkafka::bindings as rd;
 use rdkafka::types::RDKafkaErrorCode;
+
+use crate::metrics;
 
 use rd::rd_kafka_resp_err_t as native;
 
@@ -42,6 +46,14 @@ impl FetchError {
     /// Its name, such as `TOPIC_AUTHORIZATION_FAILED`; librdkafka's own errors start with `_`.
     pub fn name(&self) -> &'static str {
         name(self.code)
+    }
+
+    /// Counts it, and makes of it what the driver needs.
+    pub(super) fn into_driver(self) -> driver::FetchError {
+        metrics::fetch_failed(self.name());
+        let (damaged, text) = (self.is_damage(), self.describe());
+        let failure = FetchFailure { offset: self.offset, damaged, text, jitter: rand::random() };
+        driver::FetchError { failure, out_of_range: self.is_out_of_range() }
     }
 
     /// The batch is there and cannot be read: its checksum is wrong, or it cannot be decoded.

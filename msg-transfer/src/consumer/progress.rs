@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use machine::consumer::start::Lost;
+use machine::driver::ProgressRow;
 use machine::keeper::{Ask, Keeper, Next};
 use machine::lane::Failure;
 use machine::{Generation, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
@@ -48,19 +49,6 @@ pub struct Loaded {
     pub rows: Vec<(Partition, Progress)>,
     /// The dead letters that count for the limit.
     pub dead: HashMap<Partition, Vec<RecordOffset>>,
-}
-
-/// How far a partition is stored.
-#[derive(Clone, Copy, Debug)]
-pub struct ProgressRow {
-    /// Of which topic.
-    pub topic_id: Uuid,
-    /// Which one.
-    pub partition: Partition,
-    /// Everything below is stored.
-    pub progress: Progress,
-    /// Over which connection its start was read.
-    pub generation: Generation,
 }
 
 impl ProgressKeeper {

@@ -7,6 +7,7 @@ use std::slice;
 use std::time::Duration;
 
 use bytes::Bytes;
+use machine::driver::{Fetched, Record};
 use machine::{LeaderEpoch, Partition, RecordOffset};
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
@@ -34,30 +35,26 @@ pub struct RawRecord {
     pub headers: Headers,
 }
 
-impl RawRecord {
-    /// What it counts for the limit on bytes in flight.
-    pub fn cost(&self) -> usize {
+impl Record for RawRecord {
+    fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    fn offset(&self) -> RecordOffset {
+        self.offset
+    }
+
+    fn leader_epoch(&self) -> LeaderEpoch {
+        self.leader_epoch
+    }
+
+    fn cost(&self) -> usize {
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         Item::cost(length(&self.key), length(&self.value), self.headers.packed().len())
     }
-}
 
-/// What comes of a partition, in its order.
-#[derive(Debug)]
-pub enum Fetched {
-    /// A record.
-    Record(RawRecord),
-    /// What follows the records before it could not be fetched.
-    Failed(Partition, FetchError),
-}
-
-impl Fetched {
-    /// Of which partition.
-    pub fn partition(&self) -> Partition {
-        match self {
-            Fetched::Record(record) => record.partition,
-            Fetched::Failed(partition, _) => *partition,
-        }
+    fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
     }
 }
 
@@ -116,7 +113,7 @@ impl RecordsQueue {
     }
 
     /// Waits up to `wait` for a record, and takes what is there, each partition's errors in order with its records.
-    pub fn consume(&mut self, wait: Duration, mut each: impl FnMut(Fetched)) {
+    pub fn consume(&mut self, wait: Duration, into: &mut Vec<Fetched<RawRecord>>) {
         // With a chunk's size librdkafka would wait for a whole chunk: wait for one, then take the rest as it is.
         let mut count = self.consume_into(wait, 0, 1);
         if count == 1 {
@@ -126,10 +123,10 @@ impl RecordsQueue {
             // SAFETY: librdkafka filled this place; the message is valid until it is destroyed, which happens once.
             unsafe {
                 let view = &**message;
-                each(if view.err == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                into.push(if view.err == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
                     Fetched::Record(copy(view))
                 } else {
-                    Fetched::Failed(view.partition, FetchError::of(view))
+                    Fetched::Failed(view.partition, FetchError::of(view).into_driver())
                 });
                 rd::rd_kafka_message_destroy(*message);
             }

@@ -4,35 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+pub use machine::driver::State;
 use msg_common::partition::Partition;
-
-/// What is being done with a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Its start offset is not known yet.
-    Resolving,
-    /// It is fetched.
-    Fetching,
-    /// It is fetched, and has its share of the limits in flight.
-    Throttled,
-    /// Its fetch fails, and is retried.
-    Failing,
-    /// An operator has to act.
-    Halted,
-}
-
-impl State {
-    /// In words.
-    pub fn describe(self) -> &'static str {
-        match self {
-            State::Resolving => "its start offset is being resolved",
-            State::Fetching => "it is fetched",
-            State::Throttled => "it is throttled: its share of the limits is in flight",
-            State::Failing => "its fetch fails",
-            State::Halted => "it is halted",
-        }
-    }
-}
 
 /// A partition of this process.
 #[derive(Clone, Debug)]

@@ -1,0 +1,125 @@
+//! librdkafka, as the driver uses it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use machine::consumer::Mark;
+use machine::driver::{Fetched, Happened, Kafka, TopicIs};
+use machine::{Epoch, Millis, Partition, Progress};
+use msg_common::kafka::raw::set_leader_epochs;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::Io;
+use crate::consumer::events::Polled;
+use crate::consumer::raw::{self, RawRecord};
+
+impl Kafka for Io<'_> {
+    type Record = RawRecord;
+
+    fn poll(&mut self) -> Option<Happened> {
+        loop {
+            let events = &self.outside.queues.as_ref()?.events;
+            match events.poll(self.consumer.client())? {
+                Polled::Happened(happened) => return Some(happened),
+                Polled::Topic(code, says) => self.topic_failed(code, &says),
+                Polled::Fatal(says) => {
+                    self.outside.fatal = Some(says);
+                    return None;
+                }
+                Polled::Error(code, says) => {
+                    self.consumer.client().context().explain(&KafkaError::Global(code), &says);
+                    self.outside.last_error.occurred(code, &says);
+                }
+            }
+        }
+    }
+
+    fn is_assignment_lost(&mut self) -> bool {
+        self.consumer.assignment_lost()
+    }
+
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, (Epoch, Progress)>) -> Result<(), String> {
+        let list = self.list_at(starting.iter().map(|(partition, (_, from))| (*partition, *from)));
+        raw::incremental_assign(self.consumer.client(), &list)
+    }
+
+    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String> {
+        let list = self.list(partitions.iter().map(|partition| (*partition, Offset::Invalid)));
+        raw::incremental_unassign(self.consumer.client(), &list)
+    }
+
+    fn take_over(&mut self, partition: Partition) {
+        if let Some(queues) = &self.outside.queues {
+            queues.records.take_over(self.consumer.client(), &self.outside.parts.topic, partition);
+        }
+    }
+
+    fn hold_back(&mut self, partition: Partition) {
+        if let Some(queues) = &self.outside.queues {
+            queues.records.hold_back(self.consumer.client(), &self.outside.parts.topic, partition);
+        }
+    }
+
+    fn consume(&mut self, wait: Millis, into: &mut Vec<Fetched<RawRecord>>) {
+        if let Some(queues) = &mut self.outside.queues {
+            queues.records.consume(Duration::from_millis(wait), into);
+        }
+    }
+
+    fn topic_is(&self) -> TopicIs {
+        let identity = self.outside.parts.lookup.identity();
+        match () {
+            () if identity.is_another() => TopicIs::Another,
+            () if identity.is_missing() => TopicIs::Missing,
+            () => TopicIs::Same,
+        }
+    }
+
+    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String> {
+        let list = self.list_at(marks.iter().map(|mark| (mark.partition, mark.progress())));
+        let sent = match &self.outside.queues {
+            Some(queues) => queues.commits.commit(self.consumer.client(), &list, round),
+            None => Err(RDKafkaErrorCode::BrokerDestroy),
+        };
+        self.read(sent)
+    }
+
+    fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)> {
+        let (round, result) = self.outside.queues.as_ref()?.commits.poll()?;
+        Some((round, self.read(result)))
+    }
+}
+
+impl Io<'_> {
+    fn list(&self, partitions: impl IntoIterator<Item = (Partition, Offset)>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in partitions {
+            list.add_partition_offset(&self.outside.parts.topic, partition, offset)
+                .expect("the offset is one that can be written");
+        }
+        list
+    }
+
+    /// Positions with their leader epochs: while it fetches, librdkafka then finds a log that differs below, even if it ends above.
+    fn list_at(&self, positions: impl IntoIterator<Item = (Partition, Progress)>) -> TopicPartitionList {
+        let positions: BTreeMap<Partition, Progress> = positions.into_iter().collect();
+        let offsets = positions.iter().map(|(partition, at)| (*partition, Offset::Offset(at.next.0)));
+        let mut list = self.list(offsets);
+        set_leader_epochs(&mut list, |partition| positions[&partition].leader_epoch.0);
+        list
+    }
+
+    /// The result of a commit.
+    fn read(&self, result: Result<(), RDKafkaErrorCode>) -> Result<(), String> {
+        result.map_err(|error| {
+            if matches!(error, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopicId) {
+                // No commit before its ID is known again: it could be another topic by then.
+                self.outside.parts.lookup.identity().missing();
+            }
+            error.to_string()
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! What the driver reports: log lines, metrics, and what keeps the process from being ready.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use machine::Partition;
+use machine::consumer::Action;
+use machine::driver::{Failing, Report};
+use msg_common::repeat::Repeats;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+
+use super::Io;
+use crate::consumer::fetch_error;
+use crate::metrics;
+
+/// How long the same error is not logged again.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// One failure can be a leader that has just changed.
+const REPORTED: u32 = 2;
+
+static NOT_COMMITTED: Repeats = Repeats::new();
+
+/// While Kafka is unavailable the consumer reports it several times a second.
+#[derive(Default)]
+pub(super) struct RepeatedError(Option<(RDKafkaErrorCode, Instant)>);
+
+impl RepeatedError {
+    pub(super) fn occurred(&mut self, code: RDKafkaErrorCode, says: &str) {
+        if self.0.is_some_and(|(last, at)| last == code && at.elapsed() < REPEAT) {
+            return;
+        }
+        tracing::warn!(%code, says, "consumer reported an error, and continues by itself");
+        self.0 = Some((code, Instant::now()));
+    }
+}
+
+impl Io<'_> {
+    pub(super) fn show(&mut self, report: Report<'_>) {
+        let parts = &self.outside.parts;
+        match report {
+            Report::Event(_) | Report::Received(..) => {}
+            Report::Action(action) => self.show_action(action),
+            Report::Assigned(partitions) => {
+                tracing::info!(?partitions, "assigned");
+                metrics::rebalanced("assigned", partitions.len());
+                parts.readiness.ready("group");
+                if !partitions.is_empty() {
+                    parts.readiness.ready("topic");
+                }
+                parts.states.assigned(partitions);
+            }
+            Report::Revoked(partitions) => {
+                tracing::info!(?partitions, "revoked, draining");
+                metrics::rebalanced("revoked", partitions.len());
+            }
+            Report::Lost(partitions) => {
+                tracing::warn!(?partitions, "lost");
+                parts.readiness.not_ready("group", "the group went on without us, joining again");
+                metrics::rebalanced("lost", partitions.len());
+            }
+            Report::Strayed(partition, offset) => {
+                tracing::warn!(partition, %offset, "record came by the queue of events, fetching it again");
+            }
+            Report::DrainExpired => {
+                tracing::warn!("not all was stored within the drain's deadline; the next owner will repeat the rest");
+            }
+            Report::ReleaseExpired => {
+                tracing::warn!("last commit was not confirmed; the next owner will repeat what it covered");
+            }
+            Report::Fetching { partition, from, retried } => {
+                let (from, leader_epoch) = (from.next.0, from.leader_epoch.0);
+                // A partition that is only retried is no news.
+                if retried {
+                    tracing::debug!(partition, from, leader_epoch, "fetching");
+                } else {
+                    tracing::info!(partition, from, leader_epoch, "fetching");
+                }
+            }
+            Report::Rejected(what, error) => tracing::warn!(what, error, "rejected by the consumer"),
+            Report::Halted(halted) => self.show_halted(halted),
+            Report::Failing(failing) => self.show_failing(failing),
+            Report::Recovered(partition, attempts) => tracing::info!(partition, attempts, "fetching again"),
+            Report::Consumed(count) => metrics::consumed(count),
+            Report::Committed(result) => {
+                metrics::committed(result.is_ok());
+                if let Err(error) = result
+                    && let Some(repeated) = NOT_COMMITTED.occurred(error)
+                {
+                    tracing::warn!(error, repeated, "offsets not committed, will be retried");
+                }
+            }
+            Report::States(states) => parts.states.are(states.iter().copied()),
+            Report::Expected(Some(expected)) => {
+                parts.silence.fetching(Instant::now(), expected.iter().copied());
+            }
+            Report::Expected(None) => parts.silence.full(Instant::now()),
+            Report::Turn { inflight: (bytes, records), throttled } => {
+                metrics::inflight(bytes, records);
+                metrics::paused(throttled);
+            }
+        }
+    }
+
+    fn show_action(&self, action: &Action) {
+        match action {
+            Action::Halted { partition, reason } => tracing::error!(partition, reason, "halted partition"),
+            // At the first, the second, the fourth …: the pauses between the lines grow with those between the attempts.
+            Action::FetchFailing { partition, at, attempts, text } if attempts.is_power_of_two() => {
+                let topic = &self.outside.parts.topic;
+                tracing::warn!(
+                    topic,
+                    partition,
+                    offset = %at,
+                    attempts,
+                    error = text,
+                    "fetching failed, will be retried"
+                );
+            }
+            Action::Release(partitions) => tracing::info!(?partitions, "released"),
+            _ => {}
+        }
+    }
+
+    fn show_halted(&self, halted: &BTreeMap<Partition, String>) {
+        metrics::halted(halted.len());
+        let parts = &self.outside.parts;
+        if halted.is_empty() {
+            return parts.readiness.ready("partitions");
+        }
+        let reasons: Vec<_> =
+            halted.iter().map(|(p, reason)| format!("{} partition {p}: {reason}", parts.topic)).collect();
+        parts.readiness.not_ready("partitions", reasons.join("; "));
+    }
+
+    fn show_failing(&self, failing: &BTreeMap<Partition, Failing>) {
+        let parts = &self.outside.parts;
+        let failing = failing.iter().filter(|(_, failing)| failing.attempts >= REPORTED);
+        let reason = |(p, failing): (&Partition, &Failing)| {
+            format!("{} partition {p} at offset {}: {}", parts.topic, failing.at, failing.text)
+        };
+        let reasons: Vec<_> = failing.map(reason).collect();
+        if reasons.is_empty() {
+            parts.readiness.ready("fetching");
+        } else {
+            parts.readiness.not_ready("fetching", format!("cannot be fetched: {}", reasons.join("; ")));
+        }
+    }
+
+    /// The group assigns nothing of the topic for now. It finds out by itself when that is over, and then assigns.
+    pub(super) fn topic_failed(&mut self, code: RDKafkaRespErr, says: &str) {
+        metrics::fetch_failed(fetch_error::name(code));
+        let parts = &self.outside.parts;
+        let topic = &parts.topic;
+        let advice = match RDKafkaErrorCode::from(code) {
+            RDKafkaErrorCode::TopicAuthorizationFailed => {
+                "grant the transfer's Kafka user READ and DESCRIBE on the topic"
+            }
+            RDKafkaErrorCode::UnknownTopicOrPartition => "create it, or correct --kafka-topic",
+            _ => "see the brokers' logs",
+        };
+        let code = fetch_error::name(code);
+        parts.readiness.not_ready("topic", format!("{topic} cannot be consumed: {says} ({code}): {advice}"));
+    }
+}
