@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 
 use machine::Partition;
 use machine::consumer::{Backoff, Limit, Settings};
+use machine::driver::Times;
 
 use crate::choices::Choices;
 use crate::kafka::log::Nature;
@@ -120,8 +121,9 @@ pub(crate) struct Config {
     pub(crate) hesitates: u32,
     /// A lane takes an answer only once in so many turns.
     pub(crate) sluggish: u32,
-    /// A process looks at the keeper's connection once in so many ticks.
-    pub(crate) looks: u32,
+    pub(crate) times: Times,
+    /// librdkafka makes a partition again once in so many fetches.
+    pub(crate) forgets: u32,
     /// What the end of the run has to show while inboxes are still blocked.
     pub(crate) blocked_end: Option<BlockedEnd>,
     pub(crate) faults: Vec<Fault>,
@@ -213,7 +215,14 @@ impl Config {
             fault_weight: if faults.is_empty() { 0 } else { [1, 2, 4, 8][choices.index(4)] },
             statement_faults: [120, 50, 20, 10][choices.index(4)],
             sluggish: [0, 0, 4, 16][choices.index(4)],
-            looks: [6, 40][choices.index(2)],
+            times: Times {
+                wait: 0,
+                drain: [60, 240, 1000][choices.index(3)],
+                last_commit: [60, 240][choices.index(2)],
+                commit: [40, 400][choices.index(2)],
+                check: [150, 600][choices.index(2)],
+            },
+            forgets: [0, 0, 4][choices.index(3)],
             faults,
         }
     }

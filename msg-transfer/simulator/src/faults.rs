@@ -53,9 +53,11 @@ impl World {
                 env.say(|| format!("P{number} is frozen"));
                 process.state = State::Frozen;
             }
-            Fault::Stop if process.state == State::Up && process.stop(env) => env.count(Fact::Stopped),
+            Fault::Stop if process.state == State::Up && process.stop() => env.count(Fact::Stopped),
             Fault::Expel => {
-                if let Some(id) = process.membership.member.filter(|id| env.kafka.group.member(*id).is_some()) {
+                if let Some(id) =
+                    process.parts.library.membership.member.filter(|id| env.kafka.group.member(*id).is_some())
+                {
                     self.expel(id);
                 }
             }
@@ -252,23 +254,23 @@ impl World {
         let process = &mut self.processes[env.choices.index(env.config.processes)];
         let partition = env.choices.index(env.kafka.topic().partitions.len());
         if process.state == State::Up {
-            let damaged = env.choices.one_in(3);
-            process.fetch_failed(i32::try_from(partition).expect("few"), damaged, env);
+            let (damaged, in_order) = (env.choices.one_in(3), env.choices.one_in(2));
+            process.parts.library.fetch_failed(i32::try_from(partition).expect("few"), damaged, in_order);
         }
     }
 
     /// Somebody looks at what stands still.
     pub(crate) fn resume(&mut self) {
         for process in &mut self.processes {
-            if process.state != State::Up || process.halted.is_empty() {
+            let partitions: Vec<_> = process.driver.halted().collect();
+            if process.state != State::Up || partitions.is_empty() {
                 continue;
             }
-            let partitions: Vec<_> = process.halted.iter().copied().collect();
             for partition in &partitions {
                 self.env.count(Fact::Resumed);
                 self.env.resume(*partition);
             }
-            process.handle(Event::Resumed(partitions), &mut self.env);
+            process.parts.events.push_back(Event::Resumed(partitions));
         }
     }
 }

@@ -10,8 +10,6 @@ use crate::world::World;
 
 /// Within so many rounds of everybody.
 const ROUNDS: usize = 2000;
-/// So long a revocation may take before its deadline.
-const DEADLINE: usize = 60;
 
 impl World {
     pub(crate) fn heal(&mut self) {
@@ -102,16 +100,6 @@ impl World {
         }
         for number in 0..self.processes.len() {
             let (env, process) = (&mut self.env, &mut self.processes[number]);
-            process.tick(env);
-            if round.is_multiple_of(5) {
-                process.look_around();
-            }
-            if round % DEADLINE == DEADLINE - 1 {
-                process.deadline(env);
-            }
-            if round % 10 == 9 {
-                process.commit_timeout(env);
-            }
             for _ in 0..4 {
                 let mut did = false;
                 for turn in 0..process.turns() {
@@ -166,7 +154,7 @@ impl World {
             ));
         }
         for process in self.processes.iter().filter(|process| !process.is_idle(env)) {
-            missing.push(format!("{} is not idle", process.name()));
+            missing.push(format!("{} is not idle", process.parts.name()));
         }
         missing.join("; ")
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
 
 use clap::{Parser, Subcommand};
-use simulator::mutants::{Bench, Expected, Found, MUTANTS};
+use simulator::mutants::{Bench, Expected, Found, MUTANTS, Mutant};
 use simulator::{run, shrink};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -38,7 +38,7 @@ enum Command {
     },
     /// Plants bugs in a copy of the machine, one at a time, and says which are found. Run it at the top of the workspace.
     Mutants {
-        /// Only those with this in their name.
+        /// Only those with this in their name, or in the path of a file that they change.
         name: Option<String>,
         /// Seeds to try for each.
         #[arg(long, default_value_t = 200_000)]
@@ -108,7 +108,9 @@ fn try_mutants(name: &str, seeds: u64) -> ExitCode {
     };
     println!("| planted bug | seeds | what broke |\n|---|---|---|");
     let mut wrong = 0;
-    for mutant in MUTANTS.iter().filter(|mutant| mutant.name.contains(name)) {
+    let wanted =
+        |mutant: &&Mutant| mutant.name.contains(name) || mutant.edits.iter().any(|edit| edit.file.contains(name));
+    for mutant in MUTANTS.iter().filter(wanted) {
         let seeds = if mutant.expected == Expected::Found { seeds } else { seeds / 6 };
         let (line, as_expected) = match (bench.try_one(mutant, seeds), mutant.expected) {
             (Ok(Found::After(count, violation)), expected) => {

@@ -115,7 +115,7 @@ impl World {
             }
         }
         if commits && writes && self.env.database.tables.commits() > before {
-            let member = self.processes[process].membership.member;
+            let member = self.processes[process].parts.library.membership.member;
             if member.is_some_and(|id| self.env.kafka.group.member(id).is_none()) {
                 self.env.count(Fact::ExpelledCommit);
             }
@@ -125,9 +125,9 @@ impl World {
     /// Whether no process but this one is assigned the partition, and it has resolved its start.
     fn owns(&self, client: Client, partition: Partition) -> bool {
         let process = &self.processes[client.process];
-        let member = process.membership.member.filter(|_| process.life == client.life);
+        let member = process.parts.library.membership.member.filter(|_| process.parts.life == client.life);
         let mut members = self.env.kafka.group.members.iter();
-        process.machine.expected(partition).is_some()
+        process.driver.machine().expected(partition).is_some()
             && members.all(|other| !other.assigned.contains(&partition) || Some(other.id) == member)
     }
 
@@ -143,7 +143,7 @@ impl World {
         let env = &mut self.env;
         let gone = env.kafka.group.members.iter().find(|member| {
             let process = &self.processes[member.process];
-            process.state != State::Up || process.membership.member != Some(member.id)
+            process.state != State::Up || process.parts.library.membership.member != Some(member.id)
         });
         if let Some(gone) = gone.map(|gone| gone.id)
             && (env.healing || env.choices.one_in(6))
@@ -162,7 +162,7 @@ impl World {
         } else if let Some(request) = env.kafka.commits.pop_front() {
             self.commit_offsets(&request);
         } else if env.kafka.group.forgot(env.kafka.topic().count())
-            && self.processes.iter().all(|process| !process.membership.is_giving())
+            && self.processes.iter().all(|process| !process.is_rebalancing())
         {
             env.kafka.group.begin();
         }
@@ -195,8 +195,10 @@ impl World {
             }
         }
         let process = &mut self.processes[request.process];
-        if !loses && process.life == request.life && process.state != State::Down {
-            process.commits.answers.push_back((request.round, accepted));
+        if process.parts.life == request.life && process.state != State::Down {
+            let library = &mut process.parts.library;
+            let answers = if loses { &mut library.late_answers } else { &mut library.answers };
+            answers.push_back((request.round, accepted));
         }
     }
 
@@ -206,32 +208,19 @@ impl World {
         for number in 0..self.processes.len() {
             let env = &mut self.env;
             match self.processes[number].state {
-                State::Up => {
-                    let process = &mut self.processes[number];
-                    process.tick(env);
-                    if env.choices.one_in(env.config.looks) {
-                        process.look_around();
-                    }
-                    if process.membership.is_giving() && env.choices.one_in(8) {
-                        process.deadline(env);
-                    }
-                    if env.config.has(Fault::LoseCommit) && env.choices.one_in(8) {
-                        process.commit_timeout(env);
-                    }
-                }
                 State::Down if env.choices.one_in(6) => self.start(number),
                 State::Frozen if env.choices.one_in(10) => {
                     env.say(|| format!("P{number} wakes up"));
                     self.processes[number].state = State::Up;
                 }
-                State::Down | State::Frozen => {}
+                State::Up | State::Down | State::Frozen => {}
             }
         }
     }
 
     /// A process is started again, and knows nothing of before.
     pub(crate) fn start(&mut self, number: usize) {
-        let life = self.processes[number].life + 1;
+        let life = self.processes[number].parts.life + 1;
         self.env.count(Fact::Started);
         self.env.say(|| format!("P{number} is started again"));
         if self.env.config.static_members && self.env.kafka.group.members.iter().any(|m| m.process == number) {

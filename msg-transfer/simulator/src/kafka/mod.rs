@@ -16,7 +16,7 @@ use self::log::Topic;
 pub(crate) struct CommitRequest {
     pub(crate) process: usize,
     pub(crate) life: u32,
-    pub(crate) round: u64,
+    pub(crate) round: usize,
     pub(crate) member: Option<MemberId>,
     pub(crate) generation: u32,
     pub(crate) marks: Vec<Mark>,

@@ -87,11 +87,11 @@ mutants! {
         "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;",
         "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(";
     "records go to a lane by partition" Harmless("an inbox lies in one partition, unless the count is changed without a drain") =>
-        "simulator/src/process/fetching.rs": "lane_for(Some(record.recv_id().as_bytes())," -> "lane_for(Some(&record.partition.to_le_bytes()),";
+        "machine/src/driver/mod.rs": "lane_for(record.key()," -> "lane_for(Some(&partition.to_le_bytes()),";
     "records go to a lane by offset" Found =>
-        "simulator/src/process/fetching.rs": "lane_for(Some(record.recv_id().as_bytes())," -> "lane_for(Some(&record.offset.to_le_bytes()),";
+        "machine/src/driver/mod.rs": "lane_for(record.key()," -> "lane_for(Some(&offset.0.to_le_bytes()),";
     "fences are not raised" Found =>
-        "simulator/src/process/mod.rs": "assignment.fence();" -> "let _ = assignment;";
+        "machine/src/driver/mod.rs": "assignment.fence();" -> "let _ = assignment;";
     "a partition that starts anew is not fenced" Found =>
         "machine/src/consumer/mod.rs": "actions.push(Action::Fence { epoch: owned.epoch });\n                // What somebody" ->
             "// What somebody";
@@ -121,8 +121,11 @@ mutants! {
     "what is found to be blocked later goes behind what came after it" Found =>
         "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, failure, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, failure, attempts).push_back(entry);",
         "machine/src/lane/blocked.rs": "for mut entry in waiting.into_iter().rev() {" -> "for mut entry in waiting {";
-    "a pause outlives the assignment (in librdkafka's model)" Found =>
-        "simulator/src/process/fetching.rs": "self.fetching.paused.remove(&partition);" -> "";
+    "a partition stays throttled when it is not fetched any more" Harmless("the next assign ends that too") =>
+        "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);";
+    "a partition stays throttled when it is fetched again" Found =>
+        "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);",
+        "machine/src/driver/fetching.rs": "self.throttled.remove(partition);\n            io.take_over(*partition);" -> "io.take_over(*partition);";
     "a partition is never unpaused" Found =>
         "machine/src/consumer/mod.rs": "actions.push(Action::Unpause { partition });" -> "";
     "the start is the committed offset, where the progress row is behind" Found =>
@@ -175,9 +178,47 @@ mutants! {
         "machine/src/consumer/mod.rs": "// In all lanes: a later record to the same inbox must not pass the one that stands still.\n                actions.push(Action::Fence { epoch });" -> "";
     "the progress row can go back (in the database's model)" Found =>
         "simulator/src/database/tables.rs": "if new.may_follow(*row) {" -> "if true || new.may_follow(*row) {";
-    "a stop that waited for a rebalance ends the fetch that came after it (in the driver's model)" Found =>
-        "simulator/src/process/membership.rs": "Some((epoch, from)) => self.fetch(partition, epoch, from, env)," -> "Some((epoch, from)) => { self.fetch(partition, epoch, from, env); self.fetching.stop(partition) }";
-    "the topic's id is asked for once (in the driver's model)" Found =>
+    "a stop that waited for a rebalance ends the fetch that came after it" Found =>
+        "machine/src/driver/releasing.rs": "        self.start_fetching(io);\n" -> "        self.start_fetching(io);\n        self.stop_fetching(io, &stopped);\n";
+    "a revocation is answered before its partitions are released" Found =>
+        "machine/src/driver/releasing.rs": "if !self.machine.is_leaving() {" -> "if true {";
+    "an unassign is not postponed until a revocation is answered" Found =>
+        "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, None);\n                    }" ->
+            "Some(_) => {\n                        stopped.insert(partition);\n                    }";
+    "an assign is not postponed until a revocation is answered" Found =>
+        "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, Some((epoch, from)));\n                    }" ->
+            "Some(_) => self.fetch(partition, epoch, from),";
+    "records are consumed while partitions are released" Found =>
+        "machine/src/driver/mod.rs": "self.machine.wants_records() && !self.is_releasing()" -> "self.machine.wants_records()";
+    "a drain has no deadline" Found =>
+        "machine/src/driver/releasing.rs": "None if now < drain => return," -> "None if now < drain + 1_000_000_000 => return,";
+    "a lost assignment is drained like a revoked one" Found =>
+        "machine/src/driver/releasing.rs": "if io.is_assignment_lost() {" -> "if io.is_assignment_lost() && false {";
+    "a stop does not drain" Found =>
+        "machine/src/driver/mod.rs": "self.stop(io);" -> "self.stop(io);\n                self.releasing = None;";
+    "an assignment is forgotten once it is fenced" Found =>
+        "machine/src/driver/mod.rs": "self.assignments.retain(|epoch, _| machine.speaks_of(*epoch));" ->
+            "self.assignments.retain(|epoch, assignment| machine.speaks_of(*epoch) && !assignment.is_fenced());";
+    "what was held of a partition is passed in the wrong order" Found =>
+        "machine/src/driver/holding.rs": "held.fetched.pop_front()" -> "held.fetched.pop_back()";
+    "a record goes ahead of those that are held, once its partition resumes" Found =>
+        "machine/src/driver/holding.rs": "self.fetched.push_back(fetched);" ->
+            "if self.resumes { self.fetched.push_front(fetched) } else { self.fetched.push_back(fetched) }";
+    "an error is taken ahead of the records that are held" Found =>
+        "machine/src/driver/mod.rs": "if let Some(held) = self.throttled.get_mut(&fetched.partition()) {" ->
+            "if let Some(held) = self.throttled.get_mut(&fetched.partition()).filter(|_| matches!(fetched, Fetched::Record(_))) {";
+    "a late result of a commit counts for the present round" Found =>
+        "machine/src/driver/committing.rs": "current == round" -> "current >= round";
+    "a commit without a result is waited for" Found =>
+        "machine/src/driver/committing.rs": "io.now() >= deadline" -> "io.now() >= deadline + 1_000_000_000";
+    "a queue that is not forwarded any more is not taken over again" Found =>
+        "machine/src/driver/looking.rs": "io.take_over(*partition);" -> "";
+    "a record that came by the queue of events is not fetched again" Found =>
+        "machine/src/driver/mod.rs": "self.handle(io, Event::RestartPartition(partition));" -> "";
+    "one of Kafka's events is polled a turn, and records are consumed before the next"
+        Rare("an event of another partition has to be between the two; the driver's unit test finds it") =>
+        "machine/src/driver/mod.rs": "            self.happened(io, happened);\n        }\n    }" -> "            self.happened(io, happened);\n            return;\n        }\n    }";
+    "the topic's id is asked for once (in the start task's model)" Found =>
         "simulator/src/process/starts.rs": "Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}" -> "Stage::Ends(read, _) if false && read.topic == 0 => {}";
     "a search does not lock the table (in the database's model)" Found =>
         "simulator/src/database/mod.rs": "open.is_pass || !open.rows.is_empty()" -> "!open.rows.is_empty()";
@@ -186,7 +227,7 @@ mutants! {
             "Kept::UpTo(kept) => (self.high, Progress { next: self.high, ..kept }),";
     "a lost tail is counted up to the log's end" Found =>
         "machine/src/consumer/start.rs": "from: from.min(row.next), to" -> "from: self.high.min(row.next), to";
-    "a row that speaks of lost records is not lowered (in the driver's model)" Found =>
+    "a row that speaks of lost records is not lowered (in the start task's model)" Found =>
         "simulator/src/process/starts.rs": "if let Some(lost) = decision.lost {" -> "if let Some(lost) = decision.lost.filter(|_| false) {";
     "a row is lowered, whatever it holds by now (in the database's model)" Harmless("what is stored is read again") =>
         "simulator/src/database/tables.rs": "if self.progress.get(&(topic, partition)) != Some(&lost.row) {" -> "if false {";
@@ -196,7 +237,7 @@ mutants! {
     "rows are compared by offset alone" Rare("a former owner puts the row back; nothing is skipped, the next start counts the loss again") =>
         "machine/src/offset.rs": "if self.leader_epoch.is_known() && other.leader_epoch.is_known() {" -> "if self.leader_epoch.is_known() && false {";
     "a position carries no leader epoch (in librdkafka's model)" Found =>
-        "simulator/src/process/fetching.rs": "fetch.position > log.high || differs(log.kept(fetch.leader_epoch))" -> "fetch.position > log.high && !differs(Kept::Unknown)";
+        "simulator/src/process/library/fetching.rs": "fetch.position > log.high || differs(log.kept(fetch.leader_epoch))" -> "fetch.position > log.high && !differs(Kept::Unknown)";
     "a dead letter has no leader epoch in its key (in the database's model)" Found =>
         "simulator/src/database/statement.rs": "if !self.tables.dead.contains_key(&at) &&" ->
             "if !self.tables.dead.keys().any(|key| (key.0, key.1, key.2) == (at.0, at.1, at.2)) &&";

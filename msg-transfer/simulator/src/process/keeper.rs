@@ -6,7 +6,7 @@ use machine::Partition;
 use machine::consumer::Event;
 use machine::keeper::{Ask, Keeper, Next};
 
-use super::Process;
+use super::Parts;
 use crate::config::Fault;
 use crate::database::{Client, Polled, Reply, SessionId, Statement};
 use crate::env::Env;
@@ -61,7 +61,7 @@ impl KeeperTask {
     }
 }
 
-impl Process {
+impl Parts {
     pub(super) fn keeper_turn(&mut self, env: &mut Env) -> bool {
         let keeper = &mut self.keeper;
         if let Some((ask, who)) = keeper.asked.take() {

@@ -8,7 +8,7 @@ use machine::keeper::Ask;
 use machine::lane::{Answer, Entry, Failure, Machine, Message, Placed, Request, Settings};
 use uuid::Uuid;
 
-use super::Process;
+use super::Parts;
 use crate::config::{Config, Fault};
 use crate::database::{Client, Dead, Polled, Reply, Row, SessionId, Statement};
 use crate::env::Env;
@@ -68,6 +68,13 @@ impl Lane {
         };
         let machine = Machine::new(number, settings);
         Lane { client, machine, waiting: VecDeque::new(), doing: Doing::Nothing, tries: false, session: None }
+    }
+
+    /// A record that it may still store, of such a partition.
+    pub(super) fn unfenced(&self, wanted: impl Fn(i32) -> bool) -> Option<Record> {
+        let entries = self.waiting.iter().chain(self.machine.entries());
+        let mut unfenced = entries.filter(|entry| wanted(entry.receipt.partition) && !entry.assignment.is_fenced());
+        unfenced.next().map(|entry| entry.body)
     }
 
     pub(super) fn permitted(&mut self) {
@@ -136,7 +143,7 @@ fn failed(class: Class) -> Answer {
     Answer::Failed(Failure { class, text: class.name().to_owned() })
 }
 
-impl Process {
+impl Parts {
     pub(super) fn lane_turn(&mut self, number: usize, env: &mut Env) -> bool {
         let mut events = Vec::new();
         let lane = &mut self.lanes[number];

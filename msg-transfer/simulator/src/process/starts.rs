@@ -1,5 +1,6 @@
 //! Finds out where assignments start: the database is asked first, Kafka after it, and something may happen in between.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use machine::consumer::Event;
@@ -8,7 +9,7 @@ use machine::keeper::Ask;
 use machine::{Assignment, Epoch, Generation, LeaderEpoch, NextOffset, Partition, Progress, RecordOffset};
 use uuid::Uuid;
 
-use super::Process;
+use super::Parts;
 use super::keeper::For;
 use crate::database::{Reply, Statement};
 use crate::env::Env;
@@ -50,6 +51,21 @@ struct Task {
 pub(super) struct Starts {
     tasks: Vec<Task>,
     last: u32,
+    assignments: BTreeMap<Epoch, Arc<Assignment>>,
+}
+
+impl Starts {
+    pub(super) fn resolve(&mut self, asked: Vec<(Partition, Arc<Assignment>)>) {
+        self.assignments.extend(asked.iter().map(|(_, assignment)| (assignment.epoch, assignment.clone())));
+        self.last += 1;
+        self.tasks.push(Task { number: self.last, asked, stage: Stage::Topic });
+    }
+
+    /// The number of the topic that an assignment is of, if its start is known.
+    pub(super) fn topic_of(&self, epoch: Epoch) -> Option<u32> {
+        let topic_id = self.assignments.get(&epoch)?.topic_id()?;
+        u32::try_from(topic_id.as_u128()).ok()
+    }
 }
 
 impl Task {
@@ -67,17 +83,7 @@ impl Task {
     }
 }
 
-impl Process {
-    pub(super) fn resolve(&mut self, unresolved: &[(Partition, Epoch)]) {
-        self.forget_assignments();
-        for (_, epoch) in unresolved {
-            self.assignments.insert(*epoch, Arc::new(Assignment::new(*epoch)));
-        }
-        let asked = unresolved.iter().map(|(partition, epoch)| (*partition, self.assignments[epoch].clone())).collect();
-        self.starts.last += 1;
-        self.starts.tasks.push(Task { number: self.starts.last, asked, stage: Stage::Topic });
-    }
-
+impl Parts {
     /// One of the tasks goes on with Kafka.
     pub(super) fn starts_turn(&mut self, env: &mut Env) -> bool {
         let asks_kafka = |task: &Task| !matches!(task.stage, Stage::Loading(_) | Stage::Lowering(..));

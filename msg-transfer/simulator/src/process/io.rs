@@ -1,0 +1,288 @@
+//! What the driver reaches: librdkafka's model, the lanes, the tasks and the clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use machine::consumer::{Action, Event, LaneNumber, Mark, Receipt};
+use machine::driver::{self, Fetched, Happened, Kafka, ProgressRow, Report, Surroundings, TopicIs};
+use machine::keeper::Ask;
+use machine::lane::{Entry, Kind, Message};
+use machine::{Assignment, Epoch, LeaderEpoch, Millis, Partition, Progress, Reason, RecordOffset};
+
+use super::keeper::For;
+use super::{DAMAGED, Parts};
+use crate::database::Statement;
+use crate::env::Env;
+use crate::facts::Fact;
+use crate::kafka::CommitRequest;
+use crate::kafka::log::{Nature, Record};
+
+/// Around the driver of one process.
+pub(super) struct Io<'a> {
+    pub(super) parts: &'a mut Parts,
+    pub(super) env: &'a mut Env,
+}
+
+/// What the last progress rows were.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    /// Which database they were written to.
+    pub(super) saved_to: Option<u32>,
+    /// Of which topic, the earliest, if of several.
+    topic: u32,
+}
+
+impl driver::Record for Record {
+    fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    fn offset(&self) -> RecordOffset {
+        RecordOffset(self.offset)
+    }
+
+    fn leader_epoch(&self) -> LeaderEpoch {
+        LeaderEpoch(self.leader_epoch)
+    }
+
+    fn cost(&self) -> usize {
+        self.nature.bytes()
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        Some(self.recv_id().as_bytes())
+    }
+}
+
+impl Io<'_> {
+    /// librdkafka's threads do not wait for ours.
+    fn meanwhile(&mut self) {
+        let env = &mut *self.env;
+        if !env.healing && env.choices.one_in(4) {
+            let number = self.parts.number;
+            match env.choices.choose(3) {
+                0 => self.parts.library.membership_turn(number, env),
+                _ => self.parts.library.turn(env),
+            };
+        }
+    }
+
+    fn say(&mut self, text: impl FnOnce() -> String) {
+        if self.env.trace.is_some() {
+            let name = self.parts.name();
+            self.env.say(|| format!("{name}: {}", text()));
+        }
+    }
+}
+
+impl Kafka for Io<'_> {
+    type Record = Record;
+
+    fn poll(&mut self) -> Option<Happened> {
+        let happened = self.parts.library.poll(self.env)?;
+        self.parts.busy = true;
+        self.say(|| format!("polls {happened:?}"));
+        Some(happened)
+    }
+
+    fn is_assignment_lost(&mut self) -> bool {
+        self.parts.library.membership.is_lost()
+    }
+
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, (Epoch, Progress)>) -> Result<(), String> {
+        self.meanwhile();
+        self.say(|| format!("assigns {starting:?}"));
+        let topic = |epoch: &Epoch| {
+            let number = self.parts.starts.topic_of(*epoch);
+            number.unwrap_or_else(|| self.env.kafka.topic_number())
+        };
+        let starting = starting.iter().map(|(partition, (epoch, from))| (*partition, (topic(epoch), *from))).collect();
+        self.parts.library.incremental_assign(&starting, self.env)
+    }
+
+    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String> {
+        self.meanwhile();
+        self.say(|| format!("unassigns {partitions:?}"));
+        let released = self.parts.library.incremental_unassign(partitions, self.env)?.unwrap_or_default();
+        if let Some(record) = self.parts.unfenced(|partition| released.contains(&partition)) {
+            let name = self.parts.name();
+            self.env
+                .violate(format!("{name} responds to the revocation of {released:?} with {} in a lane", record.show()));
+        }
+        Ok(())
+    }
+
+    fn take_over(&mut self, partition: Partition) {
+        self.meanwhile();
+        self.parts.library.take_over(partition);
+    }
+
+    fn hold_back(&mut self, partition: Partition) {
+        self.meanwhile();
+        self.parts.library.hold_back(partition);
+    }
+
+    fn consume(&mut self, _wait: Millis, into: &mut Vec<Fetched<Record>>) {
+        self.meanwhile();
+        let env = &mut *self.env;
+        let count = if env.healing { env.config.chunk } else { env.choices.index(env.config.chunk + 1) };
+        self.parts.library.consume(count, into, env);
+        self.parts.busy |= !into.is_empty();
+    }
+
+    fn topic_is(&self) -> TopicIs {
+        TopicIs::Same
+    }
+
+    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String> {
+        let parts = &self.parts;
+        self.env.kafka.commits.push_back(CommitRequest {
+            process: parts.number,
+            life: parts.life,
+            round,
+            member: parts.library.membership.member,
+            generation: parts.library.membership.generation,
+            marks: marks.to_vec(),
+            incarnation: parts.commits.saved_to,
+            topic: parts.commits.topic,
+        });
+        Ok(())
+    }
+
+    fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)> {
+        let (round, accepted) = self.parts.library.answers.pop_front()?;
+        self.parts.busy = true;
+        Some((round, if accepted { Ok(()) } else { Err("refused".into()) }))
+    }
+}
+
+impl Surroundings<Record> for Io<'_> {
+    fn now(&self) -> Millis {
+        self.env.now
+    }
+
+    /// What is not reported yet may be reported a little later.
+    fn next_event(&mut self, _wait: Millis) -> Option<Event> {
+        if !self.env.healing && !self.parts.events.is_empty() && self.env.choices.one_in(3) {
+            return None;
+        }
+        let event = self.parts.events.pop_front()?;
+        self.parts.busy = true;
+        Some(event)
+    }
+
+    fn lanes(&self) -> usize {
+        self.parts.lanes.len()
+    }
+
+    fn pass(&mut self, lane: LaneNumber, record: Record, assignment: &Arc<Assignment>) {
+        let (partition, offset, bytes) = (record.partition, RecordOffset(record.offset), record.nature.bytes());
+        let receipt = Receipt { partition, epoch: assignment.epoch, offset, bytes };
+        let entry = entry(record, receipt, assignment.clone(), self.env.upgraded);
+        self.parts.lanes[lane].waiting.push_back(entry);
+    }
+
+    fn permit(&mut self, lane: LaneNumber) {
+        self.parts.lanes[lane].permitted();
+    }
+
+    fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>, _retried: BTreeSet<Partition>) {
+        self.env.facts.add(Fact::Restarted, assignments.len());
+        self.parts.starts.resolve(assignments);
+    }
+
+    fn save_progress(&mut self, rows: Vec<ProgressRow>) {
+        let number = |row: &ProgressRow| u32::try_from(row.topic_id.as_u128()).expect("a small number");
+        let generations = rows.iter().map(|row| row.generation).collect();
+        self.parts.commits.saved_to = None;
+        self.parts.commits.topic = rows.iter().map(number).min().unwrap_or_default();
+        let rows = rows.iter().map(|row| (number(row), row.partition, row.progress)).collect();
+        self.parts.keeper.ask(Ask::Save(generations), For::Save(Statement::Save(rows)));
+    }
+
+    fn check_database(&mut self) {
+        self.parts.keeper.check();
+    }
+
+    /// The world reports it: `World::resume`.
+    fn check_resumed(&mut self, _halted: Vec<Partition>) {}
+
+    fn report(&mut self, report: Report<'_>) {
+        match report {
+            Report::Event(event) => self.event(event),
+            Report::Action(action) => self.action(action),
+            Report::Received(offset, partition, epoch) => {
+                self.say(|| format!("receives {partition}@{offset} under {epoch:?}"));
+            }
+            Report::DrainExpired => self.env.count(Fact::DrainExpired),
+            Report::ReleaseExpired => self.env.count(Fact::ReleaseExpired),
+            Report::Rejected(what, error) => self.env.violate(format!("librdkafka rejects: {what}: {error}")),
+            Report::Committed(Err("timed out")) => self.env.count(Fact::OffsetsUnanswered),
+            Report::Expected(None) => self.env.count(Fact::Full),
+            Report::Turn { inflight, .. } => self.parts.check_bounds(inflight, self.env),
+            _ => {}
+        }
+    }
+}
+
+impl Io<'_> {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Tick => return,
+            Event::Dropped(receipts) => self.env.facts.add(Fact::Fenced, receipts.len()),
+            Event::Blocked(receipts) => self.env.facts.add(Fact::BlockedFound, receipts.len()),
+            _ => {}
+        }
+        self.parts.busy = true;
+        self.say(|| show(event));
+    }
+
+    fn action(&mut self, action: &Action) {
+        self.parts.busy = true;
+        self.say(|| format!("  -> {action:?}"));
+        let env = &mut *self.env;
+        match action {
+            Action::Pause { .. } => env.count(Fact::Paused),
+            Action::Unpause { .. } => env.count(Fact::Unpaused),
+            Action::FetchFailing { .. } => env.count(Fact::FetchFailing),
+            Action::FetchRecovered { .. } => env.count(Fact::FetchRecovered),
+            Action::Halted { reason, .. } => {
+                env.count(Fact::Halted);
+                let fact = [
+                    ("would be dead letters", Fact::Breaker),
+                    ("may have been deleted", Fact::DeletedUnread),
+                    ("newer", Fact::NewerHalt),
+                    (DAMAGED, Fact::DamageHalt),
+                ];
+                fact.into_iter().filter(|(part, _)| reason.contains(part)).for_each(|(_, fact)| env.count(fact));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn entry(record: Record, receipt: Receipt, assignment: Arc<Assignment>, upgraded: bool) -> Entry<Record> {
+    let kind = match record.nature {
+        Nature::Undecodable => Kind::Broken(Reason::Undecodable, "no record".into()),
+        Nature::Invalid => Kind::Broken(Reason::Invalid, "breaks a rule".into()),
+        Nature::Newer if !upgraded => Kind::Newer("of a newer version".into()),
+        _ => Kind::Message,
+    };
+    Entry::new(assignment, receipt, kind, record)
+}
+
+/// An event in few words.
+fn show(event: &Event) -> String {
+    let offsets = |receipts: &[Receipt]| {
+        let each = receipts.iter().map(|receipt| format!("{}@{}", receipt.partition, receipt.offset));
+        each.collect::<Vec<_>>().join(", ")
+    };
+    match event {
+        Event::Settled(receipts) => format!("settled {}", offsets(receipts)),
+        Event::Blocked(receipts) => format!("blocked {}", offsets(receipts)),
+        Event::Unblocked(receipts) => format!("unblocked {}", offsets(receipts)),
+        Event::Dropped(receipts) => format!("dropped {}", offsets(receipts)),
+        Event::Permit { lane, dead } => format!("lane {lane} asks to keep aside {}", offsets(dead)),
+        other => format!("{other:?}"),
+    }
+}

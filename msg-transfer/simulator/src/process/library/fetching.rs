@@ -1,0 +1,136 @@
+//! What librdkafka's own threads do: fetches stop and start, and records come from the brokers.
+
+use machine::consumer::start::Kept;
+use machine::{LeaderEpoch, Partition};
+
+use super::{Fetch, Forward, Item, Library, Own};
+use crate::config::Fault;
+use crate::env::Env;
+use crate::facts::Fact;
+use crate::kafka::log::Log;
+
+impl Library {
+    /// All that was fetched and not consumed is discarded.
+    pub(super) fn pause(&mut self) {
+        let partitions: Vec<Partition> = self.fetches.keys().copied().collect();
+        for partition in partitions {
+            self.discard(partition);
+        }
+        for fetch in self.fetches.values_mut() {
+            (fetch.position, fetch.leader_epoch) = fetch.consumed;
+            (fetch.paused, fetch.ended) = (true, false);
+        }
+    }
+
+    pub(super) fn resume(&mut self) {
+        for fetch in self.fetches.values_mut() {
+            fetch.paused = false;
+        }
+    }
+
+    /// Those that waited start, once all others have stopped.
+    pub(super) fn start_pending(&mut self, env: &mut Env) {
+        if !self.stopping.is_empty() {
+            return;
+        }
+        for (partition, fetch) in self.fetches.iter_mut().filter(|(_, fetch)| !fetch.started) {
+            fetch.started = true;
+            let own = self.own.entry(*partition).or_default();
+            if !env.healing && env.choices.one_in(env.config.forgets) {
+                *own = Own::default();
+            }
+            if !own.by_application {
+                own.forward = Forward::Events;
+            }
+        }
+    }
+
+    /// One of the fetches stops, or some partition's next records come from the broker.
+    pub(crate) fn turn(&mut self, env: &mut Env) -> bool {
+        if !self.late_answers.is_empty() && (env.healing || env.choices.one_in(8)) {
+            self.answers.extend(self.late_answers.pop_front());
+            return true;
+        }
+        let stopping: Vec<Partition> = self.stopping.iter().copied().collect();
+        if !stopping.is_empty() && (env.healing || env.choices.one_in(2)) {
+            let partition = stopping[if env.healing { 0 } else { env.choices.index(stopping.len()) }];
+            self.stopping.remove(&partition);
+            self.own.entry(partition).or_default().forward = Forward::Nowhere;
+            self.start_pending(env);
+            return true;
+        }
+        self.fetch_some(env)
+    }
+
+    fn fetch_some(&mut self, env: &mut Env) -> bool {
+        let most = env.config.chunk * 2;
+        let present = env.kafka.topic_number();
+        let partitions: Vec<Partition> = self.fetches.keys().copied().collect();
+        let count = partitions.len();
+        if count == 0 {
+            return false;
+        }
+        let first = if env.healing { 0 } else { env.choices.index(count) };
+        let again = !env.healing && env.config.has(Fault::FetchAgain) && env.choices.one_in(40);
+        let damages = !env.healing && env.config.has(Fault::Damage) && env.choices.one_in(20);
+        for place in 0..count {
+            let partition = partitions[(first + place) % count];
+            let has_error = self.has_error(partition);
+            let waiting = self.own.get(&partition).map_or(0, |own| own.items.len());
+            let fetch = self.fetches.get_mut(&partition).expect("it is one of them");
+            let log = env.kafka.topic().log(partition);
+            let errors = fetch.topic != present || fetch.position < log.low;
+            let mut got: Vec<Item> = Vec::new();
+            if !fetch.started || fetch.paused || errors && has_error {
+                continue;
+            } else if errors {
+                got.push(Item::Error(partition));
+            } else if log.without_leader || fetch.ended {
+                continue;
+            } else if is_out_of_range(log, fetch) {
+                fetch.ended = true;
+                got.push(Item::OutOfRange(partition));
+            } else if waiting < most {
+                if again {
+                    env.facts.add(Fact::OutOfOrder, 1);
+                    fetch.position = (fetch.position - 2).max(log.low);
+                }
+                got.extend(log.from(fetch.position).iter().take(most).map(|record| Item::Record(*record)));
+                // The last one stays: the fetch goes on behind it.
+                if damages && got.len() > 1 {
+                    let at = env.choices.index(got.len() - 1);
+                    got[at] = Item::Damaged(partition);
+                }
+            }
+            if let Some(Item::Record(last)) = got.last() {
+                fetch.position = last.offset + 1;
+                fetch.leader_epoch = LeaderEpoch(last.leader_epoch);
+            }
+            if got.is_empty() {
+                continue;
+            }
+            if self.own.get(&partition).is_none_or(|own| own.forward == Forward::Nowhere) {
+                env.count(Fact::HeldInQueue);
+            }
+            got.into_iter().for_each(|item| self.queue(item));
+            return true;
+        }
+        false
+    }
+
+    /// Whether an error of it is queued already.
+    fn has_error(&self, partition: Partition) -> bool {
+        let is_error = |item: &Item| matches!(item, Item::Error(p) if *p == partition);
+        let in_events = |queued: &super::Queued| matches!(queued, super::Queued::Item(item) if is_error(item));
+        let own = self.own.get(&partition);
+        self.records.iter().any(is_error)
+            || self.events.iter().any(in_events)
+            || own.is_some_and(|own| own.items.iter().any(is_error))
+    }
+}
+
+/// The position is above the log's end, or the log differs from what was read of it.
+fn is_out_of_range(log: &Log, fetch: &Fetch) -> bool {
+    let differs = |kept: Kept| matches!(kept, Kept::UpTo(kept) if kept.next.0 < fetch.position);
+    fetch.position > log.high || differs(log.kept(fetch.leader_epoch))
+}

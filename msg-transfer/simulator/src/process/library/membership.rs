@@ -1,0 +1,172 @@
+//! librdkafka as a member of the group: it joins, has the application assign and unassign, and finds out that it was expelled.
+
+use std::collections::BTreeSet;
+
+use machine::Partition;
+
+use super::{Library, Queued};
+use crate::env::Env;
+use crate::facts::Fact;
+use crate::kafka::group::MemberId;
+
+/// Which call is taken for the response.
+#[derive(Clone, Debug)]
+enum Waits {
+    Assign,
+    /// Of these, and whether the application has got the event.
+    Unassign(Vec<Partition>, bool),
+}
+
+/// The member.
+#[derive(Debug, Default)]
+pub(crate) struct Membership {
+    pub(crate) member: Option<MemberId>,
+    pub(crate) generation: u32,
+    /// What the group has assigned. It changes before the application gets the event.
+    owned: BTreeSet<Partition>,
+    waits: Option<Waits>,
+    /// The response was given, and the fetches are yet to stop.
+    completing: bool,
+    /// What comes after a revocation, if it is part of a rebalance.
+    added: Option<Vec<Partition>>,
+    /// It joins again after that.
+    rejoins: bool,
+    /// The partitions of this revocation may be another member's already.
+    lost: bool,
+}
+
+impl Membership {
+    pub(super) fn is_member_of_a_steady_group(&self) -> bool {
+        self.member.is_some() && !self.is_rebalancing()
+    }
+
+    /// From the event until the fetches have stopped, and all that follows from it.
+    pub(crate) fn is_rebalancing(&self) -> bool {
+        self.waits.is_some() || self.completing || self.added.is_some() || self.rejoins
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    pub(super) fn delivered(&mut self) {
+        if let Some(Waits::Unassign(_, delivered)) = &mut self.waits {
+            *delivered = true;
+        }
+    }
+
+    pub(super) fn is_answered_by_assign(&mut self) -> bool {
+        self.lost = false;
+        self.waits.take_if(|waits| matches!(waits, Waits::Assign)).is_some()
+    }
+
+    /// Whether a revocation is; and which one, if the application has got its event, and it is not lost.
+    pub(super) fn is_answered_by_unassign(&mut self, env: &mut Env) -> Option<Option<Vec<Partition>>> {
+        let lost = std::mem::take(&mut self.lost);
+        match self.waits.take_if(|waits| matches!(waits, Waits::Unassign(..)))? {
+            Waits::Unassign(partitions, delivered) => {
+                self.completing = true;
+                if !delivered {
+                    env.count(Fact::AnsweredUnseen);
+                }
+                Some((delivered && !lost).then_some(partitions))
+            }
+            Waits::Assign => None,
+        }
+    }
+}
+
+impl Library {
+    fn rebalance(&mut self, waits: Waits) {
+        self.pause();
+        self.events.push_back(match &waits {
+            Waits::Assign => Queued::Assigned(self.membership.added.take().unwrap_or_default()),
+            Waits::Unassign(partitions, _) => Queued::Revoked(partitions.clone()),
+        });
+        self.membership.waits = Some(waits);
+    }
+
+    fn revoke(&mut self, partitions: Vec<Partition>, env: &mut Env) {
+        env.facts.add(Fact::Revoked, partitions.len());
+        self.membership.owned.retain(|partition| !partitions.contains(partition));
+        self.rebalance(Waits::Unassign(partitions, false));
+    }
+
+    fn assign(&mut self, partitions: Vec<Partition>) {
+        self.membership.owned.extend(&partitions);
+        self.membership.added = Some(partitions);
+        self.rebalance(Waits::Assign);
+    }
+
+    pub(crate) fn membership_turn(&mut self, process: usize, env: &mut Env) -> bool {
+        let is_stopped = self.stopping.is_empty() && self.fetches.values().all(|fetch| fetch.started);
+        let membership = &mut self.membership;
+        if membership.waits.is_some() || (membership.completing || membership.rejoins) && !is_stopped {
+            return false;
+        }
+        if std::mem::take(&mut membership.completing) {
+            if let Some(added) = membership.added.take() {
+                membership.rejoins = true;
+                self.assign(added);
+            }
+            return true;
+        }
+        if std::mem::take(&mut membership.rejoins) {
+            if membership.member.is_some_and(|id| env.kafka.group.member(id).is_some()) {
+                // What was released is for others now.
+                env.kafka.group.begin();
+            }
+            return true;
+        }
+        let Some(id) = membership.member else {
+            membership.member = Some(env.kafka.group.join(process, env.config.static_members));
+            env.count(Fact::Join);
+            return true;
+        };
+        let joining = env.kafka.group.joining;
+        let (eager, generation) = (env.kafka.group.eager, env.kafka.group.generation);
+        let Some(member) = env.kafka.group.member(id) else {
+            membership.member = None;
+            let lost: Vec<Partition> = membership.owned.iter().copied().collect();
+            if !lost.is_empty() {
+                env.facts.add(Fact::Lost, lost.len());
+                membership.lost = true;
+                self.revoke(lost, env);
+            }
+            return true;
+        };
+        if member.untold {
+            member.untold = false;
+            let assigned: BTreeSet<Partition> = member.assigned.iter().copied().collect();
+            membership.generation = generation;
+            let revoked: Vec<Partition> = membership.owned.difference(&assigned).copied().collect();
+            let added: Vec<Partition> = assigned.difference(&membership.owned).copied().collect();
+            if revoked.is_empty() {
+                self.assign(added);
+            } else {
+                self.revoke(revoked, env);
+                self.membership.added = Some(added);
+            }
+            return true;
+        }
+        if !joining || member.joined {
+            return false;
+        }
+        if eager && !membership.owned.is_empty() {
+            let all = membership.owned.iter().copied().collect();
+            self.revoke(all, env);
+        } else {
+            env.kafka.group.rejoin(id, membership.owned.iter().copied().collect());
+        }
+        true
+    }
+
+    /// The consumer is closed: what is owned is revoked, if anything is, after what was queued.
+    pub(crate) fn close(&mut self, env: &mut Env) {
+        self.events.retain(|queued| matches!(queued, Queued::Assigned(_) | Queued::Revoked(_)));
+        let all: Vec<Partition> = self.membership.owned.iter().copied().collect();
+        if !all.is_empty() {
+            self.revoke(all, env);
+        }
+    }
+}
