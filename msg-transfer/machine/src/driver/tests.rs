@@ -172,7 +172,7 @@ fn stray_record_is_seen_before_the_records_behind_it() {
 }
 
 #[test]
-fn revocation_is_answered_when_all_is_stored_and_committed() {
+fn revocation_gets_its_response_when_all_is_committed() {
     let (mut driver, mut outside) = fetching();
     outside.records.push_back(Plain(0, 0));
     driver.turn(&mut outside, false);
@@ -193,7 +193,7 @@ fn revocation_is_answered_when_all_is_stored_and_committed() {
 }
 
 #[test]
-fn revocation_is_answered_after_the_drains_deadline() {
+fn revocation_gets_its_response_after_the_drains_deadline() {
     let (mut driver, mut outside) = fetching();
     outside.records.push_back(Plain(0, 0));
     driver.turn(&mut outside, false);
