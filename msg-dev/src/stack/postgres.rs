@@ -1,9 +1,10 @@
 //! Owns the local PostgreSQL server: made once with initdb, run as a child process with durable settings, and stopped,
 //! killed, frozen and started again on its own address and data.
 
+mod standby;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -52,29 +53,6 @@ impl Postgres {
         Ok(Postgres { base_url, server: Some(server) })
     }
 
-    /// A standby of this server, in a folder of its own. This server has to be stopped meanwhile, since its data is copied;
-    /// the standby follows it once both are started.
-    pub fn standby(&self, folder: &Path) -> Result<Postgres, StackError> {
-        let server = self.server.as_ref().ok_or_else(|| StackError::Setting("the server is not ours".to_owned()))?;
-        let standby = Postgres::reserve(server.home.clone(), folder, folder)?;
-        fs::create_dir_all(folder).map_err(StackError::io("create", folder))?;
-        let data = folder.join("data");
-        // With owners and rights, which the server insists on.
-        let copied = Command::new("cp").arg("-a").args([&server.data, &data]).status();
-        if !copied.map_err(StackError::io("copy", &server.data))?.success() {
-            return Err(StackError::Setting(format!("cannot copy {}", server.data.display())));
-        }
-        fs::write(data.join("standby.signal"), "").map_err(StackError::io("write", &data))?;
-        let settings = data.join("postgresql.auto.conf");
-        let mut text = fs::read_to_string(&settings).map_err(StackError::io("read", &settings))?;
-        let port = server.port.number();
-        text.push_str(&format!("primary_conninfo = 'host=127.0.0.1 port={port} user=postgres'\n"));
-        fs::write(&settings, text).map_err(StackError::io("write", &settings))?;
-        let done = folder.join("initdb.done");
-        fs::write(&done, "").map_err(StackError::io("write", done))?;
-        Ok(standby)
-    }
-
     /// The folder of the server's data, when it is ours.
     pub fn data(&self) -> Option<&Path> {
         self.server.as_ref().map(|server| server.data.as_path())
@@ -93,6 +71,13 @@ impl Postgres {
     /// The URL of a database on this server.
     pub fn url(&self, database: &str) -> String {
         with_database(&self.base_url, database)
+    }
+
+    /// Host and port of the server, as a URL has them.
+    pub fn host(&self) -> String {
+        let (_, rest) = self.base_url.split_once("://").unwrap_or(("", &self.base_url));
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+        rest.split_once('/').map_or(rest, |(host, _)| host).to_owned()
     }
 
     /// The URL as it was given; of the database `postgres` when the server is ours.
@@ -300,6 +285,13 @@ mod tests {
             assert_eq!(with_database(url, "x"), wanted);
             let parsed: tokio_postgres::Config = wanted.parse().expect("a valid URL");
             assert_eq!(parsed.get_dbname(), Some("x"));
+        }
+    }
+
+    #[test]
+    fn host_of_a_url_is_found() {
+        for (url, wanted) in [("postgres://u:p@h:5432/x?a=b", "h:5432"), ("postgres://h", "h")] {
+            assert_eq!(Postgres::external(url).host(), wanted);
         }
     }
 
