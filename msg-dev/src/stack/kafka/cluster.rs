@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{MutexGuard, PoisonError};
 
 use tokio::net::TcpStream;
 
@@ -29,12 +30,17 @@ impl Cluster {
         self.logs.join(format!("kafka-{}.log", broker.id))
     }
 
+    /// The users with their passwords.
+    pub(super) fn users(&self) -> MutexGuard<'_, Vec<(String, String)>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Written anew at every start, since the ports are others. KRaft keeps the voters' ids, not their addresses.
     pub(super) fn write_settings(&self, broker: &Broker) -> Result<(), StackError> {
         let node = self.node(broker);
         fs::create_dir_all(&node).map_err(StackError::io("create", &node))?;
         let voters: Vec<String> = self.brokers.iter().map(|one| format!("{}@{}", one.id, one.controller)).collect();
-        let more = settings::users(broker, &self.users).into_iter().chain(self.settings.clone());
+        let more = settings::users(broker, &self.users()).into_iter().chain(self.settings.clone());
         let text = settings::server_properties(broker, &voters, &self.data(broker), &more.collect::<Vec<_>>());
         let path = self.settings(broker);
         fs::write(&path, text).map_err(StackError::io("write", path))?;

@@ -36,8 +36,9 @@ pub struct ClusterOptions {
     pub networks: Vec<String>,
     /// Further settings of each broker; a later value counts.
     pub settings: Vec<(String, String)>,
-    /// Users that log in with a password at [`Kafka::bootstrap_for_users`]. With any, an authorizer decides what they may do:
-    /// nothing until a right is granted ([`Kafka::grant`]). Who connects without a password may do anything.
+    /// Users that log in with a password, at [`Kafka::bootstrap_for_users`] and over each network but the brokers' own. With any,
+    /// an authorizer decides what they may do: nothing until a right is granted ([`Kafka::grant`]). Who connects without a
+    /// password may do anything.
     pub users: Vec<String>,
 }
 
@@ -81,7 +82,8 @@ struct Cluster {
     logs: PathBuf,
     brokers: Vec<Broker>,
     settings: Vec<(String, String)>,
-    users: Vec<String>,
+    /// With their passwords.
+    users: Mutex<Vec<(String, String)>>,
 }
 
 #[derive(Debug)]
@@ -119,7 +121,8 @@ impl Kafka {
         };
         let brokers = (1..=brokers).map(broker).collect::<Result<Vec<_>, StackError>>()?;
         let bootstrap = brokers.iter().map(|broker| broker.client.to_string()).collect::<Vec<_>>().join(",");
-        let (settings, users) = (options.settings.clone(), options.users.clone());
+        let users = options.users.iter().map(|user| (user.clone(), rights::password(user))).collect();
+        let (settings, users) = (options.settings.clone(), Mutex::new(users));
         let cluster = Cluster { home, folder: folder.to_owned(), logs: logs.to_owned(), brokers, settings, users };
         for broker in &cluster.brokers {
             cluster.write_settings(broker)?;

@@ -62,14 +62,18 @@ impl Right {
     }
 }
 
-/// The password of a user of a cluster of ours.
+/// The password that a user of a cluster of ours has at first.
 pub fn password(user: &str) -> String {
     format!("{user}-secret")
 }
 
 /// librdkafka's settings with which a client logs in as this user, as KAFKA_PROPERTIES.
 pub fn login(user: &str) -> String {
-    let password = password(user);
+    login_with(user, &password(user))
+}
+
+/// The same with this password.
+pub fn login_with(user: &str, password: &str) -> String {
     format!("security.protocol=sasl_plaintext,sasl.mechanisms=PLAIN,sasl.username={user},sasl.password={password}")
 }
 
@@ -79,6 +83,15 @@ impl Kafka {
     pub fn bootstrap_for_users(&self) -> String {
         let brokers = self.cluster.iter().flat_map(|cluster| &cluster.brokers);
         brokers.filter_map(|broker| broker.users.as_ref().map(ToString::to_string)).collect::<Vec<_>>().join(",")
+    }
+
+    /// Gives a user another password, which counts from each broker's next start on.
+    pub fn set_password(&self, user: &str, password: &str) -> Result<(), StackError> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        for (_, known) in cluster.users().iter_mut().filter(|(name, _)| name == user) {
+            password.clone_into(known);
+        }
+        cluster.brokers.iter().try_for_each(|broker| cluster.write_settings(broker))
     }
 
     /// Grants these rights. They hold when this returns, at the broker that was asked.

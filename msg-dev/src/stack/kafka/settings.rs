@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use super::rights::password;
 use super::{BETWEEN_BROKERS, Broker, Leg};
 use crate::stack::ports::Port;
 
@@ -20,19 +19,26 @@ pub(super) const LOG4J: &str = r#"<Configuration status="WARN" shutdownHook="dis
 const USERS: &str = "USERS";
 
 /// With users, what each may do is decided by Kafka's own authorizer; who has no name, the brokers among them, may do anything.
-pub(super) fn users(broker: &Broker, users: &[String]) -> Vec<(String, String)> {
+pub(super) fn users(broker: &Broker, users: &[(String, String)]) -> Vec<(String, String)> {
     if broker.users.is_none() {
         return Vec::new();
     }
-    let known: String = users.iter().map(|user| format!(" user_{user}=\"{}\"", password(user))).collect();
-    let module = "org.apache.kafka.common.security.plain.PlainLoginModule";
+    let known: String = users.iter().map(|(user, password)| format!(" user_{user}=\"{password}\"")).collect();
+    let login = format!("org.apache.kafka.common.security.plain.PlainLoginModule required{known};");
     let settings = [
-        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned()),
-        ("super.users", "User:ANONYMOUS".to_owned()),
-        ("sasl.enabled.mechanisms", "PLAIN".to_owned()),
-        ("listener.name.users.plain.sasl.jaas.config", format!("{module} required{known};")),
+        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+        ("super.users", "User:ANONYMOUS"),
+        ("sasl.enabled.mechanisms", "PLAIN"),
     ];
-    settings.map(|(key, value)| (key.to_owned(), value)).to_vec()
+    let networks = broker.legs.iter().filter(|leg| asks_for_login(broker, leg)).map(|leg| leg.network.as_str());
+    let logins = networks.chain([USERS]).map(|listener| {
+        (format!("listener.name.{}.plain.sasl.jaas.config", listener.to_ascii_lowercase()), login.clone())
+    });
+    settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().chain(logins).collect()
+}
+
+fn asks_for_login(broker: &Broker, leg: &Leg) -> bool {
+    broker.users.is_some() && leg.network != BETWEEN_BROKERS
 }
 
 pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path, more: &[(String, String)]) -> String {
@@ -41,7 +47,8 @@ pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path,
     let listeners = |port: fn(&Leg) -> &Port| {
         legs.iter().map(move |leg| format!(",{}://{}", leg.network, port(leg))).collect::<String>()
     };
-    let mut protocols: String = legs.iter().map(|leg| format!(",{}:PLAINTEXT", leg.network)).collect();
+    let protocol = |leg: &Leg| if asks_for_login(broker, leg) { "SASL_PLAINTEXT" } else { "PLAINTEXT" };
+    let mut protocols: String = legs.iter().map(|leg| format!(",{}:{}", leg.network, protocol(leg))).collect();
     let at = users.as_ref().map_or_else(String::new, |port| format!(",{USERS}://{port}"));
     if users.is_some() {
         protocols.push_str(&format!(",{USERS}:SASL_PLAINTEXT"));
