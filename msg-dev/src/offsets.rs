@@ -1,7 +1,7 @@
 //! Owns what the demo and the lab ask of Kafka: where each partition ends, and what the transfer's group has committed.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -17,7 +17,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A client in the name of the transfer's group that never joins it.
 #[derive(Clone)]
 pub(crate) struct Offsets {
-    consumer: Arc<BaseConsumer<Quiet>>,
+    config: ClientConfig,
+    consumer: Arc<Mutex<Arc<BaseConsumer<Quiet>>>>,
     topic: String,
     partitions: Arc<AtomicI32>,
 }
@@ -36,13 +37,17 @@ impl Offsets {
     pub(crate) fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<Offsets, KafkaError> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", bootstrap).set("group.id", group).set("client.id", "msg-dev");
-        let consumer = Arc::new(config.create_with_context(Quiet)?);
-        Ok(Offsets { consumer, topic: topic.to_owned(), partitions: Arc::new(AtomicI32::new(partitions)) })
+        let consumer = Arc::new(Mutex::new(Arc::new(config.create_with_context(Quiet)?)));
+        Ok(Offsets { config, consumer, topic: topic.to_owned(), partitions: Arc::new(AtomicI32::new(partitions)) })
     }
 
     /// From now on the topic has so many partitions.
     pub(crate) fn grown_to(&self, partitions: i32) {
         self.partitions.store(partitions, Ordering::Relaxed);
+    }
+
+    fn consumer(&self) -> MutexGuard<'_, Arc<BaseConsumer<Quiet>>> {
+        self.consumer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn partitions(&self) -> std::ops::Range<i32> {
@@ -51,13 +56,13 @@ impl Offsets {
 
     /// The next offset to read by the group, a partition; 0 where nothing was committed.
     pub(crate) async fn committed(&self) -> Result<Vec<i64>, KafkaError> {
-        self.ask(|this| {
+        self.ask(|this, consumer| {
             let mut asked = TopicPartitionList::new();
             let partitions = this.partitions();
             for partition in partitions.clone() {
                 asked.add_partition(&this.topic, partition);
             }
-            let answer = this.consumer.committed_offsets(asked, ANSWER_WITHIN)?;
+            let answer = consumer.committed_offsets(asked, ANSWER_WITHIN)?;
             let next = |partition| match answer.find_partition(&this.topic, partition).map(|found| found.offset()) {
                 Some(Offset::Offset(offset)) => offset,
                 _ => 0,
@@ -69,9 +74,8 @@ impl Offsets {
 
     /// The offset that the next record of each partition gets.
     pub(crate) async fn ends(&self) -> Result<Vec<i64>, KafkaError> {
-        self.ask(|this| {
-            let end =
-                |partition| this.consumer.fetch_watermarks(&this.topic, partition, ANSWER_WITHIN).map(|(_, end)| end);
+        self.ask(|this, consumer| {
+            let end = |partition| consumer.fetch_watermarks(&this.topic, partition, ANSWER_WITHIN).map(|(_, end)| end);
             this.partitions().map(end).collect()
         })
         .await
@@ -80,14 +84,16 @@ impl Offsets {
     /// The client blocks, so it is asked on a thread for that.
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Offsets) -> KafkaResult<T> + Send + 'static,
+        question: impl FnOnce(&Offsets, &BaseConsumer<Quiet>) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, KafkaError> {
         let this = self.clone();
         let ask = move || {
-            let answer = question(&this);
+            let consumer = Arc::clone(&this.consumer());
+            let answer = question(&this, &consumer);
             if answer.is_err() {
-                // By itself the client looks again for leaders, and for new partitions, only every five minutes.
-                let _ = this.consumer.fetch_metadata(Some(&this.topic), ANSWER_WITHIN);
+                // By itself the client looks again for leaders, and for new partitions, only every five minutes. When all brokers were
+                // away at the same time, it may not find them again at all.
+                *this.consumer() = Arc::new(this.config.create_with_context(Quiet)?);
             }
             answer
         };
