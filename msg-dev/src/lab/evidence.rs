@@ -32,6 +32,10 @@ pub(crate) struct Evidence {
     pub(crate) poison: Vec<(i32, i64)>,
     /// When the topic was deleted and made anew, in order.
     pub(crate) topics: Vec<NewTopic>,
+    /// Where the end of a log was lost, in order.
+    pub(crate) truncations: Vec<Truncation>,
+    /// What each transfer's process counted as lost at the last look, a partition.
+    pub(crate) lost_offsets: Vec<LostOffsets>,
     /// When partitions were added, and the number that the gateways use from then on.
     pub(crate) growths: Vec<(Nanos, i32)>,
     /// What was broken, in order.
@@ -42,7 +46,7 @@ pub(crate) struct Evidence {
     pub(crate) lag: Vec<(Nanos, Option<i64>)>,
     /// The limits that samples are held against.
     pub(crate) limits: Vec<Limit>,
-    /// What each transfer said of its health, about once a second.
+    /// What each service said of its health, about once a second.
     pub(crate) health: Vec<Health>,
     /// Which partitions had records that were not committed, about once a second while Kafka responded.
     pub(crate) waiting: Vec<Waiting>,
@@ -55,6 +59,8 @@ pub(crate) struct Health {
     /// `transfer-3`.
     pub(crate) process: String,
     pub(crate) ready: bool,
+    /// Its text where it is not ready.
+    pub(crate) reason: String,
 }
 
 /// How far each partition had come, by partition.
@@ -143,6 +149,28 @@ pub(crate) struct NewTopic {
     pub(crate) made: Nanos,
 }
 
+/// The end of a partition's log that was lost in all replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Truncation {
+    pub(crate) partition: i32,
+    /// All brokers were stopped from then on,
+    pub(crate) at: Nanos,
+    /// and not started again before then.
+    pub(crate) over: Nanos,
+    /// The first offset that was lost, and the one behind the last.
+    pub(crate) end: i64,
+    pub(crate) was: i64,
+    /// The progress row while no transfer ran: what is above was lost before anybody read it.
+    pub(crate) stored: i64,
+}
+
+/// `msg_transfer_lost_offsets_total`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LostOffsets {
+    pub(crate) partition: i32,
+    pub(crate) count: f64,
+}
+
 /// Something that was broken on purpose.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fault {
@@ -161,6 +189,17 @@ pub(crate) struct Fault {
     pub(crate) no_ok: bool,
     /// Processes that were killed with SIGKILL.
     pub(crate) kills: u32,
+    /// What has to be said of it while it is in force.
+    pub(crate) says: Vec<Says>,
+}
+
+/// A cause that health has to name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Says {
+    /// One of those whose names begin so.
+    pub(crate) process: String,
+    /// All of these are in the text of `/readyz`, which does not answer "ready".
+    pub(crate) words: Vec<String>,
 }
 
 /// How large one process was.

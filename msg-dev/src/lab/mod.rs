@@ -2,6 +2,7 @@
 //! The order of things is here; each thing is in a file of its own.
 #![allow(clippy::print_stdout, reason = "a command line tool that tells what it does and finds")]
 
+mod accounts;
 pub(crate) mod args;
 mod check;
 mod disk;
@@ -96,6 +97,7 @@ fn take_over(observer: &Observer, evidence: &mut Evidence) {
     evidence.lag = std::mem::take(&mut observed.lag);
     evidence.health = std::mem::take(&mut observed.health);
     evidence.waiting = std::mem::take(&mut observed.waiting);
+    evidence.lost_offsets = std::mem::take(&mut observed.lost_offsets).into_values().collect();
     evidence.foreign.append(&mut observed.ended);
 }
 
@@ -218,6 +220,7 @@ impl Lab {
             evidence.faults.push(fault);
             evidence.poison.extend(struck.seen.poison);
             evidence.topics.extend(struck.seen.topic);
+            evidence.truncations.extend(struck.seen.truncation);
             evidence.growths.extend(struck.seen.growth);
         }
         Ok(())

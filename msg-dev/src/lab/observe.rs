@@ -1,5 +1,6 @@
 //! Watches while the load runs: follows the histories, measures the processes, asks for offsets, and starts again what ended by itself.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use msg_dev::stack::Process;
 
 use super::error::LabError;
-use super::evidence::{Clock, Commits, Health, Sample, Waiting};
+use super::evidence::{Clock, Commits, Health, LostOffsets, Sample, Waiting};
 use super::history::{Book, Event, Nanos, Tail, now};
 use super::world::{Node, World};
 
@@ -24,6 +25,8 @@ pub(crate) struct Observed {
     pub(crate) lag: Vec<(Nanos, Option<i64>)>,
     pub(crate) health: Vec<Health>,
     pub(crate) waiting: Vec<Waiting>,
+    /// By process and partition.
+    pub(crate) lost_offsets: BTreeMap<(u32, i32), LostOffsets>,
     /// Processes that ended though nobody had told them to.
     pub(crate) ended: Vec<String>,
 }
@@ -122,10 +125,14 @@ impl Observer {
             _ => ("msg_transfer_inflight_records", "msg_transfer_inflight_bytes"),
         };
         let inflight = value(&metrics, count).zip(value(&metrics, bytes));
-        if kind == "transfer" && !metrics.is_empty() {
-            // One whose admin port does not respond says nothing, which is not "ready".
-            let health = Health { at: now(), process: node.name().to_owned(), ready: service.is_ready().await };
-            self.observed().health.push(health);
+        for lost in lost_offsets(&metrics) {
+            self.observed().lost_offsets.insert((process.pid(), lost.partition), lost);
+        }
+        // One whose admin port does not respond says nothing, which is not "ready".
+        if !metrics.is_empty() {
+            let (ready, text) = service.readiness().await.unwrap_or_default();
+            let reason = if ready { String::new() } else { text };
+            self.observed().health.push(Health { at: now(), process: node.name().to_owned(), ready, reason });
         }
         self.observed().samples.extend(sample(node.name().to_owned(), &process, inflight));
         Ok(())
@@ -186,6 +193,15 @@ fn sample(process: String, of: &Process, inflight: Option<(f64, f64)>) -> Option
     })
 }
 
+/// What a transfer counts as lost, by partition.
+fn lost_offsets(metrics: &str) -> impl Iterator<Item = LostOffsets> {
+    metrics.lines().filter_map(|line| {
+        let rest = line.strip_prefix("msg_transfer_lost_offsets_total{partition=\"")?;
+        let (partition, count) = rest.split_once("\"} ")?;
+        Some(LostOffsets { partition: partition.parse().ok()?, count: count.trim().parse().ok()? })
+    })
+}
+
 /// The value of a gauge without labels.
 fn value(metrics: &str, name: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
@@ -194,6 +210,12 @@ fn value(metrics: &str, name: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_offsets_are_read_by_partition() {
+        let metrics = "msg_transfer_lost_offsets_total{partition=\"3\"} 20\nmsg_transfer_lost_offsets_totals 1\n";
+        assert_eq!(lost_offsets(metrics).collect::<Vec<_>>(), [LostOffsets { partition: 3, count: 20.0 }]);
+    }
 
     #[test]
     fn a_gauge_is_found_by_its_whole_name() {

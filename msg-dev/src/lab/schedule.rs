@@ -48,8 +48,11 @@ impl Schedule {
                 quick
             }
             Some(Plan::Random) => {
-                // What changes the topic for good is done once, not again and again.
-                let once = [One::GrowTopic, One::RecreateTopic].map(Kind::One);
+                // What changes the topic for good is done once, not again and again. What copies the whole database, or stops all
+                // transfers until a batch is found, has the lab to itself.
+                let once =
+                    [One::GrowTopic, One::RecreateTopic, One::DemotePrimary, One::FreezePrimary, One::DamageBatch];
+                let once = once.map(Kind::One);
                 Kind::all().into_iter().filter(|kind| !once.contains(kind)).collect()
             }
             Some(Plan::Kills) => ones(&[
@@ -100,10 +103,7 @@ impl Schedule {
     /// What the stack must have for all of them.
     pub(crate) fn needs(&self) -> Needs {
         let all = self.kinds.iter().map(|kind| kind.needs());
-        all.fold(Needs::default(), |all, one| Needs {
-            proxies: all.proxies | one.proxies,
-            disks: all.disks | one.disks,
-        })
+        all.fold(Needs::default(), Needs::and)
     }
 }
 

@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use msg_dev::stack::kafka::BETWEEN_BROKERS;
-use msg_dev::stack::{ClusterOptions, Port, Proxies, Service, ServiceSpec, Stack, StackError, StackOptions, pipe};
+use msg_dev::stack::{
+    ClusterOptions, Port, Postgres, Proxies, Service, ServiceSpec, Stack, StackError, StackOptions, pipe,
+};
 
+use super::accounts::{Accounts, GATEWAY, TRANSFER, USERS, kafka_rights};
 use super::args::LabArgs;
 use super::disk::Disk;
 use super::error::LabError;
@@ -18,7 +21,7 @@ use crate::offsets::Offsets;
 /// The topic, the group and the database.
 pub(crate) const TOPIC: &str = "msgs";
 pub(crate) const GROUP: &str = "msg-transfer";
-const DATABASE: &str = "msg";
+pub(crate) const DATABASE: &str = "msg";
 /// Partitions of the topic at first.
 pub(crate) const PARTITIONS: i32 = 12;
 /// Gateways, and transfers at most.
@@ -46,6 +49,10 @@ pub(crate) struct World {
     /// How many partitions the topic has.
     pub(crate) partitions: AtomicI32,
     pub(crate) database_url: String,
+    /// Another server, which the services know as their second host. It runs only while a fault makes it a standby.
+    pub(crate) standby: Option<Postgres>,
+    /// As whom the services log in, if they do.
+    pub(crate) accounts: Option<Accounts>,
     pub(crate) postgres_disk: Option<Disk>,
     pub(crate) broker_disk: Option<Disk>,
     /// Where the gateways serve clients, in front of the proxies if there are any.
@@ -116,6 +123,11 @@ impl Node {
         self.service().stop().await.is_none_or(|status| status.success())
     }
 
+    /// As it is started unless a fault changes it for a while.
+    pub(crate) fn spec(&self) -> ServiceSpec {
+        self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// From the next start on with another setting, for good.
     pub(crate) fn set(&self, name: &str, value: impl ToString) -> Result<(), StackError> {
         let mut spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,10 +151,11 @@ impl World {
         let networks = if needs.proxies { KAFKA_NETWORKS.map(str::to_owned).to_vec() } else { Vec::new() };
         // A follower that does not follow is out of sync after this long; Kafka's own 30 s are longer than most faults.
         let settings = vec![("replica.lag.time.max.ms".to_owned(), "8000".to_owned())];
+        let users = if needs.accounts { USERS.map(str::to_owned).to_vec() } else { Vec::new() };
         let options = StackOptions {
             cache: args.fetch.folder(),
             brokers: BROKERS,
-            cluster: ClusterOptions { networks, settings, ..ClusterOptions::default() },
+            cluster: ClusterOptions { networks, settings, users },
             fresh: true,
             ..StackOptions::new(&folder)
         };
@@ -165,6 +178,18 @@ impl World {
         stack.launch().await?;
         stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
         let database_url = stack.postgres().ensure_database(DATABASE).await?;
+        let accounts = match needs.accounts {
+            true => Some(Accounts::new(folder.join("accounts"))?),
+            false => None,
+        };
+        if let Some(accounts) = &accounts {
+            accounts.create_roles(stack.postgres(), &stack.postgres().connect(&database_url).await?).await?;
+            stack.kafka().grant(USERS.iter().flat_map(|user| kafka_rights(user)).collect()).await?;
+        }
+        let standby = match needs.standby {
+            true => Some(stack.postgres().beside(&folder.join("standby"))?),
+            false => None,
+        };
         let offsets = Offsets::new(stack.kafka().bootstrap(), GROUP, TOPIC, PARTITIONS)?;
         let mut world = World {
             stack,
@@ -176,6 +201,8 @@ impl World {
             offsets,
             partitions: AtomicI32::new(PARTITIONS),
             database_url,
+            standby,
+            accounts,
             postgres_disk,
             broker_disk,
             fronts: Vec::new(),
@@ -191,25 +218,35 @@ impl World {
         let mut postgres = Vec::new();
         for network in POSTGRES_NETWORKS {
             let port = pipe::free_port()?;
-            let url = match &self.proxies {
-                Some(proxies) => {
-                    let server: tokio_postgres::Config = self.database_url.parse()?;
-                    let number = server.get_ports().first().copied().unwrap_or(5432);
-                    proxies.add(network, port.addr(), ([127, 0, 0, 1], number).into()).await?;
-                    self.database_url.replacen(&format!("127.0.0.1:{number}"), &port.to_string(), 1)
-                }
-                None => self.database_url.clone(),
+            let mut host = self.stack.postgres().host();
+            if let Some(proxies) = &self.proxies {
+                let server = host.parse().map_err(|_| LabError::Setting(format!("{host} is no address")))?;
+                proxies.add(network, port.addr(), server).await?;
+                host = port.to_string();
+            }
+            let (more, parameters) = match &self.standby {
+                Some(standby) => (format!(",{}", standby.host()), "?target_session_attrs=read-write"),
+                None => (String::new(), ""),
             };
-            postgres.push((url, port));
+            postgres.push((format!("{host}{more}/{DATABASE}{parameters}"), port));
         }
-        let kafka = |network: &str| match &self.proxies {
-            Some(_) => self.stack.kafka().bootstrap_over(network),
-            None => self.stack.kafka().bootstrap().to_owned(),
+        let kafka = |network: &str| match (&self.proxies, &self.accounts) {
+            (Some(_), _) => self.stack.kafka().bootstrap_over(network),
+            (None, Some(_)) => self.stack.kafka().bootstrap_for_users(),
+            (None, None) => self.stack.kafka().bootstrap().to_owned(),
+        };
+        let kafka = [kafka("GATEWAYS"), kafka("TRANSFERS"), kafka("TRANSFER1")];
+        let mut login = |spec: ServiceSpec, user, network: usize| {
+            let (url, spec) = (&postgres[network].0, spec.env("KAFKA_BROKERS", &kafka[network]));
+            match &mut self.accounts {
+                Some(accounts) => accounts.configure(spec, user, POSTGRES_NETWORKS[network], url),
+                None => Ok(spec.env("DATABASE_URL", format!("postgres://postgres@{url}"))),
+            }
         };
         for number in 1..=GATEWAYS {
-            let plan = self.stack.pipe(TOPIC, PARTITIONS, &postgres[0].0);
+            let plan = self.stack.pipe(TOPIC, PARTITIONS, &self.database_url);
             let plan = plan.gateway(&format!("gateway-{number}"), pipe::free_port()?)?;
-            let spec = plan.spec.env("KAFKA_BROKERS", kafka("GATEWAYS")).env("LOG_FORMAT", "text");
+            let spec = login(plan.spec, GATEWAY, 0)?.env("LOG_FORMAT", "text");
             // Watches bring what no hint told of within 5 s: the checker asks for it.
             let spec = spec.env("LOOK_INTERVAL", "5s");
             let spec = args.gateway_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
@@ -228,12 +265,10 @@ impl World {
             self.fronts.push(front);
         }
         for number in 1..=TRANSFERS {
-            let (url, network) = match number {
-                1 => (&postgres[2].0, "TRANSFER1"),
-                _ => (&postgres[1].0, "TRANSFERS"),
-            };
-            let plan = self.stack.pipe(TOPIC, PARTITIONS, url).transfer(&format!("transfer-{number}"))?;
-            let spec = plan.spec.env("GROUP_ID", GROUP).env("KAFKA_BROKERS", kafka(network)).env("LOG_FORMAT", "text");
+            let network = if number == 1 { 2 } else { 1 };
+            let plan =
+                self.stack.pipe(TOPIC, PARTITIONS, &self.database_url).transfer(&format!("transfer-{number}"))?;
+            let spec = login(plan.spec, TRANSFER, network)?.env("GROUP_ID", GROUP).env("LOG_FORMAT", "text");
             let spec = spec.env("SESSION_TIMEOUT", SESSION_TIMEOUT).env("DRAIN_TIMEOUT", "3s");
             let spec = args.transfer_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
             let mut ports = vec![plan.admin];
@@ -247,9 +282,12 @@ impl World {
         Ok(())
     }
 
-    async fn launch_services(&self) -> Result<(), StackError> {
+    async fn launch_services(&self) -> Result<(), LabError> {
         // The first one migrates.
         self.transfers[0].start().await?;
+        if self.accounts.is_some() {
+            Accounts::grant_tables(&self.database().await?).await?;
+        }
         let others = self.transfers[1..self.scale.load(Ordering::Relaxed)].iter();
         futures_util::future::try_join_all(others.chain(&self.gateways).map(Node::start)).await?;
         Ok(())
@@ -271,6 +309,20 @@ impl World {
             futures_util::future::join_all(changed.iter().map(Node::stop)).await;
         }
         Ok(())
+    }
+
+    /// Runs a command of a service's with its settings to the end.
+    pub(crate) async fn command(&self, node: &Node, args: &[&str]) -> Result<(), LabError> {
+        let mut spec = args.iter().fold(node.spec(), |spec, arg| spec.arg(*arg));
+        (spec.name, spec.admin) = (args.join("-"), None);
+        spec.env.retain(|(name, _)| name != "ADMIN_LISTEN");
+        let service = Service::new(spec, self.stack.logs())?;
+        service.launch()?;
+        let status = service.wait().await?;
+        match status.success() {
+            true => Ok(()),
+            false => Err(LabError::Setting(format!("{} ended with {status}", service.name()))),
+        }
     }
 
     /// Where the clients reach the gateways.

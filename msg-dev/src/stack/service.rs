@@ -113,9 +113,15 @@ impl Service {
     /// Whether `/readyz` answers 200 now. A service without an admin port is ready when it runs.
     pub async fn is_ready(&self) -> bool {
         match self.spec.admin {
-            Some(admin) => matches!(http_get(admin, "/readyz").await, Ok((200, _))),
+            Some(_) => self.readiness().await.is_some_and(|(ready, _)| ready),
             None => self.process().is_some_and(|process| process.exit_status().is_none()),
         }
+    }
+
+    /// Whether `/readyz` answers 200 now, and its text; none without an answer.
+    pub async fn readiness(&self) -> Option<(bool, String)> {
+        let (status, text) = http_get(self.spec.admin?, "/readyz").await.ok()?;
+        Some((status == 200, text))
     }
 
     /// The text of `/metrics`.

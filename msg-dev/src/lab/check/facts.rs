@@ -1,10 +1,10 @@
-//! Owns what every check looks things up in: the rows by inbox and seq, which message each is, and which incarnation of the topic
-//! a place belongs to.
+//! Owns what every check looks things up in: the rows by inbox and seq, which message each is, and which incarnation of its
+//! partition a place belongs to.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::super::evidence::{DeadLetter, Evidence, Row};
+use super::super::evidence::{DeadLetter, Evidence, NewTopic, Row, Truncation};
 use super::super::history::{Attempt, Book, Nanos, Outcome};
 
 /// How long the gateway waits for a broker's answer before it sends a record again.
@@ -77,18 +77,30 @@ impl<'a> Facts<'a> {
     }
 
     /// The attempts of a message whose records must become its row, or a repeat of it: those that were accepted, but not those
-    /// that were kept aside or went with the topic.
+    /// that were kept aside or that the lab destroyed in Kafka.
     pub(super) fn delivered(&self, message: u32) -> impl Iterator<Item = &'a Attempt> {
-        self.book.attempts_of(message).filter(|attempt| is_accepted(attempt) && !self.went_with_topic(attempt))
+        self.book.attempts_of(message).filter(|attempt| is_accepted(attempt) && !self.was_destroyed(attempt))
     }
 
-    /// Whether the record of an accepted attempt can have been above the progress when its topic was deleted.
-    pub(super) fn went_with_topic(&self, attempt: &Attempt) -> bool {
+    /// Whether the record of an accepted attempt can have been above the progress when its topic was deleted, or when the end of its
+    /// partition's log was lost.
+    pub(super) fn was_destroyed(&self, attempt: &Attempt) -> bool {
         let Some((partition, offset)) = attempt.outcome.place() else { return false };
-        let incarnations = self.incarnations(attempt.sent, attempt.told.unwrap_or(Nanos::MAX));
-        let above = |progress: &[i64]| offset < 0 || offset >= at(progress, partition);
-        let mut topics = self.evidence.topics.iter().enumerate();
-        topics.any(|(index, topic)| incarnations.contains(&index) && above(&topic.progress))
+        let (sent, told) = (attempt.sent, attempt.told.unwrap_or(Nanos::MAX));
+        let above = |progress: i64| offset < 0 || offset >= progress;
+        // It can be in each topic that was not made anew yet when it was sent, up to the one that was there when it was told.
+        let topics = &self.evidence.topics;
+        let current = topics.iter().filter(|topic| topic.deleted < told).count();
+        let with_topic = |topic: &NewTopic| topic.made > sent && above(at(&topic.progress, partition));
+        let with_tail =
+            |cut: &Truncation| cut.partition == partition && cut.over > sent && above(cut.stored.max(cut.end));
+        topics.iter().take(current + 1).any(with_topic) || self.evidence.truncations.iter().any(with_tail)
+    }
+
+    /// Whether offsets of the partition were given out twice.
+    pub(super) fn begins_again(&self, partition: i32) -> bool {
+        let cut = |cut: &Truncation| cut.partition == partition;
+        !self.evidence.topics.is_empty() || self.evidence.truncations.iter().any(cut)
     }
 
     /// Whether the record of an accepted attempt can be in Kafka twice, and its answer name the second: an idempotent producer that has
@@ -99,33 +111,31 @@ impl<'a> Facts<'a> {
         waited && is_accepted(attempt) && !self.book.attempts_of(attempt.message).any(not_sent)
     }
 
-    /// In which incarnation of the topic, counted from 0, the record of an attempt is; none where it can be in either.
+    /// In which incarnation of its partition, counted from 0, the record of an attempt is; none where it can be in either.
     pub(super) fn incarnation(&self, attempt: &Attempt) -> Option<usize> {
-        self.incarnation_between(attempt.sent, attempt.told.unwrap_or(Nanos::MAX))
+        self.incarnation_between(attempt.outcome.place()?, attempt.sent, attempt.told.unwrap_or(Nanos::MAX))
     }
 
     /// In which one the record of a row was.
     pub(super) fn incarnation_of_row(&self, row: &Row, message: u32) -> Option<usize> {
-        let first = self.book.attempts_of(message).next()?.sent;
-        self.incarnation_between(first, self.evidence.clock.nanos(row.stored)).or_else(|| {
-            let place = Some((row.partition, row.offset));
-            let mut same = self.book.attempts_of(message).filter(|attempt| self::place(attempt) == place);
+        let (here, first) = ((row.partition, row.offset), self.book.attempts_of(message).next()?.sent);
+        self.incarnation_between(here, first, self.evidence.clock.nanos(row.stored)).or_else(|| {
+            let mut same = self.book.attempts_of(message).filter(|attempt| place(attempt) == Some(here));
             let found = self.incarnation(same.next()?)?;
             same.all(|attempt| self.incarnation(attempt) == Some(found)).then_some(found)
         })
     }
 
-    /// In which one something was that began and ended then.
-    pub(super) fn incarnation_between(&self, began: Nanos, ended: Nanos) -> Option<usize> {
-        let incarnations = self.incarnations(began, ended);
-        (incarnations.len() == 1).then_some(incarnations.start)
-    }
-
-    fn incarnations(&self, began: Nanos, ended: Nanos) -> Range<usize> {
-        let topics = &self.evidence.topics;
-        let least = topics.iter().filter(|topic| topic.made <= began).count();
-        let most = topics.iter().filter(|topic| topic.deleted < ended).count();
-        least..most + 1
+    /// In which one a place was that something named which began and ended then. A partition has another incarnation when the topic
+    /// is made anew, and when the end of its log is lost: of that, from the lost offsets on.
+    pub(super) fn incarnation_between(&self, place: Place, began: Nanos, ended: Nanos) -> Option<usize> {
+        let Evidence { topics, truncations, .. } = self.evidence;
+        let cuts = || truncations.iter().filter(|cut| cut.partition == place.0);
+        let least = topics.iter().filter(|topic| topic.made <= began).count()
+            + cuts().filter(|cut| cut.over <= began && place.1 >= cut.end).count();
+        let most = topics.iter().filter(|topic| topic.deleted < ended).count()
+            + cuts().filter(|cut| cut.at < ended && place.1 >= cut.end).count();
+        (least == most).then_some(least)
     }
 
     /// A message in words.

@@ -1,4 +1,5 @@
-//! Owns P8: whether the transfers said that something is wrong while records waited and none was stored.
+//! Owns P8: whether the transfers said that something is wrong while records waited and none was stored, and whether the cause of
+//! a fault was named.
 
 use std::collections::HashMap;
 
@@ -11,9 +12,14 @@ const WITHIN: Nanos = 40_000_000_000;
 /// What was said this long before still counts as said now.
 const FRESH: Nanos = 3_000_000_000;
 
-/// P8. A partition is blocked from the moment on since which it had records that are not committed, its committed offset stayed the
+/// P8.
+pub(super) fn check(evidence: &Evidence) -> [Finding; 2] {
+    [waiting(evidence), named(evidence)]
+}
+
+/// A partition is blocked from the moment on since which it had records that are not committed, its committed offset stayed the
 /// same, and every transfer was ready.
-pub(super) fn check(evidence: &Evidence) -> Finding {
+fn waiting(evidence: &Evidence) -> Finding {
     let mut finding =
         Finding::new("P8", "no transfer is ready while records wait and none of their partition is stored");
     let mut samples: Vec<&Waiting> = evidence.waiting.iter().collect();
@@ -52,10 +58,36 @@ pub(super) fn check(evidence: &Evidence) -> Finding {
     finding
 }
 
+/// A fault that lasts long enough is named in time by a process that is not ready.
+fn named(evidence: &Evidence) -> Finding {
+    let mut finding = Finding::new("P8", "what was broken is named by health, by a process that is not ready");
+    for fault in evidence.faults.iter().filter(|fault| fault.over >= fault.broken + WITHIN) {
+        for says in &fault.says {
+            let names = |health: &&Health| {
+                !health.ready
+                    && health.process.starts_with(&says.process)
+                    && says.words.iter().all(|word| health.reason.contains(word))
+            };
+            let in_time = fault.began..=fault.broken + WITHIN;
+            let said = || evidence.health.iter().filter(|health| in_time.contains(&health.at));
+            finding.check(said().any(|health| names(&health)), || {
+                let said = said().rfind(|health| !health.ready && health.process.starts_with(&says.process));
+                let said = said.map(|health| &health.reason);
+                format!(
+                    "{} of {}: no {} said {:?}; the last said {said:?}",
+                    fault.name, fault.target, says.process, says.words
+                )
+            });
+        }
+    }
+    finding
+}
+
 /// The last word of each transfer just before.
 fn said(evidence: &Evidence, at: Nanos) -> Vec<&Health> {
     let mut last: HashMap<&str, &Health> = HashMap::new();
-    for health in evidence.health.iter().filter(|health| health.at <= at && health.at + FRESH >= at) {
+    let transfers = evidence.health.iter().filter(|health| health.process.starts_with("transfer"));
+    for health in transfers.filter(|health| health.at <= at && health.at + FRESH >= at) {
         let known = last.entry(&health.process).or_insert(health);
         if known.at <= health.at {
             *known = health;

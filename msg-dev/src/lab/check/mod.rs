@@ -69,7 +69,7 @@ pub(crate) fn check(book: &Book, evidence: &Evidence) -> Vec<Finding> {
     findings.extend(offsets::check(&facts));
     findings.extend(truth::check(&facts));
     findings.extend(bounds::check(evidence));
-    findings.push(health::check(evidence));
+    findings.extend(health::check(evidence));
     findings
 }
 

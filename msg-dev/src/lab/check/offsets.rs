@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::super::evidence::Commits;
+use super::super::history::Nanos;
 use super::Finding;
 use super::facts::{Facts, Place, at, place, place_name};
 
@@ -38,11 +39,9 @@ fn along(facts: &Facts<'_>) -> Finding {
         look(incarnation, (row.partition, row.offset), row.stored);
     }
     // Of a record without a message it is not known when it was written, and so not to which of several topics.
-    if facts.evidence.topics.is_empty() {
-        for place in &facts.evidence.poison {
-            if let Some(letter) = facts.letter(*place, None) {
-                look(Some(0), *place, letter.seen);
-            }
+    for place in facts.evidence.poison.iter().filter(|place| !facts.begins_again(place.0)) {
+        if let Some(letter) = facts.letter(*place, None) {
+            look(Some(0), *place, letter.seen);
         }
     }
     finding
@@ -55,8 +54,12 @@ fn steps(facts: &Facts<'_>) -> HashMap<(usize, i32), Vec<(i64, i64)>> {
     let mut steps: HashMap<(usize, i32), Vec<(i64, i64)>> = HashMap::new();
     for commits in commits {
         let seen = facts.evidence.clock.nanos(commits.at);
-        let Some(incarnation) = facts.incarnation_between(seen, seen) else { continue };
         for (next, partition) in commits.next.iter().zip(0..) {
+            // Of the log as it was then.
+            let Some(incarnation) = facts.incarnation_between((partition, i64::MAX), seen, seen) else { continue };
+            if is_ambiguous(facts, partition, *next, seen) {
+                continue;
+            }
             let steps = steps.entry((incarnation, partition)).or_default();
             if steps.last().is_none_or(|(last, _)| last < next) {
                 steps.push((*next, commits.at));
@@ -64,6 +67,13 @@ fn steps(facts: &Facts<'_>) -> HashMap<(usize, i32), Vec<(i64, i64)>> {
         }
     }
     steps
+}
+
+/// When the end of a log is lost, the group's offset stays above it until a transfer commits for the first time. Of the offsets that
+/// were lost it is not known which of the two a commit means.
+fn is_ambiguous(facts: &Facts<'_>, partition: i32, next: i64, seen: Nanos) -> bool {
+    let mut cuts = facts.evidence.truncations.iter().filter(|cut| cut.partition == partition && cut.at <= seen);
+    cuts.any(|cut| next > cut.end && next <= cut.was)
 }
 
 /// All is drained: the committed offset is the end. A partition of a topic that was made anew can be empty still, and then has

@@ -114,7 +114,7 @@ fn channels(facts: &Facts<'_>) -> Finding {
                 let told = || format!("{} went out after {}", row_name(row), row_name(before));
                 finding.check(before.seq < row.seq, told);
             }
-            let accepted = is_accepted(attempt) && !facts.went_with_topic(attempt);
+            let accepted = is_accepted(attempt) && !facts.was_destroyed(attempt);
             if accepted && highest.is_none_or(|before| before.seq < row.seq) {
                 highest = Some(row);
             }

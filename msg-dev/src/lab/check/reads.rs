@@ -10,7 +10,8 @@ use super::facts::Facts;
 /// Undisturbed, a watch brings everything within this time: the lab's gateways look every 5 s.
 const ENOUGH: Nanos = 10_000_000_000;
 /// Faults that can keep a gateway from what is stored, or a watcher from its gateway, have one of these in their names.
-const DISTURBING: [&str; 7] = ["gateway", "client", "services", "postgres", "backend", "deploy", "clocks"];
+const DISTURBING: [&str; 10] =
+    ["gateway", "client", "services", "postgres", "backend", "deploy", "clocks", "primary", "password", "withdraw"];
 
 /// By inbox: when a seq was seen that was higher than all before it.
 type Seen = HashMap<u32, Vec<(Nanos, i64)>>;
@@ -120,7 +121,7 @@ fn statuses(facts: &Facts<'_>) -> Finding {
         let before = |one: &&Attempt| one.told.is_some_and(|at| at < status.asked);
         let told_before = || facts.book.attempts_of(message).filter(before);
         let stored = told_before().any(|one| matches!(one.outcome, Outcome::Stored { .. }));
-        let accepted = told_before().any(|one| one.outcome.place().is_some() && !facts.went_with_topic(one));
+        let accepted = told_before().any(|one| one.outcome.place().is_some() && !facts.was_destroyed(one));
         let row = facts.row_of(message);
         let holds = match status.state {
             State::Stored(seq) => row.is_some_and(|row| row.seq == seq),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use msg_dev::stack::Signal;
 
 use super::{LabError, Strike};
+use crate::lab::accounts::without_files;
 use crate::lab::world::Node;
 
 /// After a crash the server goes through its log before it takes connections.
@@ -155,9 +156,10 @@ pub(super) async fn silent_host(strike: &mut Strike<'_>) -> Result<(), LabError>
     strike.target(nodes.map(Node::name).join(" and "));
     for node in nodes {
         node.stop().await;
-        node.change(|mut spec| {
+        node.change(|spec| {
+            let mut spec = without_files(spec);
             for (_, url) in spec.env.iter_mut().filter(|(name, _)| name == "DATABASE_URL") {
-                *url = url.replacen("127.0.0.1:", &format!("{},127.0.0.1:", silent.0), 1);
+                *url = url.replacen('@', &format!("@{},", silent.0), 1);
             }
             spec
         })?;

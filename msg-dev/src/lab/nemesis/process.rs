@@ -5,6 +5,7 @@ use std::path::Path;
 use msg_dev::stack::Signal;
 
 use super::{LabError, Strike};
+use crate::lab::accounts::without_files;
 use crate::lab::world::{Node, TRANSFERS};
 
 pub(super) async fn kill<'a>(strike: &mut Strike<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
@@ -114,6 +115,8 @@ async fn replace(node: &Node, other: Option<&Path>, forth: bool) -> Result<(), L
     node.change(|mut spec| match (forth, other) {
         (false, _) => spec,
         (true, Some(folder)) => {
+            // An older one may know no files.
+            spec = without_files(spec);
             spec.binary = folder.join(&spec.binary).display().to_string();
             spec
         }

@@ -80,6 +80,7 @@ impl World {
             healed: at(healed),
             no_ok: false,
             kills: 1,
+            says: Vec::new(),
         });
     }
 

@@ -1,6 +1,6 @@
 //! Owns what can go wrong in the small world: each is one change, with what must be found of it.
 
-use super::super::super::evidence::{Fault, Row};
+use super::super::super::evidence::{Fault, Health, Row};
 use super::super::super::history::{Event, Outcome, ReadWay, State};
 use super::super::super::message::{content, fingerprint};
 use super::what::*;
@@ -292,10 +292,36 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         &[HISTORY],
     ),
     ("records wait for a minute and the only transfer is ready", |world| world.blocked(60, true), &[HEALTH]),
+    (
+        "a fault is not named by health",
+        |world| world.evidence.health.retain(|health| health.reason.is_empty()),
+        &[NAMED],
+    ),
+    (
+        "a fault is named with another offset",
+        |world| world.evidence.health[0].reason = "msgs partition 1: offset 8".to_owned(),
+        &[NAMED],
+    ),
+    ("a fault is named by a process that is ready", |world| world.evidence.health[0].ready = true, &[NAMED]),
+    (
+        "a fault is named by another service",
+        |world| world.evidence.health[0].process = "gateway-1".to_owned(),
+        &[NAMED],
+    ),
+    ("a fault is named too late", |world| world.evidence.health[0].at += 35_000_000_000, &[NAMED]),
 ];
 
 /// A name, and what is changed.
 pub(super) const ALLOWED: &[(&str, Change)] = &[
+    ("a fault is over before it has to be named", |world| {
+        world.evidence.health.retain(|health| health.reason.is_empty());
+        let fault = world.evidence.faults.last_mut().expect("there is one");
+        fault.over = fault.broken + 30_000_000_000;
+    }),
+    ("a gateway is not ready while records wait", |world| {
+        let gateway = world.evidence.health[0].clone();
+        world.evidence.health.push(Health { process: "gateway-1".to_owned(), ..gateway });
+    }),
     ("records wait for a minute and the only transfer is not ready", |world| world.blocked(60, false)),
     ("the only transfer is ready again a moment before the offset moves", |world| {
         world.blocked(60, false);
@@ -303,7 +329,7 @@ pub(super) const ALLOWED: &[(&str, Change)] = &[
     }),
     ("records wait for a minute and no transfer runs", |world| {
         world.blocked(60, true);
-        world.evidence.health.clear();
+        world.evidence.health.truncate(1);
     }),
     ("the committed offset moves while records wait", |world| {
         world.blocked(60, true);

@@ -3,6 +3,7 @@
 mod cases;
 mod spoil;
 mod topics;
+mod truncated;
 mod world;
 
 use super::super::history::{Book, Event, ReadWay};
@@ -15,6 +16,7 @@ mod what {
     pub(super) const STORED: &str = "P1 who waited for STORED";
     pub(super) const LETTERS: &str = "P1 each message that was told to be a dead letter";
     pub(super) const POISON: &str = "P1 each record that holds no message";
+    pub(super) const COUNTED: &str = "P8 offsets that Kafka lost";
     pub(super) const DOUBLED: &str = "P2 ";
     pub(super) const CONTENT: &str = " each row is what was sent";
     pub(super) const CAUSED: &str = " nothing was kept aside";
@@ -41,6 +43,7 @@ mod what {
     pub(super) const THREADS: &str = "P7 transfer: threads";
     pub(super) const IN_FLIGHT: &str = "P7 gateway: in flight";
     pub(super) const REST: &str = "P7 at rest";
+    pub(super) const NAMED: &str = "P8 what was broken is named";
     pub(super) const HEALTH: &str = "P8 no transfer is ready";
 }
 

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::super::super::evidence::{
-    Clock, Commits, DeadLetter, Evidence, Fault, Health, Limit, Measure, NewTopic, Row, Sample, Waiting,
+    Clock, Commits, DeadLetter, Evidence, Fault, Health, Limit, LostOffsets, Measure, NewTopic, Row, Sample, Says,
+    Truncation, Waiting,
 };
 use super::super::super::history::{Book, Event, Nanos, Outcome, ReadWay, State, Way};
 use super::super::super::message::{content, fingerprint};
@@ -103,6 +104,8 @@ impl World {
             world.status(sender, n);
         }
         world.watched_for_long(2, 3);
+        world.named();
+        world.evidence.lost_offsets.push(LostOffsets { partition: 0, count: 0.0 });
         world.rest();
         world
     }
@@ -243,7 +246,33 @@ impl World {
         meanwhile(self);
         let (over, healed) = (self.tick(), self.tick());
         let (name, target) = ("kill-brokers".to_owned(), "broker-1 and broker-2".to_owned());
-        self.evidence.faults.push(Fault { name, target, began, broken, over, healed, no_ok: true, kills: 2 });
+        let says = Vec::new();
+        self.evidence.faults.push(Fault { name, target, began, broken, over, healed, no_ok: true, kills: 2, says });
+    }
+
+    /// Something is damaged for 50 seconds, and after ten a transfer says so.
+    fn named(&mut self) {
+        let began = self.tick();
+        self.now += 50 * SECOND;
+        let (over, healed) = (self.now, self.tick());
+        let words = vec!["partition 1".to_owned(), "offset 7".to_owned()];
+        self.evidence.faults.push(Fault {
+            name: "damage-batch".to_owned(),
+            target: "partition 1 offset 7".to_owned(),
+            began,
+            broken: began,
+            over,
+            healed,
+            no_ok: false,
+            kills: 0,
+            says: vec![Says { process: "transfer".to_owned(), words }],
+        });
+        self.say_at(began + 10 * SECOND, false, "partitions: msgs partition 1: offset 7: failed CRC32C check");
+    }
+
+    fn say_at(&mut self, at: Nanos, ready: bool, reason: &str) {
+        let (process, reason) = ("transfer-1".to_owned(), reason.to_owned());
+        self.evidence.health.push(Health { at, process, ready, reason });
     }
 
     fn pull(&mut self, reader: u32, inbox: u32, from: i64) {
@@ -304,6 +333,14 @@ impl World {
         self.evidence.topics.push(NewTopic { deleted, progress: progress.to_vec(), made });
     }
 
+    /// The end of partition 0 is lost from this offset on, of which the first so many are stored.
+    pub(super) fn truncate(&mut self, end: i64, stored: i64) {
+        let (at, was) = (self.tick(), std::mem::replace(&mut self.evidence.ends[0], end));
+        let over = self.tick();
+        self.evidence.truncations.push(Truncation { partition: 0, at, over, end, was, stored });
+        self.evidence.lost_offsets = vec![LostOffsets { partition: 0, count: (stored - end) as f64 }];
+    }
+
     pub(super) fn grow(&mut self, count: i32) {
         let at = self.tick();
         self.evidence.growths.push((at, count));
@@ -341,7 +378,7 @@ impl World {
     pub(super) fn blocked(&mut self, seconds: u64, ready: bool) {
         for second in 0..=seconds {
             let at = self.now + second * SECOND;
-            self.evidence.health.push(Health { at, process: "transfer-1".to_owned(), ready });
+            self.say_at(at, ready, "");
             let (ends, mut committed) = (self.evidence.ends.clone(), self.evidence.ends.clone());
             committed[0] -= if second < seconds { 1 } else { 0 };
             self.evidence.waiting.push(Waiting { at, ends, committed });

@@ -1,0 +1,104 @@
+//! Asks what holds when the end of a partition's log is lost.
+
+use super::super::super::evidence::LostOffsets;
+use super::super::super::history::Outcome;
+use super::assert_broken;
+use super::what::*;
+use super::world::{Fate, World};
+
+/// Of six messages four are stored; the log ends at 2 then, and the sender goes on. Of the lost ones it sends two again.
+fn cut() -> World {
+    let mut world = World::new(2);
+    for n in 0..4 {
+        world.unary(1, n, 0, Fate::Ok);
+    }
+    let commits = world.evidence.commits.clone();
+    for n in 4..6 {
+        world.unary(1, n, 0, Fate::Waiting);
+    }
+    world.evidence.commits = commits;
+    world.truncate(2, 4);
+    for n in [6, 7, 3, 4] {
+        world.unary(1, n, 0, Fate::Ok);
+    }
+    world.unary(2, 0, 1, Fate::Ok);
+    world.status(1, 5);
+    world.rest();
+    world
+}
+
+#[test]
+fn records_of_a_lost_tail_that_were_not_read_may_be_lost() {
+    let mut world = cut();
+    assert_broken("cut", &world, &[]);
+    let lost = &world.findings()[0];
+    assert_eq!((lost.checked, lost.note.starts_with("1 answers")), (8, true), "{lost:?}");
+
+    *world.outcome((1, 5), 0) = Outcome::Ok(0, -1);
+    assert_broken("nobody knows where it was", &world, &[]);
+}
+
+#[test]
+fn records_that_were_read_before_or_came_after_may_not() {
+    let mut world = cut();
+    world.lose(1, 1);
+    assert_broken("before the lost tail", &world, &[LOST, GAPS]);
+    let mut world = cut();
+    world.lose(1, 3);
+    assert_broken("in the lost tail, and stored before", &world, &[LOST, GAPS]);
+    let mut world = cut();
+    world.lose(1, 4);
+    assert_broken("sent after it", &world, &[LOST]);
+    let mut world = cut();
+    world.lose(2, 0);
+    assert_broken("in another partition", &world, &[LOST]);
+    let mut world = cut();
+    world.evidence.truncations[0].stored = 6;
+    world.evidence.lost_offsets[0].count = 4.0;
+    assert_broken("all of it was read", &world, &[LOST, TIMES, STATUS]);
+}
+
+#[test]
+fn lost_offsets_are_counted_all_and_no_others() {
+    for count in [1.0, 3.0] {
+        let mut world = cut();
+        world.evidence.lost_offsets[0].count = count;
+        assert_broken("a wrong number", &world, &[COUNTED]);
+    }
+    let mut world = cut();
+    world.evidence.lost_offsets.clear();
+    assert_broken("nothing was counted", &world, &[COUNTED]);
+    let mut world = cut();
+    world.evidence.lost_offsets.push(LostOffsets { partition: 1, count: 1.0 });
+    assert_broken("a partition that lost nothing", &world, &[COUNTED]);
+    let mut world = cut();
+    world.evidence.lost_offsets = vec![LostOffsets { partition: 0, count: 1.0 }; 2];
+    assert_broken("two processes count a part each", &world, &[]);
+}
+
+#[test]
+fn offsets_of_the_old_and_the_new_log_are_not_mixed() {
+    let mut world = cut();
+    world.swap_seqs((1, 2), (1, 7));
+    assert_broken("the new before the old", &world, &[TIMES, KAFKA]);
+    let mut world = cut();
+    world.swap_seqs((1, 6), (1, 4));
+    assert_broken("two of the new", &world, &[TIMES, KAFKA]);
+}
+
+#[test]
+fn commits_of_the_old_log_are_not_those_of_the_new() {
+    let mut world = cut();
+    let over = world.evidence.truncations[0].over;
+    let first = |world: &World| {
+        let clock = world.evidence.clock;
+        world.evidence.commits.iter().position(|commits| clock.nanos(commits.at) > over).expect("there is one")
+    };
+    let at = first(&world);
+    world.evidence.commits[at].next[0] = 4;
+    assert_broken("the group has the old offset still", &world, &[]);
+    world.evidence.commits[at].next[0] = 7;
+    world.unary(1, 8, 0, Fate::Ok);
+    world.settle();
+    assert_broken("a commit of the new log ahead of a row", &world, &[ALONG]);
+}
