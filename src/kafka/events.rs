@@ -25,19 +25,28 @@ pub fn drain<C: ClientContext>(client: &Client<C>) {
                     let text = CStr::from_ptr(rd::rd_kafka_event_error_string(event)).to_string_lossy();
                     client.context().error(error, text.trim());
                 }
-                rd::RD_KAFKA_EVENT_LOG => {
-                    let (mut facility, mut text, mut level) = (std::ptr::null(), std::ptr::null(), 0);
-                    if rd::rd_kafka_event_log(event, &mut facility, &mut text, &mut level) == 0 {
-                        let facility = CStr::from_ptr(facility).to_string_lossy();
-                        let text = CStr::from_ptr(text).to_string_lossy();
-                        client.context().log(level_of(level), &facility, text.trim());
-                    }
-                }
+                rd::RD_KAFKA_EVENT_LOG => pass_log_line(event, client),
                 _ => {}
             }
             rd::rd_kafka_event_destroy(event);
         }
         rd::rd_kafka_queue_destroy(queue);
+    }
+}
+
+/// Gives the client's callback the log line of this event.
+///
+/// # Safety
+/// `event` is of the kind LOG, and outlives the call.
+pub unsafe fn pass_log_line<C: ClientContext>(event: *mut rd::rd_kafka_event_t, client: &Client<C>) {
+    let (mut facility, mut text, mut level) = (std::ptr::null(), std::ptr::null(), 0);
+    // SAFETY: as above; both strings are the event's, and only read here.
+    unsafe {
+        if rd::rd_kafka_event_log(event, &mut facility, &mut text, &mut level) == 0 {
+            let facility = CStr::from_ptr(facility).to_string_lossy();
+            let text = CStr::from_ptr(text).to_string_lossy();
+            client.context().log(level_of(level), facility.trim(), text.trim());
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use std::slice;
 
 use machine::RecordOffset;
 use machine::driver::Happened;
+use msg_common::kafka::events::pass_log_line;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use super::context::rebalance;
@@ -91,29 +91,12 @@ unsafe fn read<C: ClientContext>(event: *mut rd::rd_kafka_event_t, client: &Clie
                 Some(Polled::Happened(Happened::FetchFailed(message.partition, error)))
             }
             rd::RD_KAFKA_EVENT_LOG => {
-                let (mut facility, mut line, mut level) = (std::ptr::null(), std::ptr::null(), 0);
-                if rd::rd_kafka_event_log(event, &mut facility, &mut line, &mut level) == 0 {
-                    client.context().log(log_level(level), text(facility).trim(), text(line).trim());
-                }
+                pass_log_line(event, client);
                 None
             }
             // Nothing else is enabled, or it has a queue of its own.
             _ => None,
         }
-    }
-}
-
-/// The levels of syslog.
-fn log_level(level: i32) -> RDKafkaLogLevel {
-    match level {
-        ..=0 => RDKafkaLogLevel::Emerg,
-        1 => RDKafkaLogLevel::Alert,
-        2 => RDKafkaLogLevel::Critical,
-        3 => RDKafkaLogLevel::Error,
-        4 => RDKafkaLogLevel::Warning,
-        5 => RDKafkaLogLevel::Notice,
-        6 => RDKafkaLogLevel::Info,
-        7.. => RDKafkaLogLevel::Debug,
     }
 }
 

@@ -92,10 +92,10 @@ impl Machine {
         actions.push(Action::StopFetching { partition });
         if failure.damaged && attempts >= DAMAGED_ATTEMPTS {
             owned.failing = None;
-            actions.push(Action::FetchRecovered { partition });
             owned.stand_still();
             let reason = format!("offset {at}: {}", failure.text);
             actions.push(Action::Halted { partition, reason });
+            actions.push(Action::FetchRecovered { partition });
             return;
         }
         let at = before.map_or(at, |before| before.at.max(at));

@@ -441,7 +441,7 @@ fn damage_halts_at_the_second_attempt_and_keeps_what_came_before() {
     fetch_again(&mut machine, 2, 100);
     let before = receive(&mut machine, 0, 0);
     let halted = Action::Halted { partition: 0, reason: "offset 1: why".into() };
-    let expected = [Action::StopFetching { partition: 0 }, Action::FetchRecovered { partition: 0 }, halted];
+    let expected = [Action::StopFetching { partition: 0 }, halted, Action::FetchRecovered { partition: 0 }];
     assert_eq!(on(&mut machine, failure(true), 100), expected);
     assert_eq!(machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()), None);
     on(&mut machine, Event::Settled(vec![before]), 100);

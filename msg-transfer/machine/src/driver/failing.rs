@@ -31,9 +31,12 @@ impl<R: Record> Driver<R> {
         }
     }
 
+    /// Its fetch does not fail any more: it is fetched again, or halted.
     pub(super) fn recovered(&mut self, io: &mut impl Io<Record = R>, partition: Partition) {
         if let Some(failing) = self.failing.remove(&partition) {
-            io.report(Report::Recovered(partition, failing.attempts));
+            if !self.halted.contains_key(&partition) {
+                io.report(Report::Recovered(partition, failing.attempts));
+            }
             io.report(Report::Failing(&self.failing));
         }
     }
