@@ -8,6 +8,8 @@ use machine::Partition;
 use machine::failure::Class;
 use machine::lane::Outcome;
 
+use crate::session::Committed;
+
 const CONSUMED: &str = "msg_transfer_consumed_records_total";
 const STORED: &str = "msg_transfer_stored_messages_total";
 const DUPLICATES: &str = "msg_transfer_duplicate_messages_total";
@@ -25,6 +27,7 @@ const BLOCKED: &str = "msg_transfer_blocked_inboxes";
 const BLOCKED_RECORDS: &str = "msg_transfer_blocked_records";
 const BLOCKED_RETRIES: &str = "msg_transfer_blocked_retries_total";
 const REBALANCES: &str = "msg_transfer_rebalances_total";
+const WARNINGS: &str = "msg_transfer_commit_warnings_total";
 const COMMITS: &str = "msg_transfer_commits_total";
 const LOST_OFFSETS: &str = "msg_transfer_lost_offsets_total";
 const BEGUN_ANEW: &str = "msg_transfer_begun_anew_total";
@@ -53,6 +56,11 @@ pub fn describe() {
     describe_gauge!(BLOCKED_RECORDS, Unit::Count, "Records that wait in blocked inboxes");
     describe_counter!(BLOCKED_RETRIES, Unit::Count, "Attempts to store a blocked inbox");
     describe_counter!(REBALANCES, Unit::Count, "Partitions assigned, revoked and lost, by kind");
+    describe_counter!(
+        WARNINGS,
+        Unit::Count,
+        "COMMITs that the database answered with a warning, by what was committed: perhaps not on a standby"
+    );
     describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
     describe_counter!(
         LOST_OFFSETS,
@@ -122,6 +130,10 @@ pub(crate) fn halted(partitions: usize) {
 
 pub(crate) fn rebalanced(kind: &'static str, partitions: usize) {
     counter!(REBALANCES, "kind" => kind).increment(partitions as u64);
+}
+
+pub(crate) fn commit_warned(what: Committed) {
+    counter!(WARNINGS, "what" => what.name()).increment(1);
 }
 
 pub(crate) fn committed(ok: bool) {

@@ -3,6 +3,44 @@
 use std::time::Duration;
 
 use msg_common::postgres::{DatabaseOptions, Object, Pool, PoolError};
+use msg_common::repeat::Repeats;
+
+use crate::metrics;
+
+static WARNED: Repeats = Repeats::new();
+
+/// What was committed with a warning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// A lane's batch.
+    Batch,
+    /// Progress rows.
+    Progress,
+}
+
+impl Committed {
+    /// In metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Committed::Batch => "batch",
+            Committed::Progress => "progress",
+        }
+    }
+}
+
+/// Logs and counts a COMMIT that was answered OK with a warning.
+pub fn warned(what: Committed, warning: &str) {
+    metrics::commit_warned(what);
+    if let Some(repeated) = WARNED.occurred(&format!("{}: {warning}", what.name())) {
+        let what = what.name();
+        tracing::warn!(
+            what,
+            warning,
+            repeated,
+            "committed with a warning: perhaps on this server alone, or not to be seen yet"
+        );
+    }
+}
 
 /// Statements that are run once on each new connection.
 ///

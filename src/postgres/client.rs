@@ -1,13 +1,15 @@
 //! A connection, with what is known of its server.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::ClientWrapper;
-use tokio_postgres::{CancelToken, NoTls};
+use tokio_postgres::{CancelToken, Error, NoTls};
 
 use super::server::Server;
 use super::socket::{Address, Socket};
+use super::warnings::Warnings;
 
 /// A pooled connection is used for at most this long. What moved behind a name or a proxy is found after it at the latest.
 const MAX_AGE: Duration = Duration::from_secs(300);
@@ -16,6 +18,7 @@ const MAX_AGE: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub struct Client {
     wrapper: ClientWrapper,
+    warnings: Arc<Warnings>,
     /// Of the URL, for messages.
     name: String,
     address: Address,
@@ -27,11 +30,11 @@ pub struct Client {
 }
 
 impl Client {
-    pub(super) fn new(wrapper: ClientWrapper, name: String, address: Address) -> Self {
+    pub(super) fn new(wrapper: ClientWrapper, warnings: Arc<Warnings>, name: String, address: Address) -> Self {
         let now = Instant::now();
         // Those that were made together must not all go together.
         let expires = now + MAX_AGE.mul_f64(0.8 + 0.2 * rand::random::<f64>());
-        Client { wrapper, name, address, server: None, verified: now, expires }
+        Client { wrapper, warnings, name, address, server: None, verified: now, expires }
     }
 
     pub(super) fn set_server(&mut self, server: Server) {
@@ -42,6 +45,18 @@ impl Client {
     /// Its server, as it was when the connection was made.
     pub fn server(&self) -> &Server {
         self.server.as_ref().expect("it is read before a connection is given away")
+    }
+
+    /// Carries out what commits, and returns the last WARNING that the server sent meanwhile. With a warning it is committed
+    /// here, and perhaps not on a standby, or not to be seen yet. Nothing else may be under way on this connection.
+    pub async fn commit<T>(
+        &self,
+        commit: impl Future<Output = Result<T, Error>>,
+    ) -> Result<(T, Option<String>), Error> {
+        let before = self.warnings.count();
+        // The connection's task reads a warning before the answer that comes after it.
+        let answer = commit.await?;
+        Ok((answer, self.warnings.since(before)))
     }
 
     /// The name and port of its host in the URL.

@@ -16,6 +16,7 @@ use super::client::{Canceller, Client};
 use super::error::{Cause, ConnectError, HostFailure};
 use super::server::{self, Purpose, Refusal, Server};
 use super::socket::{Address, Socket};
+use super::warnings::{self, Warnings};
 use super::{DatabaseOptions, pooler};
 
 /// A host that did not answer is tried after the others for this long.
@@ -197,9 +198,11 @@ impl Connector {
         activity.logged_in();
         let patience = self.options.patience();
         let (peer, host, state) = (address.clone(), name.to_owned(), Arc::clone(&self.state));
+        let warnings = Arc::new(Warnings::default());
+        let noted = Arc::clone(&warnings);
         let task = tokio::spawn(async move {
             tokio::select! {
-                ended = connection => {
+                ended = warnings::drive(connection, &noted) => {
                     if let Err(error) = ended {
                         tracing::debug!(error = super::error::describe(&error), "a database connection ended");
                     }
@@ -211,7 +214,7 @@ impl Connector {
                 }
             }
         });
-        Ok(Client::new(ClientWrapper::new(client, task), name.to_owned(), address.clone()))
+        Ok(Client::new(ClientWrapper::new(client, task), warnings, name.to_owned(), address.clone()))
     }
 
     /// Looks at the server, and then makes the session ours.

@@ -8,6 +8,7 @@ mod manager;
 mod pooler;
 mod server;
 mod socket;
+mod warnings;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -14,8 +14,9 @@ use tokio::sync::Mutex;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use crate::failure;
 use crate::lane::sql;
-use crate::{failure, session};
+use crate::session::{self, Committed};
 
 /// How long one statement may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,6 +50,15 @@ pub struct Loaded {
     pub rows: Vec<(Partition, Progress)>,
     /// The dead letters that count for the limit.
     pub dead: HashMap<Partition, Vec<RecordOffset>>,
+}
+
+/// How the rows were written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// They are, and so is everything that was committed before.
+    Durable,
+    /// With this warning: the server has them, and one that takes over from it may have an earlier state.
+    Warned(String),
 }
 
 impl ProgressKeeper {
@@ -139,7 +149,7 @@ impl ProgressKeeper {
     }
 
     /// Writes the rows in one statement. An error means that starts have to be read again.
-    pub async fn save(&self, rows: &[ProgressRow]) -> Result<(), Failure> {
+    pub async fn save(&self, rows: &[ProgressRow]) -> Result<Saved, Failure> {
         let mut connection = self.connection.lock().await;
         let ask = Ask::Save(rows.iter().map(|row| row.generation).collect());
         if connection.keeper.next(&ask) != Next::Send {
@@ -151,9 +161,13 @@ impl ProgressKeeper {
         let epochs: Vec<Option<i32>> = rows.iter().map(|row| column(row.progress.leader_epoch)).collect();
         let save = async |client: &Object| {
             let statement = client.prepare_cached(sql::SAVE_PROGRESS).await?;
-            client.execute(&statement, &[&topic_ids, &partitions, &offsets, &epochs]).await
+            client.commit(client.execute(&statement, &[&topic_ids, &partitions, &offsets, &epochs])).await
         };
-        connection.ask(&ask, save).await.map(|_| ())
+        let (_, warning) = connection.ask(&ask, save).await?;
+        Ok(warning.map_or(Saved::Durable, |warning| {
+            session::warned(Committed::Progress, &warning);
+            Saved::Warned(warning)
+        }))
     }
 
     /// Puts the row of a partition down, if it is still the one that the start was read from. An error means that the start has

@@ -10,7 +10,8 @@ use super::sql::{Begin, ServerKind};
 use super::taken::Taken;
 use super::{letters, sql, statements};
 use crate::consumer::progress::ProgressKeeper;
-use crate::{failure, session};
+use crate::failure;
+use crate::session::{self, Committed};
 
 /// One connection at a time. Never back into the pool with a transaction open, or in an unknown state.
 #[derive(Debug)]
@@ -105,7 +106,13 @@ impl Connection {
             Request::BeginRetry => &self.begin.short,
             Request::BeginPass => &format!("{}; {}", self.begin.full, sql::AFTER_BEGIN_PASS),
             Request::BeginSearch => &format!("{}; {}", self.begin.short, sql::AFTER_BEGIN_PASS),
-            Request::Commit => "COMMIT",
+            Request::Commit => {
+                let ((), warning) = client.commit(client.batch_execute("COMMIT")).await?;
+                return Ok(warning.map_or(Answer::Ok, |warning| {
+                    session::warned(Committed::Batch, &warning);
+                    Answer::Warned
+                }));
+            }
             Request::Rollback => "ROLLBACK",
             Request::MoveSavepoint => sql::MOVE_SAVEPOINT,
             Request::RollbackToSavepoint => sql::ROLLBACK_TO_SAVEPOINT,

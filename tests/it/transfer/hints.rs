@@ -16,10 +16,10 @@ use crate::support::world::World;
 use crate::support::{NotYet, ensure, eventually};
 
 /// Reads the world's hints topic from its begin.
-struct Hints(BaseConsumer);
+pub(super) struct Hints(BaseConsumer);
 
 impl Hints {
-    fn of(world: &World) -> Hints {
+    pub(super) fn of(world: &World) -> Hints {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", world.brokers())
             .set("group.id", "reads-hints")
@@ -40,7 +40,7 @@ impl Hints {
     }
 
     /// Waits for a record of these, and nothing else.
-    async fn expect(&self, expected: &[(&str, i64)]) {
+    pub(super) async fn expect(&self, expected: &[(&str, i64)]) {
         let expected = expected.iter().map(|(recv_id, seq)| ((*recv_id).to_owned(), *seq)).collect();
         let next: BTreeMap<String, i64> =
             eventually("the next hint", async || self.next().ok_or_else(|| NotYet::from("none yet"))).await;

@@ -27,4 +27,5 @@ mod stalled;
 mod starts;
 mod too_large;
 mod topics;
+mod warned;
 mod zombie;

@@ -14,6 +14,7 @@ use msg_common::repeat::Repeats;
 
 use super::Io;
 use crate::backoff;
+use crate::consumer::progress::Saved;
 use crate::consumer::raw::RawRecord;
 use crate::consumer::starts;
 use crate::lane::item::Item;
@@ -76,10 +77,18 @@ impl Surroundings<RawRecord> for Io<'_> {
         let (readiness, failures) = (parts.readiness.clone(), self.outside.failed_saves.clone());
         parts.runtime.spawn(async move {
             match progress.save(&rows).await {
-                Ok(()) => {
+                Ok(Saved::Durable) => {
                     failures.store(0, Ordering::Relaxed);
                     readiness.ready("progress");
                     let _ = report.send(Event::ProgressSaved);
+                }
+                Ok(Saved::Warned(warning)) => {
+                    if failures.fetch_add(1, Ordering::Relaxed) > 0 {
+                        let reason = "progress rows are committed with a warning, so no offset is committed";
+                        readiness.not_ready("progress", format!("{reason}: {warning}"));
+                    }
+                    // The connection lives, and with it what the starts were read from: the rows are only written again.
+                    let _ = report.send(Event::ProgressFailed);
                 }
                 Err(Failure { class, text: error }) => {
                     if let Some(repeated) = NOT_SAVED.occurred(&error) {
