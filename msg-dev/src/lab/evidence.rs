@@ -109,6 +109,8 @@ pub(crate) struct Row {
     pub(crate) n: u32,
     pub(crate) partition: i32,
     pub(crate) offset: i64,
+    /// `send_time`, when a gateway accepted the request: microseconds since 1970. It tells which attempt the row is of.
+    pub(crate) sent: i64,
     /// `stored_time`, the begin of the transaction: microseconds since 1970.
     pub(crate) stored: i64,
     /// Of the content (`message::fingerprint`).

@@ -19,7 +19,8 @@ async fn read_rows(database: &Client, evidence: &mut Evidence) -> Result<(), Lab
         SELECT recv_id, seq, send_id, client_msg_id, kafka_partition, kafka_offset,
                (extract(epoch FROM stored_time) * 1000000)::bigint,
                ('x' || left(encode(sha256(content), 'hex'), 16))::bit(64)::bigint,
-               session_type = 1 AND content_type = 'text/plain' AND attributes = jsonb_build_object('n', client_msg_id)
+               session_type = 1 AND content_type = 'text/plain' AND attributes = jsonb_build_object('n', client_msg_id),
+               (extract(epoch FROM send_time) * 1000000)::bigint
         FROM messages ORDER BY recv_id, seq";
     let mut answer = std::pin::pin!(database.query_raw(ALL, [] as [i32; 0]).await?);
     while let Some(row) = answer.try_next().await? {
@@ -35,6 +36,7 @@ async fn read_rows(database: &Client, evidence: &mut Evidence) -> Result<(), Lab
             n,
             partition: row.get(4),
             offset: row.get(5),
+            sent: row.get(9),
             stored: row.get(6),
             fingerprint: row.get::<_, i64>(7).cast_unsigned(),
             same: row.get::<_, Option<bool>>(8).unwrap_or(false),

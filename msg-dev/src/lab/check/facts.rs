@@ -10,6 +10,8 @@ use super::super::history::{Attempt, Book, Nanos, Outcome};
 /// How long the gateway waits for a broker's answer before it sends a record again.
 const REQUEST_TIMEOUT: Nanos = 8_000_000_000;
 
+const MILLISECOND: Nanos = 1_000_000;
+
 /// Partition and offset.
 pub(super) type Place = (i32, i64);
 
@@ -109,6 +111,13 @@ impl<'a> Facts<'a> {
         let waited = attempt.told.is_some_and(|told| told - attempt.sent >= REQUEST_TIMEOUT);
         let not_sent = |other: &Attempt| matches!(other.outcome, Outcome::NotSent(_));
         waited && is_accepted(attempt) && !self.book.attempts_of(attempt.message).any(not_sent)
+    }
+
+    /// Whether a row is of this attempt: a gateway gave its record a time between the request and the answer.
+    pub(super) fn is_of(&self, row: &Row, attempt: &Attempt) -> bool {
+        let sent = self.evidence.clock.nanos(row.sent);
+        // The record has whole milliseconds.
+        sent + MILLISECOND >= attempt.sent && attempt.told.is_none_or(|told| sent <= told)
     }
 
     /// In which incarnation of its partition, counted from 0, the record of an attempt is; none where it can be in either.

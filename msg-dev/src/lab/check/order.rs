@@ -85,7 +85,9 @@ fn is_first(facts: &Facts<'_>, row: &Row, message: u32, incarnation: usize) -> b
             possible |= is_accepted(attempt) || is_unknown(attempt);
             continue;
         };
-        possible |= accepted == here || (accepted.0 == here.0 && accepted.1 > here.1 && facts.may_be_twice(attempt));
+        // A producer may send a record again that it had sent a moment ago, when another in the same request is too old.
+        let twice = || facts.may_be_twice(attempt) || facts.is_of(row, attempt);
+        possible |= accepted == here || (accepted.0 == here.0 && accepted.1 > here.1 && twice());
         let before = if accepted.0 == here.0 { accepted.1 < here.1 } else { facts.evidence.growths.is_empty() };
         if before && facts.incarnation(attempt) == Some(incarnation) {
             return false;

@@ -7,8 +7,8 @@ use super::Finding;
 use super::facts::{Facts, Place, at, is_unknown, place, place_name, row_name};
 
 /// P6.
-pub(super) fn check(facts: &Facts<'_>) -> [Finding; 4] {
-    [not_sent(facts), places(facts), records(facts), forbidden(facts)]
+pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
+    [not_sent(facts), attempts(facts), places(facts), records(facts), forbidden(facts)]
 }
 
 fn not_sent(facts: &Facts<'_>) -> Finding {
@@ -20,6 +20,19 @@ fn not_sent(facts: &Facts<'_>) -> Finding {
             let there = facts.row_of(message).is_some() || kept.contains(&(known.sender, known.n));
             finding.check(!there, || facts.name(message));
         }
+    }
+    finding
+}
+
+/// A message can be not sent at first and sent later: its row must be of another attempt.
+fn attempts(facts: &Facts<'_>) -> Finding {
+    let mut finding = Finding::new("P6", "no row is of an attempt that was not sent, as its caller was told");
+    for (row, message) in facts.rows.iter().filter_map(|(row, message)| Some((*row, (*message)?))) {
+        let of_it = || facts.book.attempts_of(message).filter(|attempt| facts.is_of(row, attempt));
+        let not_sent = |attempt: &Attempt| matches!(attempt.outcome, Outcome::NotSent(_));
+        // Where the times of two attempts overlap, or a clock was set, it can be of either.
+        let false_one = of_it().next().is_some() && of_it().all(not_sent);
+        finding.check(!false_one, || row_name(row));
     }
     finding
 }

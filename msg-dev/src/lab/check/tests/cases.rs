@@ -10,7 +10,7 @@ type Change = fn(&mut World);
 
 fn row(sender: u32, n: u32, inbox: u32, partition: i32, offset: i64) -> Row {
     let fingerprint = fingerprint(&content(sender, n));
-    Row { inbox, seq: 0, sender, n, partition, offset, stored: 0, fingerprint, same: true }
+    Row { inbox, seq: 0, sender, n, partition, offset, sent: 0, stored: 0, fingerprint, same: true }
 }
 
 fn stored(world: &mut World, message: (u32, u32), attempt: usize) -> (&mut i64, &mut bool) {
@@ -18,6 +18,16 @@ fn stored(world: &mut World, message: (u32, u32), attempt: usize) -> (&mut i64, 
         Outcome::Stored { seq, duplicate, .. } => (seq, duplicate),
         other => panic!("{other:?} is not stored"),
     }
+}
+
+/// A time within the first attempt of a message, as a gateway gives it to the record.
+fn first_sent(world: &World, wanted: u32, n: u32) -> i64 {
+    let mut sends = world.lines.iter().filter_map(|line| match line {
+        Event::Send { at, sender, msgs, .. } if *sender == wanted && msgs.iter().any(|msg| msg.0 == n) => Some(*at),
+        _ => None,
+    });
+    let first = i64::try_from(sends.next().expect("it was sent") / 1000).expect("small");
+    world.evidence.clock.micros + first + 1
 }
 
 /// A name, what is changed, and the findings that must come of it.
@@ -66,7 +76,8 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
             let unknown = world.row(1, 6).offset;
             world.lose(1, 6);
             world.row(4, 6).seq = 1;
-            world.row(1, 7).offset = unknown;
+            let row = world.row(1, 7);
+            (row.offset, row.sent) = (unknown, 0);
         },
         &[FIRSTS, ALONG],
     ),
@@ -140,6 +151,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         "an answer names another record than the row",
         |world| {
             world.sent_twice();
+            world.row(3, 5).sent -= 60_000_000;
         },
         &[FIRSTS],
     ),
@@ -148,9 +160,11 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         |world| {
             let offset = world.record(0);
             *world.outcome((3, 2), 1) = Outcome::Ok(0, offset);
+            let first = first_sent(world, 3, 2);
+            world.row(3, 2).sent = first;
             world.settle();
         },
-        &[FIRSTS],
+        &[FIRSTS, ATTEMPTS],
     ),
     (
         "two attempts of one message have one place",
@@ -293,6 +307,14 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
     ("records wait for a minute and the only transfer is ready", |world| world.blocked(60, true), &[HEALTH]),
     (
+        "a row is of an attempt that was told as not sent",
+        |world| {
+            let first = first_sent(world, 1, 4);
+            world.row(1, 4).sent = first;
+        },
+        &[ATTEMPTS],
+    ),
+    (
         "a fault is not named by health",
         |world| world.evidence.health.retain(|health| health.reason.is_empty()),
         &[NAMED],
@@ -338,7 +360,13 @@ pub(super) const ALLOWED: &[(&str, Change)] = &[
         }
     }),
     ("an unknown message is not stored", |world| world.lose(4, 6)),
-    ("a record is there twice after the broker did not answer for long", |world| *world.sent_twice() += 8_000_000_000),
+    ("a record is there twice after the broker did not answer for long", |world| {
+        *world.sent_twice() += 8_000_000_000;
+        world.row(3, 5).sent = 0;
+    }),
+    ("a record is there twice, both of the same attempt", |world| {
+        world.sent_twice();
+    }),
     ("a watch is behind whose gateway had no database all the time", |world| {
         *world.brought() -= 1;
         let fault = world.evidence.faults[0].clone();

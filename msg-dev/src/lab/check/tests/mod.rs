@@ -36,6 +36,7 @@ mod what {
     pub(super) const ALONG: &str = "P5 no offset was committed";
     pub(super) const AT_REST: &str = "P5 at rest";
     pub(super) const NOT_SENT: &str = "P6 what was not sent";
+    pub(super) const ATTEMPTS: &str = "P6 no row is of an attempt";
     pub(super) const PLACES: &str = "P6 each answer has a place";
     pub(super) const RECORDS: &str = "P6 Kafka holds";
     pub(super) const FORBIDDEN: &str = "P6 nothing is accepted";

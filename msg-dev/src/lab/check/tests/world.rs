@@ -188,6 +188,7 @@ impl World {
                 n,
                 partition,
                 offset,
+                sent: 0,
                 stored: 0,
                 fingerprint: fingerprint(&content(sender, n)),
                 same: true,
@@ -211,7 +212,7 @@ impl World {
         let seq = i64::try_from(seq).expect("small");
         let stored = self.micros();
         self.stored.insert((row.sender, row.n), seq);
-        self.evidence.rows.push(Row { seq, stored, ..row.clone() });
+        self.evidence.rows.push(Row { seq, sent: stored, stored, ..row.clone() });
     }
 
     /// A new record's offset.
