@@ -1,4 +1,4 @@
-//! The README's grpcurl lines, run as they stand there: what a reader types gives what the README shows.
+//! The grpcurl lines of the README and of docs/tour.md, run as they are: what a reader types gives what the page shows.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,8 @@ use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
 const README: &str = include_str!("../../../README.md");
-/// Where the README's gateway listens.
+const TOUR: &str = include_str!("../../../docs/tour.md");
+/// Where the gateway of both pages listens.
 const ADDRESS: &str = "127.0.0.1:50051";
 const INSTALL: &str = "go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3";
 
@@ -78,12 +79,22 @@ fn grpcurl() -> PathBuf {
 
 #[tokio::test]
 async fn every_grpcurl_line_of_the_readme_gives_what_it_shows() {
+    assert_page("readme", README, 5).await;
+}
+
+#[tokio::test]
+async fn every_grpcurl_line_of_the_tour_gives_what_it_shows() {
+    assert_page("tour", TOUR, 12).await;
+}
+
+/// Runs the lines of a page, `lines` or more of them, in a world of their own.
+async fn assert_page(name: &str, page: &str, lines: usize) {
     let (grpcurl, stack) = (grpcurl(), stack().await);
-    let world = World::on(stack, "readme", 16);
+    let world = World::on(stack, name, 16);
     world.create(stack).await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
-    let examples = examples(README);
-    assert!(examples.len() >= 5, "the README shows {} grpcurl lines", examples.len());
+    let examples = examples(page);
+    assert!(examples.len() >= lines, "{name} shows {} grpcurl lines", examples.len());
     for example in examples {
         assert!(example.command.contains(ADDRESS) && !example.output.is_empty(), "{example:?}");
         let words = example.command.strip_prefix("grpcurl").unwrap().replace(ADDRESS, &gateway.address);
