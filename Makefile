@@ -9,7 +9,7 @@ export TOXIPROXY := $(TOOLS)/bin/toxiproxy-server
 LAB := target/release/msg-dev lab
 # With mounts of its own (`unshare --mount`): the small disks that the lab fills are gone when its processes are.
 
-.PHONY: help demo up build test test-unit test-sim test-it sim mutants fuzz faults soak test-lab lint fmt bench compose-test bare-test clean
+.PHONY: help demo up build test test-unit test-sim test-it sim mutants docs fuzz faults soak test-lab lint fmt bench compose-test bare-test clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,9 +27,9 @@ build: ## Both services and msg-dev
 test: test-unit test-sim test-it test-lab ## Everything, on the real components; at its end, what this machine leaves out
 	@scripts/setup left-out
 
-test-unit: ## Unit and property tests, and what fuzzing found
+test-unit: ## Unit and property tests, what fuzzing found, and whether the docs are as the code
 	@scripts/setup build
-	$(CARGO) test --release --locked --workspace --lib --bins --test corpus
+	$(CARGO) test --release --locked --workspace --lib --bins --test corpus --test docs
 
 test-sim: ## The simulator, and 100,000 of its seeds
 	@scripts/setup build
@@ -43,6 +43,10 @@ sim: ## What the transfer decides, against models of Kafka and PostgreSQL in whi
 mutants: ## Plant bugs in a copy of the machine, one at a time, and see the simulator find them
 	$(CARGO) build --profile sim --locked --package msg-transfer-simulator
 	target/sim/sim mutants $(ARGS)
+
+docs: ## Write the pages that are rendered from the code: docs/configuration.md and docs/metrics.md
+	@scripts/setup build
+	UPDATE_DOCS=1 $(CARGO) test --release --locked --package msg-it --test docs
 
 fuzz: ## Throw bytes at what reads requests and records: RUNS=1000000
 	@scripts/setup fuzz
