@@ -78,6 +78,7 @@ lint: ## Everything that reads the code without running it
 	$(TOOLS)/venv/bin/typos
 	$(TOOLS)/node_modules/.bin/buf lint
 	@scripts/breaking
+	@scripts/wide-markdown
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
