@@ -14,8 +14,13 @@ use crate::support::kafka::{good, msg};
 use crate::support::world::{Gateway, World};
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// It serves calls and its admin port, has dropped lines, and ends at SIGTERM as it should.
+/// It serves calls and its admin port, has dropped lines, and ends at SIGTERM as it should. One that waits for its log serves
+/// nothing, for ever.
 async fn serves_and_counts(gateway: &Gateway, child: &mut tokio::process::Child) {
+    tokio::time::timeout(2 * PATIENCE, serves_counts_and_ends(gateway, child)).await.expect("it serves");
+}
+
+async fn serves_counts_and_ends(gateway: &Gateway, child: &mut tokio::process::Child) {
     let client = client(gateway).await;
     let admin = gateway.service.spec().admin.unwrap();
     for i in 0..100 {
