@@ -139,12 +139,17 @@ impl<'a> Facts<'a> {
     /// is made anew, and when the end of its log is lost: of that, from the lost offsets on.
     pub(super) fn incarnation_between(&self, place: Place, began: Nanos, ended: Nanos) -> Option<usize> {
         let Evidence { topics, truncations, .. } = self.evidence;
-        let cuts = || truncations.iter().filter(|cut| cut.partition == place.0);
-        let least = topics.iter().filter(|topic| topic.made <= began).count()
-            + cuts().filter(|cut| cut.over <= began && place.1 >= cut.end).count();
-        let most = topics.iter().filter(|topic| topic.deleted < ended).count()
-            + cuts().filter(|cut| cut.at < ended && place.1 >= cut.end).count();
-        (least == most).then_some(least)
+        let topic = topics.iter().filter(|topic| topic.made <= began).count();
+        if topic != topics.iter().filter(|topic| topic.deleted < ended).count() {
+            return None;
+        }
+        let made_before = |at: Nanos| topics.iter().filter(|topic| topic.made <= at).count();
+        let of_it = |cut: &&Truncation| cut.partition == place.0 && place.1 >= cut.end && made_before(cut.at) == topic;
+        let cuts = || truncations.iter().filter(of_it);
+        let before = cuts().filter(|cut| cut.over <= began).count();
+        let same = before == cuts().filter(|cut| cut.at < ended).count();
+        // Those of a later topic come behind all of an earlier one.
+        same.then_some(topic * (truncations.len() + 1) + before)
     }
 
     /// A message in words.

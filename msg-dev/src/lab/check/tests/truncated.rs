@@ -8,6 +8,12 @@ use super::world::{Fate, World};
 
 /// Of six messages four are stored; the log ends at 2 then, and the sender goes on. Of the lost ones it sends two again.
 fn cut() -> World {
+    let mut world = going_on();
+    world.rest();
+    world
+}
+
+fn going_on() -> World {
     let mut world = World::new(2);
     for n in 0..4 {
         world.unary(1, n, 0, Fate::Ok);
@@ -23,7 +29,6 @@ fn cut() -> World {
     }
     world.unary(2, 0, 1, Fate::Ok);
     world.status(1, 5);
-    world.rest();
     world
 }
 
@@ -101,4 +106,17 @@ fn commits_of_the_old_log_are_not_those_of_the_new() {
     world.unary(1, 8, 0, Fate::Ok);
     world.settle();
     assert_broken("a commit of the new log ahead of a row", &world, &[ALONG]);
+}
+
+#[test]
+fn topic_that_is_made_anew_after_a_lost_tail_begins_again() {
+    let mut world = going_on();
+    world.recreate(&[6, 1], |world| world.unary(1, 8, 0, Fate::Ok));
+    for n in 9..14 {
+        world.unary(1, n, 0, Fate::Ok);
+    }
+    world.rest();
+    assert_broken("below and above the first lost offset", &world, &[]);
+    world.swap_seqs((1, 9), (1, 13));
+    assert_broken("two of the new topic", &world, &[TIMES, KAFKA]);
 }
