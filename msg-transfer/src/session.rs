@@ -44,6 +44,8 @@ pub fn warned(what: Committed, warning: &str) {
 
 /// Statements that are run once on each new connection.
 ///
+/// What a transaction sets then also reaches the workers of a Citus; PostgreSQL alone keeps the name and does nothing with it.
+///
 /// A stopped process's open transaction would otherwise hold its locks for ever, and the next owner with them.
 pub fn settings(database: &DatabaseOptions) -> String {
     let idle = database.database_statement_timeout.as_millis();
@@ -51,6 +53,7 @@ pub fn settings(database: &DatabaseOptions) -> String {
     format!(
         "SET synchronous_commit = on; SET lock_timeout = {lock}; \
          SET idle_in_transaction_session_timeout = {idle}; \
+         SET citus.propagate_set_commands = 'local'; \
          SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
     )
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use machine::Generation;
 use machine::lane::{Answer, Entry, Request};
 use msg_common::postgres::{DatabaseOptions, Object, Pool};
@@ -36,7 +37,7 @@ impl Connection {
         kind: ServerKind,
     ) -> Self {
         let patience = 2 * database.database_statement_timeout;
-        let begin = Begin::new(session::lock_timeout(database), database.database_statement_timeout);
+        let begin = Begin::new(session::lock_timeout(database), database.database_statement_timeout, kind);
         Connection { pool, progress, topic, patience, begin, kind, client: None }
     }
 
@@ -102,10 +103,10 @@ impl Connection {
                 letters::insert_dead_letters(client, &self.topic, entries, dead).await?;
                 return Ok(Answer::Ok);
             }
-            Request::Begin => &self.begin.full,
-            Request::BeginRetry => &self.begin.short,
-            Request::BeginPass => &format!("{}; {}", self.begin.full, sql::AFTER_BEGIN_PASS),
-            Request::BeginSearch => &format!("{}; {}", self.begin.short, sql::AFTER_BEGIN_PASS),
+            Request::Begin => return begin(client, &self.begin.full, None).await,
+            Request::BeginRetry => return begin(client, &self.begin.short, None).await,
+            Request::BeginPass => return begin(client, &self.begin.full, Some(sql::AFTER_BEGIN_PASS)).await,
+            Request::BeginSearch => return begin(client, &self.begin.short, Some(sql::AFTER_BEGIN_PASS)).await,
             Request::Commit => {
                 let ((), warning) = client.commit(client.batch_execute("COMMIT")).await?;
                 return Ok(warning.map_or(Answer::Ok, |warning| {
@@ -123,6 +124,13 @@ impl Connection {
         client.batch_execute(statement).await?;
         Ok(Answer::Ok)
     }
+}
+
+/// All sent before the first answer is awaited.
+async fn begin(client: &Object, parts: &[String], then: Option<&str>) -> Result<Answer, tokio_postgres::Error> {
+    let parts = parts.iter().map(String::as_str).chain(then);
+    try_join_all(parts.map(|part| client.batch_execute(part))).await?;
+    Ok(Answer::Ok)
 }
 
 impl Drop for Connection {

@@ -9,9 +9,9 @@ pub const LAST_SEQ: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY
 #[derive(Clone, Debug)]
 pub struct Begin {
     /// For a batch.
-    pub full: String,
+    pub full: Vec<String>,
     /// For what is only tried: it must not take a lane's time.
-    pub short: String,
+    pub short: Vec<String>,
 }
 
 /// The longest time to wait for a lock, in what is only tried.
@@ -19,12 +19,23 @@ const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Begin {
     /// With these time-outs, and short ones.
-    pub fn new(lock_timeout: Duration, statement_timeout: Duration) -> Self {
+    ///
+    /// Citus passes a SET LOCAL on to the workers as the whole text that it came in: with a BEGIN and a LOCK TABLE in it the
+    /// workers would carry those out, too, and wait for each other. So there each one is sent by itself.
+    pub fn new(lock_timeout: Duration, statement_timeout: Duration, kind: ServerKind) -> Self {
         // A tenth of the time, and never so little that a good server on a bad day looks slow.
         let short = (statement_timeout / 10).max(Duration::from_secs(1).min(statement_timeout / 2));
         let begin = |lock: Duration, statement: Duration| {
             let (lock, statement) = (lock.as_millis().max(1), statement.as_millis().max(1));
-            format!("BEGIN; SET LOCAL lock_timeout = {lock}; SET LOCAL statement_timeout = {statement}")
+            let parts = [
+                "BEGIN".to_owned(),
+                format!("SET LOCAL lock_timeout = {lock}"),
+                format!("SET LOCAL statement_timeout = {statement}"),
+            ];
+            match kind {
+                ServerKind::Single => vec![parts.join("; ")],
+                ServerKind::Citus => parts.to_vec(),
+            }
         };
         Begin {
             full: begin(lock_timeout, statement_timeout),
