@@ -93,7 +93,10 @@ pub fn describe() {
     describe_gauge!(TOPIC_UNSAFE_SETTINGS, "Settings of the topic under which an accepted message could be lost");
     describe_gauge!(TOPIC_EXTRA_PARTITIONS, "Partitions that the topic has beyond those that are used");
     describe_counter!(PREFLIGHTS, "Checks of the topic, by outcome");
-    describe_counter!(PRODUCERS_REPLACED, "Producers that were replaced after a fatal error");
+    describe_counter!(
+        PRODUCERS_REPLACED,
+        "Producers that were replaced: after a fatal error, when every delivery timed out, and for a recreated topic"
+    );
     describe_counter!(HINTS, "Hints of what was stored that were read, by outcome");
     describe_gauge!(HINTS_RELIABLE, "1 while hints are read and complete, 0 while the table is polled often instead");
     describe_counter!(HINT_READERS_REPLACED, "Clients that read hints and were replaced: they failed or were stalled");

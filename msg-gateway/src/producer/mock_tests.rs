@@ -112,3 +112,30 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
     }
     assert_eq!(admission.taken(), (0, 0));
 }
+
+/// Its client reports no error: every record of whichever partition only times out.
+#[tokio::test(flavor = "multi_thread")]
+async fn producer_whose_deliveries_all_time_out_is_replaced() {
+    let (cluster, mut config) = (MockCluster::new(1).expect("the cluster starts"), ClientConfig::new());
+    cluster.create_topic("msgs", 1, 1).expect("the topic is created");
+    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("enable.idempotence", "true");
+    config.set("linger.ms", "0").set("delivery.timeout.ms", "300");
+    let producer = Arc::new(Producer::new(config, "msgs").expect("the settings are good"));
+    producer.open();
+    let first = producer.current.load_full();
+    let stop = CancellationToken::new();
+    let readiness = Readiness::waiting_for(&[]);
+    let supervisor = tokio::spawn(producer.clone().supervise(readiness, Duration::from_millis(500), stop.clone()));
+    cluster.broker_down(1).expect("the broker is there");
+    let replaced = async {
+        while Arc::ptr_eq(&first, &producer.current.load_full()) {
+            assert_eq!(batch(&producer).await, [Outcome::Unknown; REPORTS]);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), replaced).await.expect("it is replaced");
+    cluster.broker_up(1).expect("the broker is there");
+    let confirmed = async { while batch(&producer).await.contains(&Outcome::Unknown) {} };
+    tokio::time::timeout(Duration::from_secs(30), confirmed).await.expect("the new one is confirmed");
+    stop.cancel();
+    supervisor.await.expect("it ends");
+}

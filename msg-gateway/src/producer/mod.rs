@@ -6,6 +6,7 @@ mod offsets;
 pub mod preflight;
 pub mod rejections;
 pub mod settings;
+mod stuck;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::PRODUCERS_REPLACED;
 pub use crate::producer::context::{Context, Signals};
+use crate::producer::stuck::Patience;
 use crate::send::admission::Permit;
 use crate::send::outcome::Outcome;
 
@@ -34,6 +36,9 @@ pub const COMPONENT: &str = "producer";
 /// How often, and how far apart, a producer that was replaced is emptied: a send may have begun before it was.
 const PURGES: usize = 5;
 const PURGE_EVERY: Duration = Duration::from_secs(1);
+
+/// How often to check whether the producer is stuck.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a delivery report goes. Nobody may be listening any more.
 pub enum Answer {
@@ -176,11 +181,15 @@ impl Producer {
         self.current.load().in_flight_count()
     }
 
-    /// Replaces the librdkafka producer after each fatal error, until told to stop.
+    /// Replaces the librdkafka producer after each fatal error, and when it confirms nothing for longer than `drain`, until told to
+    /// stop.
     pub async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
+        let mut patience = Patience::new(drain);
+        let mut checks = tokio::time::interval(CHECK_EVERY);
         loop {
             tokio::select! {
                 () = self.signals.error.notified() => {}
+                _ = checks.tick() => self.replace_stuck(&mut patience),
                 () = stop.cancelled() => return,
             }
             // Most errors are not, and the producer that was replaced may still report some.
@@ -203,6 +212,19 @@ impl Producer {
         }
     }
 
+    /// While the topic is known not to be usable, another producer would do no better.
+    fn replace_stuck(&self, patience: &mut Patience) {
+        let now = Instant::now();
+        let since = self.signals.rejections.timing_out_since(now);
+        if self.closed.load().is_some() || !patience.is_over(since, now) {
+            return;
+        }
+        tracing::warn!("replacing the producer: every delivery has timed out for long");
+        if let Err(error) = self.renew() {
+            tracing::error!(%error, "no new producer can be made");
+        }
+    }
+
     fn replace(&self, fresh: Arc<ThreadedProducer<Context>>, readiness: &Readiness, drain: Duration) {
         let old = self.swap(fresh);
         readiness.ready(COMPONENT);
@@ -211,7 +233,8 @@ impl Producer {
     }
 
     /// Goes on with a new librdkafka producer, and gives up what the old one has: their outcome is unknown. For a topic that was
-    /// made anew: what was on its way to the former one neither arrives nor times out, and keeps what comes behind it waiting.
+    /// made anew, where what was on its way to the former one neither arrives nor times out and keeps what comes behind it waiting;
+    /// and for a producer that is stuck.
     pub fn renew(&self) -> KafkaResult<()> {
         let fresh = self.another()?;
         let old = self.swap(Arc::new(fresh));

@@ -49,6 +49,7 @@ struct State {
 struct Failing {
     code: RDKafkaErrorCode,
     count: u32,
+    since: Instant,
     last: Instant,
 }
 
@@ -67,7 +68,7 @@ impl Failing {
                 }
                 (failing.code, failing.last) = (code, now);
             }
-            None => *failing = Some(Failing { code, count: 1, last: now }),
+            None => *failing = Some(Failing { code, count: 1, since: now, last: now }),
         }
     }
 
@@ -127,6 +128,13 @@ impl Rejections {
         let failing = state.all.as_ref().filter(|failing| failing.is_standing(now))?;
         let code = failing.code;
         Some(format!("no record is confirmed, all deliveries fail: {code:?} ({code}): {}", advice(code)))
+    }
+
+    /// Since when every delivery has timed out, if many have: librdkafka itself does not report that it is stuck.
+    pub fn timing_out_since(&self, now: Instant) -> Option<Instant> {
+        let state = self.lock();
+        let failing = state.all.as_ref().filter(|failing| failing.is_standing(now))?;
+        (failing.code == RDKafkaErrorCode::MessageTimedOut).then_some(failing.since)
     }
 
     /// Keeps `readiness` until `stop`.
@@ -235,6 +243,18 @@ mod tests {
         (3..5).for_each(|i| rejections.failed(3, Code::MessageTimedOut, false, at(start, i * 100)));
         let reason = rejections.reason(at(start, 500)).expect("nothing is confirmed");
         assert!(reason.starts_with("no record is confirmed"), "{reason}");
+    }
+
+    #[test]
+    fn deliveries_that_all_time_out_are_told_from_the_first_until_a_success() {
+        let (rejections, start) = (Rejections::default(), Instant::now());
+        (0..3).for_each(|i| rejections.failed(i, Code::MessageTimedOut, false, at(start, u64::from(i as u8) * 100)));
+        assert_eq!(rejections.timing_out_since(at(start, 300)), Some(start));
+        rejections.failed(1, Code::InvalidRecord, true, at(start, 300));
+        assert_eq!(rejections.timing_out_since(at(start, 300)), None, "a broker responds");
+        rejections.failed(1, Code::MessageTimedOut, false, at(start, 400));
+        rejections.confirmed(3);
+        assert_eq!(rejections.timing_out_since(at(start, 400)), None);
     }
 
     #[test]
