@@ -24,7 +24,7 @@ impl<R: Record> Driver<R> {
         self.rounds += 1;
         self.commit = Some((self.rounds, io.now() + self.times.commit));
         if let Err(error) = io.commit(marks, self.rounds) {
-            self.commit_ended(io, Err(error));
+            self.commit_ended(io, Some(&error));
         }
     }
 
@@ -32,17 +32,17 @@ impl<R: Record> Driver<R> {
         while let Some((round, result)) = io.poll_commit() {
             // A late result of a round that timed out says nothing about the present one.
             if self.commit.is_some_and(|(current, _)| current == round) {
-                self.commit_ended(io, result);
+                self.commit_ended(io, result.err().as_deref());
             }
         }
         if self.commit.is_some_and(|(_, deadline)| io.now() >= deadline) {
-            self.commit_ended(io, Err("timed out".into()));
+            self.commit_ended(io, Some("timed out"));
         }
     }
 
-    fn commit_ended(&mut self, io: &mut impl Io<Record = R>, result: Result<(), String>) {
+    fn commit_ended(&mut self, io: &mut impl Io<Record = R>, error: Option<&str>) {
         self.commit = None;
-        io.report(Report::Committed(result.as_ref().map(|()| ()).map_err(String::as_str)));
-        self.handle(io, if result.is_ok() { Event::Committed } else { Event::CommitFailed });
+        io.report(Report::Committed(error.map_or(Ok(()), Err)));
+        self.handle(io, if error.is_none() { Event::Committed } else { Event::CommitFailed });
     }
 }

@@ -36,7 +36,7 @@ impl RepeatedError {
 }
 
 impl Io<'_> {
-    pub(super) fn show(&mut self, report: Report<'_>) {
+    pub(super) fn show(&mut self, report: &Report<'_>) {
         let parts = &self.outside.parts;
         match report {
             Report::Event(_) | Report::Received(..) => {}
@@ -71,7 +71,7 @@ impl Io<'_> {
             Report::Fetching { partition, from, retried } => {
                 let (from, leader_epoch) = (from.next.0, from.leader_epoch.0);
                 // A partition that is only retried is no news.
-                if retried {
+                if *retried {
                     tracing::debug!(partition, from, leader_epoch, "fetching");
                 } else {
                     tracing::info!(partition, from, leader_epoch, "fetching");
@@ -81,7 +81,7 @@ impl Io<'_> {
             Report::Halted(halted) => self.show_halted(halted),
             Report::Failing(failing) => self.show_failing(failing),
             Report::Recovered(partition, attempts) => tracing::info!(partition, attempts, "fetching again"),
-            Report::Consumed(count) => metrics::consumed(count),
+            Report::Consumed(count) => metrics::consumed(*count),
             Report::Committed(result) => {
                 metrics::committed(result.is_ok());
                 if let Err(error) = result
@@ -96,8 +96,8 @@ impl Io<'_> {
             }
             Report::Expected(None) => parts.silence.full(Instant::now()),
             Report::Turn { inflight: (bytes, records), throttled } => {
-                metrics::inflight(bytes, records);
-                metrics::paused(throttled);
+                metrics::inflight(*bytes, *records);
+                metrics::paused(*throttled);
             }
         }
     }

@@ -137,6 +137,6 @@ impl Surroundings<RawRecord> for Io<'_> {
     }
 
     fn report(&mut self, report: Report<'_>) {
-        self.show(report);
+        self.show(&report);
     }
 }
