@@ -248,7 +248,9 @@ mod tests {
     #[test]
     fn deliveries_that_all_time_out_are_told_from_the_first_until_a_success() {
         let (rejections, start) = (Rejections::default(), Instant::now());
-        (0..3).for_each(|i| rejections.failed(i, Code::MessageTimedOut, false, at(start, u64::from(i as u8) * 100)));
+        (0..3).for_each(|i| {
+            rejections.failed(i, Code::MessageTimedOut, false, at(start, u64::from(i.unsigned_abs()) * 100))
+        });
         assert_eq!(rejections.timing_out_since(at(start, 300)), Some(start));
         rejections.failed(1, Code::InvalidRecord, true, at(start, 300));
         assert_eq!(rejections.timing_out_since(at(start, 300)), None, "a broker responds");

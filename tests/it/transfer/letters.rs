@@ -59,7 +59,7 @@ async fn refused_dead_letter_is_stored_with_less_and_stops_no_lane() {
 /// One caller that sends other content under a used id again and again: each ends as a dead letter, few keep their content.
 #[tokio::test]
 async fn callers_conflicts_keep_little_content() {
-    let world = World::new("many_conflicts").await;
+    let world = World::new("caller_conflicts").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DEAD_LETTER_LIMIT", 40).env("LANES", 4));
     transfer.start().await.unwrap();
     let writer = world.writer();
