@@ -1,4 +1,4 @@
-//! The WARNINGs of a connection's server. A COMMIT that is answered OK with one is not what it should be, and nothing else says so.
+//! The warnings of a connection's server. A COMMIT that is answered OK with one is not what it should be, and nothing else says so.
 
 use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
