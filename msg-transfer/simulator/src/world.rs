@@ -127,7 +127,9 @@ impl World {
         let process = &self.processes[client.process];
         let member = process.parts.library.membership.member.filter(|_| process.parts.life == client.life);
         let mut members = self.env.kafka.group.members.iter();
-        process.driver.machine().expected(partition).is_some()
+        // A halted one too: what it completed before is still saved.
+        let is_halted = process.driver.halted().any(|halted| halted == partition);
+        (is_halted || process.driver.machine().expected(partition).is_some())
             && members.all(|other| !other.assigned.contains(&partition) || Some(other.id) == member)
     }
 
