@@ -83,7 +83,8 @@ mutants! {
             "for inbox in &self.inboxes { let (group, Some(last)) = inbox else { continue }; let (entry, rows) = (&self.entries[group[0]], group.len() as i64); self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows); } self.request(Pending::Commit, Request::Commit)";
     "the cache outlives an error" Harmless("the next connection clears it too") =>
         "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;";
-    "the cache outlives an error and a new connection" Found =>
+    "the cache outlives an error and a new connection"
+        Rare("found with the driver's own model before ADR 37; in none of 180000 seeds since, and it is not known why") =>
         "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;",
         "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(";
     "records go to a lane by partition" Harmless("an inbox lies in one partition, unless the count is changed without a drain") =>
@@ -118,7 +119,8 @@ mutants! {
         "machine/src/lane/blocked.rs": "is_some_and(|(from, _)| index > *from)" -> "is_some_and(|(from, _)| index == *from + 1)";
     "an attempt on a blocked inbox that fails drops the rest of it" Found =>
         "machine/src/lane/blocked.rs": "for entry in rest {" -> "for entry in rest.into_iter().take(0) {";
-    "what is found to be blocked later goes behind what came after it" Found =>
+    "what is found to be blocked later goes behind what came after it"
+        Rare("in none of the first 24000 seeds with the real driver") =>
         "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, failure, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, failure, attempts).push_back(entry);",
         "machine/src/lane/blocked.rs": "for mut entry in waiting.into_iter().rev() {" -> "for mut entry in waiting {";
     "a partition stays throttled when it is not fetched any more" Harmless("the next assign ends that too") =>
@@ -144,7 +146,8 @@ mutants! {
     "offsets are committed after their progress rows failed" Found =>
         "machine/src/consumer/mod.rs": "Event::ProgressSaved => self.committer.saved(),\n            Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now)," ->
             "Event::ProgressSaved | Event::ProgressFailed => self.committer.saved(),\n            Event::CommitFailed => self.committer.failed(now),";
-    "offsets of a lost partition are committed" Found =>
+    "offsets of a lost partition are committed"
+        Rare("found with the driver's own model before ADR 37; in none of 200000 seeds since, and it is not known why") =>
         "machine/src/consumer/commit.rs": "marks.retain(is_current);" -> "marks.retain(|mark| is_current(mark) || true);";
     "a connection to a restored server is accepted" Found =>
         "machine/src/keeper.rs": "!self.connected => Next::Answer(false),\n            Ask::Check" -> "!self.connected => Next::Answer(true),\n            Ask::Check";
