@@ -247,6 +247,7 @@ mutants! {
     "a dead letter has no leader epoch in its key (in the database's model)" Found =>
         "simulator/src/database/statement.rs": "if !self.tables.dead.contains_key(&at) &&" ->
             "if !self.tables.dead.keys().any(|key| (key.0, key.1, key.2) == (at.0, at.1, at.2)) &&";
-    "what waits of a batch that was halved goes behind what was found of it" Found =>
+    "what waits of a batch that was halved goes behind what was found of it"
+        Rare("in none of the first 24000 seeds with the real driver") =>
         "machine/src/lane/blocked.rs": "queue(&mut waiting.entries, entry);" -> "waiting.entries.push_back(entry);";
 }
