@@ -111,7 +111,7 @@ fn try_mutants(name: &str, seeds: u64) -> ExitCode {
     let wanted =
         |mutant: &&Mutant| mutant.name.contains(name) || mutant.edits.iter().any(|edit| edit.file.contains(name));
     for mutant in MUTANTS.iter().filter(wanted) {
-        let seeds = if mutant.expected == Expected::Found { seeds } else { seeds / 6 };
+        let seeds = if mutant.expected == Expected::Found { seeds } else { seeds / 20 };
         let (line, as_expected) = match (bench.try_one(mutant, seeds), mutant.expected) {
             (Ok(Found::After(count, violation)), expected) => {
                 (format!("{count} | {violation}"), !matches!(expected, Expected::Harmless(_)))
