@@ -11,12 +11,18 @@ const REPORTS: usize = 3;
 
 /// A producer that packs what comes at once into one batch, and its cluster.
 fn producer() -> (Producer, MockCluster<'static, DefaultProducerContext>) {
+    // The backoff is longer than a report takes on a busy machine.
+    producer_with(&[("linger.ms", "100"), ("retry.backoff.ms", "10000"), ("retry.backoff.max.ms", "10000")])
+}
+
+fn producer_with(settings: &[(&str, &str)]) -> (Producer, MockCluster<'static, DefaultProducerContext>) {
     let cluster = MockCluster::new(1).expect("the cluster starts");
     cluster.create_topic("msgs", 1, 1).expect("the topic is created");
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", cluster.bootstrap_servers()).set("enable.idempotence", "true");
-    // The backoff is longer than a report takes on a busy machine.
-    config.set("linger.ms", "100").set("retry.backoff.ms", "10000").set("retry.backoff.max.ms", "10000");
+    for (key, value) in settings {
+        config.set(*key, *value);
+    }
     let producer = Producer::new(config, "msgs").expect("the settings are good");
     producer.open();
     (producer, cluster)
@@ -116,12 +122,8 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
 /// Its client reports no error: every record of whichever partition only times out.
 #[tokio::test(flavor = "multi_thread")]
 async fn producer_whose_deliveries_all_time_out_is_replaced() {
-    let (cluster, mut config) = (MockCluster::new(1).expect("the cluster starts"), ClientConfig::new());
-    cluster.create_topic("msgs", 1, 1).expect("the topic is created");
-    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("enable.idempotence", "true");
-    config.set("linger.ms", "0").set("delivery.timeout.ms", "300");
-    let producer = Arc::new(Producer::new(config, "msgs").expect("the settings are good"));
-    producer.open();
+    let (producer, cluster) = producer_with(&[("linger.ms", "0"), ("delivery.timeout.ms", "300")]);
+    let producer = Arc::new(producer);
     let first = producer.current.load_full();
     let stop = CancellationToken::new();
     let readiness = Readiness::waiting_for(&[]);
