@@ -230,8 +230,10 @@ impl Kind {
             Kind::One(one) => match one {
                 One::KillGateway | One::KillTransfer | One::KillPostgres | One::KillServices => 2.0,
                 One::FreezeTransfer => 16.0,
-                One::FreezeBroker | One::JumpClocks => 10.0,
-                One::CutReplication | One::FillPostgresDisk | One::PostgresAway => 15.0,
+                One::JumpClocks => 10.0,
+                One::FillPostgresDisk | One::PostgresAway => 15.0,
+                // Longer than every timeout between a message and its `settles_by`.
+                One::FreezeBroker | One::CutReplication => 60.0,
                 // Longer than the 30 s within which health has to say so.
                 One::BlockInbox
                 | One::LockTable
