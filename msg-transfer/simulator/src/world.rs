@@ -192,8 +192,16 @@ impl World {
                 let is_present = request.topic == env.kafka.topic_number();
                 if is_present && request.incarnation.is_none_or(|saved_to| saved_to == env.database.incarnation) {
                     env.check_below("committed offset", request.topic, mark.partition, mark.progress());
+                    let (incarnation, partition) = (env.database.incarnation, mark.partition);
+                    if let Some(before) = env.kafka.commit(request.process, incarnation, partition, mark.next.0) {
+                        let next = mark.next.0;
+                        env.violate(format!(
+                            "P5: partition {partition} was committed up to {before}, and now up to {next}"
+                        ));
+                    }
+                } else {
+                    env.kafka.group.offsets.insert(mark.partition, mark.next.0);
                 }
-                env.kafka.group.offsets.insert(mark.partition, mark.next.0);
             }
         }
         let process = &mut self.processes[request.process];

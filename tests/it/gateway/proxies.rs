@@ -117,7 +117,8 @@ async fn serves_everything(client: &Client) {
     let watched = tokio::spawn(async move {
         let mut watched = 0;
         while watched < 10 {
-            let event = timeout(PATIENCE, events.message()).await.expect("an event comes").unwrap().expect("it is open");
+            let event =
+                timeout(PATIENCE, events.message()).await.expect("an event comes").unwrap().expect("it is open");
             if let Some(Event::Msgs(msgs)) = event.event {
                 watched += msgs.msgs.len();
             }

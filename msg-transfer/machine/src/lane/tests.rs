@@ -61,6 +61,15 @@ impl Lane {
         self.machine.answer(answer, &mut self.events)
     }
 
+    /// The offsets, in the order in which they were settled.
+    fn settled(&self) -> Vec<i64> {
+        let settled = self.events.iter().filter_map(|event| match event {
+            Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
+            _ => None,
+        });
+        settled.flatten().collect()
+    }
+
     /// Answers each request like a database that takes everything, up to the first that `stop` wants.
     fn until(&mut self, mut request: Request, stop: impl Fn(&Request) -> bool) -> Request {
         while !stop(&request) {
@@ -426,6 +435,32 @@ fn commit_with_a_warning_completes_the_batch_and_clears_the_cache() {
     assert_eq!(lane.begin(vec![Msg("a", 2)]), Request::LastSeqs(vec![0]));
 }
 
+/// The last message is found to be blocked, and then the batch is halved: what is left of it belongs in front.
+#[test]
+fn rest_of_a_halved_batch_waits_in_front_of_what_was_found_blocked() {
+    let mut lane = Lane::new(false);
+    let mut request = lane.begin(vec![Msg("a", 1), Msg("a", 2), Msg("a", 3)]);
+    let outcome = loop {
+        let is_found = lane.machine.blocked().count() > 0;
+        request = match &request {
+            Request::Done(outcome) => break outcome.clone(),
+            Request::Insert(rows) if rows.iter().any(|row| lane.machine.entries()[row.entry].body.1 == 3) => {
+                lane.on(failed(Class::Locked))
+            }
+            Request::Insert(rows) if is_found && rows.len() > 1 => lane.on(failed(Class::Heavy)),
+            _ => {
+                let first = std::cell::Cell::new(true);
+                lane.until(request, |_| !first.replace(false))
+            }
+        };
+    };
+    assert_eq!(outcome.stored, 1);
+    assert_eq!(lane.machine.blocked().map(|inbox| inbox.records).collect::<Vec<_>>(), [2]);
+    let request = lane.machine.retry(&mut lane.events).expect("it waits");
+    blocked_from(&mut lane, request, u128::MAX, Class::Locked);
+    assert_eq!(lane.settled(), [0, 1, 2]);
+}
+
 /// First its second message alone is blocked, and then the whole inbox.
 #[test]
 fn message_found_blocked_later_waits_in_front() {
@@ -451,9 +486,5 @@ fn message_found_blocked_later_waits_in_front() {
     assert_eq!(outcome, Outcome::default());
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     blocked_from(&mut lane, request, u128::MAX, Class::Locked);
-    let settled = lane.events.iter().filter_map(|event| match event {
-        Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
-        _ => None,
-    });
-    assert_eq!(settled.flatten().collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(lane.settled(), [0, 1, 2]);
 }

@@ -3,7 +3,7 @@
 pub(crate) mod group;
 pub(crate) mod log;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use machine::Partition;
 use machine::consumer::Mark;
@@ -32,11 +32,27 @@ pub(crate) struct Kafka {
     pub(crate) topics: Vec<Topic>,
     pub(crate) group: Group,
     pub(crate) commits: VecDeque<CommitRequest>,
+    /// How far each partition was committed, and by which process; by the topic's number and the database's incarnation.
+    committed: BTreeMap<(u32, u32, Partition), (i64, usize)>,
 }
 
 impl Kafka {
     pub(crate) fn new(partitions: Partition, eager: bool) -> Self {
-        Kafka { topics: vec![Topic::new(partitions)], group: Group::new(eager), commits: VecDeque::new() }
+        Kafka {
+            topics: vec![Topic::new(partitions)],
+            group: Group::new(eager),
+            commits: VecDeque::new(),
+            committed: BTreeMap::new(),
+        }
+    }
+
+    /// Takes what a process commits. Returns how far another process had committed it, if that was further: who owns it by now would
+    /// have begun there. A process's own commit may go back: when it starts a partition again, its last one may be under way.
+    pub(crate) fn commit(&mut self, process: usize, incarnation: u32, partition: Partition, next: i64) -> Option<i64> {
+        self.group.offsets.insert(partition, next);
+        let before = self.committed.insert((self.topic_number(), incarnation, partition), (next, process));
+        let (before, other) = before?;
+        (before > next && other != process && !self.topic().log(partition).has_lost()).then_some(before)
     }
 
     /// The number of the present topic: what its id stands for.
