@@ -15,6 +15,15 @@ const MILLISECOND: Nanos = 1_000_000;
 /// Partition and offset.
 pub(super) type Place = (i32, i64);
 
+/// Which log of a partition an offset is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Incarnation {
+    /// How often the topic had been recreated.
+    pub(super) topic: usize,
+    /// How often the end of this partition's log had been lost since. Those of two partitions have no order.
+    pub(super) tail: usize,
+}
+
 /// The history and the evidence, with what finds things in them.
 pub(super) struct Facts<'a> {
     pub(super) book: &'a Book,
@@ -120,13 +129,13 @@ impl<'a> Facts<'a> {
         sent + MILLISECOND >= attempt.sent && attempt.told.is_none_or(|told| sent <= told)
     }
 
-    /// In which incarnation of its partition, counted from 0, the record of an attempt is; none where it can be in either.
-    pub(super) fn incarnation(&self, attempt: &Attempt) -> Option<usize> {
+    /// In which incarnation of its partition the record of an attempt is; none where it can be in either.
+    pub(super) fn incarnation(&self, attempt: &Attempt) -> Option<Incarnation> {
         self.incarnation_between(attempt.outcome.place()?, attempt.sent, attempt.told.unwrap_or(Nanos::MAX))
     }
 
     /// In which one the record of a row was.
-    pub(super) fn incarnation_of_row(&self, row: &Row, message: u32) -> Option<usize> {
+    pub(super) fn incarnation_of_row(&self, row: &Row, message: u32) -> Option<Incarnation> {
         let (here, first) = ((row.partition, row.offset), self.book.attempts_of(message).next()?.sent);
         self.incarnation_between(here, first, self.evidence.clock.nanos(row.stored)).or_else(|| {
             let mut same = self.book.attempts_of(message).filter(|attempt| place(attempt) == Some(here));
@@ -137,7 +146,7 @@ impl<'a> Facts<'a> {
 
     /// In which one a place was that something named which began and ended then. A partition has another incarnation when the topic
     /// is made anew, and when the end of its log is lost: of that, from the lost offsets on.
-    pub(super) fn incarnation_between(&self, place: Place, began: Nanos, ended: Nanos) -> Option<usize> {
+    pub(super) fn incarnation_between(&self, place: Place, began: Nanos, ended: Nanos) -> Option<Incarnation> {
         let Evidence { topics, truncations, .. } = self.evidence;
         let topic = topics.iter().filter(|topic| topic.made <= began).count();
         if topic != topics.iter().filter(|topic| topic.deleted < ended).count() {
@@ -148,8 +157,7 @@ impl<'a> Facts<'a> {
         let cuts = || truncations.iter().filter(of_it);
         let before = cuts().filter(|cut| cut.over <= began).count();
         let same = before == cuts().filter(|cut| cut.at < ended).count();
-        // Those of a later topic come behind all of an earlier one.
-        same.then_some(topic * (truncations.len() + 1) + before)
+        same.then_some(Incarnation { topic, tail: before })
     }
 
     /// A message in words.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::super::evidence::Commits;
 use super::super::history::Nanos;
 use super::Finding;
-use super::facts::{Facts, Place, at, place, place_name};
+use super::facts::{Facts, Incarnation, Place, at, place, place_name};
 
 /// P5, along the way and at rest.
 pub(super) fn check(facts: &Facts<'_>) -> [Finding; 2] {
@@ -16,7 +16,7 @@ fn along(facts: &Facts<'_>) -> Finding {
     let mut finding = Finding::new("P5", "no offset was committed before what is below it was stored");
     finding.note = format!("{} looks at the group's offsets", facts.evidence.commits.len());
     let steps = steps(facts);
-    let mut look = |incarnation: Option<usize>, place: Place, stored: i64| {
+    let mut look = |incarnation: Option<Incarnation>, place: Place, stored: i64| {
         let steps = incarnation.and_then(|incarnation| steps.get(&(incarnation, place.0)));
         let passed = steps.and_then(|steps| steps.get(steps.partition_point(|(next, _)| *next <= place.1)));
         if let Some((next, seen)) = passed {
@@ -41,17 +41,17 @@ fn along(facts: &Facts<'_>) -> Finding {
     // Of a record without a message it is not known when it was written, and so not to which of several topics.
     for place in facts.evidence.poison.iter().filter(|place| !facts.begins_again(place.0)) {
         if let Some(letter) = facts.letter(*place, None) {
-            look(Some(0), *place, letter.seen);
+            look(Some(Incarnation::default()), *place, letter.seen);
         }
     }
     finding
 }
 
 /// By incarnation and partition: each next offset that was higher than all before it, and when it was seen first.
-fn steps(facts: &Facts<'_>) -> HashMap<(usize, i32), Vec<(i64, i64)>> {
+fn steps(facts: &Facts<'_>) -> HashMap<(Incarnation, i32), Vec<(i64, i64)>> {
     let mut commits: Vec<&Commits> = facts.evidence.commits.iter().collect();
     commits.sort_by_key(|commits| commits.at);
-    let mut steps: HashMap<(usize, i32), Vec<(i64, i64)>> = HashMap::new();
+    let mut steps: HashMap<(Incarnation, i32), Vec<(i64, i64)>> = HashMap::new();
     for commits in commits {
         let seen = facts.evidence.clock.nanos(commits.at);
         for (next, partition) in commits.next.iter().zip(0..) {

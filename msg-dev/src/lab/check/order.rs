@@ -3,7 +3,7 @@
 use super::super::evidence::Row;
 use super::super::history::{Nanos, Way};
 use super::Finding;
-use super::facts::{Facts, Place, is_accepted, is_unknown, place, place_name, row_name};
+use super::facts::{Facts, Incarnation, Place, is_accepted, is_unknown, place, place_name, row_name};
 
 /// P3 and P4.
 pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
@@ -47,27 +47,30 @@ pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
 struct Rising {
     /// How often an inbox may change its partition: each time partitions were added.
     growths: usize,
-    incarnation: usize,
+    /// How often the topic had been recreated.
+    topic: usize,
     moves: usize,
     current: Option<i32>,
-    /// The last offset of each partition it was in.
-    last: Vec<Place>,
+    /// Of each partition it was in: how often the end of its log had been lost, and the last offset.
+    last: Vec<(i32, (usize, i64))>,
 }
 
 impl Rising {
-    fn next(&mut self, incarnation: usize, (partition, offset): Place) -> bool {
-        if incarnation < self.incarnation {
+    fn next(&mut self, incarnation: Incarnation, (partition, offset): Place) -> bool {
+        let Incarnation { topic, tail } = incarnation;
+        if topic < self.topic {
             return false;
         }
-        if incarnation > self.incarnation {
-            *self = Rising { growths: self.growths, incarnation, ..Rising::default() };
+        if topic > self.topic {
+            *self = Rising { growths: self.growths, topic, ..Rising::default() };
         }
+        let here = (tail, offset);
         let moved = self.current.replace(partition).is_some_and(|current| current != partition);
         self.moves += usize::from(moved);
         let rising = match self.last.iter_mut().find(|last| last.0 == partition) {
-            Some(last) => std::mem::replace(&mut last.1, offset) < offset,
+            Some(last) => std::mem::replace(&mut last.1, here) < here,
             None => {
-                self.last.push((partition, offset));
+                self.last.push((partition, here));
                 true
             }
         };
@@ -77,7 +80,7 @@ impl Rising {
 
 /// Whether no record that was accepted is before the row's, and it is one of those, unless there are some of which it is not
 /// known where they are, or that Kafka may have had before.
-fn is_first(facts: &Facts<'_>, row: &Row, message: u32, incarnation: usize) -> bool {
+fn is_first(facts: &Facts<'_>, row: &Row, message: u32, incarnation: Incarnation) -> bool {
     let here = (row.partition, row.offset);
     let mut possible = false;
     for attempt in facts.book.attempts_of(message) {

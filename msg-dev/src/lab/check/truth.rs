@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::super::history::{Attempt, Outcome};
 use super::Finding;
-use super::facts::{Facts, Place, at, is_unknown, place, place_name, row_name};
+use super::facts::{Facts, Incarnation, Place, at, is_unknown, place, place_name, row_name};
 
 /// P6.
 pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
@@ -44,7 +44,7 @@ fn places(facts: &Facts<'_>) -> Finding {
         let (partition, offset) = place(attempt)?;
         Some((facts.incarnation(attempt)?, partition, offset, attempt.message))
     });
-    let mut accepted: Vec<(usize, i32, i64, u32)> = accepted.collect();
+    let mut accepted: Vec<(Incarnation, i32, i64, u32)> = accepted.collect();
     accepted.sort_unstable();
     let mut last = None;
     for (incarnation, partition, offset, message) in &accepted {

@@ -120,3 +120,17 @@ fn topic_that_is_made_anew_after_a_lost_tail_begins_again() {
     world.swap_seqs((1, 9), (1, 13));
     assert_broken("two of the new topic", &world, &[TIMES, KAFKA]);
 }
+
+#[test]
+fn inbox_that_moves_after_a_lost_tail_keeps_its_order() {
+    let mut world = going_on();
+    world.unary(1, 8, 2, Fate::Ok);
+    world.grow(3);
+    for n in 9..11 {
+        world.unary(1, n, 2, Fate::Ok);
+    }
+    world.rest();
+    assert_broken("to a partition that lost nothing", &world, &[]);
+    world.swap_seqs((1, 8), (1, 9));
+    assert_broken("moved to and fro", &world, &[TIMES, KAFKA]);
+}
