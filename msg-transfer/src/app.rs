@@ -141,7 +141,7 @@ async fn serve_until_anew(
     let (events, received) = std_mpsc::channel();
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
-    let progress = ProgressKeeper::new(pool.clone());
+    let progress = ProgressKeeper::new(pool.clone(), database.kind);
     let (lanes, senders) = start_lanes(config, database, pool, &progress, &events, readiness, &give_up)?;
     let topic = config.kafka.kafka_topic.clone();
     let anew = shutdown.child_token();

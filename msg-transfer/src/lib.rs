@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod backoff;
+pub mod citus;
 pub mod commands;
 pub mod config;
 pub mod consumer;

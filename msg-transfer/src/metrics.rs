@@ -28,6 +28,7 @@ const BLOCKED_RECORDS: &str = "msg_transfer_blocked_records";
 const BLOCKED_RETRIES: &str = "msg_transfer_blocked_retries_total";
 const REBALANCES: &str = "msg_transfer_rebalances_total";
 const WARNINGS: &str = "msg_transfer_commit_warnings_total";
+const WORKER_CHANGES: &str = "msg_transfer_worker_changes_total";
 const COMMITS: &str = "msg_transfer_commits_total";
 const LOST_OFFSETS: &str = "msg_transfer_lost_offsets_total";
 const BEGUN_ANEW: &str = "msg_transfer_begun_anew_total";
@@ -60,6 +61,11 @@ pub fn describe() {
         WARNINGS,
         Unit::Count,
         "COMMITs that the database answered with a warning, by what was committed: perhaps not on a standby"
+    );
+    describe_counter!(
+        WORKER_CHANGES,
+        Unit::Count,
+        "Times that a worker of a Citus was found to be another server, or promoted: its last rows may be lost"
     );
     describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
     describe_counter!(
@@ -134,6 +140,10 @@ pub(crate) fn rebalanced(kind: &'static str, partitions: usize) {
 
 pub(crate) fn commit_warned(what: Committed) {
     counter!(WARNINGS, "what" => what.name()).increment(1);
+}
+
+pub(crate) fn worker_changed(worker: &str) {
+    counter!(WORKER_CHANGES, "worker" => worker.to_owned()).increment(1);
 }
 
 pub(crate) fn committed(ok: bool) {

@@ -2,24 +2,32 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use machine::consumer::start::Lost;
 use machine::driver::ProgressRow;
 use machine::keeper::{Ask, Keeper, Next};
 use machine::lane::Failure;
 use machine::{Generation, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
-use msg_common::postgres::{Object, Pool, Server};
+use msg_common::postgres::{Cause, Object, Pool, Server};
+use msg_common::repeat::Repeats;
 use tokio::sync::Mutex;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::failure;
-use crate::lane::sql;
+use crate::citus::{self, KnownWorkers, Worker};
+use crate::lane::sql::{self, ServerKind};
 use crate::session::{self, Committed};
+use crate::{failure, metrics};
 
 /// How long one statement may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often the workers of a Citus are compared with what they were. A lane's new connection does so as well.
+const WORKERS_INTERVAL: Duration = Duration::from_secs(10);
+
+static WORKERS_NOT_KNOWN: Repeats = Repeats::new();
 
 const GONE: &str = "the connection that the starts were read over is gone";
 
@@ -39,6 +47,10 @@ struct Connection {
     topic_id: Uuid,
     /// When somebody last said that a partition may go on, as its start was read.
     resumed: HashMap<Partition, Option<SystemTime>>,
+    kind: ServerKind,
+    /// Over all connections: what is known of a worker that is away is compared when it is back.
+    workers: KnownWorkers,
+    workers_read: Option<Instant>,
 }
 
 /// What the database has of some partitions.
@@ -63,9 +75,17 @@ pub enum Saved {
 
 impl ProgressKeeper {
     /// Connects when first asked.
-    pub fn new(pool: Pool) -> Self {
-        let (keeper, resumed) = (Keeper::default(), HashMap::new());
-        let connection = Connection { pool: pool.clone(), keeper, client: None, topic_id: Uuid::nil(), resumed };
+    pub fn new(pool: Pool, kind: ServerKind) -> Self {
+        let connection = Connection {
+            pool: pool.clone(),
+            keeper: Keeper::default(),
+            client: None,
+            topic_id: Uuid::nil(),
+            resumed: HashMap::new(),
+            kind,
+            workers: KnownWorkers::default(),
+            workers_read: None,
+        };
         ProgressKeeper { pool, connection: Arc::new(Mutex::new(connection)) }
     }
 
@@ -75,6 +95,11 @@ impl ProgressKeeper {
         if connection.keeper.next(&Ask::Load) == Next::Connect {
             connection.client = Some(session::fresh(&self.pool).await.map_err(|error| failure::of_pool(&error))?);
             connection.keeper.connected();
+            if connection.kind == ServerKind::Citus {
+                let workers = connection.ask(&Ask::Load, known_workers).await?;
+                // Nothing is stored yet of what starts over this connection, which stays good.
+                connection.report_changes(&workers);
+            }
         }
         let (rows, dead) = connection
             .ask(&Ask::Load, async |client| {
@@ -122,10 +147,21 @@ impl ProgressKeeper {
         Err(error)
     }
 
+    /// Reads over a lane's new connection which servers the workers of a Citus are. Empty if this role may not.
+    pub async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
+        match tokio::time::timeout(TIMEOUT, citus::workers(client)).await {
+            Ok(Ok(workers)) => Ok(workers),
+            Ok(Err(error)) if is_denied(&error) => Ok(not_known(&error)),
+            Ok(Err(error)) => Err(failure::of(&error)),
+            Err(_) => Err(failure::transient("the workers did not respond in time")),
+        }
+    }
+
     /// Whether a connection that was made now leads to the server that the starts of this generation were read from: the
-    /// connection that they were read over still lives, and both are of the same server. An error says that they are not,
-    /// although both servers take writes: nothing may be stored in a second primary.
-    pub async fn is_same(&self, generation: Generation, server: &Server) -> Result<bool, Failure> {
+    /// connection that they were read over still lives, both are of the same server, and the `workers` are those that were
+    /// known. An error says that the servers are not the same, although both take writes: nothing may be stored in a second
+    /// primary.
+    pub async fn is_same(&self, generation: Generation, server: &Server, workers: &[Worker]) -> Result<bool, Failure> {
         let mut connection = self.connection.lock().await;
         if !connection.look(&Ask::IsAlive(generation)).await {
             return Ok(false);
@@ -133,7 +169,7 @@ impl ProgressKeeper {
         let Some(reference) = &connection.client else { return Ok(false) };
         let (expected, found) = (&reference.server().identity, &server.identity);
         if expected == found {
-            return Ok(true);
+            return Ok(connection.keep_if_same(&Ask::IsAlive(generation), workers));
         }
         Err(failure::transient(&format!(
             "a new connection leads to another server ({found}) than the one that the starts were read from ({expected} at \
@@ -209,16 +245,44 @@ fn changed(rows: &[tokio_postgres::Row], known: &HashMap<Partition, Option<Syste
     now.filter(|(partition, at)| known.get(partition).is_some_and(|known| known != at)).map(|(p, _)| p).collect()
 }
 
+fn is_denied(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+}
+
+/// Reads the workers over the keeper's connection, which is good even if they cannot be read: one that is away is reported
+/// where something is to be stored in it.
+async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::Error> {
+    match citus::workers(client).await {
+        Err(error) if error.as_db_error().is_some() => Ok(not_known(&error)),
+        read => read,
+    }
+}
+
+fn not_known(error: &tokio_postgres::Error) -> Vec<Worker> {
+    let error = failure::describe(error);
+    if let Some(repeated) = WORKERS_NOT_KNOWN.occurred(&error) {
+        tracing::warn!(error, repeated, "not known whether the workers are the same servers; see docs/rights.md");
+    }
+    Vec::new()
+}
+
 impl Connection {
     async fn look(&mut self, ask: &Ask) -> bool {
         match self.keeper.next(ask) {
             Next::Answer(answer) => answer,
             Next::Send | Next::Connect => {
                 let pool = self.pool.clone();
+                let with_workers = *ask == Ask::Check && self.workers_due();
                 // A server that was demoted and stays up has not lost its connections, and has lost its say.
-                let verify = async |client: &Object| pool.manager().verify(client).await;
+                let verify = async |client: &Object| {
+                    pool.manager().verify(client).await?;
+                    match with_workers {
+                        true => known_workers(client).await.map_err(Cause::Driver),
+                        false => Ok(Vec::new()),
+                    }
+                };
                 match self.ask_for(ask, verify, failure::of_cause).await {
-                    Ok(()) => true,
+                    Ok(workers) => self.keep_if_same(ask, &workers),
                     Err(Failure { text: error, .. }) => {
                         tracing::warn!(error, "the connection that the starts were read over is gone");
                         false
@@ -226,6 +290,43 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Whether the workers were not read for a while.
+    fn workers_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = self.kind == ServerKind::Citus && self.workers_read.is_none_or(|at| now - at >= WORKERS_INTERVAL);
+        if due {
+            self.workers_read = Some(now);
+        }
+        due
+    }
+
+    /// Whether the workers of a Citus are those that were known. If not, the connection is closed: all starts have to be read
+    /// again.
+    fn keep_if_same(&mut self, ask: &Ask, workers: &[Worker]) -> bool {
+        if !self.report_changes(workers) {
+            return true;
+        }
+        if let Some(client) = self.client.take() {
+            drop(Object::take(client));
+        }
+        self.keeper.answered(ask, false);
+        false
+    }
+
+    /// Logs and counts each worker that is another server than before. False where there is none.
+    fn report_changes(&mut self, workers: &[Worker]) -> bool {
+        let changes = self.workers.update(workers);
+        for change in &changes {
+            metrics::worker_changed(&change.worker);
+            tracing::error!(
+                %change,
+                "a worker has changed, all partitions start again; unless it has every row that it had, follow docs/citus.md, \
+                 A worker is lost"
+            );
+        }
+        !changes.is_empty()
     }
 
     async fn ask<T>(

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use machine::Generation;
-use machine::lane::{Answer, Entry, Request};
+use machine::lane::{Answer, Entry, Failure, Request};
 use msg_common::postgres::{DatabaseOptions, Object, Pool};
 
 use super::sql::{Begin, ServerKind};
 use super::taken::Taken;
 use super::{letters, sql, statements};
+use crate::citus::{self, Worker};
 use crate::consumer::progress::ProgressKeeper;
 use crate::failure;
 use crate::session::{self, Committed};
@@ -64,7 +65,10 @@ impl Connection {
             Err(error) => return Answer::Failed(failure::of_pool(&error)),
         };
         // Asked after the connection is there: what lives now, lived when it was made.
-        let same = self.progress.is_same(generation, client.server()).await;
+        let same = match self.workers(&client).await {
+            Ok(workers) => self.progress.is_same(generation, client.server(), &workers).await,
+            Err(failure) => Err(failure),
+        };
         if matches!(same, Ok(true)) {
             self.client = Some(client);
             return Answer::Ok;
@@ -72,6 +76,15 @@ impl Connection {
         // It was never used, and may lead to the wrong server.
         drop(Object::take(client));
         same.map_or_else(Answer::Failed, |_| Answer::Stale)
+    }
+
+    /// Which servers the workers of a Citus are; none on one server. An error if one does not respond.
+    async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
+        if self.kind == ServerKind::Single {
+            return Ok(Vec::new());
+        }
+        let workers = self.progress.workers(client).await?;
+        citus::unavailable(&workers).map_or(Ok(workers), |error| Err(failure::transient(&error)))
     }
 
     /// Closes it, and out of the pool.

@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use msg_common::postgres::{Object, Pool, Refusal, describe_pool};
 
-use super::settings;
 use super::{Findings, Options};
+use super::{nodes, settings};
 use crate::config::Config;
 use crate::failure;
 use crate::schema::{self, SchemaError};
@@ -36,14 +36,17 @@ const HAS_RIGHT: &str = "SELECT has_table_privilege(to_regclass($1)::oid, $2)";
 
 const MAY_CREATE: &str = "SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
 
-/// What all may have, without what is kept for superusers; what this role and this database may have (-1: no limit); what
-/// there is. An ordinary role is not told the type of others' connections.
-const CONNECTIONS: &str = "
-    SELECT current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
-               - coalesce(current_setting('reserved_connections', true)::bigint, 0),
-           (SELECT rolconnlimit::bigint FROM pg_roles WHERE rolname = current_user),
-           (SELECT datconnlimit::bigint FROM pg_database WHERE datname = current_database()),
-           count(*), count(*) FILTER (WHERE usename = current_user), count(*) FILTER (WHERE datname = current_database())
+/// How many more connections this role can open: the least of what all may have, without what is kept for superusers, and
+/// what this role and this database may have (-1: no limit), without those that exist. An ordinary role is not told the type of
+/// others' connections. Ours goes with this command.
+pub(super) const ROOM: &str = "
+    SELECT 1 + least(
+        current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
+            - coalesce(current_setting('reserved_connections', true)::bigint, 0) - count(*),
+        (SELECT rolconnlimit::bigint FROM pg_roles WHERE rolname = current_user AND rolconnlimit >= 0)
+            - count(*) FILTER (WHERE usename = current_user),
+        (SELECT datconnlimit::bigint FROM pg_database WHERE datname = current_database() AND datconnlimit >= 0)
+            - count(*) FILTER (WHERE datname = current_database()))
     FROM pg_stat_activity WHERE datid IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'";
 
 /// Looks at all of it, as far as it answers.
@@ -84,7 +87,9 @@ async fn ask(
     client: &Object,
     findings: &mut Findings,
 ) -> Result<(), tokio_postgres::Error> {
-    settings::check(client, options.allow_unsafe_database, findings).await?;
+    if settings::check(client, options.allow_unsafe_database, findings).await? {
+        nodes::check(config, client, options.allow_unsafe_database, findings).await?;
+    }
     check_rights(client, findings).await?;
     check_room(config, client, findings).await
 }
@@ -111,12 +116,7 @@ async fn check_rights(client: &Object, findings: &mut Findings) -> Result<(), to
 }
 
 async fn check_room(config: &Config, client: &Object, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
-    let row = client.query_one(CONNECTIONS, &[]).await?;
-    let limits: [Option<i64>; 3] = [row.get(0), row.get(1), row.get(2)];
-    let used: [i64; 3] = [row.get(3), row.get(4), row.get(5)];
-    let left = limits.iter().zip(used).filter_map(|(limit, used)| limit.filter(|limit| *limit >= 0).map(|l| l - used));
-    // Ours goes with this command.
-    let left = left.min().unwrap_or(i64::MAX).saturating_add(1);
+    let left: i64 = client.query_one(ROOM, &[]).await?.get(0);
     let needed = i64::try_from(config.pool_size()).unwrap_or(i64::MAX);
     match left.cmp(&needed) {
         Ordering::Less => findings.warning(

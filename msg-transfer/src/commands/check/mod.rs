@@ -3,6 +3,7 @@
 
 mod database;
 mod kafka;
+mod nodes;
 mod settings;
 
 use std::process::ExitCode;

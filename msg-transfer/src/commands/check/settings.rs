@@ -1,46 +1,90 @@
 //! The server's settings, and what each means for a message not to be lost.
 
 use msg_common::postgres::{Object, Refusal};
+use serde::Deserialize;
 
 use super::Findings;
 
 /// The oldest version that is supported.
 const OLDEST: i32 = 130_000;
 
-const SETTINGS: &str = "
-    SELECT current_setting('server_version_num')::integer, current_setting('server_version'), pg_is_in_recovery(),
-           current_setting('transaction_read_only') = 'on', current_setting('fsync') = 'on',
-           current_setting('full_page_writes') = 'on', current_setting('synchronous_commit'),
-           current_setting('synchronous_standby_names'),
-           (SELECT extversion FROM pg_extension WHERE extname = 'citus'), current_setting('server_encoding'),
-           (SELECT source FROM pg_settings WHERE name = 'synchronous_commit')";
+/// One JSON text, so that it can be asked of a Citus' other nodes too.
+pub(super) const SETTINGS: &str = "
+    SELECT json_build_object(
+        'number', current_setting('server_version_num')::integer, 'version', current_setting('server_version'),
+        'in_recovery', pg_is_in_recovery(), 'read_only', current_setting('transaction_read_only') = 'on',
+        'fsync', current_setting('fsync') = 'on', 'full_page_writes', current_setting('full_page_writes') = 'on',
+        'synchronous_commit', current_setting('synchronous_commit'),
+        'synchronous_commit_source', (SELECT source FROM pg_settings WHERE name = 'synchronous_commit'),
+        'standbys', current_setting('synchronous_standby_names'), 'encoding', current_setting('server_encoding'),
+        'citus', (SELECT extversion FROM pg_extension WHERE extname = 'citus'))";
 
-/// Looks at them.
+/// Those of one server.
+#[derive(Debug, Deserialize)]
+pub(super) struct Settings {
+    number: i32,
+    version: String,
+    in_recovery: bool,
+    read_only: bool,
+    fsync: bool,
+    full_page_writes: bool,
+    synchronous_commit: String,
+    synchronous_commit_source: String,
+    standbys: String,
+    encoding: String,
+    citus: Option<String>,
+}
+
+/// Looks at those of the server that we are connected to. Whether it is a Citus.
 pub(super) async fn check(
     client: &Object,
     allow_unsafe: bool,
     findings: &mut Findings,
-) -> Result<(), tokio_postgres::Error> {
-    let row = client.query_one(SETTINGS, &[]).await?;
-    let (number, version): (i32, String) = (row.get(0), row.get(1));
-    if number < OLDEST {
-        findings.failed("server version", format!("{version} is older than 13: upgrade the server"));
-    } else {
-        findings.ok("server version", version);
+) -> Result<bool, tokio_postgres::Error> {
+    let text: String = client.query_one(&format!("SELECT ({SETTINGS})::text"), &[]).await?.get(0);
+    let settings: Settings = serde_json::from_str(&text).expect("the query has these columns");
+    settings.judge(allow_unsafe, findings);
+    synchronous(&settings.synchronous_commit, &settings.synchronous_commit_source, findings);
+    let lost = "the transfer reads those records again, as long as Kafka keeps them";
+    standbys(&settings.standbys, lost, findings);
+    let says = settings.citus.as_ref().map(|version| format!("version {version}"));
+    findings.ok("citus", says.unwrap_or_else(|| "not installed: one server".to_owned()));
+    Ok(settings.citus.is_some())
+}
+
+impl Settings {
+    /// What holds for any server that messages are stored in.
+    pub(super) fn judge(&self, allow_unsafe: bool, findings: &mut Findings) {
+        let version = &self.version;
+        if self.number < OLDEST {
+            findings.failed("server version", format!("{version} is older than 13: upgrade the server"));
+        } else {
+            findings.ok("server version", version.as_str());
+        }
+        writable(self.in_recovery, self.read_only, findings);
+        encoding(&self.encoding, findings);
+        let means_fsync = "commits reach the disk";
+        let without_fsync = "a crash of the server's machine can lose or break everything";
+        durable("fsync", self.fsync, means_fsync, without_fsync, allow_unsafe, findings);
+        let means_pages = "pages that were half written in a crash are repaired";
+        let without_pages = "a crash of the server's machine can break pages, and what is stored on them";
+        durable("full_page_writes", self.full_page_writes, means_pages, without_pages, allow_unsafe, findings);
     }
-    writable(row.get(2), row.get(3), findings);
-    encoding(row.get(9), findings);
-    let means_fsync = "commits reach the disk";
-    let without_fsync = "a crash of the server's machine can lose or break everything";
-    durable("fsync", row.get(4), means_fsync, without_fsync, allow_unsafe, findings);
-    let means_pages = "pages that were half written in a crash are repaired";
-    let without_pages = "a crash of the server's machine can break pages, and what is stored on them";
-    durable("full_page_writes", row.get(5), means_pages, without_pages, allow_unsafe, findings);
-    synchronous(row.get(6), row.get(10), row.get(7), findings);
-    let citus: Option<String> = row.get(8);
-    let says = citus.map_or_else(|| "not installed: one server".to_owned(), |version| format!("version {version}"));
-    findings.ok("citus", says);
-    Ok(())
+}
+
+/// What our own sessions set does not reach another node of a Citus: its own value holds there.
+pub(super) fn synchronous_on_node(settings: &Settings, findings: &mut Findings) {
+    let (commit, source) = (&settings.synchronous_commit, &settings.synchronous_commit_source);
+    if commit == "on" || commit == "remote_apply" {
+        findings.ok("synchronous_commit", format!("{commit}: an answered commit is on the server's disk"));
+    } else {
+        findings.failed(
+            "synchronous_commit",
+            format!("{commit} (from: {source}): set it to on there, for the server, the database and the role"),
+        );
+    }
+    // The progress rows are on the coordinator and stay as they are.
+    standbys(&settings.standbys, "docs/citus.md says what to do then (A worker is lost)", findings);
 }
 
 fn writable(in_recovery: bool, read_only: bool, findings: &mut Findings) {
@@ -76,7 +120,7 @@ fn encoding(encoding: &str, findings: &mut Findings) {
 }
 
 /// `source` is where the session has the value of `commit` from.
-fn synchronous(commit: &str, source: &str, standbys: &str, findings: &mut Findings) {
+fn synchronous(commit: &str, source: &str, findings: &mut Findings) {
     if commit == "on" || commit == "remote_apply" {
         findings
             .ok("synchronous_commit", format!("{commit} in our sessions: an answered commit is on the server's disk"));
@@ -94,11 +138,13 @@ fn synchronous(commit: &str, source: &str, standbys: &str, findings: &mut Findin
             ),
         );
     }
+}
+
+fn standbys(standbys: &str, then: &str, findings: &mut Findings) {
     if standbys.is_empty() {
         findings.warning(
             "synchronous_standby_names",
-            "empty: a failover to a standby can lose the last commits; the transfer reads those records again, as long as \
-             Kafka keeps them",
+            format!("empty: a failover to a standby can lose the last commits; {then}"),
         );
     } else {
         findings.ok("synchronous_standby_names", format!("{standbys}: an answered commit is on a standby too"));
@@ -111,7 +157,7 @@ mod tests {
 
     fn says(commit: &str, source: &str) -> String {
         let mut findings = Findings::default();
-        synchronous(commit, source, "standby", &mut findings);
+        synchronous(commit, source, &mut findings);
         findings.0[0].says.clone()
     }
 

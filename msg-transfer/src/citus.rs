@@ -1,0 +1,226 @@
+//! The other nodes of a Citus: what each of them responds to a command, and whether its workers are still the servers that
+//! they were.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+
+use msg_common::postgres::Object;
+use tokio_postgres::Error;
+
+/// Citus tries nodes that do not accept a connection for 30 s, as long as a statement may run: then no node would be named.
+const BEGIN: &str = "BEGIN; SELECT set_config('citus.node_connection_timeout', '3000', true), \
+     set_config('statement_timeout', '5000', true)";
+
+/// The primaries that are known here but this server itself. A node that is disabled runs nothing.
+const OTHER_NODES: &str = "
+    SELECT n.nodeid, n.nodename || ':' || n.nodeport, n.isactive, coalesce(r.success, false), coalesce(r.result, '')
+    FROM pg_dist_node n LEFT JOIN run_command_on_all_nodes($1) r USING (nodeid)
+    WHERE n.noderole = 'primary' AND n.groupid <> (SELECT groupid FROM pg_dist_local_group)
+    ORDER BY n.nodeid";
+
+/// The timeline is that of the current WAL, as for the server itself (`src/postgres/server.rs`). A standby has none.
+const IDENTITY: &str = "SELECT format('%s %s', (SELECT system_identifier FROM pg_control_system()), \
+     CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END)";
+
+const MAY_READ_IDENTITY: &str = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE') \
+     AND has_function_privilege('pg_walfile_name(pg_lsn)', 'EXECUTE') \
+     AND has_function_privilege('pg_current_wal_lsn()', 'EXECUTE')";
+
+/// What Citus returns instead of a result, not translated.
+const NOT_CONNECTED: &str = "failed to connect to";
+
+/// Another node than the one that was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its `nodeid`, which stays when the node gets another address.
+    pub id: i32,
+    /// Its host and port.
+    pub name: String,
+    /// False after `citus_disable_node`.
+    pub active: bool,
+    /// What it returned, or why it did not.
+    pub result: Result<String, String>,
+}
+
+/// Runs a query that returns one text on each other node, within 5 s. After an error of the connection, or if it is dropped
+/// before it ends, a transaction may be open.
+pub async fn run_on_other_nodes(client: &Object, command: &str) -> Result<Vec<Node>, Error> {
+    client.batch_execute(BEGIN).await?;
+    let rows = client.query(OTHER_NODES, &[&command]).await;
+    client.batch_execute("ROLLBACK").await?;
+    let node = |row: &tokio_postgres::Row| {
+        let text = row.get(4);
+        let result = if row.get(3) { Ok(text) } else { Err(text) };
+        Node { id: row.get(0), name: row.get(1), active: row.get(2), result }
+    };
+    Ok(rows?.iter().map(node).collect())
+}
+
+/// Which server a worker is. One that was restarted is the same; a standby that was promoted has another timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerIdentity {
+    system: String,
+    timeline: String,
+}
+
+/// A worker that is not disabled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    id: i32,
+    name: String,
+    /// None if this role may not read it there; an error if it did not respond or cannot store anything.
+    identity: Result<Option<WorkerIdentity>, String>,
+}
+
+/// Reads which servers the workers are.
+pub async fn workers(client: &Object) -> Result<Vec<Worker>, Error> {
+    let nodes = run_on_other_nodes(client, IDENTITY).await?;
+    let failed_there = |node: &Node| node.result.as_ref().is_err_and(|error| !error.starts_with(NOT_CONNECTED));
+    let rights = match nodes.iter().any(|node| node.active && failed_there(node)) {
+        true => run_on_other_nodes(client, MAY_READ_IDENTITY).await?,
+        false => Vec::new(),
+    };
+    Ok(nodes.into_iter().filter(|node| node.active).map(|node| worker(node, &rights)).collect())
+}
+
+fn worker(node: Node, rights: &[Node]) -> Worker {
+    let Node { id, name, result, .. } = node;
+    let may_not_read = rights.iter().any(|node| node.id == id && node.result.as_deref() == Ok("f"));
+    let identity = match result {
+        Err(_) if may_not_read => Ok(None),
+        Err(error) => Err(format!("the worker {name} did not respond: {error}")),
+        Ok(text) => match text.split_once(' ') {
+            Some((_, "")) => Err(format!("the worker {name} is a standby, which stores nothing: promote it")),
+            Some((system, timeline)) => {
+                Ok(Some(WorkerIdentity { system: system.to_owned(), timeline: timeline.to_owned() }))
+            }
+            None => Err(format!("the worker {name} returned no identity: {text:?}")),
+        },
+    };
+    Worker { id, name, identity }
+}
+
+/// Names the workers that did not respond, if there is one.
+pub fn unavailable(workers: &[Worker]) -> Option<String> {
+    let errors: Vec<&str> =
+        workers.iter().filter_map(|worker| worker.identity.as_ref().err()).map(String::as_str).collect();
+    (!errors.is_empty()).then(|| errors.join("; "))
+}
+
+/// Which servers the workers were when they last responded.
+#[derive(Debug, Default)]
+pub struct KnownWorkers(BTreeMap<i32, WorkerIdentity>);
+
+/// A worker that is another server than before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its host and port.
+    pub worker: String,
+    before: WorkerIdentity,
+    now: WorkerIdentity,
+}
+
+impl KnownWorkers {
+    /// Remembers the workers, and returns those that were another server. One that does not respond stays as it was.
+    pub fn update(&mut self, workers: &[Worker]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for worker in workers {
+            let Ok(Some(now)) = &worker.identity else { continue };
+            let before = self.0.insert(worker.id, now.clone());
+            if let Some(before) = before.filter(|before| before != now) {
+                changes.push(Change { worker: worker.name.clone(), before, now: now.clone() });
+            }
+        }
+        changes
+    }
+}
+
+impl Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Change { worker, before, now } = self;
+        if before.system == now.system {
+            write!(
+                f,
+                "the worker {worker} was promoted or restored: timeline {}, before {}",
+                now.timeline, before.timeline
+            )
+        } else {
+            write!(f, "the worker {worker} is another server: {now}, before {before}")
+        }
+    }
+}
+
+impl Display for WorkerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "system {}, timeline {}", self.system, self.timeline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: i32, result: Result<&str, &str>) -> Node {
+        let result = result.map(str::to_owned).map_err(str::to_owned);
+        Node { id, name: format!("w{id}:5432"), active: true, result }
+    }
+
+    fn responded(id: i32, text: &str) -> Worker {
+        worker(node(id, Ok(text)), &[])
+    }
+
+    fn changes(before: &[Worker], now: &[Worker]) -> Vec<String> {
+        let mut known = KnownWorkers::default();
+        assert_eq!(known.update(before), [], "nothing was known");
+        let changes: Vec<String> = known.update(now).iter().map(Change::to_string).collect();
+        assert_eq!(known.update(now), [], "a change is returned once");
+        changes
+    }
+
+    #[test]
+    fn promoted_worker_is_named_with_both_timelines() {
+        let before = [responded(2, "71 00000001"), responded(3, "72 00000001")];
+        let now = [responded(2, "71 00000001"), responded(3, "72 00000002")];
+        let expected = "the worker w3:5432 was promoted or restored: timeline 00000002, before 00000001";
+        assert_eq!(changes(&before, &now), [expected]);
+        assert_eq!(changes(&before, &before), [""; 0]);
+    }
+
+    #[test]
+    fn replaced_worker_is_named_with_both_systems() {
+        let (before, now) = ([responded(2, "71 00000001")], [responded(2, "99 00000001")]);
+        let expected =
+            "the worker w2:5432 is another server: system 99, timeline 00000001, before system 71, timeline 00000001";
+        assert_eq!(changes(&before, &now), [expected]);
+    }
+
+    #[test]
+    fn worker_that_was_away_is_compared_with_what_it_was() {
+        let mut known = KnownWorkers::default();
+        known.update(&[responded(2, "71 00000001")]);
+        let away = [worker(node(2, Err("failed to connect to w2:5432")), &[])];
+        assert_eq!(known.update(&away), [], "it may come back as it was");
+        assert_eq!(known.update(&[]), [], "nor when it is disabled");
+        assert_eq!(known.update(&[responded(2, "71 00000002")]).len(), 1);
+        assert_eq!(known.update(&[responded(4, "74 00000001")]), [], "a worker that was added is no change");
+    }
+
+    #[test]
+    fn worker_without_response_or_in_recovery_is_unavailable() {
+        let good = responded(2, "71 00000001");
+        assert_eq!(unavailable(std::slice::from_ref(&good)), None);
+        let away = worker(node(3, Err("failed to connect to w3:5432")), &[]);
+        let standby = responded(4, "71 ");
+        let expected = "the worker w3:5432 did not respond: failed to connect to w3:5432; \
+                        the worker w4:5432 is a standby, which stores nothing: promote it";
+        assert_eq!(unavailable(&[good, away, standby]).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn worker_whose_identity_may_not_be_read_is_available() {
+        let denied = node(2, Err("ERROR: permission denied for function pg_control_system"));
+        let worker_of = |right| worker(denied.clone(), &[node(2, Ok(right)), node(3, Ok("f"))]);
+        assert_eq!(unavailable(&[worker_of("f")]), None);
+        assert!(unavailable(&[worker_of("t")]).is_some(), "it may be read, and something else is wrong");
+    }
+}
