@@ -94,11 +94,11 @@ pub struct ServerOptions {
     #[arg(long, env = "MAX_REQUEST_BYTES", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_request_bytes: Option<usize>,
     /// How long a request may take to arrive in full; on a stream, each of its requests
-    #[arg(long, env = "MAX_ARRIVAL_TIME", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
-    pub max_arrival_time: Duration,
+    #[arg(long, env = "REQUEST_RECEIVE_TIMEOUT", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
+    pub request_receive_timeout: Duration,
     /// Most bytes of requests that have not arrived in full yet, over all connections; and of those that wait for room
-    #[arg(long, env = "MAX_ARRIVING_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
-    pub max_arriving_bytes: usize,
+    #[arg(long, env = "MAX_BUFFERED_REQUEST_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_buffered_request_bytes: usize,
     /// Maximum number of open calls over all connections, each until its response is read; a call needs up to 32 KiB besides what
     /// other settings limit. Above it, calls fail with RESOURCE_EXHAUSTED
     #[arg(long, env = "MAX_OPEN_CALLS", default_value_t = 32_768, value_name = "N")]
@@ -121,8 +121,8 @@ pub struct ServerOptions {
     pub keepalive_timeout: Duration,
     /// How long a caller may take to receive the answer to a read or a batch, or take nothing of a stream of results, before
     /// its connection is ended: only so many answers are kept at a time
-    #[arg(long, env = "ANSWER_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
-    pub answer_timeout: Duration,
+    #[arg(long, env = "RESPONSE_READ_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
+    pub response_read_timeout: Duration,
     /// After how long a connection is asked to end, so that callers spread anew; unset: never
     #[arg(long, env = "MAX_CONNECTION_AGE", value_parser = parse_duration, value_name = "TIME")]
     pub max_connection_age: Option<Duration>,
@@ -188,8 +188,8 @@ pub struct SendOptions {
     pub max_send_streams: usize,
     /// Most messages over all of these streams that were read and whose results their callers have not taken yet; with so
     /// many, no further request is read. 1,000 or more
-    #[arg(long, env = "MAX_UNTAKEN_RESULTS", default_value_t = 50_000, value_name = "N")]
-    pub max_untaken_results: usize,
+    #[arg(long, env = "MAX_UNREAD_RESULTS", default_value_t = 50_000, value_name = "N")]
+    pub max_unread_results: usize,
     /// Most batches of more than 40 messages at a time, from their begin until their answer is sent, which may have 1.5 MiB
     #[arg(long, env = "MAX_BATCHES", default_value_t = 256, value_name = "N")]
     pub max_batches: usize,
@@ -213,8 +213,8 @@ impl Check for Config {
         problems.extend(self.times().into_iter().filter_map(|(flag, value, range)| time_problem(flag, value, &range)));
         problems
             .extend(self.numbers().into_iter().filter_map(|(flag, value, range)| number_problem(flag, value, &range)));
-        if self.send.max_untaken_results < MOST_MSGS {
-            problems.push(format!("--max-untaken-results must be at least {MOST_MSGS}, as many as a request may have"));
+        if self.send.max_unread_results < MOST_MSGS {
+            problems.push(format!("--max-unread-results must be at least {MOST_MSGS}, as many as a request may have"));
         }
         if problems.is_empty() {
             let client = settings::producer(&self.kafka, &self.limits, &self.send);
@@ -231,17 +231,17 @@ impl Config {
         const HOUR: Duration = Duration::from_secs(3600);
         const DAY: Duration = Duration::from_secs(86_400);
         let mut times = vec![
-            ("--max-arrival-time", self.server.max_arrival_time, SHORTEST..=HOUR),
+            ("--request-receive-timeout", self.server.request_receive_timeout, SHORTEST..=HOUR),
             ("--handshake-timeout", self.server.handshake_timeout, SHORTEST..=HOUR),
             ("--keepalive-interval", self.server.keepalive_interval, SHORTEST..=DAY),
             ("--keepalive-timeout", self.server.keepalive_timeout, SHORTEST..=HOUR),
-            ("--answer-timeout", self.server.answer_timeout, SHORTEST..=HOUR),
+            ("--response-read-timeout", self.server.response_read_timeout, SHORTEST..=HOUR),
             ("--max-connection-age-grace", self.server.max_connection_age_grace, Duration::ZERO..=DAY),
             ("--shutdown-delay", self.server.shutdown_delay, Duration::ZERO..=HOUR),
             ("--drain-timeout", self.server.drain_timeout, Duration::ZERO..=HOUR),
             ("--watch-stall-timeout", self.live.watch_stall_timeout, SHORTEST..=HOUR),
             ("--heartbeat-interval", self.live.heartbeat_interval, SHORTEST..=DAY),
-            ("--look-interval", self.live.look_interval, SHORTEST..=DAY),
+            ("--watch-poll-interval", self.live.watch_poll_interval, SHORTEST..=DAY),
         ];
         times.extend(self.server.max_connection_age.map(|age| ("--max-connection-age", age, SHORTEST..=365 * DAY)));
         times
@@ -254,21 +254,21 @@ impl Config {
         vec![
             ("--read-connections", self.read_connections, 1..=10_000),
             ("--max-reads", self.max_reads, 1..=100_000),
-            ("--live-connections", self.live.live_connections, 1..=10_000),
+            ("--watch-connections", self.live.watch_connections, 1..=10_000),
             ("--watch-cache-bytes", self.live.watch_cache_bytes, 0..=MAX_BYTES),
             ("--watch-buffer-bytes", self.live.watch_buffer_bytes, 1..=MAX_BYTES),
-            ("--max-waiting-msgs", self.live.max_waiting_msgs, 0..=MOST),
+            ("--max-stored-waiters", self.live.max_stored_waiters, 0..=MOST),
             ("--max-watchers", self.live.max_watchers, 0..=MOST),
             ("--max-watched-inboxes", self.live.max_watched_inboxes, 0..=MOST),
             ("--max-connections", self.server.max_connections, 1..=MOST),
             ("--max-open-calls", self.server.max_open_calls, 1..=MOST),
             ("--max-response-bytes", self.server.max_response_bytes, 1..=MAX_BYTES),
             ("--max-concurrent-streams", self.server.max_concurrent_streams as usize, 1..=MOST),
-            ("--max-arriving-bytes", self.server.max_arriving_bytes, 1..=MAX_BYTES),
+            ("--max-buffered-request-bytes", self.server.max_buffered_request_bytes, 1..=MAX_BYTES),
             ("--max-stream-inflight-msgs", self.send.max_stream_inflight_msgs, 1..=MOST),
             ("--max-send-streams", self.send.max_send_streams, 1..=MOST),
             ("--max-batches", self.send.max_batches, 1..=MOST),
-            ("--max-untaken-results", self.send.max_untaken_results, 0..=MOST),
+            ("--max-unread-results", self.send.max_unread_results, 0..=MOST),
         ]
     }
 
@@ -295,7 +295,7 @@ impl Config {
         for (flag, value, what, least) in [
             ("--max-inflight-bytes", self.send.max_inflight_bytes, "message", record),
             ("--max-request-bytes", request, "message", record),
-            ("--max-arriving-bytes", self.server.max_arriving_bytes, "request", request),
+            ("--max-buffered-request-bytes", self.server.max_buffered_request_bytes, "request", request),
         ] {
             if value < least {
                 problems.push(format!("{flag} must hold one {what} at least, which may take {least} bytes"));
@@ -392,7 +392,7 @@ mod tests {
             "--max-request-bytes 1000KiB",
             "--max-request-bytes 65MiB",
             "--max-stream-inflight-msgs 0",
-            "--max-untaken-results 999",
+            "--max-unread-results 999",
             "--max-reads 0",
         ] {
             assert_eq!(read_words(words).expect_err("it is bad").len(), 1, "{words}");

@@ -92,11 +92,11 @@ pub struct ConsumerOptions {
     #[arg(long, env = "MAX_INFLIGHT_RECORDS", default_value_t = 50_000, value_name = "N")]
     pub max_inflight_records: usize,
     /// Most bytes of one partition between Kafka and the table: the rest of the limit is for the others
-    #[arg(long, env = "MAX_PARTITION_BYTES", default_value = "32MiB", value_parser = parse_bytes, value_name = "SIZE")]
-    pub max_partition_bytes: usize,
+    #[arg(long, env = "MAX_PARTITION_INFLIGHT_BYTES", default_value = "32MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_partition_inflight_bytes: usize,
     /// Most records of one partition between Kafka and the table
-    #[arg(long, env = "MAX_PARTITION_RECORDS", default_value_t = 25_000, value_name = "N")]
-    pub max_partition_records: usize,
+    #[arg(long, env = "MAX_PARTITION_INFLIGHT_RECORDS", default_value_t = 25_000, value_name = "N")]
+    pub max_partition_inflight_records: usize,
     /// Most bytes that Kafka's client keeps fetched ahead of that; a fetch under way may bring 2 MiB more, compressed
     #[arg(long, env = "FETCH_AHEAD_BYTES", default_value = "16MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub fetch_ahead_bytes: usize,
@@ -130,8 +130,8 @@ pub struct LaneOptions {
     #[arg(long, env = "BATCH_INTERVAL", default_value = "10ms", value_parser = parse_duration, value_name = "TIME")]
     pub batch_interval: Duration,
     /// Inboxes whose last seq is remembered, in all lanes together
-    #[arg(long, env = "CACHED_INBOXES", default_value_t = NonZeroUsize::new(100_000).expect("not 0"), value_name = "N")]
-    pub cached_inboxes: NonZeroUsize,
+    #[arg(long, env = "SEQ_CACHE_INBOXES", default_value_t = NonZeroUsize::new(100_000).expect("not 0"), value_name = "N")]
+    pub seq_cache_inboxes: NonZeroUsize,
     /// Before each batch, look in the same transaction for the row that each inbox's first new row follows. For a database
     /// whose COMMIT may be answered before its rows can be seen: `auto` does so where it finds Citus
     #[arg(long, env = "SEQ_GUARD", default_value = "auto", value_name = "WHEN")]
@@ -204,12 +204,12 @@ impl Config {
             ("--lanes", self.lanes.lanes, 1..=1000),
             ("--batch-records", self.lanes.batch_records, 1..=1_000_000),
             ("--batch-bytes", self.lanes.batch_bytes, 1..=1 << 29),
-            ("--cached-inboxes", self.lanes.cached_inboxes.get(), 1..=100_000_000),
+            ("--seq-cache-inboxes", self.lanes.seq_cache_inboxes.get(), 1..=100_000_000),
             ("--commit-records", self.consumer.commit_records, 1..=usize::MAX),
             ("--max-inflight-bytes", self.consumer.max_inflight_bytes, 1..=MAX_BYTES),
             ("--max-inflight-records", self.consumer.max_inflight_records, 1..=MOST),
-            ("--max-partition-bytes", self.consumer.max_partition_bytes, 1..=MAX_BYTES),
-            ("--max-partition-records", self.consumer.max_partition_records, 1..=MOST),
+            ("--max-partition-inflight-bytes", self.consumer.max_partition_inflight_bytes, 1..=MAX_BYTES),
+            ("--max-partition-inflight-records", self.consumer.max_partition_inflight_records, 1..=MOST),
             ("--fetch-ahead-bytes", self.consumer.fetch_ahead_bytes, 1 << 20..=FETCH_AHEAD),
             ("--dead-letter-percent", self.dead_letters.dead_letter_percent, 0..=100),
             ("--dead-letter-window", self.dead_letters.dead_letter_window, 1..=1_000_000_000),
@@ -230,8 +230,16 @@ impl Config {
             .extend(self.consumer.group_instance_id.as_ref().and_then(|id| name_problem("--group-instance-id", id)));
         // Partitions that are held back keep what was fetched of them: few at a time.
         let parts = [
-            ("--max-partition-bytes", self.consumer.max_partition_bytes, self.consumer.max_inflight_bytes),
-            ("--max-partition-records", self.consumer.max_partition_records, self.consumer.max_inflight_records),
+            (
+                "--max-partition-inflight-bytes",
+                self.consumer.max_partition_inflight_bytes,
+                self.consumer.max_inflight_bytes,
+            ),
+            (
+                "--max-partition-inflight-records",
+                self.consumer.max_partition_inflight_records,
+                self.consumer.max_inflight_records,
+            ),
         ];
         for (name, _, total) in parts.iter().filter(|(_, part, total)| *part < total / MOST_PARTS) {
             problems.push(format!("{name} must be at least an eighth of the limit for all, {}", total / MOST_PARTS));

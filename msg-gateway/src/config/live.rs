@@ -10,11 +10,11 @@ use msg_common::config::{parse_bytes, parse_duration};
 pub struct LiveOptions {
     /// Connections to the database over which watches open and catch up; 1 or more. Live delivery and WAIT_FOR_STORED have two
     /// more of their own
-    #[arg(long, env = "LIVE_CONNECTIONS", default_value_t = 4, value_name = "N")]
-    pub live_connections: usize,
+    #[arg(long, env = "WATCH_CONNECTIONS", default_value_t = 4, value_name = "N")]
+    pub watch_connections: usize,
     /// Most messages at a time that callers wait for until they are stored
-    #[arg(long, env = "MAX_WAITING_MSGS", default_value_t = 20_000, value_name = "N")]
-    pub max_waiting_msgs: usize,
+    #[arg(long, env = "MAX_STORED_WAITERS", default_value_t = 20_000, value_name = "N")]
+    pub max_stored_waiters: usize,
     /// Most WatchMsgs streams at a time
     #[arg(long, env = "MAX_WATCHERS", default_value_t = 20_000, value_name = "N")]
     pub max_watchers: usize,
@@ -34,6 +34,6 @@ pub struct LiveOptions {
     #[arg(long, env = "HEARTBEAT_INTERVAL", default_value = "15s", value_parser = parse_duration, value_name = "TIME")]
     pub heartbeat_interval: Duration,
     /// How often each watched inbox is looked at though no hint told of it
-    #[arg(long, env = "LOOK_INTERVAL", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
-    pub look_interval: Duration,
+    #[arg(long, env = "WATCH_POLL_INTERVAL", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub watch_poll_interval: Duration,
 }

@@ -210,7 +210,7 @@ impl Looker {
     pub async fn last_seqs(&self, recv_ids: &[Arc<str>]) -> Result<Vec<i64>, Failure> {
         let full = |_| {
             Failure::Overloaded(
-                "all LIVE_CONNECTIONS are in use by watches that open or catch up; retry after the delay, or raise it"
+                "all WATCH_CONNECTIONS are in use by watches that open or catch up; retry after the delay, or raise it"
                     .into(),
             )
         };

@@ -126,7 +126,7 @@ async fn connections_have_a_limit() {
 #[tokio::test]
 async fn who_does_not_take_the_answer_to_a_batch_keeps_no_place() {
     let world = World::new("batch_not_taken").await;
-    let gateway = world.gateway("gateway", |spec| spec.env("ANSWER_TIMEOUT", "3s").env("MAX_BATCHES", 1));
+    let gateway = world.gateway("gateway", |spec| spec.env("RESPONSE_READ_TIMEOUT", "3s").env("MAX_BATCHES", 1));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     let batch = |count| BatchSendMsgRequest { msgs: vec![Msg::default(); count], wait_for: 0 };
@@ -151,7 +151,7 @@ async fn who_does_not_take_the_answer_to_a_batch_keeps_no_place() {
 async fn who_does_not_take_an_answer_keeps_no_place() {
     let world = World::new("not_taken").await;
     let (gateway, transfer) = (
-        world.gateway("gateway", |spec| spec.env("ANSWER_TIMEOUT", "3s").env("MAX_READS", 4)),
+        world.gateway("gateway", |spec| spec.env("RESPONSE_READ_TIMEOUT", "3s").env("MAX_READS", 4)),
         world.running_transfer().await,
     );
     gateway.service.start().await.unwrap();

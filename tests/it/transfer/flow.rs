@@ -13,7 +13,7 @@ async fn a_partition_held_back_is_given_away_and_comes_back() {
     let writer = world.writer();
     let spec = |spec| {
         let spec = short_session(spec).env("DATABASE_STATEMENT_TIMEOUT", "60s").env("LANES", 4);
-        spec.env("MAX_PARTITION_RECORDS", 100).env("MAX_INFLIGHT_RECORDS", 800)
+        spec.env("MAX_PARTITION_INFLIGHT_RECORDS", 100).env("MAX_INFLIGHT_RECORDS", 800)
     };
     let first = world.transfer("first", spec);
     first.start().await.unwrap();

@@ -17,7 +17,7 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 
 #[tokio::test]
 async fn answers_that_nobody_takes_do_not_keep_others_from_reading() {
-    let attacked = Attacked::new("hostile_unread", |spec| spec.env("ANSWER_TIMEOUT", "2s")).await;
+    let attacked = Attacked::new("hostile_unread", |spec| spec.env("RESPONSE_READ_TIMEOUT", "2s")).await;
     let _transfer = attacked.world.running_transfer().await;
     let writer = attacked.world.writer();
     (0..90).for_each(|i| writer.put(&good(&msg("alice", "eve", &i.to_string(), vec![b'x'; 40_000]))));
