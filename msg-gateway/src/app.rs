@@ -170,7 +170,7 @@ pub async fn run(
         Err(_) => tracing::warn!("calls that have not ended are cut off"),
     }
     let left = producer.flush(deadline.saturating_duration_since(Instant::now())).await;
-    tracing::info!(records_given_up = left, "drained");
+    tracing::info!(abandoned_records = left, "drained");
     stop.cancel();
     tasks.close();
     tasks.wait().await;

@@ -15,13 +15,13 @@ pub const SEND_SECONDS: &str = "msg_gateway_send_duration_seconds";
 /// From the arrival of a read to its answer, by `method`.
 pub const READ_SECONDS: &str = "msg_gateway_read_duration_seconds";
 /// Connections that were ended because an answer was not taken.
-pub const ANSWERS_NOT_TAKEN: &str = "msg_gateway_answers_not_taken_total";
+pub const SLOW_READER_DISCONNECTS: &str = "msg_gateway_slow_reader_disconnects_total";
 /// Messages that were taken and are not yet confirmed by Kafka.
 pub const INFLIGHT_MSGS: &str = "msg_gateway_inflight_msgs";
 /// Their bytes.
 pub const INFLIGHT_BYTES: &str = "msg_gateway_inflight_bytes";
 /// Bytes of requests that have not arrived in full yet.
-pub const ARRIVING_BYTES: &str = "msg_gateway_arriving_bytes";
+pub const BUFFERED_REQUEST_BYTES: &str = "msg_gateway_buffered_request_bytes";
 /// Delivery reports, by `outcome`.
 pub const DELIVERIES: &str = "msg_gateway_deliveries_total";
 /// Deliveries that failed, by `code` of librdkafka.
@@ -37,7 +37,7 @@ pub const CALLS_REJECTED: &str = "msg_gateway_calls_rejected_total";
 /// Bytes of responses that callers have not read.
 pub const UNREAD_RESPONSE_BYTES: &str = "msg_gateway_unread_response_bytes";
 /// Connections that were closed because they did not speak HTTP/2 in time.
-pub const HANDSHAKES_NOT_ENDED: &str = "msg_gateway_handshakes_not_ended_total";
+pub const HANDSHAKE_TIMEOUTS: &str = "msg_gateway_handshake_timeouts_total";
 /// Calls that the transport answered with an error, by `reason`.
 pub const TRANSPORT_ERRORS: &str = "msg_gateway_transport_errors_total";
 /// 1 while the topic can be used, 0 while it cannot.
@@ -47,7 +47,7 @@ pub const TOPIC_UNSAFE_SETTINGS: &str = "msg_gateway_topic_unsafe_settings";
 /// Partitions that the topic has beyond those that are used.
 pub const TOPIC_EXTRA_PARTITIONS: &str = "msg_gateway_topic_extra_partitions";
 /// Checks of the topic, by `outcome`.
-pub const PREFLIGHTS: &str = "msg_gateway_preflights_total";
+pub const PREFLIGHT_CHECKS: &str = "msg_gateway_preflight_checks_total";
 /// Producers that were replaced after a fatal error.
 pub const PRODUCERS_REPLACED: &str = "msg_gateway_producers_replaced_total";
 /// Hints of what was stored that were read, by `outcome`.
@@ -57,9 +57,9 @@ pub const HINTS_RELIABLE: &str = "msg_gateway_hints_reliable";
 /// Clients that read hints and were replaced, because they failed or were stalled.
 pub const HINT_READERS_REPLACED: &str = "msg_gateway_hint_readers_replaced_total";
 /// Statements that ask the table on behalf of those who wait and watch.
-pub const TABLE_LOOKS: &str = "msg_gateway_table_looks_total";
+pub const WATCH_QUERIES: &str = "msg_gateway_watch_queries_total";
 /// Messages that callers wait for until they are stored.
-pub const WAITING_MSGS: &str = "msg_gateway_waiting_msgs";
+pub const STORED_WAITERS: &str = "msg_gateway_stored_waiters";
 /// Open WatchMsgs streams.
 pub const WATCHERS: &str = "msg_gateway_watchers";
 /// Inboxes over all of these streams.
@@ -76,10 +76,10 @@ pub fn describe() {
     describe_gauge!(SEND_STREAMS, "Open StreamSendMsg streams");
     describe_histogram!(SEND_SECONDS, Unit::Seconds, "From the arrival of a SendMsg to its answer");
     describe_histogram!(READ_SECONDS, Unit::Seconds, "From the arrival of a read to its answer, by method");
-    describe_counter!(ANSWERS_NOT_TAKEN, "Connections that were ended because an answer was not taken");
+    describe_counter!(SLOW_READER_DISCONNECTS, "Connections that were ended because an answer was not taken");
     describe_gauge!(INFLIGHT_MSGS, "Messages that were taken and are not yet confirmed by Kafka");
     describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes of messages that are not yet confirmed by Kafka");
-    describe_gauge!(ARRIVING_BYTES, Unit::Bytes, "Bytes of requests that have not arrived in full yet");
+    describe_gauge!(BUFFERED_REQUEST_BYTES, Unit::Bytes, "Bytes of requests that have not arrived in full yet");
     describe_counter!(DELIVERIES, "Delivery reports, by outcome");
     describe_counter!(DELIVERY_FAILURES, "Deliveries that failed, by code");
     describe_gauge!(CONNECTIONS, "Open connections");
@@ -87,12 +87,12 @@ pub fn describe() {
     describe_gauge!(OPEN_CALLS, "Calls that are open, until the last of their responses is written");
     describe_counter!(CALLS_REJECTED, "Calls that were rejected because too many are open");
     describe_gauge!(UNREAD_RESPONSE_BYTES, Unit::Bytes, "Bytes of responses that callers have not read");
-    describe_counter!(HANDSHAKES_NOT_ENDED, "Connections that were closed because they did not speak HTTP/2 in time");
+    describe_counter!(HANDSHAKE_TIMEOUTS, "Connections that were closed because they did not speak HTTP/2 in time");
     describe_counter!(TRANSPORT_ERRORS, "Calls that the transport answered with an error, by reason");
     describe_gauge!(TOPIC_USABLE, "1 while the topic can be used, 0 while it cannot");
     describe_gauge!(TOPIC_UNSAFE_SETTINGS, "Settings of the topic under which an accepted message could be lost");
     describe_gauge!(TOPIC_EXTRA_PARTITIONS, "Partitions that the topic has beyond those that are used");
-    describe_counter!(PREFLIGHTS, "Checks of the topic, by outcome");
+    describe_counter!(PREFLIGHT_CHECKS, "Checks of the topic, by outcome");
     describe_counter!(
         PRODUCERS_REPLACED,
         "Producers that were replaced: after a fatal error, when every delivery timed out, and for a recreated topic"
@@ -100,8 +100,8 @@ pub fn describe() {
     describe_counter!(HINTS, "Hints of what was stored that were read, by outcome");
     describe_gauge!(HINTS_RELIABLE, "1 while hints are read and complete, 0 while the table is polled often instead");
     describe_counter!(HINT_READERS_REPLACED, "Clients that read hints and were replaced: they failed or were stalled");
-    describe_counter!(TABLE_LOOKS, "Statements that ask the table on behalf of those who wait and watch");
-    describe_gauge!(WAITING_MSGS, "Messages that callers wait for until they are stored");
+    describe_counter!(WATCH_QUERIES, "Statements that ask the table on behalf of those who wait and watch");
+    describe_gauge!(STORED_WAITERS, "Messages that callers wait for until they are stored");
     describe_gauge!(WATCHERS, "Open WatchMsgs streams");
     describe_gauge!(WATCHED_INBOXES, "Inboxes over all WatchMsgs streams");
     describe_gauge!(WATCH_CACHE_BYTES, Unit::Bytes, "Bytes of what was stored last in the watched inboxes");
@@ -166,7 +166,7 @@ pub struct Levels {
     pub inflight_msgs: Gauge,
     /// See [`INFLIGHT_BYTES`].
     pub inflight_bytes: Gauge,
-    /// See [`ARRIVING_BYTES`].
+    /// See [`BUFFERED_REQUEST_BYTES`].
     pub arriving_bytes: Gauge,
     /// See [`OPEN_CALLS`].
     pub open_calls: Gauge,
@@ -180,7 +180,7 @@ impl Levels {
         Levels {
             inflight_msgs: metrics::gauge!(INFLIGHT_MSGS),
             inflight_bytes: metrics::gauge!(INFLIGHT_BYTES),
-            arriving_bytes: metrics::gauge!(ARRIVING_BYTES),
+            arriving_bytes: metrics::gauge!(BUFFERED_REQUEST_BYTES),
             open_calls: metrics::gauge!(OPEN_CALLS),
             unread_response_bytes: metrics::gauge!(UNREAD_RESPONSE_BYTES),
         }
@@ -195,7 +195,7 @@ impl Default for Levels {
 
 /// Gauges of those who wait and watch.
 pub struct LiveLevels {
-    /// See [`WAITING_MSGS`].
+    /// See [`STORED_WAITERS`].
     pub waiting: Gauge,
     /// See [`WATCHERS`].
     pub watchers: Gauge,
@@ -211,7 +211,7 @@ impl LiveLevels {
     /// Handles of the recorder that is installed.
     pub fn new() -> Self {
         LiveLevels {
-            waiting: metrics::gauge!(WAITING_MSGS),
+            waiting: metrics::gauge!(STORED_WAITERS),
             watchers: metrics::gauge!(WATCHERS),
             inboxes: metrics::gauge!(WATCHED_INBOXES),
             cached: metrics::gauge!(WATCH_CACHE_BYTES),

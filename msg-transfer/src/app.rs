@@ -111,7 +111,7 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
             return served;
         }
         tracing::warn!("beginning anew, with new clients");
-        metrics::begun_anew();
+        metrics::client_restarted();
         readiness.not_ready("group", "beginning anew, with new clients");
         round.clear();
     }

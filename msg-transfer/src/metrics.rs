@@ -16,13 +16,13 @@ const DUPLICATES: &str = "msg_transfer_duplicate_messages_total";
 const DEAD_LETTERS: &str = "msg_transfer_dead_letters_total";
 const REDUCED: &str = "msg_transfer_dead_letters_reduced_total";
 const BATCH: &str = "msg_transfer_batch_rows";
-const STORE: &str = "msg_transfer_store_seconds";
+const STORE_DURATION: &str = "msg_transfer_store_duration_seconds";
 const FAILURES: &str = "msg_transfer_store_failures_total";
 const INFLIGHT_BYTES: &str = "msg_transfer_inflight_bytes";
 const INFLIGHT: &str = "msg_transfer_inflight_records";
 const FETCH_ERRORS: &str = "msg_transfer_fetch_errors_total";
 const HALTED: &str = "msg_transfer_halted_partitions";
-const PAUSED: &str = "msg_transfer_paused_partitions";
+const THROTTLED: &str = "msg_transfer_throttled_partitions";
 const BLOCKED: &str = "msg_transfer_blocked_inboxes";
 const BLOCKED_RECORDS: &str = "msg_transfer_blocked_records";
 const BLOCKED_RETRIES: &str = "msg_transfer_blocked_retries_total";
@@ -30,7 +30,7 @@ const REBALANCES: &str = "msg_transfer_rebalances_total";
 const WARNINGS: &str = "msg_transfer_commit_warnings_total";
 const COMMITS: &str = "msg_transfer_commits_total";
 const LOST_OFFSETS: &str = "msg_transfer_lost_offsets_total";
-const BEGUN_ANEW: &str = "msg_transfer_begun_anew_total";
+const CLIENT_RESTARTS: &str = "msg_transfer_client_restarts_total";
 const HINTS: &str = "msg_transfer_hints_total";
 
 /// Describes all of them. Once a process.
@@ -41,13 +41,17 @@ pub fn describe() {
     describe_counter!(DEAD_LETTERS, Unit::Count, "Records kept as dead letters, by reason");
     describe_counter!(REDUCED, Unit::Count, "Dead letters whose table refused them as they are, stored with less");
     describe_histogram!(BATCH, Unit::Count, "Records in a stored batch");
-    describe_histogram!(STORE, Unit::Seconds, "Time to store a batch, from its first statement to the COMMIT's answer");
+    describe_histogram!(
+        STORE_DURATION,
+        Unit::Seconds,
+        "Time to store a batch, from its first statement to the COMMIT's answer"
+    );
     describe_counter!(FAILURES, Unit::Count, "Attempts to store a batch that failed, by class");
     describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes between Kafka and the table");
     describe_gauge!(INFLIGHT, Unit::Count, "Records between Kafka and the table");
     describe_counter!(FETCH_ERRORS, Unit::Count, "Errors of fetching a partition or the topic, by Kafka's code");
     describe_gauge!(HALTED, Unit::Count, "Partitions that stand still until somebody looks");
-    describe_gauge!(PAUSED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
+    describe_gauge!(THROTTLED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
     describe_gauge!(
         BLOCKED,
         Unit::Count,
@@ -68,7 +72,7 @@ pub fn describe() {
         "Offsets of the partition that Kafka had and lost: its log ended or differed below what was read of it"
     );
     describe_counter!(
-        BEGUN_ANEW,
+        CLIENT_RESTARTS,
         Unit::Count,
         "Times that everything began anew, because the topic was another or Kafka's client stood still"
     );
@@ -90,7 +94,7 @@ pub(crate) fn batch_stored(records: usize, outcome: &Outcome, took: Duration) {
         counter!(DEAD_LETTERS, "reason" => reason.name()).increment(1);
     }
     histogram!(BATCH).record(records as f64);
-    histogram!(STORE).record(took);
+    histogram!(STORE_DURATION).record(took);
 }
 
 pub(crate) fn dead_letter_reduced() {
@@ -110,8 +114,8 @@ pub(crate) fn fetch_failed(code: &'static str) {
     counter!(FETCH_ERRORS, "code" => code).increment(1);
 }
 
-pub(crate) fn paused(partitions: usize) {
-    gauge!(PAUSED).set(partitions as f64);
+pub(crate) fn throttled(partitions: usize) {
+    gauge!(THROTTLED).set(partitions as f64);
 }
 
 /// Changes both gauges by so much: each lane counts its own.
@@ -144,8 +148,8 @@ pub(crate) fn offsets_lost(partition: Partition, count: u64) {
     counter!(LOST_OFFSETS, "partition" => partition.to_string()).increment(count);
 }
 
-pub(crate) fn begun_anew() {
-    counter!(BEGUN_ANEW).increment(1);
+pub(crate) fn client_restarted() {
+    counter!(CLIENT_RESTARTS).increment(1);
 }
 
 pub(crate) fn hinted(outcome: &'static str) {

@@ -10,7 +10,7 @@ use super::Lag;
 
 const LAG_RECORDS: &str = "msg_transfer_lag_records";
 const LAG_SECONDS: &str = "msg_transfer_lag_seconds";
-const UNTIL_DELETED: &str = "msg_transfer_seconds_until_deleted";
+const RETENTION_HEADROOM: &str = "msg_transfer_retention_headroom_seconds";
 const STALLED: &str = "msg_transfer_stalled_partitions";
 
 /// Once, before any is set.
@@ -31,7 +31,7 @@ pub fn describe() {
         "Age of the partition's oldest record that is not stored, 0 if there is none; each process reports all partitions"
     );
     describe_gauge!(
-        UNTIL_DELETED,
+        RETENTION_HEADROOM,
         Unit::Seconds,
         "Time until the topic's retention may delete the partition's oldest record that is not stored; infinite if there \
          is none or it is kept for ever; each process reports all partitions"
@@ -53,7 +53,8 @@ pub fn ages(lag: &Lag, now: SystemTime) {
         let until_deleted = partition.until_deleted(now, lag.topic.retention);
         let label = partition.partition.to_string();
         gauge!(LAG_SECONDS, "partition" => label.clone()).set(age.as_secs_f64());
-        gauge!(UNTIL_DELETED, "partition" => label).set(until_deleted.map_or(f64::INFINITY, |left| left.as_secs_f64()));
+        gauge!(RETENTION_HEADROOM, "partition" => label)
+            .set(until_deleted.map_or(f64::INFINITY, |left| left.as_secs_f64()));
     }
 }
 

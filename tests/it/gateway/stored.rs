@@ -22,7 +22,7 @@ pub(super) async fn send_stored(client: &Client, msg: &Msg, within: Duration) ->
 /// Until so many wait.
 pub(super) async fn waiting(gateway: &Gateway, count: f64) {
     eventually("so many wait", async || {
-        let found = metric(gateway, "msg_gateway_waiting_msgs").await?;
+        let found = metric(gateway, "msg_gateway_stored_waiters").await?;
         ensure(found == count, format!("{found} wait"))
     })
     .await;

@@ -30,7 +30,7 @@ async fn a_partition_held_back_is_given_away_and_comes_back() {
     }
     writer.flush();
     eventually("the partition is held back", async || {
-        let held = metric(&first, "msg_transfer_paused_partitions").await;
+        let held = metric(&first, "msg_transfer_throttled_partitions").await;
         ensure(held >= 1.0, held)
     })
     .await;
@@ -53,7 +53,7 @@ async fn a_partition_held_back_is_given_away_and_comes_back() {
     second.start().await.unwrap();
     assert!(first.stop().await.unwrap().success());
     eventually("the other one has it, and holds it back", async || {
-        let held = metric(&second, "msg_transfer_paused_partitions").await;
+        let held = metric(&second, "msg_transfer_throttled_partitions").await;
         ensure(held >= 1.0, held)
     })
     .await;

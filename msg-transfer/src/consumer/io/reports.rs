@@ -97,7 +97,7 @@ impl Io<'_> {
             Report::Expected(None) => parts.silence.full(Instant::now()),
             Report::Turn { inflight: (bytes, records), throttled } => {
                 metrics::inflight(*bytes, *records);
-                metrics::paused(*throttled);
+                metrics::throttled(*throttled);
             }
         }
     }

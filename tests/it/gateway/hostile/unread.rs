@@ -49,7 +49,7 @@ async fn answers_that_nobody_takes_do_not_keep_others_from_reading() {
         assert_eq!(said, "closed", "a window of {window}");
         attacked.serves_others().await;
     }
-    let cut = metric(&attacked.gateway, "msg_gateway_answers_not_taken_total").await;
+    let cut = metric(&attacked.gateway, "msg_gateway_slow_reader_disconnects_total").await;
     assert!(cut.unwrap() >= 2.0);
     attacked.is_unharmed(400).await;
 }

@@ -92,7 +92,7 @@ async fn what_nobody_reads_is_bounded_over_all_streams() {
         }));
     }
     eventually("who reads nothing loses the connection", async || {
-        ensure(metric(&gateway, "msg_gateway_answers_not_taken_total").await? >= 1.0, "it stays")
+        ensure(metric(&gateway, "msg_gateway_slow_reader_disconnects_total").await? >= 1.0, "it stays")
     })
     .await;
     streams(&gateway, 0).await;
@@ -243,7 +243,7 @@ async fn what_begins_to_arrive_has_to_arrive_in_time() {
     let client = client(&gateway).await;
     let mut pausing = open(&client).await;
     pausing.ask(request(0, [msg("alice", "bob", "1", "x")])).await[&0].as_ref().unwrap();
-    let arriving = "msg_gateway_arriving_bytes";
+    let arriving = "msg_gateway_buffered_request_bytes";
     eventually("they are seen", async || ensure(metric(&gateway, arriving).await? > 0.0, "nothing arrives")).await;
     for call in &mut half {
         timeout(Duration::from_secs(20), call.ended()).await.expect("it is ended");

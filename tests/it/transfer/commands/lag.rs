@@ -96,9 +96,9 @@ async fn the_service_tells_its_lag_in_time() {
             let line = metrics.lines().find_map(|line| line.strip_prefix(&start));
             line.map_or(f64::NAN, |value| value.parse().unwrap())
         };
-        let (age, left) = (gauge("lag_seconds", 1), gauge("seconds_until_deleted", 1));
+        let (age, left) = (gauge("lag_seconds", 1), gauge("retention_headroom_seconds", 1));
         ensure((3600.0..4000.0).contains(&age) && (WEEK - 4000.0..=WEEK - 3600.0).contains(&left), &metrics)?;
-        ensure(gauge("lag_seconds", 0) == 0.0 && gauge("seconds_until_deleted", 0) == f64::INFINITY, &metrics)
+        ensure(gauge("lag_seconds", 0) == 0.0 && gauge("retention_headroom_seconds", 0) == f64::INFINITY, &metrics)
     })
     .await;
     locker.batch_execute("COMMIT").await.unwrap();
