@@ -110,9 +110,9 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
         if served.is_err() || shutdown.is_cancelled() {
             return served;
         }
-        tracing::warn!("beginning anew, with new clients");
+        tracing::warn!("restarting kafka clients");
         metrics::client_restarted();
-        readiness.not_ready("group", "beginning anew, with new clients");
+        readiness.not_ready("group", "restarting Kafka clients");
         round.clear();
     }
 }

@@ -108,7 +108,7 @@ async fn resume(
 fn table(report: &Report) -> String {
     let mut table = Table::new(&["partition", "result", "dead letters since it was last resumed"]);
     for resumed in &report.resumed {
-        table.row([resumed.partition.to_string(), "may go on".to_owned(), resumed.dead_letters.to_string()]);
+        table.row([resumed.partition.to_string(), "resumed".to_owned(), resumed.dead_letters.to_string()]);
     }
     for partition in &report.without_progress {
         table.row([partition.to_string(), "no progress row".to_owned(), "-".to_owned()]);

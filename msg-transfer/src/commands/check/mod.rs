@@ -48,7 +48,7 @@ struct Finding {
     check: &'static str,
     status: Status,
     /// What was found, and what to do.
-    says: String,
+    detail: String,
 }
 
 /// All of them so far.
@@ -56,20 +56,20 @@ struct Finding {
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn ok(&mut self, check: &'static str, says: impl Into<String>) {
-        self.add(check, Status::Ok, says.into());
+    fn ok(&mut self, check: &'static str, detail: impl Into<String>) {
+        self.add(check, Status::Ok, detail.into());
     }
 
-    fn warning(&mut self, check: &'static str, says: impl Into<String>) {
-        self.add(check, Status::Warning, says.into());
+    fn warning(&mut self, check: &'static str, detail: impl Into<String>) {
+        self.add(check, Status::Warning, detail.into());
     }
 
-    fn failed(&mut self, check: &'static str, says: impl Into<String>) {
-        self.add(check, Status::Failed, says.into());
+    fn failed(&mut self, check: &'static str, detail: impl Into<String>) {
+        self.add(check, Status::Failed, detail.into());
     }
 
-    fn add(&mut self, check: &'static str, status: Status, says: String) {
-        self.0.push(Finding { check, status, says });
+    fn add(&mut self, check: &'static str, status: Status, detail: String) {
+        self.0.push(Finding { check, status, detail });
     }
 }
 
@@ -94,14 +94,14 @@ pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String>
 }
 
 fn table(report: &Report) -> String {
-    let mut table = Table::new(&["result", "check", "what was found, and what to do"]);
+    let mut table = Table::new(&["result", "check", "details"]);
     for finding in &report.checks {
         let status = match finding.status {
             Status::Ok => "ok",
             Status::Warning => "warning",
             Status::Failed => "FAILED",
         };
-        table.row([status.to_owned(), finding.check.to_owned(), finding.says.clone()]);
+        table.row([status.to_owned(), finding.check.to_owned(), finding.detail.clone()]);
     }
     table.text()
 }

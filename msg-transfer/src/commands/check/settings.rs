@@ -112,7 +112,7 @@ mod tests {
     fn says(commit: &str, source: &str) -> String {
         let mut findings = Findings::default();
         synchronous(commit, source, "standby", &mut findings);
-        findings.0[0].says.clone()
+        findings.0[0].detail.clone()
     }
 
     #[test]

@@ -238,8 +238,8 @@ fn table(report: &Report) -> String {
     let replayed = if report.dry_run { "would be replayed" } else { "replayed" };
     for (name, value) in [
         (replayed, report.replayed.to_string()),
-        ("of those not readable: they come back", report.unreadable.to_string()),
-        ("of those in conflict: they may come back", report.conflicts.to_string()),
+        ("of those unreadable: dead-lettered again", report.unreadable.to_string()),
+        ("of those in conflict: may be dead-lettered again", report.conflicts.to_string()),
         ("not replayed, without content", report.without_content.to_string()),
         ("stopped by a signal", if report.stopped { "yes" } else { "no" }.to_owned()),
     ] {

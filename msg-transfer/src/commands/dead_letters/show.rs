@@ -170,7 +170,7 @@ fn time(millis: i64) -> String {
 
 fn lines(report: &Report) -> String {
     let mut lines = vec![
-        ("place", format!("{} partition {} offset {}", report.topic, report.partition, report.offset)),
+        ("position", format!("{} partition {} offset {}", report.topic, report.partition, report.offset)),
         ("topic id", report.topic_id.to_string()),
         ("reason", report.reason.clone()),
         ("detail", report.detail.clone()),

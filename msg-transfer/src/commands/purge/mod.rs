@@ -136,8 +136,8 @@ fn table(report: &Report) -> String {
     let mut table = Table::new(&["", ""]);
     let deleted = if report.dry_run { "would be deleted" } else { "deleted" };
     for (name, value) in [
-        ("old is what was stored before".to_owned(), report.horizon.clone()),
-        ("inboxes looked at".to_owned(), report.inboxes_seen.to_string()),
+        ("stored before".to_owned(), report.horizon.clone()),
+        ("inboxes checked".to_owned(), report.inboxes_seen.to_string()),
         ("inboxes with old messages".to_owned(), report.inboxes_purged.to_string()),
         (format!("messages {deleted}"), report.messages_deleted.to_string()),
         (format!("dead letters {deleted}"), report.dead_letters_deleted.to_string()),
