@@ -30,7 +30,7 @@ impl RepeatedError {
         if self.0.is_some_and(|(last, at)| last == code && at.elapsed() < REPEAT) {
             return;
         }
-        tracing::warn!(%code, says, "consumer reported an error, and continues by itself");
+        tracing::warn!(%code, detail = says, "consumer reported an error, and continues by itself");
         self.0 = Some((code, Instant::now()));
     }
 }
