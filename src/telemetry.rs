@@ -147,7 +147,7 @@ pub fn metrics() -> &'static PrometheusHandle {
             .expect("nobody else installs one");
         describe_counter!(
             LOG_LINES_DROPPED,
-            "Log lines that standard error did not take: it was closed, full, or not read fast enough"
+            "Log lines that were dropped because standard error was closed, full, or not read fast enough"
         );
         handle
     })

@@ -33,29 +33,41 @@ const LOST_OFFSETS: &str = "msg_transfer_lost_offsets_total";
 const CLIENT_RESTARTS: &str = "msg_transfer_client_restarts_total";
 const HINTS: &str = "msg_transfer_hints_total";
 
-/// Describes all of them. Once a process.
+/// Describes every metric. Call it once per process.
 pub fn describe() {
-    describe_counter!(CONSUMED, Unit::Count, "Records taken from Kafka, repeats included");
-    describe_counter!(STORED, Unit::Count, "Rows written");
-    describe_counter!(DUPLICATES, Unit::Count, "Messages that were stored already");
-    describe_counter!(DEAD_LETTERS, Unit::Count, "Records kept as dead letters, by reason");
-    describe_counter!(REDUCED, Unit::Count, "Dead letters whose table refused them as they are, stored with less");
+    describe_counter!(CONSUMED, Unit::Count, "Records consumed from Kafka, including repeats");
+    describe_counter!(STORED, Unit::Count, "Messages stored, each as one row");
+    describe_counter!(DUPLICATES, Unit::Count, "Records of messages that were stored already");
+    describe_counter!(DEAD_LETTERS, Unit::Count, "Dead letters, by reason");
+    describe_counter!(
+        REDUCED,
+        Unit::Count,
+        "Dead letters that their table rejected, and that were stored with less text"
+    );
     describe_histogram!(BATCH, Unit::Count, "Records in a stored batch");
     describe_histogram!(
         STORE_DURATION,
         Unit::Seconds,
-        "Time to store a batch, from its first statement to the COMMIT's answer"
+        "Time to store a batch, from its first statement to the result of COMMIT"
     );
-    describe_counter!(FAILURES, Unit::Count, "Attempts to store a batch that failed, by class");
-    describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes between Kafka and the table");
-    describe_gauge!(INFLIGHT, Unit::Count, "Records between Kafka and the table");
-    describe_counter!(FETCH_ERRORS, Unit::Count, "Errors of fetching a partition or the topic, by Kafka's code");
-    describe_gauge!(HALTED, Unit::Count, "Partitions that stand still until somebody looks");
-    describe_gauge!(THROTTLED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
+    describe_counter!(FAILURES, Unit::Count, "Failed attempts to store a batch, by error class");
+    describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes of records that are consumed and not completed");
+    describe_gauge!(INFLIGHT, Unit::Count, "Records that are consumed and not completed");
+    describe_counter!(
+        FETCH_ERRORS,
+        Unit::Count,
+        "Errors from fetching a partition or the topic, by Kafka's error code"
+    );
+    describe_gauge!(HALTED, Unit::Count, "Partitions that are halted until an operator acts");
+    describe_gauge!(
+        THROTTLED,
+        Unit::Count,
+        "Partitions whose records are not passed to the lanes because they used up their share of a budget"
+    );
     describe_gauge!(
         BLOCKED,
         Unit::Count,
-        "Inboxes that the database does not take rows of while it takes those of others"
+        "Inboxes whose rows the database does not accept while it accepts those of others"
     );
     describe_gauge!(BLOCKED_RECORDS, Unit::Count, "Records that wait in blocked inboxes");
     describe_counter!(BLOCKED_RETRIES, Unit::Count, "Attempts to store a blocked inbox");
@@ -63,24 +75,20 @@ pub fn describe() {
     describe_counter!(
         WARNINGS,
         Unit::Count,
-        "COMMITs that the database answered with a warning, by what was committed: perhaps not on a standby"
+        "COMMITs with a warning, by what was committed: the rows may not be on a standby"
     );
     describe_counter!(COMMITS, Unit::Count, "Offset commits, by result");
     describe_counter!(
         LOST_OFFSETS,
         Unit::Count,
-        "Offsets of the partition that Kafka had and lost: its log ended or differed below what was read of it"
+        "Offsets of the partition that Kafka lost: its log ended before, or differed from, the records that were read"
     );
     describe_counter!(
         CLIENT_RESTARTS,
         Unit::Count,
-        "Times that everything began anew, because the topic was another or Kafka's client stood still"
+        "Restarts of all Kafka clients and lanes, because the topic was recreated or the consumer was stalled"
     );
-    describe_counter!(
-        HINTS,
-        Unit::Count,
-        "Hints to the gateways of what is stored, by outcome; nothing depends on them"
-    );
+    describe_counter!(HINTS, Unit::Count, "Hints sent to gateways, by outcome. No promise depends on them");
 }
 
 pub(crate) fn consumed(count: usize) {
@@ -118,7 +126,7 @@ pub(crate) fn throttled(partitions: usize) {
     gauge!(THROTTLED).set(partitions as f64);
 }
 
-/// Changes both gauges by so much: each lane counts its own.
+/// Adds to both gauges, because each lane counts its own inboxes.
 pub(crate) fn blocked(inboxes: f64, records: f64) {
     gauge!(BLOCKED).increment(inboxes);
     gauge!(BLOCKED_RECORDS).increment(records);
