@@ -19,7 +19,7 @@ use crate::schema;
 /// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Look again and again, so far apart, until a signal
+    /// Repeat at this interval until a signal; 5s if no value is given
     #[arg(long, value_parser = parse_duration, num_args = 0..=1, default_missing_value = "5s", value_name = "TIME")]
     pub watch: Option<Duration>,
     /// The result's form.

@@ -31,10 +31,10 @@ const RESUME: &str =
 /// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// A partition that may go on; may be given more than once
+    /// Partition to resume; may be given more than once
     #[arg(long = "topic-partition", value_name = "P", conflicts_with = "all")]
     pub partitions: Vec<Partition>,
-    /// All partitions of the topic that have a progress row
+    /// Resume all partitions of the topic that have a progress row
     #[arg(long)]
     pub all: bool,
     /// The result's form.

@@ -22,10 +22,12 @@ pub struct Options {
     /// What the topic must be like.
     #[command(flatten)]
     pub requirements: TopicRequirements,
-    /// Accept a topic that can lose acknowledged messages (a single broker, for instance)
+    /// Accept a topic that may lose accepted messages, such as one on a single broker: a warning instead of a failed
+    /// check
     #[arg(long, env = "ALLOW_UNSAFE_TOPIC")]
     pub allow_unsafe_topic: bool,
-    /// Accept a database that can lose everything in a crash (fsync or full_page_writes off)
+    /// Accept a database that may lose all messages in a crash (fsync or full_page_writes off): a warning instead of a
+    /// failed check
     #[arg(long, env = "ALLOW_UNSAFE_DATABASE")]
     pub allow_unsafe_database: bool,
     /// The result's form.

@@ -36,16 +36,16 @@ pub struct Options {
     /// Which.
     #[command(flatten)]
     pub filter: Filter,
-    /// All of the topic's; without it, something has to choose
+    /// Replay all dead letters of the topic. Without it, a filter is needed
     #[arg(long)]
     pub all: bool,
-    /// Those too that were replayed before
+    /// Also replay dead letters that were replayed before
     #[arg(long)]
     pub again: bool,
-    /// Only count what would be replayed
+    /// Only count the dead letters that would be replayed
     #[arg(long)]
     pub dry_run: bool,
-    /// Partitions that inboxes are spread over: the same as in the gateways
+    /// Number of partitions that inboxes are distributed over: the same as in the gateways
     #[arg(long, env = "TOPIC_PARTITIONS", default_value_t = 16, value_name = "N")]
     pub topic_partitions: Partition,
     /// The result's form.
