@@ -1,40 +1,41 @@
-//! What a message may hold: the gateway's configured limits, and what PostgreSQL cannot store at all.
+//! Owns the limits of a message: those that the gateway is configured with, and those of PostgreSQL.
 
 use clap::Args;
 
 use crate::config::parse_bytes;
 use crate::proto::{Msg, SessionType};
 
-/// The longest id that an operator may allow, in bytes: an index row of PostgreSQL holds 2,704.
+/// Upper limit of `MAX_ID_BYTES`: an index row of PostgreSQL holds 2,704 bytes.
 pub const MAX_ID_BYTES: usize = 1024;
 
 /// The last millisecond of the year 9999, as far as every client's timestamps reach.
 pub const MAX_TIME_MS: i64 = 253_402_300_799_999;
 
-/// What `MAX_CONTENT_BYTES` is by default: with ids, attributes and all around them, it fits into Kafka's own `max.message.bytes`.
+/// The default of `MAX_CONTENT_BYTES`: with IDs, attributes and headers, it fits into Kafka's default `max.message.bytes`.
 pub const DEFAULT_CONTENT_BYTES: usize = 1_000_000;
 
-/// A message may not hold more than this.
+/// Limits of a message.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
-    /// Longest `recv_id`, `send_id` and `client_msg_id`, in bytes; at most 1,024
+    /// Maximum length of `recv_id`, `send_id` and `client_msg_id` in bytes; up to 1024. A message with a longer ID
+    /// fails with INVALID_FIELDS
     #[arg(long, env = "MAX_ID_BYTES", default_value_t = 256, value_name = "BYTES")]
     pub max_id_bytes: usize,
-    /// Largest `content`, such as 1000000 or 1MiB. With ids and attributes it must fit into the topic's max.message.bytes: the
-    /// default does into Kafka's, which is 1048588
+    /// Maximum size of `content`, such as 1000000 or 1MiB. A message with a larger one fails with INVALID_FIELDS. The
+    /// record must fit into the topic's max.message.bytes: the default fits into Kafka's default, 1048588
     #[arg(long, env = "MAX_CONTENT_BYTES", default_value_t = DEFAULT_CONTENT_BYTES, value_parser = parse_bytes, value_name = "SIZE")]
     pub max_content_bytes: usize,
 }
 
-/// Longest `content_type`, in bytes.
+/// Maximum length of `content_type` in bytes.
 pub const MAX_CONTENT_TYPE_BYTES: usize = 128;
-/// Most `attributes`.
+/// Maximum number of `attributes`.
 pub const MAX_ATTRIBUTES: usize = 64;
-/// Longest key of an attribute, in bytes.
+/// Maximum length of an attribute's key in bytes.
 pub const MAX_ATTRIBUTE_KEY_BYTES: usize = 128;
-/// Longest value of an attribute, in bytes.
+/// Maximum length of an attribute's value in bytes.
 pub const MAX_ATTRIBUTE_VALUE_BYTES: usize = 4096;
-/// All keys and values of the attributes together, in bytes.
+/// Maximum length of all keys and values of the attributes together, in bytes.
 pub const MAX_ATTRIBUTES_BYTES: usize = 16_384;
 
 /// A field that breaks a rule.

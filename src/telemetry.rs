@@ -43,13 +43,14 @@ pub enum LogFormat {
     Text,
 }
 
-/// What is logged, and how.
+/// Level and format of the log.
 #[derive(Args, Clone, Debug)]
 pub struct LogOptions {
-    /// How logs look. They go to standard error; what that does not take is dropped and counted in msg_log_lines_dropped_total
+    /// Format of the log on standard error. Lines that cannot be written are dropped and counted in
+    /// msg_log_lines_dropped_total
     #[arg(long, env = "LOG_FORMAT", default_value = "json", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// What is logged: a level, or directives such as `info,msg_transfer=debug`
+    /// Level of the log, or directives such as `info,msg_transfer=debug`
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "DIRECTIVES")]
     pub log_level: String,
 }
@@ -147,7 +148,7 @@ pub fn metrics() -> &'static PrometheusHandle {
             .expect("nobody else installs one");
         describe_counter!(
             LOG_LINES_DROPPED,
-            "Log lines that standard error did not take: it was closed, full, or not read fast enough"
+            "Log lines that were dropped because standard error was closed, full, or not read fast enough"
         );
         handle
     })

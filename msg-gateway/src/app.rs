@@ -110,10 +110,10 @@ pub async fn run(
     tasks.spawn(preflight.run(stop.clone()));
 
     let admission = Admission::new(config.send.max_inflight_msgs, config.send.max_inflight_bytes);
-    let arriving = Arriving::new(config.server.max_arriving_bytes);
+    let arriving = Arriving::new(config.server.max_buffered_request_bytes);
     let calls = CallLimits::new(config.server.max_open_calls);
     let responses = ResponseBudget::new(config.server.max_response_bytes);
-    let timer = ReadTimer::new(config.server.answer_timeout, config.live.watch_stall_timeout);
+    let timer = ReadTimer::new(config.server.response_read_timeout, config.live.watch_stall_timeout);
     tasks.spawn(timer.clone().run(stop.clone()));
     let levels = (admission.clone(), arriving.clone(), calls.clone(), responses.clone());
     tasks.spawn(watch_levels(levels, stop.clone()));
@@ -133,7 +133,7 @@ pub async fn run(
     if config.server.reflection {
         add_reflection(&mut routes)?;
     }
-    let door = Door::new(service, routes.routes().prepare(), calls, arriving, config.server.max_arrival_time);
+    let door = Door::new(service, routes.routes().prepare(), calls, arriving, config.server.request_receive_timeout);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {
@@ -170,7 +170,7 @@ pub async fn run(
         Err(_) => tracing::warn!("calls that have not ended are cut off"),
     }
     let left = producer.flush(deadline.saturating_duration_since(Instant::now())).await;
-    tracing::info!(records_given_up = left, "drained");
+    tracing::info!(abandoned_records = left, "drained");
     stop.cancel();
     tasks.close();
     tasks.wait().await;

@@ -1,4 +1,4 @@
-//! The gateway's settings, each by flag or by environment, and what may be wrong with them together.
+//! Owns the gateway's settings, which are flags or environment variables, and the rules between them.
 
 mod live;
 mod replica;
@@ -22,51 +22,51 @@ use crate::incoming::Age;
 use crate::producer::settings;
 use crate::send::MOST_MSGS;
 
-/// Takes messages in over gRPC and answers once Kafka has them for good; gives stored ones out.
+/// Accepts messages over gRPC once Kafka has them on every in-sync replica, and serves the stored ones.
 #[derive(Clone, Debug, Parser)]
 #[command(version, max_term_width = 120)]
 pub struct Config {
-    /// What to do instead of serving.
+    /// Command to run; without one, the gateway serves
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// How callers reach it.
+    /// Limits and timeouts of connections and calls.
     #[command(flatten)]
     pub server: ServerOptions,
-    /// Where to serve gRPC
+    /// Address on which gRPC is served
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
     pub listen: SocketAddr,
-    /// Where to serve /metrics, /healthz and /readyz, which hold no message and no secret, in plain HTTP
+    /// Address on which /metrics, /healthz and /readyz are served, in plain HTTP. They contain no message and no secret
     #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
     pub admin_listen: SocketAddr,
-    /// Accepts that gRPC beyond loopback is served in plain text
+    /// Accept that gRPC is served in plain text beyond loopback. Without it, such an address is rejected at startup
     #[arg(long, env = "ALLOW_PLAINTEXT")]
     pub allow_plaintext: bool,
-    /// How messages are sent.
+    /// Limits and timeouts of sends.
     #[command(flatten)]
     pub send: SendOptions,
-    /// What is told as it is stored.
+    /// Limits and timeouts of WatchMsgs and WAIT_FOR_STORED.
     #[command(flatten)]
     pub live: LiveOptions,
-    /// Connections to the database, for reads; 1 or more
+    /// Number of database connections for reads; 1 or more. A replica has as many in addition
     #[arg(long, env = "READ_CONNECTIONS", default_value_t = 8, value_name = "N")]
     pub read_connections: usize,
-    /// Most reads at a time, until their answers are sent, which have up to 4 MiB each; as many questions for a message's
-    /// status; and 4 times as many of each may wait
+    /// Maximum number of concurrent PullMsgs and GetMaxSeqs calls, each until its response of up to 4 MiB is read, and
+    /// again of GetMsgStatus calls. Up to 4 times as many of each wait; above that, calls fail with RESOURCE_EXHAUSTED
     #[arg(long, env = "MAX_READS", default_value_t = 32, value_name = "N")]
     pub max_reads: usize,
-    /// The cluster and the topic.
+    /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaOptions,
-    /// What the topic must be like.
+    /// Requirements of a safe topic.
     #[command(flatten)]
     pub requirements: TopicRequirements,
-    /// What a message may hold.
+    /// Limits of a message.
     #[command(flatten)]
     pub limits: Limits,
-    /// Where stored messages are read.
+    /// The database.
     #[command(flatten)]
     pub database: DatabaseOptions,
-    /// A copy that some of it is read from.
+    /// The replica for PullMsgs and GetMaxSeqs.
     #[command(flatten)]
     pub replica: ReplicaOptions,
     /// Logs.
@@ -74,59 +74,64 @@ pub struct Config {
     pub log: LogOptions,
 }
 
-/// What the executable does instead of serving.
+/// One-shot commands.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Command {
-    /// Asks the gateway on this machine whether it is ready; the exit code says so
+    /// Check whether the gateway on this machine is ready: exit code 0 if it is, 1 if not
     Healthcheck,
 }
 
-/// Connections, and how they end.
+/// Limits and timeouts of connections and calls.
 #[derive(Args, Clone, Debug)]
 pub struct ServerOptions {
-    /// Most connections at a time; further ones are closed at once
+    /// Maximum number of connections. Above it, new connections are closed immediately
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_name = "N")]
     pub max_connections: usize,
-    /// Most calls at a time on one connection
+    /// Maximum number of concurrent calls on one connection. Above it, calls wait in the caller's gRPC library
     #[arg(long, env = "MAX_CONCURRENT_STREAMS", default_value_t = 1024, value_name = "N")]
     pub max_concurrent_streams: u32,
-    /// Largest request, such as 4MiB; unset: 4MiB, or the largest message where that is more
+    /// Maximum size of a request, such as 4MiB. A larger request fails with RESOURCE_EXHAUSTED and is not read
+    /// [default: 4MiB, or the size of the largest message if that is larger]
     #[arg(long, env = "MAX_REQUEST_BYTES", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_request_bytes: Option<usize>,
-    /// How long a request may take to arrive in full; on a stream, each of its requests
-    #[arg(long, env = "MAX_ARRIVAL_TIME", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
-    pub max_arrival_time: Duration,
-    /// Most bytes of requests that have not arrived in full yet, over all connections; and of those that wait for room
-    #[arg(long, env = "MAX_ARRIVING_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
-    pub max_arriving_bytes: usize,
-    /// Maximum number of open calls over all connections, each until its response is read; a call needs up to 32 KiB besides what
-    /// other settings limit. Above it, calls fail with RESOURCE_EXHAUSTED
+    /// Timeout for receiving a request completely; on a stream, for each of its requests. After it, the call fails with
+    /// UNAVAILABLE
+    #[arg(long, env = "REQUEST_RECEIVE_TIMEOUT", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
+    pub request_receive_timeout: Duration,
+    /// Maximum bytes of partially received requests over all connections, and again of stream requests that wait for
+    /// capacity. Above it, calls fail with RESOURCE_EXHAUSTED
+    #[arg(long, env = "MAX_BUFFERED_REQUEST_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_buffered_request_bytes: usize,
+    /// Maximum number of open calls over all connections, each until its response is read. A call needs up to 32 KiB in
+    /// addition to what other settings limit. Above it, calls fail with RESOURCE_EXHAUSTED
     #[arg(long, env = "MAX_OPEN_CALLS", default_value_t = 32_768, value_name = "N")]
     pub max_open_calls: usize,
-    /// Maximum bytes of responses that are not read yet, over all connections: of reads, and of batches of more than 5 messages.
-    /// Above it, reads wait and batches fail with RESOURCE_EXHAUSTED before anything is sent
+    /// Maximum bytes of responses that are not read yet, over all connections: of reads, and of batches of more than 5
+    /// messages. Above it, reads wait, and batches fail with RESOURCE_EXHAUSTED before anything is sent
     #[arg(long, env = "MAX_RESPONSE_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_response_bytes: usize,
-    /// Whether gRPC reflection is served, which describes the contract to tools such as grpcurl
+    /// Serve gRPC reflection, which describes the contract to tools such as grpcurl
     #[arg(long, env = "REFLECTION", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     pub reflection: bool,
-    /// How long a new connection may take until it speaks HTTP/2, before it is closed
+    /// Timeout for the HTTP/2 handshake of a new connection. After it, the connection is closed
     #[arg(long, env = "HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub handshake_timeout: Duration,
-    /// After how long without traffic a caller is asked whether it is still there
+    /// Time without traffic on a connection after which the gateway sends a keepalive ping
     #[arg(long, env = "KEEPALIVE_INTERVAL", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub keepalive_interval: Duration,
-    /// How long it has to answer
+    /// Timeout for the response to a keepalive ping. After it, the connection is closed
     #[arg(long, env = "KEEPALIVE_TIMEOUT", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
     pub keepalive_timeout: Duration,
-    /// How long a caller may take to receive the answer to a read or a batch, or take nothing of a stream of results, before
-    /// its connection is ended: only so many answers are kept at a time
-    #[arg(long, env = "ANSWER_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
-    pub answer_timeout: Duration,
-    /// After how long a connection is asked to end, so that callers spread anew; unset: never
+    /// Timeout for a caller to read the response to a read or a batch, or the next results of a stream. After it, the
+    /// gateway closes the connection, because it keeps a limited number of unread responses
+    #[arg(long, env = "RESPONSE_READ_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
+    pub response_read_timeout: Duration,
+    /// Age at which the gateway asks the caller to open a new connection, so that callers spread over all gateways
+    /// again [default: no limit]
     #[arg(long, env = "MAX_CONNECTION_AGE", value_parser = parse_duration, value_name = "TIME")]
     pub max_connection_age: Option<Duration>,
-    /// How long its calls may then take before they are cut off; streams end by themselves in the first half of it
+    /// Time that calls may continue on a connection of --max-connection-age before it is closed. Streams are ended in
+    /// the first half of this time
     #[arg(
         long,
         env = "MAX_CONNECTION_AGE_GRACE",
@@ -135,62 +140,69 @@ pub struct ServerOptions {
         value_name = "TIME"
     )]
     pub max_connection_age_grace: Duration,
-    /// How long it goes on serving as not ready when told to stop, for load balancers to notice
+    /// Time that the gateway continues to serve after SIGTERM while it reports not ready, so that load balancers notice
     #[arg(long, env = "SHUTDOWN_DELAY", default_value = "0s", value_parser = parse_duration, value_name = "TIME")]
     pub shutdown_delay: Duration,
-    /// How long calls may then take to end, and records to be delivered
+    /// Timeout for open calls to end and for records in flight to be confirmed before the gateway exits. After it,
+    /// calls are aborted and records are abandoned
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub drain_timeout: Duration,
 }
 
 impl ServerOptions {
-    /// How old a connection may get.
+    /// The maximum age of a connection, if there is one.
     pub fn age(&self) -> Option<Age> {
         self.max_connection_age.map(|max| Age { max, grace: self.max_connection_age_grace })
     }
 }
 
-/// How messages are sent.
+/// Limits and timeouts of sends.
 #[derive(Args, Clone, Debug)]
 pub struct SendOptions {
-    /// How many of the topic's partitions are used: the same in every gateway, and changed only after a drain
+    /// Number of the topic's partitions that are used. It must be the same in every gateway; change it only after a
+    /// drain
     #[arg(long, env = "TOPIC_PARTITIONS", default_value_t = 16, value_name = "N")]
     pub topic_partitions: Partition,
-    /// Accepts a topic that may lose accepted messages (a single broker, for instance)
+    /// Accept a topic that may lose accepted messages, such as one on a single broker. Without it, the gateway is not
+    /// ready
     #[arg(long, env = "ALLOW_UNSAFE_TOPIC")]
     pub allow_unsafe_topic: bool,
-    /// How long a record may wait for others to the same partition
+    /// Time that a record may wait for others to the same partition, so that they are sent together
     #[arg(long, env = "LINGER", default_value = "1ms", value_parser = parse_duration, value_name = "TIME")]
     pub linger: Duration,
-    /// How long Kafka may take to confirm a record before it is given up
+    /// Timeout for Kafka to confirm a record, over all attempts. After it, the producer abandons the record
     #[arg(long, env = "DELIVERY_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub delivery_timeout: Duration,
-    /// How long one request to a broker may take before it is tried again
+    /// Timeout for one request to a broker. After it, the request is retried
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "8s", value_parser = parse_duration, value_name = "TIME")]
     pub request_timeout: Duration,
-    /// How long a send may take to answer when its caller sets no shorter deadline; below the delivery time-out
+    /// Maximum time until a send responds if its caller sets no shorter deadline; less than --delivery-timeout. After
+    /// it, the outcome is unknown
     #[arg(long, env = "MAX_SEND_WAIT", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
     pub max_send_wait: Duration,
-    /// How long before its caller's deadline a send is answered
+    /// Time before its caller's deadline at which a send responds, so that the response arrives in time
     #[arg(long, env = "DEADLINE_MARGIN", default_value = "20ms", value_parser = parse_duration, value_name = "TIME")]
     pub deadline_margin: Duration,
-    /// Most messages that are taken and not yet confirmed by Kafka
+    /// Maximum number of messages in flight: given to the producer, and not confirmed by Kafka. At it, SendMsg and
+    /// BatchSendMsg fail with RESOURCE_EXHAUSTED, and streams wait
     #[arg(long, env = "MAX_INFLIGHT_MSGS", default_value_t = 20_000, value_name = "N")]
     pub max_inflight_msgs: usize,
-    /// Most bytes of such messages
+    /// Maximum bytes of messages in flight. At it, sends fail or wait as at --max-inflight-msgs
     #[arg(long, env = "MAX_INFLIGHT_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_inflight_bytes: usize,
-    /// At how many messages of one stream that are not answered yet no further request is read from it
+    /// Maximum number of messages of one stream that have no result yet. At it, no further request is read from the
+    /// stream
     #[arg(long, env = "MAX_STREAM_INFLIGHT_MSGS", default_value_t = 1000, value_name = "N")]
     pub max_stream_inflight_msgs: usize,
-    /// Most StreamSendMsg streams at a time
+    /// Maximum number of open StreamSendMsg streams. Above it, new streams fail with RESOURCE_EXHAUSTED
     #[arg(long, env = "MAX_SEND_STREAMS", default_value_t = 2000, value_name = "N")]
     pub max_send_streams: usize,
-    /// Most messages over all of these streams that were read and whose results their callers have not taken yet; with so
-    /// many, no further request is read. 1,000 or more
-    #[arg(long, env = "MAX_UNTAKEN_RESULTS", default_value_t = 50_000, value_name = "N")]
-    pub max_untaken_results: usize,
-    /// Most batches of more than 40 messages at a time, from their begin until their answer is sent, which may have 1.5 MiB
+    /// Maximum number of messages, over all StreamSendMsg streams, whose results are not read by the caller; 1000 or
+    /// more. At it, no further request is read
+    #[arg(long, env = "MAX_UNREAD_RESULTS", default_value_t = 50_000, value_name = "N")]
+    pub max_unread_results: usize,
+    /// Maximum number of concurrent batches of more than 40 messages, each until its response of up to 1.5 MiB is read.
+    /// Above it, such batches fail with RESOURCE_EXHAUSTED
     #[arg(long, env = "MAX_BATCHES", default_value_t = 256, value_name = "N")]
     pub max_batches: usize,
 }
@@ -213,8 +225,8 @@ impl Check for Config {
         problems.extend(self.times().into_iter().filter_map(|(flag, value, range)| time_problem(flag, value, &range)));
         problems
             .extend(self.numbers().into_iter().filter_map(|(flag, value, range)| number_problem(flag, value, &range)));
-        if self.send.max_untaken_results < MOST_MSGS {
-            problems.push(format!("--max-untaken-results must be at least {MOST_MSGS}, as many as a request may have"));
+        if self.send.max_unread_results < MOST_MSGS {
+            problems.push(format!("--max-unread-results must be at least {MOST_MSGS}, as many as a request may have"));
         }
         if problems.is_empty() {
             let client = settings::producer(&self.kafka, &self.limits, &self.send);
@@ -225,56 +237,56 @@ impl Check for Config {
 }
 
 impl Config {
-    /// The ranges that need no explanation. A timeout of an hour is longer than anything waits for; a day is longer than any pause.
+    /// Flag, value and range of each time. An hour is longer than any caller waits; a day is longer than any interval.
     fn times(&self) -> Vec<(&'static str, Duration, RangeInclusive<Duration>)> {
         const SHORTEST: Duration = Duration::from_millis(100);
         const HOUR: Duration = Duration::from_secs(3600);
         const DAY: Duration = Duration::from_secs(86_400);
         let mut times = vec![
-            ("--max-arrival-time", self.server.max_arrival_time, SHORTEST..=HOUR),
+            ("--request-receive-timeout", self.server.request_receive_timeout, SHORTEST..=HOUR),
             ("--handshake-timeout", self.server.handshake_timeout, SHORTEST..=HOUR),
             ("--keepalive-interval", self.server.keepalive_interval, SHORTEST..=DAY),
             ("--keepalive-timeout", self.server.keepalive_timeout, SHORTEST..=HOUR),
-            ("--answer-timeout", self.server.answer_timeout, SHORTEST..=HOUR),
+            ("--response-read-timeout", self.server.response_read_timeout, SHORTEST..=HOUR),
             ("--max-connection-age-grace", self.server.max_connection_age_grace, Duration::ZERO..=DAY),
             ("--shutdown-delay", self.server.shutdown_delay, Duration::ZERO..=HOUR),
             ("--drain-timeout", self.server.drain_timeout, Duration::ZERO..=HOUR),
             ("--watch-stall-timeout", self.live.watch_stall_timeout, SHORTEST..=HOUR),
             ("--heartbeat-interval", self.live.heartbeat_interval, SHORTEST..=DAY),
-            ("--look-interval", self.live.look_interval, SHORTEST..=DAY),
+            ("--watch-poll-interval", self.live.watch_poll_interval, SHORTEST..=DAY),
         ];
         times.extend(self.server.max_connection_age.map(|age| ("--max-connection-age", age, SHORTEST..=365 * DAY)));
         times
     }
 
     fn numbers(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
-        // The kernel's own limit of connections to one address, and more memory than any machine has.
+        // Above the kernel's limit of connections to one address, and above the memory of any machine.
         const MOST: usize = 10_000_000;
         const MAX_BYTES: usize = 1 << 40;
         vec![
             ("--read-connections", self.read_connections, 1..=10_000),
             ("--max-reads", self.max_reads, 1..=100_000),
-            ("--live-connections", self.live.live_connections, 1..=10_000),
+            ("--watch-connections", self.live.watch_connections, 1..=10_000),
             ("--watch-cache-bytes", self.live.watch_cache_bytes, 0..=MAX_BYTES),
             ("--watch-buffer-bytes", self.live.watch_buffer_bytes, 1..=MAX_BYTES),
-            ("--max-waiting-msgs", self.live.max_waiting_msgs, 0..=MOST),
+            ("--max-stored-waiters", self.live.max_stored_waiters, 0..=MOST),
             ("--max-watchers", self.live.max_watchers, 0..=MOST),
             ("--max-watched-inboxes", self.live.max_watched_inboxes, 0..=MOST),
             ("--max-connections", self.server.max_connections, 1..=MOST),
             ("--max-open-calls", self.server.max_open_calls, 1..=MOST),
             ("--max-response-bytes", self.server.max_response_bytes, 1..=MAX_BYTES),
             ("--max-concurrent-streams", self.server.max_concurrent_streams as usize, 1..=MOST),
-            ("--max-arriving-bytes", self.server.max_arriving_bytes, 1..=MAX_BYTES),
+            ("--max-buffered-request-bytes", self.server.max_buffered_request_bytes, 1..=MAX_BYTES),
             ("--max-stream-inflight-msgs", self.send.max_stream_inflight_msgs, 1..=MOST),
             ("--max-send-streams", self.send.max_send_streams, 1..=MOST),
             ("--max-batches", self.send.max_batches, 1..=MOST),
-            ("--max-untaken-results", self.send.max_untaken_results, 0..=MOST),
+            ("--max-unread-results", self.send.max_unread_results, 0..=MOST),
         ]
     }
 
-    /// The largest request that is read.
+    /// The maximum size of a request in bytes.
     pub fn max_request_bytes(&self) -> usize {
-        // As other gRPC servers have it, and clients of their replies.
+        // The default of other gRPC servers, and of clients for responses.
         const USUAL: usize = 4 << 20;
         self.server.max_request_bytes.unwrap_or_else(|| USUAL.max(self.limits.max_record_bytes()))
     }
@@ -295,10 +307,10 @@ impl Config {
         for (flag, value, what, least) in [
             ("--max-inflight-bytes", self.send.max_inflight_bytes, "message", record),
             ("--max-request-bytes", request, "message", record),
-            ("--max-arriving-bytes", self.server.max_arriving_bytes, "request", request),
+            ("--max-buffered-request-bytes", self.server.max_buffered_request_bytes, "request", request),
         ] {
             if value < least {
-                problems.push(format!("{flag} must hold one {what} at least, which may take {least} bytes"));
+                problems.push(format!("{flag} must be at least {least}, the maximum size of one {what} in bytes"));
             }
         }
         problems
@@ -330,7 +342,7 @@ impl SendOptions {
         );
         require(
             self.max_send_wait < self.delivery_timeout,
-            "--max-send-wait must be below --delivery-timeout: an answer by then must not call a record lost that is still on its way",
+            "--max-send-wait must be below --delivery-timeout: a response must not report a record in flight as lost",
         );
         require(
             self.deadline_margin + self.linger < self.max_send_wait,
@@ -392,7 +404,7 @@ mod tests {
             "--max-request-bytes 1000KiB",
             "--max-request-bytes 65MiB",
             "--max-stream-inflight-msgs 0",
-            "--max-untaken-results 999",
+            "--max-unread-results 999",
             "--max-reads 0",
         ] {
             assert_eq!(read_words(words).expect_err("it is bad").len(), 1, "{words}");

@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED, HANDSHAKES_NOT_ENDED};
+use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED, HANDSHAKE_TIMEOUTS};
 use crate::place::end_for_silence;
 use crate::unread::{ReadTimer, Unread};
 
@@ -202,7 +202,7 @@ impl AsyncRead for Connection {
         if let Some(handshake) = &mut self.handshake
             && handshake.deadline.as_mut().poll(cx).is_ready()
         {
-            counter!(HANDSHAKES_NOT_ENDED).increment(1);
+            counter!(HANDSHAKE_TIMEOUTS).increment(1);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buf.filled().len();

@@ -1,114 +1,135 @@
-//! The gateway's metrics: their names, what they mean, and the handles that the hot path counts with.
+//! Owns the gateway's metrics: names, descriptions, and the handles of the hot path.
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
 
 use crate::status::Failure;
 
-/// Calls that were answered, by `method` and `outcome` (OK, OVERLOADED, or a reason of ErrorInfo).
+/// Completed calls, by `method` and `outcome` (OK, OVERLOADED, or a reason of ErrorInfo).
 pub const REQUESTS: &str = "msg_gateway_requests_total";
-/// Messages of batches and streams that were answered, by `method` and `outcome`; SendMsg's are its calls.
+/// Messages of batches and streams with a result, by `method` and `outcome`. SendMsg is counted as calls.
 pub const MESSAGES: &str = "msg_gateway_messages_total";
 /// Open StreamSendMsg streams.
 pub const SEND_STREAMS: &str = "msg_gateway_send_streams";
-/// From the arrival of a SendMsg to its answer, for those that were handed to the producer.
+/// Duration of SendMsg calls that gave a record to the producer.
 pub const SEND_SECONDS: &str = "msg_gateway_send_duration_seconds";
-/// From the arrival of a read to its answer, by `method`.
+/// Duration of reads, by `method`.
 pub const READ_SECONDS: &str = "msg_gateway_read_duration_seconds";
-/// Connections that were ended because an answer was not taken.
-pub const ANSWERS_NOT_TAKEN: &str = "msg_gateway_answers_not_taken_total";
-/// Messages that were taken and are not yet confirmed by Kafka.
+/// Connections that were closed because the caller did not read in time.
+pub const SLOW_READER_DISCONNECTS: &str = "msg_gateway_slow_reader_disconnects_total";
+/// Messages in flight.
 pub const INFLIGHT_MSGS: &str = "msg_gateway_inflight_msgs";
-/// Their bytes.
+/// Bytes of messages in flight.
 pub const INFLIGHT_BYTES: &str = "msg_gateway_inflight_bytes";
-/// Bytes of requests that have not arrived in full yet.
-pub const ARRIVING_BYTES: &str = "msg_gateway_arriving_bytes";
+/// Bytes of partially received requests.
+pub const BUFFERED_REQUEST_BYTES: &str = "msg_gateway_buffered_request_bytes";
 /// Delivery reports, by `outcome`.
 pub const DELIVERIES: &str = "msg_gateway_deliveries_total";
-/// Deliveries that failed, by `code` of librdkafka.
+/// Failed deliveries, by `code` of librdkafka.
 pub const DELIVERY_FAILURES: &str = "msg_gateway_delivery_failures_total";
 /// Open connections.
 pub const CONNECTIONS: &str = "msg_gateway_connections";
-/// Connections that were closed at once because there were too many.
+/// Connections that were refused at MAX_CONNECTIONS.
 pub const CONNECTIONS_REFUSED: &str = "msg_gateway_connections_refused_total";
-/// Calls that are open: until the last of their responses is written.
+/// Calls whose responses are not written yet.
 pub const OPEN_CALLS: &str = "msg_gateway_open_calls";
-/// Calls that were rejected because too many are open.
+/// Calls that were rejected at MAX_OPEN_CALLS.
 pub const CALLS_REJECTED: &str = "msg_gateway_calls_rejected_total";
 /// Bytes of responses that callers have not read.
 pub const UNREAD_RESPONSE_BYTES: &str = "msg_gateway_unread_response_bytes";
-/// Connections that were closed because they did not speak HTTP/2 in time.
-pub const HANDSHAKES_NOT_ENDED: &str = "msg_gateway_handshakes_not_ended_total";
-/// Calls that the transport answered with an error, by `reason`.
+/// Connections that were closed because their HTTP/2 handshake timed out.
+pub const HANDSHAKE_TIMEOUTS: &str = "msg_gateway_handshake_timeouts_total";
+/// Calls that failed in the transport, by `reason`.
 pub const TRANSPORT_ERRORS: &str = "msg_gateway_transport_errors_total";
-/// 1 while the topic can be used, 0 while it cannot.
+/// 1 if the topic can be used, 0 if not.
 pub const TOPIC_USABLE: &str = "msg_gateway_topic_usable";
-/// Settings of the topic under which an accepted message could be lost.
+/// Settings of the topic that may lose accepted messages.
 pub const TOPIC_UNSAFE_SETTINGS: &str = "msg_gateway_topic_unsafe_settings";
-/// Partitions that the topic has beyond those that are used.
+/// Partitions of the topic above TOPIC_PARTITIONS.
 pub const TOPIC_EXTRA_PARTITIONS: &str = "msg_gateway_topic_extra_partitions";
-/// Checks of the topic, by `outcome`.
-pub const PREFLIGHTS: &str = "msg_gateway_preflights_total";
-/// Producers that were replaced after a fatal error.
+/// Preflight checks of the topic, by `outcome`.
+pub const PREFLIGHT_CHECKS: &str = "msg_gateway_preflight_checks_total";
+/// Replaced producers.
 pub const PRODUCERS_REPLACED: &str = "msg_gateway_producers_replaced_total";
-/// Hints of what was stored that were read, by `outcome`.
+/// Hints that were read, by `outcome`.
 pub const HINTS: &str = "msg_gateway_hints_total";
-/// 1 while hints are read and complete, 0 while the table is polled often instead.
+/// 1 if all hints are read, 0 if not.
 pub const HINTS_RELIABLE: &str = "msg_gateway_hints_reliable";
-/// Clients that read hints and were replaced, because they failed or were stalled.
+/// Replaced clients for the hints topic.
 pub const HINT_READERS_REPLACED: &str = "msg_gateway_hint_readers_replaced_total";
-/// Statements that ask the table on behalf of those who wait and watch.
-pub const TABLE_LOOKS: &str = "msg_gateway_table_looks_total";
-/// Messages that callers wait for until they are stored.
-pub const WAITING_MSGS: &str = "msg_gateway_waiting_msgs";
+/// Queries of the table for WatchMsgs and WAIT_FOR_STORED.
+pub const WATCH_QUERIES: &str = "msg_gateway_watch_queries_total";
+/// Messages that callers wait for with WAIT_FOR_STORED.
+pub const STORED_WAITERS: &str = "msg_gateway_stored_waiters";
 /// Open WatchMsgs streams.
 pub const WATCHERS: &str = "msg_gateway_watchers";
-/// Inboxes over all of these streams.
+/// Inboxes over all WatchMsgs streams.
 pub const WATCHED_INBOXES: &str = "msg_gateway_watched_inboxes";
-/// Bytes of what was stored last in the watched inboxes.
+/// Bytes of cached messages of watched inboxes.
 pub const WATCH_CACHE_BYTES: &str = "msg_gateway_watch_cache_bytes";
-/// Messages that were given to watchers, by `source`: the cache, or the table.
+/// Messages that were sent to watchers, by `source`: cache or table.
 pub const WATCHED_MSGS: &str = "msg_gateway_watched_msgs_total";
 
-/// Describes every metric, once, after the recorder is there.
+/// Describes every metric. Call it once, after the recorder is installed.
 pub fn describe() {
-    describe_counter!(REQUESTS, "Calls that were answered, by method and outcome");
-    describe_counter!(MESSAGES, "Messages of batches and streams that were answered, by method and outcome");
+    describe_counter!(REQUESTS, "Completed calls, by method and outcome");
+    describe_counter!(MESSAGES, "Messages of batches and streams that have a result, by method and outcome");
     describe_gauge!(SEND_STREAMS, "Open StreamSendMsg streams");
-    describe_histogram!(SEND_SECONDS, Unit::Seconds, "From the arrival of a SendMsg to its answer");
-    describe_histogram!(READ_SECONDS, Unit::Seconds, "From the arrival of a read to its answer, by method");
-    describe_counter!(ANSWERS_NOT_TAKEN, "Connections that were ended because an answer was not taken");
-    describe_gauge!(INFLIGHT_MSGS, "Messages that were taken and are not yet confirmed by Kafka");
-    describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes of messages that are not yet confirmed by Kafka");
-    describe_gauge!(ARRIVING_BYTES, Unit::Bytes, "Bytes of requests that have not arrived in full yet");
+    describe_histogram!(SEND_SECONDS, Unit::Seconds, "Time from the arrival of a SendMsg request to its response");
+    describe_histogram!(
+        READ_SECONDS,
+        Unit::Seconds,
+        "Time from the arrival of a read request to its response, by method"
+    );
+    describe_counter!(
+        SLOW_READER_DISCONNECTS,
+        "Connections that were closed because the caller did not read a response in time"
+    );
+    describe_gauge!(INFLIGHT_MSGS, "Messages that were given to the producer and that Kafka has not confirmed");
+    describe_gauge!(
+        INFLIGHT_BYTES,
+        Unit::Bytes,
+        "Bytes of messages that were given to the producer and that Kafka has not confirmed"
+    );
+    describe_gauge!(BUFFERED_REQUEST_BYTES, Unit::Bytes, "Bytes of partially received requests");
     describe_counter!(DELIVERIES, "Delivery reports, by outcome");
-    describe_counter!(DELIVERY_FAILURES, "Deliveries that failed, by code");
+    describe_counter!(DELIVERY_FAILURES, "Failed deliveries, by librdkafka's error code");
     describe_gauge!(CONNECTIONS, "Open connections");
-    describe_counter!(CONNECTIONS_REFUSED, "Connections that were closed at once because there were too many");
-    describe_gauge!(OPEN_CALLS, "Calls that are open, until the last of their responses is written");
-    describe_counter!(CALLS_REJECTED, "Calls that were rejected because too many are open");
+    describe_counter!(
+        CONNECTIONS_REFUSED,
+        "Connections that were closed immediately because MAX_CONNECTIONS were open"
+    );
+    describe_gauge!(OPEN_CALLS, "Open calls, each until its last response is written");
+    describe_counter!(CALLS_REJECTED, "Calls that were rejected because MAX_OPEN_CALLS were open");
     describe_gauge!(UNREAD_RESPONSE_BYTES, Unit::Bytes, "Bytes of responses that callers have not read");
-    describe_counter!(HANDSHAKES_NOT_ENDED, "Connections that were closed because they did not speak HTTP/2 in time");
-    describe_counter!(TRANSPORT_ERRORS, "Calls that the transport answered with an error, by reason");
-    describe_gauge!(TOPIC_USABLE, "1 while the topic can be used, 0 while it cannot");
-    describe_gauge!(TOPIC_UNSAFE_SETTINGS, "Settings of the topic under which an accepted message could be lost");
-    describe_gauge!(TOPIC_EXTRA_PARTITIONS, "Partitions that the topic has beyond those that are used");
-    describe_counter!(PREFLIGHTS, "Checks of the topic, by outcome");
+    describe_counter!(HANDSHAKE_TIMEOUTS, "Connections that were closed because their HTTP/2 handshake timed out");
+    describe_counter!(TRANSPORT_ERRORS, "Calls that failed in the transport, by reason");
+    describe_gauge!(TOPIC_USABLE, "1 if the topic can be used, 0 if not");
+    describe_gauge!(TOPIC_UNSAFE_SETTINGS, "Settings of the topic that may lose accepted messages");
+    describe_gauge!(TOPIC_EXTRA_PARTITIONS, "Partitions of the topic above TOPIC_PARTITIONS, which are not used");
+    describe_counter!(PREFLIGHT_CHECKS, "Preflight checks of the topic, by outcome");
     describe_counter!(
         PRODUCERS_REPLACED,
-        "Producers that were replaced: after a fatal error, when every delivery timed out, and for a recreated topic"
+        "Replaced producers: after a fatal error, when every delivery timed out, or for a recreated topic"
     );
-    describe_counter!(HINTS, "Hints of what was stored that were read, by outcome");
-    describe_gauge!(HINTS_RELIABLE, "1 while hints are read and complete, 0 while the table is polled often instead");
-    describe_counter!(HINT_READERS_REPLACED, "Clients that read hints and were replaced: they failed or were stalled");
-    describe_counter!(TABLE_LOOKS, "Statements that ask the table on behalf of those who wait and watch");
-    describe_gauge!(WAITING_MSGS, "Messages that callers wait for until they are stored");
+    describe_counter!(HINTS, "Hints that were read, by outcome");
+    describe_gauge!(HINTS_RELIABLE, "1 if all hints are read, 0 if not; then the table is polled more often");
+    describe_counter!(
+        HINT_READERS_REPLACED,
+        "Clients for the hints topic that were replaced because they failed or were stalled"
+    );
+    describe_counter!(WATCH_QUERIES, "Queries of the table for WatchMsgs and WAIT_FOR_STORED");
+    describe_gauge!(STORED_WAITERS, "Messages that callers wait for with WAIT_FOR_STORED");
     describe_gauge!(WATCHERS, "Open WatchMsgs streams");
     describe_gauge!(WATCHED_INBOXES, "Inboxes over all WatchMsgs streams");
-    describe_gauge!(WATCH_CACHE_BYTES, Unit::Bytes, "Bytes of what was stored last in the watched inboxes");
-    describe_counter!(WATCHED_MSGS, "Messages that were given to watchers, by source");
+    describe_gauge!(
+        WATCH_CACHE_BYTES,
+        Unit::Bytes,
+        "Bytes of the newest messages of watched inboxes that are kept in memory"
+    );
+    describe_counter!(WATCHED_MSGS, "Messages that were sent to watchers, by source");
 }
 
-/// Counts an answered call. Slower than a handle: for what is not every send.
+/// Counts a completed call. It is slower than a handle, so successful sends use [`SendMetrics`].
 pub fn answered(method: &'static str, outcome: &'static str) {
     counter!(REQUESTS, "method" => method, "outcome" => outcome).increment(1);
 }
@@ -166,7 +187,7 @@ pub struct Levels {
     pub inflight_msgs: Gauge,
     /// See [`INFLIGHT_BYTES`].
     pub inflight_bytes: Gauge,
-    /// See [`ARRIVING_BYTES`].
+    /// See [`BUFFERED_REQUEST_BYTES`].
     pub arriving_bytes: Gauge,
     /// See [`OPEN_CALLS`].
     pub open_calls: Gauge,
@@ -180,7 +201,7 @@ impl Levels {
         Levels {
             inflight_msgs: metrics::gauge!(INFLIGHT_MSGS),
             inflight_bytes: metrics::gauge!(INFLIGHT_BYTES),
-            arriving_bytes: metrics::gauge!(ARRIVING_BYTES),
+            arriving_bytes: metrics::gauge!(BUFFERED_REQUEST_BYTES),
             open_calls: metrics::gauge!(OPEN_CALLS),
             unread_response_bytes: metrics::gauge!(UNREAD_RESPONSE_BYTES),
         }
@@ -195,7 +216,7 @@ impl Default for Levels {
 
 /// Gauges of those who wait and watch.
 pub struct LiveLevels {
-    /// See [`WAITING_MSGS`].
+    /// See [`STORED_WAITERS`].
     pub waiting: Gauge,
     /// See [`WATCHERS`].
     pub watchers: Gauge,
@@ -211,7 +232,7 @@ impl LiveLevels {
     /// Handles of the recorder that is installed.
     pub fn new() -> Self {
         LiveLevels {
-            waiting: metrics::gauge!(WAITING_MSGS),
+            waiting: metrics::gauge!(STORED_WAITERS),
             watchers: metrics::gauge!(WATCHERS),
             inboxes: metrics::gauge!(WATCHED_INBOXES),
             cached: metrics::gauge!(WATCH_CACHE_BYTES),

@@ -8,7 +8,7 @@ use metrics::counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::ANSWERS_NOT_TAKEN;
+use crate::metrics::SLOW_READER_DISCONNECTS;
 use crate::status::Failure;
 
 /// Bytes of a response that its call's own permit covers. A result of a send and nearly every error are smaller.
@@ -98,7 +98,7 @@ pub fn end_for_silence(connection: &CancellationToken) {
     if connection.is_cancelled() {
         return;
     }
-    counter!(ANSWERS_NOT_TAKEN).increment(1);
+    counter!(SLOW_READER_DISCONNECTS).increment(1);
     tracing::info!("closed connection of slow reader");
     connection.cancel();
 }

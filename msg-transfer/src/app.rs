@@ -110,9 +110,9 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
         if served.is_err() || shutdown.is_cancelled() {
             return served;
         }
-        tracing::warn!("beginning anew, with new clients");
-        metrics::begun_anew();
-        readiness.not_ready("group", "beginning anew, with new clients");
+        tracing::warn!("restarting kafka clients");
+        metrics::client_restarted();
+        readiness.not_ready("group", "restarting Kafka clients");
         round.clear();
     }
 }
@@ -175,8 +175,8 @@ async fn serve_until_anew(
         commit_interval: millis(config.consumer.commit_interval),
         max_inflight_bytes: config.consumer.max_inflight_bytes,
         max_inflight_records: config.consumer.max_inflight_records,
-        max_partition_bytes: config.consumer.max_partition_bytes,
-        max_partition_records: config.consumer.max_partition_records,
+        max_partition_bytes: config.consumer.max_partition_inflight_bytes,
+        max_partition_records: config.consumer.max_partition_inflight_records,
         dead_letters: Limit {
             count: config.dead_letters.dead_letter_limit,
             percent: config.dead_letters.dead_letter_percent,
@@ -265,7 +265,7 @@ fn start_lanes(
 ) -> Result<(JoinSet<()>, Vec<LaneHandle>), Error> {
     let hints = Hints::new(&config.kafka)?;
     let options = &config.lanes;
-    let cached = NonZeroUsize::new(options.cached_inboxes.get() / options.lanes).unwrap_or(NonZeroUsize::MIN);
+    let cached = NonZeroUsize::new(options.seq_cache_inboxes.get() / options.lanes).unwrap_or(NonZeroUsize::MIN);
     let mut lanes = JoinSet::new();
     let mut handles = Vec::new();
     for number in 0..options.lanes {

@@ -13,11 +13,11 @@ use rdkafka::ClientConfig;
 
 use crate::commands::{check, dead_letters, lag, purge, resume};
 
-/// Takes messages from Kafka into PostgreSQL: each once, in order, none missing.
+/// Stores the messages of a Kafka topic in PostgreSQL: each once, in order, none missing.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
 pub struct Config {
-    /// What to do; without it, the service runs
+    /// Command to run; without one, the service runs
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Kafka.
@@ -29,7 +29,7 @@ pub struct Config {
     /// The consumer.
     #[command(flatten)]
     pub consumer: ConsumerOptions,
-    /// The lanes.
+    /// Number of lanes, each with one database connection. All messages of an inbox are in the same lane
     #[command(flatten)]
     pub lanes: LaneOptions,
     /// Dead letters.
@@ -38,10 +38,10 @@ pub struct Config {
     /// Logs.
     #[command(flatten)]
     pub log: LogOptions,
-    /// Where /healthz, /readyz and /metrics are served
+    /// Address on which /healthz, /readyz and /metrics are served
     #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9465", value_name = "ADDRESS:PORT")]
     pub admin_listen: SocketAddr,
-    /// Do not migrate the schema at start; wait until somebody else has
+    /// Do not migrate the schema at startup; wait until another process has migrated it
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
 }
@@ -49,121 +49,131 @@ pub struct Config {
 /// One-shot commands.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// Bring the database's schema up to this build's version, and end
+    /// Migrate the database's schema to this build's version, and exit
     Migrate,
-    /// Ask the running service whether it is ready: exit code 0 if it is, 1 if not
+    /// Check whether the service on this machine is ready: exit code 0 if it is, 1 if not
     Healthcheck,
-    /// Look at Kafka, the topic, the group and the database, and say what is wrong and what to do: exit code 1 if
-    /// something has to be done. The running group is left alone
+    /// Check Kafka, the topic, the group and the database, and list each problem with what to do: exit code 1 if a
+    /// check failed. The running group is not affected
     Check(check::Options),
-    /// Show how far the database is behind Kafka, by partition: in records, in time, and until they are deleted
+    /// Show the lag of each partition in records and time, and its retention headroom
     Lag(lag::Options),
-    /// Delete old messages, from the beginning of each inbox on; the newest of an inbox always stays
+    /// Delete old messages, from the lowest `seq` of each inbox on. The newest message of an inbox is always kept
     Purge(purge::Options),
-    /// Look at the records that were kept aside, and send them again
+    /// List, show, replay, export and discard dead letters
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
-    /// Let partitions go on that stopped because too many of their records became dead letters
+    /// Resume halted partitions, for instance after the dead-letter limit
     Resume(resume::Options),
 }
 
-/// How records are taken from Kafka.
+/// Limits and timeouts of the consumer.
 #[derive(Args, Clone, Debug)]
 pub struct ConsumerOptions {
-    /// The consumer group
+    /// Consumer group
     #[arg(long, env = "GROUP_ID", default_value = "msg-transfer", value_name = "NAME")]
     pub group_id: String,
-    /// A name of its own for a static member: a restart within the session time-out moves no partition
+    /// Name of this process as a static member of the group. With it, a restart within --session-timeout moves no
+    /// partition
     #[arg(long, env = "GROUP_INSTANCE_ID", value_name = "NAME")]
     pub group_instance_id: Option<String>,
-    /// How long the group waits for a silent member
+    /// Timeout for a member's heartbeat. After it, the group assigns the member's partitions to others
     #[arg(long, env = "SESSION_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub session_timeout: Duration,
-    /// Commit after so many stored records …
+    /// Number of completed records after which offsets are committed, unless --commit-interval passes first
     #[arg(long, env = "COMMIT_RECORDS", default_value_t = 50_000, value_name = "N")]
     pub commit_records: usize,
-    /// … or after this long, whichever is first
+    /// Time after which offsets are committed, unless --commit-records is reached first
     #[arg(long, env = "COMMIT_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "TIME")]
     pub commit_interval: Duration,
-    /// Most bytes between Kafka and the table; reached, nothing more is taken from Kafka
+    /// Maximum bytes of records in flight: consumed from Kafka, and not completed. At it, consuming stops until half of
+    /// it is free
     #[arg(long, env = "MAX_INFLIGHT_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_inflight_bytes: usize,
-    /// Most records between Kafka and the table; what is taken from Kafka at a time, 1,000 at most, may pass it
+    /// Maximum number of records in flight, which one chunk of up to 1000 records may exceed. At it, consuming stops
+    /// until half of it is free
     #[arg(long, env = "MAX_INFLIGHT_RECORDS", default_value_t = 50_000, value_name = "N")]
     pub max_inflight_records: usize,
-    /// Most bytes of one partition between Kafka and the table: the rest of the limit is for the others
-    #[arg(long, env = "MAX_PARTITION_BYTES", default_value = "32MiB", value_parser = parse_bytes, value_name = "SIZE")]
-    pub max_partition_bytes: usize,
-    /// Most records of one partition between Kafka and the table
-    #[arg(long, env = "MAX_PARTITION_RECORDS", default_value_t = 25_000, value_name = "N")]
-    pub max_partition_records: usize,
-    /// Most bytes that Kafka's client keeps fetched ahead of that; a fetch under way may bring 2 MiB more, compressed
+    /// Maximum bytes of one partition's records in flight, at least an eighth of --max-inflight-bytes. At it, the
+    /// partition is throttled, so that the others are still consumed
+    #[arg(long, env = "MAX_PARTITION_INFLIGHT_BYTES", default_value = "32MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_partition_inflight_bytes: usize,
+    /// Maximum number of one partition's records in flight, at least an eighth of --max-inflight-records. At it, the
+    /// partition is throttled
+    #[arg(long, env = "MAX_PARTITION_INFLIGHT_RECORDS", default_value_t = 25_000, value_name = "N")]
+    pub max_partition_inflight_records: usize,
+    /// Maximum bytes that the Kafka client fetches ahead, in addition to records in flight. At it, fetching stops; a
+    /// fetch that is in flight may add 2 MiB, compressed
     #[arg(long, env = "FETCH_AHEAD_BYTES", default_value = "16MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub fetch_ahead_bytes: usize,
-    /// When a partition is given back or the service stops: how long to go on storing what was taken; below the
-    /// session time-out
+    /// Timeout for storing the records in flight when a partition is revoked or the service stops; less than
+    /// --session-timeout. After it, they are abandoned and consumed again later
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub drain_timeout: Duration,
-    /// Records that wait in Kafka while none of their partition is stored for this long are reported: the service is not
-    /// ready. An outage of the database does not count, it has a reason of its own
+    /// Time that records may wait in Kafka while none of their partition is stored. After it, the service is not ready.
+    /// An outage of the database does not count: it is reported separately
     #[arg(long, env = "STALL_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub stall_timeout: Duration,
-    /// Where the record to start with is already deleted, begin with the oldest that is left. Without it, that partition
-    /// stands still and the service is not ready
+    /// Start at the oldest record of a partition if the record at its start offset is deleted. Without it, the
+    /// partition is halted and the service is not ready
     #[arg(long, env = "START_AT_OLDEST")]
     pub start_at_oldest: bool,
 }
 
-/// How records are stored.
+/// Limits of the lanes.
 #[derive(Args, Clone, Debug)]
 pub struct LaneOptions {
     /// Lanes, each with a database connection; the messages of one inbox are always in the same
     #[arg(long, env = "LANES", default_value_t = 4, value_name = "N")]
     pub lanes: usize,
-    /// Most records in a batch
+    /// Maximum number of records in a batch. Further records are in the next batch
     #[arg(long, env = "BATCH_RECORDS", default_value_t = 5_000, value_name = "N")]
     pub batch_records: usize,
-    /// Most bytes in a batch, one record excepted
+    /// Maximum bytes of records in a batch, which its last record may exceed
     #[arg(long, env = "BATCH_BYTES", default_value = "8MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub batch_bytes: usize,
-    /// A lane begins batches no closer together than this, unless they are full. A message that comes alone does not wait
+    /// Minimum time between the starts of two batches of a lane, unless a batch is full. The first record after a
+    /// longer time does not wait
     #[arg(long, env = "BATCH_INTERVAL", default_value = "10ms", value_parser = parse_duration, value_name = "TIME")]
     pub batch_interval: Duration,
-    /// Inboxes whose last seq is remembered, in all lanes together
-    #[arg(long, env = "CACHED_INBOXES", default_value_t = NonZeroUsize::new(100_000).expect("not 0"), value_name = "N")]
-    pub cached_inboxes: NonZeroUsize,
-    /// Before each batch, look in the same transaction for the row that each inbox's first new row follows. For a database
-    /// whose COMMIT may be answered before its rows can be seen: `auto` does so where it finds Citus
+    /// Maximum number of inboxes whose last `seq` is cached, over all lanes. The `seq` of other inboxes is read from
+    /// the table
+    #[arg(long, env = "SEQ_CACHE_INBOXES", default_value_t = NonZeroUsize::new(100_000).expect("not 0"), value_name = "N")]
+    pub seq_cache_inboxes: NonZeroUsize,
+    /// Check before each batch, in its transaction, that the row before each inbox's first new row exists. Needed if
+    /// the database may confirm a COMMIT before its rows are visible: `auto` checks if Citus is installed
     #[arg(long, env = "SEQ_GUARD", default_value = "auto", value_name = "WHEN")]
     pub seq_guard: SeqGuard,
 }
 
-/// When to look for predecessors.
+/// When to check for predecessors.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeqGuard {
-    /// Where Citus is installed.
+    /// If Citus is installed
     Auto,
-    /// Always.
+    /// Always
     On,
-    /// Never.
+    /// Never
     Off,
 }
 
-/// When a partition stops because too many of its records would be kept aside: all three together.
+/// The dead-letter limit: a partition is halted before it exceeds all three.
 #[derive(Args, Clone, Debug)]
 pub struct DeadLetterOptions {
-    /// A partition stops before it has more dead letters than this …
+    /// Maximum number of a partition's dead letters within --dead-letter-window. The partition is halted before it
+    /// exceeds this and --dead-letter-percent. IDEMPOTENCY_CONFLICT does not count, because callers cause it
     #[arg(long, env = "DEAD_LETTER_LIMIT", default_value_t = 100, value_name = "N")]
     pub dead_letter_limit: usize,
-    /// … that are more than so many in a hundred …
+    /// Maximum percentage of dead letters within --dead-letter-window. The partition is halted only if both limits are
+    /// exceeded
     #[arg(long, env = "DEAD_LETTER_PERCENT", default_value_t = 1, value_name = "PERCENT")]
     pub dead_letter_percent: usize,
-    /// … of the last so many records. IDEMPOTENCY_CONFLICT does not count: callers make those
+    /// Number of a partition's last records in which dead letters are counted
     #[arg(long, env = "DEAD_LETTER_WINDOW", default_value_t = 10_000, value_name = "N")]
     pub dead_letter_window: usize,
 }
 
-/// The limits for one partition are this part of those for all, or more.
+/// The limits of one partition are at least this fraction of the limits of all.
 const MOST_PARTS: usize = 8;
 
 impl Check for Config {
@@ -193,7 +203,7 @@ impl Check for Config {
 }
 
 impl Config {
-    /// What is wrong with what only the service needs.
+    /// Problems of the settings that only the service needs.
     fn service_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         const MOST: usize = 10_000_000;
@@ -204,12 +214,12 @@ impl Config {
             ("--lanes", self.lanes.lanes, 1..=1000),
             ("--batch-records", self.lanes.batch_records, 1..=1_000_000),
             ("--batch-bytes", self.lanes.batch_bytes, 1..=1 << 29),
-            ("--cached-inboxes", self.lanes.cached_inboxes.get(), 1..=100_000_000),
+            ("--seq-cache-inboxes", self.lanes.seq_cache_inboxes.get(), 1..=100_000_000),
             ("--commit-records", self.consumer.commit_records, 1..=usize::MAX),
             ("--max-inflight-bytes", self.consumer.max_inflight_bytes, 1..=MAX_BYTES),
             ("--max-inflight-records", self.consumer.max_inflight_records, 1..=MOST),
-            ("--max-partition-bytes", self.consumer.max_partition_bytes, 1..=MAX_BYTES),
-            ("--max-partition-records", self.consumer.max_partition_records, 1..=MOST),
+            ("--max-partition-inflight-bytes", self.consumer.max_partition_inflight_bytes, 1..=MAX_BYTES),
+            ("--max-partition-inflight-records", self.consumer.max_partition_inflight_records, 1..=MOST),
             ("--fetch-ahead-bytes", self.consumer.fetch_ahead_bytes, 1 << 20..=FETCH_AHEAD),
             ("--dead-letter-percent", self.dead_letters.dead_letter_percent, 0..=100),
             ("--dead-letter-window", self.dead_letters.dead_letter_window, 1..=1_000_000_000),
@@ -230,8 +240,16 @@ impl Config {
             .extend(self.consumer.group_instance_id.as_ref().and_then(|id| name_problem("--group-instance-id", id)));
         // Partitions that are held back keep what was fetched of them: few at a time.
         let parts = [
-            ("--max-partition-bytes", self.consumer.max_partition_bytes, self.consumer.max_inflight_bytes),
-            ("--max-partition-records", self.consumer.max_partition_records, self.consumer.max_inflight_records),
+            (
+                "--max-partition-inflight-bytes",
+                self.consumer.max_partition_inflight_bytes,
+                self.consumer.max_inflight_bytes,
+            ),
+            (
+                "--max-partition-inflight-records",
+                self.consumer.max_partition_inflight_records,
+                self.consumer.max_inflight_records,
+            ),
         ];
         for (name, _, total) in parts.iter().filter(|(_, part, total)| *part < total / MOST_PARTS) {
             problems.push(format!("{name} must be at least an eighth of the limit for all, {}", total / MOST_PARTS));

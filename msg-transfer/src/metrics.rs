@@ -16,13 +16,13 @@ const DUPLICATES: &str = "msg_transfer_duplicate_messages_total";
 const DEAD_LETTERS: &str = "msg_transfer_dead_letters_total";
 const REDUCED: &str = "msg_transfer_dead_letters_reduced_total";
 const BATCH: &str = "msg_transfer_batch_rows";
-const STORE: &str = "msg_transfer_store_seconds";
+const STORE_DURATION: &str = "msg_transfer_store_duration_seconds";
 const FAILURES: &str = "msg_transfer_store_failures_total";
 const INFLIGHT_BYTES: &str = "msg_transfer_inflight_bytes";
 const INFLIGHT: &str = "msg_transfer_inflight_records";
 const FETCH_ERRORS: &str = "msg_transfer_fetch_errors_total";
 const HALTED: &str = "msg_transfer_halted_partitions";
-const PAUSED: &str = "msg_transfer_paused_partitions";
+const THROTTLED: &str = "msg_transfer_throttled_partitions";
 const BLOCKED: &str = "msg_transfer_blocked_inboxes";
 const BLOCKED_RECORDS: &str = "msg_transfer_blocked_records";
 const BLOCKED_RETRIES: &str = "msg_transfer_blocked_retries_total";
@@ -31,28 +31,44 @@ const WARNINGS: &str = "msg_transfer_commit_warnings_total";
 const WORKER_CHANGES: &str = "msg_transfer_worker_changes_total";
 const COMMITS: &str = "msg_transfer_commits_total";
 const LOST_OFFSETS: &str = "msg_transfer_lost_offsets_total";
-const BEGUN_ANEW: &str = "msg_transfer_begun_anew_total";
+const CLIENT_RESTARTS: &str = "msg_transfer_client_restarts_total";
 const HINTS: &str = "msg_transfer_hints_total";
 
-/// Describes all of them. Once a process.
+/// Describes every metric. Call it once per process.
 pub fn describe() {
-    describe_counter!(CONSUMED, Unit::Count, "Records taken from Kafka, repeats included");
-    describe_counter!(STORED, Unit::Count, "Rows written");
-    describe_counter!(DUPLICATES, Unit::Count, "Messages that were stored already");
-    describe_counter!(DEAD_LETTERS, Unit::Count, "Records kept as dead letters, by reason");
-    describe_counter!(REDUCED, Unit::Count, "Dead letters whose table refused them as they are, stored with less");
+    describe_counter!(CONSUMED, Unit::Count, "Records consumed from Kafka, including repeats");
+    describe_counter!(STORED, Unit::Count, "Messages stored, each as one row");
+    describe_counter!(DUPLICATES, Unit::Count, "Records of messages that were stored already");
+    describe_counter!(DEAD_LETTERS, Unit::Count, "Dead letters, by reason");
+    describe_counter!(
+        REDUCED,
+        Unit::Count,
+        "Dead letters that their table rejected, and that were stored with less text"
+    );
     describe_histogram!(BATCH, Unit::Count, "Records in a stored batch");
-    describe_histogram!(STORE, Unit::Seconds, "Time to store a batch, from its first statement to the COMMIT's answer");
-    describe_counter!(FAILURES, Unit::Count, "Attempts to store a batch that failed, by class");
-    describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes between Kafka and the table");
-    describe_gauge!(INFLIGHT, Unit::Count, "Records between Kafka and the table");
-    describe_counter!(FETCH_ERRORS, Unit::Count, "Errors of fetching a partition or the topic, by Kafka's code");
-    describe_gauge!(HALTED, Unit::Count, "Partitions that stand still until somebody looks");
-    describe_gauge!(PAUSED, Unit::Count, "Partitions held back: they have their part of the limits in the lanes");
+    describe_histogram!(
+        STORE_DURATION,
+        Unit::Seconds,
+        "Time to store a batch, from its first statement to the result of COMMIT"
+    );
+    describe_counter!(FAILURES, Unit::Count, "Failed attempts to store a batch, by error class");
+    describe_gauge!(INFLIGHT_BYTES, Unit::Bytes, "Bytes of records that are consumed and not completed");
+    describe_gauge!(INFLIGHT, Unit::Count, "Records that are consumed and not completed");
+    describe_counter!(
+        FETCH_ERRORS,
+        Unit::Count,
+        "Errors from fetching a partition or the topic, by Kafka's error code"
+    );
+    describe_gauge!(HALTED, Unit::Count, "Partitions that are halted until an operator acts");
+    describe_gauge!(
+        THROTTLED,
+        Unit::Count,
+        "Partitions whose records are not passed to the lanes because they used up their share of a budget"
+    );
     describe_gauge!(
         BLOCKED,
         Unit::Count,
-        "Inboxes that the database does not take rows of while it takes those of others"
+        "Inboxes whose rows the database does not accept while it accepts those of others"
     );
     describe_gauge!(BLOCKED_RECORDS, Unit::Count, "Records that wait in blocked inboxes");
     describe_counter!(BLOCKED_RETRIES, Unit::Count, "Attempts to store a blocked inbox");
@@ -60,7 +76,7 @@ pub fn describe() {
     describe_counter!(
         WARNINGS,
         Unit::Count,
-        "COMMITs that the database answered with a warning, by what was committed: perhaps not on a standby"
+        "COMMITs with a warning, by what was committed: the rows may not be on a standby"
     );
     describe_counter!(
         WORKER_CHANGES,
@@ -71,18 +87,14 @@ pub fn describe() {
     describe_counter!(
         LOST_OFFSETS,
         Unit::Count,
-        "Offsets of the partition that Kafka had and lost: its log ended or differed below what was read of it"
+        "Offsets of the partition that Kafka lost: its log ended before, or differed from, the records that were read"
     );
     describe_counter!(
-        BEGUN_ANEW,
+        CLIENT_RESTARTS,
         Unit::Count,
-        "Times that everything began anew, because the topic was another or Kafka's client stood still"
+        "Restarts of all Kafka clients and lanes, because the topic was recreated or the consumer was stalled"
     );
-    describe_counter!(
-        HINTS,
-        Unit::Count,
-        "Hints to the gateways of what is stored, by outcome; nothing depends on them"
-    );
+    describe_counter!(HINTS, Unit::Count, "Hints sent to gateways, by outcome. No promise depends on them");
 }
 
 pub(crate) fn consumed(count: usize) {
@@ -96,7 +108,7 @@ pub(crate) fn batch_stored(records: usize, outcome: &Outcome, took: Duration) {
         counter!(DEAD_LETTERS, "reason" => reason.name()).increment(1);
     }
     histogram!(BATCH).record(records as f64);
-    histogram!(STORE).record(took);
+    histogram!(STORE_DURATION).record(took);
 }
 
 pub(crate) fn dead_letter_reduced() {
@@ -116,11 +128,11 @@ pub(crate) fn fetch_failed(code: &'static str) {
     counter!(FETCH_ERRORS, "code" => code).increment(1);
 }
 
-pub(crate) fn paused(partitions: usize) {
-    gauge!(PAUSED).set(partitions as f64);
+pub(crate) fn throttled(partitions: usize) {
+    gauge!(THROTTLED).set(partitions as f64);
 }
 
-/// Changes both gauges by so much: each lane counts its own.
+/// Adds to both gauges, because each lane counts its own inboxes.
 pub(crate) fn blocked(inboxes: f64, records: f64) {
     gauge!(BLOCKED).increment(inboxes);
     gauge!(BLOCKED_RECORDS).increment(records);
@@ -154,8 +166,8 @@ pub(crate) fn offsets_lost(partition: Partition, count: u64) {
     counter!(LOST_OFFSETS, "partition" => partition.to_string()).increment(count);
 }
 
-pub(crate) fn begun_anew() {
-    counter!(BEGUN_ANEW).increment(1);
+pub(crate) fn client_restarted() {
+    counter!(CLIENT_RESTARTS).increment(1);
 }
 
 pub(crate) fn hinted(outcome: &'static str) {

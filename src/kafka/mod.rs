@@ -23,24 +23,25 @@ use self::properties::{Properties, Source};
 use crate::config::read_text;
 use crate::repeat::Repeats;
 
-/// Which cluster and topic, and how to talk to it.
+/// The cluster, the topics and the settings of the clients.
 #[derive(Args, Clone, Debug)]
 pub struct KafkaOptions {
-    /// Brokers to begin with, such as kafka-1:9092,kafka-2:9092
+    /// Initial Kafka brokers, such as kafka-1:9092,kafka-2:9092. The client gets the addresses of all brokers from them
     #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", value_name = "HOST:PORT,…")]
     pub kafka_brokers: String,
-    /// The topic that carries the messages; it must be there
+    /// Topic that carries the messages. It must exist
     #[arg(long, env = "KAFKA_TOPIC", default_value = "msgs", value_name = "NAME")]
     pub kafka_topic: String,
-    /// The small topic through which gateways learn what was just stored; `none`: there is none. Without it, and while it is
-    /// away, they look at the table from time to time [default: the topic's name with -hints behind it]
+    /// Topic that carries the hints: which inboxes have new rows. `none` turns hints off. Without hints, gateways find
+    /// new rows by polling the table, so watches and WAIT_FOR_STORED respond later [default: the topic's name followed
+    /// by -hints]
     #[arg(long, env = "HINTS_TOPIC", value_name = "NAME")]
     pub hints_topic: Option<String>,
-    /// Further librdkafka settings as key=value, separated by commas or line ends
+    /// Additional librdkafka settings as key=value, separated by commas or line ends
     #[arg(long, env = "KAFKA_PROPERTIES", default_value = "", value_name = "KEY=VALUE,…", hide_env_values = true)]
     pub kafka_properties: String,
-    /// A file with further librdkafka settings, one key=value on each line, so that a value may hold commas; lines that begin with
-    /// # are comments. Read at the start, and again for each client that is made later
+    /// File with additional librdkafka settings, one key=value per line, so that a value may contain commas. Lines that
+    /// start with # are comments. The file is read at startup, and again for each new client
     #[arg(long, env = "KAFKA_PROPERTIES_FILE", value_name = "FILE")]
     pub kafka_properties_file: Option<PathBuf>,
     /// What the file held when it was last readable.

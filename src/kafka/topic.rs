@@ -12,16 +12,17 @@ use crate::config::parse_duration;
 use crate::kafka::cause;
 use crate::partition::Partition;
 
-/// What is required of the topic.
+/// Requirements of a safe topic.
 #[derive(Args, Clone, Debug)]
 pub struct TopicRequirements {
-    /// Fewest replicas of each partition
+    /// Minimum number of replicas of each partition. A topic with fewer is unsafe: accepted messages may be lost
     #[arg(long, env = "REQUIRED_REPLICAS", default_value_t = 3, value_name = "N")]
     pub required_replicas: usize,
-    /// Lowest min.insync.replicas
+    /// Minimum of the topic's min.insync.replicas. A topic with a lower value is unsafe
     #[arg(long, env = "REQUIRED_MIN_INSYNC", default_value_t = 2, value_name = "N")]
     pub required_min_insync: usize,
-    /// Shortest retention: how long the database may be away before a message is lost
+    /// Minimum retention of the topic: how long the database may be unavailable before a message is lost. A topic with
+    /// a shorter one is unsafe
     #[arg(long, env = "REQUIRED_RETENTION", default_value = "3days", value_parser = parse_duration, value_name = "TIME")]
     pub required_retention: Duration,
 }

@@ -32,19 +32,19 @@ pub type Object = deadpool::managed::Object<Manager>;
 /// Why a pool gives no connection.
 pub type PoolError = deadpool::managed::PoolError<ConnectError>;
 
-/// Where the database is, and how long to wait for it.
+/// The URL of the database, and its timeouts.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseOptions {
-    /// The database, such as postgres://user:password@host:5432/name
+    /// URL of the database, such as postgres://user:password@host:5432/name
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
-    /// A file that holds the database's URL, instead of --database-url
+    /// File that contains the URL of the database, instead of --database-url
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", conflicts_with = "database_url")]
     pub database_url_file: Option<PathBuf>,
-    /// How long to wait for a connection
+    /// Timeout for a connection to each host of the database. After it, the next host is tried
     #[arg(long, env = "DATABASE_CONNECT_TIMEOUT", default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
     pub database_connect_timeout: Duration,
-    /// How long a statement may run
+    /// Timeout for a statement. The database cancels a statement that needs longer
     #[arg(long, env = "DATABASE_STATEMENT_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub database_statement_timeout: Duration,
 }

@@ -23,12 +23,12 @@ pub(crate) struct LabArgs {
     /// How long to go on; without it, every fault of the list or plan once
     #[arg(long, value_name = "MINUTES")]
     pub(crate) minutes: Option<f64>,
-    /// How long each fault lasts, instead of its own time
+    /// How long each fault lasts, instead of its default duration
     #[arg(long, value_name = "SECONDS")]
-    pub(crate) hold: Option<f64>,
-    /// Time between one fault and the next, at least
+    pub(crate) fault_duration: Option<f64>,
+    /// Minimum time between the end of a fault and the start of the next one
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
-    pub(crate) pause: f64,
+    pub(crate) fault_interval: f64,
     /// What is chosen at random follows from this
     #[arg(long)]
     pub(crate) seed: Option<u64>,

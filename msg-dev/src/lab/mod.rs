@@ -183,7 +183,7 @@ impl Lab {
             let names: Vec<String> = kinds.iter().map(|kind| kind.name()).collect();
             self.say(&format!("{number}{of} {}{}", names.join(" and "), self.level(observer)));
             self.strike(&kinds, world, observer, &mut rng, evidence).await?;
-            tokio::time::sleep(Duration::from_secs_f64(self.args.pause)).await;
+            tokio::time::sleep(Duration::from_secs_f64(self.args.fault_interval)).await;
             self.recovered(observer).await?;
         }
         tokio::time::sleep(CALM).await;
@@ -205,7 +205,7 @@ impl Lab {
         rng: &mut StdRng,
         evidence: &mut Evidence,
     ) -> Result<(), LabError> {
-        let hold = self.args.hold.map(Duration::from_secs_f64);
+        let hold = self.args.fault_duration.map(Duration::from_secs_f64);
         let strikes = kinds.iter().map(|kind| kind.strike(world, StdRng::from_rng(rng), hold));
         let all = futures_util::future::try_join_all(strikes.collect::<Vec<_>>());
         for struck in self.shown(observer, Box::pin(all)).await? {

@@ -248,7 +248,7 @@ impl World {
             let plan = plan.gateway(&format!("gateway-{number}"), pipe::free_port()?)?;
             let spec = login(plan.spec, GATEWAY, 0)?.env("LOG_FORMAT", "text");
             // Watches bring what no hint told of within 5 s: the checker asks for it.
-            let spec = spec.env("LOOK_INTERVAL", "5s");
+            let spec = spec.env("WATCH_POLL_INTERVAL", "5s");
             let spec = args.gateway_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
             let front = match &self.proxies {
                 Some(proxies) => {

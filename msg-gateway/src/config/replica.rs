@@ -8,17 +8,17 @@ use msg_common::postgres::DatabaseOptions;
 /// A replica of the database.
 #[derive(Args, Clone, Debug)]
 pub struct ReplicaOptions {
-    /// A replica of the database, from which PullMsgs and GetMaxSeqs are answered. It may be behind: what was just stored
-    /// may be missing there for a moment. All else is read from the database itself
+    /// URL of a replica of the database, for PullMsgs and GetMaxSeqs. It may be behind, so messages that were just
+    /// stored may be missing for a moment. All other reads use the primary
     #[arg(long, env = "DATABASE_REPLICA_URL", value_name = "URL", hide_env_values = true)]
     pub replica_url: Option<String>,
-    /// A file that holds the replica's URL, instead of --replica-url
+    /// File that contains the URL of the replica, instead of --replica-url
     #[arg(long, env = "DATABASE_REPLICA_URL_FILE", value_name = "FILE", conflicts_with = "replica_url")]
     pub replica_url_file: Option<PathBuf>,
 }
 
 impl ReplicaOptions {
-    /// How to reach it, if there is one: as the database, at another address.
+    /// The options of the replica, if one is configured: those of the primary, with another URL.
     pub fn database(&self, primary: &DatabaseOptions) -> Option<DatabaseOptions> {
         let (url, file) = (self.replica_url.clone(), self.replica_url_file.clone());
         let replica = DatabaseOptions { database_url: url, database_url_file: file, ..primary.clone() };

@@ -15,7 +15,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::metrics::TABLE_LOOKS;
+use crate::metrics::WATCH_QUERIES;
 use crate::read::database::{Connection, Database, failure};
 use crate::read::max_seqs;
 use crate::read::pull::{Query, attributes, get, page, stored_msg};
@@ -197,7 +197,7 @@ impl Looker {
             turns: Arc::new(Semaphore::new(catch_up.min(Semaphore::MAX_PERMITS))),
             patience: options.database_connect_timeout,
             citus: OnceCell::new(),
-            asked: counter!(TABLE_LOOKS),
+            asked: counter!(WATCH_QUERIES),
         })
     }
 
@@ -210,7 +210,7 @@ impl Looker {
     pub async fn last_seqs(&self, recv_ids: &[Arc<str>]) -> Result<Vec<i64>, Failure> {
         let full = |_| {
             Failure::Overloaded(
-                "all LIVE_CONNECTIONS are in use by watches that open or catch up; retry after the delay, or raise it"
+                "all WATCH_CONNECTIONS are in use by watches that open or catch up; retry after the delay, or raise it"
                     .into(),
             )
         };

@@ -61,13 +61,17 @@ impl Live {
             return Ok(Live::default());
         }
         let options = &config.live;
-        let looker = Looker::new(&config.database, options.live_connections).map_err(LiveError::Database)?;
+        let looker = Looker::new(&config.database, options.watch_connections).map_err(LiveError::Database)?;
         let looker = Arc::new(looker);
         let pulse = Arc::new(Pulse::default());
         let feed = Arc::new(Feed::new(options.watch_cache_bytes));
-        let waiters = Arc::new(Waiters::new(looker.clone(), options.max_waiting_msgs, pulse.clone()));
-        let reader =
-            Reader { feed: feed.clone(), looker: looker.clone(), pulse: pulse.clone(), round: options.look_interval };
+        let waiters = Arc::new(Waiters::new(looker.clone(), options.max_stored_waiters, pulse.clone()));
+        let reader = Reader {
+            feed: feed.clone(),
+            looker: looker.clone(),
+            pulse: pulse.clone(),
+            round: options.watch_poll_interval,
+        };
         if let Some(topic) = config.kafka.hints_topic() {
             let settings = Tail::settings(config.kafka.client_config());
             let (waiters, feed, pulse) = (waiters.clone(), feed.clone(), pulse.clone());

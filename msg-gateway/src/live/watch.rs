@@ -37,7 +37,7 @@ pub struct Watches {
     pub(super) options: LiveOptions,
     max_id_bytes: usize,
     /// How long a caller may leave an answer untaken.
-    pub(super) answer_timeout: Duration,
+    pub(super) response_read_timeout: Duration,
     /// Bytes of events that were made and not taken.
     pub(super) buffered: Arc<Semaphore>,
     streams: AtomicUsize,
@@ -51,7 +51,7 @@ impl Watches {
     /// Nobody watches yet.
     pub fn new(feed: Arc<Feed>, looker: Arc<Looker>, pulse: Arc<Pulse>, config: &Config) -> Self {
         let options = config.live.clone();
-        let (max_id_bytes, answer_timeout) = (config.limits.max_id_bytes, config.server.answer_timeout);
+        let (max_id_bytes, response_read_timeout) = (config.limits.max_id_bytes, config.server.response_read_timeout);
         let buffered = Arc::new(Semaphore::new(most_permits(&options)));
         let (streams, inboxes, next) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
         let [from_cache, from_table] = ["CACHE", "TABLE"].map(|source| counter!(WATCHED_MSGS, "source" => source));
@@ -61,7 +61,7 @@ impl Watches {
             pulse,
             options,
             max_id_bytes,
-            answer_timeout,
+            response_read_timeout,
             buffered,
             streams,
             inboxes,

@@ -55,7 +55,7 @@ impl Watcher {
         // It is told when the stream is at its end, which is when `events` is dropped.
         let _ = end.set(failure);
         drop(events);
-        let patience = self.watched.watches().answer_timeout;
+        let patience = self.watched.watches().response_read_timeout;
         drop(self);
         // What its connection holds of it goes only with the stream, or else with the connection.
         if is_slow && tokio::time::timeout(patience, gone.cancelled()).await.is_err() {

@@ -19,7 +19,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::metrics::{PREFLIGHTS, TOPIC_EXTRA_PARTITIONS, TOPIC_UNSAFE_SETTINGS, TOPIC_USABLE};
+use crate::metrics::{PREFLIGHT_CHECKS, TOPIC_EXTRA_PARTITIONS, TOPIC_UNSAFE_SETTINGS, TOPIC_USABLE};
 use crate::producer::context::report_failure;
 use crate::producer::{InFlight, Producer};
 use crate::send::outcome::Outcome;
@@ -217,7 +217,7 @@ impl Preflight {
                     tracing::warn!(reason, "cannot check the topic; records are confirmed");
                 }
                 self.skipped = Some(reason);
-                counter!(PREFLIGHTS, "outcome" => "SKIPPED").increment(1);
+                counter!(PREFLIGHT_CHECKS, "outcome" => "SKIPPED").increment(1);
                 return true;
             }
             // A timeout or a lost connection does not say why; the client was notified.
@@ -275,7 +275,7 @@ impl Preflight {
             self.readiness.not_ready(COMPONENT, reason);
         }
         gauge!(TOPIC_USABLE).set(u8::from(usable));
-        counter!(PREFLIGHTS, "outcome" => if usable { "OK" } else { "REFUSED" }).increment(1);
+        counter!(PREFLIGHT_CHECKS, "outcome" => if usable { "OK" } else { "REJECTED" }).increment(1);
         usable
     }
 }

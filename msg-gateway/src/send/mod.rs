@@ -97,12 +97,12 @@ impl Sender {
             batch_metrics: MessageMetrics::new("BatchSendMsg"),
             stream_metrics: MessageMetrics::new("StreamSendMsg"),
             max_stream_inflight: config.send.max_stream_inflight_msgs,
-            held_up: Arriving::new(config.server.max_arriving_bytes),
+            held_up: Arriving::new(config.server.max_buffered_request_bytes),
             streams: places(config.send.max_send_streams),
-            results: places(config.send.max_untaken_results),
+            results: places(config.send.max_unread_results),
             batches: places(config.send.max_batches),
             responses,
-            max_waiting: config.live.max_waiting_msgs,
+            max_waiting: config.live.max_stored_waiters,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::schema;
 /// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Look again and again, so far apart, until a signal
+    /// Repeat at this interval until a signal; 5s if no value is given
     #[arg(long, value_parser = parse_duration, num_args = 0..=1, default_missing_value = "5s", value_name = "TIME")]
     pub watch: Option<Duration>,
     /// The result's form.
@@ -35,17 +35,17 @@ struct Report {
     retention_seconds: Option<f64>,
     total: Sum,
     partitions: Vec<Line>,
-    silent_partitions: Vec<Partition>,
+    unreachable_partitions: Vec<Partition>,
 }
 
 #[derive(Serialize)]
 struct Sum {
-    records_behind: i64,
-    /// Of the partition that is behind most.
-    seconds_behind: Option<f64>,
-    /// Of the partition that has the least.
-    seconds_until_deleted: Option<f64>,
-    deleted_records: i64,
+    lag_records: i64,
+    /// The longest of all partitions.
+    lag_seconds: Option<f64>,
+    /// The shortest of all partitions.
+    retention_headroom_seconds: Option<f64>,
+    expired_unstored_records: i64,
 }
 
 #[derive(Serialize)]
@@ -55,10 +55,10 @@ struct Line {
     progress: Option<i64>,
     start: i64,
     end: i64,
-    records_behind: i64,
-    seconds_behind: Option<f64>,
-    seconds_until_deleted: Option<f64>,
-    deleted_records: i64,
+    lag_records: i64,
+    lag_seconds: Option<f64>,
+    retention_headroom_seconds: Option<f64>,
+    expired_unstored_records: i64,
 }
 
 /// Prints the lag once, or again and again.
@@ -100,10 +100,10 @@ impl Report {
             progress: of.progress,
             start: of.start,
             end: of.end,
-            records_behind: of.behind(),
-            seconds_behind: of.age(now).map(|age| age.as_secs_f64()),
-            seconds_until_deleted: of.until_deleted(now, retention).map(|left| left.as_secs_f64()),
-            deleted_records: of.deleted(),
+            lag_records: of.behind(),
+            lag_seconds: of.age(now).map(|age| age.as_secs_f64()),
+            retention_headroom_seconds: of.until_deleted(now, retention).map(|left| left.as_secs_f64()),
+            expired_unstored_records: of.deleted(),
         };
         let most = lag.most_behind(now).map(|age| age.as_secs_f64());
         let least = lag.soonest_deleted(now).map(|left| left.as_secs_f64());
@@ -112,13 +112,13 @@ impl Report {
             group: config.consumer.group_id.clone(),
             retention_seconds: retention.map(|retention| retention.as_secs_f64()),
             total: Sum {
-                records_behind: lag.behind(),
-                seconds_behind: most,
-                seconds_until_deleted: least,
-                deleted_records: lag.deleted(),
+                lag_records: lag.behind(),
+                lag_seconds: most,
+                retention_headroom_seconds: least,
+                expired_unstored_records: lag.deleted(),
             },
             partitions: lag.partitions.iter().map(line).collect(),
-            silent_partitions: lag.silent.clone(),
+            unreachable_partitions: lag.silent.clone(),
         }
     }
 }
@@ -130,10 +130,10 @@ fn table(lag: &Lag) -> String {
         "committed",
         "progress",
         "end",
-        "behind",
-        "behind for",
-        "deleted in",
-        "deleted unstored",
+        "lag",
+        "lag time",
+        "retention headroom",
+        "expired unstored",
     ]);
     for of in &lag.partitions {
         table.row([
@@ -148,7 +148,7 @@ fn table(lag: &Lag) -> String {
         ]);
     }
     for partition in &lag.silent {
-        table.row([partition.to_string(), "has no leader that answers".to_owned()]);
+        table.row([partition.to_string(), "has no leader that responds".to_owned()]);
     }
     table.row([
         "total".to_owned(),

@@ -11,7 +11,7 @@ use serde::Serialize;
 /// In which form.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct OutputOptions {
-    /// How the result is written
+    /// Format of the result
     #[arg(long, default_value = "table", value_name = "FORM")]
     pub output: Form,
 }

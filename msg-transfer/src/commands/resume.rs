@@ -31,10 +31,10 @@ const RESUME: &str =
 /// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// A partition that may go on; may be given more than once
+    /// Partition to resume; may be given more than once
     #[arg(long = "topic-partition", value_name = "P", conflicts_with = "all")]
     pub partitions: Vec<Partition>,
-    /// All partitions of the topic that have a progress row
+    /// Resume all partitions of the topic that have a progress row
     #[arg(long)]
     pub all: bool,
     /// The result's form.
@@ -108,7 +108,7 @@ async fn resume(
 fn table(report: &Report) -> String {
     let mut table = Table::new(&["partition", "result", "dead letters since it was last resumed"]);
     for resumed in &report.resumed {
-        table.row([resumed.partition.to_string(), "may go on".to_owned(), resumed.dead_letters.to_string()]);
+        table.row([resumed.partition.to_string(), "resumed".to_owned(), resumed.dead_letters.to_string()]);
     }
     for partition in &report.without_progress {
         table.row([partition.to_string(), "no progress row".to_owned(), "-".to_owned()]);

@@ -113,7 +113,7 @@ impl Stalls {
             tokio::time::sleep(SETTLE).await;
             behind.retain(|(partition, next)| given.contains(partition) && self.silence.lasts(*partition, *next));
             if !behind.is_empty() {
-                tracing::warn!(?behind, "Kafka has records at these offsets, and our consumer gets none");
+                tracing::warn!(positions = ?behind, "Kafka has records at these offsets, and our consumer gets none");
                 self.anew.cancel();
             }
         }

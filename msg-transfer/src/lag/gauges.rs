@@ -10,54 +10,55 @@ use super::Lag;
 
 const LAG_RECORDS: &str = "msg_transfer_lag_records";
 const LAG_SECONDS: &str = "msg_transfer_lag_seconds";
-const UNTIL_DELETED: &str = "msg_transfer_seconds_until_deleted";
+const RETENTION_HEADROOM: &str = "msg_transfer_retention_headroom_seconds";
 const STALLED: &str = "msg_transfer_stalled_partitions";
 
-/// Once, before any is set.
+/// Describes every gauge. Call it once, before any is set.
 pub fn describe() {
     describe_gauge!(
         LAG_RECORDS,
         Unit::Count,
-        "Records of the partition that are in Kafka and not stored, whoever fetches it; each process reports all partitions"
+        "Records of the partition from its progress row to its end offset. Each process reports all partitions"
     );
     describe_gauge!(
         STALLED,
         Unit::Count,
-        "Partitions in which records wait and none was stored for STALL_TIMEOUT; each process reports all of the topic"
+        "Partitions in which records wait and none was stored for STALL_TIMEOUT. Each process reports all partitions"
     );
     describe_gauge!(
         LAG_SECONDS,
         Unit::Seconds,
-        "Age of the partition's oldest record that is not stored, 0 if there is none; each process reports all partitions"
+        "Age of the partition's oldest record that is not completed; 0 if none waits. Each process reports all partitions"
     );
     describe_gauge!(
-        UNTIL_DELETED,
+        RETENTION_HEADROOM,
         Unit::Seconds,
-        "Time until the topic's retention may delete the partition's oldest record that is not stored; infinite if there \
-         is none or it is kept for ever; each process reports all partitions"
+        "Time until the topic's retention may delete the partition's oldest record that is not completed; infinite if \
+         none waits or retention is unlimited. Each process reports all partitions"
     );
 }
 
-/// How many records wait.
+/// Sets the lag in records.
 pub fn records(lag: &Lag) {
     for partition in &lag.partitions {
         gauge!(LAG_RECORDS, "partition" => partition.partition.to_string()).set(partition.behind() as f64);
     }
 }
 
-/// For how long they have waited.
+/// Sets the lag time and the retention headroom.
 pub fn ages(lag: &Lag, now: SystemTime) {
     for partition in &lag.partitions {
-        // Not known this time: the last value is nearer to the truth than any other.
+        // The age could not be read: the previous value is the best estimate.
         let Some(age) = partition.age(now) else { continue };
         let until_deleted = partition.until_deleted(now, lag.topic.retention);
         let label = partition.partition.to_string();
         gauge!(LAG_SECONDS, "partition" => label.clone()).set(age.as_secs_f64());
-        gauge!(UNTIL_DELETED, "partition" => label).set(until_deleted.map_or(f64::INFINITY, |left| left.as_secs_f64()));
+        gauge!(RETENTION_HEADROOM, "partition" => label)
+            .set(until_deleted.map_or(f64::INFINITY, |left| left.as_secs_f64()));
     }
 }
 
-/// Where they wait and none is stored.
+/// Sets the number of stalled partitions.
 pub fn stalled(partitions: usize) {
     gauge!(STALLED).set(partitions as f64);
 }

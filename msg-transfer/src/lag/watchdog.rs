@@ -126,7 +126,7 @@ impl Watchdog {
     fn describe(&self, stalled: &Stalled) -> String {
         let (topic, partition) = (&self.topic, stalled.partition);
         let Some((from, _)) = stalled.rest else {
-            return format!("{topic} partition {partition} has no leader that answers");
+            return format!("{topic} partition {partition} has no leader that responds");
         };
         let state = match &stalled.owned {
             Some(owned) => owned.state.describe(),

@@ -38,7 +38,7 @@ async fn every_problem_is_told_at_once_with_exit_code_64() {
     let flags = [
         "--listen 0.0.0.0:0 is beyond loopback",
         "--max-send-wait must be below",
-        "--max-inflight-bytes must hold",
+        "--max-inflight-bytes must be at least",
         "acks is set by the service",
         "compression.type",
         "--read-connections",

@@ -67,7 +67,7 @@ async fn connections_survive_a_frozen_gateway() {
         stop.store(true, Ordering::Relaxed);
     };
     join(load, freeze).await;
-    let cut = metric(&gateway, "msg_gateway_answers_not_taken_total").await.unwrap();
+    let cut = metric(&gateway, "msg_gateway_slow_reader_disconnects_total").await.unwrap();
     assert_eq!(cut, 0.0, "no connection counts as one that is not read");
     drop(client(&gateway).await);
 }

@@ -126,7 +126,7 @@ async fn connections_have_a_limit() {
 #[tokio::test]
 async fn who_does_not_take_the_answer_to_a_batch_keeps_no_place() {
     let world = World::new("batch_not_taken").await;
-    let gateway = world.gateway("gateway", |spec| spec.env("ANSWER_TIMEOUT", "3s").env("MAX_BATCHES", 1));
+    let gateway = world.gateway("gateway", |spec| spec.env("RESPONSE_READ_TIMEOUT", "3s").env("MAX_BATCHES", 1));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     let batch = |count| BatchSendMsgRequest { msgs: vec![Msg::default(); count], wait_for: 0 };
@@ -143,7 +143,7 @@ async fn who_does_not_take_the_answer_to_a_batch_keeps_no_place() {
     eventually("there is a place again", async || Ok(client.clone().batch_send_msg(batch(1000)).await.map(drop)?))
         .await;
     answer.message().await.expect_err("its connection was ended");
-    assert_eq!(metric(&gateway, "msg_gateway_answers_not_taken_total").await.unwrap(), 1.0);
+    assert_eq!(metric(&gateway, "msg_gateway_slow_reader_disconnects_total").await.unwrap(), 1.0);
 }
 
 /// As many callers as there are places ask for large answers, and take none of them.
@@ -151,7 +151,7 @@ async fn who_does_not_take_the_answer_to_a_batch_keeps_no_place() {
 async fn who_does_not_take_an_answer_keeps_no_place() {
     let world = World::new("not_taken").await;
     let (gateway, transfer) = (
-        world.gateway("gateway", |spec| spec.env("ANSWER_TIMEOUT", "3s").env("MAX_READS", 4)),
+        world.gateway("gateway", |spec| spec.env("RESPONSE_READ_TIMEOUT", "3s").env("MAX_READS", 4)),
         world.running_transfer().await,
     );
     gateway.service.start().await.unwrap();
@@ -197,6 +197,6 @@ async fn who_does_not_take_an_answer_keeps_no_place() {
         answer.message().await.expect_err("its connection was ended");
     }
     assert_eq!(metric(&gateway, "msg_gateway_connections").await.unwrap(), 1.0);
-    assert!(metric(&gateway, "msg_gateway_answers_not_taken_total").await.unwrap() >= 2.0);
+    assert!(metric(&gateway, "msg_gateway_slow_reader_disconnects_total").await.unwrap() >= 2.0);
     assert!(transfer.stop().await.unwrap().success());
 }

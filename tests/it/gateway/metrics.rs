@@ -39,7 +39,7 @@ async fn the_admin_port_tells_health_readiness_and_metrics() {
         "msg_gateway_send_duration_seconds_count 3",
         "msg_gateway_read_duration_seconds_count{method=\"PullMsgs\"} 1",
         "msg_gateway_inflight_bytes 0",
-        "msg_gateway_arriving_bytes 0",
+        "msg_gateway_buffered_request_bytes 0",
         "msg_gateway_connections 1",
         "msg_gateway_topic_usable 1",
         "msg_gateway_topic_unsafe_settings 3",
@@ -51,7 +51,7 @@ async fn the_admin_port_tells_health_readiness_and_metrics() {
     for name in names {
         assert!(metrics.contains(&format!("# HELP {name} ")), "{name} is not described");
     }
-    assert!(metrics.contains("msg_gateway_preflights_total{outcome=\"OK\"}"), "{metrics}");
+    assert!(metrics.contains("msg_gateway_preflight_checks_total{outcome=\"OK\"}"), "{metrics}");
     // Never a message's content, nor whose it is.
     let log = std::fs::read_to_string(gateway.service.log()).unwrap();
     for text in ["do not tell", "alice"] {

@@ -148,7 +148,7 @@ async fn standing_warning_is_logged_once() {
     let gateway = world.gateway("gateway", |spec| spec.env("TOPIC_PARTITIONS", 2));
     gateway.service.launch().unwrap();
     eventually("it is checked again and again", async || {
-        let checks = metric(&gateway, "msg_gateway_preflights_total{outcome=\"REFUSED\"}").await?;
+        let checks = metric(&gateway, "msg_gateway_preflight_checks_total{outcome=\"REJECTED\"}").await?;
         ensure(checks >= 4.0, checks)
     })
     .await;

@@ -22,7 +22,7 @@ pub(super) async fn send_stored(client: &Client, msg: &Msg, within: Duration) ->
 /// Until so many wait.
 pub(super) async fn waiting(gateway: &Gateway, count: f64) {
     eventually("so many wait", async || {
-        let found = metric(gateway, "msg_gateway_waiting_msgs").await?;
+        let found = metric(gateway, "msg_gateway_stored_waiters").await?;
         ensure(found == count, format!("{found} wait"))
     })
     .await;
@@ -158,7 +158,7 @@ async fn without_hints_it_works_too() {
 #[tokio::test]
 async fn who_may_wait_has_a_limit_and_is_refused_before_anything_is_sent() {
     let world = World::new("stored_full").await;
-    let gateway = world.gateway("gateway", |spec| spec.env("MAX_WAITING_MSGS", 2));
+    let gateway = world.gateway("gateway", |spec| spec.env("MAX_STORED_WAITERS", 2));
     gateway.service.start().await.unwrap();
     world.running_transfer().await.stop().await.unwrap();
     let client = client(&gateway).await;

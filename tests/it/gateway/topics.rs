@@ -110,7 +110,7 @@ async fn what_the_broker_finds_too_large_is_the_callers_error() {
     let request = BatchSendMsgRequest { msgs, wait_for: WaitFor::Stored.into() };
     let batch = tokio::spawn(async move { client.clone().batch_send_msg(request).await });
     eventually("one of the two waits", async || {
-        let waiting = metric(&gateway, "msg_gateway_waiting_msgs").await?;
+        let waiting = metric(&gateway, "msg_gateway_stored_waiters").await?;
         ensure(waiting == 1.0, format!("{waiting} wait"))
     })
     .await;

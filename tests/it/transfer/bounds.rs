@@ -87,7 +87,7 @@ async fn more_inboxes_than_are_remembered_cost_time_and_no_memory() {
     const INBOXES: i64 = 500_000;
     write(&world.writer(), 0, COUNT, INBOXES);
     let transfer = world.transfer("transfer", |spec| {
-        spec.env("CACHED_INBOXES", 1000).env("MAX_INFLIGHT_RECORDS", 5000).env("FETCH_AHEAD_BYTES", "1MiB")
+        spec.env("SEQ_CACHE_INBOXES", 1000).env("MAX_INFLIGHT_RECORDS", 5000).env("FETCH_AHEAD_BYTES", "1MiB")
     });
     transfer.start().await.unwrap();
     world.all_committed().await;

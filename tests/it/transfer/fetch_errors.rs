@@ -78,7 +78,7 @@ async fn missing_read_right_is_reported_and_recovers() {
     })
     .await;
     let report = run(&world, "lag --output json").await.assert_code(0).json();
-    assert_eq!(report["total"]["records_behind"], 100, "the command and the gauge agree");
+    assert_eq!(report["total"]["lag_records"], 100, "the command and the gauge agree");
     let attempts = metric(&transfer, "msg_transfer_fetch_errors_total{code=\"TOPIC_AUTHORIZATION_FAILED\"}").await;
     assert!((8.0..=40.0).contains(&attempts), "{attempts} attempts to fetch four partitions");
     let lines = logged(&transfer, "fetching failed");
@@ -165,7 +165,7 @@ async fn halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&mut [u8
     };
     reported("it is lag, halted and stalled").await;
     let report = run(&world, "lag --output json").await.assert_code(0).json();
-    assert_eq!(report["total"]["records_behind"], 11);
+    assert_eq!(report["total"]["lag_records"], 11);
     // It is as damaged as before.
     let errors = format!("msg_transfer_fetch_errors_total{{code=\"{code}\"}}");
     let before = metric(&transfer, &errors).await;

@@ -13,7 +13,7 @@ async fn a_partition_held_back_is_given_away_and_comes_back() {
     let writer = world.writer();
     let spec = |spec| {
         let spec = short_session(spec).env("DATABASE_STATEMENT_TIMEOUT", "60s").env("LANES", 4);
-        spec.env("MAX_PARTITION_RECORDS", 100).env("MAX_INFLIGHT_RECORDS", 800)
+        spec.env("MAX_PARTITION_INFLIGHT_RECORDS", 100).env("MAX_INFLIGHT_RECORDS", 800)
     };
     let first = world.transfer("first", spec);
     first.start().await.unwrap();
@@ -30,7 +30,7 @@ async fn a_partition_held_back_is_given_away_and_comes_back() {
     }
     writer.flush();
     eventually("the partition is held back", async || {
-        let held = metric(&first, "msg_transfer_paused_partitions").await;
+        let held = metric(&first, "msg_transfer_throttled_partitions").await;
         ensure(held >= 1.0, held)
     })
     .await;
@@ -53,7 +53,7 @@ async fn a_partition_held_back_is_given_away_and_comes_back() {
     second.start().await.unwrap();
     assert!(first.stop().await.unwrap().success());
     eventually("the other one has it, and holds it back", async || {
-        let held = metric(&second, "msg_transfer_paused_partitions").await;
+        let held = metric(&second, "msg_transfer_throttled_partitions").await;
         ensure(held >= 1.0, held)
     })
     .await;

@@ -32,7 +32,7 @@ async fn partition_that_stores_nothing_is_reported_until_it_does() {
         checks
             .into_iter()
             .find(|check| check["check"] == "stalled")
-            .map(|check| check["says"].as_str().unwrap().to_owned())
+            .map(|check| check["detail"].as_str().unwrap().to_owned())
     };
     let says = stalled(&checked.json()).expect("it is reported");
     assert!(says.contains("[2]"), "{says}");

@@ -167,7 +167,7 @@ async fn a_topic_made_anew_after_its_leaders_had_changed_is_stored_from_its_star
     write(&world.writer(), 500, 1500, 10);
     stored_from_the_start(&world, 1500).await;
     transfer.wait_ready(PATIENCE).await.unwrap();
-    assert_eq!(metric(&transfer, "msg_transfer_begun_anew_total").await, 1.0);
+    assert_eq!(metric(&transfer, "msg_transfer_client_restarts_total").await, 1.0);
     assert!(transfer.stop().await.unwrap().success());
 }
 

@@ -183,7 +183,7 @@ impl Entries {
         let more: usize = names.map(|msg| Failed::bytes_of(&msg.recv_id)).sum();
         if !self.failed_bytes.set(failed + more) {
             return Err(Failure::Overloaded(
-                "failed entries of all streams take too many bytes; continue with a new stream, or raise MAX_ARRIVING_BYTES".into(),
+                "failed entries of all streams take too many bytes; continue with a new stream, or raise MAX_BUFFERED_REQUEST_BYTES".into(),
             ));
         }
         Ok(())

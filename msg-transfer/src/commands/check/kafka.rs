@@ -194,7 +194,7 @@ fn check_lag(lag: &Lag, findings: &mut Findings) {
     let now = SystemTime::now();
     if !lag.silent.is_empty() {
         let silent = &lag.silent;
-        findings.failed("leaders", format!("partitions {silent:?} have no leader that answers: look at the brokers"));
+        findings.failed("leaders", format!("partitions {silent:?} have no leader that responds: check the brokers"));
     }
     let deleted: Vec<_> = lag.partitions.iter().filter(|one| one.deleted() > 0).map(|one| one.partition).collect();
     if !deleted.is_empty() {

@@ -23,10 +23,12 @@ pub struct Options {
     /// What the topic must be like.
     #[command(flatten)]
     pub requirements: TopicRequirements,
-    /// Accept a topic that can lose acknowledged messages (a single broker, for instance)
+    /// Accept a topic that may lose accepted messages, such as one on a single broker: a warning instead of a failed
+    /// check
     #[arg(long, env = "ALLOW_UNSAFE_TOPIC")]
     pub allow_unsafe_topic: bool,
-    /// Accept a database that can lose everything in a crash (fsync or full_page_writes off)
+    /// Accept a database that may lose all messages in a crash (fsync or full_page_writes off): a warning instead of a
+    /// failed check
     #[arg(long, env = "ALLOW_UNSAFE_DATABASE")]
     pub allow_unsafe_database: bool,
     /// The result's form.
@@ -49,7 +51,7 @@ struct Finding {
     check: &'static str,
     status: Status,
     /// What was found, and what to do.
-    says: String,
+    detail: String,
 }
 
 /// All of them so far.
@@ -57,20 +59,20 @@ struct Finding {
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn ok(&mut self, check: &'static str, says: impl Into<String>) {
-        self.add(check, Status::Ok, says.into());
+    fn ok(&mut self, check: &'static str, detail: impl Into<String>) {
+        self.add(check, Status::Ok, detail.into());
     }
 
-    fn warning(&mut self, check: &'static str, says: impl Into<String>) {
-        self.add(check, Status::Warning, says.into());
+    fn warning(&mut self, check: &'static str, detail: impl Into<String>) {
+        self.add(check, Status::Warning, detail.into());
     }
 
-    fn failed(&mut self, check: &'static str, says: impl Into<String>) {
-        self.add(check, Status::Failed, says.into());
+    fn failed(&mut self, check: &'static str, detail: impl Into<String>) {
+        self.add(check, Status::Failed, detail.into());
     }
 
-    fn add(&mut self, check: &'static str, status: Status, says: String) {
-        self.0.push(Finding { check, status, says });
+    fn add(&mut self, check: &'static str, status: Status, detail: String) {
+        self.0.push(Finding { check, status, detail });
     }
 }
 
@@ -95,14 +97,14 @@ pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String>
 }
 
 fn table(report: &Report) -> String {
-    let mut table = Table::new(&["result", "check", "what was found, and what to do"]);
+    let mut table = Table::new(&["result", "check", "details"]);
     for finding in &report.checks {
         let status = match finding.status {
             Status::Ok => "ok",
             Status::Warning => "warning",
             Status::Failed => "FAILED",
         };
-        table.row([status.to_owned(), finding.check.to_owned(), finding.says.clone()]);
+        table.row([status.to_owned(), finding.check.to_owned(), finding.detail.clone()]);
     }
     table.text()
 }

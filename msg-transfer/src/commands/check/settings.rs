@@ -158,7 +158,7 @@ mod tests {
     fn says(commit: &str, source: &str) -> String {
         let mut findings = Findings::default();
         synchronous(commit, source, &mut findings);
-        findings.0[0].says.clone()
+        findings.0[0].detail.clone()
     }
 
     #[test]

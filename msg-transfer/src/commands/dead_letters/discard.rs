@@ -31,10 +31,10 @@ pub struct Options {
     /// Which; --reason is required
     #[command(flatten)]
     pub filter: Filter,
-    /// First seen longer ago than this, such as 30days
+    /// Only dead letters that were first seen longer ago than this, such as 30days
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub older_than: Duration,
-    /// Only count what would be deleted
+    /// Only count the dead letters that would be deleted
     #[arg(long)]
     pub dry_run: bool,
     /// The result's form.

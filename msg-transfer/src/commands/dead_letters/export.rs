@@ -23,7 +23,7 @@ pub struct Options {
     /// Which.
     #[command(flatten)]
     pub filter: Filter,
-    /// A new file to write to; without it, standard output. The lines hold messages: mind who can read them
+    /// New file to write to, instead of standard output. It contains messages: restrict who can read it
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 }

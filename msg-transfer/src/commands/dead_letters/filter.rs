@@ -35,28 +35,29 @@ const SELECT: &str = "
 /// Of the topic's dead letters, those that meet all of these.
 #[derive(Args, Clone, Debug)]
 pub struct Filter {
-    /// In this partition; may be given more than once
+    /// Only dead letters of this partition; may be given more than once
     #[arg(long = "topic-partition", value_name = "P")]
     pub partitions: Vec<Partition>,
-    /// At this offset
+    /// Only dead letters at this offset; needs one --topic-partition
     #[arg(long, value_name = "OFFSET")]
     pub offset: Option<i64>,
-    /// With this reason, such as INVALID
+    /// Only dead letters with this reason, such as INVALID
     #[arg(long, value_parser = parse_reason, value_name = "REASON")]
     pub reason: Option<&'static str>,
-    /// To this inbox, where it is known
+    /// Only dead letters to this inbox, if the inbox is known
     #[arg(long, value_name = "ID")]
     pub recv_id: Option<String>,
-    /// First seen at this time or later, such as 2026-11-23T10:00:00Z; or how long ago, such as 2h
+    /// Only dead letters that were first seen at this time or later, such as 2026-11-23T10:00:00Z, or 2h for two hours
+    /// ago
     #[arg(long, value_parser = parse_moment, value_name = "TIME")]
     pub since: Option<SystemTime>,
-    /// First seen before this time
+    /// Only dead letters that were first seen before this time
     #[arg(long, value_parser = parse_moment, value_name = "TIME")]
     pub until: Option<SystemTime>,
-    /// Not replayed yet
+    /// Only dead letters that were not replayed
     #[arg(long)]
     pub not_replayed: bool,
-    /// So many of them at most
+    /// Maximum number of dead letters
     #[arg(long, value_name = "N")]
     pub limit: Option<u32>,
 }

@@ -19,7 +19,7 @@ const LIMIT: u32 = 100;
 /// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which; 100 at most unless --limit says otherwise
+    /// Filters; at most 100 dead letters without --limit.
     #[command(flatten)]
     pub filter: Filter,
     /// The result's form.

@@ -18,16 +18,17 @@ use crate::config::Config;
 /// What to do with them.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// List them, in the order of their places in Kafka
+    /// List dead letters, in the order of their positions in Kafka
     List(list::Options),
-    /// Show one, with its headers and the message in it
+    /// Show one dead letter, with its headers and its message
     Show(show::Options),
-    /// Send their records to Kafka again. Each takes a new place at the end of its partition: what was stored meanwhile
-    /// stays before it. One that is already stored is not stored twice
+    /// Send the records of dead letters to Kafka again. Each gets a new position at the end of its partition, behind
+    /// messages that were stored in the meantime. A message that is already stored is not stored twice
     Replay(replay::Options),
-    /// Write them as JSON lines, complete enough to build each record again
+    /// Write dead letters as JSON lines, from which each record can be rebuilt
     Export(export::Options),
-    /// Delete those with one reason that are older than a time, replayed or not: for good. Export them first
+    /// Delete the dead letters with one reason that are older than a time, replayed or not. They cannot be restored:
+    /// export them first
     Discard(discard::Options),
 }
 

@@ -36,16 +36,16 @@ pub struct Options {
     /// Which.
     #[command(flatten)]
     pub filter: Filter,
-    /// All of the topic's; without it, something has to choose
+    /// Replay all dead letters of the topic. Without it, a filter is needed
     #[arg(long)]
     pub all: bool,
-    /// Those too that were replayed before
+    /// Also replay dead letters that were replayed before
     #[arg(long)]
     pub again: bool,
-    /// Only count what would be replayed
+    /// Only count the dead letters that would be replayed
     #[arg(long)]
     pub dry_run: bool,
-    /// Partitions that inboxes are spread over: the same as in the gateways
+    /// Number of partitions that inboxes are distributed over: the same as in the gateways
     #[arg(long, env = "TOPIC_PARTITIONS", default_value_t = 16, value_name = "N")]
     pub topic_partitions: Partition,
     /// The result's form.
@@ -238,8 +238,8 @@ fn table(report: &Report) -> String {
     let replayed = if report.dry_run { "would be replayed" } else { "replayed" };
     for (name, value) in [
         (replayed, report.replayed.to_string()),
-        ("of those not readable: they come back", report.unreadable.to_string()),
-        ("of those in conflict: they may come back", report.conflicts.to_string()),
+        ("of those unreadable: dead-lettered again", report.unreadable.to_string()),
+        ("of those in conflict: may be dead-lettered again", report.conflicts.to_string()),
         ("not replayed, without content", report.without_content.to_string()),
         ("stopped by a signal", if report.stopped { "yes" } else { "no" }.to_owned()),
     ] {

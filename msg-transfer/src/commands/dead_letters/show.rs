@@ -20,19 +20,19 @@ use crate::config::Config;
 /// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// In which partition
+    /// Partition of the record
     #[arg(value_name = "PARTITION")]
     pub partition: Partition,
-    /// At which offset
+    /// Offset of the record
     #[arg(value_name = "OFFSET")]
     pub offset: i64,
-    /// Of which of the topics that have had this name; needed only where more than one has a dead letter there
+    /// ID of the topic, if recreated topics of the same name have a dead letter at this position
     #[arg(long, value_name = "UUID")]
     pub topic_id: Option<Uuid>,
-    /// Leader epoch of the record, if Kafka lost records and there are several dead letters at the offset
+    /// Leader epoch of the record, if Kafka lost records and several dead letters have this offset
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub leader_epoch: Option<i32>,
-    /// Show the message's content too, or the record's value where it holds no message
+    /// Also show the message's content, or the record's value if it contains no message
     #[arg(long)]
     pub content: bool,
     /// The result's form.
@@ -170,7 +170,7 @@ fn time(millis: i64) -> String {
 
 fn lines(report: &Report) -> String {
     let mut lines = vec![
-        ("place", format!("{} partition {} offset {}", report.topic, report.partition, report.offset)),
+        ("position", format!("{} partition {} offset {}", report.topic, report.partition, report.offset)),
         ("topic id", report.topic_id.to_string()),
         ("reason", report.reason.clone()),
         ("detail", report.detail.clone()),

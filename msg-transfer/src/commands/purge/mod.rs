@@ -25,16 +25,16 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 /// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Delete what was stored longer ago than this, such as 90days; not below the topic's retention
+    /// Delete messages that were stored longer ago than this, such as 90days; not less than the topic's retention
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub older_than: Duration,
-    /// Only count what would be deleted
+    /// Only count the rows that would be deleted
     #[arg(long)]
     pub dry_run: bool,
-    /// Most rows that one transaction deletes
+    /// Maximum number of rows that one transaction deletes; up to 100000
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub batch_rows: u32,
-    /// Also delete dead letters of the topic that were replayed, and first seen longer ago than that
+    /// Also delete the topic's dead letters that were replayed and were first seen longer ago than that
     #[arg(long)]
     pub dead_letters: bool,
     /// The result's form.
@@ -136,8 +136,8 @@ fn table(report: &Report) -> String {
     let mut table = Table::new(&["", ""]);
     let deleted = if report.dry_run { "would be deleted" } else { "deleted" };
     for (name, value) in [
-        ("old is what was stored before".to_owned(), report.horizon.clone()),
-        ("inboxes looked at".to_owned(), report.inboxes_seen.to_string()),
+        ("stored before".to_owned(), report.horizon.clone()),
+        ("inboxes checked".to_owned(), report.inboxes_seen.to_string()),
         ("inboxes with old messages".to_owned(), report.inboxes_purged.to_string()),
         (format!("messages {deleted}"), report.messages_deleted.to_string()),
         (format!("dead letters {deleted}"), report.dead_letters_deleted.to_string()),

@@ -30,7 +30,7 @@ impl RepeatedError {
         if self.0.is_some_and(|(last, at)| last == code && at.elapsed() < REPEAT) {
             return;
         }
-        tracing::warn!(%code, says, "consumer reported an error, and continues by itself");
+        tracing::warn!(%code, detail = says, "consumer reported an error, and continues by itself");
         self.0 = Some((code, Instant::now()));
     }
 }
@@ -97,7 +97,7 @@ impl Io<'_> {
             Report::Expected(None) => parts.silence.full(Instant::now()),
             Report::Turn { inflight: (bytes, records), throttled } => {
                 metrics::inflight(*bytes, *records);
-                metrics::paused(*throttled);
+                metrics::throttled(*throttled);
             }
         }
     }

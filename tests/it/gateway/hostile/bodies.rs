@@ -79,7 +79,7 @@ async fn a_request_whose_bytes_are_wrong_is_told_so() {
 /// Two bytes of a request are a message of more than a hundred in memory.
 #[tokio::test]
 async fn millions_of_messages_in_a_batch_are_refused_before_they_are_decoded() {
-    let attacked = Attacked::new("hostile_batches", |spec| spec.env("MAX_ARRIVAL_TIME", "2s")).await;
+    let attacked = Attacked::new("hostile_batches", |spec| spec.env("REQUEST_RECEIVE_TIMEOUT", "2s")).await;
     let address = &attacked.gateway.address;
     let message = field(1, &[]).repeat(2_000_000);
     let body = framed(0, message.len(), &message);

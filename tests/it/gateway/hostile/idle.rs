@@ -19,7 +19,7 @@ const OTHER_FILES: usize = 1000;
 const AT_ONCE: usize = 100;
 
 const OPEN: &str = "msg_gateway_connections";
-const NOT_ENDED: &str = "msg_gateway_handshakes_not_ended_total";
+const NOT_ENDED: &str = "msg_gateway_handshake_timeouts_total";
 
 /// Opens so many, from an address of their own: the other tests' ports are not used up.
 async fn open(count: usize, gateway: &Gateway, from: &str, greeting: &[u8]) -> Vec<TcpStream> {

@@ -55,7 +55,7 @@ async fn unread(gateway: &Gateway, window: u32, calls: &[u8]) -> JoinHandle<()> 
 async fn unread_watch_events_stay_within_their_budget() {
     const CONNECTIONS: usize = 40;
     const WATCHES: u32 = 50;
-    let settings = [("WATCH_STALL_TIMEOUT", "2s"), ("ANSWER_TIMEOUT", "3s"), ("WATCH_BUFFER_BYTES", "32MiB")];
+    let settings = [("WATCH_STALL_TIMEOUT", "2s"), ("RESPONSE_READ_TIMEOUT", "3s"), ("WATCH_BUFFER_BYTES", "32MiB")];
     let attacked = Attacked::new("hostile_watches", |spec| {
         settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value))
     })
@@ -96,7 +96,7 @@ async fn unread_watch_events_stay_within_their_budget() {
 
 #[tokio::test]
 async fn unread_reads_and_batches_stay_within_their_budget() {
-    let settings = [("ANSWER_TIMEOUT", "3s"), ("MAX_RESPONSE_BYTES", "16MiB"), ("MAX_OPEN_CALLS", "3000")];
+    let settings = [("RESPONSE_READ_TIMEOUT", "3s"), ("MAX_RESPONSE_BYTES", "16MiB"), ("MAX_OPEN_CALLS", "3000")];
     let attacked = Attacked::new("hostile_responses", |spec| {
         settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value))
     })

@@ -70,7 +70,7 @@ async fn a_head_that_does_not_end_is_ended() {
 /// A body that does not end, whatever of it is there.
 #[tokio::test]
 async fn a_request_that_does_not_end_is_answered() {
-    let attacked = Attacked::new("hostile_trickle", |spec| spec.env("MAX_ARRIVAL_TIME", "1s")).await;
+    let attacked = Attacked::new("hostile_trickle", |spec| spec.env("REQUEST_RECEIVE_TIMEOUT", "1s")).await;
     let address = &attacked.gateway.address;
     let ended = join_all([&[][..], &[0], &framed(0, 1 << 20, b"x"), &framed(0, 0, b"")].map(|bytes| async move {
         let (connection, mut stream, response) = begin(address, head(address, SEND)).await;
@@ -93,7 +93,7 @@ async fn a_request_that_does_not_end_is_answered() {
 async fn lengths_that_are_told_and_not_sent_cost_no_memory() {
     const CONNECTIONS: u32 = 10;
     const CALLS: u32 = 1000;
-    let attacked = Attacked::new("hostile_lengths", |spec| spec.env("MAX_ARRIVAL_TIME", "20s")).await;
+    let attacked = Attacked::new("hostile_lengths", |spec| spec.env("REQUEST_RECEIVE_TIMEOUT", "20s")).await;
     let prefix = framed(0, 1 << 20, b"");
     let call =
         |stream| [frame(kind::HEADERS, END_HEADERS, stream, &block(SEND)), frame(kind::DATA, 0, stream, &prefix)];

@@ -17,7 +17,7 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 
 #[tokio::test]
 async fn answers_that_nobody_takes_do_not_keep_others_from_reading() {
-    let attacked = Attacked::new("hostile_unread", |spec| spec.env("ANSWER_TIMEOUT", "2s")).await;
+    let attacked = Attacked::new("hostile_unread", |spec| spec.env("RESPONSE_READ_TIMEOUT", "2s")).await;
     let _transfer = attacked.world.running_transfer().await;
     let writer = attacked.world.writer();
     (0..90).for_each(|i| writer.put(&good(&msg("alice", "eve", &i.to_string(), vec![b'x'; 40_000]))));
@@ -49,7 +49,7 @@ async fn answers_that_nobody_takes_do_not_keep_others_from_reading() {
         assert_eq!(said, "closed", "a window of {window}");
         attacked.serves_others().await;
     }
-    let cut = metric(&attacked.gateway, "msg_gateway_answers_not_taken_total").await;
+    let cut = metric(&attacked.gateway, "msg_gateway_slow_reader_disconnects_total").await;
     assert!(cut.unwrap() >= 2.0);
     attacked.is_unharmed(400).await;
 }

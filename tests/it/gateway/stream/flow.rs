@@ -67,7 +67,7 @@ async fn who_does_not_read_the_results_is_not_read_from() {
 async fn what_nobody_reads_is_bounded_over_all_streams() {
     let world = World::new("unread").await;
     let gateway = world.gateway("gateway", |spec| {
-        spec.env("MAX_UNTAKEN_RESULTS", 2000).env("ANSWER_TIMEOUT", "3s").env("MAX_SEND_WAIT", "20s")
+        spec.env("MAX_UNREAD_RESULTS", 2000).env("RESPONSE_READ_TIMEOUT", "3s").env("MAX_SEND_WAIT", "20s")
     });
     gateway.service.start().await.unwrap();
     let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
@@ -92,7 +92,7 @@ async fn what_nobody_reads_is_bounded_over_all_streams() {
         }));
     }
     eventually("who reads nothing loses the connection", async || {
-        ensure(metric(&gateway, "msg_gateway_answers_not_taken_total").await? >= 1.0, "it stays")
+        ensure(metric(&gateway, "msg_gateway_slow_reader_disconnects_total").await? >= 1.0, "it stays")
     })
     .await;
     streams(&gateway, 0).await;
@@ -234,7 +234,7 @@ async fn where_the_gateway_is_full_a_stream_waits_for_room_but_not_for_ever() {
 #[tokio::test]
 async fn what_begins_to_arrive_has_to_arrive_in_time() {
     let world = World::new("trickle").await;
-    let gateway = world.gateway("gateway", |spec| spec.env("MAX_ARRIVAL_TIME", "1s"));
+    let gateway = world.gateway("gateway", |spec| spec.env("REQUEST_RECEIVE_TIMEOUT", "1s"));
     gateway.service.start().await.unwrap();
     let mut half: Vec<_> = Vec::new();
     for method in ["SendMsg", "StreamSendMsg"] {
@@ -243,7 +243,7 @@ async fn what_begins_to_arrive_has_to_arrive_in_time() {
     let client = client(&gateway).await;
     let mut pausing = open(&client).await;
     pausing.ask(request(0, [msg("alice", "bob", "1", "x")])).await[&0].as_ref().unwrap();
-    let arriving = "msg_gateway_arriving_bytes";
+    let arriving = "msg_gateway_buffered_request_bytes";
     eventually("they are seen", async || ensure(metric(&gateway, arriving).await? > 0.0, "nothing arrives")).await;
     for call in &mut half {
         timeout(Duration::from_secs(20), call.ended()).await.expect("it is ended");

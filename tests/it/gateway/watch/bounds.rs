@@ -121,7 +121,7 @@ async fn many_watchers_of_silent_inboxes_ask_the_database_next_to_nothing() {
     // Hints are read from now on.
     send(&client, &msg("alice", "0-0", "first", "x")).await.unwrap();
     watchers[0].reaches(1).await;
-    let statements = async || -> f64 { metric(&gateway, "msg_gateway_table_looks_total").await.unwrap() };
+    let statements = async || -> f64 { metric(&gateway, "msg_gateway_watch_queries_total").await.unwrap() };
     let before = statements().await;
     for _ in 0..4 {
         for watcher in watchers.iter_mut().take(5) {

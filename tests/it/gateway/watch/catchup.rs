@@ -24,7 +24,7 @@ async fn slow_down(world: &World) {
 /// A gateway with one connection of each kind, and ten messages in the slow inbox.
 async fn with_a_slow_inbox(world: &World) -> Gateway {
     let settings = [
-        ("LIVE_CONNECTIONS", "1"),
+        ("WATCH_CONNECTIONS", "1"),
         ("READ_CONNECTIONS", "1"),
         ("DATABASE_CONNECT_TIMEOUT", "1s"),
         ("HEARTBEAT_INTERVAL", "500ms"),

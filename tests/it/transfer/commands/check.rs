@@ -11,7 +11,7 @@ fn found(ran: &Ran, check: &str) -> Vec<(String, String)> {
     let report = ran.json();
     let findings = report["checks"].as_array().unwrap().iter().filter(|finding| finding["check"] == check);
     let text = |finding: &Value, field: &str| finding[field].as_str().unwrap().to_owned();
-    findings.map(|finding| (text(finding, "status"), text(finding, "says"))).collect()
+    findings.map(|finding| (text(finding, "status"), text(finding, "detail"))).collect()
 }
 
 fn assert_found(ran: &Ran, check: &str, status: &str, says: &str) {

@@ -24,17 +24,17 @@ async fn lag_counts_from_what_is_stored_in_records_and_in_time() {
     let report = run(&world, "lag --output json").await.assert_code(0).json();
     let behind = &report["partitions"][1];
     assert_eq!((&behind["committed"], &behind["progress"], &behind["end"]), (&1.into(), &1.into(), &3.into()));
-    assert_eq!(behind["records_behind"], 2);
-    let seconds = behind["seconds_behind"].as_f64().unwrap();
+    assert_eq!(behind["lag_records"], 2);
+    let seconds = behind["lag_seconds"].as_f64().unwrap();
     assert!((3600.0..4000.0).contains(&seconds), "{behind}");
-    let left = behind["seconds_until_deleted"].as_f64().unwrap();
+    let left = behind["retention_headroom_seconds"].as_f64().unwrap();
     assert!((WEEK - 4000.0..=WEEK - 3600.0).contains(&left), "{behind}");
     let fresh = &report["partitions"][2];
-    assert_eq!((&fresh["progress"], &fresh["records_behind"]), (&0.into(), &1.into()));
+    assert_eq!((&fresh["progress"], &fresh["lag_records"]), (&0.into(), &1.into()));
     let empty = &report["partitions"][0];
-    assert_eq!((empty["seconds_behind"].as_f64(), empty["seconds_until_deleted"].as_f64()), (Some(0.0), None));
+    assert_eq!((empty["lag_seconds"].as_f64(), empty["retention_headroom_seconds"].as_f64()), (Some(0.0), None));
     let total = &report["total"];
-    assert_eq!((&total["records_behind"], &total["seconds_behind"]), (&3.into(), &behind["seconds_behind"]));
+    assert_eq!((&total["lag_records"], &total["lag_seconds"]), (&3.into(), &behind["lag_seconds"]));
     let table = run(&world, "lag").await.assert_code(0).stdout;
     let last: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
     assert_eq!(last[..3], ["total", "3", "1h"], "{table}");
@@ -43,7 +43,7 @@ async fn lag_counts_from_what_is_stored_in_records_and_in_time() {
     assert!(transfer.start().await.is_ok());
     world.all_committed().await;
     let report = run(&world, "lag --output json").await.assert_code(0).json();
-    assert_eq!(report["total"]["records_behind"], 0);
+    assert_eq!(report["total"]["lag_records"], 0);
     assert!(transfer.stop().await.unwrap().success());
 }
 
@@ -60,8 +60,8 @@ async fn lag_in_time_is_told_for_many_partitions_at_once() {
     }
     writer.flush();
     let report = run(&world, "lag --output json").await.assert_code(0).json();
-    let unknown = report["partitions"].as_array().unwrap().iter().filter(|one| one["seconds_behind"].is_null()).count();
-    assert_eq!((unknown, &report["total"]["records_behind"]), (0, &(48 * 4).into()));
+    let unknown = report["partitions"].as_array().unwrap().iter().filter(|one| one["lag_seconds"].is_null()).count();
+    assert_eq!((unknown, &report["total"]["lag_records"]), (0, &(48 * 4).into()));
 }
 
 #[tokio::test]
@@ -96,9 +96,9 @@ async fn the_service_tells_its_lag_in_time() {
             let line = metrics.lines().find_map(|line| line.strip_prefix(&start));
             line.map_or(f64::NAN, |value| value.parse().unwrap())
         };
-        let (age, left) = (gauge("lag_seconds", 1), gauge("seconds_until_deleted", 1));
+        let (age, left) = (gauge("lag_seconds", 1), gauge("retention_headroom_seconds", 1));
         ensure((3600.0..4000.0).contains(&age) && (WEEK - 4000.0..=WEEK - 3600.0).contains(&left), &metrics)?;
-        ensure(gauge("lag_seconds", 0) == 0.0 && gauge("seconds_until_deleted", 0) == f64::INFINITY, &metrics)
+        ensure(gauge("lag_seconds", 0) == 0.0 && gauge("retention_headroom_seconds", 0) == f64::INFINITY, &metrics)
     })
     .await;
     locker.batch_execute("COMMIT").await.unwrap();
