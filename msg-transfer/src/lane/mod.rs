@@ -160,7 +160,7 @@ impl Lane {
         items.len() < self.limits.records && bytes < self.limits.bytes
     }
 
-    /// Comes back when each item is settled or dropped, however long the database is away.
+    /// Comes back when each item is completed or dropped, however long the database is away.
     async fn store(&mut self, items: &mut Vec<Item>) {
         let (count, begun) = (items.len(), Instant::now());
         let mut events = Vec::new();
@@ -204,7 +204,7 @@ impl Lane {
         }
     }
 
-    /// After a COMMIT was answered: all entries are settled, and the rows among them are there.
+    /// After a COMMIT was answered: all entries are completed, and the rows among them are there.
     fn hint(&self) {
         let Some(hints) = &self.hints else { return };
         let (entries, placed) = (self.machine.entries(), self.machine.placed());

@@ -11,7 +11,7 @@ pub struct Mark {
     pub partition: Partition,
     /// The assignment.
     pub epoch: Epoch,
-    /// Everything below is settled.
+    /// Everything below is completed.
     pub next: NextOffset,
     /// That of the last record below.
     pub leader_epoch: LeaderEpoch,
@@ -30,7 +30,7 @@ pub struct Committer {
     every_records: usize,
     interval: Millis,
     round: Round,
-    settled: usize,
+    completed: usize,
     hurried: bool,
     last: Millis,
     /// Not before this: the round before has failed.
@@ -48,12 +48,12 @@ enum Round {
 impl Committer {
     /// Nothing to commit yet.
     pub fn new(every_records: usize, interval: Millis) -> Self {
-        Committer { every_records, interval, round: Round::Idle, settled: 0, hurried: false, last: 0, not_before: 0 }
+        Committer { every_records, interval, round: Round::Idle, completed: 0, hurried: false, last: 0, not_before: 0 }
     }
 
-    /// So many more records are settled.
-    pub fn settled(&mut self, count: usize) {
-        self.settled += count;
+    /// So many more records are completed.
+    pub fn completed(&mut self, count: usize) {
+        self.completed += count;
     }
 
     /// Do not wait for the interval.
@@ -105,13 +105,13 @@ impl Committer {
             }
             self.round = Round::Idle;
         }
-        let due = self.hurried || self.settled >= self.every_records || now >= self.last + self.interval;
+        let due = self.hurried || self.completed >= self.every_records || now >= self.last + self.interval;
         if !matches!(self.round, Round::Idle) || !due || now < self.not_before {
             return None;
         }
         let marks = marks();
         self.hurried = false;
-        self.settled = 0;
+        self.completed = 0;
         self.last = now;
         if marks.is_empty() {
             return None;

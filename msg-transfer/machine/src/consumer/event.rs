@@ -44,12 +44,12 @@ pub enum Event {
     /// Where an assignment starts is known, of which topic, and which of the records before are dead letters that count.
     StartResolved { partition: Partition, epoch: Epoch, start: Decision, topic_id: Uuid, dead: Vec<RecordOffset> },
     /// These are in the database, or in its dead letters: the COMMIT was answered.
-    Settled(Vec<Receipt>),
+    Completed(Vec<Receipt>),
     /// A lane let go of these without storing them, because of a fence or a halt.
     Dropped(Vec<Receipt>),
     /// These wait in inboxes that cannot be written for now.
     Blocked(Vec<Receipt>),
-    /// These do not wait there any more: they are about to be settled or dropped.
+    /// These do not wait there any more: they are about to be completed or dropped.
     Unblocked(Vec<Receipt>),
     /// A lane is about to keep these aside, and waits for `Permitted`.
     Permit { lane: LaneNumber, dead: Vec<Receipt> },

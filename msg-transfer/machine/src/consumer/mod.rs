@@ -29,7 +29,7 @@ use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, RecordOffset};
 /// The machine's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Commit after so many settled records …
+    /// Commit after so many completed records …
     pub commit_records: usize,
     /// … or after this long, whichever is first.
     pub commit_interval: Millis,
@@ -163,7 +163,7 @@ impl Machine {
             Event::StartResolved { partition, epoch, start, topic_id, dead } => {
                 self.start(partition, epoch, start, (topic_id, dead), now, actions);
             }
-            Event::Settled(receipts) => self.settle(&receipts, actions),
+            Event::Completed(receipts) => self.complete(&receipts, actions),
             Event::Dropped(receipts) => {
                 for receipt in &receipts {
                     self.leave_lane(receipt);
@@ -275,14 +275,14 @@ impl Machine {
         }
     }
 
-    fn settle(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
+    fn complete(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
         for receipt in receipts {
             self.leave_lane(receipt);
             if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
-                owned.settle(receipt.offset);
+                owned.complete(receipt.offset);
             }
         }
-        self.committer.settled(receipts.len());
+        self.committer.completed(receipts.len());
         self.unpause(receipts, actions);
     }
 
@@ -412,7 +412,7 @@ impl Machine {
         let Some(owned) = self.owned.get_mut(&partition) else { return };
         match &mut owned.phase {
             Phase::Resolving | Phase::Waiting => {}
-            // It stands still all the same; what it had settled is not known to be kept any more.
+            // It stands still all the same; what it had completed is not known to be kept any more.
             Phase::Halted { ledger, .. } => *ledger = None,
             Phase::Running { .. } if owned.leaving => {
                 // The next owner begins where the database says.

@@ -50,7 +50,7 @@ pub(super) enum Phase {
         ledger: Ledger,
         committed: Option<NextOffset>,
     },
-    /// Stands still. What was settled before can still be committed.
+    /// Stands still. What was completed before can still be committed.
     Halted {
         ledger: Option<Ledger>,
         committed: Option<NextOffset>,
@@ -152,9 +152,9 @@ impl Owned {
     }
 
     /// This record is stored, or kept as a dead letter.
-    pub(super) fn settle(&mut self, offset: RecordOffset) {
+    pub(super) fn complete(&mut self, offset: RecordOffset) {
         if let Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } = &mut self.phase {
-            ledger.settle(offset);
+            ledger.complete(offset);
         }
     }
 

@@ -181,7 +181,7 @@ fn revocation_gets_its_response_when_all_is_committed() {
     outside.records.push_back(Plain(0, 1));
     driver.turn(&mut outside, false);
     assert!(driver.is_releasing() && outside.calls.is_empty() && outside.passed.len() == 1);
-    outside.reported.push_back(Event::Settled(outside.passed.clone()));
+    outside.reported.push_back(Event::Completed(outside.passed.clone()));
     driver.turn(&mut outside, false);
     assert_eq!(outside.calls, ["commit 1 as 2"]);
     outside.results.push_back((2, Ok(())));
@@ -213,7 +213,7 @@ fn late_result_of_a_commit_is_not_the_present_rounds() {
     driver.turn(&mut outside, false);
     for (now, receipt) in [(0, 0), (1050, 1)] {
         outside.now = now;
-        outside.reported.push_back(Event::Settled(vec![outside.passed[receipt]]));
+        outside.reported.push_back(Event::Completed(vec![outside.passed[receipt]]));
         driver.turn(&mut outside, false);
     }
     outside.now = 2100;
@@ -235,7 +235,7 @@ fn stop_drains_and_commits_first() {
     outside.records.push_back(Plain(0, 0));
     driver.turn(&mut outside, false);
     assert!(driver.turn(&mut outside, true));
-    outside.reported.push_back(Event::Settled(outside.passed.clone()));
+    outside.reported.push_back(Event::Completed(outside.passed.clone()));
     assert!(driver.turn(&mut outside, true));
     outside.results.push_back((2, Ok(())));
     assert!(!driver.turn(&mut outside, true));
@@ -249,7 +249,7 @@ fn held_records_are_passed_before_those_behind_them() {
     driver.turn(&mut outside, false);
     assert_eq!((outside.passed.len(), outside.calls.as_slice()), (3, ["hold back 0".to_owned()].as_slice()));
     outside.records.push_back(Plain(0, 5));
-    outside.reported.push_back(Event::Settled(outside.passed.clone()));
+    outside.reported.push_back(Event::Completed(outside.passed.clone()));
     for _ in 0..2 {
         driver.turn(&mut outside, false);
     }

@@ -1,4 +1,4 @@
-//! The lane's promises, step by step: what it asks for, and when it calls a record settled.
+//! The lane's promises, step by step: what it asks for, and when it calls a record completed.
 
 use std::sync::Arc;
 
@@ -61,13 +61,13 @@ impl Lane {
         self.machine.answer(answer, &mut self.events)
     }
 
-    /// The offsets, in the order in which they were settled.
-    fn settled(&self) -> Vec<i64> {
-        let settled = self.events.iter().filter_map(|event| match event {
-            Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
+    /// The offsets, in the order in which they were completed.
+    fn completed(&self) -> Vec<i64> {
+        let completed = self.events.iter().filter_map(|event| match event {
+            Event::Completed(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
             _ => None,
         });
-        settled.flatten().collect()
+        completed.flatten().collect()
     }
 
     /// Answers each request like a database that takes everything, up to the first that `stop` wants.
@@ -115,7 +115,7 @@ fn rows_are_sorted_by_inbox_and_settled_only_after_the_commit() {
     assert!(lane.events.is_empty());
     let done = lane.until(commit, is_done);
     assert_eq!(done, Request::Done(Outcome { stored: 3, ..Outcome::default() }));
-    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 3));
+    assert!(matches!(&lane.events[..], [Event::Completed(receipts)] if receipts.len() == 3));
     // The cache knows both inboxes now.
     assert_eq!(lane.begin(vec![Msg("b", 4)]), Request::Begin);
     assert_eq!(lane.on(Answer::Ok), placed(&[(0, 3)]));
@@ -270,7 +270,7 @@ fn what_the_server_has_no_time_for_is_stored_in_parts() {
     let commit = lane.until(first, |request| *request == Request::Commit);
     assert_eq!(commit, Request::Commit);
     let second = lane.on(Answer::Ok);
-    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 2));
+    assert!(matches!(&lane.events[..], [Event::Completed(receipts)] if receipts.len() == 2));
     let second = lane.until(second, is_insert);
     assert_eq!(second, placed(&[(0, 2), (1, 3)]), "in order");
     let done = lane.until(second, is_done);
@@ -362,11 +362,11 @@ fn blocked_inbox_waits_and_its_lane_goes_on() {
         let outcome = blocked_from(&mut lane, request, u128::MAX, class);
         assert_eq!(outcome, Outcome { stored: 3, ..Outcome::default() });
         assert_eq!(lane.machine.blocked().count(), 0);
-        let settled = lane.events.iter().filter_map(|event| match event {
-            Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
+        let completed = lane.events.iter().filter_map(|event| match event {
+            Event::Completed(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
             _ => None,
         });
-        assert_eq!(settled.flatten().collect::<Vec<_>>(), [2, 4, 6]);
+        assert_eq!(completed.flatten().collect::<Vec<_>>(), [2, 4, 6]);
         assert!(matches!(lane.events[0], Event::Unblocked(_)));
         assert_eq!(lane.machine.retry(&mut lane.events), None);
     }
@@ -431,7 +431,7 @@ fn commit_with_a_warning_completes_the_batch_and_clears_the_cache() {
     let commit = lane.until(request, |request| *request == Request::Commit);
     assert_eq!(commit, Request::Commit);
     assert_eq!(lane.on(Answer::Warned), Request::Done(Outcome { stored: 1, ..Outcome::default() }));
-    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 1));
+    assert!(matches!(&lane.events[..], [Event::Completed(receipts)] if receipts.len() == 1));
     assert_eq!(lane.begin(vec![Msg("a", 2)]), Request::LastSeqs(vec![0]));
 }
 
@@ -458,7 +458,7 @@ fn rest_of_a_halved_batch_waits_in_front_of_what_was_found_blocked() {
     assert_eq!(lane.machine.blocked().map(|inbox| inbox.records).collect::<Vec<_>>(), [2]);
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     blocked_from(&mut lane, request, u128::MAX, Class::Locked);
-    assert_eq!(lane.settled(), [0, 1, 2]);
+    assert_eq!(lane.completed(), [0, 1, 2]);
 }
 
 /// First its second message alone is blocked, and then the whole inbox.
@@ -486,5 +486,5 @@ fn message_found_blocked_later_waits_in_front() {
     assert_eq!(outcome, Outcome::default());
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     blocked_from(&mut lane, request, u128::MAX, Class::Locked);
-    assert_eq!(lane.settled(), [0, 1, 2]);
+    assert_eq!(lane.completed(), [0, 1, 2]);
 }

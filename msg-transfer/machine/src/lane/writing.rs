@@ -130,7 +130,7 @@ impl<T: Message> Machine<T> {
         let dead = self.entries.iter().filter_map(|entry| entry.dead());
         self.outcome.dead_letters.extend(dead.map(|(reason, _)| reason));
         unmark(self.entries.iter(), events);
-        events.push(Event::Settled(self.entries.drain(..).map(|entry| entry.receipt).collect()));
+        events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.receipt).collect()));
         self.most = self.most.saturating_mul(2);
         self.next_part(events)
     }

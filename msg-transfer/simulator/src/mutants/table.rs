@@ -47,16 +47,16 @@ macro_rules! mutants {
 use Expected::{Found, Harmless, Rare};
 
 mutants! {
-    "settled when inserted, before the COMMIT" Found =>
+    "completed when inserted, before the COMMIT" Found =>
         "machine/src/lane/mod.rs": "(Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted)," ->
-            "(Pending::Insert, Answer::Count(inserted)) => { if inserted == self.placed.len() { events.push(Event::Settled(self.entries.iter().map(|entry| entry.receipt).collect())); } self.inserted(inserted) }",
-        "machine/src/lane/writing.rs": "events.push(Event::Settled(self.entries.drain(..).map(|entry| entry.receipt).collect()));" ->
+            "(Pending::Insert, Answer::Count(inserted)) => { if inserted == self.placed.len() { events.push(Event::Completed(self.entries.iter().map(|entry| entry.receipt).collect())); } self.inserted(inserted) }",
+        "machine/src/lane/writing.rs": "events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.receipt).collect()));" ->
             "self.entries.clear();";
-    "the highest settled offset is committed, not the prefix" Found =>
+    "the highest completed offset is committed, not the prefix" Found =>
         "machine/src/consumer/ledger.rs": "self.prefix = self.open.front().map_or(self.last, |first| first.before);" ->
             "self.prefix.next = self.prefix.next.max(offset.next());";
-    "the ledger forgets what is not settled behind a blocked record" Found =>
-        "machine/src/consumer/ledger.rs": "self.open.retain(|entry| !entry.settled);" -> "self.open.truncate(1);",
+    "the ledger forgets what is not completed behind a blocked record" Found =>
+        "machine/src/consumer/ledger.rs": "self.open.retain(|entry| !entry.completed);" -> "self.open.truncate(1);",
         "machine/src/consumer/ledger.rs": "const SLACK: usize = 32;" -> "const SLACK: usize = 1;";
     "what follows a damaged batch is received" Found =>
         "machine/src/consumer/mod.rs": "if owned.failing.is_some_and(|failing| failing.is_waiting()) {" -> "if false {";
@@ -66,7 +66,7 @@ mutants! {
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0 + 2)";
     "next to read is one too low" Found =>
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0)";
-    "a batch that failed is called settled" Found =>
+    "a batch that failed is called completed" Found =>
         "machine/src/lane/mod.rs": "(Pending::Pause | Pending::UndoFenced, _) => self.turn(events)," ->
             "(Pending::Pause, _) => self.committed(false, events), (Pending::UndoFenced, _) => self.turn(events),";
     "a cached seq counts under any assignment"
@@ -174,8 +174,8 @@ mutants! {
     "a partition that is given back still receives" Harmless("the driver takes nothing in meanwhile") =>
         "machine/src/consumer/mod.rs": "let owned = self.owned.get_mut(&partition).filter(|owned| !owned.leaving)?;" -> "let owned = self.owned.get_mut(&partition)?;";
     "a receipt of a former assignment counts for the present one" Found =>
-        "machine/src/consumer/mod.rs": "if let Some(owned) = self.current(receipt.partition, receipt.epoch) {\n                owned.settle" ->
-            "if let Some(owned) = self.owned.get_mut(&receipt.partition) {\n                owned.settle";
+        "machine/src/consumer/mod.rs": "if let Some(owned) = self.current(receipt.partition, receipt.epoch) {\n                owned.complete" ->
+            "if let Some(owned) = self.owned.get_mut(&receipt.partition) {\n                owned.complete";
     "offsets that go back are taken" Found =>
         "machine/src/consumer/ledger.rs": "return Err(OutOfOrder);" -> "self.last.next = offset.next();";
     "all records are taken in at once" Found =>

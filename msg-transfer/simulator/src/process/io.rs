@@ -278,7 +278,7 @@ fn show(event: &Event) -> String {
         each.collect::<Vec<_>>().join(", ")
     };
     match event {
-        Event::Settled(receipts) => format!("settled {}", offsets(receipts)),
+        Event::Completed(receipts) => format!("completed {}", offsets(receipts)),
         Event::Blocked(receipts) => format!("blocked {}", offsets(receipts)),
         Event::Unblocked(receipts) => format!("unblocked {}", offsets(receipts)),
         Event::Dropped(receipts) => format!("dropped {}", offsets(receipts)),

@@ -167,7 +167,7 @@ impl Process {
         };
         machine.inflight() == (0, 0)
             && self.parts.events.is_empty()
-            && self.parts.library.is_settled()
+            && self.parts.library.is_idle()
             && !self.driver.is_releasing()
             && machine.partitions().all(committed)
     }
