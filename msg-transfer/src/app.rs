@@ -271,8 +271,8 @@ fn start_lanes(
     for number in 0..options.lanes {
         // All records in flight may have one key. The consumer stops at the limit; a chunk may go over it.
         let (sender, waiting) = mpsc::channel(config.consumer.max_inflight_records + 2 * consumer::raw::CHUNK);
-        let permitted = Arc::new(Notify::new());
-        handles.push(LaneHandle { items: sender, permitted: permitted.clone() });
+        let approved = Arc::new(Notify::new());
+        handles.push(LaneHandle { items: sender, approved: approved.clone() });
         let settings = lane::Settings {
             cached_inboxes: cached,
             guard: database.guard,
@@ -287,7 +287,7 @@ fn start_lanes(
         let lane = Lane {
             machine: lane::Machine::new(number, settings),
             waiting,
-            permitted,
+            approved,
             events: events.clone(),
             connection: Connection::new(pool, progress, topic, &config.database, database.kind),
             limits: BatchLimits {

@@ -117,7 +117,11 @@ impl Connection {
             Request::Rollback => "ROLLBACK",
             Request::MoveSavepoint => sql::MOVE_SAVEPOINT,
             Request::RollbackToSavepoint => sql::ROLLBACK_TO_SAVEPOINT,
-            Request::Done(_) | Request::Permit(_) | Request::Wait(_) | Request::Connect(_) | Request::Disconnect => {
+            Request::Done(_)
+            | Request::ApproveDeadLetters(_)
+            | Request::Wait(_)
+            | Request::Connect(_)
+            | Request::Disconnect => {
                 unreachable!("not the database's")
             }
         };

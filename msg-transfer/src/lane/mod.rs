@@ -34,8 +34,8 @@ use crate::{backoff, metrics};
 pub struct Handle {
     /// Takes records.
     pub items: mpsc::Sender<Item>,
-    /// Wakes it up when it may keep records aside.
-    pub permitted: Arc<Notify>,
+    /// Notified when the lane may write the dead letters that it requested.
+    pub approved: Arc<Notify>,
 }
 
 /// Batches that cannot be stored, and dead letters, of all lanes.
@@ -63,8 +63,8 @@ pub struct Lane {
     pub machine: Machine<Taken>,
     /// What is waiting. Its capacity is above what the consumer takes in, so nobody ever waits to put something in.
     pub waiting: mpsc::Receiver<Item>,
-    /// Woken up when it may keep records aside.
-    pub permitted: Arc<Notify>,
+    /// Notified when the lane may write the dead letters that it requested.
+    pub approved: Arc<Notify>,
     /// Where the consumer listens.
     pub events: std::sync::mpsc::Sender<Event>,
     /// Where the rows go.
@@ -179,9 +179,9 @@ impl Lane {
             }
             let answer = match request {
                 Request::Done(outcome) => return outcome,
-                Request::Permit(dead) => {
-                    self.send(Event::Permit { lane: self.machine.number(), dead });
-                    self.permitted.notified().await;
+                Request::ApproveDeadLetters(dead) => {
+                    self.send(Event::DeadLettersRequested { lane: self.machine.number(), dead });
+                    self.approved.notified().await;
                     Answer::Ok
                 }
                 Request::Wait(trouble) => {

@@ -51,8 +51,8 @@ pub enum Event {
     Blocked(Vec<Receipt>),
     /// These do not wait there any more: they are about to be completed or dropped.
     Unblocked(Vec<Receipt>),
-    /// A lane is about to keep these aside, and waits for `Permitted`.
-    Permit { lane: LaneNumber, dead: Vec<Receipt> },
+    /// A lane is about to keep these aside, and waits for `DeadLettersApproved`.
+    DeadLettersRequested { lane: LaneNumber, dead: Vec<Receipt> },
     /// This partition must not go on.
     Halt { partition: Partition, epoch: Epoch, reason: String },
     /// Somebody looked at partitions that stand still: they may go on.
@@ -100,13 +100,13 @@ pub enum Action {
     /// Fetch no more.
     StopFetching { partition: Partition },
     /// Hand over no more of what is fetched for now …
-    Pause { partition: Partition },
+    Throttle { partition: Partition },
     /// … and again from where it was.
-    Unpause { partition: Partition },
+    Unthrottle { partition: Partition },
     /// Nothing that was received under this assignment may be written any more.
     Fence { epoch: Epoch },
     /// The lane may keep aside what it asked for, unless it is fenced.
-    Permitted { lane: LaneNumber },
+    DeadLettersApproved { lane: LaneNumber },
     /// The partition stands still and somebody has to look.
     Halted { partition: Partition, reason: String },
     /// It does not stand still any more.

@@ -22,7 +22,7 @@ pub use self::commit::Mark;
 pub use self::event::{Action, Event, FetchFailure, LaneNumber, Receipt};
 pub use self::failing::Backoff;
 use self::ledger::Ledger;
-use self::owned::{Flow, Owned, Phase};
+use self::owned::{Owned, Phase, ThrottleChange};
 use self::start::{Decision, Start};
 use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, RecordOffset};
 
@@ -150,8 +150,8 @@ impl Machine {
         owned.enter_lane(bytes);
         self.inflight_bytes += bytes;
         self.inflight_records += 1;
-        if owned.flow(&self.settings, blocked) == Some(Flow::Pause) {
-            actions.push(Action::Pause { partition });
+        if owned.throttle_change(&self.settings, blocked) == Some(ThrottleChange::Throttle) {
+            actions.push(Action::Throttle { partition });
         }
         Some(owned.epoch)
     }
@@ -168,11 +168,11 @@ impl Machine {
                 for receipt in &receipts {
                     self.leave_lane(receipt);
                 }
-                self.unpause(&receipts, actions);
+                self.unthrottle(&receipts, actions);
             }
             Event::Blocked(receipts) => self.block(&receipts, Owned::block),
             Event::Unblocked(receipts) => self.block(&receipts, Owned::unblock),
-            Event::Permit { lane, dead } => self.permit(lane, &dead, actions),
+            Event::DeadLettersRequested { lane, dead } => self.approve_dead_letters(lane, &dead, actions),
             Event::Halt { partition, epoch, reason } => self.halt(partition, epoch, reason, actions),
             Event::Resumed(partitions) => {
                 for partition in partitions {
@@ -283,7 +283,7 @@ impl Machine {
             }
         }
         self.committer.completed(receipts.len());
-        self.unpause(receipts, actions);
+        self.unthrottle(receipts, actions);
     }
 
     fn leave_lane(&mut self, receipt: &Receipt) {
@@ -314,28 +314,28 @@ impl Machine {
         self.blocked_inflight = self.owned.values().map(Owned::blocked).fold((0, 0), sum);
         for (partition, owned) in &mut self.owned {
             let partition = *partition;
-            match owned.flow(&self.settings, self.blocked) {
-                Some(Flow::Pause) => actions.push(Action::Pause { partition }),
-                Some(Flow::Unpause) => actions.push(Action::Unpause { partition }),
+            match owned.throttle_change(&self.settings, self.blocked) {
+                Some(ThrottleChange::Throttle) => actions.push(Action::Throttle { partition }),
+                Some(ThrottleChange::Unthrottle) => actions.push(Action::Unthrottle { partition }),
                 None => {}
             }
         }
     }
 
     /// Those of which something has left the lanes.
-    fn unpause(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
+    fn unthrottle(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
         for some in receipts.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
             let partition = some[0].partition;
             let settings = &self.settings;
             let Some(owned) = self.owned.get_mut(&partition) else { continue };
-            if owned.flow(settings, self.blocked) == Some(Flow::Unpause) {
-                actions.push(Action::Unpause { partition });
+            if owned.throttle_change(settings, self.blocked) == Some(ThrottleChange::Unthrottle) {
+                actions.push(Action::Unthrottle { partition });
             }
         }
     }
 
     /// Halts each partition that would have too many dead letters: the lane finds its records fenced.
-    fn permit(&mut self, lane: LaneNumber, dead: &[Receipt], actions: &mut Vec<Action>) {
+    fn approve_dead_letters(&mut self, lane: LaneNumber, dead: &[Receipt], actions: &mut Vec<Action>) {
         let mut asked: BTreeMap<(Partition, Epoch), Vec<RecordOffset>> = BTreeMap::new();
         for receipt in dead {
             asked.entry((receipt.partition, receipt.epoch)).or_default().push(receipt.offset);
@@ -348,7 +348,7 @@ impl Machine {
                 self.halt(partition, epoch, reason, actions);
             }
         }
-        actions.push(Action::Permitted { lane });
+        actions.push(Action::DeadLettersApproved { lane });
     }
 
     fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Owned> {
@@ -398,7 +398,7 @@ impl Machine {
             actions.push(Action::Fence { epoch: owned.epoch });
             actions.push(Action::Unhalted { partition });
             let breaker = std::mem::take(&mut owned.breaker);
-            // Dead letters that its lanes were permitted may still be written.
+            // Dead letters that were approved may still be written.
             let breaker = if owned.draining { breaker } else { breaker.resumed() };
             *owned = Owned::new(epoch);
             owned.breaker = breaker;

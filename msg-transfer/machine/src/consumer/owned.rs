@@ -27,7 +27,7 @@ pub(super) struct Owned {
     blocked_records: usize,
     blocked_bytes: usize,
     /// Whether what is fetched is handed over.
-    paused: bool,
+    throttled: bool,
     /// Being given back: nothing further is received.
     pub leaving: bool,
     /// Given back without waiting for the lanes.
@@ -59,9 +59,9 @@ pub(super) enum Phase {
 
 /// Whether to go on handing over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flow {
-    Pause,
-    Unpause,
+pub(super) enum ThrottleChange {
+    Throttle,
+    Unthrottle,
 }
 
 impl Owned {
@@ -74,7 +74,7 @@ impl Owned {
             inflight_bytes: 0,
             blocked_records: 0,
             blocked_bytes: 0,
-            paused: false,
+            throttled: false,
             leaving: false,
             abandoned: false,
             out_of_range: false,
@@ -160,17 +160,17 @@ impl Owned {
 
     /// A partition that has more than its part in the lanes, or in blocked inboxes, leaves the rest to the others.
     /// `blocked` is how many partitions have blocked inboxes.
-    pub(super) fn flow(&mut self, settings: &Settings, blocked: usize) -> Option<Flow> {
+    pub(super) fn throttle_change(&mut self, settings: &Settings, blocked: usize) -> Option<ThrottleChange> {
         if self.leaving || !matches!(self.phase, Phase::Running { .. }) {
             return None;
         }
-        let part = if self.paused { Part::Half } else { Part::Whole };
+        let part = if self.throttled { Part::Half } else { Part::Whole };
         let wanted = self.is_above(settings, part, blocked);
-        if wanted == self.paused {
+        if wanted == self.throttled {
             return None;
         }
-        self.paused = wanted;
-        Some(if wanted { Flow::Pause } else { Flow::Unpause })
+        self.throttled = wanted;
+        Some(if wanted { ThrottleChange::Throttle } else { ThrottleChange::Unthrottle })
     }
 
     fn is_above(&self, settings: &Settings, part: Part, blocked: usize) -> bool {

@@ -301,7 +301,7 @@ fn blocked_records_never_fill_the_limits() {
             let receipt = Receipt { partition, epoch, offset, bytes: 10 };
             blocked.push(receipt);
             actions.extend(on(&mut machine, Event::Blocked(vec![receipt]), 1));
-            if actions.contains(&Action::Pause { partition }) {
+            if actions.contains(&Action::Throttle { partition }) {
                 break;
             }
         }
@@ -330,30 +330,40 @@ fn blocked_records_never_fill_the_limits() {
     on(&mut machine, Event::Unblocked(blocked.clone()), 2);
     let actions = on(&mut machine, Event::Completed(blocked), 2);
     assert_eq!(machine.blocked, 0);
-    assert!(actions.iter().all(|action| !matches!(action, Action::Pause { .. })));
-    assert!(machine.owned.values_mut().all(|owned| owned.flow(&machine.settings, 0).is_none()), "all were unpaused");
+    assert!(actions.iter().all(|action| !matches!(action, Action::Throttle { .. })));
+    assert!(
+        machine.owned.values_mut().all(|owned| owned.throttle_change(&machine.settings, 0).is_none()),
+        "all were unpaused"
+    );
 }
 
 #[test]
-fn a_partition_that_takes_too_much_is_paused_and_a_new_assignment_is_not() {
+fn partition_above_its_share_is_throttled_until_reassigned() {
     let mut machine = running();
     let receipts: Vec<_> = (0..7).map(|offset| receive(&mut machine, 0, offset)).collect();
     let mut actions = Vec::new();
     machine.receive(0, (RecordOffset(7), LeaderEpoch(0)), 100, &mut actions).expect("what is handed over is taken");
-    assert_eq!(actions, [Action::Pause { partition: 0 }]);
+    assert_eq!(actions, [Action::Throttle { partition: 0 }]);
     assert!(machine.wants_records(), "of the others");
     assert_eq!(on(&mut machine, Event::Completed(receipts[..4].to_vec()), 1), []);
-    assert_eq!(on(&mut machine, Event::Completed(receipts[4..5].to_vec()), 1), [Action::Unpause { partition: 0 }]);
+    assert_eq!(on(&mut machine, Event::Completed(receipts[4..5].to_vec()), 1), [Action::Unthrottle { partition: 0 }]);
 }
 
 #[test]
 fn too_many_dead_letters_halt_the_partition_until_somebody_looks() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
-    assert_eq!(on(&mut machine, Event::Permit { lane: 3, dead: vec![a] }, 1), [Action::Permitted { lane: 3 }]);
-    let actions = on(&mut machine, Event::Permit { lane: 3, dead: vec![a, b] }, 1);
-    let [Action::StopFetching { .. }, Action::Fence { epoch: 1 }, Action::Halted { .. }, Action::Permitted { lane: 3 }] =
-        actions.as_slice()
+    assert_eq!(
+        on(&mut machine, Event::DeadLettersRequested { lane: 3, dead: vec![a] }, 1),
+        [Action::DeadLettersApproved { lane: 3 }]
+    );
+    let actions = on(&mut machine, Event::DeadLettersRequested { lane: 3, dead: vec![a, b] }, 1);
+    let [
+        Action::StopFetching { .. },
+        Action::Fence { epoch: 1 },
+        Action::Halted { .. },
+        Action::DeadLettersApproved { lane: 3 },
+    ] = actions.as_slice()
     else {
         panic!("{actions:?}")
     };

@@ -132,7 +132,7 @@ pub trait Surroundings<R> {
     fn pass(&mut self, lane: LaneNumber, record: R, assignment: &Arc<Assignment>);
 
     /// The lane may write the dead letters that it has asked for.
-    fn permit(&mut self, lane: LaneNumber);
+    fn approve_dead_letters(&mut self, lane: LaneNumber);
 
     /// Starts a task that finds out where these assignments start, and reports `Event::StartResolved` for each. `retried` are the
     /// partitions whose fetch fails.

@@ -214,7 +214,7 @@ impl<R: Record> Driver<R> {
         let (partition, offset) = (record.partition(), record.offset());
         let epoch = self.machine.receive(partition, (offset, record.leader_epoch()), record.cost(), actions);
         io.report(Report::Received(offset, partition, epoch));
-        if let Some(Action::Pause { partition }) = actions.last() {
+        if let Some(Action::Throttle { partition }) = actions.last() {
             // Before the action is carried out: the rest of the chunk is held too.
             self.throttled.entry(*partition).or_default();
         }
@@ -242,9 +242,9 @@ impl<R: Record> Driver<R> {
                     }
                     None => self.fetch(partition, epoch, from),
                 },
-                Action::Pause { partition } => self.throttle(io, partition),
-                Action::Unpause { partition } => self.unthrottle(partition),
-                Action::Permitted { lane } => io.permit(lane),
+                Action::Throttle { partition } => self.throttle(io, partition),
+                Action::Unthrottle { partition } => self.unthrottle(partition),
+                Action::DeadLettersApproved { lane } => io.approve_dead_letters(lane),
                 Action::StopFetching { partition } => match &mut self.postponed {
                     Some(postponed) => {
                         postponed.insert(partition, None);

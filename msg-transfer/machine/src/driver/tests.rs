@@ -110,7 +110,7 @@ impl Surroundings<Plain> for Outside {
         self.passed.push(Receipt { partition, epoch: assignment.epoch, offset, bytes: 1 });
     }
 
-    fn permit(&mut self, _lane: LaneNumber) {}
+    fn approve_dead_letters(&mut self, _lane: LaneNumber) {}
 
     /// All start at 0.
     fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>, _retried: BTreeSet<Partition>) {

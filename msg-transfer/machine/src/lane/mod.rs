@@ -83,8 +83,8 @@ pub struct Machine<T> {
     /// For each inbox of this attempt its entries, and its last `seq` where it is known.
     inboxes: Vec<(Vec<usize>, Option<i64>)>,
     pass: Option<Pass>,
-    /// What is dead so far was admitted.
-    permitted: bool,
+    /// The dead letters of this part were approved.
+    approved: bool,
     trouble: Option<Failure>,
     attempts: usize,
 }
@@ -93,10 +93,10 @@ pub struct Machine<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
     Nothing,
-    Permission,
+    Approval,
     Connection(Generation),
     Disconnection,
-    Pause,
+    Backoff,
     LastSeqs,
     Begin,
     Guard,
@@ -146,7 +146,7 @@ impl<T: Message> Machine<T> {
             placed: Vec::new(),
             inboxes: Vec::new(),
             pass: None,
-            permitted: false,
+            approved: false,
             trouble: None,
             attempts: 0,
         }
@@ -183,7 +183,7 @@ impl<T: Message> Machine<T> {
     fn take(&mut self, entries: Vec<Entry<T>>, events: &mut Vec<Event>) {
         self.entries = entries;
         self.attempts = 0;
-        self.permitted = false;
+        self.approved = false;
         self.searched = false;
         self.queue_blocked(events);
         forget_found(&mut self.entries);
@@ -193,8 +193,8 @@ impl<T: Message> Machine<T> {
     pub fn answer(&mut self, answer: Answer, events: &mut Vec<Event>) -> Request {
         match (self.pending, answer) {
             (_, Answer::Failed(failure)) => self.failed(failure),
-            (Pending::Permission, _) => {
-                self.permitted = true;
+            (Pending::Approval, _) => {
+                self.approved = true;
                 self.turn(events)
             }
             (Pending::Connection(generation), Answer::Ok) => {
@@ -211,14 +211,14 @@ impl<T: Message> Machine<T> {
             }
             (Pending::Disconnection, _) => match self.trouble.take() {
                 Some(failure) => {
-                    self.pending = Pending::Pause;
+                    self.pending = Pending::Backoff;
                     Request::Wait(Trouble { failure, attempts: self.attempts })
                 }
                 // A blocked inbox waits by itself.
                 None => self.next_part(events),
             },
             (Pending::UndoRetry, _) => self.next_part(events),
-            (Pending::Pause | Pending::UndoFenced, _) => self.turn(events),
+            (Pending::Backoff | Pending::UndoFenced, _) => self.turn(events),
             (Pending::LastSeqs, Answer::Seqs(seqs)) => self.place(seqs),
             (Pending::Begin, _) => self.guard(),
             (Pending::Guard, Answer::Count(found)) if found == self.heads().len() => self.insert(),
@@ -301,8 +301,8 @@ impl<T: Message> Machine<T> {
         }
         let dead = self.entries.iter().filter(|entry| entry.dead().is_some_and(|(reason, _)| reason.counts()));
         let dead: Vec<Receipt> = dead.map(|entry| entry.receipt).collect();
-        if !dead.is_empty() && !self.permitted {
-            return self.request(Pending::Permission, Request::Permit(dead));
+        if !dead.is_empty() && !self.approved {
+            return self.request(Pending::Approval, Request::ApproveDeadLetters(dead));
         }
         let generation = self.entries.iter().filter_map(|entry| entry.assignment.generation()).max();
         let generation = generation.expect("a record is received only after its start was read");

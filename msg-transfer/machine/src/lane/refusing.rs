@@ -77,7 +77,7 @@ impl<T: Message> Machine<T> {
         self.connected = None;
         self.cache.clear();
         self.pass = None;
-        self.permitted = false;
+        self.approved = false;
         for entry in &mut self.entries {
             entry.state = State::New;
         }
@@ -131,7 +131,7 @@ impl<T: Message> Machine<T> {
                 }
                 // What repeats a rejected one takes its place, and is tried for itself.
                 forget_found(&mut self.entries);
-                self.permitted = false;
+                self.approved = false;
                 if !blocked.is_empty() {
                     self.block(blocked, events);
                 }

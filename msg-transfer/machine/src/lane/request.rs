@@ -19,8 +19,8 @@ pub struct Placed {
 pub enum Request {
     /// Nothing: the batch is over, and came to this.
     Done(Outcome),
-    /// Hand in `Event::Permit` for these, and wait for `Action::Permitted`. Answer: `Ok`.
-    Permit(Vec<Receipt>),
+    /// Hand in `Event::DeadLettersRequested` for these, and wait for `Action::DeadLettersApproved`. Answer: `Ok`.
+    ApproveDeadLetters(Vec<Receipt>),
     /// Make a new connection, then ask the keeper whether the one of this generation still lives. Answer: `Ok`, `Stale`.
     Connect(Generation),
     /// Close the connection, whatever it is doing. Answer: `Ok`.
@@ -57,7 +57,7 @@ pub enum Request {
     RollbackToSavepoint,
 }
 
-/// How it went. `Failed` answers any request but `Permit`, `Disconnect`, `Wait` and `Done`.
+/// How it went. `Failed` answers any request but `ApproveDeadLetters`, `Disconnect`, `Wait` and `Done`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// It is done.

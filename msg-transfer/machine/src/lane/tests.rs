@@ -217,17 +217,17 @@ fn what_was_started_over_an_earlier_connection_is_not_stored_with_the_rest() {
 }
 
 #[test]
-fn a_refused_record_is_found_asked_for_and_kept_aside() {
+fn rejected_record_is_found_and_dead_lettered() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     let mut request = lane.until(request, is_insert);
     let refused = |request: &Request| matches!(request, Request::Insert(rows) if rows.iter().any(|row| row.entry == 0));
-    let permit = |request: &Request| matches!(request, Request::Permit(_));
-    while !permit(&request) {
+    let is_approval = |request: &Request| matches!(request, Request::ApproveDeadLetters(_));
+    while !is_approval(&request) {
         request = if refused(&request) { lane.on(failed(Class::Permanent)) } else { lane.until(request, |_| false) };
-        request = lane.until(request, |request| refused(request) || permit(request));
+        request = lane.until(request, |request| refused(request) || is_approval(request));
     }
-    let Request::Permit(asked) = &request else { unreachable!() };
+    let Request::ApproveDeadLetters(asked) = &request else { unreachable!() };
     assert_eq!(asked[0].offset, RecordOffset(0));
     let insert = lane.until(request, is_insert);
     assert_eq!(insert, placed(&[(1, 1)]), "the other one takes its place");
@@ -245,9 +245,12 @@ fn when_every_record_is_refused_none_is_kept_aside() {
     let mut request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     loop {
         request = lane.until(request, |request| {
-            matches!(request, Request::Insert(_) | Request::Canary(_) | Request::Wait(_) | Request::Permit(_))
+            matches!(
+                request,
+                Request::Insert(_) | Request::Canary(_) | Request::Wait(_) | Request::ApproveDeadLetters(_)
+            )
         });
-        if matches!(request, Request::Wait(_) | Request::Permit(_)) {
+        if matches!(request, Request::Wait(_) | Request::ApproveDeadLetters(_)) {
             break;
         }
         request = lane.on(failed(Class::Permanent));
@@ -291,8 +294,8 @@ fn a_record_alone_that_the_server_has_no_time_for_is_to_blame_if_it_is_huge() {
         // Its inbox takes a small one, and it is refused once more.
         lane.until(request, is_insert);
         let request = lane.on(failed(Class::Heavy));
-        let ended = lane.until(request, |request| matches!(request, Request::Permit(_) | Request::Done(_)));
-        assert_eq!(matches!(ended, Request::Permit(_)), kept_aside);
+        let ended = lane.until(request, |request| matches!(request, Request::ApproveDeadLetters(_) | Request::Done(_)));
+        assert_eq!(matches!(ended, Request::ApproveDeadLetters(_)), kept_aside);
         assert_eq!(lane.machine.blocked().count(), usize::from(!kept_aside), "the small one waits by itself");
     }
 }

@@ -67,8 +67,8 @@ mutants! {
     "next to read is one too low" Found =>
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0)";
     "a batch that failed is called completed" Found =>
-        "machine/src/lane/mod.rs": "(Pending::Pause | Pending::UndoFenced, _) => self.turn(events)," ->
-            "(Pending::Pause, _) => self.committed(false, events), (Pending::UndoFenced, _) => self.turn(events),";
+        "machine/src/lane/mod.rs": "(Pending::Backoff | Pending::UndoFenced, _) => self.turn(events)," ->
+            "(Pending::Backoff, _) => self.committed(false, events), (Pending::UndoFenced, _) => self.turn(events),";
     "a cached seq counts under any assignment"
         Harmless("the keys catch a cache that is behind, and one that is ahead ends with its connection") =>
         "machine/src/lane/cache.rs": ".filter(|(known_under, _)| *known_under == epoch)" -> ".filter(|_| epoch > 0)";
@@ -133,8 +133,8 @@ mutants! {
     "a partition stays throttled when it is fetched again" Found =>
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);",
         "machine/src/driver/fetching.rs": "self.throttled.remove(partition);\n            io.take_over(*partition);" -> "io.take_over(*partition);";
-    "a partition is never unpaused" Found =>
-        "machine/src/consumer/mod.rs": "actions.push(Action::Unpause { partition });" -> "";
+    "a partition is never unthrottled" Found =>
+        "machine/src/consumer/mod.rs": "actions.push(Action::Unthrottle { partition });" -> "";
     "the start is the committed offset, where the progress row is behind" Found =>
         "machine/src/consumer/start.rs": "(_, Some(progress)) => progress," -> "(Some(committed), Some(_)) => unknown(committed), (None, Some(progress)) => progress,";
     "the start is the committed offset, where there is no progress row" Found =>
@@ -165,8 +165,8 @@ mutants! {
         "machine/src/lane/mod.rs": "if self.fence_older(generation, events) {" -> "if false && self.fence_older(generation, events) {";
     "no guard where a COMMIT is seen late" Found =>
         "simulator/src/config.rs": "guard: seen_later || choices.one_in(8)," -> "guard: choices.one_in(8) && !seen_later,";
-    "dead letters need no permission" Found =>
-        "machine/src/lane/mod.rs": "if !dead.is_empty() && !self.permitted {" -> "if !dead.is_empty() && !self.permitted && false {";
+    "dead letters need no approval" Found =>
+        "machine/src/lane/mod.rs": "if !dead.is_empty() && !self.approved {" -> "if !dead.is_empty() && !self.approved && false {";
     "the breaker forgets what the database knows" Found =>
         "machine/src/consumer/mod.rs": "owned.breaker.begin(topic_id, dead);" -> "owned.breaker.begin(topic_id, dead.into_iter().take(0));";
     "a batch with more dead letters than the limit is refused for ever" Found =>

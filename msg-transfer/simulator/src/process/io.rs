@@ -182,8 +182,8 @@ impl Surroundings<Record> for Io<'_> {
         self.parts.lanes[lane].waiting.push_back(entry);
     }
 
-    fn permit(&mut self, lane: LaneNumber) {
-        self.parts.lanes[lane].permitted();
+    fn approve_dead_letters(&mut self, lane: LaneNumber) {
+        self.parts.lanes[lane].dead_letters_approved();
     }
 
     fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>, _retried: BTreeSet<Partition>) {
@@ -242,8 +242,8 @@ impl Io<'_> {
         self.say(|| format!("  -> {action:?}"));
         let env = &mut *self.env;
         match action {
-            Action::Pause { .. } => env.count(Fact::Paused),
-            Action::Unpause { .. } => env.count(Fact::Unpaused),
+            Action::Throttle { .. } => env.count(Fact::Throttled),
+            Action::Unthrottle { .. } => env.count(Fact::Unthrottled),
             Action::FetchFailing { .. } => env.count(Fact::FetchFailing),
             Action::FetchRecovered { .. } => env.count(Fact::FetchRecovered),
             Action::Halted { reason, .. } => {
@@ -282,7 +282,7 @@ fn show(event: &Event) -> String {
         Event::Blocked(receipts) => format!("blocked {}", offsets(receipts)),
         Event::Unblocked(receipts) => format!("unblocked {}", offsets(receipts)),
         Event::Dropped(receipts) => format!("dropped {}", offsets(receipts)),
-        Event::Permit { lane, dead } => format!("lane {lane} asks to keep aside {}", offsets(dead)),
+        Event::DeadLettersRequested { lane, dead } => format!("lane {lane} requests dead letters {}", offsets(dead)),
         other => format!("{other:?}"),
     }
 }

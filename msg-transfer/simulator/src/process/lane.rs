@@ -36,8 +36,8 @@ enum Doing {
     Statement,
     /// The keeper's answer, with the new connection in hand.
     Keeper,
-    /// The thread's permission.
-    Permission,
+    /// The thread's approval of dead letters.
+    Approval,
     Backoff,
     /// It has this answer.
     Answered(Answer),
@@ -77,8 +77,8 @@ impl Lane {
         unfenced.next().map(|entry| entry.body)
     }
 
-    pub(super) fn permitted(&mut self) {
-        if matches!(self.doing, Doing::Permission) {
+    pub(super) fn dead_letters_approved(&mut self) {
+        if matches!(self.doing, Doing::Approval) {
             self.doing = Doing::Answered(Answer::Ok);
         }
     }
@@ -132,7 +132,11 @@ impl Lane {
             Request::Canary(beside) => Statement::Canary(beside.map(|placed| self.rows(&[placed])[0])),
             Request::MoveSavepoint => Statement::MoveSavepoint,
             Request::RollbackToSavepoint => Statement::RollbackToSavepoint,
-            Request::Done(_) | Request::Permit(_) | Request::Connect(_) | Request::Disconnect | Request::Wait(_) => {
+            Request::Done(_)
+            | Request::ApproveDeadLetters(_)
+            | Request::Connect(_)
+            | Request::Disconnect
+            | Request::Wait(_) => {
                 return None;
             }
         })
@@ -188,7 +192,7 @@ impl Parts {
                     return false;
                 }
             },
-            waits @ (Doing::Keeper | Doing::Permission) => {
+            waits @ (Doing::Keeper | Doing::Approval) => {
                 lane.doing = waits;
                 return false;
             }
@@ -232,10 +236,10 @@ impl Parts {
                 env.facts.add(Fact::Rejected, found);
                 Doing::Nothing
             }
-            Request::Permit(dead) => {
-                env.facts.add(Fact::Permit, dead.len());
-                self.events.push_back(Event::Permit { lane: number, dead });
-                Doing::Permission
+            Request::ApproveDeadLetters(dead) => {
+                env.facts.add(Fact::DeadLettersRequested, dead.len());
+                self.events.push_back(Event::DeadLettersRequested { lane: number, dead });
+                Doing::Approval
             }
             Request::Connect(generation) => {
                 lane.close(env);
