@@ -76,7 +76,7 @@ impl Machine {
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
-        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.leaving) else { return };
+        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { return };
         let Phase::Running { ledger, .. } = &owned.phase else { return };
         let before = owned.failing;
         if before.is_some_and(|failing| failing.is_waiting()) {
@@ -111,7 +111,7 @@ impl Machine {
         let failing = self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.failing?)));
         let failing: Vec<_> = failing.collect();
         for (partition, failing) in failing {
-            let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.leaving) else { continue };
+            let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { continue };
             match failing.next {
                 // Kafka may have lost what is in the lanes: it is stored first.
                 Next::Retry(_) if owned.is_completing(partition) => {}

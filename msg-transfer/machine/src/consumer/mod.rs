@@ -5,9 +5,9 @@ pub mod breaker;
 pub mod commit;
 pub mod event;
 pub mod failing;
-mod leaving;
 pub mod ledger;
 mod owned;
+mod revoking;
 pub mod start;
 #[cfg(test)]
 mod tests;
@@ -131,7 +131,7 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) -> Option<Epoch> {
         let blocked = self.blocked;
-        let owned = self.owned.get_mut(&partition).filter(|owned| !owned.leaving)?;
+        let owned = self.owned.get_mut(&partition).filter(|owned| !owned.revoking)?;
         let Phase::Running { ledger, .. } = &mut owned.phase else {
             return None;
         };
@@ -199,12 +199,12 @@ impl Machine {
                     self.set_committed(mark);
                 }
             }
-            Event::Revoked(partitions) => self.leave(&partitions),
+            Event::Revoked(partitions) => self.revoke(&partitions),
             Event::Lost(partitions) => self.lose(&partitions, actions),
             Event::Stop => {
                 self.stopping = true;
                 let all: Vec<_> = self.owned.keys().copied().collect();
-                self.leave(&all);
+                self.revoke(&all);
             }
             Event::DrainExpired => self.abandon(actions),
             Event::ReleaseExpired => self.release(actions),
@@ -219,9 +219,9 @@ impl Machine {
         self.owned.values().any(|owned| owned.epoch == epoch)
     }
 
-    /// Whether a partition is being given back.
-    pub fn is_leaving(&self) -> bool {
-        self.owned.values().any(|owned| owned.leaving)
+    /// Returns whether a partition is being revoked.
+    pub fn is_revoking(&self) -> bool {
+        self.owned.values().any(|owned| owned.revoking)
     }
 
     fn assign(&mut self, partitions: Vec<Partition>, actions: &mut Vec<Action>) {
@@ -248,7 +248,7 @@ impl Machine {
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
-        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch && !owned.leaving) else {
+        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch && !owned.revoking) else {
             return;
         };
         if let Some(lost) = lost {
@@ -368,7 +368,7 @@ impl Machine {
         match std::mem::replace(&mut owned.phase, Phase::Resolving) {
             Phase::Running { ledger, committed } => {
                 owned.phase = Phase::Halted { ledger: Some(ledger), committed };
-                if !owned.leaving {
+                if !owned.revoking {
                     actions.push(Action::StopFetching { partition });
                 }
                 // In all lanes: a later record to the same inbox must not pass the one that stands still.
@@ -392,7 +392,7 @@ impl Machine {
     /// Lets a partition that stands still begin anew, from where it stood.
     fn resume(&mut self, partition: Partition, actions: &mut Vec<Action>) {
         let epoch = self.last_epoch + 1;
-        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.leaving) else { return };
+        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { return };
         if matches!(owned.phase, Phase::Halted { .. }) {
             self.last_epoch = epoch;
             actions.push(Action::Fence { epoch: owned.epoch });
@@ -414,7 +414,7 @@ impl Machine {
             Phase::Resolving | Phase::Waiting => {}
             // It stands still all the same; what it had completed is not known to be kept any more.
             Phase::Halted { ledger, .. } => *ledger = None,
-            Phase::Running { .. } if owned.leaving => {
+            Phase::Running { .. } if owned.revoking => {
                 // The next owner begins where the database says.
                 owned.abandoned = true;
                 owned.phase = Phase::Resolving;
@@ -446,7 +446,7 @@ impl Machine {
     /// says so: the row is what the loss is counted from.
     fn restart_out_of_range(&mut self, actions: &mut Vec<Action>) {
         let is_out_of_range = |owned: &Owned| {
-            let running = matches!(owned.phase, Phase::Running { .. }) && !owned.leaving;
+            let running = matches!(owned.phase, Phase::Running { .. }) && !owned.revoking;
             owned.out_of_range && running && owned.open() == 0
         };
         let out_of_range: Vec<_> =
@@ -461,12 +461,12 @@ impl Machine {
         }
     }
 
-    /// Moves what is under way on: the commit, and the giving back of partitions.
+    /// Takes the next steps of the commit round and of the revocation.
     fn advance(&mut self, now: Millis, actions: &mut Vec<Action>) {
         self.restart_out_of_range(actions);
-        let leaving = self.is_leaving();
-        let drained = self.owned.values().filter(|owned| owned.leaving).all(Owned::drained);
-        if leaving && drained {
+        let revoking = self.is_revoking();
+        let drained = self.owned.values().filter(|owned| owned.revoking).all(Owned::drained);
+        if revoking && drained {
             self.committer.hurry();
         }
         let owned = &self.owned;
@@ -478,9 +478,9 @@ impl Machine {
         let nothing_to_commit = self
             .owned
             .iter()
-            .filter(|(_, owned)| owned.leaving)
+            .filter(|(_, owned)| owned.revoking)
             .all(|(partition, owned)| owned.mark(*partition).is_none());
-        if (leaving && drained && nothing_to_commit) || (self.stopping && self.owned.is_empty()) {
+        if (revoking && drained && nothing_to_commit) || (self.stopping && self.owned.is_empty()) {
             self.release(actions);
         }
     }

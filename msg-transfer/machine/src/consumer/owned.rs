@@ -28,9 +28,9 @@ pub(super) struct Owned {
     blocked_bytes: usize,
     /// Whether what is fetched is handed over.
     throttled: bool,
-    /// Being given back: nothing further is received.
-    pub leaving: bool,
-    /// Given back without waiting for the lanes.
+    /// The group has revoked the partition, or the process stops: nothing more is received.
+    pub revoking: bool,
+    /// The partition is released without waiting for the lanes.
     pub abandoned: bool,
     /// The record that follows is not in the log: the partition restarts as soon as all that was received is completed.
     pub out_of_range: bool,
@@ -75,7 +75,7 @@ impl Owned {
             blocked_records: 0,
             blocked_bytes: 0,
             throttled: false,
-            leaving: false,
+            revoking: false,
             abandoned: false,
             out_of_range: false,
             breaker: Breaker::default(),
@@ -161,7 +161,7 @@ impl Owned {
     /// A partition that has more than its part in the lanes, or in blocked inboxes, leaves the rest to the others.
     /// `blocked` is how many partitions have blocked inboxes.
     pub(super) fn throttle_change(&mut self, settings: &Settings, blocked: usize) -> Option<ThrottleChange> {
-        if self.leaving || !matches!(self.phase, Phase::Running { .. }) {
+        if self.revoking || !matches!(self.phase, Phase::Running { .. }) {
             return None;
         }
         let part = if self.throttled { Part::Half } else { Part::Whole };

@@ -102,7 +102,7 @@ mutants! {
         "machine/src/consumer/mod.rs": "actions.push(Action::Fence { epoch: owned.epoch });\n                // What somebody" ->
             "// What somebody";
     "a lost partition is not fenced" Found =>
-        "machine/src/consumer/leaving.rs": "if let Some(owned) = self.owned.remove(partition) {\n                actions.push(Action::Fence { epoch: owned.epoch });\n                self.forget(*partition, &owned, actions);\n            }\n            lost" ->
+        "machine/src/consumer/revoking.rs": "if let Some(owned) = self.owned.remove(partition) {\n                actions.push(Action::Fence { epoch: owned.epoch });\n                self.forget(*partition, &owned, actions);\n            }\n            lost" ->
             "if let Some(owned) = self.owned.remove(partition) {\n                self.forget(*partition, &owned, actions);\n            }\n            lost";
     "the fence is not looked at before the COMMIT"
         Harmless("who comes after repeats what is stored, and the keys refuse what is not in its place") =>
@@ -172,7 +172,7 @@ mutants! {
     "a batch with more dead letters than the limit is refused for ever" Found =>
         "machine/src/consumer/breaker.rs": "let forgiven = self.refused.max(self.forgiven);" -> "let forgiven = self.forgiven;";
     "a partition that is given back still receives" Harmless("the driver takes nothing in meanwhile") =>
-        "machine/src/consumer/mod.rs": "let owned = self.owned.get_mut(&partition).filter(|owned| !owned.leaving)?;" -> "let owned = self.owned.get_mut(&partition)?;";
+        "machine/src/consumer/mod.rs": "let owned = self.owned.get_mut(&partition).filter(|owned| !owned.revoking)?;" -> "let owned = self.owned.get_mut(&partition)?;";
     "a receipt of a former assignment counts for the present one" Found =>
         "machine/src/consumer/mod.rs": "if let Some(owned) = self.current(receipt.partition, receipt.epoch) {\n                owned.complete" ->
             "if let Some(owned) = self.owned.get_mut(&receipt.partition) {\n                owned.complete";
@@ -189,7 +189,7 @@ mutants! {
     "a stop that waited for a rebalance ends the fetch that came after it" Found =>
         "machine/src/driver/releasing.rs": "        self.start_fetching(io);\n" -> "        self.start_fetching(io);\n        self.stop_fetching(io, &stopped);\n";
     "a revocation is answered before its partitions are released" Found =>
-        "machine/src/driver/releasing.rs": "if !self.machine.is_leaving() {" -> "if true {";
+        "machine/src/driver/releasing.rs": "if !self.machine.is_revoking() {" -> "if true {";
     "an unassign is not postponed until a revocation is answered" Found =>
         "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, None);\n                    }" ->
             "Some(_) => {\n                        stopped.insert(partition);\n                    }";
