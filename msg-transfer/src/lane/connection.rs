@@ -90,8 +90,8 @@ impl Connection {
             Request::Guard(heads) => {
                 return Ok(Answer::Count(statements::count_predecessors(client, entries, heads, self.kind).await?));
             }
-            Request::Insert(placed) => {
-                return Ok(Answer::Count(statements::insert_messages(client, entries, placed, self.kind).await?));
+            Request::Insert(numbered) => {
+                return Ok(Answer::Count(statements::insert_messages(client, entries, numbered, self.kind).await?));
             }
             Request::Canary(beside) => {
                 return Ok(Answer::Count(statements::insert_canary(client, entries, *beside, self.kind).await?));

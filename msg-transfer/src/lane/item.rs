@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use machine::consumer::Receipt;
+use machine::consumer::RecordRef;
 use machine::{Assignment, LeaderEpoch, Partition, RecordOffset};
 
 use super::headers::Headers;
@@ -37,9 +37,9 @@ impl Item {
     }
 
     /// What is given back for it.
-    pub fn receipt(&self) -> Receipt {
+    pub fn record_ref(&self) -> RecordRef {
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let bytes = Item::cost(length(&self.key), length(&self.value), self.headers.0.len());
-        Receipt { partition: self.partition, epoch: self.assignment.epoch, offset: self.offset, bytes }
+        RecordRef { partition: self.partition, epoch: self.assignment.epoch, offset: self.offset, bytes }
     }
 }

@@ -99,7 +99,7 @@ impl Lane {
                 Ok(None) => return,
                 Err(_) => continue,
             };
-            let mut bytes = first.receipt().bytes;
+            let mut bytes = first.record_ref().bytes;
             items.push(first);
             self.gather(&mut items, &mut bytes);
             if self.has_room(&items, bytes) && tokio::time::Instant::now() < next {
@@ -151,7 +151,7 @@ impl Lane {
     fn gather(&mut self, items: &mut Vec<Item>, bytes: &mut usize) {
         while self.has_room(items, *bytes) {
             let Ok(item) = self.waiting.try_recv() else { break };
-            *bytes += item.receipt().bytes;
+            *bytes += item.record_ref().bytes;
             items.push(item);
         }
     }
@@ -207,10 +207,10 @@ impl Lane {
     /// After a COMMIT was answered: all entries are completed, and the rows among them are there.
     fn hint(&self) {
         let Some(hints) = &self.hints else { return };
-        let (entries, placed) = (self.machine.entries(), self.machine.placed());
-        let rows = placed.iter().map(|placed| (entries[placed.entry].body.record().msg.recv_id.as_str(), placed.seq));
+        let (entries, numbered) = (self.machine.entries(), self.machine.numbered());
+        let rows = numbered.iter().map(|row| (entries[row.entry].body.record().msg.recv_id.as_str(), row.seq));
         // Those without a row are few, mostly none.
-        let others = if placed.len() < entries.len() { entries } else { &[] };
+        let others = if numbered.len() < entries.len() { entries } else { &[] };
         hints.tell(rows.chain(others.iter().filter_map(|entry| Some((entry.body.known_recv_id()?, 0)))));
     }
 

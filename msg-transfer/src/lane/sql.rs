@@ -115,13 +115,13 @@ macro_rules! find_stored {
     ($filter:literal) => {
         concat!(
             "
-    SELECT t.place,
+    SELECT t.idx,
            m.send_id = t.send_id AND m.client_msg_id = t.client_msg_id AND m.session_type = t.session_type
            AND m.content_type = t.content_type AND m.content = t.content
            AND m.attributes IS NOT DISTINCT FROM t.attributes::jsonb AS same
     FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::smallint[], $7::text[], $8::bytea[],
                 $9::text[])
-         AS t (place, recv_id, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes)
+         AS t (idx, recv_id, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes)
     JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id",
             $filter
         )

@@ -45,7 +45,7 @@ impl Taken {
                 (Kind::Broken(Reason::Invalid, detail), Content::Broken(fits.then_some(recv_id), msg_id))
             }
         };
-        Entry::new(item.assignment.clone(), item.receipt(), kind, Taken { item, content })
+        Entry::new(item.assignment.clone(), item.record_ref(), kind, Taken { item, content })
     }
 
     /// The message. Only of an entry that holds one.

@@ -6,7 +6,7 @@ use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress};
 
 /// How far one assignment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct CommitPoint {
     /// The partition.
     pub partition: Partition,
     /// The assignment.
@@ -17,7 +17,7 @@ pub struct Mark {
     pub leader_epoch: LeaderEpoch,
 }
 
-impl Mark {
+impl CommitPoint {
     /// What its progress row is to hold.
     pub fn progress(&self) -> Progress {
         Progress { next: self.next, leader_epoch: self.leader_epoch }
@@ -40,9 +40,9 @@ pub struct Committer {
 #[derive(Debug)]
 enum Round {
     Idle,
-    Saving(Vec<Mark>),
-    Saved(Vec<Mark>),
-    Committing(Vec<Mark>),
+    Saving(Vec<CommitPoint>),
+    Saved(Vec<CommitPoint>),
+    Committing(Vec<CommitPoint>),
 }
 
 impl Committer {
@@ -64,7 +64,7 @@ impl Committer {
     /// The progress rows of this round are written.
     pub fn saved(&mut self) {
         self.round = match std::mem::replace(&mut self.round, Round::Idle) {
-            Round::Saving(marks) => Round::Saved(marks),
+            Round::Saving(points) => Round::Saved(points),
             other => other,
         };
     }
@@ -77,10 +77,10 @@ impl Committer {
     }
 
     /// The coordinator has this round's offsets, which are returned.
-    pub fn committed(&mut self, now: Millis) -> Vec<Mark> {
+    pub fn committed(&mut self, now: Millis) -> Vec<CommitPoint> {
         self.last = now;
         match std::mem::replace(&mut self.round, Round::Idle) {
-            Round::Committing(marks) => marks,
+            Round::Committing(points) => points,
             other => {
                 self.round = other;
                 Vec::new()
@@ -88,20 +88,20 @@ impl Committer {
         }
     }
 
-    /// What to do now, if anything. `marks` tells what is to be committed; `is_current` whether an assignment still is.
+    /// What to do now, if anything. `points` tells what is to be committed; `is_current` whether an assignment still is.
     pub fn advance(
         &mut self,
         now: Millis,
-        marks: impl Fn() -> Vec<Mark>,
-        is_current: impl Fn(&Mark) -> bool,
+        points: impl Fn() -> Vec<CommitPoint>,
+        is_current: impl Fn(&CommitPoint) -> bool,
     ) -> Option<Action> {
-        if let Round::Saved(marks) = &mut self.round {
-            let mut marks = std::mem::take(marks);
+        if let Round::Saved(points) = &mut self.round {
+            let mut points = std::mem::take(points);
             // What was lost meanwhile may be another's: not ours to commit.
-            marks.retain(is_current);
-            if !marks.is_empty() {
-                self.round = Round::Committing(marks.clone());
-                return Some(Action::Commit(marks));
+            points.retain(is_current);
+            if !points.is_empty() {
+                self.round = Round::Committing(points.clone());
+                return Some(Action::Commit(points));
             }
             self.round = Round::Idle;
         }
@@ -109,14 +109,14 @@ impl Committer {
         if !matches!(self.round, Round::Idle) || !due || now < self.not_before {
             return None;
         }
-        let marks = marks();
+        let points = points();
         self.hurried = false;
         self.completed = 0;
         self.last = now;
-        if marks.is_empty() {
+        if points.is_empty() {
             return None;
         }
-        self.round = Round::Saving(marks.clone());
-        Some(Action::SaveProgress(marks))
+        self.round = Round::Saving(points.clone());
+        Some(Action::SaveProgress(points))
     }
 }

@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 pub use self::breaker::Limit;
+pub use self::commit::CommitPoint;
 use self::commit::Committer;
-pub use self::commit::Mark;
-pub use self::event::{Action, Event, FetchFailure, LaneNumber, Receipt};
+pub use self::event::{Action, Event, FetchFailure, LaneNumber, RecordRef};
 pub use self::failing::Backoff;
 use self::ledger::Ledger;
 use self::owned::{Owned, Phase, ThrottleChange};
@@ -163,15 +163,15 @@ impl Machine {
             Event::StartResolved { partition, epoch, start, topic_id, dead } => {
                 self.start(partition, epoch, start, (topic_id, dead), now, actions);
             }
-            Event::Completed(receipts) => self.complete(&receipts, actions),
-            Event::Dropped(receipts) => {
-                for receipt in &receipts {
-                    self.leave_lane(receipt);
+            Event::Completed(records) => self.complete(&records, actions),
+            Event::Dropped(records) => {
+                for record in &records {
+                    self.leave_lane(record);
                 }
-                self.unthrottle(&receipts, actions);
+                self.unthrottle(&records, actions);
             }
-            Event::Blocked(receipts) => self.block(&receipts, Owned::block),
-            Event::Unblocked(receipts) => self.block(&receipts, Owned::unblock),
+            Event::Blocked(records) => self.block(&records, Owned::block),
+            Event::Unblocked(records) => self.block(&records, Owned::unblock),
             Event::DeadLettersRequested { lane, dead } => self.approve_dead_letters(lane, &dead, actions),
             Event::Halt { partition, epoch, reason } => self.halt(partition, epoch, reason, actions),
             Event::Resumed(partitions) => {
@@ -195,8 +195,8 @@ impl Machine {
             Event::ProgressSaved => self.committer.saved(),
             Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now),
             Event::Committed => {
-                for mark in self.committer.committed(now) {
-                    self.set_committed(mark);
+                for point in self.committer.committed(now) {
+                    self.set_committed(point);
                 }
             }
             Event::Revoked(partitions) => self.revoke(&partitions),
@@ -275,30 +275,30 @@ impl Machine {
         }
     }
 
-    fn complete(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
-        for receipt in receipts {
-            self.leave_lane(receipt);
-            if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
-                owned.complete(receipt.offset);
+    fn complete(&mut self, records: &[RecordRef], actions: &mut Vec<Action>) {
+        for record in records {
+            self.leave_lane(record);
+            if let Some(owned) = self.current(record.partition, record.epoch) {
+                owned.complete(record.offset);
             }
         }
-        self.committer.completed(receipts.len());
-        self.unthrottle(receipts, actions);
+        self.committer.completed(records.len());
+        self.unthrottle(records, actions);
     }
 
-    fn leave_lane(&mut self, receipt: &Receipt) {
-        self.inflight_bytes -= receipt.bytes;
+    fn leave_lane(&mut self, record: &RecordRef) {
+        self.inflight_bytes -= record.bytes;
         self.inflight_records -= 1;
-        if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
-            owned.leave_lane(receipt);
+        if let Some(owned) = self.current(record.partition, record.epoch) {
+            owned.leave_lane(record);
         }
     }
 
     /// Counts what waits in blocked inboxes.
-    fn block(&mut self, receipts: &[Receipt], count: impl Fn(&mut Owned, &Receipt)) {
-        for receipt in receipts {
-            if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
-                count(owned, receipt);
+    fn block(&mut self, records: &[RecordRef], count: impl Fn(&mut Owned, &RecordRef)) {
+        for record in records {
+            if let Some(owned) = self.current(record.partition, record.epoch) {
+                count(owned, record);
             }
         }
     }
@@ -323,8 +323,8 @@ impl Machine {
     }
 
     /// Those of which something has left the lanes.
-    fn unthrottle(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
-        for some in receipts.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
+    fn unthrottle(&mut self, records: &[RecordRef], actions: &mut Vec<Action>) {
+        for some in records.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
             let partition = some[0].partition;
             let settings = &self.settings;
             let Some(owned) = self.owned.get_mut(&partition) else { continue };
@@ -335,10 +335,10 @@ impl Machine {
     }
 
     /// Halts each partition that would have too many dead letters: the lane finds its records fenced.
-    fn approve_dead_letters(&mut self, lane: LaneNumber, dead: &[Receipt], actions: &mut Vec<Action>) {
+    fn approve_dead_letters(&mut self, lane: LaneNumber, dead: &[RecordRef], actions: &mut Vec<Action>) {
         let mut asked: BTreeMap<(Partition, Epoch), Vec<RecordOffset>> = BTreeMap::new();
-        for receipt in dead {
-            asked.entry((receipt.partition, receipt.epoch)).or_default().push(receipt.offset);
+        for record in dead {
+            asked.entry((record.partition, record.epoch)).or_default().push(record.offset);
         }
         let limit = self.settings.dead_letters;
         for ((partition, epoch), offsets) in asked {
@@ -355,10 +355,10 @@ impl Machine {
         self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch)
     }
 
-    fn set_committed(&mut self, mark: Mark) {
-        let Some(owned) = self.current(mark.partition, mark.epoch) else { return };
+    fn set_committed(&mut self, point: CommitPoint) {
+        let Some(owned) = self.current(point.partition, point.epoch) else { return };
         match &mut owned.phase {
-            Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed = Some(mark.next),
+            Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed = Some(point.next),
             Phase::Resolving | Phase::Waiting => {}
         }
     }
@@ -470,16 +470,17 @@ impl Machine {
             self.committer.hurry();
         }
         let owned = &self.owned;
-        let marks = || owned.iter().filter_map(|(partition, owned)| owned.mark(*partition)).collect();
-        let is_current = |mark: &Mark| owned.get(&mark.partition).is_some_and(|owned| owned.epoch == mark.epoch);
-        if let Some(action) = self.committer.advance(now, marks, is_current) {
+        let points = || owned.iter().filter_map(|(partition, owned)| owned.commit_point(*partition)).collect();
+        let is_current =
+            |point: &CommitPoint| owned.get(&point.partition).is_some_and(|owned| owned.epoch == point.epoch);
+        if let Some(action) = self.committer.advance(now, points, is_current) {
             actions.push(action);
         }
         let nothing_to_commit = self
             .owned
             .iter()
             .filter(|(_, owned)| owned.revoking)
-            .all(|(partition, owned)| owned.mark(*partition).is_none());
+            .all(|(partition, owned)| owned.commit_point(*partition).is_none());
         if (revoking && drained && nothing_to_commit) || (self.stopping && self.owned.is_empty()) {
             self.release(actions);
         }

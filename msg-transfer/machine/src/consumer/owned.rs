@@ -2,8 +2,8 @@
 
 use super::Settings;
 use super::breaker::Breaker;
-use super::commit::Mark;
-use super::event::Receipt;
+use super::commit::CommitPoint;
+use super::event::RecordRef;
 use super::failing::Failing;
 use super::ledger::Ledger;
 use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
@@ -101,15 +101,15 @@ impl Owned {
     }
 
     /// What is to be committed, if anything is.
-    pub(super) fn mark(&self, partition: Partition) -> Option<Mark> {
+    pub(super) fn commit_point(&self, partition: Partition) -> Option<CommitPoint> {
         let Progress { next, leader_epoch } = self.ledger()?.prefix();
-        (self.committed() != Some(next)).then_some(Mark { partition, epoch: self.epoch, next, leader_epoch })
+        (self.committed() != Some(next)).then_some(CommitPoint { partition, epoch: self.epoch, next, leader_epoch })
     }
 
     /// Whether its next record is out of range, and not all that was received before is completed, and saved.
     pub(super) fn is_completing(&self, partition: Partition) -> bool {
         let running = matches!(self.phase, Phase::Running { .. });
-        self.out_of_range && running && (self.open() > 0 || self.mark(partition).is_some())
+        self.out_of_range && running && (self.open() > 0 || self.commit_point(partition).is_some())
     }
 
     /// Entries of the ledger: none if all that was received is completed.
@@ -126,19 +126,19 @@ impl Owned {
         self.inflight_bytes += bytes;
     }
 
-    pub(super) fn leave_lane(&mut self, receipt: &Receipt) {
+    pub(super) fn leave_lane(&mut self, record: &RecordRef) {
         self.inflight_records -= 1;
-        self.inflight_bytes -= receipt.bytes;
+        self.inflight_bytes -= record.bytes;
     }
 
-    pub(super) fn block(&mut self, receipt: &Receipt) {
+    pub(super) fn block(&mut self, record: &RecordRef) {
         self.blocked_records += 1;
-        self.blocked_bytes += receipt.bytes;
+        self.blocked_bytes += record.bytes;
     }
 
-    pub(super) fn unblock(&mut self, receipt: &Receipt) {
+    pub(super) fn unblock(&mut self, record: &RecordRef) {
         self.blocked_records -= 1;
-        self.blocked_bytes -= receipt.bytes;
+        self.blocked_bytes -= record.bytes;
     }
 
     /// Bytes and records of it in blocked inboxes.

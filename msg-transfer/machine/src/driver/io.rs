@@ -8,7 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::failing::Failing;
-use crate::consumer::{Action, Event, FetchFailure, LaneNumber, Mark};
+use crate::consumer::{Action, CommitPoint, Event, FetchFailure, LaneNumber};
 use crate::{Assignment, Epoch, Generation, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
 
 /// A record as the consumer receives it.
@@ -111,7 +111,7 @@ pub trait Kafka {
     fn topic_is(&self) -> TopicIs;
 
     /// Sends a commit of offsets. Its result comes by `poll_commit`, with this number.
-    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String>;
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String>;
 
     /// The next result of a commit, if there is one.
     fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)>;

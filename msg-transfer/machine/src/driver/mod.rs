@@ -272,8 +272,8 @@ impl<R: Record> Driver<R> {
                     io.report(Report::Failing(&self.failing));
                 }
                 Action::FetchRecovered { partition } => self.recovered(io, partition),
-                Action::SaveProgress(marks) => self.save_progress(io, &marks),
-                Action::Commit(marks) => self.start_commit(io, &marks),
+                Action::SaveProgress(points) => self.save_progress(io, &points),
+                Action::Commit(points) => self.start_commit(io, &points),
                 Action::Release(_) => {
                     self.released();
                     self.forget_assignments();

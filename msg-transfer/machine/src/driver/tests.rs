@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::consumer::start::Start;
-use crate::consumer::{Backoff, FetchFailure, LaneNumber, Limit, Mark, Receipt, Settings};
+use crate::consumer::{Backoff, CommitPoint, FetchFailure, LaneNumber, Limit, RecordRef, Settings};
 use crate::{LeaderEpoch, NextOffset, RecordOffset};
 
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,7 @@ struct Outside {
     results: VecDeque<(usize, Result<(), String>)>,
     /// What the driver did, in order.
     calls: Vec<String>,
-    passed: Vec<Receipt>,
+    passed: Vec<RecordRef>,
 }
 
 impl Kafka for Outside {
@@ -82,8 +82,8 @@ impl Kafka for Outside {
         TopicIs::Same
     }
 
-    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String> {
-        self.calls.push(format!("commit {} as {round}", marks[0].next));
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String> {
+        self.calls.push(format!("commit {} as {round}", points[0].next));
         Ok(())
     }
 
@@ -107,7 +107,7 @@ impl Surroundings<Plain> for Outside {
 
     fn pass(&mut self, _lane: LaneNumber, record: Plain, assignment: &Arc<Assignment>) {
         let (partition, offset) = (record.0, record.offset());
-        self.passed.push(Receipt { partition, epoch: assignment.epoch, offset, bytes: 1 });
+        self.passed.push(RecordRef { partition, epoch: assignment.epoch, offset, bytes: 1 });
     }
 
     fn approve_dead_letters(&mut self, _lane: LaneNumber) {}
@@ -211,9 +211,9 @@ fn late_result_of_a_commit_is_not_the_present_rounds() {
     let (mut driver, mut outside) = fetching();
     outside.records.extend([Plain(0, 0), Plain(0, 1)]);
     driver.turn(&mut outside, false);
-    for (now, receipt) in [(0, 0), (1050, 1)] {
+    for (now, record) in [(0, 0), (1050, 1)] {
         outside.now = now;
-        outside.reported.push_back(Event::Completed(vec![outside.passed[receipt]]));
+        outside.reported.push_back(Event::Completed(vec![outside.passed[record]]));
         driver.turn(&mut outside, false);
     }
     outside.now = 2100;
@@ -253,6 +253,6 @@ fn held_records_are_passed_before_those_behind_them() {
     for _ in 0..2 {
         driver.turn(&mut outside, false);
     }
-    let offsets: Vec<i64> = outside.passed.iter().map(|receipt| receipt.offset.0).collect();
+    let offsets: Vec<i64> = outside.passed.iter().map(|record| record.offset.0).collect();
     assert_eq!(offsets, [0, 1, 2, 3, 4, 5]);
 }

@@ -17,15 +17,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 
 pub use self::blocked::BlockedInbox;
-use self::blocked::{Blocked, Retry, unmark};
+use self::blocked::{Blocked, Retry, report_unblocked};
 use self::cache::SeqCache;
 use self::conflicts::Conflicts;
 use self::entry::forget_found;
 pub use self::entry::{DeadLetter, Entry, Kind, Message};
 pub use self::pass::Failure;
 use self::pass::Pass;
-pub use self::request::{Answer, Outcome, Placed, Request, Trouble};
-use crate::consumer::{Event, LaneNumber, Receipt};
+pub use self::request::{Answer, NumberedEntry, Outcome, Request, Trouble};
+use crate::consumer::{Event, LaneNumber, RecordRef};
 use crate::failure::Class;
 use crate::{Generation, Partition};
 
@@ -79,7 +79,7 @@ pub struct Machine<T> {
     connected: Option<Generation>,
     pending: Pending,
     /// The rows of this attempt, sorted by inbox and `seq`.
-    placed: Vec<Placed>,
+    numbered: Vec<NumberedEntry>,
     /// For each inbox of this attempt its entries, and its last `seq` where it is known.
     inboxes: Vec<(Vec<usize>, Option<i64>)>,
     pass: Option<Pass>,
@@ -143,7 +143,7 @@ impl<T: Message> Machine<T> {
             outcome: Outcome::default(),
             connected: None,
             pending: Pending::Nothing,
-            placed: Vec::new(),
+            numbered: Vec::new(),
             inboxes: Vec::new(),
             pass: None,
             approved: false,
@@ -163,8 +163,8 @@ impl<T: Message> Machine<T> {
     }
 
     /// The rows of the transaction under way, sorted by inbox and `seq`: those that a COMMIT's answer makes stored.
-    pub fn placed(&self) -> &[Placed] {
-        &self.placed
+    pub fn numbered(&self) -> &[NumberedEntry] {
+        &self.numbered
     }
 
     /// What the database said, while it is being found out which inboxes it said it of.
@@ -219,14 +219,14 @@ impl<T: Message> Machine<T> {
             },
             (Pending::UndoRetry, _) => self.next_part(events),
             (Pending::Backoff | Pending::UndoFenced, _) => self.turn(events),
-            (Pending::LastSeqs, Answer::Seqs(seqs)) => self.place(seqs),
+            (Pending::LastSeqs, Answer::Seqs(seqs)) => self.assign_seqs(seqs),
             (Pending::Begin, _) => self.guard(),
             (Pending::Guard, Answer::Count(found)) if found == self.heads().len() => self.insert(),
             (Pending::Guard, _) => self.again(Class::Conflict, "what was stored before cannot be seen yet"),
             (Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted),
             (Pending::UndoInsert, _) => {
                 self.pending = Pending::FindInserted;
-                Request::FindStored(self.placed.iter().map(|placed| placed.entry).collect())
+                Request::FindStored(self.numbered.iter().map(|row| row.entry).collect())
             }
             (Pending::FindInserted, Answer::Found(found)) if !found.is_empty() => {
                 self.found(&found);
@@ -243,7 +243,7 @@ impl<T: Message> Machine<T> {
             (Pending::Commit, answer) => self.committed(answer == Answer::Warned, events),
             (Pending::UndoRefused, _) => {
                 self.pending = Pending::FindRefused;
-                Request::FindStored(self.placed.iter().map(|placed| placed.entry).collect())
+                Request::FindStored(self.numbered.iter().map(|row| row.entry).collect())
             }
             (Pending::FindRefused, Answer::Found(found)) if !found.is_empty() => {
                 self.pass = None;
@@ -270,7 +270,7 @@ impl<T: Message> Machine<T> {
                 self.request(Pending::MoveSavepoint, Request::MoveSavepoint)
             }
             (Pending::UndoProbe, _) => match self.pass().suspect() {
-                Some(row) => self.request(Pending::OwnCanary, Request::Canary(Some(self.placed[row]))),
+                Some(row) => self.request(Pending::OwnCanary, Request::Canary(Some(self.numbered[row]))),
                 None => self.probe(),
             },
             (Pending::OwnCanary, answer) => {
@@ -300,7 +300,7 @@ impl<T: Message> Machine<T> {
             self.rest.splice(..0, more);
         }
         let dead = self.entries.iter().filter(|entry| entry.dead().is_some_and(|(reason, _)| reason.counts()));
-        let dead: Vec<Receipt> = dead.map(|entry| entry.receipt).collect();
+        let dead: Vec<RecordRef> = dead.map(|entry| entry.record_ref).collect();
         if !dead.is_empty() && !self.approved {
             return self.request(Pending::Approval, Request::ApproveDeadLetters(dead));
         }
@@ -325,7 +325,7 @@ impl<T: Message> Machine<T> {
         // What has waited may be far more than a batch.
         let fits = |bytes: &mut usize, entry: &Entry<T>| {
             let before = *bytes;
-            *bytes += entry.receipt.bytes;
+            *bytes += entry.record_ref.bytes;
             (before < self.settings.batch_bytes).then_some(())
         };
         let most = self.most.min(self.settings.batch_records).max(1);
@@ -354,7 +354,7 @@ impl<T: Message> Machine<T> {
             .filter(older)
             .map(|entry| {
                 entry.assignment.fence();
-                entry.receipt.partition
+                entry.record_ref.partition
             })
             .collect();
         events.extend(older.iter().map(|partition| Event::RestartPartition(*partition)));
@@ -369,14 +369,14 @@ impl<T: Message> Machine<T> {
             {
                 // At once, and for all lanes: a later record to the same inbox must not pass this one.
                 entry.assignment.fence();
-                let Receipt { partition, epoch, offset, .. } = entry.receipt;
+                let RecordRef { partition, epoch, offset, .. } = entry.record_ref;
                 events.push(Event::Halt { partition, epoch, reason: format!("offset {offset}: {reason}") });
             }
         }
         let fenced: Vec<Entry<T>> = self.entries.extract_if(.., |entry| entry.assignment.is_fenced()).collect();
         if !fenced.is_empty() {
-            unmark(fenced.iter(), events);
-            events.push(Event::Dropped(fenced.iter().map(|entry| entry.receipt).collect()));
+            report_unblocked(fenced.iter(), events);
+            events.push(Event::Dropped(fenced.iter().map(|entry| entry.record_ref).collect()));
             forget_found(&mut self.entries);
         }
     }

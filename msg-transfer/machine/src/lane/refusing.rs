@@ -53,7 +53,7 @@ impl<T: Message> Machine<T> {
 
     /// Whether what was tried is a blocked inbox, and this says no more than that it is blocked.
     fn is_still_blocked(&self, class: Class) -> bool {
-        let is_huge = self.entries.iter().any(|entry| entry.receipt.bytes >= self.settings.huge);
+        let is_huge = self.entries.iter().any(|entry| entry.record_ref.bytes >= self.settings.huge);
         self.retry.is_some()
             && match class {
                 Class::Permanent | Class::TooLarge => false,
@@ -64,7 +64,7 @@ impl<T: Message> Machine<T> {
     }
 
     fn begin_pass(&mut self, cause: Failure) -> Request {
-        self.pass = Some(Pass::new(self.placed.len(), cause));
+        self.pass = Some(Pass::new(self.numbered.len(), cause));
         self.request(Pending::UndoRefused, Request::Rollback)
     }
 
@@ -99,7 +99,7 @@ impl<T: Message> Machine<T> {
     pub(super) fn probe(&mut self) -> Request {
         let fenced = self.entries.iter().any(|entry| entry.assignment.is_fenced());
         match self.pass().next().filter(|_| !fenced) {
-            Some(range) => self.request(Pending::Probe, Request::Insert(self.placed[range].to_vec())),
+            Some(range) => self.request(Pending::Probe, Request::Insert(self.numbered[range].to_vec())),
             None => self.request(Pending::EndPass, Request::Rollback),
         }
     }
@@ -107,7 +107,7 @@ impl<T: Message> Machine<T> {
     /// What the pass came to.
     pub(super) fn judge(&mut self, events: &mut Vec<Event>) -> Request {
         let pass = self.pass.take().expect("we are in a pass");
-        let huge = |row: usize| self.entries[self.placed[row].entry].receipt.bytes >= self.settings.huge;
+        let huge = |row: usize| self.entries[self.numbered[row].entry].record_ref.bytes >= self.settings.huge;
         if self.entries.iter().any(|entry| entry.assignment.is_fenced()) {
             return self.turn(events);
         }
@@ -120,14 +120,14 @@ impl<T: Message> Machine<T> {
                 self.give_up(failure)
             }
             Verdict::Found { rejected, blocked } => {
-                let entry = |(row, failure): (usize, Failure)| (self.placed[row].entry, failure);
+                let entry = |(row, failure): (usize, Failure)| (self.numbered[row].entry, failure);
                 let blocked: Vec<(usize, Failure)> = blocked.into_iter().map(entry).collect();
                 for (row, failure) in rejected {
                     let reason = match failure.class {
                         Class::Permanent => Reason::RejectedByDatabase,
                         _ => Reason::TooLarge,
                     };
-                    self.entries[self.placed[row].entry].state = State::Rejected(reason, failure.text);
+                    self.entries[self.numbered[row].entry].state = State::Rejected(reason, failure.text);
                 }
                 // What repeats a rejected one takes its place, and is tried for itself.
                 forget_found(&mut self.entries);

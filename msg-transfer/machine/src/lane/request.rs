@@ -2,13 +2,13 @@
 
 use super::entry::DeadLetter;
 use super::pass::Failure;
-use crate::consumer::Receipt;
+use crate::consumer::RecordRef;
 use crate::{Generation, Reason};
 
 /// A message and the `seq` that it is to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placed {
-    /// Its place in the batch.
+pub struct NumberedEntry {
+    /// Its index in the batch.
     pub entry: usize,
     /// The `seq`.
     pub seq: i64,
@@ -20,7 +20,7 @@ pub enum Request {
     /// Nothing: the batch is over, and came to this.
     Done(Outcome),
     /// Hand in `Event::DeadLettersRequested` for these, and wait for `Action::DeadLettersApproved`. Answer: `Ok`.
-    ApproveDeadLetters(Vec<Receipt>),
+    ApproveDeadLetters(Vec<RecordRef>),
     /// Make a new connection, then ask the keeper whether the one of this generation still lives. Answer: `Ok`, `Stale`.
     Connect(Generation),
     /// Close the connection, whatever it is doing. Answer: `Ok`.
@@ -34,9 +34,9 @@ pub enum Request {
     /// The same, with short time-outs: it is tried whether an inbox is still blocked. Answer: `Ok`.
     BeginRetry,
     /// How many of these rows have their predecessor, `seq` - 1 of the same inbox, in the table. Answer: `Count`.
-    Guard(Vec<Placed>),
+    Guard(Vec<NumberedEntry>),
     /// Insert these but those whose id is in the table. Answer: `Count` of those that were inserted.
-    Insert(Vec<Placed>),
+    Insert(Vec<NumberedEntry>),
     /// Which of these entries are in the table by their id, and whether they are the same there. Answer: `Found`.
     FindStored(Vec<usize>),
     /// Keep these aside. Answer: `Ok`.
@@ -50,7 +50,7 @@ pub enum Request {
     /// The same, with short time-outs: it looks for inboxes that are blocked. Answer: `Ok`.
     BeginSearch,
     /// Insert a row that nothing is wrong with: in place of this one, in its inbox, or else in nobody's. Answer: `Count`.
-    Canary(Option<Placed>),
+    Canary(Option<NumberedEntry>),
     /// Set the savepoint to where we are. Answer: `Ok`.
     MoveSavepoint,
     /// Go back to the savepoint. Answer: `Ok`.

@@ -49,8 +49,8 @@ use Expected::{Found, Harmless, Rare};
 mutants! {
     "completed when inserted, before the COMMIT" Found =>
         "machine/src/lane/mod.rs": "(Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted)," ->
-            "(Pending::Insert, Answer::Count(inserted)) => { if inserted == self.placed.len() { events.push(Event::Completed(self.entries.iter().map(|entry| entry.receipt).collect())); } self.inserted(inserted) }",
-        "machine/src/lane/writing.rs": "events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.receipt).collect()));" ->
+            "(Pending::Insert, Answer::Count(inserted)) => { if inserted == self.numbered.len() { events.push(Event::Completed(self.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(inserted) }",
+        "machine/src/lane/writing.rs": "events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.record_ref).collect()));" ->
             "self.entries.clear();";
     "the highest completed offset is committed, not the prefix" Found =>
         "machine/src/consumer/ledger.rs": "self.prefix = self.open.front().map_or(self.last, |first| first.before);" ->
@@ -77,7 +77,7 @@ mutants! {
         "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;";
     "the conflict target has no name, and what was not inserted is taken for a duplicate" Found =>
         "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;",
-        "machine/src/lane/writing.rs": "if inserted < self.placed.len() {" -> "if false && inserted < self.placed.len() {";
+        "machine/src/lane/writing.rs": "if inserted < self.numbered.len() {" -> "if false && inserted < self.numbered.len() {";
     "seqs are cached before the COMMIT is answered" Found =>
         "machine/src/lane/writing.rs": "self.request(Pending::Commit, Request::Commit)" ->
             "for inbox in &self.inboxes { let (group, Some(last)) = inbox else { continue }; let (entry, rows) = (&self.entries[group[0]], group.len() as i64); self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows); } self.request(Pending::Commit, Request::Commit)";
@@ -115,7 +115,7 @@ mutants! {
     "a small record that takes too long is to blame" Found =>
         "machine/src/lane/pass.rs": "Class::Heavy => is_huge(*row) && self.guilty.contains(row)," -> "Class::Heavy => self.guilty.contains(row),";
     "a huge record is to blame though its inbox takes none" Found =>
-        "machine/src/lane/mod.rs": "Request::Canary(Some(self.placed[row]))" -> "Request::Canary(None)";
+        "machine/src/lane/mod.rs": "Request::Canary(Some(self.numbered[row]))" -> "Request::Canary(None)";
     "a blocked inbox stops its lane" Found =>
         "machine/src/lane/blocked.rs": "self.blocked.inboxes.len() < MAX_BLOCKED" -> "self.blocked.inboxes.len() > MAX_BLOCKED";
     "what comes later passes a blocked inbox" Found =>
@@ -144,16 +144,16 @@ mutants! {
     "repeats within a batch are inserted too" Found =>
         "machine/src/lane/entry.rs": "if first { State::New } else { State::Repeat }" -> "if first { State::New } else { State::New }";
     "rows that were there already leave holes in seq" Found =>
-        "machine/src/lane/writing.rs": "if inserted < self.placed.len() {" -> "if false && inserted < self.placed.len() {";
+        "machine/src/lane/writing.rs": "if inserted < self.numbered.len() {" -> "if false && inserted < self.numbered.len() {";
     "offsets are committed without progress rows" Found =>
-        "machine/src/consumer/commit.rs": "self.round = Round::Saving(marks.clone());\n        Some(Action::SaveProgress(marks))" ->
-            "self.round = Round::Committing(marks.clone());\n        Some(Action::Commit(marks))";
+        "machine/src/consumer/commit.rs": "self.round = Round::Saving(points.clone());\n        Some(Action::SaveProgress(points))" ->
+            "self.round = Round::Committing(points.clone());\n        Some(Action::Commit(points))";
     "offsets are committed after their progress rows failed" Found =>
         "machine/src/consumer/mod.rs": "Event::ProgressSaved => self.committer.saved(),\n            Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now)," ->
             "Event::ProgressSaved | Event::ProgressFailed => self.committer.saved(),\n            Event::CommitFailed => self.committer.failed(now),";
     "offsets of a lost partition are committed"
         Found =>
-        "machine/src/consumer/commit.rs": "marks.retain(is_current);" -> "marks.retain(|mark| is_current(mark) || true);";
+        "machine/src/consumer/commit.rs": "points.retain(is_current);" -> "points.retain(|point| is_current(point) || true);";
     "a connection to a restored server is accepted" Found =>
         "machine/src/keeper.rs": "!self.connected => Next::Answer(false),\n            Ask::Check" -> "!self.connected => Next::Answer(true),\n            Ask::Check";
     "progress is saved over any connection" Found =>
@@ -173,9 +173,9 @@ mutants! {
         "machine/src/consumer/breaker.rs": "let forgiven = self.refused.max(self.forgiven);" -> "let forgiven = self.forgiven;";
     "a partition that is given back still receives" Harmless("the driver takes nothing in meanwhile") =>
         "machine/src/consumer/mod.rs": "let owned = self.owned.get_mut(&partition).filter(|owned| !owned.revoking)?;" -> "let owned = self.owned.get_mut(&partition)?;";
-    "a receipt of a former assignment counts for the present one" Found =>
-        "machine/src/consumer/mod.rs": "if let Some(owned) = self.current(receipt.partition, receipt.epoch) {\n                owned.complete" ->
-            "if let Some(owned) = self.owned.get_mut(&receipt.partition) {\n                owned.complete";
+    "a record of a previous assignment counts for the present one" Found =>
+        "machine/src/consumer/mod.rs": "if let Some(owned) = self.current(record.partition, record.epoch) {\n                owned.complete" ->
+            "if let Some(owned) = self.owned.get_mut(&record.partition) {\n                owned.complete";
     "offsets that go back are taken" Found =>
         "machine/src/consumer/ledger.rs": "return Err(OutOfOrder);" -> "self.last.next = offset.next();";
     "all records are taken in at once" Found =>

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use machine::consumer::{Action, Event, LaneNumber, Mark, Receipt};
+use machine::consumer::{Action, CommitPoint, Event, LaneNumber, RecordRef};
 use machine::driver::{self, Fetched, Happened, Kafka, ProgressRow, Report, Surroundings, TopicIs};
 use machine::keeper::Ask;
 use machine::lane::{Entry, Kind, Message};
@@ -134,7 +134,7 @@ impl Kafka for Io<'_> {
         TopicIs::Same
     }
 
-    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String> {
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String> {
         let parts = &self.parts;
         self.env.kafka.commits.push_back(CommitRequest {
             process: parts.number,
@@ -142,7 +142,7 @@ impl Kafka for Io<'_> {
             round,
             member: parts.library.membership.member,
             generation: parts.library.membership.generation,
-            marks: marks.to_vec(),
+            points: points.to_vec(),
             incarnation: parts.commits.saved_to,
             topic: parts.commits.topic,
         });
@@ -177,8 +177,8 @@ impl Surroundings<Record> for Io<'_> {
 
     fn pass(&mut self, lane: LaneNumber, record: Record, assignment: &Arc<Assignment>) {
         let (partition, offset, bytes) = (record.partition, RecordOffset(record.offset), record.nature.bytes());
-        let receipt = Receipt { partition, epoch: assignment.epoch, offset, bytes };
-        let entry = entry(record, receipt, assignment.clone(), self.env.upgraded);
+        let record_ref = RecordRef { partition, epoch: assignment.epoch, offset, bytes };
+        let entry = entry(record, record_ref, assignment.clone(), self.env.upgraded);
         self.parts.lanes[lane].waiting.push_back(entry);
     }
 
@@ -229,8 +229,8 @@ impl Io<'_> {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Tick => return,
-            Event::Dropped(receipts) => self.env.facts.add(Fact::Fenced, receipts.len()),
-            Event::Blocked(receipts) => self.env.facts.add(Fact::BlockedFound, receipts.len()),
+            Event::Dropped(records) => self.env.facts.add(Fact::Fenced, records.len()),
+            Event::Blocked(records) => self.env.facts.add(Fact::BlockedFound, records.len()),
             _ => {}
         }
         self.parts.busy = true;
@@ -261,27 +261,27 @@ impl Io<'_> {
     }
 }
 
-fn entry(record: Record, receipt: Receipt, assignment: Arc<Assignment>, upgraded: bool) -> Entry<Record> {
+fn entry(record: Record, record_ref: RecordRef, assignment: Arc<Assignment>, upgraded: bool) -> Entry<Record> {
     let kind = match record.nature {
         Nature::Undecodable => Kind::Broken(Reason::Undecodable, "no record".into()),
         Nature::Invalid => Kind::Broken(Reason::Invalid, "breaks a rule".into()),
         Nature::Newer if !upgraded => Kind::Newer("of a newer version".into()),
         _ => Kind::Message,
     };
-    Entry::new(assignment, receipt, kind, record)
+    Entry::new(assignment, record_ref, kind, record)
 }
 
 /// An event in few words.
 fn show(event: &Event) -> String {
-    let offsets = |receipts: &[Receipt]| {
-        let each = receipts.iter().map(|receipt| format!("{}@{}", receipt.partition, receipt.offset));
+    let offsets = |records: &[RecordRef]| {
+        let each = records.iter().map(|record_ref| format!("{}@{}", record_ref.partition, record_ref.offset));
         each.collect::<Vec<_>>().join(", ")
     };
     match event {
-        Event::Completed(receipts) => format!("completed {}", offsets(receipts)),
-        Event::Blocked(receipts) => format!("blocked {}", offsets(receipts)),
-        Event::Unblocked(receipts) => format!("unblocked {}", offsets(receipts)),
-        Event::Dropped(receipts) => format!("dropped {}", offsets(receipts)),
+        Event::Completed(records) => format!("completed {}", offsets(records)),
+        Event::Blocked(records) => format!("blocked {}", offsets(records)),
+        Event::Unblocked(records) => format!("unblocked {}", offsets(records)),
+        Event::Dropped(records) => format!("dropped {}", offsets(records)),
         Event::DeadLettersRequested { lane, dead } => format!("lane {lane} requests dead letters {}", offsets(dead)),
         other => format!("{other:?}"),
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use machine::consumer::Event;
 use machine::failure::Class;
 use machine::keeper::Ask;
-use machine::lane::{Answer, Entry, Failure, Machine, Message, Placed, Request, Settings};
+use machine::lane::{Answer, Entry, Failure, Machine, Message, NumberedEntry, Request, Settings};
 use uuid::Uuid;
 
 use super::Parts;
@@ -73,7 +73,7 @@ impl Lane {
     /// A record that it may still store, of such a partition.
     pub(super) fn unfenced(&self, wanted: impl Fn(i32) -> bool) -> Option<Record> {
         let entries = self.waiting.iter().chain(self.machine.entries());
-        let mut unfenced = entries.filter(|entry| wanted(entry.receipt.partition) && !entry.assignment.is_fenced());
+        let mut unfenced = entries.filter(|entry| wanted(entry.record_ref.partition) && !entry.assignment.is_fenced());
         unfenced.next().map(|entry| entry.body)
     }
 
@@ -102,8 +102,8 @@ impl Lane {
         self.machine.entries()[entry].body
     }
 
-    fn rows(&self, placed: &[Placed]) -> Vec<Row> {
-        placed.iter().map(|placed| Row { seq: placed.seq, record: self.record(placed.entry) }).collect()
+    fn rows(&self, numbered: &[NumberedEntry]) -> Vec<Row> {
+        numbered.iter().map(|row| Row { seq: row.seq, record: self.record(row.entry) }).collect()
     }
 
     /// The statement that a request stands for.
@@ -114,13 +114,13 @@ impl Lane {
             }
             Request::Begin | Request::BeginRetry => Statement::Begin,
             Request::Guard(heads) => Statement::Guard(self.rows(heads)),
-            Request::Insert(placed) => Statement::Insert(self.rows(placed)),
+            Request::Insert(numbered) => Statement::Insert(self.rows(numbered)),
             Request::FindStored(asked) => {
                 Statement::FindStored(asked.iter().map(|entry| (*entry, self.record(*entry))).collect())
             }
             Request::InsertDeadLetters(dead) => {
                 let letter = |dead: &machine::lane::DeadLetter| {
-                    let epoch = self.machine.entries()[dead.entry].receipt.epoch;
+                    let epoch = self.machine.entries()[dead.entry].record_ref.epoch;
                     let by = (self.client.process, self.client.life, epoch);
                     Dead { record: self.record(dead.entry), reason: dead.reason, by, seen: 0 }
                 };
@@ -129,7 +129,7 @@ impl Lane {
             Request::Commit => Statement::Commit,
             Request::Rollback => Statement::Rollback,
             Request::BeginPass | Request::BeginSearch => Statement::BeginPass,
-            Request::Canary(beside) => Statement::Canary(beside.map(|placed| self.rows(&[placed])[0])),
+            Request::Canary(beside) => Statement::Canary(beside.map(|row| self.rows(&[row])[0])),
             Request::MoveSavepoint => Statement::MoveSavepoint,
             Request::RollbackToSavepoint => Statement::RollbackToSavepoint,
             Request::Done(_)
