@@ -19,7 +19,7 @@ facts! {
     Duplicate "duplicates found",
     DeadLetter "dead letters",
     Conflict "of these, conflicts of ids",
-    Pass "searches for refused records",
+    Bisection "searches for refused records",
     Rejected "records that a search found",
     CanaryRefused "canaries refused",
     DeadLettersRequested "dead letters asked for",

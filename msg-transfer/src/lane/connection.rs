@@ -105,8 +105,8 @@ impl Connection {
             }
             Request::Begin => return begin(client, &self.begin.full, None).await,
             Request::BeginRetry => return begin(client, &self.begin.short, None).await,
-            Request::BeginPass => return begin(client, &self.begin.full, Some(sql::AFTER_BEGIN_PASS)).await,
-            Request::BeginSearch => return begin(client, &self.begin.short, Some(sql::AFTER_BEGIN_PASS)).await,
+            Request::BeginBisection => return begin(client, &self.begin.full, Some(sql::AFTER_BEGIN_BISECTION)).await,
+            Request::BeginSearch => return begin(client, &self.begin.short, Some(sql::AFTER_BEGIN_BISECTION)).await,
             Request::Commit => {
                 let ((), warning) = client.commit(client.batch_execute("COMMIT")).await?;
                 return Ok(warning.map_or(Answer::Ok, |warning| {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use machine::Reason;
 use machine::consumer::Event;
 use machine::failure::Class;
-use machine::lane::{Answer, Machine, Outcome, Request, Trouble};
+use machine::lane::{Answer, BatchFailure, Machine, Outcome, Request};
 use msg_common::admin::Readiness;
 use msg_common::repeat::Repeats;
 use tokio::sync::{Notify, mpsc};
@@ -39,7 +39,7 @@ pub struct Handle {
 }
 
 /// Batches that cannot be stored, and dead letters, of all lanes.
-static TROUBLES: Repeats = Repeats::new();
+static BATCH_FAILURES: Repeats = Repeats::new();
 static DEAD_LETTERS: Repeats = Repeats::new();
 
 /// From so many conflicts in a row on, it is no other owner: a unique index of somebody's own, perhaps.
@@ -184,8 +184,8 @@ impl Lane {
                     self.approved.notified().await;
                     Answer::Ok
                 }
-                Request::Wait(trouble) => {
-                    self.wait(&trouble).await;
+                Request::Wait(failed) => {
+                    self.wait(&failed).await;
                     Answer::Ok
                 }
                 request => {
@@ -231,11 +231,11 @@ impl Lane {
         }
     }
 
-    async fn wait(&self, Trouble { failure, attempts }: &Trouble) {
+    async fn wait(&self, BatchFailure { failure, attempts }: &BatchFailure) {
         let (lane, error, class) = (self.machine.number(), failure.text.as_str(), failure.class);
         metrics::store_failed(class);
         // All lanes meet the same database, each again and again.
-        let repeated = TROUBLES.occurred(error);
+        let repeated = BATCH_FAILURES.occurred(error);
         match class {
             // Another owner was faster; the table tells how far. Again and again it is something else.
             Class::Conflict if *attempts < MANY_CONFLICTS => {

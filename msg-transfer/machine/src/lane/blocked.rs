@@ -193,7 +193,7 @@ impl<T: Message> Machine<T> {
         let (entries, rest) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.rest));
         if !entries.is_empty() || !rest.is_empty() {
             let failure = failure.filter(|failure| failure.class != Class::Lost).unwrap_or(retry.failure);
-            // Some may wait already, found by a pass of this attempt: they are behind the first, and amid the rest.
+            // Some may wait already, found by a bisection of this attempt: they are behind the first, and amid the rest.
             let waiting = self.blocked.waiting(retry.recv_id, failure, retry.attempts + 1);
             for entry in entries.into_iter().rev() {
                 waiting.push_front(entry);
@@ -212,7 +212,7 @@ impl<T: Message> Machine<T> {
     }
 }
 
-/// Behind those that came before it. What waits may be a later part of the same batch: a pass found it before the batch was halved.
+/// Behind those that came before it. What waits may be a later part of the same batch: a bisection found it before the batch was halved.
 fn queue<T>(waiting: &mut VecDeque<Entry<T>>, entry: Entry<T>) {
     let RecordRef { partition, epoch, offset, .. } = entry.record_ref;
     let is_same = |other: &Entry<T>| (other.record_ref.partition, other.record_ref.epoch) == (partition, epoch);

@@ -1,12 +1,12 @@
 //! How a batch becomes rows, each message once, with the next `seq` of its inbox: the statements one by one, and what
 //! follows from each answer.
 
+mod bisection;
 mod blocked;
 pub mod cache;
 mod conflicts;
 pub mod entry;
-mod pass;
-mod refusing;
+mod failing;
 pub mod request;
 #[cfg(test)]
 mod tests;
@@ -16,15 +16,15 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 
+use self::bisection::Bisection;
+pub use self::bisection::Failure;
 pub use self::blocked::BlockedInbox;
 use self::blocked::{Blocked, Retry, report_unblocked};
 use self::cache::SeqCache;
 use self::conflicts::Conflicts;
 use self::entry::forget_found;
 pub use self::entry::{DeadLetter, Entry, Kind, Message};
-pub use self::pass::Failure;
-use self::pass::Pass;
-pub use self::request::{Answer, NumberedEntry, Outcome, Request, Trouble};
+pub use self::request::{Answer, BatchFailure, NumberedEntry, Outcome, Request};
 use crate::consumer::{Event, LaneNumber, RecordRef};
 use crate::failure::Class;
 use crate::{Generation, Partition};
@@ -67,7 +67,7 @@ pub struct Machine<T> {
     rest: Vec<Entry<T>>,
     /// Most records at once: halved when the server has no time for them, doubled when it had.
     most: usize,
-    /// The server had no time for this part, and a pass found no inbox to blame.
+    /// The server had no time for this part, and a bisection found no blocked inbox.
     searched: bool,
     blocked: Blocked<T>,
     /// The blocked inbox that is being tried, if it is one.
@@ -82,10 +82,10 @@ pub struct Machine<T> {
     numbered: Vec<NumberedEntry>,
     /// For each inbox of this attempt its entries, and its last `seq` where it is known.
     inboxes: Vec<(Vec<usize>, Option<i64>)>,
-    pass: Option<Pass>,
+    bisection: Option<Bisection>,
     /// The dead letters of this part were approved.
     approved: bool,
-    trouble: Option<Failure>,
+    last_failure: Option<Failure>,
     attempts: usize,
 }
 
@@ -111,11 +111,11 @@ enum Pending {
     Commit,
     /// Rolling back because a blocked inbox is still blocked.
     UndoRetry,
-    /// Rolling back to look for refused records.
-    UndoRefused,
-    /// Some may be in the table since before they were refused.
-    FindRefused,
-    BeginPass,
+    /// Rolling back before a bisection.
+    UndoRejected,
+    /// Some of the rejected rows may be stored already.
+    FindRejected,
+    BeginBisection,
     Canary,
     /// A row beside a suspect, in its inbox.
     OwnCanary,
@@ -123,7 +123,7 @@ enum Pending {
     Probe,
     MoveSavepoint,
     UndoProbe,
-    EndPass,
+    EndBisection,
 }
 
 impl<T: Message> Machine<T> {
@@ -145,9 +145,9 @@ impl<T: Message> Machine<T> {
             pending: Pending::Nothing,
             numbered: Vec::new(),
             inboxes: Vec::new(),
-            pass: None,
+            bisection: None,
             approved: false,
-            trouble: None,
+            last_failure: None,
             attempts: 0,
         }
     }
@@ -169,7 +169,7 @@ impl<T: Message> Machine<T> {
 
     /// What the database said, while it is being found out which inboxes it said it of.
     pub fn searching(&self) -> Option<&Failure> {
-        self.pass.as_ref().map(Pass::cause)
+        self.bisection.as_ref().map(Bisection::cause)
     }
 
     /// Takes the next batch. Only after `Done`, or as the first thing.
@@ -209,10 +209,10 @@ impl<T: Message> Machine<T> {
                 events.push(Event::Restart);
                 self.turn(events)
             }
-            (Pending::Disconnection, _) => match self.trouble.take() {
+            (Pending::Disconnection, _) => match self.last_failure.take() {
                 Some(failure) => {
                     self.pending = Pending::Backoff;
-                    Request::Wait(Trouble { failure, attempts: self.attempts })
+                    Request::Wait(BatchFailure { failure, attempts: self.attempts })
                 }
                 // A blocked inbox waits by itself.
                 None => self.next_part(events),
@@ -241,44 +241,44 @@ impl<T: Message> Machine<T> {
             }
             (Pending::DeadLetters, _) => self.commit(),
             (Pending::Commit, answer) => self.committed(answer == Answer::Warned, events),
-            (Pending::UndoRefused, _) => {
-                self.pending = Pending::FindRefused;
+            (Pending::UndoRejected, _) => {
+                self.pending = Pending::FindRejected;
                 Request::FindStored(self.numbered.iter().map(|row| row.entry).collect())
             }
-            (Pending::FindRefused, Answer::Found(found)) if !found.is_empty() => {
-                self.pass = None;
+            (Pending::FindRejected, Answer::Found(found)) if !found.is_empty() => {
+                self.bisection = None;
                 self.found(&found);
                 self.ask()
             }
-            (Pending::FindRefused, _) => {
-                let begin = if self.pass().is_short() { Request::BeginSearch } else { Request::BeginPass };
-                self.request(Pending::BeginPass, begin)
+            (Pending::FindRejected, _) => {
+                let begin = if self.bisection().is_short() { Request::BeginSearch } else { Request::BeginBisection };
+                self.request(Pending::BeginBisection, begin)
             }
-            (Pending::BeginPass, _) => self.request(Pending::Canary, Request::Canary(None)),
+            (Pending::BeginBisection, _) => self.request(Pending::Canary, Request::Canary(None)),
             (Pending::Canary, answer) => {
                 // A trigger may swallow it.
                 if matches!(answer, Answer::Count(1..)) {
-                    self.pass().taken();
+                    self.bisection().accepted();
                 }
                 self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
             }
             (Pending::Probe, answer) => {
                 // A duplicate is not written, and so proves nothing.
                 if matches!(answer, Answer::Count(1..)) {
-                    self.pass().taken();
+                    self.bisection().accepted();
                 }
                 self.request(Pending::MoveSavepoint, Request::MoveSavepoint)
             }
-            (Pending::UndoProbe, _) => match self.pass().suspect() {
+            (Pending::UndoProbe, _) => match self.bisection().suspect() {
                 Some(row) => self.request(Pending::OwnCanary, Request::Canary(Some(self.numbered[row]))),
                 None => self.probe(),
             },
             (Pending::OwnCanary, answer) => {
-                self.pass().suspect_tried(matches!(answer, Answer::Count(1..)));
+                self.bisection().suspect_tried(matches!(answer, Answer::Count(1..)));
                 self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
             }
             (Pending::UndoCanary | Pending::MoveSavepoint, _) => self.probe(),
-            (Pending::EndPass, _) => self.judge(events),
+            (Pending::EndBisection, _) => self.judge(events),
             (pending, answer) => unreachable!("{answer:?} does not answer {pending:?}"),
         }
     }

@@ -128,7 +128,7 @@ fn a_commit_without_an_answer_costs_the_connection_and_the_cache() {
     let request = lane.until(request, |request| *request == Request::Commit);
     assert_eq!(lane.until(request, |request| *request == Request::Commit), Request::Commit);
     assert_eq!(lane.on(failed(Class::Transient)), Request::Disconnect);
-    assert!(matches!(lane.on(Answer::Ok), Request::Wait(Trouble { attempts: 1, .. })));
+    assert!(matches!(lane.on(Answer::Ok), Request::Wait(BatchFailure { attempts: 1, .. })));
     assert_eq!(lane.on(Answer::Ok), Request::Connect(1));
     assert_eq!(lane.on(Answer::Ok), Request::LastSeqs(vec![0]));
     assert!(lane.events.is_empty());
@@ -255,7 +255,7 @@ fn when_every_record_is_refused_none_is_kept_aside() {
         }
         request = lane.on(failed(Class::Permanent));
     }
-    assert!(matches!(request, Request::Wait(Trouble { failure: Failure { class: Class::Fatal, .. }, .. })));
+    assert!(matches!(request, Request::Wait(BatchFailure { failure: Failure { class: Class::Fatal, .. }, .. })));
 }
 
 #[test]
@@ -385,7 +385,7 @@ fn locked_table_blocks_no_inbox() {
     assert_eq!(lane.on(failed(Class::Locked)), Request::Disconnect);
     assert!(matches!(
         lane.on(Answer::Ok),
-        Request::Wait(Trouble { failure: Failure { class: Class::Locked, .. }, .. })
+        Request::Wait(BatchFailure { failure: Failure { class: Class::Locked, .. }, .. })
     ));
     assert_eq!(lane.machine.blocked().count(), 0);
 }

@@ -42,8 +42,8 @@ pub(crate) struct Transaction {
     savepoint: (usize, usize),
     has_savepoint: bool,
     failed: bool,
-    /// It looks for refused records: deferred constraints speak at once.
-    is_pass: bool,
+    /// It is a bisection: deferred constraints are checked immediately.
+    is_bisection: bool,
 }
 
 /// A session.
@@ -191,10 +191,10 @@ impl Database {
         self.incarnation += 1;
     }
 
-    /// Whether a transaction holds a lock on the table that a change of it would have to wait for. A pass takes it first.
+    /// Whether a transaction holds a lock on the table that a change of it would have to wait for. A bisection takes it first.
     pub(crate) fn is_table_locked(&self) -> bool {
         let transactions = self.sessions.iter().filter_map(|session| session.transaction.as_ref());
-        transactions.into_iter().any(|open| open.is_pass || !open.rows.is_empty())
+        transactions.into_iter().any(|open| open.is_bisection || !open.rows.is_empty())
     }
 
     /// The statement waits for another transaction that is not over.

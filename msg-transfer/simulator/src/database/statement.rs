@@ -19,7 +19,7 @@ pub(crate) enum Statement {
     InsertDead(Vec<Dead>),
     Commit,
     Rollback,
-    BeginPass,
+    BeginBisection,
     /// In place of this row, in its inbox, or in nobody's.
     Canary(Option<Row>),
     MoveSavepoint,
@@ -143,13 +143,13 @@ impl Database {
                 let seqs = inboxes.iter().map(|inbox| self.tables.last_seq(*inbox)).collect();
                 Step::Done(Reply::Answer(Answer::Seqs(seqs)))
             }
-            Statement::Begin | Statement::BeginPass => {
+            Statement::Begin | Statement::BeginBisection => {
                 self.last_transaction += 1;
-                let is_pass = matches!(statement, Statement::BeginPass);
+                let is_bisection = matches!(statement, Statement::BeginBisection);
                 let begun = Transaction {
                     number: self.last_transaction,
-                    has_savepoint: is_pass,
-                    is_pass,
+                    has_savepoint: is_bisection,
+                    is_bisection,
                     ..Transaction::default()
                 };
                 self.sessions[place].transaction = Some(begun);
@@ -219,7 +219,7 @@ impl Database {
     fn insert(&mut self, place: usize, rows: &[Row]) -> Step {
         let (mut done, mut inserted) = self.sessions[place].done;
         while let Some(row) = rows.get(done) {
-            let is_pass = self.open(place).is_pass;
+            let is_bisection = self.open(place).is_bisection;
             match row.record.nature {
                 _ if self.read_only => return Step::Failed(Class::Fatal),
                 _ if self.refuses => return Step::Failed(Class::Permanent),
@@ -227,7 +227,7 @@ impl Database {
                     return Step::Failed(self.blocked[&row.record.inbox]);
                 }
                 Nature::Refused => return Step::Failed(Class::Permanent),
-                Nature::RefusedAtCommit if is_pass => return Step::Failed(Class::Permanent),
+                Nature::RefusedAtCommit if is_bisection => return Step::Failed(Class::Permanent),
                 Nature::TooLarge => return Step::Failed(Class::TooLarge),
                 Nature::Toxic => return Step::Failed(Class::Heavy),
                 _ => {}

@@ -121,7 +121,7 @@ fn a_circle_of_waits_is_broken() {
 fn a_savepoint_takes_back_what_came_after_it() {
     let mut database = Database::default();
     let a = session(&mut database);
-    on(&mut database, a, Statement::BeginPass);
+    on(&mut database, a, Statement::BeginBisection);
     on(&mut database, a, Statement::Canary(None));
     on(&mut database, a, Statement::RollbackToSavepoint);
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));

@@ -82,13 +82,13 @@ mutants! {
         "machine/src/lane/writing.rs": "self.request(Pending::Commit, Request::Commit)" ->
             "for inbox in &self.inboxes { let (group, Some(last)) = inbox else { continue }; let (entry, rows) = (&self.entries[group[0]], group.len() as i64); self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows); } self.request(Pending::Commit, Request::Commit)";
     "the cache outlives an error" Harmless("the next connection clears it too") =>
-        "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;";
+        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;";
     "the cache outlives an error and a new connection"
         Harmless("a search for what is refused forgets the inbox as well") =>
-        "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;",
+        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;",
         "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(";
     "the cache outlives an error, a new connection and a search" Found =>
-        "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;",
+        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;",
         "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(",
         "machine/src/lane/blocked.rs": "self.cache.remove(&recv_id);" -> "",
         "machine/src/lane/blocked.rs": "self.cache.remove(&retry.recv_id);" -> "";
@@ -109,11 +109,11 @@ mutants! {
         "machine/src/lane/writing.rs": "if self.entries.iter().any(|entry| entry.assignment.is_fenced()) {\n            return self.request(Pending::UndoFenced" ->
             "if false {\n            return self.request(Pending::UndoFenced";
     "an error that passes is taken for a record's fault" Found =>
-        "machine/src/lane/pass.rs": "_ => false,\n                };" -> "_ => true,\n                };";
+        "machine/src/lane/bisection.rs": "_ => false,\n                };" -> "_ => true,\n                };";
     "a refused record needs no other that is taken" Found =>
-        "machine/src/lane/pass.rs": "(true, false) => {" -> "(_, false) => {";
+        "machine/src/lane/bisection.rs": "(true, false) => {" -> "(_, false) => {";
     "a small record that takes too long is to blame" Found =>
-        "machine/src/lane/pass.rs": "Class::Heavy => is_huge(*row) && self.guilty.contains(row)," -> "Class::Heavy => self.guilty.contains(row),";
+        "machine/src/lane/bisection.rs": "Class::Heavy => is_huge(*row) && self.confirmed.contains(row)," -> "Class::Heavy => self.confirmed.contains(row),";
     "a huge record is to blame though its inbox takes none" Found =>
         "machine/src/lane/mod.rs": "Request::Canary(Some(self.numbered[row]))" -> "Request::Canary(None)";
     "a blocked inbox stops its lane" Found =>
@@ -232,7 +232,7 @@ mutants! {
     "the topic's id is asked for once (in the start task's model)" Found =>
         "simulator/src/process/starts.rs": "Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}" -> "Stage::Ends(read, _) if false && read.topic == 0 => {}";
     "a search does not lock the table (in the database's model)" Found =>
-        "simulator/src/database/mod.rs": "open.is_pass || !open.rows.is_empty()" -> "!open.rows.is_empty()";
+        "simulator/src/database/mod.rs": "open.is_bisection || !open.rows.is_empty()" -> "!open.rows.is_empty()";
     "a lost tail is found by number alone" Found =>
         "machine/src/consumer/start.rs": "Kept::UpTo(kept) => (kept.next, kept)," ->
             "Kept::UpTo(kept) => (self.high, Progress { next: self.high, ..kept }),";

@@ -128,7 +128,7 @@ impl Lane {
             }
             Request::Commit => Statement::Commit,
             Request::Rollback => Statement::Rollback,
-            Request::BeginPass | Request::BeginSearch => Statement::BeginPass,
+            Request::BeginBisection | Request::BeginSearch => Statement::BeginBisection,
             Request::Canary(beside) => Statement::Canary(beside.map(|row| self.rows(&[row])[0])),
             Request::MoveSavepoint => Statement::MoveSavepoint,
             Request::RollbackToSavepoint => Statement::RollbackToSavepoint,
@@ -218,8 +218,8 @@ impl Parts {
     fn begin_request(&mut self, number: usize, request: Request, env: &mut Env) {
         let lane = &mut self.lanes[number];
         if let Some(statement) = lane.statement(&request) {
-            if matches!(statement, Statement::BeginPass) {
-                env.count(Fact::Pass);
+            if matches!(statement, Statement::BeginBisection) {
+                env.count(Fact::Bisection);
             }
             match lane.session {
                 Some(session) => env.database.send(session, statement),
@@ -256,8 +256,8 @@ impl Parts {
                 lane.close(env);
                 Doing::Answered(Answer::Ok)
             }
-            Request::Wait(trouble) => {
-                if trouble.failure.text.contains("cannot be seen yet") {
+            Request::Wait(failed) => {
+                if failed.failure.text.contains("cannot be seen yet") {
                     env.count(Fact::Guarded);
                 }
                 Doing::Backoff
