@@ -23,7 +23,7 @@ use crate::consumer::context::Context;
 use crate::consumer::identity::{FormerTopics, TopicIdentity};
 use crate::consumer::io::Parts;
 use crate::consumer::lookup::Lookup;
-use crate::consumer::progress::ProgressKeeper;
+use crate::consumer::progress::ProgressStore;
 use crate::consumer::stalls::{Silence, Stalls};
 use crate::consumer::{self, Fatal};
 use crate::hints::Hints;
@@ -141,7 +141,7 @@ async fn serve_until_anew(
     let (events, received) = std_mpsc::channel();
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
-    let progress = ProgressKeeper::new(pool.clone());
+    let progress = ProgressStore::new(pool.clone());
     let (lanes, senders) = start_lanes(config, database, pool, &progress, &events, readiness, &give_up)?;
     let topic = config.kafka.kafka_topic.clone();
     let anew = shutdown.child_token();
@@ -258,7 +258,7 @@ fn start_lanes(
     config: &Config,
     database: DatabaseTraits,
     pool: &Pool,
-    progress: &ProgressKeeper,
+    progress: &ProgressStore,
     events: &std_mpsc::Sender<Event>,
     readiness: &Readiness,
     give_up: &CancellationToken,

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use machine::Generation;
+use machine::ConnectionNumber;
 use machine::lane::{Answer, Entry, Request};
 use msg_common::postgres::{DatabaseOptions, Object, Pool};
 
 use super::sql::{Begin, ServerKind};
 use super::taken::Taken;
 use super::{letters, sql, statements};
-use crate::consumer::progress::ProgressKeeper;
+use crate::consumer::progress::ProgressStore;
 use crate::failure;
 use crate::session::{self, Committed};
 
@@ -18,7 +18,7 @@ use crate::session::{self, Committed};
 #[derive(Debug)]
 pub struct Connection {
     pool: Pool,
-    progress: ProgressKeeper,
+    progress: ProgressStore,
     topic: String,
     /// How long one request may go unanswered. Above the server's own time-outs.
     patience: Duration,
@@ -31,7 +31,7 @@ impl Connection {
     /// Not connected yet.
     pub fn new(
         pool: Pool,
-        progress: ProgressKeeper,
+        progress: ProgressStore,
         topic: String,
         database: &DatabaseOptions,
         kind: ServerKind,
@@ -44,7 +44,7 @@ impl Connection {
     /// Carries it out.
     pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<Taken>]) -> Answer {
         match request {
-            Request::Connect(generation) => self.connect(*generation).await,
+            Request::Connect(connection_number) => self.connect(*connection_number).await,
             Request::Disconnect => {
                 self.disconnect();
                 Answer::Ok
@@ -57,14 +57,14 @@ impl Connection {
         }
     }
 
-    async fn connect(&mut self, generation: Generation) -> Answer {
+    async fn connect(&mut self, connection_number: ConnectionNumber) -> Answer {
         self.disconnect();
         let client = match session::fresh(&self.pool).await {
             Ok(client) => client,
             Err(error) => return Answer::Failed(failure::of_pool(&error)),
         };
         // Asked after the connection is there: what lives now, lived when it was made.
-        let same = self.progress.is_same(generation, client.server()).await;
+        let same = self.progress.is_same(connection_number, client.server()).await;
         if matches!(same, Ok(true)) {
             self.client = Some(client);
             return Answer::Ok;

@@ -8,8 +8,9 @@ impl<R: Record> Driver<R> {
         let row = |point: &CommitPoint| {
             let assignment = &self.assignments[&point.epoch];
             let known = "what is completed was received, and so its start was read";
-            let (topic_id, generation) = (assignment.topic_id().expect(known), assignment.generation().expect(known));
-            ProgressRow { topic_id, partition: point.partition, progress: point.progress(), generation }
+            let (topic_id, connection_number) =
+                (assignment.topic_id().expect(known), assignment.connection_number().expect(known));
+            ProgressRow { topic_id, partition: point.partition, progress: point.progress(), connection_number }
         };
         io.save_progress(points.iter().map(row).collect());
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::failing::Failing;
 use crate::consumer::{Action, CommitPoint, Event, FetchFailure, LaneNumber};
-use crate::{Assignment, Epoch, Generation, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
+use crate::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
 
 /// A record as the consumer receives it.
 pub trait Record {
@@ -166,7 +166,7 @@ pub struct ProgressRow {
     /// Everything below is stored.
     pub progress: Progress,
     /// Over which connection its start was read.
-    pub generation: Generation,
+    pub connection_number: ConnectionNumber,
 }
 
 /// What is being done with a partition.

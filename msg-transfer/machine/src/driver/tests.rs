@@ -243,7 +243,7 @@ fn stop_drains_and_commits_first() {
 }
 
 #[test]
-fn held_records_are_passed_before_those_behind_them() {
+fn throttled_records_are_passed_before_those_behind_them() {
     let (mut driver, mut outside) = fetching();
     outside.records.extend((0..5).map(|offset| Plain(0, offset)));
     driver.turn(&mut outside, false);

@@ -27,7 +27,7 @@ pub use self::entry::{DeadLetter, Entry, Kind, Message};
 pub use self::request::{Answer, BatchFailure, NumberedEntry, Outcome, Request};
 use crate::consumer::{Event, LaneNumber, RecordRef};
 use crate::failure::Class;
-use crate::{Generation, Partition};
+use crate::{ConnectionNumber, Partition};
 
 /// Which lane a key goes to, whatever its partition.
 pub fn lane_for(key: Option<&[u8]>, lanes: usize) -> LaneNumber {
@@ -75,8 +75,8 @@ pub struct Machine<T> {
     conflicts: Conflicts,
     /// What was stored of the batch so far.
     outcome: Outcome,
-    /// Under which generation the connection was made, as long as there is one.
-    connected: Option<Generation>,
+    /// While the lane has a connection: the number of the reference connection that was open when it was made.
+    connected: Option<ConnectionNumber>,
     pending: Pending,
     /// The rows of this attempt, sorted by inbox and `seq`.
     numbered: Vec<NumberedEntry>,
@@ -94,7 +94,7 @@ pub struct Machine<T> {
 enum Pending {
     Nothing,
     Approval,
-    Connection(Generation),
+    Connection(ConnectionNumber),
     Disconnection,
     Backoff,
     LastSeqs,
@@ -197,8 +197,8 @@ impl<T: Message> Machine<T> {
                 self.approved = true;
                 self.turn(events)
             }
-            (Pending::Connection(generation), Answer::Ok) => {
-                self.connected = Some(generation);
+            (Pending::Connection(connection_number), Answer::Ok) => {
+                self.connected = Some(connection_number);
                 self.ask()
             }
             (Pending::Connection(_), _) => {
@@ -304,18 +304,18 @@ impl<T: Message> Machine<T> {
         if !dead.is_empty() && !self.approved {
             return self.request(Pending::Approval, Request::ApproveDeadLetters(dead));
         }
-        let generation = self.entries.iter().filter_map(|entry| entry.assignment.generation()).max();
-        let generation = generation.expect("a record is received only after its start was read");
-        if self.fence_older(generation, events) {
+        let connection_number = self.entries.iter().filter_map(|entry| entry.assignment.connection_number()).max();
+        let connection_number = connection_number.expect("a record is received only after its start was read");
+        if self.fence_older(connection_number, events) {
             return self.turn(events);
         }
-        if self.connected == Some(generation) {
+        if self.connected == Some(connection_number) {
             return self.ask();
         }
         // Another server may lack messages that came before: stored on it, later ones would pass them.
         self.connected = None;
         self.cache.clear();
-        self.request(Pending::Connection(generation), Request::Connect(generation))
+        self.request(Pending::Connection(connection_number), Request::Connect(connection_number))
     }
 
     fn most_at_once(&self) -> usize {
@@ -346,8 +346,8 @@ impl<T: Message> Machine<T> {
 
     /// Fences what was received under a start that was read over an earlier connection: the server of this one may lack what
     /// came before it. Whether there was any.
-    fn fence_older(&self, generation: Generation, events: &mut Vec<Event>) -> bool {
-        let older = |entry: &&Entry<T>| entry.assignment.generation() < Some(generation);
+    fn fence_older(&self, connection_number: ConnectionNumber, events: &mut Vec<Event>) -> bool {
+        let older = |entry: &&Entry<T>| entry.assignment.connection_number() < Some(connection_number);
         let older: BTreeSet<Partition> = self
             .entries
             .iter()

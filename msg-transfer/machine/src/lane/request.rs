@@ -3,7 +3,7 @@
 use super::bisection::Failure;
 use super::entry::DeadLetter;
 use crate::consumer::RecordRef;
-use crate::{Generation, Reason};
+use crate::{ConnectionNumber, Reason};
 
 /// An entry of the batch, by its index, and the `seq` that its row gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub enum Request {
     Done(Outcome),
     /// Send `Event::DeadLettersRequested` for these records, and wait for `Action::DeadLettersApproved`. Answer: `Ok`.
     ApproveDeadLetters(Vec<RecordRef>),
-    /// Make a new connection, then ask the keeper whether the one of this generation still lives. Answer: `Ok`, `Stale`.
-    Connect(Generation),
+    /// Make a new connection, then check that the reference connection with this number is still open. Answer: `Ok`, `Stale`.
+    Connect(ConnectionNumber),
     /// Close the connection, whatever it is doing. Answer: `Ok`.
     Disconnect,
     /// Wait before the next attempt. Answer: `Ok`.

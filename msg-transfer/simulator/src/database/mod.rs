@@ -20,7 +20,7 @@ pub(crate) type SessionId = u32;
 pub(crate) struct Client {
     pub(crate) process: usize,
     pub(crate) life: u32,
-    /// A lane, or the keeper.
+    /// The lane's number; `None` for the reference connection.
     pub(crate) lane: Option<usize>,
 }
 
@@ -28,7 +28,7 @@ impl Client {
     pub(crate) fn show(&self) -> String {
         match self.lane {
             Some(lane) => format!("P{}.{} lane {lane}", self.process, self.life),
-            None => format!("P{}.{} keeper", self.process, self.life),
+            None => format!("P{}.{} reference connection", self.process, self.life),
         }
     }
 }
@@ -68,7 +68,7 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 pub(crate) struct Database {
     pub(crate) tables: Tables,
-    /// Only the keeper's and the lanes' that are held or alive.
+    /// Only sessions that a client holds or that the server serves.
     pub(crate) sessions: Vec<Session>,
     /// Committed, and not to be seen yet.
     pub(crate) unseen: Vec<Transaction>,

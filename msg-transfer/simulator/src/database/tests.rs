@@ -140,8 +140,8 @@ fn put_back_it_lacks_the_last_commits_and_has_no_session() {
         let a = begun(&mut database);
         on(&mut database, a, Statement::Insert(vec![row(id, i64::from(id))]));
         on(&mut database, a, Statement::Commit);
-        let keeper = session(&mut database);
-        on(&mut database, keeper, Statement::Save(vec![(0, 0, progress(i64::from(id)))]));
+        let reference = session(&mut database);
+        on(&mut database, reference, Statement::Save(vec![(0, 0, progress(i64::from(id)))]));
     }
     database.go_back(3, false);
     assert!(database.sessions.iter().all(|session| !session.alive));

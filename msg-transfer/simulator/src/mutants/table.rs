@@ -155,14 +155,14 @@ mutants! {
         Found =>
         "machine/src/consumer/commit.rs": "points.retain(is_current);" -> "points.retain(|point| is_current(point) || true);";
     "a connection to a restored server is accepted" Found =>
-        "machine/src/keeper.rs": "!self.connected => Next::Answer(false),\n            Ask::Check" -> "!self.connected => Next::Answer(true),\n            Ask::Check";
+        "machine/src/reference_connection.rs": "!self.connected => Next::Answer(false),\n            Query::Check" -> "!self.connected => Next::Answer(true),\n            Query::Check";
     "progress is saved over any connection" Found =>
-        "machine/src/keeper.rs": "if !self.connected || generations.iter().any(|g| *g != self.generation) => {" -> "if !self.connected && !generations.is_empty() => {";
-    "the keeper's connections have no numbers" Found =>
-        "machine/src/keeper.rs": "self.generation += 1;" -> "self.generation = 1;";
+        "machine/src/reference_connection.rs": "if !self.connected || numbers.iter().any(|number| *number != self.number) => {" -> "if !self.connected && !numbers.is_empty() => {";
+    "the reference connections have no numbers" Found =>
+        "machine/src/reference_connection.rs": "self.number += 1;" -> "self.number = 1;";
     "what was started over an earlier connection is stored with the rest"
         Rare("found once, by the 179,967th seed of an earlier version; the lane's unit test finds it") =>
-        "machine/src/lane/mod.rs": "if self.fence_older(generation, events) {" -> "if false && self.fence_older(generation, events) {";
+        "machine/src/lane/mod.rs": "if self.fence_older(connection_number, events) {" -> "if false && self.fence_older(connection_number, events) {";
     "no guard where a COMMIT is seen late" Found =>
         "simulator/src/config.rs": "guard: seen_later || choices.one_in(8)," -> "guard: choices.one_in(8) && !seen_later,";
     "dead letters need no approval" Found =>
@@ -208,22 +208,22 @@ mutants! {
     "an assignment is forgotten once it is fenced" Found =>
         "machine/src/driver/mod.rs": "self.assignments.retain(|epoch, _| machine.speaks_of(*epoch));" ->
             "self.assignments.retain(|epoch, assignment| machine.speaks_of(*epoch) && !assignment.is_fenced());";
-    "what was held of a partition is passed in the wrong order" Found =>
-        "machine/src/driver/holding.rs": "held.fetched.pop_front()" -> "held.fetched.pop_back()";
-    "a record goes ahead of those that are held, once its partition resumes"
+    "throttled records are passed in the wrong order" Found =>
+        "machine/src/driver/throttling.rs": "throttled.fetched.pop_front()" -> "throttled.fetched.pop_back()";
+    "a record overtakes throttled ones, once its partition is unthrottled"
         Harmless("nothing is consumed before all of those are passed") =>
-        "machine/src/driver/holding.rs": "self.fetched.push_back(fetched);" ->
+        "machine/src/driver/throttling.rs": "self.fetched.push_back(fetched);" ->
             "if self.resumes { self.fetched.push_front(fetched) } else { self.fetched.push_back(fetched) }";
-    "an error is taken ahead of the records that are held"
+    "an error overtakes the throttled records before it"
         Harmless("what is held is discarded, and fetched again or counted as lost") =>
-        "machine/src/driver/mod.rs": "if let Some(held) = self.throttled.get_mut(&fetched.partition()) {" ->
-            "if let Some(held) = self.throttled.get_mut(&fetched.partition()).filter(|_| matches!(fetched, Fetched::Record(_))) {";
+        "machine/src/driver/mod.rs": "if let Some(throttled) = self.throttled.get_mut(&fetched.partition()) {" ->
+            "if let Some(throttled) = self.throttled.get_mut(&fetched.partition()).filter(|_| matches!(fetched, Fetched::Record(_))) {";
     "a late result of a commit counts for the present round" Found =>
         "machine/src/driver/committing.rs": "current == round" -> "current >= round";
     "a commit without a result is waited for" Found =>
         "machine/src/driver/committing.rs": "io.now() >= deadline" -> "io.now() >= deadline + 1_000_000_000";
     "a queue that is not forwarded any more is not taken over again" Found =>
-        "machine/src/driver/looking.rs": "io.take_over(*partition);" -> "";
+        "machine/src/driver/resume_poll.rs": "io.take_over(*partition);" -> "";
     "a record that came by the queue of events is not fetched again" Found =>
         "machine/src/driver/mod.rs": "self.handle(io, Event::RestartPartition(partition));" -> "";
     "one of Kafka's events is polled a turn, and records are consumed before the next"

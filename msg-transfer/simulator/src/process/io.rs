@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use machine::consumer::{Action, CommitPoint, Event, LaneNumber, RecordRef};
 use machine::driver::{self, Fetched, Happened, Kafka, ProgressRow, Report, Surroundings, TopicIs};
-use machine::keeper::Ask;
 use machine::lane::{Entry, Kind, Message};
+use machine::reference_connection::Query;
 use machine::{Assignment, Epoch, LeaderEpoch, Millis, Partition, Progress, Reason, RecordOffset};
 
-use super::keeper::For;
+use super::reference::Waiter;
 use super::{DAMAGED, Parts};
 use crate::database::Statement;
 use crate::env::Env;
@@ -193,15 +193,15 @@ impl Surroundings<Record> for Io<'_> {
 
     fn save_progress(&mut self, rows: Vec<ProgressRow>) {
         let number = |row: &ProgressRow| u32::try_from(row.topic_id.as_u128()).expect("a small number");
-        let generations = rows.iter().map(|row| row.generation).collect();
+        let connection_numbers = rows.iter().map(|row| row.connection_number).collect();
         self.parts.commits.saved_to = None;
         self.parts.commits.topic = rows.iter().map(number).min().unwrap_or_default();
         let rows = rows.iter().map(|row| (number(row), row.partition, row.progress)).collect();
-        self.parts.keeper.ask(Ask::Save(generations), For::Save(Statement::Save(rows)));
+        self.parts.reference.query(Query::Save(connection_numbers), Waiter::Save(Statement::Save(rows)));
     }
 
     fn check_database(&mut self) {
-        self.parts.keeper.check();
+        self.parts.reference.check();
     }
 
     /// The world reports it: `World::resume`.

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 
 use machine::consumer::Event;
 use machine::failure::Class;
-use machine::keeper::Ask;
 use machine::lane::{Answer, Entry, Failure, Machine, Message, NumberedEntry, Request, Settings};
+use machine::reference_connection::Query;
 use uuid::Uuid;
 
 use super::Parts;
+use super::reference::Waiter;
 use crate::config::{Config, Fault};
 use crate::database::{Client, Dead, Polled, Reply, Row, SessionId, Statement};
 use crate::env::Env;
@@ -25,17 +26,17 @@ impl Message for Record {
     }
 }
 
-/// What it waits for.
+/// What a lane waits for.
 #[derive(Debug)]
 enum Doing {
     /// A batch.
     Nothing,
-    /// It has decided on this, and not begun it.
+    /// It has decided on this request, and not started it.
     Decided(Request),
     /// The database's answer.
     Statement,
-    /// The keeper's answer, with the new connection in hand.
-    Keeper,
+    /// The answer of the reference connection; the lane's new connection is open.
+    Reference,
     /// The thread's approval of dead letters.
     Approval,
     Backoff,
@@ -83,8 +84,8 @@ impl Lane {
         }
     }
 
-    /// The keeper's answer: whether the connection that the starts were read over lives.
-    pub(super) fn told(&mut self, alive: bool, env: &mut Env) {
+    /// Receives whether the reference connection is still open.
+    pub(super) fn reference_checked(&mut self, alive: bool, env: &mut Env) {
         if !alive {
             env.count(Fact::Stale);
             self.close(env);
@@ -192,7 +193,7 @@ impl Parts {
                     return false;
                 }
             },
-            waits @ (Doing::Keeper | Doing::Approval) => {
+            waits @ (Doing::Reference | Doing::Approval) => {
                 lane.doing = waits;
                 return false;
             }
@@ -241,12 +242,12 @@ impl Parts {
                 self.events.push_back(Event::DeadLettersRequested { lane: number, dead });
                 Doing::Approval
             }
-            Request::Connect(generation) => {
+            Request::Connect(connection_number) => {
                 lane.close(env);
                 lane.session = env.database.connect(lane.client);
                 if lane.session.is_some() {
-                    self.keeper.ask(Ask::IsAlive(generation), keeper_for(number));
-                    Doing::Keeper
+                    self.reference.query(Query::IsAlive(connection_number), Waiter::Lane(number));
+                    Doing::Reference
                 } else {
                     env.count(Fact::NoConnection);
                     Doing::Answered(failed(Class::Lost))
@@ -265,10 +266,6 @@ impl Parts {
             other => unreachable!("{other:?} is a statement"),
         };
     }
-}
-
-fn keeper_for(lane: usize) -> super::keeper::For {
-    super::keeper::For::Lane(lane)
 }
 
 impl Lane {

@@ -18,7 +18,7 @@ use self::reports::RepeatedError;
 use super::context::Context;
 use super::events::EventQueue;
 use super::lookup::Lookup;
-use super::progress::ProgressKeeper;
+use super::progress::ProgressStore;
 use super::raw::{CommitQueue, RecordsQueue};
 use super::stalls::Silence;
 use crate::lag::states::States;
@@ -39,7 +39,7 @@ pub struct Parts {
     /// Notified of the offsets that are expected.
     pub silence: Silence,
     /// Writes the progress rows.
-    pub progress: ProgressKeeper,
+    pub progress: ProgressStore,
     /// Where tasks run.
     pub runtime: Handle,
     /// Says what keeps the process from being ready.
