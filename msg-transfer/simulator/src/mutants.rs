@@ -12,7 +12,7 @@ pub use self::table::{Expected, MUTANTS, Mutant};
 
 /// What became of a planted bug.
 #[derive(Debug)]
-pub enum Found {
+pub enum MutantResult {
     /// So many seeds, and what broke.
     After(u64, String),
     /// Nothing broke.
@@ -41,7 +41,7 @@ impl Bench {
     }
 
     /// Plants one bug, builds, runs at most so many seeds, and takes the bug out again.
-    pub fn try_one(&self, mutant: &Mutant, seeds: u64) -> Result<Found, String> {
+    pub fn try_one(&self, mutant: &Mutant, seeds: u64) -> Result<MutantResult, String> {
         for (file, text) in mutant.plant(&self.folder.join("msg-transfer"))? {
             write(&self.folder.join("msg-transfer").join(file), &text)?;
         }
@@ -68,18 +68,18 @@ impl Bench {
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 
-    fn run(&self, seeds: u64) -> Result<Found, String> {
+    fn run(&self, seeds: u64) -> Result<MutantResult, String> {
         let mut run = Command::new(self.folder.join("target/sim/sim"));
         let output = run.args(["run", "--brief", "--seeds", &format!("0..{seeds}")]).stderr(Stdio::null()).output();
         let output = output.map_err(|error| error.to_string())?;
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.lines().last().unwrap_or_default();
         if output.status.success() {
-            return Ok(Found::Never);
+            return Ok(MutantResult::Never);
         }
         let (seed, violation) =
             last.strip_prefix("seed ").and_then(|rest| rest.split_once(": ")).ok_or("it ended badly")?;
-        Ok(Found::After(seed.parse::<u64>().map_err(|error| error.to_string())? + 1, violation.to_owned()))
+        Ok(MutantResult::After(seed.parse::<u64>().map_err(|error| error.to_string())? + 1, violation.to_owned()))
     }
 
     fn copy(&self, name: &str) -> Result<(), String> {

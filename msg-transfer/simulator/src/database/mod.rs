@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use machine::failure::Class;
 
-pub(crate) use self::statement::{Effect, How, Reply, Statement};
-pub(crate) use self::tables::{At, Dead, Row, Tables};
+pub(crate) use self::statement::{Observation, Reply, Statement, StatementEffect};
+pub(crate) use self::tables::{Dead, Row, Tables};
 
 pub(crate) type SessionId = u32;
 
@@ -56,7 +56,7 @@ pub(crate) struct Session {
     /// The server still serves it.
     pub(crate) alive: bool,
     pub(crate) request: Option<Statement>,
-    /// Rows of the statement that are done, and how many of them were inserted.
+    /// Rows of the statement that are done, and effect many of them were inserted.
     done: (usize, usize),
     /// The transaction that the statement waits for.
     waits_for: Option<u32>,
@@ -72,7 +72,7 @@ pub(crate) struct Database {
     pub(crate) sessions: Vec<Session>,
     /// Committed, and not to be seen yet.
     pub(crate) unseen: Vec<Transaction>,
-    /// How many times it went back.
+    /// StatementEffect many times it went back.
     pub(crate) incarnation: u32,
     /// It takes no connections.
     pub(crate) closed: bool,

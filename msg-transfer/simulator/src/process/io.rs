@@ -15,7 +15,7 @@ use crate::database::Statement;
 use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::CommitRequest;
-use crate::kafka::log::{Nature, Record};
+use crate::kafka::log::{Record, RecordKind};
 
 /// Around the driver of one process.
 pub(super) struct Io<'a> {
@@ -46,7 +46,7 @@ impl driver::Record for Record {
     }
 
     fn cost(&self) -> usize {
-        self.nature.bytes()
+        self.kind.bytes()
     }
 
     fn key(&self) -> Option<&[u8]> {
@@ -176,7 +176,7 @@ impl Surroundings<Record> for Io<'_> {
     }
 
     fn pass(&mut self, lane: LaneNumber, record: Record, assignment: &Arc<Assignment>) {
-        let (partition, offset, bytes) = (record.partition, RecordOffset(record.offset), record.nature.bytes());
+        let (partition, offset, bytes) = (record.partition, RecordOffset(record.offset), record.kind.bytes());
         let record_ref = RecordRef { partition, epoch: assignment.epoch, offset, bytes };
         let entry = entry(record, record_ref, assignment.clone(), self.env.upgraded);
         self.parts.lanes[lane].waiting.push_back(entry);
@@ -262,10 +262,10 @@ impl Io<'_> {
 }
 
 fn entry(record: Record, record_ref: RecordRef, assignment: Arc<Assignment>, upgraded: bool) -> Entry<Record> {
-    let kind = match record.nature {
-        Nature::Undecodable => Kind::Broken(Reason::Undecodable, "no record".into()),
-        Nature::Invalid => Kind::Broken(Reason::Invalid, "breaks a rule".into()),
-        Nature::Newer if !upgraded => Kind::Newer("of a newer version".into()),
+    let kind = match record.kind {
+        RecordKind::Undecodable => Kind::Broken(Reason::Undecodable, "no record".into()),
+        RecordKind::Invalid => Kind::Broken(Reason::Invalid, "breaks a rule".into()),
+        RecordKind::Newer if !upgraded => Kind::Newer("of a newer version".into()),
         _ => Kind::Message,
     };
     Entry::new(assignment, record_ref, kind, record)

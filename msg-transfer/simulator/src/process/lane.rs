@@ -10,11 +10,12 @@ use uuid::Uuid;
 
 use super::Parts;
 use super::reference::Waiter;
+use crate::assignment_id::AssignmentId;
 use crate::config::{Config, Fault};
 use crate::database::{Client, Dead, Polled, Reply, Row, SessionId, Statement};
 use crate::env::Env;
 use crate::facts::Fact;
-use crate::kafka::log::{INBOXES, Nature, Record};
+use crate::kafka::log::{INBOXES, Record, RecordKind};
 
 impl Message for Record {
     fn recv_id(&self) -> &str {
@@ -61,7 +62,7 @@ impl Lane {
         let settings = Settings {
             cached_inboxes: config.cached,
             guard: config.guard,
-            huge: Nature::HUGE,
+            huge: RecordKind::HUGE,
             batch_records: config.batch,
             batch_bytes: 1000,
             conflict_limit: 3,
@@ -122,7 +123,8 @@ impl Lane {
             Request::InsertDeadLetters(dead) => {
                 let letter = |dead: &machine::lane::DeadLetter| {
                     let epoch = self.machine.entries()[dead.entry].record_ref.epoch;
-                    let by = (self.client.process, self.client.life, epoch);
+                    let Client { process, life, .. } = self.client;
+                    let by = AssignmentId { process, life, epoch };
                     Dead { record: self.record(dead.entry), reason: dead.reason, by, seen: 0 }
                 };
                 Statement::InsertDead(dead.iter().map(letter).collect())

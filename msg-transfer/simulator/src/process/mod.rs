@@ -186,7 +186,7 @@ impl Parts {
     /// P7: what is in flight, and how many sessions there are.
     fn check_bounds(&self, (bytes, records): (usize, usize), env: &mut Env) {
         let settings = &env.config.settings;
-        let (more, huge) = (env.config.chunk, crate::kafka::log::Nature::HUGE);
+        let (more, huge) = (env.config.chunk, crate::kafka::log::RecordKind::HUGE);
         let too_many = records > settings.max_inflight_records + more;
         let too_much = bytes > settings.max_inflight_bytes + more * huge;
         if too_many || too_much {
