@@ -10,16 +10,16 @@ use std::process::{Command, Stdio};
 
 pub use self::table::{Expected, MUTANTS, Mutant};
 
-/// What became of a planted bug.
+/// The result of a planted bug.
 #[derive(Debug)]
 pub enum MutantResult {
-    /// So many seeds, and what broke.
+    /// The number of seeds until a promise broke, and the violation.
     After(u64, String),
-    /// Nothing broke.
+    /// No promise broke.
     Never,
 }
 
-/// A workspace of the machine and the simulator alone, in a folder of its own.
+/// A copy of the machine and the simulator, as a workspace in a temporary folder.
 #[derive(Debug)]
 pub struct Bench {
     folder: PathBuf,
@@ -27,7 +27,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Copies what is needed from the workspace at `origin`.
+    /// Copies the two packages from the workspace at `origin`.
     pub fn new(origin: &Path) -> Result<Self, String> {
         let folder = std::env::temp_dir().join(format!("msg-transfer-mutants-{}", std::process::id()));
         let bench = Bench { folder, origin: origin.to_owned() };
@@ -40,7 +40,7 @@ impl Bench {
         Ok(bench)
     }
 
-    /// Plants one bug, builds, runs at most so many seeds, and takes the bug out again.
+    /// Plants one bug, builds, runs up to `seeds` seeds, and restores the files.
     pub fn try_one(&self, mutant: &Mutant, seeds: u64) -> Result<MutantResult, String> {
         for (file, text) in mutant.plant(&self.folder.join("msg-transfer"))? {
             write(&self.folder.join("msg-transfer").join(file), &text)?;
@@ -56,7 +56,7 @@ impl Bench {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
         let mut build = Command::new(cargo);
         build.args(["build", "--quiet", "--offline", "--profile", "sim", "--package", "msg-transfer-simulator"]);
-        // Each is built once and runs for seconds.
+        // Each mutant is built once and runs for seconds: a fast build matters more than a fast program.
         build.envs([
             ("CARGO_PROFILE_SIM_OPT_LEVEL", "1"),
             ("CARGO_PROFILE_SIM_INCREMENTAL", "true"),
@@ -123,7 +123,7 @@ impl Drop for Bench {
     }
 }
 
-/// The workspace's manifest with two members, and no package of its own.
+/// Returns the workspace's manifest with two members, and without a package of its own.
 fn workspace_of_two(manifest: &str) -> String {
     let mut text = String::new();
     let mut in_package = false;

@@ -5,6 +5,7 @@ pub mod breaker;
 pub mod commit;
 pub mod event;
 pub mod failing;
+mod failing_fetch;
 pub mod ledger;
 mod owned;
 mod revoking;

@@ -72,7 +72,7 @@ pub(crate) struct Database {
     pub(crate) sessions: Vec<Session>,
     /// Committed, and not to be seen yet.
     pub(crate) unseen: Vec<Transaction>,
-    /// StatementEffect many times it went back.
+    /// How many times it went back.
     pub(crate) incarnation: u32,
     /// It takes no connections.
     pub(crate) closed: bool,

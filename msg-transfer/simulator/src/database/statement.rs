@@ -8,7 +8,7 @@ use machine::{Epoch, Partition, Progress};
 use super::{Client, Database, Dead, Row, SessionId, Transaction};
 use crate::kafka::log::{At, Record, RecordKind};
 
-/// A statement, as it is sent.
+/// A statement of a lane or of the reference connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Statement {
     LastSeqs(Vec<u8>),
@@ -20,44 +20,44 @@ pub(crate) enum Statement {
     Commit,
     Rollback,
     BeginBisection,
-    /// In place of this row, in its inbox, or in nobody's.
+    /// In place of this row in its inbox, or in an inbox of its own.
     Canary(Option<Row>),
     MoveSavepoint,
     RollbackToSavepoint,
     /// The progress rows, and the dead letters that count.
     Load(u32, Vec<(Partition, Epoch)>),
     Save(Vec<(u32, Partition, Progress)>),
-    /// Of which topic and partition, and what was lost.
+    /// The topic, the partition, and the records that Kafka lost.
     Lower(u32, Partition, Lost),
     Ping,
 }
 
-/// What comes back.
+/// The result of a statement.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     Answer(Answer),
     Loaded(Vec<(Partition, Option<Progress>, Vec<i64>)>),
-    /// Whether the row was the one that was read.
+    /// Whether the row was still the one that was read.
     Lowered(bool),
-    /// To which incarnation of the database.
+    /// The incarnation of the database that has the rows.
     Saved(u32),
     Failed(Class),
 }
 
-/// StatementEffect the server and the way to it deal with a statement.
+/// What the server and the connection do with a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StatementEffect {
     Fine,
     Fails(Class),
-    /// The connection breaks before it is carried out …
+    /// The connection breaks before the statement is carried out.
     BreaksBefore,
-    /// … or after.
+    /// The connection breaks after the statement was carried out, before its result arrives.
     BreaksAfter,
-    /// Committed, and to be seen later.
+    /// The COMMIT succeeds, and its rows become visible later.
     SeenLater,
 }
 
-/// What the oracle has to know of.
+/// The part of a statement's result that the oracle observes.
 #[derive(Debug)]
 pub(crate) enum Observation {
     None,
@@ -77,7 +77,7 @@ pub(crate) enum Observation {
     },
 }
 
-/// What a step of a statement came to.
+/// The result of one step of a statement.
 enum Step {
     Done(Reply),
     Failed(Class),
@@ -85,7 +85,7 @@ enum Step {
 }
 
 impl Database {
-    /// Carries out what was sent over this session, as far as it goes.
+    /// Carries out the statement that was sent over this session, until it ends or waits for a lock.
     pub(crate) fn execute(&mut self, id: SessionId, effect: StatementEffect) -> Observation {
         if effect == StatementEffect::BreaksBefore {
             self.end(id);

@@ -1,41 +1,41 @@
 //! The bugs that are planted.
 
-/// What is expected of a planted bug.
+/// The expected result of a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// A promise breaks.
     Found,
-    /// So much has to come together that it may not be found, but for this.
+    /// It may not be found, for this reason.
     Rare(&'static str),
-    /// None does, because of this.
+    /// No promise breaks, for this reason.
     Harmless(&'static str),
 }
 
-/// A piece of a source, which must be there once, and what takes its place.
+/// A text that must occur exactly once in its file, and its replacement.
 #[derive(Clone, Copy, Debug)]
 pub struct Edit {
-    /// Below `msg-transfer`.
+    /// The path of the file below `msg-transfer`.
     pub file: &'static str,
-    /// As it stands there.
+    /// The text to replace.
     pub find: &'static str,
-    /// What takes its place.
+    /// The replacement.
     pub replace: &'static str,
 }
 
-/// A bug.
+/// A bug that is planted on purpose.
 #[derive(Clone, Copy, Debug)]
 pub struct Mutant {
-    /// In a few words.
+    /// The bug in a few words.
     pub name: &'static str,
-    /// What it is.
+    /// The edits that plant it.
     pub edits: &'static [Edit],
-    /// What is expected of it.
+    /// The expected result.
     pub expected: Expected,
 }
 
 macro_rules! mutants {
     ($($name:literal $expected:expr => $($file:literal: $find:literal -> $replace:literal),+;)*) => {
-        /// All of them.
+        /// All mutants.
         pub const MUTANTS: &[Mutant] = &[$(Mutant {
             name: $name,
             edits: &[$(Edit { file: $file, find: $find, replace: $replace }),+],
