@@ -24,7 +24,7 @@ use crate::consumer::identity::{FormerTopics, TopicIdentity};
 use crate::consumer::io::Parts;
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressStore;
-use crate::consumer::stalls::{Silence, Stalls};
+use crate::consumer::stalls::{FetchSilence, Stalls};
 use crate::consumer::{self, Fatal};
 use crate::hints::Hints;
 use crate::lag::LagReader;
@@ -102,23 +102,23 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     };
     let former = FormerTopics::default();
     loop {
-        // Of the clients' and lanes' own: their reasons go with them, and no other component's.
+        // The clients and lanes have a scope of their own, so that a restart clears their reasons and no other component's.
         let round = readiness.scope();
         round.not_ready("group", "starting");
         readiness.ready("group");
-        let served = serve_until_anew(config, &pool, traits, &former, &round, shutdown).await;
+        let served = serve_until_client_restart(config, &pool, traits, &former, &round, shutdown).await;
         if served.is_err() || shutdown.is_cancelled() {
             return served;
         }
         tracing::warn!("beginning anew, with new clients");
-        metrics::begun_anew();
+        metrics::client_restarted();
         readiness.not_ready("group", "beginning anew, with new clients");
         round.clear();
     }
 }
 
-/// Until `shutdown`, or until all of Kafka's clients have to be others.
-async fn serve_until_anew(
+/// Runs until `shutdown`, or until the Kafka clients have to be restarted.
+async fn serve_until_client_restart(
     config: &Config,
     pool: &Pool,
     database: DatabaseTraits,
@@ -144,16 +144,16 @@ async fn serve_until_anew(
     let progress = ProgressStore::new(pool.clone());
     let (lanes, senders) = start_lanes(config, database, pool, &progress, &events, readiness, &give_up)?;
     let topic = config.kafka.kafka_topic.clone();
-    let anew = shutdown.child_token();
-    let identity = TopicIdentity::new(former.clone(), anew.clone());
+    let restart = shutdown.child_token();
+    let identity = TopicIdentity::new(former.clone(), restart.clone());
     let lookup = Lookup::new(&config.lookup_config(), progress.clone(), topic.clone(), identity)?;
-    let silence = Silence::default();
+    let silence = FetchSilence::default();
     let stalls = Stalls {
         lookup: lookup.clone(),
         silence: silence.clone(),
         config: config.lookup_config(),
         topic: topic.clone(),
-        anew: anew.clone(),
+        restart: restart.clone(),
     };
     let _stalls = AbortOnDropHandle::new(tokio::spawn(stalls.watch()));
     let parts = Parts {
@@ -188,9 +188,9 @@ async fn serve_until_anew(
     let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts);
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
     consumer.subscribe(&[&config.kafka.kafka_topic])?;
-    let ended = start_thread(consumer, anew);
+    let ended = start_thread(consumer, restart);
     ended.await.map_err(|_| Error::Panicked("consumer's thread"))??;
-    // What the consumer has let go of is fenced or stored: nothing in the lanes is worth waiting for.
+    // The records of released partitions are fenced or stored, so the lanes need not finish.
     give_up.cancel();
     lanes.join_all().await;
     Ok(())

@@ -8,8 +8,6 @@ use machine::Partition;
 use machine::failure::Class;
 use machine::lane::Outcome;
 
-use crate::session::Committed;
-
 const CONSUMED: &str = "msg_transfer_consumed_records_total";
 const STORED: &str = "msg_transfer_stored_messages_total";
 const DUPLICATES: &str = "msg_transfer_duplicate_messages_total";
@@ -132,8 +130,8 @@ pub(crate) fn rebalanced(kind: &'static str, partitions: usize) {
     counter!(REBALANCES, "kind" => kind).increment(partitions as u64);
 }
 
-pub(crate) fn commit_warned(what: Committed) {
-    counter!(WARNINGS, "what" => what.name()).increment(1);
+pub(crate) fn commit_warned(what: &'static str) {
+    counter!(WARNINGS, "what" => what).increment(1);
 }
 
 pub(crate) fn committed(ok: bool) {
@@ -144,7 +142,7 @@ pub(crate) fn offsets_lost(partition: Partition, count: u64) {
     counter!(LOST_OFFSETS, "partition" => partition.to_string()).increment(count);
 }
 
-pub(crate) fn begun_anew() {
+pub(crate) fn client_restarted() {
     counter!(BEGUN_ANEW).increment(1);
 }
 

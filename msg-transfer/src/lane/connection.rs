@@ -7,8 +7,8 @@ use machine::ConnectionNumber;
 use machine::lane::{Answer, Entry, Request};
 use msg_common::postgres::{DatabaseOptions, Object, Pool};
 
+use super::decoded::DecodedRecord;
 use super::sql::{Begin, ServerKind};
-use super::taken::Taken;
 use super::{letters, sql, statements};
 use crate::consumer::progress::ProgressStore;
 use crate::failure;
@@ -42,7 +42,7 @@ impl Connection {
     }
 
     /// Carries it out.
-    pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<Taken>]) -> Answer {
+    pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Answer {
         match request {
             Request::Connect(connection_number) => self.connect(*connection_number).await,
             Request::Disconnect => {
@@ -81,7 +81,7 @@ impl Connection {
         }
     }
 
-    async fn ask(&self, request: &Request, entries: &[Entry<Taken>]) -> Result<Answer, tokio_postgres::Error> {
+    async fn ask(&self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Result<Answer, tokio_postgres::Error> {
         let client = self.client.as_ref().expect("the machine connects first");
         let statement = match request {
             Request::LastSeqs(asked) => {

@@ -3,12 +3,12 @@
 
 mod blocked;
 pub mod connection;
+pub mod decoded;
 pub mod headers;
 pub mod item;
 mod letters;
 pub mod sql;
 pub mod statements;
-pub mod taken;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::blocked::BlockedInboxes;
 use self::connection::Connection;
+use self::decoded::DecodedRecord;
 use self::item::Item;
-use self::taken::Taken;
 use crate::hints::Hints;
 use crate::{backoff, metrics};
 
@@ -60,7 +60,7 @@ pub struct BatchLimits {
 #[derive(Debug)]
 pub struct Lane {
     /// Decides.
-    pub machine: Machine<Taken>,
+    pub machine: Machine<DecodedRecord>,
     /// What is waiting. Its capacity is above what the consumer takes in, so nobody ever waits to put something in.
     pub waiting: mpsc::Receiver<Item>,
     /// Notified when the lane may write the dead letters that it requested.
@@ -164,7 +164,7 @@ impl Lane {
     async fn store(&mut self, items: &mut Vec<Item>) {
         let (count, begun) = (items.len(), Instant::now());
         let mut events = Vec::new();
-        let request = self.machine.begin(items.drain(..).map(Taken::read).collect(), &mut events);
+        let request = self.machine.begin(items.drain(..).map(DecodedRecord::read).collect(), &mut events);
         let outcome = self.carry_on(request, events).await;
         // Nothing of this lane's waits for the database any more, but for blocked inboxes.
         self.readiness.ready(&self.component());

@@ -11,10 +11,10 @@ use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::decoded::DecodedRecord;
 use super::sql::{self, ServerKind};
-use super::taken::Taken;
 
-type Entries = [Entry<Taken>];
+type Entries = [Entry<DecodedRecord>];
 
 /// The last `seq` of the inbox of each of these, 0 for an empty one.
 pub async fn last_seqs(client: &Object, entries: &Entries, asked: &[usize]) -> Result<Vec<i64>, Error> {

@@ -20,7 +20,7 @@ use super::events::EventQueue;
 use super::lookup::Lookup;
 use super::progress::ProgressStore;
 use super::raw::{CommitQueue, RecordsQueue};
-use super::stalls::Silence;
+use super::stalls::FetchSilence;
 use crate::lag::states::States;
 use crate::lane::Handle as Lane;
 
@@ -37,7 +37,7 @@ pub struct Parts {
     /// Finds out where partitions start.
     pub lookup: Lookup,
     /// Notified of the offsets that are expected.
-    pub silence: Silence,
+    pub silence: FetchSilence,
     /// Writes the progress rows.
     pub progress: ProgressStore,
     /// Where tasks run.
