@@ -23,8 +23,8 @@ use crate::consumer::context::Context;
 use crate::consumer::identity::{FormerTopics, TopicIdentity};
 use crate::consumer::io::Parts;
 use crate::consumer::lookup::Lookup;
-use crate::consumer::progress::ProgressKeeper;
-use crate::consumer::stalls::{Silence, Stalls};
+use crate::consumer::progress::ProgressStore;
+use crate::consumer::stalls::{FetchSilence, Stalls};
 use crate::consumer::{self, Fatal};
 use crate::hints::Hints;
 use crate::lag::LagReader;
@@ -102,11 +102,11 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     };
     let former = FormerTopics::default();
     loop {
-        // Of the clients' and lanes' own: their reasons go with them, and no other component's.
+        // The clients and lanes have a scope of their own, so that a restart clears their reasons and no other component's.
         let round = readiness.scope();
         round.not_ready("group", "starting");
         readiness.ready("group");
-        let served = serve_until_anew(config, &pool, traits, &former, &round, shutdown).await;
+        let served = serve_until_client_restart(config, &pool, traits, &former, &round, shutdown).await;
         if served.is_err() || shutdown.is_cancelled() {
             return served;
         }
@@ -117,8 +117,8 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     }
 }
 
-/// Until `shutdown`, or until all of Kafka's clients have to be others.
-async fn serve_until_anew(
+/// Runs until `shutdown`, or until the Kafka clients have to be restarted.
+async fn serve_until_client_restart(
     config: &Config,
     pool: &Pool,
     database: DatabaseTraits,
@@ -141,19 +141,19 @@ async fn serve_until_anew(
     let (events, received) = std_mpsc::channel();
     let give_up = CancellationToken::new();
     let _abandon_lanes = give_up.clone().drop_guard();
-    let progress = ProgressKeeper::new(pool.clone(), database.kind);
+    let progress = ProgressStore::new(pool.clone(), database.kind);
     let (lanes, senders) = start_lanes(config, database, pool, &progress, &events, readiness, &give_up)?;
     let topic = config.kafka.kafka_topic.clone();
-    let anew = shutdown.child_token();
-    let identity = TopicIdentity::new(former.clone(), anew.clone());
+    let restart = shutdown.child_token();
+    let identity = TopicIdentity::new(former.clone(), restart.clone());
     let lookup = Lookup::new(&config.lookup_config(), progress.clone(), topic.clone(), identity)?;
-    let silence = Silence::default();
+    let silence = FetchSilence::default();
     let stalls = Stalls {
         lookup: lookup.clone(),
         silence: silence.clone(),
         config: config.lookup_config(),
         topic: topic.clone(),
-        anew: anew.clone(),
+        restart: restart.clone(),
     };
     let _stalls = AbortOnDropHandle::new(tokio::spawn(stalls.watch()));
     let parts = Parts {
@@ -188,9 +188,9 @@ async fn serve_until_anew(
     let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts);
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
     consumer.subscribe(&[&config.kafka.kafka_topic])?;
-    let ended = start_thread(consumer, anew);
+    let ended = start_thread(consumer, restart);
     ended.await.map_err(|_| Error::Panicked("consumer's thread"))??;
-    // What the consumer has let go of is fenced or stored: nothing in the lanes is worth waiting for.
+    // The records of released partitions are fenced or stored, so the lanes need not finish.
     give_up.cancel();
     lanes.join_all().await;
     Ok(())
@@ -258,7 +258,7 @@ fn start_lanes(
     config: &Config,
     database: DatabaseTraits,
     pool: &Pool,
-    progress: &ProgressKeeper,
+    progress: &ProgressStore,
     events: &std_mpsc::Sender<Event>,
     readiness: &Readiness,
     give_up: &CancellationToken,
@@ -271,8 +271,8 @@ fn start_lanes(
     for number in 0..options.lanes {
         // All records in flight may have one key. The consumer stops at the limit; a chunk may go over it.
         let (sender, waiting) = mpsc::channel(config.consumer.max_inflight_records + 2 * consumer::raw::CHUNK);
-        let permitted = Arc::new(Notify::new());
-        handles.push(LaneHandle { items: sender, permitted: permitted.clone() });
+        let approved = Arc::new(Notify::new());
+        handles.push(LaneHandle { items: sender, approved: approved.clone() });
         let settings = lane::Settings {
             cached_inboxes: cached,
             guard: database.guard,
@@ -287,7 +287,7 @@ fn start_lanes(
         let lane = Lane {
             machine: lane::Machine::new(number, settings),
             waiting,
-            permitted,
+            approved,
             events: events.clone(),
             connection: Connection::new(pool, progress, topic, &config.database, database.kind),
             limits: BatchLimits {

@@ -1,4 +1,4 @@
-//! Hints: after each COMMIT, the inboxes in which something was settled go to a small topic, for gateways whose callers
+//! Hints: after each COMMIT, the inboxes in which something was completed go to a small topic, for gateways whose callers
 //! wait. Nothing is promised on a hint, so a batch never waits for one, and one that cannot be sent is dropped.
 
 use std::collections::HashMap;
@@ -41,8 +41,8 @@ impl Hints {
     }
 
     /// Tells of these, each an inbox and a `seq` that it has got, or 0; an inbox may come more than once. Never blocks.
-    pub fn tell<'a>(&self, settled: impl Iterator<Item = (&'a str, i64)>) {
-        for hint in hints(settled) {
+    pub fn tell<'a>(&self, completed: impl Iterator<Item = (&'a str, i64)>) {
+        for hint in hints(completed) {
             let record = BaseRecord::<(), _>::to(&self.0.context().topic).partition(PARTITION);
             if let Err((error, _)) = self.0.send(record.payload(&hint.encode_to_vec())) {
                 self.0.context().dropped(&error);
@@ -68,9 +68,9 @@ fn config(kafka: &KafkaOptions) -> ClientConfig {
 }
 
 /// Each inbox once, with its highest `seq`; cut where a record would become too large.
-fn hints<'a>(settled: impl Iterator<Item = (&'a str, i64)>) -> Vec<StoredHint> {
+fn hints<'a>(completed: impl Iterator<Item = (&'a str, i64)>) -> Vec<StoredHint> {
     let mut last: HashMap<&str, i64> = HashMap::new();
-    for (recv_id, seq) in settled {
+    for (recv_id, seq) in completed {
         let last = last.entry(recv_id).or_default();
         *last = seq.max(*last);
     }

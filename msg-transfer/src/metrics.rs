@@ -8,8 +8,6 @@ use machine::Partition;
 use machine::failure::Class;
 use machine::lane::Outcome;
 
-use crate::session::Committed;
-
 const CONSUMED: &str = "msg_transfer_consumed_records_total";
 const STORED: &str = "msg_transfer_stored_messages_total";
 const DUPLICATES: &str = "msg_transfer_duplicate_messages_total";
@@ -150,8 +148,8 @@ pub(crate) fn rebalanced(kind: &'static str, partitions: usize) {
     counter!(REBALANCES, "kind" => kind).increment(partitions as u64);
 }
 
-pub(crate) fn commit_warned(what: Committed) {
-    counter!(WARNINGS, "what" => what.name()).increment(1);
+pub(crate) fn commit_warned(what: &'static str) {
+    counter!(WARNINGS, "what" => what).increment(1);
 }
 
 pub(crate) fn worker_changed(worker: &str) {

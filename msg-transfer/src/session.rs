@@ -30,7 +30,7 @@ impl Committed {
 
 /// Logs and counts a COMMIT that was answered OK with a warning.
 pub fn warned(what: Committed, warning: &str) {
-    metrics::commit_warned(what);
+    metrics::commit_warned(what.name());
     if let Some(repeated) = WARNED.occurred(&format!("{}: {warning}", what.name())) {
         let what = what.name();
         tracing::warn!(

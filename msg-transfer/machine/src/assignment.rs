@@ -1,53 +1,53 @@
-//! One assignment of one partition to this process, shared by the consumer and the lanes.
+//! An assignment of a partition to this process, shared by the consumer and the lanes.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
-/// Which assignment. Never used again: what belongs to a former one is told apart.
+/// The number of one assignment of one partition. It is never reused, so records of a previous assignment are recognized.
 pub type Epoch = u64;
 
-/// One of the keeper's connections; a later one has a higher number.
-pub type Generation = u64;
+/// The number of a reference connection; a later connection has a higher number.
+pub type ConnectionNumber = u64;
 
-/// One assignment.
+/// An assignment and its fence.
 #[derive(Debug)]
 pub struct Assignment {
-    /// Which one.
+    /// The number of the assignment.
     pub epoch: Epoch,
-    read: OnceLock<(Uuid, Generation)>,
+    read: OnceLock<(Uuid, ConnectionNumber)>,
     fenced: AtomicBool,
 }
 
 impl Assignment {
-    /// Not fenced; its start, and so its topic's id, is not known yet.
+    /// Creates an assignment that is not fenced and whose start offset is not resolved yet.
     pub fn new(epoch: Epoch) -> Self {
         Assignment { epoch, read: OnceLock::new(), fenced: AtomicBool::new(false) }
     }
 
-    /// The id that tells a topic from its successor under the same name; nil where the broker gives none. `None`
-    /// before the start is known.
+    /// Returns the ID that distinguishes a topic from a recreated one; nil if the broker returns none. `None` before the start
+    /// offset is resolved.
     pub fn topic_id(&self) -> Option<Uuid> {
         self.read.get().map(|(topic_id, _)| *topic_id)
     }
 
-    /// Over which connection the start was read. `None` before it is known.
-    pub fn generation(&self) -> Option<Generation> {
-        self.read.get().map(|(_, generation)| *generation)
+    /// Returns the number of the reference connection that the start offset was read over. `None` before it is resolved.
+    pub fn connection_number(&self) -> Option<ConnectionNumber> {
+        self.read.get().map(|(_, connection_number)| *connection_number)
     }
 
-    /// The start was read. Only the first call counts.
-    pub fn start_read(&self, topic_id: Uuid, generation: Generation) {
-        let _ = self.read.set((topic_id, generation));
+    /// Records that the start offset was resolved. Later calls change nothing.
+    pub fn start_read(&self, topic_id: Uuid, connection_number: ConnectionNumber) {
+        let _ = self.read.set((topic_id, connection_number));
     }
 
-    /// From now on, nothing that was received under it may be written.
+    /// Fences the assignment: from now on, nothing received under it may be written.
     pub fn fence(&self) {
         self.fenced.store(true, Ordering::Release);
     }
 
-    /// Whether it is over.
+    /// Returns whether the assignment is fenced.
     pub fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Acquire)
     }

@@ -8,7 +8,7 @@ use machine::consumer::{Backoff, Limit, Settings};
 use machine::driver::Times;
 
 use crate::choices::Choices;
-use crate::kafka::log::Nature;
+use crate::kafka::log::RecordKind;
 
 /// What can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub(crate) struct Config {
     pub(crate) repeats: u32,
     pub(crate) conflicts: u32,
     pub(crate) holes: u32,
-    pub(crate) natures: Vec<Nature>,
+    pub(crate) record_kinds: Vec<RecordKind>,
     pub(crate) special: u32,
     /// A lane waits before it sends what it has decided on.
     pub(crate) hesitates: u32,
@@ -179,16 +179,16 @@ impl Config {
         }
         let seen_later = choices.one_in(6);
         let all = [
-            Nature::Huge,
-            Nature::Undecodable,
-            Nature::Invalid,
-            Nature::Newer,
-            Nature::Refused,
-            Nature::RefusedAtCommit,
-            Nature::TooLarge,
-            Nature::Toxic,
+            RecordKind::Huge,
+            RecordKind::Undecodable,
+            RecordKind::Invalid,
+            RecordKind::Newer,
+            RecordKind::Refused,
+            RecordKind::RefusedAtCommit,
+            RecordKind::TooLarge,
+            RecordKind::Toxic,
         ];
-        let natures: Vec<Nature> = all.into_iter().filter(|_| choices.one_in(3)).collect();
+        let record_kinds: Vec<RecordKind> = all.into_iter().filter(|_| choices.one_in(3)).collect();
         Config {
             processes,
             lanes: choices.between(1, 4),
@@ -209,8 +209,8 @@ impl Config {
             repeats: [0, 12, 5, 3][choices.index(4)],
             conflicts: [0, 20, 8][choices.index(3)],
             holes: [0, 0, 6][choices.index(3)],
-            special: if natures.is_empty() { 0 } else { [30, 12, 5, 3][choices.index(4)] },
-            natures,
+            special: if record_kinds.is_empty() { 0 } else { [30, 12, 5, 3][choices.index(4)] },
+            record_kinds,
             hesitates: [0, 0, 8, 3][choices.index(4)],
             fault_weight: if faults.is_empty() { 0 } else { [1, 2, 4, 8][choices.index(4)] },
             statement_faults: [120, 50, 20, 10][choices.index(4)],

@@ -1,13 +1,13 @@
 //! What all processes share: Kafka, the database, the clock, the choices, the oracle, and the trace.
 
-use machine::{Epoch, Millis, Partition, Progress};
+use machine::{Millis, Partition, Progress};
 
 use crate::choices::Choices;
 use crate::config::{Config, Fault};
-use crate::database::{Database, Effect, How, SessionId, Statement};
+use crate::database::{Database, Observation, SessionId, Statement, StatementEffect};
 use crate::facts::{Fact, Facts};
 use crate::kafka::Kafka;
-use crate::kafka::log::{Nature, Record};
+use crate::kafka::log::{Record, RecordKind};
 use crate::oracle::Oracle;
 
 /// The world around the processes.
@@ -95,55 +95,55 @@ impl Env {
         let (client, held) = (session.client, session.held);
         let Some(statement) = session.request.clone() else { return };
         let is_commit = matches!(statement, Statement::Commit);
-        let how = if self.meets(Fault::BreakConnection) {
-            How::BreaksBefore
+        let effect = if self.meets(Fault::BreakConnection) {
+            StatementEffect::BreaksBefore
         } else if self.meets(Fault::LoseAnswer) {
-            How::BreaksAfter
+            StatementEffect::BreaksAfter
         } else if self.meets(Fault::FailStatement) {
-            How::Fails(Class::Transient)
+            StatementEffect::Fails(Class::Transient)
         } else if self.database.slow && matches!(statement, Statement::Insert(_)) && self.choices.one_in(3) {
-            How::Fails(Class::Heavy)
+            StatementEffect::Fails(Class::Heavy)
         } else if self.config.seen_later && !self.healing && is_commit && self.choices.one_in(3) {
-            How::SeenLater
+            StatementEffect::SeenLater
         } else {
-            How::Fine
+            StatementEffect::Fine
         };
         let waited = self.trace.is_some() && self.database.session(id).is_some_and(|session| session.has_waited());
-        let effect = self.database.execute(id, how);
-        if !waited || !matches!(effect, Effect::Waits) {
-            self.say(|| format!("  db: {} {}{}", client.show(), statement.show(), how.show()));
+        let observation = self.database.execute(id, effect);
+        if !waited || !matches!(observation, Observation::Waits) {
+            self.say(|| format!("  db: {} {}{}", client.show(), statement.show(), effect.show()));
         }
-        match how {
-            How::BreaksBefore => self.count(Fact::ConnectionBroken),
-            How::BreaksAfter => {
+        match effect {
+            StatementEffect::BreaksBefore => self.count(Fact::ConnectionBroken),
+            StatementEffect::BreaksAfter => {
                 self.count(Fact::Unanswered);
                 if is_commit {
                     self.count(Fact::CommitUnanswered);
                 }
             }
-            How::Fails(_) => self.count(Fact::StatementFailed),
-            How::SeenLater => self.count(Fact::SeenLater),
-            How::Fine => {}
+            StatementEffect::Fails(_) => self.count(Fact::StatementFailed),
+            StatementEffect::SeenLater => self.count(Fact::SeenLater),
+            StatementEffect::Fine => {}
         }
         if self.database.refuses && matches!(statement, Statement::Canary(_)) {
             self.count(Fact::CanaryRefused);
         }
-        if how != How::BreaksBefore && !held {
+        if effect != StatementEffect::BreaksBefore && !held {
             self.count(Fact::ZombieStatement);
         }
-        match effect {
-            Effect::None => {}
-            Effect::Waits => {
+        match observation {
+            Observation::None => {}
+            Observation::Waits => {
                 if !waited {
                     self.count(Fact::LockWait);
                     self.say(|| "  db: … waits for a lock".into());
                 }
             }
-            Effect::Deadlock => {
+            Observation::Deadlock => {
                 self.count(Fact::Deadlock);
                 self.say(|| "  db: … deadlock".into());
             }
-            Effect::Committed { rows, dead } => {
+            Observation::Committed { rows, dead } => {
                 self.count(Fact::Committed);
                 self.facts.add(Fact::Row, rows.len());
                 self.facts.add(Fact::DeadLetter, dead.len());
@@ -155,18 +155,18 @@ impl Env {
                 let said = self.oracle.committed(&self.database, &rows, &dead, strict);
                 self.check(said);
             }
-            Effect::Saved(rows) => {
+            Observation::Saved(rows) => {
                 for (topic, partition, progress) in rows {
                     self.check_below("progress row", topic, partition, progress);
                 }
             }
-            Effect::Lowered(topic, partition, lost) => {
+            Observation::Lowered(topic, partition, lost) => {
                 self.count(Fact::Lowered);
                 self.facts.add(Fact::LostOffsets, usize::try_from(lost.count()).expect("few"));
                 let said = Oracle::lost_exactly(self.kafka.topics[topic as usize].log(partition), &lost);
                 self.check(said);
             }
-            Effect::Loaded { client, topic, partitions } => {
+            Observation::Loaded { client, topic, partitions } => {
                 self.oracle.loaded(&self.database.tables, client, topic, &partitions);
             }
         }
@@ -194,11 +194,11 @@ impl Env {
         };
         let partition = Partition::try_from(partition).expect("few");
         let inbox = u8::try_from(inbox).expect("few");
-        let (id, version, nature) = self.message(inbox);
+        let (id, version, kind) = self.message(inbox);
         let hole = self.choices.one_in(self.config.holes);
         let log = self.kafka.topic_mut().log_mut(partition);
         let record =
-            Record { topic, partition, offset: log.high, leader_epoch: log.leader_epoch(), inbox, id, version, nature };
+            Record { topic, partition, offset: log.high, leader_epoch: log.leader_epoch(), inbox, id, version, kind };
         log.records.push(record);
         log.high += 1 + i64::from(hole);
         self.count(Fact::Record);
@@ -223,7 +223,7 @@ impl Env {
     }
 
     /// A new one, one that was sent before, or another one under a known id.
-    fn message(&mut self, inbox: u8) -> (u16, u8, Nature) {
+    fn message(&mut self, inbox: u8) -> (u16, u8, RecordKind) {
         let repeats = self.choices.one_in(self.config.repeats);
         let conflicts = !repeats && self.choices.one_in(self.config.conflicts);
         if repeats || conflicts {
@@ -233,19 +233,19 @@ impl Env {
                 let known = *known[self.choices.index(known.len())];
                 if repeats {
                     self.count(Fact::Repeat);
-                    return (known.id, known.version, known.nature);
+                    return (known.id, known.version, known.kind);
                 }
                 self.count(Fact::Conflicting);
                 self.next_version += 1;
-                return (known.id, self.next_version, Nature::Good);
+                return (known.id, self.next_version, RecordKind::Good);
             }
         }
         self.next_id += 1;
-        let mut nature = Nature::Good;
+        let mut kind = RecordKind::Good;
         if self.choices.one_in(self.config.special) {
-            nature = self.config.natures[self.choices.index(self.config.natures.len())];
+            kind = self.config.record_kinds[self.choices.index(self.config.record_kinds.len())];
         }
-        (self.next_id - 1, 0, nature)
+        (self.next_id - 1, 0, kind)
     }
 
     /// Somebody looks at a partition that stands still, and says that it may go on.
@@ -255,6 +255,3 @@ impl Env {
         self.oracle.resumed(partition, self.kafka.topic().log(partition).high);
     }
 }
-
-/// Which assignment, of which process in which of its lives.
-pub(crate) type Who = (usize, u32, Epoch);

@@ -3,6 +3,7 @@
 //!
 //! `docs/simulator.md` tells what is modelled and what is not.
 
+mod assignment_id;
 mod choices;
 mod config;
 mod database;

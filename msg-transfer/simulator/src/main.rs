@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
 
 use clap::{Parser, Subcommand};
-use simulator::mutants::{Bench, Expected, Found, MUTANTS, Mutant};
+use simulator::mutants::{Bench, Expected, MUTANTS, Mutant, MutantResult};
 use simulator::{run, shrink};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -113,12 +113,12 @@ fn try_mutants(name: &str, seeds: u64) -> ExitCode {
     for mutant in MUTANTS.iter().filter(wanted) {
         let seeds = if mutant.expected == Expected::Found { seeds } else { seeds / 20 };
         let (line, as_expected) = match (bench.try_one(mutant, seeds), mutant.expected) {
-            (Ok(Found::After(count, violation)), expected) => {
+            (Ok(MutantResult::After(count, violation)), expected) => {
                 (format!("{count} | {violation}"), !matches!(expected, Expected::Harmless(_)))
             }
-            (Ok(Found::Never), Expected::Harmless(why)) => (format!("none of {seeds} | harmless: {why}"), true),
-            (Ok(Found::Never), Expected::Rare(why)) => (format!("none of {seeds} | rare: {why}"), true),
-            (Ok(Found::Never), Expected::Found) => (format!("none of {seeds} | NOT FOUND"), false),
+            (Ok(MutantResult::Never), Expected::Harmless(why)) => (format!("none of {seeds} | harmless: {why}"), true),
+            (Ok(MutantResult::Never), Expected::Rare(why)) => (format!("none of {seeds} | rare: {why}"), true),
+            (Ok(MutantResult::Never), Expected::Found) => (format!("none of {seeds} | NOT FOUND"), false),
             (Err(error), _) => (error, false),
         };
         println!("| {} | {line} |", mutant.name);

@@ -3,22 +3,23 @@
 
 mod table;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 pub use self::table::{Expected, MUTANTS, Mutant};
 
-/// What became of a planted bug.
+/// The result of a planted bug.
 #[derive(Debug)]
-pub enum Found {
-    /// So many seeds, and what broke.
+pub enum MutantResult {
+    /// The number of seeds until a promise broke, and the violation.
     After(u64, String),
-    /// Nothing broke.
+    /// No promise broke.
     Never,
 }
 
-/// A workspace of the machine and the simulator alone, in a folder of its own.
+/// A copy of the machine and the simulator, as a workspace in a temporary folder.
 #[derive(Debug)]
 pub struct Bench {
     folder: PathBuf,
@@ -26,7 +27,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Copies what is needed from the workspace at `origin`.
+    /// Copies the two packages from the workspace at `origin`.
     pub fn new(origin: &Path) -> Result<Self, String> {
         let folder = std::env::temp_dir().join(format!("msg-transfer-mutants-{}", std::process::id()));
         let bench = Bench { folder, origin: origin.to_owned() };
@@ -39,16 +40,10 @@ impl Bench {
         Ok(bench)
     }
 
-    /// Plants one bug, builds, runs at most so many seeds, and takes the bug out again.
-    pub fn try_one(&self, mutant: &Mutant, seeds: u64) -> Result<Found, String> {
-        for edit in mutant.edits {
-            let path = self.folder.join("msg-transfer").join(edit.file);
-            let text = read(&path)?;
-            let count = text.matches(edit.find).count();
-            if count != 1 {
-                return Err(format!("{}: {:?} is {count} times in {}", mutant.name, edit.find, edit.file));
-            }
-            write(&path, &text.replacen(edit.find, edit.replace, 1))?;
+    /// Plants one bug, builds, runs up to `seeds` seeds, and restores the files.
+    pub fn try_one(&self, mutant: &Mutant, seeds: u64) -> Result<MutantResult, String> {
+        for (file, text) in mutant.plant(&self.folder.join("msg-transfer"))? {
+            write(&self.folder.join("msg-transfer").join(file), &text)?;
         }
         let found = self.build().and_then(|()| self.run(seeds));
         for edit in mutant.edits {
@@ -61,7 +56,7 @@ impl Bench {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
         let mut build = Command::new(cargo);
         build.args(["build", "--quiet", "--offline", "--profile", "sim", "--package", "msg-transfer-simulator"]);
-        // Each is built once and runs for seconds.
+        // Each mutant is built once and runs for seconds: a fast build matters more than a fast program.
         build.envs([
             ("CARGO_PROFILE_SIM_OPT_LEVEL", "1"),
             ("CARGO_PROFILE_SIM_INCREMENTAL", "true"),
@@ -73,18 +68,18 @@ impl Bench {
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 
-    fn run(&self, seeds: u64) -> Result<Found, String> {
+    fn run(&self, seeds: u64) -> Result<MutantResult, String> {
         let mut run = Command::new(self.folder.join("target/sim/sim"));
         let output = run.args(["run", "--brief", "--seeds", &format!("0..{seeds}")]).stderr(Stdio::null()).output();
         let output = output.map_err(|error| error.to_string())?;
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.lines().last().unwrap_or_default();
         if output.status.success() {
-            return Ok(Found::Never);
+            return Ok(MutantResult::Never);
         }
         let (seed, violation) =
             last.strip_prefix("seed ").and_then(|rest| rest.split_once(": ")).ok_or("it ended badly")?;
-        Ok(Found::After(seed.parse::<u64>().map_err(|error| error.to_string())? + 1, violation.to_owned()))
+        Ok(MutantResult::After(seed.parse::<u64>().map_err(|error| error.to_string())? + 1, violation.to_owned()))
     }
 
     fn copy(&self, name: &str) -> Result<(), String> {
@@ -102,13 +97,33 @@ impl Bench {
     }
 }
 
+impl Mutant {
+    /// Returns the files that the mutant changes, each with its changed text. Fails if a text to be replaced does not occur
+    /// exactly once in its file.
+    fn plant(&self, msg_transfer: &Path) -> Result<BTreeMap<&'static str, String>, String> {
+        let mut files = BTreeMap::new();
+        for edit in self.edits {
+            let text = match files.remove(edit.file) {
+                Some(text) => text,
+                None => read(&msg_transfer.join(edit.file))?,
+            };
+            let count = text.matches(edit.find).count();
+            if count != 1 {
+                return Err(format!("{}: {:?} is {count} times in {}", self.name, edit.find, edit.file));
+            }
+            files.insert(edit.file, text.replacen(edit.find, edit.replace, 1));
+        }
+        Ok(files)
+    }
+}
+
 impl Drop for Bench {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// The workspace's manifest with two members, and no package of its own.
+/// Returns the workspace's manifest with two members, and without a package of its own.
 fn workspace_of_two(manifest: &str) -> String {
     let mut text = String::new();
     let mut in_package = false;
@@ -142,13 +157,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_piece_that_is_replaced_is_there_once() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it is below msg-transfer");
-        for mutant in MUTANTS {
-            for edit in mutant.edits {
-                let count = read(&folder.join(edit.file)).map(|text| text.matches(edit.find).count());
-                assert_eq!(count, Ok(1), "{}: {:?} in {}", mutant.name, edit.find, edit.file);
-            }
-        }
+    fn every_mutant_can_be_planted() {
+        let msg_transfer = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it is below msg-transfer");
+        let failed: Vec<String> = MUTANTS.iter().filter_map(|mutant| mutant.plant(msg_transfer).err()).collect();
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
     }
 }

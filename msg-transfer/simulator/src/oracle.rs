@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use machine::consumer::start::Lost;
 use machine::{Epoch, Partition, Progress, Reason};
 
+use crate::assignment_id::AssignmentId;
 use crate::database::{Client, Database, Dead, Row, Tables};
-use crate::env::Who;
 use crate::kafka::Kafka;
-use crate::kafka::log::{INBOXES, Log, Nature, Record};
+use crate::kafka::log::{INBOXES, Log, Record, RecordKind};
 
 /// What it remembers.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
     /// The dead letters that counted when an assignment read its start, and those that were kept aside under it since.
-    dead: BTreeMap<(Who, u32, Partition), (usize, Vec<i64>)>,
+    dead: BTreeMap<(AssignmentId, u32, Partition), (usize, Vec<i64>)>,
     /// Up to where somebody has looked at a partition: what is below does not count.
     resumed: BTreeMap<Partition, i64>,
     /// The server was slow at some time.
@@ -32,7 +32,7 @@ pub(crate) fn is_kept(database: &Database, record: &Record) -> bool {
         return true;
     }
     // A broken record is never a row, whatever it has in common with one.
-    let storable = !matches!(record.nature, Nature::Undecodable | Nature::Invalid);
+    let storable = !matches!(record.kind, RecordKind::Undecodable | RecordKind::Invalid);
     let same = |row: &Row| row.record.id == record.id && row.record.version == record.version;
     if storable && tables.by_id(record.id).is_some_and(same) {
         return true;
@@ -54,8 +54,8 @@ impl Oracle {
                     .is_some()
             };
             let counting: Vec<i64> = counting.into_iter().filter(|offset| !is_lost(offset)).collect();
-            let who = (client.process, client.life, *epoch);
-            self.dead.insert((who, topic, *partition), (counting.len(), counting));
+            let id = AssignmentId { process: client.process, life: client.life, epoch: *epoch };
+            self.dead.insert((id, topic, *partition), (counting.len(), counting));
         }
     }
 
@@ -81,7 +81,7 @@ impl Oracle {
             if !before {
                 check_inbox(tables, row.record.inbox)?;
             }
-            if !row.record.nature.is_storable() {
+            if !row.record.kind.is_storable() {
                 return Err(format!("{} was stored", row.record.show()));
             }
         }
@@ -101,9 +101,9 @@ impl Oracle {
             unseen.copied().find(|row| row.record.id == record.id)
         });
         let is_conflict = dead.reason == Reason::IdempotencyConflict
-            && !matches!(record.nature, Nature::Undecodable | Nature::Invalid)
+            && !matches!(record.kind, RecordKind::Undecodable | RecordKind::Invalid)
             && row.is_some_and(|row| row.record.version != record.version);
-        if is_conflict || record.nature.may_be_dead_as(dead.reason, self.was_slow) {
+        if is_conflict || record.kind.may_be_dead_as(dead.reason, self.was_slow) {
             return Ok(());
         }
         Err(format!("P1: {} was kept aside as {}", record.show(), dead.reason.name()))

@@ -187,20 +187,20 @@ impl World {
         env.count(if accepted { Fact::OffsetsCommitted } else { Fact::OffsetsRefused });
         env.say(|| format!("kafka: {} {request:?}", if accepted { "accepts" } else { "refuses" }));
         if accepted {
-            for mark in &request.marks {
+            for point in &request.points {
                 // What the database lost since, or what was said of another topic, is put right by the next start.
                 let is_present = request.topic == env.kafka.topic_number();
                 if is_present && request.incarnation.is_none_or(|saved_to| saved_to == env.database.incarnation) {
-                    env.check_below("committed offset", request.topic, mark.partition, mark.progress());
-                    let (incarnation, partition) = (env.database.incarnation, mark.partition);
-                    if let Some(before) = env.kafka.commit(request.process, incarnation, partition, mark.next.0) {
-                        let next = mark.next.0;
+                    env.check_below("committed offset", request.topic, point.partition, point.progress());
+                    let (incarnation, partition) = (env.database.incarnation, point.partition);
+                    if let Some(before) = env.kafka.commit(request.process, incarnation, partition, point.next.0) {
+                        let next = point.next.0;
                         env.violate(format!(
                             "P5: partition {partition} was committed up to {before}, and now up to {next}"
                         ));
                     }
                 } else {
-                    env.kafka.group.offsets.insert(mark.partition, mark.next.0);
+                    env.kafka.group.offsets.insert(point.partition, point.next.0);
                 }
             }
         }

@@ -2,8 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use machine::Partition;
-use machine::driver::{Driver, Happened};
+use machine::driver::Driver;
 use msg_common::admin::Readiness;
 use msg_common::kafka::cause::Causes;
 use rdkafka::TopicPartitionList;
@@ -13,6 +12,7 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 
+use super::events::rebalance;
 use super::io::{Io, Outside, Parts};
 use super::raw::RawRecord;
 
@@ -66,15 +66,6 @@ impl Context {
 
     fn driven(&self) -> MutexGuard<'_, Driven> {
         self.driven.lock().expect("a panic ends the process")
-    }
-}
-
-/// What a rebalance is about.
-pub fn rebalance(error: RDKafkaRespErr, partitions: Vec<Partition>) -> Happened {
-    if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-        Happened::Assigned(partitions)
-    } else {
-        Happened::Revoked(partitions)
     }
 }
 

@@ -3,14 +3,13 @@
 use std::ffi::{CStr, c_char};
 use std::slice;
 
-use machine::RecordOffset;
 use machine::driver::Happened;
+use machine::{Partition, RecordOffset};
 use msg_common::kafka::events::pass_log_line;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
-use super::context::rebalance;
 use super::fetch_error::FetchError;
 
 /// What was polled.
@@ -24,6 +23,15 @@ pub enum Polled {
     Fatal(String),
     /// Anything else that went wrong.
     Error(RDKafkaErrorCode, String),
+}
+
+/// Converts a rebalance into an event of the driver.
+pub fn rebalance(error: RDKafkaRespErr, partitions: Vec<Partition>) -> Happened {
+    if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+        Happened::Assigned(partitions)
+    } else {
+        Happened::Revoked(partitions)
+    }
 }
 
 /// The queue. Polling it is what keeps the consumer in its group.

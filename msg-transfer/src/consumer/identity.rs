@@ -16,8 +16,8 @@ pub struct FormerTopics(Arc<Mutex<HashSet<Uuid>>>);
 pub struct TopicIdentity {
     former: FormerTopics,
     state: Arc<Mutex<State>>,
-    /// Cancelled when another topic has the name.
-    anew: CancellationToken,
+    /// Cancelled when the topic was recreated.
+    restart: CancellationToken,
 }
 
 #[derive(Default)]
@@ -31,8 +31,8 @@ struct State {
 
 impl TopicIdentity {
     /// Not told yet.
-    pub fn new(former: FormerTopics, anew: CancellationToken) -> Self {
-        TopicIdentity { former, state: Arc::default(), anew }
+    pub fn new(former: FormerTopics, restart: CancellationToken) -> Self {
+        TopicIdentity { former, state: Arc::default(), restart }
     }
 
     /// Takes in what a broker tells, nothing where it is too old to. An error is what cannot be believed.
@@ -49,7 +49,7 @@ impl TopicIdentity {
                 tracing::warn!(topic_id = %known, "the topic was made anew");
                 former.insert(known);
                 state.is_another = true;
-                self.anew.cancel();
+                self.restart.cancel();
                 return Err("the topic was made anew");
             }
         };
@@ -91,13 +91,13 @@ mod tests {
         first.missing();
         assert!(first.told(None).is_err() && first.is_missing(), "it is not told that it is the same");
         assert_eq!(first.told(Some(old)), Ok(old));
-        assert!(!first.is_missing() && !first.is_another() && !first.anew.is_cancelled());
-        assert!(first.told(Some(new)).is_err() && first.is_another() && first.anew.is_cancelled());
+        assert!(!first.is_missing() && !first.is_another() && !first.restart.is_cancelled());
+        assert!(first.told(Some(new)).is_err() && first.is_another() && first.restart.is_cancelled());
         // From a broker that has heard of nothing.
         let second = begin();
         assert!(second.told(Some(old)).is_err());
         assert_eq!(second.told(Some(new)), Ok(new));
-        assert!(second.told(Some(old)).is_err() && !second.is_another() && !second.anew.is_cancelled());
+        assert!(second.told(Some(old)).is_err() && !second.is_another() && !second.restart.is_cancelled());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::lag::kafka::Quiet;
+use crate::lag::kafka::LogContext;
 
 /// No log ends above it.
 const BEYOND: i64 = 1 << 62;
@@ -55,8 +55,8 @@ impl KeptProbe {
         if rows.is_empty() {
             return Ok(known);
         }
-        let consumer: BaseConsumer<Quiet> =
-            self.config.create_with_context(Quiet(Causes::default())).map_err(|error| error.to_string())?;
+        let consumer: BaseConsumer<LogContext> =
+            self.config.create_with_context(LogContext(Causes::default())).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + timeout;
         let mut list = TopicPartitionList::new();
         for (partition, _) in rows {
@@ -87,7 +87,7 @@ impl KeptProbe {
     /// Asks for these partitions; returns those that could not be asked yet, because their assignment is not carried out.
     fn seek(
         &self,
-        consumer: &BaseConsumer<Quiet>,
+        consumer: &BaseConsumer<LogContext>,
         partitions: &[Partition],
         epochs: &HashMap<Partition, LeaderEpoch>,
     ) -> Result<Vec<Partition>, String> {
@@ -111,7 +111,7 @@ impl KeptProbe {
 }
 
 /// The next error of a partition, if there is one within `wait`.
-fn next_error(consumer: &BaseConsumer<Quiet>, wait: Duration) -> Option<(Partition, String)> {
+fn next_error(consumer: &BaseConsumer<LogContext>, wait: Duration) -> Option<(Partition, String)> {
     let deadline = Instant::now() + wait;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

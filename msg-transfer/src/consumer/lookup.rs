@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine::consumer::start::{Kept, Known, Lost};
-use machine::{Generation, NextOffset, Partition, Progress, RecordOffset};
+use machine::{ConnectionNumber, NextOffset, Partition, Progress, RecordOffset};
 use msg_common::kafka::ends::{self, Ends};
 use msg_common::kafka::raw::topic_id;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::identity::TopicIdentity;
 use super::kept::KeptProbe;
-use super::progress::ProgressKeeper;
+use super::progress::ProgressStore;
 
 /// How long one question to Kafka may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ pub struct Lookup {
     /// In the group's name, but never a member: it joins nothing, and may be asked from any thread.
     consumer: Arc<BaseConsumer>,
     kept: Arc<KeptProbe>,
-    progress: ProgressKeeper,
+    progress: ProgressStore,
     topic: String,
     identity: TopicIdentity,
 }
@@ -38,7 +38,7 @@ pub struct Answer {
     /// The topic's id; nil where the broker gives none.
     pub topic_id: Uuid,
     /// The connection that the progress rows were read over.
-    pub generation: Generation,
+    pub connection_number: ConnectionNumber,
     /// Each partition whose leader responds, as soon as it does. Ends when no more will come.
     pub partitions: UnboundedReceiver<(Partition, Known)>,
     /// The dead letters of each that count for the limit.
@@ -60,7 +60,7 @@ impl Lookup {
     /// `config` names the group.
     pub fn new(
         config: &ClientConfig,
-        progress: ProgressKeeper,
+        progress: ProgressStore,
         topic: String,
         identity: TopicIdentity,
     ) -> Result<Self, rdkafka::error::KafkaError> {
@@ -84,7 +84,7 @@ impl Lookup {
                 tracing::warn!(%error, "the ends of the partitions are not known");
             }
         });
-        Ok(Answer { topic_id, generation: loaded.generation, partitions: receiver, dead: loaded.dead })
+        Ok(Answer { topic_id, connection_number: loaded.connection_number, partitions: receiver, dead: loaded.dead })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -196,11 +196,11 @@ impl Lookup {
     pub async fn lower(
         &self,
         topic_id: Uuid,
-        generation: Generation,
+        connection_number: ConnectionNumber,
         partition: Partition,
         lost: &Lost,
     ) -> Result<(), LookupError> {
-        let lowered = self.progress.lower(topic_id, generation, partition, lost).await;
+        let lowered = self.progress.lower(topic_id, connection_number, partition, lost).await;
         lowered.map_err(|failure| LookupError::Database(failure.text))
     }
 

@@ -1,4 +1,5 @@
-//! The progress rows: how far each partition is stored, said by the database itself, and read again at each start.
+//! The progress rows: the next offset of each partition, stored in the database with the messages, and read whenever a start
+//! offset is resolved.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,9 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use machine::consumer::start::Lost;
 use machine::driver::ProgressRow;
-use machine::keeper::{Ask, Keeper, Next};
 use machine::lane::Failure;
-use machine::{Generation, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
+use machine::reference_connection::{Next, Query, ReferenceConnection};
+use machine::{ConnectionNumber, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
 use msg_common::postgres::{Cause, Object, Pool, Server};
 use msg_common::repeat::Repeats;
 use tokio::sync::Mutex;
@@ -21,7 +22,7 @@ use crate::lane::sql::{self, ServerKind};
 use crate::session::{self, Committed};
 use crate::{failure, metrics};
 
-/// How long one statement may take.
+/// The timeout of one statement.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often the workers of a Citus are compared with what they were. A lane's new connection does so as well.
@@ -31,10 +32,10 @@ static WORKERS_NOT_KNOWN: Repeats = Repeats::new();
 
 const GONE: &str = "the connection that the starts were read over is gone";
 
-/// Reads and writes the rows, on one connection at a time, as long as that shows that the server is the same. (A pooler
-/// between us and the server would hide another one.)
+/// Reads and writes the progress rows over the reference connection. A pooler between the transfer and the server would hide that
+/// the server changed, so none may be used.
 #[derive(Clone, Debug)]
-pub struct ProgressKeeper {
+pub struct ProgressStore {
     pool: Pool,
     connection: Arc<Mutex<Connection>>,
 }
@@ -42,10 +43,10 @@ pub struct ProgressKeeper {
 #[derive(Debug)]
 struct Connection {
     pool: Pool,
-    keeper: Keeper,
+    reference: ReferenceConnection,
     client: Option<Object>,
     topic_id: Uuid,
-    /// When somebody last said that a partition may go on, as its start was read.
+    /// The time of the last `resume` of each partition, as read with its start offset.
     resumed: HashMap<Partition, Option<SystemTime>>,
     kind: ServerKind,
     /// Over all connections: what is known of a worker that is away is compared when it is back.
@@ -53,32 +54,32 @@ struct Connection {
     workers_read: Option<Instant>,
 }
 
-/// What the database has of some partitions.
+/// The progress rows and dead letters of some partitions.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The connection that it was read over.
-    pub generation: Generation,
-    /// How far each is stored, where there is a row.
+    /// The number of the reference connection that the rows were read over.
+    pub connection_number: ConnectionNumber,
+    /// The progress of each partition that has a row.
     pub rows: Vec<(Partition, Progress)>,
-    /// The dead letters that count for the limit.
+    /// The offsets of the dead letters that count for the limit.
     pub dead: HashMap<Partition, Vec<RecordOffset>>,
 }
 
-/// How the rows were written.
+/// How progress rows were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Saved {
-    /// They are, and so is everything that was committed before.
+    /// The rows are durable, and so is everything that was committed before.
     Durable,
-    /// With this warning: the server has them, and one that takes over from it may have an earlier state.
+    /// The COMMIT had this warning: a server that takes over from this one may not have the rows.
     Warned(String),
 }
 
-impl ProgressKeeper {
-    /// Connects when first asked.
+impl ProgressStore {
+    /// Creates a store that connects with the first `load`.
     pub fn new(pool: Pool, kind: ServerKind) -> Self {
         let connection = Connection {
             pool: pool.clone(),
-            keeper: Keeper::default(),
+            reference: ReferenceConnection::default(),
             client: None,
             topic_id: Uuid::nil(),
             resumed: HashMap::new(),
@@ -86,23 +87,23 @@ impl ProgressKeeper {
             workers: KnownWorkers::default(),
             workers_read: None,
         };
-        ProgressKeeper { pool, connection: Arc::new(Mutex::new(connection)) }
+        ProgressStore { pool, connection: Arc::new(Mutex::new(connection)) }
     }
 
-    /// What the database has of these partitions; dead letters as far back as `window` offsets.
+    /// Reads the rows of these partitions, and their dead letters of the last `window` offsets.
     pub async fn load(&self, topic_id: Uuid, partitions: &[Partition], window: i64) -> Result<Loaded, Failure> {
         let mut connection = self.connection.lock().await;
-        if connection.keeper.next(&Ask::Load) == Next::Connect {
+        if connection.reference.next(&Query::Load) == Next::Connect {
             connection.client = Some(session::fresh(&self.pool).await.map_err(|error| failure::of_pool(&error))?);
-            connection.keeper.connected();
+            connection.reference.connected();
             if connection.kind == ServerKind::Citus {
-                let workers = connection.ask(&Ask::Load, known_workers).await?;
+                let workers = connection.query(&Query::Load, known_workers).await?;
                 // Nothing is stored yet of what starts over this connection, which stays good.
                 connection.report_changes(&workers);
             }
         }
         let (rows, dead) = connection
-            .ask(&Ask::Load, async |client| {
+            .query(&Query::Load, async |client| {
                 let statement = client.prepare_cached(sql::LOAD_PROGRESS).await?;
                 let rows = client.query(&statement, &[&topic_id, &partitions]).await?;
                 let statement = client.prepare_cached(sql::LOAD_DEAD_LETTERS).await?;
@@ -115,7 +116,8 @@ impl ProgressKeeper {
         connection.topic_id = topic_id;
         connection.resumed.extend(partitions.iter().map(|partition| (*partition, None)));
         connection.resumed.extend(rows.iter().map(|row| (row.get::<_, Partition>(0), row.get(2))));
-        let mut loaded = Loaded { generation: connection.keeper.generation(), rows: Vec::new(), dead: HashMap::new() };
+        let mut loaded =
+            Loaded { connection_number: connection.reference.number(), rows: Vec::new(), dead: HashMap::new() };
         let progress = |row: &tokio_postgres::Row| Progress {
             next: NextOffset(row.get(1)),
             leader_epoch: row.get::<_, Option<i32>>(3).map_or(LeaderEpoch::UNKNOWN, LeaderEpoch),
@@ -127,18 +129,18 @@ impl ProgressKeeper {
         Ok(loaded)
     }
 
-    /// Those of these partitions of which somebody has said, since their start was read, that they may go on.
+    /// Returns the partitions that an operator has resumed since their start offset was read.
     pub async fn resumed(&self, partitions: &[Partition]) -> Result<Vec<Partition>, String> {
         let (topic_id, known) = {
             let connection = self.connection.lock().await;
             (connection.topic_id, connection.resumed.clone())
         };
         let client = self.pool.get().await.map_err(|error| failure::of_pool(&error).text)?;
-        let ask = async {
+        let query = async {
             let statement = client.prepare_cached(sql::LOAD_PROGRESS).await?;
             client.query(&statement, &[&topic_id, &partitions]).await
         };
-        let error = match tokio::time::timeout(TIMEOUT, ask).await {
+        let error = match tokio::time::timeout(TIMEOUT, query).await {
             Ok(Ok(rows)) => return Ok(changed(&rows, &known)),
             Ok(Err(error)) => failure::describe(&error),
             Err(_) => "the database did not answer in time".to_owned(),
@@ -147,7 +149,7 @@ impl ProgressKeeper {
         Err(error)
     }
 
-    /// Reads over a lane's new connection which servers the workers of a Citus are. Empty if this role may not.
+    /// Reads the identities of the workers of a Citus over a new connection of a lane. Empty if this role may not.
     pub async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
         match tokio::time::timeout(TIMEOUT, citus::workers(client)).await {
             Ok(Ok(workers)) => Ok(workers),
@@ -157,13 +159,12 @@ impl ProgressKeeper {
         }
     }
 
-    /// Whether a connection that was made now leads to the server that the starts of this generation were read from: the
-    /// connection that they were read over still lives, both are of the same server, and the `workers` are those that were
-    /// known. An error says that the servers are not the same, although both take writes: nothing may be stored in a second
-    /// primary.
-    pub async fn is_same(&self, generation: Generation, server: &Server, workers: &[Worker]) -> Result<bool, Failure> {
+    /// Returns whether a new connection leads to the server that the start offsets were read from: the reference connection with
+    /// this number is still open, both connections lead to the same server, and the `workers` are those that were known. Fails if
+    /// they lead to two servers that both accept writes: nothing may be stored in a second primary.
+    pub async fn is_same(&self, connection_number: ConnectionNumber, server: &Server, workers: &[Worker]) -> Result<bool, Failure> {
         let mut connection = self.connection.lock().await;
-        if !connection.look(&Ask::IsAlive(generation)).await {
+        if !connection.check(&Query::IsAlive(connection_number)).await {
             return Ok(false);
         }
         let Some(reference) = &connection.client else { return Ok(false) };
@@ -178,17 +179,17 @@ impl ProgressKeeper {
         )))
     }
 
-    /// Looks at the connection. False when there was one and it is gone: starts have to be read again.
+    /// Returns false if the reference connection was closed: then start offsets have to be resolved again.
     pub async fn check(&self) -> bool {
         let mut connection = self.connection.lock().await;
-        connection.look(&Ask::Check).await
+        connection.check(&Query::Check).await
     }
 
-    /// Writes the rows in one statement. An error means that starts have to be read again.
+    /// Writes the rows in one statement. After an error, start offsets have to be resolved again.
     pub async fn save(&self, rows: &[ProgressRow]) -> Result<Saved, Failure> {
         let mut connection = self.connection.lock().await;
-        let ask = Ask::Save(rows.iter().map(|row| row.generation).collect());
-        if connection.keeper.next(&ask) != Next::Send {
+        let query = Query::Save(rows.iter().map(|row| row.connection_number).collect());
+        if connection.reference.next(&query) != Next::Send {
             return Err(failure::transient(GONE));
         }
         let topic_ids: Vec<Uuid> = rows.iter().map(|row| row.topic_id).collect();
@@ -199,25 +200,25 @@ impl ProgressKeeper {
             let statement = client.prepare_cached(sql::SAVE_PROGRESS).await?;
             client.commit(client.execute(&statement, &[&topic_ids, &partitions, &offsets, &epochs])).await
         };
-        let (_, warning) = connection.ask(&ask, save).await?;
+        let (_, warning) = connection.query(&query, save).await?;
         Ok(warning.map_or(Saved::Durable, |warning| {
             session::warned(Committed::Progress, &warning);
             Saved::Warned(warning)
         }))
     }
 
-    /// Puts the row of a partition down, if it is still the one that the start was read from. An error means that the start has
-    /// to be read again.
+    /// Lowers the row of a partition, if it is still the row that was read with the start offset. After an error, the start offset
+    /// has to be resolved again.
     pub async fn lower(
         &self,
         topic_id: Uuid,
-        generation: Generation,
+        connection_number: ConnectionNumber,
         partition: Partition,
         lost: &Lost,
     ) -> Result<(), Failure> {
         let mut connection = self.connection.lock().await;
-        let ask = Ask::Save(vec![generation]);
-        if connection.keeper.next(&ask) != Next::Send {
+        let query = Query::Save(vec![connection_number]);
+        if connection.reference.next(&query) != Next::Send {
             return Err(failure::transient(GONE));
         }
         let (row, lowered) = (column(lost.row.leader_epoch), column(lost.lowered.leader_epoch));
@@ -227,19 +228,19 @@ impl ProgressKeeper {
                 [&topic_id, &partition, &lost.row.next.0, &row, &lost.lowered.next.0, &lowered];
             client.execute(&statement, &parameters).await
         };
-        match connection.ask(&ask, lower).await? {
+        match connection.query(&query, lower).await? {
             0 => Err(failure::transient("the progress row has changed since it was read")),
             _ => Ok(()),
         }
     }
 }
 
-/// Null where it is not known.
+/// Returns the value of the column: NULL if the leader epoch is not known.
 fn column(leader_epoch: LeaderEpoch) -> Option<i32> {
     leader_epoch.is_known().then_some(leader_epoch.0)
 }
 
-/// The partitions of which something else is said now than was known.
+/// Returns the partitions whose `resumed_at` differs from the known one.
 fn changed(rows: &[tokio_postgres::Row], known: &HashMap<Partition, Option<SystemTime>>) -> Vec<Partition> {
     let now = rows.iter().map(|row| (row.get::<_, Partition>(0), row.get::<_, Option<SystemTime>>(2)));
     now.filter(|(partition, at)| known.get(partition).is_some_and(|known| known != at)).map(|(p, _)| p).collect()
@@ -249,7 +250,7 @@ fn is_denied(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
 }
 
-/// Reads the workers over the keeper's connection, which is good even if they cannot be read: one that is away is reported
+/// Reads the workers over the reference connection, which is good even if they cannot be read: one that is away is reported
 /// where something is to be stored in it.
 async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::Error> {
     match citus::workers(client).await {
@@ -267,13 +268,13 @@ fn not_known(error: &tokio_postgres::Error) -> Vec<Worker> {
 }
 
 impl Connection {
-    async fn look(&mut self, ask: &Ask) -> bool {
-        match self.keeper.next(ask) {
+    async fn check(&mut self, query: &Query) -> bool {
+        match self.reference.next(query) {
             Next::Answer(answer) => answer,
             Next::Send | Next::Connect => {
                 let pool = self.pool.clone();
-                let with_workers = *ask == Ask::Check && self.workers_due();
-                // A server that was demoted and stays up has not lost its connections, and has lost its say.
+                let with_workers = *query == Query::Check && self.workers_due();
+                // A server that was demoted keeps its connections, and is no longer the primary.
                 let verify = async |client: &Object| {
                     pool.manager().verify(client).await?;
                     match with_workers {
@@ -281,8 +282,8 @@ impl Connection {
                         false => Ok(Vec::new()),
                     }
                 };
-                match self.ask_for(ask, verify, failure::of_cause).await {
-                    Ok(workers) => self.keep_if_same(ask, &workers),
+                match self.query_with(query, verify, failure::of_cause).await {
+                    Ok(workers) => self.keep_if_same(query, &workers),
                     Err(Failure { text: error, .. }) => {
                         tracing::warn!(error, "the connection that the starts were read over is gone");
                         false
@@ -304,14 +305,14 @@ impl Connection {
 
     /// Whether the workers of a Citus are those that were known. If not, the connection is closed: all starts have to be read
     /// again.
-    fn keep_if_same(&mut self, ask: &Ask, workers: &[Worker]) -> bool {
+    fn keep_if_same(&mut self, query: &Query, workers: &[Worker]) -> bool {
         if !self.report_changes(workers) {
             return true;
         }
         if let Some(client) = self.client.take() {
             drop(Object::take(client));
         }
-        self.keeper.answered(ask, false);
+        self.reference.answered(query, false);
         false
     }
 
@@ -329,37 +330,37 @@ impl Connection {
         !changes.is_empty()
     }
 
-    async fn ask<T>(
+    async fn query<T>(
         &mut self,
-        ask: &Ask,
+        query: &Query,
         send: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, Failure> {
-        self.ask_for(ask, send, failure::of).await
+        self.query_with(query, send, failure::of).await
     }
 
-    /// After an error, or no answer in time, the connection is closed and leaves the pool.
-    async fn ask_for<T, E>(
+    /// Sends a query. After an error or a timeout, the connection is closed and removed from the pool.
+    async fn query_with<T, E>(
         &mut self,
-        ask: &Ask,
+        query: &Query,
         send: impl AsyncFnOnce(&Object) -> Result<T, E>,
         failed: impl FnOnce(&E) -> Failure,
     ) -> Result<T, Failure> {
-        // Taken out meanwhile: whoever is interrupted here has lost it.
+        // Taken out for the duration of the query: if this future is dropped, the connection is closed.
         let Some(client) = self.client.take() else {
-            self.keeper.answered(ask, false);
+            self.reference.answered(query, false);
             return Err(failure::transient(GONE));
         };
         let error = match tokio::time::timeout(TIMEOUT, send(&client)).await {
             Ok(Ok(answer)) => {
                 self.client = Some(client);
-                self.keeper.answered(ask, true);
+                self.reference.answered(query, true);
                 return Ok(answer);
             }
             Ok(Err(error)) => failed(&error),
             Err(_) => failure::transient("the database did not answer in time"),
         };
         drop(Object::take(client));
-        self.keeper.answered(ask, false);
+        self.reference.answered(query, false);
         Err(error)
     }
 }

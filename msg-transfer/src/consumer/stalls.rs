@@ -1,6 +1,5 @@
-//! Finds out when librdkafka's clients stand still for good, which they do not tell: a topic that was deleted and made anew is
-//! another one (ADR 21), and a partition can be left with a broker that does not lead it. Everything begins anew then, with
-//! new clients.
+//! Detects stalled Kafka clients, which librdkafka does not report: the topic was recreated (ADR 21), or a client keeps fetching
+//! a partition from a broker that does not lead it. Then the transfer restarts its Kafka clients and lanes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,30 +13,31 @@ use tokio_util::sync::CancellationToken;
 use super::lookup::Lookup;
 use crate::lag::kafka::Reader;
 
-/// How often to look.
-const EVERY: Duration = Duration::from_secs(5);
+/// How often the topic and the silent partitions are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long nothing may come of a partition before we ask whether there is something. Longer than a fetch may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a partition may be silent before its end offset is read. Longer than a fetch may take.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// After that, how long they have once more. Longer than the client takes to hear of a leader.
-const SETTLE: Duration = Duration::from_secs(15);
+/// How long the consumer then has to receive the record after all. Longer than a client needs to detect a new leader.
+const SECOND_CHANCE: Duration = Duration::from_secs(15);
 
-/// From when on nothing came of each partition that is fetched.
+/// For each fetched partition: the next offset that is expected, and since when it has not been received.
 #[derive(Clone, Default)]
-pub struct Silence(Arc<Mutex<Waiting>>);
+pub struct FetchSilence(Arc<Mutex<Waiting>>);
 
 #[derive(Default)]
 struct Waiting {
-    /// When it was told of last.
-    told: Option<Instant>,
-    /// Whether what comes is taken.
-    taking: bool,
+    /// The time of the last update.
+    updated: Option<Instant>,
+    /// Whether the consumer consumes records. At the limits it does not.
+    consuming: bool,
     since: HashMap<Partition, (NextOffset, Instant)>,
 }
 
-impl Silence {
-    /// These are fetched now, and so much is expected of each. To be told regularly; what is not told of is not waited for.
+impl FetchSilence {
+    /// Updates the fetched partitions and the next offset that is expected of each. Has to be called regularly; a partition that is
+    /// left out is not waited for.
     pub fn fetching(&self, now: Instant, expected: impl IntoIterator<Item = (Partition, NextOffset)>) {
         let mut waiting = self.lock();
         let before = std::mem::take(&mut waiting.since);
@@ -45,24 +45,25 @@ impl Silence {
             let same = before.get(&partition).filter(|(then, _)| *then == next);
             (partition, (next, same.map_or(now, |(_, since)| *since)))
         }));
-        (waiting.told, waiting.taking) = (Some(now), true);
+        (waiting.updated, waiting.consuming) = (Some(now), true);
     }
 
-    /// Nothing is taken at present: this time does not count.
+    /// Records that the consumer consumes nothing at present: this time does not count.
     pub fn full(&self, now: Instant) {
         let mut waiting = self.lock();
-        let passed = waiting.told.map_or(Duration::ZERO, |told| now.duration_since(told));
+        let passed = waiting.updated.map_or(Duration::ZERO, |updated| now.duration_since(updated));
         waiting.since.values_mut().for_each(|(_, since)| *since += passed);
-        (waiting.told, waiting.taking) = (Some(now), false);
+        (waiting.updated, waiting.consuming) = (Some(now), false);
     }
 
-    /// The partitions of which nothing came for too long. Each is waited for anew from now on.
+    /// Returns the partitions that were silent for too long, and starts their time again.
     fn too_long(&self, now: Instant) -> Vec<(Partition, NextOffset)> {
         let mut waiting = self.lock();
-        if !waiting.taking {
+        if !waiting.consuming {
             return Vec::new();
         }
-        let long = waiting.since.iter_mut().filter(|(_, (_, since))| now.saturating_duration_since(*since) >= PATIENCE);
+        let long =
+            waiting.since.iter_mut().filter(|(_, (_, since))| now.saturating_duration_since(*since) >= STALL_TIMEOUT);
         long.map(|(partition, (next, since))| {
             *since = now;
             (*partition, *next)
@@ -70,10 +71,10 @@ impl Silence {
         .collect()
     }
 
-    /// Whether this is still expected of the partition.
+    /// Returns whether this offset is still expected of the partition.
     fn lasts(&self, partition: Partition, next: NextOffset) -> bool {
         let waiting = self.lock();
-        waiting.taking && waiting.since.get(&partition).is_some_and(|(expected, _)| *expected == next)
+        waiting.consuming && waiting.since.get(&partition).is_some_and(|(expected, _)| *expected == next)
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -81,26 +82,26 @@ impl Silence {
     }
 }
 
-/// The task that looks.
+/// The task that detects stalled clients.
 pub struct Stalls {
-    /// Asked, and cancels by itself when the topic is another.
+    /// Checks the topic's ID, and cancels `restart` by itself when the topic was recreated.
     pub lookup: Lookup,
-    /// What the consumer waits for.
-    pub silence: Silence,
-    /// Settings of the client that looks for itself.
+    /// The offsets that the consumer expects.
+    pub silence: FetchSilence,
+    /// The settings of the fresh client.
     pub config: ClientConfig,
-    /// The topic.
+    /// The topic's name.
     pub topic: String,
-    /// Cancelled when all is to begin anew.
-    pub anew: CancellationToken,
+    /// Cancelled when the Kafka clients have to be restarted.
+    pub restart: CancellationToken,
 }
 
 impl Stalls {
-    /// Looks until all is to begin anew.
+    /// Checks until the Kafka clients have to be restarted.
     pub async fn watch(self) {
-        let mut ticks = tokio::time::interval(EVERY);
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !self.anew.is_cancelled() {
+        while !self.restart.is_cancelled() {
             ticks.tick().await;
             self.lookup.same_topic().await;
             let silent = self.silence.too_long(Instant::now());
@@ -108,20 +109,20 @@ impl Stalls {
             if behind.is_empty() {
                 continue;
             }
-            let given = self.given_to_another(&behind).await;
-            // The process itself may have stood still, or a leader is back: then they come now.
-            tokio::time::sleep(SETTLE).await;
-            behind.retain(|(partition, next)| given.contains(partition) && self.silence.lasts(*partition, *next));
+            let readable = self.readable_by_fresh_client(&behind).await;
+            // The process may have been frozen, or a leader is available again: then the records are received now.
+            tokio::time::sleep(SECOND_CHANCE).await;
+            behind.retain(|(partition, next)| readable.contains(partition) && self.silence.lasts(*partition, *next));
             if !behind.is_empty() {
                 tracing::warn!(positions = ?behind, "Kafka has records at these offsets, and our consumer gets none");
-                self.anew.cancel();
+                self.restart.cancel();
             }
         }
     }
 
-    /// Those of which a client that has just been made gets a record: what the end speaks of may be a transaction's marks, or Kafka
-    /// gives nothing to anybody.
-    async fn given_to_another(&self, behind: &[(Partition, NextOffset)]) -> Vec<Partition> {
+    /// Returns the partitions of which a new client receives a record. An end offset alone proves nothing: the last records may be
+    /// transaction markers, or Kafka returns no records to any client.
+    async fn readable_by_fresh_client(&self, behind: &[(Partition, NextOffset)]) -> Vec<Partition> {
         let (config, topic) = (self.config.clone(), self.topic.clone());
         let wanted: Vec<_> = behind.iter().map(|(partition, next)| (*partition, next.0)).collect();
         let read = move || {
@@ -143,28 +144,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silent_is_what_stays_where_it_is_and_is_fetched_all_the_time() {
-        let (silence, begin) = (Silence::default(), Instant::now());
-        let told = |after: Duration, expected: &[(Partition, i64)]| {
+    fn partition_is_silent_while_fetched_without_a_new_offset() {
+        let (silence, begin) = (FetchSilence::default(), Instant::now());
+        let update = |after: Duration, expected: &[(Partition, i64)]| {
             silence.fetching(begin + after, expected.iter().map(|(partition, next)| (*partition, NextOffset(*next))));
         };
-        told(Duration::ZERO, &[(0, 5), (1, 5), (2, 5)]);
-        assert_eq!(silence.too_long(begin + PATIENCE / 2), []);
-        told(PATIENCE / 2, &[(0, 5), (1, 6)]);
-        told(PATIENCE, &[(0, 5), (1, 6), (2, 5)]);
-        assert_eq!(silence.too_long(begin + PATIENCE), [(0, NextOffset(5))]);
-        assert_eq!(silence.too_long(begin + PATIENCE), [], "it is waited for anew");
+        update(Duration::ZERO, &[(0, 5), (1, 5), (2, 5)]);
+        assert_eq!(silence.too_long(begin + STALL_TIMEOUT / 2), []);
+        update(STALL_TIMEOUT / 2, &[(0, 5), (1, 6)]);
+        update(STALL_TIMEOUT, &[(0, 5), (1, 6), (2, 5)]);
+        assert_eq!(silence.too_long(begin + STALL_TIMEOUT), [(0, NextOffset(5))]);
+        assert_eq!(silence.too_long(begin + STALL_TIMEOUT), [], "its time starts again");
         assert!(silence.lasts(0, NextOffset(5)) && !silence.lasts(1, NextOffset(5)));
-        silence.full(begin + 2 * PATIENCE);
-        assert!(silence.too_long(begin + 9 * PATIENCE).is_empty() && !silence.lasts(0, NextOffset(5)));
-        told(3 * PATIENCE, &[(0, 5)]);
+        silence.full(begin + 2 * STALL_TIMEOUT);
+        assert!(silence.too_long(begin + 9 * STALL_TIMEOUT).is_empty() && !silence.lasts(0, NextOffset(5)));
+        update(3 * STALL_TIMEOUT, &[(0, 5)]);
         assert_eq!(
-            silence.too_long(begin + 3 * PATIENCE - EVERY),
+            silence.too_long(begin + 3 * STALL_TIMEOUT - CHECK_INTERVAL),
             [],
             "the time in which nothing was taken does not count"
         );
-        assert_eq!(silence.too_long(begin + 3 * PATIENCE), [(0, NextOffset(5))]);
-        told(3 * PATIENCE, &[]);
-        assert_eq!(silence.too_long(begin + 9 * PATIENCE), []);
+        assert_eq!(silence.too_long(begin + 3 * STALL_TIMEOUT), [(0, NextOffset(5))]);
+        update(3 * STALL_TIMEOUT, &[]);
+        assert_eq!(silence.too_long(begin + 9 * STALL_TIMEOUT), []);
     }
 }

@@ -57,7 +57,7 @@ impl Resolve {
                         }
                         let (_, assignment) = asked.swap_remove(at);
                         // Before the event: whoever hears of the start needs it.
-                        assignment.start_read(answer.topic_id, answer.generation);
+                        assignment.start_read(answer.topic_id, answer.connection_number);
                         let start = &decision.start;
                         if self.retried.contains(&partition) {
                             tracing::debug!(partition, ?known, ?start, "start resolved");
@@ -94,7 +94,7 @@ impl Resolve {
 
     /// Before anything is fetched: a row that stays above would skip the records that get these offsets.
     async fn lower(&self, answer: &Answer, partition: Partition, lost: &Lost) -> Result<(), LookupError> {
-        self.lookup.lower(answer.topic_id, answer.generation, partition, lost).await?;
+        self.lookup.lower(answer.topic_id, answer.connection_number, partition, lost).await?;
         let (count, continues_at) = (lost.count(), lost.lowered.next.0);
         if count > 0 {
             let (first_lost, last_lost) = (lost.from.0, lost.to.0 - 1);

@@ -18,11 +18,12 @@ use uuid::Uuid;
 /// How long one question to Kafka may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The callbacks of a client whose troubles are in its answers; what they do not say is noted.
+/// The callbacks of a client whose errors are in its responses: it logs them at debug level, and notes the cause that a response
+/// does not name.
 #[derive(Default)]
-pub struct Quiet(pub Causes);
+pub struct LogContext(pub Causes);
 
-impl ClientContext for Quiet {
+impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "librdkafka");
     }
@@ -33,7 +34,7 @@ impl ClientContext for Quiet {
     }
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for LogContext {}
 
 /// Where a partition begins and ends, and what the group has committed.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +75,7 @@ pub struct Oldest {
 
 /// Reads what is asked for, and nothing else.
 pub struct Reader {
-    consumer: BaseConsumer<Quiet>,
+    consumer: BaseConsumer<LogContext>,
     topic: String,
 }
 
@@ -95,7 +96,7 @@ impl Reader {
             .set("queued.min.messages", "1")
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100");
-        Ok(Reader { consumer: config.create_with_context(Quiet::default())?, topic })
+        Ok(Reader { consumer: config.create_with_context(LogContext::default())?, topic })
     }
 
     /// The topic's id; nil where the broker gives none.

@@ -20,14 +20,14 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::KafkaResult;
 use uuid::Uuid;
 
-use self::kafka::{Ends, Group, Quiet, Reader, TIMEOUT};
+use self::kafka::{Ends, Group, LogContext, Reader, TIMEOUT};
 use crate::failure;
 use crate::lane::sql;
 
 /// Asks Kafka and the database. Cheap to clone.
 #[derive(Clone)]
 pub struct LagReader {
-    admin: Arc<AdminClient<Quiet>>,
+    admin: Arc<AdminClient<LogContext>>,
     reader: Arc<Reader>,
     topic: String,
     pool: Pool,
@@ -138,7 +138,7 @@ impl PartitionLag {
 impl LagReader {
     /// `config` names the group. Connects when first asked.
     pub fn new(config: &ClientConfig, topic: String, pool: Pool) -> KafkaResult<Self> {
-        let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet::default())?);
+        let admin = Arc::new(AdminClient::from_config_and_context(config, LogContext::default())?);
         let reader = Arc::new(Reader::new(config, topic.clone())?);
         Ok(LagReader { admin, reader, topic, pool })
     }

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use machine::Generation;
+use machine::ConnectionNumber;
 use machine::lane::{Answer, Entry, Failure, Request};
 use msg_common::postgres::{DatabaseOptions, Object, Pool};
 
+use super::decoded::DecodedRecord;
 use super::sql::{Begin, ServerKind};
-use super::taken::Taken;
 use super::{letters, sql, statements};
 use crate::citus::{self, Worker};
-use crate::consumer::progress::ProgressKeeper;
+use crate::consumer::progress::ProgressStore;
 use crate::failure;
 use crate::session::{self, Committed};
 
@@ -19,7 +19,7 @@ use crate::session::{self, Committed};
 #[derive(Debug)]
 pub struct Connection {
     pool: Pool,
-    progress: ProgressKeeper,
+    progress: ProgressStore,
     topic: String,
     /// How long one request may go unanswered. Above the server's own time-outs.
     patience: Duration,
@@ -32,7 +32,7 @@ impl Connection {
     /// Not connected yet.
     pub fn new(
         pool: Pool,
-        progress: ProgressKeeper,
+        progress: ProgressStore,
         topic: String,
         database: &DatabaseOptions,
         kind: ServerKind,
@@ -43,9 +43,9 @@ impl Connection {
     }
 
     /// Carries it out.
-    pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<Taken>]) -> Answer {
+    pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Answer {
         match request {
-            Request::Connect(generation) => self.connect(*generation).await,
+            Request::Connect(connection_number) => self.connect(*connection_number).await,
             Request::Disconnect => {
                 self.disconnect();
                 Answer::Ok
@@ -58,7 +58,7 @@ impl Connection {
         }
     }
 
-    async fn connect(&mut self, generation: Generation) -> Answer {
+    async fn connect(&mut self, connection_number: ConnectionNumber) -> Answer {
         self.disconnect();
         let client = match session::fresh(&self.pool).await {
             Ok(client) => client,
@@ -66,7 +66,7 @@ impl Connection {
         };
         // Asked after the connection is there: what lives now, lived when it was made.
         let same = match self.workers(&client).await {
-            Ok(workers) => self.progress.is_same(generation, client.server(), &workers).await,
+            Ok(workers) => self.progress.is_same(connection_number, client.server(), &workers).await,
             Err(failure) => Err(failure),
         };
         if matches!(same, Ok(true)) {
@@ -94,7 +94,7 @@ impl Connection {
         }
     }
 
-    async fn ask(&self, request: &Request, entries: &[Entry<Taken>]) -> Result<Answer, tokio_postgres::Error> {
+    async fn ask(&self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Result<Answer, tokio_postgres::Error> {
         let client = self.client.as_ref().expect("the machine connects first");
         let statement = match request {
             Request::LastSeqs(asked) => {
@@ -103,8 +103,8 @@ impl Connection {
             Request::Guard(heads) => {
                 return Ok(Answer::Count(statements::count_predecessors(client, entries, heads, self.kind).await?));
             }
-            Request::Insert(placed) => {
-                return Ok(Answer::Count(statements::insert_messages(client, entries, placed, self.kind).await?));
+            Request::Insert(numbered) => {
+                return Ok(Answer::Count(statements::insert_messages(client, entries, numbered, self.kind).await?));
             }
             Request::Canary(beside) => {
                 return Ok(Answer::Count(statements::insert_canary(client, entries, *beside, self.kind).await?));
@@ -118,8 +118,8 @@ impl Connection {
             }
             Request::Begin => return begin(client, &self.begin.full, None).await,
             Request::BeginRetry => return begin(client, &self.begin.short, None).await,
-            Request::BeginPass => return begin(client, &self.begin.full, Some(sql::AFTER_BEGIN_PASS)).await,
-            Request::BeginSearch => return begin(client, &self.begin.short, Some(sql::AFTER_BEGIN_PASS)).await,
+            Request::BeginBisection => return begin(client, &self.begin.full, Some(sql::AFTER_BEGIN_BISECTION)).await,
+            Request::BeginSearch => return begin(client, &self.begin.short, Some(sql::AFTER_BEGIN_BISECTION)).await,
             Request::Commit => {
                 let ((), warning) = client.commit(client.batch_execute("COMMIT")).await?;
                 return Ok(warning.map_or(Answer::Ok, |warning| {
@@ -130,7 +130,11 @@ impl Connection {
             Request::Rollback => "ROLLBACK",
             Request::MoveSavepoint => sql::MOVE_SAVEPOINT,
             Request::RollbackToSavepoint => sql::ROLLBACK_TO_SAVEPOINT,
-            Request::Done(_) | Request::Permit(_) | Request::Wait(_) | Request::Connect(_) | Request::Disconnect => {
+            Request::Done(_)
+            | Request::ApproveDeadLetters(_)
+            | Request::Wait(_)
+            | Request::Connect(_)
+            | Request::Disconnect => {
                 unreachable!("not the database's")
             }
         };

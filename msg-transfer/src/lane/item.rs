@@ -1,23 +1,23 @@
-//! A record as it came from Kafka: one allocation that owns its bytes, so that no fetch buffer is kept alive.
+//! A consumed record that is passed to a lane. It owns its bytes in one allocation, so that no fetch buffer is kept alive.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use machine::consumer::Receipt;
+use machine::consumer::RecordRef;
 use machine::{Assignment, LeaderEpoch, Partition, RecordOffset};
 
 use super::headers::Headers;
 
-/// A record on its way to a lane.
+/// A record that is passed to a lane.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Where it lies.
+    /// Its partition.
     pub partition: Partition,
-    /// Where in it.
+    /// Its offset.
     pub offset: RecordOffset,
-    /// That of the leader which appended it.
+    /// The leader epoch of the leader that appended it.
     pub leader_epoch: LeaderEpoch,
-    /// The assignment it was received under.
+    /// The assignment that it was received under.
     pub assignment: Arc<Assignment>,
     /// Its key.
     pub key: Option<Bytes>,
@@ -27,19 +27,19 @@ pub struct Item {
     pub headers: Headers,
 }
 
-/// What a record costs beyond its bytes, in the lane and in the ledger: a round number above what was counted.
+/// The bytes that a record needs in the lane and in the ledger in addition to its own: the measured number, rounded up.
 const OVERHEAD: usize = 256;
 
 impl Item {
-    /// What it counts for the limit on bytes in flight.
+    /// Returns its share of the limit on bytes in flight.
     pub fn cost(key: usize, value: usize, headers: usize) -> usize {
         key + value + headers + OVERHEAD
     }
 
-    /// What is given back for it.
-    pub fn receipt(&self) -> Receipt {
+    /// Returns the reference by which the lane reports the record to the consumer.
+    pub fn record_ref(&self) -> RecordRef {
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let bytes = Item::cost(length(&self.key), length(&self.value), self.headers.0.len());
-        Receipt { partition: self.partition, epoch: self.assignment.epoch, offset: self.offset, bytes }
+        RecordRef { partition: self.partition, epoch: self.assignment.epoch, offset: self.offset, bytes }
     }
 }

@@ -7,8 +7,8 @@ use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::decoded::DecodedRecord;
 use super::sql;
-use super::taken::Taken;
 use crate::{failure, metrics};
 
 /// What of a letter is stored. The record's bytes are the last that is left out: what can be kept of them is kept.
@@ -68,7 +68,7 @@ const ROLLBACK: &str = "ROLLBACK TO SAVEPOINT letters";
 pub(super) async fn insert_dead_letters(
     client: &Object,
     topic: &str,
-    entries: &[Entry<Taken>],
+    entries: &[Entry<DecodedRecord>],
     dead: &[DeadLetter],
 ) -> Result<(), Error> {
     client.batch_execute(SAVEPOINT).await?;
@@ -89,7 +89,7 @@ pub(super) async fn insert_dead_letters(
 async fn insert_reduced(
     client: &Object,
     topic: &str,
-    entries: &[Entry<Taken>],
+    entries: &[Entry<DecodedRecord>],
     letter: &DeadLetter,
 ) -> Result<(), Error> {
     let mut refused = None;
@@ -123,7 +123,7 @@ fn is_refused(error: &Error) -> bool {
 async fn insert(
     client: &Object,
     topic: &str,
-    entries: &[Entry<Taken>],
+    entries: &[Entry<DecodedRecord>],
     dead: &[DeadLetter],
     kept: Kept,
 ) -> Result<(), Error> {

@@ -3,12 +3,12 @@
 
 mod blocked;
 pub mod connection;
+pub mod decoded;
 pub mod headers;
 pub mod item;
 mod letters;
 pub mod sql;
 pub mod statements;
-pub mod taken;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use machine::Reason;
 use machine::consumer::Event;
 use machine::failure::Class;
-use machine::lane::{Answer, Machine, Outcome, Request, Trouble};
+use machine::lane::{Answer, BatchFailure, Machine, Outcome, Request};
 use msg_common::admin::Readiness;
 use msg_common::repeat::Repeats;
 use tokio::sync::{Notify, mpsc};
@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::blocked::BlockedInboxes;
 use self::connection::Connection;
+use self::decoded::DecodedRecord;
 use self::item::Item;
-use self::taken::Taken;
 use crate::hints::Hints;
 use crate::{backoff, metrics};
 
@@ -34,12 +34,12 @@ use crate::{backoff, metrics};
 pub struct Handle {
     /// Takes records.
     pub items: mpsc::Sender<Item>,
-    /// Wakes it up when it may keep records aside.
-    pub permitted: Arc<Notify>,
+    /// Notified when the lane may write the dead letters that it requested.
+    pub approved: Arc<Notify>,
 }
 
 /// Batches that cannot be stored, and dead letters, of all lanes.
-static TROUBLES: Repeats = Repeats::new();
+static BATCH_FAILURES: Repeats = Repeats::new();
 static DEAD_LETTERS: Repeats = Repeats::new();
 
 /// From so many conflicts in a row on, it is no other owner: a unique index of somebody's own, perhaps.
@@ -60,11 +60,11 @@ pub struct BatchLimits {
 #[derive(Debug)]
 pub struct Lane {
     /// Decides.
-    pub machine: Machine<Taken>,
+    pub machine: Machine<DecodedRecord>,
     /// What is waiting. Its capacity is above what the consumer takes in, so nobody ever waits to put something in.
     pub waiting: mpsc::Receiver<Item>,
-    /// Woken up when it may keep records aside.
-    pub permitted: Arc<Notify>,
+    /// Notified when the lane may write the dead letters that it requested.
+    pub approved: Arc<Notify>,
     /// Where the consumer listens.
     pub events: std::sync::mpsc::Sender<Event>,
     /// Where the rows go.
@@ -99,7 +99,7 @@ impl Lane {
                 Ok(None) => return,
                 Err(_) => continue,
             };
-            let mut bytes = first.receipt().bytes;
+            let mut bytes = first.record_ref().bytes;
             items.push(first);
             self.gather(&mut items, &mut bytes);
             if self.has_room(&items, bytes) && tokio::time::Instant::now() < next {
@@ -151,7 +151,7 @@ impl Lane {
     fn gather(&mut self, items: &mut Vec<Item>, bytes: &mut usize) {
         while self.has_room(items, *bytes) {
             let Ok(item) = self.waiting.try_recv() else { break };
-            *bytes += item.receipt().bytes;
+            *bytes += item.record_ref().bytes;
             items.push(item);
         }
     }
@@ -160,11 +160,11 @@ impl Lane {
         items.len() < self.limits.records && bytes < self.limits.bytes
     }
 
-    /// Comes back when each item is settled or dropped, however long the database is away.
+    /// Comes back when each item is completed or dropped, however long the database is away.
     async fn store(&mut self, items: &mut Vec<Item>) {
         let (count, begun) = (items.len(), Instant::now());
         let mut events = Vec::new();
-        let request = self.machine.begin(items.drain(..).map(Taken::read).collect(), &mut events);
+        let request = self.machine.begin(items.drain(..).map(DecodedRecord::read).collect(), &mut events);
         let outcome = self.carry_on(request, events).await;
         // Nothing of this lane's waits for the database any more, but for blocked inboxes.
         self.readiness.ready(&self.component());
@@ -179,13 +179,13 @@ impl Lane {
             }
             let answer = match request {
                 Request::Done(outcome) => return outcome,
-                Request::Permit(dead) => {
-                    self.send(Event::Permit { lane: self.machine.number(), dead });
-                    self.permitted.notified().await;
+                Request::ApproveDeadLetters(dead) => {
+                    self.send(Event::DeadLettersRequested { lane: self.machine.number(), dead });
+                    self.approved.notified().await;
                     Answer::Ok
                 }
-                Request::Wait(trouble) => {
-                    self.wait(&trouble).await;
+                Request::Wait(failed) => {
+                    self.wait(&failed).await;
                     Answer::Ok
                 }
                 request => {
@@ -204,13 +204,13 @@ impl Lane {
         }
     }
 
-    /// After a COMMIT was answered: all entries are settled, and the rows among them are there.
+    /// After a COMMIT was answered: all entries are completed, and the rows among them are there.
     fn hint(&self) {
         let Some(hints) = &self.hints else { return };
-        let (entries, placed) = (self.machine.entries(), self.machine.placed());
-        let rows = placed.iter().map(|placed| (entries[placed.entry].body.record().msg.recv_id.as_str(), placed.seq));
+        let (entries, numbered) = (self.machine.entries(), self.machine.numbered());
+        let rows = numbered.iter().map(|row| (entries[row.entry].body.record().msg.recv_id.as_str(), row.seq));
         // Those without a row are few, mostly none.
-        let others = if placed.len() < entries.len() { entries } else { &[] };
+        let others = if numbered.len() < entries.len() { entries } else { &[] };
         hints.tell(rows.chain(others.iter().filter_map(|entry| Some((entry.body.known_recv_id()?, 0)))));
     }
 
@@ -231,11 +231,11 @@ impl Lane {
         }
     }
 
-    async fn wait(&self, Trouble { failure, attempts }: &Trouble) {
+    async fn wait(&self, BatchFailure { failure, attempts }: &BatchFailure) {
         let (lane, error, class) = (self.machine.number(), failure.text.as_str(), failure.class);
         metrics::store_failed(class);
         // All lanes meet the same database, each again and again.
-        let repeated = TROUBLES.occurred(error);
+        let repeated = BATCH_FAILURES.occurred(error);
         match class {
             // Another owner was faster; the table tells how far. Again and again it is something else.
             Class::Conflict if *attempts < MANY_CONFLICTS => {

@@ -54,17 +54,17 @@ pub enum ServerKind {
     Citus,
 }
 
-/// Begins a pass that looks for refused records: what a deferred constraint has to say, it says at once. The lock is an
-/// insert's own, taken before the savepoint, so that going back to it keeps the lock: a migration between the canary and
-/// a record would make the record look guilty.
-pub const AFTER_BEGIN_PASS: &str =
-    "LOCK TABLE messages IN ROW EXCLUSIVE MODE; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT pass";
+/// Begins a bisection: deferred constraints are checked immediately. The lock is the one that an insert takes. It is taken before
+/// the savepoint, so that rolling back to the savepoint keeps it: with a migration between the canary row and a record, the
+/// record would look like the cause.
+pub const AFTER_BEGIN_BISECTION: &str =
+    "LOCK TABLE messages IN ROW EXCLUSIVE MODE; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT bisection";
 
-/// Keeps what was written since the savepoint, up to the end of the pass. One savepoint at a time: they do not nest.
-pub const MOVE_SAVEPOINT: &str = "RELEASE SAVEPOINT pass; SAVEPOINT pass";
+/// Keeps what was written since the savepoint, up to the end of the bisection. One savepoint at a time: they do not nest.
+pub const MOVE_SAVEPOINT: &str = "RELEASE SAVEPOINT bisection; SAVEPOINT bisection";
 
 /// Undoes what was written since the savepoint.
-pub const ROLLBACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT pass";
+pub const ROLLBACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT bisection";
 
 /// How many of these are in the table.
 macro_rules! count_present {
@@ -115,13 +115,13 @@ macro_rules! find_stored {
     ($filter:literal) => {
         concat!(
             "
-    SELECT t.place,
+    SELECT t.idx,
            m.send_id = t.send_id AND m.client_msg_id = t.client_msg_id AND m.session_type = t.session_type
            AND m.content_type = t.content_type AND m.content = t.content
            AND m.attributes IS NOT DISTINCT FROM t.attributes::jsonb AS same
     FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::smallint[], $7::text[], $8::bytea[],
                 $9::text[])
-         AS t (place, recv_id, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes)
+         AS t (idx, recv_id, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes)
     JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id",
             $filter
         )

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::try_join_all;
-use machine::lane::{Entry, Placed};
+use machine::lane::{Entry, NumberedEntry};
 use msg_common::postgres::Object;
 use msg_common::proto::{Msg, SessionType};
 use msg_common::record::Record;
@@ -11,18 +11,18 @@ use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::decoded::DecodedRecord;
 use super::sql::{self, ServerKind};
-use super::taken::Taken;
 
-type Entries = [Entry<Taken>];
+type Entries = [Entry<DecodedRecord>];
 
 /// The last `seq` of the inbox of each of these, 0 for an empty one.
 pub async fn last_seqs(client: &Object, entries: &Entries, asked: &[usize]) -> Result<Vec<i64>, Error> {
     let statement = client.prepare_cached(sql::LAST_SEQ).await?;
     let statement = &statement;
     // All sent before the first answer is awaited.
-    let asked = asked.iter().map(|place| async move {
-        let row = client.query_opt(statement, &[&entries[*place].body.record().msg.recv_id]).await?;
+    let asked = asked.iter().map(|index| async move {
+        let row = client.query_opt(statement, &[&entries[*index].body.record().msg.recv_id]).await?;
         Ok::<i64, Error>(row.map_or(0, |row| row.get(0)))
     });
     try_join_all(asked).await
@@ -32,7 +32,7 @@ pub async fn last_seqs(client: &Object, entries: &Entries, asked: &[usize]) -> R
 pub async fn count_predecessors(
     client: &Object,
     entries: &Entries,
-    heads: &[Placed],
+    heads: &[NumberedEntry],
     kind: ServerKind,
 ) -> Result<usize, Error> {
     let statement = match kind {
@@ -77,8 +77,8 @@ impl<'a> Columns<'a> {
         }
     }
 
-    fn of_entries(entries: &'a Entries, places: impl Iterator<Item = usize> + Clone) -> Self {
-        Columns::of(places.map(|place| (entries[place].body.record(), entries[place].body.attributes())))
+    fn of_entries(entries: &'a Entries, indices: impl Iterator<Item = usize> + Clone) -> Self {
+        Columns::of(indices.map(|index| (entries[index].body.record(), entries[index].body.attributes())))
     }
 }
 
@@ -86,19 +86,19 @@ impl<'a> Columns<'a> {
 pub async fn insert_messages(
     client: &Object,
     entries: &Entries,
-    placed: &[Placed],
+    numbered: &[NumberedEntry],
     kind: ServerKind,
 ) -> Result<usize, Error> {
-    let columns = Columns::of_entries(entries, placed.iter().map(|placed| placed.entry));
-    let item = |placed: &Placed| &entries[placed.entry].body.item;
-    let time = |placed: &Placed| time(entries[placed.entry].body.record().send_time_ms);
-    let places = Places {
-        seq: placed.iter().map(|placed| placed.seq).collect(),
-        send_time: placed.iter().map(time).collect(),
-        partition: placed.iter().map(|placed| item(placed).partition).collect(),
-        offset: placed.iter().map(|placed| item(placed).offset.0).collect(),
+    let columns = Columns::of_entries(entries, numbered.iter().map(|row| row.entry));
+    let item = |row: &NumberedEntry| &entries[row.entry].body.item;
+    let time = |row: &NumberedEntry| time(entries[row.entry].body.record().send_time_ms);
+    let stored = StoredColumns {
+        seq: numbered.iter().map(|row| row.seq).collect(),
+        send_time: numbered.iter().map(time).collect(),
+        partition: numbered.iter().map(|row| item(row).partition).collect(),
+        offset: numbered.iter().map(|row| item(row).offset.0).collect(),
     };
-    insert(client, &columns, &places, kind).await
+    insert(client, &columns, &stored, kind).await
 }
 
 /// A row that nothing is wrong with, to be rolled back: in an inbox that is nobody's, or in the inbox and in place of this
@@ -106,11 +106,11 @@ pub async fn insert_messages(
 pub async fn insert_canary(
     client: &Object,
     entries: &Entries,
-    beside: Option<Placed>,
+    beside: Option<NumberedEntry>,
     kind: ServerKind,
 ) -> Result<usize, Error> {
     let recv_id = match beside {
-        Some(placed) => entries[placed.entry].body.record().msg.recv_id.clone(),
+        Some(row) => entries[row.entry].body.record().msg.recv_id.clone(),
         None => format!("msg-transfer-canary-{}", Uuid::now_v7()),
     };
     let msg = Msg {
@@ -121,19 +121,24 @@ pub async fn insert_canary(
         ..Msg::default()
     };
     let record = Record { msg, msg_id: Uuid::now_v7(), send_time_ms: 0 };
-    let seq = vec![beside.map_or(1, |placed| placed.seq)];
-    let places = Places { seq, send_time: vec![SystemTime::UNIX_EPOCH], partition: vec![0], offset: vec![0] };
-    insert(client, &Columns::of(std::iter::once((&record, None))), &places, kind).await
+    let seq = vec![beside.map_or(1, |row| row.seq)];
+    let stored = StoredColumns { seq, send_time: vec![SystemTime::UNIX_EPOCH], partition: vec![0], offset: vec![0] };
+    insert(client, &Columns::of(std::iter::once((&record, None))), &stored, kind).await
 }
 
-struct Places {
+struct StoredColumns {
     seq: Vec<i64>,
     send_time: Vec<SystemTime>,
     partition: Vec<i32>,
     offset: Vec<i64>,
 }
 
-async fn insert(client: &Object, columns: &Columns<'_>, places: &Places, kind: ServerKind) -> Result<usize, Error> {
+async fn insert(
+    client: &Object,
+    columns: &Columns<'_>,
+    stored: &StoredColumns,
+    kind: ServerKind,
+) -> Result<usize, Error> {
     let statement = match kind {
         ServerKind::Single => sql::INSERT_MESSAGES,
         ServerKind::Citus => sql::INSERT_MESSAGES_RETURNING,
@@ -141,7 +146,7 @@ async fn insert(client: &Object, columns: &Columns<'_>, places: &Places, kind: S
     let statement = client.prepare_cached(statement).await?;
     let parameters: [&(dyn ToSql + Sync); 12] = [
         &columns.recv_id,
-        &places.seq,
+        &stored.seq,
         &columns.msg_id,
         &columns.send_id,
         &columns.client_msg_id,
@@ -149,9 +154,9 @@ async fn insert(client: &Object, columns: &Columns<'_>, places: &Places, kind: S
         &columns.content_type,
         &columns.content,
         &columns.attributes,
-        &places.send_time,
-        &places.partition,
-        &places.offset,
+        &stored.send_time,
+        &stored.partition,
+        &stored.offset,
     ];
     match kind {
         ServerKind::Single => {
@@ -179,9 +184,9 @@ pub async fn find_stored(
     };
     let statement = client.prepare_cached(statement).await?;
     let columns = Columns::of_entries(entries, asked.iter().copied());
-    let place: Vec<i32> = asked.iter().map(|place| i32::try_from(*place).expect("a batch is small")).collect();
+    let index: Vec<i32> = asked.iter().map(|index| i32::try_from(*index).expect("a batch is small")).collect();
     let parameters: [&(dyn ToSql + Sync); 9] = [
-        &place,
+        &index,
         &columns.recv_id,
         &columns.msg_id,
         &columns.send_id,
@@ -192,6 +197,6 @@ pub async fn find_stored(
         &columns.attributes,
     ];
     let found = client.query(&statement, &parameters).await?;
-    let place = |row: &tokio_postgres::Row| usize::try_from(row.get::<_, i32>(0)).expect("it came from a usize");
-    Ok(found.iter().map(|row| (place(row), row.get(1))).collect())
+    let index = |row: &tokio_postgres::Row| usize::try_from(row.get::<_, i32>(0)).expect("it came from a usize");
+    Ok(found.iter().map(|row| (index(row), row.get(1))).collect())
 }

@@ -6,18 +6,18 @@ use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress};
 
 /// How far one assignment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct CommitPoint {
     /// The partition.
     pub partition: Partition,
     /// The assignment.
     pub epoch: Epoch,
-    /// Everything below is settled.
+    /// Everything below is completed.
     pub next: NextOffset,
     /// That of the last record below.
     pub leader_epoch: LeaderEpoch,
 }
 
-impl Mark {
+impl CommitPoint {
     /// What its progress row is to hold.
     pub fn progress(&self) -> Progress {
         Progress { next: self.next, leader_epoch: self.leader_epoch }
@@ -30,7 +30,7 @@ pub struct Committer {
     every_records: usize,
     interval: Millis,
     round: Round,
-    settled: usize,
+    completed: usize,
     hurried: bool,
     last: Millis,
     /// Not before this: the round before has failed.
@@ -40,20 +40,20 @@ pub struct Committer {
 #[derive(Debug)]
 enum Round {
     Idle,
-    Saving(Vec<Mark>),
-    Saved(Vec<Mark>),
-    Committing(Vec<Mark>),
+    Saving(Vec<CommitPoint>),
+    Saved(Vec<CommitPoint>),
+    Committing(Vec<CommitPoint>),
 }
 
 impl Committer {
     /// Nothing to commit yet.
     pub fn new(every_records: usize, interval: Millis) -> Self {
-        Committer { every_records, interval, round: Round::Idle, settled: 0, hurried: false, last: 0, not_before: 0 }
+        Committer { every_records, interval, round: Round::Idle, completed: 0, hurried: false, last: 0, not_before: 0 }
     }
 
-    /// So many more records are settled.
-    pub fn settled(&mut self, count: usize) {
-        self.settled += count;
+    /// So many more records are completed.
+    pub fn completed(&mut self, count: usize) {
+        self.completed += count;
     }
 
     /// Do not wait for the interval.
@@ -64,7 +64,7 @@ impl Committer {
     /// The progress rows of this round are written.
     pub fn saved(&mut self) {
         self.round = match std::mem::replace(&mut self.round, Round::Idle) {
-            Round::Saving(marks) => Round::Saved(marks),
+            Round::Saving(points) => Round::Saved(points),
             other => other,
         };
     }
@@ -77,10 +77,10 @@ impl Committer {
     }
 
     /// The coordinator has this round's offsets, which are returned.
-    pub fn committed(&mut self, now: Millis) -> Vec<Mark> {
+    pub fn committed(&mut self, now: Millis) -> Vec<CommitPoint> {
         self.last = now;
         match std::mem::replace(&mut self.round, Round::Idle) {
-            Round::Committing(marks) => marks,
+            Round::Committing(points) => points,
             other => {
                 self.round = other;
                 Vec::new()
@@ -88,35 +88,35 @@ impl Committer {
         }
     }
 
-    /// What to do now, if anything. `marks` tells what is to be committed; `is_current` whether an assignment still is.
+    /// What to do now, if anything. `points` tells what is to be committed; `is_current` whether an assignment still is.
     pub fn advance(
         &mut self,
         now: Millis,
-        marks: impl Fn() -> Vec<Mark>,
-        is_current: impl Fn(&Mark) -> bool,
+        points: impl Fn() -> Vec<CommitPoint>,
+        is_current: impl Fn(&CommitPoint) -> bool,
     ) -> Option<Action> {
-        if let Round::Saved(marks) = &mut self.round {
-            let mut marks = std::mem::take(marks);
+        if let Round::Saved(points) = &mut self.round {
+            let mut points = std::mem::take(points);
             // What was lost meanwhile may be another's: not ours to commit.
-            marks.retain(is_current);
-            if !marks.is_empty() {
-                self.round = Round::Committing(marks.clone());
-                return Some(Action::Commit(marks));
+            points.retain(is_current);
+            if !points.is_empty() {
+                self.round = Round::Committing(points.clone());
+                return Some(Action::Commit(points));
             }
             self.round = Round::Idle;
         }
-        let due = self.hurried || self.settled >= self.every_records || now >= self.last + self.interval;
+        let due = self.hurried || self.completed >= self.every_records || now >= self.last + self.interval;
         if !matches!(self.round, Round::Idle) || !due || now < self.not_before {
             return None;
         }
-        let marks = marks();
+        let points = points();
         self.hurried = false;
-        self.settled = 0;
+        self.completed = 0;
         self.last = now;
-        if marks.is_empty() {
+        if points.is_empty() {
             return None;
         }
-        self.round = Round::Saving(marks.clone());
-        Some(Action::SaveProgress(marks))
+        self.round = Round::Saving(points.clone());
+        Some(Action::SaveProgress(points))
     }
 }

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::commit::Mark;
+use super::commit::CommitPoint;
 use super::start::Decision;
 use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 
@@ -11,7 +11,7 @@ pub type LaneNumber = usize;
 
 /// A record that was handed to a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Receipt {
+pub struct RecordRef {
     /// Its partition.
     pub partition: Partition,
     /// The assignment under which it was received.
@@ -44,15 +44,15 @@ pub enum Event {
     /// Where an assignment starts is known, of which topic, and which of the records before are dead letters that count.
     StartResolved { partition: Partition, epoch: Epoch, start: Decision, topic_id: Uuid, dead: Vec<RecordOffset> },
     /// These are in the database, or in its dead letters: the COMMIT was answered.
-    Settled(Vec<Receipt>),
+    Completed(Vec<RecordRef>),
     /// A lane let go of these without storing them, because of a fence or a halt.
-    Dropped(Vec<Receipt>),
+    Dropped(Vec<RecordRef>),
     /// These wait in inboxes that cannot be written for now.
-    Blocked(Vec<Receipt>),
-    /// These do not wait there any more: they are about to be settled or dropped.
-    Unblocked(Vec<Receipt>),
-    /// A lane is about to keep these aside, and waits for `Permitted`.
-    Permit { lane: LaneNumber, dead: Vec<Receipt> },
+    Blocked(Vec<RecordRef>),
+    /// These do not wait there any more: they are about to be completed or dropped.
+    Unblocked(Vec<RecordRef>),
+    /// A lane is about to keep these aside, and waits for `DeadLettersApproved`.
+    DeadLettersRequested { lane: LaneNumber, dead: Vec<RecordRef> },
     /// This partition must not go on.
     Halt { partition: Partition, epoch: Epoch, reason: String },
     /// Somebody looked at partitions that stand still: they may go on.
@@ -100,13 +100,13 @@ pub enum Action {
     /// Fetch no more.
     StopFetching { partition: Partition },
     /// Hand over no more of what is fetched for now …
-    Pause { partition: Partition },
+    Throttle { partition: Partition },
     /// … and again from where it was.
-    Unpause { partition: Partition },
+    Unthrottle { partition: Partition },
     /// Nothing that was received under this assignment may be written any more.
     Fence { epoch: Epoch },
     /// The lane may keep aside what it asked for, unless it is fenced.
-    Permitted { lane: LaneNumber },
+    DeadLettersApproved { lane: LaneNumber },
     /// The partition stands still and somebody has to look.
     Halted { partition: Partition, reason: String },
     /// It does not stand still any more.
@@ -116,9 +116,9 @@ pub enum Action {
     /// Its fetch fails no more.
     FetchRecovered { partition: Partition },
     /// Write these progress rows.
-    SaveProgress(Vec<Mark>),
+    SaveProgress(Vec<CommitPoint>),
     /// Commit these offsets: their progress rows are written.
-    Commit(Vec<Mark>),
+    Commit(Vec<CommitPoint>),
     /// Let go of these: the group may give them to another.
     Release(Vec<Partition>),
 }

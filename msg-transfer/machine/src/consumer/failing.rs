@@ -1,64 +1,24 @@
-//! Partitions whose fetch fails: which errors halt one, and when a fetch is tried again.
+//! Partitions whose fetch fails: which errors halt a partition, and when its fetch is retried.
 
 use super::Machine;
 use super::event::{Action, FetchFailure};
+use super::failing_fetch::{Failing, Next};
 use super::owned::{Owned, Phase};
-use crate::{Millis, NextOffset, Partition, RecordOffset};
+use crate::{Millis, NextOffset, Partition};
 
-/// How long to wait between attempts to fetch a partition whose fetch fails: exponential, with full jitter.
+/// The backoff between attempts to fetch a partition: exponential, with full jitter.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
-    /// After the first failure, at most this long.
+    /// The maximum after the first failure.
     pub first: Millis,
-    /// After many, at most this long.
+    /// The maximum after many failures.
     pub longest: Millis,
-    /// A fetch that brings neither a record nor an error for this long has recovered: there may be nothing to fetch.
+    /// A fetch that returns neither a record nor an error for this long has recovered: the log may have no further record.
     pub recovered: Millis,
 }
 
-/// Damaged data may have been damaged on its way to us, so it is fetched once more before its partition is halted.
+/// Records may have been damaged in transit, so they are fetched once more before the partition is halted.
 const DAMAGED_ATTEMPTS: u32 = 2;
-
-/// Failures in a row at one offset.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Failing {
-    attempts: u32,
-    /// The offset that could not be fetched.
-    at: NextOffset,
-    next: Next,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Next {
-    /// It is not fetched before this.
-    Retry(Millis),
-    /// Its start is being resolved again.
-    Resolving,
-    /// It is fetched, since then.
-    Fetching(Millis),
-}
-
-impl Failing {
-    pub(super) fn is_waiting(&self) -> bool {
-        matches!(self.next, Next::Retry(_))
-    }
-
-    /// Its start is resolved again, unless it waits.
-    pub(super) fn restarted(&mut self) {
-        if !self.is_waiting() {
-            self.next = Next::Resolving;
-        }
-    }
-
-    pub(super) fn fetching(&mut self, now: Millis) {
-        self.next = Next::Fetching(now);
-    }
-
-    /// A record at this offset shows that what failed was read.
-    pub(super) fn is_over(&self, received: RecordOffset) -> bool {
-        received.0 >= self.at.0
-    }
-}
 
 impl Backoff {
     fn ceiling(&self, attempts: u32) -> Millis {
@@ -68,7 +28,7 @@ impl Backoff {
 }
 
 impl Machine {
-    /// Fetches the partition no more for a while, or halts it. What was received of it before continues to be stored.
+    /// Stops fetching the partition until its next attempt, or halts it. Records received before are still stored.
     pub(super) fn fetch_failed(
         &mut self,
         partition: Partition,
@@ -76,7 +36,7 @@ impl Machine {
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
-        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.leaving) else { return };
+        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { return };
         let Phase::Running { ledger, .. } = &owned.phase else { return };
         let before = owned.failing;
         if before.is_some_and(|failing| failing.is_waiting()) {
@@ -92,7 +52,7 @@ impl Machine {
         actions.push(Action::StopFetching { partition });
         if failure.damaged && attempts >= DAMAGED_ATTEMPTS {
             owned.failing = None;
-            owned.stand_still();
+            owned.halt();
             let reason = format!("offset {at}: {}", failure.text);
             actions.push(Action::Halted { partition, reason });
             actions.push(Action::FetchRecovered { partition });
@@ -105,13 +65,13 @@ impl Machine {
         actions.push(Action::FetchFailing { partition, at, attempts, text: failure.text });
     }
 
-    /// Tries again what has waited long enough, and takes what fails no more for recovered.
+    /// Retries each fetch whose backoff is over, and reports those that recovered.
     pub(super) fn retry_fetches(&mut self, now: Millis, actions: &mut Vec<Action>) {
         let recovered = self.settings.fetch_backoff.recovered;
         let failing = self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.failing?)));
         let failing: Vec<_> = failing.collect();
         for (partition, failing) in failing {
-            let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.leaving) else { continue };
+            let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { continue };
             match failing.next {
                 // Kafka may have lost what is in the lanes: it is stored first.
                 Next::Retry(_) if owned.is_completing(partition) => {}
@@ -135,8 +95,8 @@ impl Machine {
 }
 
 impl Owned {
-    /// Receives nothing more; what it has received can still be stored and committed.
-    fn stand_still(&mut self) {
+    /// Halts the partition. Records that it has received can still be stored and committed.
+    fn halt(&mut self) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Resolving) {
             Phase::Running { ledger, committed } => Phase::Halted { ledger: Some(ledger), committed },
             other => other,

@@ -1,6 +1,6 @@
-//! The ledger of one partition: records in the order received, settled in any order, and the contiguous prefix out.
+//! The ledger of one partition: records in the order received, completed in any order, and the contiguous prefix out.
 //!
-//! One record that cannot be stored for days must not let it grow: behind it the settled ones are forgotten.
+//! One record that cannot be stored for days must not let it grow: behind it the completed ones are forgotten.
 
 use std::collections::VecDeque;
 
@@ -17,25 +17,25 @@ pub struct Ledger {
     prefix: Progress,
     /// What was received: the lowest offset that may come.
     last: Progress,
-    /// How many of the open ones are settled.
-    settled: usize,
+    /// How many of the open ones are completed.
+    completed: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
     offset: RecordOffset,
-    /// The prefix, once everything before it is settled: just past the record before it.
+    /// The prefix, once everything before it is completed: just past the record before it.
     before: Progress,
-    settled: bool,
+    completed: bool,
 }
 
-/// Settled entries behind an unsettled one that are kept until they are more than the others.
+/// Completed entries behind an open one that are kept until they are more than the others.
 const SLACK: usize = 32;
 
 impl Ledger {
     /// Nothing received yet; the first record is at `start` or above.
     pub fn new(start: Progress) -> Self {
-        Ledger { open: VecDeque::new(), prefix: start, last: start, settled: 0 }
+        Ledger { open: VecDeque::new(), prefix: start, last: start, completed: 0 }
     }
 
     /// Takes the next record in.
@@ -44,30 +44,30 @@ impl Ledger {
             return Err(OutOfOrder);
         }
         // Before the first one: the start, which need not be a record's.
-        self.open.push_back(Entry { offset, before: self.last, settled: false });
+        self.open.push_back(Entry { offset, before: self.last, completed: false });
         self.last = Progress { next: offset.next(), leader_epoch };
         Ok(())
     }
 
     /// This record is stored, or kept as a dead letter. A second time does nothing.
-    pub fn settle(&mut self, offset: RecordOffset) {
+    pub fn complete(&mut self, offset: RecordOffset) {
         let at = self.open.partition_point(|entry| entry.offset < offset);
         match self.open.get_mut(at) {
-            Some(entry) if entry.offset == offset && !entry.settled => entry.settled = true,
+            Some(entry) if entry.offset == offset && !entry.completed => entry.completed = true,
             _ => return,
         }
-        self.settled += 1;
-        while self.open.pop_front_if(|entry| entry.settled).is_some() {
-            self.settled -= 1;
+        self.completed += 1;
+        while self.open.pop_front_if(|entry| entry.completed).is_some() {
+            self.completed -= 1;
         }
         self.prefix = self.open.front().map_or(self.last, |first| first.before);
-        if self.settled > SLACK + (self.open.len() - self.settled) {
-            self.open.retain(|entry| !entry.settled);
-            self.settled = 0;
+        if self.completed > SLACK + (self.open.len() - self.completed) {
+            self.open.retain(|entry| !entry.completed);
+            self.completed = 0;
         }
     }
 
-    /// How many records it holds: at most twice as many as are not settled, and a few.
+    /// How many records it holds: at most twice as many as are not completed, and a few.
     pub fn open(&self) -> usize {
         self.open.len()
     }
@@ -82,7 +82,7 @@ impl Ledger {
         (self.last.next.0 > 0).then(|| RecordOffset(self.last.next.0 - 1))
     }
 
-    /// Every record below it is settled.
+    /// Every record below it is completed.
     pub fn prefix(&self) -> Progress {
         self.prefix
     }
@@ -105,31 +105,31 @@ mod tests {
             ledger.receive(RecordOffset(offset), LeaderEpoch(leader_epoch)).expect("they ascend");
         }
         assert_eq!(ledger.prefix().leader_epoch, LeaderEpoch::UNKNOWN);
-        ledger.settle(RecordOffset(5));
+        ledger.complete(RecordOffset(5));
         assert_eq!(ledger.prefix(), Progress { next: NextOffset(6), leader_epoch: LeaderEpoch(2) });
-        ledger.settle(RecordOffset(6));
+        ledger.complete(RecordOffset(6));
         assert_eq!(ledger.prefix(), Progress { next: NextOffset(7), leader_epoch: LeaderEpoch(4) });
     }
 
     #[test]
-    fn the_prefix_waits_for_the_first_unsettled_record() {
+    fn prefix_waits_for_the_first_open_record() {
         let mut ledger = ledger_at(10);
         for offset in [10, 11, 14] {
             ledger.receive(RecordOffset(offset), LeaderEpoch(1)).expect("they ascend");
         }
-        ledger.settle(RecordOffset(11));
-        ledger.settle(RecordOffset(14));
+        ledger.complete(RecordOffset(11));
+        ledger.complete(RecordOffset(14));
         assert_eq!(ledger.prefix().next, NextOffset(10));
-        ledger.settle(RecordOffset(10));
+        ledger.complete(RecordOffset(10));
         assert_eq!(ledger.prefix().next, NextOffset(15));
     }
 
     #[test]
-    fn what_was_not_received_settles_nothing() {
+    fn record_not_received_completes_nothing() {
         let mut ledger = ledger_at(0);
         ledger.receive(RecordOffset(5), LeaderEpoch(1)).expect("it is the first");
         for offset in [0, 4, 6] {
-            ledger.settle(RecordOffset(offset));
+            ledger.complete(RecordOffset(offset));
         }
         assert_eq!(ledger.prefix().next, NextOffset(0));
     }
@@ -141,12 +141,12 @@ mod tests {
         for offset in 0..100_000 {
             ledger.receive(RecordOffset(offset), LeaderEpoch(1)).expect("they ascend");
             if offset > 0 {
-                ledger.settle(RecordOffset(offset));
+                ledger.complete(RecordOffset(offset));
             }
             assert!(ledger.open() <= 2 + 2 * SLACK, "{}", ledger.open());
         }
         assert_eq!(ledger.prefix().next, NextOffset(0));
-        ledger.settle(RecordOffset(0));
+        ledger.complete(RecordOffset(0));
         assert_eq!((ledger.prefix().next, ledger.open()), (NextOffset(100_000), 0));
     }
 
@@ -159,7 +159,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the definition: the prefix is just past the last record before the first unsettled one.
+        /// Against the definition: the prefix is just past the last record before the first open one.
         #[test]
         fn the_prefix_is_what_its_definition_says(
             offsets in proptest::collection::btree_set(0..200i64, 0..60),
@@ -169,11 +169,11 @@ mod tests {
             for offset in &offsets {
                 ledger.receive(RecordOffset(*offset), LeaderEpoch(1)).expect("a set ascends");
             }
-            let mut settled = BTreeSet::new();
+            let mut completed = BTreeSet::new();
             for offset in order {
-                ledger.settle(RecordOffset(offset));
-                settled.insert(offset);
-                let done = offsets.iter().take_while(|offset| settled.contains(offset));
+                ledger.complete(RecordOffset(offset));
+                completed.insert(offset);
+                let done = offsets.iter().take_while(|offset| completed.contains(offset));
                 let expected = done.last().map_or(0, |last| last + 1);
                 prop_assert_eq!(ledger.prefix().next, NextOffset(expected));
             }

@@ -5,9 +5,10 @@ pub mod breaker;
 pub mod commit;
 pub mod event;
 pub mod failing;
-mod leaving;
+mod failing_fetch;
 pub mod ledger;
 mod owned;
+mod revoking;
 pub mod start;
 #[cfg(test)]
 mod tests;
@@ -17,19 +18,19 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 pub use self::breaker::Limit;
+pub use self::commit::CommitPoint;
 use self::commit::Committer;
-pub use self::commit::Mark;
-pub use self::event::{Action, Event, FetchFailure, LaneNumber, Receipt};
+pub use self::event::{Action, Event, FetchFailure, LaneNumber, RecordRef};
 pub use self::failing::Backoff;
 use self::ledger::Ledger;
-use self::owned::{Flow, Owned, Phase};
+use self::owned::{Owned, Phase, ThrottleChange};
 use self::start::{Decision, Start};
 use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, RecordOffset};
 
 /// The machine's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Commit after so many settled records …
+    /// Commit after so many completed records …
     pub commit_records: usize,
     /// … or after this long, whichever is first.
     pub commit_interval: Millis,
@@ -131,7 +132,7 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) -> Option<Epoch> {
         let blocked = self.blocked;
-        let owned = self.owned.get_mut(&partition).filter(|owned| !owned.leaving)?;
+        let owned = self.owned.get_mut(&partition).filter(|owned| !owned.revoking)?;
         let Phase::Running { ledger, .. } = &mut owned.phase else {
             return None;
         };
@@ -150,8 +151,8 @@ impl Machine {
         owned.enter_lane(bytes);
         self.inflight_bytes += bytes;
         self.inflight_records += 1;
-        if owned.flow(&self.settings, blocked) == Some(Flow::Pause) {
-            actions.push(Action::Pause { partition });
+        if owned.throttle_change(&self.settings, blocked) == Some(ThrottleChange::Throttle) {
+            actions.push(Action::Throttle { partition });
         }
         Some(owned.epoch)
     }
@@ -163,16 +164,16 @@ impl Machine {
             Event::StartResolved { partition, epoch, start, topic_id, dead } => {
                 self.start(partition, epoch, start, (topic_id, dead), now, actions);
             }
-            Event::Settled(receipts) => self.settle(&receipts, actions),
-            Event::Dropped(receipts) => {
-                for receipt in &receipts {
-                    self.leave_lane(receipt);
+            Event::Completed(records) => self.complete(&records, actions),
+            Event::Dropped(records) => {
+                for record in &records {
+                    self.leave_lane(record);
                 }
-                self.unpause(&receipts, actions);
+                self.unthrottle(&records, actions);
             }
-            Event::Blocked(receipts) => self.block(&receipts, Owned::block),
-            Event::Unblocked(receipts) => self.block(&receipts, Owned::unblock),
-            Event::Permit { lane, dead } => self.permit(lane, &dead, actions),
+            Event::Blocked(records) => self.block(&records, Owned::block),
+            Event::Unblocked(records) => self.block(&records, Owned::unblock),
+            Event::DeadLettersRequested { lane, dead } => self.approve_dead_letters(lane, &dead, actions),
             Event::Halt { partition, epoch, reason } => self.halt(partition, epoch, reason, actions),
             Event::Resumed(partitions) => {
                 for partition in partitions {
@@ -195,16 +196,16 @@ impl Machine {
             Event::ProgressSaved => self.committer.saved(),
             Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now),
             Event::Committed => {
-                for mark in self.committer.committed(now) {
-                    self.set_committed(mark);
+                for point in self.committer.committed(now) {
+                    self.set_committed(point);
                 }
             }
-            Event::Revoked(partitions) => self.leave(&partitions),
+            Event::Revoked(partitions) => self.revoke(&partitions),
             Event::Lost(partitions) => self.lose(&partitions, actions),
             Event::Stop => {
                 self.stopping = true;
                 let all: Vec<_> = self.owned.keys().copied().collect();
-                self.leave(&all);
+                self.revoke(&all);
             }
             Event::DrainExpired => self.abandon(actions),
             Event::ReleaseExpired => self.release(actions),
@@ -219,9 +220,9 @@ impl Machine {
         self.owned.values().any(|owned| owned.epoch == epoch)
     }
 
-    /// Whether a partition is being given back.
-    pub fn is_leaving(&self) -> bool {
-        self.owned.values().any(|owned| owned.leaving)
+    /// Returns whether a partition is being revoked.
+    pub fn is_revoking(&self) -> bool {
+        self.owned.values().any(|owned| owned.revoking)
     }
 
     fn assign(&mut self, partitions: Vec<Partition>, actions: &mut Vec<Action>) {
@@ -248,7 +249,7 @@ impl Machine {
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
-        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch && !owned.leaving) else {
+        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch && !owned.revoking) else {
             return;
         };
         if let Some(lost) = lost {
@@ -275,30 +276,30 @@ impl Machine {
         }
     }
 
-    fn settle(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
-        for receipt in receipts {
-            self.leave_lane(receipt);
-            if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
-                owned.settle(receipt.offset);
+    fn complete(&mut self, records: &[RecordRef], actions: &mut Vec<Action>) {
+        for record in records {
+            self.leave_lane(record);
+            if let Some(owned) = self.current(record.partition, record.epoch) {
+                owned.complete(record.offset);
             }
         }
-        self.committer.settled(receipts.len());
-        self.unpause(receipts, actions);
+        self.committer.completed(records.len());
+        self.unthrottle(records, actions);
     }
 
-    fn leave_lane(&mut self, receipt: &Receipt) {
-        self.inflight_bytes -= receipt.bytes;
+    fn leave_lane(&mut self, record: &RecordRef) {
+        self.inflight_bytes -= record.bytes;
         self.inflight_records -= 1;
-        if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
-            owned.leave_lane(receipt);
+        if let Some(owned) = self.current(record.partition, record.epoch) {
+            owned.leave_lane(record);
         }
     }
 
     /// Counts what waits in blocked inboxes.
-    fn block(&mut self, receipts: &[Receipt], count: impl Fn(&mut Owned, &Receipt)) {
-        for receipt in receipts {
-            if let Some(owned) = self.current(receipt.partition, receipt.epoch) {
-                count(owned, receipt);
+    fn block(&mut self, records: &[RecordRef], count: impl Fn(&mut Owned, &RecordRef)) {
+        for record in records {
+            if let Some(owned) = self.current(record.partition, record.epoch) {
+                count(owned, record);
             }
         }
     }
@@ -314,31 +315,31 @@ impl Machine {
         self.blocked_inflight = self.owned.values().map(Owned::blocked).fold((0, 0), sum);
         for (partition, owned) in &mut self.owned {
             let partition = *partition;
-            match owned.flow(&self.settings, self.blocked) {
-                Some(Flow::Pause) => actions.push(Action::Pause { partition }),
-                Some(Flow::Unpause) => actions.push(Action::Unpause { partition }),
+            match owned.throttle_change(&self.settings, self.blocked) {
+                Some(ThrottleChange::Throttle) => actions.push(Action::Throttle { partition }),
+                Some(ThrottleChange::Unthrottle) => actions.push(Action::Unthrottle { partition }),
                 None => {}
             }
         }
     }
 
     /// Those of which something has left the lanes.
-    fn unpause(&mut self, receipts: &[Receipt], actions: &mut Vec<Action>) {
-        for some in receipts.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
+    fn unthrottle(&mut self, records: &[RecordRef], actions: &mut Vec<Action>) {
+        for some in records.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
             let partition = some[0].partition;
             let settings = &self.settings;
             let Some(owned) = self.owned.get_mut(&partition) else { continue };
-            if owned.flow(settings, self.blocked) == Some(Flow::Unpause) {
-                actions.push(Action::Unpause { partition });
+            if owned.throttle_change(settings, self.blocked) == Some(ThrottleChange::Unthrottle) {
+                actions.push(Action::Unthrottle { partition });
             }
         }
     }
 
     /// Halts each partition that would have too many dead letters: the lane finds its records fenced.
-    fn permit(&mut self, lane: LaneNumber, dead: &[Receipt], actions: &mut Vec<Action>) {
+    fn approve_dead_letters(&mut self, lane: LaneNumber, dead: &[RecordRef], actions: &mut Vec<Action>) {
         let mut asked: BTreeMap<(Partition, Epoch), Vec<RecordOffset>> = BTreeMap::new();
-        for receipt in dead {
-            asked.entry((receipt.partition, receipt.epoch)).or_default().push(receipt.offset);
+        for record in dead {
+            asked.entry((record.partition, record.epoch)).or_default().push(record.offset);
         }
         let limit = self.settings.dead_letters;
         for ((partition, epoch), offsets) in asked {
@@ -348,17 +349,17 @@ impl Machine {
                 self.halt(partition, epoch, reason, actions);
             }
         }
-        actions.push(Action::Permitted { lane });
+        actions.push(Action::DeadLettersApproved { lane });
     }
 
     fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Owned> {
         self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch)
     }
 
-    fn set_committed(&mut self, mark: Mark) {
-        let Some(owned) = self.current(mark.partition, mark.epoch) else { return };
+    fn set_committed(&mut self, point: CommitPoint) {
+        let Some(owned) = self.current(point.partition, point.epoch) else { return };
         match &mut owned.phase {
-            Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed = Some(mark.next),
+            Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed = Some(point.next),
             Phase::Resolving | Phase::Waiting => {}
         }
     }
@@ -368,7 +369,7 @@ impl Machine {
         match std::mem::replace(&mut owned.phase, Phase::Resolving) {
             Phase::Running { ledger, committed } => {
                 owned.phase = Phase::Halted { ledger: Some(ledger), committed };
-                if !owned.leaving {
+                if !owned.revoking {
                     actions.push(Action::StopFetching { partition });
                 }
                 // In all lanes: a later record to the same inbox must not pass the one that stands still.
@@ -392,13 +393,13 @@ impl Machine {
     /// Lets a partition that stands still begin anew, from where it stood.
     fn resume(&mut self, partition: Partition, actions: &mut Vec<Action>) {
         let epoch = self.last_epoch + 1;
-        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.leaving) else { return };
+        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { return };
         if matches!(owned.phase, Phase::Halted { .. }) {
             self.last_epoch = epoch;
             actions.push(Action::Fence { epoch: owned.epoch });
             actions.push(Action::Unhalted { partition });
             let breaker = std::mem::take(&mut owned.breaker);
-            // Dead letters that its lanes were permitted may still be written.
+            // Dead letters that were approved may still be written.
             let breaker = if owned.draining { breaker } else { breaker.resumed() };
             *owned = Owned::new(epoch);
             owned.breaker = breaker;
@@ -412,9 +413,9 @@ impl Machine {
         let Some(owned) = self.owned.get_mut(&partition) else { return };
         match &mut owned.phase {
             Phase::Resolving | Phase::Waiting => {}
-            // It stands still all the same; what it had settled is not known to be kept any more.
+            // It stands still all the same; what it had completed is not known to be kept any more.
             Phase::Halted { ledger, .. } => *ledger = None,
-            Phase::Running { .. } if owned.leaving => {
+            Phase::Running { .. } if owned.revoking => {
                 // The next owner begins where the database says.
                 owned.abandoned = true;
                 owned.phase = Phase::Resolving;
@@ -446,7 +447,7 @@ impl Machine {
     /// says so: the row is what the loss is counted from.
     fn restart_out_of_range(&mut self, actions: &mut Vec<Action>) {
         let is_out_of_range = |owned: &Owned| {
-            let running = matches!(owned.phase, Phase::Running { .. }) && !owned.leaving;
+            let running = matches!(owned.phase, Phase::Running { .. }) && !owned.revoking;
             owned.out_of_range && running && owned.open() == 0
         };
         let out_of_range: Vec<_> =
@@ -461,26 +462,27 @@ impl Machine {
         }
     }
 
-    /// Moves what is under way on: the commit, and the giving back of partitions.
+    /// Takes the next steps of the commit round and of the revocation.
     fn advance(&mut self, now: Millis, actions: &mut Vec<Action>) {
         self.restart_out_of_range(actions);
-        let leaving = self.is_leaving();
-        let drained = self.owned.values().filter(|owned| owned.leaving).all(Owned::drained);
-        if leaving && drained {
+        let revoking = self.is_revoking();
+        let drained = self.owned.values().filter(|owned| owned.revoking).all(Owned::drained);
+        if revoking && drained {
             self.committer.hurry();
         }
         let owned = &self.owned;
-        let marks = || owned.iter().filter_map(|(partition, owned)| owned.mark(*partition)).collect();
-        let is_current = |mark: &Mark| owned.get(&mark.partition).is_some_and(|owned| owned.epoch == mark.epoch);
-        if let Some(action) = self.committer.advance(now, marks, is_current) {
+        let points = || owned.iter().filter_map(|(partition, owned)| owned.commit_point(*partition)).collect();
+        let is_current =
+            |point: &CommitPoint| owned.get(&point.partition).is_some_and(|owned| owned.epoch == point.epoch);
+        if let Some(action) = self.committer.advance(now, points, is_current) {
             actions.push(action);
         }
         let nothing_to_commit = self
             .owned
             .iter()
-            .filter(|(_, owned)| owned.leaving)
-            .all(|(partition, owned)| owned.mark(*partition).is_none());
-        if (leaving && drained && nothing_to_commit) || (self.stopping && self.owned.is_empty()) {
+            .filter(|(_, owned)| owned.revoking)
+            .all(|(partition, owned)| owned.commit_point(*partition).is_none());
+        if (revoking && drained && nothing_to_commit) || (self.stopping && self.owned.is_empty()) {
             self.release(actions);
         }
     }

@@ -2,9 +2,9 @@
 
 use super::Settings;
 use super::breaker::Breaker;
-use super::commit::Mark;
-use super::event::Receipt;
-use super::failing::Failing;
+use super::commit::CommitPoint;
+use super::event::RecordRef;
+use super::failing_fetch::Failing;
 use super::ledger::Ledger;
 use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 
@@ -27,10 +27,10 @@ pub(super) struct Owned {
     blocked_records: usize,
     blocked_bytes: usize,
     /// Whether what is fetched is handed over.
-    paused: bool,
-    /// Being given back: nothing further is received.
-    pub leaving: bool,
-    /// Given back without waiting for the lanes.
+    throttled: bool,
+    /// The group has revoked the partition, or the process stops: nothing more is received.
+    pub revoking: bool,
+    /// The partition is released without waiting for the lanes.
     pub abandoned: bool,
     /// The record that follows is not in the log: the partition restarts as soon as all that was received is completed.
     pub out_of_range: bool,
@@ -50,7 +50,7 @@ pub(super) enum Phase {
         ledger: Ledger,
         committed: Option<NextOffset>,
     },
-    /// Stands still. What was settled before can still be committed.
+    /// Stands still. What was completed before can still be committed.
     Halted {
         ledger: Option<Ledger>,
         committed: Option<NextOffset>,
@@ -59,9 +59,9 @@ pub(super) enum Phase {
 
 /// Whether to go on handing over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flow {
-    Pause,
-    Unpause,
+pub(super) enum ThrottleChange {
+    Throttle,
+    Unthrottle,
 }
 
 impl Owned {
@@ -74,8 +74,8 @@ impl Owned {
             inflight_bytes: 0,
             blocked_records: 0,
             blocked_bytes: 0,
-            paused: false,
-            leaving: false,
+            throttled: false,
+            revoking: false,
             abandoned: false,
             out_of_range: false,
             breaker: Breaker::default(),
@@ -101,15 +101,15 @@ impl Owned {
     }
 
     /// What is to be committed, if anything is.
-    pub(super) fn mark(&self, partition: Partition) -> Option<Mark> {
+    pub(super) fn commit_point(&self, partition: Partition) -> Option<CommitPoint> {
         let Progress { next, leader_epoch } = self.ledger()?.prefix();
-        (self.committed() != Some(next)).then_some(Mark { partition, epoch: self.epoch, next, leader_epoch })
+        (self.committed() != Some(next)).then_some(CommitPoint { partition, epoch: self.epoch, next, leader_epoch })
     }
 
     /// Whether its next record is out of range, and not all that was received before is completed, and saved.
     pub(super) fn is_completing(&self, partition: Partition) -> bool {
         let running = matches!(self.phase, Phase::Running { .. });
-        self.out_of_range && running && (self.open() > 0 || self.mark(partition).is_some())
+        self.out_of_range && running && (self.open() > 0 || self.commit_point(partition).is_some())
     }
 
     /// Entries of the ledger: none if all that was received is completed.
@@ -126,19 +126,19 @@ impl Owned {
         self.inflight_bytes += bytes;
     }
 
-    pub(super) fn leave_lane(&mut self, receipt: &Receipt) {
+    pub(super) fn leave_lane(&mut self, record: &RecordRef) {
         self.inflight_records -= 1;
-        self.inflight_bytes -= receipt.bytes;
+        self.inflight_bytes -= record.bytes;
     }
 
-    pub(super) fn block(&mut self, receipt: &Receipt) {
+    pub(super) fn block(&mut self, record: &RecordRef) {
         self.blocked_records += 1;
-        self.blocked_bytes += receipt.bytes;
+        self.blocked_bytes += record.bytes;
     }
 
-    pub(super) fn unblock(&mut self, receipt: &Receipt) {
+    pub(super) fn unblock(&mut self, record: &RecordRef) {
         self.blocked_records -= 1;
-        self.blocked_bytes -= receipt.bytes;
+        self.blocked_bytes -= record.bytes;
     }
 
     /// Bytes and records of it in blocked inboxes.
@@ -152,25 +152,25 @@ impl Owned {
     }
 
     /// This record is stored, or kept as a dead letter.
-    pub(super) fn settle(&mut self, offset: RecordOffset) {
+    pub(super) fn complete(&mut self, offset: RecordOffset) {
         if let Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } = &mut self.phase {
-            ledger.settle(offset);
+            ledger.complete(offset);
         }
     }
 
     /// A partition that has more than its part in the lanes, or in blocked inboxes, leaves the rest to the others.
     /// `blocked` is how many partitions have blocked inboxes.
-    pub(super) fn flow(&mut self, settings: &Settings, blocked: usize) -> Option<Flow> {
-        if self.leaving || !matches!(self.phase, Phase::Running { .. }) {
+    pub(super) fn throttle_change(&mut self, settings: &Settings, blocked: usize) -> Option<ThrottleChange> {
+        if self.revoking || !matches!(self.phase, Phase::Running { .. }) {
             return None;
         }
-        let part = if self.paused { Part::Half } else { Part::Whole };
+        let part = if self.throttled { Part::Half } else { Part::Whole };
         let wanted = self.is_above(settings, part, blocked);
-        if wanted == self.paused {
+        if wanted == self.throttled {
             return None;
         }
-        self.paused = wanted;
-        Some(if wanted { Flow::Pause } else { Flow::Unpause })
+        self.throttled = wanted;
+        Some(if wanted { ThrottleChange::Throttle } else { ThrottleChange::Unthrottle })
     }
 
     fn is_above(&self, settings: &Settings, part: Part, blocked: usize) -> bool {

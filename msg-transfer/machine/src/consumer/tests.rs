@@ -23,8 +23,8 @@ fn on(machine: &mut Machine, event: Event, now: Millis) -> Vec<Action> {
     actions
 }
 
-fn mark(partition: Partition, epoch: Epoch, next: i64) -> Mark {
-    Mark { partition, epoch, next: NextOffset(next), leader_epoch: LeaderEpoch(0) }
+fn point(partition: Partition, epoch: Epoch, next: i64) -> CommitPoint {
+    CommitPoint { partition, epoch, next: NextOffset(next), leader_epoch: LeaderEpoch(0) }
 }
 
 fn progress(next: i64) -> Progress {
@@ -35,12 +35,12 @@ fn at(next: i64) -> Start {
     Start::At(progress(next))
 }
 
-fn receive(machine: &mut Machine, partition: Partition, offset: i64) -> Receipt {
+fn receive(machine: &mut Machine, partition: Partition, offset: i64) -> RecordRef {
     let mut actions = Vec::new();
     let offset = RecordOffset(offset);
     let epoch = machine.receive(partition, (offset, LeaderEpoch(0)), 100, &mut actions).expect("it is ours");
     assert_eq!(actions, []);
-    Receipt { partition, epoch, offset, bytes: 100 }
+    RecordRef { partition, epoch, offset, bytes: 100 }
 }
 
 /// Partition 0 assigned under epoch 1, started at 0, and that start committed.
@@ -52,8 +52,8 @@ fn running() -> Machine {
         Event::StartResolved { partition: 0, epoch: 1, start: at(0).into(), topic_id: Uuid::nil(), dead: vec![] };
     let actions = on(&mut machine, start, 0);
     let fetch = Action::Fetch { partition: 0, epoch: 1, from: progress(0) };
-    assert_eq!(actions, [fetch, Action::SaveProgress(vec![mark(0, 1, 0)])]);
-    assert_eq!(on(&mut machine, Event::ProgressSaved, 0), [Action::Commit(vec![mark(0, 1, 0)])]);
+    assert_eq!(actions, [fetch, Action::SaveProgress(vec![point(0, 1, 0)])]);
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 0), [Action::Commit(vec![point(0, 1, 0)])]);
     assert_eq!(on(&mut machine, Event::Committed, 0), []);
     machine
 }
@@ -70,10 +70,10 @@ fn nothing_is_received_before_the_start_is_resolved() {
 fn only_the_contiguous_prefix_is_committed_and_the_row_comes_first() {
     let mut machine = running();
     let [a, b, c] = [0, 1, 2].map(|offset| receive(&mut machine, 0, offset));
-    assert_eq!(on(&mut machine, Event::Settled(vec![b, c]), 1000), []);
-    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 2000), [Action::SaveProgress(vec![mark(0, 1, 3)])]);
+    assert_eq!(on(&mut machine, Event::Completed(vec![b, c]), 1000), []);
+    assert_eq!(on(&mut machine, Event::Completed(vec![a]), 2000), [Action::SaveProgress(vec![point(0, 1, 3)])]);
     assert_eq!(on(&mut machine, Event::Tick, 9000), [], "one round at a time");
-    assert_eq!(on(&mut machine, Event::ProgressSaved, 9000), [Action::Commit(vec![mark(0, 1, 3)])]);
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 9000), [Action::Commit(vec![point(0, 1, 3)])]);
     assert_eq!(on(&mut machine, Event::Committed, 9000), []);
     assert_eq!(on(&mut machine, Event::Tick, 20_000), [], "nothing new");
 }
@@ -82,13 +82,13 @@ fn only_the_contiguous_prefix_is_committed_and_the_row_comes_first() {
 fn a_failed_round_is_repeated_after_an_interval() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
-    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(on(&mut machine, Event::Completed(vec![a]), 1000), [Action::SaveProgress(vec![point(0, 1, 1)])]);
     assert_eq!(on(&mut machine, Event::ProgressFailed, 1500), []);
     assert_eq!(on(&mut machine, Event::Tick, 2499), []);
-    assert_eq!(on(&mut machine, Event::Tick, 2500), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(on(&mut machine, Event::Tick, 2500), [Action::SaveProgress(vec![point(0, 1, 1)])]);
     on(&mut machine, Event::ProgressSaved, 2500);
     assert_eq!(on(&mut machine, Event::CommitFailed, 2600), []);
-    assert_eq!(on(&mut machine, Event::Tick, 3600), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(on(&mut machine, Event::Tick, 3600), [Action::SaveProgress(vec![point(0, 1, 1)])]);
 }
 
 #[test]
@@ -101,9 +101,9 @@ fn a_revoked_partition_is_drained_and_committed_before_it_is_let_go() {
         None,
         "nothing more is taken in"
     );
-    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 11), []);
-    assert_eq!(on(&mut machine, Event::Settled(vec![b]), 12), [Action::SaveProgress(vec![mark(0, 1, 2)])]);
-    assert_eq!(on(&mut machine, Event::ProgressSaved, 15), [Action::Commit(vec![mark(0, 1, 2)])]);
+    assert_eq!(on(&mut machine, Event::Completed(vec![a]), 11), []);
+    assert_eq!(on(&mut machine, Event::Completed(vec![b]), 12), [Action::SaveProgress(vec![point(0, 1, 2)])]);
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 15), [Action::Commit(vec![point(0, 1, 2)])]);
     let released = [Action::Fence { epoch: 1 }, Action::Release(vec![0])];
     assert_eq!(on(&mut machine, Event::Committed, 16), released);
 }
@@ -112,9 +112,9 @@ fn a_revoked_partition_is_drained_and_committed_before_it_is_let_go() {
 fn past_the_deadline_the_rest_is_fenced_and_what_is_stored_is_committed() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
-    on(&mut machine, Event::Settled(vec![a]), 5);
+    on(&mut machine, Event::Completed(vec![a]), 5);
     let actions = on(&mut machine, Event::Revoked(vec![0]), 10);
-    assert_eq!(actions, [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(actions, [Action::SaveProgress(vec![point(0, 1, 1)])]);
     assert_eq!(on(&mut machine, Event::DrainExpired, 20), [Action::Fence { epoch: 1 }]);
     on(&mut machine, Event::ProgressSaved, 21);
     let released = [Action::Fence { epoch: 1 }, Action::Release(vec![0])];
@@ -128,7 +128,7 @@ fn past_the_deadline_the_rest_is_fenced_and_what_is_stored_is_committed() {
 fn a_coordinator_that_does_not_answer_holds_nobody_up() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
-    on(&mut machine, Event::Settled(vec![a]), 5);
+    on(&mut machine, Event::Completed(vec![a]), 5);
     on(&mut machine, Event::Revoked(vec![0]), 10);
     assert_eq!(on(&mut machine, Event::ReleaseExpired, 20), [Action::Fence { epoch: 1 }, Action::Release(vec![0])]);
 }
@@ -137,14 +137,14 @@ fn a_coordinator_that_does_not_answer_holds_nobody_up() {
 fn a_lost_partition_is_fenced_and_never_committed() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
-    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(on(&mut machine, Event::Completed(vec![a]), 1000), [Action::SaveProgress(vec![point(0, 1, 1)])]);
     let lost = on(&mut machine, Event::Lost(vec![0]), 1001);
     assert_eq!(lost, [Action::Fence { epoch: 1 }, Action::Release(vec![0])]);
     assert_eq!(on(&mut machine, Event::ProgressSaved, 1002), [], "it may be another's by now");
 }
 
 #[test]
-fn a_receipt_of_a_former_assignment_moves_nothing() {
+fn record_of_previous_assignment_moves_nothing() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
     on(&mut machine, Event::Lost(vec![0]), 1);
@@ -157,7 +157,7 @@ fn a_receipt_of_a_former_assignment_moves_nothing() {
     on(&mut machine, Event::ProgressSaved, 2);
     on(&mut machine, Event::Committed, 2);
     receive(&mut machine, 0, 0);
-    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 5000), []);
+    assert_eq!(on(&mut machine, Event::Completed(vec![a]), 5000), []);
     assert_eq!(machine.inflight(), (100, 1));
 }
 
@@ -176,7 +176,7 @@ fn a_halted_partition_commits_what_was_stored_and_no_more() {
         ]
     );
     on(&mut machine, Event::Dropped(vec![b]), 2);
-    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(on(&mut machine, Event::Completed(vec![a]), 1000), [Action::SaveProgress(vec![point(0, 1, 1)])]);
     assert_eq!(machine.receive(0, (RecordOffset(2), LeaderEpoch(0)), 1, &mut Vec::new()), None);
 }
 
@@ -203,11 +203,11 @@ fn the_limits_hold_and_half_of_them_opens_again() {
     let start =
         Event::StartResolved { partition: 1, epoch: 2, start: at(0).into(), topic_id: Uuid::nil(), dead: vec![] };
     on(&mut machine, start, 0);
-    let receipts: Vec<_> = (0..10).map(|i| receive(&mut machine, i % 2, i64::from(i))).collect();
+    let records: Vec<_> = (0..10).map(|i| receive(&mut machine, i % 2, i64::from(i))).collect();
     assert!(!machine.wants_records());
-    on(&mut machine, Event::Settled(receipts[..5].to_vec()), 1);
+    on(&mut machine, Event::Completed(records[..5].to_vec()), 1);
     assert!(!machine.wants_records());
-    on(&mut machine, Event::Settled(receipts[5..6].to_vec()), 1);
+    on(&mut machine, Event::Completed(records[5..6].to_vec()), 1);
     assert!(machine.wants_records());
 }
 
@@ -221,7 +221,7 @@ fn stopping_with_nothing_owned_is_done_at_once() {
 fn a_restart_commits_nothing_of_before() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
-    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 1000), [Action::SaveProgress(vec![mark(0, 1, 1)])]);
+    assert_eq!(on(&mut machine, Event::Completed(vec![a]), 1000), [Action::SaveProgress(vec![point(0, 1, 1)])]);
     on(&mut machine, Event::ProgressFailed, 1001);
     assert_eq!(
         on(&mut machine, Event::Restart, 1002),
@@ -238,7 +238,7 @@ fn a_restart_commits_nothing_of_before() {
 fn a_restart_while_a_partition_is_given_back_lets_it_go_at_once() {
     let mut machine = running();
     let [a, _b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
-    on(&mut machine, Event::Settled(vec![a]), 5);
+    on(&mut machine, Event::Completed(vec![a]), 5);
     on(&mut machine, Event::Revoked(vec![0]), 10);
     on(&mut machine, Event::ProgressFailed, 11);
     let released = [Action::Fence { epoch: 1 }, Action::Fence { epoch: 1 }, Action::Release(vec![0])];
@@ -249,7 +249,7 @@ fn a_restart_while_a_partition_is_given_back_lets_it_go_at_once() {
 fn a_halted_partition_forgets_what_a_restart_makes_doubtful() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
-    on(&mut machine, Event::Settled(vec![a]), 1);
+    on(&mut machine, Event::Completed(vec![a]), 1);
     on(&mut machine, Event::Halt { partition: 0, epoch: 1, reason: "newer".into() }, 2);
     assert_eq!(on(&mut machine, Event::Restart, 3), []);
     assert_eq!(on(&mut machine, Event::Tick, 60_000), []);
@@ -262,14 +262,14 @@ fn blocked_record_stops_neither_its_partition_nor_the_intake() {
     let first = receive(&mut machine, 0, 0);
     on(&mut machine, Event::Blocked(vec![first]), 1);
     for offset in 1..10_000 {
-        let receipt = receive(&mut machine, 0, offset);
-        on(&mut machine, Event::Settled(vec![receipt]), 1);
+        let record = receive(&mut machine, 0, offset);
+        on(&mut machine, Event::Completed(vec![record]), 1);
         assert!(machine.wants_records());
     }
     let held = machine.owned[&0].ledger().map(Ledger::open);
     assert!(held.is_some_and(|held| held < 100), "{held:?}");
     on(&mut machine, Event::Unblocked(vec![first]), 2);
-    on(&mut machine, Event::Settled(vec![first]), 2);
+    on(&mut machine, Event::Completed(vec![first]), 2);
     assert_eq!(machine.owned[&0].ledger().map(|ledger| ledger.prefix().next), Some(NextOffset(10_000)));
 }
 
@@ -298,10 +298,10 @@ fn blocked_records_never_fill_the_limits() {
             let mut actions = Vec::new();
             let offset = RecordOffset(offset);
             let epoch = machine.receive(partition, (offset, LeaderEpoch(0)), 10, &mut actions).expect("it is ours");
-            let receipt = Receipt { partition, epoch, offset, bytes: 10 };
-            blocked.push(receipt);
-            actions.extend(on(&mut machine, Event::Blocked(vec![receipt]), 1));
-            if actions.contains(&Action::Pause { partition }) {
+            let record = RecordRef { partition, epoch, offset, bytes: 10 };
+            blocked.push(record);
+            actions.extend(on(&mut machine, Event::Blocked(vec![record]), 1));
+            if actions.contains(&Action::Throttle { partition }) {
                 break;
             }
         }
@@ -322,38 +322,48 @@ fn blocked_records_never_fill_the_limits() {
         }
         let offset = RecordOffset(offset);
         machine.receive(partition, (offset, LeaderEpoch(0)), 10, &mut Vec::new()).expect("it is ours");
-        others.push(Receipt { partition, epoch, offset, bytes: 10 });
+        others.push(RecordRef { partition, epoch, offset, bytes: 10 });
     }
-    on(&mut machine, Event::Settled(others), 2);
+    on(&mut machine, Event::Completed(others), 2);
     assert!(machine.wants_records());
     // All of it is stored, and every partition goes on.
     on(&mut machine, Event::Unblocked(blocked.clone()), 2);
-    let actions = on(&mut machine, Event::Settled(blocked), 2);
+    let actions = on(&mut machine, Event::Completed(blocked), 2);
     assert_eq!(machine.blocked, 0);
-    assert!(actions.iter().all(|action| !matches!(action, Action::Pause { .. })));
-    assert!(machine.owned.values_mut().all(|owned| owned.flow(&machine.settings, 0).is_none()), "all were unpaused");
+    assert!(actions.iter().all(|action| !matches!(action, Action::Throttle { .. })));
+    assert!(
+        machine.owned.values_mut().all(|owned| owned.throttle_change(&machine.settings, 0).is_none()),
+        "all were unpaused"
+    );
 }
 
 #[test]
-fn a_partition_that_takes_too_much_is_paused_and_a_new_assignment_is_not() {
+fn partition_above_its_share_is_throttled_until_reassigned() {
     let mut machine = running();
-    let receipts: Vec<_> = (0..7).map(|offset| receive(&mut machine, 0, offset)).collect();
+    let records: Vec<_> = (0..7).map(|offset| receive(&mut machine, 0, offset)).collect();
     let mut actions = Vec::new();
     machine.receive(0, (RecordOffset(7), LeaderEpoch(0)), 100, &mut actions).expect("what is handed over is taken");
-    assert_eq!(actions, [Action::Pause { partition: 0 }]);
+    assert_eq!(actions, [Action::Throttle { partition: 0 }]);
     assert!(machine.wants_records(), "of the others");
-    assert_eq!(on(&mut machine, Event::Settled(receipts[..4].to_vec()), 1), []);
-    assert_eq!(on(&mut machine, Event::Settled(receipts[4..5].to_vec()), 1), [Action::Unpause { partition: 0 }]);
+    assert_eq!(on(&mut machine, Event::Completed(records[..4].to_vec()), 1), []);
+    assert_eq!(on(&mut machine, Event::Completed(records[4..5].to_vec()), 1), [Action::Unthrottle { partition: 0 }]);
 }
 
 #[test]
 fn too_many_dead_letters_halt_the_partition_until_somebody_looks() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
-    assert_eq!(on(&mut machine, Event::Permit { lane: 3, dead: vec![a] }, 1), [Action::Permitted { lane: 3 }]);
-    let actions = on(&mut machine, Event::Permit { lane: 3, dead: vec![a, b] }, 1);
-    let [Action::StopFetching { .. }, Action::Fence { epoch: 1 }, Action::Halted { .. }, Action::Permitted { lane: 3 }] =
-        actions.as_slice()
+    assert_eq!(
+        on(&mut machine, Event::DeadLettersRequested { lane: 3, dead: vec![a] }, 1),
+        [Action::DeadLettersApproved { lane: 3 }]
+    );
+    let actions = on(&mut machine, Event::DeadLettersRequested { lane: 3, dead: vec![a, b] }, 1);
+    let [
+        Action::StopFetching { .. },
+        Action::Fence { epoch: 1 },
+        Action::Halted { .. },
+        Action::DeadLettersApproved { lane: 3 },
+    ] = actions.as_slice()
     else {
         panic!("{actions:?}")
     };
@@ -444,9 +454,9 @@ fn damage_halts_at_the_second_attempt_and_keeps_what_came_before() {
     let expected = [Action::StopFetching { partition: 0 }, halted, Action::FetchRecovered { partition: 0 }];
     assert_eq!(on(&mut machine, failure(true), 100), expected);
     assert_eq!(machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()), None);
-    on(&mut machine, Event::Settled(vec![before]), 100);
+    on(&mut machine, Event::Completed(vec![before]), 100);
     let saved = on(&mut machine, Event::Tick, 5000);
-    assert_eq!(saved, [Action::SaveProgress(vec![mark(0, 2, 1)])], "what came before is stored");
+    assert_eq!(saved, [Action::SaveProgress(vec![point(0, 2, 1)])], "what came before is stored");
     let resumed = on(&mut machine, Event::Resumed(vec![0]), 5000);
     assert!(resumed.contains(&Action::ResolveStart { partition: 0, epoch: 3 }), "{resumed:?}");
 }
@@ -457,9 +467,9 @@ fn out_of_range_partition_restarts_once_all_is_completed() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
     assert_eq!(on(&mut machine, Event::OutOfRange(0), 1), []);
-    assert_eq!(on(&mut machine, Event::Settled(vec![b]), 2), []);
-    assert_eq!(on(&mut machine, Event::Settled(vec![a]), 3), [Action::SaveProgress(vec![mark(0, 1, 2)])]);
-    assert_eq!(on(&mut machine, Event::ProgressSaved, 4), [Action::Commit(vec![mark(0, 1, 2)])]);
+    assert_eq!(on(&mut machine, Event::Completed(vec![b]), 2), []);
+    assert_eq!(on(&mut machine, Event::Completed(vec![a]), 3), [Action::SaveProgress(vec![point(0, 1, 2)])]);
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 4), [Action::Commit(vec![point(0, 1, 2)])]);
     assert_eq!(
         on(&mut machine, Event::Committed, 5),
         [

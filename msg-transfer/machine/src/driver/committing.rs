@@ -1,20 +1,21 @@
 //! Makes progress durable as the machine says: the progress rows, then Kafka's offsets, each with its result.
 
 use super::{Driver, Io, ProgressRow, Record, Report, TopicIs};
-use crate::consumer::{Event, Mark};
+use crate::consumer::{CommitPoint, Event};
 
 impl<R: Record> Driver<R> {
-    pub(super) fn save_progress(&mut self, io: &mut impl Io<Record = R>, marks: &[Mark]) {
-        let row = |mark: &Mark| {
-            let assignment = &self.assignments[&mark.epoch];
+    pub(super) fn save_progress(&mut self, io: &mut impl Io<Record = R>, points: &[CommitPoint]) {
+        let row = |point: &CommitPoint| {
+            let assignment = &self.assignments[&point.epoch];
             let known = "what is completed was received, and so its start was read";
-            let (topic_id, generation) = (assignment.topic_id().expect(known), assignment.generation().expect(known));
-            ProgressRow { topic_id, partition: mark.partition, progress: mark.progress(), generation }
+            let (topic_id, connection_number) =
+                (assignment.topic_id().expect(known), assignment.connection_number().expect(known));
+            ProgressRow { topic_id, partition: point.partition, progress: point.progress(), connection_number }
         };
-        io.save_progress(marks.iter().map(row).collect());
+        io.save_progress(points.iter().map(row).collect());
     }
 
-    pub(super) fn start_commit(&mut self, io: &mut impl Io<Record = R>, marks: &[Mark]) {
+    pub(super) fn start_commit(&mut self, io: &mut impl Io<Record = R>, points: &[CommitPoint]) {
         match io.topic_is() {
             TopicIs::Same => {}
             // They are of the old topic, and would be taken for the new one's.
@@ -23,7 +24,7 @@ impl<R: Record> Driver<R> {
         }
         self.rounds += 1;
         self.commit = Some((self.rounds, io.now() + self.times.commit));
-        if let Err(error) = io.commit(marks, self.rounds) {
+        if let Err(error) = io.commit(points, self.rounds) {
             self.commit_ended(io, Some(&error));
         }
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::failing::Failing;
-use crate::consumer::{Action, Event, FetchFailure, LaneNumber, Mark};
-use crate::{Assignment, Epoch, Generation, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
+use crate::consumer::{Action, CommitPoint, Event, FetchFailure, LaneNumber};
+use crate::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
 
 /// A record as the consumer receives it.
 pub trait Record {
@@ -111,7 +111,7 @@ pub trait Kafka {
     fn topic_is(&self) -> TopicIs;
 
     /// Sends a commit of offsets. Its result comes by `poll_commit`, with this number.
-    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String>;
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String>;
 
     /// The next result of a commit, if there is one.
     fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)>;
@@ -132,7 +132,7 @@ pub trait Surroundings<R> {
     fn pass(&mut self, lane: LaneNumber, record: R, assignment: &Arc<Assignment>);
 
     /// The lane may write the dead letters that it has asked for.
-    fn permit(&mut self, lane: LaneNumber);
+    fn approve_dead_letters(&mut self, lane: LaneNumber);
 
     /// Starts a task that finds out where these assignments start, and reports `Event::StartResolved` for each. `retried` are the
     /// partitions whose fetch fails.
@@ -166,7 +166,7 @@ pub struct ProgressRow {
     /// Everything below is stored.
     pub progress: Progress,
     /// Over which connection its start was read.
-    pub generation: Generation,
+    pub connection_number: ConnectionNumber,
 }
 
 /// What is being done with a partition.

@@ -5,22 +5,22 @@
 mod committing;
 mod failing;
 mod fetching;
-mod holding;
 mod io;
-mod looking;
 mod releasing;
+mod resume_poll;
 #[cfg(test)]
 mod tests;
+mod throttling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use self::failing::Failing;
-use self::holding::Held;
 pub use self::io::{
     FetchError, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State, Surroundings, TopicIs,
 };
 use self::releasing::Releasing;
+use self::throttling::ThrottledRecords;
 use crate::consumer::{Action, Event, Machine};
 use crate::lane::lane_for;
 use crate::{Assignment, Epoch, Millis, Partition, Progress};
@@ -56,7 +56,7 @@ pub struct Driver<R> {
     /// Those that are to be fetched from the end of this turn on.
     starting: Starting,
     /// Those that are fetched, and pass nothing to the lanes for now.
-    throttled: BTreeMap<Partition, Held<R>>,
+    throttled: BTreeMap<Partition, ThrottledRecords<R>>,
     halted: BTreeMap<Partition, String>,
     /// Partitions whose fetch fails.
     failing: BTreeMap<Partition, Failing>,
@@ -160,9 +160,9 @@ impl<R: Record> Driver<R> {
     /// Consumes records if there is capacity, and carries out what follows from all that happened.
     fn step(&mut self, io: &mut impl Io<Record = R>) {
         if self.consumes() {
-            self.pass_held(io);
+            self.pass_throttled(io);
         }
-        // What was held counts too: both together would exceed the limits by more than a chunk.
+        // Throttled records count too: together with a chunk they could exceed the limits by more than a chunk.
         if self.consumes() {
             self.consume(io);
         } else if let Some(event) = io.next_event(self.times.wait) {
@@ -190,8 +190,8 @@ impl<R: Record> Driver<R> {
         let mut actions = Vec::new();
         for fetched in chunk.drain(..) {
             // It was consumed together with the record that throttled its partition, or forwarded before.
-            if let Some(held) = self.throttled.get_mut(&fetched.partition()) {
-                held.push(fetched);
+            if let Some(throttled) = self.throttled.get_mut(&fetched.partition()) {
+                throttled.push(fetched);
             } else {
                 self.take(io, fetched, &mut actions);
             }
@@ -214,8 +214,8 @@ impl<R: Record> Driver<R> {
         let (partition, offset) = (record.partition(), record.offset());
         let epoch = self.machine.receive(partition, (offset, record.leader_epoch()), record.cost(), actions);
         io.report(Report::Received(offset, partition, epoch));
-        if let Some(Action::Pause { partition }) = actions.last() {
-            // Before the action is carried out: the rest of the chunk is held too.
+        if let Some(Action::Throttle { partition }) = actions.last() {
+            // Before the action is carried out: the rest of the chunk must wait too.
             self.throttled.entry(*partition).or_default();
         }
         let Some(assignment) = epoch.and_then(|epoch| self.assignments.get(&epoch)) else { return };
@@ -242,9 +242,9 @@ impl<R: Record> Driver<R> {
                     }
                     None => self.fetch(partition, epoch, from),
                 },
-                Action::Pause { partition } => self.throttle(io, partition),
-                Action::Unpause { partition } => self.unthrottle(partition),
-                Action::Permitted { lane } => io.permit(lane),
+                Action::Throttle { partition } => self.throttle(io, partition),
+                Action::Unthrottle { partition } => self.unthrottle(partition),
+                Action::DeadLettersApproved { lane } => io.approve_dead_letters(lane),
                 Action::StopFetching { partition } => match &mut self.postponed {
                     Some(postponed) => {
                         postponed.insert(partition, None);
@@ -272,8 +272,8 @@ impl<R: Record> Driver<R> {
                     io.report(Report::Failing(&self.failing));
                 }
                 Action::FetchRecovered { partition } => self.recovered(io, partition),
-                Action::SaveProgress(marks) => self.save_progress(io, &marks),
-                Action::Commit(marks) => self.start_commit(io, &marks),
+                Action::SaveProgress(points) => self.save_progress(io, &points),
+                Action::Commit(points) => self.start_commit(io, &points),
                 Action::Release(_) => {
                     self.released();
                     self.forget_assignments();

@@ -59,7 +59,7 @@ impl<R: Record> Driver<R> {
         let drain = io.now() + self.times.drain;
         self.releasing = Some(Releasing { revoked, released: false, drain, last_commit: None });
         self.handle(io, event);
-        if !self.machine.is_leaving() {
+        if !self.machine.is_revoking() {
             // Nothing of it is owned.
             self.released();
         }

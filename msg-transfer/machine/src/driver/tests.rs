@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::consumer::start::Start;
-use crate::consumer::{Backoff, FetchFailure, LaneNumber, Limit, Mark, Receipt, Settings};
+use crate::consumer::{Backoff, CommitPoint, FetchFailure, LaneNumber, Limit, RecordRef, Settings};
 use crate::{LeaderEpoch, NextOffset, RecordOffset};
 
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,7 @@ struct Outside {
     results: VecDeque<(usize, Result<(), String>)>,
     /// What the driver did, in order.
     calls: Vec<String>,
-    passed: Vec<Receipt>,
+    passed: Vec<RecordRef>,
 }
 
 impl Kafka for Outside {
@@ -82,8 +82,8 @@ impl Kafka for Outside {
         TopicIs::Same
     }
 
-    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String> {
-        self.calls.push(format!("commit {} as {round}", marks[0].next));
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String> {
+        self.calls.push(format!("commit {} as {round}", points[0].next));
         Ok(())
     }
 
@@ -107,10 +107,10 @@ impl Surroundings<Plain> for Outside {
 
     fn pass(&mut self, _lane: LaneNumber, record: Plain, assignment: &Arc<Assignment>) {
         let (partition, offset) = (record.0, record.offset());
-        self.passed.push(Receipt { partition, epoch: assignment.epoch, offset, bytes: 1 });
+        self.passed.push(RecordRef { partition, epoch: assignment.epoch, offset, bytes: 1 });
     }
 
-    fn permit(&mut self, _lane: LaneNumber) {}
+    fn approve_dead_letters(&mut self, _lane: LaneNumber) {}
 
     /// All start at 0.
     fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>, _retried: BTreeSet<Partition>) {
@@ -181,7 +181,7 @@ fn revocation_gets_its_response_when_all_is_committed() {
     outside.records.push_back(Plain(0, 1));
     driver.turn(&mut outside, false);
     assert!(driver.is_releasing() && outside.calls.is_empty() && outside.passed.len() == 1);
-    outside.reported.push_back(Event::Settled(outside.passed.clone()));
+    outside.reported.push_back(Event::Completed(outside.passed.clone()));
     driver.turn(&mut outside, false);
     assert_eq!(outside.calls, ["commit 1 as 2"]);
     outside.results.push_back((2, Ok(())));
@@ -211,9 +211,9 @@ fn late_result_of_a_commit_is_not_the_present_rounds() {
     let (mut driver, mut outside) = fetching();
     outside.records.extend([Plain(0, 0), Plain(0, 1)]);
     driver.turn(&mut outside, false);
-    for (now, receipt) in [(0, 0), (1050, 1)] {
+    for (now, record) in [(0, 0), (1050, 1)] {
         outside.now = now;
-        outside.reported.push_back(Event::Settled(vec![outside.passed[receipt]]));
+        outside.reported.push_back(Event::Completed(vec![outside.passed[record]]));
         driver.turn(&mut outside, false);
     }
     outside.now = 2100;
@@ -235,7 +235,7 @@ fn stop_drains_and_commits_first() {
     outside.records.push_back(Plain(0, 0));
     driver.turn(&mut outside, false);
     assert!(driver.turn(&mut outside, true));
-    outside.reported.push_back(Event::Settled(outside.passed.clone()));
+    outside.reported.push_back(Event::Completed(outside.passed.clone()));
     assert!(driver.turn(&mut outside, true));
     outside.results.push_back((2, Ok(())));
     assert!(!driver.turn(&mut outside, true));
@@ -243,16 +243,16 @@ fn stop_drains_and_commits_first() {
 }
 
 #[test]
-fn held_records_are_passed_before_those_behind_them() {
+fn throttled_records_are_passed_before_those_behind_them() {
     let (mut driver, mut outside) = fetching();
     outside.records.extend((0..5).map(|offset| Plain(0, offset)));
     driver.turn(&mut outside, false);
     assert_eq!((outside.passed.len(), outside.calls.as_slice()), (3, ["hold back 0".to_owned()].as_slice()));
     outside.records.push_back(Plain(0, 5));
-    outside.reported.push_back(Event::Settled(outside.passed.clone()));
+    outside.reported.push_back(Event::Completed(outside.passed.clone()));
     for _ in 0..2 {
         driver.turn(&mut outside, false);
     }
-    let offsets: Vec<i64> = outside.passed.iter().map(|receipt| receipt.offset.0).collect();
+    let offsets: Vec<i64> = outside.passed.iter().map(|record| record.offset.0).collect();
     assert_eq!(offsets, [0, 1, 2, 3, 4, 5]);
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::entry::{State, forget_found};
 use super::{Entry, Failure, Kind, Machine, Message, Request};
-use crate::consumer::{Event, Receipt};
+use crate::consumer::{Event, RecordRef};
 use crate::failure::Class;
 use crate::{Partition, RecordOffset};
 
@@ -85,7 +85,7 @@ impl<T: Message> Machine<T> {
     pub fn blocked(&self) -> impl Iterator<Item = BlockedInbox> {
         let Blocked { inboxes, order } = &self.blocked;
         order.iter().filter_map(|recv_id| inboxes.get(recv_id)).filter_map(|waiting| {
-            let Receipt { partition, offset, .. } = waiting.entries.front()?.receipt;
+            let RecordRef { partition, offset, .. } = waiting.entries.front()?.record_ref;
             let (records, failure) = (waiting.entries.len(), waiting.failure.clone());
             Some(BlockedInbox { partition, offset, records, failure, attempts: waiting.attempts })
         })
@@ -110,7 +110,7 @@ impl<T: Message> Machine<T> {
         inboxes.retain(|_, waiting| {
             waiting.entries.retain(|entry| {
                 let is_fenced = entry.assignment.is_fenced();
-                fenced.extend(is_fenced.then_some(entry.receipt));
+                fenced.extend(is_fenced.then_some(entry.record_ref));
                 !is_fenced
             });
             !waiting.entries.is_empty()
@@ -134,7 +134,7 @@ impl<T: Message> Machine<T> {
         let inboxes = &mut self.blocked.inboxes;
         let waits = |entry: &mut Entry<T>| entry.kind == Kind::Message && inboxes.contains_key(entry.body.recv_id());
         let behind: Vec<Entry<T>> = self.entries.extract_if(.., waits).collect();
-        mark(behind.iter(), events);
+        report_blocked(behind.iter(), events);
         for mut entry in behind {
             entry.was_blocked = true;
             if let Some(waiting) = inboxes.get_mut(entry.body.recv_id()) {
@@ -159,7 +159,7 @@ impl<T: Message> Machine<T> {
             entry.kind == Kind::Message && first.get(entry.body.recv_id()).is_some_and(|(from, _)| index > *from)
         };
         let waiting: Vec<Entry<T>> = self.entries.extract_if(.., waits).collect();
-        mark(waiting.iter(), events);
+        report_blocked(waiting.iter(), events);
         // From the last to the first, each in front: what waits already came later, or it would have let none of these pass.
         for mut entry in waiting.into_iter().rev() {
             let recv_id = entry.body.recv_id().to_owned();
@@ -178,7 +178,7 @@ impl<T: Message> Machine<T> {
 
     /// Whether this attempt has short time-outs: a lane must not spend its time on an inbox that is not written anyway.
     pub(super) fn is_short(&self) -> bool {
-        let is_huge = |entry: &Entry<T>| entry.receipt.bytes >= self.settings.huge;
+        let is_huge = |entry: &Entry<T>| entry.record_ref.bytes >= self.settings.huge;
         let alone = self.entries.len() == 1 && !self.entries.iter().any(is_huge);
         let is_short =
             |retry: &Retry| retry.failure.class == Class::Locked || retry.attempts % LONG_EVERY != LONG_EVERY - 1;
@@ -193,7 +193,7 @@ impl<T: Message> Machine<T> {
         let (entries, rest) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.rest));
         if !entries.is_empty() || !rest.is_empty() {
             let failure = failure.filter(|failure| failure.class != Class::Lost).unwrap_or(retry.failure);
-            // Some may wait already, found by a pass of this attempt: they are behind the first, and amid the rest.
+            // Some may wait already, found by a bisection of this attempt: they are behind the first, and amid the rest.
             let waiting = self.blocked.waiting(retry.recv_id, failure, retry.attempts + 1);
             for entry in entries.into_iter().rev() {
                 waiting.push_front(entry);
@@ -212,11 +212,11 @@ impl<T: Message> Machine<T> {
     }
 }
 
-/// Behind those that came before it. What waits may be a later part of the same batch: a pass found it before the batch was halved.
+/// Behind those that came before it. What waits may be a later part of the same batch: a bisection found it before the batch was halved.
 fn queue<T>(waiting: &mut VecDeque<Entry<T>>, entry: Entry<T>) {
-    let Receipt { partition, epoch, offset, .. } = entry.receipt;
-    let is_same = |other: &Entry<T>| (other.receipt.partition, other.receipt.epoch) == (partition, epoch);
-    let is_later = |other: &Entry<T>| is_same(other) && other.receipt.offset > offset;
+    let RecordRef { partition, epoch, offset, .. } = entry.record_ref;
+    let is_same = |other: &Entry<T>| (other.record_ref.partition, other.record_ref.epoch) == (partition, epoch);
+    let is_later = |other: &Entry<T>| is_same(other) && other.record_ref.offset > offset;
     if waiting.back().is_some_and(|last| is_same(last) && !is_later(last)) {
         waiting.push_back(entry);
         return;
@@ -226,16 +226,16 @@ fn queue<T>(waiting: &mut VecDeque<Entry<T>>, entry: Entry<T>) {
 }
 
 /// Reports what begins to wait.
-fn mark<'a, T: 'a>(entries: impl Iterator<Item = &'a Entry<T>>, events: &mut Vec<Event>) {
-    let begin: Vec<Receipt> = entries.filter(|entry| !entry.was_blocked).map(|entry| entry.receipt).collect();
+fn report_blocked<'a, T: 'a>(entries: impl Iterator<Item = &'a Entry<T>>, events: &mut Vec<Event>) {
+    let begin: Vec<RecordRef> = entries.filter(|entry| !entry.was_blocked).map(|entry| entry.record_ref).collect();
     if !begin.is_empty() {
         events.push(Event::Blocked(begin));
     }
 }
 
 /// Reports which of these do not wait any more.
-pub(super) fn unmark<'a, T: 'a>(entries: impl Iterator<Item = &'a Entry<T>>, events: &mut Vec<Event>) {
-    let end: Vec<Receipt> = entries.filter(|entry| entry.was_blocked).map(|entry| entry.receipt).collect();
+pub(super) fn report_unblocked<'a, T: 'a>(entries: impl Iterator<Item = &'a Entry<T>>, events: &mut Vec<Event>) {
+    let end: Vec<RecordRef> = entries.filter(|entry| entry.was_blocked).map(|entry| entry.record_ref).collect();
     if !end.is_empty() {
         events.push(Event::Unblocked(end));
     }

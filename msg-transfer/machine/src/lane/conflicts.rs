@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::consumer::Receipt;
+use crate::consumer::RecordRef;
 use crate::{Partition, RecordOffset};
 
 /// Those of each partition that keep their content.
@@ -21,15 +21,16 @@ impl Conflicts {
     }
 
     /// Whether this one keeps its content. The answer stays the same when the record is tried again.
-    pub(super) fn keep(&mut self, receipt: &Receipt) -> bool {
-        let kept = self.kept.entry(receipt.partition).or_default();
-        let (low, high) = (receipt.offset.0.saturating_sub(self.window), receipt.offset.0.saturating_add(self.window));
+    pub(super) fn keep(&mut self, record_ref: &RecordRef) -> bool {
+        let kept = self.kept.entry(record_ref.partition).or_default();
+        let (low, high) =
+            (record_ref.offset.0.saturating_sub(self.window), record_ref.offset.0.saturating_add(self.window));
         // What is far above is of a former topic.
         kept.retain(|offset| (low + 1..high).contains(&offset.0));
-        if kept.contains(&receipt.offset) {
+        if kept.contains(&record_ref.offset) {
             return true;
         }
-        kept.len() < self.limit && kept.insert(receipt.offset)
+        kept.len() < self.limit && kept.insert(record_ref.offset)
     }
 }
 
@@ -37,8 +38,8 @@ impl Conflicts {
 mod tests {
     use super::*;
 
-    fn at(partition: Partition, offset: i64) -> Receipt {
-        Receipt { partition, epoch: 1, offset: RecordOffset(offset), bytes: 1 }
+    fn at(partition: Partition, offset: i64) -> RecordRef {
+        RecordRef { partition, epoch: 1, offset: RecordOffset(offset), bytes: 1 }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::consumer::Receipt;
+use crate::consumer::RecordRef;
 use crate::{Assignment, Reason};
 
 /// What the lane has to know of a message.
@@ -33,7 +33,7 @@ pub struct Entry<T> {
     /// The assignment that it was received under.
     pub assignment: Arc<Assignment>,
     /// What is given back for it.
-    pub receipt: Receipt,
+    pub record_ref: RecordRef,
     /// What it holds.
     pub kind: Kind,
     /// The record.
@@ -61,7 +61,7 @@ pub(super) enum State {
 /// A record to be kept aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Its place in the batch.
+    /// Its index in the batch.
     pub entry: usize,
     /// Why.
     pub reason: Reason,
@@ -73,8 +73,8 @@ pub struct DeadLetter {
 
 impl<T> Entry<T> {
     /// Nothing is known of it yet.
-    pub fn new(assignment: Arc<Assignment>, receipt: Receipt, kind: Kind, body: T) -> Self {
-        Entry { assignment, receipt, kind, body, state: State::New, was_blocked: false }
+    pub fn new(assignment: Arc<Assignment>, record_ref: RecordRef, kind: Kind, body: T) -> Self {
+        Entry { assignment, record_ref, kind, body, state: State::New, was_blocked: false }
     }
 
     pub(super) fn is_new(&self) -> bool {

@@ -1,12 +1,12 @@
 //! How a batch becomes rows, each message once, with the next `seq` of its inbox: the statements one by one, and what
 //! follows from each answer.
 
+mod bisection;
 mod blocked;
 pub mod cache;
 mod conflicts;
 pub mod entry;
-mod pass;
-mod refusing;
+mod failing;
 pub mod request;
 #[cfg(test)]
 mod tests;
@@ -16,18 +16,18 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 
+use self::bisection::Bisection;
+pub use self::bisection::Failure;
 pub use self::blocked::BlockedInbox;
-use self::blocked::{Blocked, Retry, unmark};
+use self::blocked::{Blocked, Retry, report_unblocked};
 use self::cache::SeqCache;
 use self::conflicts::Conflicts;
 use self::entry::forget_found;
 pub use self::entry::{DeadLetter, Entry, Kind, Message};
-pub use self::pass::Failure;
-use self::pass::Pass;
-pub use self::request::{Answer, Outcome, Placed, Request, Trouble};
-use crate::consumer::{Event, LaneNumber, Receipt};
+pub use self::request::{Answer, BatchFailure, NumberedEntry, Outcome, Request};
+use crate::consumer::{Event, LaneNumber, RecordRef};
 use crate::failure::Class;
-use crate::{Generation, Partition};
+use crate::{ConnectionNumber, Partition};
 
 /// Which lane a key goes to, whatever its partition.
 pub fn lane_for(key: Option<&[u8]>, lanes: usize) -> LaneNumber {
@@ -67,7 +67,7 @@ pub struct Machine<T> {
     rest: Vec<Entry<T>>,
     /// Most records at once: halved when the server has no time for them, doubled when it had.
     most: usize,
-    /// The server had no time for this part, and a pass found no inbox to blame.
+    /// The server had no time for this part, and a bisection found no blocked inbox.
     searched: bool,
     blocked: Blocked<T>,
     /// The blocked inbox that is being tried, if it is one.
@@ -75,17 +75,17 @@ pub struct Machine<T> {
     conflicts: Conflicts,
     /// What was stored of the batch so far.
     outcome: Outcome,
-    /// Under which generation the connection was made, as long as there is one.
-    connected: Option<Generation>,
+    /// While the lane has a connection: the number of the reference connection that was open when it was made.
+    connected: Option<ConnectionNumber>,
     pending: Pending,
     /// The rows of this attempt, sorted by inbox and `seq`.
-    placed: Vec<Placed>,
+    numbered: Vec<NumberedEntry>,
     /// For each inbox of this attempt its entries, and its last `seq` where it is known.
     inboxes: Vec<(Vec<usize>, Option<i64>)>,
-    pass: Option<Pass>,
-    /// What is dead so far was admitted.
-    permitted: bool,
-    trouble: Option<Failure>,
+    bisection: Option<Bisection>,
+    /// The dead letters of this part were approved.
+    approved: bool,
+    last_failure: Option<Failure>,
     attempts: usize,
 }
 
@@ -93,10 +93,10 @@ pub struct Machine<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
     Nothing,
-    Permission,
-    Connection(Generation),
+    Approval,
+    Connection(ConnectionNumber),
     Disconnection,
-    Pause,
+    Backoff,
     LastSeqs,
     Begin,
     Guard,
@@ -111,11 +111,11 @@ enum Pending {
     Commit,
     /// Rolling back because a blocked inbox is still blocked.
     UndoRetry,
-    /// Rolling back to look for refused records.
-    UndoRefused,
-    /// Some may be in the table since before they were refused.
-    FindRefused,
-    BeginPass,
+    /// Rolling back before a bisection.
+    UndoRejected,
+    /// Some of the rejected rows may be stored already.
+    FindRejected,
+    BeginBisection,
     Canary,
     /// A row beside a suspect, in its inbox.
     OwnCanary,
@@ -123,7 +123,7 @@ enum Pending {
     Probe,
     MoveSavepoint,
     UndoProbe,
-    EndPass,
+    EndBisection,
 }
 
 impl<T: Message> Machine<T> {
@@ -143,11 +143,11 @@ impl<T: Message> Machine<T> {
             outcome: Outcome::default(),
             connected: None,
             pending: Pending::Nothing,
-            placed: Vec::new(),
+            numbered: Vec::new(),
             inboxes: Vec::new(),
-            pass: None,
-            permitted: false,
-            trouble: None,
+            bisection: None,
+            approved: false,
+            last_failure: None,
             attempts: 0,
         }
     }
@@ -163,13 +163,13 @@ impl<T: Message> Machine<T> {
     }
 
     /// The rows of the transaction under way, sorted by inbox and `seq`: those that a COMMIT's answer makes stored.
-    pub fn placed(&self) -> &[Placed] {
-        &self.placed
+    pub fn numbered(&self) -> &[NumberedEntry] {
+        &self.numbered
     }
 
     /// What the database said, while it is being found out which inboxes it said it of.
     pub fn searching(&self) -> Option<&Failure> {
-        self.pass.as_ref().map(Pass::cause)
+        self.bisection.as_ref().map(Bisection::cause)
     }
 
     /// Takes the next batch. Only after `Done`, or as the first thing.
@@ -183,7 +183,7 @@ impl<T: Message> Machine<T> {
     fn take(&mut self, entries: Vec<Entry<T>>, events: &mut Vec<Event>) {
         self.entries = entries;
         self.attempts = 0;
-        self.permitted = false;
+        self.approved = false;
         self.searched = false;
         self.queue_blocked(events);
         forget_found(&mut self.entries);
@@ -193,12 +193,12 @@ impl<T: Message> Machine<T> {
     pub fn answer(&mut self, answer: Answer, events: &mut Vec<Event>) -> Request {
         match (self.pending, answer) {
             (_, Answer::Failed(failure)) => self.failed(failure),
-            (Pending::Permission, _) => {
-                self.permitted = true;
+            (Pending::Approval, _) => {
+                self.approved = true;
                 self.turn(events)
             }
-            (Pending::Connection(generation), Answer::Ok) => {
-                self.connected = Some(generation);
+            (Pending::Connection(connection_number), Answer::Ok) => {
+                self.connected = Some(connection_number);
                 self.ask()
             }
             (Pending::Connection(_), _) => {
@@ -209,24 +209,24 @@ impl<T: Message> Machine<T> {
                 events.push(Event::Restart);
                 self.turn(events)
             }
-            (Pending::Disconnection, _) => match self.trouble.take() {
+            (Pending::Disconnection, _) => match self.last_failure.take() {
                 Some(failure) => {
-                    self.pending = Pending::Pause;
-                    Request::Wait(Trouble { failure, attempts: self.attempts })
+                    self.pending = Pending::Backoff;
+                    Request::Wait(BatchFailure { failure, attempts: self.attempts })
                 }
                 // A blocked inbox waits by itself.
                 None => self.next_part(events),
             },
             (Pending::UndoRetry, _) => self.next_part(events),
-            (Pending::Pause | Pending::UndoFenced, _) => self.turn(events),
-            (Pending::LastSeqs, Answer::Seqs(seqs)) => self.place(seqs),
+            (Pending::Backoff | Pending::UndoFenced, _) => self.turn(events),
+            (Pending::LastSeqs, Answer::Seqs(seqs)) => self.assign_seqs(seqs),
             (Pending::Begin, _) => self.guard(),
             (Pending::Guard, Answer::Count(found)) if found == self.heads().len() => self.insert(),
             (Pending::Guard, _) => self.again(Class::Conflict, "what was stored before cannot be seen yet"),
             (Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted),
             (Pending::UndoInsert, _) => {
                 self.pending = Pending::FindInserted;
-                Request::FindStored(self.placed.iter().map(|placed| placed.entry).collect())
+                Request::FindStored(self.numbered.iter().map(|row| row.entry).collect())
             }
             (Pending::FindInserted, Answer::Found(found)) if !found.is_empty() => {
                 self.found(&found);
@@ -241,44 +241,44 @@ impl<T: Message> Machine<T> {
             }
             (Pending::DeadLetters, _) => self.commit(),
             (Pending::Commit, answer) => self.committed(answer == Answer::Warned, events),
-            (Pending::UndoRefused, _) => {
-                self.pending = Pending::FindRefused;
-                Request::FindStored(self.placed.iter().map(|placed| placed.entry).collect())
+            (Pending::UndoRejected, _) => {
+                self.pending = Pending::FindRejected;
+                Request::FindStored(self.numbered.iter().map(|row| row.entry).collect())
             }
-            (Pending::FindRefused, Answer::Found(found)) if !found.is_empty() => {
-                self.pass = None;
+            (Pending::FindRejected, Answer::Found(found)) if !found.is_empty() => {
+                self.bisection = None;
                 self.found(&found);
                 self.ask()
             }
-            (Pending::FindRefused, _) => {
-                let begin = if self.pass().is_short() { Request::BeginSearch } else { Request::BeginPass };
-                self.request(Pending::BeginPass, begin)
+            (Pending::FindRejected, _) => {
+                let begin = if self.bisection().is_short() { Request::BeginSearch } else { Request::BeginBisection };
+                self.request(Pending::BeginBisection, begin)
             }
-            (Pending::BeginPass, _) => self.request(Pending::Canary, Request::Canary(None)),
+            (Pending::BeginBisection, _) => self.request(Pending::Canary, Request::Canary(None)),
             (Pending::Canary, answer) => {
                 // A trigger may swallow it.
                 if matches!(answer, Answer::Count(1..)) {
-                    self.pass().taken();
+                    self.bisection().accepted();
                 }
                 self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
             }
             (Pending::Probe, answer) => {
                 // A duplicate is not written, and so proves nothing.
                 if matches!(answer, Answer::Count(1..)) {
-                    self.pass().taken();
+                    self.bisection().accepted();
                 }
                 self.request(Pending::MoveSavepoint, Request::MoveSavepoint)
             }
-            (Pending::UndoProbe, _) => match self.pass().suspect() {
-                Some(row) => self.request(Pending::OwnCanary, Request::Canary(Some(self.placed[row]))),
+            (Pending::UndoProbe, _) => match self.bisection().suspect() {
+                Some(row) => self.request(Pending::OwnCanary, Request::Canary(Some(self.numbered[row]))),
                 None => self.probe(),
             },
             (Pending::OwnCanary, answer) => {
-                self.pass().suspect_tried(matches!(answer, Answer::Count(1..)));
+                self.bisection().suspect_tried(matches!(answer, Answer::Count(1..)));
                 self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
             }
             (Pending::UndoCanary | Pending::MoveSavepoint, _) => self.probe(),
-            (Pending::EndPass, _) => self.judge(events),
+            (Pending::EndBisection, _) => self.judge(events),
             (pending, answer) => unreachable!("{answer:?} does not answer {pending:?}"),
         }
     }
@@ -300,22 +300,22 @@ impl<T: Message> Machine<T> {
             self.rest.splice(..0, more);
         }
         let dead = self.entries.iter().filter(|entry| entry.dead().is_some_and(|(reason, _)| reason.counts()));
-        let dead: Vec<Receipt> = dead.map(|entry| entry.receipt).collect();
-        if !dead.is_empty() && !self.permitted {
-            return self.request(Pending::Permission, Request::Permit(dead));
+        let dead: Vec<RecordRef> = dead.map(|entry| entry.record_ref).collect();
+        if !dead.is_empty() && !self.approved {
+            return self.request(Pending::Approval, Request::ApproveDeadLetters(dead));
         }
-        let generation = self.entries.iter().filter_map(|entry| entry.assignment.generation()).max();
-        let generation = generation.expect("a record is received only after its start was read");
-        if self.fence_older(generation, events) {
+        let connection_number = self.entries.iter().filter_map(|entry| entry.assignment.connection_number()).max();
+        let connection_number = connection_number.expect("a record is received only after its start was read");
+        if self.fence_older(connection_number, events) {
             return self.turn(events);
         }
-        if self.connected == Some(generation) {
+        if self.connected == Some(connection_number) {
             return self.ask();
         }
         // Another server may lack messages that came before: stored on it, later ones would pass them.
         self.connected = None;
         self.cache.clear();
-        self.request(Pending::Connection(generation), Request::Connect(generation))
+        self.request(Pending::Connection(connection_number), Request::Connect(connection_number))
     }
 
     fn most_at_once(&self) -> usize {
@@ -325,7 +325,7 @@ impl<T: Message> Machine<T> {
         // What has waited may be far more than a batch.
         let fits = |bytes: &mut usize, entry: &Entry<T>| {
             let before = *bytes;
-            *bytes += entry.receipt.bytes;
+            *bytes += entry.record_ref.bytes;
             (before < self.settings.batch_bytes).then_some(())
         };
         let most = self.most.min(self.settings.batch_records).max(1);
@@ -346,15 +346,15 @@ impl<T: Message> Machine<T> {
 
     /// Fences what was received under a start that was read over an earlier connection: the server of this one may lack what
     /// came before it. Whether there was any.
-    fn fence_older(&self, generation: Generation, events: &mut Vec<Event>) -> bool {
-        let older = |entry: &&Entry<T>| entry.assignment.generation() < Some(generation);
+    fn fence_older(&self, connection_number: ConnectionNumber, events: &mut Vec<Event>) -> bool {
+        let older = |entry: &&Entry<T>| entry.assignment.connection_number() < Some(connection_number);
         let older: BTreeSet<Partition> = self
             .entries
             .iter()
             .filter(older)
             .map(|entry| {
                 entry.assignment.fence();
-                entry.receipt.partition
+                entry.record_ref.partition
             })
             .collect();
         events.extend(older.iter().map(|partition| Event::RestartPartition(*partition)));
@@ -369,14 +369,14 @@ impl<T: Message> Machine<T> {
             {
                 // At once, and for all lanes: a later record to the same inbox must not pass this one.
                 entry.assignment.fence();
-                let Receipt { partition, epoch, offset, .. } = entry.receipt;
+                let RecordRef { partition, epoch, offset, .. } = entry.record_ref;
                 events.push(Event::Halt { partition, epoch, reason: format!("offset {offset}: {reason}") });
             }
         }
         let fenced: Vec<Entry<T>> = self.entries.extract_if(.., |entry| entry.assignment.is_fenced()).collect();
         if !fenced.is_empty() {
-            unmark(fenced.iter(), events);
-            events.push(Event::Dropped(fenced.iter().map(|entry| entry.receipt).collect()));
+            report_unblocked(fenced.iter(), events);
+            events.push(Event::Dropped(fenced.iter().map(|entry| entry.record_ref).collect()));
             forget_found(&mut self.entries);
         }
     }

@@ -1,97 +1,96 @@
-//! What a lane's machine asks for, one thing at a time, and how it is answered.
+//! The requests of a lane's machine, one at a time, and their answers.
 
+use super::bisection::Failure;
 use super::entry::DeadLetter;
-use super::pass::Failure;
-use crate::consumer::Receipt;
-use crate::{Generation, Reason};
+use crate::consumer::RecordRef;
+use crate::{ConnectionNumber, Reason};
 
-/// A message and the `seq` that it is to have.
+/// An entry of the batch, by its index, and the `seq` that its row gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placed {
-    /// Its place in the batch.
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+pub struct NumberedEntry {
     pub entry: usize,
-    /// The `seq`.
     pub seq: i64,
 }
 
-/// What to do next. Statements go over the lane's one connection.
+/// The next step of a batch. Statements are sent over the lane's one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Nothing: the batch is over, and came to this.
+    /// The batch is over. Needs no answer.
     Done(Outcome),
-    /// Hand in `Event::Permit` for these, and wait for `Action::Permitted`. Answer: `Ok`.
-    Permit(Vec<Receipt>),
-    /// Make a new connection, then ask the keeper whether the one of this generation still lives. Answer: `Ok`, `Stale`.
-    Connect(Generation),
+    /// Send `Event::DeadLettersRequested` for these records, and wait for `Action::DeadLettersApproved`. Answer: `Ok`.
+    ApproveDeadLetters(Vec<RecordRef>),
+    /// Make a new connection, then check that the reference connection with this number is still open. Answer: `Ok`, `Stale`.
+    Connect(ConnectionNumber),
     /// Close the connection, whatever it is doing. Answer: `Ok`.
     Disconnect,
     /// Wait before the next attempt. Answer: `Ok`.
-    Wait(Trouble),
-    /// The last `seq` of the inbox of each of these entries, 0 for an empty one. Answer: `Seqs`, in order.
+    Wait(BatchFailure),
+    /// Read the last `seq` of the inbox of each of these entries, 0 for an empty inbox. Answer: `Seqs`, in order.
     LastSeqs(Vec<usize>),
     /// Begin a transaction. Answer: `Ok`.
     Begin,
-    /// The same, with short time-outs: it is tried whether an inbox is still blocked. Answer: `Ok`.
+    /// Begin a transaction with short timeouts, to try whether an inbox is still blocked. Answer: `Ok`.
     BeginRetry,
-    /// How many of these rows have their predecessor, `seq` - 1 of the same inbox, in the table. Answer: `Count`.
-    Guard(Vec<Placed>),
-    /// Insert these but those whose id is in the table. Answer: `Count` of those that were inserted.
-    Insert(Vec<Placed>),
-    /// Which of these entries are in the table by their id, and whether they are the same there. Answer: `Found`.
+    /// Count the rows whose predecessor, `seq` - 1 of the same inbox, is in the table. Answer: `Count`.
+    Guard(Vec<NumberedEntry>),
+    /// Insert these rows, except those whose ID is in the table. Answer: `Count` of the inserted rows.
+    Insert(Vec<NumberedEntry>),
+    /// Look up which of these entries are in the table by their ID, and whether their content is the same. Answer: `Found`.
     FindStored(Vec<usize>),
-    /// Keep these aside. Answer: `Ok`.
+    /// Insert these dead letters. Answer: `Ok`.
     InsertDeadLetters(Vec<DeadLetter>),
-    /// Commit. Answer: `Ok`, `Warned`.
+    /// COMMIT. Answer: `Ok`, `Warned`.
     Commit,
     /// Roll back. Answer: `Ok`.
     Rollback,
-    /// Begin a transaction in which deferred constraints speak at once, and set a savepoint. Answer: `Ok`.
-    BeginPass,
-    /// The same, with short time-outs: it looks for inboxes that are blocked. Answer: `Ok`.
+    /// Begin a transaction in which deferred constraints are checked immediately, and set a savepoint. Answer: `Ok`.
+    BeginBisection,
+    /// The same as `BeginBisection` with short timeouts, to find blocked inboxes. Answer: `Ok`.
     BeginSearch,
-    /// Insert a row that nothing is wrong with: in place of this one, in its inbox, or else in nobody's. Answer: `Count`.
-    Canary(Option<Placed>),
-    /// Set the savepoint to where we are. Answer: `Ok`.
+    /// Insert the canary row: in place of this entry in its inbox, or in an inbox of its own. Answer: `Count`.
+    Canary(Option<NumberedEntry>),
+    /// Move the savepoint to the current state of the transaction. Answer: `Ok`.
     MoveSavepoint,
     /// Go back to the savepoint. Answer: `Ok`.
     RollbackToSavepoint,
 }
 
-/// How it went. `Failed` answers any request but `Permit`, `Disconnect`, `Wait` and `Done`.
+/// The answer to a request. `Failed` answers every request except `ApproveDeadLetters`, `Disconnect`, `Wait` and `Done`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is done.
+    /// The request succeeded.
     Ok,
-    /// It is committed, with a warning: here, and perhaps not on a standby, or not to be seen yet.
+    /// The COMMIT succeeded with a warning: a standby may not have the rows, or they may not be visible yet.
     Warned,
-    /// There is a server, but the starts may not have been read from it. No connection is kept.
+    /// A server is available, but the start offsets may have been read from another one. The connection was closed.
     Stale,
-    /// So many rows.
+    /// A number of rows.
     Count(usize),
-    /// One for each that was asked for.
+    /// One `seq` for each entry of the request.
     Seqs(Vec<i64>),
-    /// Entries that are in the table, and whether all that the sender wrote is the same there.
+    /// The entries that are in the table, and whether all fields that the sender wrote are the same there.
     Found(Vec<(usize, bool)>),
-    /// It is not done, or not known to be.
+    /// The request failed, or its outcome is unknown.
     Failed(Failure),
 }
 
 /// Why a batch is not stored yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
-    /// The failure.
+#[expect(missing_docs, reason = "`failure` is named as the type that it has")]
+pub struct BatchFailure {
     pub failure: Failure,
-    /// How many attempts of this batch have failed in a row.
+    /// The number of attempts of this batch that failed in a row.
     pub attempts: usize,
 }
 
-/// What a batch came to.
+/// The result of a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// New rows.
+    /// The number of new rows.
     pub stored: usize,
-    /// Messages that were there already.
+    /// The number of messages that were stored already.
     pub duplicates: usize,
-    /// Records kept aside.
+    /// The reasons of the dead letters.
     pub dead_letters: Vec<Reason>,
 }

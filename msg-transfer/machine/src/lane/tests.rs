@@ -1,4 +1,4 @@
-//! The lane's promises, step by step: what it asks for, and when it calls a record settled.
+//! The lane's promises, step by step: what it asks for, and when it calls a record completed.
 
 use std::sync::Arc;
 
@@ -48,10 +48,10 @@ impl Lane {
 
     /// A batch whose records follow each other from this offset on.
     fn begin_at(&mut self, first: i64, msgs: Vec<Msg>) -> Request {
-        let entry = |(place, msg): (usize, Msg)| {
-            let offset = RecordOffset(first + i64::try_from(place).expect("few"));
-            let receipt = Receipt { partition: 0, epoch: self.assignment.epoch, offset, bytes: 1 };
-            Entry::new(self.assignment.clone(), receipt, Kind::Message, msg)
+        let entry = |(index, msg): (usize, Msg)| {
+            let offset = RecordOffset(first + i64::try_from(index).expect("few"));
+            let record_ref = RecordRef { partition: 0, epoch: self.assignment.epoch, offset, bytes: 1 };
+            Entry::new(self.assignment.clone(), record_ref, Kind::Message, msg)
         };
         let entries = msgs.into_iter().enumerate().map(entry).collect();
         self.machine.begin(entries, &mut self.events)
@@ -61,13 +61,13 @@ impl Lane {
         self.machine.answer(answer, &mut self.events)
     }
 
-    /// The offsets, in the order in which they were settled.
-    fn settled(&self) -> Vec<i64> {
-        let settled = self.events.iter().filter_map(|event| match event {
-            Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
+    /// The offsets, in the order in which they were completed.
+    fn completed(&self) -> Vec<i64> {
+        let completed = self.events.iter().filter_map(|event| match event {
+            Event::Completed(records) => Some(records.iter().map(|record_ref| record_ref.offset.0)),
             _ => None,
         });
-        settled.flatten().collect()
+        completed.flatten().collect()
     }
 
     /// Answers each request like a database that takes everything, up to the first that `stop` wants.
@@ -88,8 +88,8 @@ impl Lane {
     }
 }
 
-fn placed(rows: &[(usize, i64)]) -> Request {
-    Request::Insert(rows.iter().map(|(entry, seq)| Placed { entry: *entry, seq: *seq }).collect())
+fn numbered(rows: &[(usize, i64)]) -> Request {
+    Request::Insert(rows.iter().map(|(entry, seq)| NumberedEntry { entry: *entry, seq: *seq }).collect())
 }
 
 fn failed(class: Class) -> Answer {
@@ -110,15 +110,15 @@ fn rows_are_sorted_by_inbox_and_settled_only_after_the_commit() {
     let first = lane.begin(vec![Msg("b", 1), Msg("a", 2), Msg("b", 3)]);
     assert_eq!(first, Request::Connect(1));
     let insert = lane.until(first, is_insert);
-    assert_eq!(insert, placed(&[(1, 1), (0, 1), (2, 2)]));
+    assert_eq!(insert, numbered(&[(1, 1), (0, 1), (2, 2)]));
     let commit = lane.until(insert, |request| *request == Request::Commit);
     assert!(lane.events.is_empty());
     let done = lane.until(commit, is_done);
     assert_eq!(done, Request::Done(Outcome { stored: 3, ..Outcome::default() }));
-    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 3));
+    assert!(matches!(&lane.events[..], [Event::Completed(records)] if records.len() == 3));
     // The cache knows both inboxes now.
     assert_eq!(lane.begin(vec![Msg("b", 4)]), Request::Begin);
-    assert_eq!(lane.on(Answer::Ok), placed(&[(0, 3)]));
+    assert_eq!(lane.on(Answer::Ok), numbered(&[(0, 3)]));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_commit_without_an_answer_costs_the_connection_and_the_cache() {
     let request = lane.until(request, |request| *request == Request::Commit);
     assert_eq!(lane.until(request, |request| *request == Request::Commit), Request::Commit);
     assert_eq!(lane.on(failed(Class::Transient)), Request::Disconnect);
-    assert!(matches!(lane.on(Answer::Ok), Request::Wait(Trouble { attempts: 1, .. })));
+    assert!(matches!(lane.on(Answer::Ok), Request::Wait(BatchFailure { attempts: 1, .. })));
     assert_eq!(lane.on(Answer::Ok), Request::Connect(1));
     assert_eq!(lane.on(Answer::Ok), Request::LastSeqs(vec![0]));
     assert!(lane.events.is_empty());
@@ -139,7 +139,7 @@ fn a_repeat_is_not_inserted_and_compared_with_the_first() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 1), Msg("a", 2)]);
     let insert = lane.until(request, is_insert);
-    assert_eq!(insert, placed(&[(0, 1), (2, 2)]));
+    assert_eq!(insert, numbered(&[(0, 1), (2, 2)]));
     assert_eq!(lane.on(Answer::Count(2)), Request::FindStored(vec![1]));
     assert_eq!(lane.on(Answer::Found(vec![(1, false)])), {
         let detail = "another message with this id is stored, and its fields differ".to_owned();
@@ -161,7 +161,7 @@ fn duplicates_leave_no_hole() {
     assert_eq!(lane.on(Answer::Ok), Request::FindStored(vec![0, 1]));
     assert_eq!(lane.on(Answer::Found(vec![(0, true)])), Request::LastSeqs(vec![1]));
     assert_eq!(lane.on(Answer::Seqs(vec![7])), Request::Begin);
-    assert_eq!(lane.on(Answer::Ok), placed(&[(1, 8)]));
+    assert_eq!(lane.on(Answer::Ok), numbered(&[(1, 8)]));
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn with_the_guard_each_first_row_needs_its_predecessor() {
     let last = lane.until(request, |request| matches!(request, Request::LastSeqs(_)));
     assert_eq!(last, Request::LastSeqs(vec![0, 1]));
     assert_eq!(lane.on(Answer::Seqs(vec![4, 0])), Request::Begin);
-    assert_eq!(lane.on(Answer::Ok), Request::Guard(vec![Placed { entry: 0, seq: 5 }]));
+    assert_eq!(lane.on(Answer::Ok), Request::Guard(vec![NumberedEntry { entry: 0, seq: 5 }]));
     assert_eq!(lane.on(Answer::Count(0)), Request::Disconnect);
 }
 
@@ -183,7 +183,7 @@ fn what_was_fenced_before_the_commit_is_rolled_back() {
     lane.assignment.fence();
     assert_eq!(lane.on(Answer::Count(1)), Request::Rollback);
     assert_eq!(lane.on(Answer::Ok), Request::Done(Outcome::default()));
-    assert!(matches!(&lane.events[..], [Event::Dropped(receipts)] if receipts.len() == 1));
+    assert!(matches!(&lane.events[..], [Event::Dropped(records)] if records.len() == 1));
 }
 
 #[test]
@@ -201,10 +201,10 @@ fn what_was_started_over_an_earlier_connection_is_not_stored_with_the_rest() {
     let mut lane = Lane::new(false);
     let newer = Arc::new(Assignment::new(2));
     newer.start_read(Uuid::nil(), 2);
-    let entry = |(place, (assignment, msg)): (usize, (&Arc<Assignment>, Msg))| {
-        let partition = Partition::try_from(place).expect("few");
-        let receipt = Receipt { partition, epoch: assignment.epoch, offset: RecordOffset(7), bytes: 1 };
-        Entry::new(assignment.clone(), receipt, Kind::Message, msg)
+    let entry = |(index, (assignment, msg)): (usize, (&Arc<Assignment>, Msg))| {
+        let partition = Partition::try_from(index).expect("few");
+        let record_ref = RecordRef { partition, epoch: assignment.epoch, offset: RecordOffset(7), bytes: 1 };
+        Entry::new(assignment.clone(), record_ref, Kind::Message, msg)
     };
     let msgs = [(&lane.assignment, Msg("a", 1)), (&newer, Msg("b", 2))];
     let entries = msgs.into_iter().enumerate().map(entry).collect();
@@ -217,20 +217,20 @@ fn what_was_started_over_an_earlier_connection_is_not_stored_with_the_rest() {
 }
 
 #[test]
-fn a_refused_record_is_found_asked_for_and_kept_aside() {
+fn rejected_record_is_found_and_dead_lettered() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     let mut request = lane.until(request, is_insert);
     let refused = |request: &Request| matches!(request, Request::Insert(rows) if rows.iter().any(|row| row.entry == 0));
-    let permit = |request: &Request| matches!(request, Request::Permit(_));
-    while !permit(&request) {
+    let is_approval = |request: &Request| matches!(request, Request::ApproveDeadLetters(_));
+    while !is_approval(&request) {
         request = if refused(&request) { lane.on(failed(Class::Permanent)) } else { lane.until(request, |_| false) };
-        request = lane.until(request, |request| refused(request) || permit(request));
+        request = lane.until(request, |request| refused(request) || is_approval(request));
     }
-    let Request::Permit(asked) = &request else { unreachable!() };
+    let Request::ApproveDeadLetters(asked) = &request else { unreachable!() };
     assert_eq!(asked[0].offset, RecordOffset(0));
     let insert = lane.until(request, is_insert);
-    assert_eq!(insert, placed(&[(1, 1)]), "the other one takes its place");
+    assert_eq!(insert, numbered(&[(1, 1)]), "the other one takes its place");
     let dead = lane.until(insert, |request| matches!(request, Request::InsertDeadLetters(_)));
     let done = lane.until(dead, is_done);
     assert_eq!(
@@ -245,14 +245,17 @@ fn when_every_record_is_refused_none_is_kept_aside() {
     let mut request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     loop {
         request = lane.until(request, |request| {
-            matches!(request, Request::Insert(_) | Request::Canary(_) | Request::Wait(_) | Request::Permit(_))
+            matches!(
+                request,
+                Request::Insert(_) | Request::Canary(_) | Request::Wait(_) | Request::ApproveDeadLetters(_)
+            )
         });
-        if matches!(request, Request::Wait(_) | Request::Permit(_)) {
+        if matches!(request, Request::Wait(_) | Request::ApproveDeadLetters(_)) {
             break;
         }
         request = lane.on(failed(Class::Permanent));
     }
-    assert!(matches!(request, Request::Wait(Trouble { failure: Failure { class: Class::Fatal, .. }, .. })));
+    assert!(matches!(request, Request::Wait(BatchFailure { failure: Failure { class: Class::Fatal, .. }, .. })));
 }
 
 #[test]
@@ -266,13 +269,13 @@ fn what_the_server_has_no_time_for_is_stored_in_parts() {
     let request = lane.on(Answer::Ok);
     let request = lane.until(request, |request| matches!(request, Request::Wait(_)));
     let first = lane.until(request, is_insert);
-    assert_eq!(first, placed(&[(0, 1), (1, 1)]));
+    assert_eq!(first, numbered(&[(0, 1), (1, 1)]));
     let commit = lane.until(first, |request| *request == Request::Commit);
     assert_eq!(commit, Request::Commit);
     let second = lane.on(Answer::Ok);
-    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 2));
+    assert!(matches!(&lane.events[..], [Event::Completed(records)] if records.len() == 2));
     let second = lane.until(second, is_insert);
-    assert_eq!(second, placed(&[(0, 2), (1, 3)]), "in order");
+    assert_eq!(second, numbered(&[(0, 2), (1, 3)]), "in order");
     let done = lane.until(second, is_done);
     assert_eq!(done, Request::Done(Outcome { stored: 4, ..Outcome::default() }));
 }
@@ -281,8 +284,8 @@ fn what_the_server_has_no_time_for_is_stored_in_parts() {
 fn a_record_alone_that_the_server_has_no_time_for_is_to_blame_if_it_is_huge() {
     for (bytes, kept_aside) in [(HUGE, true), (1, false)] {
         let mut lane = Lane::new(false);
-        let receipt = Receipt { partition: 0, epoch: 1, offset: RecordOffset(0), bytes };
-        let entry = Entry::new(lane.assignment.clone(), receipt, Kind::Message, Msg("a", 1));
+        let record_ref = RecordRef { partition: 0, epoch: 1, offset: RecordOffset(0), bytes };
+        let entry = Entry::new(lane.assignment.clone(), record_ref, Kind::Message, Msg("a", 1));
         let request = lane.machine.begin(vec![entry], &mut lane.events);
         lane.until(request, is_insert);
         let request = lane.on(failed(Class::Heavy));
@@ -291,8 +294,8 @@ fn a_record_alone_that_the_server_has_no_time_for_is_to_blame_if_it_is_huge() {
         // Its inbox takes a small one, and it is refused once more.
         lane.until(request, is_insert);
         let request = lane.on(failed(Class::Heavy));
-        let ended = lane.until(request, |request| matches!(request, Request::Permit(_) | Request::Done(_)));
-        assert_eq!(matches!(ended, Request::Permit(_)), kept_aside);
+        let ended = lane.until(request, |request| matches!(request, Request::ApproveDeadLetters(_) | Request::Done(_)));
+        assert_eq!(matches!(ended, Request::ApproveDeadLetters(_)), kept_aside);
         assert_eq!(lane.machine.blocked().count(), usize::from(!kept_aside), "the small one waits by itself");
     }
 }
@@ -307,7 +310,7 @@ fn what_is_stored_is_not_to_blame_when_it_is_refused() {
     assert_eq!(lane.on(Answer::Ok), Request::FindStored(vec![0, 1]));
     let request = lane.on(Answer::Found(vec![(0, true)]));
     let insert = lane.until(request, is_insert);
-    assert_eq!(insert, placed(&[(1, 1)]));
+    assert_eq!(insert, numbered(&[(1, 1)]));
     let done = lane.until(insert, is_done);
     assert_eq!(done, Request::Done(Outcome { stored: 1, duplicates: 1, dead_letters: Vec::new() }));
 }
@@ -315,7 +318,7 @@ fn what_is_stored_is_not_to_blame_when_it_is_refused() {
 /// Answers like a database in which inbox `a` cannot be written from this entry's id on.
 fn blocked_from(lane: &mut Lane, mut request: Request, id: u128, class: Class) -> Outcome {
     loop {
-        let is_blocked = |lane: &Lane, rows: &[Placed]| {
+        let is_blocked = |lane: &Lane, rows: &[NumberedEntry]| {
             rows.iter().any(|row| {
                 let body = &lane.machine.entries()[row.entry].body;
                 body.recv_id() == "a" && body.1 >= id
@@ -343,7 +346,7 @@ fn blocked_inbox_waits_and_its_lane_goes_on() {
         let blocked: Vec<_> = lane.machine.blocked().collect();
         assert_eq!((blocked.len(), blocked[0].offset, blocked[0].records), (1, RecordOffset(2), 2));
         assert_eq!(blocked[0].failure.class, class);
-        assert!(lane.events.iter().any(|event| matches!(event, Event::Blocked(receipts) if receipts.len() == 2)));
+        assert!(lane.events.iter().any(|event| matches!(event, Event::Blocked(records) if records.len() == 2)));
 
         // What comes later waits behind, and the others do not.
         let request = lane.begin_at(6, vec![Msg("a", 7), Msg("d", 8)]);
@@ -362,11 +365,11 @@ fn blocked_inbox_waits_and_its_lane_goes_on() {
         let outcome = blocked_from(&mut lane, request, u128::MAX, class);
         assert_eq!(outcome, Outcome { stored: 3, ..Outcome::default() });
         assert_eq!(lane.machine.blocked().count(), 0);
-        let settled = lane.events.iter().filter_map(|event| match event {
-            Event::Settled(receipts) => Some(receipts.iter().map(|receipt| receipt.offset.0)),
+        let completed = lane.events.iter().filter_map(|event| match event {
+            Event::Completed(records) => Some(records.iter().map(|record_ref| record_ref.offset.0)),
             _ => None,
         });
-        assert_eq!(settled.flatten().collect::<Vec<_>>(), [2, 4, 6]);
+        assert_eq!(completed.flatten().collect::<Vec<_>>(), [2, 4, 6]);
         assert!(matches!(lane.events[0], Event::Unblocked(_)));
         assert_eq!(lane.machine.retry(&mut lane.events), None);
     }
@@ -382,7 +385,7 @@ fn locked_table_blocks_no_inbox() {
     assert_eq!(lane.on(failed(Class::Locked)), Request::Disconnect);
     assert!(matches!(
         lane.on(Answer::Ok),
-        Request::Wait(Trouble { failure: Failure { class: Class::Locked, .. }, .. })
+        Request::Wait(BatchFailure { failure: Failure { class: Class::Locked, .. }, .. })
     ));
     assert_eq!(lane.machine.blocked().count(), 0);
 }
@@ -397,7 +400,7 @@ fn fenced_record_of_blocked_inbox_is_dropped() {
     assert!(lane.events.is_empty());
     lane.assignment.fence();
     lane.machine.sweep(&mut lane.events);
-    assert!(matches!(&lane.events[..], [Event::Unblocked(_), Event::Dropped(receipts)] if receipts.len() == 1));
+    assert!(matches!(&lane.events[..], [Event::Unblocked(_), Event::Dropped(records)] if records.len() == 1));
     assert_eq!(lane.machine.retry(&mut lane.events), None);
 }
 
@@ -431,7 +434,7 @@ fn commit_with_a_warning_completes_the_batch_and_clears_the_cache() {
     let commit = lane.until(request, |request| *request == Request::Commit);
     assert_eq!(commit, Request::Commit);
     assert_eq!(lane.on(Answer::Warned), Request::Done(Outcome { stored: 1, ..Outcome::default() }));
-    assert!(matches!(&lane.events[..], [Event::Settled(receipts)] if receipts.len() == 1));
+    assert!(matches!(&lane.events[..], [Event::Completed(records)] if records.len() == 1));
     assert_eq!(lane.begin(vec![Msg("a", 2)]), Request::LastSeqs(vec![0]));
 }
 
@@ -458,7 +461,7 @@ fn rest_of_a_halved_batch_waits_in_front_of_what_was_found_blocked() {
     assert_eq!(lane.machine.blocked().map(|inbox| inbox.records).collect::<Vec<_>>(), [2]);
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     blocked_from(&mut lane, request, u128::MAX, Class::Locked);
-    assert_eq!(lane.settled(), [0, 1, 2]);
+    assert_eq!(lane.completed(), [0, 1, 2]);
 }
 
 /// First its second message alone is blocked, and then the whole inbox.
@@ -486,5 +489,5 @@ fn message_found_blocked_later_waits_in_front() {
     assert_eq!(outcome, Outcome::default());
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     blocked_from(&mut lane, request, u128::MAX, Class::Locked);
-    assert_eq!(lane.settled(), [0, 1, 2]);
+    assert_eq!(lane.completed(), [0, 1, 2]);
 }

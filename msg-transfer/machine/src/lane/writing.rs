@@ -1,16 +1,16 @@
 //! From the messages of a batch to a transaction: each `seq`, the rows, what repeats them, what is kept aside.
 
-use super::blocked::unmark;
+use super::blocked::report_unblocked;
 use super::entry::State;
-use super::{DeadLetter, Machine, Message, Pending, Placed, Request};
+use super::{DeadLetter, Machine, Message, NumberedEntry, Pending, Request};
 use crate::consumer::Event;
 
 impl<T: Message> Machine<T> {
     /// What was the last `seq` of each inbox?
     pub(super) fn ask(&mut self) -> Request {
         let entries = &self.entries;
-        let inbox = |place: &usize| entries[*place].body.recv_id();
-        let mut new: Vec<usize> = (0..entries.len()).filter(|place| entries[*place].is_new()).collect();
+        let inbox = |index: &usize| entries[*index].body.recv_id();
+        let mut new: Vec<usize> = (0..entries.len()).filter(|index| entries[*index].is_new()).collect();
         // Stable: within an inbox the order received stays. Sorted: as the index wants them.
         new.sort_by(|a, b| inbox(a).cmp(inbox(b)));
         let groups = new.chunk_by(|a, b| inbox(a) == inbox(b));
@@ -22,27 +22,27 @@ impl<T: Message> Machine<T> {
         let unknown: Vec<usize> =
             self.inboxes.iter().filter(|(_, last)| last.is_none()).map(|(group, _)| group[0]).collect();
         if unknown.is_empty() {
-            return self.place(Vec::new());
+            return self.assign_seqs(Vec::new());
         }
         self.request(Pending::LastSeqs, Request::LastSeqs(unknown))
     }
 
     /// Gives each new message the next `seq` of its inbox. `seqs` are those that had to be asked for.
-    pub(super) fn place(&mut self, seqs: Vec<i64>) -> Request {
+    pub(super) fn assign_seqs(&mut self, seqs: Vec<i64>) -> Request {
         let mut answers = seqs.into_iter();
-        self.placed.clear();
+        self.numbered.clear();
         for (group, known) in &mut self.inboxes {
             let last = *known.get_or_insert_with(|| answers.next().expect("each unknown inbox was asked for"));
-            self.placed.extend(group.iter().zip(last + 1..).map(|(entry, seq)| Placed { entry: *entry, seq }));
+            self.numbered.extend(group.iter().zip(last + 1..).map(|(entry, seq)| NumberedEntry { entry: *entry, seq }));
         }
         let begin = if self.is_short() { Request::BeginRetry } else { Request::Begin };
         self.request(Pending::Begin, begin)
     }
 
     /// The first row of each inbox that needs a predecessor.
-    pub(super) fn heads(&self) -> Vec<Placed> {
+    pub(super) fn heads(&self) -> Vec<NumberedEntry> {
         let last = |known: &Option<i64>| known.expect("it was asked for");
-        let heads = self.inboxes.iter().map(|(group, known)| Placed { entry: group[0], seq: last(known) + 1 });
+        let heads = self.inboxes.iter().map(|(group, known)| NumberedEntry { entry: group[0], seq: last(known) + 1 });
         heads.filter(|head| head.seq > 1).collect()
     }
 
@@ -55,14 +55,14 @@ impl<T: Message> Machine<T> {
     }
 
     pub(super) fn insert(&mut self) -> Request {
-        if self.placed.is_empty() {
+        if self.numbered.is_empty() {
             return self.find_repeats();
         }
-        self.request(Pending::Insert, Request::Insert(self.placed.clone()))
+        self.request(Pending::Insert, Request::Insert(self.numbered.clone()))
     }
 
     pub(super) fn inserted(&mut self, inserted: usize) -> Request {
-        if inserted < self.placed.len() {
+        if inserted < self.numbered.len() {
             // Some are there already, and would leave holes in `seq`: without them, again. Each turn finds one at least.
             return self.request(Pending::UndoInsert, Request::Rollback);
         }
@@ -70,7 +70,7 @@ impl<T: Message> Machine<T> {
     }
 
     pub(super) fn repeats(&self) -> Vec<usize> {
-        (0..self.entries.len()).filter(|place| self.entries[*place].is(&State::Repeat)).collect()
+        (0..self.entries.len()).filter(|index| self.entries[*index].is(&State::Repeat)).collect()
     }
 
     /// In the same transaction: what they repeat is in the table by now.
@@ -83,8 +83,8 @@ impl<T: Message> Machine<T> {
     }
 
     pub(super) fn found(&mut self, found: &[(usize, bool)]) {
-        for (place, same) in found {
-            self.entries[*place].state = if *same { State::Duplicate } else { State::Conflict };
+        for (index, same) in found {
+            self.entries[*index].state = if *same { State::Duplicate } else { State::Conflict };
         }
     }
 
@@ -92,7 +92,7 @@ impl<T: Message> Machine<T> {
         let conflicts = &mut self.conflicts;
         let dead = self.entries.iter().enumerate().filter_map(|(entry, held)| {
             let (reason, detail) = held.dead()?;
-            let content = reason.counts() || conflicts.keep(&held.receipt);
+            let content = reason.counts() || conflicts.keep(&held.record_ref);
             let lost = if content { "" } else { "; its content is not kept: too many conflicts of late" };
             Some(DeadLetter { entry, reason, detail: format!("{detail}{lost}"), content })
         });
@@ -125,12 +125,12 @@ impl<T: Message> Machine<T> {
             // A standby that takes over may not have these rows: a cache of them would make gaps that no key catches.
             self.cache.clear();
         }
-        self.outcome.stored += self.placed.len();
+        self.outcome.stored += self.numbered.len();
         self.outcome.duplicates += self.entries.iter().filter(|entry| entry.is(&State::Duplicate)).count();
         let dead = self.entries.iter().filter_map(|entry| entry.dead());
         self.outcome.dead_letters.extend(dead.map(|(reason, _)| reason));
-        unmark(self.entries.iter(), events);
-        events.push(Event::Settled(self.entries.drain(..).map(|entry| entry.receipt).collect()));
+        report_unblocked(self.entries.iter(), events);
+        events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.record_ref).collect()));
         self.most = self.most.saturating_mul(2);
         self.next_part(events)
     }

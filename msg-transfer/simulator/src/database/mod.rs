@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use machine::failure::Class;
 
-pub(crate) use self::statement::{Effect, How, Reply, Statement};
-pub(crate) use self::tables::{At, Dead, Row, Tables};
+pub(crate) use self::statement::{Observation, Reply, Statement, StatementEffect};
+pub(crate) use self::tables::{Dead, Row, Tables};
 
 pub(crate) type SessionId = u32;
 
@@ -20,7 +20,7 @@ pub(crate) type SessionId = u32;
 pub(crate) struct Client {
     pub(crate) process: usize,
     pub(crate) life: u32,
-    /// A lane, or the keeper.
+    /// The lane's number; `None` for the reference connection.
     pub(crate) lane: Option<usize>,
 }
 
@@ -28,7 +28,7 @@ impl Client {
     pub(crate) fn show(&self) -> String {
         match self.lane {
             Some(lane) => format!("P{}.{} lane {lane}", self.process, self.life),
-            None => format!("P{}.{} keeper", self.process, self.life),
+            None => format!("P{}.{} reference connection", self.process, self.life),
         }
     }
 }
@@ -42,8 +42,8 @@ pub(crate) struct Transaction {
     savepoint: (usize, usize),
     has_savepoint: bool,
     failed: bool,
-    /// It looks for refused records: deferred constraints speak at once.
-    is_pass: bool,
+    /// It is a bisection: deferred constraints are checked immediately.
+    is_bisection: bool,
 }
 
 /// A session.
@@ -56,7 +56,7 @@ pub(crate) struct Session {
     /// The server still serves it.
     pub(crate) alive: bool,
     pub(crate) request: Option<Statement>,
-    /// Rows of the statement that are done, and how many of them were inserted.
+    /// Rows of the statement that are done, and effect many of them were inserted.
     done: (usize, usize),
     /// The transaction that the statement waits for.
     waits_for: Option<u32>,
@@ -68,7 +68,7 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 pub(crate) struct Database {
     pub(crate) tables: Tables,
-    /// Only the keeper's and the lanes' that are held or alive.
+    /// Only sessions that a client holds or that the server serves.
     pub(crate) sessions: Vec<Session>,
     /// Committed, and not to be seen yet.
     pub(crate) unseen: Vec<Transaction>,
@@ -191,10 +191,10 @@ impl Database {
         self.incarnation += 1;
     }
 
-    /// Whether a transaction holds a lock on the table that a change of it would have to wait for. A pass takes it first.
+    /// Whether a transaction holds a lock on the table that a change of it would have to wait for. A bisection takes it first.
     pub(crate) fn is_table_locked(&self) -> bool {
         let transactions = self.sessions.iter().filter_map(|session| session.transaction.as_ref());
-        transactions.into_iter().any(|open| open.is_pass || !open.rows.is_empty())
+        transactions.into_iter().any(|open| open.is_bisection || !open.rows.is_empty())
     }
 
     /// The statement waits for another transaction that is not over.

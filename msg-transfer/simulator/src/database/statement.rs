@@ -5,10 +5,10 @@ use machine::failure::Class;
 use machine::lane::Answer;
 use machine::{Epoch, Partition, Progress};
 
-use super::{At, Client, Database, Dead, Row, SessionId, Transaction};
-use crate::kafka::log::{Nature, Record};
+use super::{Client, Database, Dead, Row, SessionId, Transaction};
+use crate::kafka::log::{At, Record, RecordKind};
 
-/// A statement, as it is sent.
+/// A statement of a lane or of the reference connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Statement {
     LastSeqs(Vec<u8>),
@@ -19,47 +19,47 @@ pub(crate) enum Statement {
     InsertDead(Vec<Dead>),
     Commit,
     Rollback,
-    BeginPass,
-    /// In place of this row, in its inbox, or in nobody's.
+    BeginBisection,
+    /// In place of this row in its inbox, or in an inbox of its own.
     Canary(Option<Row>),
     MoveSavepoint,
     RollbackToSavepoint,
     /// The progress rows, and the dead letters that count.
     Load(u32, Vec<(Partition, Epoch)>),
     Save(Vec<(u32, Partition, Progress)>),
-    /// Of which topic and partition, and what was lost.
+    /// The topic, the partition, and the records that Kafka lost.
     Lower(u32, Partition, Lost),
     Ping,
 }
 
-/// What comes back.
+/// The result of a statement.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     Answer(Answer),
     Loaded(Vec<(Partition, Option<Progress>, Vec<i64>)>),
-    /// Whether the row was the one that was read.
+    /// Whether the row was still the one that was read.
     Lowered(bool),
-    /// To which incarnation of the database.
+    /// The incarnation of the database that has the rows.
     Saved(u32),
     Failed(Class),
 }
 
-/// How the server and the way to it deal with a statement.
+/// What the server and the connection do with a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum StatementEffect {
     Fine,
     Fails(Class),
-    /// The connection breaks before it is carried out …
+    /// The connection breaks before the statement is carried out.
     BreaksBefore,
-    /// … or after.
+    /// The connection breaks after the statement was carried out, before its result arrives.
     BreaksAfter,
-    /// Committed, and to be seen later.
+    /// The COMMIT succeeds, and its rows become visible later.
     SeenLater,
 }
 
-/// What the oracle has to know of.
+/// The part of a statement's result that the oracle observes.
 #[derive(Debug)]
-pub(crate) enum Effect {
+pub(crate) enum Observation {
     None,
     /// It waits for a lock.
     Waits,
@@ -77,7 +77,7 @@ pub(crate) enum Effect {
     },
 }
 
-/// What a step of a statement came to.
+/// The result of one step of a statement.
 enum Step {
     Done(Reply),
     Failed(Class),
@@ -85,25 +85,25 @@ enum Step {
 }
 
 impl Database {
-    /// Carries out what was sent over this session, as far as it goes.
-    pub(crate) fn execute(&mut self, id: SessionId, how: How) -> Effect {
-        if how == How::BreaksBefore {
+    /// Carries out the statement that was sent over this session, until it ends or waits for a lock.
+    pub(crate) fn execute(&mut self, id: SessionId, effect: StatementEffect) -> Observation {
+        if effect == StatementEffect::BreaksBefore {
             self.end(id);
-            return Effect::None;
+            return Observation::None;
         }
         let Some(place) = self.sessions.iter().position(|session| session.id == id && session.alive) else {
-            return Effect::None;
+            return Observation::None;
         };
-        let Some(statement) = self.sessions[place].request.take() else { return Effect::None };
-        let mut effect = Effect::None;
-        let step = match how {
-            How::Fails(class) if !matches!(statement, Statement::Rollback) => {
+        let Some(statement) = self.sessions[place].request.take() else { return Observation::None };
+        let mut observation = Observation::None;
+        let step = match effect {
+            StatementEffect::Fails(class) if !matches!(statement, Statement::Rollback) => {
                 if matches!(statement, Statement::Commit) {
                     self.sessions[place].transaction = None;
                 }
                 Step::Failed(class)
             }
-            _ => self.step(place, &statement, how == How::SeenLater, &mut effect),
+            _ => self.step(place, &statement, effect == StatementEffect::SeenLater, &mut observation),
         };
         let session = &mut self.sessions[place];
         match step {
@@ -117,20 +117,20 @@ impl Database {
                 session.waits_for = Some(number);
                 if self.is_deadlock(id, number) {
                     self.sessions[place].fail(Class::Transient);
-                    return Effect::Deadlock;
+                    return Observation::Deadlock;
                 }
                 self.sessions[place].request = Some(statement);
-                return Effect::Waits;
+                return Observation::Waits;
             }
         }
-        if how == How::BreaksAfter {
+        if effect == StatementEffect::BreaksAfter {
             self.sessions[place].reply = None;
             self.end(id);
         }
-        effect
+        observation
     }
 
-    fn step(&mut self, place: usize, statement: &Statement, seen_later: bool, effect: &mut Effect) -> Step {
+    fn step(&mut self, place: usize, statement: &Statement, seen_later: bool, observation: &mut Observation) -> Step {
         let ok = Step::Done(Reply::Answer(Answer::Ok));
         let failed = self.sessions[place].transaction.as_ref().is_some_and(|open| open.failed);
         let ends = matches!(statement, Statement::Rollback | Statement::RollbackToSavepoint | Statement::Commit);
@@ -143,13 +143,13 @@ impl Database {
                 let seqs = inboxes.iter().map(|inbox| self.tables.last_seq(*inbox)).collect();
                 Step::Done(Reply::Answer(Answer::Seqs(seqs)))
             }
-            Statement::Begin | Statement::BeginPass => {
+            Statement::Begin | Statement::BeginBisection => {
                 self.last_transaction += 1;
-                let is_pass = matches!(statement, Statement::BeginPass);
+                let is_bisection = matches!(statement, Statement::BeginBisection);
                 let begun = Transaction {
                     number: self.last_transaction,
-                    has_savepoint: is_pass,
-                    is_pass,
+                    has_savepoint: is_bisection,
+                    is_bisection,
                     ..Transaction::default()
                 };
                 self.sessions[place].transaction = Some(begun);
@@ -163,7 +163,7 @@ impl Database {
             Statement::Canary(beside) => self.canary(place, beside.as_ref()),
             Statement::FindStored(asked) => self.find(place, asked),
             Statement::InsertDead(dead) => self.insert_dead(place, dead),
-            Statement::Commit => self.commit(place, seen_later, effect),
+            Statement::Commit => self.commit(place, seen_later, observation),
             Statement::Rollback => {
                 self.sessions[place].transaction = None;
                 ok
@@ -190,20 +190,20 @@ impl Database {
                 };
                 let loaded = partitions.iter().map(of).collect();
                 let client = self.sessions[place].client;
-                *effect = Effect::Loaded { client, topic: *topic, partitions: partitions.clone() };
+                *observation = Observation::Loaded { client, topic: *topic, partitions: partitions.clone() };
                 Step::Done(Reply::Loaded(loaded))
             }
             Statement::Save(_) if self.read_only => Step::Failed(Class::Fatal),
             Statement::Save(rows) => {
                 self.tables.save_progress(rows);
-                *effect = Effect::Saved(rows.clone());
+                *observation = Observation::Saved(rows.clone());
                 Step::Done(Reply::Saved(self.incarnation))
             }
             Statement::Lower(..) if self.read_only => Step::Failed(Class::Fatal),
             Statement::Lower(topic, partition, lost) => {
                 let lowered = self.tables.lower(*topic, *partition, lost);
                 if lowered {
-                    *effect = Effect::Lowered(*topic, *partition, *lost);
+                    *observation = Observation::Lowered(*topic, *partition, *lost);
                 }
                 Step::Done(Reply::Lowered(lowered))
             }
@@ -219,17 +219,17 @@ impl Database {
     fn insert(&mut self, place: usize, rows: &[Row]) -> Step {
         let (mut done, mut inserted) = self.sessions[place].done;
         while let Some(row) = rows.get(done) {
-            let is_pass = self.open(place).is_pass;
-            match row.record.nature {
+            let is_bisection = self.open(place).is_bisection;
+            match row.record.kind {
                 _ if self.read_only => return Step::Failed(Class::Fatal),
                 _ if self.refuses => return Step::Failed(Class::Permanent),
                 _ if self.blocked.contains_key(&row.record.inbox) => {
                     return Step::Failed(self.blocked[&row.record.inbox]);
                 }
-                Nature::Refused => return Step::Failed(Class::Permanent),
-                Nature::RefusedAtCommit if is_pass => return Step::Failed(Class::Permanent),
-                Nature::TooLarge => return Step::Failed(Class::TooLarge),
-                Nature::Toxic => return Step::Failed(Class::Heavy),
+                RecordKind::Refused => return Step::Failed(Class::Permanent),
+                RecordKind::RefusedAtCommit if is_bisection => return Step::Failed(Class::Permanent),
+                RecordKind::TooLarge => return Step::Failed(Class::TooLarge),
+                RecordKind::Toxic => return Step::Failed(Class::Heavy),
                 _ => {}
             }
             let same_id = |other: &Row| other.record.id == row.record.id && other.record.inbox == row.record.inbox;
@@ -271,7 +271,7 @@ impl Database {
             inbox: Row::CANARY,
             id: u16::MAX,
             version: 0,
-            nature: Nature::Good,
+            kind: RecordKind::Good,
         };
         self.open(place).rows.push(Row { seq: 0, record });
         Step::Done(Reply::Answer(Answer::Count(1)))
@@ -309,17 +309,17 @@ impl Database {
         Step::Done(Reply::Answer(Answer::Ok))
     }
 
-    fn commit(&mut self, place: usize, seen_later: bool, effect: &mut Effect) -> Step {
+    fn commit(&mut self, place: usize, seen_later: bool, observation: &mut Observation) -> Step {
         let Some(open) = self.sessions[place].transaction.take() else { return Step::Failed(Class::Fatal) };
         if open.failed {
             // The server answers ROLLBACK, which is no error.
             return Step::Done(Reply::Answer(Answer::Ok));
         }
-        if open.rows.iter().any(|row| row.record.nature == Nature::RefusedAtCommit) {
+        if open.rows.iter().any(|row| row.record.kind == RecordKind::RefusedAtCommit) {
             return Step::Failed(Class::Permanent);
         }
         self.tables.commit(open.number, &open.rows, &open.dead, !seen_later);
-        *effect = Effect::Committed { rows: open.rows.clone(), dead: open.dead.clone() };
+        *observation = Observation::Committed { rows: open.rows.clone(), dead: open.dead.clone() };
         if seen_later {
             self.unseen.push(open);
         }
@@ -367,16 +367,16 @@ impl Statement {
     }
 }
 
-impl How {
+impl StatementEffect {
     /// For the trace.
     pub(crate) fn show(self) -> &'static str {
         match self {
-            How::Fine => "",
-            How::Fails(Class::Heavy) => ": takes too long",
-            How::Fails(_) => ": fails",
-            How::BreaksBefore => ": the connection breaks before it is carried out",
-            How::BreaksAfter => ": the connection breaks before it is answered",
-            How::SeenLater => ": to be seen later",
+            StatementEffect::Fine => "",
+            StatementEffect::Fails(Class::Heavy) => ": takes too long",
+            StatementEffect::Fails(_) => ": fails",
+            StatementEffect::BreaksBefore => ": the connection breaks before it is carried out",
+            StatementEffect::BreaksAfter => ": the connection breaks before it is answered",
+            StatementEffect::SeenLater => ": to be seen later",
         }
     }
 }

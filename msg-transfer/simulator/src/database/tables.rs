@@ -3,12 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use machine::consumer::start::Lost;
-use machine::{Epoch, Partition, Progress, Reason};
+use machine::{Partition, Progress, Reason};
 
-use crate::kafka::log::{INBOXES, Record};
-
-/// Topic, partition, offset, leader epoch.
-pub(crate) type At = (u32, Partition, i64, i32);
+use crate::assignment_id::AssignmentId;
+use crate::kafka::log::{At, INBOXES, Record};
 
 /// A row of `messages`. One of nobody's is the canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +20,8 @@ pub(crate) struct Row {
 pub(crate) struct Dead {
     pub(crate) record: Record,
     pub(crate) reason: Reason,
-    /// Under which assignment, of which process in which of its lives: for the oracle.
-    pub(crate) by: (usize, u32, Epoch),
+    /// The assignment that the record was received under: for the oracle.
+    pub(crate) by: AssignmentId,
     pub(crate) seen: usize,
 }
 

@@ -4,7 +4,7 @@ use machine::failure::Class;
 use machine::lane::Answer;
 
 use super::*;
-use crate::kafka::log::{Nature, Record};
+use crate::kafka::log::{Record, RecordKind};
 
 fn row(id: u16, seq: i64) -> Row {
     let record = Record {
@@ -15,7 +15,7 @@ fn row(id: u16, seq: i64) -> Row {
         inbox: 0,
         id,
         version: 0,
-        nature: Nature::Good,
+        kind: RecordKind::Good,
     };
     Row { seq, record }
 }
@@ -26,7 +26,7 @@ fn session(database: &mut Database) -> SessionId {
 
 fn on(database: &mut Database, session: SessionId, statement: Statement) -> Polled {
     database.send(session, statement);
-    database.execute(session, How::Fine);
+    database.execute(session, StatementEffect::Fine);
     database.poll(session)
 }
 
@@ -90,7 +90,7 @@ fn an_insert_waits_for_another_that_has_the_key() {
         on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
         assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(1, 1)])), Polled::Nothing));
         on(&mut database, a, if commits { Statement::Commit } else { Statement::Rollback });
-        database.execute(b, How::Fine);
+        database.execute(b, StatementEffect::Fine);
         assert_eq!(count(&database.poll(b)), Some(expected));
     }
 }
@@ -102,7 +102,7 @@ fn who_waited_for_a_seq_that_was_committed_fails() {
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
     assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Nothing));
     on(&mut database, a, Statement::Commit);
-    database.execute(b, How::Fine);
+    database.execute(b, StatementEffect::Fine);
     assert!(matches!(database.poll(b), Polled::Reply(Reply::Failed(Class::Conflict))));
 }
 
@@ -121,7 +121,7 @@ fn a_circle_of_waits_is_broken() {
 fn a_savepoint_takes_back_what_came_after_it() {
     let mut database = Database::default();
     let a = session(&mut database);
-    on(&mut database, a, Statement::BeginPass);
+    on(&mut database, a, Statement::BeginBisection);
     on(&mut database, a, Statement::Canary(None));
     on(&mut database, a, Statement::RollbackToSavepoint);
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
@@ -140,8 +140,8 @@ fn put_back_it_lacks_the_last_commits_and_has_no_session() {
         let a = begun(&mut database);
         on(&mut database, a, Statement::Insert(vec![row(id, i64::from(id))]));
         on(&mut database, a, Statement::Commit);
-        let keeper = session(&mut database);
-        on(&mut database, keeper, Statement::Save(vec![(0, 0, progress(i64::from(id)))]));
+        let reference = session(&mut database);
+        on(&mut database, reference, Statement::Save(vec![(0, 0, progress(i64::from(id)))]));
     }
     database.go_back(3, false);
     assert!(database.sessions.iter().all(|session| !session.alive));
@@ -154,7 +154,7 @@ fn what_is_seen_later_holds_its_keys_meanwhile() {
     let [a, b] = [begun(&mut database), begun(&mut database)];
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
     database.send(a, Statement::Commit);
-    database.execute(a, How::SeenLater);
+    database.execute(a, StatementEffect::SeenLater);
     assert!(matches!(database.poll(a), Polled::Reply(Reply::Answer(Answer::Ok))));
     assert_eq!(last_seq(&mut database), 0);
     assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Nothing));

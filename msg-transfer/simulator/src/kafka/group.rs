@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     /// Everyone who is asked to joins again with what it has, as often as it takes; returns what each has.
-    fn settle(group: &mut Group, partitions: Partition, has: &mut BTreeMap<MemberId, Vec<Partition>>) {
+    fn rebalance_until_idle(group: &mut Group, partitions: Partition, has: &mut BTreeMap<MemberId, Vec<Partition>>) {
         for _ in 0..4 {
             for id in group.members.iter().map(|member| member.id).collect::<Vec<_>>() {
                 group.rejoin(id, has.get(&id).cloned().unwrap_or_default());
@@ -146,17 +146,17 @@ mod tests {
             }
             group.begin();
         }
-        panic!("it never settles");
+        panic!("the group never becomes idle");
     }
 
     #[test]
     fn a_second_member_gets_its_part_once_it_was_given_back() {
         let (mut group, mut has) = (Group::new(false), BTreeMap::new());
         let first = group.join(0, false);
-        settle(&mut group, 4, &mut has);
+        rebalance_until_idle(&mut group, 4, &mut has);
         assert_eq!(has[&first], [0, 1, 2, 3]);
         let second = group.join(1, false);
-        settle(&mut group, 4, &mut has);
+        rebalance_until_idle(&mut group, 4, &mut has);
         assert_eq!((has[&first].len(), has[&second].len()), (2, 2));
     }
 

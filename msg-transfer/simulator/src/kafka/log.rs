@@ -3,54 +3,55 @@
 use machine::consumer::start::Kept;
 use machine::{LeaderEpoch, NextOffset, Partition, Progress, Reason};
 
-use crate::database::At;
+/// Topic, partition, offset, leader epoch.
+pub(crate) type At = (u32, Partition, i64, i32);
 
 /// Names of inboxes. The numbers of partitions follow from an inbox's place here.
 pub(crate) const INBOXES: [&str; 10] = ["ann", "bob", "cem", "dan", "eve", "fay", "gus", "han", "ida", "jim"];
 
-/// What is special about a record. It goes with the id and the version: a repeat has the same.
+/// The property of a record that decides on its outcome. It belongs to the ID and the version: a repeat has the same kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Nature {
+pub(crate) enum RecordKind {
     Good,
-    /// Of many bytes, and good.
+    /// Storable, with many bytes.
     Huge,
     Undecodable,
     Invalid,
     /// Written by a newer version.
     Newer,
-    /// The database refuses it …
+    /// Rejected by the database.
     Refused,
-    /// … only when the transaction commits …
+    /// Rejected by the database at the COMMIT.
     RefusedAtCommit,
-    /// … for its size …
+    /// Rejected by the database for its size.
     TooLarge,
-    /// … for the time that it takes.
+    /// The database needs too long for it.
     Toxic,
 }
 
-impl Nature {
-    /// From so many bytes on a record counts as huge.
+impl RecordKind {
+    /// A record of at least this number of bytes counts as huge.
     pub(crate) const HUGE: usize = 60;
 
     pub(crate) fn bytes(self) -> usize {
-        if matches!(self, Nature::Huge | Nature::Toxic) { Nature::HUGE } else { 10 }
+        if matches!(self, RecordKind::Huge | RecordKind::Toxic) { RecordKind::HUGE } else { 10 }
     }
 
-    /// Whether the database would ever take it.
+    /// Returns whether the database accepts it when no fault is active.
     pub(crate) fn is_storable(self) -> bool {
-        matches!(self, Nature::Good | Nature::Huge | Nature::Newer)
+        matches!(self, RecordKind::Good | RecordKind::Huge | RecordKind::Newer)
     }
 
-    /// As what it may be kept aside, apart from a conflict.
+    /// Returns whether it may be dead-lettered for `reason`, apart from a conflict.
     pub(crate) fn may_be_dead_as(self, reason: Reason, slow: bool) -> bool {
         match self {
-            Nature::Undecodable => reason == Reason::Undecodable,
-            Nature::Invalid => reason == Reason::Invalid,
-            Nature::Refused | Nature::RefusedAtCommit => reason == Reason::RejectedByDatabase,
-            Nature::TooLarge | Nature::Toxic => reason == Reason::TooLarge,
-            // What it takes too long for cannot be told while the server is slow.
-            Nature::Huge => slow && reason == Reason::TooLarge,
-            Nature::Good | Nature::Newer => false,
+            RecordKind::Undecodable => reason == Reason::Undecodable,
+            RecordKind::Invalid => reason == Reason::Invalid,
+            RecordKind::Refused | RecordKind::RefusedAtCommit => reason == Reason::RejectedByDatabase,
+            RecordKind::TooLarge | RecordKind::Toxic => reason == Reason::TooLarge,
+            // While the server is slow, a huge record cannot be distinguished from one that needs too long.
+            RecordKind::Huge => slow && reason == Reason::TooLarge,
+            RecordKind::Good | RecordKind::Newer => false,
         }
     }
 }
@@ -67,7 +68,7 @@ pub(crate) struct Record {
     pub(crate) id: u16,
     /// What the sender wrote: another one under the same id is a conflict.
     pub(crate) version: u8,
-    pub(crate) nature: Nature,
+    pub(crate) kind: RecordKind,
 }
 
 impl Record {
@@ -76,7 +77,7 @@ impl Record {
     }
 
     pub(crate) fn show(&self) -> String {
-        let special = if self.nature == Nature::Good { String::new() } else { format!(" {:?}", self.nature) };
+        let special = if self.kind == RecordKind::Good { String::new() } else { format!(" {:?}", self.kind) };
         let version = if self.version > 0 { format!("'{}", self.version) } else { String::new() };
         let topic = if self.topic > 0 { format!("t{}/", self.topic) } else { String::new() };
         let (partition, offset) = (self.partition, self.offset);

@@ -6,7 +6,7 @@ pub(crate) mod log;
 use std::collections::{BTreeMap, VecDeque};
 
 use machine::Partition;
-use machine::consumer::Mark;
+use machine::consumer::CommitPoint;
 
 use self::group::{Group, MemberId};
 use self::log::Topic;
@@ -19,7 +19,7 @@ pub(crate) struct CommitRequest {
     pub(crate) round: usize,
     pub(crate) member: Option<MemberId>,
     pub(crate) generation: u32,
-    pub(crate) marks: Vec<Mark>,
+    pub(crate) points: Vec<CommitPoint>,
     /// Which database the progress rows were written to, if they were, and which topic there was.
     pub(crate) incarnation: Option<u32>,
     pub(crate) topic: u32,

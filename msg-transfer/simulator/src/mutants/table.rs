@@ -1,41 +1,41 @@
 //! The bugs that are planted.
 
-/// What is expected of a planted bug.
+/// The expected result of a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// A promise breaks.
     Found,
-    /// So much has to come together that it may not be found, but for this.
+    /// It may not be found, for this reason.
     Rare(&'static str),
-    /// None does, because of this.
+    /// No promise breaks, for this reason.
     Harmless(&'static str),
 }
 
-/// A piece of a source, which must be there once, and what takes its place.
+/// A text that must occur exactly once in its file, and its replacement.
 #[derive(Clone, Copy, Debug)]
 pub struct Edit {
-    /// Below `msg-transfer`.
+    /// The path of the file below `msg-transfer`.
     pub file: &'static str,
-    /// As it stands there.
+    /// The text to replace.
     pub find: &'static str,
-    /// What takes its place.
+    /// The replacement.
     pub replace: &'static str,
 }
 
-/// A bug.
+/// A bug that is planted on purpose.
 #[derive(Clone, Copy, Debug)]
 pub struct Mutant {
-    /// In a few words.
+    /// The bug in a few words.
     pub name: &'static str,
-    /// What it is.
+    /// The edits that plant it.
     pub edits: &'static [Edit],
-    /// What is expected of it.
+    /// The expected result.
     pub expected: Expected,
 }
 
 macro_rules! mutants {
     ($($name:literal $expected:expr => $($file:literal: $find:literal -> $replace:literal),+;)*) => {
-        /// All of them.
+        /// All mutants.
         pub const MUTANTS: &[Mutant] = &[$(Mutant {
             name: $name,
             edits: &[$(Edit { file: $file, find: $find, replace: $replace }),+],
@@ -47,16 +47,16 @@ macro_rules! mutants {
 use Expected::{Found, Harmless, Rare};
 
 mutants! {
-    "settled when inserted, before the COMMIT" Found =>
+    "completed when inserted, before the COMMIT" Found =>
         "machine/src/lane/mod.rs": "(Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted)," ->
-            "(Pending::Insert, Answer::Count(inserted)) => { if inserted == self.placed.len() { events.push(Event::Settled(self.entries.iter().map(|entry| entry.receipt).collect())); } self.inserted(inserted) }",
-        "machine/src/lane/writing.rs": "events.push(Event::Settled(self.entries.drain(..).map(|entry| entry.receipt).collect()));" ->
+            "(Pending::Insert, Answer::Count(inserted)) => { if inserted == self.numbered.len() { events.push(Event::Completed(self.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(inserted) }",
+        "machine/src/lane/writing.rs": "events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.record_ref).collect()));" ->
             "self.entries.clear();";
-    "the highest settled offset is committed, not the prefix" Found =>
+    "the highest completed offset is committed, not the prefix" Found =>
         "machine/src/consumer/ledger.rs": "self.prefix = self.open.front().map_or(self.last, |first| first.before);" ->
             "self.prefix.next = self.prefix.next.max(offset.next());";
-    "the ledger forgets what is not settled behind a blocked record" Found =>
-        "machine/src/consumer/ledger.rs": "self.open.retain(|entry| !entry.settled);" -> "self.open.truncate(1);",
+    "the ledger forgets what is not completed behind a blocked record" Found =>
+        "machine/src/consumer/ledger.rs": "self.open.retain(|entry| !entry.completed);" -> "self.open.truncate(1);",
         "machine/src/consumer/ledger.rs": "const SLACK: usize = 32;" -> "const SLACK: usize = 1;";
     "what follows a damaged batch is received" Found =>
         "machine/src/consumer/mod.rs": "if owned.failing.is_some_and(|failing| failing.is_waiting()) {" -> "if false {";
@@ -66,9 +66,9 @@ mutants! {
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0 + 2)";
     "next to read is one too low" Found =>
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0)";
-    "a batch that failed is called settled" Found =>
-        "machine/src/lane/mod.rs": "(Pending::Pause | Pending::UndoFenced, _) => self.turn(events)," ->
-            "(Pending::Pause, _) => self.committed(false, events), (Pending::UndoFenced, _) => self.turn(events),";
+    "a batch that failed is called completed" Found =>
+        "machine/src/lane/mod.rs": "(Pending::Backoff | Pending::UndoFenced, _) => self.turn(events)," ->
+            "(Pending::Backoff, _) => self.committed(false, events), (Pending::UndoFenced, _) => self.turn(events),";
     "a cached seq counts under any assignment"
         Harmless("the keys catch a cache that is behind, and one that is ahead ends with its connection") =>
         "machine/src/lane/cache.rs": ".filter(|(known_under, _)| *known_under == epoch)" -> ".filter(|_| epoch > 0)";
@@ -77,18 +77,18 @@ mutants! {
         "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;";
     "the conflict target has no name, and what was not inserted is taken for a duplicate" Found =>
         "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;",
-        "machine/src/lane/writing.rs": "if inserted < self.placed.len() {" -> "if false && inserted < self.placed.len() {";
+        "machine/src/lane/writing.rs": "if inserted < self.numbered.len() {" -> "if false && inserted < self.numbered.len() {";
     "seqs are cached before the COMMIT is answered" Found =>
         "machine/src/lane/writing.rs": "self.request(Pending::Commit, Request::Commit)" ->
             "for inbox in &self.inboxes { let (group, Some(last)) = inbox else { continue }; let (entry, rows) = (&self.entries[group[0]], group.len() as i64); self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows); } self.request(Pending::Commit, Request::Commit)";
     "the cache outlives an error" Harmless("the next connection clears it too") =>
-        "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;";
+        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;";
     "the cache outlives an error and a new connection"
         Harmless("a search for what is refused forgets the inbox as well") =>
-        "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;",
+        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;",
         "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(";
     "the cache outlives an error, a new connection and a search" Found =>
-        "machine/src/lane/refusing.rs": "self.connected = None;\n        self.cache.clear();\n        self.pass = None;" -> "self.connected = None;\n        self.pass = None;",
+        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;",
         "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(",
         "machine/src/lane/blocked.rs": "self.cache.remove(&recv_id);" -> "",
         "machine/src/lane/blocked.rs": "self.cache.remove(&retry.recv_id);" -> "";
@@ -102,20 +102,20 @@ mutants! {
         "machine/src/consumer/mod.rs": "actions.push(Action::Fence { epoch: owned.epoch });\n                // What somebody" ->
             "// What somebody";
     "a lost partition is not fenced" Found =>
-        "machine/src/consumer/leaving.rs": "if let Some(owned) = self.owned.remove(partition) {\n                actions.push(Action::Fence { epoch: owned.epoch });\n                self.forget(*partition, &owned, actions);\n            }\n            lost" ->
+        "machine/src/consumer/revoking.rs": "if let Some(owned) = self.owned.remove(partition) {\n                actions.push(Action::Fence { epoch: owned.epoch });\n                self.forget(*partition, &owned, actions);\n            }\n            lost" ->
             "if let Some(owned) = self.owned.remove(partition) {\n                self.forget(*partition, &owned, actions);\n            }\n            lost";
     "the fence is not looked at before the COMMIT"
         Harmless("who comes after repeats what is stored, and the keys refuse what is not in its place") =>
         "machine/src/lane/writing.rs": "if self.entries.iter().any(|entry| entry.assignment.is_fenced()) {\n            return self.request(Pending::UndoFenced" ->
             "if false {\n            return self.request(Pending::UndoFenced";
     "an error that passes is taken for a record's fault" Found =>
-        "machine/src/lane/pass.rs": "_ => false,\n                };" -> "_ => true,\n                };";
+        "machine/src/lane/bisection.rs": "_ => false,\n                };" -> "_ => true,\n                };";
     "a refused record needs no other that is taken" Found =>
-        "machine/src/lane/pass.rs": "(true, false) => {" -> "(_, false) => {";
+        "machine/src/lane/bisection.rs": "(true, false) => {" -> "(_, false) => {";
     "a small record that takes too long is to blame" Found =>
-        "machine/src/lane/pass.rs": "Class::Heavy => is_huge(*row) && self.guilty.contains(row)," -> "Class::Heavy => self.guilty.contains(row),";
+        "machine/src/lane/bisection.rs": "Class::Heavy => is_huge(*row) && self.confirmed.contains(row)," -> "Class::Heavy => self.confirmed.contains(row),";
     "a huge record is to blame though its inbox takes none" Found =>
-        "machine/src/lane/mod.rs": "Request::Canary(Some(self.placed[row]))" -> "Request::Canary(None)";
+        "machine/src/lane/mod.rs": "Request::Canary(Some(self.numbered[row]))" -> "Request::Canary(None)";
     "a blocked inbox stops its lane" Found =>
         "machine/src/lane/blocked.rs": "self.blocked.inboxes.len() < MAX_BLOCKED" -> "self.blocked.inboxes.len() > MAX_BLOCKED";
     "what comes later passes a blocked inbox" Found =>
@@ -133,8 +133,8 @@ mutants! {
     "a partition stays throttled when it is fetched again" Found =>
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);",
         "machine/src/driver/fetching.rs": "self.throttled.remove(partition);\n            io.take_over(*partition);" -> "io.take_over(*partition);";
-    "a partition is never unpaused" Found =>
-        "machine/src/consumer/mod.rs": "actions.push(Action::Unpause { partition });" -> "";
+    "a partition is never unthrottled" Found =>
+        "machine/src/consumer/mod.rs": "actions.push(Action::Unthrottle { partition });" -> "";
     "the start is the committed offset, where the progress row is behind" Found =>
         "machine/src/consumer/start.rs": "(_, Some(progress)) => progress," -> "(Some(committed), Some(_)) => unknown(committed), (None, Some(progress)) => progress,";
     "the start is the committed offset, where there is no progress row" Found =>
@@ -144,38 +144,38 @@ mutants! {
     "repeats within a batch are inserted too" Found =>
         "machine/src/lane/entry.rs": "if first { State::New } else { State::Repeat }" -> "if first { State::New } else { State::New }";
     "rows that were there already leave holes in seq" Found =>
-        "machine/src/lane/writing.rs": "if inserted < self.placed.len() {" -> "if false && inserted < self.placed.len() {";
+        "machine/src/lane/writing.rs": "if inserted < self.numbered.len() {" -> "if false && inserted < self.numbered.len() {";
     "offsets are committed without progress rows" Found =>
-        "machine/src/consumer/commit.rs": "self.round = Round::Saving(marks.clone());\n        Some(Action::SaveProgress(marks))" ->
-            "self.round = Round::Committing(marks.clone());\n        Some(Action::Commit(marks))";
+        "machine/src/consumer/commit.rs": "self.round = Round::Saving(points.clone());\n        Some(Action::SaveProgress(points))" ->
+            "self.round = Round::Committing(points.clone());\n        Some(Action::Commit(points))";
     "offsets are committed after their progress rows failed" Found =>
         "machine/src/consumer/mod.rs": "Event::ProgressSaved => self.committer.saved(),\n            Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now)," ->
             "Event::ProgressSaved | Event::ProgressFailed => self.committer.saved(),\n            Event::CommitFailed => self.committer.failed(now),";
     "offsets of a lost partition are committed"
         Found =>
-        "machine/src/consumer/commit.rs": "marks.retain(is_current);" -> "marks.retain(|mark| is_current(mark) || true);";
+        "machine/src/consumer/commit.rs": "points.retain(is_current);" -> "points.retain(|point| is_current(point) || true);";
     "a connection to a restored server is accepted" Found =>
-        "machine/src/keeper.rs": "!self.connected => Next::Answer(false),\n            Ask::Check" -> "!self.connected => Next::Answer(true),\n            Ask::Check";
+        "machine/src/reference_connection.rs": "!self.connected => Next::Answer(false),\n            Query::Check" -> "!self.connected => Next::Answer(true),\n            Query::Check";
     "progress is saved over any connection" Found =>
-        "machine/src/keeper.rs": "if !self.connected || generations.iter().any(|g| *g != self.generation) => {" -> "if !self.connected && !generations.is_empty() => {";
-    "the keeper's connections have no numbers" Found =>
-        "machine/src/keeper.rs": "self.generation += 1;" -> "self.generation = 1;";
+        "machine/src/reference_connection.rs": "if !self.connected || numbers.iter().any(|number| *number != self.number) => {" -> "if !self.connected && !numbers.is_empty() => {";
+    "the reference connections have no numbers" Found =>
+        "machine/src/reference_connection.rs": "self.number += 1;" -> "self.number = 1;";
     "what was started over an earlier connection is stored with the rest"
         Rare("found once, by the 179,967th seed of an earlier version; the lane's unit test finds it") =>
-        "machine/src/lane/mod.rs": "if self.fence_older(generation, events) {" -> "if false && self.fence_older(generation, events) {";
+        "machine/src/lane/mod.rs": "if self.fence_older(connection_number, events) {" -> "if false && self.fence_older(connection_number, events) {";
     "no guard where a COMMIT is seen late" Found =>
         "simulator/src/config.rs": "guard: seen_later || choices.one_in(8)," -> "guard: choices.one_in(8) && !seen_later,";
-    "dead letters need no permission" Found =>
-        "machine/src/lane/mod.rs": "if !dead.is_empty() && !self.permitted {" -> "if !dead.is_empty() && !self.permitted && false {";
+    "dead letters need no approval" Found =>
+        "machine/src/lane/mod.rs": "if !dead.is_empty() && !self.approved {" -> "if !dead.is_empty() && !self.approved && false {";
     "the breaker forgets what the database knows" Found =>
         "machine/src/consumer/mod.rs": "owned.breaker.begin(topic_id, dead);" -> "owned.breaker.begin(topic_id, dead.into_iter().take(0));";
     "a batch with more dead letters than the limit is refused for ever" Found =>
         "machine/src/consumer/breaker.rs": "let forgiven = self.refused.max(self.forgiven);" -> "let forgiven = self.forgiven;";
     "a partition that is given back still receives" Harmless("the driver takes nothing in meanwhile") =>
-        "machine/src/consumer/mod.rs": "let owned = self.owned.get_mut(&partition).filter(|owned| !owned.leaving)?;" -> "let owned = self.owned.get_mut(&partition)?;";
-    "a receipt of a former assignment counts for the present one" Found =>
-        "machine/src/consumer/mod.rs": "if let Some(owned) = self.current(receipt.partition, receipt.epoch) {\n                owned.settle" ->
-            "if let Some(owned) = self.owned.get_mut(&receipt.partition) {\n                owned.settle";
+        "machine/src/consumer/mod.rs": "let owned = self.owned.get_mut(&partition).filter(|owned| !owned.revoking)?;" -> "let owned = self.owned.get_mut(&partition)?;";
+    "a record of a previous assignment counts for the present one" Found =>
+        "machine/src/consumer/mod.rs": "if let Some(owned) = self.current(record.partition, record.epoch) {\n                owned.complete" ->
+            "if let Some(owned) = self.owned.get_mut(&record.partition) {\n                owned.complete";
     "offsets that go back are taken" Found =>
         "machine/src/consumer/ledger.rs": "return Err(OutOfOrder);" -> "self.last.next = offset.next();";
     "all records are taken in at once" Found =>
@@ -189,7 +189,7 @@ mutants! {
     "a stop that waited for a rebalance ends the fetch that came after it" Found =>
         "machine/src/driver/releasing.rs": "        self.start_fetching(io);\n" -> "        self.start_fetching(io);\n        self.stop_fetching(io, &stopped);\n";
     "a revocation is answered before its partitions are released" Found =>
-        "machine/src/driver/releasing.rs": "if !self.machine.is_leaving() {" -> "if true {";
+        "machine/src/driver/releasing.rs": "if !self.machine.is_revoking() {" -> "if true {";
     "an unassign is not postponed until a revocation is answered" Found =>
         "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, None);\n                    }" ->
             "Some(_) => {\n                        stopped.insert(partition);\n                    }";
@@ -208,22 +208,22 @@ mutants! {
     "an assignment is forgotten once it is fenced" Found =>
         "machine/src/driver/mod.rs": "self.assignments.retain(|epoch, _| machine.speaks_of(*epoch));" ->
             "self.assignments.retain(|epoch, assignment| machine.speaks_of(*epoch) && !assignment.is_fenced());";
-    "what was held of a partition is passed in the wrong order" Found =>
-        "machine/src/driver/holding.rs": "held.fetched.pop_front()" -> "held.fetched.pop_back()";
-    "a record goes ahead of those that are held, once its partition resumes"
+    "throttled records are passed in the wrong order" Found =>
+        "machine/src/driver/throttling.rs": "throttled.fetched.pop_front()" -> "throttled.fetched.pop_back()";
+    "a record overtakes throttled ones, once its partition is unthrottled"
         Harmless("nothing is consumed before all of those are passed") =>
-        "machine/src/driver/holding.rs": "self.fetched.push_back(fetched);" ->
+        "machine/src/driver/throttling.rs": "self.fetched.push_back(fetched);" ->
             "if self.resumes { self.fetched.push_front(fetched) } else { self.fetched.push_back(fetched) }";
-    "an error is taken ahead of the records that are held"
+    "an error overtakes the throttled records before it"
         Harmless("what is held is discarded, and fetched again or counted as lost") =>
-        "machine/src/driver/mod.rs": "if let Some(held) = self.throttled.get_mut(&fetched.partition()) {" ->
-            "if let Some(held) = self.throttled.get_mut(&fetched.partition()).filter(|_| matches!(fetched, Fetched::Record(_))) {";
+        "machine/src/driver/mod.rs": "if let Some(throttled) = self.throttled.get_mut(&fetched.partition()) {" ->
+            "if let Some(throttled) = self.throttled.get_mut(&fetched.partition()).filter(|_| matches!(fetched, Fetched::Record(_))) {";
     "a late result of a commit counts for the present round" Found =>
         "machine/src/driver/committing.rs": "current == round" -> "current >= round";
     "a commit without a result is waited for" Found =>
         "machine/src/driver/committing.rs": "io.now() >= deadline" -> "io.now() >= deadline + 1_000_000_000";
     "a queue that is not forwarded any more is not taken over again" Found =>
-        "machine/src/driver/looking.rs": "io.take_over(*partition);" -> "";
+        "machine/src/driver/resume_poll.rs": "io.take_over(*partition);" -> "";
     "a record that came by the queue of events is not fetched again" Found =>
         "machine/src/driver/mod.rs": "self.handle(io, Event::RestartPartition(partition));" -> "";
     "one of Kafka's events is polled a turn, and records are consumed before the next"
@@ -232,7 +232,7 @@ mutants! {
     "the topic's id is asked for once (in the start task's model)" Found =>
         "simulator/src/process/starts.rs": "Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}" -> "Stage::Ends(read, _) if false && read.topic == 0 => {}";
     "a search does not lock the table (in the database's model)" Found =>
-        "simulator/src/database/mod.rs": "open.is_pass || !open.rows.is_empty()" -> "!open.rows.is_empty()";
+        "simulator/src/database/mod.rs": "open.is_bisection || !open.rows.is_empty()" -> "!open.rows.is_empty()";
     "a lost tail is found by number alone" Found =>
         "machine/src/consumer/start.rs": "Kept::UpTo(kept) => (kept.next, kept)," ->
             "Kept::UpTo(kept) => (self.high, Progress { next: self.high, ..kept }),";

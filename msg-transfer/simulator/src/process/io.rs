@@ -3,19 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use machine::consumer::{Action, Event, LaneNumber, Mark, Receipt};
+use machine::consumer::{Action, CommitPoint, Event, LaneNumber, RecordRef};
 use machine::driver::{self, Fetched, Happened, Kafka, ProgressRow, Report, Surroundings, TopicIs};
-use machine::keeper::Ask;
 use machine::lane::{Entry, Kind, Message};
+use machine::reference_connection::Query;
 use machine::{Assignment, Epoch, LeaderEpoch, Millis, Partition, Progress, Reason, RecordOffset};
 
-use super::keeper::For;
+use super::reference::Waiter;
 use super::{DAMAGED, Parts};
 use crate::database::Statement;
 use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::CommitRequest;
-use crate::kafka::log::{Nature, Record};
+use crate::kafka::log::{Record, RecordKind};
 
 /// Around the driver of one process.
 pub(super) struct Io<'a> {
@@ -46,7 +46,7 @@ impl driver::Record for Record {
     }
 
     fn cost(&self) -> usize {
-        self.nature.bytes()
+        self.kind.bytes()
     }
 
     fn key(&self) -> Option<&[u8]> {
@@ -134,7 +134,7 @@ impl Kafka for Io<'_> {
         TopicIs::Same
     }
 
-    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String> {
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String> {
         let parts = &self.parts;
         self.env.kafka.commits.push_back(CommitRequest {
             process: parts.number,
@@ -142,7 +142,7 @@ impl Kafka for Io<'_> {
             round,
             member: parts.library.membership.member,
             generation: parts.library.membership.generation,
-            marks: marks.to_vec(),
+            points: points.to_vec(),
             incarnation: parts.commits.saved_to,
             topic: parts.commits.topic,
         });
@@ -176,14 +176,14 @@ impl Surroundings<Record> for Io<'_> {
     }
 
     fn pass(&mut self, lane: LaneNumber, record: Record, assignment: &Arc<Assignment>) {
-        let (partition, offset, bytes) = (record.partition, RecordOffset(record.offset), record.nature.bytes());
-        let receipt = Receipt { partition, epoch: assignment.epoch, offset, bytes };
-        let entry = entry(record, receipt, assignment.clone(), self.env.upgraded);
+        let (partition, offset, bytes) = (record.partition, RecordOffset(record.offset), record.kind.bytes());
+        let record_ref = RecordRef { partition, epoch: assignment.epoch, offset, bytes };
+        let entry = entry(record, record_ref, assignment.clone(), self.env.upgraded);
         self.parts.lanes[lane].waiting.push_back(entry);
     }
 
-    fn permit(&mut self, lane: LaneNumber) {
-        self.parts.lanes[lane].permitted();
+    fn approve_dead_letters(&mut self, lane: LaneNumber) {
+        self.parts.lanes[lane].dead_letters_approved();
     }
 
     fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>, _retried: BTreeSet<Partition>) {
@@ -193,15 +193,15 @@ impl Surroundings<Record> for Io<'_> {
 
     fn save_progress(&mut self, rows: Vec<ProgressRow>) {
         let number = |row: &ProgressRow| u32::try_from(row.topic_id.as_u128()).expect("a small number");
-        let generations = rows.iter().map(|row| row.generation).collect();
+        let connection_numbers = rows.iter().map(|row| row.connection_number).collect();
         self.parts.commits.saved_to = None;
         self.parts.commits.topic = rows.iter().map(number).min().unwrap_or_default();
         let rows = rows.iter().map(|row| (number(row), row.partition, row.progress)).collect();
-        self.parts.keeper.ask(Ask::Save(generations), For::Save(Statement::Save(rows)));
+        self.parts.reference.query(Query::Save(connection_numbers), Waiter::Save(Statement::Save(rows)));
     }
 
     fn check_database(&mut self) {
-        self.parts.keeper.check();
+        self.parts.reference.check();
     }
 
     /// The world reports it: `World::resume`.
@@ -229,8 +229,8 @@ impl Io<'_> {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Tick => return,
-            Event::Dropped(receipts) => self.env.facts.add(Fact::Fenced, receipts.len()),
-            Event::Blocked(receipts) => self.env.facts.add(Fact::BlockedFound, receipts.len()),
+            Event::Dropped(records) => self.env.facts.add(Fact::Fenced, records.len()),
+            Event::Blocked(records) => self.env.facts.add(Fact::BlockedFound, records.len()),
             _ => {}
         }
         self.parts.busy = true;
@@ -242,8 +242,8 @@ impl Io<'_> {
         self.say(|| format!("  -> {action:?}"));
         let env = &mut *self.env;
         match action {
-            Action::Pause { .. } => env.count(Fact::Paused),
-            Action::Unpause { .. } => env.count(Fact::Unpaused),
+            Action::Throttle { .. } => env.count(Fact::Throttled),
+            Action::Unthrottle { .. } => env.count(Fact::Unthrottled),
             Action::FetchFailing { .. } => env.count(Fact::FetchFailing),
             Action::FetchRecovered { .. } => env.count(Fact::FetchRecovered),
             Action::Halted { reason, .. } => {
@@ -261,28 +261,28 @@ impl Io<'_> {
     }
 }
 
-fn entry(record: Record, receipt: Receipt, assignment: Arc<Assignment>, upgraded: bool) -> Entry<Record> {
-    let kind = match record.nature {
-        Nature::Undecodable => Kind::Broken(Reason::Undecodable, "no record".into()),
-        Nature::Invalid => Kind::Broken(Reason::Invalid, "breaks a rule".into()),
-        Nature::Newer if !upgraded => Kind::Newer("of a newer version".into()),
+fn entry(record: Record, record_ref: RecordRef, assignment: Arc<Assignment>, upgraded: bool) -> Entry<Record> {
+    let kind = match record.kind {
+        RecordKind::Undecodable => Kind::Broken(Reason::Undecodable, "no record".into()),
+        RecordKind::Invalid => Kind::Broken(Reason::Invalid, "breaks a rule".into()),
+        RecordKind::Newer if !upgraded => Kind::Newer("of a newer version".into()),
         _ => Kind::Message,
     };
-    Entry::new(assignment, receipt, kind, record)
+    Entry::new(assignment, record_ref, kind, record)
 }
 
 /// An event in few words.
 fn show(event: &Event) -> String {
-    let offsets = |receipts: &[Receipt]| {
-        let each = receipts.iter().map(|receipt| format!("{}@{}", receipt.partition, receipt.offset));
+    let offsets = |records: &[RecordRef]| {
+        let each = records.iter().map(|record_ref| format!("{}@{}", record_ref.partition, record_ref.offset));
         each.collect::<Vec<_>>().join(", ")
     };
     match event {
-        Event::Settled(receipts) => format!("settled {}", offsets(receipts)),
-        Event::Blocked(receipts) => format!("blocked {}", offsets(receipts)),
-        Event::Unblocked(receipts) => format!("unblocked {}", offsets(receipts)),
-        Event::Dropped(receipts) => format!("dropped {}", offsets(receipts)),
-        Event::Permit { lane, dead } => format!("lane {lane} asks to keep aside {}", offsets(dead)),
+        Event::Completed(records) => format!("completed {}", offsets(records)),
+        Event::Blocked(records) => format!("blocked {}", offsets(records)),
+        Event::Unblocked(records) => format!("unblocked {}", offsets(records)),
+        Event::Dropped(records) => format!("dropped {}", offsets(records)),
+        Event::DeadLettersRequested { lane, dead } => format!("lane {lane} requests dead letters {}", offsets(dead)),
         other => format!("{other:?}"),
     }
 }

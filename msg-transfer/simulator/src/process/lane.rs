@@ -4,16 +4,18 @@ use std::collections::VecDeque;
 
 use machine::consumer::Event;
 use machine::failure::Class;
-use machine::keeper::Ask;
-use machine::lane::{Answer, Entry, Failure, Machine, Message, Placed, Request, Settings};
+use machine::lane::{Answer, Entry, Failure, Machine, Message, NumberedEntry, Request, Settings};
+use machine::reference_connection::Query;
 use uuid::Uuid;
 
 use super::Parts;
+use super::reference::Waiter;
+use crate::assignment_id::AssignmentId;
 use crate::config::{Config, Fault};
 use crate::database::{Client, Dead, Polled, Reply, Row, SessionId, Statement};
 use crate::env::Env;
 use crate::facts::Fact;
-use crate::kafka::log::{INBOXES, Nature, Record};
+use crate::kafka::log::{INBOXES, Record, RecordKind};
 
 impl Message for Record {
     fn recv_id(&self) -> &str {
@@ -25,19 +27,19 @@ impl Message for Record {
     }
 }
 
-/// What it waits for.
+/// What a lane waits for.
 #[derive(Debug)]
 enum Doing {
     /// A batch.
     Nothing,
-    /// It has decided on this, and not begun it.
+    /// It has decided on this request, and not started it.
     Decided(Request),
     /// The database's answer.
     Statement,
-    /// The keeper's answer, with the new connection in hand.
-    Keeper,
-    /// The thread's permission.
-    Permission,
+    /// The answer of the reference connection; the lane's new connection is open.
+    Reference,
+    /// The thread's approval of dead letters.
+    Approval,
     Backoff,
     /// It has this answer.
     Answered(Answer),
@@ -60,7 +62,7 @@ impl Lane {
         let settings = Settings {
             cached_inboxes: config.cached,
             guard: config.guard,
-            huge: Nature::HUGE,
+            huge: RecordKind::HUGE,
             batch_records: config.batch,
             batch_bytes: 1000,
             conflict_limit: 3,
@@ -73,18 +75,18 @@ impl Lane {
     /// A record that it may still store, of such a partition.
     pub(super) fn unfenced(&self, wanted: impl Fn(i32) -> bool) -> Option<Record> {
         let entries = self.waiting.iter().chain(self.machine.entries());
-        let mut unfenced = entries.filter(|entry| wanted(entry.receipt.partition) && !entry.assignment.is_fenced());
+        let mut unfenced = entries.filter(|entry| wanted(entry.record_ref.partition) && !entry.assignment.is_fenced());
         unfenced.next().map(|entry| entry.body)
     }
 
-    pub(super) fn permitted(&mut self) {
-        if matches!(self.doing, Doing::Permission) {
+    pub(super) fn dead_letters_approved(&mut self) {
+        if matches!(self.doing, Doing::Approval) {
             self.doing = Doing::Answered(Answer::Ok);
         }
     }
 
-    /// The keeper's answer: whether the connection that the starts were read over lives.
-    pub(super) fn told(&mut self, alive: bool, env: &mut Env) {
+    /// Receives whether the reference connection is still open.
+    pub(super) fn reference_checked(&mut self, alive: bool, env: &mut Env) {
         if !alive {
             env.count(Fact::Stale);
             self.close(env);
@@ -102,8 +104,8 @@ impl Lane {
         self.machine.entries()[entry].body
     }
 
-    fn rows(&self, placed: &[Placed]) -> Vec<Row> {
-        placed.iter().map(|placed| Row { seq: placed.seq, record: self.record(placed.entry) }).collect()
+    fn rows(&self, numbered: &[NumberedEntry]) -> Vec<Row> {
+        numbered.iter().map(|row| Row { seq: row.seq, record: self.record(row.entry) }).collect()
     }
 
     /// The statement that a request stands for.
@@ -114,25 +116,30 @@ impl Lane {
             }
             Request::Begin | Request::BeginRetry => Statement::Begin,
             Request::Guard(heads) => Statement::Guard(self.rows(heads)),
-            Request::Insert(placed) => Statement::Insert(self.rows(placed)),
+            Request::Insert(numbered) => Statement::Insert(self.rows(numbered)),
             Request::FindStored(asked) => {
                 Statement::FindStored(asked.iter().map(|entry| (*entry, self.record(*entry))).collect())
             }
             Request::InsertDeadLetters(dead) => {
                 let letter = |dead: &machine::lane::DeadLetter| {
-                    let epoch = self.machine.entries()[dead.entry].receipt.epoch;
-                    let by = (self.client.process, self.client.life, epoch);
+                    let epoch = self.machine.entries()[dead.entry].record_ref.epoch;
+                    let Client { process, life, .. } = self.client;
+                    let by = AssignmentId { process, life, epoch };
                     Dead { record: self.record(dead.entry), reason: dead.reason, by, seen: 0 }
                 };
                 Statement::InsertDead(dead.iter().map(letter).collect())
             }
             Request::Commit => Statement::Commit,
             Request::Rollback => Statement::Rollback,
-            Request::BeginPass | Request::BeginSearch => Statement::BeginPass,
-            Request::Canary(beside) => Statement::Canary(beside.map(|placed| self.rows(&[placed])[0])),
+            Request::BeginBisection | Request::BeginSearch => Statement::BeginBisection,
+            Request::Canary(beside) => Statement::Canary(beside.map(|row| self.rows(&[row])[0])),
             Request::MoveSavepoint => Statement::MoveSavepoint,
             Request::RollbackToSavepoint => Statement::RollbackToSavepoint,
-            Request::Done(_) | Request::Permit(_) | Request::Connect(_) | Request::Disconnect | Request::Wait(_) => {
+            Request::Done(_)
+            | Request::ApproveDeadLetters(_)
+            | Request::Connect(_)
+            | Request::Disconnect
+            | Request::Wait(_) => {
                 return None;
             }
         })
@@ -188,7 +195,7 @@ impl Parts {
                     return false;
                 }
             },
-            waits @ (Doing::Keeper | Doing::Permission) => {
+            waits @ (Doing::Reference | Doing::Approval) => {
                 lane.doing = waits;
                 return false;
             }
@@ -214,8 +221,8 @@ impl Parts {
     fn begin_request(&mut self, number: usize, request: Request, env: &mut Env) {
         let lane = &mut self.lanes[number];
         if let Some(statement) = lane.statement(&request) {
-            if matches!(statement, Statement::BeginPass) {
-                env.count(Fact::Pass);
+            if matches!(statement, Statement::BeginBisection) {
+                env.count(Fact::Bisection);
             }
             match lane.session {
                 Some(session) => env.database.send(session, statement),
@@ -232,17 +239,17 @@ impl Parts {
                 env.facts.add(Fact::Rejected, found);
                 Doing::Nothing
             }
-            Request::Permit(dead) => {
-                env.facts.add(Fact::Permit, dead.len());
-                self.events.push_back(Event::Permit { lane: number, dead });
-                Doing::Permission
+            Request::ApproveDeadLetters(dead) => {
+                env.facts.add(Fact::DeadLettersRequested, dead.len());
+                self.events.push_back(Event::DeadLettersRequested { lane: number, dead });
+                Doing::Approval
             }
-            Request::Connect(generation) => {
+            Request::Connect(connection_number) => {
                 lane.close(env);
                 lane.session = env.database.connect(lane.client);
                 if lane.session.is_some() {
-                    self.keeper.ask(Ask::IsAlive(generation), keeper_for(number));
-                    Doing::Keeper
+                    self.reference.query(Query::IsAlive(connection_number), Waiter::Lane(number));
+                    Doing::Reference
                 } else {
                     env.count(Fact::NoConnection);
                     Doing::Answered(failed(Class::Lost))
@@ -252,8 +259,8 @@ impl Parts {
                 lane.close(env);
                 Doing::Answered(Answer::Ok)
             }
-            Request::Wait(trouble) => {
-                if trouble.failure.text.contains("cannot be seen yet") {
+            Request::Wait(failed) => {
+                if failed.failure.text.contains("cannot be seen yet") {
                     env.count(Fact::Guarded);
                 }
                 Doing::Backoff
@@ -261,10 +268,6 @@ impl Parts {
             other => unreachable!("{other:?} is a statement"),
         };
     }
-}
-
-fn keeper_for(lane: usize) -> super::keeper::For {
-    super::keeper::For::Lane(lane)
 }
 
 impl Lane {

@@ -2,9 +2,9 @@
 //! thread, its lanes, its tasks and librdkafka's threads take turns as the choices say.
 
 mod io;
-mod keeper;
 mod lane;
 pub(crate) mod library;
+mod reference;
 mod starts;
 
 use std::collections::VecDeque;
@@ -14,9 +14,9 @@ use machine::consumer::{Event, FetchFailure, Machine};
 use machine::driver::{Driver, Kafka};
 
 use self::io::{Commits, Io};
-use self::keeper::KeeperTask;
 use self::lane::Lane;
 use self::library::Library;
+use self::reference::ReferenceTask;
 use self::starts::Starts;
 use crate::database::Client;
 use crate::env::Env;
@@ -54,7 +54,7 @@ pub(crate) struct Parts {
     pub(crate) number: usize,
     pub(crate) life: u32,
     lanes: Vec<Lane>,
-    keeper: KeeperTask,
+    reference: ReferenceTask,
     starts: Starts,
     pub(crate) library: Library,
     commits: Commits,
@@ -72,7 +72,7 @@ impl Process {
             number,
             life,
             lanes: (0..config.lanes).map(|lane| Lane::new(lane, client(Some(lane)), config)).collect(),
-            keeper: KeeperTask::new(client(None)),
+            reference: ReferenceTask::new(client(None)),
             starts: Starts::default(),
             library: Library::default(),
             commits: Commits::default(),
@@ -94,7 +94,7 @@ impl Process {
         match turn {
             0 | 1 => self.thread_turn(env),
             2 => parts.library.turn(env),
-            3 => parts.keeper_turn(env),
+            3 => parts.reference_turn(env),
             4 => parts.starts_turn(env),
             5 => parts.library.membership_turn(parts.number, env),
             lane => parts.lane_turn(lane - 6, env),
@@ -151,7 +151,7 @@ impl Process {
     pub(crate) fn die(&mut self, env: &mut Env) {
         let parts = &self.parts;
         let lanes = parts.lanes.iter().filter_map(|lane| lane.session);
-        for session in lanes.chain(parts.keeper.session).collect::<Vec<_>>() {
+        for session in lanes.chain(parts.reference.session).collect::<Vec<_>>() {
             env.database.let_go(session);
         }
         let (number, life) = (self.parts.number, self.parts.life);
@@ -167,7 +167,7 @@ impl Process {
         };
         machine.inflight() == (0, 0)
             && self.parts.events.is_empty()
-            && self.parts.library.is_settled()
+            && self.parts.library.is_idle()
             && !self.driver.is_releasing()
             && machine.partitions().all(committed)
     }
@@ -186,7 +186,7 @@ impl Parts {
     /// P7: what is in flight, and how many sessions there are.
     fn check_bounds(&self, (bytes, records): (usize, usize), env: &mut Env) {
         let settings = &env.config.settings;
-        let (more, huge) = (env.config.chunk, crate::kafka::log::Nature::HUGE);
+        let (more, huge) = (env.config.chunk, crate::kafka::log::RecordKind::HUGE);
         let too_many = records > settings.max_inflight_records + more;
         let too_much = bytes > settings.max_inflight_bytes + more * huge;
         if too_many || too_much {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use machine::consumer::Event;
 use machine::consumer::start::{self, Decision, Known};
-use machine::keeper::Ask;
-use machine::{Assignment, Epoch, Generation, LeaderEpoch, NextOffset, Partition, Progress, RecordOffset};
+use machine::reference_connection::Query;
+use machine::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, NextOffset, Partition, Progress, RecordOffset};
 use uuid::Uuid;
 
 use super::Parts;
-use super::keeper::For;
+use super::reference::Waiter;
 use crate::database::{Reply, Statement};
 use crate::env::Env;
 
@@ -34,7 +34,7 @@ enum Stage {
 #[derive(Clone, Debug)]
 struct Read {
     topic: u32,
-    generation: Generation,
+    connection_number: ConnectionNumber,
     rows: Rows,
 }
 
@@ -75,7 +75,7 @@ impl Task {
         let (_, assignment) = self.asked.swap_remove(at);
         // Before the event: whoever hears of the start needs it.
         let topic_id = Uuid::from_u128(u128::from(read.topic));
-        assignment.start_read(topic_id, read.generation);
+        assignment.start_read(topic_id, read.connection_number);
         let (_, _, dead) = read.rows.iter().find(|(row, ..)| *row == partition)?;
         let counts = |offset: &&i64| decision.lost.is_none_or(|lost| **offset < lost.from.0);
         let dead = dead.iter().filter(counts).copied().map(RecordOffset).collect();
@@ -100,7 +100,7 @@ impl Parts {
                 let partitions = task.asked.iter().map(|(partition, assignment)| (*partition, assignment.epoch));
                 let load = Statement::Load(topic, partitions.collect());
                 task.stage = Stage::Loading(topic);
-                self.keeper.ask(Ask::Load, For::Start(task.number, load));
+                self.reference.query(Query::Load, Waiter::Start(task.number, load));
             }
             Stage::Offsets(read) => {
                 let offset =
@@ -130,7 +130,8 @@ impl Parts {
             let decision = start::resolve(Known { committed, progress, kept, low, high }, env.accept_loss);
             if let Some(lost) = decision.lost {
                 let lower = Statement::Lower(read.topic, *partition, lost);
-                self.keeper.ask(Ask::Save(vec![read.generation]), For::Lower(task.number, *partition, lower));
+                self.reference
+                    .query(Query::Save(vec![read.connection_number]), Waiter::Lower(task.number, *partition, lower));
                 lowering.push((*partition, decision));
             } else {
                 self.events.extend(task.resolved(&read, *partition, decision));
@@ -145,11 +146,11 @@ impl Parts {
 
     /// The database's answer to a task.
     pub(super) fn loaded(&mut self, number: u32, reply: Option<Reply>) {
-        let generation = self.keeper.generation();
+        let connection_number = self.reference.number();
         let Some(task) = self.starts.tasks.iter_mut().find(|task| task.number == number) else { return };
         task.stage = match (reply, &task.stage) {
             (Some(Reply::Loaded(rows)), Stage::Loading(topic)) => {
-                Stage::Offsets(Read { topic: *topic, generation, rows })
+                Stage::Offsets(Read { topic: *topic, connection_number, rows })
             }
             _ => Stage::Topic,
         };

@@ -93,7 +93,7 @@ fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) 
         findings.ok(CHECK, format!("{name} responds, and has the settings that no message is lost with"));
     }
     for finding in of_node.0.into_iter().filter(|finding| finding.status != super::Status::Ok) {
-        findings.add(finding.check, finding.status, format!("on {name}: {}", finding.says));
+        findings.add(finding.check, finding.status, format!("on {name}: {}", finding.detail));
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
         let mut findings = Findings::default();
         let node = Node { id: 2, name: "w1:5432".to_owned(), active, result };
         judge(&node, 32, false, &mut findings);
-        findings.0.into_iter().map(|finding| (finding.status, format!("{}: {}", finding.check, finding.says))).collect()
+        findings.0.into_iter().map(|finding| (finding.status, format!("{}: {}", finding.check, finding.detail))).collect()
     }
 
     #[test]

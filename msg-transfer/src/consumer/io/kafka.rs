@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use machine::consumer::Mark;
+use machine::consumer::CommitPoint;
 use machine::driver::{Fetched, Happened, Kafka, TopicIs};
 use machine::{Epoch, Millis, Partition, Progress};
 use msg_common::kafka::raw::set_leader_epochs;
@@ -78,8 +78,8 @@ impl Kafka for Io<'_> {
         }
     }
 
-    fn commit(&mut self, marks: &[Mark], round: usize) -> Result<(), String> {
-        let list = self.list_at(marks.iter().map(|mark| (mark.partition, mark.progress())));
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String> {
+        let list = self.list_at(points.iter().map(|point| (point.partition, point.progress())));
         let sent = match &self.outside.queues {
             Some(queues) => queues.commits.commit(self.consumer.client(), &list, round),
             None => Err(RDKafkaErrorCode::BrokerDestroy),

@@ -18,9 +18,9 @@ use self::reports::RepeatedError;
 use super::context::Context;
 use super::events::EventQueue;
 use super::lookup::Lookup;
-use super::progress::ProgressKeeper;
+use super::progress::ProgressStore;
 use super::raw::{CommitQueue, RecordsQueue};
-use super::stalls::Silence;
+use super::stalls::FetchSilence;
 use crate::lag::states::States;
 use crate::lane::Handle as Lane;
 
@@ -37,9 +37,9 @@ pub struct Parts {
     /// Finds out where partitions start.
     pub lookup: Lookup,
     /// Notified of the offsets that are expected.
-    pub silence: Silence,
+    pub silence: FetchSilence,
     /// Writes the progress rows.
-    pub progress: ProgressKeeper,
+    pub progress: ProgressStore,
     /// Where tasks run.
     pub runtime: Handle,
     /// Says what keeps the process from being ready.

@@ -54,8 +54,8 @@ impl Surroundings<RawRecord> for Io<'_> {
         }
     }
 
-    fn permit(&mut self, lane: LaneNumber) {
-        self.outside.parts.lanes[lane].permitted.notify_one();
+    fn approve_dead_letters(&mut self, lane: LaneNumber) {
+        self.outside.parts.lanes[lane].approved.notify_one();
     }
 
     fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>, retried: BTreeSet<Partition>) {

@@ -105,7 +105,7 @@ pub(crate) struct Library {
 
 impl Library {
     /// Nothing is under way between it and the group.
-    pub(crate) fn is_settled(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.membership.is_member_of_a_steady_group() && self.stopping.is_empty() && self.events.is_empty()
     }
 

@@ -1,4 +1,4 @@
-//! Giving partitions back: asked for, lost, past a deadline, done.
+//! How the machine gives up partitions: revoked ones after a drain, lost ones immediately, and all of them after a deadline.
 
 use super::Machine;
 use super::event::Action;
@@ -6,10 +6,10 @@ use super::owned::{Owned, Phase};
 use crate::Partition;
 
 impl Machine {
-    pub(super) fn leave(&mut self, partitions: &[Partition]) {
+    pub(super) fn revoke(&mut self, partitions: &[Partition]) {
         for partition in partitions {
             if let Some(owned) = self.owned.get_mut(partition) {
-                owned.leaving = true;
+                owned.revoking = true;
             }
         }
         self.committer.hurry();
@@ -28,24 +28,24 @@ impl Machine {
     }
 
     pub(super) fn abandon(&mut self, actions: &mut Vec<Action>) {
-        for owned in self.owned.values_mut().filter(|owned| owned.leaving && !owned.drained()) {
+        for owned in self.owned.values_mut().filter(|owned| owned.revoking && !owned.drained()) {
             owned.abandoned = true;
             actions.push(Action::Fence { epoch: owned.epoch });
         }
         self.committer.hurry();
     }
 
-    /// Lets go of every partition that is being given back.
+    /// Releases every revoked partition.
     pub(super) fn release(&mut self, actions: &mut Vec<Action>) {
-        let leaving: Vec<_> = self.owned.iter().filter(|(_, owned)| owned.leaving).map(|(p, _)| *p).collect();
-        for partition in &leaving {
+        let revoking: Vec<_> = self.owned.iter().filter(|(_, owned)| owned.revoking).map(|(p, _)| *p).collect();
+        for partition in &revoking {
             if let Some(owned) = self.owned.remove(partition) {
                 actions.push(Action::Fence { epoch: owned.epoch });
                 self.forget(*partition, &owned, actions);
             }
         }
-        if !leaving.is_empty() || self.stopping {
-            actions.push(Action::Release(leaving));
+        if !revoking.is_empty() || self.stopping {
+            actions.push(Action::Release(revoking));
         }
     }
 

@@ -1,10 +1,11 @@
-//! What reports nothing by itself, and is checked regularly.
+//! Polls regularly what sends no event by itself: resumed partitions, the database, and partitions without records.
 
 use super::{Driver, Io, Record, Report, State};
 use crate::Partition;
 
 impl<R: Record> Driver<R> {
-    /// Whether the database is still the one that it was, whether an operator has resumed a partition, and what is expected next.
+    /// Checks whether the database is still the same server and whether an operator has resumed a partition, and reports the next
+    /// offset that is expected of each fetched partition.
     pub(super) fn check(&mut self, io: &mut impl Io<Record = R>) {
         io.check_database();
         if !self.halted.is_empty() {
@@ -14,14 +15,14 @@ impl<R: Record> Driver<R> {
         let consuming = self.machine.wants_records();
         let mut expected = Vec::new();
         for partition in self.fetching.iter().filter(|partition| !self.throttled.contains_key(partition)) {
-            // Its queue may not be forwarded any more: that ends when a fetch stops, which may be after the next one was started.
+            // Forward its queue again: librdkafka ends the forwarding when a fetch stops, possibly after the next fetch was started.
             io.take_over(*partition);
             expected.extend(self.machine.expected(*partition).map(|next| (*partition, next)));
         }
         io.report(Report::Expected(consuming.then_some(expected.as_slice())));
     }
 
-    /// What is being done with each partition that is owned.
+    /// Reports the state of each assigned partition.
     pub(super) fn report_states(&self, io: &mut impl Io<Record = R>) {
         let state = |partition: Partition| match () {
             () if self.halted.contains_key(&partition) => State::Halted,

@@ -1,4 +1,4 @@
-//! A record that a lane has taken: its bytes, and the message in them if there is one.
+//! A record of a batch: its bytes, and the message that was decoded from them.
 
 use machine::Reason;
 use machine::lane::{Entry, Kind, Message};
@@ -7,27 +7,27 @@ use uuid::Uuid;
 
 use super::item::Item;
 
-/// A record, read.
+/// A record and its decoded content.
 #[derive(Debug)]
-pub struct Taken {
-    /// As it came.
+pub struct DecodedRecord {
+    /// The record's bytes and position.
     pub item: Item,
-    /// What it holds.
+    /// The decoded content.
     pub content: Content,
 }
 
-/// What a record holds.
+/// The content of a record.
 #[derive(Debug)]
 pub enum Content {
     /// A message that PostgreSQL can hold, and its attributes as JSON, if it has any.
     Message(Box<Record>, Option<String>),
-    /// None; its inbox and its id, as far as they are known and the table can hold them.
+    /// No message; its inbox and ID, if they are known and the table can hold them.
     Broken(Option<String>, Option<Uuid>),
 }
 
-impl Taken {
-    /// Reads it.
-    pub fn read(item: Item) -> Entry<Taken> {
+impl DecodedRecord {
+    /// Decodes a record.
+    pub fn read(item: Item) -> Entry<DecodedRecord> {
         let version = item.headers.last(record::VERSION_HEADER);
         let (kind, content) = match record::decode(item.key.as_deref(), version, item.value.clone()) {
             Ok(record) => {
@@ -40,15 +40,15 @@ impl Taken {
                 (Kind::Broken(Reason::Undecodable, detail), Content::Broken(None, None))
             }
             Err(DecodeError::Invalid { detail, recv_id, msg_id }) => {
-                // Only what the table, and its index, can hold.
+                // An inbox that the table or its index cannot hold would make the dead letter fail.
                 let fits = !recv_id.contains('\0') && recv_id.len() <= msg_common::limits::MAX_ID_BYTES;
                 (Kind::Broken(Reason::Invalid, detail), Content::Broken(fits.then_some(recv_id), msg_id))
             }
         };
-        Entry::new(item.assignment.clone(), item.receipt(), kind, Taken { item, content })
+        Entry::new(item.assignment.clone(), item.record_ref(), kind, DecodedRecord { item, content })
     }
 
-    /// The message. Only of an entry that holds one.
+    /// Returns the message. Panics if the record holds none.
     pub fn record(&self) -> &Record {
         match &self.content {
             Content::Message(record, _) => record,
@@ -56,7 +56,7 @@ impl Taken {
         }
     }
 
-    /// The message's attributes as JSON.
+    /// Returns the message's attributes as JSON, if it has any.
     pub fn attributes(&self) -> Option<&str> {
         match &self.content {
             Content::Message(_, attributes) => attributes.as_deref(),
@@ -64,7 +64,7 @@ impl Taken {
         }
     }
 
-    /// Its inbox, where it is known.
+    /// Returns the inbox, if it is known.
     pub fn known_recv_id(&self) -> Option<&str> {
         match &self.content {
             Content::Message(record, _) => Some(&record.msg.recv_id),
@@ -72,7 +72,7 @@ impl Taken {
         }
     }
 
-    /// Its id, where it is known.
+    /// Returns the message ID, if it is known.
     pub fn known_msg_id(&self) -> Option<Uuid> {
         match &self.content {
             Content::Message(record, _) => Some(record.msg_id),
@@ -81,7 +81,7 @@ impl Taken {
     }
 }
 
-impl Message for Taken {
+impl Message for DecodedRecord {
     fn recv_id(&self) -> &str {
         &self.record().msg.recv_id
     }

@@ -1,0 +1,320 @@
+//! The bisection of a batch: the search for the records that the database rejects, in a transaction that is rolled back. A half
+//! that is rejected is halved again. A record is dead-lettered only if it is rejected alone while another one is accepted, and
+//! only for an error that a record can cause. With any other error of a record alone, its inbox is blocked.
+
+use std::ops::Range;
+
+use crate::failure::Class;
+
+/// An error of the database: its class, and a text for operators, which holds no content of messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+pub struct Failure {
+    pub class: Class,
+    pub text: String,
+}
+
+/// Maximum number of rejections by a timeout in one bisection. It ends early then, with the records found so far.
+const MAX_TIMEOUTS: usize = 40;
+
+/// The state of a bisection over the rows of a batch.
+#[derive(Debug)]
+pub(super) struct Bisection {
+    cause: Failure,
+    /// Ranges of rows to try; the last one is next.
+    untried: Vec<Range<usize>>,
+    current: Range<usize>,
+    rejected: Vec<(usize, Failure)>,
+    /// Whether the database accepted some row in this bisection.
+    accepted: bool,
+    /// Rejections left before the bisection ends, as long as the database accepts no row.
+    attempts_left: usize,
+    /// Rejections by a timeout left before the bisection ends.
+    timeouts_left: usize,
+    /// Whether its statements have short timeouts. It finds blocked inboxes then, and no record that takes too long.
+    short: bool,
+    /// A row that took too long alone. It is set until another row of its inbox is tried.
+    suspect: Option<usize>,
+    /// The suspect whose inbox accepted another row. It is tried once more: a lock that ended in between may have been the cause.
+    confirming: Option<usize>,
+    /// Suspects that were rejected again.
+    confirmed: Vec<usize>,
+}
+
+/// The result of a bisection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Some rows fail alone.
+    Found {
+        /// Rows that cause the error themselves.
+        rejected: Vec<(usize, Failure)>,
+        /// Rows whose inboxes cannot be written for now.
+        blocked: Vec<(usize, Failure)>,
+    },
+    /// No row causes the error: this is the failure of the whole batch.
+    NoRecord(Failure),
+}
+
+impl Bisection {
+    /// Starts a bisection of `rows` rows, which failed together with `cause`.
+    pub(super) fn new(rows: usize, cause: Failure) -> Self {
+        let attempts_left = 2 * rows.max(1).ilog2() as usize + 8;
+        let is_timeout = matches!(cause.class, Class::Heavy | Class::Locked | Class::Transient);
+        let mut bisection = Bisection {
+            // A single row gets the full timeout: with a short one, a slow server would look like a record that takes too long.
+            short: is_timeout && (rows > 1 || cause.class != Class::Heavy),
+            cause,
+            untried: Vec::new(),
+            current: 0..0,
+            rejected: Vec::new(),
+            accepted: false,
+            attempts_left,
+            timeouts_left: MAX_TIMEOUTS,
+            suspect: None,
+            confirming: None,
+            confirmed: Vec::new(),
+        };
+        bisection.halve(0..rows);
+        bisection
+    }
+
+    /// Returns the failure whose cause is searched.
+    pub(super) fn cause(&self) -> &Failure {
+        &self.cause
+    }
+
+    /// Returns whether its statements have short timeouts.
+    pub(super) fn is_short(&self) -> bool {
+        self.short
+    }
+
+    fn halve(&mut self, range: Range<usize>) {
+        let middle = range.start + range.len() / 2;
+        for half in [middle..range.end, range.start..middle] {
+            if !half.is_empty() {
+                self.untried.push(half);
+            }
+        }
+    }
+
+    /// Returns the next rows to try, or `None` if the bisection is over.
+    pub(super) fn next(&mut self) -> Option<Range<usize>> {
+        if (!self.accepted && self.attempts_left == 0) || self.timeouts_left == 0 {
+            return None;
+        }
+        self.current = self.untried.pop()?;
+        Some(self.current.clone())
+    }
+
+    /// Records that the database accepted the canary row, or some of the rows that were tried last.
+    pub(super) fn accepted(&mut self) {
+        self.accepted = true;
+    }
+
+    /// Records that the database rejected the canary row.
+    pub(super) fn canary_rejected(&mut self) {
+        self.attempts_left -= 1;
+    }
+
+    /// Returns a row that took too long alone: because of itself, or because its inbox or its shard is locked.
+    pub(super) fn suspect(&self) -> Option<usize> {
+        self.suspect
+    }
+
+    /// Records whether the database accepted another row in place of the suspect.
+    pub(super) fn suspect_tried(&mut self, accepted: bool) {
+        let Some(row) = self.suspect.take().filter(|_| accepted) else { return };
+        self.rejected.retain(|(rejected, _)| *rejected != row);
+        self.untried.push(row..row + 1);
+        self.confirming = Some(row);
+    }
+
+    /// Records that the database rejected the rows that were tried last.
+    pub(super) fn rejected(&mut self, failure: Failure) {
+        self.attempts_left = self.attempts_left.saturating_sub(1);
+        if matches!(failure.class, Class::Heavy | Class::Locked | Class::Transient) {
+            self.timeouts_left -= 1;
+        }
+        let range = self.current.clone();
+        if range.len() == 1 {
+            let is_suspect = failure.class == Class::Heavy && !self.short;
+            if self.confirming.take() == Some(range.start) {
+                self.confirmed.extend(is_suspect.then_some(range.start));
+            } else {
+                self.suspect = is_suspect.then_some(range.start);
+            }
+            self.rejected.push((range.start, failure));
+        } else {
+            self.halve(range);
+        }
+    }
+
+    /// Ends the bisection. `is_huge` returns whether a row may be too large for the server's time or memory.
+    pub(super) fn verdict(self, is_huge: impl Fn(usize) -> bool) -> Verdict {
+        let Failure { class, text } = self.cause;
+        let is_record = matches!(class, Class::Permanent | Class::TooLarge);
+        match (self.accepted, self.rejected.is_empty()) {
+            (true, false) => {
+                let is_rejected = |(row, failure): &(usize, Failure)| match failure.class {
+                    Class::Permanent | Class::TooLarge => true,
+                    // Only a huge row, and only while its inbox accepts a small one.
+                    Class::Heavy => is_huge(*row) && self.confirmed.contains(row),
+                    _ => false,
+                };
+                let (rejected, blocked) = self.rejected.into_iter().partition(is_rejected);
+                Verdict::Found { rejected, blocked }
+            }
+            _ if !is_record => Verdict::NoRecord(Failure { class, text }),
+            (true, true) => {
+                let text = format!("the batch is refused, and none of its records alone: {text}");
+                Verdict::NoRecord(Failure { class: Class::Fatal, text })
+            }
+            (false, _) => {
+                let text = format!("every record is refused, so it is not the records' fault: {text}");
+                Verdict::NoRecord(Failure { class: Class::Fatal, text })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn refusal(class: Class) -> Failure {
+        Failure { class, text: "no".into() }
+    }
+
+    /// Runs a bisection against a database that rejects these rows. Returns the verdict and the number of statements.
+    fn run(rows: usize, bad: &BTreeSet<usize>, canary: bool) -> (Verdict, usize) {
+        let mut bisection = Bisection::new(rows, refusal(Class::Permanent));
+        if canary {
+            bisection.accepted()
+        } else {
+            bisection.canary_rejected()
+        }
+        let mut statements = 1;
+        while let Some(range) = bisection.next() {
+            statements += 1;
+            if bad.range(range).next().is_some() {
+                bisection.rejected(refusal(Class::Permanent));
+            } else {
+                bisection.accepted();
+            }
+        }
+        (bisection.verdict(|_| false), statements)
+    }
+
+    #[test]
+    fn when_nothing_is_taken_no_record_is_to_blame_and_we_stop_early() {
+        let all: BTreeSet<usize> = (0..5000).collect();
+        let (verdict, statements) = run(5000, &all, false);
+        assert!(matches!(verdict, Verdict::NoRecord(Failure { class: Class::Fatal, .. })));
+        assert!(statements < 50, "{statements}");
+        assert!(matches!(run(1, &[0].into(), false).0, Verdict::NoRecord(_)));
+    }
+
+    #[test]
+    fn one_alone_is_to_blame_when_the_canary_is_taken() {
+        assert!(matches!(run(1, &[0].into(), true).0, Verdict::Found { rejected, .. } if rejected.len() == 1));
+    }
+
+    #[test]
+    fn a_batch_of_which_each_record_is_taken_blames_none() {
+        assert!(matches!(run(7, &BTreeSet::new(), true).0, Verdict::NoRecord(Failure { class: Class::Fatal, .. })));
+    }
+
+    #[test]
+    fn a_row_that_takes_too_long_is_to_blame_only_if_it_is_huge() {
+        for (huge, rejected) in [(true, true), (false, false)] {
+            let mut bisection = Bisection::new(1, refusal(Class::Heavy));
+            bisection.accepted();
+            bisection.next().expect("there is one");
+            bisection.rejected(refusal(Class::Heavy));
+            assert_eq!(bisection.suspect(), Some(0));
+            bisection.suspect_tried(true);
+            assert_eq!(bisection.next(), Some(0..1), "once more");
+            bisection.rejected(refusal(Class::Heavy));
+            assert_eq!(
+                found(bisection.verdict(|_| huge)),
+                if rejected { (vec![0], vec![]) } else { (vec![], vec![0]) }
+            );
+        }
+    }
+
+    /// A shard may be locked while the rest of the table accepts rows.
+    #[test]
+    fn huge_row_is_not_blamed_when_its_inbox_takes_none() {
+        let mut bisection = Bisection::new(1, refusal(Class::Heavy));
+        bisection.accepted();
+        bisection.next().expect("there is one");
+        bisection.rejected(refusal(Class::Heavy));
+        bisection.suspect_tried(false);
+        assert_eq!(found(bisection.verdict(|_| true)), (vec![], vec![0]));
+    }
+
+    #[test]
+    fn only_a_records_own_fault_rejects_it() {
+        use Class::{Conflict, Fatal, Heavy, Locked, Permanent, TooLarge, Transient};
+        for (class, rejects) in [
+            (Permanent, true),
+            (TooLarge, true),
+            (Conflict, false),
+            (Locked, false),
+            (Heavy, false),
+            (Transient, false),
+            (Fatal, false),
+        ] {
+            let mut bisection = Bisection::new(2, refusal(class));
+            bisection.accepted();
+            bisection.next().expect("the first one");
+            bisection.rejected(refusal(class));
+            bisection.next().expect("the second one");
+            assert_eq!(bisection.suspect(), None, "with short timeouts no record takes too long");
+            bisection.accepted();
+            let expected = if rejects { (vec![0], vec![]) } else { (vec![], vec![0]) };
+            assert_eq!(found(bisection.verdict(|_| true)), expected, "{class:?}");
+        }
+    }
+
+    /// The whole server is affected: it accepts no row, so no inbox is blocked.
+    #[test]
+    fn locked_table_blames_no_inbox() {
+        let mut bisection = Bisection::new(100, refusal(Class::Locked));
+        let mut statements = 0;
+        while bisection.next().is_some() {
+            bisection.rejected(refusal(Class::Locked));
+            statements += 1;
+        }
+        assert!(statements < 30, "{statements}");
+        assert!(matches!(bisection.verdict(|_| true), Verdict::NoRecord(Failure { class: Class::Locked, .. })));
+    }
+
+    fn found(verdict: Verdict) -> (Vec<usize>, Vec<usize>) {
+        let rows = |rows: Vec<(usize, Failure)>| rows.into_iter().map(|(row, _)| row).collect();
+        match verdict {
+            Verdict::Found { rejected, blocked } => (rows(rejected), rows(blocked)),
+            Verdict::NoRecord(failure) => panic!("{failure:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn those_and_only_those_are_found_in_few_statements(
+            rows in 1..2000usize, bad in proptest::collection::btree_set(0..2000usize, 0..20),
+        ) {
+            let bad: BTreeSet<usize> = bad.into_iter().filter(|row| *row < rows).collect();
+            let (verdict, statements) = run(rows, &bad, true);
+            let log = rows.ilog2() as usize + 2;
+            prop_assert!(statements <= 2 * bad.len() * log + 3, "{statements} for {} of {rows}", bad.len());
+            if let Verdict::Found { rejected, blocked } = verdict {
+                prop_assert!(blocked.is_empty());
+                prop_assert_eq!(rejected.into_iter().map(|(row, _)| row).collect::<BTreeSet<_>>(), bad);
+            } else {
+                prop_assert!(bad.is_empty());
+            }
+        }
+    }
+}
