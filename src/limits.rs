@@ -14,6 +14,9 @@ pub const MAX_TIME_MS: i64 = 253_402_300_799_999;
 /// What `MAX_CONTENT_BYTES` is by default: with ids, attributes and all around them, it fits into Kafka's own `max.message.bytes`.
 pub const DEFAULT_CONTENT_BYTES: usize = 1_000_000;
 
+/// Maximum number of messages of one batch, or of entries of one stream request.
+pub const MAX_REQUEST_MSGS: usize = 1000;
+
 /// A message may not hold more than this.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {

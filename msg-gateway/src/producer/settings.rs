@@ -6,7 +6,7 @@ use msg_common::kafka::KafkaOptions;
 use msg_common::limits::Limits;
 use rdkafka::ClientConfig;
 
-use crate::config::SendOptions;
+use crate::config::send::SendOptions;
 
 /// The producer's settings.
 pub fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {

@@ -13,7 +13,7 @@ pub mod trace;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use msg_common::limits::{Limits, Violation};
+use msg_common::limits::{Limits, MAX_REQUEST_MSGS, Violation};
 use msg_common::partition::Partition;
 use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, WaitFor, send_result};
 use rdkafka::types::RDKafkaErrorCode;
@@ -195,14 +195,11 @@ fn must_be_set(field: &str) -> Violation {
     Violation { field: field.into(), description: "must be set".into() }
 }
 
-/// The count of a request's messages must be 1 to this.
-pub const MOST_MSGS: usize = 1000;
-
 fn check_count(field: &str, count: usize) -> Option<Violation> {
     let description = match count {
         0 => "must not be empty".into(),
-        1..=MOST_MSGS => return None,
-        _ => format!("has {count} entries; at most {MOST_MSGS}"),
+        1..=MAX_REQUEST_MSGS => return None,
+        _ => format!("has {count} entries; at most {MAX_REQUEST_MSGS}"),
     };
     Some(Violation { field: field.into(), description })
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use msg_common::limits::Violation;
+use msg_common::limits::{MAX_REQUEST_MSGS, Violation};
 use msg_common::proto::{
     Msg, Placement, StreamSendEntry, StreamSendMsgRequest, StreamSendMsgResponse, StreamSendResult,
 };
@@ -23,7 +23,7 @@ use crate::send::stored::Awaited;
 use crate::send::stream::memory_of;
 use crate::send::stream::order::Failed;
 use crate::send::stream::replies::Reply;
-use crate::send::{MOST_MSGS, Sender, check_count, must_be_set, told, until_stored};
+use crate::send::{Sender, check_count, must_be_set, told, until_stored};
 use crate::status::Failure;
 
 /// So many failed entries may wait to be sent again; more end the stream.
@@ -118,7 +118,7 @@ impl Entries {
 
     /// The next reply, of as many results as a request may have entries.
     pub(super) fn reply(&mut self) -> Reply {
-        let count = self.results.len().min(MOST_MSGS);
+        let count = self.results.len().min(MAX_REQUEST_MSGS);
         let places = self.places.split(count).expect("each entry has one");
         Reply { response: StreamSendMsgResponse { results: self.results.drain(..count).collect() }, places }
     }

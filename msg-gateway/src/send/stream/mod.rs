@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::Stream;
 use metrics::gauge;
+use msg_common::limits::MAX_REQUEST_MSGS;
 use msg_common::proto::{StreamSendEntry, StreamSendMsgRequest};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -26,7 +27,7 @@ use crate::producer::Report;
 use crate::send::stream::entries::{Entries, HeldUp};
 use crate::send::stream::replies::Outlet;
 pub use crate::send::stream::replies::Replies;
-use crate::send::{Call, MOST_MSGS, Sender, trace};
+use crate::send::{Call, Sender, trace};
 use crate::status::Failure;
 
 /// Nothing happens for so long when nothing is due: a timer has to be set to something.
@@ -133,7 +134,7 @@ impl Serving {
                 // Reports first and requests last: results go out together, and what is in flight falls before it rises.
                 biased;
                 _ = &mut all_taken => return ended("CANCELLED"),
-                _ = reports.recv_many(&mut ready, MOST_MSGS), if entries.are_open() => {
+                _ = reports.recv_many(&mut ready, MAX_REQUEST_MSGS), if entries.are_open() => {
                     ready.drain(..).for_each(|report| entries.report(report));
                 }
                 Some(stored) = entries.stored.next(), if !entries.stored.is_empty() => entries.stored(stored),
@@ -196,7 +197,7 @@ fn memory_of<'a>(entries: impl IntoIterator<Item = &'a StreamSendEntry>) -> usiz
 }
 
 fn results_of(request: &StreamSendMsgRequest) -> u32 {
-    u32::try_from(request.entries.len().min(MOST_MSGS)).expect("it is small")
+    u32::try_from(request.entries.len().min(MAX_REQUEST_MSGS)).expect("it is small")
 }
 
 fn results_not_taken() -> Failure {
