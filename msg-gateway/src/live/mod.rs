@@ -3,6 +3,7 @@
 //! The transfer writes a hint after each batch: which inboxes, and how far they reach now. Nothing rests on it but speed:
 //! what counts is the row, and what no hint tells of is found by looking at the table from time to time.
 
+mod callbacks;
 pub mod digest;
 pub mod feed;
 pub mod look;
@@ -15,6 +16,7 @@ pub mod wait;
 pub mod waiting;
 pub mod watch;
 pub mod watchdog;
+pub mod watched;
 mod watcher;
 
 use std::sync::Arc;
@@ -31,7 +33,7 @@ use crate::live::pulse::Pulse;
 use crate::live::reader::Reader;
 use crate::live::tail::Tail;
 use crate::live::wait::Waiters;
-use crate::live::watch::Watches;
+use crate::live::watched::Watches;
 use crate::metrics::LiveLevels;
 
 /// Why it cannot begin.

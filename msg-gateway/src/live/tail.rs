@@ -7,12 +7,12 @@ use metrics::counter;
 use msg_common::proto::StoredHint;
 use msg_common::repeat::Repeats;
 use prost::Message as _;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
+use crate::live::callbacks::Context;
 use crate::live::feed::Feed;
 use crate::live::pulse::Pulse;
 use crate::live::wait::Waiters;
@@ -42,22 +42,6 @@ pub struct Tail {
     /// Is told of inboxes.
     pub feed: Arc<Feed>,
 }
-
-/// The callbacks of the clients of the hints topic.
-pub(super) struct Context;
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        msg_common::kafka::log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // It comes again as an answer to a poll.
-        tracing::debug!(%error, reason, "the reader of hints reports an error");
-    }
-}
-
-impl ConsumerContext for Context {}
 
 impl Tail {
     /// Librdkafka's settings for reading hints as they come.

@@ -12,7 +12,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
 
-use crate::live::tail::Context;
+use crate::live::callbacks::Context;
 
 const EVERY: Duration = Duration::from_secs(5);
 /// For how long a record may be in the topic before the reader has it.

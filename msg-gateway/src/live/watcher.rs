@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::incoming::Lifetime;
 use crate::live::feed::size;
 use crate::live::look::Turn;
-use crate::live::watch::{Parcel, Watched, most_permits};
+use crate::live::watched::{Parcel, Watched, most_permits};
 use crate::metrics::answered;
 use crate::read::pull::Query;
 use crate::status::Failure;

@@ -4,6 +4,9 @@ use msg_common::config::read;
 use msg_common::proto::{HintedInbox, InboxCursor, StoredHint};
 
 use super::*;
+use crate::config::Config;
+use crate::live::feed::Feed;
+use crate::live::look::Looker;
 
 /// Nobody connects to it.
 fn watches(feed: &Arc<Feed>) -> Arc<Watches> {

@@ -1,0 +1,22 @@
+//! librdkafka's callbacks of the clients that read or check the hints topic.
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+
+/// The callbacks of the clients of the hints topic.
+pub(super) struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        msg_common::kafka::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // It comes again as an answer to a poll.
+        tracing::debug!(%error, reason, "the reader of hints reports an error");
+    }
+}
+
+impl ConsumerContext for Context {}

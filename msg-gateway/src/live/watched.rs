@@ -1,0 +1,136 @@
+//! What the WatchMsgs streams share: their limits, their inboxes in the feed, and the events that are not read yet.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use metrics::{Counter, counter};
+use msg_common::proto::WatchMsgsResponse;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::{Config, LiveOptions};
+use crate::live::feed::Feed;
+use crate::live::look::Looker;
+use crate::live::mailbox::Mailbox;
+use crate::live::pulse::{Interest, Pulse};
+use crate::metrics::WATCHED_MSGS;
+use crate::status::Failure;
+
+/// All who watch.
+pub struct Watches {
+    pub(super) feed: Arc<Feed>,
+    pub(super) looker: Arc<Looker>,
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) options: LiveOptions,
+    pub(super) max_id_bytes: usize,
+    /// How long a caller may leave an answer untaken.
+    pub(super) answer_timeout: Duration,
+    /// Bytes of events that were made and not taken.
+    pub(super) buffered: Arc<Semaphore>,
+    streams: AtomicUsize,
+    inboxes: AtomicUsize,
+    pub(super) next: AtomicU64,
+    pub(super) from_cache: Counter,
+    pub(super) from_table: Counter,
+}
+
+impl Watches {
+    /// Nobody watches yet.
+    pub fn new(feed: Arc<Feed>, looker: Arc<Looker>, pulse: Arc<Pulse>, config: &Config) -> Self {
+        let options = config.live.clone();
+        let (max_id_bytes, answer_timeout) = (config.limits.max_id_bytes, config.server.answer_timeout);
+        let buffered = Arc::new(Semaphore::new(most_permits(&options)));
+        let (streams, inboxes, next) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
+        let [from_cache, from_table] = ["CACHE", "TABLE"].map(|source| counter!(WATCHED_MSGS, "source" => source));
+        Watches {
+            feed,
+            looker,
+            pulse,
+            options,
+            max_id_bytes,
+            answer_timeout,
+            buffered,
+            streams,
+            inboxes,
+            next,
+            from_cache,
+            from_table,
+        }
+    }
+
+    /// Streams, and inboxes over all of them.
+    pub fn taken(&self) -> (usize, usize) {
+        (self.streams.load(Ordering::Relaxed), self.inboxes.load(Ordering::Relaxed))
+    }
+}
+
+/// Permits of the buffer, one a byte.
+pub(super) fn most_permits(options: &LiveOptions) -> usize {
+    options.watch_buffer_bytes.min(u32::MAX as usize)
+}
+
+/// A stream's place among the others.
+pub(super) struct Place {
+    watches: Arc<Watches>,
+    inboxes: usize,
+}
+
+impl Place {
+    pub(super) fn take(watches: &Arc<Watches>, inboxes: usize) -> Result<Self, Failure> {
+        // Added first: two at once cannot both take the last place.
+        let streams = watches.streams.fetch_add(1, Ordering::Relaxed);
+        let before = watches.inboxes.fetch_add(inboxes, Ordering::Relaxed);
+        let place = Place { watches: watches.clone(), inboxes };
+        if streams >= watches.options.max_watchers {
+            return Err(Failure::Overloaded("too many watch".into()));
+        }
+        if before + inboxes > watches.options.max_watched_inboxes {
+            return Err(Failure::Overloaded("too many inboxes are watched".into()));
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.watches.streams.fetch_sub(1, Ordering::Relaxed);
+        self.watches.inboxes.fetch_sub(self.inboxes, Ordering::Relaxed);
+    }
+}
+
+/// What is known to the feed of one stream, until it is dropped.
+pub(super) struct Watched {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) recv_ids: Vec<Arc<str>>,
+    pub(super) place: Place,
+    pub(super) _interest: Interest,
+}
+
+impl Watched {
+    pub(super) fn watches(&self) -> &Arc<Watches> {
+        &self.place.watches
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.place.watches.feed.leave(&self.mailbox, &self.recv_ids);
+    }
+}
+
+/// An event on its way, with the permit for its bytes.
+pub(super) struct Parcel(Mutex<(Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>)>);
+
+impl Parcel {
+    pub(super) fn new(event: WatchMsgsResponse, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Parcel(Mutex::new((Some(event), permit)))
+    }
+
+    pub(super) fn take(&self) -> (Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>) {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (None, None);
+    }
+}
