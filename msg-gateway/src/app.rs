@@ -18,20 +18,20 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use crate::arriving::Arriving;
+use crate::buffer_budget::BufferBudget;
 use crate::config::{Config, ServerOptions};
 use crate::incoming::connections;
-use crate::layer::{CallLimits, Door};
-use crate::live::{Live, LiveError};
-use crate::metrics::{Levels, describe};
-use crate::place::ResponseBudget;
-use crate::producer::preflight::{self, Demands, Preflight};
+use crate::metrics::{InFlightGauges, describe};
+use crate::producer::preflight::{self, Preflight, PreflightRequirements};
 use crate::producer::{Producer, settings};
 use crate::read::Reader;
+use crate::response_permit::ResponseBudget;
+use crate::router::{CallLimits, RpcRouter};
 use crate::send::Sender;
-use crate::send::admission::Admission;
+use crate::send::budget::SendBudget;
 use crate::service::Gateway;
 use crate::unread::ReadTimer;
+use crate::watch::{WatchError, WatchServices};
 use crate::{health, read};
 
 /// The component of [`Readiness`] that speaks for the end.
@@ -54,7 +54,7 @@ pub enum Error {
     Kafka(#[from] KafkaError),
     /// Those who wait and watch cannot be served.
     #[error(transparent)]
-    Live(#[from] LiveError),
+    Watch(#[from] WatchError),
     /// The pools, or the client that asks Kafka, cannot be made.
     #[error("reads: {0}")]
     Reads(String),
@@ -98,7 +98,7 @@ pub async fn run(
     let deliveries = producer.clone();
     let (following, ending) = (readiness.clone(), stop.clone());
     tasks.spawn(async move { deliveries.signals().rejections.follow(following, ending).await });
-    let demands = Demands {
+    let requirements = PreflightRequirements {
         safe: config.requirements.clone(),
         allow_unsafe: config.send.allow_unsafe_topic,
         partitions: config.send.topic_partitions,
@@ -106,19 +106,19 @@ pub async fn run(
         content_bytes: config.limits.max_content_bytes,
     };
     let (kafka, topic) = (config.kafka.client_config(), &config.kafka.kafka_topic);
-    let preflight = Preflight::new(&kafka, topic, demands, producer.clone(), readiness.clone())?;
+    let preflight = Preflight::new(&kafka, topic, requirements, producer.clone(), readiness.clone())?;
     tasks.spawn(preflight.run(stop.clone()));
 
-    let admission = Admission::new(config.send.max_inflight_msgs, config.send.max_inflight_bytes);
-    let arriving = Arriving::new(config.server.max_arriving_bytes);
+    let budget = SendBudget::new(config.send.max_inflight_msgs, config.send.max_inflight_bytes);
+    let buffer = BufferBudget::new(config.server.max_arriving_bytes);
     let calls = CallLimits::new(config.server.max_open_calls);
     let responses = ResponseBudget::new(config.server.max_response_bytes);
-    let timer = ReadTimer::new(config.server.answer_timeout, config.live.watch_stall_timeout);
+    let timer = ReadTimer::new(config.server.answer_timeout, config.watch.watch_stall_timeout);
     tasks.spawn(timer.clone().run(stop.clone()));
-    let levels = (admission.clone(), arriving.clone(), calls.clone(), responses.clone());
-    tasks.spawn(watch_levels(levels, stop.clone()));
-    let live = Live::start(&config, &tasks, &stop)?;
-    let sender = Sender::new(&config, admission, producer.clone(), live.waiters.clone(), responses.clone());
+    let gauges = (budget.clone(), buffer.clone(), calls.clone(), responses.clone());
+    tasks.spawn(update_gauges(gauges, stop.clone()));
+    let watch = WatchServices::start(&config, &tasks, &stop)?;
+    let sender = Sender::new(&config, budget, producer.clone(), watch.waiters.clone(), responses.clone());
     let reader = Reader::new(&config, read::timing(&config), responses).map_err(Error::Reads)?;
     if let Some(database) = reader.primary() {
         tasks.spawn(database.watch(readiness.clone(), stop.clone()));
@@ -126,14 +126,14 @@ pub async fn run(
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::set(&reporter, false).await;
-    let service =
-        MsgGatewayServer::new(Gateway::new(sender, reader, live)).max_decoding_message_size(config.max_request_bytes());
+    let service = MsgGatewayServer::new(Gateway::new(sender, reader, watch))
+        .max_decoding_message_size(config.max_request_bytes());
     let mut routes = Routes::builder();
     routes.add_service(health_service);
     if config.server.reflection {
         add_reflection(&mut routes)?;
     }
-    let door = Door::new(service, routes.routes().prepare(), calls, arriving, config.server.max_arrival_time);
+    let router = RpcRouter::new(service, routes.routes().prepare(), calls, buffer, config.server.max_arrival_time);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {
@@ -146,7 +146,7 @@ pub async fn run(
     let incoming =
         connections(grpc, server.max_connections, server.age(), server.handshake_timeout, goaway.clone(), timer);
     let stop_taking = goaway.clone().cancelled_owned();
-    let serving = builder(&config.server).serve_with_incoming_shutdown(door, incoming, stop_taking);
+    let serving = builder(&config.server).serve_with_incoming_shutdown(router, incoming, stop_taking);
     tokio::pin!(serving);
     let following = tasks.spawn(health::follow(reporter.clone(), readiness.clone(), goaway.clone()));
 
@@ -244,24 +244,24 @@ fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Erro
 }
 
 /// Looks at what changes with every message, from time to time, so that a message need not tell.
-async fn watch_levels(
-    (admission, arriving, calls, responses): (Arc<Admission>, Arc<Arriving>, Arc<CallLimits>, Arc<ResponseBudget>),
+async fn update_gauges(
+    (budget, buffer, calls, responses): (Arc<SendBudget>, Arc<BufferBudget>, Arc<CallLimits>, Arc<ResponseBudget>),
     stop: CancellationToken,
 ) {
-    let levels = Levels::new();
+    let gauges = InFlightGauges::new();
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             _ = every.tick() => {}
             () = stop.cancelled() => return,
         }
-        let (msgs, bytes) = admission.taken();
+        let (msgs, bytes) = budget.used();
         for (gauge, value) in [
-            (&levels.inflight_msgs, msgs),
-            (&levels.inflight_bytes, bytes),
-            (&levels.arriving_bytes, arriving.bytes()),
-            (&levels.open_calls, calls.open()),
-            (&levels.unread_response_bytes, responses.used()),
+            (&gauges.inflight_msgs, msgs),
+            (&gauges.inflight_bytes, bytes),
+            (&gauges.arriving_bytes, buffer.used()),
+            (&gauges.open_calls, calls.open()),
+            (&gauges.unread_response_bytes, responses.used()),
         ] {
             gauge.set(value as f64);
         }

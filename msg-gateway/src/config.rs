@@ -1,8 +1,8 @@
 //! The gateway's settings, each by flag or by environment, and what may be wrong with them together.
 
-mod live;
 mod replica;
 pub mod send;
+mod watch;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -16,9 +16,9 @@ use msg_common::limits::{Limits, MAX_ID_BYTES, MAX_REQUEST_MSGS};
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 
-pub use self::live::LiveOptions;
 pub use self::replica::ReplicaOptions;
 use self::send::SendOptions;
+pub use self::watch::WatchOptions;
 use crate::incoming::Age;
 use crate::producer::settings;
 
@@ -46,7 +46,7 @@ pub struct Config {
     pub send: SendOptions,
     /// What is told as it is stored.
     #[command(flatten)]
-    pub live: LiveOptions,
+    pub watch: WatchOptions,
     /// Connections to the database, for reads; 1 or more
     #[arg(long, env = "READ_CONNECTIONS", default_value_t = 8, value_name = "N")]
     pub read_connections: usize,
@@ -196,9 +196,9 @@ impl Config {
             ("--max-connection-age-grace", self.server.max_connection_age_grace, Duration::ZERO..=DAY),
             ("--shutdown-delay", self.server.shutdown_delay, Duration::ZERO..=HOUR),
             ("--drain-timeout", self.server.drain_timeout, Duration::ZERO..=HOUR),
-            ("--watch-stall-timeout", self.live.watch_stall_timeout, SHORTEST..=HOUR),
-            ("--heartbeat-interval", self.live.heartbeat_interval, SHORTEST..=DAY),
-            ("--look-interval", self.live.look_interval, SHORTEST..=DAY),
+            ("--watch-stall-timeout", self.watch.watch_stall_timeout, SHORTEST..=HOUR),
+            ("--heartbeat-interval", self.watch.heartbeat_interval, SHORTEST..=DAY),
+            ("--look-interval", self.watch.look_interval, SHORTEST..=DAY),
         ];
         times.extend(self.server.max_connection_age.map(|age| ("--max-connection-age", age, SHORTEST..=365 * DAY)));
         times
@@ -211,12 +211,12 @@ impl Config {
         vec![
             ("--read-connections", self.read_connections, 1..=10_000),
             ("--max-reads", self.max_reads, 1..=100_000),
-            ("--live-connections", self.live.live_connections, 1..=10_000),
-            ("--watch-cache-bytes", self.live.watch_cache_bytes, 0..=MAX_BYTES),
-            ("--watch-buffer-bytes", self.live.watch_buffer_bytes, 1..=MAX_BYTES),
-            ("--max-waiting-msgs", self.live.max_waiting_msgs, 0..=MOST),
-            ("--max-watchers", self.live.max_watchers, 0..=MOST),
-            ("--max-watched-inboxes", self.live.max_watched_inboxes, 0..=MOST),
+            ("--live-connections", self.watch.live_connections, 1..=10_000),
+            ("--watch-cache-bytes", self.watch.watch_cache_bytes, 0..=MAX_BYTES),
+            ("--watch-buffer-bytes", self.watch.watch_buffer_bytes, 1..=MAX_BYTES),
+            ("--max-waiting-msgs", self.watch.max_waiting_msgs, 0..=MOST),
+            ("--max-watchers", self.watch.max_watchers, 0..=MOST),
+            ("--max-watched-inboxes", self.watch.max_watched_inboxes, 0..=MOST),
             ("--max-connections", self.server.max_connections, 1..=MOST),
             ("--max-open-calls", self.server.max_open_calls, 1..=MOST),
             ("--max-response-bytes", self.server.max_response_bytes, 1..=MAX_BYTES),

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED, HANDSHAKES_NOT_ENDED};
-use crate::place::end_for_silence;
+use crate::response_permit::disconnect_slow_reader;
 use crate::unread::{ReadTimer, Unread};
 
 /// What HTTP/2 begins with, in bytes: the preface, and the head of a SETTINGS frame.
@@ -50,8 +50,8 @@ impl Lifetime {
     }
 
     /// Closes the connection of a caller that does not read what it requested.
-    pub fn end_for_silence(&self) {
-        end_for_silence(&self.cut);
+    pub fn disconnect_slow_reader(&self) {
+        disconnect_slow_reader(&self.cut);
     }
 
     /// Ends the connection at once, with all its streams. The only way to be rid of an answer that a caller asks for and does
@@ -103,8 +103,8 @@ pub fn connections(
     drain: CancellationToken,
     timer: Arc<ReadTimer>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-    stream::unfold((listener, places, drain, timer), move |(listener, places, drain, timer)| async move {
+    let permits = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+    stream::unfold((listener, permits, drain, timer), move |(listener, permits, drain, timer)| async move {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -115,7 +115,7 @@ pub fn connections(
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let Ok(permit) = permits.clone().try_acquire_owned() else {
                 counter!(CONNECTIONS_REFUSED).increment(1);
                 continue;
             };
@@ -126,8 +126,8 @@ pub fn connections(
             let lifetime = Lifetime::new(drain.clone(), age, &timer);
             let handshake = Handshake::new(handshake);
             return Some((
-                Ok(Connection::new(stream, lifetime, handshake, age, place)),
-                (listener, places, drain, timer),
+                Ok(Connection::new(stream, lifetime, handshake, age, permit)),
+                (listener, permits, drain, timer),
             ));
         }
     })
@@ -145,7 +145,7 @@ impl Handshake {
     }
 }
 
-/// A connection with its place among the others.
+/// A connection with its permit among the others.
 pub struct Connection {
     stream: TcpStream,
     lifetime: Lifetime,
@@ -154,7 +154,7 @@ pub struct Connection {
     /// Since our side is ended.
     linger: Option<Pin<Box<Sleep>>>,
     open: Gauge,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
@@ -163,12 +163,12 @@ impl Connection {
         lifetime: Lifetime,
         handshake: Handshake,
         age: Option<Age>,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Self {
         let open = gauge!(CONNECTIONS);
         open.increment(1);
         let cut = Box::pin(lifetime.clone().until_cut(age));
-        Connection { stream, lifetime, handshake: Some(handshake), cut, linger: None, open, _place: place }
+        Connection { stream, lifetime, handshake: Some(handshake), cut, linger: None, open, _permit: permit }
     }
 
     fn check(&self) -> io::Result<()> {

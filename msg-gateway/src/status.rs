@@ -242,14 +242,14 @@ fn dead_letter_name(reason: DeadLetterReason) -> &'static str {
 }
 
 /// As many violations as fit, and how many there are besides.
-fn fields(violations: &[Violation], most_bytes: usize) -> Vec<FieldViolation> {
+fn fields(violations: &[Violation], max_bytes: usize) -> Vec<FieldViolation> {
     let mut told = Vec::new();
     let mut bytes = 0;
     for violation in violations {
         let (field, description) = (short(&violation.field), short(&violation.description));
         // Each has up to 8 bytes of tags and lengths.
         bytes += field.len() + description.len() + 8;
-        if bytes > most_bytes {
+        if bytes > max_bytes {
             break;
         }
         told.push(FieldViolation::new(field, description));
@@ -263,8 +263,8 @@ fn fields(violations: &[Violation], most_bytes: usize) -> Vec<FieldViolation> {
 
 /// A text short enough that details stay below their limit: it comes twice, in the status and in its details.
 fn short(text: &str) -> &str {
-    const MOST: usize = 300;
-    &text[..text.floor_char_boundary(MOST)]
+    const MAX_TEXT_BYTES: usize = 300;
+    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::place::end_for_silence;
+use crate::response_permit::disconnect_slow_reader;
 
 /// A response is given up after the timeout and up to this part of it more.
 const TICKS_PER_TIMEOUT: u64 = 8;
@@ -95,7 +95,7 @@ impl Unread {
         if self.ring[self.slot(now)].load(Ordering::Relaxed) == 0 {
             return false;
         }
-        end_for_silence(&self.cut);
+        disconnect_slow_reader(&self.cut);
         true
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::metrics::DELIVERIES;
 use crate::producer::rejections::Rejections;
-use crate::producer::{Answer, InFlight, Report, code_of, offsets};
+use crate::producer::{InFlight, Report, ReportSender, code_of, offsets};
 use crate::send::outcome::{FailedDelivery, Outcome};
 
 /// What the callbacks tell the rest of the gateway.
@@ -76,18 +76,18 @@ impl Default for Signals {
 }
 
 /// The callbacks of one librdkafka producer. They run on its polling thread and must not block.
-pub struct Context {
+pub struct DeliveryContext {
     signals: Arc<Signals>,
     stored: Counter,
     /// A record that is reported sooner was tried once.
     backoff: Duration,
 }
 
-impl Context {
+impl DeliveryContext {
     /// Callbacks that tell `signals`; librdkafka waits for `backoff` or longer before it tries a record again.
     pub fn new(signals: Arc<Signals>, backoff: Duration) -> Self {
         let stored = counter!(DELIVERIES, "outcome" => Outcome::Stored { offset: None }.label());
-        Context { signals, stored, backoff }
+        DeliveryContext { signals, stored, backoff }
     }
 
     fn failed(&self, error: &KafkaError, message: &rdkafka::message::BorrowedMessage<'_>) -> Outcome {
@@ -108,12 +108,12 @@ impl Context {
 /// Reports what became of a record to the call that waits for it, if it still does.
 pub(crate) fn report(in_flight: InFlight, outcome: Outcome) {
     // The place is free before the caller knows: one that sends a message after another never meets itself.
-    let InFlight { answer, permit, .. } = in_flight;
+    let InFlight { report_to, permit, .. } = in_flight;
     drop(permit);
     // The caller may have gone, or have been answered at its deadline.
-    match answer {
-        Answer::One(answer) => drop(answer.send(outcome)),
-        Answer::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
+    match report_to {
+        ReportSender::One(answer) => drop(answer.send(outcome)),
+        ReportSender::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
     }
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn report_failure(in_flight: InFlight, outcome: Outcome) {
     report(in_flight, outcome);
 }
 
-impl ClientContext for Context {
+impl ClientContext for DeliveryContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         msg_common::kafka::log(level, facility, message);
     }
@@ -136,7 +136,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ProducerContext for Context {
+impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = Box<InFlight>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, in_flight: Box<InFlight>) {

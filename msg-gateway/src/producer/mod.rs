@@ -6,7 +6,7 @@ mod offsets;
 pub mod preflight;
 pub mod rejections;
 pub mod settings;
-mod stuck;
+mod stall_timer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,9 +25,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::PRODUCERS_REPLACED;
-pub use crate::producer::context::{Context, Signals};
-use crate::producer::stuck::Patience;
-use crate::send::admission::Permit;
+pub use crate::producer::context::{DeliveryContext, Signals};
+use crate::producer::stall_timer::StallTimer;
+use crate::send::budget::SendPermit;
 use crate::send::outcome::Outcome;
 
 /// The component of [`Readiness`] that speaks for the producer.
@@ -35,13 +35,13 @@ pub const COMPONENT: &str = "producer";
 
 /// How often, and how far apart, a producer that was replaced is emptied: a send may have begun before it was.
 const PURGES: usize = 5;
-const PURGE_EVERY: Duration = Duration::from_secs(1);
+const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often to check whether the producer is stuck.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a delivery report goes. Nobody may be listening any more.
-pub enum Answer {
+pub enum ReportSender {
     /// To a call with one message.
     One(oneshot::Sender<Outcome>),
     /// To a call with many, which share a channel: a task or a channel for each would cost more than the record.
@@ -65,9 +65,9 @@ pub struct Report {
 /// What travels with a record through librdkafka until its delivery report.
 pub struct InFlight {
     /// Where the report goes.
-    pub answer: Answer,
+    pub report_to: ReportSender,
     /// The record's permit, released when this is dropped.
-    pub permit: Permit,
+    pub permit: SendPermit,
     /// The record's size as Kafka compares it with the topic's limit if nothing is compressed, in bytes.
     pub size: usize,
 }
@@ -90,7 +90,7 @@ pub struct Outgoing<'a> {
 
 /// Why a record was not taken; it was certainly not sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Rejection {
     /// The topic cannot be used at present, and why.
     Closed(String),
     /// librdkafka did not take it.
@@ -101,7 +101,7 @@ pub enum Refusal {
 pub struct Producer {
     config: ClientConfig,
     topic: String,
-    current: ArcSwap<ThreadedProducer<Context>>,
+    current: ArcSwap<ThreadedProducer<DeliveryContext>>,
     /// Why nothing may be sent; `None` while the topic can be used.
     closed: ArcSwapOption<String>,
     signals: Arc<Signals>,
@@ -114,7 +114,7 @@ impl Producer {
     pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let signals = Arc::new(Signals::new());
         let backoff = settings::shortest_backoff(&config);
-        let current = config.create_with_context(Context::new(signals.clone(), backoff))?;
+        let current = config.create_with_context(DeliveryContext::new(signals.clone(), backoff))?;
         Ok(Producer {
             config,
             topic: topic.to_owned(),
@@ -147,9 +147,9 @@ impl Producer {
     }
 
     /// Puts a record into the queue. Never blocks. What became of it comes through `in_flight`.
-    pub fn send(&self, record: Outgoing<'_>) -> Result<(), Refusal> {
+    pub fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
         if let Some(reason) = &*self.closed.load() {
-            return Err(Refusal::Closed(reason.to_string()));
+            return Err(Rejection::Closed(reason.to_string()));
         }
         let mut headers = OwnedHeaders::new_with_capacity(2)
             .insert(Header { key: VERSION_HEADER, value: Some(self.version.as_str()) });
@@ -172,7 +172,7 @@ impl Producer {
                 self.signals.rejections.failed(record.partition, code, true, Instant::now());
                 self.signals.check.notify_one();
             }
-            Refusal::Failed(code)
+            Rejection::Failed(code)
         })
     }
 
@@ -184,12 +184,12 @@ impl Producer {
     /// Replaces the librdkafka producer after each fatal error, and when it confirms nothing for longer than `drain`, until told to
     /// stop.
     pub async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
-        let mut patience = Patience::new(drain);
-        let mut checks = tokio::time::interval(CHECK_EVERY);
+        let mut timer = StallTimer::new(drain);
+        let mut checks = tokio::time::interval(CHECK_INTERVAL);
         loop {
             tokio::select! {
                 () = self.signals.error.notified() => {}
-                _ = checks.tick() => self.replace_stuck(&mut patience),
+                _ = checks.tick() => self.replace_stuck(&mut timer),
                 () = stop.cancelled() => return,
             }
             // Most errors are not, and the producer that was replaced may still report some.
@@ -197,7 +197,7 @@ impl Producer {
                 continue;
             };
             readiness.not_ready(COMPONENT, format!("fatal error {code}: {detail}"));
-            match self.another() {
+            match self.create() {
                 Ok(fresh) => self.replace(Arc::new(fresh), &readiness, drain),
                 Err(error) => {
                     tracing::error!(%error, "no new producer can be made");
@@ -212,20 +212,20 @@ impl Producer {
         }
     }
 
-    /// While the topic is known not to be usable, another producer would do no better.
-    fn replace_stuck(&self, patience: &mut Patience) {
+    /// While the topic is known not to be usable, create producer would do no better.
+    fn replace_stuck(&self, timer: &mut StallTimer) {
         let now = Instant::now();
         let since = self.signals.rejections.timing_out_since(now);
-        if self.closed.load().is_some() || !patience.is_over(since, now) {
+        if self.closed.load().is_some() || !timer.expired(since, now) {
             return;
         }
         tracing::warn!("replacing the producer: every delivery has timed out for long");
-        if let Err(error) = self.renew() {
+        if let Err(error) = self.replace_abandoning() {
             tracing::error!(%error, "no new producer can be made");
         }
     }
 
-    fn replace(&self, fresh: Arc<ThreadedProducer<Context>>, readiness: &Readiness, drain: Duration) {
+    fn replace(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
         let old = self.swap(fresh);
         readiness.ready(COMPONENT);
         // Its reports are still to come, and its drop would throw away the records without one.
@@ -235,18 +235,18 @@ impl Producer {
     /// Goes on with a new librdkafka producer, and gives up what the old one has: their outcome is unknown. For a topic that was
     /// made anew, where what was on its way to the former one neither arrives nor times out and keeps what comes behind it waiting;
     /// and for a producer that is stuck.
-    pub fn renew(&self) -> KafkaResult<()> {
-        let fresh = self.another()?;
+    pub fn replace_abandoning(&self) -> KafkaResult<()> {
+        let fresh = self.create()?;
         let old = self.swap(Arc::new(fresh));
-        tokio::task::spawn_blocking(move || give_up(&old));
+        tokio::task::spawn_blocking(move || purge(&old));
         Ok(())
     }
 
-    fn another(&self) -> KafkaResult<ThreadedProducer<Context>> {
-        self.config.create_with_context(Context::new(self.signals.clone(), self.backoff))
+    fn create(&self) -> KafkaResult<ThreadedProducer<DeliveryContext>> {
+        self.config.create_with_context(DeliveryContext::new(self.signals.clone(), self.backoff))
     }
 
-    fn swap(&self, fresh: Arc<ThreadedProducer<Context>>) -> Arc<ThreadedProducer<Context>> {
+    fn swap(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>) -> Arc<ThreadedProducer<DeliveryContext>> {
         counter!(PRODUCERS_REPLACED).increment(1);
         self.current.swap(fresh)
     }
@@ -259,7 +259,7 @@ impl Producer {
     }
 }
 
-fn finish(producer: &ThreadedProducer<Context>, drain: Duration) -> i32 {
+fn finish(producer: &ThreadedProducer<DeliveryContext>, drain: Duration) -> i32 {
     if let Err(error) = producer.flush(drain) {
         tracing::warn!(%error, records = producer.in_flight_count(), "records without a delivery report are given up");
     }
@@ -267,11 +267,11 @@ fn finish(producer: &ThreadedProducer<Context>, drain: Duration) -> i32 {
 }
 
 /// Throws away what the producer has, each record with its report, and what was being handed to it when it was replaced.
-fn give_up(producer: &ThreadedProducer<Context>) {
+fn purge(producer: &ThreadedProducer<DeliveryContext>) {
     for _ in 0..PURGES {
         producer.purge(PurgeConfig::default().queue().inflight());
-        let _ = producer.flush(PURGE_EVERY);
-        std::thread::sleep(PURGE_EVERY);
+        let _ = producer.flush(PURGE_INTERVAL);
+        std::thread::sleep(PURGE_INTERVAL);
     }
     let records = producer.in_flight_count();
     if records > 0 {
@@ -292,7 +292,7 @@ mod tests {
     use rdkafka::bindings::{rd_kafka_resp_err_t, rd_kafka_test_fatal_error};
 
     use super::*;
-    use crate::send::admission::Admission;
+    use crate::send::budget::SendBudget;
 
     /// A producer whose cluster is librdkafka's own mock, or is not there.
     fn producer(settings: &[(&str, &str)]) -> Arc<Producer> {
@@ -306,7 +306,7 @@ mod tests {
         Arc::new(producer)
     }
 
-    fn send(producer: &Producer, permit: Permit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
+    fn send(producer: &Producer, permit: SendPermit) -> Result<oneshot::Receiver<Outcome>, Rejection> {
         let (answer, report) = oneshot::channel();
         producer
             .send(Outgoing {
@@ -315,7 +315,7 @@ mod tests {
                 value: b"hi",
                 timestamp_ms: 1,
                 traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-                in_flight: Box::new(InFlight { answer: Answer::One(answer), permit, size: 100 }),
+                in_flight: Box::new(InFlight { report_to: ReportSender::One(answer), permit, size: 100 }),
             })
             .map(|()| report)
     }
@@ -324,58 +324,58 @@ mod tests {
     async fn a_permit_is_given_back_by_the_report_and_not_by_the_call() {
         // Nobody listens there, so the record stays until it is given up.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1"), ("delivery.timeout.ms", "300")]);
-        let admission = Admission::new(2, 1000);
-        let permit = || admission.admit(100).expect("there is room");
+        let budget = SendBudget::new(2, 1000);
+        let permit = || budget.acquire(100).expect("there is room");
         let abandoned = send(&producer, permit()).expect("it is taken");
         let kept = send(&producer, permit()).expect("it is taken");
         drop(abandoned);
-        assert_eq!(admission.taken(), (2, 200));
-        assert!(admission.admit(100).is_err());
+        assert_eq!(budget.used(), (2, 200));
+        assert!(budget.acquire(100).is_err());
         assert_eq!(kept.await, Ok(Outcome::Unknown));
         producer.flush(Duration::from_secs(5)).await;
-        assert_eq!(admission.taken(), (0, 0));
+        assert_eq!(budget.used(), (0, 0));
     }
 
     #[tokio::test]
     async fn nothing_is_taken_while_the_topic_cannot_be_used() {
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
         producer.close("not there".into());
-        let admission = Admission::new(1, 1000);
-        let refused = send(&producer, admission.admit(1).expect("there is room")).map(|_| ());
-        assert_eq!(refused, Err(Refusal::Closed("not there".into())));
-        assert_eq!(admission.taken(), (0, 0));
+        let budget = SendBudget::new(1, 1000);
+        let refused = send(&producer, budget.acquire(1).expect("there is room")).map(|_| ());
+        assert_eq!(refused, Err(Rejection::Closed("not there".into())));
+        assert_eq!(budget.used(), (0, 0));
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_renewed_producer_had_is_told_as_unknown_and_gives_its_place_back() {
         // Nobody listens there, and nothing times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
-        let admission = Admission::new(10_000, 1_000_000);
-        let permit = || admission.admit(100).expect("there is room");
+        let budget = SendBudget::new(10_000, 1_000_000);
+        let permit = || budget.acquire(100).expect("there is room");
         let before: Vec<_> = (0..100).map(|_| send(&producer, permit()).expect("it is taken")).collect();
         let sending = producer.clone();
         // Hands records over while the producer is replaced.
-        let (permits, stop) = (admission.clone(), CancellationToken::new());
+        let (permits, stop) = (budget.clone(), CancellationToken::new());
         let (stopped, _ends_the_sender) = (stop.clone(), stop.clone().drop_guard());
         let sender = tokio::task::spawn_blocking(move || {
             while !stopped.is_cancelled() {
-                if let Ok(permit) = permits.admit(100) {
+                if let Ok(permit) = permits.acquire(100) {
                     let _ = send(&sending, permit);
                 }
                 std::thread::sleep(Duration::from_micros(100));
             }
         });
-        producer.renew().expect("the settings are good");
+        producer.replace_abandoning().expect("the settings are good");
         for report in before {
             // Not only when the old one is dropped, which is later.
-            let told = tokio::time::timeout(3 * PURGE_EVERY, report).await;
-            assert_eq!(told.expect("it is told at once"), Ok(Outcome::Unknown));
+            let report = tokio::time::timeout(3 * PURGE_INTERVAL, report).await;
+            assert_eq!(report.expect("it is told at once"), Ok(Outcome::Unknown));
         }
         stop.cancel();
         sender.await.expect("it ends");
         // What the new one has is all there is.
         let left = async || {
-            while admission.taken().0 != usize::try_from(producer.queued()).expect("it is positive") {
+            while budget.used().0 != usize::try_from(producer.queued()).expect("it is positive") {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -385,8 +385,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_producer_with_a_fatal_error_is_replaced() {
         let producer = producer(&[("test.mock.num.brokers", "1")]);
-        let admission = Admission::new(2, 1000);
-        let permit = || admission.admit(100).expect("there is room");
+        let budget = SendBudget::new(2, 1000);
+        let permit = || budget.acquire(100).expect("there is room");
         let stored = send(&producer, permit()).expect("it is taken").await;
         assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
 

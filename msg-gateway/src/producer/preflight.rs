@@ -28,15 +28,15 @@ use crate::send::outcome::Outcome;
 pub const COMPONENT: &str = "kafka";
 
 /// How often a topic that is fine is looked at.
-const EVERY: Duration = Duration::from_secs(30);
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// How often one that is not, and the least time between two looks.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long Kafka may take to answer each of the two questions.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is demanded of the topic.
 #[derive(Clone, Debug)]
-pub struct Demands {
+pub struct PreflightRequirements {
     /// For a message not to be lost.
     pub safe: TopicRequirements,
     /// Whether an unsafe topic is used all the same.
@@ -50,25 +50,25 @@ pub struct Demands {
 }
 
 /// A clock that is further ahead than this keeps messages noticeably longer than the topic's retention.
-const MUCH_AHEAD: Duration = Duration::from_secs(86_400);
+const MAX_CLOCK_LEAD: Duration = Duration::from_secs(86_400);
 
 /// What a look at the topic has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Why it cannot be used; empty when it can.
-    pub refused: Vec<String>,
+    pub problems: Vec<String>,
     /// What is wrong with it all the same.
     pub warnings: Vec<String>,
     /// The only reason is that the largest messages do not fit.
     pub only_too_small: bool,
 }
 
-impl Demands {
+impl PreflightRequirements {
     /// Judges the topic.
     pub fn judge(&self, topic: &Topic) -> Verdict {
         let mut verdict = Verdict::default();
         if topic.partitions < self.partitions {
-            verdict.refused.push(format!(
+            verdict.problems.push(format!(
                 "the topic has {} partitions, fewer than --topic-partitions {}",
                 topic.partitions, self.partitions
             ));
@@ -82,16 +82,16 @@ impl Demands {
         if topic.max_message_bytes < self.record_bytes {
             let rest = self.record_bytes - self.content_bytes;
             let fits = topic.max_message_bytes.saturating_sub(rest);
-            verdict.refused.push(format!(
+            verdict.problems.push(format!(
                 "max.message.bytes is {}: raise it to {}, or lower --max-content-bytes from {} to {fits} (ids, attributes \
                  and the rest need {rest})",
                 topic.max_message_bytes, self.record_bytes, self.content_bytes
             ));
         }
-        let too_small = !verdict.refused.is_empty() && topic.partitions >= self.partitions;
+        let too_small = !verdict.problems.is_empty() && topic.partitions >= self.partitions;
         self.judge_replicas(topic, &mut verdict);
         if let RetentionClock::Producers { ahead, .. } = topic.clock
-            && ahead.is_none_or(|ahead| ahead > MUCH_AHEAD)
+            && ahead.is_none_or(|ahead| ahead > MAX_CLOCK_LEAD)
         {
             verdict.warnings.push(
                 "message.timestamp.type is CreateTime, and message.timestamp.after.max.ms allows more than a day: if a \
@@ -101,21 +101,21 @@ impl Demands {
         }
         let found = self.safe.unsafe_settings(topic);
         if !found.is_empty() {
-            let told = format!("an accepted message could be lost: {}", found.join(", "));
+            let problem = format!("an accepted message could be lost: {}", found.join(", "));
             if self.allow_unsafe {
-                verdict.warnings.push(told);
+                verdict.warnings.push(problem);
             } else {
-                verdict.refused.push(format!("{told} (--allow-unsafe-topic accepts that)"));
+                verdict.problems.push(format!("{problem} (--allow-unsafe-topic accepts that)"));
             }
         }
-        verdict.only_too_small = too_small && verdict.refused.len() == 1;
+        verdict.only_too_small = too_small && verdict.problems.len() == 1;
         gauge!(TOPIC_UNSAFE_SETTINGS).set(u32::try_from(found.len()).unwrap_or(u32::MAX));
         gauge!(TOPIC_EXTRA_PARTITIONS).set((topic.partitions - self.partitions).max(0));
         verdict
     }
 }
 
-impl Demands {
+impl PreflightRequirements {
     /// Kafka confirms nothing to a partition without a leader, or with too few replicas in sync.
     fn judge_replicas(&self, topic: &Topic, verdict: &mut Verdict) {
         let used = topic.in_sync.iter().take(usize::try_from(self.partitions).unwrap_or(0));
@@ -127,7 +127,9 @@ impl Demands {
             return;
         }
         if short.len() == count {
-            verdict.refused.push(format!("no partition has a leader and {min} in-sync replicas (min.insync.replicas)"));
+            verdict
+                .problems
+                .push(format!("no partition has a leader and {min} in-sync replicas (min.insync.replicas)"));
         } else {
             verdict.warnings.push(format!(
                 "sends to the partitions {short:?} are not confirmed: they have no leader, or fewer than {min} in-sync \
@@ -139,9 +141,9 @@ impl Demands {
 
 /// The task that looks.
 pub struct Preflight {
-    admin: Arc<AdminClient<Quiet>>,
+    admin: Arc<AdminClient<LogContext>>,
     topic: String,
-    demands: Demands,
+    requirements: PreflightRequirements,
     producer: Arc<Producer>,
     readiness: Readiness,
     warned: Vec<String>,
@@ -159,16 +161,16 @@ impl Preflight {
     pub fn new(
         config: &ClientConfig,
         topic: &str,
-        demands: Demands,
+        requirements: PreflightRequirements,
         producer: Arc<Producer>,
         readiness: Readiness,
     ) -> KafkaResult<Self> {
         let causes = Causes::default();
-        let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet(causes.clone()))?);
+        let admin = Arc::new(AdminClient::from_config_and_context(config, LogContext(causes.clone()))?);
         Ok(Preflight {
             admin,
             topic: topic.to_owned(),
-            demands,
+            requirements,
             producer,
             readiness,
             warned: Vec::new(),
@@ -179,40 +181,40 @@ impl Preflight {
         })
     }
 
-    /// Looks until told to stop.
+    /// Looks until problem to stop.
     pub async fn run(mut self, stop: CancellationToken) {
         let producer = self.producer.clone();
-        let look = async {
+        let checks = async {
             loop {
-                let pause = if self.look().await { EVERY } else { AGAIN };
+                let pause = if self.check().await { CHECK_INTERVAL } else { RETRY_INTERVAL };
                 // A burst of troubles is one reason to look, not many.
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
                 tokio::select! {
-                    () = tokio::time::sleep(pause.saturating_sub(AGAIN)) => {}
+                    () = tokio::time::sleep(pause.saturating_sub(RETRY_INTERVAL)) => {}
                     () = producer.signals().check.notified() => {}
                 }
             }
         };
         tokio::select! {
-            () = look => {}
+            () = checks => {}
             () = stop.cancelled() => {}
         }
     }
 
     /// Whether the topic can be used.
-    async fn look(&mut self) -> bool {
-        let begun = Instant::now();
+    async fn check(&mut self) -> bool {
+        let started = Instant::now();
         let oversized = self.producer.signals().take_oversized();
         let described = describe(&self.admin, &self.topic, TIMEOUT).await;
         judge_sizes(oversized, described.as_ref().ok().map(|topic| topic.max_message_bytes));
         events::drain(self.admin.inner());
         let verdict = match described {
             Ok(topic) => match self.same_topic().await {
-                Ok(()) => self.demands.judge(&topic),
-                Err(reason) => self.refused(reason),
+                Ok(()) => self.requirements.judge(&topic),
+                Err(reason) => self.rejected(reason),
             },
             // A busy cluster may answer the question too late and confirm records all the time.
-            Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(begun) => {
+            Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(started) => {
                 if self.skipped.as_ref() != Some(&reason) {
                     tracing::warn!(reason, "cannot check the topic; records are confirmed");
                 }
@@ -221,33 +223,33 @@ impl Preflight {
                 return true;
             }
             // A timeout or a lost connection does not say why; the client was notified.
-            Err(error @ TopicError::Unreachable(_)) => self.refused(self.causes.behind(error.to_string())),
-            Err(error @ TopicError::Missing(_)) => self.refused(error.to_string()),
+            Err(error @ TopicError::Unreachable(_)) => self.rejected(self.causes.behind(error.to_string())),
+            Err(error @ TopicError::Missing(_)) => self.rejected(error.to_string()),
         };
         self.skipped = None;
         self.apply(verdict)
     }
 
-    /// Goes on with a new producer where the topic was made anew. Where that cannot be told it is the same, until the next look.
+    /// Goes on with a new producer where the topic was made anew. Where that cannot be problem it is the same, until the next look.
     async fn same_topic(&mut self) -> Result<(), String> {
         let (admin, topic) = (self.admin.clone(), self.topic.clone());
-        let asked = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
+        let requested = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
         // Records that are confirmed are of the topic that there is.
-        let Ok(Some(id)) = asked.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
+        let Ok(Some(id)) = requested.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
         if self.id.is_some_and(|known| known != id) {
             tracing::warn!(
                 topic = self.topic,
                 "the topic was made anew; what was on its way to the former one is given up"
             );
-            self.producer.renew().map_err(|error| format!("no new producer can be made: {error}"))?;
+            self.producer.replace_abandoning().map_err(|error| format!("no new producer can be made: {error}"))?;
         }
         self.id = Some(id);
         Ok(())
     }
 
     /// The warnings stand: they are not known to be over.
-    fn refused(&self, reason: String) -> Verdict {
-        Verdict { refused: vec![reason], warnings: self.warned.clone(), ..Verdict::default() }
+    fn rejected(&self, reason: String) -> Verdict {
+        Verdict { problems: vec![reason], warnings: self.warned.clone(), ..Verdict::default() }
     }
 
     fn apply(&mut self, verdict: Verdict) -> bool {
@@ -256,15 +258,15 @@ impl Preflight {
                 tracing::warn!(topic = self.topic, warning, "topic needs attention");
             }
         }
-        // Also while the topic is refused: it is checked every second then.
+        // Also while the topic is problems: it is checked every second then.
         self.warned = verdict.warnings;
-        let usable = verdict.refused.is_empty();
+        let usable = verdict.problems.is_empty();
         if usable {
             self.opened = true;
             self.producer.open();
             self.readiness.ready(COMPONENT);
         } else {
-            let reason = verdict.refused.join("; ");
+            let reason = verdict.problems.join("; ");
             if self.opened && verdict.only_too_small {
                 // The topic's limit was lowered under a running gateway: what fits is sent, and the rest is reported as TOO_LARGE.
                 self.producer.open();
@@ -291,9 +293,9 @@ pub(super) fn judge_sizes(oversized: Vec<InFlight>, limit: Option<usize>) {
 }
 
 /// The callbacks of the client that looks.
-struct Quiet(Causes);
+struct LogContext(Causes);
 
-impl ClientContext for Quiet {
+impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "librdkafka");
     }
@@ -310,8 +312,8 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(86_400);
 
-    fn demands() -> Demands {
-        Demands {
+    fn requirements() -> PreflightRequirements {
+        PreflightRequirements {
             safe: TopicRequirements { required_replicas: 3, required_min_insync: 2, required_retention: 3 * DAY },
             allow_unsafe: false,
             partitions: 16,
@@ -337,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_good_topic_is_used() {
-        assert_eq!(demands().judge(&good()), Verdict::default());
+        assert_eq!(requirements().judge(&good()), Verdict::default());
     }
 
     #[test]
@@ -347,24 +349,24 @@ mod tests {
             (Topic { max_message_bytes: 1000, ..good() }, "max.message.bytes is 1000"),
         ] {
             for allow_unsafe in [false, true] {
-                let verdict = Demands { allow_unsafe, ..demands() }.judge(&topic);
-                assert!(verdict.refused.len() == 1 && verdict.refused[0].contains(text), "{verdict:?}");
+                let verdict = PreflightRequirements { allow_unsafe, ..requirements() }.judge(&topic);
+                assert!(verdict.problems.len() == 1 && verdict.problems[0].contains(text), "{verdict:?}");
             }
         }
     }
 
     #[test]
     fn a_topic_that_has_grown_is_used_by_the_pinned_count() {
-        let verdict = demands().judge(&Topic { partitions: 17, ..good() });
-        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 1));
+        let verdict = requirements().judge(&Topic { partitions: 17, ..good() });
+        assert_eq!((verdict.problems.len(), verdict.warnings.len()), (0, 1));
     }
 
     #[test]
     fn partitions_without_replicas_in_sync_are_a_warning_until_it_is_all() {
         let in_sync = |short: usize| (0..16).map(|at| if at < short { 1 } else { 2 }).collect();
         let judge = |short| {
-            let verdict = demands().judge(&Topic { in_sync: in_sync(short), ..good() });
-            (verdict.refused.len(), verdict.warnings.len())
+            let verdict = requirements().judge(&Topic { in_sync: in_sync(short), ..good() });
+            (verdict.problems.len(), verdict.warnings.len())
         };
         assert_eq!((judge(0), judge(3), judge(16)), ((0, 0), (0, 1), (1, 0)));
     }
@@ -373,28 +375,31 @@ mod tests {
     fn clock_that_may_be_far_ahead_is_a_warning() {
         let judge = |ahead| {
             let clock = RetentionClock::Producers { behind: Some(DAY), ahead };
-            demands().judge(&Topic { clock, ..good() })
+            requirements().judge(&Topic { clock, ..good() })
         };
         assert_eq!(judge(Some(Duration::from_secs(3600))), Verdict::default());
-        assert_eq!((judge(None).refused.len(), judge(None).warnings.len()), (0, 1));
+        assert_eq!((judge(None).problems.len(), judge(None).warnings.len()), (0, 1));
     }
 
     #[test]
     fn kafkas_default_message_limit_fits_the_default_content() {
         let limits = <crate::config::Config as clap::Parser>::parse_from(["msg-gateway"]).limits;
-        let demands =
-            Demands { record_bytes: limits.max_record_bytes(), content_bytes: limits.max_content_bytes, ..demands() };
-        assert_eq!(demands.judge(&Topic { max_message_bytes: 1_048_588, ..good() }), Verdict::default());
-        let refused = demands.judge(&Topic { max_message_bytes: 1_000_000, ..good() }).refused;
-        assert!(refused[0].contains("from 1000000 to 962240"), "{refused:?}");
+        let requirements = PreflightRequirements {
+            record_bytes: limits.max_record_bytes(),
+            content_bytes: limits.max_content_bytes,
+            ..requirements()
+        };
+        assert_eq!(requirements.judge(&Topic { max_message_bytes: 1_048_588, ..good() }), Verdict::default());
+        let problems = requirements.judge(&Topic { max_message_bytes: 1_000_000, ..good() }).problems;
+        assert!(problems[0].contains("from 1000000 to 962240"), "{problems:?}");
     }
 
     #[test]
     fn an_unsafe_topic_is_used_only_when_that_is_allowed() {
         let topic = Topic { replicas: 1, min_insync: 1, ..good() };
-        let verdict = demands().judge(&topic);
-        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (1, 0));
-        let verdict = Demands { allow_unsafe: true, ..demands() }.judge(&topic);
-        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 1));
+        let verdict = requirements().judge(&topic);
+        assert_eq!((verdict.problems.len(), verdict.warnings.len()), (1, 0));
+        let verdict = PreflightRequirements { allow_unsafe: true, ..requirements() }.judge(&topic);
+        assert_eq!((verdict.problems.len(), verdict.warnings.len()), (0, 1));
     }
 }

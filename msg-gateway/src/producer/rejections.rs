@@ -17,17 +17,17 @@ use crate::metrics::DELIVERY_FAILURES;
 pub const COMPONENT: &str = "deliveries";
 
 /// How many failures without a success in between are "again and again".
-const FAILURES: u32 = 3;
+const MIN_FAILURES: u32 = 3;
 /// Failures that come closer together count as one: a batch fails as a whole.
-const APART: Duration = Duration::from_millis(10);
+const MIN_DISTANCE: Duration = Duration::from_millis(10);
 /// For how long after the last failure it is a reason. Then the next send is the test whether it works again: a gateway that is not ready
 /// may get no more sends, and would stay so.
-const SHOWN: Duration = Duration::from_secs(30);
+const REPORTED_FOR: Duration = Duration::from_secs(30);
 /// The first and the longest interval between two log lines about one code.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// How often readiness follows.
-const EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What has failed since the last success.
 #[derive(Default)]
@@ -63,7 +63,7 @@ impl Failing {
     fn add(failing: &mut Option<Failing>, code: RDKafkaErrorCode, now: Instant) {
         match failing {
             Some(failing) => {
-                if now.saturating_duration_since(failing.last) >= APART {
+                if now.saturating_duration_since(failing.last) >= MIN_DISTANCE {
                     failing.count = failing.count.saturating_add(1);
                 }
                 (failing.code, failing.last) = (code, now);
@@ -73,7 +73,7 @@ impl Failing {
     }
 
     fn is_standing(&self, now: Instant) -> bool {
-        self.count >= FAILURES && now.saturating_duration_since(self.last) <= SHOWN
+        self.count >= MIN_FAILURES && now.saturating_duration_since(self.last) <= REPORTED_FOR
     }
 }
 
@@ -145,7 +145,7 @@ impl Rejections {
                     Some(reason) => readiness.not_ready(COMPONENT, reason),
                     None => readiness.ready(COMPONENT),
                 }
-                tokio::time::sleep(EVERY).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
         };
         stop.run_until_cancelled(follow).await;

@@ -9,7 +9,7 @@ use crate::status::Failure;
 
 /// How often to look whether the transfers have reached an end that was just read, and the time between two looks.
 const POLLS: usize = 10;
-pub(crate) const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A partition that is written to has grown before its end is confirmed. So a bound is confirmed that is this far ahead, and awaited.
 const AHEAD: i64 = 128;
 
@@ -27,7 +27,7 @@ pub(crate) trait Log {
     /// Whether the message was found meanwhile, so that nothing more has to be known.
     async fn is_found(&self) -> Result<bool, Failure>;
 
-    /// Waits for [`PAUSE`].
+    /// Waits for [`POLL_INTERVAL`].
     async fn pause(&self);
 }
 

@@ -19,8 +19,8 @@ use crate::status::Failure;
 static REPEATS: Repeats = Repeats::new();
 
 /// How often the way to the database is looked at, and how often while it can never be used.
-const LOOK: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The component of [`Readiness`] that speaks of a database that reads can never use.
 const COMPONENT: &str = "database";
@@ -50,7 +50,7 @@ impl Database {
                     Err(PoolError::Backend(error)) => error.needs_operator().map(|_| error.to_string()),
                     Ok(_) | Err(_) => None,
                 };
-                let pause = if refused.is_some() { LOOK_AGAIN } else { LOOK };
+                let pause = if refused.is_some() { RETRY_INTERVAL } else { CHECK_INTERVAL };
                 match refused {
                     Some(reason) => readiness.not_ready(COMPONENT, reason),
                     None => readiness.ready(COMPONENT),

@@ -17,40 +17,40 @@ use uuid::Uuid;
 
 use crate::status::Failure;
 
-/// How long one question may take.
+/// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the topic's id is taken for known.
-const KEPT: Duration = Duration::from_secs(10);
+const TOPIC_ID_AGE: Duration = Duration::from_secs(10);
 
 /// How long a leader may take to say that an offset is out of range; and the first time, when the client has to connect.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How often it is logged that Kafka does not answer.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Most questions at a time: each blocks a thread, and goes on when its caller has gone.
-const MAX_QUESTIONS: usize = 8;
+/// Most requests at a time: each blocks a thread, and goes on when its caller has gone.
+const MAX_REQUESTS: usize = 8;
 
 /// The topic that messages go through.
 pub struct Topic {
-    /// Of its own: on the sending one's connections a question would wait behind the sends. A producer, because that has a
+    /// Of its own: on the sending one's connections a request would wait behind the sends. A producer, because that has a
     /// thread which takes the client's events.
-    client: Arc<ThreadedProducer<Quiet>>,
+    client: Arc<ThreadedProducer<LogContext>>,
     name: String,
     /// When the id was asked for last, and the answer.
     last: Mutex<Option<(Instant, Result<Uuid, Failure>)>>,
-    questions: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
     /// Settings of the consumer that finds out where a leader's log ends.
     probing: ClientConfig,
-    /// That consumer, while its last answer was definite. One question at a time.
+    /// That consumer, while its last answer was definite. One request at a time.
     probe: Arc<Mutex<Option<Probe>>>,
-    /// When a question without an answer was logged last.
+    /// When a request without an answer was logged last.
     warned: std::sync::Mutex<Option<Instant>>,
 }
 
-type Probe = BaseConsumer<Quiet>;
+type Probe = BaseConsumer<LogContext>;
 
 impl Topic {
     /// Connects by itself.
@@ -58,10 +58,10 @@ impl Topic {
         let mut config = options.client_config();
         config.set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
         Ok(Topic {
-            client: Arc::new(config.create_with_context(Quiet)?),
+            client: Arc::new(config.create_with_context(LogContext)?),
             name: options.kafka_topic.clone(),
             last: Mutex::default(),
-            questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             probing: probing(options.client_config()),
             probe: Arc::default(),
             warned: std::sync::Mutex::default(),
@@ -75,11 +75,11 @@ impl Topic {
         match &*last {
             // Also an error: those who waited for the same answer do not ask one after the other.
             Some((asked, answer)) if *asked >= arrival => return answer.clone(),
-            Some((asked, Ok(id))) if !fresh && asked.elapsed() < KEPT => return Ok(*id),
+            Some((asked, Ok(id))) if !fresh && asked.elapsed() < TOPIC_ID_AGE => return Ok(*id),
             _ => {}
         }
         let asked = Instant::now();
-        let answer = self.ask(|client, name| raw::topic_id(client, name, TIMEOUT)).await;
+        let answer = self.request(|client, name| raw::topic_id(client, name, TIMEOUT)).await;
         let answer = answer.map(Option::unwrap_or_default);
         *last = Some((asked, answer.clone()));
         answer
@@ -87,7 +87,7 @@ impl Topic {
 
     /// The partition's oldest offset, and its end.
     pub async fn ends(&self, partition: Partition) -> Result<(i64, i64), Failure> {
-        self.ask(move |client, name| {
+        self.request(move |client, name| {
             client.fetch_watermarks(name, partition, TIMEOUT).map_err(|error| error.to_string())
         })
         .await
@@ -95,16 +95,18 @@ impl Topic {
 
     /// Whether the log of the partition's leader ends before `offset`, with what is not committed. `false` if that is not known in time.
     pub async fn ends_before(&self, partition: Partition, offset: i64) -> Result<bool, Failure> {
-        // Held by the question and not by its caller, which may be gone before it ends.
+        // Held by the request and not by its caller, which may be gone before it ends.
         let mut probe = self.probe.clone().lock_owned().await;
         let (config, topic) = (self.probing.clone(), self.name.clone());
         let asked = tokio::task::spawn_blocking(move || {
             let (consumer, timeout) = match probe.take() {
                 Some(consumer) => (consumer, PROBE_TIMEOUT),
-                None => (config.create_with_context(Quiet).map_err(|error| error.to_string())?, FIRST_PROBE_TIMEOUT),
+                None => {
+                    (config.create_with_context(LogContext).map_err(|error| error.to_string())?, FIRST_PROBE_TIMEOUT)
+                }
             };
             let ends = is_out_of_range(&consumer, &topic, partition, offset, timeout)?;
-            // One that has not answered may answer the next question with what was meant for this one.
+            // One that has not answered may answer the next request with what was meant for this one.
             if ends {
                 *probe = Some(consumer);
             }
@@ -114,20 +116,20 @@ impl Topic {
         answer.map_err(|error: String| Failure::KafkaUnavailable(format!("kafka does not answer: {error}")))
     }
 
-    async fn ask<T: Send + 'static>(
+    async fn request<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Client<Quiet>, &str) -> Result<T, String> + Send + 'static,
+        request: impl FnOnce(&Client<LogContext>, &str) -> Result<T, String> + Send + 'static,
     ) -> Result<T, Failure> {
-        let place = self.questions.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (client, name) = (self.client.clone(), self.name.clone());
         let asked = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            question(client.client(), &name)
+            let _place = permit;
+            request(client.client(), &name)
         });
         let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
         answer.map_err(|error| {
             if self.is_news() {
-                tracing::warn!(error, "kafka does not answer questions about the topic");
+                tracing::warn!(error, "kafka does not answer requests about the topic");
             }
             Failure::KafkaUnavailable(format!("kafka does not answer: {error}"))
         })
@@ -135,10 +137,10 @@ impl Topic {
 }
 
 impl Topic {
-    /// Callers cause the questions, so not each is worth a line.
+    /// Callers cause the requests, so not each is worth a line.
     fn is_news(&self) -> bool {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = warned.is_none_or(|warned| warned.elapsed() > WARN_EVERY);
+        let is_news = warned.is_none_or(|warned| warned.elapsed() > WARN_INTERVAL);
         if is_news {
             *warned = Some(Instant::now());
         }
@@ -187,9 +189,9 @@ fn is_out_of_range(
 }
 
 /// The callbacks of a client whose troubles are in its answers.
-struct Quiet;
+struct LogContext;
 
-impl ClientContext for Quiet {
+impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "librdkafka");
     }
@@ -199,9 +201,9 @@ impl ClientContext for Quiet {
     }
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for LogContext {}
 
-impl ProducerContext for Quiet {
+impl ProducerContext for LogContext {
     type DeliveryOpaque = ();
 
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}

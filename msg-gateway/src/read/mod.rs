@@ -23,15 +23,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
 use crate::metrics::READ_SECONDS;
-use crate::place::{Held, Place, ResponseBudget, SMALL_RESPONSE, shrink};
 use crate::read::database::{Database, SESSION};
 use crate::read::kafka::Topic;
+use crate::response_permit::{ResponseBudget, ResponsePermit, SMALL_RESPONSE, shrink};
 use crate::send::deadline::Timing;
 use crate::status::Failure;
 
-/// So many times the reads that there may be at a time may wait for a place. More are refused at once: by the time they had
+/// So many times the reads that there may be at a time may wait for a permit. More are refused at once: by the time they had
 /// one, their callers would be gone.
-const WAITING: usize = 4;
+const WAITING_PER_READ: usize = 4;
 
 /// Answers reads.
 pub struct Reader {
@@ -42,31 +42,31 @@ pub struct Reader {
     page_bytes: usize,
     max_id_bytes: usize,
     partitions: Partition,
-    reads: Places,
+    reads: ReadBudget,
     /// Of questions for a message's status. They are not among the reads, which would wait with them for a Kafka that is away.
-    statuses: Places,
+    statuses: ReadBudget,
 }
 
-/// Places from the begin of a read until its answer is sent. An answer has up to 4 MiB.
-struct Places {
+/// ReadBudget from the begin of a read until its answer is sent. An answer has up to 4 MiB.
+struct ReadBudget {
     free: Arc<Semaphore>,
     waiting: Semaphore,
 }
 
-impl Places {
+impl ReadBudget {
     fn new(max: usize) -> Self {
-        let max = max.min(Semaphore::MAX_PERMITS / WAITING);
-        Places { free: Arc::new(Semaphore::new(max)), waiting: Semaphore::new(max * WAITING) }
+        let max = max.min(Semaphore::MAX_PERMITS / WAITING_PER_READ);
+        ReadBudget { free: Arc::new(Semaphore::new(max)), waiting: Semaphore::new(max * WAITING_PER_READ) }
     }
 
-    async fn take(&self, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+    async fn acquire(&self, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
         let full = || Failure::Overloaded("too many reads at a time".into());
-        if let Ok(place) = self.free.clone().try_acquire_owned() {
-            return Ok(place);
+        if let Ok(permit) = self.free.clone().try_acquire_owned() {
+            return Ok(permit);
         }
         let _waiting = self.waiting.try_acquire().map_err(|_| full())?;
-        let place = tokio::time::timeout_at(by.into(), self.free.clone().acquire_owned()).await.map_err(|_| full())?;
-        Ok(place.expect("the semaphore is never closed"))
+        let permit = tokio::time::timeout_at(by.into(), self.free.clone().acquire_owned()).await.map_err(|_| full())?;
+        Ok(permit.expect("the semaphore is never closed"))
     }
 }
 
@@ -129,8 +129,8 @@ impl Reader {
             page_bytes: pull::MAX_BYTES.max(2 * config.limits.max_record_bytes()),
             max_id_bytes: config.limits.max_id_bytes,
             partitions: config.send.topic_partitions,
-            reads: Places::new(config.max_reads),
-            statuses: Places::new(config.max_reads),
+            reads: ReadBudget::new(config.max_reads),
+            statuses: ReadBudget::new(config.max_reads),
         })
     }
 
@@ -140,9 +140,13 @@ impl Reader {
     }
 
     /// A page of an inbox.
-    pub async fn pull(&self, request: PullMsgsRequest, call: Call) -> Result<(PullMsgsResponse, Place), Failure> {
+    pub async fn pull(
+        &self,
+        request: PullMsgsRequest,
+        call: Call,
+    ) -> Result<(PullMsgsResponse, Arc<ResponsePermit>), Failure> {
         let query = pull::Query::of(request, self.max_id_bytes)?;
-        self.answer("PullMsgs", &self.reads, self.page_bytes, call, |sources, _| pull::read(sources.pages(), query))
+        self.respond("PullMsgs", &self.reads, self.page_bytes, call, |sources, _| pull::read(sources.pages(), query))
             .await
     }
 
@@ -151,10 +155,10 @@ impl Reader {
         &self,
         request: GetMaxSeqsRequest,
         call: Call,
-    ) -> Result<(GetMaxSeqsResponse, Place), Failure> {
+    ) -> Result<(GetMaxSeqsResponse, Arc<ResponsePermit>), Failure> {
         max_seqs::check(&request.recv_ids, self.max_id_bytes)?;
         let bytes = max_seqs::response_bytes(&request.recv_ids);
-        self.answer("GetMaxSeqs", &self.reads, bytes, call, |sources, _| {
+        self.respond("GetMaxSeqs", &self.reads, bytes, call, |sources, _| {
             max_seqs::read(sources.pages(), request.recv_ids)
         })
         .await
@@ -165,44 +169,44 @@ impl Reader {
         &self,
         request: GetMsgStatusRequest,
         call: Call,
-    ) -> Result<(GetMsgStatusResponse, Place), Failure> {
+    ) -> Result<(GetMsgStatusResponse, Arc<ResponsePermit>), Failure> {
         let arrival = call.arrival;
         let query = status::Query::of(request, self.max_id_bytes, self.partitions)?;
         // A replica may be behind, and then a stored message would be nowhere.
-        self.answer("GetMsgStatus", &self.statuses, 0, call, |sources, answer_by| {
-            status::read(&sources.primary, &sources.topic, query, arrival, answer_by)
+        self.respond("GetMsgStatus", &self.statuses, 0, call, |sources, respond_by| {
+            status::read(&sources.primary, &sources.topic, query, arrival, respond_by)
         })
         .await
     }
 
     /// Reads within the limits: `bytes` is the most that the response may have in memory.
-    async fn answer<'a, T: Message, F>(
+    async fn respond<'a, T: Message, F>(
         &'a self,
         method: &'static str,
-        places: &Places,
+        budget: &ReadBudget,
         bytes: usize,
         call: Call,
         read: impl FnOnce(&'a Sources, Instant) -> F,
-    ) -> Result<(T, Place), Failure>
+    ) -> Result<(T, Arc<ResponsePermit>), Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let sources = self.sources.as_ref().ok_or(Failure::NoDatabase)?;
-        let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
-        let place = places.take(answer_by).await?;
+        let respond_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let permit = budget.acquire(respond_by).await?;
         let mut memory = match bytes {
             0..SMALL_RESPONSE => None,
-            bytes => Some(self.responses.acquire(bytes, answer_by).await?),
+            bytes => Some(self.responses.acquire(bytes, respond_by).await?),
         };
-        let result = tokio::time::timeout_at(answer_by.into(), read(sources, answer_by)).await;
+        let result = tokio::time::timeout_at(respond_by.into(), read(sources, respond_by)).await;
         histogram!(READ_SECONDS, "method" => method).record(call.arrival.elapsed());
-        let answer =
+        let response =
             result.unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the answer did not come in time".into())))?;
         if let Some(memory) = &mut memory {
             // A buffer that grows while a response is encoded has up to twice its size.
-            shrink(memory, 2 * answer.encoded_len());
+            shrink(memory, 2 * response.encoded_len());
         }
-        Ok((answer, Held::new(std::iter::once(place).chain(memory))))
+        Ok((response, ResponsePermit::new(std::iter::once(permit).chain(memory))))
     }
 }
 

@@ -28,7 +28,7 @@ pub const MAX_BYTES: usize = 2 * PAGE_BYTES as usize;
 const ASCENDING: &str = "
 SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time, found
 FROM (
-    SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY seq) AS place,
+    SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY seq) AS number,
         sum(bytes) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) AS bytes_so_far
     FROM (
         SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, send_time, stored_time,
@@ -42,7 +42,7 @@ FROM (
         LIMIT $4
     ) page
 ) counted
-WHERE place = 1 OR (place < $4 AND bytes_so_far <= $5)
+WHERE number = 1 OR (number < $4 AND bytes_so_far <= $5)
 ORDER BY seq";
 
 /// The same from the other end, by the same index.

@@ -9,7 +9,7 @@ use msg_common::proto::{DeadLetter, DeadLetterReason, GetMsgStatusRequest, GetMs
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use crate::read::completed::{Completed, Log, PAUSE, completed};
+use crate::read::completed::{Completed, Log, POLL_INTERVAL, completed};
 use crate::read::database::{Connection, Database, failure};
 use crate::read::invalid;
 use crate::read::kafka::Topic;
@@ -62,26 +62,26 @@ impl Query {
     }
 }
 
-/// Looks for it until `answer_by`; `database` is the one that is written to.
+/// Looks for it until `respond_by`; `database` is the one that is written to.
 pub async fn read(
     database: &Database,
     topic: &Topic,
     query: Query,
     arrival: Instant,
-    answer_by: Instant,
+    respond_by: Instant,
 ) -> Result<GetMsgStatusResponse, Failure> {
     // What is there is final, and Kafka need not be asked.
     let connection = database.connection().await?;
-    let found = look(&connection, &query).await.map_err(|error| failure(&error))?;
+    let rows = query_rows(&connection, &query).await.map_err(|error| failure(&error))?;
     connection.done();
-    if let Some(state) = found.state(&query) {
-        return Ok(found.answer(state, 0));
+    if let Some(state) = rows.state(&query) {
+        return Ok(rows.response(state, 0));
     }
-    let mut topic_id = kafkas(topic.id(arrival, false), answer_by).await?;
+    let mut topic_id = before_deadline(topic.id(arrival, false), respond_by).await?;
     // One that was replayed has another offset since.
-    let offset = query.offset.filter(|_| !found.letter.as_ref().is_some_and(|letter| letter.here));
+    let offset = query.offset.filter(|_| !rows.letter.as_ref().is_some_and(|letter| letter.matches_position));
     loop {
-        let partition = Source { database, topic, topic_id, query: &query, answer_by };
+        let partition = StatusLog { database, topic, topic_id, query: &query, respond_by };
         let completed = match offset {
             // Kafka confirmed it there, so nothing that is not committed matters.
             Some(offset) => match offset - partition.next().await? {
@@ -90,42 +90,42 @@ pub async fn read(
             },
             None => completed(&partition).await?,
         };
-        // After that: what was completed in between is found here.
+        // After that: what was completed in between is rows matches_position.
         let connection = database.connection().await?;
-        let found = look(&connection, &query).await.map_err(|error| failure(&error))?;
+        let rows = query_rows(&connection, &query).await.map_err(|error| failure(&error))?;
         connection.done();
-        if let Some(state) = found.state(&query) {
-            return Ok(found.answer(state, 0));
+        if let Some(state) = rows.state(&query) {
+            return Ok(rows.response(state, 0));
         }
         if let Completed::Ahead(ahead) = completed {
-            return Ok(found.answer(MsgState::Pending, ahead));
+            return Ok(rows.response(MsgState::Pending, ahead));
         }
         // Made anew, the topic has other offsets than the progress row that we saw.
-        let now = kafkas(topic.id(arrival, true), answer_by).await?;
+        let now = before_deadline(topic.id(arrival, true), respond_by).await?;
         if now == topic_id {
-            let gone = if found.letter.is_some() { MsgState::DeadLettered } else { MsgState::NotFound };
-            return Ok(found.answer(gone, 0));
+            let state = if rows.letter.is_some() { MsgState::DeadLettered } else { MsgState::NotFound };
+            return Ok(rows.response(state, 0));
         }
         topic_id = now;
     }
 }
 
 /// The partition that the message is in, as Kafka and the progress row have it.
-struct Source<'a> {
+struct StatusLog<'a> {
     database: &'a Database,
     topic: &'a Topic,
     topic_id: Uuid,
     query: &'a Query,
-    answer_by: Instant,
+    respond_by: Instant,
 }
 
-impl Log for Source<'_> {
+impl Log for StatusLog<'_> {
     async fn committed(&self) -> Result<(i64, i64), Failure> {
-        kafkas(self.topic.ends(self.query.partition), self.answer_by).await
+        before_deadline(self.topic.ends(self.query.partition), self.respond_by).await
     }
 
     async fn ends_before(&self, offset: i64) -> Result<bool, Failure> {
-        let confirmed = kafkas(self.topic.ends_before(self.query.partition, offset), self.answer_by).await;
+        let confirmed = before_deadline(self.topic.ends_before(self.query.partition, offset), self.respond_by).await;
         // Not confirmed is not confirmed, for whatever reason.
         Ok(confirmed.unwrap_or(false))
     }
@@ -140,54 +140,54 @@ impl Log for Source<'_> {
 
     async fn is_found(&self) -> Result<bool, Failure> {
         let connection = self.database.connection().await?;
-        let found = look(&connection, self.query).await.map_err(|error| failure(&error))?;
+        let rows = query_rows(&connection, self.query).await.map_err(|error| failure(&error))?;
         connection.done();
-        Ok(found.state(self.query).is_some())
+        Ok(rows.state(self.query).is_some())
     }
 
     async fn pause(&self) {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// An answer of Kafka's: one that is late is its fault, and nobody else's.
-async fn kafkas<T>(answer: impl Future<Output = Result<T, Failure>>, by: Instant) -> Result<T, Failure> {
+async fn before_deadline<T>(response: impl Future<Output = Result<T, Failure>>, by: Instant) -> Result<T, Failure> {
     let late = |_| Failure::KafkaUnavailable("kafka does not answer in time".into());
-    tokio::time::timeout_at(by.into(), answer).await.map_err(late)?
+    tokio::time::timeout_at(by.into(), response).await.map_err(late)?
 }
 
 /// What the tables hold of a message.
-struct Found {
+struct StatusRows {
     row: Option<(i64, SystemTime)>,
     letter: Option<Letter>,
 }
 
 struct Letter {
-    told: DeadLetter,
+    dead_letter: DeadLetter,
     replayed: bool,
     /// It is of the record at the place that is asked for.
-    here: bool,
+    matches_position: bool,
 }
 
-impl Found {
+impl StatusRows {
     /// What is final: a row, or a dead letter that nobody has sent again, neither the operator nor the caller: a record at
     /// another place may be stored still.
     fn state(&self, query: &Query) -> Option<MsgState> {
         match (&self.row, &self.letter) {
             (Some(_), _) => Some(MsgState::Stored),
-            (None, Some(letter)) if !letter.replayed && (letter.here || query.offset.is_none()) => {
+            (None, Some(letter)) if !letter.replayed && (letter.matches_position || query.offset.is_none()) => {
                 Some(MsgState::DeadLettered)
             }
             (None, _) => None,
         }
     }
 
-    fn answer(self, state: MsgState, records_ahead: i64) -> GetMsgStatusResponse {
+    fn response(self, state: MsgState, records_ahead: i64) -> GetMsgStatusResponse {
         GetMsgStatusResponse {
             state: state.into(),
             seq: self.row.map_or(0, |(seq, _)| seq),
             stored_time: self.row.map(|(_, time)| time.into()),
-            dead_letter: self.letter.map(|letter| letter.told),
+            dead_letter: self.letter.map(|letter| letter.dead_letter),
             records_ahead,
         }
     }
@@ -195,7 +195,7 @@ impl Found {
 
 /// First the dead letter and then the row: a repeat with another content is kept aside after the first is stored, so who
 /// sees the letter sees the row too.
-async fn look(connection: &Connection, query: &Query) -> Result<Found, Error> {
+async fn query_rows(connection: &Connection, query: &Query) -> Result<StatusRows, Error> {
     let statement = connection.prepare_cached(LETTER).await?;
     let Query { recv_id, msg_id, partition, offset } = query;
     let letter = connection.query_opt(&statement, &[recv_id, msg_id, partition, offset]).await?;
@@ -205,10 +205,10 @@ async fn look(connection: &Connection, query: &Query) -> Result<Found, Error> {
     let letter = letter.map(|letter| {
         let first_seen: SystemTime = letter.try_get(2)?;
         let reason = reason(letter.try_get(0)?).into();
-        let told = DeadLetter { reason, detail: letter.try_get(1)?, first_seen: Some(first_seen.into()) };
-        Ok::<_, Error>(Letter { told, replayed: letter.try_get(3)?, here: letter.try_get(4)? })
+        let dead_letter = DeadLetter { reason, detail: letter.try_get(1)?, first_seen: Some(first_seen.into()) };
+        Ok::<_, Error>(Letter { dead_letter, replayed: letter.try_get(3)?, matches_position: letter.try_get(4)? })
     });
-    Ok(Found { row, letter: letter.transpose()? })
+    Ok(StatusRows { row, letter: letter.transpose()? })
 }
 
 /// 0 where nothing is settled yet.

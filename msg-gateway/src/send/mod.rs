@@ -1,8 +1,8 @@
 //! Sending: a message is checked at the door, given its id and its partition, handed to the producer, and
 //! answered when its delivery report or its deadline comes. One at a time, many together, or on a stream.
 
-pub mod admission;
 mod batch;
+pub mod budget;
 pub mod deadline;
 pub mod outcome;
 pub mod record;
@@ -19,18 +19,18 @@ use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, WaitFor, sen
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::arriving::Arriving;
+use crate::buffer_budget::BufferBudget;
 use crate::config::Config;
-use crate::live::wait::Waiters;
 use crate::metrics::{MessageMetrics, SendMetrics};
-use crate::place::ResponseBudget;
-use crate::producer::{Answer, Producer, settings};
-use crate::send::admission::Admission;
+use crate::producer::{Producer, ReportSender, settings};
+use crate::response_permit::ResponseBudget;
+use crate::send::budget::SendBudget;
 use crate::send::deadline::Timing;
 use crate::send::outcome::Outcome;
-use crate::send::record::{Record, Taken, bytes_in_flight, id_of, overloaded, too_large};
+use crate::send::record::{PendingSend, Record, bytes_in_flight, id_of, overloaded, too_large};
 use crate::send::stored::Awaited;
 use crate::status::Failure;
+use crate::watch::waiters::Waiters;
 
 /// What is known of a call beside its request.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +49,8 @@ pub struct Sender {
     partitions: Partition,
     timing: Timing,
     /// How long after it was handed over a record can still appear in the topic.
-    settle: Duration,
-    admission: Arc<Admission>,
+    settle_time: Duration,
+    budget: Arc<SendBudget>,
     producer: Arc<Producer>,
     waiters: Arc<Waiters>,
     metrics: SendMetrics,
@@ -59,10 +59,10 @@ pub struct Sender {
     /// At how many unanswered messages of a stream no more are read.
     max_stream_inflight: usize,
     /// Requests of streams that wait for room.
-    held_up: Arc<Arriving>,
+    blocked_requests: Arc<BufferBudget>,
     /// Places of open streams.
     streams: Arc<Semaphore>,
-    /// Places of entries of streams, from when they are read until their results are taken.
+    /// Places of entries of streams, from when they are read until their results are pending.
     results: Arc<Semaphore>,
     /// Places of batches whose answers may be large.
     batches: Arc<Semaphore>,
@@ -76,7 +76,7 @@ impl Sender {
     /// Sends as configured, through this producer, as far as there is room.
     pub fn new(
         config: &Config,
-        admission: Arc<Admission>,
+        budget: Arc<SendBudget>,
         producer: Arc<Producer>,
         waiters: Arc<Waiters>,
         responses: Arc<ResponseBudget>,
@@ -89,20 +89,20 @@ impl Sender {
                 margin: config.send.deadline_margin,
                 shortest: config.send.linger,
             },
-            settle: settings::settle(&config.send),
-            admission,
+            settle_time: settings::settle(&config.send),
+            budget,
             producer,
             waiters,
             metrics: SendMetrics::new(),
             batch_metrics: MessageMetrics::new("BatchSendMsg"),
             stream_metrics: MessageMetrics::new("StreamSendMsg"),
             max_stream_inflight: config.send.max_stream_inflight_msgs,
-            held_up: Arriving::new(config.server.max_arriving_bytes),
-            streams: places(config.send.max_send_streams),
-            results: places(config.send.max_untaken_results),
-            batches: places(config.send.max_batches),
+            blocked_requests: BufferBudget::new(config.server.max_arriving_bytes),
+            streams: semaphore(config.send.max_send_streams),
+            results: semaphore(config.send.max_untaken_results),
+            batches: semaphore(config.send.max_batches),
             responses,
-            max_waiting: config.live.max_waiting_msgs,
+            max_waiting: config.watch.max_waiting_msgs,
         }
     }
 
@@ -112,19 +112,19 @@ impl Sender {
         let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
         // Before it is encoded: a gateway that is full must refuse cheaply.
-        let permit = self.admission.admit(bytes_in_flight(&msg)).map_err(overloaded)?;
+        let permit = self.budget.acquire(bytes_in_flight(&msg)).map_err(overloaded)?;
         let msg_id = id_of(&msg);
         let (answer, report) = oneshot::channel();
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value));
         let record = Record::new(msg, msg_id, self.partitions);
-        let (taken, refused) = record.hand_over(&self.producer, traceparent, Answer::One(answer), permit);
-        refused?;
+        let (pending, enqueued) = record.enqueue(&self.producer, traceparent, ReportSender::One(answer), permit);
+        enqueued?;
         // Whoever drops this future, the record and its permit live on until the delivery report.
         let report = tokio::time::timeout_at(answer_by.into(), report).await;
         // A sender that is gone without a word is a producer that was dropped with the record in it.
         let outcome = report.map_or(Outcome::Unknown, |report| report.unwrap_or(Outcome::Unknown));
-        let result = match (self.settled(&taken, outcome), awaited) {
-            (Ok(placement), Some(awaited)) => awaited.stored(taken.recv_id, placement, answer_by).await,
+        let result = match (self.result_of(&pending, outcome), awaited) {
+            (Ok(placement), Some(awaited)) => awaited.stored(pending.recv_id, placement, answer_by).await,
             (result, _) => result,
         };
         self.metrics.seconds.record(call.arrival.elapsed());
@@ -135,9 +135,9 @@ impl Sender {
     }
 
     /// What a delivery report, or its absence, means for the caller.
-    fn settled(&self, taken: &Taken, outcome: Outcome) -> Result<Placement, Failure> {
+    fn result_of(&self, pending: &PendingSend, outcome: Outcome) -> Result<Placement, Failure> {
         match outcome {
-            Outcome::Stored { offset } => Ok(taken.placement(offset)),
+            Outcome::Stored { offset } => Ok(pending.placement(offset)),
             Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => {
                 let text =
                     "Kafka rejected the batch in which the message was sent as too large; the message itself is not";
@@ -148,7 +148,7 @@ impl Sender {
             Outcome::Unknown => {
                 // Kafka may be away, which nothing else tells before the delivery time-out.
                 self.producer.signals().check.notify_one();
-                Err(taken.unknown(self.settle))
+                Err(pending.unknown(self.settle_time))
             }
         }
     }
@@ -179,7 +179,7 @@ impl Sender {
     }
 }
 
-fn places(count: usize) -> Arc<Semaphore> {
+fn semaphore(count: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
 }
 
@@ -205,7 +205,7 @@ fn check_count(field: &str, count: usize) -> Option<Violation> {
 }
 
 /// One entry's result as the contract has it.
-fn told(result: Result<Placement, Failure>) -> SendResult {
+fn into_result(result: Result<Placement, Failure>) -> SendResult {
     let result = match result {
         Ok(placement) => send_result::Result::Placement(placement),
         Err(failure) => send_result::Result::Error(failure.of_entry()),

@@ -7,7 +7,7 @@ use msg_common::config::{parse_bytes, parse_duration};
 
 /// Who waits until a message is stored, and who watches inboxes.
 #[derive(Args, Clone, Debug)]
-pub struct LiveOptions {
+pub struct WatchOptions {
     /// Connections to the database over which watches open and catch up; 1 or more. Live delivery and WAIT_FOR_STORED have two
     /// more of their own
     #[arg(long, env = "LIVE_CONNECTIONS", default_value_t = 4, value_name = "N")]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use msg_common::proto::Msg;
 use sha2::{Digest as _, Sha256};
 
-use crate::live::look::Contents;
+use crate::watch::queries::Contents;
 
 /// All that the sender wrote, hashed: whether a row with the same id is the same message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,20 +8,20 @@ use metrics::{Counter, counter};
 use msg_common::proto::WatchMsgsResponse;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::{Config, LiveOptions};
-use crate::live::feed::Feed;
-use crate::live::look::Looker;
-use crate::live::mailbox::Mailbox;
-use crate::live::pulse::{Interest, Pulse};
+use crate::config::{Config, WatchOptions};
 use crate::metrics::WATCHED_MSGS;
 use crate::status::Failure;
+use crate::watch::feed::Feed;
+use crate::watch::hint_monitor::{HintInterest, HintMonitor};
+use crate::watch::pending_inboxes::PendingInboxes;
+use crate::watch::queries::WatchQueries;
 
 /// All who watch.
 pub struct Watches {
     pub(super) feed: Arc<Feed>,
-    pub(super) looker: Arc<Looker>,
-    pub(super) pulse: Arc<Pulse>,
-    pub(super) options: LiveOptions,
+    pub(super) queries: Arc<WatchQueries>,
+    pub(super) monitor: Arc<HintMonitor>,
+    pub(super) options: WatchOptions,
     pub(super) max_id_bytes: usize,
     /// How long a caller may leave an answer untaken.
     pub(super) answer_timeout: Duration,
@@ -36,16 +36,16 @@ pub struct Watches {
 
 impl Watches {
     /// Nobody watches yet.
-    pub fn new(feed: Arc<Feed>, looker: Arc<Looker>, pulse: Arc<Pulse>, config: &Config) -> Self {
-        let options = config.live.clone();
+    pub fn new(feed: Arc<Feed>, queries: Arc<WatchQueries>, monitor: Arc<HintMonitor>, config: &Config) -> Self {
+        let options = config.watch.clone();
         let (max_id_bytes, answer_timeout) = (config.limits.max_id_bytes, config.server.answer_timeout);
-        let buffered = Arc::new(Semaphore::new(most_permits(&options)));
+        let buffered = Arc::new(Semaphore::new(max_permits(&options)));
         let (streams, inboxes, next) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
         let [from_cache, from_table] = ["CACHE", "TABLE"].map(|source| counter!(WATCHED_MSGS, "source" => source));
         Watches {
             feed,
-            looker,
-            pulse,
+            queries,
+            monitor,
             options,
             max_id_bytes,
             answer_timeout,
@@ -59,39 +59,39 @@ impl Watches {
     }
 
     /// Streams, and inboxes over all of them.
-    pub fn taken(&self) -> (usize, usize) {
+    pub fn usage(&self) -> (usize, usize) {
         (self.streams.load(Ordering::Relaxed), self.inboxes.load(Ordering::Relaxed))
     }
 }
 
 /// Permits of the buffer, one a byte.
-pub(super) fn most_permits(options: &LiveOptions) -> usize {
+pub(super) fn max_permits(options: &WatchOptions) -> usize {
     options.watch_buffer_bytes.min(u32::MAX as usize)
 }
 
-/// A stream's place among the others.
-pub(super) struct Place {
+/// A stream's permit among the others.
+pub(super) struct WatchPermit {
     watches: Arc<Watches>,
     inboxes: usize,
 }
 
-impl Place {
-    pub(super) fn take(watches: &Arc<Watches>, inboxes: usize) -> Result<Self, Failure> {
-        // Added first: two at once cannot both take the last place.
+impl WatchPermit {
+    pub(super) fn acquire(watches: &Arc<Watches>, inboxes: usize) -> Result<Self, Failure> {
+        // Added first: two at once cannot both take the last permit.
         let streams = watches.streams.fetch_add(1, Ordering::Relaxed);
         let before = watches.inboxes.fetch_add(inboxes, Ordering::Relaxed);
-        let place = Place { watches: watches.clone(), inboxes };
+        let permit = WatchPermit { watches: watches.clone(), inboxes };
         if streams >= watches.options.max_watchers {
             return Err(Failure::Overloaded("too many watch".into()));
         }
         if before + inboxes > watches.options.max_watched_inboxes {
             return Err(Failure::Overloaded("too many inboxes are watched".into()));
         }
-        Ok(place)
+        Ok(permit)
     }
 }
 
-impl Drop for Place {
+impl Drop for WatchPermit {
     fn drop(&mut self) {
         self.watches.streams.fetch_sub(1, Ordering::Relaxed);
         self.watches.inboxes.fetch_sub(self.inboxes, Ordering::Relaxed);
@@ -100,30 +100,30 @@ impl Drop for Place {
 
 /// What is known to the feed of one stream, until it is dropped.
 pub(super) struct Watched {
-    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) pending: Arc<PendingInboxes>,
     pub(super) recv_ids: Vec<Arc<str>>,
-    pub(super) place: Place,
-    pub(super) _interest: Interest,
+    pub(super) permit: WatchPermit,
+    pub(super) _interest: HintInterest,
 }
 
 impl Watched {
     pub(super) fn watches(&self) -> &Arc<Watches> {
-        &self.place.watches
+        &self.permit.watches
     }
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.place.watches.feed.leave(&self.mailbox, &self.recv_ids);
+        self.permit.watches.feed.unsubscribe(&self.pending, &self.recv_ids);
     }
 }
 
 /// An event on its way, with the permit for its bytes.
-pub(super) struct Parcel(Mutex<(Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>)>);
+pub(super) struct BufferedEvent(Mutex<(Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>)>);
 
-impl Parcel {
+impl BufferedEvent {
     pub(super) fn new(event: WatchMsgsResponse, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Parcel(Mutex::new((Some(event), permit)))
+        BufferedEvent(Mutex::new((Some(event), permit)))
     }
 
     pub(super) fn take(&self) -> (Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>) {

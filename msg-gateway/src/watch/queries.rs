@@ -28,7 +28,7 @@ pub const SESSION: &str = "SET default_transaction_read_only = on; SET enable_se
      SET enable_mergejoin = off; SET citus.propagate_set_commands = 'local'";
 
 /// One connection each for the reader of watched inboxes and for what looks for those who wait for STORED.
-pub const LIVE_TASKS: usize = 2;
+pub const SHARED_TASKS: usize = 2;
 
 /// The same for each transaction. On Citus the plans are those of the workers, and only what a transaction sets reaches them.
 /// It passes a SET LOCAL on as the whole text that it came in, so there each one is sent by itself.
@@ -46,81 +46,81 @@ static BEGIN_AS_ONE: LazyLock<String> = LazyLock::new(|| BEGIN.join("; "));
 /// them (measured there: 1 task instead of 32, 2.7 ms instead of 9.0 for one inbox). Never on PostgreSQL alone: with many, it
 /// compares each of them with each entry of the index (for 1,000 inboxes 336 ms instead of 4), and where it has no statistics
 /// yet it reads all of an inbox by that condition.
-const FEW: usize = 8;
+const MAX_NAMED_INBOXES: usize = 8;
 
 const PRESENT: &str = "
-SELECT t.place, m.stored_time < now() - interval '1 second' AS old
-FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS t (place, recv_id, seq)
+SELECT t.idx, m.stored_time < now() - interval '1 second' AS old
+FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS t (idx, recv_id, seq)
 JOIN messages m ON m.recv_id = t.recv_id AND m.seq = t.seq {few}";
 
-// $1 places, $2 inboxes, $3 their last known seqs, $4 most rows of an inbox, $5 most rows, $6 most bytes.
+// $1 indexes, $2 inboxes, $3 their last known seqs, $4 most rows of an inbox, $5 most rows, $6 most bytes.
 const AFTER: &str = "
-SELECT place, seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time,
+SELECT idx, seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time,
     found
 FROM (
-    SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY place, seq) AS number,
-        sum(bytes) OVER (ORDER BY place, seq ROWS UNBOUNDED PRECEDING) AS bytes_so_far
+    SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY idx, seq) AS number,
+        sum(bytes) OVER (ORDER BY idx, seq ROWS UNBOUNDED PRECEDING) AS bytes_so_far
     FROM (
-        SELECT t.place, m.seq, m.msg_id, m.send_id, m.client_msg_id, m.session_type, m.content_type, m.send_time,
+        SELECT t.idx, m.seq, m.msg_id, m.send_id, m.client_msg_id, m.session_type, m.content_type, m.send_time,
             m.stored_time, m.content, m.attributes::text AS attributes,
             octet_length(m.recv_id) + octet_length(m.send_id) + octet_length(m.client_msg_id)
                 + octet_length(m.content_type) + octet_length(m.content)
                 + coalesce(octet_length(m.attributes::text), 0) AS bytes
-        FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS t (place, recv_id, seq)
+        FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS t (idx, recv_id, seq)
         JOIN messages m ON m.recv_id = t.recv_id AND m.seq > t.seq AND m.seq <= t.seq + $4 {few}
-        ORDER BY t.place, m.seq
+        ORDER BY t.idx, m.seq
         LIMIT $5
     ) page
 ) counted
 WHERE number = 1 OR bytes_so_far <= $6
-ORDER BY place, seq";
+ORDER BY idx, seq";
 
-const SETTLED: &str = "
-SELECT t.place, m.seq, m.stored_time, m.send_time, m.kafka_partition, m.kafka_offset
-FROM unnest($1::integer[], $2::text[], $3::uuid[]) AS t (place, recv_id, msg_id)
+const ROWS: &str = "
+SELECT t.idx, m.seq, m.stored_time, m.send_time, m.kafka_partition, m.kafka_offset
+FROM unnest($1::integer[], $2::text[], $3::uuid[]) AS t (idx, recv_id, msg_id)
 JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id {few}";
 
 const CONTENTS: &str = "
-SELECT t.place, m.send_id, m.client_msg_id, m.session_type, m.content_type, sha256(m.content) AS content,
+SELECT t.idx, m.send_id, m.client_msg_id, m.session_type, m.content_type, sha256(m.content) AS content,
     m.attributes::text AS attributes
-FROM unnest($1::integer[], $2::text[], $3::uuid[]) AS t (place, recv_id, msg_id)
+FROM unnest($1::integer[], $2::text[], $3::uuid[]) AS t (idx, recv_id, msg_id)
 JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id {few}";
 
 const DEAD: &str = "
-SELECT t.place, d.reason
+SELECT t.idx, d.reason
 FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
-     AS t (place, recv_id, msg_id, kafka_partition, kafka_offset)
+     AS t (idx, recv_id, msg_id, kafka_partition, kafka_offset)
 JOIN dead_letters d ON d.recv_id = t.recv_id AND d.msg_id = t.msg_id
      AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset";
 
 /// Of records whose offset is not known: their bytes say which send they are of.
 const DEAD_BYTES: &str = "
-SELECT t.place, d.reason, d.value
+SELECT t.idx, d.reason, d.value
 FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
-     AS t (place, recv_id, msg_id, kafka_partition, kafka_offset)
+     AS t (idx, recv_id, msg_id, kafka_partition, kafka_offset)
 JOIN dead_letters d ON d.recv_id = t.recv_id AND d.msg_id = t.msg_id
      AND d.kafka_partition = t.kafka_partition AND t.kafka_offset IS NULL";
 
 /// Asks the table.
-pub struct Looker {
+pub struct WatchQueries {
     /// For the two tasks that look on behalf of all: neither ever waits for a connection.
-    live: Database,
+    shared: Database,
     /// For watches that open and catch up.
     catch_up: Database,
-    turns: Arc<Semaphore>,
+    catch_up_permits: Arc<Semaphore>,
     /// How long a watch that opens waits for its turn.
-    patience: Duration,
+    catch_up_timeout: Duration,
     /// Whether the database is a Citus, once that is known.
     citus: OnceCell<bool>,
-    asked: Counter,
+    queries: Counter,
 }
 
 /// One of the connections over which watches open and catch up.
-pub struct Turn(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
+pub struct CatchUpPermit(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
 
 /// A message that is looked for.
 #[derive(Clone, Debug)]
-pub struct Sought {
+pub struct MessageKey {
     /// Its inbox.
     pub recv_id: String,
     /// Its id.
@@ -135,9 +135,9 @@ pub struct Sought {
 
 /// A row with the id of a message that is looked for.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct StoredRow {
     /// Which one, among those that were asked for.
-    pub place: usize,
+    pub index: usize,
     /// Its seq.
     pub seq: i64,
     /// When it was stored.
@@ -154,7 +154,7 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Contents {
     /// Which one, among those that were asked for.
-    pub place: usize,
+    pub index: usize,
     /// As stored.
     pub send_id: String,
     /// As stored.
@@ -172,10 +172,10 @@ pub struct Contents {
 #[cfg(test)]
 impl Contents {
     /// As the table would have it.
-    pub fn of(place: usize, msg: &msg_common::proto::Msg) -> Self {
+    pub fn of(index: usize, msg: &msg_common::proto::Msg) -> Self {
         use sha2::Digest as _;
         Contents {
-            place,
+            index,
             send_id: msg.send_id.clone(),
             client_msg_id: msg.client_msg_id.clone(),
             session_type: msg.session_type,
@@ -186,24 +186,24 @@ impl Contents {
     }
 }
 
-impl Looker {
+impl WatchQueries {
     /// Asks through connections of its own: who waits must not wait for a page of somebody else's. Watches that catch up
     /// have `catch_up` connections, and who waits and who has caught up has others.
     pub fn new(options: &DatabaseOptions, catch_up: usize) -> Result<Self, String> {
         let database = |connections| Database::new(options, connections, SESSION, Purpose::ReadPrimary);
-        Ok(Looker {
-            live: database(LIVE_TASKS)?,
+        Ok(WatchQueries {
+            shared: database(SHARED_TASKS)?,
             catch_up: database(catch_up)?,
-            turns: Arc::new(Semaphore::new(catch_up.min(Semaphore::MAX_PERMITS))),
-            patience: options.database_connect_timeout,
+            catch_up_permits: Arc::new(Semaphore::new(catch_up.min(Semaphore::MAX_PERMITS))),
+            catch_up_timeout: options.database_connect_timeout,
             citus: OnceCell::new(),
-            asked: counter!(TABLE_LOOKS),
+            queries: counter!(TABLE_LOOKS),
         })
     }
 
     /// A turn to read for a watch, however long that takes. First come, first served: each has one page a turn.
-    pub async fn turn(&self) -> Turn {
-        Turn(self.turns.clone().acquire_owned().await.expect("the semaphore is never closed"))
+    pub async fn acquire_catch_up(&self) -> CatchUpPermit {
+        CatchUpPermit(self.catch_up_permits.clone().acquire_owned().await.expect("the semaphore is never closed"))
     }
 
     /// The last seq of each inbox; 0 where there is none.
@@ -214,7 +214,7 @@ impl Looker {
                     .into(),
             )
         };
-        let _turn = tokio::time::timeout(self.patience, self.turn()).await.map_err(full)?;
+        let _permit = tokio::time::timeout(self.catch_up_timeout, self.acquire_catch_up()).await.map_err(full)?;
         let connection = self.connection(&self.catch_up).await?;
         let asked = async {
             let statement = connection.prepare_cached(max_seqs::LAST).await?;
@@ -225,15 +225,15 @@ impl Looker {
         Ok(seqs)
     }
 
-    /// Which of these are stored: their places in `rows`, and whether that was more than a second ago.
+    /// Which of these are stored: their indexes in `rows`, and whether that was more than a second ago.
     pub async fn present(&self, rows: &[(Arc<str>, i64)]) -> Result<Vec<(usize, bool)>, Failure> {
         let recv_ids: Vec<&str> = rows.iter().map(|(recv_id, _)| &**recv_id).collect();
         let seqs: Vec<i64> = rows.iter().map(|(_, seq)| *seq).collect();
-        let found = self.query(PRESENT, &recv_ids, &[&all(rows.len()), &recv_ids, &seqs]).await?;
-        found.iter().map(|row| Ok((place(row)?, get(row, "old")?))).collect()
+        let found = self.query(PRESENT, &recv_ids, &[&all_indexes(rows.len()), &recv_ids, &seqs]).await?;
+        found.iter().map(|row| Ok((index(row)?, get(row, "old")?))).collect()
     }
 
-    /// What comes after these in their inboxes, with the place of each: up to `per_inbox` of each, and `bytes` in all, but for
+    /// What comes after these in their inboxes, with the index of each: up to `per_inbox` of each, and `bytes` in all, but for
     /// one row. And whether that is not all of it.
     pub async fn after(
         &self,
@@ -244,11 +244,12 @@ impl Looker {
     ) -> Result<(Vec<(usize, StoredMsg)>, bool), Failure> {
         let recv_ids: Vec<&str> = inboxes.iter().map(|(recv_id, _)| &**recv_id).collect();
         let seqs: Vec<i64> = inboxes.iter().map(|(_, seq)| *seq).collect();
-        let asked: [&(dyn ToSql + Sync); 6] = [&all(inboxes.len()), &recv_ids, &seqs, &per_inbox, &rows, &bytes];
+        let asked: [&(dyn ToSql + Sync); 6] =
+            [&all_indexes(inboxes.len()), &recv_ids, &seqs, &per_inbox, &rows, &bytes];
         let found = self.query(AFTER, &recv_ids, &asked).await?;
         let read = |row: &Row| {
-            let place = place(row)?;
-            Ok((place, stored_msg(row, recv_ids[place])?))
+            let index = index(row)?;
+            Ok((index, stored_msg(row, recv_ids[index])?))
         };
         let count: i64 = found.first().map_or(Ok(0), |row| get(row, "found"))?;
         let cut = count >= rows || usize::try_from(count).is_ok_and(|count| count > found.len());
@@ -256,7 +257,7 @@ impl Looker {
     }
 
     /// A page of one inbox, and whether there is more.
-    pub async fn page(&self, _: &Turn, query: &Query, bytes: i64) -> Result<(Vec<StoredMsg>, bool), Failure> {
+    pub async fn page(&self, _: &CatchUpPermit, query: &Query, bytes: i64) -> Result<(Vec<StoredMsg>, bool), Failure> {
         let connection = self.connection(&self.catch_up).await?;
         let page = page(&connection, query, bytes).await?;
         connection.done();
@@ -264,12 +265,12 @@ impl Looker {
     }
 
     /// The rows of these messages, or of the first ones with their ids.
-    pub async fn rows_of(&self, sought: &[(usize, &Sought)]) -> Result<Vec<Found>, Failure> {
-        let (recv_ids, msg_ids) = ids(sought);
-        let found = self.query(SETTLED, &recv_ids, &[&places(sought), &recv_ids, &msg_ids]).await?;
+    pub async fn rows(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<StoredRow>, Failure> {
+        let (recv_ids, msg_ids) = ids(keys);
+        let found = self.query(ROWS, &recv_ids, &[&indexes(keys), &recv_ids, &msg_ids]).await?;
         let read = |row: &Row| {
-            Ok(Found {
-                place: place(row)?,
+            Ok(StoredRow {
+                index: index(row)?,
                 seq: get(row, "seq")?,
                 stored_time: get(row, "stored_time")?,
                 send_time: get(row, "send_time")?,
@@ -281,13 +282,13 @@ impl Looker {
     }
 
     /// What is stored under the ids of these.
-    pub async fn contents_of(&self, sought: &[(usize, &Sought)]) -> Result<Vec<Contents>, Failure> {
-        let (recv_ids, msg_ids) = ids(sought);
-        let found = self.query(CONTENTS, &recv_ids, &[&places(sought), &recv_ids, &msg_ids]).await?;
+    pub async fn contents(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<Contents>, Failure> {
+        let (recv_ids, msg_ids) = ids(keys);
+        let found = self.query(CONTENTS, &recv_ids, &[&indexes(keys), &recv_ids, &msg_ids]).await?;
         let read = |row: &Row| {
             let session_type: i16 = get(row, "session_type")?;
             Ok(Contents {
-                place: place(row)?,
+                index: index(row)?,
                 send_id: get(row, "send_id")?,
                 client_msg_id: get(row, "client_msg_id")?,
                 session_type: session_type.into(),
@@ -300,31 +301,30 @@ impl Looker {
     }
 
     /// Why the records of these were kept aside, where they were.
-    pub async fn dead_letters_of(&self, sought: &[(usize, &Sought)]) -> Result<Vec<(usize, String)>, Failure> {
-        let (recv_ids, msg_ids) = ids(sought);
-        let partitions: Vec<i32> = sought.iter().map(|(_, sought)| sought.partition).collect();
-        let offsets: Vec<Option<i64>> = sought.iter().map(|(_, sought)| sought.offset).collect();
-        let asked: [&(dyn ToSql + Sync); 5] = [&places(sought), &recv_ids, &msg_ids, &partitions, &offsets];
+    pub async fn dead_letters(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<(usize, String)>, Failure> {
+        let (recv_ids, msg_ids) = ids(keys);
+        let partitions: Vec<i32> = keys.iter().map(|(_, key)| key.partition).collect();
+        let offsets: Vec<Option<i64>> = keys.iter().map(|(_, key)| key.offset).collect();
+        let asked: [&(dyn ToSql + Sync); 5] = [&indexes(keys), &recv_ids, &msg_ids, &partitions, &offsets];
         let mut dead = Vec::new();
         for row in self.query(DEAD, &recv_ids, &asked).await? {
-            dead.push((place(&row)?, get(&row, "reason")?));
+            dead.push((index(&row)?, get(&row, "reason")?));
         }
         if offsets.iter().all(Option::is_some) {
             return Ok(dead);
         }
-        let send_times: BTreeMap<usize, SystemTime> =
-            sought.iter().map(|(at, sought)| (*at, sought.send_time)).collect();
+        let send_times: BTreeMap<usize, SystemTime> = keys.iter().map(|(at, key)| (*at, key.send_time)).collect();
         for row in self.query(DEAD_BYTES, &recv_ids, &asked).await? {
-            let place = place(&row)?;
-            if is_of(get(&row, "value")?, send_times[&place]) {
-                dead.push((place, get(&row, "reason")?));
+            let index = index(&row)?;
+            if is_of(get(&row, "value")?, send_times[&index]) {
+                dead.push((index, get(&row, "reason")?));
             }
         }
         Ok(dead)
     }
 
     async fn connection(&self, database: &Database) -> Result<Connection, Failure> {
-        self.asked.increment(1);
+        self.queries.increment(1);
         database.connection().await
     }
 
@@ -334,7 +334,7 @@ impl Looker {
         recv_ids: &[&str],
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
-        let connection = self.connection(&self.live).await?;
+        let connection = self.connection(&self.shared).await?;
         let is_citus = self.citus.get_or_try_init(|| is_citus(&connection)).await.map_err(|error| failure(&error))?;
         let few = few(recv_ids).filter(|_| *is_citus && statement.contains("{few}"));
         let condition =
@@ -373,12 +373,12 @@ async fn is_citus(connection: &Connection) -> Result<bool, tokio_postgres::Error
 
 /// The inboxes without repeats, where they are few.
 fn few<'a>(recv_ids: &[&'a str]) -> Option<Vec<&'a str>> {
-    let mut few: Vec<&str> = Vec::with_capacity(FEW);
+    let mut few: Vec<&str> = Vec::with_capacity(MAX_NAMED_INBOXES);
     for recv_id in recv_ids {
         if few.contains(recv_id) {
             continue;
         }
-        if few.len() == FEW {
+        if few.len() == MAX_NAMED_INBOXES {
             return None;
         }
         few.push(recv_id);
@@ -386,21 +386,21 @@ fn few<'a>(recv_ids: &[&'a str]) -> Option<Vec<&'a str>> {
     Some(few)
 }
 
-fn ids<'a>(sought: &[(usize, &'a Sought)]) -> (Vec<&'a str>, Vec<Uuid>) {
-    sought.iter().map(|(_, sought)| (sought.recv_id.as_str(), sought.msg_id)).unzip()
+fn ids<'a>(keys: &[(usize, &'a MessageKey)]) -> (Vec<&'a str>, Vec<Uuid>) {
+    keys.iter().map(|(_, key)| (key.recv_id.as_str(), key.msg_id)).unzip()
 }
 
-fn places(sought: &[(usize, &Sought)]) -> Vec<i32> {
-    sought.iter().map(|(place, _)| i32::try_from(*place).expect("a question is short")).collect()
+fn indexes(keys: &[(usize, &MessageKey)]) -> Vec<i32> {
+    keys.iter().map(|(index, _)| i32::try_from(*index).expect("a question is short")).collect()
 }
 
-fn all(count: usize) -> Vec<i32> {
-    (0..count).map(|place| i32::try_from(place).expect("a question is short")).collect()
+fn all_indexes(count: usize) -> Vec<i32> {
+    (0..count).map(|index| i32::try_from(index).expect("a question is short")).collect()
 }
 
-fn place(row: &Row) -> Result<usize, Failure> {
-    let place: i32 = get(row, "place")?;
-    Ok(usize::try_from(place).expect("it came from a usize"))
+fn index(row: &Row) -> Result<usize, Failure> {
+    let index: i32 = get(row, "idx")?;
+    Ok(usize::try_from(index).expect("it came from a usize"))
 }
 
 #[cfg(test)]
@@ -419,9 +419,9 @@ mod tests {
     #[test]
     fn few_inboxes_are_named_once_and_many_are_not_named() {
         assert_eq!(few(&["a", "b", "a", "c", "b"]), Some(vec!["a", "b", "c"]));
-        let many: Vec<String> = (0..=FEW).map(|i| i.to_string()).collect();
+        let many: Vec<String> = (0..=MAX_NAMED_INBOXES).map(|i| i.to_string()).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert_eq!(few(&many[..FEW]).map(|few| few.len()), Some(FEW));
+        assert_eq!(few(&many[..MAX_NAMED_INBOXES]).map(|few| few.len()), Some(MAX_NAMED_INBOXES));
         assert_eq!(few(&many), None);
         assert_eq!(few(&["hot"; 1000]), Some(vec!["hot"]));
     }

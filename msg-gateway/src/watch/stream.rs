@@ -14,11 +14,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use crate::incoming::Lifetime;
-use crate::live::mailbox::Mailbox;
-use crate::live::watched::{Parcel, Place, Watched, Watches};
-use crate::live::watcher::Watcher;
-use crate::place::{Held, Place as ResponsePlace};
+use crate::response_permit::ResponsePermit;
 use crate::status::Failure;
+use crate::watch::pending_inboxes::PendingInboxes;
+use crate::watch::watched::{BufferedEvent, WatchPermit, Watched, Watches};
+use crate::watch::watcher::Watcher;
 
 /// Most inboxes on one stream.
 const MAX_INBOXES: usize = 1000;
@@ -29,14 +29,14 @@ impl Watches {
         self: &Arc<Self>,
         request: WatchMsgsRequest,
         lifetime: Lifetime,
-    ) -> Result<(WatchStream, ResponsePlace), Failure> {
-        let looker = self.looker.clone();
-        let last_seqs = async move |recv_ids: Vec<Arc<str>>| looker.last_seqs(&recv_ids).await;
+    ) -> Result<(WatchStream, Arc<ResponsePermit>), Failure> {
+        let queries = self.queries.clone();
+        let last_seqs = async move |recv_ids: Vec<Arc<str>>| queries.last_seqs(&recv_ids).await;
         let watcher = self.watcher(request, lifetime, last_seqs).await?;
         let (events, received) = mpsc::channel(1);
         let end = Arc::new(OnceLock::new());
         let gone = CancellationToken::new();
-        let unwritten = Held::new([]);
+        let unwritten = ResponsePermit::new([]);
         let (given, gone_with) = (unwritten.clone(), gone.clone().drop_guard());
         let stream = WatchStream { received, unwritten: given, end: end.clone(), _gone: gone_with };
         tokio::spawn(watcher.run(events, end, gone));
@@ -52,21 +52,21 @@ impl Watches {
     ) -> Result<Watcher, Failure> {
         check(&request, self.max_id_bytes)?;
         let recv_ids: Vec<Arc<str>> = request.inboxes.iter().map(|inbox| inbox.recv_id.as_str().into()).collect();
-        let place = Place::take(self, recv_ids.len())?;
-        let mailbox = Arc::new(Mailbox::new(self.next.fetch_add(1, Ordering::Relaxed), recv_ids.len()));
-        let interest = self.pulse.interest();
+        let permit = WatchPermit::acquire(self, recv_ids.len())?;
+        let pending = Arc::new(PendingInboxes::new(self.next.fetch_add(1, Ordering::Relaxed), recv_ids.len()));
+        let interest = self.monitor.register_interest();
         // First the hints, then the table: what is stored in between comes twice at most, and is told apart by its seq.
-        self.feed.enter(&mailbox, &recv_ids);
-        let watched = Watched { mailbox, recv_ids, place, _interest: interest };
-        let reached = last_seqs(watched.recv_ids.clone()).await?;
-        let mut cursors = Vec::with_capacity(reached.len());
-        for (number, (inbox, seq)) in request.inboxes.iter().zip(reached).enumerate() {
-            let tip = self.feed.reaches(&watched.recv_ids[number], seq);
+        self.feed.subscribe(&pending, &recv_ids);
+        let watched = Watched { pending, recv_ids, permit, _interest: interest };
+        let last_seqs_found = last_seqs(watched.recv_ids.clone()).await?;
+        let mut cursors = Vec::with_capacity(last_seqs_found.len());
+        for (number, (inbox, seq)) in request.inboxes.iter().zip(last_seqs_found).enumerate() {
+            let tip = self.feed.resolve_tip(&watched.recv_ids[number], seq);
             // Not the tip of others, who may know of what is not there any more.
             let cursor = inbox.after_seq.unwrap_or(seq);
             cursors.push(cursor);
             if cursor < tip {
-                watched.mailbox.mark(number);
+                watched.pending.mark(number);
             }
         }
         Ok(Watcher::new(watched, cursors, request.omit_content, lifetime))
@@ -99,9 +99,9 @@ pub fn check(request: &WatchMsgsRequest, max_id_bytes: usize) -> Result<(), Fail
 
 /// What the caller reads.
 pub struct WatchStream {
-    received: mpsc::Receiver<Arc<Parcel>>,
+    received: mpsc::Receiver<Arc<BufferedEvent>>,
     /// The permits of the events that are with the connection, which releases them as it writes.
-    unwritten: ResponsePlace,
+    unwritten: Arc<ResponsePermit>,
     end: Arc<OnceLock<Failure>>,
     _gone: DropGuard,
 }
@@ -111,11 +111,11 @@ impl Stream for WatchStream {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            let Some(parcel) = ready!(self.received.poll_recv(cx)) else {
+            let Some(buffered) = ready!(self.received.poll_recv(cx)) else {
                 let end = std::mem::take(&mut self.end);
                 return Poll::Ready(end.get().map(|failure| Err(failure.clone().into())));
             };
-            let (event, permit) = parcel.take();
+            let (event, permit) = buffered.take();
             permit.into_iter().for_each(|permit| self.unwritten.add(permit));
             if let Some(event) = event {
                 return Poll::Ready(Some(Ok(event)));

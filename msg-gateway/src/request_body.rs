@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,149 +12,90 @@ use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use crate::buffer_budget::{BufferBudget, BufferPermit};
 use crate::status::{Failure, with_reason};
-
-/// How many bytes there may be of something, over all connections, and how many there are.
-#[derive(Debug)]
-pub struct Arriving {
-    max: usize,
-    bytes: AtomicUsize,
-}
-
-/// Bytes that are counted until this is dropped.
-#[derive(Debug)]
-pub struct Held {
-    arriving: Arc<Arriving>,
-    bytes: usize,
-}
-
-impl Arriving {
-    /// Room for `max` bytes.
-    pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Arriving { max, bytes: AtomicUsize::new(0) })
-    }
-
-    /// How many there are.
-    pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Holds so many, if there is room.
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        let mut held = Held { arriving: self.clone(), bytes: 0 };
-        held.set(bytes).then_some(held)
-    }
-}
-
-impl Held {
-    /// Holds so many instead; without room it is as before, and false.
-    pub fn set(&mut self, bytes: usize) -> bool {
-        let all = &self.arriving.bytes;
-        if bytes == self.bytes {
-            // Most requests arrive in one piece, of which nothing is ever held.
-            return true;
-        }
-        if bytes > self.bytes {
-            let more = bytes - self.bytes;
-            if all.fetch_add(more, Ordering::Relaxed) + more > self.arriving.max {
-                all.fetch_sub(more, Ordering::Relaxed);
-                return false;
-            }
-        } else {
-            all.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
-        }
-        self.bytes = bytes;
-        true
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.set(0);
-    }
-}
 
 /// What has to arrive in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whole {
+pub enum RequestKind {
     /// The request, which is one message.
-    Body,
+    Unary,
     /// Each message of a stream once it has begun; between them the caller may take its time.
-    Message,
+    Streaming,
 }
 
 /// A request's body that counts what has arrived of its unfinished message, and does not wait for ever for the rest.
-pub struct ArrivingBody {
+pub struct BoundedBody {
     body: Body,
-    held: Held,
+    permit: BufferPermit,
     message: Message,
     /// Of the body so far.
     messages: usize,
     bytes: usize,
-    whole: Whole,
-    within: Duration,
+    kind: RequestKind,
+    timeout: Duration,
     /// What completes the message, and then the trailers, if there are any.
     last: Option<Frame<Bytes>>,
     ended: bool,
-    /// Made when there is something to wait for, which is seldom: most requests arrive in one piece.
-    patience: Option<Pin<Box<Sleep>>>,
+    /// Made when there is something to wait for, which is seldom: most requests arrive in one chunk.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl ArrivingBody {
-    /// Counts in `arriving`, and waits for the rest as long as `within`.
-    pub fn new(body: Body, arriving: &Arc<Arriving>, whole: Whole, within: Duration) -> Self {
-        let held = Held { arriving: arriving.clone(), bytes: 0 };
-        ArrivingBody {
+impl BoundedBody {
+    /// Counts in `budget`, and waits for the rest as long as `timeout`.
+    pub fn new(body: Body, budget: &Arc<BufferBudget>, kind: RequestKind, timeout: Duration) -> Self {
+        let permit = budget.empty_permit();
+        BoundedBody {
             body,
-            held,
+            permit,
             message: Message::default(),
             messages: 0,
             bytes: 0,
-            whole,
-            within,
+            kind,
+            timeout,
             last: None,
             ended: false,
-            patience: None,
+            timer: None,
         }
     }
 
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
-        if self.whole == Whole::Message && self.message.arrived() == 0 {
+        if self.kind == RequestKind::Streaming && self.message.received() == 0 {
             return Poll::Pending;
         }
-        let within = self.within;
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
-        ready!(patience.as_mut().poll(cx));
-        Poll::Ready(Failure::NotSent(format!("the request did not arrive in full within {} s", within.as_secs_f64())))
+        let timeout = self.timeout;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Failure::NotSent(format!("the request did not arrive in full within {} s", timeout.as_secs_f64())))
     }
 
-    fn take(&mut self, data: &[u8]) -> Result<(), Status> {
-        let complete = self.message.see(data);
+    fn receive(&mut self, data: &[u8]) -> Result<(), Status> {
+        let complete = self.message.receive(data);
         self.messages += complete;
         self.bytes += data.len();
-        let held = match self.whole {
+        let buffered = match self.kind {
             // The message waits for the body's end, and until then it counts.
-            Whole::Body if self.messages > 1 || (self.messages == 1 && self.message.arrived() > 0) => {
+            RequestKind::Unary if self.messages > 1 || (self.messages == 1 && self.message.received() > 0) => {
                 return Err(with_reason(Code::Internal, "there is more than one message", ErrorReason::BadRequest));
             }
             // It goes on at once.
-            Whole::Body if self.messages == 1 && http_body::Body::is_end_stream(&self.body) => 0,
-            Whole::Body => self.bytes,
-            Whole::Message => {
+            RequestKind::Unary if self.messages == 1 && http_body::Body::is_end_stream(&self.body) => 0,
+            RequestKind::Unary => self.bytes,
+            RequestKind::Streaming => {
                 if complete > 0 {
-                    self.patience = None;
+                    self.timer = None;
                 }
-                self.message.arrived()
+                self.message.received()
             }
         };
-        if self.held.set(held) {
+        if self.permit.try_resize(buffered) {
             return Ok(());
         }
         Err(Failure::Overloaded("too many bytes of requests are arriving".into()).into())
     }
 }
 
-impl http_body::Body for ArrivingBody {
+impl http_body::Body for BoundedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -177,8 +117,8 @@ impl http_body::Body for ArrivingBody {
                 let before = self.last.replace(frame);
                 return Poll::Ready(before.or_else(|| self.last.take()).map(Ok));
             };
-            self.take(data)?;
-            let is_last = self.whole == Whole::Body && self.messages == 1 && !self.body.is_end_stream();
+            self.receive(data)?;
+            let is_last = self.kind == RequestKind::Unary && self.messages == 1 && !self.body.is_end_stream();
             if !is_last {
                 return Poll::Ready(Some(Ok(frame)));
             }
@@ -210,7 +150,7 @@ struct Message {
 
 impl Message {
     /// More of the body has come; how many messages are complete with it.
-    fn see(&mut self, mut data: &[u8]) -> usize {
+    fn receive(&mut self, mut data: &[u8]) -> usize {
         let mut complete = 0;
         while !data.is_empty() {
             if self.head_bytes < self.head.len() {
@@ -235,7 +175,7 @@ impl Message {
     }
 
     /// How many bytes of it are there.
-    fn arrived(&self) -> usize {
+    fn received(&self) -> usize {
         self.head_bytes + self.body_bytes
     }
 }
@@ -249,16 +189,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unfinished_requests_have_a_limit() {
-        let arriving = Arriving::new(10);
-        let first = arriving.hold(6).expect("there is room");
-        assert!(arriving.hold(5).is_none());
-        let second = arriving.hold(4).expect("there is room");
-        drop((first, second));
-        assert_eq!(arriving.bytes(), 0);
-    }
-
-    #[test]
     fn only_the_unfinished_message_is_counted_however_it_is_cut() {
         // Three messages, of 3, 0 and 2 bytes.
         let bytes = [0, 0, 0, 0, 3, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 9, 9];
@@ -266,10 +196,10 @@ mod tests {
         for step in 1..=bytes.len() {
             let mut message = Message::default();
             let mut seen = 0;
-            for piece in bytes.chunks(step) {
-                message.see(piece);
-                seen += piece.len();
-                assert_eq!(message.arrived(), expected[seen - 1], "after {seen} in steps of {step}");
+            for chunk in bytes.chunks(step) {
+                message.receive(chunk);
+                seen += chunk.len();
+                assert_eq!(message.received(), expected[seen - 1], "after {seen} in steps of {step}");
             }
         }
     }
@@ -279,15 +209,15 @@ mod tests {
         let whole = Bytes::from_static(&[0, 0, 0, 0, 1, 7]);
         for (second, taken) in [(Bytes::new(), true), (whole.clone(), false), (Bytes::from_static(&[0]), false)] {
             for together in [true, false] {
-                let arriving = Arriving::new(100);
-                let (send, pieces) = mpsc::unbounded_channel();
-                let mut body = ArrivingBody::new(Body::new(Pieces(pieces)), &arriving, Whole::Body, Duration::MAX);
+                let budget = BufferBudget::new(100);
+                let (send, chunks) = mpsc::unbounded_channel();
+                let mut body = BoundedBody::new(Body::new(Chunks(chunks)), &budget, RequestKind::Unary, Duration::MAX);
                 if together {
                     send.send([&whole[..], &second[..]].concat().into()).expect("it listens");
                 } else {
                     send.send(whole.clone()).expect("it listens");
                     assert_eq!(next(&mut body).now_or_never(), None, "its end is waited for");
-                    assert_eq!(arriving.bytes(), whole.len());
+                    assert_eq!(budget.used(), whole.len());
                     send.send(second.clone()).expect("it listens");
                 }
                 drop(send);
@@ -297,24 +227,24 @@ mod tests {
                     assert_eq!(next(&mut body).await, None);
                 }
                 drop(body);
-                assert_eq!(arriving.bytes(), 0);
+                assert_eq!(budget.used(), 0);
             }
         }
     }
 
-    /// A body whose pieces come when the test sends them.
-    struct Pieces(mpsc::UnboundedReceiver<Bytes>);
+    /// A body whose chunks come when the test sends them.
+    struct Chunks(mpsc::UnboundedReceiver<Bytes>);
 
-    impl http_body::Body for Pieces {
+    impl http_body::Body for Chunks {
         type Data = Bytes;
         type Error = Status;
 
         fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+            self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
         }
     }
 
-    async fn next(body: &mut ArrivingBody) -> Option<Result<(), Code>> {
+    async fn next(body: &mut BoundedBody) -> Option<Result<(), Code>> {
         let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
         frame.map(|frame| frame.map(|_| ()).map_err(|status| status.code()))
     }
@@ -322,14 +252,14 @@ mod tests {
     #[tokio::test]
     async fn what_has_begun_to_arrive_has_to_arrive() {
         const WITHIN: Duration = Duration::from_millis(200);
-        for whole in [Whole::Body, Whole::Message] {
-            let (send, pieces) = mpsc::unbounded_channel();
-            let arriving = Arriving::new(100);
-            let mut body = ArrivingBody::new(Body::new(Pieces(pieces)), &arriving, whole, WITHIN);
+        for kind in [RequestKind::Unary, RequestKind::Streaming] {
+            let (send, chunks) = mpsc::unbounded_channel();
+            let budget = BufferBudget::new(100);
+            let mut body = BoundedBody::new(Body::new(Chunks(chunks)), &budget, kind, WITHIN);
             let long = 2 * WITHIN;
             // Before the first byte a stream may take its time; a request may not.
             let before = tokio::time::timeout(long, next(&mut body)).await;
-            if whole == Whole::Body {
+            if kind == RequestKind::Unary {
                 assert_eq!(before, Ok(Some(Err(Code::Unavailable))));
                 continue;
             }
@@ -337,20 +267,20 @@ mod tests {
             for round in 0..3 {
                 send.send(Bytes::from_static(&[0, 0, 0, 0, 2, 7])).expect("it listens");
                 assert_eq!(next(&mut body).await, Some(Ok(())));
-                assert_eq!(arriving.bytes(), 6);
+                assert_eq!(budget.used(), 6);
                 if round == 2 {
                     break;
                 }
                 assert!(tokio::time::timeout(WITHIN / 2, next(&mut body)).await.is_err());
                 send.send(Bytes::from_static(&[7])).expect("it listens");
                 assert_eq!(next(&mut body).await, Some(Ok(())));
-                assert_eq!(arriving.bytes(), 0);
+                assert_eq!(budget.used(), 0);
                 assert!(tokio::time::timeout(long, next(&mut body)).await.is_err());
             }
             assert_eq!(next(&mut body).now_or_never(), None);
             assert_eq!(next(&mut body).await, Some(Err(Code::Unavailable)));
             drop(body);
-            assert_eq!(arriving.bytes(), 0);
+            assert_eq!(budget.used(), 0);
         }
     }
 }

@@ -12,13 +12,13 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
 
-use crate::live::callbacks::Context;
+use crate::watch::callbacks::LogContext;
 
-const EVERY: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// For how long a record may be in the topic before the reader has it.
-const PATIENCE: Duration = Duration::from_secs(10);
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one request to Kafka may take.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Checks one reader until it is dropped.
 pub struct Watchdog {
@@ -39,7 +39,7 @@ impl Watchdog {
     pub fn start(config: ClientConfig, topic: String, partitions: usize) -> Self {
         let shared = Arc::new(Shared::default());
         let check =
-            Check { config, topic, partitions, shared: shared.clone(), topic_id: None, progress: HashMap::new() };
+            Checks { config, topic, partitions, shared: shared.clone(), topic_id: None, progress: HashMap::new() };
         let thread = std::thread::Builder::new().name("hints-check".into()).spawn(|| check.run());
         Watchdog { shared, thread: thread.expect("the system has a thread for us").thread().clone() }
     }
@@ -62,7 +62,7 @@ impl Drop for Watchdog {
     }
 }
 
-struct Check {
+struct Checks {
     config: ClientConfig,
     topic: String,
     partitions: usize,
@@ -71,7 +71,7 @@ struct Check {
     progress: HashMap<i32, Progress>,
 }
 
-impl Check {
+impl Checks {
     fn run(mut self) {
         let mut client = None;
         while !self.shared.done.load(Ordering::Relaxed) {
@@ -87,18 +87,18 @@ impl Check {
                     client = None;
                 }
             }
-            std::thread::park_timeout(EVERY);
+            std::thread::park_timeout(CHECK_INTERVAL);
         }
     }
 
-    fn check(&mut self, client: &mut Option<BaseConsumer<Context>>) -> Result<Option<String>, String> {
+    fn check(&mut self, client: &mut Option<BaseConsumer<LogContext>>) -> Result<Option<String>, String> {
         let client = match client {
             Some(client) => client,
-            None => client.insert(self.config.create_with_context(Context).map_err(|error| error.to_string())?),
+            None => client.insert(self.config.create_with_context(LogContext).map_err(|error| error.to_string())?),
         };
         // It reads nothing; what it reports of its connections comes this way.
         while client.poll(Duration::ZERO).is_some() {}
-        let id = raw::topic_id(client.client(), &self.topic, TIMEOUT)?;
+        let id = raw::topic_id(client.client(), &self.topic, REQUEST_TIMEOUT)?;
         if self.topic_id.is_some() && id.is_some() && id != self.topic_id {
             return Ok(Some("the topic was recreated".into()));
         }
@@ -109,7 +109,7 @@ impl Check {
         }
         for partition in 0..i32::try_from(count).unwrap_or(i32::MAX) {
             let (_, end) =
-                client.fetch_watermarks(&self.topic, partition, TIMEOUT).map_err(|error| error.to_string())?;
+                client.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT).map_err(|error| error.to_string())?;
             let received = self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).copied();
             let now = Instant::now();
             let progress = self.progress.entry(partition).or_insert_with(|| Progress::new(end, now));
@@ -121,8 +121,8 @@ impl Check {
     }
 }
 
-fn partitions(client: &BaseConsumer<Context>, topic: &str) -> Result<usize, String> {
-    let metadata = client.fetch_metadata(Some(topic), TIMEOUT).map_err(|error| error.to_string())?;
+fn partitions(client: &BaseConsumer<LogContext>, topic: &str) -> Result<usize, String> {
+    let metadata = client.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(|error| error.to_string())?;
     let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
     found.map(|found| found.partitions().len()).ok_or_else(|| "the topic is not there".into())
 }
@@ -146,7 +146,7 @@ impl Progress {
             (self.expected, self.since) = (end, now);
             return false;
         }
-        now.saturating_duration_since(self.since) >= PATIENCE
+        now.saturating_duration_since(self.since) >= STALL_TIMEOUT
     }
 }
 

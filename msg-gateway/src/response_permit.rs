@@ -14,22 +14,19 @@ use crate::status::Failure;
 /// Bytes of a response that its call's own permit covers. A result of a send and nearly every error are smaller.
 pub const SMALL_RESPONSE: usize = 8 << 10;
 
-/// The permits of a response. They go among its extensions, and from there with its bytes.
-pub type Place = Arc<Held>;
-
 /// What a response holds until it is written.
 #[derive(Debug)]
-pub struct Held {
+pub struct ResponsePermit {
     /// Until all of it is written.
     _whole: Vec<OwnedSemaphorePermit>,
     /// Of the messages of a stream that were polled and are not among its bytes yet.
     polled: Mutex<Vec<OwnedSemaphorePermit>>,
 }
 
-impl Held {
+impl ResponsePermit {
     /// Permits that the response holds as a whole.
-    pub fn new(permits: impl IntoIterator<Item = OwnedSemaphorePermit>) -> Place {
-        Arc::new(Held { _whole: permits.into_iter().collect(), polled: Mutex::default() })
+    pub fn new(permits: impl IntoIterator<Item = OwnedSemaphorePermit>) -> Arc<Self> {
+        Arc::new(ResponsePermit { _whole: permits.into_iter().collect(), polled: Mutex::default() })
     }
 
     /// Adds the permit of a message of a stream. It goes with the bytes that come next: tonic encodes a message when it is polled.
@@ -94,7 +91,7 @@ pub fn shrink(permit: &mut OwnedSemaphorePermit, bytes: usize) {
 }
 
 /// Closes the connection of a caller that does not read what it requested.
-pub fn end_for_silence(connection: &CancellationToken) {
+pub fn disconnect_slow_reader(connection: &CancellationToken) {
     if connection.is_cancelled() {
         return;
     }

@@ -6,9 +6,9 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
 /// The callbacks of the clients of the hints topic.
-pub(super) struct Context;
+pub(super) struct LogContext;
 
-impl ClientContext for Context {
+impl ClientContext for LogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         msg_common::kafka::log(level, facility, message);
     }
@@ -19,4 +19,4 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {}
+impl ConsumerContext for LogContext {}

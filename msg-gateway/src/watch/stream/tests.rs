@@ -5,15 +5,15 @@ use msg_common::proto::{HintedInbox, InboxCursor, StoredHint};
 
 use super::*;
 use crate::config::Config;
-use crate::live::feed::Feed;
-use crate::live::look::Looker;
+use crate::watch::feed::Feed;
+use crate::watch::queries::WatchQueries;
 
 /// Nobody connects to it.
 fn watches(feed: &Arc<Feed>) -> Arc<Watches> {
     let words = ["msg-gateway", "--database-url", "postgres://localhost/nowhere"].map(Into::into);
     let config: Config = read(words).unwrap_or_else(|_| panic!("the settings are good"));
-    let looker = Arc::new(Looker::new(&config.database, 1).expect("it connects only when used"));
-    Arc::new(Watches::new(feed.clone(), looker, Arc::default(), &config))
+    let queries = Arc::new(WatchQueries::new(&config.database, 1).expect("it connects only when used"));
+    Arc::new(Watches::new(feed.clone(), queries, Arc::default(), &config))
 }
 
 fn bob(after_seq: Option<i64>) -> WatchMsgsRequest {
@@ -63,5 +63,5 @@ async fn watch_that_cannot_open_leaves_nothing_behind() {
     let opened = watches.watcher(bob(None), Lifetime::default(), away).await.map(|watcher| watcher.cursors);
     assert_eq!(opened, Err(Failure::DatabaseUnavailable("away".into())));
     assert!(feed.is_empty());
-    assert_eq!(watches.taken(), (0, 0));
+    assert_eq!(watches.usage(), (0, 0));
 }

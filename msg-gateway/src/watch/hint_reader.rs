@@ -12,38 +12,38 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
-use crate::live::callbacks::Context;
-use crate::live::feed::Feed;
-use crate::live::pulse::Pulse;
-use crate::live::wait::Waiters;
-use crate::live::watchdog::Watchdog;
 use crate::metrics::{HINT_READERS_REPLACED, HINTS};
+use crate::watch::callbacks::LogContext;
+use crate::watch::feed::Feed;
+use crate::watch::hint_monitor::HintMonitor;
+use crate::watch::waiters::Waiters;
+use crate::watch::watchdog::Watchdog;
 
 /// For so long it goes on reading after the last one who waited: they come and go.
 const LINGER: Duration = Duration::from_secs(10);
 /// How long one question to Kafka, and one wait for a hint, may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before the next client.
-const PAUSE: Duration = Duration::from_secs(1);
-const POLL: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 static UNDECODABLE: Repeats = Repeats::new();
 
 /// The hints topic, and who is told.
-pub struct Tail {
+pub struct HintReader {
     /// Librdkafka's settings.
     pub config: ClientConfig,
     /// The hints topic.
     pub topic: String,
     /// Who waits.
-    pub pulse: Arc<Pulse>,
+    pub monitor: Arc<HintMonitor>,
     /// Is told of inboxes.
     pub waiters: Arc<Waiters>,
     /// Is told of inboxes.
     pub feed: Arc<Feed>,
 }
 
-impl Tail {
+impl HintReader {
     /// Librdkafka's settings for reading hints as they come.
     pub fn settings(mut client: ClientConfig) -> ClientConfig {
         client
@@ -64,7 +64,7 @@ impl Tail {
     pub fn start(self, stop: CancellationToken) -> KafkaResult<()> {
         self.config.create_native_config()?;
         let run = move || {
-            self.pulse.read_by(std::thread::current());
+            self.monitor.set_reader_thread(std::thread::current());
             self.run(&stop);
         };
         std::thread::Builder::new().name("hints".into()).spawn(run).expect("the system has a thread for us");
@@ -74,31 +74,31 @@ impl Tail {
     fn run(&self, stop: &CancellationToken) {
         let repeats = Repeats::new();
         while !stop.is_cancelled() {
-            if !self.pulse.is_wanted() {
-                std::thread::park_timeout(POLL);
+            if !self.monitor.has_interest() {
+                std::thread::park_timeout(POLL_INTERVAL);
                 continue;
             }
             let followed = self.follow(stop);
-            self.pulse.set_live(false);
+            self.monitor.set_caught_up(false);
             let Err(error) = followed else { continue };
             counter!(HINT_READERS_REPLACED).increment(1);
             if let Some(repeated) = repeats.occurred(&error) {
                 tracing::warn!(topic = self.topic, error, repeated, "cannot read hints, polling the table instead");
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     }
 
     /// Reads hints until nobody waits any more. Fails when the topic cannot be read, or this client gets nothing of it. Each time
     /// with a new client: what an old one remembers of leaders and their epochs can be wrong for good (ADR 21).
     fn follow(&self, stop: &CancellationToken) -> Result<(), String> {
-        let consumer: BaseConsumer<Context> =
-            self.config.create_with_context(Context).map_err(|error| error.to_string())?;
+        let consumer: BaseConsumer<LogContext> =
+            self.config.create_with_context(LogContext).map_err(|error| error.to_string())?;
         let partitions = self.assign(&consumer)?;
         let watchdog = Watchdog::start(self.config.clone(), self.topic.clone(), partitions);
         let mut wanted = Instant::now();
         while !stop.is_cancelled() {
-            if self.pulse.is_wanted() {
+            if self.monitor.has_interest() {
                 wanted = Instant::now();
             } else if wanted.elapsed() > LINGER {
                 return Ok(());
@@ -106,18 +106,18 @@ impl Tail {
             if let Some(reason) = watchdog.verdict() {
                 return Err(reason);
             }
-            match consumer.poll(POLL) {
+            match consumer.poll(POLL_INTERVAL) {
                 None => {}
                 Some(Ok(record)) => {
-                    self.pulse.set_live(true);
+                    self.monitor.set_caught_up(true);
                     watchdog.received(record.partition(), record.offset());
-                    self.tell(record.payload().unwrap_or_default());
+                    self.pass_on(record.payload().unwrap_or_default());
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => self.pulse.set_live(true),
+                Some(Err(KafkaError::PartitionEOF(_))) => self.monitor.set_caught_up(true),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "reading hints");
-                    self.pulse.set_live(false);
-                    if !is_passing(&error) {
+                    self.monitor.set_caught_up(false);
+                    if !is_transient(&error) {
                         return Err(error.to_string());
                     }
                 }
@@ -127,7 +127,7 @@ impl Tail {
     }
 
     /// Starts at the end of each partition. How many there are.
-    fn assign(&self, consumer: &BaseConsumer<Context>) -> Result<usize, String> {
+    fn assign(&self, consumer: &BaseConsumer<LogContext>) -> Result<usize, String> {
         let metadata = consumer.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(|error| error.to_string())?;
         let found = metadata.topics().iter().find(|topic| topic.name() == self.topic);
         let found = found.filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
@@ -139,7 +139,7 @@ impl Tail {
         Ok(list.count())
     }
 
-    fn tell(&self, payload: &[u8]) {
+    fn pass_on(&self, payload: &[u8]) {
         match StoredHint::decode(payload) {
             Ok(hint) => {
                 counter!(HINTS, "outcome" => "READ").increment(1);
@@ -157,7 +157,7 @@ impl Tail {
 }
 
 /// Whether the client goes on by itself.
-fn is_passing(error: &KafkaError) -> bool {
+fn is_transient(error: &KafkaError) -> bool {
     use rdkafka::types::RDKafkaErrorCode as Code;
     let code = error.rdkafka_error_code();
     code.is_some_and(|code| matches!(code, Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve))

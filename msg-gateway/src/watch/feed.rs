@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 use msg_common::proto::{StoredHint, StoredMsg};
 use tokio::sync::Notify;
 
-use crate::live::mailbox::Mailbox;
+use crate::watch::pending_inboxes::PendingInboxes;
 
 /// What a row costs beside its bytes.
 const ROW_OVERHEAD: usize = 512;
@@ -52,15 +52,15 @@ struct Inbox {
     from: i64,
     rows: VecDeque<Arc<StoredMsg>>,
     /// By the number of the watcher: where it has its cursor.
-    watchers: IndexMap<u64, (Arc<Mailbox>, usize)>,
+    watchers: IndexMap<u64, (Arc<PendingInboxes>, usize)>,
 }
 
 /// What a watcher gets from here.
 #[derive(Debug, PartialEq)]
-pub struct Taken {
+pub struct FeedSlice {
     /// In order, from its cursor on. Empty with `tip` above the cursor: to be read from the table.
     pub rows: Vec<Arc<StoredMsg>>,
-    /// How far the inbox reaches.
+    /// How far the inbox resolve_tip.
     pub tip: i64,
 }
 
@@ -71,20 +71,20 @@ impl Feed {
     }
 
     /// Somebody watches these inboxes from now on.
-    pub fn enter(&self, mailbox: &Arc<Mailbox>, recv_ids: &[Arc<str>]) {
+    pub fn subscribe(&self, pending: &Arc<PendingInboxes>, recv_ids: &[Arc<str>]) {
         let mut state = self.lock();
-        for (place, recv_id) in recv_ids.iter().enumerate() {
+        for (index, recv_id) in recv_ids.iter().enumerate() {
             let inbox = state.inboxes.entry(recv_id.clone()).or_default();
-            inbox.watchers.insert(mailbox.number, (mailbox.clone(), place));
+            inbox.watchers.insert(pending.number, (pending.clone(), index));
         }
     }
 
     /// And no longer.
-    pub fn leave(&self, mailbox: &Mailbox, recv_ids: &[Arc<str>]) {
+    pub fn unsubscribe(&self, pending: &PendingInboxes, recv_ids: &[Arc<str>]) {
         let mut state = self.lock();
         for recv_id in recv_ids {
             let Some(inbox) = state.inboxes.get_mut(recv_id) else { continue };
-            inbox.watchers.swap_remove(&mailbox.number);
+            inbox.watchers.swap_remove(&pending.number);
             if inbox.watchers.is_empty() {
                 state.inboxes.swap_remove(recv_id);
             }
@@ -106,8 +106,8 @@ impl Feed {
         self.lock().bytes
     }
 
-    /// The table was looked at after `enter`: an inbox reaches at least so far. How far it does.
-    pub fn reaches(&self, recv_id: &Arc<str>, seq: i64) -> i64 {
+    /// The table was looked at after `enter`: an inbox resolve_tip at least so far. How far it does.
+    pub fn resolve_tip(&self, recv_id: &Arc<str>, seq: i64) -> i64 {
         let mut state = self.lock();
         let Some(inbox) = state.inboxes.get_mut(recv_id) else { return seq };
         let wanted = if inbox.known {
@@ -118,7 +118,7 @@ impl Feed {
             inbox.wanted
         };
         let tip = inbox.tip.max(seq);
-        if state.want(recv_id, wanted) {
+        if state.request_read(recv_id, wanted) {
             drop(state);
             self.work.notify_one();
         }
@@ -133,7 +133,7 @@ impl Feed {
         }
         let mut any = false;
         for hinted in &hint.inboxes {
-            any |= state.want(&hinted.recv_id, hinted.seq);
+            any |= state.request_read(&hinted.recv_id, hinted.seq);
         }
         drop(state);
         if any {
@@ -142,8 +142,8 @@ impl Feed {
     }
 
     /// There is a row with this seq, which no hint told of. Whether that was news.
-    pub fn found(&self, recv_id: &str, seq: i64) -> bool {
-        let news = self.lock().want(recv_id, seq);
+    pub fn found_stored(&self, recv_id: &str, seq: i64) -> bool {
+        let news = self.lock().request_read(recv_id, seq);
         if news {
             self.work.notify_one();
         }
@@ -151,10 +151,10 @@ impl Feed {
     }
 
     /// The next inboxes to read, each with how far it was read.
-    pub fn next_unread(&self, most: usize) -> Vec<(Arc<str>, i64)> {
+    pub fn next_unread(&self, max: usize) -> Vec<(Arc<str>, i64)> {
         let mut state = self.lock();
         let mut next = Vec::new();
-        while next.len() < most
+        while next.len() < max
             && let Some(recv_id) = state.unread.pop_front()
         {
             // One that was left and entered again meanwhile is not known yet, and would be read from its beginning.
@@ -170,7 +170,7 @@ impl Feed {
     pub fn put_back(&self, inboxes: &[(Arc<str>, i64)]) {
         let mut state = self.lock();
         for (recv_id, tip) in inboxes {
-            state.want(recv_id, tip + 1);
+            state.request_read(recv_id, tip + 1);
         }
     }
 
@@ -183,60 +183,60 @@ impl Feed {
         };
         let same: Vec<bool> = read.iter().map(is_same).collect();
         let mut counts = vec![0_usize; read.len()];
-        for (place, row) in rows.into_iter().filter(|(place, _)| same[*place]) {
-            counts[place] += 1;
-            state.keep(&read[place].0, row);
+        for (index, row) in rows.into_iter().filter(|(index, _)| same[*index]) {
+            counts[index] += 1;
+            state.keep(&read[index].0, row);
         }
-        for (place, (recv_id, _)) in read.iter().enumerate().filter(|(place, _)| same[*place]) {
-            let count = counts[place];
+        for (index, (recv_id, _)) in read.iter().enumerate().filter(|(index, _)| same[*index]) {
+            let count = counts[index];
             let Some(inbox) = state.inboxes.get_mut(recv_id) else { continue };
             if count > 0 {
-                inbox.watchers.values().for_each(|(mailbox, place)| mailbox.mark(*place));
+                inbox.watchers.values().for_each(|(pending, index)| pending.mark(*index));
             }
             if count == per_inbox || (cut && inbox.tip < inbox.wanted) {
                 let next = inbox.tip + 1;
-                state.want(recv_id, next);
+                state.request_read(recv_id, next);
             } else {
                 // What was hinted and is not there will be found by a look.
                 inbox.wanted = inbox.wanted.min(inbox.tip);
             }
         }
-        state.forget(self.max_bytes);
+        state.evict(self.max_bytes);
         if !state.unread.is_empty() {
             drop(state);
             self.work.notify_one();
         }
     }
 
-    /// What comes after `cursor`, at most so many rows and bytes, but for one row.
-    pub fn take(&self, recv_id: &str, cursor: i64, rows: usize, bytes: usize) -> Taken {
+    /// What comes after `cursor`, at max so many rows and bytes, but for one row.
+    pub fn slice(&self, recv_id: &str, cursor: i64, rows: usize, bytes: usize) -> FeedSlice {
         let state = self.lock();
-        let Some(inbox) = state.inboxes.get(recv_id) else { return Taken { rows: Vec::new(), tip: cursor } };
-        let mut taken = Vec::new();
+        let Some(inbox) = state.inboxes.get(recv_id) else { return FeedSlice { rows: Vec::new(), tip: cursor } };
+        let mut slice = Vec::new();
         if cursor + 1 >= inbox.from && cursor < inbox.tip {
             let first = inbox.rows.partition_point(|row| row.seq <= cursor);
             let mut sum = 0;
             for row in inbox.rows.iter().skip(first).take(rows) {
                 sum += size(row);
-                if !taken.is_empty() && sum > bytes {
+                if !slice.is_empty() && sum > bytes {
                     break;
                 }
-                taken.push(row.clone());
+                slice.push(row.clone());
             }
         }
-        Taken { rows: taken, tip: inbox.tip }
+        FeedSlice { rows: slice, tip: inbox.tip }
     }
 
     /// The next inboxes of the round, with the seq that would be new in each.
-    pub fn next_looks(&self, most: usize) -> Vec<(Arc<str>, i64)> {
+    pub fn next_checks(&self, max: usize) -> Vec<(Arc<str>, i64)> {
         let mut state = self.lock();
         let count = state.inboxes.len();
         if count == 0 {
             return Vec::new();
         }
         let begin = state.round % count;
-        state.round = begin + most.min(count);
-        let next = (begin..begin + most.min(count)).filter_map(|place| state.inboxes.get_index(place % count));
+        state.round = begin + max.min(count);
+        let next = (begin..begin + max.min(count)).filter_map(|index| state.inboxes.get_index(index % count));
         next.filter(|(_, inbox)| inbox.known).map(|(recv_id, inbox)| (recv_id.clone(), inbox.tip + 1)).collect()
     }
 
@@ -246,7 +246,7 @@ impl Feed {
 }
 
 impl State {
-    fn want(&mut self, recv_id: &str, seq: i64) -> bool {
+    fn request_read(&mut self, recv_id: &str, seq: i64) -> bool {
         let Some((recv_id, inbox)) = self.inboxes.get_key_value_mut(recv_id) else { return false };
         let news = seq > inbox.tip && (seq > inbox.wanted || !inbox.queued);
         inbox.wanted = inbox.wanted.max(seq);
@@ -273,7 +273,7 @@ impl State {
         inbox.rows.push_back(Arc::new(row));
     }
 
-    fn forget(&mut self, max_bytes: usize) {
+    fn evict(&mut self, max_bytes: usize) {
         while (self.bytes > max_bytes || self.kept.len() > MAX_ROWS)
             && let Some((recv_id, seq, bytes)) = self.kept.pop_front()
         {

@@ -5,26 +5,26 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::*;
-use crate::live::digest::Digest;
-use crate::live::look::Sought;
+use crate::watch::digest::Digest;
+use crate::watch::queries::MessageKey;
 
 const LATER: Duration = Duration::from_secs(1);
 
 /// A test's clock, and who waits.
 struct World {
-    waiting: Waiting,
+    queue: WaiterQueue,
     now: Instant,
-    /// How many were asked for in all looks.
-    asked: usize,
+    /// How many were looked_up for in all looks.
+    looked_up: usize,
 }
 
 impl World {
     fn new() -> World {
-        World { waiting: Waiting::default(), now: Instant::now(), asked: 0 }
+        World { queue: WaiterQueue::default(), now: Instant::now(), looked_up: 0 }
     }
 
     fn add(&mut self, recv_id: &str, offset: i64) -> u64 {
-        let sought = Sought {
+        let key = MessageKey {
             recv_id: recv_id.into(),
             msg_id: Uuid::nil(),
             send_time: SystemTime::UNIX_EPOCH,
@@ -32,20 +32,20 @@ impl World {
             offset: Some(offset),
         };
         let placement = Placement { offset: Some(offset), ..Placement::default() };
-        let awaited = Awaited { id: 0, sought, placement, digest: Digest::of(&Msg::default()) };
-        let waiter = Waiter { awaited, since: self.now, tell: oneshot::channel().0 };
-        self.waiting.add(waiter, self.now + LATER).0
+        let awaited = Awaited { id: 0, key, placement, digest: Digest::of(&Msg::default()) };
+        let waiter = Waiter { awaited, since: self.now, result: oneshot::channel().0 };
+        self.queue.add(waiter, self.now + LATER).0
     }
 
     /// Looks now: of those that are due, these offsets are found.
-    fn look(&mut self, is_stored: impl Fn(i64) -> bool) -> Vec<i64> {
-        let due = self.waiting.take_due(self.now, self.now + LATER);
-        self.asked += due.len();
+    fn look_up(&mut self, is_stored: impl Fn(i64) -> bool) -> Vec<i64> {
+        let due = self.queue.due(self.now, self.now + LATER);
+        self.looked_up += due.len();
         let mut found = Vec::new();
         for awaited in due {
-            let offset = awaited.sought.offset.expect("it has one");
+            let offset = awaited.key.offset.expect("it has one");
             if is_stored(offset) {
-                self.waiting.settle(awaited.id, self.now).expect("it waited");
+                self.queue.complete(awaited.id, self.now).expect("it waited");
                 found.push(offset);
             }
         }
@@ -53,10 +53,10 @@ impl World {
     }
 
     /// Looks until nothing is due now. How many were found.
-    fn look_until_idle(&mut self, is_stored: impl Fn(i64) -> bool) -> usize {
+    fn look_up_until_idle(&mut self, is_stored: impl Fn(i64) -> bool) -> usize {
         let mut found = 0;
-        while self.waiting.next_look().is_some_and(|when| when <= self.now) {
-            found += self.look(&is_stored).len();
+        while self.queue.next_lookup().is_some_and(|when| when <= self.now) {
+            found += self.look_up(&is_stored).len();
         }
         found
     }
@@ -67,38 +67,38 @@ fn hint_makes_its_inbox_due_and_no_other() {
     let mut world = World::new();
     world.add("bob", 1);
     world.add("carol", 2);
-    assert!(world.look(|_| true).is_empty(), "nobody is due yet");
-    assert!(world.waiting.hinted("bob", world.now) && !world.waiting.hinted("dave", world.now));
-    assert_eq!(world.look(|_| true), [1]);
+    assert!(world.look_up(|_| true).is_empty(), "nobody is due yet");
+    assert!(world.queue.hinted("bob", world.now) && !world.queue.hinted("dave", world.now));
+    assert_eq!(world.look_up(|_| true), [1]);
     world.now += LATER;
-    assert_eq!(world.look(|_| true), [2], "without a hint its time comes");
-    assert_eq!(world.waiting.next_look(), None);
+    assert_eq!(world.look_up(|_| true), [2], "without a hint its time comes");
+    assert_eq!(world.queue.next_lookup(), None);
 }
 
 #[test]
 fn result_says_whether_a_hint_came_while_its_waiter_waited() {
     let mut world = World::new();
     let before = world.add("bob", 1);
-    world.waiting.hinted("bob", world.now);
+    world.queue.hinted("bob", world.now);
     world.now += LATER;
     let after = world.add("bob", 2);
-    let hinted = |world: &mut World, id| world.waiting.settle(id, world.now).expect("it waits").1;
+    let hinted = |world: &mut World, id| world.queue.complete(id, world.now).expect("it waits").1;
     assert_eq!((hinted(&mut world, before), hinted(&mut world, after)), (true, false));
-    assert!(world.waiting.settle(before, world.now).is_none(), "it has its result");
+    assert!(world.queue.complete(before, world.now).is_none(), "it has its result");
 }
 
 #[test]
 fn who_gave_up_is_not_looked_for() {
     let mut world = World::new();
     let (first, second) = (world.add("bob", 1), world.add("bob", 2));
-    world.waiting.remove(first);
+    world.queue.remove(first);
     world.now += LATER;
-    assert_eq!(world.look(|_| true), [2]);
-    world.waiting.remove(second);
-    assert_eq!(world.waiting.next_look(), None);
+    assert_eq!(world.look_up(|_| true), [2]);
+    world.queue.remove(second);
+    assert_eq!(world.queue.next_lookup(), None);
 }
 
-/// A hint for each batch, and many that wait: what is asked for follows from what is stored.
+/// A hint for each batch, and many that wait: what is looked_up for follows from what is stored.
 #[test]
 fn waiters_of_a_hot_inbox_cost_what_is_stored_and_not_their_square() {
     const WAITERS: i64 = 20_000;
@@ -109,11 +109,11 @@ fn waiters_of_a_hot_inbox_cost_what_is_stored_and_not_their_square() {
     let mut found = 0;
     for stored in (0..=WAITERS).step_by(100) {
         world.now += LATER / 100;
-        world.waiting.hinted("hot", world.now);
-        found += world.look_until_idle(|offset| offset < stored);
+        world.queue.hinted("hot", world.now);
+        found += world.look_up_until_idle(|offset| offset < stored);
     }
     assert_eq!(found, usize::try_from(WAITERS).expect("it is small"));
-    assert!(world.asked < 10 * found, "{} were asked for to find {found}", world.asked);
+    assert!(world.looked_up < 10 * found, "{} were looked up to find {found}", world.looked_up);
 }
 
 /// The oldest ones wait for records that Kafka lost; those behind them are found all the same.
@@ -126,7 +126,7 @@ fn waiters_behind_those_that_never_settle_are_found() {
     let mut found = 0;
     for _ in 0..20 {
         world.now += LATER;
-        found += world.look_until_idle(|offset| offset >= 500);
+        found += world.look_up_until_idle(|offset| offset >= 500);
     }
     assert_eq!(found, 1500);
 }

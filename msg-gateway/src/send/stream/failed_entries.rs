@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 /// The failed entries of each inbox, in the order in which they first came.
 #[derive(Debug, Default)]
-pub(super) struct Failed {
-    inboxes: HashMap<String, VecDeque<Place>>,
+pub(super) struct FailedEntries {
+    inboxes: HashMap<String, VecDeque<FailedEntry>>,
     len: usize,
     /// Of the names of the inboxes.
     name_bytes: usize,
@@ -19,23 +19,23 @@ const INBOX_BYTES: usize = 160;
 const ENTRY_BYTES: usize = 64;
 
 #[derive(Debug)]
-struct Place {
+struct FailedEntry {
     rank: u64,
     msg_id: Uuid,
 }
 
-impl Failed {
+impl FailedEntries {
     /// Whether an entry may go now: the rank to send it with, which is `rank` unless it has one from before. `None`: another
     /// has to come first.
-    pub(super) fn turn(&self, recv_id: &str, msg_id: Uuid, rank: u64) -> Option<u64> {
+    pub(super) fn rank_if_next(&self, recv_id: &str, msg_id: Uuid, rank: u64) -> Option<u64> {
         let Some(first) = self.inboxes.get(recv_id).and_then(VecDeque::front) else {
             return Some(rank);
         };
         (first.msg_id == msg_id).then_some(first.rank)
     }
 
-    /// An entry goes, whose turn it is.
-    pub(super) fn goes(&mut self, recv_id: &str, msg_id: Uuid) {
+    /// An entry remove_sent, whose turn it is.
+    pub(super) fn remove_sent(&mut self, recv_id: &str, msg_id: Uuid) {
         let Some(inbox) = self.inboxes.get_mut(recv_id) else { return };
         if inbox.front().is_some_and(|first| first.msg_id == msg_id) {
             inbox.pop_front();
@@ -57,11 +57,11 @@ impl Failed {
                 self.inboxes.entry(recv_id.to_owned()).or_default()
             }
         };
-        if inbox.iter().any(|place| place.msg_id == msg_id) {
+        if inbox.iter().any(|entry| entry.msg_id == msg_id) {
             return;
         }
-        let at = inbox.partition_point(|place| place.rank < rank);
-        inbox.insert(at, Place { rank, msg_id });
+        let at = inbox.partition_point(|entry| entry.rank < rank);
+        inbox.insert(at, FailedEntry { rank, msg_id });
         self.len += 1;
     }
 
@@ -90,27 +90,27 @@ mod tests {
     }
 
     /// Sends an entry, if it is its turn.
-    fn sent(failed: &mut Failed, recv_id: &str, n: u128) -> Option<u64> {
-        let rank = failed.turn(recv_id, id(n), 100)?;
-        failed.goes(recv_id, id(n));
+    fn sent(failed: &mut FailedEntries, recv_id: &str, n: u128) -> Option<u64> {
+        let rank = failed.rank_if_next(recv_id, id(n), 100)?;
+        failed.remove_sent(recv_id, id(n));
         Some(rank)
     }
 
     #[test]
     fn an_inbox_is_free_until_an_entry_to_it_fails() {
-        let mut failed = Failed::default();
+        let mut failed = FailedEntries::default();
         assert_eq!(sent(&mut failed, "bob", 1), Some(100));
         failed.add("bob", id(1), 1);
         assert_eq!(sent(&mut failed, "bob", 2), None);
         assert_eq!(sent(&mut failed, "carol", 2), Some(100));
-        assert_eq!(failed.bytes(), Failed::bytes_of("bob"));
+        assert_eq!(failed.bytes(), FailedEntries::bytes_of("bob"));
         assert_eq!(sent(&mut failed, "bob", 1), Some(1));
         assert_eq!(failed.bytes(), 0);
     }
 
     #[test]
     fn failed_entries_come_again_in_the_order_in_which_they_came_first() {
-        let mut failed = Failed::default();
+        let mut failed = FailedEntries::default();
         // As reports may come.
         for n in [3, 1, 2] {
             failed.add("bob", id(n), n as u64);
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn one_that_fails_again_is_first_again() {
-        let mut failed = Failed::default();
+        let mut failed = FailedEntries::default();
         failed.add("bob", id(1), 1);
         failed.add("bob", id(2), 2);
         let rank = sent(&mut failed, "bob", 1).expect("it is its turn");
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn each_has_one_place() {
-        let mut failed = Failed::default();
+        let mut failed = FailedEntries::default();
         failed.add("bob", id(1), 1);
         failed.add("bob", id(1), 5);
         assert_eq!(failed.len(), 1);

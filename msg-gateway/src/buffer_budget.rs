@@ -1,0 +1,84 @@
+//! A budget of bytes over all connections, with permits that grow and shrink.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many bytes there may be of something, over all connections, and how many there are.
+#[derive(Debug)]
+pub struct BufferBudget {
+    max: usize,
+    used: AtomicUsize,
+}
+
+/// Bytes that are counted until this is dropped.
+#[derive(Debug)]
+pub struct BufferPermit {
+    budget: Arc<BufferBudget>,
+    bytes: usize,
+}
+
+impl BufferBudget {
+    /// Room for `max` bytes.
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(BufferBudget { max, used: AtomicUsize::new(0) })
+    }
+
+    /// How many there are.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Acquires a permit for `bytes`, or returns `None` if the budget is exhausted.
+    pub fn acquire(self: &Arc<Self>, bytes: usize) -> Option<BufferPermit> {
+        let mut permit = self.empty_permit();
+        permit.try_resize(bytes).then_some(permit)
+    }
+
+    /// Returns a permit for no bytes, which can grow.
+    pub(crate) fn empty_permit(self: &Arc<Self>) -> BufferPermit {
+        BufferPermit { budget: self.clone(), bytes: 0 }
+    }
+}
+
+impl BufferPermit {
+    /// Holds so many instead; without room it is as before, and false.
+    pub fn try_resize(&mut self, bytes: usize) -> bool {
+        let all = &self.budget.used;
+        if bytes == self.bytes {
+            // Most requests arrive in one piece, of which nothing is ever held.
+            return true;
+        }
+        if bytes > self.bytes {
+            let more = bytes - self.bytes;
+            if all.fetch_add(more, Ordering::Relaxed) + more > self.budget.max {
+                all.fetch_sub(more, Ordering::Relaxed);
+                return false;
+            }
+        } else {
+            all.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+        true
+    }
+}
+
+impl Drop for BufferPermit {
+    fn drop(&mut self) {
+        self.try_resize(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfinished_requests_have_a_limit() {
+        let budget = BufferBudget::new(10);
+        let first = budget.acquire(6).expect("there is room");
+        assert!(budget.acquire(5).is_none());
+        let second = budget.acquire(4).expect("there is room");
+        drop((first, second));
+        assert_eq!(budget.used(), 0);
+    }
+}

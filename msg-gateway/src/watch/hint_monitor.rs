@@ -1,0 +1,108 @@
+//! Whether anybody waits for what is stored, and whether hints tell of it.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+/// For so long hints are not relied on after something was found that no hint told of.
+const UNRELIABLE_FOR: Duration = Duration::from_secs(10);
+
+/// What is shared between those who wait and the reader of the hints.
+#[derive(Debug, Default)]
+pub struct HintMonitor {
+    interested: AtomicUsize,
+    /// The hints are read up to their end.
+    caught_up: AtomicBool,
+    unreliable_since: Mutex<Option<Instant>>,
+    reader: Mutex<Option<Thread>>,
+}
+
+/// Somebody waits; until it is dropped.
+#[derive(Debug)]
+pub struct HintInterest(Arc<HintMonitor>);
+
+impl HintMonitor {
+    /// Somebody waits from now on.
+    pub fn register_interest(self: &Arc<Self>) -> HintInterest {
+        if self.interested.fetch_add(1, Ordering::Relaxed) == 0
+            && let Some(reader) = &*self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            reader.unpark();
+        }
+        HintInterest(self.clone())
+    }
+
+    /// Whether anybody waits.
+    pub fn has_interest(&self) -> bool {
+        self.interested.load(Ordering::Relaxed) > 0
+    }
+
+    /// This thread is unparked when somebody begins to wait.
+    pub fn set_reader_thread(&self, reader: Thread) {
+        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader);
+    }
+
+    /// Whether the hints are read up to their end. Those that came before that were missed, so at first they are in doubt.
+    pub fn set_caught_up(&self, caught_up: bool) {
+        if self.caught_up.swap(caught_up, Ordering::Relaxed) != caught_up {
+            tracing::debug!(caught_up, "reading hints");
+            self.mark_unreliable();
+        }
+    }
+
+    /// Something was stored for a while, and no hint told of it.
+    pub fn mark_unreliable(&self) {
+        *self.unreliable_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether looking at the table now and then is enough.
+    pub fn is_reliable(&self) -> bool {
+        let unreliable_since = *self.unreliable_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.caught_up.load(Ordering::Relaxed) && unreliable_since.is_none_or(|when| when.elapsed() > UNRELIABLE_FOR)
+    }
+}
+
+impl Drop for HintInterest {
+    fn drop(&mut self) {
+        self.0.interested.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_are_relied_on_only_while_they_are_read_and_complete() {
+        let monitor = HintMonitor::default();
+        assert!(!monitor.is_reliable());
+        let time_passes = || {
+            let mut unreliable_since = monitor.unreliable_since.lock().expect("nobody panics");
+            *unreliable_since =
+                unreliable_since.and_then(|when| when.checked_sub(UNRELIABLE_FOR + Duration::from_millis(1)));
+        };
+        monitor.set_caught_up(true);
+        assert!(!monitor.is_reliable(), "what came before was missed");
+        time_passes();
+        monitor.set_caught_up(true);
+        assert!(monitor.is_reliable());
+        monitor.mark_unreliable();
+        assert!(!monitor.is_reliable());
+        time_passes();
+        assert!(monitor.is_reliable());
+        monitor.set_caught_up(false);
+        time_passes();
+        assert!(!monitor.is_reliable());
+    }
+
+    #[test]
+    fn interest_lasts_until_it_is_dropped() {
+        let monitor = Arc::new(HintMonitor::default());
+        let (one, other) = (monitor.register_interest(), monitor.register_interest());
+        drop(one);
+        assert!(monitor.has_interest());
+        drop(other);
+        assert!(!monitor.has_interest());
+    }
+}
