@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many bytes there may be of something, over all connections, and how many there are.
+/// A maximum of bytes, shared by all connections.
 #[derive(Debug)]
 pub struct BufferBudget {
     max: usize,
     used: AtomicUsize,
 }
 
-/// Bytes that are counted until this is dropped.
+/// A permit for a number of bytes, released when it is dropped.
 #[derive(Debug)]
 pub struct BufferPermit {
     budget: Arc<BufferBudget>,
@@ -18,12 +18,12 @@ pub struct BufferPermit {
 }
 
 impl BufferBudget {
-    /// Room for `max` bytes.
+    /// Creates a budget of `max` bytes.
     pub fn new(max: usize) -> Arc<Self> {
         Arc::new(BufferBudget { max, used: AtomicUsize::new(0) })
     }
 
-    /// How many there are.
+    /// Returns the bytes in use.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -41,11 +41,11 @@ impl BufferBudget {
 }
 
 impl BufferPermit {
-    /// Holds so many instead; without room it is as before, and false.
+    /// Changes the permit to `bytes`. Returns `false`, and leaves it as it is, if the budget is exhausted.
     pub fn try_resize(&mut self, bytes: usize) -> bool {
         let all = &self.budget.used;
         if bytes == self.bytes {
-            // Most requests arrive in one piece, of which nothing is ever held.
+            // Most requests arrive in one chunk, and need no permit at all.
             return true;
         }
         if bytes > self.bytes {

@@ -145,7 +145,7 @@ pub struct ServerOptions {
 
 impl ServerOptions {
     /// How old a connection may get.
-    pub fn age(&self) -> Option<Age> {
+    pub(crate) fn age(&self) -> Option<Age> {
         self.max_connection_age.map(|max| Age { max, grace: self.max_connection_age_grace })
     }
 }

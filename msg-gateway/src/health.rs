@@ -14,7 +14,7 @@ use crate::service::Gateway;
 const NAMES: [&str; 2] = ["", <MsgGatewayServer<Gateway> as NamedService>::NAME];
 
 /// Reports readiness until `drain`, then ends the watchers.
-pub async fn follow(mut reporter: HealthReporter, readiness: Readiness, drain: CancellationToken) {
+pub(crate) async fn follow(mut reporter: HealthReporter, readiness: Readiness, drain: CancellationToken) {
     let mut ready = readiness.watch();
     loop {
         let now = *ready.borrow_and_update();
@@ -30,7 +30,7 @@ pub async fn follow(mut reporter: HealthReporter, readiness: Readiness, drain: C
 }
 
 /// Reports this for every name.
-pub async fn set(reporter: &HealthReporter, ready: bool) {
+pub(crate) async fn set(reporter: &HealthReporter, ready: bool) {
     let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
     for name in NAMES {
         reporter.set_service_status(name, status).await;

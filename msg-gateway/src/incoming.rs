@@ -26,7 +26,7 @@ const HANDSHAKE_BYTES: usize = 24 + 9;
 
 /// When the streams of a connection have to end. Every call finds it among its extensions.
 #[derive(Clone, Debug, Default)]
-pub struct Lifetime {
+pub(crate) struct Lifetime {
     drain: CancellationToken,
     until: Option<Instant>,
     cut: CancellationToken,
@@ -36,7 +36,7 @@ pub struct Lifetime {
 impl Lifetime {
     /// Until the drain, or until some time after the connection is old: only then its caller, who was told to go on with a
     /// new connection, does so. Not all at the same moment, so that those who came together do not come back together.
-    pub fn new(drain: CancellationToken, age: Option<Age>, timer: &Arc<ReadTimer>) -> Self {
+    pub(crate) fn new(drain: CancellationToken, age: Option<Age>, timer: &Arc<ReadTimer>) -> Self {
         let part = rand::rng().random_range(0.1..0.5);
         let until = age.map(|age| Instant::now() + age.max + age.grace.mul_f64(part));
         let cut = CancellationToken::new();
@@ -45,18 +45,18 @@ impl Lifetime {
     }
 
     /// Counts the responses that the connection's caller has not read; none outside of a connection.
-    pub fn unread(&self) -> Option<Arc<Unread>> {
+    pub(crate) fn unread(&self) -> Option<Arc<Unread>> {
         self.unread.clone()
     }
 
     /// Closes the connection of a caller that does not read what it requested.
-    pub fn disconnect_slow_reader(&self) {
+    pub(crate) fn disconnect_slow_reader(&self) {
         disconnect_slow_reader(&self.cut);
     }
 
     /// Ends the connection at once, with all its streams. The only way to be rid of an answer that a caller asks for and does
     /// not take: its body is not looked at while there is no room for more of it, so it cannot end itself.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cut.cancel();
     }
 
@@ -71,7 +71,7 @@ impl Lifetime {
     }
 
     /// Comes back when streams have to end.
-    pub async fn ending(&self) {
+    pub(crate) async fn ending(&self) {
         match self.until {
             None => self.drain.cancelled().await,
             Some(until) => {
@@ -86,16 +86,16 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How old a connection may get. At `max` the server tells its caller to begin no further call on it.
 #[derive(Clone, Copy, Debug)]
-pub struct Age {
+pub(crate) struct Age {
     /// When that is told.
-    pub max: Duration,
+    pub(crate) max: Duration,
     /// How long calls may then take before they are cut off.
-    pub grace: Duration,
+    pub(crate) grace: Duration,
 }
 
 /// The connections of `listener`, at most `max` at a time. One too many is closed at once: its caller is told in a moment, and
 /// goes elsewhere, where it would otherwise wait in the kernel's queue.
-pub fn connections(
+pub(crate) fn connections(
     listener: TcpListener,
     max: usize,
     age: Option<Age>,
@@ -146,7 +146,7 @@ impl Handshake {
 }
 
 /// A connection with its permit among the others.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     lifetime: Lifetime,
     handshake: Option<Handshake>,

@@ -1,4 +1,4 @@
-//! Requests on their way in: how many bytes of unfinished ones there may be, and how long one may take to arrive.
+//! Request bodies: limits the bytes of partially received requests, and the time until a request is received in full.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,34 +15,34 @@ use tonic::{Code, Status};
 use crate::buffer_budget::{BufferBudget, BufferPermit};
 use crate::status::{Failure, with_reason};
 
-/// What has to arrive in time.
+/// How many messages a request has, and so what has to be received within the timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
-    /// The request, which is one message.
+    /// One message: the whole body.
     Unary,
-    /// Each message of a stream once it has begun; between them the caller may take its time.
+    /// Many messages: each of them, from its first byte on. Between two messages the caller may wait.
     Streaming,
 }
 
-/// A request's body that counts what has arrived of its unfinished message, and does not wait for ever for the rest.
+/// A request body that counts the bytes of a partially received message, and fails if the rest does not come in time.
 pub struct BoundedBody {
     body: Body,
     permit: BufferPermit,
     message: Message,
-    /// Of the body so far.
+    /// Complete messages of the body so far.
     messages: usize,
     bytes: usize,
     kind: RequestKind,
     timeout: Duration,
-    /// What completes the message, and then the trailers, if there are any.
+    /// The frame that completes a unary message, and then the trailers, if there are any.
     last: Option<Frame<Bytes>>,
     ended: bool,
-    /// Made when there is something to wait for, which is seldom: most requests arrive in one chunk.
+    /// Created when the body has to be waited for, which is rare: most requests arrive in one chunk.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl BoundedBody {
-    /// Counts in `budget`, and waits for the rest as long as `timeout`.
+    /// Counts partially received bytes in `budget`, and fails if they are not completed within `timeout`.
     pub fn new(body: Body, budget: &Arc<BufferBudget>, kind: RequestKind, timeout: Duration) -> Self {
         let permit = budget.empty_permit();
         BoundedBody {
@@ -74,11 +74,11 @@ impl BoundedBody {
         self.messages += complete;
         self.bytes += data.len();
         let buffered = match self.kind {
-            // The message waits for the body's end, and until then it counts.
+            // A unary message counts until the body ends.
             RequestKind::Unary if self.messages > 1 || (self.messages == 1 && self.message.received() > 0) => {
                 return Err(with_reason(Code::Internal, "there is more than one message", ErrorReason::BadRequest));
             }
-            // It goes on at once.
+            // The body ends with this frame, so the message is passed on immediately.
             RequestKind::Unary if self.messages == 1 && http_body::Body::is_end_stream(&self.body) => 0,
             RequestKind::Unary => self.bytes,
             RequestKind::Streaming => {
@@ -122,7 +122,8 @@ impl http_body::Body for BoundedBody {
             if !is_last {
                 return Poll::Ready(Some(Ok(frame)));
             }
-            // A message that was decoded takes many times the memory of its bytes, so the end is waited for before.
+            // A decoded message needs many times the memory of its bytes, so wait for the body's end before it is
+            // decoded.
             if self.last.is_none() {
                 self.last = Some(frame);
             }
@@ -138,18 +139,19 @@ impl http_body::Body for BoundedBody {
     }
 }
 
-/// How much of a body's current message is there. In gRPC each begins with a byte of flags and its length in 4 bytes.
+/// How much of the current message was received. In gRPC a message starts with one byte of flags and four bytes of
+/// length.
 #[derive(Debug, Default)]
 struct Message {
     head: [u8; 5],
     head_bytes: usize,
     body_bytes: usize,
-    /// Bytes of the body that are still to come.
+    /// Bytes of the message that were not received yet.
     left: usize,
 }
 
 impl Message {
-    /// More of the body has come; how many messages are complete with it.
+    /// Adds received bytes. Returns how many messages are complete with them.
     fn receive(&mut self, mut data: &[u8]) -> usize {
         let mut complete = 0;
         while !data.is_empty() {
@@ -174,7 +176,7 @@ impl Message {
         complete
     }
 
-    /// How many bytes of it are there.
+    /// Returns the received bytes of the current message.
     fn received(&self) -> usize {
         self.head_bytes + self.body_bytes
     }
@@ -257,7 +259,7 @@ mod tests {
             let budget = BufferBudget::new(100);
             let mut body = BoundedBody::new(Body::new(Chunks(chunks)), &budget, kind, WITHIN);
             let long = 2 * WITHIN;
-            // Before the first byte a stream may take its time; a request may not.
+            // Before the first byte a stream may wait; a unary request may not.
             let before = tokio::time::timeout(long, next(&mut body)).await;
             if kind == RequestKind::Unary {
                 assert_eq!(before, Ok(Some(Err(Code::Unavailable))));

@@ -25,7 +25,7 @@ const COPIED: usize = 2 << 10;
 
 /// A call, from the arrival of its head until the last of its response is written.
 #[derive(Debug)]
-pub struct OpenCall {
+pub(crate) struct OpenCall {
     _permits: Vec<OwnedSemaphorePermit>,
     unread: Option<Arc<Unread>>,
     is_watch: bool,
@@ -33,7 +33,7 @@ pub struct OpenCall {
 
 impl OpenCall {
     /// A call that holds these permits, over a connection that is closed if it does not read.
-    pub fn new(permits: Vec<OwnedSemaphorePermit>, unread: Option<Arc<Unread>>, is_watch: bool) -> Arc<Self> {
+    pub(crate) fn new(permits: Vec<OwnedSemaphorePermit>, unread: Option<Arc<Unread>>, is_watch: bool) -> Arc<Self> {
         Arc::new(OpenCall { _permits: permits, unread, is_watch })
     }
 
@@ -64,7 +64,7 @@ impl AsRef<[u8]> for Unwritten {
 }
 
 /// A response that holds the permits of its call, and those among its extensions.
-pub fn hold_permits(mut response: Response<Body>, call: Arc<OpenCall>) -> Response<Body> {
+pub(crate) fn hold_permits(mut response: Response<Body>, call: Arc<OpenCall>) -> Response<Body> {
     let permit = response.extensions_mut().remove::<Arc<ResponsePermit>>();
     hold_details(response.headers_mut(), &call);
     if http_body::Body::is_end_stream(response.body()) {

@@ -1,5 +1,5 @@
-//! What surrounds every call: how many may be open, when it arrived, that its request arrives in time, and the reason that an
-//! error lacks when the transport made it.
+//! Surrounds every call: limits the open calls, notes when a call arrived, bounds its request body, and adds the
+//! reason to an error of the transport.
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -32,31 +32,31 @@ const MAX_REFLECTIONS: usize = 32;
 /// Maximum number of responses, not written yet, to calls above the limit of open calls.
 const MAX_REJECTIONS: usize = 4096;
 
-/// How many calls may be open, over all connections: each until the last of its response is written.
+/// The budgets of open calls, over all connections. A call is open until the last byte of its response is written.
 #[derive(Debug)]
-pub struct CallLimits {
+pub(crate) struct CallLimits {
     max: usize,
     calls: Arc<Semaphore>,
-    /// Calls above that limit, which are rejected.
+    /// Rejected calls, whose responses are not written yet.
     rejections: Arc<Semaphore>,
     reflections: Arc<Semaphore>,
 }
 
 impl CallLimits {
-    /// At most `max` open calls.
-    pub fn new(max: usize) -> Arc<Self> {
+    /// Creates a budget of `max` open calls.
+    pub(crate) fn new(max: usize) -> Arc<Self> {
         let max = max.min(Semaphore::MAX_PERMITS);
         let [calls, rejections, reflections] =
             [max, MAX_REJECTIONS, MAX_REFLECTIONS].map(|max| Arc::new(Semaphore::new(max)));
         Arc::new(CallLimits { max, calls, rejections, reflections })
     }
 
-    /// How many are open.
-    pub fn open(&self) -> usize {
+    /// Returns the number of open calls.
+    pub(crate) fn open(&self) -> usize {
         self.max - self.calls.available_permits()
     }
 
-    /// Opens a call, or says why not. `None` for both: the caller does not even read rejections.
+    /// Opens a call, or returns why it is rejected. Without a call there is no permit left even for the rejection.
     fn admit<B>(&self, request: &Request<B>) -> (Option<Arc<OpenCall>>, Option<Failure>) {
         let path = request.uri().path();
         let lifetime = request.extensions().get::<Lifetime>();
@@ -87,13 +87,12 @@ impl CallLimits {
     }
 }
 
-/// All services behind one router.
+/// Routes calls to the gateway's service, and all others to axum's router.
 ///
-/// Calls of the gateway's own go straight to it and not through axum's router, which finds the others: it allocates for
-/// every call. tonic's own time-out is further out, so its answer gets no reason from here; and it must not: it means
-/// unknown.
+/// Calls of the gateway do not go through axum's router, because it allocates for every call. tonic's own timeout is
+/// outside of this, so its error gets no reason here, and must not: the outcome of that call is unknown.
 #[derive(Clone)]
-pub struct RpcRouter<G, O> {
+pub(crate) struct RpcRouter<G, O> {
     gateway: G,
     others: O,
     limits: Arc<CallLimits>,
@@ -102,8 +101,8 @@ pub struct RpcRouter<G, O> {
 }
 
 impl<G: NamedService, O> RpcRouter<G, O> {
-    /// The gateway, and whatever else is served. Requests count in `buffer` until they are there, for which they have so long.
-    pub fn new(
+    /// Routes to the gateway and to the other services. Request bodies count in `buffer` and have `receive_timeout`.
+    pub(crate) fn new(
         gateway: G,
         others: O,
         limits: Arc<CallLimits>,
@@ -120,8 +119,9 @@ impl<G: NamedService, O> RpcRouter<G, O> {
 
 type RpcResult = Result<Response<Body>, Infallible>;
 
-/// A response on its way out: an error gets the reason that it lacks, and all of it holds its call.
-pub struct ResponseFuture<F> {
+/// The response of a call. It adds the reason that a transport error lacks, and makes the response hold the call's
+/// permits.
+pub(crate) struct ResponseFuture<F> {
     future: F,
     adds_reason: bool,
     call: Arc<OpenCall>,
@@ -169,7 +169,7 @@ where
         if let Some(status) = not_grpc_status(&request) {
             return respond(rejected(status), Some(call));
         }
-        // All that is served takes one message, but for these.
+        // All other methods take one message.
         let streamed =
             ["/StreamSendMsg", "/ServerReflectionInfo"].iter().any(|name| request.uri().path().ends_with(name));
         let kind = if streamed { RequestKind::Streaming } else { RequestKind::Unary };
@@ -188,7 +188,7 @@ where
     }
 }
 
-/// The HTTP status for a request that is not gRPC's. tonic takes it as if it were.
+/// Returns the HTTP status for a request that is not gRPC. tonic would accept it.
 fn not_grpc_status<B>(request: &Request<B>) -> Option<StatusCode> {
     if request.method() != Method::POST {
         return Some(StatusCode::METHOD_NOT_ALLOWED);
@@ -209,7 +209,7 @@ fn rejected(status: StatusCode) -> Response<Body> {
 }
 
 fn lacks_reason(headers: &HeaderMap) -> bool {
-    // A call that succeeds, or fails after its first message, has its status in the trailers.
+    // A call that succeeds, or that fails after its first message, has its status in the trailers.
     headers.get(Status::GRPC_STATUS).is_some_and(|code| code != "0")
         && !headers.contains_key(Status::GRPC_STATUS_DETAILS)
 }
@@ -221,10 +221,10 @@ fn with_added_reason(response: Response<Body>) -> Response<Body> {
     with_reason_of_transport(&status).into_http()
 }
 
-/// The transport's own error, with the reason that it lacks.
-pub fn with_reason_of_transport(status: &Status) -> Status {
+/// Adds the reason to an error of the transport.
+pub(crate) fn with_reason_of_transport(status: &Status) -> Status {
     let (code, reason) = match status.code() {
-        // Every other gRPC implementation says RESOURCE_EXHAUSTED when a message is longer than it takes.
+        // Every other gRPC implementation responds RESOURCE_EXHAUSTED to a message above its limit.
         Code::OutOfRange | Code::ResourceExhausted => (Code::ResourceExhausted, ErrorReason::TooLarge),
         code => (code, ErrorReason::BadRequest),
     };
@@ -244,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers everything with a status.
+    /// A service that always responds with this status.
     #[derive(Clone)]
     struct Always(Status);
 

@@ -25,7 +25,7 @@ use crate::watch::WatchServices;
 use crate::watch::stream::WatchStream;
 
 /// The service.
-pub struct Gateway {
+pub(crate) struct Gateway {
     sender: Arc<Sender>,
     reader: Reader,
     watch: WatchServices,
@@ -33,7 +33,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Sends through one, reads through the other, and tells what is stored.
-    pub fn new(sender: Sender, reader: Reader, watch: WatchServices) -> Self {
+    pub(crate) fn new(sender: Sender, reader: Reader, watch: WatchServices) -> Self {
         Gateway { sender: Arc::new(sender), reader, watch }
     }
 }

@@ -1,11 +1,11 @@
-//! Settings of the live reads.
+//! Settings of WatchMsgs and of waiting until a message is stored.
 
 use std::time::Duration;
 
 use clap::Args;
 use msg_common::config::{parse_bytes, parse_duration};
 
-/// Who waits until a message is stored, and who watches inboxes.
+/// Limits and intervals of waiters and watchers.
 #[derive(Args, Clone, Debug)]
 pub struct WatchOptions {
     /// Connections to the database over which watches open and catch up; 1 or more. Live delivery and WAIT_FOR_STORED have two

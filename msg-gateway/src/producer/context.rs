@@ -20,13 +20,13 @@ use crate::producer::{InFlight, Report, ReportSender, code_of, offsets};
 use crate::send::outcome::{FailedDelivery, Outcome};
 
 /// What the callbacks tell the rest of the gateway.
-pub struct Signals {
+pub(crate) struct Signals {
     /// The producer has an error, which may be fatal.
-    pub error: Notify,
+    pub(crate) error: Notify,
     /// Something happened that makes a look at the topic worth while.
-    pub check: Notify,
+    pub(crate) check: Notify,
     /// Deliveries that fail again and again.
-    pub rejections: Rejections,
+    pub(crate) rejections: Rejections,
     /// Records of batches that a broker rejected as too large. Each holds its permit, so there are not more than may be in flight.
     oversized: Mutex<Vec<InFlight>>,
     started: Instant,
@@ -36,7 +36,7 @@ pub struct Signals {
 
 impl Signals {
     /// Nothing has happened yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Signals {
             error: Notify::new(),
             check: Notify::new(),
@@ -48,14 +48,14 @@ impl Signals {
     }
 
     /// Whether a record was confirmed since `when`: then Kafka is there, whatever else seems.
-    pub fn confirmed_since(&self, when: Instant) -> bool {
+    pub(crate) fn confirmed_since(&self, when: Instant) -> bool {
         let confirmed = self.confirmed.load(Ordering::Relaxed);
         confirmed > 0 && self.started + Duration::from_millis(confirmed - 1) >= when
     }
 
     /// Takes the records of rejected batches whose own size is to be judged. Read the topic's limit after this: the one that rejected
     /// them is in force by then.
-    pub fn take_oversized(&self) -> Vec<InFlight> {
+    pub(crate) fn take_oversized(&self) -> Vec<InFlight> {
         std::mem::take(&mut *self.oversized.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -76,7 +76,7 @@ impl Default for Signals {
 }
 
 /// The callbacks of one librdkafka producer. They run on its polling thread and must not block.
-pub struct DeliveryContext {
+pub(crate) struct DeliveryContext {
     signals: Arc<Signals>,
     stored: Counter,
     /// A record that is reported sooner was tried once.
@@ -85,7 +85,7 @@ pub struct DeliveryContext {
 
 impl DeliveryContext {
     /// Callbacks that tell `signals`; librdkafka waits for `backoff` or longer before it tries a record again.
-    pub fn new(signals: Arc<Signals>, backoff: Duration) -> Self {
+    pub(crate) fn new(signals: Arc<Signals>, backoff: Duration) -> Self {
         let stored = counter!(DELIVERIES, "outcome" => Outcome::Stored { offset: None }.label());
         DeliveryContext { signals, stored, backoff }
     }

@@ -1,11 +1,11 @@
 //! The producer: how librdkafka is set up, the handle that records go through, and how it is replaced
 //! after a fatal error.
 
-pub mod context;
+pub(crate) mod context;
 mod offsets;
-pub mod preflight;
-pub mod rejections;
-pub mod settings;
+pub(crate) mod preflight;
+pub(crate) mod rejections;
+pub(crate) mod settings;
 mod stall_timer;
 
 use std::sync::Arc;
@@ -25,13 +25,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::PRODUCERS_REPLACED;
-pub use crate::producer::context::{DeliveryContext, Signals};
+pub(crate) use crate::producer::context::{DeliveryContext, Signals};
 use crate::producer::stall_timer::StallTimer;
 use crate::send::budget::SendPermit;
 use crate::send::outcome::Outcome;
 
 /// The component of [`Readiness`] that speaks for the producer.
-pub const COMPONENT: &str = "producer";
+pub(crate) const COMPONENT: &str = "producer";
 
 /// How often, and how far apart, a producer that was replaced is emptied: a send may have begun before it was.
 const PURGES: usize = 5;
@@ -41,7 +41,7 @@ const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a delivery report goes. Nobody may be listening any more.
-pub enum ReportSender {
+pub(crate) enum ReportSender {
     /// To a call with one message.
     One(oneshot::Sender<Outcome>),
     /// To a call with many, which share a channel: a task or a channel for each would cost more than the record.
@@ -55,42 +55,42 @@ pub enum ReportSender {
 
 /// What became of one entry of a batch or a stream.
 #[derive(Clone, Copy, Debug)]
-pub struct Report {
+pub(crate) struct Report {
     /// Which one, by the call's own count.
-    pub entry: u64,
+    pub(crate) entry: u64,
     /// What became of it.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
 /// What travels with a record through librdkafka until its delivery report.
-pub struct InFlight {
+pub(crate) struct InFlight {
     /// Where the report goes.
-    pub report_to: ReportSender,
+    pub(crate) report_to: ReportSender,
     /// The record's permit, released when this is dropped.
-    pub permit: SendPermit,
+    pub(crate) permit: SendPermit,
     /// The record's size as Kafka compares it with the topic's limit if nothing is compressed, in bytes.
-    pub size: usize,
+    pub(crate) size: usize,
 }
 
 /// A record on its way out.
-pub struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     /// Computed by us, not by librdkafka.
-    pub partition: Partition,
+    pub(crate) partition: Partition,
     /// The `recv_id`.
-    pub key: &'a str,
+    pub(crate) key: &'a str,
     /// An encoded MsgRecord.
-    pub value: &'a [u8],
+    pub(crate) value: &'a [u8],
     /// Milliseconds since 1970.
-    pub timestamp_ms: i64,
+    pub(crate) timestamp_ms: i64,
     /// A valid trace context, if the caller sent one.
-    pub traceparent: Option<&'a [u8]>,
+    pub(crate) traceparent: Option<&'a [u8]>,
     /// Comes back with the delivery report.
-    pub in_flight: Box<InFlight>,
+    pub(crate) in_flight: Box<InFlight>,
 }
 
 /// Why a record was not taken; it was certainly not sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rejection {
+pub(crate) enum Rejection {
     /// The topic cannot be used at present, and why.
     Closed(String),
     /// librdkafka did not take it.
@@ -98,7 +98,7 @@ pub enum Rejection {
 }
 
 /// The handle that records go through. There is one librdkafka producer behind it at a time.
-pub struct Producer {
+pub(crate) struct Producer {
     config: ClientConfig,
     topic: String,
     current: ArcSwap<ThreadedProducer<DeliveryContext>>,
@@ -111,7 +111,7 @@ pub struct Producer {
 
 impl Producer {
     /// A producer that takes nothing until [`Producer::open`].
-    pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+    pub(crate) fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let signals = Arc::new(Signals::new());
         let backoff = settings::shortest_backoff(&config);
         let current = config.create_with_context(DeliveryContext::new(signals.clone(), backoff))?;
@@ -127,27 +127,27 @@ impl Producer {
     }
 
     /// What its callbacks have to tell.
-    pub fn signals(&self) -> &Arc<Signals> {
+    pub(crate) fn signals(&self) -> &Arc<Signals> {
         &self.signals
     }
 
     /// From now on records are taken.
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.closed.store(None);
     }
 
     /// From now on every record is refused with this reason.
-    pub fn close(&self, reason: String) {
+    pub(crate) fn close(&self, reason: String) {
         self.closed.store(Some(Arc::new(reason)));
     }
 
     /// Why nothing may be sent at present.
-    pub fn closed(&self) -> Option<String> {
+    pub(crate) fn closed(&self) -> Option<String> {
         self.closed.load().as_deref().cloned()
     }
 
     /// Puts a record into the queue. Never blocks. What became of it comes through `in_flight`.
-    pub fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
+    pub(crate) fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
         if let Some(reason) = &*self.closed.load() {
             return Err(Rejection::Closed(reason.to_string()));
         }
@@ -177,13 +177,13 @@ impl Producer {
     }
 
     /// How many records have no delivery report yet.
-    pub fn queued(&self) -> i32 {
+    pub(crate) fn queued(&self) -> i32 {
         self.current.load().in_flight_count()
     }
 
     /// Replaces the librdkafka producer after each fatal error, and when it confirms nothing for longer than `drain`, until told to
     /// stop.
-    pub async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
+    pub(crate) async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
         let mut timer = StallTimer::new(drain);
         let mut checks = tokio::time::interval(CHECK_INTERVAL);
         loop {
@@ -235,7 +235,7 @@ impl Producer {
     /// Goes on with a new librdkafka producer, and gives up what the old one has: their outcome is unknown. For a topic that was
     /// made anew, where what was on its way to the former one neither arrives nor times out and keeps what comes behind it waiting;
     /// and for a producer that is stuck.
-    pub fn replace_abandoning(&self) -> KafkaResult<()> {
+    pub(crate) fn replace_abandoning(&self) -> KafkaResult<()> {
         let fresh = self.create()?;
         let old = self.swap(Arc::new(fresh));
         tokio::task::spawn_blocking(move || purge(&old));
@@ -252,7 +252,7 @@ impl Producer {
     }
 
     /// Waits until every record has its delivery report, for up to `drain`; how many have none then.
-    pub async fn flush(&self, drain: Duration) -> i32 {
+    pub(crate) async fn flush(&self, drain: Duration) -> i32 {
         let producer = self.current.load_full();
         let flushed = tokio::task::spawn_blocking(move || finish(&producer, drain)).await;
         flushed.unwrap_or_else(|_| self.queued())

@@ -25,7 +25,7 @@ use crate::producer::{InFlight, Producer};
 use crate::send::outcome::Outcome;
 
 /// The component of [`Readiness`] that speaks for the topic.
-pub const COMPONENT: &str = "kafka";
+pub(crate) const COMPONENT: &str = "kafka";
 
 /// How often a topic that is fine is looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
@@ -36,17 +36,17 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is demanded of the topic.
 #[derive(Clone, Debug)]
-pub struct PreflightRequirements {
+pub(crate) struct PreflightRequirements {
     /// For a message not to be lost.
-    pub safe: TopicRequirements,
+    pub(crate) safe: TopicRequirements,
     /// Whether an unsafe topic is used all the same.
-    pub allow_unsafe: bool,
+    pub(crate) allow_unsafe: bool,
     /// How many partitions are used.
-    pub partitions: Partition,
+    pub(crate) partitions: Partition,
     /// The largest record, in bytes.
-    pub record_bytes: usize,
+    pub(crate) record_bytes: usize,
     /// The largest content, in bytes: a part of it.
-    pub content_bytes: usize,
+    pub(crate) content_bytes: usize,
 }
 
 /// A clock that is further ahead than this keeps messages noticeably longer than the topic's retention.
@@ -54,18 +54,18 @@ const MAX_CLOCK_LEAD: Duration = Duration::from_secs(86_400);
 
 /// What a look at the topic has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// Why it cannot be used; empty when it can.
-    pub problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
     /// What is wrong with it all the same.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// The only reason is that the largest messages do not fit.
-    pub only_too_small: bool,
+    pub(crate) only_too_small: bool,
 }
 
 impl PreflightRequirements {
     /// Judges the topic.
-    pub fn judge(&self, topic: &Topic) -> Verdict {
+    pub(crate) fn judge(&self, topic: &Topic) -> Verdict {
         let mut verdict = Verdict::default();
         if topic.partitions < self.partitions {
             verdict.problems.push(format!(
@@ -140,7 +140,7 @@ impl PreflightRequirements {
 }
 
 /// The task that looks.
-pub struct Preflight {
+pub(crate) struct Preflight {
     admin: Arc<AdminClient<LogContext>>,
     topic: String,
     requirements: PreflightRequirements,
@@ -158,7 +158,7 @@ pub struct Preflight {
 
 impl Preflight {
     /// Looks at `topic` through `config`, and opens and closes `producer`.
-    pub fn new(
+    pub(crate) fn new(
         config: &ClientConfig,
         topic: &str,
         requirements: PreflightRequirements,
@@ -182,7 +182,7 @@ impl Preflight {
     }
 
     /// Looks until problem to stop.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         let producer = self.producer.clone();
         let checks = async {
             loop {

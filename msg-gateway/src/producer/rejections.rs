@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::DELIVERY_FAILURES;
 
 /// The component of [`Readiness`] for deliveries.
-pub const COMPONENT: &str = "deliveries";
+pub(crate) const COMPONENT: &str = "deliveries";
 
 /// How many failures without a success in between are "again and again".
 const MIN_FAILURES: u32 = 3;
@@ -31,7 +31,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What has failed since the last success.
 #[derive(Default)]
-pub struct Rejections {
+pub(crate) struct Rejections {
     /// Spares each success the lock while nothing fails.
     failing: AtomicBool,
     state: Mutex<State>,
@@ -79,7 +79,7 @@ impl Failing {
 
 impl Rejections {
     /// A record to this partition was confirmed.
-    pub fn confirmed(&self, partition: Partition) {
+    pub(crate) fn confirmed(&self, partition: Partition) {
         if self.failing.load(Ordering::Relaxed) {
             let mut state = self.lock();
             state.partitions.remove(&partition);
@@ -89,7 +89,7 @@ impl Rejections {
     }
 
     /// A delivery to this partition failed; `by_broker` if a broker rejected it.
-    pub fn failed(&self, partition: Partition, code: RDKafkaErrorCode, by_broker: bool, now: Instant) {
+    pub(crate) fn failed(&self, partition: Partition, code: RDKafkaErrorCode, by_broker: bool, now: Instant) {
         counter!(DELIVERY_FAILURES, "code" => format!("{code:?}")).increment(1);
         // What we throw away ourselves says nothing about Kafka.
         if matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) {
@@ -110,7 +110,7 @@ impl Rejections {
     }
 
     /// Why the gateway is not ready, if deliveries fail again and again.
-    pub fn reason(&self, now: Instant) -> Option<String> {
+    pub(crate) fn reason(&self, now: Instant) -> Option<String> {
         let state = self.lock();
         let mut rejecting: Vec<_> = state.partitions.iter().filter(|(_, failing)| failing.is_standing(now)).collect();
         rejecting.sort_unstable_by_key(|(partition, _)| **partition);
@@ -131,14 +131,14 @@ impl Rejections {
     }
 
     /// Since when every delivery has timed out, if many have: librdkafka itself does not report that it is stuck.
-    pub fn timing_out_since(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn timing_out_since(&self, now: Instant) -> Option<Instant> {
         let state = self.lock();
         let failing = state.all.as_ref().filter(|failing| failing.is_standing(now))?;
         (failing.code == RDKafkaErrorCode::MessageTimedOut).then_some(failing.since)
     }
 
     /// Keeps `readiness` until `stop`.
-    pub async fn follow(&self, readiness: Readiness, stop: CancellationToken) {
+    pub(crate) async fn follow(&self, readiness: Readiness, stop: CancellationToken) {
         let follow = async {
             loop {
                 match self.reason(Instant::now()) {
@@ -174,7 +174,7 @@ impl State {
 }
 
 /// What an operator can do about a code.
-pub fn advice(code: RDKafkaErrorCode) -> &'static str {
+pub(crate) fn advice(code: RDKafkaErrorCode) -> &'static str {
     use RDKafkaErrorCode as Code;
     match code {
         Code::InvalidTimestamp => {

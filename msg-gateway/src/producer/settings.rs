@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use crate::config::send::SendOptions;
 
 /// The producer's settings.
-pub fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {
+pub(crate) fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {
     let mut config = kafka.client_config();
     let record = limits.max_record_bytes();
     // Ours are reached first: a permit is given back in a delivery callback, and librdkafka counts a record until the
@@ -43,7 +43,7 @@ pub fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> Cl
 }
 
 /// The shortest time that librdkafka waits before it tries a record again.
-pub fn shortest_backoff(config: &ClientConfig) -> Duration {
+pub(crate) fn shortest_backoff(config: &ClientConfig) -> Duration {
     let millis = |key, default| config.get(key).and_then(|value| value.parse().ok()).unwrap_or(default);
     let (backoff, max): (u64, u64) = (millis("retry.backoff.ms", 100), millis("retry.backoff.max.ms", 1000));
     // librdkafka's jitter takes off up to 20 %, and then its maximum applies.
@@ -52,7 +52,7 @@ pub fn shortest_backoff(config: &ClientConfig) -> Duration {
 
 /// How long after it was handed over a record can still appear in the topic: the last request that carries it begins
 /// before the delivery time-out, and is worked on for no longer than a request may take.
-pub fn settle(send: &SendOptions) -> Duration {
+pub(crate) fn settle(send: &SendOptions) -> Duration {
     send.delivery_timeout + send.request_timeout
 }
 

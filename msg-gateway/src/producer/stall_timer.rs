@@ -1,12 +1,13 @@
-//! When a producer that confirms nothing is replaced. librdkafka can stand still without an error: after the end of a log was
-//! lost, say, it waits for its idempotent state to be renewed, and every record times out, of whichever partition.
+//! Decides when a stalled producer is replaced. librdkafka can stall without an error: for example, after the end of a
+//! log was lost it waits for a new producer ID, and every record of every partition times out.
 
 use std::time::{Duration, Instant};
 
-/// At most so many times the first timer.
+/// The stall timeout grows up to this many times the first one.
 const MAX_FACTOR: u32 = 16;
 
-/// How long deliveries may all time out before the producer is replaced. It doubles while that does not help: then it is Kafka.
+/// How long all deliveries may time out before the producer is replaced. The timeout doubles while a replacement does
+/// not help, because then Kafka is the cause.
 #[derive(Debug)]
 pub(super) struct StallTimer {
     first: Duration,
@@ -19,7 +20,7 @@ impl StallTimer {
         StallTimer { first, now: first, replaced: None }
     }
 
-    /// Whether the producer is to be replaced now; `since` is when deliveries began to time out, if all of them do.
+    /// Returns whether to replace the producer now. `since` is when deliveries started to time out, if all of them do.
     pub(super) fn expired(&mut self, since: Option<Instant>, now: Instant) -> bool {
         let Some(since) = since else {
             *self = StallTimer::new(self.first);

@@ -26,24 +26,29 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const COMPONENT: &str = "database";
 
 /// What each session of a read sets.
-pub const SESSION: &str = "SET default_transaction_read_only = on";
+pub(crate) const SESSION: &str = "SET default_transaction_read_only = on";
 
 /// The database, for reading only. Cheap to clone.
 #[derive(Clone)]
-pub struct Database {
+pub(crate) struct Database {
     pool: Pool,
 }
 
 impl Database {
     /// Up to `connections` to the database, whose sessions run `session` first. Connects when one is first used.
-    pub fn new(options: &DatabaseOptions, connections: usize, session: &str, purpose: Purpose) -> Result<Self, String> {
+    pub(crate) fn new(
+        options: &DatabaseOptions,
+        connections: usize,
+        session: &str,
+        purpose: Purpose,
+    ) -> Result<Self, String> {
         let pool = options.pool("msg-gateway", connections, session, purpose)?;
         Ok(Database { pool })
     }
 
     /// Says from the start, and while it lasts, that the database, or the way to it, is one that reads can never use. A
     /// database that is away keeps nobody from sending.
-    pub async fn watch(self, readiness: Readiness, stop: CancellationToken) {
+    pub(crate) async fn watch(self, readiness: Readiness, stop: CancellationToken) {
         let look = async {
             loop {
                 let refused = match self.pool.get().await {
@@ -62,7 +67,7 @@ impl Database {
     }
 
     /// A connection for one read.
-    pub async fn connection(&self) -> Result<Connection, Failure> {
+    pub(crate) async fn connection(&self) -> Result<Connection, Failure> {
         match self.pool.get().await {
             Ok(object) => Ok(Connection { object: Some(object), pool: self.pool.clone(), done: false }),
             Err(PoolError::Backend(error)) => Err(not_connected(&error)),
@@ -81,7 +86,7 @@ impl Database {
 }
 
 /// A connection that goes back to the pool only after a read that went well.
-pub struct Connection {
+pub(crate) struct Connection {
     object: Option<Object>,
     pool: Pool,
     done: bool,
@@ -89,7 +94,7 @@ pub struct Connection {
 
 impl Connection {
     /// The read went well.
-    pub fn done(mut self) {
+    pub(crate) fn done(mut self) {
         self.done = true;
     }
 }
@@ -138,7 +143,7 @@ fn not_connected(error: &ConnectError) -> Failure {
 }
 
 /// What an error of the database means to a caller.
-pub fn failure(error: &tokio_postgres::Error) -> Failure {
+pub(crate) fn failure(error: &tokio_postgres::Error) -> Failure {
     let state = error.code();
     let failure = meaning(state);
     // The server's own message and detail may hold what is stored.

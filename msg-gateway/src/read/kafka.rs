@@ -34,7 +34,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(60);
 const MAX_REQUESTS: usize = 8;
 
 /// The topic that messages go through.
-pub struct Topic {
+pub(crate) struct Topic {
     /// Of its own: on the sending one's connections a request would wait behind the sends. A producer, because that has a
     /// thread which takes the client's events.
     client: Arc<ThreadedProducer<LogContext>>,
@@ -54,7 +54,7 @@ type Probe = BaseConsumer<LogContext>;
 
 impl Topic {
     /// Connects by itself.
-    pub fn new(options: &KafkaOptions) -> KafkaResult<Self> {
+    pub(crate) fn new(options: &KafkaOptions) -> KafkaResult<Self> {
         let mut config = options.client_config();
         config.set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
         Ok(Topic {
@@ -70,7 +70,7 @@ impl Topic {
 
     /// The topic's id, nil where the brokers give none. A topic that was made anew has another: it is as old as `arrival` at
     /// most if it is to be `fresh`, and else at most as old as we keep it.
-    pub async fn id(&self, arrival: Instant, fresh: bool) -> Result<Uuid, Failure> {
+    pub(crate) async fn id(&self, arrival: Instant, fresh: bool) -> Result<Uuid, Failure> {
         let mut last = self.last.lock().await;
         match &*last {
             // Also an error: those who waited for the same answer do not ask one after the other.
@@ -86,7 +86,7 @@ impl Topic {
     }
 
     /// The partition's oldest offset, and its end.
-    pub async fn ends(&self, partition: Partition) -> Result<(i64, i64), Failure> {
+    pub(crate) async fn ends(&self, partition: Partition) -> Result<(i64, i64), Failure> {
         self.request(move |client, name| {
             client.fetch_watermarks(name, partition, TIMEOUT).map_err(|error| error.to_string())
         })
@@ -94,7 +94,7 @@ impl Topic {
     }
 
     /// Whether the log of the partition's leader ends before `offset`, with what is not committed. `false` if that is not known in time.
-    pub async fn ends_before(&self, partition: Partition, offset: i64) -> Result<bool, Failure> {
+    pub(crate) async fn ends_before(&self, partition: Partition, offset: i64) -> Result<bool, Failure> {
         // Held by the request and not by its caller, which may be gone before it ends.
         let mut probe = self.probe.clone().lock_owned().await;
         let (config, topic) = (self.probing.clone(), self.name.clone());

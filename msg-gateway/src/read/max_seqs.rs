@@ -16,7 +16,7 @@ const MAX_INBOXES: usize = 1000;
 // statement are refused by a distributed table.
 const FIRST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq LIMIT 1";
 /// The last seq of an inbox, for [`probe`].
-pub const LAST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
+pub(crate) const LAST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
 
 /// Whether the request breaks a rule.
 pub fn check(recv_ids: &[String], max_id_bytes: usize) -> Result<(), Failure> {
@@ -37,7 +37,7 @@ pub fn response_bytes(recv_ids: &[String]) -> usize {
 }
 
 /// Looks them all up, over one connection.
-pub async fn read(database: &Database, recv_ids: Vec<String>) -> Result<GetMaxSeqsResponse, Failure> {
+pub(crate) async fn read(database: &Database, recv_ids: Vec<String>) -> Result<GetMaxSeqsResponse, Failure> {
     let connection = database.connection().await?;
     let inboxes = probe_all(&connection, recv_ids).await.map_err(|error| failure(&error))?;
     connection.done();
@@ -56,7 +56,7 @@ async fn probe_all(connection: &Connection, recv_ids: Vec<String>) -> Result<Vec
 }
 
 /// The seq that the statement finds; 0 where there is none.
-pub async fn probe(
+pub(crate) async fn probe(
     connection: &Connection,
     statement: &Statement,
     recv_id: &str,

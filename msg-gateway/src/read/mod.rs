@@ -1,8 +1,8 @@
 //! Reading what is stored. Only GetMsgStatus asks Kafka too, and sends never touch the database.
 
 mod completed;
-pub mod database;
-pub mod kafka;
+pub(crate) mod database;
+pub(crate) mod kafka;
 pub mod max_seqs;
 pub mod page_token;
 pub mod pull;
@@ -34,7 +34,7 @@ use crate::status::Failure;
 const WAITING_PER_READ: usize = 4;
 
 /// Answers reads.
-pub struct Reader {
+pub(crate) struct Reader {
     sources: Option<Sources>,
     timing: Timing,
     responses: Arc<ResponseBudget>,
@@ -96,15 +96,15 @@ impl Sources {
 
 /// What a read has to know of its call.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub(crate) struct Call {
     /// When its head arrived.
-    pub arrival: Instant,
+    pub(crate) arrival: Instant,
     /// How long its caller waits.
-    pub timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// How long reads may take: what the database's own time-outs allow, unless the caller's deadline is shorter.
-pub fn timing(config: &Config) -> Timing {
+pub(crate) fn timing(config: &Config) -> Timing {
     let database = &config.database;
     Timing {
         max_wait: 2 * database.database_connect_timeout + database.database_statement_timeout,
@@ -115,7 +115,7 @@ pub fn timing(config: &Config) -> Timing {
 
 impl Reader {
     /// Reads from the database that is configured. Connects when it is first used.
-    pub fn new(config: &Config, timing: Timing, responses: Arc<ResponseBudget>) -> Result<Self, String> {
+    pub(crate) fn new(config: &Config, timing: Timing, responses: Arc<ResponseBudget>) -> Result<Self, String> {
         let sources = if config.database.is_given() {
             Some(Sources::new(config)?)
         } else {
@@ -135,12 +135,12 @@ impl Reader {
     }
 
     /// The database that status is read from, where there is one.
-    pub fn primary(&self) -> Option<Database> {
+    pub(crate) fn primary(&self) -> Option<Database> {
         Some(self.sources.as_ref()?.primary.clone())
     }
 
     /// A page of an inbox.
-    pub async fn pull(
+    pub(crate) async fn pull(
         &self,
         request: PullMsgsRequest,
         call: Call,
@@ -151,7 +151,7 @@ impl Reader {
     }
 
     /// How far inboxes reach.
-    pub async fn max_seqs(
+    pub(crate) async fn max_seqs(
         &self,
         request: GetMaxSeqsRequest,
         call: Call,
@@ -165,7 +165,7 @@ impl Reader {
     }
 
     /// What became of a message.
-    pub async fn msg_status(
+    pub(crate) async fn msg_status(
         &self,
         request: GetMsgStatusRequest,
         call: Call,

@@ -138,7 +138,7 @@ impl Query {
 }
 
 /// Reads the page.
-pub async fn read(database: &Database, query: Query) -> Result<PullMsgsResponse, Failure> {
+pub(crate) async fn read(database: &Database, query: Query) -> Result<PullMsgsResponse, Failure> {
     let connection = database.connection().await?;
     let (msgs, more) = page(&connection, &query, PAGE_BYTES).await?;
     connection.done();
@@ -150,7 +150,11 @@ pub async fn read(database: &Database, query: Query) -> Result<PullMsgsResponse,
 }
 
 /// The rows of one page of at most `bytes`, but for one row; and whether there are more.
-pub async fn page(connection: &Connection, query: &Query, bytes: i64) -> Result<(Vec<StoredMsg>, bool), Failure> {
+pub(crate) async fn page(
+    connection: &Connection,
+    query: &Query,
+    bytes: i64,
+) -> Result<(Vec<StoredMsg>, bool), Failure> {
     let rows = rows(connection, query, bytes).await.map_err(|error| failure(&error))?;
     let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found")).map_err(|error| failure(&error))?;
     let msgs = rows.iter().map(|row| stored_msg(row, &query.recv_id)).collect::<Result<Vec<_>, _>>()?;

@@ -63,7 +63,7 @@ impl Query {
 }
 
 /// Looks for it until `respond_by`; `database` is the one that is written to.
-pub async fn read(
+pub(crate) async fn read(
     database: &Database,
     topic: &Topic,
     query: Query,

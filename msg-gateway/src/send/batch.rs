@@ -28,7 +28,7 @@ const MAX_RESULT_BYTES: usize = 1600;
 impl Sender {
     /// Sends the messages of a batch. What is refused because of the gateway's state is refused as a whole, before anything
     /// is sent; what is wrong with one message is that one's result.
-    pub async fn send_batch(
+    pub(crate) async fn send_batch(
         &self,
         request: BatchSendMsgRequest,
         call: Call<'_>,

@@ -1,16 +1,16 @@
-//! How much may be in flight: messages that were taken and whose delivery report has not come, by count and bytes.
+//! The budget of messages in flight, by count and bytes: accepted by the gateway, no delivery report yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// What a record takes beside its key and value, in bytes: librdkafka's own structures, headers and queue entries.
-pub const RECORD_OVERHEAD: usize = 512;
+/// Bytes that a record needs in addition to its key and value: librdkafka's structures, headers and queue entries.
+pub(crate) const RECORD_OVERHEAD: usize = 512;
 
-/// The limits, and what is taken of them.
+/// The maximum and the current number of messages and bytes in flight.
 #[derive(Debug)]
-pub struct SendBudget {
+pub(crate) struct SendBudget {
     max_msgs: usize,
     max_bytes: usize,
     msgs: AtomicUsize,
@@ -19,47 +19,44 @@ pub struct SendBudget {
     released: Notify,
 }
 
-/// A place in flight, or several. It belongs to the record and not to the call: a caller that sends and cancels must not
-/// pass the limit.
+/// A permit for one or more messages. The record owns it, not the call: a caller that sends and cancels must not
+/// exceed the limit.
 #[derive(Debug)]
-pub struct SendPermit {
+pub(crate) struct SendPermit {
     budget: Arc<SendBudget>,
     msgs: usize,
     bytes: usize,
 }
 
-/// Somebody who waits for room, which only streams do.
+/// Waits for capacity. Only streams wait.
 #[derive(Debug)]
-pub struct CapacityWait {
+pub(crate) struct CapacityWait {
     budget: Arc<SendBudget>,
 }
 
-/// Which limit is reached.
+/// The limit that rejected a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitReached {
-    /// Too many messages.
+pub(crate) enum LimitReached {
     Msgs,
-    /// Too many bytes.
     Bytes,
 }
 
 impl SendBudget {
-    /// Nothing in flight yet.
-    pub fn new(max_msgs: usize, max_bytes: usize) -> Arc<Self> {
+    pub(crate) fn new(max_msgs: usize, max_bytes: usize) -> Arc<Self> {
         let (msgs, bytes, waiters) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
         Arc::new(SendBudget { max_msgs, max_bytes, msgs, bytes, waiters, released: Notify::new() })
     }
 
-    /// A place for a record of `bytes`.
-    pub fn acquire(self: &Arc<Self>, bytes: usize) -> Result<SendPermit, LimitReached> {
+    /// Acquires a permit for a record of `bytes`.
+    pub(crate) fn acquire(self: &Arc<Self>, bytes: usize) -> Result<SendPermit, LimitReached> {
         self.acquire_all(1, bytes)
     }
 
-    /// A place for so many records of so many bytes in all, or for none of them. What is larger than a limit is let in when it
-    /// is alone: it would otherwise be told to try again for ever.
-    pub fn acquire_all(self: &Arc<Self>, msgs: usize, bytes: usize) -> Result<SendPermit, LimitReached> {
-        // Added first and taken back when it was too much: two at once cannot both pass the last place. The order counts
-        // for those who wait: see `wait`.
+    /// Acquires a permit for all of these records and bytes, or for none. A record or batch that is larger than a
+    /// limit gets its permit when nothing else is in flight: otherwise it would be rejected on every retry.
+    pub(crate) fn acquire_all(self: &Arc<Self>, msgs: usize, bytes: usize) -> Result<SendPermit, LimitReached> {
+        // Increment before the check. With check-then-increment, two concurrent calls could both get the last permit.
+        // The order matters to waiting streams: see `wait_for_capacity`.
         let before = self.msgs.fetch_add(msgs, Ordering::SeqCst);
         if before > 0 && before + msgs > self.max_msgs {
             self.msgs.fetch_sub(msgs, Ordering::SeqCst);
@@ -74,22 +71,22 @@ impl SendBudget {
         Ok(SendPermit { budget: self.clone(), msgs, bytes })
     }
 
-    /// From now on, whoever gives room back tells so. Try again after this and before [`CapacityWait::released`]: room that was given
-    /// back before this was not told of.
-    pub fn wait_for_capacity(self: &Arc<Self>) -> CapacityWait {
+    /// Registers a waiter, which is notified of permits that are released from now on. Try to acquire between this and
+    /// [`CapacityWait::released`]: permits that were released before this call notify no waiter.
+    pub(crate) fn wait_for_capacity(self: &Arc<Self>) -> CapacityWait {
         self.waiters.fetch_add(1, Ordering::SeqCst);
         CapacityWait { budget: self.clone() }
     }
 
-    /// Messages in flight, and their bytes.
-    pub fn used(&self) -> (usize, usize) {
+    /// Returns the messages in flight and their bytes.
+    pub(crate) fn used(&self) -> (usize, usize) {
         (self.msgs.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 }
 
 impl SendPermit {
-    /// One record's part of it, which is given back with that record.
-    pub fn split(&mut self, bytes: usize) -> SendPermit {
+    /// Splits off the permit of one record, which is released with that record.
+    pub(crate) fn split(&mut self, bytes: usize) -> SendPermit {
         self.msgs -= 1;
         self.bytes -= bytes;
         SendPermit { budget: self.budget.clone(), msgs: 1, bytes }
@@ -107,15 +104,15 @@ impl Drop for SendPermit {
 }
 
 impl CapacityWait {
-    /// Comes back when room was given back, to one of those who wait at a time, in turn.
-    pub async fn released(&self) {
+    /// Waits until a permit is released. Each release wakes one waiter, in order.
+    pub(crate) async fn released(&self) {
         self.budget.released.notified().await;
     }
 }
 
 impl Drop for CapacityWait {
     fn drop(&mut self) {
-        // Who was woken may have left room for the next.
+        // The waiter that was woken may leave capacity for the next one.
         if self.budget.waiters.fetch_sub(1, Ordering::SeqCst) > 1 {
             self.budget.released.notify_one();
         }

@@ -2,12 +2,12 @@
 //! answered when its delivery report or its deadline comes. One at a time, many together, or on a stream.
 
 mod batch;
-pub mod budget;
+pub(crate) mod budget;
 pub mod deadline;
-pub mod outcome;
-pub mod record;
-pub mod stored;
-pub mod stream;
+pub(crate) mod outcome;
+pub(crate) mod record;
+pub(crate) mod stored;
+pub(crate) mod stream;
 pub mod trace;
 
 use std::sync::Arc;
@@ -34,17 +34,17 @@ use crate::watch::waiters::Waiters;
 
 /// What is known of a call beside its request.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// When its head arrived.
-    pub arrival: Instant,
+    pub(crate) arrival: Instant,
     /// The caller's time-out, from then.
-    pub timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
     /// The caller's W3C trace context, as it came.
-    pub traceparent: Option<&'a [u8]>,
+    pub(crate) traceparent: Option<&'a [u8]>,
 }
 
 /// Takes messages and answers for them.
-pub struct Sender {
+pub(crate) struct Sender {
     limits: Limits,
     partitions: Partition,
     timing: Timing,
@@ -74,7 +74,7 @@ pub struct Sender {
 
 impl Sender {
     /// Sends as configured, through this producer, as far as there is room.
-    pub fn new(
+    pub(crate) fn new(
         config: &Config,
         budget: Arc<SendBudget>,
         producer: Arc<Producer>,
@@ -107,7 +107,7 @@ impl Sender {
     }
 
     /// Sends one message and waits until Kafka has it for good, or the database if asked.
-    pub async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
+    pub(crate) async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
         let (msg, until_stored) = self.check(request)?;
         let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };

@@ -17,11 +17,11 @@ use crate::status::Failure;
 
 /// What is pending of a message that the producer has.
 #[derive(Clone, Debug)]
-pub struct PendingSend {
+pub(crate) struct PendingSend {
     /// Its inbox.
-    pub recv_id: String,
+    pub(crate) recv_id: String,
     /// Its id.
-    pub msg_id: Uuid,
+    pub(crate) msg_id: Uuid,
     partition: Partition,
     accepted_at: SystemTime,
     send_time_ms: i64,
@@ -29,7 +29,7 @@ pub struct PendingSend {
 
 impl PendingSend {
     /// The placement of an accepted message; `offset` is `None` if Kafka confirmed the record without it.
-    pub fn placement(&self, offset: Option<i64>) -> Placement {
+    pub(crate) fn placement(&self, offset: Option<i64>) -> Placement {
         Placement {
             msg_id: self.msg_id.to_string(),
             partition: self.partition,
@@ -40,30 +40,30 @@ impl PendingSend {
     }
 
     /// Nobody knows whether Kafka has it; nor will it come later than `settle` after it was pending.
-    pub fn unknown(&self, settle: Duration) -> Failure {
+    pub(crate) fn unknown(&self, settle: Duration) -> Failure {
         Failure::OutcomeUnknown { msg_id: self.msg_id, settles_by: self.accepted_at + settle }
     }
 }
 
 /// What a message takes while it is in flight, in bytes.
-pub fn bytes_in_flight(msg: &Msg) -> usize {
+pub(crate) fn bytes_in_flight(msg: &Msg) -> usize {
     msg.encoded_len() + msg.recv_id.len() + RECORD_OVERHEAD
 }
 
 /// The id of a message.
-pub fn id_of(msg: &Msg) -> Uuid {
+pub(crate) fn id_of(msg: &Msg) -> Uuid {
     msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id)
 }
 
 /// A message as a record.
-pub struct Record {
+pub(crate) struct Record {
     pending: PendingSend,
     value: Vec<u8>,
 }
 
 impl Record {
     /// Of this message, for one of so many partitions.
-    pub fn new(msg: Msg, msg_id: Uuid, partitions: Partition) -> Self {
+    pub(crate) fn new(msg: Msg, msg_id: Uuid, partitions: Partition) -> Self {
         let accepted_at = SystemTime::now();
         let since_epoch = accepted_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let send_time_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
@@ -75,7 +75,7 @@ impl Record {
 
     /// Puts it into the producer's queue. There is no waiting in it, so nothing half done can be dropped. What is pending of it
     /// is there whether the producer took it or not.
-    pub fn enqueue(
+    pub(crate) fn enqueue(
         self,
         producer: &Producer,
         traceparent: Option<&[u8]>,
@@ -97,7 +97,7 @@ impl Record {
 
     /// What would be pending of it.
     #[cfg(test)]
-    pub fn pending(self) -> PendingSend {
+    pub(crate) fn pending(self) -> PendingSend {
         self.pending
     }
 }
@@ -113,12 +113,12 @@ fn rejected(refusal: Rejection) -> Failure {
 }
 
 /// The broker does not take it.
-pub fn too_large() -> Failure {
+pub(crate) fn too_large() -> Failure {
     Failure::TooLarge("the message is larger than the topic takes".into())
 }
 
 /// There is no room in flight.
-pub fn overloaded(full: LimitReached) -> Failure {
+pub(crate) fn overloaded(full: LimitReached) -> Failure {
     Failure::Overloaded(match full {
         LimitReached::Msgs => "too many messages in flight".into(),
         LimitReached::Bytes => "too many bytes in flight".into(),

@@ -10,20 +10,20 @@ use crate::watch::digest::Digest;
 use crate::watch::waiters::{WaiterPermit, Waiters};
 
 /// A message whose row will be awaited. Made before it is sent: what cannot be awaited is not sent.
-pub struct Awaited {
+pub(crate) struct Awaited {
     permit: WaiterPermit,
     digest: Digest,
 }
 
 impl Awaited {
     /// Takes a place for it.
-    pub fn new(waiters: &Arc<Waiters>, msg: &Msg) -> Result<Self, Failure> {
+    pub(crate) fn new(waiters: &Arc<Waiters>, msg: &Msg) -> Result<Self, Failure> {
         let permit = waiters.acquire()?;
         Ok(Awaited { permit, digest: Digest::of(msg) })
     }
 
     /// Its placement with where it is stored, if that is known in time.
-    pub async fn stored(self, recv_id: String, placement: Placement, by: Instant) -> Result<Placement, Failure> {
+    pub(crate) async fn stored(self, recv_id: String, placement: Placement, by: Instant) -> Result<Placement, Failure> {
         let stored = self.permit.stored(recv_id, self.digest, placement.clone());
         match tokio::time::timeout_at(by.into(), stored).await {
             Ok(Ok(stored)) => Ok(Placement { stored: Some(stored), ..placement }),

@@ -5,7 +5,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
-/// The callbacks of the clients of the hints topic.
+/// The callbacks of the clients that read or check the hints topic: they only log.
 pub(super) struct LogContext;
 
 impl ClientContext for LogContext {
@@ -14,7 +14,7 @@ impl ClientContext for LogContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // It comes again as an answer to a poll.
+        // The next poll returns the same error, and it is handled there.
         tracing::debug!(%error, reason, "the reader of hints reports an error");
     }
 }

@@ -1,8 +1,9 @@
-//! The watched inboxes: how far each is known to reach, its newest rows, and who watches it.
+//! The watched inboxes: the last `seq` that was read of each, its newest rows, and its watchers.
 //!
-//! A row is read from the table once, however many watch its inbox, and kept for a while. Watchers take from here what they
-//! have not had, when they are able to; what is not here any more they read from the table. So nothing is queued for a
-//! watcher, and a slow one costs no more memory than a fast one.
+//! A row is read from the table once, for all watchers of its inbox, and is cached for a while. Each watcher reads
+//! from the cache the rows after its cursor, when its caller has capacity for them; rows that are not cached any more
+//! it reads from the table. So nothing is queued for a watcher, and a slow watcher needs no more memory than a fast
+//! one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,65 +14,67 @@ use tokio::sync::Notify;
 
 use crate::watch::pending_inboxes::PendingInboxes;
 
-/// What a row costs beside its bytes.
+/// Bytes that a cached row needs in addition to its encoded bytes.
 const ROW_OVERHEAD: usize = 512;
-/// Most rows that are kept.
+/// Maximum number of cached rows.
 const MAX_ROWS: usize = 100_000;
 
-/// The watched inboxes.
-pub struct Feed {
+/// The watched inboxes and their cached rows.
+pub(crate) struct Feed {
     max_bytes: usize,
     state: Mutex<State>,
-    /// Something is to be read.
-    pub work: Notify,
+    /// Notified when an inbox has rows to read.
+    pub(crate) work: Notify,
 }
 
 #[derive(Default)]
 struct State {
     inboxes: IndexMap<Arc<str>, Inbox>,
-    /// Inboxes that reach further than what was read.
+    /// Inboxes with rows that were not read yet.
     unread: VecDeque<Arc<str>>,
-    /// Kept rows, oldest first: inbox, seq, bytes. An inbox that nobody watches any more leaves its entries behind.
+    /// Cached rows, oldest first: inbox, seq, bytes. When the last watcher of an inbox leaves, its entries stay until
+    /// they are evicted.
     kept: VecDeque<(Arc<str>, i64, usize)>,
     bytes: usize,
-    /// Where the round of looks is.
+    /// The index of the inbox that the next check starts with.
     round: usize,
 }
 
 #[derive(Default)]
 struct Inbox {
-    /// The tip was looked up.
+    /// Whether the tip is known.
     known: bool,
-    /// Everything up to here was read, or was there before anybody watched.
+    /// The last `seq` that was read, or that the inbox had when its first watcher came.
     tip: i64,
-    /// There is a row with this seq.
+    /// The highest `seq` that is known to be stored.
     wanted: i64,
-    /// It is in `unread`.
+    /// Whether the inbox is in `unread`.
     queued: bool,
-    /// Of what is stored from here to the tip, all is in `rows`.
+    /// `rows` holds every stored row from this `seq` to the tip.
     from: i64,
     rows: VecDeque<Arc<StoredMsg>>,
-    /// By the number of the watcher: where it has its cursor.
+    /// By the watcher's number: its pending inboxes, and the index of this inbox among them.
     watchers: IndexMap<u64, (Arc<PendingInboxes>, usize)>,
 }
 
-/// What a watcher gets from here.
+/// The part of an inbox that the cache has after a watcher's cursor.
 #[derive(Debug, PartialEq)]
-pub struct FeedSlice {
-    /// In order, from its cursor on. Empty with `tip` above the cursor: to be read from the table.
-    pub rows: Vec<Arc<StoredMsg>>,
-    /// How far the inbox resolve_tip.
-    pub tip: i64,
+pub(crate) struct FeedSlice {
+    /// In order, directly after the cursor. If it is empty and `tip` is above the cursor, the rows have to be read
+    /// from the table.
+    pub(crate) rows: Vec<Arc<StoredMsg>>,
+    /// The last `seq` that was read of the inbox.
+    pub(crate) tip: i64,
 }
 
 impl Feed {
-    /// Keeps up to `max_bytes` of rows.
-    pub fn new(max_bytes: usize) -> Self {
+    /// Creates a feed that caches up to `max_bytes` of rows.
+    pub(crate) fn new(max_bytes: usize) -> Self {
         Feed { max_bytes, state: Mutex::default(), work: Notify::new() }
     }
 
-    /// Somebody watches these inboxes from now on.
-    pub fn subscribe(&self, pending: &Arc<PendingInboxes>, recv_ids: &[Arc<str>]) {
+    /// Subscribes a watcher to these inboxes.
+    pub(crate) fn subscribe(&self, pending: &Arc<PendingInboxes>, recv_ids: &[Arc<str>]) {
         let mut state = self.lock();
         for (index, recv_id) in recv_ids.iter().enumerate() {
             let inbox = state.inboxes.entry(recv_id.clone()).or_default();
@@ -79,8 +82,8 @@ impl Feed {
         }
     }
 
-    /// And no longer.
-    pub fn unsubscribe(&self, pending: &PendingInboxes, recv_ids: &[Arc<str>]) {
+    /// Unsubscribes a watcher from these inboxes.
+    pub(crate) fn unsubscribe(&self, pending: &PendingInboxes, recv_ids: &[Arc<str>]) {
         let mut state = self.lock();
         for recv_id in recv_ids {
             let Some(inbox) = state.inboxes.get_mut(recv_id) else { continue };
@@ -91,29 +94,25 @@ impl Feed {
         }
     }
 
-    /// How many inboxes are watched.
-    pub fn len(&self) -> usize {
+    /// Returns the number of watched inboxes.
+    pub(crate) fn len(&self) -> usize {
         self.lock().inboxes.len()
     }
 
-    /// Whether nobody watches anything.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes of the rows that are kept.
-    pub fn bytes(&self) -> usize {
+    /// Returns the bytes of the cached rows.
+    pub(crate) fn bytes(&self) -> usize {
         self.lock().bytes
     }
 
-    /// The table was looked at after `enter`: an inbox resolve_tip at least so far. How far it does.
-    pub fn resolve_tip(&self, recv_id: &Arc<str>, seq: i64) -> i64 {
+    /// Records that the table had `seq` as the last one of the inbox, read after `subscribe`. Returns the tip, which
+    /// may be higher.
+    pub(crate) fn resolve_tip(&self, recv_id: &Arc<str>, seq: i64) -> i64 {
         let mut state = self.lock();
         let Some(inbox) = state.inboxes.get_mut(recv_id) else { return seq };
         let wanted = if inbox.known {
             seq
         } else {
-            // Nobody watched it before: what is below was not missed by anyone.
+            // The inbox had no watcher before, so no watcher has missed the rows up to here.
             (inbox.known, inbox.tip, inbox.from) = (true, seq, seq + 1);
             inbox.wanted
         };
@@ -125,8 +124,8 @@ impl Feed {
         tip
     }
 
-    /// Hints: what is behind them is to be read.
-    pub fn hinted(&self, hint: &StoredHint) {
+    /// Requests reads of the inboxes in the hint.
+    pub(crate) fn hinted(&self, hint: &StoredHint) {
         let mut state = self.lock();
         if state.inboxes.is_empty() {
             return;
@@ -141,8 +140,8 @@ impl Feed {
         }
     }
 
-    /// There is a row with this seq, which no hint told of. Whether that was news.
-    pub fn found_stored(&self, recv_id: &str, seq: i64) -> bool {
+    /// Requests a read because the row `seq` exists. Returns whether that was not known yet.
+    pub(crate) fn found_stored(&self, recv_id: &str, seq: i64) -> bool {
         let news = self.lock().request_read(recv_id, seq);
         if news {
             self.work.notify_one();
@@ -150,14 +149,15 @@ impl Feed {
         news
     }
 
-    /// The next inboxes to read, each with how far it was read.
-    pub fn next_unread(&self, max: usize) -> Vec<(Arc<str>, i64)> {
+    /// Returns up to `max` inboxes to read, each with its tip.
+    pub(crate) fn next_unread(&self, max: usize) -> Vec<(Arc<str>, i64)> {
         let mut state = self.lock();
         let mut next = Vec::new();
         while next.len() < max
             && let Some(recv_id) = state.unread.pop_front()
         {
-            // One that was left and entered again meanwhile is not known yet, and would be read from its beginning.
+            // If the inbox was unsubscribed and subscribed again meanwhile, its tip is not known yet. Reading it now
+            // would start at its first row.
             if let Some(inbox) = state.inboxes.get_mut(&recv_id).filter(|inbox| inbox.known && inbox.queued) {
                 inbox.queued = false;
                 next.push((recv_id, inbox.tip));
@@ -166,18 +166,20 @@ impl Feed {
         next
     }
 
-    /// These could not be read: again.
-    pub fn put_back(&self, inboxes: &[(Arc<str>, i64)]) {
+    /// Requests reads of these inboxes again, because reading them failed.
+    pub(crate) fn put_back(&self, inboxes: &[(Arc<str>, i64)]) {
         let mut state = self.lock();
         for (recv_id, tip) in inboxes {
             state.request_read(recv_id, tip + 1);
         }
     }
 
-    /// What was read of them, in the same order; up to `per_inbox` of each, and when `cut`, not all of that.
-    pub fn publish(&self, read: &[(Arc<str>, i64)], rows: Vec<(usize, StoredMsg)>, per_inbox: usize, cut: bool) {
+    /// Adds the rows that were read of these inboxes, in the same order: up to `per_inbox` of each. `cut` says that
+    /// the statement's own limits left rows out.
+    pub(crate) fn publish(&self, read: &[(Arc<str>, i64)], rows: Vec<(usize, StoredMsg)>, per_inbox: usize, cut: bool) {
         let mut state = self.lock();
-        // An inbox that was left and entered again meanwhile is another one: what was read may not be what comes next in it.
+        // An inbox that was unsubscribed and subscribed again meanwhile has another tip. The rows that were read may
+        // not directly follow it.
         let is_same = |(recv_id, tip): &(Arc<str>, i64)| {
             state.inboxes.get(recv_id).is_some_and(|inbox| inbox.known && inbox.tip == *tip)
         };
@@ -197,7 +199,7 @@ impl Feed {
                 let next = inbox.tip + 1;
                 state.request_read(recv_id, next);
             } else {
-                // What was hinted and is not there will be found by a look.
+                // A row that was hinted and is not in the table yet is found by a later check.
                 inbox.wanted = inbox.wanted.min(inbox.tip);
             }
         }
@@ -208,8 +210,8 @@ impl Feed {
         }
     }
 
-    /// What comes after `cursor`, at max so many rows and bytes, but for one row.
-    pub fn slice(&self, recv_id: &str, cursor: i64, rows: usize, bytes: usize) -> FeedSlice {
+    /// Returns the cached rows after `cursor`: up to `rows` and up to `bytes`, and at least one if one is cached.
+    pub(crate) fn slice(&self, recv_id: &str, cursor: i64, rows: usize, bytes: usize) -> FeedSlice {
         let state = self.lock();
         let Some(inbox) = state.inboxes.get(recv_id) else { return FeedSlice { rows: Vec::new(), tip: cursor } };
         let mut slice = Vec::new();
@@ -227,8 +229,8 @@ impl Feed {
         FeedSlice { rows: slice, tip: inbox.tip }
     }
 
-    /// The next inboxes of the round, with the seq that would be new in each.
-    pub fn next_checks(&self, max: usize) -> Vec<(Arc<str>, i64)> {
+    /// Returns the next up to `max` inboxes to check for rows without a hint, each with the `seq` that would be new.
+    pub(crate) fn next_checks(&self, max: usize) -> Vec<(Arc<str>, i64)> {
         let mut state = self.lock();
         let count = state.inboxes.len();
         if count == 0 {
@@ -250,7 +252,7 @@ impl State {
         let Some((recv_id, inbox)) = self.inboxes.get_key_value_mut(recv_id) else { return false };
         let news = seq > inbox.tip && (seq > inbox.wanted || !inbox.queued);
         inbox.wanted = inbox.wanted.max(seq);
-        // Before the tip is known it would be read from its beginning.
+        // Before the tip is known, a read would start at the first row of the inbox.
         if inbox.known && seq > inbox.tip && !inbox.queued {
             inbox.queued = true;
             self.unread.push_back(recv_id.clone());
@@ -288,8 +290,8 @@ impl State {
     }
 }
 
-/// What a row counts for.
-pub fn size(row: &StoredMsg) -> usize {
+/// Returns the bytes that a row counts for.
+pub(crate) fn size(row: &StoredMsg) -> usize {
     use prost::Message;
     row.encoded_len() + ROW_OVERHEAD
 }

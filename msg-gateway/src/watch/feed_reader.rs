@@ -1,4 +1,5 @@
-//! Reads what is new in the watched inboxes, once for all who watch: behind hints at once, without hints from time to time.
+//! Reads new rows of the watched inboxes, once for all watchers: immediately after a hint, and by regular checks
+//! without one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,34 +12,30 @@ use crate::watch::feed::Feed;
 use crate::watch::hint_monitor::HintMonitor;
 use crate::watch::queries::WatchQueries;
 
-/// One statement reads so many inboxes, rows of each, rows and bytes in all.
+/// One statement reads up to this many inboxes, rows of each inbox, rows and bytes.
 const INBOXES: usize = 256;
 const PER_INBOX: usize = 32;
 const ROWS: i64 = 2000;
 const BYTES: i64 = 4 << 20;
-/// Looks are spread over the round in steps of this, each of at most so many inboxes.
+/// The checks of a round are spread over it at this interval, up to `MAX_CHECKS` inboxes each time.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_CHECKS: usize = 1000;
-/// The round while hints cannot be relied on.
+/// The duration of a round while hints are unreliable.
 const ROUND_WITHOUT_HINTS: Duration = Duration::from_secs(1);
-/// How long to wait after the database did not answer.
+/// How long to wait after a failed query.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Reads into the feed.
-pub struct FeedReader {
-    /// What is watched.
-    pub feed: Arc<Feed>,
-    /// Asks the table.
-    pub queries: Arc<WatchQueries>,
-    /// Whether hints can be relied on.
-    pub monitor: Arc<HintMonitor>,
-    /// How often each inbox is checked at while they can.
-    pub round: Duration,
+/// The task that reads rows into the feed.
+pub(crate) struct FeedReader {
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) queries: Arc<WatchQueries>,
+    pub(crate) monitor: Arc<HintMonitor>,
+    /// The interval between two checks of an inbox while hints are reliable.
+    pub(crate) round: Duration,
 }
 
 impl FeedReader {
-    /// Reads until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(self, stop: CancellationToken) {
         stop.run_until_cancelled(self.read()).await;
     }
 
@@ -75,7 +72,8 @@ impl FeedReader {
         }
     }
 
-    /// Looks at the next part of the round for what no hint told of. `due` is what was not yet checked at in the parts before.
+    /// Checks the next inboxes of the round for rows without a hint. `due` is the number of inboxes whose check is
+    /// due, with its fraction.
     async fn check(&self, due: &mut f64) -> Result<(), Failure> {
         let round = if self.monitor.is_reliable() { self.round } else { ROUND_WITHOUT_HINTS };
         *due += self.feed.len() as f64 * CHECK_INTERVAL.as_secs_f64() / round.as_secs_f64();

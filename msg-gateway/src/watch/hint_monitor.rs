@@ -1,30 +1,30 @@
-//! Whether anybody waits for what is stored, and whether hints tell of it.
+//! Whether a waiter or watcher needs hints, and whether hints are reliable.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-/// For so long hints are not relied on after something was found that no hint told of.
+/// For how long hints count as unreliable after a row was found for which no hint came.
 const UNRELIABLE_FOR: Duration = Duration::from_secs(10);
 
-/// What is shared between those who wait and the reader of the hints.
+/// The state that waiters and watchers share with the hint reader.
 #[derive(Debug, Default)]
-pub struct HintMonitor {
+pub(crate) struct HintMonitor {
     interested: AtomicUsize,
-    /// The hints are read up to their end.
+    /// Whether the hints are read up to their end.
     caught_up: AtomicBool,
     unreliable_since: Mutex<Option<Instant>>,
     reader: Mutex<Option<Thread>>,
 }
 
-/// Somebody waits; until it is dropped.
+/// Keeps the hint reader reading until it is dropped.
 #[derive(Debug)]
-pub struct HintInterest(Arc<HintMonitor>);
+pub(crate) struct HintInterest(Arc<HintMonitor>);
 
 impl HintMonitor {
-    /// Somebody waits from now on.
-    pub fn register_interest(self: &Arc<Self>) -> HintInterest {
+    /// Registers a waiter or watcher, and wakes the hint reader for the first one.
+    pub(crate) fn register_interest(self: &Arc<Self>) -> HintInterest {
         if self.interested.fetch_add(1, Ordering::Relaxed) == 0
             && let Some(reader) = &*self.reader.lock().unwrap_or_else(PoisonError::into_inner)
         {
@@ -33,31 +33,32 @@ impl HintMonitor {
         HintInterest(self.clone())
     }
 
-    /// Whether anybody waits.
-    pub fn has_interest(&self) -> bool {
+    /// Returns whether a waiter or watcher exists.
+    pub(crate) fn has_interest(&self) -> bool {
         self.interested.load(Ordering::Relaxed) > 0
     }
 
-    /// This thread is unparked when somebody begins to wait.
-    pub fn set_reader_thread(&self, reader: Thread) {
+    /// Sets the thread that is unparked when the first waiter or watcher comes.
+    pub(crate) fn set_reader_thread(&self, reader: Thread) {
         *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader);
     }
 
-    /// Whether the hints are read up to their end. Those that came before that were missed, so at first they are in doubt.
-    pub fn set_caught_up(&self, caught_up: bool) {
+    /// Records whether the hints are read up to their end. Earlier hints were missed, so hints are unreliable for a
+    /// while after each change.
+    pub(crate) fn set_caught_up(&self, caught_up: bool) {
         if self.caught_up.swap(caught_up, Ordering::Relaxed) != caught_up {
             tracing::debug!(caught_up, "reading hints");
             self.mark_unreliable();
         }
     }
 
-    /// Something was stored for a while, and no hint told of it.
-    pub fn mark_unreliable(&self) {
+    /// Records that a row was stored for a while and no hint came.
+    pub(crate) fn mark_unreliable(&self) {
         *self.unreliable_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Whether looking at the table now and then is enough.
-    pub fn is_reliable(&self) -> bool {
+    /// Returns whether polling the table rarely is enough.
+    pub(crate) fn is_reliable(&self) -> bool {
         let unreliable_since = *self.unreliable_since.lock().unwrap_or_else(PoisonError::into_inner);
         self.caught_up.load(Ordering::Relaxed) && unreliable_since.is_none_or(|when| when.elapsed() > UNRELIABLE_FOR)
     }

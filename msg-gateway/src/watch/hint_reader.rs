@@ -1,4 +1,5 @@
-//! Reads the hints topic while somebody waits: from its end on, in a thread of its own, as a member of no group.
+//! Reads the hints topic, from its end on, while a waiter or watcher exists: in a thread of its own, without joining a
+//! group.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,39 +20,34 @@ use crate::watch::hint_monitor::HintMonitor;
 use crate::watch::waiters::Waiters;
 use crate::watch::watchdog::Watchdog;
 
-/// For so long it goes on reading after the last one who waited: they come and go.
+/// How long it continues to read after the last waiter or watcher has left: the next one usually comes soon.
 const LINGER: Duration = Duration::from_secs(10);
-/// How long one question to Kafka, and one wait for a hint, may take.
+/// The timeout of a request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait before the next client.
+/// How long to wait before the next client is created.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 static UNDECODABLE: Repeats = Repeats::new();
 
-/// The hints topic, and who is told.
-pub struct HintReader {
-    /// Librdkafka's settings.
-    pub config: ClientConfig,
-    /// The hints topic.
-    pub topic: String,
-    /// Who waits.
-    pub monitor: Arc<HintMonitor>,
-    /// Is told of inboxes.
-    pub waiters: Arc<Waiters>,
-    /// Is told of inboxes.
-    pub feed: Arc<Feed>,
+/// The reader of the hints topic.
+pub(crate) struct HintReader {
+    pub(crate) config: ClientConfig,
+    pub(crate) topic: String,
+    pub(crate) monitor: Arc<HintMonitor>,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) feed: Arc<Feed>,
 }
 
 impl HintReader {
-    /// Librdkafka's settings for reading hints as they come.
-    pub fn settings(mut client: ClientConfig) -> ClientConfig {
+    /// Adds the settings for reading new hints to those of the client.
+    pub(crate) fn settings(mut client: ClientConfig) -> ClientConfig {
         client
-            // The client wants one to read at all; nothing is joined or committed.
+            // librdkafka needs a group to read at all; no group is joined, and no offset is committed.
             .set("group.id", "msg-gateway-hints")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
-            // Who fell behind what is kept goes on at the end: hints may be lost.
+            // A reader that falls behind the retention continues at the end: hints may be lost.
             .set("auto.offset.reset", "latest")
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "500")
@@ -60,8 +56,8 @@ impl HintReader {
         client
     }
 
-    /// Starts the thread, which runs until `stop`.
-    pub fn start(self, stop: CancellationToken) -> KafkaResult<()> {
+    /// Starts the thread, which runs until `stop`. Fails if librdkafka rejects the settings.
+    pub(crate) fn start(self, stop: CancellationToken) -> KafkaResult<()> {
         self.config.create_native_config()?;
         let run = move || {
             self.monitor.set_reader_thread(std::thread::current());
@@ -89,8 +85,9 @@ impl HintReader {
         }
     }
 
-    /// Reads hints until nobody waits any more. Fails when the topic cannot be read, or this client gets nothing of it. Each time
-    /// with a new client: what an old one remembers of leaders and their epochs can be wrong for good (ADR 21).
+    /// Reads hints until the last waiter or watcher has left. Fails if the topic cannot be read, or if the client is
+    /// stalled. It uses a new client each time: an old one may keep wrong leaders and leader epochs indefinitely (ADR
+    /// 21).
     fn follow(&self, stop: &CancellationToken) -> Result<(), String> {
         let consumer: BaseConsumer<LogContext> =
             self.config.create_with_context(LogContext).map_err(|error| error.to_string())?;
@@ -126,7 +123,7 @@ impl HintReader {
         Ok(())
     }
 
-    /// Starts at the end of each partition. How many there are.
+    /// Assigns all partitions, from their ends. Returns their number.
     fn assign(&self, consumer: &BaseConsumer<LogContext>) -> Result<usize, String> {
         let metadata = consumer.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(|error| error.to_string())?;
         let found = metadata.topics().iter().find(|topic| topic.name() == self.topic);
@@ -156,7 +153,7 @@ impl HintReader {
     }
 }
 
-/// Whether the client goes on by itself.
+/// Returns whether the client recovers from the error by itself.
 fn is_transient(error: &KafkaError) -> bool {
     use rdkafka::types::RDKafkaErrorCode as Code;
     let code = error.rdkafka_error_code();

@@ -1,22 +1,22 @@
-//! What is told as it is stored: who waits for a message of their own, and who watches inboxes.
+//! The callers that wait until a message is stored, and the callers that watch inboxes.
 //!
-//! The transfer writes a hint after each batch: which inboxes, and how far they reach now. Nothing rests on it but speed:
-//! what counts is the row, and what no hint tells of is found by looking at the table from time to time.
+//! After each batch, the transfer writes a hint: which inboxes have new rows, and the last `seq` of each. A hint only
+//! makes this faster: the rows decide, and polling the table finds the rows for which no hint came.
 
 mod callbacks;
-pub mod digest;
-pub mod feed;
-pub mod feed_reader;
-pub mod hint_monitor;
-pub mod hint_reader;
-pub mod pending_inboxes;
-pub mod queries;
+pub(crate) mod digest;
+pub(crate) mod feed;
+pub(crate) mod feed_reader;
+pub(crate) mod hint_monitor;
+pub(crate) mod hint_reader;
+pub(crate) mod pending_inboxes;
+pub(crate) mod queries;
 pub mod stream;
-pub mod verdict;
-pub mod waiter_queue;
-pub mod waiters;
-pub mod watchdog;
-pub mod watched;
+pub(crate) mod verdict;
+pub(crate) mod waiter_queue;
+pub(crate) mod waiters;
+pub(crate) mod watchdog;
+pub(crate) mod watched;
 mod watcher;
 
 use std::sync::Arc;
@@ -36,29 +36,28 @@ use crate::watch::queries::WatchQueries;
 use crate::watch::waiters::Waiters;
 use crate::watch::watched::Watches;
 
-/// Why it cannot begin.
+/// Why the watch services could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// The pool cannot be made.
+    /// The pool could not be created.
     #[error("database pool: {0}")]
     Database(String),
-    /// Librdkafka refuses its settings.
+    /// librdkafka rejected its settings.
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
 }
 
-/// Those who wait and those who watch.
+/// The services for waiters and watchers.
 #[derive(Clone, Default)]
-pub struct WatchServices {
-    /// Who waits for a message.
-    pub waiters: Arc<Waiters>,
-    /// Who watches; `None` without a database.
-    pub watches: Option<Arc<Watches>>,
+pub(crate) struct WatchServices {
+    pub(crate) waiters: Arc<Waiters>,
+    /// `None` without a database.
+    pub(crate) watches: Option<Arc<Watches>>,
 }
 
 impl WatchServices {
-    /// Starts what they need, until `stop`: the reader of the hints, and two tasks that ask the table.
-    pub fn start(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, WatchError> {
+    /// Starts the hint reader and the two tasks that query the table. They run until `stop`.
+    pub(crate) fn start(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, WatchError> {
         if !config.database.is_given() {
             return Ok(WatchServices::default());
         }
@@ -88,7 +87,7 @@ impl WatchServices {
     }
 }
 
-/// Looks at what changes all the time, from time to time.
+/// Sets the gauges every second.
 async fn update_gauges(
     waiters: Arc<Waiters>,
     watches: Arc<Watches>,

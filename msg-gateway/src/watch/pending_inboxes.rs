@@ -1,33 +1,33 @@
-//! What a watcher has to look at: the places of its inboxes in which there is more than it has had.
+//! The inboxes of one watcher that have rows after its cursor.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// One watcher's.
-pub struct PendingInboxes {
+/// The queue of one watcher's inboxes that have rows for it.
+pub(crate) struct PendingInboxes {
     /// The watcher's number, unique in this process.
-    pub number: u64,
+    pub(crate) number: u64,
     queue: Mutex<PendingQueue>,
     marked: Notify,
 }
 
 struct PendingQueue {
     indexes: VecDeque<usize>,
-    /// By index: whether it is in the queue.
+    /// By index: whether the inbox is in the queue.
     queued: Box<[bool]>,
 }
 
 impl PendingInboxes {
-    /// For so many inboxes; none is marked.
-    pub fn new(number: u64, inboxes: usize) -> Self {
+    /// Creates an empty queue for this many inboxes.
+    pub(crate) fn new(number: u64, inboxes: usize) -> Self {
         let queue = PendingQueue { indexes: VecDeque::new(), queued: vec![false; inboxes].into() };
         PendingInboxes { number, queue: Mutex::new(queue), marked: Notify::new() }
     }
 
-    /// There is more in this one.
-    pub fn mark(&self, index: usize) {
+    /// Queues an inbox, unless it is queued already.
+    pub(crate) fn mark(&self, index: usize) {
         let mut queue = self.lock();
         if !std::mem::replace(&mut queue.queued[index], true) {
             queue.indexes.push_back(index);
@@ -36,26 +36,26 @@ impl PendingInboxes {
         }
     }
 
-    /// This one again, before all others.
-    pub fn put_back(&self, index: usize) {
+    /// Puts an inbox at the front of the queue.
+    pub(crate) fn put_back(&self, index: usize) {
         let mut queue = self.lock();
         if std::mem::replace(&mut queue.queued[index], true) {
-            // Marked again meanwhile: it moves to the front.
+            // It was queued again meanwhile: move it to the front.
             queue.indexes.retain(|queued| *queued != index);
         }
         queue.indexes.push_front(index);
     }
 
-    /// The one that was marked first. Marked again while it is worked on, it comes again.
-    pub fn next(&self) -> Option<usize> {
+    /// Removes and returns the first inbox. It may be queued again while the caller works on it.
+    pub(crate) fn next(&self) -> Option<usize> {
         let mut queue = self.lock();
         let index = queue.indexes.pop_front()?;
         queue.queued[index] = false;
         Some(index)
     }
 
-    /// Comes back when one is marked.
-    pub async fn marked(&self) {
+    /// Waits until an inbox is queued.
+    pub(crate) async fn marked(&self) {
         while self.lock().indexes.is_empty() {
             self.marked.notified().await;
         }

@@ -1,5 +1,5 @@
-//! Every question to the table on behalf of those who wait. No inbox is read as a whole: each is one or a few entries of
-//! an index.
+//! Every query on behalf of waiters and watchers. None reads a whole inbox: each reads one or a few entries of an
+//! index.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -21,17 +21,17 @@ use crate::read::max_seqs;
 use crate::read::pull::{Query, attributes, get, page, stored_msg};
 use crate::status::Failure;
 
-/// What each session sets: with few rows in a fresh table the planner would rather read all of it, and keep that plan. Citus
-/// then passes on what a transaction sets to the sessions on its workers; PostgreSQL alone keeps the name and does nothing
-/// with it.
-pub const SESSION: &str = "SET default_transaction_read_only = on; SET enable_seqscan = off; SET enable_hashjoin = off; \
+/// What each session sets. For a small table without statistics, the planner would choose a sequential scan, and the
+/// prepared statement would keep that plan. Citus passes settings of a transaction on to its workers' sessions
+/// (`propagate_set_commands`); PostgreSQL without Citus accepts that name and ignores it.
+pub(crate) const SESSION: &str = "SET default_transaction_read_only = on; SET enable_seqscan = off; SET enable_hashjoin = off; \
      SET enable_mergejoin = off; SET citus.propagate_set_commands = 'local'";
 
-/// One connection each for the reader of watched inboxes and for what looks for those who wait for STORED.
-pub const SHARED_TASKS: usize = 2;
+/// The feed reader and the lookups for waiters have one connection each.
+pub(crate) const SHARED_TASKS: usize = 2;
 
-/// The same for each transaction. On Citus the plans are those of the workers, and only what a transaction sets reaches them.
-/// It passes a SET LOCAL on as the whole text that it came in, so there each one is sent by itself.
+/// What each transaction sets. On Citus the workers plan the query, and only a transaction's settings reach them.
+/// Citus passes on the whole text that contains a SET LOCAL, so there each one is sent by itself.
 const BEGIN: [&str; 5] = [
     "BEGIN READ ONLY",
     "SET LOCAL enable_seqscan = off",
@@ -39,13 +39,13 @@ const BEGIN: [&str; 5] = [
     "SET LOCAL enable_mergejoin = off",
     "SET LOCAL enable_material = off",
 ];
-/// PostgreSQL alone takes them as one text.
+/// PostgreSQL without Citus gets them as one text.
 static BEGIN_AS_ONE: LazyLock<String> = LazyLock::new(|| BEGIN.join("; "));
 
-/// On Citus at most so many inboxes are also named in a condition of their own, by which it asks only the shards that hold
-/// them (measured there: 1 task instead of 32, 2.7 ms instead of 9.0 for one inbox). Never on PostgreSQL alone: with many, it
-/// compares each of them with each entry of the index (for 1,000 inboxes 336 ms instead of 4), and where it has no statistics
-/// yet it reads all of an inbox by that condition.
+/// On Citus, up to this many inboxes are also named in a condition of their own. Then Citus queries only the shards
+/// that hold them (measured for one inbox: 1 task instead of 32, 2.7 ms instead of 9.0). Never without Citus:
+/// PostgreSQL compares each named inbox with each index entry (1,000 inboxes: 336 ms instead of 4), and before it has
+/// statistics it may read a whole inbox by that condition.
 const MAX_NAMED_INBOXES: usize = 8;
 
 const PRESENT: &str = "
@@ -53,7 +53,7 @@ SELECT t.idx, m.stored_time < now() - interval '1 second' AS old
 FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS t (idx, recv_id, seq)
 JOIN messages m ON m.recv_id = t.recv_id AND m.seq = t.seq {few}";
 
-// $1 indexes, $2 inboxes, $3 their last known seqs, $4 most rows of an inbox, $5 most rows, $6 most bytes.
+// $1 indexes, $2 inboxes, $3 their last known seqs, $4 maximum rows of an inbox, $5 maximum rows, $6 maximum bytes.
 const AFTER: &str = "
 SELECT idx, seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time,
     found
@@ -93,7 +93,7 @@ FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
 JOIN dead_letters d ON d.recv_id = t.recv_id AND d.msg_id = t.msg_id
      AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset";
 
-/// Of records whose offset is not known: their bytes say which send they are of.
+/// For records whose offset is not known: the bytes of the dead letter say which send it belongs to.
 const DEAD_BYTES: &str = "
 SELECT t.idx, d.reason, d.value
 FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
@@ -101,78 +101,63 @@ FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
 JOIN dead_letters d ON d.recv_id = t.recv_id AND d.msg_id = t.msg_id
      AND d.kafka_partition = t.kafka_partition AND t.kafka_offset IS NULL";
 
-/// Asks the table.
-pub struct WatchQueries {
-    /// For the two tasks that look on behalf of all: neither ever waits for a connection.
+/// The queries of waiters and watchers.
+pub(crate) struct WatchQueries {
+    /// For the feed reader and the lookups: neither ever waits for a connection.
     shared: Database,
-    /// For watches that open and catch up.
+    /// For watches that open or catch up.
     catch_up: Database,
     catch_up_permits: Arc<Semaphore>,
-    /// How long a watch that opens waits for its turn.
+    /// How long a watch that opens waits for a connection.
     catch_up_timeout: Duration,
-    /// Whether the database is a Citus, once that is known.
+    /// Whether the database has the Citus extension, once that is known.
     citus: OnceCell<bool>,
     queries: Counter,
 }
 
-/// One of the connections over which watches open and catch up.
-pub struct CatchUpPermit(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
+/// A permit to use one of the connections for watches that open or catch up.
+pub(crate) struct CatchUpPermit(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
 
-/// A message that is looked for.
+/// The inbox, ID and Kafka position of a message whose row is awaited.
 #[derive(Clone, Debug)]
-pub struct MessageKey {
-    /// Its inbox.
-    pub recv_id: String,
-    /// Its id.
-    pub msg_id: Uuid,
-    /// When the gateway accepted it.
-    pub send_time: SystemTime,
-    /// Where its record is.
-    pub partition: i32,
-    /// Where in it; `None` if Kafka confirmed the record without its offset.
-    pub offset: Option<i64>,
+pub(crate) struct MessageKey {
+    pub(crate) recv_id: String,
+    pub(crate) msg_id: Uuid,
+    pub(crate) send_time: SystemTime,
+    pub(crate) partition: i32,
+    /// `None` if Kafka confirmed the record without its offset.
+    pub(crate) offset: Option<i64>,
 }
 
-/// A row with the id of a message that is looked for.
+/// A row with the ID of an awaited message.
 #[derive(Clone, Debug)]
-pub struct StoredRow {
-    /// Which one, among those that were asked for.
-    pub index: usize,
-    /// Its seq.
-    pub seq: i64,
-    /// When it was stored.
-    pub stored_time: SystemTime,
-    /// When the gateway took it.
-    pub send_time: SystemTime,
-    /// Where its record was.
-    pub partition: i32,
-    /// Where in it.
-    pub offset: i64,
+pub(crate) struct StoredRow {
+    /// The index of the message in the query.
+    pub(crate) index: usize,
+    pub(crate) seq: i64,
+    pub(crate) stored_time: SystemTime,
+    pub(crate) send_time: SystemTime,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
 }
 
-/// What a row holds, its content only as a hash.
+/// The fields of a row that its sender wrote, the content as a hash.
 #[derive(Debug)]
-pub struct Contents {
-    /// Which one, among those that were asked for.
-    pub index: usize,
-    /// As stored.
-    pub send_id: String,
-    /// As stored.
-    pub client_msg_id: String,
-    /// As stored.
-    pub session_type: i32,
-    /// As stored.
-    pub content_type: String,
-    /// SHA-256 of the content.
-    pub content_hash: Vec<u8>,
-    /// As stored; empty where there are none.
-    pub attributes: BTreeMap<String, String>,
+pub(crate) struct Contents {
+    /// The index of the message in the query.
+    pub(crate) index: usize,
+    pub(crate) send_id: String,
+    pub(crate) client_msg_id: String,
+    pub(crate) session_type: i32,
+    pub(crate) content_type: String,
+    /// The SHA-256 of the content.
+    pub(crate) content_hash: Vec<u8>,
+    pub(crate) attributes: BTreeMap<String, String>,
 }
 
 #[cfg(test)]
 impl Contents {
-    /// As the table would have it.
-    pub fn of(index: usize, msg: &msg_common::proto::Msg) -> Self {
+    pub(crate) fn of(index: usize, msg: &msg_common::proto::Msg) -> Self {
         use sha2::Digest as _;
         Contents {
             index,
@@ -187,9 +172,9 @@ impl Contents {
 }
 
 impl WatchQueries {
-    /// Asks through connections of its own: who waits must not wait for a page of somebody else's. Watches that catch up
-    /// have `catch_up` connections, and who waits and who has caught up has others.
-    pub fn new(options: &DatabaseOptions, catch_up: usize) -> Result<Self, String> {
+    /// Creates pools of its own, because a waiter must not wait for a page that another caller reads. Watches that
+    /// catch up share `catch_up` connections. Waiters, and watchers that have caught up, use the others.
+    pub(crate) fn new(options: &DatabaseOptions, catch_up: usize) -> Result<Self, String> {
         let database = |connections| Database::new(options, connections, SESSION, Purpose::ReadPrimary);
         Ok(WatchQueries {
             shared: database(SHARED_TASKS)?,
@@ -201,13 +186,14 @@ impl WatchQueries {
         })
     }
 
-    /// A turn to read for a watch, however long that takes. First come, first served: each has one page a turn.
-    pub async fn acquire_catch_up(&self) -> CatchUpPermit {
+    /// Waits for a connection to read for a watch, without limit. Watches are served in order, and each reads one page
+    /// per permit.
+    pub(crate) async fn acquire_catch_up(&self) -> CatchUpPermit {
         CatchUpPermit(self.catch_up_permits.clone().acquire_owned().await.expect("the semaphore is never closed"))
     }
 
-    /// The last seq of each inbox; 0 where there is none.
-    pub async fn last_seqs(&self, recv_ids: &[Arc<str>]) -> Result<Vec<i64>, Failure> {
+    /// Returns the last `seq` of each inbox, or 0 if it is empty.
+    pub(crate) async fn last_seqs(&self, recv_ids: &[Arc<str>]) -> Result<Vec<i64>, Failure> {
         let full = |_| {
             Failure::Overloaded(
                 "all LIVE_CONNECTIONS are in use by watches that open or catch up; retry after the delay, or raise it"
@@ -225,17 +211,17 @@ impl WatchQueries {
         Ok(seqs)
     }
 
-    /// Which of these are stored: their indexes in `rows`, and whether that was more than a second ago.
-    pub async fn present(&self, rows: &[(Arc<str>, i64)]) -> Result<Vec<(usize, bool)>, Failure> {
+    /// Returns the indexes of the given rows that exist, and whether each was stored more than a second ago.
+    pub(crate) async fn present(&self, rows: &[(Arc<str>, i64)]) -> Result<Vec<(usize, bool)>, Failure> {
         let recv_ids: Vec<&str> = rows.iter().map(|(recv_id, _)| &**recv_id).collect();
         let seqs: Vec<i64> = rows.iter().map(|(_, seq)| *seq).collect();
         let found = self.query(PRESENT, &recv_ids, &[&all_indexes(rows.len()), &recv_ids, &seqs]).await?;
         found.iter().map(|row| Ok((index(row)?, get(row, "old")?))).collect()
     }
 
-    /// What comes after these in their inboxes, with the index of each: up to `per_inbox` of each, and `bytes` in all, but for
-    /// one row. And whether that is not all of it.
-    pub async fn after(
+    /// Returns the rows after the given ones, each with the index of its inbox: up to `per_inbox` of each inbox, up to
+    /// `rows` and `bytes` in all, and at least one. Also returns whether rows were left out.
+    pub(crate) async fn after(
         &self,
         inboxes: &[(Arc<str>, i64)],
         per_inbox: i64,
@@ -256,16 +242,21 @@ impl WatchQueries {
         Ok((found.iter().map(read).collect::<Result<_, _>>()?, cut))
     }
 
-    /// A page of one inbox, and whether there is more.
-    pub async fn page(&self, _: &CatchUpPermit, query: &Query, bytes: i64) -> Result<(Vec<StoredMsg>, bool), Failure> {
+    /// Returns a page of one inbox, and whether there are more rows.
+    pub(crate) async fn page(
+        &self,
+        _: &CatchUpPermit,
+        query: &Query,
+        bytes: i64,
+    ) -> Result<(Vec<StoredMsg>, bool), Failure> {
         let connection = self.connection(&self.catch_up).await?;
         let page = page(&connection, query, bytes).await?;
         connection.done();
         Ok(page)
     }
 
-    /// The rows of these messages, or of the first ones with their ids.
-    pub async fn rows(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<StoredRow>, Failure> {
+    /// Returns the rows of these messages, or of other records with the same IDs.
+    pub(crate) async fn rows(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<StoredRow>, Failure> {
         let (recv_ids, msg_ids) = ids(keys);
         let found = self.query(ROWS, &recv_ids, &[&indexes(keys), &recv_ids, &msg_ids]).await?;
         let read = |row: &Row| {
@@ -281,8 +272,8 @@ impl WatchQueries {
         found.iter().map(read).collect()
     }
 
-    /// What is stored under the ids of these.
-    pub async fn contents(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<Contents>, Failure> {
+    /// Returns the contents of the rows with these IDs.
+    pub(crate) async fn contents(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<Contents>, Failure> {
         let (recv_ids, msg_ids) = ids(keys);
         let found = self.query(CONTENTS, &recv_ids, &[&indexes(keys), &recv_ids, &msg_ids]).await?;
         let read = |row: &Row| {
@@ -300,8 +291,8 @@ impl WatchQueries {
         found.iter().map(read).collect()
     }
 
-    /// Why the records of these were kept aside, where they were.
-    pub async fn dead_letters(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<(usize, String)>, Failure> {
+    /// Returns the reasons of the records that were dead-lettered, each with its index.
+    pub(crate) async fn dead_letters(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<(usize, String)>, Failure> {
         let (recv_ids, msg_ids) = ids(keys);
         let partitions: Vec<i32> = keys.iter().map(|(_, key)| key.partition).collect();
         let offsets: Vec<Option<i64>> = keys.iter().map(|(_, key)| key.offset).collect();
@@ -344,7 +335,8 @@ impl WatchQueries {
         parameters.extend(few.as_ref().map(|few| few as &(dyn ToSql + Sync)));
         let asked = async {
             let statement = connection.prepare_cached(&statement).await?;
-            // Sent together: what is set costs no time of its own.
+            // The statements are sent without waiting for one another, so the settings need no round trip of their
+            // own.
             let whole = [BEGIN_AS_ONE.as_str()];
             let parts = if *is_citus { &BEGIN[..] } else { &whole[..] };
             let begin = try_join_all(parts.iter().map(|part| connection.batch_execute(part)));
@@ -358,7 +350,7 @@ impl WatchQueries {
     }
 }
 
-/// Whether a dead letter's bytes are of the send at `send_time`.
+/// Returns whether the bytes of a dead letter belong to the send at `send_time`.
 fn is_of(value: Option<&[u8]>, send_time: SystemTime) -> bool {
     let record = value.and_then(|value| MsgRecord::decode(value).ok());
     let sent =
@@ -371,7 +363,7 @@ async fn is_citus(connection: &Connection) -> Result<bool, tokio_postgres::Error
     row.try_get(0)
 }
 
-/// The inboxes without repeats, where they are few.
+/// Returns the distinct inboxes, or `None` if they are more than `MAX_NAMED_INBOXES`.
 fn few<'a>(recv_ids: &[&'a str]) -> Option<Vec<&'a str>> {
     let mut few: Vec<&str> = Vec::with_capacity(MAX_NAMED_INBOXES);
     for recv_id in recv_ids {

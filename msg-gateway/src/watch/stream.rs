@@ -1,4 +1,4 @@
-//! WatchMsgs: who watches, how a watch opens, and what its caller reads. Each has a task of its own, in `watcher`.
+//! Opens WatchMsgs streams, and is what their callers read. Each stream has a task of its own, in `watcher`.
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -20,12 +20,12 @@ use crate::watch::pending_inboxes::PendingInboxes;
 use crate::watch::watched::{BufferedEvent, WatchPermit, Watched, Watches};
 use crate::watch::watcher::Watcher;
 
-/// Most inboxes on one stream.
+/// Maximum number of inboxes of one stream.
 const MAX_INBOXES: usize = 1000;
 
 impl Watches {
-    /// Begins to watch. From the answer on nothing is missed.
-    pub async fn open(
+    /// Opens a watch. From the response on, no message is missed.
+    pub(crate) async fn open(
         self: &Arc<Self>,
         request: WatchMsgsRequest,
         lifetime: Lifetime,
@@ -43,7 +43,7 @@ impl Watches {
         Ok((stream, unwritten))
     }
 
-    /// A watcher from where the table is, as `last_seqs` finds it.
+    /// Creates a watcher that starts at the end of the table, as `last_seqs` finds it.
     async fn watcher<F: Future<Output = Result<Vec<i64>, Failure>>>(
         self: &Arc<Self>,
         request: WatchMsgsRequest,
@@ -55,14 +55,16 @@ impl Watches {
         let permit = WatchPermit::acquire(self, recv_ids.len())?;
         let pending = Arc::new(PendingInboxes::new(self.next.fetch_add(1, Ordering::Relaxed), recv_ids.len()));
         let interest = self.monitor.register_interest();
-        // First the hints, then the table: what is stored in between comes twice at most, and is told apart by its seq.
+        // Subscribe before the table is read: a message that is stored in between is found twice at most, and its
+        // `seq` shows that.
         self.feed.subscribe(&pending, &recv_ids);
         let watched = Watched { pending, recv_ids, permit, _interest: interest };
         let last_seqs_found = last_seqs(watched.recv_ids.clone()).await?;
         let mut cursors = Vec::with_capacity(last_seqs_found.len());
         for (number, (inbox, seq)) in request.inboxes.iter().zip(last_seqs_found).enumerate() {
             let tip = self.feed.resolve_tip(&watched.recv_ids[number], seq);
-            // Not the tip of others, who may know of what is not there any more.
+            // Not the tip, which other watchers have set: it may be higher than the table's last `seq` after a
+            // restore.
             let cursor = inbox.after_seq.unwrap_or(seq);
             cursors.push(cursor);
             if cursor < tip {
@@ -73,7 +75,7 @@ impl Watches {
     }
 }
 
-/// Whether the request breaks a rule.
+/// Checks the request. Returns `Invalid` with every violation.
 pub fn check(request: &WatchMsgsRequest, max_id_bytes: usize) -> Result<(), Failure> {
     let count = request.inboxes.len();
     let mut violations = Vec::new();
@@ -97,10 +99,10 @@ pub fn check(request: &WatchMsgsRequest, max_id_bytes: usize) -> Result<(), Fail
     if violations.is_empty() { Ok(()) } else { Err(Failure::Invalid(violations)) }
 }
 
-/// What the caller reads.
+/// The events of one watch, as its caller reads them.
 pub struct WatchStream {
     received: mpsc::Receiver<Arc<BufferedEvent>>,
-    /// The permits of the events that are with the connection, which releases them as it writes.
+    /// The permits of the events that the connection has not written yet. It releases them as it writes.
     unwritten: Arc<ResponsePermit>,
     end: Arc<OnceLock<Failure>>,
     _gone: DropGuard,

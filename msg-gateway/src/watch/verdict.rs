@@ -1,5 +1,5 @@
-//! What was found in the tables, and what it means to each of the callers that wait for STORED. Pure functions: whom a row
-//! or a dead letter belongs to is decided here and nowhere else.
+//! Decides what the rows and dead letters that a lookup found mean for the callers that wait for STORED. These are
+//! pure functions, and the only place where a row or a dead letter is matched with a waiter.
 
 use msg_common::proto::{DeadLetterReason, Placement, StoredPlacement};
 
@@ -7,49 +7,47 @@ use crate::status::Failure;
 use crate::watch::digest::Digest;
 use crate::watch::queries::{Contents, MessageKey, StoredRow};
 
-/// How a wait ends.
-pub type WaitResult = Result<StoredPlacement, Failure>;
+/// The result of a wait.
+pub(crate) type WaitResult = Result<StoredPlacement, Failure>;
 
-/// A waiter's result, with the waiter's index among those that were awaited for.
-pub type Verdict = (usize, WaitResult);
+/// A waiter's result, with its index in the lookup.
+pub(crate) type Verdict = (usize, WaitResult);
 
-/// What a waiter waits for.
+/// The message that a waiter waits for.
 #[derive(Clone, Debug)]
-pub struct Awaited {
-    /// The waiter's number.
-    pub id: u64,
-    /// What is looked for.
-    pub key: MessageKey,
-    /// Where Kafka has it.
-    pub placement: Placement,
-    /// Of what its sender wrote.
-    pub digest: Digest,
+pub(crate) struct Awaited {
+    pub(crate) id: u64,
+    pub(crate) key: MessageKey,
+    pub(crate) placement: Placement,
+    pub(crate) digest: Digest,
 }
 
 impl Awaited {
-    /// Whether our record made this row. A record that Kafka lost may have had the same offset: the send time tells them apart.
+    /// Returns whether the waiter's record made this row. A record that Kafka lost may have had the same offset, but
+    /// its send time differs.
     fn is_its_row(&self, row: &StoredRow) -> bool {
         let key = &self.key;
         (row.partition, Some(row.offset), row.send_time) == (key.partition, key.offset, key.send_time)
     }
 
-    /// Whether our record may have made a row with our content. Without an offset the send time tells: Kafka confirmed the record
-    /// and did not say where it is.
+    /// Returns whether the waiter's record may have made this row, if Kafka confirmed it without an offset. Then only
+    /// the send time identifies it.
     fn may_have_made(&self, row: &StoredRow) -> bool {
         let key = &self.key;
         key.offset.is_none() && (row.partition, row.send_time) == (key.partition, key.send_time)
     }
 }
 
-/// The waiters whose own record made the row; and the rows that another record made under the same id.
-pub fn own_rows(awaited: &[Awaited], rows: Vec<StoredRow>) -> (Vec<Verdict>, Vec<StoredRow>) {
+/// Returns the results of the waiters whose own record made the row, and the rows that other records made under the
+/// same ID.
+pub(crate) fn own_rows(awaited: &[Awaited], rows: Vec<StoredRow>) -> (Vec<Verdict>, Vec<StoredRow>) {
     let (own, others): (Vec<StoredRow>, _) = rows.into_iter().partition(|row| awaited[row.index].is_its_row(row));
     (own.iter().map(|row| (row.index, Ok(stored(row, false)))).collect(), others)
 }
 
-/// The waiters whose message is the one in another record's row. One with another content will be dead-lettered, which has
-/// to be waited for.
-pub fn duplicates(awaited: &[Awaited], others: &[StoredRow], contents: &[Contents]) -> Vec<Verdict> {
+/// Returns the results of the waiters whose message is in another record's row. A message with different content has
+/// no result yet: its record will be dead-lettered.
+pub(crate) fn duplicates(awaited: &[Awaited], others: &[StoredRow], contents: &[Contents]) -> Vec<Verdict> {
     let is_same = |row: &&StoredRow| {
         let its = contents.iter().find(|contents| contents.index == row.index);
         its.is_some_and(|contents| Digest::of_row(contents) == awaited[row.index].digest)
@@ -58,8 +56,8 @@ pub fn duplicates(awaited: &[Awaited], others: &[StoredRow], contents: &[Content
     others.iter().filter(is_same).map(verdict).collect()
 }
 
-/// The waiters whose record was dead-lettered.
-pub fn dead(awaited: &[Awaited], letters: Vec<(usize, String)>) -> Vec<Verdict> {
+/// Returns the results of the waiters whose records were dead-lettered.
+pub(crate) fn dead(awaited: &[Awaited], letters: Vec<(usize, String)>) -> Vec<Verdict> {
     let verdict = |(index, reason): (usize, String)| {
         let reason = DeadLetterReason::from_str_name(&format!("DEAD_LETTER_REASON_{reason}")).unwrap_or_default();
         (index, Err(Failure::DeadLettered(Box::new(awaited[index].placement.clone()), reason)))
@@ -142,11 +140,11 @@ mod tests {
     #[test]
     fn duplicate_is_found_by_content_of_the_same_waiter() {
         let awaited = [awaited(10, "a"), awaited(11, "b"), awaited(12, "c"), awaited(13, "d")];
-        // In any order, and of some of the waiters only.
+        // In any order, and only for some of the waiters.
         let others = [row(3, 1, 31), row(1, 2, 11), row(2, 3, 21)];
         let found = [contents(1, "b"), contents(2, "not c"), contents(3, "d")];
         assert_eq!(seqs(&duplicates(&awaited, &others, &found)), [(3, 31, true), (1, 11, true)]);
-        // What was purged between the two queries is no duplicate yet.
+        // A row that was purged between the two queries is no duplicate yet.
         assert!(duplicates(&awaited, &others, &[]).is_empty());
     }
 

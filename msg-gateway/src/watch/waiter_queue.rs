@@ -1,8 +1,9 @@
-//! Who waits for STORED, by inbox, and whom to look for next.
+//! The waiters of each inbox, and which of them to look up next.
 //!
-//! An inbox's records are completed in the order of their offsets. So a look asks for the inbox's oldest waiters, and goes on
-//! with more of them only while it finds some: what a look costs follows from what was stored, not from how many wait. A
-//! few others are looked_up for beside them in turn, because the oldest ones may wait for something that never comes.
+//! The records of an inbox are completed in the order of their offsets. So a lookup queries the oldest waiters of an
+//! inbox, and more of them only as long as it finds some: the cost depends on how many messages were stored, not on
+//! how many waiters there are. A lookup also queries some of the others in turn, because the oldest ones may wait for
+//! a row that never comes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -13,23 +14,22 @@ use tokio::sync::oneshot;
 
 use crate::watch::verdict::{Awaited, WaitResult};
 
-/// Waiters of one inbox that a look asks for: the oldest ones, and as many others.
+/// How many waiters of one inbox a lookup queries: the oldest ones, and as many of the others.
 const CHUNK: usize = 32;
-/// Most waiters that one look asks for, of all inboxes.
-pub const MAX_LOOKUP_MSGS: usize = 1000;
+/// Maximum number of messages of one lookup, over all inboxes.
+pub(crate) const MAX_LOOKUP_MSGS: usize = 1000;
 
-/// A caller that waits.
-pub struct Waiter {
-    /// For what; its `id` is set when it is added.
-    pub awaited: Awaited,
-    /// Since when.
-    pub since: Instant,
-    /// Where it listens.
-    pub result: oneshot::Sender<WaitResult>,
+/// A caller that waits for a row.
+pub(crate) struct Waiter {
+    /// `id` is set when the waiter is added.
+    pub(crate) awaited: Awaited,
+    pub(crate) since: Instant,
+    /// Receives the result.
+    pub(crate) result: oneshot::Sender<WaitResult>,
 }
 
 impl Waiter {
-    /// Its rank among those of its inbox. Without an offset it comes last.
+    /// The rank among the waiters of the inbox. A waiter without an offset is last.
     fn rank(&self) -> Rank {
         (self.awaited.key.offset.unwrap_or(i64::MAX), self.awaited.id)
     }
@@ -37,9 +37,9 @@ impl Waiter {
 
 type Rank = (i64, u64);
 
-/// All who wait.
+/// The waiters of all inboxes.
 #[derive(Default)]
-pub struct WaiterQueue {
+pub(crate) struct WaiterQueue {
     next: u64,
     waiters: HashMap<u64, Waiter>,
     state: State,
@@ -48,7 +48,7 @@ pub struct WaiterQueue {
 #[derive(Default)]
 struct State {
     inboxes: HashMap<Arc<str>, Inbox>,
-    /// When each inbox is looked at.
+    /// When each inbox is looked up.
     timers: BTreeSet<(Instant, Arc<str>)>,
 }
 
@@ -56,17 +56,18 @@ struct Inbox {
     recv_id: Arc<str>,
     waiters: BTreeSet<Rank>,
     timer: Instant,
-    /// The last hint about it.
+    /// When the last hint about the inbox came.
     hinted: Option<Instant>,
-    /// How many were completed since the last look.
+    /// How many waiters got their result since the last lookup.
     completed: usize,
-    /// The last one that was looked_up for in turn.
+    /// The last waiter that was queried in turn.
     turn: Rank,
 }
 
 impl WaiterQueue {
-    /// One more, who is looked for at `first_lookup` at the latest. Its number, and whether nothing else is due sooner.
-    pub fn add(&mut self, mut waiter: Waiter, first_lookup: Instant) -> (u64, bool) {
+    /// Adds a waiter, to be looked up at `first_lookup` at the latest. Returns its ID, and whether no other lookup is
+    /// due earlier.
+    pub(crate) fn add(&mut self, mut waiter: Waiter, first_lookup: Instant) -> (u64, bool) {
         let id = self.next;
         self.next += 1;
         waiter.awaited.id = id;
@@ -84,17 +85,17 @@ impl WaiterQueue {
         (id, first)
     }
 
-    /// A waiter gave up.
-    pub fn remove(&mut self, id: u64) {
+    /// Removes a waiter that timed out.
+    pub(crate) fn remove(&mut self, id: u64) {
         self.take(id);
     }
 
-    /// A waiter has its result; and whether a hint came while it waited.
-    pub fn complete(&mut self, id: u64, now: Instant) -> Option<(Waiter, bool)> {
+    /// Removes a waiter that has its result. Returns it, and whether a hint came while it waited.
+    pub(crate) fn complete(&mut self, id: u64, now: Instant) -> Option<(Waiter, bool)> {
         let (waiter, hinted) = self.take(id)?;
         let State { inboxes, timers } = &mut self.state;
         if let Some(inbox) = inboxes.get_mut(waiter.awaited.key.recv_id.as_str()) {
-            // Those behind it may be there as well.
+            // The rows of the next waiters may exist as well.
             inbox.completed += 1;
             inbox.look_up_by(now, timers);
         }
@@ -102,8 +103,8 @@ impl WaiterQueue {
         Some((waiter, hinted))
     }
 
-    /// Something was completed in this inbox. Whether anybody waits for it.
-    pub fn hinted(&mut self, recv_id: &str, now: Instant) -> bool {
+    /// Makes the inbox due. Returns whether it has waiters.
+    pub(crate) fn hinted(&mut self, recv_id: &str, now: Instant) -> bool {
         let State { inboxes, timers } = &mut self.state;
         let Some(inbox) = inboxes.get_mut(recv_id) else { return false };
         inbox.hinted = Some(now);
@@ -111,13 +112,14 @@ impl WaiterQueue {
         true
     }
 
-    /// When to look next.
-    pub fn next_lookup(&self) -> Option<Instant> {
+    /// Returns when the next lookup is due.
+    pub(crate) fn next_lookup(&self) -> Option<Instant> {
         self.state.timers.first().map(|(when, _)| *when)
     }
 
-    /// Whom to look for now. Their inboxes are looked at again at `again` at the latest, which is after `now`.
-    pub fn due(&mut self, now: Instant, again: Instant) -> Vec<Awaited> {
+    /// Returns the waiters to look up now. Their inboxes are due again at `again` at the latest, which must be after
+    /// `now`.
+    pub(crate) fn due(&mut self, now: Instant, again: Instant) -> Vec<Awaited> {
         let State { inboxes, timers } = &mut self.state;
         let mut due = Vec::new();
         while due.len() < MAX_LOOKUP_MSGS
@@ -147,15 +149,15 @@ impl WaiterQueue {
 }
 
 impl Inbox {
-    /// The waiters to ask for now.
+    /// Returns the waiters to look up now.
     fn next(&mut self) -> impl Iterator<Item = u64> + use<> {
-        // As many again as the last look found: the more is stored, the more is looked_up for at once.
+        // Twice as many as the last lookup found: the more messages are stored, the more are looked up together.
         let chunk = (2 * std::mem::take(&mut self.completed)).clamp(CHUNK, MAX_LOOKUP_MSGS / 2);
         let mut next: Vec<Rank> = self.waiters.iter().take(chunk).copied().collect();
         let after = next.last().copied().unwrap_or_default().max(self.turn);
         let oldest = next.len();
         next.extend(self.waiters.range((Excluded(after), Unbounded)).take(chunk));
-        // After the last of all it is the first one's turn.
+        // After the last waiter, the first one is next.
         self.turn = next[oldest..].last().copied().unwrap_or((i64::MIN, 0));
         next.into_iter().map(|(_, id)| id)
     }

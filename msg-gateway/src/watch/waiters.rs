@@ -1,7 +1,7 @@
-//! `wait_for: STORED`: who waits until a message that Kafka has is a row, or is kept aside.
+//! `wait_for: STORED`: callers wait until an accepted message is a row or a dead letter.
 //!
-//! A hint says which inbox to look at, and one statement looks for all who wait for it. Without a hint everybody is
-//! looked after from time to time.
+//! A hint names the inbox to look up, and one query looks up the messages of many waiters. Without hints, every
+//! waiter's message is looked up at an interval.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,16 +20,16 @@ use crate::watch::queries::{MessageKey, WatchQueries};
 use crate::watch::verdict::{self, Awaited, Verdict, WaitResult};
 use crate::watch::waiter_queue::{Waiter, WaiterQueue};
 
-/// A hint may come before the one who waits: how soon to look without one, and how often after that.
+/// The delay of the first lookup, because a hint may come before its waiter; and the intervals after that.
 const FIRST_LOOKUP_DELAY: Duration = Duration::from_millis(50);
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 const LOOKUP_INTERVAL_WITHOUT_HINTS: Duration = Duration::from_millis(100);
-/// How long to wait after the database did not answer.
+/// How long to wait after a failed query.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Those who wait.
+/// The callers that wait until a message is stored.
 #[derive(Default)]
-pub struct Waiters {
+pub(crate) struct Waiters {
     /// `None` without a database.
     queries: Option<Arc<WatchQueries>>,
     max: usize,
@@ -39,24 +39,24 @@ pub struct Waiters {
     due: Notify,
 }
 
-/// A index among those who wait; given back when it is dropped.
-pub struct WaiterPermit {
+/// A permit for one waiter, released when it is dropped.
+pub(crate) struct WaiterPermit {
     waiters: Arc<Waiters>,
     _interest: HintInterest,
 }
 
 impl Waiters {
-    /// At most `max` at a time.
-    pub fn new(queries: Arc<WatchQueries>, max: usize, monitor: Arc<HintMonitor>) -> Self {
+    /// Creates the budget of `max` waiters.
+    pub(crate) fn new(queries: Arc<WatchQueries>, max: usize, monitor: Arc<HintMonitor>) -> Self {
         Waiters { queries: Some(queries), max, monitor, ..Waiters::default() }
     }
 
-    /// A index for one message, to be taken before anything is sent.
-    pub fn acquire(self: &Arc<Self>) -> Result<WaiterPermit, Failure> {
+    /// Acquires a permit for one message. Call it before the message is sent, so that the call can still be rejected.
+    pub(crate) fn acquire(self: &Arc<Self>) -> Result<WaiterPermit, Failure> {
         if self.queries.is_none() {
             return Err(Failure::NoDatabase);
         }
-        // Added first: two at once cannot both take the last index.
+        // Increment before the check. With check-then-increment, two concurrent calls could both get the last permit.
         let permit = WaiterPermit { waiters: self.clone(), _interest: self.monitor.register_interest() };
         if self.count.fetch_add(1, Ordering::Relaxed) >= self.max {
             return Err(Failure::Overloaded("too many messages are waited for".into()));
@@ -64,13 +64,13 @@ impl Waiters {
         Ok(permit)
     }
 
-    /// How many wait.
-    pub fn count(&self) -> usize {
+    /// Returns the number of permits in use.
+    pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Something was completed in these inboxes.
-    pub fn hinted(&self, hint: &StoredHint) {
+    /// Makes the lookups of these inboxes due.
+    pub(crate) fn hinted(&self, hint: &StoredHint) {
         let mut queue = self.lock();
         let now = Instant::now();
         let mut any = false;
@@ -83,8 +83,8 @@ impl Waiters {
         }
     }
 
-    /// Looks for those who wait until `stop`.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+    /// Looks up awaited messages until `stop`.
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(queries) = self.queries.clone() else { return };
         let lookups = async {
             loop {
@@ -147,7 +147,7 @@ impl Waiters {
         if !hinted && waiter.since.elapsed() > 4 * FIRST_LOOKUP_DELAY {
             self.monitor.mark_unreliable();
         }
-        // Who gave up in this moment does not hear it.
+        // The waiter may have timed out in this moment.
         let _ = waiter.result.send(result);
     }
 
@@ -156,15 +156,15 @@ impl Waiters {
     }
 }
 
-/// What is looked for, with its index among all.
+/// Returns the keys of these waiters, each with its index.
 fn pick<'a>(awaited: &'a [Awaited], indexes: &BTreeSet<usize>) -> Vec<(usize, &'a MessageKey)> {
     indexes.iter().map(|index| (*index, &awaited[*index].key)).collect()
 }
 
 impl WaiterPermit {
-    /// Waits, without a deadline of its own, until the record at `placement` is result: where it is stored, or
-    /// `DeadLettered`. Dropping the future is giving up.
-    pub async fn stored(self, recv_id: String, digest: Digest, placement: Placement) -> WaitResult {
+    /// Waits until the record at `placement` is stored or dead-lettered, without a timeout. Returns where it is
+    /// stored, or `DeadLettered`. Dropping the future removes the waiter.
+    pub(crate) async fn stored(self, recv_id: String, digest: Digest, placement: Placement) -> WaitResult {
         let (result_sender, result) = oneshot::channel();
         let msg_id = Uuid::parse_str(&placement.msg_id)
             .map_err(|_| Failure::Internal("the placement's msg_id is not a UUID".into()))?;
@@ -188,7 +188,7 @@ impl Drop for WaiterPermit {
     }
 }
 
-/// A waiter's entry, until this is dropped.
+/// A waiter's entry in the queue, removed when this is dropped.
 struct Entry<'a> {
     waiters: &'a Waiters,
     id: u64,

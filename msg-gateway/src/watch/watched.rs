@@ -16,16 +16,16 @@ use crate::watch::hint_monitor::{HintInterest, HintMonitor};
 use crate::watch::pending_inboxes::PendingInboxes;
 use crate::watch::queries::WatchQueries;
 
-/// All who watch.
-pub struct Watches {
+/// The budgets and the feed that all watch streams share.
+pub(crate) struct Watches {
     pub(super) feed: Arc<Feed>,
     pub(super) queries: Arc<WatchQueries>,
     pub(super) monitor: Arc<HintMonitor>,
     pub(super) options: WatchOptions,
     pub(super) max_id_bytes: usize,
-    /// How long a caller may leave an answer untaken.
+    /// How long a caller may leave a response unread.
     pub(super) answer_timeout: Duration,
-    /// Bytes of events that were made and not taken.
+    /// Bytes of events that were created and not read.
     pub(super) buffered: Arc<Semaphore>,
     streams: AtomicUsize,
     inboxes: AtomicUsize,
@@ -35,8 +35,7 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Nobody watches yet.
-    pub fn new(feed: Arc<Feed>, queries: Arc<WatchQueries>, monitor: Arc<HintMonitor>, config: &Config) -> Self {
+    pub(crate) fn new(feed: Arc<Feed>, queries: Arc<WatchQueries>, monitor: Arc<HintMonitor>, config: &Config) -> Self {
         let options = config.watch.clone();
         let (max_id_bytes, answer_timeout) = (config.limits.max_id_bytes, config.server.answer_timeout);
         let buffered = Arc::new(Semaphore::new(max_permits(&options)));
@@ -58,18 +57,18 @@ impl Watches {
         }
     }
 
-    /// Streams, and inboxes over all of them.
-    pub fn usage(&self) -> (usize, usize) {
+    /// Returns the number of streams, and of inboxes over all of them.
+    pub(crate) fn usage(&self) -> (usize, usize) {
         (self.streams.load(Ordering::Relaxed), self.inboxes.load(Ordering::Relaxed))
     }
 }
 
-/// Permits of the buffer, one a byte.
+/// The permits of the event buffer, one per byte.
 pub(super) fn max_permits(options: &WatchOptions) -> usize {
     options.watch_buffer_bytes.min(u32::MAX as usize)
 }
 
-/// A stream's permit among the others.
+/// A stream's permit for itself and its inboxes.
 pub(super) struct WatchPermit {
     watches: Arc<Watches>,
     inboxes: usize,
@@ -77,7 +76,7 @@ pub(super) struct WatchPermit {
 
 impl WatchPermit {
     pub(super) fn acquire(watches: &Arc<Watches>, inboxes: usize) -> Result<Self, Failure> {
-        // Added first: two at once cannot both take the last permit.
+        // Increment before the check. With check-then-increment, two concurrent calls could both get the last permit.
         let streams = watches.streams.fetch_add(1, Ordering::Relaxed);
         let before = watches.inboxes.fetch_add(inboxes, Ordering::Relaxed);
         let permit = WatchPermit { watches: watches.clone(), inboxes };
@@ -98,7 +97,7 @@ impl Drop for WatchPermit {
     }
 }
 
-/// What is known to the feed of one stream, until it is dropped.
+/// The subscription of one stream, which ends when it is dropped.
 pub(super) struct Watched {
     pub(super) pending: Arc<PendingInboxes>,
     pub(super) recv_ids: Vec<Arc<str>>,
@@ -118,7 +117,7 @@ impl Drop for Watched {
     }
 }
 
-/// An event on its way, with the permit for its bytes.
+/// An event that the caller has not read, with the permit for its bytes.
 pub(super) struct BufferedEvent(Mutex<(Option<WatchMsgsResponse>, Option<OwnedSemaphorePermit>)>);
 
 impl BufferedEvent {

@@ -1,4 +1,5 @@
-//! One WatchMsgs stream's task: sends what is in the feed, and reads from the table what is not there any more.
+//! The task of one WatchMsgs stream: sends rows from the feed, and reads rows that are not cached any more from the
+//! table.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -17,16 +18,17 @@ use crate::watch::feed::size;
 use crate::watch::queries::CatchUpPermit;
 use crate::watch::watched::{BufferedEvent, Watched, max_permits};
 
-/// Most messages, and bytes but for one message, of one event. Small: it is what a stream holds whose caller does not read.
+/// Maximum messages and bytes of one event, which may be exceeded by a single message. Small, because a stream whose
+/// caller does not read holds that much.
 const EVENT_ROWS: usize = 500;
 const EVENT_BYTES: usize = 64 << 10;
-/// How long to wait after the database did not answer.
+/// How long to wait after a failed query.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// One stream's task.
+/// The task of one stream.
 pub(super) struct Watcher {
     watched: Watched,
-    /// The last seq that was sent of each inbox.
+    /// The last `seq` that was sent, by index of the inbox.
     pub(super) cursors: Vec<i64>,
     omit_content: bool,
     lifetime: Lifetime,
@@ -52,23 +54,24 @@ impl Watcher {
         answered("WatchMsgs", failure.as_ref().map_or("OK", Failure::outcome));
         let Some(failure) = failure else { return };
         let is_slow = failure == Failure::SlowReader;
-        // It is told when the stream is at its end, which is when `events` is dropped.
+        // The stream reads it at its end, which comes when `events` is dropped.
         let _ = end.set(failure);
         drop(events);
         let timeout = self.watched.watches().answer_timeout;
         drop(self);
-        // What its connection holds of it goes only with the stream, or else with the connection.
+        // The connection holds the stream's bytes until the stream or the connection is closed.
         if is_slow && tokio::time::timeout(timeout, gone.cancelled()).await.is_err() {
             lifetime.disconnect_slow_reader();
         }
     }
 
-    /// Until nothing is read of it for too long. Heartbeats go on whatever the next messages wait for.
+    /// Sends events until the caller has not read for the stall timeout. Heartbeats continue while the next messages
+    /// wait for a permit.
     async fn send_all(&mut self, events: &mpsc::Sender<Arc<BufferedEvent>>) -> Failure {
         let watches = self.watched.watches().clone();
         let options = &watches.options;
         let mut sent = Sent::default();
-        // The first event is one, whatever there is to send already: the caller learns from it that the watch has begun.
+        // The first event is always a heartbeat: it tells the caller that the watch has started.
         let Ok(slot) = events.reserve().await else { std::future::pending().await };
         sent.send(Some(slot), heartbeat(), None);
         let mut heartbeat_at = Instant::now() + options.heartbeat_interval;
@@ -78,8 +81,8 @@ impl Watcher {
             };
             let Ok(slot) = slot else { std::future::pending().await };
             let (mut slot, mut event, mut stalled_at) = (Some(slot), None, Instant::now());
-            // Not before there is a slot: what comes meanwhile goes with the same event. It stays what it is when a heartbeat
-            // comes in between: it may have waited for its catch_up for long.
+            // Gather only when a slot is free: messages that come meanwhile are in the same event. The future is kept
+            // when a heartbeat is sent in between, because it may have waited for its catch-up permit for long.
             let gathering = self.gather();
             tokio::pin!(gathering);
             while event.is_none() || slot.is_none() {
@@ -104,7 +107,8 @@ impl Watcher {
         }
     }
 
-    /// The next messages, with the permit for their bytes, which is there before they are. Waits for as long as it takes.
+    /// Returns the next messages, with the permit for their bytes, which is acquired before they are read. Waits
+    /// without limit.
     async fn gather(&mut self) -> (WatchMsgsResponse, Option<OwnedSemaphorePermit>) {
         let watches = self.watched.watches().clone();
         let mut bytes = EVENT_BYTES;
@@ -116,8 +120,9 @@ impl Watcher {
             let mut permit = permit.expect("it is never closed");
             match self.gather_up_to(bytes, catch_up.as_ref()).await {
                 Gathered::Nothing => (bytes, catch_up) = (EVENT_BYTES, None),
-                // One message that is larger: its permit, and then again. Nobody holds one while it waits for another, or for its
-                // catch_up: who catches up must not keep the buffer from those who have.
+                // A single larger message: acquire a permit of its size and gather again. No watcher holds a permit of
+                // the buffer while it waits for another one or to catch up: watchers that catch up must not block
+                // those that have caught up.
                 Gathered::TooLarge(larger) => bytes = larger,
                 Gathered::Catchup => {
                     drop(permit);
@@ -139,7 +144,7 @@ impl Watcher {
 
     async fn gather_up_to(&mut self, max_bytes: usize, catch_up: Option<&CatchUpPermit>) -> Gathered {
         let watches = self.watched.watches().clone();
-        // A large message goes alone: nobody gets many small ones in an event of its size.
+        // A large message is sent alone. Otherwise a stream could get many small messages in an event of that size.
         let max_rows = if max_bytes > EVENT_BYTES { 1 } else { EVENT_ROWS };
         let (mut msgs, mut bytes, mut behind) = (Vec::new(), 0, false);
         while msgs.len() < max_rows && bytes < max_bytes {
@@ -159,13 +164,13 @@ impl Watcher {
                     self.watched.pending.put_back(index);
                     return Gathered::Catchup;
                 };
-                // Boxed: it is seldom, and would be max_bytes of what an idle watcher's task takes.
+                // Boxed: it is rare, and would be most of the memory of an idle watcher's task.
                 let Some(rows) = Box::pin(self.page(catch_up, index, max_bytes, max_rows)).await else {
                     self.watched.pending.put_back(index);
                     return Gathered::Failed;
                 };
                 slice.rows = rows;
-                // What is not there at all is not waited for.
+                // A row that does not exist at all is not waited for.
                 if slice.rows.is_empty() {
                     continue;
                 }
@@ -199,7 +204,8 @@ impl Watcher {
         Gathered::Event(WatchMsgsResponse { event: Some(Event::Msgs(WatchedMsgs { msgs, behind })) }, bytes)
     }
 
-    /// What comes next in an inbox, from the table: up to `max_bytes` bytes, but for one message. `None` when it did not answer.
+    /// Returns the next rows of an inbox from the table: up to `max_bytes`, and at least one. `None` if the query
+    /// failed.
     async fn page(
         &self,
         catch_up: &CatchUpPermit,
@@ -213,7 +219,7 @@ impl Watcher {
         let query = Query::after(recv_id, self.cursors[index], page_size, self.omit_content);
         let page = watches.queries.page(catch_up, &query, i64::try_from(max_bytes).unwrap_or(i64::MAX)).await;
         let (rows, _) = page.ok()?;
-        // It counts bytes in another way.
+        // The query counts bytes differently.
         let mut sum = 0;
         let fits = rows.into_iter().enumerate().take_while(|(number, row)| {
             sum += size(row);
@@ -224,19 +230,19 @@ impl Watcher {
 }
 
 enum Gathered {
-    /// There is nothing to send.
+    /// Nothing is pending.
     Nothing,
-    /// What is next has to be read from the table, for which it is not our catch_up.
+    /// The next rows have to be read from the table, and that needs a catch-up permit.
     Catchup,
-    /// The table did not answer.
+    /// The query failed.
     Failed,
-    /// So many bytes are needed for the next message alone.
+    /// The next message alone needs this many bytes.
     TooLarge(usize),
-    /// An event, and its bytes.
+    /// An event and its bytes.
     Event(WatchMsgsResponse, usize),
 }
 
-/// What may still lie with a caller who does not read: one event that waits, and one that was slice before it.
+/// The events that a caller who does not read may still hold: one in the channel, and one that was received before it.
 #[derive(Default)]
 struct Sent([Option<Arc<BufferedEvent>>; 2]);
 

@@ -26,7 +26,7 @@ use crate::response_permit::ResponsePermit;
 use crate::router::with_reason_of_transport;
 use crate::send::stream::entries::{BlockedEntries, Entries};
 use crate::send::stream::replies::ReplySender;
-pub use crate::send::stream::replies::ReplyStream;
+pub(crate) use crate::send::stream::replies::ReplyStream;
 use crate::send::{Call, Sender, trace};
 use crate::status::Failure;
 
@@ -35,7 +35,7 @@ const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
 impl Sender {
     /// Begins a stream; a task of its own serves it until its end. The connection, and so the drain, waits for the reply's end.
-    pub fn open_stream(
+    pub(crate) fn open_stream(
         self: &Arc<Self>,
         requests: impl Stream<Item = Result<StreamSendMsgRequest, Status>> + Send + 'static,
         call: Call<'_>,

@@ -18,7 +18,7 @@ pub(super) struct Reply {
 }
 
 /// What the caller reads.
-pub struct ReplyStream {
+pub(crate) struct ReplyStream {
     replies: mpsc::Receiver<Result<Reply, Status>>,
     /// The permits of replies that are with the connection, which releases them as it writes.
     unwritten: Arc<ResponsePermit>,

@@ -25,7 +25,7 @@ fn what_is_hinted_is_read_once_and_given_to_all_who_watch() {
     let (one, other) = (Arc::new(PendingInboxes::new(1, 1)), Arc::new(PendingInboxes::new(2, 1)));
     feed.subscribe(&one, std::slice::from_ref(&bob));
     feed.subscribe(&other, std::slice::from_ref(&bob));
-    // Before the tip is known nothing is read: it would be the whole inbox.
+    // Before the tip is known nothing is read: the read would return the whole inbox.
     feed.hinted(&hint("bob", 7));
     assert_eq!(feed.next_unread(9), []);
     assert_eq!(feed.resolve_tip(&bob, 5), 5);
@@ -39,11 +39,11 @@ fn what_is_hinted_is_read_once_and_given_to_all_who_watch() {
     assert_eq!(seqs(&feed.slice("bob", 5, 9, 9999)), [6, 7]);
     assert_eq!(seqs(&feed.slice("bob", 6, 9, 9999)), [7]);
     assert_eq!(feed.slice("bob", 7, 9, 9999), FeedSlice { rows: Vec::new(), tip: 7 });
-    // What was there before is for the table.
+    // Rows from before the first watcher have to be read from the table.
     assert_eq!(feed.slice("bob", 4, 9, 9999), FeedSlice { rows: Vec::new(), tip: 7 });
     feed.unsubscribe(&one, std::slice::from_ref(&bob));
     feed.unsubscribe(&other, &[bob]);
-    assert!(feed.is_empty());
+    assert_eq!(feed.len(), 0);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn what_could_not_be_read_is_read_again() {
     assert_eq!(feed.next_unread(9), read);
 }
 
-/// A watcher as it is in `watch`, without its waits: takes what is here, or a page of the table.
+/// Does what `watcher` does, without waiting: reads from the feed, or else a page of the table.
 fn step(
     feed: &Feed,
     table: &BTreeMap<String, i64>,
@@ -82,13 +82,13 @@ fn step(
     }
 }
 
-/// A watcher on its way in: entered, and perhaps with the seqs that it found in the table.
+/// A watcher that is subscribing: it is in the feed, and may have read the table.
 struct Entering {
     pending: Arc<PendingInboxes>,
     found: Option<Vec<i64>>,
 }
 
-/// A statement of the reader on its way: what it was asked, and perhaps what it found.
+/// A statement of the feed reader that is in flight: its inboxes, and perhaps its result.
 struct Reading {
     next: Vec<(Arc<str>, i64)>,
     found: Option<Vec<(usize, i64)>>,
@@ -117,7 +117,7 @@ impl World {
         match self.random.random_range(0..9) {
             0 | 1 => self.enter(number),
             2 | 3 => {
-                // Stored; the hint may be lost.
+                // A message is stored; its hint may be lost.
                 let inbox = self.inboxes[self.random.random_range(0..3)].clone();
                 let seq = self.table.get_mut(&*inbox).expect("it is one of them");
                 *seq += self.random.random_range(1..4);
@@ -134,7 +134,7 @@ impl World {
         }
     }
 
-    /// The next step of a watcher on its way in.
+    /// Does the next step of subscribing a watcher.
     fn enter(&mut self, number: u64) {
         match self.entering.take() {
             None if self.watchers.len() < 3 => {
@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    /// The next step of a statement of the reader: at max two rows of an inbox and three in all, or none at all.
+    /// Does the next step of the feed reader: it reads at most two rows of an inbox and three in all, or fails.
     fn read(&mut self) {
         match self.reading.take() {
             None => self.reading = Some(Reading { next: self.feed.next_unread(2), found: None }),
@@ -194,7 +194,7 @@ fn whatever_happens_in_between_each_watcher_gets_each_message_once_and_in_order(
         for number in 0..300 {
             world.turn(number);
         }
-        // In the end a look finds what no hint told of.
+        // At the end, checks find the rows for which no hint came.
         for _ in 0..300 {
             for (recv_id, seq) in world.feed.next_checks(3) {
                 if world.table[&*recv_id] >= seq {

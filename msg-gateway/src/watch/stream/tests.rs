@@ -1,4 +1,4 @@
-//! How a watch opens, with a table that answers as the test wants.
+//! How a watch opens, with a table that returns what the test wants.
 
 use msg_common::config::read;
 use msg_common::proto::{HintedInbox, InboxCursor, StoredHint};
@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::watch::feed::Feed;
 use crate::watch::queries::WatchQueries;
 
-/// Nobody connects to it.
+/// Watches with a database that is never connected to.
 fn watches(feed: &Arc<Feed>) -> Arc<Watches> {
     let words = ["msg-gateway", "--database-url", "postgres://localhost/nowhere"].map(Into::into);
     let config: Config = read(words).unwrap_or_else(|_| panic!("the settings are good"));
@@ -25,7 +25,7 @@ fn stored_up_to(feed: &Feed, seq: i64) {
     feed.hinted(&StoredHint { inboxes: vec![HintedInbox { recv_id: "bob".into(), seq }] });
 }
 
-/// A watch while the table is asked how far it reaches: what is stored right then is hinted, and seen by nobody else.
+/// A message is stored while the last `seq` is queried: it is hinted, and no other watcher exists.
 #[tokio::test]
 async fn hint_while_a_watch_opens_is_not_missed() {
     let feed = Arc::new(Feed::new(1 << 20));
@@ -39,7 +39,7 @@ async fn hint_while_a_watch_opens_is_not_missed() {
     assert_eq!(feed.next_unread(9), [("bob".into(), 5)], "what the hint told of is read");
 }
 
-/// The table went back (restored, say) while somebody watched what is not there any more.
+/// The table went back (a restore, for example) while another watcher had higher rows.
 #[tokio::test]
 async fn watch_from_now_on_starts_at_the_table_not_at_others_tip() {
     let feed = Arc::new(Feed::new(1 << 20));
@@ -62,6 +62,6 @@ async fn watch_that_cannot_open_leaves_nothing_behind() {
     let away = async |_| Err(Failure::DatabaseUnavailable("away".into()));
     let opened = watches.watcher(bob(None), Lifetime::default(), away).await.map(|watcher| watcher.cursors);
     assert_eq!(opened, Err(Failure::DatabaseUnavailable("away".into())));
-    assert!(feed.is_empty());
+    assert_eq!(feed.len(), 0);
     assert_eq!(watches.usage(), (0, 0));
 }

@@ -10,11 +10,11 @@ use crate::watch::queries::MessageKey;
 
 const LATER: Duration = Duration::from_secs(1);
 
-/// A test's clock, and who waits.
+/// A clock and the waiters.
 struct World {
     queue: WaiterQueue,
     now: Instant,
-    /// How many were looked_up for in all looks.
+    /// The number of waiters in all lookups.
     looked_up: usize,
 }
 
@@ -37,7 +37,7 @@ impl World {
         self.queue.add(waiter, self.now + LATER).0
     }
 
-    /// Looks now: of those that are due, these offsets are found.
+    /// Looks up the waiters that are due now. Returns the offsets that were found.
     fn look_up(&mut self, is_stored: impl Fn(i64) -> bool) -> Vec<i64> {
         let due = self.queue.due(self.now, self.now + LATER);
         self.looked_up += due.len();
@@ -52,7 +52,7 @@ impl World {
         found
     }
 
-    /// Looks until nothing is due now. How many were found.
+    /// Looks up until nothing is due now. Returns how many were found.
     fn look_up_until_idle(&mut self, is_stored: impl Fn(i64) -> bool) -> usize {
         let mut found = 0;
         while self.queue.next_lookup().is_some_and(|when| when <= self.now) {
@@ -98,7 +98,7 @@ fn who_gave_up_is_not_looked_for() {
     assert_eq!(world.queue.next_lookup(), None);
 }
 
-/// A hint for each batch, and many that wait: what is looked_up for follows from what is stored.
+/// A hint for each batch, and many waiters: the number of lookups follows from the stored messages.
 #[test]
 fn waiters_of_a_hot_inbox_cost_what_is_stored_and_not_their_square() {
     const WAITERS: i64 = 20_000;
@@ -116,7 +116,7 @@ fn waiters_of_a_hot_inbox_cost_what_is_stored_and_not_their_square() {
     assert!(world.looked_up < 10 * found, "{} were looked up to find {found}", world.looked_up);
 }
 
-/// The oldest ones wait for records that Kafka lost; those behind them are found all the same.
+/// The oldest waiters wait for records that Kafka lost; the waiters behind them get their results.
 #[test]
 fn waiters_behind_those_that_never_settle_are_found() {
     let mut world = World::new();
