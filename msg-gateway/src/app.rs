@@ -1,4 +1,4 @@
-//! The gateway as a whole: what is built, what runs beside what, and how it ends.
+//! The gateway as a whole: builds its parts, runs them, and shuts them down.
 
 use std::io;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use crate::unread::ReadTimer;
 use crate::watch::{WatchError, WatchServices};
 use crate::{health, read};
 
-/// The component of [`Readiness`] that speaks for the end.
+/// The component of [`Readiness`] for the shutdown.
 const SHUTDOWN: &str = "shutdown";
 
 /// Why the gateway could not start, or ended.
@@ -43,49 +43,50 @@ pub enum Error {
     /// An address cannot be listened on.
     #[error("{0}")]
     Listen(String),
-    /// The system has no threads or files for us.
+    /// The system has no threads or files left.
     #[error("runtime: {0}")]
     Runtime(io::Error),
     /// Signals cannot be received.
     #[error("signals: {0}")]
     Signals(io::Error),
-    /// librdkafka refuses its settings.
+    /// librdkafka rejected its settings.
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
-    /// Those who wait and watch cannot be served.
+    /// The watch services could not start.
     #[error(transparent)]
     Watch(#[from] WatchError),
-    /// The pools, or the client that asks Kafka, cannot be made.
+    /// The database pools or the Kafka client of the reads could not be created.
     #[error("reads: {0}")]
     Reads(String),
-    /// The contract's descriptors cannot be served.
+    /// The descriptors of the contract could not be served.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// gRPC ended.
+    /// The gRPC server failed.
     #[error("grpc server: {0}")]
     Serve(#[from] tonic::transport::Error),
-    /// The admin port ended.
+    /// The admin server failed.
     #[error("admin port: {0}")]
     Admin(io::Error),
-    /// The health check could not ask.
+    /// The health check could not reach the admin server.
     #[error("health check: {0}")]
     Probe(io::Error),
-    /// The health check was told no.
+    /// The gateway responded that it is not ready.
     #[error("not ready: {0}")]
     NotReady(String),
 }
 
-/// Serves until `shutdown`, then drains: not ready, no new calls, those that run to their end, the producer empty.
+/// Serves until `shutdown`, then drains: it is not ready, accepts no new calls, finishes the open ones, and flushes
+/// the producer.
 pub async fn run(
     config: Config,
     grpc: TcpListener,
     admin: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    // First of all: handles are of the recorder that is there when they are made.
+    // First: a metric handle belongs to the recorder that is installed when it is created.
     telemetry::metrics();
     describe();
-    // Ends the tasks that serve the calls; outlives the drain.
+    // Stops the tasks that serve the calls, after the drain.
     let stop = CancellationToken::new();
     let _stop_at_return = stop.clone().drop_guard();
     let tasks = TaskTracker::new();
@@ -177,39 +178,41 @@ pub async fn run(
     Ok(())
 }
 
-/// Health says so first, so that callers that watch it go elsewhere before anything is refused.
+/// Changes the health status before anything is rejected, so that callers that watch it connect elsewhere.
 async fn announce_end(readiness: &Readiness, reporter: &HealthReporter) {
     readiness.not_ready(SHUTDOWN, "draining");
     health::set(reporter, false).await;
 }
 
-/// Each connection takes a file, and so do Kafka's, the database's and our own.
+/// Each connection needs a file descriptor, and so do the connections to Kafka and to the database.
 fn raise_open_files(max_connections: usize) {
     const OTHERS: u64 = 512;
     match open_files::raise() {
         Ok(limit) if limit < max_connections as u64 + OTHERS => {
             tracing::warn!(limit, max_connections, "the limit of open files is below what --max-connections needs");
         }
-        Ok(limit) => tracing::debug!(limit, "open files"),
+        Ok(limit) => tracing::debug!(limit, "checked limit of open files"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }
 
 fn builder(options: &ServerOptions) -> Server {
-    // Streams that are not read, because the gateway is full or their results are not taken, must not stop the other calls
-    // beside them: a connection has room for 64. What is in all windows is bounded by `--max-send-streams`, since every other
-    // request is read as it comes.
+    // Streams that are not read, because the gateway is full or their results are not read, must not block other calls
+    // of the same connection: the connection's window is as large as that of 64 streams. All windows together are
+    // bounded by `--max-send-streams`, since every other request is read as it comes.
     const STREAM_WINDOW: u32 = 256 << 10;
     const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
     let mut builder = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(options.max_concurrent_streams)
-        // After a pause of this process (a frozen VM, say), calls arrive together with their callers' resets. With h2's limit of 20
-        // that looks like an attack, and the connection's other calls would end without a reason.
+        // After this process was paused (a frozen VM, for example), calls arrive together with their callers' resets.
+        // With h2's limit of 20 that looks like an attack, and the other calls of the connection would end without a
+        // reason.
         .http2_max_pending_accept_reset_streams(Some(max_resets(options)))
-        // Each stream that the peer makes h2 reset is kept until its frame is written, and tonic sets no limit. What an honest
-        // caller brings about is few: calls above the limit of streams that it sends before our settings have arrived.
+        // h2 keeps each stream that the peer makes it reset until the frame is written, and tonic sets no limit. An
+        // honest caller causes few of them: calls above the stream limit that it sends before it has the server's
+        // settings.
         .http2_max_local_error_reset_streams(Some(max_resets(options)))
         .http2_keepalive_interval(Some(options.keepalive_interval))
         .http2_keepalive_timeout(Some(options.keepalive_timeout));
@@ -219,23 +222,24 @@ fn builder(options: &ServerOptions) -> Server {
     builder
 }
 
-/// How many calls of a connection may be reset before they were accepted, and how many because of the peer's errors: as many as there
-/// may be at a time. Not many more: a flood of calls that are reset at once would not be told from callers that gave up.
+/// How many calls of a connection may be reset before they were accepted, and how many because of errors of the peer:
+/// as many as may be open. With many more, a flood of calls that are reset immediately would look like callers that
+/// gave up.
 fn max_resets(options: &ServerOptions) -> usize {
     const LEAST: usize = 1024;
     usize::try_from(options.max_concurrent_streams).unwrap_or(LEAST).max(LEAST)
 }
 
-/// Both versions: older tools ask for v1alpha only.
+/// Adds both versions, because older tools use only v1alpha.
 fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Error> {
     let described = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // ErrorInfo and its like, so that tools can show the details of an error.
+            // ErrorInfo and the like, so that tools can show error details.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    // A request is a name. It comes back twice, in a response that names what was requested.
+    // A request is a name, and the response contains it twice.
     const MAX_REQUEST_BYTES: usize = 4 << 10;
     let v1 = described().build_v1()?.max_decoding_message_size(MAX_REQUEST_BYTES);
     let v1alpha = described().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST_BYTES);
@@ -243,7 +247,7 @@ fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Erro
     Ok(())
 }
 
-/// Looks at what changes with every message, from time to time, so that a message need not tell.
+/// Sets the gauges every second. Setting them with each message would cost more.
 async fn update_gauges(
     (budget, buffer, calls, responses): (Arc<SendBudget>, Arc<BufferBudget>, Arc<CallLimits>, Arc<ResponseBudget>),
     stop: CancellationToken,

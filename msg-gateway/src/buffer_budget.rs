@@ -75,9 +75,9 @@ mod tests {
     #[test]
     fn unfinished_requests_have_a_limit() {
         let budget = BufferBudget::new(10);
-        let first = budget.acquire(6).expect("there is room");
+        let first = budget.acquire(6).expect("there is capacity");
         assert!(budget.acquire(5).is_none());
-        let second = budget.acquire(4).expect("there is room");
+        let second = budget.acquire(4).expect("there is capacity");
         drop((first, second));
         assert_eq!(budget.used(), 0);
     }

@@ -1,4 +1,4 @@
-//! grpc.health.v1: follows readiness, and ends its watchers' streams when the gateway drains, which would otherwise
+//! grpc.health.v1: reports the readiness. It ends its watchers' streams when the gateway drains, because they would
 //! keep their connections open.
 
 use msg_common::admin::Readiness;
@@ -29,7 +29,6 @@ pub(crate) async fn follow(mut reporter: HealthReporter, readiness: Readiness, d
     }
 }
 
-/// Reports this for every name.
 pub(crate) async fn set(reporter: &HealthReporter, ready: bool) {
     let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
     for name in NAMES {

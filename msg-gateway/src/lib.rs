@@ -1,4 +1,4 @@
-//! The gateway: takes messages in over gRPC and answers once Kafka has them for good, and gives stored ones out.
+//! The gateway: accepts messages over gRPC, responds when they are in Kafka, and reads stored messages.
 
 pub mod app;
 pub mod buffer_budget;

@@ -209,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_of_one_message_has_no_second_and_counts_until_it_ends() {
         let whole = Bytes::from_static(&[0, 0, 0, 0, 1, 7]);
-        for (second, taken) in [(Bytes::new(), true), (whole.clone(), false), (Bytes::from_static(&[0]), false)] {
+        for (second, accepted) in [(Bytes::new(), true), (whole.clone(), false), (Bytes::from_static(&[0]), false)] {
             for together in [true, false] {
                 let budget = BufferBudget::new(100);
                 let (send, chunks) = mpsc::unbounded_channel();
@@ -223,9 +223,9 @@ mod tests {
                     send.send(second.clone()).expect("it listens");
                 }
                 drop(send);
-                let expected = if taken { Ok(()) } else { Err(Code::Internal) };
+                let expected = if accepted { Ok(()) } else { Err(Code::Internal) };
                 assert_eq!(next(&mut body).await, Some(expected), "{second:?} {together}");
-                if taken {
+                if accepted {
                     assert_eq!(next(&mut body).await, None);
                 }
                 drop(body);

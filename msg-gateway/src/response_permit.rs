@@ -14,17 +14,16 @@ use crate::status::Failure;
 /// Bytes of a response that its call's own permit covers. A result of a send and nearly every error are smaller.
 pub(crate) const SMALL_RESPONSE: usize = 8 << 10;
 
-/// What a response holds until it is written.
+/// The permits that a response holds until it is written.
 #[derive(Debug)]
 pub(crate) struct ResponsePermit {
-    /// Until all of it is written.
+    /// Permits that are held until all of it is written.
     _whole: Vec<OwnedSemaphorePermit>,
-    /// Of the messages of a stream that were polled and are not among its bytes yet.
+    /// Permits of stream messages that were polled and are not among its bytes yet.
     polled: Mutex<Vec<OwnedSemaphorePermit>>,
 }
 
 impl ResponsePermit {
-    /// Permits that the response holds as a whole.
     pub(crate) fn new(permits: impl IntoIterator<Item = OwnedSemaphorePermit>) -> Arc<Self> {
         Arc::new(ResponsePermit { _whole: permits.into_iter().collect(), polled: Mutex::default() })
     }
@@ -34,13 +33,14 @@ impl ResponsePermit {
         self.polled.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
     }
 
-    /// The permits of the messages that were polled since the last bytes.
+    /// Returns the permits of the messages that were polled since the last bytes.
     pub(crate) fn take(&self) -> Vec<OwnedSemaphorePermit> {
         std::mem::take(&mut *self.polled.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Bytes of responses that are not written yet, over all connections; those of watches have a budget of their own.
+/// The budget of response bytes that are not written yet, over all connections. Events of watches have a budget of
+/// their own.
 #[derive(Debug)]
 pub(crate) struct ResponseBudget {
     free: Arc<Semaphore>,
@@ -48,24 +48,25 @@ pub(crate) struct ResponseBudget {
 }
 
 impl ResponseBudget {
-    /// Capacity for `max` bytes.
+    /// Creates a budget of `max` bytes.
     pub(crate) fn new(max: usize) -> Arc<Self> {
         let max = u32::try_from(max).unwrap_or(u32::MAX);
         let permits = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Arc::new(ResponseBudget { free: Arc::new(Semaphore::new(permits)), max })
     }
 
-    /// Bytes that are held.
+    /// Returns the bytes in use.
     pub(crate) fn used(&self) -> usize {
         (self.max as usize).saturating_sub(self.free.available_permits())
     }
 
-    /// A permit for a response of up to `bytes`, or an error now. A response that is larger than all of the capacity needs all of it.
+    /// Acquires a permit for a response of up to `bytes`, or fails immediately. A response that is larger than the
+    /// budget needs all of it.
     pub(crate) fn try_acquire(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
         self.free.clone().try_acquire_many_owned(self.permits(bytes)).map_err(|_| self.full())
     }
 
-    /// The same, or an error at `by`.
+    /// Acquires a permit as above, or fails at `by`.
     pub(crate) async fn acquire(&self, bytes: usize, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
         let permit = self.free.clone().acquire_many_owned(self.permits(bytes));
         let permit = tokio::time::timeout_at(by.into(), permit).await.map_err(|_| self.full())?;

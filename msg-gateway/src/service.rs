@@ -1,4 +1,4 @@
-//! The calls of msg.v1.MsgGateway: what each needs from its request's head, and the count of its answers.
+//! The methods of msg.v1.MsgGateway: they read the head of each request and count the responses.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,7 +24,6 @@ use crate::status::Failure;
 use crate::watch::WatchServices;
 use crate::watch::stream::WatchStream;
 
-/// The service.
 pub(crate) struct Gateway {
     sender: Arc<Sender>,
     reader: Reader,
@@ -32,7 +31,6 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Sends through one, reads through the other, and tells what is stored.
     pub(crate) fn new(sender: Sender, reader: Reader, watch: WatchServices) -> Self {
         Gateway { sender: Arc::new(sender), reader, watch }
     }
@@ -107,7 +105,7 @@ impl MsgGateway for Gateway {
     }
 }
 
-/// What a send has to know of its request's head.
+/// Reads what a send needs from the head of its request.
 fn call<'a>(metadata: &'a MetadataMap, extensions: &tonic::Extensions) -> Call<'a> {
     let headers = metadata.as_ref();
     Call {
@@ -117,7 +115,7 @@ fn call<'a>(metadata: &'a MetadataMap, extensions: &tonic::Extensions) -> Call<'
     }
 }
 
-/// When the request's head arrived; now, where no layer has noted it.
+/// Returns when the head of the request arrived, or the current time if no layer has noted it.
 fn arrival(extensions: &tonic::Extensions) -> Instant {
     extensions.get::<Arrival>().map_or_else(Instant::now, |arrival| arrival.0)
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::response_permit::disconnect_slow_reader;
 
-/// A response is given up after the timeout and up to this part of it more.
+/// A slow reader is disconnected after the timeout and up to this part of it more.
 const TICKS_PER_TIMEOUT: u64 = 8;
 /// Maximum number of ticks that a response may have: the length of each connection's ring, at 4 bytes a tick.
 const MAX_TICKS: u64 = 1000;

@@ -1,4 +1,5 @@
-//! librdkafka's callbacks: delivery reports go to the calls that wait for them, errors to the tasks that act on them.
+//! librdkafka's callbacks: they pass delivery reports to the calls that wait for them, and errors to the tasks that
+//! handle them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,15 +20,15 @@ use crate::producer::rejections::Rejections;
 use crate::producer::{InFlight, Report, ReportSender, code_of, offsets};
 use crate::send::outcome::{FailedDelivery, Outcome};
 
-/// What the callbacks tell the rest of the gateway.
+/// The events of the callbacks, for the rest of the gateway.
 pub(crate) struct Signals {
-    /// The producer has an error, which may be fatal.
+    /// The producer reported an error, which may be fatal.
     pub(crate) error: Notify,
-    /// Something happened that makes a look at the topic worth while.
+    /// An event after which the topic should be checked.
     pub(crate) check: Notify,
-    /// Deliveries that fail again and again.
     pub(crate) rejections: Rejections,
-    /// Records of batches that a broker rejected as too large. Each holds its permit, so there are not more than may be in flight.
+    /// The records of batches that a broker rejected as too large. Each holds its permit, so there are not more than
+    /// may be in flight.
     oversized: Mutex<Vec<InFlight>>,
     started: Instant,
     /// When the last record was confirmed, in milliseconds after `started`, plus 1; 0 for never.
@@ -35,7 +36,6 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Nothing has happened yet.
     pub(crate) fn new() -> Self {
         Signals {
             error: Notify::new(),
@@ -47,14 +47,14 @@ impl Signals {
         }
     }
 
-    /// Whether a record was confirmed since `when`: then Kafka is there, whatever else seems.
+    /// Returns whether a record was confirmed since `when`. Then Kafka is available, whatever a check says.
     pub(crate) fn confirmed_since(&self, when: Instant) -> bool {
         let confirmed = self.confirmed.load(Ordering::Relaxed);
         confirmed > 0 && self.started + Duration::from_millis(confirmed - 1) >= when
     }
 
-    /// Takes the records of rejected batches whose own size is to be judged. Read the topic's limit after this: the one that rejected
-    /// them is in force by then.
+    /// Returns the records of rejected batches whose own size has to be compared with the topic's limit. Read the
+    /// limit after this: then it is the one that rejected them, or a later one.
     pub(crate) fn take_oversized(&self) -> Vec<InFlight> {
         std::mem::take(&mut *self.oversized.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -79,12 +79,12 @@ impl Default for Signals {
 pub(crate) struct DeliveryContext {
     signals: Arc<Signals>,
     stored: Counter,
-    /// A record that is reported sooner was tried once.
+    /// A record that is reported sooner than this was tried once.
     backoff: Duration,
 }
 
 impl DeliveryContext {
-    /// Callbacks that tell `signals`; librdkafka waits for `backoff` or longer before it tries a record again.
+    /// Creates callbacks that notify `signals`. librdkafka waits for `backoff` or longer before it retries a record.
     pub(crate) fn new(signals: Arc<Signals>, backoff: Duration) -> Self {
         let stored = counter!(DELIVERIES, "outcome" => Outcome::Stored { offset: None }.label());
         DeliveryContext { signals, stored, backoff }
@@ -105,12 +105,13 @@ impl DeliveryContext {
     }
 }
 
-/// Reports what became of a record to the call that waits for it, if it still does.
+/// Sends the outcome of a record to the call that waits for it, if it still does.
 pub(crate) fn report(in_flight: InFlight, outcome: Outcome) {
-    // The place is free before the caller knows: one that sends a message after another never meets itself.
+    // Release the permit before the caller gets the outcome. Otherwise a caller that sends one message after another
+    // could be rejected because of its own last one.
     let InFlight { report_to, permit, .. } = in_flight;
     drop(permit);
-    // The caller may have gone, or have been answered at its deadline.
+    // The caller may have disconnected, or have timed out.
     match report_to {
         ReportSender::One(answer) => drop(answer.send(outcome)),
         ReportSender::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
@@ -130,7 +131,7 @@ impl ClientContext for DeliveryContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(code = %code_of(&error), reason, "the producer reports an error");
-        // A fatal error comes with the code of its cause, so it cannot be told from here: the supervisor asks.
+        // A fatal error comes with the code of its cause, so it cannot be recognized here: the supervisor queries it.
         self.signals.error.notify_one();
         self.signals.check.notify_one();
     }
@@ -151,7 +152,8 @@ impl ProducerContext for DeliveryContext {
             Err((error, message)) => {
                 offsets::failed();
                 match self.failed(error, message) {
-                    // The batch as a whole was too large. Which of its records are is known when the limit is.
+                    // The batch as a whole was too large. Whether a record is too large itself is known when the limit
+                    // is.
                     Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => self.signals.judge_size(*in_flight),
                     outcome => report_failure(*in_flight, outcome),
                 }

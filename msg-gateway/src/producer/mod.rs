@@ -1,5 +1,5 @@
-//! The producer: how librdkafka is set up, the handle that records go through, and how it is replaced
-//! after a fatal error.
+//! The producer: the handle that records are sent through, its delivery reports, and its replacement after a fatal
+//! error.
 
 pub(crate) mod context;
 mod offsets;
@@ -30,41 +30,39 @@ use crate::producer::stall_timer::StallTimer;
 use crate::send::budget::SendPermit;
 use crate::send::outcome::Outcome;
 
-/// The component of [`Readiness`] that speaks for the producer.
+/// The component of [`Readiness`] for the producer.
 pub(crate) const COMPONENT: &str = "producer";
 
-/// How often, and how far apart, a producer that was replaced is emptied: a send may have begun before it was.
+/// How often, and at which interval, a replaced producer is purged: a send may have started before it was replaced.
 const PURGES: usize = 5;
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often to check whether the producer is stuck.
+/// How often to check whether the producer is stalled.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a delivery report goes. Nobody may be listening any more.
+/// Where to send a delivery report. The caller may have disconnected.
 pub(crate) enum ReportSender {
-    /// To a call with one message.
+    /// A call with one message.
     One(oneshot::Sender<Outcome>),
-    /// To a call with many, which share a channel: a task or a channel for each would cost more than the record.
+    /// A call with many messages, which share a channel: a task or a channel for each would cost more than the record.
     Many {
-        /// Which of them it is.
+        /// The entry's number within the call.
         entry: u64,
-        /// As long as there are permits: each record in flight sends one report.
+        /// Unbounded, but limited by the permits: each record in flight sends one report.
         reports: mpsc::UnboundedSender<Report>,
     },
 }
 
-/// What became of one entry of a batch or a stream.
+/// The outcome of one entry of a batch or a stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Report {
-    /// Which one, by the call's own count.
+    /// The entry's number within the call.
     pub(crate) entry: u64,
-    /// What became of it.
     pub(crate) outcome: Outcome,
 }
 
-/// What travels with a record through librdkafka until its delivery report.
+/// The data that librdkafka keeps with a record until its delivery report.
 pub(crate) struct InFlight {
-    /// Where the report goes.
     pub(crate) report_to: ReportSender,
     /// The record's permit, released when this is dropped.
     pub(crate) permit: SendPermit,
@@ -72,9 +70,8 @@ pub(crate) struct InFlight {
     pub(crate) size: usize,
 }
 
-/// A record on its way out.
 pub(crate) struct Outgoing<'a> {
-    /// Computed by us, not by librdkafka.
+    /// Computed by the gateway, not by librdkafka.
     pub(crate) partition: Partition,
     /// The `recv_id`.
     pub(crate) key: &'a str,
@@ -84,25 +81,24 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) timestamp_ms: i64,
     /// A valid trace context, if the caller sent one.
     pub(crate) traceparent: Option<&'a [u8]>,
-    /// Comes back with the delivery report.
+    /// Returned with the delivery report.
     pub(crate) in_flight: Box<InFlight>,
 }
 
-/// Why a record was not taken; it was certainly not sent.
+/// Why a record was rejected. It was certainly not sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
-    /// The topic cannot be used at present, and why.
+    /// The topic cannot be used at present, for this reason.
     Closed(String),
-    /// librdkafka did not take it.
     Failed(RDKafkaErrorCode),
 }
 
-/// The handle that records go through. There is one librdkafka producer behind it at a time.
+/// The handle that records are sent through. It owns one librdkafka producer at a time.
 pub(crate) struct Producer {
     config: ClientConfig,
     topic: String,
     current: ArcSwap<ThreadedProducer<DeliveryContext>>,
-    /// Why nothing may be sent; `None` while the topic can be used.
+    /// Why records are rejected; `None` while the topic can be used.
     closed: ArcSwapOption<String>,
     signals: Arc<Signals>,
     version: String,
@@ -110,7 +106,7 @@ pub(crate) struct Producer {
 }
 
 impl Producer {
-    /// A producer that takes nothing until [`Producer::open`].
+    /// Creates a producer that rejects every record until [`Producer::open`].
     pub(crate) fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let signals = Arc::new(Signals::new());
         let backoff = settings::shortest_backoff(&config);
@@ -126,27 +122,27 @@ impl Producer {
         })
     }
 
-    /// What its callbacks have to tell.
+    /// Returns the events of librdkafka's callbacks.
     pub(crate) fn signals(&self) -> &Arc<Signals> {
         &self.signals
     }
 
-    /// From now on records are taken.
+    /// Accepts records from now on.
     pub(crate) fn open(&self) {
         self.closed.store(None);
     }
 
-    /// From now on every record is refused with this reason.
+    /// Rejects every record with this reason from now on.
     pub(crate) fn close(&self, reason: String) {
         self.closed.store(Some(Arc::new(reason)));
     }
 
-    /// Why nothing may be sent at present.
+    /// Returns why records are rejected at present.
     pub(crate) fn closed(&self) -> Option<String> {
         self.closed.load().as_deref().cloned()
     }
 
-    /// Puts a record into the queue. Never blocks. What became of it comes through `in_flight`.
+    /// Puts a record into the queue. It never blocks. The outcome comes through `in_flight`.
     pub(crate) fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
         if let Some(reason) = &*self.closed.load() {
             return Err(Rejection::Closed(reason.to_string()));
@@ -167,7 +163,7 @@ impl Producer {
             if code == RDKafkaErrorCode::Fatal {
                 self.signals.error.notify_one();
             }
-            // After a broker rejected the topic as a whole, librdkafka rejects its records by itself.
+            // After a broker rejected the topic as a whole, librdkafka itself rejects its records.
             if code == RDKafkaErrorCode::TopicAuthorizationFailed {
                 self.signals.rejections.failed(record.partition, code, true, Instant::now());
                 self.signals.check.notify_one();
@@ -176,13 +172,13 @@ impl Producer {
         })
     }
 
-    /// How many records have no delivery report yet.
+    /// Returns the number of records without a delivery report.
     pub(crate) fn queued(&self) -> i32 {
         self.current.load().in_flight_count()
     }
 
-    /// Replaces the librdkafka producer after each fatal error, and when it confirms nothing for longer than `drain`, until told to
-    /// stop.
+    /// Replaces the librdkafka producer after a fatal error, and after it has confirmed nothing for longer than
+    /// `drain`. Runs until `stop`.
     pub(crate) async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
         let mut timer = StallTimer::new(drain);
         let mut checks = tokio::time::interval(CHECK_INTERVAL);
@@ -192,7 +188,7 @@ impl Producer {
                 _ = checks.tick() => self.replace_stuck(&mut timer),
                 () = stop.cancelled() => return,
             }
-            // Most errors are not, and the producer that was replaced may still report some.
+            // Most errors are not fatal, and a replaced producer may still report some.
             let Some((code, detail)) = self.current.load().client().fatal_error() else {
                 continue;
             };
@@ -204,7 +200,7 @@ impl Producer {
                     self.signals.error.notify_one();
                 }
             }
-            // A broker that answers each producer with a fatal error must not make us spin.
+            // If a broker makes each new producer fail, this must not spin.
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 () = stop.cancelled() => return,
@@ -212,7 +208,7 @@ impl Producer {
         }
     }
 
-    /// While the topic is known not to be usable, create producer would do no better.
+    /// Does nothing while the topic cannot be used: another producer would not help.
     fn replace_stuck(&self, timer: &mut StallTimer) {
         let now = Instant::now();
         let since = self.signals.rejections.timing_out_since(now);
@@ -228,13 +224,13 @@ impl Producer {
     fn replace(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
         let old = self.swap(fresh);
         readiness.ready(COMPONENT);
-        // Its reports are still to come, and its drop would throw away the records without one.
+        // Its delivery reports are still to come. Dropping it now would discard its records without a report.
         tokio::task::spawn_blocking(move || finish(&old, drain));
     }
 
-    /// Goes on with a new librdkafka producer, and gives up what the old one has: their outcome is unknown. For a topic that was
-    /// made anew, where what was on its way to the former one neither arrives nor times out and keeps what comes behind it waiting;
-    /// and for a producer that is stuck.
+    /// Replaces the librdkafka producer, and abandons the records of the old one: their outcome is unknown. This is
+    /// for a recreated topic, where records to the old one are neither delivered nor timed out and block the records
+    /// behind them, and for a stalled producer.
     pub(crate) fn replace_abandoning(&self) -> KafkaResult<()> {
         let fresh = self.create()?;
         let old = self.swap(Arc::new(fresh));
@@ -251,7 +247,7 @@ impl Producer {
         self.current.swap(fresh)
     }
 
-    /// Waits until every record has its delivery report, for up to `drain`; how many have none then.
+    /// Waits until every record has its delivery report, for up to `drain`. Returns how many have none.
     pub(crate) async fn flush(&self, drain: Duration) -> i32 {
         let producer = self.current.load_full();
         let flushed = tokio::task::spawn_blocking(move || finish(&producer, drain)).await;
@@ -266,7 +262,8 @@ fn finish(producer: &ThreadedProducer<DeliveryContext>, drain: Duration) -> i32 
     producer.in_flight_count()
 }
 
-/// Throws away what the producer has, each record with its report, and what was being handed to it when it was replaced.
+/// Purges the records of a replaced producer, each with its report, and those that were being enqueued when it was
+/// replaced.
 fn purge(producer: &ThreadedProducer<DeliveryContext>) {
     for _ in 0..PURGES {
         producer.purge(PurgeConfig::default().queue().inflight());
@@ -279,7 +276,7 @@ fn purge(producer: &ThreadedProducer<DeliveryContext>) {
     }
 }
 
-/// The code within librdkafka's answer.
+/// Returns librdkafka's code of the error.
 pub(crate) fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)
 }
@@ -294,7 +291,7 @@ mod tests {
     use super::*;
     use crate::send::budget::SendBudget;
 
-    /// A producer whose cluster is librdkafka's own mock, or is not there.
+    /// Creates a producer whose cluster is librdkafka's own mock, or does not exist.
     fn producer(settings: &[(&str, &str)]) -> Arc<Producer> {
         let mut config = ClientConfig::new();
         config.set("enable.idempotence", "true").set("linger.ms", "0");
@@ -322,12 +319,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_permit_is_given_back_by_the_report_and_not_by_the_call() {
-        // Nobody listens there, so the record stays until it is given up.
+        // No broker listens there, so the record stays until it times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1"), ("delivery.timeout.ms", "300")]);
         let budget = SendBudget::new(2, 1000);
-        let permit = || budget.acquire(100).expect("there is room");
-        let abandoned = send(&producer, permit()).expect("it is taken");
-        let kept = send(&producer, permit()).expect("it is taken");
+        let permit = || budget.acquire(100).expect("there is capacity");
+        let abandoned = send(&producer, permit()).expect("it is enqueued");
+        let kept = send(&producer, permit()).expect("it is enqueued");
         drop(abandoned);
         assert_eq!(budget.used(), (2, 200));
         assert!(budget.acquire(100).is_err());
@@ -341,20 +338,20 @@ mod tests {
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
         producer.close("not there".into());
         let budget = SendBudget::new(1, 1000);
-        let refused = send(&producer, budget.acquire(1).expect("there is room")).map(|_| ());
-        assert_eq!(refused, Err(Rejection::Closed("not there".into())));
+        let rejected = send(&producer, budget.acquire(1).expect("there is capacity")).map(|_| ());
+        assert_eq!(rejected, Err(Rejection::Closed("not there".into())));
         assert_eq!(budget.used(), (0, 0));
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_renewed_producer_had_is_told_as_unknown_and_gives_its_place_back() {
-        // Nobody listens there, and nothing times out.
+        // No broker listens there, and nothing times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
         let budget = SendBudget::new(10_000, 1_000_000);
-        let permit = || budget.acquire(100).expect("there is room");
-        let before: Vec<_> = (0..100).map(|_| send(&producer, permit()).expect("it is taken")).collect();
+        let permit = || budget.acquire(100).expect("there is capacity");
+        let before: Vec<_> = (0..100).map(|_| send(&producer, permit()).expect("it is enqueued")).collect();
         let sending = producer.clone();
-        // Hands records over while the producer is replaced.
+        // Enqueues records while the producer is replaced.
         let (permits, stop) = (budget.clone(), CancellationToken::new());
         let (stopped, _ends_the_sender) = (stop.clone(), stop.clone().drop_guard());
         let sender = tokio::task::spawn_blocking(move || {
@@ -367,27 +364,27 @@ mod tests {
         });
         producer.replace_abandoning().expect("the settings are good");
         for report in before {
-            // Not only when the old one is dropped, which is later.
+            // The report must come before the old producer is dropped, which is later.
             let report = tokio::time::timeout(3 * PURGE_INTERVAL, report).await;
-            assert_eq!(report.expect("it is told at once"), Ok(Outcome::Unknown));
+            assert_eq!(report.expect("it is reported before the old producer is dropped"), Ok(Outcome::Unknown));
         }
         stop.cancel();
         sender.await.expect("it ends");
-        // What the new one has is all there is.
+        // Only the records of the new producer hold permits.
         let left = async || {
             while budget.used().0 != usize::try_from(producer.queued()).expect("it is positive") {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), left()).await.expect("every place of the old one is given back");
+        tokio::time::timeout(Duration::from_secs(30), left()).await.expect("the permits of the old one are released");
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_producer_with_a_fatal_error_is_replaced() {
         let producer = producer(&[("test.mock.num.brokers", "1")]);
         let budget = SendBudget::new(2, 1000);
-        let permit = || budget.acquire(100).expect("there is room");
-        let stored = send(&producer, permit()).expect("it is taken").await;
+        let permit = || budget.acquire(100).expect("there is capacity");
+        let stored = send(&producer, permit()).expect("it is enqueued").await;
         assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
 
         let readiness = Readiness::waiting_for(&[]);
@@ -403,8 +400,8 @@ mod tests {
         drop(broken);
         ready.changed().await.expect("the supervisor runs");
         ready.wait_for(|ready| *ready).await.expect("the supervisor runs");
-        // The new one has a mock cluster of its own, whose topic is empty.
-        let stored = send(&producer, permit()).expect("the new one takes it").await;
+        // The new producer has a mock cluster of its own, whose topic is empty.
+        let stored = send(&producer, permit()).expect("the new one accepts it").await;
         assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
         stop.cancel();
         supervisor.await.expect("it ends");

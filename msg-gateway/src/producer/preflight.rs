@@ -1,5 +1,5 @@
-//! Whether the topic is what the promises rest on: looked at when the gateway starts, and regularly from then on.
-//! While it is not, nothing is sent and the gateway is not ready.
+//! Checks at the start and regularly that the topic keeps the promises. While it does not, nothing is sent and the
+//! gateway is not ready.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,47 +24,46 @@ use crate::producer::context::report_failure;
 use crate::producer::{InFlight, Producer};
 use crate::send::outcome::Outcome;
 
-/// The component of [`Readiness`] that speaks for the topic.
+/// The component of [`Readiness`] for the topic.
 pub(crate) const COMPONENT: &str = "kafka";
 
-/// How often a topic that is fine is looked at.
+/// How often a usable topic is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// How often one that is not, and the least time between two looks.
+/// How often an unusable topic is checked, and the minimum time between two checks.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long Kafka may take to answer each of the two questions.
+/// The timeout of each of the two requests of a check.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is demanded of the topic.
+/// The topic that the gateway needs.
 #[derive(Clone, Debug)]
 pub(crate) struct PreflightRequirements {
-    /// For a message not to be lost.
+    /// The settings of a safe topic.
     pub(crate) safe: TopicRequirements,
-    /// Whether an unsafe topic is used all the same.
+    /// Whether an unsafe topic is used.
     pub(crate) allow_unsafe: bool,
-    /// How many partitions are used.
+    /// The number of partitions that are used.
     pub(crate) partitions: Partition,
-    /// The largest record, in bytes.
+    /// The size of the largest record, in bytes.
     pub(crate) record_bytes: usize,
-    /// The largest content, in bytes: a part of it.
+    /// The size of the largest content, in bytes. It is a part of the record.
     pub(crate) content_bytes: usize,
 }
 
-/// A clock that is further ahead than this keeps messages noticeably longer than the topic's retention.
+/// If a clock is further ahead than this, its messages are kept noticeably longer than the topic's retention.
 const MAX_CLOCK_LEAD: Duration = Duration::from_secs(86_400);
 
-/// What a look at the topic has found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// Why it cannot be used; empty when it can.
+    /// Why the topic cannot be used; empty if it can.
     pub(crate) problems: Vec<String>,
-    /// What is wrong with it all the same.
+    /// Problems of a topic that can be used.
     pub(crate) warnings: Vec<String>,
-    /// The only reason is that the largest messages do not fit.
+    /// Whether the only problem is that the largest messages do not fit.
     pub(crate) only_too_small: bool,
 }
 
 impl PreflightRequirements {
-    /// Judges the topic.
     pub(crate) fn judge(&self, topic: &Topic) -> Verdict {
         let mut verdict = Verdict::default();
         if topic.partitions < self.partitions {
@@ -116,7 +115,7 @@ impl PreflightRequirements {
 }
 
 impl PreflightRequirements {
-    /// Kafka confirms nothing to a partition without a leader, or with too few replicas in sync.
+    /// Kafka confirms no record to a partition that has no leader, or too few in-sync replicas.
     fn judge_replicas(&self, topic: &Topic, verdict: &mut Verdict) {
         let used = topic.in_sync.iter().take(usize::try_from(self.partitions).unwrap_or(0));
         let count = used.len();
@@ -139,7 +138,7 @@ impl PreflightRequirements {
     }
 }
 
-/// The task that looks.
+/// The task that checks the topic.
 pub(crate) struct Preflight {
     admin: Arc<AdminClient<LogContext>>,
     topic: String,
@@ -152,12 +151,12 @@ pub(crate) struct Preflight {
     /// Whether the topic was usable since the start.
     opened: bool,
     causes: Causes,
-    /// The topic's id when it was looked at last; a topic that is made anew has another.
+    /// The topic's ID at the last check. A recreated topic has another one.
     id: Option<Uuid>,
 }
 
 impl Preflight {
-    /// Looks at `topic` through `config`, and opens and closes `producer`.
+    /// Creates the task that checks `topic` through `config`, and opens and closes `producer`.
     pub(crate) fn new(
         config: &ClientConfig,
         topic: &str,
@@ -181,13 +180,13 @@ impl Preflight {
         })
     }
 
-    /// Looks until problem to stop.
+    /// Checks until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let producer = self.producer.clone();
         let checks = async {
             loop {
                 let pause = if self.check().await { CHECK_INTERVAL } else { RETRY_INTERVAL };
-                // A burst of troubles is one reason to look, not many.
+                // Many failures at a time are one reason to check.
                 tokio::time::sleep(RETRY_INTERVAL).await;
                 tokio::select! {
                     () = tokio::time::sleep(pause.saturating_sub(RETRY_INTERVAL)) => {}
@@ -201,7 +200,7 @@ impl Preflight {
         }
     }
 
-    /// Whether the topic can be used.
+    /// Checks once. Returns whether the topic can be used.
     async fn check(&mut self) -> bool {
         let started = Instant::now();
         let oversized = self.producer.signals().take_oversized();
@@ -213,7 +212,7 @@ impl Preflight {
                 Ok(()) => self.requirements.judge(&topic),
                 Err(reason) => self.rejected(reason),
             },
-            // A busy cluster may answer the question too late and confirm records all the time.
+            // A busy cluster may respond too late and still confirm records.
             Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(started) => {
                 if self.skipped.as_ref() != Some(&reason) {
                     tracing::warn!(reason, "cannot check the topic; records are confirmed");
@@ -222,7 +221,7 @@ impl Preflight {
                 counter!(PREFLIGHTS, "outcome" => "SKIPPED").increment(1);
                 return true;
             }
-            // A timeout or a lost connection does not say why; the client was notified.
+            // A timeout or a lost connection has no cause of its own; the client's callbacks may have received one.
             Err(error @ TopicError::Unreachable(_)) => self.rejected(self.causes.behind(error.to_string())),
             Err(error @ TopicError::Missing(_)) => self.rejected(error.to_string()),
         };
@@ -230,11 +229,12 @@ impl Preflight {
         self.apply(verdict)
     }
 
-    /// Goes on with a new producer where the topic was made anew. Where that cannot be problem it is the same, until the next look.
+    /// Replaces the producer if the topic was recreated. If its ID is not known, it counts as the same topic until the
+    /// next check.
     async fn same_topic(&mut self) -> Result<(), String> {
         let (admin, topic) = (self.admin.clone(), self.topic.clone());
         let requested = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
-        // Records that are confirmed are of the topic that there is.
+        // Confirmed records are in the existing topic, so a failed request is no problem.
         let Ok(Some(id)) = requested.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
         if self.id.is_some_and(|known| known != id) {
             tracing::warn!(
@@ -247,7 +247,7 @@ impl Preflight {
         Ok(())
     }
 
-    /// The warnings stand: they are not known to be over.
+    /// Keeps the warnings, because they may still hold.
     fn rejected(&self, reason: String) -> Verdict {
         Verdict { problems: vec![reason], warnings: self.warned.clone(), ..Verdict::default() }
     }
@@ -258,7 +258,7 @@ impl Preflight {
                 tracing::warn!(topic = self.topic, warning, "topic needs attention");
             }
         }
-        // Also while the topic is problems: it is checked every second then.
+        // Also while the topic is unusable: it is checked every second then.
         self.warned = verdict.warnings;
         let usable = verdict.problems.is_empty();
         if usable {
@@ -268,10 +268,12 @@ impl Preflight {
         } else {
             let reason = verdict.problems.join("; ");
             if self.opened && verdict.only_too_small {
-                // The topic's limit was lowered under a running gateway: what fits is sent, and the rest is reported as TOO_LARGE.
+                // The topic's limit was lowered while the gateway runs: records that fit are sent, and the others are
+                // reported as TOO_LARGE.
                 self.producer.open();
             } else {
-                // First refuse, then say so: who sees it not ready is not taken in any more.
+                // Reject records before the gateway is not ready: a caller that sees it not ready must not have a
+                // record accepted.
                 self.producer.close(reason.clone());
             }
             self.readiness.not_ready(COMPONENT, reason);
@@ -282,8 +284,9 @@ impl Preflight {
     }
 }
 
-/// Reports the records of batches that were rejected as too large: those that are larger than the topic's limit by themselves as
-/// that, and their neighbors as not sent. Without a known limit, none is called too large: the caller would not send it again.
+/// Reports the records of batches that were rejected as too large. A record that is itself larger than the topic's
+/// limit is too large, and its neighbors are not sent. Without a known limit no record is reported as too large,
+/// because its caller would not send it again.
 pub(super) fn judge_sizes(oversized: Vec<InFlight>, limit: Option<usize>) {
     for in_flight in oversized {
         let too_large = limit.is_some_and(|limit| in_flight.size > limit);
@@ -292,7 +295,7 @@ pub(super) fn judge_sizes(oversized: Vec<InFlight>, limit: Option<usize>) {
     }
 }
 
-/// The callbacks of the client that looks.
+/// The callbacks of the client that checks the topic.
 struct LogContext(Causes);
 
 impl ClientContext for LogContext {

@@ -1,4 +1,5 @@
-//! Deliveries that fail again and again: counted by code, logged at growing intervals, and a reason not to be ready.
+//! Deliveries that fail repeatedly: counts them by code, logs them at growing intervals, and makes the gateway not
+//! ready.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,32 +17,32 @@ use crate::metrics::DELIVERY_FAILURES;
 /// The component of [`Readiness`] for deliveries.
 pub(crate) const COMPONENT: &str = "deliveries";
 
-/// How many failures without a success in between are "again and again".
+/// How many failures without a success in between are a reason not to be ready.
 const MIN_FAILURES: u32 = 3;
-/// Failures that come closer together count as one: a batch fails as a whole.
+/// Failures that are closer together than this count as one: a batch fails as a whole.
 const MIN_DISTANCE: Duration = Duration::from_millis(10);
-/// For how long after the last failure it is a reason. Then the next send is the test whether it works again: a gateway that is not ready
-/// may get no more sends, and would stay so.
+/// How long after the last failure the gateway is not ready. After that, the next send shows whether it works again: a
+/// gateway that is not ready may get no more sends, and would stay so.
 const REPORTED_FOR: Duration = Duration::from_secs(30);
 /// The first and the longest interval between two log lines about one code.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// How often readiness follows.
+/// How often the readiness is updated.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What has failed since the last success.
+/// The failures since the last success.
 #[derive(Default)]
 pub(crate) struct Rejections {
-    /// Spares each success the lock while nothing fails.
+    /// While nothing fails, a success needs no lock.
     failing: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Rejections by brokers, by partition: since its last success.
+    /// Rejections by brokers since the last success, by partition.
     partitions: HashMap<Partition, Failing>,
-    /// Failures of any kind, over all partitions: since the last success of any.
+    /// Failures of any kind since the last success, over all partitions.
     all: Option<Failing>,
     logged: HashMap<i32, Logged>,
 }
@@ -78,7 +79,7 @@ impl Failing {
 }
 
 impl Rejections {
-    /// A record to this partition was confirmed.
+    /// Records that a record to this partition was confirmed.
     pub(crate) fn confirmed(&self, partition: Partition) {
         if self.failing.load(Ordering::Relaxed) {
             let mut state = self.lock();
@@ -88,10 +89,10 @@ impl Rejections {
         }
     }
 
-    /// A delivery to this partition failed; `by_broker` if a broker rejected it.
+    /// Records that a delivery to this partition failed; `by_broker` if a broker rejected it.
     pub(crate) fn failed(&self, partition: Partition, code: RDKafkaErrorCode, by_broker: bool, now: Instant) {
         counter!(DELIVERY_FAILURES, "code" => format!("{code:?}")).increment(1);
-        // What we throw away ourselves says nothing about Kafka.
+        // Records that the gateway purged itself say nothing about Kafka.
         if matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) {
             return;
         }
@@ -109,7 +110,7 @@ impl Rejections {
         }
     }
 
-    /// Why the gateway is not ready, if deliveries fail again and again.
+    /// Returns why the gateway is not ready, if deliveries fail repeatedly.
     pub(crate) fn reason(&self, now: Instant) -> Option<String> {
         let state = self.lock();
         let mut rejecting: Vec<_> = state.partitions.iter().filter(|(_, failing)| failing.is_standing(now)).collect();
@@ -130,14 +131,15 @@ impl Rejections {
         Some(format!("no record is confirmed, all deliveries fail: {code:?} ({code}): {}", advice(code)))
     }
 
-    /// Since when every delivery has timed out, if many have: librdkafka itself does not report that it is stuck.
+    /// Returns since when every delivery has timed out, if several have. librdkafka does not report that it is
+    /// stalled.
     pub(crate) fn timing_out_since(&self, now: Instant) -> Option<Instant> {
         let state = self.lock();
         let failing = state.all.as_ref().filter(|failing| failing.is_standing(now))?;
         (failing.code == RDKafkaErrorCode::MessageTimedOut).then_some(failing.since)
     }
 
-    /// Keeps `readiness` until `stop`.
+    /// Updates `readiness` until `stop`.
     pub(crate) async fn follow(&self, readiness: Readiness, stop: CancellationToken) {
         let follow = async {
             loop {
@@ -157,14 +159,14 @@ impl Rejections {
 }
 
 impl State {
-    /// How many failures with this code to log now: those since the last log line.
+    /// Returns how many failures with this code to log now: those since the last log line.
     fn log(&mut self, code: RDKafkaErrorCode, now: Instant) -> Option<u64> {
         let logged = self.logged.entry(code as i32).or_insert(Logged { next: now, pause: FIRST_PAUSE, count: 0 });
         logged.count += 1;
         if now < logged.next {
             return None;
         }
-        // Silence for two pauses is the end of it: the next failure is news again.
+        // After no failure for two pauses, the next one is logged as a new one.
         let is_news = now.saturating_duration_since(logged.next) > 2 * logged.pause;
         let pause = if is_news { FIRST_PAUSE } else { logged.pause };
         logged.next = now + pause;
@@ -173,7 +175,7 @@ impl State {
     }
 }
 
-/// What an operator can do about a code.
+/// Returns what an operator can do about a code.
 pub(crate) fn advice(code: RDKafkaErrorCode) -> &'static str {
     use RDKafkaErrorCode as Code;
     match code {
@@ -216,7 +218,7 @@ mod tests {
             rejections.failed(3, Code::InvalidTimestamp, true, at(start, i * 100));
         }
         assert_eq!(rejections.reason(at(start, 200)), None);
-        // A success elsewhere does not count.
+        // A success of another partition does not count.
         rejections.confirmed(4);
         rejections.failed(3, Code::InvalidTimestamp, true, at(start, 200));
         let reason = rejections.reason(at(start, 200)).expect("three in a row");

@@ -1,4 +1,5 @@
-//! What GetMsgStatus asks of Kafka: which topic it is, where a partition begins and ends, and whether its leader has more.
+//! The Kafka requests of GetMsgStatus: the topic's ID, the ends of a partition, and whether its leader has records
+//! beyond the end.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,43 +18,44 @@ use uuid::Uuid;
 
 use crate::status::Failure;
 
-/// How long one request may take.
+/// The timeout of one request.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the topic's id is taken for known.
+/// For how long the topic's ID is cached.
 const TOPIC_ID_AGE: Duration = Duration::from_secs(10);
 
-/// How long a leader may take to say that an offset is out of range; and the first time, when the client has to connect.
+/// How long a leader may take to report an offset as out of range, and the same for the first request, before which
+/// the client has to connect.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How often it is logged that Kafka does not answer.
+/// The interval of the log lines about Kafka not responding.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Most requests at a time: each blocks a thread, and goes on when its caller has gone.
+/// Maximum number of concurrent requests. Each blocks a thread, and continues after its caller has disconnected.
 const MAX_REQUESTS: usize = 8;
 
-/// The topic that messages go through.
+/// A client for queries about the topic.
 pub(crate) struct Topic {
-    /// Of its own: on the sending one's connections a request would wait behind the sends. A producer, because that has a
-    /// thread which takes the client's events.
+    /// A client of its own, because on the connections of the sending one a request would wait behind the sends. A
+    /// producer, because it has a thread that polls the client's events.
     client: Arc<ThreadedProducer<LogContext>>,
     name: String,
-    /// When the id was asked for last, and the answer.
+    /// When the ID was requested last, and the result.
     last: Mutex<Option<(Instant, Result<Uuid, Failure>)>>,
     requests: Arc<Semaphore>,
-    /// Settings of the consumer that finds out where a leader's log ends.
+    /// The settings of the consumer that finds the end of a leader's log.
     probing: ClientConfig,
-    /// That consumer, while its last answer was definite. One request at a time.
+    /// The consumer, if its last result was definite. It serves one request at a time.
     probe: Arc<Mutex<Option<Probe>>>,
-    /// When a request without an answer was logged last.
+    /// When a failed request was logged last.
     warned: std::sync::Mutex<Option<Instant>>,
 }
 
 type Probe = BaseConsumer<LogContext>;
 
 impl Topic {
-    /// Connects by itself.
+    /// Creates the client, which connects in the background.
     pub(crate) fn new(options: &KafkaOptions) -> KafkaResult<Self> {
         let mut config = options.client_config();
         config.set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
@@ -68,24 +70,25 @@ impl Topic {
         })
     }
 
-    /// The topic's id, nil where the brokers give none. A topic that was made anew has another: it is as old as `arrival` at
-    /// most if it is to be `fresh`, and else at most as old as we keep it.
+    /// Returns the topic's ID, or nil if the brokers have none. A recreated topic has another ID. The result is not
+    /// older than `arrival` if `fresh`, and else not older than the cache time.
     pub(crate) async fn id(&self, arrival: Instant, fresh: bool) -> Result<Uuid, Failure> {
         let mut last = self.last.lock().await;
         match &*last {
-            // Also an error: those who waited for the same answer do not ask one after the other.
-            Some((asked, answer)) if *asked >= arrival => return answer.clone(),
-            Some((asked, Ok(id))) if !fresh && asked.elapsed() < TOPIC_ID_AGE => return Ok(*id),
+            // An error counts too: callers that waited for the same result must not repeat the request one after the
+            // other.
+            Some((requested, result)) if *requested >= arrival => return result.clone(),
+            Some((requested, Ok(id))) if !fresh && requested.elapsed() < TOPIC_ID_AGE => return Ok(*id),
             _ => {}
         }
-        let asked = Instant::now();
-        let answer = self.request(|client, name| raw::topic_id(client, name, TIMEOUT)).await;
-        let answer = answer.map(Option::unwrap_or_default);
-        *last = Some((asked, answer.clone()));
-        answer
+        let requested = Instant::now();
+        let result = self.request(|client, name| raw::topic_id(client, name, TIMEOUT)).await;
+        let result = result.map(Option::unwrap_or_default);
+        *last = Some((requested, result.clone()));
+        result
     }
 
-    /// The partition's oldest offset, and its end.
+    /// Returns the offset of the partition's oldest record, and its end offset.
     pub(crate) async fn ends(&self, partition: Partition) -> Result<(i64, i64), Failure> {
         self.request(move |client, name| {
             client.fetch_watermarks(name, partition, TIMEOUT).map_err(|error| error.to_string())
@@ -93,12 +96,13 @@ impl Topic {
         .await
     }
 
-    /// Whether the log of the partition's leader ends before `offset`, with what is not committed. `false` if that is not known in time.
+    /// Returns whether the log of the partition's leader, with records that are not committed, ends before `offset`.
+    /// `false` if that is not known in time.
     pub(crate) async fn ends_before(&self, partition: Partition, offset: i64) -> Result<bool, Failure> {
-        // Held by the request and not by its caller, which may be gone before it ends.
+        // The request holds the lock, not its caller, which may disconnect before the request ends.
         let mut probe = self.probe.clone().lock_owned().await;
         let (config, topic) = (self.probing.clone(), self.name.clone());
-        let asked = tokio::task::spawn_blocking(move || {
+        let requested = tokio::task::spawn_blocking(move || {
             let (consumer, timeout) = match probe.take() {
                 Some(consumer) => (consumer, PROBE_TIMEOUT),
                 None => {
@@ -106,14 +110,14 @@ impl Topic {
                 }
             };
             let ends = is_out_of_range(&consumer, &topic, partition, offset, timeout)?;
-            // One that has not answered may answer the next request with what was meant for this one.
+            // A consumer without a definite result may later return one that belongs to this request.
             if ends {
                 *probe = Some(consumer);
             }
             Ok(ends)
         });
-        let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
-        answer.map_err(|error: String| Failure::KafkaUnavailable(format!("kafka does not answer: {error}")))
+        let result = requested.await.unwrap_or_else(|error| Err(error.to_string()));
+        result.map_err(|error: String| Failure::KafkaUnavailable(format!("kafka does not respond: {error}")))
     }
 
     async fn request<T: Send + 'static>(
@@ -122,22 +126,22 @@ impl Topic {
     ) -> Result<T, Failure> {
         let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (client, name) = (self.client.clone(), self.name.clone());
-        let asked = tokio::task::spawn_blocking(move || {
+        let requested = tokio::task::spawn_blocking(move || {
             let _place = permit;
             request(client.client(), &name)
         });
-        let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
-        answer.map_err(|error| {
+        let result = requested.await.unwrap_or_else(|error| Err(error.to_string()));
+        result.map_err(|error| {
             if self.is_news() {
                 tracing::warn!(error, "kafka does not answer requests about the topic");
             }
-            Failure::KafkaUnavailable(format!("kafka does not answer: {error}"))
+            Failure::KafkaUnavailable(format!("kafka does not respond: {error}"))
         })
     }
 }
 
 impl Topic {
-    /// Callers cause the requests, so not each is worth a line.
+    /// Returns whether to log a failed request. Callers cause the requests, so not each is logged.
     fn is_news(&self) -> bool {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = warned.is_none_or(|warned| warned.elapsed() > WARN_INTERVAL);
@@ -148,10 +152,10 @@ impl Topic {
     }
 }
 
-/// The settings of a consumer that fetches at an offset and reports that it is out of range.
+/// Returns the settings of a consumer that fetches at an offset and reports it as out of range.
 fn probing(mut config: ClientConfig) -> ClientConfig {
     config
-        // The client wants one to read at all; nothing is joined or committed.
+        // librdkafka needs a group to read at all; no group is joined, and no offset is committed.
         .set("group.id", "msg-gateway-status")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
@@ -162,8 +166,8 @@ fn probing(mut config: ClientConfig) -> ClientConfig {
     config
 }
 
-/// Whether `offset` is beyond the end of the leader's log. A broker answers so to a fetch beyond its own end only: from the committed end
-/// up to its own it answers with nothing, and a client is never told of that.
+/// Returns whether `offset` is beyond the end of the leader's log. A broker reports only a fetch beyond its own end as
+/// out of range. Between the committed end and its own end it returns no records, and the client gets no event.
 fn is_out_of_range(
     consumer: &Probe,
     topic: &str,
@@ -178,7 +182,7 @@ fn is_out_of_range(
     let mut out_of_range = false;
     while !out_of_range && Instant::now() < deadline {
         match consumer.poll(Duration::from_millis(50)) {
-            // It is there.
+            // A record exists at the offset.
             Some(Ok(_)) => break,
             Some(Err(error)) => out_of_range = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset),
             None => {}
@@ -188,7 +192,7 @@ fn is_out_of_range(
     Ok(out_of_range)
 }
 
-/// The callbacks of a client whose troubles are in its answers.
+/// The callbacks of a client whose errors are in its results.
 struct LogContext;
 
 impl ClientContext for LogContext {

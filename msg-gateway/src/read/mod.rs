@@ -1,4 +1,4 @@
-//! Reading what is stored. Only GetMsgStatus asks Kafka too, and sends never touch the database.
+//! Reads stored messages. Only GetMsgStatus also queries Kafka. Sends never use the database.
 
 mod completed;
 pub(crate) mod database;
@@ -29,25 +29,25 @@ use crate::response_permit::{ResponseBudget, ResponsePermit, SMALL_RESPONSE, shr
 use crate::send::deadline::Timing;
 use crate::status::Failure;
 
-/// So many times the reads that there may be at a time may wait for a permit. More are refused at once: by the time they had
-/// one, their callers would be gone.
+/// How many reads may wait, for each one that may run. More are rejected: their callers would have timed out before
+/// they got a permit.
 const WAITING_PER_READ: usize = 4;
 
-/// Answers reads.
 pub(crate) struct Reader {
     sources: Option<Sources>,
     timing: Timing,
     responses: Arc<ResponseBudget>,
-    /// What a page may have in memory.
+    /// Maximum bytes of a page in memory.
     page_bytes: usize,
     max_id_bytes: usize,
     partitions: Partition,
     reads: ReadBudget,
-    /// Of questions for a message's status. They are not among the reads, which would wait with them for a Kafka that is away.
+    /// GetMsgStatus has a budget of its own. Otherwise other reads would wait for it while Kafka is unavailable.
     statuses: ReadBudget,
 }
 
-/// ReadBudget from the begin of a read until its answer is sent. An answer has up to 4 MiB.
+/// The budget of reads: each holds its permit from its start until its response is written. A response has up to 4
+/// MiB.
 struct ReadBudget {
     free: Arc<Semaphore>,
     waiting: Semaphore,
@@ -70,7 +70,7 @@ impl ReadBudget {
     }
 }
 
-/// What is read from.
+/// The database, its replica, and the topic.
 struct Sources {
     primary: Database,
     replica: Option<Database>,
@@ -88,22 +88,22 @@ impl Sources {
         })
     }
 
-    /// For what may be behind.
+    /// Returns the database to read pages from, which may be behind.
     fn pages(&self) -> &Database {
         self.replica.as_ref().unwrap_or(&self.primary)
     }
 }
 
-/// What a read has to know of its call.
+/// What a read needs from the head of its request.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    /// When its head arrived.
+    /// When the head of the request arrived.
     pub(crate) arrival: Instant,
-    /// How long its caller waits.
+    /// The caller's timeout.
     pub(crate) timeout: Option<Duration>,
 }
 
-/// How long reads may take: what the database's own time-outs allow, unless the caller's deadline is shorter.
+/// Returns how long reads may take: the database's own timeouts, unless the caller's deadline is earlier.
 pub(crate) fn timing(config: &Config) -> Timing {
     let database = &config.database;
     Timing {
@@ -114,7 +114,7 @@ pub(crate) fn timing(config: &Config) -> Timing {
 }
 
 impl Reader {
-    /// Reads from the database that is configured. Connects when it is first used.
+    /// Creates a reader of the configured database. It connects at the first read.
     pub(crate) fn new(config: &Config, timing: Timing, responses: Arc<ResponseBudget>) -> Result<Self, String> {
         let sources = if config.database.is_given() {
             Some(Sources::new(config)?)
@@ -134,12 +134,11 @@ impl Reader {
         })
     }
 
-    /// The database that status is read from, where there is one.
+    /// Returns the database that GetMsgStatus reads, if one is configured.
     pub(crate) fn primary(&self) -> Option<Database> {
         Some(self.sources.as_ref()?.primary.clone())
     }
 
-    /// A page of an inbox.
     pub(crate) async fn pull(
         &self,
         request: PullMsgsRequest,
@@ -150,7 +149,6 @@ impl Reader {
             .await
     }
 
-    /// How far inboxes reach.
     pub(crate) async fn max_seqs(
         &self,
         request: GetMaxSeqsRequest,
@@ -164,7 +162,6 @@ impl Reader {
         .await
     }
 
-    /// What became of a message.
     pub(crate) async fn msg_status(
         &self,
         request: GetMsgStatusRequest,
@@ -172,14 +169,14 @@ impl Reader {
     ) -> Result<(GetMsgStatusResponse, Arc<ResponsePermit>), Failure> {
         let arrival = call.arrival;
         let query = status::Query::of(request, self.max_id_bytes, self.partitions)?;
-        // A replica may be behind, and then a stored message would be nowhere.
+        // The primary, because a replica may be behind: a stored message would not be found there.
         self.respond("GetMsgStatus", &self.statuses, 0, call, |sources, respond_by| {
             status::read(&sources.primary, &sources.topic, query, arrival, respond_by)
         })
         .await
     }
 
-    /// Reads within the limits: `bytes` is the most that the response may have in memory.
+    /// Reads within the budget. `bytes` is the maximum that the response needs in memory.
     async fn respond<'a, T: Message, F>(
         &'a self,
         method: &'static str,

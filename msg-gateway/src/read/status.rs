@@ -1,5 +1,5 @@
-//! GetMsgStatus: what became of one message. First how far everything is completed, and after that the row: the other way
-//! round, a message that is stored in between would be nowhere.
+//! GetMsgStatus: the state of one message. It reads how far the partition is completed, and after that the row. In the
+//! other order, a message that is stored in between would not be found.
 
 use std::time::{Instant, SystemTime};
 
@@ -17,15 +17,15 @@ use crate::status::Failure;
 
 const ROW: &str = "SELECT seq, stored_time FROM messages WHERE recv_id = $1 AND msg_id = $2";
 
-/// That of the record that is asked for, before a newer one of another record with the same id.
+/// The dead letter of the requested record, or else the newest one with the same ID.
 const LETTER: &str = "
 SELECT reason, detail, first_seen, replayed_at IS NOT NULL, (kafka_partition = $3 AND kafka_offset = $4) IS TRUE
 FROM dead_letters WHERE recv_id = $1 AND msg_id = $2 ORDER BY 5 DESC, first_seen DESC, kafka_offset DESC LIMIT 1";
 
-/// Everything below is a row or a dead letter.
+/// Every record below this offset is a row or a dead letter.
 const NEXT_OFFSET: &str = "SELECT next_offset FROM progress WHERE topic_id = $1 AND kafka_partition = $2";
 
-/// Which message to look for.
+/// The inbox, ID and Kafka position of the requested message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
     recv_id: String,
@@ -35,7 +35,7 @@ pub struct Query {
 }
 
 impl Query {
-    /// Reads the request; `partitions` is the pinned count.
+    /// Checks the request. `partitions` is the pinned count.
     pub fn of(request: GetMsgStatusRequest, max_id_bytes: usize, partitions: Partition) -> Result<Self, Failure> {
         let mut violations: Vec<_> = check_id("recv_id", &request.recv_id, max_id_bytes).into_iter().collect();
         let msg_id = Uuid::try_parse(&request.msg_id);
@@ -50,7 +50,7 @@ impl Query {
         if request.offset.is_some_and(|offset| offset < 0) {
             violations.push(invalid("offset", "must not be negative"));
         }
-        // A placement may lack its offset, so a partition may come alone.
+        // A placement may have no offset, so a partition may come alone.
         if request.partition.is_none() && request.offset.is_some() {
             violations.push(invalid("partition", "must be given where offset is"));
         }
@@ -62,7 +62,7 @@ impl Query {
     }
 }
 
-/// Looks for it until `respond_by`; `database` is the one that is written to.
+/// Finds the state of the message until `respond_by`. `database` is the primary.
 pub(crate) async fn read(
     database: &Database,
     topic: &Topic,
@@ -70,7 +70,7 @@ pub(crate) async fn read(
     arrival: Instant,
     respond_by: Instant,
 ) -> Result<GetMsgStatusResponse, Failure> {
-    // What is there is final, and Kafka need not be asked.
+    // A row is final, so Kafka need not be queried.
     let connection = database.connection().await?;
     let rows = query_rows(&connection, &query).await.map_err(|error| failure(&error))?;
     connection.done();
@@ -78,19 +78,19 @@ pub(crate) async fn read(
         return Ok(rows.response(state, 0));
     }
     let mut topic_id = before_deadline(topic.id(arrival, false), respond_by).await?;
-    // One that was replayed has another offset since.
+    // The record of a replayed dead letter has another offset.
     let offset = query.offset.filter(|_| !rows.letter.as_ref().is_some_and(|letter| letter.matches_position));
     loop {
         let partition = StatusLog { database, topic, topic_id, query: &query, respond_by };
         let completed = match offset {
-            // Kafka confirmed it there, so nothing that is not committed matters.
+            // Kafka confirmed the record at this offset, so records that are not committed do not matter.
             Some(offset) => match offset - partition.next().await? {
                 ahead @ 0.. => Completed::Ahead(ahead),
                 _ => Completed::All,
             },
             None => completed(&partition).await?,
         };
-        // After that: what was completed in between is rows matches_position.
+        // Query after that, so that a record that was completed in between is found.
         let connection = database.connection().await?;
         let rows = query_rows(&connection, &query).await.map_err(|error| failure(&error))?;
         connection.done();
@@ -100,7 +100,7 @@ pub(crate) async fn read(
         if let Completed::Ahead(ahead) = completed {
             return Ok(rows.response(MsgState::Pending, ahead));
         }
-        // Made anew, the topic has other offsets than the progress row that we saw.
+        // A recreated topic has other offsets than the progress row that was read.
         let now = before_deadline(topic.id(arrival, true), respond_by).await?;
         if now == topic_id {
             let state = if rows.letter.is_some() { MsgState::DeadLettered } else { MsgState::NotFound };
@@ -110,7 +110,7 @@ pub(crate) async fn read(
     }
 }
 
-/// The partition that the message is in, as Kafka and the progress row have it.
+/// The partition of the message, as Kafka and the progress row have it.
 struct StatusLog<'a> {
     database: &'a Database,
     topic: &'a Topic,
@@ -126,7 +126,7 @@ impl Log for StatusLog<'_> {
 
     async fn ends_before(&self, offset: i64) -> Result<bool, Failure> {
         let confirmed = before_deadline(self.topic.ends_before(self.query.partition, offset), self.respond_by).await;
-        // Not confirmed is not confirmed, for whatever reason.
+        // An error means: not confirmed.
         Ok(confirmed.unwrap_or(false))
     }
 
@@ -150,13 +150,13 @@ impl Log for StatusLog<'_> {
     }
 }
 
-/// An answer of Kafka's: one that is late is its fault, and nobody else's.
+/// Waits for a response of Kafka until `by`. After that, the error names Kafka as the cause.
 async fn before_deadline<T>(response: impl Future<Output = Result<T, Failure>>, by: Instant) -> Result<T, Failure> {
     let late = |_| Failure::KafkaUnavailable("kafka does not answer in time".into());
     tokio::time::timeout_at(by.into(), response).await.map_err(late)?
 }
 
-/// What the tables hold of a message.
+/// The rows of a message in the tables.
 struct StatusRows {
     row: Option<(i64, SystemTime)>,
     letter: Option<Letter>,
@@ -165,13 +165,13 @@ struct StatusRows {
 struct Letter {
     dead_letter: DeadLetter,
     replayed: bool,
-    /// It is of the record at the place that is asked for.
+    /// Whether it is the dead letter of the requested record.
     matches_position: bool,
 }
 
 impl StatusRows {
-    /// What is final: a row, or a dead letter that nobody has sent again, neither the operator nor the caller: a record at
-    /// another place may be stored still.
+    /// Returns the final state: a row, or a dead letter that was sent again neither by the operator nor by the caller.
+    /// A record at another position may still be stored.
     fn state(&self, query: &Query) -> Option<MsgState> {
         match (&self.row, &self.letter) {
             (Some(_), _) => Some(MsgState::Stored),
@@ -193,8 +193,8 @@ impl StatusRows {
     }
 }
 
-/// First the dead letter and then the row: a repeat with another content is kept aside after the first is stored, so who
-/// sees the letter sees the row too.
+/// Reads the dead letter before the row. A conflict is dead-lettered after the first message is stored, so if the
+/// letter is found, the row is found too.
 async fn query_rows(connection: &Connection, query: &Query) -> Result<StatusRows, Error> {
     let statement = connection.prepare_cached(LETTER).await?;
     let Query { recv_id, msg_id, partition, offset } = query;
@@ -211,14 +211,14 @@ async fn query_rows(connection: &Connection, query: &Query) -> Result<StatusRows
     Ok(StatusRows { row, letter: letter.transpose()? })
 }
 
-/// 0 where nothing is settled yet.
+/// Returns 0 if no record is completed yet.
 async fn next_offset(connection: &Connection, topic_id: Uuid, partition: Partition) -> Result<i64, Error> {
     let statement = connection.prepare_cached(NEXT_OFFSET).await?;
     let row = connection.query_opt(&statement, &[&topic_id, &partition]).await?;
     row.map_or(Ok(0), |row| row.try_get(0))
 }
 
-/// As the transfer writes it: without the contract's prefix.
+/// Parses a reason as the transfer writes it: without the prefix of the contract.
 fn reason(name: &str) -> DeadLetterReason {
     DeadLetterReason::from_str_name(&format!("DEAD_LETTER_REASON_{name}")).unwrap_or_default()
 }

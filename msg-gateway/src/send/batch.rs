@@ -1,4 +1,4 @@
-//! BatchSendMsg: many messages, produced together, each with a result of its own.
+//! BatchSendMsg: many messages that are sent together, each with its own result.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,15 +19,16 @@ use crate::send::stored::Awaited;
 use crate::send::{Call, Sender, check_count, into_result, trace, until_stored};
 use crate::status::Failure;
 
-/// A response of so many bytes needs a permit until it is written; smaller ones need only the permit for their bytes.
+/// A response of this many bytes needs a permit of its own until it is written. A smaller one needs only the permit
+/// for its bytes.
 const LARGE_RESPONSE: usize = 64 << 10;
 
-/// More than one result has, which is so many where it is an error that names many fields.
+/// More bytes than any result has. The largest ones are errors that name many fields.
 const MAX_RESULT_BYTES: usize = 1600;
 
 impl Sender {
-    /// Sends the messages of a batch. What is refused because of the gateway's state is refused as a whole, before anything
-    /// is sent; what is wrong with one message is that one's result.
+    /// Sends the messages of a batch. If the state of the gateway does not allow it, the whole batch is rejected
+    /// before anything is sent. A message that breaks a rule gets its own error.
     pub(crate) async fn send_batch(
         &self,
         request: BatchSendMsgRequest,
@@ -35,7 +36,7 @@ impl Sender {
     ) -> Result<(BatchSendMsgResponse, Option<Arc<ResponsePermit>>), Failure> {
         let until_stored = match (check_count("msgs", request.msgs.len()), until_stored(request.wait_for)) {
             (None, Ok(true)) if request.msgs.len() > self.max_waiting => {
-                // They never fit, so to try again is no cure.
+                // The batch can never fit, so the error must not suggest a retry.
                 let description = format!("has {} entries; at most {} may wait", request.msgs.len(), self.max_waiting);
                 return Err(Failure::Invalid(vec![Violation { field: "msgs".into(), description }]));
             }
@@ -71,7 +72,8 @@ impl Sender {
         Ok((response, Some(ResponsePermit::new(permit.into_iter().chain(memory)))))
     }
 
-    /// A permit for a batch whose answer may be large. Before anything is sent: after that, nothing can be refused.
+    /// Acquires a permit for a batch whose response may be large. This comes before anything is sent: after that, the
+    /// batch cannot be rejected.
     fn acquire_batch(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
         if msgs * MAX_RESULT_BYTES < LARGE_RESPONSE {
             return Ok(None);
@@ -80,7 +82,7 @@ impl Sender {
         permit.map(Some).map_err(|_| Failure::Overloaded("too many large batches at a time".into()))
     }
 
-    /// Bytes for the results, as many as they may have. Before anything is sent, as above.
+    /// Acquires the maximum bytes of the results, also before anything is sent.
     fn acquire_response_bytes(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
         let bytes = msgs * MAX_RESULT_BYTES;
         if bytes < SMALL_RESPONSE { Ok(None) } else { self.responses.try_acquire(bytes).map(Some) }
@@ -106,7 +108,7 @@ impl Sender {
         let traceparent = traceparent.filter(|value| trace::is_valid(value));
         let (sender, mut reports) = mpsc::unbounded_channel();
         let result_of = |pending: &PendingSend, outcome| self.result_of(pending, outcome);
-        // No waiting in here: whoever drops this future finds all of it handed over, or nothing.
+        // There is no await in here: if this future is dropped, either all of the batch was enqueued or nothing.
         batch.enqueue(
             good,
             |Good { entry, bytes, msg }| {
@@ -119,7 +121,7 @@ impl Sender {
             result_of,
         );
         drop(permit);
-        // Only the records have it now: the channel ends with the last report.
+        // Now only the records have it: the channel ends with the last report.
         drop(sender);
 
         let mut stored = FuturesUnordered::new();
@@ -152,23 +154,23 @@ impl Sender {
 /// An entry that breaks no rule.
 struct Good {
     entry: usize,
-    /// What it takes in flight.
+    /// Bytes that the message needs in flight.
     bytes: usize,
     msg: Msg,
 }
 
-/// How far the entries of a batch have come.
+/// The progress of the entries of a batch.
 struct Batch {
     until_stored: bool,
-    /// Of those whose rows are to be awaited, until they are or fail.
+    /// By entry: its waiter, until its row is awaited or the entry failed.
     awaited: Vec<Option<Awaited>>,
     results: Vec<Option<Result<Placement, Failure>>>,
-    /// Those that the producer has and has not reported.
+    /// By entry: the enqueued sends without a report.
     pending: Vec<Option<PendingSend>>,
     unreported: usize,
-    /// Those that Kafka has, and whose rows are to be awaited.
+    /// Accepted entries whose rows have to be awaited.
     accepted: Vec<(usize, PendingSend, Placement)>,
-    /// Inboxes to which nothing more may be handed over.
+    /// Inboxes to which no further entry may be sent, because one failed.
     gaps: HashSet<String>,
 }
 
@@ -188,13 +190,13 @@ impl Batch {
             self.gaps.insert(recv_id.to_owned());
         }
         if let Some(awaited) = self.awaited.get_mut(entry) {
-            // Nothing is awaited of it any more, and its seat is for others.
+            // Its row is not awaited any more: release the waiter's permit.
             *awaited = None;
         }
         self.results[entry] = Some(result);
     }
 
-    /// Hands over what may go, in order. A report may come meanwhile, and count for what has not gone yet.
+    /// Enqueues the entries in order. A report may come meanwhile, and may stop later entries to the same inbox.
     fn enqueue(
         &mut self,
         good: Vec<Good>,
@@ -231,7 +233,7 @@ impl Batch {
         }
     }
 
-    /// Nobody will know in time what became of the rest.
+    /// Gives all entries without a report an unknown outcome.
     fn time_out(&mut self, result_of: impl Fn(&PendingSend, Outcome) -> Result<Placement, Failure>) {
         for entry in 0..self.pending.len() {
             self.report(Report { entry: entry as u64, outcome: Outcome::Unknown }, &result_of);
@@ -267,7 +269,7 @@ mod tests {
         }
     }
 
-    /// A batch to these inboxes, through a producer that fails at the nth call with this.
+    /// A batch to these inboxes. The producer returns `failure` at the nth call.
     fn enqueued(inboxes: &[&str], nth: usize, failure: &Failure) -> (Batch, Vec<usize>) {
         let mut batch = Batch::new(inboxes.len(), false);
         let goods = inboxes.iter().enumerate().map(|(entry, recv_id)| good(entry, recv_id)).collect();
@@ -318,7 +320,7 @@ mod tests {
                 calls.set(calls.get() + 1);
                 (pending(&good.msg.recv_id), Ok(()))
             };
-            // The first one's report is there when two have gone.
+            // The report of the first entry comes after two were enqueued.
             let mut report = Some(Report { entry: 0, outcome });
             batch.enqueue(goods, produce, || if calls.get() == 2 { report.take() } else { None }, result_of);
             let after = Some(ErrorReason::PredecessorFailed);
@@ -335,7 +337,7 @@ mod tests {
         assert_eq!(batch.unreported, 0);
         let (unknown, large) = (Some(ErrorReason::OutcomeUnknown), Some(ErrorReason::TooLarge));
         assert_eq!(reasons(&batch), [unknown, None, large]);
-        // One that comes after all changes nothing.
+        // A report after the timeout changes nothing.
         batch.report(Report { entry: 0, outcome: Outcome::Stored { offset: Some(8) } }, result_of);
         assert_eq!(reasons(&batch)[0], unknown);
     }

@@ -126,8 +126,8 @@ mod tests {
     #[test]
     fn the_count_is_a_limit() {
         let budget = SendBudget::new(2, 1000);
-        let first = budget.acquire(1).expect("there is room");
-        let _second = budget.acquire(1).expect("there is room");
+        let first = budget.acquire(1).expect("there is capacity");
+        let _second = budget.acquire(1).expect("there is capacity");
         assert_eq!(budget.acquire(1).expect_err("it is full"), LimitReached::Msgs);
         drop(first);
         assert!(budget.acquire(1).is_ok());
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn the_bytes_are_a_limit() {
         let budget = SendBudget::new(10, 1000);
-        let _first = budget.acquire(600).expect("there is room");
+        let _first = budget.acquire(600).expect("there is capacity");
         assert_eq!(budget.acquire(401).expect_err("it is full"), LimitReached::Bytes);
         assert_eq!(budget.used(), (1, 600));
         assert!(budget.acquire(400).is_ok());
@@ -152,18 +152,18 @@ mod tests {
         let alone = budget.acquire_all(11, 500).expect("they are alone");
         assert_eq!(budget.acquire(1).expect_err("it is full"), LimitReached::Msgs);
         drop(alone);
-        let _one = budget.acquire(1).expect("there is room");
+        let _one = budget.acquire(1).expect("there is capacity");
         assert_eq!(budget.acquire_all(11, 500).expect_err("they are not alone"), LimitReached::Msgs);
     }
 
     #[test]
     fn many_are_let_in_together_or_not_at_all_and_each_gives_back_its_own() {
         let budget = SendBudget::new(3, 1000);
-        let one = budget.acquire(100).expect("there is room");
+        let one = budget.acquire(100).expect("there is capacity");
         assert_eq!(budget.acquire_all(3, 10).expect_err("it is full"), LimitReached::Msgs);
         assert_eq!(budget.acquire_all(2, 901).expect_err("it is full"), LimitReached::Bytes);
         assert_eq!(budget.used(), (1, 100));
-        let mut both = budget.acquire_all(2, 900).expect("there is room");
+        let mut both = budget.acquire_all(2, 900).expect("there is capacity");
         let first = both.split(300);
         drop(one);
         assert_eq!(budget.used(), (2, 900));
@@ -176,11 +176,11 @@ mod tests {
     #[tokio::test]
     async fn who_waits_is_told_of_room_and_tells_the_next() {
         let budget = SendBudget::new(1, 1000);
-        let permit = budget.acquire(1).expect("there is room");
+        let permit = budget.acquire(1).expect("there is capacity");
         let (first, second) = (budget.wait_for_capacity(), budget.wait_for_capacity());
         drop(permit);
         first.released().await;
-        let permit = budget.acquire(1).expect("there is room");
+        let permit = budget.acquire(1).expect("there is capacity");
         drop(first);
         second.released().await;
         assert!(budget.acquire(1).is_err());

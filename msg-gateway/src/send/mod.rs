@@ -1,5 +1,6 @@
-//! Sending: a message is checked at the door, given its id and its partition, handed to the producer, and
-//! answered when its delivery report or its deadline comes. One at a time, many together, or on a stream.
+//! Sending: a message is checked, gets its ID and its partition, is enqueued in the producer, and gets a result when
+//! its delivery report or its deadline comes. SendMsg sends one message, BatchSendMsg many together, and StreamSendMsg
+//! many on a stream.
 
 mod batch;
 pub(crate) mod budget;
@@ -32,23 +33,23 @@ use crate::send::stored::Awaited;
 use crate::status::Failure;
 use crate::watch::waiters::Waiters;
 
-/// What is known of a call beside its request.
+/// The part of a call that is not its request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call<'a> {
-    /// When its head arrived.
+    /// When the head of the request arrived.
     pub(crate) arrival: Instant,
-    /// The caller's time-out, from then.
+    /// The caller's timeout, which starts at `arrival`.
     pub(crate) timeout: Option<Duration>,
-    /// The caller's W3C trace context, as it came.
+    /// The caller's W3C trace context, not validated yet.
     pub(crate) traceparent: Option<&'a [u8]>,
 }
 
-/// Takes messages and answers for them.
+/// Sends messages and reports their outcomes.
 pub(crate) struct Sender {
     limits: Limits,
     partitions: Partition,
     timing: Timing,
-    /// How long after it was handed over a record can still appear in the topic.
+    /// How long after a record was enqueued it can still appear in the topic.
     settle_time: Duration,
     budget: Arc<SendBudget>,
     producer: Arc<Producer>,
@@ -56,24 +57,23 @@ pub(crate) struct Sender {
     metrics: SendMetrics,
     batch_metrics: MessageMetrics,
     stream_metrics: MessageMetrics,
-    /// At how many unanswered messages of a stream no more are read.
+    /// With this many messages of a stream without a result, no further request is read from it.
     max_stream_inflight: usize,
-    /// Requests of streams that wait for room.
+    /// The bytes of stream requests that wait for capacity.
     blocked_requests: Arc<BufferBudget>,
-    /// Places of open streams.
+    /// Permits of open streams.
     streams: Arc<Semaphore>,
-    /// Places of entries of streams, from when they are read until their results are pending.
+    /// Permits of stream entries, from when they are read until the caller has read their results.
     results: Arc<Semaphore>,
-    /// Places of batches whose answers may be large.
+    /// Permits of batches whose response may be large.
     batches: Arc<Semaphore>,
-    /// Bytes of results that are not read.
+    /// The budget of response bytes that callers have not read.
     responses: Arc<ResponseBudget>,
-    /// Most messages whose rows may be awaited.
+    /// Maximum number of messages of a batch that may wait to be stored.
     max_waiting: usize,
 }
 
 impl Sender {
-    /// Sends as configured, through this producer, as far as there is room.
     pub(crate) fn new(
         config: &Config,
         budget: Arc<SendBudget>,
@@ -106,12 +106,12 @@ impl Sender {
         }
     }
 
-    /// Sends one message and waits until Kafka has it for good, or the database if asked.
+    /// Sends one message and waits until it is accepted, or until it is stored if the request asks for that.
     pub(crate) async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
         let (msg, until_stored) = self.check(request)?;
         let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
-        // Before it is encoded: a gateway that is full must refuse cheaply.
+        // Acquire before the message is encoded: a full gateway must reject cheaply.
         let permit = self.budget.acquire(bytes_in_flight(&msg)).map_err(overloaded)?;
         let msg_id = id_of(&msg);
         let (answer, report) = oneshot::channel();
@@ -119,9 +119,9 @@ impl Sender {
         let record = Record::new(msg, msg_id, self.partitions);
         let (pending, enqueued) = record.enqueue(&self.producer, traceparent, ReportSender::One(answer), permit);
         enqueued?;
-        // Whoever drops this future, the record and its permit live on until the delivery report.
+        // If this future is dropped, the record and its permit stay until the delivery report.
         let report = tokio::time::timeout_at(answer_by.into(), report).await;
-        // A sender that is gone without a word is a producer that was dropped with the record in it.
+        // If the report's sender was dropped, the producer was dropped together with the record.
         let outcome = report.map_or(Outcome::Unknown, |report| report.unwrap_or(Outcome::Unknown));
         let result = match (self.result_of(&pending, outcome), awaited) {
             (Ok(placement), Some(awaited)) => awaited.stored(pending.recv_id, placement, answer_by).await,
@@ -134,7 +134,7 @@ impl Sender {
         result
     }
 
-    /// What a delivery report, or its absence, means for the caller.
+    /// Turns the outcome of a record into the caller's result.
     fn result_of(&self, pending: &PendingSend, outcome: Outcome) -> Result<Placement, Failure> {
         match outcome {
             Outcome::Stored { offset } => Ok(pending.placement(offset)),
@@ -146,23 +146,23 @@ impl Sender {
             Outcome::NotSent(code) => Err(Failure::NotSent(format!("Kafka rejected the message: {code}"))),
             Outcome::TooLarge => Err(too_large()),
             Outcome::Unknown => {
-                // Kafka may be away, which nothing else tells before the delivery time-out.
+                // Kafka may be unavailable. Without this check, only the delivery timeout would show it.
                 self.producer.signals().check.notify_one();
                 Err(pending.unknown(self.settle_time))
             }
         }
     }
 
-    /// Whether an entry of a batch or a stream breaks a rule; `path` names it in the request.
+    /// Checks an entry of a batch or a stream. `path` names it in the request.
     fn check_entry(&self, msg: &Msg, path: impl FnOnce() -> String) -> Result<(), Failure> {
-        // The path is made only where it is needed: nearly every message is good.
+        // Build the path only for a violation: nearly every message is valid.
         if self.limits.violations("", msg).is_empty() {
             return Ok(());
         }
         Err(Failure::Invalid(self.limits.violations(&path(), msg)))
     }
 
-    /// The request's message, if it breaks no rule, and whether to wait until it is stored.
+    /// Checks the request. Returns its message, and whether to wait until it is stored.
     fn check(&self, request: SendMsgRequest) -> Result<(Msg, bool), Failure> {
         let mut violations = match &request.msg {
             Some(msg) => self.limits.violations("msg", msg),
@@ -183,7 +183,7 @@ fn semaphore(count: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
 }
 
-/// Whether an answer has to wait for the row.
+/// Returns whether the result has to wait for the row.
 fn until_stored(wait_for: i32) -> Result<bool, Violation> {
     match WaitFor::try_from(wait_for) {
         Ok(wait_for) => Ok(wait_for == WaitFor::Stored),
@@ -204,7 +204,7 @@ fn check_count(field: &str, count: usize) -> Option<Violation> {
     Some(Violation { field: field.into(), description })
 }
 
-/// One entry's result as the contract has it.
+/// Converts the result of one entry to its proto message.
 fn into_result(result: Result<Placement, Failure>) -> SendResult {
     let result = match result {
         Ok(placement) => send_result::Result::Placement(placement),

@@ -21,7 +21,6 @@ pub(crate) enum Outcome {
     TooLarge,
 }
 
-/// A delivery that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FailedDelivery {
     /// The error of the last attempt, or why there was none.

@@ -1,4 +1,4 @@
-//! A message on its way into Kafka: its id, its partition and its bytes, and what is pending of it until it is answered.
+//! The record of a message, and what is kept of a message until it has a result.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,12 +15,10 @@ use crate::producer::{InFlight, Outgoing, Producer, Rejection, ReportSender};
 use crate::send::budget::{LimitReached, RECORD_OVERHEAD, SendPermit};
 use crate::status::Failure;
 
-/// What is pending of a message that the producer has.
+/// A message that was enqueued in the producer and has no result yet.
 #[derive(Clone, Debug)]
 pub(crate) struct PendingSend {
-    /// Its inbox.
     pub(crate) recv_id: String,
-    /// Its id.
     pub(crate) msg_id: Uuid,
     partition: Partition,
     accepted_at: SystemTime,
@@ -28,7 +26,7 @@ pub(crate) struct PendingSend {
 }
 
 impl PendingSend {
-    /// The placement of an accepted message; `offset` is `None` if Kafka confirmed the record without it.
+    /// Returns the placement of the accepted message. `offset` is `None` if Kafka confirmed the record without it.
     pub(crate) fn placement(&self, offset: Option<i64>) -> Placement {
         Placement {
             msg_id: self.msg_id.to_string(),
@@ -39,30 +37,29 @@ impl PendingSend {
         }
     }
 
-    /// Nobody knows whether Kafka has it; nor will it come later than `settle` after it was pending.
+    /// Returns the error for an unknown outcome. The record cannot appear later than `settle` after it was accepted.
     pub(crate) fn unknown(&self, settle: Duration) -> Failure {
         Failure::OutcomeUnknown { msg_id: self.msg_id, settles_by: self.accepted_at + settle }
     }
 }
 
-/// What a message takes while it is in flight, in bytes.
+/// Returns the bytes that a message needs while it is in flight.
 pub(crate) fn bytes_in_flight(msg: &Msg) -> usize {
     msg.encoded_len() + msg.recv_id.len() + RECORD_OVERHEAD
 }
 
-/// The id of a message.
 pub(crate) fn id_of(msg: &Msg) -> Uuid {
     msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id)
 }
 
-/// A message as a record.
+/// A message, encoded as a record.
 pub(crate) struct Record {
     pending: PendingSend,
     value: Vec<u8>,
 }
 
 impl Record {
-    /// Of this message, for one of so many partitions.
+    /// Encodes a message and chooses its partition out of `partitions`.
     pub(crate) fn new(msg: Msg, msg_id: Uuid, partitions: Partition) -> Self {
         let accepted_at = SystemTime::now();
         let since_epoch = accepted_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -73,8 +70,8 @@ impl Record {
         Record { pending: PendingSend { recv_id, msg_id, partition, accepted_at, send_time_ms }, value }
     }
 
-    /// Puts it into the producer's queue. There is no waiting in it, so nothing half done can be dropped. What is pending of it
-    /// is there whether the producer took it or not.
+    /// Puts the record into the producer's queue. It does not wait, so it cannot be dropped partway. The pending send
+    /// is returned even if the producer rejects the record.
     pub(crate) fn enqueue(
         self,
         producer: &Producer,
@@ -95,14 +92,13 @@ impl Record {
         (self.pending, result)
     }
 
-    /// What would be pending of it.
     #[cfg(test)]
     pub(crate) fn pending(self) -> PendingSend {
         self.pending
     }
 }
 
-/// What it means that the producer did not take a record.
+/// Returns the error for a record that the producer rejected.
 fn rejected(refusal: Rejection) -> Failure {
     match refusal {
         Rejection::Closed(reason) => Failure::NotSent(reason),
@@ -112,12 +108,10 @@ fn rejected(refusal: Rejection) -> Failure {
     }
 }
 
-/// The broker does not take it.
 pub(crate) fn too_large() -> Failure {
     Failure::TooLarge("the message is larger than the topic takes".into())
 }
 
-/// There is no room in flight.
 pub(crate) fn overloaded(full: LimitReached) -> Failure {
     Failure::Overloaded(match full {
         LimitReached::Msgs => "too many messages in flight".into(),
@@ -140,7 +134,7 @@ mod tests {
 
     #[tokio::test]
     async fn permit_is_held_from_hand_over_until_the_report() {
-        // Nobody listens there, so the record stays until its timeout.
+        // No broker listens there, so the record stays until its timeout.
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("delivery.timeout.ms", "500").set("linger.ms", "0");
         let producer = Producer::new(config, "msgs").expect("the settings are good");
@@ -152,14 +146,14 @@ mod tests {
         let (answer, report) = oneshot::channel();
         let (_, enqueued) = record.enqueue(&producer, None, ReportSender::One(answer), permit);
         enqueued.expect("it is enqueued");
-        // Its caller is gone, and the record is not.
+        // The caller has disconnected, and the record is still in flight.
         drop(report);
         assert_eq!(budget.used(), (1, 100));
         assert!(budget.acquire(1).is_err(), "a caller that sends and cancels passes the limit");
         producer.flush(Duration::from_secs(30)).await;
         assert_eq!(budget.used(), (0, 0));
 
-        // What the producer does not take gives its permit back at once.
+        // A record that the producer rejects releases its permit immediately.
         producer.close("a test".into());
         let permit = budget.acquire(100).expect("there is capacity");
         let record = Record::new(msg.clone(), id_of(&msg), 1);

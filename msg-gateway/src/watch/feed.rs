@@ -34,7 +34,7 @@ struct State {
     unread: VecDeque<Arc<str>>,
     /// Cached rows, oldest first: inbox, seq, bytes. When the last watcher of an inbox leaves, its entries stay until
     /// they are evicted.
-    kept: VecDeque<(Arc<str>, i64, usize)>,
+    cached: VecDeque<(Arc<str>, i64, usize)>,
     bytes: usize,
     /// The index of the inbox that the next check starts with.
     round: usize,
@@ -270,14 +270,14 @@ impl State {
         }
         let bytes = size(&row);
         self.bytes += bytes;
-        self.kept.push_back((recv_id.clone(), row.seq, bytes));
+        self.cached.push_back((recv_id.clone(), row.seq, bytes));
         inbox.tip = row.seq;
         inbox.rows.push_back(Arc::new(row));
     }
 
     fn evict(&mut self, max_bytes: usize) {
-        while (self.bytes > max_bytes || self.kept.len() > MAX_ROWS)
-            && let Some((recv_id, seq, bytes)) = self.kept.pop_front()
+        while (self.bytes > max_bytes || self.cached.len() > MAX_ROWS)
+            && let Some((recv_id, seq, bytes)) = self.cached.pop_front()
         {
             self.bytes -= bytes;
             if let Some(inbox) = self.inboxes.get_mut(&recv_id)

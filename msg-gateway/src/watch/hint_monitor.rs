@@ -79,7 +79,7 @@ mod tests {
         let monitor = HintMonitor::default();
         assert!(!monitor.is_reliable());
         let time_passes = || {
-            let mut unreliable_since = monitor.unreliable_since.lock().expect("nobody panics");
+            let mut unreliable_since = monitor.unreliable_since.lock().expect("no thread panicked");
             *unreliable_since =
                 unreliable_since.and_then(|when| when.checked_sub(UNRELIABLE_FOR + Duration::from_millis(1)));
         };

@@ -202,11 +202,11 @@ impl WatchQueries {
         };
         let _permit = tokio::time::timeout(self.catch_up_timeout, self.acquire_catch_up()).await.map_err(full)?;
         let connection = self.connection(&self.catch_up).await?;
-        let asked = async {
+        let result = async {
             let statement = connection.prepare_cached(max_seqs::LAST).await?;
             try_join_all(recv_ids.iter().map(|recv_id| max_seqs::probe(&connection, &statement, recv_id))).await
         };
-        let seqs = asked.await.map_err(|error| failure(&error))?;
+        let seqs = result.await.map_err(|error| failure(&error))?;
         connection.done();
         Ok(seqs)
     }
@@ -230,9 +230,9 @@ impl WatchQueries {
     ) -> Result<(Vec<(usize, StoredMsg)>, bool), Failure> {
         let recv_ids: Vec<&str> = inboxes.iter().map(|(recv_id, _)| &**recv_id).collect();
         let seqs: Vec<i64> = inboxes.iter().map(|(_, seq)| *seq).collect();
-        let asked: [&(dyn ToSql + Sync); 6] =
+        let parameters: [&(dyn ToSql + Sync); 6] =
             [&all_indexes(inboxes.len()), &recv_ids, &seqs, &per_inbox, &rows, &bytes];
-        let found = self.query(AFTER, &recv_ids, &asked).await?;
+        let found = self.query(AFTER, &recv_ids, &parameters).await?;
         let read = |row: &Row| {
             let index = index(row)?;
             Ok((index, stored_msg(row, recv_ids[index])?))
@@ -296,16 +296,16 @@ impl WatchQueries {
         let (recv_ids, msg_ids) = ids(keys);
         let partitions: Vec<i32> = keys.iter().map(|(_, key)| key.partition).collect();
         let offsets: Vec<Option<i64>> = keys.iter().map(|(_, key)| key.offset).collect();
-        let asked: [&(dyn ToSql + Sync); 5] = [&indexes(keys), &recv_ids, &msg_ids, &partitions, &offsets];
+        let parameters: [&(dyn ToSql + Sync); 5] = [&indexes(keys), &recv_ids, &msg_ids, &partitions, &offsets];
         let mut dead = Vec::new();
-        for row in self.query(DEAD, &recv_ids, &asked).await? {
+        for row in self.query(DEAD, &recv_ids, &parameters).await? {
             dead.push((index(&row)?, get(&row, "reason")?));
         }
         if offsets.iter().all(Option::is_some) {
             return Ok(dead);
         }
         let send_times: BTreeMap<usize, SystemTime> = keys.iter().map(|(at, key)| (*at, key.send_time)).collect();
-        for row in self.query(DEAD_BYTES, &recv_ids, &asked).await? {
+        for row in self.query(DEAD_BYTES, &recv_ids, &parameters).await? {
             let index = index(&row)?;
             if is_of(get(&row, "value")?, send_times[&index]) {
                 dead.push((index, get(&row, "reason")?));
@@ -333,7 +333,7 @@ impl WatchQueries {
         let statement = statement.replace("{few}", &condition);
         let mut parameters = parameters.to_vec();
         parameters.extend(few.as_ref().map(|few| few as &(dyn ToSql + Sync)));
-        let asked = async {
+        let result = async {
             let statement = connection.prepare_cached(&statement).await?;
             // The statements are sent without waiting for one another, so the settings need no round trip of their
             // own.
@@ -344,7 +344,7 @@ impl WatchQueries {
             let (_, rows, _) = try_join3(begin, query, commit).await?;
             Ok(rows)
         };
-        let rows = asked.await.map_err(|error: tokio_postgres::Error| failure(&error))?;
+        let rows = result.await.map_err(|error: tokio_postgres::Error| failure(&error))?;
         connection.done();
         Ok(rows)
     }

@@ -35,11 +35,12 @@ impl Watches {
         let watcher = self.watcher(request, lifetime, last_seqs).await?;
         let (events, received) = mpsc::channel(1);
         let end = Arc::new(OnceLock::new());
-        let gone = CancellationToken::new();
+        let disconnected = CancellationToken::new();
         let unwritten = ResponsePermit::new([]);
-        let (given, gone_with) = (unwritten.clone(), gone.clone().drop_guard());
-        let stream = WatchStream { received, unwritten: given, end: end.clone(), _gone: gone_with };
-        tokio::spawn(watcher.run(events, end, gone));
+        let (stream_permit, disconnect_guard) = (unwritten.clone(), disconnected.clone().drop_guard());
+        let stream =
+            WatchStream { received, unwritten: stream_permit, end: end.clone(), _disconnected: disconnect_guard };
+        tokio::spawn(watcher.run(events, end, disconnected));
         Ok((stream, unwritten))
     }
 
@@ -105,7 +106,7 @@ pub struct WatchStream {
     /// The permits of the events that the connection has not written yet. It releases them as it writes.
     unwritten: Arc<ResponsePermit>,
     end: Arc<OnceLock<Failure>>,
-    _gone: DropGuard,
+    _disconnected: DropGuard,
 }
 
 impl Stream for WatchStream {

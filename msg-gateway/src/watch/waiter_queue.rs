@@ -24,7 +24,6 @@ pub(crate) struct Waiter {
     /// `id` is set when the waiter is added.
     pub(crate) awaited: Awaited,
     pub(crate) since: Instant,
-    /// Receives the result.
     pub(crate) result: oneshot::Sender<WaitResult>,
 }
 

@@ -43,7 +43,7 @@ impl Watcher {
         mut self,
         events: mpsc::Sender<Arc<BufferedEvent>>,
         end: Arc<OnceLock<Failure>>,
-        gone: CancellationToken,
+        disconnected: CancellationToken,
     ) {
         let lifetime = self.lifetime.clone();
         let failure = tokio::select! {
@@ -60,7 +60,7 @@ impl Watcher {
         let timeout = self.watched.watches().answer_timeout;
         drop(self);
         // The connection holds the stream's bytes until the stream or the connection is closed.
-        if is_slow && tokio::time::timeout(timeout, gone.cancelled()).await.is_err() {
+        if is_slow && tokio::time::timeout(timeout, disconnected.cancelled()).await.is_err() {
             lifetime.disconnect_slow_reader();
         }
     }
@@ -71,7 +71,7 @@ impl Watcher {
         let watches = self.watched.watches().clone();
         let options = &watches.options;
         let mut sent = Sent::default();
-        // The first event is always a heartbeat: it tells the caller that the watch has started.
+        // The first event is always a heartbeat: it shows the caller that the watch has started.
         let Ok(slot) = events.reserve().await else { std::future::pending().await };
         sent.send(Some(slot), heartbeat(), None);
         let mut heartbeat_at = Instant::now() + options.heartbeat_interval;
@@ -230,11 +230,9 @@ impl Watcher {
 }
 
 enum Gathered {
-    /// Nothing is pending.
     Nothing,
     /// The next rows have to be read from the table, and that needs a catch-up permit.
     Catchup,
-    /// The query failed.
     Failed,
     /// The next message alone needs this many bytes.
     TooLarge(usize),

@@ -26,36 +26,36 @@ use crate::send::stream::replies::Reply;
 use crate::send::{Sender, check_count, into_result, must_be_set, until_stored};
 use crate::status::Failure;
 
-/// So many failed entries may wait to be sent again; more end the stream.
+/// Maximum number of failed entries that have to be sent again. With more, the stream ends.
 const MAX_FAILED_ENTRIES: usize = 10_000;
 
-/// A row that is awaited: the entry's `correlation_id`, and what became of it.
+/// The result of an entry whose row was awaited, with the entry's `correlation_id`.
 pub(super) type Stored = (u64, Result<Placement, Failure>);
 
 pub(super) struct Entries {
     sender: Arc<Sender>,
     traceparent: Option<Vec<u8>>,
-    /// After this nothing is awaited: the caller's deadline is near.
+    /// When the caller's deadline is near: nothing is awaited after this.
     until: Option<Instant>,
     reports: UnboundedSender<Report>,
-    /// Those that the producer has and has not reported, by a number that is never used again: a `correlation_id` is, and a
-    /// report may come after its entry was answered.
+    /// The enqueued entries without a report, by a number that is never reused. A `correlation_id` may be, and a
+    /// report may come after its entry got a result.
     open: HashMap<u64, Open>,
     next: u64,
-    /// Of all that are not answered.
+    /// The `correlation_id`s of all entries without a result.
     correlations: HashSet<u64>,
     failed: FailedEntries,
-    /// Their bytes.
+    /// The permit for the memory of `failed`.
     failed_bytes: BufferPermit,
-    /// One for each entry whose result is not on its way yet.
+    /// One for each entry whose result is not in a reply yet.
     pub(super) permits: OwnedSemaphorePermit,
-    /// What was read and has no room yet.
+    /// Entries that were read and wait for capacity in flight.
     pub(super) blocked: Option<BlockedEntries>,
-    /// When to look for those that are late; not after the first of them is.
+    /// The next time to expire entries: not later than the first deadline of an open entry.
     next_deadline: Option<Instant>,
-    /// Rows that are awaited.
+    /// Accepted entries whose rows are awaited.
     pub(super) stored: FuturesUnordered<BoxFuture<'static, Stored>>,
-    /// What is ready to be into_result.
+    /// Results that are not in a reply yet.
     pub(super) results: VecDeque<StreamSendResult>,
 }
 
@@ -67,19 +67,19 @@ struct Open {
     awaited: Option<Awaited>,
 }
 
-/// The remaining of a request.
+/// The entries of a request that were not enqueued yet.
 struct RemainingEntries {
     entries: VecDeque<StreamSendEntry>,
-    /// The first one's index in the request.
+    /// The index of the first one in the request.
     index: usize,
     until_stored: bool,
 }
 
-/// Entries for which there is no room in flight.
+/// Entries that wait for capacity in flight.
 pub(super) struct BlockedEntries {
     remaining: RemainingEntries,
     until: Instant,
-    /// Tells when there may be.
+    /// Notified when a permit was released.
     pub(super) capacity: CapacityWait,
     _permit: BufferPermit,
 }
@@ -111,35 +111,35 @@ impl Entries {
         }
     }
 
-    /// Whether another request may be read.
+    /// Returns whether another request may be read.
     pub(super) fn have_capacity(&self) -> bool {
         self.blocked.is_none() && self.correlations.len() + self.results.len() < self.sender.max_stream_inflight
     }
 
-    /// The next reply, of as many results as a request may have entries.
+    /// Returns the next reply, with up to as many results as a request may have entries.
     pub(super) fn reply(&mut self) -> Reply {
         let count = self.results.len().min(MAX_REQUEST_MSGS);
         let permits = self.permits.split(count).expect("each entry has one");
         Reply { response: StreamSendMsgResponse { results: self.results.drain(..count).collect() }, permits }
     }
 
-    /// Whether every entry is answered and into_result.
+    /// Returns whether every entry has a result, and every result is in a reply.
     pub(super) fn are_done(&self) -> bool {
         self.blocked.is_none() && self.correlations.is_empty() && self.results.is_empty()
     }
 
-    /// Whether any record has no report.
+    /// Returns whether any record has no report.
     pub(super) fn are_open(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// When [`Entries::look`] has something to do at the earliest.
+    /// Returns the earliest time at which [`Entries::expire`] has something to do.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         self.next_deadline.into_iter().chain(self.blocked.as_ref().map(|blocked| blocked.until)).min()
     }
 
-    /// Takes a request's entries, which have these permits. An error is the stream's: none of them was taken, and no further
-    /// ones may be.
+    /// Accepts the entries of a request, with the permits for their results. An error ends the stream: none of the
+    /// entries was accepted.
     pub(super) fn accept(
         &mut self,
         request: StreamSendMsgRequest,
@@ -160,7 +160,8 @@ impl Entries {
         if remaining.entries.is_empty() {
             return Ok(());
         }
-        // From now on room that is given back is into_result of: so once more, or the last of it could have been missed.
+        // Now released permits notify this stream. Try once more: a permit that was released just before would be
+        // missed.
         let capacity = self.sender.budget.wait_for_capacity();
         let remaining = self.enqueue_all(remaining);
         let bytes = memory_of(&remaining.entries);
@@ -175,8 +176,8 @@ impl Entries {
         Ok(())
     }
 
-    /// Bytes for the failed entries that have to come again, among what streams hold of requests; and, where there are any, for all of
-    /// a request's, since an entry fails that is behind one of those.
+    /// Reserves memory for the failed entries that have to be sent again. If there are any, it reserves memory for all
+    /// entries of the request too, because an entry behind a failed one fails as well.
     fn reserve_failed(&mut self, entries: &[StreamSendEntry]) -> Result<(), Failure> {
         let failed = self.failed.bytes();
         if failed == 0 {
@@ -193,7 +194,7 @@ impl Entries {
         Ok(())
     }
 
-    /// There may be room now.
+    /// Enqueues blocked entries, because capacity may have been released.
     pub(super) fn retry_blocked(&mut self) {
         let Some(blocked) = self.blocked.take() else { return };
         let remaining = self.enqueue_all(blocked.remaining);
@@ -202,18 +203,18 @@ impl Entries {
         }
     }
 
-    /// What became of a record.
+    /// Handles the delivery report of an entry.
     pub(super) fn report(&mut self, report: Report) {
         let Some(open) = self.open.remove(&report.entry) else { return };
         self.complete(open, report.outcome);
     }
 
-    /// What became of an entry whose row was awaited.
+    /// Handles the result of an entry whose row was awaited.
     pub(super) fn stored(&mut self, (correlation_id, result): Stored) {
         self.answer(correlation_id, result);
     }
 
-    /// Answers those that have no report in time, and refuses those that have found no room in time.
+    /// Times out entries without a report, and rejects blocked entries that found no capacity in time.
     pub(super) fn expire(&mut self, now: Instant) {
         if self.blocked.as_ref().is_some_and(|blocked| blocked.until <= now)
             && let Some(blocked) = self.blocked.take()
@@ -229,11 +230,11 @@ impl Entries {
         for entry in late {
             self.report(Report { entry, outcome: Outcome::Unknown });
         }
-        // All that come later have later deadlines.
+        // All entries that come later have later deadlines.
         self.next_deadline = self.open.values().map(|open| open.deadline).min();
     }
 
-    /// Takes entries in order, as long as there is room; what is left.
+    /// Enqueues entries in order while there is capacity. Returns the remaining ones.
     fn enqueue_all(&mut self, mut remaining: RemainingEntries) -> RemainingEntries {
         while let Some(entry) = remaining.entries.pop_front() {
             if let Some(entry) = self.enqueue_or_reject(entry, remaining.index, remaining.until_stored) {
@@ -245,7 +246,7 @@ impl Entries {
         remaining
     }
 
-    /// Hands an entry over, or answers it; gives it back when there is no room for it.
+    /// Enqueues an entry, or gives it its error. Returns the entry if there is no capacity for it.
     fn enqueue_or_reject(
         &mut self,
         StreamSendEntry { correlation_id, msg }: StreamSendEntry,
@@ -293,7 +294,7 @@ impl Entries {
         None
     }
 
-    /// The message of an entry and its id, if the entry breaks no rule.
+    /// Checks an entry. Returns its message and the message's ID.
     fn check(&self, correlation_id: u64, msg: Option<Msg>, index: usize) -> Result<(Msg, Uuid), Failure> {
         if self.correlations.contains(&correlation_id) {
             let field = format!("entries[{index}].correlation_id");
@@ -342,7 +343,7 @@ impl Entries {
         self.answer(open.correlation_id, Err(failure));
     }
 
-    /// The result of an entry that was taken.
+    /// Adds the result of an entry that was enqueued.
     fn answer(&mut self, correlation_id: u64, result: Result<Placement, Failure>) {
         self.correlations.remove(&correlation_id);
         self.push_result(correlation_id, result);

@@ -1,4 +1,4 @@
-//! StreamSendMsg: entries come in as the caller sends them, and results go back as they are known.
+//! StreamSendMsg: the caller sends entries, and gets their results as they become known.
 
 mod entries;
 mod failed_entries;
@@ -30,11 +30,12 @@ pub(crate) use crate::send::stream::replies::ReplyStream;
 use crate::send::{Call, Sender, trace};
 use crate::status::Failure;
 
-/// Nothing happens for so long when nothing is due: a timer has to be set to something.
+/// A timer has to be set to some time, even if nothing is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
 impl Sender {
-    /// Begins a stream; a task of its own serves it until its end. The connection, and so the drain, waits for the reply's end.
+    /// Opens a stream, which a task of its own serves. The connection, and so the drain, waits until its last reply
+    /// was read.
     pub(crate) fn open_stream(
         self: &Arc<Self>,
         requests: impl Stream<Item = Result<StreamSendMsgRequest, Status>> + Send + 'static,
@@ -42,11 +43,11 @@ impl Sender {
         lifetime: Lifetime,
     ) -> Result<(ReplyStream, Arc<ResponsePermit>), Failure> {
         let now = Instant::now();
-        // Refused when it leaves no time at all.
+        // Reject the call if its deadline leaves no time at all.
         self.timing.answer_by(call.arrival, call.timeout, now)?;
         let permit = self.streams.clone().try_acquire_owned();
         let permit = permit.map_err(|_| Failure::Overloaded("too many streams are open".into()))?;
-        // A time-out may reach beyond what an Instant can hold.
+        // A timeout may reach beyond what an Instant can hold.
         let left = call.timeout.and_then(|timeout| self.timing.before_deadline(timeout));
         let until = left.and_then(|left| call.arrival.checked_add(left));
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value)).map(<[u8]>::to_vec);
@@ -66,7 +67,6 @@ impl Sender {
     }
 }
 
-/// Counts how a stream ended.
 fn ended(outcome: &'static str) {
     answered("StreamSendMsg", outcome);
 }
@@ -75,23 +75,23 @@ struct Serving {
     sender: Arc<Sender>,
     entries: Entries,
     reports: mpsc::UnboundedReceiver<Report>,
-    /// When the caller's deadline ends the stream, and how.
+    /// When the caller's deadline ends the stream, and the error for that.
     until: Option<(Instant, Failure)>,
 }
 
-/// How a stream ends, once everything is answered.
+/// How a stream ends, after every entry has a result.
 type End = Result<(), Status>;
 
 /// A request that was read, and waits for permits for its results.
 struct PendingRequest {
     request: StreamSendMsgRequest,
-    /// None when they did not come in time.
+    /// `None` if the permits were not available in time.
     permits: BoxFuture<'static, Option<OwnedSemaphorePermit>>,
     _permit: BufferPermit,
 }
 
 impl Serving {
-    /// Serves the stream until its last reply is accepted.
+    /// Serves the stream until its last reply was read.
     async fn run(
         self,
         requests: impl Stream<Item = Result<StreamSendMsgRequest, Status>>,
@@ -99,7 +99,7 @@ impl Serving {
         lifetime: Lifetime,
     ) {
         let Serving { sender, mut entries, mut reports, mut until } = self;
-        let ReplySender { replies, gone: all_read } = reply_sender;
+        let ReplySender { replies, done: all_read } = reply_sender;
         let mut requests = pin!(requests);
         let mut all_read = pin!(all_read);
         let mut pending: Option<PendingRequest> = None;
@@ -122,7 +122,7 @@ impl Serving {
                 return;
             }
             if end.is_some() {
-                // It was not accepted, and the end says so.
+                // The request was not accepted, and the end of the stream says so.
                 pending = None;
             }
             let due = until.iter().map(|(until, _)| *until).chain(entries.next_timeout()).min();
@@ -131,7 +131,8 @@ impl Serving {
                 timer.as_mut().reset(due.into());
             }
             tokio::select! {
-                // Reports first and requests last: results go out together, and what is in flight falls before it rises.
+                // Reports first and requests last: then a reply has many results, and permits in flight are released
+                // before more are acquired.
                 biased;
                 _ = &mut all_read => return ended("CANCELLED"),
                 _ = reports.recv_many(&mut ready, MAX_REQUEST_MSGS), if entries.are_open() => {
@@ -175,8 +176,8 @@ impl Serving {
 }
 
 impl Sender {
-    /// Places for the results of a request. Whoever takes no results must not make the gateway read on: what is read and has
-    /// no permits yet is counted as what waits for room in flight.
+    /// Waits for permits for the results of a request. A caller that reads no results must not make the gateway read
+    /// on, so a request without permits counts among the requests that wait for capacity.
     fn await_permits(&self, request: StreamSendMsgRequest) -> Result<PendingRequest, Failure> {
         let permit = self.blocked_requests.acquire(memory_of(&request.entries)).ok_or_else(too_many_unread_results)?;
         let permits =
@@ -186,7 +187,7 @@ impl Sender {
     }
 }
 
-/// What entries take in memory, decoded: an attribute of a few bytes is two texts in a tree.
+/// Returns the memory of decoded entries: an attribute of a few bytes is two strings in a tree.
 fn memory_of<'a>(entries: impl IntoIterator<Item = &'a StreamSendEntry>) -> usize {
     const ATTRIBUTE_BYTES: usize = 160;
     let of = |entry: &StreamSendEntry| {
@@ -223,8 +224,8 @@ fn ended_by(failure: Failure) -> (End, &'static str) {
     (Err(failure.into()), outcome)
 }
 
-/// The transport's errors reach us as a request that cannot be read. Ours are among them: a request that takes too long to
-/// arrive, for instance.
+/// Ends the stream with an error of the transport, which comes as a request that cannot be read. Some are the
+/// gateway's own errors: for example, a request that was not received in time.
 fn broken_by(status: Status) -> (End, &'static str) {
     if status.details().is_empty() {
         return (Err(with_reason_of_transport(&status)), "BAD_REQUEST");

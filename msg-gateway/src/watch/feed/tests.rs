@@ -30,7 +30,7 @@ fn what_is_hinted_is_read_once_and_given_to_all_who_watch() {
     assert_eq!(feed.next_unread(9), []);
     assert_eq!(feed.resolve_tip(&bob, 5), 5);
     feed.hinted(&hint("bob", 7));
-    feed.hinted(&hint("somebody else", 7));
+    feed.hinted(&hint("carol", 7));
     let read = feed.next_unread(9);
     assert_eq!(read, [(bob.clone(), 5)]);
     feed.publish(&read, vec![(0, row("bob", 6)), (0, row("bob", 7))], 32, false);

@@ -36,7 +36,7 @@ async fn hint_while_a_watch_opens_is_not_missed() {
     };
     let watcher = watches.watcher(bob(None), Lifetime::default(), last_seqs).await.expect("it opens");
     assert_eq!(watcher.cursors, [5]);
-    assert_eq!(feed.next_unread(9), [("bob".into(), 5)], "what the hint told of is read");
+    assert_eq!(feed.next_unread(9), [("bob".into(), 5)], "the hinted row is read");
 }
 
 /// The table went back (a restore, for example) while another watcher had higher rows.
@@ -52,16 +52,16 @@ async fn watch_from_now_on_starts_at_the_table_not_at_others_tip() {
     let second = open(None, 5).await;
     assert_eq!(second.cursors, [5], "6 to 9 are stored again, and are new to it");
     assert_eq!(open(Some(3), 5).await.cursors, [3]);
-    assert_eq!(open(Some(20), 5).await.cursors, [20], "what is asked for is not lowered");
+    assert_eq!(open(Some(20), 5).await.cursors, [20], "the requested cursor is not lowered");
 }
 
 #[tokio::test]
 async fn watch_that_cannot_open_leaves_nothing_behind() {
     let feed = Arc::new(Feed::new(1 << 20));
     let watches = watches(&feed);
-    let away = async |_| Err(Failure::DatabaseUnavailable("away".into()));
-    let opened = watches.watcher(bob(None), Lifetime::default(), away).await.map(|watcher| watcher.cursors);
-    assert_eq!(opened, Err(Failure::DatabaseUnavailable("away".into())));
+    let unavailable = async |_| Err(Failure::DatabaseUnavailable("unavailable".into()));
+    let opened = watches.watcher(bob(None), Lifetime::default(), unavailable).await.map(|watcher| watcher.cursors);
+    assert_eq!(opened, Err(Failure::DatabaseUnavailable("unavailable".into())));
     assert_eq!(feed.len(), 0);
     assert_eq!(watches.usage(), (0, 0));
 }
