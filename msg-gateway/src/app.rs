@@ -160,7 +160,7 @@ pub async fn run(
     announce_end(&readiness, &reporter).await;
     let delay = config.server.shutdown_delay;
     if let Ok(served) = tokio::time::timeout(delay, &mut serving).await {
-        tracing::warn!("the grpc server ended by itself");
+        tracing::warn!("grpc server ended by itself");
         return Ok(served?);
     }
     let deadline = Instant::now() + config.server.drain_timeout;
@@ -168,10 +168,10 @@ pub async fn run(
     let _ = following.await;
     match tokio::time::timeout_at(deadline, &mut serving).await {
         Ok(served) => served?,
-        Err(_) => tracing::warn!("calls that have not ended are cut off"),
+        Err(_) => tracing::warn!("closing calls that are still open"),
     }
     let left = producer.flush(deadline.saturating_duration_since(Instant::now())).await;
-    tracing::info!(records_given_up = left, "drained");
+    tracing::info!(abandoned_records = left, "drained");
     stop.cancel();
     tasks.close();
     tasks.wait().await;
@@ -189,7 +189,7 @@ fn raise_open_files(max_connections: usize) {
     const OTHERS: u64 = 512;
     match open_files::raise() {
         Ok(limit) if limit < max_connections as u64 + OTHERS => {
-            tracing::warn!(limit, max_connections, "the limit of open files is below what --max-connections needs");
+            tracing::warn!(limit, max_connections, "limit of open files is too low for --max-connections");
         }
         Ok(limit) => tracing::debug!(limit, "checked limit of open files"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),

@@ -91,7 +91,10 @@ impl BoundedBody {
         if self.permit.try_resize(buffered) {
             return Ok(());
         }
-        Err(Failure::Overloaded("too many bytes of requests are arriving".into()).into())
+        Err(Failure::Overloaded(
+            "the request buffer is full; retry after the delay, or raise MAX_ARRIVING_BYTES".into(),
+        )
+        .into())
     }
 }
 

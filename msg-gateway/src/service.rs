@@ -65,7 +65,7 @@ impl MsgGateway for Gateway {
         let (metadata, extensions, requests) = request.into_parts();
         let opened = match extensions.get::<Lifetime>() {
             Some(lifetime) => self.sender.open_stream(requests, call(&metadata, &extensions), lifetime.clone()),
-            None => Err(Failure::Internal("nobody knows when the connection ends".into())),
+            None => Err(Failure::Internal("the connection has no lifetime".into())),
         };
         let (replies, permit) = opened.map_err(|failure| failed("StreamSendMsg", failure))?;
         Ok(with_permit(replies, Some(permit)))

@@ -151,7 +151,7 @@ impl Failure {
             | Failure::KafkaUnavailable(text)
             | Failure::Internal(text) => short(text).to_owned(),
             Failure::OutcomeUnknown { .. } => {
-                "no answer from Kafka in time: the message may have been sent; send it again with the same client_msg_id"
+                "Kafka has not confirmed the message in time, so its outcome is unknown; send it again with the same client_msg_id"
                     .to_owned()
             }
             Failure::Invalid(violations) => match violations.as_slice() {
@@ -162,27 +162,27 @@ impl Failure {
                 }
             },
             Failure::DeadlineTooShort { shortest } => {
-                format!("the deadline leaves no time for a true answer: allow more than {} ms", shortest.as_millis())
+                format!("the deadline is too short for a definite outcome; allow more than {} ms", shortest.as_millis())
             }
             Failure::PredecessorFailed => {
-                "an earlier entry to this inbox failed: send that one again, then this one".into()
+                "an earlier entry to this inbox failed; send that one again, then this one".into()
             }
             Failure::NotStoredYet(_) => {
                 "the message is accepted, and was not stored in time; it will be stored or dead-lettered later".into()
             }
             Failure::DeadLettered(_, DeadLetterReason::IdempotencyConflict) => {
-                "a message with this id and another content is stored; this one is kept as a dead letter".into()
+                "a message with the same ID and different content is stored; this one is dead-lettered".into()
             }
             Failure::DeadLettered(_, reason) => {
-                format!("the message is accepted, and kept as a dead letter: {}", dead_letter_name(*reason))
+                format!("the message is accepted and dead-lettered: {}", dead_letter_name(*reason))
             }
             Failure::StreamEnded => {
-                "the stream has to end: a result stands, without one the outcome is unknown; go on with a new stream".into()
+                "the stream has to end; entries without a result have an unknown outcome; continue with a new stream".into()
             }
             Failure::StreamDeadline => {
-                "the deadline of the stream is near: a result stands, without one the outcome is unknown".into()
+                "the deadline of the stream is near; entries without a result have an unknown outcome".into()
             }
-            Failure::SlowReader => "nothing was read for too long: watch again from the last seq that you have".into(),
+            Failure::SlowReader => "the caller has not read for too long; watch again from the last seq that you have".into(),
             Failure::NoDatabase => "this gateway was started without a database, and this call needs one".to_owned(),
         }
     }

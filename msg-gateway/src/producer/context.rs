@@ -130,7 +130,7 @@ impl ClientContext for DeliveryContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(code = %code_of(&error), reason, "the producer reports an error");
+        tracing::debug!(code = %code_of(&error), reason, "producer reported an error");
         // A fatal error comes with the code of its cause, so it cannot be recognized here: the supervisor queries it.
         self.signals.error.notify_one();
         self.signals.check.notify_one();

@@ -196,7 +196,7 @@ impl Producer {
             match self.create() {
                 Ok(fresh) => self.replace(Arc::new(fresh), &readiness, drain),
                 Err(error) => {
-                    tracing::error!(%error, "no new producer can be made");
+                    tracing::error!(%error, "cannot create a producer");
                     self.signals.error.notify_one();
                 }
             }
@@ -215,9 +215,9 @@ impl Producer {
         if self.closed.load().is_some() || !timer.expired(since, now) {
             return;
         }
-        tracing::warn!("replacing the producer: every delivery has timed out for long");
+        tracing::warn!("replacing stalled producer, all deliveries time out");
         if let Err(error) = self.replace_abandoning() {
-            tracing::error!(%error, "no new producer can be made");
+            tracing::error!(%error, "cannot create a producer");
         }
     }
 
@@ -257,7 +257,7 @@ impl Producer {
 
 fn finish(producer: &ThreadedProducer<DeliveryContext>, drain: Duration) -> i32 {
     if let Err(error) = producer.flush(drain) {
-        tracing::warn!(%error, records = producer.in_flight_count(), "records without a delivery report are given up");
+        tracing::warn!(%error, records = producer.in_flight_count(), "abandoned records without a delivery report");
     }
     producer.in_flight_count()
 }
@@ -272,7 +272,7 @@ fn purge(producer: &ThreadedProducer<DeliveryContext>) {
     }
     let records = producer.in_flight_count();
     if records > 0 {
-        tracing::warn!(records, "records without a delivery report are given up");
+        tracing::warn!(records, "abandoned records without a delivery report");
     }
 }
 

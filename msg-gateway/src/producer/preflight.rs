@@ -215,7 +215,7 @@ impl Preflight {
             // A busy cluster may respond too late and still confirm records.
             Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(started) => {
                 if self.skipped.as_ref() != Some(&reason) {
-                    tracing::warn!(reason, "cannot check the topic; records are confirmed");
+                    tracing::warn!(reason, "cannot check the topic, but records are confirmed");
                 }
                 self.skipped = Some(reason);
                 counter!(PREFLIGHTS, "outcome" => "SKIPPED").increment(1);
@@ -239,9 +239,9 @@ impl Preflight {
         if self.id.is_some_and(|known| known != id) {
             tracing::warn!(
                 topic = self.topic,
-                "the topic was made anew; what was on its way to the former one is given up"
+                "replacing producer because the topic was recreated, its records are abandoned"
             );
-            self.producer.replace_abandoning().map_err(|error| format!("no new producer can be made: {error}"))?;
+            self.producer.replace_abandoning().map_err(|error| format!("cannot create a producer: {error}"))?;
         }
         self.id = Some(id);
         Ok(())
@@ -304,7 +304,7 @@ impl ClientContext for LogContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the client that looks at the topic reports an error");
+        tracing::debug!(%error, reason, "client of the topic check reported an error");
         self.0.note(&error, reason);
     }
 }

@@ -77,7 +77,7 @@ impl Database {
             Err(error) => {
                 let error = describe_pool(&error);
                 if let Some(repeated) = REPEATS.occurred(&error) {
-                    tracing::warn!(error, repeated, "no connection to the database");
+                    tracing::warn!(error, repeated, "cannot connect to the database");
                 }
                 Err(Failure::DatabaseUnavailable("no connection to the database".into()))
             }
@@ -133,7 +133,7 @@ impl Drop for Connection {
 fn not_connected(error: &ConnectError) -> Failure {
     let text = error.to_string();
     if let Some(repeated) = REPEATS.occurred(&text) {
-        tracing::warn!(error = text, repeated, "no connection to the database");
+        tracing::warn!(error = text, repeated, "cannot connect to the database");
     }
     let rejected = error.failures().iter().find_map(|failure| match &failure.cause {
         Cause::Driver(error) => error.code().map(|state| meaning(Some(state))),
@@ -151,9 +151,9 @@ pub(crate) fn failure(error: &tokio_postgres::Error) -> Failure {
     let condition = if error.as_db_error().is_some() { sqlstate.to_owned() } else { error.to_string() };
     let Some(repeated) = REPEATS.occurred(&condition) else { return failure };
     match (&failure, error.as_db_error()) {
-        (Failure::Internal(_), _) => tracing::error!(sqlstate, repeated, "a read failed"),
-        (_, Some(_)) => tracing::warn!(sqlstate, repeated, "the database is not available"),
-        (_, None) => tracing::warn!(%error, repeated, "the database is not available"),
+        (Failure::Internal(_), _) => tracing::error!(sqlstate, repeated, "read failed"),
+        (_, Some(_)) => tracing::warn!(sqlstate, repeated, "database is unavailable"),
+        (_, None) => tracing::warn!(%error, repeated, "database is unavailable"),
     }
     failure
 }
@@ -164,15 +164,15 @@ fn meaning(state: Option<&SqlState>) -> Failure {
         return Failure::DatabaseUnavailable("the database cannot be reached".into());
     };
     if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN, SqlState::INVALID_SCHEMA_NAME].contains(state) {
-        return Failure::DatabaseUnavailable("the database has no tables yet: msg-transfer makes them".into());
+        return Failure::DatabaseUnavailable("the database has no tables yet; msg-transfer creates them".into());
     }
     match state.code().get(..2) {
         // Connections, transactions, resources, the server's state, operators, the system, the configuration and logins, faults
         // of the server, and plans that a migration has changed.
         Some("08" | "40" | "53" | "55" | "57" | "58" | "28" | "3D" | "F0" | "XX" | "0A") => {
-            Failure::DatabaseUnavailable("the database cannot answer at present".into())
+            Failure::DatabaseUnavailable("the database is unavailable at present".into())
         }
-        _ => Failure::Internal("the database refused the read".into()),
+        _ => Failure::Internal("the database rejected the read".into()),
     }
 }
 

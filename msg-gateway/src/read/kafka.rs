@@ -133,7 +133,7 @@ impl Topic {
         let result = requested.await.unwrap_or_else(|error| Err(error.to_string()));
         result.map_err(|error| {
             if self.is_news() {
-                tracing::warn!(error, "kafka does not answer requests about the topic");
+                tracing::warn!(error, "cannot query the topic");
             }
             Failure::KafkaUnavailable(format!("kafka does not respond: {error}"))
         })
@@ -201,7 +201,7 @@ impl ClientContext for LogContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the client that asks reports an error");
+        tracing::debug!(%error, reason, "client of the topic queries reported an error");
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) const LAST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER
 /// Checks the request. Returns `Invalid` with every violation.
 pub fn check(recv_ids: &[String], max_id_bytes: usize) -> Result<(), Failure> {
     if !(1..=MAX_INBOXES).contains(&recv_ids.len()) {
-        let description = format!("has {} entries; 1 to {MAX_INBOXES} are taken", recv_ids.len());
+        let description = format!("has {} entries; 1 to {MAX_INBOXES} are allowed", recv_ids.len());
         return Err(Failure::Invalid(vec![invalid("recv_ids", description)]));
     }
     let check = |(i, id): (usize, &String)| check_id(&format!("recv_ids[{i}]"), id, max_id_bytes);

@@ -60,7 +60,8 @@ impl ReadBudget {
     }
 
     async fn acquire(&self, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
-        let full = || Failure::Overloaded("too many reads at a time".into());
+        let full =
+            || Failure::Overloaded("too many reads are in progress; retry after the delay, or raise MAX_READS".into());
         if let Ok(permit) = self.free.clone().try_acquire_owned() {
             return Ok(permit);
         }
@@ -119,7 +120,7 @@ impl Reader {
         let sources = if config.database.is_given() {
             Some(Sources::new(config)?)
         } else {
-            tracing::info!("no database is configured: reads are refused");
+            tracing::info!("no database is configured, reads are rejected");
             None
         };
         Ok(Reader {
@@ -197,8 +198,8 @@ impl Reader {
         };
         let result = tokio::time::timeout_at(respond_by.into(), read(sources, respond_by)).await;
         histogram!(READ_SECONDS, "method" => method).record(call.arrival.elapsed());
-        let response =
-            result.unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the answer did not come in time".into())))?;
+        let response = result
+            .unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the database has not responded in time".into())))?;
         if let Some(memory) = &mut memory {
             // A buffer that grows while a response is encoded has up to twice its size.
             shrink(memory, 2 * response.encoded_len());

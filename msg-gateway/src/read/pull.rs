@@ -177,7 +177,7 @@ pub(crate) fn attributes(row: &Row) -> Result<BTreeMap<String, String>, Failure>
         None => Ok(BTreeMap::new()),
         Some(json) => serde_json::from_str(json).map_err(|error| {
             // The text of the error would repeat stored content.
-            tracing::error!(line = error.line(), column = error.column(), "stored attributes are not a map of texts");
+            tracing::error!(line = error.line(), column = error.column(), "cannot decode stored attributes");
             Failure::Internal("stored attributes are not a map of texts".into())
         }),
     }
@@ -210,7 +210,7 @@ pub(crate) fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure>
 /// Reads a column of a row. Fails if it has another type.
 pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Failure> {
     row.try_get(column).map_err(|error| {
-        tracing::error!(column, %error, "a column is not what it should be");
+        tracing::error!(column, %error, "cannot decode a column");
         Failure::Internal(format!("column {column} is not what it should be"))
     })
 }

@@ -152,7 +152,7 @@ impl Log for StatusLog<'_> {
 
 /// Waits for a response of Kafka until `by`. After that, the error names Kafka as the cause.
 async fn before_deadline<T>(response: impl Future<Output = Result<T, Failure>>, by: Instant) -> Result<T, Failure> {
-    let late = |_| Failure::KafkaUnavailable("kafka does not answer in time".into());
+    let late = |_| Failure::KafkaUnavailable("kafka has not responded in time".into());
     tokio::time::timeout_at(by.into(), response).await.map_err(late)?
 }
 

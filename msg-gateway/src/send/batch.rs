@@ -79,7 +79,11 @@ impl Sender {
             return Ok(None);
         }
         let permit = self.batches.clone().try_acquire_owned();
-        permit.map(Some).map_err(|_| Failure::Overloaded("too many large batches at a time".into()))
+        permit.map(Some).map_err(|_| {
+            Failure::Overloaded(
+                "too many large batches are in progress; retry after the delay, or raise MAX_BATCHES".into(),
+            )
+        })
     }
 
     /// Acquires the maximum bytes of the results, also before anything is sent.

@@ -109,13 +109,17 @@ fn rejected(refusal: Rejection) -> Failure {
 }
 
 pub(crate) fn too_large() -> Failure {
-    Failure::TooLarge("the message is larger than the topic takes".into())
+    Failure::TooLarge("the message is larger than the topic accepts".into())
 }
 
 pub(crate) fn overloaded(full: LimitReached) -> Failure {
     Failure::Overloaded(match full {
-        LimitReached::Msgs => "too many messages in flight".into(),
-        LimitReached::Bytes => "too many bytes in flight".into(),
+        LimitReached::Msgs => {
+            "too many messages are in flight; retry after the delay, or raise MAX_INFLIGHT_MSGS".into()
+        }
+        LimitReached::Bytes => {
+            "too many bytes are in flight; retry after the delay, or raise MAX_INFLIGHT_BYTES".into()
+        }
     })
 }
 

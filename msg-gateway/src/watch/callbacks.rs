@@ -15,7 +15,7 @@ impl ClientContext for LogContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         // The next poll returns the same error, and it is handled there.
-        tracing::debug!(%error, reason, "the reader of hints reports an error");
+        tracing::debug!(%error, reason, "client of the hints topic reported an error");
     }
 }
 

@@ -49,7 +49,7 @@ impl FeedReader {
                 _ = steps.tick() => self.check(&mut due).await,
             };
             if let Err(failure) = checked.and(self.read_all().await) {
-                tracing::debug!(?failure, "watched inboxes cannot be read");
+                tracing::debug!(?failure, "cannot read watched inboxes");
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }

@@ -47,7 +47,7 @@ impl HintMonitor {
     /// while after each change.
     pub(crate) fn set_caught_up(&self, caught_up: bool) {
         if self.caught_up.swap(caught_up, Ordering::Relaxed) != caught_up {
-            tracing::debug!(caught_up, "reading hints");
+            tracing::debug!(caught_up, "changed state of the hint reader");
             self.mark_unreliable();
         }
     }

@@ -112,7 +112,7 @@ impl HintReader {
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => self.monitor.set_caught_up(true),
                 Some(Err(error)) => {
-                    tracing::debug!(%error, "reading hints");
+                    tracing::debug!(%error, "cannot read hints");
                     self.monitor.set_caught_up(false);
                     if !is_transient(&error) {
                         return Err(error.to_string());

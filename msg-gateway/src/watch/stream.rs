@@ -82,7 +82,7 @@ pub fn check(request: &WatchMsgsRequest, max_id_bytes: usize) -> Result<(), Fail
     let mut violations = Vec::new();
     let mut violate = |field: String, description: String| violations.push(Violation { field, description });
     if !(1..=MAX_INBOXES).contains(&count) {
-        violate("inboxes".into(), format!("has {count} entries; 1 to {MAX_INBOXES} are taken"));
+        violate("inboxes".into(), format!("has {count} entries; 1 to {MAX_INBOXES} are allowed"));
         return Err(Failure::Invalid(violations));
     }
     let mut seen = HashSet::with_capacity(count);

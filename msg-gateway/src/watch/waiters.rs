@@ -59,7 +59,9 @@ impl Waiters {
         // Increment before the check. With check-then-increment, two concurrent calls could both get the last permit.
         let permit = WaiterPermit { waiters: self.clone(), _interest: self.monitor.register_interest() };
         if self.count.fetch_add(1, Ordering::Relaxed) >= self.max {
-            return Err(Failure::Overloaded("too many messages are waited for".into()));
+            return Err(Failure::Overloaded(
+                "too many sends wait for STORED; retry after the delay, or raise MAX_WAITING_MSGS".into(),
+            ));
         }
         Ok(permit)
     }
@@ -113,7 +115,7 @@ impl Waiters {
             return;
         }
         if let Err(failure) = self.find_results(queries, &awaited).await {
-            tracing::debug!(?failure, "cannot look for awaited messages, trying again");
+            tracing::debug!(?failure, "cannot look up awaited messages, retrying");
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -178,7 +180,7 @@ impl WaiterPermit {
         };
         let awaited = Awaited { id: 0, key, placement, digest };
         let _entry = Entry::new(&self.waiters, Waiter { awaited, since: Instant::now(), result: result_sender });
-        result.await.unwrap_or_else(|_| Err(Failure::Internal("nobody looks for stored messages any more".into())))
+        result.await.unwrap_or_else(|_| Err(Failure::Internal("stored messages are not looked up any more".into())))
     }
 }
 

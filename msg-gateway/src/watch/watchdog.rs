@@ -82,7 +82,7 @@ impl Checks {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(error, "cannot check the reader of hints");
+                    tracing::debug!(error, "cannot check the hint reader");
                     // Use a new client for the next check: the old one may remember wrong metadata.
                     client = None;
                 }

@@ -81,10 +81,14 @@ impl WatchPermit {
         let before = watches.inboxes.fetch_add(inboxes, Ordering::Relaxed);
         let permit = WatchPermit { watches: watches.clone(), inboxes };
         if streams >= watches.options.max_watchers {
-            return Err(Failure::Overloaded("too many watch".into()));
+            return Err(Failure::Overloaded(
+                "too many watch streams are open; retry after the delay, or raise MAX_WATCHERS".into(),
+            ));
         }
         if before + inboxes > watches.options.max_watched_inboxes {
-            return Err(Failure::Overloaded("too many inboxes are watched".into()));
+            return Err(Failure::Overloaded(
+                "too many inboxes are watched; retry after the delay, or raise MAX_WATCHED_INBOXES".into(),
+            ));
         }
         Ok(permit)
     }

@@ -171,7 +171,10 @@ impl Entries {
                 let until = self.deadline();
                 self.blocked = Some(BlockedEntries { remaining, until, capacity, _permit });
             }
-            None => self.reject(remaining, "too many bytes of requests wait for room"),
+            None => self.reject(
+                remaining,
+                "too many bytes of stream requests wait for capacity; retry after the delay, or raise MAX_ARRIVING_BYTES",
+            ),
         }
         Ok(())
     }
@@ -219,7 +222,7 @@ impl Entries {
         if self.blocked.as_ref().is_some_and(|blocked| blocked.until <= now)
             && let Some(blocked) = self.blocked.take()
         {
-            self.reject(blocked.remaining, "no room in flight for too long");
+            self.reject(blocked.remaining, "no capacity in flight was released in time");
         }
         if self.next_deadline.is_none_or(|deadline| deadline > now) {
             return;
@@ -298,7 +301,7 @@ impl Entries {
     fn check(&self, correlation_id: u64, msg: Option<Msg>, index: usize) -> Result<(Msg, Uuid), Failure> {
         if self.correlations.contains(&correlation_id) {
             let field = format!("entries[{index}].correlation_id");
-            let description = "is that of an entry that is not answered yet".into();
+            let description = "is that of an entry that has no result yet".into();
             return Err(Failure::Invalid(vec![Violation { field, description }]));
         }
         let path = || format!("entries[{index}].msg");

@@ -46,7 +46,11 @@ impl Sender {
         // Reject the call if its deadline leaves no time at all.
         self.timing.answer_by(call.arrival, call.timeout, now)?;
         let permit = self.streams.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| Failure::Overloaded("too many streams are open".into()))?;
+        let permit = permit.map_err(|_| {
+            Failure::Overloaded(
+                "too many send streams are open; retry after the delay, or raise MAX_SEND_STREAMS".into(),
+            )
+        })?;
         // A timeout may reach beyond what an Instant can hold.
         let left = call.timeout.and_then(|timeout| self.timing.before_deadline(timeout));
         let until = left.and_then(|left| call.arrival.checked_add(left));
@@ -202,7 +206,9 @@ fn results_of(request: &StreamSendMsgRequest) -> u32 {
 }
 
 fn too_many_unread_results() -> Failure {
-    Failure::Overloaded("too many results of streams are not taken".into())
+    Failure::Overloaded(
+        "too many stream results are unread; continue with a new stream, or raise MAX_UNTAKEN_RESULTS".into(),
+    )
 }
 
 async fn permits(pending: Option<&mut PendingRequest>) -> Option<OwnedSemaphorePermit> {
