@@ -14,6 +14,9 @@ pub const MAX_TIME_MS: i64 = 253_402_300_799_999;
 /// The default of `MAX_CONTENT_BYTES`: with IDs, attributes and headers, it fits into Kafka's default `max.message.bytes`.
 pub const DEFAULT_CONTENT_BYTES: usize = 1_000_000;
 
+/// Maximum number of messages of one batch, or of entries of one stream request.
+pub const MAX_REQUEST_MSGS: usize = 1000;
+
 /// Limits of a message.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {

@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
-use msg_gateway::arriving::{Arriving, ArrivingBody, Whole};
+use msg_gateway::buffer_budget::BufferBudget;
+use msg_gateway::request_body::{BoundedBody, RequestKind};
 use tonic::Status;
 use tonic::body::Body;
 
 /// Small, so that the fuzzer comes to both sides of it.
 const MAX_BYTES: usize = 64;
 
-/// One body: a byte that says of which kind of call and how long its pieces are, and its bytes.
+/// One body: a byte that says of which kind of call and how long its chunks are, and its bytes.
 pub fn run(data: &[u8]) {
-    let Some((kind, data)) = data.split_first() else { return };
-    let whole = if kind & 1 == 0 { Whole::Body } else { Whole::Message };
-    let piece = usize::from(kind >> 1).max(1);
-    let pieces = Pieces(data.chunks(piece).map(Bytes::copy_from_slice).rev().collect());
-    let arriving = Arriving::new(MAX_BYTES);
-    let mut body = ArrivingBody::new(Body::new(pieces), &arriving, whole, Duration::MAX);
+    let Some((first, data)) = data.split_first() else { return };
+    let kind = if first & 1 == 0 { RequestKind::Unary } else { RequestKind::Streaming };
+    let chunk = usize::from(first >> 1).max(1);
+    let chunks = Chunks(data.chunks(chunk).map(Bytes::copy_from_slice).rev().collect());
+    let budget = BufferBudget::new(MAX_BYTES);
+    let mut body = BoundedBody::new(Body::new(chunks), &budget, kind, Duration::MAX);
     let mut out = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
     let end = loop {
@@ -29,28 +30,28 @@ pub fn run(data: &[u8]) {
             Poll::Ready(Some(Ok(frame))) => out.extend(frame.into_data().expect("there are no trailers")),
             Poll::Ready(Some(Err(status))) => break Err(status),
             Poll::Ready(None) => break Ok(()),
-            Poll::Pending => unreachable!("it has all its pieces"),
+            Poll::Pending => unreachable!("it has all its chunks"),
         }
-        assert!(arriving.bytes() <= MAX_BYTES);
+        assert!(budget.used() <= MAX_BYTES);
     };
     let (messages, rest) = messages(data);
-    match (whole, end) {
-        (Whole::Body, Ok(())) => {
+    match (kind, end) {
+        (RequestKind::Unary, Ok(())) => {
             assert!(messages == 0 || (messages == 1 && rest == 0), "{messages} messages and {rest} bytes");
             assert_eq!(out, data);
         }
-        (Whole::Message, Ok(())) => {
-            assert_eq!(arriving.bytes(), rest);
+        (RequestKind::Streaming, Ok(())) => {
+            assert_eq!(budget.used(), rest);
             assert_eq!(out, data);
         }
         (_, Err(status)) => {
-            let more = whole == Whole::Body && (messages > 1 || (messages == 1 && rest > 0));
+            let more = kind == RequestKind::Unary && (messages > 1 || (messages == 1 && rest > 0));
             assert!(more || data.len() > MAX_BYTES, "{status:?}");
             assert!(data.starts_with(&out));
         }
     }
     drop(body);
-    assert_eq!(arriving.bytes(), 0);
+    assert_eq!(budget.used(), 0);
 }
 
 /// How many whole messages these are, and how many bytes are left.
@@ -66,14 +67,14 @@ fn messages(mut data: &[u8]) -> (usize, usize) {
 }
 
 /// The last one first.
-struct Pieces(Vec<Bytes>);
+struct Chunks(Vec<Bytes>);
 
-impl http_body::Body for Pieces {
+impl http_body::Body for Chunks {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Poll::Ready(self.0.pop().map(|piece| Ok(Frame::data(piece))))
+        Poll::Ready(self.0.pop().map(|chunk| Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {

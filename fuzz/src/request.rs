@@ -11,12 +11,12 @@ use msg_common::proto::{
     StreamSendMsgRequest, WatchMsgsRequest,
 };
 use msg_common::record;
-use msg_gateway::live::watch;
 use msg_gateway::read::page_token::Scope;
 use msg_gateway::read::{max_seqs, pull, status};
 use msg_gateway::send::deadline::grpc_timeout;
 use msg_gateway::send::trace;
 use msg_gateway::status::Failure;
+use msg_gateway::watch::stream;
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -33,17 +33,17 @@ pub fn run(data: &[u8]) {
             request.entries.iter().filter_map(|entry| entry.msg.as_ref()).for_each(send)
         }),
         3 => with::<PullMsgsRequest>(data, |request| {
-            told(pull::Query::of(request.clone(), LIMITS.max_id_bytes));
+            check_result(pull::Query::of(request.clone(), LIMITS.max_id_bytes));
             token(request);
         }),
         4 => with::<GetMaxSeqsRequest>(data, |request| {
-            told(max_seqs::check(&request.recv_ids, LIMITS.max_id_bytes));
+            check_result(max_seqs::check(&request.recv_ids, LIMITS.max_id_bytes));
         }),
         5 => with::<WatchMsgsRequest>(data, |request| {
-            told(watch::check(request, LIMITS.max_id_bytes));
+            check_result(stream::check(request, LIMITS.max_id_bytes));
         }),
         6 => with::<GetMsgStatusRequest>(data, |request| {
-            told(status::Query::of(request.clone(), LIMITS.max_id_bytes, 16));
+            check_result(status::Query::of(request.clone(), LIMITS.max_id_bytes, 16));
         }),
         7 => {
             let request = PullMsgsRequest {
@@ -68,7 +68,7 @@ fn with<M: Message + Default + PartialEq + Debug>(data: &[u8], then: impl FnOnce
 fn send(msg: &Msg) {
     let violations = LIMITS.violations("msg", msg);
     if !violations.is_empty() {
-        told::<()>(Err(Failure::Invalid(violations)));
+        check_result::<()>(Err(Failure::Invalid(violations)));
         return;
     }
     assert!(msg.encoded_len() < LIMITS.max_record_bytes());
@@ -81,7 +81,7 @@ fn send(msg: &Msg) {
 }
 
 /// A refusal is the caller's error, and its details fit into a trailer.
-fn told<T>(checked: Result<T, Failure>) {
+fn check_result<T>(checked: Result<T, Failure>) {
     let Err(failure) = checked else { return };
     let status = Status::from(failure);
     assert!(matches!(status.code(), Code::InvalidArgument | Code::Unimplemented), "{status:?}");

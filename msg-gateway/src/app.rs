@@ -1,4 +1,4 @@
-//! The gateway as a whole: what is built, what runs beside what, and how it ends.
+//! The gateway as a whole: builds its parts, runs them, and shuts them down.
 
 use std::io;
 use std::sync::Arc;
@@ -18,23 +18,23 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use crate::arriving::Arriving;
+use crate::buffer_budget::BufferBudget;
 use crate::config::{Config, ServerOptions};
 use crate::incoming::connections;
-use crate::layer::{CallLimits, Door};
-use crate::live::{Live, LiveError};
-use crate::metrics::{Levels, describe};
-use crate::place::ResponseBudget;
-use crate::producer::preflight::{self, Demands, Preflight};
+use crate::metrics::{InFlightGauges, describe};
+use crate::producer::preflight::{self, Preflight, PreflightRequirements};
 use crate::producer::{Producer, settings};
 use crate::read::Reader;
+use crate::response_permit::ResponseBudget;
+use crate::router::{CallLimits, RpcRouter};
 use crate::send::Sender;
-use crate::send::admission::Admission;
+use crate::send::budget::SendBudget;
 use crate::service::Gateway;
 use crate::unread::ReadTimer;
+use crate::watch::{WatchError, WatchServices};
 use crate::{health, read};
 
-/// The component of [`Readiness`] that speaks for the end.
+/// The component of [`Readiness`] for the shutdown.
 const SHUTDOWN: &str = "shutdown";
 
 /// Why the gateway could not start, or ended.
@@ -43,49 +43,50 @@ pub enum Error {
     /// An address cannot be listened on.
     #[error("{0}")]
     Listen(String),
-    /// The system has no threads or files for us.
+    /// The system has no threads or files left.
     #[error("runtime: {0}")]
     Runtime(io::Error),
     /// Signals cannot be received.
     #[error("signals: {0}")]
     Signals(io::Error),
-    /// librdkafka refuses its settings.
+    /// librdkafka rejected its settings.
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
-    /// Those who wait and watch cannot be served.
+    /// The watch services could not start.
     #[error(transparent)]
-    Live(#[from] LiveError),
-    /// The pools, or the client that asks Kafka, cannot be made.
+    Watch(#[from] WatchError),
+    /// The database pools or the Kafka client of the reads could not be created.
     #[error("reads: {0}")]
     Reads(String),
-    /// The contract's descriptors cannot be served.
+    /// The descriptors of the contract could not be served.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// gRPC ended.
+    /// The gRPC server failed.
     #[error("grpc server: {0}")]
     Serve(#[from] tonic::transport::Error),
-    /// The admin port ended.
+    /// The admin server failed.
     #[error("admin port: {0}")]
     Admin(io::Error),
-    /// The health check could not ask.
+    /// The health check could not reach the admin server.
     #[error("health check: {0}")]
     Probe(io::Error),
-    /// The health check was told no.
+    /// The gateway responded that it is not ready.
     #[error("not ready: {0}")]
     NotReady(String),
 }
 
-/// Serves until `shutdown`, then drains: not ready, no new calls, those that run to their end, the producer empty.
+/// Serves until `shutdown`, then drains: it is not ready, accepts no new calls, finishes the open ones, and flushes
+/// the producer.
 pub async fn run(
     config: Config,
     grpc: TcpListener,
     admin: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    // First of all: handles are of the recorder that is there when they are made.
+    // First: a metric handle belongs to the recorder that is installed when it is created.
     telemetry::metrics();
     describe();
-    // Ends the tasks that serve the calls; outlives the drain.
+    // Stops the tasks that serve the calls, after the drain.
     let stop = CancellationToken::new();
     let _stop_at_return = stop.clone().drop_guard();
     let tasks = TaskTracker::new();
@@ -98,7 +99,7 @@ pub async fn run(
     let deliveries = producer.clone();
     let (following, ending) = (readiness.clone(), stop.clone());
     tasks.spawn(async move { deliveries.signals().rejections.follow(following, ending).await });
-    let demands = Demands {
+    let requirements = PreflightRequirements {
         safe: config.requirements.clone(),
         allow_unsafe: config.send.allow_unsafe_topic,
         partitions: config.send.topic_partitions,
@@ -106,19 +107,19 @@ pub async fn run(
         content_bytes: config.limits.max_content_bytes,
     };
     let (kafka, topic) = (config.kafka.client_config(), &config.kafka.kafka_topic);
-    let preflight = Preflight::new(&kafka, topic, demands, producer.clone(), readiness.clone())?;
+    let preflight = Preflight::new(&kafka, topic, requirements, producer.clone(), readiness.clone())?;
     tasks.spawn(preflight.run(stop.clone()));
 
-    let admission = Admission::new(config.send.max_inflight_msgs, config.send.max_inflight_bytes);
-    let arriving = Arriving::new(config.server.max_buffered_request_bytes);
+    let budget = SendBudget::new(config.send.max_inflight_msgs, config.send.max_inflight_bytes);
+    let buffer = BufferBudget::new(config.server.max_buffered_request_bytes);
     let calls = CallLimits::new(config.server.max_open_calls);
     let responses = ResponseBudget::new(config.server.max_response_bytes);
-    let timer = ReadTimer::new(config.server.response_read_timeout, config.live.watch_stall_timeout);
+    let timer = ReadTimer::new(config.server.response_read_timeout, config.watch.watch_stall_timeout);
     tasks.spawn(timer.clone().run(stop.clone()));
-    let levels = (admission.clone(), arriving.clone(), calls.clone(), responses.clone());
-    tasks.spawn(watch_levels(levels, stop.clone()));
-    let live = Live::start(&config, &tasks, &stop)?;
-    let sender = Sender::new(&config, admission, producer.clone(), live.waiters.clone(), responses.clone());
+    let gauges = (budget.clone(), buffer.clone(), calls.clone(), responses.clone());
+    tasks.spawn(update_gauges(gauges, stop.clone()));
+    let watch = WatchServices::start(&config, &tasks, &stop)?;
+    let sender = Sender::new(&config, budget, producer.clone(), watch.waiters.clone(), responses.clone());
     let reader = Reader::new(&config, read::timing(&config), responses).map_err(Error::Reads)?;
     if let Some(database) = reader.primary() {
         tasks.spawn(database.watch(readiness.clone(), stop.clone()));
@@ -126,14 +127,14 @@ pub async fn run(
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::set(&reporter, false).await;
-    let service =
-        MsgGatewayServer::new(Gateway::new(sender, reader, live)).max_decoding_message_size(config.max_request_bytes());
+    let service = MsgGatewayServer::new(Gateway::new(sender, reader, watch))
+        .max_decoding_message_size(config.max_request_bytes());
     let mut routes = Routes::builder();
     routes.add_service(health_service);
     if config.server.reflection {
         add_reflection(&mut routes)?;
     }
-    let door = Door::new(service, routes.routes().prepare(), calls, arriving, config.server.request_receive_timeout);
+    let router = RpcRouter::new(service, routes.routes().prepare(), calls, buffer, config.server.request_receive_timeout);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {
@@ -146,7 +147,7 @@ pub async fn run(
     let incoming =
         connections(grpc, server.max_connections, server.age(), server.handshake_timeout, goaway.clone(), timer);
     let stop_taking = goaway.clone().cancelled_owned();
-    let serving = builder(&config.server).serve_with_incoming_shutdown(door, incoming, stop_taking);
+    let serving = builder(&config.server).serve_with_incoming_shutdown(router, incoming, stop_taking);
     tokio::pin!(serving);
     let following = tasks.spawn(health::follow(reporter.clone(), readiness.clone(), goaway.clone()));
 
@@ -159,7 +160,7 @@ pub async fn run(
     announce_end(&readiness, &reporter).await;
     let delay = config.server.shutdown_delay;
     if let Ok(served) = tokio::time::timeout(delay, &mut serving).await {
-        tracing::warn!("the grpc server ended by itself");
+        tracing::warn!("grpc server ended by itself");
         return Ok(served?);
     }
     let deadline = Instant::now() + config.server.drain_timeout;
@@ -167,7 +168,7 @@ pub async fn run(
     let _ = following.await;
     match tokio::time::timeout_at(deadline, &mut serving).await {
         Ok(served) => served?,
-        Err(_) => tracing::warn!("calls that have not ended are cut off"),
+        Err(_) => tracing::warn!("closing calls that are still open"),
     }
     let left = producer.flush(deadline.saturating_duration_since(Instant::now())).await;
     tracing::info!(abandoned_records = left, "drained");
@@ -177,39 +178,41 @@ pub async fn run(
     Ok(())
 }
 
-/// Health says so first, so that callers that watch it go elsewhere before anything is refused.
+/// Changes the health status before anything is rejected, so that callers that watch it connect elsewhere.
 async fn announce_end(readiness: &Readiness, reporter: &HealthReporter) {
     readiness.not_ready(SHUTDOWN, "draining");
     health::set(reporter, false).await;
 }
 
-/// Each connection takes a file, and so do Kafka's, the database's and our own.
+/// Each connection needs a file descriptor, and so do the connections to Kafka and to the database.
 fn raise_open_files(max_connections: usize) {
     const OTHERS: u64 = 512;
     match open_files::raise() {
         Ok(limit) if limit < max_connections as u64 + OTHERS => {
-            tracing::warn!(limit, max_connections, "the limit of open files is below what --max-connections needs");
+            tracing::warn!(limit, max_connections, "limit of open files is too low for --max-connections");
         }
-        Ok(limit) => tracing::debug!(limit, "open files"),
+        Ok(limit) => tracing::debug!(limit, "checked limit of open files"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }
 
 fn builder(options: &ServerOptions) -> Server {
-    // Streams that are not read, because the gateway is full or their results are not taken, must not stop the other calls
-    // beside them: a connection has room for 64. What is in all windows is bounded by `--max-send-streams`, since every other
-    // request is read as it comes.
+    // Streams that are not read, because the gateway is full or their results are not read, must not block other calls
+    // of the same connection: the connection's window is as large as that of 64 streams. All windows together are
+    // bounded by `--max-send-streams`, since every other request is read as it comes.
     const STREAM_WINDOW: u32 = 256 << 10;
     const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
     let mut builder = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(options.max_concurrent_streams)
-        // After a pause of this process (a frozen VM, say), calls arrive together with their callers' resets. With h2's limit of 20
-        // that looks like an attack, and the connection's other calls would end without a reason.
+        // After this process was paused (a frozen VM, for example), calls arrive together with their callers' resets.
+        // With h2's limit of 20 that looks like an attack, and the other calls of the connection would end without a
+        // reason.
         .http2_max_pending_accept_reset_streams(Some(max_resets(options)))
-        // Each stream that the peer makes h2 reset is kept until its frame is written, and tonic sets no limit. What an honest
-        // caller brings about is few: calls above the limit of streams that it sends before our settings have arrived.
+        // h2 keeps each stream that the peer makes it reset until the frame is written, and tonic sets no limit. An
+        // honest caller causes few of them: calls above the stream limit that it sends before it has the server's
+        // settings.
         .http2_max_local_error_reset_streams(Some(max_resets(options)))
         .http2_keepalive_interval(Some(options.keepalive_interval))
         .http2_keepalive_timeout(Some(options.keepalive_timeout));
@@ -219,23 +222,24 @@ fn builder(options: &ServerOptions) -> Server {
     builder
 }
 
-/// How many calls of a connection may be reset before they were accepted, and how many because of the peer's errors: as many as there
-/// may be at a time. Not many more: a flood of calls that are reset at once would not be told from callers that gave up.
+/// How many calls of a connection may be reset before they were accepted, and how many because of errors of the peer:
+/// as many as may be open. With many more, a flood of calls that are reset immediately would look like callers that
+/// gave up.
 fn max_resets(options: &ServerOptions) -> usize {
     const LEAST: usize = 1024;
     usize::try_from(options.max_concurrent_streams).unwrap_or(LEAST).max(LEAST)
 }
 
-/// Both versions: older tools ask for v1alpha only.
+/// Adds both versions, because older tools use only v1alpha.
 fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Error> {
     let described = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // ErrorInfo and its like, so that tools can show the details of an error.
+            // ErrorInfo and the like, so that tools can show error details.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    // A request is a name. It comes back twice, in a response that names what was requested.
+    // A request is a name, and the response contains it twice.
     const MAX_REQUEST_BYTES: usize = 4 << 10;
     let v1 = described().build_v1()?.max_decoding_message_size(MAX_REQUEST_BYTES);
     let v1alpha = described().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST_BYTES);
@@ -243,25 +247,25 @@ fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Erro
     Ok(())
 }
 
-/// Looks at what changes with every message, from time to time, so that a message need not tell.
-async fn watch_levels(
-    (admission, arriving, calls, responses): (Arc<Admission>, Arc<Arriving>, Arc<CallLimits>, Arc<ResponseBudget>),
+/// Sets the gauges every second. Setting them with each message would cost more.
+async fn update_gauges(
+    (budget, buffer, calls, responses): (Arc<SendBudget>, Arc<BufferBudget>, Arc<CallLimits>, Arc<ResponseBudget>),
     stop: CancellationToken,
 ) {
-    let levels = Levels::new();
+    let gauges = InFlightGauges::new();
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             _ = every.tick() => {}
             () = stop.cancelled() => return,
         }
-        let (msgs, bytes) = admission.taken();
+        let (msgs, bytes) = budget.used();
         for (gauge, value) in [
-            (&levels.inflight_msgs, msgs),
-            (&levels.inflight_bytes, bytes),
-            (&levels.arriving_bytes, arriving.bytes()),
-            (&levels.open_calls, calls.open()),
-            (&levels.unread_response_bytes, responses.used()),
+            (&gauges.inflight_msgs, msgs),
+            (&gauges.inflight_bytes, bytes),
+            (&gauges.arriving_bytes, buffer.used()),
+            (&gauges.open_calls, calls.open()),
+            (&gauges.unread_response_bytes, responses.used()),
         ] {
             gauge.set(value as f64);
         }

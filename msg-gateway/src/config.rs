@@ -1,7 +1,8 @@
 //! Owns the gateway's settings, which are flags or environment variables, and the rules between them.
 
-mod live;
 mod replica;
+pub mod send;
+mod watch;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -11,16 +12,15 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use msg_common::config::{Check, beyond_loopback, number_problem, parse_bytes, parse_duration, time_problem};
 use msg_common::kafka::topic::TopicRequirements;
 use msg_common::kafka::{KafkaOptions, Role, creation_problem};
-use msg_common::limits::{Limits, MAX_ID_BYTES};
-use msg_common::partition::Partition;
+use msg_common::limits::{Limits, MAX_ID_BYTES, MAX_REQUEST_MSGS};
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 
-pub use self::live::LiveOptions;
 pub use self::replica::ReplicaOptions;
+use self::send::SendOptions;
+pub use self::watch::WatchOptions;
 use crate::incoming::Age;
 use crate::producer::settings;
-use crate::send::MOST_MSGS;
 
 /// Accepts messages over gRPC once Kafka has them on every in-sync replica, and serves the stored ones.
 #[derive(Clone, Debug, Parser)]
@@ -46,7 +46,7 @@ pub struct Config {
     pub send: SendOptions,
     /// Limits and timeouts of WatchMsgs and WAIT_FOR_STORED.
     #[command(flatten)]
-    pub live: LiveOptions,
+    pub watch: WatchOptions,
     /// Number of database connections for reads; 1 or more. A replica has as many in addition
     #[arg(long, env = "READ_CONNECTIONS", default_value_t = 8, value_name = "N")]
     pub read_connections: usize,
@@ -151,60 +151,9 @@ pub struct ServerOptions {
 
 impl ServerOptions {
     /// The maximum age of a connection, if there is one.
-    pub fn age(&self) -> Option<Age> {
+    pub(crate) fn age(&self) -> Option<Age> {
         self.max_connection_age.map(|max| Age { max, grace: self.max_connection_age_grace })
     }
-}
-
-/// Limits and timeouts of sends.
-#[derive(Args, Clone, Debug)]
-pub struct SendOptions {
-    /// Number of the topic's partitions that are used. It must be the same in every gateway; change it only after a
-    /// drain
-    #[arg(long, env = "TOPIC_PARTITIONS", default_value_t = 16, value_name = "N")]
-    pub topic_partitions: Partition,
-    /// Accept a topic that may lose accepted messages, such as one on a single broker. Without it, the gateway is not
-    /// ready
-    #[arg(long, env = "ALLOW_UNSAFE_TOPIC")]
-    pub allow_unsafe_topic: bool,
-    /// Time that a record may wait for others to the same partition, so that they are sent together
-    #[arg(long, env = "LINGER", default_value = "1ms", value_parser = parse_duration, value_name = "TIME")]
-    pub linger: Duration,
-    /// Timeout for Kafka to confirm a record, over all attempts. After it, the producer abandons the record
-    #[arg(long, env = "DELIVERY_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
-    pub delivery_timeout: Duration,
-    /// Timeout for one request to a broker. After it, the request is retried
-    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "8s", value_parser = parse_duration, value_name = "TIME")]
-    pub request_timeout: Duration,
-    /// Maximum time until a send responds if its caller sets no shorter deadline; less than --delivery-timeout. After
-    /// it, the outcome is unknown
-    #[arg(long, env = "MAX_SEND_WAIT", default_value = "20s", value_parser = parse_duration, value_name = "TIME")]
-    pub max_send_wait: Duration,
-    /// Time before its caller's deadline at which a send responds, so that the response arrives in time
-    #[arg(long, env = "DEADLINE_MARGIN", default_value = "20ms", value_parser = parse_duration, value_name = "TIME")]
-    pub deadline_margin: Duration,
-    /// Maximum number of messages in flight: given to the producer, and not confirmed by Kafka. At it, SendMsg and
-    /// BatchSendMsg fail with RESOURCE_EXHAUSTED, and streams wait
-    #[arg(long, env = "MAX_INFLIGHT_MSGS", default_value_t = 20_000, value_name = "N")]
-    pub max_inflight_msgs: usize,
-    /// Maximum bytes of messages in flight. At it, sends fail or wait as at --max-inflight-msgs
-    #[arg(long, env = "MAX_INFLIGHT_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
-    pub max_inflight_bytes: usize,
-    /// Maximum number of messages of one stream that have no result yet. At it, no further request is read from the
-    /// stream
-    #[arg(long, env = "MAX_STREAM_INFLIGHT_MSGS", default_value_t = 1000, value_name = "N")]
-    pub max_stream_inflight_msgs: usize,
-    /// Maximum number of open StreamSendMsg streams. Above it, new streams fail with RESOURCE_EXHAUSTED
-    #[arg(long, env = "MAX_SEND_STREAMS", default_value_t = 2000, value_name = "N")]
-    pub max_send_streams: usize,
-    /// Maximum number of messages, over all StreamSendMsg streams, whose results are not read by the caller; 1000 or
-    /// more. At it, no further request is read
-    #[arg(long, env = "MAX_UNREAD_RESULTS", default_value_t = 50_000, value_name = "N")]
-    pub max_unread_results: usize,
-    /// Maximum number of concurrent batches of more than 40 messages, each until its response of up to 1.5 MiB is read.
-    /// Above it, such batches fail with RESOURCE_EXHAUSTED
-    #[arg(long, env = "MAX_BATCHES", default_value_t = 256, value_name = "N")]
-    pub max_batches: usize,
 }
 
 impl Check for Config {
@@ -225,8 +174,10 @@ impl Check for Config {
         problems.extend(self.times().into_iter().filter_map(|(flag, value, range)| time_problem(flag, value, &range)));
         problems
             .extend(self.numbers().into_iter().filter_map(|(flag, value, range)| number_problem(flag, value, &range)));
-        if self.send.max_unread_results < MOST_MSGS {
-            problems.push(format!("--max-unread-results must be at least {MOST_MSGS}, as many as a request may have"));
+        if self.send.max_unread_results < MAX_REQUEST_MSGS {
+            problems.push(format!(
+                "--max-unread-results must be at least {MAX_REQUEST_MSGS}, as many as a request may have"
+            ));
         }
         if problems.is_empty() {
             let client = settings::producer(&self.kafka, &self.limits, &self.send);
@@ -251,9 +202,9 @@ impl Config {
             ("--max-connection-age-grace", self.server.max_connection_age_grace, Duration::ZERO..=DAY),
             ("--shutdown-delay", self.server.shutdown_delay, Duration::ZERO..=HOUR),
             ("--drain-timeout", self.server.drain_timeout, Duration::ZERO..=HOUR),
-            ("--watch-stall-timeout", self.live.watch_stall_timeout, SHORTEST..=HOUR),
-            ("--heartbeat-interval", self.live.heartbeat_interval, SHORTEST..=DAY),
-            ("--watch-poll-interval", self.live.watch_poll_interval, SHORTEST..=DAY),
+            ("--watch-stall-timeout", self.watch.watch_stall_timeout, SHORTEST..=HOUR),
+            ("--heartbeat-interval", self.watch.heartbeat_interval, SHORTEST..=DAY),
+            ("--watch-poll-interval", self.watch.watch_poll_interval, SHORTEST..=DAY),
         ];
         times.extend(self.server.max_connection_age.map(|age| ("--max-connection-age", age, SHORTEST..=365 * DAY)));
         times
@@ -266,12 +217,12 @@ impl Config {
         vec![
             ("--read-connections", self.read_connections, 1..=10_000),
             ("--max-reads", self.max_reads, 1..=100_000),
-            ("--watch-connections", self.live.watch_connections, 1..=10_000),
-            ("--watch-cache-bytes", self.live.watch_cache_bytes, 0..=MAX_BYTES),
-            ("--watch-buffer-bytes", self.live.watch_buffer_bytes, 1..=MAX_BYTES),
-            ("--max-stored-waiters", self.live.max_stored_waiters, 0..=MOST),
-            ("--max-watchers", self.live.max_watchers, 0..=MOST),
-            ("--max-watched-inboxes", self.live.max_watched_inboxes, 0..=MOST),
+            ("--watch-connections", self.watch.watch_connections, 1..=10_000),
+            ("--watch-cache-bytes", self.watch.watch_cache_bytes, 0..=MAX_BYTES),
+            ("--watch-buffer-bytes", self.watch.watch_buffer_bytes, 1..=MAX_BYTES),
+            ("--max-stored-waiters", self.watch.max_stored_waiters, 0..=MOST),
+            ("--max-watchers", self.watch.max_watchers, 0..=MOST),
+            ("--max-watched-inboxes", self.watch.max_watched_inboxes, 0..=MOST),
             ("--max-connections", self.server.max_connections, 1..=MOST),
             ("--max-open-calls", self.server.max_open_calls, 1..=MOST),
             ("--max-response-bytes", self.server.max_response_bytes, 1..=MAX_BYTES),
@@ -313,41 +264,6 @@ impl Config {
                 problems.push(format!("{flag} must be at least {least}, the maximum size of one {what} in bytes"));
             }
         }
-        problems
-    }
-}
-
-impl SendOptions {
-    fn problems(&self) -> Vec<String> {
-        // librdkafka's queue.buffering.max.messages and .kbytes end at 10,000,000 and 2^31 - 1; we set them to twice ours.
-        const MAX_MSGS: usize = 5_000_000;
-        const MAX_BYTES: usize = 1 << 40;
-        let mut problems = Vec::new();
-        let mut require = |ok: bool, problem: &str| {
-            if !ok {
-                problems.push(problem.to_owned());
-            }
-        };
-        require(self.topic_partitions >= 1, "--topic-partitions must be at least 1");
-        require((1..=MAX_MSGS).contains(&self.max_inflight_msgs), "--max-inflight-msgs must be 1 to 5000000");
-        require(self.max_inflight_bytes <= MAX_BYTES, "--max-inflight-bytes must be at most 1024GiB");
-        require(self.linger <= Duration::from_secs(1), "--linger must be at most 1s");
-        require(
-            (Duration::from_millis(100)..=Duration::from_secs(300)).contains(&self.request_timeout),
-            "--request-timeout must be 100ms to 300s",
-        );
-        require(
-            self.delivery_timeout >= 2 * self.request_timeout && self.delivery_timeout <= Duration::from_secs(3600),
-            "--delivery-timeout must be at least twice --request-timeout, and at most 1h",
-        );
-        require(
-            self.max_send_wait < self.delivery_timeout,
-            "--max-send-wait must be below --delivery-timeout: a response must not report a record in flight as lost",
-        );
-        require(
-            self.deadline_margin + self.linger < self.max_send_wait,
-            "--deadline-margin and --linger together must be below --max-send-wait",
-        );
         problems
     }
 }

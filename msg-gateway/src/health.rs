@@ -1,4 +1,4 @@
-//! grpc.health.v1: follows readiness, and ends its watchers' streams when the gateway drains, which would otherwise
+//! grpc.health.v1: reports the readiness. It ends its watchers' streams when the gateway drains, because they would
 //! keep their connections open.
 
 use msg_common::admin::Readiness;
@@ -14,7 +14,7 @@ use crate::service::Gateway;
 const NAMES: [&str; 2] = ["", <MsgGatewayServer<Gateway> as NamedService>::NAME];
 
 /// Reports readiness until `drain`, then ends the watchers.
-pub async fn follow(mut reporter: HealthReporter, readiness: Readiness, drain: CancellationToken) {
+pub(crate) async fn follow(mut reporter: HealthReporter, readiness: Readiness, drain: CancellationToken) {
     let mut ready = readiness.watch();
     loop {
         let now = *ready.borrow_and_update();
@@ -29,8 +29,7 @@ pub async fn follow(mut reporter: HealthReporter, readiness: Readiness, drain: C
     }
 }
 
-/// Reports this for every name.
-pub async fn set(reporter: &HealthReporter, ready: bool) {
+pub(crate) async fn set(reporter: &HealthReporter, ready: bool) {
     let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
     for name in NAMES {
         reporter.set_service_status(name, status).await;

@@ -1,5 +1,4 @@
-//! Connections as they come in: at most so many at a time, so that what each may hold is bounded in all; and what a
-//! connection's streams have to know of its end.
+//! Accepts connections, up to a maximum, and notifies their streams when they have to end.
 
 use std::io;
 use std::pin::Pin;
@@ -18,15 +17,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED, HANDSHAKE_TIMEOUTS};
-use crate::place::end_for_silence;
+use crate::response_permit::disconnect_slow_reader;
 use crate::unread::{ReadTimer, Unread};
 
-/// What HTTP/2 begins with, in bytes: the preface, and the head of a SETTINGS frame.
+/// The bytes that HTTP/2 starts with: the preface, and the head of a SETTINGS frame.
 const HANDSHAKE_BYTES: usize = 24 + 9;
 
-/// When the streams of a connection have to end. Every call finds it among its extensions.
+/// When the streams of a connection have to end. It is in the extensions of every call.
 #[derive(Clone, Debug, Default)]
-pub struct Lifetime {
+pub(crate) struct Lifetime {
     drain: CancellationToken,
     until: Option<Instant>,
     cut: CancellationToken,
@@ -34,9 +33,10 @@ pub struct Lifetime {
 }
 
 impl Lifetime {
-    /// Until the drain, or until some time after the connection is old: only then its caller, who was told to go on with a
-    /// new connection, does so. Not all at the same moment, so that those who came together do not come back together.
-    pub fn new(drain: CancellationToken, age: Option<Age>, timer: &Arc<ReadTimer>) -> Self {
+    /// Ends the streams at the drain, or some time after the connection has reached its age: callers open new
+    /// connections only after that. The time is random, so that callers that connected together do not reconnect
+    /// together.
+    pub(crate) fn new(drain: CancellationToken, age: Option<Age>, timer: &Arc<ReadTimer>) -> Self {
         let part = rand::rng().random_range(0.1..0.5);
         let until = age.map(|age| Instant::now() + age.max + age.grace.mul_f64(part));
         let cut = CancellationToken::new();
@@ -44,24 +44,24 @@ impl Lifetime {
         Lifetime { drain, until, cut, unread }
     }
 
-    /// Counts the responses that the connection's caller has not read; none outside of a connection.
-    pub fn unread(&self) -> Option<Arc<Unread>> {
+    /// Returns the counter of unread responses, which only a real connection has.
+    pub(crate) fn unread(&self) -> Option<Arc<Unread>> {
         self.unread.clone()
     }
 
     /// Closes the connection of a caller that does not read what it requested.
-    pub fn end_for_silence(&self) {
-        end_for_silence(&self.cut);
+    pub(crate) fn disconnect_slow_reader(&self) {
+        disconnect_slow_reader(&self.cut);
     }
 
-    /// Ends the connection at once, with all its streams. The only way to be rid of an answer that a caller asks for and does
-    /// not take: its body is not looked at while there is no room for more of it, so it cannot end itself.
-    pub fn cut(&self) {
+    /// Closes the connection immediately, with all its streams. A response that its caller does not read cannot end in
+    /// another way: its body is not polled while there is no window for it.
+    pub(crate) fn cut(&self) {
         self.cut.cancel();
     }
 
-    /// Comes back when the connection is cut, which is at the end of its grace at the latest. tonic's own end of the grace
-    /// would be instead of telling the caller, and not after it.
+    /// Completes when the connection has to be closed: at the end of its grace at the latest. tonic's own grace would
+    /// close it without notifying the caller first.
     async fn until_cut(self, age: Option<Age>) {
         if let Some(age) = age {
             let _ = tokio::time::timeout(age.max + age.grace, self.cut.cancelled()).await;
@@ -70,8 +70,8 @@ impl Lifetime {
         self.cut.cancelled().await;
     }
 
-    /// Comes back when streams have to end.
-    pub async fn ending(&self) {
+    /// Completes when streams have to end.
+    pub(crate) async fn ending(&self) {
         match self.until {
             None => self.drain.cancelled().await,
             Some(until) => {
@@ -81,21 +81,20 @@ impl Lifetime {
     }
 }
 
-/// How long a caller has to end its side of a connection after we have ended ours.
+/// How long the caller has to close its side of a connection after the gateway has closed its own.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How old a connection may get. At `max` the server tells its caller to begin no further call on it.
+/// The maximum age of a connection. At `max` the server notifies its caller to start no further call on it.
 #[derive(Clone, Copy, Debug)]
-pub struct Age {
-    /// When that is told.
-    pub max: Duration,
-    /// How long calls may then take before they are cut off.
-    pub grace: Duration,
+pub(crate) struct Age {
+    pub(crate) max: Duration,
+    /// How long open calls may continue after that.
+    pub(crate) grace: Duration,
 }
 
-/// The connections of `listener`, at most `max` at a time. One too many is closed at once: its caller is told in a moment, and
-/// goes elsewhere, where it would otherwise wait in the kernel's queue.
-pub fn connections(
+/// Accepts the connections of `listener`, up to `max`. One above it is closed immediately, so that its caller can
+/// connect elsewhere. Otherwise it would wait in the kernel's queue.
+pub(crate) fn connections(
     listener: TcpListener,
     max: usize,
     age: Option<Age>,
@@ -103,37 +102,38 @@ pub fn connections(
     drain: CancellationToken,
     timer: Arc<ReadTimer>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-    stream::unfold((listener, places, drain, timer), move |(listener, places, drain, timer)| async move {
+    let permits = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+    stream::unfold((listener, permits, drain, timer), move |(listener, permits, drain, timer)| async move {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    // Out of file descriptors, most likely: the listener stays readable, and would make us spin.
+                    // Most likely the process is out of file descriptors. The listener stays readable, so without a
+                    // pause this would spin.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let Ok(permit) = permits.clone().try_acquire_owned() else {
                 counter!(CONNECTIONS_REFUSED).increment(1);
                 continue;
             };
-            // Answers are small, and each waits for its own.
+            // Responses are small, and callers wait for each of them.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
             let lifetime = Lifetime::new(drain.clone(), age, &timer);
             let handshake = Handshake::new(handshake);
             return Some((
-                Ok(Connection::new(stream, lifetime, handshake, age, place)),
-                (listener, places, drain, timer),
+                Ok(Connection::new(stream, lifetime, handshake, age, permit)),
+                (listener, permits, drain, timer),
             ));
         }
     })
 }
 
-/// What a connection has to bring before it is one. From then on keepalive asks whether somebody is there.
+/// The bytes that a new connection has to send within the timeout. After that, keepalive detects a dead peer.
 struct Handshake {
     bytes_left: usize,
     deadline: Pin<Box<Sleep>>,
@@ -145,16 +145,16 @@ impl Handshake {
     }
 }
 
-/// A connection with its place among the others.
-pub struct Connection {
+/// An accepted connection, which owns its permit.
+pub(crate) struct Connection {
     stream: TcpStream,
     lifetime: Lifetime,
     handshake: Option<Handshake>,
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// Since our side is ended.
+    /// Set when the gateway's side is closed.
     linger: Option<Pin<Box<Sleep>>>,
     open: Gauge,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
@@ -163,12 +163,12 @@ impl Connection {
         lifetime: Lifetime,
         handshake: Handshake,
         age: Option<Age>,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Self {
         let open = gauge!(CONNECTIONS);
         open.increment(1);
         let cut = Box::pin(lifetime.clone().until_cut(age));
-        Connection { stream, lifetime, handshake: Some(handshake), cut, linger: None, open, _place: place }
+        Connection { stream, lifetime, handshake: Some(handshake), cut, linger: None, open, _permit: permit }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -195,7 +195,7 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // A connection always waits to read: this wakes it, also where it waits to write.
+        // A connection is always waiting to read, so this also wakes one that waits to write.
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
@@ -240,8 +240,9 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Ends our side, and then waits until the caller has ended its own. A socket that is closed with unread bytes in it is
-    /// reset, and a reset takes with it what the caller has not read yet: the last results of a stream, and why it ended.
+    /// Closes the gateway's side, and then waits until the caller has closed its own. A socket that is closed with
+    /// unread bytes is reset, and a reset discards what the caller has not read yet: the last results of a stream, and
+    /// why it ended.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;

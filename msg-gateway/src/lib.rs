@@ -1,18 +1,19 @@
-//! The gateway: takes messages in over gRPC and answers once Kafka has them for good, and gives stored ones out.
+//! The gateway: accepts messages over gRPC, responds when they are in Kafka, and reads stored messages.
 
 pub mod app;
-pub mod arriving;
+pub mod buffer_budget;
 pub mod config;
-pub mod health;
-pub mod incoming;
-pub mod layer;
-pub mod live;
+mod health;
+mod incoming;
 pub mod metrics;
-pub mod place;
-pub mod producer;
+mod producer;
 pub mod read;
-pub mod response;
+pub mod request_body;
+mod response;
+mod response_permit;
+mod router;
 pub mod send;
-pub mod service;
+mod service;
 pub mod status;
-pub mod unread;
+mod unread;
+pub mod watch;

@@ -9,7 +9,7 @@ use msg_gateway::app;
 use msg_gateway::config::{Command, Config};
 
 fn main() -> ExitCode {
-    // Before anything that may wait: a settings file may be a pipe that nobody writes to.
+    // Install them before anything that may block: a settings file may be a pipe without a writer.
     let signals = shutdown::install();
     let config: Config = config::load();
     config.log.start();
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
             Some(Command::Healthcheck) => runtime.block_on(healthcheck(&config)),
             None => runtime.block_on(serve(config)),
         };
-        // What is left are calls into librdkafka that nobody waits for any more.
+        // Only calls into librdkafka that no task waits for are left.
         runtime.shutdown_timeout(Duration::from_millis(100));
         result
     });

@@ -182,7 +182,7 @@ impl MessageMetrics {
 }
 
 /// Gauges that are set by looking from time to time.
-pub struct Levels {
+pub struct InFlightGauges {
     /// See [`INFLIGHT_MSGS`].
     pub inflight_msgs: Gauge,
     /// See [`INFLIGHT_BYTES`].
@@ -195,10 +195,10 @@ pub struct Levels {
     pub unread_response_bytes: Gauge,
 }
 
-impl Levels {
+impl InFlightGauges {
     /// Handles of the recorder that is installed.
     pub fn new() -> Self {
-        Levels {
+        InFlightGauges {
             inflight_msgs: metrics::gauge!(INFLIGHT_MSGS),
             inflight_bytes: metrics::gauge!(INFLIGHT_BYTES),
             arriving_bytes: metrics::gauge!(BUFFERED_REQUEST_BYTES),
@@ -208,14 +208,14 @@ impl Levels {
     }
 }
 
-impl Default for Levels {
+impl Default for InFlightGauges {
     fn default() -> Self {
         Self::new()
     }
 }
 
 /// Gauges of those who wait and watch.
-pub struct LiveLevels {
+pub struct WatchGauges {
     /// See [`STORED_WAITERS`].
     pub waiting: Gauge,
     /// See [`WATCHERS`].
@@ -228,10 +228,10 @@ pub struct LiveLevels {
     pub hints: Gauge,
 }
 
-impl LiveLevels {
+impl WatchGauges {
     /// Handles of the recorder that is installed.
     pub fn new() -> Self {
-        LiveLevels {
+        WatchGauges {
             waiting: metrics::gauge!(STORED_WAITERS),
             watchers: metrics::gauge!(WATCHERS),
             inboxes: metrics::gauge!(WATCHED_INBOXES),
@@ -241,7 +241,7 @@ impl LiveLevels {
     }
 }
 
-impl Default for LiveLevels {
+impl Default for WatchGauges {
     fn default() -> Self {
         Self::new()
     }

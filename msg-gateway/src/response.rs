@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::place::{Held, Place};
+use crate::response_permit::ResponsePermit;
 use crate::unread::{Unread, UnreadGuard};
 
 /// Bytes of a chunk. For each stream that is not read, h2 holds one chunk, hyper another, and the body the rest.
@@ -25,7 +25,7 @@ const COPIED: usize = 2 << 10;
 
 /// A call, from the arrival of its head until the last of its response is written.
 #[derive(Debug)]
-pub struct OpenCall {
+pub(crate) struct OpenCall {
     _permits: Vec<OwnedSemaphorePermit>,
     unread: Option<Arc<Unread>>,
     is_watch: bool,
@@ -33,13 +33,18 @@ pub struct OpenCall {
 
 impl OpenCall {
     /// A call that holds these permits, over a connection that is closed if it does not read.
-    pub fn new(permits: Vec<OwnedSemaphorePermit>, unread: Option<Arc<Unread>>, is_watch: bool) -> Arc<Self> {
+    pub(crate) fn new(permits: Vec<OwnedSemaphorePermit>, unread: Option<Arc<Unread>>, is_watch: bool) -> Arc<Self> {
         Arc::new(OpenCall { _permits: permits, unread, is_watch })
     }
 
-    fn hold(self: &Arc<Self>, data: Bytes, place: Option<Place>, permits: Vec<OwnedSemaphorePermit>) -> Bytes {
+    fn hold(
+        self: &Arc<Self>,
+        data: Bytes,
+        permit: Option<Arc<ResponsePermit>>,
+        permits: Vec<OwnedSemaphorePermit>,
+    ) -> Bytes {
         let unread = self.unread.as_ref().map(|unread| unread.enter(self.is_watch));
-        Bytes::from_owner(Unwritten { data, _permits: permits, _place: place, _call: self.clone(), _unread: unread })
+        Bytes::from_owner(Unwritten { data, _permits: permits, _permit: permit, _call: self.clone(), _unread: unread })
     }
 }
 
@@ -47,7 +52,7 @@ impl OpenCall {
 struct Unwritten {
     data: Bytes,
     _permits: Vec<OwnedSemaphorePermit>,
-    _place: Option<Place>,
+    _permit: Option<Arc<ResponsePermit>>,
     _call: Arc<OpenCall>,
     _unread: Option<UnreadGuard>,
 }
@@ -59,13 +64,13 @@ impl AsRef<[u8]> for Unwritten {
 }
 
 /// A response that holds the permits of its call, and those among its extensions.
-pub fn held(mut response: Response<Body>, call: Arc<OpenCall>) -> Response<Body> {
-    let place = response.extensions_mut().remove::<Place>();
+pub(crate) fn hold_permits(mut response: Response<Body>, call: Arc<OpenCall>) -> Response<Body> {
+    let permit = response.extensions_mut().remove::<Arc<ResponsePermit>>();
     hold_details(response.headers_mut(), &call);
     if http_body::Body::is_end_stream(response.body()) {
         return response;
     }
-    response.map(|body| Body::new(ResponseBody { body, rest: Bytes::new(), place, call }))
+    response.map(|body| Body::new(ResponseBody { body, rest: Bytes::new(), permit, call }))
 }
 
 /// An error has no body, or comes after it: its details are the largest header.
@@ -82,7 +87,7 @@ fn hold_details(headers: &mut HeaderMap, call: &Arc<OpenCall>) {
 struct ResponseBody {
     body: Body,
     rest: Bytes,
-    place: Option<Place>,
+    permit: Option<Arc<ResponsePermit>>,
     call: Arc<OpenCall>,
 }
 
@@ -96,8 +101,8 @@ impl http_body::Body for ResponseBody {
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => {
                     let data = if data.len() <= COPIED { Bytes::copy_from_slice(&data) } else { data };
-                    let permits = self.place.as_deref().map(Held::take).unwrap_or_default();
-                    self.rest = self.call.hold(data, self.place.clone(), permits);
+                    let permits = self.permit.as_deref().map(ResponsePermit::take).unwrap_or_default();
+                    self.rest = self.call.hold(data, self.permit.clone(), permits);
                 }
                 Some(Ok(Err(mut other))) => {
                     if let Some(trailers) = other.trailers_mut() {
@@ -153,10 +158,10 @@ mod tests {
     fn permits_are_released_when_the_last_chunk_is_dropped() {
         let (calls, bytes) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(100)));
         let call = OpenCall::new(vec![permit(&calls, 1)], None, false);
-        let place = Held::new([permit(&bytes, 100)]);
+        let permit = ResponsePermit::new([permit(&bytes, 100)]);
         let mut response = Response::new(Body::new(One(Some(Frame::data(vec![7; 2 * CHUNK + 1].into())))));
-        response.extensions_mut().insert(place);
-        let mut body = held(response, call).into_body();
+        response.extensions_mut().insert(permit);
+        let mut body = hold_permits(response, call).into_body();
         let chunks: Vec<Bytes> =
             std::iter::from_fn(|| next(&mut body)).map(|frame| frame.into_data().expect("it is data")).collect();
         assert_eq!(chunks.iter().map(Bytes::len).collect::<Vec<_>>(), [CHUNK, CHUNK, 1]);
@@ -179,7 +184,7 @@ mod tests {
         };
         let mut response = Response::new(Body::empty());
         *response.headers_mut() = details();
-        let response = held(response, OpenCall::new(vec![permit(&calls, 1)], None, false));
+        let response = hold_permits(response, OpenCall::new(vec![permit(&calls, 1)], None, false));
         let headers = response.into_parts().0.headers;
         assert_eq!(headers["grpc-status-details-bin"], "x");
         assert_eq!(calls.available_permits(), 0);
@@ -187,7 +192,7 @@ mod tests {
         assert_eq!(calls.available_permits(), 1);
 
         let response = Response::new(Body::new(One(Some(Frame::trailers(details())))));
-        let mut body = held(response, OpenCall::new(vec![permit(&calls, 1)], None, false)).into_body();
+        let mut body = hold_permits(response, OpenCall::new(vec![permit(&calls, 1)], None, false)).into_body();
         let trailers = next(&mut body);
         drop(body);
         assert_eq!(calls.available_permits(), 0);

@@ -1,4 +1,4 @@
-//! The calls of msg.v1.MsgGateway: what each needs from its request's head, and the count of its answers.
+//! The methods of msg.v1.MsgGateway: they read the head of each request and count the responses.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,27 +14,25 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::incoming::Lifetime;
-use crate::live::Live;
-use crate::live::watch::WatchStream;
 use crate::metrics::answered;
-use crate::place::Place;
 use crate::read::{self, Reader};
+use crate::response_permit::ResponsePermit;
 use crate::send::deadline::{Arrival, grpc_timeout};
-use crate::send::stream::Replies;
+use crate::send::stream::ReplyStream;
 use crate::send::{Call, Sender};
 use crate::status::Failure;
+use crate::watch::WatchServices;
+use crate::watch::stream::WatchStream;
 
-/// The service.
-pub struct Gateway {
+pub(crate) struct Gateway {
     sender: Arc<Sender>,
     reader: Reader,
-    live: Live,
+    watch: WatchServices,
 }
 
 impl Gateway {
-    /// Sends through one, reads through the other, and tells what is stored.
-    pub fn new(sender: Sender, reader: Reader, live: Live) -> Self {
-        Gateway { sender: Arc::new(sender), reader, live }
+    pub(crate) fn new(sender: Sender, reader: Reader, watch: WatchServices) -> Self {
+        Gateway { sender: Arc::new(sender), reader, watch }
     }
 }
 
@@ -55,10 +53,10 @@ impl MsgGateway for Gateway {
         const METHOD: &str = "BatchSendMsg";
         let (metadata, extensions, request) = request.into_parts();
         let result = self.sender.send_batch(request, call(&metadata, &extensions)).await;
-        answer(METHOD, result)
+        respond(METHOD, result)
     }
 
-    type StreamSendMsgStream = Replies;
+    type StreamSendMsgStream = ReplyStream;
 
     async fn stream_send_msg(
         &self,
@@ -67,22 +65,22 @@ impl MsgGateway for Gateway {
         let (metadata, extensions, requests) = request.into_parts();
         let opened = match extensions.get::<Lifetime>() {
             Some(lifetime) => self.sender.open_stream(requests, call(&metadata, &extensions), lifetime.clone()),
-            None => Err(Failure::Internal("nobody knows when the connection ends".into())),
+            None => Err(Failure::Internal("the connection has no lifetime".into())),
         };
-        let (replies, place) = opened.map_err(|failure| failed("StreamSendMsg", failure))?;
-        Ok(placed(replies, Some(place)))
+        let (replies, permit) = opened.map_err(|failure| failed("StreamSendMsg", failure))?;
+        Ok(with_permit(replies, Some(permit)))
     }
 
     async fn pull_msgs(&self, request: Request<PullMsgsRequest>) -> Result<Response<PullMsgsResponse>, Status> {
         let call = read_call(&request);
         let result = self.reader.pull(request.into_inner(), call).await;
-        answer("PullMsgs", result)
+        respond("PullMsgs", result)
     }
 
     async fn get_max_seqs(&self, request: Request<GetMaxSeqsRequest>) -> Result<Response<GetMaxSeqsResponse>, Status> {
         let call = read_call(&request);
         let result = self.reader.max_seqs(request.into_inner(), call).await;
-        answer("GetMaxSeqs", result)
+        respond("GetMaxSeqs", result)
     }
 
     async fn get_msg_status(
@@ -91,23 +89,23 @@ impl MsgGateway for Gateway {
     ) -> Result<Response<GetMsgStatusResponse>, Status> {
         let call = read_call(&request);
         let result = self.reader.msg_status(request.into_inner(), call).await;
-        answer("GetMsgStatus", result)
+        respond("GetMsgStatus", result)
     }
 
     type WatchMsgsStream = WatchStream;
 
     async fn watch_msgs(&self, request: Request<WatchMsgsRequest>) -> Result<Response<Self::WatchMsgsStream>, Status> {
         let lifetime = request.extensions().get::<Lifetime>().cloned().unwrap_or_default();
-        let opened = match &self.live.watches {
+        let opened = match &self.watch.watches {
             Some(watches) => watches.open(request.into_inner(), lifetime).await,
             None => Err(Failure::NoDatabase),
         };
-        let (events, place) = opened.map_err(|failure| failed("WatchMsgs", failure))?;
-        Ok(placed(events, Some(place)))
+        let (events, permit) = opened.map_err(|failure| failed("WatchMsgs", failure))?;
+        Ok(with_permit(events, Some(permit)))
     }
 }
 
-/// What a send has to know of its request's head.
+/// Reads what a send needs from the head of its request.
 fn call<'a>(metadata: &'a MetadataMap, extensions: &tonic::Extensions) -> Call<'a> {
     let headers = metadata.as_ref();
     Call {
@@ -117,7 +115,7 @@ fn call<'a>(metadata: &'a MetadataMap, extensions: &tonic::Extensions) -> Call<'
     }
 }
 
-/// When the request's head arrived; now, where no layer has noted it.
+/// Returns when the head of the request arrived, or the current time if no layer has noted it.
 fn arrival(extensions: &tonic::Extensions) -> Instant {
     extensions.get::<Arrival>().map_or_else(Instant::now, |arrival| arrival.0)
 }
@@ -127,19 +125,19 @@ fn read_call<T>(request: &Request<T>) -> read::Call {
     read::Call { arrival: arrival(extensions), timeout: grpc_timeout(request.metadata().as_ref()) }
 }
 
-fn answer<T>(
+fn respond<T>(
     method: &'static str,
-    result: Result<(T, impl Into<Option<Place>>), Failure>,
+    result: Result<(T, impl Into<Option<Arc<ResponsePermit>>>), Failure>,
 ) -> Result<Response<T>, Status> {
-    let (value, place) = result.map_err(|failure| failed(method, failure))?;
+    let (value, permit) = result.map_err(|failure| failed(method, failure))?;
     answered(method, "OK");
-    Ok(placed(value, place.into()))
+    Ok(with_permit(value, permit.into()))
 }
 
-fn placed<T>(value: T, place: Option<Place>) -> Response<T> {
+fn with_permit<T>(value: T, permit: Option<Arc<ResponsePermit>>) -> Response<T> {
     let mut response = Response::new(value);
-    if let Some(place) = place {
-        response.extensions_mut().insert(place);
+    if let Some(permit) = permit {
+        response.extensions_mut().insert(permit);
     }
     response
 }

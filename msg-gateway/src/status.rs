@@ -1,4 +1,4 @@
-//! The errors of the contract: what can go wrong, and the one place where it becomes a gRPC status.
+//! The errors of the contract: what can fail, and the one place where it becomes a gRPC status.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -13,63 +13,64 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use uuid::Uuid;
 
-/// The trailer that tells gRPC clients when to try again, in milliseconds.
+/// The trailer in which gRPC clients find the delay before a retry, in milliseconds.
 pub const PUSHBACK_TRAILER: &str = "grpc-retry-pushback-ms";
 
-/// Most bytes of field names and descriptions in a BadRequest. With everything else the details stay below 4 KiB:
-/// base64 makes a third more of it, and clients turn trailers above 8 KiB into errors of their own.
+/// Maximum bytes of field names and descriptions in a BadRequest. With everything else the details stay below 4 KiB:
+/// base64 adds a third, and clients turn trailers above 8 KiB into errors of their own.
 const VIOLATIONS_BYTES: usize = 2500;
 
-/// The same for one entry of a batch or a stream: a thousand such errors stay well below the 4 MiB that clients take.
+/// The same for one entry of a batch or a stream: a thousand such errors stay well below the 4 MiB that clients
+/// accept.
 const ENTRY_VIOLATIONS_BYTES: usize = 1000;
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
-    /// Not handed to a broker: Kafka is away, or its topic cannot be used.
+    /// Not sent: Kafka is unavailable, or its topic cannot be used.
     NotSent(String),
-    /// Not handed to a broker: a limit of the gateway is reached.
+    /// Not sent: a limit of the gateway is reached.
     Overloaded(String),
     /// A broker may have the message.
     OutcomeUnknown {
-        /// The message's id.
+        /// The ID of the message, with which the caller can settle the outcome.
         msg_id: Uuid,
-        /// The time after which it will not appear any more.
+        /// The time after which the message can no longer appear.
         settles_by: SystemTime,
     },
     /// Fields that break a rule.
     Invalid(Vec<Violation>),
-    /// The broker takes no message of this size.
+    /// The topic does not accept a message of this size.
     TooLarge(String),
-    /// The caller's deadline leaves no time for a true answer.
+    /// The caller's deadline is too short for a definite outcome.
     DeadlineTooShort {
-        /// The shortest that does.
+        /// The shortest deadline that is long enough.
         shortest: Duration,
     },
     /// An earlier entry of the same batch or stream, to the same inbox, was not sent or has an unknown outcome.
     PredecessorFailed,
     /// Accepted, and not stored in time.
     NotStoredYet(Box<Placement>),
-    /// Accepted, and kept aside.
+    /// Accepted, and dead-lettered.
     DeadLettered(Box<Placement>, DeadLetterReason),
-    /// A stream has to end because the gateway, or the connection, does.
+    /// The gateway drains, or the connection has reached its age.
     StreamEnded,
-    /// A stream has to end because its caller's deadline is near.
+    /// The caller's deadline of the stream is near.
     StreamDeadline,
-    /// Nothing was read from a stream for too long.
+    /// The caller has not read from the stream for too long.
     SlowReader,
-    /// Kafka did not answer a question.
+    /// Kafka did not respond in time.
     KafkaUnavailable(String),
     /// The call needs a database, and none is configured.
     NoDatabase,
-    /// The database did not answer.
+    /// The database is unavailable.
     DatabaseUnavailable(String),
-    /// A fault of our own.
+    /// A fault of the gateway.
     Internal(String),
 }
 
 impl Failure {
-    /// The status code and the reason.
+    /// Returns the status code and the reason.
     pub fn kind(&self) -> (Code, ErrorReason) {
         match self {
             Failure::NotSent(_) => (Code::Unavailable, ErrorReason::NotSent),
@@ -94,7 +95,7 @@ impl Failure {
         }
     }
 
-    /// What the caller's code and a metric's label call it.
+    /// Returns the outcome's name in metrics.
     pub fn outcome(&self) -> &'static str {
         match self {
             Failure::Overloaded(_) => "OVERLOADED",
@@ -102,8 +103,8 @@ impl Failure {
         }
     }
 
-    /// Whether a later message to the same inbox would be out of order now. A message that can never be stored has no place
-    /// in the order, and one that was accepted has its own.
+    /// Returns whether a later message to the same inbox would now be out of order. A message that can never be stored
+    /// has no rank in the order, and an accepted one has its own.
     pub fn leaves_a_gap(&self) -> bool {
         !matches!(
             self,
@@ -111,18 +112,18 @@ impl Failure {
         )
     }
 
-    /// The error of one entry of a batch or a stream.
+    /// Returns the error of one entry of a batch or a stream.
     pub fn of_entry(self) -> rpc::Status {
         let status = self.status(ENTRY_VIOLATIONS_BYTES);
-        // The trailer that carries the details holds the whole error.
+        // The trailer with the details contains the whole status.
         rpc::Status::decode(status.details()).expect("it was encoded a moment ago")
     }
 
-    /// How long to wait before trying again, before jitter; `None` where trying again is not the cure.
+    /// Returns the delay before a retry, without jitter; `None` if a retry would not help.
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Failure::Overloaded(_) => Some(Duration::from_millis(100)),
-            // Another gateway, or this one over a new connection, takes it at once.
+            // Another gateway, or this one over a new connection, accepts it immediately.
             Failure::StreamEnded => Some(Duration::from_millis(100)),
             Failure::NotSent(_) | Failure::DatabaseUnavailable(_) | Failure::KafkaUnavailable(_) => {
                 Some(Duration::from_secs(1))
@@ -150,7 +151,7 @@ impl Failure {
             | Failure::KafkaUnavailable(text)
             | Failure::Internal(text) => short(text).to_owned(),
             Failure::OutcomeUnknown { .. } => {
-                "no answer from Kafka in time: the message may have been sent; send it again with the same client_msg_id"
+                "Kafka has not confirmed the message in time, so its outcome is unknown; send it again with the same client_msg_id"
                     .to_owned()
             }
             Failure::Invalid(violations) => match violations.as_slice() {
@@ -161,23 +162,27 @@ impl Failure {
                 }
             },
             Failure::DeadlineTooShort { shortest } => {
-                format!("the deadline leaves no time for a true answer: allow more than {} ms", shortest.as_millis())
+                format!("the deadline is too short for a definite outcome; allow more than {} ms", shortest.as_millis())
             }
-            Failure::PredecessorFailed => "an earlier entry to this inbox failed: send that one again, then this one".into(),
-            Failure::NotStoredYet(_) => "the message is accepted, and was not stored in time: it will be".into(),
+            Failure::PredecessorFailed => {
+                "an earlier entry to this inbox failed; send that one again, then this one".into()
+            }
+            Failure::NotStoredYet(_) => {
+                "the message is accepted, and was not stored in time; it will be stored or dead-lettered later".into()
+            }
             Failure::DeadLettered(_, DeadLetterReason::IdempotencyConflict) => {
-                "a message with this id and another content is stored; this one is kept as a dead letter".into()
+                "a message with the same ID and different content is stored; this one is dead-lettered".into()
             }
             Failure::DeadLettered(_, reason) => {
-                format!("the message is accepted, and kept as a dead letter: {}", dead_letter_name(*reason))
+                format!("the message is accepted and dead-lettered: {}", dead_letter_name(*reason))
             }
             Failure::StreamEnded => {
-                "the stream has to end: a result stands, without one the outcome is unknown; go on with a new stream".into()
+                "the stream has to end; entries without a result have an unknown outcome; continue with a new stream".into()
             }
             Failure::StreamDeadline => {
-                "the deadline of the stream is near: a result stands, without one the outcome is unknown".into()
+                "the deadline of the stream is near; entries without a result have an unknown outcome".into()
             }
-            Failure::SlowReader => "nothing was read for too long: watch again from the last seq that you have".into(),
+            Failure::SlowReader => "the caller has not read for too long; watch again from the last seq that you have".into(),
             Failure::NoDatabase => "this gateway was started without a database, and this call needs one".to_owned(),
         }
     }
@@ -215,7 +220,7 @@ impl Failure {
             details.set_bad_request(fields(violations, violations_bytes));
         }
         if let Some(delay) = self.retry_after() {
-            // From half to one and a half of it, so that those refused together do not come back together.
+            // From 0.5 to 1.5 times the delay, so that calls that were rejected together are not retried together.
             let delay = delay.mul_f64(rand::rng().random_range(0.5..1.5));
             details.set_retry_info(Some(delay));
             let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -226,13 +231,13 @@ impl Failure {
     }
 }
 
-/// A status without details (the transport's), with the reason that it lacks.
+/// Adds a reason to a status of the transport, which has no details.
 pub fn with_reason(code: Code, message: &str, reason: ErrorReason) -> Status {
     let details = ErrorDetails::with_error_info(reason_name(reason), ERROR_DOMAIN, HashMap::new());
     Status::with_error_details(code, short(message), details)
 }
 
-/// A reason as ErrorInfo has it.
+/// Returns the name of a reason in ErrorInfo.
 pub fn reason_name(reason: ErrorReason) -> &'static str {
     reason.as_str_name().trim_start_matches("ERROR_REASON_")
 }
@@ -241,30 +246,31 @@ fn dead_letter_name(reason: DeadLetterReason) -> &'static str {
     reason.as_str_name().trim_start_matches("DEAD_LETTER_REASON_")
 }
 
-/// As many violations as fit, and how many there are besides.
-fn fields(violations: &[Violation], most_bytes: usize) -> Vec<FieldViolation> {
-    let mut told = Vec::new();
+/// Returns as many violations as fit, and a count of the others.
+fn fields(violations: &[Violation], max_bytes: usize) -> Vec<FieldViolation> {
+    let mut fields = Vec::new();
     let mut bytes = 0;
     for violation in violations {
         let (field, description) = (short(&violation.field), short(&violation.description));
         // Each has up to 8 bytes of tags and lengths.
         bytes += field.len() + description.len() + 8;
-        if bytes > most_bytes {
+        if bytes > max_bytes {
             break;
         }
-        told.push(FieldViolation::new(field, description));
+        fields.push(FieldViolation::new(field, description));
     }
-    let left = violations.len() - told.len();
+    let left = violations.len() - fields.len();
     if left > 0 {
-        told.push(FieldViolation::new("", format!("and {left} more")));
+        fields.push(FieldViolation::new("", format!("and {left} more")));
     }
-    told
+    fields
 }
 
-/// A text short enough that details stay below their limit: it comes twice, in the status and in its details.
+/// Truncates a text so that the details stay below their limit. The text is in them twice: in the status and in its
+/// details.
 fn short(text: &str) -> &str {
-    const MOST: usize = 300;
-    &text[..text.floor_char_boundary(MOST)]
+    const MAX_TEXT_BYTES: usize = 300;
+    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
 
 #[cfg(test)]
@@ -319,7 +325,8 @@ mod tests {
         }
     }
 
-    /// The page has a section for each reason, and names each with its codes and what to do in a table, and no other.
+    /// The page has a section for each reason and no other, and its tables name each reason with its codes and what to
+    /// do.
     #[test]
     fn the_page_about_errors_is_complete() {
         let page = include_str!("../../docs/errors.md");
@@ -342,9 +349,9 @@ mod tests {
                 name + gap + &c.to_uppercase().to_string()
             });
             let row = |row: &&&str| row.contains(&format!("[`{}`]", reason_name(reason)));
-            let told =
+            let listed =
                 rows.iter().filter(row).any(|row| row.split('|').nth(2).is_some_and(|codes| codes.contains(&name)));
-            assert!(told, "{failure:?} is {name}, which its row does not say");
+            assert!(listed, "{failure:?} is {name}, which its row does not say");
             let repeat =
                 rows.iter().filter(row).any(|row| row.contains("after the delay") || row.contains("new stream"));
             assert!(repeat || failure.retry_after().is_none(), "{failure:?} has a delay, and the page does not say so");
@@ -368,10 +375,10 @@ mod tests {
             let status = Status::from(Failure::Invalid(violations));
             assert!(status.details().len() < 4096, "{count} of {length}: {}", status.details().len());
             let details = status.get_error_details();
-            let told = &details.bad_request().expect("it is one").field_violations;
-            let last = told.last().expect("one at least");
-            if told.len() <= count && count > 1 {
-                assert_eq!(last.description, format!("and {} more", count - (told.len() - 1)));
+            let listed = &details.bad_request().expect("it is one").field_violations;
+            let last = listed.last().expect("one at least");
+            if listed.len() <= count && count > 1 {
+                assert_eq!(last.description, format!("and {} more", count - (listed.len() - 1)));
             }
         }
         for failure in [Failure::NotSent("é".repeat(10_000)), Failure::Internal("\u{1F600}".repeat(10_000))] {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::place::end_for_silence;
+use crate::response_permit::disconnect_slow_reader;
 
-/// A response is given up after the timeout and up to this part of it more.
+/// A slow reader is disconnected after the timeout and up to this part of it more.
 const TICKS_PER_TIMEOUT: u64 = 8;
 /// Maximum number of ticks that a response may have: the length of each connection's ring, at 4 bytes a tick.
 const MAX_TICKS: u64 = 1000;
@@ -19,7 +19,7 @@ const MAX_TICKS: u64 = 1000;
 /// Ticks are counted, not measured: a process that was stopped for a while must not close every connection when it resumes,
 /// since no caller could read meanwhile.
 #[derive(Debug)]
-pub struct ReadTimer {
+pub(crate) struct ReadTimer {
     tick: Duration,
     now: AtomicU64,
     /// How many ticks a response has, and an event of a watch, whose own stall timeout is to come first.
@@ -30,7 +30,7 @@ pub struct ReadTimer {
 
 impl ReadTimer {
     /// Responses have `response`; events of watches have `watch_stall` more.
-    pub fn new(response: Duration, watch_stall: Duration) -> Arc<Self> {
+    pub(crate) fn new(response: Duration, watch_stall: Duration) -> Arc<Self> {
         let tick = response.div_f64(TICKS_PER_TIMEOUT as f64).max(Duration::from_millis(1));
         let stall_ticks = (watch_stall.as_secs_f64() / tick.as_secs_f64()).ceil() as u64;
         let response_ticks = TICKS_PER_TIMEOUT + 1;
@@ -40,7 +40,7 @@ impl ReadTimer {
     }
 
     /// A new connection, which `cut` closes.
-    pub fn connection(self: &Arc<Self>, cut: CancellationToken) -> Arc<Unread> {
+    pub(crate) fn connection(self: &Arc<Self>, cut: CancellationToken) -> Arc<Unread> {
         let ring = (0..=self.watch_ticks).map(|_| AtomicU32::new(0)).collect();
         let unread = Arc::new(Unread { timer: self.clone(), ring, cut });
         self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&unread));
@@ -48,7 +48,7 @@ impl ReadTimer {
     }
 
     /// Closes connections whose responses are not read, until `stop`.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut every = tokio::time::interval(self.tick);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -71,7 +71,7 @@ impl ReadTimer {
 
 /// The responses of one connection that are not written yet, by the tick by which they have to be.
 #[derive(Debug)]
-pub struct Unread {
+pub(crate) struct Unread {
     timer: Arc<ReadTimer>,
     ring: Box<[AtomicU32]>,
     cut: CancellationToken,
@@ -79,7 +79,7 @@ pub struct Unread {
 
 impl Unread {
     /// Counts a response, or a chunk of a stream, until the guard is dropped.
-    pub fn enter(self: &Arc<Self>, of_watch: bool) -> UnreadGuard {
+    pub(crate) fn enter(self: &Arc<Self>, of_watch: bool) -> UnreadGuard {
         let ticks = if of_watch { self.timer.watch_ticks } else { self.timer.response_ticks };
         let slot = self.slot(self.timer.now.load(Ordering::Relaxed) + ticks);
         self.ring[slot].fetch_add(1, Ordering::Relaxed);
@@ -95,14 +95,14 @@ impl Unread {
         if self.ring[self.slot(now)].load(Ordering::Relaxed) == 0 {
             return false;
         }
-        end_for_silence(&self.cut);
+        disconnect_slow_reader(&self.cut);
         true
     }
 }
 
 /// A response that is not written yet.
 #[derive(Debug)]
-pub struct UnreadGuard {
+pub(crate) struct UnreadGuard {
     unread: Arc<Unread>,
     slot: usize,
 }

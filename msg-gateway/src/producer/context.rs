@@ -1,4 +1,5 @@
-//! librdkafka's callbacks: delivery reports go to the calls that wait for them, errors to the tasks that act on them.
+//! librdkafka's callbacks: they pass delivery reports to the calls that wait for them, and errors to the tasks that
+//! handle them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,18 +17,18 @@ use tokio::sync::Notify;
 
 use crate::metrics::DELIVERIES;
 use crate::producer::rejections::Rejections;
-use crate::producer::{Answer, InFlight, Report, code_of, offsets};
+use crate::producer::{InFlight, Report, ReportSender, code_of, offsets};
 use crate::send::outcome::{FailedDelivery, Outcome};
 
-/// What the callbacks tell the rest of the gateway.
-pub struct Signals {
-    /// The producer has an error, which may be fatal.
-    pub error: Notify,
-    /// Something happened that makes a look at the topic worth while.
-    pub check: Notify,
-    /// Deliveries that fail again and again.
-    pub rejections: Rejections,
-    /// Records of batches that a broker rejected as too large. Each holds its permit, so there are not more than may be in flight.
+/// The events of the callbacks, for the rest of the gateway.
+pub(crate) struct Signals {
+    /// The producer reported an error, which may be fatal.
+    pub(crate) error: Notify,
+    /// An event after which the topic should be checked.
+    pub(crate) check: Notify,
+    pub(crate) rejections: Rejections,
+    /// The records of batches that a broker rejected as too large. Each holds its permit, so there are not more than
+    /// may be in flight.
     oversized: Mutex<Vec<InFlight>>,
     started: Instant,
     /// When the last record was confirmed, in milliseconds after `started`, plus 1; 0 for never.
@@ -35,8 +36,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Nothing has happened yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Signals {
             error: Notify::new(),
             check: Notify::new(),
@@ -47,15 +47,15 @@ impl Signals {
         }
     }
 
-    /// Whether a record was confirmed since `when`: then Kafka is there, whatever else seems.
-    pub fn confirmed_since(&self, when: Instant) -> bool {
+    /// Returns whether a record was confirmed since `when`. Then Kafka is available, whatever a check says.
+    pub(crate) fn confirmed_since(&self, when: Instant) -> bool {
         let confirmed = self.confirmed.load(Ordering::Relaxed);
         confirmed > 0 && self.started + Duration::from_millis(confirmed - 1) >= when
     }
 
-    /// Takes the records of rejected batches whose own size is to be judged. Read the topic's limit after this: the one that rejected
-    /// them is in force by then.
-    pub fn take_oversized(&self) -> Vec<InFlight> {
+    /// Returns the records of rejected batches whose own size has to be compared with the topic's limit. Read the
+    /// limit after this: then it is the one that rejected them, or a later one.
+    pub(crate) fn take_oversized(&self) -> Vec<InFlight> {
         std::mem::take(&mut *self.oversized.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -76,18 +76,18 @@ impl Default for Signals {
 }
 
 /// The callbacks of one librdkafka producer. They run on its polling thread and must not block.
-pub struct Context {
+pub(crate) struct DeliveryContext {
     signals: Arc<Signals>,
     stored: Counter,
-    /// A record that is reported sooner was tried once.
+    /// A record that is reported sooner than this was tried once.
     backoff: Duration,
 }
 
-impl Context {
-    /// Callbacks that tell `signals`; librdkafka waits for `backoff` or longer before it tries a record again.
-    pub fn new(signals: Arc<Signals>, backoff: Duration) -> Self {
+impl DeliveryContext {
+    /// Creates callbacks that notify `signals`. librdkafka waits for `backoff` or longer before it retries a record.
+    pub(crate) fn new(signals: Arc<Signals>, backoff: Duration) -> Self {
         let stored = counter!(DELIVERIES, "outcome" => Outcome::Stored { offset: None }.label());
-        Context { signals, stored, backoff }
+        DeliveryContext { signals, stored, backoff }
     }
 
     fn failed(&self, error: &KafkaError, message: &rdkafka::message::BorrowedMessage<'_>) -> Outcome {
@@ -105,15 +105,16 @@ impl Context {
     }
 }
 
-/// Reports what became of a record to the call that waits for it, if it still does.
+/// Sends the outcome of a record to the call that waits for it, if it still does.
 pub(crate) fn report(in_flight: InFlight, outcome: Outcome) {
-    // The place is free before the caller knows: one that sends a message after another never meets itself.
-    let InFlight { answer, permit, .. } = in_flight;
+    // Release the permit before the caller gets the outcome. Otherwise a caller that sends one message after another
+    // could be rejected because of its own last one.
+    let InFlight { report_to, permit, .. } = in_flight;
     drop(permit);
-    // The caller may have gone, or have been answered at its deadline.
-    match answer {
-        Answer::One(answer) => drop(answer.send(outcome)),
-        Answer::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
+    // The caller may have disconnected, or have timed out.
+    match report_to {
+        ReportSender::One(answer) => drop(answer.send(outcome)),
+        ReportSender::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
     }
 }
 
@@ -123,20 +124,20 @@ pub(crate) fn report_failure(in_flight: InFlight, outcome: Outcome) {
     report(in_flight, outcome);
 }
 
-impl ClientContext for Context {
+impl ClientContext for DeliveryContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         msg_common::kafka::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(code = %code_of(&error), reason, "the producer reports an error");
-        // A fatal error comes with the code of its cause, so it cannot be told from here: the supervisor asks.
+        tracing::debug!(code = %code_of(&error), reason, "producer reported an error");
+        // A fatal error comes with the code of its cause, so it cannot be recognized here: the supervisor queries it.
         self.signals.error.notify_one();
         self.signals.check.notify_one();
     }
 }
 
-impl ProducerContext for Context {
+impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = Box<InFlight>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, in_flight: Box<InFlight>) {
@@ -151,7 +152,8 @@ impl ProducerContext for Context {
             Err((error, message)) => {
                 offsets::failed();
                 match self.failed(error, message) {
-                    // The batch as a whole was too large. Which of its records are is known when the limit is.
+                    // The batch as a whole was too large. Whether a record is too large itself is known when the limit
+                    // is.
                     Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => self.signals.judge_size(*in_flight),
                     outcome => report_failure(*in_flight, outcome),
                 }

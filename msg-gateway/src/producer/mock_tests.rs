@@ -5,7 +5,7 @@ use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::*;
-use crate::send::admission::Admission;
+use crate::send::budget::SendBudget;
 
 const REPORTS: usize = 3;
 
@@ -30,12 +30,12 @@ fn producer_with(settings: &[(&str, &str)]) -> (Producer, MockCluster<'static, D
 
 /// What is reported of a batch of records.
 async fn batch(producer: &Producer) -> Vec<Outcome> {
-    let admission = Admission::new(100, 100_000);
+    let budget = SendBudget::new(100, 100_000);
     let reports: Vec<_> = (0..REPORTS)
         .map(|_| {
             let (answer, report) = oneshot::channel();
-            let permit = admission.admit(100).expect("there is capacity");
-            let in_flight = Box::new(InFlight { answer: Answer::One(answer), permit, size: 100 });
+            let permit = budget.acquire(100).expect("there is capacity");
+            let in_flight = Box::new(InFlight { report_to: ReportSender::One(answer), permit, size: 100 });
             let record =
                 Outgoing { partition: 0, key: "bob", value: b"hi", timestamp_ms: 1, traceparent: None, in_flight };
             producer.send(record).expect("it is enqueued");
@@ -92,12 +92,12 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
     let (producer, cluster) = producer();
     batch(&producer).await;
     rejects(&cluster, RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
-    let admission = Admission::new(100, 100_000);
+    let budget = SendBudget::new(100, 100_000);
     let mut reports = Vec::new();
     for size in [500, 5000] {
         let (answer, report) = oneshot::channel();
-        let permit = admission.admit(100).expect("there is capacity");
-        let in_flight = Box::new(InFlight { answer: Answer::One(answer), permit, size });
+        let permit = budget.acquire(100).expect("there is capacity");
+        let in_flight = Box::new(InFlight { report_to: ReportSender::One(answer), permit, size });
         let record = Outgoing { partition: 0, key: "bob", value: b"hi", timestamp_ms: 1, traceparent: None, in_flight };
         producer.send(record).expect("it is enqueued");
         reports.push(report);
@@ -116,7 +116,7 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
     for (report, expected) in reports.into_iter().zip([not_sent, Outcome::TooLarge]) {
         assert_eq!(report.await, Ok(expected));
     }
-    assert_eq!(admission.taken(), (0, 0));
+    assert_eq!(budget.used(), (0, 0));
 }
 
 /// Its client reports no error: every record of whichever partition only times out.

@@ -1,12 +1,12 @@
-//! The producer: how librdkafka is set up, the handle that records go through, and how it is replaced
-//! after a fatal error.
+//! The producer: the handle that records are sent through, its delivery reports, and its replacement after a fatal
+//! error.
 
-pub mod context;
+pub(crate) mod context;
 mod offsets;
-pub mod preflight;
-pub mod rejections;
-pub mod settings;
-mod stuck;
+pub(crate) mod preflight;
+pub(crate) mod rejections;
+pub(crate) mod settings;
+mod stall_timer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,84 +25,80 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::PRODUCERS_REPLACED;
-pub use crate::producer::context::{Context, Signals};
-use crate::producer::stuck::Patience;
-use crate::send::admission::Permit;
+pub(crate) use crate::producer::context::{DeliveryContext, Signals};
+use crate::producer::stall_timer::StallTimer;
+use crate::send::budget::SendPermit;
 use crate::send::outcome::Outcome;
 
-/// The component of [`Readiness`] that speaks for the producer.
-pub const COMPONENT: &str = "producer";
+/// The component of [`Readiness`] for the producer.
+pub(crate) const COMPONENT: &str = "producer";
 
-/// How often, and how far apart, a producer that was replaced is emptied: a send may have begun before it was.
+/// How often, and at which interval, a replaced producer is purged: a send may have started before it was replaced.
 const PURGES: usize = 5;
-const PURGE_EVERY: Duration = Duration::from_secs(1);
+const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often to check whether the producer is stuck.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How often to check whether the producer is stalled.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a delivery report goes. Nobody may be listening any more.
-pub enum Answer {
-    /// To a call with one message.
+/// Where to send a delivery report. The caller may have disconnected.
+pub(crate) enum ReportSender {
+    /// A call with one message.
     One(oneshot::Sender<Outcome>),
-    /// To a call with many, which share a channel: a task or a channel for each would cost more than the record.
+    /// A call with many messages, which share a channel: a task or a channel for each would cost more than the record.
     Many {
-        /// Which of them it is.
+        /// The entry's number within the call.
         entry: u64,
-        /// As long as there are permits: each record in flight sends one report.
+        /// Unbounded, but limited by the permits: each record in flight sends one report.
         reports: mpsc::UnboundedSender<Report>,
     },
 }
 
-/// What became of one entry of a batch or a stream.
+/// The outcome of one entry of a batch or a stream.
 #[derive(Clone, Copy, Debug)]
-pub struct Report {
-    /// Which one, by the call's own count.
-    pub entry: u64,
-    /// What became of it.
-    pub outcome: Outcome,
+pub(crate) struct Report {
+    /// The entry's number within the call.
+    pub(crate) entry: u64,
+    pub(crate) outcome: Outcome,
 }
 
-/// What travels with a record through librdkafka until its delivery report.
-pub struct InFlight {
-    /// Where the report goes.
-    pub answer: Answer,
+/// The data that librdkafka keeps with a record until its delivery report.
+pub(crate) struct InFlight {
+    pub(crate) report_to: ReportSender,
     /// The record's permit, released when this is dropped.
-    pub permit: Permit,
+    pub(crate) permit: SendPermit,
     /// The record's size as Kafka compares it with the topic's limit if nothing is compressed, in bytes.
-    pub size: usize,
+    pub(crate) size: usize,
 }
 
-/// A record on its way out.
-pub struct Outgoing<'a> {
-    /// Computed by us, not by librdkafka.
-    pub partition: Partition,
+pub(crate) struct Outgoing<'a> {
+    /// Computed by the gateway, not by librdkafka.
+    pub(crate) partition: Partition,
     /// The `recv_id`.
-    pub key: &'a str,
+    pub(crate) key: &'a str,
     /// An encoded MsgRecord.
-    pub value: &'a [u8],
+    pub(crate) value: &'a [u8],
     /// Milliseconds since 1970.
-    pub timestamp_ms: i64,
+    pub(crate) timestamp_ms: i64,
     /// A valid trace context, if the caller sent one.
-    pub traceparent: Option<&'a [u8]>,
-    /// Comes back with the delivery report.
-    pub in_flight: Box<InFlight>,
+    pub(crate) traceparent: Option<&'a [u8]>,
+    /// Returned with the delivery report.
+    pub(crate) in_flight: Box<InFlight>,
 }
 
-/// Why a record was not taken; it was certainly not sent.
+/// Why a record was rejected. It was certainly not sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The topic cannot be used at present, and why.
+pub(crate) enum Rejection {
+    /// The topic cannot be used at present, for this reason.
     Closed(String),
-    /// librdkafka did not take it.
     Failed(RDKafkaErrorCode),
 }
 
-/// The handle that records go through. There is one librdkafka producer behind it at a time.
-pub struct Producer {
+/// The handle that records are sent through. It owns one librdkafka producer at a time.
+pub(crate) struct Producer {
     config: ClientConfig,
     topic: String,
-    current: ArcSwap<ThreadedProducer<Context>>,
-    /// Why nothing may be sent; `None` while the topic can be used.
+    current: ArcSwap<ThreadedProducer<DeliveryContext>>,
+    /// Why records are rejected; `None` while the topic can be used.
     closed: ArcSwapOption<String>,
     signals: Arc<Signals>,
     version: String,
@@ -110,11 +106,11 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer that takes nothing until [`Producer::open`].
-    pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+    /// Creates a producer that rejects every record until [`Producer::open`].
+    pub(crate) fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let signals = Arc::new(Signals::new());
         let backoff = settings::shortest_backoff(&config);
-        let current = config.create_with_context(Context::new(signals.clone(), backoff))?;
+        let current = config.create_with_context(DeliveryContext::new(signals.clone(), backoff))?;
         Ok(Producer {
             config,
             topic: topic.to_owned(),
@@ -126,30 +122,30 @@ impl Producer {
         })
     }
 
-    /// What its callbacks have to tell.
-    pub fn signals(&self) -> &Arc<Signals> {
+    /// Returns the events of librdkafka's callbacks.
+    pub(crate) fn signals(&self) -> &Arc<Signals> {
         &self.signals
     }
 
-    /// From now on records are taken.
-    pub fn open(&self) {
+    /// Accepts records from now on.
+    pub(crate) fn open(&self) {
         self.closed.store(None);
     }
 
-    /// From now on every record is refused with this reason.
-    pub fn close(&self, reason: String) {
+    /// Rejects every record with this reason from now on.
+    pub(crate) fn close(&self, reason: String) {
         self.closed.store(Some(Arc::new(reason)));
     }
 
-    /// Why nothing may be sent at present.
-    pub fn closed(&self) -> Option<String> {
+    /// Returns why records are rejected at present.
+    pub(crate) fn closed(&self) -> Option<String> {
         self.closed.load().as_deref().cloned()
     }
 
-    /// Puts a record into the queue. Never blocks. What became of it comes through `in_flight`.
-    pub fn send(&self, record: Outgoing<'_>) -> Result<(), Refusal> {
+    /// Puts a record into the queue. It never blocks. The outcome comes through `in_flight`.
+    pub(crate) fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
         if let Some(reason) = &*self.closed.load() {
-            return Err(Refusal::Closed(reason.to_string()));
+            return Err(Rejection::Closed(reason.to_string()));
         }
         let mut headers = OwnedHeaders::new_with_capacity(2)
             .insert(Header { key: VERSION_HEADER, value: Some(self.version.as_str()) });
@@ -167,44 +163,44 @@ impl Producer {
             if code == RDKafkaErrorCode::Fatal {
                 self.signals.error.notify_one();
             }
-            // After a broker rejected the topic as a whole, librdkafka rejects its records by itself.
+            // After a broker rejected the topic as a whole, librdkafka itself rejects its records.
             if code == RDKafkaErrorCode::TopicAuthorizationFailed {
                 self.signals.rejections.failed(record.partition, code, true, Instant::now());
                 self.signals.check.notify_one();
             }
-            Refusal::Failed(code)
+            Rejection::Failed(code)
         })
     }
 
-    /// How many records have no delivery report yet.
-    pub fn queued(&self) -> i32 {
+    /// Returns the number of records without a delivery report.
+    pub(crate) fn queued(&self) -> i32 {
         self.current.load().in_flight_count()
     }
 
-    /// Replaces the librdkafka producer after each fatal error, and when it confirms nothing for longer than `drain`, until told to
-    /// stop.
-    pub async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
-        let mut patience = Patience::new(drain);
-        let mut checks = tokio::time::interval(CHECK_EVERY);
+    /// Replaces the librdkafka producer after a fatal error, and after it has confirmed nothing for longer than
+    /// `drain`. Runs until `stop`.
+    pub(crate) async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
+        let mut timer = StallTimer::new(drain);
+        let mut checks = tokio::time::interval(CHECK_INTERVAL);
         loop {
             tokio::select! {
                 () = self.signals.error.notified() => {}
-                _ = checks.tick() => self.replace_stuck(&mut patience),
+                _ = checks.tick() => self.replace_stuck(&mut timer),
                 () = stop.cancelled() => return,
             }
-            // Most errors are not, and the producer that was replaced may still report some.
+            // Most errors are not fatal, and a replaced producer may still report some.
             let Some((code, detail)) = self.current.load().client().fatal_error() else {
                 continue;
             };
             readiness.not_ready(COMPONENT, format!("fatal error {code}: {detail}"));
-            match self.another() {
+            match self.create() {
                 Ok(fresh) => self.replace(Arc::new(fresh), &readiness, drain),
                 Err(error) => {
-                    tracing::error!(%error, "no new producer can be made");
+                    tracing::error!(%error, "cannot create a producer");
                     self.signals.error.notify_one();
                 }
             }
-            // A broker that answers each producer with a fatal error must not make us spin.
+            // If a broker makes each new producer fail, this must not spin.
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 () = stop.cancelled() => return,
@@ -212,74 +208,75 @@ impl Producer {
         }
     }
 
-    /// While the topic is known not to be usable, another producer would do no better.
-    fn replace_stuck(&self, patience: &mut Patience) {
+    /// Does nothing while the topic cannot be used: another producer would not help.
+    fn replace_stuck(&self, timer: &mut StallTimer) {
         let now = Instant::now();
         let since = self.signals.rejections.timing_out_since(now);
-        if self.closed.load().is_some() || !patience.is_over(since, now) {
+        if self.closed.load().is_some() || !timer.expired(since, now) {
             return;
         }
-        tracing::warn!("replacing the producer: every delivery has timed out for long");
-        if let Err(error) = self.renew() {
-            tracing::error!(%error, "no new producer can be made");
+        tracing::warn!("replacing stalled producer, all deliveries time out");
+        if let Err(error) = self.replace_abandoning() {
+            tracing::error!(%error, "cannot create a producer");
         }
     }
 
-    fn replace(&self, fresh: Arc<ThreadedProducer<Context>>, readiness: &Readiness, drain: Duration) {
+    fn replace(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
         let old = self.swap(fresh);
         readiness.ready(COMPONENT);
-        // Its reports are still to come, and its drop would throw away the records without one.
+        // Its delivery reports are still to come. Dropping it now would discard its records without a report.
         tokio::task::spawn_blocking(move || finish(&old, drain));
     }
 
-    /// Goes on with a new librdkafka producer, and gives up what the old one has: their outcome is unknown. For a topic that was
-    /// made anew, where what was on its way to the former one neither arrives nor times out and keeps what comes behind it waiting;
-    /// and for a producer that is stuck.
-    pub fn renew(&self) -> KafkaResult<()> {
-        let fresh = self.another()?;
+    /// Replaces the librdkafka producer, and abandons the records of the old one: their outcome is unknown. This is
+    /// for a recreated topic, where records to the old one are neither delivered nor timed out and block the records
+    /// behind them, and for a stalled producer.
+    pub(crate) fn replace_abandoning(&self) -> KafkaResult<()> {
+        let fresh = self.create()?;
         let old = self.swap(Arc::new(fresh));
-        tokio::task::spawn_blocking(move || give_up(&old));
+        tokio::task::spawn_blocking(move || purge(&old));
         Ok(())
     }
 
-    fn another(&self) -> KafkaResult<ThreadedProducer<Context>> {
-        self.config.create_with_context(Context::new(self.signals.clone(), self.backoff))
+    fn create(&self) -> KafkaResult<ThreadedProducer<DeliveryContext>> {
+        self.config.create_with_context(DeliveryContext::new(self.signals.clone(), self.backoff))
     }
 
-    fn swap(&self, fresh: Arc<ThreadedProducer<Context>>) -> Arc<ThreadedProducer<Context>> {
+    fn swap(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>) -> Arc<ThreadedProducer<DeliveryContext>> {
         counter!(PRODUCERS_REPLACED).increment(1);
         self.current.swap(fresh)
     }
 
-    /// Waits until every record has its delivery report, for up to `drain`; how many have none then.
-    pub async fn flush(&self, drain: Duration) -> i32 {
+    /// Waits until every record has its delivery report, for up to `drain`. Returns how many have none.
+    pub(crate) async fn flush(&self, drain: Duration) -> i32 {
         let producer = self.current.load_full();
         let flushed = tokio::task::spawn_blocking(move || finish(&producer, drain)).await;
         flushed.unwrap_or_else(|_| self.queued())
     }
 }
 
-fn finish(producer: &ThreadedProducer<Context>, drain: Duration) -> i32 {
+fn finish(producer: &ThreadedProducer<DeliveryContext>, drain: Duration) -> i32 {
     if let Err(error) = producer.flush(drain) {
-        tracing::warn!(%error, records = producer.in_flight_count(), "records without a delivery report are given up");
+        tracing::warn!(%error, records = producer.in_flight_count(), "abandoned records without a delivery report");
     }
     producer.in_flight_count()
 }
 
-/// Throws away what the producer has, each record with its report, and what was being handed to it when it was replaced.
-fn give_up(producer: &ThreadedProducer<Context>) {
+/// Purges the records of a replaced producer, each with its report, and those that were being enqueued when it was
+/// replaced.
+fn purge(producer: &ThreadedProducer<DeliveryContext>) {
     for _ in 0..PURGES {
         producer.purge(PurgeConfig::default().queue().inflight());
-        let _ = producer.flush(PURGE_EVERY);
-        std::thread::sleep(PURGE_EVERY);
+        let _ = producer.flush(PURGE_INTERVAL);
+        std::thread::sleep(PURGE_INTERVAL);
     }
     let records = producer.in_flight_count();
     if records > 0 {
-        tracing::warn!(records, "records without a delivery report are given up");
+        tracing::warn!(records, "abandoned records without a delivery report");
     }
 }
 
-/// The code within librdkafka's answer.
+/// Returns librdkafka's code of the error.
 pub(crate) fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)
 }
@@ -292,9 +289,9 @@ mod tests {
     use rdkafka::bindings::{rd_kafka_resp_err_t, rd_kafka_test_fatal_error};
 
     use super::*;
-    use crate::send::admission::Admission;
+    use crate::send::budget::SendBudget;
 
-    /// A producer whose cluster is librdkafka's own mock, or is not there.
+    /// Creates a producer whose cluster is librdkafka's own mock, or does not exist.
     fn producer(settings: &[(&str, &str)]) -> Arc<Producer> {
         let mut config = ClientConfig::new();
         config.set("enable.idempotence", "true").set("linger.ms", "0");
@@ -306,7 +303,7 @@ mod tests {
         Arc::new(producer)
     }
 
-    fn send(producer: &Producer, permit: Permit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
+    fn send(producer: &Producer, permit: SendPermit) -> Result<oneshot::Receiver<Outcome>, Rejection> {
         let (answer, report) = oneshot::channel();
         producer
             .send(Outgoing {
@@ -315,79 +312,79 @@ mod tests {
                 value: b"hi",
                 timestamp_ms: 1,
                 traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-                in_flight: Box::new(InFlight { answer: Answer::One(answer), permit, size: 100 }),
+                in_flight: Box::new(InFlight { report_to: ReportSender::One(answer), permit, size: 100 }),
             })
             .map(|()| report)
     }
 
     #[tokio::test]
     async fn a_permit_is_given_back_by_the_report_and_not_by_the_call() {
-        // Nobody listens there, so the record stays until it is given up.
+        // No broker listens there, so the record stays until it times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1"), ("delivery.timeout.ms", "300")]);
-        let admission = Admission::new(2, 1000);
-        let permit = || admission.admit(100).expect("there is room");
-        let abandoned = send(&producer, permit()).expect("it is taken");
-        let kept = send(&producer, permit()).expect("it is taken");
+        let budget = SendBudget::new(2, 1000);
+        let permit = || budget.acquire(100).expect("there is capacity");
+        let abandoned = send(&producer, permit()).expect("it is enqueued");
+        let kept = send(&producer, permit()).expect("it is enqueued");
         drop(abandoned);
-        assert_eq!(admission.taken(), (2, 200));
-        assert!(admission.admit(100).is_err());
+        assert_eq!(budget.used(), (2, 200));
+        assert!(budget.acquire(100).is_err());
         assert_eq!(kept.await, Ok(Outcome::Unknown));
         producer.flush(Duration::from_secs(5)).await;
-        assert_eq!(admission.taken(), (0, 0));
+        assert_eq!(budget.used(), (0, 0));
     }
 
     #[tokio::test]
     async fn nothing_is_taken_while_the_topic_cannot_be_used() {
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
         producer.close("not there".into());
-        let admission = Admission::new(1, 1000);
-        let refused = send(&producer, admission.admit(1).expect("there is room")).map(|_| ());
-        assert_eq!(refused, Err(Refusal::Closed("not there".into())));
-        assert_eq!(admission.taken(), (0, 0));
+        let budget = SendBudget::new(1, 1000);
+        let rejected = send(&producer, budget.acquire(1).expect("there is capacity")).map(|_| ());
+        assert_eq!(rejected, Err(Rejection::Closed("not there".into())));
+        assert_eq!(budget.used(), (0, 0));
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_renewed_producer_had_is_told_as_unknown_and_gives_its_place_back() {
-        // Nobody listens there, and nothing times out.
+        // No broker listens there, and nothing times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
-        let admission = Admission::new(10_000, 1_000_000);
-        let permit = || admission.admit(100).expect("there is room");
-        let before: Vec<_> = (0..100).map(|_| send(&producer, permit()).expect("it is taken")).collect();
+        let budget = SendBudget::new(10_000, 1_000_000);
+        let permit = || budget.acquire(100).expect("there is capacity");
+        let before: Vec<_> = (0..100).map(|_| send(&producer, permit()).expect("it is enqueued")).collect();
         let sending = producer.clone();
-        // Hands records over while the producer is replaced.
-        let (permits, stop) = (admission.clone(), CancellationToken::new());
+        // Enqueues records while the producer is replaced.
+        let (permits, stop) = (budget.clone(), CancellationToken::new());
         let (stopped, _ends_the_sender) = (stop.clone(), stop.clone().drop_guard());
         let sender = tokio::task::spawn_blocking(move || {
             while !stopped.is_cancelled() {
-                if let Ok(permit) = permits.admit(100) {
+                if let Ok(permit) = permits.acquire(100) {
                     let _ = send(&sending, permit);
                 }
                 std::thread::sleep(Duration::from_micros(100));
             }
         });
-        producer.renew().expect("the settings are good");
+        producer.replace_abandoning().expect("the settings are good");
         for report in before {
-            // Not only when the old one is dropped, which is later.
-            let told = tokio::time::timeout(3 * PURGE_EVERY, report).await;
-            assert_eq!(told.expect("it is told at once"), Ok(Outcome::Unknown));
+            // The report must come before the old producer is dropped, which is later.
+            let report = tokio::time::timeout(3 * PURGE_INTERVAL, report).await;
+            assert_eq!(report.expect("it is reported before the old producer is dropped"), Ok(Outcome::Unknown));
         }
         stop.cancel();
         sender.await.expect("it ends");
-        // What the new one has is all there is.
+        // Only the records of the new producer hold permits.
         let left = async || {
-            while admission.taken().0 != usize::try_from(producer.queued()).expect("it is positive") {
+            while budget.used().0 != usize::try_from(producer.queued()).expect("it is positive") {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), left()).await.expect("every place of the old one is given back");
+        tokio::time::timeout(Duration::from_secs(30), left()).await.expect("the permits of the old one are released");
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_producer_with_a_fatal_error_is_replaced() {
         let producer = producer(&[("test.mock.num.brokers", "1")]);
-        let admission = Admission::new(2, 1000);
-        let permit = || admission.admit(100).expect("there is room");
-        let stored = send(&producer, permit()).expect("it is taken").await;
+        let budget = SendBudget::new(2, 1000);
+        let permit = || budget.acquire(100).expect("there is capacity");
+        let stored = send(&producer, permit()).expect("it is enqueued").await;
         assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
 
         let readiness = Readiness::waiting_for(&[]);
@@ -403,8 +400,8 @@ mod tests {
         drop(broken);
         ready.changed().await.expect("the supervisor runs");
         ready.wait_for(|ready| *ready).await.expect("the supervisor runs");
-        // The new one has a mock cluster of its own, whose topic is empty.
-        let stored = send(&producer, permit()).expect("the new one takes it").await;
+        // The new producer has a mock cluster of its own, whose topic is empty.
+        let stored = send(&producer, permit()).expect("the new one accepts it").await;
         assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
         stop.cancel();
         supervisor.await.expect("it ends");

@@ -1,5 +1,5 @@
-//! Whether the topic is what the promises rest on: looked at when the gateway starts, and regularly from then on.
-//! While it is not, nothing is sent and the gateway is not ready.
+//! Checks at the start and regularly that the topic keeps the promises. While it does not, nothing is sent and the
+//! gateway is not ready.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,51 +24,50 @@ use crate::producer::context::report_failure;
 use crate::producer::{InFlight, Producer};
 use crate::send::outcome::Outcome;
 
-/// The component of [`Readiness`] that speaks for the topic.
-pub const COMPONENT: &str = "kafka";
+/// The component of [`Readiness`] for the topic.
+pub(crate) const COMPONENT: &str = "kafka";
 
-/// How often a topic that is fine is looked at.
-const EVERY: Duration = Duration::from_secs(30);
-/// How often one that is not, and the least time between two looks.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How long Kafka may take to answer each of the two questions.
+/// How often a usable topic is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// How often an unusable topic is checked, and the minimum time between two checks.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The timeout of each of the two requests of a check.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is demanded of the topic.
+/// The topic that the gateway needs.
 #[derive(Clone, Debug)]
-pub struct Demands {
-    /// For a message not to be lost.
-    pub safe: TopicRequirements,
-    /// Whether an unsafe topic is used all the same.
-    pub allow_unsafe: bool,
-    /// How many partitions are used.
-    pub partitions: Partition,
-    /// The largest record, in bytes.
-    pub record_bytes: usize,
-    /// The largest content, in bytes: a part of it.
-    pub content_bytes: usize,
+pub(crate) struct PreflightRequirements {
+    /// The settings of a safe topic.
+    pub(crate) safe: TopicRequirements,
+    /// Whether an unsafe topic is used.
+    pub(crate) allow_unsafe: bool,
+    /// The number of partitions that are used.
+    pub(crate) partitions: Partition,
+    /// The size of the largest record, in bytes.
+    pub(crate) record_bytes: usize,
+    /// The size of the largest content, in bytes. It is a part of the record.
+    pub(crate) content_bytes: usize,
 }
 
-/// A clock that is further ahead than this keeps messages noticeably longer than the topic's retention.
-const MUCH_AHEAD: Duration = Duration::from_secs(86_400);
+/// If a clock is further ahead than this, its messages are kept noticeably longer than the topic's retention.
+const MAX_CLOCK_LEAD: Duration = Duration::from_secs(86_400);
 
-/// What a look at the topic has found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// Why it cannot be used; empty when it can.
-    pub refused: Vec<String>,
-    /// What is wrong with it all the same.
-    pub warnings: Vec<String>,
-    /// The only reason is that the largest messages do not fit.
-    pub only_too_small: bool,
+pub(crate) struct Verdict {
+    /// Why the topic cannot be used; empty if it can.
+    pub(crate) problems: Vec<String>,
+    /// Problems of a topic that can be used.
+    pub(crate) warnings: Vec<String>,
+    /// Whether the only problem is that the largest messages do not fit.
+    pub(crate) only_too_small: bool,
 }
 
-impl Demands {
-    /// Judges the topic.
-    pub fn judge(&self, topic: &Topic) -> Verdict {
+impl PreflightRequirements {
+    pub(crate) fn judge(&self, topic: &Topic) -> Verdict {
         let mut verdict = Verdict::default();
         if topic.partitions < self.partitions {
-            verdict.refused.push(format!(
+            verdict.problems.push(format!(
                 "the topic has {} partitions, fewer than --topic-partitions {}",
                 topic.partitions, self.partitions
             ));
@@ -82,16 +81,16 @@ impl Demands {
         if topic.max_message_bytes < self.record_bytes {
             let rest = self.record_bytes - self.content_bytes;
             let fits = topic.max_message_bytes.saturating_sub(rest);
-            verdict.refused.push(format!(
+            verdict.problems.push(format!(
                 "max.message.bytes is {}: raise it to {}, or lower --max-content-bytes from {} to {fits} (ids, attributes \
                  and the rest need {rest})",
                 topic.max_message_bytes, self.record_bytes, self.content_bytes
             ));
         }
-        let too_small = !verdict.refused.is_empty() && topic.partitions >= self.partitions;
+        let too_small = !verdict.problems.is_empty() && topic.partitions >= self.partitions;
         self.judge_replicas(topic, &mut verdict);
         if let RetentionClock::Producers { ahead, .. } = topic.clock
-            && ahead.is_none_or(|ahead| ahead > MUCH_AHEAD)
+            && ahead.is_none_or(|ahead| ahead > MAX_CLOCK_LEAD)
         {
             verdict.warnings.push(
                 "message.timestamp.type is CreateTime, and message.timestamp.after.max.ms allows more than a day: if a \
@@ -101,22 +100,22 @@ impl Demands {
         }
         let found = self.safe.unsafe_settings(topic);
         if !found.is_empty() {
-            let told = format!("an accepted message could be lost: {}", found.join(", "));
+            let problem = format!("an accepted message could be lost: {}", found.join(", "));
             if self.allow_unsafe {
-                verdict.warnings.push(told);
+                verdict.warnings.push(problem);
             } else {
-                verdict.refused.push(format!("{told} (--allow-unsafe-topic accepts that)"));
+                verdict.problems.push(format!("{problem} (--allow-unsafe-topic accepts that)"));
             }
         }
-        verdict.only_too_small = too_small && verdict.refused.len() == 1;
+        verdict.only_too_small = too_small && verdict.problems.len() == 1;
         gauge!(TOPIC_UNSAFE_SETTINGS).set(u32::try_from(found.len()).unwrap_or(u32::MAX));
         gauge!(TOPIC_EXTRA_PARTITIONS).set((topic.partitions - self.partitions).max(0));
         verdict
     }
 }
 
-impl Demands {
-    /// Kafka confirms nothing to a partition without a leader, or with too few replicas in sync.
+impl PreflightRequirements {
+    /// Kafka confirms no record to a partition that has no leader, or too few in-sync replicas.
     fn judge_replicas(&self, topic: &Topic, verdict: &mut Verdict) {
         let used = topic.in_sync.iter().take(usize::try_from(self.partitions).unwrap_or(0));
         let count = used.len();
@@ -127,7 +126,9 @@ impl Demands {
             return;
         }
         if short.len() == count {
-            verdict.refused.push(format!("no partition has a leader and {min} in-sync replicas (min.insync.replicas)"));
+            verdict
+                .problems
+                .push(format!("no partition has a leader and {min} in-sync replicas (min.insync.replicas)"));
         } else {
             verdict.warnings.push(format!(
                 "sends to the partitions {short:?} are not confirmed: they have no leader, or fewer than {min} in-sync \
@@ -137,11 +138,11 @@ impl Demands {
     }
 }
 
-/// The task that looks.
-pub struct Preflight {
-    admin: Arc<AdminClient<Quiet>>,
+/// The task that checks the topic.
+pub(crate) struct Preflight {
+    admin: Arc<AdminClient<LogContext>>,
     topic: String,
-    demands: Demands,
+    requirements: PreflightRequirements,
     producer: Arc<Producer>,
     readiness: Readiness,
     warned: Vec<String>,
@@ -150,25 +151,25 @@ pub struct Preflight {
     /// Whether the topic was usable since the start.
     opened: bool,
     causes: Causes,
-    /// The topic's id when it was looked at last; a topic that is made anew has another.
+    /// The topic's ID at the last check. A recreated topic has another one.
     id: Option<Uuid>,
 }
 
 impl Preflight {
-    /// Looks at `topic` through `config`, and opens and closes `producer`.
-    pub fn new(
+    /// Creates the task that checks `topic` through `config`, and opens and closes `producer`.
+    pub(crate) fn new(
         config: &ClientConfig,
         topic: &str,
-        demands: Demands,
+        requirements: PreflightRequirements,
         producer: Arc<Producer>,
         readiness: Readiness,
     ) -> KafkaResult<Self> {
         let causes = Causes::default();
-        let admin = Arc::new(AdminClient::from_config_and_context(config, Quiet(causes.clone()))?);
+        let admin = Arc::new(AdminClient::from_config_and_context(config, LogContext(causes.clone()))?);
         Ok(Preflight {
             admin,
             topic: topic.to_owned(),
-            demands,
+            requirements,
             producer,
             readiness,
             warned: Vec::new(),
@@ -179,75 +180,76 @@ impl Preflight {
         })
     }
 
-    /// Looks until told to stop.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Checks until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         let producer = self.producer.clone();
-        let look = async {
+        let checks = async {
             loop {
-                let pause = if self.look().await { EVERY } else { AGAIN };
-                // A burst of troubles is one reason to look, not many.
-                tokio::time::sleep(AGAIN).await;
+                let pause = if self.check().await { CHECK_INTERVAL } else { RETRY_INTERVAL };
+                // Many failures at a time are one reason to check.
+                tokio::time::sleep(RETRY_INTERVAL).await;
                 tokio::select! {
-                    () = tokio::time::sleep(pause.saturating_sub(AGAIN)) => {}
+                    () = tokio::time::sleep(pause.saturating_sub(RETRY_INTERVAL)) => {}
                     () = producer.signals().check.notified() => {}
                 }
             }
         };
         tokio::select! {
-            () = look => {}
+            () = checks => {}
             () = stop.cancelled() => {}
         }
     }
 
-    /// Whether the topic can be used.
-    async fn look(&mut self) -> bool {
-        let begun = Instant::now();
+    /// Checks once. Returns whether the topic can be used.
+    async fn check(&mut self) -> bool {
+        let started = Instant::now();
         let oversized = self.producer.signals().take_oversized();
         let described = describe(&self.admin, &self.topic, TIMEOUT).await;
         judge_sizes(oversized, described.as_ref().ok().map(|topic| topic.max_message_bytes));
         events::drain(self.admin.inner());
         let verdict = match described {
             Ok(topic) => match self.same_topic().await {
-                Ok(()) => self.demands.judge(&topic),
-                Err(reason) => self.refused(reason),
+                Ok(()) => self.requirements.judge(&topic),
+                Err(reason) => self.rejected(reason),
             },
-            // A busy cluster may answer the question too late and confirm records all the time.
-            Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(begun) => {
+            // A busy cluster may respond too late and still confirm records.
+            Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(started) => {
                 if self.skipped.as_ref() != Some(&reason) {
-                    tracing::warn!(reason, "cannot check the topic; records are confirmed");
+                    tracing::warn!(reason, "cannot check the topic, but records are confirmed");
                 }
                 self.skipped = Some(reason);
                 counter!(PREFLIGHT_CHECKS, "outcome" => "SKIPPED").increment(1);
                 return true;
             }
-            // A timeout or a lost connection does not say why; the client was notified.
-            Err(error @ TopicError::Unreachable(_)) => self.refused(self.causes.behind(error.to_string())),
-            Err(error @ TopicError::Missing(_)) => self.refused(error.to_string()),
+            // A timeout or a lost connection has no cause of its own; the client's callbacks may have received one.
+            Err(error @ TopicError::Unreachable(_)) => self.rejected(self.causes.behind(error.to_string())),
+            Err(error @ TopicError::Missing(_)) => self.rejected(error.to_string()),
         };
         self.skipped = None;
         self.apply(verdict)
     }
 
-    /// Goes on with a new producer where the topic was made anew. Where that cannot be told it is the same, until the next look.
+    /// Replaces the producer if the topic was recreated. If its ID is not known, it counts as the same topic until the
+    /// next check.
     async fn same_topic(&mut self) -> Result<(), String> {
         let (admin, topic) = (self.admin.clone(), self.topic.clone());
-        let asked = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
-        // Records that are confirmed are of the topic that there is.
-        let Ok(Some(id)) = asked.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
+        let requested = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
+        // Confirmed records are in the existing topic, so a failed request is no problem.
+        let Ok(Some(id)) = requested.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
         if self.id.is_some_and(|known| known != id) {
             tracing::warn!(
                 topic = self.topic,
-                "the topic was made anew; what was on its way to the former one is given up"
+                "replacing producer because the topic was recreated, its records are abandoned"
             );
-            self.producer.renew().map_err(|error| format!("no new producer can be made: {error}"))?;
+            self.producer.replace_abandoning().map_err(|error| format!("cannot create a producer: {error}"))?;
         }
         self.id = Some(id);
         Ok(())
     }
 
-    /// The warnings stand: they are not known to be over.
-    fn refused(&self, reason: String) -> Verdict {
-        Verdict { refused: vec![reason], warnings: self.warned.clone(), ..Verdict::default() }
+    /// Keeps the warnings, because they may still hold.
+    fn rejected(&self, reason: String) -> Verdict {
+        Verdict { problems: vec![reason], warnings: self.warned.clone(), ..Verdict::default() }
     }
 
     fn apply(&mut self, verdict: Verdict) -> bool {
@@ -256,20 +258,22 @@ impl Preflight {
                 tracing::warn!(topic = self.topic, warning, "topic needs attention");
             }
         }
-        // Also while the topic is refused: it is checked every second then.
+        // Also while the topic is unusable: it is checked every second then.
         self.warned = verdict.warnings;
-        let usable = verdict.refused.is_empty();
+        let usable = verdict.problems.is_empty();
         if usable {
             self.opened = true;
             self.producer.open();
             self.readiness.ready(COMPONENT);
         } else {
-            let reason = verdict.refused.join("; ");
+            let reason = verdict.problems.join("; ");
             if self.opened && verdict.only_too_small {
-                // The topic's limit was lowered under a running gateway: what fits is sent, and the rest is reported as TOO_LARGE.
+                // The topic's limit was lowered while the gateway runs: records that fit are sent, and the others are
+                // reported as TOO_LARGE.
                 self.producer.open();
             } else {
-                // First refuse, then say so: who sees it not ready is not taken in any more.
+                // Reject records before the gateway is not ready: a caller that sees it not ready must not have a
+                // record accepted.
                 self.producer.close(reason.clone());
             }
             self.readiness.not_ready(COMPONENT, reason);
@@ -280,8 +284,9 @@ impl Preflight {
     }
 }
 
-/// Reports the records of batches that were rejected as too large: those that are larger than the topic's limit by themselves as
-/// that, and their neighbors as not sent. Without a known limit, none is called too large: the caller would not send it again.
+/// Reports the records of batches that were rejected as too large. A record that is itself larger than the topic's
+/// limit is too large, and its neighbors are not sent. Without a known limit no record is reported as too large,
+/// because its caller would not send it again.
 pub(super) fn judge_sizes(oversized: Vec<InFlight>, limit: Option<usize>) {
     for in_flight in oversized {
         let too_large = limit.is_some_and(|limit| in_flight.size > limit);
@@ -290,16 +295,16 @@ pub(super) fn judge_sizes(oversized: Vec<InFlight>, limit: Option<usize>) {
     }
 }
 
-/// The callbacks of the client that looks.
-struct Quiet(Causes);
+/// The callbacks of the client that checks the topic.
+struct LogContext(Causes);
 
-impl ClientContext for Quiet {
+impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "librdkafka");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the client that looks at the topic reports an error");
+        tracing::debug!(%error, reason, "client of the topic check reported an error");
         self.0.note(&error, reason);
     }
 }
@@ -310,8 +315,8 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(86_400);
 
-    fn demands() -> Demands {
-        Demands {
+    fn requirements() -> PreflightRequirements {
+        PreflightRequirements {
             safe: TopicRequirements { required_replicas: 3, required_min_insync: 2, required_retention: 3 * DAY },
             allow_unsafe: false,
             partitions: 16,
@@ -337,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_good_topic_is_used() {
-        assert_eq!(demands().judge(&good()), Verdict::default());
+        assert_eq!(requirements().judge(&good()), Verdict::default());
     }
 
     #[test]
@@ -347,24 +352,24 @@ mod tests {
             (Topic { max_message_bytes: 1000, ..good() }, "max.message.bytes is 1000"),
         ] {
             for allow_unsafe in [false, true] {
-                let verdict = Demands { allow_unsafe, ..demands() }.judge(&topic);
-                assert!(verdict.refused.len() == 1 && verdict.refused[0].contains(text), "{verdict:?}");
+                let verdict = PreflightRequirements { allow_unsafe, ..requirements() }.judge(&topic);
+                assert!(verdict.problems.len() == 1 && verdict.problems[0].contains(text), "{verdict:?}");
             }
         }
     }
 
     #[test]
     fn a_topic_that_has_grown_is_used_by_the_pinned_count() {
-        let verdict = demands().judge(&Topic { partitions: 17, ..good() });
-        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 1));
+        let verdict = requirements().judge(&Topic { partitions: 17, ..good() });
+        assert_eq!((verdict.problems.len(), verdict.warnings.len()), (0, 1));
     }
 
     #[test]
     fn partitions_without_replicas_in_sync_are_a_warning_until_it_is_all() {
         let in_sync = |short: usize| (0..16).map(|at| if at < short { 1 } else { 2 }).collect();
         let judge = |short| {
-            let verdict = demands().judge(&Topic { in_sync: in_sync(short), ..good() });
-            (verdict.refused.len(), verdict.warnings.len())
+            let verdict = requirements().judge(&Topic { in_sync: in_sync(short), ..good() });
+            (verdict.problems.len(), verdict.warnings.len())
         };
         assert_eq!((judge(0), judge(3), judge(16)), ((0, 0), (0, 1), (1, 0)));
     }
@@ -373,28 +378,31 @@ mod tests {
     fn clock_that_may_be_far_ahead_is_a_warning() {
         let judge = |ahead| {
             let clock = RetentionClock::Producers { behind: Some(DAY), ahead };
-            demands().judge(&Topic { clock, ..good() })
+            requirements().judge(&Topic { clock, ..good() })
         };
         assert_eq!(judge(Some(Duration::from_secs(3600))), Verdict::default());
-        assert_eq!((judge(None).refused.len(), judge(None).warnings.len()), (0, 1));
+        assert_eq!((judge(None).problems.len(), judge(None).warnings.len()), (0, 1));
     }
 
     #[test]
     fn kafkas_default_message_limit_fits_the_default_content() {
         let limits = <crate::config::Config as clap::Parser>::parse_from(["msg-gateway"]).limits;
-        let demands =
-            Demands { record_bytes: limits.max_record_bytes(), content_bytes: limits.max_content_bytes, ..demands() };
-        assert_eq!(demands.judge(&Topic { max_message_bytes: 1_048_588, ..good() }), Verdict::default());
-        let refused = demands.judge(&Topic { max_message_bytes: 1_000_000, ..good() }).refused;
-        assert!(refused[0].contains("from 1000000 to 962240"), "{refused:?}");
+        let requirements = PreflightRequirements {
+            record_bytes: limits.max_record_bytes(),
+            content_bytes: limits.max_content_bytes,
+            ..requirements()
+        };
+        assert_eq!(requirements.judge(&Topic { max_message_bytes: 1_048_588, ..good() }), Verdict::default());
+        let problems = requirements.judge(&Topic { max_message_bytes: 1_000_000, ..good() }).problems;
+        assert!(problems[0].contains("from 1000000 to 962240"), "{problems:?}");
     }
 
     #[test]
     fn an_unsafe_topic_is_used_only_when_that_is_allowed() {
         let topic = Topic { replicas: 1, min_insync: 1, ..good() };
-        let verdict = demands().judge(&topic);
-        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (1, 0));
-        let verdict = Demands { allow_unsafe: true, ..demands() }.judge(&topic);
-        assert_eq!((verdict.refused.len(), verdict.warnings.len()), (0, 1));
+        let verdict = requirements().judge(&topic);
+        assert_eq!((verdict.problems.len(), verdict.warnings.len()), (1, 0));
+        let verdict = PreflightRequirements { allow_unsafe: true, ..requirements() }.judge(&topic);
+        assert_eq!((verdict.problems.len(), verdict.warnings.len()), (0, 1));
     }
 }

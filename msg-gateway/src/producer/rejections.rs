@@ -1,4 +1,5 @@
-//! Deliveries that fail again and again: counted by code, logged at growing intervals, and a reason not to be ready.
+//! Deliveries that fail repeatedly: counts them by code, logs them at growing intervals, and makes the gateway not
+//! ready.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,34 +15,34 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::DELIVERY_FAILURES;
 
 /// The component of [`Readiness`] for deliveries.
-pub const COMPONENT: &str = "deliveries";
+pub(crate) const COMPONENT: &str = "deliveries";
 
-/// How many failures without a success in between are "again and again".
-const FAILURES: u32 = 3;
-/// Failures that come closer together count as one: a batch fails as a whole.
-const APART: Duration = Duration::from_millis(10);
-/// For how long after the last failure it is a reason. Then the next send is the test whether it works again: a gateway that is not ready
-/// may get no more sends, and would stay so.
-const SHOWN: Duration = Duration::from_secs(30);
+/// How many failures without a success in between are a reason not to be ready.
+const MIN_FAILURES: u32 = 3;
+/// Failures that are closer together than this count as one: a batch fails as a whole.
+const MIN_DISTANCE: Duration = Duration::from_millis(10);
+/// How long after the last failure the gateway is not ready. After that, the next send shows whether it works again: a
+/// gateway that is not ready may get no more sends, and would stay so.
+const REPORTED_FOR: Duration = Duration::from_secs(30);
 /// The first and the longest interval between two log lines about one code.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// How often readiness follows.
-const EVERY: Duration = Duration::from_secs(1);
+/// How often the readiness is updated.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What has failed since the last success.
+/// The failures since the last success.
 #[derive(Default)]
-pub struct Rejections {
-    /// Spares each success the lock while nothing fails.
+pub(crate) struct Rejections {
+    /// While nothing fails, a success needs no lock.
     failing: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Rejections by brokers, by partition: since its last success.
+    /// Rejections by brokers since the last success, by partition.
     partitions: HashMap<Partition, Failing>,
-    /// Failures of any kind, over all partitions: since the last success of any.
+    /// Failures of any kind since the last success, over all partitions.
     all: Option<Failing>,
     logged: HashMap<i32, Logged>,
 }
@@ -63,7 +64,7 @@ impl Failing {
     fn add(failing: &mut Option<Failing>, code: RDKafkaErrorCode, now: Instant) {
         match failing {
             Some(failing) => {
-                if now.saturating_duration_since(failing.last) >= APART {
+                if now.saturating_duration_since(failing.last) >= MIN_DISTANCE {
                     failing.count = failing.count.saturating_add(1);
                 }
                 (failing.code, failing.last) = (code, now);
@@ -73,13 +74,13 @@ impl Failing {
     }
 
     fn is_standing(&self, now: Instant) -> bool {
-        self.count >= FAILURES && now.saturating_duration_since(self.last) <= SHOWN
+        self.count >= MIN_FAILURES && now.saturating_duration_since(self.last) <= REPORTED_FOR
     }
 }
 
 impl Rejections {
-    /// A record to this partition was confirmed.
-    pub fn confirmed(&self, partition: Partition) {
+    /// Records that a record to this partition was confirmed.
+    pub(crate) fn confirmed(&self, partition: Partition) {
         if self.failing.load(Ordering::Relaxed) {
             let mut state = self.lock();
             state.partitions.remove(&partition);
@@ -88,10 +89,10 @@ impl Rejections {
         }
     }
 
-    /// A delivery to this partition failed; `by_broker` if a broker rejected it.
-    pub fn failed(&self, partition: Partition, code: RDKafkaErrorCode, by_broker: bool, now: Instant) {
+    /// Records that a delivery to this partition failed; `by_broker` if a broker rejected it.
+    pub(crate) fn failed(&self, partition: Partition, code: RDKafkaErrorCode, by_broker: bool, now: Instant) {
         counter!(DELIVERY_FAILURES, "code" => format!("{code:?}")).increment(1);
-        // What we throw away ourselves says nothing about Kafka.
+        // Records that the gateway purged itself say nothing about Kafka.
         if matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) {
             return;
         }
@@ -109,8 +110,8 @@ impl Rejections {
         }
     }
 
-    /// Why the gateway is not ready, if deliveries fail again and again.
-    pub fn reason(&self, now: Instant) -> Option<String> {
+    /// Returns why the gateway is not ready, if deliveries fail repeatedly.
+    pub(crate) fn reason(&self, now: Instant) -> Option<String> {
         let state = self.lock();
         let mut rejecting: Vec<_> = state.partitions.iter().filter(|(_, failing)| failing.is_standing(now)).collect();
         rejecting.sort_unstable_by_key(|(partition, _)| **partition);
@@ -130,22 +131,23 @@ impl Rejections {
         Some(format!("no record is confirmed, all deliveries fail: {code:?} ({code}): {}", advice(code)))
     }
 
-    /// Since when every delivery has timed out, if many have: librdkafka itself does not report that it is stuck.
-    pub fn timing_out_since(&self, now: Instant) -> Option<Instant> {
+    /// Returns since when every delivery has timed out, if several have. librdkafka does not report that it is
+    /// stalled.
+    pub(crate) fn timing_out_since(&self, now: Instant) -> Option<Instant> {
         let state = self.lock();
         let failing = state.all.as_ref().filter(|failing| failing.is_standing(now))?;
         (failing.code == RDKafkaErrorCode::MessageTimedOut).then_some(failing.since)
     }
 
-    /// Keeps `readiness` until `stop`.
-    pub async fn follow(&self, readiness: Readiness, stop: CancellationToken) {
+    /// Updates `readiness` until `stop`.
+    pub(crate) async fn follow(&self, readiness: Readiness, stop: CancellationToken) {
         let follow = async {
             loop {
                 match self.reason(Instant::now()) {
                     Some(reason) => readiness.not_ready(COMPONENT, reason),
                     None => readiness.ready(COMPONENT),
                 }
-                tokio::time::sleep(EVERY).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
         };
         stop.run_until_cancelled(follow).await;
@@ -157,14 +159,14 @@ impl Rejections {
 }
 
 impl State {
-    /// How many failures with this code to log now: those since the last log line.
+    /// Returns how many failures with this code to log now: those since the last log line.
     fn log(&mut self, code: RDKafkaErrorCode, now: Instant) -> Option<u64> {
         let logged = self.logged.entry(code as i32).or_insert(Logged { next: now, pause: FIRST_PAUSE, count: 0 });
         logged.count += 1;
         if now < logged.next {
             return None;
         }
-        // Silence for two pauses is the end of it: the next failure is news again.
+        // After no failure for two pauses, the next one is logged as a new one.
         let is_news = now.saturating_duration_since(logged.next) > 2 * logged.pause;
         let pause = if is_news { FIRST_PAUSE } else { logged.pause };
         logged.next = now + pause;
@@ -173,8 +175,8 @@ impl State {
     }
 }
 
-/// What an operator can do about a code.
-pub fn advice(code: RDKafkaErrorCode) -> &'static str {
+/// Returns what an operator can do about a code.
+pub(crate) fn advice(code: RDKafkaErrorCode) -> &'static str {
     use RDKafkaErrorCode as Code;
     match code {
         Code::InvalidTimestamp => {
@@ -216,7 +218,7 @@ mod tests {
             rejections.failed(3, Code::InvalidTimestamp, true, at(start, i * 100));
         }
         assert_eq!(rejections.reason(at(start, 200)), None);
-        // A success elsewhere does not count.
+        // A success of another partition does not count.
         rejections.confirmed(4);
         rejections.failed(3, Code::InvalidTimestamp, true, at(start, 200));
         let reason = rejections.reason(at(start, 200)).expect("three in a row");

@@ -1,4 +1,4 @@
-//! Every librdkafka setting of the producer, and why it is so.
+//! Every librdkafka setting of the producer, with its reason.
 
 use std::time::Duration;
 
@@ -6,18 +6,17 @@ use msg_common::kafka::KafkaOptions;
 use msg_common::limits::Limits;
 use rdkafka::ClientConfig;
 
-use crate::config::SendOptions;
+use crate::config::send::SendOptions;
 
-/// The producer's settings.
-pub fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {
+pub(crate) fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {
     let mut config = kafka.client_config();
     let record = limits.max_record_bytes();
-    // Ours are reached first: a permit is given back in a delivery callback, and librdkafka counts a record until the
-    // whole batch of reports is through, so for a moment it may hold twice as many.
+    // The gateway's own limits are reached first. A delivery callback releases its permit, and librdkafka counts a
+    // record until the whole batch of reports is done, so for a moment it may hold twice as many.
     let queue_msgs = 2 * send.max_inflight_msgs;
     let queue_kbytes = 2 * (send.max_inflight_bytes.max(record) / 1024 + 1);
-    // What may be changed by KAFKA_PROPERTIES.
-    // The backoff tells a record that was tried once (ADR 32), so it is longer than Kafka usually needs to reject a batch.
+    // Settings that KAFKA_PROPERTIES may change. A record that is reported sooner than the backoff was tried once (ADR
+    // 32), so the backoff is longer than Kafka usually needs to reject a batch.
     for (key, value) in [
         ("compression.type", "lz4".to_owned()),
         ("linger.ms", millis(send.linger)),
@@ -31,28 +30,28 @@ pub fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> Cl
         .set("acks", "all")
         .set("enable.idempotence", "true")
         .set("delivery.timeout.ms", millis(send.delivery_timeout))
-        // Well below the delivery time-out, so that a broker that hangs leaves time for a retry elsewhere.
+        // Well below the delivery timeout, so that there is time for a retry if a broker hangs.
         .set("request.timeout.ms", millis(send.request_timeout))
         .set("socket.timeout.ms", millis(send.request_timeout))
         .set("message.max.bytes", record.max(1_000_000).to_string())
-        // The broker's limit is on batches, and the topic has to take only one message of the largest size.
+        // The broker's limit applies to batches. The topic only has to accept one message of the largest size.
         .set("batch.size", record.min(1_000_000).to_string())
         .set("queue.buffering.max.messages", queue_msgs.to_string())
         .set("queue.buffering.max.kbytes", queue_kbytes.to_string());
     config
 }
 
-/// The shortest time that librdkafka waits before it tries a record again.
-pub fn shortest_backoff(config: &ClientConfig) -> Duration {
+/// Returns the shortest time that librdkafka waits before it retries a record.
+pub(crate) fn shortest_backoff(config: &ClientConfig) -> Duration {
     let millis = |key, default| config.get(key).and_then(|value| value.parse().ok()).unwrap_or(default);
     let (backoff, max): (u64, u64) = (millis("retry.backoff.ms", 100), millis("retry.backoff.max.ms", 1000));
-    // librdkafka's jitter takes off up to 20 %, and then its maximum applies.
+    // librdkafka's jitter subtracts up to 20 %, and then its maximum applies.
     Duration::from_micros((backoff * 800).min(max * 1000))
 }
 
-/// How long after it was handed over a record can still appear in the topic: the last request that carries it begins
-/// before the delivery time-out, and is worked on for no longer than a request may take.
-pub fn settle(send: &SendOptions) -> Duration {
+/// Returns how long after it was enqueued a record can still appear in the topic: the last request that carries it
+/// starts before the delivery timeout, and takes no longer than the request timeout.
+pub(crate) fn settle(send: &SendOptions) -> Duration {
     send.delivery_timeout + send.request_timeout
 }
 

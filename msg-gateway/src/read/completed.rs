@@ -7,52 +7,53 @@ use std::time::Duration;
 
 use crate::status::Failure;
 
-/// How often to look whether the transfers have reached an end that was just read, and the time between two looks.
+/// How often to poll whether the transfers have reached an end offset that was just read, and the interval.
 const POLLS: usize = 10;
-pub(crate) const PAUSE: Duration = Duration::from_millis(50);
-/// A partition that is written to has grown before its end is confirmed. So a bound is confirmed that is this far ahead, and awaited.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// A busy partition has grown before its end is confirmed. So a bound that is this far ahead is confirmed and awaited.
 const AHEAD: i64 = 128;
 
-/// What has to be known of a partition.
+/// The offsets of one partition.
 pub(crate) trait Log {
-    /// The offset of the oldest record, and the offset after the last committed one.
+    /// Returns the offset of the oldest record, and the offset after the last committed one.
     async fn committed(&self) -> Result<(i64, i64), Failure>;
 
-    /// Whether the leader's log, with what is not committed, ends before `offset`. `false` if that is not known in time.
+    /// Returns whether the leader's log, with records that are not committed, ends before `offset`. `false` if that is
+    /// not known in time.
     async fn ends_before(&self, offset: i64) -> Result<bool, Failure>;
 
-    /// The next offset to be completed: everything below it is.
+    /// Returns the next offset to complete: every record below it is completed.
     async fn next(&self) -> Result<i64, Failure>;
 
-    /// Whether the message was found meanwhile, so that nothing more has to be known.
+    /// Returns whether the message was found meanwhile. Then the offsets do not matter any more.
     async fn is_found(&self) -> Result<bool, Failure>;
 
-    /// Waits for [`PAUSE`].
+    /// Waits for [`POLL_INTERVAL`].
     async fn pause(&self);
 }
 
 /// How far a partition is completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completed {
-    /// Up to the end of the leader's log, as it was after the question came.
+    /// Up to the end of the leader's log, as it was after the request came.
     All,
-    /// At least this many records are not, or may come.
+    /// At least this many records are not completed, or may come.
     Ahead(i64),
 }
 
-/// Finds out whether all that was in the leader's log when this was called is completed. Read the row after this, not before: a record
-/// may be completed in between.
+/// Determines whether every record that was in the leader's log when this was called is completed. Read the row after
+/// this, not before: a record may be completed in between.
 pub(crate) async fn completed(log: &impl Log) -> Result<Completed, Failure> {
     let (low, end) = log.committed().await?;
     let next = log.next().await?.max(low);
     if next < end {
         return Ok(Completed::Ahead(end - next));
     }
-    // Most messages are found now. The next question is dearer, and one is asked at a time.
+    // Most messages are found now. The next request costs more, and only one runs at a time.
     if log.is_found().await? || log.ends_before(end.saturating_add(1)).await? {
         return Ok(Completed::All);
     }
-    // The leader has more: records that were just written, or one that is not replicated.
+    // The leader has more records: they were just written, or one is not replicated.
     let (low, end) = log.committed().await?;
     let bound = end.saturating_add(AHEAD);
     if !log.ends_before(bound.saturating_add(1)).await? {
@@ -60,14 +61,14 @@ pub(crate) async fn completed(log: &impl Log) -> Result<Completed, Failure> {
     }
     match wait(log, low, bound).await? {
         None => Ok(Completed::All),
-        // How many there are is not known, but what is committed is.
+        // The number of records is not known, but those up to the committed end are.
         Some(ahead) => Ok(Completed::Ahead((ahead - AHEAD).max(1))),
     }
 }
 
-/// Waits until everything below `end` is completed; how many records are not when that takes too long.
+/// Waits until every record below `end` is completed. Returns how many are not if that takes too long.
 async fn wait(log: &impl Log, low: i64, end: i64) -> Result<Option<i64>, Failure> {
-    // What retention deleted is not waited for.
+    // Records that retention deleted are not waited for.
     let mut next = log.next().await?.max(low);
     for _ in 0..POLLS {
         if next >= end {
@@ -88,16 +89,17 @@ mod tests {
 
     use super::*;
 
-    /// Three replicas, `acks=all`: the committed end is the lowest of the in-sync ones. One may be elected that lacks the end of the log.
+    /// Three replicas, `acks=all`: the committed end is the lowest end of the in-sync replicas. A replica that lacks
+    /// the end of the log may be elected.
     struct World {
         random: StdRng,
         leader: i64,
         followers: [i64; 2],
         committed: i64,
         next: i64,
-        /// What was in the leader's log when the question came and was not cut off since ends here.
-        asked: i64,
-        /// Followers that are frozen do not fetch, and stay in sync for the controller is frozen too.
+        /// The end of the records that were in the leader's log when the request came and were not truncated since.
+        end_at_request: i64,
+        /// Frozen followers do not fetch, and stay in sync because the controller is frozen too.
         frozen: bool,
     }
 
@@ -115,7 +117,7 @@ mod tests {
                     let elected = self.followers[self.random.random_range(0..2)];
                     self.leader = elected;
                     self.followers = self.followers.map(|follower| follower.min(elected));
-                    self.asked = self.asked.min(elected);
+                    self.end_at_request = self.end_at_request.min(elected);
                 }
                 _ => self.frozen = self.random.random_bool(0.5),
             }
@@ -131,7 +133,7 @@ mod tests {
 
     struct Model {
         world: RefCell<World>,
-        /// What a gateway that trusts the committed end would find.
+        /// Whether to trust the committed end alone.
         trusting: bool,
     }
 
@@ -139,9 +141,9 @@ mod tests {
         fn new(seed: u64, trusting: bool) -> Self {
             let random = StdRng::seed_from_u64(seed);
             let mut world =
-                World { random, leader: 0, followers: [0; 2], committed: 0, next: 0, asked: 0, frozen: false };
+                World { random, leader: 0, followers: [0; 2], committed: 0, next: 0, end_at_request: 0, frozen: false };
             (0..20).for_each(|_| world.step());
-            world.asked = world.leader;
+            world.end_at_request = world.leader;
             Model { world: RefCell::new(world), trusting }
         }
     }
@@ -172,15 +174,15 @@ mod tests {
         async fn pause(&self) {}
     }
 
-    /// Answers of a thousand worlds: how many said that all is completed, and how many of those were wrong.
-    async fn answers(trusting: bool) -> (usize, usize) {
+    /// Runs a thousand worlds. Returns how many reported that all is completed, and how many of those were wrong.
+    async fn results(trusting: bool) -> (usize, usize) {
         let (mut all, mut wrong) = (0, 0);
         for seed in 0..1000 {
             let model = Model::new(seed, trusting);
             if completed(&model).await.expect("the model does not fail") == Completed::All {
                 let world = model.world.borrow();
                 all += 1;
-                wrong += usize::from(world.next < world.asked);
+                wrong += usize::from(world.next < world.end_at_request);
             }
         }
         (all, wrong)
@@ -188,19 +190,19 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_that_was_appended_is_missed() {
-        let (all, wrong) = answers(false).await;
+        let (all, wrong) = results(false).await;
         assert_eq!(wrong, 0, "of {all}");
-        assert!(all > 150, "only {all} of 1000 were answered");
+        assert!(all > 150, "only {all} of 1000 are definite");
     }
 
-    /// The fault that this is for: the model has it.
+    /// The fault that `ends_before` is for: the model has it.
     #[tokio::test]
     async fn committed_end_alone_misses_records() {
-        let (_, wrong) = answers(true).await;
+        let (_, wrong) = results(true).await;
         assert!(wrong > 50, "only {wrong} of 1000");
     }
 
-    /// A partition at these offsets that nobody writes to.
+    /// A partition at these offsets, without a writer.
     struct Still {
         committed: i64,
         leader: i64,
@@ -233,7 +235,7 @@ mod tests {
             (0, 0, 0, Completed::All),
             (7, 7, 7, Completed::All),
             (7, 7, 4, Completed::Ahead(3)),
-            // One record is appended and not committed; then so many that it could not be told how far.
+            // One record is appended and not committed; then more than the bound.
             (7, 8, 7, Completed::Ahead(1)),
             (7, 900, 7, Completed::Ahead(1)),
         ] {

@@ -1,4 +1,4 @@
-//! Connections for reads, and what an error of the database means to a caller.
+//! Database connections for reads, and the failures that callers get for database errors.
 
 use std::ops::Deref;
 
@@ -15,54 +15,59 @@ use tokio_util::sync::CancellationToken;
 
 use crate::status::Failure;
 
-/// Reads fail as often as they are called and retried.
+/// Limits the log lines, because callers cause the reads and retry them.
 static REPEATS: Repeats = Repeats::new();
 
-/// How often the way to the database is looked at, and how often while it can never be used.
-const LOOK: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often the connection is checked, and how often while the database can never be used.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The component of [`Readiness`] that speaks of a database that reads can never use.
+/// The component of [`Readiness`] for a database that can never be used for reads.
 const COMPONENT: &str = "database";
 
 /// What each session of a read sets.
-pub const SESSION: &str = "SET default_transaction_read_only = on";
+pub(crate) const SESSION: &str = "SET default_transaction_read_only = on";
 
-/// The database, for reading only. Cheap to clone.
+/// A connection pool for reads. Cheap to clone.
 #[derive(Clone)]
-pub struct Database {
+pub(crate) struct Database {
     pool: Pool,
 }
 
 impl Database {
-    /// Up to `connections` to the database, whose sessions run `session` first. Connects when one is first used.
-    pub fn new(options: &DatabaseOptions, connections: usize, session: &str, purpose: Purpose) -> Result<Self, String> {
+    /// Creates a pool of up to `connections`, whose sessions run `session` first. It connects at the first read.
+    pub(crate) fn new(
+        options: &DatabaseOptions,
+        connections: usize,
+        session: &str,
+        purpose: Purpose,
+    ) -> Result<Self, String> {
         let pool = options.pool("msg-gateway", connections, session, purpose)?;
         Ok(Database { pool })
     }
 
-    /// Says from the start, and while it lasts, that the database, or the way to it, is one that reads can never use. A
-    /// database that is away keeps nobody from sending.
-    pub async fn watch(self, readiness: Readiness, stop: CancellationToken) {
-        let look = async {
+    /// Makes the gateway not ready while the database, or the connection to it, can never be used without an operator.
+    /// An unavailable database does not prevent sends.
+    pub(crate) async fn watch(self, readiness: Readiness, stop: CancellationToken) {
+        let checks = async {
             loop {
-                let refused = match self.pool.get().await {
+                let failure_reason = match self.pool.get().await {
                     Err(PoolError::Backend(error)) => error.needs_operator().map(|_| error.to_string()),
                     Ok(_) | Err(_) => None,
                 };
-                let pause = if refused.is_some() { LOOK_AGAIN } else { LOOK };
-                match refused {
+                let pause = if failure_reason.is_some() { RETRY_INTERVAL } else { CHECK_INTERVAL };
+                match failure_reason {
                     Some(reason) => readiness.not_ready(COMPONENT, reason),
                     None => readiness.ready(COMPONENT),
                 }
                 tokio::time::sleep(pause).await;
             }
         };
-        stop.run_until_cancelled(look).await;
+        stop.run_until_cancelled(checks).await;
     }
 
-    /// A connection for one read.
-    pub async fn connection(&self) -> Result<Connection, Failure> {
+    /// Returns a connection for one read.
+    pub(crate) async fn connection(&self) -> Result<Connection, Failure> {
         match self.pool.get().await {
             Ok(object) => Ok(Connection { object: Some(object), pool: self.pool.clone(), done: false }),
             Err(PoolError::Backend(error)) => Err(not_connected(&error)),
@@ -72,7 +77,7 @@ impl Database {
             Err(error) => {
                 let error = describe_pool(&error);
                 if let Some(repeated) = REPEATS.occurred(&error) {
-                    tracing::warn!(error, repeated, "no connection to the database");
+                    tracing::warn!(error, repeated, "cannot connect to the database");
                 }
                 Err(Failure::DatabaseUnavailable("no connection to the database".into()))
             }
@@ -80,16 +85,16 @@ impl Database {
     }
 }
 
-/// A connection that goes back to the pool only after a read that went well.
-pub struct Connection {
+/// A connection that is returned to the pool only after a successful read.
+pub(crate) struct Connection {
     object: Option<Object>,
     pool: Pool,
     done: bool,
 }
 
 impl Connection {
-    /// The read went well.
-    pub fn done(mut self) {
+    /// Returns the connection to the pool after a successful read.
+    pub(crate) fn done(mut self) {
         self.done = true;
     }
 }
@@ -107,8 +112,8 @@ impl Drop for Connection {
         let Some(object) = self.object.take().filter(|_| !self.done) else {
             return;
         };
-        // The read failed, or its caller gave up: a statement may still run, behind which the next read would wait,
-        // or the connection is broken.
+        // The read failed, or its caller has disconnected: the connection may be broken, or a statement may still run
+        // that would block the next read.
         let client = Object::take(object);
         if client.is_closed() {
             return;
@@ -118,56 +123,56 @@ impl Drop for Connection {
             if let Err(error) = cancel.cancel().await {
                 tracing::debug!(error, "cannot cancel an abandoned read");
             }
-            // Until then its task has to run: without it nothing would notice that the server is gone.
+            // The client stays alive until here, because its task detects that the server is unavailable.
             drop(client);
         });
     }
 }
 
-/// What it means to a caller that there is no connection.
+/// Returns the failure for a caller if no connection can be opened.
 fn not_connected(error: &ConnectError) -> Failure {
     let text = error.to_string();
     if let Some(repeated) = REPEATS.occurred(&text) {
-        tracing::warn!(error = text, repeated, "no connection to the database");
+        tracing::warn!(error = text, repeated, "cannot connect to the database");
     }
-    let refused = error.failures().iter().find_map(|failure| match &failure.cause {
+    let rejected = error.failures().iter().find_map(|failure| match &failure.cause {
         Cause::Driver(error) => error.code().map(|state| meaning(Some(state))),
         _ => None,
     });
-    refused.unwrap_or_else(|| Failure::DatabaseUnavailable("the database cannot be reached".into()))
+    rejected.unwrap_or_else(|| Failure::DatabaseUnavailable("the database cannot be reached".into()))
 }
 
-/// What an error of the database means to a caller.
-pub fn failure(error: &tokio_postgres::Error) -> Failure {
+/// Returns the failure for a caller if a statement fails, and logs the error.
+pub(crate) fn failure(error: &tokio_postgres::Error) -> Failure {
     let state = error.code();
     let failure = meaning(state);
-    // The server's own message and detail may hold what is stored.
+    // The server's message and detail may contain stored data.
     let sqlstate = state.map_or("none", SqlState::code);
     let condition = if error.as_db_error().is_some() { sqlstate.to_owned() } else { error.to_string() };
     let Some(repeated) = REPEATS.occurred(&condition) else { return failure };
     match (&failure, error.as_db_error()) {
-        (Failure::Internal(_), _) => tracing::error!(sqlstate, repeated, "a read failed"),
-        (_, Some(_)) => tracing::warn!(sqlstate, repeated, "the database is not available"),
-        (_, None) => tracing::warn!(%error, repeated, "the database is not available"),
+        (Failure::Internal(_), _) => tracing::error!(sqlstate, repeated, "read failed"),
+        (_, Some(_)) => tracing::warn!(sqlstate, repeated, "database is unavailable"),
+        (_, None) => tracing::warn!(%error, repeated, "database is unavailable"),
     }
     failure
 }
 
 fn meaning(state: Option<&SqlState>) -> Failure {
-    // Without a SQLSTATE the connection failed, or what came over it made no sense.
+    // Without a SQLSTATE the connection failed, or the response could not be decoded.
     let Some(state) = state else {
         return Failure::DatabaseUnavailable("the database cannot be reached".into());
     };
     if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN, SqlState::INVALID_SCHEMA_NAME].contains(state) {
-        return Failure::DatabaseUnavailable("the database has no tables yet: msg-transfer makes them".into());
+        return Failure::DatabaseUnavailable("the database has no tables yet; msg-transfer creates them".into());
     }
     match state.code().get(..2) {
         // Connections, transactions, resources, the server's state, operators, the system, the configuration and logins, faults
         // of the server, and plans that a migration has changed.
         Some("08" | "40" | "53" | "55" | "57" | "58" | "28" | "3D" | "F0" | "XX" | "0A") => {
-            Failure::DatabaseUnavailable("the database cannot answer at present".into())
+            Failure::DatabaseUnavailable("the database is unavailable at present".into())
         }
-        _ => Failure::Internal("the database refused the read".into()),
+        _ => Failure::Internal("the database rejected the read".into()),
     }
 }
 

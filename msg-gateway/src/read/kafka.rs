@@ -1,4 +1,5 @@
-//! What GetMsgStatus asks of Kafka: which topic it is, where a partition begins and ends, and whether its leader has more.
+//! The Kafka requests of GetMsgStatus: the topic's ID, the ends of a partition, and whether its leader has records
+//! beyond the end.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,128 +18,133 @@ use uuid::Uuid;
 
 use crate::status::Failure;
 
-/// How long one question may take.
+/// The timeout of one request.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the topic's id is taken for known.
-const KEPT: Duration = Duration::from_secs(10);
+/// For how long the topic's ID is cached.
+const TOPIC_ID_AGE: Duration = Duration::from_secs(10);
 
-/// How long a leader may take to say that an offset is out of range; and the first time, when the client has to connect.
+/// How long a leader may take to report an offset as out of range, and the same for the first request, before which
+/// the client has to connect.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How often it is logged that Kafka does not answer.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+/// The interval of the log lines about Kafka not responding.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Most questions at a time: each blocks a thread, and goes on when its caller has gone.
-const MAX_QUESTIONS: usize = 8;
+/// Maximum number of concurrent requests. Each blocks a thread, and continues after its caller has disconnected.
+const MAX_REQUESTS: usize = 8;
 
-/// The topic that messages go through.
-pub struct Topic {
-    /// Of its own: on the sending one's connections a question would wait behind the sends. A producer, because that has a
-    /// thread which takes the client's events.
-    client: Arc<ThreadedProducer<Quiet>>,
+/// A client for queries about the topic.
+pub(crate) struct Topic {
+    /// A client of its own, because on the connections of the sending one a request would wait behind the sends. A
+    /// producer, because it has a thread that polls the client's events.
+    client: Arc<ThreadedProducer<LogContext>>,
     name: String,
-    /// When the id was asked for last, and the answer.
+    /// When the ID was requested last, and the result.
     last: Mutex<Option<(Instant, Result<Uuid, Failure>)>>,
-    questions: Arc<Semaphore>,
-    /// Settings of the consumer that finds out where a leader's log ends.
+    requests: Arc<Semaphore>,
+    /// The settings of the consumer that finds the end of a leader's log.
     probing: ClientConfig,
-    /// That consumer, while its last answer was definite. One question at a time.
+    /// The consumer, if its last result was definite. It serves one request at a time.
     probe: Arc<Mutex<Option<Probe>>>,
-    /// When a question without an answer was logged last.
+    /// When a failed request was logged last.
     warned: std::sync::Mutex<Option<Instant>>,
 }
 
-type Probe = BaseConsumer<Quiet>;
+type Probe = BaseConsumer<LogContext>;
 
 impl Topic {
-    /// Connects by itself.
-    pub fn new(options: &KafkaOptions) -> KafkaResult<Self> {
+    /// Creates the client, which connects in the background.
+    pub(crate) fn new(options: &KafkaOptions) -> KafkaResult<Self> {
         let mut config = options.client_config();
         config.set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
         Ok(Topic {
-            client: Arc::new(config.create_with_context(Quiet)?),
+            client: Arc::new(config.create_with_context(LogContext)?),
             name: options.kafka_topic.clone(),
             last: Mutex::default(),
-            questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             probing: probing(options.client_config()),
             probe: Arc::default(),
             warned: std::sync::Mutex::default(),
         })
     }
 
-    /// The topic's id, nil where the brokers give none. A topic that was made anew has another: it is as old as `arrival` at
-    /// most if it is to be `fresh`, and else at most as old as we keep it.
-    pub async fn id(&self, arrival: Instant, fresh: bool) -> Result<Uuid, Failure> {
+    /// Returns the topic's ID, or nil if the brokers have none. A recreated topic has another ID. The result is not
+    /// older than `arrival` if `fresh`, and else not older than the cache time.
+    pub(crate) async fn id(&self, arrival: Instant, fresh: bool) -> Result<Uuid, Failure> {
         let mut last = self.last.lock().await;
         match &*last {
-            // Also an error: those who waited for the same answer do not ask one after the other.
-            Some((asked, answer)) if *asked >= arrival => return answer.clone(),
-            Some((asked, Ok(id))) if !fresh && asked.elapsed() < KEPT => return Ok(*id),
+            // An error counts too: callers that waited for the same result must not repeat the request one after the
+            // other.
+            Some((requested, result)) if *requested >= arrival => return result.clone(),
+            Some((requested, Ok(id))) if !fresh && requested.elapsed() < TOPIC_ID_AGE => return Ok(*id),
             _ => {}
         }
-        let asked = Instant::now();
-        let answer = self.ask(|client, name| raw::topic_id(client, name, TIMEOUT)).await;
-        let answer = answer.map(Option::unwrap_or_default);
-        *last = Some((asked, answer.clone()));
-        answer
+        let requested = Instant::now();
+        let result = self.request(|client, name| raw::topic_id(client, name, TIMEOUT)).await;
+        let result = result.map(Option::unwrap_or_default);
+        *last = Some((requested, result.clone()));
+        result
     }
 
-    /// The partition's oldest offset, and its end.
-    pub async fn ends(&self, partition: Partition) -> Result<(i64, i64), Failure> {
-        self.ask(move |client, name| {
+    /// Returns the offset of the partition's oldest record, and its end offset.
+    pub(crate) async fn ends(&self, partition: Partition) -> Result<(i64, i64), Failure> {
+        self.request(move |client, name| {
             client.fetch_watermarks(name, partition, TIMEOUT).map_err(|error| error.to_string())
         })
         .await
     }
 
-    /// Whether the log of the partition's leader ends before `offset`, with what is not committed. `false` if that is not known in time.
-    pub async fn ends_before(&self, partition: Partition, offset: i64) -> Result<bool, Failure> {
-        // Held by the question and not by its caller, which may be gone before it ends.
+    /// Returns whether the log of the partition's leader, with records that are not committed, ends before `offset`.
+    /// `false` if that is not known in time.
+    pub(crate) async fn ends_before(&self, partition: Partition, offset: i64) -> Result<bool, Failure> {
+        // The request holds the lock, not its caller, which may disconnect before the request ends.
         let mut probe = self.probe.clone().lock_owned().await;
         let (config, topic) = (self.probing.clone(), self.name.clone());
-        let asked = tokio::task::spawn_blocking(move || {
+        let requested = tokio::task::spawn_blocking(move || {
             let (consumer, timeout) = match probe.take() {
                 Some(consumer) => (consumer, PROBE_TIMEOUT),
-                None => (config.create_with_context(Quiet).map_err(|error| error.to_string())?, FIRST_PROBE_TIMEOUT),
+                None => {
+                    (config.create_with_context(LogContext).map_err(|error| error.to_string())?, FIRST_PROBE_TIMEOUT)
+                }
             };
             let ends = is_out_of_range(&consumer, &topic, partition, offset, timeout)?;
-            // One that has not answered may answer the next question with what was meant for this one.
+            // A consumer without a definite result may later return one that belongs to this request.
             if ends {
                 *probe = Some(consumer);
             }
             Ok(ends)
         });
-        let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
-        answer.map_err(|error: String| Failure::KafkaUnavailable(format!("kafka does not answer: {error}")))
+        let result = requested.await.unwrap_or_else(|error| Err(error.to_string()));
+        result.map_err(|error: String| Failure::KafkaUnavailable(format!("kafka does not respond: {error}")))
     }
 
-    async fn ask<T: Send + 'static>(
+    async fn request<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Client<Quiet>, &str) -> Result<T, String> + Send + 'static,
+        request: impl FnOnce(&Client<LogContext>, &str) -> Result<T, String> + Send + 'static,
     ) -> Result<T, Failure> {
-        let place = self.questions.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (client, name) = (self.client.clone(), self.name.clone());
-        let asked = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            question(client.client(), &name)
+        let requested = tokio::task::spawn_blocking(move || {
+            let _place = permit;
+            request(client.client(), &name)
         });
-        let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
-        answer.map_err(|error| {
+        let result = requested.await.unwrap_or_else(|error| Err(error.to_string()));
+        result.map_err(|error| {
             if self.is_news() {
-                tracing::warn!(error, "kafka does not answer questions about the topic");
+                tracing::warn!(error, "cannot query the topic");
             }
-            Failure::KafkaUnavailable(format!("kafka does not answer: {error}"))
+            Failure::KafkaUnavailable(format!("kafka does not respond: {error}"))
         })
     }
 }
 
 impl Topic {
-    /// Callers cause the questions, so not each is worth a line.
+    /// Returns whether to log a failed request. Callers cause the requests, so not each is logged.
     fn is_news(&self) -> bool {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = warned.is_none_or(|warned| warned.elapsed() > WARN_EVERY);
+        let is_news = warned.is_none_or(|warned| warned.elapsed() > WARN_INTERVAL);
         if is_news {
             *warned = Some(Instant::now());
         }
@@ -146,10 +152,10 @@ impl Topic {
     }
 }
 
-/// The settings of a consumer that fetches at an offset and reports that it is out of range.
+/// Returns the settings of a consumer that fetches at an offset and reports it as out of range.
 fn probing(mut config: ClientConfig) -> ClientConfig {
     config
-        // The client wants one to read at all; nothing is joined or committed.
+        // librdkafka needs a group to read at all; no group is joined, and no offset is committed.
         .set("group.id", "msg-gateway-status")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
@@ -160,8 +166,8 @@ fn probing(mut config: ClientConfig) -> ClientConfig {
     config
 }
 
-/// Whether `offset` is beyond the end of the leader's log. A broker answers so to a fetch beyond its own end only: from the committed end
-/// up to its own it answers with nothing, and a client is never told of that.
+/// Returns whether `offset` is beyond the end of the leader's log. A broker reports only a fetch beyond its own end as
+/// out of range. Between the committed end and its own end it returns no records, and the client gets no event.
 fn is_out_of_range(
     consumer: &Probe,
     topic: &str,
@@ -176,7 +182,7 @@ fn is_out_of_range(
     let mut out_of_range = false;
     while !out_of_range && Instant::now() < deadline {
         match consumer.poll(Duration::from_millis(50)) {
-            // It is there.
+            // A record exists at the offset.
             Some(Ok(_)) => break,
             Some(Err(error)) => out_of_range = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset),
             None => {}
@@ -186,22 +192,22 @@ fn is_out_of_range(
     Ok(out_of_range)
 }
 
-/// The callbacks of a client whose troubles are in its answers.
-struct Quiet;
+/// The callbacks of a client whose errors are in its results.
+struct LogContext;
 
-impl ClientContext for Quiet {
+impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "librdkafka");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the client that asks reports an error");
+        tracing::debug!(%error, reason, "client of the topic queries reported an error");
     }
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for LogContext {}
 
-impl ProducerContext for Quiet {
+impl ProducerContext for LogContext {
     type DeliveryOpaque = ();
 
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}

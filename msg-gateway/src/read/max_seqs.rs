@@ -1,4 +1,5 @@
-//! GetMaxSeqs: the kept range of many inboxes, by probes of one key each, sent without waiting for one another.
+//! GetMaxSeqs: the first and last `seq` of many inboxes, by probes of one key each, sent without waiting for one
+//! another.
 
 use futures_util::future::{try_join, try_join_all};
 use msg_common::limits::check_id;
@@ -9,19 +10,19 @@ use crate::read::database::{Connection, Database, failure};
 use crate::read::invalid;
 use crate::status::Failure;
 
-/// Most inboxes in one request.
+/// Maximum number of inboxes of one request.
 const MAX_INBOXES: usize = 1000;
 
-// One index entry each. `max(seq) … GROUP BY` would read a whole inbox, and the forms that ask for many inboxes in one
-// statement are refused by a distributed table.
+// Each reads one index entry. `max(seq) … GROUP BY` would read a whole inbox, and a distributed table rejects the
+// statements that query many inboxes at a time.
 const FIRST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq LIMIT 1";
-/// The last seq of an inbox, for [`probe`].
-pub const LAST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
+/// The last `seq` of an inbox, for [`probe`].
+pub(crate) const LAST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
 
-/// Whether the request breaks a rule.
+/// Checks the request. Returns `Invalid` with every violation.
 pub fn check(recv_ids: &[String], max_id_bytes: usize) -> Result<(), Failure> {
     if !(1..=MAX_INBOXES).contains(&recv_ids.len()) {
-        let description = format!("has {} entries; 1 to {MAX_INBOXES} are taken", recv_ids.len());
+        let description = format!("has {} entries; 1 to {MAX_INBOXES} are allowed", recv_ids.len());
         return Err(Failure::Invalid(vec![invalid("recv_ids", description)]));
     }
     let check = |(i, id): (usize, &String)| check_id(&format!("recv_ids[{i}]"), id, max_id_bytes);
@@ -29,15 +30,15 @@ pub fn check(recv_ids: &[String], max_id_bytes: usize) -> Result<(), Failure> {
     if violations.is_empty() { Ok(()) } else { Err(Failure::Invalid(violations)) }
 }
 
-/// What the response may have in memory.
-pub fn response_bytes(recv_ids: &[String]) -> usize {
+/// Returns the maximum bytes of the response in memory.
+pub(crate) fn response_bytes(recv_ids: &[String]) -> usize {
     // Two numbers and their tags; twice, for the buffer that it is encoded into.
     const NUMBERS: usize = 32;
     2 * recv_ids.iter().map(|recv_id| recv_id.len() + NUMBERS).sum::<usize>()
 }
 
-/// Looks them all up, over one connection.
-pub async fn read(database: &Database, recv_ids: Vec<String>) -> Result<GetMaxSeqsResponse, Failure> {
+/// Reads the first and last `seq` of all of these inboxes over one connection.
+pub(crate) async fn read(database: &Database, recv_ids: Vec<String>) -> Result<GetMaxSeqsResponse, Failure> {
     let connection = database.connection().await?;
     let inboxes = probe_all(&connection, recv_ids).await.map_err(|error| failure(&error))?;
     connection.done();
@@ -55,8 +56,8 @@ async fn probe_all(connection: &Connection, recv_ids: Vec<String>) -> Result<Vec
     try_join_all(probes).await
 }
 
-/// The seq that the statement finds; 0 where there is none.
-pub async fn probe(
+/// Returns the `seq` that the statement finds, or 0 if the inbox is empty.
+pub(crate) async fn probe(
     connection: &Connection,
     statement: &Statement,
     recv_id: &str,

@@ -1,8 +1,8 @@
-//! Reading what is stored. Only GetMsgStatus asks Kafka too, and sends never touch the database.
+//! Reads stored messages. Only GetMsgStatus also queries Kafka. Sends never use the database.
 
 mod completed;
-pub mod database;
-pub mod kafka;
+pub(crate) mod database;
+pub(crate) mod kafka;
 pub mod max_seqs;
 pub mod page_token;
 pub mod pull;
@@ -23,54 +23,55 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
 use crate::metrics::READ_SECONDS;
-use crate::place::{Held, Place, ResponseBudget, SMALL_RESPONSE, shrink};
 use crate::read::database::{Database, SESSION};
 use crate::read::kafka::Topic;
+use crate::response_permit::{ResponseBudget, ResponsePermit, SMALL_RESPONSE, shrink};
 use crate::send::deadline::Timing;
 use crate::status::Failure;
 
-/// So many times the reads that there may be at a time may wait for a place. More are refused at once: by the time they had
-/// one, their callers would be gone.
-const WAITING: usize = 4;
+/// How many reads may wait, for each one that may run. More are rejected: their callers would have timed out before
+/// they got a permit.
+const WAITING_PER_READ: usize = 4;
 
-/// Answers reads.
-pub struct Reader {
+pub(crate) struct Reader {
     sources: Option<Sources>,
     timing: Timing,
     responses: Arc<ResponseBudget>,
-    /// What a page may have in memory.
+    /// Maximum bytes of a page in memory.
     page_bytes: usize,
     max_id_bytes: usize,
     partitions: Partition,
-    reads: Places,
-    /// Of questions for a message's status. They are not among the reads, which would wait with them for a Kafka that is away.
-    statuses: Places,
+    reads: ReadBudget,
+    /// GetMsgStatus has a budget of its own. Otherwise other reads would wait for it while Kafka is unavailable.
+    statuses: ReadBudget,
 }
 
-/// Places from the begin of a read until its answer is sent. An answer has up to 4 MiB.
-struct Places {
+/// The budget of reads: each holds its permit from its start until its response is written. A response has up to 4
+/// MiB.
+struct ReadBudget {
     free: Arc<Semaphore>,
     waiting: Semaphore,
 }
 
-impl Places {
+impl ReadBudget {
     fn new(max: usize) -> Self {
-        let max = max.min(Semaphore::MAX_PERMITS / WAITING);
-        Places { free: Arc::new(Semaphore::new(max)), waiting: Semaphore::new(max * WAITING) }
+        let max = max.min(Semaphore::MAX_PERMITS / WAITING_PER_READ);
+        ReadBudget { free: Arc::new(Semaphore::new(max)), waiting: Semaphore::new(max * WAITING_PER_READ) }
     }
 
-    async fn take(&self, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
-        let full = || Failure::Overloaded("too many reads at a time".into());
-        if let Ok(place) = self.free.clone().try_acquire_owned() {
-            return Ok(place);
+    async fn acquire(&self, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+        let full =
+            || Failure::Overloaded("too many reads are in progress; retry after the delay, or raise MAX_READS".into());
+        if let Ok(permit) = self.free.clone().try_acquire_owned() {
+            return Ok(permit);
         }
         let _waiting = self.waiting.try_acquire().map_err(|_| full())?;
-        let place = tokio::time::timeout_at(by.into(), self.free.clone().acquire_owned()).await.map_err(|_| full())?;
-        Ok(place.expect("the semaphore is never closed"))
+        let permit = tokio::time::timeout_at(by.into(), self.free.clone().acquire_owned()).await.map_err(|_| full())?;
+        Ok(permit.expect("the semaphore is never closed"))
     }
 }
 
-/// What is read from.
+/// The database, its replica, and the topic.
 struct Sources {
     primary: Database,
     replica: Option<Database>,
@@ -88,23 +89,23 @@ impl Sources {
         })
     }
 
-    /// For what may be behind.
+    /// Returns the database to read pages from, which may be behind.
     fn pages(&self) -> &Database {
         self.replica.as_ref().unwrap_or(&self.primary)
     }
 }
 
-/// What a read has to know of its call.
+/// What a read needs from the head of its request.
 #[derive(Clone, Debug)]
-pub struct Call {
-    /// When its head arrived.
-    pub arrival: Instant,
-    /// How long its caller waits.
-    pub timeout: Option<Duration>,
+pub(crate) struct Call {
+    /// When the head of the request arrived.
+    pub(crate) arrival: Instant,
+    /// The caller's timeout.
+    pub(crate) timeout: Option<Duration>,
 }
 
-/// How long reads may take: what the database's own time-outs allow, unless the caller's deadline is shorter.
-pub fn timing(config: &Config) -> Timing {
+/// Returns how long reads may take: the database's own timeouts, unless the caller's deadline is earlier.
+pub(crate) fn timing(config: &Config) -> Timing {
     let database = &config.database;
     Timing {
         max_wait: 2 * database.database_connect_timeout + database.database_statement_timeout,
@@ -114,12 +115,12 @@ pub fn timing(config: &Config) -> Timing {
 }
 
 impl Reader {
-    /// Reads from the database that is configured. Connects when it is first used.
-    pub fn new(config: &Config, timing: Timing, responses: Arc<ResponseBudget>) -> Result<Self, String> {
+    /// Creates a reader of the configured database. It connects at the first read.
+    pub(crate) fn new(config: &Config, timing: Timing, responses: Arc<ResponseBudget>) -> Result<Self, String> {
         let sources = if config.database.is_given() {
             Some(Sources::new(config)?)
         } else {
-            tracing::info!("no database is configured: reads are refused");
+            tracing::info!("no database is configured, reads are rejected");
             None
         };
         Ok(Reader {
@@ -129,80 +130,81 @@ impl Reader {
             page_bytes: pull::MAX_BYTES.max(2 * config.limits.max_record_bytes()),
             max_id_bytes: config.limits.max_id_bytes,
             partitions: config.send.topic_partitions,
-            reads: Places::new(config.max_reads),
-            statuses: Places::new(config.max_reads),
+            reads: ReadBudget::new(config.max_reads),
+            statuses: ReadBudget::new(config.max_reads),
         })
     }
 
-    /// The database that status is read from, where there is one.
-    pub fn primary(&self) -> Option<Database> {
+    /// Returns the database that GetMsgStatus reads, if one is configured.
+    pub(crate) fn primary(&self) -> Option<Database> {
         Some(self.sources.as_ref()?.primary.clone())
     }
 
-    /// A page of an inbox.
-    pub async fn pull(&self, request: PullMsgsRequest, call: Call) -> Result<(PullMsgsResponse, Place), Failure> {
+    pub(crate) async fn pull(
+        &self,
+        request: PullMsgsRequest,
+        call: Call,
+    ) -> Result<(PullMsgsResponse, Arc<ResponsePermit>), Failure> {
         let query = pull::Query::of(request, self.max_id_bytes)?;
-        self.answer("PullMsgs", &self.reads, self.page_bytes, call, |sources, _| pull::read(sources.pages(), query))
+        self.respond("PullMsgs", &self.reads, self.page_bytes, call, |sources, _| pull::read(sources.pages(), query))
             .await
     }
 
-    /// How far inboxes reach.
-    pub async fn max_seqs(
+    pub(crate) async fn max_seqs(
         &self,
         request: GetMaxSeqsRequest,
         call: Call,
-    ) -> Result<(GetMaxSeqsResponse, Place), Failure> {
+    ) -> Result<(GetMaxSeqsResponse, Arc<ResponsePermit>), Failure> {
         max_seqs::check(&request.recv_ids, self.max_id_bytes)?;
         let bytes = max_seqs::response_bytes(&request.recv_ids);
-        self.answer("GetMaxSeqs", &self.reads, bytes, call, |sources, _| {
+        self.respond("GetMaxSeqs", &self.reads, bytes, call, |sources, _| {
             max_seqs::read(sources.pages(), request.recv_ids)
         })
         .await
     }
 
-    /// What became of a message.
-    pub async fn msg_status(
+    pub(crate) async fn msg_status(
         &self,
         request: GetMsgStatusRequest,
         call: Call,
-    ) -> Result<(GetMsgStatusResponse, Place), Failure> {
+    ) -> Result<(GetMsgStatusResponse, Arc<ResponsePermit>), Failure> {
         let arrival = call.arrival;
         let query = status::Query::of(request, self.max_id_bytes, self.partitions)?;
-        // A replica may be behind, and then a stored message would be nowhere.
-        self.answer("GetMsgStatus", &self.statuses, 0, call, |sources, answer_by| {
-            status::read(&sources.primary, &sources.topic, query, arrival, answer_by)
+        // The primary, because a replica may be behind: a stored message would not be found there.
+        self.respond("GetMsgStatus", &self.statuses, 0, call, |sources, respond_by| {
+            status::read(&sources.primary, &sources.topic, query, arrival, respond_by)
         })
         .await
     }
 
-    /// Reads within the limits: `bytes` is the most that the response may have in memory.
-    async fn answer<'a, T: Message, F>(
+    /// Reads within the budget. `bytes` is the maximum that the response needs in memory.
+    async fn respond<'a, T: Message, F>(
         &'a self,
         method: &'static str,
-        places: &Places,
+        budget: &ReadBudget,
         bytes: usize,
         call: Call,
         read: impl FnOnce(&'a Sources, Instant) -> F,
-    ) -> Result<(T, Place), Failure>
+    ) -> Result<(T, Arc<ResponsePermit>), Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let sources = self.sources.as_ref().ok_or(Failure::NoDatabase)?;
-        let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
-        let place = places.take(answer_by).await?;
+        let respond_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let permit = budget.acquire(respond_by).await?;
         let mut memory = match bytes {
             0..SMALL_RESPONSE => None,
-            bytes => Some(self.responses.acquire(bytes, answer_by).await?),
+            bytes => Some(self.responses.acquire(bytes, respond_by).await?),
         };
-        let result = tokio::time::timeout_at(answer_by.into(), read(sources, answer_by)).await;
+        let result = tokio::time::timeout_at(respond_by.into(), read(sources, respond_by)).await;
         histogram!(READ_SECONDS, "method" => method).record(call.arrival.elapsed());
-        let answer =
-            result.unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the answer did not come in time".into())))?;
+        let response = result
+            .unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the database has not responded in time".into())))?;
         if let Some(memory) = &mut memory {
             // A buffer that grows while a response is encoded has up to twice its size.
-            shrink(memory, 2 * answer.encoded_len());
+            shrink(memory, 2 * response.encoded_len());
         }
-        Ok((answer, Held::new(std::iter::once(place).chain(memory))))
+        Ok((response, ResponsePermit::new(std::iter::once(permit).chain(memory))))
     }
 }
 

@@ -1,31 +1,31 @@
-//! Page tokens: where the next page begins, bound to the request that it goes on.
+//! Page tokens: where the next page starts, bound to the request that it continues.
 
 use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-/// The form of the token and of what is hashed.
+/// The version of the token's format and of the hashed fields.
 const VERSION: u8 = 1;
 const HASH_BYTES: usize = 16;
 const BYTES: usize = 1 + 8 + HASH_BYTES;
 
-/// What must stay the same from page to page.
+/// The fields of a request that must be the same on every page.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
     /// The inbox.
     pub recv_id: &'a str,
-    /// The lowest seq of the whole read.
+    /// The lowest `seq` of the whole read.
     pub from_seq: i64,
-    /// The highest.
+    /// The highest `seq` of the whole read.
     pub to_seq: i64,
-    /// Newest first.
+    /// Whether the newest messages come first.
     pub descending: bool,
-    /// Without `content`.
+    /// Whether `content` is left out.
     pub omit_content: bool,
 }
 
 impl Scope<'_> {
-    /// The token for the page that begins at `next_seq`, in hexadecimal digits.
+    /// Returns the token for the page that starts at `next_seq`, in hexadecimal digits.
     pub fn token(&self, next_seq: i64) -> String {
         let mut text = String::with_capacity(2 * BYTES);
         for byte in self.bytes(next_seq) {
@@ -34,7 +34,7 @@ impl Scope<'_> {
         text
     }
 
-    /// Where the page of this token begins; `None` if it is not one of this request.
+    /// Returns where the page of this token starts, or `None` if it is not a token of this request.
     pub fn next_seq(&self, token: &str) -> Option<i64> {
         let bytes = from_hex(token)?;
         let next_seq = i64::from_be_bytes(bytes.get(1..9)?.try_into().ok()?);
@@ -42,7 +42,8 @@ impl Scope<'_> {
         (within && bytes == self.bytes(next_seq)).then_some(next_seq)
     }
 
-    /// The hash is no secret: a caller may ask for any seq. It tells a token that was mixed up or cut.
+    /// The hash is no secret, because a caller may request any `seq`. It detects a token that was mixed up or
+    /// truncated.
     fn bytes(&self, next_seq: i64) -> [u8; BYTES] {
         let mut hash = Sha256::new();
         hash.update([VERSION]);
@@ -110,11 +111,11 @@ mod tests {
     #[test]
     fn an_altered_token_is_refused() {
         let token = SCOPE.token(7);
-        for place in 0..token.len() {
+        for index in 0..token.len() {
             let mut altered = token.clone().into_bytes();
-            altered[place] = if altered[place] == b'0' { b'1' } else { b'0' };
+            altered[index] = if altered[index] == b'0' { b'1' } else { b'0' };
             let altered = String::from_utf8(altered).expect("digits");
-            assert_eq!(SCOPE.next_seq(&altered), None, "{place}");
+            assert_eq!(SCOPE.next_seq(&altered), None, "{index}");
         }
         for text in ["", "00", &token[1..], &format!("{token}0"), &token.to_uppercase(), &"é".repeat(BYTES)] {
             assert_eq!(SCOPE.next_seq(text), None, "{text}");

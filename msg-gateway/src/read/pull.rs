@@ -17,18 +17,20 @@ use crate::status::Failure;
 const DEFAULT_PAGE: i32 = 100;
 const MAX_PAGE: i32 = 1000;
 
-/// Most bytes of a page as the statement counts them. Clients take 4 MiB at most unless told otherwise; the rest is
-/// for what the count leaves out.
+/// Maximum bytes of a page as the statement counts them. Clients accept 4 MiB unless they are configured otherwise,
+/// and the rest is for the bytes that the statement does not count.
 const PAGE_BYTES: i64 = 15 << 18;
-/// What a page of more than one message may have in memory: as rows, and then as a buffer that grew while it was encoded.
-pub const MAX_BYTES: usize = 2 * PAGE_BYTES as usize;
+/// Maximum bytes of a page of more than one message in memory: as rows, and then as a buffer that grew while it was
+/// encoded.
+pub(crate) const MAX_BYTES: usize = 2 * PAGE_BYTES as usize;
 
-// $1 recv_id, $2 the lowest seq, $3 the highest, $4 one more than the page's size, $5 most bytes, $6 without content. The row too many
-// tells whether there is more. The first row is always given, or a large message would end the reading.
+// $1 recv_id, $2 the lowest seq, $3 the highest, $4 one more than the page size, $5 maximum bytes, $6 without content.
+// The additional row shows whether there is more. The first row is always returned: otherwise a large message would
+// end the reading.
 const ASCENDING: &str = "
 SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time, found
 FROM (
-    SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY seq) AS place,
+    SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY seq) AS number,
         sum(bytes) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) AS bytes_so_far
     FROM (
         SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, send_time, stored_time,
@@ -42,13 +44,13 @@ FROM (
         LIMIT $4
     ) page
 ) counted
-WHERE place = 1 OR (place < $4 AND bytes_so_far <= $5)
+WHERE number = 1 OR (number < $4 AND bytes_so_far <= $5)
 ORDER BY seq";
 
-/// The same from the other end, by the same index.
+/// The same in descending order, over the same index.
 static DESCENDING: LazyLock<String> = LazyLock::new(|| ASCENDING.replace("ORDER BY seq", "ORDER BY seq DESC"));
 
-/// What to read.
+/// The range of an inbox to read, and where the page starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
     recv_id: String,
@@ -56,13 +58,13 @@ pub struct Query {
     to_seq: i64,
     descending: bool,
     omit_content: bool,
-    /// Where this page begins.
+    /// Where this page starts.
     next_seq: i64,
     page_size: i32,
 }
 
 impl Query {
-    /// Reads the request.
+    /// Checks the request.
     pub fn of(request: PullMsgsRequest, max_id_bytes: usize) -> Result<Self, Failure> {
         let mut violations: Vec<_> = check_id("recv_id", &request.recv_id, max_id_bytes).into_iter().collect();
         if request.from_seq < 0 {
@@ -105,14 +107,14 @@ impl Query {
         Ok(query)
     }
 
-    /// What comes after `after_seq`, a page of at most `page_size`.
-    pub fn after(recv_id: String, after_seq: i64, page_size: i32, omit_content: bool) -> Self {
+    /// Returns the query of a page of up to `page_size` messages after `after_seq`.
+    pub(crate) fn after(recv_id: String, after_seq: i64, page_size: i32, omit_content: bool) -> Self {
         let from_seq = after_seq.saturating_add(1);
         let (to_seq, next_seq) = (i64::MAX, from_seq);
         Query { recv_id, from_seq, to_seq, descending: false, omit_content, next_seq, page_size }
     }
 
-    /// The statement, and the range that is left to read.
+    /// Returns the statement, and the range that is left to read.
     fn page(&self) -> (&'static str, i64, i64) {
         if self.descending {
             (&DESCENDING, self.from_seq, self.next_seq)
@@ -121,7 +123,7 @@ impl Query {
         }
     }
 
-    /// For what comes after this one.
+    /// Returns the token of the page after this message.
     fn token_after(&self, seq: i64) -> String {
         self.scope().token(if self.descending { seq - 1 } else { seq + 1 })
     }
@@ -137,8 +139,7 @@ impl Query {
     }
 }
 
-/// Reads the page.
-pub async fn read(database: &Database, query: Query) -> Result<PullMsgsResponse, Failure> {
+pub(crate) async fn read(database: &Database, query: Query) -> Result<PullMsgsResponse, Failure> {
     let connection = database.connection().await?;
     let (msgs, more) = page(&connection, &query, PAGE_BYTES).await?;
     connection.done();
@@ -149,8 +150,12 @@ pub async fn read(database: &Database, query: Query) -> Result<PullMsgsResponse,
     Ok(PullMsgsResponse { msgs, next_page_token })
 }
 
-/// The rows of one page of at most `bytes`, but for one row; and whether there are more.
-pub async fn page(connection: &Connection, query: &Query, bytes: i64) -> Result<(Vec<StoredMsg>, bool), Failure> {
+/// Returns the rows of one page, up to `bytes` and at least one, and whether there are more.
+pub(crate) async fn page(
+    connection: &Connection,
+    query: &Query,
+    bytes: i64,
+) -> Result<(Vec<StoredMsg>, bool), Failure> {
     let rows = rows(connection, query, bytes).await.map_err(|error| failure(&error))?;
     let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found")).map_err(|error| failure(&error))?;
     let msgs = rows.iter().map(|row| stored_msg(row, &query.recv_id)).collect::<Result<Vec<_>, _>>()?;
@@ -165,21 +170,21 @@ async fn rows(connection: &Connection, query: &Query, bytes: i64) -> Result<Vec<
     connection.query(&statement, &[&query.recv_id, &lowest, &highest, &limit, &bytes, &query.omit_content]).await
 }
 
-/// The attributes of a row.
-pub fn attributes(row: &Row) -> Result<BTreeMap<String, String>, Failure> {
+/// Decodes the attributes of a row.
+pub(crate) fn attributes(row: &Row) -> Result<BTreeMap<String, String>, Failure> {
     let attributes: Option<&str> = get(row, "attributes")?;
     match attributes {
         None => Ok(BTreeMap::new()),
         Some(json) => serde_json::from_str(json).map_err(|error| {
-            // Its text would repeat what is stored.
-            tracing::error!(line = error.line(), column = error.column(), "stored attributes are not a map of texts");
+            // The text of the error would repeat stored content.
+            tracing::error!(line = error.line(), column = error.column(), "cannot decode stored attributes");
             Failure::Internal("stored attributes are not a map of texts".into())
         }),
     }
 }
 
-/// The message of a row.
-pub fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
+/// Decodes the message of a row.
+pub(crate) fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
     let content: Option<Vec<u8>> = get(row, "content")?;
     let session_type: i16 = get(row, "session_type")?;
     let msg_id: Uuid = get(row, "msg_id")?;
@@ -202,10 +207,10 @@ pub fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
     })
 }
 
-/// A column of a row.
-pub fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Failure> {
+/// Reads a column of a row. Fails if it has another type.
+pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Failure> {
     row.try_get(column).map_err(|error| {
-        tracing::error!(column, %error, "a column is not what it should be");
+        tracing::error!(column, %error, "cannot decode a column");
         Failure::Internal(format!("column {column} is not what it should be"))
     })
 }

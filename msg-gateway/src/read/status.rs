@@ -1,5 +1,5 @@
-//! GetMsgStatus: what became of one message. First how far everything is completed, and after that the row: the other way
-//! round, a message that is stored in between would be nowhere.
+//! GetMsgStatus: the state of one message. It reads how far the partition is completed, and after that the row. In the
+//! other order, a message that is stored in between would not be found.
 
 use std::time::{Instant, SystemTime};
 
@@ -9,7 +9,7 @@ use msg_common::proto::{DeadLetter, DeadLetterReason, GetMsgStatusRequest, GetMs
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use crate::read::completed::{Completed, Log, PAUSE, completed};
+use crate::read::completed::{Completed, Log, POLL_INTERVAL, completed};
 use crate::read::database::{Connection, Database, failure};
 use crate::read::invalid;
 use crate::read::kafka::Topic;
@@ -17,15 +17,15 @@ use crate::status::Failure;
 
 const ROW: &str = "SELECT seq, stored_time FROM messages WHERE recv_id = $1 AND msg_id = $2";
 
-/// That of the record that is asked for, before a newer one of another record with the same id.
+/// The dead letter of the requested record, or else the newest one with the same ID.
 const LETTER: &str = "
 SELECT reason, detail, first_seen, replayed_at IS NOT NULL, (kafka_partition = $3 AND kafka_offset = $4) IS TRUE
 FROM dead_letters WHERE recv_id = $1 AND msg_id = $2 ORDER BY 5 DESC, first_seen DESC, kafka_offset DESC LIMIT 1";
 
-/// Everything below is a row or a dead letter.
+/// Every record below this offset is a row or a dead letter.
 const NEXT_OFFSET: &str = "SELECT next_offset FROM progress WHERE topic_id = $1 AND kafka_partition = $2";
 
-/// Which message to look for.
+/// The inbox, ID and Kafka position of the requested message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
     recv_id: String,
@@ -35,7 +35,7 @@ pub struct Query {
 }
 
 impl Query {
-    /// Reads the request; `partitions` is the pinned count.
+    /// Checks the request. `partitions` is the pinned count.
     pub fn of(request: GetMsgStatusRequest, max_id_bytes: usize, partitions: Partition) -> Result<Self, Failure> {
         let mut violations: Vec<_> = check_id("recv_id", &request.recv_id, max_id_bytes).into_iter().collect();
         let msg_id = Uuid::try_parse(&request.msg_id);
@@ -50,7 +50,7 @@ impl Query {
         if request.offset.is_some_and(|offset| offset < 0) {
             violations.push(invalid("offset", "must not be negative"));
         }
-        // A placement may lack its offset, so a partition may come alone.
+        // A placement may have no offset, so a partition may come alone.
         if request.partition.is_none() && request.offset.is_some() {
             violations.push(invalid("partition", "must be given where offset is"));
         }
@@ -62,71 +62,71 @@ impl Query {
     }
 }
 
-/// Looks for it until `answer_by`; `database` is the one that is written to.
-pub async fn read(
+/// Finds the state of the message until `respond_by`. `database` is the primary.
+pub(crate) async fn read(
     database: &Database,
     topic: &Topic,
     query: Query,
     arrival: Instant,
-    answer_by: Instant,
+    respond_by: Instant,
 ) -> Result<GetMsgStatusResponse, Failure> {
-    // What is there is final, and Kafka need not be asked.
+    // A row is final, so Kafka need not be queried.
     let connection = database.connection().await?;
-    let found = look(&connection, &query).await.map_err(|error| failure(&error))?;
+    let rows = query_rows(&connection, &query).await.map_err(|error| failure(&error))?;
     connection.done();
-    if let Some(state) = found.state(&query) {
-        return Ok(found.answer(state, 0));
+    if let Some(state) = rows.state(&query) {
+        return Ok(rows.response(state, 0));
     }
-    let mut topic_id = kafkas(topic.id(arrival, false), answer_by).await?;
-    // One that was replayed has another offset since.
-    let offset = query.offset.filter(|_| !found.letter.as_ref().is_some_and(|letter| letter.here));
+    let mut topic_id = before_deadline(topic.id(arrival, false), respond_by).await?;
+    // The record of a replayed dead letter has another offset.
+    let offset = query.offset.filter(|_| !rows.letter.as_ref().is_some_and(|letter| letter.matches_position));
     loop {
-        let partition = Source { database, topic, topic_id, query: &query, answer_by };
+        let partition = StatusLog { database, topic, topic_id, query: &query, respond_by };
         let completed = match offset {
-            // Kafka confirmed it there, so nothing that is not committed matters.
+            // Kafka confirmed the record at this offset, so records that are not committed do not matter.
             Some(offset) => match offset - partition.next().await? {
                 ahead @ 0.. => Completed::Ahead(ahead),
                 _ => Completed::All,
             },
             None => completed(&partition).await?,
         };
-        // After that: what was completed in between is found here.
+        // Query after that, so that a record that was completed in between is found.
         let connection = database.connection().await?;
-        let found = look(&connection, &query).await.map_err(|error| failure(&error))?;
+        let rows = query_rows(&connection, &query).await.map_err(|error| failure(&error))?;
         connection.done();
-        if let Some(state) = found.state(&query) {
-            return Ok(found.answer(state, 0));
+        if let Some(state) = rows.state(&query) {
+            return Ok(rows.response(state, 0));
         }
         if let Completed::Ahead(ahead) = completed {
-            return Ok(found.answer(MsgState::Pending, ahead));
+            return Ok(rows.response(MsgState::Pending, ahead));
         }
-        // Made anew, the topic has other offsets than the progress row that we saw.
-        let now = kafkas(topic.id(arrival, true), answer_by).await?;
+        // A recreated topic has other offsets than the progress row that was read.
+        let now = before_deadline(topic.id(arrival, true), respond_by).await?;
         if now == topic_id {
-            let gone = if found.letter.is_some() { MsgState::DeadLettered } else { MsgState::NotFound };
-            return Ok(found.answer(gone, 0));
+            let state = if rows.letter.is_some() { MsgState::DeadLettered } else { MsgState::NotFound };
+            return Ok(rows.response(state, 0));
         }
         topic_id = now;
     }
 }
 
-/// The partition that the message is in, as Kafka and the progress row have it.
-struct Source<'a> {
+/// The partition of the message, as Kafka and the progress row have it.
+struct StatusLog<'a> {
     database: &'a Database,
     topic: &'a Topic,
     topic_id: Uuid,
     query: &'a Query,
-    answer_by: Instant,
+    respond_by: Instant,
 }
 
-impl Log for Source<'_> {
+impl Log for StatusLog<'_> {
     async fn committed(&self) -> Result<(i64, i64), Failure> {
-        kafkas(self.topic.ends(self.query.partition), self.answer_by).await
+        before_deadline(self.topic.ends(self.query.partition), self.respond_by).await
     }
 
     async fn ends_before(&self, offset: i64) -> Result<bool, Failure> {
-        let confirmed = kafkas(self.topic.ends_before(self.query.partition, offset), self.answer_by).await;
-        // Not confirmed is not confirmed, for whatever reason.
+        let confirmed = before_deadline(self.topic.ends_before(self.query.partition, offset), self.respond_by).await;
+        // An error means: not confirmed.
         Ok(confirmed.unwrap_or(false))
     }
 
@@ -140,62 +140,62 @@ impl Log for Source<'_> {
 
     async fn is_found(&self) -> Result<bool, Failure> {
         let connection = self.database.connection().await?;
-        let found = look(&connection, self.query).await.map_err(|error| failure(&error))?;
+        let rows = query_rows(&connection, self.query).await.map_err(|error| failure(&error))?;
         connection.done();
-        Ok(found.state(self.query).is_some())
+        Ok(rows.state(self.query).is_some())
     }
 
     async fn pause(&self) {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// An answer of Kafka's: one that is late is its fault, and nobody else's.
-async fn kafkas<T>(answer: impl Future<Output = Result<T, Failure>>, by: Instant) -> Result<T, Failure> {
-    let late = |_| Failure::KafkaUnavailable("kafka does not answer in time".into());
-    tokio::time::timeout_at(by.into(), answer).await.map_err(late)?
+/// Waits for a response of Kafka until `by`. After that, the error names Kafka as the cause.
+async fn before_deadline<T>(response: impl Future<Output = Result<T, Failure>>, by: Instant) -> Result<T, Failure> {
+    let late = |_| Failure::KafkaUnavailable("kafka has not responded in time".into());
+    tokio::time::timeout_at(by.into(), response).await.map_err(late)?
 }
 
-/// What the tables hold of a message.
-struct Found {
+/// The rows of a message in the tables.
+struct StatusRows {
     row: Option<(i64, SystemTime)>,
     letter: Option<Letter>,
 }
 
 struct Letter {
-    told: DeadLetter,
+    dead_letter: DeadLetter,
     replayed: bool,
-    /// It is of the record at the place that is asked for.
-    here: bool,
+    /// Whether it is the dead letter of the requested record.
+    matches_position: bool,
 }
 
-impl Found {
-    /// What is final: a row, or a dead letter that nobody has sent again, neither the operator nor the caller: a record at
-    /// another place may be stored still.
+impl StatusRows {
+    /// Returns the final state: a row, or a dead letter that was sent again neither by the operator nor by the caller.
+    /// A record at another position may still be stored.
     fn state(&self, query: &Query) -> Option<MsgState> {
         match (&self.row, &self.letter) {
             (Some(_), _) => Some(MsgState::Stored),
-            (None, Some(letter)) if !letter.replayed && (letter.here || query.offset.is_none()) => {
+            (None, Some(letter)) if !letter.replayed && (letter.matches_position || query.offset.is_none()) => {
                 Some(MsgState::DeadLettered)
             }
             (None, _) => None,
         }
     }
 
-    fn answer(self, state: MsgState, records_ahead: i64) -> GetMsgStatusResponse {
+    fn response(self, state: MsgState, records_ahead: i64) -> GetMsgStatusResponse {
         GetMsgStatusResponse {
             state: state.into(),
             seq: self.row.map_or(0, |(seq, _)| seq),
             stored_time: self.row.map(|(_, time)| time.into()),
-            dead_letter: self.letter.map(|letter| letter.told),
+            dead_letter: self.letter.map(|letter| letter.dead_letter),
             records_ahead,
         }
     }
 }
 
-/// First the dead letter and then the row: a repeat with another content is kept aside after the first is stored, so who
-/// sees the letter sees the row too.
-async fn look(connection: &Connection, query: &Query) -> Result<Found, Error> {
+/// Reads the dead letter before the row. A conflict is dead-lettered after the first message is stored, so if the
+/// letter is found, the row is found too.
+async fn query_rows(connection: &Connection, query: &Query) -> Result<StatusRows, Error> {
     let statement = connection.prepare_cached(LETTER).await?;
     let Query { recv_id, msg_id, partition, offset } = query;
     let letter = connection.query_opt(&statement, &[recv_id, msg_id, partition, offset]).await?;
@@ -205,20 +205,20 @@ async fn look(connection: &Connection, query: &Query) -> Result<Found, Error> {
     let letter = letter.map(|letter| {
         let first_seen: SystemTime = letter.try_get(2)?;
         let reason = reason(letter.try_get(0)?).into();
-        let told = DeadLetter { reason, detail: letter.try_get(1)?, first_seen: Some(first_seen.into()) };
-        Ok::<_, Error>(Letter { told, replayed: letter.try_get(3)?, here: letter.try_get(4)? })
+        let dead_letter = DeadLetter { reason, detail: letter.try_get(1)?, first_seen: Some(first_seen.into()) };
+        Ok::<_, Error>(Letter { dead_letter, replayed: letter.try_get(3)?, matches_position: letter.try_get(4)? })
     });
-    Ok(Found { row, letter: letter.transpose()? })
+    Ok(StatusRows { row, letter: letter.transpose()? })
 }
 
-/// 0 where nothing is settled yet.
+/// Returns 0 if no record is completed yet.
 async fn next_offset(connection: &Connection, topic_id: Uuid, partition: Partition) -> Result<i64, Error> {
     let statement = connection.prepare_cached(NEXT_OFFSET).await?;
     let row = connection.query_opt(&statement, &[&topic_id, &partition]).await?;
     row.map_or(Ok(0), |row| row.try_get(0))
 }
 
-/// As the transfer writes it: without the contract's prefix.
+/// Parses a reason as the transfer writes it: without the prefix of the contract.
 fn reason(name: &str) -> DeadLetterReason {
     DeadLetterReason::from_str_name(&format!("DEAD_LETTER_REASON_{name}")).unwrap_or_default()
 }

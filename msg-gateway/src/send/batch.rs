@@ -1,6 +1,7 @@
-//! BatchSendMsg: many messages, produced together, each with a result of its own.
+//! BatchSendMsg: many messages that are sent together, each with its own result.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -10,40 +11,41 @@ use msg_common::proto::{BatchSendMsgRequest, BatchSendMsgResponse, Msg, Placemen
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::place::{Held, Place, SMALL_RESPONSE, shrink};
-use crate::producer::{Answer, Report};
+use crate::producer::{Report, ReportSender};
+use crate::response_permit::{ResponsePermit, SMALL_RESPONSE, shrink};
 use crate::send::outcome::Outcome;
-use crate::send::record::{Record, Taken, bytes_in_flight, id_of, overloaded};
+use crate::send::record::{PendingSend, Record, bytes_in_flight, id_of, overloaded};
 use crate::send::stored::Awaited;
-use crate::send::{Call, Sender, check_count, told, trace, until_stored};
+use crate::send::{Call, Sender, check_count, into_result, trace, until_stored};
 use crate::status::Failure;
 
-/// A response of so many bytes needs a place until it is written; smaller ones need only the permit for their bytes.
-const LARGE_ANSWER: usize = 64 << 10;
+/// A response of this many bytes needs a permit of its own until it is written. A smaller one needs only the permit
+/// for its bytes.
+const LARGE_RESPONSE: usize = 64 << 10;
 
-/// More than one result has, which is so many where it is an error that names many fields.
-const MOST_RESULT_BYTES: usize = 1600;
+/// More bytes than any result has. The largest ones are errors that name many fields.
+const MAX_RESULT_BYTES: usize = 1600;
 
 impl Sender {
-    /// Sends the messages of a batch. What is refused because of the gateway's state is refused as a whole, before anything
-    /// is sent; what is wrong with one message is that one's result.
-    pub async fn send_batch(
+    /// Sends the messages of a batch. If the state of the gateway does not allow it, the whole batch is rejected
+    /// before anything is sent. A message that breaks a rule gets its own error.
+    pub(crate) async fn send_batch(
         &self,
         request: BatchSendMsgRequest,
         call: Call<'_>,
-    ) -> Result<(BatchSendMsgResponse, Option<Place>), Failure> {
+    ) -> Result<(BatchSendMsgResponse, Option<Arc<ResponsePermit>>), Failure> {
         let until_stored = match (check_count("msgs", request.msgs.len()), until_stored(request.wait_for)) {
             (None, Ok(true)) if request.msgs.len() > self.max_waiting => {
-                // They never fit, so to try again is no cure.
+                // The batch can never fit, so the error must not suggest a retry.
                 let description = format!("has {} entries; at most {} may wait", request.msgs.len(), self.max_waiting);
                 return Err(Failure::Invalid(vec![Violation { field: "msgs".into(), description }]));
             }
             (None, Ok(until_stored)) => until_stored,
             (count, wait_for) => return Err(Failure::Invalid(count.into_iter().chain(wait_for.err()).collect())),
         };
-        let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
-        let place = self.place_of_batch(request.msgs.len())?;
-        let mut memory = self.memory_of_batch(request.msgs.len())?;
+        let respond_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let permit = self.acquire_batch(request.msgs.len())?;
+        let mut memory = self.acquire_response_bytes(request.msgs.len())?;
         let mut batch = Batch::new(request.msgs.len(), until_stored);
         let mut good = Vec::with_capacity(request.msgs.len());
         for (entry, msg) in request.msgs.into_iter().enumerate() {
@@ -53,35 +55,40 @@ impl Sender {
             }
         }
         if !good.is_empty() {
-            self.send_good(&mut batch, good, answer_by, call.traceparent).await?;
+            self.send_good(&mut batch, good, respond_by, call.traceparent).await?;
         }
-        let tell = |result: Result<Placement, Failure>| {
+        let count = |result: Result<Placement, Failure>| {
             self.batch_metrics.count(&result);
-            told(result)
+            into_result(result)
         };
-        let results = batch.results.into_iter().map(|result| tell(result.expect("each has one by now"))).collect();
-        let answer = BatchSendMsgResponse { results };
-        let bytes = answer.encoded_len();
+        let results = batch.results.into_iter().map(|result| count(result.expect("each has one by now"))).collect();
+        let response = BatchSendMsgResponse { results };
+        let bytes = response.encoded_len();
         if let Some(memory) = &mut memory {
             // A buffer that grows while a response is encoded has up to twice its size.
             shrink(memory, 2 * bytes);
         }
-        let place = place.filter(|_| bytes >= LARGE_ANSWER);
-        Ok((answer, Some(Held::new(place.into_iter().chain(memory)))))
+        let permit = permit.filter(|_| bytes >= LARGE_RESPONSE);
+        Ok((response, Some(ResponsePermit::new(permit.into_iter().chain(memory)))))
     }
 
-    /// A place for a batch whose answer may be large. Before anything is sent: after that, nothing can be refused.
-    fn place_of_batch(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
-        if msgs * MOST_RESULT_BYTES < LARGE_ANSWER {
+    /// Acquires a permit for a batch whose response may be large. This comes before anything is sent: after that, the
+    /// batch cannot be rejected.
+    fn acquire_batch(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        if msgs * MAX_RESULT_BYTES < LARGE_RESPONSE {
             return Ok(None);
         }
-        let place = self.batches.clone().try_acquire_owned();
-        place.map(Some).map_err(|_| Failure::Overloaded("too many large batches at a time".into()))
+        let permit = self.batches.clone().try_acquire_owned();
+        permit.map(Some).map_err(|_| {
+            Failure::Overloaded(
+                "too many large batches are in progress; retry after the delay, or raise MAX_BATCHES".into(),
+            )
+        })
     }
 
-    /// Bytes for the results, as many as they may have. Before anything is sent, as above.
-    fn memory_of_batch(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
-        let bytes = msgs * MOST_RESULT_BYTES;
+    /// Acquires the maximum bytes of the results, also before anything is sent.
+    fn acquire_response_bytes(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        let bytes = msgs * MAX_RESULT_BYTES;
         if bytes < SMALL_RESPONSE { Ok(None) } else { self.responses.try_acquire(bytes).map(Some) }
     }
 
@@ -89,14 +96,14 @@ impl Sender {
         &self,
         batch: &mut Batch,
         good: Vec<Good>,
-        answer_by: Instant,
+        respond_by: Instant,
         traceparent: Option<&[u8]>,
     ) -> Result<(), Failure> {
         if let Some(reason) = self.producer.closed() {
             return Err(Failure::NotSent(reason));
         }
         let bytes = good.iter().map(|good| good.bytes).sum();
-        let mut permit = self.admission.admit_all(good.len(), bytes).map_err(overloaded)?;
+        let mut permit = self.budget.acquire_all(good.len(), bytes).map_err(overloaded)?;
         if batch.until_stored {
             for good in &good {
                 batch.awaited[good.entry] = Some(Awaited::new(&self.waiters, &good.msg)?);
@@ -104,45 +111,45 @@ impl Sender {
         }
         let traceparent = traceparent.filter(|value| trace::is_valid(value));
         let (sender, mut reports) = mpsc::unbounded_channel();
-        let settled = |taken: &Taken, outcome| self.settled(taken, outcome);
-        // No waiting in here: whoever drops this future finds all of it handed over, or nothing.
-        batch.hand_over(
+        let result_of = |pending: &PendingSend, outcome| self.result_of(pending, outcome);
+        // There is no await in here: if this future is dropped, either all of the batch was enqueued or nothing.
+        batch.enqueue(
             good,
             |Good { entry, bytes, msg }| {
                 let msg_id = id_of(&msg);
-                let answer = Answer::Many { entry: entry as u64, reports: sender.clone() };
+                let answer = ReportSender::Many { entry: entry as u64, reports: sender.clone() };
                 let record = Record::new(msg, msg_id, self.partitions);
-                record.hand_over(&self.producer, traceparent, answer, permit.split(bytes))
+                record.enqueue(&self.producer, traceparent, answer, permit.split(bytes))
             },
             || reports.try_recv().ok(),
-            settled,
+            result_of,
         );
         drop(permit);
-        // Only the records have it now: the channel ends with the last report.
+        // Now only the records have it: the channel ends with the last report.
         drop(sender);
 
         let mut stored = FuturesUnordered::new();
         let mut ready = Vec::new();
-        let deadline = tokio::time::sleep_until(answer_by.into());
+        let deadline = tokio::time::sleep_until(respond_by.into());
         tokio::pin!(deadline);
         loop {
-            for (entry, taken, placement) in batch.accepted.drain(..) {
+            for (entry, pending, placement) in batch.accepted.drain(..) {
                 let awaited = batch.awaited[entry].take().expect("each good entry has one");
-                stored.push(async move { (entry, awaited.stored(taken.recv_id, placement, answer_by).await) });
+                stored.push(async move { (entry, awaited.stored(pending.recv_id, placement, respond_by).await) });
             }
-            if batch.unanswered == 0 && stored.is_empty() {
+            if batch.unreported == 0 && stored.is_empty() {
                 return Ok(());
             }
             tokio::select! {
                 biased;
-                count = reports.recv_many(&mut ready, batch.unanswered), if batch.unanswered > 0 => {
-                    ready.drain(..).for_each(|report| batch.report(report, settled));
+                count = reports.recv_many(&mut ready, batch.unreported), if batch.unreported > 0 => {
+                    ready.drain(..).for_each(|report| batch.report(report, result_of));
                     if count == 0 {
-                        batch.give_up(settled);
+                        batch.time_out(result_of);
                     }
                 }
                 Some((entry, result)) = stored.next(), if !stored.is_empty() => batch.results[entry] = Some(result),
-                () = &mut deadline, if batch.unanswered > 0 => batch.give_up(settled),
+                () = &mut deadline, if batch.unreported > 0 => batch.time_out(result_of),
             }
         }
     }
@@ -151,35 +158,35 @@ impl Sender {
 /// An entry that breaks no rule.
 struct Good {
     entry: usize,
-    /// What it takes in flight.
+    /// Bytes that the message needs in flight.
     bytes: usize,
     msg: Msg,
 }
 
-/// How far the entries of a batch have come.
+/// The progress of the entries of a batch.
 struct Batch {
     until_stored: bool,
-    /// Of those whose rows are to be awaited, until they are or fail.
+    /// By entry: its waiter, until its row is awaited or the entry failed.
     awaited: Vec<Option<Awaited>>,
     results: Vec<Option<Result<Placement, Failure>>>,
-    /// Those that the producer has and has not reported.
-    taken: Vec<Option<Taken>>,
-    unanswered: usize,
-    /// Those that Kafka has, and whose rows are to be awaited.
-    accepted: Vec<(usize, Taken, Placement)>,
-    /// Inboxes to which nothing more may be handed over.
+    /// By entry: the enqueued sends without a report.
+    pending: Vec<Option<PendingSend>>,
+    unreported: usize,
+    /// Accepted entries whose rows have to be awaited.
+    accepted: Vec<(usize, PendingSend, Placement)>,
+    /// Inboxes to which no further entry may be sent, because one failed.
     gaps: HashSet<String>,
 }
 
 impl Batch {
     fn new(entries: usize, until_stored: bool) -> Self {
-        let (mut results, mut taken, mut awaited) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut results, mut pending, mut awaited) = (Vec::new(), Vec::new(), Vec::new());
         if until_stored {
             awaited.resize_with(entries, || None);
         }
         results.resize_with(entries, || None);
-        taken.resize_with(entries, || None);
-        Batch { until_stored, awaited, results, taken, unanswered: 0, accepted: Vec::new(), gaps: HashSet::new() }
+        pending.resize_with(entries, || None);
+        Batch { until_stored, awaited, results, pending, unreported: 0, accepted: Vec::new(), gaps: HashSet::new() }
     }
 
     fn answer(&mut self, entry: usize, recv_id: &str, result: Result<Placement, Failure>) {
@@ -187,53 +194,53 @@ impl Batch {
             self.gaps.insert(recv_id.to_owned());
         }
         if let Some(awaited) = self.awaited.get_mut(entry) {
-            // Nothing is awaited of it any more, and its seat is for others.
+            // Its row is not awaited any more: release the waiter's permit.
             *awaited = None;
         }
         self.results[entry] = Some(result);
     }
 
-    /// Hands over what may go, in order. A report may come meanwhile, and count for what has not gone yet.
-    fn hand_over(
+    /// Enqueues the entries in order. A report may come meanwhile, and may stop later entries to the same inbox.
+    fn enqueue(
         &mut self,
         good: Vec<Good>,
-        mut hand_over: impl FnMut(Good) -> (Taken, Result<(), Failure>),
+        mut enqueue: impl FnMut(Good) -> (PendingSend, Result<(), Failure>),
         mut next_report: impl FnMut() -> Option<Report>,
-        settled: impl Fn(&Taken, Outcome) -> Result<Placement, Failure>,
+        result_of: impl Fn(&PendingSend, Outcome) -> Result<Placement, Failure>,
     ) {
         for good in good {
             while let Some(report) = next_report() {
-                self.report(report, &settled);
+                self.report(report, &result_of);
             }
             let entry = good.entry;
             if self.gaps.contains(&good.msg.recv_id) {
                 self.answer(entry, &good.msg.recv_id, Err(Failure::PredecessorFailed));
                 continue;
             }
-            match hand_over(good) {
-                (taken, Ok(())) => {
-                    self.taken[entry] = Some(taken);
-                    self.unanswered += 1;
+            match enqueue(good) {
+                (pending, Ok(())) => {
+                    self.pending[entry] = Some(pending);
+                    self.unreported += 1;
                 }
-                (taken, Err(failure)) => self.answer(entry, &taken.recv_id, Err(failure)),
+                (pending, Err(failure)) => self.answer(entry, &pending.recv_id, Err(failure)),
             }
         }
     }
 
-    fn report(&mut self, report: Report, settled: impl Fn(&Taken, Outcome) -> Result<Placement, Failure>) {
+    fn report(&mut self, report: Report, result_of: impl Fn(&PendingSend, Outcome) -> Result<Placement, Failure>) {
         let entry = usize::try_from(report.entry).expect("it was one");
-        let Some(taken) = self.taken[entry].take() else { return };
-        self.unanswered -= 1;
-        match settled(&taken, report.outcome) {
-            Ok(placement) if self.until_stored => self.accepted.push((entry, taken, placement)),
-            result => self.answer(entry, &taken.recv_id, result),
+        let Some(pending) = self.pending[entry].take() else { return };
+        self.unreported -= 1;
+        match result_of(&pending, report.outcome) {
+            Ok(placement) if self.until_stored => self.accepted.push((entry, pending, placement)),
+            result => self.answer(entry, &pending.recv_id, result),
         }
     }
 
-    /// Nobody will know in time what became of the rest.
-    fn give_up(&mut self, settled: impl Fn(&Taken, Outcome) -> Result<Placement, Failure>) {
-        for entry in 0..self.taken.len() {
-            self.report(Report { entry: entry as u64, outcome: Outcome::Unknown }, &settled);
+    /// Gives all entries without a report an unknown outcome.
+    fn time_out(&mut self, result_of: impl Fn(&PendingSend, Outcome) -> Result<Placement, Failure>) {
+        for entry in 0..self.pending.len() {
+            self.report(Report { entry: entry as u64, outcome: Outcome::Unknown }, &result_of);
         }
     }
 }
@@ -252,31 +259,31 @@ mod tests {
         Good { entry, bytes: 1, msg: Msg { recv_id: recv_id.into(), ..Msg::default() } }
     }
 
-    fn taken(recv_id: &str) -> Taken {
+    fn pending(recv_id: &str) -> PendingSend {
         let msg = Msg { recv_id: recv_id.into(), ..Msg::default() };
-        Record::new(msg.clone(), id_of(&msg), 1).kept()
+        Record::new(msg.clone(), id_of(&msg), 1).pending()
     }
 
-    fn settled(taken: &Taken, outcome: Outcome) -> Result<Placement, Failure> {
+    fn result_of(pending: &PendingSend, outcome: Outcome) -> Result<Placement, Failure> {
         match outcome {
-            Outcome::Stored { offset } => Ok(taken.placement(offset)),
+            Outcome::Stored { offset } => Ok(pending.placement(offset)),
             Outcome::NotSent(code) => Err(Failure::NotSent(code.to_string())),
             Outcome::TooLarge => Err(Failure::TooLarge("x".into())),
-            Outcome::Unknown => Err(taken.unknown(Duration::ZERO)),
+            Outcome::Unknown => Err(pending.unknown(Duration::ZERO)),
         }
     }
 
-    /// A batch to these inboxes, through a producer that fails at the nth call with this.
-    fn handed_over(inboxes: &[&str], nth: usize, failure: &Failure) -> (Batch, Vec<usize>) {
+    /// A batch to these inboxes. The producer returns `failure` at the nth call.
+    fn enqueued(inboxes: &[&str], nth: usize, failure: &Failure) -> (Batch, Vec<usize>) {
         let mut batch = Batch::new(inboxes.len(), false);
         let goods = inboxes.iter().enumerate().map(|(entry, recv_id)| good(entry, recv_id)).collect();
         let mut calls = Vec::new();
         let produce = |good: Good| {
             calls.push(good.entry);
             let result = if calls.len() == nth { Err(failure.clone()) } else { Ok(()) };
-            (taken(&good.msg.recv_id), result)
+            (pending(&good.msg.recv_id), result)
         };
-        batch.hand_over(goods, produce, || None, settled);
+        batch.enqueue(goods, produce, || None, result_of);
         (batch, calls)
     }
 
@@ -289,17 +296,17 @@ mod tests {
     fn what_was_not_sent_stops_its_inbox_and_no_other() {
         let inboxes = ["bob", "carol", "bob", "carol", "bob"];
         for failure in [Failure::NotSent("x".into()), Failure::Overloaded("x".into())] {
-            let (batch, calls) = handed_over(&inboxes, 1, &failure);
+            let (batch, calls) = enqueued(&inboxes, 1, &failure);
             assert_eq!(calls, [0, 1, 3]);
             let (not_sent, after) = (Some(ErrorReason::NotSent), Some(ErrorReason::PredecessorFailed));
             assert_eq!(reasons(&batch), [not_sent, None, after, None, after]);
-            assert_eq!(batch.unanswered, 2);
+            assert_eq!(batch.unreported, 2);
         }
     }
 
     #[test]
     fn what_can_never_be_stored_fails_alone() {
-        let (batch, calls) = handed_over(&["bob", "bob", "bob"], 2, &Failure::TooLarge("x".into()));
+        let (batch, calls) = enqueued(&["bob", "bob", "bob"], 2, &Failure::TooLarge("x".into()));
         assert_eq!(calls, [0, 1, 2]);
         assert_eq!(reasons(&batch), [None, Some(ErrorReason::TooLarge), None]);
     }
@@ -315,27 +322,27 @@ mod tests {
             let calls = Cell::new(0);
             let produce = |good: Good| {
                 calls.set(calls.get() + 1);
-                (taken(&good.msg.recv_id), Ok(()))
+                (pending(&good.msg.recv_id), Ok(()))
             };
-            // The first one's report is there when two have gone.
+            // The report of the first entry comes after two were enqueued.
             let mut report = Some(Report { entry: 0, outcome });
-            batch.hand_over(goods, produce, || if calls.get() == 2 { report.take() } else { None }, settled);
+            batch.enqueue(goods, produce, || if calls.get() == 2 { report.take() } else { None }, result_of);
             let after = Some(ErrorReason::PredecessorFailed);
             assert_eq!((calls.get(), reasons(&batch)), (2, vec![Some(reason), None, after, after]));
-            assert_eq!(batch.unanswered, 1);
+            assert_eq!(batch.unreported, 1);
         }
     }
 
     #[test]
     fn what_has_no_report_in_time_is_unknown() {
-        let (mut batch, _) = handed_over(&["bob", "carol", "dave"], 3, &Failure::TooLarge("x".into()));
-        batch.report(Report { entry: 1, outcome: Outcome::Stored { offset: Some(7) } }, settled);
-        batch.give_up(settled);
-        assert_eq!(batch.unanswered, 0);
+        let (mut batch, _) = enqueued(&["bob", "carol", "dave"], 3, &Failure::TooLarge("x".into()));
+        batch.report(Report { entry: 1, outcome: Outcome::Stored { offset: Some(7) } }, result_of);
+        batch.time_out(result_of);
+        assert_eq!(batch.unreported, 0);
         let (unknown, large) = (Some(ErrorReason::OutcomeUnknown), Some(ErrorReason::TooLarge));
         assert_eq!(reasons(&batch), [unknown, None, large]);
-        // One that comes after all changes nothing.
-        batch.report(Report { entry: 0, outcome: Outcome::Stored { offset: Some(8) } }, settled);
+        // A report after the timeout changes nothing.
+        batch.report(Report { entry: 0, outcome: Outcome::Stored { offset: Some(8) } }, result_of);
         assert_eq!(reasons(&batch)[0], unknown);
     }
 }

@@ -1,5 +1,5 @@
-//! How long a call may take: tonic ends it by itself at the caller's deadline and cannot say what became of the
-//! message, so the truth has to be told a margin earlier.
+//! When a call has to have its result. tonic ends a call at the caller's deadline and cannot report the outcome of the
+//! message, so the gateway responds a margin earlier.
 
 use std::time::{Duration, Instant};
 
@@ -7,23 +7,25 @@ use http::HeaderMap;
 
 use crate::status::Failure;
 
-/// When the head of a request arrived. Its body may come much later, and the caller's deadline runs meanwhile.
+/// When the head of a request arrived. Its body may come much later, and the caller's deadline is counted from here.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival(pub Instant);
 
-/// How deadlines are kept.
+/// The limits from which the deadline of a result follows.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// The longest wait, whatever the caller allows.
+    /// The maximum wait, whatever the caller allows.
     pub max_wait: Duration,
-    /// How long before the caller's deadline the answer is given, besides what the caller's library may have added to it.
+    /// How long before the caller's deadline the result is sent, in addition to what the caller's library may have
+    /// added to the timeout.
     pub margin: Duration,
-    /// The shortest time in which an answer is worth trying for.
+    /// The minimum time that is left for an attempt.
     pub shortest: Duration,
 }
 
 impl Timing {
-    /// When to answer a call that arrived at `arrival` with the caller's time-out, if it is `now`.
+    /// Returns when to respond to a call that arrived at `arrival` with the caller's timeout. Fails if that leaves too
+    /// little time from `now` on.
     pub fn answer_by(&self, arrival: Instant, timeout: Option<Duration>, now: Instant) -> Result<Instant, Failure> {
         let Some(timeout) = timeout else {
             return Ok(now + self.max_wait);
@@ -32,7 +34,7 @@ impl Timing {
         let Some(left) = self.before_deadline(timeout) else {
             return Err(too_short);
         };
-        // A time-out may reach beyond what an Instant can hold.
+        // A timeout may reach beyond what an Instant can hold.
         let by = arrival.checked_add(left).unwrap_or(now + self.max_wait).min(now + self.max_wait);
         if by.saturating_duration_since(now) <= self.shortest {
             return Err(too_short);
@@ -52,12 +54,12 @@ impl Timing {
     }
 }
 
-/// The caller's `grpc-timeout`. A value that breaks the form is as none at all: so does tonic take it.
+/// Reads the caller's `grpc-timeout`. A malformed value counts as none, as in tonic.
 pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     parse(headers.get("grpc-timeout")?.to_str().ok()?)
 }
 
-/// At most 8 digits and a unit.
+/// Parses at most 8 digits and a unit.
 fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 {
@@ -163,8 +165,8 @@ mod tests {
         let arrival = Instant::now();
         for (timeout, late) in [(0, 0), (10, 0), (25, 0), (1000, 975), (1000, 2000)] {
             let (timeout, now) = (Duration::from_millis(timeout), arrival + Duration::from_millis(late));
-            let refused = TIMING.answer_by(arrival, Some(timeout), now);
-            assert_eq!(refused, Err(Failure::DeadlineTooShort { shortest: Duration::from_millis(25) }));
+            let rejected = TIMING.answer_by(arrival, Some(timeout), now);
+            assert_eq!(rejected, Err(Failure::DeadlineTooShort { shortest: Duration::from_millis(25) }));
         }
         assert!(TIMING.answer_by(arrival, Some(Duration::from_millis(26)), arrival).is_ok());
     }

@@ -1,82 +1,82 @@
-//! Sending: a message is checked at the door, given its id and its partition, handed to the producer, and
-//! answered when its delivery report or its deadline comes. One at a time, many together, or on a stream.
+//! Sending: a message is checked, gets its ID and its partition, is enqueued in the producer, and gets a result when
+//! its delivery report or its deadline comes. SendMsg sends one message, BatchSendMsg many together, and StreamSendMsg
+//! many on a stream.
 
-pub mod admission;
 mod batch;
+pub(crate) mod budget;
 pub mod deadline;
-pub mod outcome;
-pub mod record;
-pub mod stored;
-pub mod stream;
+pub(crate) mod outcome;
+pub(crate) mod record;
+pub(crate) mod stored;
+pub(crate) mod stream;
 pub mod trace;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use msg_common::limits::{Limits, Violation};
+use msg_common::limits::{Limits, MAX_REQUEST_MSGS, Violation};
 use msg_common::partition::Partition;
 use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, WaitFor, send_result};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::arriving::Arriving;
+use crate::buffer_budget::BufferBudget;
 use crate::config::Config;
-use crate::live::wait::Waiters;
 use crate::metrics::{MessageMetrics, SendMetrics};
-use crate::place::ResponseBudget;
-use crate::producer::{Answer, Producer, settings};
-use crate::send::admission::Admission;
+use crate::producer::{Producer, ReportSender, settings};
+use crate::response_permit::ResponseBudget;
+use crate::send::budget::SendBudget;
 use crate::send::deadline::Timing;
 use crate::send::outcome::Outcome;
-use crate::send::record::{Record, Taken, bytes_in_flight, id_of, overloaded, too_large};
+use crate::send::record::{PendingSend, Record, bytes_in_flight, id_of, overloaded, too_large};
 use crate::send::stored::Awaited;
 use crate::status::Failure;
+use crate::watch::waiters::Waiters;
 
-/// What is known of a call beside its request.
+/// The part of a call that is not its request.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<'a> {
-    /// When its head arrived.
-    pub arrival: Instant,
-    /// The caller's time-out, from then.
-    pub timeout: Option<Duration>,
-    /// The caller's W3C trace context, as it came.
-    pub traceparent: Option<&'a [u8]>,
+pub(crate) struct Call<'a> {
+    /// When the head of the request arrived.
+    pub(crate) arrival: Instant,
+    /// The caller's timeout, which starts at `arrival`.
+    pub(crate) timeout: Option<Duration>,
+    /// The caller's W3C trace context, not validated yet.
+    pub(crate) traceparent: Option<&'a [u8]>,
 }
 
-/// Takes messages and answers for them.
-pub struct Sender {
+/// Sends messages and reports their outcomes.
+pub(crate) struct Sender {
     limits: Limits,
     partitions: Partition,
     timing: Timing,
-    /// How long after it was handed over a record can still appear in the topic.
-    settle: Duration,
-    admission: Arc<Admission>,
+    /// How long after a record was enqueued it can still appear in the topic.
+    settle_time: Duration,
+    budget: Arc<SendBudget>,
     producer: Arc<Producer>,
     waiters: Arc<Waiters>,
     metrics: SendMetrics,
     batch_metrics: MessageMetrics,
     stream_metrics: MessageMetrics,
-    /// At how many unanswered messages of a stream no more are read.
+    /// With this many messages of a stream without a result, no further request is read from it.
     max_stream_inflight: usize,
-    /// Requests of streams that wait for room.
-    held_up: Arc<Arriving>,
-    /// Places of open streams.
+    /// The bytes of stream requests that wait for capacity.
+    blocked_requests: Arc<BufferBudget>,
+    /// Permits of open streams.
     streams: Arc<Semaphore>,
-    /// Places of entries of streams, from when they are read until their results are taken.
+    /// Permits of stream entries, from when they are read until the caller has read their results.
     results: Arc<Semaphore>,
-    /// Places of batches whose answers may be large.
+    /// Permits of batches whose response may be large.
     batches: Arc<Semaphore>,
-    /// Bytes of results that are not read.
+    /// The budget of response bytes that callers have not read.
     responses: Arc<ResponseBudget>,
-    /// Most messages whose rows may be awaited.
+    /// Maximum number of messages of a batch that may wait to be stored.
     max_waiting: usize,
 }
 
 impl Sender {
-    /// Sends as configured, through this producer, as far as there is room.
-    pub fn new(
+    pub(crate) fn new(
         config: &Config,
-        admission: Arc<Admission>,
+        budget: Arc<SendBudget>,
         producer: Arc<Producer>,
         waiters: Arc<Waiters>,
         responses: Arc<ResponseBudget>,
@@ -89,42 +89,42 @@ impl Sender {
                 margin: config.send.deadline_margin,
                 shortest: config.send.linger,
             },
-            settle: settings::settle(&config.send),
-            admission,
+            settle_time: settings::settle(&config.send),
+            budget,
             producer,
             waiters,
             metrics: SendMetrics::new(),
             batch_metrics: MessageMetrics::new("BatchSendMsg"),
             stream_metrics: MessageMetrics::new("StreamSendMsg"),
             max_stream_inflight: config.send.max_stream_inflight_msgs,
-            held_up: Arriving::new(config.server.max_buffered_request_bytes),
-            streams: places(config.send.max_send_streams),
-            results: places(config.send.max_unread_results),
-            batches: places(config.send.max_batches),
+            blocked_requests: BufferBudget::new(config.server.max_buffered_request_bytes),
+            streams: semaphore(config.send.max_send_streams),
+            results: semaphore(config.send.max_unread_results),
+            batches: semaphore(config.send.max_batches),
             responses,
-            max_waiting: config.live.max_stored_waiters,
+            max_waiting: config.watch.max_stored_waiters,
         }
     }
 
-    /// Sends one message and waits until Kafka has it for good, or the database if asked.
-    pub async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
+    /// Sends one message and waits until it is accepted, or until it is stored if the request asks for that.
+    pub(crate) async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
         let (msg, until_stored) = self.check(request)?;
         let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
-        // Before it is encoded: a gateway that is full must refuse cheaply.
-        let permit = self.admission.admit(bytes_in_flight(&msg)).map_err(overloaded)?;
+        // Acquire before the message is encoded: a full gateway must reject cheaply.
+        let permit = self.budget.acquire(bytes_in_flight(&msg)).map_err(overloaded)?;
         let msg_id = id_of(&msg);
         let (answer, report) = oneshot::channel();
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value));
         let record = Record::new(msg, msg_id, self.partitions);
-        let (taken, refused) = record.hand_over(&self.producer, traceparent, Answer::One(answer), permit);
-        refused?;
-        // Whoever drops this future, the record and its permit live on until the delivery report.
+        let (pending, enqueued) = record.enqueue(&self.producer, traceparent, ReportSender::One(answer), permit);
+        enqueued?;
+        // If this future is dropped, the record and its permit stay until the delivery report.
         let report = tokio::time::timeout_at(answer_by.into(), report).await;
-        // A sender that is gone without a word is a producer that was dropped with the record in it.
+        // If the report's sender was dropped, the producer was dropped together with the record.
         let outcome = report.map_or(Outcome::Unknown, |report| report.unwrap_or(Outcome::Unknown));
-        let result = match (self.settled(&taken, outcome), awaited) {
-            (Ok(placement), Some(awaited)) => awaited.stored(taken.recv_id, placement, answer_by).await,
+        let result = match (self.result_of(&pending, outcome), awaited) {
+            (Ok(placement), Some(awaited)) => awaited.stored(pending.recv_id, placement, answer_by).await,
             (result, _) => result,
         };
         self.metrics.seconds.record(call.arrival.elapsed());
@@ -134,10 +134,10 @@ impl Sender {
         result
     }
 
-    /// What a delivery report, or its absence, means for the caller.
-    fn settled(&self, taken: &Taken, outcome: Outcome) -> Result<Placement, Failure> {
+    /// Turns the outcome of a record into the caller's result.
+    fn result_of(&self, pending: &PendingSend, outcome: Outcome) -> Result<Placement, Failure> {
         match outcome {
-            Outcome::Stored { offset } => Ok(taken.placement(offset)),
+            Outcome::Stored { offset } => Ok(pending.placement(offset)),
             Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => {
                 let text =
                     "Kafka rejected the batch in which the message was sent as too large; the message itself is not";
@@ -146,23 +146,23 @@ impl Sender {
             Outcome::NotSent(code) => Err(Failure::NotSent(format!("Kafka rejected the message: {code}"))),
             Outcome::TooLarge => Err(too_large()),
             Outcome::Unknown => {
-                // Kafka may be away, which nothing else tells before the delivery time-out.
+                // Kafka may be unavailable. Without this check, only the delivery timeout would show it.
                 self.producer.signals().check.notify_one();
-                Err(taken.unknown(self.settle))
+                Err(pending.unknown(self.settle_time))
             }
         }
     }
 
-    /// Whether an entry of a batch or a stream breaks a rule; `path` names it in the request.
+    /// Checks an entry of a batch or a stream. `path` names it in the request.
     fn check_entry(&self, msg: &Msg, path: impl FnOnce() -> String) -> Result<(), Failure> {
-        // The path is made only where it is needed: nearly every message is good.
+        // Build the path only for a violation: nearly every message is valid.
         if self.limits.violations("", msg).is_empty() {
             return Ok(());
         }
         Err(Failure::Invalid(self.limits.violations(&path(), msg)))
     }
 
-    /// The request's message, if it breaks no rule, and whether to wait until it is stored.
+    /// Checks the request. Returns its message, and whether to wait until it is stored.
     fn check(&self, request: SendMsgRequest) -> Result<(Msg, bool), Failure> {
         let mut violations = match &request.msg {
             Some(msg) => self.limits.violations("msg", msg),
@@ -179,11 +179,11 @@ impl Sender {
     }
 }
 
-fn places(count: usize) -> Arc<Semaphore> {
+fn semaphore(count: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
 }
 
-/// Whether an answer has to wait for the row.
+/// Returns whether the result has to wait for the row.
 fn until_stored(wait_for: i32) -> Result<bool, Violation> {
     match WaitFor::try_from(wait_for) {
         Ok(wait_for) => Ok(wait_for == WaitFor::Stored),
@@ -195,20 +195,17 @@ fn must_be_set(field: &str) -> Violation {
     Violation { field: field.into(), description: "must be set".into() }
 }
 
-/// The count of a request's messages must be 1 to this.
-pub const MOST_MSGS: usize = 1000;
-
 fn check_count(field: &str, count: usize) -> Option<Violation> {
     let description = match count {
         0 => "must not be empty".into(),
-        1..=MOST_MSGS => return None,
-        _ => format!("has {count} entries; at most {MOST_MSGS}"),
+        1..=MAX_REQUEST_MSGS => return None,
+        _ => format!("has {count} entries; at most {MAX_REQUEST_MSGS}"),
     };
     Some(Violation { field: field.into(), description })
 }
 
-/// One entry's result as the contract has it.
-fn told(result: Result<Placement, Failure>) -> SendResult {
+/// Converts the result of one entry to its proto message.
+fn into_result(result: Result<Placement, Failure>) -> SendResult {
     let result = match result {
         Ok(placement) => send_result::Result::Placement(placement),
         Err(failure) => send_result::Result::Error(failure.of_entry()),

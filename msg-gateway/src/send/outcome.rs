@@ -7,7 +7,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 /// What became of a record that was enqueued in the producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Every in-sync replica has it.
     Stored {
         /// `None` if Kafka confirmed the record without its offset.
@@ -21,22 +21,21 @@ pub enum Outcome {
     TooLarge,
 }
 
-/// A delivery that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FailedDelivery {
+pub(crate) struct FailedDelivery {
     /// The error of the last attempt, or why there was none.
-    pub code: RDKafkaErrorCode,
+    pub(crate) code: RDKafkaErrorCode,
     /// What librdkafka says about earlier attempts and the last one.
-    pub persistence: Persistence,
+    pub(crate) persistence: Persistence,
     /// The error came in response to a request, not from librdkafka's queue.
-    pub requested: bool,
+    pub(crate) requested: bool,
     /// From the moment at which the record was enqueued until its report; `None` if librdkafka does not know.
-    pub latency: Option<Duration>,
+    pub(crate) latency: Option<Duration>,
 }
 
 impl FailedDelivery {
     /// Whether a broker rejected the delivery, as opposed to a timeout, a lost connection or a purge.
-    pub fn rejected_by_broker(&self) -> bool {
+    pub(crate) fn rejected_by_broker(&self) -> bool {
         // librdkafka's own codes are below -1; -1 is UNKNOWN_SERVER_ERROR.
         self.requested && self.code as i32 >= -1
     }
@@ -49,14 +48,14 @@ impl Outcome {
     /// - brokers give this response only before they append (see [`precedes_append`]);
     /// - the record was tried once: its report came sooner than any retry (`backoff`). An earlier attempt may have been appended: a
     ///   leader that is deposed after it appended responds NOT_LEADER_OR_FOLLOWER, which librdkafka counts as not persisted.
-    pub fn of_failure(failed: &FailedDelivery, backoff: Duration) -> Self {
+    pub(crate) fn of_failure(failed: &FailedDelivery, backoff: Duration) -> Self {
         let tried_once = failed.latency.is_some_and(|latency| latency < backoff);
         let certain = failed.persistence == Persistence::No && failed.requested && tried_once;
         if certain && precedes_append(failed.code) { Outcome::NotSent(failed.code) } else { Outcome::Unknown }
     }
 
     /// What a metric's label calls it.
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Outcome::Stored { .. } => "STORED",
             Outcome::NotSent(_) => "NOT_SENT",

@@ -1,4 +1,4 @@
-//! A message on its way into Kafka: its id, its partition and its bytes, and what is kept of it until it is answered.
+//! The record of a message, and what is kept of a message until it has a result.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,25 +11,23 @@ use prost_types::Timestamp;
 use rdkafka::types::RDKafkaErrorCode;
 use uuid::Uuid;
 
-use crate::producer::{Answer, InFlight, Outgoing, Producer, Refusal};
-use crate::send::admission::{Full, Permit, RECORD_OVERHEAD};
+use crate::producer::{InFlight, Outgoing, Producer, Rejection, ReportSender};
+use crate::send::budget::{LimitReached, RECORD_OVERHEAD, SendPermit};
 use crate::status::Failure;
 
-/// What is kept of a message that the producer has.
+/// A message that was enqueued in the producer and has no result yet.
 #[derive(Clone, Debug)]
-pub struct Taken {
-    /// Its inbox.
-    pub recv_id: String,
-    /// Its id.
-    pub msg_id: Uuid,
+pub(crate) struct PendingSend {
+    pub(crate) recv_id: String,
+    pub(crate) msg_id: Uuid,
     partition: Partition,
-    taken_at: SystemTime,
+    accepted_at: SystemTime,
     send_time_ms: i64,
 }
 
-impl Taken {
-    /// The placement of an accepted message; `offset` is `None` if Kafka confirmed the record without it.
-    pub fn placement(&self, offset: Option<i64>) -> Placement {
+impl PendingSend {
+    /// Returns the placement of the accepted message. `offset` is `None` if Kafka confirmed the record without it.
+    pub(crate) fn placement(&self, offset: Option<i64>) -> Placement {
         Placement {
             msg_id: self.msg_id.to_string(),
             partition: self.partition,
@@ -39,89 +37,89 @@ impl Taken {
         }
     }
 
-    /// Nobody knows whether Kafka has it; nor will it come later than `settle` after it was taken.
-    pub fn unknown(&self, settle: Duration) -> Failure {
-        Failure::OutcomeUnknown { msg_id: self.msg_id, settles_by: self.taken_at + settle }
+    /// Returns the error for an unknown outcome. The record cannot appear later than `settle` after it was accepted.
+    pub(crate) fn unknown(&self, settle: Duration) -> Failure {
+        Failure::OutcomeUnknown { msg_id: self.msg_id, settles_by: self.accepted_at + settle }
     }
 }
 
-/// What a message takes while it is in flight, in bytes.
-pub fn bytes_in_flight(msg: &Msg) -> usize {
+/// Returns the bytes that a message needs while it is in flight.
+pub(crate) fn bytes_in_flight(msg: &Msg) -> usize {
     msg.encoded_len() + msg.recv_id.len() + RECORD_OVERHEAD
 }
 
-/// The id of a message.
-pub fn id_of(msg: &Msg) -> Uuid {
+pub(crate) fn id_of(msg: &Msg) -> Uuid {
     msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id)
 }
 
-/// A message as a record.
-pub struct Record {
-    taken: Taken,
+/// A message, encoded as a record.
+pub(crate) struct Record {
+    pending: PendingSend,
     value: Vec<u8>,
 }
 
 impl Record {
-    /// Of this message, for one of so many partitions.
-    pub fn new(msg: Msg, msg_id: Uuid, partitions: Partition) -> Self {
-        let taken_at = SystemTime::now();
-        let since_epoch = taken_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    /// Encodes a message and chooses its partition out of `partitions`.
+    pub(crate) fn new(msg: Msg, msg_id: Uuid, partitions: Partition) -> Self {
+        let accepted_at = SystemTime::now();
+        let since_epoch = accepted_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let send_time_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
         let recv_id = msg.recv_id.clone();
         let partition = partition_for(recv_id.as_bytes(), partitions);
         let value = record::encode(msg, msg_id, send_time_ms);
-        Record { taken: Taken { recv_id, msg_id, partition, taken_at, send_time_ms }, value }
+        Record { pending: PendingSend { recv_id, msg_id, partition, accepted_at, send_time_ms }, value }
     }
 
-    /// Puts it into the producer's queue. There is no waiting in it, so nothing half done can be dropped. What is kept of it
-    /// is there whether the producer took it or not.
-    pub fn hand_over(
+    /// Puts the record into the producer's queue. It does not wait, so it cannot be dropped partway. The pending send
+    /// is returned even if the producer rejects the record.
+    pub(crate) fn enqueue(
         self,
         producer: &Producer,
         traceparent: Option<&[u8]>,
-        answer: Answer,
-        permit: Permit,
-    ) -> (Taken, Result<(), Failure>) {
-        let size = record::batch_bytes(self.taken.recv_id.len(), self.value.len(), traceparent.map(<[u8]>::len));
+        report_to: ReportSender,
+        permit: SendPermit,
+    ) -> (PendingSend, Result<(), Failure>) {
+        let size = record::batch_bytes(self.pending.recv_id.len(), self.value.len(), traceparent.map(<[u8]>::len));
         let outgoing = Outgoing {
-            partition: self.taken.partition,
-            key: &self.taken.recv_id,
+            partition: self.pending.partition,
+            key: &self.pending.recv_id,
             value: &self.value,
-            timestamp_ms: self.taken.send_time_ms,
+            timestamp_ms: self.pending.send_time_ms,
             traceparent,
-            in_flight: Box::new(InFlight { answer, permit, size }),
+            in_flight: Box::new(InFlight { report_to, permit, size }),
         };
-        let result = producer.send(outgoing).map_err(refused);
-        (self.taken, result)
+        let result = producer.send(outgoing).map_err(rejected);
+        (self.pending, result)
     }
 
-    /// What would be kept of it.
     #[cfg(test)]
-    pub fn kept(self) -> Taken {
-        self.taken
+    pub(crate) fn pending(self) -> PendingSend {
+        self.pending
     }
 }
 
-/// What it means that the producer did not take a record.
-fn refused(refusal: Refusal) -> Failure {
+/// Returns the error for a record that the producer rejected.
+fn rejected(refusal: Rejection) -> Failure {
     match refusal {
-        Refusal::Closed(reason) => Failure::NotSent(reason),
-        Refusal::Failed(RDKafkaErrorCode::QueueFull) => Failure::Overloaded("the producer's queue is full".into()),
-        Refusal::Failed(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(),
-        Refusal::Failed(code) => Failure::NotSent(format!("the producer refused the message: {code}")),
+        Rejection::Closed(reason) => Failure::NotSent(reason),
+        Rejection::Failed(RDKafkaErrorCode::QueueFull) => Failure::Overloaded("the producer's queue is full".into()),
+        Rejection::Failed(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(),
+        Rejection::Failed(code) => Failure::NotSent(format!("the producer rejected the message: {code}")),
     }
 }
 
-/// The broker does not take it.
-pub fn too_large() -> Failure {
-    Failure::TooLarge("the message is larger than the topic takes".into())
+pub(crate) fn too_large() -> Failure {
+    Failure::TooLarge("the message is larger than the topic accepts".into())
 }
 
-/// There is no room in flight.
-pub fn overloaded(full: Full) -> Failure {
+pub(crate) fn overloaded(full: LimitReached) -> Failure {
     Failure::Overloaded(match full {
-        Full::Msgs => "too many messages in flight".into(),
-        Full::Bytes => "too many bytes in flight".into(),
+        LimitReached::Msgs => {
+            "too many messages are in flight; retry after the delay, or raise MAX_INFLIGHT_MSGS".into()
+        }
+        LimitReached::Bytes => {
+            "too many bytes are in flight; retry after the delay, or raise MAX_INFLIGHT_BYTES".into()
+        }
     })
 }
 
@@ -136,35 +134,35 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::send::admission::Admission;
+    use crate::send::budget::SendBudget;
 
     #[tokio::test]
     async fn permit_is_held_from_hand_over_until_the_report() {
-        // Nobody listens there, so the record stays until its timeout.
+        // No broker listens there, so the record stays until its timeout.
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("delivery.timeout.ms", "500").set("linger.ms", "0");
         let producer = Producer::new(config, "msgs").expect("the settings are good");
         producer.open();
-        let admission = Admission::new(1, 10_000);
-        let permit = admission.admit(100).expect("there is capacity");
+        let budget = SendBudget::new(1, 10_000);
+        let permit = budget.acquire(100).expect("there is capacity");
         let msg = Msg { recv_id: "bob".into(), ..Msg::default() };
         let record = Record::new(msg.clone(), id_of(&msg), 1);
         let (answer, report) = oneshot::channel();
-        let (_, enqueued) = record.hand_over(&producer, None, Answer::One(answer), permit);
+        let (_, enqueued) = record.enqueue(&producer, None, ReportSender::One(answer), permit);
         enqueued.expect("it is enqueued");
-        // Its caller is gone, and the record is not.
+        // The caller has disconnected, and the record is still in flight.
         drop(report);
-        assert_eq!(admission.taken(), (1, 100));
-        assert!(admission.admit(1).is_err(), "a caller that sends and cancels passes the limit");
+        assert_eq!(budget.used(), (1, 100));
+        assert!(budget.acquire(1).is_err(), "a caller that sends and cancels passes the limit");
         producer.flush(Duration::from_secs(30)).await;
-        assert_eq!(admission.taken(), (0, 0));
+        assert_eq!(budget.used(), (0, 0));
 
-        // What the producer does not take gives its permit back at once.
+        // A record that the producer rejects releases its permit immediately.
         producer.close("a test".into());
-        let permit = admission.admit(100).expect("there is capacity");
+        let permit = budget.acquire(100).expect("there is capacity");
         let record = Record::new(msg.clone(), id_of(&msg), 1);
         let (answer, _report) = oneshot::channel();
-        assert!(record.hand_over(&producer, None, Answer::One(answer), permit).1.is_err());
-        assert_eq!(admission.taken(), (0, 0));
+        assert!(record.enqueue(&producer, None, ReportSender::One(answer), permit).1.is_err());
+        assert_eq!(budget.used(), (0, 0));
     }
 }

@@ -1,30 +1,30 @@
-//! The second half of a send with `wait_for: STORED`: Kafka has the message, and its row is awaited.
+//! The second half of a send with `wait_for: STORED`: the message is accepted, and its row is awaited.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use msg_common::proto::{Msg, Placement};
 
-use crate::live::digest::Digest;
-use crate::live::wait::{Seat, Waiters};
 use crate::status::Failure;
+use crate::watch::digest::Digest;
+use crate::watch::waiters::{WaiterPermit, Waiters};
 
-/// A message whose row will be awaited. Made before it is sent: what cannot be awaited is not sent.
-pub struct Awaited {
-    seat: Seat,
+/// A permit to await the row of a message. It is acquired before the message is sent, so that the send can still be
+/// rejected.
+pub(crate) struct Awaited {
+    permit: WaiterPermit,
     digest: Digest,
 }
 
 impl Awaited {
-    /// Takes a place for it.
-    pub fn new(waiters: &Arc<Waiters>, msg: &Msg) -> Result<Self, Failure> {
-        let seat = waiters.enter()?;
-        Ok(Awaited { seat, digest: Digest::of(msg) })
+    pub(crate) fn new(waiters: &Arc<Waiters>, msg: &Msg) -> Result<Self, Failure> {
+        let permit = waiters.acquire()?;
+        Ok(Awaited { permit, digest: Digest::of(msg) })
     }
 
-    /// Its placement with where it is stored, if that is known in time.
-    pub async fn stored(self, recv_id: String, placement: Placement, by: Instant) -> Result<Placement, Failure> {
-        let stored = self.seat.stored(recv_id, self.digest, placement.clone());
+    /// Waits until `by` for the row. Returns the placement with the row's `seq`.
+    pub(crate) async fn stored(self, recv_id: String, placement: Placement, by: Instant) -> Result<Placement, Failure> {
+        let stored = self.permit.stored(recv_id, self.digest, placement.clone());
         match tokio::time::timeout_at(by.into(), stored).await {
             Ok(Ok(stored)) => Ok(Placement { stored: Some(stored), ..placement }),
             Ok(Err(failure)) => Err(failure),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use msg_common::limits::Violation;
+use msg_common::limits::{MAX_REQUEST_MSGS, Violation};
 use msg_common::proto::{
     Msg, Placement, StreamSendEntry, StreamSendMsgRequest, StreamSendMsgResponse, StreamSendResult,
 };
@@ -14,74 +14,74 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
-use crate::arriving::Held;
-use crate::producer::{Answer, Report};
-use crate::send::admission::Waiting;
+use crate::buffer_budget::BufferPermit;
+use crate::producer::{Report, ReportSender};
+use crate::send::budget::CapacityWait;
 use crate::send::outcome::Outcome;
-use crate::send::record::{Record, Taken, bytes_in_flight, id_of};
+use crate::send::record::{PendingSend, Record, bytes_in_flight, id_of};
 use crate::send::stored::Awaited;
+use crate::send::stream::failed_entries::FailedEntries;
 use crate::send::stream::memory_of;
-use crate::send::stream::order::Failed;
 use crate::send::stream::replies::Reply;
-use crate::send::{MOST_MSGS, Sender, check_count, must_be_set, told, until_stored};
+use crate::send::{Sender, check_count, into_result, must_be_set, until_stored};
 use crate::status::Failure;
 
-/// So many failed entries may wait to be sent again; more end the stream.
-const MOST_FAILED: usize = 10_000;
+/// Maximum number of failed entries that have to be sent again. With more, the stream ends.
+const MAX_FAILED_ENTRIES: usize = 10_000;
 
-/// A row that is awaited: the entry's `correlation_id`, and what became of it.
+/// The result of an entry whose row was awaited, with the entry's `correlation_id`.
 pub(super) type Stored = (u64, Result<Placement, Failure>);
 
 pub(super) struct Entries {
     sender: Arc<Sender>,
     traceparent: Option<Vec<u8>>,
-    /// After this nothing is awaited: the caller's deadline is near.
+    /// When the caller's deadline is near: nothing is awaited after this.
     until: Option<Instant>,
     reports: UnboundedSender<Report>,
-    /// Those that the producer has and has not reported, by a number that is never used again: a `correlation_id` is, and a
-    /// report may come after its entry was answered.
+    /// The enqueued entries without a report, by a number that is never reused. A `correlation_id` may be, and a
+    /// report may come after its entry got a result.
     open: HashMap<u64, Open>,
     next: u64,
-    /// Of all that are not answered.
+    /// The `correlation_id`s of all entries without a result.
     correlations: HashSet<u64>,
-    failed: Failed,
-    /// Their bytes.
-    failed_bytes: Held,
-    /// One for each entry whose result is not on its way yet.
-    pub(super) places: OwnedSemaphorePermit,
-    /// What was read and has no room yet.
-    pub(super) held_up: Option<HeldUp>,
-    /// When to look for those that are late; not after the first of them is.
-    look: Option<Instant>,
-    /// Rows that are awaited.
+    failed: FailedEntries,
+    /// The permit for the memory of `failed`.
+    failed_bytes: BufferPermit,
+    /// One for each entry whose result is not in a reply yet.
+    pub(super) permits: OwnedSemaphorePermit,
+    /// Entries that were read and wait for capacity in flight.
+    pub(super) blocked: Option<BlockedEntries>,
+    /// The next time to expire entries: not later than the first deadline of an open entry.
+    next_deadline: Option<Instant>,
+    /// Accepted entries whose rows are awaited.
     pub(super) stored: FuturesUnordered<BoxFuture<'static, Stored>>,
-    /// What is ready to be told.
+    /// Results that are not in a reply yet.
     pub(super) results: VecDeque<StreamSendResult>,
 }
 
 struct Open {
     correlation_id: u64,
     rank: u64,
-    taken: Taken,
+    pending: PendingSend,
     deadline: Instant,
     awaited: Option<Awaited>,
 }
 
-/// The rest of a request.
-struct Rest {
+/// The entries of a request that were not enqueued yet.
+struct RemainingEntries {
     entries: VecDeque<StreamSendEntry>,
-    /// The first one's place in the request.
-    place: usize,
+    /// The index of the first one in the request.
+    index: usize,
     until_stored: bool,
 }
 
-/// Entries for which there is no room in flight.
-pub(super) struct HeldUp {
-    rest: Rest,
+/// Entries that wait for capacity in flight.
+pub(super) struct BlockedEntries {
+    remaining: RemainingEntries,
     until: Instant,
-    /// Tells when there may be.
-    pub(super) room: Waiting,
-    _held: Held,
+    /// Notified when a permit was released.
+    pub(super) capacity: CapacityWait,
+    _permit: BufferPermit,
 }
 
 impl Entries {
@@ -91,8 +91,8 @@ impl Entries {
         until: Option<Instant>,
         reports: UnboundedSender<Report>,
     ) -> Self {
-        let places = sender.results.clone().try_acquire_many_owned(0).expect("none are always there");
-        let failed_bytes = sender.held_up.hold(0).expect("none are always there");
+        let permits = sender.results.clone().try_acquire_many_owned(0).expect("none are always there");
+        let failed_bytes = sender.blocked_requests.acquire(0).expect("none are always there");
         Entries {
             sender,
             failed_bytes,
@@ -102,86 +102,94 @@ impl Entries {
             open: HashMap::new(),
             next: 0,
             correlations: HashSet::new(),
-            failed: Failed::default(),
-            places,
-            held_up: None,
-            look: None,
+            failed: FailedEntries::default(),
+            permits,
+            blocked: None,
+            next_deadline: None,
             stored: FuturesUnordered::new(),
             results: VecDeque::new(),
         }
     }
 
-    /// Whether another request may be read.
-    pub(super) fn have_room(&self) -> bool {
-        self.held_up.is_none() && self.correlations.len() + self.results.len() < self.sender.max_stream_inflight
+    /// Returns whether another request may be read.
+    pub(super) fn have_capacity(&self) -> bool {
+        self.blocked.is_none() && self.correlations.len() + self.results.len() < self.sender.max_stream_inflight
     }
 
-    /// The next reply, of as many results as a request may have entries.
+    /// Returns the next reply, with up to as many results as a request may have entries.
     pub(super) fn reply(&mut self) -> Reply {
-        let count = self.results.len().min(MOST_MSGS);
-        let places = self.places.split(count).expect("each entry has one");
-        Reply { response: StreamSendMsgResponse { results: self.results.drain(..count).collect() }, places }
+        let count = self.results.len().min(MAX_REQUEST_MSGS);
+        let permits = self.permits.split(count).expect("each entry has one");
+        Reply { response: StreamSendMsgResponse { results: self.results.drain(..count).collect() }, permits }
     }
 
-    /// Whether every entry is answered and told.
+    /// Returns whether every entry has a result, and every result is in a reply.
     pub(super) fn are_done(&self) -> bool {
-        self.held_up.is_none() && self.correlations.is_empty() && self.results.is_empty()
+        self.blocked.is_none() && self.correlations.is_empty() && self.results.is_empty()
     }
 
-    /// Whether any record has no report.
+    /// Returns whether any record has no report.
     pub(super) fn are_open(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// When [`Entries::look`] has something to do at the earliest.
-    pub(super) fn look_at(&self) -> Option<Instant> {
-        self.look.into_iter().chain(self.held_up.as_ref().map(|held_up| held_up.until)).min()
+    /// Returns the earliest time at which [`Entries::expire`] has something to do.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.next_deadline.into_iter().chain(self.blocked.as_ref().map(|blocked| blocked.until)).min()
     }
 
-    /// Takes a request's entries, which have these places. An error is the stream's: none of them was taken, and no further
-    /// ones may be.
-    pub(super) fn take(&mut self, request: StreamSendMsgRequest, places: OwnedSemaphorePermit) -> Result<(), Failure> {
+    /// Accepts the entries of a request, with the permits for their results. An error ends the stream: none of the
+    /// entries was accepted.
+    pub(super) fn accept(
+        &mut self,
+        request: StreamSendMsgRequest,
+        permits: OwnedSemaphorePermit,
+    ) -> Result<(), Failure> {
         let until_stored = match (check_count("entries", request.entries.len()), until_stored(request.wait_for)) {
             (None, Ok(until_stored)) => until_stored,
             (count, wait_for) => return Err(Failure::Invalid(count.into_iter().chain(wait_for.err()).collect())),
         };
-        if self.failed.len() > MOST_FAILED {
+        if self.failed.len() > MAX_FAILED_ENTRIES {
             return Err(Failure::Overloaded(
                 "too many failed entries have to be sent again; go on with a new stream".into(),
             ));
         }
-        self.hold_failed(&request.entries)?;
-        self.places.merge(places);
-        let rest = self.go_on(Rest { entries: request.entries.into(), place: 0, until_stored });
-        if rest.entries.is_empty() {
+        self.reserve_failed(&request.entries)?;
+        self.permits.merge(permits);
+        let remaining = self.enqueue_all(RemainingEntries { entries: request.entries.into(), index: 0, until_stored });
+        if remaining.entries.is_empty() {
             return Ok(());
         }
-        // From now on room that is given back is told of: so once more, or the last of it could have been missed.
-        let room = self.sender.admission.wait();
-        let rest = self.go_on(rest);
-        let bytes = memory_of(&rest.entries);
-        match self.sender.held_up.hold(bytes) {
-            Some(_) if rest.entries.is_empty() => {}
-            Some(_held) => {
+        // Now released permits notify this stream. Try once more: a permit that was released just before would be
+        // missed.
+        let capacity = self.sender.budget.wait_for_capacity();
+        let remaining = self.enqueue_all(remaining);
+        let bytes = memory_of(&remaining.entries);
+        match self.sender.blocked_requests.acquire(bytes) {
+            Some(_) if remaining.entries.is_empty() => {}
+            Some(_permit) => {
                 let until = self.deadline();
-                self.held_up = Some(HeldUp { rest, until, room, _held });
+                self.blocked = Some(BlockedEntries { remaining, until, capacity, _permit });
             }
-            None => self.refuse(rest, "too many bytes of requests wait for room"),
+            None => self.reject(
+                remaining,
+                "too many bytes of stream requests wait for capacity; retry after the delay, or raise MAX_BUFFERED_REQUEST_BYTES",
+            ),
         }
         Ok(())
     }
 
-    /// Bytes for the failed entries that have to come again, among what streams hold of requests; and, where there are any, for all of
-    /// a request's, since an entry fails that is behind one of those.
-    fn hold_failed(&mut self, entries: &[StreamSendEntry]) -> Result<(), Failure> {
+    /// Reserves memory for the failed entries that have to be sent again. If there are any, it reserves memory for all
+    /// entries of the request too, because an entry behind a failed one fails as well.
+    fn reserve_failed(&mut self, entries: &[StreamSendEntry]) -> Result<(), Failure> {
         let failed = self.failed.bytes();
         if failed == 0 {
-            self.failed_bytes.set(0);
+            self.failed_bytes.try_resize(0);
             return Ok(());
         }
         let names = entries.iter().filter_map(|entry| entry.msg.as_ref());
-        let more: usize = names.map(|msg| Failed::bytes_of(&msg.recv_id)).sum();
-        if !self.failed_bytes.set(failed + more) {
+        let more: usize = names.map(|msg| FailedEntries::bytes_of(&msg.recv_id)).sum();
+        if !self.failed_bytes.try_resize(failed + more) {
             return Err(Failure::Overloaded(
                 "failed entries of all streams take too many bytes; continue with a new stream, or raise MAX_BUFFERED_REQUEST_BYTES".into(),
             ));
@@ -189,34 +197,34 @@ impl Entries {
         Ok(())
     }
 
-    /// There may be room now.
-    pub(super) fn try_again(&mut self) {
-        let Some(held_up) = self.held_up.take() else { return };
-        let rest = self.go_on(held_up.rest);
-        if !rest.entries.is_empty() {
-            self.held_up = Some(HeldUp { rest, ..held_up });
+    /// Enqueues blocked entries, because capacity may have been released.
+    pub(super) fn retry_blocked(&mut self) {
+        let Some(blocked) = self.blocked.take() else { return };
+        let remaining = self.enqueue_all(blocked.remaining);
+        if !remaining.entries.is_empty() {
+            self.blocked = Some(BlockedEntries { remaining, ..blocked });
         }
     }
 
-    /// What became of a record.
+    /// Handles the delivery report of an entry.
     pub(super) fn report(&mut self, report: Report) {
         let Some(open) = self.open.remove(&report.entry) else { return };
-        self.settle(open, report.outcome);
+        self.complete(open, report.outcome);
     }
 
-    /// What became of an entry whose row was awaited.
+    /// Handles the result of an entry whose row was awaited.
     pub(super) fn stored(&mut self, (correlation_id, result): Stored) {
         self.answer(correlation_id, result);
     }
 
-    /// Answers those that have no report in time, and refuses those that have found no room in time.
-    pub(super) fn look(&mut self, now: Instant) {
-        if self.held_up.as_ref().is_some_and(|held_up| held_up.until <= now)
-            && let Some(held_up) = self.held_up.take()
+    /// Times out entries without a report, and rejects blocked entries that found no capacity in time.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if self.blocked.as_ref().is_some_and(|blocked| blocked.until <= now)
+            && let Some(blocked) = self.blocked.take()
         {
-            self.refuse(held_up.rest, "no room in flight for too long");
+            self.reject(blocked.remaining, "no capacity in flight was released in time");
         }
-        if self.look.is_none_or(|look| look > now) {
+        if self.next_deadline.is_none_or(|deadline| deadline > now) {
             return;
         }
         let mut late: Vec<u64> =
@@ -225,63 +233,63 @@ impl Entries {
         for entry in late {
             self.report(Report { entry, outcome: Outcome::Unknown });
         }
-        // All that come later have later deadlines.
-        self.look = self.open.values().map(|open| open.deadline).min();
+        // All entries that come later have later deadlines.
+        self.next_deadline = self.open.values().map(|open| open.deadline).min();
     }
 
-    /// Takes entries in order, as long as there is room; what is left.
-    fn go_on(&mut self, mut rest: Rest) -> Rest {
-        while let Some(entry) = rest.entries.pop_front() {
-            if let Some(entry) = self.take_entry(entry, rest.place, rest.until_stored) {
-                rest.entries.push_front(entry);
+    /// Enqueues entries in order while there is capacity. Returns the remaining ones.
+    fn enqueue_all(&mut self, mut remaining: RemainingEntries) -> RemainingEntries {
+        while let Some(entry) = remaining.entries.pop_front() {
+            if let Some(entry) = self.enqueue_or_reject(entry, remaining.index, remaining.until_stored) {
+                remaining.entries.push_front(entry);
                 break;
             }
-            rest.place += 1;
+            remaining.index += 1;
         }
-        rest
+        remaining
     }
 
-    /// Hands an entry over, or answers it; gives it back when there is no room for it.
-    fn take_entry(
+    /// Enqueues an entry, or gives it its error. Returns the entry if there is no capacity for it.
+    fn enqueue_or_reject(
         &mut self,
         StreamSendEntry { correlation_id, msg }: StreamSendEntry,
-        place: usize,
+        index: usize,
         until_stored: bool,
     ) -> Option<StreamSendEntry> {
-        let (msg, msg_id) = match self.check(correlation_id, msg, place) {
+        let (msg, msg_id) = match self.check(correlation_id, msg, index) {
             Ok(checked) => checked,
             Err(failure) => {
-                self.tell(correlation_id, Err(failure));
+                self.push_result(correlation_id, Err(failure));
                 return None;
             }
         };
         let number = self.next;
         self.next += 1;
-        let Some(rank) = self.failed.turn(&msg.recv_id, msg_id, number) else {
+        let Some(rank) = self.failed.rank_if_next(&msg.recv_id, msg_id, number) else {
             self.failed.add(&msg.recv_id, msg_id, number);
-            self.tell(correlation_id, Err(Failure::PredecessorFailed));
+            self.push_result(correlation_id, Err(Failure::PredecessorFailed));
             return None;
         };
-        let Ok(permit) = self.sender.admission.admit(bytes_in_flight(&msg)) else {
+        let Ok(permit) = self.sender.budget.acquire(bytes_in_flight(&msg)) else {
             return Some(StreamSendEntry { correlation_id, msg: Some(msg) });
         };
         let awaited = match until_stored.then(|| Awaited::new(&self.sender.waiters, &msg)).transpose() {
             Ok(awaited) => awaited,
             Err(failure) => {
                 self.failed.add(&msg.recv_id, msg_id, rank);
-                self.tell(correlation_id, Err(failure));
+                self.push_result(correlation_id, Err(failure));
                 return None;
             }
         };
-        self.failed.goes(&msg.recv_id, msg_id);
-        let answer = Answer::Many { entry: number, reports: self.reports.clone() };
+        self.failed.remove_sent(&msg.recv_id, msg_id);
+        let answer = ReportSender::Many { entry: number, reports: self.reports.clone() };
         let record = Record::new(msg, msg_id, self.sender.partitions);
-        let (taken, result) = record.hand_over(&self.sender.producer, self.traceparent.as_deref(), answer, permit);
+        let (pending, result) = record.enqueue(&self.sender.producer, self.traceparent.as_deref(), answer, permit);
         self.correlations.insert(correlation_id);
-        let open = Open { correlation_id, rank, taken, deadline: self.deadline(), awaited };
+        let open = Open { correlation_id, rank, pending, deadline: self.deadline(), awaited };
         match result {
             Ok(()) => {
-                self.look.get_or_insert(open.deadline);
+                self.next_deadline.get_or_insert(open.deadline);
                 self.open.insert(number, open);
             }
             Err(failure) => self.fail(&open, failure),
@@ -289,40 +297,41 @@ impl Entries {
         None
     }
 
-    /// The message of an entry and its id, if the entry breaks no rule.
-    fn check(&self, correlation_id: u64, msg: Option<Msg>, place: usize) -> Result<(Msg, Uuid), Failure> {
+    /// Checks an entry. Returns its message and the message's ID.
+    fn check(&self, correlation_id: u64, msg: Option<Msg>, index: usize) -> Result<(Msg, Uuid), Failure> {
         if self.correlations.contains(&correlation_id) {
-            let field = format!("entries[{place}].correlation_id");
-            let description = "is that of an entry that is not answered yet".into();
+            let field = format!("entries[{index}].correlation_id");
+            let description = "is that of an entry that has no result yet".into();
             return Err(Failure::Invalid(vec![Violation { field, description }]));
         }
-        let path = || format!("entries[{place}].msg");
+        let path = || format!("entries[{index}].msg");
         let msg = msg.ok_or_else(|| Failure::Invalid(vec![must_be_set(&path())]))?;
         self.sender.check_entry(&msg, path)?;
         let msg_id = id_of(&msg);
         Ok((msg, msg_id))
     }
 
-    fn refuse(&mut self, rest: Rest, why: &str) {
-        for (place, StreamSendEntry { correlation_id, msg }) in (rest.place..).zip(rest.entries) {
-            let result = match self.check(correlation_id, msg, place) {
+    fn reject(&mut self, remaining: RemainingEntries, why: &str) {
+        for (index, StreamSendEntry { correlation_id, msg }) in (remaining.index..).zip(remaining.entries) {
+            let result = match self.check(correlation_id, msg, index) {
                 Ok((msg, msg_id)) => {
-                    let rank = self.failed.turn(&msg.recv_id, msg_id, self.next);
+                    let rank = self.failed.rank_if_next(&msg.recv_id, msg_id, self.next);
                     self.failed.add(&msg.recv_id, msg_id, rank.unwrap_or(self.next));
                     self.next += 1;
                     Err(rank.map_or(Failure::PredecessorFailed, |_| Failure::Overloaded(why.into())))
                 }
                 Err(failure) => Err(failure),
             };
-            self.tell(correlation_id, result);
+            self.push_result(correlation_id, result);
         }
     }
 
-    fn settle(&mut self, mut open: Open, outcome: Outcome) {
-        match (self.sender.settled(&open.taken, outcome), open.awaited.take()) {
+    fn complete(&mut self, mut open: Open, outcome: Outcome) {
+        match (self.sender.result_of(&open.pending, outcome), open.awaited.take()) {
             (Ok(placement), Some(awaited)) => {
-                let Open { correlation_id, taken, deadline, .. } = open;
-                let stored = async move { (correlation_id, awaited.stored(taken.recv_id, placement, deadline).await) };
+                let Open { correlation_id, pending, deadline, .. } = open;
+                let stored =
+                    async move { (correlation_id, awaited.stored(pending.recv_id, placement, deadline).await) };
                 self.stored.push(Box::pin(stored));
             }
             (Ok(placement), None) => self.answer(open.correlation_id, Ok(placement)),
@@ -332,20 +341,20 @@ impl Entries {
 
     fn fail(&mut self, open: &Open, failure: Failure) {
         if failure.leaves_a_gap() {
-            self.failed.add(&open.taken.recv_id, open.taken.msg_id, open.rank);
+            self.failed.add(&open.pending.recv_id, open.pending.msg_id, open.rank);
         }
         self.answer(open.correlation_id, Err(failure));
     }
 
-    /// The result of an entry that was taken.
+    /// Adds the result of an entry that was enqueued.
     fn answer(&mut self, correlation_id: u64, result: Result<Placement, Failure>) {
         self.correlations.remove(&correlation_id);
-        self.tell(correlation_id, result);
+        self.push_result(correlation_id, result);
     }
 
-    fn tell(&mut self, correlation_id: u64, result: Result<Placement, Failure>) {
+    fn push_result(&mut self, correlation_id: u64, result: Result<Placement, Failure>) {
         self.sender.stream_metrics.count(&result);
-        self.results.push_back(StreamSendResult { correlation_id, result: Some(told(result)) });
+        self.results.push_back(StreamSendResult { correlation_id, result: Some(into_result(result)) });
     }
 
     fn deadline(&self) -> Instant {

@@ -1,7 +1,7 @@
-//! StreamSendMsg: entries come in as the caller sends them, and results go back as they are known.
+//! StreamSendMsg: the caller sends entries, and gets their results as they become known.
 
 mod entries;
-mod order;
+mod failed_entries;
 mod replies;
 
 use std::pin::pin;
@@ -12,45 +12,51 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::Stream;
 use metrics::gauge;
+use msg_common::limits::MAX_REQUEST_MSGS;
 use msg_common::proto::{StreamSendEntry, StreamSendMsgRequest};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::Status;
 
-use crate::arriving;
+use crate::buffer_budget::BufferPermit;
 use crate::incoming::Lifetime;
-use crate::layer::with_reason_of_transport;
 use crate::metrics::{SEND_STREAMS, answered};
-use crate::place::{Held, Place};
 use crate::producer::Report;
-use crate::send::stream::entries::{Entries, HeldUp};
-use crate::send::stream::replies::Outlet;
-pub use crate::send::stream::replies::Replies;
-use crate::send::{Call, MOST_MSGS, Sender, trace};
+use crate::response_permit::ResponsePermit;
+use crate::router::with_reason_of_transport;
+use crate::send::stream::entries::{BlockedEntries, Entries};
+use crate::send::stream::replies::ReplySender;
+pub(crate) use crate::send::stream::replies::ReplyStream;
+use crate::send::{Call, Sender, trace};
 use crate::status::Failure;
 
-/// Nothing happens for so long when nothing is due: a timer has to be set to something.
+/// A timer has to be set to some time, even if nothing is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
 impl Sender {
-    /// Begins a stream; a task of its own serves it until its end. The connection, and so the drain, waits for the reply's end.
-    pub fn open_stream(
+    /// Opens a stream, which a task of its own serves. The connection, and so the drain, waits until its last reply
+    /// was read.
+    pub(crate) fn open_stream(
         self: &Arc<Self>,
         requests: impl Stream<Item = Result<StreamSendMsgRequest, Status>> + Send + 'static,
         call: Call<'_>,
         lifetime: Lifetime,
-    ) -> Result<(Replies, Place), Failure> {
+    ) -> Result<(ReplyStream, Arc<ResponsePermit>), Failure> {
         let now = Instant::now();
-        // Refused when it leaves no time at all.
+        // Reject the call if its deadline leaves no time at all.
         self.timing.answer_by(call.arrival, call.timeout, now)?;
-        let place = self.streams.clone().try_acquire_owned();
-        let place = place.map_err(|_| Failure::Overloaded("too many streams are open".into()))?;
-        // A time-out may reach beyond what an Instant can hold.
+        let permit = self.streams.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            Failure::Overloaded(
+                "too many send streams are open; retry after the delay, or raise MAX_SEND_STREAMS".into(),
+            )
+        })?;
+        // A timeout may reach beyond what an Instant can hold.
         let left = call.timeout.and_then(|timeout| self.timing.before_deadline(timeout));
         let until = left.and_then(|left| call.arrival.checked_add(left));
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value)).map(<[u8]>::to_vec);
-        let unwritten = Held::new([place]);
-        let (outlet, replies) = replies::channel(unwritten.clone());
+        let unwritten = ResponsePermit::new([permit]);
+        let (reply_sender, replies) = replies::channel(unwritten.clone());
         let (sender, reports) = mpsc::unbounded_channel();
         let this = self.clone();
         let entries = Entries::new(self.clone(), traceparent, until, sender);
@@ -58,14 +64,13 @@ impl Sender {
         tokio::spawn(async move {
             let open = gauge!(SEND_STREAMS);
             open.increment(1);
-            Serving { sender: this, entries, reports, until }.run(requests, outlet, lifetime).await;
+            Serving { sender: this, entries, reports, until }.run(requests, reply_sender, lifetime).await;
             open.decrement(1);
         });
         Ok((replies, unwritten))
     }
 }
 
-/// Counts how a stream ended.
 fn ended(outcome: &'static str) {
     answered("StreamSendMsg", outcome);
 }
@@ -74,34 +79,34 @@ struct Serving {
     sender: Arc<Sender>,
     entries: Entries,
     reports: mpsc::UnboundedReceiver<Report>,
-    /// When the caller's deadline ends the stream, and how.
+    /// When the caller's deadline ends the stream, and the error for that.
     until: Option<(Instant, Failure)>,
 }
 
-/// How a stream ends, once everything is answered.
+/// How a stream ends, after every entry has a result.
 type End = Result<(), Status>;
 
-/// A request that was read, and waits for places for its results.
-struct Ahead {
+/// A request that was read, and waits for permits for its results.
+struct PendingRequest {
     request: StreamSendMsgRequest,
-    /// None when they did not come in time.
-    places: BoxFuture<'static, Option<OwnedSemaphorePermit>>,
-    _held: arriving::Held,
+    /// `None` if the permits were not available in time.
+    permits: BoxFuture<'static, Option<OwnedSemaphorePermit>>,
+    _permit: BufferPermit,
 }
 
 impl Serving {
-    /// Serves the stream until its last reply is taken.
+    /// Serves the stream until its last reply was read.
     async fn run(
         self,
         requests: impl Stream<Item = Result<StreamSendMsgRequest, Status>>,
-        outlet: Outlet,
+        reply_sender: ReplySender,
         lifetime: Lifetime,
     ) {
         let Serving { sender, mut entries, mut reports, mut until } = self;
-        let Outlet { replies, gone: all_taken } = outlet;
+        let ReplySender { replies, done: all_read } = reply_sender;
         let mut requests = pin!(requests);
-        let mut all_taken = pin!(all_taken);
-        let mut ahead: Option<Ahead> = None;
+        let mut all_read = pin!(all_read);
+        let mut pending: Option<PendingRequest> = None;
         let mut ending = pin!(lifetime.ending());
         let mut timer_at = Instant::now() + NOTHING_DUE;
         let mut timer = pin!(tokio::time::sleep_until(timer_at.into()));
@@ -115,55 +120,56 @@ impl Serving {
                         let _ = replies.send(Err(status)).await;
                     }
                     drop(replies);
-                    let _ = all_taken.await;
+                    let _ = all_read.await;
                 };
                 last.await;
                 return;
             }
             if end.is_some() {
-                // It was not taken, and the end says so.
-                ahead = None;
+                // The request was not accepted, and the end of the stream says so.
+                pending = None;
             }
-            let due = until.iter().map(|(until, _)| *until).chain(entries.look_at()).min();
+            let due = until.iter().map(|(until, _)| *until).chain(entries.next_timeout()).min();
             if let Some(due) = due.filter(|due| *due != timer_at) {
                 timer_at = due;
                 timer.as_mut().reset(due.into());
             }
             tokio::select! {
-                // Reports first and requests last: results go out together, and what is in flight falls before it rises.
+                // Reports first and requests last: then a reply has many results, and permits in flight are released
+                // before more are acquired.
                 biased;
-                _ = &mut all_taken => return ended("CANCELLED"),
-                _ = reports.recv_many(&mut ready, MOST_MSGS), if entries.are_open() => {
+                _ = &mut all_read => return ended("CANCELLED"),
+                _ = reports.recv_many(&mut ready, MAX_REQUEST_MSGS), if entries.are_open() => {
                     ready.drain(..).for_each(|report| entries.report(report));
                 }
                 Some(stored) = entries.stored.next(), if !entries.stored.is_empty() => entries.stored(stored),
-                Ok(place) = replies.reserve(), if !entries.results.is_empty() => {
-                    place.send(Ok(entries.reply()));
+                Ok(slot) = replies.reserve(), if !entries.results.is_empty() => {
+                    slot.send(Ok(entries.reply()));
                 }
                 () = &mut ending, if end.is_none() => end = Some(ended_by(Failure::StreamEnded)),
                 () = &mut timer => {
                     let now = Instant::now();
-                    entries.look(now);
+                    entries.expire(now);
                     if let Some((_, failure)) = until.take_if(|(until, _)| *until <= now) && end.is_none() {
                         end = Some(ended_by(failure));
                     }
                     timer_at = now + NOTHING_DUE;
                     timer.as_mut().reset(timer_at.into());
                 }
-                () = room(entries.held_up.as_ref()) => entries.try_again(),
-                places = places(ahead.as_mut()) => if let Some(Ahead { request, .. }) = ahead.take() {
-                    end = match places {
-                        Some(places) => entries.take(request, places).err().map(ended_by),
-                        None => Some(ended_by(results_not_taken())),
+                () = capacity(entries.blocked.as_ref()) => entries.retry_blocked(),
+                permits = permits(pending.as_mut()) => if let Some(PendingRequest { request, .. }) = pending.take() {
+                    end = match permits {
+                        Some(permits) => entries.accept(request, permits).err().map(ended_by),
+                        None => Some(ended_by(too_many_unread_results())),
                     };
                 },
-                request = requests.next(), if end.is_none() && ahead.is_none() && entries.have_room() => match request {
+                request = requests.next(), if end.is_none() && pending.is_none() && entries.have_capacity() => match request {
                     Some(Ok(request)) => {
-                        let taken = match sender.results.clone().try_acquire_many_owned(results_of(&request)) {
-                            Ok(places) => entries.take(request, places),
-                            Err(_) => sender.read_ahead(request).map(|read| ahead = Some(read)),
+                        let accepted = match sender.results.clone().try_acquire_many_owned(results_of(&request)) {
+                            Ok(permits) => entries.accept(request, permits),
+                            Err(_) => sender.await_permits(request).map(|read| pending = Some(read)),
                         };
-                        end = taken.err().map(ended_by);
+                        end = accepted.err().map(ended_by);
                     }
                     Some(Err(status)) => end = Some(broken_by(status)),
                     None => end = Some((Ok(()), "OK")),
@@ -174,18 +180,18 @@ impl Serving {
 }
 
 impl Sender {
-    /// Places for the results of a request. Whoever takes no results must not make the gateway read on: what is read and has
-    /// no places yet is counted as what waits for room in flight.
-    fn read_ahead(&self, request: StreamSendMsgRequest) -> Result<Ahead, Failure> {
-        let held = self.held_up.hold(memory_of(&request.entries)).ok_or_else(results_not_taken)?;
-        let places =
+    /// Waits for permits for the results of a request. A caller that reads no results must not make the gateway read
+    /// on, so a request without permits counts among the requests that wait for capacity.
+    fn await_permits(&self, request: StreamSendMsgRequest) -> Result<PendingRequest, Failure> {
+        let permit = self.blocked_requests.acquire(memory_of(&request.entries)).ok_or_else(too_many_unread_results)?;
+        let permits =
             tokio::time::timeout(self.timing.max_wait, self.results.clone().acquire_many_owned(results_of(&request)));
-        let places = Box::pin(async move { places.await.ok().and_then(Result::ok) });
-        Ok(Ahead { request, places, _held: held })
+        let permits = Box::pin(async move { permits.await.ok().and_then(Result::ok) });
+        Ok(PendingRequest { request, permits, _permit: permit })
     }
 }
 
-/// What entries take in memory, decoded: an attribute of a few bytes is two texts in a tree.
+/// Returns the memory of decoded entries: an attribute of a few bytes is two strings in a tree.
 fn memory_of<'a>(entries: impl IntoIterator<Item = &'a StreamSendEntry>) -> usize {
     const ATTRIBUTE_BYTES: usize = 160;
     let of = |entry: &StreamSendEntry| {
@@ -196,23 +202,25 @@ fn memory_of<'a>(entries: impl IntoIterator<Item = &'a StreamSendEntry>) -> usiz
 }
 
 fn results_of(request: &StreamSendMsgRequest) -> u32 {
-    u32::try_from(request.entries.len().min(MOST_MSGS)).expect("it is small")
+    u32::try_from(request.entries.len().min(MAX_REQUEST_MSGS)).expect("it is small")
 }
 
-fn results_not_taken() -> Failure {
-    Failure::Overloaded("too many results of streams are not taken".into())
+fn too_many_unread_results() -> Failure {
+    Failure::Overloaded(
+        "too many stream results are unread; continue with a new stream, or raise MAX_UNREAD_RESULTS".into(),
+    )
 }
 
-async fn places(ahead: Option<&mut Ahead>) -> Option<OwnedSemaphorePermit> {
-    match ahead {
-        Some(ahead) => ahead.places.as_mut().await,
+async fn permits(pending: Option<&mut PendingRequest>) -> Option<OwnedSemaphorePermit> {
+    match pending {
+        Some(pending) => pending.permits.as_mut().await,
         None => std::future::pending().await,
     }
 }
 
-async fn room(held_up: Option<&HeldUp>) {
-    match held_up {
-        Some(held_up) => held_up.room.freed().await,
+async fn capacity(blocked: Option<&BlockedEntries>) {
+    match blocked {
+        Some(blocked) => blocked.capacity.released().await,
         None => std::future::pending().await,
     }
 }
@@ -222,8 +230,8 @@ fn ended_by(failure: Failure) -> (End, &'static str) {
     (Err(failure.into()), outcome)
 }
 
-/// The transport's errors reach us as a request that cannot be read. Ours are among them: a request that takes too long to
-/// arrive, for instance.
+/// Ends the stream with an error of the transport, which comes as a request that cannot be read. Some are the
+/// gateway's own errors: for example, a request that was not received in time.
 fn broken_by(status: Status) -> (End, &'static str) {
     if status.details().is_empty() {
         return (Err(with_reason_of_transport(&status)), "BAD_REQUEST");

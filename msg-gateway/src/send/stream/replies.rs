@@ -1,6 +1,8 @@
-//! The replies of one stream on their way to its caller. A caller that does not read them loses its connection: see `unread.rs`.
+//! The replies of one stream, until its caller reads them. A caller that does not read them is disconnected: see
+//! `unread.rs`.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::stream::Stream;
@@ -8,43 +10,44 @@ use msg_common::proto::StreamSendMsgResponse;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tonic::Status;
 
-use crate::place::Place;
+use crate::response_permit::ResponsePermit;
 
-/// A reply, and the places of its results among all that are not taken yet.
+/// A reply, and the permits of its results.
 pub(super) struct Reply {
     pub(super) response: StreamSendMsgResponse,
-    pub(super) places: OwnedSemaphorePermit,
+    pub(super) permits: OwnedSemaphorePermit,
 }
 
-/// What the caller reads.
-pub struct Replies {
+/// The replies of one stream, as its caller reads them.
+pub(crate) struct ReplyStream {
     replies: mpsc::Receiver<Result<Reply, Status>>,
-    /// The permits of replies that are with the connection, which releases them as it writes.
-    unwritten: Place,
-    _here: oneshot::Sender<()>,
+    /// The permits of the replies that the connection has not written yet. It releases them as it writes.
+    unwritten: Arc<ResponsePermit>,
+    _reading: oneshot::Sender<()>,
 }
 
-/// Where replies go.
-pub(super) struct Outlet {
+/// Sends the replies of one stream.
+pub(super) struct ReplySender {
     pub(super) replies: mpsc::Sender<Result<Reply, Status>>,
-    /// Ends when nobody reads any more, or all was read.
-    pub(super) gone: oneshot::Receiver<()>,
+    /// Completes when the caller has disconnected, or has read every reply.
+    pub(super) done: oneshot::Receiver<()>,
 }
 
-/// A reply waits in the channel while the next one grows: who reads slowly gets fewer and larger ones.
-pub(super) fn channel(unwritten: Place) -> (Outlet, Replies) {
+/// Creates the channel of one reply. While a reply waits in it, the next one grows: a slow reader gets fewer and
+/// larger replies.
+pub(super) fn channel(unwritten: Arc<ResponsePermit>) -> (ReplySender, ReplyStream) {
     let (replies, receiver) = mpsc::channel(1);
-    let (here, gone) = oneshot::channel();
-    (Outlet { replies, gone }, Replies { replies: receiver, unwritten, _here: here })
+    let (reading, done) = oneshot::channel();
+    (ReplySender { replies, done }, ReplyStream { replies: receiver, unwritten, _reading: reading })
 }
 
-impl Stream for Replies {
+impl Stream for ReplyStream {
     type Item = Result<StreamSendMsgResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Poll::Ready(match ready!(self.replies.poll_recv(cx)) {
-            Some(Ok(Reply { response, places })) => {
-                self.unwritten.add(places);
+            Some(Ok(Reply { response, permits })) => {
+                self.unwritten.add(permits);
                 Some(Ok(response))
             }
             Some(Err(status)) => Some(Err(status)),

@@ -1,4 +1,5 @@
-//! One WatchMsgs stream's task: sends what is in the feed, and reads from the table what is not there any more.
+//! The task of one WatchMsgs stream: sends rows from the feed, and reads rows that are not cached any more from the
+//! table.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -10,23 +11,24 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::incoming::Lifetime;
-use crate::live::feed::size;
-use crate::live::look::Turn;
-use crate::live::watch::{Parcel, Watched, most_permits};
 use crate::metrics::answered;
 use crate::read::pull::Query;
 use crate::status::Failure;
+use crate::watch::feed::size;
+use crate::watch::queries::CatchUpPermit;
+use crate::watch::watched::{BufferedEvent, Watched, max_permits};
 
-/// Most messages, and bytes but for one message, of one event. Small: it is what a stream holds whose caller does not read.
+/// Maximum messages and bytes of one event, which may be exceeded by a single message. Small, because a stream whose
+/// caller does not read holds that much.
 const EVENT_ROWS: usize = 500;
 const EVENT_BYTES: usize = 64 << 10;
-/// How long to wait after the database did not answer.
-const PAUSE: Duration = Duration::from_millis(200);
+/// How long to wait after a failed query.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// One stream's task.
+/// The task of one stream.
 pub(super) struct Watcher {
     watched: Watched,
-    /// The last seq that was sent of each inbox.
+    /// The last `seq` that was sent, by index of the inbox.
     pub(super) cursors: Vec<i64>,
     omit_content: bool,
     lifetime: Lifetime,
@@ -39,9 +41,9 @@ impl Watcher {
 
     pub(super) async fn run(
         mut self,
-        events: mpsc::Sender<Arc<Parcel>>,
+        events: mpsc::Sender<Arc<BufferedEvent>>,
         end: Arc<OnceLock<Failure>>,
-        gone: CancellationToken,
+        disconnected: CancellationToken,
     ) {
         let lifetime = self.lifetime.clone();
         let failure = tokio::select! {
@@ -52,23 +54,24 @@ impl Watcher {
         answered("WatchMsgs", failure.as_ref().map_or("OK", Failure::outcome));
         let Some(failure) = failure else { return };
         let is_slow = failure == Failure::SlowReader;
-        // It is told when the stream is at its end, which is when `events` is dropped.
+        // The stream reads it at its end, which comes when `events` is dropped.
         let _ = end.set(failure);
         drop(events);
-        let patience = self.watched.watches().response_read_timeout;
+        let timeout = self.watched.watches().response_read_timeout;
         drop(self);
-        // What its connection holds of it goes only with the stream, or else with the connection.
-        if is_slow && tokio::time::timeout(patience, gone.cancelled()).await.is_err() {
-            lifetime.end_for_silence();
+        // The connection holds the stream's bytes until the stream or the connection is closed.
+        if is_slow && tokio::time::timeout(timeout, disconnected.cancelled()).await.is_err() {
+            lifetime.disconnect_slow_reader();
         }
     }
 
-    /// Until nothing is read of it for too long. Heartbeats go on whatever the next messages wait for.
-    async fn send_all(&mut self, events: &mpsc::Sender<Arc<Parcel>>) -> Failure {
+    /// Sends events until the caller has not read for the stall timeout. Heartbeats continue while the next messages
+    /// wait for a permit.
+    async fn send_all(&mut self, events: &mpsc::Sender<Arc<BufferedEvent>>) -> Failure {
         let watches = self.watched.watches().clone();
         let options = &watches.options;
         let mut sent = Sent::default();
-        // The first event is one, whatever there is to send already: the caller learns from it that the watch has begun.
+        // The first event is always a heartbeat: it shows the caller that the watch has started.
         let Ok(slot) = events.reserve().await else { std::future::pending().await };
         sent.send(Some(slot), heartbeat(), None);
         let mut heartbeat_at = Instant::now() + options.heartbeat_interval;
@@ -78,8 +81,8 @@ impl Watcher {
             };
             let Ok(slot) = slot else { std::future::pending().await };
             let (mut slot, mut event, mut stalled_at) = (Some(slot), None, Instant::now());
-            // Not before there is a slot: what comes meanwhile goes with the same event. It stays what it is when a heartbeat
-            // comes in between: it may have waited for its turn for long.
+            // Gather only when a slot is free: messages that come meanwhile are in the same event. The future is kept
+            // when a heartbeat is sent in between, because it may have waited for its catch-up permit for long.
             let gathering = self.gather();
             tokio::pin!(gathering);
             while event.is_none() || slot.is_none() {
@@ -104,29 +107,31 @@ impl Watcher {
         }
     }
 
-    /// The next messages, with the permit for their bytes, which is there before they are. Waits for as long as it takes.
+    /// Returns the next messages, with the permit for their bytes, which is acquired before they are read. Waits
+    /// without limit.
     async fn gather(&mut self) -> (WatchMsgsResponse, Option<OwnedSemaphorePermit>) {
         let watches = self.watched.watches().clone();
         let mut bytes = EVENT_BYTES;
-        let mut turn = None;
+        let mut catch_up = None;
         loop {
-            self.watched.mailbox.marked().await;
-            let permits = u32::try_from(bytes.min(most_permits(&watches.options))).expect("no more than that");
+            self.watched.pending.marked().await;
+            let permits = u32::try_from(bytes.min(max_permits(&watches.options))).expect("no more than that");
             let permit = watches.buffered.clone().acquire_many_owned(permits).await;
             let mut permit = permit.expect("it is never closed");
-            match self.gather_up_to(bytes, turn.as_ref()).await {
-                Gathered::Nothing => (bytes, turn) = (EVENT_BYTES, None),
-                // One message that is larger: its permit, and then again. Nobody holds one while it waits for another, or for its
-                // turn: who catches up must not keep the buffer from those who have.
+            match self.gather_up_to(bytes, catch_up.as_ref()).await {
+                Gathered::Nothing => (bytes, catch_up) = (EVENT_BYTES, None),
+                // A single larger message: acquire a permit of its size and gather again. No watcher holds a permit of
+                // the buffer while it waits for another one or to catch up: watchers that catch up must not block
+                // those that have caught up.
                 Gathered::TooLarge(larger) => bytes = larger,
                 Gathered::Catchup => {
                     drop(permit);
-                    turn = Some(watches.looker.turn().await);
+                    catch_up = Some(watches.queries.acquire_catch_up().await);
                 }
                 Gathered::Failed => {
                     drop(permit);
-                    (bytes, turn) = (EVENT_BYTES, None);
-                    tokio::time::sleep(PAUSE).await;
+                    (bytes, catch_up) = (EVENT_BYTES, None);
+                    tokio::time::sleep(RETRY_INTERVAL).await;
                 }
                 Gathered::Event(event, size) => {
                     let unused = permit.num_permits().saturating_sub(size);
@@ -137,58 +142,58 @@ impl Watcher {
         }
     }
 
-    async fn gather_up_to(&mut self, most: usize, turn: Option<&Turn>) -> Gathered {
+    async fn gather_up_to(&mut self, max_bytes: usize, catch_up: Option<&CatchUpPermit>) -> Gathered {
         let watches = self.watched.watches().clone();
-        // A large message goes alone: nobody gets many small ones in an event of its size.
-        let most_rows = if most > EVENT_BYTES { 1 } else { EVENT_ROWS };
+        // A large message is sent alone. Otherwise a stream could get many small messages in an event of that size.
+        let max_rows = if max_bytes > EVENT_BYTES { 1 } else { EVENT_ROWS };
         let (mut msgs, mut bytes, mut behind) = (Vec::new(), 0, false);
-        while msgs.len() < most_rows && bytes < most {
-            let Some(place) = self.watched.mailbox.next() else { break };
-            let (recv_id, cursor) = (&self.watched.recv_ids[place], self.cursors[place]);
-            let mut taken = watches.feed.take(recv_id, cursor, most_rows - msgs.len(), most - bytes);
-            if taken.tip <= cursor {
+        while msgs.len() < max_rows && bytes < max_bytes {
+            let Some(index) = self.watched.pending.next() else { break };
+            let (recv_id, cursor) = (&self.watched.recv_ids[index], self.cursors[index]);
+            let mut slice = watches.feed.slice(recv_id, cursor, max_rows - msgs.len(), max_bytes - bytes);
+            if slice.tip <= cursor {
                 continue;
             }
-            let from_table = taken.rows.is_empty();
+            let from_table = slice.rows.is_empty();
             if from_table {
                 if !msgs.is_empty() {
-                    self.watched.mailbox.mark(place);
+                    self.watched.pending.mark(index);
                     break;
                 }
-                let Some(turn) = turn else {
-                    self.watched.mailbox.put_back(place);
+                let Some(catch_up) = catch_up else {
+                    self.watched.pending.put_back(index);
                     return Gathered::Catchup;
                 };
-                // Boxed: it is seldom, and would be most of what an idle watcher's task takes.
-                let Some(rows) = Box::pin(self.page(turn, place, most, most_rows)).await else {
-                    self.watched.mailbox.put_back(place);
+                // Boxed: it is rare, and would be most of the memory of an idle watcher's task.
+                let Some(rows) = Box::pin(self.page(catch_up, index, max_bytes, max_rows)).await else {
+                    self.watched.pending.put_back(index);
                     return Gathered::Failed;
                 };
-                taken.rows = rows;
-                // What is not there at all is not waited for.
-                if taken.rows.is_empty() {
+                slice.rows = rows;
+                // A row that does not exist at all is not waited for.
+                if slice.rows.is_empty() {
                     continue;
                 }
             }
-            let size: usize = taken.rows.iter().map(|row| size(row)).sum();
-            if bytes + size > most {
+            let size: usize = slice.rows.iter().map(|row| size(row)).sum();
+            if bytes + size > max_bytes {
                 if msgs.is_empty() {
-                    self.watched.mailbox.put_back(place);
+                    self.watched.pending.put_back(index);
                     return Gathered::TooLarge(size);
                 }
-                self.watched.mailbox.mark(place);
+                self.watched.pending.mark(index);
                 break;
             }
             let source = if from_table { &watches.from_table } else { &watches.from_cache };
-            source.increment(taken.rows.len() as u64);
+            source.increment(slice.rows.len() as u64);
             bytes += size;
-            let cursor = taken.rows.last().map_or(cursor, |last| last.seq);
-            self.cursors[place] = cursor;
-            if cursor < taken.tip {
+            let cursor = slice.rows.last().map_or(cursor, |last| last.seq);
+            self.cursors[index] = cursor;
+            if cursor < slice.tip {
                 behind = true;
-                self.watched.mailbox.mark(place);
+                self.watched.pending.mark(index);
             }
-            msgs.extend(taken.rows.iter().map(|row| copy(row, self.omit_content)));
+            msgs.extend(slice.rows.iter().map(|row| copy(row, self.omit_content)));
             if from_table {
                 break;
             }
@@ -199,56 +204,61 @@ impl Watcher {
         Gathered::Event(WatchMsgsResponse { event: Some(Event::Msgs(WatchedMsgs { msgs, behind })) }, bytes)
     }
 
-    /// What comes next in an inbox, from the table: up to `most` bytes, but for one message. `None` when it did not answer.
-    async fn page(&self, turn: &Turn, place: usize, most: usize, most_rows: usize) -> Option<Vec<Arc<StoredMsg>>> {
+    /// Returns the next rows of an inbox from the table: up to `max_bytes`, and at least one. `None` if the query
+    /// failed.
+    async fn page(
+        &self,
+        catch_up: &CatchUpPermit,
+        index: usize,
+        max_bytes: usize,
+        max_rows: usize,
+    ) -> Option<Vec<Arc<StoredMsg>>> {
         let watches = self.watched.watches();
-        let page_size = i32::try_from(most_rows).expect("it is small");
-        let recv_id = self.watched.recv_ids[place].to_string();
-        let query = Query::after(recv_id, self.cursors[place], page_size, self.omit_content);
-        let page = watches.looker.page(turn, &query, i64::try_from(most).unwrap_or(i64::MAX)).await;
+        let page_size = i32::try_from(max_rows).expect("it is small");
+        let recv_id = self.watched.recv_ids[index].to_string();
+        let query = Query::after(recv_id, self.cursors[index], page_size, self.omit_content);
+        let page = watches.queries.page(catch_up, &query, i64::try_from(max_bytes).unwrap_or(i64::MAX)).await;
         let (rows, _) = page.ok()?;
-        // It counts bytes in another way.
+        // The query counts bytes differently.
         let mut sum = 0;
         let fits = rows.into_iter().enumerate().take_while(|(number, row)| {
             sum += size(row);
-            *number == 0 || sum <= most
+            *number == 0 || sum <= max_bytes
         });
         Some(fits.map(|(_, row)| Arc::new(row)).collect())
     }
 }
 
 enum Gathered {
-    /// There is nothing to send.
     Nothing,
-    /// What is next has to be read from the table, for which it is not our turn.
+    /// The next rows have to be read from the table, and that needs a catch-up permit.
     Catchup,
-    /// The table did not answer.
     Failed,
-    /// So many bytes are needed for the next message alone.
+    /// The next message alone needs this many bytes.
     TooLarge(usize),
-    /// An event, and its bytes.
+    /// An event and its bytes.
     Event(WatchMsgsResponse, usize),
 }
 
-/// What may still lie with a caller who does not read: one event that waits, and one that was taken before it.
+/// The events that a caller who does not read may still hold: one in the channel, and one that was received before it.
 #[derive(Default)]
-struct Sent([Option<Arc<Parcel>>; 2]);
+struct Sent([Option<Arc<BufferedEvent>>; 2]);
 
 impl Sent {
     fn send(
         &mut self,
-        slot: Option<mpsc::Permit<'_, Arc<Parcel>>>,
+        slot: Option<mpsc::Permit<'_, Arc<BufferedEvent>>>,
         event: WatchMsgsResponse,
         permit: Option<OwnedSemaphorePermit>,
     ) {
         let Some(slot) = slot else { return };
-        let parcel = Arc::new(Parcel::new(event, permit));
-        self.0 = [self.0[1].take(), Some(parcel.clone())];
-        slot.send(parcel);
+        let buffered = Arc::new(BufferedEvent::new(event, permit));
+        self.0 = [self.0[1].take(), Some(buffered.clone())];
+        slot.send(buffered);
     }
 
     fn slow_reader(&self) -> Failure {
-        self.0.iter().flatten().for_each(|parcel| parcel.clear());
+        self.0.iter().flatten().for_each(|buffered| buffered.clear());
         Failure::SlowReader
     }
 }

@@ -1,16 +1,19 @@
-//! How a watch opens, with a table that answers as the test wants.
+//! How a watch opens, with a table that returns what the test wants.
 
 use msg_common::config::read;
 use msg_common::proto::{HintedInbox, InboxCursor, StoredHint};
 
 use super::*;
+use crate::config::Config;
+use crate::watch::feed::Feed;
+use crate::watch::queries::WatchQueries;
 
-/// Nobody connects to it.
+/// Watches with a database that is never connected to.
 fn watches(feed: &Arc<Feed>) -> Arc<Watches> {
     let words = ["msg-gateway", "--database-url", "postgres://localhost/nowhere"].map(Into::into);
     let config: Config = read(words).unwrap_or_else(|_| panic!("the settings are good"));
-    let looker = Arc::new(Looker::new(&config.database, 1).expect("it connects only when used"));
-    Arc::new(Watches::new(feed.clone(), looker, Arc::default(), &config))
+    let queries = Arc::new(WatchQueries::new(&config.database, 1).expect("it connects only when used"));
+    Arc::new(Watches::new(feed.clone(), queries, Arc::default(), &config))
 }
 
 fn bob(after_seq: Option<i64>) -> WatchMsgsRequest {
@@ -22,7 +25,7 @@ fn stored_up_to(feed: &Feed, seq: i64) {
     feed.hinted(&StoredHint { inboxes: vec![HintedInbox { recv_id: "bob".into(), seq }] });
 }
 
-/// A watch while the table is asked how far it reaches: what is stored right then is hinted, and seen by nobody else.
+/// A message is stored while the last `seq` is queried: it is hinted, and no other watcher exists.
 #[tokio::test]
 async fn hint_while_a_watch_opens_is_not_missed() {
     let feed = Arc::new(Feed::new(1 << 20));
@@ -33,10 +36,10 @@ async fn hint_while_a_watch_opens_is_not_missed() {
     };
     let watcher = watches.watcher(bob(None), Lifetime::default(), last_seqs).await.expect("it opens");
     assert_eq!(watcher.cursors, [5]);
-    assert_eq!(feed.next_unread(9), [("bob".into(), 5)], "what the hint told of is read");
+    assert_eq!(feed.next_unread(9), [("bob".into(), 5)], "the hinted row is read");
 }
 
-/// The table went back (restored, say) while somebody watched what is not there any more.
+/// The table went back (a restore, for example) while another watcher had higher rows.
 #[tokio::test]
 async fn watch_from_now_on_starts_at_the_table_not_at_others_tip() {
     let feed = Arc::new(Feed::new(1 << 20));
@@ -49,16 +52,16 @@ async fn watch_from_now_on_starts_at_the_table_not_at_others_tip() {
     let second = open(None, 5).await;
     assert_eq!(second.cursors, [5], "6 to 9 are stored again, and are new to it");
     assert_eq!(open(Some(3), 5).await.cursors, [3]);
-    assert_eq!(open(Some(20), 5).await.cursors, [20], "what is asked for is not lowered");
+    assert_eq!(open(Some(20), 5).await.cursors, [20], "the requested cursor is not lowered");
 }
 
 #[tokio::test]
 async fn watch_that_cannot_open_leaves_nothing_behind() {
     let feed = Arc::new(Feed::new(1 << 20));
     let watches = watches(&feed);
-    let away = async |_| Err(Failure::DatabaseUnavailable("away".into()));
-    let opened = watches.watcher(bob(None), Lifetime::default(), away).await.map(|watcher| watcher.cursors);
-    assert_eq!(opened, Err(Failure::DatabaseUnavailable("away".into())));
-    assert!(feed.is_empty());
-    assert_eq!(watches.taken(), (0, 0));
+    let unavailable = async |_| Err(Failure::DatabaseUnavailable("unavailable".into()));
+    let opened = watches.watcher(bob(None), Lifetime::default(), unavailable).await.map(|watcher| watcher.cursors);
+    assert_eq!(opened, Err(Failure::DatabaseUnavailable("unavailable".into())));
+    assert_eq!(feed.len(), 0);
+    assert_eq!(watches.usage(), (0, 0));
 }

@@ -12,64 +12,62 @@ use crate::metrics::SLOW_READER_DISCONNECTS;
 use crate::status::Failure;
 
 /// Bytes of a response that its call's own permit covers. A result of a send and nearly every error are smaller.
-pub const SMALL_RESPONSE: usize = 8 << 10;
+pub(crate) const SMALL_RESPONSE: usize = 8 << 10;
 
-/// The permits of a response. They go among its extensions, and from there with its bytes.
-pub type Place = Arc<Held>;
-
-/// What a response holds until it is written.
+/// The permits that a response holds until it is written.
 #[derive(Debug)]
-pub struct Held {
-    /// Until all of it is written.
+pub(crate) struct ResponsePermit {
+    /// Permits that are held until all of it is written.
     _whole: Vec<OwnedSemaphorePermit>,
-    /// Of the messages of a stream that were polled and are not among its bytes yet.
+    /// Permits of stream messages that were polled and are not among its bytes yet.
     polled: Mutex<Vec<OwnedSemaphorePermit>>,
 }
 
-impl Held {
-    /// Permits that the response holds as a whole.
-    pub fn new(permits: impl IntoIterator<Item = OwnedSemaphorePermit>) -> Place {
-        Arc::new(Held { _whole: permits.into_iter().collect(), polled: Mutex::default() })
+impl ResponsePermit {
+    pub(crate) fn new(permits: impl IntoIterator<Item = OwnedSemaphorePermit>) -> Arc<Self> {
+        Arc::new(ResponsePermit { _whole: permits.into_iter().collect(), polled: Mutex::default() })
     }
 
     /// Adds the permit of a message of a stream. It goes with the bytes that come next: tonic encodes a message when it is polled.
-    pub fn add(&self, permit: OwnedSemaphorePermit) {
+    pub(crate) fn add(&self, permit: OwnedSemaphorePermit) {
         self.polled.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
     }
 
-    /// The permits of the messages that were polled since the last bytes.
-    pub fn take(&self) -> Vec<OwnedSemaphorePermit> {
+    /// Returns the permits of the messages that were polled since the last bytes.
+    pub(crate) fn take(&self) -> Vec<OwnedSemaphorePermit> {
         std::mem::take(&mut *self.polled.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Bytes of responses that are not written yet, over all connections; those of watches have a budget of their own.
+/// The budget of response bytes that are not written yet, over all connections. Events of watches have a budget of
+/// their own.
 #[derive(Debug)]
-pub struct ResponseBudget {
+pub(crate) struct ResponseBudget {
     free: Arc<Semaphore>,
     max: u32,
 }
 
 impl ResponseBudget {
-    /// Capacity for `max` bytes.
-    pub fn new(max: usize) -> Arc<Self> {
+    /// Creates a budget of `max` bytes.
+    pub(crate) fn new(max: usize) -> Arc<Self> {
         let max = u32::try_from(max).unwrap_or(u32::MAX);
         let permits = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Arc::new(ResponseBudget { free: Arc::new(Semaphore::new(permits)), max })
     }
 
-    /// Bytes that are held.
-    pub fn used(&self) -> usize {
+    /// Returns the bytes in use.
+    pub(crate) fn used(&self) -> usize {
         (self.max as usize).saturating_sub(self.free.available_permits())
     }
 
-    /// A permit for a response of up to `bytes`, or an error now. A response that is larger than all of the capacity needs all of it.
-    pub fn try_acquire(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
+    /// Acquires a permit for a response of up to `bytes`, or fails immediately. A response that is larger than the
+    /// budget needs all of it.
+    pub(crate) fn try_acquire(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
         self.free.clone().try_acquire_many_owned(self.permits(bytes)).map_err(|_| self.full())
     }
 
-    /// The same, or an error at `by`.
-    pub async fn acquire(&self, bytes: usize, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+    /// Acquires a permit as above, or fails at `by`.
+    pub(crate) async fn acquire(&self, bytes: usize, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
         let permit = self.free.clone().acquire_many_owned(self.permits(bytes));
         let permit = tokio::time::timeout_at(by.into(), permit).await.map_err(|_| self.full())?;
         Ok(permit.expect("the semaphore is never closed"))
@@ -89,12 +87,12 @@ impl ResponseBudget {
 }
 
 /// Releases what a permit has beyond `bytes`.
-pub fn shrink(permit: &mut OwnedSemaphorePermit, bytes: usize) {
+pub(crate) fn shrink(permit: &mut OwnedSemaphorePermit, bytes: usize) {
     drop(permit.split(permit.num_permits().saturating_sub(bytes)));
 }
 
 /// Closes the connection of a caller that does not read what it requested.
-pub fn end_for_silence(connection: &CancellationToken) {
+pub(crate) fn disconnect_slow_reader(connection: &CancellationToken) {
     if connection.is_cancelled() {
         return;
     }

@@ -1,41 +1,41 @@
-//! Which entries of a stream have to come again before others may go: after one to an inbox was not sent, or its outcome is
-//! unknown, whatever is sent to that inbox would be out of order.
+//! The entries of a stream that failed and have to be sent again. After an entry was not sent, or its outcome is
+//! unknown, any other entry to the same inbox would be out of order.
 
 use std::collections::{HashMap, VecDeque};
 
 use uuid::Uuid;
 
-/// The failed entries of each inbox, in the order in which they first came.
+/// The failed entries of each inbox, by rank: the order in which they first came.
 #[derive(Debug, Default)]
-pub(super) struct Failed {
-    inboxes: HashMap<String, VecDeque<Place>>,
+pub(super) struct FailedEntries {
+    inboxes: HashMap<String, VecDeque<FailedEntry>>,
     len: usize,
-    /// Of the names of the inboxes.
+    /// Bytes of the names of the inboxes.
     name_bytes: usize,
 }
 
-/// What an inbox takes besides its name, and what an entry takes.
+/// Bytes that an inbox needs in addition to its name, and bytes of an entry.
 const INBOX_BYTES: usize = 160;
 const ENTRY_BYTES: usize = 64;
 
 #[derive(Debug)]
-struct Place {
+struct FailedEntry {
     rank: u64,
     msg_id: Uuid,
 }
 
-impl Failed {
-    /// Whether an entry may go now: the rank to send it with, which is `rank` unless it has one from before. `None`: another
-    /// has to come first.
-    pub(super) fn turn(&self, recv_id: &str, msg_id: Uuid, rank: u64) -> Option<u64> {
+impl FailedEntries {
+    /// Returns the rank to send an entry with, or `None` if another entry to its inbox has to be sent first. The rank
+    /// is `rank`, unless the entry failed before and has one.
+    pub(super) fn rank_if_next(&self, recv_id: &str, msg_id: Uuid, rank: u64) -> Option<u64> {
         let Some(first) = self.inboxes.get(recv_id).and_then(VecDeque::front) else {
             return Some(rank);
         };
         (first.msg_id == msg_id).then_some(first.rank)
     }
 
-    /// An entry goes, whose turn it is.
-    pub(super) fn goes(&mut self, recv_id: &str, msg_id: Uuid) {
+    /// Removes an entry that is sent, if it is the next failed one.
+    pub(super) fn remove_sent(&mut self, recv_id: &str, msg_id: Uuid) {
         let Some(inbox) = self.inboxes.get_mut(recv_id) else { return };
         if inbox.front().is_some_and(|first| first.msg_id == msg_id) {
             inbox.pop_front();
@@ -47,8 +47,8 @@ impl Failed {
         }
     }
 
-    /// An entry failed, and has to come again. Its rank is its place: reports of entries that were in flight together may come
-    /// in any order, and one may fail again after later ones did.
+    /// Adds a failed entry at its rank. Reports of entries that were in flight together may come in any order, and an
+    /// entry may fail again after later ones did.
     pub(super) fn add(&mut self, recv_id: &str, msg_id: Uuid, rank: u64) {
         let inbox = match self.inboxes.get_mut(recv_id) {
             Some(inbox) => inbox,
@@ -57,25 +57,24 @@ impl Failed {
                 self.inboxes.entry(recv_id.to_owned()).or_default()
             }
         };
-        if inbox.iter().any(|place| place.msg_id == msg_id) {
+        if inbox.iter().any(|entry| entry.msg_id == msg_id) {
             return;
         }
-        let at = inbox.partition_point(|place| place.rank < rank);
-        inbox.insert(at, Place { rank, msg_id });
+        let at = inbox.partition_point(|entry| entry.rank < rank);
+        inbox.insert(at, FailedEntry { rank, msg_id });
         self.len += 1;
     }
 
-    /// What they take in memory.
+    /// Returns the memory that the failed entries need.
     pub(super) fn bytes(&self) -> usize {
         self.name_bytes + self.inboxes.len() * INBOX_BYTES + self.len * ENTRY_BYTES
     }
 
-    /// What an entry takes that fails.
+    /// Returns the memory that one more failed entry may need.
     pub(super) fn bytes_of(recv_id: &str) -> usize {
         recv_id.len() + INBOX_BYTES + ENTRY_BYTES
     }
 
-    /// How many there are, of all inboxes.
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -89,29 +88,29 @@ mod tests {
         Uuid::from_u128(n)
     }
 
-    /// Sends an entry, if it is its turn.
-    fn sent(failed: &mut Failed, recv_id: &str, n: u128) -> Option<u64> {
-        let rank = failed.turn(recv_id, id(n), 100)?;
-        failed.goes(recv_id, id(n));
+    /// Sends an entry if it is the next one.
+    fn sent(failed: &mut FailedEntries, recv_id: &str, n: u128) -> Option<u64> {
+        let rank = failed.rank_if_next(recv_id, id(n), 100)?;
+        failed.remove_sent(recv_id, id(n));
         Some(rank)
     }
 
     #[test]
     fn an_inbox_is_free_until_an_entry_to_it_fails() {
-        let mut failed = Failed::default();
+        let mut failed = FailedEntries::default();
         assert_eq!(sent(&mut failed, "bob", 1), Some(100));
         failed.add("bob", id(1), 1);
         assert_eq!(sent(&mut failed, "bob", 2), None);
         assert_eq!(sent(&mut failed, "carol", 2), Some(100));
-        assert_eq!(failed.bytes(), Failed::bytes_of("bob"));
+        assert_eq!(failed.bytes(), FailedEntries::bytes_of("bob"));
         assert_eq!(sent(&mut failed, "bob", 1), Some(1));
         assert_eq!(failed.bytes(), 0);
     }
 
     #[test]
     fn failed_entries_come_again_in_the_order_in_which_they_came_first() {
-        let mut failed = Failed::default();
-        // As reports may come.
+        let mut failed = FailedEntries::default();
+        // Reports may come in this order.
         for n in [3, 1, 2] {
             failed.add("bob", id(n), n as u64);
         }
@@ -125,7 +124,7 @@ mod tests {
 
     #[test]
     fn one_that_fails_again_is_first_again() {
-        let mut failed = Failed::default();
+        let mut failed = FailedEntries::default();
         failed.add("bob", id(1), 1);
         failed.add("bob", id(2), 2);
         let rank = sent(&mut failed, "bob", 1).expect("it is its turn");
@@ -137,7 +136,7 @@ mod tests {
 
     #[test]
     fn each_has_one_place() {
-        let mut failed = Failed::default();
+        let mut failed = FailedEntries::default();
         failed.add("bob", id(1), 1);
         failed.add("bob", id(1), 5);
         assert_eq!(failed.len(), 1);

@@ -1,5 +1,5 @@
-//! What surrounds every call: how many may be open, when it arrived, that its request arrives in time, and the reason that an
-//! error lacks when the transport made it.
+//! Surrounds every call: limits the open calls, notes when a call arrived, bounds its request body, and adds the
+//! reason to an error of the transport.
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -19,10 +19,11 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::arriving::{Arriving, ArrivingBody, Whole};
+use crate::buffer_budget::BufferBudget;
 use crate::incoming::Lifetime;
 use crate::metrics::{CALLS_REJECTED, TRANSPORT_ERRORS};
-use crate::response::{OpenCall, held};
+use crate::request_body::{BoundedBody, RequestKind};
+use crate::response::{OpenCall, hold_permits};
 use crate::send::deadline::Arrival;
 use crate::status::{Failure, reason_name, with_reason};
 
@@ -31,31 +32,31 @@ const MAX_REFLECTIONS: usize = 32;
 /// Maximum number of responses, not written yet, to calls above the limit of open calls.
 const MAX_REJECTIONS: usize = 4096;
 
-/// How many calls may be open, over all connections: each until the last of its response is written.
+/// The budgets of open calls, over all connections. A call is open until the last byte of its response is written.
 #[derive(Debug)]
-pub struct CallLimits {
+pub(crate) struct CallLimits {
     max: usize,
     calls: Arc<Semaphore>,
-    /// Calls above that limit, which are rejected.
+    /// Rejected calls, whose responses are not written yet.
     rejections: Arc<Semaphore>,
     reflections: Arc<Semaphore>,
 }
 
 impl CallLimits {
-    /// At most `max` open calls.
-    pub fn new(max: usize) -> Arc<Self> {
+    /// Creates a budget of `max` open calls.
+    pub(crate) fn new(max: usize) -> Arc<Self> {
         let max = max.min(Semaphore::MAX_PERMITS);
         let [calls, rejections, reflections] =
             [max, MAX_REJECTIONS, MAX_REFLECTIONS].map(|max| Arc::new(Semaphore::new(max)));
         Arc::new(CallLimits { max, calls, rejections, reflections })
     }
 
-    /// How many are open.
-    pub fn open(&self) -> usize {
+    /// Returns the number of open calls.
+    pub(crate) fn open(&self) -> usize {
         self.max - self.calls.available_permits()
     }
 
-    /// Opens a call, or says why not. `None` for both: the caller does not even read rejections.
+    /// Opens a call, or returns why it is rejected. Without a call there is no permit left even for the rejection.
     fn admit<B>(&self, request: &Request<B>) -> (Option<Arc<OpenCall>>, Option<Failure>) {
         let path = request.uri().path();
         let lifetime = request.extensions().get::<Lifetime>();
@@ -67,7 +68,7 @@ impl CallLimits {
                 Ok(rejection) => (Some(open(vec![rejection])), Some(Failure::Overloaded(full))),
                 Err(_) => {
                     if let Some(lifetime) = lifetime {
-                        lifetime.end_for_silence();
+                        lifetime.disconnect_slow_reader();
                     }
                     (None, Some(Failure::Overloaded(full)))
                 }
@@ -86,24 +87,29 @@ impl CallLimits {
     }
 }
 
-/// All services behind one door.
+/// Routes calls to the gateway's service, and all others to axum's router.
 ///
-/// Calls of the gateway's own go straight to it and not through axum's router, which finds the others: it allocates for
-/// every call. tonic's own time-out is further out, so its answer gets no reason from here; and it must not: it means
-/// unknown.
+/// Calls of the gateway do not go through axum's router, because it allocates for every call. tonic's own timeout is
+/// outside of this, so its error gets no reason here, and must not: the outcome of that call is unknown.
 #[derive(Clone)]
-pub struct Door<G, O> {
+pub(crate) struct RpcRouter<G, O> {
     gateway: G,
     others: O,
     limits: Arc<CallLimits>,
-    arriving: Arc<Arriving>,
-    max_arrival: Duration,
+    buffer: Arc<BufferBudget>,
+    receive_timeout: Duration,
 }
 
-impl<G: NamedService, O> Door<G, O> {
-    /// The gateway, and whatever else is served. Requests count in `arriving` until they are there, for which they have so long.
-    pub fn new(gateway: G, others: O, limits: Arc<CallLimits>, arriving: Arc<Arriving>, max_arrival: Duration) -> Self {
-        Door { gateway, others, limits, arriving, max_arrival }
+impl<G: NamedService, O> RpcRouter<G, O> {
+    /// Routes to the gateway and to the other services. Request bodies count in `buffer` and have `receive_timeout`.
+    pub(crate) fn new(
+        gateway: G,
+        others: O,
+        limits: Arc<CallLimits>,
+        buffer: Arc<BufferBudget>,
+        receive_timeout: Duration,
+    ) -> Self {
+        RpcRouter { gateway, others, limits, buffer, receive_timeout }
     }
 
     fn is_gateways(path: &str) -> bool {
@@ -111,34 +117,36 @@ impl<G: NamedService, O> Door<G, O> {
     }
 }
 
-type Answer = Result<Response<Body>, Infallible>;
+type RpcResult = Result<Response<Body>, Infallible>;
 
-/// A response on its way out: an error gets the reason that it lacks, and all of it holds its call.
-pub struct Answering<F> {
+/// The response of a call. It adds the reason that a transport error lacks, and makes the response hold the call's
+/// permits.
+pub(crate) struct ResponseFuture<F> {
     future: F,
-    explains: bool,
+    adds_reason: bool,
     call: Arc<OpenCall>,
 }
 
-impl<F: Future<Output = Answer> + Unpin> Future for Answering<F> {
-    type Output = Answer;
+impl<F: Future<Output = RpcResult> + Unpin> Future for ResponseFuture<F> {
+    type Output = RpcResult;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RpcResult> {
         let response = ready!(Pin::new(&mut self.future).poll(cx))?;
-        let response = if self.explains && lacks_reason(response.headers()) { explained(response) } else { response };
-        Poll::Ready(Ok(held(response, self.call.clone())))
+        let response =
+            if self.adds_reason && lacks_reason(response.headers()) { with_added_reason(response) } else { response };
+        Poll::Ready(Ok(hold_permits(response, self.call.clone())))
     }
 }
 
-impl<G, O> Service<Request<Body>> for Door<G, O>
+impl<G, O> Service<Request<Body>> for RpcRouter<G, O>
 where
-    G: Service<Request<ArrivingBody>, Response = Response<Body>, Error = Infallible> + NamedService,
+    G: Service<Request<BoundedBody>, Response = Response<Body>, Error = Infallible> + NamedService,
     G::Future: Unpin,
     O: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<Ready<Answer>, Either<Answering<G::Future>, Answering<Pin<Box<O::Future>>>>>;
+    type Future = Either<Ready<RpcResult>, Either<ResponseFuture<G::Future>, ResponseFuture<Pin<Box<O::Future>>>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         ready!(self.gateway.poll_ready(cx))?;
@@ -146,8 +154,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let answer = |response, call: Option<Arc<OpenCall>>| {
-            let response = call.map_or_else(Response::default, |call| held(response, call));
+        let respond = |response, call: Option<Arc<OpenCall>>| {
+            let response = call.map_or_else(Response::default, |call| hold_permits(response, call));
             Either::Left(std::future::ready(Ok(response)))
         };
         let call = match self.limits.admit(&request) {
@@ -155,33 +163,33 @@ where
             (call, failure) => {
                 let status = Status::from(failure.unwrap_or_else(|| Failure::Internal("a call is not open".into())));
                 counter!(CALLS_REJECTED).increment(1);
-                return answer(status.into_http(), call);
+                return respond(status.into_http(), call);
             }
         };
-        if let Some(status) = no_grpc(&request) {
-            return answer(refused(status), Some(call));
+        if let Some(status) = not_grpc_status(&request) {
+            return respond(rejected(status), Some(call));
         }
-        // All that is served takes one message, but for these.
+        // All other methods take one message.
         let streamed =
             ["/StreamSendMsg", "/ServerReflectionInfo"].iter().any(|name| request.uri().path().ends_with(name));
-        let whole = if streamed { Whole::Message } else { Whole::Body };
-        let arriving = |body| ArrivingBody::new(body, &self.arriving, whole, self.max_arrival);
+        let kind = if streamed { RequestKind::Streaming } else { RequestKind::Unary };
+        let bounded = |body| BoundedBody::new(body, &self.buffer, kind, self.receive_timeout);
         if Self::is_gateways(request.uri().path()) {
             request.extensions_mut().insert(Arrival(Instant::now()));
-            let request = request.map(arriving);
+            let request = request.map(bounded);
             let future = self.gateway.call(request);
-            return Either::Right(Either::Left(Answering { future, explains: true, call }));
+            return Either::Right(Either::Left(ResponseFuture { future, adds_reason: true, call }));
         }
         // Health and reflection have contracts of their own, in which errors carry no details.
-        let explains = !request.uri().path().starts_with("/grpc.");
-        let request = request.map(|body| Body::new(arriving(body)));
+        let adds_reason = !request.uri().path().starts_with("/grpc.");
+        let request = request.map(|body| Body::new(bounded(body)));
         let future = Box::pin(self.others.call(request));
-        Either::Right(Either::Right(Answering { future, explains, call }))
+        Either::Right(Either::Right(ResponseFuture { future, adds_reason, call }))
     }
 }
 
-/// The HTTP status for a request that is not gRPC's. tonic takes it as if it were.
-fn no_grpc<B>(request: &Request<B>) -> Option<StatusCode> {
+/// Returns the HTTP status for a request that is not gRPC. tonic would accept it.
+fn not_grpc_status<B>(request: &Request<B>) -> Option<StatusCode> {
     if request.method() != Method::POST {
         return Some(StatusCode::METHOD_NOT_ALLOWED);
     }
@@ -192,31 +200,31 @@ fn no_grpc<B>(request: &Request<B>) -> Option<StatusCode> {
     }
 }
 
-fn refused(status: StatusCode) -> Response<Body> {
+fn rejected(status: StatusCode) -> Response<Body> {
     counter!(TRANSPORT_ERRORS, "reason" => reason_name(ErrorReason::BadRequest)).increment(1);
-    let explained = with_reason(Code::Internal, "this is no gRPC request", ErrorReason::BadRequest);
-    let mut response = explained.into_http();
+    let with_added_reason = with_reason(Code::Internal, "this is no gRPC request", ErrorReason::BadRequest);
+    let mut response = with_added_reason.into_http();
     *response.status_mut() = status;
     response
 }
 
 fn lacks_reason(headers: &HeaderMap) -> bool {
-    // A call that succeeds, or fails after its first message, has its status in the trailers.
+    // A call that succeeds, or that fails after its first message, has its status in the trailers.
     headers.get(Status::GRPC_STATUS).is_some_and(|code| code != "0")
         && !headers.contains_key(Status::GRPC_STATUS_DETAILS)
 }
 
-fn explained(response: Response<Body>) -> Response<Body> {
+fn with_added_reason(response: Response<Body>) -> Response<Body> {
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;
     };
     with_reason_of_transport(&status).into_http()
 }
 
-/// The transport's own error, with the reason that it lacks.
-pub fn with_reason_of_transport(status: &Status) -> Status {
+/// Adds the reason to an error of the transport.
+pub(crate) fn with_reason_of_transport(status: &Status) -> Status {
     let (code, reason) = match status.code() {
-        // Every other gRPC implementation says RESOURCE_EXHAUSTED when a message is longer than it takes.
+        // Every other gRPC implementation responds RESOURCE_EXHAUSTED to a message above its limit.
         Code::OutOfRange | Code::ResourceExhausted => (Code::ResourceExhausted, ErrorReason::TooLarge),
         code => (code, ErrorReason::BadRequest),
     };
@@ -236,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers everything with a status.
+    /// A service that always responds with this status.
     #[derive(Clone)]
     struct Always(Status);
 
@@ -247,7 +255,7 @@ mod tests {
     impl<B> Service<Request<B>> for Always {
         type Response = Response<Body>;
         type Error = Infallible;
-        type Future = Ready<Answer>;
+        type Future = Ready<RpcResult>;
 
         fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
             Poll::Ready(Ok(()))
@@ -258,12 +266,17 @@ mod tests {
         }
     }
 
-    fn answered_through_the_door(status: Status, path: &str) -> Status {
-        let door =
-            Door::new(Always(status.clone()), Always(status), CallLimits::new(1), Arriving::new(10), Duration::MAX);
+    fn status_through_router(status: Status, path: &str) -> Status {
+        let router = RpcRouter::new(
+            Always(status.clone()),
+            Always(status),
+            CallLimits::new(1),
+            BufferBudget::new(10),
+            Duration::MAX,
+        );
         let request =
             Request::post(path).header(CONTENT_TYPE, "application/grpc").body(Body::empty()).expect("it is valid");
-        let response = door.oneshot(request).now_or_never().expect("it does not wait").expect("it cannot fail");
+        let response = router.oneshot(request).now_or_never().expect("it does not wait").expect("it cannot fail");
         Status::from_header_map(response.headers()).expect("it has a status")
     }
 
@@ -276,7 +289,7 @@ mod tests {
             (Code::Internal, Code::Internal, "BAD_REQUEST"),
         ] {
             for path in ["/msg.v1.MsgGateway/SendMsg", "/msg.v1.MsgGatewayX/SendMsg", "/"] {
-                let status = answered_through_the_door(Status::new(code, "why"), path);
+                let status = status_through_router(Status::new(code, "why"), path);
                 assert_eq!((status.code(), status.message()), (then, "why"));
                 let details = status.get_error_details();
                 let info = details.error_info().expect("it was added");
@@ -291,18 +304,18 @@ mod tests {
             Request::builder().method(method).header(CONTENT_TYPE, content_type).body(()).expect("it is valid")
         };
         for content_type in ["application/grpc", "application/grpc+proto", "application/grpc;x=1"] {
-            assert_eq!(no_grpc(&request("POST", content_type)), None, "{content_type}");
+            assert_eq!(not_grpc_status(&request("POST", content_type)), None, "{content_type}");
         }
         for content_type in ["", "text/plain", "application/json", "application/grpc-web", "application/grp"] {
             assert_eq!(
-                no_grpc(&request("POST", content_type)),
+                not_grpc_status(&request("POST", content_type)),
                 Some(StatusCode::UNSUPPORTED_MEDIA_TYPE),
                 "{content_type}"
             );
         }
-        assert_eq!(no_grpc(&request("GET", "application/grpc")), Some(StatusCode::METHOD_NOT_ALLOWED));
+        assert_eq!(not_grpc_status(&request("GET", "application/grpc")), Some(StatusCode::METHOD_NOT_ALLOWED));
         assert_eq!(
-            no_grpc(&Request::post("/").body(()).expect("it is valid")),
+            not_grpc_status(&Request::post("/").body(()).expect("it is valid")),
             Some(StatusCode::UNSUPPORTED_MEDIA_TYPE)
         );
     }
@@ -310,9 +323,9 @@ mod tests {
     #[test]
     fn an_error_of_ours_and_of_other_services_is_left_as_it_is() {
         let ours = Status::from(Failure::Overloaded("full".into()));
-        let seen = answered_through_the_door(ours.clone(), "/msg.v1.MsgGateway/SendMsg");
+        let seen = status_through_router(ours.clone(), "/msg.v1.MsgGateway/SendMsg");
         assert_eq!((seen.code(), seen.details()), (ours.code(), ours.details()));
-        let other = answered_through_the_door(Status::not_found("no such service"), "/grpc.health.v1.Health/Check");
+        let other = status_through_router(Status::not_found("no such service"), "/grpc.health.v1.Health/Check");
         assert_eq!((other.code(), other.details().len()), (Code::NotFound, 0));
     }
 
@@ -327,9 +340,9 @@ mod tests {
         assert!(open.is_some() && none.is_none());
         assert_eq!(limits.open(), 1);
         let served = Always(Status::ok("served"));
-        let door = Door::new(served.clone(), served, limits, Arriving::new(10), Duration::MAX);
+        let router = RpcRouter::new(served.clone(), served, limits, BufferBudget::new(10), Duration::MAX);
         let answer =
-            || door.clone().oneshot(request()).now_or_never().expect("it does not wait").expect("it cannot fail");
+            || router.clone().oneshot(request()).now_or_never().expect("it does not wait").expect("it cannot fail");
         let rejected = Status::from_header_map(answer().headers()).expect("it has a status");
         let details = rejected.get_error_details();
         assert_eq!(rejected.code(), Code::ResourceExhausted);

@@ -1,31 +1,29 @@
-//! Whether a row with the same id holds the same message: a hash over all that its sender wrote.
+//! A hash over everything that the sender wrote, to decide whether a row with the same ID holds the same message.
 
 use std::collections::BTreeMap;
 
 use msg_common::proto::Msg;
 use sha2::{Digest as _, Sha256};
 
-use crate::live::look::Contents;
+use crate::watch::queries::Contents;
 
-/// All that the sender wrote, hashed: whether a row with the same id is the same message.
+/// A hash over everything that the sender wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Digest([u8; 32]);
+pub(crate) struct Digest([u8; 32]);
 
 impl Digest {
-    /// Of this message.
-    pub fn of(msg: &Msg) -> Self {
+    pub(crate) fn of(msg: &Msg) -> Self {
         let content = Sha256::digest(&msg.content);
         let texts = [&msg.send_id, &msg.client_msg_id, &msg.content_type];
         Digest::over(texts.map(String::as_str), msg.session_type, &content, &msg.attributes)
     }
 
-    /// Of what a row holds.
-    pub fn of_row(row: &Contents) -> Self {
+    pub(crate) fn of_row(row: &Contents) -> Self {
         let texts = [&row.send_id, &row.client_msg_id, &row.content_type];
         Digest::over(texts.map(String::as_str), row.session_type, &row.content_hash, &row.attributes)
     }
 
-    /// The inbox is left out: a row is looked for in it.
+    /// Leaves the inbox out, because a row is queried by its inbox.
     fn over(texts: [&str; 3], session_type: i32, content_hash: &[u8], attributes: &BTreeMap<String, String>) -> Self {
         let mut hash = Sha256::new();
         let mut field = |bytes: &[u8]| {

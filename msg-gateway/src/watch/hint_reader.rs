@@ -1,4 +1,5 @@
-//! Reads the hints topic while somebody waits: from its end on, in a thread of its own, as a member of no group.
+//! Reads the hints topic, from its end on, while a waiter or watcher exists: in a thread of its own, without joining a
+//! group.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,67 +8,46 @@ use metrics::counter;
 use msg_common::proto::StoredHint;
 use msg_common::repeat::Repeats;
 use prost::Message as _;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
-use crate::live::feed::Feed;
-use crate::live::pulse::Pulse;
-use crate::live::wait::Waiters;
-use crate::live::watchdog::Watchdog;
 use crate::metrics::{HINT_READERS_REPLACED, HINTS};
+use crate::watch::callbacks::LogContext;
+use crate::watch::feed::Feed;
+use crate::watch::hint_monitor::HintMonitor;
+use crate::watch::waiters::Waiters;
+use crate::watch::watchdog::Watchdog;
 
-/// For so long it goes on reading after the last one who waited: they come and go.
+/// How long it continues to read after the last waiter or watcher has left: the next one usually comes soon.
 const LINGER: Duration = Duration::from_secs(10);
-/// How long one question to Kafka, and one wait for a hint, may take.
+/// The timeout of a request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait before the next client.
-const PAUSE: Duration = Duration::from_secs(1);
-const POLL: Duration = Duration::from_millis(100);
+/// How long to wait before the next client is created.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 static UNDECODABLE: Repeats = Repeats::new();
 
-/// The hints topic, and who is told.
-pub struct Tail {
-    /// Librdkafka's settings.
-    pub config: ClientConfig,
-    /// The hints topic.
-    pub topic: String,
-    /// Who waits.
-    pub pulse: Arc<Pulse>,
-    /// Is told of inboxes.
-    pub waiters: Arc<Waiters>,
-    /// Is told of inboxes.
-    pub feed: Arc<Feed>,
+/// The reader of the hints topic.
+pub(crate) struct HintReader {
+    pub(crate) config: ClientConfig,
+    pub(crate) topic: String,
+    pub(crate) monitor: Arc<HintMonitor>,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) feed: Arc<Feed>,
 }
 
-/// The callbacks of the clients of the hints topic.
-pub(super) struct Context;
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        msg_common::kafka::log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // It comes again as an answer to a poll.
-        tracing::debug!(%error, reason, "the reader of hints reports an error");
-    }
-}
-
-impl ConsumerContext for Context {}
-
-impl Tail {
-    /// Librdkafka's settings for reading hints as they come.
-    pub fn settings(mut client: ClientConfig) -> ClientConfig {
+impl HintReader {
+    /// Adds the settings for reading new hints to those of the client.
+    pub(crate) fn settings(mut client: ClientConfig) -> ClientConfig {
         client
-            // The client wants one to read at all; nothing is joined or committed.
+            // librdkafka needs a group to read at all; no group is joined, and no offset is committed.
             .set("group.id", "msg-gateway-hints")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
-            // Who fell behind what is kept goes on at the end: hints may be lost.
+            // A reader that falls behind the retention continues at the end: hints may be lost.
             .set("auto.offset.reset", "latest")
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "500")
@@ -76,11 +56,11 @@ impl Tail {
         client
     }
 
-    /// Starts the thread, which runs until `stop`.
-    pub fn start(self, stop: CancellationToken) -> KafkaResult<()> {
+    /// Starts the thread, which runs until `stop`. Fails if librdkafka rejects the settings.
+    pub(crate) fn start(self, stop: CancellationToken) -> KafkaResult<()> {
         self.config.create_native_config()?;
         let run = move || {
-            self.pulse.read_by(std::thread::current());
+            self.monitor.set_reader_thread(std::thread::current());
             self.run(&stop);
         };
         std::thread::Builder::new().name("hints".into()).spawn(run).expect("the system has a thread for us");
@@ -90,31 +70,32 @@ impl Tail {
     fn run(&self, stop: &CancellationToken) {
         let repeats = Repeats::new();
         while !stop.is_cancelled() {
-            if !self.pulse.is_wanted() {
-                std::thread::park_timeout(POLL);
+            if !self.monitor.has_interest() {
+                std::thread::park_timeout(POLL_INTERVAL);
                 continue;
             }
             let followed = self.follow(stop);
-            self.pulse.set_live(false);
+            self.monitor.set_caught_up(false);
             let Err(error) = followed else { continue };
             counter!(HINT_READERS_REPLACED).increment(1);
             if let Some(repeated) = repeats.occurred(&error) {
                 tracing::warn!(topic = self.topic, error, repeated, "cannot read hints, polling the table instead");
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     }
 
-    /// Reads hints until nobody waits any more. Fails when the topic cannot be read, or this client gets nothing of it. Each time
-    /// with a new client: what an old one remembers of leaders and their epochs can be wrong for good (ADR 21).
+    /// Reads hints until the last waiter or watcher has left. Fails if the topic cannot be read, or if the client is
+    /// stalled. It uses a new client each time: an old one may keep wrong leaders and leader epochs indefinitely (ADR
+    /// 21).
     fn follow(&self, stop: &CancellationToken) -> Result<(), String> {
-        let consumer: BaseConsumer<Context> =
-            self.config.create_with_context(Context).map_err(|error| error.to_string())?;
+        let consumer: BaseConsumer<LogContext> =
+            self.config.create_with_context(LogContext).map_err(|error| error.to_string())?;
         let partitions = self.assign(&consumer)?;
         let watchdog = Watchdog::start(self.config.clone(), self.topic.clone(), partitions);
         let mut wanted = Instant::now();
         while !stop.is_cancelled() {
-            if self.pulse.is_wanted() {
+            if self.monitor.has_interest() {
                 wanted = Instant::now();
             } else if wanted.elapsed() > LINGER {
                 return Ok(());
@@ -122,18 +103,18 @@ impl Tail {
             if let Some(reason) = watchdog.verdict() {
                 return Err(reason);
             }
-            match consumer.poll(POLL) {
+            match consumer.poll(POLL_INTERVAL) {
                 None => {}
                 Some(Ok(record)) => {
-                    self.pulse.set_live(true);
+                    self.monitor.set_caught_up(true);
                     watchdog.received(record.partition(), record.offset());
-                    self.tell(record.payload().unwrap_or_default());
+                    self.pass_on(record.payload().unwrap_or_default());
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => self.pulse.set_live(true),
+                Some(Err(KafkaError::PartitionEOF(_))) => self.monitor.set_caught_up(true),
                 Some(Err(error)) => {
-                    tracing::debug!(%error, "reading hints");
-                    self.pulse.set_live(false);
-                    if !is_passing(&error) {
+                    tracing::debug!(%error, "cannot read hints");
+                    self.monitor.set_caught_up(false);
+                    if !is_transient(&error) {
                         return Err(error.to_string());
                     }
                 }
@@ -142,8 +123,8 @@ impl Tail {
         Ok(())
     }
 
-    /// Starts at the end of each partition. How many there are.
-    fn assign(&self, consumer: &BaseConsumer<Context>) -> Result<usize, String> {
+    /// Assigns all partitions, from their ends. Returns their number.
+    fn assign(&self, consumer: &BaseConsumer<LogContext>) -> Result<usize, String> {
         let metadata = consumer.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(|error| error.to_string())?;
         let found = metadata.topics().iter().find(|topic| topic.name() == self.topic);
         let found = found.filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
@@ -155,7 +136,7 @@ impl Tail {
         Ok(list.count())
     }
 
-    fn tell(&self, payload: &[u8]) {
+    fn pass_on(&self, payload: &[u8]) {
         match StoredHint::decode(payload) {
             Ok(hint) => {
                 counter!(HINTS, "outcome" => "READ").increment(1);
@@ -172,8 +153,8 @@ impl Tail {
     }
 }
 
-/// Whether the client goes on by itself.
-fn is_passing(error: &KafkaError) -> bool {
+/// Returns whether the client recovers from the error by itself.
+fn is_transient(error: &KafkaError) -> bool {
     use rdkafka::types::RDKafkaErrorCode as Code;
     let code = error.rdkafka_error_code();
     code.is_some_and(|code| matches!(code, Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve))

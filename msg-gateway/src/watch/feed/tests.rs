@@ -14,75 +14,81 @@ fn hint(recv_id: &str, seq: i64) -> StoredHint {
     StoredHint { inboxes: vec![HintedInbox { recv_id: recv_id.into(), seq }] }
 }
 
-fn seqs(taken: &Taken) -> Vec<i64> {
-    taken.rows.iter().map(|row| row.seq).collect()
+fn seqs(slice: &FeedSlice) -> Vec<i64> {
+    slice.rows.iter().map(|row| row.seq).collect()
 }
 
 #[test]
 fn what_is_hinted_is_read_once_and_given_to_all_who_watch() {
     let feed = Feed::new(1 << 20);
     let bob: Arc<str> = "bob".into();
-    let (one, other) = (Arc::new(Mailbox::new(1, 1)), Arc::new(Mailbox::new(2, 1)));
-    feed.enter(&one, std::slice::from_ref(&bob));
-    feed.enter(&other, std::slice::from_ref(&bob));
-    // Before the tip is known nothing is read: it would be the whole inbox.
+    let (one, other) = (Arc::new(PendingInboxes::new(1, 1)), Arc::new(PendingInboxes::new(2, 1)));
+    feed.subscribe(&one, std::slice::from_ref(&bob));
+    feed.subscribe(&other, std::slice::from_ref(&bob));
+    // Before the tip is known nothing is read: the read would return the whole inbox.
     feed.hinted(&hint("bob", 7));
     assert_eq!(feed.next_unread(9), []);
-    assert_eq!(feed.reaches(&bob, 5), 5);
+    assert_eq!(feed.resolve_tip(&bob, 5), 5);
     feed.hinted(&hint("bob", 7));
-    feed.hinted(&hint("somebody else", 7));
+    feed.hinted(&hint("carol", 7));
     let read = feed.next_unread(9);
     assert_eq!(read, [(bob.clone(), 5)]);
     feed.publish(&read, vec![(0, row("bob", 6)), (0, row("bob", 7))], 32, false);
     assert_eq!((one.next(), other.next()), (Some(0), Some(0)));
     assert_eq!(feed.next_unread(9), []);
-    assert_eq!(seqs(&feed.take("bob", 5, 9, 9999)), [6, 7]);
-    assert_eq!(seqs(&feed.take("bob", 6, 9, 9999)), [7]);
-    assert_eq!(feed.take("bob", 7, 9, 9999), Taken { rows: Vec::new(), tip: 7 });
-    // What was there before is for the table.
-    assert_eq!(feed.take("bob", 4, 9, 9999), Taken { rows: Vec::new(), tip: 7 });
-    feed.leave(&one, std::slice::from_ref(&bob));
-    feed.leave(&other, &[bob]);
-    assert!(feed.is_empty());
+    assert_eq!(seqs(&feed.slice("bob", 5, 9, 9999)), [6, 7]);
+    assert_eq!(seqs(&feed.slice("bob", 6, 9, 9999)), [7]);
+    assert_eq!(feed.slice("bob", 7, 9, 9999), FeedSlice { rows: Vec::new(), tip: 7 });
+    // Rows from before the first watcher have to be read from the table.
+    assert_eq!(feed.slice("bob", 4, 9, 9999), FeedSlice { rows: Vec::new(), tip: 7 });
+    feed.unsubscribe(&one, std::slice::from_ref(&bob));
+    feed.unsubscribe(&other, &[bob]);
+    assert_eq!(feed.len(), 0);
 }
 
 #[test]
 fn what_could_not_be_read_is_read_again() {
     let feed = Feed::new(1 << 20);
     let bob: Arc<str> = "bob".into();
-    feed.enter(&Arc::new(Mailbox::new(1, 1)), std::slice::from_ref(&bob));
-    feed.reaches(&bob, 0);
+    feed.subscribe(&Arc::new(PendingInboxes::new(1, 1)), std::slice::from_ref(&bob));
+    feed.resolve_tip(&bob, 0);
     feed.hinted(&hint("bob", 1));
     let read = feed.next_unread(9);
     feed.put_back(&read);
     assert_eq!(feed.next_unread(9), read);
 }
 
-/// A watcher as it is in `watch`, without its waits: takes what is here, or a page of the table.
-fn step(feed: &Feed, table: &BTreeMap<String, i64>, mailbox: &Mailbox, inboxes: &[Arc<str>], cursors: &mut [i64]) {
-    let Some(place) = mailbox.next() else { return };
-    let recv_id = &inboxes[place];
-    let taken = feed.take(recv_id, cursors[place], 3, 1 << 20);
-    let mut got = seqs(&taken);
-    if got.is_empty() && taken.tip > cursors[place] {
-        got = (cursors[place] + 1..=table[&**recv_id]).take(3).collect();
+/// Does what `watcher` does, without waiting: reads from the feed, or else a page of the table.
+fn step(
+    feed: &Feed,
+    table: &BTreeMap<String, i64>,
+    pending: &PendingInboxes,
+    inboxes: &[Arc<str>],
+    cursors: &mut [i64],
+) {
+    let Some(index) = pending.next() else { return };
+    let recv_id = &inboxes[index];
+    let slice = feed.slice(recv_id, cursors[index], 3, 1 << 20);
+    let mut got = seqs(&slice);
+    if got.is_empty() && slice.tip > cursors[index] {
+        got = (cursors[index] + 1..=table[&**recv_id]).take(3).collect();
     }
     for seq in got {
-        assert_eq!(seq, cursors[place] + 1, "{recv_id}: a gap or a double");
-        cursors[place] = seq;
+        assert_eq!(seq, cursors[index] + 1, "{recv_id}: a gap or a double");
+        cursors[index] = seq;
     }
-    if cursors[place] < taken.tip {
-        mailbox.mark(place);
+    if cursors[index] < slice.tip {
+        pending.mark(index);
     }
 }
 
-/// A watcher on its way in: entered, and perhaps with the seqs that it found in the table.
+/// A watcher that is subscribing: it is in the feed, and may have read the table.
 struct Entering {
-    mailbox: Arc<Mailbox>,
+    pending: Arc<PendingInboxes>,
     found: Option<Vec<i64>>,
 }
 
-/// A statement of the reader on its way: what it was asked, and perhaps what it found.
+/// A statement of the feed reader that is in flight: its inboxes, and perhaps its result.
 struct Reading {
     next: Vec<(Arc<str>, i64)>,
     found: Option<Vec<(usize, i64)>>,
@@ -95,7 +101,7 @@ struct World {
     table: BTreeMap<String, i64>,
     entering: Option<Entering>,
     reading: Option<Reading>,
-    watchers: Vec<(Arc<Mailbox>, Vec<i64>)>,
+    watchers: Vec<(Arc<PendingInboxes>, Vec<i64>)>,
 }
 
 impl World {
@@ -111,7 +117,7 @@ impl World {
         match self.random.random_range(0..9) {
             0 | 1 => self.enter(number),
             2 | 3 => {
-                // Stored; the hint may be lost.
+                // A message is stored; its hint may be lost.
                 let inbox = self.inboxes[self.random.random_range(0..3)].clone();
                 let seq = self.table.get_mut(&*inbox).expect("it is one of them");
                 *seq += self.random.random_range(1..4);
@@ -121,62 +127,62 @@ impl World {
             }
             4 | 5 => self.read(),
             6 if !self.watchers.is_empty() => {
-                let (mailbox, _) = self.watchers.remove(0);
-                self.feed.leave(&mailbox, &self.inboxes);
+                let (pending, _) = self.watchers.remove(0);
+                self.feed.unsubscribe(&pending, &self.inboxes);
             }
             _ => self.step_all(),
         }
     }
 
-    /// The next step of a watcher on its way in.
+    /// Does the next step of subscribing a watcher.
     fn enter(&mut self, number: u64) {
         match self.entering.take() {
             None if self.watchers.len() < 3 => {
-                let mailbox = Arc::new(Mailbox::new(number, self.inboxes.len()));
-                self.feed.enter(&mailbox, &self.inboxes);
-                self.entering = Some(Entering { mailbox, found: None });
+                let pending = Arc::new(PendingInboxes::new(number, self.inboxes.len()));
+                self.feed.subscribe(&pending, &self.inboxes);
+                self.entering = Some(Entering { pending, found: None });
             }
             None => {}
-            Some(Entering { mailbox, found: None }) => {
+            Some(Entering { pending, found: None }) => {
                 let found = Some(self.table.values().copied().collect());
-                self.entering = Some(Entering { mailbox, found });
+                self.entering = Some(Entering { pending, found });
             }
-            Some(Entering { mailbox, found: Some(found) }) => {
+            Some(Entering { pending, found: Some(found) }) => {
                 let mut cursors = Vec::new();
-                for (place, inbox) in self.inboxes.iter().enumerate() {
-                    cursors.push(self.random.random_range(0..=found[place]));
-                    if cursors[place] < self.feed.reaches(inbox, found[place]) {
-                        mailbox.mark(place);
+                for (index, inbox) in self.inboxes.iter().enumerate() {
+                    cursors.push(self.random.random_range(0..=found[index]));
+                    if cursors[index] < self.feed.resolve_tip(inbox, found[index]) {
+                        pending.mark(index);
                     }
                 }
-                self.watchers.push((mailbox, cursors));
+                self.watchers.push((pending, cursors));
             }
         }
     }
 
-    /// The next step of a statement of the reader: at most two rows of an inbox and three in all, or none at all.
+    /// Does the next step of the feed reader: it reads at most two rows of an inbox and three in all, or fails.
     fn read(&mut self) {
         match self.reading.take() {
             None => self.reading = Some(Reading { next: self.feed.next_unread(2), found: None }),
             Some(Reading { next, found: None }) if self.random.random_range(0..5) == 0 => self.feed.put_back(&next),
             Some(Reading { next, found: None }) => {
-                let of = |(place, (recv_id, tip)): (usize, &(Arc<str>, i64))| {
+                let of = |(index, (recv_id, tip)): (usize, &(Arc<str>, i64))| {
                     let last = self.table[&**recv_id];
-                    (tip + 1..=last).take(2).map(move |seq| (place, seq)).collect::<Vec<_>>()
+                    (tip + 1..=last).take(2).map(move |seq| (index, seq)).collect::<Vec<_>>()
                 };
                 let found = Some(next.iter().enumerate().flat_map(of).collect());
                 self.reading = Some(Reading { next, found });
             }
             Some(Reading { next, found: Some(found) }) => {
-                let rows = found.iter().take(3).map(|(place, seq)| (*place, row(&next[*place].0, *seq))).collect();
+                let rows = found.iter().take(3).map(|(index, seq)| (*index, row(&next[*index].0, *seq))).collect();
                 self.feed.publish(&next, rows, 2, found.len() > 3);
             }
         }
     }
 
     fn step_all(&mut self) {
-        for (mailbox, cursors) in &mut self.watchers {
-            step(&self.feed, &self.table, mailbox, &self.inboxes, cursors);
+        for (pending, cursors) in &mut self.watchers {
+            step(&self.feed, &self.table, pending, &self.inboxes, cursors);
         }
     }
 }
@@ -188,11 +194,11 @@ fn whatever_happens_in_between_each_watcher_gets_each_message_once_and_in_order(
         for number in 0..300 {
             world.turn(number);
         }
-        // In the end a look finds what no hint told of.
+        // At the end, checks find the rows for which no hint came.
         for _ in 0..300 {
-            for (recv_id, seq) in world.feed.next_looks(3) {
+            for (recv_id, seq) in world.feed.next_checks(3) {
                 if world.table[&*recv_id] >= seq {
-                    world.feed.found(&recv_id, seq);
+                    world.feed.found_stored(&recv_id, seq);
                 }
             }
             world.read();

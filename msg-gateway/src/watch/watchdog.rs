@@ -1,5 +1,5 @@
-//! Whether the reader of the hints is stalled: a second client checks regularly whether the topic is still the same, and has
-//! nothing that the reader does not get. librdkafka itself reports none of this (ADR 21).
+//! Detects a stalled hint reader: a second client checks regularly that the topic is still the same, and that the
+//! reader receives the topic's records. librdkafka reports neither (ADR 21).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,45 +12,45 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
 
-use crate::live::tail::Context;
+use crate::watch::callbacks::LogContext;
 
-const EVERY: Duration = Duration::from_secs(5);
-/// For how long a record may be in the topic before the reader has it.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long one request to Kafka may take.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a record may be in the topic before the reader receives it.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The timeout of a request to Kafka.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Checks one reader until it is dropped.
-pub struct Watchdog {
+/// Checks one hint reader until it is dropped.
+pub(crate) struct Watchdog {
     shared: Arc<Shared>,
     thread: Thread,
 }
 
 #[derive(Default)]
 struct Shared {
-    /// By partition: the offset after the last record that the reader got.
+    /// By partition: the next offset of the reader.
     received: Mutex<HashMap<i32, i64>>,
     verdict: OnceLock<String>,
     done: AtomicBool,
 }
 
 impl Watchdog {
-    /// Checks a reader that has just been assigned all of the topic's `partitions`, at their ends.
-    pub fn start(config: ClientConfig, topic: String, partitions: usize) -> Self {
+    /// Starts to check a reader that was just assigned the topic's `partitions` at their ends.
+    pub(crate) fn start(config: ClientConfig, topic: String, partitions: usize) -> Self {
         let shared = Arc::new(Shared::default());
         let check =
-            Check { config, topic, partitions, shared: shared.clone(), topic_id: None, progress: HashMap::new() };
+            Checks { config, topic, partitions, shared: shared.clone(), topic_id: None, progress: HashMap::new() };
         let thread = std::thread::Builder::new().name("hints-check".into()).spawn(|| check.run());
         Watchdog { shared, thread: thread.expect("the system has a thread for us").thread().clone() }
     }
 
-    /// The reader got this record.
-    pub fn received(&self, partition: i32, offset: i64) {
+    /// Records that the reader received this record.
+    pub(crate) fn received(&self, partition: i32, offset: i64) {
         self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, offset + 1);
     }
 
-    /// Why the reader has to be replaced.
-    pub fn verdict(&self) -> Option<String> {
+    /// Returns why the reader has to be replaced, if it has to.
+    pub(crate) fn verdict(&self) -> Option<String> {
         self.shared.verdict.get().cloned()
     }
 }
@@ -62,7 +62,7 @@ impl Drop for Watchdog {
     }
 }
 
-struct Check {
+struct Checks {
     config: ClientConfig,
     topic: String,
     partitions: usize,
@@ -71,7 +71,7 @@ struct Check {
     progress: HashMap<i32, Progress>,
 }
 
-impl Check {
+impl Checks {
     fn run(mut self) {
         let mut client = None;
         while !self.shared.done.load(Ordering::Relaxed) {
@@ -82,23 +82,23 @@ impl Check {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(error, "cannot check the reader of hints");
-                    // The next check is made by a client without this one's memory.
+                    tracing::debug!(error, "cannot check the hint reader");
+                    // Use a new client for the next check: the old one may remember wrong metadata.
                     client = None;
                 }
             }
-            std::thread::park_timeout(EVERY);
+            std::thread::park_timeout(CHECK_INTERVAL);
         }
     }
 
-    fn check(&mut self, client: &mut Option<BaseConsumer<Context>>) -> Result<Option<String>, String> {
+    fn check(&mut self, client: &mut Option<BaseConsumer<LogContext>>) -> Result<Option<String>, String> {
         let client = match client {
             Some(client) => client,
-            None => client.insert(self.config.create_with_context(Context).map_err(|error| error.to_string())?),
+            None => client.insert(self.config.create_with_context(LogContext).map_err(|error| error.to_string())?),
         };
-        // It reads nothing; what it reports of its connections comes this way.
+        // The client reads no records; its errors come this way.
         while client.poll(Duration::ZERO).is_some() {}
-        let id = raw::topic_id(client.client(), &self.topic, TIMEOUT)?;
+        let id = raw::topic_id(client.client(), &self.topic, REQUEST_TIMEOUT)?;
         if self.topic_id.is_some() && id.is_some() && id != self.topic_id {
             return Ok(Some("the topic was recreated".into()));
         }
@@ -109,7 +109,7 @@ impl Check {
         }
         for partition in 0..i32::try_from(count).unwrap_or(i32::MAX) {
             let (_, end) =
-                client.fetch_watermarks(&self.topic, partition, TIMEOUT).map_err(|error| error.to_string())?;
+                client.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT).map_err(|error| error.to_string())?;
             let received = self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).copied();
             let now = Instant::now();
             let progress = self.progress.entry(partition).or_insert_with(|| Progress::new(end, now));
@@ -121,17 +121,17 @@ impl Check {
     }
 }
 
-fn partitions(client: &BaseConsumer<Context>, topic: &str) -> Result<usize, String> {
-    let metadata = client.fetch_metadata(Some(topic), TIMEOUT).map_err(|error| error.to_string())?;
+fn partitions(client: &BaseConsumer<LogContext>, topic: &str) -> Result<usize, String> {
+    let metadata = client.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(|error| error.to_string())?;
     let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
     found.map(|found| found.partitions().len()).ok_or_else(|| "the topic is not there".into())
 }
 
-/// What the reader has to get of a partition.
+/// What the reader has to receive of a partition.
 struct Progress {
-    /// Where the first check found the end. What is before that may never have been for the reader, who started at the end.
+    /// The end offset of the first check. The reader started at the end, so earlier records may not be for it.
     first: i64,
-    /// The end as it was at `since`, when the reader had everything before.
+    /// The end offset at `since`, when the reader had received everything before it.
     expected: i64,
     since: Instant,
 }
@@ -146,7 +146,7 @@ impl Progress {
             (self.expected, self.since) = (end, now);
             return false;
         }
-        now.saturating_duration_since(self.since) >= PATIENCE
+        now.saturating_duration_since(self.since) >= STALL_TIMEOUT
     }
 }
 

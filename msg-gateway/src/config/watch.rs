@@ -7,7 +7,7 @@ use msg_common::config::{parse_bytes, parse_duration};
 
 /// Limits and timeouts of WatchMsgs and WAIT_FOR_STORED.
 #[derive(Args, Clone, Debug)]
-pub struct LiveOptions {
+pub struct WatchOptions {
     /// Number of database connections with which watches open and catch up; 1 or more. If all are in use, a new watch
     /// fails with RESOURCE_EXHAUSTED. New messages and WAIT_FOR_STORED use two other connections
     #[arg(long, env = "WATCH_CONNECTIONS", default_value_t = 4, value_name = "N")]

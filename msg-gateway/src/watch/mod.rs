@@ -1,0 +1,112 @@
+//! The callers that wait until a message is stored, and the callers that watch inboxes.
+//!
+//! After each batch, the transfer writes a hint: which inboxes have new rows, and the last `seq` of each. A hint only
+//! makes this faster: the rows decide, and polling the table finds the rows for which no hint came.
+
+mod callbacks;
+pub(crate) mod digest;
+pub(crate) mod feed;
+pub(crate) mod feed_reader;
+pub(crate) mod hint_monitor;
+pub(crate) mod hint_reader;
+pub(crate) mod pending_inboxes;
+pub(crate) mod queries;
+pub mod stream;
+pub(crate) mod verdict;
+pub(crate) mod waiter_queue;
+pub(crate) mod waiters;
+pub(crate) mod watchdog;
+pub(crate) mod watched;
+mod watcher;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::error::KafkaError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::metrics::WatchGauges;
+use crate::watch::feed::Feed;
+use crate::watch::feed_reader::FeedReader;
+use crate::watch::hint_monitor::HintMonitor;
+use crate::watch::hint_reader::HintReader;
+use crate::watch::queries::WatchQueries;
+use crate::watch::waiters::Waiters;
+use crate::watch::watched::Watches;
+
+/// Why the watch services could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The pool could not be created.
+    #[error("database pool: {0}")]
+    Database(String),
+    /// librdkafka rejected its settings.
+    #[error("kafka client: {0}")]
+    Kafka(#[from] KafkaError),
+}
+
+/// The services for waiters and watchers.
+#[derive(Clone, Default)]
+pub(crate) struct WatchServices {
+    pub(crate) waiters: Arc<Waiters>,
+    /// `None` without a database.
+    pub(crate) watches: Option<Arc<Watches>>,
+}
+
+impl WatchServices {
+    /// Starts the hint reader and the two tasks that query the table. They run until `stop`.
+    pub(crate) fn start(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, WatchError> {
+        if !config.database.is_given() {
+            return Ok(WatchServices::default());
+        }
+        let options = &config.watch;
+        let queries = WatchQueries::new(&config.database, options.watch_connections).map_err(WatchError::Database)?;
+        let queries = Arc::new(queries);
+        let monitor = Arc::new(HintMonitor::default());
+        let feed = Arc::new(Feed::new(options.watch_cache_bytes));
+        let waiters = Arc::new(Waiters::new(queries.clone(), options.max_stored_waiters, monitor.clone()));
+        let reader = FeedReader {
+            feed: feed.clone(),
+            queries: queries.clone(),
+            monitor: monitor.clone(),
+            round: options.watch_poll_interval,
+        };
+        if let Some(topic) = config.kafka.hints_topic() {
+            let settings = HintReader::settings(config.kafka.client_config());
+            let (waiters, feed, monitor) = (waiters.clone(), feed.clone(), monitor.clone());
+            HintReader { config: settings, topic, monitor, waiters, feed }.start(stop.clone())?;
+        }
+        tasks.spawn(reader.run(stop.clone()));
+        tasks.spawn(waiters.clone().run(stop.clone()));
+        let watches = Watches::new(feed.clone(), queries, monitor.clone(), config);
+        let watches = Arc::new(watches);
+        tasks.spawn(update_gauges(waiters.clone(), watches.clone(), feed, monitor, stop.clone()));
+        Ok(WatchServices { waiters, watches: Some(watches) })
+    }
+}
+
+/// Sets the gauges every second.
+async fn update_gauges(
+    waiters: Arc<Waiters>,
+    watches: Arc<Watches>,
+    feed: Arc<Feed>,
+    monitor: Arc<HintMonitor>,
+    stop: CancellationToken,
+) {
+    let gauges = WatchGauges::new();
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = every.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let (streams, inboxes) = watches.usage();
+        gauges.waiting.set(waiters.count() as f64);
+        gauges.watchers.set(streams as f64);
+        gauges.inboxes.set(inboxes as f64);
+        gauges.cached.set(feed.bytes() as f64);
+        gauges.hints.set(f64::from(u8::from(monitor.is_reliable())));
+    }
+}
