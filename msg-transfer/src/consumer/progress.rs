@@ -170,7 +170,7 @@ impl ProgressStore {
         let Some(reference) = &connection.client else { return Ok(false) };
         let (expected, found) = (&reference.server().identity, &server.identity);
         if expected == found {
-            return Ok(connection.keep_if_same(&Ask::IsAlive(generation), workers));
+            return Ok(connection.keep_if_same(&Query::IsAlive(connection_number), workers));
         }
         Err(failure::transient(&format!(
             "a new connection leads to another server ({found}) than the one that the starts were read from ({expected} at \
