@@ -134,7 +134,8 @@ pub async fn run(
     if config.server.reflection {
         add_reflection(&mut routes)?;
     }
-    let router = RpcRouter::new(service, routes.routes().prepare(), calls, buffer, config.server.request_receive_timeout);
+    let router =
+        RpcRouter::new(service, routes.routes().prepare(), calls, buffer, config.server.request_receive_timeout);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {

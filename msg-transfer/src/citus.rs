@@ -22,7 +22,8 @@ const OTHER_NODES: &str = "
 const IDENTITY: &str = "SELECT format('%s %s', (SELECT system_identifier FROM pg_control_system()), \
      CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END)";
 
-const MAY_READ_IDENTITY: &str = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE') \
+/// Whether this role may read the identity there.
+pub const MAY_READ_IDENTITY: &str = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE') \
      AND has_function_privilege('pg_walfile_name(pg_lsn)', 'EXECUTE') \
      AND has_function_privilege('pg_current_wal_lsn()', 'EXECUTE')";
 
@@ -105,6 +106,13 @@ pub fn unavailable(workers: &[Worker]) -> Option<String> {
     let errors: Vec<&str> =
         workers.iter().filter_map(|worker| worker.identity.as_ref().err()).map(String::as_str).collect();
     (!errors.is_empty()).then(|| errors.join("; "))
+}
+
+/// Names the workers whose identity this role may not read, if there is one: that they are the same servers is not known.
+pub fn unreadable(workers: &[Worker]) -> Option<String> {
+    let names: Vec<&str> =
+        workers.iter().filter(|worker| worker.identity == Ok(None)).map(|worker| worker.name.as_str()).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// Which servers the workers were when they last responded.
@@ -221,6 +229,8 @@ mod tests {
         let denied = node(2, Err("ERROR: permission denied for function pg_control_system"));
         let worker_of = |right| worker(denied.clone(), &[node(2, Ok(right)), node(3, Ok("f"))]);
         assert_eq!(unavailable(&[worker_of("f")]), None);
+        assert_eq!(unreadable(&[worker_of("f")]).as_deref(), Some("w2:5432"));
+        assert_eq!(unreadable(&[worker_of("t"), responded(3, "72 00000001")]), None);
         assert!(unavailable(&[worker_of("t")]).is_some(), "it may be read, and something else is wrong");
     }
 }

@@ -37,14 +37,19 @@ impl Class {
 }
 
 /// What a server with Citus says, as an internal error, of a worker that it has lost. The texts are not translated.
-const LOST_WORKER: [&str; 6] = [
+const LOST_WORKER: [&str; 8] = [
     "failure on connection marked as essential",
     "unexpected postmaster exit",
     "connection to the remote node",
     "failed to execute task",
     "lost connection to",
     "server closed the connection unexpectedly",
+    "ssl syscall error",
+    "invalid socket",
 ];
+
+/// The same as an I/O error (58030), which is otherwise the server's own disk.
+const LOST_WORKER_COPY: &str = "failed to copy to shard";
 
 /// Decides by the SQLSTATE and, for an internal error (XX000), by the server's text: Citus reports a lost worker like this,
 /// and that passes. Every other internal error is what a damaged server says.
@@ -52,6 +57,7 @@ pub fn classify_error(state: &str, text: &str) -> Class {
     let text = text.to_ascii_lowercase();
     match classify(state) {
         Class::Fatal if state == "XX000" && LOST_WORKER.iter().any(|known| text.contains(known)) => Class::Transient,
+        Class::Fatal if state == "58030" && text.contains(LOST_WORKER_COPY) => Class::Transient,
         class => class,
     }
 }
@@ -125,6 +131,14 @@ mod tests {
 
     #[test]
     fn lost_worker_is_transient_and_damage_is_not() {
+        let copy = "failed to COPY to shard 102015 on 127.0.0.1:17502";
+        assert_eq!(classify_error("58030", copy), Class::Transient);
+        assert_eq!(
+            classify_error("58030", "could not read block 7 of relation 16384: Input/output error"),
+            Class::Fatal
+        );
+        let closed = "SSL SYSCALL error: EOF detected\ninvalid socket";
+        assert_eq!(classify_error("XX000", closed), Class::Transient);
         for (state, text, class) in [
             ("XX000", "failure on connection marked as essential: worker:5432", Class::Transient),
             ("XX000", "unexpected postmaster exit", Class::Transient),

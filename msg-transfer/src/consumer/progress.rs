@@ -152,8 +152,8 @@ impl ProgressStore {
     /// Reads the identities of the workers of a Citus over a new connection of a lane. Empty if this role may not.
     pub async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
         match tokio::time::timeout(TIMEOUT, citus::workers(client)).await {
-            Ok(Ok(workers)) => Ok(workers),
-            Ok(Err(error)) if is_denied(&error) => Ok(not_known(&error)),
+            Ok(Ok(workers)) => Ok(reported(workers)),
+            Ok(Err(error)) if is_denied(&error) => Ok(not_known(&failure::describe(&error))),
             Ok(Err(error)) => Err(failure::of(&error)),
             Err(_) => Err(failure::transient("the workers did not respond in time")),
         }
@@ -162,7 +162,12 @@ impl ProgressStore {
     /// Returns whether a new connection leads to the server that the start offsets were read from: the reference connection with
     /// this number is still open, both connections lead to the same server, and the `workers` are those that were known. Fails if
     /// they lead to two servers that both accept writes: nothing may be stored in a second primary.
-    pub async fn is_same(&self, connection_number: ConnectionNumber, server: &Server, workers: &[Worker]) -> Result<bool, Failure> {
+    pub async fn is_same(
+        &self,
+        connection_number: ConnectionNumber,
+        server: &Server,
+        workers: &[Worker],
+    ) -> Result<bool, Failure> {
         let mut connection = self.connection.lock().await;
         if !connection.check(&Query::IsAlive(connection_number)).await {
             return Ok(false);
@@ -254,14 +259,21 @@ fn is_denied(error: &tokio_postgres::Error) -> bool {
 /// where something is to be stored in it.
 async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::Error> {
     match citus::workers(client).await {
-        Err(error) if error.as_db_error().is_some() => Ok(not_known(&error)),
-        read => read,
+        Err(error) if error.as_db_error().is_some() => Ok(not_known(&failure::describe(&error))),
+        read => read.map(reported),
     }
 }
 
-fn not_known(error: &tokio_postgres::Error) -> Vec<Worker> {
-    let error = failure::describe(error);
-    if let Some(repeated) = WORKERS_NOT_KNOWN.occurred(&error) {
+/// Logs which of the workers cannot be compared with what they were.
+fn reported(workers: Vec<Worker>) -> Vec<Worker> {
+    if let Some(names) = citus::unreadable(&workers) {
+        not_known(&format!("this role may not read the identity of {names}"));
+    }
+    workers
+}
+
+fn not_known(error: &str) -> Vec<Worker> {
+    if let Some(repeated) = WORKERS_NOT_KNOWN.occurred(error) {
         tracing::warn!(error, repeated, "not known whether the workers are the same servers; see docs/rights.md");
     }
     Vec::new()

@@ -47,7 +47,11 @@ pub(super) async fn check(
     let needed = i64::try_from(config.lanes.lanes).unwrap_or(i64::MAX).saturating_mul(cached.max(1));
     let command = format!("SELECT json_build_object('settings', ({}), 'room', ({ROOM}))", settings::SETTINGS);
     match citus::run_on_other_nodes(client, &command).await {
-        Ok(nodes) => nodes.iter().for_each(|node| judge(node, needed, allow_unsafe, findings)),
+        Ok(nodes) => {
+            nodes.iter().for_each(|node| judge(node, needed, allow_unsafe, findings));
+            let rights = citus::run_on_other_nodes(client, citus::MAY_READ_IDENTITY).await?;
+            rights.iter().for_each(|node| judge_rights(node, findings));
+        }
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => findings.failed(
             CHECK,
             format!(
@@ -77,7 +81,7 @@ fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) 
         Err(error) => return findings.failed(CHECK, format!("{name} did not respond: {error}")),
     };
     let mut of_node = Findings::default();
-    state.settings.judge(allow_unsafe, &mut of_node);
+    state.settings.judge("promote it, or citus_update_node to the primary", allow_unsafe, &mut of_node);
     settings::synchronous_on_node(&state.settings, &mut of_node);
     if state.room < needed {
         of_node.warning(
@@ -94,6 +98,20 @@ fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) 
     }
     for finding in of_node.0.into_iter().filter(|finding| finding.status != super::Status::Ok) {
         findings.add(finding.check, finding.status, format!("on {name}: {}", finding.detail));
+    }
+}
+
+/// `node` has returned whether this role may read its identity.
+fn judge_rights(node: &Node, findings: &mut Findings) {
+    if node.result.as_deref() == Ok("f") {
+        findings.warning(
+            "rights",
+            format!(
+                "on {}: this role may not run pg_control_system, pg_walfile_name or pg_current_wal_lsn, so the transfer does not \
+                 detect that this worker was replaced or promoted: GRANT EXECUTE on them there",
+                node.name
+            ),
+        );
     }
 }
 
@@ -135,7 +153,11 @@ mod tests {
         let mut findings = Findings::default();
         let node = Node { id: 2, name: "w1:5432".to_owned(), active, result };
         judge(&node, 32, false, &mut findings);
-        findings.0.into_iter().map(|finding| (finding.status, format!("{}: {}", finding.check, finding.detail))).collect()
+        findings
+            .0
+            .into_iter()
+            .map(|finding| (finding.status, format!("{}: {}", finding.check, finding.detail)))
+            .collect()
     }
 
     #[test]
@@ -177,6 +199,18 @@ mod tests {
             let found = says(active, result);
             assert!(found[0].0 == Status::Failed && found[0].1.contains("w1:5432"), "{found:?}");
         }
+    }
+
+    #[test]
+    fn worker_whose_identity_may_not_be_read_is_a_warning() {
+        let found = |result: &str| {
+            let mut findings = Findings::default();
+            let node = Node { id: 2, name: "w1:5432".to_owned(), active: true, result: Ok(result.to_owned()) };
+            judge_rights(&node, &mut findings);
+            findings.0.into_iter().map(|finding| (finding.status, finding.detail)).collect::<Vec<_>>()
+        };
+        assert_eq!(found("t"), []);
+        assert!(matches!(&found("f")[..], [(Status::Warning, text)] if text.contains("w1:5432")), "{:?}", found("f"));
     }
 
     #[test]

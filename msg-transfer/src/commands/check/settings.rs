@@ -43,7 +43,7 @@ pub(super) async fn check(
 ) -> Result<bool, tokio_postgres::Error> {
     let text: String = client.query_one(&format!("SELECT ({SETTINGS})::text"), &[]).await?.get(0);
     let settings: Settings = serde_json::from_str(&text).expect("the query has these columns");
-    settings.judge(allow_unsafe, findings);
+    settings.judge("point --database-url to the primary", allow_unsafe, findings);
     synchronous(&settings.synchronous_commit, &settings.synchronous_commit_source, findings);
     let lost = "the transfer reads those records again, as long as Kafka keeps them";
     standbys(&settings.standbys, lost, findings);
@@ -54,14 +54,15 @@ pub(super) async fn check(
 
 impl Settings {
     /// What holds for any server that messages are stored in.
-    pub(super) fn judge(&self, allow_unsafe: bool, findings: &mut Findings) {
+    /// `primary` says what to do about a standby.
+    pub(super) fn judge(&self, primary: &str, allow_unsafe: bool, findings: &mut Findings) {
         let version = &self.version;
         if self.number < OLDEST {
             findings.failed("server version", format!("{version} is older than 13: upgrade the server"));
         } else {
             findings.ok("server version", version.as_str());
         }
-        writable(self.in_recovery, self.read_only, findings);
+        writable(self.in_recovery, self.read_only, primary, findings);
         encoding(&self.encoding, findings);
         let means_fsync = "commits reach the disk";
         let without_fsync = "a crash of the server's machine can lose or break everything";
@@ -87,9 +88,9 @@ pub(super) fn synchronous_on_node(settings: &Settings, findings: &mut Findings) 
     standbys(&settings.standbys, "docs/citus.md says what to do then (A worker is lost)", findings);
 }
 
-fn writable(in_recovery: bool, read_only: bool, findings: &mut Findings) {
+fn writable(in_recovery: bool, read_only: bool, primary: &str, findings: &mut Findings) {
     if in_recovery {
-        findings.failed("writable", "the server is a standby: point --database-url to the primary");
+        findings.failed("writable", format!("the server is a standby: {primary}"));
     } else if read_only {
         findings.failed(
             "writable",
