@@ -1,30 +1,29 @@
-//! When and in which order progress is made durable: the rows are there already, then the progress row, then Kafka's
-//! offset. One round at a time.
+//! Decides when progress becomes durable, and in which order: the messages are stored already, then the progress rows are
+//! written, then the offsets are committed to Kafka. One round runs at a time.
 
 use super::Action;
 use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress};
 
-/// How far one assignment has come.
+/// The next offset that may be committed for one assignment of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub struct CommitPoint {
-    /// The partition.
     pub partition: Partition,
-    /// The assignment.
     pub epoch: Epoch,
-    /// Everything below is completed.
+    /// All records below this offset are completed.
     pub next: NextOffset,
-    /// That of the last record below.
+    /// The leader epoch of the last record below `next`.
     pub leader_epoch: LeaderEpoch,
 }
 
 impl CommitPoint {
-    /// What its progress row is to hold.
+    /// Returns the contents of its progress row.
     pub fn progress(&self) -> Progress {
         Progress { next: self.next, leader_epoch: self.leader_epoch }
     }
 }
 
-/// Decides when a round begins and what comes next in it.
+/// Decides when a round starts and which action comes next in it.
 #[derive(Debug)]
 pub struct Committer {
     every_records: usize,
@@ -33,7 +32,7 @@ pub struct Committer {
     completed: usize,
     hurried: bool,
     last: Millis,
-    /// Not before this: the round before has failed.
+    /// The previous round failed: the next one starts no earlier than this.
     not_before: Millis,
 }
 
@@ -46,22 +45,22 @@ enum Round {
 }
 
 impl Committer {
-    /// Nothing to commit yet.
+    /// Creates a committer that starts a round after `every_records` completed records or after `interval`, whichever is first.
     pub fn new(every_records: usize, interval: Millis) -> Self {
         Committer { every_records, interval, round: Round::Idle, completed: 0, hurried: false, last: 0, not_before: 0 }
     }
 
-    /// So many more records are completed.
+    /// Counts `count` more completed records.
     pub fn completed(&mut self, count: usize) {
         self.completed += count;
     }
 
-    /// Do not wait for the interval.
+    /// Starts the next round without waiting for the interval.
     pub fn hurry(&mut self) {
         self.hurried = true;
     }
 
-    /// The progress rows of this round are written.
+    /// Records that the progress rows of this round were written.
     pub fn saved(&mut self) {
         self.round = match std::mem::replace(&mut self.round, Round::Idle) {
             Round::Saving(points) => Round::Saved(points),
@@ -69,14 +68,14 @@ impl Committer {
         };
     }
 
-    /// This round may not have come to its end; the next one begins an interval later, with what holds by then.
+    /// Abandons this round: a step failed or timed out. The next round starts an interval later, with the points of that time.
     pub fn failed(&mut self, now: Millis) {
         self.round = Round::Idle;
         self.not_before = now + self.interval;
         self.hurried = true;
     }
 
-    /// The coordinator has this round's offsets, which are returned.
+    /// Ends this round and returns the points that were committed.
     pub fn committed(&mut self, now: Millis) -> Vec<CommitPoint> {
         self.last = now;
         match std::mem::replace(&mut self.round, Round::Idle) {
@@ -88,7 +87,8 @@ impl Committer {
         }
     }
 
-    /// What to do now, if anything. `points` tells what is to be committed; `is_current` whether an assignment still is.
+    /// Returns the next action of the round, if one is due. `points` returns the points to commit; `is_current` returns whether the
+    /// assignment of a point has not ended.
     pub fn advance(
         &mut self,
         now: Millis,
@@ -97,7 +97,7 @@ impl Committer {
     ) -> Option<Action> {
         if let Round::Saved(points) = &mut self.round {
             let mut points = std::mem::take(points);
-            // What was lost meanwhile may be another's: not ours to commit.
+            // A partition that was lost meanwhile may have another owner: committing it could move its offset back.
             points.retain(is_current);
             if !points.is_empty() {
                 self.round = Round::Committing(points.clone());

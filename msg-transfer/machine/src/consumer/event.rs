@@ -1,4 +1,4 @@
-//! What goes into the consumer's machine and what comes out of it.
+//! The events that the consumer's machine receives, and the actions that it returns.
 
 use uuid::Uuid;
 
@@ -6,119 +6,117 @@ use super::commit::CommitPoint;
 use super::start::Decision;
 use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 
-/// A lane's number.
+/// The number of a lane, from 0.
 pub type LaneNumber = usize;
 
-/// A record that was handed to a lane.
+/// Identifies a record that was passed to a lane. `epoch` is the assignment that it was received under; `bytes` is its share of
+/// the limits on bytes in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub struct RecordRef {
-    /// Its partition.
     pub partition: Partition,
-    /// The assignment under which it was received.
     pub epoch: Epoch,
-    /// Its offset.
     pub offset: RecordOffset,
-    /// What it counts for the limit on bytes.
     pub bytes: usize,
 }
 
 /// Why a partition cannot be fetched.
 #[derive(Clone, Debug)]
 pub struct FetchFailure {
-    /// The first offset that was not fetched, where it is known.
+    /// The first offset that was not fetched, if it is known.
     pub offset: Option<RecordOffset>,
-    /// The records are there and cannot be read: trying again does not help for long.
+    /// Whether the records are in the log and cannot be read. Then the partition is halted after the second attempt.
     pub damaged: bool,
-    /// What is wrong and what to do.
+    /// The error and the advice, for operators.
     pub text: String,
-    /// From 0 to 1, at random: how much of the longest wait before the next attempt.
+    /// A random number from 0 to 1: the share of the longest backoff to wait before the next attempt.
     pub jitter: f64,
 }
 
-/// What happened.
+/// An event that the machine reacts to.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub enum Event {
-    /// The group gave us these partitions.
+    /// The group assigned these partitions.
     Assigned(Vec<Partition>),
-    /// Where an assignment starts is known, of which topic, and which of the records before are dead letters that count.
+    /// The start offset of an assignment was resolved, with the topic's ID and the offsets of the dead letters that count for the
+    /// limit.
     StartResolved { partition: Partition, epoch: Epoch, start: Decision, topic_id: Uuid, dead: Vec<RecordOffset> },
-    /// These are in the database, or in its dead letters: the COMMIT was answered.
+    /// These records were stored or dead-lettered, and the COMMIT succeeded.
     Completed(Vec<RecordRef>),
-    /// A lane let go of these without storing them, because of a fence or a halt.
+    /// A lane dropped these records without storing them, because of a fence or a halt.
     Dropped(Vec<RecordRef>),
-    /// These wait in inboxes that cannot be written for now.
+    /// These records wait in inboxes that cannot be written for now.
     Blocked(Vec<RecordRef>),
-    /// These do not wait there any more: they are about to be completed or dropped.
+    /// These records left their blocked inboxes: they will be completed or dropped.
     Unblocked(Vec<RecordRef>),
-    /// A lane is about to keep these aside, and waits for `DeadLettersApproved`.
+    /// A lane requests to dead-letter these records, and waits for `DeadLettersApproved`.
     DeadLettersRequested { lane: LaneNumber, dead: Vec<RecordRef> },
-    /// This partition must not go on.
+    /// This partition must be halted.
     Halt { partition: Partition, epoch: Epoch, reason: String },
-    /// Somebody looked at partitions that stand still: they may go on.
+    /// An operator resumed these halted partitions.
     Resumed(Vec<Partition>),
-    /// What was fetched may not follow what we have, or the database may not have what we stored: start each partition
-    /// anew.
+    /// The database may have lost rows: restart every partition.
     Restart,
-    /// The same for one partition.
+    /// The records of a partition may not continue those received before, or the database may have lost rows: restart it.
     RestartPartition(Partition),
-    /// The fetch of a partition ended in an error. What was received before it counts.
+    /// The fetch of a partition failed. The records received before the error count.
     FetchFailed { partition: Partition, failure: FetchFailure },
-    /// The record that follows those received is not in the partition's log. Kafka may have lost them, and then nobody else has
-    /// those that are in the lanes: they are completed before the start is resolved again.
+    /// The next record of this partition is not in its log. Kafka may have lost the log's tail. Then the records in the lanes exist
+    /// nowhere else, so they are completed before the start offset is resolved again.
     OutOfRange(Partition),
-    /// The progress rows are written.
+    /// The progress rows were written.
     ProgressSaved,
-    /// They may not be.
+    /// Writing the progress rows failed or timed out.
     ProgressFailed,
-    /// The group's coordinator has the offsets.
+    /// The offsets were committed.
     Committed,
-    /// It may not.
+    /// The offset commit failed or timed out.
     CommitFailed,
-    /// The group takes these partitions back, and waits for us.
+    /// The group revoked these partitions, and waits until they are released.
     Revoked(Vec<Partition>),
-    /// These partitions may already be another's.
+    /// These partitions are lost: the group may have assigned them to another member.
     Lost(Vec<Partition>),
-    /// The process is to stop.
+    /// The process must stop.
     Stop,
-    /// What is not stored by now is abandoned.
+    /// The drain's deadline passed: records that are not stored yet are abandoned.
     DrainExpired,
-    /// What is not committed by now is let go.
+    /// The release's deadline passed: partitions are released although their offsets are not committed.
     ReleaseExpired,
-    /// Time has passed.
+    /// Time passed.
     Tick,
 }
 
-/// What to do about it.
+/// An action that the driver has to carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub enum Action {
-    /// Find out where this assignment starts.
+    /// Resolve the start offset of this assignment.
     ResolveStart { partition: Partition, epoch: Epoch },
-    /// Fetch from here on. Not paused, whatever it was before.
+    /// Fetch the partition from this position. It is not throttled, whatever it was before.
     Fetch { partition: Partition, epoch: Epoch, from: Progress },
-    /// Fetch no more.
+    /// Stop fetching the partition.
     StopFetching { partition: Partition },
-    /// Hand over no more of what is fetched for now …
+    /// Pass no further records of this partition to the lanes for now.
     Throttle { partition: Partition },
-    /// … and again from where it was.
+    /// Pass records of this partition to the lanes again, starting with those that waited.
     Unthrottle { partition: Partition },
-    /// Nothing that was received under this assignment may be written any more.
+    /// Fence the assignment: nothing received under it may be written any more.
     Fence { epoch: Epoch },
-    /// The lane may keep aside what it asked for, unless it is fenced.
+    /// The lane may write the dead letters that it requested, except those of fenced assignments.
     DeadLettersApproved { lane: LaneNumber },
-    /// The partition stands still and somebody has to look.
+    /// Report that the partition is halted until an operator acts.
     Halted { partition: Partition, reason: String },
-    /// It does not stand still any more.
+    /// Report that the partition is not halted any more.
     Unhalted { partition: Partition },
-    /// Its fetch has failed so many times in a row; it is tried again after a while.
+    /// Report that the fetch of the partition failed `attempts` times in a row; it is retried after a backoff.
     FetchFailing { partition: Partition, at: NextOffset, attempts: u32, text: String },
-    /// Its fetch fails no more.
+    /// Report that the fetch of the partition recovered.
     FetchRecovered { partition: Partition },
     /// Write these progress rows.
     SaveProgress(Vec<CommitPoint>),
-    /// Commit these offsets: their progress rows are written.
+    /// Commit these offsets: their progress rows were written.
     Commit(Vec<CommitPoint>),
-    /// Let go of these: the group may give them to another.
+    /// Release these partitions: the group may assign them to another member.
     Release(Vec<Partition>),
 }

@@ -1,44 +1,44 @@
-//! The ledger of one partition: records in the order received, completed in any order, and the contiguous prefix out.
+//! The ledger of one partition: which received records are completed, in any order, and how far the contiguous prefix reaches.
 //!
-//! One record that cannot be stored for days must not let it grow: behind it the completed ones are forgotten.
+//! One record may stay incomplete for days. Completed records behind it are forgotten, so that the ledger does not grow.
 
 use std::collections::VecDeque;
 
 use crate::{LeaderEpoch, NextOffset, Progress, RecordOffset};
 
-/// A record came at or below the one before it.
+/// A record's offset is not above that of the record before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfOrder;
 
-/// What was received and not yet passed by the prefix. Offsets may have holes (transaction markers, compaction).
+/// The received records that the prefix has not reached. Offsets may have holes (transaction markers, compaction).
 #[derive(Debug)]
 pub struct Ledger {
     open: VecDeque<Entry>,
     prefix: Progress,
-    /// What was received: the lowest offset that may come.
+    /// The end of the received records: the lowest offset that may be received next.
     last: Progress,
-    /// How many of the open ones are completed.
+    /// The number of completed records in `open`.
     completed: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
     offset: RecordOffset,
-    /// The prefix, once everything before it is completed: just past the record before it.
+    /// The prefix if all records before this one are completed: the offset after the record before it.
     before: Progress,
     completed: bool,
 }
 
-/// Completed entries behind an open one that are kept until they are more than the others.
+/// Completed entries that are kept before they are compared with the number of incomplete ones.
 const SLACK: usize = 32;
 
 impl Ledger {
-    /// Nothing received yet; the first record is at `start` or above.
+    /// Creates a ledger whose first record will be at `start` or above.
     pub fn new(start: Progress) -> Self {
         Ledger { open: VecDeque::new(), prefix: start, last: start, completed: 0 }
     }
 
-    /// Takes the next record in.
+    /// Adds the next received record. Fails if its offset is below the lowest one that may be received next.
     pub fn receive(&mut self, offset: RecordOffset, leader_epoch: LeaderEpoch) -> Result<(), OutOfOrder> {
         if offset.0 < self.last.next.0 {
             return Err(OutOfOrder);
@@ -49,7 +49,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// This record is stored, or kept as a dead letter. A second time does nothing.
+    /// Completes this record: it was stored or dead-lettered, and the COMMIT succeeded. Repeating it changes nothing.
     pub fn complete(&mut self, offset: RecordOffset) {
         let at = self.open.partition_point(|entry| entry.offset < offset);
         match self.open.get_mut(at) {
@@ -67,22 +67,22 @@ impl Ledger {
         }
     }
 
-    /// How many records it holds: at most twice as many as are not completed, and a few.
+    /// Returns the number of entries: at most twice the number of incomplete records, plus a constant.
     pub fn open(&self) -> usize {
         self.open.len()
     }
 
-    /// The lowest offset that may come next.
+    /// Returns the lowest offset that may be received next.
     pub fn expected(&self) -> NextOffset {
         self.last.next
     }
 
-    /// The last record received, or the one before the start.
+    /// Returns the offset of the last record received, or the one before the start.
     pub fn highest(&self) -> Option<RecordOffset> {
         (self.last.next.0 > 0).then(|| RecordOffset(self.last.next.0 - 1))
     }
 
-    /// Every record below it is completed.
+    /// Returns the contiguous prefix: every record below it is completed.
     pub fn prefix(&self) -> Progress {
         self.prefix
     }
@@ -159,7 +159,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the definition: the prefix is just past the last record before the first open one.
+        /// Compares with the definition: the prefix ends after the last record before the first incomplete one.
         #[test]
         fn the_prefix_is_what_its_definition_says(
             offsets in proptest::collection::btree_set(0..200i64, 0..60),

@@ -1,5 +1,5 @@
-//! Which partitions are ours and how far each has come: where it starts, what is in flight, when progress is saved and
-//! committed, when it stands still, and when it is let go.
+//! The consumer's machine: which partitions are assigned, where each starts, what is in flight, when progress is saved and
+//! committed, and when a partition is halted or released.
 
 pub mod breaker;
 pub mod commit;
@@ -27,28 +27,28 @@ use self::owned::{Owned, Phase, ThrottleChange};
 use self::start::{Decision, Start};
 use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, RecordOffset};
 
-/// The machine's settings.
+/// The settings of the consumer's machine.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Commit after so many completed records …
+    /// A commit round starts after this number of completed records, or after `commit_interval`, whichever is first.
     pub commit_records: usize,
-    /// … or after this long, whichever is first.
+    /// The maximum time between two commit rounds.
     pub commit_interval: Millis,
-    /// Take no further record in with so many bytes in flight; begin again at half of it.
+    /// Maximum bytes in flight. At the limit no record is consumed, until half of it is free.
     pub max_inflight_bytes: usize,
-    /// The same, in records.
+    /// Maximum records in flight. At the limit no record is consumed, until half of it is free.
     pub max_inflight_records: usize,
-    /// Hand over no further record of one partition with so many bytes of it in flight; begin again at half of it.
+    /// Maximum bytes in flight of one partition. At the limit it is throttled, until half of it is free.
     pub max_partition_bytes: usize,
-    /// The same, in records.
+    /// Maximum records in flight of one partition. At the limit it is throttled, until half of it is free.
     pub max_partition_records: usize,
-    /// When too many records become dead letters.
+    /// The dead-letter limit.
     pub dead_letters: Limit,
-    /// When a partition whose fetch fails is tried again.
+    /// The backoff between attempts to fetch a partition.
     pub fetch_backoff: Backoff,
 }
 
-/// The machine.
+/// The consumer's machine.
 #[derive(Debug)]
 pub struct Machine {
     settings: Settings,
@@ -57,17 +57,17 @@ pub struct Machine {
     committer: Committer,
     inflight_bytes: usize,
     inflight_records: usize,
-    /// How many partitions have records in blocked inboxes.
+    /// The number of partitions that have records in blocked inboxes.
     blocked: usize,
-    /// The bytes and records of those.
+    /// The bytes and records in blocked inboxes.
     blocked_inflight: (usize, usize),
-    /// Whether the limits were reached and half of them has not been yet.
+    /// Whether a limit was reached, and half of it is not free again.
     full: bool,
     stopping: bool,
 }
 
 impl Machine {
-    /// Owns nothing yet.
+    /// Creates a machine without partitions.
     pub fn new(settings: Settings) -> Self {
         let committer = Committer::new(settings.commit_records, settings.commit_interval);
         Machine {
@@ -84,9 +84,9 @@ impl Machine {
         }
     }
 
-    /// Whether further records may be taken in now.
+    /// Returns whether further records may be consumed now.
     pub fn wants_records(&mut self) -> bool {
-        // What waits in blocked inboxes may never become less: only the rest of the limits opens and closes.
+        // Records in blocked inboxes may stay for days: only the rest of the limits has watermarks, or consuming would never resume.
         let (blocked_bytes, blocked_records) = self.blocked_inflight;
         let above = |part: usize, inflight: usize, blocked: usize, limit: usize| {
             inflight >= limit || inflight.saturating_sub(blocked) >= (limit.saturating_sub(blocked) / part).max(1)
@@ -99,17 +99,17 @@ impl Machine {
         !self.full
     }
 
-    /// Bytes and records in the lanes.
+    /// Returns the bytes and records in the lanes.
     pub fn inflight(&self) -> (usize, usize) {
         (self.inflight_bytes, self.inflight_records)
     }
 
-    /// What is committed of a partition, if anything is.
+    /// Returns the committed offset of a partition, if one was committed under its assignment.
     pub fn committed(&self, partition: Partition) -> Option<NextOffset> {
         self.owned.get(&partition)?.committed()
     }
 
-    /// The lowest offset that may come next of a partition that is fetched.
+    /// Returns the lowest offset that may be received next of a fetched partition.
     pub fn expected(&self, partition: Partition) -> Option<NextOffset> {
         match &self.owned.get(&partition)?.phase {
             Phase::Running { ledger, .. } => Some(ledger.expected()),
@@ -117,13 +117,13 @@ impl Machine {
         }
     }
 
-    /// Every partition that is ours.
+    /// Returns the assigned partitions.
     pub fn partitions(&self) -> impl Iterator<Item = Partition> {
         self.owned.keys().copied()
     }
 
-    /// Takes a record in. `None`: it is not ours (any more) and must be forgotten; otherwise it goes to its lane under
-    /// this epoch.
+    /// Receives a record. Returns the epoch under which it must be passed to its lane, or `None` if it must be dropped: its partition
+    /// is not fetched any more.
     pub fn receive(
         &mut self,
         partition: Partition,
@@ -137,7 +137,7 @@ impl Machine {
             return None;
         };
         if owned.failing.is_some_and(|failing| failing.is_waiting()) {
-            // It lies behind what could not be read, and comes again.
+            // It follows a record that could not be fetched, and will be fetched again after it.
             return None;
         }
         if ledger.receive(offset, leader_epoch).is_err() {
@@ -157,7 +157,7 @@ impl Machine {
         Some(owned.epoch)
     }
 
-    /// Takes an event in.
+    /// Handles an event, and appends the resulting actions to `actions`.
     pub fn handle(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
         match event {
             Event::Assigned(partitions) => self.assign(partitions, actions),
@@ -215,7 +215,7 @@ impl Machine {
         self.advance(now, actions);
     }
 
-    /// Whether this assignment is a present one: what is to be committed is of such ones alone.
+    /// Returns whether this assignment has not ended. Offsets are committed only of such assignments.
     pub fn speaks_of(&self, epoch: Epoch) -> bool {
         self.owned.values().any(|owned| owned.epoch == epoch)
     }
@@ -262,7 +262,7 @@ impl Machine {
                 if let Some(failing) = &mut owned.failing {
                     failing.fetching(now);
                 }
-                // Committed at once: the choice must not be another one after a crash, or when the group's offset expires.
+                // Commit immediately: after a crash, or when the group's offset expires, the start offset must be the same.
                 self.committer.hurry();
                 actions.push(Action::Fetch { partition, epoch, from });
             }
@@ -295,7 +295,7 @@ impl Machine {
         }
     }
 
-    /// Counts what waits in blocked inboxes.
+    /// Counts records that enter or leave blocked inboxes.
     fn block(&mut self, records: &[RecordRef], count: impl Fn(&mut Owned, &RecordRef)) {
         for record in records {
             if let Some(owned) = self.current(record.partition, record.epoch) {
@@ -304,7 +304,7 @@ impl Machine {
         }
     }
 
-    /// More or fewer blocked records change the parts of all partitions that have some.
+    /// Recomputes the shares of the partitions that have blocked records, after their number changed.
     fn share_blocked(&mut self, actions: &mut Vec<Action>) {
         let before = self.blocked;
         self.blocked = self.owned.values().filter(|owned| owned.is_blocked()).count();
@@ -323,7 +323,7 @@ impl Machine {
         }
     }
 
-    /// Those of which something has left the lanes.
+    /// Unthrottles the partitions of these records, which left the lanes, if they are below their share again.
     fn unthrottle(&mut self, records: &[RecordRef], actions: &mut Vec<Action>) {
         for some in records.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
             let partition = some[0].partition;
@@ -335,7 +335,7 @@ impl Machine {
         }
     }
 
-    /// Halts each partition that would have too many dead letters: the lane finds its records fenced.
+    /// Halts each partition that would exceed the dead-letter limit, which fences its records, and approves the others.
     fn approve_dead_letters(&mut self, lane: LaneNumber, dead: &[RecordRef], actions: &mut Vec<Action>) {
         let mut asked: BTreeMap<(Partition, Epoch), Vec<RecordOffset>> = BTreeMap::new();
         for record in dead {
@@ -372,7 +372,7 @@ impl Machine {
                 if !owned.revoking {
                     actions.push(Action::StopFetching { partition });
                 }
-                // In all lanes: a later record to the same inbox must not pass the one that stands still.
+                // In all lanes: a later record to the same inbox must not overtake the one that is halted.
                 actions.push(Action::Fence { epoch });
                 if owned.failing.take().is_some() {
                     actions.push(Action::FetchRecovered { partition });
@@ -381,7 +381,7 @@ impl Machine {
             }
             other => {
                 owned.phase = other;
-                // Its lanes were to store what they have: not any more.
+                // Its lanes were still storing its records: now they must not.
                 if std::mem::take(&mut owned.draining) {
                     actions.push(Action::Fence { epoch });
                     actions.push(Action::Halted { partition, reason });
@@ -390,7 +390,7 @@ impl Machine {
         }
     }
 
-    /// Lets a partition that stands still begin anew, from where it stood.
+    /// Restarts a halted partition from its progress row.
     fn resume(&mut self, partition: Partition, actions: &mut Vec<Action>) {
         let epoch = self.last_epoch + 1;
         let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { return };
@@ -407,16 +407,16 @@ impl Machine {
         }
     }
 
-    /// Begins a partition anew, from where the database and the group say. What is in the lanes is given up.
+    /// Restarts a partition: its start offset is resolved again, and its records in the lanes are abandoned.
     fn restart(&mut self, partition: Partition, actions: &mut Vec<Action>) {
         let epoch = self.last_epoch + 1;
         let Some(owned) = self.owned.get_mut(&partition) else { return };
         match &mut owned.phase {
             Phase::Resolving | Phase::Waiting => {}
-            // It stands still all the same; what it had completed is not known to be kept any more.
+            // It stays halted. The database may have lost the records that were completed.
             Phase::Halted { ledger, .. } => *ledger = None,
             Phase::Running { .. } if owned.revoking => {
-                // The next owner begins where the database says.
+                // The next owner resolves the start offset from the database.
                 owned.abandoned = true;
                 owned.phase = Phase::Resolving;
                 actions.push(Action::Fence { epoch: owned.epoch });
@@ -443,8 +443,8 @@ impl Machine {
         }
     }
 
-    /// Restarts each partition whose next record is not in the log, once all that was received of it is completed and its row
-    /// says so: the row is what the loss is counted from.
+    /// Restarts each partition whose next record is not in the log, once all its received records are completed and its progress row
+    /// is written: the lost records are counted from that row.
     fn restart_out_of_range(&mut self, actions: &mut Vec<Action>) {
         let is_out_of_range = |owned: &Owned| {
             let running = matches!(owned.phase, Phase::Running { .. }) && !owned.revoking;

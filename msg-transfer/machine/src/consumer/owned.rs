@@ -1,4 +1,4 @@
-//! One partition that the group has given us.
+//! One partition that the group has assigned to this process.
 
 use super::Settings;
 use super::breaker::Breaker;
@@ -8,14 +8,14 @@ use super::failing_fetch::Failing;
 use super::ledger::Ledger;
 use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 
-/// A part of the limits that one partition may take.
+/// The share of the limits that one partition may use: the high and the low watermark of throttling.
 #[derive(Clone, Copy, Debug)]
 enum Part {
     Whole = 1,
     Half = 2,
 }
 
-/// The partition.
+/// An assigned partition, until it is released or lost.
 #[derive(Debug)]
 pub(super) struct Owned {
     pub epoch: Epoch,
@@ -23,41 +23,41 @@ pub(super) struct Owned {
     /// Records of this epoch in the lanes, and their bytes.
     inflight_records: usize,
     inflight_bytes: usize,
-    /// Those of them that wait in blocked inboxes.
+    /// The part of them that waits in blocked inboxes.
     blocked_records: usize,
     blocked_bytes: usize,
-    /// Whether what is fetched is handed over.
+    /// Whether its records are not passed to the lanes for now.
     throttled: bool,
     /// The group has revoked the partition, or the process stops: nothing more is received.
     pub revoking: bool,
     /// The partition is released without waiting for the lanes.
     pub abandoned: bool,
-    /// The record that follows is not in the log: the partition restarts as soon as all that was received is completed.
+    /// The next record is not in the log: the partition restarts as soon as all received records are completed.
     pub out_of_range: bool,
     pub breaker: Breaker,
-    /// While its fetch fails.
+    /// Set while its fetch fails.
     pub failing: Option<Failing>,
-    /// It is halted, and what its lanes have is still stored.
+    /// It is halted, and the records in its lanes are still stored.
     pub draining: bool,
 }
 
 #[derive(Debug)]
 pub(super) enum Phase {
     Resolving,
-    /// Its fetch failed, and its start was to be resolved again meanwhile: that comes with the next attempt.
+    /// Its fetch failed, and its start offset had to be resolved again meanwhile: the next attempt does that.
     Waiting,
     Running {
         ledger: Ledger,
         committed: Option<NextOffset>,
     },
-    /// Stands still. What was completed before can still be committed.
+    /// Not fetched until an operator resumes it. Records that were completed before can still be committed.
     Halted {
         ledger: Option<Ledger>,
         committed: Option<NextOffset>,
     },
 }
 
-/// Whether to go on handing over.
+/// A change of whether a partition is throttled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ThrottleChange {
     Throttle,
@@ -65,7 +65,7 @@ pub(super) enum ThrottleChange {
 }
 
 impl Owned {
-    /// Its start is not known yet.
+    /// Creates the state of a partition whose start offset is not resolved yet.
     pub(super) fn new(epoch: Epoch) -> Self {
         Owned {
             epoch,
@@ -84,7 +84,7 @@ impl Owned {
         }
     }
 
-    /// The ledger, as long as it counts.
+    /// Returns the ledger, unless the start offset has to be resolved first.
     pub(super) fn ledger(&self) -> Option<&Ledger> {
         match &self.phase {
             Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } => Some(ledger),
@@ -92,7 +92,7 @@ impl Owned {
         }
     }
 
-    /// What is committed, if anything is.
+    /// Returns the committed offset, if one was committed under this assignment.
     pub(super) fn committed(&self) -> Option<NextOffset> {
         match &self.phase {
             Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed,
@@ -100,19 +100,19 @@ impl Owned {
         }
     }
 
-    /// What is to be committed, if anything is.
+    /// Returns the point to commit, if the prefix is beyond the committed offset.
     pub(super) fn commit_point(&self, partition: Partition) -> Option<CommitPoint> {
         let Progress { next, leader_epoch } = self.ledger()?.prefix();
         (self.committed() != Some(next)).then_some(CommitPoint { partition, epoch: self.epoch, next, leader_epoch })
     }
 
-    /// Whether its next record is out of range, and not all that was received before is completed, and saved.
+    /// Returns whether its next record is out of range, and some record before it is not completed or not committed.
     pub(super) fn is_completing(&self, partition: Partition) -> bool {
         let running = matches!(self.phase, Phase::Running { .. });
         self.out_of_range && running && (self.open() > 0 || self.commit_point(partition).is_some())
     }
 
-    /// Entries of the ledger: none if all that was received is completed.
+    /// Returns the number of entries of the ledger: 0 if all received records are completed.
     pub(super) fn open(&self) -> usize {
         self.ledger().map_or(0, Ledger::open)
     }
@@ -141,25 +141,25 @@ impl Owned {
         self.blocked_bytes -= record.bytes;
     }
 
-    /// Bytes and records of it in blocked inboxes.
+    /// Returns the bytes and records of it in blocked inboxes.
     pub(super) fn blocked(&self) -> (usize, usize) {
         (self.blocked_bytes, self.blocked_records)
     }
 
-    /// Whether records of it wait in blocked inboxes.
+    /// Returns whether records of it wait in blocked inboxes.
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked_records > 0
     }
 
-    /// This record is stored, or kept as a dead letter.
+    /// Completes this record in the ledger.
     pub(super) fn complete(&mut self, offset: RecordOffset) {
         if let Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } = &mut self.phase {
             ledger.complete(offset);
         }
     }
 
-    /// A partition that has more than its part in the lanes, or in blocked inboxes, leaves the rest to the others.
-    /// `blocked` is how many partitions have blocked inboxes.
+    /// Throttles the partition if it uses more than its share of the limits in the lanes or in blocked inboxes, so that other
+    /// partitions can use the rest. `blocked` is the number of partitions that have blocked inboxes.
     pub(super) fn throttle_change(&mut self, settings: &Settings, blocked: usize) -> Option<ThrottleChange> {
         if self.revoking || !matches!(self.phase, Phase::Running { .. }) {
             return None;
@@ -175,9 +175,9 @@ impl Owned {
 
     fn is_above(&self, settings: &Settings, part: Part, blocked: usize) -> bool {
         let limit = |whole: usize| (whole / part as usize).max(1);
-        // What waits in blocked inboxes may wait for days. The parts of 1, 2, 3, … such partitions are 1/2, 1/6, 1/12, …,
-        // so all of them together are never more than one partition's part, and at most half of the whole: the others
-        // always have the other half.
+        // Records in blocked inboxes may wait for days. With 1, 2, 3, … such partitions the share of each is 1/2, 1/6, 1/12, …
+        // So all of them together never use more than one partition's share, and at most half of the whole limit: the other
+        // partitions always have the other half.
         let shares = blocked.max(1) * (blocked.max(1) + 1);
         let share = |partition: usize, whole: usize| limit(partition.min(whole / 2) / shares);
         self.inflight_bytes >= limit(settings.max_partition_bytes)

@@ -1,4 +1,4 @@
-//! A record in a lane, and what is known of it so far.
+//! An entry of a batch: a record in a lane, and what the lane knows about it so far.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,71 +8,71 @@ use uuid::Uuid;
 use crate::consumer::RecordRef;
 use crate::{Assignment, Reason};
 
-/// What the lane has to know of a message.
+/// The part of a message that the lane's machine reads.
 pub trait Message {
-    /// Its inbox.
+    /// Returns the inbox.
     fn recv_id(&self) -> &str;
-    /// Its id; unique within its inbox.
+    /// Returns the message ID, which is unique within its inbox.
     fn msg_id(&self) -> Uuid;
 }
 
-/// What a record holds.
+/// The content of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A message.
     Message,
-    /// Nothing that could be stored: why, and a sentence about it.
+    /// Not storable: the reason and the detail for the dead letter.
     Broken(Reason, String),
-    /// What a newer version wrote: its partition has to stop.
+    /// Written by a newer version: the partition has to be halted.
     Newer(String),
 }
 
 /// A record in a lane.
 #[derive(Debug)]
 pub struct Entry<T> {
-    /// The assignment that it was received under.
+    /// The assignment that the record was received under.
     pub assignment: Arc<Assignment>,
-    /// What is given back for it.
+    /// The reference by which the record is reported to the consumer.
     pub record_ref: RecordRef,
-    /// What it holds.
+    /// The content of the record.
     pub kind: Kind,
     /// The record.
     pub body: T,
     pub(super) state: State,
-    /// It has waited in a blocked inbox, and counts for what its partition may have there.
+    /// Whether it has waited in a blocked inbox. It counts for its partition's share of blocked records then.
     pub(super) was_blocked: bool,
 }
 
-/// What is known of a message.
+/// What the lane knows about a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Not in the table, as far as we know.
+    /// Not in the table, as far as is known.
     New,
-    /// Comes after one of this batch with the same id.
+    /// Follows an entry of this batch with the same ID.
     Repeat,
     /// The same message is in the table.
     Duplicate,
-    /// Another message with its id is in the table.
+    /// Another message with the same ID is in the table.
     Conflict,
-    /// The database refuses it, and takes others.
+    /// Rejected by the database, which accepts other messages.
     Rejected(Reason, String),
 }
 
-/// A record to be kept aside.
+/// A record to dead-letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// Its index in the batch.
     pub entry: usize,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// A sentence about it.
+    /// A sentence for operators.
     pub detail: String,
-    /// Whether the record's value and headers are kept. Until retention deletes it, Kafka has them.
+    /// Whether the dead letter holds the record's value and headers. Kafka has them until retention deletes the record.
     pub content: bool,
 }
 
 impl<T> Entry<T> {
-    /// Nothing is known of it yet.
+    /// Creates an entry of which nothing is known yet.
     pub fn new(assignment: Arc<Assignment>, record_ref: RecordRef, kind: Kind, body: T) -> Self {
         Entry { assignment, record_ref, kind, body, state: State::New, was_blocked: false }
     }
@@ -85,7 +85,7 @@ impl<T> Entry<T> {
         self.kind == Kind::Message && self.state == *state
     }
 
-    /// Why it is to be kept aside, if it is.
+    /// Returns the reason and the detail if the record has to be dead-lettered.
     pub(super) fn dead(&self) -> Option<(Reason, &str)> {
         match (&self.kind, &self.state) {
             (Kind::Broken(reason, detail), _) | (Kind::Message, State::Rejected(reason, detail)) => {
@@ -99,7 +99,7 @@ impl<T> Entry<T> {
     }
 }
 
-/// Forgets what was found in the table. The first of those with the same id is new; what is `Rejected` counts as none.
+/// Forgets what was found in the table. Of several entries with the same ID the first is `New`; `Rejected` ones do not count.
 pub(super) fn forget_found<T: Message>(entries: &mut [Entry<T>]) {
     let mut seen: HashSet<(&str, Uuid)> = HashSet::with_capacity(entries.len());
     for entry in entries.iter_mut() {

@@ -234,7 +234,7 @@ impl<T: Message> Machine<T> {
             }
             (Pending::FindRepeats, Answer::Found(found)) if found.len() == self.repeats().len() => {
                 self.found(&found);
-                self.keep_aside()
+                self.insert_dead_letters()
             }
             (Pending::FindInserted | Pending::FindRepeats, _) => {
                 self.again(Class::Transient, "rows that were there are gone")

@@ -1,4 +1,4 @@
-//! From the messages of a batch to a transaction: each `seq`, the rows, what repeats them, what is kept aside.
+//! The transaction of a batch: it numbers the messages, inserts rows, looks repeats up, and inserts dead letters.
 
 use super::blocked::report_unblocked;
 use super::entry::State;
@@ -6,12 +6,12 @@ use super::{DeadLetter, Machine, Message, NumberedEntry, Pending, Request};
 use crate::consumer::Event;
 
 impl<T: Message> Machine<T> {
-    /// What was the last `seq` of each inbox?
+    /// Requests the last `seq` of each inbox that is not cached.
     pub(super) fn ask(&mut self) -> Request {
         let entries = &self.entries;
         let inbox = |index: &usize| entries[*index].body.recv_id();
         let mut new: Vec<usize> = (0..entries.len()).filter(|index| entries[*index].is_new()).collect();
-        // Stable: within an inbox the order received stays. Sorted: as the index wants them.
+        // A stable sort keeps the order of receipt within an inbox. Sorted rows are faster to insert into the index.
         new.sort_by(|a, b| inbox(a).cmp(inbox(b)));
         let groups = new.chunk_by(|a, b| inbox(a) == inbox(b));
         let cache = &mut self.cache;
@@ -27,7 +27,7 @@ impl<T: Message> Machine<T> {
         self.request(Pending::LastSeqs, Request::LastSeqs(unknown))
     }
 
-    /// Gives each new message the next `seq` of its inbox. `seqs` are those that had to be asked for.
+    /// Gives each new message the next `seq` of its inbox. `seqs` holds the last ones that were requested.
     pub(super) fn assign_seqs(&mut self, seqs: Vec<i64>) -> Request {
         let mut answers = seqs.into_iter();
         self.numbered.clear();
@@ -39,7 +39,7 @@ impl<T: Message> Machine<T> {
         self.request(Pending::Begin, begin)
     }
 
-    /// The first row of each inbox that needs a predecessor.
+    /// Returns the first row of each inbox that needs a predecessor.
     pub(super) fn heads(&self) -> Vec<NumberedEntry> {
         let last = |known: &Option<i64>| known.expect("it was asked for");
         let heads = self.inboxes.iter().map(|(group, known)| NumberedEntry { entry: group[0], seq: last(known) + 1 });
@@ -63,7 +63,7 @@ impl<T: Message> Machine<T> {
 
     pub(super) fn inserted(&mut self, inserted: usize) -> Request {
         if inserted < self.numbered.len() {
-            // Some are there already, and would leave holes in `seq`: without them, again. Each turn finds one at least.
+            // Some are stored already, and would leave gaps in `seq`. Retry without them: each attempt finds at least one.
             return self.request(Pending::UndoInsert, Request::Rollback);
         }
         self.find_repeats()
@@ -73,11 +73,11 @@ impl<T: Message> Machine<T> {
         (0..self.entries.len()).filter(|index| self.entries[*index].is(&State::Repeat)).collect()
     }
 
-    /// In the same transaction: what they repeat is in the table by now.
+    /// Looks repeats up in the same transaction: the messages that they repeat are in the table by now.
     pub(super) fn find_repeats(&mut self) -> Request {
         let repeats = self.repeats();
         if repeats.is_empty() {
-            return self.keep_aside();
+            return self.insert_dead_letters();
         }
         self.request(Pending::FindRepeats, Request::FindStored(repeats))
     }
@@ -99,7 +99,7 @@ impl<T: Message> Machine<T> {
         dead.collect()
     }
 
-    pub(super) fn keep_aside(&mut self) -> Request {
+    pub(super) fn insert_dead_letters(&mut self) -> Request {
         let dead = self.dead_letters();
         if dead.is_empty() {
             return self.commit();
@@ -115,14 +115,14 @@ impl<T: Message> Machine<T> {
     }
 
     pub(super) fn committed(&mut self, warned: bool, events: &mut Vec<Event>) -> Request {
-        // Only now: a cache that runs ahead of the table makes gaps that no key catches.
+        // Only after the COMMIT: a cache that is ahead of the table makes gaps, which no unique key prevents.
         for inbox in &self.inboxes {
             let (group, Some(last)) = inbox else { continue };
             let (entry, rows) = (&self.entries[group[0]], i64::try_from(group.len()).expect("a batch is small"));
             self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows);
         }
         if warned {
-            // A standby that takes over may not have these rows: a cache of them would make gaps that no key catches.
+            // A standby that takes over may not have these rows: a cache of them would make gaps, which no unique key prevents.
             self.cache.clear();
         }
         self.outcome.stored += self.numbered.len();

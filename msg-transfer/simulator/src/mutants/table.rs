@@ -183,7 +183,7 @@ mutants! {
     "the intake opens again only at half of the limits, blocked records included" Found =>
         "machine/src/consumer/mod.rs": "let (blocked_bytes, blocked_records) = self.blocked_inflight;" -> "let (blocked_bytes, blocked_records) = (0, 0);";
     "a halted partition is not fenced" Found =>
-        "machine/src/consumer/mod.rs": "// In all lanes: a later record to the same inbox must not pass the one that stands still.\n                actions.push(Action::Fence { epoch });" -> "";
+        "machine/src/consumer/mod.rs": "// In all lanes: a later record to the same inbox must not overtake the one that is halted.\n                actions.push(Action::Fence { epoch });" -> "";
     "the progress row can go back (in the database's model)" Found =>
         "simulator/src/database/tables.rs": "if new.may_follow(*row) {" -> "if true || new.may_follow(*row) {";
     "a stop that waited for a rebalance ends the fetch that came after it" Found =>
