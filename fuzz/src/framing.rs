@@ -1,5 +1,5 @@
-//! The bodies of requests, as HTTP/2 hands them over: cut anywhere. What comes out is what came in, what is unfinished is counted
-//! and given back, and a call of one message has no second.
+//! Request bodies, cut into chunks anywhere, as HTTP/2 delivers them. The output is the input, partially received messages
+//! hold a permit that is released, and a unary call has no second message.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -12,10 +12,10 @@ use msg_gateway::request_body::{BoundedBody, RequestKind};
 use tonic::Status;
 use tonic::body::Body;
 
-/// Small, so that the fuzzer comes to both sides of it.
+/// Small, so that the fuzzer reaches both sides of it.
 const MAX_BYTES: usize = 64;
 
-/// One body: a byte that says of which kind of call and how long its chunks are, and its bytes.
+/// One body: a byte for the kind of call and the length of the chunks, and its bytes.
 pub fn run(data: &[u8]) {
     let Some((first, data)) = data.split_first() else { return };
     let kind = if first & 1 == 0 { RequestKind::Unary } else { RequestKind::Streaming };
@@ -54,7 +54,7 @@ pub fn run(data: &[u8]) {
     assert_eq!(budget.used(), 0);
 }
 
-/// How many whole messages these are, and how many bytes are left.
+/// Returns the number of complete messages, and the bytes that are left.
 fn messages(mut data: &[u8]) -> (usize, usize) {
     let mut count = 0;
     while let Some((head, rest)) = data.split_first_chunk::<5>() {
@@ -66,7 +66,7 @@ fn messages(mut data: &[u8]) -> (usize, usize) {
     (count, data.len())
 }
 
-/// The last one first.
+/// The chunks of a body, in reverse order.
 struct Chunks(Vec<Bytes>);
 
 impl http_body::Body for Chunks {

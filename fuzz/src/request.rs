@@ -1,5 +1,5 @@
-//! The way of a request up to where something is sent or read: whatever comes is taken or refused with a clear error, and what
-//! is taken can be stored, and comes out of the topic as it went in.
+//! Requests, up to where something would be sent or read: each is accepted or rejected with a clear error. An accepted
+//! message can be stored, and is read from the topic unchanged.
 
 use std::fmt::Debug;
 
@@ -20,10 +20,10 @@ use msg_gateway::watch::stream;
 use prost::Message;
 use tonic::{Code, Status};
 
-/// Small, so that the fuzzer comes to both sides of them.
+/// Small, so that the fuzzer reaches both sides of them.
 const LIMITS: Limits = Limits { max_id_bytes: 16, max_content_bytes: 32 };
 
-/// One request: a byte that says of which kind, and the request.
+/// One request: a byte for its kind, and its bytes.
 pub fn run(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
     match kind % 9 {
@@ -57,14 +57,14 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// Decodes it; a message that was decoded comes out the same when it is encoded and decoded again.
+/// Decodes a request, and checks that it is the same after it was encoded and decoded again.
 fn with<M: Message + Default + PartialEq + Debug>(data: &[u8], then: impl FnOnce(&M)) {
     let Ok(request) = M::decode(data) else { return };
     assert!(M::decode(request.encode_to_vec().as_slice()).as_ref() == Ok(&request), "{request:?}");
     then(&request);
 }
 
-/// What SendMsg does with a message before it is sent, and what the transfer does with the record.
+/// Does what SendMsg does with a message before it is sent, and what the transfer does with its record.
 fn send(msg: &Msg) {
     let violations = LIMITS.violations("msg", msg);
     if !violations.is_empty() {
@@ -80,7 +80,7 @@ fn send(msg: &Msg) {
     assert_eq!((&read.msg, read.msg_id, read.send_time_ms), (msg, id, 1));
 }
 
-/// A refusal is the caller's error, and its details fit into a trailer.
+/// Checks that a rejection is the caller's error, and that its details fit into a trailer.
 fn check_result<T>(checked: Result<T, Failure>) {
     let Err(failure) = checked else { return };
     let status = Status::from(failure);
@@ -89,7 +89,7 @@ fn check_result<T>(checked: Result<T, Failure>) {
     assert!(!status.message().is_empty());
 }
 
-/// A page token is taken only where it is this request's own, and then it is written the same.
+/// Checks that a page token is accepted only for its own request, and is the same when it is created again.
 fn token(request: &PullMsgsRequest) {
     let scope = Scope {
         recv_id: &request.recv_id,
@@ -104,7 +104,7 @@ fn token(request: &PullMsgsRequest) {
     }
 }
 
-/// The headers that are looked into.
+/// Parses the headers that the gateway reads.
 fn headers(data: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(data) else { return };
     if trace::is_valid(value.as_bytes()) {

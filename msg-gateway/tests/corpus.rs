@@ -1,5 +1,4 @@
-//! Every input that fuzzing found worth keeping, run through what is fuzzed: what once was wrong stays mended, and no fuzzer
-//! is needed for that.
+//! Runs the fuzz targets on every input of the corpus: bugs that fuzzing found stay fixed, and no fuzzer is needed for that.
 
 #![allow(unreachable_pub, reason = "the modules are those of fuzz/, where they are public")]
 
@@ -19,8 +18,8 @@ fn each(target: &str, run: fn(&[u8])) {
     assert!(inputs.len() >= 20, "only {} files in {}", inputs.len(), folder.display());
     for input in inputs {
         let bytes = std::fs::read(&input).expect("it can be read");
-        let told = std::panic::catch_unwind(|| run(&bytes));
-        assert!(told.is_ok(), "{} breaks a rule", input.display());
+        let result = std::panic::catch_unwind(|| run(&bytes));
+        assert!(result.is_ok(), "{} breaks a rule", input.display());
     }
 }
 

@@ -190,7 +190,7 @@ impl Reader {
         F: Future<Output = Result<T, Failure>>,
     {
         let sources = self.sources.as_ref().ok_or(Failure::NoDatabase)?;
-        let respond_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
         let permit = budget.acquire(respond_by).await?;
         let mut memory = match bytes {
             0..SMALL_RESPONSE => None,

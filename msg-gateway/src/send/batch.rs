@@ -43,7 +43,7 @@ impl Sender {
             (None, Ok(until_stored)) => until_stored,
             (count, wait_for) => return Err(Failure::Invalid(count.into_iter().chain(wait_for.err()).collect())),
         };
-        let respond_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
         let permit = self.acquire_batch(request.msgs.len())?;
         let mut memory = self.acquire_response_bytes(request.msgs.len())?;
         let mut batch = Batch::new(request.msgs.len(), until_stored);

@@ -26,7 +26,7 @@ pub struct Timing {
 impl Timing {
     /// Returns when to respond to a call that arrived at `arrival` with the caller's timeout. Fails if that leaves too
     /// little time from `now` on.
-    pub fn answer_by(&self, arrival: Instant, timeout: Option<Duration>, now: Instant) -> Result<Instant, Failure> {
+    pub fn respond_by(&self, arrival: Instant, timeout: Option<Duration>, now: Instant) -> Result<Instant, Failure> {
         let Some(timeout) = timeout else {
             return Ok(now + self.max_wait);
         };
@@ -116,17 +116,17 @@ mod tests {
     #[test]
     fn without_a_time_out_the_longest_wait_counts() {
         let now = Instant::now();
-        assert_eq!(TIMING.answer_by(now, None, now), Ok(now + TIMING.max_wait));
-        assert_eq!(TIMING.answer_by(now, Some(Duration::from_secs(3600)), now), Ok(now + TIMING.max_wait));
+        assert_eq!(TIMING.respond_by(now, None, now), Ok(now + TIMING.max_wait));
+        assert_eq!(TIMING.respond_by(now, Some(Duration::from_secs(3600)), now), Ok(now + TIMING.max_wait));
         let century = Duration::from_secs(99_999_999 * 3600);
-        assert_eq!(TIMING.answer_by(now, Some(century), now), Ok(now + TIMING.max_wait));
+        assert_eq!(TIMING.respond_by(now, Some(century), now), Ok(now + TIMING.max_wait));
     }
 
     #[test]
     fn the_answer_comes_a_margin_before_the_deadline_which_runs_from_the_arrival() {
         let arrival = Instant::now();
         let now = arrival + Duration::from_millis(400);
-        let by = TIMING.answer_by(arrival, Some(Duration::from_secs(1)), now);
+        let by = TIMING.respond_by(arrival, Some(Duration::from_secs(1)), now);
         assert_eq!(by, Ok(arrival + Duration::from_millis(970)));
     }
 
@@ -153,7 +153,7 @@ mod tests {
             [100, 500, 999, 1000, 1001, 2500, 9_990, 10_000, 10_001, 60_000, 99_999, 100_000, 120_000, 999_000]
         {
             let arrives = Duration::from_millis(rounded_by_c_core(millis));
-            let by = timing.answer_by(arrival, Some(arrives), arrival).expect("it is long enough");
+            let by = timing.respond_by(arrival, Some(arrives), arrival).expect("it is long enough");
             let left = (arrival + Duration::from_millis(millis)).saturating_duration_since(by);
             assert!(left >= Duration::from_millis(19), "{millis} ms: {left:?} are left");
             assert!(left <= Duration::from_millis(20 + millis / 90), "{millis} ms: {left:?} are not used");
@@ -165,9 +165,9 @@ mod tests {
         let arrival = Instant::now();
         for (timeout, late) in [(0, 0), (10, 0), (25, 0), (1000, 975), (1000, 2000)] {
             let (timeout, now) = (Duration::from_millis(timeout), arrival + Duration::from_millis(late));
-            let rejected = TIMING.answer_by(arrival, Some(timeout), now);
+            let rejected = TIMING.respond_by(arrival, Some(timeout), now);
             assert_eq!(rejected, Err(Failure::DeadlineTooShort { shortest: Duration::from_millis(25) }));
         }
-        assert!(TIMING.answer_by(arrival, Some(Duration::from_millis(26)), arrival).is_ok());
+        assert!(TIMING.respond_by(arrival, Some(Duration::from_millis(26)), arrival).is_ok());
     }
 }

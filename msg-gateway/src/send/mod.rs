@@ -109,7 +109,7 @@ impl Sender {
     /// Sends one message and waits until it is accepted, or until it is stored if the request asks for that.
     pub(crate) async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
         let (msg, until_stored) = self.check(request)?;
-        let answer_by = self.timing.answer_by(call.arrival, call.timeout, Instant::now())?;
+        let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
         // Acquire before the message is encoded: a full gateway must reject cheaply.
         let permit = self.budget.acquire(bytes_in_flight(&msg)).map_err(overloaded)?;
@@ -120,11 +120,11 @@ impl Sender {
         let (pending, enqueued) = record.enqueue(&self.producer, traceparent, ReportSender::One(answer), permit);
         enqueued?;
         // If this future is dropped, the record and its permit stay until the delivery report.
-        let report = tokio::time::timeout_at(answer_by.into(), report).await;
+        let report = tokio::time::timeout_at(respond_by.into(), report).await;
         // If the report's sender was dropped, the producer was dropped together with the record.
         let outcome = report.map_or(Outcome::Unknown, |report| report.unwrap_or(Outcome::Unknown));
         let result = match (self.result_of(&pending, outcome), awaited) {
-            (Ok(placement), Some(awaited)) => awaited.stored(pending.recv_id, placement, answer_by).await,
+            (Ok(placement), Some(awaited)) => awaited.stored(pending.recv_id, placement, respond_by).await,
             (result, _) => result,
         };
         self.metrics.seconds.record(call.arrival.elapsed());

@@ -44,7 +44,7 @@ impl Sender {
     ) -> Result<(ReplyStream, Arc<ResponsePermit>), Failure> {
         let now = Instant::now();
         // Reject the call if its deadline leaves no time at all.
-        self.timing.answer_by(call.arrival, call.timeout, now)?;
+        self.timing.respond_by(call.arrival, call.timeout, now)?;
         let permit = self.streams.clone().try_acquire_owned();
         let permit = permit.map_err(|_| {
             Failure::Overloaded(
