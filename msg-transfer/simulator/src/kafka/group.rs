@@ -117,6 +117,11 @@ impl Group {
         }
     }
 
+    /// Whether a member of this process is assigned the partition.
+    pub(crate) fn is_assigned(&self, process: usize, partition: Partition) -> bool {
+        self.members.iter().any(|member| member.process == process && member.assigned.contains(&partition))
+    }
+
     /// Whether a commit of this member under this generation counts.
     pub(crate) fn accepts(&self, id: Option<MemberId>, generation: u32) -> bool {
         generation == self.generation && self.members.iter().any(|member| Some(member.id) == id)

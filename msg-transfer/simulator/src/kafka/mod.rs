@@ -46,13 +46,15 @@ impl Kafka {
         }
     }
 
-    /// Takes what a process commits. Returns how far another process had committed it, if that was further: who owns it by now would
-    /// have begun there. A process's own commit may go back: when it starts a partition again, its last one may be under way.
+    /// Takes what a process commits. Returns how far another process had committed the partition, if that was further and the group
+    /// has not assigned the partition to this process: the owner would have started there. An owner's commit may go back: it read the
+    /// committed offset before a commit that was under way arrived.
     pub(crate) fn commit(&mut self, process: usize, incarnation: u32, partition: Partition, next: i64) -> Option<i64> {
         self.group.offsets.insert(partition, next);
         let before = self.committed.insert((self.topic_number(), incarnation, partition), (next, process));
         let (before, other) = before?;
-        (before > next && other != process && !self.topic().log(partition).has_lost()).then_some(before)
+        let is_foreign = other != process && !self.group.is_assigned(process, partition);
+        (before > next && is_foreign && !self.topic().log(partition).has_lost()).then_some(before)
     }
 
     /// The number of the present topic: what its id stands for.
