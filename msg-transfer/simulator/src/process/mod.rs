@@ -165,11 +165,15 @@ impl Process {
             let end = env.kafka.topic().log(partition).end();
             machine.committed(partition).is_some_and(|next| next.0 >= end)
         };
+        // One that stopped, and completes what it has, has yet to start again: there may be more, or other records.
+        let is_halted = |partition| self.driver.halted().any(|halted| halted == partition);
+        let reads = |partition| self.parts.library.is_fetched(partition) || is_halted(partition);
         machine.inflight() == (0, 0)
             && self.parts.events.is_empty()
             && self.parts.library.is_idle()
+            && self.parts.library.is_at_known_positions(env)
             && !self.driver.is_releasing()
-            && machine.partitions().all(committed)
+            && machine.partitions().all(|partition| committed(partition) && reads(partition))
     }
 }
 

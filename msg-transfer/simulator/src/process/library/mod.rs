@@ -109,6 +109,11 @@ impl Library {
         self.membership.is_member_of_a_steady_group() && self.stopping.is_empty() && self.events.is_empty()
     }
 
+    /// The partition is on the list of what is fetched.
+    pub(crate) fn is_fetched(&self, partition: Partition) -> bool {
+        self.fetches.contains_key(&partition)
+    }
+
     /// Nothing more of what is queued of it is given to the application.
     fn discard(&mut self, partition: Partition) {
         if let Some(own) = self.own.get_mut(&partition) {
