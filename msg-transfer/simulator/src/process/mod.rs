@@ -171,7 +171,6 @@ impl Process {
         machine.inflight() == (0, 0)
             && self.parts.events.is_empty()
             && self.parts.library.is_idle()
-            && self.parts.library.is_at_known_positions(env)
             && !self.driver.is_releasing()
             && machine.partitions().all(|partition| committed(partition) && reads(partition))
     }

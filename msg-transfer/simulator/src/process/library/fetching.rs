@@ -118,14 +118,6 @@ impl Library {
         false
     }
 
-    /// Whether each fetch is at a position that its log has.
-    pub(crate) fn is_at_known_positions(&self, env: &Env) -> bool {
-        let is_out = |(partition, fetch): (&Partition, &Fetch)| {
-            fetch.ended || is_out_of_range(env.kafka.topic().log(*partition), fetch)
-        };
-        !self.fetches.iter().any(is_out)
-    }
-
     /// Whether an error of it is queued already.
     fn has_error(&self, partition: Partition) -> bool {
         let is_error = |item: &Item| matches!(item, Item::Error(p) if *p == partition);
