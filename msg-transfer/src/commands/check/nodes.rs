@@ -29,6 +29,7 @@ const TABLES: &str = "
 struct NodeState {
     settings: Settings,
     room: i64,
+    may_read_identity: bool,
 }
 
 /// Checks each of them.
@@ -45,13 +46,13 @@ pub(super) async fn check(
     }
     let cached: i64 = client.query_one(CACHED, &[]).await?.get(0);
     let needed = i64::try_from(config.lanes.lanes).unwrap_or(i64::MAX).saturating_mul(cached.max(1));
-    let command = format!("SELECT json_build_object('settings', ({}), 'room', ({ROOM}))", settings::SETTINGS);
+    let command = format!(
+        "SELECT json_build_object('settings', ({}), 'room', ({ROOM}), 'may_read_identity', ({}))",
+        settings::SETTINGS,
+        citus::MAY_READ_IDENTITY
+    );
     match citus::run_on_other_nodes(client, &command).await {
-        Ok(nodes) => {
-            nodes.iter().for_each(|node| judge(node, needed, allow_unsafe, findings));
-            let rights = citus::run_on_other_nodes(client, citus::MAY_READ_IDENTITY).await?;
-            rights.iter().for_each(|node| judge_rights(node, findings));
-        }
+        Ok(nodes) => nodes.iter().for_each(|node| judge(node, needed, allow_unsafe, findings)),
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => findings.failed(
             CHECK,
             format!(
@@ -93,25 +94,18 @@ fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) 
             ),
         );
     }
+    if !state.may_read_identity {
+        of_node.warning(
+            "rights",
+            "this role may not run pg_control_system, pg_walfile_name or pg_current_wal_lsn, so the transfer does not detect \
+             that this worker was replaced or promoted: GRANT EXECUTE on them there",
+        );
+    }
     if of_node.0.iter().all(|finding| finding.status != super::Status::Failed) {
         findings.ok(CHECK, format!("{name} responds, and has the settings that no message is lost with"));
     }
     for finding in of_node.0.into_iter().filter(|finding| finding.status != super::Status::Ok) {
         findings.add(finding.check, finding.status, format!("on {name}: {}", finding.detail));
-    }
-}
-
-/// `node` has returned whether this role may read its identity.
-fn judge_rights(node: &Node, findings: &mut Findings) {
-    if node.result.as_deref() == Ok("f") {
-        findings.warning(
-            "rights",
-            format!(
-                "on {}: this role may not run pg_control_system, pg_walfile_name or pg_current_wal_lsn, so the transfer does not \
-                 detect that this worker was replaced or promoted: GRANT EXECUTE on them there",
-                node.name
-            ),
-        );
     }
 }
 
@@ -147,7 +141,7 @@ mod tests {
 
     const GOOD: &str = r#"{"settings": {"number": 150008, "version": "15.8", "in_recovery": false, "read_only": false,
         "fsync": true, "full_page_writes": true, "synchronous_commit": "on", "synchronous_commit_source": "default",
-        "standbys": "s1", "encoding": "UTF8", "citus": "13.2-1"}, "room": 90}"#;
+        "standbys": "s1", "encoding": "UTF8", "citus": "13.2-1"}, "room": 90, "may_read_identity": true}"#;
 
     fn says(active: bool, result: Result<String, String>) -> Vec<(Status, String)> {
         let mut findings = Findings::default();
@@ -179,6 +173,7 @@ mod tests {
             (r#""read_only": false"#, r#""read_only": true"#, "writable", Status::Failed),
             (r#""number": 150008"#, r#""number": 120008"#, "server version", Status::Failed),
             (r#""room": 90"#, r#""room": 31"#, "connections", Status::Warning),
+            (r#""may_read_identity": true"#, r#""may_read_identity": false"#, "rights", Status::Warning),
         ] {
             let found = says(true, Ok(GOOD.replace(good, bad)));
             let expected = format!("{check}: on w1:5432: ");
@@ -199,18 +194,6 @@ mod tests {
             let found = says(active, result);
             assert!(found[0].0 == Status::Failed && found[0].1.contains("w1:5432"), "{found:?}");
         }
-    }
-
-    #[test]
-    fn worker_whose_identity_may_not_be_read_is_a_warning() {
-        let found = |result: &str| {
-            let mut findings = Findings::default();
-            let node = Node { id: 2, name: "w1:5432".to_owned(), active: true, result: Ok(result.to_owned()) };
-            judge_rights(&node, &mut findings);
-            findings.0.into_iter().map(|finding| (finding.status, finding.detail)).collect::<Vec<_>>()
-        };
-        assert_eq!(found("t"), []);
-        assert!(matches!(&found("f")[..], [(Status::Warning, text)] if text.contains("w1:5432")), "{:?}", found("f"));
     }
 
     #[test]
