@@ -135,8 +135,12 @@ impl World {
                 let all = row.next.0 >= log.end() && row.next.0 <= log.high;
                 all && (row.leader_epoch.0 >= last || !log.has_lost())
             };
+            let tables = &env.database.tables;
+            let is_above = |row: Progress| row.next.0 > log.end() && log.has_lost();
             committed.is_some_and(|next| next >= log.end())
-                && (progress.is_some_and(is_past) || env.database.tables.is_put_back(topic, partition))
+                && (progress.is_some_and(is_past)
+                    || tables.is_put_back(topic, partition)
+                    || progress.is_some_and(is_above) && tables.is_started_below(topic, partition))
         });
         ends && !env.kafka.group.joining && self.processes.iter().all(|process| process.is_idle(env))
     }

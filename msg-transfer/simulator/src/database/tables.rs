@@ -59,6 +59,9 @@ pub(crate) struct Tables {
     /// finds it.
     lowered: BTreeMap<(u32, Partition), Progress>,
     put_back: BTreeMap<(u32, Partition), Progress>,
+    /// For the oracle: rows that a start was below, as the committed offset was. What Kafka loses between the two after that
+    /// is found by the next start only.
+    started_below: BTreeMap<(u32, Partition), Progress>,
 }
 
 impl Default for Tables {
@@ -75,6 +78,7 @@ impl Default for Tables {
             lost: BTreeSet::new(),
             lowered: BTreeMap::new(),
             put_back: BTreeMap::new(),
+            started_below: BTreeMap::new(),
         }
     }
 }
@@ -164,7 +168,8 @@ impl Tables {
         journal.truncate(self.commits.last().copied().unwrap_or_default());
         let (commits, lost) = (std::mem::take(&mut self.commits), std::mem::take(&mut self.lost));
         let put_back = std::mem::take(&mut self.put_back);
-        *self = Tables { journal, commits, lost, put_back, ..Tables::default() };
+        let started_below = std::mem::take(&mut self.started_below);
+        *self = Tables { journal, commits, lost, put_back, started_below, ..Tables::default() };
         for place in 0..self.journal.len() {
             self.apply(place);
         }
@@ -183,6 +188,17 @@ impl Tables {
     pub(crate) fn is_put_back(&self, topic: u32, partition: Partition) -> bool {
         let row = self.progress.get(&(topic, partition));
         row.is_some() && row == self.put_back.get(&(topic, partition))
+    }
+
+    /// An assignment starts below this row.
+    pub(crate) fn starts_below(&mut self, topic: u32, partition: Partition, row: Progress) {
+        self.started_below.insert((topic, partition), row);
+    }
+
+    /// Whether an assignment started below the row as it is now.
+    pub(crate) fn is_started_below(&self, topic: u32, partition: Partition) -> bool {
+        let row = self.progress.get(&(topic, partition));
+        row.is_some() && row == self.started_below.get(&(topic, partition))
     }
 
     pub(crate) fn commits(&self) -> usize {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use machine::consumer::Event;
-use machine::consumer::start::{self, Decision, Known};
+use machine::consumer::start::{self, Decision, Known, Start};
 use machine::reference_connection::Query;
 use machine::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, NextOffset, Partition, Progress, RecordOffset};
 use uuid::Uuid;
@@ -115,7 +115,7 @@ impl Parts {
         true
     }
 
-    fn decide(&mut self, place: usize, read: Read, offsets: &[(Partition, Option<i64>)], env: &Env) {
+    fn decide(&mut self, place: usize, read: Read, offsets: &[(Partition, Option<i64>)], env: &mut Env) {
         let task = &mut self.starts.tasks[place];
         let mut lowering = Vec::new();
         for (partition, committed) in offsets {
@@ -128,6 +128,11 @@ impl Parts {
             let kept = log.kept(progress.map_or(LeaderEpoch::UNKNOWN, |row| row.leader_epoch));
             let (low, high) = (NextOffset(log.low), NextOffset(log.high));
             let decision = start::resolve(Known { committed, progress, kept, low, high }, env.accept_loss);
+            if let (Start::At(from), Some(row)) = (&decision.start, progress)
+                && from.next < row.next
+            {
+                env.database.tables.starts_below(read.topic, *partition, row);
+            }
             if let Some(lost) = decision.lost {
                 let lower = Statement::Lower(read.topic, *partition, lost);
                 self.reference
