@@ -52,9 +52,9 @@ impl Choices {
     /// A place in the list, as often as its weight says.
     pub(crate) fn weighted(&mut self, weights: &[u32]) -> usize {
         let mut number = self.choose(weights.iter().sum());
-        for (place, weight) in weights.iter().enumerate() {
+        for (index, weight) in weights.iter().enumerate() {
             if number < *weight {
-                return place;
+                return index;
             }
             number -= weight;
         }

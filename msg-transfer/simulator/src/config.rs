@@ -20,22 +20,22 @@ pub(crate) enum Fault {
     BreakConnection,
     RestartServer,
     Restore,
-    CloseServer,
-    RefuseAll,
+    RefuseConnections,
+    RejectAll,
     ReadOnly,
     SlowServer,
     BlockInbox,
     FailStatement,
-    LoseAnswer,
+    LoseResult,
     LockTimeout,
     ClientTimeout,
-    Leader,
-    FetchAgain,
+    LoseLeader,
+    RewindFetch,
     /// A batch arrives damaged.
-    Damage,
+    DamageBatch,
     AddPartition,
-    TopicAnew,
-    Retention,
+    RecreateTopic,
+    DeleteRecords,
     LoseTail,
     LoseCommit,
     Resume,
@@ -51,21 +51,21 @@ impl Fault {
         Fault::BreakConnection,
         Fault::RestartServer,
         Fault::Restore,
-        Fault::CloseServer,
-        Fault::RefuseAll,
+        Fault::RefuseConnections,
+        Fault::RejectAll,
         Fault::ReadOnly,
         Fault::SlowServer,
         Fault::BlockInbox,
         Fault::FailStatement,
-        Fault::LoseAnswer,
+        Fault::LoseResult,
         Fault::LockTimeout,
         Fault::ClientTimeout,
-        Fault::Leader,
-        Fault::FetchAgain,
-        Fault::Damage,
+        Fault::LoseLeader,
+        Fault::RewindFetch,
+        Fault::DamageBatch,
         Fault::AddPartition,
-        Fault::TopicAnew,
-        Fault::Retention,
+        Fault::RecreateTopic,
+        Fault::DeleteRecords,
         Fault::LoseTail,
         Fault::LoseCommit,
         Fault::Resume,
@@ -75,7 +75,7 @@ impl Fault {
     /// One run in so many can have it.
     fn rarity(self) -> u32 {
         match self {
-            Fault::TopicAnew | Fault::Retention => 8,
+            Fault::RecreateTopic | Fault::DeleteRecords => 8,
             Fault::LoseTail => 5,
             Fault::Restore | Fault::Kill | Fault::Expel | Fault::Rebalance => 2,
             _ => 3,
@@ -104,9 +104,9 @@ pub(crate) struct Config {
     pub(crate) batch: usize,
     pub(crate) chunk: usize,
     pub(crate) settings: Settings,
-    pub(crate) cached: NonZeroUsize,
+    pub(crate) cached_inboxes: NonZeroUsize,
     /// COMMIT may be answered before its rows can be seen; then the lanes look for predecessors.
-    pub(crate) seen_later: bool,
+    pub(crate) visible_later: bool,
     pub(crate) guard: bool,
     pub(crate) eager: bool,
     pub(crate) static_members: bool,
@@ -116,14 +116,14 @@ pub(crate) struct Config {
     pub(crate) conflicts: u32,
     pub(crate) holes: u32,
     pub(crate) record_kinds: Vec<RecordKind>,
-    pub(crate) special: u32,
+    pub(crate) special_records: u32,
     /// A lane waits before it sends what it has decided on.
-    pub(crate) hesitates: u32,
+    pub(crate) delayed_sends: u32,
     /// A lane takes an answer only once in so many turns.
-    pub(crate) sluggish: u32,
+    pub(crate) delayed_reads: u32,
     pub(crate) times: Times,
     /// librdkafka makes a partition again once in so many fetches.
-    pub(crate) forgets: u32,
+    pub(crate) recreated_partitions: u32,
     /// What the end of the run has to show while inboxes are still blocked.
     pub(crate) blocked_end: Option<BlockedEnd>,
     pub(crate) faults: Vec<Fault>,
@@ -143,10 +143,10 @@ impl Config {
         let strict_breaker = choices.one_in(3);
         let limit = if strict_breaker { choices.between(1, 3) } else { 1000 };
         let inflight = choices.between(3, 24);
-        let patient = choices.one_in(3);
+        let commits_rarely = choices.one_in(3);
         let mut settings = Settings {
-            commit_records: if patient { 100 } else { choices.between(1, 10) },
-            commit_interval: choices.between(1, 10) as u64 * if patient { 500 } else { 20 },
+            commit_records: if commits_rarely { 100 } else { choices.between(1, 10) },
+            commit_interval: choices.between(1, 10) as u64 * if commits_rarely { 500 } else { 20 },
             max_inflight_bytes: if choices.one_in(4) { 10 * inflight / 2 } else { 10 * inflight },
             max_inflight_records: inflight,
             max_partition_bytes: 10_000,
@@ -156,9 +156,9 @@ impl Config {
         };
         let mut chunk = choices.between(1, 8);
         // A partition whose next record is damaged or lost waits until what came before is stored, blocked inboxes included.
-        let waits = faults.contains(&Fault::Damage) || faults.contains(&Fault::LoseTail);
+        let waits_for_predecessors = faults.contains(&Fault::DamageBatch) || faults.contains(&Fault::LoseTail);
         let blocked_end = match choices.choose(12) {
-            _ if waits => None,
+            _ if waits_for_predecessors => None,
             0..3 if !quiet => Some(BlockedEnd::OtherInboxes),
             3 if !quiet => Some(BlockedEnd::OtherPartitions),
             _ => None,
@@ -177,18 +177,18 @@ impl Config {
             }
             None => {}
         }
-        let seen_later = choices.one_in(6);
-        let all = [
+        let visible_later = choices.one_in(6);
+        let special_kinds = [
             RecordKind::Huge,
             RecordKind::Undecodable,
             RecordKind::Invalid,
             RecordKind::Newer,
-            RecordKind::Refused,
-            RecordKind::RefusedAtCommit,
+            RecordKind::Rejected,
+            RecordKind::RejectedAtCommit,
             RecordKind::TooLarge,
-            RecordKind::Toxic,
+            RecordKind::Slow,
         ];
-        let record_kinds: Vec<RecordKind> = all.into_iter().filter(|_| choices.one_in(3)).collect();
+        let record_kinds: Vec<RecordKind> = special_kinds.into_iter().filter(|_| choices.one_in(3)).collect();
         Config {
             processes,
             lanes: choices.between(1, 4),
@@ -200,21 +200,21 @@ impl Config {
             chunk,
             blocked_end,
             settings,
-            cached: NonZeroUsize::new(choices.between(1, 6)).expect("at least 1"),
-            seen_later,
-            guard: seen_later || choices.one_in(8),
+            cached_inboxes: NonZeroUsize::new(choices.between(1, 6)).expect("at least 1"),
+            visible_later,
+            guard: visible_later || choices.one_in(8),
             eager: choices.one_in(5),
             static_members: choices.one_in(4),
             strict_breaker,
             repeats: [0, 12, 5, 3][choices.index(4)],
             conflicts: [0, 20, 8][choices.index(3)],
             holes: [0, 0, 6][choices.index(3)],
-            special: if record_kinds.is_empty() { 0 } else { [30, 12, 5, 3][choices.index(4)] },
+            special_records: if record_kinds.is_empty() { 0 } else { [30, 12, 5, 3][choices.index(4)] },
             record_kinds,
-            hesitates: [0, 0, 8, 3][choices.index(4)],
+            delayed_sends: [0, 0, 8, 3][choices.index(4)],
             fault_weight: if faults.is_empty() { 0 } else { [1, 2, 4, 8][choices.index(4)] },
             statement_faults: [120, 50, 20, 10][choices.index(4)],
-            sluggish: [0, 0, 4, 16][choices.index(4)],
+            delayed_reads: [0, 0, 4, 16][choices.index(4)],
             times: Times {
                 wait: 0,
                 drain: [60, 240, 1000][choices.index(3)],
@@ -222,7 +222,7 @@ impl Config {
                 commit: [40, 400][choices.index(2)],
                 check: [150, 600][choices.index(2)],
             },
-            forgets: [0, 0, 4][choices.index(3)],
+            recreated_partitions: [0, 0, 4][choices.index(3)],
             faults,
         }
     }

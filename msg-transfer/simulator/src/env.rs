@@ -77,14 +77,14 @@ impl Env {
     }
 
     /// Checks what the oracle says.
-    pub(crate) fn check(&mut self, said: Result<(), String>) {
-        if let Err(text) = said {
+    pub(crate) fn check(&mut self, checked: Result<(), String>) {
+        if let Err(text) = checked {
             self.violate(text);
         }
     }
 
     /// Whether a statement meets this fault now.
-    fn meets(&mut self, fault: Fault) -> bool {
+    fn has_statement_fault(&mut self, fault: Fault) -> bool {
         !self.healing && self.config.has(fault) && self.choices.one_in(self.config.statement_faults)
     }
 
@@ -95,16 +95,16 @@ impl Env {
         let (client, held) = (session.client, session.held);
         let Some(statement) = session.request.clone() else { return };
         let is_commit = matches!(statement, Statement::Commit);
-        let effect = if self.meets(Fault::BreakConnection) {
+        let effect = if self.has_statement_fault(Fault::BreakConnection) {
             StatementEffect::BreaksBefore
-        } else if self.meets(Fault::LoseAnswer) {
+        } else if self.has_statement_fault(Fault::LoseResult) {
             StatementEffect::BreaksAfter
-        } else if self.meets(Fault::FailStatement) {
+        } else if self.has_statement_fault(Fault::FailStatement) {
             StatementEffect::Fails(Class::Transient)
         } else if self.database.slow && matches!(statement, Statement::Insert(_)) && self.choices.one_in(3) {
             StatementEffect::Fails(Class::Heavy)
-        } else if self.config.seen_later && !self.healing && is_commit && self.choices.one_in(3) {
-            StatementEffect::SeenLater
+        } else if self.config.visible_later && !self.healing && is_commit && self.choices.one_in(3) {
+            StatementEffect::VisibleLater
         } else {
             StatementEffect::Fine
         };
@@ -116,17 +116,17 @@ impl Env {
         match effect {
             StatementEffect::BreaksBefore => self.count(Fact::ConnectionBroken),
             StatementEffect::BreaksAfter => {
-                self.count(Fact::Unanswered);
+                self.count(Fact::ResultLost);
                 if is_commit {
-                    self.count(Fact::CommitUnanswered);
+                    self.count(Fact::CommitResultLost);
                 }
             }
             StatementEffect::Fails(_) => self.count(Fact::StatementFailed),
-            StatementEffect::SeenLater => self.count(Fact::SeenLater),
+            StatementEffect::VisibleLater => self.count(Fact::VisibleLater),
             StatementEffect::Fine => {}
         }
-        if self.database.refuses && matches!(statement, Statement::Canary(_)) {
-            self.count(Fact::CanaryRefused);
+        if self.database.rejects_all && matches!(statement, Statement::Canary(_)) {
+            self.count(Fact::CanaryRejected);
         }
         if effect != StatementEffect::BreaksBefore && !held {
             self.count(Fact::ZombieStatement);
@@ -152,19 +152,19 @@ impl Env {
                     self.count(Fact::ZombieCommit);
                 }
                 let strict = self.config.strict_breaker.then_some(self.config.settings.dead_letters.count);
-                let said = self.oracle.committed(&self.database, &rows, &dead, strict);
-                self.check(said);
+                let checked = self.oracle.committed(&self.database, &rows, &dead, strict);
+                self.check(checked);
             }
             Observation::Saved(rows) => {
                 for (topic, partition, progress) in rows {
-                    self.check_below("progress row", topic, partition, progress);
+                    self.check_completed_below("progress row", topic, partition, progress);
                 }
             }
             Observation::Lowered(topic, partition, lost) => {
                 self.count(Fact::Lowered);
                 self.facts.add(Fact::LostOffsets, usize::try_from(lost.count()).expect("few"));
-                let said = Oracle::lost_exactly(self.kafka.topics[topic as usize].log(partition), &lost);
-                self.check(said);
+                let checked = Oracle::check_lost(self.kafka.topics[topic as usize].log(partition), &lost);
+                self.check(checked);
             }
             Observation::Loaded { client, topic, partitions } => {
                 self.oracle.loaded(&self.database.tables, client, topic, &partitions);
@@ -173,9 +173,9 @@ impl Env {
     }
 
     /// P5: everything below is kept.
-    pub(crate) fn check_below(&mut self, what: &str, topic: u32, partition: Partition, progress: Progress) {
-        let said = self.oracle.below_is_kept(&self.kafka, &self.database, what, (topic, partition, progress));
-        self.check(said);
+    pub(crate) fn check_completed_below(&mut self, what: &str, topic: u32, partition: Partition, progress: Progress) {
+        let checked = self.oracle.completed_below(&self.kafka, &self.database, what, (topic, partition, progress));
+        self.check(checked);
     }
 
     /// The producer's next record, if it has more to send.
@@ -207,8 +207,8 @@ impl Env {
     }
 
     /// Up to so many more records, also where all was quiet.
-    pub(crate) fn burst(&mut self, most: u32) {
-        for _ in 0..self.choices.choose(most) {
+    pub(crate) fn burst(&mut self, max: u32) {
+        for _ in 0..self.choices.choose(max) {
             self.config.records = self.config.records.max(self.produced + 1);
             self.produce();
         }
@@ -219,7 +219,7 @@ impl Env {
         let lost = self.kafka.topic_mut().partitions[partition].lose_tail(cut);
         self.count(Fact::LostTail);
         self.say(|| format!("kafka: partition {partition} loses all from {cut} on"));
-        self.database.tables.lost.extend(lost.iter().map(Record::at));
+        self.database.tables.lost.extend(lost.iter().map(Record::position));
     }
 
     /// A new one, one that was sent before, or another one under a known id.
@@ -242,7 +242,7 @@ impl Env {
         }
         self.next_id += 1;
         let mut kind = RecordKind::Good;
-        if self.choices.one_in(self.config.special) {
+        if self.choices.one_in(self.config.special_records) {
             kind = self.config.record_kinds[self.choices.index(self.config.record_kinds.len())];
         }
         (self.next_id - 1, 0, kind)

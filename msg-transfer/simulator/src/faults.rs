@@ -5,7 +5,7 @@ use machine::consumer::Event;
 use crate::config::Fault;
 use crate::facts::Fact;
 use crate::kafka::log::{INBOXES, Topic};
-use crate::oracle::is_kept;
+use crate::oracle::is_completed;
 use crate::process::State;
 use crate::world::World;
 
@@ -18,12 +18,14 @@ impl World {
             Fault::RestartServer | Fault::Restore | Fault::BreakConnection | Fault::LockTimeout => {
                 self.break_database(fault);
             }
-            Fault::CloseServer | Fault::RefuseAll | Fault::ReadOnly | Fault::SlowServer => self.begin_phase(fault),
+            Fault::RefuseConnections | Fault::RejectAll | Fault::ReadOnly | Fault::SlowServer => {
+                self.begin_phase(fault)
+            }
             Fault::BlockInbox => self.block_inbox(),
-            Fault::Leader
+            Fault::LoseLeader
             | Fault::AddPartition
-            | Fault::TopicAnew
-            | Fault::Retention
+            | Fault::RecreateTopic
+            | Fault::DeleteRecords
             | Fault::LoseTail
             | Fault::Rebalance => {
                 self.break_kafka(fault);
@@ -31,10 +33,10 @@ impl World {
             Fault::Resume => self.resume(),
             // These happen to statements, fetches and commits.
             Fault::FailStatement
-            | Fault::LoseAnswer
+            | Fault::LoseResult
             | Fault::ClientTimeout
-            | Fault::FetchAgain
-            | Fault::Damage
+            | Fault::RewindFetch
+            | Fault::DamageBatch
             | Fault::LoseCommit => {}
         }
     }
@@ -46,7 +48,7 @@ impl World {
             Fault::Kill if process.state != State::Down => {
                 env.count(Fact::Killed);
                 env.say(|| format!("P{number} is killed"));
-                process.die(env);
+                process.exit(env);
             }
             Fault::Freeze if process.state == State::Up => {
                 env.count(Fact::Frozen);
@@ -69,29 +71,29 @@ impl World {
         let env = &mut self.env;
         match fault {
             Fault::RestartServer => {
-                let arrive = env.choices.one_in(2);
+                let results_arrive = env.choices.one_in(2);
                 env.count(Fact::ServerRestart);
                 env.say(|| "  db: the server restarts, every connection breaks".into());
-                env.database.restart(arrive);
-                let said = crate::oracle::check_inboxes(&env.database.tables, INBOXES.len());
-                env.check(said);
+                env.database.restart(results_arrive);
+                let checked = crate::oracle::check_inboxes(&env.database.tables, INBOXES.len());
+                env.check(checked);
             }
             Fault::Restore => {
                 let known = env.database.tables.commits();
                 if known == 0 || env.choices.one_in(2) {
                     return;
                 }
-                let most = if env.choices.one_in(4) { known } else { known.min(6) };
-                let back = 1 + env.choices.index(most);
-                let arrive = env.choices.one_in(2);
+                let max = if env.choices.one_in(4) { known } else { known.min(6) };
+                let back = 1 + env.choices.index(max);
+                let results_arrive = env.choices.one_in(2);
                 let rows = |env: &crate::env::Env| env.database.tables.inboxes.iter().map(Vec::len).sum::<usize>();
                 let before = rows(env);
-                env.database.go_back(back, arrive);
+                env.database.restore(back, results_arrive);
                 env.count(Fact::Restore);
                 env.facts.add(Fact::RestoredRows, before.saturating_sub(rows(env)));
                 env.say(|| format!("  db: is put back by {back} commits, every connection breaks"));
-                let said = crate::oracle::check_inboxes(&env.database.tables, INBOXES.len());
-                env.check(said);
+                let checked = crate::oracle::check_inboxes(&env.database.tables, INBOXES.len());
+                env.check(checked);
                 // What made it fail over has seldom left the way to Kafka alone.
                 if env.choices.one_in(2) {
                     env.burst(6);
@@ -123,12 +125,12 @@ impl World {
         let env = &mut self.env;
         let database = &mut env.database;
         match fault {
-            Fault::CloseServer => database.closed = true,
-            Fault::RefuseAll if !database.refuses && !database.is_table_locked() => {
-                database.refuses = true;
-                env.count(Fact::Refusing);
+            Fault::RefuseConnections => database.refuses_connections = true,
+            Fault::RejectAll if !database.rejects_all && !database.is_table_locked() => {
+                database.rejects_all = true;
+                env.count(Fact::RejectingAll);
             }
-            Fault::RefuseAll => return,
+            Fault::RejectAll => return,
             Fault::ReadOnly => {
                 database.read_only = true;
                 env.count(Fact::ReadOnly);
@@ -161,8 +163,8 @@ impl World {
     pub(crate) fn end_phases(&mut self, chance: u32) {
         let env = &mut self.env;
         let database = &mut env.database;
-        if database.closed && env.choices.one_in(chance) {
-            database.closed = false;
+        if database.refuses_connections && env.choices.one_in(chance) {
+            database.refuses_connections = false;
         }
         if database.read_only && env.choices.one_in(chance) {
             database.read_only = false;
@@ -174,8 +176,8 @@ impl World {
             database.slow = false;
         }
         // A change of the table waits for those that use it.
-        if database.refuses && !database.is_table_locked() && env.choices.one_in(chance) {
-            database.refuses = false;
+        if database.rejects_all && !database.is_table_locked() && env.choices.one_in(chance) {
+            database.rejects_all = false;
         }
         for log in &mut env.kafka.topic_mut().partitions {
             log.without_leader &= !env.choices.one_in(chance);
@@ -186,8 +188,8 @@ impl World {
         let env = &mut self.env;
         let partition = env.choices.index(env.kafka.topic().partitions.len());
         match fault {
-            Fault::Leader => {
-                env.count(Fact::LeaderGone);
+            Fault::LoseLeader => {
+                env.count(Fact::LeaderLost);
                 env.kafka.topic_mut().partitions[partition].elect();
                 env.kafka.topic_mut().partitions[partition].without_leader = true;
                 if env.choices.one_in(2) {
@@ -201,14 +203,14 @@ impl World {
                     env.count(Fact::PartitionAdded);
                     env.say(|| "kafka: a partition is added".into());
                     env.kafka.topic_mut().partitions.push(crate::kafka::log::Log::default());
-                    env.kafka.group.begin();
+                    env.kafka.group.begin_rebalance();
                 }
             }
-            Fault::TopicAnew => {
+            Fault::RecreateTopic => {
                 if env.kafka.topics.len() > 2 || !env.choices.one_in(2) {
                     return;
                 }
-                env.count(Fact::TopicAnew);
+                env.count(Fact::TopicRecreated);
                 env.say(|| "kafka: the topic is deleted and made anew".into());
                 let count = env.kafka.topic().count();
                 env.kafka.topics.push(Topic::new(count));
@@ -217,7 +219,7 @@ impl World {
                 }
                 env.burst(8);
             }
-            Fault::Rebalance => env.kafka.group.begin(),
+            Fault::Rebalance => env.kafka.group.begin_rebalance(),
             Fault::LoseTail => {
                 let log = &env.kafka.topic().partitions[partition];
                 let (high, kept) = (log.high, log.high - log.low);
@@ -240,8 +242,8 @@ impl World {
                     return;
                 }
                 let low = log.low + 1 + i64::from(env.choices.choose(u32::try_from(log.high - log.low).expect("few")));
-                let unread = log.below(low).iter().filter(|record| !is_kept(&env.database, record)).count();
-                env.facts.add(Fact::Retention, unread);
+                let unread = log.below(low).iter().filter(|record| !is_completed(&env.database, record)).count();
+                env.facts.add(Fact::RecordsDeletedUnread, unread);
                 env.say(|| format!("kafka: partition {partition} is deleted below {low}"));
                 env.kafka.topic_mut().partitions[partition].low = low;
             }

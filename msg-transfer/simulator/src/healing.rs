@@ -9,7 +9,7 @@ use crate::process::State;
 use crate::world::World;
 
 /// Within so many rounds of everybody.
-const ROUNDS: usize = 2000;
+const MAX_ROUNDS: usize = 2000;
 
 impl World {
     pub(crate) fn heal(&mut self) {
@@ -19,24 +19,24 @@ impl World {
         self.env.say(|| "everything heals".into());
         self.env.healing = true;
         self.env.upgraded = true;
-        if self.env.database.refuses {
+        if self.env.database.rejects_all {
             // A change of the table waits in line for its lock, and would have its turn; here nobody stands in line.
             self.env.database.restart(false);
-            self.env.database.refuses = false;
+            self.env.database.rejects_all = false;
         }
         if let Some(others) = self.env.config.blocked_end {
             self.end_while_blocked(others);
         }
         self.env.database.blocked.clear();
-        for round in 0..ROUNDS {
+        for round in 0..MAX_ROUNDS {
             self.env.count(Fact::HealingRounds);
             self.round(round);
             if self.env.violation.is_some() {
                 return;
             }
             if self.is_done() {
-                let said = self.env.oracle.end(&self.env.kafka, &self.env.database);
-                self.env.check(said);
+                let checked = self.env.oracle.check_end(&self.env.kafka, &self.env.database);
+                self.env.check(checked);
                 return;
             }
         }
@@ -51,9 +51,9 @@ impl World {
         for _ in 0..1 + self.env.choices.index(3) {
             self.block_inbox();
         }
-        for round in 0..ROUNDS {
+        for round in 0..MAX_ROUNDS {
             self.round(round);
-            if self.env.violation.is_some() || self.others_are_kept(others) {
+            if self.env.violation.is_some() || self.others_are_completed(others) {
                 return;
             }
         }
@@ -61,7 +61,7 @@ impl World {
         self.env.violate(format!("P8: stuck behind a blocked inbox: {missing}"));
     }
 
-    fn others_are_kept(&self, others: BlockedEnd) -> bool {
+    fn others_are_completed(&self, others: BlockedEnd) -> bool {
         let env = &self.env;
         let blocked = &env.database.blocked;
         let partitions = env.config.partitions;
@@ -72,15 +72,15 @@ impl World {
                     blocked.keys().any(|inbox| i32::from(*inbox) % partitions == record.partition)
                 }
             };
-            waits || crate::oracle::is_kept(&env.database, record)
+            waits || crate::oracle::is_completed(&env.database, record)
         })
     }
 
     fn round(&mut self, round: usize) {
         self.env.now += 100;
         self.end_phases(1);
-        while !self.env.database.unseen.is_empty() {
-            self.show(0);
+        while !self.env.database.invisible.is_empty() {
+            self.make_visible(0);
         }
         let deleted = self.env.kafka.topic().partitions.iter().any(|log| log.low > 0);
         // The operator says so only once everything that can be read has had its time.
@@ -101,11 +101,11 @@ impl World {
         for number in 0..self.processes.len() {
             let (env, process) = (&mut self.env, &mut self.processes[number]);
             for _ in 0..4 {
-                let mut did = false;
+                let mut worked = false;
                 for turn in 0..process.turns() {
-                    did |= process.turn(turn, env);
+                    worked |= process.turn(turn, env);
                 }
-                if !did {
+                if !worked {
                     break;
                 }
             }
@@ -139,7 +139,7 @@ impl World {
             let is_above = |row: Progress| row.next.0 > log.end() && log.has_lost();
             committed.is_some_and(|next| next >= log.end())
                 && (progress.is_some_and(is_past)
-                    || tables.is_put_back(topic, partition)
+                    || tables.is_raised_again(topic, partition)
                     || progress.is_some_and(is_above) && tables.is_started_below(topic, partition))
         });
         ends && !env.kafka.group.joining && self.processes.iter().all(|process| process.is_idle(env))
@@ -151,10 +151,11 @@ impl World {
         for (log, partition) in env.kafka.topic().partitions.iter().zip(0..) {
             let committed = env.kafka.group.offsets.get(&partition);
             let progress = env.database.tables.progress.get(&(env.kafka.topic_number(), partition));
-            let kept = log.records.iter().filter(|record| crate::oracle::is_kept(&env.database, record)).count();
+            let completed =
+                log.records.iter().filter(|record| crate::oracle::is_completed(&env.database, record)).count();
             let (all, end) = (log.records.len(), log.end());
             missing.push(format!(
-                "partition {partition}: {kept} of {all} kept, end {end}, committed {committed:?}, progress {progress:?}"
+                "partition {partition}: {completed} of {all} completed, end {end}, committed {committed:?}, progress {progress:?}"
             ));
         }
         for process in self.processes.iter().filter(|process| !process.is_idle(env)) {

@@ -53,7 +53,7 @@ fn range(text: &str) -> Result<std::ops::Range<u64>, String> {
 }
 
 fn main() -> ExitCode {
-    run::tell_seed_at_a_panic();
+    run::report_seed_on_panic();
     match Cli::parse().command {
         Command::Run { seeds, jobs, brief } => run_seeds(seeds, jobs, brief),
         Command::Replay { seed, whole } => replay(seed, whole),
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 }
 
 fn run_seeds(seeds: std::ops::Range<u64>, jobs: Option<usize>, brief: bool) -> ExitCode {
-    let begun = Instant::now();
+    let start = Instant::now();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let sum = run::seeds(seeds, jobs.unwrap_or(cores), |done| eprint!("\r{done} seeds"));
     eprintln!();
@@ -70,7 +70,7 @@ fn run_seeds(seeds: std::ops::Range<u64>, jobs: Option<usize>, brief: bool) -> E
         for (text, count) in sum.facts.each() {
             println!("{count:>12}  {text}");
         }
-        println!("{} seeds, {} steps, {:.1} s", sum.seeds, sum.steps, begun.elapsed().as_secs_f64());
+        println!("{} seeds, {} steps, {:.1} s", sum.seeds, sum.steps, start.elapsed().as_secs_f64());
     }
     let Some((seed, violation)) = sum.failed else {
         println!("every promise held");
@@ -107,7 +107,7 @@ fn try_mutants(name: &str, seeds: u64) -> ExitCode {
         }
     };
     println!("| planted bug | seeds | what broke |\n|---|---|---|");
-    let mut wrong = 0;
+    let mut unexpected = 0;
     let wanted =
         |mutant: &&Mutant| mutant.name.contains(name) || mutant.edits.iter().any(|edit| edit.file.contains(name));
     for mutant in MUTANTS.iter().filter(wanted) {
@@ -122,7 +122,7 @@ fn try_mutants(name: &str, seeds: u64) -> ExitCode {
             (Err(error), _) => (error, false),
         };
         println!("| {} | {line} |", mutant.name);
-        wrong += usize::from(!as_expected);
+        unexpected += usize::from(!as_expected);
     }
-    if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if unexpected == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

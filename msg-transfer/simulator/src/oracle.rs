@@ -16,7 +16,7 @@ use crate::kafka::log::{INBOXES, Log, Record, RecordKind};
 pub(crate) struct Oracle {
     /// The dead letters that counted when an assignment read its start, and those that were kept aside under it since.
     dead: BTreeMap<(AssignmentId, u32, Partition), (usize, Vec<i64>)>,
-    /// Up to where somebody has looked at a partition: what is below does not count.
+    /// Up to where somebody has resumed_at at a partition: what is below does not count.
     resumed: BTreeMap<Partition, i64>,
     /// The server was slow at some time.
     pub(crate) was_slow: bool,
@@ -25,9 +25,9 @@ pub(crate) struct Oracle {
 }
 
 /// Whether a record is kept: as its row, or as a dead letter.
-pub(crate) fn is_kept(database: &Database, record: &Record) -> bool {
+pub(crate) fn is_completed(database: &Database, record: &Record) -> bool {
     let tables = &database.tables;
-    let at = record.at();
+    let at = record.position();
     if tables.dead.get(&at).is_some_and(|dead| dead.record == *record) {
         return true;
     }
@@ -37,15 +37,17 @@ pub(crate) fn is_kept(database: &Database, record: &Record) -> bool {
     if storable && tables.by_id(record.id).is_some_and(same) {
         return true;
     }
-    let unseen = &database.unseen;
-    unseen.iter().any(|open| open.dead.iter().any(|dead| dead.at() == at) || (storable && open.rows.iter().any(same)))
+    let invisible = &database.invisible;
+    invisible
+        .iter()
+        .any(|open| open.dead.iter().any(|dead| dead.position() == at) || (storable && open.rows.iter().any(same)))
 }
 
 impl Oracle {
     /// A start was read: the dead letters so far are known to whoever read it.
     pub(crate) fn loaded(&mut self, tables: &Tables, client: Client, topic: u32, partitions: &[(Partition, Epoch)]) {
         for (partition, epoch) in partitions {
-            let counting = tables.counting(topic, *partition);
+            let counted = tables.counted_dead_letters(topic, *partition);
             let is_lost = |offset: &i64| {
                 tables
                     .lost
@@ -53,13 +55,13 @@ impl Oracle {
                     .next()
                     .is_some()
             };
-            let counting: Vec<i64> = counting.into_iter().filter(|offset| !is_lost(offset)).collect();
+            let counted: Vec<i64> = counted.into_iter().filter(|offset| !is_lost(offset)).collect();
             let id = AssignmentId { process: client.process, life: client.life, epoch: *epoch };
-            self.dead.insert((id, topic, *partition), (counting.len(), counting));
+            self.dead.insert((id, topic, *partition), (counted.len(), counted));
         }
     }
 
-    /// Somebody looked at a partition that stood still, when it reached so far.
+    /// Somebody resumed_at at a partition that stood still, when it reached so far.
     pub(crate) fn resumed(&mut self, partition: Partition, high: i64) {
         self.resumed.insert(partition, high);
     }
@@ -76,8 +78,8 @@ impl Oracle {
         if tables.has_canary() || rows.iter().any(|row| row.record.inbox == Row::CANARY) {
             return Err("P2: the canary was committed".into());
         }
-        for (place, row) in rows.iter().enumerate() {
-            let before = rows[..place].iter().any(|other| other.record.inbox == row.record.inbox);
+        for (index, row) in rows.iter().enumerate() {
+            let before = rows[..index].iter().any(|other| other.record.inbox == row.record.inbox);
             if !before {
                 check_inbox(tables, row.record.inbox)?;
             }
@@ -97,8 +99,8 @@ impl Oracle {
     fn check_dead(&self, database: &Database, dead: &Dead) -> Result<(), String> {
         let record = &dead.record;
         let row = database.tables.by_id(record.id).copied().or_else(|| {
-            let unseen = database.unseen.iter().flat_map(|open| &open.rows);
-            unseen.copied().find(|row| row.record.id == record.id)
+            let invisible = database.invisible.iter().flat_map(|open| &open.rows);
+            invisible.copied().find(|row| row.record.id == record.id)
         });
         let is_conflict = dead.reason == Reason::IdempotencyConflict
             && !matches!(record.kind, RecordKind::Undecodable | RecordKind::Invalid)
@@ -111,7 +113,7 @@ impl Oracle {
 
     fn check_breaker(&mut self, dead: &Dead, limit: usize) -> Result<(), String> {
         let record = &dead.record;
-        if self.resumed.get(&record.partition).is_some_and(|looked| record.offset < *looked) {
+        if self.resumed.get(&record.partition).is_some_and(|resumed_at| record.offset < *resumed_at) {
             return Ok(());
         }
         let Some((known, all)) = self.dead.get_mut(&(dead.by, record.topic, record.partition)) else {
@@ -131,7 +133,7 @@ impl Oracle {
     }
 
     /// What is counted as lost is what was lost, and no more.
-    pub(crate) fn lost_exactly(log: &Log, lost: &Lost) -> Result<(), String> {
+    pub(crate) fn check_lost(log: &Log, lost: &Lost) -> Result<(), String> {
         let (epoch, row) = (lost.row.leader_epoch, lost.row.next.0);
         let exact = !epoch.is_known() || log.has_differed_at(epoch.0, lost.from.0);
         if log.has_lost() && exact && row == lost.to.0 {
@@ -141,7 +143,7 @@ impl Oracle {
     }
 
     /// P5: everything below an offset is kept. Of a log that lost its tail, what the row's leaders wrote.
-    pub(crate) fn below_is_kept(
+    pub(crate) fn completed_below(
         &self,
         kafka: &Kafka,
         database: &Database,
@@ -153,42 +155,42 @@ impl Oracle {
         if next > log.high && !log.has_lost() {
             return Err(format!("P5: {what} of partition {partition} says {next}, past its end {}", log.high));
         }
-        let speaks_of = |record: &Record| !log.has_lost() || epoch.is_known() && record.leader_epoch <= epoch.0;
-        let is_excused = |record: &Record| self.loss_accepted && record.offset < log.low || !speaks_of(record);
-        match log.below(next).iter().rev().find(|record| !is_kept(database, record) && !is_excused(record)) {
+        let is_covered = |record: &Record| !log.has_lost() || epoch.is_known() && record.leader_epoch <= epoch.0;
+        let is_excused = |record: &Record| self.loss_accepted && record.offset < log.low || !is_covered(record);
+        match log.below(next).iter().rev().find(|record| !is_completed(database, record) && !is_excused(record)) {
             Some(record) => Err(format!("P5: {what} says {next}, and {} is not kept", record.show())),
             None => Ok(()),
         }
     }
 
     /// At the end: all of it, from scratch.
-    pub(crate) fn end(&self, kafka: &Kafka, database: &Database) -> Result<(), String> {
+    pub(crate) fn check_end(&self, kafka: &Kafka, database: &Database) -> Result<(), String> {
         let tables = &database.tables;
         check_inboxes(tables, INBOXES.len())?;
         let topic = kafka.topic_number();
         for record in kafka.topic().records() {
             let log = kafka.topic().log(record.partition);
             let excused = self.loss_accepted && record.offset < log.low;
-            if !is_kept(database, record) && !excused {
+            if !is_completed(database, record) && !excused {
                 return Err(format!("P1: {} is lost", record.show()));
             }
         }
         for (partition, log) in (0..).zip(&kafka.topic().partitions) {
             let row = tables.progress.get(&(topic, partition));
             let above = row.filter(|row| log.differs_at(row.leader_epoch.0).is_some_and(|at| at < row.next.0));
-            let is_excused = tables.is_put_back(topic, partition) || tables.is_started_below(topic, partition);
+            let is_excused = tables.is_raised_again(topic, partition) || tables.is_started_below(topic, partition);
             if let Some(row) = above.filter(|row| row.leader_epoch.is_known() && !is_excused) {
                 return Err(format!("the row of partition {partition}, {row:?}, speaks of records that are lost"));
             }
         }
         // The first one of an id that can be a row is the row.
-        for row in tables.inboxes.iter().flatten().filter(|row| !tables.lost.contains(&row.record.at())) {
+        for row in tables.inboxes.iter().flatten().filter(|row| !tables.lost.contains(&row.record.position())) {
             let log = kafka.topics[row.record.topic as usize].log(row.record.partition);
             let before = log.below(row.record.offset);
-            let passed = before.iter().find(|other| {
-                other.id == row.record.id && !tables.dead.contains_key(&other.at()) && other.offset >= log.low
+            let skipped = before.iter().find(|other| {
+                other.id == row.record.id && !tables.dead.contains_key(&other.position()) && other.offset >= log.low
             });
-            if let Some(other) = passed.filter(|_| row.record.topic == topic) {
+            if let Some(other) = skipped.filter(|_| row.record.topic == topic) {
                 return Err(format!("P3: {} is the row of {}", row.record.show(), other.show()));
             }
         }
@@ -204,8 +206,8 @@ fn check_inbox(tables: &Tables, inbox: u8) -> Result<(), String> {
     let name = INBOXES[inbox as usize];
     let rows = &tables.inboxes[inbox as usize];
     let mut before: Option<Record> = None;
-    for (place, row) in rows.iter().enumerate() {
-        let expected = i64::try_from(place + 1).expect("few");
+    for (index, row) in rows.iter().enumerate() {
+        let expected = i64::try_from(index + 1).expect("few");
         if row.seq != expected {
             return Err(format!("P4: seq {} of {name} stands where {expected} should", row.seq));
         }
@@ -215,7 +217,7 @@ fn check_inbox(tables: &Tables, inbox: u8) -> Result<(), String> {
         let record = row.record;
         // It was kept aside, came again, and was taken: its place is where it was taken, as after a replay. And what Kafka has
         // lost may be in the memory of a process that still stores it.
-        if tables.dead.contains_key(&record.at()) || tables.lost.contains(&record.at()) {
+        if tables.dead.contains_key(&record.position()) || tables.lost.contains(&record.position()) {
             continue;
         }
         if let Some(before) = before.filter(|b| b.topic == record.topic && b.offset >= record.offset) {

@@ -62,7 +62,7 @@ fn run(choices: Choices, traced: bool) -> Report {
 
 /// Says at a panic which seed it was, and nothing where it is caught and told later.
 #[allow(clippy::print_stderr, reason = "it is a command's")]
-pub fn tell_seed_at_a_panic() {
+pub fn report_seed_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         if cfg!(panic = "abort") {
             let seed = SEED.get().map_or_else(|| "a tape".to_owned(), |seed| format!("seed {seed}"));
@@ -85,7 +85,7 @@ pub struct Sum {
 }
 
 /// Runs these seeds on so many threads, and stops after a violation. `tell` hears now and then how many are done.
-pub fn seeds(range: std::ops::Range<u64>, threads: usize, tell: impl Fn(u64) + Sync) -> Sum {
+pub fn seeds(range: std::ops::Range<u64>, threads: usize, on_progress: impl Fn(u64) + Sync) -> Sum {
     let next = AtomicU64::new(range.start);
     let stop = AtomicBool::new(false);
     let sum = Mutex::new(Sum::default());
@@ -103,7 +103,7 @@ pub fn seeds(range: std::ops::Range<u64>, threads: usize, tell: impl Fn(u64) + S
                     mine.steps += report.steps as u64;
                     mine.facts.merge(&report.facts);
                     if (number + 1 - range.start).is_multiple_of(10_000) {
-                        tell(number + 1 - range.start);
+                        on_progress(number + 1 - range.start);
                     }
                     if let Some(violation) = report.violation {
                         mine.failed = Some((number, violation));

@@ -3,7 +3,7 @@
 use crate::run;
 
 /// Runs that may be spent on it.
-const PATIENCE: usize = 20_000;
+const MAX_RUNS: usize = 20_000;
 
 /// The smallest tape found that breaks the same promise.
 pub fn shrink(tape: Vec<u32>, violation: &str) -> Vec<u32> {
@@ -16,10 +16,10 @@ pub fn shrink(tape: Vec<u32>, violation: &str) -> Vec<u32> {
 
 /// The smallest tape found that `fails` says something of: what was used of it.
 fn smallest(tape: Vec<u32>, fails: impl Fn(&[u32]) -> Option<Vec<u32>>) -> Vec<u32> {
-    let mut patience = PATIENCE;
+    let mut runs_left = MAX_RUNS;
     let mut best = tape;
     let mut fails = |tape: &[u32]| {
-        patience = patience.checked_sub(1)?;
+        runs_left = runs_left.checked_sub(1)?;
         fails(tape)
     };
     loop {
@@ -51,8 +51,8 @@ fn smallest(tape: Vec<u32>, fails: impl Fn(&[u32]) -> Option<Vec<u32>>) -> Vec<u
     }
 }
 
-fn is_smaller(tape: &[u32], than: &[u32]) -> bool {
-    (tape.len(), weight(tape)) < (than.len(), weight(than))
+fn is_smaller(tape: &[u32], other: &[u32]) -> bool {
+    (tape.len(), weight(tape)) < (other.len(), weight(other))
 }
 
 fn weight(tape: &[u32]) -> u64 {

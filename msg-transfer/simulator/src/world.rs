@@ -65,8 +65,8 @@ impl World {
         let turns = process.turns();
         let first = self.env.choices.index(turns);
         // Whoever has nothing to do leaves its turn to the next one.
-        for place in 0..turns {
-            if process.turn((first + place) % turns, &mut self.env) {
+        for index in 0..turns {
+            if process.turn((first + index) % turns, &mut self.env) {
                 break;
             }
         }
@@ -74,8 +74,8 @@ impl World {
 
     fn database_step(&mut self) {
         let env = &mut self.env;
-        if !env.database.unseen.is_empty() && env.choices.one_in(8) {
-            self.show(0);
+        if !env.database.invisible.is_empty() && env.choices.one_in(8) {
+            self.make_visible(0);
             return;
         }
         let ready = |session: &&crate::database::Session| {
@@ -111,7 +111,7 @@ impl World {
             let tables = &self.env.database.tables;
             let is_above = row_before.is_none_or(|before: Progress| row.next > before.next);
             if is_above && tables.progress_of(topic, partition) == Some(row) && !self.owns(client, partition) {
-                self.env.database.tables.saved_by_former_owner(topic, partition, row);
+                self.env.database.tables.saved_by_previous_owner(topic, partition, row);
             }
         }
         if commits && writes && self.env.database.tables.commits() > before {
@@ -134,23 +134,23 @@ impl World {
     }
 
     /// What was committed can be seen from now on.
-    pub(crate) fn show(&mut self, place: usize) {
+    pub(crate) fn make_visible(&mut self, index: usize) {
         self.env.say(|| "  db: what was committed can be seen".into());
-        self.env.database.show(place);
-        let said = crate::oracle::check_inboxes(&self.env.database.tables, INBOXES.len());
-        self.env.check(said);
+        self.env.database.make_visible(index);
+        let checked = crate::oracle::check_inboxes(&self.env.database.tables, INBOXES.len());
+        self.env.check(checked);
     }
 
     pub(crate) fn kafka_step(&mut self) {
         let env = &mut self.env;
-        let gone = env.kafka.group.members.iter().find(|member| {
+        let absent = env.kafka.group.members.iter().find(|member| {
             let process = &self.processes[member.process];
             process.state != State::Up || process.parts.library.membership.member != Some(member.id)
         });
-        if let Some(gone) = gone.map(|gone| gone.id)
+        if let Some(absent) = absent.map(|member| member.id)
             && (env.healing || env.choices.one_in(6))
         {
-            self.expel(gone);
+            self.expel(absent);
         } else if env.kafka.group.is_complete() {
             let members = env.kafka.group.members.len();
             let first = if env.healing { 0 } else { env.choices.index(members) };
@@ -163,10 +163,10 @@ impl World {
             }
         } else if let Some(request) = env.kafka.commits.pop_front() {
             self.commit_offsets(&request);
-        } else if env.kafka.group.forgot(env.kafka.topic().count())
+        } else if env.kafka.group.has_unassigned_partition(env.kafka.topic().count())
             && self.processes.iter().all(|process| !process.is_rebalancing())
         {
-            env.kafka.group.begin();
+            env.kafka.group.begin_rebalance();
         }
     }
 
@@ -184,16 +184,17 @@ impl World {
             return;
         }
         let accepted = env.kafka.group.accepts(request.member, request.generation);
-        env.count(if accepted { Fact::OffsetsCommitted } else { Fact::OffsetsRefused });
-        env.say(|| format!("kafka: {} {request:?}", if accepted { "accepts" } else { "refuses" }));
+        env.count(if accepted { Fact::OffsetsCommitted } else { Fact::OffsetsRejected });
+        env.say(|| format!("kafka: {} {request:?}", if accepted { "accepts" } else { "rejects" }));
         if accepted {
             for point in &request.points {
                 // What the database lost since, or what was said of another topic, is put right by the next start.
                 let is_present = request.topic == env.kafka.topic_number();
                 if is_present && request.incarnation.is_none_or(|saved_to| saved_to == env.database.incarnation) {
-                    env.check_below("committed offset", request.topic, point.partition, point.progress());
+                    env.check_completed_below("committed offset", request.topic, point.partition, point.progress());
                     let (incarnation, partition) = (env.database.incarnation, point.partition);
-                    if let Some(before) = env.kafka.commit(request.process, incarnation, partition, point.next.0) {
+                    if let Some(before) = env.kafka.commit_offset(request.process, incarnation, partition, point.next.0)
+                    {
                         let next = point.next.0;
                         env.violate(format!(
                             "P5: partition {partition} was committed up to {before}, and now up to {next}"
@@ -207,8 +208,8 @@ impl World {
         let process = &mut self.processes[request.process];
         if process.parts.life == request.life && process.state != State::Down {
             let library = &mut process.parts.library;
-            let answers = if loses { &mut library.late_answers } else { &mut library.answers };
-            answers.push_back((request.round, accepted));
+            let results = if loses { &mut library.late_commit_results } else { &mut library.commit_results };
+            results.push_back((request.round, accepted));
         }
     }
 

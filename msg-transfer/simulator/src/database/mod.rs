@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use machine::failure::Class;
 
-pub(crate) use self::statement::{Observation, Reply, Statement, StatementEffect};
+pub(crate) use self::statement::{Observation, Statement, StatementEffect, StatementResult};
 pub(crate) use self::tables::{Dead, Row, Tables};
 
 pub(crate) type SessionId = u32;
@@ -60,7 +60,7 @@ pub(crate) struct Session {
     done: (usize, usize),
     /// The transaction that the statement waits for.
     waits_for: Option<u32>,
-    reply: Option<Reply>,
+    result: Option<StatementResult>,
     pub(crate) transaction: Option<Transaction>,
 }
 
@@ -71,13 +71,13 @@ pub(crate) struct Database {
     /// Only sessions that a client holds or that the server serves.
     pub(crate) sessions: Vec<Session>,
     /// Committed, and not to be seen yet.
-    pub(crate) unseen: Vec<Transaction>,
+    pub(crate) invisible: Vec<Transaction>,
     /// How many times it went back.
     pub(crate) incarnation: u32,
     /// It takes no connections.
-    pub(crate) closed: bool,
+    pub(crate) refuses_connections: bool,
     /// It refuses every message: a bad migration.
-    pub(crate) refuses: bool,
+    pub(crate) rejects_all: bool,
     /// It takes no writes.
     pub(crate) read_only: bool,
     /// Any statement may take too long.
@@ -91,15 +91,15 @@ pub(crate) struct Database {
 /// What a client finds when it looks for an answer.
 #[derive(Debug)]
 pub(crate) enum Polled {
-    Nothing,
-    Reply(Reply),
+    Pending,
+    Result(StatementResult),
     /// The connection is gone.
     Broken,
 }
 
 impl Database {
     pub(crate) fn connect(&mut self, client: Client) -> Option<SessionId> {
-        if self.closed {
+        if self.refuses_connections {
             return None;
         }
         self.last_session += 1;
@@ -112,7 +112,7 @@ impl Database {
             request: None,
             done: (0, 0),
             waits_for: None,
-            reply: None,
+            result: None,
             transaction: None,
         });
         Some(id)
@@ -132,24 +132,24 @@ impl Database {
 
     pub(crate) fn poll(&mut self, id: SessionId) -> Polled {
         let Some(session) = self.session(id) else { return Polled::Broken };
-        match session.reply.take() {
-            Some(reply) => Polled::Reply(reply),
-            None if session.alive => Polled::Nothing,
+        match session.result.take() {
+            Some(result) => Polled::Result(result),
+            None if session.alive => Polled::Pending,
             None => Polled::Broken,
         }
     }
 
-    pub(crate) fn has_news(&self, id: SessionId) -> bool {
+    pub(crate) fn has_result(&self, id: SessionId) -> bool {
         let session = self.sessions.iter().find(|session| session.id == id);
-        session.is_none_or(|session| session.reply.is_some() || !session.alive)
+        session.is_none_or(|session| session.result.is_some() || !session.alive)
     }
 
     /// The client lets go. The server notices later, and may carry out what was sent before.
-    pub(crate) fn let_go(&mut self, id: SessionId) {
+    pub(crate) fn disconnect(&mut self, id: SessionId) {
         if let Some(session) = self.session(id) {
             session.held = false;
         }
-        self.forget();
+        self.remove_ended_sessions();
     }
 
     /// The server ends the session.
@@ -160,34 +160,34 @@ impl Database {
             session.transaction = None;
             session.waits_for = None;
         }
-        self.forget();
+        self.remove_ended_sessions();
     }
 
-    fn forget(&mut self) {
+    fn remove_ended_sessions(&mut self) {
         self.sessions.retain(|session| session.held || session.alive);
     }
 
     /// Every connection breaks. Answers that are on their way may still arrive.
-    pub(crate) fn restart(&mut self, answers_arrive: bool) {
+    pub(crate) fn restart(&mut self, results_arrive: bool) {
         for session in &mut self.sessions {
             session.alive = false;
             session.request = None;
             session.transaction = None;
             session.waits_for = None;
-            if !answers_arrive {
-                session.reply = None;
+            if !results_arrive {
+                session.result = None;
             }
         }
-        self.forget();
-        for transaction in std::mem::take(&mut self.unseen) {
-            self.tables.show(transaction.number);
+        self.remove_ended_sessions();
+        for transaction in std::mem::take(&mut self.invisible) {
+            self.tables.make_visible(transaction.number);
         }
     }
 
     /// The last so many commits are gone, and every connection.
-    pub(crate) fn go_back(&mut self, commits: usize, answers_arrive: bool) {
-        self.restart(answers_arrive);
-        self.tables.go_back(commits);
+    pub(crate) fn restore(&mut self, commits: usize, results_arrive: bool) {
+        self.restart(results_arrive);
+        self.tables.restore(commits);
         self.incarnation += 1;
     }
 
@@ -200,7 +200,7 @@ impl Database {
     /// The statement waits for another transaction that is not over.
     pub(crate) fn is_waiting(&self, session: &Session) -> bool {
         session.waits_for.is_some_and(|number| {
-            self.unseen.iter().any(|unseen| unseen.number == number) || self.holder(number).is_some()
+            self.invisible.iter().any(|invisible| invisible.number == number) || self.holder(number).is_some()
         })
     }
 
@@ -230,9 +230,9 @@ impl Database {
     }
 
     /// What was committed and could not be seen can be.
-    pub(crate) fn show(&mut self, place: usize) {
-        let transaction = self.unseen.remove(place);
-        self.tables.show(transaction.number);
+    pub(crate) fn make_visible(&mut self, index: usize) {
+        let transaction = self.invisible.remove(index);
+        self.tables.make_visible(transaction.number);
     }
 }
 
@@ -248,6 +248,6 @@ impl Session {
         if let Some(open) = &mut self.transaction {
             open.failed = true;
         }
-        self.reply = Some(Reply::Failed(class));
+        self.result = Some(StatementResult::Failed(class));
     }
 }

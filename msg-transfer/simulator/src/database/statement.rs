@@ -6,7 +6,7 @@ use machine::lane::Answer;
 use machine::{Epoch, Partition, Progress};
 
 use super::{Client, Database, Dead, Row, SessionId, Transaction};
-use crate::kafka::log::{At, Record, RecordKind};
+use crate::kafka::log::{Position, Record, RecordKind};
 
 /// A statement of a lane or of the reference connection.
 #[derive(Clone, Debug)]
@@ -34,8 +34,8 @@ pub(crate) enum Statement {
 
 /// The result of a statement.
 #[derive(Clone, Debug)]
-pub(crate) enum Reply {
-    Answer(Answer),
+pub(crate) enum StatementResult {
+    Lane(Answer),
     Loaded(Vec<(Partition, Option<Progress>, Vec<i64>)>),
     /// Whether the row was still the one that was read.
     Lowered(bool),
@@ -54,7 +54,7 @@ pub(crate) enum StatementEffect {
     /// The connection breaks after the statement was carried out, before its result arrives.
     BreaksAfter,
     /// The COMMIT succeeds, and its rows become visible later.
-    SeenLater,
+    VisibleLater,
 }
 
 /// The part of a statement's result that the oracle observes.
@@ -79,7 +79,7 @@ pub(crate) enum Observation {
 
 /// The result of one step of a statement.
 enum Step {
-    Done(Reply),
+    Done(StatementResult),
     Failed(Class),
     Waits(u32),
 }
@@ -91,48 +91,54 @@ impl Database {
             self.end(id);
             return Observation::None;
         }
-        let Some(place) = self.sessions.iter().position(|session| session.id == id && session.alive) else {
+        let Some(index) = self.sessions.iter().position(|session| session.id == id && session.alive) else {
             return Observation::None;
         };
-        let Some(statement) = self.sessions[place].request.take() else { return Observation::None };
+        let Some(statement) = self.sessions[index].request.take() else { return Observation::None };
         let mut observation = Observation::None;
         let step = match effect {
             StatementEffect::Fails(class) if !matches!(statement, Statement::Rollback) => {
                 if matches!(statement, Statement::Commit) {
-                    self.sessions[place].transaction = None;
+                    self.sessions[index].transaction = None;
                 }
                 Step::Failed(class)
             }
-            _ => self.step(place, &statement, effect == StatementEffect::SeenLater, &mut observation),
+            _ => self.step(index, &statement, effect == StatementEffect::VisibleLater, &mut observation),
         };
-        let session = &mut self.sessions[place];
+        let session = &mut self.sessions[index];
         match step {
-            Step::Done(reply) => {
+            Step::Done(result) => {
                 session.waits_for = None;
                 session.done = (0, 0);
-                session.reply = Some(reply);
+                session.result = Some(result);
             }
             Step::Failed(class) => session.fail(class),
             Step::Waits(number) => {
                 session.waits_for = Some(number);
                 if self.is_deadlock(id, number) {
-                    self.sessions[place].fail(Class::Transient);
+                    self.sessions[index].fail(Class::Transient);
                     return Observation::Deadlock;
                 }
-                self.sessions[place].request = Some(statement);
+                self.sessions[index].request = Some(statement);
                 return Observation::Waits;
             }
         }
         if effect == StatementEffect::BreaksAfter {
-            self.sessions[place].reply = None;
+            self.sessions[index].result = None;
             self.end(id);
         }
         observation
     }
 
-    fn step(&mut self, place: usize, statement: &Statement, seen_later: bool, observation: &mut Observation) -> Step {
-        let ok = Step::Done(Reply::Answer(Answer::Ok));
-        let failed = self.sessions[place].transaction.as_ref().is_some_and(|open| open.failed);
+    fn step(
+        &mut self,
+        index: usize,
+        statement: &Statement,
+        visible_later: bool,
+        observation: &mut Observation,
+    ) -> Step {
+        let ok = Step::Done(StatementResult::Lane(Answer::Ok));
+        let failed = self.sessions[index].transaction.as_ref().is_some_and(|open| open.failed);
         let ends = matches!(statement, Statement::Rollback | Statement::RollbackToSavepoint | Statement::Commit);
         if failed && !ends {
             // in_failed_sql_transaction
@@ -141,40 +147,40 @@ impl Database {
         match statement {
             Statement::LastSeqs(inboxes) => {
                 let seqs = inboxes.iter().map(|inbox| self.tables.last_seq(*inbox)).collect();
-                Step::Done(Reply::Answer(Answer::Seqs(seqs)))
+                Step::Done(StatementResult::Lane(Answer::Seqs(seqs)))
             }
             Statement::Begin | Statement::BeginBisection => {
                 self.last_transaction += 1;
                 let is_bisection = matches!(statement, Statement::BeginBisection);
-                let begun = Transaction {
+                let transaction = Transaction {
                     number: self.last_transaction,
                     has_savepoint: is_bisection,
                     is_bisection,
                     ..Transaction::default()
                 };
-                self.sessions[place].transaction = Some(begun);
+                self.sessions[index].transaction = Some(transaction);
                 ok
             }
-            Statement::Guard(heads) => {
-                let has = |head: &&Row| self.tables.by_seq(head.record.inbox, head.seq - 1).is_some();
-                Step::Done(Reply::Answer(Answer::Count(heads.iter().filter(has).count())))
+            Statement::Guard(first_rows) => {
+                let has_predecessor = |row: &&Row| self.tables.by_seq(row.record.inbox, row.seq - 1).is_some();
+                Step::Done(StatementResult::Lane(Answer::Count(first_rows.iter().filter(has_predecessor).count())))
             }
-            Statement::Insert(rows) => self.insert(place, rows),
-            Statement::Canary(beside) => self.canary(place, beside.as_ref()),
-            Statement::FindStored(asked) => self.find(place, asked),
-            Statement::InsertDead(dead) => self.insert_dead(place, dead),
-            Statement::Commit => self.commit(place, seen_later, observation),
+            Statement::Insert(rows) => self.insert(index, rows),
+            Statement::Canary(replaced) => self.canary(index, replaced.as_ref()),
+            Statement::FindStored(lookups) => self.find(index, lookups),
+            Statement::InsertDead(dead) => self.insert_dead(index, dead),
+            Statement::Commit => self.commit(index, visible_later, observation),
             Statement::Rollback => {
-                self.sessions[place].transaction = None;
+                self.sessions[index].transaction = None;
                 ok
             }
             Statement::MoveSavepoint => {
-                let open = self.open(place);
+                let open = self.open(index);
                 open.savepoint = (open.rows.len(), open.dead.len());
                 ok
             }
             Statement::RollbackToSavepoint => {
-                let open = self.open(place);
+                let open = self.open(index);
                 if !open.has_savepoint {
                     return Step::Failed(Class::Fatal);
                 }
@@ -184,20 +190,20 @@ impl Database {
                 ok
             }
             Statement::Load(topic, partitions) => {
-                let of = |(partition, _): &(Partition, Epoch)| {
+                let load = |(partition, _): &(Partition, Epoch)| {
                     let progress = self.tables.progress.get(&(*topic, *partition)).copied();
-                    (*partition, progress, self.tables.counting(*topic, *partition))
+                    (*partition, progress, self.tables.counted_dead_letters(*topic, *partition))
                 };
-                let loaded = partitions.iter().map(of).collect();
-                let client = self.sessions[place].client;
+                let loaded = partitions.iter().map(load).collect();
+                let client = self.sessions[index].client;
                 *observation = Observation::Loaded { client, topic: *topic, partitions: partitions.clone() };
-                Step::Done(Reply::Loaded(loaded))
+                Step::Done(StatementResult::Loaded(loaded))
             }
             Statement::Save(_) if self.read_only => Step::Failed(Class::Fatal),
             Statement::Save(rows) => {
                 self.tables.save_progress(rows);
                 *observation = Observation::Saved(rows.clone());
-                Step::Done(Reply::Saved(self.incarnation))
+                Step::Done(StatementResult::Saved(self.incarnation))
             }
             Statement::Lower(..) if self.read_only => Step::Failed(Class::Fatal),
             Statement::Lower(topic, partition, lost) => {
@@ -205,62 +211,62 @@ impl Database {
                 if lowered {
                     *observation = Observation::Lowered(*topic, *partition, *lost);
                 }
-                Step::Done(Reply::Lowered(lowered))
+                Step::Done(StatementResult::Lowered(lowered))
             }
             Statement::Ping => ok,
         }
     }
 
-    fn open(&mut self, place: usize) -> &mut Transaction {
-        self.sessions[place].transaction.as_mut().expect("the statement is sent within a transaction")
+    fn open(&mut self, index: usize) -> &mut Transaction {
+        self.sessions[index].transaction.as_mut().expect("the statement is sent within a transaction")
     }
 
     /// `ON CONFLICT (recv_id, msg_id) DO NOTHING`, row by row.
-    fn insert(&mut self, place: usize, rows: &[Row]) -> Step {
-        let (mut done, mut inserted) = self.sessions[place].done;
+    fn insert(&mut self, index: usize, rows: &[Row]) -> Step {
+        let (mut done, mut inserted) = self.sessions[index].done;
         while let Some(row) = rows.get(done) {
-            let is_bisection = self.open(place).is_bisection;
+            let is_bisection = self.open(index).is_bisection;
             match row.record.kind {
                 _ if self.read_only => return Step::Failed(Class::Fatal),
-                _ if self.refuses => return Step::Failed(Class::Permanent),
+                _ if self.rejects_all => return Step::Failed(Class::Permanent),
                 _ if self.blocked.contains_key(&row.record.inbox) => {
                     return Step::Failed(self.blocked[&row.record.inbox]);
                 }
-                RecordKind::Refused => return Step::Failed(Class::Permanent),
-                RecordKind::RefusedAtCommit if is_bisection => return Step::Failed(Class::Permanent),
+                RecordKind::Rejected => return Step::Failed(Class::Permanent),
+                RecordKind::RejectedAtCommit if is_bisection => return Step::Failed(Class::Permanent),
                 RecordKind::TooLarge => return Step::Failed(Class::TooLarge),
-                RecordKind::Toxic => return Step::Failed(Class::Heavy),
+                RecordKind::Slow => return Step::Failed(Class::Heavy),
                 _ => {}
             }
             let same_id = |other: &Row| other.record.id == row.record.id && other.record.inbox == row.record.inbox;
             let same_seq = |other: &Row| other.seq == row.seq && other.record.inbox == row.record.inbox;
-            let is_there = self.tables.by_id(row.record.id).is_some() || self.open(place).rows.iter().any(same_id);
-            if !is_there {
-                if let Some(other) = self.other(place, |open| open.rows.iter().any(same_id)) {
-                    self.sessions[place].done = (done, inserted);
+            let exists = self.tables.by_id(row.record.id).is_some() || self.open(index).rows.iter().any(same_id);
+            if !exists {
+                if let Some(other) = self.other(index, |open| open.rows.iter().any(same_id)) {
+                    self.sessions[index].done = (done, inserted);
                     return Step::Waits(other);
                 }
-                let taken = self.tables.by_seq(row.record.inbox, row.seq).is_some();
-                if taken || self.open(place).rows.iter().any(same_seq) {
+                let is_used = self.tables.by_seq(row.record.inbox, row.seq).is_some();
+                if is_used || self.open(index).rows.iter().any(same_seq) {
                     return Step::Failed(Class::Conflict);
                 }
-                if let Some(other) = self.other(place, |open| open.rows.iter().any(same_seq)) {
-                    self.sessions[place].done = (done, inserted);
+                if let Some(other) = self.other(index, |open| open.rows.iter().any(same_seq)) {
+                    self.sessions[index].done = (done, inserted);
                     return Step::Waits(other);
                 }
-                self.open(place).rows.push(*row);
+                self.open(index).rows.push(*row);
                 inserted += 1;
             }
             done += 1;
         }
-        Step::Done(Reply::Answer(Answer::Count(inserted)))
+        Step::Done(StatementResult::Lane(Answer::Count(inserted)))
     }
 
-    fn canary(&mut self, place: usize, beside: Option<&Row>) -> Step {
-        if let Some(class) = beside.and_then(|row| self.blocked.get(&row.record.inbox)) {
+    fn canary(&mut self, index: usize, replaced: Option<&Row>) -> Step {
+        if let Some(class) = replaced.and_then(|row| self.blocked.get(&row.record.inbox)) {
             return Step::Failed(*class);
         }
-        if self.read_only || self.refuses {
+        if self.read_only || self.rejects_all {
             return Step::Failed(if self.read_only { Class::Fatal } else { Class::Permanent });
         }
         let record = Record {
@@ -273,64 +279,64 @@ impl Database {
             version: 0,
             kind: RecordKind::Good,
         };
-        self.open(place).rows.push(Row { seq: 0, record });
-        Step::Done(Reply::Answer(Answer::Count(1)))
+        self.open(index).rows.push(Row { seq: 0, record });
+        Step::Done(StatementResult::Lane(Answer::Count(1)))
     }
 
-    fn find(&mut self, place: usize, asked: &[(usize, Record)]) -> Step {
-        let own: &[Row] = self.sessions[place].transaction.as_ref().map_or(&[], |open| &open.rows);
+    fn find(&mut self, index: usize, lookups: &[(usize, Record)]) -> Step {
+        let inserted: &[Row] = self.sessions[index].transaction.as_ref().map_or(&[], |open| &open.rows);
         let row = |record: &Record| {
             let same_id = |row: &&Row| row.record.id == record.id && row.record.inbox == record.inbox;
-            own.iter().find(same_id).or_else(|| self.tables.by_id(record.id))
+            inserted.iter().find(same_id).or_else(|| self.tables.by_id(record.id))
         };
-        let found = asked
+        let found = lookups
             .iter()
             .filter_map(|(entry, record)| row(record).map(|row| (*entry, row.record.version == record.version)));
-        Step::Done(Reply::Answer(Answer::Found(found.collect())))
+        Step::Done(StatementResult::Lane(Answer::Found(found.collect())))
     }
 
-    fn insert_dead(&mut self, place: usize, dead: &[Dead]) -> Step {
+    fn insert_dead(&mut self, index: usize, dead: &[Dead]) -> Step {
         if self.read_only {
             return Step::Failed(Class::Fatal);
         }
-        let (mut done, _) = self.sessions[place].done;
+        let (mut done, _) = self.sessions[index].done;
         while let Some(letter) = dead.get(done) {
-            let at: At = letter.at();
-            let same = |other: &Dead| other.at() == at;
-            if !self.tables.dead.contains_key(&at) && !self.open(place).dead.iter().any(same) {
-                if let Some(other) = self.other(place, |open| open.dead.iter().any(same)) {
-                    self.sessions[place].done = (done, 0);
+            let position: Position = letter.position();
+            let same = |other: &Dead| other.position() == position;
+            if !self.tables.dead.contains_key(&position) && !self.open(index).dead.iter().any(same) {
+                if let Some(other) = self.other(index, |open| open.dead.iter().any(same)) {
+                    self.sessions[index].done = (done, 0);
                     return Step::Waits(other);
                 }
-                self.open(place).dead.push(*letter);
+                self.open(index).dead.push(*letter);
             }
             done += 1;
         }
-        Step::Done(Reply::Answer(Answer::Ok))
+        Step::Done(StatementResult::Lane(Answer::Ok))
     }
 
-    fn commit(&mut self, place: usize, seen_later: bool, observation: &mut Observation) -> Step {
-        let Some(open) = self.sessions[place].transaction.take() else { return Step::Failed(Class::Fatal) };
+    fn commit(&mut self, index: usize, visible_later: bool, observation: &mut Observation) -> Step {
+        let Some(open) = self.sessions[index].transaction.take() else { return Step::Failed(Class::Fatal) };
         if open.failed {
             // The server answers ROLLBACK, which is no error.
-            return Step::Done(Reply::Answer(Answer::Ok));
+            return Step::Done(StatementResult::Lane(Answer::Ok));
         }
-        if open.rows.iter().any(|row| row.record.kind == RecordKind::RefusedAtCommit) {
+        if open.rows.iter().any(|row| row.record.kind == RecordKind::RejectedAtCommit) {
             return Step::Failed(Class::Permanent);
         }
-        self.tables.commit(open.number, &open.rows, &open.dead, !seen_later);
+        self.tables.commit(open.number, &open.rows, &open.dead, !visible_later);
         *observation = Observation::Committed { rows: open.rows.clone(), dead: open.dead.clone() };
-        if seen_later {
-            self.unseen.push(open);
+        if visible_later {
+            self.invisible.push(open);
         }
-        Step::Done(Reply::Answer(Answer::Ok))
+        Step::Done(StatementResult::Lane(Answer::Ok))
     }
 
     /// The other transaction that has it, and is not over.
-    fn other(&self, place: usize, has: impl Fn(&Transaction) -> bool) -> Option<u32> {
-        let open = self.sessions.iter().enumerate().filter(|(other, _)| *other != place);
+    fn other(&self, index: usize, has: impl Fn(&Transaction) -> bool) -> Option<u32> {
+        let open = self.sessions.iter().enumerate().filter(|(other, _)| *other != index);
         let open = open.filter_map(|(_, session)| session.transaction.as_ref());
-        open.chain(&self.unseen).find(|open| has(open)).map(|open| open.number)
+        open.chain(&self.invisible).find(|open| has(open)).map(|open| open.number)
     }
 }
 
@@ -345,7 +351,7 @@ impl Statement {
         match self {
             Statement::Insert(rows) => format!("INSERT {}", list(rows, row)),
             Statement::Guard(rows) => format!("looks for the predecessors of {}", list(rows, row)),
-            Statement::FindStored(asked) => format!("looks up {}", list(asked, |(_, record)| record.show())),
+            Statement::FindStored(lookups) => format!("looks up {}", list(lookups, |(_, record)| record.show())),
             Statement::InsertDead(dead) => {
                 format!(
                     "keeps aside {}",
@@ -376,7 +382,7 @@ impl StatementEffect {
             StatementEffect::Fails(_) => ": fails",
             StatementEffect::BreaksBefore => ": the connection breaks before it is carried out",
             StatementEffect::BreaksAfter => ": the connection breaks before it is answered",
-            StatementEffect::SeenLater => ": to be seen later",
+            StatementEffect::VisibleLater => ": to be seen later",
         }
     }
 }

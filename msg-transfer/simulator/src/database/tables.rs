@@ -6,7 +6,7 @@ use machine::consumer::start::Lost;
 use machine::{Partition, Progress, Reason};
 
 use crate::assignment_id::AssignmentId;
-use crate::kafka::log::{At, INBOXES, Record};
+use crate::kafka::log::{INBOXES, Position, Record};
 
 /// A row of `messages`. One of nobody's is the canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,12 +22,12 @@ pub(crate) struct Dead {
     pub(crate) reason: Reason,
     /// The assignment that the record was received under: for the oracle.
     pub(crate) by: AssignmentId,
-    pub(crate) seen: usize,
+    pub(crate) journal_index: usize,
 }
 
 impl Dead {
-    pub(crate) fn at(&self) -> At {
-        self.record.at()
+    pub(crate) fn position(&self) -> Position {
+        self.record.position()
     }
 }
 
@@ -45,8 +45,8 @@ enum Change {
 pub(crate) struct Tables {
     /// The present contents, by inbox in the order of `seq`; those that cannot be seen yet are not among them.
     pub(crate) inboxes: Vec<Vec<Row>>,
-    ids: Vec<Option<Row>>,
-    pub(crate) dead: BTreeMap<At, Dead>,
+    by_id: Vec<Option<Row>>,
+    pub(crate) dead: BTreeMap<Position, Dead>,
     pub(crate) progress: BTreeMap<(u32, Partition), Progress>,
     resumed: BTreeMap<(u32, Partition), usize>,
     journal: Vec<(u32, Change)>,
@@ -54,11 +54,11 @@ pub(crate) struct Tables {
     commits: Vec<usize>,
     canary: bool,
     /// For the oracle: records that Kafka lost.
-    pub(crate) lost: BTreeSet<At>,
+    pub(crate) lost: BTreeSet<Position>,
     /// For the oracle: rows that were lowered, and those that somebody who had read of the lost records put back. The next start
     /// finds it.
     lowered: BTreeMap<(u32, Partition), Progress>,
-    put_back: BTreeMap<(u32, Partition), Progress>,
+    raised_again: BTreeMap<(u32, Partition), Progress>,
     /// For the oracle: rows that a start was below, as the committed offset was. What Kafka loses between the two after that
     /// is found by the next start only.
     started_below: BTreeMap<(u32, Partition), Progress>,
@@ -68,7 +68,7 @@ impl Default for Tables {
     fn default() -> Self {
         Tables {
             inboxes: vec![Vec::new(); INBOXES.len()],
-            ids: Vec::new(),
+            by_id: Vec::new(),
             dead: BTreeMap::new(),
             progress: BTreeMap::new(),
             resumed: BTreeMap::new(),
@@ -77,7 +77,7 @@ impl Default for Tables {
             canary: false,
             lost: BTreeSet::new(),
             lowered: BTreeMap::new(),
-            put_back: BTreeMap::new(),
+            raised_again: BTreeMap::new(),
             started_below: BTreeMap::new(),
         }
     }
@@ -85,15 +85,15 @@ impl Default for Tables {
 
 impl Tables {
     pub(crate) fn by_id(&self, id: u16) -> Option<&Row> {
-        self.ids.get(id as usize)?.as_ref()
+        self.by_id.get(id as usize)?.as_ref()
     }
 
     pub(crate) fn by_seq(&self, inbox: u8, seq: i64) -> Option<&Row> {
         let rows = &self.inboxes[inbox as usize];
         // Where there is no gap it is at its place.
-        usize::try_from(seq - 1).ok().and_then(|place| rows.get(place)).filter(|row| row.seq == seq).or_else(|| {
-            let place = rows.partition_point(|row| row.seq < seq);
-            rows.get(place).filter(|row| row.seq == seq)
+        usize::try_from(seq - 1).ok().and_then(|index| rows.get(index)).filter(|row| row.seq == seq).or_else(|| {
+            let index = rows.partition_point(|row| row.seq < seq);
+            rows.get(index).filter(|row| row.seq == seq)
         })
     }
 
@@ -102,27 +102,27 @@ impl Tables {
     }
 
     /// Those that count and came after somebody looked last.
-    pub(crate) fn counting(&self, topic: u32, partition: Partition) -> Vec<i64> {
+    pub(crate) fn counted_dead_letters(&self, topic: u32, partition: Partition) -> Vec<i64> {
         let since = self.resumed.get(&(topic, partition)).copied().unwrap_or_default();
         let range = (topic, partition, 0, 0)..(topic, partition, i64::MAX, 0);
         let dead = self.dead.range(range).map(|(_, dead)| dead);
-        dead.filter(|dead| dead.reason.counts() && dead.seen >= since).map(|dead| dead.record.offset).collect()
+        dead.filter(|dead| dead.reason.counts() && dead.journal_index >= since).map(|dead| dead.record.offset).collect()
     }
 
     /// A transaction's rows.
-    pub(crate) fn commit(&mut self, transaction: u32, rows: &[Row], dead: &[Dead], seen: bool) {
-        let begin = self.journal.len();
+    pub(crate) fn commit(&mut self, transaction: u32, rows: &[Row], dead: &[Dead], visible: bool) {
+        let start = self.journal.len();
         self.journal.extend(rows.iter().map(|row| (transaction, Change::Row(*row))));
-        let letter = |(place, dead): (usize, &Dead)| Change::Dead(Dead { seen: begin + place, ..*dead });
+        let letter = |(index, dead): (usize, &Dead)| Change::Dead(Dead { journal_index: start + index, ..*dead });
         self.journal.extend(dead.iter().enumerate().map(letter).map(|change| (transaction, change)));
-        self.end_commit(begin, seen);
+        self.end_commit(start, visible);
     }
 
     pub(crate) fn save_progress(&mut self, rows: &[(u32, Partition, Progress)]) {
-        let begin = self.journal.len();
+        let start = self.journal.len();
         let change = |(topic, partition, row): &(u32, Partition, Progress)| Change::Progress(*topic, *partition, *row);
         self.journal.extend(rows.iter().map(|row| (0, change(row))));
-        self.end_commit(begin, true);
+        self.end_commit(start, true);
     }
 
     /// The row is put down, if it is still the one that was read.
@@ -130,48 +130,48 @@ impl Tables {
         if self.progress.get(&(topic, partition)) != Some(&lost.row) {
             return false;
         }
-        let begin = self.journal.len();
+        let start = self.journal.len();
         self.journal.push((0, Change::Lowered(topic, partition, lost.lowered)));
-        self.end_commit(begin, true);
+        self.end_commit(start, true);
         true
     }
 
     /// Somebody looked.
     pub(crate) fn resume(&mut self, topic: u32, partition: Partition) {
-        let begin = self.journal.len();
+        let start = self.journal.len();
         self.journal.push((0, Change::Resumed(topic, partition)));
-        self.end_commit(begin, true);
+        self.end_commit(start, true);
     }
 
-    fn end_commit(&mut self, begin: usize, seen: bool) {
+    fn end_commit(&mut self, start: usize, visible: bool) {
         self.commits.push(self.journal.len());
-        if seen {
-            for place in begin..self.journal.len() {
-                self.apply(place);
+        if visible {
+            for index in start..self.journal.len() {
+                self.apply(index);
             }
         }
     }
 
     /// What this transaction committed can be seen.
-    pub(crate) fn show(&mut self, transaction: u32) {
-        for place in 0..self.journal.len() {
-            if self.journal[place].0 == transaction {
-                self.apply(place);
+    pub(crate) fn make_visible(&mut self, transaction: u32) {
+        for index in 0..self.journal.len() {
+            if self.journal[index].0 == transaction {
+                self.apply(index);
             }
         }
     }
 
     /// The last so many commits never happened.
-    pub(crate) fn go_back(&mut self, commits: usize) {
+    pub(crate) fn restore(&mut self, commits: usize) {
         self.commits.truncate(self.commits.len().saturating_sub(commits));
         let mut journal = std::mem::take(&mut self.journal);
         journal.truncate(self.commits.last().copied().unwrap_or_default());
         let (commits, lost) = (std::mem::take(&mut self.commits), std::mem::take(&mut self.lost));
-        let put_back = std::mem::take(&mut self.put_back);
+        let raised_again = std::mem::take(&mut self.raised_again);
         let started_below = std::mem::take(&mut self.started_below);
-        *self = Tables { journal, commits, lost, put_back, started_below, ..Tables::default() };
-        for place in 0..self.journal.len() {
-            self.apply(place);
+        *self = Tables { journal, commits, lost, raised_again, started_below, ..Tables::default() };
+        for index in 0..self.journal.len() {
+            self.apply(index);
         }
     }
 
@@ -180,14 +180,14 @@ impl Tables {
     }
 
     /// This row was written for an assignment that is over, maybe after the next one had read its start.
-    pub(crate) fn saved_by_former_owner(&mut self, topic: u32, partition: Partition, row: Progress) {
-        self.put_back.insert((topic, partition), row);
+    pub(crate) fn saved_by_previous_owner(&mut self, topic: u32, partition: Partition, row: Progress) {
+        self.raised_again.insert((topic, partition), row);
     }
 
     /// Whether the row is one that somebody put back who had read of records that Kafka lost.
-    pub(crate) fn is_put_back(&self, topic: u32, partition: Partition) -> bool {
+    pub(crate) fn is_raised_again(&self, topic: u32, partition: Partition) -> bool {
         let row = self.progress.get(&(topic, partition));
-        row.is_some() && row == self.put_back.get(&(topic, partition))
+        row.is_some() && row == self.raised_again.get(&(topic, partition))
     }
 
     /// An assignment starts below this row.
@@ -210,25 +210,29 @@ impl Tables {
         self.canary
     }
 
-    fn apply(&mut self, place: usize) {
-        match self.journal[place].1 {
+    fn apply(&mut self, index: usize) {
+        match self.journal[index].1 {
             Change::Row(row) if row.record.inbox == Row::CANARY => self.canary = true,
             Change::Row(row) => {
                 let rows = &mut self.inboxes[row.record.inbox as usize];
                 rows.insert(rows.partition_point(|other| other.seq < row.seq), row);
                 let id = row.record.id as usize;
-                if self.ids.len() <= id {
-                    self.ids.resize(id + 1, None);
+                if self.by_id.len() <= id {
+                    self.by_id.resize(id + 1, None);
                 }
-                self.ids[id] = Some(row);
+                self.by_id[id] = Some(row);
             }
             Change::Dead(dead) => {
-                self.dead.insert(dead.at(), dead);
+                self.dead.insert(dead.position(), dead);
             }
             Change::Progress(topic, partition, new) => {
                 // Whatever was put back, a row of a later leader takes its place.
-                if self.put_back.get(&(topic, partition)).is_some_and(|back| back.leader_epoch < new.leader_epoch) {
-                    self.put_back.remove(&(topic, partition));
+                if self
+                    .raised_again
+                    .get(&(topic, partition))
+                    .is_some_and(|raised| raised.leader_epoch < new.leader_epoch)
+                {
+                    self.raised_again.remove(&(topic, partition));
                 }
                 // One that was expelled and does not know it yet must not put the row back.
                 let row = self.progress.entry((topic, partition)).or_insert(new);
@@ -236,17 +240,17 @@ impl Tables {
                     *row = new;
                     let lowered = self.lowered.get(&(topic, partition));
                     if lowered.is_some_and(|row| new.leader_epoch <= row.leader_epoch && new.next > row.next) {
-                        self.put_back.insert((topic, partition), new);
+                        self.raised_again.insert((topic, partition), new);
                     }
                 }
             }
             Change::Lowered(topic, partition, row) => {
                 self.progress.insert((topic, partition), row);
                 self.lowered.insert((topic, partition), row);
-                self.put_back.remove(&(topic, partition));
+                self.raised_again.remove(&(topic, partition));
             }
             Change::Resumed(topic, partition) => {
-                self.resumed.insert((topic, partition), place);
+                self.resumed.insert((topic, partition), index);
             }
         }
     }

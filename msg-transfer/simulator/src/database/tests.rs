@@ -32,7 +32,7 @@ fn on(database: &mut Database, session: SessionId, statement: Statement) -> Poll
 
 fn count(polled: &Polled) -> Option<usize> {
     match polled {
-        Polled::Reply(Reply::Answer(Answer::Count(count))) => Some(*count),
+        Polled::Result(StatementResult::Lane(Answer::Count(count))) => Some(*count),
         _ => None,
     }
 }
@@ -46,7 +46,7 @@ fn begun(database: &mut Database) -> SessionId {
 fn last_seq(database: &mut Database) -> i64 {
     let id = session(database);
     match on(database, id, Statement::LastSeqs(vec![0])) {
-        Polled::Reply(Reply::Answer(Answer::Seqs(seqs))) => seqs[0],
+        Polled::Result(StatementResult::Lane(Answer::Seqs(seqs))) => seqs[0],
         other => panic!("{other:?}"),
     }
 }
@@ -75,9 +75,12 @@ fn a_known_id_is_skipped_and_a_known_seq_is_a_violation() {
     let b = begun(&mut database);
     assert_eq!(count(&on(&mut database, b, Statement::Insert(vec![row(1, 1), row(2, 2)]))), Some(1));
     let refused = on(&mut database, b, Statement::Insert(vec![row(3, 1)]));
-    assert!(matches!(refused, Polled::Reply(Reply::Failed(Class::Conflict))), "{refused:?}");
+    assert!(matches!(refused, Polled::Result(StatementResult::Failed(Class::Conflict))), "{refused:?}");
     let after = on(&mut database, b, Statement::Insert(vec![row(4, 3)]));
-    assert!(matches!(after, Polled::Reply(Reply::Failed(Class::Transient))), "the transaction is aborted: {after:?}");
+    assert!(
+        matches!(after, Polled::Result(StatementResult::Failed(Class::Transient))),
+        "the transaction is aborted: {after:?}"
+    );
     on(&mut database, b, Statement::Commit);
     assert_eq!(last_seq(&mut database), 1, "the commit of an aborted transaction is none");
 }
@@ -88,7 +91,7 @@ fn an_insert_waits_for_another_that_has_the_key() {
         let mut database = Database::default();
         let [a, b] = [begun(&mut database), begun(&mut database)];
         on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
-        assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(1, 1)])), Polled::Nothing));
+        assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(1, 1)])), Polled::Pending));
         on(&mut database, a, if commits { Statement::Commit } else { Statement::Rollback });
         database.execute(b, StatementEffect::Fine);
         assert_eq!(count(&database.poll(b)), Some(expected));
@@ -100,10 +103,10 @@ fn who_waited_for_a_seq_that_was_committed_fails() {
     let mut database = Database::default();
     let [a, b] = [begun(&mut database), begun(&mut database)];
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
-    assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Nothing));
+    assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Pending));
     on(&mut database, a, Statement::Commit);
     database.execute(b, StatementEffect::Fine);
-    assert!(matches!(database.poll(b), Polled::Reply(Reply::Failed(Class::Conflict))));
+    assert!(matches!(database.poll(b), Polled::Result(StatementResult::Failed(Class::Conflict))));
 }
 
 #[test]
@@ -112,9 +115,9 @@ fn a_circle_of_waits_is_broken() {
     let [a, b] = [begun(&mut database), begun(&mut database)];
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
     on(&mut database, b, Statement::Insert(vec![row(2, 2)]));
-    assert!(matches!(on(&mut database, a, Statement::Insert(vec![row(2, 2)])), Polled::Nothing));
+    assert!(matches!(on(&mut database, a, Statement::Insert(vec![row(2, 2)])), Polled::Pending));
     let failed = on(&mut database, b, Statement::Insert(vec![row(1, 1)]));
-    assert!(matches!(failed, Polled::Reply(Reply::Failed(Class::Transient))), "{failed:?}");
+    assert!(matches!(failed, Polled::Result(StatementResult::Failed(Class::Transient))), "{failed:?}");
 }
 
 #[test]
@@ -143,7 +146,7 @@ fn put_back_it_lacks_the_last_commits_and_has_no_session() {
         let reference = session(&mut database);
         on(&mut database, reference, Statement::Save(vec![(0, 0, progress(i64::from(id)))]));
     }
-    database.go_back(3, false);
+    database.restore(3, false);
     assert!(database.sessions.iter().all(|session| !session.alive));
     assert_eq!((last_seq(&mut database), database.tables.progress[&(0, 0)].next.0), (2, 1));
 }
@@ -154,11 +157,11 @@ fn what_is_seen_later_holds_its_keys_meanwhile() {
     let [a, b] = [begun(&mut database), begun(&mut database)];
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
     database.send(a, Statement::Commit);
-    database.execute(a, StatementEffect::SeenLater);
-    assert!(matches!(database.poll(a), Polled::Reply(Reply::Answer(Answer::Ok))));
+    database.execute(a, StatementEffect::VisibleLater);
+    assert!(matches!(database.poll(a), Polled::Result(StatementResult::Lane(Answer::Ok))));
     assert_eq!(last_seq(&mut database), 0);
-    assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Nothing));
-    database.show(0);
+    assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Pending));
+    database.make_visible(0);
     assert_eq!(last_seq(&mut database), 1);
 }
 

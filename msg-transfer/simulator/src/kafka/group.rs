@@ -14,10 +14,10 @@ pub(crate) struct Member {
     /// It has joined the rebalance that is under way.
     pub(crate) joined: bool,
     /// What it said it had when it joined.
-    claims: Vec<Partition>,
+    owned: Vec<Partition>,
     pub(crate) assigned: Vec<Partition>,
     /// It has not been told what it is assigned.
-    pub(crate) untold: bool,
+    pub(crate) unnotified: bool,
 }
 
 /// The coordinator.
@@ -42,13 +42,13 @@ impl Group {
     }
 
     /// A rebalance begins, unless one is under way.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin_rebalance(&mut self) {
         if !self.joining {
             self.joining = true;
             for member in &mut self.members {
                 member.joined = false;
                 // Who has not been told yet is told to join again instead.
-                member.untold = false;
+                member.unnotified = false;
             }
         }
     }
@@ -58,31 +58,31 @@ impl Group {
         self.last_member += 1;
         let id = self.last_member;
         let joining = self.joining;
-        if let Some(former) = self.members.iter_mut().find(|member| is_static && member.process == process) {
-            former.id = id;
-            former.claims.clear();
-            former.untold = !joining;
-            former.joined = joining;
+        if let Some(previous) = self.members.iter_mut().find(|member| is_static && member.process == process) {
+            previous.id = id;
+            previous.owned.clear();
+            previous.unnotified = !joining;
+            previous.joined = joining;
             return id;
         }
-        self.begin();
-        let (claims, assigned) = (Vec::new(), Vec::new());
-        self.members.push(Member { id, process, joined: true, claims, assigned, untold: false });
+        self.begin_rebalance();
+        let (owned, assigned) = (Vec::new(), Vec::new());
+        self.members.push(Member { id, process, joined: true, owned, assigned, unnotified: false });
         id
     }
 
     /// It joins again, with what it has.
-    pub(crate) fn rejoin(&mut self, id: MemberId, claims: Vec<Partition>) {
+    pub(crate) fn rejoin(&mut self, id: MemberId, owned: Vec<Partition>) {
         if let Some(member) = self.member(id) {
             member.joined = true;
-            member.claims = claims;
+            member.owned = owned;
         }
     }
 
     /// It left, or was not heard of for too long.
     pub(crate) fn remove(&mut self, id: MemberId) {
         self.members.retain(|member| member.id != id);
-        self.begin();
+        self.begin_rebalance();
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -91,9 +91,10 @@ impl Group {
 
     /// A partition is nobody's, and nobody is about to give one back: its member came back under its instance id, and does
     /// not know that it was to give it.
-    pub(crate) fn forgot(&self, partitions: Partition) -> bool {
-        let stands = !self.joining && !self.members.is_empty() && self.members.iter().all(|member| !member.untold);
-        stands && (0..partitions).any(|p| !self.members.iter().any(|member| member.assigned.contains(&p)))
+    pub(crate) fn has_unassigned_partition(&self, partitions: Partition) -> bool {
+        let is_stable =
+            !self.joining && !self.members.is_empty() && self.members.iter().all(|member| !member.unnotified);
+        is_stable && (0..partitions).any(|p| !self.members.iter().any(|member| member.assigned.contains(&p)))
     }
 
     /// The next generation. `first` is the member that is served first. What a member has and another is to get, the other
@@ -104,16 +105,16 @@ impl Group {
         let count = self.members.len();
         let all = usize::try_from(partitions).expect("not negative");
         let (least, more) = (all / count, all % count);
-        let quota = |place: usize| least + usize::from((place + count - first % count) % count < more);
+        let quota = |index: usize| least + usize::from((index + count - first % count) % count < more);
         let mut free: Vec<Partition> = (0..partitions).collect();
-        for (place, member) in self.members.iter_mut().enumerate() {
-            free.retain(|partition| !member.claims.contains(partition));
-            member.assigned = member.claims.iter().copied().take(quota(place)).collect();
-            member.untold = true;
+        for (index, member) in self.members.iter_mut().enumerate() {
+            free.retain(|partition| !member.owned.contains(partition));
+            member.assigned = member.owned.iter().copied().take(quota(index)).collect();
+            member.unnotified = true;
         }
-        for (place, member) in self.members.iter_mut().enumerate() {
-            let room = quota(place).saturating_sub(member.assigned.len());
-            member.assigned.extend(free.drain(..room.min(free.len())));
+        for (index, member) in self.members.iter_mut().enumerate() {
+            let missing = quota(index).saturating_sub(member.assigned.len());
+            member.assigned.extend(free.drain(..missing.min(free.len())));
         }
     }
 
@@ -149,7 +150,7 @@ mod tests {
             if !revoked {
                 return;
             }
-            group.begin();
+            group.begin_rebalance();
         }
         panic!("the group never becomes idle");
     }
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_former_generation_commits_nothing() {
+    fn a_previous_generation_commits_nothing() {
         let mut group = Group::new(false);
         let (first, second) = (group.join(0, false), group.join(1, false));
         for id in [first, second] {
@@ -184,10 +185,10 @@ mod tests {
     #[test]
     fn a_static_member_that_comes_back_has_what_it_had_and_nobody_notices() {
         let mut group = Group::new(false);
-        let former = group.join(0, true);
+        let previous = group.join(0, true);
         group.complete(2, 0);
         let again = group.join(0, true);
-        assert!(!group.joining && group.member(former).is_none());
-        assert!(group.member(again).is_some_and(|member| member.untold && member.assigned == [0, 1]));
+        assert!(!group.joining && group.member(previous).is_none());
+        assert!(group.member(again).is_some_and(|member| member.unnotified && member.assigned == [0, 1]));
     }
 }

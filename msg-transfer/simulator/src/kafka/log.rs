@@ -4,7 +4,7 @@ use machine::consumer::start::Kept;
 use machine::{LeaderEpoch, NextOffset, Partition, Progress, Reason};
 
 /// Topic, partition, offset, leader epoch.
-pub(crate) type At = (u32, Partition, i64, i32);
+pub(crate) type Position = (u32, Partition, i64, i32);
 
 /// Names of inboxes. The numbers of partitions follow from an inbox's place here.
 pub(crate) const INBOXES: [&str; 10] = ["ann", "bob", "cem", "dan", "eve", "fay", "gus", "han", "ida", "jim"];
@@ -20,13 +20,13 @@ pub(crate) enum RecordKind {
     /// Written by a newer version.
     Newer,
     /// Rejected by the database.
-    Refused,
+    Rejected,
     /// Rejected by the database at the COMMIT.
-    RefusedAtCommit,
+    RejectedAtCommit,
     /// Rejected by the database for its size.
     TooLarge,
     /// The database needs too long for it.
-    Toxic,
+    Slow,
 }
 
 impl RecordKind {
@@ -34,7 +34,7 @@ impl RecordKind {
     pub(crate) const HUGE: usize = 60;
 
     pub(crate) fn bytes(self) -> usize {
-        if matches!(self, RecordKind::Huge | RecordKind::Toxic) { RecordKind::HUGE } else { 10 }
+        if matches!(self, RecordKind::Huge | RecordKind::Slow) { RecordKind::HUGE } else { 10 }
     }
 
     /// Returns whether the database accepts it when no fault is active.
@@ -47,8 +47,8 @@ impl RecordKind {
         match self {
             RecordKind::Undecodable => reason == Reason::Undecodable,
             RecordKind::Invalid => reason == Reason::Invalid,
-            RecordKind::Refused | RecordKind::RefusedAtCommit => reason == Reason::RejectedByDatabase,
-            RecordKind::TooLarge | RecordKind::Toxic => reason == Reason::TooLarge,
+            RecordKind::Rejected | RecordKind::RejectedAtCommit => reason == Reason::RejectedByDatabase,
+            RecordKind::TooLarge | RecordKind::Slow => reason == Reason::TooLarge,
             // While the server is slow, a huge record cannot be distinguished from one that needs too long.
             RecordKind::Huge => slow && reason == Reason::TooLarge,
             RecordKind::Good | RecordKind::Newer => false,
@@ -72,7 +72,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn at(&self) -> At {
+    pub(crate) fn position(&self) -> Position {
         (self.topic, self.partition, self.offset, self.leader_epoch)
     }
 

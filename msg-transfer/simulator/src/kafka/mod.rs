@@ -49,7 +49,13 @@ impl Kafka {
     /// Takes what a process commits. Returns how far another process had committed the partition, if that was further and the group
     /// has not assigned the partition to this process: the owner would have started there. An owner's commit may go back: it read the
     /// committed offset before a commit that was under way arrived.
-    pub(crate) fn commit(&mut self, process: usize, incarnation: u32, partition: Partition, next: i64) -> Option<i64> {
+    pub(crate) fn commit_offset(
+        &mut self,
+        process: usize,
+        incarnation: u32,
+        partition: Partition,
+        next: i64,
+    ) -> Option<i64> {
         self.group.offsets.insert(partition, next);
         let before = self.committed.insert((self.topic_number(), incarnation, partition), (next, process));
         let (before, other) = before?;

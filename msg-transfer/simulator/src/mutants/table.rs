@@ -164,7 +164,7 @@ mutants! {
         Rare("found once, by the 179,967th seed of an earlier version; the lane's unit test finds it") =>
         "machine/src/lane/mod.rs": "if self.fence_older(connection_number, events) {" -> "if false && self.fence_older(connection_number, events) {";
     "no guard where a COMMIT is seen late" Found =>
-        "simulator/src/config.rs": "guard: seen_later || choices.one_in(8)," -> "guard: choices.one_in(8) && !seen_later,";
+        "simulator/src/config.rs": "guard: visible_later || choices.one_in(8)," -> "guard: choices.one_in(8) && !visible_later,";
     "dead letters need no approval" Found =>
         "machine/src/lane/mod.rs": "if !dead.is_empty() && !self.approved {" -> "if !dead.is_empty() && !self.approved && false {";
     "the breaker forgets what the database knows" Found =>
@@ -250,8 +250,8 @@ mutants! {
     "a position carries no leader epoch (in librdkafka's model)" Found =>
         "simulator/src/process/library/fetching.rs": "fetch.position > log.high || differs(log.kept(fetch.leader_epoch))" -> "fetch.position > log.high && !differs(Kept::Unknown)";
     "a dead letter has no leader epoch in its key (in the database's model)" Found =>
-        "simulator/src/database/statement.rs": "if !self.tables.dead.contains_key(&at) &&" ->
-            "if !self.tables.dead.keys().any(|key| (key.0, key.1, key.2) == (at.0, at.1, at.2)) &&";
+        "simulator/src/database/statement.rs": "if !self.tables.dead.contains_key(&position) &&" ->
+            "if !self.tables.dead.keys().any(|key| (key.0, key.1, key.2) == (position.0, position.1, position.2)) &&";
     "what waits of a batch that was halved goes behind what was found of it"
         Rare("a later message of an inbox has to be found before an earlier one; the lane's unit test finds it") =>
         "machine/src/lane/blocked.rs": "queue(&mut waiting.entries, entry);" -> "waiting.entries.push_back(entry);";

@@ -9,7 +9,7 @@ use machine::lane::{Entry, Kind, Message};
 use machine::reference_connection::Query;
 use machine::{Assignment, Epoch, LeaderEpoch, Millis, Partition, Progress, Reason, RecordOffset};
 
-use super::reference::Waiter;
+use super::reference::Requester;
 use super::{DAMAGED, Parts};
 use crate::database::Statement;
 use crate::env::Env;
@@ -150,7 +150,7 @@ impl Kafka for Io<'_> {
     }
 
     fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)> {
-        let (round, accepted) = self.parts.library.answers.pop_front()?;
+        let (round, accepted) = self.parts.library.commit_results.pop_front()?;
         self.parts.busy = true;
         Some((round, if accepted { Ok(()) } else { Err("refused".into()) }))
     }
@@ -197,7 +197,7 @@ impl Surroundings<Record> for Io<'_> {
         self.parts.commits.saved_to = None;
         self.parts.commits.topic = rows.iter().map(number).min().unwrap_or_default();
         let rows = rows.iter().map(|row| (number(row), row.partition, row.progress)).collect();
-        self.parts.reference.query(Query::Save(connection_numbers), Waiter::Save(Statement::Save(rows)));
+        self.parts.reference.query(Query::Save(connection_numbers), Requester::Save(Statement::Save(rows)));
     }
 
     fn check_database(&mut self) {
@@ -217,7 +217,7 @@ impl Surroundings<Record> for Io<'_> {
             Report::DrainExpired => self.env.count(Fact::DrainExpired),
             Report::ReleaseExpired => self.env.count(Fact::ReleaseExpired),
             Report::Rejected(what, error) => self.env.violate(format!("librdkafka rejects: {what}: {error}")),
-            Report::Committed(Err("timed out")) => self.env.count(Fact::OffsetsUnanswered),
+            Report::Committed(Err("timed out")) => self.env.count(Fact::OffsetsNotConfirmed),
             Report::Expected(None) => self.env.count(Fact::Full),
             Report::Turn { inflight, .. } => self.parts.check_bounds(inflight, self.env),
             _ => {}

@@ -9,10 +9,10 @@ use machine::reference_connection::Query;
 use uuid::Uuid;
 
 use super::Parts;
-use super::reference::Waiter;
+use super::reference::Requester;
 use crate::assignment_id::AssignmentId;
 use crate::config::{Config, Fault};
-use crate::database::{Client, Dead, Polled, Reply, Row, SessionId, Statement};
+use crate::database::{Client, Dead, Polled, Row, SessionId, Statement, StatementResult};
 use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::log::{INBOXES, Record, RecordKind};
@@ -29,9 +29,9 @@ impl Message for Record {
 
 /// What a lane waits for.
 #[derive(Debug)]
-enum Doing {
+enum Activity {
     /// A batch.
-    Nothing,
+    Idle,
     /// It has decided on this request, and not started it.
     Decided(Request),
     /// The database's answer.
@@ -42,7 +42,7 @@ enum Doing {
     Approval,
     Backoff,
     /// It has this answer.
-    Answered(Answer),
+    HasResult(Answer),
 }
 
 /// A lane.
@@ -51,16 +51,16 @@ pub(super) struct Lane {
     client: Client,
     machine: Machine<Record>,
     pub(super) waiting: VecDeque<Entry<Record>>,
-    doing: Doing,
+    activity: Activity,
     /// The last turn went to a blocked inbox.
-    tries: bool,
+    has_retried: bool,
     pub(super) session: Option<SessionId>,
 }
 
 impl Lane {
     pub(super) fn new(number: usize, client: Client, config: &Config) -> Self {
         let settings = Settings {
-            cached_inboxes: config.cached,
+            cached_inboxes: config.cached_inboxes,
             guard: config.guard,
             huge: RecordKind::HUGE,
             batch_records: config.batch,
@@ -69,7 +69,7 @@ impl Lane {
             conflict_window: 10,
         };
         let machine = Machine::new(number, settings);
-        Lane { client, machine, waiting: VecDeque::new(), doing: Doing::Nothing, tries: false, session: None }
+        Lane { client, machine, waiting: VecDeque::new(), activity: Activity::Idle, has_retried: false, session: None }
     }
 
     /// A record that it may still store, of such a partition.
@@ -80,8 +80,8 @@ impl Lane {
     }
 
     pub(super) fn dead_letters_approved(&mut self) {
-        if matches!(self.doing, Doing::Approval) {
-            self.doing = Doing::Answered(Answer::Ok);
+        if matches!(self.activity, Activity::Approval) {
+            self.activity = Activity::HasResult(Answer::Ok);
         }
     }
 
@@ -91,12 +91,12 @@ impl Lane {
             env.count(Fact::Stale);
             self.close(env);
         }
-        self.doing = Doing::Answered(if alive { Answer::Ok } else { Answer::Stale });
+        self.activity = Activity::HasResult(if alive { Answer::Ok } else { Answer::Stale });
     }
 
     fn close(&mut self, env: &mut Env) {
         if let Some(session) = self.session.take() {
-            env.database.let_go(session);
+            env.database.disconnect(session);
         }
     }
 
@@ -125,7 +125,7 @@ impl Lane {
                     let epoch = self.machine.entries()[dead.entry].record_ref.epoch;
                     let Client { process, life, .. } = self.client;
                     let by = AssignmentId { process, life, epoch };
-                    Dead { record: self.record(dead.entry), reason: dead.reason, by, seen: 0 }
+                    Dead { record: self.record(dead.entry), reason: dead.reason, by, journal_index: 0 }
                 };
                 Statement::InsertDead(dead.iter().map(letter).collect())
             }
@@ -154,14 +154,14 @@ impl Parts {
     pub(super) fn lane_turn(&mut self, number: usize, env: &mut Env) -> bool {
         let mut events = Vec::new();
         let lane = &mut self.lanes[number];
-        let doing = std::mem::replace(&mut lane.doing, Doing::Nothing);
-        let answer = match doing {
-            Doing::Nothing => {
+        let activity = std::mem::replace(&mut lane.activity, Activity::Idle);
+        let answer = match activity {
+            Activity::Idle => {
                 lane.machine.sweep(&mut events);
                 self.events.extend(events.drain(..));
                 // Batches and attempts take turns.
-                lane.tries = !lane.tries && lane.machine.blocked().next().is_some();
-                if lane.tries
+                lane.has_retried = !lane.has_retried && lane.machine.blocked().next().is_some();
+                if lane.has_retried
                     && (env.healing || env.choices.one_in(3))
                     && let Some(request) = lane.machine.retry(&mut events)
                 {
@@ -174,8 +174,8 @@ impl Parts {
                     return false;
                 }
                 // It gathers for a while before it begins a batch that is not full.
-                let gathers = lane.waiting.len() < env.config.batch && env.config.sluggish > 0 && !env.healing;
-                if gathers && !env.choices.one_in(env.config.sluggish) {
+                let gathers = lane.waiting.len() < env.config.batch && env.config.delayed_reads > 0 && !env.healing;
+                if gathers && !env.choices.one_in(env.config.delayed_reads) {
                     return false;
                 }
                 let batch = lane.waiting.drain(..lane.waiting.len().min(env.config.batch)).collect();
@@ -184,23 +184,23 @@ impl Parts {
                 self.decided(number, request, env);
                 return true;
             }
-            Doing::Decided(request) => {
+            Activity::Decided(request) => {
                 self.begin_request(number, request, env);
                 return true;
             }
-            Doing::Statement => match lane.poll(env) {
+            Activity::Statement => match lane.poll(env) {
                 Some(answer) => answer,
                 None => {
-                    lane.doing = Doing::Statement;
+                    lane.activity = Activity::Statement;
                     return false;
                 }
             },
-            waits @ (Doing::Reference | Doing::Approval) => {
-                lane.doing = waits;
+            waits @ (Activity::Reference | Activity::Approval) => {
+                lane.activity = waits;
                 return false;
             }
-            Doing::Backoff => Answer::Ok,
-            Doing::Answered(answer) => answer,
+            Activity::Backoff => Answer::Ok,
+            Activity::HasResult(answer) => answer,
         };
         count(&answer, env);
         let request = self.lanes[number].machine.answer(answer, &mut events);
@@ -211,8 +211,8 @@ impl Parts {
 
     /// Mostly it begins at once. A process may be frozen in between.
     fn decided(&mut self, number: usize, request: Request, env: &mut Env) {
-        if !env.healing && env.choices.one_in(env.config.hesitates) {
-            self.lanes[number].doing = Doing::Decided(request);
+        if !env.healing && env.choices.one_in(env.config.delayed_sends) {
+            self.lanes[number].activity = Activity::Decided(request);
         } else {
             self.begin_request(number, request, env);
         }
@@ -228,42 +228,42 @@ impl Parts {
                 Some(session) => env.database.send(session, statement),
                 None => env.violate(format!("lane {number} sends {} without a connection", statement.show())),
             }
-            lane.doing = Doing::Statement;
+            lane.activity = Activity::Statement;
             return;
         }
-        lane.doing = match request {
+        lane.activity = match request {
             Request::Done(outcome) => {
                 env.facts.add(Fact::Duplicate, outcome.duplicates);
                 let rejected = [machine::Reason::RejectedByDatabase, machine::Reason::TooLarge];
                 let found = outcome.dead_letters.iter().filter(|reason| rejected.contains(reason)).count();
                 env.facts.add(Fact::Rejected, found);
-                Doing::Nothing
+                Activity::Idle
             }
             Request::ApproveDeadLetters(dead) => {
                 env.facts.add(Fact::DeadLettersRequested, dead.len());
                 self.events.push_back(Event::DeadLettersRequested { lane: number, dead });
-                Doing::Approval
+                Activity::Approval
             }
             Request::Connect(connection_number) => {
                 lane.close(env);
                 lane.session = env.database.connect(lane.client);
                 if lane.session.is_some() {
-                    self.reference.query(Query::IsAlive(connection_number), Waiter::Lane(number));
-                    Doing::Reference
+                    self.reference.query(Query::IsAlive(connection_number), Requester::Lane(number));
+                    Activity::Reference
                 } else {
                     env.count(Fact::NoConnection);
-                    Doing::Answered(failed(Class::Lost))
+                    Activity::HasResult(failed(Class::Lost))
                 }
             }
             Request::Disconnect => {
                 lane.close(env);
-                Doing::Answered(Answer::Ok)
+                Activity::HasResult(Answer::Ok)
             }
             Request::Wait(failed) => {
                 if failed.failure.text.contains("cannot be seen yet") {
                     env.count(Fact::Guarded);
                 }
-                Doing::Backoff
+                Activity::Backoff
             }
             other => unreachable!("{other:?} is a statement"),
         };
@@ -273,22 +273,22 @@ impl Parts {
 impl Lane {
     fn poll(&mut self, env: &mut Env) -> Option<Answer> {
         let Some(session) = self.session else { return Some(failed(Class::Lost)) };
-        if !env.database.has_news(session) {
-            let gives_up = !env.healing && env.config.has(Fault::ClientTimeout) && env.choices.one_in(30);
-            if gives_up {
+        if !env.database.has_result(session) {
+            let times_out = !env.healing && env.config.has(Fault::ClientTimeout) && env.choices.one_in(30);
+            if times_out {
                 env.count(Fact::ClientTimeout);
             }
-            return gives_up.then(|| failed(Class::Lost));
+            return times_out.then(|| failed(Class::Lost));
         }
-        let sluggish = env.config.sluggish;
-        if sluggish > 0 && !env.healing && !env.choices.one_in(sluggish) {
+        let delayed_reads = env.config.delayed_reads;
+        if delayed_reads > 0 && !env.healing && !env.choices.one_in(delayed_reads) {
             return None;
         }
         Some(match env.database.poll(session) {
-            Polled::Reply(Reply::Answer(answer)) => answer,
-            Polled::Reply(Reply::Failed(class)) => failed(class),
-            Polled::Reply(reply) => unreachable!("{reply:?} answers no lane"),
-            Polled::Broken | Polled::Nothing => failed(Class::Lost),
+            Polled::Result(StatementResult::Lane(answer)) => answer,
+            Polled::Result(StatementResult::Failed(class)) => failed(class),
+            Polled::Result(result) => unreachable!("{result:?} answers no lane"),
+            Polled::Broken | Polled::Pending => failed(Class::Lost),
         })
     }
 }

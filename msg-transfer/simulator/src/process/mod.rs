@@ -45,7 +45,7 @@ pub(crate) struct Process {
     pub(crate) driver: Driver<Record>,
     pub(crate) parts: Parts,
     /// It was told to stop.
-    stops: bool,
+    is_stopping: bool,
 }
 
 /// What is around the driver.
@@ -80,7 +80,7 @@ impl Process {
             busy: false,
         };
         let driver = Driver::new(Machine::new(config.settings.clone()), config.times);
-        Process { state: State::Up, driver, parts, stops: false }
+        Process { state: State::Up, driver, parts, is_stopping: false }
     }
 
     /// How many things take turns in it.
@@ -105,7 +105,7 @@ impl Process {
     fn thread_turn(&mut self, env: &mut Env) -> bool {
         self.parts.busy = false;
         let mut io = Io { parts: &mut self.parts, env };
-        if self.driver.turn(&mut io, self.stops) {
+        if self.driver.turn(&mut io, self.is_stopping) {
             return self.parts.busy;
         }
         self.close(env);
@@ -134,7 +134,7 @@ impl Process {
         if let Some(id) = id.filter(|id| !env.config.static_members && env.kafka.group.member(*id).is_some()) {
             env.kafka.group.remove(id);
         }
-        self.die(env);
+        self.exit(env);
     }
 
     /// It is about to release partitions, or to be assigned some.
@@ -144,15 +144,15 @@ impl Process {
 
     /// The process is told to stop.
     pub(crate) fn stop(&mut self) -> bool {
-        !std::mem::replace(&mut self.stops, true)
+        !std::mem::replace(&mut self.is_stopping, true)
     }
 
     /// It is gone, with all that it knew. The server may still carry out what it had sent.
-    pub(crate) fn die(&mut self, env: &mut Env) {
+    pub(crate) fn exit(&mut self, env: &mut Env) {
         let parts = &self.parts;
         let lanes = parts.lanes.iter().filter_map(|lane| lane.session);
         for session in lanes.chain(parts.reference.session).collect::<Vec<_>>() {
-            env.database.let_go(session);
+            env.database.disconnect(session);
         }
         let (number, life) = (self.parts.number, self.parts.life);
         *self = Process { state: State::Down, ..Process::new(number, life, env) };

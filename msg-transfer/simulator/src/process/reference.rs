@@ -8,13 +8,13 @@ use machine::reference_connection::{Next, Query, ReferenceConnection};
 
 use super::Parts;
 use crate::config::Fault;
-use crate::database::{Client, Polled, Reply, SessionId, Statement};
+use crate::database::{Client, Polled, SessionId, Statement, StatementResult};
 use crate::env::Env;
 use crate::facts::Fact;
 
 /// The task that waits for the answer to a query.
 #[derive(Clone, Debug)]
-pub(super) enum Waiter {
+pub(super) enum Requester {
     Lane(usize),
     Check,
     /// The task that writes these progress rows.
@@ -31,8 +31,8 @@ pub(super) struct ReferenceTask {
     client: Client,
     machine: ReferenceConnection,
     pub(super) session: Option<SessionId>,
-    waiting: VecDeque<(Query, Waiter)>,
-    pending: Option<(Query, Waiter)>,
+    waiting: VecDeque<(Query, Requester)>,
+    pending: Option<(Query, Requester)>,
 }
 
 impl ReferenceTask {
@@ -46,13 +46,13 @@ impl ReferenceTask {
         }
     }
 
-    pub(super) fn query(&mut self, query: Query, waiter: Waiter) {
-        self.waiting.push_back((query, waiter));
+    pub(super) fn query(&mut self, query: Query, requester: Requester) {
+        self.waiting.push_back((query, requester));
     }
 
     pub(super) fn check(&mut self) {
         if !self.waiting.iter().any(|(query, _)| *query == Query::Check) {
-            self.query(Query::Check, Waiter::Check);
+            self.query(Query::Check, Requester::Check);
         }
     }
 
@@ -62,7 +62,7 @@ impl ReferenceTask {
 
     fn close(&mut self, env: &mut Env) {
         if let Some(session) = self.session.take() {
-            env.database.let_go(session);
+            env.database.disconnect(session);
         }
     }
 }
@@ -70,89 +70,91 @@ impl ReferenceTask {
 impl Parts {
     pub(super) fn reference_turn(&mut self, env: &mut Env) -> bool {
         let reference = &mut self.reference;
-        if let Some((query, waiter)) = reference.pending.take() {
-            let Some(reply) = reference.poll(env) else {
-                reference.pending = Some((query, waiter));
+        if let Some((query, requester)) = reference.pending.take() {
+            let Some(result) = reference.poll(env) else {
+                reference.pending = Some((query, requester));
                 return false;
             };
-            reference.machine.answered(&query, reply.is_some());
-            if reply.is_none() {
+            reference.machine.answered(&query, result.is_some());
+            if result.is_none() {
                 reference.close(env);
             }
-            self.answered(&waiter, reply, env);
+            self.query_ended(&requester, result, env);
             return true;
         }
-        let Some((query, waiter)) = reference.waiting.pop_front() else { return false };
+        let Some((query, requester)) = reference.waiting.pop_front() else { return false };
         match reference.machine.next(&query) {
             Next::Connect => {
                 reference.close(env);
                 reference.session = env.database.connect(reference.client);
                 if reference.session.is_none() {
                     env.count(Fact::NoConnection);
-                    self.answered(&waiter, None, env);
+                    self.query_ended(&requester, None, env);
                     return true;
                 }
                 reference.machine.connected();
-                reference.send(query, waiter, env);
+                reference.send(query, requester, env);
             }
-            Next::Send => reference.send(query, waiter, env),
+            Next::Send => reference.send(query, requester, env),
             Next::Answer(yes) => {
-                let reply = yes.then_some(Reply::Answer(machine::lane::Answer::Ok));
-                self.answered(&waiter, reply, env);
+                let result = yes.then_some(StatementResult::Lane(machine::lane::Answer::Ok));
+                self.query_ended(&requester, result, env);
             }
         }
         true
     }
 
     /// `None`: no, or no answer.
-    fn answered(&mut self, waiter: &Waiter, reply: Option<Reply>, env: &mut Env) {
-        match waiter {
-            Waiter::Lane(lane) => self.lanes[*lane].reference_checked(reply.is_some(), env),
-            Waiter::Check if reply.is_some() => {}
-            Waiter::Check => self.events.push_back(Event::Restart),
-            Waiter::Save(_) => match reply {
-                Some(Reply::Saved(incarnation)) => {
+    fn query_ended(&mut self, requester: &Requester, result: Option<StatementResult>, env: &mut Env) {
+        match requester {
+            Requester::Lane(lane) => self.lanes[*lane].reference_checked(result.is_some(), env),
+            Requester::Check if result.is_some() => {}
+            Requester::Check => self.events.push_back(Event::Restart),
+            Requester::Save(_) => match result {
+                Some(StatementResult::Saved(incarnation)) => {
                     self.commits.saved_to = Some(incarnation);
                     self.events.push_back(Event::ProgressSaved);
                 }
                 _ => {
-                    env.count(Fact::SaveRefused);
+                    env.count(Fact::SaveFailed);
                     self.events.extend([Event::ProgressFailed, Event::Restart]);
                 }
             },
-            Waiter::Start(task, _) => self.loaded(*task, reply),
-            Waiter::Lower(task, partition, _) => {
-                self.lowered(*task, *partition, matches!(reply, Some(Reply::Lowered(true))));
+            Requester::Start(task, _) => self.loaded(*task, result),
+            Requester::Lower(task, partition, _) => {
+                self.lowered(*task, *partition, matches!(result, Some(StatementResult::Lowered(true))));
             }
         }
     }
 }
 
 impl ReferenceTask {
-    fn send(&mut self, query: Query, waiter: Waiter, env: &mut Env) {
-        let statement = match &waiter {
-            Waiter::Lane(_) | Waiter::Check => Statement::Ping,
-            Waiter::Save(statement) | Waiter::Start(_, statement) | Waiter::Lower(_, _, statement) => statement.clone(),
+    fn send(&mut self, query: Query, requester: Requester, env: &mut Env) {
+        let statement = match &requester {
+            Requester::Lane(_) | Requester::Check => Statement::Ping,
+            Requester::Save(statement) | Requester::Start(_, statement) | Requester::Lower(_, _, statement) => {
+                statement.clone()
+            }
         };
         if let Some(session) = self.session {
             env.database.send(session, statement);
         }
-        self.pending = Some((query, waiter));
+        self.pending = Some((query, requester));
     }
 
     /// `None`: not yet. `Some(None)`: it failed.
-    fn poll(&mut self, env: &mut Env) -> Option<Option<Reply>> {
+    fn poll(&mut self, env: &mut Env) -> Option<Option<StatementResult>> {
         let Some(session) = self.session else { return Some(None) };
-        if !env.database.has_news(session) {
-            let gives_up = !env.healing && env.config.has(Fault::ClientTimeout) && env.choices.one_in(30);
-            if gives_up {
+        if !env.database.has_result(session) {
+            let times_out = !env.healing && env.config.has(Fault::ClientTimeout) && env.choices.one_in(30);
+            if times_out {
                 env.count(Fact::ClientTimeout);
             }
-            return gives_up.then_some(None);
+            return times_out.then_some(None);
         }
         Some(match env.database.poll(session) {
-            Polled::Reply(Reply::Failed(_)) | Polled::Broken | Polled::Nothing => None,
-            Polled::Reply(reply) => Some(reply),
+            Polled::Result(StatementResult::Failed(_)) | Polled::Broken | Polled::Pending => None,
+            Polled::Result(result) => Some(result),
         })
     }
 }

@@ -10,8 +10,8 @@ use machine::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, NextOffset, Part
 use uuid::Uuid;
 
 use super::Parts;
-use super::reference::Waiter;
-use crate::database::{Reply, Statement};
+use super::reference::Requester;
+use crate::database::{Statement, StatementResult};
 use crate::env::Env;
 
 /// What the database has of each partition: its row, and the dead letters that count.
@@ -42,7 +42,7 @@ struct Read {
 #[derive(Debug)]
 struct Task {
     number: u32,
-    asked: Vec<(Partition, Arc<Assignment>)>,
+    assignments: Vec<(Partition, Arc<Assignment>)>,
     stage: Stage,
 }
 
@@ -55,10 +55,10 @@ pub(super) struct Starts {
 }
 
 impl Starts {
-    pub(super) fn resolve(&mut self, asked: Vec<(Partition, Arc<Assignment>)>) {
-        self.assignments.extend(asked.iter().map(|(_, assignment)| (assignment.epoch, assignment.clone())));
+    pub(super) fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>) {
+        self.assignments.extend(assignments.iter().map(|(_, assignment)| (assignment.epoch, assignment.clone())));
         self.last += 1;
-        self.tasks.push(Task { number: self.last, asked, stage: Stage::Topic });
+        self.tasks.push(Task { number: self.last, assignments, stage: Stage::Topic });
     }
 
     /// The number of the topic that an assignment is of, if its start is known.
@@ -71,8 +71,8 @@ impl Starts {
 impl Task {
     /// Where this partition starts is known.
     fn resolved(&mut self, read: &Read, partition: Partition, decision: Decision) -> Option<Event> {
-        let at = self.asked.iter().position(|(asked, _)| *asked == partition)?;
-        let (_, assignment) = self.asked.swap_remove(at);
+        let at = self.assignments.iter().position(|(assigned, _)| *assigned == partition)?;
+        let (_, assignment) = self.assignments.swap_remove(at);
         // Before the event: whoever hears of the start needs it.
         let topic_id = Uuid::from_u128(u128::from(read.topic));
         assignment.start_read(topic_id, read.connection_number);
@@ -86,37 +86,37 @@ impl Task {
 impl Parts {
     /// One of the tasks goes on with Kafka.
     pub(super) fn starts_turn(&mut self, env: &mut Env) -> bool {
-        let asks_kafka = |task: &Task| !matches!(task.stage, Stage::Loading(_) | Stage::Lowering(..));
-        let Some(place) = self.starts.tasks.iter().position(asks_kafka) else { return false };
-        let task = &mut self.starts.tasks[place];
+        let queries_kafka = |task: &Task| !matches!(task.stage, Stage::Loading(_) | Stage::Lowering(..));
+        let Some(index) = self.starts.tasks.iter().position(queries_kafka) else { return false };
+        let task = &mut self.starts.tasks[index];
         match std::mem::replace(&mut task.stage, Stage::Topic) {
             Stage::Topic => {
-                task.asked.retain(|(_, assignment)| !assignment.is_fenced());
-                if task.asked.is_empty() {
-                    self.starts.tasks.remove(place);
+                task.assignments.retain(|(_, assignment)| !assignment.is_fenced());
+                if task.assignments.is_empty() {
+                    self.starts.tasks.remove(index);
                     return true;
                 }
                 let topic = env.kafka.topic_number();
-                let partitions = task.asked.iter().map(|(partition, assignment)| (*partition, assignment.epoch));
+                let partitions = task.assignments.iter().map(|(partition, assignment)| (*partition, assignment.epoch));
                 let load = Statement::Load(topic, partitions.collect());
                 task.stage = Stage::Loading(topic);
-                self.reference.query(Query::Load, Waiter::Start(task.number, load));
+                self.reference.query(Query::Load, Requester::Start(task.number, load));
             }
             Stage::Offsets(read) => {
                 let offset =
                     |(partition, _): &(Partition, _)| (*partition, env.kafka.group.offsets.get(partition).copied());
-                task.stage = Stage::Ends(read, task.asked.iter().map(offset).collect());
+                task.stage = Stage::Ends(read, task.assignments.iter().map(offset).collect());
             }
             // It is asked for before and after: what lies between is of one topic.
             Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}
-            Stage::Ends(read, offsets) => self.decide(place, read, &offsets, env),
+            Stage::Ends(read, offsets) => self.decide(index, read, &offsets, env),
             other => task.stage = other,
         }
         true
     }
 
-    fn decide(&mut self, place: usize, read: Read, offsets: &[(Partition, Option<i64>)], env: &mut Env) {
-        let task = &mut self.starts.tasks[place];
+    fn decide(&mut self, index: usize, read: Read, offsets: &[(Partition, Option<i64>)], env: &mut Env) {
+        let task = &mut self.starts.tasks[index];
         let mut lowering = Vec::new();
         for (partition, committed) in offsets {
             let log = env.kafka.topic().log(*partition);
@@ -136,7 +136,7 @@ impl Parts {
             if let Some(lost) = decision.lost {
                 let lower = Statement::Lower(read.topic, *partition, lost);
                 self.reference
-                    .query(Query::Save(vec![read.connection_number]), Waiter::Lower(task.number, *partition, lower));
+                    .query(Query::Save(vec![read.connection_number]), Requester::Lower(task.number, *partition, lower));
                 lowering.push((*partition, decision));
             } else {
                 self.events.extend(task.resolved(&read, *partition, decision));
@@ -144,17 +144,17 @@ impl Parts {
         }
         if !lowering.is_empty() {
             task.stage = Stage::Lowering(read, lowering);
-        } else if task.asked.is_empty() {
-            self.starts.tasks.remove(place);
+        } else if task.assignments.is_empty() {
+            self.starts.tasks.remove(index);
         }
     }
 
     /// The database's answer to a task.
-    pub(super) fn loaded(&mut self, number: u32, reply: Option<Reply>) {
+    pub(super) fn loaded(&mut self, number: u32, result: Option<StatementResult>) {
         let connection_number = self.reference.number();
         let Some(task) = self.starts.tasks.iter_mut().find(|task| task.number == number) else { return };
-        task.stage = match (reply, &task.stage) {
-            (Some(Reply::Loaded(rows)), Stage::Loading(topic)) => {
+        task.stage = match (result, &task.stage) {
+            (Some(StatementResult::Loaded(rows)), Stage::Loading(topic)) => {
                 Stage::Offsets(Read { topic: *topic, connection_number, rows })
             }
             _ => Stage::Topic,
@@ -163,8 +163,8 @@ impl Parts {
 
     /// A row is put down, or is another one by now.
     pub(super) fn lowered(&mut self, number: u32, partition: Partition, lowered: bool) {
-        let Some(place) = self.starts.tasks.iter().position(|task| task.number == number) else { return };
-        let task = &mut self.starts.tasks[place];
+        let Some(index) = self.starts.tasks.iter().position(|task| task.number == number) else { return };
+        let task = &mut self.starts.tasks[index];
         let Stage::Lowering(read, lowering) = &mut task.stage else { return };
         let Some(at) = lowering.iter().position(|(waiting, _)| *waiting == partition) else { return };
         let (_, decision) = lowering.swap_remove(at);
@@ -174,8 +174,8 @@ impl Parts {
         }
         if done {
             task.stage = Stage::Topic;
-            if task.asked.is_empty() {
-                self.starts.tasks.remove(place);
+            if task.assignments.is_empty() {
+                self.starts.tasks.remove(index);
             }
         }
     }

@@ -3,7 +3,7 @@
 use machine::consumer::start::Kept;
 use machine::{LeaderEpoch, Partition};
 
-use super::{Fetch, Forward, Item, Library, Own};
+use super::{Fetch, Forward, Item, Library, PartitionQueue};
 use crate::config::Fault;
 use crate::env::Env;
 use crate::facts::Fact;
@@ -35,27 +35,27 @@ impl Library {
         }
         for (partition, fetch) in self.fetches.iter_mut().filter(|(_, fetch)| !fetch.started) {
             fetch.started = true;
-            let own = self.own.entry(*partition).or_default();
-            if !env.healing && env.choices.one_in(env.config.forgets) {
-                *own = Own::default();
+            let queue = self.queues.entry(*partition).or_default();
+            if !env.healing && env.choices.one_in(env.config.recreated_partitions) {
+                *queue = PartitionQueue::default();
             }
-            if !own.by_application {
-                own.forward = Forward::Events;
+            if !queue.by_application {
+                queue.forward = Forward::Events;
             }
         }
     }
 
     /// One of the fetches stops, or some partition's next records come from the broker.
     pub(crate) fn turn(&mut self, env: &mut Env) -> bool {
-        if !self.late_answers.is_empty() && (env.healing || env.choices.one_in(8)) {
-            self.answers.extend(self.late_answers.pop_front());
+        if !self.late_commit_results.is_empty() && (env.healing || env.choices.one_in(8)) {
+            self.commit_results.extend(self.late_commit_results.pop_front());
             return true;
         }
         let stopping: Vec<Partition> = self.stopping.iter().copied().collect();
         if !stopping.is_empty() && (env.healing || env.choices.one_in(2)) {
             let partition = stopping[if env.healing { 0 } else { env.choices.index(stopping.len()) }];
             self.stopping.remove(&partition);
-            self.own.entry(partition).or_default().forward = Forward::Nowhere;
+            self.queues.entry(partition).or_default().forward = Forward::Nowhere;
             self.start_pending(env);
             return true;
         }
@@ -63,7 +63,7 @@ impl Library {
     }
 
     fn fetch_some(&mut self, env: &mut Env) -> bool {
-        let most = env.config.chunk * 2;
+        let max = env.config.chunk * 2;
         let present = env.kafka.topic_number();
         let partitions: Vec<Partition> = self.fetches.keys().copied().collect();
         let count = partitions.len();
@@ -71,48 +71,48 @@ impl Library {
             return false;
         }
         let first = if env.healing { 0 } else { env.choices.index(count) };
-        let again = !env.healing && env.config.has(Fault::FetchAgain) && env.choices.one_in(40);
-        let damages = !env.healing && env.config.has(Fault::Damage) && env.choices.one_in(20);
-        for place in 0..count {
-            let partition = partitions[(first + place) % count];
+        let again = !env.healing && env.config.has(Fault::RewindFetch) && env.choices.one_in(40);
+        let damages = !env.healing && env.config.has(Fault::DamageBatch) && env.choices.one_in(20);
+        for index in 0..count {
+            let partition = partitions[(first + index) % count];
             let has_error = self.has_error(partition);
-            let waiting = self.own.get(&partition).map_or(0, |own| own.items.len());
+            let waiting = self.queues.get(&partition).map_or(0, |queue| queue.items.len());
             let fetch = self.fetches.get_mut(&partition).expect("it is one of them");
             let log = env.kafka.topic().log(partition);
             let errors = fetch.topic != present || fetch.position < log.low;
-            let mut got: Vec<Item> = Vec::new();
+            let mut items: Vec<Item> = Vec::new();
             if !fetch.started || fetch.paused || errors && has_error {
                 continue;
             } else if errors {
-                got.push(Item::Error(partition));
+                items.push(Item::Error(partition));
             } else if log.without_leader || fetch.ended {
                 continue;
             } else if is_out_of_range(log, fetch) {
                 fetch.ended = true;
-                got.push(Item::OutOfRange(partition));
-            } else if waiting < most {
+                items.push(Item::OutOfRange(partition));
+            } else if waiting < max {
                 if again {
                     env.facts.add(Fact::OutOfOrder, 1);
                     fetch.position = (fetch.position - 2).max(log.low);
                 }
-                got.extend(log.from(fetch.position).iter().take(most).map(|record| Item::Record(*record)));
+                items.extend(log.from(fetch.position).iter().take(max).map(|record| Item::Record(*record)));
                 // The last one stays: the fetch goes on behind it.
-                if damages && got.len() > 1 {
-                    let at = env.choices.index(got.len() - 1);
-                    got[at] = Item::Damaged(partition);
+                if damages && items.len() > 1 {
+                    let at = env.choices.index(items.len() - 1);
+                    items[at] = Item::Damaged(partition);
                 }
             }
-            if let Some(Item::Record(last)) = got.last() {
+            if let Some(Item::Record(last)) = items.last() {
                 fetch.position = last.offset + 1;
                 fetch.leader_epoch = LeaderEpoch(last.leader_epoch);
             }
-            if got.is_empty() {
+            if items.is_empty() {
                 continue;
             }
-            if self.own.get(&partition).is_none_or(|own| own.forward == Forward::Nowhere) {
-                env.count(Fact::HeldInQueue);
+            if self.queues.get(&partition).is_none_or(|queue| queue.forward == Forward::Nowhere) {
+                env.count(Fact::NotForwarded);
             }
-            got.into_iter().for_each(|item| self.queue(item));
+            items.into_iter().for_each(|item| self.enqueue(item));
             return true;
         }
         false
@@ -121,11 +121,12 @@ impl Library {
     /// Whether an error of it is queued already.
     fn has_error(&self, partition: Partition) -> bool {
         let is_error = |item: &Item| matches!(item, Item::Error(p) if *p == partition);
-        let in_events = |queued: &super::Queued| matches!(queued, super::Queued::Item(item) if is_error(item));
-        let own = self.own.get(&partition);
+        let in_events =
+            |queued: &super::QueuedEvent| matches!(queued, super::QueuedEvent::Item(item) if is_error(item));
+        let queue = self.queues.get(&partition);
         self.records.iter().any(is_error)
             || self.events.iter().any(in_events)
-            || own.is_some_and(|own| own.items.iter().any(is_error))
+            || queue.is_some_and(|queue| queue.items.iter().any(is_error))
     }
 }
 

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use machine::Partition;
 
-use super::{Library, Queued};
+use super::{Library, QueuedEvent};
 use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::group::MemberId;
 
 /// Which call is taken for the response.
 #[derive(Clone, Debug)]
-enum Waits {
+enum AwaitedCall {
     Assign,
     /// Of these, and whether the application has got the event.
     Unassign(Vec<Partition>, bool),
@@ -24,7 +24,7 @@ pub(crate) struct Membership {
     pub(crate) generation: u32,
     /// What the group has assigned. It changes before the application gets the event.
     owned: BTreeSet<Partition>,
-    waits: Option<Waits>,
+    awaited: Option<AwaitedCall>,
     /// The response was given, and the fetches are yet to stop.
     completing: bool,
     /// What comes after a revocation, if it is part of a rebalance.
@@ -36,13 +36,13 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    pub(super) fn is_member_of_a_steady_group(&self) -> bool {
+    pub(super) fn is_stable_member(&self) -> bool {
         self.member.is_some() && !self.is_rebalancing()
     }
 
     /// From the event until the fetches have stopped, and all that follows from it.
     pub(crate) fn is_rebalancing(&self) -> bool {
-        self.waits.is_some() || self.completing || self.added.is_some() || self.rejoins
+        self.awaited.is_some() || self.completing || self.added.is_some() || self.rejoins
     }
 
     pub(crate) fn is_lost(&self) -> bool {
@@ -50,58 +50,58 @@ impl Membership {
     }
 
     pub(super) fn delivered(&mut self) {
-        if let Some(Waits::Unassign(_, delivered)) = &mut self.waits {
+        if let Some(AwaitedCall::Unassign(_, delivered)) = &mut self.awaited {
             *delivered = true;
         }
     }
 
-    pub(super) fn is_answered_by_assign(&mut self) -> bool {
+    pub(super) fn respond_by_assign(&mut self) -> bool {
         self.lost = false;
-        self.waits.take_if(|waits| matches!(waits, Waits::Assign)).is_some()
+        self.awaited.take_if(|awaited| matches!(awaited, AwaitedCall::Assign)).is_some()
     }
 
     /// Whether a revocation is; and which one, if the application has got its event, and it is not lost.
-    pub(super) fn is_answered_by_unassign(&mut self, env: &mut Env) -> Option<Option<Vec<Partition>>> {
+    pub(super) fn respond_by_unassign(&mut self, env: &mut Env) -> Option<Option<Vec<Partition>>> {
         let lost = std::mem::take(&mut self.lost);
-        match self.waits.take_if(|waits| matches!(waits, Waits::Unassign(..)))? {
-            Waits::Unassign(partitions, delivered) => {
+        match self.awaited.take_if(|awaited| matches!(awaited, AwaitedCall::Unassign(..)))? {
+            AwaitedCall::Unassign(partitions, delivered) => {
                 self.completing = true;
                 if !delivered {
-                    env.count(Fact::AnsweredUnseen);
+                    env.count(Fact::RespondedBeforeEvent);
                 }
                 Some((delivered && !lost).then_some(partitions))
             }
-            Waits::Assign => None,
+            AwaitedCall::Assign => None,
         }
     }
 }
 
 impl Library {
-    fn rebalance(&mut self, waits: Waits) {
+    fn rebalance(&mut self, awaited: AwaitedCall) {
         self.pause();
-        self.events.push_back(match &waits {
-            Waits::Assign => Queued::Assigned(self.membership.added.take().unwrap_or_default()),
-            Waits::Unassign(partitions, _) => Queued::Revoked(partitions.clone()),
+        self.events.push_back(match &awaited {
+            AwaitedCall::Assign => QueuedEvent::Assigned(self.membership.added.take().unwrap_or_default()),
+            AwaitedCall::Unassign(partitions, _) => QueuedEvent::Revoked(partitions.clone()),
         });
-        self.membership.waits = Some(waits);
+        self.membership.awaited = Some(awaited);
     }
 
     fn revoke(&mut self, partitions: Vec<Partition>, env: &mut Env) {
         env.facts.add(Fact::Revoked, partitions.len());
         self.membership.owned.retain(|partition| !partitions.contains(partition));
-        self.rebalance(Waits::Unassign(partitions, false));
+        self.rebalance(AwaitedCall::Unassign(partitions, false));
     }
 
     fn assign(&mut self, partitions: Vec<Partition>) {
         self.membership.owned.extend(&partitions);
         self.membership.added = Some(partitions);
-        self.rebalance(Waits::Assign);
+        self.rebalance(AwaitedCall::Assign);
     }
 
     pub(crate) fn membership_turn(&mut self, process: usize, env: &mut Env) -> bool {
         let is_stopped = self.stopping.is_empty() && self.fetches.values().all(|fetch| fetch.started);
         let membership = &mut self.membership;
-        if membership.waits.is_some() || (membership.completing || membership.rejoins) && !is_stopped {
+        if membership.awaited.is_some() || (membership.completing || membership.rejoins) && !is_stopped {
             return false;
         }
         if std::mem::take(&mut membership.completing) {
@@ -114,7 +114,7 @@ impl Library {
         if std::mem::take(&mut membership.rejoins) {
             if membership.member.is_some_and(|id| env.kafka.group.member(id).is_some()) {
                 // What was released is for others now.
-                env.kafka.group.begin();
+                env.kafka.group.begin_rebalance();
             }
             return true;
         }
@@ -135,8 +135,8 @@ impl Library {
             }
             return true;
         };
-        if member.untold {
-            member.untold = false;
+        if member.unnotified {
+            member.unnotified = false;
             let assigned: BTreeSet<Partition> = member.assigned.iter().copied().collect();
             membership.generation = generation;
             let revoked: Vec<Partition> = membership.owned.difference(&assigned).copied().collect();
@@ -163,7 +163,7 @@ impl Library {
 
     /// The consumer is closed: what is owned is revoked, if anything is, after what was queued.
     pub(crate) fn close(&mut self, env: &mut Env) {
-        self.events.retain(|queued| matches!(queued, Queued::Assigned(_) | Queued::Revoked(_)));
+        self.events.retain(|queued| matches!(queued, QueuedEvent::Assigned(_) | QueuedEvent::Revoked(_)));
         let all: Vec<Partition> = self.membership.owned.iter().copied().collect();
         if !all.is_empty() {
             self.revoke(all, env);

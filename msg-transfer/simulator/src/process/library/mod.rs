@@ -51,7 +51,7 @@ enum Forward {
 
 /// A partition's own queue.
 #[derive(Debug, Default)]
-struct Own {
+struct PartitionQueue {
     forward: Forward,
     /// The application has had it forwarded, or not forwarded any more.
     by_application: bool,
@@ -79,7 +79,7 @@ impl Item {
 
 /// What is in the queue of events.
 #[derive(Clone, Debug)]
-enum Queued {
+enum QueuedEvent {
     Assigned(Vec<Partition>),
     Revoked(Vec<Partition>),
     Item(Item),
@@ -93,20 +93,20 @@ pub(crate) struct Library {
     fetches: BTreeMap<Partition, Fetch>,
     /// Those whose fetch is yet to stop.
     stopping: BTreeSet<Partition>,
-    own: BTreeMap<Partition, Own>,
+    queues: BTreeMap<Partition, PartitionQueue>,
     records: VecDeque<Item>,
-    events: VecDeque<Queued>,
+    events: VecDeque<QueuedEvent>,
     pub(crate) membership: Membership,
     /// What the coordinator answered to which commit.
-    pub(crate) answers: VecDeque<(usize, bool)>,
+    pub(crate) commit_results: VecDeque<(usize, bool)>,
     /// The same, and the answer takes its time.
-    pub(crate) late_answers: VecDeque<(usize, bool)>,
+    pub(crate) late_commit_results: VecDeque<(usize, bool)>,
 }
 
 impl Library {
     /// Nothing is under way between it and the group.
     pub(crate) fn is_idle(&self) -> bool {
-        self.membership.is_member_of_a_steady_group() && self.stopping.is_empty() && self.events.is_empty()
+        self.membership.is_stable_member() && self.stopping.is_empty() && self.events.is_empty()
     }
 
     /// The partition is on the list of what is fetched.
@@ -116,32 +116,32 @@ impl Library {
 
     /// Nothing more of what is queued of it is given to the application.
     fn discard(&mut self, partition: Partition) {
-        if let Some(own) = self.own.get_mut(&partition) {
-            own.items.clear();
+        if let Some(queue) = self.queues.get_mut(&partition) {
+            queue.items.clear();
         }
         self.records.retain(|item| item.partition() != partition);
-        self.events.retain(|queued| !matches!(queued, Queued::Item(item) if item.partition() == partition));
+        self.events.retain(|queued| !matches!(queued, QueuedEvent::Item(item) if item.partition() == partition));
     }
 
-    fn queue(&mut self, item: Item) {
-        let own = self.own.entry(item.partition()).or_default();
-        match own.forward {
-            Forward::Nowhere => own.items.push_back(item),
+    fn enqueue(&mut self, item: Item) {
+        let queue = self.queues.entry(item.partition()).or_default();
+        match queue.forward {
+            Forward::Nowhere => queue.items.push_back(item),
             Forward::Records => self.records.push_back(item),
-            Forward::Events => self.events.push_back(Queued::Item(item)),
+            Forward::Events => self.events.push_back(QueuedEvent::Item(item)),
         }
     }
 
     /// An error of a partition, in the order of its records or outside of it.
     pub(crate) fn fetch_failed(&mut self, partition: Partition, damaged: bool, in_order: bool) {
         if !in_order {
-            self.events.push_back(Queued::Failed(partition, damaged));
+            self.events.push_back(QueuedEvent::Failed(partition, damaged));
         } else if self.fetches.get(&partition).is_some_and(|fetch| fetch.started && !fetch.paused) {
-            self.queue(if damaged { Item::Damaged(partition) } else { Item::Error(partition) });
+            self.enqueue(if damaged { Item::Damaged(partition) } else { Item::Error(partition) });
         }
     }
 
-    fn has_consumed(&mut self, item: Item) {
+    fn mark_consumed(&mut self, item: Item) {
         if let Item::Record(record) = item
             && let Some(fetch) = self.fetches.get_mut(&record.partition)
         {
@@ -151,20 +151,20 @@ impl Library {
 
     pub(super) fn poll(&mut self, env: &mut Env) -> Option<Happened> {
         Some(match self.events.pop_front()? {
-            Queued::Assigned(partitions) => {
+            QueuedEvent::Assigned(partitions) => {
                 env.facts.add(Fact::Assigned, partitions.len());
                 Happened::Assigned(partitions)
             }
-            Queued::Revoked(partitions) => {
+            QueuedEvent::Revoked(partitions) => {
                 self.membership.delivered();
                 Happened::Revoked(partitions)
             }
-            Queued::Failed(partition, damaged) => Happened::FetchFailed(partition, error(damaged, false, env)),
-            Queued::Item(item) => {
-                self.has_consumed(item);
+            QueuedEvent::Failed(partition, damaged) => Happened::FetchFailed(partition, error(damaged, false, env)),
+            QueuedEvent::Item(item) => {
+                self.mark_consumed(item);
                 match fetched(item, env) {
                     Fetched::Record(record) => {
-                        env.count(Fact::Strayed);
+                        env.count(Fact::RecordAsEvent);
                         Happened::Record(record.partition, RecordOffset(record.offset))
                     }
                     Fetched::Failed(partition, error) => Happened::FetchFailed(partition, error),
@@ -176,20 +176,20 @@ impl Library {
     pub(super) fn consume(&mut self, count: usize, into: &mut Vec<Fetched<Record>>, env: &mut Env) {
         for _ in 0..count {
             let Some(item) = self.records.pop_front() else { return };
-            self.has_consumed(item);
+            self.mark_consumed(item);
             into.push(fetched(item, env));
         }
     }
 
     pub(super) fn take_over(&mut self, partition: Partition) {
-        let own = self.own.entry(partition).or_default();
-        (own.forward, own.by_application) = (Forward::Records, true);
-        self.records.extend(own.items.drain(..));
+        let queue = self.queues.entry(partition).or_default();
+        (queue.forward, queue.by_application) = (Forward::Records, true);
+        self.records.extend(queue.items.drain(..));
     }
 
     pub(super) fn hold_back(&mut self, partition: Partition) {
-        let own = self.own.entry(partition).or_default();
-        (own.forward, own.by_application) = (Forward::Nowhere, true);
+        let queue = self.queues.entry(partition).or_default();
+        (queue.forward, queue.by_application) = (Forward::Nowhere, true);
     }
 
     pub(super) fn incremental_assign(
@@ -214,7 +214,7 @@ impl Library {
             };
             self.fetches.insert(*partition, fetch);
         }
-        if self.membership.is_answered_by_assign() {
+        if self.membership.respond_by_assign() {
             self.resume();
         }
         self.start_pending(env);
@@ -237,7 +237,7 @@ impl Library {
             }
             self.discard(*partition);
         }
-        let answered = self.membership.is_answered_by_unassign(env);
+        let answered = self.membership.respond_by_unassign(env);
         if answered.is_some() {
             self.resume();
         }
