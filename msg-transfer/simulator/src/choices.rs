@@ -1,12 +1,11 @@
-//! Everything that happens in a run is chosen here, from one sequence of numbers: made from the seed, and kept, so that a
-//! run can be repeated from it, and from parts of it.
+//! The source of all choices of a run: one sequence of numbers. The sequence comes from the seed and is recorded, so
+//! that a run can be repeated from all or from parts of its sequence.
 
-/// The sequence.
 #[derive(Debug)]
 pub(crate) struct Choices {
     tape: Vec<u32>,
     at: usize,
-    /// The state of splitmix64; `None`: only the tape counts, and behind its end everything is 0.
+    /// The state of splitmix64. If `None`, the numbers come only from the tape; after its end every number is 0.
     random: Option<u64>,
 }
 
@@ -19,7 +18,7 @@ impl Choices {
         Choices { tape, at: 0, random: None }
     }
 
-    /// One of 0..n. 0 is the dullest.
+    /// Returns one of the numbers 0..n. 0 is the least eventful choice: shrinking prefers it.
     pub(crate) fn choose(&mut self, n: u32) -> u32 {
         if n < 2 {
             return 0;
@@ -44,12 +43,12 @@ impl Choices {
         low + self.index(high - low + 1)
     }
 
-    /// True once in so many times; 0 is never.
+    /// Returns true once in `n` calls on average, or never if `n` is 0.
     pub(crate) fn one_in(&mut self, n: u32) -> bool {
         n > 0 && (n == 1 || self.choose(n) == n - 1)
     }
 
-    /// A place in the list, as often as its weight says.
+    /// Returns an index into `weights`, each with a probability in proportion to its weight.
     pub(crate) fn weighted(&mut self, weights: &[u32]) -> usize {
         let mut number = self.choose(weights.iter().sum());
         for (index, weight) in weights.iter().enumerate() {
@@ -61,7 +60,7 @@ impl Choices {
         0
     }
 
-    /// How many were used, at most as many as there are.
+    /// Returns the numbers that were used, without the unused rest of the tape.
     pub(crate) fn into_tape(mut self) -> Vec<u32> {
         self.tape.truncate(self.at);
         self.tape
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_gives_the_same_choices_for_ever() {
+    fn seed_always_gives_the_same_choices() {
         let mut choices = Choices::from_seed(1);
         let first: Vec<u32> = (0..8).map(|_| choices.choose(100)).collect();
         assert_eq!(first, [56, 74, 97, 44, 44, 76, 87, 52]);

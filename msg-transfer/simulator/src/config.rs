@@ -1,5 +1,5 @@
-//! What one run is like: its sizes, and which things can go wrong in it. Each run has some of them, so that none hides
-//! another ("swarm testing").
+//! The configuration of one run: its sizes, and the faults that can occur in it. Each run has only some of the faults,
+//! so that no fault hides another ("swarm testing").
 
 use std::num::NonZeroUsize;
 
@@ -10,7 +10,6 @@ use machine::driver::Times;
 use crate::choices::Choices;
 use crate::kafka::log::RecordKind;
 
-/// What can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     Kill,
@@ -31,7 +30,6 @@ pub(crate) enum Fault {
     ClientTimeout,
     LoseLeader,
     RewindFetch,
-    /// A batch arrives damaged.
     DamageBatch,
     AddPartition,
     RecreateTopic,
@@ -72,7 +70,7 @@ impl Fault {
         Fault::Rebalance,
     ];
 
-    /// One run in so many can have it.
+    /// Returns the number of runs of which one, on average, can have this fault.
     fn rarity(self) -> u32 {
         match self {
             Fault::RecreateTopic | Fault::DeleteRecords => 8,
@@ -83,16 +81,16 @@ impl Fault {
     }
 }
 
-/// Who has to come to its end although some inboxes cannot be written.
+/// The records that must be completed although some inboxes are blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlockedEnd {
-    /// With limits that are never reached: every other inbox.
+    /// With limits that are never reached: all records of every other inbox.
     OtherInboxes,
-    /// With small ones: every other partition.
+    /// With small limits: all records of every other partition.
     OtherPartitions,
 }
 
-/// The run's sizes and chances. A chance is one in so many; 0 is never.
+/// The sizes and probabilities of a run. A probability is given as `n`: once in `n` times, or never if `n` is 0.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) processes: usize,
@@ -105,31 +103,32 @@ pub(crate) struct Config {
     pub(crate) chunk: usize,
     pub(crate) settings: Settings,
     pub(crate) cached_inboxes: NonZeroUsize,
-    /// COMMIT may be answered before its rows can be seen; then the lanes look for predecessors.
+    /// Whether rows can become visible after the result of their COMMIT has arrived. The lanes then use the sequence
+    /// guard.
     pub(crate) visible_later: bool,
     pub(crate) guard: bool,
     pub(crate) eager: bool,
     pub(crate) static_members: bool,
-    /// Whether the breaker's limit is so small that the oracle can hold it against the dead letters.
+    /// Whether the dead-letter limit is so small that the oracle can check it.
     pub(crate) strict_breaker: bool,
     pub(crate) repeats: u32,
     pub(crate) conflicts: u32,
     pub(crate) holes: u32,
     pub(crate) record_kinds: Vec<RecordKind>,
     pub(crate) special_records: u32,
-    /// A lane waits before it sends what it has decided on.
+    /// How often a lane waits before it sends a request.
     pub(crate) delayed_sends: u32,
-    /// A lane takes an answer only once in so many turns.
+    /// How often a lane reads a result that has arrived; 0 is immediately.
     pub(crate) delayed_reads: u32,
     pub(crate) times: Times,
-    /// librdkafka makes a partition again once in so many fetches.
+    /// How often librdkafka recreates its object of a partition when a fetch starts.
     pub(crate) recreated_partitions: u32,
-    /// What the end of the run has to show while inboxes are still blocked.
+    /// The records that must be completed at the end while inboxes are still blocked.
     pub(crate) blocked_end: Option<BlockedEnd>,
     pub(crate) faults: Vec<Fault>,
-    /// Beside a hundred ordinary steps.
+    /// The weight of a fault next to the weights of the ordinary steps in `World::step`.
     pub(crate) fault_weight: u32,
-    /// A statement in so many meets one.
+    /// How often a statement has a fault.
     pub(crate) statement_faults: u32,
 }
 
@@ -155,7 +154,8 @@ impl Config {
             fetch_backoff: Backoff { first: 40, longest: 160, recovered: 300 },
         };
         let mut chunk = choices.between(1, 8);
-        // A partition whose next record is damaged or lost waits until what came before is stored, blocked inboxes included.
+        // If the next record of a partition is damaged or lost, the partition waits until all earlier records are
+        // stored, also those of blocked inboxes.
         let waits_for_predecessors = faults.contains(&Fault::DamageBatch) || faults.contains(&Fault::LoseTail);
         let blocked_end = match choices.choose(12) {
             _ if waits_for_predecessors => None,
@@ -169,8 +169,8 @@ impl Config {
                 (settings.max_inflight_bytes, settings.max_partition_bytes) = (200_000, 100_000);
             }
             Some(BlockedEnd::OtherPartitions) => {
-                // So small that three partitions never fill the limits, even if each has all of its part in flight already
-                // when its inbox is found to be blocked.
+                // The chunk is so small that three partitions never fill the limits, even if each has its whole share
+                // in flight when its inbox is found to be blocked.
                 chunk = chunk.min(2);
                 (settings.max_inflight_records, settings.max_partition_records) = (24, 6);
                 (settings.max_inflight_bytes, settings.max_partition_bytes) = (200_000, 100_000);

@@ -1,4 +1,4 @@
-//! What all processes share: Kafka, the database, the clock, the choices, the oracle, and the trace.
+//! The state that all processes share: Kafka, the database, the clock, the choices, the oracle and the trace.
 
 use machine::{Millis, Partition, Progress};
 
@@ -10,7 +10,6 @@ use crate::kafka::Kafka;
 use crate::kafka::log::{Record, RecordKind};
 use crate::oracle::Oracle;
 
-/// The world around the processes.
 #[derive(Debug)]
 pub(crate) struct Env {
     pub(crate) config: Config,
@@ -20,11 +19,11 @@ pub(crate) struct Env {
     pub(crate) oracle: Oracle,
     pub(crate) facts: Facts,
     pub(crate) now: Millis,
-    /// No more faults: everything has to come to its end.
+    /// Whether the run has come to its end: no fault occurs any more, and every record must be completed.
     pub(crate) healing: bool,
-    /// Every process knows what a newer version writes.
+    /// Whether every process can read the records of a newer version.
     pub(crate) upgraded: bool,
-    /// The operator's word that what was deleted unread is lost.
+    /// Whether the operator has confirmed that records which were deleted unread are lost.
     pub(crate) accept_loss: bool,
     pub(crate) trace: Option<Vec<String>>,
     pub(crate) violation: Option<String>,
@@ -54,11 +53,11 @@ impl Env {
             next_version: 0,
         };
         let config = env.config.clone();
-        env.say(|| format!("{config:?}"));
+        env.trace_step(|| format!("{config:?}"));
         env
     }
 
-    pub(crate) fn say(&mut self, text: impl FnOnce() -> String) {
+    pub(crate) fn trace_step(&mut self, text: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             trace.push(text());
         }
@@ -68,31 +67,31 @@ impl Env {
         self.facts.add(fact, 1);
     }
 
-    /// The first one counts.
+    /// Ends the run with a violation. Only the first violation is reported.
     pub(crate) fn violate(&mut self, text: String) {
         if self.violation.is_none() {
-            self.say(|| format!("VIOLATION: {text}"));
+            self.trace_step(|| format!("VIOLATION: {text}"));
             self.violation = Some(text);
         }
     }
 
-    /// Checks what the oracle says.
+    /// Ends the run if a check of the oracle failed.
     pub(crate) fn check(&mut self, checked: Result<(), String>) {
         if let Err(text) = checked {
             self.violate(text);
         }
     }
 
-    /// Whether a statement meets this fault now.
+    /// Returns whether the next statement has this fault.
     fn has_statement_fault(&mut self, fault: Fault) -> bool {
         !self.healing && self.config.has(fault) && self.choices.one_in(self.config.statement_faults)
     }
 
-    /// The server carries a statement out, or what comes between.
+    /// Lets the server execute the session's statement, unless a fault prevents that.
     pub(crate) fn execute(&mut self, id: SessionId) {
         use machine::failure::Class;
         let Some(session) = self.database.session(id) else { return };
-        let (client, held) = (session.client, session.held);
+        let (client, client_connected) = (session.client, session.client_connected);
         let Some(statement) = session.request.clone() else { return };
         let is_commit = matches!(statement, Statement::Commit);
         let effect = if self.has_statement_fault(Fault::BreakConnection) {
@@ -111,7 +110,7 @@ impl Env {
         let waited = self.trace.is_some() && self.database.session(id).is_some_and(|session| session.has_waited());
         let observation = self.database.execute(id, effect);
         if !waited || !matches!(observation, Observation::Waits) {
-            self.say(|| format!("  db: {} {}{}", client.show(), statement.show(), effect.show()));
+            self.trace_step(|| format!("  db: {} {}{}", client.show(), statement.show(), effect.show()));
         }
         match effect {
             StatementEffect::BreaksBefore => self.count(Fact::ConnectionBroken),
@@ -128,7 +127,7 @@ impl Env {
         if self.database.rejects_all && matches!(statement, Statement::Canary(_)) {
             self.count(Fact::CanaryRejected);
         }
-        if effect != StatementEffect::BreaksBefore && !held {
+        if effect != StatementEffect::BreaksBefore && !client_connected {
             self.count(Fact::ZombieStatement);
         }
         match observation {
@@ -136,19 +135,19 @@ impl Env {
             Observation::Waits => {
                 if !waited {
                     self.count(Fact::LockWait);
-                    self.say(|| "  db: … waits for a lock".into());
+                    self.trace_step(|| "  db: … waits for a lock".into());
                 }
             }
             Observation::Deadlock => {
                 self.count(Fact::Deadlock);
-                self.say(|| "  db: … deadlock".into());
+                self.trace_step(|| "  db: … deadlock".into());
             }
             Observation::Committed { rows, dead } => {
                 self.count(Fact::Committed);
                 self.facts.add(Fact::Row, rows.len());
                 self.facts.add(Fact::DeadLetter, dead.len());
                 self.facts.add(Fact::Conflict, dead.iter().filter(|dead| !dead.reason.counts()).count());
-                if !held && !rows.is_empty() {
+                if !client_connected && !rows.is_empty() {
                     self.count(Fact::ZombieCommit);
                 }
                 let strict = self.config.strict_breaker.then_some(self.config.settings.dead_letters.count);
@@ -172,20 +171,21 @@ impl Env {
         }
     }
 
-    /// P5: everything below is kept.
-    pub(crate) fn check_completed_below(&mut self, what: &str, topic: u32, partition: Partition, progress: Progress) {
-        let checked = self.oracle.completed_below(&self.kafka, &self.database, what, (topic, partition, progress));
+    /// Checks P5: every record below the offset is completed.
+    pub(crate) fn check_completed_below(&mut self, name: &str, topic: u32, partition: Partition, progress: Progress) {
+        let checked = self.oracle.completed_below(&self.kafka, &self.database, name, (topic, partition, progress));
         self.check(checked);
     }
 
-    /// The producer's next record, if it has more to send.
+    /// Produces the next record. Returns false if the producer has no more records to send.
     pub(crate) fn produce(&mut self) -> bool {
         if self.produced >= self.config.records {
             return false;
         }
         self.produced += 1;
         let topic = self.kafka.topic_number();
-        let extra = usize::try_from(self.kafka.topic().count() - self.config.partitions).expect("it only grows");
+        let extra = usize::try_from(self.kafka.topic().count() - self.config.partitions)
+            .expect("the number of partitions only grows");
         let inbox = self.choices.index(self.config.inboxes + extra);
         let partition = if inbox < self.config.inboxes {
             inbox % usize::try_from(self.config.partitions).expect("not negative")
@@ -202,11 +202,11 @@ impl Env {
         log.records.push(record);
         log.high += 1 + i64::from(hole);
         self.count(Fact::Record);
-        self.say(|| format!("kafka: {} is produced", record.show()));
+        self.trace_step(|| format!("kafka: {} is produced", record.show()));
         true
     }
 
-    /// Up to so many more records, also where all was quiet.
+    /// Produces up to `max` - 1 records, also above the configured number.
     pub(crate) fn burst(&mut self, max: u32) {
         for _ in 0..self.choices.choose(max) {
             self.config.records = self.config.records.max(self.produced + 1);
@@ -214,15 +214,16 @@ impl Env {
         }
     }
 
-    /// Kafka loses the tail of a partition's log.
+    /// Removes the records of a partition from `cut` on, as Kafka does when a leader without them is elected.
     pub(crate) fn lose_tail(&mut self, partition: usize, cut: i64) {
         let lost = self.kafka.topic_mut().partitions[partition].lose_tail(cut);
         self.count(Fact::LostTail);
-        self.say(|| format!("kafka: partition {partition} loses all from {cut} on"));
+        self.trace_step(|| format!("kafka: partition {partition} loses all records from {cut} on"));
         self.database.tables.lost.extend(lost.iter().map(Record::position));
     }
 
-    /// A new one, one that was sent before, or another one under a known id.
+    /// Returns ID, version and kind of a new message, of a repeat of an earlier one, or of different content under a
+    /// known ID.
     fn message(&mut self, inbox: u8) -> (u16, u8, RecordKind) {
         let repeats = self.choices.one_in(self.config.repeats);
         let conflicts = !repeats && self.choices.one_in(self.config.conflicts);
@@ -248,7 +249,7 @@ impl Env {
         (self.next_id - 1, 0, kind)
     }
 
-    /// Somebody looks at a partition that stands still, and says that it may go on.
+    /// Resumes a halted partition, as an operator does after a check.
     pub(crate) fn resume(&mut self, partition: Partition) {
         let topic = self.kafka.topic_number();
         self.database.tables.resume(topic, partition);

@@ -1,8 +1,7 @@
-//! Counts of what happened: a corner that no run reaches is proven by none.
+//! Counts of events in the runs: a case that no run reaches is not tested by any run.
 
 macro_rules! facts {
     ($($fact:ident $text:literal,)*) => {
-        /// What is counted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Fact { $($fact,)* }
 
@@ -13,89 +12,89 @@ macro_rules! facts {
 facts! {
     Record "records produced",
     Repeat "messages sent again",
-    Conflicting "other messages under a known id",
+    Conflicting "conflicts sent",
     Committed "batches committed",
     Row "rows stored",
     Duplicate "duplicates found",
     DeadLetter "dead letters",
-    Conflict "of these, conflicts of ids",
-    Bisection "searches for refused records",
-    Rejected "records that a search found",
-    CanaryRejected "canaries refused",
-    DeadLettersRequested "dead letters asked for",
+    Conflict "of these, conflicts",
+    Bisection "bisections",
+    Rejected "poison records found by bisections",
+    CanaryRejected "canary rows rejected",
+    DeadLettersRequested "dead letters requested",
     Halted "partitions halted",
-    Breaker "of these, for too many dead letters",
+    Breaker "of these, at the dead-letter limit",
     DeletedUnread "of these, for records deleted unread",
-    NewerHalt "of these, for a newer version",
+    NewerHalt "of these, for a record of a newer version",
     DamageHalt "of these, for damaged records",
     Resumed "partitions resumed",
-    Guarded "guards that found no predecessor",
-    VisibleLater "commits seen only later",
+    Guarded "sequence guards without a predecessor",
+    VisibleLater "COMMITs visible only later",
     LockWait "waits for a lock",
-    LockTimeout "lock time-outs",
+    LockTimeout "lock timeouts",
     Deadlock "deadlocks",
-    SeqCollision "collisions of seq",
+    SeqCollision "seq collisions",
     Fenced "records dropped because of a fence",
     Stale "connections refused as stale",
-    SaveFailed "progress not saved",
-    Restarted "partitions started anew",
-    OutOfOrder "offsets that went back",
+    SaveFailed "progress rows not saved",
+    Restarted "partitions restarted",
+    FetchRewound "fetches rewound",
     Throttled "partitions throttled",
     Unthrottled "partitions unthrottled",
-    Full "intakes stopped at the limits",
+    AtLimit "turns at an in-flight limit",
     Join "joins of the group",
     Rebalance "rebalances",
     Assigned "partitions assigned",
     Revoked "partitions revoked",
     Lost "partitions lost",
-    RespondedBeforeEvent "of these, answered before they were seen",
+    RespondedBeforeEvent "of these, responded to before the event was polled",
     DrainExpired "drains past their deadline",
     ReleaseExpired "releases past their deadline",
-    OffsetsCommitted "commits of offsets accepted",
-    OffsetsRejected "commits of offsets refused",
-    OffsetsNotConfirmed "commits of offsets not answered",
+    OffsetsCommitted "offset commits accepted",
+    OffsetsRejected "offset commits rejected",
+    OffsetsNotConfirmed "offset commits not confirmed",
     Killed "processes killed",
-    Started "processes started again",
+    Started "processes restarted",
     Frozen "processes frozen",
     Stopped "processes stopped",
     Expelled "members expelled",
-    Takeover "static members that came back in time",
+    Takeover "static members that restarted in time",
     ConnectionBroken "connections broken",
-    ResultLost "statements carried out, not answered",
+    ResultLost "statements executed whose result was lost",
     CommitResultLost "of these, COMMITs",
-    ZombieStatement "statements carried out after their client was gone",
+    ZombieStatement "statements executed after their client disconnected",
     ZombieCommit "of these, COMMITs of rows",
-    ExpelledCommit "rows committed by a process that was expelled",
+    ExpelledCommit "COMMITs of rows by an expelled process",
     ServerRestart "restarts of the database",
-    Restore "databases put back",
-    RestoredRows "rows lost by it",
-    NoConnection "connections not made",
-    StatementFailed "statements that failed by themselves",
-    RejectingAll "phases in which every message is refused",
-    ReadOnly "phases without writes",
-    Slow "phases in which all is slow",
-    BlockedPhase "phases in which an inbox is blocked",
+    Restore "databases restored to an earlier commit",
+    RestoredRows "rows lost by that",
+    NoConnection "connections refused",
+    StatementFailed "statements that failed with a transient error",
+    RejectingAll "phases in which every message is rejected",
+    ReadOnly "read-only phases",
+    Slow "slow phases",
+    BlockedPhase "inboxes blocked",
     BlockedFound "records found blocked",
-    BlockedRetry "attempts to store a blocked inbox",
-    BlockedEnd "runs that end with blocked inboxes first",
-    ClientTimeout "statements given up by the client",
-    LeaderLost "leaders gone",
-    FetchError "errors of a fetch",
-    RecordAsEvent "records that came by the queue of events",
+    BlockedRetry "retries of blocked inboxes",
+    BlockedEnd "runs that end with blocked inboxes",
+    ClientTimeout "statements timed out in the client",
+    LeaderLost "partitions without a leader",
+    FetchError "fetch errors",
+    RecordAsEvent "records in the queue of events",
     NotForwarded "fetches into a queue that is not forwarded",
-    FetchFailing "fetches to be retried after a wait",
+    FetchFailing "fetches with a backoff",
     FetchRecovered "fetches that recovered",
     PartitionAdded "partitions added",
-    TopicRecreated "topics made anew",
+    TopicRecreated "topics recreated",
     RecordsDeletedUnread "records deleted unread",
     LostTail "logs that lost their tail",
-    OutOfRange "fetches that found it",
+    OutOfRange "fetches out of range",
     Lowered "progress rows lowered",
     LostOffsets "offsets counted as lost",
     HealingRounds "rounds of healing",
 }
 
-/// The counts of one run, or of many.
+/// The counts of one run, or the sums of many.
 #[derive(Clone, Debug)]
 pub struct Facts([u64; TEXTS.len()]);
 
@@ -110,14 +109,14 @@ impl Facts {
         self.0[fact as usize] += count as u64;
     }
 
-    /// Adds another run's.
+    /// Adds the counts of another run.
     pub fn merge(&mut self, other: &Facts) {
-        for (mine, others) in self.0.iter_mut().zip(other.0) {
-            *mine += others;
+        for (count, other) in self.0.iter_mut().zip(other.0) {
+            *count += other;
         }
     }
 
-    /// Each with its name.
+    /// Returns each count with its label.
     pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
         TEXTS.iter().copied().zip(self.0)
     }

@@ -1,4 +1,4 @@
-//! The faults: each takes one step, and what it breaks mends itself some steps later.
+//! The faults. Each one is injected in one step, and most of them are removed some steps later.
 
 use machine::consumer::Event;
 
@@ -31,7 +31,7 @@ impl World {
                 self.break_kafka(fault);
             }
             Fault::Resume => self.resume(),
-            // These happen to statements, fetches and commits.
+            // These are injected into statements, fetches and offset commits, where they happen.
             Fault::FailStatement
             | Fault::LoseResult
             | Fault::ClientTimeout
@@ -47,12 +47,12 @@ impl World {
         match fault {
             Fault::Kill if process.state != State::Down => {
                 env.count(Fact::Killed);
-                env.say(|| format!("P{number} is killed"));
+                env.trace_step(|| format!("P{number} is killed"));
                 process.exit(env);
             }
             Fault::Freeze if process.state == State::Up => {
                 env.count(Fact::Frozen);
-                env.say(|| format!("P{number} is frozen"));
+                env.trace_step(|| format!("P{number} is frozen"));
                 process.state = State::Frozen;
             }
             Fault::Stop if process.state == State::Up && process.stop() => env.count(Fact::Stopped),
@@ -73,7 +73,7 @@ impl World {
             Fault::RestartServer => {
                 let results_arrive = env.choices.one_in(2);
                 env.count(Fact::ServerRestart);
-                env.say(|| "  db: the server restarts, every connection breaks".into());
+                env.trace_step(|| "  db: the server restarts, every connection breaks".into());
                 env.database.restart(results_arrive);
                 let checked = crate::oracle::check_inboxes(&env.database.tables, INBOXES.len());
                 env.check(checked);
@@ -91,10 +91,12 @@ impl World {
                 env.database.restore(back, results_arrive);
                 env.count(Fact::Restore);
                 env.facts.add(Fact::RestoredRows, before.saturating_sub(rows(env)));
-                env.say(|| format!("  db: is put back by {back} commits, every connection breaks"));
+                env.trace_step(|| {
+                    format!("  db: the server is restored to {back} commits earlier, every connection breaks")
+                });
                 let checked = crate::oracle::check_inboxes(&env.database.tables, INBOXES.len());
                 env.check(checked);
-                // What made it fail over has seldom left the way to Kafka alone.
+                // The cause of a failover rarely leaves the connection to Kafka intact.
                 if env.choices.one_in(2) {
                     env.burst(6);
                     self.interrupt_fetch();
@@ -106,7 +108,7 @@ impl World {
                     let session = &sessions[env.choices.index(sessions.len())];
                     let (id, client) = (session.id, session.client);
                     env.count(Fact::ConnectionBroken);
-                    env.say(|| format!("  db: the connection of {} breaks", client.show()));
+                    env.trace_step(|| format!("  db: the connection of {} breaks", client.show()));
                     env.database.end(id);
                 }
             }
@@ -114,7 +116,7 @@ impl World {
                 let waiting = env.database.sessions.iter().find(|session| env.database.is_waiting(session));
                 if let Some((id, client)) = waiting.map(|session| (session.id, session.client)) {
                     env.count(Fact::LockTimeout);
-                    env.say(|| format!("  db: {} has waited for a lock too long", client.show()));
+                    env.trace_step(|| format!("  db: {} has waited for a lock too long", client.show()));
                     env.database.lock_timeout(id);
                 }
             }
@@ -141,10 +143,10 @@ impl World {
                 env.count(Fact::Slow);
             }
         }
-        self.env.say(|| format!("  db: {fault:?} begins"));
+        self.env.trace_step(|| format!("  db: {fault:?} begins"));
     }
 
-    /// One more inbox cannot be written for a while: by a foreign unique index, a lock, a slow trigger, a policy.
+    /// Blocks one more inbox for a while, as a foreign unique index, a lock, a slow trigger or a policy does.
     pub(crate) fn block_inbox(&mut self) {
         use machine::failure::Class;
         const CAUSES: [Class; 4] = [Class::Conflict, Class::Locked, Class::Heavy, Class::Fatal];
@@ -155,11 +157,11 @@ impl World {
         let inbox = u8::try_from(env.choices.index(env.config.inboxes)).expect("few");
         let cause = CAUSES[env.choices.index(CAUSES.len())];
         env.count(Fact::BlockedPhase);
-        env.say(|| format!("  db: inbox {} is blocked: {cause:?}", INBOXES[inbox as usize]));
+        env.trace_step(|| format!("  db: inbox {} is blocked: {cause:?}", INBOXES[inbox as usize]));
         env.database.blocked.insert(inbox, cause);
     }
 
-    /// Each phase ends once in so many times.
+    /// Ends each phase with a probability of one in `chance`.
     pub(crate) fn end_phases(&mut self, chance: u32) {
         let env = &mut self.env;
         let database = &mut env.database;
@@ -175,7 +177,7 @@ impl World {
         if database.slow && env.choices.one_in(chance) {
             database.slow = false;
         }
-        // A change of the table waits for those that use it.
+        // A change of the table waits for the transactions that use the table.
         if database.rejects_all && !database.is_table_locked() && env.choices.one_in(chance) {
             database.rejects_all = false;
         }
@@ -198,10 +200,10 @@ impl World {
             }
             Fault::AddPartition => {
                 let extra = env.kafka.topic().count() - env.config.partitions;
-                let inboxes = env.config.inboxes + usize::try_from(extra).expect("it only grows");
+                let inboxes = env.config.inboxes + usize::try_from(extra).expect("the number of partitions only grows");
                 if extra < 2 && inboxes < INBOXES.len() && env.choices.one_in(3) {
                     env.count(Fact::PartitionAdded);
-                    env.say(|| "kafka: a partition is added".into());
+                    env.trace_step(|| "kafka: a partition is added".into());
                     env.kafka.topic_mut().partitions.push(crate::kafka::log::Log::default());
                     env.kafka.group.begin_rebalance();
                 }
@@ -211,7 +213,7 @@ impl World {
                     return;
                 }
                 env.count(Fact::TopicRecreated);
-                env.say(|| "kafka: the topic is deleted and made anew".into());
+                env.trace_step(|| "kafka: the topic is recreated".into());
                 let count = env.kafka.topic().count();
                 env.kafka.topics.push(Topic::new(count));
                 if env.choices.one_in(2) {
@@ -222,13 +224,13 @@ impl World {
             Fault::Rebalance => env.kafka.group.begin_rebalance(),
             Fault::LoseTail => {
                 let log = &env.kafka.topic().partitions[partition];
-                let (high, kept) = (log.high, log.high - log.low);
-                if kept == 0 || env.choices.one_in(2) {
+                let (high, length) = (log.high, log.high - log.low);
+                if length == 0 || env.choices.one_in(2) {
                     return;
                 }
-                let lost = 1 + env.choices.choose(u32::try_from(kept.min(12)).expect("few"));
+                let lost = 1 + env.choices.choose(u32::try_from(length.min(12)).expect("few"));
                 env.lose_tail(partition, high - i64::from(lost));
-                // The log may end above what was read of it before anybody looks.
+                // Before any process checks the log, its end may again be above the offsets that were read.
                 if env.choices.one_in(2) {
                     env.burst(16);
                 }
@@ -244,13 +246,13 @@ impl World {
                 let low = log.low + 1 + i64::from(env.choices.choose(u32::try_from(log.high - log.low).expect("few")));
                 let unread = log.below(low).iter().filter(|record| !is_completed(&env.database, record)).count();
                 env.facts.add(Fact::RecordsDeletedUnread, unread);
-                env.say(|| format!("kafka: partition {partition} is deleted below {low}"));
+                env.trace_step(|| format!("kafka: partition {partition} is deleted below {low}"));
                 env.kafka.topic_mut().partitions[partition].low = low;
             }
         }
     }
 
-    /// A partition's fetch ends in an error, in some process.
+    /// Makes a partition's fetch fail in one process.
     fn interrupt_fetch(&mut self) {
         let env = &mut self.env;
         let process = &mut self.processes[env.choices.index(env.config.processes)];
@@ -261,7 +263,7 @@ impl World {
         }
     }
 
-    /// Somebody looks at what stands still.
+    /// Resumes all halted partitions, as an operator does.
     pub(crate) fn resume(&mut self) {
         for process in &mut self.processes {
             let partitions: Vec<_> = process.driver.halted().collect();

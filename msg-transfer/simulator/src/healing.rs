@@ -1,5 +1,5 @@
-//! The end of a run: no more faults, everybody runs, and all has to be stored and committed within a bound. Everyone takes
-//! turns in order: nothing is left to chance.
+//! The end of a run: no more faults, every process runs, and every record must be stored and committed within a limit.
+//! The processes run in a fixed order.
 
 use machine::Progress;
 
@@ -8,7 +8,7 @@ use crate::facts::Fact;
 use crate::process::State;
 use crate::world::World;
 
-/// Within so many rounds of everybody.
+/// The number of rounds in which everything must be completed.
 const MAX_ROUNDS: usize = 2000;
 
 impl World {
@@ -16,11 +16,12 @@ impl World {
         if self.env.violation.is_some() {
             return;
         }
-        self.env.say(|| "everything heals".into());
+        self.env.trace_step(|| "everything heals".into());
         self.env.healing = true;
         self.env.upgraded = true;
         if self.env.database.rejects_all {
-            // A change of the table waits in line for its lock, and would have its turn; here nobody stands in line.
+            // A change of the table queues for its lock and gets it after the transactions before it. The model has no
+            // such queue: end those transactions.
             self.env.database.restart(false);
             self.env.database.rejects_all = false;
         }
@@ -44,7 +45,7 @@ impl World {
         self.env.violate(format!("stuck: {missing}"));
     }
 
-    /// Some inboxes stay blocked: all others come to their end all the same.
+    /// Blocks some inboxes, and requires that the records of all others are completed.
     fn end_while_blocked(&mut self, others: BlockedEnd) {
         self.env.count(Fact::BlockedEnd);
         self.env.database.blocked.clear();
@@ -83,7 +84,7 @@ impl World {
             self.make_visible(0);
         }
         let deleted = self.env.kafka.topic().partitions.iter().any(|log| log.low > 0);
-        // The operator says so only once everything that can be read has had its time.
+        // The operator accepts the loss only after the rounds in which every readable record can be stored.
         if deleted && round > 20 {
             self.env.accept_loss = true;
             self.env.oracle.loss_accepted = true;
@@ -113,9 +114,10 @@ impl World {
         for _ in 0..2 + self.env.kafka.commits.len() {
             self.kafka_step();
         }
-        let sessions: Vec<_> = self.env.database.sessions.iter().map(|session| (session.id, session.held)).collect();
-        for (id, held) in sessions {
-            if held {
+        let sessions: Vec<_> =
+            self.env.database.sessions.iter().map(|session| (session.id, session.client_connected)).collect();
+        for (id, client_connected) in sessions {
+            if client_connected {
                 self.execute(id);
             } else {
                 self.env.database.end(id);
@@ -129,7 +131,8 @@ impl World {
         let ends = env.kafka.topic().partitions.iter().zip(0..).all(|(log, partition)| {
             let committed = env.kafka.group.offsets.get(&partition).copied();
             let progress = env.database.tables.progress.get(&(topic, partition)).copied();
-            // A row above the log, or of an earlier leader than the last record's, speaks of records that are lost.
+            // If a row is above the log's end, or has an earlier leader epoch than the last record, it refers to
+            // records that are lost.
             let last = log.from(0).last().map_or(-1, |record| record.leader_epoch);
             let is_past = |row: Progress| {
                 let all = row.next.0 >= log.end() && row.next.0 <= log.high;

@@ -1,7 +1,7 @@
-//! Proves what msg-transfer decides, by trying: the machines run against models of Kafka and PostgreSQL in which
-//! everything goes wrong, chosen by a seed, and an oracle that knows only what was sent looks at what is stored.
+//! Tests the decisions of msg-transfer: the machines run against models of Kafka and PostgreSQL with all their faults,
+//! chosen by a seed, and an oracle that knows only the produced records checks the stored rows.
 //!
-//! `docs/simulator.md` tells what is modelled and what is not.
+//! `docs/simulator.md` lists the parts that are modelled and those that are not.
 
 mod assignment_id;
 mod choices;

@@ -1,5 +1,5 @@
-//! `sim`: runs seeds, and shows one.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
+//! `sim`: runs seeds, replays one seed, and plants bugs.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
 
 use clap::{Parser, Subcommand};
 use simulator::mutants::{Bench, Expected, MUTANTS, Mutant, MutantResult};
@@ -7,7 +7,7 @@ use simulator::{run, shrink};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Runs msg-transfer's machines against models of Kafka and PostgreSQL, a seed a run.
+/// Runs msg-transfer's machines against models of Kafka and PostgreSQL, one run per seed.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -18,36 +18,36 @@ struct Cli {
 enum Command {
     /// Runs many seeds, up to the first violation.
     Run {
-        /// FROM..TO
+        /// The seeds, as FROM..TO (without TO).
         #[arg(long, default_value = "0..100000", value_parser = range)]
         seeds: std::ops::Range<u64>,
-        /// Threads; as many as there are cores unless said.
+        /// Number of threads; the number of cores unless configured.
         #[arg(long)]
         jobs: Option<usize>,
-        /// Say only how it ended.
+        /// Print only the result.
         #[arg(long)]
         brief: bool,
     },
-    /// Shows what happens in one seed.
+    /// Prints each step of one seed. A run with a violation is shrunk first.
     Replay {
-        /// The seed.
         seed: u64,
-        /// All of it, also where less shows the same violation.
+        /// Do not shrink a run with a violation.
         #[arg(long)]
         whole: bool,
     },
-    /// Plants bugs in a copy of the machine, one at a time, and says which are found. Run it at the top of the workspace.
+    /// Plants bugs in a copy of the machine, one at a time, and reports which of them are found. Must run in the
+    /// workspace's top folder.
     Mutants {
-        /// Only those with this in their name, or in the path of a file that they change.
+        /// Only the mutants with this text in their description, or in the path of a file that they change.
         name: Option<String>,
-        /// Seeds to try for each.
+        /// Maximum number of seeds for each mutant.
         #[arg(long, default_value_t = 200_000)]
         seeds: u64,
     },
 }
 
 fn range(text: &str) -> Result<std::ops::Range<u64>, String> {
-    let (from, to) = text.split_once("..").ok_or("FROM..TO is wanted")?;
+    let (from, to) = text.split_once("..").ok_or("expected FROM..TO")?;
     let number = |text: &str| text.replace('_', "").parse::<u64>().map_err(|error| error.to_string());
     Ok(number(from)?..number(to)?)
 }
@@ -78,7 +78,7 @@ fn run_seeds(seeds: std::ops::Range<u64>, jobs: Option<usize>, brief: bool) -> E
     };
     if !brief {
         replay(seed, false);
-        println!("again: target/sim/sim replay {seed}");
+        println!("to repeat: target/sim/sim replay {seed}");
     }
     println!("seed {seed}: {violation}");
     ExitCode::FAILURE

@@ -1,5 +1,5 @@
-//! Tests the simulator: plants one bug at a time in a copy of the machine (or of what is around it), and says how many
-//! seeds it takes until a promise breaks.
+//! Tests the simulator: plants one bug at a time in a copy of the machine or of a model, and counts the seeds until a
+//! promise breaks.
 
 mod table;
 
@@ -98,8 +98,8 @@ impl Bench {
 }
 
 impl Mutant {
-    /// Returns the files that the mutant changes, each with its changed text. Fails if a text to be replaced does not occur
-    /// exactly once in its file.
+    /// Returns the files that the mutant changes, each with its changed text. Fails if a text to be replaced does not
+    /// occur exactly once in its file.
     fn plant(&self, msg_transfer: &Path) -> Result<BTreeMap<&'static str, String>, String> {
         let mut files = BTreeMap::new();
         for edit in self.edits {

@@ -1,5 +1,5 @@
-//! What must hold. It knows what was put into the topic and what the database and the group hold, and nothing of how
-//! the machines come to it.
+//! The oracle: the checks of all that must hold. The oracle knows the produced records and the contents of the database
+//! and the group, but not how the machines work.
 
 use std::collections::BTreeMap;
 
@@ -11,27 +11,27 @@ use crate::database::{Client, Database, Dead, Row, Tables};
 use crate::kafka::Kafka;
 use crate::kafka::log::{INBOXES, Log, Record, RecordKind};
 
-/// What it remembers.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
-    /// The dead letters that counted when an assignment read its start, and those that were kept aside under it since.
+    /// For each assignment: the number of dead letters that counted when it read its start, and the offsets of these
+    /// and of all since.
     dead: BTreeMap<(AssignmentId, u32, Partition), (usize, Vec<i64>)>,
-    /// Up to where somebody has resumed_at at a partition: what is below does not count.
+    /// The end offset of each partition when the operator last resumed it: dead letters below it do not count.
     resumed: BTreeMap<Partition, i64>,
-    /// The server was slow at some time.
+    /// Whether the server was ever slow.
     pub(crate) was_slow: bool,
-    /// Records that were deleted before they were kept, with the operator's word that this is accepted.
+    /// Whether the operator has accepted that records were deleted before they were completed.
     pub(crate) loss_accepted: bool,
 }
 
-/// Whether a record is kept: as its row, or as a dead letter.
+/// Returns whether a record is completed: stored, or dead-lettered.
 pub(crate) fn is_completed(database: &Database, record: &Record) -> bool {
     let tables = &database.tables;
     let at = record.position();
     if tables.dead.get(&at).is_some_and(|dead| dead.record == *record) {
         return true;
     }
-    // A broken record is never a row, whatever it has in common with one.
+    // A broken record is never a row, even if a row has the same ID and version.
     let storable = !matches!(record.kind, RecordKind::Undecodable | RecordKind::Invalid);
     let same = |row: &Row| row.record.id == record.id && row.record.version == record.version;
     if storable && tables.by_id(record.id).is_some_and(same) {
@@ -44,7 +44,7 @@ pub(crate) fn is_completed(database: &Database, record: &Record) -> bool {
 }
 
 impl Oracle {
-    /// A start was read: the dead letters so far are known to whoever read it.
+    /// Notes that an assignment read its start, and with it the dead letters so far.
     pub(crate) fn loaded(&mut self, tables: &Tables, client: Client, topic: u32, partitions: &[(Partition, Epoch)]) {
         for (partition, epoch) in partitions {
             let counted = tables.counted_dead_letters(topic, *partition);
@@ -56,17 +56,17 @@ impl Oracle {
                     .is_some()
             };
             let counted: Vec<i64> = counted.into_iter().filter(|offset| !is_lost(offset)).collect();
-            let id = AssignmentId { process: client.process, life: client.life, epoch: *epoch };
+            let id = AssignmentId { process: client.process, restarts: client.restarts, epoch: *epoch };
             self.dead.insert((id, topic, *partition), (counted.len(), counted));
         }
     }
 
-    /// Somebody resumed_at at a partition that stood still, when it reached so far.
+    /// Notes that the operator resumed a halted partition when its end offset was `high`.
     pub(crate) fn resumed(&mut self, partition: Partition, high: i64) {
         self.resumed.insert(partition, high);
     }
 
-    /// At each commit: P2, P3, P4, and what may be a dead letter.
+    /// Checks a commit: P2, P3, P4, and which records may be dead letters.
     pub(crate) fn committed(
         &mut self,
         database: &Database,
@@ -108,7 +108,7 @@ impl Oracle {
         if is_conflict || record.kind.may_be_dead_as(dead.reason, self.was_slow) {
             return Ok(());
         }
-        Err(format!("P1: {} was kept aside as {}", record.show(), dead.reason.name()))
+        Err(format!("P1: {} was dead-lettered as {}", record.show(), dead.reason.name()))
     }
 
     fn check_breaker(&mut self, dead: &Dead, limit: usize) -> Result<(), String> {
@@ -117,14 +117,14 @@ impl Oracle {
             return Ok(());
         }
         let Some((known, all)) = self.dead.get_mut(&(dead.by, record.topic, record.partition)) else {
-            return Err(format!("{} was kept aside by somebody who had not read a start", record.show()));
+            return Err(format!("{} was dead-lettered by an assignment that has not read its start", record.show()));
         };
         if !all.contains(&record.offset) {
             all.push(record.offset);
         }
         if all.len() > limit.max(*known) {
             return Err(format!(
-                "breaker: {} dead letters of partition {}, more than {limit}",
+                "dead-letter limit: {} dead letters of partition {}, the limit is {limit}",
                 all.len(),
                 record.partition
             ));
@@ -132,7 +132,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// What is counted as lost is what was lost, and no more.
+    /// Checks that exactly the lost records are counted as lost.
     pub(crate) fn check_lost(log: &Log, lost: &Lost) -> Result<(), String> {
         let (epoch, row) = (lost.row.leader_epoch, lost.row.next.0);
         let exact = !epoch.is_known() || log.has_differed_at(epoch.0, lost.from.0);
@@ -142,28 +142,29 @@ impl Oracle {
         Err(format!("{lost:?} is counted as lost, and the log differs from {:?} on", log.differs_at(epoch.0)))
     }
 
-    /// P5: everything below an offset is kept. Of a log that lost its tail, what the row's leaders wrote.
+    /// Checks P5: every record below an offset is completed. If the log lost its tail, only the records that the row's
+    /// leaders wrote.
     pub(crate) fn completed_below(
         &self,
         kafka: &Kafka,
         database: &Database,
-        what: &str,
+        name: &str,
         (topic, partition, progress): (u32, Partition, Progress),
     ) -> Result<(), String> {
         let log = kafka.topics[topic as usize].log(partition);
         let (next, epoch) = (progress.next.0, progress.leader_epoch);
         if next > log.high && !log.has_lost() {
-            return Err(format!("P5: {what} of partition {partition} says {next}, past its end {}", log.high));
+            return Err(format!("P5: {name} of partition {partition} is {next}, past its end {}", log.high));
         }
         let is_covered = |record: &Record| !log.has_lost() || epoch.is_known() && record.leader_epoch <= epoch.0;
         let is_excused = |record: &Record| self.loss_accepted && record.offset < log.low || !is_covered(record);
         match log.below(next).iter().rev().find(|record| !is_completed(database, record) && !is_excused(record)) {
-            Some(record) => Err(format!("P5: {what} says {next}, and {} is not kept", record.show())),
+            Some(record) => Err(format!("P5: {name} is {next}, and {} is not completed", record.show())),
             None => Ok(()),
         }
     }
 
-    /// At the end: all of it, from scratch.
+    /// Checks everything again at the end of the run.
     pub(crate) fn check_end(&self, kafka: &Kafka, database: &Database) -> Result<(), String> {
         let tables = &database.tables;
         check_inboxes(tables, INBOXES.len())?;
@@ -180,10 +181,10 @@ impl Oracle {
             let above = row.filter(|row| log.differs_at(row.leader_epoch.0).is_some_and(|at| at < row.next.0));
             let is_excused = tables.is_raised_again(topic, partition) || tables.is_started_below(topic, partition);
             if let Some(row) = above.filter(|row| row.leader_epoch.is_known() && !is_excused) {
-                return Err(format!("the row of partition {partition}, {row:?}, speaks of records that are lost"));
+                return Err(format!("the row of partition {partition}, {row:?}, refers to records that are lost"));
             }
         }
-        // The first one of an id that can be a row is the row.
+        // The first record of an ID that can be stored must be the row.
         for row in tables.inboxes.iter().flatten().filter(|row| !tables.lost.contains(&row.record.position())) {
             let log = kafka.topics[row.record.topic as usize].log(row.record.partition);
             let before = log.below(row.record.offset);
@@ -191,7 +192,7 @@ impl Oracle {
                 other.id == row.record.id && !tables.dead.contains_key(&other.position()) && other.offset >= log.low
             });
             if let Some(other) = skipped.filter(|_| row.record.topic == topic) {
-                return Err(format!("P3: {} is the row of {}", row.record.show(), other.show()));
+                return Err(format!("P3: {} is the row, and the earlier {} is not", row.record.show(), other.show()));
             }
         }
         for dead in tables.dead.values() {
@@ -201,7 +202,7 @@ impl Oracle {
     }
 }
 
-/// P2, P3 and P4 of one inbox.
+/// Checks P2, P3 and P4 of one inbox.
 fn check_inbox(tables: &Tables, inbox: u8) -> Result<(), String> {
     let name = INBOXES[inbox as usize];
     let rows = &tables.inboxes[inbox as usize];
@@ -209,14 +210,15 @@ fn check_inbox(tables: &Tables, inbox: u8) -> Result<(), String> {
     for (index, row) in rows.iter().enumerate() {
         let expected = i64::try_from(index + 1).expect("few");
         if row.seq != expected {
-            return Err(format!("P4: seq {} of {name} stands where {expected} should", row.seq));
+            return Err(format!("P4: {name} has seq {} where {expected} is expected", row.seq));
         }
         if row.record.inbox != inbox || tables.by_id(row.record.id) != Some(row) {
-            return Err(format!("P2: {} is there twice", row.record.show()));
+            return Err(format!("P2: {} is stored twice", row.record.show()));
         }
         let record = row.record;
-        // It was kept aside, came again, and was taken: its place is where it was taken, as after a replay. And what Kafka has
-        // lost may be in the memory of a process that still stores it.
+        // Two kinds of rows may be out of order. The record of a row may be a dead letter too: after a restart it was
+        // read again and stored then, as after a replay. And a process may store a record from its memory that Kafka
+        // has lost.
         if tables.dead.contains_key(&record.position()) || tables.lost.contains(&record.position()) {
             continue;
         }
@@ -228,7 +230,7 @@ fn check_inbox(tables: &Tables, inbox: u8) -> Result<(), String> {
     Ok(())
 }
 
-/// P2, P3 and P4 of all inboxes.
+/// Checks P2, P3 and P4 of all inboxes.
 pub(crate) fn check_inboxes(tables: &Tables, inboxes: usize) -> Result<(), String> {
     (0..inboxes).try_for_each(|inbox| check_inbox(tables, u8::try_from(inbox).expect("few")))
 }

@@ -1,4 +1,4 @@
-//! Runs seeds: one, or many on all cores, up to the first violation.
+//! Runs one seed, or many on all cores, up to the first violation.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,22 +10,22 @@ use crate::facts::Facts;
 use crate::world::World;
 
 thread_local! {
-    /// The seed that this thread runs, for whoever reads of a panic.
+    /// The seed that this thread runs, for the message of a panic.
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// How a run went.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
-    /// What did not hold.
+    /// The promise that was broken, and how.
     pub violation: Option<String>,
-    /// What was chosen.
+    /// The choices.
     pub tape: Vec<u32>,
-    /// Each step in words, if they were asked for.
+    /// The steps in words, if the run was traced.
     pub trace: Vec<String>,
-    /// What happened.
+    /// The counts of events.
     pub facts: Facts,
-    /// Steps before the healing.
+    /// The number of steps before the healing.
     pub steps: usize,
 }
 
@@ -37,14 +37,14 @@ pub fn seed(seed: u64, traced: bool) -> Report {
     report
 }
 
-/// Runs what a tape says.
+/// Runs a recorded sequence of choices.
 pub fn tape(tape: Vec<u32>, traced: bool) -> Report {
     run(Choices::from_tape(tape), traced)
 }
 
 fn run(choices: Choices, traced: bool) -> Report {
     let mut world = World::new(choices, traced);
-    // A panic of a machine is a violation like any other, where it unwinds.
+    // Where a panic unwinds, a panic of a machine is a violation like any other.
     let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err();
     if let Some(panic) = panicked {
         let text = panic.downcast_ref::<String>().cloned();
@@ -60,8 +60,8 @@ fn run(choices: Choices, traced: bool) -> Report {
     }
 }
 
-/// Says at a panic which seed it was, and nothing where it is caught and told later.
-#[allow(clippy::print_stderr, reason = "it is a command's")]
+/// Prints the seed of a panic that aborts the process. `run` reports a panic that unwinds.
+#[allow(clippy::print_stderr, reason = "the output of a command")]
 pub fn report_seed_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         if cfg!(panic = "abort") {
@@ -71,20 +71,21 @@ pub fn report_seed_on_panic() {
     }));
 }
 
-/// What many seeds came to.
+/// The sum of many runs.
 #[derive(Debug, Default)]
 pub struct Sum {
-    /// Seeds that were run.
+    /// The number of seeds that were run.
     pub seeds: u64,
-    /// Their steps.
+    /// The number of their steps.
     pub steps: u64,
-    /// What happened in them.
+    /// The counts of events in these seeds.
     pub facts: Facts,
-    /// The lowest seed with a violation, and what it is.
+    /// The lowest seed with a violation, and the violation.
     pub failed: Option<(u64, String)>,
 }
 
-/// Runs these seeds on so many threads, and stops after a violation. `tell` hears now and then how many are done.
+/// Runs these seeds on `threads` threads, and stops after a violation. Calls `on_progress` every 10,000 seeds with the
+/// number of seeds.
 pub fn seeds(range: std::ops::Range<u64>, threads: usize, on_progress: impl Fn(u64) + Sync) -> Sum {
     let next = AtomicU64::new(range.start);
     let stop = AtomicBool::new(false);
@@ -92,30 +93,30 @@ pub fn seeds(range: std::ops::Range<u64>, threads: usize, on_progress: impl Fn(u
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                let mut mine = Sum::default();
+                let mut partial = Sum::default();
                 while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= range.end {
                         break;
                     }
                     let report = seed(number, false);
-                    mine.seeds += 1;
-                    mine.steps += report.steps as u64;
-                    mine.facts.merge(&report.facts);
+                    partial.seeds += 1;
+                    partial.steps += report.steps as u64;
+                    partial.facts.merge(&report.facts);
                     if (number + 1 - range.start).is_multiple_of(10_000) {
                         on_progress(number + 1 - range.start);
                     }
                     if let Some(violation) = report.violation {
-                        mine.failed = Some((number, violation));
+                        partial.failed = Some((number, violation));
                         stop.store(true, Ordering::Relaxed);
                     }
                 }
-                let mut sum = sum.lock().expect("nobody panics with it");
-                sum.add(mine);
+                let mut sum = sum.lock().expect("no thread panics while it holds the lock");
+                sum.add(partial);
             });
         }
     });
-    sum.into_inner().expect("nobody panics with it")
+    sum.into_inner().expect("no thread panics while it holds the lock")
 }
 
 impl Sum {

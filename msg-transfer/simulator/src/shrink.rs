@@ -1,11 +1,11 @@
-//! Makes a failing run small: cuts and zeroes parts of its tape for as long as the same promise breaks.
+//! Shrinks a failing run: cuts and zeroes parts of its tape for as long as the same promise breaks.
 
 use crate::run;
 
-/// Runs that may be spent on it.
+/// Maximum number of runs that shrinking may use.
 const MAX_RUNS: usize = 20_000;
 
-/// The smallest tape found that breaks the same promise.
+/// Returns the smallest tape found that breaks the same promise.
 pub fn shrink(tape: Vec<u32>, violation: &str) -> Vec<u32> {
     let promise = promise(violation);
     smallest(tape, |tape| {
@@ -14,7 +14,7 @@ pub fn shrink(tape: Vec<u32>, violation: &str) -> Vec<u32> {
     })
 }
 
-/// The smallest tape found that `fails` says something of: what was used of it.
+/// Returns the smallest tape found for which `fails` returns a tape: the part that was used.
 fn smallest(tape: Vec<u32>, fails: impl Fn(&[u32]) -> Option<Vec<u32>>) -> Vec<u32> {
     let mut runs_left = MAX_RUNS;
     let mut best = tape;
@@ -59,7 +59,7 @@ fn weight(tape: &[u32]) -> u64 {
     tape.iter().map(|number| u64::from(*number)).sum()
 }
 
-/// The promise's name: what is before the first colon.
+/// Returns the promise's name, which is the text before the first colon.
 fn promise(violation: &str) -> &str {
     violation.split_once(':').map_or(violation, |(promise, _)| promise)
 }
@@ -69,8 +69,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_matter_goes() {
-        // Fails where a 7 comes after a 3.
+    fn shrinking_keeps_only_the_cause_of_the_failure() {
+        // Fails if a 7 comes after a 3.
         let fails = |tape: &[u32]| {
             let three = tape.iter().position(|number| *number == 3)?;
             tape[three..].contains(&7).then(|| tape.to_vec())

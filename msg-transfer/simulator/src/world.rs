@@ -11,14 +11,13 @@ use crate::kafka::CommitRequest;
 use crate::kafka::log::INBOXES;
 use crate::process::{Process, State};
 
-/// Beside these the faults have their own weight.
+/// The weights of the ordinary steps. The weight of a fault is part of the configuration.
 const PROCESS: u32 = 70;
 const DATABASE: u32 = 45;
 const KAFKA: u32 = 8;
 const PRODUCER: u32 = 7;
 const CLOCK: u32 = 6;
 
-/// Everything there is.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) env: Env,
@@ -33,7 +32,7 @@ impl World {
         World { env, processes, steps: 0 }
     }
 
-    /// The whole run, up to the first violation.
+    /// Runs all steps, up to the first violation, and then the healing.
     pub(crate) fn run(&mut self) {
         while self.steps < self.env.config.steps && self.env.violation.is_none() {
             self.step();
@@ -64,7 +63,7 @@ impl World {
         }
         let turns = process.turns();
         let first = self.env.choices.index(turns);
-        // Whoever has nothing to do leaves its turn to the next one.
+        // A thread or task that has nothing to do leaves its turn to the next one.
         for index in 0..turns {
             if process.turn((first + index) % turns, &mut self.env) {
                 break;
@@ -79,18 +78,19 @@ impl World {
             return;
         }
         let ready = |session: &&crate::database::Session| {
-            session.alive && (!session.held || (session.request.is_some() && !env.database.is_waiting(session)))
+            session.alive
+                && (!session.client_connected || (session.request.is_some() && !env.database.is_waiting(session)))
         };
         let sessions: Vec<_> =
-            env.database.sessions.iter().filter(ready).map(|session| (session.id, session.held)).collect();
+            env.database.sessions.iter().filter(ready).map(|session| (session.id, session.client_connected)).collect();
         if sessions.is_empty() {
             return;
         }
-        let (id, held) = sessions[env.choices.index(sessions.len())];
-        let session = env.database.session(id).expect("it was just found");
-        if !held && (session.request.is_none() || env.choices.one_in(3)) {
-            let client = env.database.session(id).expect("it was just found").client;
-            env.say(|| format!("  db: notices that {} is gone", client.show()));
+        let (id, client_connected) = sessions[env.choices.index(sessions.len())];
+        let session = env.database.session(id).expect("the session was found above");
+        if !client_connected && (session.request.is_none() || env.choices.one_in(3)) {
+            let client = env.database.session(id).expect("the session was found above").client;
+            env.trace_step(|| format!("  db: notices that {} has disconnected", client.show()));
             env.database.end(id);
             return;
         }
@@ -122,20 +122,21 @@ impl World {
         }
     }
 
-    /// Whether no process but this one is assigned the partition, and it has resolved its start.
+    /// Returns whether the group has assigned the partition to no other process, and this process has resolved its
+    /// start.
     fn owns(&self, client: Client, partition: Partition) -> bool {
         let process = &self.processes[client.process];
-        let member = process.parts.library.membership.member.filter(|_| process.parts.life == client.life);
+        let member = process.parts.library.membership.member.filter(|_| process.parts.restarts == client.restarts);
         let mut members = self.env.kafka.group.members.iter();
-        // A halted one too: what it completed before is still saved.
+        // A halted partition counts too: the progress of its completed records is still saved.
         let is_halted = process.driver.halted().any(|halted| halted == partition);
         (is_halted || process.driver.machine().expected(partition).is_some())
             && members.all(|other| !other.assigned.contains(&partition) || Some(other.id) == member)
     }
 
-    /// What was committed can be seen from now on.
+    /// Makes the rows of a committed transaction visible.
     pub(crate) fn make_visible(&mut self, index: usize) {
-        self.env.say(|| "  db: what was committed can be seen".into());
+        self.env.trace_step(|| "  db: a committed transaction becomes visible".into());
         self.env.database.make_visible(index);
         let checked = crate::oracle::check_inboxes(&self.env.database.tables, INBOXES.len());
         self.env.check(checked);
@@ -159,7 +160,7 @@ impl World {
             env.count(Fact::Rebalance);
             if env.trace.is_some() {
                 let group = format!("{:?}", env.kafka.group);
-                env.say(|| format!("kafka: the group is complete: {group}"));
+                env.trace_step(|| format!("kafka: the group is complete: {group}"));
             }
         } else if let Some(request) = env.kafka.commits.pop_front() {
             self.commit_offsets(&request);
@@ -172,7 +173,7 @@ impl World {
 
     pub(crate) fn expel(&mut self, id: u32) {
         self.env.count(Fact::Expelled);
-        self.env.say(|| format!("kafka: member {id} is expelled"));
+        self.env.trace_step(|| format!("kafka: member {id} is expelled"));
         self.env.kafka.group.remove(id);
     }
 
@@ -180,15 +181,16 @@ impl World {
         let env = &mut self.env;
         let loses = !env.healing && env.config.has(Fault::LoseCommit) && env.choices.one_in(4);
         if loses && env.choices.one_in(2) {
-            env.say(|| format!("kafka: {request:?} is lost"));
+            env.trace_step(|| format!("kafka: {request:?} is lost"));
             return;
         }
         let accepted = env.kafka.group.accepts(request.member, request.generation);
         env.count(if accepted { Fact::OffsetsCommitted } else { Fact::OffsetsRejected });
-        env.say(|| format!("kafka: {} {request:?}", if accepted { "accepts" } else { "rejects" }));
+        env.trace_step(|| format!("kafka: {} {request:?}", if accepted { "accepts" } else { "rejects" }));
         if accepted {
             for point in &request.points {
-                // What the database lost since, or what was said of another topic, is put right by the next start.
+                // If the database has lost the progress row since, or the topic was recreated, the next start corrects
+                // the offset.
                 let is_present = request.topic == env.kafka.topic_number();
                 if is_present && request.incarnation.is_none_or(|saved_to| saved_to == env.database.incarnation) {
                     env.check_completed_below("committed offset", request.topic, point.partition, point.progress());
@@ -206,7 +208,7 @@ impl World {
             }
         }
         let process = &mut self.processes[request.process];
-        if process.parts.life == request.life && process.state != State::Down {
+        if process.parts.restarts == request.restarts && process.state != State::Down {
             let library = &mut process.parts.library;
             let results = if loses { &mut library.late_commit_results } else { &mut library.commit_results };
             results.push_back((request.round, accepted));
@@ -221,7 +223,7 @@ impl World {
             match self.processes[number].state {
                 State::Down if env.choices.one_in(6) => self.start(number),
                 State::Frozen if env.choices.one_in(10) => {
-                    env.say(|| format!("P{number} wakes up"));
+                    env.trace_step(|| format!("P{number} resumes"));
                     self.processes[number].state = State::Up;
                 }
                 State::Up | State::Down | State::Frozen => {}
@@ -229,14 +231,14 @@ impl World {
         }
     }
 
-    /// A process is started again, and knows nothing of before.
+    /// Restarts a process, with empty memory.
     pub(crate) fn start(&mut self, number: usize) {
-        let life = self.processes[number].parts.life + 1;
+        let restarts = self.processes[number].parts.restarts + 1;
         self.env.count(Fact::Started);
-        self.env.say(|| format!("P{number} is started again"));
+        self.env.trace_step(|| format!("P{number} restarts"));
         if self.env.config.static_members && self.env.kafka.group.members.iter().any(|m| m.process == number) {
             self.env.count(Fact::Takeover);
         }
-        self.processes[number] = Process::new(number, life, &self.env);
+        self.processes[number] = Process::new(number, restarts, &self.env);
     }
 }

@@ -1,26 +1,26 @@
-//! A few seeds hold, and a seed is the same run for ever.
+//! Some seeds break no promise, and a seed always gives the same run.
 
 use simulator::run;
 
 #[test]
-fn a_few_hundred_seeds_hold() {
+fn first_400_seeds_break_no_promise() {
     let sum = run::seeds(0..400, 2, |_| ());
     assert_eq!(sum.failed, None);
     assert_eq!(sum.seeds, 400);
 }
 
 #[test]
-fn a_seed_and_its_tape_are_the_same_run() {
+fn seed_and_its_tape_give_the_same_run() {
     for number in [3, 5, 8] {
         let first = run::seed(number, true);
-        assert!(first.trace.len() > 50, "something happens");
+        assert!(first.trace.len() > 50, "the run has steps");
         assert_eq!(run::seed(number, true).trace, first.trace);
         assert_eq!(run::tape(first.tape, true).trace, first.trace);
     }
 }
 
 #[test]
-fn a_tape_that_is_cut_or_empty_is_a_run_too() {
+fn cut_or_empty_tape_gives_a_run_without_violation() {
     assert_eq!(run::tape(Vec::new(), false).violation, None);
     let tape = run::seed(1, false).tape;
     for length in [1, 10, 50, 200] {

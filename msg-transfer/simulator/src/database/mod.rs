@@ -1,5 +1,5 @@
 //! A model of PostgreSQL: sessions that interleave statement by statement at READ COMMITTED, locks on unique keys,
-//! savepoints, and a server that breaks connections, refuses, or is put back to an earlier point.
+//! savepoints, and a server that breaks connections, rejects rows, or is restored to an earlier commit.
 
 pub(crate) mod statement;
 pub(crate) mod tables;
@@ -15,25 +15,25 @@ pub(crate) use self::tables::{Dead, Row, Tables};
 
 pub(crate) type SessionId = u32;
 
-/// Who made a session.
+/// The owner of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Client {
     pub(crate) process: usize,
-    pub(crate) life: u32,
-    /// The lane's number; `None` for the reference connection.
+    pub(crate) restarts: u32,
+    /// The lane's number, or `None` for the reference connection.
     pub(crate) lane: Option<usize>,
 }
 
 impl Client {
     pub(crate) fn show(&self) -> String {
         match self.lane {
-            Some(lane) => format!("P{}.{} lane {lane}", self.process, self.life),
-            None => format!("P{}.{} reference connection", self.process, self.life),
+            Some(lane) => format!("P{}.{} lane {lane}", self.process, self.restarts),
+            None => format!("P{}.{} reference connection", self.process, self.restarts),
         }
     }
 }
 
-/// An open transaction, or one that is committed and cannot be seen yet.
+/// A transaction that is open, or committed and not visible yet.
 #[derive(Debug, Default)]
 pub(crate) struct Transaction {
     number: u32,
@@ -42,58 +42,52 @@ pub(crate) struct Transaction {
     savepoint: (usize, usize),
     has_savepoint: bool,
     failed: bool,
-    /// It is a bisection: deferred constraints are checked immediately.
+    /// Whether the transaction is a bisection, which checks deferred constraints immediately.
     is_bisection: bool,
 }
 
-/// A session.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) client: Client,
-    /// The client still holds it.
-    pub(crate) held: bool,
-    /// The server still serves it.
+    /// Whether the client keeps the session open.
+    pub(crate) client_connected: bool,
+    /// Whether the server still serves the session.
     pub(crate) alive: bool,
     pub(crate) request: Option<Statement>,
-    /// Rows of the statement that are done, and effect many of them were inserted.
+    /// The number of the statement's rows that are processed, and how many of these were inserted.
     done: (usize, usize),
-    /// The transaction that the statement waits for.
     waits_for: Option<u32>,
     result: Option<StatementResult>,
     pub(crate) transaction: Option<Transaction>,
 }
 
-/// The server.
 #[derive(Debug, Default)]
 pub(crate) struct Database {
     pub(crate) tables: Tables,
-    /// Only sessions that a client holds or that the server serves.
+    /// Only the sessions that a client keeps open or that the server serves.
     pub(crate) sessions: Vec<Session>,
-    /// Committed, and not to be seen yet.
+    /// The transactions that are committed and not visible yet.
     pub(crate) invisible: Vec<Transaction>,
-    /// How many times it went back.
+    /// The number of times that the server was restored to an earlier commit.
     pub(crate) incarnation: u32,
-    /// It takes no connections.
     pub(crate) refuses_connections: bool,
-    /// It refuses every message: a bad migration.
+    /// Whether the server rejects every message, as after a bad migration.
     pub(crate) rejects_all: bool,
-    /// It takes no writes.
     pub(crate) read_only: bool,
-    /// Any statement may take too long.
+    /// Whether any statement may need too long.
     pub(crate) slow: bool,
-    /// These inboxes take no row, and what it says of one.
+    /// The inboxes that accept no row, each with the class of the error.
     pub(crate) blocked: BTreeMap<u8, Class>,
     last_session: SessionId,
     last_transaction: u32,
 }
 
-/// What a client finds when it looks for an answer.
+/// The result of polling a session.
 #[derive(Debug)]
 pub(crate) enum Polled {
     Pending,
     Result(StatementResult),
-    /// The connection is gone.
     Broken,
 }
 
@@ -107,7 +101,7 @@ impl Database {
         self.sessions.push(Session {
             id,
             client,
-            held: true,
+            client_connected: true,
             alive: true,
             request: None,
             done: (0, 0),
@@ -122,7 +116,7 @@ impl Database {
         self.sessions.iter_mut().find(|session| session.id == id)
     }
 
-    /// The client sends a statement. On a broken connection it goes nowhere.
+    /// Sends the client's statement, which is dropped if the connection is broken.
     pub(crate) fn send(&mut self, id: SessionId, statement: Statement) {
         let Some(session) = self.session(id) else { return };
         if session.alive {
@@ -144,15 +138,15 @@ impl Database {
         session.is_none_or(|session| session.result.is_some() || !session.alive)
     }
 
-    /// The client lets go. The server notices later, and may carry out what was sent before.
+    /// Closes the client's end. The server notices later, and may execute the statement that was sent before.
     pub(crate) fn disconnect(&mut self, id: SessionId) {
         if let Some(session) = self.session(id) {
-            session.held = false;
+            session.client_connected = false;
         }
         self.remove_ended_sessions();
     }
 
-    /// The server ends the session.
+    /// Ends the session on the server.
     pub(crate) fn end(&mut self, id: SessionId) {
         if let Some(session) = self.session(id) {
             session.alive = false;
@@ -164,10 +158,10 @@ impl Database {
     }
 
     fn remove_ended_sessions(&mut self) {
-        self.sessions.retain(|session| session.held || session.alive);
+        self.sessions.retain(|session| session.client_connected || session.alive);
     }
 
-    /// Every connection breaks. Answers that are on their way may still arrive.
+    /// Breaks every connection. Results that are in flight arrive only if `results_arrive`.
     pub(crate) fn restart(&mut self, results_arrive: bool) {
         for session in &mut self.sessions {
             session.alive = false;
@@ -184,20 +178,21 @@ impl Database {
         }
     }
 
-    /// The last so many commits are gone, and every connection.
+    /// Restarts the server without its last `commits` commits.
     pub(crate) fn restore(&mut self, commits: usize, results_arrive: bool) {
         self.restart(results_arrive);
         self.tables.restore(commits);
         self.incarnation += 1;
     }
 
-    /// Whether a transaction holds a lock on the table that a change of it would have to wait for. A bisection takes it first.
+    /// Returns whether a transaction holds a lock on the table that a change of the table must wait for. A bisection
+    /// acquires that lock first.
     pub(crate) fn is_table_locked(&self) -> bool {
         let transactions = self.sessions.iter().filter_map(|session| session.transaction.as_ref());
         transactions.into_iter().any(|open| open.is_bisection || !open.rows.is_empty())
     }
 
-    /// The statement waits for another transaction that is not over.
+    /// Returns whether the session's statement waits for a transaction that has not ended.
     pub(crate) fn is_waiting(&self, session: &Session) -> bool {
         session.waits_for.is_some_and(|number| {
             self.invisible.iter().any(|invisible| invisible.number == number) || self.holder(number).is_some()
@@ -209,7 +204,7 @@ impl Database {
         self.sessions.iter().find(holds)
     }
 
-    /// Whether waiting for this transaction would close a circle.
+    /// Returns whether there is a cycle of waits if `waiting` waits for the transaction `number`.
     fn is_deadlock(&self, waiting: SessionId, mut number: u32) -> bool {
         for _ in 0..self.sessions.len() {
             let Some(holder) = self.holder(number) else { return false };
@@ -222,14 +217,14 @@ impl Database {
         false
     }
 
-    /// A statement that waits for a lock is given up.
+    /// Fails a statement that waits for a lock.
     pub(crate) fn lock_timeout(&mut self, id: SessionId) {
         let Some(session) = self.session(id) else { return };
         session.request = None;
         session.fail(Class::Locked);
     }
 
-    /// What was committed and could not be seen can be.
+    /// Makes the rows of a committed transaction visible.
     pub(crate) fn make_visible(&mut self, index: usize) {
         let transaction = self.invisible.remove(index);
         self.tables.make_visible(transaction.number);
@@ -237,7 +232,7 @@ impl Database {
 }
 
 impl Session {
-    /// The statement has waited for a lock, and may still.
+    /// Returns whether the statement waited for a lock at its last step.
     pub(crate) fn has_waited(&self) -> bool {
         self.waits_for.is_some()
     }

@@ -1,4 +1,4 @@
-//! The statements, and what each does in one step.
+//! The statements, and the effect of each in one step.
 
 use machine::consumer::start::Lost;
 use machine::failure::Class;
@@ -8,7 +8,6 @@ use machine::{Epoch, Partition, Progress};
 use super::{Client, Database, Dead, Row, SessionId, Transaction};
 use crate::kafka::log::{Position, Record, RecordKind};
 
-/// A statement of a lane or of the reference connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Statement {
     LastSeqs(Vec<u8>),
@@ -20,24 +19,23 @@ pub(crate) enum Statement {
     Commit,
     Rollback,
     BeginBisection,
-    /// In place of this row in its inbox, or in an inbox of its own.
+    /// Inserts the canary row into the inbox of this row, or into an inbox of its own.
     Canary(Option<Row>),
     MoveSavepoint,
     RollbackToSavepoint,
-    /// The progress rows, and the dead letters that count.
+    /// Reads the progress rows of these partitions of a topic, and the dead letters that count.
     Load(u32, Vec<(Partition, Epoch)>),
     Save(Vec<(u32, Partition, Progress)>),
-    /// The topic, the partition, and the records that Kafka lost.
+    /// Lowers the progress row of a partition of a topic, from which Kafka lost these records.
     Lower(u32, Partition, Lost),
     Ping,
 }
 
-/// The result of a statement.
 #[derive(Clone, Debug)]
 pub(crate) enum StatementResult {
     Lane(Answer),
     Loaded(Vec<(Partition, Option<Progress>, Vec<i64>)>),
-    /// Whether the row was still the one that was read.
+    /// Whether the row was unchanged since the start task had read the row.
     Lowered(bool),
     /// The incarnation of the database that has the rows.
     Saved(u32),
@@ -49,35 +47,26 @@ pub(crate) enum StatementResult {
 pub(crate) enum StatementEffect {
     Fine,
     Fails(Class),
-    /// The connection breaks before the statement is carried out.
+    /// The connection breaks before the statement is executed.
     BreaksBefore,
-    /// The connection breaks after the statement was carried out, before its result arrives.
+    /// The connection breaks after the statement was executed, before its result arrives.
     BreaksAfter,
     /// The COMMIT succeeds, and its rows become visible later.
     VisibleLater,
 }
 
-/// The part of a statement's result that the oracle observes.
+/// The part of a statement's effect that the oracle observes.
 #[derive(Debug)]
 pub(crate) enum Observation {
     None,
-    /// It waits for a lock.
     Waits,
     Deadlock,
-    Committed {
-        rows: Vec<Row>,
-        dead: Vec<Dead>,
-    },
+    Committed { rows: Vec<Row>, dead: Vec<Dead> },
     Saved(Vec<(u32, Partition, Progress)>),
     Lowered(u32, Partition, Lost),
-    Loaded {
-        client: Client,
-        topic: u32,
-        partitions: Vec<(Partition, Epoch)>,
-    },
+    Loaded { client: Client, topic: u32, partitions: Vec<(Partition, Epoch)> },
 }
 
-/// The result of one step of a statement.
 enum Step {
     Done(StatementResult),
     Failed(Class),
@@ -85,7 +74,7 @@ enum Step {
 }
 
 impl Database {
-    /// Carries out the statement that was sent over this session, until it ends or waits for a lock.
+    /// Executes the statement that was sent over this session, until it ends or waits for a lock.
     pub(crate) fn execute(&mut self, id: SessionId, effect: StatementEffect) -> Observation {
         if effect == StatementEffect::BreaksBefore {
             self.end(id);
@@ -141,7 +130,7 @@ impl Database {
         let failed = self.sessions[index].transaction.as_ref().is_some_and(|open| open.failed);
         let ends = matches!(statement, Statement::Rollback | Statement::RollbackToSavepoint | Statement::Commit);
         if failed && !ends {
-            // in_failed_sql_transaction
+            // SQLSTATE in_failed_sql_transaction.
             return Step::Failed(Class::Transient);
         }
         match statement {
@@ -221,7 +210,7 @@ impl Database {
         self.sessions[index].transaction.as_mut().expect("the statement is sent within a transaction")
     }
 
-    /// `ON CONFLICT (recv_id, msg_id) DO NOTHING`, row by row.
+    /// Inserts row by row, with `ON CONFLICT (recv_id, msg_id) DO NOTHING`.
     fn insert(&mut self, index: usize, rows: &[Row]) -> Step {
         let (mut done, mut inserted) = self.sessions[index].done;
         while let Some(row) = rows.get(done) {
@@ -318,7 +307,7 @@ impl Database {
     fn commit(&mut self, index: usize, visible_later: bool, observation: &mut Observation) -> Step {
         let Some(open) = self.sessions[index].transaction.take() else { return Step::Failed(Class::Fatal) };
         if open.failed {
-            // The server answers ROLLBACK, which is no error.
+            // The server's result is ROLLBACK, which is no error.
             return Step::Done(StatementResult::Lane(Answer::Ok));
         }
         if open.rows.iter().any(|row| row.record.kind == RecordKind::RejectedAtCommit) {
@@ -332,7 +321,7 @@ impl Database {
         Step::Done(StatementResult::Lane(Answer::Ok))
     }
 
-    /// The other transaction that has it, and is not over.
+    /// Returns the other transaction that has a matching row and has not ended.
     fn other(&self, index: usize, has: impl Fn(&Transaction) -> bool) -> Option<u32> {
         let open = self.sessions.iter().enumerate().filter(|(other, _)| *other != index);
         let open = open.filter_map(|(_, session)| session.transaction.as_ref());
@@ -345,16 +334,15 @@ fn list<T>(items: &[T], show: impl Fn(&T) -> String) -> String {
 }
 
 impl Statement {
-    /// For the trace.
     pub(crate) fn show(&self) -> String {
         let row = |row: &Row| format!("{} as {}", row.record.show(), row.seq);
         match self {
             Statement::Insert(rows) => format!("INSERT {}", list(rows, row)),
-            Statement::Guard(rows) => format!("looks for the predecessors of {}", list(rows, row)),
+            Statement::Guard(rows) => format!("checks the predecessors of {}", list(rows, row)),
             Statement::FindStored(lookups) => format!("looks up {}", list(lookups, |(_, record)| record.show())),
             Statement::InsertDead(dead) => {
                 format!(
-                    "keeps aside {}",
+                    "dead-letters {}",
                     list(dead, |dead| format!("{} as {}", dead.record.show(), dead.reason.name()))
                 )
             }
@@ -374,15 +362,14 @@ impl Statement {
 }
 
 impl StatementEffect {
-    /// For the trace.
     pub(crate) fn show(self) -> &'static str {
         match self {
             StatementEffect::Fine => "",
-            StatementEffect::Fails(Class::Heavy) => ": takes too long",
+            StatementEffect::Fails(Class::Heavy) => ": needs too long",
             StatementEffect::Fails(_) => ": fails",
-            StatementEffect::BreaksBefore => ": the connection breaks before it is carried out",
-            StatementEffect::BreaksAfter => ": the connection breaks before it is answered",
-            StatementEffect::VisibleLater => ": to be seen later",
+            StatementEffect::BreaksBefore => ": the connection breaks before it is executed",
+            StatementEffect::BreaksAfter => ": the connection breaks before its result arrives",
+            StatementEffect::VisibleLater => ": visible later",
         }
     }
 }

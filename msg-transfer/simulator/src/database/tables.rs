@@ -1,4 +1,5 @@
-//! What is committed: the three tables, and the way there, so that it can be gone back.
+//! The committed contents of the three tables, and the journal of changes that led to them, so that an earlier state
+//! can be restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +9,7 @@ use machine::{Partition, Progress, Reason};
 use crate::assignment_id::AssignmentId;
 use crate::kafka::log::{INBOXES, Position, Record};
 
-/// A row of `messages`. One of nobody's is the canary.
+/// A row of `messages`. The canary's inbox is `Row::CANARY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) seq: i64,
@@ -20,7 +21,7 @@ pub(crate) struct Row {
 pub(crate) struct Dead {
     pub(crate) record: Record,
     pub(crate) reason: Reason,
-    /// The assignment that the record was received under: for the oracle.
+    /// The assignment under which the record was received: for the oracle.
     pub(crate) by: AssignmentId,
     pub(crate) journal_index: usize,
 }
@@ -40,27 +41,26 @@ enum Change {
     Resumed(u32, Partition),
 }
 
-/// The tables.
 #[derive(Debug)]
 pub(crate) struct Tables {
-    /// The present contents, by inbox in the order of `seq`; those that cannot be seen yet are not among them.
+    /// The visible rows of each inbox, in the order of `seq`.
     pub(crate) inboxes: Vec<Vec<Row>>,
     by_id: Vec<Option<Row>>,
     pub(crate) dead: BTreeMap<Position, Dead>,
     pub(crate) progress: BTreeMap<(u32, Partition), Progress>,
     resumed: BTreeMap<(u32, Partition), usize>,
     journal: Vec<(u32, Change)>,
-    /// Length of the journal after each commit.
+    /// The length of the journal after each commit.
     commits: Vec<usize>,
     canary: bool,
-    /// For the oracle: records that Kafka lost.
+    /// The records that Kafka lost: for the oracle.
     pub(crate) lost: BTreeSet<Position>,
-    /// For the oracle: rows that were lowered, and those that somebody who had read of the lost records put back. The next start
-    /// finds it.
+    /// The progress rows that a start task lowered, and those that a process which had read the lost records raised
+    /// again: for the oracle. The next start finds the second kind.
     lowered: BTreeMap<(u32, Partition), Progress>,
     raised_again: BTreeMap<(u32, Partition), Progress>,
-    /// For the oracle: rows that a start was below, as the committed offset was. What Kafka loses between the two after that
-    /// is found by the next start only.
+    /// The progress rows that were above the start offset of an assignment, because the committed offset was lower: for
+    /// the oracle. If Kafka then loses records between the two, only the next start finds the loss.
     started_below: BTreeMap<(u32, Partition), Progress>,
 }
 
@@ -90,7 +90,7 @@ impl Tables {
 
     pub(crate) fn by_seq(&self, inbox: u8, seq: i64) -> Option<&Row> {
         let rows = &self.inboxes[inbox as usize];
-        // Where there is no gap it is at its place.
+        // In an inbox without gaps, the index of a row is its `seq` - 1.
         usize::try_from(seq - 1).ok().and_then(|index| rows.get(index)).filter(|row| row.seq == seq).or_else(|| {
             let index = rows.partition_point(|row| row.seq < seq);
             rows.get(index).filter(|row| row.seq == seq)
@@ -101,7 +101,8 @@ impl Tables {
         self.inboxes[inbox as usize].last().map_or(0, |row| row.seq)
     }
 
-    /// Those that count and came after somebody looked last.
+    /// Returns the offsets of the dead letters that count towards the limit: those since the operator last resumed the
+    /// partition.
     pub(crate) fn counted_dead_letters(&self, topic: u32, partition: Partition) -> Vec<i64> {
         let since = self.resumed.get(&(topic, partition)).copied().unwrap_or_default();
         let range = (topic, partition, 0, 0)..(topic, partition, i64::MAX, 0);
@@ -109,7 +110,7 @@ impl Tables {
         dead.filter(|dead| dead.reason.counts() && dead.journal_index >= since).map(|dead| dead.record.offset).collect()
     }
 
-    /// A transaction's rows.
+    /// Commits the rows of a transaction.
     pub(crate) fn commit(&mut self, transaction: u32, rows: &[Row], dead: &[Dead], visible: bool) {
         let start = self.journal.len();
         self.journal.extend(rows.iter().map(|row| (transaction, Change::Row(*row))));
@@ -125,7 +126,7 @@ impl Tables {
         self.end_commit(start, true);
     }
 
-    /// The row is put down, if it is still the one that was read.
+    /// Lowers a progress row, if the row is still the one that was read.
     pub(crate) fn lower(&mut self, topic: u32, partition: Partition, lost: &Lost) -> bool {
         if self.progress.get(&(topic, partition)) != Some(&lost.row) {
             return false;
@@ -136,7 +137,7 @@ impl Tables {
         true
     }
 
-    /// Somebody looked.
+    /// Notes that the operator resumed the partition.
     pub(crate) fn resume(&mut self, topic: u32, partition: Partition) {
         let start = self.journal.len();
         self.journal.push((0, Change::Resumed(topic, partition)));
@@ -152,7 +153,7 @@ impl Tables {
         }
     }
 
-    /// What this transaction committed can be seen.
+    /// Makes everything that this transaction committed visible.
     pub(crate) fn make_visible(&mut self, transaction: u32) {
         for index in 0..self.journal.len() {
             if self.journal[index].0 == transaction {
@@ -161,7 +162,7 @@ impl Tables {
         }
     }
 
-    /// The last so many commits never happened.
+    /// Restores the state before the last `commits` commits.
     pub(crate) fn restore(&mut self, commits: usize) {
         self.commits.truncate(self.commits.len().saturating_sub(commits));
         let mut journal = std::mem::take(&mut self.journal);
@@ -179,23 +180,24 @@ impl Tables {
         self.progress.get(&(topic, partition)).copied()
     }
 
-    /// This row was written for an assignment that is over, maybe after the next one had read its start.
+    /// Notes that this row was written for an assignment that has ended, perhaps after the next one had read its
+    /// start.
     pub(crate) fn saved_by_previous_owner(&mut self, topic: u32, partition: Partition, row: Progress) {
         self.raised_again.insert((topic, partition), row);
     }
 
-    /// Whether the row is one that somebody put back who had read of records that Kafka lost.
+    /// Returns whether the present row was raised again by a process that had read records which Kafka then lost.
     pub(crate) fn is_raised_again(&self, topic: u32, partition: Partition) -> bool {
         let row = self.progress.get(&(topic, partition));
         row.is_some() && row == self.raised_again.get(&(topic, partition))
     }
 
-    /// An assignment starts below this row.
+    /// Notes that an assignment starts below this row.
     pub(crate) fn starts_below(&mut self, topic: u32, partition: Partition, row: Progress) {
         self.started_below.insert((topic, partition), row);
     }
 
-    /// Whether an assignment started below the row as it is now.
+    /// Returns whether an assignment started below the present row.
     pub(crate) fn is_started_below(&self, topic: u32, partition: Partition) -> bool {
         let row = self.progress.get(&(topic, partition));
         row.is_some() && row == self.started_below.get(&(topic, partition))
@@ -205,7 +207,7 @@ impl Tables {
         self.commits.len()
     }
 
-    /// Whether the row that is only tried was ever kept.
+    /// Returns whether the canary row was ever committed.
     pub(crate) fn has_canary(&self) -> bool {
         self.canary
     }
@@ -226,7 +228,7 @@ impl Tables {
                 self.dead.insert(dead.position(), dead);
             }
             Change::Progress(topic, partition, new) => {
-                // Whatever was put back, a row of a later leader takes its place.
+                // A row of a later leader replaces a row that was raised again.
                 if self
                     .raised_again
                     .get(&(topic, partition))
@@ -234,7 +236,7 @@ impl Tables {
                 {
                     self.raised_again.remove(&(topic, partition));
                 }
-                // One that was expelled and does not know it yet must not put the row back.
+                // A member that was expelled and has not been notified must not lower the row.
                 let row = self.progress.entry((topic, partition)).or_insert(new);
                 if new.may_follow(*row) {
                     *row = new;
@@ -257,6 +259,6 @@ impl Tables {
 }
 
 impl Row {
-    /// The inbox that is nobody's.
+    /// The inbox of the canary row; no record has it.
     pub(crate) const CANARY: u8 = u8::MAX;
 }

@@ -1,4 +1,4 @@
-//! The database's model does what PostgreSQL does, where the machines lean on it.
+//! The database's model behaves like PostgreSQL in all that the machines rely on.
 
 use machine::failure::Class;
 use machine::lane::Answer;
@@ -21,7 +21,7 @@ fn row(id: u16, seq: i64) -> Row {
 }
 
 fn session(database: &mut Database) -> SessionId {
-    database.connect(Client { process: 0, life: 0, lane: Some(0) }).expect("it is open")
+    database.connect(Client { process: 0, restarts: 0, lane: Some(0) }).expect("the server accepts connections")
 }
 
 fn on(database: &mut Database, session: SessionId, statement: Statement) -> Polled {
@@ -37,7 +37,7 @@ fn count(polled: &Polled) -> Option<usize> {
     }
 }
 
-fn begun(database: &mut Database) -> SessionId {
+fn open_transaction(database: &mut Database) -> SessionId {
     let id = session(database);
     on(database, id, Statement::Begin);
     id
@@ -52,14 +52,14 @@ fn last_seq(database: &mut Database) -> i64 {
 }
 
 #[test]
-fn what_is_not_committed_is_seen_by_nobody_else_and_lost_with_the_session() {
+fn uncommitted_rows_are_invisible_and_lost_with_the_session() {
     let mut database = Database::default();
-    let a = begun(&mut database);
+    let a = open_transaction(&mut database);
     assert_eq!(count(&on(&mut database, a, Statement::Insert(vec![row(1, 1)]))), Some(1));
     assert_eq!(last_seq(&mut database), 0);
     on(&mut database, a, Statement::Commit);
     assert_eq!(last_seq(&mut database), 1);
-    let b = begun(&mut database);
+    let b = open_transaction(&mut database);
     on(&mut database, b, Statement::Insert(vec![row(2, 2)]));
     database.end(b);
     assert!(matches!(database.poll(b), Polled::Broken));
@@ -67,29 +67,33 @@ fn what_is_not_committed_is_seen_by_nobody_else_and_lost_with_the_session() {
 }
 
 #[test]
-fn a_known_id_is_skipped_and_a_known_seq_is_a_violation() {
+fn insert_skips_a_known_id_and_fails_on_a_known_seq() {
     let mut database = Database::default();
-    let a = begun(&mut database);
-    assert_eq!(count(&on(&mut database, a, Statement::Insert(vec![row(1, 1), row(1, 2)]))), Some(1), "within it too");
+    let a = open_transaction(&mut database);
+    assert_eq!(
+        count(&on(&mut database, a, Statement::Insert(vec![row(1, 1), row(1, 2)]))),
+        Some(1),
+        "a repeat within the statement is skipped too"
+    );
     on(&mut database, a, Statement::Commit);
-    let b = begun(&mut database);
+    let b = open_transaction(&mut database);
     assert_eq!(count(&on(&mut database, b, Statement::Insert(vec![row(1, 1), row(2, 2)]))), Some(1));
-    let refused = on(&mut database, b, Statement::Insert(vec![row(3, 1)]));
-    assert!(matches!(refused, Polled::Result(StatementResult::Failed(Class::Conflict))), "{refused:?}");
+    let rejected = on(&mut database, b, Statement::Insert(vec![row(3, 1)]));
+    assert!(matches!(rejected, Polled::Result(StatementResult::Failed(Class::Conflict))), "{rejected:?}");
     let after = on(&mut database, b, Statement::Insert(vec![row(4, 3)]));
     assert!(
         matches!(after, Polled::Result(StatementResult::Failed(Class::Transient))),
         "the transaction is aborted: {after:?}"
     );
     on(&mut database, b, Statement::Commit);
-    assert_eq!(last_seq(&mut database), 1, "the commit of an aborted transaction is none");
+    assert_eq!(last_seq(&mut database), 1, "COMMIT rolls an aborted transaction back");
 }
 
 #[test]
-fn an_insert_waits_for_another_that_has_the_key() {
+fn insert_waits_for_the_transaction_with_the_same_key() {
     for (commits, expected) in [(true, 0), (false, 1)] {
         let mut database = Database::default();
-        let [a, b] = [begun(&mut database), begun(&mut database)];
+        let [a, b] = [open_transaction(&mut database), open_transaction(&mut database)];
         on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
         assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(1, 1)])), Polled::Pending));
         on(&mut database, a, if commits { Statement::Commit } else { Statement::Rollback });
@@ -99,9 +103,9 @@ fn an_insert_waits_for_another_that_has_the_key() {
 }
 
 #[test]
-fn who_waited_for_a_seq_that_was_committed_fails() {
+fn insert_fails_after_waiting_for_a_seq_that_is_committed() {
     let mut database = Database::default();
-    let [a, b] = [begun(&mut database), begun(&mut database)];
+    let [a, b] = [open_transaction(&mut database), open_transaction(&mut database)];
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
     assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Pending));
     on(&mut database, a, Statement::Commit);
@@ -110,9 +114,9 @@ fn who_waited_for_a_seq_that_was_committed_fails() {
 }
 
 #[test]
-fn a_circle_of_waits_is_broken() {
+fn deadlock_fails_the_last_statement() {
     let mut database = Database::default();
-    let [a, b] = [begun(&mut database), begun(&mut database)];
+    let [a, b] = [open_transaction(&mut database), open_transaction(&mut database)];
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
     on(&mut database, b, Statement::Insert(vec![row(2, 2)]));
     assert!(matches!(on(&mut database, a, Statement::Insert(vec![row(2, 2)])), Polled::Pending));
@@ -121,7 +125,7 @@ fn a_circle_of_waits_is_broken() {
 }
 
 #[test]
-fn a_savepoint_takes_back_what_came_after_it() {
+fn rollback_to_savepoint_removes_only_later_rows() {
     let mut database = Database::default();
     let a = session(&mut database);
     on(&mut database, a, Statement::BeginBisection);
@@ -137,10 +141,10 @@ fn a_savepoint_takes_back_what_came_after_it() {
 }
 
 #[test]
-fn put_back_it_lacks_the_last_commits_and_has_no_session() {
+fn restored_server_lacks_the_last_commits_and_all_sessions() {
     let mut database = Database::default();
     for id in 1..4 {
-        let a = begun(&mut database);
+        let a = open_transaction(&mut database);
         on(&mut database, a, Statement::Insert(vec![row(id, i64::from(id))]));
         on(&mut database, a, Statement::Commit);
         let reference = session(&mut database);
@@ -152,9 +156,9 @@ fn put_back_it_lacks_the_last_commits_and_has_no_session() {
 }
 
 #[test]
-fn what_is_seen_later_holds_its_keys_meanwhile() {
+fn invisible_commit_keeps_its_keys_locked() {
     let mut database = Database::default();
-    let [a, b] = [begun(&mut database), begun(&mut database)];
+    let [a, b] = [open_transaction(&mut database), open_transaction(&mut database)];
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
     database.send(a, Statement::Commit);
     database.execute(a, StatementEffect::VisibleLater);

@@ -1,4 +1,4 @@
-//! The group's coordinator: members, generations, who is given what, and the committed offsets.
+//! The group's coordinator: its members, generations, assignments and committed offsets.
 
 use std::collections::BTreeMap;
 
@@ -6,21 +6,20 @@ use machine::Partition;
 
 pub(crate) type MemberId = u32;
 
-/// A member, as the coordinator sees it.
+/// A member, as the coordinator knows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
     pub(crate) id: MemberId,
     pub(crate) process: usize,
-    /// It has joined the rebalance that is under way.
+    /// Whether the member has joined the present rebalance.
     pub(crate) joined: bool,
-    /// What it said it had when it joined.
+    /// The partitions that the member reported when it joined.
     owned: Vec<Partition>,
     pub(crate) assigned: Vec<Partition>,
-    /// It has not been told what it is assigned.
+    /// Whether the member has yet to receive its assignment.
     pub(crate) unnotified: bool,
 }
 
-/// The coordinator.
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) eager: bool,
@@ -41,19 +40,20 @@ impl Group {
         self.members.iter_mut().find(|member| member.id == id)
     }
 
-    /// A rebalance begins, unless one is under way.
+    /// Starts a rebalance, unless a rebalance is in progress.
     pub(crate) fn begin_rebalance(&mut self) {
         if !self.joining {
             self.joining = true;
             for member in &mut self.members {
                 member.joined = false;
-                // Who has not been told yet is told to join again instead.
+                // A member that has not received its assignment is notified of the new rebalance instead.
                 member.unnotified = false;
             }
         }
     }
 
-    /// A new member; or, with an instance id, the one that was there, with what it had.
+    /// Adds a member. If the process is a static member that the group still has, the new member gets the old one's
+    /// assignment.
     pub(crate) fn join(&mut self, process: usize, is_static: bool) -> MemberId {
         self.last_member += 1;
         let id = self.last_member;
@@ -71,7 +71,7 @@ impl Group {
         id
     }
 
-    /// It joins again, with what it has.
+    /// Lets a member join again with the partitions that it owns.
     pub(crate) fn rejoin(&mut self, id: MemberId, owned: Vec<Partition>) {
         if let Some(member) = self.member(id) {
             member.joined = true;
@@ -79,7 +79,7 @@ impl Group {
         }
     }
 
-    /// It left, or was not heard of for too long.
+    /// Removes a member that left or whose session timed out.
     pub(crate) fn remove(&mut self, id: MemberId) {
         self.members.retain(|member| member.id != id);
         self.begin_rebalance();
@@ -89,16 +89,17 @@ impl Group {
         self.joining && !self.members.is_empty() && self.members.iter().all(|member| member.joined)
     }
 
-    /// A partition is nobody's, and nobody is about to give one back: its member came back under its instance id, and does
-    /// not know that it was to give it.
+    /// Returns whether a partition has no owner and no member is about to release it. That happens when a static member
+    /// that should have released the partition restarts: under its instance ID it does not know of the revocation.
     pub(crate) fn has_unassigned_partition(&self, partitions: Partition) -> bool {
         let is_stable =
             !self.joining && !self.members.is_empty() && self.members.iter().all(|member| !member.unnotified);
         is_stable && (0..partitions).any(|p| !self.members.iter().any(|member| member.assigned.contains(&p)))
     }
 
-    /// The next generation. `first` is the member that is served first. What a member has and another is to get, the other
-    /// gets in the rebalance that follows.
+    /// Starts the next generation. If the partitions cannot be divided equally, the member with index `first` is the
+    /// first to get one more. A partition that moves from one member to another is assigned in the rebalance that
+    /// follows its release.
     pub(crate) fn complete(&mut self, partitions: Partition, first: usize) {
         self.generation += 1;
         self.joining = false;
@@ -118,12 +119,11 @@ impl Group {
         }
     }
 
-    /// Whether a member of this process is assigned the partition.
     pub(crate) fn is_assigned(&self, process: usize, partition: Partition) -> bool {
         self.members.iter().any(|member| member.process == process && member.assigned.contains(&partition))
     }
 
-    /// Whether a commit of this member under this generation counts.
+    /// Returns whether the coordinator accepts an offset commit of this member under this generation.
     pub(crate) fn accepts(&self, id: Option<MemberId>, generation: u32) -> bool {
         generation == self.generation && self.members.iter().any(|member| Some(member.id) == id)
     }
@@ -133,7 +133,8 @@ impl Group {
 mod tests {
     use super::*;
 
-    /// Everyone who is asked to joins again with what it has, as often as it takes; returns what each has.
+    /// Lets all members join with the partitions that they own, until no partition is revoked any more. `has` holds
+    /// the partitions of each member.
     fn rebalance_until_idle(group: &mut Group, partitions: Partition, has: &mut BTreeMap<MemberId, Vec<Partition>>) {
         for _ in 0..4 {
             for id in group.members.iter().map(|member| member.id).collect::<Vec<_>>() {
@@ -145,7 +146,10 @@ mod tests {
                 let had = has.insert(member.id, member.assigned.clone()).unwrap_or_default();
                 revoked |= had.iter().any(|partition| !member.assigned.contains(partition));
                 let others = has.iter().filter(|(id, _)| **id != member.id).flat_map(|(_, theirs)| theirs);
-                assert!(others.into_iter().all(|p| !member.assigned.contains(p)), "nobody gets what another still has");
+                assert!(
+                    others.into_iter().all(|p| !member.assigned.contains(p)),
+                    "no member is assigned what another still owns"
+                );
             }
             if !revoked {
                 return;
@@ -156,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_member_gets_its_part_once_it_was_given_back() {
+    fn second_member_gets_its_share_after_the_release() {
         let (mut group, mut has) = (Group::new(false), BTreeMap::new());
         let first = group.join(0, false);
         rebalance_until_idle(&mut group, 4, &mut has);
@@ -167,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_previous_generation_commits_nothing() {
+    fn previous_generation_cannot_commit_offsets() {
         let mut group = Group::new(false);
         let (first, second) = (group.join(0, false), group.join(1, false));
         for id in [first, second] {
@@ -183,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn a_static_member_that_comes_back_has_what_it_had_and_nobody_notices() {
+    fn restarted_static_member_keeps_its_assignment() {
         let mut group = Group::new(false);
         let previous = group.join(0, true);
         group.complete(2, 0);
-        let again = group.join(0, true);
+        let restarted = group.join(0, true);
         assert!(!group.joining && group.member(previous).is_none());
-        assert!(group.member(again).is_some_and(|member| member.unnotified && member.assigned == [0, 1]));
+        assert!(group.member(restarted).is_some_and(|member| member.unnotified && member.assigned == [0, 1]));
     }
 }

@@ -3,13 +3,14 @@
 use machine::consumer::start::Kept;
 use machine::{LeaderEpoch, NextOffset, Partition, Progress, Reason};
 
-/// Topic, partition, offset, leader epoch.
+/// Topic, partition, offset and leader epoch.
 pub(crate) type Position = (u32, Partition, i64, i32);
 
-/// Names of inboxes. The numbers of partitions follow from an inbox's place here.
+/// The names of the inboxes. The partition of an inbox follows from its index.
 pub(crate) const INBOXES: [&str; 10] = ["ann", "bob", "cem", "dan", "eve", "fay", "gus", "han", "ida", "jim"];
 
-/// The property of a record that decides on its outcome. It belongs to the ID and the version: a repeat has the same kind.
+/// The property of a record that decides on its outcome. The kind belongs to the ID and the version: a repeat has the
+/// same kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RecordKind {
     Good,
@@ -25,7 +26,7 @@ pub(crate) enum RecordKind {
     RejectedAtCommit,
     /// Rejected by the database for its size.
     TooLarge,
-    /// The database needs too long for it.
+    /// The database needs too long to insert it.
     Slow,
 }
 
@@ -37,26 +38,25 @@ impl RecordKind {
         if matches!(self, RecordKind::Huge | RecordKind::Slow) { RecordKind::HUGE } else { 10 }
     }
 
-    /// Returns whether the database accepts it when no fault is active.
+    /// Returns whether the database accepts the record when no fault is active.
     pub(crate) fn is_storable(self) -> bool {
         matches!(self, RecordKind::Good | RecordKind::Huge | RecordKind::Newer)
     }
 
-    /// Returns whether it may be dead-lettered for `reason`, apart from a conflict.
+    /// Returns whether the record may be dead-lettered for `reason`, apart from a conflict.
     pub(crate) fn may_be_dead_as(self, reason: Reason, slow: bool) -> bool {
         match self {
             RecordKind::Undecodable => reason == Reason::Undecodable,
             RecordKind::Invalid => reason == Reason::Invalid,
             RecordKind::Rejected | RecordKind::RejectedAtCommit => reason == Reason::RejectedByDatabase,
             RecordKind::TooLarge | RecordKind::Slow => reason == Reason::TooLarge,
-            // While the server is slow, a huge record cannot be distinguished from one that needs too long.
+            // While the server is slow, a huge record cannot be distinguished from a record that needs too long.
             RecordKind::Huge => slow && reason == Reason::TooLarge,
             RecordKind::Good | RecordKind::Newer => false,
         }
     }
 }
 
-/// A record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) topic: u32,
@@ -64,9 +64,9 @@ pub(crate) struct Record {
     pub(crate) offset: i64,
     pub(crate) leader_epoch: i32,
     pub(crate) inbox: u8,
-    /// The message's id; an id belongs to one inbox.
+    /// The message's ID, which belongs to one inbox.
     pub(crate) id: u16,
-    /// What the sender wrote: another one under the same id is a conflict.
+    /// Stands for the content: another version under the same ID is a conflict.
     pub(crate) version: u8,
     pub(crate) kind: RecordKind,
 }
@@ -89,18 +89,17 @@ impl Record {
     }
 }
 
-/// A partition's log.
 #[derive(Clone, Debug)]
 pub(crate) struct Log {
-    /// By offset; there may be holes.
+    /// In the order of their offsets, which may have holes.
     pub(crate) records: Vec<Record>,
-    /// What is below is deleted.
+    /// The lowest offset that is not deleted.
     pub(crate) low: i64,
     pub(crate) high: i64,
     pub(crate) without_leader: bool,
-    /// Each leader epoch, and where it begins.
+    /// Each leader epoch, with its start offset.
     epochs: Vec<(i32, i64)>,
-    /// Where the tail was lost, and the leader epoch that came after it: for the oracle.
+    /// The offset of each loss of the tail, and the leader epoch after it: for the oracle.
     cuts: Vec<(i64, i32)>,
 }
 
@@ -116,14 +115,14 @@ impl Log {
         self.epochs.last().map_or(0, |(epoch, _)| *epoch)
     }
 
-    /// Another leadership begins. What has no records yet leaves no trace.
+    /// Starts another leader epoch. An epoch without records leaves no trace.
     pub(crate) fn elect(&mut self) {
         let next = self.leader_epoch() + 1;
         self.epochs.retain(|(_, start)| *start < self.high);
         self.epochs.push((next, self.high));
     }
 
-    /// From here on, all is lost; returns the records. Others get their offsets, under another leader.
+    /// Loses the records from `cut` on, and returns them. Under the next leader epoch other records get their offsets.
     pub(crate) fn lose_tail(&mut self, cut: i64) -> Vec<Record> {
         let next = self.leader_epoch() + 1;
         let lost = self.records.split_off(self.records.partition_point(|record| record.offset < cut));
@@ -134,7 +133,7 @@ impl Log {
         lost
     }
 
-    /// What a leader says of the records up to this leader epoch.
+    /// Returns a leader's response to OffsetForLeaderEpoch for this leader epoch.
     pub(crate) fn kept(&self, epoch: LeaderEpoch) -> Kept {
         if !epoch.is_known() {
             return Kept::Unknown;
@@ -148,12 +147,14 @@ impl Log {
         upto(*end, floor.map_or(epoch, |(floor, _)| LeaderEpoch(*floor)))
     }
 
-    /// Where the log differs from what was read of it up to this leader epoch, if it does: as the oracle knows it.
+    /// Returns the lowest offset at which the log differs from the records that a reader read up to this leader epoch,
+    /// if it differs: for the oracle.
     pub(crate) fn differs_at(&self, epoch: i32) -> Option<i64> {
         self.cuts.iter().filter(|(_, after)| *after > epoch).map(|(cut, _)| *cut).min()
     }
 
-    /// The same at present and after each earlier loss: what is counted may be what was found before the last one.
+    /// Returns whether the log differed from `from` on, now or after an earlier loss: a counted loss may have been
+    /// found before the last one.
     pub(crate) fn has_differed_at(&self, epoch: i32, from: i64) -> bool {
         let mut least = i64::MAX;
         self.cuts.iter().filter(|(_, after)| *after > epoch).any(|(cut, _)| {
@@ -166,24 +167,23 @@ impl Log {
         !self.cuts.is_empty()
     }
 
-    /// From this offset on, those that are kept.
+    /// Returns the records from this offset on that are not deleted.
     pub(crate) fn from(&self, offset: i64) -> &[Record] {
         let first = self.records.partition_point(|record| record.offset < offset.max(self.low));
         &self.records[first..]
     }
 
-    /// Those below this offset, also the deleted ones.
+    /// Returns the records below this offset, also the deleted ones.
     pub(crate) fn below(&self, offset: i64) -> &[Record] {
         &self.records[..self.records.partition_point(|record| record.offset < offset)]
     }
 
-    /// Just past the last record.
+    /// Returns the offset after the last record.
     pub(crate) fn end(&self) -> i64 {
         self.records.last().map_or(0, |record| record.offset + 1)
     }
 }
 
-/// A topic.
 #[derive(Clone, Debug)]
 pub(crate) struct Topic {
     pub(crate) partitions: Vec<Log>,

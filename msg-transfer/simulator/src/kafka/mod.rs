@@ -1,4 +1,4 @@
-//! A model of Kafka: what lies in the topic, and the group.
+//! A model of Kafka: the topics and the group.
 
 pub(crate) mod group;
 pub(crate) mod log;
@@ -11,28 +11,29 @@ use machine::consumer::CommitPoint;
 use self::group::{Group, MemberId};
 use self::log::Topic;
 
-/// A commit of offsets on its way to the coordinator.
+/// An offset commit that is in flight to the coordinator.
 #[derive(Clone, Debug)]
 pub(crate) struct CommitRequest {
     pub(crate) process: usize,
-    pub(crate) life: u32,
+    pub(crate) restarts: u32,
     pub(crate) round: usize,
     pub(crate) member: Option<MemberId>,
     pub(crate) generation: u32,
     pub(crate) points: Vec<CommitPoint>,
-    /// Which database the progress rows were written to, if they were, and which topic there was.
+    /// The incarnation of the database in which the progress rows are, if they were written; and the topic at that
+    /// time.
     pub(crate) incarnation: Option<u32>,
     pub(crate) topic: u32,
 }
 
-/// Kafka.
 #[derive(Debug)]
 pub(crate) struct Kafka {
-    /// The last one is the present one.
+    /// The last one is the present topic; the others are deleted.
     pub(crate) topics: Vec<Topic>,
     pub(crate) group: Group,
     pub(crate) commits: VecDeque<CommitRequest>,
-    /// How far each partition was committed, and by which process; by the topic's number and the database's incarnation.
+    /// The last committed offset of each partition, and the process that committed it; by the topic's number and the
+    /// database's incarnation.
     committed: BTreeMap<(u32, u32, Partition), (i64, usize)>,
 }
 
@@ -46,9 +47,10 @@ impl Kafka {
         }
     }
 
-    /// Takes what a process commits. Returns how far another process had committed the partition, if that was further and the group
-    /// has not assigned the partition to this process: the owner would have started there. An owner's commit may go back: it read the
-    /// committed offset before a commit that was under way arrived.
+    /// Stores the offset that a process commits. Returns the offset that another process had committed before, if that
+    /// was higher and the group has not assigned the partition to this process: the owner would have started there. An
+    /// owner may commit a lower offset, because it can read the committed offset before a commit that is in flight
+    /// arrives.
     pub(crate) fn commit_offset(
         &mut self,
         process: usize,
@@ -63,16 +65,16 @@ impl Kafka {
         (before > next && is_foreign && !self.topic().log(partition).has_lost()).then_some(before)
     }
 
-    /// The number of the present topic: what its id stands for.
+    /// Returns the number of the present topic, which stands for its ID.
     pub(crate) fn topic_number(&self) -> u32 {
         u32::try_from(self.topics.len() - 1).expect("few")
     }
 
     pub(crate) fn topic(&self) -> &Topic {
-        self.topics.last().expect("there is always one")
+        self.topics.last().expect("a topic is always present")
     }
 
     pub(crate) fn topic_mut(&mut self) -> &mut Topic {
-        self.topics.last_mut().expect("there is always one")
+        self.topics.last_mut().expect("a topic is always present")
     }
 }

@@ -1,4 +1,4 @@
-//! What the driver reaches: librdkafka's model, the lanes, the tasks and the clock.
+//! The driver's surroundings: librdkafka's model, the lanes, the tasks and the clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use crate::facts::Fact;
 use crate::kafka::CommitRequest;
 use crate::kafka::log::{Record, RecordKind};
 
-/// Around the driver of one process.
+/// The surroundings of the driver of one process.
 pub(super) struct Io<'a> {
     pub(super) parts: &'a mut Parts,
     pub(super) env: &'a mut Env,
 }
 
-/// What the last progress rows were.
+/// The database and the topic of the progress rows that were last written.
 #[derive(Debug, Default)]
 pub(super) struct Commits {
-    /// Which database they were written to.
+    /// The incarnation of the database that has the rows, once they are written.
     pub(super) saved_to: Option<u32>,
-    /// Of which topic, the earliest, if of several.
+    /// The topic of the rows; if there are several, the lowest.
     topic: u32,
 }
 
@@ -55,7 +55,7 @@ impl driver::Record for Record {
 }
 
 impl Io<'_> {
-    /// librdkafka's threads do not wait for ours.
+    /// Lets librdkafka's threads run between two calls of the driver, as in the service.
     fn meanwhile(&mut self) {
         let env = &mut *self.env;
         if !env.healing && env.choices.one_in(4) {
@@ -67,10 +67,10 @@ impl Io<'_> {
         }
     }
 
-    fn say(&mut self, text: impl FnOnce() -> String) {
+    fn trace_step(&mut self, text: impl FnOnce() -> String) {
         if self.env.trace.is_some() {
             let name = self.parts.name();
-            self.env.say(|| format!("{name}: {}", text()));
+            self.env.trace_step(|| format!("{name}: {}", text()));
         }
     }
 }
@@ -81,7 +81,7 @@ impl Kafka for Io<'_> {
     fn poll(&mut self) -> Option<Happened> {
         let happened = self.parts.library.poll(self.env)?;
         self.parts.busy = true;
-        self.say(|| format!("polls {happened:?}"));
+        self.trace_step(|| format!("polls {happened:?}"));
         Some(happened)
     }
 
@@ -91,7 +91,7 @@ impl Kafka for Io<'_> {
 
     fn incremental_assign(&mut self, starting: &BTreeMap<Partition, (Epoch, Progress)>) -> Result<(), String> {
         self.meanwhile();
-        self.say(|| format!("assigns {starting:?}"));
+        self.trace_step(|| format!("assigns {starting:?}"));
         let topic = |epoch: &Epoch| {
             let number = self.parts.starts.topic_of(*epoch);
             number.unwrap_or_else(|| self.env.kafka.topic_number())
@@ -102,7 +102,7 @@ impl Kafka for Io<'_> {
 
     fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String> {
         self.meanwhile();
-        self.say(|| format!("unassigns {partitions:?}"));
+        self.trace_step(|| format!("unassigns {partitions:?}"));
         let released = self.parts.library.incremental_unassign(partitions, self.env)?.unwrap_or_default();
         if let Some(record) = self.parts.unfenced(|partition| released.contains(&partition)) {
             let name = self.parts.name();
@@ -138,7 +138,7 @@ impl Kafka for Io<'_> {
         let parts = &self.parts;
         self.env.kafka.commits.push_back(CommitRequest {
             process: parts.number,
-            life: parts.life,
+            restarts: parts.restarts,
             round,
             member: parts.library.membership.member,
             generation: parts.library.membership.generation,
@@ -152,7 +152,7 @@ impl Kafka for Io<'_> {
     fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)> {
         let (round, accepted) = self.parts.library.commit_results.pop_front()?;
         self.parts.busy = true;
-        Some((round, if accepted { Ok(()) } else { Err("refused".into()) }))
+        Some((round, if accepted { Ok(()) } else { Err("rejected".into()) }))
     }
 }
 
@@ -161,7 +161,7 @@ impl Surroundings<Record> for Io<'_> {
         self.env.now
     }
 
-    /// What is not reported yet may be reported a little later.
+    /// May delay an event that is ready, as a busy lane or task does.
     fn next_event(&mut self, _wait: Millis) -> Option<Event> {
         if !self.env.healing && !self.parts.events.is_empty() && self.env.choices.one_in(3) {
             return None;
@@ -204,7 +204,7 @@ impl Surroundings<Record> for Io<'_> {
         self.parts.reference.check();
     }
 
-    /// The world reports it: `World::resume`.
+    /// Does nothing: `World::resume` reports it.
     fn check_resumed(&mut self, _halted: Vec<Partition>) {}
 
     fn report(&mut self, report: Report<'_>) {
@@ -212,13 +212,13 @@ impl Surroundings<Record> for Io<'_> {
             Report::Event(event) => self.event(event),
             Report::Action(action) => self.action(action),
             Report::Received(offset, partition, epoch) => {
-                self.say(|| format!("receives {partition}@{offset} under {epoch:?}"));
+                self.trace_step(|| format!("receives {partition}@{offset} under {epoch:?}"));
             }
             Report::DrainExpired => self.env.count(Fact::DrainExpired),
             Report::ReleaseExpired => self.env.count(Fact::ReleaseExpired),
-            Report::Rejected(what, error) => self.env.violate(format!("librdkafka rejects: {what}: {error}")),
+            Report::Rejected(call, error) => self.env.violate(format!("librdkafka rejects: {call}: {error}")),
             Report::Committed(Err("timed out")) => self.env.count(Fact::OffsetsNotConfirmed),
-            Report::Expected(None) => self.env.count(Fact::Full),
+            Report::Expected(None) => self.env.count(Fact::AtLimit),
             Report::Turn { inflight, .. } => self.parts.check_bounds(inflight, self.env),
             _ => {}
         }
@@ -234,12 +234,12 @@ impl Io<'_> {
             _ => {}
         }
         self.parts.busy = true;
-        self.say(|| show(event));
+        self.trace_step(|| show(event));
     }
 
     fn action(&mut self, action: &Action) {
         self.parts.busy = true;
-        self.say(|| format!("  -> {action:?}"));
+        self.trace_step(|| format!("  -> {action:?}"));
         let env = &mut *self.env;
         match action {
             Action::Throttle { .. } => env.count(Fact::Throttled),
@@ -271,7 +271,7 @@ fn entry(record: Record, record_ref: RecordRef, assignment: Arc<Assignment>, upg
     Entry::new(assignment, record_ref, kind, record)
 }
 
-/// An event in few words.
+/// Returns a short text for the trace.
 fn show(event: &Event) -> String {
     let offsets = |records: &[RecordRef]| {
         let each = records.iter().map(|record_ref| format!("{}@{}", record_ref.partition, record_ref.offset));

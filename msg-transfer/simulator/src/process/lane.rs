@@ -1,4 +1,4 @@
-//! A lane: gathers what waits into batches, and carries its machine's requests out, one at a time, over one session.
+//! A lane: makes batches of the waiting records, and executes its machine's requests one at a time over one session.
 
 use std::collections::VecDeque;
 
@@ -27,32 +27,31 @@ impl Message for Record {
     }
 }
 
-/// What a lane waits for.
+/// The activity of a lane, or the event that the lane waits for.
 #[derive(Debug)]
 enum Activity {
-    /// A batch.
+    /// Waits for records.
     Idle,
-    /// It has decided on this request, and not started it.
+    /// Has a request from the machine that is not started yet.
     Decided(Request),
-    /// The database's answer.
+    /// Waits for a statement's result.
     Statement,
-    /// The answer of the reference connection; the lane's new connection is open.
+    /// Waits for the check of the reference connection, after the lane opened a new connection.
     Reference,
-    /// The thread's approval of dead letters.
+    /// Waits until the consumer's thread approves dead letters.
     Approval,
     Backoff,
-    /// It has this answer.
+    /// Has a result that the machine has not received.
     HasResult(Answer),
 }
 
-/// A lane.
 #[derive(Debug)]
 pub(super) struct Lane {
     client: Client,
     machine: Machine<Record>,
     pub(super) waiting: VecDeque<Entry<Record>>,
     activity: Activity,
-    /// The last turn went to a blocked inbox.
+    /// Whether the last turn retried a blocked inbox.
     has_retried: bool,
     pub(super) session: Option<SessionId>,
 }
@@ -72,7 +71,7 @@ impl Lane {
         Lane { client, machine, waiting: VecDeque::new(), activity: Activity::Idle, has_retried: false, session: None }
     }
 
-    /// A record that it may still store, of such a partition.
+    /// Returns a record of a wanted partition that the lane may still store.
     pub(super) fn unfenced(&self, wanted: impl Fn(i32) -> bool) -> Option<Record> {
         let entries = self.waiting.iter().chain(self.machine.entries());
         let mut unfenced = entries.filter(|entry| wanted(entry.record_ref.partition) && !entry.assignment.is_fenced());
@@ -108,23 +107,23 @@ impl Lane {
         numbered.iter().map(|row| Row { seq: row.seq, record: self.record(row.entry) }).collect()
     }
 
-    /// The statement that a request stands for.
+    /// Returns the request's statement, or `None` if the request needs no statement.
     fn statement(&self, request: &Request) -> Option<Statement> {
         Some(match request {
-            Request::LastSeqs(asked) => {
-                Statement::LastSeqs(asked.iter().map(|entry| self.record(*entry).inbox).collect())
+            Request::LastSeqs(entries) => {
+                Statement::LastSeqs(entries.iter().map(|entry| self.record(*entry).inbox).collect())
             }
             Request::Begin | Request::BeginRetry => Statement::Begin,
             Request::Guard(heads) => Statement::Guard(self.rows(heads)),
             Request::Insert(numbered) => Statement::Insert(self.rows(numbered)),
-            Request::FindStored(asked) => {
-                Statement::FindStored(asked.iter().map(|entry| (*entry, self.record(*entry))).collect())
+            Request::FindStored(entries) => {
+                Statement::FindStored(entries.iter().map(|entry| (*entry, self.record(*entry))).collect())
             }
             Request::InsertDeadLetters(dead) => {
                 let letter = |dead: &machine::lane::DeadLetter| {
                     let epoch = self.machine.entries()[dead.entry].record_ref.epoch;
-                    let Client { process, life, .. } = self.client;
-                    let by = AssignmentId { process, life, epoch };
+                    let Client { process, restarts, .. } = self.client;
+                    let by = AssignmentId { process, restarts, epoch };
                     Dead { record: self.record(dead.entry), reason: dead.reason, by, journal_index: 0 }
                 };
                 Statement::InsertDead(dead.iter().map(letter).collect())
@@ -132,7 +131,7 @@ impl Lane {
             Request::Commit => Statement::Commit,
             Request::Rollback => Statement::Rollback,
             Request::BeginBisection | Request::BeginSearch => Statement::BeginBisection,
-            Request::Canary(beside) => Statement::Canary(beside.map(|row| self.rows(&[row])[0])),
+            Request::Canary(replaced) => Statement::Canary(replaced.map(|row| self.rows(&[row])[0])),
             Request::MoveSavepoint => Statement::MoveSavepoint,
             Request::RollbackToSavepoint => Statement::RollbackToSavepoint,
             Request::Done(_)
@@ -159,7 +158,7 @@ impl Parts {
             Activity::Idle => {
                 lane.machine.sweep(&mut events);
                 self.events.extend(events.drain(..));
-                // Batches and attempts take turns.
+                // Batches and retries take turns.
                 lane.has_retried = !lane.has_retried && lane.machine.blocked().next().is_some();
                 if lane.has_retried
                     && (env.healing || env.choices.one_in(3))
@@ -173,7 +172,7 @@ impl Parts {
                 if lane.waiting.is_empty() {
                     return false;
                 }
-                // It gathers for a while before it begins a batch that is not full.
+                // A lane waits for more records before it begins a batch that is not full.
                 let gathers = lane.waiting.len() < env.config.batch && env.config.delayed_reads > 0 && !env.healing;
                 if gathers && !env.choices.one_in(env.config.delayed_reads) {
                     return false;
@@ -209,7 +208,7 @@ impl Parts {
         true
     }
 
-    /// Mostly it begins at once. A process may be frozen in between.
+    /// Begins the request immediately, or sometimes later: a process may be frozen in between.
     fn decided(&mut self, number: usize, request: Request, env: &mut Env) {
         if !env.healing && env.choices.one_in(env.config.delayed_sends) {
             self.lanes[number].activity = Activity::Decided(request);
@@ -287,7 +286,7 @@ impl Lane {
         Some(match env.database.poll(session) {
             Polled::Result(StatementResult::Lane(answer)) => answer,
             Polled::Result(StatementResult::Failed(class)) => failed(class),
-            Polled::Result(result) => unreachable!("{result:?} answers no lane"),
+            Polled::Result(result) => unreachable!("{result:?} is no result for a lane"),
             Polled::Broken | Polled::Pending => failed(Class::Lost),
         })
     }

@@ -1,5 +1,5 @@
-//! One process: the driver and the machines that the service runs, with models in place of librdkafka and the database. Its
-//! thread, its lanes, its tasks and librdkafka's threads take turns as the choices say.
+//! One process: the service's driver and machines, with models instead of librdkafka and the database. Its thread, its
+//! lanes, its tasks and librdkafka's threads take turns, as the choices say.
 
 mod io;
 mod lane;
@@ -23,54 +23,52 @@ use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::log::Record;
 
-/// Why a partition is halted whose records cannot be read.
+/// The reason for which a partition is halted if its records cannot be read.
 const DAMAGED: &str = "damaged";
 
-/// After a stop, so many turns are more than enough until the last callback is done.
+/// The number of turns that is always enough to finish the last callback after a stop.
 const CLOSING_TURNS: usize = 100;
 
-/// Whether it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Down,
     Up,
-    /// Stopped by a signal: it does nothing, and knows nothing of it when it wakes.
+    /// Stopped by SIGSTOP: the process does nothing, and does not know of the pause when it resumes.
     Frozen,
 }
 
-/// A process.
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) state: State,
     pub(crate) driver: Driver<Record>,
     pub(crate) parts: Parts,
-    /// It was told to stop.
+    /// Whether the process has received SIGTERM.
     is_stopping: bool,
 }
 
-/// What is around the driver.
+/// The surroundings of the driver.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) number: usize,
-    pub(crate) life: u32,
+    pub(crate) restarts: u32,
     lanes: Vec<Lane>,
     reference: ReferenceTask,
     starts: Starts,
     pub(crate) library: Library,
     commits: Commits,
-    /// What lanes and tasks report to the thread.
+    /// The events that lanes and tasks have reported to the thread.
     pub(crate) events: VecDeque<Event>,
-    /// Something happened in this turn of the thread.
+    /// Whether the thread did something in this turn.
     busy: bool,
 }
 
 impl Process {
-    pub(crate) fn new(number: usize, life: u32, env: &Env) -> Self {
+    pub(crate) fn new(number: usize, restarts: u32, env: &Env) -> Self {
         let config = &env.config;
-        let client = |lane| Client { process: number, life, lane };
+        let client = |lane| Client { process: number, restarts, lane };
         let parts = Parts {
             number,
-            life,
+            restarts,
             lanes: (0..config.lanes).map(|lane| Lane::new(lane, client(Some(lane)), config)).collect(),
             reference: ReferenceTask::new(client(None)),
             starts: Starts::default(),
@@ -83,12 +81,12 @@ impl Process {
         Process { state: State::Up, driver, parts, is_stopping: false }
     }
 
-    /// How many things take turns in it.
+    /// Returns the number of threads and tasks that take turns.
     pub(crate) fn turns(&self) -> usize {
         6 + self.parts.lanes.len()
     }
 
-    /// One of them takes its turn. False: it had nothing to do.
+    /// Gives a turn to one of the threads and tasks. Returns false if that one had nothing to do.
     pub(crate) fn turn(&mut self, turn: usize, env: &mut Env) -> bool {
         let parts = &mut self.parts;
         match turn {
@@ -101,7 +99,6 @@ impl Process {
         }
     }
 
-    /// The consumer's thread.
     fn thread_turn(&mut self, env: &mut Env) -> bool {
         self.parts.busy = false;
         let mut io = Io { parts: &mut self.parts, env };
@@ -112,7 +109,7 @@ impl Process {
         true
     }
 
-    /// All is released: the consumer is closed, and leaves the group.
+    /// Closes the consumer after all partitions are released, and leaves the group.
     fn close(&mut self, env: &mut Env) {
         self.parts.library.close(env);
         let mut io = Io { parts: &mut self.parts, env };
@@ -137,35 +134,35 @@ impl Process {
         self.exit(env);
     }
 
-    /// It is about to release partitions, or to be assigned some.
+    /// Returns whether the process has yet to release partitions, or to respond to an assignment.
     pub(crate) fn is_rebalancing(&self) -> bool {
         self.driver.is_releasing() || self.parts.library.membership.is_rebalancing()
     }
 
-    /// The process is told to stop.
+    /// Stops the process, as SIGTERM does. Returns false if the process was stopping already.
     pub(crate) fn stop(&mut self) -> bool {
         !std::mem::replace(&mut self.is_stopping, true)
     }
 
-    /// It is gone, with all that it knew. The server may still carry out what it had sent.
+    /// Ends the process and its memory. The server may still execute the statements that were sent before.
     pub(crate) fn exit(&mut self, env: &mut Env) {
         let parts = &self.parts;
         let lanes = parts.lanes.iter().filter_map(|lane| lane.session);
         for session in lanes.chain(parts.reference.session).collect::<Vec<_>>() {
             env.database.disconnect(session);
         }
-        let (number, life) = (self.parts.number, self.parts.life);
-        *self = Process { state: State::Down, ..Process::new(number, life, env) };
+        let (number, restarts) = (self.parts.number, self.parts.restarts);
+        *self = Process { state: State::Down, ..Process::new(number, restarts, env) };
     }
 
-    /// It has nothing to do, and everything that it owns is committed.
+    /// Returns whether the process has nothing to do, and all offsets of its partitions are committed.
     pub(crate) fn is_idle(&self, env: &Env) -> bool {
         let machine = self.driver.machine();
         let committed = |partition: Partition| {
             let end = env.kafka.topic().log(partition).end();
             machine.committed(partition).is_some_and(|next| next.0 >= end)
         };
-        // One that stopped, and completes what it has, has yet to start again: there may be more, or other records.
+        // A partition that is not fetched and not halted has yet to restart: there may be more records, or others.
         let is_halted = |partition| self.driver.halted().any(|halted| halted == partition);
         let reads = |partition| self.parts.library.is_fetched(partition) || is_halted(partition);
         machine.inflight() == (0, 0)
@@ -178,15 +175,15 @@ impl Process {
 
 impl Parts {
     pub(crate) fn name(&self) -> String {
-        format!("P{}.{}", self.number, self.life)
+        format!("P{}.{}", self.number, self.restarts)
     }
 
-    /// A record of such a partition that a lane may still store.
+    /// Returns a record of a wanted partition that a lane may still store.
     fn unfenced(&self, wanted: impl Fn(Partition) -> bool) -> Option<Record> {
         self.lanes.iter().find_map(|lane| lane.unfenced(&wanted))
     }
 
-    /// P7: what is in flight, and how many sessions there are.
+    /// Checks P7: the records and bytes in flight, and the number of sessions.
     fn check_bounds(&self, (bytes, records): (usize, usize), env: &mut Env) {
         let settings = &env.config.settings;
         let (more, huge) = (env.config.chunk, crate::kafka::log::RecordKind::HUGE);
@@ -195,8 +192,9 @@ impl Parts {
         if too_many || too_much {
             env.violate(format!("P7: {records} records and {bytes} bytes in flight in {}", self.name()));
         }
-        let mine = |client: &Client| client.process == self.number && client.life == self.life;
-        let sessions = env.database.sessions.iter().filter(|session| session.held && mine(&session.client)).count();
+        let is_own = |client: &Client| client.process == self.number && client.restarts == self.restarts;
+        let sessions =
+            env.database.sessions.iter().filter(|session| session.client_connected && is_own(&session.client)).count();
         if sessions > self.lanes.len() + 1 {
             env.violate(format!("P7: {sessions} sessions of {}", self.name()));
         }

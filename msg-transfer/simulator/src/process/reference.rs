@@ -1,4 +1,4 @@
-//! The task that owns the reference connection. It sends queries one after the other, as the machine decides.
+//! The task that owns the reference connection and sends queries one after the other, as the machine decides.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use crate::database::{Client, Polled, SessionId, Statement, StatementResult};
 use crate::env::Env;
 use crate::facts::Fact;
 
-/// The task that waits for the answer to a query.
+/// The lane or task that waits for the result of a query.
 #[derive(Clone, Debug)]
 pub(super) enum Requester {
     Lane(usize),
@@ -104,7 +104,8 @@ impl Parts {
         true
     }
 
-    /// `None`: no, or no answer.
+    /// Passes the result on. `None` means that the query failed or timed out, or that the reference connection is not
+    /// open any more.
     fn query_ended(&mut self, requester: &Requester, result: Option<StatementResult>, env: &mut Env) {
         match requester {
             Requester::Lane(lane) => self.lanes[*lane].reference_checked(result.is_some(), env),
@@ -142,7 +143,7 @@ impl ReferenceTask {
         self.pending = Some((query, requester));
     }
 
-    /// `None`: not yet. `Some(None)`: it failed.
+    /// Returns `None` while there is no result, and `Some(None)` if the query failed or timed out.
     fn poll(&mut self, env: &mut Env) -> Option<Option<StatementResult>> {
         let Some(session) = self.session else { return Some(None) };
         if !env.database.has_result(session) {

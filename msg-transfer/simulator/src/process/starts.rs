@@ -1,4 +1,5 @@
-//! Finds out where assignments start: the database is asked first, Kafka after it, and something may happen in between.
+//! Resolves the start offsets of assignments: the tasks query first the database, then Kafka, and the state of either
+//! can change in between.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,23 +15,23 @@ use super::reference::Requester;
 use crate::database::{Statement, StatementResult};
 use crate::env::Env;
 
-/// What the database has of each partition: its row, and the dead letters that count.
+/// The progress row of each partition in the database, and its dead letters that count.
 type Rows = Vec<(Partition, Option<Progress>, Vec<i64>)>;
 
-/// What a task does next.
+/// The next action of a task.
 #[derive(Debug)]
 enum Stage {
     Topic,
-    /// It has the topic's number, and waits for the database.
+    /// Waits for the database, with the number of the topic.
     Loading(u32),
     Offsets(Read),
-    /// It has the committed offsets too.
+    /// Has the committed offsets too; reads the ends of the logs.
     Ends(Read, Vec<(Partition, Option<i64>)>),
-    /// It puts rows down: Kafka lost what they speak of.
+    /// Lowers progress rows that refer to records which Kafka lost.
     Lowering(Read, Vec<(Partition, Decision)>),
 }
 
-/// What was read of the database.
+/// The contents of the database that a task has read.
 #[derive(Clone, Debug)]
 struct Read {
     topic: u32,
@@ -38,7 +39,7 @@ struct Read {
     rows: Rows,
 }
 
-/// One task, for assignments that were made together.
+/// A task for assignments that were made together.
 #[derive(Debug)]
 struct Task {
     number: u32,
@@ -46,7 +47,6 @@ struct Task {
     stage: Stage,
 }
 
-/// The tasks that are under way.
 #[derive(Debug, Default)]
 pub(super) struct Starts {
     tasks: Vec<Task>,
@@ -61,7 +61,7 @@ impl Starts {
         self.tasks.push(Task { number: self.last, assignments, stage: Stage::Topic });
     }
 
-    /// The number of the topic that an assignment is of, if its start is known.
+    /// Returns the number of the topic of an assignment, if its start is resolved.
     pub(super) fn topic_of(&self, epoch: Epoch) -> Option<u32> {
         let topic_id = self.assignments.get(&epoch)?.topic_id()?;
         u32::try_from(topic_id.as_u128()).ok()
@@ -69,11 +69,11 @@ impl Starts {
 }
 
 impl Task {
-    /// Where this partition starts is known.
+    /// Completes the resolution of a partition, and returns the event that reports it.
     fn resolved(&mut self, read: &Read, partition: Partition, decision: Decision) -> Option<Event> {
         let at = self.assignments.iter().position(|(assigned, _)| *assigned == partition)?;
         let (_, assignment) = self.assignments.swap_remove(at);
-        // Before the event: whoever hears of the start needs it.
+        // Before the event: the receiver of the event needs the topic's ID.
         let topic_id = Uuid::from_u128(u128::from(read.topic));
         assignment.start_read(topic_id, read.connection_number);
         let (_, _, dead) = read.rows.iter().find(|(row, ..)| *row == partition)?;
@@ -84,7 +84,7 @@ impl Task {
 }
 
 impl Parts {
-    /// One of the tasks goes on with Kafka.
+    /// Lets one task query Kafka.
     pub(super) fn starts_turn(&mut self, env: &mut Env) -> bool {
         let queries_kafka = |task: &Task| !matches!(task.stage, Stage::Loading(_) | Stage::Lowering(..));
         let Some(index) = self.starts.tasks.iter().position(queries_kafka) else { return false };
@@ -107,7 +107,7 @@ impl Parts {
                     |(partition, _): &(Partition, _)| (*partition, env.kafka.group.offsets.get(partition).copied());
                 task.stage = Stage::Ends(read, task.assignments.iter().map(offset).collect());
             }
-            // It is asked for before and after: what lies between is of one topic.
+            // The ID is queried before and after the offsets, so that all of them belong to one topic.
             Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}
             Stage::Ends(read, offsets) => self.decide(index, read, &offsets, env),
             other => task.stage = other,
@@ -149,7 +149,7 @@ impl Parts {
         }
     }
 
-    /// The database's answer to a task.
+    /// Receives the result of a task's query.
     pub(super) fn loaded(&mut self, number: u32, result: Option<StatementResult>) {
         let connection_number = self.reference.number();
         let Some(task) = self.starts.tasks.iter_mut().find(|task| task.number == number) else { return };
@@ -161,7 +161,7 @@ impl Parts {
         };
     }
 
-    /// A row is put down, or is another one by now.
+    /// Receives whether a progress row was lowered; if not, the task resolves the start again.
     pub(super) fn lowered(&mut self, number: u32, partition: Partition, lowered: bool) {
         let Some(index) = self.starts.tasks.iter().position(|task| task.number == number) else { return };
         let task = &mut self.starts.tasks[index];

@@ -1,4 +1,4 @@
-//! What librdkafka's own threads do: fetches stop and start, and records come from the brokers.
+//! The work of librdkafka's threads: fetches stop and start, and records arrive from the brokers.
 
 use machine::consumer::start::Kept;
 use machine::{LeaderEpoch, Partition};
@@ -10,7 +10,7 @@ use crate::facts::Fact;
 use crate::kafka::log::Log;
 
 impl Library {
-    /// All that was fetched and not consumed is discarded.
+    /// Pauses all fetches and discards all records that were fetched and not consumed.
     pub(super) fn pause(&mut self) {
         let partitions: Vec<Partition> = self.fetches.keys().copied().collect();
         for partition in partitions {
@@ -28,7 +28,7 @@ impl Library {
         }
     }
 
-    /// Those that waited start, once all others have stopped.
+    /// Starts the waiting fetches, once all others have stopped.
     pub(super) fn start_pending(&mut self, env: &mut Env) {
         if !self.stopping.is_empty() {
             return;
@@ -45,7 +45,7 @@ impl Library {
         }
     }
 
-    /// One of the fetches stops, or some partition's next records come from the broker.
+    /// Stops one fetch, or lets the next records of one partition arrive.
     pub(crate) fn turn(&mut self, env: &mut Env) -> bool {
         if !self.late_commit_results.is_empty() && (env.healing || env.choices.one_in(8)) {
             self.commit_results.extend(self.late_commit_results.pop_front());
@@ -77,7 +77,7 @@ impl Library {
             let partition = partitions[(first + index) % count];
             let has_error = self.has_error(partition);
             let waiting = self.queues.get(&partition).map_or(0, |queue| queue.items.len());
-            let fetch = self.fetches.get_mut(&partition).expect("it is one of them");
+            let fetch = self.fetches.get_mut(&partition).expect("the partition is fetched");
             let log = env.kafka.topic().log(partition);
             let errors = fetch.topic != present || fetch.position < log.low;
             let mut items: Vec<Item> = Vec::new();
@@ -92,11 +92,11 @@ impl Library {
                 items.push(Item::OutOfRange(partition));
             } else if waiting < max {
                 if again {
-                    env.facts.add(Fact::OutOfOrder, 1);
+                    env.facts.add(Fact::FetchRewound, 1);
                     fetch.position = (fetch.position - 2).max(log.low);
                 }
                 items.extend(log.from(fetch.position).iter().take(max).map(|record| Item::Record(*record)));
-                // The last one stays: the fetch goes on behind it.
+                // The last record stays: the fetch continues after it.
                 if damages && items.len() > 1 {
                     let at = env.choices.index(items.len() - 1);
                     items[at] = Item::Damaged(partition);
@@ -118,7 +118,7 @@ impl Library {
         false
     }
 
-    /// Whether an error of it is queued already.
+    /// Returns whether an error of the partition is queued already.
     fn has_error(&self, partition: Partition) -> bool {
         let is_error = |item: &Item| matches!(item, Item::Error(p) if *p == partition);
         let in_events =
@@ -130,7 +130,7 @@ impl Library {
     }
 }
 
-/// The position is above the log's end, or the log differs from what was read of it.
+/// Returns whether the position is above the log's end, or the log differs from the records that were read.
 fn is_out_of_range(log: &Log, fetch: &Fetch) -> bool {
     let differs = |kept: Kept| matches!(kept, Kept::UpTo(kept) if kept.next.0 < fetch.position);
     fetch.position > log.high || differs(log.kept(fetch.leader_epoch))

@@ -1,4 +1,5 @@
-//! librdkafka as a member of the group: it joins, has the application assign and unassign, and finds out that it was expelled.
+//! librdkafka as a member of the group: it joins, lets the application assign and unassign, and detects that it was
+//! expelled.
 
 use std::collections::BTreeSet;
 
@@ -9,29 +10,28 @@ use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::group::MemberId;
 
-/// Which call is taken for the response.
+/// The call that librdkafka accepts as the response to a rebalance event.
 #[derive(Clone, Debug)]
 enum AwaitedCall {
     Assign,
-    /// Of these, and whether the application has got the event.
+    /// The revoked partitions, and whether the application has polled the event.
     Unassign(Vec<Partition>, bool),
 }
 
-/// The member.
 #[derive(Debug, Default)]
 pub(crate) struct Membership {
     pub(crate) member: Option<MemberId>,
     pub(crate) generation: u32,
-    /// What the group has assigned. It changes before the application gets the event.
+    /// The partitions that the group has assigned, which change before the application polls the event.
     owned: BTreeSet<Partition>,
     awaited: Option<AwaitedCall>,
-    /// The response was given, and the fetches are yet to stop.
+    /// Whether the application has responded, and fetches have yet to stop.
     completing: bool,
-    /// What comes after a revocation, if it is part of a rebalance.
+    /// The partitions that are assigned after a revocation, if it is part of a rebalance.
     added: Option<Vec<Partition>>,
-    /// It joins again after that.
+    /// Whether the member joins again after that.
     rejoins: bool,
-    /// The partitions of this revocation may be another member's already.
+    /// Whether another member may own the partitions of this revocation already.
     lost: bool,
 }
 
@@ -40,7 +40,7 @@ impl Membership {
         self.member.is_some() && !self.is_rebalancing()
     }
 
-    /// From the event until the fetches have stopped, and all that follows from it.
+    /// Returns whether a rebalance event waits for its response, or something follows from it.
     pub(crate) fn is_rebalancing(&self) -> bool {
         self.awaited.is_some() || self.completing || self.added.is_some() || self.rejoins
     }
@@ -55,12 +55,14 @@ impl Membership {
         }
     }
 
+    /// Accepts an assign as the response to an assignment, and returns whether an assignment waited for it.
     pub(super) fn respond_by_assign(&mut self) -> bool {
         self.lost = false;
         self.awaited.take_if(|awaited| matches!(awaited, AwaitedCall::Assign)).is_some()
     }
 
-    /// Whether a revocation is; and which one, if the application has got its event, and it is not lost.
+    /// Accepts an unassign as the response to a revocation, if a revocation waits for it. Returns the revoked
+    /// partitions if the application has polled the event and the partitions are not lost.
     pub(super) fn respond_by_unassign(&mut self, env: &mut Env) -> Option<Option<Vec<Partition>>> {
         let lost = std::mem::take(&mut self.lost);
         match self.awaited.take_if(|awaited| matches!(awaited, AwaitedCall::Unassign(..)))? {
@@ -113,7 +115,7 @@ impl Library {
         }
         if std::mem::take(&mut membership.rejoins) {
             if membership.member.is_some_and(|id| env.kafka.group.member(id).is_some()) {
-                // What was released is for others now.
+                // The released partitions can be assigned to others now.
                 env.kafka.group.begin_rebalance();
             }
             return true;
@@ -161,7 +163,7 @@ impl Library {
         true
     }
 
-    /// The consumer is closed: what is owned is revoked, if anything is, after what was queued.
+    /// Closes the consumer: the owned partitions, if any, are revoked, after the rebalance events that are queued.
     pub(crate) fn close(&mut self, env: &mut Env) {
         self.events.retain(|queued| matches!(queued, QueuedEvent::Assigned(_) | QueuedEvent::Revoked(_)));
         let all: Vec<Partition> = self.membership.owned.iter().copied().collect();

@@ -1,12 +1,14 @@
-//! A model of librdkafka's consumer, as its source has it (2.12): the list of what is fetched, each partition's own queue and where
-//! that is forwarded to, the queue of records, the queue of events, and the member of the group.
+//! A model of librdkafka's consumer, after its source (2.12): the list of fetched partitions, the queue of each
+//! partition and the queue it is forwarded to, the queue of records, the queue of events, and the member of the group.
 //!
-//! - A partition that is not fetched any more is discarded wherever it is queued, before the call returns. Its fetch stops later.
-//!   Only then does the forwarding of its queue end; and no fetch starts before all that are to stop have stopped.
-//! - A queue that the application has forwarded is not forwarded to the queue of events, unless librdkafka has made the partition
-//!   again meanwhile.
-//! - While the group waits for a response all partitions are paused: what was fetched is discarded, and fetched again from what the
-//!   application consumed last. The next `incremental_assign` (`incremental_unassign`) is taken for the response.
+//! - When a partition is removed from the list, its records are discarded from every queue before the call returns. Its
+//!   fetch stops later. Only then does the forwarding of its queue end; and no fetch starts before all fetches that
+//!   must stop have stopped.
+//! - A queue that the application has forwarded is not forwarded to the queue of events, unless librdkafka has
+//!   recreated the partition since.
+//! - While the group waits for a response, all partitions are paused: the fetched records are discarded, and fetched
+//!   again from the position that the application consumed last. librdkafka accepts the next `incremental_assign`
+//!   (`incremental_unassign`) as the response.
 
 mod fetching;
 mod membership;
@@ -22,25 +24,26 @@ use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::log::Record;
 
-/// One partition on the list of what is fetched.
+/// A partition on the list of fetched partitions.
 #[derive(Debug)]
 struct Fetch {
-    /// The topic that it began with.
+    /// The present topic when the fetch started.
     topic: u32,
     position: i64,
-    /// That of the record before it, if it is known: a leader is asked whether the log is still the same.
+    /// The leader epoch of the record before `position`, if it is known: a leader uses it to check that the log is
+    /// still the same.
     leader_epoch: LeaderEpoch,
-    /// Just past what the application has consumed.
+    /// The offset after the last record that the application consumed, and that record's leader epoch.
     consumed: (i64, LeaderEpoch),
-    /// It was out of range: nothing more comes before it is fetched again.
+    /// Whether the position was out of range: no record arrives until the partition is fetched again.
     ended: bool,
-    /// It waits for others to stop until then.
+    /// Whether the fetch has started; until then it waits for others to stop.
     started: bool,
-    /// The group waits for a response.
+    /// Whether the group waits for a response.
     paused: bool,
 }
 
-/// Where a partition's own queue is forwarded to.
+/// The queue that a partition's queue is forwarded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Forward {
     #[default]
@@ -49,21 +52,20 @@ enum Forward {
     Events,
 }
 
-/// A partition's own queue.
+/// The queue of one partition.
 #[derive(Debug, Default)]
 struct PartitionQueue {
     forward: Forward,
-    /// The application has had it forwarded, or not forwarded any more.
+    /// Whether the application has decided on the forwarding.
     by_application: bool,
     items: VecDeque<Item>,
 }
 
-/// What is fetched.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Item {
     Record(Record),
     Error(Partition),
-    /// A batch that is damaged on its way: what follows it comes all the same.
+    /// A batch that was damaged in transit. The records after the batch arrive all the same.
     Damaged(Partition),
     OutOfRange(Partition),
 }
@@ -77,44 +79,41 @@ impl Item {
     }
 }
 
-/// What is in the queue of events.
 #[derive(Clone, Debug)]
 enum QueuedEvent {
     Assigned(Vec<Partition>),
     Revoked(Vec<Partition>),
     Item(Item),
-    /// An error that did not come through its partition's queue.
+    /// An error that did not pass through its partition's queue, and whether a batch is damaged.
     Failed(Partition, bool),
 }
 
-/// The consumer.
 #[derive(Debug, Default)]
 pub(crate) struct Library {
     fetches: BTreeMap<Partition, Fetch>,
-    /// Those whose fetch is yet to stop.
+    /// The partitions whose fetch has yet to stop.
     stopping: BTreeSet<Partition>,
     queues: BTreeMap<Partition, PartitionQueue>,
     records: VecDeque<Item>,
     events: VecDeque<QueuedEvent>,
     pub(crate) membership: Membership,
-    /// What the coordinator answered to which commit.
+    /// The coordinator's results of offset commits: the round, and whether the commit was accepted.
     pub(crate) commit_results: VecDeque<(usize, bool)>,
-    /// The same, and the answer takes its time.
+    /// Results that arrive late.
     pub(crate) late_commit_results: VecDeque<(usize, bool)>,
 }
 
 impl Library {
-    /// Nothing is under way between it and the group.
+    /// Returns whether no rebalance is in progress, no fetch has to stop and no event is queued.
     pub(crate) fn is_idle(&self) -> bool {
         self.membership.is_stable_member() && self.stopping.is_empty() && self.events.is_empty()
     }
 
-    /// The partition is on the list of what is fetched.
     pub(crate) fn is_fetched(&self, partition: Partition) -> bool {
         self.fetches.contains_key(&partition)
     }
 
-    /// Nothing more of what is queued of it is given to the application.
+    /// Removes the partition's records from all queues, so that the application never consumes them.
     fn discard(&mut self, partition: Partition) {
         if let Some(queue) = self.queues.get_mut(&partition) {
             queue.items.clear();
@@ -132,7 +131,7 @@ impl Library {
         }
     }
 
-    /// An error of a partition, in the order of its records or outside of it.
+    /// Adds an error of a partition, in the order of its records or outside of it.
     pub(crate) fn fetch_failed(&mut self, partition: Partition, damaged: bool, in_order: bool) {
         if !in_order {
             self.events.push_back(QueuedEvent::Failed(partition, damaged));
@@ -199,7 +198,7 @@ impl Library {
     ) -> Result<(), String> {
         if let Some(partition) = starting.keys().find(|partition| self.fetches.contains_key(partition)) {
             env.violate(format!("librdkafka: partition {partition} is assigned already"));
-            return Err("it is assigned already".into());
+            return Err("the partition is assigned already".into());
         }
         for (partition, (topic, from)) in starting {
             let (position, leader_epoch) = (from.next.0, from.leader_epoch);
@@ -221,7 +220,7 @@ impl Library {
         Ok(())
     }
 
-    /// Returns the partitions whose revocation that was taken to respond to.
+    /// Returns the partitions of the revocation that this call responds to.
     pub(super) fn incremental_unassign(
         &mut self,
         partitions: &BTreeSet<Partition>,
@@ -229,7 +228,7 @@ impl Library {
     ) -> Result<Option<Vec<Partition>>, String> {
         if let Some(partition) = partitions.iter().find(|partition| !self.fetches.contains_key(partition)) {
             env.violate(format!("librdkafka: partition {partition} is not assigned"));
-            return Err("it is not assigned".into());
+            return Err("the partition is not assigned".into());
         }
         for partition in partitions {
             if self.fetches.remove(partition).is_some_and(|fetch| fetch.started) {
@@ -237,12 +236,12 @@ impl Library {
             }
             self.discard(*partition);
         }
-        let answered = self.membership.respond_by_unassign(env);
-        if answered.is_some() {
+        let responded = self.membership.respond_by_unassign(env);
+        if responded.is_some() {
             self.resume();
         }
         self.start_pending(env);
-        Ok(answered.flatten())
+        Ok(responded.flatten())
     }
 }
 
