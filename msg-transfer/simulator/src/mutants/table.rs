@@ -5,7 +5,7 @@
 pub enum Expected {
     /// A promise breaks.
     Found,
-    /// It may not be found, for this reason.
+    /// A promise breaks too rarely for most runs, for this reason.
     Rare(&'static str),
     /// No promise breaks, for this reason.
     Harmless(&'static str),
@@ -47,108 +47,108 @@ macro_rules! mutants {
 use Expected::{Found, Harmless, Rare};
 
 mutants! {
-    "completed when inserted, before the COMMIT" Found =>
+    "records are completed when they are inserted, before the COMMIT" Found =>
         "machine/src/lane/mod.rs": "(Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted)," ->
             "(Pending::Insert, Answer::Count(inserted)) => { if inserted == self.numbered.len() { events.push(Event::Completed(self.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(inserted) }",
         "machine/src/lane/writing.rs": "events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.record_ref).collect()));" ->
             "self.entries.clear();";
-    "the highest completed offset is committed, not the prefix" Found =>
+    "the highest completed offset is committed, not the contiguous prefix" Found =>
         "machine/src/consumer/ledger.rs": "self.prefix = self.open.front().map_or(self.last, |first| first.before);" ->
             "self.prefix.next = self.prefix.next.max(offset.next());";
-    "the ledger forgets what is not completed behind a blocked record" Found =>
+    "the ledger forgets records after a blocked one that are not completed" Found =>
         "machine/src/consumer/ledger.rs": "self.open.retain(|entry| !entry.completed);" -> "self.open.truncate(1);",
         "machine/src/consumer/ledger.rs": "const SLACK: usize = 32;" -> "const SLACK: usize = 1;";
-    "what follows a damaged batch is received" Found =>
+    "records after a damaged batch are received" Found =>
         "machine/src/consumer/mod.rs": "if owned.failing.is_some_and(|failing| failing.is_waiting()) {" -> "if false {";
     "a fetch that failed is not retried" Found =>
         "machine/src/consumer/failing.rs": "Next::Retry(at) if now >= at => {" -> "Next::Retry(at) if now >= at + 1_000_000_000 => {";
-    "next to read is one too high" Found =>
+    "the next offset is one too high" Found =>
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0 + 2)";
-    "next to read is one too low" Found =>
+    "the next offset is one too low" Found =>
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0)";
-    "a batch that failed is called completed" Found =>
+    "a failed batch is reported as completed" Found =>
         "machine/src/lane/mod.rs": "(Pending::Backoff | Pending::UndoFenced, _) => self.turn(events)," ->
             "(Pending::Backoff, _) => self.committed(false, events), (Pending::UndoFenced, _) => self.turn(events),";
-    "a cached seq counts under any assignment"
-        Harmless("the keys catch a cache that is behind, and one that is ahead ends with its connection") =>
+    "a cached seq is used under any assignment"
+        Harmless("the unique keys detect a cached seq that is too low, and one that is too high is dropped with its connection") =>
         "machine/src/lane/cache.rs": ".filter(|(known_under, _)| *known_under == epoch)" -> ".filter(|_| epoch > 0)";
-    "the conflict target has no name (in the database's model)"
-        Harmless("what was not inserted is looked up by its id, and not found") =>
+    "INSERT ignores a conflict of any key (in the database's model)"
+        Harmless("a row that was not inserted is looked up by its ID, and not found") =>
         "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;";
-    "the conflict target has no name, and what was not inserted is taken for a duplicate" Found =>
+    "INSERT ignores a conflict of any key, and a row that was not inserted counts as a duplicate" Found =>
         "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;",
         "machine/src/lane/writing.rs": "if inserted < self.numbered.len() {" -> "if false && inserted < self.numbered.len() {";
-    "seqs are cached before the COMMIT is answered" Found =>
+    "seqs are cached before the COMMIT has succeeded" Found =>
         "machine/src/lane/writing.rs": "self.request(Pending::Commit, Request::Commit)" ->
             "for inbox in &self.inboxes { let (group, Some(last)) = inbox else { continue }; let (entry, rows) = (&self.entries[group[0]], group.len() as i64); self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows); } self.request(Pending::Commit, Request::Commit)";
-    "the cache outlives an error" Harmless("the next connection clears it too") =>
+    "the seq cache is kept after an error" Harmless("the next connection clears the seq cache too") =>
         "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;";
-    "the cache outlives an error and a new connection"
-        Harmless("a search for what is refused forgets the inbox as well") =>
+    "the seq cache is kept after an error and a new connection"
+        Harmless("a bisection removes the inbox from the seq cache as well") =>
         "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;",
         "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(";
-    "the cache outlives an error, a new connection and a search" Found =>
+    "the seq cache is kept after an error, a new connection and a bisection" Found =>
         "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;",
         "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(",
         "machine/src/lane/blocked.rs": "self.cache.remove(&recv_id);" -> "",
         "machine/src/lane/blocked.rs": "self.cache.remove(&retry.recv_id);" -> "";
-    "records go to a lane by partition" Harmless("an inbox lies in one partition, unless the count is changed without a drain") =>
+    "records are passed to a lane by partition" Harmless("an inbox is in one partition, unless the partition count is changed without a drain") =>
         "machine/src/driver/mod.rs": "lane_for(record.key()," -> "lane_for(Some(&partition.to_le_bytes()),";
-    "records go to a lane by offset" Found =>
+    "records are passed to a lane by offset" Found =>
         "machine/src/driver/mod.rs": "lane_for(record.key()," -> "lane_for(Some(&offset.0.to_le_bytes()),";
-    "fences are not raised" Found =>
+    "no assignment is fenced" Found =>
         "machine/src/driver/mod.rs": "assignment.fence();" -> "let _ = assignment;";
-    "a partition that starts anew is not fenced" Found =>
+    "a restarted partition is not fenced" Found =>
         "machine/src/consumer/mod.rs": "actions.push(Action::Fence { epoch: owned.epoch });\n                // What somebody" ->
             "// What somebody";
     "a lost partition is not fenced" Found =>
         "machine/src/consumer/revoking.rs": "if let Some(owned) = self.owned.remove(partition) {\n                actions.push(Action::Fence { epoch: owned.epoch });\n                self.forget(*partition, &owned, actions);\n            }\n            lost" ->
             "if let Some(owned) = self.owned.remove(partition) {\n                self.forget(*partition, &owned, actions);\n            }\n            lost";
-    "the fence is not looked at before the COMMIT"
-        Harmless("who comes after repeats what is stored, and the keys refuse what is not in its place") =>
+    "the fence is not checked before the COMMIT"
+        Harmless("the next owner finds the stored rows as duplicates, and the unique keys reject a row with a wrong seq") =>
         "machine/src/lane/writing.rs": "if self.entries.iter().any(|entry| entry.assignment.is_fenced()) {\n            return self.request(Pending::UndoFenced" ->
             "if false {\n            return self.request(Pending::UndoFenced";
-    "an error that passes is taken for a record's fault" Found =>
+    "a transient error makes a record a dead letter" Found =>
         "machine/src/lane/bisection.rs": "_ => false,\n                };" -> "_ => true,\n                };";
-    "a refused record needs no other that is taken" Found =>
+    "a record is dead-lettered although no other record was accepted" Found =>
         "machine/src/lane/bisection.rs": "(true, false) => {" -> "(_, false) => {";
-    "a small record that takes too long is to blame" Found =>
+    "a small record that needs too long is dead-lettered" Found =>
         "machine/src/lane/bisection.rs": "Class::Heavy => is_huge(*row) && self.confirmed.contains(row)," -> "Class::Heavy => self.confirmed.contains(row),";
-    "a huge record is to blame though its inbox takes none" Found =>
+    "a huge record is dead-lettered although its inbox accepts no row" Found =>
         "machine/src/lane/mod.rs": "Request::Canary(Some(self.numbered[row]))" -> "Request::Canary(None)";
     "a blocked inbox stops its lane" Found =>
         "machine/src/lane/blocked.rs": "self.blocked.inboxes.len() < MAX_BLOCKED" -> "self.blocked.inboxes.len() > MAX_BLOCKED";
-    "what comes later passes a blocked inbox" Found =>
+    "later records of a blocked inbox are stored before the blocked ones" Found =>
         "machine/src/lane/blocked.rs": "if self.blocked.inboxes.is_empty() {\n            return;" -> "if true {\n            return;";
-    "only what was refused waits, not what is behind it" Found =>
+    "only the rejected record of an inbox waits, not the records after it" Found =>
         "machine/src/lane/blocked.rs": "is_some_and(|(from, _)| index > *from)" -> "is_some_and(|(from, _)| index == *from + 1)";
-    "an attempt on a blocked inbox that fails drops the rest of it" Found =>
+    "a failed retry of a blocked inbox drops its other records" Found =>
         "machine/src/lane/blocked.rs": "for entry in rest {" -> "for entry in rest.into_iter().take(0) {";
-    "what is found to be blocked later goes behind what came after it"
-        Rare("a later message of an inbox has to be found before an earlier one; the lane's unit test finds it") =>
+    "records that are found blocked later are queued after records with higher offsets"
+        Rare("a later message of an inbox must be found blocked before an earlier one; the lane's unit test finds the bug") =>
         "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, failure, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, failure, attempts).push_back(entry);",
         "machine/src/lane/blocked.rs": "for mut entry in waiting.into_iter().rev() {" -> "for mut entry in waiting {";
-    "a partition stays throttled when it is not fetched any more" Harmless("the next assign ends that too") =>
+    "a partition stays throttled when it is not fetched any more" Harmless("the next assign unthrottles the partition too") =>
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);";
     "a partition stays throttled when it is fetched again" Found =>
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);",
         "machine/src/driver/fetching.rs": "self.throttled.remove(partition);\n            io.take_over(*partition);" -> "io.take_over(*partition);";
     "a partition is never unthrottled" Found =>
         "machine/src/consumer/mod.rs": "actions.push(Action::Unthrottle { partition });" -> "";
-    "the start is the committed offset, where the progress row is behind" Found =>
+    "the start offset is the committed offset although the progress row is lower" Found =>
         "machine/src/consumer/start.rs": "(_, Some(progress)) => progress," -> "(Some(committed), Some(_)) => unknown(committed), (None, Some(progress)) => progress,";
-    "the start is the committed offset, where there is no progress row" Found =>
+    "the start offset is the committed offset although no progress row exists" Found =>
         "machine/src/consumer/start.rs": "(_, None) => unknown(NextOffset(0))," -> "(committed, None) => unknown(committed.unwrap_or(NextOffset(0))),";
-    "the start skips what was deleted unread" Found =>
+    "the start offset skips records that were deleted unread" Found =>
         "machine/src/consumer/start.rs": "if accept_loss {" -> "if accept_loss || true {";
-    "repeats within a batch are inserted too" Found =>
+    "duplicates within a batch are inserted too" Found =>
         "machine/src/lane/entry.rs": "if first { State::New } else { State::Repeat }" -> "if first { State::New } else { State::New }";
-    "rows that were there already leave holes in seq" Found =>
+    "rows that existed already leave gaps in seq" Found =>
         "machine/src/lane/writing.rs": "if inserted < self.numbered.len() {" -> "if false && inserted < self.numbered.len() {";
     "offsets are committed without progress rows" Found =>
         "machine/src/consumer/commit.rs": "self.round = Round::Saving(points.clone());\n        Some(Action::SaveProgress(points))" ->
             "self.round = Round::Committing(points.clone());\n        Some(Action::Commit(points))";
-    "offsets are committed after their progress rows failed" Found =>
+    "offsets are committed although writing their progress rows failed" Found =>
         "machine/src/consumer/mod.rs": "Event::ProgressSaved => self.committer.saved(),\n            Event::ProgressFailed | Event::CommitFailed => self.committer.failed(now)," ->
             "Event::ProgressSaved | Event::ProgressFailed => self.committer.saved(),\n            Event::CommitFailed => self.committer.failed(now),";
     "offsets of a lost partition are committed"
@@ -156,48 +156,48 @@ mutants! {
         "machine/src/consumer/commit.rs": "points.retain(is_current);" -> "points.retain(|point| is_current(point) || true);";
     "a connection to a restored server is accepted" Found =>
         "machine/src/reference_connection.rs": "!self.connected => Next::Answer(false),\n            Query::Check" -> "!self.connected => Next::Answer(true),\n            Query::Check";
-    "progress is saved over any connection" Found =>
+    "progress rows are written over any connection" Found =>
         "machine/src/reference_connection.rs": "if !self.connected || numbers.iter().any(|number| *number != self.number) => {" -> "if !self.connected && !numbers.is_empty() => {";
-    "the reference connections have no numbers" Found =>
+    "all reference connections have the same number" Found =>
         "machine/src/reference_connection.rs": "self.number += 1;" -> "self.number = 1;";
-    "what was started over an earlier connection is stored with the rest"
-        Rare("found once, by the 179,967th seed of an earlier version; the lane's unit test finds it") =>
+    "records under a start offset of an earlier reference connection are stored with the others"
+        Rare("found once, by the 179,967th seed of an earlier version; the lane's unit test finds the bug") =>
         "machine/src/lane/mod.rs": "if self.fence_older(connection_number, events) {" -> "if false && self.fence_older(connection_number, events) {";
-    "no guard where a COMMIT is seen late" Found =>
+    "no sequence guard although rows become visible after their COMMIT" Found =>
         "simulator/src/config.rs": "guard: visible_later || choices.one_in(8)," -> "guard: choices.one_in(8) && !visible_later,";
     "dead letters need no approval" Found =>
         "machine/src/lane/mod.rs": "if !dead.is_empty() && !self.approved {" -> "if !dead.is_empty() && !self.approved && false {";
-    "the breaker forgets what the database knows" Found =>
+    "the dead-letter limit ignores dead letters that are in the database already" Found =>
         "machine/src/consumer/mod.rs": "owned.breaker.begin(topic_id, dead);" -> "owned.breaker.begin(topic_id, dead.into_iter().take(0));";
-    "a batch with more dead letters than the limit is refused for ever" Found =>
+    "a batch with more dead letters than the limit halts its partition after every resume" Found =>
         "machine/src/consumer/breaker.rs": "let forgiven = self.refused.max(self.forgiven);" -> "let forgiven = self.forgiven;";
-    "a partition that is given back still receives" Harmless("the driver takes nothing in meanwhile") =>
+    "a revoked partition still receives records" Harmless("the driver consumes no records until the partition is released") =>
         "machine/src/consumer/mod.rs": "let owned = self.owned.get_mut(&partition).filter(|owned| !owned.revoking)?;" -> "let owned = self.owned.get_mut(&partition)?;";
     "a record of a previous assignment counts for the present one" Found =>
         "machine/src/consumer/mod.rs": "if let Some(owned) = self.current(record.partition, record.epoch) {\n                owned.complete" ->
             "if let Some(owned) = self.owned.get_mut(&record.partition) {\n                owned.complete";
-    "offsets that go back are taken" Found =>
+    "offsets that go back are accepted" Found =>
         "machine/src/consumer/ledger.rs": "return Err(OutOfOrder);" -> "self.last.next = offset.next();";
-    "all records are taken in at once" Found =>
+    "all records are consumed without a limit" Found =>
         "machine/src/consumer/mod.rs": "self.full = if self.full { above(2) } else { above(1) };" -> "let _ = above(1);";
-    "the intake opens again only at half of the limits, blocked records included" Found =>
+    "consuming resumes only at half of the limits, blocked records included" Found =>
         "machine/src/consumer/mod.rs": "let (blocked_bytes, blocked_records) = self.blocked_inflight;" -> "let (blocked_bytes, blocked_records) = (0, 0);";
     "a halted partition is not fenced" Found =>
         "machine/src/consumer/mod.rs": "// In all lanes: a later record to the same inbox must not overtake the one that is halted.\n                actions.push(Action::Fence { epoch });" -> "";
     "the progress row can go back (in the database's model)" Found =>
         "simulator/src/database/tables.rs": "if new.may_follow(*row) {" -> "if true || new.may_follow(*row) {";
-    "a stop that waited for a rebalance ends the fetch that came after it" Found =>
+    "a postponed unassign stops the fetch that started after it" Found =>
         "machine/src/driver/releasing.rs": "        self.start_fetching(io);\n" -> "        self.start_fetching(io);\n        self.stop_fetching(io, &stopped);\n";
-    "a revocation is answered before its partitions are released" Found =>
+    "a revocation is responded to before its partitions are released" Found =>
         "machine/src/driver/releasing.rs": "if !self.machine.is_revoking() {" -> "if true {";
-    "an unassign is not postponed until a revocation is answered" Found =>
+    "an unassign is not postponed until the response to a revocation" Found =>
         "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, None);\n                    }" ->
             "Some(_) => {\n                        stopped.insert(partition);\n                    }";
-    "an assign is not postponed until a revocation is answered" Found =>
+    "an assign is not postponed until the response to a revocation" Found =>
         "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, Some((epoch, from)));\n                    }" ->
             "Some(_) => self.fetch(partition, epoch, from),";
     "records are consumed while partitions are released"
-        Rare("librdkafka pauses all partitions until it has its response; only one that came early is different") =>
+        Rare("librdkafka pauses all partitions until it has the response; only a response that came early is different") =>
         "machine/src/driver/mod.rs": "self.machine.wants_records() && !self.is_releasing()" -> "self.machine.wants_records()";
     "a drain has no deadline" Found =>
         "machine/src/driver/releasing.rs": "None if now < drain => return," -> "None if now < drain + 1_000_000_000 => return,";
@@ -210,49 +210,49 @@ mutants! {
             "self.assignments.retain(|epoch, assignment| machine.speaks_of(*epoch) && !assignment.is_fenced());";
     "throttled records are passed in the wrong order" Found =>
         "machine/src/driver/throttling.rs": "throttled.fetched.pop_front()" -> "throttled.fetched.pop_back()";
-    "a record overtakes throttled ones, once its partition is unthrottled"
-        Harmless("nothing is consumed before all of those are passed") =>
+    "a record overtakes throttled records once its partition is unthrottled"
+        Harmless("no record is consumed before all throttled records are passed") =>
         "machine/src/driver/throttling.rs": "self.fetched.push_back(fetched);" ->
             "if self.resumes { self.fetched.push_front(fetched) } else { self.fetched.push_back(fetched) }";
     "an error overtakes the throttled records before it"
-        Harmless("what is held is discarded, and fetched again or counted as lost") =>
+        Harmless("the throttled records are discarded, and fetched again or counted as lost") =>
         "machine/src/driver/mod.rs": "if let Some(throttled) = self.throttled.get_mut(&fetched.partition()) {" ->
             "if let Some(throttled) = self.throttled.get_mut(&fetched.partition()).filter(|_| matches!(fetched, Fetched::Record(_))) {";
-    "a late result of a commit counts for the present round" Found =>
+    "a late result of an offset commit counts for the present round" Found =>
         "machine/src/driver/committing.rs": "current == round" -> "current >= round";
-    "a commit without a result is waited for" Found =>
+    "the wait for the result of an offset commit has no timeout" Found =>
         "machine/src/driver/committing.rs": "io.now() >= deadline" -> "io.now() >= deadline + 1_000_000_000";
-    "a queue that is not forwarded any more is not taken over again" Found =>
+    "a queue that librdkafka no longer forwards is not forwarded again" Found =>
         "machine/src/driver/resume_poll.rs": "io.take_over(*partition);" -> "";
-    "a record that came by the queue of events is not fetched again" Found =>
+    "a record from the queue of events is not fetched again" Found =>
         "machine/src/driver/mod.rs": "self.handle(io, Event::RestartPartition(partition));" -> "";
-    "one of Kafka's events is polled a turn, and records are consumed before the next"
-        Rare("an event of another partition has to be between the two; the driver's unit test finds it") =>
+    "only one of Kafka's events is polled per turn, and records are consumed before the next event"
+        Rare("an event of another partition must come between the two; the driver's unit test finds the bug") =>
         "machine/src/driver/mod.rs": "            self.happened(io, happened);\n        }\n    }" -> "            self.happened(io, happened);\n            return;\n        }\n    }";
-    "the topic's id is asked for once (in the start task's model)" Found =>
+    "the topic's ID is queried only once (in the start task's model)" Found =>
         "simulator/src/process/starts.rs": "Stage::Ends(read, _) if read.topic != env.kafka.topic_number() => {}" -> "Stage::Ends(read, _) if false && read.topic == 0 => {}";
-    "a search does not lock the table (in the database's model)" Found =>
+    "a bisection does not lock the table (in the database's model)" Found =>
         "simulator/src/database/mod.rs": "open.is_bisection || !open.rows.is_empty()" -> "!open.rows.is_empty()";
-    "a lost tail is found by number alone" Found =>
+    "a lost tail is detected by offset alone" Found =>
         "machine/src/consumer/start.rs": "Kept::UpTo(kept) => (kept.next, kept)," ->
             "Kept::UpTo(kept) => (self.high, Progress { next: self.high, ..kept }),";
-    "a lost tail is counted up to the log's end" Found =>
+    "a lost tail is counted only from the log's end" Found =>
         "machine/src/consumer/start.rs": "from: from.min(row.next), to" -> "from: self.high.min(row.next), to";
-    "a row that speaks of lost records is not lowered (in the start task's model)" Found =>
+    "a progress row that refers to lost records is not lowered (in the start task's model)" Found =>
         "simulator/src/process/starts.rs": "if let Some(lost) = decision.lost {" -> "if let Some(lost) = decision.lost.filter(|_| false) {";
-    "a row is lowered, whatever it holds by now (in the database's model)" Harmless("what is stored is read again") =>
+    "a progress row is lowered although it has changed (in the database's model)" Harmless("the stored records are read again") =>
         "simulator/src/database/tables.rs": "if self.progress.get(&(topic, partition)) != Some(&lost.row) {" -> "if false {";
-    "the leader epoch of a row is that of its start" Found =>
+    "a progress row has the leader epoch of its start offset" Found =>
         "machine/src/consumer/ledger.rs": "self.last = Progress { next: offset.next(), leader_epoch };" ->
             "self.last = Progress { next: offset.next(), ..self.last };";
-    "rows are compared by offset alone" Rare("a former owner puts the row back; nothing is skipped, the next start counts the loss again") =>
+    "progress rows are compared by offset alone" Rare("a previous owner raises the progress row again; no record is skipped, and the next start counts the loss again") =>
         "machine/src/offset.rs": "if self.leader_epoch.is_known() && other.leader_epoch.is_known() {" -> "if self.leader_epoch.is_known() && false {";
-    "a position carries no leader epoch (in librdkafka's model)" Found =>
+    "a fetch position has no leader epoch (in librdkafka's model)" Found =>
         "simulator/src/process/library/fetching.rs": "fetch.position > log.high || differs(log.kept(fetch.leader_epoch))" -> "fetch.position > log.high && !differs(Kept::Unknown)";
-    "a dead letter has no leader epoch in its key (in the database's model)" Found =>
+    "the key of a dead letter has no leader epoch (in the database's model)" Found =>
         "simulator/src/database/statement.rs": "if !self.tables.dead.contains_key(&position) &&" ->
             "if !self.tables.dead.keys().any(|key| (key.0, key.1, key.2) == (position.0, position.1, position.2)) &&";
-    "what waits of a batch that was halved goes behind what was found of it"
-        Rare("a later message of an inbox has to be found before an earlier one; the lane's unit test finds it") =>
+    "records of a halved batch that wait are queued after records found blocked in it"
+        Rare("a later message of an inbox must be found blocked before an earlier one; the lane's unit test finds the bug") =>
         "machine/src/lane/blocked.rs": "queue(&mut waiting.entries, entry);" -> "waiting.entries.push_back(entry);";
 }
