@@ -1,6 +1,6 @@
-// Sends messages, each until its outcome is certain, and pulls them back.
+// Sends messages, retries each until its outcome is known, and reads them back.
 //
-// Prints a line for each event as it happens, and a JSON object with the totals as the last line.
+// Prints one line per event, and a JSON object with the totals as the last line.
 package main
 
 import (
@@ -26,16 +26,16 @@ import (
 
 var dialOptions = []grpc.DialOption{
 	grpc.WithTransportCredentials(insecure.NewCredentials()),
-	// A connection that is silently dead is noticed, also while nothing is called.
+	// Detects a dead connection, also while there are no calls.
 	grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
-	// A gateway that is back is found within seconds; by default the pauses between attempts grow to two minutes.
+	// Reconnects within seconds of a gateway's restart. By default the waits between attempts grow to two minutes.
 	grpc.WithConnectParams(grpc.ConnectParams{
 		Backoff:           backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
 		MinConnectTimeout: 5 * time.Second,
 	}),
 }
 
-// client makes the calls, each repeated as its errors ask; with a service config instead, each is made once, and repeated by gRPC.
+// client makes the calls and retries them as their errors require. With a service config, gRPC retries them instead.
 type client struct {
 	stub    msgv1.MsgGatewayClient
 	ownLoop bool
@@ -57,9 +57,9 @@ func (c *client) send(ctx context.Context, msg *msgv1.Msg) (*msgv1.Placement, er
 	return answer.GetPlacement(), err
 }
 
-// waitForInbox waits until so many messages are stored: an OK says that Kafka has one, not that it can be read yet.
+// waitForInbox waits until `count` messages are stored: OK means that Kafka has a message, not that it can be read yet.
 func (c *client) waitForInbox(ctx context.Context, recvID string, count int) error {
-	giveUp := time.Now().Add(patience)
+	giveUp := time.Now().Add(totalTimeout)
 	for {
 		answer, err := call(ctx, c, true, func(ctx context.Context) (*msgv1.GetMaxSeqsResponse, error) {
 			return c.stub.GetMaxSeqs(ctx, &msgv1.GetMaxSeqsRequest{RecvIds: []string{recvID}})
@@ -71,7 +71,7 @@ func (c *client) waitForInbox(ctx context.Context, recvID string, count int) err
 			return nil
 		}
 		if time.Now().After(giveUp) {
-			return fmt.Errorf("gave up: %s does not reach %d messages", recvID, count)
+			return fmt.Errorf("gave up: %s has fewer than %d messages", recvID, count)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -131,7 +131,7 @@ func run(ctx context.Context, opts options) (*totals, error) {
 		msg := &msgv1.Msg{
 			RecvId: opts.recvID,
 			SendId: opts.sendID,
-			// Made once for each message, and kept with it: a repeat must have the same.
+			// Created once per message and kept with it: a retry must have the same ID.
 			ClientMsgId: fmt.Sprintf("msg-%d", i),
 			SessionType: msgv1.SessionType_SESSION_TYPE_SINGLE,
 			ContentType: "text/plain; charset=utf-8",
@@ -141,7 +141,7 @@ func run(ctx context.Context, opts options) (*totals, error) {
 		if opts.noClientMsgID {
 			msg.ClientMsgId = ""
 		}
-		// The next only when this one's outcome is certain: that keeps their order.
+		// Send the next message only when the outcome of this one is known: that keeps their order.
 		placement, err := c.send(ctx, msg)
 		if err != nil {
 			return nil, err
@@ -168,10 +168,10 @@ func main() {
 	var opts options
 	flag.StringVar(&opts.address, "address", "127.0.0.1:50051", "the gateway's")
 	flag.StringVar(&opts.sendID, "send-id", "alice", "who sends")
-	flag.StringVar(&opts.recvID, "recv-id", "bob", "an inbox that nobody else sends to")
+	flag.StringVar(&opts.recvID, "recv-id", "bob", "an inbox with no other sender")
 	flag.IntVar(&opts.count, "count", 100, "how many messages")
-	flag.BoolVar(&opts.noClientMsgID, "no-client-msg-id", false, "give up where a repeat could be a second message")
-	flag.StringVar(&opts.serviceConfig, "service-config", "", "leave repeating to gRPC, as this file says")
+	flag.BoolVar(&opts.noClientMsgID, "no-client-msg-id", false, "fail if a retry could store a second message")
+	flag.StringVar(&opts.serviceConfig, "service-config", "", "let gRPC retry instead of the loop, with this service config")
 	flag.Parse()
 
 	result, err := run(context.Background(), opts)

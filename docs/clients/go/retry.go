@@ -11,23 +11,23 @@ import (
 )
 
 const (
-	// Of each single call. Without one, a call on a dead connection waits for ever.
+	// The timeout of one attempt. Without it, a call on a dead connection waits without limit.
 	deadline = 10 * time.Second
-	// For all repeats of one call together.
-	patience = 90 * time.Second
-	// The back-off, where an error does not say how long to wait.
-	firstDelay   = 100 * time.Millisecond
-	longestDelay = 5 * time.Second
+	// The timeout of all attempts of one call together.
+	totalTimeout = 90 * time.Second
+	// The backoff, if an error has no delay.
+	firstDelay = 100 * time.Millisecond
+	maxDelay   = 5 * time.Second
 )
 
-// counts says how often a call was repeated, by what its errors said.
+// counts is the number of failed attempts, by what their errors said.
 type counts struct {
 	NotSent int `json:"not_sent"`
 	Unknown int `json:"unknown"`
 }
 
-// explain returns the gateway's reason, "" if somebody else made the error, and how long it asks to wait, or nil. A detail that cannot be
-// decoded is an error among the details, and not the gateway's.
+// explain returns the gateway's reason, or "" if the error has none; and the delay that it asks for, or nil. A detail
+// that cannot be decoded is an error among the details: it is not the gateway's.
 func explain(err error) (reason string, delay *time.Duration) {
 	for _, detail := range status.Convert(err).Details() {
 		switch detail := detail.(type) {
@@ -43,17 +43,17 @@ func explain(err error) (reason string, delay *time.Duration) {
 	return reason, delay
 }
 
-// backOff doubles with each repeat. From half of it to all of it, so that clients that failed together spread out.
+// backOff doubles with each attempt. A random share of it, between half and all, spreads clients that failed together.
 func backOff(repeats int) time.Duration {
-	delay := min(longestDelay, firstDelay<<min(repeats, 20))
+	delay := min(maxDelay, firstDelay<<min(repeats, 20))
 	return delay/2 + rand.N(delay/2)
 }
 
-// untilCertain calls until the gateway says OK, or that it never will: it does what an error asks for, and nothing else.
+// untilCertain calls until the gateway returns OK, or an error that a retry cannot change.
 //
-// repeatable: doing it twice does no harm. A read is; a send is if the message has a client_msg_id.
+// repeatable: a second call does no harm. This holds for a read, and for a send whose message has a client_msg_id.
 func untilCertain[T any](ctx context.Context, repeatable bool, counts *counts, call func(context.Context) (T, error)) (T, error) {
-	giveUp := time.Now().Add(patience)
+	giveUp := time.Now().Add(totalTimeout)
 	for repeats := 0; ; repeats++ {
 		answer, err := once(ctx, call)
 		if err == nil {
@@ -67,11 +67,11 @@ func untilCertain[T any](ctx context.Context, repeatable bool, counts *counts, c
 		var again bool
 		switch reason {
 		case "NOT_SENT", "DATABASE_UNAVAILABLE", "KAFKA_UNAVAILABLE":
-			// Certainly not done: even what must not be done twice can be tried again.
+			// Certainly not done: can be retried even if it must not be done twice.
 			counts.NotSent++
 			again = true
 		case "OUTCOME_UNKNOWN", "":
-			// Without a reason of ours, a proxy or the transport made the error, and the message may have passed it.
+			// Without a reason of ours, the error comes from a proxy or the transport, and the gateway may have the message.
 			counts.Unknown++
 			again = repeatable
 			delay = nil

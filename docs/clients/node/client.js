@@ -1,24 +1,24 @@
-// Sends messages, each until its outcome is certain, and pulls them back.
+// Sends messages, retries each until its outcome is known, and reads them back.
 //
-// Prints a line for each event as it happens, and a JSON object with the totals as the last line.
+// Prints one line per event, and a JSON object with the totals as the last line.
 
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual, parseArgs } from 'node:util';
 import * as grpc from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { DEADLINE_MS, PATIENCE_MS, GaveUp, untilCertain } from './retry.js';
+import { DEADLINE_MS, TOTAL_TIMEOUT_MS, GaveUp, untilCertain } from './retry.js';
 
 const CHANNEL_OPTIONS = {
-  // A connection that is silently dead is noticed, also while nothing is called.
+  // Detects a dead connection, also while there are no calls.
   'grpc.keepalive_time_ms': 30_000,
   'grpc.keepalive_timeout_ms': 10_000,
   'grpc.keepalive_permit_without_calls': 1,
-  // A gateway that is back is found within seconds; by default the pauses between attempts grow to two minutes.
+  // Reconnects within seconds of a gateway's restart. By default the waits between attempts grow to two minutes.
   'grpc.max_reconnect_backoff_ms': 5_000,
 };
 
-/** The calls, each repeated as its errors ask; with a service config instead, each made once, and repeated by gRPC. */
+/** Makes the calls and retries them as their errors require. With a service config, gRPC retries them instead. */
 class Client {
   counts = { not_sent: 0, unknown: 0 };
 
@@ -29,7 +29,7 @@ class Client {
     const channelOptions = serviceConfig ? { ...CHANNEL_OPTIONS, 'grpc.service_config': serviceConfig } : CHANNEL_OPTIONS;
     this.stub = new MsgGateway(address, grpc.credentials.createInsecure(), channelOptions);
     this.ownLoop = !serviceConfig;
-    // grpc-js does not look at the service config's waitForReady.
+    // grpc-js does not read waitForReady from the service config.
     this.metadata = new grpc.Metadata({ waitForReady: !this.ownLoop });
   }
 
@@ -46,12 +46,12 @@ class Client {
     return (await this.#call('sendMsg', { msg }, msg.clientMsgId !== '')).placement;
   }
 
-  /** Waits until so many messages are stored: an OK says that Kafka has one, not that it can be read yet. */
+  /** Waits until `count` messages are stored: OK means that Kafka has a message, not that it can be read yet. */
   async waitForInbox(recvId, count) {
-    const giveUp = Date.now() + PATIENCE_MS;
+    const giveUp = Date.now() + TOTAL_TIMEOUT_MS;
     const stored = async () => BigInt((await this.#call('getMaxSeqs', { recvIds: [recvId] }, true)).inboxes[0].maxSeq);
     while ((await stored()) < count) {
-      if (Date.now() > giveUp) throw new GaveUp(`${recvId} does not reach ${count} messages`);
+      if (Date.now() > giveUp) throw new GaveUp(`${recvId} has fewer than ${count} messages`);
       await sleep(50);
     }
   }
@@ -79,13 +79,13 @@ async function run(client, args) {
       attributes: { lang: 'de' },
       recvId: args['recv-id'],
       sendId: args['send-id'],
-      // Made once for each message, and kept with it: a repeat must have the same.
+      // Created once per message and kept with it: a retry must have the same ID.
       clientMsgId: args['no-client-msg-id'] ? '' : `msg-${i}`,
       sessionType: 'SESSION_TYPE_SINGLE',
       contentType: 'text/plain; charset=utf-8',
       content: Buffer.from(`Grüße ${i} 👋`),
     };
-    // The next only when this one's outcome is certain: that keeps their order.
+    // Send the next message only when the outcome of this one is known: that keeps their order.
     sent.push({ msgId: (await client.send(msg)).msgId, msg });
     console.log(`sent ${sent.length}`);
   }
@@ -107,12 +107,12 @@ const { values: args } = parseArgs({
     // The folder proto/ of the contract.
     proto: { type: 'string', default: 'proto' },
     'send-id': { type: 'string', default: 'alice' },
-    // An inbox that nobody else sends to.
+    // An inbox with no other sender.
     'recv-id': { type: 'string', default: 'bob' },
     count: { type: 'string', default: '100' },
-    // Give up where a repeat could be a second message.
+    // Fail if a retry could store a second message.
     'no-client-msg-id': { type: 'boolean', default: false },
-    // Leave repeating to gRPC, as this file says.
+    // The file with the service config with which gRPC retries instead of the loop.
     'service-config': { type: 'string' },
   },
 });

@@ -1,27 +1,27 @@
-// Repeats a call until its outcome is certain: what an error of the gateway asks for, and nothing else.
+// Retries a call until its outcome is known, exactly as the errors of the gateway require.
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { status as codes } from '@grpc/grpc-js';
 import protobuf from 'protobufjs';
 
-// Of each single call. Without one, a call on a dead connection waits for ever.
+// The timeout of one attempt. Without it, a call on a dead connection waits without limit.
 export const DEADLINE_MS = 10_000;
-// For all repeats of one call together.
-export const PATIENCE_MS = 90_000;
-// The back-off, where an error does not say how long to wait.
+// The timeout of all attempts of one call together.
+export const TOTAL_TIMEOUT_MS = 90_000;
+// The backoff, if an error has no delay.
 const FIRST_DELAY_MS = 100;
-const LONGEST_DELAY_MS = 5_000;
-// The gateway's reasons that say: certainly not done, try again. Even what must not be done twice can be.
+const MAX_DELAY_MS = 5_000;
+// The gateway's reasons that mean: certainly not done. These calls can be retried even if they must not be done twice.
 const TRY_AGAIN = ['NOT_SENT', 'DATABASE_UNAVAILABLE', 'KAFKA_UNAVAILABLE'];
 
 const root = protobuf.loadSync(fileURLToPath(new URL('error_details.proto', import.meta.url)));
 const [Status, ErrorInfo, RetryInfo] = ['Status', 'ErrorInfo', 'RetryInfo'].map((name) => root.lookupType(`google.rpc.${name}`));
 
-/** The call failed for good. */
+/** The call failed, and a retry cannot change that, or the total timeout has passed. */
 export class GaveUp extends Error {}
 
-/** The message, or null where the bytes are none: details that cannot be decoded are not the gateway's. */
+/** Returns the message, or null if the bytes cannot be decoded: such details are not the gateway's. */
 function decoded(type, bytes) {
   try {
     return type.decode(bytes);
@@ -30,7 +30,7 @@ function decoded(type, bytes) {
   }
 }
 
-/** The gateway's reason, undefined if somebody else made the error; and the milliseconds it asks to wait, or undefined. */
+/** Returns the gateway's reason, if the error has one, and the delay that it asks for in milliseconds, if it has one. */
 function explain(error) {
   let reason, delay;
   const [bytes] = error.metadata?.get('grpc-status-details-bin') ?? [];
@@ -46,19 +46,19 @@ function explain(error) {
   return { reason, delay };
 }
 
-/** Doubles with each repeat. From half of it to all of it, so that clients that failed together spread out. */
+/** The delay doubles with each attempt. A random share of it, between half and all, spreads clients that failed together. */
 function backOff(repeats) {
-  return (0.5 + Math.random() / 2) * Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** repeats);
+  return (0.5 + Math.random() / 2) * Math.min(MAX_DELAY_MS, FIRST_DELAY_MS * 2 ** repeats);
 }
 
 /**
- * Calls until the gateway says OK, or that it never will.
+ * Calls until the gateway returns OK, or an error that a retry cannot change.
  *
- * `call` takes a deadline and returns a promise.
- * `repeatable`: doing it twice does no harm. A read is; a send is if the message has a client_msg_id.
+ * `call` gets a deadline and returns a promise.
+ * `repeatable`: a second call does no harm. This holds for a read, and for a send whose message has a client_msg_id.
  */
 export async function untilCertain(call, repeatable, counts) {
-  const giveUp = Date.now() + PATIENCE_MS;
+  const giveUp = Date.now() + TOTAL_TIMEOUT_MS;
   for (let repeats = 0; ; repeats++) {
     try {
       return await call(Date.now() + DEADLINE_MS);
@@ -70,7 +70,7 @@ export async function untilCertain(call, repeatable, counts) {
         counts.not_sent++;
         again = true;
       } else {
-        // Without a reason of ours, a proxy or the transport made the error, and the message may have passed it.
+        // Without a reason of ours, the error comes from a proxy or the transport, and the gateway may have the message.
         const unknown = reason === 'OUTCOME_UNKNOWN' || reason === undefined;
         if (unknown) counts.unknown++;
         again = unknown && repeatable;

@@ -1,11 +1,12 @@
-"""Sends messages, each until its outcome is certain, and pulls them back.
+"""Sends messages, retries each until its outcome is known, and reads them back.
 
-The code is generated from proto/ at every start; a program of yours would generate it once. Only msg/v1/msg.proto is
-generated. google/rpc/status.proto in proto/ is a copy of a public definition, there for the services' own build; in Python the
-same definition comes with googleapis-common-protos. A process can register each protobuf type only once, so code generated from the
-copy must not be loaded beside that package. The generated msg_pb2 imports `google.rpc.status_pb2`, and finds the package's.
+This program generates the code from proto/ at every start; a program of yours would generate it once. Generate only
+msg/v1/msg.proto. google/rpc/status.proto in proto/ is a copy of a public definition, for the services' own build; in
+Python, googleapis-common-protos has the same definition. A process can register each protobuf type only once, so do not
+load code generated from the copy together with that package. The generated msg_pb2 imports `google.rpc.status_pb2`, and
+finds the package's.
 
-Prints a line for each event as it happens, and a JSON object with the totals as the last line.
+Prints one line per event, and a JSON object with the totals as the last line.
 """
 
 import argparse
@@ -20,14 +21,14 @@ import grpc
 import grpc_tools
 from grpc_tools import protoc
 
-from retry import DEADLINE_SECONDS, PATIENCE_SECONDS, GaveUp, until_certain
+from retry import DEADLINE_SECONDS, TOTAL_TIMEOUT_SECONDS, GaveUp, until_certain
 
 CHANNEL_OPTIONS = [
-    # A connection that is silently dead is noticed, also while nothing is called.
+    # Detects a dead connection, also while there are no calls.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A gateway that is back is found within seconds; by default the pauses between attempts grow to two minutes.
+    # Reconnects within seconds of a gateway's restart. By default the waits between attempts grow to two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
 
@@ -43,7 +44,7 @@ def generate(proto: pathlib.Path, out: str):
 
 
 class Client:
-    """The calls, each repeated as its errors ask; with a service config instead, each made once, and repeated by gRPC."""
+    """Makes the calls and retries them as their errors require. With a service config, gRPC retries them instead."""
 
     def __init__(self, pb, stub, own_loop: bool):
         self.pb, self.stub, self.own_loop = pb, stub, own_loop
@@ -60,12 +61,12 @@ class Client:
         return self._call(self.stub.SendMsg, request, repeatable=msg.client_msg_id != "").placement
 
     def wait_for_inbox(self, recv_id, count):
-        """Waits until so many messages are stored: an OK says that Kafka has one, not that it can be read yet."""
-        give_up = time.monotonic() + PATIENCE_SECONDS
+        """Waits until `count` messages are stored: OK means that Kafka has a message, not that it can be read yet."""
+        give_up = time.monotonic() + TOTAL_TIMEOUT_SECONDS
         request = self.pb.GetMaxSeqsRequest(recv_ids=[recv_id])
         while self._call(self.stub.GetMaxSeqs, request, repeatable=True).inboxes[0].max_seq < count:
             if time.monotonic() > give_up:
-                raise GaveUp(f"{recv_id} does not reach {count} messages")
+                raise GaveUp(f"{recv_id} has fewer than {count} messages")
             time.sleep(0.05)
 
     def pull_all(self, recv_id):
@@ -85,14 +86,14 @@ def run(args, client: Client):
         msg = pb.Msg(
             recv_id=args.recv_id,
             send_id=args.send_id,
-            # Made once for each message, and kept with it: a repeat must have the same.
+            # Created once per message and kept with it: a retry must have the same ID.
             client_msg_id="" if args.no_client_msg_id else f"msg-{i}",
             session_type=pb.SESSION_TYPE_SINGLE,
             content_type="text/plain; charset=utf-8",
             content=f"Grüße {i} 👋".encode(),
             attributes={"lang": "de"},
         )
-        # The next only when this one's outcome is certain: that keeps their order.
+        # Send the next message only when the outcome of this one is known: that keeps their order.
         sent.append((client.send(msg).msg_id, msg))
         print(f"sent {len(sent)}", flush=True)
     client.wait_for_inbox(args.recv_id, args.count)
@@ -111,10 +112,10 @@ def main():
     parser.add_argument("--address", default="127.0.0.1:50051")
     parser.add_argument("--proto", type=pathlib.Path, default="proto", help="the folder proto/ of the contract")
     parser.add_argument("--send-id", default="alice")
-    parser.add_argument("--recv-id", default="bob", help="an inbox that nobody else sends to")
+    parser.add_argument("--recv-id", default="bob", help="an inbox with no other sender")
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--no-client-msg-id", action="store_true", help="give up where a repeat could be a second message")
-    parser.add_argument("--service-config", type=pathlib.Path, help="leave repeating to gRPC, as this file says")
+    parser.add_argument("--no-client-msg-id", action="store_true", help="fail if a retry could store a second message")
+    parser.add_argument("--service-config", type=pathlib.Path, help="let gRPC retry instead of the loop, with this service config")
     args = parser.parse_args()
 
     options = list(CHANNEL_OPTIONS)

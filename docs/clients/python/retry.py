@@ -1,4 +1,4 @@
-"""Repeats a call until its outcome is certain: what an error of the gateway asks for, and nothing else."""
+"""Retries a call until its outcome is known, exactly as the errors of the gateway require."""
 
 import random
 import time
@@ -8,23 +8,23 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-# Of each single call. Without one, a call on a dead connection waits for ever.
+# The timeout of one attempt. Without it, a call on a dead connection waits without limit.
 DEADLINE_SECONDS = 10
-# For all repeats of one call together.
-PATIENCE_SECONDS = 90
-# The back-off, where an error does not say how long to wait.
+# The timeout of all attempts of one call together.
+TOTAL_TIMEOUT_SECONDS = 90
+# The backoff, if an error has no delay.
 FIRST_DELAY_SECONDS = 0.1
-LONGEST_DELAY_SECONDS = 5
-# The gateway's reasons that say: certainly not done, try again. Even what must not be done twice can be.
+MAX_DELAY_SECONDS = 5
+# The gateway's reasons that mean: certainly not done. These calls can be retried even if they must not be done twice.
 TRY_AGAIN = ("NOT_SENT", "DATABASE_UNAVAILABLE", "KAFKA_UNAVAILABLE")
 
 
 class GaveUp(Exception):
-    """The call failed for good."""
+    """The call failed, and a retry cannot change that, or the total timeout has passed."""
 
 
 def explain(error: grpc.RpcError):
-    """The gateway's reason, None if somebody else made the error; and the seconds it asks to wait, or None.
+    """Returns the gateway's reason, or None if the error has none; and the delay that it asks for in seconds, or None.
 
     Details that cannot be decoded are not the gateway's: the outcome is unknown.
     """
@@ -46,16 +46,16 @@ def explain(error: grpc.RpcError):
 
 
 def back_off(repeats: int) -> float:
-    """Doubles with each repeat. From half of it to all of it, so that clients that failed together spread out."""
-    return random.uniform(0.5, 1) * min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**repeats)
+    """The delay doubles with each attempt. A random share of it, between half and all, spreads clients that failed together."""
+    return random.uniform(0.5, 1) * min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**repeats)
 
 
 def until_certain(call, request, repeatable: bool, counts: dict):
-    """Calls until the gateway says OK, or that it never will.
+    """Calls until the gateway returns OK, or an error that a retry cannot change.
 
-    `repeatable`: doing it twice does no harm. A read is; a send is if the message has a client_msg_id.
+    `repeatable`: a second call does no harm. This holds for a read, and for a send whose message has a client_msg_id.
     """
-    give_up = time.monotonic() + PATIENCE_SECONDS
+    give_up = time.monotonic() + TOTAL_TIMEOUT_SECONDS
     repeats = 0
     while True:
         try:
@@ -67,7 +67,7 @@ def until_certain(call, request, repeatable: bool, counts: dict):
                 counts["not_sent"] += 1
                 again = True
             else:
-                # Without a reason of ours, a proxy or the transport made the error, and the message may have passed it.
+                # Without a reason of ours, the error comes from a proxy or the transport, and the gateway may have the message.
                 unknown = reason in ("OUTCOME_UNKNOWN", None)
                 counts["unknown"] += unknown
                 again, delay = unknown and repeatable, None

@@ -28,9 +28,9 @@ import msg.v1.SessionType;
 import msg.v1.StoredMsg;
 
 /**
- * Sends messages, each until its outcome is certain, and pulls them back.
+ * Sends messages, retries each until its outcome is known, and reads them back.
  *
- * <p>Prints a line for each event as it happens, and a JSON object with the totals as the last line.
+ * <p>Prints one line per event, and a JSON object with the totals as the last line.
  */
 public final class Client implements AutoCloseable {
   private final ManagedChannel channel;
@@ -38,11 +38,11 @@ public final class Client implements AutoCloseable {
   private final boolean ownLoop;
   private final Retry retry = new Retry();
 
-  /** With a service config (JSON), each call is made once and repeated by gRPC; without, by our own loop. */
+  /** With a service config (JSON), gRPC retries the calls; without it, our own loop does. */
   private Client(String address, String serviceConfig) {
     ManagedChannelBuilder<?> builder =
         Grpc.newChannelBuilder(address, InsecureChannelCredentials.create())
-            // A connection that is silently dead is noticed, also while nothing is called.
+            // Detects a dead connection, also while there are no calls.
             .keepAliveTime(30, TimeUnit.SECONDS)
             .keepAliveTimeout(10, TimeUnit.SECONDS)
             .keepAliveWithoutCalls(true);
@@ -57,9 +57,9 @@ public final class Client implements AutoCloseable {
   }
 
   private <T> T call(boolean repeatable, Function<MsgGatewayBlockingStub, T> method) throws InterruptedException {
-    // A deadline counts from when it is made, so each call gets its own.
+    // A deadline counts from its creation, so each call gets its own.
     Supplier<T> once = () -> method.apply(stub.withDeadlineAfter(Retry.DEADLINE_SECONDS, TimeUnit.SECONDS));
-    // By default the pauses between attempts to connect grow to two minutes; our back-off takes their place.
+    // By default the waits between attempts to connect grow to two minutes; our backoff replaces them.
     return ownLoop ? retry.untilCertain(repeatable, channel::resetConnectBackoff, once) : once.get();
   }
 
@@ -69,13 +69,13 @@ public final class Client implements AutoCloseable {
     return call(!msg.getClientMsgId().isEmpty(), stub -> stub.sendMsg(request)).getPlacement();
   }
 
-  /** Waits until so many messages are stored: an OK says that Kafka has one, not that it can be read yet. */
+  /** Waits until `count` messages are stored: OK means that Kafka has a message, not that it can be read yet. */
   private void waitForInbox(String recvId, int count) throws InterruptedException {
-    long giveUp = System.nanoTime() / 1_000_000 + Retry.PATIENCE_MS;
+    long giveUp = System.nanoTime() / 1_000_000 + Retry.TOTAL_TIMEOUT_MS;
     GetMaxSeqsRequest request = GetMaxSeqsRequest.newBuilder().addRecvIds(recvId).build();
     while (call(true, stub -> stub.getMaxSeqs(request)).getInboxes(0).getMaxSeq() < count) {
       if (System.nanoTime() / 1_000_000 > giveUp) {
-        throw new Retry.GaveUp(recvId + " does not reach " + count + " messages", null);
+        throw new Retry.GaveUp(recvId + " has fewer than " + count + " messages", null);
       }
       Thread.sleep(50);
     }
@@ -108,14 +108,14 @@ public final class Client implements AutoCloseable {
           Msg.newBuilder()
               .setRecvId(options.recvId)
               .setSendId(options.sendId)
-              // Made once for each message, and kept with it: a repeat must have the same.
+              // Created once per message and kept with it: a retry must have the same ID.
               .setClientMsgId(options.noClientMsgId ? "" : "msg-" + i)
               .setSessionType(SessionType.SESSION_TYPE_SINGLE)
               .setContentType("text/plain; charset=utf-8")
               .setContent(ByteString.copyFromUtf8("Grüße " + i + " 👋"))
               .putAttributes("lang", "de")
               .build();
-      // The next only when this one's outcome is certain: that keeps their order.
+      // Send the next message only when the outcome of this one is known: that keeps their order.
       ids.add(send(msg).getMsgId());
       sent.add(msg);
       System.out.println("sent " + sent.size());
@@ -141,12 +141,12 @@ public final class Client implements AutoCloseable {
   private static final class Options {
     String address = "127.0.0.1:50051";
     String sendId = "alice";
-    // An inbox that nobody else sends to.
+    // An inbox with no other sender.
     String recvId = "bob";
     int count = 100;
-    // Give up where a repeat could be a second message.
+    // Fail if a retry could store a second message.
     boolean noClientMsgId;
-    // Leave repeating to gRPC, as this says.
+    // The service config with which gRPC retries instead of the loop.
     String serviceConfig;
 
     Options(String[] args) throws IOException {

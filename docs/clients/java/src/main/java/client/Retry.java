@@ -13,22 +13,22 @@ import java.util.Locale;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.function.Supplier;
 
-/** Repeats a call until its outcome is certain: what an error of the gateway asks for, and nothing else. */
+/** Retries a call until its outcome is known, exactly as the errors of the gateway require. */
 final class Retry {
-  /** Of each single call, in seconds. Without one, a call on a dead connection waits for ever. */
+  /** The timeout of one attempt. Without it, a call on a dead connection waits without limit. */
   static final long DEADLINE_SECONDS = 10;
 
-  /** For all repeats of one call together. */
-  static final long PATIENCE_MS = 90_000;
+  /** The timeout of all attempts of one call together. */
+  static final long TOTAL_TIMEOUT_MS = 90_000;
 
-  // The back-off, where an error does not say how long to wait.
+  // The backoff, if an error has no delay.
   private static final long FIRST_DELAY_MS = 100;
-  private static final long LONGEST_DELAY_MS = 5_000;
+  private static final long MAX_DELAY_MS = 5_000;
 
-  /** The gateway's reasons that say: certainly not done, try again. Even what must not be done twice can be. */
+  /** The gateway's reasons that mean: certainly not done. These calls can be retried even if they must not be done twice. */
   private static final List<String> TRY_AGAIN = List.of("NOT_SENT", "DATABASE_UNAVAILABLE", "KAFKA_UNAVAILABLE");
 
-  /** The call failed for good. */
+  /** The call failed, and a retry cannot change that, or the total timeout has passed. */
   static final class GaveUp extends RuntimeException {
     GaveUp(String message, Throwable cause) {
       super(message, cause);
@@ -38,8 +38,8 @@ final class Retry {
   /**
    * What an error says.
    *
-   * @param reason the gateway's, or null if somebody else made the error
-   * @param delayMs how long it asks to wait, or null
+   * @param reason the gateway's, or null if the error has none
+   * @param delayMs the delay that the error asks for, or null
    */
   private record Explained(String reason, Long delayMs) {
     static Explained of(StatusRuntimeException error) {
@@ -61,30 +61,30 @@ final class Retry {
             }
           } else if (detail.is(RetryInfo.class)) {
             Duration delay = detail.unpack(RetryInfo.class).getRetryDelay();
-            long seconds = Math.min(delay.getSeconds(), PATIENCE_MS);
+            long seconds = Math.min(delay.getSeconds(), TOTAL_TIMEOUT_MS);
             delayMs = Math.max(0, seconds * 1000 + (delay.getNanos() + 999_999) / 1_000_000);
           }
         } catch (InvalidProtocolBufferException unreadable) {
-          // Nor is this one.
+          // This detail is not the gateway's either.
         }
       }
       return new Explained(reason, delayMs);
     }
   }
 
-  /** How often calls were repeated after NOT_SENT, and after an unknown outcome. */
+  /** The number of retries after NOT_SENT, and after an unknown outcome. */
   int notSent;
 
   int unknown;
 
   /**
-   * Calls until the gateway says OK, or that it never will.
+   * Calls until the gateway returns OK, or an error that a retry cannot change.
    *
-   * @param repeatable doing it twice does no harm: a read is, a send is if the message has a client_msg_id
-   * @param beforeRepeat run before each repeat
+   * @param repeatable a second call does no harm: a read, or a send whose message has a client_msg_id
+   * @param beforeRepeat run before each retry
    */
   <T> T untilCertain(boolean repeatable, Runnable beforeRepeat, Supplier<T> call) throws InterruptedException {
-    long giveUp = System.nanoTime() / 1_000_000 + PATIENCE_MS;
+    long giveUp = System.nanoTime() / 1_000_000 + TOTAL_TIMEOUT_MS;
     for (int repeats = 0; ; repeats++) {
       try {
         return call.get();
@@ -99,7 +99,7 @@ final class Retry {
           again = true;
           delayMs = explained.delayMs();
         } else {
-          // Without a reason of ours, a proxy or the transport made the error, and the message may have passed it.
+          // Without a reason of ours, the error comes from a proxy or the transport, and the gateway may have the message.
           boolean isUnknown = reason == null || reason.equals("OUTCOME_UNKNOWN");
           unknown += isUnknown ? 1 : 0;
           again = isUnknown && repeatable;
@@ -117,9 +117,9 @@ final class Retry {
     }
   }
 
-  /** Doubles with each repeat. From half of it to all of it, so that clients that failed together spread out. */
+  /** The delay doubles with each attempt. A random share of it, between half and all, spreads clients that failed together. */
   private static long backOff(int repeats) {
-    long delayMs = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS << Math.min(repeats, 20));
+    long delayMs = Math.min(MAX_DELAY_MS, FIRST_DELAY_MS << Math.min(repeats, 20));
     return ThreadLocalRandom.current().nextLong(delayMs / 2, delayMs + 1);
   }
 }
