@@ -3,17 +3,17 @@
 #   docker build --target msg-gateway -t msg-gateway .
 #   docker build --target msg-transfer -t msg-transfer .
 
-# The Rust of rust-toolchain.toml. That file itself stays out of the build: it asks for rustfmt and clippy as well.
+# The Rust version of rust-toolchain.toml. The file itself is not copied: it would install rustfmt and clippy as well.
 FROM rust:1.95-slim-bookworm AS build
-# librdkafka is built from its sources by make, and its configure script asks for a C++ compiler.
+# make builds librdkafka from its sources, and its configure script needs a C++ compiler.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ make \
     && rm -rf /var/lib/apt/lists/*
-# zlib is linked in, as the final image has none; symbols are of use only where the binaries are built.
+# zlib is linked statically, because the final image has none. Symbols are needed only where the binaries are built.
 ENV LIBZ_SYS_STATIC=1 CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=symbols
 WORKDIR /build
 
-# The dependencies, built beside empty packages: a layer that is reused until a manifest or Cargo.lock changes.
+# Build the dependencies with empty packages: Docker reuses this layer until a manifest or Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
 COPY msg-gateway/Cargo.toml msg-gateway/
 COPY msg-transfer/Cargo.toml msg-transfer/
@@ -28,7 +28,7 @@ RUN printf '//! Empty.\nfn main() {}\n' >build.rs \
     && rm src/main.rs \
     && cargo build --release --locked -p msg-gateway -p msg-transfer
 
-# The sources. cargo goes by times, and a copied file may be older than its empty placeholder: so all are made new.
+# Build the sources. cargo compares file times, and a copied file may be older than its empty placeholder: touch all.
 COPY build.rs ./
 COPY proto proto
 COPY src src
@@ -37,7 +37,7 @@ COPY msg-transfer msg-transfer
 RUN find build.rs proto src msg-gateway msg-transfer -exec touch {} + \
     && cargo build --release --locked -p msg-gateway -p msg-transfer
 
-# libc, libgcc and certificates; no shell, no package manager, nobody but user 65532.
+# libc, libgcc and certificates; no shell, no package manager, only the user 65532.
 FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
 USER 65532:65532
 STOPSIGNAL SIGTERM
@@ -49,18 +49,19 @@ LABEL org.opencontainers.image.version=$VERSION \
 
 FROM runtime AS msg-gateway
 LABEL org.opencontainers.image.title=msg-gateway \
-      org.opencontainers.image.description="Takes messages in over gRPC and answers once Kafka has them for good; gives stored ones out"
+      org.opencontainers.image.description="Accepts messages over gRPC, responds OK when every in-sync Kafka replica has them, and serves stored messages"
 COPY --from=build /build/target/release/msg-gateway /usr/local/bin/msg-gateway
-# Loopback is of no use in a container. Beyond it the gateway starts only with ALLOW_PLAINTEXT=true, which stays the deployer's word.
+# A container cannot be reached on loopback. On other addresses the gateway starts only with ALLOW_PLAINTEXT=true, which the
+# operator has to set.
 ENV LISTEN=0.0.0.0:50051 ADMIN_LISTEN=0.0.0.0:9464
 EXPOSE 50051 9464
-# Healthy is ready: the gateway's own answer on /readyz.
+# A healthy container is a ready one: the command reads the gateway's /readyz.
 HEALTHCHECK --interval=5s --timeout=6s --start-period=60s --retries=3 CMD ["/usr/local/bin/msg-gateway", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/msg-gateway"]
 
 FROM runtime AS msg-transfer
 LABEL org.opencontainers.image.title=msg-transfer \
-      org.opencontainers.image.description="Takes messages from Kafka into PostgreSQL: each once, in order, none missing"
+      org.opencontainers.image.description="Stores messages from Kafka in PostgreSQL: each once, in order, none missing"
 COPY --from=build /build/target/release/msg-transfer /usr/local/bin/msg-transfer
 ENV ADMIN_LISTEN=0.0.0.0:9465
 EXPOSE 9465

@@ -1,5 +1,5 @@
-# What one does with this project. `make demo` and `make test` need git, make and a Rust toolchain; the rest they install,
-# as root, or tell the line that does.
+# The commands of this project. `make demo` and `make test` need git, make and a Rust toolchain. As root they install
+# everything else; as another user they print the line that installs it.
 
 CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools
@@ -7,68 +7,68 @@ export GRPCURL := $(TOOLS)/bin/grpcurl
 export PYTHON := $(TOOLS)/venv/bin/python
 export TOXIPROXY := $(TOOLS)/bin/toxiproxy-server
 LAB := target/release/msg-dev lab
-# With mounts of its own (`unshare --mount`): the small disks that the lab fills are gone when its processes are.
+# `unshare --mount` gives the lab its own mounts, so that the small disks that it fills are unmounted when it ends.
 
 .PHONY: help demo up build test test-unit test-sim test-it sim mutants docs fuzz faults soak test-lab lint fmt bench compose-test bare-test clean
 
-help: ## This list
+help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: build ## Replay a real chat log through the whole pipe, kill the transfer in the middle, check every promise
+demo: build ## Send a real chat log through both services, kill the transfer meanwhile, check every promise
 	target/release/msg-dev demo $(ARGS)
 
 up: build ## Start Kafka, PostgreSQL and both services, and leave them running until Ctrl-C
 	target/release/msg-dev up $(ARGS)
 
-build: ## Both services and msg-dev
+build: ## Build both services and msg-dev
 	@scripts/setup build
 	$(CARGO) build --release --locked --workspace --bins
 
-test: test-unit test-sim test-it test-lab ## Everything, on the real components; at its end, what this machine leaves out
+test: test-unit test-sim test-it test-lab ## Run all tests on the real components; at the end, list the tests that this machine leaves out
 	@scripts/setup left-out
 
-test-unit: ## Unit and property tests, what fuzzing found, and whether the docs are as the code
+test-unit: ## Run unit and property tests and the fuzz corpus, and check the docs against the code
 	@scripts/setup build
 	$(CARGO) test --release --locked --workspace --lib --bins --test corpus --test docs
 
-test-sim: ## The simulator, and 100,000 of its seeds
+test-sim: ## Run the tests of the simulator, and 100,000 of its seeds
 	@scripts/setup build
 	$(CARGO) test --profile sim --locked --package msg-transfer-machine --package msg-transfer-simulator
 	@$(MAKE) --no-print-directory sim SEEDS=100000
 
-sim: ## What the transfer decides, against models of Kafka and PostgreSQL in which everything goes wrong: SEEDS=1000000
+sim: ## Run the transfer's decisions against models of Kafka and PostgreSQL with faults: SEEDS=1000000
 	$(CARGO) build --profile sim --locked --package msg-transfer-simulator
 	target/sim/sim run --seeds 0..$(or $(SEEDS),100000) $(ARGS)
 
-mutants: ## Plant bugs in a copy of the machine, one at a time, and see the simulator find them
+mutants: ## Plant bugs in a copy of the machine, one at a time, and check that the simulator finds them
 	$(CARGO) build --profile sim --locked --package msg-transfer-simulator
 	target/sim/sim mutants $(ARGS)
 
-docs: ## Write the pages that are rendered from the code: docs/configuration.md and docs/metrics.md
+docs: ## Write the pages that are generated from the code: docs/configuration.md and docs/metrics.md
 	@scripts/setup build
 	UPDATE_DOCS=1 $(CARGO) test --release --locked --package msg-it --test docs
 
-fuzz: ## Throw bytes at what reads requests and records: RUNS=1000000
+fuzz: ## Fuzz the code that reads requests and records: RUNS=1000000
 	@scripts/setup fuzz
 	scripts/fuzz
 
-test-it: build ## Integration tests: the real services on a real Kafka and a real PostgreSQL
+test-it: build ## Run the integration tests: the real services on a real Kafka and a real PostgreSQL
 	@scripts/setup test
 	$(CARGO) test --release --locked --package msg-it --test it -- --test-threads=3 $(ARGS)
 
-test-lab: build ## Three minutes of the fault lab
+test-lab: build ## Run the fault lab for three minutes
 	@scripts/setup faults
 	$(LAB) --plan quick --seed 1
 
-faults: build ## Break everything once and check every promise, or FAULT=kill-broker,... for MINUTES=10; the report goes to target/lab
+faults: build ## Inject every fault once, or FAULT=kill-broker,... for MINUTES=10, and check every promise; report in target/lab
 	@scripts/setup faults
 	unshare --mount $(LAB) --report target/lab $(if $(FAULT),--fault $(FAULT),--plan matrix) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
-soak: build ## Break things at random for HOURS=8
+soak: build ## Inject random faults for HOURS=8, and check every promise
 	@scripts/setup faults
 	unshare --mount $(LAB) --report target/lab --plan random --minutes $$(awk 'BEGIN { print $(or $(HOURS),1) * 60 }') $(ARGS)
 
-lint: ## Everything that reads the code without running it
+lint: ## Run all static checks
 	@scripts/setup lint
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
@@ -84,14 +84,14 @@ fmt: ## Format the code
 	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
-bench: build ## How fast the pipe is, against limits measured in the same run
+bench: build ## Measure the throughput, and compare it with limits that the same run measures
 	target/release/msg-dev bench $(ARGS)
 
-compose-test: ## Bring the containers up, break them, check, tear down; needs a Docker engine
+compose-test: ## Start the containers, kill some, check, remove them; needs a Docker engine
 	scripts/compose-test
 
-bare-test: ## Run `make demo` and `make test` in a container with Debian 12, git, make and Rust only; needs a Docker engine
+bare-test: ## Run `make demo` and `make test` in a container with only Debian 12, git, make and Rust; needs a Docker engine
 	scripts/bare-test
 
-clean: ## Remove what was built and fetched here
+clean: ## Remove build results and downloaded tools
 	rm -rf target .tools
