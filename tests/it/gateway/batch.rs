@@ -1,4 +1,4 @@
-//! BatchSendMsg: one result an entry, each of them true.
+//! BatchSendMsg: one truthful result per entry.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,7 +25,7 @@ async fn batch(client: &Client, msgs: &[Msg]) -> Result<Vec<SendResult>, Status>
 }
 
 #[tokio::test]
-async fn each_entry_has_its_result_in_order_and_a_bad_one_fails_alone() {
+async fn batch_returns_results_in_order_and_invalid_entry_fails_alone() {
     let world = World::new("batch").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -36,17 +36,17 @@ async fn each_entry_has_its_result_in_order_and_a_bad_one_fails_alone() {
     }
     let results = batch(&client, &msgs).await.unwrap();
     assert_eq!(results.len(), 1000);
-    let mut places = BTreeSet::new();
-    for (i, (msg, told)) in msgs.iter().zip(&results).enumerate() {
+    let mut positions = BTreeSet::new();
+    for (i, (msg, entry)) in msgs.iter().zip(&results).enumerate() {
         if [3, 500, 999].contains(&i) {
-            let details = assert_failed(result(told), Code::InvalidArgument, "INVALID_FIELDS");
+            let details = assert_failed(result(entry), Code::InvalidArgument, "INVALID_FIELDS");
             assert_eq!(fields(&details), [format!("msgs[{i}].send_id"), format!("msgs[{i}].content")]);
             continue;
         }
-        let placement = result(told).unwrap();
+        let placement = result(entry).unwrap();
         assert_eq!(placement.msg_id, id_of(msg).to_string());
         assert_eq!(placement.partition, partition_for(msg.recv_id.as_bytes(), world.partitions));
-        assert!(places.insert((placement.partition, placement.offset)), "two entries have one place");
+        assert!(positions.insert((placement.partition, placement.offset)), "two entries have one position");
     }
     world.all_committed().await;
     let rows = world.rows().await;
@@ -74,12 +74,13 @@ async fn duplicates_in_a_batch_have_one_id_and_one_row() {
     let client = client(&gateway).await;
     let ids = ["1", "2", "1", "1", "3", "2"];
     let results = batch(&client, &ids.map(|id| msg("alice", "bob", id, "x"))).await.unwrap();
-    for (id, told) in ids.iter().zip(&results) {
-        assert_eq!(result(told).unwrap().msg_id, id_of(&msg("alice", "bob", id, "x")).to_string());
+    for (id, entry) in ids.iter().zip(&results) {
+        assert_eq!(result(entry).unwrap().msg_id, id_of(&msg("alice", "bob", id, "x")).to_string());
     }
-    let anonymous = batch(&client, &["", "", ""].map(|id| msg("alice", "carol", id, "x"))).await.unwrap();
-    let new: BTreeSet<String> = anonymous.iter().map(|told| result(told).unwrap().msg_id).collect();
-    assert_eq!(new.len(), 3, "without a client_msg_id each is a message of its own");
+    let without_id = batch(&client, &["", "", ""].map(|id| msg("alice", "carol", id, "x"))).await.unwrap();
+    let ids_without_client_id: BTreeSet<String> =
+        without_id.iter().map(|entry| result(entry).unwrap().msg_id).collect();
+    assert_eq!(ids_without_client_id.len(), 3, "without a client_msg_id each is a message of its own");
     world.all_committed().await;
     let rows: Vec<_> = world.rows().await.into_iter().map(|row| (row.recv_id, row.seq, row.client_msg_id)).collect();
     let expected =
@@ -102,7 +103,7 @@ async fn batches_of_many_senders_keep_each_senders_order() {
                 .map(|i| msg(&format!("sender-{sender}"), &format!("inbox-{}", i % 3), &i.to_string(), "x"))
                 .collect();
             let results = batch(&client, &msgs).await.unwrap();
-            assert!(results.iter().all(|told| result(told).is_ok()));
+            assert!(results.iter().all(|entry| result(entry).is_ok()));
         }
     }))
     .await;
@@ -112,8 +113,8 @@ async fn batches_of_many_senders_keep_each_senders_order() {
     for inbox in 0..3 {
         for sender in 0..SENDERS {
             let (recv_id, send_id) = (format!("inbox-{inbox}"), format!("sender-{sender}"));
-            let of_both = rows.iter().filter(|row| row.recv_id == recv_id && row.send_id == send_id);
-            let found: Vec<usize> = of_both.map(|row| row.client_msg_id.parse().unwrap()).collect();
+            let matching = rows.iter().filter(|row| row.recv_id == recv_id && row.send_id == send_id);
+            let found: Vec<usize> = matching.map(|row| row.client_msg_id.parse().unwrap()).collect();
             let sent: Vec<usize> = (inbox..BATCHES * EACH).step_by(3).collect();
             assert_eq!(found, sent, "P3: of {send_id} in {recv_id}");
         }
@@ -121,32 +122,35 @@ async fn batches_of_many_senders_keep_each_senders_order() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_whole_is_told_of_the_whole_and_nothing_is_sent() {
+async fn batch_above_a_limit_fails_as_a_whole_and_sends_nothing() {
     let world = World::new("batch_refused").await;
-    let few = world.gateway("few", |spec| {
+    let limited = world.gateway("few", |spec| {
         spec.env("MAX_INFLIGHT_MSGS", 5).env("MAX_INFLIGHT_BYTES", "1200KiB").env("DEADLINE_MARGIN", "10s")
     });
-    few.service.start().await.unwrap();
-    let client = client(&few).await;
+    limited.service.start().await.unwrap();
+    let client = client(&limited).await;
     let msgs = |count: usize| vec![msg("alice", "bob", "1", "x"); count];
     let call = async |msgs, wait_for| client.clone().batch_send_msg(BatchSendMsgRequest { msgs, wait_for }).await;
     let details = assert_failed(call(Vec::new(), 7).await, Code::InvalidArgument, "INVALID_FIELDS");
     assert_eq!(fields(&details), ["msgs", "wait_for"]);
     let details = assert_failed(call(msgs(1001), 0).await, Code::InvalidArgument, "INVALID_FIELDS");
     assert_eq!(fields(&details), ["msgs"]);
-    // Together more than a request may have, though none of them alone.
+    // Each message is below the limit of a request, and together they are above it.
     let large = vec![msg("alice", "bob", "1", vec![0; 1_000_000]); 5];
     assert_failed(call(large, 0).await, Code::ResourceExhausted, "TOO_LARGE");
     let mut request = Request::new(BatchSendMsgRequest { msgs: msgs(5), wait_for: 0 });
     request.set_timeout(Duration::from_secs(9));
-    let refused = client.clone().batch_send_msg(request).await;
-    assert_failed(refused, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
+    let rejected = client.clone().batch_send_msg(request).await;
+    assert_failed(rejected, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
     assert_eq!(world.ends().await, [0; 4], "something was sent");
-    in_flight(&few, 0).await;
-    // More than there may be in flight goes through when it is alone: it could never be sent otherwise.
+    in_flight(&limited, 0).await;
+    // A batch above MAX_INFLIGHT_MSGS is accepted if nothing else is in flight: otherwise it could never be sent.
     let mut fits = msgs(11);
     fits[..3].fill(Msg::default());
-    assert_eq!(call(fits, 0).await.unwrap().into_inner().results.iter().filter(|told| result(told).is_ok()).count(), 8);
+    assert_eq!(
+        call(fits, 0).await.unwrap().into_inner().results.iter().filter(|entry| result(entry).is_ok()).count(),
+        8
+    );
 
     let closed = world.gateway("closed", |spec| spec.env("TOPIC_PARTITIONS", 5));
     closed.service.launch().unwrap();
@@ -156,7 +160,7 @@ async fn what_is_wrong_with_the_whole_is_told_of_the_whole_and_nothing_is_sent()
 }
 
 #[tokio::test]
-async fn a_reply_full_of_errors_is_one_that_clients_take() {
+async fn batch_response_full_of_errors_stays_below_4_mib() {
     let world = World::new("batch_errors").await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
@@ -164,18 +168,18 @@ async fn a_reply_full_of_errors_is_one_that_clients_take() {
     let bad = vec![Msg { attributes, ..Msg::default() }; 1000];
     let request = BatchSendMsgRequest { msgs: bad, wait_for: 0 };
     assert!(request.encoded_len() < 4 << 20);
-    let reply: BatchSendMsgResponse = client.clone().batch_send_msg(request).await.unwrap().into_inner();
-    assert!(reply.encoded_len() < 4 << 20, "{}", reply.encoded_len());
-    for told in &reply.results {
-        let details = assert_failed(result(told), Code::InvalidArgument, "INVALID_FIELDS");
+    let response: BatchSendMsgResponse = client.clone().batch_send_msg(request).await.unwrap().into_inner();
+    assert!(response.encoded_len() < 4 << 20, "{}", response.encoded_len());
+    for entry in &response.results {
+        let details = assert_failed(result(entry), Code::InvalidArgument, "INVALID_FIELDS");
         assert!(details.bad_request().unwrap().field_violations.last().unwrap().description.starts_with("and "));
     }
     assert_eq!(world.ends().await, [0; 4], "something was sent");
 }
 
-/// One of three brokers hangs: what is in its partitions is unknown, the rest is OK, and each result says which.
+/// One of three brokers is frozen. The outcome of the entries in its partitions is unknown, that of the others is OK.
 #[tokio::test]
-async fn what_is_unknown_is_told_entry_by_entry() {
+async fn batch_reports_unknown_outcomes_per_entry() {
     let folder = tempfile::Builder::new().prefix("msg-it-batch-unknown-").tempdir().unwrap();
     let mut options = StackOptions::new(folder.path());
     options.brokers = 3;
@@ -189,29 +193,29 @@ async fn what_is_unknown_is_told_entry_by_entry() {
     let client = client(&gateway).await;
     let inbox = |i: usize| format!("inbox-{}", i % 40);
     let first: Vec<Msg> = (0..40).map(|i| msg("alice", &inbox(i), &format!("before {i}"), "x")).collect();
-    assert!(batch(&client, &first).await.unwrap().iter().all(|told| result(told).is_ok()));
+    assert!(batch(&client, &first).await.unwrap().iter().all(|entry| result(entry).is_ok()));
     assert!(stack.kafka().signal_broker(3, Signal::Stop).unwrap());
     let msgs: Vec<Msg> = (0..200).map(|i| msg("alice", &inbox(i), &i.to_string(), "x")).collect();
     let results = batch(&client, &msgs).await.unwrap();
     let (mut ok, mut unknown) = (0, 0);
-    for (msg, told) in msgs.iter().zip(&results) {
-        let hangs = leaders[usize::try_from(partition_for(msg.recv_id.as_bytes(), 6)).unwrap()] == 3;
-        if hangs {
-            let details = assert_failed(result(told), Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
+    for (msg, entry) in msgs.iter().zip(&results) {
+        let frozen = leaders[usize::try_from(partition_for(msg.recv_id.as_bytes(), 6)).unwrap()] == 3;
+        if frozen {
+            let details = assert_failed(result(entry), Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
             let metadata = &details.error_info().unwrap().metadata;
             assert_eq!(metadata["msg_id"], id_of(msg).to_string());
             assert!(metadata["settles_by"].ends_with('Z'));
             unknown += 1;
         } else {
-            result(told).unwrap();
+            result(entry).unwrap();
             ok += 1;
         }
     }
     assert!(ok > 0 && unknown > 0, "{ok} OK, {unknown} unknown");
-    // The rest of them has its places until Kafka has said so.
+    // The entries without a delivery report keep their permits.
     in_flight(&gateway, unknown).await;
     assert!(stack.kafka().signal_broker(3, Signal::Cont).unwrap());
-    eventually("the outcomes are settled", async || {
+    eventually("every unknown outcome is settled", async || {
         let results = batch(&client, &msgs).await?;
         Ok(results.iter().map(result).collect::<Result<Vec<_>, _>>()?)
     })
@@ -223,7 +227,7 @@ async fn what_is_unknown_is_told_entry_by_entry() {
     stack.stop().await;
 }
 
-/// A topic whose partitions are on one broker each; the leader of each.
+/// Creates a topic without replicas; returns the leader of each partition.
 async fn topic_without_replicas(world: &World) -> Vec<i32> {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
@@ -231,7 +235,7 @@ async fn topic_without_replicas(world: &World) -> Vec<i32> {
     let topic = topic.set("min.insync.replicas", "1").set("max.message.bytes", "2097152");
     admin.create_topics([&topic], &AdminOptions::new()).await.unwrap().pop().unwrap().unwrap();
     let (brokers, topic, partitions) = (world.brokers().to_owned(), world.topic().to_owned(), world.partitions);
-    let ask = move || -> Option<Vec<i32>> {
+    let read_leaders = move || -> Option<Vec<i32>> {
         let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
         let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(30)).ok()?;
         let mut leaders: Vec<_> =
@@ -241,7 +245,7 @@ async fn topic_without_replicas(world: &World) -> Vec<i32> {
         known.then(|| leaders.into_iter().map(|one| one.1).collect())
     };
     eventually("each partition has a leader", async || {
-        tokio::task::spawn_blocking(ask.clone()).await?.ok_or_else(|| "not yet".into())
+        tokio::task::spawn_blocking(read_leaders.clone()).await?.ok_or_else(|| "not yet".into())
     })
     .await
 }

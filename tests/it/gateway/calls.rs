@@ -1,4 +1,4 @@
-//! What the tests ask of a gateway, and how they read its answers.
+//! Calls of the gateway for the tests, and checks of its responses.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::support::{NotYet, ensure, eventually};
 
 pub(crate) type Client = MsgGatewayClient<Channel>;
 
-/// A connection of its own to a gateway that may only just have been launched.
+/// Connects to a gateway, which may have been launched only just before.
 pub(super) async fn channel(gateway: &Gateway) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
     eventually("the gateway listens", async || Ok(endpoint.connect().await?)).await
@@ -32,7 +32,6 @@ pub(crate) async fn send(client: &Client, msg: &Msg) -> Result<Placement, Status
     call(client, Request::new(request(msg))).await
 }
 
-/// With the caller's deadline.
 pub(super) async fn send_within(client: &Client, msg: &Msg, timeout: Duration) -> Result<Placement, Status> {
     let mut request = Request::new(request(msg));
     request.set_timeout(timeout);
@@ -45,12 +44,12 @@ pub(super) fn request(msg: &Msg) -> SendMsgRequest {
 
 async fn call(client: &Client, request: Request<SendMsgRequest>) -> Result<Placement, Status> {
     let response = client.clone().send_msg(request).await?;
-    Ok(response.into_inner().placement.expect("an OK has one"))
+    Ok(response.into_inner().placement.expect("an OK has a placement"))
 }
 
-/// What an entry of a batch or a stream was told.
-pub(super) fn result(told: &SendResult) -> Result<Placement, Status> {
-    match told.result.as_ref().expect("one is set") {
+/// The outcome of one entry of a batch or a stream.
+pub(super) fn result(entry: &SendResult) -> Result<Placement, Status> {
+    match entry.result.as_ref().expect("a result is set") {
         send_result::Result::Placement(placement) => Ok(placement.clone()),
         send_result::Result::Error(error) => {
             Err(Status::with_details(Code::from_i32(error.code), error.message.clone(), error.encode_to_vec().into()))
@@ -58,7 +57,7 @@ pub(super) fn result(told: &SendResult) -> Result<Placement, Status> {
     }
 }
 
-/// The reason of an error of ours; `None` for one that was made on the way.
+/// The reason of an error of the gateway; `None` for an error of the transport or a proxy.
 pub(super) fn reason(status: &Status) -> Option<String> {
     let details = status.get_error_details();
     let info = details.error_info()?;
@@ -66,7 +65,7 @@ pub(super) fn reason(status: &Status) -> Option<String> {
     Some(info.reason.clone())
 }
 
-/// The error has this code and this reason, and is short enough for every client; its details.
+/// Checks code and reason, and that the details are short enough for every client. Returns the details.
 #[track_caller]
 pub(super) fn assert_failed<T>(result: Result<T, Status>, code: Code, expected: &str) -> ErrorDetails {
     let status = result.err().unwrap_or_else(|| panic!("OK instead of {expected}"));
@@ -76,34 +75,34 @@ pub(super) fn assert_failed<T>(result: Result<T, Status>, code: Code, expected: 
     status.get_error_details()
 }
 
-/// The error says that nothing was sent, and when to try again, in both ways in which clients look for it.
+/// Checks that the error says NOT_SENT and gives the delay before a retry, in both forms that clients read.
 #[track_caller]
 pub(super) fn assert_not_sent<T>(result: Result<T, Status>, code: Code) {
     let status = result.err().unwrap_or_else(|| panic!("OK instead of NOT_SENT"));
     let pushback: u128 = status
         .metadata()
         .get("grpc-retry-pushback-ms")
-        .unwrap_or_else(|| panic!("no push-back: {status:?}"))
+        .unwrap_or_else(|| panic!("no grpc-retry-pushback-ms: {status:?}"))
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     let details = assert_failed::<T>(Err(status), code, "NOT_SENT");
-    let delay = details.retry_info().and_then(|info| info.retry_delay).expect("it says when to try again");
+    let delay = details.retry_info().and_then(|info| info.retry_delay).expect("NOT_SENT has a retry delay");
     assert!(delay > Duration::ZERO);
     assert_eq!(delay.as_millis(), pushback);
 }
 
-/// The fields that a BadRequest names.
+/// The fields of the violations.
 pub(super) fn fields(details: &ErrorDetails) -> Vec<&str> {
-    let violations = &details.bad_request().expect("the fields are named").field_violations;
+    let violations = &details.bad_request().expect("a BadRequest names the fields").field_violations;
     assert!(violations.iter().all(|violation| !violation.description.is_empty()), "{violations:?}");
     violations.iter().map(|violation| violation.field.as_str()).collect()
 }
 
-/// `/readyz` says no, with all of these texts.
+/// Waits until `/readyz` reports not ready with all of these texts.
 pub(super) async fn says_not_ready(gateway: &Gateway, texts: &[&str]) {
-    eventually("it says why it is not ready", async || {
+    eventually("the gateway is not ready for this reason", async || {
         let (status, body) = readyz(gateway).await?;
         ensure(status == 503 && texts.iter().all(|text| body.contains(text)), format!("{status}: {body}"))
     })
@@ -114,23 +113,23 @@ pub(super) async fn readyz(gateway: &Gateway) -> Result<(u16, String), NotYet> {
     Ok(admin::probe(gateway.service.spec().admin.unwrap(), "/readyz").await?)
 }
 
-/// The value of a metric's only line; 0 where there is none.
+/// The value of a metric's only line; 0 if there is no such line.
 pub(super) async fn metric(gateway: &Gateway, line: &str) -> Result<f64, NotYet> {
     let metrics = gateway.service.metrics().await?;
-    let value = metrics.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+    let value = metrics.lines().find_map(|value| value.strip_prefix(line)?.strip_prefix(' '));
     Ok(value.map_or(Ok(0.0), str::parse)?)
 }
 
-/// Waits until exactly so many messages were taken and are not confirmed.
+/// Waits until exactly `count` messages are in flight.
 pub(super) async fn in_flight(gateway: &Gateway, count: usize) {
-    eventually("they are in flight", async || {
-        let found = metric(gateway, "msg_gateway_inflight_msgs").await?;
-        ensure(found == count as f64, format!("{found} of {count} in flight"))
+    eventually("the number of messages in flight is right", async || {
+        let value = metric(gateway, "msg_gateway_inflight_msgs").await?;
+        ensure(value == count as f64, format!("{value} of {count} in flight"))
     })
     .await;
 }
 
-/// Without one of its settings.
+/// The specification without one of its settings.
 pub(super) fn without(mut spec: ServiceSpec, setting: &str) -> ServiceSpec {
     let before = spec.env.len();
     spec.env.retain(|(name, _)| name != setting);
@@ -138,7 +137,7 @@ pub(super) fn without(mut spec: ServiceSpec, setting: &str) -> ServiceSpec {
     spec
 }
 
-/// Any call, by its path.
+/// Calls any unary method, by its path.
 pub(super) async fn unary<Q, A>(channel: &Channel, path: &'static str, request: Q) -> Result<A, Status>
 where
     Q: Message + Send + Sync + 'static,
@@ -150,7 +149,7 @@ where
     Ok(grpc.unary(Request::new(request), PathAndQuery::from_static(path), codec).await?.into_inner())
 }
 
-/// grpc.health.v1, as far as it is needed.
+/// The part of grpc.health.v1 that the tests need.
 pub(super) mod health {
     use super::*;
 
@@ -170,16 +169,16 @@ pub(super) mod health {
         pub(crate) status: i32,
     }
 
-    /// What both names have: the server's and the service's.
+    /// The status of the server and of the service, which has to be the same.
     pub(crate) async fn check(channel: &Channel) -> i32 {
-        let mut found = Vec::new();
+        let mut value = Vec::new();
         for service in ["", SERVICE] {
             let request = HealthCheckRequest { service: service.into() };
-            let answer: HealthCheckResponse = unary(channel, "/grpc.health.v1.Health/Check", request).await.unwrap();
-            found.push(answer.status);
+            let response: HealthCheckResponse = unary(channel, "/grpc.health.v1.Health/Check", request).await.unwrap();
+            value.push(response.status);
         }
-        assert_eq!(found[0], found[1], "the server and the service differ");
-        found[0]
+        assert_eq!(value[0], value[1], "the server and the service differ");
+        value[0]
     }
 
     pub(crate) async fn watch(channel: &Channel) -> tonic::Streaming<HealthCheckResponse> {

@@ -1,11 +1,16 @@
-//! Bad settings: every problem at once, exit code 64, and nothing is served.
+//! Invalid settings: all problems are reported, the exit code is 64, and nothing is served.
 
 use msg_dev::stack::ServiceSpec;
 
 use crate::support::world::World;
 
-/// It ends with exit code 64 and a line for each of these.
-async fn refused(world: &World, name: &str, change: impl FnOnce(ServiceSpec) -> ServiceSpec, settings: &[&str]) {
+/// Checks that the gateway exits with code 64 and logs one line for each of these settings.
+async fn assert_config_rejected(
+    world: &World,
+    name: &str,
+    change: impl FnOnce(ServiceSpec) -> ServiceSpec,
+    settings: &[&str],
+) {
     let gateway = world.gateway(name, change);
     gateway.service.launch().unwrap();
     assert_eq!(gateway.service.wait().await.unwrap().code(), Some(64), "{name}");
@@ -18,7 +23,7 @@ async fn refused(world: &World, name: &str, change: impl FnOnce(ServiceSpec) -> 
 }
 
 #[tokio::test]
-async fn every_problem_is_told_at_once_with_exit_code_64() {
+async fn gateway_reports_all_invalid_settings_with_exit_code_64() {
     let world = World::new("bad_config").await;
     let unreadable = |spec: ServiceSpec| {
         spec.env("TOPIC_PARTITIONS", "many")
@@ -27,7 +32,7 @@ async fn every_problem_is_told_at_once_with_exit_code_64() {
             .env("LISTEN", "here")
     };
     let flags = ["--topic-partitions", "--linger", "--max-inflight-bytes", "--listen"];
-    refused(&world, "unreadable", unreadable, &flags).await;
+    assert_config_rejected(&world, "unreadable", unreadable, &flags).await;
     let contradictory = |spec: ServiceSpec| {
         spec.env("LISTEN", "0.0.0.0:0")
             .env("MAX_SEND_WAIT", "60s")
@@ -43,36 +48,36 @@ async fn every_problem_is_told_at_once_with_exit_code_64() {
         "compression.type",
         "--read-connections",
     ];
-    refused(&world, "contradictory", contradictory, &flags).await;
-    refused(&world, "unknown-flag", |spec| spec.arg("--no-such-flag"), &["--no-such-flag"]).await;
+    assert_config_rejected(&world, "contradictory", contradictory, &flags).await;
+    assert_config_rejected(&world, "unknown-flag", |spec| spec.arg("--no-such-flag"), &["--no-such-flag"]).await;
 }
 
 #[tokio::test]
-async fn plain_text_beyond_loopback_has_to_be_accepted() {
+async fn plaintext_beyond_loopback_has_to_be_allowed() {
     let world = World::new("beyond").await;
-    let open = |spec: ServiceSpec| {
+    let listen_on_all = |spec: ServiceSpec| {
         let listen = spec.env.iter().find(|(name, _)| name == "LISTEN").unwrap().1.replace("127.0.0.1", "0.0.0.0");
         spec.env("LISTEN", listen)
     };
-    refused(&world, "refused", open, &["--allow-plaintext"]).await;
-    let accepted = world.gateway("accepted", |spec| open(spec).env("ALLOW_PLAINTEXT", true));
+    assert_config_rejected(&world, "rejected", listen_on_all, &["--allow-plaintext"]).await;
+    let accepted = world.gateway("accepted", |spec| listen_on_all(spec).env("ALLOW_PLAINTEXT", true));
     accepted.service.start().await.unwrap();
     accepted.client().await;
 }
 
 #[tokio::test]
-async fn the_health_check_of_a_container_asks_the_running_gateway() {
+async fn healthcheck_command_reports_whether_the_gateway_runs() {
     let world = World::new("healthcheck").await;
     let gateway = world.gateway("gateway", |spec| spec);
-    let ask = async |name: &str| {
+    let healthcheck = async |name: &str| {
         let admin = gateway.service.spec().admin.unwrap();
         let check = world.gateway(name, |spec| spec.admin(admin).arg("healthcheck"));
         check.service.launch().unwrap();
         check.service.wait().await.unwrap().success()
     };
-    assert!(!ask("before").await);
+    assert!(!healthcheck("before").await);
     gateway.service.start().await.unwrap();
-    assert!(ask("while").await);
+    assert!(healthcheck("running").await);
     gateway.service.stop().await.unwrap();
-    assert!(!ask("after").await);
+    assert!(!healthcheck("after").await);
 }

@@ -1,4 +1,4 @@
-//! P6 and P8 of reads where the database has several hosts, is not what it should be, or is rotated.
+//! P6 and P8 of reads: a database with several hosts, with a wrong kind of server, or with a rotated password.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn send_stored(client: &Client, id: &str) -> Result<Placement, Status> {
     let msg = msg("alice", "bob", id, "hello");
     let mut request = Request::new(SendMsgRequest { msg: Some(msg), wait_for: WaitFor::Stored.into() });
     request.set_timeout(Duration::from_secs(10));
-    Ok(client.clone().send_msg(request).await?.into_inner().placement.expect("an OK has one"))
+    Ok(client.clone().send_msg(request).await?.into_inner().placement.expect("an OK has a placement"))
 }
 
 async fn pull(client: &Client) -> Result<usize, NotYet> {
@@ -28,7 +28,7 @@ async fn pull(client: &Client) -> Result<usize, NotYet> {
 }
 
 #[tokio::test]
-async fn silent_first_hosts_are_passed_over_by_reads() {
+async fn reads_skip_a_silent_first_host() {
     let world = World::new("gw_silent").await;
     let _transfer = world.running_transfer().await;
     let (_listener, silent) = silent_host();
@@ -43,9 +43,9 @@ async fn silent_first_hosts_are_passed_over_by_reads() {
     assert_eq!(pull(&client).await.unwrap(), 1);
 }
 
-/// Everything goes on: what was stored before can be read, and what is sent is found to be stored.
-async fn goes_on(client: &Client, stored: usize, id: &str) {
-    within(FAILOVER, "sends that wait for STORED and reads go on", async || {
+/// Waits until a send that waits for STORED succeeds, and a read returns that message and all earlier ones.
+async fn wait_for_sends_and_reads(client: &Client, stored: usize, id: &str) {
+    within(FAILOVER, "sends that wait for STORED and reads succeed", async || {
         send_stored(client, id).await?;
         let found = pull(client).await?;
         ensure(found == stored + 1, format!("{found} messages"))
@@ -54,7 +54,7 @@ async fn goes_on(client: &Client, stored: usize, id: &str) {
 }
 
 #[tokio::test]
-async fn reads_leave_a_frozen_primary_for_its_promoted_standby() {
+async fn reads_move_from_a_frozen_primary_to_its_promoted_standby() {
     let pair = Pair::start("gw_frozen").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", &url));
@@ -67,7 +67,7 @@ async fn reads_leave_a_frozen_primary_for_its_promoted_standby() {
     pair.caught_up().await;
     assert!(pair.stack.postgres().freeze());
     pair.promote().await;
-    goes_on(&client, 5, "after").await;
+    wait_for_sends_and_reads(&client, 5, "after").await;
 }
 
 #[tokio::test]
@@ -82,11 +82,11 @@ async fn reads_leave_a_primary_that_became_read_only() {
         send_stored(&client, &id.to_string()).await.unwrap();
     }
     pair.caught_up().await;
-    // Sessions that are there already do not hear of it.
+    // Existing sessions keep their setting.
     let operator = pair.on_primary().await;
     operator.batch_execute("ALTER DATABASE gw_demoted SET default_transaction_read_only = on").await.unwrap();
     pair.promote().await;
-    goes_on(&client, 5, "after").await;
+    wait_for_sends_and_reads(&client, 5, "after").await;
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn gateway_follows_a_rotated_password() {
     let client = client(&gateway).await;
     send_stored(&client, "1").await.unwrap();
     app.rotate("second").await;
-    goes_on(&client, 1, "2").await;
+    wait_for_sends_and_reads(&client, 1, "2").await;
     drop(transfer);
     stack.stop().await;
 }
@@ -135,7 +135,7 @@ async fn gateway_refuses_a_database_in_another_encoding() {
     let url = format!("postgres://postgres@{}/gw_latin_1", host(world.database_url()));
     let gateway = world.gateway("gateway", |spec| spec.env("DATABASE_URL", url));
     gateway.service.launch().unwrap();
-    eventually("it says so", async || {
+    eventually("the encoding is reported", async || {
         let (status, body) = readyz(&gateway).await?;
         ensure(status == 503 && body.contains("LATIN1") && body.contains("ENCODING 'UTF8'"), body)
     })

@@ -1,4 +1,4 @@
-//! SIGTERM: health says so first, what is in flight ends well, exit code 0.
+//! SIGTERM: health reports it first, calls in flight end, and the exit code is 0.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -8,60 +8,60 @@ use msg_dev::stack::Signal;
 use tokio::time::timeout;
 
 use super::calls::{channel, client, health, in_flight, readyz, reason, send};
-use super::outage::Told;
+use super::outage::Outcomes;
 use crate::support::kafka::msg;
 use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{PATIENCE, ensure, eventually};
 
 #[tokio::test]
-async fn on_sigterm_under_load_every_answer_is_true() {
+async fn gateway_reports_true_outcomes_at_sigterm_under_load() {
     let world = World::new("sigterm").await;
     let transfer = world.running_transfer().await;
     let gateway = world.gateway("gateway", |spec| spec.env("SHUTDOWN_DELAY", "2s"));
     gateway.service.start().await.unwrap();
-    let told = Mutex::new(Told::default());
-    // Each on a connection of its own, until the gateway is gone.
+    let outcomes = Mutex::new(Outcomes::default());
+    // Each sender has its own connection, and sends until the gateway has exited.
     let load = join_all((0..20).map(async |sender: usize| {
         let client = client(&gateway).await;
         for i in 0.. {
             let id = format!("{sender}-{i}");
             let result = send(&client, &msg("a", &format!("inbox-{}", i % 10), &id, "some body")).await;
-            let mut told = told.lock().unwrap();
+            let mut outcomes = outcomes.lock().unwrap();
             match result.map_err(|status| reason(&status)) {
-                Ok(_) => told.ok.push(id),
-                Err(Some(reason)) if reason == "NOT_SENT" => told.not_sent.push(id),
+                Ok(_) => outcomes.ok.push(id),
+                Err(Some(reason)) if reason == "NOT_SENT" => outcomes.not_sent.push(id),
                 Err(Some(reason)) => panic!("{reason}"),
-                Err(None) => return told.unknown.push(id),
+                Err(None) => return outcomes.unknown.push(id),
             }
         }
     }));
-    let oks = || told.lock().unwrap().ok.len();
-    let end = async {
+    let oks = || outcomes.lock().unwrap().ok.len();
+    let drain = async {
         let client = client(&gateway).await;
         let mut watch = health::watch(&channel(&gateway).await).await;
         assert_eq!(watch.message().await.unwrap().unwrap().status, health::SERVING);
-        eventually("messages are taken", async || ensure(oks() > 1000, oks())).await;
+        eventually("messages are accepted", async || ensure(oks() > 1000, oks())).await;
         assert!(gateway.service.signal(Signal::Term));
-        let next = timeout(PATIENCE, watch.message()).await.expect("health says so").unwrap();
+        let next = timeout(PATIENCE, watch.message()).await.expect("health reports the drain").unwrap();
         let next = next.expect("NOT_SERVING comes before the end of the stream");
         assert_eq!(next.status, health::NOT_SERVING);
-        // Whoever has not noticed yet is still served.
+        // A caller that has not noticed the drain is still served.
         send(&client, &msg("a", "inbox-0", "after", "x")).await.unwrap();
-        told.lock().unwrap().ok.push("after".into());
+        outcomes.lock().unwrap().ok.push("after".into());
         let (status, body) = readyz(&gateway).await.unwrap();
         assert!(status == 503 && body.contains("draining"), "{status}: {body}");
         assert_eq!(gateway.service.wait().await.unwrap().code(), Some(0));
     };
-    join(load, end).await;
+    join(load, drain).await;
     world.all_committed().await;
-    told.into_inner().unwrap().assert_true(&world).await;
+    outcomes.into_inner().unwrap().assert_truthful(&world).await;
     world.assert_ordered_without_gaps().await;
     assert!(transfer.stop().await.unwrap().success());
 }
 
 #[tokio::test]
-async fn calls_in_flight_end_with_ok_before_it_ends() {
+async fn calls_in_flight_get_ok_before_the_gateway_exits() {
     let (stack, _folder) = own_stack("in_flight").await;
     stack.launch().await.unwrap();
     let world = World::on(&stack, "in_flight", 4);
@@ -83,17 +83,19 @@ async fn calls_in_flight_end_with_ok_before_it_ends() {
     assert!(gateway.service.signal(Signal::Term));
     let next = watch.message().await.unwrap().expect("NOT_SERVING comes before the end of the stream");
     assert_eq!(next.status, health::NOT_SERVING);
-    // Its stream would keep the connection open, so it is ended. Before that it may say the same again: the frozen broker
-    // is noticed too.
-    while let Ok(Some(again)) = timeout(PATIENCE, watch.message()).await.expect("the watchers are let go") {
+    // The server ends this stream, which would keep the connection open. The same status may come again first,
+    // because the frozen broker is detected too.
+    while let Ok(Some(again)) = timeout(PATIENCE, watch.message()).await.expect("the watch stream ends") {
         assert_eq!(again.status, health::NOT_SERVING);
     }
     assert!(calls.iter().all(|call| !call.is_finished()));
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
     for call in calls {
-        call.await.unwrap().expect("it was in flight before the end");
+        call.await.unwrap().expect("a call in flight ends with OK");
     }
-    let status = timeout(Duration::from_secs(20), gateway.service.wait()).await.expect("nothing holds it any more");
+    let status = timeout(Duration::from_secs(20), gateway.service.wait())
+        .await
+        .expect("the gateway exits once no call is in flight");
     assert_eq!(status.unwrap().code(), Some(0));
     let transfer = world.running_transfer().await;
     world.all_committed().await;
@@ -102,9 +104,10 @@ async fn calls_in_flight_end_with_ok_before_it_ends() {
     stack.stop().await;
 }
 
-/// What cannot be delivered does not hold the end for ever: the caller is told that its outcome is unknown, or is cut off.
+/// An undeliverable record does not delay the exit beyond the deadline: its caller gets OUTCOME_UNKNOWN, or its
+/// connection is closed.
 #[tokio::test]
-async fn the_drain_has_a_deadline() {
+async fn gateway_drain_ends_at_its_deadline() {
     let (stack, _folder) = own_stack("stuck").await;
     stack.launch().await.unwrap();
     let world = World::on(&stack, "stuck", 4);
@@ -117,27 +120,29 @@ async fn the_drain_has_a_deadline() {
     let stuck = tokio::spawn(async move { send(&client, &msg("alice", "bob", "stuck", "x")).await });
     in_flight(&gateway, 1).await;
     assert!(gateway.service.signal(Signal::Term));
-    let status = timeout(Duration::from_secs(20), gateway.service.wait()).await.expect("it ends all the same");
+    let status =
+        timeout(Duration::from_secs(20), gateway.service.wait()).await.expect("the gateway exits at its deadline");
     assert_eq!(status.unwrap().code(), Some(0));
-    let told = stuck.await.unwrap().expect_err("nobody confirmed it");
-    let reason = reason(&told);
-    assert!(matches!(reason.as_deref(), None | Some("OUTCOME_UNKNOWN")), "P6: {told:?}");
+    let error = stuck.await.unwrap().expect_err("the frozen broker has not confirmed it");
+    let reason = reason(&error);
+    assert!(matches!(reason.as_deref(), None | Some("OUTCOME_UNKNOWN")), "P6: {error:?}");
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
     stack.stop().await;
 }
 
-/// Its caller has gone, and the record waits for others to the same partition: it is sent before the gateway ends.
+/// The caller has disconnected, and the record waits in the producer for more records of its partition. It is sent
+/// before the gateway exits.
 #[tokio::test]
-async fn record_of_a_caller_that_left_is_sent_at_sigterm() {
+async fn record_of_a_disconnected_caller_is_sent_at_sigterm() {
     let world = World::new("left").await;
     let gateway = world.gateway("gateway", |spec| spec.env("LINGER", "1s"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
-    // So that the gateway is connected, and only the linger time keeps the next one.
+    // With this send the gateway connects. Afterwards only the linger time delays a record.
     send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
     let before = world.ends().await.iter().sum::<i64>();
     let left = timeout(Duration::from_millis(200), send(&client, &msg("alice", "bob", "left", "x"))).await;
-    assert!(left.is_err(), "it was accepted before its caller left: {left:?}");
+    assert!(left.is_err(), "it was accepted before its caller disconnected: {left:?}");
     assert!(gateway.service.signal(Signal::Term));
     assert_eq!(gateway.service.wait().await.unwrap().code(), Some(0));
     assert_eq!(world.ends().await.iter().sum::<i64>(), before + 1, "the record is lost");

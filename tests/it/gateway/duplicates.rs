@@ -1,4 +1,4 @@
-//! P2 end to end: however often and wherever a message is sent, it is one row.
+//! P2 end to end: a message is one row, no matter how often it is sent and through which gateway.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::support::kafka::{good, id_of, msg};
 use crate::support::world::World;
 
 #[tokio::test]
-async fn one_message_sent_by_many_through_two_gateways_is_one_row() {
+async fn message_sent_often_through_two_gateways_is_one_row() {
     let world = World::new("repeats").await;
     let _transfer = world.running_transfer().await;
     let gateways = ["one", "two"].map(|name| world.gateway(name, |spec| spec));
@@ -18,7 +18,7 @@ async fn one_message_sent_by_many_through_two_gateways_is_one_row() {
         gateway.service.start().await.unwrap();
         clients.push(client(gateway).await);
     }
-    // 20 messages, each sent 30 times at the same time.
+    // 20 messages, each sent 30 times concurrently.
     let messages: Vec<_> = (0..20).map(|i| msg("alice", &format!("inbox-{}", i % 4), &i.to_string(), "x")).collect();
     let sends = (0..30).flat_map(|round| messages.iter().map(move |message| (round, message)));
     let placements = join_all(sends.map(|(round, message)| {
@@ -29,7 +29,7 @@ async fn one_message_sent_by_many_through_two_gateways_is_one_row() {
     let mut offsets = BTreeSet::new();
     for (message, placement) in placements {
         assert_eq!(placement.msg_id, id_of(message).to_string());
-        assert!(offsets.insert((placement.partition, placement.offset)), "two sends have one place");
+        assert!(offsets.insert((placement.partition, placement.offset)), "two sends have one position");
     }
     world.all_committed().await;
     assert_eq!(world.ends().await.iter().sum::<i64>(), 600, "every OK is a record");
@@ -39,21 +39,21 @@ async fn one_message_sent_by_many_through_two_gateways_is_one_row() {
 }
 
 #[tokio::test]
-async fn the_same_id_with_another_body_is_kept_aside() {
+async fn same_id_with_other_content_is_dead_lettered() {
     let world = World::new("conflict").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
     let first = msg("alice", "bob", "1", "first");
     let second = msg("alice", "bob", "1", "second");
-    let placed = send(&client, &first).await.unwrap();
-    assert_eq!(send(&client, &second).await.unwrap().msg_id, placed.msg_id);
+    let placement = send(&client, &first).await.unwrap();
+    assert_eq!(send(&client, &second).await.unwrap().msg_id, placement.msg_id);
     send(&client, &first).await.unwrap();
     world.all_committed().await;
     let rows = world.rows().await;
     assert_eq!(rows.iter().map(|row| row.content.as_slice()).collect::<Vec<_>>(), [b"first"]);
-    let dead = world.dead_letters().await;
-    assert_eq!(dead.len(), 1);
-    assert_eq!((dead[0].0.as_str(), &dead[0].1), ("IDEMPOTENCY_CONFLICT", &good(&second).key));
-    let kept = dead[0].2.as_deref().unwrap();
-    assert!(kept.windows(6).any(|window| window == b"second"), "the record's bytes are kept");
+    let letters = world.dead_letters().await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!((letters[0].0.as_str(), &letters[0].1), ("IDEMPOTENCY_CONFLICT", &good(&second).key));
+    let value = letters[0].2.as_deref().unwrap();
+    assert!(value.windows(6).any(|window| window == b"second"), "the dead letter has the record's bytes");
 }

@@ -1,4 +1,4 @@
-//! The admin port: what an operator's tools find there.
+//! The admin port.
 
 use msg_common::admin::probe;
 use msg_common::proto::PullMsgsRequest;
@@ -9,12 +9,12 @@ use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
 #[tokio::test]
-async fn the_admin_port_tells_health_readiness_and_metrics() {
+async fn admin_port_serves_health_readiness_and_metrics() {
     let world = World::new("gateway_metrics").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
     for i in 0..3 {
-        send(&client, &msg("alice", "bob", &i.to_string(), "do not tell")).await.unwrap();
+        send(&client, &msg("alice", "bob", &i.to_string(), "secret body")).await.unwrap();
     }
     send(&client, &msg("", "bob", "4", "x")).await.unwrap_err();
     send(&client, &msg("alice", "bob", "5", vec![0; 5 << 20])).await.unwrap_err();
@@ -24,7 +24,7 @@ async fn the_admin_port_tells_health_readiness_and_metrics() {
     assert_eq!(probe(admin, "/healthz").await.unwrap().0, 200);
     assert_eq!(probe(admin, "/readyz").await.unwrap(), (200, "ready\n".into()));
     assert_eq!(probe(admin, "/nothing").await.unwrap().0, 404);
-    let metrics = eventually("the levels are looked at", async || {
+    let metrics = eventually("the gauges are set", async || {
         let metrics = gateway.service.metrics().await?;
         ensure(metrics.contains("\nmsg_gateway_inflight_msgs 0"), &metrics)?;
         Ok(metrics)
@@ -47,14 +47,14 @@ async fn the_admin_port_tells_health_readiness_and_metrics() {
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }
-    let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    for name in names {
+    let described = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    for name in described {
         assert!(metrics.contains(&format!("# HELP {name} ")), "{name} is not described");
     }
     assert!(metrics.contains("msg_gateway_preflight_checks_total{outcome=\"OK\"}"), "{metrics}");
-    // Never a message's content, nor whose it is.
+    // Neither a message's content nor its sender is logged or exported.
     let log = std::fs::read_to_string(gateway.service.log()).unwrap();
-    for text in ["do not tell", "alice"] {
-        assert!(!metrics.contains(text) && !log.contains(text), "{text} is told");
+    for text in ["secret body", "alice"] {
+        assert!(!metrics.contains(text) && !log.contains(text), "{text} is exposed");
     }
 }

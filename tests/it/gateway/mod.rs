@@ -1,4 +1,4 @@
-//! msg-gateway, and the whole pipe through it: what a caller sees, and what becomes of its messages.
+//! msg-gateway, and the message flow through it: what callers get, and which rows their messages become.
 
 mod batch;
 pub(crate) mod calls;
@@ -8,8 +8,8 @@ mod database_hosts;
 mod drain;
 mod duplicates;
 mod freeze;
-mod full;
 mod hostile;
+mod limits;
 mod metrics;
 mod order;
 mod outage;
@@ -17,8 +17,8 @@ mod proxies;
 mod pull;
 mod raw;
 mod readme;
-mod refusals;
-mod rejections;
+mod rejected_deliveries;
+mod rejected_requests;
 mod send_and_read;
 mod starts;
 mod status;

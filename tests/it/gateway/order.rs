@@ -1,4 +1,4 @@
-//! P3 and P4 end to end: who waits for each OK finds its messages in the order in which it sent them.
+//! P3 and P4 end to end: the messages of a sender that waits for each OK are stored in the order of its sends.
 
 use futures_util::future::join_all;
 
@@ -19,7 +19,7 @@ async fn each_senders_messages_keep_their_order_in_each_inbox() {
     const SENDERS: usize = 60;
     const EACH: usize = 60;
     const INBOXES: usize = 5;
-    // One after the other, to all inboxes in turn, and not always through the same gateway.
+    // Each sender sends one message after the other, to the inboxes in turn, and alternates between the gateways.
     let send_all = async |sender: usize| {
         for i in 0..EACH {
             let message = msg(&format!("sender-{sender}"), &format!("inbox-{}", i % INBOXES), &i.to_string(), "x");

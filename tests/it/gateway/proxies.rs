@@ -1,4 +1,4 @@
-//! A proxy between callers and the gateway: the real nginx and HAProxy, with the configuration that docs/proxies.md shows.
+//! A proxy between callers and the gateway: the real nginx and HAProxy, with the configuration of docs/proxies.md.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,10 +19,10 @@ use crate::support::kafka::msg;
 use crate::support::world::{Gateway, World};
 use crate::support::{PATIENCE, eventually};
 
-/// nginx's own limit for a body is 1 MiB.
+/// Messages of this size make a batch larger than nginx's default limit of 1 MiB for a body.
 const ABOVE_1_MIB: usize = 400_000;
 
-/// A proxy that runs, and ends with its test.
+/// A running proxy, which is stopped at the end of its test.
 struct Proxy {
     address: String,
     child: Child,
@@ -31,14 +31,15 @@ struct Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // SIGTERM: nginx's workers end with their master only if it may tell them.
+        // SIGTERM, not SIGKILL: a killed nginx master cannot stop its workers.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let _ = self.child.wait();
     }
 }
 
-/// The executable, which Debian has where only root looks. `None`, said aloud, where it is not installed.
-#[allow(clippy::explicit_write, reason = "the test runner shows what eprintln! prints only if the test fails")]
+/// The executable, which Debian installs in a folder of root's `PATH`. If it is not installed, prints that and
+/// returns `None`.
+#[allow(clippy::explicit_write, reason = "the test runner hides the output of eprintln! if a test passes")]
 fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
@@ -50,13 +51,13 @@ fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// What the page shows for it, with the addresses of this test.
+/// The configuration on the page, with the addresses of this test.
 fn documented(language: &str, gateway: &Gateway, listen: &str) -> String {
     let page = include_str!("../../../docs/proxies.md");
-    let shown = page.split_once(&format!("```{language}\n")).and_then(|(_, rest)| rest.split_once("```")).unwrap().0;
+    let config = page.split_once(&format!("```{language}\n")).and_then(|(_, rest)| rest.split_once("```")).unwrap().0;
     let admin = gateway.service.spec().admin.unwrap().port().to_string();
-    assert!(shown.contains("127.0.0.1:50051") && shown.contains("127.0.0.1:8080"), "{shown}");
-    shown.replace("127.0.0.1:50051", &gateway.address).replace("127.0.0.1:8080", listen).replace("9464", &admin)
+    assert!(config.contains("127.0.0.1:50051") && config.contains("127.0.0.1:8080"), "{config}");
+    config.replace("127.0.0.1:50051", &gateway.address).replace("127.0.0.1:8080", listen).replace("9464", &admin)
 }
 
 fn start(program: PathBuf, args: impl Fn(&str) -> Vec<String>, config: &str, address: String) -> Proxy {
@@ -69,7 +70,7 @@ fn start(program: PathBuf, args: impl Fn(&str) -> Vec<String>, config: &str, add
     Proxy { address, child, _folder: folder }
 }
 
-/// An nginx whose `http` block has this in it.
+/// Starts nginx with these lines in its `http` block.
 fn nginx(program: PathBuf, http: &str, address: String) -> Proxy {
     let temp =
         ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|name| format!("{name}_temp_path FOLDER/{name};"));
@@ -91,53 +92,61 @@ fn large_batch(recv_id: &str) -> BatchSendMsgRequest {
     BatchSendMsgRequest { msgs: (0..4).map(large).collect(), wait_for: 0 }
 }
 
-/// Every kind of call, with what proxies are known to break.
-async fn serves_everything(client: &Client) {
+/// Makes every kind of call, including those that proxies are known to break.
+async fn assert_all_calls_work(client: &Client) {
     let mut client = client.clone();
-    // A gateway that a proxy does not know as ready yet is answered for by the proxy.
+    // Until the proxy knows that the gateway is ready, it responds itself.
     eventually("the proxy serves", async || {
         Ok(client.clone().send_msg(SendMsgRequest { msg: Some(msg("alice", "first", "1", "x")), wait_for: 0 }).await?)
     })
     .await;
     let sent = client.batch_send_msg(large_batch("bob")).await.unwrap().into_inner();
-    assert!(sent.results.iter().all(|told| result(told).is_ok()), "a body of 1.6 MB passes");
+    assert!(sent.results.iter().all(|entry| result(entry).is_ok()), "a body of 1.6 MB passes");
 
-    // The largest error that there is comes with all of its details.
+    // The largest error that the gateway returns arrives with all of its details.
     let attributes = (0..64).map(|i| (format!("{}{i}", "k".repeat(200)), "v\0".into())).collect();
     let bad = Msg { attributes, ..Msg::default() };
-    let refused = client.send_msg(SendMsgRequest { msg: Some(bad), wait_for: 0 }).await;
-    let details = assert_failed(refused, Code::InvalidArgument, "INVALID_FIELDS");
+    let rejected = client.send_msg(SendMsgRequest { msg: Some(bad), wait_for: 0 }).await;
+    let details = assert_failed(rejected, Code::InvalidArgument, "INVALID_FIELDS");
     assert!(fields(&details).len() > 5);
 
-    // Watched from the start: an event comes when there is one, and not when a buffer is full. It is read beside the stream: behind
-    // HAProxy both are on one connection to the gateway, and one call that is not read stops all of them.
+    // The watch is open from the start: each event has to arrive immediately, not when a buffer of the proxy is full.
+    // It is read concurrently with the stream: behind HAProxy both share a connection to the gateway, and an unread
+    // call blocks all others.
     let inboxes = vec![InboxCursor { recv_id: "bob".into(), after_seq: Some(0) }];
     let watch = client.watch_msgs(WatchMsgsRequest { inboxes, omit_content: false }).await.unwrap();
     let mut events = watch.into_inner();
     let watched = tokio::spawn(async move {
         let mut watched = 0;
         while watched < 10 {
-            let event =
-                timeout(PATIENCE, events.message()).await.expect("an event comes").unwrap().expect("it is open");
+            let event = timeout(PATIENCE, events.message())
+                .await
+                .expect("an event arrives")
+                .unwrap()
+                .expect("the watch is open");
             if let Some(Event::Msgs(msgs)) = event.event {
                 watched += msgs.msgs.len();
             }
         }
     });
 
-    // More on one stream than one body may have; each request is answered before the next is sent.
+    // More bytes on one stream than a body may have. The response to each request is read before the next is sent.
     let (requests, receiver) = tokio::sync::mpsc::channel(1);
-    let mut replies = client.stream_send_msg(Request::new(ReceiverStream::new(receiver))).await.unwrap().into_inner();
+    let mut responses = client.stream_send_msg(Request::new(ReceiverStream::new(receiver))).await.unwrap().into_inner();
     for correlation_id in 0..6 {
         let msg = Some(msg("alice", "bob", &format!("stream-{correlation_id}"), vec![b'y'; ABOVE_1_MIB]));
         let entries = vec![StreamSendEntry { correlation_id, msg }];
         requests.send(StreamSendMsgRequest { entries, wait_for: 0 }).await.unwrap();
-        let reply = timeout(PATIENCE, replies.message()).await.expect("a result comes").unwrap().expect("it is open");
-        assert_eq!(reply.results[0].correlation_id, correlation_id);
-        assert!(result(reply.results[0].result.as_ref().unwrap()).is_ok());
+        let response = timeout(PATIENCE, responses.message())
+            .await
+            .expect("a result arrives")
+            .unwrap()
+            .expect("the stream is open");
+        assert_eq!(response.results[0].correlation_id, correlation_id);
+        assert!(result(response.results[0].result.as_ref().unwrap()).is_ok());
     }
     drop(requests);
-    assert!(timeout(PATIENCE, replies.message()).await.expect("it ends").unwrap().is_none());
+    assert!(timeout(PATIENCE, responses.message()).await.expect("the stream ends").unwrap().is_none());
     watched.await.unwrap();
     let pull = PullMsgsRequest { recv_id: "bob".into(), page_size: 1000, ..PullMsgsRequest::default() };
     let page = client.pull_msgs(pull).await.unwrap().into_inner();
@@ -152,7 +161,7 @@ async fn nginx_as_documented_passes_every_call() {
     let port = pipe::free_port().unwrap();
     let address = port.addr().to_string();
     let proxy = nginx(program, &documented("nginx", &gateway, &address), address);
-    serves_everything(&through(&proxy).await).await;
+    assert_all_calls_work(&through(&proxy).await).await;
 }
 
 #[tokio::test]
@@ -164,12 +173,13 @@ async fn haproxy_as_documented_passes_every_call() {
     let address = port.addr().to_string();
     let config = documented("haproxy", &gateway, &address);
     let proxy = start(program, |file| ["-db", "-f", file].map(str::to_owned).into(), &config, address);
-    serves_everything(&through(&proxy).await).await;
+    assert_all_calls_work(&through(&proxy).await).await;
 }
 
-/// What the page warns of: the error is the proxy's, so it has no reason, and says nothing of what was sent.
+/// As docs/proxies.md warns, the proxy makes this error itself: it has no reason, and does not say whether anything
+/// was sent.
 #[tokio::test]
-async fn nginx_with_its_defaults_refuses_large_requests() {
+async fn nginx_with_its_defaults_rejects_large_requests() {
     let Some(program) = program("nginx") else { return };
     let world = World::new("nginx_defaults").await;
     let gateway = world.running_gateway().await;
@@ -178,7 +188,7 @@ async fn nginx_with_its_defaults_refuses_large_requests() {
     let http = format!("server {{ listen {address} http2; location / {{ grpc_pass grpc://{}; }} }}", gateway.address);
     let proxy = nginx(program, &http, address);
     let mut client = through(&proxy).await;
-    let refused =
-        timeout(Duration::from_secs(30), client.batch_send_msg(large_batch("bob"))).await.expect("it is answered");
-    assert_eq!(reason(&refused.expect_err("a body of 1.6 MB is above its limit")), None);
+    let rejected =
+        timeout(Duration::from_secs(30), client.batch_send_msg(large_batch("bob"))).await.expect("the call ends");
+    assert_eq!(reason(&rejected.expect_err("a body of 1.6 MB is above its limit")), None);
 }

@@ -1,4 +1,4 @@
-//! PullMsgs newest first: the same messages from the other end, while others are being stored.
+//! PullMsgs in descending order: the same messages as in ascending order, also while others are stored.
 
 use msg_common::proto::{GetMaxSeqsRequest, GetMsgStatusRequest, MsgState, Order, PullMsgsRequest, StoredMsg};
 use prost::Message;
@@ -9,8 +9,8 @@ use crate::support::kafka::{good, id_of, msg};
 use crate::support::load::Load;
 use crate::support::world::World;
 
-/// What every gRPC client takes unless told otherwise.
-const MOST_BYTES: usize = 4 << 20;
+/// The size of a response that every gRPC client accepts by default.
+const MAX_RESPONSE_BYTES: usize = 4 << 20;
 
 fn inbox(recv_id: &str) -> PullMsgsRequest {
     PullMsgsRequest { recv_id: recv_id.into(), ..PullMsgsRequest::default() }
@@ -22,11 +22,11 @@ fn newest_first(recv_id: &str) -> PullMsgsRequest {
 
 async fn page(client: &Client, request: &PullMsgsRequest) -> (Vec<StoredMsg>, String) {
     let page = client.clone().pull_msgs(request.clone()).await.unwrap().into_inner();
-    assert!(page.encoded_len() < MOST_BYTES, "a page has {} bytes", page.encoded_len());
+    assert!(page.encoded_len() < MAX_RESPONSE_BYTES, "a page has {} bytes", page.encoded_len());
     (page.msgs, page.next_page_token)
 }
 
-/// All pages from this request on, each as it came.
+/// All pages from this request on.
 async fn pages(client: &Client, mut request: PullMsgsRequest) -> Vec<Vec<StoredMsg>> {
     let mut pages = Vec::new();
     loop {
@@ -44,9 +44,9 @@ fn seqs(msgs: &[StoredMsg]) -> Vec<i64> {
     msgs.iter().map(|stored| stored.seq).collect()
 }
 
-/// From where it began, each message below once, whatever is stored meanwhile.
+/// The pages have each message below the first page's newest one once, no matter what is stored meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn newest_first_is_oldest_first_reversed_while_others_are_stored() {
+async fn descending_pages_reverse_ascending_ones_under_load() {
     let world = World::new("descending").await;
     let (gateway, transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -61,14 +61,14 @@ async fn newest_first_is_oldest_first_reversed_while_others_are_stored() {
         world.goes_on_by(400).await;
         let up = pages(&client, PullMsgsRequest { to_seq: top, page_size: 300, ..inbox("inbox-1") }).await.concat();
         assert_eq!(seqs(&up), (1..=top).collect::<Vec<_>>());
-        assert!(down.iter().rev().eq(up.iter()), "the two differ: {:?}", seqs(&down));
+        assert!(down.iter().rev().eq(up.iter()), "the orders differ: {:?}", seqs(&down));
     }
     load.finish(&world).await;
     assert!(transfer.stop().await.unwrap().success());
 }
 
 #[tokio::test]
-async fn a_range_is_read_from_its_end_and_tokens_are_of_their_direction() {
+async fn descending_range_has_page_tokens_of_its_own() {
     let world = World::new("descending_range").await;
     let (gateway, transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -85,7 +85,7 @@ async fn a_range_is_read_from_its_end_and_tokens_are_of_their_direction() {
     assert_eq!(seqs(&pages(&client, newest_first("bob")).await.concat()), (1..=50).rev().collect::<Vec<_>>());
     assert_eq!(seqs(&page(&client, &PullMsgsRequest { from_seq: 51, ..newest_first("bob") }).await.0), [0; 0]);
     assert_eq!(seqs(&page(&client, &newest_first("nobody")).await.0), [0; 0]);
-    // The last message of an inbox is one call.
+    // One call reads the last message of an inbox.
     assert_eq!(seqs(&page(&client, &PullMsgsRequest { page_size: 1, ..newest_first("bob") }).await.0), [50]);
 
     let (_, down) = page(&client, &range).await;
@@ -94,15 +94,15 @@ async fn a_range_is_read_from_its_end_and_tokens_are_of_their_direction() {
     let altered = down.replace('1', "2");
     for (request, token) in [(&range, &up), (&up_range, &down), (&range, &altered), (&range, &down[..10].to_owned())] {
         let foreign = PullMsgsRequest { page_token: token.clone(), ..request.clone() };
-        let refused = client.clone().pull_msgs(foreign).await;
-        let details = assert_failed(refused, Code::InvalidArgument, "INVALID_FIELDS");
+        let rejected = client.clone().pull_msgs(foreign).await;
+        let details = assert_failed(rejected, Code::InvalidArgument, "INVALID_FIELDS");
         assert_eq!(fields(&details), ["page_token"]);
     }
     assert!(transfer.stop().await.unwrap().success());
 }
 
 #[tokio::test]
-async fn a_page_of_large_messages_is_small_in_this_direction_too() {
+async fn descending_pages_of_large_messages_stay_below_4_mib() {
     let world = World::new("descending_large").await;
     let (gateway, transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -119,9 +119,9 @@ async fn a_page_of_large_messages_is_small_in_this_direction_too() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// What stands for the replica holds something else, so each answer shows where it came from.
+/// The database that is configured as the replica has other rows, so each response shows where it was read.
 #[tokio::test]
-async fn pages_come_from_the_replica_and_a_status_does_not() {
+async fn pages_are_read_from_the_replica_and_status_from_primary() {
     let world = World::new("primary").await;
     let replica = World::new("replica").await;
     let url = replica.database_url().to_owned();
@@ -129,7 +129,7 @@ async fn pages_come_from_the_replica_and_a_status_does_not() {
     gateway.service.start().await.unwrap();
     let transfers = (world.running_transfer().await, replica.running_transfer().await);
     let client = client(&gateway).await;
-    // The one is ahead, as a primary is.
+    // The primary has one row more, as if the replica were behind.
     let messages = [msg("alice", "bob", "1", "hello"), msg("alice", "bob", "2", "hello")];
     for (world, count) in [(&world, 2), (&replica, 1)] {
         let writer = world.writer();
@@ -141,8 +141,8 @@ async fn pages_come_from_the_replica_and_a_status_does_not() {
     world.rows_reach(2).await;
     replica.rows_reach(1).await;
     assert_eq!(seqs(&page(&client, &inbox("bob")).await.0), [1]);
-    let reach = client.clone().get_max_seqs(GetMaxSeqsRequest { recv_ids: vec!["bob".into()] }).await.unwrap();
-    assert_eq!(reach.into_inner().inboxes[0].max_seq, 1);
+    let max_seqs = client.clone().get_max_seqs(GetMaxSeqsRequest { recv_ids: vec!["bob".into()] }).await.unwrap();
+    assert_eq!(max_seqs.into_inner().inboxes[0].max_seq, 1);
     let msg_id = id_of(&messages[1]).to_string();
     let second = GetMsgStatusRequest { recv_id: "bob".into(), msg_id, ..GetMsgStatusRequest::default() };
     let status = client.clone().get_msg_status(second).await.unwrap().into_inner();

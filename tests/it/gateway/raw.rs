@@ -1,4 +1,4 @@
-//! A caller that stops in the middle of its request, which no client library does: HTTP/2 by hand, as far as that needs it.
+//! A caller that stops in the middle of its request, as no client library does: a minimal HTTP/2 client.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -10,13 +10,13 @@ const SETTINGS: u8 = 4;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A call whose message has begun to arrive.
-pub(super) struct Begun {
+/// A call whose message has been sent in part.
+pub(super) struct PartialCall {
     stream: TcpStream,
 }
 
 /// Calls this method, and sends 3 of a message's 1,000 bytes.
-pub(super) async fn begun(address: &str, method: &str) -> Begun {
+pub(super) async fn start_partial_call(address: &str, method: &str) -> PartialCall {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     frame(&mut bytes, SETTINGS, 0, 0, &[]);
@@ -25,7 +25,7 @@ pub(super) async fn begun(address: &str, method: &str) -> Begun {
     let fields =
         [(":method", "POST"), (":scheme", "http"), (":path", &path), (":authority", address), ("te", "trailers")];
     for (name, value) in fields.into_iter().chain([("content-type", "application/grpc")]) {
-        // A literal that is not to be indexed, with a new name.
+        // A literal without indexing, with a new name.
         headers.push(0);
         for text in [name, value] {
             headers.push(u8::try_from(text.len()).unwrap());
@@ -35,7 +35,7 @@ pub(super) async fn begun(address: &str, method: &str) -> Begun {
     frame(&mut bytes, HEADERS, END_HEADERS, 1, &headers);
     frame(&mut bytes, DATA, 0, 1, &[0, 0, 0, 3, 232, 10, 1, 1]);
     stream.write_all(&bytes).await.unwrap();
-    Begun { stream }
+    PartialCall { stream }
 }
 
 fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, id: u32, payload: &[u8]) {
@@ -45,12 +45,12 @@ fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, id: u32, payload: &[u8]) {
     bytes.extend(payload);
 }
 
-impl Begun {
-    /// Comes back when the server has ended the call, and not the connection.
-    pub(super) async fn ended(&mut self) {
+impl PartialCall {
+    /// Waits until the server has ended the call. The connection has to stay open.
+    pub(super) async fn wait_until_ended(&mut self) {
         loop {
             let mut head = [0; 9];
-            self.stream.read_exact(&mut head).await.expect("the connection stays");
+            self.stream.read_exact(&mut head).await.expect("the connection stays open");
             let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
             let mut payload = vec![0; length as usize];
             self.stream.read_exact(&mut payload).await.unwrap();

@@ -1,4 +1,4 @@
-//! The grpcurl lines of the README and of docs/tour.md, run as they are: what a reader types gives what the page shows.
+//! The grpcurl lines of the README and of docs/tour.md: each gives the output that its page shows.
 
 use std::path::{Path, PathBuf};
 
@@ -12,18 +12,19 @@ use crate::support::{ensure, eventually};
 
 const README: &str = include_str!("../../../README.md");
 const TOUR: &str = include_str!("../../../docs/tour.md");
-/// Where the gateway of both pages listens.
+/// The gateway's address on both pages.
 const ADDRESS: &str = "127.0.0.1:50051";
 const INSTALL: &str = "go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3";
 
-/// A command as it is typed, and what it shows.
+/// A command and the output that the page shows for it.
 #[derive(Debug, PartialEq, Eq)]
 struct Example {
     command: String,
     output: String,
 }
 
-/// The grpcurl commands of all ```console fences. A command goes on after a `\` at the line's end and within quotes.
+/// The grpcurl commands of all ```console fences. A command continues after a `\` at the end of a line and within
+/// quotes.
 fn examples(text: &str) -> Vec<Example> {
     let mut examples: Vec<Example> = Vec::new();
     let (mut in_fence, mut in_command, mut in_output) = (false, false, false);
@@ -66,7 +67,7 @@ fn examples_are_found_with_their_continuations() {
     assert_eq!(examples(text), expected);
 }
 
-/// grpcurl, from `GRPCURL`, the `PATH`, or where Go installs it.
+/// The path of grpcurl: from `GRPCURL`, the `PATH`, or Go's folder for executables.
 fn grpcurl() -> PathBuf {
     if let Some(path) = std::env::var_os("GRPCURL").filter(|path| !path.is_empty()) {
         return path.into();
@@ -78,16 +79,16 @@ fn grpcurl() -> PathBuf {
 }
 
 #[tokio::test]
-async fn every_grpcurl_line_of_the_readme_gives_what_it_shows() {
+async fn readme_grpcurl_lines_give_the_output_shown() {
     assert_page("readme", README, 5).await;
 }
 
 #[tokio::test]
-async fn every_grpcurl_line_of_the_tour_gives_what_it_shows() {
+async fn tour_grpcurl_lines_give_the_output_shown() {
     assert_page("tour", TOUR, 12).await;
 }
 
-/// Runs the lines of a page, `lines` or more of them, in a world of their own.
+/// Runs the grpcurl lines of a page, which has at least `lines` of them, against services of its own.
 async fn assert_page(name: &str, page: &str, lines: usize) {
     let (grpcurl, stack) = (grpcurl(), stack().await);
     let world = World::on(stack, name, 16);
@@ -101,19 +102,19 @@ async fn assert_page(name: &str, page: &str, lines: usize) {
         let script = format!("\"$GRPCURL\"{words}");
         let run = Command::new("sh").args(["-c", &script]).env("GRPCURL", &grpcurl).output().await;
         let run = run.unwrap_or_else(|error| panic!("sh: {error}"));
-        // As a terminal shows it: an error's details come on the second.
+        // As a terminal shows them: an error's details are on stderr.
         let output = String::from_utf8([run.stdout, run.stderr].concat()).unwrap();
-        assert_same(&example, &output);
+        assert_same_output(&example, &output);
         if run.status.success() && example.command.trim_end().ends_with("/SendMsg") {
-            stored(&world, &output).await;
+            wait_until_stored(&world, &output).await;
         }
     }
 }
 
-/// Waits until the message of this answer can be read, as the next line may want to.
-async fn stored(world: &World, output: &str) {
-    let answer: Value = serde_json::from_str(output).unwrap();
-    let msg_id = answer["placement"]["msgId"].as_str().unwrap().to_owned();
+/// Waits until the message of this response is stored: the next line may read it.
+async fn wait_until_stored(world: &World, output: &str) {
+    let response: Value = serde_json::from_str(output).unwrap();
+    let msg_id = response["placement"]["msgId"].as_str().unwrap().to_owned();
     let database = world.database().await;
     eventually("the message is stored", async || {
         let query = "SELECT count(*) FROM messages WHERE msg_id::text = $1";
@@ -123,12 +124,12 @@ async fn stored(world: &World, output: &str) {
     .await;
 }
 
-/// JSON by its meaning, with times as far as they are times; other text to the letter.
-fn assert_same(example: &Example, output: &str) {
+/// Compares JSON by value, where any time equals any other, and all other text literally.
+fn assert_same_output(example: &Example, output: &str) {
     assert_eq!(parts(output), parts(&example.output), "{}{output}", example.command);
 }
 
-/// The JSON values that come first, one after the other, and the text behind them.
+/// The JSON values at the start of the output, and the text after them.
 fn parts(output: &str) -> (Vec<Value>, &str) {
     let mut stream = serde_json::Deserializer::from_str(output).into_iter::<Value>();
     let (mut values, mut end) = (Vec::new(), 0);

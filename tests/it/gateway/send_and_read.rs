@@ -1,4 +1,4 @@
-//! From a send to the row and back to a reader.
+//! The path of a message: from a send to the row and to a reader.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -12,19 +12,19 @@ use super::calls::{Client, assert_failed, client, fields, send};
 use crate::support::kafka::{good, id_of, msg};
 use crate::support::world::World;
 
-/// What every gRPC client takes unless told otherwise.
-const MOST_BYTES: usize = 4 << 20;
+/// The size of a response that every gRPC client accepts by default.
+const MAX_RESPONSE_BYTES: usize = 4 << 20;
 
 fn inbox(recv_id: &str) -> PullMsgsRequest {
     PullMsgsRequest { recv_id: recv_id.into(), ..PullMsgsRequest::default() }
 }
 
-/// All pages from this request on, each as it came.
+/// All pages from this request on.
 async fn pages(client: &Client, mut request: PullMsgsRequest) -> Vec<Vec<StoredMsg>> {
     let mut pages = Vec::new();
     loop {
         let page = client.clone().pull_msgs(request.clone()).await.unwrap().into_inner();
-        assert!(page.encoded_len() < MOST_BYTES, "a page has {} bytes", page.encoded_len());
+        assert!(page.encoded_len() < MAX_RESPONSE_BYTES, "a page has {} bytes", page.encoded_len());
         assert!(!page.msgs.is_empty() || page.next_page_token.is_empty(), "an empty page that is not the end");
         pages.push(page.msgs);
         if page.next_page_token.is_empty() {
@@ -39,7 +39,7 @@ fn seqs(pages: &[Vec<StoredMsg>]) -> Vec<Vec<i64>> {
 }
 
 #[tokio::test]
-async fn what_is_sent_becomes_a_row_and_is_read_as_it_was_sent() {
+async fn sent_message_is_stored_and_read_unchanged() {
     let world = World::new("e2e").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -49,7 +49,7 @@ async fn what_is_sent_becomes_a_row_and_is_read_as_it_was_sent() {
         content_type: "application/octet-stream".into(),
         ..msg("зоя", "bob", "ü 3", vec![0xff; 1_000_000])
     });
-    // As far as the limits reach.
+    // Every field has the largest size that the limits allow.
     let long = "é".repeat(128);
     sent.push(Msg {
         session_type: 2,
@@ -58,33 +58,33 @@ async fn what_is_sent_becomes_a_row_and_is_read_as_it_was_sent() {
         ..msg(&long, &long, &long, "x")
     });
     let before = SystemTime::now() - Duration::from_secs(1);
-    let mut placed = Vec::new();
+    let mut placements = Vec::new();
     for msg in &sent {
         let placement = send(&client, msg).await.unwrap();
         assert_eq!(placement.msg_id, id_of(msg).to_string());
         assert_eq!(placement.partition, partition_for(msg.recv_id.as_bytes(), world.partitions));
         assert_eq!(placement.stored, None);
-        placed.push(placement);
+        placements.push(placement);
     }
     world.rows_reach(4).await;
     let mut read = pages(&client, inbox("bob")).await.concat();
     read.extend(pages(&client, inbox(&long)).await.concat());
     assert_eq!(read.iter().map(|stored| stored.seq).collect::<Vec<_>>(), [1, 2, 3, 1]);
-    for ((stored, placement), msg) in read.iter().zip(&placed).zip(&sent) {
-        assert!(stored.msg.as_ref() == Some(msg), "it was changed on its way");
+    for ((stored, placement), msg) in read.iter().zip(&placements).zip(&sent) {
+        assert!(stored.msg.as_ref() == Some(msg), "the message has changed");
         assert_eq!((&stored.msg_id, stored.send_time), (&placement.msg_id, placement.send_time));
         let send_time = SystemTime::try_from(stored.send_time.unwrap()).unwrap();
         let stored_time = SystemTime::try_from(stored.stored_time.unwrap()).unwrap();
         assert!(before < send_time && send_time <= SystemTime::now() && before < stored_time, "{stored:?}");
     }
     for row in world.rows().await {
-        let placement = placed.iter().zip(&sent).find(|(_, msg)| msg.client_msg_id == row.client_msg_id).unwrap().0;
+        let placement = placements.iter().zip(&sent).find(|(_, msg)| msg.client_msg_id == row.client_msg_id).unwrap().0;
         assert_eq!((row.partition, row.offset), (placement.partition, placement.offset.unwrap()));
     }
 }
 
 #[tokio::test]
-async fn without_a_client_id_every_send_is_a_message_of_its_own() {
+async fn sends_without_a_client_msg_id_are_separate_messages() {
     let world = World::new("anonymous").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -99,7 +99,7 @@ async fn without_a_client_id_every_send_is_a_message_of_its_own() {
 }
 
 #[tokio::test]
-async fn an_inbox_is_read_in_pages() {
+async fn inbox_is_read_in_pages() {
     let world = World::new("pages").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let writer = world.writer();
@@ -121,7 +121,7 @@ async fn an_inbox_is_read_in_pages() {
     let coerced = pages(&client, PullMsgsRequest { page_size: i32::MAX, ..inbox("bob") }).await;
     assert_eq!(lengths(&coerced), [1000, 100]);
     assert_eq!(seqs(&coerced).concat(), all);
-    // A range, both ends of it included; and an exact number of pages, of which the last says that it is.
+    // A range, both ends included; and an exact number of pages, of which the last has no token.
     let range = PullMsgsRequest { from_seq: 20, to_seq: 34, page_size: 7, ..inbox("bob") };
     assert_eq!(seqs(&pages(&client, range.clone()).await).concat(), (20..=34).collect::<Vec<_>>());
     assert_eq!(lengths(&pages(&client, range.clone()).await), [7, 7, 1]);
@@ -132,21 +132,22 @@ async fn an_inbox_is_read_in_pages() {
     assert_eq!(seqs(&pages(&client, beyond).await), [[0; 0]]);
     assert_eq!(seqs(&pages(&client, inbox("nobody")).await), [[0; 0]]);
 
-    let bare = pages(&client, PullMsgsRequest { omit_content: true, page_size: 3, to_seq: 3, ..inbox("bob") }).await;
-    for stored in bare.concat() {
+    let without_content =
+        pages(&client, PullMsgsRequest { omit_content: true, page_size: 3, to_seq: 3, ..inbox("bob") }).await;
+    for stored in without_content.concat() {
         let msg = stored.msg.unwrap();
         assert!(msg.content.is_empty() && msg.content_type == "text/plain" && !msg.attributes.is_empty(), "{msg:?}");
     }
-    tokens_are_their_requests_own(&client, range).await;
+    assert_token_needs_its_own_request(&client, range).await;
 }
 
-/// A token goes on with its own request, whatever the page size, and with no other.
-async fn tokens_are_their_requests_own(client: &Client, request: PullMsgsRequest) {
+/// A token continues its own request with any page size, and no other request.
+async fn assert_token_needs_its_own_request(client: &Client, request: PullMsgsRequest) {
     let token = client.clone().pull_msgs(request.clone()).await.unwrap().into_inner().next_page_token;
     let next = PullMsgsRequest { page_token: token.clone(), ..request };
     let another_size = client.clone().pull_msgs(PullMsgsRequest { page_size: 2, ..next.clone() }).await.unwrap();
     assert_eq!(seqs(&[another_size.into_inner().msgs]), [[27, 28]]);
-    let mut foreign = vec![
+    let mut wrong = vec![
         PullMsgsRequest { recv_id: "eve".into(), ..next.clone() },
         PullMsgsRequest { from_seq: 19, ..next.clone() },
         PullMsgsRequest { to_seq: 35, ..next.clone() },
@@ -159,17 +160,17 @@ async fn tokens_are_their_requests_own(client: &Client, request: PullMsgsRequest
     };
     let middle = token.len() / 2;
     for altered in [flipped(0), flipped(middle), flipped(token.len() - 1), token[1..].into(), "next".into()] {
-        foreign.push(PullMsgsRequest { page_token: altered, ..next.clone() });
+        wrong.push(PullMsgsRequest { page_token: altered, ..next.clone() });
     }
-    for request in foreign {
-        let refused = client.clone().pull_msgs(request.clone()).await;
-        let details = assert_failed(refused, Code::InvalidArgument, "INVALID_FIELDS");
+    for request in wrong {
+        let rejected = client.clone().pull_msgs(request.clone()).await;
+        let details = assert_failed(rejected, Code::InvalidArgument, "INVALID_FIELDS");
         assert_eq!(fields(&details), ["page_token"], "{request:?}");
     }
 }
 
 #[tokio::test]
-async fn a_page_of_large_messages_stays_below_what_clients_take() {
+async fn pages_of_large_messages_stay_below_4_mib() {
     let world = World::new("large_pages").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -186,13 +187,13 @@ async fn a_page_of_large_messages_stays_below_what_clients_take() {
     for i in 0..10 {
         assert!(bodies[2 * usize::from(i)] == body(i) && bodies[2 * usize::from(i) + 1] == "x", "a body differs");
     }
-    // Without the bodies all fit.
-    let bare = pages(&client, PullMsgsRequest { page_size: 1000, omit_content: true, ..inbox("bob") }).await;
-    assert_eq!(seqs(&bare), [(1..=20).collect::<Vec<_>>()]);
+    // Without their content all messages fit in one page.
+    let without_content = pages(&client, PullMsgsRequest { page_size: 1000, omit_content: true, ..inbox("bob") }).await;
+    assert_eq!(seqs(&without_content), [(1..=20).collect::<Vec<_>>()]);
 }
 
 #[tokio::test]
-async fn the_reach_of_inboxes_is_told_in_the_order_asked() {
+async fn max_seqs_are_returned_in_the_order_of_the_request() {
     let world = World::new("max_seqs").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -202,17 +203,19 @@ async fn the_reach_of_inboxes_is_told_in_the_order_asked() {
         }
     }
     world.rows_reach(8).await;
-    let ask = async |recv_ids: Vec<String>| client.clone().get_max_seqs(GetMaxSeqsRequest { recv_ids }).await;
+    let get_max_seqs = async |recv_ids: Vec<String>| client.clone().get_max_seqs(GetMaxSeqsRequest { recv_ids }).await;
     let seqs = |recv_id: &str, first_seq, max_seq| InboxSeqs { recv_id: recv_id.into(), first_seq, max_seq };
-    let answer = ask(["carol", "nobody", "bob", "carol"].map(str::to_owned).into()).await.unwrap().into_inner();
+    let response =
+        get_max_seqs(["carol", "nobody", "bob", "carol"].map(str::to_owned).into()).await.unwrap().into_inner();
     let expected = [seqs("carol", 1, 2), seqs("nobody", 0, 0), seqs("bob", 1, 6), seqs("carol", 1, 2)];
-    assert_eq!(answer.inboxes, expected);
-    let many = ask((0..1000).map(|i| format!("nobody-{i}")).collect()).await.unwrap().into_inner();
+    assert_eq!(response.inboxes, expected);
+    let many = get_max_seqs((0..1000).map(|i| format!("nobody-{i}")).collect()).await.unwrap().into_inner();
     assert_eq!(many.inboxes.len(), 1000);
     for bad in [Vec::new(), vec!["bob".to_owned(); 1001]] {
-        let details = assert_failed(ask(bad).await, Code::InvalidArgument, "INVALID_FIELDS");
+        let details = assert_failed(get_max_seqs(bad).await, Code::InvalidArgument, "INVALID_FIELDS");
         assert_eq!(fields(&details), ["recv_ids"]);
     }
-    let details = assert_failed(ask(vec!["bob".into(), String::new()]).await, Code::InvalidArgument, "INVALID_FIELDS");
+    let details =
+        assert_failed(get_max_seqs(vec!["bob".into(), String::new()]).await, Code::InvalidArgument, "INVALID_FIELDS");
     assert_eq!(fields(&details), ["recv_ids[1]"]);
 }

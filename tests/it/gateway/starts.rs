@@ -1,4 +1,4 @@
-//! In whatever order the parts come up: the gateway says what it lacks, tells the truth meanwhile, and comes up.
+//! Kafka, the topic and the database become available in any order: the gateway reports what it lacks, and recovers.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn inboxes() -> GetMaxSeqsRequest {
     GetMaxSeqsRequest { recv_ids: vec!["bob".into()] }
 }
 
-/// Both reads end so.
+/// Checks that both kinds of reads fail with this code and reason.
 async fn reads_fail(client: &Client, code: Code, reason: &str) {
     let mut client = client.clone();
     for details in [
@@ -30,16 +30,16 @@ async fn reads_fail(client: &Client, code: Code, reason: &str) {
     }
 }
 
-async fn reads_work_again(client: &Client) {
-    let read = eventually("reads are answered again", async || Ok(client.clone().get_max_seqs(inboxes()).await?)).await;
+async fn wait_for_reads(client: &Client) {
+    let read = eventually("reads succeed again", async || Ok(client.clone().get_max_seqs(inboxes()).await?)).await;
     assert!(read.into_inner().inboxes[0].max_seq >= 1);
 }
 
 #[tokio::test]
-async fn it_comes_up_before_kafka_and_before_the_database() {
+async fn gateway_starts_before_kafka_and_the_database() {
     let (stack, _folder) = own_stack("early").await;
     let world = World::on(&stack, "early", 4);
-    // The margin is long, so that answers are there before the caller's own clock cuts them.
+    // The margin is so long that responses arrive before the caller's own timer ends the call.
     let gateway = world.gateway("gateway", |spec| spec.env("DEADLINE_MARGIN", "500ms"));
     gateway.service.launch().unwrap();
     let (client, channel) = (client(&gateway).await, channel(&gateway).await);
@@ -52,12 +52,12 @@ async fn it_comes_up_before_kafka_and_before_the_database() {
     says_not_ready(&gateway, &["topic early does not exist"]).await;
     assert_eq!(health::check(&channel).await, health::NOT_SERVING);
     assert_not_sent(send(&client, &msg("alice", "bob", "still too early", "x")).await, Code::Unavailable);
-    assert_eq!(stack.kafka().partitions("early").await.unwrap(), None, "the gateway made the topic");
+    assert_eq!(stack.kafka().partitions("early").await.unwrap(), None, "the gateway created the topic");
 
     world.create_topic(&stack).await;
     gateway.service.wait_ready(PATIENCE).await.unwrap();
     assert_eq!(health::check(&channel).await, health::SERVING);
-    // The database is still away: sends never need it.
+    // The database is still unavailable: sends do not need it.
     send(&client, &msg("alice", "bob", "1", "x")).await.unwrap();
     reads_fail(&client, Code::Unavailable, "DATABASE_UNAVAILABLE").await;
 
@@ -70,30 +70,30 @@ async fn it_comes_up_before_kafka_and_before_the_database() {
     let ids: Vec<_> = read.msgs.into_iter().map(|stored| stored.msg.unwrap().client_msg_id).collect();
     assert_eq!(ids, ["1"]);
 
-    // And when it goes away again, under connections that were good.
+    // The database becomes unavailable, under connections that worked.
     stack.postgres().stop().await;
     reads_fail(&client, Code::Unavailable, "DATABASE_UNAVAILABLE").await;
     send(&client, &msg("alice", "bob", "2", "x")).await.unwrap();
     assert_eq!(health::check(&channel).await, health::SERVING);
     stack.postgres().start().await.unwrap();
-    reads_work_again(&client).await;
+    wait_for_reads(&client).await;
 
-    // And when it hangs.
+    // The database hangs.
     assert!(stack.postgres().freeze());
     let mut hanging = Request::new(bobs());
     hanging.set_timeout(Duration::from_secs(2));
     assert_failed(client.clone().pull_msgs(hanging).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
     send(&client, &msg("alice", "bob", "3", "x")).await.unwrap();
     assert!(stack.postgres().thaw());
-    reads_work_again(&client).await;
+    wait_for_reads(&client).await;
     world.rows_reach(3).await;
     let ids: Vec<_> = world.rows().await.into_iter().map(|row| row.client_msg_id).collect();
-    assert_eq!(ids, ["1", "2", "3"], "P6: what was not sent is not stored");
+    assert_eq!(ids, ["1", "2", "3"], "P6: only sent messages are stored");
     stack.stop().await;
 }
 
 #[tokio::test]
-async fn without_a_database_it_sends_and_refuses_reads() {
+async fn gateway_without_a_database_sends_and_rejects_reads() {
     let world = World::new("no_database").await;
     let gateway = world.gateway("gateway", |spec| without(spec, "DATABASE_URL"));
     gateway.service.start().await.unwrap();
@@ -105,7 +105,7 @@ async fn without_a_database_it_sends_and_refuses_reads() {
 }
 
 #[tokio::test]
-async fn the_databases_url_can_come_from_a_file() {
+async fn database_url_is_read_from_a_file() {
     let world = World::new("secret_file").await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("{}\n", world.database_url())).unwrap();

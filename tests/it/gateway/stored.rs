@@ -1,4 +1,4 @@
-//! `wait_for: STORED`: the answer tells the row, or the truth about why there is none yet.
+//! `wait_for: STORED`: the response has the row's `seq`, or the error says why there is no row yet.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use crate::support::{ensure, eventually};
 pub(super) async fn send_stored(client: &Client, msg: &Msg, within: Duration) -> Result<Placement, Status> {
     let mut request = Request::new(SendMsgRequest { msg: Some(msg.clone()), wait_for: WaitFor::Stored.into() });
     request.set_timeout(within);
-    Ok(client.clone().send_msg(request).await?.into_inner().placement.expect("an OK has one"))
+    Ok(client.clone().send_msg(request).await?.into_inner().placement.expect("an OK has a placement"))
 }
 
-/// Until so many wait.
-pub(super) async fn waiting(gateway: &Gateway, count: f64) {
-    eventually("so many wait", async || {
+/// Waits until exactly `count` callers wait for STORED.
+pub(super) async fn wait_for_waiters(gateway: &Gateway, count: f64) {
+    eventually("the number of waiters is right", async || {
         let found = metric(gateway, "msg_gateway_stored_waiters").await?;
         ensure(found == count, format!("{found} wait"))
     })
@@ -31,7 +31,7 @@ pub(super) async fn waiting(gateway: &Gateway, count: f64) {
 pub(super) const LONG: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn the_answer_tells_the_row() {
+async fn stored_response_has_the_seq_of_its_row() {
     let world = World::new("stored").await;
     let _transfer = world.running_transfer().await;
     let gateway = world.running_gateway().await;
@@ -40,27 +40,27 @@ async fn the_answer_tells_the_row() {
         let msg = msg("alice", &format!("inbox-{}", i % 5), &i.to_string(), "hello");
         (msg.clone(), send_stored(&client, &msg, LONG).await.unwrap())
     });
-    let answered = join_all(sends).await;
+    let sent = join_all(sends).await;
     let rows = world.rows().await;
     assert_eq!(rows.len(), 200);
-    for (msg, placement) in &answered {
-        let stored = placement.stored.as_ref().expect("it is stored");
+    for (msg, placement) in &sent {
+        let stored = placement.stored.as_ref().expect("the response has the row");
         let row = rows.iter().find(|row| (&row.recv_id, row.seq) == (&msg.recv_id, stored.seq)).unwrap();
-        assert_eq!(row.client_msg_id, msg.client_msg_id, "the answer's seq is that of its row");
+        assert_eq!(row.client_msg_id, msg.client_msg_id, "the response's seq is that of its row");
         assert_eq!((row.partition, row.offset), (placement.partition, placement.offset.unwrap()));
         assert!(!stored.duplicate && stored.stored_time.is_some());
     }
-    // The same again: the row was there before, and stays where it was.
-    for (msg, first) in answered.iter().take(20) {
+    // Sent again: the row stays as it is.
+    for (msg, first) in sent.iter().take(20) {
         let again = send_stored(&client, msg, LONG).await.unwrap();
         let (first, again) = (first.stored.as_ref().unwrap(), again.stored.unwrap());
         assert_eq!((again.seq, again.stored_time, again.duplicate), (first.seq, first.stored_time, true));
     }
-    waiting(&gateway, 0.0).await;
+    wait_for_waiters(&gateway, 0.0).await;
 }
 
 #[tokio::test]
-async fn two_at_once_with_the_same_id_are_one_row() {
+async fn concurrent_sends_of_one_id_are_one_row() {
     let world = World::new("stored_twins").await;
     let _transfer = world.running_transfer().await;
     let gateways = [world.running_gateway().await, world.gateway("other", |spec| spec)];
@@ -71,42 +71,42 @@ async fn two_at_once_with_the_same_id_are_one_row() {
         let sends = (0..4).map(|n| send_stored(&clients[n % 2], &msg, LONG));
         let stored: Vec<_> = join_all(sends).await.into_iter().map(|sent| sent.unwrap().stored.unwrap()).collect();
         assert_eq!(stored.iter().map(|stored| stored.seq).collect::<BTreeSet<_>>(), [turn + 1].into());
-        assert_eq!(stored.iter().filter(|stored| !stored.duplicate).count(), 1, "one of them made the row");
+        assert_eq!(stored.iter().filter(|stored| !stored.duplicate).count(), 1, "exactly one send created the row");
     }
 }
 
 #[tokio::test]
-async fn what_is_not_stored_in_time_is_accepted_and_its_place_is_told() {
+async fn message_not_stored_in_time_is_reported_with_its_position() {
     let world = World::new("stored_late").await;
-    // So that the answer is there before the client gives up, however slow the machine is.
+    // The margin is so long that the response arrives before the client's own timer ends the call.
     let gateway = world.gateway("gateway", |spec| spec.env("DEADLINE_MARGIN", "700ms"));
     gateway.service.start().await.unwrap();
-    // The transfer makes the tables.
+    // The transfer creates the tables.
     world.running_transfer().await.stop().await.unwrap();
     let client = client(&gateway).await;
     let late = msg("alice", "bob", "late", "hello");
-    let begun = Instant::now();
-    let refused = send_stored(&client, &late, Duration::from_secs(2)).await;
-    let details = assert_failed(refused, Code::DeadlineExceeded, "NOT_STORED_YET");
-    assert!(begun.elapsed() < Duration::from_secs(2), "told before the caller's deadline");
+    let started = Instant::now();
+    let rejected = send_stored(&client, &late, Duration::from_secs(2)).await;
+    let details = assert_failed(rejected, Code::DeadlineExceeded, "NOT_STORED_YET");
+    assert!(started.elapsed() < Duration::from_secs(2), "the error came after the caller's deadline");
     let metadata = &details.error_info().unwrap().metadata;
     assert_eq!(metadata["msg_id"], crate::support::kafka::id_of(&late).to_string());
-    let place = (metadata["partition"].parse::<i32>().unwrap(), metadata["offset"].parse::<i64>().unwrap());
+    let position = (metadata["partition"].parse::<i32>().unwrap(), metadata["offset"].parse::<i64>().unwrap());
     assert!(metadata["send_time"].ends_with('Z'));
-    // Who went away does not wait any more.
-    let given_up = msg("alice", "carol", "1", "hello");
-    let gone = tokio::time::timeout(Duration::from_millis(300), send_stored(&client, &given_up, LONG)).await;
-    assert!(gone.is_err());
-    waiting(&gateway, 0.0).await;
+    // A caller that disconnects is no waiter any more.
+    let disconnected = msg("alice", "carol", "1", "hello");
+    let result = tokio::time::timeout(Duration::from_millis(300), send_stored(&client, &disconnected, LONG)).await;
+    assert!(result.is_err());
+    wait_for_waiters(&gateway, 0.0).await;
     let _transfer = world.running_transfer().await;
     world.all_committed().await;
     let rows = world.rows().await;
     let row = rows.iter().find(|row| row.client_msg_id == "late").expect("it was accepted");
-    assert_eq!((row.partition, row.offset), place);
+    assert_eq!((row.partition, row.offset), position);
 }
 
 #[tokio::test]
-async fn another_content_under_a_used_id_is_told_as_a_conflict() {
+async fn other_content_under_a_used_id_is_reported_as_a_conflict() {
     let world = World::new("stored_conflict").await;
     let _transfer = world.running_transfer().await;
     let gateway = world.running_gateway().await;
@@ -127,7 +127,7 @@ async fn another_content_under_a_used_id_is_told_as_a_conflict() {
 }
 
 #[tokio::test]
-async fn what_the_database_refuses_is_told_as_a_dead_letter() {
+async fn message_rejected_by_database_is_reported_dead_lettered() {
     let world = World::new("stored_rejected").await;
     let _transfer = world.running_transfer().await;
     let gateway = world.running_gateway().await;
@@ -141,7 +141,7 @@ async fn what_the_database_refuses_is_told_as_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn without_hints_it_works_too() {
+async fn waiters_are_served_without_hints() {
     let world = World::without_hints("stored_no_hints").await;
     let _transfer = world.running_transfer().await;
     let gateway = world.running_gateway().await;
@@ -156,7 +156,7 @@ async fn without_hints_it_works_too() {
 }
 
 #[tokio::test]
-async fn who_may_wait_has_a_limit_and_is_refused_before_anything_is_sent() {
+async fn waiters_have_a_limit_that_is_checked_before_sending() {
     let world = World::new("stored_full").await;
     let gateway = world.gateway("gateway", |spec| spec.env("MAX_STORED_WAITERS", 2));
     gateway.service.start().await.unwrap();
@@ -168,16 +168,16 @@ async fn who_may_wait_has_a_limit_and_is_refused_before_anything_is_sent() {
             tokio::spawn(async move { send_stored(&client, &msg("alice", "bob", &i.to_string(), "x"), LONG).await })
         })
         .collect();
-    waiting(&gateway, 2.0).await;
+    wait_for_waiters(&gateway, 2.0).await;
     let batch = async |count: usize| {
         let msgs = vec![msg("alice", "bob", "batch", "x"); count];
         client.clone().batch_send_msg(BatchSendMsgRequest { msgs, wait_for: WaitFor::Stored.into() }).await
     };
     assert_not_sent(batch(2).await, Code::ResourceExhausted);
-    // There is never room for these.
+    // A batch of more messages than MAX_STORED_WAITERS can never wait.
     assert_eq!(fields(&assert_failed(batch(3).await, Code::InvalidArgument, "INVALID_FIELDS")), ["msgs"]);
-    let refused = send_stored(&client, &msg("alice", "bob", "third", "x"), LONG).await;
-    assert_failed(refused, Code::ResourceExhausted, "NOT_SENT");
+    let rejected = send_stored(&client, &msg("alice", "bob", "third", "x"), LONG).await;
+    assert_failed(rejected, Code::ResourceExhausted, "NOT_SENT");
     send(&client, &msg("alice", "bob", "does not wait", "x")).await.unwrap();
     let _transfer = world.running_transfer().await;
     for send in sends {
@@ -187,15 +187,15 @@ async fn who_may_wait_has_a_limit_and_is_refused_before_anything_is_sent() {
     let ids: BTreeSet<String> = world.rows().await.into_iter().map(|row| row.client_msg_id).collect();
     assert_eq!(ids, ["0", "1", "does not wait"].map(str::to_owned).into());
 
-    let blind = world.gateway("blind", |spec| without(spec, "DATABASE_URL"));
-    blind.service.start().await.unwrap();
-    let blind = super::calls::client(&blind).await;
-    let refused = send_stored(&blind, &msg("alice", "bob", "blind", "x"), LONG).await;
-    assert_failed(refused, Code::FailedPrecondition, "NO_DATABASE");
+    let without_database = world.gateway("blind", |spec| without(spec, "DATABASE_URL"));
+    without_database.service.start().await.unwrap();
+    let without_database = super::calls::client(&without_database).await;
+    let rejected = send_stored(&without_database, &msg("alice", "bob", "blind", "x"), LONG).await;
+    assert_failed(rejected, Code::FailedPrecondition, "NO_DATABASE");
 }
 
 #[tokio::test]
-async fn a_batch_waits_for_each_of_its_entries() {
+async fn batch_waits_for_each_of_its_entries() {
     let world = World::new("stored_batch").await;
     let _transfer = world.running_transfer().await;
     let gateway = world.running_gateway().await;
@@ -205,13 +205,13 @@ async fn a_batch_waits_for_each_of_its_entries() {
         msg("alice", "bob", "1", "first"),
         msg("alice", "bob", "2", "second"),
         msg("alice", "bob", "1", "another"),
-        msg("alice", "", "3", "to nobody"),
+        msg("alice", "", "3", "no receiver"),
         msg("alice", "carol", "4", "hello"),
         msg("alice", "carol", "4", "hello"),
     ];
     let request = BatchSendMsgRequest { msgs, wait_for: WaitFor::Stored.into() };
     let results = client.batch_send_msg(request).await.unwrap().into_inner().results;
-    let told: Vec<String> = results
+    let outcomes: Vec<String> = results
         .iter()
         .map(|result| match result.result.as_ref().unwrap() {
             Outcome::Placement(placement) => {
@@ -221,5 +221,5 @@ async fn a_batch_waits_for_each_of_its_entries() {
             Outcome::Error(status) => format!("error {}", status.code),
         })
         .collect();
-    assert_eq!(told, ["1 true", "2 false", "error 6", "error 3", "1 false", "1 true"]);
+    assert_eq!(outcomes, ["1 true", "2 false", "error 6", "error 3", "1 false", "1 true"]);
 }

@@ -1,4 +1,4 @@
-//! Topics on which an OK would not mean what it says: the gateway is not ready, says why, and sends nothing.
+//! Unsafe and unusable topics: the gateway is not ready, reports why, and sends nothing.
 
 use msg_common::partition::partition_for;
 use msg_common::proto::{BatchSendMsgRequest, WaitFor};
@@ -15,7 +15,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
-/// A topic with these settings on top of the usual ones.
+/// A world whose topic has these settings in addition to the usual ones.
 async fn world(name: &str, settings: &[(&str, &str)]) -> World {
     let stack = stack().await;
     let world = World::on(stack, name, 4);
@@ -23,19 +23,19 @@ async fn world(name: &str, settings: &[(&str, &str)]) -> World {
     world
 }
 
-/// A gateway with these settings says all of this on `/readyz`, and nothing is sent through it.
-async fn refuses(world: &World, change: impl FnOnce(ServiceSpec) -> ServiceSpec, texts: &[&str]) {
-    let gateway = world.gateway("refusing", change);
+/// Checks that a gateway with these settings reports all of these texts on `/readyz`, and sends nothing.
+async fn assert_topic_not_used(world: &World, change: impl FnOnce(ServiceSpec) -> ServiceSpec, texts: &[&str]) {
+    let gateway = world.gateway("rejecting", change);
     gateway.service.launch().unwrap();
     let client = client(&gateway).await;
     says_not_ready(&gateway, texts).await;
     assert_not_sent(send(&client, &msg("alice", "bob", "1", "x")).await, Code::Unavailable);
-    assert_eq!(world.ends().await, [0; 4], "it was sent all the same");
+    assert_eq!(world.ends().await, [0; 4], "the message was sent");
     assert!(gateway.service.stop().await.unwrap().success());
 }
 
 #[tokio::test]
-async fn an_unsafe_topic_is_not_used_unless_that_is_accepted() {
+async fn unsafe_topic_is_not_used_unless_allowed() {
     let world = world("unsafe", &[("retention.ms", "60000"), ("cleanup.policy", "compact,delete")]).await;
     let texts = [
         "replication factor is 1, required 3",
@@ -43,21 +43,21 @@ async fn an_unsafe_topic_is_not_used_unless_that_is_accepted() {
         "cleanup.policy is compact,delete, required delete",
         "retention.ms is 1m, required 3days",
     ];
-    refuses(&world, |spec| without(spec, "ALLOW_UNSAFE_TOPIC"), &texts).await;
+    assert_topic_not_used(&world, |spec| without(spec, "ALLOW_UNSAFE_TOPIC"), &texts).await;
     let accepting = world.running_gateway().await;
     send(&client(&accepting).await, &msg("alice", "bob", "1", "x")).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_topic_with_fewer_partitions_than_are_pinned_is_not_used() {
+async fn topic_with_fewer_partitions_than_pinned_is_not_used() {
     let world = world("narrow", &[]).await;
     let text = "the topic has 4 partitions, fewer than --topic-partitions 5";
-    refuses(&world, |spec| spec.env("TOPIC_PARTITIONS", 5), &[text]).await;
+    assert_topic_not_used(&world, |spec| spec.env("TOPIC_PARTITIONS", 5), &[text]).await;
 }
 
-/// Only the pinned ones are used of a topic that has grown, so an inbox stays where it is.
+/// If a topic has grown, only the pinned partitions are used, so each inbox stays in its partition.
 #[tokio::test]
-async fn of_a_topic_with_more_partitions_the_pinned_ones_are_used() {
+async fn partitions_above_the_pinned_count_are_not_used() {
     let world = world("wide", &[]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("TOPIC_PARTITIONS", 2));
     gateway.service.start().await.unwrap();
@@ -71,21 +71,22 @@ async fn of_a_topic_with_more_partitions_the_pinned_ones_are_used() {
 }
 
 #[tokio::test]
-async fn a_topic_that_takes_no_message_of_the_largest_size_is_not_used() {
+async fn topic_that_rejects_the_largest_message_is_not_used() {
     let world = world("tight", &[("max.message.bytes", "500000")]).await;
-    refuses(&world, |spec| spec, &["max.message.bytes is 500000", "--max-content-bytes"]).await;
+    assert_topic_not_used(&world, |spec| spec, &["max.message.bytes is 500000", "--max-content-bytes"]).await;
     let modest = world.gateway("modest", |spec| spec.env("MAX_CONTENT_BYTES", "256KiB"));
     modest.service.start().await.unwrap();
     send(&client(&modest).await, &msg("alice", "bob", "1", vec![7; 256 << 10])).await.unwrap();
 }
 
-/// The topic's limit is lowered while the gateway runs: then it is the broker that refuses, and the caller's error.
+/// The topic's limit is lowered while the gateway runs. Then the broker rejects the record, and that is the caller's
+/// error.
 #[tokio::test]
-async fn what_the_broker_finds_too_large_is_the_callers_error() {
+async fn record_too_large_for_the_broker_is_the_callers_error() {
     let world = World::new("shrunk").await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
-    // Random bytes: compression must not make it small.
+    // Random bytes, so that the body is large after compression too.
     let body: Vec<u8> =
         (0..200_000_u64).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).to_be_bytes()).collect();
     let large = msg("alice", "bob", "large", body[..500_000].to_vec());
@@ -95,21 +96,21 @@ async fn what_the_broker_finds_too_large_is_the_callers_error() {
     for altered in admin.alter_configs([&smaller], &AdminOptions::new()).await.unwrap() {
         altered.unwrap();
     }
-    let refused = eventually("the broker has its new limit", async || match send(&client, &large).await {
-        Ok(placement) => Err(format!("taken at {:?}", placement.offset).into()),
+    let rejected = eventually("the broker has its new limit", async || match send(&client, &large).await {
+        Ok(placement) => Err(format!("accepted at {:?}", placement.offset).into()),
         Err(status) => Ok(status),
     })
     .await;
-    assert_failed::<()>(Err(refused), Code::InvalidArgument, "TOO_LARGE");
-    send(&client, &msg("alice", "bob", "small", "x")).await.expect("others are not in its way");
-    // In a batch whose rows are awaited, it does not go on waiting with the others, of which nobody stores any.
-    // In another partition: with its like in one the broker refuses all that the client has packed together.
+    assert_failed::<()>(Err(rejected), Code::InvalidArgument, "TOO_LARGE");
+    send(&client, &msg("alice", "bob", "small", "x")).await.expect("small messages are still accepted");
+    // In a batch that waits for STORED, a rejected message does not wait with the others, which no transfer stores.
+    // The other message is in another partition, because the broker rejects all records of a packed batch.
     let partition = |recv_id: &str| partition_for(recv_id.as_bytes(), world.partitions);
     let other = (0..).map(|n| format!("carol-{n}")).find(|recv_id| partition(recv_id) != partition("bob")).unwrap();
     let msgs = vec![large, msg("alice", &other, "waits", "x")];
     let request = BatchSendMsgRequest { msgs, wait_for: WaitFor::Stored.into() };
     let batch = tokio::spawn(async move { client.clone().batch_send_msg(request).await });
-    eventually("one of the two waits", async || {
+    eventually("only the accepted message waits", async || {
         let waiting = metric(&gateway, "msg_gateway_stored_waiters").await?;
         ensure(waiting == 1.0, format!("{waiting} wait"))
     })
@@ -118,11 +119,11 @@ async fn what_the_broker_finds_too_large_is_the_callers_error() {
     batch.abort();
 }
 
-/// What is on its way to a topic that is deleted can stay in librdkafka for ever, with all that comes behind it: sends go on through a
-/// new producer.
+/// Records in flight to a deleted topic can stay in librdkafka indefinitely and block all later ones, so the gateway
+/// replaces its producer.
 #[tokio::test]
-async fn a_topic_that_is_made_anew_under_load_takes_messages_again() {
-    let world = world("anew_under_load", &[]).await;
+async fn topic_recreated_under_load_accepts_messages_again() {
+    let world = world("recreated_load", &[]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("MAX_SEND_WAIT", "3s"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
@@ -135,7 +136,7 @@ async fn a_topic_that_is_made_anew_under_load_takes_messages_again() {
                     let id = |entry: usize| format!("{number}/{entry}");
                     let to = |entry: usize| format!("inbox-{sender}-{}", entry % 20);
                     let msgs = (0..200).map(|entry| msg("alice", &to(entry), &id(entry), "some body")).collect();
-                    // Most of them fail while there is no topic.
+                    // Most of these fail while the topic does not exist.
                     let request = BatchSendMsgRequest { msgs, wait_for: WaitFor::Accepted.into() };
                     let _ = client.batch_send_msg(request).await;
                 }
@@ -144,18 +145,18 @@ async fn a_topic_that_is_made_anew_under_load_takes_messages_again() {
         .collect();
     let kafka = stack().await.kafka();
     kafka.delete_topic(world.topic()).await.unwrap();
-    says_not_ready(&gateway, &["topic anew_under_load does not exist"]).await;
-    eventually("the topic is made anew", async || {
+    says_not_ready(&gateway, &["topic recreated_load does not exist"]).await;
+    eventually("the topic is recreated", async || {
         kafka.create_topic(world.topic(), world.partitions, &[]).await.map_err(Into::into)
     })
     .await;
     for inbox in 0..16 {
         let again = msg("alice", &format!("later-{inbox}"), "1", "x");
-        eventually("it is accepted", async || Ok(send(&client, &again).await?)).await;
+        eventually("the message is accepted", async || Ok(send(&client, &again).await?)).await;
     }
     senders.iter().for_each(tokio::task::JoinHandle::abort);
     in_flight(&gateway, 0).await;
     let replaced = metric(&gateway, "msg_gateway_producers_replaced_total").await.unwrap();
-    assert!(replaced >= 1.0, "it goes on with the producer that knows the former topic");
+    assert!(replaced >= 1.0, "the producer of the old topic was not replaced");
     assert!(gateway.service.stop().await.unwrap().success());
 }

@@ -1,4 +1,4 @@
-//! `wait_for: STORED`: what ends the wait, and whose wait it ends.
+//! `wait_for: STORED`: what ends a wait, and for which waiters.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,16 +9,17 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tonic::Code;
 
 use super::calls::{Client, assert_failed, client, metric};
-use super::stored::{LONG, send_stored, waiting};
+use super::stored::{LONG, send_stored, wait_for_waiters};
 use super::watch::{Watcher, request};
 use crate::support::kafka::{id_of, msg};
 use crate::support::world::{Gateway, World};
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// Shorter than the second after which the table is polled for a waiter though hints are read.
+/// Shorter than 1 s, the interval at which the table is polled for a waiter while hints are reliable.
 const SOON: Duration = Duration::from_millis(800);
 
-/// How long a send that waits until its message is stored takes, once at least in a few rounds: others may need the machine.
+/// The shortest time of several rounds, up to the first that is below `SOON`: other processes can delay single
+/// rounds.
 async fn shortest(mut round: impl AsyncFnMut(usize) -> Duration) -> Duration {
     let mut shortest = Duration::MAX;
     for number in 0..8 {
@@ -30,108 +31,110 @@ async fn shortest(mut round: impl AsyncFnMut(usize) -> Duration) -> Duration {
     shortest
 }
 
-async fn timed(client: &Client, msg: &Msg) -> Duration {
-    let begun = Instant::now();
+async fn time_until_stored(client: &Client, msg: &Msg) -> Duration {
+    let started = Instant::now();
     send_stored(client, msg, LONG).await.unwrap();
-    begun.elapsed()
+    started.elapsed()
 }
 
-/// Whether the gateway relies on hints now: the gauges are set once a second, so of one more watcher they speak afterwards.
+/// Whether the gateway relies on hints. All gauges are set together, once a second: once the gauge of watchers counts
+/// one more, this one is new too.
 async fn relies_on_hints(gateway: &Gateway, client: &Client, watchers: &mut Vec<Watcher>) -> bool {
-    watchers.push(Watcher::open(client, request([("somebody", None)])).await.unwrap());
+    watchers.push(Watcher::open(client, request([("carol", None)])).await.unwrap());
     eventually("the gauges are set", async || {
         let found = metric(gateway, "msg_gateway_watchers").await?;
-        ensure(found == watchers.len() as f64, format!("{found} watch"))
+        ensure(found == watchers.len() as f64, format!("{found} watchers"))
     })
     .await;
     metric(gateway, RELIABLE).await.unwrap() == 1.0
 }
 
 const RELIABLE: &str = "msg_gateway_hints_reliable";
-/// What was found after a longer wait and without a hint puts the hints in doubt for a while, in which the table is polled every
-/// 100 ms: 4 times the first look.
-const DOUBTED: Duration = Duration::from_millis(200);
+/// A row that is found after a longer wait without a hint makes the hints unreliable for a while, and the table is
+/// then polled every 100 ms. This is 4 times the delay of the first poll.
+const LONGER_WAIT: Duration = Duration::from_millis(200);
 
-/// A waiter that a hint reaches is found soon, and leaves the hints as reliable as they were. Either alone would also be so
-/// where waiters do not listen to hints: found by the poll for a while, or late each time.
+/// A wait that a hint ends is short, and leaves the hints reliable. If waiters did not listen to hints, either the
+/// wait would be long, or the poll that ends it would make the hints unreliable.
 #[tokio::test]
 async fn hint_ends_the_wait_of_a_waiter() {
     let world = World::new("waiter_hint").await;
-    // Who comes right after a batch is stored with the next one, long after the first look at 50 ms.
+    // A message that follows a batch is stored with the next one, long after the first poll at 50 ms.
     let transfer = world.transfer("transfer", |spec| spec.env("BATCH_INTERVAL", "500ms"));
     transfer.start().await.unwrap();
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
-    // While it watches, hints are read.
-    let mut watchers = vec![Watcher::open(&client, request([("somebody", None)])).await.unwrap()];
+    // While there is a watcher, hints are read.
+    let mut watchers = vec![Watcher::open(&client, request([("carol", None)])).await.unwrap()];
     let mut rounds = Vec::new();
-    // Once is enough: others may need the machine.
+    // One successful round is enough: other processes can delay single rounds.
     while rounds.len() < 8 {
-        eventually("hints are relied on", async || {
+        eventually("hints are reliable", async || {
             let reliable = metric(&gateway, RELIABLE).await?;
-            ensure(reliable == 1.0, "they are not yet")
+            ensure(reliable == 1.0, "hints are not reliable yet")
         })
         .await;
         let round = rounds.len();
-        timed(&client, &msg("alice", "bob", &format!("first {round}"), "x")).await;
-        let wait = timed(&client, &msg("alice", "bob", &format!("second {round}"), "x")).await;
+        time_until_stored(&client, &msg("alice", "bob", &format!("first {round}"), "x")).await;
+        let wait = time_until_stored(&client, &msg("alice", "bob", &format!("second {round}"), "x")).await;
         let reliable = relies_on_hints(&gateway, &client, &mut watchers).await;
-        if reliable && wait > DOUBTED + DOUBTED / 2 && wait < SOON {
+        if reliable && wait > LONGER_WAIT + LONGER_WAIT / 2 && wait < SOON {
             return;
         }
         rounds.push((wait, reliable));
     }
-    panic!("no wait was ended by a hint (how long, and whether hints are relied on after it): {rounds:?}");
+    panic!("no wait was ended by a hint (duration, and whether hints were reliable afterwards): {rounds:?}");
 }
 
 #[tokio::test]
 async fn stored_message_is_found_soon_without_a_hint() {
-    let world = World::new("waiter_first_look").await;
+    let world = World::new("waiter_first_poll").await;
     let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", ""));
     transfer.start().await.unwrap();
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
-    let shortest = shortest(async |round| timed(&client, &msg("alice", "bob", &round.to_string(), "x")).await).await;
-    assert!(shortest < SOON, "the shortest wait took {shortest:?}: the first look came late");
+    let shortest =
+        shortest(async |round| time_until_stored(&client, &msg("alice", "bob", &round.to_string(), "x")).await).await;
+    assert!(shortest < SOON, "the shortest wait was {shortest:?}: the first poll was late");
 }
 
-/// When the record at this place was sent, which its row says too.
+/// The timestamp of the record at this position, which its row has too.
 fn send_time(world: &World, partition: i32, offset: i64) -> SystemTime {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", world.brokers()).set("group.id", "none").create().unwrap();
-    let mut place = TopicPartitionList::new();
-    place.add_partition_offset(world.topic(), partition, Offset::Offset(offset)).unwrap();
-    consumer.assign(&place).unwrap();
-    let record = consumer.poll(PATIENCE).expect("the record is there").unwrap();
+    let mut position = TopicPartitionList::new();
+    position.add_partition_offset(world.topic(), partition, Offset::Offset(offset)).unwrap();
+    consumer.assign(&position).unwrap();
+    let record = consumer.poll(PATIENCE).expect("the record exists").unwrap();
     let millis = record.timestamp().to_millis().unwrap();
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap())
 }
 
-/// One look finds all three: the rows are made in one transaction, by hand.
+/// One query finds all of the rows, because one transaction inserts them.
 #[tokio::test]
-async fn stored_pending_and_dead_of_one_look_are_told_apart() {
+async fn one_query_distinguishes_stored_pending_and_dead_lettered() {
     let world = World::new("waiter_three").await;
     let gateway = world.gateway("gateway", |spec| spec.env("DEADLINE_MARGIN", "700ms"));
     gateway.service.start().await.unwrap();
-    // It makes the tables.
+    // The transfer creates the tables.
     world.running_transfer().await.stop().await.unwrap();
     let client = client(&gateway).await;
-    // Two of each, so that an index of one list is none of another; and one whose id another record has used.
+    // Two of each kind, so that a mixed-up index is noticed; and one whose ID another record has used.
     let names = ["stored", "pending", "dead", "duplicate"];
-    let (mut sends, mut placed, mut ends) = (Vec::new(), Vec::new(), [0_i64; 4]);
+    let (mut sends, mut positions, mut ends) = (Vec::new(), Vec::new(), [0_i64; 4]);
     for i in 0..8 {
         let recv_id = format!("{} {i}", names[i % 4]);
         let partition = partition_for(recv_id.as_bytes(), world.partitions);
         let end = &mut ends[usize::try_from(partition).unwrap()];
-        placed.push((recv_id.clone(), partition, *end));
+        positions.push((recv_id.clone(), partition, *end));
         *end += 1;
         let (client, msg) = (client.clone(), msg("alice", &recv_id, "1", "hello"));
         sends.push(tokio::spawn(async move { send_stored(&client, &msg, Duration::from_secs(15)).await }));
-        waiting(&gateway, (i + 1) as f64).await;
+        wait_for_waiters(&gateway, (i + 1) as f64).await;
     }
     let mut database = world.database().await;
     let rows = database.transaction().await.unwrap();
-    for (recv_id, partition, offset) in placed {
+    for (recv_id, partition, offset) in positions {
         let id = id_of(&msg("alice", &recv_id, "1", "hello"));
         if recv_id.starts_with("stored") || recv_id.starts_with("duplicate") {
             let sent = send_time(&world, partition, offset);

@@ -1,7 +1,7 @@
-"""What a caller in Python, whose gRPC is the C core, sees at its deadlines. Prints a JSON object.
+"""The outcomes that a Python caller, whose gRPC is the C core, gets at its deadlines. Prints them as JSON.
 
-    deadlines.py unary ADDRESS TIMEOUT...   sends while Kafka hangs, 8 for each timeout, one at a time and in batches
-    deadlines.py stream ADDRESS TIMEOUT     a stream whose reader pauses for 40 ms after each response
+    deadlines.py unary ADDRESS TIMEOUT...   makes 8 calls per timeout, SendMsg and BatchSendMsg, while Kafka is frozen
+    deadlines.py stream ADDRESS TIMEOUT     opens a stream whose reader pauses for 40 ms after each response
 """
 
 import json
@@ -33,26 +33,26 @@ def message(pb, recv_id, client_msg_id):
 
 
 def unary(pb, stub, timeouts):
-    seen = []
+    outcomes = []
 
     def call(timeout, number):
         msg = message(pb, f"inbox-{number}", f"{timeout}-{number}")
         try:
             if number % 2:
                 results = stub.BatchSendMsg(pb.BatchSendMsgRequest(msgs=[msg]), timeout=timeout).results
-                seen.append((timeout, "ENTRY" if results[0].HasField("error") else "OK"))
+                outcomes.append((timeout, "ENTRY" if results[0].HasField("error") else "OK"))
             else:
                 stub.SendMsg(pb.SendMsgRequest(msg=msg), timeout=timeout)
-                seen.append((timeout, "OK"))
+                outcomes.append((timeout, "OK"))
         except grpc.RpcError as error:
-            seen.append((timeout, explain(error)[0] or "BARE"))
+            outcomes.append((timeout, explain(error)[0] or "BARE"))
 
     threads = [threading.Thread(target=call, args=(float(t), n)) for t in timeouts for n in range(CALLS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return seen
+    return outcomes
 
 
 def stream(pb, stub, timeout):

@@ -1,4 +1,4 @@
-//! The programs of docs/clients: where they were built, and one that runs.
+//! The programs of docs/clients: how they were built, and a running one.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,21 +23,21 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the project")
 }
 
-/// The interpreter that has the Python client's packages: of `PYTHON`, or of the project's own environment.
+/// The interpreter that has the Python client's packages: from `PYTHON`, or the project's own environment.
 fn python() -> PathBuf {
-    let given = std::env::var_os("PYTHON").filter(|path| !path.is_empty()).map(PathBuf::from);
-    given.unwrap_or_else(|| root().join(".tools/venv/bin/python"))
+    let configured = std::env::var_os("PYTHON").filter(|path| !path.is_empty()).map(PathBuf::from);
+    configured.unwrap_or_else(|| root().join(".tools/venv/bin/python"))
 }
 
-/// A program that can be run.
+/// A program that was built.
 pub(super) struct QuickStart {
     pub(super) language: Language,
     folder: PathBuf,
 }
 
 impl QuickStart {
-    /// As `scripts/setup test` built it, a copy of the folder in docs/ with proto/ in it. `None`, said aloud, where the
-    /// language's tools are missing.
+    /// The program that `scripts/setup test` built in a copy of its folder in docs/, with proto/ in it. If the
+    /// language's tools are missing, prints that and returns `None`.
     pub(super) fn of(language: Language) -> Option<QuickStart> {
         let (name, tools): (_, &[&str]) = match language {
             Language::Python => ("python", &[]),
@@ -46,7 +46,7 @@ impl QuickStart {
             Language::Node => ("node", &["npm", "node"]),
         };
         if let Some(missing) = tools.iter().find(|tool| !on_path(tool)) {
-            say(&format!("NOT TESTED: the {name} client, as there is no {missing} here"));
+            print(&format!("NOT TESTED: the {name} client, because {missing} is not installed"));
             return None;
         }
         let folder = root().join(".tools/clients").join(name);
@@ -56,7 +56,7 @@ impl QuickStart {
         Some(QuickStart { language, folder })
     }
 
-    /// A script that uses the Python client's files.
+    /// A command that runs a script with the Python client's files.
     pub(super) fn python(&self, script: &str) -> Command {
         let mut command = Command::new(python());
         command
@@ -68,12 +68,12 @@ impl QuickStart {
         command
     }
 
-    /// Runs it with these arguments besides the address.
+    /// Starts the program with the address and these arguments.
     pub(super) fn start(&self, address: &str, args: &[&str]) -> Running {
         let (program, first): (PathBuf, &[&str]) = match self.language {
             Language::Python => (python(), &["client.py"]),
             Language::Go => (self.folder.join("client"), &[]),
-            // The quick compiler alone: it is over before the other pays.
+            // Only the quick compiler: the program ends before the optimizing one pays off.
             Language::Java => ("java".into(), &["-XX:TieredStopAtLevel=1", "-jar", "target/client.jar"]),
             Language::Node => ("node".into(), &["client.js"]),
         };
@@ -104,7 +104,8 @@ fn on_path(tool: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
 }
 
-/// Every file of the one folder is in the other, the same. What a user builds in the one does not count.
+/// Whether every file of `source` is in `copy`, with the same content. Folders that a user's own build creates do not
+/// count.
 fn up_to_date(source: &Path, copy: &Path) -> bool {
     let built = ["bin", "gen", "target", "node_modules", "proto", "client", "__pycache__"];
     std::fs::read_dir(source).unwrap().map(Result::unwrap).all(|entry| {
@@ -116,13 +117,12 @@ fn up_to_date(source: &Path, copy: &Path) -> bool {
     })
 }
 
-/// Whoever reads the run must see that something was not tested.
-#[allow(clippy::explicit_write, reason = "the test runner shows what eprintln! prints only if the test fails")]
-fn say(text: &str) {
+#[allow(clippy::explicit_write, reason = "the test runner hides the output of eprintln! if a test passes")]
+fn print(text: &str) {
     writeln!(std::io::stderr(), "{text}").unwrap();
 }
 
-/// A program that runs, and ends with its test.
+/// A running program, which is killed at the end of its test.
 pub(super) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -130,37 +130,38 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Reads on until a line begins so; a status code is written UNAVAILABLE or Unavailable.
-    pub(super) async fn until(&mut self, begin: &str) -> String {
+    /// Reads lines up to one that starts with `start`, in any case: a language may write UNAVAILABLE or Unavailable.
+    pub(super) async fn until(&mut self, start: &str) -> String {
         let search = async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
-                if line.get(..begin.len()).is_some_and(|found| found.eq_ignore_ascii_case(begin)) {
+                if line.get(..start.len()).is_some_and(|found| found.eq_ignore_ascii_case(start)) {
                     return Some(line);
                 }
             }
             None
         };
-        let found = timeout(PATIENCE, search).await.unwrap_or_else(|_| panic!("the client does not come to `{begin}`"));
+        let found =
+            timeout(PATIENCE, search).await.unwrap_or_else(|_| panic!("the client printed no line `{start}` in time"));
         match found {
             Some(line) => line,
-            None => panic!("the client has ended without a line `{begin}`: {}", (&mut self.stderr).await.unwrap()),
+            None => panic!("the client ended without a line `{start}`: {}", (&mut self.stderr).await.unwrap()),
         }
     }
 
-    /// Its last line, once it has ended well.
+    /// Waits until the program has succeeded; returns its last line.
     pub(super) async fn totals(mut self) -> Value {
         let totals = serde_json::from_str(&self.until("{").await).unwrap();
         assert!(timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap().success(), "{totals}");
         totals
     }
 
-    /// What it says on stderr, once it has ended badly.
+    /// Waits until the program has failed; returns its output on stderr.
     pub(super) async fn failure(mut self) -> String {
-        // Or it would wait for somebody to read on.
+        // An unread pipe would block the program.
         while timeout(PATIENCE, self.lines.next_line()).await.expect("the client ends").unwrap().is_some() {}
         let status = timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap();
-        let said = self.stderr.await.unwrap();
-        assert!(!status.success(), "the client ended well: {said}");
-        said
+        let output = self.stderr.await.unwrap();
+        assert!(!status.success(), "the client succeeded: {output}");
+        output
     }
 }

@@ -1,4 +1,4 @@
-//! A stand-in for what may be between a client and a gateway: it passes calls on, and does to some what a proxy may do.
+//! A stand-in for a proxy between a client and a gateway: it passes calls on, and loses or rejects some of them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -18,64 +18,63 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::gateway::calls::Client;
 
-/// What is done to a call.
+/// What the stand-in does with a call.
 pub(super) enum Step {
-    /// It goes to the gateway, and the answer back.
+    /// Passes the call to the gateway, and returns its response.
     Pass,
-    /// It goes to this gateway instead.
+    /// Passes the call to this gateway instead.
     Other(Client),
-    /// It goes nowhere; this is the answer.
-    Refuse(Status),
-    /// It goes to the gateway, and this is the answer in place of the gateway's.
+    /// Does not pass the call on, and returns this error.
+    Reject(Status),
+    /// Passes the call to the gateway, and returns this error instead of its response.
     Lose(Status),
 }
 
-/// A SendMsg that came by.
+/// A received SendMsg.
 #[derive(Clone)]
-pub(super) struct Seen {
+pub(super) struct ReceivedSend {
     pub(super) request: SendMsgRequest,
     pub(super) has_deadline: bool,
-    /// When it came.
-    pub(super) begun: Instant,
-    /// When it was answered.
-    pub(super) ended: Instant,
-    /// The answer's `grpc-retry-pushback-ms`.
+    pub(super) received_at: Instant,
+    pub(super) responded_at: Instant,
+    /// The response's `grpc-retry-pushback-ms`.
     pub(super) pushback: Option<Duration>,
 }
 
-/// Listens as long as it is held.
+/// A server that listens until it is dropped.
 pub(super) struct StandIn {
     pub(super) address: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    received: Arc<Mutex<Vec<ReceivedSend>>>,
     server: tokio::task::JoinHandle<()>,
 }
 
 impl StandIn {
-    /// Before this gateway. The steps are for one SendMsg each, the errors for one PullMsgs each; all later ones pass.
+    /// In front of this gateway. The steps are for one SendMsg each, the errors for one PullMsgs each; all later
+    /// calls are passed on.
     pub(super) async fn new(gateway: &Client, sends: Vec<Step>, pulls: Vec<Status>) -> StandIn {
         StandIn::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), gateway, sends, pulls)
     }
 
-    /// The same, on this listener.
+    /// As `new`, with this listener.
     pub(super) fn on(listener: TcpListener, gateway: &Client, sends: Vec<Step>, pulls: Vec<Status>) -> StandIn {
         let address = listener.local_addr().unwrap().to_string();
-        let seen = Arc::new(Mutex::new(Vec::new()));
+        let received = Arc::new(Mutex::new(Vec::new()));
         let service = Service {
             gateway: gateway.clone(),
             sends: Mutex::new(sends.into()),
             pulls: Mutex::new(pulls.into()),
-            seen: seen.clone(),
+            received: received.clone(),
         };
         let server = tokio::spawn(async move {
             let server = tonic::transport::Server::builder().add_service(MsgGatewayServer::new(service));
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
-        StandIn { address, seen, server }
+        StandIn { address, received, server }
     }
 
-    /// Every SendMsg that came by, in their order.
-    pub(super) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+    /// All received SendMsg calls, in order.
+    pub(super) fn received(&self) -> Vec<ReceivedSend> {
+        self.received.lock().unwrap().clone()
     }
 }
 
@@ -89,7 +88,7 @@ struct Service {
     gateway: Client,
     sends: Mutex<VecDeque<Step>>,
     pulls: Mutex<VecDeque<Status>>,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    received: Arc<Mutex<Vec<ReceivedSend>>>,
 }
 
 fn pushback(trailers: &MetadataMap) -> Option<Duration> {
@@ -98,29 +97,33 @@ fn pushback(trailers: &MetadataMap) -> Option<Duration> {
 }
 
 fn not_served<T>() -> Result<T, Status> {
-    Err(Status::unimplemented("the stand-in does not pass this on"))
+    Err(Status::unimplemented("the stand-in does not pass this call on"))
 }
 
 #[tonic::async_trait]
 impl MsgGateway for Service {
     async fn send_msg(&self, request: Request<SendMsgRequest>) -> Result<Response<SendMsgResponse>, Status> {
-        let begun = Instant::now();
+        let received_at = Instant::now();
         let has_deadline = request.metadata().contains_key("grpc-timeout");
         let request = request.into_inner();
         let step = self.sends.lock().unwrap().pop_front().unwrap_or(Step::Pass);
-        let answer = match step {
+        let response = match step {
             Step::Pass => self.gateway.clone().send_msg(request.clone()).await,
             Step::Other(mut other) => other.send_msg(request.clone()).await,
-            Step::Refuse(status) => Err(status),
+            Step::Reject(status) => Err(status),
             Step::Lose(status) => {
-                self.gateway.clone().send_msg(request.clone()).await.expect("the gateway takes what is lost later");
+                self.gateway
+                    .clone()
+                    .send_msg(request.clone())
+                    .await
+                    .expect("the gateway accepts the message whose response is lost");
                 Err(status)
             }
         };
-        let pushback = answer.as_ref().err().and_then(|status| pushback(status.metadata()));
-        let seen = Seen { request, has_deadline, begun, ended: Instant::now(), pushback };
-        self.seen.lock().unwrap().push(seen);
-        answer
+        let pushback = response.as_ref().err().and_then(|status| pushback(status.metadata()));
+        let received = ReceivedSend { request, has_deadline, received_at, responded_at: Instant::now(), pushback };
+        self.received.lock().unwrap().push(received);
+        response
     }
 
     async fn pull_msgs(&self, request: Request<PullMsgsRequest>) -> Result<Response<PullMsgsResponse>, Status> {

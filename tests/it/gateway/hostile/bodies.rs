@@ -1,13 +1,13 @@
-//! What comes as a request's body: frames that are cut, too long, or wrongly marked, and bytes that are no message.
+//! Request bodies: frames that are truncated, too long or wrongly marked, and bytes that are no message.
 
 use futures_util::future::join_all;
 use msg_common::proto::{Msg, SendMsgRequest};
 use prost::Message;
 
-use super::peer::{Answer, SEND, begin, call, framed, head};
-use super::{Attacked, innocent};
+use super::peer::{Outcome, SEND, call, grpc_frame, head, start_call};
+use super::{Attacked, ordinary_msg};
 
-/// A field that holds bytes.
+/// An encoded field that holds bytes.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut encoded = vec![number << 3 | 2];
     prost::encode_length_delimiter(bytes.len(), &mut encoded).unwrap();
@@ -15,9 +15,9 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     encoded
 }
 
-/// Fields in fields, each in the one before. Nobody knows the field, so it is skipped.
+/// Fields nested in each other. The field is unknown, so it is skipped.
 fn nested(depth: usize) -> Vec<u8> {
-    // From the innermost on, and written backwards, or each level would be copied into the next.
+    // Written backwards from the innermost field, because otherwise each level would be copied into the next.
     let mut backwards: Vec<u8> = Vec::new();
     for _ in 0..depth {
         let mut head = vec![15 << 3 | 2];
@@ -29,27 +29,27 @@ fn nested(depth: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_request_whose_bytes_are_wrong_is_told_so() {
+async fn malformed_bodies_are_rejected_with_a_reason() {
     let attacked = Attacked::new("hostile_bodies", |spec| spec).await;
-    let good = SendMsgRequest { msg: Some(innocent()), wait_for: 0 }.encode_to_vec();
-    let whole = |message: &[u8]| framed(0, message.len(), message);
-    // Each entry of the map is short, so that many fit: a key of three letters.
+    let good = SendMsgRequest { msg: Some(ordinary_msg()), wait_for: 0 }.encode_to_vec();
+    let whole = |message: &[u8]| grpc_frame(0, message.len(), message);
+    // Keys of three letters, so that each entry is short and many fit.
     let letters = || b'A'..=b'z';
     let keys = letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| [a, b, c])));
     let entries: Vec<u8> = keys.take(100_000).flat_map(|key| field(7, &field(1, &key))).collect();
-    let many_attributes = Msg { attributes: [].into(), ..innocent() }.encode_to_vec();
+    let many_attributes = Msg { attributes: [].into(), ..ordinary_msg() }.encode_to_vec();
     let many_attributes = field(1, &[many_attributes, entries].concat());
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("nothing wrong", whole(&good), "OK"),
         ("nothing", Vec::new(), "Internal BAD_REQUEST"),
         ("half a prefix", vec![0, 0, 0], "Internal BAD_REQUEST"),
-        ("a frame that is cut", whole(&good)[..20].to_vec(), "Internal BAD_REQUEST"),
-        ("a length of one too many", framed(0, good.len() + 1, &good), "Internal BAD_REQUEST"),
-        ("a length over the limit", framed(0, 5 << 20, &good), "ResourceExhausted TOO_LARGE"),
-        ("the largest length", framed(0, u32::MAX as usize, &good), "ResourceExhausted TOO_LARGE"),
+        ("a truncated frame", whole(&good)[..20].to_vec(), "Internal BAD_REQUEST"),
+        ("a length of one too many", grpc_frame(0, good.len() + 1, &good), "Internal BAD_REQUEST"),
+        ("a length over the limit", grpc_frame(0, 5 << 20, &good), "ResourceExhausted TOO_LARGE"),
+        ("the largest length", grpc_frame(0, u32::MAX as usize, &good), "ResourceExhausted TOO_LARGE"),
         ("a message over the limit", whole(&vec![0; 5 << 20]), "ResourceExhausted TOO_LARGE"),
-        ("compressed, and not told how", framed(1, good.len(), &good), "Internal BAD_REQUEST"),
-        ("an unknown flag", framed(7, good.len(), &good), "Internal BAD_REQUEST"),
+        ("compressed without an encoding", grpc_frame(1, good.len(), &good), "Internal BAD_REQUEST"),
+        ("an unknown flag", grpc_frame(7, good.len(), &good), "Internal BAD_REQUEST"),
         ("two messages", whole(&good).repeat(2), "Internal BAD_REQUEST"),
         ("garbage", whole(&[0xff; 100]), "Internal BAD_REQUEST"),
         ("a number instead of a message", whole(&[1 << 3, 7]), "Internal BAD_REQUEST"),
@@ -69,40 +69,42 @@ async fn a_request_whose_bytes_are_wrong_is_told_so() {
     for (encoding, flag) in [("br", 0), ("gzip", 1), ("gzip", 0), ("identity, gzip", 1), ("\u{7f}", 1)] {
         let address = &attacked.gateway.address;
         let Ok(value) = tonic::codegen::http::HeaderValue::from_bytes(encoding.as_bytes()) else { continue };
-        let answer =
-            call(address, head(address, SEND).header("grpc-encoding", value), framed(flag, 9, b"not gzip!")).await;
-        assert_eq!(answer.to_string(), "Unimplemented BAD_REQUEST", "{encoding} {flag}");
+        let outcome =
+            call(address, head(address, SEND).header("grpc-encoding", value), grpc_frame(flag, 9, b"not gzip!")).await;
+        assert_eq!(outcome.to_string(), "Unimplemented BAD_REQUEST", "{encoding} {flag}");
     }
-    attacked.is_unharmed(100).await;
+    attacked.assert_unharmed(100).await;
 }
 
-/// Two bytes of a request are a message of more than a hundred in memory.
+/// Two bytes of a request can become a message of more than a hundred bytes in memory.
 #[tokio::test]
-async fn millions_of_messages_in_a_batch_are_refused_before_they_are_decoded() {
+async fn batch_of_millions_of_messages_is_rejected_before_decoding() {
     let attacked = Attacked::new("hostile_batches", |spec| spec.env("REQUEST_RECEIVE_TIMEOUT", "2s")).await;
     let address = &attacked.gateway.address;
     let message = field(1, &[]).repeat(2_000_000);
-    let body = framed(0, message.len(), &message);
+    let body = grpc_frame(0, message.len(), &message);
     for path in ["/msg.v1.MsgGateway/BatchSendMsg", "/msg.v1.MsgGateway/StreamSendMsg"] {
-        let answers = join_all((0..4).map(|_| call(address, head(address, path), body.clone()))).await;
-        for answer in answers {
-            assert_eq!(answer.to_string(), "ResourceExhausted TOO_LARGE", "{path}");
+        let outcomes = join_all((0..4).map(|_| call(address, head(address, path), body.clone()))).await;
+        for outcome in outcomes {
+            assert_eq!(outcome.to_string(), "ResourceExhausted TOO_LARGE", "{path}");
         }
     }
-    // Attributes are two levels below. They are decoded only when the request is there in full, and then they go at once.
+    // Attributes are two levels down. They are decoded only once the request is received in full, and are freed
+    // immediately.
     let letters = || b'0'..=b'z';
     let keys = letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| [a, b, c])));
     let attributes: Vec<u8> = keys.flat_map(|key| field(7, &field(1, &key))).collect();
     let message = field(1, &attributes);
-    let body = framed(0, message.len(), &message);
-    let unended = join_all((0..12).map(|_| async {
-        let (connection, mut stream, response) = begin(address, head(address, "/msg.v1.MsgGateway/BatchSendMsg")).await;
+    let body = grpc_frame(0, message.len(), &message);
+    let unfinished = join_all((0..12).map(|_| async {
+        let (connection, mut stream, response) =
+            start_call(address, head(address, "/msg.v1.MsgGateway/BatchSendMsg")).await;
         stream.send_data(body.clone().into(), false).unwrap();
-        let answer = Answer::of(response).await;
+        let outcome = Outcome::of(response).await;
         connection.abort();
-        answer.to_string()
+        outcome.to_string()
     }))
     .await;
-    assert!(unended.iter().all(|answer| answer == "Unavailable NOT_SENT"), "{unended:?}");
-    attacked.is_unharmed(250).await;
+    assert!(unfinished.iter().all(|outcome| outcome == "Unavailable NOT_SENT"), "{unfinished:?}");
+    attacked.assert_unharmed(250).await;
 }

@@ -1,19 +1,19 @@
-//! What comes as a request's head.
+//! Request headers.
 
 use tonic::codegen::http::HeaderValue;
 
 use msg_common::proto::SendMsgRequest;
 use prost::Message;
 
-use super::peer::{Peer, SEND, block, call, frame, framed, head, kind};
-use super::{Attacked, innocent};
+use super::peer::{Peer, SEND, call, frame, grpc_frame, head, headers_block, kind};
+use super::{Attacked, ordinary_msg};
 
 #[tokio::test]
-async fn a_request_whose_head_is_wrong_is_told_so_or_taken_where_it_does_no_harm() {
+async fn malformed_headers_are_rejected_or_ignored() {
     let attacked = Attacked::new("hostile_headers", |spec| spec).await;
     let address = &attacked.gateway.address;
-    let message = SendMsgRequest { msg: Some(innocent()), wait_for: 0 }.encode_to_vec();
-    let good = framed(0, message.len(), &message);
+    let message = SendMsgRequest { msg: Some(ordinary_msg()), wait_for: 0 }.encode_to_vec();
+    let good = grpc_frame(0, message.len(), &message);
     for (path, expected) in [
         ("/msg.v1.MsgGateway/Nothing", "Unimplemented BAD_REQUEST"),
         ("/msg.v1.MsgGateway/", "Unimplemented BAD_REQUEST"),
@@ -46,8 +46,8 @@ async fn a_request_whose_head_is_wrong_is_told_so_or_taken_where_it_does_no_harm
         ("x-long", &[b'x'; 20_000], "HTTP 431"),
     ] {
         let value = HeaderValue::from_bytes(value).unwrap();
-        let answer = call(address, head(address, SEND).header(name, value), good.clone()).await;
-        assert_eq!(answer.to_string(), expected, "{name}");
+        let outcome = call(address, head(address, SEND).header(name, value), good.clone()).await;
+        assert_eq!(outcome.to_string(), expected, "{name}");
     }
     for kind in ["text/plain", "application/json", "application/grpc-web", ""] {
         let mut request = head(address, SEND);
@@ -58,14 +58,14 @@ async fn a_request_whose_head_is_wrong_is_told_so_or_taken_where_it_does_no_harm
         let request = head(address, SEND).method(method);
         assert_eq!(call(address, request, good.clone()).await.to_string(), "HTTP 405", "{method}");
     }
-    // More than a library would send: by hand, in frames as large as they may be.
-    let mut heads = block(SEND);
+    // More headers than a library would send, so these frames are made by hand, as large as allowed.
+    let mut heads = headers_block(SEND);
     (0..10_000).for_each(|i| heads.extend([&[0, 7][..], format!("x-{i:05}").as_bytes(), &[1, b'x']].concat()));
     let mut frames = Vec::new();
-    for (i, piece) in heads.chunks(16_384).enumerate() {
-        frames.extend(frame(if i == 0 { kind::HEADERS } else { kind::CONTINUATION }, 0, 1, piece));
+    for (i, chunk) in heads.chunks(16_384).enumerate() {
+        frames.extend(frame(if i == 0 { kind::HEADERS } else { kind::CONTINUATION }, 0, 1, chunk));
     }
-    let mut peer = Peer::greeted(address, &[]).await;
+    let mut peer = Peer::with_preface(address, &[]).await;
     assert_eq!(peer.flood(&frames).await, "GOAWAY COMPRESSION_ERROR");
-    attacked.is_unharmed(50).await;
+    attacked.assert_unharmed(50).await;
 }

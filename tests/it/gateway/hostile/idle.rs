@@ -1,4 +1,4 @@
-//! Many connections on which nothing happens.
+//! Many idle connections.
 
 use std::net::SocketAddr;
 
@@ -13,48 +13,49 @@ use super::peer::{PREFACE, frame, kind};
 use crate::support::world::Gateway;
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// What is open in this process beside the connections.
+/// File descriptors that this process needs in addition to the connections.
 const OTHER_FILES: usize = 1000;
-/// Fewer than the system keeps for a server that has not accepted them yet: more would be dropped, and come a second later.
-const AT_ONCE: usize = 100;
+/// Connections opened concurrently: fewer than the system's backlog for connections that are not accepted yet. More
+/// would be dropped and retried a second later.
+const CONCURRENT_CONNECTS: usize = 100;
 
-const OPEN: &str = "msg_gateway_connections";
-const NOT_ENDED: &str = "msg_gateway_handshake_timeouts_total";
+const OPEN_CONNECTIONS: &str = "msg_gateway_connections";
+const HANDSHAKE_TIMEOUTS: &str = "msg_gateway_handshake_timeouts_total";
 
-/// Opens so many, from an address of their own: the other tests' ports are not used up.
+/// Opens `count` connections from an address of their own, so that the ports of other tests are not used up.
 async fn open(count: usize, gateway: &Gateway, from: &str, greeting: &[u8]) -> Vec<TcpStream> {
     let address: SocketAddr = gateway.address.parse().unwrap();
-    let accepted = async || Ok(metric(gateway, OPEN).await? + metric(gateway, NOT_ENDED).await?);
-    let before = eventually("it tells its connections", accepted).await;
+    let accepted = async || Ok(metric(gateway, OPEN_CONNECTIONS).await? + metric(gateway, HANDSHAKE_TIMEOUTS).await?);
+    let before = eventually("the gateway reports its connections", accepted).await;
     let mut connections = Vec::with_capacity(count);
     while connections.len() < count {
-        let some = (0..AT_ONCE.min(count - connections.len())).map(|_| async {
+        let batch = (0..CONCURRENT_CONNECTS.min(count - connections.len())).map(|_| async {
             let socket = TcpSocket::new_v4().unwrap();
             socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
             let mut connection = socket.connect(address).await.unwrap();
             connection.write_all(greeting).await.unwrap();
             connection
         });
-        connections.extend(join_all(some).await);
-        // Some of those that were there before may have gone meanwhile.
+        connections.extend(join_all(batch).await);
+        // Some of the earlier connections may have been closed meanwhile.
         let expected = before + connections.len() as f64 - 10.0;
-        eventually("they are accepted", async || ensure(accepted().await? >= expected, "not all")).await;
+        eventually("the connections are accepted", async || ensure(accepted().await? >= expected, "not all are")).await;
     }
     connections
 }
 
-/// Waits until the other side has closed them all.
+/// Waits until the gateway has closed all of them.
 async fn all_closed(connections: Vec<TcpStream>) {
     let closed = connections.into_iter().map(|mut connection| async move {
-        let mut answer = Vec::new();
-        let _ = connection.read_to_end(&mut answer).await;
+        let mut received = Vec::new();
+        let _ = connection.read_to_end(&mut received).await;
     });
     tokio::time::timeout(PATIENCE, join_all(closed)).await.expect("idle connections are closed");
 }
 
 #[tokio::test]
-#[allow(clippy::print_stderr, reason = "a test that could do less than it says has to tell")]
-async fn ten_thousand_idle_connections_cost_little_and_are_closed_in_the_end() {
+#[allow(clippy::print_stderr, reason = "the output has to show that fewer connections were tested")]
+async fn idle_connections_need_little_memory_and_are_closed() {
     let limit = usize::try_from(open_files::raise().unwrap()).unwrap();
     let count = 10_000.min(limit.saturating_sub(OTHER_FILES));
     if count < 10_000 {
@@ -71,18 +72,19 @@ async fn ten_thousand_idle_connections_cost_little_and_are_closed_in_the_end() {
             .await;
     let gateway = &attacked.gateway;
 
-    // TCP and nothing more.
-    let (silent, ()) = tokio::join!(open(count, gateway, "127.0.0.2", b""), attacked.serves_others());
-    attacked.is_unharmed(300).await;
-    all_closed(silent).await;
-    let cut = metric(gateway, NOT_ENDED).await.unwrap();
-    assert_eq!(cut, count as f64);
+    // TCP connections without a handshake.
+    let (without_preface, ()) = tokio::join!(open(count, gateway, "127.0.0.2", b""), attacked.assert_serves_others());
+    attacked.assert_unharmed(300).await;
+    all_closed(without_preface).await;
+    let timeouts = metric(gateway, HANDSHAKE_TIMEOUTS).await.unwrap();
+    assert_eq!(timeouts, count as f64);
 
-    // A whole handshake, and then nothing: not even an answer to a PING.
+    // A complete handshake, and then nothing: not even a response to a PING.
     let greeting = [PREFACE, &frame(kind::SETTINGS, 0, 0, &[])].concat();
-    let (greeted, ()) = tokio::join!(open(count, gateway, "127.0.0.3", &greeting), attacked.serves_others());
-    attacked.is_unharmed(500).await;
-    all_closed(greeted).await;
-    assert_eq!(metric(gateway, NOT_ENDED).await.unwrap(), cut, "a handshake did not end");
-    attacked.serves_others().await;
+    let (with_preface, ()) =
+        tokio::join!(open(count, gateway, "127.0.0.3", &greeting), attacked.assert_serves_others());
+    attacked.assert_unharmed(500).await;
+    all_closed(with_preface).await;
+    assert_eq!(metric(gateway, HANDSHAKE_TIMEOUTS).await.unwrap(), timeouts, "a handshake timed out");
+    attacked.assert_serves_others().await;
 }

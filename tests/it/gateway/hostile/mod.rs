@@ -1,5 +1,5 @@
-//! Callers that mean harm, or are broken: each gets a clear answer or the end of its connection, the memory stays bounded, nobody
-//! else notices, and the process goes on.
+//! Hostile or broken callers: each gets a clear error or loses its connection, memory stays bounded, other callers
+//! are not affected, and the process keeps running.
 
 mod bodies;
 mod floods;
@@ -22,17 +22,17 @@ use crate::support::kafka::msg;
 use crate::support::transfer::peak_memory;
 use crate::support::world::{Gateway, World};
 
-/// How long an ordinary call may take while somebody else does harm. It takes milliseconds alone; here all tests share the machine.
-const PROMPTLY: Duration = Duration::from_secs(5);
+/// The time limit of an ordinary call during an attack. Alone it needs milliseconds, but all tests share the machine.
+const CALL_TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// A gateway that is attacked, and somebody who uses it as it is meant.
+/// A gateway under attack, and an ordinary caller.
 struct Attacked {
     world: World,
     gateway: Gateway,
     bystander: Client,
     pid: u32,
-    /// The most memory that it had before, in MiB.
-    before: u64,
+    /// The peak memory before the attack, in MiB.
+    peak_before: u64,
 }
 
 impl Attacked {
@@ -41,36 +41,36 @@ impl Attacked {
         let gateway = world.gateway("gateway", change);
         gateway.service.start().await.unwrap();
         let bystander = client(&gateway).await;
-        send(&bystander, &innocent()).await.unwrap();
+        send(&bystander, &ordinary_msg()).await.unwrap();
         let pid = gateway.service.process().unwrap().pid();
-        let before = peak_memory(&gateway.service);
-        Attacked { world, gateway, bystander, pid, before }
+        let peak_before = peak_memory(&gateway.service);
+        Attacked { world, gateway, bystander, pid, peak_before }
     }
 
-    /// An ordinary call on a connection that was there before, and one on a new connection, are served at once.
-    async fn serves_others(&self) {
-        let begun = Instant::now();
+    /// Checks that an ordinary call on an existing connection and one on a new connection succeed promptly.
+    async fn assert_serves_others(&self) {
+        let started = Instant::now();
         let calls = async {
-            send(&self.bystander, &innocent()).await.unwrap();
-            send(&client(&self.gateway).await, &innocent()).await.unwrap();
+            send(&self.bystander, &ordinary_msg()).await.unwrap();
+            send(&client(&self.gateway).await, &ordinary_msg()).await.unwrap();
         };
-        tokio::time::timeout(PATIENCE, calls).await.expect("others are served");
-        assert!(begun.elapsed() < PROMPTLY, "two ordinary calls took {:?}", begun.elapsed());
+        tokio::time::timeout(PATIENCE, calls).await.expect("other callers are served");
+        assert!(started.elapsed() < CALL_TIME_LIMIT, "two ordinary calls needed {:?}", started.elapsed());
     }
 
-    /// The same process serves, and has at no time had so many MiB more than before.
-    async fn is_unharmed(&self, mebibytes: u64) {
-        self.serves_others().await;
+    /// Checks that the same process serves, and that its peak memory has grown by less than this.
+    async fn assert_unharmed(&self, mebibytes: u64) {
+        self.assert_serves_others().await;
         assert_eq!(self.gateway.service.process().unwrap().pid(), self.pid);
         assert!(self.gateway.service.is_ready().await);
-        let more = peak_memory(&self.gateway.service) - self.before;
-        assert!(more < mebibytes, "{more} MiB more");
+        let growth = peak_memory(&self.gateway.service) - self.peak_before;
+        assert!(growth < mebibytes, "grown by {growth} MiB");
         let log = std::fs::read_to_string(self.gateway.service.log()).unwrap();
         assert!(!log.contains("panicked"), "{log}");
     }
 }
 
-/// Without a `client_msg_id`: each time another message.
-fn innocent() -> Msg {
+/// A message without a `client_msg_id`, so each send is a new one.
+fn ordinary_msg() -> Msg {
     msg("alice", "bob", "", "hello")
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: calls whose every byte is the test's, and frames that no library would send.
+//! A minimal HTTP/2 client: calls with exactly the bytes of the test, and frames that no library would send.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
@@ -21,56 +21,56 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) const SEND: &str = "/msg.v1.MsgGateway/SendMsg";
 pub(super) const PULL: &str = "/msg.v1.MsgGateway/PullMsgs";
 
-/// What a caller was told.
+/// The outcome of a call.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Outcome {
     /// An HTTP status that is not 200.
     Http(u16),
     Grpc(Code, Option<String>),
-    /// The stream's end, or the connection's, with HTTP/2's reason.
+    /// The stream or the connection ended, with HTTP/2's reason.
     Reset(String),
 }
 
-impl Answer {
-    /// Waits for it.
-    pub(super) async fn of(response: ResponseFuture) -> Answer {
-        let answer = tokio::time::timeout(PATIENCE, exchange(response)).await.expect("there is an answer");
-        answer.unwrap_or_else(|error| {
+impl Outcome {
+    /// Waits for the outcome.
+    pub(super) async fn of(response: ResponseFuture) -> Outcome {
+        let outcome = tokio::time::timeout(PATIENCE, exchange(response)).await.expect("the call ends");
+        outcome.unwrap_or_else(|error| {
             let by = if error.is_go_away() { "GOAWAY" } else { "RST_STREAM" };
-            Answer::Reset(error.reason().map_or_else(|| error.to_string(), |reason| format!("{by} {reason:?}")))
+            Outcome::Reset(error.reason().map_or_else(|| error.to_string(), |reason| format!("{by} {reason:?}")))
         })
     }
 }
 
-impl Display for Answer {
+impl Display for Outcome {
     fn fmt(&self, out: &mut Formatter<'_>) -> FmtResult {
         match self {
-            Answer::Http(status) => write!(out, "HTTP {status}"),
-            Answer::Grpc(Code::Ok, _) => write!(out, "OK"),
-            Answer::Grpc(code, reason) => write!(out, "{code:?} {}", reason.as_deref().unwrap_or("without a reason")),
-            Answer::Reset(reason) => write!(out, "{reason}"),
+            Outcome::Http(status) => write!(out, "HTTP {status}"),
+            Outcome::Grpc(Code::Ok, _) => write!(out, "OK"),
+            Outcome::Grpc(code, reason) => write!(out, "{code:?} {}", reason.as_deref().unwrap_or("without a reason")),
+            Outcome::Reset(reason) => write!(out, "{reason}"),
         }
     }
 }
 
-/// The head of an ordinary gRPC call.
+/// The request head of an ordinary gRPC call.
 pub(super) fn head(address: &str, path: &str) -> Builder {
     let uri = format!("http://{address}{path}");
     Request::post(uri).header("content-type", "application/grpc").header("te", "trailers")
 }
 
-/// Makes one call on a connection of its own, with this body and then the end of the stream.
-pub(super) async fn call(address: &str, head: Builder, body: impl Into<Bytes>) -> Answer {
-    let (connection, mut stream, response) = begin(address, head).await;
-    // A refusal may come before the body is out.
+/// Makes one call on a connection of its own, with this body and the end of the stream.
+pub(super) async fn call(address: &str, head: Builder, body: impl Into<Bytes>) -> Outcome {
+    let (connection, mut stream, response) = start_call(address, head).await;
+    // The gateway may reject the call before the whole body is sent.
     let _ = stream.send_data(body.into(), true);
-    let answer = Answer::of(response).await;
+    let outcome = Outcome::of(response).await;
     connection.abort();
-    answer
+    outcome
 }
 
-/// Begins a call on a connection of its own, and leaves the body to the test.
-pub(super) async fn begin(address: &str, head: Builder) -> (JoinHandle<()>, SendStream<Bytes>, ResponseFuture) {
+/// Starts a call on a connection of its own; the test sends the body.
+pub(super) async fn start_call(address: &str, head: Builder) -> (JoinHandle<()>, SendStream<Bytes>, ResponseFuture) {
     let tcp = TcpStream::connect(address).await.unwrap();
     let (requests, connection) = handshake(tcp).await.unwrap();
     let connection = tokio::spawn(async { drop(connection.await) });
@@ -79,25 +79,25 @@ pub(super) async fn begin(address: &str, head: Builder) -> (JoinHandle<()>, Send
     (connection, stream, response)
 }
 
-async fn exchange(response: ResponseFuture) -> Result<Answer, h2::Error> {
+async fn exchange(response: ResponseFuture) -> Result<Outcome, h2::Error> {
     let (head, mut body) = response.await?.into_parts();
     if head.status != 200 {
-        return Ok(Answer::Http(head.status.as_u16()));
+        return Ok(Outcome::Http(head.status.as_u16()));
     }
     while let Some(data) = body.data().await {
         body.flow_control().release_capacity(data?.len())?;
     }
     let trailers = body.trailers().await?.unwrap_or_default();
-    Ok(told(&head.headers).or_else(|| told(&trailers)).expect("there is a grpc-status"))
+    Ok(grpc_status(&head.headers).or_else(|| grpc_status(&trailers)).expect("the response has a grpc-status"))
 }
 
-fn told(headers: &HeaderMap) -> Option<Answer> {
+fn grpc_status(headers: &HeaderMap) -> Option<Outcome> {
     let status = Status::from_header_map(headers)?;
-    Some(Answer::Grpc(status.code(), reason(&status)))
+    Some(Outcome::Grpc(status.code(), reason(&status)))
 }
 
 /// A gRPC frame.
-pub(super) fn framed(flag: u8, length: usize, message: &[u8]) -> Vec<u8> {
+pub(super) fn grpc_frame(flag: u8, length: usize, message: &[u8]) -> Vec<u8> {
     let mut frame = vec![flag];
     frame.extend(u32::try_from(length).unwrap().to_be_bytes());
     frame.extend(message);
@@ -120,7 +120,6 @@ pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
 pub(super) const ACK: u8 = 1;
 
-/// A frame's bytes.
 pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
@@ -129,9 +128,9 @@ pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     bytes
 }
 
-/// A head for this path, in HPACK's plainest form.
-pub(super) fn block(path: &str) -> Vec<u8> {
-    let mut block = Vec::new();
+/// The headers of a call of this path, in HPACK's simplest form.
+pub(super) fn headers_block(path: &str) -> Vec<u8> {
+    let mut headers_block = Vec::new();
     for (name, value) in [
         (":method", "POST"),
         (":scheme", "http"),
@@ -140,15 +139,15 @@ pub(super) fn block(path: &str) -> Vec<u8> {
         ("content-type", "application/grpc"),
         ("te", "trailers"),
     ] {
-        block.extend([0, u8::try_from(name.len()).unwrap()]);
-        block.extend(name.as_bytes());
-        block.push(u8::try_from(value.len()).unwrap());
-        block.extend(value.as_bytes());
+        headers_block.extend([0, u8::try_from(name.len()).unwrap()]);
+        headers_block.extend(name.as_bytes());
+        headers_block.push(u8::try_from(value.len()).unwrap());
+        headers_block.extend(value.as_bytes());
     }
-    block
+    headers_block
 }
 
-/// A frame that came.
+/// A received frame.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) kind: u8,
@@ -163,24 +162,24 @@ impl Received {
     }
 }
 
-/// One end of a connection.
+/// The client's end of a connection.
 pub(super) struct Peer {
     reading: OwnedReadHalf,
     pub(super) writing: OwnedWriteHalf,
 }
 
 impl Peer {
-    /// A connection on which nothing was said.
-    pub(super) async fn silent(address: &str) -> Peer {
+    /// A connection on which nothing has been sent.
+    pub(super) async fn without_preface(address: &str) -> Peer {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let (reading, writing) = stream.into_split();
         Peer { reading, writing }
     }
 
-    /// A connection that has begun as it should, with these settings.
-    pub(super) async fn greeted(address: &str, settings: &[(u16, u32)]) -> Peer {
-        let mut peer = Peer::silent(address).await;
+    /// A connection with the client's preface and these settings.
+    pub(super) async fn with_preface(address: &str, settings: &[(u16, u32)]) -> Peer {
+        let mut peer = Peer::without_preface(address).await;
         let mut payload = Vec::new();
         for (id, value) in settings {
             payload.extend(id.to_be_bytes());
@@ -192,79 +191,82 @@ impl Peer {
         peer
     }
 
-    /// The next frame; none at the connection's end.
+    /// Receives the next frame; `None` at the end of the connection.
     pub(super) async fn next(&mut self) -> Option<Received> {
         next(&mut self.reading).await
     }
 
-    /// Reads to the connection's end: what its GOAWAY said, or that there was none.
+    /// Reads to the end of the connection: the reason of its GOAWAY, or "closed" if none was received.
     pub(super) async fn end(&mut self) -> String {
-        let mut said = "closed".to_owned();
+        let mut ending = "closed".to_owned();
         let reading = async {
             while let Some(received) = self.next().await {
                 if received.kind == kind::GOAWAY {
-                    said = received.goaway();
+                    ending = received.goaway();
                 }
             }
         };
         tokio::time::timeout(PATIENCE, reading).await.expect("the connection ends");
-        said
+        ending
     }
 
-    /// Sends one piece after the other with pauses, and then no more; how the connection ended.
-    pub(super) async fn trickle(&mut self, pieces: Vec<Vec<u8>>, pause: Duration) -> String {
+    /// Sends these chunks with pauses, and then nothing; returns how the connection ended, like `end`.
+    pub(super) async fn send_slowly(&mut self, chunks: Vec<Vec<u8>>, pause: Duration) -> String {
         let Peer { reading, writing } = self;
         let write = async {
-            for piece in pieces {
-                if writing.write_all(&piece).await.is_err() {
+            for chunk in chunks {
+                if writing.write_all(&chunk).await.is_err() {
                     break;
                 }
                 tokio::time::sleep(pause).await;
             }
             std::future::pending::<()>().await;
         };
-        let mut said = "closed".to_owned();
+        let mut ending = "closed".to_owned();
         let read = async {
             while let Some(received) = next(reading).await {
                 if received.kind == kind::GOAWAY {
-                    said = received.goaway();
+                    ending = received.goaway();
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, ended(read, write)).await.expect("the connection ends");
-        said
+        tokio::time::timeout(PATIENCE, read_while_writing(read, write)).await.expect("the connection ends");
+        ending
     }
 
-    /// Writes all of it and a PING behind it, and reads meanwhile: "answered" if that PING is, or how the connection ended.
+    /// Sends all bytes and then a PING, and reads concurrently: "responded" if the PING is acknowledged, or how the
+    /// connection ended.
     pub(super) async fn flood(&mut self, bytes: &[u8]) -> String {
         const LAST: &[u8] = b"the last";
         let Peer { reading, writing } = self;
         let write = async {
-            // Nobody listens any more where this fails, which the reading tells.
+            // If a write fails, the connection is closed, which the reading side reports.
             let _ = writing.write_all(bytes).await;
             let _ = writing.write_all(&frame(kind::PING, 0, 0, LAST)).await;
             std::future::pending::<()>().await;
         };
-        let mut said = "closed".to_owned();
+        let mut ending = "closed".to_owned();
         let read = async {
             while let Some(received) = next(reading).await {
                 match received.kind {
-                    kind::GOAWAY => said = received.goaway(),
+                    kind::GOAWAY => ending = received.goaway(),
                     kind::PING if received.flags == ACK && received.payload == LAST => {
-                        said = "answered".into();
+                        ending = "responded".into();
                         return;
                     }
                     _ => {}
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, ended(read, write)).await.expect("an answer or an end");
-        said
+        tokio::time::timeout(PATIENCE, read_while_writing(read, write))
+            .await
+            .expect("the PING is acknowledged or the connection ends");
+        ending
     }
 }
 
-/// Both at a time, until the reading is done.
-async fn ended(read: impl Future<Output = ()>, write: impl Future<Output = ()>) {
+/// Runs both concurrently until the reading ends.
+async fn read_while_writing(read: impl Future<Output = ()>, write: impl Future<Output = ()>) {
     tokio::select! {
         () = read => {}
         () = write => {}

@@ -1,4 +1,4 @@
-//! Reads with numbers and tokens that no client would make.
+//! Reads with numbers and tokens that no client library would produce.
 
 use msg_common::proto::{
     GetMaxSeqsRequest, InboxCursor, PullMsgsRequest, PullMsgsResponse, SendMsgRequest, WatchMsgsRequest,
@@ -6,16 +6,16 @@ use msg_common::proto::{
 use tonic::Code;
 
 use super::super::calls::{assert_failed, fields};
-use super::{Attacked, innocent};
+use super::{Attacked, ordinary_msg};
 use crate::support::eventually;
 
 #[tokio::test]
-async fn absurd_numbers_and_forged_tokens_are_refused_by_name_or_answered() {
+async fn extreme_reads_succeed_or_name_the_invalid_field() {
     let attacked = Attacked::new("hostile_reads", |spec| spec).await;
     let _transfer = attacked.world.running_transfer().await;
     let mut client = attacked.bystander.clone();
     for _ in 0..3 {
-        client.send_msg(SendMsgRequest { msg: Some(innocent()), wait_for: 0 }).await.unwrap();
+        client.send_msg(SendMsgRequest { msg: Some(ordinary_msg()), wait_for: 0 }).await.unwrap();
     }
     attacked.world.rows_reach(4).await;
     let pull =
@@ -57,39 +57,39 @@ async fn absurd_numbers_and_forged_tokens_are_refused_by_name_or_answered() {
         assert_eq!(fields(&details), [expected]);
     }
     assert_failed(pull(with(&"0".repeat(8 << 20))).await, Code::ResourceExhausted, "TOO_LARGE");
-    attacked.is_unharmed(60).await;
+    attacked.assert_unharmed(60).await;
 }
 
 #[tokio::test]
-async fn lists_of_inboxes_have_a_length_that_is_kept() {
+async fn inbox_lists_above_the_maximum_are_rejected() {
     let attacked = Attacked::new("hostile_lists", |spec| spec).await;
     let _transfer = attacked.world.running_transfer().await;
     for count in [0, 1001, 2000] {
         let request = GetMaxSeqsRequest { recv_ids: vec![String::new(); count] };
-        let answer = attacked.bystander.clone().get_max_seqs(request).await;
-        assert_eq!(fields(&assert_failed(answer, Code::InvalidArgument, "INVALID_FIELDS")), ["recv_ids"], "{count}");
+        let result = attacked.bystander.clone().get_max_seqs(request).await;
+        assert_eq!(fields(&assert_failed(result, Code::InvalidArgument, "INVALID_FIELDS")), ["recv_ids"], "{count}");
         let inboxes = vec![InboxCursor::default(); count];
-        let answer = attacked.bystander.clone().watch_msgs(WatchMsgsRequest { inboxes, omit_content: false }).await;
-        let details = assert_failed(answer.map(|_| ()), Code::InvalidArgument, "INVALID_FIELDS");
+        let result = attacked.bystander.clone().watch_msgs(WatchMsgsRequest { inboxes, omit_content: false }).await;
+        let details = assert_failed(result.map(|_| ()), Code::InvalidArgument, "INVALID_FIELDS");
         assert_eq!(fields(&details), ["inboxes"], "{count}");
     }
     let request = GetMaxSeqsRequest { recv_ids: vec![String::new(); 400_000] };
     assert_failed(attacked.bystander.clone().get_max_seqs(request).await, Code::ResourceExhausted, "TOO_LARGE");
     let request = WatchMsgsRequest { inboxes: vec![InboxCursor::default(); 400_000], omit_content: false };
-    let answer = attacked.bystander.clone().watch_msgs(request).await;
-    assert_failed(answer.map(|_| ()), Code::ResourceExhausted, "TOO_LARGE");
+    let result = attacked.bystander.clone().watch_msgs(request).await;
+    assert_failed(result.map(|_| ()), Code::ResourceExhausted, "TOO_LARGE");
     let cursor = |recv_id: &str, after_seq| InboxCursor { recv_id: recv_id.into(), after_seq };
     for (inboxes, expected) in [
         (vec![cursor("bob", Some(i64::MIN))], "inboxes[0].after_seq"),
         (vec![cursor("bob", None), cursor("bob", None)], "inboxes[1].recv_id"),
         (vec![cursor("b\0b", None)], "inboxes[0].recv_id"),
     ] {
-        let answer = attacked.bystander.clone().watch_msgs(WatchMsgsRequest { inboxes, omit_content: false }).await;
-        let details = assert_failed(answer.map(|_| ()), Code::InvalidArgument, "INVALID_FIELDS");
+        let result = attacked.bystander.clone().watch_msgs(WatchMsgsRequest { inboxes, omit_content: false }).await;
+        let details = assert_failed(result.map(|_| ()), Code::InvalidArgument, "INVALID_FIELDS");
         assert_eq!(fields(&details), [expected]);
     }
-    // Nothing comes after the last seq that there can be; the stream is opened all the same.
+    // No message follows the largest possible seq; the stream is opened nevertheless.
     let inboxes = vec![cursor("bob", Some(i64::MAX))];
     attacked.bystander.clone().watch_msgs(WatchMsgsRequest { inboxes, omit_content: false }).await.unwrap();
-    attacked.is_unharmed(100).await;
+    attacked.assert_unharmed(100).await;
 }

@@ -1,4 +1,4 @@
-//! Callers that ask and do not take the answer.
+//! Callers that do not read the responses they requested.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use tokio::io::AsyncWriteExt;
 
 use super::super::calls::metric;
 use super::Attacked;
-use super::peer::{END_HEADERS, END_STREAM, PULL, Peer, block, frame, framed, kind};
+use super::peer::{END_HEADERS, END_STREAM, PULL, Peer, frame, grpc_frame, headers_block, kind};
 use crate::support::kafka::{good, msg};
 use crate::support::{ensure, eventually};
 
-/// HTTP/2's number for the window that each stream begins with.
+/// HTTP/2's setting for the initial flow-control window of each stream.
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
 #[tokio::test]
-async fn answers_that_nobody_takes_do_not_keep_others_from_reading() {
+async fn unread_responses_do_not_block_other_readers() {
     let attacked = Attacked::new("hostile_unread", |spec| spec.env("RESPONSE_READ_TIMEOUT", "2s")).await;
     let _transfer = attacked.world.running_transfer().await;
     let writer = attacked.world.writer();
@@ -25,31 +25,35 @@ async fn answers_that_nobody_takes_do_not_keep_others_from_reading() {
     attacked.world.rows_reach(91).await;
     let pull = PullMsgsRequest { recv_id: "eve".into(), page_size: 1000, ..PullMsgsRequest::default() };
     let message = pull.encode_to_vec();
-    let body = framed(0, message.len(), &message);
+    let body = grpc_frame(0, message.len(), &message);
     let calls: Vec<u8> = (0..200)
         .map(|i| 2 * i + 1)
         .flat_map(|stream| {
-            let head = frame(kind::HEADERS, END_HEADERS, stream, &block(PULL));
+            let head = frame(kind::HEADERS, END_HEADERS, stream, &headers_block(PULL));
             [head, frame(kind::DATA, END_STREAM, stream, &body)].concat()
         })
         .collect();
-    // A page has 3.6 MB. With a window of one byte it leaves the gateway's hands for those of its HTTP/2, and waits there.
+    // A page has 3.6 MB. With a window of one byte the gateway passes it to its HTTP/2 library, where it waits.
     for window in [0, 1] {
-        let mut peer = Peer::greeted(&attacked.gateway.address, &[(INITIAL_WINDOW_SIZE, window)]).await;
+        let mut peer = Peer::with_preface(&attacked.gateway.address, &[(INITIAL_WINDOW_SIZE, window)]).await;
         peer.writing.write_all(&calls).await.unwrap();
-        // What comes is read, or this would be about TCP; but no window is given for it.
-        let (said, ()) = tokio::join!(peer.end(), async {
-            eventually("others read", async || {
-                let begun = std::time::Instant::now();
+        // Frames are read, so that HTTP/2's flow control holds the responses back, and not TCP's; but the window is
+        // never enlarged.
+        let (ending, ()) = tokio::join!(peer.end(), async {
+            eventually("other callers get their pages", async || {
+                let started = std::time::Instant::now();
                 let read = attacked.bystander.clone().pull_msgs(pull.clone()).await?;
-                ensure(read.get_ref().msgs.len() > 50 && begun.elapsed() < Duration::from_secs(1), "slow or short")
+                ensure(
+                    read.get_ref().msgs.len() > 50 && started.elapsed() < Duration::from_secs(1),
+                    "the page is incomplete or late",
+                )
             })
             .await;
         });
-        assert_eq!(said, "closed", "a window of {window}");
-        attacked.serves_others().await;
+        assert_eq!(ending, "closed", "a window of {window}");
+        attacked.assert_serves_others().await;
     }
-    let cut = metric(&attacked.gateway, "msg_gateway_slow_reader_disconnects_total").await;
-    assert!(cut.unwrap() >= 2.0);
-    attacked.is_unharmed(400).await;
+    let disconnects = metric(&attacked.gateway, "msg_gateway_slow_reader_disconnects_total").await;
+    assert!(disconnects.unwrap() >= 2.0);
+    attacked.assert_unharmed(400).await;
 }

@@ -1,4 +1,4 @@
-//! How the gateway ends streams: when it stops, and when their connection is old.
+//! How the gateway ends streams: at SIGTERM, and before their connection is too old.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,9 +15,9 @@ use crate::support::kafka::msg;
 use crate::support::world::World;
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// What has a result when the stream ends is as it was told; of the rest nothing is in Kafka.
+/// Each entry with a result is in Kafka when the stream ends, and no other entry is.
 #[tokio::test]
-async fn on_sigterm_under_load_every_result_is_true_and_the_rest_was_not_sent() {
+async fn stream_results_at_sigterm_match_the_records_in_kafka() {
     let world = World::new("stream_sigterm").await;
     let transfer = world.running_transfer().await;
     let gateway = world.running_gateway().await;
@@ -31,79 +31,83 @@ async fn on_sigterm_under_load_every_result_is_true_and_the_rest_was_not_sent() 
         };
         let sending = async move {
             let mut next = 0;
-            // Until nobody takes it any more.
+            // Until the stream has ended.
             while requests.send(request(next, (next..next + 20).map(message))).await.is_ok() {
                 next += 20;
             }
         };
         let reading = async {
-            let mut told = BTreeSet::new();
+            let mut results = BTreeSet::new();
             loop {
-                match stream.reply().await {
+                match stream.next_response().await {
                     Ok(more) => {
-                        let more = more.expect("it does not end well");
+                        let more = more.expect("the stream ends with an error");
                         assert!(more.values().all(Result::is_ok), "{more:?}");
                         oks.fetch_add(more.len(), Ordering::Relaxed);
-                        told.extend(more.into_keys());
+                        results.extend(more.into_keys());
                     }
-                    Err(status) => return (told, status),
+                    Err(status) => return (results, status),
                 }
             }
         };
-        let (told, status) = join(reading, sending).await.0;
+        let (results, status) = join(reading, sending).await.0;
         let details = assert_failed::<()>(Err(status), Code::Unavailable, "STREAM_ENDED");
-        assert!(details.retry_info().is_some(), "it says when to go on");
-        told.into_iter().map(|i| format!("{sender}-{i}")).collect::<Vec<_>>()
+        assert!(details.retry_info().is_some(), "the error has a retry delay");
+        results.into_iter().map(|i| format!("{sender}-{i}")).collect::<Vec<_>>()
     }));
     let end = async {
-        eventually("messages are taken", async || {
+        eventually("messages are accepted", async || {
             let oks = oks.load(Ordering::Relaxed);
             ensure(oks > 5000, oks)
         })
         .await;
         assert!(gateway.service.signal(Signal::Term));
-        let begun = Instant::now();
+        let started = Instant::now();
         assert_eq!(gateway.service.wait().await.unwrap().code(), Some(0));
-        assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(10), "the shutdown needed {:?}", started.elapsed());
     };
-    let (told, ()) = join(load, end).await;
-    let told: BTreeSet<String> = told.into_iter().flatten().collect();
+    let (results, ()) = join(load, end).await;
+    let results: BTreeSet<String> = results.into_iter().flatten().collect();
     world.all_committed().await;
     let rows = world.rows().await;
     let stored: BTreeSet<String> = rows.iter().map(|row| row.client_msg_id.clone()).collect();
     assert_eq!(rows.len(), stored.len(), "P2");
-    let lost: Vec<_> = told.difference(&stored).collect();
+    let lost: Vec<_> = results.difference(&stored).collect();
     assert!(lost.is_empty(), "P1: OK and no row: {lost:?}");
-    let untold: Vec<_> = stored.difference(&told).collect();
-    assert!(untold.is_empty(), "P6: a row without a result: {untold:?}");
-    assert_eq!(world.ends().await.iter().sum::<i64>(), told.len() as i64, "P6: of the rest nothing is in Kafka");
+    let unreported: Vec<_> = stored.difference(&results).collect();
+    assert!(unreported.is_empty(), "P6: a row without a result: {unreported:?}");
+    assert_eq!(
+        world.ends().await.iter().sum::<i64>(),
+        results.len() as i64,
+        "P6: an entry without a result is in Kafka"
+    );
     world.assert_ordered_without_gaps().await;
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// A stream ends before its connection is cut, and the next one is on a new connection, where it is not ended at once.
+/// Each stream ends before its connection is closed. The next one is on a new connection, which has its full age.
 #[tokio::test]
-async fn when_a_connection_is_old_its_streams_end_and_go_on_elsewhere() {
+async fn streams_of_an_old_connection_end_and_reopen_on_a_new_one() {
     let world = World::new("age").await;
     let gateway =
         world.gateway("gateway", |spec| spec.env("MAX_CONNECTION_AGE", "2s").env("MAX_CONNECTION_AGE_GRACE", "4s"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
-    let begun = Instant::now();
-    // A stream that knows nothing of ages is cut off in the end.
+    let started = Instant::now();
+    // A stream without an age limit of its own is closed with its connection.
     let mut watch = health::watch(&channel(&gateway).await).await;
     assert_eq!(watch.message().await.unwrap().unwrap().status, health::SERVING);
     let mut sent = 0;
     for _ in 0..3 {
-        // The caller's side may notice the end of the old connection only now.
+        // The client may notice only now that the old connection is closed.
         let mut stream = eventually("the next stream is opened", async || Ok(try_open(&client, None).await?)).await;
         let first = sent;
         let end = loop {
-            let asked = stream.requests.send(request(sent, [msg("alice", "bob", &sent.to_string(), "x")])).await;
-            match stream.reply().await {
-                Ok(told) => {
-                    assert!(asked.is_ok());
-                    assert!(told.expect("it does not end well").values().all(Result::is_ok));
+            let request_sent = stream.requests.send(request(sent, [msg("alice", "bob", &sent.to_string(), "x")])).await;
+            match stream.next_response().await {
+                Ok(results) => {
+                    assert!(request_sent.is_ok());
+                    assert!(results.expect("the stream ends with an error").values().all(Result::is_ok));
                     sent += 1;
                 }
                 Err(status) => break status,
@@ -112,10 +116,10 @@ async fn when_a_connection_is_old_its_streams_end_and_go_on_elsewhere() {
         assert_failed::<()>(Err(end), Code::Unavailable, "STREAM_ENDED");
         assert!(sent > first, "the next stream is on the old connection");
     }
-    let took = begun.elapsed();
-    assert!(took > Duration::from_secs(6), "streams lived only {took:?} in all");
-    let cut = timeout(PATIENCE, watch.message()).await.expect("it is cut off");
-    cut.expect_err("it knows of no other end");
-    assert!(begun.elapsed() > Duration::from_secs(6));
-    assert_eq!(world.ends().await.iter().sum::<i64>(), sent as i64, "what had no result was not sent");
+    let elapsed = started.elapsed();
+    assert!(elapsed > Duration::from_secs(6), "all streams together lasted only {elapsed:?}");
+    let end = timeout(PATIENCE, watch.message()).await.expect("the health stream ends");
+    end.expect_err("the health stream ends with its connection");
+    assert!(started.elapsed() > Duration::from_secs(6));
+    assert_eq!(world.ends().await.iter().sum::<i64>(), sent as i64, "an entry without a result was sent");
 }

@@ -1,4 +1,5 @@
-//! P7 of streams: whoever sends more than there is room for, or does not read, waits; and whoever goes leaves nothing behind.
+//! P7 of streams: a caller that sends more than the limits allow, or does not read, has to wait, and a caller that
+//! disconnects leaves nothing behind.
 
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ use crate::support::{ensure, eventually};
 
 const OK: &str = "msg_gateway_messages_total{method=\"StreamSendMsg\",outcome=\"OK\"}";
 
-async fn streams(gateway: &Gateway, count: usize) {
-    eventually("so many streams are open", async || {
+async fn wait_for_streams(gateway: &Gateway, count: usize) {
+    eventually("the number of open streams is right", async || {
         let found = metric(gateway, "msg_gateway_send_streams").await?;
         ensure(found == count as f64, format!("{found} of {count}"))
     })
@@ -29,12 +30,12 @@ async fn streams(gateway: &Gateway, count: usize) {
 }
 
 #[tokio::test]
-async fn who_does_not_read_the_results_is_not_read_from() {
+async fn stream_is_not_read_while_its_results_are_unread() {
     let world = World::new("slow_reader").await;
     let gateway = world.gateway("gateway", |spec| spec.env("MAX_STREAM_INFLIGHT_MSGS", 200));
     gateway.service.start().await.unwrap();
     let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
-    // What the caller's side takes in by itself is little.
+    // A small window, so that the client's side buffers little by itself.
     let channel = endpoint.initial_stream_window_size(64 << 10).connect().await.unwrap();
     let client = Client::new(channel);
     let mut stream = open(&client).await;
@@ -44,27 +45,27 @@ async fn who_does_not_read_the_results_is_not_read_from() {
     let sends = |first: u64| stream.requests.send(request(first, (first..first + 100).map(message)));
     while timeout(Duration::from_secs(2), sends(sent)).await.is_ok() {
         sent += 100;
-        assert!(sent < 1_000_000, "nothing stops the sender");
+        assert!(sent < 1_000_000, "the sender was never blocked");
     }
-    let taken = metric(&gateway, OK).await.unwrap();
-    // The results that HTTP/2 has room for, and no more.
-    assert!((200.0..15_000.0).contains(&taken) && taken < sent as f64, "{taken} of {sent} were taken");
+    let accepted = metric(&gateway, OK).await.unwrap();
+    // As many results as HTTP/2's window allows, and no more.
+    assert!((200.0..15_000.0).contains(&accepted) && accepted < sent as f64, "{accepted} of {sent} were accepted");
     in_flight(&gateway, 0).await;
-    assert_eq!(metric(&gateway, OK).await.unwrap(), taken, "it goes on");
-    let grown = peak_memory(&gateway.service) - before;
-    assert!(grown < 50, "the gateway has grown by {grown} MiB");
-    send(&client, &msg("alice", "bob", "beside", "x")).await.expect("other calls on the connection are not stopped");
-    // Whoever reads goes on.
-    let told = stream.results(sent as usize).await;
-    assert!(told.values().all(Result::is_ok));
+    assert_eq!(metric(&gateway, OK).await.unwrap(), accepted, "an unread stream continues");
+    let growth = peak_memory(&gateway.service) - before;
+    assert!(growth < 50, "the gateway has grown by {growth} MiB");
+    send(&client, &msg("alice", "bob", "other", "x")).await.expect("other calls on the connection succeed");
+    // Once the results are read, the stream continues.
+    let results = stream.results(sent as usize).await;
+    assert!(results.values().all(Result::is_ok));
     assert!(stream.finish().await.1.is_ok());
-    // The request that was given up by the time-out was not handed to the client.
+    // The last request, which timed out, was not passed to the client.
     assert_eq!(world.ends().await.iter().sum::<i64>(), sent as i64 + 1);
 }
 
-/// Entries that are refused at the door take no place in flight, and their results are the larger ones.
+/// Invalid entries acquire no in-flight permit, and their results are larger than placements.
 #[tokio::test]
-async fn what_nobody_reads_is_bounded_over_all_streams() {
+async fn unread_results_have_a_limit_over_all_streams() {
     let world = World::new("unread").await;
     let gateway = world.gateway("gateway", |spec| {
         spec.env("MAX_UNREAD_RESULTS", 2000).env("RESPONSE_READ_TIMEOUT", "3s").env("MAX_SEND_WAIT", "20s")
@@ -72,16 +73,17 @@ async fn what_nobody_reads_is_bounded_over_all_streams() {
     gateway.service.start().await.unwrap();
     let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
     let small = endpoint.initial_stream_window_size(64 << 10);
-    let unread = Client::new(small.connect().await.unwrap());
-    // All of them first: the time to read runs from the first result on, and opening 20 streams may take as long.
+    let narrow = Client::new(small.connect().await.unwrap());
+    // Opens all streams first: the read timeout runs from the first result on, and opening 20 streams may need as
+    // long.
     let mut opened = Vec::new();
     for _ in 0..20 {
-        opened.push(open(&unread).await);
+        opened.push(open(&narrow).await);
     }
     let mut sending = Vec::new();
     for stream in opened {
         sending.push(tokio::spawn(async move {
-            // Until the connection is gone, or there is no room for more on it.
+            // Until the connection is closed or its window is full.
             for i in 0..30 {
                 let sent = stream.requests.send(request(i * 1000, vec![Msg::default(); 1000]));
                 if sent.await.is_err() {
@@ -91,31 +93,31 @@ async fn what_nobody_reads_is_bounded_over_all_streams() {
             stream
         }));
     }
-    eventually("who reads nothing loses the connection", async || {
-        ensure(metric(&gateway, "msg_gateway_slow_reader_disconnects_total").await? >= 1.0, "it stays")
+    eventually("the slow reader loses its connection", async || {
+        ensure(metric(&gateway, "msg_gateway_slow_reader_disconnects_total").await? >= 1.0, "the connection is open")
     })
     .await;
-    streams(&gateway, 0).await;
-    let refused = "msg_gateway_messages_total{method=\"StreamSendMsg\",outcome=\"INVALID_FIELDS\"}";
-    let made = metric(&gateway, refused).await.unwrap();
-    // Those that there is room for, and what the caller's side has taken in by itself.
-    assert!((1000.0..8000.0).contains(&made), "{made} results were made");
+    wait_for_streams(&gateway, 0).await;
+    let invalid = "msg_gateway_messages_total{method=\"StreamSendMsg\",outcome=\"INVALID_FIELDS\"}";
+    let created = metric(&gateway, invalid).await.unwrap();
+    // As many as the limit allows, and those that the client's side has buffered by itself.
+    assert!((1000.0..8000.0).contains(&created), "{created} results were created");
     for sending in sending {
-        sending.await.unwrap().rest().await.1.expect_err("its connection was ended");
+        sending.await.unwrap().remaining().await.1.expect_err("the slow reader's connection is closed");
     }
     let client = client(&gateway).await;
     let mut stream = open(&client).await;
     for round in 0..5 {
-        let told = stream.ask(request(round * 1000, vec![Msg::default(); 1000])).await;
-        assert_eq!(told.len(), 1000, "there is room for who reads");
+        let results = stream.send_and_read(request(round * 1000, vec![Msg::default(); 1000])).await;
+        assert_eq!(results.len(), 1000, "a caller that reads gets its results");
     }
     assert!(stream.finish().await.1.is_ok());
 }
 
-/// What a connection may have sent and we have not read is not used up by a few streams that nobody reads from.
+/// A few unread streams must not use up the flow-control window of the connection.
 #[tokio::test]
-async fn unread_streams_do_not_stop_the_calls_beside_them() {
-    let world = World::new("beside").await;
+async fn unread_streams_do_not_block_other_calls() {
+    let world = World::new("unread_streams").await;
     let gateway = world.gateway("gateway", |spec| spec.env("MAX_STREAM_INFLIGHT_MSGS", 200));
     gateway.service.start().await.unwrap();
     let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
@@ -127,13 +129,13 @@ async fn unread_streams_do_not_stop_the_calls_beside_them() {
         let sends = |first: u64| stream.requests.send(request(first, vec![message.clone(); 200]));
         while timeout(Duration::from_secs(2), sends(sent)).await.is_ok() {
             sent += 200;
-            assert!(sent < 100_000, "nothing stops the sender");
+            assert!(sent < 100_000, "the sender was never blocked");
         }
         stream
     });
     let _streams = join_all(stalled).await;
-    let beside = timeout(Duration::from_secs(10), send(&client, &msg("alice", "bob", "beside", "x"))).await;
-    beside.expect("it is not stopped").unwrap();
+    let other_call = timeout(Duration::from_secs(10), send(&client, &msg("alice", "bob", "other", "x"))).await;
+    other_call.expect("another call on the connection succeeds").unwrap();
 }
 
 #[tokio::test]
@@ -144,34 +146,36 @@ async fn streams_have_a_limit() {
     let client = client(&gateway).await;
     let (first, mut second) = (open(&client).await, open(&client).await);
     assert_not_sent(try_open(&client, None).await, Code::ResourceExhausted);
-    second.ask(request(0, [msg("alice", "bob", "1", "x")])).await[&0].as_ref().expect("it is not disturbed");
+    second.send_and_read(request(0, [msg("alice", "bob", "1", "x")])).await[&0]
+        .as_ref()
+        .expect("an open stream still works");
     drop(first);
-    eventually("there is room again", async || Ok(try_open(&client, None).await.map(drop)?)).await;
+    eventually("a stream is free again", async || Ok(try_open(&client, None).await.map(drop)?)).await;
 }
 
 #[tokio::test]
-async fn who_goes_leaves_nothing_behind() {
-    let (stack, _folder) = own_stack("gone").await;
+async fn disconnected_stream_leaves_only_records_in_flight() {
+    let (stack, _folder) = own_stack("stream_left").await;
     stack.launch().await.unwrap();
-    let world = World::on(&stack, "gone", 4);
+    let world = World::on(&stack, "stream_left", 4);
     world.create(&stack).await;
     let gateway = world.running_gateway().await;
-    let stays = client(&gateway).await;
-    send(&stays, &msg("alice", "bob", "before", "x")).await.unwrap();
+    let shared = client(&gateway).await;
+    send(&shared, &msg("alice", "bob", "before", "x")).await.unwrap();
     assert!(stack.kafka().signal_broker(1, Signal::Stop).unwrap());
-    // One takes its stream down, one its connection.
+    // One caller drops its stream, the other its connection.
     let own = client(&gateway).await;
-    let (on_shared, on_own) = (open(&stays).await, open(&own).await);
+    let (on_shared, on_own) = (open(&shared).await, open(&own).await);
     for (stream, id) in [(&on_shared, "shared"), (&on_own, "own")] {
         stream.send(request(0, (0..50).map(|i| msg("alice", "bob", &format!("{id} {i}"), "x")))).await;
     }
     in_flight(&gateway, 100).await;
-    streams(&gateway, 2).await;
+    wait_for_streams(&gateway, 2).await;
     drop(on_shared);
-    streams(&gateway, 1).await;
+    wait_for_streams(&gateway, 1).await;
     drop((on_own, own));
-    streams(&gateway, 0).await;
-    // The records are in flight still, and have their places until Kafka has said what became of them.
+    wait_for_streams(&gateway, 0).await;
+    // The records are still in flight, and hold their permits until their delivery reports.
     assert_eq!(metric(&gateway, "msg_gateway_inflight_msgs").await.unwrap(), 100.0);
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
     in_flight(&gateway, 0).await;
@@ -181,7 +185,7 @@ async fn who_goes_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn where_the_gateway_is_full_a_stream_waits_for_room_but_not_for_ever() {
+async fn stream_waits_for_capacity_up_to_max_send_wait() {
     let (stack, _folder) = own_stack("stream_full").await;
     stack.launch().await.unwrap();
     let world = World::on(&stack, "stream_full", 4);
@@ -190,7 +194,7 @@ async fn where_the_gateway_is_full_a_stream_waits_for_room_but_not_for_ever() {
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
-    // Many more than there is room for, of two streams: all go through.
+    // Two streams send many more entries than the limit: all of them are accepted.
     let mut streams = [open(&client).await, open(&client).await];
     let message = |stream: usize, i: u64| msg("alice", &format!("inbox-{stream}"), &i.to_string(), "x");
     let many = |stream, first| request(first, (first..first + 100).map(move |i| message(stream, i)));
@@ -200,26 +204,27 @@ async fn where_the_gateway_is_full_a_stream_waits_for_room_but_not_for_ever() {
     for stream in &mut streams {
         assert!(stream.results(100).await.values().all(Result::is_ok));
     }
-    // While Kafka hangs they wait, and others are refused at once.
+    // While Kafka is frozen, stream entries wait for capacity, and other calls are rejected immediately.
     assert!(stack.kafka().signal_broker(1, Signal::Stop).unwrap());
     streams[0].send(many(0, 100)).await;
     in_flight(&gateway, 3).await;
-    assert_not_sent(send(&client, &msg("alice", "bob", "refused", "x")).await, Code::ResourceExhausted);
-    let told = streams[0].results(100).await;
+    assert_not_sent(send(&client, &msg("alice", "bob", "rejected", "x")).await, Code::ResourceExhausted);
+    let results = streams[0].results(100).await;
     for id in 100..103 {
-        assert_failed(told[&id].clone(), Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
+        assert_failed(results[&id].clone(), Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
     }
-    // All to one inbox, whose order would be broken: which of the two comes first depends on the clock alone.
+    // All entries are to one inbox, so the order has to be kept. Which of the two reasons an entry gets depends on
+    // timing.
     for id in 103..200 {
-        let status = told[&id].clone().unwrap_err();
+        let status = results[&id].clone().unwrap_err();
         let reason = reason(&status).unwrap();
         assert!(["NOT_SENT", "PREDECESSOR_FAILED"].contains(&reason.as_str()), "{status:?}");
     }
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
     in_flight(&gateway, 0).await;
     assert_eq!(world.ends().await.iter().sum::<i64>(), 1 + 200 + 3, "P6");
-    let told = streams[0].ask(many(0, 100)).await;
-    assert!(told.values().all(Result::is_ok), "the same again, in the same order");
+    let results = streams[0].send_and_read(many(0, 100)).await;
+    assert!(results.values().all(Result::is_ok), "entries sent again in the same order are accepted");
     for stream in streams {
         assert!(stream.finish().await.1.is_ok());
     }
@@ -230,27 +235,31 @@ async fn where_the_gateway_is_full_a_stream_waits_for_room_but_not_for_ever() {
     stack.stop().await;
 }
 
-/// A request that stops half way is not waited for, on a stream as elsewhere; a stream that pauses between requests is.
+/// A request that stops midway times out, on a stream as elsewhere. A stream that pauses between requests does not.
 #[tokio::test]
-async fn what_begins_to_arrive_has_to_arrive_in_time() {
+async fn partial_request_fails_at_the_receive_timeout() {
     let world = World::new("trickle").await;
     let gateway = world.gateway("gateway", |spec| spec.env("REQUEST_RECEIVE_TIMEOUT", "1s"));
     gateway.service.start().await.unwrap();
-    let mut half: Vec<_> = Vec::new();
+    let mut partial: Vec<_> = Vec::new();
     for method in ["SendMsg", "StreamSendMsg"] {
-        half.push(raw::begun(&gateway.address, method).await);
+        partial.push(raw::start_partial_call(&gateway.address, method).await);
     }
     let client = client(&gateway).await;
     let mut pausing = open(&client).await;
-    pausing.ask(request(0, [msg("alice", "bob", "1", "x")])).await[&0].as_ref().unwrap();
-    let arriving = "msg_gateway_buffered_request_bytes";
-    eventually("they are seen", async || ensure(metric(&gateway, arriving).await? > 0.0, "nothing arrives")).await;
-    for call in &mut half {
-        timeout(Duration::from_secs(20), call.ended()).await.expect("it is ended");
+    pausing.send_and_read(request(0, [msg("alice", "bob", "1", "x")])).await[&0].as_ref().unwrap();
+    let buffered = "msg_gateway_buffered_request_bytes";
+    eventually("the gateway has received the partial requests", async || {
+        ensure(metric(&gateway, buffered).await? > 0.0, "no bytes are buffered")
+    })
+    .await;
+    for call in &mut partial {
+        timeout(Duration::from_secs(20), call.wait_until_ended()).await.expect("the call ends");
     }
-    eventually("nothing is kept of them", async || ensure(metric(&gateway, arriving).await? == 0.0, "bytes")).await;
-    streams(&gateway, 1).await;
-    let told: super::Told = pausing.ask(request(0, [msg("alice", "bob", "2", "x")])).await;
-    told[&0].as_ref().expect("a pause is no fault");
+    eventually("the partial requests are freed", async || ensure(metric(&gateway, buffered).await? == 0.0, "bytes"))
+        .await;
+    wait_for_streams(&gateway, 1).await;
+    let results: super::Results = pausing.send_and_read(request(0, [msg("alice", "bob", "2", "x")])).await;
+    results[&0].as_ref().expect("a pause ends no stream");
     assert_eq!(world.ends().await.iter().sum::<i64>(), 2);
 }

@@ -1,4 +1,4 @@
-//! StreamSendMsg: what a caller sees of a stream, and what becomes of its messages.
+//! StreamSendMsg: the results that a caller gets, and the rows that its messages become.
 
 mod ends;
 mod flow;
@@ -17,14 +17,14 @@ use tonic::{Request, Status, Streaming};
 use super::calls::{Client, result};
 use crate::support::PATIENCE;
 
-/// A stream as a caller has it.
+/// A caller's side of a stream.
 struct Stream {
     requests: mpsc::Sender<StreamSendMsgRequest>,
-    replies: Streaming<StreamSendMsgResponse>,
+    responses: Streaming<StreamSendMsgResponse>,
 }
 
-/// What entries were told, by `correlation_id`.
-type Told = BTreeMap<u64, Result<Placement, Status>>;
+/// The results of entries, by `correlation_id`.
+type Results = BTreeMap<u64, Result<Placement, Status>>;
 
 async fn open(client: &Client) -> Stream {
     try_open(client, None).await.unwrap()
@@ -36,8 +36,8 @@ async fn try_open(client: &Client, timeout: Option<Duration>) -> Result<Stream, 
     if let Some(timeout) = timeout {
         request.set_timeout(timeout);
     }
-    let replies = client.clone().stream_send_msg(request).await?.into_inner();
-    Ok(Stream { requests, replies })
+    let responses = client.clone().stream_send_msg(request).await?.into_inner();
+    Ok(Stream { requests, responses })
 }
 
 /// A request with these messages, numbered from `first`.
@@ -51,56 +51,57 @@ impl Stream {
         self.requests.send(request).await.expect("the stream is open");
     }
 
-    /// The next reply; `None` at the end of a stream that ends well.
-    async fn reply(&mut self) -> Result<Option<Told>, Status> {
-        Ok(self.one_by_one().await?.map(Told::from_iter))
+    /// Reads the next response; `None` if the stream has ended with OK.
+    async fn next_response(&mut self) -> Result<Option<Results>, Status> {
+        Ok(self.next_results().await?.map(Results::from_iter))
     }
 
-    /// The same where one id may be told of twice.
-    async fn one_by_one(&mut self) -> Result<Option<Vec<(u64, Result<Placement, Status>)>>, Status> {
-        let reply = tokio::time::timeout(PATIENCE, self.replies.message()).await.expect("something comes")?;
-        let Some(reply) = reply else { return Ok(None) };
-        assert!((1..=1000).contains(&reply.results.len()), "{} results", reply.results.len());
-        assert!(reply.encoded_len() < 4 << 20);
-        let told = |one: &msg_common::proto::StreamSendResult| {
-            (one.correlation_id, result(one.result.as_ref().expect("it is set")))
+    /// As `next_response`, for entries that share a `correlation_id`.
+    async fn next_results(&mut self) -> Result<Option<Vec<(u64, Result<Placement, Status>)>>, Status> {
+        let next_response =
+            tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("a response or the end arrives")?;
+        let Some(next_response) = next_response else { return Ok(None) };
+        assert!((1..=1000).contains(&next_response.results.len()), "{} results", next_response.results.len());
+        assert!(next_response.encoded_len() < 4 << 20);
+        let entry = |one: &msg_common::proto::StreamSendResult| {
+            (one.correlation_id, result(one.result.as_ref().expect("a result is set")))
         };
-        Ok(Some(reply.results.iter().map(told).collect()))
+        Ok(Some(next_response.results.iter().map(entry).collect()))
     }
 
-    /// The results of so many entries.
-    async fn results(&mut self, count: usize) -> Told {
-        let mut told = Told::new();
-        while told.len() < count {
-            told.extend(self.reply().await.unwrap().expect("the stream goes on"));
+    /// Reads until `count` entries have a result.
+    async fn results(&mut self, count: usize) -> Results {
+        let mut results = Results::new();
+        while results.len() < count {
+            results.extend(self.next_response().await.unwrap().expect("the stream is open"));
         }
-        assert_eq!(told.len(), count);
-        told
+        assert_eq!(results.len(), count);
+        results
     }
 
-    /// Sends one request, and waits for all its results.
-    async fn ask(&mut self, request: StreamSendMsgRequest) -> Told {
+    /// Sends one request, and reads all its results.
+    async fn send_and_read(&mut self, request: StreamSendMsgRequest) -> Results {
         let count = request.entries.len();
         self.send(request).await;
         self.results(count).await
     }
 
-    /// Reads to the end, which is told too.
-    async fn rest(&mut self) -> (Told, Result<(), Status>) {
-        let mut told = Told::new();
+    /// Reads to the end; returns the results and how the stream ended.
+    async fn remaining(&mut self) -> (Results, Result<(), Status>) {
+        let mut results = Results::new();
         loop {
-            match self.reply().await {
-                Ok(Some(more)) => told.extend(more),
-                Ok(None) => return (told, Ok(())),
-                Err(status) => return (told, Err(status)),
+            match self.next_response().await {
+                Ok(Some(more)) => results.extend(more),
+                Ok(None) => return (results, Ok(())),
+                Err(status) => return (results, Err(status)),
             }
         }
     }
 
     /// Half-closes, and reads to the end.
-    async fn finish(self) -> (Told, Result<(), Status>) {
-        let Stream { requests, replies } = self;
+    async fn finish(self) -> (Results, Result<(), Status>) {
+        let Stream { requests, responses } = self;
         drop(requests);
-        Stream { requests: mpsc::channel(1).0, replies }.rest().await
+        Stream { requests: mpsc::channel(1).0, responses }.remaining().await
     }
 }

@@ -1,4 +1,4 @@
-//! P3 within a stream: what is sent to one inbox is stored in that order, also after something failed.
+//! P3 within a stream: messages to one inbox are stored in the order in which they were sent, also after a failure.
 
 use futures_util::future::join_all;
 use msg_dev::stack::Signal;
@@ -12,7 +12,7 @@ use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
 #[tokio::test]
-async fn under_load_each_streams_entries_keep_their_order_in_each_inbox() {
+async fn stream_entries_keep_their_order_in_each_inbox_under_load() {
     let world = World::new("stream_order").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -24,7 +24,7 @@ async fn under_load_each_streams_entries_keep_their_order_in_each_inbox() {
         let message = |i: u64| msg(&format!("sender-{sender}"), &format!("inbox-{}", i % INBOXES), &i.to_string(), "x");
         let requests = stream.requests.clone();
         let sending = async move {
-            // Of all sizes.
+            // Requests of varying sizes.
             let (mut next, mut size) = (0, 1);
             while next < EACH {
                 let end = EACH.min(next + size);
@@ -32,10 +32,10 @@ async fn under_load_each_streams_entries_keep_their_order_in_each_inbox() {
                 (next, size) = (end, size % 97 + 7);
             }
         };
-        let (told, ()) = tokio::join!(stream.results(EACH as usize), sending);
-        assert!(told.values().all(Result::is_ok));
-        let (rest, end) = stream.finish().await;
-        assert!(rest.is_empty() && end.is_ok());
+        let (results, ()) = tokio::join!(stream.results(EACH as usize), sending);
+        assert!(results.values().all(Result::is_ok));
+        let (remaining, end) = stream.finish().await;
+        assert!(remaining.is_empty() && end.is_ok());
     }))
     .await;
     world.rows_reach((STREAMS * EACH) as i64).await;
@@ -44,8 +44,8 @@ async fn under_load_each_streams_entries_keep_their_order_in_each_inbox() {
     for inbox in 0..INBOXES {
         for sender in 0..STREAMS {
             let (recv_id, send_id) = (format!("inbox-{inbox}"), format!("sender-{sender}"));
-            let of_both = rows.iter().filter(|row| row.recv_id == recv_id && row.send_id == send_id);
-            let found: Vec<u64> = of_both.map(|row| row.client_msg_id.parse().unwrap()).collect();
+            let matching = rows.iter().filter(|row| row.recv_id == recv_id && row.send_id == send_id);
+            let found: Vec<u64> = matching.map(|row| row.client_msg_id.parse().unwrap()).collect();
             let sent: Vec<u64> = (inbox..EACH).step_by(INBOXES as usize).collect();
             assert_eq!(found, sent, "P3: of {send_id} in {recv_id}");
         }
@@ -53,7 +53,7 @@ async fn under_load_each_streams_entries_keep_their_order_in_each_inbox() {
 }
 
 #[tokio::test]
-async fn after_an_unknown_outcome_an_inbox_waits_until_the_same_comes_again() {
+async fn inbox_is_blocked_after_unknown_until_entries_are_resent() {
     let (stack, _folder) = own_stack("predecessor").await;
     stack.launch().await.unwrap();
     let world = World::on(&stack, "predecessor", 4);
@@ -63,39 +63,39 @@ async fn after_an_unknown_outcome_an_inbox_waits_until_the_same_comes_again() {
     let client = client(&gateway).await;
     let mut stream = open(&client).await;
     let bobs = |id: &str| msg("alice", "bob", id, "x");
-    stream.ask(request(0, [bobs("before")])).await[&0].as_ref().unwrap();
+    stream.send_and_read(request(0, [bobs("before")])).await[&0].as_ref().unwrap();
     assert!(stack.kafka().signal_broker(1, Signal::Stop).unwrap());
-    // Both were handed over before anybody knew.
-    let told = stream.ask(request(1, [bobs("1"), bobs("2")])).await;
+    // Both were passed to the producer before either outcome was known.
+    let results = stream.send_and_read(request(1, [bobs("1"), bobs("2")])).await;
     for id in [1, 2] {
-        assert_failed(told[&id].clone(), Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
+        assert_failed(results[&id].clone(), Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
     }
-    let blocked = async |stream: &mut super::Stream, id| {
-        let told = stream.ask(request(9, [bobs(id)])).await;
-        assert_failed(told[&9].clone(), Code::Aborted, "PREDECESSOR_FAILED");
+    let assert_blocked = async |stream: &mut super::Stream, id| {
+        let results = stream.send_and_read(request(9, [bobs(id)])).await;
+        assert_failed(results[&9].clone(), Code::Aborted, "PREDECESSOR_FAILED");
     };
-    blocked(&mut stream, "3").await;
+    assert_blocked(&mut stream, "3").await;
     in_flight(&gateway, 2).await;
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
     in_flight(&gateway, 0).await;
-    // Kafka is there again, and the order is kept all the same: first what failed first.
+    // Kafka is available again, but the inbox stays blocked until the first failed entry is sent again.
     for id in ["3", "2", "4"] {
-        blocked(&mut stream, id).await;
+        assert_blocked(&mut stream, id).await;
     }
-    let others = stream.ask(request(20, [msg("alice", "carol", "1", "x")])).await;
-    others[&20].as_ref().expect("another inbox is not concerned");
-    eventually("the first goes again", async || {
-        let told = stream.ask(request(30, [bobs("1")])).await;
-        ensure(told[&30].is_ok(), format!("{told:?}"))
+    let others = stream.send_and_read(request(20, [msg("alice", "carol", "1", "x")])).await;
+    others[&20].as_ref().expect("another inbox is not blocked");
+    eventually("the first failed entry is accepted", async || {
+        let results = stream.send_and_read(request(30, [bobs("1")])).await;
+        ensure(results[&30].is_ok(), format!("{results:?}"))
     })
     .await;
-    blocked(&mut stream, "4").await;
-    let told = stream.ask(request(40, ["2", "3", "4", "5"].map(bobs))).await;
-    assert!(told.values().all(Result::is_ok), "{told:?}");
+    assert_blocked(&mut stream, "4").await;
+    let results = stream.send_and_read(request(40, ["2", "3", "4", "5"].map(bobs))).await;
+    assert!(results.values().all(Result::is_ok), "{results:?}");
     assert!(stream.finish().await.1.is_ok());
-    // A new stream knows nothing of it.
+    // A new stream is not blocked.
     let mut fresh = open(&client).await;
-    fresh.ask(request(0, [bobs("6")])).await[&0].as_ref().unwrap();
+    fresh.send_and_read(request(0, [bobs("6")])).await[&0].as_ref().unwrap();
     let transfer = world.running_transfer().await;
     world.all_committed().await;
     let rows: Vec<_> = world.rows().await.into_iter().filter(|row| row.recv_id == "bob").collect();

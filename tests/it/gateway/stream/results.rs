@@ -1,4 +1,4 @@
-//! Each entry has its result, whatever is wrong with it or with others.
+//! Each entry gets its own result, no matter what is wrong with it or with others.
 
 use std::time::{Duration, Instant};
 
@@ -12,32 +12,32 @@ use crate::support::kafka::{id_of, msg};
 use crate::support::world::World;
 
 #[tokio::test]
-async fn each_entry_has_its_result_and_the_end_of_the_requests_is_a_good_end() {
+async fn stream_returns_a_result_per_entry_and_ends_with_ok() {
     let world = World::new("stream").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
     let mut stream = open(&client).await;
     let message = |i: u64| msg("alice", &format!("inbox-{}", i % 4), &i.to_string(), "x");
     for i in 0..10 {
-        let told = stream.ask(request(1000 + i, [message(i)])).await;
-        assert_eq!(told[&(1000 + i)].as_ref().unwrap().msg_id, id_of(&message(i)).to_string());
+        let results = stream.send_and_read(request(1000 + i, [message(i)])).await;
+        assert_eq!(results[&(1000 + i)].as_ref().unwrap().msg_id, id_of(&message(i)).to_string());
     }
-    // A correlation_id that is answered may be used again.
-    stream.ask(request(1000, [message(0)])).await[&1000].as_ref().unwrap();
+    // A correlation_id can be used again once its result was returned.
+    stream.send_and_read(request(1000, [message(0)])).await[&1000].as_ref().unwrap();
     for first in (10..5010).step_by(1000) {
         stream.send(request(first, (first..first + 1000).map(message))).await;
     }
-    // The replies are fewer than the entries: results that are ready together go together.
+    // Results that are ready together are returned together, so there are fewer responses than entries.
     drop(stream.requests);
     stream.requests = tokio::sync::mpsc::channel(1).0;
-    let (mut replies, mut results) = (0, 0);
-    while let Some(told) = stream.reply().await.unwrap() {
-        assert!(told.values().all(Result::is_ok));
-        replies += 1;
-        results += told.len();
+    let (mut responses, mut count) = (0, 0);
+    while let Some(results) = stream.next_response().await.unwrap() {
+        assert!(results.values().all(Result::is_ok));
+        responses += 1;
+        count += results.len();
     }
-    assert_eq!(results, 5000);
-    assert!(replies < 2500, "{replies} replies for {results} results");
+    assert_eq!(count, 5000);
+    assert!(responses < 2500, "{responses} responses for {count} results");
     world.all_committed().await;
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.rows().await.len(), 5010);
@@ -51,7 +51,7 @@ async fn each_entry_has_its_result_and_the_end_of_the_requests_is_a_good_end() {
 }
 
 #[tokio::test]
-async fn a_bad_entry_fails_alone() {
+async fn invalid_stream_entry_fails_alone() {
     let world = World::new("stream_bad_entries").await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
@@ -64,11 +64,11 @@ async fn a_bad_entry_fails_alone() {
     stream.send(StreamSendMsgRequest { entries, wait_for: 0 }).await;
     drop(stream.requests);
     stream.requests = tokio::sync::mpsc::channel(1).0;
-    let mut told = Vec::new();
-    while let Some(more) = stream.one_by_one().await.unwrap() {
-        told.extend(more);
+    let mut results = Vec::new();
+    while let Some(more) = stream.next_results().await.unwrap() {
+        results.extend(more);
     }
-    let of = |id: u64| told.iter().filter(|one| one.0 == id).map(|one| one.1.clone()).collect::<Vec<_>>();
+    let of = |id: u64| results.iter().filter(|one| one.0 == id).map(|one| one.1.clone()).collect::<Vec<_>>();
     let bad = |id: u64| of(id).into_iter().find(Result::is_err).unwrap();
     for (id, named) in [
         (2, &["entries[1].msg.send_id", "entries[1].msg.client_msg_id"][..]),
@@ -83,9 +83,10 @@ async fn a_bad_entry_fails_alone() {
     assert_eq!(rows, ["1", "5"]);
 }
 
-/// A request that is none ends the stream: what came before it is answered, and nothing of it is sent.
+/// A malformed request ends the stream. Entries sent before it get their results, and nothing of the malformed
+/// request is sent.
 #[tokio::test]
-async fn a_bad_request_ends_the_stream_after_what_was_taken() {
+async fn invalid_request_ends_the_stream_after_accepted_entries() {
     let world = World::new("stream_bad_requests").await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
@@ -102,31 +103,31 @@ async fn a_bad_request_ends_the_stream_after_what_was_taken() {
         let mut stream = open(&client).await;
         stream.send(request(0, (0..5).map(message))).await;
         stream.send(bad).await;
-        let (told, end) = stream.rest().await;
-        assert_eq!(told.keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
-        assert!(told.values().all(Result::is_ok));
+        let (results, end) = stream.remaining().await;
+        assert_eq!(results.keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert!(results.values().all(Result::is_ok));
         let details = assert_failed(end, code, reason);
         if !named.is_empty() {
             assert_eq!(fields(&details), named);
         }
     }
-    assert_eq!(world.ends().await.iter().sum::<i64>(), 20, "something of a bad request was sent");
+    assert_eq!(world.ends().await.iter().sum::<i64>(), 20, "an entry of an invalid request was sent");
 }
 
 #[tokio::test]
-async fn the_callers_deadline_ends_a_stream_in_time() {
+async fn stream_ends_before_the_callers_deadline() {
     let world = World::new("stream_deadline").await;
     let gateway = world.gateway("gateway", |spec| spec.env("DEADLINE_MARGIN", "5s"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
-    let refused = try_open(&client, Some(Duration::from_secs(4))).await;
-    assert_failed(refused, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
-    let begun = Instant::now();
+    let rejected = try_open(&client, Some(Duration::from_secs(4))).await;
+    assert_failed(rejected, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
+    let started = Instant::now();
     let mut stream: Stream = try_open(&client, Some(Duration::from_secs(7))).await.unwrap();
-    stream.ask(request(0, [msg("alice", "bob", "1", "x")])).await[&0].as_ref().unwrap();
-    let (told, end) = stream.rest().await;
-    assert!(told.is_empty());
+    stream.send_and_read(request(0, [msg("alice", "bob", "1", "x")])).await[&0].as_ref().unwrap();
+    let (results, end) = stream.remaining().await;
+    assert!(results.is_empty());
     assert_failed(end, Code::DeadlineExceeded, "STREAM_ENDED");
-    let took = begun.elapsed().as_secs_f64();
-    assert!((1.9..6.9).contains(&took), "it ended after {took} s");
+    let elapsed = started.elapsed().as_secs_f64();
+    assert!((1.9..6.9).contains(&elapsed), "the stream ended after {elapsed} s");
 }

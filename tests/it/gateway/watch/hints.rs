@@ -1,4 +1,4 @@
-//! The reader of hints is replaced when its topic changes behind its back.
+//! The gateway replaces its reader of hints when their topic has changed.
 
 use msg_common::proto::{HintedInbox, StoredHint};
 use prost::Message;
@@ -11,7 +11,7 @@ use crate::support::world::{Gateway, World};
 use crate::support::{admin, ensure, eventually};
 
 /// Writes hints to this partition until the gateway reads one.
-async fn is_read(gateway: &Gateway, writer: &Writer, partition: i32) {
+async fn wait_until_read(gateway: &Gateway, writer: &Writer, partition: i32) {
     let read = async || metric(gateway, r#"msg_gateway_hints_total{outcome="READ"}"#).await;
     let before = read().await.unwrap();
     let hint = StoredHint { inboxes: vec![HintedInbox { recv_id: "nobody".into(), seq: 1 }] };
@@ -28,7 +28,7 @@ async fn is_read(gateway: &Gateway, writer: &Writer, partition: i32) {
 #[tokio::test]
 async fn hints_are_read_when_their_topic_grows_or_is_recreated() {
     let world = World::new("hints_topic").await;
-    // No transfer: its hints would be read, too.
+    // No transfer runs, because its hints would be read too.
     let gateway = {
         world.running_transfer().await.stop().await.unwrap();
         world.running_gateway().await
@@ -36,13 +36,13 @@ async fn hints_are_read_when_their_topic_grows_or_is_recreated() {
     let _watcher = Watcher::open(&client(&gateway).await, request([("bob", None)])).await.unwrap();
     let kafka = stack().await.kafka();
     let topic = format!("{}-hints", world.topic());
-    let partitions = kafka.partitions(&topic).await.unwrap().expect("it is there");
-    is_read(&gateway, &Writer::new(world.brokers(), &topic, partitions), 0).await;
+    let partitions = kafka.partitions(&topic).await.unwrap().expect("the hints topic exists");
+    wait_until_read(&gateway, &Writer::new(world.brokers(), &topic, partitions), 0).await;
     admin::grow(world.brokers(), &topic, usize::try_from(partitions).unwrap() + 1).await;
-    is_read(&gateway, &Writer::new(world.brokers(), &topic, partitions + 1), partitions).await;
+    wait_until_read(&gateway, &Writer::new(world.brokers(), &topic, partitions + 1), partitions).await;
     kafka.delete_topic(&topic).await.unwrap();
     kafka.create(&kafka.hints_topic(world.topic())).await.unwrap();
-    is_read(&gateway, &Writer::new(world.brokers(), &topic, partitions), 0).await;
+    wait_until_read(&gateway, &Writer::new(world.brokers(), &topic, partitions), 0).await;
     let replaced = metric(&gateway, "msg_gateway_hint_readers_replaced_total").await.unwrap();
-    assert!(replaced >= 2.0, "{replaced} were replaced");
+    assert!(replaced >= 2.0, "{replaced} readers were replaced");
 }

@@ -1,4 +1,5 @@
-//! WatchMsgs: everything after a seq, then live, in order, each once; whatever happens in between.
+//! WatchMsgs: every message after a `seq` and then each new one, in order and once, no matter what happens in
+//! between.
 
 mod bounds;
 mod catchup;
@@ -21,10 +22,10 @@ pub(super) fn request<'a>(inboxes: impl IntoIterator<Item = (&'a str, Option<i64
     WatchMsgsRequest { inboxes: inboxes.into_iter().map(cursor).collect(), omit_content: false }
 }
 
-/// A watcher, and what it was given.
+/// A watcher, and the events that it has received.
 pub(super) struct Watcher {
     events: Streaming<WatchMsgsResponse>,
-    /// By inbox: the last seq. Each next one has to follow it.
+    /// The last `seq` of each inbox; the next message has to follow it.
     cursors: BTreeMap<String, i64>,
     msgs: Vec<StoredMsg>,
     heartbeats: usize,
@@ -32,21 +33,21 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Watches, and waits for the word that it does.
+    /// Opens a watch, and waits for its first event.
     pub(super) async fn open(client: &Client, request: WatchMsgsRequest) -> Result<Watcher, Status> {
-        let given = request.inboxes.iter().filter_map(|inbox| Some((inbox.recv_id.clone(), inbox.after_seq?)));
-        let cursors = given.collect();
+        let cursors = request.inboxes.iter().filter_map(|inbox| Some((inbox.recv_id.clone(), inbox.after_seq?)));
+        let cursors = cursors.collect();
         let events = client.clone().watch_msgs(request).await?.into_inner();
         let mut watcher = Watcher { events, cursors, msgs: Vec::new(), heartbeats: 0, behind: 0 };
         watcher.next().await?;
-        assert_eq!((watcher.heartbeats, watcher.msgs.len()), (1, 0), "the first event says that it watches");
+        assert_eq!((watcher.heartbeats, watcher.msgs.len()), (1, 0), "the first event is a heartbeat");
         Ok(watcher)
     }
 
-    /// The next event. Fails the test where a message is missing, or comes twice or too early.
+    /// Receives the next event. Panics if a message is missing, duplicated or out of order.
     async fn next(&mut self) -> Result<(), Status> {
-        let event = timeout(PATIENCE, self.events.message()).await.expect("there is an event in time")?;
-        match event.expect("a watch never ends as OK").event.expect("one is set") {
+        let event = timeout(PATIENCE, self.events.message()).await.expect("an event arrives in time")?;
+        match event.expect("a watch never ends with OK").event.expect("an event is set") {
             Event::Heartbeat(beat) => {
                 assert!(beat.time.is_some());
                 self.heartbeats += 1;
@@ -57,7 +58,7 @@ impl Watcher {
                 for stored in watched.msgs {
                     let recv_id = stored.msg.as_ref().unwrap().recv_id.clone();
                     let cursor = self.cursors.entry(recv_id.clone()).or_insert(stored.seq - 1);
-                    assert_eq!(stored.seq, *cursor + 1, "{recv_id}: a gap, or twice");
+                    assert_eq!(stored.seq, *cursor + 1, "{recv_id}: a gap or a duplicate");
                     *cursor = stored.seq;
                     self.msgs.push(stored);
                 }
@@ -66,25 +67,26 @@ impl Watcher {
         Ok(())
     }
 
-    /// Until so many messages were given. One deadline over all of it: heartbeats must not renew it.
-    async fn reaches(&mut self, count: usize) {
+    /// Waits until `count` messages were received. One deadline for all of them: heartbeats must not extend it.
+    async fn wait_for_msgs(&mut self, count: usize) {
         let deadline = Instant::now() + 2 * PATIENCE;
         while self.msgs.len() < count {
             let next = timeout_at(deadline, self.next()).await;
-            let had = self.msgs.len();
-            let next = next.unwrap_or_else(|_| panic!("{had} of {count} messages, and only heartbeats since"));
-            next.unwrap_or_else(|status| panic!("{had} of {count}: {status:?}"));
+            let received = self.msgs.len();
+            let next =
+                next.unwrap_or_else(|_| panic!("{received} of {count} messages, and since then only heartbeats"));
+            next.unwrap_or_else(|status| panic!("{received} of {count}: {status:?}"));
         }
     }
 
-    /// Until so many heartbeats came.
-    async fn beats(&mut self, count: usize) {
+    /// Waits until `count` heartbeats were received.
+    async fn wait_for_heartbeats(&mut self, count: usize) {
         while self.heartbeats < count {
             self.next().await.unwrap();
         }
     }
 
-    /// Until the stream ends; how.
+    /// Waits until the stream ends; returns its status.
     async fn end(&mut self) -> Status {
         loop {
             if let Err(status) = self.next().await {

@@ -1,4 +1,4 @@
-//! From the table to what is stored now: nothing is missed at the seam, and nothing comes twice.
+//! From reading the table to reading new rows: no message is missing or duplicated at the transition.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::load::Load;
 use crate::support::world::World;
 
 #[tokio::test]
-async fn watchers_that_come_at_any_time_get_every_message_in_order() {
+async fn watchers_get_every_message_in_order_from_any_start() {
     const INBOXES: usize = 7;
     let world = World::new("watch_seam").await;
     let _transfer = world.running_transfer().await;
@@ -23,16 +23,16 @@ async fn watchers_that_come_at_any_time_get_every_message_in_order() {
     for count in 1..=30 {
         world.rows_reach(count * 50).await;
         let client = client(&gateway).await;
-        // From the beginning, from the middle, and from further than anything reaches yet.
+        // From the start, from the middle, and from above the last `seq`.
         let after = [0, 1, 5 * count, 100_000][usize::try_from(count).unwrap() % 4];
         let cursors = names.iter().map(|name| (name.as_str(), Some(after)));
         watchers.push(Watcher::open(&client, request(cursors)).await.unwrap());
     }
-    // All of them read while the rest is written.
+    // All of them read while more messages are stored.
     let reading = watchers.into_iter().map(|mut watcher| {
         tokio::spawn(async move {
             if watcher.cursors["inbox-0"] < 100_000 {
-                watcher.reaches(3000).await;
+                watcher.wait_for_msgs(3000).await;
             }
             watcher
         })
@@ -42,10 +42,10 @@ async fn watchers_that_come_at_any_time_get_every_message_in_order() {
     for watcher in watchers {
         let mut watcher = watcher.unwrap();
         let missed: i64 = watcher.cursors.values().sum::<i64>() - i64::try_from(watcher.msgs.len()).unwrap();
-        let Some(left) = sent.checked_sub(usize::try_from(missed).unwrap()) else {
+        let Some(expected) = sent.checked_sub(usize::try_from(missed).unwrap()) else {
             continue;
         };
-        watcher.reaches(left).await;
+        watcher.wait_for_msgs(expected).await;
         let mut by_inbox = names.iter().enumerate().map(|(n, name)| (name, n));
         assert!(
             by_inbox.all(|(name, n)| watcher.cursors[name] == i64::try_from((sent - n).div_ceil(INBOXES)).unwrap())
@@ -54,7 +54,7 @@ async fn watchers_that_come_at_any_time_get_every_message_in_order() {
 }
 
 #[tokio::test]
-async fn from_now_on_is_from_the_first_event_on() {
+async fn watch_without_a_cursor_starts_at_its_first_event() {
     let world = World::new("watch_now").await;
     let _transfer = world.running_transfer().await;
     let gateway = world.gateway("gateway", |spec| spec.env("HEARTBEAT_INTERVAL", "1s"));
@@ -66,10 +66,10 @@ async fn from_now_on_is_from_the_first_event_on() {
     world.rows_reach(10).await;
     let mut watcher = Watcher::open(&client, request([("bob", None), ("carol", None)])).await.unwrap();
     let (to_bob, to_carol) = (msg("alice", "bob", "to bob", "hello"), msg("alice", "carol", "to carol", "hello"));
-    for msg in [&to_bob, &to_carol, &msg("alice", "dave", "to nobody who watches", "x")] {
+    for msg in [&to_bob, &to_carol, &msg("alice", "dave", "not watched", "x")] {
         send(&client, msg).await.unwrap();
     }
-    watcher.reaches(2).await;
+    watcher.wait_for_msgs(2).await;
     let mut ids = watcher.ids();
     ids.sort_unstable();
     assert_eq!(ids, ["to bob", "to carol"]);
@@ -80,13 +80,13 @@ async fn from_now_on_is_from_the_first_event_on() {
         assert!(stored.send_time.is_some() && stored.stored_time.is_some());
         assert_eq!(stored.seq, if msg.recv_id == "bob" { 11 } else { 1 });
     }
-    // A heartbeat is all that comes of what is not for it.
-    watcher.beats(watcher.heartbeats + 1).await;
+    // For other inboxes it gets only heartbeats.
+    watcher.wait_for_heartbeats(watcher.heartbeats + 1).await;
     assert_eq!(watcher.msgs.len(), 2);
 }
 
 #[tokio::test]
-async fn whoever_resumes_goes_on_where_it_was_also_through_another_gateway() {
+async fn watch_resumes_at_its_cursor_through_another_gateway() {
     let world = World::new("watch_resume").await;
     let _transfer = world.running_transfer().await;
     let gateways = [world.running_gateway().await, world.gateway("other", |spec| spec)];
@@ -98,7 +98,7 @@ async fn whoever_resumes_goes_on_where_it_was_also_through_another_gateway() {
         let mut request = request([("inbox-0", Some(after))]);
         request.omit_content = turn % 3 == 0;
         let mut watcher = Watcher::open(&client, request).await.unwrap();
-        watcher.reaches(150 * turn + 1).await;
+        watcher.wait_for_msgs(150 * turn + 1).await;
         let content = |stored: &msg_common::proto::StoredMsg| stored.msg.as_ref().unwrap().content.is_empty();
         assert!(watcher.msgs.iter().all(|stored| content(stored) == (turn % 3 == 0)));
         after = watcher.cursors["inbox-0"];
@@ -106,9 +106,9 @@ async fn whoever_resumes_goes_on_where_it_was_also_through_another_gateway() {
     load.finish(&world).await;
 }
 
-/// Nothing rests on hints but speed.
+/// Hints change only how soon a message arrives.
 #[tokio::test]
-async fn without_hints_messages_come_later() {
+async fn messages_without_hints_arrive_later() {
     let world = World::new("watch_no_hints").await;
     let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", "none"));
     transfer.start().await.unwrap();
@@ -118,16 +118,19 @@ async fn without_hints_messages_come_later() {
     for i in 0..20 {
         send(&client, &msg("alice", ["bob", "carol"][i % 2], &i.to_string(), "x")).await.unwrap();
     }
-    watcher.reaches(20).await;
-    // After that the gateway knows better than to wait for hints.
-    let begun = Instant::now();
+    watcher.wait_for_msgs(20).await;
+    // By now the gateway knows that hints are unreliable.
+    let started = Instant::now();
     send(&client, &msg("alice", "bob", "last", "x")).await.unwrap();
-    watcher.reaches(21).await;
-    assert!(begun.elapsed() < Duration::from_secs(10), "it looks for what no hint told of only every 30 s");
+    watcher.wait_for_msgs(21).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "the table is polled for messages without hints only every 30 s"
+    );
 }
 
 #[tokio::test]
-async fn while_the_database_is_away_nothing_comes_and_then_everything() {
+async fn watch_gets_every_message_after_database_outages() {
     let (stack, _folder) = crate::support::stack::own_postgres("watch_database").await;
     let world = World::on(&stack, "watch_database", 4);
     world.create(&stack).await;
@@ -142,12 +145,12 @@ async fn while_the_database_is_away_nothing_comes_and_then_everything() {
         writer.flush();
     };
     write(0, 100);
-    watcher.reaches(100).await;
+    watcher.wait_for_msgs(100).await;
     for turn in 1..4 {
         stack.postgres().kill().await;
         write(turn * 100, turn * 100 + 100);
-        watcher.beats(watcher.heartbeats + 3).await;
+        watcher.wait_for_heartbeats(watcher.heartbeats + 3).await;
         stack.postgres().start().await.unwrap();
-        watcher.reaches(usize::try_from(turn).unwrap() * 100 + 100).await;
+        watcher.wait_for_msgs(usize::try_from(turn).unwrap() * 100 + 100).await;
     }
 }

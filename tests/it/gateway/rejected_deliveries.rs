@@ -1,4 +1,4 @@
-//! Deliveries that Kafka rejects: what callers are told, and what operators see.
+//! Deliveries that Kafka rejects: the outcomes for callers, and the reports for operators.
 
 use msg_common::proto::{BatchSendMsgRequest, Msg};
 use rdkafka::ClientConfig;
@@ -12,7 +12,7 @@ use crate::support::stack::stack;
 use crate::support::world::{Gateway, World};
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// A topic with these settings on top of the usual ones.
+/// A world whose topic has these settings in addition to the usual ones.
 async fn world(name: &str, settings: &[(&str, &str)]) -> World {
     let stack = stack().await;
     let world = World::on(stack, name, 4);
@@ -20,7 +20,7 @@ async fn world(name: &str, settings: &[(&str, &str)]) -> World {
     world
 }
 
-/// Gives the topic these settings, and the defaults for the rest.
+/// Sets these settings of the topic, and resets all others.
 async fn alter(world: &World, settings: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
@@ -31,7 +31,7 @@ async fn alter(world: &World, settings: &[(&str, &str)]) {
     }
 }
 
-/// The lines of its log with this text.
+/// The number of lines of the gateway's log that contain this text.
 fn logged(gateway: &Gateway, text: &str) -> usize {
     let log = std::fs::read_to_string(gateway.service.log()).unwrap();
     log.lines().filter(|line| line.contains(text)).count()
@@ -39,19 +39,20 @@ fn logged(gateway: &Gateway, text: &str) -> usize {
 
 /// The broker rejects each timestamp that is older than its own clock.
 #[tokio::test]
-async fn repeated_rejections_leave_readiness_and_log_rarely() {
+async fn repeated_rejections_end_readiness_and_are_logged_rarely() {
     let world = world("rejecting", &[("message.timestamp.before.max.ms", "0")]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("LINGER", "20ms"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     let mut not_sent = 0;
     for i in 0..20 {
-        let told = send(&client, &msg("alice", "bob", &i.to_string(), "x")).await;
-        // A record that is rejected as late as a retry would be, as the first is that waits for the producer's id: ADR 32.
-        if told.as_ref().is_err_and(|status| reason(status).as_deref() == Some("OUTCOME_UNKNOWN")) {
+        let result = send(&client, &msg("alice", "bob", &i.to_string(), "x")).await;
+        // Some outcomes are unknown, like that of the first record, which waits for the producer's ID and is rejected
+        // as late as a retry would be: ADR 32.
+        if result.as_ref().is_err_and(|status| reason(status).as_deref() == Some("OUTCOME_UNKNOWN")) {
             continue;
         }
-        assert_not_sent(told, Code::Unavailable);
+        assert_not_sent(result, Code::Unavailable);
         not_sent += 1;
     }
     assert!(not_sent > 0, "every outcome is unknown");
@@ -61,14 +62,15 @@ async fn repeated_rejections_leave_readiness_and_log_rarely() {
     let lines = logged(&gateway, "deliveries fail");
     assert!((1..=3).contains(&lines), "{lines} lines for 20 rejections");
     assert_eq!(world.ends().await, [0; 4], "P6: NOT_SENT and a record");
-    // A success is what ends it: the sends go on, ready or not.
+    // Sends continue although the gateway is not ready, so the next success makes it ready.
     alter(&world, &[("max.message.bytes", "2097152")]).await;
-    eventually("it is accepted", async || Ok(send(&client, &msg("alice", "bob", "good", "x")).await?)).await;
+    eventually("the message is accepted", async || Ok(send(&client, &msg("alice", "bob", "good", "x")).await?)).await;
     gateway.service.wait_ready(PATIENCE).await.unwrap();
     assert!(gateway.service.stop().await.unwrap().success());
 }
 
-/// Kafka rejects a batch as a whole. What docs/errors.md says not to send again has to be too large by itself.
+/// Kafka rejects a batch as a whole. TOO_LARGE, which docs/errors.md says not to retry, is only for a record that is
+/// too large by itself.
 #[tokio::test]
 async fn small_neighbors_of_large_records_are_not_too_large() {
     let world = world("neighbors", &[]).await;
@@ -76,7 +78,7 @@ async fn small_neighbors_of_large_records_are_not_too_large() {
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
-    // Random bytes: compression must not make it small.
+    // Random bytes, so that the body is large after compression too.
     let body: Vec<u8> =
         (0..20_000_u64).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).to_be_bytes()).collect();
     let message = |round: usize, i: usize| {
@@ -84,7 +86,7 @@ async fn small_neighbors_of_large_records_are_not_too_large() {
         msg("alice", "bob", &format!("{round}-{i}"), if large { body.clone() } else { vec![7; 900] })
     };
     alter(&world, &[("max.message.bytes", "100000")]).await;
-    // Until the broker has its new limit.
+    // Repeated until the broker has its new limit.
     let mut round = 0;
     let (small, large) = eventually("the batch is rejected", async || {
         round += 1;
@@ -92,9 +94,9 @@ async fn small_neighbors_of_large_records_are_not_too_large() {
         let request = BatchSendMsgRequest { msgs: msgs.clone(), wait_for: 0 };
         let results = client.clone().batch_send_msg(request).await?.into_inner().results;
         let (mut small, mut large) = (Vec::new(), Vec::new());
-        for (msg, told) in msgs.iter().zip(&results) {
+        for (msg, entry) in msgs.iter().zip(&results) {
             let of = if msg.content.len() > 1000 { &mut large } else { &mut small };
-            of.push(result(told).err().and_then(|status| reason(&status)));
+            of.push(result(entry).err().and_then(|status| reason(&status)));
         }
         ensure(large.iter().all(Option::is_some), "the large ones were accepted")?;
         Ok((small, large))
@@ -104,22 +106,22 @@ async fn small_neighbors_of_large_records_are_not_too_large() {
     assert_eq!(large.len(), 2);
     let of = |expected: Option<&str>| small.iter().filter(|reason| reason.as_deref() == expected).count();
     assert!(of(Some("NOT_SENT")) > 0, "{small:?}");
-    // Those that went in another batch may have been accepted.
+    // Messages of another batch may have been accepted.
     assert_eq!(of(Some("NOT_SENT")) + of(None) + of(Some("PREDECESSOR_FAILED")), small.len(), "{small:?}");
-    // What fits is accepted still, and the operator is told.
-    send(&client, &msg("alice", "bob", "after", "x")).await.expect("it fits");
+    // Messages that fit are still accepted, and the operator is notified.
+    send(&client, &msg("alice", "bob", "after", "x")).await.expect("a small message fits");
     says_not_ready(&gateway, &["max.message.bytes is 100000", "from 1000000 to 62240"]).await;
-    send(&client, &msg("alice", "bob", "later", "x")).await.expect("it fits");
+    send(&client, &msg("alice", "bob", "later", "x")).await.expect("a small message fits");
     assert_failed(send(&client, &message(0, 5)).await, Code::InvalidArgument, "TOO_LARGE");
     assert!(gateway.service.stop().await.unwrap().success());
 }
 
 #[tokio::test]
-async fn kafkas_own_message_limit_carries_the_largest_message() {
+async fn kafkas_default_message_limit_fits_the_largest_message() {
     let world = world("default_limit", &[("max.message.bytes", "1048588")]).await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
-    // All that is allowed, and nothing that can be compressed well.
+    // The largest message that the limits allow, with bytes that hardly compress.
     let mut state = 1_u64;
     let mut byte = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -141,13 +143,13 @@ async fn kafkas_own_message_limit_carries_the_largest_message() {
     assert_failed(send(&client, &over).await, Code::InvalidArgument, "INVALID_FIELDS");
 }
 
-/// While a topic is refused, it is checked every second.
+/// While a topic is rejected, it is checked every second.
 #[tokio::test]
-async fn standing_warning_is_logged_once() {
+async fn unchanged_preflight_warning_is_logged_once() {
     let world = world("standing", &[("max.message.bytes", "500000")]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("TOPIC_PARTITIONS", 2));
     gateway.service.launch().unwrap();
-    eventually("it is checked again and again", async || {
+    eventually("the topic was checked several times", async || {
         let checks = metric(&gateway, "msg_gateway_preflight_checks_total{outcome=\"REJECTED\"}").await?;
         ensure(checks >= 4.0, checks)
     })
@@ -157,9 +159,9 @@ async fn standing_warning_is_logged_once() {
     assert!(gateway.service.stop().await.unwrap().success());
 }
 
-/// A gateway's clock must not decide when Kafka deletes its messages.
+/// A gateway's clock must not decide when Kafka deletes messages.
 #[tokio::test]
-async fn topic_that_trusts_the_gateways_clock_is_refused() {
+async fn topic_that_trusts_the_gateways_clock_is_unsafe() {
     let texts = ["message.timestamp.type is CreateTime", "message.timestamp.type=LogAppendTime"];
     let trusting = world("create_time", &[]).await;
     let gateway = trusting.gateway("gateway", |spec| without(spec, "ALLOW_UNSAFE_TOPIC"));
@@ -173,7 +175,7 @@ async fn topic_that_trusts_the_gateways_clock_is_refused() {
         let world = world(name, &[setting]).await;
         let gateway = world.gateway("gateway", |spec| without(spec, "ALLOW_UNSAFE_TOPIC"));
         gateway.service.launch().unwrap();
-        // A single broker is refused for other reasons.
+        // A topic on a single broker is unsafe for other reasons.
         says_not_ready(&gateway, &["replication factor"]).await;
         assert_eq!(logged(&gateway, "CreateTime: if a gateway's clock is behind"), 0, "{name}");
         assert!(gateway.service.stop().await.unwrap().success());

@@ -1,4 +1,4 @@
-//! What is refused at the door: every reason at once, and nothing of it is sent.
+//! Requests that the gateway rejects before anything is sent, with every reason.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::support::kafka::msg;
 use crate::support::world::World;
 
 #[tokio::test]
-async fn every_bad_field_of_a_message_is_named_at_once() {
+async fn invalid_fields_of_a_message_are_all_named() {
     let world = World::new("bad_fields").await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
@@ -61,7 +61,7 @@ async fn every_bad_field_of_a_message_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn hundreds_of_bad_fields_are_told_in_short() {
+async fn hundreds_of_violations_are_abbreviated() {
     let world = World::new("many_bad_fields").await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
@@ -71,17 +71,17 @@ async fn hundreds_of_bad_fields_are_told_in_short() {
     let send_details = assert_failed(send(&client, &bad).await, Code::InvalidArgument, "INVALID_FIELDS");
     let read_details =
         assert_failed(client.clone().get_max_seqs(inboxes).await, Code::InvalidArgument, "INVALID_FIELDS");
-    // One more than the attributes: there are too many of them.
+    // 1,000 violations of keys and values, and one more: there are too many attributes.
     for (details, count) in [(send_details, 1001), (read_details, 900)] {
-        let told = &details.bad_request().unwrap().field_violations;
-        assert!(told.len() > 10);
-        let left = count - (told.len() - 1);
-        assert_eq!(told.last().unwrap().description, format!("and {left} more"));
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert!(violations.len() > 10);
+        let left = count - (violations.len() - 1);
+        assert_eq!(violations.last().unwrap().description, format!("and {left} more"));
     }
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_read_is_named_at_once() {
+async fn invalid_fields_of_a_read_are_all_named() {
     let world = World::new("bad_reads").await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
@@ -101,50 +101,50 @@ async fn every_bad_field_of_a_read_is_named_at_once() {
     assert_eq!(fields(&details), ["to_seq"]);
 }
 
-/// What the transport refuses before any of our code sees it has a reason too: without one it would mean "unknown".
+/// An error without a reason would mean "unknown", so an error that the transport makes has one too.
 #[tokio::test]
-async fn what_the_transport_refuses_has_a_reason() {
+async fn transport_errors_have_a_reason() {
     let world = World::new("transport").await;
     let gateway = world.running_gateway().await;
     let (channel, mut client) = (channel(&gateway).await, client(&gateway).await);
-    let far_too_large = request(&msg("alice", "bob", "1", vec![0; 5 << 20]));
-    assert_failed(client.send_msg(far_too_large).await, Code::ResourceExhausted, "TOO_LARGE");
+    let too_large = request(&msg("alice", "bob", "1", vec![0; 5 << 20]));
+    assert_failed(client.send_msg(too_large).await, Code::ResourceExhausted, "TOO_LARGE");
     for path in ["/msg.v1.MsgGateway/SendMessage", "/msg.v2.MsgGateway/SendMsg", "/msg.v1.MsgGatewayX/SendMsg", "/x"] {
-        let answer = unary::<_, PullMsgsRequest>(&channel, path, PullMsgsRequest::default()).await;
-        assert_failed(answer, Code::Unimplemented, "BAD_REQUEST");
+        let result = unary::<_, PullMsgsRequest>(&channel, path, PullMsgsRequest::default()).await;
+        assert_failed(result, Code::Unimplemented, "BAD_REQUEST");
     }
-    // What is no SendMsgRequest: a wrong wire type, and text that is not UTF-8.
+    // Bytes that are no SendMsgRequest: a wrong wire type, and text that is not UTF-8.
     #[derive(Clone, PartialEq, prost::Message)]
-    struct NoMsg {
+    struct WrongWireType {
         #[prost(int64, tag = "1")]
         msg: i64,
     }
     let path = "/msg.v1.MsgGateway/SendMsg";
-    let answer = unary::<_, SendMsgRequest>(&channel, path, NoMsg { msg: 7 }).await;
-    assert_failed(answer, Code::Internal, "BAD_REQUEST");
-    let mut squeezed = Request::new(request(&msg("alice", "bob", "2", "x")));
-    squeezed.metadata_mut().insert("grpc-encoding", "br".parse().unwrap());
-    let answer = client.send_msg(squeezed).await;
-    assert_failed(answer, Code::Unimplemented, "BAD_REQUEST");
-    // It goes on serving the same connection.
+    let result = unary::<_, SendMsgRequest>(&channel, path, WrongWireType { msg: 7 }).await;
+    assert_failed(result, Code::Internal, "BAD_REQUEST");
+    let mut compressed = Request::new(request(&msg("alice", "bob", "2", "x")));
+    compressed.metadata_mut().insert("grpc-encoding", "br".parse().unwrap());
+    let result = client.send_msg(compressed).await;
+    assert_failed(result, Code::Unimplemented, "BAD_REQUEST");
+    // The same connection is still served.
     assert_eq!(world.ends().await, [0; 4], "something was sent");
     send(&client, &msg("alice", "bob", "3", "x")).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_deadline_without_room_for_the_truth_is_refused_and_nothing_is_sent() {
+async fn too_short_deadline_is_rejected_before_anything_is_sent() {
     let world = World::new("too_short").await;
-    // The margin is long, so that the answer is there before the caller's own clock cuts it.
+    // The margin is so long that the response arrives before the caller's own timer ends the call.
     let gateway = world.gateway("gateway", |spec| spec.env("DEADLINE_MARGIN", "10s"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     let message = msg("alice", "bob", "1", "x");
-    let refused = send_within(&client, &message, Duration::from_secs(9)).await;
-    assert_failed(refused, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
+    let rejected = send_within(&client, &message, Duration::from_secs(9)).await;
+    assert_failed(rejected, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
     let mut read = Request::new(PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() });
     read.set_timeout(Duration::from_secs(9));
     assert_failed(client.clone().pull_msgs(read).await, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
-    assert_eq!(world.ends().await, [0; 4], "it was sent all the same");
+    assert_eq!(world.ends().await, [0; 4], "the rejected message was sent");
     send_within(&client, &message, Duration::from_secs(30)).await.unwrap();
     assert_eq!(world.ends().await.iter().sum::<i64>(), 1);
 }
