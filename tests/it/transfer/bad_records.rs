@@ -1,4 +1,4 @@
-//! Records that hold no message: kept aside with their bytes, while their neighbours are stored.
+//! Records that hold no valid message: they are dead-lettered with their bytes, and their neighbours are stored.
 
 use msg_common::proto::Msg;
 use uuid::Uuid;
@@ -10,33 +10,33 @@ use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
 #[tokio::test]
-async fn bad_records_become_dead_letters_and_their_neighbours_rows() {
+async fn bad_records_are_dead_lettered_and_neighbours_stored() {
     let world = World::new("bad_records").await;
     let writer = world.writer();
     let neighbour = |i: usize| good(&msg("alice", "bob", &i.to_string(), "x"));
-    let with = |change: &dyn Fn(&mut Raw)| {
+    let changed = |change: &dyn Fn(&mut Raw)| {
         let mut record = neighbour(0);
         change(&mut record);
         record
     };
     let nul = Msg { send_id: "al\0ice".into(), ..msg("alice", "bob", "nul", "x") };
     let nul_inbox = Msg { recv_id: "bo\0b".into(), ..msg("alice", "bob", "nul", "x") };
-    let kindless = Msg { session_type: 0, ..msg("alice", "bob", "kind", "x") };
+    let without_session_type = Msg { session_type: 0, ..msg("alice", "bob", "kind", "x") };
     let bad = [
-        ("UNDECODABLE", with(&|record| record.value = Some(b"\xff\xff nonsense".to_vec()))),
-        ("UNDECODABLE", with(&|record| record.value = None)),
-        ("UNDECODABLE", with(&|record| record.value = Some(Vec::new()))),
-        ("UNDECODABLE", with(&|record| record.version = None)),
-        ("UNDECODABLE", with(&|record| record.version = Some("one"))),
-        ("INVALID", with(&|record| record.key = None)),
-        ("INVALID", with(&|record| record.key = Some(Vec::new()))),
-        ("INVALID", with(&|record| record.key = Some(b"carol".to_vec()))),
-        ("INVALID", with(&|record| record.key = Some(b"\xff\xfe".to_vec()))),
+        ("UNDECODABLE", changed(&|record| record.value = Some(b"\xff\xff nonsense".to_vec()))),
+        ("UNDECODABLE", changed(&|record| record.value = None)),
+        ("UNDECODABLE", changed(&|record| record.value = Some(Vec::new()))),
+        ("UNDECODABLE", changed(&|record| record.version = None)),
+        ("UNDECODABLE", changed(&|record| record.version = Some("one"))),
+        ("INVALID", changed(&|record| record.key = None)),
+        ("INVALID", changed(&|record| record.key = Some(Vec::new()))),
+        ("INVALID", changed(&|record| record.key = Some(b"carol".to_vec()))),
+        ("INVALID", changed(&|record| record.key = Some(b"\xff\xfe".to_vec()))),
         ("INVALID", good(&nul)),
         ("INVALID", good(&nul_inbox)),
-        ("INVALID", good(&kindless)),
+        ("INVALID", good(&without_session_type)),
     ];
-    // At both ends of the batch and between good ones, all in one partition.
+    // At both ends of the batch and between good records, all in one partition.
     for (i, (_, record)) in bad.iter().enumerate() {
         writer.put_to(1, record);
         writer.put_to(1, &neighbour(i));
@@ -52,7 +52,7 @@ async fn bad_records_become_dead_letters_and_their_neighbours_rows() {
     expected.push(expected[0].clone());
     assert_eq!(world.dead_letters().await, expected);
     assert!(transfer.is_ready().await);
-    // Headers are kept too, and the ids where they are known.
+    // Headers are kept too, and the IDs if they are known.
     let query = "SELECT headers, recv_id, msg_id FROM dead_letters WHERE key = 'carol'";
     let row = world.database().await.query_one(query, &[]).await.unwrap();
     let headers: Vec<u8> = row.get(0);
@@ -61,9 +61,10 @@ async fn bad_records_become_dead_letters_and_their_neighbours_rows() {
     assert_eq!((recv_id.as_str(), msg_id), ("bob", msg_common::id::msg_id("alice", "bob", "0")));
 }
 
-/// A header's name is bytes, whatever a client's interface says: the record is as good as any, and kept as it was if not.
+/// Kafka's header names are bytes, though client libraries expect text. A record with any name is accepted, and a
+/// dead letter keeps it.
 #[tokio::test]
-async fn a_header_whose_name_is_no_text_is_carried_and_kept() {
+async fn header_names_that_are_not_utf8_are_accepted_and_kept() {
     let world = World::new("headers").await;
     let writer = world.writer();
     let name = b"\xff\xfe-name";
@@ -87,15 +88,16 @@ async fn a_header_whose_name_is_no_text_is_carried_and_kept() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// A newer gateway's record is the deployment's fault: its partition waits for a newer transfer, and nothing passes it.
+/// A record of a newer gateway is the deployment's fault: its partition is halted until a newer transfer runs, and no
+/// offset passes the record.
 #[tokio::test]
-async fn a_record_of_a_newer_version_stops_its_partition_and_no_other() {
+async fn record_of_a_newer_version_halts_its_partition_alone() {
     let world = World::new("newer").await;
     let writer = world.writer();
-    let to = |i: usize| good(&msg("alice", "bob", &i.to_string(), "x"));
-    writer.put_to(2, &to(0));
-    writer.put_to(2, &Raw { version: Some("2"), ..to(1) });
-    writer.put_to(2, &to(2));
+    let bobs_record = |i: usize| good(&msg("alice", "bob", &i.to_string(), "x"));
+    writer.put_to(2, &bobs_record(0));
+    writer.put_to(2, &Raw { version: Some("2"), ..bobs_record(1) });
+    writer.put_to(2, &bobs_record(2));
     writer.put_to(3, &good(&msg("alice", "carol", "1", "x")));
     writer.flush();
     let transfer = world.transfer("transfer", |spec| spec);
@@ -103,22 +105,23 @@ async fn a_record_of_a_newer_version_stops_its_partition_and_no_other() {
     not_ready_because(&transfer, &["partition 2", "version 2"]).await;
     world.rows_reach(1).await;
     writer.put_to(3, &good(&msg("alice", "carol", "2", "x")));
-    writer.put_to(2, &to(3));
+    writer.put_to(2, &bobs_record(3));
     writer.flush();
-    eventually("the other partition goes on", async || {
+    eventually("the other partition continues", async || {
         let committed = world.committed().await;
         ensure(committed[3] == 2, format!("{committed:?}"))
     })
     .await;
-    assert!(world.committed().await[2] <= 1, "P5: the newer record was passed");
+    assert!(world.committed().await[2] <= 1, "P5: an offset passed the newer record");
     let bobs: Vec<_> = world.rows().await.into_iter().filter(|row| row.recv_id == "bob").collect();
     assert!(bobs.len() <= 1, "P3: {bobs:?}");
     assert_eq!(world.dead_letters().await, []);
     assert!(transfer.stop().await.unwrap().success());
-    // Nor does a restart get it past: only a newer build would, or an operator who deletes the record.
+    // A restart does not skip the record either. Only a newer build or an operator who deletes it resumes the
+    // partition.
     transfer.launch().unwrap();
     not_ready_because(&transfer, &["partition 2", "version 2"]).await;
-    assert!(world.committed().await[2] <= 1, "P5: the newer record was passed");
+    assert!(world.committed().await[2] <= 1, "P5: an offset passed the newer record");
     assert!(transfer.stop().await.unwrap().success());
     delete_records(world.brokers(), world.topic(), 2, 2).await;
     let accepting = world.transfer("accepting", |spec| spec.arg("--start-at-oldest"));
@@ -127,5 +130,5 @@ async fn a_record_of_a_newer_version_stops_its_partition_and_no_other() {
     world.assert_ordered_without_gaps().await;
     let rows = world.rows().await;
     let bobs: Vec<_> = rows.iter().filter(|row| row.recv_id == "bob" && row.offset > 1).collect();
-    assert_eq!(bobs.len(), 2, "what waited behind it is stored");
+    assert_eq!(bobs.len(), 2, "the records after it are stored");
 }

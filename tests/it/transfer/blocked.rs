@@ -1,5 +1,5 @@
-//! P1, P3, P8 while one inbox cannot be written and all others can: it waits by itself, readiness names it, and what is behind
-//! it is stored in order once it can be written again.
+//! P1, P3 and P8 while one inbox cannot be written and all others can: it waits by itself, readiness names it, and
+//! its records are stored in order once it can be written again.
 
 use msg_dev::stack::Service;
 use tokio_postgres::Client;
@@ -12,7 +12,8 @@ use crate::support::{PATIENCE, ensure, within};
 const MESSAGES: usize = 20_000;
 const INBOXES: usize = 500;
 
-/// Puts this many messages to other inboxes, in all partitions, and some more to the blocked one in between.
+/// Writes this many messages to other inboxes, in all partitions, and in between `to_bad` messages to the inbox
+/// `bad`.
 fn write_others(writer: &Writer, to_bad: usize) {
     let every = MESSAGES / to_bad.max(1);
     for i in 0..MESSAGES {
@@ -24,7 +25,7 @@ fn write_others(writer: &Writer, to_bad: usize) {
     writer.flush();
 }
 
-/// Every other inbox is stored, whatever is the matter with `bad`, and nothing is dead-lettered.
+/// Waits until every other inbox is stored; checks that nothing is dead-lettered.
 async fn assert_others_are_stored(database: &Client) {
     let query = "SELECT count(*) FROM messages WHERE recv_id <> 'bad'";
     within(PATIENCE * 2, "every other inbox is stored", async || {
@@ -32,16 +33,16 @@ async fn assert_others_are_stored(database: &Client) {
         ensure(stored == MESSAGES as i64, stored)
     })
     .await;
-    assert_eq!(count_rows(database, "dead_letters").await.unwrap(), 0, "nobody is to blame");
+    assert_eq!(count_rows(database, "dead_letters").await.unwrap(), 0, "no record causes the error");
 }
 
-/// What was blocked is stored, behind what was there, and readiness is good again.
+/// Waits until the blocked records are stored too and the transfer is ready; checks that they are in order.
 async fn assert_all_is_stored(world: &World, transfer: &Service, bad: i64) {
     let database = world.database().await;
     world.rows_reach(MESSAGES as i64 + bad).await;
     world.all_committed().await;
     assert_eq!(count_rows(&database, "messages").await.unwrap(), MESSAGES as i64 + bad, "P2");
-    assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "nobody is to blame");
+    assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "no record causes the error");
     world.assert_ordered_without_gaps().await;
     transfer.wait_ready(PATIENCE).await.unwrap();
     assert_eq!(metric(transfer, "msg_transfer_blocked_inboxes").await, 0.0);
@@ -64,13 +65,13 @@ async fn foreign_unique_index_blocks_its_inbox_alone() {
     assert_eq!(metric(&transfer, "msg_transfer_blocked_inboxes").await, 1.0);
     assert_eq!(metric(&transfer, "msg_transfer_blocked_records").await, 11.0);
     let (_, reasons) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await.unwrap();
-    assert!(!reasons.contains("bad"), "an inbox's name: {reasons}");
+    assert!(!reasons.contains("bad"), "the reason has the inbox's name: {reasons}");
     database.batch_execute("DROP INDEX u").await.unwrap();
     assert_all_is_stored(&world, &transfer, 12).await;
 }
 
-/// A foreign transaction has the next row of the inbox. What was stored of the inbox before stays; a restart meanwhile
-/// changes nothing.
+/// Another transaction has inserted the next row of the inbox and holds its lock. Rows stored before stay, and a
+/// restart changes nothing.
 #[tokio::test]
 async fn lock_on_a_row_blocks_its_inbox_alone() {
     let world = World::new("row_lock").await;
@@ -78,12 +79,12 @@ async fn lock_on_a_row_blocks_its_inbox_alone() {
         |spec: msg_dev::stack::ServiceSpec| spec.env("DATABASE_STATEMENT_TIMEOUT", "4s").env("DRAIN_TIMEOUT", "2s");
     let transfer = world.transfer("transfer", spec);
     transfer.start().await.unwrap();
-    let mut blocker = world.database().await;
-    let block = blocker.transaction().await.unwrap();
+    let mut other_session = world.database().await;
+    let lock = other_session.transaction().await.unwrap();
     let row = "INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
                                      send_time, kafka_partition, kafka_offset)
                VALUES ('bad', 1, gen_random_uuid(), 'x', 'x', 1, 'x', '', now(), 0, 0)";
-    block.execute(row, &[]).await.unwrap();
+    lock.execute(row, &[]).await.unwrap();
     let writer = world.writer();
     write_others(&writer, 10);
     let database = world.database().await;
@@ -92,7 +93,7 @@ async fn lock_on_a_row_blocks_its_inbox_alone() {
     assert!(transfer.stop().await.unwrap().success());
     transfer.start().await.unwrap();
     not_ready_because(&transfer, &["inbox (lane ", "55P03"]).await;
-    block.rollback().await.unwrap();
+    lock.rollback().await.unwrap();
     assert_all_is_stored(&world, &transfer, 10).await;
 }
 
@@ -115,7 +116,8 @@ async fn slow_trigger_blocks_its_inbox_alone() {
     assert_all_is_stored(&world, &transfer, 4).await;
 }
 
-/// What the server says of this inbox is neither a record's fault nor a passing one: a policy of the operator's.
+/// An error that only this inbox causes and that will not pass, such as a row-level policy: neither a fault of a
+/// record nor transient.
 #[tokio::test]
 async fn internal_error_blocks_its_inbox_alone() {
     let world = World::new("policy").await;
@@ -149,29 +151,30 @@ async fn internal_error_blocks_its_inbox_alone() {
         world.all_committed().await;
         transfer.wait_ready(PATIENCE).await.unwrap();
     }
-    assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "nobody is to blame");
+    assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "no record causes the error");
     assert_eq!(count_rows(&database, "messages").await.unwrap(), 312);
     world.assert_ordered_without_gaps().await;
 }
 
-/// The whole table: everything waits, the reason is named, no inbox is called blocked, and nothing is dead-lettered.
+/// The whole table is locked: all records wait, the reason is reported, no inbox counts as blocked, and nothing is
+/// dead-lettered.
 #[tokio::test]
-async fn locked_table_blocks_all_and_blames_none() {
+async fn locked_table_blocks_all_lanes_and_counts_no_blocked_inbox() {
     let world = World::new("table_lock").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "2s"));
     transfer.start().await.unwrap();
     let writer = world.writer();
     write_others(&writer, 0);
     world.rows_reach(1).await;
-    let mut blocker = world.database().await;
-    let block = blocker.transaction().await.unwrap();
-    block.batch_execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let mut other_session = world.database().await;
+    let lock = other_session.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
     for i in 0..10 {
         writer.put(&good(&msg("a", "bad", &format!("bad-{i}"), "some body")));
     }
     writer.flush();
     not_ready_because(&transfer, &["database (lane ", "55P03"]).await;
     assert_eq!(metric(&transfer, "msg_transfer_blocked_inboxes").await, 0.0);
-    block.rollback().await.unwrap();
+    lock.rollback().await.unwrap();
     assert_all_is_stored(&world, &transfer, 10).await;
 }

@@ -1,4 +1,4 @@
-//! P7, and that nobody is forgotten: memory does not grow with the backlog, one inbox does not hold up the others.
+//! P7 and fairness: memory does not grow with the backlog, and one inbox does not block the others.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crate::support::transfer::{metric, peak_memory};
 use crate::support::world::World;
 use crate::support::{ensure, eventually, within};
 
-/// One inbox has 90 % of the messages, and each of them takes long: the other lanes do not wait for its.
+/// One inbox has 90 % of the messages, and its rows are slow to insert: the other lanes do not wait for its lane.
 #[tokio::test]
-async fn a_hot_inbox_does_not_starve_the_other_lanes() {
+async fn hot_inbox_does_not_starve_the_other_lanes() {
     let world = World::new("starve").await;
     let transfer = world.transfer("transfer", |spec| spec.env("BATCH_RECORDS", 100));
     transfer.start().await.unwrap();
@@ -34,7 +34,7 @@ async fn a_hot_inbox_does_not_starve_the_other_lanes() {
         writer.put(&good(&msg("a", &format!("cold-{}", i % 40), &i.to_string(), "x")));
     }
     writer.flush();
-    // A quarter of the inboxes, more or less, share the lane of the hot one and wait their turn in it.
+    // About a quarter of the other inboxes share the lane of the hot one, and wait for it.
     let counts =
         "SELECT count(*) FILTER (WHERE recv_id = 'hot'), count(*) FILTER (WHERE recv_id <> 'hot') FROM messages";
     let hot: i64 = eventually("half of the others are stored", async || {
@@ -44,21 +44,21 @@ async fn a_hot_inbox_does_not_starve_the_other_lanes() {
         Ok(hot)
     })
     .await;
-    assert!(hot < 1800, "{hot} of the hot one's 3,600 were stored before half of the others");
+    assert!(hot < 1800, "{hot} of the hot inbox's 3,600 messages were stored before half of the others");
     database.batch_execute("DROP TRIGGER slow ON messages").await.unwrap();
     world.all_committed().await;
     assert_eq!(world.rows().await.len(), 4000);
     world.assert_ordered_without_gaps().await;
 }
 
-/// A backlog of 200 MB goes through a process that may hold 4 MB of it.
+/// A backlog of 200 MB is stored by a process that may have 4 MB in flight.
 #[tokio::test]
 async fn memory_does_not_grow_with_the_backlog() {
     let world = World::new("backlog").await;
     let writer = world.writer();
     const COUNT: usize = 50_000;
     for i in 0..COUNT {
-        // Now and then one of 1 MiB amid the small ones.
+        // Every 5,000th message has 1 MiB, the others are small.
         let body = if i % 5000 == 4999 { vec![7; 1 << 20] } else { vec![7; 4000] };
         writer.put(&good(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), body)));
     }
@@ -75,13 +75,13 @@ async fn memory_does_not_grow_with_the_backlog() {
     assert!(peak < 80, "P7: {peak} MiB for a backlog of 200");
     let query = "SELECT count(*), sum(length(content)), bool_and(seq = client_msg_id::bigint / 100 + 1) FROM messages";
     let row = world.database().await.query_one(query, &[]).await.unwrap();
-    let (count, bytes, in_place): (i64, i64, bool) = (row.get(0), row.get(1), row.get(2));
-    assert_eq!((count, bytes, in_place), (COUNT as i64, (COUNT as i64 - 10) * 4000 + (10 << 20), true));
+    let (count, bytes, in_order): (i64, i64, bool) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!((count, bytes, in_order), (COUNT as i64, (COUNT as i64 - 10) * 4000 + (10 << 20), true));
 }
 
-/// Far more inboxes than are remembered: each message has to be looked up, and no memory is kept for it.
+/// Far more inboxes than the cache holds: each `seq` is queried, and no memory is kept for it.
 #[tokio::test]
-async fn more_inboxes_than_are_remembered_cost_time_and_no_memory() {
+async fn inboxes_beyond_the_seq_cache_need_no_memory() {
     let world = World::new("inboxes").await;
     const COUNT: i64 = 500_000;
     const INBOXES: i64 = 500_000;
@@ -96,9 +96,9 @@ async fn more_inboxes_than_are_remembered_cost_time_and_no_memory() {
     assert!(peak < 80, "P7: {peak} MiB");
 }
 
-/// As many partitions as nobody has: found, begun and committed, by one member.
+/// Far more partitions than deployments have: one member finds, fetches and commits all of them.
 #[tokio::test]
-async fn a_thousand_partitions_are_one_members_work() {
+async fn one_member_stores_a_thousand_partitions() {
     let stack = crate::support::stack::stack().await;
     let world = World::on(stack, "thousand", 1000);
     world.create(stack).await;

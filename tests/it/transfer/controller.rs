@@ -1,4 +1,4 @@
-//! A broker that is gone, and that a client has taken for the controller.
+//! A dead broker that a client considers to be the controller.
 
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::support::eventually;
 
-/// A partition does not start before the topic's id is known. With KRaft a client takes any broker for the controller and, left
-/// to itself, waits for that one: as long as it was dead, partitions that were assigned meanwhile stood still.
+/// A partition is not fetched before the topic's ID is known. With KRaft a client chooses any broker as the
+/// controller, and without our help waits for it: while that broker was dead, no partition that was assigned
+/// meanwhile was fetched.
 #[tokio::test]
-async fn a_dead_broker_does_not_keep_the_topics_id_from_being_known() {
+async fn dead_broker_does_not_hide_the_topic_id() {
     let folder = tempfile::Builder::new().prefix("msg-it-controller-").tempdir().unwrap();
     let mut options = StackOptions::new(folder.path());
     options.brokers = 3;
@@ -22,16 +23,16 @@ async fn a_dead_broker_does_not_keep_the_topics_id_from_being_known() {
     let config =
         ClientConfig::new().set("bootstrap.servers", stack.kafka().bootstrap()).set("group.id", "controller").clone();
     let client = std::sync::Arc::new(config.create::<BaseConsumer>().unwrap());
-    let ask = async || {
+    let read_id = async || {
         let client = client.clone();
-        let asked = move || topic_id(client.client(), "controller", Duration::from_secs(5));
-        Ok(tokio::task::spawn_blocking(asked).await.unwrap()?)
+        let request = move || topic_id(client.client(), "controller", Duration::from_secs(5));
+        Ok(tokio::task::spawn_blocking(request).await.unwrap()?)
     };
-    let id = eventually("the topic's id is told", ask).await;
-    // One of the three is the one that the client takes for the controller.
+    let id = eventually("the topic's ID is read", read_id).await;
+    // One of the three is the one that the client chose as the controller.
     for broker in 1..=3 {
         stack.kafka().kill_broker(broker).await.unwrap();
-        assert_eq!(eventually(&format!("the topic's id is told without broker {broker}"), ask).await, id);
+        assert_eq!(eventually(&format!("the topic's id is read without broker {broker}"), read_id).await, id);
         stack.kafka().start_broker(broker).await.unwrap();
     }
 }

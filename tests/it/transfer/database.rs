@@ -1,5 +1,5 @@
-//! P1 to P5 when the database is ill under load: it crashes, breaks connections, refuses, freezes. Nothing of that is a
-//! record's fault: it is waited out, and readiness says why.
+//! P1 to P5 while the database fails under load: it crashes, closes connections, rejects writes or freezes. No record
+//! causes that: the transfer retries until the database has recovered, and readiness gives the reason.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -18,17 +18,17 @@ use crate::support::transfer::{lost, metric, not_ready_because, short_session, s
 use crate::support::world::{World, count_rows};
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// Ends every session of the transfer's. They are many: one a lane, and the one that starts are read over.
-const BREAK_CONNECTIONS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+/// Closes all connections of the transfer: one per lane, and the reference connection.
+const CLOSE_CONNECTIONS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                                  WHERE datname = current_database() AND application_name = 'msg-transfer'";
 
 async fn failures(transfer: &Service) -> f64 {
     metric(transfer, "msg_transfer_store_failures_total").await
 }
 
-/// SIGKILL to the whole server, again and again in the middle of batches.
+/// The whole server is killed several times, in the middle of batches.
 #[tokio::test]
-async fn a_server_that_crashes_again_and_again_loses_and_doubles_nothing() {
+async fn server_crashes_lose_and_duplicate_nothing() {
     let (stack, _folder) = own_postgres("crashes").await;
     let world = World::on(&stack, "crashes", 4);
     world.create(&stack).await;
@@ -50,44 +50,50 @@ async fn a_server_that_crashes_again_and_again_loses_and_doubles_nothing() {
     stack.stop().await;
 }
 
-/// Every connection is broken, again and again, wherever each may be in its work.
+/// All connections are closed again and again, at any point of the work on them.
 #[tokio::test]
-async fn connections_that_are_broken_again_and_again_lose_and_double_nothing() {
+async fn closed_connections_lose_and_duplicate_nothing() {
     let world = Arc::new(World::new("broken").await);
     let transfer = world.transfer("transfer", small_batches);
     transfer.start().await.unwrap();
     let load = Load::start(world.writer(), 100);
     let watch = OffsetWatch::start(&world);
     let database = world.database().await;
-    let mut broken: i64 = 0;
+    let mut closed: i64 = 0;
     for _ in 0..20 {
-        // While some are stored, and others wait behind them.
+        // Some records are stored by now, and others wait behind them.
         world.goes_on_by(50).await;
-        broken += database.query_one(BREAK_CONNECTIONS, &[]).await.unwrap().get::<_, i64>(0);
+        closed += database.query_one(CLOSE_CONNECTIONS, &[]).await.unwrap().get::<_, i64>(0);
     }
-    assert!(broken > 40, "only {broken} connections were broken");
+    assert!(closed > 40, "only {closed} connections were broken");
     load.finish(&world).await;
     watch.finish().await;
     transfer.wait_ready(PATIENCE).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// A schema that no message fits: the records are not to blame, so none is put aside, and nothing is committed.
+/// A schema that no message fits: the records are not the cause, so none is dead-lettered, and no offset is
+/// committed.
 #[tokio::test]
-async fn a_bad_migration_drains_nothing() {
+async fn bad_migration_dead_letters_and_commits_nothing() {
     let world = World::new("migrated").await;
     let transfer = world.running_transfer().await;
     let writer = world.writer();
     let database = world.database().await;
-    let ills = [
-        ("a column of somebody's that nobody fills", "ADD COLUMN extra text NOT NULL", "DROP COLUMN extra", "extra"),
-        ("a check that nothing passes", "ADD CONSTRAINT none CHECK (false) NOT VALID", "DROP CONSTRAINT none", "none"),
-        ("a column too few", "RENAME COLUMN send_id TO sender", "RENAME COLUMN sender TO send_id", "send_id"),
+    let changes = [
+        ("a foreign column that must not be null", "ADD COLUMN extra text NOT NULL", "DROP COLUMN extra", "extra"),
+        (
+            "a check that rejects every row",
+            "ADD CONSTRAINT none CHECK (false) NOT VALID",
+            "DROP CONSTRAINT none",
+            "none",
+        ),
+        ("a missing column", "RENAME COLUMN send_id TO sender", "RENAME COLUMN sender TO send_id", "send_id"),
     ];
     let mut sent = 0;
-    for (what, break_it, mend_it, word) in ills {
-        // The first ill needs an empty table; the later ones find what the earlier ones held up.
-        database.batch_execute(&format!("ALTER TABLE messages {break_it}")).await.unwrap();
+    for (what, change, revert, word) in changes {
+        // The first change needs an empty table. The later ones meet the records that waited during the earlier ones.
+        database.batch_execute(&format!("ALTER TABLE messages {change}")).await.unwrap();
         let committed = world.committed().await;
         let failed = failures(&transfer).await;
         write(&writer, sent, sent + 200, 10);
@@ -98,32 +104,33 @@ async fn a_bad_migration_drains_nothing() {
             ensure(now >= failed + 6.0, now)
         })
         .await;
-        assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "{what}: drained");
-        assert_eq!(world.committed().await, committed, "{what}: committed");
-        database.batch_execute(&format!("ALTER TABLE messages {mend_it}")).await.unwrap();
+        assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "{what}: records are dead-lettered");
+        assert_eq!(world.committed().await, committed, "{what}: offsets are committed");
+        database.batch_execute(&format!("ALTER TABLE messages {revert}")).await.unwrap();
         world.all_committed().await;
         assert_stored(&world, sent, 10).await;
         transfer.wait_ready(PATIENCE).await.unwrap();
     }
 }
 
-/// What is done to a database before its sessions are ended, what it says then, and how it is undone.
-async fn refused_for_a_while(
+/// Applies a change that makes the database reject writes, checks that the transfer keeps running and names the
+/// reason, and reverts the change.
+async fn assert_outage_is_waited_out(
     world: &World,
     transfer: &Service,
     operator: &Client,
-    [refuse, allow]: [&str; 2],
+    [reject, allow]: [&str; 2],
     words: &[&str],
 ) {
     let load = Load::start(world.writer(), 20);
     world.goes_on_by(300).await;
-    operator.batch_execute(refuse).await.unwrap();
-    world.database().await.execute(BREAK_CONNECTIONS, &[]).await.unwrap();
+    operator.batch_execute(reject).await.unwrap();
+    world.database().await.execute(CLOSE_CONNECTIONS, &[]).await.unwrap();
     not_ready_because(transfer, words).await;
     let stored = count_rows(&world.database().await, "messages").await.unwrap();
     let until = Instant::now() + Duration::from_secs(2);
-    eventually("it has lasted", async || {
-        assert!(transfer.process().unwrap().exit_status().is_none(), "it has ended");
+    eventually("the outage has lasted for 2 s", async || {
+        assert!(transfer.process().unwrap().exit_status().is_none(), "the transfer has exited");
         ensure(Instant::now() > until, "not yet")
     })
     .await;
@@ -133,9 +140,9 @@ async fn refused_for_a_while(
     load.finish(world).await;
 }
 
-/// After a failover to a server that is still a replica, every write is refused.
+/// As after a failover to a server that is still a replica, every write fails.
 #[tokio::test]
-async fn a_read_only_database_is_waited_out() {
+async fn read_only_database_is_waited_out() {
     let world = World::new("read_only").await;
     let transfer = world.running_transfer().await;
     let operator = world.database().await;
@@ -143,10 +150,10 @@ async fn a_read_only_database_is_waited_out() {
         "ALTER DATABASE read_only SET default_transaction_read_only = on",
         "SET default_transaction_read_only = off; ALTER DATABASE read_only RESET default_transaction_read_only",
     ];
-    refused_for_a_while(&world, &transfer, &operator, change, &["database", "read-only"]).await;
+    assert_outage_is_waited_out(&world, &transfer, &operator, change, &["database", "read-only"]).await;
 }
 
-/// As a role of its own: the superuser has no limits.
+/// Connects as a role of its own, because the superuser has no connection limit.
 fn as_role(world: &World, spec: ServiceSpec, role: &str) -> ServiceSpec {
     spec.env("DATABASE_URL", world.database_url().replace("postgres@", &format!("{role}@")))
 }
@@ -156,26 +163,27 @@ async fn create_role(database: &Client, role: &str) {
     database.batch_execute(&create).await.unwrap();
 }
 
-/// Somebody else has all the connections.
+/// Other sessions have all connections of the role.
 #[tokio::test]
-async fn a_server_without_a_free_connection_is_waited_out() {
+async fn server_without_a_free_connection_is_waited_out() {
     let world = World::new("crowded").await;
     let operator = world.database().await;
     create_role(&operator, "crowded").await;
     let transfer = world.transfer("transfer", |spec| as_role(&world, spec, "crowded"));
     transfer.start().await.unwrap();
     let change = ["ALTER ROLE crowded CONNECTION LIMIT 0", "ALTER ROLE crowded CONNECTION LIMIT -1"];
-    refused_for_a_while(&world, &transfer, &operator, change, &["database", "too many connections"]).await;
+    assert_outage_is_waited_out(&world, &transfer, &operator, change, &["database", "too many connections"]).await;
 }
 
-/// Not enough connections for all lanes: those that have one go on, the others wait and say so.
+/// There are fewer connections than lanes: lanes with a connection continue, and the others wait and report the
+/// reason.
 #[tokio::test]
-async fn with_too_few_connections_some_lanes_wait_and_all_is_stored_in_the_end() {
+async fn lanes_without_a_connection_wait_until_one_is_free() {
     let world = World::new("few").await;
     let operator = world.database().await;
     create_role(&operator, "few").await;
     operator.batch_execute("ALTER ROLE few CONNECTION LIMIT 3").await.unwrap();
-    // One for the starts leaves two for four lanes.
+    // The reference connection leaves two connections for four lanes.
     let transfer = world.transfer("transfer", |spec| as_role(&world, spec, "few").env("LANES", 4));
     transfer.start().await.unwrap();
     let load = Load::start(world.writer(), 20);
@@ -186,9 +194,9 @@ async fn with_too_few_connections_some_lanes_wait_and_all_is_stored_in_the_end()
     transfer.wait_ready(PATIENCE).await.unwrap();
 }
 
-/// Statements run into their time-out for a while, and so do the next attempts.
+/// Statements exceed their timeout for a while, and so do their retries.
 #[tokio::test]
-async fn statements_that_take_too_long_are_tried_again() {
+async fn slow_statements_are_retried() {
     let world = World::new("slow").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "300ms"));
     transfer.start().await.unwrap();
@@ -206,15 +214,15 @@ async fn statements_that_take_too_long_are_tried_again() {
     .await;
     assert_eq!(count_rows(&database, "messages").await.unwrap(), 0);
     assert_eq!(world.committed().await.iter().sum::<i64>(), 0, "P5");
-    // An INSERT that waits for its end holds the table meanwhile, but never for long.
+    // A running INSERT delays the DROP, at most for the statement timeout.
     database.batch_execute("DROP TRIGGER slow ON messages").await.unwrap();
     load.finish(&world).await;
     transfer.wait_ready(PATIENCE).await.unwrap();
 }
 
-/// What a server says when it is ill is no verdict on a record, whatever the statement was.
+/// An error that comes from the server's state says nothing about a record, no matter which statement failed.
 #[tokio::test]
-async fn what_an_ill_server_says_is_held_against_no_record() {
+async fn server_errors_dead_letter_no_record() {
     let world = World::new("ill").await;
     let transfer = world.running_transfer().await;
     let database = world.database().await;
@@ -246,9 +254,9 @@ async fn what_an_ill_server_says_is_held_against_no_record() {
     }
 }
 
-/// Frozen for longer than a session: the members keep their places, and the group has nothing to do.
+/// The database is frozen for longer than a session timeout: the members stay in the group, and no rebalance happens.
 #[tokio::test]
-async fn with_a_frozen_database_the_group_stays_as_it_is() {
+async fn frozen_database_causes_no_rebalance() {
     let (stack, _folder) = own_postgres("ice").await;
     let world = World::on(&stack, "ice", 4);
     world.create(&stack).await;
@@ -265,18 +273,18 @@ async fn with_a_frozen_database_the_group_stays_as_it_is() {
         not_ready_because(member, &["database"]).await;
     }
     let until = Instant::now() + Duration::from_secs(8);
-    eventually("two sessions' time has passed", async || ensure(Instant::now() > until, "not yet")).await;
+    eventually("more than a session timeout has passed", async || ensure(Instant::now() > until, "not yet")).await;
     assert!(stack.postgres().thaw());
     load.finish(&world).await;
     for member in &members {
         member.wait_ready(PATIENCE).await.unwrap();
-        assert_eq!(lost(member).await, 0.0, "a partition was lost");
+        assert_eq!(lost(member).await, 0.0, "a member lost a partition");
     }
-    assert_eq!(generation(world.brokers(), world.topic()).await, before, "the group has changed");
+    assert_eq!(generation(world.brokers(), world.topic()).await, before, "the group has rebalanced");
     stack.stop().await;
 }
 
-/// A file system of 24 MiB, gone with this value. `None` where a test may not mount one.
+/// A file system of 24 MiB, unmounted when dropped. `None` if the test may not mount one.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -302,25 +310,25 @@ impl Drop for Disk {
     }
 }
 
-/// The table's disk fills up under load, and somebody makes room.
+/// The table's disk fills up under load, and is freed later.
 #[tokio::test]
-#[allow(clippy::print_stderr, reason = "whoever reads the log has to know that nothing was tested")]
-async fn a_full_disk_is_waited_out() {
+#[allow(clippy::print_stderr, reason = "the log has to show that nothing was tested")]
+async fn full_disk_is_waited_out() {
     let (stack, folder) = own_postgres("full").await;
     let Some(disk) = Disk::mount(folder.path().join("disk")) else {
         eprintln!("not permitted to mount a small disk: nothing is tested here");
         return;
     };
-    // Below the mount's own folder: the server wants one that is its own.
-    let room = disk.0.join("room");
-    std::fs::create_dir(&room).unwrap();
+    // A folder below the mount point, because the server has to own it.
+    let tablespace = disk.0.join("tablespace");
+    std::fs::create_dir(&tablespace).unwrap();
     let server = std::fs::metadata(folder.path().join("postgres/data")).unwrap();
-    std::os::unix::fs::chown(&room, Some(server.uid()), Some(server.gid())).unwrap();
+    std::os::unix::fs::chown(&tablespace, Some(server.uid()), Some(server.gid())).unwrap();
     let world = World::on(&stack, "full", 4);
     world.create(&stack).await;
     let transfer = world.running_transfer().await;
     let database = world.database().await;
-    database.batch_execute(&format!("CREATE TABLESPACE small LOCATION '{}'", room.display())).await.unwrap();
+    database.batch_execute(&format!("CREATE TABLESPACE small LOCATION '{}'", tablespace.display())).await.unwrap();
     database.batch_execute("ALTER TABLE messages SET TABLESPACE small").await.unwrap();
     let load = Load::start(world.writer(), 20);
     world.goes_on_by(300).await;

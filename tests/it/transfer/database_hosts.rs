@@ -1,5 +1,5 @@
-//! P1 to P5 and P8 where the database has several hosts, is not what it should be, or is rotated: the transfer finds the server
-//! that takes writes, stores in no other, and says what is wrong.
+//! P1 to P5 and P8 of a database with several hosts, with a wrong kind of server, or with a rotated password: the
+//! transfer finds the server that accepts writes, stores in no other, and reports the reason if there is none.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::support::transfer::not_ready_because;
 use crate::support::world::{World, count_rows};
 use crate::support::{PATIENCE, ensure, eventually, within};
 
-/// How long it may take until messages are stored on the other host.
+/// The time until messages have to be stored on the other host.
 const FAILOVER: Duration = Duration::from_secs(30);
 
 async fn rows_on(pair: &Pair, server: &Postgres) -> i64 {
@@ -22,7 +22,7 @@ async fn rows_on(pair: &Pair, server: &Postgres) -> i64 {
 }
 
 #[tokio::test]
-async fn silent_first_host_is_passed_over() {
+async fn silent_first_host_is_skipped() {
     let world = World::new("silent_host").await;
     let (_listener, silent) = silent_host();
     let url = format!("postgres://postgres@{silent},{}/silent_host", host(world.database_url()));
@@ -32,7 +32,7 @@ async fn silent_first_host_is_passed_over() {
     transfer.start().await.unwrap();
     write(&world.writer(), 0, 100, 10);
     world.rows_reach(100).await;
-    // Where no host can be used, each is named with what happened there.
+    // If no host can be used, the error names each with the reason.
     let url = format!("postgres://postgres@{silent},127.0.0.1:1/x");
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_CONNECT_TIMEOUT", "1s")];
     let ran = run_with(&world, "migrate", &settings).await.assert_code(1);
@@ -41,7 +41,7 @@ async fn silent_first_host_is_passed_over() {
 }
 
 #[tokio::test]
-async fn frozen_primary_is_left_for_its_promoted_standby() {
+async fn frozen_primary_is_replaced_by_its_promoted_standby() {
     let pair = Pair::start("frozen_primary").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
@@ -64,9 +64,9 @@ async fn frozen_primary_is_left_for_its_promoted_standby() {
     finish_on_standby(&pair, &transfer, load).await;
 }
 
-/// A primary that was demoted in haste: it is read-only, stays up, and breaks no connection.
+/// A primary that was made read-only: it stays up and closes no connection.
 #[tokio::test]
-async fn read_only_former_primary_is_left_for_the_new_one() {
+async fn read_only_old_primary_is_replaced_by_the_new_one() {
     let pair = Pair::start("demoted").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
@@ -98,31 +98,30 @@ async fn finish_on_standby(pair: &Pair, transfer: &Service, load: Load) {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// Both servers take writes. The starts were read from one; in the other nothing may be stored.
+/// Both servers accept writes. The start offsets were read from one, so nothing may be stored in the other.
 #[tokio::test]
-async fn second_primary_is_refused_until_the_first_is_gone() {
+async fn second_primary_gets_no_rows_while_the_first_runs() {
     let pair = Pair::start("second").await;
     let url = pair.url(&pair.standby, pair.stack.postgres(), "");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
     transfer.start().await.unwrap();
     let writer = pair.world.writer();
     write(&writer, 0, 200, 10);
-    eventually("they are stored", async || {
+    eventually("the messages are stored", async || {
         let rows = rows_on(&pair, pair.stack.postgres()).await;
         ensure(rows == 200, rows)
     })
     .await;
     pair.caught_up().await;
     pair.promote().await;
-    // All but the one that the starts were read over, whose last statement read or saved them, or asked whether the server is
-    // what it should be.
+    // All connections but the reference connection. Its last statement read or wrote progress, or checked the server.
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'msg-transfer'
                AND query !~ 'default_transaction_read_only|progress|dead_letters'";
     let ended: i64 = pair.on_primary().await.query_one(end, &[]).await.unwrap().get(0);
     assert!(ended > 0);
     write(&writer, 200, 400, 10);
     not_ready_because(&transfer, &["leads to another server", "nothing is stored in the other one"]).await;
-    assert_eq!(rows_on(&pair, &pair.standby).await, 200, "stored in a second primary");
+    assert_eq!(rows_on(&pair, &pair.standby).await, 200, "rows are stored in a second primary");
     pair.stack.postgres().kill().await;
     let world = World::on_database(&pair.world, &pair.standby.url(pair.world.topic()));
     world.rows_reach(400).await;
@@ -131,9 +130,9 @@ async fn second_primary_is_refused_until_the_first_is_gone() {
     transfer.wait_ready(PATIENCE).await.unwrap();
 }
 
-/// Neither the server's own time-out nor the network ends a statement whose process hangs alone.
+/// A single server process hangs: neither the server's own timeout nor the network ends its statement.
 #[tokio::test]
-async fn statement_without_an_answer_is_given_up() {
+async fn hanging_statement_times_out() {
     let (stack, _folder) = own_postgres("hangs").await;
     let world = World::on(&stack, "hangs", 4);
     world.create(&stack).await;
@@ -152,7 +151,7 @@ async fn statement_without_an_answer_is_given_up() {
     };
     signal("-STOP");
     let load = Load::start(world.writer(), 10);
-    within(FAILOVER, "lanes go on over other connections", async || {
+    within(FAILOVER, "lanes continue over other connections", async || {
         let rows = count_rows(&database, "messages").await?;
         ensure(rows > 200, rows)
     })
@@ -174,7 +173,7 @@ async fn rotated_password_is_read_without_a_restart() {
     transfer.start().await.unwrap();
     write(&world.writer(), 0, 100, 10);
     world.rows_reach(100).await;
-    // A file that is away for a moment leaves the last good value.
+    // While the file is missing, the last good value is used.
     app.remove_file();
     app.end_sessions().await;
     write(&world.writer(), 100, 200, 10);

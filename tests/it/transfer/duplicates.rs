@@ -1,13 +1,13 @@
-//! P2: one row for each message, however often it comes.
+//! P2: each message is one row, no matter how often its record is sent.
 
 use crate::support::kafka::{good, msg};
 use crate::support::world::World;
 
 #[tokio::test]
-async fn a_repeated_message_is_one_row() {
+async fn repeated_message_is_one_row() {
     let world = World::new("duplicates").await;
     let writer = world.writer();
-    // In one batch: repeats next to each other, and between others.
+    // In one batch: repeats next to each other, and between other messages.
     for i in 0..100 {
         let message = good(&msg("alice", "bob", &i.to_string(), "x"));
         writer.put(&message);
@@ -19,7 +19,7 @@ async fn a_repeated_message_is_one_row() {
     world.all_committed().await;
     assert_eq!(world.rows().await.len(), 100, "P2");
     world.assert_ordered_without_gaps().await;
-    // In later batches: nothing but repeats, then repeats between new ones.
+    // In later batches: first only repeats, then repeats between new messages.
     for i in 0..100 {
         writer.put(&good(&msg("alice", "bob", &i.to_string(), "x")));
     }
@@ -37,7 +37,7 @@ async fn a_repeated_message_is_one_row() {
 }
 
 #[tokio::test]
-async fn the_same_id_with_another_content_is_told_and_the_first_stays() {
+async fn other_content_under_a_used_id_is_dead_lettered() {
     let world = World::new("conflicts").await;
     let writer = world.writer();
     let first = msg("alice", "bob", "1", "first");
@@ -59,7 +59,7 @@ async fn the_same_id_with_another_content_is_told_and_the_first_stays() {
     writer.flush();
     let _transfer = world.running_transfer().await;
     world.all_committed().await;
-    // … and later.
+    // … and in later ones.
     writer.put(&good(&others[1]));
     writer.put(&good(&msg("alice", "bob", "2", "next")));
     writer.put(&good(&others[2]));

@@ -1,4 +1,4 @@
-//! P1 to P5 when processes die and servers go away.
+//! P1 to P5 when processes die and servers become unavailable.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,9 +10,10 @@ use crate::support::stack::own_stack;
 use crate::support::world::{World, count_rows};
 use crate::support::{PATIENCE, ensure, eventually, within};
 
-/// Killed again and again in the middle: each time the next one goes on from what was committed, and repeats the rest.
+/// The transfer is killed several times in the middle of its work. Each time it resumes at the committed offsets, and
+/// stores no record twice.
 #[tokio::test]
-async fn killed_in_the_middle_nothing_is_lost_or_doubled() {
+async fn killed_transfer_loses_and_duplicates_nothing() {
     let world = World::new("killed").await;
     let writer = world.writer();
     const COUNT: i64 = 60_000;
@@ -21,7 +22,7 @@ async fn killed_in_the_middle_nothing_is_lost_or_doubled() {
     }
     writer.flush();
     let transfer = world.transfer("transfer", |spec| {
-        // Small batches and few in flight, so that a kill finds it in the middle; a session that ends soon after it.
+        // Small batches and few records in flight, so that a kill hits the middle of the work; and a short session.
         spec.env("BATCH_RECORDS", 50)
             .env("MAX_INFLIGHT_RECORDS", 2000)
             .env("SESSION_TIMEOUT", "6s")
@@ -30,7 +31,7 @@ async fn killed_in_the_middle_nothing_is_lost_or_doubled() {
     let database = world.database().await;
     for kill in 1..=4 {
         transfer.start().await.unwrap();
-        eventually("some more are stored", async || {
+        eventually("more messages are stored", async || {
             let rows = count_rows(&database, "messages").await?;
             ensure(rows >= kill * 8000, rows)
         })
@@ -46,10 +47,10 @@ async fn killed_in_the_middle_nothing_is_lost_or_doubled() {
     assert_eq!(world.dead_letters().await, []);
 }
 
-/// The database refuses the batches for a while, and lives: they are tried again, and nothing is committed meanwhile.
+/// A lock makes the batches time out for a while: they are retried, and no offset is committed meanwhile.
 #[tokio::test]
-async fn a_batch_that_fails_is_tried_again_until_it_is_stored() {
-    let world = World::new("refused").await;
+async fn failed_batch_is_retried_until_it_is_stored() {
+    let world = World::new("locked_batches").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "500ms"));
     transfer.start().await.unwrap();
     let locker = world.database().await;
@@ -76,12 +77,12 @@ async fn a_batch_that_fails_is_tried_again_until_it_is_stored() {
     transfer.wait_ready(PATIENCE).await.unwrap();
 }
 
-/// The database goes away for 20 s under load, once in good order and once by SIGKILL, and once it hangs.
+/// The database is unavailable under load: stopped for 20 s, then killed, then frozen.
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_database_away_nothing_is_lost_and_nothing_is_dead_lettered() {
-    let (stack, _folder) = own_stack("away").await;
+async fn database_outages_lose_and_dead_letter_nothing() {
+    let (stack, _folder) = own_stack("outage_load").await;
     stack.launch().await.unwrap();
-    let world = World::on(&stack, "away", 4);
+    let world = World::on(&stack, "outage_load", 4);
     world.create(&stack).await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "2s"));
     transfer.start().await.unwrap();
@@ -104,17 +105,17 @@ async fn with_the_database_away_nothing_is_lost_and_nothing_is_dead_lettered() {
             tokio::runtime::Handle::current().block_on(async {
                 world.rows_reach(1000).await;
                 stack.postgres().stop().await;
-                away_for(Duration::from_secs(20), &transfer).await;
+                assert_unavailable_for(Duration::from_secs(20), &transfer).await;
                 stack.postgres().start().await.unwrap();
-                ready_again(&transfer).await;
+                transfer.wait_ready(PATIENCE).await.unwrap();
                 stack.postgres().kill().await;
-                away_for(Duration::from_secs(2), &transfer).await;
+                assert_unavailable_for(Duration::from_secs(2), &transfer).await;
                 stack.postgres().start().await.unwrap();
-                ready_again(&transfer).await;
+                transfer.wait_ready(PATIENCE).await.unwrap();
                 assert!(stack.postgres().freeze());
-                away_for(Duration::from_secs(8), &transfer).await;
+                assert_unavailable_for(Duration::from_secs(8), &transfer).await;
                 assert!(stack.postgres().thaw());
-                ready_again(&transfer).await;
+                transfer.wait_ready(PATIENCE).await.unwrap();
             });
         });
         stop.store(true, Ordering::Relaxed);
@@ -128,24 +129,21 @@ async fn with_the_database_away_nothing_is_lost_and_nothing_is_dead_lettered() {
     stack.stop().await;
 }
 
-/// The database stays away this long; meanwhile the transfer lives, keeps its place in the group, and says what it lacks.
-async fn away_for(time: Duration, transfer: &Service) {
+/// Keeps the database unavailable for this time; checks that the transfer is not ready and keeps running.
+async fn assert_unavailable_for(time: Duration, transfer: &Service) {
     let until = Instant::now() + time;
-    eventually("it says that the database is away", async || ensure(!transfer.is_ready().await, "ready")).await;
+    eventually("the transfer is not ready", async || ensure(!transfer.is_ready().await, "ready")).await;
     within(time + PATIENCE, "the outage has lasted", async || {
-        assert!(transfer.process().unwrap().exit_status().is_none(), "it has ended");
+        assert!(transfer.process().unwrap().exit_status().is_none(), "the transfer has exited");
         ensure(Instant::now() > until, "not yet")
     })
     .await;
 }
 
-async fn ready_again(transfer: &Service) {
-    transfer.wait_ready(PATIENCE).await.unwrap();
-}
-
-/// A process that hangs past its session, and its successor: what the first still writes when it wakes up is harmless.
+/// A process is frozen for longer than its session, and another takes over. Nothing that the first still writes after
+/// it wakes does harm.
 #[tokio::test]
-async fn a_frozen_process_that_wakes_up_doubles_and_swaps_nothing() {
+async fn frozen_process_that_wakes_duplicates_and_reorders_nothing() {
     let world = World::new("frozen").await;
     let writer = world.writer();
     const COUNT: i64 = 30_000;
@@ -166,7 +164,7 @@ async fn a_frozen_process_that_wakes_up_doubles_and_swaps_nothing() {
     next.start().await.unwrap();
     world.rows_reach(COUNT).await;
     assert!(frozen.signal(Signal::Cont));
-    // Both go on: new ones come while the group sorts itself out.
+    // Both continue: new messages arrive while the group rebalances.
     for i in COUNT..COUNT + 5000 {
         writer.put(&good(&msg("a", &format!("inbox-{}", i % 20), &i.to_string(), "some body")));
     }

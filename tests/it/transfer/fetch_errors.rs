@@ -1,5 +1,5 @@
-//! What cannot be fetched: it is retried after growing waits or halted, reported with its position, counted as lag, and never
-//! skipped.
+//! Records that cannot be fetched: the partition backs off or is halted, is reported with its position, counts as
+//! lag, and never skips a record.
 
 use std::path::{Path, PathBuf};
 
@@ -20,9 +20,9 @@ fn put(writer: &Writer, from: usize, count: usize) {
     writer.flush();
 }
 
-/// Lines of its log that say this.
-fn logged(transfer: &Service, what: &str) -> usize {
-    std::fs::read_to_string(transfer.log()).unwrap().lines().filter(|line| line.contains(what)).count()
+/// The number of lines of its log that contain this text.
+fn logged(transfer: &Service, text: &str) -> usize {
+    std::fs::read_to_string(transfer.log()).unwrap().lines().filter(|line| line.contains(text)).count()
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ fn right(operation: Operation, resource: &Resource) -> Right {
     Right::new(USER, operation, resource.clone())
 }
 
-/// The rights on the topic are taken away under a running transfer, READ alone and then all, and granted again.
+/// Rights on the topic are revoked under a running transfer, first READ and then all, and granted again.
 #[tokio::test]
 async fn missing_read_right_is_reported_and_recovers() {
     let (stack, _folder) = stack_with_users("rights", &[USER]).await;
@@ -67,9 +67,9 @@ async fn missing_read_right_is_reported_and_recovers() {
 
     stack.kafka().withdraw(read.clone()).await.unwrap();
     put(&writer, 100, 100);
-    let says = ["fetching:", "rights partition ", "at offset ", "TOPIC_AUTHORIZATION_FAILED", "READ"];
-    not_ready_because(&transfer, &says).await;
-    eventually("what waits is lag, and stalled", async || {
+    let texts = ["fetching:", "rights partition ", "at offset ", "TOPIC_AUTHORIZATION_FAILED", "READ"];
+    not_ready_because(&transfer, &texts).await;
+    eventually("the unfetched records count as lag and as stalled", async || {
         let (lag, stalled) = (
             metric(&transfer, "msg_transfer_lag_records").await,
             metric(&transfer, "msg_transfer_stalled_partitions").await,
@@ -83,12 +83,12 @@ async fn missing_read_right_is_reported_and_recovers() {
     assert!((8.0..=40.0).contains(&attempts), "{attempts} attempts to fetch four partitions");
     let lines = logged(&transfer, "fetching failed");
     assert!((4..=20).contains(&lines), "{lines} lines");
-    assert!(logged(&transfer, "start resolved") <= 8, "an attempt is no news");
+    assert!(logged(&transfer, "start resolved") <= 8, "attempts are not logged");
     stack.kafka().grant(read.clone()).await.unwrap();
     world.rows_reach(200).await;
     transfer.wait_ready(2 * PATIENCE).await.unwrap();
 
-    // Without DESCRIBE the topic cannot even be seen.
+    // Without DESCRIBE the topic's metadata cannot be read either.
     stack.kafka().withdraw([&describe[..], &read[..]].concat()).await.unwrap();
     put(&writer, 200, 100);
     not_ready_because(&transfer, &["rights", "uthorization", "READ"]).await;
@@ -100,21 +100,21 @@ async fn missing_read_right_is_reported_and_recovers() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// One byte of "hello" is another one in the broker's log: nothing of that batch is stored, and nothing after it, until it is
+/// One byte of "hello" is changed in the broker's log: nothing of its batch or after it is stored until the log is
 /// repaired.
 #[tokio::test]
 async fn damaged_batch_halts_its_partition_until_it_is_repaired() {
-    halts_and_recovers("damaged", "_BAD_MSG", |batch| {
+    assert_halts_and_recovers("damaged", "_BAD_MSG", |batch| {
         let at = find(batch, b"hello");
         batch[at + 1] = b'a';
     })
     .await;
 }
 
-/// The same with a codec that does not exist, and a checksum that is right.
+/// The batch has a codec that does not exist, and a correct checksum.
 #[tokio::test]
 async fn batch_of_an_unknown_codec_halts_its_partition() {
-    halts_and_recovers("codec", "_NOT_IMPLEMENTED", |batch| {
+    assert_halts_and_recovers("codec", "_NOT_IMPLEMENTED", |batch| {
         batch[22] = (batch[22] & !7) | 6;
         let sum = crc32c(&batch[21..]).to_be_bytes();
         batch[17..21].copy_from_slice(&sum);
@@ -122,10 +122,10 @@ async fn batch_of_an_unknown_codec_halts_its_partition() {
     .await;
 }
 
-/// The same with text that no codec has written.
+/// The batch has bytes that its codec cannot decompress, and a correct checksum.
 #[tokio::test]
-async fn batch_that_cannot_be_unpacked_halts_its_partition() {
-    halts_and_recovers("unpacked", "_BAD_COMPRESSION", |batch| {
+async fn batch_that_cannot_be_decompressed_halts_its_partition() {
+    assert_halts_and_recovers("decompressed", "_BAD_COMPRESSION", |batch| {
         batch[22] = (batch[22] & !7) | 2;
         batch[61..].fill(0xff);
         let sum = crc32c(&batch[21..]).to_be_bytes();
@@ -134,7 +134,7 @@ async fn batch_that_cannot_be_unpacked_halts_its_partition() {
     .await;
 }
 
-async fn halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&mut [u8])) {
+async fn assert_halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&mut [u8])) {
     let (stack, folder) = own_stack(name).await;
     stack.launch().await.unwrap();
     let world = World::on(&stack, name, 1);
@@ -149,11 +149,11 @@ async fn halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&mut [u8
 
     let transfer = world.transfer("transfer", |spec| spec.env("STALL_TIMEOUT", "5s"));
     transfer.launch().unwrap();
-    let place = format!("{name} partition 0");
-    let says = ["partitions:", &place, "offset 10", code, "msg-transfer resume"];
-    not_ready_because(&transfer, &says).await;
+    let position = format!("{name} partition 0");
+    let texts = ["partitions:", &position, "offset 10", code, "msg-transfer resume"];
+    not_ready_because(&transfer, &texts).await;
     world.rows_reach(10).await;
-    let reported = async |what: &str| {
+    let wait_for_gauges = async |what: &str| {
         eventually(what, async || {
             let gauge = async |name: &str| metric(&transfer, name).await;
             let (lag, halted) =
@@ -163,21 +163,21 @@ async fn halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&mut [u8
         })
         .await;
     };
-    reported("it is lag, halted and stalled").await;
+    wait_for_gauges("the partition is halted and stalled, and its records are lag").await;
     let report = run(&world, "lag --output json").await.assert_code(0).json();
     assert_eq!(report["total"]["lag_records"], 11);
-    // It is as damaged as before.
+    // The log is still damaged.
     let errors = format!("msg_transfer_fetch_errors_total{{code=\"{code}\"}}");
     let before = metric(&transfer, &errors).await;
     assert!(before <= 3.0, "{before} attempts");
     run(&world, "resume --topic-partition 0").await.assert_code(0);
-    eventually("it is tried again, and halts again", async || {
+    eventually("the fetch is retried, and fails again", async || {
         let errors = metric(&transfer, &errors).await;
         ensure(errors > before, errors)
     })
     .await;
-    reported("it is halted again").await;
-    assert_eq!(world.rows().await.len(), 10, "nothing of what is damaged or follows it is stored");
+    wait_for_gauges("the partition is halted again").await;
+    assert_eq!(world.rows().await.len(), 10, "no record of the damaged batch or after it is stored");
 
     stack.kafka().stop_broker(1).await.unwrap();
     std::fs::write(&log, intact).unwrap();
@@ -190,7 +190,7 @@ async fn halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&mut [u8
     .await;
     transfer.wait_ready(PATIENCE).await.unwrap();
     world.assert_ordered_without_gaps().await;
-    assert!(world.rows().await.iter().any(|row| row.content == b"hello"), "as it was sent");
+    assert!(world.rows().await.iter().any(|row| row.content == b"hello"), "the content is as it was sent");
     assert!(transfer.stop().await.unwrap().success());
 }
 
@@ -199,7 +199,7 @@ fn log_of(stack: &Stack, _folder: &Path, topic: &str) -> PathBuf {
     stack.kafka().data(1).unwrap().join(format!("{topic}-0")).join("00000000000000000000.log")
 }
 
-/// Changes the batch that holds "hello" while the broker is stopped, and returns the log as it was.
+/// Stops the broker, changes the batch that holds "hello" in its log, and starts it again. Returns the intact log.
 async fn change_log(stack: &Stack, log: &Path, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     stack.kafka().stop_broker(1).await.unwrap();
     let intact = std::fs::read(log).unwrap();
@@ -219,9 +219,9 @@ async fn change_log(stack: &Stack, log: &Path, change: impl FnOnce(&mut [u8])) -
     intact
 }
 
-/// The last time, which is in the body.
-fn find(batch: &[u8], what: &[u8]) -> usize {
-    batch.windows(what.len()).rposition(|part| part == what).expect("it is there")
+/// The last position of these bytes, which is in the content.
+fn find(batch: &[u8], text: &[u8]) -> usize {
+    batch.windows(text.len()).rposition(|part| part == text).expect("the batch has these bytes")
 }
 
 fn crc32c(bytes: &[u8]) -> u32 {

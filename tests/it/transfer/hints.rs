@@ -1,4 +1,5 @@
-//! Hints: the inboxes of each batch and their last `seq` come to the hints topic after the COMMIT; nothing depends on them.
+//! Hints: after each COMMIT the hints topic gets the inboxes of the batch and their last `seq`. Nothing depends on
+//! them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::support::transfer::metric;
 use crate::support::world::World;
 use crate::support::{NotYet, ensure, eventually};
 
-/// Reads the world's hints topic from its begin.
+/// A reader of the world's hints topic, from its start.
 pub(super) struct Hints(BaseConsumer);
 
 impl Hints {
@@ -32,44 +33,44 @@ impl Hints {
         Hints(consumer)
     }
 
-    /// The inboxes of the next record and their `seq`, when there is one.
+    /// The inboxes of the next hint and their `seq`; `None` if there is none within 100 ms.
     fn next(&self) -> Option<BTreeMap<String, i64>> {
         let record = tokio::task::block_in_place(|| self.0.poll(Duration::from_millis(100)))?.unwrap();
         let hint = StoredHint::decode(record.payload().unwrap()).unwrap();
         Some(hint.inboxes.into_iter().map(|inbox| (inbox.recv_id, inbox.seq)).collect())
     }
 
-    /// Waits for a record of these, and nothing else.
+    /// Waits for the next hint, and checks that it has exactly these inboxes.
     pub(super) async fn expect(&self, expected: &[(&str, i64)]) {
         let expected = expected.iter().map(|(recv_id, seq)| ((*recv_id).to_owned(), *seq)).collect();
         let next: BTreeMap<String, i64> =
-            eventually("the next hint", async || self.next().ok_or_else(|| NotYet::from("none yet"))).await;
+            eventually("a hint arrives", async || self.next().ok_or_else(|| NotYet::from("none yet"))).await;
         assert_eq!(next, expected);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_commit_tells_its_inboxes_and_their_last_seq() {
+async fn each_commit_sends_hints_of_its_inboxes_and_last_seqs() {
     let world = World::new("hints").await;
     let transfer = world.running_transfer().await;
     let hints = Hints::of(&world);
     load::write(&world.writer(), 0, 3000, 30);
-    // Of each inbox in order, whatever the batches were.
+    // The `seq` of each inbox ascends, no matter how the batches were composed.
     let mut last = BTreeMap::new();
-    eventually("each inbox is told with its last seq", async || {
+    eventually("each inbox is hinted with its last seq", async || {
         for (recv_id, seq) in hints.next().unwrap_or_default() {
             let before = last.insert(recv_id, seq).unwrap_or(0);
             assert!(seq > before, "{before}, then {seq}");
         }
-        let told = last.values().filter(|seq| **seq == 100).count();
-        ensure(told == 30, format!("{last:?}"))
+        let complete = last.values().filter(|seq| **seq == 100).count();
+        ensure(complete == 30, format!("{last:?}"))
     })
     .await;
     assert!(transfer.stop().await.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_makes_no_row_is_told_too() {
+async fn records_that_make_no_row_send_hints_too() {
     let world = World::new("hints_no_rows").await;
     let transfer = world.running_transfer().await;
     let (writer, hints) = (world.writer(), Hints::of(&world));
@@ -85,7 +86,7 @@ async fn what_makes_no_row_is_told_too() {
     // A conflict.
     put(&good(&msg("a", "bob", "1", "other words")));
     hints.expect(&[("bob", 0)]).await;
-    // No message, of which the inbox is known; then one of which nothing is known.
+    // A record that holds no message: with a known inbox, and then without one.
     put(&Raw { key: Some(b"eve".to_vec()), ..good(&msg("a", "bob", "2", "hello")) });
     hints.expect(&[("bob", 0)]).await;
     put(&Raw { value: Some(b"\xff".to_vec()), ..good(&msg("a", "bob", "2", "hello")) });
@@ -95,9 +96,9 @@ async fn what_makes_no_row_is_told_too() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// Who hears of a row finds it. COMMIT takes its time here.
+/// A reader of a hint has to find its rows. The COMMIT is slow here.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hint_comes_after_its_rows() {
+async fn hint_follows_the_commit_of_its_rows() {
     let world = World::new("hints_after").await;
     let transfer = world.running_transfer().await;
     let database = world.database().await;
@@ -112,28 +113,28 @@ async fn a_hint_comes_after_its_rows() {
         writer.flush();
         hints.expect(&[("bob", seq)]).await;
         let found = database.query("SELECT FROM messages WHERE recv_id = 'bob' AND seq = $1", &[&seq]).await.unwrap();
-        assert_eq!(found.len(), 1, "{seq} was told before it was there");
+        assert_eq!(found.len(), 1, "the hint of {seq} precedes its row");
     }
     assert!(transfer.stop().await.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_their_topic_everything_is_stored_all_the_same() {
+async fn messages_are_stored_without_a_hints_topic() {
     let world = World::without_hints("hints_missing").await;
     let transfer = world.running_transfer().await;
     load::write(&world.writer(), 0, 1000, 10);
     world.all_committed().await;
     load::assert_stored(&world, 1000, 10).await;
-    eventually("it counts that there is no topic", async || {
+    eventually("the missing topic is counted", async || {
         let count = metric(&transfer, "msg_transfer_hints_total{outcome=\"no_topic\"}").await;
         ensure(count >= 1.0, count)
     })
     .await;
-    // Once it is made, it is used.
+    // Once the topic is created, hints are written.
     let kafka = stack().await.kafka();
     kafka.create(&kafka.hints_topic(world.topic())).await.unwrap();
     let (writer, mut sent) = (world.writer(), 1000);
-    eventually("hints come", async || {
+    eventually("hints are written", async || {
         load::write(&writer, sent, sent + 10, 10);
         sent += 10;
         let count = metric(&transfer, "msg_transfer_hints_total{outcome=\"written\"}").await;

@@ -1,4 +1,5 @@
-//! P8 and availability where a partition has no leader: the others are stored all the same, and readiness names it.
+//! P8 and availability of a topic with partitions that have no leader: the other partitions are stored, and readiness
+//! names those without one.
 
 use msg_dev::stack::{Stack, StackOptions};
 
@@ -9,9 +10,9 @@ use crate::support::{PATIENCE, ensure, eventually};
 
 const PARTITIONS: i32 = 6;
 
-/// Its only replica's broker is gone.
+/// The broker with the only replica of two partitions is killed.
 #[tokio::test(flavor = "multi_thread")]
-async fn partition_without_a_leader_delays_no_other_and_leaves_readiness() {
+async fn partition_without_a_leader_delays_no_other_and_is_reported() {
     let folder = tempfile::Builder::new().prefix("msg-it-leaderless-").tempdir().unwrap();
     let mut options = StackOptions::new(folder.path());
     options.brokers = 3;
@@ -37,20 +38,20 @@ async fn partition_without_a_leader_delays_no_other_and_leaves_readiness() {
         let rows = database.query("SELECT kafka_partition FROM messages ORDER BY kafka_partition", &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     };
-    // Kafka spreads the leaders over the brokers.
-    let stored_at_first = eventually("all but two are stored", async || {
+    // Kafka distributes the leaders over the brokers.
+    let stored_without_broker_3 = eventually("all partitions but two are stored", async || {
         let stored = stored().await?;
         ensure(stored.len() == PARTITIONS as usize * 2 / 3, format!("{stored:?}"))?;
         Ok(stored)
     })
     .await;
-    let missing = (0..PARTITIONS).filter(|partition| !stored_at_first.contains(partition));
+    let missing = (0..PARTITIONS).filter(|partition| !stored_without_broker_3.contains(partition));
     for partition in missing {
         not_ready_because(&transfer, &["leaderless", &partition.to_string()]).await;
     }
 
     stack.kafka().start_broker(3).await.unwrap();
-    eventually("all are stored", async || {
+    eventually("all partitions are stored", async || {
         let stored = stored().await?;
         ensure(stored == (0..PARTITIONS).collect::<Vec<_>>(), format!("{stored:?}"))
     })

@@ -1,4 +1,4 @@
-//! Start, drain, rebalance, migrations: what an operator does to it.
+//! Start, stop, rebalances and migrations.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// SIGTERM under load: what was taken is stored and committed, so nobody has to repeat it; exit code 0.
+/// SIGTERM under load: consumed records are stored and committed, so that no record is consumed twice; exit code 0.
 #[tokio::test]
-async fn on_sigterm_it_drains_and_commits() {
+async fn transfer_drains_and_commits_at_sigterm() {
     let world = World::new("drain").await;
     let writer = world.writer();
     const COUNT: i64 = 100_000;
@@ -28,10 +28,10 @@ async fn on_sigterm_it_drains_and_commits() {
     assert!(transfer.stop().await.unwrap().success());
     let committed = world.committed().await;
     let stored = world.rows().await.len() as i64;
-    assert_eq!(committed.iter().sum::<i64>(), stored, "what is stored is what is committed");
-    assert!((5000..COUNT).contains(&stored), "it was stopped in the middle: {stored}");
+    assert_eq!(committed.iter().sum::<i64>(), stored, "exactly the stored records are committed");
+    assert!((5000..COUNT).contains(&stored), "it has to be stopped in the middle: {stored}");
     world.assert_offsets_do_not_lead(&committed).await;
-    // The next one repeats nothing.
+    // The next process consumes no record again.
     transfer.start().await.unwrap();
     world.rows_reach(COUNT).await;
     world.assert_ordered_without_gaps().await;
@@ -40,9 +40,9 @@ async fn on_sigterm_it_drains_and_commits() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// Two processes join and leave one after the other under load.
+/// Two processes join and leave the group in turns under load.
 #[tokio::test]
-async fn processes_join_and_leave_under_load() {
+async fn processes_that_join_and_leave_lose_and_duplicate_nothing() {
     let world = World::new("rebalance").await;
     let writer = world.writer();
     const COUNT: i64 = 60_000;
@@ -68,25 +68,25 @@ async fn processes_join_and_leave_under_load() {
 }
 
 #[tokio::test]
-async fn it_waits_for_a_database_and_a_kafka_that_come_late() {
+async fn transfer_waits_for_a_late_database_and_kafka() {
     let (stack, _folder) = own_stack("late").await;
     let world = World::on(&stack, "late", 4);
     let transfer = world.transfer("transfer", |spec| spec);
     transfer.launch().unwrap();
-    eventually("it says what it waits for", async || {
+    eventually("the transfer waits for the schema", async || {
         let (status, body) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await?;
         ensure(status == 503 && body.contains("schema: "), body)
     })
     .await;
     stack.postgres().start().await.unwrap();
     stack.postgres().create_database("late").await.unwrap();
-    eventually("it waits for Kafka", async || {
+    eventually("the transfer waits for Kafka", async || {
         let (status, body) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await?;
         ensure(status == 503 && !body.contains("schema: ") && body.contains("group: "), body)
     })
     .await;
     stack.kafka().start().await.unwrap();
-    // Without its topic it may be in the group already; what counts is that it finds the topic when it comes.
+    // The transfer may join the group without its topic. It has to find the topic once it exists.
     world.create_topic(&stack).await;
     let writer = world.writer();
     writer.put(&good(&msg("alice", "bob", "1", "hello")));
@@ -97,42 +97,42 @@ async fn it_waits_for_a_database_and_a_kafka_that_come_late() {
     stack.stop().await;
 }
 
-/// Whatever it waits for at its start, a stop is heeded.
+/// SIGTERM ends the process promptly, no matter what it waits for at its start.
 #[tokio::test]
-async fn a_stop_while_it_waits_for_its_servers_is_heeded_at_once() {
-    let (stack, _folder) = own_stack("nobody").await;
-    let world = World::on(&stack, "nobody", 4);
+async fn sigterm_ends_a_startup_that_waits_for_its_servers() {
+    let (stack, _folder) = own_stack("stop_waiting").await;
+    let world = World::on(&stack, "stop_waiting", 4);
     let transfer = world.transfer("transfer", |spec| spec);
-    let stops = async |waits_for: &str, lines: usize| {
+    let assert_stops = async |waits_for: &str, lines: usize| {
         transfer.launch().unwrap();
-        eventually("it waits", async || {
+        eventually("the transfer waits", async || {
             let (_, body) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await?;
             ensure(body.lines().any(|line| line.starts_with(waits_for)) && lines == body.lines().count(), body)
         })
         .await;
-        let asked = Instant::now();
+        let started = Instant::now();
         assert!(transfer.stop().await.unwrap().success());
-        let took = asked.elapsed();
-        assert!(took < Duration::from_secs(8), "it waited for {waits_for} {took:?} longer");
+        let elapsed = started.elapsed();
+        assert!(elapsed < Duration::from_secs(8), "the transfer waited for {waits_for} {elapsed:?} longer");
     };
-    stops("schema: ", 2).await;
+    assert_stops("schema: ", 2).await;
     stack.postgres().start().await.unwrap();
-    stack.postgres().create_database("nobody").await.unwrap();
-    stops("group: starting", 1).await;
+    stack.postgres().create_database("stop_waiting").await.unwrap();
+    assert_stops("group: starting", 1).await;
     stack.stop().await;
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused_and_an_older_one_is_waited_for() {
+async fn newer_schema_is_refused_and_older_schema_waits_for_migration() {
     let world = World::new("schema").await;
     let waiting = world.transfer("waiting", |spec| spec.env("NO_MIGRATE", "true"));
     waiting.launch().unwrap();
-    eventually("it says who has to migrate", async || {
+    eventually("the reason names the command", async || {
         let (_, body) = msg_common::admin::probe(waiting.spec().admin.unwrap(), "/readyz").await?;
         ensure(body.contains("msg-transfer migrate"), body)
     })
     .await;
-    // Many at once: one migrates, the others find it done.
+    // Of concurrent migrations one does the work, and the others find it done.
     let migrations: Vec<_> = (0..4)
         .map(|i| {
             let migrate = world.transfer(&format!("migrate-{i}"), |spec| spec.arg("migrate"));
@@ -145,20 +145,21 @@ async fn a_newer_schema_is_refused_and_an_older_one_is_waited_for() {
     }
     waiting.wait_ready(PATIENCE).await.unwrap();
     assert!(waiting.stop().await.unwrap().success());
-    let newer = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum) VALUES (999, 'x', 'x', '1')";
-    world.database().await.execute(newer, &[]).await.unwrap();
+    let add_version =
+        "INSERT INTO refinery_schema_history (version, name, applied_on, checksum) VALUES (999, 'x', 'x', '1')";
+    world.database().await.execute(add_version, &[]).await.unwrap();
     for (name, arg) in [("serve", None), ("migrate", Some("migrate"))] {
-        let refused =
-            world.transfer(&format!("refused-{name}"), |spec| arg.into_iter().fold(spec, |spec, arg| spec.arg(arg)));
-        refused.launch().unwrap();
-        assert_eq!(refused.wait().await.unwrap().code(), Some(1), "{name}");
-        let log = std::fs::read_to_string(refused.log()).unwrap();
+        let newer =
+            world.transfer(&format!("newer-{name}"), |spec| arg.into_iter().fold(spec, |spec, arg| spec.arg(arg)));
+        newer.launch().unwrap();
+        assert_eq!(newer.wait().await.unwrap().code(), Some(1), "{name}");
+        let log = std::fs::read_to_string(newer.log()).unwrap();
         assert!(log.contains("version 999, which needs a build that knows version 999"), "{log}");
     }
 }
 
 #[tokio::test]
-async fn a_bad_configuration_is_told_at_once_with_exit_code_64() {
+async fn transfer_reports_invalid_settings_with_exit_code_64() {
     let world = World::new("config").await;
     let bad = world.transfer("bad", |spec| {
         spec.env("LANES", "many").env("SESSION_TIMEOUT", "soon").env("KAFKA_PROPERTIES", "acks=0")

@@ -1,4 +1,4 @@
-//! What lasts, and what callers cause, does not flood the log.
+//! Lasting conditions and conflicts of callers do not flood the log.
 
 use msg_dev::stack::Service;
 
@@ -6,20 +6,20 @@ use crate::support::kafka::{good, msg};
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
-/// Lines of the log at these levels.
+/// The lines of the log at these levels.
 fn lines(service: &Service, levels: &[&str]) -> Vec<String> {
     let log = std::fs::read_to_string(service.log()).unwrap();
     log.lines().filter(|line| levels.iter().any(|level| line.contains(level))).map(str::to_owned).collect()
 }
 
-/// How often a line says that its condition occurred since it was logged last.
+/// The line's field `repeated`: how often its condition occurred since it was last logged.
 fn repeated(line: &str) -> u64 {
     let number = line.split("repeated=").nth(1).and_then(|rest| rest.split_whitespace().next());
     number.and_then(|number| number.parse().ok()).unwrap_or_default()
 }
 
 #[tokio::test]
-async fn read_only_database_is_few_lines_of_log() {
+async fn read_only_database_is_logged_rarely() {
     let world = World::new("logs_read_only").await;
     let transfer = world.running_transfer().await;
     let database = world.database().await;
@@ -32,7 +32,7 @@ async fn read_only_database_is_few_lines_of_log() {
     (0..200).for_each(|i| writer.put(&good(&msg("alice", &format!("inbox-{i}"), &i.to_string(), "x"))));
     writer.flush();
     let found = || lines(&transfer, &["WARN", "ERROR"]).split_off(before);
-    // The second line of a condition comes 10 s after the first, and says how often it occurred in between.
+    // The second line of a condition is logged 10 s after the first, and has the number of occurrences in between.
     eventually("the condition is logged again", async || {
         let again = found().iter().any(|line| line.contains("read-only") && repeated(line) > 1);
         ensure(again, found().join("\n"))
@@ -43,7 +43,7 @@ async fn read_only_database_is_few_lines_of_log() {
 }
 
 #[tokio::test]
-async fn conflicts_of_callers_are_not_warned_of() {
+async fn conflicts_of_callers_are_not_logged_as_warnings() {
     let world = World::new("logs_conflicts").await;
     let transfer = world.running_transfer().await;
     let writer = world.writer();

@@ -1,5 +1,5 @@
-//! Kafka loses the tail of a partition's log (a broker restored from a copy, a power loss): what is accepted after that is stored,
-//! and what was lost is counted.
+//! Kafka loses the tail of a partition's log, as after a power loss or when a broker is restored from a copy: records
+//! accepted after that are stored, and the lost offsets are counted.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,35 +11,35 @@ use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
-/// One inbox in one partition: 80 records, a copy of the log, and 20 more, all of them stored.
-struct Cut {
+/// One inbox in one partition: 80 records, a copy of the log, and 20 more records. All of them are stored.
+struct LostTail {
     stack: Stack,
     folder: tempfile::TempDir,
     world: World,
     transfer: Service,
 }
 
-impl Cut {
-    async fn new(name: &str) -> Cut {
+impl LostTail {
+    async fn new(name: &str) -> LostTail {
         let (stack, folder) = own_stack(name).await;
         stack.launch().await.unwrap();
         let world = World::on(&stack, name, 1);
         world.create(&stack).await;
         let transfer = world.running_transfer().await;
-        let cut = Cut { stack, folder, world, transfer };
-        cut.send(0..80);
-        cut.world.all_committed().await;
-        cut.stack.kafka().stop().await;
-        copy(&cut.log(), &cut.copy());
-        cut.stack.kafka().start().await.unwrap();
-        cut.send(80..99);
-        cut.send_broken("first");
-        cut.world.rows_reach(99).await;
-        cut.world.all_committed().await;
-        cut
+        let tail = LostTail { stack, folder, world, transfer };
+        tail.send(0..80);
+        tail.world.all_committed().await;
+        tail.stack.kafka().stop().await;
+        copy(&tail.log(), &tail.copy());
+        tail.stack.kafka().start().await.unwrap();
+        tail.send(80..99);
+        tail.send_broken("first");
+        tail.world.rows_reach(99).await;
+        tail.world.all_committed().await;
+        tail
     }
 
-    /// The log is what it was after 80 records.
+    /// Replaces the log by its copy with 80 records.
     async fn lose_tail(&self) {
         self.stack.kafka().stop().await;
         std::fs::remove_dir_all(self.log()).unwrap();
@@ -48,7 +48,7 @@ impl Cut {
     }
 
     fn send(&self, numbers: std::ops::Range<usize>) {
-        // A new producer: the broker forgot the old one's last numbers too.
+        // A new producer, because the broker has lost the last sequence numbers of the old one too.
         let writer = self.world.writer();
         for i in numbers {
             writer.put(&good(&msg("a", "inbox", &i.to_string(), "some body")));
@@ -70,7 +70,7 @@ impl Cut {
         self.folder.path().join("copy")
     }
 
-    async fn counts_20_lost(&self) {
+    async fn wait_for_20_lost(&self) {
         eventually("the lost offsets are counted", async || {
             let metrics = self.transfer.metrics().await?;
             let counted = metrics.contains("msg_transfer_lost_offsets_total{partition=\"0\"} 20\n");
@@ -78,14 +78,16 @@ impl Cut {
         })
         .await;
         let log = std::fs::read_to_string(self.transfer.log()).unwrap();
-        let line = log.lines().find(|line| line.contains("kafka lost the tail of the log")).expect("it is logged");
+        let line =
+            log.lines().find(|line| line.contains("kafka lost the tail of the log")).expect("the loss is logged");
         for part in ["ERROR", "partition=0", "first_lost=80", "last_lost=99", "count=20"] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }
 
-    /// Everything that was accepted after the loss is there, once and in order; and what was stored before stays.
-    async fn all_is_stored(self, sent_again: std::ops::Range<usize>) {
+    /// Waits until every message accepted after the loss is stored, and checks that all rows are in order and each
+    /// message has one.
+    async fn assert_all_stored(self, sent_again: std::ops::Range<usize>) {
         let stored = i64::try_from(99 + sent_again.len()).unwrap();
         self.world.rows_reach(stored).await;
         self.world.all_committed().await;
@@ -103,57 +105,58 @@ impl Cut {
     }
 }
 
-/// A restart finds a log that ends above the progress row again: only the leader epoch tells that it is another one. A dead letter
-/// at an offset that had one is kept too.
+/// After a restart the log again ends above the progress row: only the leader epoch shows that it is another log. A
+/// dead letter at an offset that already had one is kept too.
 #[tokio::test]
 async fn records_above_a_lost_tail_are_stored_after_a_restart() {
-    let cut = Cut::new("tail-regrown").await;
-    assert!(cut.transfer.stop().await.unwrap().success());
-    cut.lose_tail().await;
-    cut.send(100..119);
-    cut.send_broken("second");
-    cut.send(119..139);
-    cut.transfer.start().await.unwrap();
-    cut.counts_20_lost().await;
-    cut.world.rows_reach(99 + 39).await;
-    cut.world.all_committed().await;
-    let values: Vec<_> = cut.world.dead_letters().await.into_iter().map(|(_, _, value)| value.unwrap()).collect();
-    assert_eq!(values, [b"first".to_vec(), b"second".to_vec()], "both were at offset 99");
-    cut.all_is_stored(100..139).await;
+    let tail = LostTail::new("tail-regrown").await;
+    assert!(tail.transfer.stop().await.unwrap().success());
+    tail.lose_tail().await;
+    tail.send(100..119);
+    tail.send_broken("second");
+    tail.send(119..139);
+    tail.transfer.start().await.unwrap();
+    tail.wait_for_20_lost().await;
+    tail.world.rows_reach(99 + 39).await;
+    tail.world.all_committed().await;
+    let values: Vec<_> = tail.world.dead_letters().await.into_iter().map(|(_, _, value)| value.unwrap()).collect();
+    assert_eq!(values, [b"first".to_vec(), b"second".to_vec()], "both dead letters were at offset 99");
+    tail.assert_all_stored(100..139).await;
 }
 
-/// The transfer runs all the time: its position is in a log that was replaced.
+/// The transfer keeps running: its next offset belongs to a log that was replaced.
 #[tokio::test]
 async fn running_transfer_continues_after_a_lost_tail() {
-    let cut = Cut::new("tail-running").await;
-    cut.lose_tail().await;
-    cut.send(100..140);
-    cut.counts_20_lost().await;
-    cut.all_is_stored(100..140).await;
+    let tail = LostTail::new("tail-running").await;
+    tail.lose_tail().await;
+    tail.send(100..140);
+    tail.wait_for_20_lost().await;
+    tail.assert_all_stored(100..140).await;
 }
 
-/// The log still ends below the progress row when the transfer finds it, and what comes later is new.
+/// The log still ends below the progress row when the transfer finds the loss; new records come later.
 #[tokio::test]
-async fn lost_tail_is_found_before_new_records_come() {
-    let cut = Cut::new("tail-short").await;
-    cut.lose_tail().await;
-    cut.counts_20_lost().await;
-    cut.send(100..140);
-    cut.all_is_stored(100..140).await;
+async fn lost_tail_is_found_before_new_records_arrive() {
+    let tail = LostTail::new("tail-short").await;
+    tail.lose_tail().await;
+    tail.wait_for_20_lost().await;
+    tail.send(100..140);
+    tail.assert_all_stored(100..140).await;
 }
 
-/// A row of a version that wrote no leader epoch: the end alone tells, and all of the log is read again.
+/// A progress row of a version that wrote no leader epoch: only the end offset shows the loss, and the whole log is
+/// read again.
 #[tokio::test]
-async fn lost_tail_is_found_by_number_without_a_leader_epoch() {
-    let cut = Cut::new("tail-number").await;
-    assert!(cut.transfer.stop().await.unwrap().success());
+async fn lost_tail_is_found_by_end_offset_without_leader_epoch() {
+    let tail = LostTail::new("tail-number").await;
+    assert!(tail.transfer.stop().await.unwrap().success());
     let forget = "UPDATE progress SET leader_epoch = NULL; UPDATE dead_letters SET leader_epoch = -1";
-    cut.world.database().await.batch_execute(forget).await.unwrap();
-    cut.lose_tail().await;
-    cut.transfer.start().await.unwrap();
-    cut.counts_20_lost().await;
-    cut.send(100..140);
-    cut.all_is_stored(100..140).await;
+    tail.world.database().await.batch_execute(forget).await.unwrap();
+    tail.lose_tail().await;
+    tail.transfer.start().await.unwrap();
+    tail.wait_for_20_lost().await;
+    tail.send(100..140);
+    tail.assert_all_stored(100..140).await;
 }
 
 fn copy(from: &Path, to: &Path) {

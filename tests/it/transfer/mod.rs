@@ -1,20 +1,20 @@
-//! msg-transfer alone: records are written straight to the topic, and what becomes of them is looked up.
+//! msg-transfer alone: tests write records to the topic, and check the rows and dead letters that they become.
 
 mod bad_records;
 mod blocked;
 mod bounds;
-mod breaker;
 pub(crate) mod commands;
+mod commit_warnings;
 mod controller;
 mod database;
 mod database_hosts;
+mod dead_letter_limit;
+mod dead_letter_rows;
 mod duplicates;
 mod faults;
 mod fetch_errors;
-mod flow;
 mod hints;
 mod leaderless;
-mod letters;
 mod lifecycle;
 mod logs;
 mod lost_tail;
@@ -24,8 +24,8 @@ mod rebalance;
 mod rejected;
 mod schema;
 mod stalled;
-mod starts;
+mod start_offsets;
+mod throttling;
 mod too_large;
 mod topics;
-mod warned;
 mod zombie;

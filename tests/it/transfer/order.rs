@@ -1,4 +1,4 @@
-//! P1, P3, P4: everything is stored, in order and without gaps.
+//! P1, P3 and P4: every message is stored, in order and without gaps.
 
 use crate::support::kafka::{good, msg};
 use crate::support::world::World;
@@ -7,7 +7,7 @@ use crate::support::world::World;
 async fn every_message_is_stored_in_order_without_gaps() {
     let world = World::new("order").await;
     let writer = world.writer();
-    // Some before the transfer is there, some while it is.
+    // Half before the transfer starts, half while it runs.
     let send = |from: usize, to: usize| {
         for i in from..to {
             writer.put(&good(&msg(
@@ -28,7 +28,7 @@ async fn every_message_is_stored_in_order_without_gaps() {
     assert_eq!(rows.len(), 6000);
     for row in &rows {
         assert_eq!(row.content, format!("body {}", row.client_msg_id).as_bytes());
-        // Each inbox got every 50th, in ascending order.
+        // Each inbox has every 50th message, in ascending order.
         let i: i64 = row.client_msg_id.parse().unwrap();
         assert_eq!(row.seq, i / 50 + 1, "P3: {row:?}");
     }
@@ -53,9 +53,10 @@ async fn bodies_of_every_kind_are_stored_byte_for_byte() {
     assert!(stored == bodies, "a body differs");
 }
 
-/// One receiver takes nearly all: its lane's batches must not reorder, and the others go on.
+/// One inbox has nearly all messages: the batches of its lane must keep their order, and the other inboxes are stored
+/// too.
 #[tokio::test]
-async fn a_hot_inbox_keeps_its_order() {
+async fn hot_inbox_keeps_its_order() {
     let world = World::new("hot").await;
     let writer = world.writer();
     for i in 0..20_000 {

@@ -1,5 +1,5 @@
-//! A connection pooler between the transfer and the server: refused where it changes server processes between transactions,
-//! used where it does not.
+//! A connection pooler between the transfer and the server: it is refused if it changes server processes between
+//! transactions, and used otherwise.
 
 use super::commands::run_with;
 use crate::support::hosts::Pooler;
@@ -12,21 +12,21 @@ async fn pooler_in_transaction_mode_is_refused() {
         return;
     }
     let world = World::new("transaction_pooler").await;
-    // The first has processes to spare; the second one for all sessions.
+    // The first pooler has several server processes, the second one for all sessions.
     for settings in
         ["pool_mode = transaction", "pool_mode = transaction\ndefault_pool_size = 1", "pool_mode = statement"]
     {
         let pooler = Pooler::start(&world, settings).await;
         let env = [("DATABASE_URL", pooler.url.as_str())];
         let migrate = run_with(&world, "migrate", &env).await.assert_code(1);
-        let says = "pooler in transaction (or statement) mode";
-        assert!(migrate.stderr.contains(says), "{settings}: {}", migrate.stderr);
+        let text = "pooler in transaction (or statement) mode";
+        assert!(migrate.stderr.contains(text), "{settings}: {}", migrate.stderr);
         let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_URL", &pooler.url));
         transfer.launch().unwrap();
         assert!(!transfer.wait().await.unwrap().success(), "{settings}");
-        assert!(std::fs::read_to_string(transfer.log()).unwrap().contains(says), "{settings}");
+        assert!(std::fs::read_to_string(transfer.log()).unwrap().contains(text), "{settings}");
     }
-    // On a schema that is there, `check` names it too.
+    // If the schema exists, `check` names the pooler too.
     run_with(&world, "migrate", &[]).await.assert_code(0);
     let pooler = Pooler::start(&world, "pool_mode = transaction").await;
     let check = run_with(&world, "check", &[("DATABASE_URL", &pooler.url)]).await.assert_code(1);

@@ -1,4 +1,4 @@
-//! P1 to P5 while the group's members come, go, die and come back.
+//! P1 to P5 while members join, leave and die.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,9 @@ async fn stop(transfer: &Service) {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// Three that take turns in leaving and joining: each time the others go on, and so does the one that comes back.
+/// Members leave and rejoin in turns: each time the others continue, and so does the one that rejoins.
 #[tokio::test]
-async fn members_that_leave_and_join_in_turns_lose_double_and_swap_nothing() {
+async fn members_that_leave_and_join_lose_and_reorder_nothing() {
     let world = Arc::new(World::new("turns").await);
     let load = Load::start(world.writer(), 100);
     let watch = OffsetWatch::start(&world);
@@ -25,7 +25,7 @@ async fn members_that_leave_and_join_in_turns_lose_double_and_swap_nothing() {
     for member in &members[..2] {
         member.start().await.unwrap();
     }
-    // Two take turns, then three.
+    // First two members in turns, then three.
     for leaving in [0, 1] {
         stop(&members[leaving]).await;
         world.goes_on_by(300).await;
@@ -41,14 +41,15 @@ async fn members_that_leave_and_join_in_turns_lose_double_and_swap_nothing() {
     load.finish(&world).await;
     watch.finish().await;
     for member in &members {
-        assert_eq!(lost(member).await, 0.0, "nobody was expelled");
+        assert_eq!(lost(member).await, 0.0, "no member was expelled");
         stop(member).await;
     }
 }
 
-/// Killed in turns under load. The other goes on meanwhile, and the group gets over it when the dead one's session ends.
+/// Members are killed in turns under load. The other one continues, and the group rebalances when the dead one's
+/// session ends.
 #[tokio::test]
-async fn members_killed_in_turns_lose_double_and_swap_nothing() {
+async fn killed_members_lose_duplicate_and_reorder_nothing() {
     let world = Arc::new(World::new("kill_turns").await);
     let load = Load::start(world.writer(), 100);
     let watch = OffsetWatch::start(&world);
@@ -66,13 +67,13 @@ async fn members_killed_in_turns_lose_double_and_swap_nothing() {
     watch.finish().await;
 }
 
-/// Static members are back under their own names at once, so they can be killed far more often.
+/// Static members rejoin immediately with their old names, so they can be killed far more often.
 #[tokio::test]
-async fn static_members_killed_again_and_again_go_on_at_once() {
+async fn killed_static_members_store_again_within_their_session() {
     let world = Arc::new(World::new("kill_static").await);
     let load = Load::start(world.writer(), 100);
     let watch = OffsetWatch::start(&world);
-    // A session that is longer than the test: whoever waits for its end fails.
+    // The session is longer than the test, so a member that waited for its end would fail.
     let member = |name| {
         world.transfer(name, |spec| small_batches(spec).env("GROUP_INSTANCE_ID", name).env("SESSION_TIMEOUT", "45s"))
     };
@@ -85,8 +86,8 @@ async fn static_members_killed_again_and_again_go_on_at_once() {
         world.goes_on_by(100).await;
         member.kill().await;
         member.launch().unwrap();
-        // All its partitions come back to it: it stores again, and far within the session.
-        within(Duration::from_secs(20), "the killed one stores again", async || {
+        // The member gets all its partitions back, and stores again far within its session.
+        within(Duration::from_secs(20), "the killed member stores again", async || {
             let metrics = member.metrics().await?;
             let line = metrics.lines().find(|line| line.starts_with("msg_transfer_stored_messages_total"));
             let stored: f64 = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("0").parse()?;
@@ -98,21 +99,21 @@ async fn static_members_killed_again_and_again_go_on_at_once() {
     watch.finish().await;
 }
 
-/// A static member's restart within the session is none of the other's business.
+/// The restart of a static member within its session does not affect the other member.
 #[tokio::test]
-async fn a_static_members_restart_moves_no_partition() {
+async fn restart_of_a_static_member_moves_no_partition() {
     let world = World::new("static").await;
     let load = Load::start(world.writer(), 100);
     let member = |name| {
         world.transfer(name, |spec| {
-            // Heartbeats, by which members hear of a rebalance, are a tenth of it apart.
+            // Members detect a rebalance at a heartbeat, and a tenth of the session timeout is between two of them.
             spec.env("GROUP_INSTANCE_ID", name).env("SESSION_TIMEOUT", "12s")
         })
     };
     let [one, two] = ["one", "two"].map(member);
     one.start().await.unwrap();
     two.start().await.unwrap();
-    eventually("each has its half", async || {
+    eventually("each member has half of the partitions", async || {
         let half = partitions(&two).await;
         ensure(half == 2.0, half)
     })
@@ -121,29 +122,33 @@ async fn a_static_members_restart_moves_no_partition() {
     stop(&one).await;
     world.goes_on_by(300).await;
     one.start().await.unwrap();
-    eventually("it takes records again", async || {
+    eventually("the restarted member consumes records again", async || {
         let consumed = metric(&one, "msg_transfer_consumed_records_total").await;
         ensure(consumed > 0.0, consumed)
     })
     .await;
     load.finish(&world).await;
-    assert_eq!(partitions(&two).await, 2.0, "the other kept its own and was given no other");
-    assert_eq!(metric(&two, "msg_transfer_rebalances_total{kind=\"assigned\"}").await, 2.0, "once for all");
+    assert_eq!(partitions(&two).await, 2.0, "the other member keeps exactly its partitions");
+    assert_eq!(
+        metric(&two, "msg_transfer_rebalances_total{kind=\"assigned\"}").await,
+        2.0,
+        "partitions were assigned only once"
+    );
     assert_eq!(generation(world.brokers(), world.topic()).await, before, "the group did not rebalance");
 }
 
-/// Assigned, less those that were taken away.
+/// The number of assigned partitions, less those that were revoked or lost.
 async fn partitions(transfer: &Service) -> f64 {
     let count = async |kind: &str| metric(transfer, &format!("msg_transfer_rebalances_total{{kind=\"{kind}\"}}")).await;
     count("assigned").await - count("revoked").await - count("lost").await
 }
 
-/// The group waits for a member that hangs, and the one that joins waits with it: told to stop, it does not.
+/// The group waits for a member that hangs, and so does one that joins. At SIGTERM the joining one stops waiting.
 #[tokio::test]
-async fn a_stop_while_the_group_is_being_joined_is_heeded_at_once() {
+async fn sigterm_ends_a_pending_join_of_the_group() {
     let world = World::new("joining").await;
     let load = Load::start(world.writer(), 10);
-    // A session that outlasts what is measured.
+    // The session is longer than the time that is measured.
     let [hanging, joining] =
         ["hanging", "joining"].map(|name| world.transfer(name, |spec| spec.env("SESSION_TIMEOUT", "20s")));
     hanging.start().await.unwrap();
@@ -157,7 +162,7 @@ async fn a_stop_while_the_group_is_being_joined_is_heeded_at_once() {
     .await;
     assert!(joining.signal(Signal::Term));
     let end = tokio::time::timeout(Duration::from_secs(8), joining.wait()).await;
-    assert!(end.expect("it waits for the group").unwrap().success());
+    assert!(end.expect("the joining member exits at SIGTERM").unwrap().success());
     assert!(hanging.signal(Signal::Cont));
     load.finish(&world).await;
     stop(&hanging).await;

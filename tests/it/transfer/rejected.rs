@@ -1,4 +1,5 @@
-//! Records that the database refuses while it takes their neighbours: these alone are put aside, as REJECTED_BY_DATABASE.
+//! Records that the database rejects while it accepts their neighbours: only they are dead-lettered, as
+//! REJECTED_BY_DATABASE.
 
 use msg_common::proto::Msg;
 use msg_dev::stack::Service;
@@ -11,7 +12,7 @@ use crate::support::{PATIENCE, ensure, within};
 const COUNT: i64 = 5000;
 const INBOXES: i64 = 7;
 
-/// One in a thousand, wherever it falls in its batch; and the two ends.
+/// One record in a thousand, at any index of its batch, and the first and the last.
 fn is_poison(i: i64) -> bool {
     i % 1000 == 500 || i == 0 || i == COUNT - 1
 }
@@ -21,11 +22,11 @@ fn message(i: i64) -> Msg {
     msg("a", &format!("inbox-{}", i % INBOXES), &i.to_string(), body)
 }
 
-/// A world whose table has this of an operator's, and a transfer that meets one poisoned message in a thousand.
-async fn poisoned(name: &str, refusal: &str) -> (World, Service) {
+/// A world with this rule on its table, a running transfer, and one poison record in a thousand.
+async fn world_with_poison(name: &str, rule: &str) -> (World, Service) {
     let world = World::new(name).await;
     let transfer = world.running_transfer().await;
-    world.database().await.batch_execute(refusal).await.unwrap();
+    world.database().await.batch_execute(rule).await.unwrap();
     let writer = world.writer();
     for i in 0..COUNT {
         writer.put(&good(&message(i)));
@@ -34,20 +35,21 @@ async fn poisoned(name: &str, refusal: &str) -> (World, Service) {
     (world, transfer)
 }
 
-/// Those and only those are dead letters, and all others are rows, in order and without gaps.
-async fn assert_only_the_poisoned_are_set_aside(world: &World, transfer: &Service) {
+/// Waits until exactly the poison records are dead letters; checks that all others are rows, in order and without
+/// gaps.
+async fn assert_only_poison_is_dead_lettered(world: &World, transfer: &Service) {
     let database = world.database().await;
-    let good_ones = (0..COUNT).filter(|i| !is_poison(*i)).count();
-    within(PATIENCE / 2, "all that is not poisoned is stored", async || {
+    let valid = (0..COUNT).filter(|i| !is_poison(*i)).count();
+    within(PATIENCE / 2, "all other records are stored", async || {
         let rows = count_rows(&database, "messages").await?;
-        ensure(rows == good_ones as i64, rows)
+        ensure(rows == valid as i64, rows)
     })
     .await;
     world.all_committed().await;
     let query = "SELECT reason, value, recv_id, msg_id FROM dead_letters";
     let mut dead: Vec<(String, Vec<u8>, Option<String>)> = Vec::new();
     for row in database.query(query, &[]).await.unwrap() {
-        assert!(row.get::<_, Option<uuid::Uuid>>(3).is_some(), "its id is known");
+        assert!(row.get::<_, Option<uuid::Uuid>>(3).is_some(), "the dead letter has its ID");
         dead.push((row.get(0), row.get(1), row.get(2)));
     }
     dead.sort();
@@ -69,36 +71,36 @@ async fn assert_only_the_poisoned_are_set_aside(world: &World, transfer: &Servic
 }
 
 #[tokio::test]
-async fn a_check_that_refuses_one_in_a_thousand_sets_those_aside_and_no_other() {
+async fn check_constraint_dead_letters_only_the_rows_it_rejects() {
     let check = "ALTER TABLE messages ADD CONSTRAINT clean CHECK (position('\\x706f69736f6e'::bytea IN content) = 0)";
-    let (world, transfer) = poisoned("check", check).await;
-    assert_only_the_poisoned_are_set_aside(&world, &transfer).await;
+    let (world, transfer) = world_with_poison("check", check).await;
+    assert_only_poison_is_dead_lettered(&world, &transfer).await;
 }
 
 #[tokio::test]
-async fn a_trigger_that_refuses_one_in_a_thousand_sets_those_aside_and_no_other() {
-    let trigger = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+async fn trigger_error_dead_letters_only_the_rows_it_rejects() {
+    let trigger = "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS
                    $$ BEGIN RAISE EXCEPTION 'poison' USING ERRCODE = '22023'; END $$;
-                   CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW
-                   WHEN (position('\\x706f69736f6e'::bytea IN NEW.content) > 0) EXECUTE FUNCTION refuse()";
-    let (world, transfer) = poisoned("trigger", trigger).await;
-    assert_only_the_poisoned_are_set_aside(&world, &transfer).await;
+                   CREATE TRIGGER reject BEFORE INSERT ON messages FOR EACH ROW
+                   WHEN (position('\\x706f69736f6e'::bytea IN NEW.content) > 0) EXECUTE FUNCTION reject()";
+    let (world, transfer) = world_with_poison("trigger", trigger).await;
+    assert_only_poison_is_dead_lettered(&world, &transfer).await;
 }
 
-/// Each statement succeeds, and the COMMIT fails.
+/// The statements succeed, and the COMMIT fails.
 #[tokio::test]
-async fn a_refusal_at_the_commit_sets_those_aside_and_no_other() {
-    let trigger = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+async fn commit_error_dead_letters_only_the_rows_it_rejects() {
+    let trigger = "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS
                    $$ BEGIN RAISE EXCEPTION 'poison' USING ERRCODE = '23514'; END $$;
-                   CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON messages DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-                   WHEN (position('\\x706f69736f6e'::bytea IN NEW.content) > 0) EXECUTE FUNCTION refuse()";
-    let (world, transfer) = poisoned("at_commit", trigger).await;
-    assert_only_the_poisoned_are_set_aside(&world, &transfer).await;
+                   CREATE CONSTRAINT TRIGGER reject AFTER INSERT ON messages DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+                   WHEN (position('\\x706f69736f6e'::bytea IN NEW.content) > 0) EXECUTE FUNCTION reject()";
+    let (world, transfer) = world_with_poison("at_commit", trigger).await;
+    assert_only_poison_is_dead_lettered(&world, &transfer).await;
 }
 
-/// A rule that is newer than the rows: what was stored before and comes again is a duplicate, not a dead letter.
+/// The rule is newer than the rows: a stored record that is consumed again is a duplicate, not a dead letter.
 #[tokio::test]
-async fn what_is_stored_is_not_set_aside_when_a_new_rule_refuses_it() {
+async fn stored_record_is_not_dead_lettered_by_a_newer_rule() {
     let world = World::new("newer_rule").await;
     let transfer = world.running_transfer().await;
     let writer = world.writer();
@@ -111,7 +113,7 @@ async fn what_is_stored_is_not_set_aside_when_a_new_rule_refuses_it() {
     let database = world.database().await;
     database.batch_execute(rule).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
-    // As after a crash before the commit: everything comes again.
+    // As after a crash before the offsets were committed: all records are consumed again.
     database.batch_execute("UPDATE progress SET next_offset = 0").await.unwrap();
     transfer.start().await.unwrap();
     writer.put(&good(&msg("a", "inbox", "new", "some body")));

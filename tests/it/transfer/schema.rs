@@ -1,4 +1,5 @@
-//! The schema: migrations wait for no one for long and say what is in their way, and a build that is rolled back goes on.
+//! Migrations block other queries only briefly and name what is missing, and an older build continues after a
+//! rollback.
 
 use super::commands::{migrated, run, run_with};
 use crate::support::hosts::host;
@@ -7,7 +8,7 @@ use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
 #[tokio::test]
-async fn older_build_goes_on_with_a_newer_compatible_schema() {
+async fn older_build_accepts_a_newer_compatible_schema() {
     let world = migrated("newer_schema").await;
     let database = world.database().await;
     let newer = "INSERT INTO refinery_schema_history VALUES (99, 'newer', now()::text, '1');
@@ -20,7 +21,7 @@ async fn older_build_goes_on_with_a_newer_compatible_schema() {
     assert!(transfer.stop().await.unwrap().success());
     let check = run(&world, "check").await.assert_code(0);
     assert!(check.stdout.contains("compatible with it"), "{}", check.stdout);
-    // What it does not know may be anything.
+    // This build does not know whether the newer schema is compatible.
     for incompatible in ["UPDATE schema_compatibility SET needs = 99", "DELETE FROM schema_compatibility"] {
         database.batch_execute(incompatible).await.unwrap();
         transfer.launch().unwrap();
@@ -31,7 +32,7 @@ async fn older_build_goes_on_with_a_newer_compatible_schema() {
     }
 }
 
-/// Its first migration alone, as an earlier build left it.
+/// A world with only the first migration, as an earlier build left it.
 async fn at_version_1(name: &str) -> World {
     let (world, full) = (World::new(name).await, migrated(&format!("{name}_full")).await);
     let first = "SELECT version, name, applied_on, checksum FROM refinery_schema_history WHERE version = 1";
@@ -49,32 +50,32 @@ async fn at_version_1(name: &str) -> World {
 }
 
 #[tokio::test]
-async fn migration_behind_a_long_query_holds_up_nobody_else() {
+async fn migration_behind_a_long_query_blocks_no_other_query() {
     let world = at_version_1("locked_schema").await;
     let (long, other) = (world.database().await, world.database().await);
     long.batch_execute("BEGIN; SELECT * FROM progress").await.unwrap();
     let migrating = run(&world, "migrate");
-    let meanwhile = async {
+    let other_queries = async {
         let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = to_regclass('progress')";
-        let mut met = 0;
+        let mut waited = 0;
         eventually("the migration has waited several times", async || {
             let waits: i64 = long.query_one(waiting, &[]).await?.get(0);
             if waits > 0 {
-                // Behind the migration, which is behind the long query.
+                // This query waits for the migration, which waits for the long query.
                 other.batch_execute("SET statement_timeout = '10s'; SELECT * FROM progress").await?;
-                met += 1;
+                waited += 1;
             }
-            ensure(met >= 3, format!("{met} times"))
+            ensure(waited >= 3, format!("{waited} times"))
         })
         .await;
         long.batch_execute("COMMIT").await.unwrap();
     };
-    let (migrated, ()) = tokio::join!(migrating, meanwhile);
+    let (migrated, ()) = tokio::join!(migrating, other_queries);
     migrated.assert_code(0);
 }
 
 #[tokio::test]
-async fn migration_without_the_right_says_which() {
+async fn migration_names_the_missing_right() {
     let world = World::new("may_not_create").await;
     let database = world.database().await;
     database.batch_execute("DROP ROLE IF EXISTS may_not; CREATE ROLE may_not LOGIN").await.unwrap();

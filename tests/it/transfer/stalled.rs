@@ -1,4 +1,4 @@
-//! Records wait and none is stored: readiness, a gauge and `check` report it, and nothing else counts as that.
+//! Records wait and none is stored: readiness, a gauge and `check` report it, and nothing else counts as stalled.
 
 use std::time::Duration;
 
@@ -34,12 +34,12 @@ async fn partition_that_stores_nothing_is_reported_until_it_does() {
             .find(|check| check["check"] == "stalled")
             .map(|check| check["detail"].as_str().unwrap().to_owned())
     };
-    let says = stalled(&checked.json()).expect("it is reported");
-    assert!(says.contains("[2]"), "{says}");
+    let detail = stalled(&checked.json()).expect("the stalled partition is reported");
+    assert!(detail.contains("[2]"), "{detail}");
     locker.batch_execute("COMMIT").await.unwrap();
     world.rows_reach(1).await;
     transfer.wait_ready(PATIENCE).await.unwrap();
-    eventually("the gauge follows", async || {
+    eventually("the gauge is 0 again", async || {
         let stalled = metric(&transfer, STALLED).await;
         ensure(stalled == 0.0, stalled)
     })
@@ -47,22 +47,22 @@ async fn partition_that_stores_nothing_is_reported_until_it_does() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// What a transaction leaves behind has offsets, and is no record.
+/// A transaction's markers have offsets, but are no records.
 #[tokio::test]
-async fn marks_of_transactions_are_no_records_that_wait() {
+async fn transaction_markers_do_not_count_as_stalled_records() {
     let world = World::new("marks").await;
     let transfer = world.transfer("transfer", |spec| spec.env("STALL_TIMEOUT", "5s"));
     transfer.start().await.unwrap();
     let (brokers, topic) = (world.brokers().to_owned(), world.topic().to_owned());
     tokio::task::spawn_blocking(move || abort_transaction(&brokers, &topic)).await.unwrap();
-    eventually("the offsets are seen", async || {
+    eventually("the offsets of the markers count as lag", async || {
         let lag = metric(&transfer, "msg_transfer_lag_records").await;
         ensure(lag >= 2.0, lag)
     })
     .await;
     let until = std::time::Instant::now() + Duration::from_secs(20);
     while std::time::Instant::now() < until {
-        assert_eq!(metric(&transfer, STALLED).await, 0.0, "nothing waits");
+        assert_eq!(metric(&transfer, STALLED).await, 0.0, "no record waits");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let (status, body) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await.unwrap();

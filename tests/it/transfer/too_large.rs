@@ -1,4 +1,4 @@
-//! Records that are too large for the database: kept aside, and only they.
+//! Records that are too large for the database: only they are dead-lettered.
 
 use msg_common::proto::Msg;
 use msg_dev::stack::Stack;
@@ -16,13 +16,13 @@ async fn world(stack: &Stack, name: &str) -> World {
     world
 }
 
-/// Small ones around a large one, in the same inbox.
+/// Ten messages of one inbox, of which the one with index 5 is large.
 fn msgs(large: usize) -> Vec<Msg> {
     let body = |i: i32| if i == 5 { noise(large) } else { b"small".to_vec() };
     (0..10).map(|i| msg("a", "inbox", &i.to_string(), body(i))).collect()
 }
 
-/// What cannot be compressed.
+/// Bytes that do not compress.
 fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let mut next = || {
@@ -32,7 +32,7 @@ fn noise(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|_| next()).collect()
 }
 
-async fn only_the_large_one_is_kept_aside(world: &World, msgs: &[Msg]) {
+async fn assert_only_large_is_dead_lettered(world: &World, msgs: &[Msg]) {
     let writer = world.writer();
     for msg in msgs {
         writer.put(&good(msg));
@@ -41,20 +41,20 @@ async fn only_the_large_one_is_kept_aside(world: &World, msgs: &[Msg]) {
     world.all_committed().await;
     let dead = world.dead_letters().await;
     assert_eq!(dead.iter().map(|(reason, ..)| reason.as_str()).collect::<Vec<_>>(), ["TOO_LARGE"]);
-    assert_eq!(dead[0].2, good(&msgs[5]).value, "the whole of it");
+    assert_eq!(dead[0].2, good(&msgs[5]).value, "the dead letter has the whole value");
     let rows = world.rows().await;
     let ids: Vec<&str> = rows.iter().map(|row| row.client_msg_id.as_str()).collect();
     assert_eq!(ids, ["0", "1", "2", "3", "4", "6", "7", "8", "9"], "P1, P3");
     world.assert_ordered_without_gaps().await;
 }
 
-/// 54000: an index row has a limit.
+/// SQLSTATE 54000: an index row has a size limit.
 #[tokio::test]
-async fn a_record_beyond_a_limit_of_the_server_is_kept_aside() {
+async fn record_above_a_server_limit_is_dead_lettered() {
     let world = world(stack().await, "limit").await;
     let transfer = world.running_transfer().await;
     world.database().await.batch_execute("CREATE INDEX ON messages (content)").await.unwrap();
-    only_the_large_one_is_kept_aside(&world, &msgs(20_000)).await;
+    assert_only_large_is_dead_lettered(&world, &msgs(20_000)).await;
     assert!(transfer.stop().await.unwrap().success());
 }
 
@@ -63,19 +63,19 @@ const SLOW_IF: &str = "
         $$ BEGIN IF length(NEW.content) > $LENGTH THEN PERFORM pg_sleep(5); END IF; RETURN NEW; END $$;
     CREATE TRIGGER slow BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION slow()";
 
-/// 57014: the statement takes too long, and it is this one record of a mebibyte and more.
+/// SQLSTATE 57014: the statement times out because of a single record of more than 1 MiB.
 #[tokio::test]
-async fn a_huge_record_that_the_server_has_no_time_for_is_kept_aside() {
+async fn huge_record_that_times_out_is_dead_lettered() {
     let world = world(stack().await, "huge").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "500ms"));
     transfer.start().await.unwrap();
     world.database().await.batch_execute(&SLOW_IF.replace("$LENGTH", "1000000")).await.unwrap();
-    only_the_large_one_is_kept_aside(&world, &msgs(1_500_000)).await;
+    assert_only_large_is_dead_lettered(&world, &msgs(1_500_000)).await;
 }
 
-/// The same for a small one: that is the server's doing, and will pass.
+/// SQLSTATE 57014 for a small record: the server is the cause, and it can recover.
 #[tokio::test]
-async fn a_small_record_that_the_server_has_no_time_for_is_tried_until_it_has() {
+async fn small_record_that_times_out_is_retried() {
     let world = world(stack().await, "small").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "500ms"));
     transfer.start().await.unwrap();
@@ -87,7 +87,7 @@ async fn a_small_record_that_the_server_has_no_time_for_is_tried_until_it_has() 
         writer.put(&good(msg));
     }
     writer.flush();
-    eventually("it was tried some times", async || {
+    eventually("the record was retried", async || {
         let failures = metric(&transfer, "msg_transfer_store_failures_total{class=\"heavy\"}").await;
         ensure(failures >= 2.0, failures)
     })

@@ -1,4 +1,4 @@
-//! What is done to the topic under a transfer: partitions added, records deleted, the topic itself made anew.
+//! Changes of the topic under a transfer: partitions are added, records are deleted, the topic is recreated.
 
 use msg_dev::stack::Stack;
 
@@ -10,9 +10,9 @@ use crate::support::transfer::{metric, not_ready_because};
 use crate::support::world::{World, count_rows};
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// A partition that is added under load is found, and begun with its first record, however late it is found.
+/// A partition that is added under load is fetched from its first record on, no matter how late it is found.
 #[tokio::test]
-async fn an_added_partition_is_stored_from_its_start() {
+async fn added_partition_is_stored_from_its_start() {
     let mut world = World::new("grown").await;
     let transfer = world.running_transfer().await;
     let load = Load::start(world.writer(), 20);
@@ -24,7 +24,7 @@ async fn an_added_partition_is_stored_from_its_start() {
         writer.put_to(4, &good(&msg("a", "new", &i.to_string(), "x")));
     }
     writer.flush();
-    assert_eq!(world.committed().await[4], 0, "it was not found yet");
+    assert_eq!(world.committed().await[4], 0, "the partition was not found yet");
     let database = world.database().await;
     let stored = "SELECT count(*), min(seq), max(seq), min(kafka_offset), max(kafka_offset)
                   FROM messages WHERE recv_id = 'new'";
@@ -40,28 +40,28 @@ async fn an_added_partition_is_stored_from_its_start() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// Retention was shorter than the outage: nobody but the operator can say that the loss is accepted.
+/// Retention was shorter than the outage: only an operator can accept the loss.
 #[tokio::test]
-async fn records_deleted_before_they_were_stored_stop_their_partition_and_no_other() {
+async fn deleted_unstored_records_halt_their_partition_alone() {
     let world = World::new("deleted").await;
     let writer = world.writer();
-    let to = |partition, from: i64, to: i64| {
-        for i in from..to {
+    let put = |partition, from: i64, put: i64| {
+        for i in from..put {
             writer.put_to(partition, &good(&msg("a", &format!("inbox-{partition}"), &i.to_string(), "x")));
         }
         writer.flush();
     };
-    to(1, 0, 100);
-    to(2, 0, 100);
+    put(1, 0, 100);
+    put(2, 0, 100);
     let transfer = world.running_transfer().await;
     world.all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
-    to(1, 100, 200);
+    put(1, 100, 200);
     delete_records(world.brokers(), world.topic(), 1, 150).await;
-    to(2, 100, 200);
+    put(2, 100, 200);
     transfer.launch().unwrap();
     not_ready_because(&transfer, &["partition 1", "offset 100 is wanted", "oldest record kept is 150"]).await;
-    eventually("the other partition goes on", async || {
+    eventually("the other partition continues", async || {
         let committed = world.committed().await;
         ensure(committed[2] == 200, format!("{committed:?}"))
     })
@@ -76,16 +76,16 @@ async fn records_deleted_before_they_were_stored_stop_their_partition_and_no_oth
     world.assert_ordered_without_gaps().await;
     let offsets: Vec<i64> = world.rows().await.iter().filter(|row| row.partition == 1).map(|row| row.offset).collect();
     let expected: Vec<i64> = (0..100).chain(150..200).collect();
-    assert_eq!(offsets, expected, "the oldest that is left follows what was stored");
+    assert_eq!(offsets, expected, "the oldest remaining record follows the stored ones");
 }
 
-/// The same while it runs: the records go before they are fetched.
+/// Records of a running transfer are deleted before they are fetched.
 #[tokio::test]
-async fn records_deleted_under_a_running_transfer_stop_their_partition_and_no_other() {
+async fn records_deleted_while_running_halt_their_partition_alone() {
     let world = World::new("deleted_running").await;
     let writer = world.writer();
     let transfer = world.transfer("transfer", |spec| {
-        // Little is taken in and little fetched ahead, so that most of the partition is not when the lock ends.
+        // Few records are in flight or prefetched, so most of them are not fetched yet when the lock ends.
         spec.env("MAX_INFLIGHT_RECORDS", 2).env("FETCH_AHEAD_BYTES", "1MiB").env("DATABASE_STATEMENT_TIMEOUT", "60s")
     });
     transfer.start().await.unwrap();
@@ -96,7 +96,7 @@ async fn records_deleted_under_a_running_transfer_stop_their_partition_and_no_ot
         writer.put_to(1, &good(&msg("a", "large", &i.to_string(), vec![7; 500_000])));
     }
     writer.flush();
-    eventually("it is full", async || {
+    eventually("the limit of records in flight is reached", async || {
         let inflight = metric(&transfer, "msg_transfer_inflight_records").await;
         ensure(inflight >= 2.0, inflight)
     })
@@ -106,86 +106,86 @@ async fn records_deleted_under_a_running_transfer_stop_their_partition_and_no_ot
     not_ready_because(&transfer, &["partition 1", "oldest record kept is 79"]).await;
     writer.put_to(2, &good(&msg("a", "other", "1", "x")));
     writer.flush();
-    eventually("the other partition goes on", async || {
+    eventually("the other partition continues", async || {
         let committed = world.committed().await;
         ensure(committed[2] == 1, format!("{committed:?}"))
     })
     .await;
-    // What was fetched before is stored, in order; nothing of what came after the hole is.
+    // The fetched records are stored, in order, and no record after the deleted ones is.
     world.assert_ordered_without_gaps().await;
-    let rows: Vec<i64> = world.rows().await.iter().filter(|row| row.partition == 1).map(|row| row.offset).collect();
-    let expected: Vec<i64> = (0..).take(rows.len()).collect();
-    assert_eq!(rows, expected);
-    assert!(rows.len() < usize::try_from(COUNT - 1).unwrap(), "it had fetched everything: the test shows nothing");
+    let offsets: Vec<i64> = world.rows().await.iter().filter(|row| row.partition == 1).map(|row| row.offset).collect();
+    let expected: Vec<i64> = (0..).take(offsets.len()).collect();
+    assert_eq!(offsets, expected);
+    assert!(offsets.len() < usize::try_from(COUNT - 1).unwrap(), "all records were fetched, so this tests nothing");
     let committed = world.committed().await;
     world.assert_offsets_do_not_lead(&committed).await;
 }
 
-/// The topic's offsets begin at 0 again, below what the group has committed and the database has marked for the old one.
+/// The new topic's offsets start at 0, below the old topic's committed offsets and progress rows.
 #[tokio::test]
-async fn a_topic_made_anew_while_nobody_looks_is_stored_from_its_start() {
-    let world = World::new("anew").await;
+async fn topic_recreated_while_stopped_is_stored_from_its_start() {
+    let world = World::new("recreated").await;
     write(&world.writer(), 0, 500, 10);
     let transfer = world.running_transfer().await;
     world.all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
-    remake(stack().await, &world).await;
-    // More than the old one had: an old offset would pass for one of the new topic's.
+    recreate_topic(stack().await, &world).await;
+    // More records than the old topic had: its offsets are valid in the new one too.
     write(&world.writer(), 500, 1500, 10);
     transfer.start().await.unwrap();
-    stored_from_the_start(&world, 1500).await;
+    assert_stored_from_the_start(&world, 1500).await;
 }
 
 /// The same under a running transfer.
 #[tokio::test]
-async fn a_topic_made_anew_under_a_running_transfer_is_stored_from_its_start() {
-    let world = World::new("anew_running").await;
+async fn topic_recreated_while_running_is_stored_from_its_start() {
+    let world = World::new("recreated_running").await;
     write(&world.writer(), 0, 500, 10);
     let transfer = world.running_transfer().await;
     world.all_committed().await;
-    remake(stack().await, &world).await;
+    recreate_topic(stack().await, &world).await;
     write(&world.writer(), 500, 1500, 10);
-    stored_from_the_start(&world, 1500).await;
+    assert_stored_from_the_start(&world, 1500).await;
     transfer.wait_ready(PATIENCE).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// The leaders' epochs begin at 0 again too, below what librdkafka knows: it takes what it hears of them for outdated, and
-/// its consumer would ask in vain for ever.
+/// The leader epochs of the new topic start at 0 too, below those that librdkafka knows. It considers the metadata
+/// outdated, and its consumer would retry indefinitely.
 #[tokio::test]
-async fn a_topic_made_anew_after_its_leaders_had_changed_is_stored_from_its_start() {
-    let (stack, _folder) = own_stack("anew_epochs").await;
+async fn topic_recreated_with_lower_leader_epochs_is_stored() {
+    let (stack, _folder) = own_stack("recreated_epochs").await;
     stack.launch().await.unwrap();
-    let world = World::on(&stack, "anew_epochs", 4);
+    let world = World::on(&stack, "recreated_epochs", 4);
     world.create(&stack).await;
     write(&world.writer(), 0, 500, 10);
     stack.kafka().stop_broker(1).await.unwrap();
     stack.kafka().start_broker(1).await.unwrap();
     let transfer = world.running_transfer().await;
     world.all_committed().await;
-    remake(&stack, &world).await;
+    recreate_topic(&stack, &world).await;
     write(&world.writer(), 500, 1500, 10);
-    stored_from_the_start(&world, 1500).await;
+    assert_stored_from_the_start(&world, 1500).await;
     transfer.wait_ready(PATIENCE).await.unwrap();
     assert_eq!(metric(&transfer, "msg_transfer_client_restarts_total").await, 1.0);
     assert!(transfer.stop().await.unwrap().success());
 }
 
-async fn remake(stack: &Stack, world: &World) {
+async fn recreate_topic(stack: &Stack, world: &World) {
     stack.kafka().delete_topic(world.topic()).await.unwrap();
-    // The name is free a moment after the deletion is answered.
-    eventually("the topic is made anew", async || {
+    // Kafka releases the name shortly after it has confirmed the deletion.
+    eventually("the topic is recreated", async || {
         stack.kafka().create_topic(world.topic(), world.partitions, &[]).await.map_err(Into::into)
     })
     .await;
 }
 
-async fn stored_from_the_start(world: &World, count: i64) {
+async fn assert_stored_from_the_start(world: &World, count: i64) {
     world.rows_reach(count).await;
     world.all_committed().await;
     let database = world.database().await;
     assert_eq!(count_rows(&database, "messages").await.unwrap(), count, "P1, P2");
     assert_in_place(&database, 10).await;
     let topics: i64 = database.query_one("SELECT count(DISTINCT topic_id) FROM progress", &[]).await.unwrap().get(0);
-    assert_eq!(topics, 2, "each topic has marks of its own");
+    assert_eq!(topics, 2, "each topic has progress rows of its own");
 }

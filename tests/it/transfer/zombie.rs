@@ -1,5 +1,5 @@
-//! A process that hangs inside an open transaction while another takes its place: what it still holds is let go of in
-//! bounded time, and what it still writes is harmless.
+//! A process that is frozen inside an open transaction while another takes over: its locks are released in bounded
+//! time, and nothing that it still writes does harm.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::support::transfer::{lost, short_session};
 use crate::support::world::{World, count_rows};
 use crate::support::{ensure, eventually, within};
 
-/// Held by the test: whoever inserts waits for it inside its transaction.
+/// The advisory lock that the test holds. Each INSERT waits for it inside its transaction.
 const GATE: i64 = 7;
 const COUNT: i64 = 2000;
 const INBOXES: i64 = 20;
-/// Longer than a session, so that the next owner comes while the transaction is still open.
+/// The statement timeout. It is longer than a session, so the next owner starts while the transaction is open.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// A trigger after each INSERT: the rows are in, and the transaction waits for the gate.
+/// Waits for the gate after the INSERT, with the rows inserted.
 const AFTER_THE_INSERT: &str = "CREATE TRIGGER gate AFTER INSERT ON messages
                                 FOR EACH STATEMENT EXECUTE FUNCTION wait_for_gate()";
-/// The same inside the COMMIT.
+/// Waits for the gate inside the COMMIT.
 const IN_THE_COMMIT: &str = "CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON messages DEFERRABLE INITIALLY DEFERRED
                              FOR EACH ROW EXECUTE FUNCTION wait_for_gate()";
 
@@ -32,7 +32,7 @@ struct Frozen {
     gate: Client,
 }
 
-/// A transfer that is frozen while the server works on its statement.
+/// A transfer that is frozen while the server executes its statement.
 async fn frozen(name: &str, trigger: &str) -> Frozen {
     let world = World::new(name).await;
     let [zombie, next] = ["zombie", "next"].map(|name| {
@@ -47,13 +47,13 @@ async fn frozen(name: &str, trigger: &str) -> Frozen {
     gate.batch_execute(&format!("{function}; {trigger}")).await.unwrap();
     gate.execute("SELECT pg_advisory_lock($1)", &[&GATE]).await.unwrap();
     write(&world.writer(), 0, COUNT, INBOXES);
-    sessions(&gate, "wait_event = 'advisory'").await;
+    wait_for_session(&gate, "wait_event = 'advisory'").await;
     assert!(zombie.signal(Signal::Stop));
     Frozen { world, zombie, next, gate }
 }
 
-/// Waits until a session of the services is in this state.
-async fn sessions(database: &Client, state: &str) {
+/// Waits until a session of a transfer is in this state.
+async fn wait_for_session(database: &Client, state: &str) {
     let query = format!(
         "SELECT count(*) FROM pg_stat_activity
          WHERE datname = current_database() AND application_name = 'msg-transfer' AND {state}"
@@ -70,13 +70,14 @@ impl Frozen {
         self.gate.execute("SELECT pg_advisory_unlock($1)", &[&GATE]).await.unwrap();
     }
 
-    /// The successor goes on; then the zombie wakes up beside it, more messages come, and all is as if it had never been.
-    async fn wakes_up(&self) {
+    /// Checks that the successor stores everything, and that nothing changes when the zombie wakes and more messages
+    /// arrive.
+    async fn assert_harmless(&self) {
         write(&self.world.writer(), COUNT, 2 * COUNT, INBOXES);
         self.world.all_committed().await;
         assert_stored(&self.world, 2 * COUNT, INBOXES).await;
         assert!(self.zombie.signal(Signal::Cont));
-        eventually("it hears that the group went on", async || {
+        eventually("the zombie detects that its partitions are lost", async || {
             let lost = lost(&self.zombie).await;
             ensure(lost > 0.0, lost)
         })
@@ -90,30 +91,31 @@ impl Frozen {
     }
 }
 
-/// Its rows are inserted and not committed: the next owner waits for them, but not for ever.
+/// The rows of the frozen process are inserted and not committed: the next owner waits for them, for a bounded time.
 #[tokio::test]
-async fn an_open_transaction_of_a_frozen_process_holds_its_successor_up_for_a_bounded_time() {
+async fn open_transaction_of_a_frozen_process_ends_in_bounded_time() {
     let frozen = frozen("open", AFTER_THE_INSERT).await;
     frozen.open_the_gate().await;
-    sessions(&frozen.gate, "state = 'idle in transaction'").await;
+    wait_for_session(&frozen.gate, "state = 'idle in transaction'").await;
     frozen.next.start().await.unwrap();
-    // The group notices within 6 s; the transaction ends after 10 s.
+    // The group expels the member after 6 s, and the transaction ends after 10 s.
     let limit = Duration::from_secs(6) + IDLE + Duration::from_secs(10);
     within(limit, "the successor stores everything", async || {
         let rows = count_rows(&frozen.gate, "messages").await?;
         ensure(rows == COUNT, rows)
     })
     .await;
-    frozen.wakes_up().await;
+    frozen.assert_harmless().await;
 }
 
-/// Its COMMIT is carried out and the answer is never read: the next owner finds the rows and stores none twice.
+/// The COMMIT of the frozen process succeeds and its response is never read: the next owner finds the rows and stores
+/// none again.
 #[tokio::test]
-async fn a_commit_that_a_frozen_process_has_sent_counts_once() {
+async fn commit_sent_by_a_frozen_process_counts_once() {
     let frozen = frozen("sent_commit", IN_THE_COMMIT).await;
     assert_eq!(count_rows(&frozen.gate, "messages").await.unwrap(), 0);
     frozen.open_the_gate().await;
-    eventually("the rows are there without their process", async || {
+    eventually("the rows are committed without their process", async || {
         let rows = count_rows(&frozen.gate, "messages").await?;
         ensure(rows > 0, rows)
     })
@@ -121,16 +123,16 @@ async fn a_commit_that_a_frozen_process_has_sent_counts_once() {
     frozen.next.start().await.unwrap();
     frozen.world.all_committed().await;
     assert_stored(&frozen.world, COUNT, INBOXES).await;
-    frozen.wakes_up().await;
+    frozen.assert_harmless().await;
 }
 
-/// The same with a process that is killed: its successor is itself.
+/// The process is killed, and its next start is its own successor.
 #[tokio::test]
-async fn a_commit_that_a_killed_process_has_sent_counts_once() {
+async fn commit_sent_by_a_killed_process_counts_once() {
     let frozen = frozen("sent_and_killed", IN_THE_COMMIT).await;
     frozen.zombie.kill().await;
     frozen.next.launch().unwrap();
-    // The server carries the statement on: it looks at its client only when it has something to say.
+    // The server executes the statement to its end: it checks its client only when it sends something.
     frozen.open_the_gate().await;
     frozen.world.all_committed().await;
     assert_stored(&frozen.world, COUNT, INBOXES).await;

@@ -1,18 +1,18 @@
-//! P1 where the table of dead letters refuses what is in one: it is stored with less, and its lane goes on. And what a caller's
-//! conflicts may cost.
+//! P1 when the table `dead_letters` rejects a column of a dead letter: it is stored without the column, and its lane
+//! continues. And the limit for the content of conflicts.
 
 use crate::support::kafka::{Raw, good, msg};
 use crate::support::transfer::metric;
 use crate::support::world::{World, count_rows};
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// A key that differs from the message's inbox: a dead letter with this inbox.
-fn misplaced(to: &str) -> Raw {
+/// A record whose key differs from the message's inbox, so it becomes a dead letter of this inbox.
+fn with_wrong_key(to: &str) -> Raw {
     Raw { key: Some(b"another".to_vec()), ..good(&msg("alice", to, "1", "some body")) }
 }
 
 #[tokio::test]
-async fn refused_dead_letter_is_stored_with_less_and_stops_no_lane() {
+async fn rejected_dead_letter_is_stored_with_fewer_columns() {
     for (number, (rule, lost)) in [
         ("CHECK (recv_id IS NULL OR recv_id ~ '^[ -~]*$')", "recv_id"),
         ("CHECK (length(detail) < 5)", "detail"),
@@ -29,7 +29,7 @@ async fn refused_dead_letter_is_stored_with_less_and_stops_no_lane() {
         let database = world.database().await;
         database.batch_execute(&format!("ALTER TABLE dead_letters ADD CONSTRAINT rule {rule}")).await.unwrap();
         let writer = world.writer();
-        let bad = misplaced("张三");
+        let bad = with_wrong_key("张三");
         writer.put_to(1, &bad);
         for i in 0..100 {
             writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
@@ -56,9 +56,10 @@ async fn refused_dead_letter_is_stored_with_less_and_stops_no_lane() {
     }
 }
 
-/// One caller that sends other content under a used id again and again: each ends as a dead letter, few keep their content.
+/// One caller sends other content under a used ID many times: each record is dead-lettered, and few keep their
+/// content.
 #[tokio::test]
-async fn callers_conflicts_keep_little_content() {
+async fn conflicts_of_a_caller_keep_little_content() {
     let world = World::new("caller_conflicts").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DEAD_LETTER_LIMIT", 40).env("LANES", 4));
     transfer.start().await.unwrap();
@@ -70,13 +71,13 @@ async fn callers_conflicts_keep_little_content() {
     writer.flush();
     world.all_committed().await;
     let database = world.database().await;
-    eventually("each is a dead letter", async || {
+    eventually("each conflict is a dead letter", async || {
         let letters = count_rows(&database, "dead_letters WHERE reason = 'IDEMPOTENCY_CONFLICT'").await?;
         ensure(letters == 500, letters)
     })
     .await;
     let with_content = count_rows(&database, "dead_letters WHERE value IS NOT NULL").await.unwrap();
-    assert_eq!(with_content, 10, "of 40 for four lanes");
+    assert_eq!(with_content, 10, "a quarter of the limit of 40, because there are four lanes");
     let explained = "dead_letters WHERE value IS NULL AND detail LIKE '%content is not kept%' AND key IS NOT NULL";
     assert_eq!(count_rows(&database, explained).await.unwrap(), 490);
     assert_eq!(count_rows(&database, "messages").await.unwrap(), 1);

@@ -1,4 +1,4 @@
-//! Where a partition starts: never past what the database has.
+//! Start offsets: a partition never starts above the records that the database has.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
-async fn stored_once(name: &str) -> World {
+async fn with_stored_records(name: &str) -> World {
     let world = World::new(name).await;
     let writer = world.writer();
     for i in 0..500 {
@@ -21,10 +21,11 @@ async fn stored_once(name: &str) -> World {
     world
 }
 
-/// The database is put back to an earlier point: Kafka's offsets are ahead of it, and what it lacks is read again.
+/// The database is restored to an earlier point. The committed offsets are ahead of it, and the missing records are
+/// read again.
 #[tokio::test]
-async fn a_database_restored_to_an_earlier_point_is_filled_again() {
-    let world = stored_once("restored").await;
+async fn restored_database_is_filled_again() {
+    let world = with_stored_records("restored").await;
     let earlier = "DELETE FROM messages WHERE kafka_offset >= 20; UPDATE progress SET next_offset = 20";
     world.database().await.batch_execute(earlier).await.unwrap();
     let transfer = world.transfer("again", |spec| spec);
@@ -32,7 +33,7 @@ async fn a_database_restored_to_an_earlier_point_is_filled_again() {
     world.rows_reach(500).await;
     world.assert_ordered_without_gaps().await;
     assert!(transfer.stop().await.unwrap().success());
-    // To before the very first row.
+    // To a point before the very first row.
     world.database().await.batch_execute("TRUNCATE messages, progress").await.unwrap();
     transfer.start().await.unwrap();
     world.rows_reach(500).await;
@@ -40,14 +41,15 @@ async fn a_database_restored_to_an_earlier_point_is_filled_again() {
     assert_eq!(world.rows().await.len(), 500);
 }
 
-/// The progress row is beyond the log's end: what Kafka lost is counted, and the partitions continue where their logs end.
+/// The progress row is above the end of the log: the lost offsets are counted, and the partitions continue at their
+/// end offsets.
 #[tokio::test]
 async fn offsets_beyond_the_end_are_counted_as_lost() {
-    let world = stored_once("lost").await;
+    let world = with_stored_records("lost").await;
     let database = world.database().await;
     let ends: i64 = world.ends().await.iter().sum();
     let partitions = i64::from(world.partitions);
-    // Whether or not the group's offsets are there too.
+    // With the group's committed offsets, and without.
     for (name, group) in [("again", "lost"), ("other-group", "lost-other")] {
         database.execute("UPDATE progress SET next_offset = 100000", &[]).await.unwrap();
         let transfer = world.transfer(name, |spec| spec.env("GROUP_ID", group));
@@ -67,12 +69,13 @@ async fn offsets_beyond_the_end_are_counted_as_lost() {
     assert_eq!(world.rows().await.len(), 500);
 }
 
-/// The database goes back to an earlier point under a transfer that goes on running: what it lost is read again, at once.
+/// The database is restored to an earlier point under a running transfer, which reads the missing records again
+/// without a restart.
 #[tokio::test]
-async fn a_database_put_back_under_a_running_transfer_is_filled_again() {
-    let (stack, folder) = own_stack("back").await;
+async fn database_restored_under_a_running_transfer_is_filled_again() {
+    let (stack, folder) = own_stack("restored_running").await;
     stack.launch().await.unwrap();
-    let world = World::on(&stack, "back", 4);
+    let world = World::on(&stack, "restored_running", 4);
     world.create(&stack).await;
     let transfer = world.running_transfer().await;
     let writer = world.writer();
@@ -101,14 +104,14 @@ async fn a_database_put_back_under_a_running_transfer_is_filled_again() {
     world.all_committed().await;
     assert_eq!(world.rows().await.len(), 3100, "P1, P2");
     world.assert_ordered_without_gaps().await;
-    // 2,000 rows were written twice: it was put back indeed.
+    // 2,000 rows were inserted twice, so the database really was restored.
     let metrics = transfer.metrics().await.unwrap();
     assert!(metrics.contains("msg_transfer_stored_messages_total 5100"), "{metrics}");
     assert!(transfer.stop().await.unwrap().success());
     stack.stop().await;
 }
 
-/// The server's data, somewhere below the state folder.
+/// The server's data folder, somewhere below this folder.
 fn data_folder(below: &Path) -> PathBuf {
     let mut folders = vec![below.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -121,7 +124,7 @@ fn data_folder(below: &Path) -> PathBuf {
     panic!("no server below {}", below.display());
 }
 
-/// With owners and rights, which the server insists on.
+/// Copies owners and permissions too, because the server checks them.
 fn copy_folder(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }

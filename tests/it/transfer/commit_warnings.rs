@@ -1,5 +1,6 @@
-//! P2 to P5 where the database answers COMMIT with OK and a WARNING, because the wait for a synchronous standby was cancelled:
-//! the rows are on one server alone, so no gateway is told of them, no `seq` goes on from them, and no offset is committed.
+//! P2 to P5 when the database confirms a COMMIT with a warning, because the wait for a synchronous standby was
+//! cancelled: only one server has the rows, so no hint is sent for them, no `seq` is cached from them, and no offset
+//! is committed.
 
 use msg_dev::stack::Stack;
 use tokio_postgres::Client;
@@ -11,17 +12,17 @@ use crate::support::transfer::metric;
 use crate::support::world::World;
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// Statements of the transfer's that wait for the standby.
+/// Conditions for statements of the transfer that wait for the standby.
 const COMMIT: &str = "application_name = 'msg-transfer' AND query = 'COMMIT'";
 const PROGRESS: &str = "application_name = 'msg-transfer' AND query LIKE '%INTO progress%'";
 
 const WARNED_BATCHES: &str = "msg_transfer_commit_warnings_total{what=\"batch\"}";
 const WARNED_PROGRESS: &str = "msg_transfer_commit_warnings_total{what=\"progress\"}";
 
-/// A world on a server of its own, whose settings change.
+/// A world on a server of its own, whose settings the test changes.
 struct Server {
     world: World,
-    /// Does not wait for a standby itself.
+    /// A session that does not wait for a standby itself.
     operator: Client,
     stack: Stack,
     _folder: tempfile::TempDir,
@@ -43,21 +44,21 @@ impl Server {
         writer.flush();
     }
 
-    /// From now on every COMMIT waits for a standby that is not there.
+    /// Makes every later COMMIT wait for a standby that does not exist.
     async fn require_standby(&self) {
         self.set("synchronous_standby_names = 'missing'").await;
         let probe = self.world.database().await;
         let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
         let commits = tokio::spawn(async move {
-            // Those before the server has read its settings do not wait.
+            // The server has not read its settings yet as long as these do not wait.
             while probe.batch_execute("SELECT pg_logical_emit_message(true, 'probe', '')").await.is_ok() {}
         });
-        self.waiting(&format!("pid = {pid}")).await;
+        self.wait_for_session(&format!("pid = {pid}")).await;
         commits.abort();
         self.operator.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
     }
 
-    async fn need_no_standby(&self) {
+    async fn stop_requiring_standby(&self) {
         self.set("synchronous_standby_names = ''").await;
     }
 
@@ -66,38 +67,38 @@ impl Server {
         self.operator.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     }
 
-    /// Waits until such a session waits for the standby.
-    async fn waiting(&self, which: &str) -> i32 {
-        let query = format!("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND {which} LIMIT 1");
-        eventually(which, async || {
+    /// Waits until a session with this condition waits for the standby; returns its process ID.
+    async fn wait_for_session(&self, condition: &str) -> i32 {
+        let query = format!("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND {condition} LIMIT 1");
+        eventually(condition, async || {
             let found = self.operator.query_opt(&query, &[]).await?;
-            found.map(|row| row.get(0)).ok_or_else(|| "none waits".into())
+            found.map(|row| row.get(0)).ok_or_else(|| "no session waits".into())
         })
         .await
     }
 
-    /// Cancels the wait of such a session, which is then answered OK with a warning.
-    async fn cancel_wait(&self, which: &str) {
-        let pid = self.waiting(which).await;
+    /// Cancels the wait of such a session, whose COMMIT then succeeds with a warning.
+    async fn cancel_wait(&self, condition: &str) {
+        let pid = self.wait_for_session(condition).await;
         self.operator.execute("SELECT pg_cancel_backend($1)", &[&pid]).await.unwrap();
     }
 
-    /// `seq` and `client_msg_id` of an inbox.
+    /// `seq` and `client_msg_id` of the rows of an inbox.
     async fn rows(&self, recv_id: &str) -> Vec<(i64, String)> {
         let rows = self.world.rows().await.into_iter().filter(|row| row.recv_id == recv_id);
         rows.map(|row| (row.seq, row.client_msg_id)).collect()
     }
 }
 
-fn rows<const N: usize>(expected: [(i64, &str); N]) -> Vec<(i64, String)> {
-    expected.map(|(seq, id)| (seq, id.to_owned())).to_vec()
+fn expected_rows<const N: usize>(rows: [(i64, &str); N]) -> Vec<(i64, String)> {
+    rows.map(|(seq, id)| (seq, id.to_owned())).to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn warned_commit_gives_no_hint_and_no_seq() {
+async fn commit_with_a_warning_sends_no_hint_and_caches_no_seq() {
     let server = Server::start("warned").await;
     let world = &server.world;
-    // No progress row waits beside the lane's COMMIT.
+    // No progress row waits at the same time as the lane's COMMIT.
     let transfer = world.transfer("transfer", |spec| spec.env("LANES", 1).env("COMMIT_INTERVAL", "1h"));
     transfer.start().await.unwrap();
     let hints = Hints::of(world);
@@ -113,16 +114,16 @@ async fn warned_commit_gives_no_hint_and_no_seq() {
         })
         .await;
     }
-    assert_eq!(server.rows("bob").await, rows([(1, "1"), (2, "2"), (3, "3")]));
-    // As it would be on a standby that took over, had this connection lived: the lane has to ask the table again.
+    assert_eq!(server.rows("bob").await, expected_rows([(1, "1"), (2, "2"), (3, "3")]));
+    // As on a standby that has taken over: the lane has to read the last `seq` from the table again.
     server.operator.batch_execute("DELETE FROM messages WHERE recv_id = 'bob' AND seq = 3").await.unwrap();
-    server.need_no_standby().await;
+    server.stop_requiring_standby().await;
     server.put("bob", "4");
     hints.expect(&[("bob", 3)]).await;
-    // What is sent again is no second row.
+    // A repeat makes no second row.
     server.put("bob", "2");
     hints.expect(&[("bob", 0)]).await;
-    assert_eq!(server.rows("bob").await, rows([(1, "1"), (2, "2"), (3, "4")]));
+    assert_eq!(server.rows("bob").await, expected_rows([(1, "1"), (2, "2"), (3, "4")]));
     assert_eq!(metric(&transfer, WARNED_BATCHES).await, 2.0);
     let log = std::fs::read_to_string(transfer.log()).unwrap();
     assert!(log.contains("canceling wait for synchronous replication due to user request (01000)"), "not logged");
@@ -131,7 +132,7 @@ async fn warned_commit_gives_no_hint_and_no_seq() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn warned_progress_commits_no_offset() {
+async fn progress_with_a_warning_commits_no_offset() {
     let server = Server::start("warned_progress").await;
     let world = &server.world;
     let transfer = world.running_transfer().await;
@@ -141,7 +142,7 @@ async fn warned_progress_commits_no_offset() {
     server.require_standby().await;
     server.put("bob", "2");
     server.cancel_wait(COMMIT).await;
-    // The second one is written after all that followed from the first.
+    // The second progress row is written after the first warning was handled.
     for warned in [1.0, 2.0] {
         server.cancel_wait(PROGRESS).await;
         eventually("the warning is counted", async || {
@@ -150,12 +151,12 @@ async fn warned_progress_commits_no_offset() {
         })
         .await;
     }
-    assert_eq!(world.committed().await, before, "P5: an offset that only this server knows is stored");
-    server.need_no_standby().await;
+    assert_eq!(world.committed().await, before, "P5: an offset of rows that only one server has was committed");
+    server.stop_requiring_standby().await;
     world.all_committed().await;
     transfer.wait_ready(PATIENCE).await.unwrap();
-    assert_eq!(server.rows("bob").await, rows([(1, "1"), (2, "2")]));
-    // It was only written again.
+    assert_eq!(server.rows("bob").await, expected_rows([(1, "1"), (2, "2")]));
+    // The progress row was only written again: no record was consumed twice.
     assert_eq!(metric(&transfer, "msg_transfer_consumed_records_total").await, 2.0);
     assert!(transfer.stop().await.unwrap().success());
     server.stack.stop().await;

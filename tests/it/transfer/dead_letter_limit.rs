@@ -1,4 +1,5 @@
-//! The limit on dead letters: a partition stops before it has too many, skips nothing, and goes on from where it stood.
+//! The dead-letter limit: a partition is halted before it has too many dead letters, skips nothing, and resumes where
+//! it was halted.
 
 use msg_dev::stack::Service;
 
@@ -16,7 +17,7 @@ fn limited(world: &World, name: &str, limit: usize) -> Service {
     })
 }
 
-/// A good record, then a broken one, and so on, all to partition 1; one good one to each of the others at the end.
+/// Writes good and broken records in turns to partition 1, and at the end one good record to each other partition.
 fn write(writer: &Writer, from: usize, count: usize) {
     for i in from..from + count {
         writer.put_to(1, &good(&msg("a", "inbox-of-1", &i.to_string(), "some body")));
@@ -28,32 +29,32 @@ fn write(writer: &Writer, from: usize, count: usize) {
     writer.flush();
 }
 
-async fn stands_still(transfer: &Service) {
+async fn wait_until_halted(transfer: &Service) {
     not_ready_because(transfer, &["partition 1", "would be dead letters"]).await;
 }
 
 #[tokio::test]
-async fn too_many_dead_letters_stop_the_partition_until_it_is_told_to_go_on() {
+async fn dead_letter_limit_halts_partition_until_resume() {
     let world = World::new("breaker").await;
     let writer = world.writer();
     let transfer = limited(&world, "first", LIMIT);
     transfer.start().await.unwrap();
     write(&writer, 0, 20);
-    stands_still(&transfer).await;
+    wait_until_halted(&transfer).await;
     world.rows_reach(3).await;
     let dead = world.dead_letters().await.len();
     assert!(dead <= LIMIT, "{dead} dead letters, the limit is {LIMIT}");
     world.assert_offsets_do_not_lead(&world.committed().await).await;
 
-    // A restart is no permission.
+    // A restart does not resume the partition.
     assert!(transfer.stop().await.unwrap().success());
     transfer.launch().unwrap();
-    stands_still(&transfer).await;
+    wait_until_halted(&transfer).await;
     assert!(world.dead_letters().await.len() <= LIMIT);
 
-    // Told to go on, it goes on from where it stood, as far as the limit reaches again; told again and again, to the end.
+    // Each `resume` continues where the partition was halted, up to the next limit, until everything is stored.
     let ends = world.ends().await;
-    eventually("everything is stored or kept aside", async || {
+    eventually("everything is stored or dead-lettered", async || {
         let (_, reasons) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await?;
         if reasons.contains("would be dead letters") {
             run(&world, "resume --topic-partition 1").await.assert_code(0);
@@ -69,25 +70,25 @@ async fn too_many_dead_letters_stop_the_partition_until_it_is_told_to_go_on() {
 }
 
 #[tokio::test]
-async fn a_raised_limit_lets_the_partition_go_on_from_where_it_stood() {
+async fn raised_dead_letter_limit_resumes_the_partition() {
     let world = World::new("raised").await;
     let writer = world.writer();
-    let strict = limited(&world, "strict", LIMIT);
-    strict.start().await.unwrap();
+    let low_limit = limited(&world, "strict", LIMIT);
+    low_limit.start().await.unwrap();
     write(&writer, 0, 20);
-    stands_still(&strict).await;
-    assert!(strict.stop().await.unwrap().success());
-    let lenient = limited(&world, "lenient", 1000);
-    lenient.start().await.unwrap();
+    wait_until_halted(&low_limit).await;
+    assert!(low_limit.stop().await.unwrap().success());
+    let high_limit = limited(&world, "lenient", 1000);
+    high_limit.start().await.unwrap();
     world.all_committed().await;
     assert_eq!(world.dead_letters().await.len(), 20);
     assert_eq!(world.rows().await.len(), 23, "P1");
     world.assert_ordered_without_gaps().await;
 }
 
-/// Callers make conflicts, at will: those stop nobody.
+/// A single caller can cause any number of conflicts, so they must halt no partition.
 #[tokio::test]
-async fn conflicts_do_not_count() {
+async fn conflicts_do_not_count_against_the_limit() {
     let world = World::new("many_conflicts").await;
     let writer = world.writer();
     let transfer = limited(&world, "transfer", LIMIT);
@@ -101,42 +102,43 @@ async fn conflicts_do_not_count() {
     assert!(transfer.is_ready().await);
 }
 
-/// All at once, in one batch: it is told to go on once, and the whole of it passes.
+/// All poison records are in one batch: one `resume` approves all of them.
 #[tokio::test]
-async fn a_batch_with_more_than_the_limit_passes_once_somebody_has_looked() {
-    let world = World::new("at_once").await;
+async fn batch_above_the_limit_is_stored_after_one_resume() {
+    let world = World::new("one_batch").await;
     let transfer =
         world.transfer("transfer", |spec| spec.env("DEAD_LETTER_LIMIT", LIMIT).env("DEAD_LETTER_PERCENT", 0));
     write(&world.writer(), 0, 20);
     transfer.launch().unwrap();
-    stands_still(&transfer).await;
+    wait_until_halted(&transfer).await;
     assert!(world.dead_letters().await.len() <= LIMIT);
     run(&world, "resume --topic-partition 1").await.assert_code(0);
     world.all_committed().await;
     assert_eq!((world.rows().await.len(), world.dead_letters().await.len()), (23, 20), "P1");
 }
 
-/// A rule that refuses every message and not the canary looks like bad records: the limit is what stops it.
+/// A constraint that rejects every message and not the canary row looks like poison records: only the limit halts the
+/// partition.
 #[tokio::test]
-async fn a_migration_that_only_the_canary_passes_stops_at_the_limit() {
-    let world = World::new("sly").await;
+async fn constraint_that_only_the_canary_passes_halts_partition() {
+    let world = World::new("canary_only").await;
     let transfer = limited(&world, "transfer", LIMIT);
     transfer.start().await.unwrap();
     let database = world.database().await;
-    database.batch_execute("ALTER TABLE messages ADD CONSTRAINT sly CHECK (octet_length(content) < 3)").await.unwrap();
+    database.batch_execute("ALTER TABLE messages ADD CONSTRAINT tiny CHECK (octet_length(content) < 3)").await.unwrap();
     let writer = world.writer();
     for i in 0..200 {
         writer.put_to(1, &good(&msg("a", "inbox", &i.to_string(), "some body")));
     }
     writer.flush();
-    stands_still(&transfer).await;
-    let kept_aside = world.dead_letters().await.len();
-    assert!(kept_aside <= LIMIT, "{kept_aside} kept aside");
-    database.batch_execute("ALTER TABLE messages DROP CONSTRAINT sly").await.unwrap();
+    wait_until_halted(&transfer).await;
+    let dead = world.dead_letters().await.len();
+    assert!(dead <= LIMIT, "{dead} dead letters");
+    database.batch_execute("ALTER TABLE messages DROP CONSTRAINT tiny").await.unwrap();
     run(&world, "resume --topic-partition 1").await.assert_code(0);
     world.all_committed().await;
     assert_eq!(world.rows().await.len() + world.dead_letters().await.len(), 200, "P1");
-    assert_eq!(world.dead_letters().await.len(), kept_aside);
+    assert_eq!(world.dead_letters().await.len(), dead);
     run(&world, "dead-letters replay --all").await.assert_code(0);
     world.all_committed().await;
     world.rows_reach(200).await;
