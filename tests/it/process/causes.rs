@@ -1,4 +1,4 @@
-//! The true cause where people look: readiness, `check` and the log say why Kafka is of no use, and what to do.
+//! If Kafka cannot be used, readiness, `check` and the log give the cause and the remedy.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,21 +14,21 @@ use crate::support::world::World;
 use crate::support::{ensure, eventually};
 use crate::transfer::commands::{migrated, run, run_with};
 
-/// Both services and `check` say this.
-async fn all_say(world: &World, settings: &[(&str, &str)], texts: &[&str]) {
-    let with = |spec: ServiceSpec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
-    let (gateway, transfer) = (world.gateway("gateway", with), world.transfer("transfer", with));
+/// Checks that readiness and log of both services, and `check`, contain these texts.
+async fn assert_all_report(world: &World, settings: &[(&str, &str)], texts: &[&str]) {
+    let configure = |spec: ServiceSpec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
+    let (gateway, transfer) = (world.gateway("gateway", configure), world.transfer("transfer", configure));
     gateway.service.launch().unwrap();
     transfer.launch().unwrap();
     for service in [&gateway.service, &transfer] {
-        let body = eventually("readiness says why", async || {
+        let body = eventually("readiness gives the cause", async || {
             let (status, body) = msg_common::admin::probe(service.spec().admin.unwrap(), "/readyz").await?;
             ensure(status == 503 && texts.iter().all(|text| body.contains(text)), &body)?;
             Ok(body)
         })
         .await;
         let log = std::fs::read_to_string(service.log()).unwrap();
-        assert!(texts.iter().all(|text| log.contains(text)), "the log says it too: {body}\n{log}");
+        assert!(texts.iter().all(|text| log.contains(text)), "the log does not give the cause: {body}\n{log}");
         assert!(!log.contains("hunter2"), "{log}");
     }
     let check = run_with(world, "check --output json", settings).await.assert_code(1);
@@ -48,22 +48,22 @@ async fn wrong_password_is_named() {
     let brokers = stack.kafka().bootstrap_for_users();
     let properties = login("app").replace("app-secret", "hunter2");
     let settings = [("KAFKA_BROKERS", brokers.as_str()), ("KAFKA_PROPERTIES", properties.as_str())];
-    all_say(&world, &settings, &["refuses the user or the password", "correct sasl.username"]).await;
+    assert_all_report(&world, &settings, &["refuses the user or the password", "correct sasl.username"]).await;
     stack.stop().await;
 }
 
 #[tokio::test]
-async fn advertised_listener_of_no_use_is_named() {
+async fn unreachable_advertised_listener_is_named() {
     let world = migrated("advertised").await;
-    // As a broker's advertised listener that only the brokers' own network knows.
+    // Like an advertised listener that only the brokers' own network can resolve.
     let unknown = [("KAFKA_BROKERS", "kafka.invalid:9092")];
-    all_say(&world, &unknown, &["kafka.invalid:9092", "does not resolve", "advertised.listeners"]).await;
-    let refused = [("KAFKA_BROKERS", "127.0.0.1:1")];
-    all_say(&world, &refused, &["127.0.0.1:1", "Connection refused", "advertised.listeners"]).await;
+    assert_all_report(&world, &unknown, &["kafka.invalid:9092", "does not resolve", "advertised.listeners"]).await;
+    let closed = [("KAFKA_BROKERS", "127.0.0.1:1")];
+    assert_all_report(&world, &closed, &["127.0.0.1:1", "Connection refused", "advertised.listeners"]).await;
 }
 
 #[tokio::test]
-async fn missing_group_right_is_named_and_heals() {
+async fn missing_group_right_is_named_and_recovers() {
     let (stack, _folder) = stack_with_users("group_right", &["app"]).await;
     let world = World::on(&stack, "group_right", 4);
     world.create(&stack).await;
@@ -86,12 +86,12 @@ async fn missing_group_right_is_named_and_heals() {
 async fn foreign_member_of_the_group_is_named() {
     let world = migrated("foreign").await;
     let (stop, joined) = (Arc::new(AtomicBool::new(false)), Arc::new(tokio::sync::Notify::new()));
-    let (stopped, brokers, seen) = (stop.clone(), world.brokers().to_owned(), joined.clone());
+    let (stopped, brokers, joined_sender) = (stop.clone(), world.brokers().to_owned(), joined.clone());
     let foreign = tokio::task::spawn_blocking(move || {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &brokers)
             .set("group.id", "foreign")
-            .set("client.id", "somebody-else")
+            .set("client.id", "foreign-program")
             .set("partition.assignment.strategy", "range")
             .create()
             .unwrap();
@@ -99,13 +99,13 @@ async fn foreign_member_of_the_group_is_named() {
         while !stopped.load(Ordering::Relaxed) {
             let _ = consumer.poll(std::time::Duration::from_millis(100));
             if consumer.assignment().unwrap().count() > 0 {
-                seen.notify_one();
+                joined_sender.notify_one();
             }
         }
     });
     joined.notified().await;
     let check = run(&world, "check --output json").await.assert_code(1);
-    for text in ["somebody-else", "assignor range", "no transfer can join"] {
+    for text in ["foreign-program", "assignor range", "no transfer can join"] {
         assert!(check.stdout.contains(text), "{text}: {}", check.stdout);
     }
     let transfer = world.transfer("transfer", |spec| spec);

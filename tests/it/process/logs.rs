@@ -1,5 +1,5 @@
-//! Logs never stop a service: whatever becomes of standard error, it serves, and the lines that were lost are counted. Each line is
-//! JSON whose keys are unique.
+//! Logging never stops a service: no matter what happens to standard error, it serves, and dropped lines are counted. Each
+//! line is JSON with unique keys.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -14,10 +14,12 @@ use crate::support::kafka::{good, msg};
 use crate::support::world::{Gateway, World};
 use crate::support::{PATIENCE, ensure, eventually};
 
-/// It serves calls and its admin port, has dropped lines, and ends at SIGTERM as it should. One that waits for its log serves
-/// nothing, for ever.
+/// Checks that the gateway serves calls and its admin port, has dropped log lines, and exits at SIGTERM. With a
+/// deadline, because a gateway that waited for its log would never respond.
 async fn serves_and_counts(gateway: &Gateway, child: &mut tokio::process::Child) {
-    tokio::time::timeout(2 * PATIENCE, serves_counts_and_ends(gateway, child)).await.expect("it serves");
+    tokio::time::timeout(2 * PATIENCE, serves_counts_and_ends(gateway, child))
+        .await
+        .expect("the gateway serves and exits");
 }
 
 async fn serves_counts_and_ends(gateway: &Gateway, child: &mut tokio::process::Child) {
@@ -27,21 +29,21 @@ async fn serves_counts_and_ends(gateway: &Gateway, child: &mut tokio::process::C
         send(&client, &msg("alice", "bob", &i.to_string(), "hello")).await.unwrap();
     }
     assert_eq!(msg_common::admin::probe(admin, "/healthz").await.unwrap().0, 200);
-    eventually("lost lines are counted", async || {
-        // Each call is a few lines at this level.
+    eventually("dropped lines are counted", async || {
+        // At this level each call logs several lines.
         send(&client, &msg("alice", "bob", "again", "hello")).await?;
         let (_, metrics) = msg_common::admin::probe(admin, "/metrics").await?;
-        let lost = metrics.lines().find_map(|line| line.strip_prefix("msg_log_lines_dropped_total "));
-        ensure(lost.is_some_and(|lost| lost != "0"), format!("{lost:?}"))
+        let dropped = metrics.lines().find_map(|line| line.strip_prefix("msg_log_lines_dropped_total "));
+        ensure(dropped.is_some_and(|dropped| dropped != "0"), format!("{dropped:?}"))
     })
     .await;
     signal("TERM", child.id().unwrap()).await;
-    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("the gateway exits").unwrap();
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
 #[tokio::test]
-async fn gateway_serves_after_its_log_reader_is_gone() {
+async fn gateway_serves_after_its_log_is_closed() {
     let world = World::new("log_closed").await;
     let gateway = world.gateway("gateway", |spec| spec.env("LOG_FORMAT", "json").env("LOG_LEVEL", "trace"));
     let mut child = spawn(&gateway.service, &[], Stdio::piped());
@@ -62,18 +64,18 @@ async fn gateway_serves_with_a_full_disk_under_its_log() {
 }
 
 #[tokio::test]
-async fn gateway_serves_while_nobody_reads_its_log() {
+async fn gateway_serves_while_its_log_is_unread() {
     let world = World::new("log_unread").await;
     let gateway = world.gateway("gateway", |spec| spec.env("LOG_FORMAT", "text").env("LOG_LEVEL", "trace"));
     let mut child = spawn(&gateway.service, &[], Stdio::piped());
-    // Kept open and never read.
+    // Open, and never read.
     let _pipe = child.stderr.take().unwrap();
     readiness(&gateway.service, 200, "ready").await;
     serves_and_counts(&gateway, &mut child).await;
 }
 
 #[tokio::test]
-async fn transfer_stores_after_its_log_reader_is_gone() {
+async fn transfer_stores_after_its_log_is_closed() {
     let world = World::new("log_transfer").await;
     let transfer = world.transfer("transfer", |spec| spec.env("LOG_FORMAT", "json").env("LOG_LEVEL", "debug"));
     let mut child = spawn(&transfer, &[], Stdio::piped());
@@ -90,7 +92,7 @@ async fn transfer_stores_after_its_log_reader_is_gone() {
 }
 
 #[tokio::test]
-async fn command_survives_a_reader_that_is_gone() {
+async fn command_survives_a_closed_output() {
     let world = crate::transfer::commands::migrated("log_command").await;
     for arguments in
         [&["lag"][..], &["check", "--output", "json"], &["--help"], &["lag", "--watch", "100ms"], &["--no-such"]]
@@ -108,22 +110,22 @@ async fn command_survives_a_reader_that_is_gone() {
         drop((child.stdout.take(), child.stderr.take()));
         let wait = child.wait();
         if arguments.contains(&"--watch") {
-            // It goes on until it is told to stop.
+            // The command continues until a signal.
             assert!(tokio::time::timeout(std::time::Duration::from_secs(3), wait).await.is_err());
             continue;
         }
-        let code = tokio::time::timeout(PATIENCE, wait).await.expect("it ends").unwrap().code();
-        // What a busy Kafka does not answer in time is an error of the command; a panic would be a signal or 134.
-        let good = match arguments {
+        let code = tokio::time::timeout(PATIENCE, wait).await.expect("the command ends").unwrap().code();
+        // 1 if a busy Kafka did not respond in time. A panic would be a signal or 134.
+        let as_expected = match arguments {
             ["--help"] => code == Some(0),
             ["--no-such"] => code == Some(64),
             _ => matches!(code, Some(0 | 1)),
         };
-        assert!(good, "{arguments:?}: {code:?}");
+        assert!(as_expected, "{arguments:?}: {code:?}");
     }
 }
 
-/// Over a run with sends, rows, a broker that is away, and every level.
+/// Over a run with sends, rows, an unavailable broker, and all levels.
 #[tokio::test]
 async fn every_log_line_is_json_with_unique_keys() {
     let world = World::new("log_lines").await;
@@ -153,7 +155,7 @@ async fn every_log_line_is_json_with_unique_keys() {
     for log in [gateway_log, transfer_log] {
         let text = std::fs::read_to_string(&log).unwrap();
         assert!(text.lines().count() > 100, "{text}");
-        assert!(text.ends_with('\n'), "the last line is whole");
+        assert!(text.ends_with('\n'), "the last line is incomplete");
         for line in text.lines() {
             let parsed: Result<UniqueKeys, _> = serde_json::from_str(line);
             assert!(parsed.is_ok(), "{}: {line}", parsed.unwrap_err());

@@ -1,4 +1,4 @@
-//! The processes themselves: their logs, settings and signals, and what they say of a Kafka that is of no use to them.
+//! The processes: their logs, settings and signals, and the cause that they give if Kafka cannot be used.
 
 mod causes;
 mod logs;
@@ -15,7 +15,8 @@ use tokio::process::{Child, Command};
 
 use crate::support::{ensure, eventually};
 
-/// The service as a child of the test's own, with these further settings and this standard error. Killed when it is dropped.
+/// Starts the service as a child of the test, with these further settings and this standard error. It is killed when
+/// dropped.
 fn spawn(service: &Service, settings: &[(&str, &str)], stderr: impl Into<Stdio>) -> Child {
     let spec = service.spec();
     Command::new(find_binary(&spec.binary).unwrap())
@@ -29,9 +30,9 @@ fn spawn(service: &Service, settings: &[(&str, &str)], stderr: impl Into<Stdio>)
         .unwrap()
 }
 
-/// Waits until the service's readiness is this.
+/// Waits until readiness has this status and text; returns the whole body.
 async fn readiness(service: &Service, status: u16, text: &str) -> String {
-    eventually("it says so", async || {
+    eventually("readiness has the expected text", async || {
         let (found, body) = msg_common::admin::probe(service.spec().admin.unwrap(), "/readyz").await?;
         ensure(found == status && body.contains(text), format!("{found}: {body}"))?;
         Ok(body)
@@ -66,8 +67,8 @@ impl Silent {
         Silent { address, accepted }
     }
 
-    /// Waits until somebody has connected after there were `before`.
-    async fn reached(&self, before: usize) {
+    /// Waits until there are more than `before` connections.
+    async fn wait_for_connection(&self, before: usize) {
         let mut accepted = self.accepted.clone();
         let reached = accepted.wait_for(|count| *count > before);
         tokio::time::timeout(crate::support::PATIENCE, reached).await.expect("it connects").unwrap();

@@ -1,4 +1,5 @@
-//! The table of `docs/rights.md`: services and commands run with exactly these rights, and each right that is missing is named.
+//! The table of `docs/rights.md`: services and commands run with exactly these rights, and each missing right is
+//! named.
 
 use msg_common::proto::{PullMsgsRequest, SendMsgRequest, WaitFor};
 use msg_dev::stack::kafka::rights::login;
@@ -9,11 +10,11 @@ use crate::gateway::calls::client;
 use crate::support::kafka::{Raw, good, msg};
 use crate::support::stack::stack_with_users;
 use crate::support::world::World;
-use crate::transfer::commands::{Ran, run, run_with};
+use crate::transfer::commands::{CommandResult, run, run_with};
 
 const TOPIC: &str = "rights";
 
-/// What of Kafka a right is about.
+/// The Kafka resource of a right.
 #[derive(Clone, Copy, PartialEq)]
 enum On {
     Topic,
@@ -21,7 +22,7 @@ enum On {
     Group(&'static str),
 }
 
-/// A row of the table: who, what of Kafka, and what of the database.
+/// A row of the table: a user, its rights in Kafka, and its rights in the database.
 struct Row {
     user: &'static str,
     kafka: &'static [(Operation, On)],
@@ -62,7 +63,7 @@ const TRANSFER: Row = Row {
     ],
 };
 
-/// The commands that can be run again and again; the last word of the user's name keeps them apart.
+/// The commands that can be repeated, each with a user of its own.
 const COMMANDS: &[(&str, Row)] = &[
     (
         "lag",
@@ -131,7 +132,7 @@ impl Row {
         }
     }
 
-    /// The variables with which it logs in to both.
+    /// The variables for a login of this user to Kafka and to the database.
     fn settings(&self, stack: &Stack, world: &World) -> Vec<(&'static str, String)> {
         let (_, rest) = world.database_url().split_once('@').unwrap();
         vec![
@@ -141,14 +142,14 @@ impl Row {
         ]
     }
 
-    async fn run(&self, stack: &Stack, world: &World, arguments: &str) -> Ran {
+    async fn run(&self, stack: &Stack, world: &World, arguments: &str) -> CommandResult {
         let settings = self.settings(stack, world);
         let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
         run_with(world, arguments, &settings).await
     }
 }
 
-async fn prepared() -> (Stack, tempfile::TempDir, World) {
+async fn stack_with_all_users() -> (Stack, tempfile::TempDir, World) {
     let mut users = vec![GATEWAY.user, TRANSFER.user];
     users.extend(COMMANDS.iter().map(|(_, row)| row.user));
     let (stack, folder) = stack_with_users("rights", &users).await;
@@ -159,9 +160,9 @@ async fn prepared() -> (Stack, tempfile::TempDir, World) {
 }
 
 #[tokio::test]
-async fn commands_need_the_rights_of_the_table_and_name_the_missing() {
-    let (stack, _folder, world) = prepared().await;
-    // A row, a progress row and a dead letter, so that each command has something to do.
+async fn commands_run_with_documented_rights_and_name_missing_ones() {
+    let (stack, _folder, world) = stack_with_all_users().await;
+    // A row, a progress row and a dead letter, so that each command has work to do.
     let transfer = world.running_transfer().await;
     let writer = world.writer();
     writer.put(&good(&msg("alice", "bob", "1", "hello")));
@@ -192,17 +193,17 @@ async fn commands_need_the_rights_of_the_table_and_name_the_missing() {
 }
 
 #[tokio::test]
-async fn services_run_with_the_rights_of_the_table() {
-    let (stack, _folder, world) = prepared().await;
+async fn services_run_with_documented_rights_and_name_missing_ones() {
+    let (stack, _folder, world) = stack_with_all_users().await;
     for row in [&GATEWAY, &TRANSFER] {
         row.grant(&stack, &world).await;
     }
-    let with = |row: &'static Row| {
+    let configure = |row: &'static Row| {
         let settings = row.settings(&stack, &world);
         move |spec: ServiceSpec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value))
     };
-    let gateway = world.gateway("gateway", with(&GATEWAY));
-    let transfer = world.transfer("transfer", |spec| with(&TRANSFER)(spec).env("NO_MIGRATE", true));
+    let gateway = world.gateway("gateway", configure(&GATEWAY));
+    let transfer = world.transfer("transfer", |spec| configure(&TRANSFER)(spec).env("NO_MIGRATE", true));
     gateway.service.start().await.unwrap();
     transfer.start().await.unwrap();
     let mut client = client(&gateway).await;

@@ -1,5 +1,5 @@
-//! What people really write into settings. Each is refused at the start with exit code 64: the setting, the part of it and the
-//! reason are named, and nothing of a secret is.
+//! Mistakes that people make in settings. Each is rejected at startup with exit code 64 and an error that names the
+//! setting, the part of it and the reason, and contains no secret.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use msg_dev::stack::service::find_binary;
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
-/// In every value that is one, and in no output.
+/// Part of every secret value. It must be in no output.
 const SECRET: &str = "hunter2";
 
-/// The program, what it is given, the setting that is named, and the reason.
+/// A program, its settings, the setting that the error has to name, and the reason.
 struct Case {
     gateway: bool,
     settings: Vec<(&'static str, String)>,
@@ -23,11 +23,11 @@ fn case(gateway: bool, name: &'static str, value: &str, named: &'static str, rea
     Case { gateway, settings: vec![(name, value.to_owned())], named, reason }
 }
 
-async fn run(gateway: bool, arguments: &[&str], settings: &[(&str, String)]) -> (Option<i32>, String) {
+async fn run_program(gateway: bool, arguments: &[&str], settings: &[(&str, String)]) -> (Option<i32>, String) {
     let mut command = Command::new(find_binary(if gateway { "msg-gateway" } else { "msg-transfer" }).unwrap());
     command.args(arguments).env_clear().env("ADMIN_LISTEN", "127.0.0.1:0").env("LISTEN", "127.0.0.1:0");
     command.env("KAFKA_BROKERS", "127.0.0.1:1");
-    // The gateway needs none, and then looks at none of its settings.
+    // The gateway needs no database, and without one checks none of its settings.
     if !gateway || settings.iter().any(|(name, _)| name.starts_with("DATABASE_") && name.ends_with("_TIMEOUT")) {
         command.env("DATABASE_URL", format!("postgres://app:{SECRET}@127.0.0.1:1/x"));
     }
@@ -38,11 +38,11 @@ async fn run(gateway: bool, arguments: &[&str], settings: &[(&str, String)]) -> 
             let text = [output.stdout, output.stderr].concat();
             (output.status.code(), String::from_utf8_lossy(&text).into_owned())
         }
-        Err(_) => (None, "it runs".to_owned()),
+        Err(_) => (None, "the program keeps running".to_owned()),
     }
 }
 
-/// For both programs.
+/// Cases for both programs: variable, value, text that names the setting, reason.
 const BOTH: &[(&str, &str, &str, &str)] = &[
     ("KAFKA_BROKERS", "http://kafka:9092", "--kafka-brokers", "http:// is no protocol"),
     ("KAFKA_BROKERS", "tcp://kafka:9092", "--kafka-brokers", "tcp:// is no protocol"),
@@ -205,7 +205,7 @@ const TRANSFER: &[(&str, &str, &str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn wrong_settings_are_refused_with_their_name_and_reason() {
+async fn invalid_settings_are_rejected_with_name_and_reason() {
     let mut cases = Vec::new();
     for (name, value, named, reason) in BOTH {
         for gateway in [true, false] {
@@ -215,45 +215,45 @@ async fn wrong_settings_are_refused_with_their_name_and_reason() {
     cases.extend(GATEWAY.iter().map(|(name, value, named, reason)| case(true, name, value, named, reason)));
     cases.extend(TRANSFER.iter().map(|(name, value, named, reason)| case(false, name, value, named, reason)));
     assert!(cases.len() > 200);
-    let mut wrong = Vec::new();
+    let mut failed = Vec::new();
     for case in cases {
-        // The default of one is the value of the other.
+        // One program's default for this variable is the other's value.
         let settings = match case.settings[0].0 {
             "DATABASE_URL_FILE" if !case.gateway => {
                 [case.settings.clone(), vec![("DATABASE_URL", String::new())]].concat()
             }
             _ => case.settings.clone(),
         };
-        let (code, text) = run(case.gateway, &[], &settings).await;
+        let (code, text) = run_program(case.gateway, &[], &settings).await;
         let named = text.contains(case.named) && text.contains(case.settings[0].0) && text.contains(case.reason);
         if code != Some(64) || !named || text.contains(SECRET) {
-            wrong.push(format!(
+            failed.push(format!(
                 "{:?} of {}: {code:?}: {text}",
                 case.settings,
                 if case.gateway { "gateway" } else { "transfer" }
             ));
         }
     }
-    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(failed.is_empty(), "{} cases:\n{}", failed.len(), failed.join("\n"));
 }
 
 #[tokio::test]
-async fn wrong_settings_are_all_reported_together() {
+async fn invalid_settings_are_all_reported_together() {
     let mut names = HashSet::new();
     let settings: Vec<(&str, String)> = TRANSFER
         .iter()
         .chain(BOTH)
         .filter(|(name, ..)| names.insert(*name))
-        // A file is another way to give what is given, and the hints topic is compared with a good topic.
+        // A file gives the value of another setting, and the hints topic is compared with a valid topic.
         .filter(|(name, ..)| !name.ends_with("_FILE") && !["ADMIN_LISTEN", "HINTS_TOPIC"].contains(name))
         .map(|(name, value, ..)| (*name, (*value).to_owned()))
         .collect();
-    // Some are wrong in their form, and reported before the others are looked at: so in two rounds at most.
-    let (code, first) = run(false, &[], &settings).await;
+    // Values that cannot be parsed are reported before the others are checked, so all are reported in two runs.
+    let (code, first) = run_program(false, &[], &settings).await;
     assert_eq!(code, Some(64), "{first}");
     let rest: Vec<_> =
         settings.iter().filter(|(name, _)| !first.contains(&format!("(set by {name}"))).cloned().collect();
-    let (code, second) = run(false, &[], &rest).await;
+    let (code, second) = run_program(false, &[], &rest).await;
     assert_eq!(code, Some(64), "{second}");
     for (name, _) in rest.iter().filter(|(name, _)| *name != "SESSION_TIMEOUT") {
         assert!(second.contains(&format!("(set by {name}")), "{name}: {second}");
@@ -261,36 +261,36 @@ async fn wrong_settings_are_all_reported_together() {
 }
 
 #[tokio::test]
-async fn empty_variable_is_an_unset_one() {
+async fn empty_variable_counts_as_unset() {
     let all = BOTH.iter().chain(GATEWAY).chain(TRANSFER);
     let mut settings: Vec<(&str, String)> = all.map(|(name, ..)| (*name, String::new())).collect();
     settings.retain(|(name, _)| *name != "DATABASE_URL");
     for (gateway, argument) in [(true, "healthcheck"), (false, "healthcheck"), (false, "migrate")] {
-        let (code, text) = run(gateway, &[argument], &settings).await;
-        assert_eq!(code, Some(1), "it gets as far as asking: {text}");
+        let (code, text) = run_program(gateway, &[argument], &settings).await;
+        assert_eq!(code, Some(1), "the settings are accepted, and the command fails later: {text}");
     }
-    let (code, text) = run(false, &[], &[("DATABASE_URL", String::new())]).await;
+    let (code, text) = run_program(false, &[], &[("DATABASE_URL", String::new())]).await;
     assert!(code == Some(64) && text.contains("--database-url or --database-url-file is required"), "{text}");
 }
 
 #[tokio::test]
-async fn taken_address_is_refused_and_named() {
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+async fn address_in_use_is_rejected_and_named() {
+    let in_use = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = in_use.local_addr().unwrap().to_string();
     let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let both = [("LISTEN", address.clone()), ("ADMIN_LISTEN", other.local_addr().unwrap().to_string())];
-    let (code, text) = run(true, &[], &both).await;
+    let (code, text) = run_program(true, &[], &both).await;
     assert_eq!(code, Some(64), "{text}");
     assert!(text.contains(&format!("--listen {address}")) && text.contains("--admin-listen 127"), "{text}");
-    let (code, text) = run(false, &[], &both[1..]).await;
+    let (code, text) = run_program(false, &[], &both[1..]).await;
     assert!(code == Some(64) && text.contains("--admin-listen") && text.contains("another process listens"), "{text}");
     let same = [("LISTEN", "127.0.0.1:7".to_owned()), ("ADMIN_LISTEN", "127.0.0.1:7".to_owned())];
-    let (code, text) = run(true, &[], &same).await;
+    let (code, text) = run_program(true, &[], &same).await;
     assert!(code == Some(64) && text.contains("same address"), "{text}");
 }
 
 #[tokio::test]
-async fn files_of_settings_are_read_as_people_write_them() {
+async fn setting_files_may_have_bom_crlf_and_comments() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -303,8 +303,8 @@ async fn files_of_settings_are_read_as_people_write_them() {
         "# ours\r\nsasl.username=me\r\nsasl.password=se,hunter2=\"x\r\nsecurity.protocol=sasl_plaintext\r\nsasl.mechanism=PLAIN\r\n",
     );
     let good = [("DATABASE_URL", String::new()), ("DATABASE_URL_FILE", url), ("KAFKA_PROPERTIES_FILE", properties)];
-    let (code, text) = run(false, &["migrate"], &good).await;
-    assert!(code == Some(1) && !text.contains(SECRET), "it gets as far as connecting: {text}");
+    let (code, text) = run_program(false, &["migrate"], &good).await;
+    assert!(code == Some(1) && !text.contains(SECRET), "the files are accepted, and the connection fails: {text}");
     for (name, text, part, reason) in [
         ("KAFKA_PROPERTIES_FILE", "sasl.username=me\nhunter2\n", "line 2", "not key=value"),
         ("KAFKA_PROPERTIES_FILE", "sasl.password=hunter2\nacks=1\n", "line 2, acks", "set by the service"),
@@ -314,11 +314,11 @@ async fn files_of_settings_are_read_as_people_write_them() {
     ] {
         let settings =
             [("DATABASE_URL", String::new()), ("DATABASE_URL_FILE", good[1].1.clone()), (name, file("bad", text))];
-        let (code, said) = run(false, &[], &settings).await;
-        assert_eq!(code, Some(64), "{text}: {said}");
+        let (code, output) = run_program(false, &[], &settings).await;
+        assert_eq!(code, Some(64), "{text}: {output}");
         assert!(
-            said.contains(part) && said.contains(reason) && said.contains(name) && !said.contains(SECRET),
-            "{text}: {said}"
+            output.contains(part) && output.contains(reason) && output.contains(name) && !output.contains(SECRET),
+            "{text}: {output}"
         );
     }
 }

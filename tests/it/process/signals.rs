@@ -1,5 +1,5 @@
-//! Every command ends on SIGTERM and on SIGINT, whatever it waits for, and as process 1 of a container too, for which the system
-//! has no default action.
+//! Every command ends on SIGTERM and on SIGINT, no matter what it waits for, also as process 1 of a container, for
+//! which the system has no default action.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use super::{Silent, signal};
 use crate::support::{ensure, eventually};
 use crate::transfer::commands::migrated;
 
-/// Well above the five seconds that a command may need for the step that it is in.
-const ENDS_WITHIN: Duration = Duration::from_secs(20);
+/// Far above the five seconds that a command may need for its current step.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts the program as process 1 of a PID namespace of its own.
 fn as_process_1(program: &str, arguments: &str, settings: &[(&str, &str)]) -> Child {
@@ -29,24 +29,24 @@ fn as_process_1(program: &str, arguments: &str, settings: &[(&str, &str)]) -> Ch
         .unwrap()
 }
 
-/// The id, in our namespace, of the process that `unshare` has forked.
-async fn forked(unshare: &Child) -> u32 {
+/// The process ID, in the test's namespace, of the child of `unshare`.
+async fn child_of(unshare: &Child) -> u32 {
     let children = format!("/proc/{0}/task/{0}/children", unshare.id().unwrap());
-    eventually("it is forked", async || {
+    eventually("the child is forked", async || {
         let text = std::fs::read_to_string(&children)?;
         Ok(text.trim().parse::<u32>()?)
     })
     .await
 }
 
-async fn ends(child: &mut Child, name: &str, what: &str) -> i32 {
-    signal(name, forked(child).await).await;
-    let ended = tokio::time::timeout(ENDS_WITHIN, child.wait()).await;
-    ended.unwrap_or_else(|_| panic!("{what} does not end on SIG{name}")).unwrap().code().unwrap_or(-1)
+async fn end_by_signal(child: &mut Child, name: &str, command: &str) -> i32 {
+    signal(name, child_of(child).await).await;
+    let ended = tokio::time::timeout(END_TIMEOUT, child.wait()).await;
+    ended.unwrap_or_else(|_| panic!("{command} does not end on SIG{name}")).unwrap().code().unwrap_or(-1)
 }
 
 #[tokio::test]
-async fn every_command_ends_on_a_signal_while_its_servers_are_silent() {
+async fn every_command_ends_on_a_signal_with_silent_servers() {
     let silent = Silent::start().await;
     let url = format!("postgres://app@{}/msg", silent.address);
     let settings = [
@@ -56,7 +56,7 @@ async fn every_command_ends_on_a_signal_while_its_servers_are_silent() {
         ("ADMIN_LISTEN", "127.0.0.1:0"),
         ("LISTEN", "127.0.0.1:0"),
     ];
-    let asked = [("ADMIN_LISTEN", silent.address.as_str()), ("DATABASE_URL", url.as_str())];
+    let healthcheck_settings = [("ADMIN_LISTEN", silent.address.as_str()), ("DATABASE_URL", url.as_str())];
     for (program, arguments) in [
         ("msg-transfer", ""),
         ("msg-transfer", "migrate"),
@@ -75,18 +75,18 @@ async fn every_command_ends_on_a_signal_while_its_servers_are_silent() {
     ] {
         for name in ["TERM", "INT"] {
             let before = *silent.accepted.borrow();
-            let settings = if arguments == "healthcheck" { &asked[..] } else { &settings[..] };
+            let settings = if arguments == "healthcheck" { &healthcheck_settings[..] } else { &settings[..] };
             let mut child = as_process_1(program, arguments, settings);
-            silent.reached(before).await;
-            let what = format!("{program} {arguments}");
-            let code = ends(&mut child, name, &what).await;
+            silent.wait_for_connection(before).await;
+            let command = format!("{program} {arguments}");
+            let code = end_by_signal(&mut child, name, &command).await;
             let expected = match (arguments, name) {
-                // A service drains.
+                // A service drains, and exits with 0.
                 ("", _) => 0,
                 (_, "TERM") => 128 + 15,
                 _ => 128 + 2,
             };
-            assert_eq!(code, expected, "{what}, SIG{name}");
+            assert_eq!(code, expected, "{command}, SIG{name}");
         }
     }
 }
@@ -94,10 +94,10 @@ async fn every_command_ends_on_a_signal_while_its_servers_are_silent() {
 #[tokio::test]
 async fn command_that_waits_for_a_lock_ends_on_a_signal() {
     let world = migrated("signal_lock").await;
-    // In a transaction the server's statistics stand still: they are read over another connection.
-    let (holder, database) = (world.database().await, world.database().await);
-    // As an operator's long transaction.
-    holder.batch_execute("BEGIN; LOCK TABLE refinery_schema_history, messages, dead_letters, progress").await.unwrap();
+    // The server's statistics are fixed within a transaction, so they are read over another connection.
+    let (locker, database) = (world.database().await, world.database().await);
+    // Like a long transaction of an operator.
+    locker.batch_execute("BEGIN; LOCK TABLE refinery_schema_history, messages, dead_letters, progress").await.unwrap();
     let service = world.transfer("command", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "1h"));
     let settings: Vec<(&str, &str)> =
         service.spec().env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -107,19 +107,19 @@ async fn command_that_waits_for_a_lock_ends_on_a_signal() {
         let mut child = as_process_1("msg-transfer", arguments, &settings);
         let waits =
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        eventually("it waits for the lock", async || {
+        eventually("the command waits for the lock", async || {
             let count: i64 = database.query_one(waits, &[]).await?.get(0);
             ensure(count > 0, count)
         })
         .await;
-        let code = ends(&mut child, "TERM", arguments).await;
+        let code = end_by_signal(&mut child, "TERM", arguments).await;
         assert_eq!(code, 128 + 15, "{arguments}");
-        // Its session ends with it, or when the server next looks: not before the next command waits.
+        // The session of the ended command would stay in the server's queue until it gets the lock.
         database
             .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
             .await
             .unwrap();
-        eventually("its session is gone", async || {
+        eventually("the command's session has ended", async || {
             let count: i64 = database.query_one(waits, &[]).await?.get(0);
             ensure(count == 0, count)
         })

@@ -1,27 +1,27 @@
-//! `check`: what is wrong is told, with what to do, and nothing is disturbed.
+//! `check`: it names each problem and what to do, and disturbs nothing.
 
 use serde_json::Value;
 
-use super::{Ran, migrated, run, run_with};
+use super::{CommandResult, migrated, run, run_with};
 use crate::support::stack::stack;
 use crate::support::world::World;
 
-/// The status of every finding of this check, and what they say.
-fn found(ran: &Ran, check: &str) -> Vec<(String, String)> {
+/// Status and detail of every finding of this check.
+fn findings(ran: &CommandResult, check: &str) -> Vec<(String, String)> {
     let report = ran.json();
     let findings = report["checks"].as_array().unwrap().iter().filter(|finding| finding["check"] == check);
     let text = |finding: &Value, field: &str| finding[field].as_str().unwrap().to_owned();
     findings.map(|finding| (text(finding, "status"), text(finding, "detail"))).collect()
 }
 
-fn assert_found(ran: &Ran, check: &str, status: &str, says: &str) {
-    let found = found(ran, check);
-    let right = found.iter().any(|(is, text)| is == status && text.contains(says));
-    assert!(right, "{check} is not {status} with `{says}`: {found:?}\n{}", ran.stdout);
+fn assert_found(ran: &CommandResult, check: &str, status: &str, text: &str) {
+    let findings = findings(ran, check);
+    let matches = findings.iter().any(|(found, detail)| found == status && detail.contains(text));
+    assert!(matches, "{check} is not {status} with `{text}`: {findings:?}\n{}", ran.stdout);
 }
 
 #[tokio::test]
-async fn check_finds_a_good_world_good_and_leaves_the_group_alone() {
+async fn check_passes_with_safe_settings_and_causes_no_rebalance() {
     let world = World::new("check_good").await;
     let transfer = world.running_transfer().await;
     let rebalances = async || {
@@ -33,7 +33,7 @@ async fn check_finds_a_good_world_good_and_leaves_the_group_alone() {
     let before = rebalances().await;
     let ran = run(&world, "check --output json").await.assert_code(0);
     assert_eq!(ran.json()["ok"], true);
-    // One broker: accepted by the world's settings.
+    // The world's settings accept a single broker.
     assert_found(&ran, "topic", "warning", "replication factor is 1, required 3");
     assert_found(&ran, "group", "ok", "is Stable, members: 1");
     for check in
@@ -45,22 +45,22 @@ async fn check_finds_a_good_world_good_and_leaves_the_group_alone() {
         assert_found(&ran, check, "ok", "");
     }
     assert_found(&ran, "synchronous_standby_names", "warning", "as long as Kafka keeps them");
-    assert_eq!(rebalances().await, before, "the group was disturbed");
+    assert_eq!(rebalances().await, before, "`check` caused a rebalance");
     let table = run(&world, "check").await.assert_code(0);
     assert!(table.stdout.starts_with("result "), "{}", table.stdout);
     assert!(transfer.stop().await.unwrap().success());
 }
 
 #[tokio::test]
-async fn check_fails_for_what_can_lose_messages_unless_it_is_accepted() {
+async fn check_fails_for_an_unsafe_topic_unless_allowed() {
     let world = migrated("check_unsafe").await;
-    let refused = run_with(&world, "check --output json", &[("ALLOW_UNSAFE_TOPIC", "false")]).await.assert_code(1);
-    assert_eq!(refused.json()["ok"], false);
-    assert_found(&refused, "topic", "failed", "--allow-unsafe-topic");
-    assert_found(&refused, "topic", "failed", "min.insync.replicas is 1");
-    assert_found(&refused, "topic", "failed", "message.timestamp.type is CreateTime");
-    assert_found(&refused, "group", "warning", "no transfer runs");
-    // With requirements that one broker can meet, and its clock, nothing is left to be accepted.
+    let rejected = run_with(&world, "check --output json", &[("ALLOW_UNSAFE_TOPIC", "false")]).await.assert_code(1);
+    assert_eq!(rejected.json()["ok"], false);
+    assert_found(&rejected, "topic", "failed", "--allow-unsafe-topic");
+    assert_found(&rejected, "topic", "failed", "min.insync.replicas is 1");
+    assert_found(&rejected, "topic", "failed", "message.timestamp.type is CreateTime");
+    assert_found(&rejected, "group", "warning", "no transfer runs");
+    // The requirements fit one broker, and the topic has the broker's time: nothing has to be allowed.
     let safe = "check_unsafe_not";
     let broker_time = [("message.timestamp.type", "LogAppendTime")];
     stack().await.kafka().create_topic(safe, 4, &broker_time).await.unwrap();
@@ -73,17 +73,17 @@ async fn check_fails_for_what_can_lose_messages_unless_it_is_accepted() {
 }
 
 #[tokio::test]
-async fn check_remarks_that_there_are_no_hints() {
+async fn check_warns_of_a_missing_hints_topic() {
     let world = World::without_hints("check_hints").await;
     run(&world, "migrate").await.assert_code(0);
     let ran = run(&world, "check --output json").await.assert_code(0);
     assert_found(&ran, "hints", "warning", "topic check_hints-hints does not exist");
-    let unwanted = run_with(&world, "check --output json", &[("HINTS_TOPIC", "none")]).await.assert_code(0);
-    assert_found(&unwanted, "hints", "ok", "none are wanted");
+    let without_hints = run_with(&world, "check --output json", &[("HINTS_TOPIC", "none")]).await.assert_code(0);
+    assert_found(&without_hints, "hints", "ok", "none are wanted");
 }
 
 #[tokio::test]
-async fn check_fails_for_a_server_that_takes_no_writes() {
+async fn check_fails_for_a_read_only_server() {
     let world = migrated("check_read_only").await;
     let read_only = "ALTER DATABASE check_read_only SET default_transaction_read_only = on";
     world.database().await.batch_execute(read_only).await.unwrap();
@@ -92,13 +92,13 @@ async fn check_fails_for_a_server_that_takes_no_writes() {
 }
 
 #[tokio::test]
-async fn check_tells_missing_tables_and_missing_rights() {
+async fn check_names_missing_tables_and_rights() {
     let world = World::new("check_rights").await;
     let empty = run(&world, "check --output json").await.assert_code(0);
     assert_found(&empty, "schema", "warning", "at version 0");
     assert_found(&empty, "lag", "warning", "progress");
-    let strict = run_with(&world, "check --output json", &[("NO_MIGRATE", "true")]).await.assert_code(1);
-    assert_found(&strict, "schema", "failed", "msg-transfer migrate");
+    let without_migrate = run_with(&world, "check --output json", &[("NO_MIGRATE", "true")]).await.assert_code(1);
+    assert_found(&without_migrate, "schema", "failed", "msg-transfer migrate");
     run(&world, "migrate").await.assert_code(0);
     let role =
         "CREATE ROLE check_reader LOGIN PASSWORD 'x'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO check_reader;
@@ -111,18 +111,18 @@ async fn check_tells_missing_tables_and_missing_rights() {
     assert_found(&ran, "rights", "failed", "GRANT UPDATE ON progress");
     assert_found(&ran, "rights", "warning", "for `purge`");
     assert_found(&ran, "connections", "warning", "room is left for 3");
-    assert!(!found(&ran, "rights").iter().any(|(_, says)| says.contains("INSERT")), "{}", ran.stdout);
+    assert!(!findings(&ran, "rights").iter().any(|(_, detail)| detail.contains("INSERT")), "{}", ran.stdout);
 }
 
 #[tokio::test]
-async fn check_tells_what_does_not_answer_and_bad_settings() {
-    let world = World::new("check_away").await;
+async fn check_names_unavailable_servers_and_invalid_settings() {
+    let world = World::new("check_unavailable").await;
     let nowhere = [("KAFKA_BROKERS", "127.0.0.1:1"), ("DATABASE_URL", "postgres://postgres@127.0.0.1:1/x")];
     let ran = run_with(&world, "check --output json", &nowhere).await.assert_code(1);
     assert_found(&ran, "brokers", "failed", "--kafka-brokers");
     assert_found(&ran, "database", "failed", "--database-url");
     run_with(&world, "check", &[("LANES", "0")]).await.assert_code(64);
-    // What a command does not need is not asked for.
+    // A command does not check settings that it does not need.
     run(&world, "migrate").await.assert_code(0);
     run_with(&world, "lag", &[("LANES", "0")]).await.assert_code(0);
 }

@@ -1,4 +1,4 @@
-//! `dead-letters list`, `show` and `export`: what was kept aside can be found, looked at, and taken elsewhere whole.
+//! `dead-letters list`, `show`, `export` and `discard`.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -8,33 +8,33 @@ use super::{migrated, run};
 use crate::support::kafka::{Raw, good, msg};
 use crate::support::world::World;
 
-/// Three by a running transfer: not readable, with a wrong key, and in conflict.
-async fn with_letters(name: &str) -> (World, [Raw; 3]) {
+/// A world with three dead letters that a transfer has stored: undecodable, with a wrong key, and a conflict.
+async fn with_dead_letters(name: &str) -> (World, [Raw; 3]) {
     let world = World::new(name).await;
     let broken = Raw { key: None, value: Some(b"\xff\xff".to_vec()), version: Some("1") };
-    let misplaced = Raw { key: Some(b"carol".to_vec()), ..good(&msg("alice", "bob", "1", "a secret")) };
+    let with_wrong_key = Raw { key: Some(b"carol".to_vec()), ..good(&msg("alice", "bob", "1", "a secret")) };
     let other = good(&msg("alice", "dave", "1", "another"));
     let writer = world.writer();
     writer.put_to(0, &broken);
-    writer.put_to(1, &misplaced);
+    writer.put_to(1, &with_wrong_key);
     writer.put_to(2, &good(&msg("alice", "dave", "1", "first")));
     writer.put_to(2, &other);
     writer.flush();
     let transfer = world.running_transfer().await;
     world.all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
-    (world, [broken, misplaced, other])
+    (world, [broken, with_wrong_key, other])
 }
 
 async fn listed(world: &World, flags: &str) -> Vec<(i64, i64)> {
     let report = run(world, &format!("dead-letters list --output json {flags}")).await.assert_code(0).json();
-    let letters = report["dead_letters"].as_array().unwrap();
-    letters.iter().map(|one| (one["partition"].as_i64().unwrap(), one["offset"].as_i64().unwrap())).collect()
+    let dead_letters = report["dead_letters"].as_array().unwrap();
+    dead_letters.iter().map(|one| (one["partition"].as_i64().unwrap(), one["offset"].as_i64().unwrap())).collect()
 }
 
 #[tokio::test]
-async fn dead_letters_are_listed_by_what_is_asked_for() {
-    let (world, _) = with_letters("letters_list").await;
+async fn dead_letters_list_selects_by_its_options() {
+    let (world, _) = with_dead_letters("letters_list").await;
     assert_eq!(listed(&world, "").await, [(0, 0), (1, 0), (2, 1)]);
     for (flags, expected) in [
         ("--topic-partition 2", vec![(2, 1)]),
@@ -66,8 +66,8 @@ async fn dead_letters_are_listed_by_what_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_is_shown_with_its_headers_and_its_content_only_when_asked_for() {
-    let (world, _) = with_letters("letters_show").await;
+async fn dead_letters_show_prints_content_only_with_its_flag() {
+    let (world, _) = with_dead_letters("letters_show").await;
     let plain = run(&world, "dead-letters show 1 0").await.assert_code(0).stdout;
     for part in [
         "INVALID",
@@ -89,7 +89,7 @@ async fn a_dead_letter_is_shown_with_its_headers_and_its_content_only_when_asked
     assert!(broken.contains("base64://8="), "{broken}");
     let missing = run(&world, "dead-letters show 3 7").await.assert_code(1);
     assert!(missing.stderr.contains("no dead letter"), "{}", missing.stderr);
-    // A topic that was made anew under the same name.
+    // A dead letter of an older topic with the same name.
     let copy = "INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, headers, reason, detail)
                 VALUES ('letters_show', '00000000-0000-0000-0000-000000000001', 1, 0, '', 'UNDECODABLE', 'x')";
     world.database().await.execute(copy, &[]).await.unwrap();
@@ -100,8 +100,8 @@ async fn a_dead_letter_is_shown_with_its_headers_and_its_content_only_when_asked
 }
 
 #[tokio::test]
-async fn dead_letters_are_exported_whole() {
-    let (world, records) = with_letters("letters_export").await;
+async fn dead_letters_export_writes_whole_records() {
+    let (world, records) = with_dead_letters("letters_export").await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("letters");
     let arguments = format!("dead-letters export --file {}", file.display());
@@ -118,40 +118,40 @@ async fn dead_letters_are_exported_whole() {
         let version = headers.iter().find(|header| bytes(&header["key_base64"]).unwrap() == b"msg-version").unwrap();
         assert_eq!(bytes(&version["value_base64"]).unwrap(), b"1");
     }
-    // Never over another file.
+    // `export` never overwrites a file.
     run(&world, &arguments).await.assert_code(1);
     let empty = migrated("letters_none").await;
     assert_eq!(run(&empty, "dead-letters export").await.assert_code(0).stdout, "");
 }
 
-/// Letters of one reason and age are deleted, whether they were replayed or not, and no others.
+/// Only dead letters of one reason and age are deleted, whether or not they were replayed.
 #[tokio::test]
-async fn discard_deletes_by_reason_and_age() {
-    let (world, _) = with_letters("letters_discard").await;
+async fn dead_letters_discard_deletes_by_reason_and_age() {
+    let (world, _) = with_dead_letters("letters_discard").await;
     run(&world, "dead-letters discard --older-than 1h").await.assert_code(64);
     run(&world, "dead-letters discard --reason INVALID").await.assert_code(64);
     let discard = "dead-letters discard --output json --reason IDEMPOTENCY_CONFLICT";
     let report = run(&world, &format!("{discard} --older-than 1h")).await.assert_code(0).json();
-    assert_eq!(report["discarded"], 0, "too young");
+    assert_eq!(report["discarded"], 0, "the dead letter is too young");
     let database = world.database().await;
     database.execute("UPDATE dead_letters SET first_seen = now() - interval '2 hours'", &[]).await.unwrap();
     let report = run(&world, &format!("{discard} --older-than 1h --dry-run")).await.assert_code(0).json();
     assert_eq!((&report["discarded"], &report["dry_run"]), (&1.into(), &true.into()));
-    assert_eq!(listed(&world, "").await.len(), 3, "it only counted");
+    assert_eq!(listed(&world, "").await.len(), 3, "a dry run deletes nothing");
     let report = run(&world, &format!("{discard} --older-than 1h --recv-id nobody")).await.assert_code(0).json();
-    assert_eq!(report["discarded"], 0, "of another inbox");
+    assert_eq!(report["discarded"], 0, "the dead letter is of another inbox");
     let report = run(&world, &format!("{discard} --older-than 1h")).await.assert_code(0).json();
     assert_eq!((&report["discarded"], &report["never_replayed"]), (&1.into(), &1.into()));
-    assert_eq!(listed(&world, "").await, [(0, 0), (1, 0)], "the other reasons stay");
+    assert_eq!(listed(&world, "").await, [(0, 0), (1, 0)], "dead letters with other reasons stay");
 }
 
-/// What has no content any more is never sent again: it would be another record.
+/// A dead letter whose content was dropped is never replayed, because that would be another record.
 #[tokio::test]
-async fn letter_without_content_is_not_replayed() {
-    let (world, _) = with_letters("letters_lean").await;
+async fn dead_letter_without_content_is_not_replayed() {
+    let (world, _) = with_dead_letters("letters_lean").await;
     let database = world.database().await;
-    let lose = "UPDATE dead_letters SET value = NULL WHERE reason = 'IDEMPOTENCY_CONFLICT'";
-    database.execute(lose, &[]).await.unwrap();
+    let drop_content = "UPDATE dead_letters SET value = NULL WHERE reason = 'IDEMPOTENCY_CONFLICT'";
+    database.execute(drop_content, &[]).await.unwrap();
     let ends = world.ends().await;
     let replay = "dead-letters replay --output json --reason IDEMPOTENCY_CONFLICT --topic-partitions 4";
     let report = run(&world, replay).await.assert_code(0).json();

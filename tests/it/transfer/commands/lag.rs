@@ -1,8 +1,8 @@
-//! `lag`, and the gauges that the running service computes in the same way.
+//! The command `lag`, and the gauges that the service computes in the same way.
 
 use std::time::Duration;
 
-use super::{HOUR, migrated, put_as_of, run};
+use super::{HOUR, migrated, put_with_age, run};
 use crate::support::kafka::{good, msg};
 use crate::support::stack::stack;
 use crate::support::world::World;
@@ -11,34 +11,34 @@ use crate::support::{PATIENCE, ensure, eventually};
 const WEEK: f64 = 7.0 * 24.0 * 3600.0;
 
 #[tokio::test]
-async fn lag_counts_from_what_is_stored_in_records_and_in_time() {
+async fn lag_is_counted_from_the_progress_row_in_records_and_time() {
     let world = World::new("lag").await;
-    // Two days old and stored; then an hour, which is what counts.
-    put_as_of(&world, 1, &good(&msg("alice", "bob", "1", "x")), 48 * HOUR);
+    // The first record is two days old and stored. The next one is an hour old, and its age counts.
+    put_with_age(&world, 1, &good(&msg("alice", "bob", "1", "x")), 48 * HOUR);
     let transfer = world.running_transfer().await;
     world.all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
-    put_as_of(&world, 1, &good(&msg("alice", "bob", "2", "x")), HOUR);
-    put_as_of(&world, 1, &good(&msg("alice", "bob", "3", "x")), Duration::ZERO);
-    put_as_of(&world, 2, &good(&msg("alice", "carol", "1", "x")), Duration::ZERO);
+    put_with_age(&world, 1, &good(&msg("alice", "bob", "2", "x")), HOUR);
+    put_with_age(&world, 1, &good(&msg("alice", "bob", "3", "x")), Duration::ZERO);
+    put_with_age(&world, 2, &good(&msg("alice", "carol", "1", "x")), Duration::ZERO);
     let report = run(&world, "lag --output json").await.assert_code(0).json();
-    let behind = &report["partitions"][1];
-    assert_eq!((&behind["committed"], &behind["progress"], &behind["end"]), (&1.into(), &1.into(), &3.into()));
-    assert_eq!(behind["lag_records"], 2);
-    let seconds = behind["lag_seconds"].as_f64().unwrap();
-    assert!((3600.0..4000.0).contains(&seconds), "{behind}");
-    let left = behind["retention_headroom_seconds"].as_f64().unwrap();
-    assert!((WEEK - 4000.0..=WEEK - 3600.0).contains(&left), "{behind}");
+    let lagging = &report["partitions"][1];
+    assert_eq!((&lagging["committed"], &lagging["progress"], &lagging["end"]), (&1.into(), &1.into(), &3.into()));
+    assert_eq!(lagging["lag_records"], 2);
+    let seconds = lagging["lag_seconds"].as_f64().unwrap();
+    assert!((3600.0..4000.0).contains(&seconds), "{lagging}");
+    let headroom = lagging["retention_headroom_seconds"].as_f64().unwrap();
+    assert!((WEEK - 4000.0..=WEEK - 3600.0).contains(&headroom), "{lagging}");
     let fresh = &report["partitions"][2];
     assert_eq!((&fresh["progress"], &fresh["lag_records"]), (&0.into(), &1.into()));
     let empty = &report["partitions"][0];
     assert_eq!((empty["lag_seconds"].as_f64(), empty["retention_headroom_seconds"].as_f64()), (Some(0.0), None));
     let total = &report["total"];
-    assert_eq!((&total["lag_records"], &total["lag_seconds"]), (&3.into(), &behind["lag_seconds"]));
+    assert_eq!((&total["lag_records"], &total["lag_seconds"]), (&3.into(), &lagging["lag_seconds"]));
     let table = run(&world, "lag").await.assert_code(0).stdout;
     let last: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
     assert_eq!(last[..3], ["total", "3", "1h"], "{table}");
-    // Asked from outside: nothing was moved, and nobody joined.
+    // The command changes no offset and does not join the group.
     assert_eq!(world.committed().await.iter().sum::<i64>(), 1);
     assert!(transfer.start().await.is_ok());
     world.all_committed().await;
@@ -47,9 +47,9 @@ async fn lag_counts_from_what_is_stored_in_records_and_in_time() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-/// Large batches in many partitions: each is told, and none waits for the others' backlog.
+/// Large batches in many partitions: the lag time of each is reported, and none waits for the others' backlog.
 #[tokio::test]
-async fn lag_in_time_is_told_for_many_partitions_at_once() {
+async fn lag_time_is_reported_for_many_partitions() {
     let stack = stack().await;
     let world = World::on(stack, "lag_many", 48);
     world.create(stack).await;
@@ -65,13 +65,13 @@ async fn lag_in_time_is_told_for_many_partitions_at_once() {
 }
 
 #[tokio::test]
-async fn lag_watches_until_it_is_told_to_stop() {
+async fn lag_watch_repeats_its_report_until_sigterm() {
     let world = migrated("lag_watch").await;
     let watch = world.transfer("watch", |spec| {
         ["lag", "--watch", "50ms", "--output", "json"].into_iter().fold(spec, |spec, word| spec.arg(word))
     });
     watch.launch().unwrap();
-    eventually("it repeats", async || {
+    eventually("the report is repeated", async || {
         let log = std::fs::read_to_string(watch.log())?;
         let lines = log.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).count();
         ensure(lines >= 3, log)
@@ -81,23 +81,23 @@ async fn lag_watches_until_it_is_told_to_stop() {
 }
 
 #[tokio::test]
-async fn the_service_tells_its_lag_in_time() {
+async fn lag_time_and_retention_headroom_are_gauges() {
     let world = migrated("lag_gauges").await;
-    put_as_of(&world, 1, &good(&msg("alice", "bob", "1", "x")), HOUR);
-    // Not to be stored for now.
+    put_with_age(&world, 1, &good(&msg("alice", "bob", "1", "x")), HOUR);
+    // The lock keeps the record from being stored.
     let locker = world.database().await;
     locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let transfer = world.transfer("transfer", |spec| spec);
     transfer.launch().unwrap();
-    eventually("the gauges are there", async || {
+    eventually("the gauges have their values", async || {
         let metrics = transfer.metrics().await?;
         let gauge = |name: &str, partition: usize| {
             let start = format!("msg_transfer_{name}{{partition=\"{partition}\"}} ");
             let line = metrics.lines().find_map(|line| line.strip_prefix(&start));
             line.map_or(f64::NAN, |value| value.parse().unwrap())
         };
-        let (age, left) = (gauge("lag_seconds", 1), gauge("retention_headroom_seconds", 1));
-        ensure((3600.0..4000.0).contains(&age) && (WEEK - 4000.0..=WEEK - 3600.0).contains(&left), &metrics)?;
+        let (age, headroom) = (gauge("lag_seconds", 1), gauge("retention_headroom_seconds", 1));
+        ensure((3600.0..4000.0).contains(&age) && (WEEK - 4000.0..=WEEK - 3600.0).contains(&headroom), &metrics)?;
         ensure(gauge("lag_seconds", 0) == 0.0 && gauge("retention_headroom_seconds", 0) == f64::INFINITY, &metrics)
     })
     .await;

@@ -1,4 +1,4 @@
-//! The operator commands, run as an operator runs them: exit code, what is written where, and what came of it.
+//! The operator's commands, as an operator runs them: exit code, output and effect.
 
 mod check;
 mod dead_letters;
@@ -20,32 +20,32 @@ use crate::support::world::World;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// How a command ended.
-pub(crate) struct Ran {
+/// Exit code and output of a command.
+pub(crate) struct CommandResult {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-impl Ran {
-    /// What it wrote, which is one JSON document.
+impl CommandResult {
+    /// The output, which is one JSON document.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {} {}", self.stdout, self.stderr))
     }
 
-    pub(crate) fn assert_code(self, code: i32) -> Ran {
+    pub(crate) fn assert_code(self, code: i32) -> CommandResult {
         assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
         self
     }
 }
 
 /// Runs `msg-transfer` with these arguments and the world's settings.
-pub(crate) async fn run(world: &World, arguments: &str) -> Ran {
+pub(crate) async fn run(world: &World, arguments: &str) -> CommandResult {
     run_with(world, arguments, &[]).await
 }
 
-/// The same, with further settings.
-pub(crate) async fn run_with(world: &World, arguments: &str, settings: &[(&str, &str)]) -> Ran {
+/// Runs `msg-transfer` with these arguments, the world's settings and further settings.
+pub(crate) async fn run_with(world: &World, arguments: &str, settings: &[(&str, &str)]) -> CommandResult {
     let service = world.transfer("command", |spec| spec.env("TOPIC_PARTITIONS", world.partitions));
     let output = tokio::process::Command::new(find_binary("msg-transfer").unwrap())
         .args(arguments.split_whitespace())
@@ -54,7 +54,7 @@ pub(crate) async fn run_with(world: &World, arguments: &str, settings: &[(&str, 
         .output()
         .await
         .unwrap();
-    Ran {
+    CommandResult {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
@@ -68,10 +68,10 @@ pub(crate) async fn migrated(name: &str) -> World {
     world
 }
 
-/// Writes a record that says it was written so long ago.
-pub(super) fn put_as_of(world: &World, partition: Partition, record: &Raw, ago: Duration) {
+/// Writes a record with the timestamp that is this old.
+pub(super) fn put_with_age(world: &World, partition: Partition, record: &Raw, age: Duration) {
     let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
-    let written = SystemTime::now() - ago;
+    let written = SystemTime::now() - age;
     let millis = written.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
     let mut base = BaseRecord::<[u8], [u8]>::to(world.topic()).partition(partition);
     base = base.timestamp(i64::try_from(millis).unwrap());

@@ -1,4 +1,4 @@
-//! `resume`: the operator's word reaches the progress row, and only the rows that were meant.
+//! `resume`: it marks the progress rows of the given partitions, and no others.
 
 use super::{migrated, run};
 use crate::support::kafka::Raw;
@@ -10,7 +10,7 @@ async fn resumed(world: &World) -> Vec<i32> {
 }
 
 #[tokio::test]
-async fn resume_tells_the_partitions_that_are_meant() {
+async fn resume_marks_only_the_given_partitions() {
     let world = migrated("resume").await;
     run(&world, "resume").await.assert_code(64);
     let nothing = run(&world, "resume --all").await.assert_code(1);
@@ -29,11 +29,11 @@ async fn resume_tells_the_partitions_that_are_meant() {
         .map(|(partition, letters)| serde_json::json!({"partition": partition, "dead_letters": letters}));
     assert_eq!(report["resumed"], serde_json::json!(resumed_now));
     assert_eq!(resumed(&world).await, [1, 3]);
-    // One that is not there is told, and the other is resumed all the same.
+    // The result names a partition without a progress row, and the others are resumed nevertheless.
     let partly = run(&world, "resume --topic-partition 9 --topic-partition 3 --output json").await.assert_code(1);
     assert_eq!(partly.json()["without_progress"], serde_json::json!([9]));
     assert_eq!(partly.json()["resumed"][0]["partition"], 3);
-    // What counts begins anew, and the service's own writes to the row leave the word alone.
+    // The count of dead letters restarts, and the service's own writes to the row keep the mark.
     writer.put_to(1, &broken);
     writer.flush();
     world.all_committed().await;
