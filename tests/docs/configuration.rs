@@ -20,7 +20,7 @@ Every setting of `msg-gateway` and `msg-transfer`, and the options of their comm
 - The commands of `msg-transfer` have the settings of the service too, by the same flags and variables.
 ";
 
-/// One setting, as the page shows it.
+/// A setting as the page shows it.
 #[derive(PartialEq, Eq)]
 struct Setting {
     flag: String,
@@ -121,7 +121,7 @@ fn commands(page: &mut String, command: &Command, path: &str) {
     }
 }
 
-/// Text in lines of at most 119 columns: the caller puts a period behind it.
+/// Breaks text into lines of at most 119 columns, because the caller appends a period.
 fn wrapped(text: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {

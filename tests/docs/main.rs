@@ -1,7 +1,8 @@
-//! The pages of docs/ that are rendered from the code, and what other pages name: a page that is out of date fails here.
-//! `make docs` writes the rendered ones.
+//! The pages of docs/ that are rendered from the code, and names of tests and settings on other pages. A test fails
+//! if a page is out of date.
+//! `make docs` writes the rendered pages.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "a test says what went wrong by failing")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "a failing test shows its cause by a panic")]
 
 mod configuration;
 mod metrics;
@@ -9,7 +10,7 @@ mod metrics;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where `make docs` says that the pages are to be written, not compared.
+/// `make docs` sets this variable, so that the pages are written and not compared.
 const UPDATE: &str = "UPDATE_DOCS";
 
 #[test]
@@ -74,7 +75,6 @@ fn module(file: &Path) -> String {
     path.replace('/', "::")
 }
 
-/// The source files below a folder, in a fixed order.
 fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     let mut entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
@@ -94,10 +94,10 @@ fn assert_page(path: &str, rendered: &str) {
     }
     let written = fs::read_to_string(&file).unwrap_or_default();
     let differs = written.lines().zip(rendered.lines()).find(|(old, new)| old != new);
-    assert!(written == rendered, "{path} is not what the code says: run `make docs`. First difference: {differs:#?}");
+    assert!(written == rendered, "{path} differs from the code: run `make docs`. First difference: {differs:#?}");
 }
 
-/// Text as it is in a cell of a table: on one line.
+/// Text in the form of a table cell: on one line.
 fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|").replace('<', "&lt;")
 }

@@ -1,4 +1,4 @@
-//! Renders docs/metrics.md: what the services describe to the recorder, with the labels that their code sets.
+//! Renders docs/metrics.md: the metrics that the services describe, with the labels that their code sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -51,13 +51,13 @@ struct Metric {
     meaning: String,
 }
 
-/// Keeps descriptions and nothing else.
+/// A recorder that collects only descriptions.
 #[derive(Default)]
 struct Descriptions(Mutex<Vec<Metric>>);
 
 impl Descriptions {
-    fn keep(&self, kind: &'static str, key: &KeyName, unit: Option<Unit>, meaning: &SharedString) {
-        // A number of things is what a metric is without a unit.
+    fn add(&self, kind: &'static str, key: &KeyName, unit: Option<Unit>, meaning: &SharedString) {
+        // Count is the default unit, so the page does not name it.
         let unit = unit.filter(|unit| *unit != Unit::Count).map_or("", |unit| unit.as_str());
         let metric = Metric { name: key.as_str().to_owned(), kind, unit, meaning: meaning.to_string() };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(metric);
@@ -66,15 +66,15 @@ impl Descriptions {
 
 impl Recorder for Descriptions {
     fn describe_counter(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
-        self.keep("counter", &key, unit, &description);
+        self.add("counter", &key, unit, &description);
     }
 
     fn describe_gauge(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
-        self.keep("gauge", &key, unit, &description);
+        self.add("gauge", &key, unit, &description);
     }
 
     fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
-        self.keep("histogram", &key, unit, &description);
+        self.add("histogram", &key, unit, &description);
     }
 
     fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
@@ -125,7 +125,7 @@ fn constant(line: &str) -> Option<(&str, &str)> {
     Some((declared.rsplit(' ').next()?, value))
 }
 
-/// What stands before the parenthesis that ends the call.
+/// The text before the parenthesis that ends the call.
 fn arguments(text: &str) -> &str {
     let mut open = 1;
     let end = text.find(|c| {

@@ -1,7 +1,7 @@
-//! The one integration binary: the real services on one real Kafka and one real PostgreSQL, started once a run. Each test
-//! has a topic, a group and a database of its own.
+//! Integration tests of the real services with one real Kafka and one real PostgreSQL, which are started once per
+//! run. Each test has its own topic, consumer group and database.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "a test says what went wrong by failing")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "a failing test shows its cause by a panic")]
 
 mod gateway;
 mod process;
