@@ -14,9 +14,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tonic::{Code, Request, Status};
 
-use super::calls::{Client, assert_failed, assert_not_sent, client, fields, in_flight, metric, result};
+use super::calls::{Client, assert_failed, assert_not_sent, client, fields, metric, result, wait_in_flight};
 use crate::support::eventually;
-use crate::support::kafka::{id_of, msg};
+use crate::support::kafka::{msg, msg_id_of};
 use crate::support::world::World;
 
 async fn batch(client: &Client, msgs: &[Msg]) -> Result<Vec<SendResult>, Status> {
@@ -44,11 +44,11 @@ async fn batch_returns_results_in_order_and_invalid_entry_fails_alone() {
             continue;
         }
         let placement = result(entry).unwrap();
-        assert_eq!(placement.msg_id, id_of(msg).to_string());
+        assert_eq!(placement.msg_id, msg_id_of(msg).to_string());
         assert_eq!(placement.partition, partition_for(msg.recv_id.as_bytes(), world.partitions));
         assert!(positions.insert((placement.partition, placement.offset)), "two entries have one position");
     }
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows = world.rows().await;
     assert_eq!(rows.len(), 997);
     for inbox in 0..4 {
@@ -75,13 +75,13 @@ async fn duplicates_in_a_batch_have_one_id_and_one_row() {
     let ids = ["1", "2", "1", "1", "3", "2"];
     let results = batch(&client, &ids.map(|id| msg("alice", "bob", id, "x"))).await.unwrap();
     for (id, entry) in ids.iter().zip(&results) {
-        assert_eq!(result(entry).unwrap().msg_id, id_of(&msg("alice", "bob", id, "x")).to_string());
+        assert_eq!(result(entry).unwrap().msg_id, msg_id_of(&msg("alice", "bob", id, "x")).to_string());
     }
     let without_id = batch(&client, &["", "", ""].map(|id| msg("alice", "carol", id, "x"))).await.unwrap();
     let ids_without_client_id: BTreeSet<String> =
         without_id.iter().map(|entry| result(entry).unwrap().msg_id).collect();
     assert_eq!(ids_without_client_id.len(), 3, "without a client_msg_id each is a message of its own");
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows: Vec<_> = world.rows().await.into_iter().map(|row| (row.recv_id, row.seq, row.client_msg_id)).collect();
     let expected =
         [("bob", 1, "1"), ("bob", 2, "2"), ("bob", 3, "3"), ("carol", 1, ""), ("carol", 2, ""), ("carol", 3, "")];
@@ -107,7 +107,7 @@ async fn batches_of_many_senders_keep_each_senders_order() {
         }
     }))
     .await;
-    world.rows_reach((SENDERS * BATCHES * EACH) as i64).await;
+    world.wait_for_rows((SENDERS * BATCHES * EACH) as i64).await;
     world.assert_ordered_without_gaps().await;
     let rows = world.rows().await;
     for inbox in 0..3 {
@@ -142,8 +142,8 @@ async fn batch_above_a_limit_fails_as_a_whole_and_sends_nothing() {
     request.set_timeout(Duration::from_secs(9));
     let rejected = client.clone().batch_send_msg(request).await;
     assert_failed(rejected, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
-    assert_eq!(world.ends().await, [0; 4], "something was sent");
-    in_flight(&limited, 0).await;
+    assert_eq!(world.end_offsets().await, [0; 4], "something was sent");
+    wait_in_flight(&limited, 0).await;
     // A batch above MAX_INFLIGHT_MSGS is accepted if nothing else is in flight: otherwise it could never be sent.
     let mut fits = msgs(11);
     fits[..3].fill(Msg::default());
@@ -156,7 +156,7 @@ async fn batch_above_a_limit_fails_as_a_whole_and_sends_nothing() {
     closed.service.launch().unwrap();
     let closed = super::calls::client(&closed).await;
     assert_not_sent(batch(&closed, &msgs(2)).await, Code::Unavailable);
-    assert_eq!(world.ends().await.iter().sum::<i64>(), 8);
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), 8);
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn batch_response_full_of_errors_stays_below_4_mib() {
         let details = assert_failed(result(entry), Code::InvalidArgument, "INVALID_FIELDS");
         assert!(details.bad_request().unwrap().field_violations.last().unwrap().description.starts_with("and "));
     }
-    assert_eq!(world.ends().await, [0; 4], "something was sent");
+    assert_eq!(world.end_offsets().await, [0; 4], "something was sent");
 }
 
 /// One of three brokers is frozen. The outcome of the entries in its partitions is unknown, that of the others is OK.
@@ -203,7 +203,7 @@ async fn batch_reports_unknown_outcomes_per_entry() {
         if frozen {
             let details = assert_failed(result(entry), Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
             let metadata = &details.error_info().unwrap().metadata;
-            assert_eq!(metadata["msg_id"], id_of(msg).to_string());
+            assert_eq!(metadata["msg_id"], msg_id_of(msg).to_string());
             assert!(metadata["settles_by"].ends_with('Z'));
             unknown += 1;
         } else {
@@ -213,7 +213,7 @@ async fn batch_reports_unknown_outcomes_per_entry() {
     }
     assert!(ok > 0 && unknown > 0, "{ok} OK, {unknown} unknown");
     // The entries without a delivery report keep their permits.
-    in_flight(&gateway, unknown).await;
+    wait_in_flight(&gateway, unknown).await;
     assert!(stack.kafka().signal_broker(3, Signal::Cont).unwrap());
     eventually("every unknown outcome is settled", async || {
         let results = batch(&client, &msgs).await?;
@@ -221,7 +221,7 @@ async fn batch_reports_unknown_outcomes_per_entry() {
     })
     .await;
     let _transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 240, "P1, P2");
     world.assert_ordered_without_gaps().await;
     stack.stop().await;

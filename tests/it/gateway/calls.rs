@@ -101,7 +101,7 @@ pub(super) fn fields(details: &ErrorDetails) -> Vec<&str> {
 }
 
 /// Waits until `/readyz` reports not ready with all of these texts.
-pub(super) async fn says_not_ready(gateway: &Gateway, texts: &[&str]) {
+pub(super) async fn wait_gateway_not_ready(gateway: &Gateway, texts: &[&str]) {
     eventually("the gateway is not ready for this reason", async || {
         let (status, body) = readyz(gateway).await?;
         ensure(status == 503 && texts.iter().all(|text| body.contains(text)), format!("{status}: {body}"))
@@ -121,7 +121,7 @@ pub(super) async fn metric(gateway: &Gateway, line: &str) -> Result<f64, NotYet>
 }
 
 /// Waits until exactly `count` messages are in flight.
-pub(super) async fn in_flight(gateway: &Gateway, count: usize) {
+pub(super) async fn wait_in_flight(gateway: &Gateway, count: usize) {
     eventually("the number of messages in flight is right", async || {
         let value = metric(gateway, "msg_gateway_inflight_msgs").await?;
         ensure(value == count as f64, format!("{value} of {count} in flight"))

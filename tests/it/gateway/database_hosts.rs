@@ -5,8 +5,8 @@ use std::time::Duration;
 use msg_common::proto::{Placement, PullMsgsRequest, SendMsgRequest, WaitFor};
 use tonic::{Request, Status};
 
-use super::calls::{Client, client, readyz, says_not_ready};
-use crate::support::hosts::{Pair, PasswordRole, Pooler, host, silent_host};
+use super::calls::{Client, client, readyz, wait_gateway_not_ready};
+use crate::support::hosts::{PasswordRole, Pooler, PostgresPair, host_and_port, silent_host};
 use crate::support::kafka::msg;
 use crate::support::stack::own_postgres;
 use crate::support::world::World;
@@ -32,7 +32,7 @@ async fn reads_skip_a_silent_first_host() {
     let world = World::new("gw_silent").await;
     let _transfer = world.running_transfer().await;
     let (_listener, silent) = silent_host();
-    let url = format!("postgres://postgres@{silent},{}/gw_silent", host(world.database_url()));
+    let url = format!("postgres://postgres@{silent},{}/gw_silent", host_and_port(world.database_url()));
     let gateway = world.gateway("gateway", |spec| {
         let spec = spec.env("DATABASE_URL", &url).env("DATABASE_REPLICA_URL", &url);
         spec.env("DATABASE_CONNECT_TIMEOUT", "1s")
@@ -55,7 +55,7 @@ async fn wait_for_sends_and_reads(client: &Client, stored: usize, id: &str) {
 
 #[tokio::test]
 async fn reads_move_from_a_frozen_primary_to_its_promoted_standby() {
-    let pair = Pair::start("gw_frozen").await;
+    let pair = PostgresPair::start("gw_frozen").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", &url));
     let gateway = pair.world.gateway("gateway", |spec| spec.env("DATABASE_URL", &url));
@@ -64,7 +64,7 @@ async fn reads_move_from_a_frozen_primary_to_its_promoted_standby() {
     for id in 0..5 {
         send_stored(&client, &id.to_string()).await.unwrap();
     }
-    pair.caught_up().await;
+    pair.wait_for_standby().await;
     assert!(pair.stack.postgres().freeze());
     pair.promote().await;
     wait_for_sends_and_reads(&client, 5, "after").await;
@@ -72,7 +72,7 @@ async fn reads_move_from_a_frozen_primary_to_its_promoted_standby() {
 
 #[tokio::test]
 async fn reads_leave_a_primary_that_became_read_only() {
-    let pair = Pair::start("gw_demoted").await;
+    let pair = PostgresPair::start("gw_demoted").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", &url));
     let gateway = pair.world.gateway("gateway", |spec| spec.env("DATABASE_URL", &url));
@@ -81,9 +81,9 @@ async fn reads_leave_a_primary_that_became_read_only() {
     for id in 0..5 {
         send_stored(&client, &id.to_string()).await.unwrap();
     }
-    pair.caught_up().await;
+    pair.wait_for_standby().await;
     // Existing sessions keep their setting.
-    let operator = pair.on_primary().await;
+    let operator = pair.primary_client().await;
     operator.batch_execute("ALTER DATABASE gw_demoted SET default_transaction_read_only = on").await.unwrap();
     pair.promote().await;
     wait_for_sends_and_reads(&client, 5, "after").await;
@@ -117,7 +117,8 @@ async fn gateway_refuses_a_pooler_in_transaction_mode() {
     let pooler = Pooler::start(&world, "pool_mode = transaction").await;
     let gateway = world.gateway("gateway", |spec| spec.env("DATABASE_URL", &pooler.url));
     gateway.service.launch().unwrap();
-    says_not_ready(&gateway, &["database", "pooler in transaction (or statement) mode", "pool_mode = session"]).await;
+    wait_gateway_not_ready(&gateway, &["database", "pooler in transaction (or statement) mode", "pool_mode = session"])
+        .await;
     let client = client(&gateway).await;
     assert!(pull(&client).await.is_err());
     drop(pooler);
@@ -132,7 +133,7 @@ async fn gateway_refuses_a_database_in_another_encoding() {
     let world = World::new("gw_latin").await;
     let create = "CREATE DATABASE gw_latin_1 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     world.database().await.batch_execute(create).await.unwrap();
-    let url = format!("postgres://postgres@{}/gw_latin_1", host(world.database_url()));
+    let url = format!("postgres://postgres@{}/gw_latin_1", host_and_port(world.database_url()));
     let gateway = world.gateway("gateway", |spec| spec.env("DATABASE_URL", url));
     gateway.service.launch().unwrap();
     eventually("the encoding is reported", async || {

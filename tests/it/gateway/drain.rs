@@ -7,12 +7,12 @@ use futures_util::future::{join, join_all};
 use msg_dev::stack::Signal;
 use tokio::time::timeout;
 
-use super::calls::{channel, client, health, in_flight, readyz, reason, send};
+use super::calls::{channel, client, health, readyz, reason, send, wait_in_flight};
 use super::outage::Outcomes;
 use crate::support::kafka::msg;
 use crate::support::stack::own_stack;
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 #[tokio::test]
 async fn gateway_reports_true_outcomes_at_sigterm_under_load() {
@@ -43,7 +43,7 @@ async fn gateway_reports_true_outcomes_at_sigterm_under_load() {
         assert_eq!(watch.message().await.unwrap().unwrap().status, health::SERVING);
         eventually("messages are accepted", async || ensure(oks() > 1000, oks())).await;
         assert!(gateway.service.signal(Signal::Term));
-        let next = timeout(PATIENCE, watch.message()).await.expect("health reports the drain").unwrap();
+        let next = timeout(WAIT_TIMEOUT, watch.message()).await.expect("health reports the drain").unwrap();
         let next = next.expect("NOT_SERVING comes before the end of the stream");
         assert_eq!(next.status, health::NOT_SERVING);
         // A caller that has not noticed the drain is still served.
@@ -54,7 +54,7 @@ async fn gateway_reports_true_outcomes_at_sigterm_under_load() {
         assert_eq!(gateway.service.wait().await.unwrap().code(), Some(0));
     };
     join(load, drain).await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     outcomes.into_inner().unwrap().assert_truthful(&world).await;
     world.assert_ordered_without_gaps().await;
     assert!(transfer.stop().await.unwrap().success());
@@ -79,13 +79,13 @@ async fn calls_in_flight_get_ok_before_the_gateway_exits() {
             tokio::spawn(async move { send(&client, &msg("alice", "bob", &i.to_string(), "x")).await })
         })
         .collect();
-    in_flight(&gateway, CALLS).await;
+    wait_in_flight(&gateway, CALLS).await;
     assert!(gateway.service.signal(Signal::Term));
     let next = watch.message().await.unwrap().expect("NOT_SERVING comes before the end of the stream");
     assert_eq!(next.status, health::NOT_SERVING);
     // The server ends this stream, which would keep the connection open. The same status may come again first,
     // because the frozen broker is detected too.
-    while let Ok(Some(again)) = timeout(PATIENCE, watch.message()).await.expect("the watch stream ends") {
+    while let Ok(Some(again)) = timeout(WAIT_TIMEOUT, watch.message()).await.expect("the watch stream ends") {
         assert_eq!(again.status, health::NOT_SERVING);
     }
     assert!(calls.iter().all(|call| !call.is_finished()));
@@ -98,7 +98,7 @@ async fn calls_in_flight_get_ok_before_the_gateway_exits() {
         .expect("the gateway exits once no call is in flight");
     assert_eq!(status.unwrap().code(), Some(0));
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 1 + CALLS);
     assert!(transfer.stop().await.unwrap().success());
     stack.stop().await;
@@ -118,7 +118,7 @@ async fn gateway_drain_ends_at_its_deadline() {
     send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
     assert!(stack.kafka().signal_broker(1, Signal::Stop).unwrap());
     let stuck = tokio::spawn(async move { send(&client, &msg("alice", "bob", "stuck", "x")).await });
-    in_flight(&gateway, 1).await;
+    wait_in_flight(&gateway, 1).await;
     assert!(gateway.service.signal(Signal::Term));
     let status =
         timeout(Duration::from_secs(20), gateway.service.wait()).await.expect("the gateway exits at its deadline");
@@ -140,10 +140,10 @@ async fn record_of_a_disconnected_caller_is_sent_at_sigterm() {
     let client = client(&gateway).await;
     // With this send the gateway connects. Afterwards only the linger time delays a record.
     send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
-    let before = world.ends().await.iter().sum::<i64>();
+    let before = world.end_offsets().await.iter().sum::<i64>();
     let left = timeout(Duration::from_millis(200), send(&client, &msg("alice", "bob", "left", "x"))).await;
     assert!(left.is_err(), "it was accepted before its caller disconnected: {left:?}");
     assert!(gateway.service.signal(Signal::Term));
     assert_eq!(gateway.service.wait().await.unwrap().code(), Some(0));
-    assert_eq!(world.ends().await.iter().sum::<i64>(), before + 1, "the record is lost");
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), before + 1, "the record is lost");
 }

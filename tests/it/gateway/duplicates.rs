@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use futures_util::future::join_all;
 
 use super::calls::{client, send};
-use crate::support::kafka::{good, id_of, msg};
+use crate::support::kafka::{msg, msg_id_of, record_of};
 use crate::support::world::World;
 
 #[tokio::test]
@@ -28,11 +28,11 @@ async fn message_sent_often_through_two_gateways_is_one_row() {
     .await;
     let mut offsets = BTreeSet::new();
     for (message, placement) in placements {
-        assert_eq!(placement.msg_id, id_of(message).to_string());
+        assert_eq!(placement.msg_id, msg_id_of(message).to_string());
         assert!(offsets.insert((placement.partition, placement.offset)), "two sends have one position");
     }
-    world.all_committed().await;
-    assert_eq!(world.ends().await.iter().sum::<i64>(), 600, "every OK is a record");
+    world.wait_for_all_committed().await;
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), 600, "every OK is a record");
     assert_eq!(world.rows().await.len(), 20, "P2");
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.dead_letters().await, []);
@@ -48,12 +48,12 @@ async fn same_id_with_other_content_is_dead_lettered() {
     let placement = send(&client, &first).await.unwrap();
     assert_eq!(send(&client, &second).await.unwrap().msg_id, placement.msg_id);
     send(&client, &first).await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows = world.rows().await;
     assert_eq!(rows.iter().map(|row| row.content.as_slice()).collect::<Vec<_>>(), [b"first"]);
     let letters = world.dead_letters().await;
     assert_eq!(letters.len(), 1);
-    assert_eq!((letters[0].0.as_str(), &letters[0].1), ("IDEMPOTENCY_CONFLICT", &good(&second).key));
+    assert_eq!((letters[0].0.as_str(), &letters[0].1), ("IDEMPOTENCY_CONFLICT", &record_of(&second).key));
     let value = letters[0].2.as_deref().unwrap();
     assert!(value.windows(6).any(|window| window == b"second"), "the dead letter has the record's bytes");
 }

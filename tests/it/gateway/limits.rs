@@ -12,7 +12,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use super::calls::{Client, assert_failed, assert_not_sent, client, in_flight, metric, send, send_within};
+use super::calls::{Client, assert_failed, assert_not_sent, client, metric, send, send_within, wait_in_flight};
 use crate::support::stack::own_stack;
 use crate::support::world::{Gateway, World};
 use crate::support::{NotYet, eventually, kafka};
@@ -28,9 +28,9 @@ fn spawn_send(client: &Client, msg: Msg) -> JoinHandle<Result<(), Status>> {
 
 #[tokio::test]
 async fn messages_in_flight_are_limited_by_count_and_bytes() {
-    let (stack, _folder) = own_stack("full").await;
+    let (stack, _folder) = own_stack("inflight_limits").await;
     stack.launch().await.unwrap();
-    let world = World::on(&stack, "full", 4);
+    let world = World::on(&stack, "inflight_limits", 4);
     world.create(&stack).await;
     let limited_count = world.gateway("few", |spec| spec.env("MAX_INFLIGHT_MSGS", 3).env("DEADLINE_MARGIN", "500ms"));
     let small =
@@ -54,7 +54,7 @@ async fn messages_in_flight_are_limited_by_count_and_bytes() {
         stored.insert(id);
     }
     let _transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows: Vec<String> = world.rows().await.into_iter().map(|row| row.client_msg_id).collect();
     assert_eq!(rows.len(), stored.len(), "{rows:?}");
     assert_eq!(
@@ -68,10 +68,10 @@ async fn messages_in_flight_are_limited_by_count_and_bytes() {
 /// Two large messages use up the bytes: a third is rejected, and a small one still fits. All three stay in flight.
 async fn fill_by_bytes(gateway: &Gateway, client: &Client) -> [&'static str; 3] {
     let sends = [spawn_send(client, msg("large 1", 90 << 10)), spawn_send(client, msg("large 2", 90 << 10))];
-    in_flight(gateway, 2).await;
+    wait_in_flight(gateway, 2).await;
     assert_not_sent(send(client, &msg("rejected large", 90 << 10)).await, Code::ResourceExhausted);
     let small = spawn_send(client, msg("small", 100));
-    in_flight(gateway, 3).await;
+    wait_in_flight(gateway, 3).await;
     assert!(!small.is_finished() && sends.iter().all(|send| !send.is_finished()));
     ["large 1", "large 2", "small"]
 }
@@ -81,7 +81,7 @@ async fn fill_by_bytes(gateway: &Gateway, client: &Client) -> [&'static str; 3] 
 async fn fill_by_count(gateway: &Gateway, client: &Client, stack: &Stack) -> [&'static str; 3] {
     let cancelled = spawn_send(client, msg("cancelled", 1));
     let waiting = spawn_send(client, msg("waiting", 1));
-    in_flight(gateway, 2).await;
+    wait_in_flight(gateway, 2).await;
     let unknown = send_within(client, &msg("unknown", 1), Duration::from_millis(1500)).await;
     assert_failed(unknown, Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
     cancelled.abort();
@@ -94,7 +94,7 @@ async fn fill_by_count(gateway: &Gateway, client: &Client, stack: &Stack) -> [&'
         let batch = BatchSendMsgRequest { msgs: vec![msg("rejected batch", 1); count], wait_for: 0 };
         assert_not_sent(client.clone().batch_send_msg(batch).await, Code::ResourceExhausted);
     }
-    in_flight(gateway, 3).await;
+    wait_in_flight(gateway, 3).await;
     assert!(!waiting.is_finished());
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
     waiting.await.unwrap().expect("the delivery report ends the call");
@@ -163,7 +163,7 @@ async fn slow_pull_reader_loses_its_permit() {
     for id in ["1", "2"] {
         send(&client, &msg(id, 1_000_000)).await.unwrap();
     }
-    world.rows_reach(2).await;
+    world.wait_for_rows(2).await;
     let bobs = PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() };
     // A flow-control window that is smaller than one response.
     let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();

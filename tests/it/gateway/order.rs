@@ -27,7 +27,7 @@ async fn each_senders_messages_keep_their_order_in_each_inbox() {
         }
     };
     join_all((0..SENDERS).map(send_all)).await;
-    world.rows_reach((SENDERS * EACH) as i64).await;
+    world.wait_for_rows((SENDERS * EACH) as i64).await;
     world.assert_ordered_without_gaps().await;
     let rows = world.rows().await;
     assert_eq!(rows.len(), SENDERS * EACH);

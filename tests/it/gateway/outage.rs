@@ -8,11 +8,11 @@ use futures_util::future::{join, join_all};
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use super::calls::{Client, assert_not_sent, client, reason, says_not_ready, send};
-use crate::support::kafka::{id_of, msg};
+use super::calls::{Client, assert_not_sent, client, reason, send, wait_gateway_not_ready};
+use crate::support::kafka::{msg, msg_id_of};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// The outcomes reported to callers, by `client_msg_id`.
 #[derive(Default)]
@@ -46,7 +46,7 @@ async fn keep_sending(client: &Client, sender: usize, stop: &AtomicBool, outcome
         let message = msg(&format!("sender-{sender}"), &format!("inbox-{}", next % 10), &id, "some body");
         let status = match send(client, &message).await {
             Ok(placement) => {
-                assert_eq!(placement.msg_id, id_of(&message).to_string());
+                assert_eq!(placement.msg_id, msg_id_of(&message).to_string());
                 outcomes.lock().unwrap().ok.push(id);
                 continue;
             }
@@ -88,20 +88,20 @@ async fn gateway_reports_true_outcomes_when_the_broker_dies() {
             } else {
                 stack.kafka().stop_broker(1).await.unwrap();
             }
-            says_not_ready(&gateway, &["kafka: "]).await;
+            wait_gateway_not_ready(&gateway, &["kafka: "]).await;
             // Once the gateway has detected the outage, sends fail without a wait.
             let started = Instant::now();
             assert_not_sent(send(&client, &msg("a", "b", &format!("rejected-{crash}"), "x")).await, Code::Unavailable);
             assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
             outcomes.lock().unwrap().not_sent.push(format!("rejected-{crash}"));
             stack.kafka().start().await.unwrap();
-            gateway.service.wait_ready(PATIENCE).await.unwrap();
+            gateway.service.wait_ready(WAIT_TIMEOUT).await.unwrap();
             more_oks("messages are accepted again").await;
         }
         stop.store(true, Ordering::Relaxed);
     };
     join(load, faults).await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let outcomes = outcomes.into_inner().unwrap();
     outcomes.assert_truthful(&world).await;
     assert!(outcomes.not_sent.len() > 2 && !outcomes.unknown.is_empty(), "the faults caused no errors");

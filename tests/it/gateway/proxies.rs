@@ -17,7 +17,7 @@ use tonic::{Code, Request};
 use super::calls::{Client, assert_failed, fields, reason, result};
 use crate::support::kafka::msg;
 use crate::support::world::{Gateway, World};
-use crate::support::{PATIENCE, eventually};
+use crate::support::{WAIT_TIMEOUT, eventually};
 
 /// Messages of this size make a batch larger than nginx's default limit of 1 MiB for a body.
 const ABOVE_1_MIB: usize = 400_000;
@@ -119,7 +119,7 @@ async fn assert_all_calls_work(client: &Client) {
     let watched = tokio::spawn(async move {
         let mut watched = 0;
         while watched < 10 {
-            let event = timeout(PATIENCE, events.message())
+            let event = timeout(WAIT_TIMEOUT, events.message())
                 .await
                 .expect("an event arrives")
                 .unwrap()
@@ -137,7 +137,7 @@ async fn assert_all_calls_work(client: &Client) {
         let msg = Some(msg("alice", "bob", &format!("stream-{correlation_id}"), vec![b'y'; ABOVE_1_MIB]));
         let entries = vec![StreamSendEntry { correlation_id, msg }];
         requests.send(StreamSendMsgRequest { entries, wait_for: 0 }).await.unwrap();
-        let response = timeout(PATIENCE, responses.message())
+        let response = timeout(WAIT_TIMEOUT, responses.message())
             .await
             .expect("a result arrives")
             .unwrap()
@@ -146,7 +146,7 @@ async fn assert_all_calls_work(client: &Client) {
         assert!(result(response.results[0].result.as_ref().unwrap()).is_ok());
     }
     drop(requests);
-    assert!(timeout(PATIENCE, responses.message()).await.expect("the stream ends").unwrap().is_none());
+    assert!(timeout(WAIT_TIMEOUT, responses.message()).await.expect("the stream ends").unwrap().is_none());
     watched.await.unwrap();
     let pull = PullMsgsRequest { recv_id: "bob".into(), page_size: 1000, ..PullMsgsRequest::default() };
     let page = client.pull_msgs(pull).await.unwrap().into_inner();

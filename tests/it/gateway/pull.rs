@@ -5,7 +5,7 @@ use prost::Message;
 use tonic::Code;
 
 use super::calls::{Client, assert_failed, client, fields, send};
-use crate::support::kafka::{good, id_of, msg};
+use crate::support::kafka::{msg, msg_id_of, record_of};
 use crate::support::load::Load;
 use crate::support::world::World;
 
@@ -51,14 +51,14 @@ async fn descending_pages_reverse_ascending_ones_under_load() {
     let (gateway, transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
     let load = Load::start(world.writer(), 4);
-    world.rows_reach(2000).await;
+    world.wait_for_rows(2000).await;
     let mut newest = 0;
     for page_size in [7, 100, 1000] {
         let down = pages(&client, PullMsgsRequest { page_size, ..newest_first("inbox-1") }).await.concat();
         let top = down[0].seq;
         assert!(top > newest, "the newest was {newest} before and is {top} now");
         newest = top;
-        world.goes_on_by(400).await;
+        world.wait_for_more_rows(400).await;
         let up = pages(&client, PullMsgsRequest { to_seq: top, page_size: 300, ..inbox("inbox-1") }).await.concat();
         assert_eq!(seqs(&up), (1..=top).collect::<Vec<_>>());
         assert!(down.iter().rev().eq(up.iter()), "the orders differ: {:?}", seqs(&down));
@@ -74,10 +74,10 @@ async fn descending_range_has_page_tokens_of_its_own() {
     let client = client(&gateway).await;
     let writer = world.writer();
     for i in 1..=50 {
-        writer.put(&good(&msg("a", "bob", &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", "bob", &i.to_string(), "some body")));
     }
     writer.flush();
-    world.rows_reach(50).await;
+    world.wait_for_rows(50).await;
     let range = PullMsgsRequest { from_seq: 20, to_seq: 34, page_size: 7, ..newest_first("bob") };
     let read = pages(&client, range.clone()).await;
     assert_eq!(read.iter().map(Vec::len).collect::<Vec<_>>(), [7, 7, 1]);
@@ -109,7 +109,7 @@ async fn descending_pages_of_large_messages_stay_below_4_mib() {
     for i in 0..8_u8 {
         send(&client, &msg("alice", "bob", &i.to_string(), vec![i; 1_000_000])).await.unwrap();
     }
-    world.rows_reach(8).await;
+    world.wait_for_rows(8).await;
     let read = pages(&client, PullMsgsRequest { page_size: 1000, ..newest_first("bob") }).await;
     assert_eq!(seqs(&read.concat()), (1..=8).rev().collect::<Vec<_>>());
     assert!(read.len() >= 2, "all in {} pages", read.len());
@@ -134,16 +134,16 @@ async fn pages_are_read_from_the_replica_and_status_from_primary() {
     for (world, count) in [(&world, 2), (&replica, 1)] {
         let writer = world.writer();
         for message in messages.iter().take(count) {
-            writer.put(&good(message));
+            writer.put(&record_of(message));
         }
         writer.flush();
     }
-    world.rows_reach(2).await;
-    replica.rows_reach(1).await;
+    world.wait_for_rows(2).await;
+    replica.wait_for_rows(1).await;
     assert_eq!(seqs(&page(&client, &inbox("bob")).await.0), [1]);
     let max_seqs = client.clone().get_max_seqs(GetMaxSeqsRequest { recv_ids: vec!["bob".into()] }).await.unwrap();
     assert_eq!(max_seqs.into_inner().inboxes[0].max_seq, 1);
-    let msg_id = id_of(&messages[1]).to_string();
+    let msg_id = msg_id_of(&messages[1]).to_string();
     let second = GetMsgStatusRequest { recv_id: "bob".into(), msg_id, ..GetMsgStatusRequest::default() };
     let status = client.clone().get_msg_status(second).await.unwrap().into_inner();
     assert_eq!((status.state(), status.seq), (MsgState::Stored, 2));

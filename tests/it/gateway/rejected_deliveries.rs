@@ -6,11 +6,13 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use tonic::Code;
 
-use super::calls::{assert_failed, assert_not_sent, client, metric, reason, result, says_not_ready, send, without};
+use super::calls::{
+    assert_failed, assert_not_sent, client, metric, reason, result, send, wait_gateway_not_ready, without,
+};
 use crate::support::kafka::msg;
 use crate::support::stack::stack;
 use crate::support::world::{Gateway, World};
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// A world whose topic has these settings in addition to the usual ones.
 async fn world(name: &str, settings: &[(&str, &str)]) -> World {
@@ -56,16 +58,16 @@ async fn repeated_rejections_end_readiness_and_are_logged_rarely() {
         not_sent += 1;
     }
     assert!(not_sent > 0, "every outcome is unknown");
-    says_not_ready(&gateway, &["deliveries: Kafka rejects every record", "InvalidTimestamp", "clock"]).await;
+    wait_gateway_not_ready(&gateway, &["deliveries: Kafka rejects every record", "InvalidTimestamp", "clock"]).await;
     let counted = metric(&gateway, "msg_gateway_delivery_failures_total{code=\"InvalidTimestamp\"}").await.unwrap();
     assert_eq!(counted, 20.0);
     let lines = logged(&gateway, "deliveries fail");
     assert!((1..=3).contains(&lines), "{lines} lines for 20 rejections");
-    assert_eq!(world.ends().await, [0; 4], "P6: NOT_SENT and a record");
+    assert_eq!(world.end_offsets().await, [0; 4], "P6: NOT_SENT and a record");
     // Sends continue although the gateway is not ready, so the next success makes it ready.
     alter(&world, &[("max.message.bytes", "2097152")]).await;
     eventually("the message is accepted", async || Ok(send(&client, &msg("alice", "bob", "good", "x")).await?)).await;
-    gateway.service.wait_ready(PATIENCE).await.unwrap();
+    gateway.service.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(gateway.service.stop().await.unwrap().success());
 }
 
@@ -110,7 +112,7 @@ async fn small_neighbors_of_large_records_are_not_too_large() {
     assert_eq!(of(Some("NOT_SENT")) + of(None) + of(Some("PREDECESSOR_FAILED")), small.len(), "{small:?}");
     // Messages that fit are still accepted, and the operator is notified.
     send(&client, &msg("alice", "bob", "after", "x")).await.expect("a small message fits");
-    says_not_ready(&gateway, &["max.message.bytes is 100000", "from 1000000 to 62240"]).await;
+    wait_gateway_not_ready(&gateway, &["max.message.bytes is 100000", "from 1000000 to 62240"]).await;
     send(&client, &msg("alice", "bob", "later", "x")).await.expect("a small message fits");
     assert_failed(send(&client, &message(0, 5)).await, Code::InvalidArgument, "TOO_LARGE");
     assert!(gateway.service.stop().await.unwrap().success());
@@ -166,7 +168,7 @@ async fn topic_that_trusts_the_gateways_clock_is_unsafe() {
     let trusting = world("create_time", &[]).await;
     let gateway = trusting.gateway("gateway", |spec| without(spec, "ALLOW_UNSAFE_TOPIC"));
     gateway.service.launch().unwrap();
-    says_not_ready(&gateway, &texts).await;
+    wait_gateway_not_ready(&gateway, &texts).await;
     assert!(gateway.service.stop().await.unwrap().success());
     for (name, setting) in [
         ("append_time", ("message.timestamp.type", "LogAppendTime")),
@@ -176,7 +178,7 @@ async fn topic_that_trusts_the_gateways_clock_is_unsafe() {
         let gateway = world.gateway("gateway", |spec| without(spec, "ALLOW_UNSAFE_TOPIC"));
         gateway.service.launch().unwrap();
         // A topic on a single broker is unsafe for other reasons.
-        says_not_ready(&gateway, &["replication factor"]).await;
+        wait_gateway_not_ready(&gateway, &["replication factor"]).await;
         assert_eq!(logged(&gateway, "CreateTime: if a gateway's clock is behind"), 0, "{name}");
         assert!(gateway.service.stop().await.unwrap().success());
     }

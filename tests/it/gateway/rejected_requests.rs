@@ -57,7 +57,7 @@ async fn invalid_fields_of_a_message_are_all_named() {
     let empty = client.clone().send_msg(SendMsgRequest { msg: None, wait_for: 7 }).await;
     let details = assert_failed(empty, Code::InvalidArgument, "INVALID_FIELDS");
     assert_eq!(fields(&details), ["msg", "wait_for"]);
-    assert_eq!(world.ends().await, [0; 4], "something was sent");
+    assert_eq!(world.end_offsets().await, [0; 4], "something was sent");
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn transport_errors_have_a_reason() {
     let result = client.send_msg(compressed).await;
     assert_failed(result, Code::Unimplemented, "BAD_REQUEST");
     // The same connection is still served.
-    assert_eq!(world.ends().await, [0; 4], "something was sent");
+    assert_eq!(world.end_offsets().await, [0; 4], "something was sent");
     send(&client, &msg("alice", "bob", "3", "x")).await.unwrap();
 }
 
@@ -144,7 +144,7 @@ async fn too_short_deadline_is_rejected_before_anything_is_sent() {
     let mut read = Request::new(PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() });
     read.set_timeout(Duration::from_secs(9));
     assert_failed(client.clone().pull_msgs(read).await, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT");
-    assert_eq!(world.ends().await, [0; 4], "the rejected message was sent");
+    assert_eq!(world.end_offsets().await, [0; 4], "the rejected message was sent");
     send_within(&client, &message, Duration::from_secs(30)).await.unwrap();
-    assert_eq!(world.ends().await.iter().sum::<i64>(), 1);
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), 1);
 }

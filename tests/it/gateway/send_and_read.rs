@@ -9,7 +9,7 @@ use prost::Message;
 use tonic::Code;
 
 use super::calls::{Client, assert_failed, client, fields, send};
-use crate::support::kafka::{good, id_of, msg};
+use crate::support::kafka::{msg, msg_id_of, record_of};
 use crate::support::world::World;
 
 /// The size of a response that every gRPC client accepts by default.
@@ -61,12 +61,12 @@ async fn sent_message_is_stored_and_read_unchanged() {
     let mut placements = Vec::new();
     for msg in &sent {
         let placement = send(&client, msg).await.unwrap();
-        assert_eq!(placement.msg_id, id_of(msg).to_string());
+        assert_eq!(placement.msg_id, msg_id_of(msg).to_string());
         assert_eq!(placement.partition, partition_for(msg.recv_id.as_bytes(), world.partitions));
         assert_eq!(placement.stored, None);
         placements.push(placement);
     }
-    world.rows_reach(4).await;
+    world.wait_for_rows(4).await;
     let mut read = pages(&client, inbox("bob")).await.concat();
     read.extend(pages(&client, inbox(&long)).await.concat());
     assert_eq!(read.iter().map(|stored| stored.seq).collect::<Vec<_>>(), [1, 2, 3, 1]);
@@ -92,7 +92,7 @@ async fn sends_without_a_client_msg_id_are_separate_messages() {
     for _ in 0..3 {
         ids.insert(send(&client, &msg("alice", "bob", "", "x")).await.unwrap().msg_id);
     }
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let read = pages(&client, inbox("bob")).await.concat();
     assert_eq!(read.iter().map(|stored| stored.msg_id.clone()).collect::<BTreeSet<_>>(), ids);
     assert_eq!((read.len(), ids.len()), (3, 3));
@@ -105,11 +105,11 @@ async fn inbox_is_read_in_pages() {
     let writer = world.writer();
     const COUNT: i64 = 1100;
     for i in 1..=COUNT {
-        writer.put(&good(&msg("a", "bob", &i.to_string(), "some body")));
-        writer.put(&good(&msg("a", "eve", &i.to_string(), "another's")));
+        writer.put(&record_of(&msg("a", "bob", &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", "eve", &i.to_string(), "another's")));
     }
     writer.flush();
-    world.rows_reach(2 * COUNT).await;
+    world.wait_for_rows(2 * COUNT).await;
     let client = client(&gateway).await;
     let lengths = |pages: &[Vec<StoredMsg>]| pages.iter().map(Vec::len).collect::<Vec<_>>();
     let all: Vec<i64> = (1..=COUNT).collect();
@@ -179,7 +179,7 @@ async fn pages_of_large_messages_stay_below_4_mib() {
         send(&client, &msg("alice", "bob", &i.to_string(), body(i))).await.unwrap();
         send(&client, &msg("alice", "bob", &format!("small {i}"), "x")).await.unwrap();
     }
-    world.rows_reach(20).await;
+    world.wait_for_rows(20).await;
     let read = pages(&client, PullMsgsRequest { page_size: 1000, ..inbox("bob") }).await;
     assert_eq!(seqs(&read).concat(), (1..=20).collect::<Vec<_>>());
     assert!(read.len() >= 3 && read.iter().all(|page| !page.is_empty()), "{:?}", seqs(&read));
@@ -202,7 +202,7 @@ async fn max_seqs_are_returned_in_the_order_of_the_request() {
             send(&client, &msg("alice", inbox, &i.to_string(), "x")).await.unwrap();
         }
     }
-    world.rows_reach(8).await;
+    world.wait_for_rows(8).await;
     let get_max_seqs = async |recv_ids: Vec<String>| client.clone().get_max_seqs(GetMaxSeqsRequest { recv_ids }).await;
     let seqs = |recv_id: &str, first_seq, max_seq| InboxSeqs { recv_id: recv_id.into(), first_seq, max_seq };
     let response =

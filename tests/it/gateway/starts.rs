@@ -5,11 +5,13 @@ use std::time::Duration;
 use msg_common::proto::{GetMaxSeqsRequest, PullMsgsRequest};
 use tonic::{Code, Request};
 
-use super::calls::{Client, assert_failed, assert_not_sent, channel, client, health, says_not_ready, send, without};
+use super::calls::{
+    Client, assert_failed, assert_not_sent, channel, client, health, send, wait_gateway_not_ready, without,
+};
 use crate::support::kafka::msg;
 use crate::support::stack::own_stack;
 use crate::support::world::World;
-use crate::support::{PATIENCE, eventually};
+use crate::support::{WAIT_TIMEOUT, eventually};
 
 fn bobs() -> PullMsgsRequest {
     PullMsgsRequest { recv_id: "bob".into(), ..PullMsgsRequest::default() }
@@ -43,19 +45,19 @@ async fn gateway_starts_before_kafka_and_the_database() {
     let gateway = world.gateway("gateway", |spec| spec.env("DEADLINE_MARGIN", "500ms"));
     gateway.service.launch().unwrap();
     let (client, channel) = (client(&gateway).await, channel(&gateway).await);
-    says_not_ready(&gateway, &["kafka: "]).await;
+    wait_gateway_not_ready(&gateway, &["kafka: "]).await;
     assert_eq!(health::check(&channel).await, health::NOT_SERVING);
     assert_not_sent(send(&client, &msg("alice", "bob", "too early", "x")).await, Code::Unavailable);
     reads_fail(&client, Code::Unavailable, "DATABASE_UNAVAILABLE").await;
 
     stack.kafka().start().await.unwrap();
-    says_not_ready(&gateway, &["topic early does not exist"]).await;
+    wait_gateway_not_ready(&gateway, &["topic early does not exist"]).await;
     assert_eq!(health::check(&channel).await, health::NOT_SERVING);
     assert_not_sent(send(&client, &msg("alice", "bob", "still too early", "x")).await, Code::Unavailable);
     assert_eq!(stack.kafka().partitions("early").await.unwrap(), None, "the gateway created the topic");
 
     world.create_topic(&stack).await;
-    gateway.service.wait_ready(PATIENCE).await.unwrap();
+    gateway.service.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert_eq!(health::check(&channel).await, health::SERVING);
     // The database is still unavailable: sends do not need it.
     send(&client, &msg("alice", "bob", "1", "x")).await.unwrap();
@@ -65,7 +67,7 @@ async fn gateway_starts_before_kafka_and_the_database() {
     stack.postgres().create_database("early").await.unwrap();
     reads_fail(&client, Code::Unavailable, "DATABASE_UNAVAILABLE").await;
     let _transfer = world.running_transfer().await;
-    world.rows_reach(1).await;
+    world.wait_for_rows(1).await;
     let read = client.clone().pull_msgs(bobs()).await.unwrap().into_inner();
     let ids: Vec<_> = read.msgs.into_iter().map(|stored| stored.msg.unwrap().client_msg_id).collect();
     assert_eq!(ids, ["1"]);
@@ -86,7 +88,7 @@ async fn gateway_starts_before_kafka_and_the_database() {
     send(&client, &msg("alice", "bob", "3", "x")).await.unwrap();
     assert!(stack.postgres().thaw());
     wait_for_reads(&client).await;
-    world.rows_reach(3).await;
+    world.wait_for_rows(3).await;
     let ids: Vec<_> = world.rows().await.into_iter().map(|row| row.client_msg_id).collect();
     assert_eq!(ids, ["1", "2", "3"], "P6: only sent messages are stored");
     stack.stop().await;
@@ -101,7 +103,7 @@ async fn gateway_without_a_database_sends_and_rejects_reads() {
     send(&client, &msg("alice", "bob", "1", "x")).await.unwrap();
     reads_fail(&client, Code::FailedPrecondition, "NO_DATABASE").await;
     let _transfer = world.running_transfer().await;
-    world.rows_reach(1).await;
+    world.wait_for_rows(1).await;
 }
 
 #[tokio::test]

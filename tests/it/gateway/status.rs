@@ -7,9 +7,9 @@ use msg_dev::stack::Service;
 use tonic::{Code, Status};
 
 use super::calls::{Client, assert_failed, client, fields, send};
-use crate::support::kafka::{good, id_of, msg};
+use crate::support::kafka::{msg, msg_id_of, record_of};
 use crate::support::stack::{own_stack, stack};
-use crate::support::transfer::not_ready_because;
+use crate::support::transfer::wait_not_ready;
 use crate::support::world::{World, count_rows};
 use crate::support::{ensure, eventually};
 
@@ -20,7 +20,7 @@ async fn get_status(client: &Client, request: GetMsgStatusRequest) -> Result<Get
 fn by_id(msg: &Msg) -> GetMsgStatusRequest {
     GetMsgStatusRequest {
         recv_id: msg.recv_id.clone(),
-        msg_id: id_of(msg).to_string(),
+        msg_id: msg_id_of(msg).to_string(),
         ..GetMsgStatusRequest::default()
     }
 }
@@ -73,7 +73,7 @@ async fn final_status_is_the_same_with_and_without_a_position() {
         ensure(letters == 2, letters)
     })
     .await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
 
     let stored = status_both_ways(&client, &plain, &placement_of_plain).await;
     assert_eq!((stored.state(), stored.seq, stored.dead_letter, stored.records_ahead), (MsgState::Stored, 2, None, 0));
@@ -119,7 +119,7 @@ async fn unstored_message_is_pending_with_its_records_ahead() {
         assert_eq!(status_of(&client, &unsent).await, pending(to - from));
         assert_eq!(status_of(&client, &elsewhere).await, not_found());
         let transfer = world.running_transfer().await;
-        world.all_committed().await;
+        world.wait_for_all_committed().await;
         assert!(transfer.stop().await.unwrap().success());
         for (placement, i) in placements.iter().zip(from..) {
             let stored = status_both_ways(&client, &message(i), placement).await;
@@ -136,7 +136,7 @@ async fn message_stored_during_a_status_request_is_found() {
     let (gateway, transfer) = (world.running_gateway().await, world.running_transfer().await);
     let client = client(&gateway).await;
     send(&client, &msg("alice", "bob", "1", "hello")).await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     let message = msg("alice", "bob", "2", "hello");
     let placement = send(&client, &message).await.unwrap();
@@ -148,7 +148,7 @@ async fn message_stored_during_a_status_request_is_found() {
     let row = "INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
                                      send_time, kafka_partition, kafka_offset)
                VALUES ('bob', 2, $1, 'alice', '2', 1, 'text/plain', 'hello', now(), $2, $3)";
-    transaction.execute(row, &[&id_of(&message), &placement.partition, &placement.offset]).await.unwrap();
+    transaction.execute(row, &[&msg_id_of(&message), &placement.partition, &placement.offset]).await.unwrap();
     transaction.execute("UPDATE progress SET next_offset = $1", &[&(placement.offset.unwrap() + 1)]).await.unwrap();
     let requests = [by_id(&message), by_position(&message, &placement)].map(|request| {
         let client = client.clone();
@@ -211,7 +211,7 @@ async fn dead_lettered(world: &World, client: &Client, transfer: &Service) -> (M
         ensure(state == MsgState::DeadLettered, state.as_str_name())
     })
     .await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     database.batch_execute("ALTER TABLE messages DROP CONSTRAINT no").await.unwrap();
     (rejected, placement)
@@ -227,7 +227,7 @@ async fn replayed_message_is_pending_again() {
     let (rejected, placement) = dead_lettered(&world, &client, &transfer).await;
     // As `dead-letters replay` does.
     let writer = world.writer();
-    writer.put(&good(&rejected));
+    writer.put(&record_of(&rejected));
     writer.flush();
     database.execute("UPDATE dead_letters SET replayed_at = now()", &[]).await.unwrap();
     let waiting = status_both_ways(&client, &rejected, &placement).await;
@@ -276,7 +276,7 @@ async fn recreated_topic_is_not_mistaken_for_the_old_one() {
     for i in 0..20 {
         send(&client, &msg("alice", "bob", &i.to_string(), "hello")).await.unwrap();
     }
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     assert_eq!(status_of(&client, &msg("alice", "bob", "never", "x")).await, not_found());
     // Immediately, because the gateway still has the old topic's ID.
@@ -288,7 +288,7 @@ async fn recreated_topic_is_not_mistaken_for_the_old_one() {
     .await;
     let message = msg("alice", "bob", "new", "hello");
     let writer = world.writer();
-    writer.put(&good(&message));
+    writer.put(&record_of(&message));
     writer.flush();
     let placement =
         Placement { partition: partition_for(b"bob", world.partitions), offset: Some(0), ..Placement::default() };
@@ -306,7 +306,7 @@ async fn final_status_is_returned_without_kafka() {
     let client = client(&gateway).await;
     let message = msg("alice", "bob", "1", "hello");
     let placement = send(&client, &message).await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     stack.kafka().stop().await;
     assert_eq!(status_both_ways(&client, &message, &placement).await.state(), MsgState::Stored);
     let unsent = msg("alice", "bob", "2", "hello");
@@ -317,7 +317,7 @@ async fn final_status_is_returned_without_kafka() {
     let result = client.clone().get_msg_status(short_deadline).await.map(tonic::Response::into_inner);
     assert_failed(result, Code::Unavailable, "KAFKA_UNAVAILABLE");
     assert!(details.retry_info().is_some());
-    not_ready_because(&gateway.service, &["kafka"]).await;
+    wait_not_ready(&gateway.service, &["kafka"]).await;
     transfer.kill().await;
     stack.stop().await;
 }

@@ -90,7 +90,7 @@ async fn message_not_stored_in_time_is_reported_with_its_position() {
     let details = assert_failed(rejected, Code::DeadlineExceeded, "NOT_STORED_YET");
     assert!(started.elapsed() < Duration::from_secs(2), "the error came after the caller's deadline");
     let metadata = &details.error_info().unwrap().metadata;
-    assert_eq!(metadata["msg_id"], crate::support::kafka::id_of(&late).to_string());
+    assert_eq!(metadata["msg_id"], crate::support::kafka::msg_id_of(&late).to_string());
     let position = (metadata["partition"].parse::<i32>().unwrap(), metadata["offset"].parse::<i64>().unwrap());
     assert!(metadata["send_time"].ends_with('Z'));
     // A caller that disconnects is no waiter any more.
@@ -99,7 +99,7 @@ async fn message_not_stored_in_time_is_reported_with_its_position() {
     assert!(result.is_err());
     wait_for_waiters(&gateway, 0.0).await;
     let _transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows = world.rows().await;
     let row = rows.iter().find(|row| row.client_msg_id == "late").expect("it was accepted");
     assert_eq!((row.partition, row.offset), position);
@@ -183,7 +183,7 @@ async fn waiters_have_a_limit_that_is_checked_before_sending() {
     for send in sends {
         assert!(send.await.unwrap().unwrap().stored.is_some());
     }
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let ids: BTreeSet<String> = world.rows().await.into_iter().map(|row| row.client_msg_id).collect();
     assert_eq!(ids, ["0", "1", "does not wait"].map(str::to_owned).into());
 

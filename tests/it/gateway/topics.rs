@@ -4,7 +4,9 @@ use msg_common::partition::partition_for;
 use msg_common::proto::{BatchSendMsgRequest, WaitFor};
 use tonic::Code;
 
-use super::calls::{assert_failed, assert_not_sent, client, in_flight, metric, says_not_ready, send, without};
+use super::calls::{
+    assert_failed, assert_not_sent, client, metric, send, wait_gateway_not_ready, wait_in_flight, without,
+};
 use crate::support::kafka::msg;
 use crate::support::stack::stack;
 use crate::support::world::World;
@@ -28,9 +30,9 @@ async fn assert_topic_not_used(world: &World, change: impl FnOnce(ServiceSpec) -
     let gateway = world.gateway("rejecting", change);
     gateway.service.launch().unwrap();
     let client = client(&gateway).await;
-    says_not_ready(&gateway, texts).await;
+    wait_gateway_not_ready(&gateway, texts).await;
     assert_not_sent(send(&client, &msg("alice", "bob", "1", "x")).await, Code::Unavailable);
-    assert_eq!(world.ends().await, [0; 4], "the message was sent");
+    assert_eq!(world.end_offsets().await, [0; 4], "the message was sent");
     assert!(gateway.service.stop().await.unwrap().success());
 }
 
@@ -67,7 +69,7 @@ async fn partitions_above_the_pinned_count_are_not_used() {
         let placement = send(&client, &msg("alice", &inbox, "1", "x")).await.unwrap();
         assert_eq!(placement.partition, partition_for(inbox.as_bytes(), 2));
     }
-    assert_eq!(world.ends().await[2..], [0, 0]);
+    assert_eq!(world.end_offsets().await[2..], [0, 0]);
 }
 
 #[tokio::test]
@@ -145,7 +147,7 @@ async fn topic_recreated_under_load_accepts_messages_again() {
         .collect();
     let kafka = stack().await.kafka();
     kafka.delete_topic(world.topic()).await.unwrap();
-    says_not_ready(&gateway, &["topic recreated_load does not exist"]).await;
+    wait_gateway_not_ready(&gateway, &["topic recreated_load does not exist"]).await;
     eventually("the topic is recreated", async || {
         kafka.create_topic(world.topic(), world.partitions, &[]).await.map_err(Into::into)
     })
@@ -155,7 +157,7 @@ async fn topic_recreated_under_load_accepts_messages_again() {
         eventually("the message is accepted", async || Ok(send(&client, &again).await?)).await;
     }
     senders.iter().for_each(tokio::task::JoinHandle::abort);
-    in_flight(&gateway, 0).await;
+    wait_in_flight(&gateway, 0).await;
     let replaced = metric(&gateway, "msg_gateway_producers_replaced_total").await.unwrap();
     assert!(replaced >= 1.0, "the producer of the old topic was not replaced");
     assert!(gateway.service.stop().await.unwrap().success());

@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 
 use super::calls::{Client, assert_failed, client, send, send_within};
 use crate::support::forwarder::Forwarder;
-use crate::support::kafka::{id_of, msg};
+use crate::support::kafka::{msg, msg_id_of};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually, within};
@@ -44,7 +44,7 @@ async fn unknown_outcome_is_reported_in_time_and_resent_as_one_row() {
         let waited = started.elapsed();
         let details = assert_failed(result, Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
         let metadata = &details.error_info().unwrap().metadata;
-        assert_eq!(metadata["msg_id"], id_of(message).to_string());
+        assert_eq!(metadata["msg_id"], msg_id_of(message).to_string());
         let settles_by: Timestamp = metadata["settles_by"].parse().unwrap();
         let settles_in = SystemTime::try_from(settles_by).unwrap().duration_since(accepted).unwrap();
         // The delivery timeout and one more request, from when the message was accepted.
@@ -59,18 +59,21 @@ async fn unknown_outcome_is_reported_in_time_and_resent_as_one_row() {
         // As a caller does: send the message again until its outcome is known.
         let again = async || Ok(send(&client, message).await?);
         let placement = eventually("the outcome is settled", again).await;
-        assert_eq!(placement.msg_id, id_of(message).to_string());
+        assert_eq!(placement.msg_id, msg_id_of(message).to_string());
     }
     let _transfer = world.running_transfer().await;
-    world.all_committed().await;
-    assert!(world.ends().await.iter().sum::<i64>() >= 5, "the first attempts are no records, so this does not test P2");
+    world.wait_for_all_committed().await;
+    assert!(
+        world.end_offsets().await.iter().sum::<i64>() >= 5,
+        "the first attempts are no records, so this does not test P2"
+    );
     let rows: Vec<_> = world.rows().await.into_iter().map(|row| (row.seq, row.client_msg_id)).collect();
     assert_eq!(rows, [(1, "before".to_owned()), (2, "1".to_owned()), (3, "2".to_owned())]);
     stack.stop().await;
 }
 
 async fn state(client: &Client, msg: &Msg) -> Result<MsgState, Status> {
-    let (recv_id, msg_id) = (msg.recv_id.clone(), id_of(msg).to_string());
+    let (recv_id, msg_id) = (msg.recv_id.clone(), msg_id_of(msg).to_string());
     let request = GetMsgStatusRequest { recv_id, msg_id, partition: None, offset: None };
     Ok(client.clone().get_msg_status(request).await?.into_inner().state())
 }
@@ -127,7 +130,7 @@ async fn assert_pending_until_stored(name: &str, followers: Followers) {
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
     send(&client, &msg("alice", "bob", "before", "x")).await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let never = msg("alice", "bob", "never sent", "x");
     assert_eq!(state(&client, &never).await.unwrap(), MsgState::NotFound, "NOT_FOUND is a definite outcome");
 
@@ -139,7 +142,7 @@ async fn assert_pending_until_stored(name: &str, followers: Followers) {
     };
     match followers {
         Followers::Frozen => signal(Signal::Stop),
-        Followers::Isolated => legs.iter().for_each(Forwarder::cut),
+        Followers::Isolated => legs.iter().for_each(Forwarder::close),
     }
     let unreplicated = msg("alice", "bob", "doubtful", "hello");
     let details = assert_failed(send(&client, &unreplicated).await, Code::DeadlineExceeded, "OUTCOME_UNKNOWN");
@@ -159,7 +162,7 @@ async fn assert_pending_until_stored(name: &str, followers: Followers) {
     }
     match followers {
         Followers::Frozen => signal(Signal::Cont),
-        Followers::Isolated => legs.iter().for_each(Forwarder::mend),
+        Followers::Isolated => legs.iter().for_each(Forwarder::reopen),
     }
     within(3 * ALONE, "the message is stored", async || {
         let state = state(&client, &unreplicated).await?;

@@ -11,9 +11,9 @@ use tonic::Code;
 use super::calls::{Client, assert_failed, client, metric};
 use super::stored::{LONG, send_stored, wait_for_waiters};
 use super::watch::{Watcher, request};
-use crate::support::kafka::{id_of, msg};
+use crate::support::kafka::{msg, msg_id_of};
 use crate::support::world::{Gateway, World};
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// Shorter than 1 s, the interval at which the table is polled for a waiter while hints are reliable.
 const SOON: Duration = Duration::from_millis(800);
@@ -105,7 +105,7 @@ fn send_time(world: &World, partition: i32, offset: i64) -> SystemTime {
     let mut position = TopicPartitionList::new();
     position.add_partition_offset(world.topic(), partition, Offset::Offset(offset)).unwrap();
     consumer.assign(&position).unwrap();
-    let record = consumer.poll(PATIENCE).expect("the record exists").unwrap();
+    let record = consumer.poll(WAIT_TIMEOUT).expect("the record exists").unwrap();
     let millis = record.timestamp().to_millis().unwrap();
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap())
 }
@@ -135,7 +135,7 @@ async fn one_query_distinguishes_stored_pending_and_dead_lettered() {
     let mut database = world.database().await;
     let rows = database.transaction().await.unwrap();
     for (recv_id, partition, offset) in positions {
-        let id = id_of(&msg("alice", &recv_id, "1", "hello"));
+        let id = msg_id_of(&msg("alice", &recv_id, "1", "hello"));
         if recv_id.starts_with("stored") || recv_id.starts_with("duplicate") {
             let sent = send_time(&world, partition, offset);
             let offset = if recv_id.starts_with("duplicate") { 1_000_000 + offset } else { offset };
@@ -157,7 +157,7 @@ async fn one_query_distinguishes_stored_pending_and_dead_lettered() {
             "pending" => drop(assert_failed(sent, Code::DeadlineExceeded, "NOT_STORED_YET")),
             "dead" => {
                 let details = assert_failed(sent, Code::FailedPrecondition, "DEAD_LETTERED");
-                let id = id_of(&msg("alice", &format!("dead {i}"), "1", "hello"));
+                let id = msg_id_of(&msg("alice", &format!("dead {i}"), "1", "hello"));
                 assert_eq!(details.error_info().unwrap().metadata["msg_id"], id.to_string());
             }
             name => assert_eq!(sent.unwrap().stored.unwrap().duplicate, name == "duplicate", "{name} {i}"),

@@ -10,14 +10,14 @@ use tokio::io::AsyncReadExt;
 
 use super::{readiness, signal, spawn};
 use crate::gateway::calls::{client, send};
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::world::{Gateway, World};
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// Checks that the gateway serves calls and its admin port, has dropped log lines, and exits at SIGTERM. With a
 /// deadline, because a gateway that waited for its log would never respond.
 async fn serves_and_counts(gateway: &Gateway, child: &mut tokio::process::Child) {
-    tokio::time::timeout(2 * PATIENCE, serves_counts_and_ends(gateway, child))
+    tokio::time::timeout(2 * WAIT_TIMEOUT, serves_counts_and_ends(gateway, child))
         .await
         .expect("the gateway serves and exits");
 }
@@ -38,7 +38,7 @@ async fn serves_counts_and_ends(gateway: &Gateway, child: &mut tokio::process::C
     })
     .await;
     signal("TERM", child.id().unwrap()).await;
-    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("the gateway exits").unwrap();
+    let status = tokio::time::timeout(WAIT_TIMEOUT, child.wait()).await.expect("the gateway exits").unwrap();
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
@@ -83,10 +83,10 @@ async fn transfer_stores_after_its_log_is_closed() {
     readiness(&transfer, 200, "ready").await;
     let writer = world.writer();
     for i in 0..1000 {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
     }
     writer.flush();
-    world.rows_reach(1000).await;
+    world.wait_for_rows(1000).await;
     signal("TERM", child.id().unwrap()).await;
     assert_eq!(child.wait().await.unwrap().code(), Some(0));
 }
@@ -114,7 +114,7 @@ async fn command_survives_a_closed_output() {
             assert!(tokio::time::timeout(std::time::Duration::from_secs(3), wait).await.is_err());
             continue;
         }
-        let code = tokio::time::timeout(PATIENCE, wait).await.expect("the command ends").unwrap().code();
+        let code = tokio::time::timeout(WAIT_TIMEOUT, wait).await.expect("the command ends").unwrap().code();
         // 1 if a busy Kafka did not respond in time. A panic would be a signal or 134.
         let as_expected = match arguments {
             ["--help"] => code == Some(0),
@@ -146,7 +146,7 @@ async fn every_log_line_is_json_with_unique_keys() {
     for i in 0..10 {
         send(&client, &msg("alice", "bob", &i.to_string(), "hello")).await.unwrap();
     }
-    world.rows_reach(10).await;
+    world.wait_for_rows(10).await;
     for child in &mut children {
         signal("TERM", child.id().unwrap()).await;
         assert_eq!(child.wait().await.unwrap().code(), Some(0));

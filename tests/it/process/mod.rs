@@ -71,6 +71,6 @@ impl Silent {
     async fn wait_for_connection(&self, before: usize) {
         let mut accepted = self.accepted.clone();
         let reached = accepted.wait_for(|count| *count > before);
-        tokio::time::timeout(crate::support::PATIENCE, reached).await.expect("it connects").unwrap();
+        tokio::time::timeout(crate::support::WAIT_TIMEOUT, reached).await.expect("it connects").unwrap();
     }
 }

@@ -7,7 +7,7 @@ use msg_dev::stack::{Operation, Resource, Right, ServiceSpec, Stack};
 
 use super::readiness;
 use crate::gateway::calls::client;
-use crate::support::kafka::{Raw, good, msg};
+use crate::support::kafka::{RawRecord, msg, record_of};
 use crate::support::stack::stack_with_users;
 use crate::support::world::World;
 use crate::transfer::commands::{CommandResult, run, run_with};
@@ -165,11 +165,11 @@ async fn commands_run_with_documented_rights_and_name_missing_ones() {
     // A row, a progress row and a dead letter, so that each command has work to do.
     let transfer = world.running_transfer().await;
     let writer = world.writer();
-    writer.put(&good(&msg("alice", "bob", "1", "hello")));
-    writer.put(&Raw { value: Some(b"no message".to_vec()), ..good(&msg("alice", "bob", "2", "x")) });
+    writer.put(&record_of(&msg("alice", "bob", "1", "hello")));
+    writer.put(&RawRecord { value: Some(b"no message".to_vec()), ..record_of(&msg("alice", "bob", "2", "x")) });
     writer.flush();
-    world.rows_reach(1).await;
-    world.all_committed().await;
+    world.wait_for_rows(1).await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     let database = world.database().await;
     for (arguments, row) in COMMANDS {

@@ -1,4 +1,4 @@
-//! What an operator does to Kafka under a test: partitions added, records deleted; and what only the broker knows of a group.
+//! An operator's changes of a topic during a test, and state of a consumer group that clients cannot request.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Of the stack's brokers.
+/// The stack's brokers are configured with this count.
 const OFFSETS_PARTITIONS: u32 = 8;
 
 fn client(brokers: &str) -> AdminClient<DefaultClientContext> {
@@ -20,22 +20,23 @@ fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT))
 }
 
-/// Gives a topic so many partitions.
-pub(crate) async fn grow(brokers: &str, topic: &str, partitions: usize) {
-    let answers = client(brokers).create_partitions([&NewPartitions::new(topic, partitions)], &options()).await;
-    answers.unwrap().pop().unwrap().unwrap();
+/// Sets a topic's number of partitions.
+pub(crate) async fn set_partition_count(brokers: &str, topic: &str, partitions: usize) {
+    let results = client(brokers).create_partitions([&NewPartitions::new(topic, partitions)], &options()).await;
+    results.unwrap().pop().unwrap().unwrap();
 }
 
 /// Deletes a partition's records below an offset, as retention would.
 pub(crate) async fn delete_records(brokers: &str, topic: &str, partition: Partition, before: i64) {
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
-    let answer = client(brokers).delete_records(&list, &options()).await.unwrap();
-    answer.elements()[0].error().unwrap();
+    let result = client(brokers).delete_records(&list, &options()).await.unwrap();
+    result.elements()[0].error().unwrap();
 }
 
-/// How often the group has come to a new set of assignments. No request asks for it: it is read where the broker keeps it.
-pub(crate) async fn generation(brokers: &str, group: &str) -> i32 {
+/// The group's generation: the number of its rebalances. No request returns it, so it is read from the brokers'
+/// internal topic.
+pub(crate) async fn group_generation(brokers: &str, group: &str) -> i32 {
     let (brokers, group) = (brokers.to_owned(), group.to_owned());
     tokio::task::spawn_blocking(move || read_generation(&brokers, &group)).await.unwrap()
 }
@@ -56,9 +57,9 @@ fn read_generation(brokers: &str, group: &str) -> i32 {
     consumer.assign(&list).unwrap();
     let mut found = 0;
     loop {
-        let record = consumer.poll(TIMEOUT).expect("there are records up to the end").unwrap();
+        let record = consumer.poll(TIMEOUT).expect("the internal topic has records up to its end").unwrap();
         if let (Some(key), Some(value)) = (record.key(), record.payload())
-            && key_of_group(key) == Some(group.as_bytes())
+            && group_of_key(key) == Some(group.as_bytes())
         {
             found = generation_in(value);
         }
@@ -68,25 +69,27 @@ fn read_generation(brokers: &str, group: &str) -> i32 {
     }
 }
 
-/// Version 2 of a key is of a group's metadata: its name, after two bytes of length.
-fn key_of_group(key: &[u8]) -> Option<&[u8]> {
+/// The group that a record's key is about. Version 2 of a key belongs to a group's metadata: its name, after two
+/// bytes of length.
+fn group_of_key(key: &[u8]) -> Option<&[u8]> {
     key.strip_prefix(&[0, 2])?.get(2..)
 }
 
-/// After the version come the protocol's type, a text with its length, and then the generation.
+/// The generation in a group's metadata. The version comes first, then the protocol's type as a text with its length,
+/// and then the generation.
 fn generation_in(value: &[u8]) -> i32 {
     let number = |at: usize| i16::from_be_bytes([value[at], value[at + 1]]);
     let at = 4 + usize::try_from(number(2)).unwrap();
     i32::from_be_bytes(value[at..at + 4].try_into().unwrap())
 }
 
-/// The group's state as the broker calls it.
+/// The state of the group, by the broker's name for it.
 pub(crate) async fn group_state(brokers: &str, group: &str) -> String {
     let (brokers, group) = (brokers.to_owned(), group.to_owned());
-    let ask = move || {
+    let request = move || {
         let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
         let groups = consumer.fetch_group_list(Some(&group), TIMEOUT).unwrap();
         groups.groups().first().map(|group| group.state().to_owned()).unwrap_or_default()
     };
-    tokio::task::spawn_blocking(ask).await.unwrap()
+    tokio::task::spawn_blocking(request).await.unwrap()
 }

@@ -1,4 +1,4 @@
-//! A way between two processes that a test can cut.
+//! A connection between two processes that a test can close.
 
 use std::net::SocketAddr;
 
@@ -6,41 +6,42 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Passes connections on until it is cut: then they end, and new ones end at once. Lives as long as the test's runtime.
+/// Forwards connections until it is closed. Then they end, and new ones end immediately. Runs as long as the test's
+/// runtime.
 pub(crate) struct Forwarder(watch::Sender<bool>);
 
 impl Forwarder {
-    /// From `front` to `behind`.
+    /// Forwards connections from `front` to `behind`.
     pub(crate) fn new(front: SocketAddr, behind: SocketAddr) -> Forwarder {
-        let (is_cut, cut) = watch::channel(false);
+        let (is_closed, closed) = watch::channel(false);
         tokio::spawn(async move {
             let listener = TcpListener::bind(front).await.unwrap();
             loop {
                 let (mut from, _) = listener.accept().await.unwrap();
-                let mut cut = cut.clone();
+                let mut closed = closed.clone();
                 tokio::spawn(async move {
-                    let pass = async {
+                    let forward = async {
                         let mut to = TcpStream::connect(behind).await?;
                         copy_bidirectional(&mut from, &mut to).await
                     };
                     tokio::select! {
                         biased;
-                        _ = cut.wait_for(|cut| *cut) => {}
-                        _ = pass => {}
+                        _ = closed.wait_for(|closed| *closed) => {}
+                        _ = forward => {}
                     }
                 });
             }
         });
-        Forwarder(is_cut)
+        Forwarder(is_closed)
     }
 
-    /// Ends all connections, and new ones at once.
-    pub(crate) fn cut(&self) {
+    /// Closes all connections, and new ones immediately.
+    pub(crate) fn close(&self) {
         self.0.send_replace(true);
     }
 
-    /// Passes new connections on again.
-    pub(crate) fn mend(&self) {
+    /// Forwards new connections again.
+    pub(crate) fn reopen(&self) {
         self.0.send_replace(false);
     }
 }

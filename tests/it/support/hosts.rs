@@ -1,5 +1,5 @@
-//! Databases with more than one host: a server with a standby that follows it, a host that accepts and never answers, and a
-//! pooler in front.
+//! Databases with several hosts: a primary with a standby, a host that accepts connections and never responds, and a
+//! pooler in front of a server.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -13,8 +13,8 @@ use super::stack::own_postgres;
 use super::world::World;
 use super::{ensure, eventually};
 
-/// A server with a standby, and a world on it whose database both have.
-pub(crate) struct Pair {
+/// A primary with a standby, and a world whose database both have.
+pub(crate) struct PostgresPair {
     pub(crate) stack: Stack,
     pub(crate) standby: Postgres,
     pub(crate) world: World,
@@ -22,40 +22,40 @@ pub(crate) struct Pair {
     _folders: [tempfile::TempDir; 2],
 }
 
-impl Pair {
-    pub(crate) async fn start(name: &str) -> Pair {
+impl PostgresPair {
+    pub(crate) async fn start(name: &str) -> PostgresPair {
         let (stack, folder) = own_postgres(name).await;
         let world = World::on(&stack, name, 4);
         world.create(&stack).await;
         stack.postgres().stop().await;
         let second = tempfile::Builder::new().prefix(&format!("msg-it-{name}-standby-")).tempdir().unwrap();
-        // The server's user has to get through.
+        // The server's user has to be able to enter the folder.
         std::fs::set_permissions(second.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let standby = stack.postgres().standby(&second.path().join("standby")).unwrap();
         stack.postgres().start().await.unwrap();
         standby.start().await.unwrap();
-        Pair { stack, standby, world, name: name.to_owned(), _folders: [folder, second] }
+        PostgresPair { stack, standby, world, name: name.to_owned(), _folders: [folder, second] }
     }
 
-    /// The URL of both, the server that was the primary at first in this place.
+    /// The URL with both servers in this order.
     pub(crate) fn url(&self, first: &Postgres, second: &Postgres, parameters: &str) -> String {
-        let [first, second] = [first, second].map(|server| host(&server.url(&self.name)).to_owned());
+        let [first, second] = [first, second].map(|server| host_and_port(&server.url(&self.name)).to_owned());
         format!("postgres://postgres@{first},{second}/{}{parameters}", self.name)
     }
 
-    pub(crate) async fn on_primary(&self) -> Client {
+    pub(crate) async fn primary_client(&self) -> Client {
         let postgres = self.stack.postgres();
         postgres.connect(&postgres.url(&self.name)).await.unwrap()
     }
 
-    pub(crate) async fn on_standby(&self) -> Client {
+    pub(crate) async fn standby_client(&self) -> Client {
         self.standby.connect(&self.standby.url(&self.name)).await.unwrap()
     }
 
-    /// Waits until the standby has what the primary has.
-    pub(crate) async fn caught_up(&self) {
-        let (primary, standby) = (self.on_primary().await, self.on_standby().await);
-        eventually("the standby has everything", async || {
+    /// Waits until the standby has replayed everything that the primary has written.
+    pub(crate) async fn wait_for_standby(&self) {
+        let (primary, standby) = (self.primary_client().await, self.standby_client().await);
+        eventually("the standby has replayed everything", async || {
             let written: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?.get(0);
             let has = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
             ensure(standby.query_one(has, &[&written]).await?.get(0), written)
@@ -63,27 +63,27 @@ impl Pair {
         .await;
     }
 
-    /// Makes the standby a primary.
+    /// Promotes the standby to a primary.
     pub(crate) async fn promote(&self) {
-        let promoted: bool = self.on_standby().await.query_one("SELECT pg_promote()", &[]).await.unwrap().get(0);
+        let promoted: bool = self.standby_client().await.query_one("SELECT pg_promote()", &[]).await.unwrap().get(0);
         assert!(promoted);
     }
 }
 
 /// Host and port of a URL.
-pub(crate) fn host(url: &str) -> &str {
+pub(crate) fn host_and_port(url: &str) -> &str {
     let (_, rest) = url.split_once('@').unwrap();
     rest.split_once('/').unwrap().0
 }
 
-/// A host whose kernel accepts connections, and which never answers.
+/// A host whose kernel accepts connections, and which never responds.
 pub(crate) fn silent_host() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
 
-/// PgBouncer in front of a world's database; ends with the test.
+/// PgBouncer in front of a world's database. It is killed when dropped.
 pub(crate) struct Pooler {
     child: Child,
     pub(crate) url: String,
@@ -91,8 +91,8 @@ pub(crate) struct Pooler {
 }
 
 impl Pooler {
-    /// Whether PgBouncer is installed; says so if it is not, for the test then tests nothing.
-    #[allow(clippy::print_stderr, reason = "whoever reads the log has to know that nothing was tested")]
+    /// Whether PgBouncer is installed. If it is not, prints that nothing is tested.
+    #[allow(clippy::print_stderr, reason = "the log has to show that nothing was tested")]
     pub(crate) fn installed() -> bool {
         let ran = Command::new("pgbouncer").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if ran.is_err() {
@@ -101,9 +101,9 @@ impl Pooler {
         ran.is_ok()
     }
 
-    /// `settings` are lines of its own, such as the mode.
+    /// Starts it with these further lines of configuration, such as the mode.
     pub(crate) async fn start(world: &World, settings: &str) -> Pooler {
-        let (server, database) = (host(world.database_url()), world.topic());
+        let (server, database) = (host_and_port(world.database_url()), world.topic());
         let (address, port) = server.split_once(':').unwrap();
         let listen = silent_host().1.port();
         let folder = tempfile::Builder::new().prefix("msg-it-pooler-").tempdir().unwrap();
@@ -115,7 +115,7 @@ impl Pooler {
         std::fs::write(&file, text).unwrap();
         let child = Pooler::spawn(&file, folder.path());
         let url = format!("postgres://postgres@127.0.0.1:{listen}/{database}");
-        eventually("the pooler answers", async || {
+        eventually("the pooler accepts connections", async || {
             tokio::net::TcpStream::connect(("127.0.0.1", listen)).await?;
             Ok(())
         })
@@ -123,7 +123,7 @@ impl Pooler {
         Pooler { child, url, _folder: folder }
     }
 
-    /// It does not run as root either.
+    /// Runs as another user if the test runs as root, because PgBouncer refuses to run as root.
     fn spawn(file: &Path, folder: &Path) -> Child {
         let mut command = Command::new("pgbouncer");
         if is_root() {
@@ -150,7 +150,7 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }
 
-/// A role that logs in with a password, which is in a file with the URL.
+/// A role that logs in with a password. A file has the URL with the password.
 pub(crate) struct PasswordRole {
     operator: Client,
     host: String,
@@ -160,7 +160,7 @@ pub(crate) struct PasswordRole {
 }
 
 impl PasswordRole {
-    /// On a server of the test's own, whose rules for logins are changed.
+    /// Creates the role on a server of the test's own, whose rules for logins are changed.
     pub(crate) async fn create(stack: &Stack, world: &World) -> PasswordRole {
         let rules = stack.postgres().data().unwrap().join("pg_hba.conf");
         let old = std::fs::read_to_string(&rules).unwrap();
@@ -170,13 +170,13 @@ impl PasswordRole {
         let create = "CREATE ROLE app LOGIN PASSWORD 'first'; GRANT ALL ON SCHEMA public TO app";
         operator.batch_execute(create).await.unwrap();
         let folder = tempfile::Builder::new().prefix("msg-it-secret-").tempdir().unwrap();
-        let (file, host) = (folder.path().join("url"), host(world.database_url()).to_owned());
+        let (file, host) = (folder.path().join("url"), host_and_port(world.database_url()).to_owned());
         let role = PasswordRole { operator, host, database: world.topic().to_owned(), file, _folder: folder };
         role.write_file("first");
         role
     }
 
-    /// A service that logs in as this role.
+    /// Configures a service to log in as this role.
     pub(crate) fn configure(&self, mut spec: msg_dev::stack::ServiceSpec) -> msg_dev::stack::ServiceSpec {
         spec.env.retain(|(name, _)| name != "DATABASE_URL");
         spec.env("DATABASE_URL_FILE", self.file.display())
@@ -191,13 +191,13 @@ impl PasswordRole {
         std::fs::remove_file(&self.file).unwrap();
     }
 
-    /// Ends every session of the role's.
+    /// Ends all sessions of the role.
     pub(crate) async fn end_sessions(&self) {
         let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'";
         assert!(self.operator.query_one(end, &[]).await.unwrap().get::<_, i64>(0) > 0);
     }
 
-    /// Gives it another password, in the server and in the file, and ends its sessions.
+    /// Changes the password in the server and in the file, and ends the role's sessions.
     pub(crate) async fn rotate(&self, password: &str) {
         self.operator.batch_execute(&format!("ALTER ROLE app PASSWORD '{password}'")).await.unwrap();
         self.write_file(password);

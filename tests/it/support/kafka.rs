@@ -1,4 +1,4 @@
-//! A test's own view of Kafka: it writes records as it likes, and reads what the group has committed.
+//! A test's direct access to Kafka: it writes any record, and reads committed offsets and end offsets.
 
 use std::ffi::CString;
 use std::time::{Duration, Instant};
@@ -16,15 +16,15 @@ use uuid::Uuid;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A record to write.
+/// A record for `RecordWriter`.
 #[derive(Clone, Debug)]
-pub(crate) struct Raw {
+pub(crate) struct RawRecord {
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) value: Option<Vec<u8>>,
     pub(crate) version: Option<&'static str>,
 }
 
-/// A message as a test writes one: `body` from `from` to `to`.
+/// A message from `from` to `to` with the content `body`.
 pub(crate) fn msg(from: &str, to: &str, id: &str, body: impl Into<Vec<u8>>) -> Msg {
     Msg {
         recv_id: to.into(),
@@ -37,30 +37,30 @@ pub(crate) fn msg(from: &str, to: &str, id: &str, body: impl Into<Vec<u8>>) -> M
     }
 }
 
-/// The record that a gateway would write for it.
-pub(crate) fn good(msg: &Msg) -> Raw {
+/// The record that a gateway would write for this message.
+pub(crate) fn record_of(msg: &Msg) -> RawRecord {
     let msg_id = msg_common::id::msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id);
-    Raw {
+    RawRecord {
         key: Some(msg.recv_id.clone().into_bytes()),
         value: Some(record::encode(msg.clone(), msg_id, 1_700_000_000_000)),
         version: Some("1"),
     }
 }
 
-/// The id of a message with a `client_msg_id`.
-pub(crate) fn id_of(msg: &Msg) -> Uuid {
+/// The ID of a message with a `client_msg_id`.
+pub(crate) fn msg_id_of(msg: &Msg) -> Uuid {
     msg_common::id::msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id)
 }
 
-/// Writes to one topic.
-pub(crate) struct Writer {
+/// Writes records to one topic.
+pub(crate) struct RecordWriter {
     producer: BaseProducer,
     topic: String,
     partitions: Partition,
 }
 
-impl Writer {
-    pub(crate) fn new(brokers: &str, topic: &str, partitions: Partition) -> Writer {
+impl RecordWriter {
+    pub(crate) fn new(brokers: &str, topic: &str, partitions: Partition) -> RecordWriter {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .set("enable.idempotence", "true")
@@ -70,16 +70,16 @@ impl Writer {
             .set("linger.ms", "2")
             .create()
             .unwrap();
-        Writer { producer, topic: topic.into(), partitions }
+        RecordWriter { producer, topic: topic.into(), partitions }
     }
 
-    /// To the partition of its key.
-    pub(crate) fn put(&self, record: &Raw) {
+    /// Writes to the partition of the record's key.
+    pub(crate) fn put(&self, record: &RawRecord) {
         let partition = partition_for(record.key.as_deref().unwrap_or_default(), self.partitions);
         self.put_to(partition, record);
     }
 
-    pub(crate) fn put_to(&self, partition: Partition, record: &Raw) {
+    pub(crate) fn put_to(&self, partition: Partition, record: &RawRecord) {
         let mut headers = OwnedHeaders::new().insert(Header { key: "traceparent", value: Some("00-0-0-00") });
         if let Some(version) = record.version {
             headers = headers.insert(Header { key: record::VERSION_HEADER, value: Some(version) });
@@ -90,14 +90,15 @@ impl Writer {
         self.producer.send(base).map_err(|(error, _)| error).unwrap();
     }
 
-    /// With one more header, whose name may be any bytes: the client's own interface wants text.
-    pub(crate) fn put_with_header(&self, partition: Partition, record: &Raw, name: &[u8], value: &[u8]) {
+    /// Writes with an additional header, whose name may be any bytes. The interface of rust-rdkafka accepts only
+    /// text.
+    pub(crate) fn put_with_header(&self, partition: Partition, record: &RawRecord, name: &[u8], value: &[u8]) {
         let topic = CString::new(self.topic.as_str()).unwrap();
         let version = record.version.unwrap_or_default();
         let (key, body) = (record.key.as_deref().unwrap_or_default(), record.value.as_deref().unwrap_or_default());
         use rd::rd_kafka_vtype_t as tag;
-        // SAFETY: each tag is followed by what librdkafka reads for it, and everything lives until the call is over: with
-        // COPY the key and the value are copied. The headers are the producer's from then on.
+        // SAFETY: each tag is followed by the arguments that librdkafka reads for it, and all of them live until the
+        // call returns: with COPY the key and the value are copied. The producer owns the headers afterwards.
         let code = unsafe {
             let headers = rd::rd_kafka_headers_new(2);
             for (name, value) in [(record::VERSION_HEADER.as_bytes(), version.as_bytes()), (name, value)] {
@@ -126,20 +127,20 @@ impl Writer {
         assert_eq!(code, rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
 
-    /// Until every broker has everything.
+    /// Waits until every in-sync replica has all records.
     pub(crate) fn flush(&self) {
         self.producer.flush(TIMEOUT).unwrap();
     }
 }
 
-/// What a group has committed, by partition; `None` where nothing is.
-pub(crate) fn committed(brokers: &str, group: &str, topic: &str, partitions: Partition) -> Vec<Option<i64>> {
+/// The group's committed offsets, by partition; `None` if there is none.
+pub(crate) fn committed_offsets(brokers: &str, group: &str, topic: &str, partitions: Partition) -> Vec<Option<i64>> {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", group).create().unwrap();
     let mut list = TopicPartitionList::new();
     list.add_partition_range(topic, 0, partitions - 1);
-    // The coordinator of a young cluster's first group may still be on its way.
-    let committed = answered("committed offsets", || consumer.committed_offsets(list.clone(), TIMEOUT));
+    // A young cluster may not have the coordinator of its first group yet.
+    let committed = retry_until_ok("committed offsets", || consumer.committed_offsets(list.clone(), TIMEOUT));
     let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
         Offset::Offset(offset) => Some(offset),
         _ => None,
@@ -147,21 +148,22 @@ pub(crate) fn committed(brokers: &str, group: &str, topic: &str, partitions: Par
     committed.elements().iter().map(offset).collect()
 }
 
-/// Where each partition ends.
-pub(crate) fn ends(brokers: &str, topic: &str, partitions: Partition) -> Vec<i64> {
-    // With a new client each time: one that once heard of no such partition believes that for longer than we wait.
+/// The end offset of each partition.
+pub(crate) fn end_offsets(brokers: &str, topic: &str, partitions: Partition) -> Vec<i64> {
+    // A new client for each attempt: a client that did not find the partition once caches that for longer than the
+    // timeout.
     let client = || ClientConfig::new().set("bootstrap.servers", brokers).create::<BaseConsumer>();
-    // So may the leader of a young topic's partition.
-    let end = |partition| answered("ends", || client()?.fetch_watermarks(topic, partition, TIMEOUT)).1;
+    // A young topic's partition may not have a leader yet.
+    let end = |partition| retry_until_ok("end offsets", || client()?.fetch_watermarks(topic, partition, TIMEOUT)).1;
     (0..partitions).map(end).collect()
 }
 
-/// Asks until there is an answer.
-fn answered<T>(what: &str, ask: impl Fn() -> KafkaResult<T>) -> T {
+/// Retries a request until it succeeds.
+fn retry_until_ok<T>(what: &str, request: impl Fn() -> KafkaResult<T>) -> T {
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        match ask() {
-            Ok(answer) => return answer,
+        match request() {
+            Ok(response) => return response,
             Err(error) => assert!(Instant::now() < deadline, "no {what}: {error}"),
         }
     }

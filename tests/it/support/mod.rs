@@ -1,4 +1,4 @@
-//! What tests stand on: the stack, a world of one's own on it, and waiting for a condition.
+//! What tests share: the stack, a world of each test's own on it, and waiting for a condition.
 
 pub(crate) mod admin;
 pub(crate) mod forwarder;
@@ -12,30 +12,35 @@ pub(crate) mod world;
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes that is going to happen at all.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The deadline for everything that a test waits for: far longer than any step needs.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Asks until the answer is there. `what` is told when it does not come.
-pub(crate) async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Result<T, NotYet>) -> T {
-    within(PATIENCE, what, ask).await
+/// Calls `condition` every 20 ms until it succeeds; returns its value. At the deadline, panics with `expected` and
+/// the last error.
+pub(crate) async fn eventually<T>(expected: &str, condition: impl AsyncFnMut() -> Result<T, NotYet>) -> T {
+    within(WAIT_TIMEOUT, expected, condition).await
 }
 
-/// The same, with a deadline of the caller's.
-pub(crate) async fn within<T>(patience: Duration, what: &str, mut ask: impl AsyncFnMut() -> Result<T, NotYet>) -> T {
-    let deadline = Instant::now() + patience;
+/// As `eventually`, with another deadline.
+pub(crate) async fn within<T>(
+    timeout: Duration,
+    expected: &str,
+    mut condition: impl AsyncFnMut() -> Result<T, NotYet>,
+) -> T {
+    let deadline = Instant::now() + timeout;
     loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(last) if Instant::now() >= deadline => panic!("{what}: not within {patience:?}: {last}"),
+        match condition().await {
+            Ok(value) => return value,
+            Err(last) if Instant::now() >= deadline => panic!("{expected}: not within {timeout:?}: {last}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }
 
-/// Why an answer is not there yet.
+/// Why a condition does not hold yet.
 pub(crate) type NotYet = Box<dyn std::error::Error + Send + Sync>;
 
-/// `Ok` if it holds; otherwise what was found instead.
+/// `Ok` if the condition holds, and otherwise an error with the value that was found.
 pub(crate) fn ensure(holds: bool, found: impl Display) -> Result<(), NotYet> {
     if holds { Ok(()) } else { Err(found.to_string().into()) }
 }

@@ -1,4 +1,4 @@
-//! The stack that all tests of a run share: one broker and one server, gone when the process is.
+//! The stack that all tests of a run share: one broker and one database server, which end with the process.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,8 @@ use tokio::sync::OnceCell;
 
 static STACK: OnceCell<Stack> = OnceCell::const_new();
 
-/// Started by the first test that asks. The servers are children that end with this process, however it ends.
+/// The shared stack, started by the first test that needs it. The servers are children that end with this process, no
+/// matter how it ends.
 pub(crate) async fn stack() -> &'static Stack {
     STACK
         .get_or_init(|| async {
@@ -19,14 +20,14 @@ pub(crate) async fn stack() -> &'static Stack {
         .await
 }
 
-/// A stack of a test's own, for what would disturb the others: its parts are stopped, or start late.
+/// A stack of a test's own, not started, for tests that stop its servers or start them late.
 pub(crate) async fn own_stack(name: &str) -> (Stack, tempfile::TempDir) {
     let folder = tempfile::Builder::new().prefix(&format!("msg-it-{name}-")).tempdir().expect("a folder");
     let stack = Stack::reserve(StackOptions::new(folder.path())).await.expect("the stack is reserved");
     (stack, folder)
 }
 
-/// A stack of a test's own whose broker has users, who may do nothing until they are granted a right. Started.
+/// A started stack of a test's own, whose broker has users. They have no right until one is granted.
 pub(crate) async fn stack_with_users(name: &str, users: &[&str]) -> (Stack, tempfile::TempDir) {
     let folder = tempfile::Builder::new().prefix(&format!("msg-it-{name}-")).tempdir().expect("a folder");
     let mut options = StackOptions::new(folder.path());
@@ -34,7 +35,7 @@ pub(crate) async fn stack_with_users(name: &str, users: &[&str]) -> (Stack, temp
     (Stack::start(options).await.expect("the stack starts"), folder)
 }
 
-/// A PostgreSQL of a test's own beside the run's Kafka, for what is done to the server alone.
+/// A started PostgreSQL of a test's own with the run's Kafka, for tests that disturb only the database server.
 pub(crate) async fn own_postgres(name: &str) -> (Stack, tempfile::TempDir) {
     let folder = tempfile::Builder::new().prefix(&format!("msg-it-{name}-")).tempdir().expect("a folder");
     let mut options = StackOptions::new(folder.path());
@@ -48,7 +49,7 @@ fn folder(pid: u32) -> PathBuf {
     std::env::temp_dir().join(format!("{PREFIX}{pid}"))
 }
 
-/// Nothing runs at the end of a test binary, so the next run removes what the last one left.
+/// Removes the folders of ended runs: a test binary has no hook at its end, so the next run does it.
 fn remove_leftovers() {
     let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {

@@ -1,4 +1,4 @@
-//! A world of a test's own: a topic, a group and a database on a stack, and the services on them.
+//! A world of a test's own: a topic, a consumer group and a database on a stack, and the services that use them.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use tokio_postgres::Client;
 use tonic::transport::Channel;
 
 use super::eventually;
-use super::kafka::{self, Writer};
+use super::kafka::{self, RecordWriter};
 use super::stack::stack;
 
-/// A row of `messages`, as far as the promises speak of it.
+/// A row of `messages`, with the columns that the promises are about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) recv_id: String,
@@ -29,12 +29,12 @@ pub(crate) struct World {
     pipe: Pipe,
     logs: PathBuf,
     pub(crate) partitions: Partition,
-    /// Held, or somebody else could take the ports while a service is started again.
+    /// Reserved as long as the world exists, because another process could get a port while a service restarts.
     ports: std::sync::Mutex<Vec<Port>>,
 }
 
 impl World {
-    /// On the stack of the run.
+    /// Creates a world on the stack of the run.
     pub(crate) async fn new(name: &str) -> World {
         let stack = stack().await;
         let world = World::on(stack, name, 4);
@@ -42,7 +42,7 @@ impl World {
         world
     }
 
-    /// On the stack of the run, and there is no topic for hints.
+    /// Creates a world on the stack of the run, without a hints topic.
     pub(crate) async fn without_hints(name: &str) -> World {
         let stack = stack().await;
         let world = World::on(stack, name, 4);
@@ -51,20 +51,20 @@ impl World {
         world
     }
 
-    /// On this stack, of which nothing needs to run yet.
+    /// A world on this stack, which need not run yet. Nothing is created.
     pub(crate) fn on(stack: &Stack, name: &str, partitions: Partition) -> World {
         let pipe = stack.pipe(name, partitions, &stack.postgres().url(name));
         World { name: name.into(), pipe, logs: stack.logs().into(), partitions, ports: std::sync::Mutex::default() }
     }
 
-    /// The same world, looked at through another server.
+    /// The same world with another server as its database.
     pub(crate) fn on_database(world: &World, url: &str) -> World {
         let pipe = Pipe { database_url: url.to_owned(), ..world.pipe.clone() };
         let (name, logs, partitions) = (world.name.clone(), world.logs.clone(), world.partitions);
         World { name, pipe, logs, partitions, ports: std::sync::Mutex::default() }
     }
 
-    /// Makes the topic and the database.
+    /// Creates the topic and the database.
     pub(crate) async fn create(&self, stack: &Stack) {
         self.create_topic(stack).await;
         stack.postgres().create_database(&self.name).await.unwrap();
@@ -74,7 +74,7 @@ impl World {
         stack.kafka().create_topic(&self.name, self.partitions, &[]).await.unwrap();
     }
 
-    /// A transfer of this world's; `change` puts further settings on top. Not started.
+    /// A transfer of this world, not started. `change` adds settings.
     pub(crate) fn transfer(&self, name: &str, change: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Service {
         let plan = self.pipe.transfer(&format!("{}-{name}", self.name)).unwrap();
         self.ports.lock().unwrap().push(plan.admin);
@@ -82,14 +82,14 @@ impl World {
         Service::new(change(spec), &self.logs).unwrap()
     }
 
-    /// A transfer with the usual settings, ready.
+    /// Starts a transfer with the usual settings, and waits until it is ready.
     pub(crate) async fn running_transfer(&self) -> Service {
         let transfer = self.transfer("transfer", |spec| spec);
         transfer.start().await.unwrap();
         transfer
     }
 
-    /// A gateway of this world's, and where it will listen. Not started.
+    /// A gateway of this world, not started, and its address. `change` adds settings.
     pub(crate) fn gateway(&self, name: &str, change: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Gateway {
         let plan = self.pipe.gateway(&format!("{}-{name}", self.name), pipe::free_port().unwrap()).unwrap();
         let address = plan.grpc.addr().to_string();
@@ -98,15 +98,15 @@ impl World {
         Gateway { service, address }
     }
 
-    /// A gateway with the usual settings, ready.
+    /// Starts a gateway with the usual settings, and waits until it is ready.
     pub(crate) async fn running_gateway(&self) -> Gateway {
         let gateway = self.gateway("gateway", |spec| spec);
         gateway.service.start().await.unwrap();
         gateway
     }
 
-    pub(crate) fn writer(&self) -> Writer {
-        Writer::new(&self.pipe.kafka, &self.name, self.partitions)
+    pub(crate) fn writer(&self) -> RecordWriter {
+        RecordWriter::new(&self.pipe.kafka, &self.name, self.partitions)
     }
 
     pub(crate) fn database_url(&self) -> &str {
@@ -128,33 +128,34 @@ impl World {
         client
     }
 
-    /// What the group has committed, by partition; 0 where nothing is.
-    pub(crate) async fn committed(&self) -> Vec<i64> {
+    /// The group's committed offsets, by partition; 0 if there is none.
+    pub(crate) async fn committed_offsets(&self) -> Vec<i64> {
         let (brokers, name, partitions) = (self.pipe.kafka.clone(), self.name.clone(), self.partitions);
-        let asked = tokio::task::spawn_blocking(move || kafka::committed(&brokers, &name, &name, partitions));
-        asked.await.unwrap().into_iter().map(Option::unwrap_or_default).collect()
+        let committed =
+            tokio::task::spawn_blocking(move || kafka::committed_offsets(&brokers, &name, &name, partitions));
+        committed.await.unwrap().into_iter().map(Option::unwrap_or_default).collect()
     }
 
-    /// Where each partition ends.
-    pub(crate) async fn ends(&self) -> Vec<i64> {
+    /// The end offset of each partition.
+    pub(crate) async fn end_offsets(&self) -> Vec<i64> {
         let (brokers, name, partitions) = (self.pipe.kafka.clone(), self.name.clone(), self.partitions);
-        tokio::task::spawn_blocking(move || kafka::ends(&brokers, &name, partitions)).await.unwrap()
+        tokio::task::spawn_blocking(move || kafka::end_offsets(&brokers, &name, partitions)).await.unwrap()
     }
 
-    /// Waits until the group has committed everything that the topic holds.
-    pub(crate) async fn all_committed(&self) {
-        let ends = self.ends().await;
-        eventually("everything is committed", async || {
-            let committed = self.committed().await;
+    /// Waits until the group has committed every offset up to the end of the topic.
+    pub(crate) async fn wait_for_all_committed(&self) {
+        let ends = self.end_offsets().await;
+        eventually("all offsets are committed", async || {
+            let committed = self.committed_offsets().await;
             super::ensure(committed == ends, format!("committed {committed:?} of {ends:?}"))
         })
         .await;
     }
 
-    /// Waits until there are so many rows.
-    pub(crate) async fn rows_reach(&self, count: i64) {
+    /// Waits until the table `messages` has at least `count` rows.
+    pub(crate) async fn wait_for_rows(&self, count: i64) {
         let database = self.database().await;
-        eventually("the rows are there", async || {
+        eventually("the rows are stored", async || {
             let found = count_rows(&database, "messages").await?;
             super::ensure(found >= count, format!("{found} of {count} rows"))
         })
@@ -177,14 +178,14 @@ impl World {
         rows.iter().map(row).collect()
     }
 
-    /// Reason, key and value of each dead letter, in the order of their places in Kafka.
+    /// Reason, key and value of each dead letter, in the order of their positions.
     pub(crate) async fn dead_letters(&self) -> Vec<(String, Option<Vec<u8>>, Option<Vec<u8>>)> {
         let query = "SELECT reason, key, value FROM dead_letters ORDER BY kafka_partition, kafka_offset";
         let rows = self.database().await.query(query, &[]).await.unwrap();
         rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
     }
 
-    /// P3 and P4 of what is stored: in each inbox `seq` is 1, 2, 3 … and goes with the offset.
+    /// Checks P3 and P4 of all rows: in each inbox, `seq` is 1, 2, 3, … in the order of the offsets.
     pub(crate) async fn assert_ordered_without_gaps(&self) {
         let rows = self.rows().await;
         for inbox in rows.chunk_by(|a, b| a.recv_id == b.recv_id) {
@@ -196,13 +197,14 @@ impl World {
         }
     }
 
-    /// P5: no committed offset and no progress row is above the first record that is neither stored nor a dead letter.
+    /// Checks P5: no committed offset and no progress row is above the first record that is neither stored nor
+    /// dead-lettered.
     pub(crate) async fn assert_offsets_do_not_lead(&self, committed: &[i64]) {
         let query = "SELECT kafka_partition, kafka_offset FROM messages
                      UNION SELECT kafka_partition, kafka_offset FROM dead_letters ORDER BY 1, 2";
-        let mut settled = vec![std::collections::BTreeSet::new(); committed.len()];
+        let mut completed = vec![std::collections::BTreeSet::new(); committed.len()];
         for row in self.database().await.query(query, &[]).await.unwrap() {
-            settled[usize::try_from(row.get::<_, i32>(0)).unwrap()].insert(row.get::<_, i64>(1));
+            completed[usize::try_from(row.get::<_, i32>(0)).unwrap()].insert(row.get::<_, i64>(1));
         }
         let mut claimed: Vec<(usize, i64)> = committed.iter().copied().enumerate().collect();
         for row in self.database().await.query("SELECT kafka_partition, next_offset FROM progress", &[]).await.unwrap()
@@ -212,7 +214,7 @@ impl World {
         for (partition, next) in claimed {
             for offset in 0..next {
                 assert!(
-                    settled[partition].contains(&offset),
+                    completed[partition].contains(&offset),
                     "P5: {partition}/{offset} is below {next} and not stored"
                 );
             }
@@ -226,7 +228,7 @@ pub(crate) async fn count_rows(database: &Client, table: &str) -> Result<i64, to
 
 pub(crate) struct Gateway {
     pub(crate) service: Service,
-    /// Of gRPC.
+    /// The address of gRPC.
     pub(crate) address: String,
 }
 

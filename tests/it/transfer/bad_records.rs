@@ -4,8 +4,8 @@ use msg_common::proto::Msg;
 use uuid::Uuid;
 
 use crate::support::admin::delete_records;
-use crate::support::kafka::{Raw, good, msg};
-use crate::support::transfer::not_ready_because;
+use crate::support::kafka::{RawRecord, msg, record_of};
+use crate::support::transfer::wait_not_ready;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
@@ -13,8 +13,8 @@ use crate::support::{ensure, eventually};
 async fn bad_records_are_dead_lettered_and_neighbours_stored() {
     let world = World::new("bad_records").await;
     let writer = world.writer();
-    let neighbour = |i: usize| good(&msg("alice", "bob", &i.to_string(), "x"));
-    let changed = |change: &dyn Fn(&mut Raw)| {
+    let neighbour = |i: usize| record_of(&msg("alice", "bob", &i.to_string(), "x"));
+    let changed = |change: &dyn Fn(&mut RawRecord)| {
         let mut record = neighbour(0);
         change(&mut record);
         record
@@ -32,9 +32,9 @@ async fn bad_records_are_dead_lettered_and_neighbours_stored() {
         ("INVALID", changed(&|record| record.key = Some(Vec::new()))),
         ("INVALID", changed(&|record| record.key = Some(b"carol".to_vec()))),
         ("INVALID", changed(&|record| record.key = Some(b"\xff\xfe".to_vec()))),
-        ("INVALID", good(&nul)),
-        ("INVALID", good(&nul_inbox)),
-        ("INVALID", good(&without_session_type)),
+        ("INVALID", record_of(&nul)),
+        ("INVALID", record_of(&nul_inbox)),
+        ("INVALID", record_of(&without_session_type)),
     ];
     // At both ends of the batch and between good records, all in one partition.
     for (i, (_, record)) in bad.iter().enumerate() {
@@ -44,7 +44,7 @@ async fn bad_records_are_dead_lettered_and_neighbours_stored() {
     writer.put_to(1, &bad[0].1);
     writer.flush();
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), bad.len());
     world.assert_ordered_without_gaps().await;
     let mut expected: Vec<_> =
@@ -68,17 +68,17 @@ async fn header_names_that_are_not_utf8_are_accepted_and_kept() {
     let world = World::new("headers").await;
     let writer = world.writer();
     let name = b"\xff\xfe-name";
-    writer.put_with_header(1, &good(&msg("alice", "bob", "1", "x")), name, b"\xff");
+    writer.put_with_header(1, &record_of(&msg("alice", "bob", "1", "x")), name, b"\xff");
     writer.put_with_header(
         1,
-        &Raw { value: Some(b"nonsense".to_vec()), ..good(&msg("a", "bob", "2", "x")) },
+        &RawRecord { value: Some(b"nonsense".to_vec()), ..record_of(&msg("a", "bob", "2", "x")) },
         name,
         b"",
     );
-    writer.put_to(1, &good(&msg("alice", "bob", "3", "x")));
+    writer.put_to(1, &record_of(&msg("alice", "bob", "3", "x")));
     writer.flush();
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let stored: Vec<_> = world.rows().await.into_iter().map(|row| (row.seq, row.client_msg_id)).collect();
     assert_eq!(stored, [(1, "1".to_owned()), (2, "3".to_owned())]);
     let row = world.database().await.query_one("SELECT reason, headers FROM dead_letters", &[]).await.unwrap();
@@ -94,25 +94,25 @@ async fn header_names_that_are_not_utf8_are_accepted_and_kept() {
 async fn record_of_a_newer_version_halts_its_partition_alone() {
     let world = World::new("newer").await;
     let writer = world.writer();
-    let bobs_record = |i: usize| good(&msg("alice", "bob", &i.to_string(), "x"));
+    let bobs_record = |i: usize| record_of(&msg("alice", "bob", &i.to_string(), "x"));
     writer.put_to(2, &bobs_record(0));
-    writer.put_to(2, &Raw { version: Some("2"), ..bobs_record(1) });
+    writer.put_to(2, &RawRecord { version: Some("2"), ..bobs_record(1) });
     writer.put_to(2, &bobs_record(2));
-    writer.put_to(3, &good(&msg("alice", "carol", "1", "x")));
+    writer.put_to(3, &record_of(&msg("alice", "carol", "1", "x")));
     writer.flush();
     let transfer = world.transfer("transfer", |spec| spec);
     transfer.launch().unwrap();
-    not_ready_because(&transfer, &["partition 2", "version 2"]).await;
-    world.rows_reach(1).await;
-    writer.put_to(3, &good(&msg("alice", "carol", "2", "x")));
+    wait_not_ready(&transfer, &["partition 2", "version 2"]).await;
+    world.wait_for_rows(1).await;
+    writer.put_to(3, &record_of(&msg("alice", "carol", "2", "x")));
     writer.put_to(2, &bobs_record(3));
     writer.flush();
     eventually("the other partition continues", async || {
-        let committed = world.committed().await;
+        let committed = world.committed_offsets().await;
         ensure(committed[3] == 2, format!("{committed:?}"))
     })
     .await;
-    assert!(world.committed().await[2] <= 1, "P5: an offset passed the newer record");
+    assert!(world.committed_offsets().await[2] <= 1, "P5: an offset passed the newer record");
     let bobs: Vec<_> = world.rows().await.into_iter().filter(|row| row.recv_id == "bob").collect();
     assert!(bobs.len() <= 1, "P3: {bobs:?}");
     assert_eq!(world.dead_letters().await, []);
@@ -120,13 +120,13 @@ async fn record_of_a_newer_version_halts_its_partition_alone() {
     // A restart does not skip the record either. Only a newer build or an operator who deletes it resumes the
     // partition.
     transfer.launch().unwrap();
-    not_ready_because(&transfer, &["partition 2", "version 2"]).await;
-    assert!(world.committed().await[2] <= 1, "P5: an offset passed the newer record");
+    wait_not_ready(&transfer, &["partition 2", "version 2"]).await;
+    assert!(world.committed_offsets().await[2] <= 1, "P5: an offset passed the newer record");
     assert!(transfer.stop().await.unwrap().success());
     delete_records(world.brokers(), world.topic(), 2, 2).await;
     let accepting = world.transfer("accepting", |spec| spec.arg("--start-at-oldest"));
     accepting.start().await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     world.assert_ordered_without_gaps().await;
     let rows = world.rows().await;
     let bobs: Vec<_> = rows.iter().filter(|row| row.recv_id == "bob" && row.offset > 1).collect();

@@ -4,22 +4,22 @@
 use msg_dev::stack::Service;
 use tokio_postgres::Client;
 
-use crate::support::kafka::{Writer, good, msg};
-use crate::support::transfer::{metric, not_ready_because};
+use crate::support::kafka::{RecordWriter, msg, record_of};
+use crate::support::transfer::{metric, wait_not_ready};
 use crate::support::world::{World, count_rows};
-use crate::support::{PATIENCE, ensure, within};
+use crate::support::{WAIT_TIMEOUT, ensure, within};
 
 const MESSAGES: usize = 20_000;
 const INBOXES: usize = 500;
 
 /// Writes this many messages to other inboxes, in all partitions, and in between `to_bad` messages to the inbox
 /// `bad`.
-fn write_others(writer: &Writer, to_bad: usize) {
+fn write_others(writer: &RecordWriter, to_bad: usize) {
     let every = MESSAGES / to_bad.max(1);
     for i in 0..MESSAGES {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % INBOXES), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % INBOXES), &i.to_string(), "some body")));
         if to_bad > 0 && i % every == 0 {
-            writer.put(&good(&msg("a", "bad", &format!("bad-{i}"), "some body")));
+            writer.put(&record_of(&msg("a", "bad", &format!("bad-{i}"), "some body")));
         }
     }
     writer.flush();
@@ -28,7 +28,7 @@ fn write_others(writer: &Writer, to_bad: usize) {
 /// Waits until every other inbox is stored; checks that nothing is dead-lettered.
 async fn assert_others_are_stored(database: &Client) {
     let query = "SELECT count(*) FROM messages WHERE recv_id <> 'bad'";
-    within(PATIENCE * 2, "every other inbox is stored", async || {
+    within(WAIT_TIMEOUT * 2, "every other inbox is stored", async || {
         let stored: i64 = database.query_one(query, &[]).await?.get(0);
         ensure(stored == MESSAGES as i64, stored)
     })
@@ -39,12 +39,12 @@ async fn assert_others_are_stored(database: &Client) {
 /// Waits until the blocked records are stored too and the transfer is ready; checks that they are in order.
 async fn assert_all_is_stored(world: &World, transfer: &Service, bad: i64) {
     let database = world.database().await;
-    world.rows_reach(MESSAGES as i64 + bad).await;
-    world.all_committed().await;
+    world.wait_for_rows(MESSAGES as i64 + bad).await;
+    world.wait_for_all_committed().await;
     assert_eq!(count_rows(&database, "messages").await.unwrap(), MESSAGES as i64 + bad, "P2");
     assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "no record causes the error");
     world.assert_ordered_without_gaps().await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert_eq!(metric(transfer, "msg_transfer_blocked_inboxes").await, 0.0);
     assert_eq!(metric(transfer, "msg_transfer_blocked_records").await, 0.0);
 }
@@ -56,12 +56,12 @@ async fn foreign_unique_index_blocks_its_inbox_alone() {
     let database = world.database().await;
     database.batch_execute("CREATE UNIQUE INDEX u ON messages (send_id) WHERE recv_id = 'bad'").await.unwrap();
     let writer = world.writer();
-    writer.put(&good(&msg("a", "bad", "1", "first")));
-    writer.put(&good(&msg("a", "bad", "2", "second")));
+    writer.put(&record_of(&msg("a", "bad", "1", "first")));
+    writer.put(&record_of(&msg("a", "bad", "2", "second")));
     writer.flush();
     write_others(&writer, 10);
     assert_others_are_stored(&database).await;
-    not_ready_because(&transfer, &["inbox (lane ", "partition ", "offset ", "23505", "unique index"]).await;
+    wait_not_ready(&transfer, &["inbox (lane ", "partition ", "offset ", "23505", "unique index"]).await;
     assert_eq!(metric(&transfer, "msg_transfer_blocked_inboxes").await, 1.0);
     assert_eq!(metric(&transfer, "msg_transfer_blocked_records").await, 11.0);
     let (_, reasons) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await.unwrap();
@@ -89,10 +89,10 @@ async fn lock_on_a_row_blocks_its_inbox_alone() {
     write_others(&writer, 10);
     let database = world.database().await;
     assert_others_are_stored(&database).await;
-    not_ready_because(&transfer, &["inbox (lane ", "55P03", "pg_locks"]).await;
+    wait_not_ready(&transfer, &["inbox (lane ", "55P03", "pg_locks"]).await;
     assert!(transfer.stop().await.unwrap().success());
     transfer.start().await.unwrap();
-    not_ready_because(&transfer, &["inbox (lane ", "55P03"]).await;
+    wait_not_ready(&transfer, &["inbox (lane ", "55P03"]).await;
     lock.rollback().await.unwrap();
     assert_all_is_stored(&world, &transfer, 10).await;
 }
@@ -111,7 +111,7 @@ async fn slow_trigger_blocks_its_inbox_alone() {
     let writer = world.writer();
     write_others(&writer, 4);
     assert_others_are_stored(&database).await;
-    not_ready_because(&transfer, &["inbox (lane ", "57014"]).await;
+    wait_not_ready(&transfer, &["inbox (lane ", "57014"]).await;
     database.batch_execute("DROP TRIGGER slow ON messages").await.unwrap();
     assert_all_is_stored(&world, &transfer, 4).await;
 }
@@ -134,22 +134,22 @@ async fn internal_error_blocks_its_inbox_alone() {
         database.batch_execute(&trigger).await.unwrap();
         let writer = world.writer();
         for i in 0..100 {
-            writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &format!("{state}-{i}"), "some body")));
+            writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 10), &format!("{state}-{i}"), "some body")));
             if i % 30 == 0 {
-                writer.put(&good(&msg("a", "bad", &format!("{state}-{i}"), "some body")));
+                writer.put(&record_of(&msg("a", "bad", &format!("{state}-{i}"), "some body")));
             }
         }
         writer.flush();
         let others = "SELECT count(*) FROM messages WHERE recv_id <> 'bad' AND client_msg_id LIKE $1 || '%'";
-        within(PATIENCE, "every other inbox is stored", async || {
+        within(WAIT_TIMEOUT, "every other inbox is stored", async || {
             let stored: i64 = database.query_one(others, &[&state]).await?.get(0);
             ensure(stored == 100, stored)
         })
         .await;
-        not_ready_because(&transfer, &["inbox (lane ", state]).await;
+        wait_not_ready(&transfer, &["inbox (lane ", state]).await;
         database.batch_execute("DROP TRIGGER policy ON messages").await.unwrap();
-        world.all_committed().await;
-        transfer.wait_ready(PATIENCE).await.unwrap();
+        world.wait_for_all_committed().await;
+        transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     }
     assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "no record causes the error");
     assert_eq!(count_rows(&database, "messages").await.unwrap(), 312);
@@ -165,15 +165,15 @@ async fn locked_table_blocks_all_lanes_and_counts_no_blocked_inbox() {
     transfer.start().await.unwrap();
     let writer = world.writer();
     write_others(&writer, 0);
-    world.rows_reach(1).await;
+    world.wait_for_rows(1).await;
     let mut other_session = world.database().await;
     let lock = other_session.transaction().await.unwrap();
     lock.batch_execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
     for i in 0..10 {
-        writer.put(&good(&msg("a", "bad", &format!("bad-{i}"), "some body")));
+        writer.put(&record_of(&msg("a", "bad", &format!("bad-{i}"), "some body")));
     }
     writer.flush();
-    not_ready_because(&transfer, &["database (lane ", "55P03"]).await;
+    wait_not_ready(&transfer, &["database (lane ", "55P03"]).await;
     assert_eq!(metric(&transfer, "msg_transfer_blocked_inboxes").await, 0.0);
     lock.rollback().await.unwrap();
     assert_all_is_stored(&world, &transfer, 10).await;

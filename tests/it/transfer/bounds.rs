@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::kafka::{good, msg};
-use crate::support::load::{assert_stored, write};
-use crate::support::transfer::{metric, peak_memory};
+use crate::support::kafka::{msg, record_of};
+use crate::support::load::{assert_stored, write_messages};
+use crate::support::transfer::{metric, peak_memory_mib};
 use crate::support::world::World;
 use crate::support::{ensure, eventually, within};
 
@@ -22,7 +22,7 @@ async fn hot_inbox_does_not_starve_the_other_lanes() {
     database.batch_execute(slow).await.unwrap();
     let writer = world.writer();
     for i in 0..3600 {
-        writer.put(&good(&msg("a", "hot", &i.to_string(), "x")));
+        writer.put(&record_of(&msg("a", "hot", &i.to_string(), "x")));
     }
     writer.flush();
     eventually("the hot inbox is in its lane", async || {
@@ -31,7 +31,7 @@ async fn hot_inbox_does_not_starve_the_other_lanes() {
     })
     .await;
     for i in 0..400 {
-        writer.put(&good(&msg("a", &format!("cold-{}", i % 40), &i.to_string(), "x")));
+        writer.put(&record_of(&msg("a", &format!("cold-{}", i % 40), &i.to_string(), "x")));
     }
     writer.flush();
     // About a quarter of the other inboxes share the lane of the hot one, and wait for it.
@@ -46,7 +46,7 @@ async fn hot_inbox_does_not_starve_the_other_lanes() {
     .await;
     assert!(hot < 1800, "{hot} of the hot inbox's 3,600 messages were stored before half of the others");
     database.batch_execute("DROP TRIGGER slow ON messages").await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 4000);
     world.assert_ordered_without_gaps().await;
 }
@@ -60,7 +60,7 @@ async fn memory_does_not_grow_with_the_backlog() {
     for i in 0..COUNT {
         // Every 5,000th message has 1 MiB, the others are small.
         let body = if i % 5000 == 4999 { vec![7; 1 << 20] } else { vec![7; 4000] };
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), body)));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), body)));
     }
     writer.flush();
     let transfer = world.transfer("transfer", |spec| {
@@ -70,8 +70,8 @@ async fn memory_does_not_grow_with_the_backlog() {
             .env("BATCH_BYTES", "1MiB")
     });
     transfer.start().await.unwrap();
-    world.all_committed().await;
-    let peak = peak_memory(&transfer);
+    world.wait_for_all_committed().await;
+    let peak = peak_memory_mib(&transfer);
     assert!(peak < 80, "P7: {peak} MiB for a backlog of 200");
     let query = "SELECT count(*), sum(length(content)), bool_and(seq = client_msg_id::bigint / 100 + 1) FROM messages";
     let row = world.database().await.query_one(query, &[]).await.unwrap();
@@ -85,13 +85,13 @@ async fn inboxes_beyond_the_seq_cache_need_no_memory() {
     let world = World::new("inboxes").await;
     const COUNT: i64 = 500_000;
     const INBOXES: i64 = 500_000;
-    write(&world.writer(), 0, COUNT, INBOXES);
+    write_messages(&world.writer(), 0, COUNT, INBOXES);
     let transfer = world.transfer("transfer", |spec| {
         spec.env("SEQ_CACHE_INBOXES", 1000).env("MAX_INFLIGHT_RECORDS", 5000).env("FETCH_AHEAD_BYTES", "1MiB")
     });
     transfer.start().await.unwrap();
-    world.all_committed().await;
-    let peak = peak_memory(&transfer);
+    world.wait_for_all_committed().await;
+    let peak = peak_memory_mib(&transfer);
     assert_stored(&world, COUNT, INBOXES).await;
     assert!(peak < 80, "P7: {peak} MiB");
 }
@@ -105,19 +105,19 @@ async fn one_member_stores_a_thousand_partitions() {
     let writer = world.writer();
     for partition in 0..world.partitions {
         for i in 0..3 {
-            writer.put_to(partition, &good(&msg("a", &format!("inbox-{partition}"), &i.to_string(), "x")));
+            writer.put_to(partition, &record_of(&msg("a", &format!("inbox-{partition}"), &i.to_string(), "x")));
         }
     }
     writer.flush();
     let transfer = world.running_transfer().await;
     within(Duration::from_secs(30), "everything is committed", async || {
-        let committed = world.committed().await;
+        let committed = world.committed_offsets().await;
         ensure(committed == [3; 1000], committed.iter().sum::<i64>())
     })
     .await;
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.rows().await.len(), 3000);
-    let peak = peak_memory(&transfer);
+    let peak = peak_memory_mib(&transfer);
     assert!(peak < 150, "P7: {peak} MiB");
     assert!(transfer.stop().await.unwrap().success());
 }

@@ -6,11 +6,11 @@ use msg_dev::stack::Stack;
 use tokio_postgres::Client;
 
 use super::hints::Hints;
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::stack::own_postgres;
 use crate::support::transfer::metric;
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// Conditions for statements of the transfer that wait for the standby.
 const COMMIT: &str = "application_name = 'msg-transfer' AND query = 'COMMIT'";
@@ -40,7 +40,7 @@ impl Server {
 
     fn put(&self, recv_id: &str, client_msg_id: &str) {
         let writer = self.world.writer();
-        writer.put(&good(&msg("a", recv_id, client_msg_id, "hello")));
+        writer.put(&record_of(&msg("a", recv_id, client_msg_id, "hello")));
         writer.flush();
     }
 
@@ -137,8 +137,8 @@ async fn progress_with_a_warning_commits_no_offset() {
     let world = &server.world;
     let transfer = world.running_transfer().await;
     server.put("bob", "1");
-    world.all_committed().await;
-    let before = world.committed().await;
+    world.wait_for_all_committed().await;
+    let before = world.committed_offsets().await;
     server.require_standby().await;
     server.put("bob", "2");
     server.cancel_wait(COMMIT).await;
@@ -151,10 +151,10 @@ async fn progress_with_a_warning_commits_no_offset() {
         })
         .await;
     }
-    assert_eq!(world.committed().await, before, "P5: an offset of rows that only one server has was committed");
+    assert_eq!(world.committed_offsets().await, before, "P5: an offset of rows that only one server has was committed");
     server.stop_requiring_standby().await;
-    world.all_committed().await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    world.wait_for_all_committed().await;
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert_eq!(server.rows("bob").await, expected_rows([(1, "1"), (2, "2")]));
     // The progress row was only written again: no record was consumed twice.
     assert_eq!(metric(&transfer, "msg_transfer_consumed_records_total").await, 2.0);

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use msg_dev::stack::{Service, ServiceSpec};
 use tokio_postgres::Client;
 
-use crate::support::admin::generation;
-use crate::support::load::{Load, OffsetWatch, assert_stored, write};
+use crate::support::admin::group_generation;
+use crate::support::load::{Load, OffsetWatch, assert_stored, write_messages};
 use crate::support::stack::own_postgres;
-use crate::support::transfer::{lost, metric, not_ready_because, short_session, small_batches};
+use crate::support::transfer::{lost_partitions, metric, short_session, small_batches, wait_not_ready};
 use crate::support::world::{World, count_rows};
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// Closes all connections of the transfer: one per lane, and the reference connection.
 const CLOSE_CONNECTIONS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -38,14 +38,14 @@ async fn server_crashes_lose_and_duplicate_nothing() {
     let load = Load::start(world.writer(), 100);
     let watch = OffsetWatch::start(&world);
     for _ in 0..3 {
-        world.goes_on_by(500).await;
+        world.wait_for_more_rows(500).await;
         stack.postgres().kill().await;
         stack.postgres().start().await.unwrap();
     }
-    world.goes_on_by(500).await;
+    world.wait_for_more_rows(500).await;
     load.finish(&world).await;
     watch.finish().await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
     stack.stop().await;
 }
@@ -62,13 +62,13 @@ async fn closed_connections_lose_and_duplicate_nothing() {
     let mut closed: i64 = 0;
     for _ in 0..20 {
         // Some records are stored by now, and others wait behind them.
-        world.goes_on_by(50).await;
+        world.wait_for_more_rows(50).await;
         closed += database.query_one(CLOSE_CONNECTIONS, &[]).await.unwrap().get::<_, i64>(0);
     }
     assert!(closed > 40, "only {closed} connections were broken");
     load.finish(&world).await;
     watch.finish().await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
 }
 
@@ -94,22 +94,22 @@ async fn bad_migration_dead_letters_and_commits_nothing() {
     for (what, change, revert, word) in changes {
         // The first change needs an empty table. The later ones meet the records that waited during the earlier ones.
         database.batch_execute(&format!("ALTER TABLE messages {change}")).await.unwrap();
-        let committed = world.committed().await;
+        let committed = world.committed_offsets().await;
         let failed = failures(&transfer).await;
-        write(&writer, sent, sent + 200, 10);
+        write_messages(&writer, sent, sent + 200, 10);
         sent += 200;
-        not_ready_because(&transfer, &["database", word]).await;
+        wait_not_ready(&transfer, &["database", word]).await;
         eventually("some attempts have failed", async || {
             let now = failures(&transfer).await;
             ensure(now >= failed + 6.0, now)
         })
         .await;
         assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "{what}: records are dead-lettered");
-        assert_eq!(world.committed().await, committed, "{what}: offsets are committed");
+        assert_eq!(world.committed_offsets().await, committed, "{what}: offsets are committed");
         database.batch_execute(&format!("ALTER TABLE messages {revert}")).await.unwrap();
-        world.all_committed().await;
+        world.wait_for_all_committed().await;
         assert_stored(&world, sent, 10).await;
-        transfer.wait_ready(PATIENCE).await.unwrap();
+        transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     }
 }
 
@@ -123,10 +123,10 @@ async fn assert_outage_is_waited_out(
     words: &[&str],
 ) {
     let load = Load::start(world.writer(), 20);
-    world.goes_on_by(300).await;
+    world.wait_for_more_rows(300).await;
     operator.batch_execute(reject).await.unwrap();
     world.database().await.execute(CLOSE_CONNECTIONS, &[]).await.unwrap();
-    not_ready_because(transfer, words).await;
+    wait_not_ready(transfer, words).await;
     let stored = count_rows(&world.database().await, "messages").await.unwrap();
     let until = Instant::now() + Duration::from_secs(2);
     eventually("the outage has lasted for 2 s", async || {
@@ -136,7 +136,7 @@ async fn assert_outage_is_waited_out(
     .await;
     assert_eq!(count_rows(&world.database().await, "messages").await.unwrap(), stored, "nothing can be stored");
     operator.batch_execute(allow).await.unwrap();
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     load.finish(world).await;
 }
 
@@ -187,11 +187,11 @@ async fn lanes_without_a_connection_wait_until_one_is_free() {
     let transfer = world.transfer("transfer", |spec| as_role(&world, spec, "few").env("LANES", 4));
     transfer.start().await.unwrap();
     let load = Load::start(world.writer(), 20);
-    not_ready_because(&transfer, &["too many connections"]).await;
-    world.goes_on_by(100).await;
+    wait_not_ready(&transfer, &["too many connections"]).await;
+    world.wait_for_more_rows(100).await;
     operator.batch_execute("ALTER ROLE few CONNECTION LIMIT 10").await.unwrap();
     load.finish(&world).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
 }
 
 /// Statements exceed their timeout for a while, and so do their retries.
@@ -206,18 +206,18 @@ async fn slow_statements_are_retried() {
                 CREATE TRIGGER slow AFTER INSERT ON messages FOR EACH STATEMENT EXECUTE FUNCTION slow()";
     database.batch_execute(slow).await.unwrap();
     let load = Load::start(world.writer(), 20);
-    not_ready_because(&transfer, &["database", "57014"]).await;
+    wait_not_ready(&transfer, &["database", "57014"]).await;
     eventually("some attempts have failed", async || {
         let failed = failures(&transfer).await;
         ensure(failed >= 6.0, failed)
     })
     .await;
     assert_eq!(count_rows(&database, "messages").await.unwrap(), 0);
-    assert_eq!(world.committed().await.iter().sum::<i64>(), 0, "P5");
+    assert_eq!(world.committed_offsets().await.iter().sum::<i64>(), 0, "P5");
     // A running INSERT delays the DROP, at most for the statement timeout.
     database.batch_execute("DROP TRIGGER slow ON messages").await.unwrap();
     load.finish(&world).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
 }
 
 /// An error that comes from the server's state says nothing about a record, no matter which statement failed.
@@ -242,14 +242,14 @@ async fn server_errors_dead_letter_no_record() {
              CREATE TRIGGER ill AFTER INSERT ON messages FOR EACH STATEMENT EXECUTE FUNCTION ill()"
         );
         database.batch_execute(&ill).await.unwrap();
-        let committed = world.committed().await;
-        write(&world.writer(), sent, sent + 100, 10);
+        let committed = world.committed_offsets().await;
+        write_messages(&world.writer(), sent, sent + 100, 10);
         sent += 100;
-        not_ready_because(&transfer, &["database", state]).await;
+        wait_not_ready(&transfer, &["database", state]).await;
         assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0, "{what}");
-        assert_eq!(world.committed().await, committed, "{what}");
+        assert_eq!(world.committed_offsets().await, committed, "{what}");
         database.batch_execute("DROP FUNCTION ill CASCADE").await.unwrap();
-        world.all_committed().await;
+        world.wait_for_all_committed().await;
         assert_stored(&world, sent, 10).await;
     }
 }
@@ -266,21 +266,21 @@ async fn frozen_database_causes_no_rebalance() {
         member.start().await.unwrap();
     }
     let load = Load::start(world.writer(), 20);
-    world.goes_on_by(500).await;
-    let before = generation(world.brokers(), world.topic()).await;
+    world.wait_for_more_rows(500).await;
+    let before = group_generation(world.brokers(), world.topic()).await;
     assert!(stack.postgres().freeze());
     for member in &members {
-        not_ready_because(member, &["database"]).await;
+        wait_not_ready(member, &["database"]).await;
     }
     let until = Instant::now() + Duration::from_secs(8);
     eventually("more than a session timeout has passed", async || ensure(Instant::now() > until, "not yet")).await;
     assert!(stack.postgres().thaw());
     load.finish(&world).await;
     for member in &members {
-        member.wait_ready(PATIENCE).await.unwrap();
-        assert_eq!(lost(member).await, 0.0, "a member lost a partition");
+        member.wait_ready(WAIT_TIMEOUT).await.unwrap();
+        assert_eq!(lost_partitions(member).await, 0.0, "a member lost a partition");
     }
-    assert_eq!(generation(world.brokers(), world.topic()).await, before, "the group has rebalanced");
+    assert_eq!(group_generation(world.brokers(), world.topic()).await, before, "the group has rebalanced");
     stack.stop().await;
 }
 
@@ -331,13 +331,13 @@ async fn full_disk_is_waited_out() {
     database.batch_execute(&format!("CREATE TABLESPACE small LOCATION '{}'", tablespace.display())).await.unwrap();
     database.batch_execute("ALTER TABLE messages SET TABLESPACE small").await.unwrap();
     let load = Load::start(world.writer(), 20);
-    world.goes_on_by(300).await;
+    world.wait_for_more_rows(300).await;
     disk.fill();
-    not_ready_because(&transfer, &["database", "53100"]).await;
+    wait_not_ready(&transfer, &["database", "53100"]).await;
     assert_eq!(count_rows(&database, "dead_letters").await.unwrap(), 0);
     std::fs::remove_file(disk.filler()).unwrap();
     load.finish(&world).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
     stack.stop().await;
     drop(disk);

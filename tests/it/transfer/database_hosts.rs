@@ -6,17 +6,17 @@ use std::time::Duration;
 use msg_dev::stack::{Postgres, Service};
 
 use super::commands::run_with;
-use crate::support::hosts::{Pair, host, silent_host};
-use crate::support::load::{Load, assert_stored, write};
+use crate::support::hosts::{PostgresPair, host_and_port, silent_host};
+use crate::support::load::{Load, assert_stored, write_messages};
 use crate::support::stack::own_postgres;
-use crate::support::transfer::not_ready_because;
+use crate::support::transfer::wait_not_ready;
 use crate::support::world::{World, count_rows};
-use crate::support::{PATIENCE, ensure, eventually, within};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually, within};
 
 /// The time until messages have to be stored on the other host.
 const FAILOVER: Duration = Duration::from_secs(30);
 
-async fn rows_on(pair: &Pair, server: &Postgres) -> i64 {
+async fn rows_on(pair: &PostgresPair, server: &Postgres) -> i64 {
     let url = server.url(pair.world.topic());
     count_rows(&server.connect(&url).await.unwrap(), "messages").await.unwrap()
 }
@@ -25,13 +25,13 @@ async fn rows_on(pair: &Pair, server: &Postgres) -> i64 {
 async fn silent_first_host_is_skipped() {
     let world = World::new("silent_host").await;
     let (_listener, silent) = silent_host();
-    let url = format!("postgres://postgres@{silent},{}/silent_host", host(world.database_url()));
+    let url = format!("postgres://postgres@{silent},{}/silent_host", host_and_port(world.database_url()));
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_CONNECT_TIMEOUT", "1s")];
     run_with(&world, "migrate", &settings).await.assert_code(0);
     let transfer = world.transfer("transfer", |spec| settings.iter().fold(spec, |spec, (n, v)| spec.env(n, v)));
     transfer.start().await.unwrap();
-    write(&world.writer(), 0, 100, 10);
-    world.rows_reach(100).await;
+    write_messages(&world.writer(), 0, 100, 10);
+    world.wait_for_rows(100).await;
     // If no host can be used, the error names each with the reason.
     let url = format!("postgres://postgres@{silent},127.0.0.1:1/x");
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_CONNECT_TIMEOUT", "1s")];
@@ -42,7 +42,7 @@ async fn silent_first_host_is_skipped() {
 
 #[tokio::test]
 async fn frozen_primary_is_replaced_by_its_promoted_standby() {
-    let pair = Pair::start("frozen_primary").await;
+    let pair = PostgresPair::start("frozen_primary").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
     transfer.start().await.unwrap();
@@ -52,7 +52,7 @@ async fn frozen_primary_is_replaced_by_its_promoted_standby() {
         ensure(rows > 1000, rows)
     })
     .await;
-    pair.caught_up().await;
+    pair.wait_for_standby().await;
     assert!(pair.stack.postgres().freeze());
     pair.promote().await;
     let before = rows_on(&pair, &pair.standby).await;
@@ -67,7 +67,7 @@ async fn frozen_primary_is_replaced_by_its_promoted_standby() {
 /// A primary that was made read-only: it stays up and closes no connection.
 #[tokio::test]
 async fn read_only_old_primary_is_replaced_by_the_new_one() {
-    let pair = Pair::start("demoted").await;
+    let pair = PostgresPair::start("demoted").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
     transfer.start().await.unwrap();
@@ -77,10 +77,10 @@ async fn read_only_old_primary_is_replaced_by_the_new_one() {
         ensure(rows > 1000, rows)
     })
     .await;
-    let operator = pair.on_primary().await;
+    let operator = pair.primary_client().await;
     operator.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").await.unwrap();
     operator.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    not_ready_because(&transfer, &["read-only", "standby"]).await;
+    wait_not_ready(&transfer, &["read-only", "standby"]).await;
     pair.promote().await;
     let before = rows_on(&pair, &pair.standby).await;
     within(FAILOVER, "the standby is written to", async || {
@@ -91,43 +91,43 @@ async fn read_only_old_primary_is_replaced_by_the_new_one() {
     finish_on_standby(&pair, &transfer, load).await;
 }
 
-async fn finish_on_standby(pair: &Pair, transfer: &Service, load: Load) {
+async fn finish_on_standby(pair: &PostgresPair, transfer: &Service, load: Load) {
     let world = World::on_database(&pair.world, &pair.standby.url(pair.world.topic()));
     load.finish(&world).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
 }
 
 /// Both servers accept writes. The start offsets were read from one, so nothing may be stored in the other.
 #[tokio::test]
 async fn second_primary_gets_no_rows_while_the_first_runs() {
-    let pair = Pair::start("second").await;
+    let pair = PostgresPair::start("second").await;
     let url = pair.url(&pair.standby, pair.stack.postgres(), "");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
     transfer.start().await.unwrap();
     let writer = pair.world.writer();
-    write(&writer, 0, 200, 10);
+    write_messages(&writer, 0, 200, 10);
     eventually("the messages are stored", async || {
         let rows = rows_on(&pair, pair.stack.postgres()).await;
         ensure(rows == 200, rows)
     })
     .await;
-    pair.caught_up().await;
+    pair.wait_for_standby().await;
     pair.promote().await;
     // All connections but the reference connection. Its last statement read or wrote progress, or checked the server.
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'msg-transfer'
                AND query !~ 'default_transaction_read_only|progress|dead_letters'";
-    let ended: i64 = pair.on_primary().await.query_one(end, &[]).await.unwrap().get(0);
+    let ended: i64 = pair.primary_client().await.query_one(end, &[]).await.unwrap().get(0);
     assert!(ended > 0);
-    write(&writer, 200, 400, 10);
-    not_ready_because(&transfer, &["leads to another server", "nothing is stored in the other one"]).await;
+    write_messages(&writer, 200, 400, 10);
+    wait_not_ready(&transfer, &["leads to another server", "nothing is stored in the other one"]).await;
     assert_eq!(rows_on(&pair, &pair.standby).await, 200, "rows are stored in a second primary");
     pair.stack.postgres().kill().await;
     let world = World::on_database(&pair.world, &pair.standby.url(pair.world.topic()));
-    world.rows_reach(400).await;
-    world.all_committed().await;
+    world.wait_for_rows(400).await;
+    world.wait_for_all_committed().await;
     assert_stored(&world, 400, 10).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
 }
 
 /// A single server process hangs: neither the server's own timeout nor the network ends its statement.
@@ -138,9 +138,9 @@ async fn hanging_statement_times_out() {
     world.create(&stack).await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_STATEMENT_TIMEOUT", "2s"));
     transfer.start().await.unwrap();
-    write(&world.writer(), 0, 100, 10);
-    world.rows_reach(100).await;
-    world.all_committed().await;
+    write_messages(&world.writer(), 0, 100, 10);
+    world.wait_for_rows(100).await;
+    world.wait_for_all_committed().await;
     let database = world.database().await;
     let lanes = "SELECT pid FROM pg_stat_activity WHERE application_name = 'msg-transfer' AND query LIKE 'COMMIT%'";
     let pids: Vec<i32> = database.query(lanes, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
@@ -158,7 +158,7 @@ async fn hanging_statement_times_out() {
     .await;
     signal("-CONT");
     drop(load);
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     world.assert_ordered_without_gaps().await;
     stack.stop().await;
 }
@@ -171,18 +171,18 @@ async fn rotated_password_is_read_without_a_restart() {
     let app = crate::support::hosts::PasswordRole::create(&stack, &world).await;
     let transfer = world.transfer("transfer", |spec| app.configure(spec));
     transfer.start().await.unwrap();
-    write(&world.writer(), 0, 100, 10);
-    world.rows_reach(100).await;
+    write_messages(&world.writer(), 0, 100, 10);
+    world.wait_for_rows(100).await;
     // While the file is missing, the last good value is used.
     app.remove_file();
     app.end_sessions().await;
-    write(&world.writer(), 100, 200, 10);
-    world.rows_reach(200).await;
+    write_messages(&world.writer(), 100, 200, 10);
+    world.wait_for_rows(200).await;
     app.rotate("second").await;
-    write(&world.writer(), 200, 300, 10);
-    world.rows_reach(300).await;
-    world.all_committed().await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    write_messages(&world.writer(), 200, 300, 10);
+    world.wait_for_rows(300).await;
+    world.wait_for_all_committed().await;
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     let log = std::fs::read_to_string(transfer.log()).unwrap();
     assert!(log.contains("using the database url that was read before"), "no warning");
     assert!(!log.contains("second"), "a password is in the log");
@@ -195,7 +195,7 @@ async fn database_in_another_encoding_is_refused() {
     let operator = world.database().await;
     let create = "CREATE DATABASE latin_1 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     operator.batch_execute(create).await.unwrap();
-    let url = format!("postgres://postgres@{}/latin_1", host(world.database_url()));
+    let url = format!("postgres://postgres@{}/latin_1", host_and_port(world.database_url()));
     let settings = [("DATABASE_URL", url.as_str())];
     let migrate = run_with(&world, "migrate", &settings).await.assert_code(1);
     assert!(migrate.stderr.contains("LATIN1") && migrate.stderr.contains("ENCODING 'UTF8'"), "{}", migrate.stderr);

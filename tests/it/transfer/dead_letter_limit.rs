@@ -4,10 +4,10 @@
 use msg_dev::stack::Service;
 
 use super::commands::run;
-use crate::support::kafka::{Raw, Writer, good, msg};
-use crate::support::transfer::not_ready_because;
+use crate::support::kafka::{RawRecord, RecordWriter, msg, record_of};
+use crate::support::transfer::wait_not_ready;
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 const LIMIT: usize = 5;
 
@@ -18,19 +18,23 @@ fn limited(world: &World, name: &str, limit: usize) -> Service {
 }
 
 /// Writes good and broken records in turns to partition 1, and at the end one good record to each other partition.
-fn write(writer: &Writer, from: usize, count: usize) {
+fn write(writer: &RecordWriter, from: usize, count: usize) {
     for i in from..from + count {
-        writer.put_to(1, &good(&msg("a", "inbox-of-1", &i.to_string(), "some body")));
-        writer.put_to(1, &Raw { key: Some(b"k".to_vec()), value: Some(b"not a message".to_vec()), version: Some("1") });
+        writer.put_to(1, &record_of(&msg("a", "inbox-of-1", &i.to_string(), "some body")));
+        writer.put_to(
+            1,
+            &RawRecord { key: Some(b"k".to_vec()), value: Some(b"not a message".to_vec()), version: Some("1") },
+        );
     }
     for partition in [0, 2, 3] {
-        writer.put_to(partition, &good(&msg("a", &format!("inbox-of-{partition}"), &from.to_string(), "some body")));
+        writer
+            .put_to(partition, &record_of(&msg("a", &format!("inbox-of-{partition}"), &from.to_string(), "some body")));
     }
     writer.flush();
 }
 
 async fn wait_until_halted(transfer: &Service) {
-    not_ready_because(transfer, &["partition 1", "would be dead letters"]).await;
+    wait_not_ready(transfer, &["partition 1", "would be dead letters"]).await;
 }
 
 #[tokio::test]
@@ -41,10 +45,10 @@ async fn dead_letter_limit_halts_partition_until_resume() {
     transfer.start().await.unwrap();
     write(&writer, 0, 20);
     wait_until_halted(&transfer).await;
-    world.rows_reach(3).await;
+    world.wait_for_rows(3).await;
     let dead = world.dead_letters().await.len();
     assert!(dead <= LIMIT, "{dead} dead letters, the limit is {LIMIT}");
-    world.assert_offsets_do_not_lead(&world.committed().await).await;
+    world.assert_offsets_do_not_lead(&world.committed_offsets().await).await;
 
     // A restart does not resume the partition.
     assert!(transfer.stop().await.unwrap().success());
@@ -53,20 +57,20 @@ async fn dead_letter_limit_halts_partition_until_resume() {
     assert!(world.dead_letters().await.len() <= LIMIT);
 
     // Each `resume` continues where the partition was halted, up to the next limit, until everything is stored.
-    let ends = world.ends().await;
+    let ends = world.end_offsets().await;
     eventually("everything is stored or dead-lettered", async || {
         let (_, reasons) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await?;
         if reasons.contains("would be dead letters") {
             run(&world, "resume --topic-partition 1").await.assert_code(0);
         }
-        let committed = world.committed().await;
+        let committed = world.committed_offsets().await;
         ensure(committed == ends, format!("{committed:?} of {ends:?}: {reasons}"))
     })
     .await;
     assert_eq!(world.dead_letters().await.len(), 20);
     assert_eq!(world.rows().await.len(), 23, "P1");
     world.assert_ordered_without_gaps().await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
 }
 
 #[tokio::test]
@@ -80,7 +84,7 @@ async fn raised_dead_letter_limit_resumes_the_partition() {
     assert!(low_limit.stop().await.unwrap().success());
     let high_limit = limited(&world, "lenient", 1000);
     high_limit.start().await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.dead_letters().await.len(), 20);
     assert_eq!(world.rows().await.len(), 23, "P1");
     world.assert_ordered_without_gaps().await;
@@ -94,10 +98,10 @@ async fn conflicts_do_not_count_against_the_limit() {
     let transfer = limited(&world, "transfer", LIMIT);
     transfer.start().await.unwrap();
     for i in 0..20 {
-        writer.put_to(1, &good(&msg("a", "inbox-of-1", "the same id", format!("body {i}"))));
+        writer.put_to(1, &record_of(&msg("a", "inbox-of-1", "the same id", format!("body {i}"))));
     }
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!((world.rows().await.len(), world.dead_letters().await.len()), (1, 19));
     assert!(transfer.is_ready().await);
 }
@@ -113,7 +117,7 @@ async fn batch_above_the_limit_is_stored_after_one_resume() {
     wait_until_halted(&transfer).await;
     assert!(world.dead_letters().await.len() <= LIMIT);
     run(&world, "resume --topic-partition 1").await.assert_code(0);
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!((world.rows().await.len(), world.dead_letters().await.len()), (23, 20), "P1");
 }
 
@@ -128,7 +132,7 @@ async fn constraint_that_only_the_canary_passes_halts_partition() {
     database.batch_execute("ALTER TABLE messages ADD CONSTRAINT tiny CHECK (octet_length(content) < 3)").await.unwrap();
     let writer = world.writer();
     for i in 0..200 {
-        writer.put_to(1, &good(&msg("a", "inbox", &i.to_string(), "some body")));
+        writer.put_to(1, &record_of(&msg("a", "inbox", &i.to_string(), "some body")));
     }
     writer.flush();
     wait_until_halted(&transfer).await;
@@ -136,10 +140,10 @@ async fn constraint_that_only_the_canary_passes_halts_partition() {
     assert!(dead <= LIMIT, "{dead} dead letters");
     database.batch_execute("ALTER TABLE messages DROP CONSTRAINT tiny").await.unwrap();
     run(&world, "resume --topic-partition 1").await.assert_code(0);
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len() + world.dead_letters().await.len(), 200, "P1");
     assert_eq!(world.dead_letters().await.len(), dead);
     run(&world, "dead-letters replay --all").await.assert_code(0);
-    world.all_committed().await;
-    world.rows_reach(200).await;
+    world.wait_for_all_committed().await;
+    world.wait_for_rows(200).await;
 }

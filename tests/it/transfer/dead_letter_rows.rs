@@ -1,14 +1,14 @@
 //! P1 when the table `dead_letters` rejects a column of a dead letter: it is stored without the column, and its lane
 //! continues. And the limit for the content of conflicts.
 
-use crate::support::kafka::{Raw, good, msg};
+use crate::support::kafka::{RawRecord, msg, record_of};
 use crate::support::transfer::metric;
 use crate::support::world::{World, count_rows};
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// A record whose key differs from the message's inbox, so it becomes a dead letter of this inbox.
-fn with_wrong_key(to: &str) -> Raw {
-    Raw { key: Some(b"another".to_vec()), ..good(&msg("alice", to, "1", "some body")) }
+fn with_wrong_key(to: &str) -> RawRecord {
+    RawRecord { key: Some(b"another".to_vec()), ..record_of(&msg("alice", to, "1", "some body")) }
 }
 
 #[tokio::test]
@@ -32,10 +32,10 @@ async fn rejected_dead_letter_is_stored_with_fewer_columns() {
         let bad = with_wrong_key("张三");
         writer.put_to(1, &bad);
         for i in 0..100 {
-            writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+            writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
         }
         writer.flush();
-        world.all_committed().await;
+        world.wait_for_all_committed().await;
         assert_eq!(count_rows(&database, "messages").await.unwrap(), 100, "{rule}");
         let query = "SELECT reason, recv_id, msg_id, detail, key, value, octet_length(headers) FROM dead_letters";
         let rows = database.query(query, &[]).await.unwrap();
@@ -51,7 +51,7 @@ async fn rejected_dead_letter_is_stored_with_fewer_columns() {
         assert_eq!(missing.join(","), lost, "{rule}");
         let reduced = metric(&transfer, "msg_transfer_dead_letters_reduced_total").await;
         assert_eq!(reduced, f64::from(u8::from(!lost.is_empty())), "{rule}");
-        transfer.wait_ready(PATIENCE).await.unwrap();
+        transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
         assert!(transfer.stop().await.unwrap().success());
     }
 }
@@ -64,12 +64,12 @@ async fn conflicts_of_a_caller_keep_little_content() {
     let transfer = world.transfer("transfer", |spec| spec.env("DEAD_LETTER_LIMIT", 40).env("LANES", 4));
     transfer.start().await.unwrap();
     let writer = world.writer();
-    writer.put(&good(&msg("alice", "bob", "1", "the first one")));
+    writer.put(&record_of(&msg("alice", "bob", "1", "the first one")));
     for i in 0..500 {
-        writer.put(&good(&msg("alice", "bob", "1", vec![b'x'; 10_000 + i])));
+        writer.put(&record_of(&msg("alice", "bob", "1", vec![b'x'; 10_000 + i])));
     }
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let database = world.database().await;
     eventually("each conflict is a dead letter", async || {
         let letters = count_rows(&database, "dead_letters WHERE reason = 'IDEMPOTENCY_CONFLICT'").await?;
@@ -81,5 +81,5 @@ async fn conflicts_of_a_caller_keep_little_content() {
     let explained = "dead_letters WHERE value IS NULL AND detail LIKE '%content is not kept%' AND key IS NOT NULL";
     assert_eq!(count_rows(&database, explained).await.unwrap(), 490);
     assert_eq!(count_rows(&database, "messages").await.unwrap(), 1);
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! P2: each message is one row, no matter how often its record is sent.
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::world::World;
 
 #[tokio::test]
@@ -9,28 +9,28 @@ async fn repeated_message_is_one_row() {
     let writer = world.writer();
     // In one batch: repeats next to each other, and between other messages.
     for i in 0..100 {
-        let message = good(&msg("alice", "bob", &i.to_string(), "x"));
+        let message = record_of(&msg("alice", "bob", &i.to_string(), "x"));
         writer.put(&message);
         writer.put(&message);
-        writer.put(&good(&msg("alice", "bob", &(i / 2).to_string(), "x")));
+        writer.put(&record_of(&msg("alice", "bob", &(i / 2).to_string(), "x")));
     }
     writer.flush();
     let _transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 100, "P2");
     world.assert_ordered_without_gaps().await;
     // In later batches: first only repeats, then repeats between new messages.
     for i in 0..100 {
-        writer.put(&good(&msg("alice", "bob", &i.to_string(), "x")));
+        writer.put(&record_of(&msg("alice", "bob", &i.to_string(), "x")));
     }
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 100, "P2");
     for i in 50..150 {
-        writer.put(&good(&msg("alice", "bob", &i.to_string(), "x")));
+        writer.put(&record_of(&msg("alice", "bob", &i.to_string(), "x")));
     }
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 150, "P2");
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.dead_letters().await, []);
@@ -52,23 +52,25 @@ async fn other_content_under_a_used_id_is_dead_lettered() {
         other.content_type = "text/html".into();
         other
     });
-    writer.put(&good(&first));
+    writer.put(&record_of(&first));
     // In the same batch …
-    writer.put(&good(&others[0]));
-    writer.put(&good(&first));
+    writer.put(&record_of(&others[0]));
+    writer.put(&record_of(&first));
     writer.flush();
     let _transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     // … and in later ones.
-    writer.put(&good(&others[1]));
-    writer.put(&good(&msg("alice", "bob", "2", "next")));
-    writer.put(&good(&others[2]));
+    writer.put(&record_of(&others[1]));
+    writer.put(&record_of(&msg("alice", "bob", "2", "next")));
+    writer.put(&record_of(&others[2]));
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let stored: Vec<_> = world.rows().await.into_iter().map(|row| (row.seq, row.content)).collect();
     assert_eq!(stored, [(1, b"first".to_vec()), (2, b"next".to_vec())]);
     let dead = world.dead_letters().await;
-    let expected: Vec<_> =
-        others.iter().map(|other| ("IDEMPOTENCY_CONFLICT".to_owned(), good(other).key, good(other).value)).collect();
+    let expected: Vec<_> = others
+        .iter()
+        .map(|other| ("IDEMPOTENCY_CONFLICT".to_owned(), record_of(other).key, record_of(other).value))
+        .collect();
     assert_eq!(dead, expected);
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use msg_dev::stack::{Service, Signal};
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::stack::own_stack;
 use crate::support::world::{World, count_rows};
-use crate::support::{PATIENCE, ensure, eventually, within};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually, within};
 
 /// The transfer is killed several times in the middle of its work. Each time it resumes at the committed offsets, and
 /// stores no record twice.
@@ -18,7 +18,7 @@ async fn killed_transfer_loses_and_duplicates_nothing() {
     let writer = world.writer();
     const COUNT: i64 = 60_000;
     for i in 0..COUNT {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 200), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 200), &i.to_string(), "some body")));
     }
     writer.flush();
     let transfer = world.transfer("transfer", |spec| {
@@ -37,11 +37,11 @@ async fn killed_transfer_loses_and_duplicates_nothing() {
         })
         .await;
         transfer.kill().await;
-        let committed = world.committed().await;
+        let committed = world.committed_offsets().await;
         world.assert_offsets_do_not_lead(&committed).await;
     }
     transfer.start().await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), COUNT as usize, "P1, P2");
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.dead_letters().await, []);
@@ -57,7 +57,7 @@ async fn failed_batch_is_retried_until_it_is_stored() {
     locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let writer = world.writer();
     for i in 0..100 {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
     }
     writer.flush();
     eventually("some attempts have failed", async || {
@@ -67,14 +67,14 @@ async fn failed_batch_is_retried_until_it_is_stored() {
         ensure(failures >= 3.0, failures)
     })
     .await;
-    assert_eq!(world.committed().await.iter().sum::<i64>(), 0, "P5: nothing is stored yet");
+    assert_eq!(world.committed_offsets().await.iter().sum::<i64>(), 0, "P5: nothing is stored yet");
     assert!(!transfer.is_ready().await);
     locker.batch_execute("COMMIT").await.unwrap();
-    world.rows_reach(100).await;
-    world.all_committed().await;
+    world.wait_for_rows(100).await;
+    world.wait_for_all_committed().await;
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.rows().await.len(), 100, "P1, P2");
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
 }
 
 /// The database is unavailable under load: stopped for 20 s, then killed, then frozen.
@@ -93,7 +93,7 @@ async fn database_outages_lose_and_dead_letter_nothing() {
             let mut sent = 0_i64;
             while !stop.load(Ordering::Relaxed) {
                 for _ in 0..20 {
-                    writer.put(&good(&msg("a", &format!("inbox-{}", sent % 50), &sent.to_string(), "some body")));
+                    writer.put(&record_of(&msg("a", &format!("inbox-{}", sent % 50), &sent.to_string(), "some body")));
                     sent += 1;
                 }
                 writer.flush();
@@ -103,25 +103,25 @@ async fn database_outages_lose_and_dead_letter_nothing() {
         });
         tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(async {
-                world.rows_reach(1000).await;
+                world.wait_for_rows(1000).await;
                 stack.postgres().stop().await;
                 assert_unavailable_for(Duration::from_secs(20), &transfer).await;
                 stack.postgres().start().await.unwrap();
-                transfer.wait_ready(PATIENCE).await.unwrap();
+                transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
                 stack.postgres().kill().await;
                 assert_unavailable_for(Duration::from_secs(2), &transfer).await;
                 stack.postgres().start().await.unwrap();
-                transfer.wait_ready(PATIENCE).await.unwrap();
+                transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
                 assert!(stack.postgres().freeze());
                 assert_unavailable_for(Duration::from_secs(8), &transfer).await;
                 assert!(stack.postgres().thaw());
-                transfer.wait_ready(PATIENCE).await.unwrap();
+                transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
             });
         });
         stop.store(true, Ordering::Relaxed);
         load.join().unwrap()
     });
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), usize::try_from(sent).unwrap(), "P1, P2");
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.dead_letters().await, []);
@@ -133,7 +133,7 @@ async fn database_outages_lose_and_dead_letter_nothing() {
 async fn assert_unavailable_for(time: Duration, transfer: &Service) {
     let until = Instant::now() + time;
     eventually("the transfer is not ready", async || ensure(!transfer.is_ready().await, "ready")).await;
-    within(time + PATIENCE, "the outage has lasted", async || {
+    within(time + WAIT_TIMEOUT, "the outage has lasted", async || {
         assert!(transfer.process().unwrap().exit_status().is_none(), "the transfer has exited");
         ensure(Instant::now() > until, "not yet")
     })
@@ -155,21 +155,21 @@ async fn frozen_process_that_wakes_duplicates_and_reorders_nothing() {
     });
     frozen.start().await.unwrap();
     for i in 0..COUNT {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 20), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 20), &i.to_string(), "some body")));
     }
     writer.flush();
-    world.rows_reach(1000).await;
+    world.wait_for_rows(1000).await;
     assert!(frozen.signal(Signal::Stop));
     let next = world.transfer("second", |spec| spec.env("SESSION_TIMEOUT", "6s").env("DRAIN_TIMEOUT", "3s"));
     next.start().await.unwrap();
-    world.rows_reach(COUNT).await;
+    world.wait_for_rows(COUNT).await;
     assert!(frozen.signal(Signal::Cont));
     // Both continue: new messages arrive while the group rebalances.
     for i in COUNT..COUNT + 5000 {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 20), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 20), &i.to_string(), "some body")));
     }
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len() as i64, COUNT + 5000, "P1, P2");
     world.assert_ordered_without_gaps().await;
     assert!(frozen.stop().await.unwrap().success());

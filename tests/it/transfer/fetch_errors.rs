@@ -7,15 +7,15 @@ use msg_dev::stack::kafka::rights::login;
 use msg_dev::stack::{Operation, Resource, Right, Service, Stack};
 
 use super::commands::run;
-use crate::support::kafka::{Writer, good, msg};
+use crate::support::kafka::{RecordWriter, msg, record_of};
 use crate::support::stack::{own_stack, stack, stack_with_users};
-use crate::support::transfer::{metric, not_ready_because};
+use crate::support::transfer::{metric, wait_not_ready};
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
-fn put(writer: &Writer, from: usize, count: usize) {
+fn put(writer: &RecordWriter, from: usize, count: usize) {
     for i in from..from + count {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
     }
     writer.flush();
 }
@@ -33,8 +33,8 @@ async fn zstd_topic_is_stored() {
     stack().await.postgres().create_database("zstd").await.unwrap();
     put(&world.writer(), 0, 100);
     let transfer = world.running_transfer().await;
-    world.rows_reach(100).await;
-    world.all_committed().await;
+    world.wait_for_rows(100).await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
 }
 
@@ -63,12 +63,12 @@ async fn missing_read_right_is_reported_and_recovers() {
     transfer.start().await.unwrap();
     let writer = world.writer();
     put(&writer, 0, 100);
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
 
     stack.kafka().withdraw(read.clone()).await.unwrap();
     put(&writer, 100, 100);
     let texts = ["fetching:", "rights partition ", "at offset ", "TOPIC_AUTHORIZATION_FAILED", "READ"];
-    not_ready_because(&transfer, &texts).await;
+    wait_not_ready(&transfer, &texts).await;
     eventually("the unfetched records count as lag and as stalled", async || {
         let (lag, stalled) = (
             metric(&transfer, "msg_transfer_lag_records").await,
@@ -85,16 +85,16 @@ async fn missing_read_right_is_reported_and_recovers() {
     assert!((4..=20).contains(&lines), "{lines} lines");
     assert!(logged(&transfer, "start resolved") <= 8, "attempts are not logged");
     stack.kafka().grant(read.clone()).await.unwrap();
-    world.rows_reach(200).await;
-    transfer.wait_ready(2 * PATIENCE).await.unwrap();
+    world.wait_for_rows(200).await;
+    transfer.wait_ready(2 * WAIT_TIMEOUT).await.unwrap();
 
     // Without DESCRIBE the topic's metadata cannot be read either.
     stack.kafka().withdraw([&describe[..], &read[..]].concat()).await.unwrap();
     put(&writer, 200, 100);
-    not_ready_because(&transfer, &["rights", "uthorization", "READ"]).await;
+    wait_not_ready(&transfer, &["rights", "uthorization", "READ"]).await;
     stack.kafka().grant([&describe[..], &read[..]].concat()).await.unwrap();
-    world.rows_reach(300).await;
-    transfer.wait_ready(2 * PATIENCE).await.unwrap();
+    world.wait_for_rows(300).await;
+    transfer.wait_ready(2 * WAIT_TIMEOUT).await.unwrap();
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.rows().await.len(), 300, "P1, P2");
     assert!(transfer.stop().await.unwrap().success());
@@ -141,7 +141,7 @@ async fn assert_halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&
     world.create(&stack).await;
     let writer = world.writer();
     put(&writer, 0, 10);
-    writer.put(&good(&msg("a", "inbox-0", "hello", "hello")));
+    writer.put(&record_of(&msg("a", "inbox-0", "hello", "hello")));
     writer.flush();
     put(&writer, 10, 10);
     let log = log_of(&stack, folder.path(), name);
@@ -151,8 +151,8 @@ async fn assert_halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&
     transfer.launch().unwrap();
     let position = format!("{name} partition 0");
     let texts = ["partitions:", &position, "offset 10", code, "msg-transfer resume"];
-    not_ready_because(&transfer, &texts).await;
-    world.rows_reach(10).await;
+    wait_not_ready(&transfer, &texts).await;
+    world.wait_for_rows(10).await;
     let wait_for_gauges = async |what: &str| {
         eventually(what, async || {
             let gauge = async |name: &str| metric(&transfer, name).await;
@@ -188,7 +188,7 @@ async fn assert_halts_and_recovers(name: &str, code: &str, damage: impl FnOnce(&
         ensure(rows == 21, rows)
     })
     .await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     world.assert_ordered_without_gaps().await;
     assert!(world.rows().await.iter().any(|row| row.content == b"hello"), "the content is as it was sent");
     assert!(transfer.stop().await.unwrap().success());

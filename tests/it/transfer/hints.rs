@@ -9,7 +9,7 @@ use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
-use crate::support::kafka::{Raw, good, msg};
+use crate::support::kafka::{RawRecord, msg, record_of};
 use crate::support::load;
 use crate::support::stack::stack;
 use crate::support::transfer::metric;
@@ -54,7 +54,7 @@ async fn each_commit_sends_hints_of_its_inboxes_and_last_seqs() {
     let world = World::new("hints").await;
     let transfer = world.running_transfer().await;
     let hints = Hints::of(&world);
-    load::write(&world.writer(), 0, 3000, 30);
+    load::write_messages(&world.writer(), 0, 3000, 30);
     // The `seq` of each inbox ascends, no matter how the batches were composed.
     let mut last = BTreeMap::new();
     eventually("each inbox is hinted with its last seq", async || {
@@ -74,23 +74,23 @@ async fn records_that_make_no_row_send_hints_too() {
     let world = World::new("hints_no_rows").await;
     let transfer = world.running_transfer().await;
     let (writer, hints) = (world.writer(), Hints::of(&world));
-    let put = |record: &Raw| {
+    let put = |record: &RawRecord| {
         writer.put(record);
         writer.flush();
     };
-    put(&good(&msg("a", "bob", "1", "hello")));
+    put(&record_of(&msg("a", "bob", "1", "hello")));
     hints.expect(&[("bob", 1)]).await;
     // A duplicate.
-    put(&good(&msg("a", "bob", "1", "hello")));
+    put(&record_of(&msg("a", "bob", "1", "hello")));
     hints.expect(&[("bob", 0)]).await;
     // A conflict.
-    put(&good(&msg("a", "bob", "1", "other words")));
+    put(&record_of(&msg("a", "bob", "1", "other words")));
     hints.expect(&[("bob", 0)]).await;
     // A record that holds no message: with a known inbox, and then without one.
-    put(&Raw { key: Some(b"eve".to_vec()), ..good(&msg("a", "bob", "2", "hello")) });
+    put(&RawRecord { key: Some(b"eve".to_vec()), ..record_of(&msg("a", "bob", "2", "hello")) });
     hints.expect(&[("bob", 0)]).await;
-    put(&Raw { value: Some(b"\xff".to_vec()), ..good(&msg("a", "bob", "2", "hello")) });
-    put(&good(&msg("a", "bob", "3", "hello")));
+    put(&RawRecord { value: Some(b"\xff".to_vec()), ..record_of(&msg("a", "bob", "2", "hello")) });
+    put(&record_of(&msg("a", "bob", "3", "hello")));
     hints.expect(&[("bob", 2)]).await;
     assert_eq!(world.dead_letters().await.len(), 3);
     assert!(transfer.stop().await.unwrap().success());
@@ -109,7 +109,7 @@ async fn hint_follows_the_commit_of_its_rows() {
     database.batch_execute(slow).await.unwrap();
     let (writer, hints) = (world.writer(), Hints::of(&world));
     for seq in 1..=3 {
-        writer.put(&good(&msg("a", "bob", &seq.to_string(), "hello")));
+        writer.put(&record_of(&msg("a", "bob", &seq.to_string(), "hello")));
         writer.flush();
         hints.expect(&[("bob", seq)]).await;
         let found = database.query("SELECT FROM messages WHERE recv_id = 'bob' AND seq = $1", &[&seq]).await.unwrap();
@@ -122,8 +122,8 @@ async fn hint_follows_the_commit_of_its_rows() {
 async fn messages_are_stored_without_a_hints_topic() {
     let world = World::without_hints("hints_missing").await;
     let transfer = world.running_transfer().await;
-    load::write(&world.writer(), 0, 1000, 10);
-    world.all_committed().await;
+    load::write_messages(&world.writer(), 0, 1000, 10);
+    world.wait_for_all_committed().await;
     load::assert_stored(&world, 1000, 10).await;
     eventually("the missing topic is counted", async || {
         let count = metric(&transfer, "msg_transfer_hints_total{outcome=\"no_topic\"}").await;
@@ -135,7 +135,7 @@ async fn messages_are_stored_without_a_hints_topic() {
     kafka.create(&kafka.hints_topic(world.topic())).await.unwrap();
     let (writer, mut sent) = (world.writer(), 1000);
     eventually("hints are written", async || {
-        load::write(&writer, sent, sent + 10, 10);
+        load::write_messages(&writer, sent, sent + 10, 10);
         sent += 10;
         let count = metric(&transfer, "msg_transfer_hints_total{outcome=\"written\"}").await;
         ensure(count >= 1.0, count)
@@ -149,11 +149,12 @@ async fn hints_can_be_switched_off() {
     let world = World::new("hints_off").await;
     let transfer = world.transfer("transfer", |spec| spec.env("HINTS_TOPIC", "none"));
     transfer.start().await.unwrap();
-    load::write(&world.writer(), 0, 100, 10);
-    world.all_committed().await;
+    load::write_messages(&world.writer(), 0, 100, 10);
+    world.wait_for_all_committed().await;
     assert_eq!(metric(&transfer, "msg_transfer_hints_total").await, 0.0);
     let (brokers, topic) = (world.brokers().to_owned(), format!("{}-hints", world.topic()));
-    let ends = tokio::task::spawn_blocking(move || crate::support::kafka::ends(&brokers, &topic, 1)).await.unwrap();
+    let ends =
+        tokio::task::spawn_blocking(move || crate::support::kafka::end_offsets(&brokers, &topic, 1)).await.unwrap();
     assert_eq!(ends, [0]);
     assert!(transfer.stop().await.unwrap().success());
 }

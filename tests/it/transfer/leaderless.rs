@@ -3,10 +3,10 @@
 
 use msg_dev::stack::{Stack, StackOptions};
 
-use crate::support::kafka::{good, msg};
-use crate::support::transfer::not_ready_because;
+use crate::support::kafka::{msg, record_of};
+use crate::support::transfer::wait_not_ready;
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 const PARTITIONS: i32 = 6;
 
@@ -26,7 +26,7 @@ async fn partition_without_a_leader_delays_no_other_and_is_reported() {
     stack.postgres().create_database("leaderless").await.unwrap();
     let writer = world.writer();
     for partition in 0..PARTITIONS {
-        writer.put_to(partition, &good(&msg("alice", &format!("inbox-{partition}"), "1", "hello")));
+        writer.put_to(partition, &record_of(&msg("alice", &format!("inbox-{partition}"), "1", "hello")));
     }
     writer.flush();
     stack.kafka().kill_broker(3).await.unwrap();
@@ -47,7 +47,7 @@ async fn partition_without_a_leader_delays_no_other_and_is_reported() {
     .await;
     let missing = (0..PARTITIONS).filter(|partition| !stored_without_broker_3.contains(partition));
     for partition in missing {
-        not_ready_because(&transfer, &["leaderless", &partition.to_string()]).await;
+        wait_not_ready(&transfer, &["leaderless", &partition.to_string()]).await;
     }
 
     stack.kafka().start_broker(3).await.unwrap();
@@ -56,7 +56,7 @@ async fn partition_without_a_leader_delays_no_other_and_is_reported() {
         ensure(stored == (0..PARTITIONS).collect::<Vec<_>>(), format!("{stored:?}"))
     })
     .await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
     stack.stop().await;
 }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// SIGTERM under load: consumed records are stored and committed, so that no record is consumed twice; exit code 0.
 #[tokio::test]
@@ -14,7 +14,7 @@ async fn transfer_drains_and_commits_at_sigterm() {
     let writer = world.writer();
     const COUNT: i64 = 100_000;
     for i in 0..COUNT {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), "some body")));
     }
     writer.flush();
     let transfer = world.transfer("transfer", |spec| {
@@ -24,16 +24,16 @@ async fn transfer_drains_and_commits_at_sigterm() {
             .env("BATCH_RECORDS", 200)
     });
     transfer.start().await.unwrap();
-    world.rows_reach(5000).await;
+    world.wait_for_rows(5000).await;
     assert!(transfer.stop().await.unwrap().success());
-    let committed = world.committed().await;
+    let committed = world.committed_offsets().await;
     let stored = world.rows().await.len() as i64;
     assert_eq!(committed.iter().sum::<i64>(), stored, "exactly the stored records are committed");
     assert!((5000..COUNT).contains(&stored), "it has to be stopped in the middle: {stored}");
     world.assert_offsets_do_not_lead(&committed).await;
     // The next process consumes no record again.
     transfer.start().await.unwrap();
-    world.rows_reach(COUNT).await;
+    world.wait_for_rows(COUNT).await;
     world.assert_ordered_without_gaps().await;
     let metrics = transfer.metrics().await.unwrap();
     assert!(metrics.contains("msg_transfer_duplicate_messages_total 0"), "{metrics}");
@@ -47,21 +47,21 @@ async fn processes_that_join_and_leave_lose_and_duplicate_nothing() {
     let writer = world.writer();
     const COUNT: i64 = 60_000;
     for i in 0..COUNT {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), "some body")));
     }
     writer.flush();
     let slow = |spec: msg_dev::stack::ServiceSpec| spec.env("BATCH_RECORDS", 50).env("LANES", 2);
     let [one, two] = ["one", "two"].map(|name| world.transfer(name, slow));
     one.start().await.unwrap();
-    world.rows_reach(5_000).await;
+    world.wait_for_rows(5_000).await;
     two.start().await.unwrap();
-    world.rows_reach(15_000).await;
+    world.wait_for_rows(15_000).await;
     assert!(one.stop().await.unwrap().success());
-    world.rows_reach(25_000).await;
+    world.wait_for_rows(25_000).await;
     one.start().await.unwrap();
-    world.rows_reach(35_000).await;
+    world.wait_for_rows(35_000).await;
     assert!(two.stop().await.unwrap().success());
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len() as i64, COUNT, "P1, P2");
     world.assert_ordered_without_gaps().await;
     assert!(one.stop().await.unwrap().success());
@@ -89,10 +89,10 @@ async fn transfer_waits_for_a_late_database_and_kafka() {
     // The transfer may join the group without its topic. It has to find the topic once it exists.
     world.create_topic(&stack).await;
     let writer = world.writer();
-    writer.put(&good(&msg("alice", "bob", "1", "hello")));
+    writer.put(&record_of(&msg("alice", "bob", "1", "hello")));
     writer.flush();
-    world.rows_reach(1).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    world.wait_for_rows(1).await;
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
     stack.stop().await;
 }
@@ -143,7 +143,7 @@ async fn newer_schema_is_refused_and_older_schema_waits_for_migration() {
     for migrate in &migrations {
         assert!(migrate.wait().await.unwrap().success());
     }
-    waiting.wait_ready(PATIENCE).await.unwrap();
+    waiting.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(waiting.stop().await.unwrap().success());
     let add_version =
         "INSERT INTO refinery_schema_history (version, name, applied_on, checksum) VALUES (999, 'x', 'x', '1')";

@@ -2,7 +2,7 @@
 
 use msg_dev::stack::Service;
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
@@ -29,7 +29,7 @@ async fn read_only_database_is_logged_rarely() {
     database.batch_execute(end).await.unwrap();
     let before = lines(&transfer, &["WARN", "ERROR"]).len();
     let writer = world.writer();
-    (0..200).for_each(|i| writer.put(&good(&msg("alice", &format!("inbox-{i}"), &i.to_string(), "x"))));
+    (0..200).for_each(|i| writer.put(&record_of(&msg("alice", &format!("inbox-{i}"), &i.to_string(), "x"))));
     writer.flush();
     let found = || lines(&transfer, &["WARN", "ERROR"]).split_off(before);
     // The second line of a condition is logged 10 s after the first, and has the number of occurrences in between.
@@ -48,7 +48,7 @@ async fn conflicts_of_callers_are_not_logged_as_warnings() {
     let transfer = world.running_transfer().await;
     let writer = world.writer();
     for i in 0..50 {
-        writer.put(&good(&msg("alice", "bob", "1", i.to_string())));
+        writer.put(&record_of(&msg("alice", "bob", "1", i.to_string())));
         writer.flush();
     }
     eventually("the conflicts are dead letters", async || {

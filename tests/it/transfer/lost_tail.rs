@@ -6,7 +6,7 @@ use std::process::Command;
 
 use msg_dev::stack::{Service, Stack};
 
-use crate::support::kafka::{Raw, good, msg};
+use crate::support::kafka::{RawRecord, msg, record_of};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
@@ -28,14 +28,14 @@ impl LostTail {
         let transfer = world.running_transfer().await;
         let tail = LostTail { stack, folder, world, transfer };
         tail.send(0..80);
-        tail.world.all_committed().await;
+        tail.world.wait_for_all_committed().await;
         tail.stack.kafka().stop().await;
         copy(&tail.log(), &tail.copy());
         tail.stack.kafka().start().await.unwrap();
         tail.send(80..99);
         tail.send_broken("first");
-        tail.world.rows_reach(99).await;
-        tail.world.all_committed().await;
+        tail.world.wait_for_rows(99).await;
+        tail.world.wait_for_all_committed().await;
         tail
     }
 
@@ -51,14 +51,18 @@ impl LostTail {
         // A new producer, because the broker has lost the last sequence numbers of the old one too.
         let writer = self.world.writer();
         for i in numbers {
-            writer.put(&good(&msg("a", "inbox", &i.to_string(), "some body")));
+            writer.put(&record_of(&msg("a", "inbox", &i.to_string(), "some body")));
         }
         writer.flush();
     }
 
     fn send_broken(&self, value: &str) {
         let writer = self.world.writer();
-        writer.put(&Raw { key: Some(b"inbox".to_vec()), value: Some(value.as_bytes().to_vec()), version: Some("1") });
+        writer.put(&RawRecord {
+            key: Some(b"inbox".to_vec()),
+            value: Some(value.as_bytes().to_vec()),
+            version: Some("1"),
+        });
         writer.flush();
     }
 
@@ -89,14 +93,14 @@ impl LostTail {
     /// message has one.
     async fn assert_all_stored(self, sent_again: std::ops::Range<usize>) {
         let stored = i64::try_from(99 + sent_again.len()).unwrap();
-        self.world.rows_reach(stored).await;
-        self.world.all_committed().await;
+        self.world.wait_for_rows(stored).await;
+        self.world.wait_for_all_committed().await;
         let rows = self.world.rows().await;
         let numbers: Vec<usize> = rows.iter().map(|row| row.client_msg_id.parse().unwrap()).collect();
         assert_eq!(numbers, (0..99).chain(sent_again).collect::<Vec<_>>(), "P1, P2, P3");
         let seqs: Vec<i64> = rows.iter().map(|row| row.seq).collect();
         assert_eq!(seqs, (1..=stored).collect::<Vec<_>>(), "P4");
-        let end = self.world.ends().await[0];
+        let end = self.world.end_offsets().await[0];
         let next = "SELECT next_offset FROM progress";
         let next: i64 = self.world.database().await.query_one(next, &[]).await.unwrap().get(0);
         assert_eq!(next, end);
@@ -117,8 +121,8 @@ async fn records_above_a_lost_tail_are_stored_after_a_restart() {
     tail.send(119..139);
     tail.transfer.start().await.unwrap();
     tail.wait_for_20_lost().await;
-    tail.world.rows_reach(99 + 39).await;
-    tail.world.all_committed().await;
+    tail.world.wait_for_rows(99 + 39).await;
+    tail.world.wait_for_all_committed().await;
     let values: Vec<_> = tail.world.dead_letters().await.into_iter().map(|(_, _, value)| value.unwrap()).collect();
     assert_eq!(values, [b"first".to_vec(), b"second".to_vec()], "both dead letters were at offset 99");
     tail.assert_all_stored(100..139).await;

@@ -1,6 +1,6 @@
 //! P1, P3 and P4: every message is stored, in order and without gaps.
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::world::World;
 
 #[tokio::test]
@@ -10,7 +10,7 @@ async fn every_message_is_stored_in_order_without_gaps() {
     // Half before the transfer starts, half while it runs.
     let send = |from: usize, to: usize| {
         for i in from..to {
-            writer.put(&good(&msg(
+            writer.put(&record_of(&msg(
                 &format!("sender-{}", i % 7),
                 &format!("inbox-{}", i % 50),
                 &i.to_string(),
@@ -22,7 +22,7 @@ async fn every_message_is_stored_in_order_without_gaps() {
     send(0, 3000);
     let transfer = world.running_transfer().await;
     send(3000, 6000);
-    world.rows_reach(6000).await;
+    world.wait_for_rows(6000).await;
     world.assert_ordered_without_gaps().await;
     let rows = world.rows().await;
     assert_eq!(rows.len(), 6000);
@@ -33,7 +33,7 @@ async fn every_message_is_stored_in_order_without_gaps() {
         assert_eq!(row.seq, i / 50 + 1, "P3: {row:?}");
     }
     assert_eq!(world.dead_letters().await, []);
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
 }
 
@@ -44,11 +44,11 @@ async fn bodies_of_every_kind_are_stored_byte_for_byte() {
     let bodies: Vec<Vec<u8>> =
         vec![Vec::new(), vec![0], (0..=255).collect(), "你好, Привет, مرحبا, 👩‍👩‍👧‍👦".into(), vec![0xff; 1 << 20]];
     for (i, body) in bodies.iter().enumerate() {
-        writer.put(&good(&msg("alice", "bob", &i.to_string(), body.clone())));
+        writer.put(&record_of(&msg("alice", "bob", &i.to_string(), body.clone())));
     }
     writer.flush();
     let _transfer = world.running_transfer().await;
-    world.rows_reach(bodies.len() as i64).await;
+    world.wait_for_rows(bodies.len() as i64).await;
     let stored: Vec<Vec<u8>> = world.rows().await.into_iter().map(|row| row.content).collect();
     assert!(stored == bodies, "a body differs");
 }
@@ -61,11 +61,11 @@ async fn hot_inbox_keeps_its_order() {
     let writer = world.writer();
     for i in 0..20_000 {
         let inbox = if i % 10 == 0 { format!("cold-{}", i % 100) } else { "hot".to_owned() };
-        writer.put(&good(&msg("a", &inbox, &i.to_string(), "x")));
+        writer.put(&record_of(&msg("a", &inbox, &i.to_string(), "x")));
     }
     writer.flush();
     let _transfer = world.running_transfer().await;
-    world.rows_reach(20_000).await;
+    world.wait_for_rows(20_000).await;
     world.assert_ordered_without_gaps().await;
     let hot: Vec<i64> = world
         .rows()

@@ -3,7 +3,7 @@
 
 use super::commands::run_with;
 use crate::support::hosts::Pooler;
-use crate::support::load::write;
+use crate::support::load::write_messages;
 use crate::support::world::World;
 
 #[tokio::test]
@@ -42,9 +42,9 @@ async fn pooler_in_session_mode_is_used() {
     let pooler = Pooler::start(&world, "pool_mode = session").await;
     let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_URL", &pooler.url));
     transfer.start().await.unwrap();
-    write(&world.writer(), 0, 500, 10);
-    world.rows_reach(500).await;
-    world.all_committed().await;
+    write_messages(&world.writer(), 0, 500, 10);
+    world.wait_for_rows(500).await;
+    world.wait_for_all_committed().await;
     let check = run_with(&world, "check --output json", &[("DATABASE_URL", &pooler.url)]).await.assert_code(0);
     assert!(check.stdout.contains("no pooler in transaction mode"), "{}", check.stdout);
     assert!(transfer.stop().await.unwrap().success());

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use msg_dev::stack::{Service, Signal};
 
-use crate::support::admin::generation;
+use crate::support::admin::group_generation;
 use crate::support::load::{Load, OffsetWatch};
-use crate::support::transfer::{lost, metric, not_ready_because, small_batches};
+use crate::support::transfer::{lost_partitions, metric, small_batches, wait_not_ready};
 use crate::support::world::World;
 use crate::support::{ensure, eventually, within};
 
@@ -28,20 +28,20 @@ async fn members_that_leave_and_join_lose_and_reorder_nothing() {
     // First two members in turns, then three.
     for leaving in [0, 1] {
         stop(&members[leaving]).await;
-        world.goes_on_by(300).await;
+        world.wait_for_more_rows(300).await;
         members[leaving].start().await.unwrap();
-        world.goes_on_by(300).await;
+        world.wait_for_more_rows(300).await;
     }
     members[2].start().await.unwrap();
     for leaving in [2, 0] {
         stop(&members[leaving]).await;
         members[leaving].start().await.unwrap();
-        world.goes_on_by(300).await;
+        world.wait_for_more_rows(300).await;
     }
     load.finish(&world).await;
     watch.finish().await;
     for member in &members {
-        assert_eq!(lost(member).await, 0.0, "no member was expelled");
+        assert_eq!(lost_partitions(member).await, 0.0, "no member was expelled");
         stop(member).await;
     }
 }
@@ -58,11 +58,11 @@ async fn killed_members_lose_duplicate_and_reorder_nothing() {
         member.start().await.unwrap();
     }
     for killed in [0, 1] {
-        world.goes_on_by(300).await;
+        world.wait_for_more_rows(300).await;
         members[killed].kill().await;
         members[killed].start().await.unwrap();
     }
-    world.goes_on_by(300).await;
+    world.wait_for_more_rows(300).await;
     load.finish(&world).await;
     watch.finish().await;
 }
@@ -83,7 +83,7 @@ async fn killed_static_members_store_again_within_their_session() {
     }
     for round in 0..8 {
         let member = &members[round % 2];
-        world.goes_on_by(100).await;
+        world.wait_for_more_rows(100).await;
         member.kill().await;
         member.launch().unwrap();
         // The member gets all its partitions back, and stores again far within its session.
@@ -118,9 +118,9 @@ async fn restart_of_a_static_member_moves_no_partition() {
         ensure(half == 2.0, half)
     })
     .await;
-    let before = generation(world.brokers(), world.topic()).await;
+    let before = group_generation(world.brokers(), world.topic()).await;
     stop(&one).await;
-    world.goes_on_by(300).await;
+    world.wait_for_more_rows(300).await;
     one.start().await.unwrap();
     eventually("the restarted member consumes records again", async || {
         let consumed = metric(&one, "msg_transfer_consumed_records_total").await;
@@ -134,7 +134,7 @@ async fn restart_of_a_static_member_moves_no_partition() {
         2.0,
         "partitions were assigned only once"
     );
-    assert_eq!(generation(world.brokers(), world.topic()).await, before, "the group did not rebalance");
+    assert_eq!(group_generation(world.brokers(), world.topic()).await, before, "the group did not rebalance");
 }
 
 /// The number of assigned partitions, less those that were revoked or lost.
@@ -154,7 +154,7 @@ async fn sigterm_ends_a_pending_join_of_the_group() {
     hanging.start().await.unwrap();
     assert!(hanging.signal(Signal::Stop));
     joining.launch().unwrap();
-    not_ready_because(&joining, &["group: starting"]).await;
+    wait_not_ready(&joining, &["group: starting"]).await;
     eventually("the group waits", async || {
         let state = crate::support::admin::group_state(world.brokers(), world.topic()).await;
         ensure(state == "PreparingRebalance", state)

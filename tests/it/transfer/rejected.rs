@@ -4,10 +4,10 @@
 use msg_common::proto::Msg;
 use msg_dev::stack::Service;
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::transfer::metric;
 use crate::support::world::{Row, World, count_rows};
-use crate::support::{PATIENCE, ensure, within};
+use crate::support::{WAIT_TIMEOUT, ensure, within};
 
 const COUNT: i64 = 5000;
 const INBOXES: i64 = 7;
@@ -29,7 +29,7 @@ async fn world_with_poison(name: &str, rule: &str) -> (World, Service) {
     world.database().await.batch_execute(rule).await.unwrap();
     let writer = world.writer();
     for i in 0..COUNT {
-        writer.put(&good(&message(i)));
+        writer.put(&record_of(&message(i)));
     }
     writer.flush();
     (world, transfer)
@@ -40,12 +40,12 @@ async fn world_with_poison(name: &str, rule: &str) -> (World, Service) {
 async fn assert_only_poison_is_dead_lettered(world: &World, transfer: &Service) {
     let database = world.database().await;
     let valid = (0..COUNT).filter(|i| !is_poison(*i)).count();
-    within(PATIENCE / 2, "all other records are stored", async || {
+    within(WAIT_TIMEOUT / 2, "all other records are stored", async || {
         let rows = count_rows(&database, "messages").await?;
         ensure(rows == valid as i64, rows)
     })
     .await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let query = "SELECT reason, value, recv_id, msg_id FROM dead_letters";
     let mut dead: Vec<(String, Vec<u8>, Option<String>)> = Vec::new();
     for row in database.query(query, &[]).await.unwrap() {
@@ -57,7 +57,7 @@ async fn assert_only_poison_is_dead_lettered(world: &World, transfer: &Service) 
         .filter(|i| is_poison(*i))
         .map(|i| {
             let message = message(i);
-            ("REJECTED_BY_DATABASE".to_owned(), good(&message).value.unwrap(), Some(message.recv_id))
+            ("REJECTED_BY_DATABASE".to_owned(), record_of(&message).value.unwrap(), Some(message.recv_id))
         })
         .collect();
     expected.sort();
@@ -66,7 +66,7 @@ async fn assert_only_poison_is_dead_lettered(world: &World, transfer: &Service) 
     let in_order = |rows: &[Row]| rows.is_sorted_by_key(|row| row.client_msg_id.parse::<i64>().unwrap());
     let rows = world.rows().await;
     assert!(rows.chunk_by(|a, b| a.recv_id == b.recv_id).all(in_order), "P3");
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert_eq!(metric(transfer, "msg_transfer_dead_letters_total").await, expected.len() as f64);
 }
 
@@ -105,10 +105,10 @@ async fn stored_record_is_not_dead_lettered_by_a_newer_rule() {
     let transfer = world.running_transfer().await;
     let writer = world.writer();
     for i in 0..100 {
-        writer.put(&good(&msg("a", "inbox", &i.to_string(), if i % 10 == 5 { "poison" } else { "some body" })));
+        writer.put(&record_of(&msg("a", "inbox", &i.to_string(), if i % 10 == 5 { "poison" } else { "some body" })));
     }
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rule = "ALTER TABLE messages ADD CONSTRAINT clean CHECK (content <> 'poison'::bytea) NOT VALID";
     let database = world.database().await;
     database.batch_execute(rule).await.unwrap();
@@ -116,10 +116,10 @@ async fn stored_record_is_not_dead_lettered_by_a_newer_rule() {
     // As after a crash before the offsets were committed: all records are consumed again.
     database.batch_execute("UPDATE progress SET next_offset = 0").await.unwrap();
     transfer.start().await.unwrap();
-    writer.put(&good(&msg("a", "inbox", "new", "some body")));
+    writer.put(&record_of(&msg("a", "inbox", "new", "some body")));
     writer.flush();
-    world.rows_reach(101).await;
-    world.all_committed().await;
+    world.wait_for_rows(101).await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.dead_letters().await, []);
     world.assert_ordered_without_gaps().await;
 }

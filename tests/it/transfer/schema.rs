@@ -2,8 +2,8 @@
 //! rollback.
 
 use super::commands::{migrated, run, run_with};
-use crate::support::hosts::host;
-use crate::support::load::write;
+use crate::support::hosts::host_and_port;
+use crate::support::load::write_messages;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
@@ -16,8 +16,8 @@ async fn older_build_accepts_a_newer_compatible_schema() {
     database.batch_execute(newer).await.unwrap();
     let transfer = world.transfer("transfer", |spec| spec);
     transfer.start().await.unwrap();
-    write(&world.writer(), 0, 100, 10);
-    world.rows_reach(100).await;
+    write_messages(&world.writer(), 0, 100, 10);
+    world.wait_for_rows(100).await;
     assert!(transfer.stop().await.unwrap().success());
     let check = run(&world, "check").await.assert_code(0);
     assert!(check.stdout.contains("compatible with it"), "{}", check.stdout);
@@ -79,7 +79,7 @@ async fn migration_names_the_missing_right() {
     let world = World::new("may_not_create").await;
     let database = world.database().await;
     database.batch_execute("DROP ROLE IF EXISTS may_not; CREATE ROLE may_not LOGIN").await.unwrap();
-    let url = format!("postgres://may_not@{}/may_not_create", host(world.database_url()));
+    let url = format!("postgres://may_not@{}/may_not_create", host_and_port(world.database_url()));
     let ran = run_with(&world, "migrate", &[("DATABASE_URL", &url)]).await.assert_code(1);
     let words = ["permission denied for schema public", "42501", "GRANT CREATE ON SCHEMA public TO may_not"];
     assert!(words.iter().all(|word| ran.stderr.contains(word)), "{}", ran.stderr);

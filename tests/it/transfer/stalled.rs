@@ -6,10 +6,10 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::commands::run_with;
-use crate::support::kafka::{good, msg};
-use crate::support::transfer::{metric, not_ready_because};
+use crate::support::kafka::{msg, record_of};
+use crate::support::transfer::{metric, wait_not_ready};
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 const STALLED: &str = "msg_transfer_stalled_partitions";
 
@@ -21,9 +21,9 @@ async fn partition_that_stores_nothing_is_reported_until_it_does() {
     let locker = world.database().await;
     locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let writer = world.writer();
-    writer.put_to(2, &good(&msg("a", "b", "1", "some body")));
+    writer.put_to(2, &record_of(&msg("a", "b", "1", "some body")));
     writer.flush();
-    not_ready_because(&transfer, &["stalled:", "stalled partition 2 from offset 0 on"]).await;
+    wait_not_ready(&transfer, &["stalled:", "stalled partition 2 from offset 0 on"]).await;
     assert_eq!(metric(&transfer, STALLED).await, 1.0);
     let settings = [("STALL_TIMEOUT", "5s")];
     let checked = run_with(&world, "check --allow-unsafe-topic --output json", &settings).await.assert_code(1);
@@ -37,8 +37,8 @@ async fn partition_that_stores_nothing_is_reported_until_it_does() {
     let detail = stalled(&checked.json()).expect("the stalled partition is reported");
     assert!(detail.contains("[2]"), "{detail}");
     locker.batch_execute("COMMIT").await.unwrap();
-    world.rows_reach(1).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    world.wait_for_rows(1).await;
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     eventually("the gauge is 0 again", async || {
         let stalled = metric(&transfer, STALLED).await;
         ensure(stalled == 0.0, stalled)
@@ -77,9 +77,9 @@ fn abort_transaction(brokers: &str, topic: &str) {
         .set("transaction.timeout.ms", "30000")
         .create()
         .unwrap();
-    producer.init_transactions(PATIENCE).unwrap();
+    producer.init_transactions(WAIT_TIMEOUT).unwrap();
     producer.begin_transaction().unwrap();
     producer.send(BaseRecord::to(topic).partition(1).key("k").payload("never")).map_err(|(error, _)| error).unwrap();
-    producer.flush(PATIENCE).unwrap();
-    producer.abort_transaction(PATIENCE).unwrap();
+    producer.flush(WAIT_TIMEOUT).unwrap();
+    producer.abort_transaction(WAIT_TIMEOUT).unwrap();
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
@@ -12,11 +12,11 @@ async fn with_stored_records(name: &str) -> World {
     let world = World::new(name).await;
     let writer = world.writer();
     for i in 0..500 {
-        writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+        writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
     }
     writer.flush();
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     world
 }
@@ -30,13 +30,13 @@ async fn restored_database_is_filled_again() {
     world.database().await.batch_execute(earlier).await.unwrap();
     let transfer = world.transfer("again", |spec| spec);
     transfer.start().await.unwrap();
-    world.rows_reach(500).await;
+    world.wait_for_rows(500).await;
     world.assert_ordered_without_gaps().await;
     assert!(transfer.stop().await.unwrap().success());
     // To a point before the very first row.
     world.database().await.batch_execute("TRUNCATE messages, progress").await.unwrap();
     transfer.start().await.unwrap();
-    world.rows_reach(500).await;
+    world.wait_for_rows(500).await;
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.rows().await.len(), 500);
 }
@@ -47,7 +47,7 @@ async fn restored_database_is_filled_again() {
 async fn offsets_beyond_the_end_are_counted_as_lost() {
     let world = with_stored_records("lost").await;
     let database = world.database().await;
-    let ends: i64 = world.ends().await.iter().sum();
+    let ends: i64 = world.end_offsets().await.iter().sum();
     let partitions = i64::from(world.partitions);
     // With the group's committed offsets, and without.
     for (name, group) in [("again", "lost"), ("other-group", "lost-other")] {
@@ -81,27 +81,27 @@ async fn database_restored_under_a_running_transfer_is_filled_again() {
     let writer = world.writer();
     let send = |from: usize, to: usize| {
         for i in from..to {
-            writer.put(&good(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
+            writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
         }
         writer.flush();
     };
     send(0, 1000);
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     stack.postgres().stop().await;
     let data = data_folder(folder.path());
     let copy = folder.path().join("copy");
     copy_folder(&data, &copy);
     stack.postgres().start().await.unwrap();
     send(1000, 3000);
-    world.all_committed().await;
-    world.rows_reach(3000).await;
+    world.wait_for_all_committed().await;
+    world.wait_for_rows(3000).await;
     stack.postgres().stop().await;
     std::fs::remove_dir_all(&data).unwrap();
     copy_folder(&copy, &data);
     stack.postgres().start().await.unwrap();
     send(3000, 3100);
-    world.rows_reach(3100).await;
-    world.all_committed().await;
+    world.wait_for_rows(3100).await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 3100, "P1, P2");
     world.assert_ordered_without_gaps().await;
     // 2,000 rows were inserted twice, so the database really was restored.

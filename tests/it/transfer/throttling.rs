@@ -1,9 +1,9 @@
 //! A partition that has used up its share of the limits is throttled, and the others continue.
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::transfer::{metric, short_session};
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// One inbox is blocked, so its lane does not continue and its partition is throttled. The partition is reassigned in
 /// this state, and each owner resumes it where it was.
@@ -26,7 +26,7 @@ async fn throttled_partition_can_be_reassigned() {
                VALUES ('stuck', 1, gen_random_uuid(), 'x', 'x', 1, 'x', '', now(), 0, 0)";
     lock.execute(row, &[]).await.unwrap();
     for i in 0..2000 {
-        writer.put_to(0, &good(&msg("a", "stuck", &i.to_string(), "some body")));
+        writer.put_to(0, &record_of(&msg("a", "stuck", &i.to_string(), "some body")));
     }
     writer.flush();
     eventually("the partition is throttled", async || {
@@ -37,7 +37,7 @@ async fn throttled_partition_can_be_reassigned() {
     // The other partitions continue.
     for i in 0..1000 {
         for partition in 1..4 {
-            writer.put_to(partition, &good(&msg("a", &format!("free-{partition}"), &i.to_string(), "some body")));
+            writer.put_to(partition, &record_of(&msg("a", &format!("free-{partition}"), &i.to_string(), "some body")));
         }
     }
     writer.flush();
@@ -60,8 +60,8 @@ async fn throttled_partition_can_be_reassigned() {
     first.start().await.unwrap();
     assert!(second.stop().await.unwrap().success());
     lock.rollback().await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 5000, "P1, P2");
     world.assert_ordered_without_gaps().await;
-    first.wait_ready(PATIENCE).await.unwrap();
+    first.wait_ready(WAIT_TIMEOUT).await.unwrap();
 }

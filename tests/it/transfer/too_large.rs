@@ -3,7 +3,7 @@
 use msg_common::proto::Msg;
 use msg_dev::stack::Stack;
 
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::stack::stack;
 use crate::support::transfer::metric;
 use crate::support::world::World;
@@ -35,13 +35,13 @@ fn noise(bytes: usize) -> Vec<u8> {
 async fn assert_only_large_is_dead_lettered(world: &World, msgs: &[Msg]) {
     let writer = world.writer();
     for msg in msgs {
-        writer.put(&good(msg));
+        writer.put(&record_of(msg));
     }
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let dead = world.dead_letters().await;
     assert_eq!(dead.iter().map(|(reason, ..)| reason.as_str()).collect::<Vec<_>>(), ["TOO_LARGE"]);
-    assert_eq!(dead[0].2, good(&msgs[5]).value, "the dead letter has the whole value");
+    assert_eq!(dead[0].2, record_of(&msgs[5]).value, "the dead letter has the whole value");
     let rows = world.rows().await;
     let ids: Vec<&str> = rows.iter().map(|row| row.client_msg_id.as_str()).collect();
     assert_eq!(ids, ["0", "1", "2", "3", "4", "6", "7", "8", "9"], "P1, P3");
@@ -84,7 +84,7 @@ async fn small_record_that_times_out_is_retried() {
     let writer = world.writer();
     let msgs = msgs(10_000);
     for msg in &msgs {
-        writer.put(&good(msg));
+        writer.put(&record_of(msg));
     }
     writer.flush();
     eventually("the record was retried", async || {
@@ -94,7 +94,7 @@ async fn small_record_that_times_out_is_retried() {
     .await;
     assert_eq!(world.dead_letters().await, []);
     database.batch_execute("DROP TRIGGER slow ON messages").await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!((world.rows().await.len(), world.dead_letters().await.len()), (10, 0), "P1");
     world.assert_ordered_without_gaps().await;
 }

@@ -2,13 +2,13 @@
 
 use msg_dev::stack::Stack;
 
-use crate::support::admin::{delete_records, grow};
-use crate::support::kafka::{good, msg};
-use crate::support::load::{Load, assert_in_place, write};
+use crate::support::admin::{delete_records, set_partition_count};
+use crate::support::kafka::{msg, record_of};
+use crate::support::load::{Load, assert_in_order, write_messages};
 use crate::support::stack::{own_stack, stack};
-use crate::support::transfer::{metric, not_ready_because};
+use crate::support::transfer::{metric, wait_not_ready};
 use crate::support::world::{World, count_rows};
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// A partition that is added under load is fetched from its first record on, no matter how late it is found.
 #[tokio::test]
@@ -16,15 +16,15 @@ async fn added_partition_is_stored_from_its_start() {
     let mut world = World::new("grown").await;
     let transfer = world.running_transfer().await;
     let load = Load::start(world.writer(), 20);
-    world.goes_on_by(300).await;
-    grow(world.brokers(), world.topic(), 5).await;
+    world.wait_for_more_rows(300).await;
+    set_partition_count(world.brokers(), world.topic(), 5).await;
     world.partitions = 5;
     let writer = world.writer();
     for i in 0..1000 {
-        writer.put_to(4, &good(&msg("a", "new", &i.to_string(), "x")));
+        writer.put_to(4, &record_of(&msg("a", "new", &i.to_string(), "x")));
     }
     writer.flush();
-    assert_eq!(world.committed().await[4], 0, "the partition was not found yet");
+    assert_eq!(world.committed_offsets().await[4], 0, "the partition was not found yet");
     let database = world.database().await;
     let stored = "SELECT count(*), min(seq), max(seq), min(kafka_offset), max(kafka_offset)
                   FROM messages WHERE recv_id = 'new'";
@@ -47,32 +47,32 @@ async fn deleted_unstored_records_halt_their_partition_alone() {
     let writer = world.writer();
     let put = |partition, from: i64, put: i64| {
         for i in from..put {
-            writer.put_to(partition, &good(&msg("a", &format!("inbox-{partition}"), &i.to_string(), "x")));
+            writer.put_to(partition, &record_of(&msg("a", &format!("inbox-{partition}"), &i.to_string(), "x")));
         }
         writer.flush();
     };
     put(1, 0, 100);
     put(2, 0, 100);
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     put(1, 100, 200);
     delete_records(world.brokers(), world.topic(), 1, 150).await;
     put(2, 100, 200);
     transfer.launch().unwrap();
-    not_ready_because(&transfer, &["partition 1", "offset 100 is wanted", "oldest record kept is 150"]).await;
+    wait_not_ready(&transfer, &["partition 1", "offset 100 is wanted", "oldest record kept is 150"]).await;
     eventually("the other partition continues", async || {
-        let committed = world.committed().await;
+        let committed = world.committed_offsets().await;
         ensure(committed[2] == 200, format!("{committed:?}"))
     })
     .await;
-    assert_eq!(world.committed().await[1], 100, "P5");
+    assert_eq!(world.committed_offsets().await[1], 100, "P5");
     assert_eq!(world.rows().await.len(), 300);
     assert_eq!(metric(&transfer, "msg_transfer_halted_partitions").await, 1.0);
     assert!(transfer.stop().await.unwrap().success());
     let accepting = world.transfer("accepting", |spec| spec.arg("--start-at-oldest"));
     accepting.start().await.unwrap();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     world.assert_ordered_without_gaps().await;
     let offsets: Vec<i64> = world.rows().await.iter().filter(|row| row.partition == 1).map(|row| row.offset).collect();
     let expected: Vec<i64> = (0..100).chain(150..200).collect();
@@ -93,7 +93,7 @@ async fn records_deleted_while_running_halt_their_partition_alone() {
     locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
     const COUNT: i64 = 80;
     for i in 0..COUNT {
-        writer.put_to(1, &good(&msg("a", "large", &i.to_string(), vec![7; 500_000])));
+        writer.put_to(1, &record_of(&msg("a", "large", &i.to_string(), vec![7; 500_000])));
     }
     writer.flush();
     eventually("the limit of records in flight is reached", async || {
@@ -103,11 +103,11 @@ async fn records_deleted_while_running_halt_their_partition_alone() {
     .await;
     delete_records(world.brokers(), world.topic(), 1, COUNT - 1).await;
     locker.batch_execute("COMMIT").await.unwrap();
-    not_ready_because(&transfer, &["partition 1", "oldest record kept is 79"]).await;
-    writer.put_to(2, &good(&msg("a", "other", "1", "x")));
+    wait_not_ready(&transfer, &["partition 1", "oldest record kept is 79"]).await;
+    writer.put_to(2, &record_of(&msg("a", "other", "1", "x")));
     writer.flush();
     eventually("the other partition continues", async || {
-        let committed = world.committed().await;
+        let committed = world.committed_offsets().await;
         ensure(committed[2] == 1, format!("{committed:?}"))
     })
     .await;
@@ -117,7 +117,7 @@ async fn records_deleted_while_running_halt_their_partition_alone() {
     let expected: Vec<i64> = (0..).take(offsets.len()).collect();
     assert_eq!(offsets, expected);
     assert!(offsets.len() < usize::try_from(COUNT - 1).unwrap(), "all records were fetched, so this tests nothing");
-    let committed = world.committed().await;
+    let committed = world.committed_offsets().await;
     world.assert_offsets_do_not_lead(&committed).await;
 }
 
@@ -125,13 +125,13 @@ async fn records_deleted_while_running_halt_their_partition_alone() {
 #[tokio::test]
 async fn topic_recreated_while_stopped_is_stored_from_its_start() {
     let world = World::new("recreated").await;
-    write(&world.writer(), 0, 500, 10);
+    write_messages(&world.writer(), 0, 500, 10);
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     recreate_topic(stack().await, &world).await;
     // More records than the old topic had: its offsets are valid in the new one too.
-    write(&world.writer(), 500, 1500, 10);
+    write_messages(&world.writer(), 500, 1500, 10);
     transfer.start().await.unwrap();
     assert_stored_from_the_start(&world, 1500).await;
 }
@@ -140,13 +140,13 @@ async fn topic_recreated_while_stopped_is_stored_from_its_start() {
 #[tokio::test]
 async fn topic_recreated_while_running_is_stored_from_its_start() {
     let world = World::new("recreated_running").await;
-    write(&world.writer(), 0, 500, 10);
+    write_messages(&world.writer(), 0, 500, 10);
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     recreate_topic(stack().await, &world).await;
-    write(&world.writer(), 500, 1500, 10);
+    write_messages(&world.writer(), 500, 1500, 10);
     assert_stored_from_the_start(&world, 1500).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
 }
 
@@ -158,15 +158,15 @@ async fn topic_recreated_with_lower_leader_epochs_is_stored() {
     stack.launch().await.unwrap();
     let world = World::on(&stack, "recreated_epochs", 4);
     world.create(&stack).await;
-    write(&world.writer(), 0, 500, 10);
+    write_messages(&world.writer(), 0, 500, 10);
     stack.kafka().stop_broker(1).await.unwrap();
     stack.kafka().start_broker(1).await.unwrap();
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     recreate_topic(&stack, &world).await;
-    write(&world.writer(), 500, 1500, 10);
+    write_messages(&world.writer(), 500, 1500, 10);
     assert_stored_from_the_start(&world, 1500).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert_eq!(metric(&transfer, "msg_transfer_client_restarts_total").await, 1.0);
     assert!(transfer.stop().await.unwrap().success());
 }
@@ -181,11 +181,11 @@ async fn recreate_topic(stack: &Stack, world: &World) {
 }
 
 async fn assert_stored_from_the_start(world: &World, count: i64) {
-    world.rows_reach(count).await;
-    world.all_committed().await;
+    world.wait_for_rows(count).await;
+    world.wait_for_all_committed().await;
     let database = world.database().await;
     assert_eq!(count_rows(&database, "messages").await.unwrap(), count, "P1, P2");
-    assert_in_place(&database, 10).await;
+    assert_in_order(&database, 10).await;
     let topics: i64 = database.query_one("SELECT count(DISTINCT topic_id) FROM progress", &[]).await.unwrap().get(0);
     assert_eq!(topics, 2, "each topic has progress rows of its own");
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use msg_dev::stack::{Service, Signal};
 use tokio_postgres::Client;
 
-use crate::support::load::{assert_stored, write};
-use crate::support::transfer::{lost, short_session};
+use crate::support::load::{assert_stored, write_messages};
+use crate::support::transfer::{lost_partitions, short_session};
 use crate::support::world::{World, count_rows};
 use crate::support::{ensure, eventually, within};
 
@@ -46,7 +46,7 @@ async fn frozen(name: &str, trigger: &str) -> Frozen {
                     $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$";
     gate.batch_execute(&format!("{function}; {trigger}")).await.unwrap();
     gate.execute("SELECT pg_advisory_lock($1)", &[&GATE]).await.unwrap();
-    write(&world.writer(), 0, COUNT, INBOXES);
+    write_messages(&world.writer(), 0, COUNT, INBOXES);
     wait_for_session(&gate, "wait_event = 'advisory'").await;
     assert!(zombie.signal(Signal::Stop));
     Frozen { world, zombie, next, gate }
@@ -73,17 +73,17 @@ impl Frozen {
     /// Checks that the successor stores everything, and that nothing changes when the zombie wakes and more messages
     /// arrive.
     async fn assert_harmless(&self) {
-        write(&self.world.writer(), COUNT, 2 * COUNT, INBOXES);
-        self.world.all_committed().await;
+        write_messages(&self.world.writer(), COUNT, 2 * COUNT, INBOXES);
+        self.world.wait_for_all_committed().await;
         assert_stored(&self.world, 2 * COUNT, INBOXES).await;
         assert!(self.zombie.signal(Signal::Cont));
         eventually("the zombie detects that its partitions are lost", async || {
-            let lost = lost(&self.zombie).await;
-            ensure(lost > 0.0, lost)
+            let lost_partitions = lost_partitions(&self.zombie).await;
+            ensure(lost_partitions > 0.0, lost_partitions)
         })
         .await;
-        write(&self.world.writer(), 2 * COUNT, 3 * COUNT, INBOXES);
-        self.world.all_committed().await;
+        write_messages(&self.world.writer(), 2 * COUNT, 3 * COUNT, INBOXES);
+        self.world.wait_for_all_committed().await;
         assert_stored(&self.world, 3 * COUNT, INBOXES).await;
         for transfer in [&self.zombie, &self.next] {
             assert!(transfer.stop().await.unwrap().success());
@@ -121,7 +121,7 @@ async fn commit_sent_by_a_frozen_process_counts_once() {
     })
     .await;
     frozen.next.start().await.unwrap();
-    frozen.world.all_committed().await;
+    frozen.world.wait_for_all_committed().await;
     assert_stored(&frozen.world, COUNT, INBOXES).await;
     frozen.assert_harmless().await;
 }
@@ -134,7 +134,7 @@ async fn commit_sent_by_a_killed_process_counts_once() {
     frozen.next.launch().unwrap();
     // The server executes the statement to its end: it checks its client only when it sends something.
     frozen.open_the_gate().await;
-    frozen.world.all_committed().await;
+    frozen.world.wait_for_all_committed().await;
     assert_stored(&frozen.world, COUNT, INBOXES).await;
     assert!(frozen.next.stop().await.unwrap().success());
 }

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::quick_start::{Language, QuickStart};
 use crate::gateway::calls::{client, send};
-use crate::support::PATIENCE;
+use crate::support::WAIT_TIMEOUT;
 use crate::support::kafka::msg;
 use crate::support::stack::own_stack;
 use crate::support::world::World;
@@ -16,7 +16,7 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/gateway/clients/de
 
 async fn run(program: &QuickStart, args: &[&str]) -> Value {
     let mut command: Command = program.python(SCRIPT);
-    let output = timeout(PATIENCE, command.args(args).output()).await.expect("the script ends in time").unwrap();
+    let output = timeout(WAIT_TIMEOUT, command.args(args).output()).await.expect("the script ends in time").unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"))
@@ -55,6 +55,6 @@ async fn entries_without_a_result_are_unknown_to_a_slow_reader() {
     let report = run(&program, &["stream", &gateway.address, "3"]).await;
     let (reason, results) = (report["reason"].as_str().unwrap(), report["results"].as_i64().unwrap());
     assert!(["STREAM_ENDED", "BARE"].contains(&reason), "{report}");
-    let accepted = world.ends().await.iter().sum::<i64>();
+    let accepted = world.end_offsets().await.iter().sum::<i64>();
     assert!(results > 0 && accepted > results, "{accepted} were accepted: {report}");
 }

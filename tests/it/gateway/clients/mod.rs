@@ -17,8 +17,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use self::quick_start::{Language, QuickStart};
 use self::stand_in::{ReceivedSend, StandIn, Step};
-use super::calls::{Client, assert_not_sent, client, says_not_ready, send};
-use crate::support::PATIENCE;
+use super::calls::{Client, assert_not_sent, client, send, wait_gateway_not_ready};
+use crate::support::WAIT_TIMEOUT;
 use crate::support::kafka::msg;
 use crate::support::stack::stack;
 use crate::support::world::{Gateway, World};
@@ -118,7 +118,7 @@ async fn survives_faults(language: Language, name: &str) {
     let totals = running.totals().await;
     assert_all_sent_and_pulled(&totals, COUNT);
     assert!(totals["not_sent"].as_i64() >= Some(1) && totals["unknown"].as_i64() >= Some(1), "{totals}");
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     world.assert_ordered_without_gaps().await;
     assert_rows(&world, "bob", COUNT).await;
     assert_eq!(world.rows().await.len(), COUNT, "P2");
@@ -176,10 +176,10 @@ async fn repeats_sends(program: &QuickStart, gateway: &Client, world: &World) {
     for (repeat, minimum) in [(3, 50), (5, 50), (7, 50), (8, 100), (9, 200), (11, 50), (13, 50)] {
         assert!(wait(repeat) >= Duration::from_millis(minimum), "{repeat}: {:?}", wait(repeat));
     }
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_rows(world, "repeated", 6).await;
     assert_eq!(
-        world.ends().await.iter().sum::<i64>(),
+        world.end_offsets().await.iter().sum::<i64>(),
         6 + 3,
         "three responses were lost, and their messages sent again"
     );
@@ -223,7 +223,7 @@ async fn handles_undecodable_details(program: &QuickStart, gateway: &Client, wor
     let totals = program.start(&stand_in.address, &args).totals().await;
     assert_all_sent_and_pulled(&totals, count);
     assert_eq!((&totals["not_sent"], &totals["unknown"]), (&json!(0), &json!(count)), "{totals}");
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_rows(world, "undecodable", count).await;
 }
 
@@ -263,7 +263,7 @@ async fn gives_up(program: &QuickStart, gateway: &Client, world: &World) {
         assert_eq!(stand_in.received().len(), sends, "{name}");
     }))
     .await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows = world.rows().await;
     let inboxes: Vec<&str> = rows.iter().map(|row| row.recv_id.as_str()).filter(|name| *name != "repeated").collect();
     assert_eq!(inboxes, ["UNAVAILABLE"], "only the message whose response was lost is stored");
@@ -281,7 +281,7 @@ async fn grpc_retries(language: Language, name: &str) {
         waits_for_a_connection(&program, &gateway),
     )
     .await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_rows(&world, "bob", 200).await;
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.dead_letters().await, []);
@@ -322,9 +322,13 @@ async fn obeys_pushback_and_repeats_lost_sends(program: &QuickStart, gateway: &G
         );
         assert!(waited >= delay, "the requested delay is {delay:?}, the client waited for {waited:?}");
     }
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_rows(world, "lost", 4).await;
-    assert_eq!(world.ends().await.iter().sum::<i64>(), 4 + 2, "two responses were lost, and their messages sent again");
+    assert_eq!(
+        world.end_offsets().await.iter().sum::<i64>(),
+        4 + 2,
+        "two responses were lost, and their messages sent again"
+    );
 }
 
 /// gRPC makes five attempts, and only for UNAVAILABLE: for more, a client needs a loop.
@@ -362,7 +366,7 @@ async fn waits_for_a_connection(program: &QuickStart, gateway: &Gateway) {
             drop(listener.accept().await.unwrap());
         }
     };
-    timeout(PATIENCE, connections).await.expect("the client tries to connect");
+    timeout(WAIT_TIMEOUT, connections).await.expect("the client tries to connect");
     let rejection = vec![Step::Reject(gateway_error(Code::InvalidArgument, "INVALID_FIELDS", None))];
     let stand_in = StandIn::on(listener, &gateway, rejection, vec![]);
     running.failure().await;
@@ -383,7 +387,7 @@ async fn closed_gateway(world: &World) -> Gateway {
     let gateway = world.gateway("gateway", |spec| spec);
     gateway.service.launch().unwrap();
     drop(client(&gateway).await);
-    says_not_ready(&gateway, &[&format!("topic {} does not exist", world.topic())]).await;
+    wait_gateway_not_ready(&gateway, &[&format!("topic {} does not exist", world.topic())]).await;
     gateway
 }
 

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
-use crate::support::PATIENCE;
+use crate::support::WAIT_TIMEOUT;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Language {
@@ -140,8 +140,9 @@ impl Running {
             }
             None
         };
-        let found =
-            timeout(PATIENCE, search).await.unwrap_or_else(|_| panic!("the client printed no line `{start}` in time"));
+        let found = timeout(WAIT_TIMEOUT, search)
+            .await
+            .unwrap_or_else(|_| panic!("the client printed no line `{start}` in time"));
         match found {
             Some(line) => line,
             None => panic!("the client ended without a line `{start}`: {}", (&mut self.stderr).await.unwrap()),
@@ -151,15 +152,15 @@ impl Running {
     /// Waits until the program has succeeded; returns its last line.
     pub(super) async fn totals(mut self) -> Value {
         let totals = serde_json::from_str(&self.until("{").await).unwrap();
-        assert!(timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap().success(), "{totals}");
+        assert!(timeout(WAIT_TIMEOUT, self.child.wait()).await.unwrap().unwrap().success(), "{totals}");
         totals
     }
 
     /// Waits until the program has failed; returns its output on stderr.
     pub(super) async fn failure(mut self) -> String {
         // An unread pipe would block the program.
-        while timeout(PATIENCE, self.lines.next_line()).await.expect("the client ends").unwrap().is_some() {}
-        let status = timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap();
+        while timeout(WAIT_TIMEOUT, self.lines.next_line()).await.expect("the client ends").unwrap().is_some() {}
+        let status = timeout(WAIT_TIMEOUT, self.child.wait()).await.unwrap().unwrap();
         let output = self.stderr.await.unwrap();
         assert!(!status.success(), "the client succeeded: {output}");
         output

@@ -11,7 +11,7 @@ use super::super::calls::metric;
 use super::Attacked;
 use super::peer::{PREFACE, frame, kind};
 use crate::support::world::Gateway;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// File descriptors that this process needs in addition to the connections.
 const OTHER_FILES: usize = 1000;
@@ -50,7 +50,7 @@ async fn all_closed(connections: Vec<TcpStream>) {
         let mut received = Vec::new();
         let _ = connection.read_to_end(&mut received).await;
     });
-    tokio::time::timeout(PATIENCE, join_all(closed)).await.expect("idle connections are closed");
+    tokio::time::timeout(WAIT_TIMEOUT, join_all(closed)).await.expect("idle connections are closed");
 }
 
 #[tokio::test]

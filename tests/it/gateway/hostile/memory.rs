@@ -17,7 +17,7 @@ use super::peer::{
     END_HEADERS, END_STREAM, Outcome, PULL, Peer, SEND, call, frame, grpc_frame, head, headers_block, kind,
 };
 use super::{Attacked, ordinary_msg};
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::world::Gateway;
 use crate::support::{ensure, eventually};
 
@@ -80,7 +80,7 @@ async fn unread_watch_events_stay_within_their_budget() {
     .await;
     let mut reader = client(gateway).await.watch_msgs(request).await.unwrap().into_inner();
     let writer = attacked.world.writer();
-    writer.put(&good(&msg("alice", "eve", "large", vec![b'x'; 1_000_000])));
+    writer.put(&record_of(&msg("alice", "eve", "large", vec![b'x'; 1_000_000])));
     writer.flush();
     // A watcher that reads gets the message, at the latest once the watchers that do not read are ended.
     let event = async {
@@ -91,7 +91,10 @@ async fn unread_watch_events_stay_within_their_budget() {
             }
         }
     };
-    assert_eq!(tokio::time::timeout(crate::support::PATIENCE, event).await.expect("the watcher gets the message"), 1);
+    assert_eq!(
+        tokio::time::timeout(crate::support::WAIT_TIMEOUT, event).await.expect("the watcher gets the message"),
+        1
+    );
     peers.iter().for_each(JoinHandle::abort);
     // The 2,000 open calls need memory too: at most 32 KiB each.
     attacked.assert_unharmed(32 + 2000 * 32 / 1024 + SLACK).await;
@@ -106,9 +109,9 @@ async fn unread_reads_and_batches_stay_within_their_budget() {
     .await;
     let _transfer = attacked.world.running_transfer().await;
     let writer = attacked.world.writer();
-    (0..90).for_each(|i| writer.put(&good(&msg("alice", "eve", &i.to_string(), vec![b'x'; 40_000]))));
+    (0..90).for_each(|i| writer.put(&record_of(&msg("alice", "eve", &i.to_string(), vec![b'x'; 40_000]))));
     writer.flush();
-    attacked.world.rows_reach(91).await;
+    attacked.world.wait_for_rows(91).await;
     let gateway = &attacked.gateway;
     let pull = PullMsgsRequest { recv_id: "eve".into(), page_size: 1000, ..PullMsgsRequest::default() };
     let seqs = GetMaxSeqsRequest { recv_ids: (0..1000).map(|i| format!("{i:0>200}")).collect() };
@@ -185,7 +188,7 @@ async fn reflection_echoes_no_large_request_and_has_a_stream_limit() {
         let _ = response.await;
         stream
     });
-    let _streams = tokio::time::timeout(crate::support::PATIENCE, join_all(responses))
+    let _streams = tokio::time::timeout(crate::support::WAIT_TIMEOUT, join_all(responses))
         .await
         .expect("each request gets a response");
     attacked.assert_unharmed(SLACK).await;

@@ -17,9 +17,9 @@ use msg_common::proto::Msg;
 use msg_dev::stack::ServiceSpec;
 
 use super::calls::{Client, client, send};
-use crate::support::PATIENCE;
+use crate::support::WAIT_TIMEOUT;
 use crate::support::kafka::msg;
-use crate::support::transfer::peak_memory;
+use crate::support::transfer::peak_memory_mib;
 use crate::support::world::{Gateway, World};
 
 /// The time limit of an ordinary call during an attack. Alone it needs milliseconds, but all tests share the machine.
@@ -43,7 +43,7 @@ impl Attacked {
         let bystander = client(&gateway).await;
         send(&bystander, &ordinary_msg()).await.unwrap();
         let pid = gateway.service.process().unwrap().pid();
-        let peak_before = peak_memory(&gateway.service);
+        let peak_before = peak_memory_mib(&gateway.service);
         Attacked { world, gateway, bystander, pid, peak_before }
     }
 
@@ -54,7 +54,7 @@ impl Attacked {
             send(&self.bystander, &ordinary_msg()).await.unwrap();
             send(&client(&self.gateway).await, &ordinary_msg()).await.unwrap();
         };
-        tokio::time::timeout(PATIENCE, calls).await.expect("other callers are served");
+        tokio::time::timeout(WAIT_TIMEOUT, calls).await.expect("other callers are served");
         assert!(started.elapsed() < CALL_TIME_LIMIT, "two ordinary calls needed {:?}", started.elapsed());
     }
 
@@ -63,7 +63,7 @@ impl Attacked {
         self.assert_serves_others().await;
         assert_eq!(self.gateway.service.process().unwrap().pid(), self.pid);
         assert!(self.gateway.service.is_ready().await);
-        let growth = peak_memory(&self.gateway.service) - self.peak_before;
+        let growth = peak_memory_mib(&self.gateway.service) - self.peak_before;
         assert!(growth < mebibytes, "grown by {growth} MiB");
         let log = std::fs::read_to_string(self.gateway.service.log()).unwrap();
         assert!(!log.contains("panicked"), "{log}");

@@ -15,7 +15,7 @@ use tonic::codegen::http::{HeaderMap, Request, request::Builder};
 use tonic::{Code, Status};
 
 use super::super::calls::reason;
-use crate::support::PATIENCE;
+use crate::support::WAIT_TIMEOUT;
 
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) const SEND: &str = "/msg.v1.MsgGateway/SendMsg";
@@ -34,7 +34,7 @@ pub(super) enum Outcome {
 impl Outcome {
     /// Waits for the outcome.
     pub(super) async fn of(response: ResponseFuture) -> Outcome {
-        let outcome = tokio::time::timeout(PATIENCE, exchange(response)).await.expect("the call ends");
+        let outcome = tokio::time::timeout(WAIT_TIMEOUT, exchange(response)).await.expect("the call ends");
         outcome.unwrap_or_else(|error| {
             let by = if error.is_go_away() { "GOAWAY" } else { "RST_STREAM" };
             Outcome::Reset(error.reason().map_or_else(|| error.to_string(), |reason| format!("{by} {reason:?}")))
@@ -206,7 +206,7 @@ impl Peer {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, reading).await.expect("the connection ends");
+        tokio::time::timeout(WAIT_TIMEOUT, reading).await.expect("the connection ends");
         ending
     }
 
@@ -230,7 +230,7 @@ impl Peer {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, read_while_writing(read, write)).await.expect("the connection ends");
+        tokio::time::timeout(WAIT_TIMEOUT, read_while_writing(read, write)).await.expect("the connection ends");
         ending
     }
 
@@ -258,7 +258,7 @@ impl Peer {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, read_while_writing(read, write))
+        tokio::time::timeout(WAIT_TIMEOUT, read_while_writing(read, write))
             .await
             .expect("the PING is acknowledged or the connection ends");
         ending

@@ -17,7 +17,7 @@ async fn extreme_reads_succeed_or_name_the_invalid_field() {
     for _ in 0..3 {
         client.send_msg(SendMsgRequest { msg: Some(ordinary_msg()), wait_for: 0 }).await.unwrap();
     }
-    attacked.world.rows_reach(4).await;
+    attacked.world.wait_for_rows(4).await;
     let pull =
         async |request: PullMsgsRequest| attacked.bystander.clone().pull_msgs(request).await.map(|a| a.into_inner());
     let good = || PullMsgsRequest { recv_id: "bob".into(), page_size: 2, ..PullMsgsRequest::default() };

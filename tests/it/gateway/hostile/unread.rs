@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use super::super::calls::metric;
 use super::Attacked;
 use super::peer::{END_HEADERS, END_STREAM, PULL, Peer, frame, grpc_frame, headers_block, kind};
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::{ensure, eventually};
 
 /// HTTP/2's setting for the initial flow-control window of each stream.
@@ -20,9 +20,9 @@ async fn unread_responses_do_not_block_other_readers() {
     let attacked = Attacked::new("hostile_unread", |spec| spec.env("RESPONSE_READ_TIMEOUT", "2s")).await;
     let _transfer = attacked.world.running_transfer().await;
     let writer = attacked.world.writer();
-    (0..90).for_each(|i| writer.put(&good(&msg("alice", "eve", &i.to_string(), vec![b'x'; 40_000]))));
+    (0..90).for_each(|i| writer.put(&record_of(&msg("alice", "eve", &i.to_string(), vec![b'x'; 40_000]))));
     writer.flush();
-    attacked.world.rows_reach(91).await;
+    attacked.world.wait_for_rows(91).await;
     let pull = PullMsgsRequest { recv_id: "eve".into(), page_size: 1000, ..PullMsgsRequest::default() };
     let message = pull.encode_to_vec();
     let body = grpc_frame(0, message.len(), &message);

@@ -13,7 +13,7 @@ use super::{open, request, try_open};
 use crate::gateway::calls::{assert_failed, channel, client, health};
 use crate::support::kafka::msg;
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// Each entry with a result is in Kafka when the stream ends, and no other entry is.
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn stream_results_at_sigterm_match_the_records_in_kafka() {
     };
     let (results, ()) = join(load, end).await;
     let results: BTreeSet<String> = results.into_iter().flatten().collect();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows = world.rows().await;
     let stored: BTreeSet<String> = rows.iter().map(|row| row.client_msg_id.clone()).collect();
     assert_eq!(rows.len(), stored.len(), "P2");
@@ -77,7 +77,7 @@ async fn stream_results_at_sigterm_match_the_records_in_kafka() {
     let unreported: Vec<_> = stored.difference(&results).collect();
     assert!(unreported.is_empty(), "P6: a row without a result: {unreported:?}");
     assert_eq!(
-        world.ends().await.iter().sum::<i64>(),
+        world.end_offsets().await.iter().sum::<i64>(),
         results.len() as i64,
         "P6: an entry without a result is in Kafka"
     );
@@ -118,8 +118,8 @@ async fn streams_of_an_old_connection_end_and_reopen_on_a_new_one() {
     }
     let elapsed = started.elapsed();
     assert!(elapsed > Duration::from_secs(6), "all streams together lasted only {elapsed:?}");
-    let end = timeout(PATIENCE, watch.message()).await.expect("the health stream ends");
+    let end = timeout(WAIT_TIMEOUT, watch.message()).await.expect("the health stream ends");
     end.expect_err("the health stream ends with its connection");
     assert!(started.elapsed() > Duration::from_secs(6));
-    assert_eq!(world.ends().await.iter().sum::<i64>(), sent as i64, "an entry without a result was sent");
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), sent as i64, "an entry without a result was sent");
 }

@@ -11,11 +11,11 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 
 use super::{open, request, try_open};
-use crate::gateway::calls::{Client, assert_failed, assert_not_sent, client, in_flight, metric, reason, send};
+use crate::gateway::calls::{Client, assert_failed, assert_not_sent, client, metric, reason, send, wait_in_flight};
 use crate::gateway::raw;
 use crate::support::kafka::msg;
 use crate::support::stack::own_stack;
-use crate::support::transfer::peak_memory;
+use crate::support::transfer::peak_memory_mib;
 use crate::support::world::{Gateway, World};
 use crate::support::{ensure, eventually};
 
@@ -40,7 +40,7 @@ async fn stream_is_not_read_while_its_results_are_unread() {
     let client = Client::new(channel);
     let mut stream = open(&client).await;
     let message = |i: u64| msg("alice", &format!("inbox-{}", i % 4), &i.to_string(), vec![b'x'; 500]);
-    let before = peak_memory(&gateway.service);
+    let before = peak_memory_mib(&gateway.service);
     let mut sent = 0;
     let sends = |first: u64| stream.requests.send(request(first, (first..first + 100).map(message)));
     while timeout(Duration::from_secs(2), sends(sent)).await.is_ok() {
@@ -50,9 +50,9 @@ async fn stream_is_not_read_while_its_results_are_unread() {
     let accepted = metric(&gateway, OK).await.unwrap();
     // As many results as HTTP/2's window allows, and no more.
     assert!((200.0..15_000.0).contains(&accepted) && accepted < sent as f64, "{accepted} of {sent} were accepted");
-    in_flight(&gateway, 0).await;
+    wait_in_flight(&gateway, 0).await;
     assert_eq!(metric(&gateway, OK).await.unwrap(), accepted, "an unread stream continues");
-    let growth = peak_memory(&gateway.service) - before;
+    let growth = peak_memory_mib(&gateway.service) - before;
     assert!(growth < 50, "the gateway has grown by {growth} MiB");
     send(&client, &msg("alice", "bob", "other", "x")).await.expect("other calls on the connection succeed");
     // Once the results are read, the stream continues.
@@ -60,7 +60,7 @@ async fn stream_is_not_read_while_its_results_are_unread() {
     assert!(results.values().all(Result::is_ok));
     assert!(stream.finish().await.1.is_ok());
     // The last request, which timed out, was not passed to the client.
-    assert_eq!(world.ends().await.iter().sum::<i64>(), sent as i64 + 1);
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), sent as i64 + 1);
 }
 
 /// Invalid entries acquire no in-flight permit, and their results are larger than placements.
@@ -169,7 +169,7 @@ async fn disconnected_stream_leaves_only_records_in_flight() {
     for (stream, id) in [(&on_shared, "shared"), (&on_own, "own")] {
         stream.send(request(0, (0..50).map(|i| msg("alice", "bob", &format!("{id} {i}"), "x")))).await;
     }
-    in_flight(&gateway, 100).await;
+    wait_in_flight(&gateway, 100).await;
     wait_for_streams(&gateway, 2).await;
     drop(on_shared);
     wait_for_streams(&gateway, 1).await;
@@ -178,7 +178,7 @@ async fn disconnected_stream_leaves_only_records_in_flight() {
     // The records are still in flight, and hold their permits until their delivery reports.
     assert_eq!(metric(&gateway, "msg_gateway_inflight_msgs").await.unwrap(), 100.0);
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
-    in_flight(&gateway, 0).await;
+    wait_in_flight(&gateway, 0).await;
     let cancelled = "msg_gateway_requests_total{method=\"StreamSendMsg\",outcome=\"CANCELLED\"}";
     assert_eq!(metric(&gateway, cancelled).await.unwrap(), 2.0);
     stack.stop().await;
@@ -207,7 +207,7 @@ async fn stream_waits_for_capacity_up_to_max_send_wait() {
     // While Kafka is frozen, stream entries wait for capacity, and other calls are rejected immediately.
     assert!(stack.kafka().signal_broker(1, Signal::Stop).unwrap());
     streams[0].send(many(0, 100)).await;
-    in_flight(&gateway, 3).await;
+    wait_in_flight(&gateway, 3).await;
     assert_not_sent(send(&client, &msg("alice", "bob", "rejected", "x")).await, Code::ResourceExhausted);
     let results = streams[0].results(100).await;
     for id in 100..103 {
@@ -221,15 +221,15 @@ async fn stream_waits_for_capacity_up_to_max_send_wait() {
         assert!(["NOT_SENT", "PREDECESSOR_FAILED"].contains(&reason.as_str()), "{status:?}");
     }
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
-    in_flight(&gateway, 0).await;
-    assert_eq!(world.ends().await.iter().sum::<i64>(), 1 + 200 + 3, "P6");
+    wait_in_flight(&gateway, 0).await;
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), 1 + 200 + 3, "P6");
     let results = streams[0].send_and_read(many(0, 100)).await;
     assert!(results.values().all(Result::is_ok), "entries sent again in the same order are accepted");
     for stream in streams {
         assert!(stream.finish().await.1.is_ok());
     }
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(world.rows().await.len(), 1 + 300);
     assert!(transfer.stop().await.unwrap().success());
     stack.stop().await;
@@ -261,5 +261,5 @@ async fn partial_request_fails_at_the_receive_timeout() {
     wait_for_streams(&gateway, 1).await;
     let results: super::Results = pausing.send_and_read(request(0, [msg("alice", "bob", "2", "x")])).await;
     results[&0].as_ref().expect("a pause ends no stream");
-    assert_eq!(world.ends().await.iter().sum::<i64>(), 2);
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), 2);
 }

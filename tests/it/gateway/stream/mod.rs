@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
 use super::calls::{Client, result};
-use crate::support::PATIENCE;
+use crate::support::WAIT_TIMEOUT;
 
 /// A caller's side of a stream.
 struct Stream {
@@ -58,8 +58,9 @@ impl Stream {
 
     /// As `next_response`, for entries that share a `correlation_id`.
     async fn next_results(&mut self) -> Result<Option<Vec<(u64, Result<Placement, Status>)>>, Status> {
-        let next_response =
-            tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("a response or the end arrives")?;
+        let next_response = tokio::time::timeout(WAIT_TIMEOUT, self.responses.message())
+            .await
+            .expect("a response or the end arrives")?;
         let Some(next_response) = next_response else { return Ok(None) };
         assert!((1..=1000).contains(&next_response.results.len()), "{} results", next_response.results.len());
         assert!(next_response.encoded_len() < 4 << 20);

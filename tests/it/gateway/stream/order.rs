@@ -5,7 +5,7 @@ use msg_dev::stack::Signal;
 use tonic::Code;
 
 use super::{open, request};
-use crate::gateway::calls::{assert_failed, client, in_flight};
+use crate::gateway::calls::{assert_failed, client, wait_in_flight};
 use crate::support::kafka::msg;
 use crate::support::stack::own_stack;
 use crate::support::world::World;
@@ -38,7 +38,7 @@ async fn stream_entries_keep_their_order_in_each_inbox_under_load() {
         assert!(remaining.is_empty() && end.is_ok());
     }))
     .await;
-    world.rows_reach((STREAMS * EACH) as i64).await;
+    world.wait_for_rows((STREAMS * EACH) as i64).await;
     world.assert_ordered_without_gaps().await;
     let rows = world.rows().await;
     for inbox in 0..INBOXES {
@@ -75,9 +75,9 @@ async fn inbox_is_blocked_after_unknown_until_entries_are_resent() {
         assert_failed(results[&9].clone(), Code::Aborted, "PREDECESSOR_FAILED");
     };
     assert_blocked(&mut stream, "3").await;
-    in_flight(&gateway, 2).await;
+    wait_in_flight(&gateway, 2).await;
     assert!(stack.kafka().signal_broker(1, Signal::Cont).unwrap());
-    in_flight(&gateway, 0).await;
+    wait_in_flight(&gateway, 0).await;
     // Kafka is available again, but the inbox stays blocked until the first failed entry is sent again.
     for id in ["3", "2", "4"] {
         assert_blocked(&mut stream, id).await;
@@ -97,7 +97,7 @@ async fn inbox_is_blocked_after_unknown_until_entries_are_resent() {
     let mut fresh = open(&client).await;
     fresh.send_and_read(request(0, [bobs("6")])).await[&0].as_ref().unwrap();
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows: Vec<_> = world.rows().await.into_iter().filter(|row| row.recv_id == "bob").collect();
     let found: Vec<&str> = rows.iter().map(|row| row.client_msg_id.as_str()).collect();
     assert_eq!(found, ["before", "1", "2", "3", "4", "5", "6"], "P2, P3");

@@ -8,7 +8,7 @@ use tonic::Code;
 use super::{Stream, open, request, try_open};
 use crate::gateway::calls::{assert_failed, client, fields, metric};
 use crate::support::eventually;
-use crate::support::kafka::{id_of, msg};
+use crate::support::kafka::{msg, msg_id_of};
 use crate::support::world::World;
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn stream_returns_a_result_per_entry_and_ends_with_ok() {
     let message = |i: u64| msg("alice", &format!("inbox-{}", i % 4), &i.to_string(), "x");
     for i in 0..10 {
         let results = stream.send_and_read(request(1000 + i, [message(i)])).await;
-        assert_eq!(results[&(1000 + i)].as_ref().unwrap().msg_id, id_of(&message(i)).to_string());
+        assert_eq!(results[&(1000 + i)].as_ref().unwrap().msg_id, msg_id_of(&message(i)).to_string());
     }
     // A correlation_id can be used again once its result was returned.
     stream.send_and_read(request(1000, [message(0)])).await[&1000].as_ref().unwrap();
@@ -38,7 +38,7 @@ async fn stream_returns_a_result_per_entry_and_ends_with_ok() {
     }
     assert_eq!(count, 5000);
     assert!(responses < 2500, "{responses} responses for {count} results");
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     world.assert_ordered_without_gaps().await;
     assert_eq!(world.rows().await.len(), 5010);
     for (line, expected) in [
@@ -78,7 +78,7 @@ async fn invalid_stream_entry_fails_alone() {
         assert_eq!(fields(&assert_failed(bad(id), Code::InvalidArgument, "INVALID_FIELDS")), named);
     }
     assert!(of(1).iter().any(Result::is_ok) && of(5)[0].is_ok());
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let rows: Vec<String> = world.rows().await.into_iter().map(|row| row.client_msg_id).collect();
     assert_eq!(rows, ["1", "5"]);
 }
@@ -111,7 +111,7 @@ async fn invalid_request_ends_the_stream_after_accepted_entries() {
             assert_eq!(fields(&details), named);
         }
     }
-    assert_eq!(world.ends().await.iter().sum::<i64>(), 20, "an entry of an invalid request was sent");
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), 20, "an entry of an invalid request was sent");
 }
 
 #[tokio::test]

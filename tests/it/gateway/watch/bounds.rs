@@ -7,8 +7,8 @@ use tonic::transport::Endpoint;
 
 use super::super::calls::{Client, assert_failed, channel, client, metric, send};
 use super::{Watcher, request};
-use crate::support::kafka::{good, msg};
-use crate::support::transfer::peak_memory;
+use crate::support::kafka::{msg, record_of};
+use crate::support::transfer::peak_memory_mib;
 use crate::support::world::{World, count_rows};
 use crate::support::{ensure, eventually};
 
@@ -32,12 +32,12 @@ async fn slow_watchers_get_every_message_and_need_no_memory() {
         let client = connect_with_small_window(&gateway.address).await;
         watchers.push(Watcher::open(&client, request([("bob", Some(0))])).await.unwrap());
     }
-    let before = peak_memory(&gateway.service);
+    let before = peak_memory_mib(&gateway.service);
     // 40 MB for each watcher, 320 MB in total. Nothing of it has been read yet.
     let writer = world.writer();
-    (0..MSGS).for_each(|i| writer.put(&good(&msg("alice", "bob", &i.to_string(), vec![b'x'; 40_000]))));
+    (0..MSGS).for_each(|i| writer.put(&record_of(&msg("alice", "bob", &i.to_string(), vec![b'x'; 40_000]))));
     writer.flush();
-    world.rows_reach(i64::try_from(MSGS).unwrap()).await;
+    world.wait_for_rows(i64::try_from(MSGS).unwrap()).await;
     let read = watchers.into_iter().map(|mut watcher| {
         tokio::spawn(async move {
             watcher.wait_for_msgs(MSGS).await;
@@ -49,7 +49,7 @@ async fn slow_watchers_get_every_message_and_need_no_memory() {
         assert_eq!(msgs, MSGS);
         assert!(behind > 10, "{behind} events said that the watcher is behind");
     }
-    let growth = peak_memory(&gateway.service) - before;
+    let growth = peak_memory_mib(&gateway.service) - before;
     assert!(growth < 60, "grown by {growth} MiB");
 }
 
@@ -63,7 +63,7 @@ async fn stalled_watch_is_ended_and_resumes_at_its_cursor() {
     let mut stalled = Watcher::open(&stalled, request([("bob", Some(0))])).await.unwrap();
     let mut reader = Watcher::open(&client(&gateway).await, request([("bob", Some(0))])).await.unwrap();
     let writer = world.writer();
-    (0..100).for_each(|i| writer.put(&good(&msg("alice", "bob", &i.to_string(), vec![b'x'; 40_000]))));
+    (0..100).for_each(|i| writer.put(&record_of(&msg("alice", "bob", &i.to_string(), vec![b'x'; 40_000]))));
     writer.flush();
     reader.wait_for_msgs(100).await;
     eventually("the stalled watch is ended", async || {

@@ -10,7 +10,7 @@ use tonic::Code;
 use super::super::calls::{Client, assert_failed, channel, client, send};
 use super::super::stored::{LONG, send_stored};
 use super::{Watcher, request};
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::stack::{own_postgres, stack};
 use crate::support::world::{Gateway, World};
 
@@ -34,9 +34,9 @@ async fn gateway_with_a_slow_inbox(world: &World) -> Gateway {
         world.gateway("gateway", |spec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value)));
     gateway.service.start().await.unwrap();
     let writer = world.writer();
-    (0..10).for_each(|i| writer.put(&good(&msg("alice", "slow", &i.to_string(), "x"))));
+    (0..10).for_each(|i| writer.put(&record_of(&msg("alice", "slow", &i.to_string(), "x"))));
     writer.flush();
-    world.rows_reach(10).await;
+    world.wait_for_rows(10).await;
     slow_down(world).await;
     gateway
 }
@@ -100,9 +100,9 @@ async fn heartbeats_continue_while_the_database_is_unavailable() {
         world.gateway("gateway", |spec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value)));
     gateway.service.start().await.unwrap();
     let writer = world.writer();
-    (0..MSGS).for_each(|i| writer.put(&good(&msg("alice", "bob", &i.to_string(), vec![b'x'; 20_000]))));
+    (0..MSGS).for_each(|i| writer.put(&record_of(&msg("alice", "bob", &i.to_string(), vec![b'x'; 20_000]))));
     writer.flush();
-    world.rows_reach(i64::try_from(MSGS).unwrap()).await;
+    world.wait_for_rows(i64::try_from(MSGS).unwrap()).await;
     let client = client(&gateway).await;
     for frozen in [true, false] {
         // 30 MB, of which the connection buffers a part before it is read.

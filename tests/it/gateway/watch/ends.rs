@@ -8,7 +8,7 @@ use tonic::Code;
 
 use super::super::calls::{assert_failed, client, fields, metric, without};
 use super::{Watcher, request};
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
@@ -66,7 +66,7 @@ async fn watch_ends_before_its_connection_is_too_old() {
     let client = client(&gateway).await;
     for turn in 0..3 {
         let mut watcher = Watcher::open(&client, request([("bob", Some(after))])).await.unwrap();
-        writer.put(&good(&msg("alice", "bob", &turn.to_string(), "x")));
+        writer.put(&record_of(&msg("alice", "bob", &turn.to_string(), "x")));
         writer.flush();
         assert_failed::<()>(Err(watcher.end().await), Code::Unavailable, "STREAM_ENDED");
         assert_eq!(watcher.msgs.len(), 1, "the message was stored long before the end");

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Status, Streaming};
 
 use super::calls::Client;
-use crate::support::PATIENCE;
+use crate::support::WAIT_TIMEOUT;
 
 pub(super) fn request<'a>(inboxes: impl IntoIterator<Item = (&'a str, Option<i64>)>) -> WatchMsgsRequest {
     let cursor = |(recv_id, after_seq): (&str, _)| InboxCursor { recv_id: recv_id.into(), after_seq };
@@ -46,7 +46,7 @@ impl Watcher {
 
     /// Receives the next event. Panics if a message is missing, duplicated or out of order.
     async fn next(&mut self) -> Result<(), Status> {
-        let event = timeout(PATIENCE, self.events.message()).await.expect("an event arrives in time")?;
+        let event = timeout(WAIT_TIMEOUT, self.events.message()).await.expect("an event arrives in time")?;
         match event.expect("a watch never ends with OK").event.expect("an event is set") {
             Event::Heartbeat(beat) => {
                 assert!(beat.time.is_some());
@@ -69,7 +69,7 @@ impl Watcher {
 
     /// Waits until `count` messages were received. One deadline for all of them: heartbeats must not extend it.
     async fn wait_for_msgs(&mut self, count: usize) {
-        let deadline = Instant::now() + 2 * PATIENCE;
+        let deadline = Instant::now() + 2 * WAIT_TIMEOUT;
         while self.msgs.len() < count {
             let next = timeout_at(deadline, self.next()).await;
             let received = self.msgs.len();

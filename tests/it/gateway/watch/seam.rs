@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::calls::{client, send};
 use super::{Watcher, request};
-use crate::support::kafka::{good, id_of, msg};
+use crate::support::kafka::{msg, msg_id_of, record_of};
 use crate::support::load::Load;
 use crate::support::world::World;
 
@@ -21,7 +21,7 @@ async fn watchers_get_every_message_in_order_from_any_start() {
     let names: Vec<String> = (0..INBOXES).map(|n| format!("inbox-{n}")).collect();
     let mut watchers = Vec::new();
     for count in 1..=30 {
-        world.rows_reach(count * 50).await;
+        world.wait_for_rows(count * 50).await;
         let client = client(&gateway).await;
         // From the start, from the middle, and from above the last `seq`.
         let after = [0, 1, 5 * count, 100_000][usize::try_from(count).unwrap() % 4];
@@ -63,7 +63,7 @@ async fn watch_without_a_cursor_starts_at_its_first_event() {
     for i in 0..10 {
         send(&client, &msg("alice", "bob", &format!("before {i}"), "x")).await.unwrap();
     }
-    world.rows_reach(10).await;
+    world.wait_for_rows(10).await;
     let mut watcher = Watcher::open(&client, request([("bob", None), ("carol", None)])).await.unwrap();
     let (to_bob, to_carol) = (msg("alice", "bob", "to bob", "hello"), msg("alice", "carol", "to carol", "hello"));
     for msg in [&to_bob, &to_carol, &msg("alice", "dave", "not watched", "x")] {
@@ -76,7 +76,7 @@ async fn watch_without_a_cursor_starts_at_its_first_event() {
     for stored in &watcher.msgs {
         let msg = stored.msg.as_ref().unwrap();
         let sent = if msg.recv_id == "bob" { &to_bob } else { &to_carol };
-        assert_eq!((msg, stored.msg_id.as_str()), (sent, id_of(sent).to_string().as_str()));
+        assert_eq!((msg, stored.msg_id.as_str()), (sent, msg_id_of(sent).to_string().as_str()));
         assert!(stored.send_time.is_some() && stored.stored_time.is_some());
         assert_eq!(stored.seq, if msg.recv_id == "bob" { 11 } else { 1 });
     }
@@ -141,7 +141,7 @@ async fn watch_gets_every_message_after_database_outages() {
     let mut watcher = Watcher::open(&client, request([("bob", Some(0))])).await.unwrap();
     let writer = world.writer();
     let write = |from: i32, to: i32| {
-        (from..to).for_each(|i| writer.put(&good(&msg("alice", "bob", &i.to_string(), "x"))));
+        (from..to).for_each(|i| writer.put(&record_of(&msg("alice", "bob", &i.to_string(), "x"))));
         writer.flush();
     };
     write(0, 100);

@@ -5,23 +5,23 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 use super::{migrated, run};
-use crate::support::kafka::{Raw, good, msg};
+use crate::support::kafka::{RawRecord, msg, record_of};
 use crate::support::world::World;
 
 /// A world with three dead letters that a transfer has stored: undecodable, with a wrong key, and a conflict.
-async fn with_dead_letters(name: &str) -> (World, [Raw; 3]) {
+async fn with_dead_letters(name: &str) -> (World, [RawRecord; 3]) {
     let world = World::new(name).await;
-    let broken = Raw { key: None, value: Some(b"\xff\xff".to_vec()), version: Some("1") };
-    let with_wrong_key = Raw { key: Some(b"carol".to_vec()), ..good(&msg("alice", "bob", "1", "a secret")) };
-    let other = good(&msg("alice", "dave", "1", "another"));
+    let broken = RawRecord { key: None, value: Some(b"\xff\xff".to_vec()), version: Some("1") };
+    let with_wrong_key = RawRecord { key: Some(b"carol".to_vec()), ..record_of(&msg("alice", "bob", "1", "a secret")) };
+    let other = record_of(&msg("alice", "dave", "1", "another"));
     let writer = world.writer();
     writer.put_to(0, &broken);
     writer.put_to(1, &with_wrong_key);
-    writer.put_to(2, &good(&msg("alice", "dave", "1", "first")));
+    writer.put_to(2, &record_of(&msg("alice", "dave", "1", "first")));
     writer.put_to(2, &other);
     writer.flush();
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     (world, [broken, with_wrong_key, other])
 }
@@ -152,9 +152,9 @@ async fn dead_letter_without_content_is_not_replayed() {
     let database = world.database().await;
     let drop_content = "UPDATE dead_letters SET value = NULL WHERE reason = 'IDEMPOTENCY_CONFLICT'";
     database.execute(drop_content, &[]).await.unwrap();
-    let ends = world.ends().await;
+    let ends = world.end_offsets().await;
     let replay = "dead-letters replay --output json --reason IDEMPOTENCY_CONFLICT --topic-partitions 4";
     let report = run(&world, replay).await.assert_code(0).json();
     assert_eq!((&report["replayed"], &report["without_content"]), (&0.into(), &1.into()));
-    assert_eq!(world.ends().await, ends, "nothing was sent");
+    assert_eq!(world.end_offsets().await, ends, "nothing was sent");
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{HOUR, migrated, put_with_age, run};
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::stack::stack;
 use crate::support::world::World;
-use crate::support::{PATIENCE, ensure, eventually};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 const WEEK: f64 = 7.0 * 24.0 * 3600.0;
 
@@ -14,13 +14,13 @@ const WEEK: f64 = 7.0 * 24.0 * 3600.0;
 async fn lag_is_counted_from_the_progress_row_in_records_and_time() {
     let world = World::new("lag").await;
     // The first record is two days old and stored. The next one is an hour old, and its age counts.
-    put_with_age(&world, 1, &good(&msg("alice", "bob", "1", "x")), 48 * HOUR);
+    put_with_age(&world, 1, &record_of(&msg("alice", "bob", "1", "x")), 48 * HOUR);
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
-    put_with_age(&world, 1, &good(&msg("alice", "bob", "2", "x")), HOUR);
-    put_with_age(&world, 1, &good(&msg("alice", "bob", "3", "x")), Duration::ZERO);
-    put_with_age(&world, 2, &good(&msg("alice", "carol", "1", "x")), Duration::ZERO);
+    put_with_age(&world, 1, &record_of(&msg("alice", "bob", "2", "x")), HOUR);
+    put_with_age(&world, 1, &record_of(&msg("alice", "bob", "3", "x")), Duration::ZERO);
+    put_with_age(&world, 2, &record_of(&msg("alice", "carol", "1", "x")), Duration::ZERO);
     let report = run(&world, "lag --output json").await.assert_code(0).json();
     let lagging = &report["partitions"][1];
     assert_eq!((&lagging["committed"], &lagging["progress"], &lagging["end"]), (&1.into(), &1.into(), &3.into()));
@@ -39,9 +39,9 @@ async fn lag_is_counted_from_the_progress_row_in_records_and_time() {
     let last: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
     assert_eq!(last[..3], ["total", "3", "1h"], "{table}");
     // The command changes no offset and does not join the group.
-    assert_eq!(world.committed().await.iter().sum::<i64>(), 1);
+    assert_eq!(world.committed_offsets().await.iter().sum::<i64>(), 1);
     assert!(transfer.start().await.is_ok());
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let report = run(&world, "lag --output json").await.assert_code(0).json();
     assert_eq!(report["total"]["lag_records"], 0);
     assert!(transfer.stop().await.unwrap().success());
@@ -56,7 +56,7 @@ async fn lag_time_is_reported_for_many_partitions() {
     run(&world, "migrate").await.assert_code(0);
     let writer = world.writer();
     for (partition, i) in (0..48).flat_map(|partition| (0..4).map(move |i| (partition, i))) {
-        writer.put_to(partition, &good(&msg("alice", "bob", &i.to_string(), vec![b'x'; 100_000])));
+        writer.put_to(partition, &record_of(&msg("alice", "bob", &i.to_string(), vec![b'x'; 100_000])));
     }
     writer.flush();
     let report = run(&world, "lag --output json").await.assert_code(0).json();
@@ -83,7 +83,7 @@ async fn lag_watch_repeats_its_report_until_sigterm() {
 #[tokio::test]
 async fn lag_time_and_retention_headroom_are_gauges() {
     let world = migrated("lag_gauges").await;
-    put_with_age(&world, 1, &good(&msg("alice", "bob", "1", "x")), HOUR);
+    put_with_age(&world, 1, &record_of(&msg("alice", "bob", "1", "x")), HOUR);
     // The lock keeps the record from being stored.
     let locker = world.database().await;
     locker.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
@@ -102,7 +102,7 @@ async fn lag_time_and_retention_headroom_are_gauges() {
     })
     .await;
     locker.batch_execute("COMMIT").await.unwrap();
-    world.rows_reach(1).await;
-    transfer.wait_ready(PATIENCE).await.unwrap();
+    world.wait_for_rows(1).await;
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(transfer.stop().await.unwrap().success());
 }

@@ -15,7 +15,7 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 
-use crate::support::kafka::Raw;
+use crate::support::kafka::RawRecord;
 use crate::support::world::World;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -69,7 +69,7 @@ pub(crate) async fn migrated(name: &str) -> World {
 }
 
 /// Writes a record with the timestamp that is this old.
-pub(super) fn put_with_age(world: &World, partition: Partition, record: &Raw, age: Duration) {
+pub(super) fn put_with_age(world: &World, partition: Partition, record: &RawRecord, age: Duration) {
     let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
     let written = SystemTime::now() - age;
     let millis = written.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();

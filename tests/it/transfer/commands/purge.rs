@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{HOUR, migrated, put_with_age, run, run_with};
-use crate::support::kafka::{good, msg};
+use crate::support::kafka::{msg, record_of};
 use crate::support::stack::stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
@@ -78,8 +78,8 @@ async fn purge_fails_for_messages_that_kafka_may_still_have() {
     run(&world, "purge").await.assert_code(64);
     run(&world, "purge --older-than 90days --batch-rows 0").await.assert_code(64);
     // The first record is older than the retention. Kafka keeps it, because the younger one is in the same segment.
-    put_with_age(&world, 2, &good(&msg("alice", "bob", "1", "x")), 95 * 24 * HOUR);
-    put_with_age(&world, 2, &good(&msg("alice", "bob", "2", "x")), Duration::ZERO);
+    put_with_age(&world, 2, &record_of(&msg("alice", "bob", "1", "x")), 95 * 24 * HOUR);
+    put_with_age(&world, 2, &record_of(&msg("alice", "bob", "2", "x")), Duration::ZERO);
     assert_rejected("purge --older-than 90days", &[], "in partition 2").await;
     run(&world, "purge --older-than 96days").await.assert_code(0);
     assert_eq!(remaining(&world).await["bob"], [3]);
@@ -94,12 +94,12 @@ async fn purge_during_a_running_transfer_leaves_no_gaps() {
     const INBOXES: i64 = 50;
     let send = |from: i64, to: i64| {
         for i in from..to {
-            writer.put(&good(&msg("a", &format!("inbox-{}", i % INBOXES), &i.to_string(), "some body")));
+            writer.put(&record_of(&msg("a", &format!("inbox-{}", i % INBOXES), &i.to_string(), "some body")));
         }
         writer.flush();
     };
     send(0, 5_000);
-    world.rows_reach(5_000).await;
+    world.wait_for_rows(5_000).await;
     let age = "UPDATE messages SET stored_time = now() - interval '100 days'";
     world.database().await.execute(age, &[]).await.unwrap();
     let purge = run(&world, "purge --older-than 90days --batch-rows 7 --output json");
@@ -111,7 +111,7 @@ async fn purge_during_a_running_transfer_leaves_no_gaps() {
     });
     let deleted = ran.assert_code(0).json()["messages_deleted"].as_u64().unwrap();
     assert!(deleted >= 5_000 - INBOXES as u64, "{deleted}");
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let inboxes = remaining(&world).await;
     assert_eq!(inboxes.len() as i64, INBOXES);
     for (inbox, seqs) in inboxes {

@@ -1,7 +1,7 @@
 //! `resume`: it marks the progress rows of the given partitions, and no others.
 
 use super::{migrated, run};
-use crate::support::kafka::Raw;
+use crate::support::kafka::RawRecord;
 use crate::support::world::World;
 
 async fn resumed(world: &World) -> Vec<i32> {
@@ -15,14 +15,14 @@ async fn resume_marks_only_the_given_partitions() {
     run(&world, "resume").await.assert_code(64);
     let nothing = run(&world, "resume --all").await.assert_code(1);
     assert!(nothing.stderr.contains("no progress row"), "{}", nothing.stderr);
-    let broken = Raw { key: Some(b"bob".to_vec()), value: Some(b"\xff".to_vec()), version: Some("1") };
+    let broken = RawRecord { key: Some(b"bob".to_vec()), value: Some(b"\xff".to_vec()), version: Some("1") };
     let writer = world.writer();
     for partition in [0, 1, 1, 1] {
         writer.put_to(partition, &broken);
     }
     writer.flush();
     let transfer = world.running_transfer().await;
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     let report =
         run(&world, "resume --topic-partition 1 --topic-partition 3 --output json").await.assert_code(0).json();
     let resumed_now = [(1, 3), (3, 0)]
@@ -36,7 +36,7 @@ async fn resume_marks_only_the_given_partitions() {
     // The count of dead letters restarts, and the service's own writes to the row keep the mark.
     writer.put_to(1, &broken);
     writer.flush();
-    world.all_committed().await;
+    world.wait_for_all_committed().await;
     assert_eq!(resumed(&world).await, [1, 3]);
     let report = run(&world, "resume --topic-partition 1 --output json").await.assert_code(0).json();
     assert_eq!(report["resumed"][0]["dead_letters"], 1);
