@@ -83,7 +83,7 @@ async fn calls_in_flight_get_ok_before_the_gateway_exits() {
     assert!(gateway.service.signal(Signal::Term));
     let next = watch.message().await.unwrap().expect("NOT_SERVING comes before the end of the stream");
     assert_eq!(next.status, health::NOT_SERVING);
-    // The server ends this stream, which would keep the connection open. The same status may come again first,
+    // The server ends this stream, which would keep the connection open. It may send the same status once more,
     // because the frozen broker is detected too.
     while let Ok(Some(again)) = timeout(WAIT_TIMEOUT, watch.message()).await.expect("the watch stream ends") {
         assert_eq!(again.status, health::NOT_SERVING);

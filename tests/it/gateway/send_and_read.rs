@@ -130,7 +130,7 @@ async fn inbox_is_read_in_pages() {
     assert_eq!(seqs(&pages(&client, one).await), [[7]]);
     let beyond = PullMsgsRequest { from_seq: COUNT + 1, ..inbox("bob") };
     assert_eq!(seqs(&pages(&client, beyond).await), [[0; 0]]);
-    assert_eq!(seqs(&pages(&client, inbox("nobody")).await), [[0; 0]]);
+    assert_eq!(seqs(&pages(&client, inbox("empty")).await), [[0; 0]]);
 
     let without_content =
         pages(&client, PullMsgsRequest { omit_content: true, page_size: 3, to_seq: 3, ..inbox("bob") }).await;
@@ -206,10 +206,10 @@ async fn max_seqs_are_returned_in_the_order_of_the_request() {
     let get_max_seqs = async |recv_ids: Vec<String>| client.clone().get_max_seqs(GetMaxSeqsRequest { recv_ids }).await;
     let seqs = |recv_id: &str, first_seq, max_seq| InboxSeqs { recv_id: recv_id.into(), first_seq, max_seq };
     let response =
-        get_max_seqs(["carol", "nobody", "bob", "carol"].map(str::to_owned).into()).await.unwrap().into_inner();
-    let expected = [seqs("carol", 1, 2), seqs("nobody", 0, 0), seqs("bob", 1, 6), seqs("carol", 1, 2)];
+        get_max_seqs(["carol", "empty", "bob", "carol"].map(str::to_owned).into()).await.unwrap().into_inner();
+    let expected = [seqs("carol", 1, 2), seqs("empty", 0, 0), seqs("bob", 1, 6), seqs("carol", 1, 2)];
     assert_eq!(response.inboxes, expected);
-    let many = get_max_seqs((0..1000).map(|i| format!("nobody-{i}")).collect()).await.unwrap().into_inner();
+    let many = get_max_seqs((0..1000).map(|i| format!("empty-{i}")).collect()).await.unwrap().into_inner();
     assert_eq!(many.inboxes.len(), 1000);
     for bad in [Vec::new(), vec!["bob".to_owned(); 1001]] {
         let details = assert_failed(get_max_seqs(bad).await, Code::InvalidArgument, "INVALID_FIELDS");

@@ -110,7 +110,7 @@ async fn handles_errors(language: Language, name: &str) {
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
     let gateway = client(&gateway).await;
     repeats_sends(&program, &gateway, &world).await;
-    gives_up(&program, &gateway, &world).await;
+    does_not_retry(&program, &gateway, &world).await;
     handles_undecodable_details(&program, &gateway, &world).await;
     assert_eq!(world.dead_letters().await, []);
 }
@@ -205,7 +205,7 @@ async fn handles_undecodable_details(program: &QuickStart, gateway: &Client, wor
 }
 
 /// These errors must not be retried, or a retry without a client_msg_id could be a second message.
-async fn gives_up(program: &QuickStart, gateway: &Client, world: &World) {
+async fn does_not_retry(program: &QuickStart, gateway: &Client, world: &World) {
     let not_sent = || gateway_error(Code::Unavailable, "NOT_SENT", None);
     let runs = [
         ("INVALID_FIELDS", 1, vec![Step::Reject(gateway_error(Code::InvalidArgument, "INVALID_FIELDS", None))], ""),

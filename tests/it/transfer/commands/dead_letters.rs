@@ -138,7 +138,7 @@ async fn dead_letters_discard_deletes_by_reason_and_age() {
     let report = run(&world, &format!("{discard} --older-than 1h --dry-run")).await.assert_code(0).json();
     assert_eq!((&report["discarded"], &report["dry_run"]), (&1.into(), &true.into()));
     assert_eq!(listed(&world, "").await.len(), 3, "a dry run deletes nothing");
-    let report = run(&world, &format!("{discard} --older-than 1h --recv-id nobody")).await.assert_code(0).json();
+    let report = run(&world, &format!("{discard} --older-than 1h --recv-id eve")).await.assert_code(0).json();
     assert_eq!(report["discarded"], 0, "the dead letter is of another inbox");
     let report = run(&world, &format!("{discard} --older-than 1h")).await.assert_code(0).json();
     assert_eq!((&report["discarded"], &report["never_replayed"]), (&1.into(), &1.into()));
