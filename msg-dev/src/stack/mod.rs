@@ -4,7 +4,6 @@
 mod error;
 pub mod fetch;
 pub mod kafka;
-mod kafka_admin;
 pub mod logs;
 mod pins;
 pub mod pipe;

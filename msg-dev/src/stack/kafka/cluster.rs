@@ -7,9 +7,8 @@ use std::sync::{MutexGuard, PoisonError};
 
 use tokio::net::TcpStream;
 
-use super::{Broker, CLUSTER_ID, Cluster, READY_WITHIN, settings};
+use super::{Broker, CLUSTER_ID, Cluster, READY_WITHIN, admin, settings};
 use crate::stack::error::StackError;
-use crate::stack::kafka_admin as admin;
 use crate::stack::logs;
 use crate::stack::process::{Process, Signal, Spec};
 

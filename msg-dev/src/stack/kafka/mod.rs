@@ -1,18 +1,20 @@
 //! Owns the local Kafka cluster: real KRaft brokers as child processes, each of which can be stopped, killed, frozen and
 //! started again on its own address and data.
 
+mod admin;
 mod cluster;
 pub mod rights;
 mod settings;
+mod topic;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+pub use self::topic::TopicSpec;
 use super::error::StackError;
 use super::fetch::KafkaHome;
-use super::kafka_admin as admin;
 use super::ports::Port;
 use super::process::{Process, Signal};
 
@@ -51,19 +53,6 @@ pub struct Leg {
     pub front: Port,
     /// Where the broker listens for them.
     pub behind: Port,
-}
-
-/// A topic to create.
-#[derive(Debug, Clone)]
-pub struct TopicSpec {
-    /// Its name.
-    pub name: String,
-    /// How many partitions.
-    pub partitions: i32,
-    /// How many replicas each has.
-    pub replication: i32,
-    /// Its settings.
-    pub config: Vec<(String, String)>,
 }
 
 /// A Kafka cluster: ours, or one at an address that was given.

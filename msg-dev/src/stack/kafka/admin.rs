@@ -12,9 +12,9 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 
-use super::error::StackError;
-use super::kafka::TopicSpec;
-use super::process::POLL;
+use super::topic::TopicSpec;
+use crate::stack::error::StackError;
+use crate::stack::process::POLL;
 
 /// For one request.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
