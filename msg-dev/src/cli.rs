@@ -6,7 +6,7 @@ use crate::bench::BenchCommand;
 use crate::lab::args::LabArgs;
 use crate::lab::load::LoadArgs;
 use clap::{Args, Parser, Subcommand};
-use msg_dev::stack::{ClusterOptions, StackOptions, State, fetch};
+use msg_dev::stack::{ClusterOptions, FetchArgs, StackOptions, State};
 
 /// The local stack for developers: a real Kafka, a real PostgreSQL, and the services on top of them.
 #[derive(Debug, Parser)]
@@ -56,14 +56,6 @@ pub(crate) struct StackArgs {
     pub(crate) database_url: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
-}
-
-/// Where what is fetched is kept.
-#[derive(Debug, Args)]
-pub(crate) struct FetchArgs {
-    /// Folder for what is fetched [default: $MSG_DEV_CACHE; /var/cache/msg-dev as root, else ~/.cache/msg-dev]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) cache: Option<PathBuf>,
 }
 
 /// `msg-dev up`.
@@ -123,12 +115,6 @@ fn one_or_three(text: &str) -> Result<usize, String> {
         "1" => Ok(1),
         "3" => Ok(3),
         _ => Err("1 or 3".to_owned()),
-    }
-}
-
-impl FetchArgs {
-    pub(crate) fn folder(&self) -> PathBuf {
-        self.cache.clone().unwrap_or_else(fetch::default_cache)
     }
 }
 

@@ -4,7 +4,6 @@ mod bench;
 mod cli;
 mod demo;
 mod lab;
-mod offsets;
 mod text;
 mod up;
 

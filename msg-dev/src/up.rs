@@ -4,10 +4,12 @@
 use std::time::Instant;
 
 use futures_util::future::{FutureExt, select_all};
-use msg_dev::stack::{GatewayPlan, Pipe, Port, Process, Service, Stack, StackError, TransferPlan, fetch, pipe};
+use msg_dev::stack::{
+    FetchArgs, GatewayPlan, Pipe, Port, Process, Service, Stack, StackError, TransferPlan, fetch, pipe,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::{FetchArgs, UpArgs};
+use crate::cli::UpArgs;
 
 /// The database that is made where the server is ours.
 const DATABASE: &str = "msg";

@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use msg_dev::stack::{Signal, Stack, StackOptions};
+use msg_dev::stack::{Offsets, Signal, Stack, StackOptions};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::Client as Database;
@@ -33,7 +33,6 @@ use self::pipe::{GROUP, PARTITIONS, Pipe, TOPIC};
 use self::screen::Screen;
 use self::send::Counters;
 use crate::cli::DemoArgs;
-use crate::offsets::Offsets;
 use crate::text::grouped;
 
 /// For the transfer to store what is left when the last OK is there.

@@ -4,12 +4,11 @@ use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_dev::stack::service::READY_WITHIN;
-use msg_dev::stack::{GatewayPlan, Port, Process, Service, Stack, StackError, TransferPlan, pipe};
+use msg_dev::stack::{GatewayPlan, Offsets, Port, Process, Service, Stack, StackError, TransferPlan, pipe};
 use serde::Serialize;
 
 use super::check::Crash;
 use super::error::DemoError;
-use crate::offsets::Offsets;
 
 /// The topic.
 pub(crate) const TOPIC: &str = "msgs";

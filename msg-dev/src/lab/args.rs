@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use msg_dev::stack::FetchArgs;
 
 use super::error::LabError;
 use super::nemesis::Kind;
-use crate::cli::FetchArgs;
 
 /// `msg-dev lab`.
 #[derive(Debug, Args)]

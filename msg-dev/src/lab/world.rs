@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use msg_dev::stack::kafka::BETWEEN_BROKERS;
 use msg_dev::stack::{
-    ClusterOptions, Port, Postgres, Proxies, Service, ServiceSpec, Stack, StackError, StackOptions, pipe,
+    ClusterOptions, Offsets, Port, Postgres, Proxies, Service, ServiceSpec, Stack, StackError, StackOptions, pipe,
 };
 
 use super::accounts::{Accounts, GATEWAY, TRANSFER, USERS, kafka_rights};
@@ -16,7 +16,6 @@ use super::disk::Disk;
 use super::error::LabError;
 use super::loads::Loads;
 use super::nemesis::Needs;
-use crate::offsets::Offsets;
 
 /// The topic, the group and the database.
 pub(crate) const TOPIC: &str = "msgs";

@@ -1,10 +1,12 @@
 //! The local stack: a real Kafka and a real PostgreSQL as child processes under one state folder, and the services on
 //! top of them. Used by `msg-dev up`, the demo and the integration tests.
 
+mod args;
 mod error;
 pub mod fetch;
 pub mod kafka;
 pub mod logs;
+mod offsets;
 mod pins;
 pub mod pipe;
 pub mod ports;
@@ -17,9 +19,11 @@ pub mod user;
 
 use std::path::{Path, PathBuf};
 
+pub use args::FetchArgs;
 pub use error::StackError;
 pub use kafka::rights::{Operation, Resource, Right};
 pub use kafka::{ClusterOptions, Kafka, TopicSpec};
+pub use offsets::Offsets;
 pub use pipe::{GatewayPlan, Pipe, TransferPlan};
 pub use ports::Port;
 pub use postgres::Postgres;

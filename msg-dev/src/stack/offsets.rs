@@ -16,7 +16,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A client in the name of the transfer's group that never joins it.
 #[derive(Clone)]
-pub(crate) struct Offsets {
+pub struct Offsets {
     config: ClientConfig,
     consumer: Arc<Mutex<Arc<BaseConsumer<Quiet>>>>,
     topic: String,
@@ -34,7 +34,7 @@ impl ConsumerContext for Quiet {}
 
 impl Offsets {
     /// Connects when first asked.
-    pub(crate) fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<Offsets, KafkaError> {
+    pub fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<Offsets, KafkaError> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", bootstrap).set("group.id", group).set("client.id", "msg-dev");
         let consumer = Arc::new(Mutex::new(Arc::new(config.create_with_context(Quiet)?)));
@@ -42,7 +42,7 @@ impl Offsets {
     }
 
     /// From now on the topic has so many partitions.
-    pub(crate) fn grown_to(&self, partitions: i32) {
+    pub fn grown_to(&self, partitions: i32) {
         self.partitions.store(partitions, Ordering::Relaxed);
     }
 
@@ -55,7 +55,7 @@ impl Offsets {
     }
 
     /// The next offset to read by the group, a partition; 0 where nothing was committed.
-    pub(crate) async fn committed(&self) -> Result<Vec<i64>, KafkaError> {
+    pub async fn committed(&self) -> Result<Vec<i64>, KafkaError> {
         self.ask(|this, consumer| {
             let mut asked = TopicPartitionList::new();
             let partitions = this.partitions();
@@ -73,7 +73,7 @@ impl Offsets {
     }
 
     /// The offset that the next record of each partition gets.
-    pub(crate) async fn ends(&self) -> Result<Vec<i64>, KafkaError> {
+    pub async fn ends(&self) -> Result<Vec<i64>, KafkaError> {
         self.ask(|this, consumer| {
             let end = |partition| consumer.fetch_watermarks(&this.topic, partition, ANSWER_WITHIN).map(|(_, end)| end);
             this.partitions().map(end).collect()
