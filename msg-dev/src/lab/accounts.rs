@@ -10,7 +10,7 @@ use msg_dev::stack::{Operation, Postgres, Resource, Right, ServiceSpec};
 use tokio_postgres::Client;
 
 use super::error::LabError;
-use super::world::{GROUP, TOPIC};
+use super::topology::{GROUP, TOPIC};
 
 pub(crate) const GATEWAY: &str = "gateway";
 pub(crate) const TRANSFER: &str = "transfer";

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use msg_dev::stack::FetchArgs;
 
 use super::error::LabError;
-use super::nemesis::Kind;
+use super::kind::Kind;
 
 /// `msg-dev lab`.
 #[derive(Debug, Args)]

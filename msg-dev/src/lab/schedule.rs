@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 use super::args::{LabArgs, Plan};
-use super::nemesis::{Effect, Kind, Link, Needs, One};
+use super::kind::{Effect, Kind, Link, Needs, One};
 
 /// Faults, one after the other.
 pub(crate) struct Schedule {

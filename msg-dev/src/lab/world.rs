@@ -14,19 +14,10 @@ use super::accounts::{Accounts, GATEWAY, TRANSFER, USERS, kafka_rights};
 use super::args::LabArgs;
 use super::disk::Disk;
 use super::error::LabError;
+use super::kind::Needs;
 use super::loads::Loads;
-use super::nemesis::Needs;
+use super::topology::{BROKERS, DATABASE, GATEWAYS, GROUP, PARTITIONS, TOPIC, TRANSFERS};
 
-/// The topic, the group and the database.
-pub(crate) const TOPIC: &str = "msgs";
-pub(crate) const GROUP: &str = "msg-transfer";
-pub(crate) const DATABASE: &str = "msg";
-/// Partitions of the topic at first.
-pub(crate) const PARTITIONS: i32 = 12;
-/// Gateways, and transfers at most.
-pub(crate) const GATEWAYS: usize = 2;
-pub(crate) const TRANSFERS: usize = 8;
-pub(crate) const BROKERS: usize = 3;
 /// How long the group waits for a silent transfer. The services' own default is 30 s: a crash would cost that. At 6 s the members
 /// would not outlive their coordinator: another broker takes over some 5 s after its death.
 const SESSION_TIMEOUT: &str = "10s";

@@ -2,27 +2,29 @@
 
 use msg_dev::stack::{Operation, Resource, Right};
 
-use super::{LabError, Strike, all_ready, broker};
+use super::broker;
+use super::injection::{FaultInjection, all_ready};
 use crate::lab::accounts::{Accounts, GATEWAY, TRANSFER};
-use crate::lab::world::{GROUP, TOPIC};
+use crate::lab::error::LabError;
+use crate::lab::topology::{GROUP, TOPIC};
 
 /// Without DESCRIBE, which READ implies, the transfers do not even see the topic.
-pub(super) async fn withdraw_read(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn withdraw_read(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let right = Right::new(TRANSFER, Operation::Read, Resource::Topic(TOPIC.to_owned()));
     withdraw(strike, right, "transfer", "lacks a right on the topic").await
 }
 
-pub(super) async fn withdraw_group(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn withdraw_group(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let right = Right::new(TRANSFER, Operation::Read, Resource::Group(GROUP.to_owned()));
     withdraw(strike, right, "transfer", "lacks a right on the consumer group").await
 }
 
-pub(super) async fn withdraw_write(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn withdraw_write(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let right = Right::new(GATEWAY, Operation::Write, Resource::Topic(TOPIC.to_owned()));
     withdraw(strike, right, "gateway", "lacks a right on the topic").await
 }
 
-async fn withdraw(strike: &mut Strike<'_>, right: Right, process: &str, words: &str) -> Result<(), LabError> {
+async fn withdraw(strike: &mut FaultInjection<'_>, right: Right, process: &str, words: &str) -> Result<(), LabError> {
     let kafka = strike.world.stack.kafka();
     strike.target(format!("{:?} on {:?}", right.operation, right.resource));
     strike.must_say(process, &[words]);
@@ -33,7 +35,7 @@ async fn withdraw(strike: &mut Strike<'_>, right: Right, process: &str, words: &
 }
 
 /// The server has new passwords and no session is left; only later the files have them too.
-pub(super) async fn rotate_password(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn rotate_password(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let accounts = accounts(strike)?;
     strike.target("both roles");
     strike.must_say("transfer", &["password authentication failed"]);
@@ -45,7 +47,7 @@ pub(super) async fn rotate_password(strike: &mut Strike<'_>) -> Result<(), LabEr
 
 /// The same in Kafka, where the brokers know passwords from their start on. A service reads the file when it makes its clients, so
 /// the services are restarted one after the other, as the documentation says.
-pub(super) async fn rotate_kafka_password(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn rotate_kafka_password(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let (accounts, kafka) = (accounts(strike)?, strike.world.stack.kafka());
     strike.target("both users, and 3 brokers restarted");
     for process in ["transfer", "gateway"] {
@@ -66,7 +68,7 @@ pub(super) async fn rotate_kafka_password(strike: &mut Strike<'_>) -> Result<(),
     all_ready(strike.world).await
 }
 
-fn accounts<'a>(strike: &Strike<'a>) -> Result<&'a Accounts, LabError> {
+fn accounts<'a>(strike: &FaultInjection<'a>) -> Result<&'a Accounts, LabError> {
     let accounts = strike.world.accounts.as_ref();
     accounts.ok_or_else(|| LabError::Setting("the services log in without passwords".into()))
 }

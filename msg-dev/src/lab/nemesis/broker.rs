@@ -7,19 +7,22 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::{Value, json};
 
-use super::{LabError, Strike};
-use crate::lab::world::{BROKERS, TOPIC, World};
+use super::injection::FaultInjection;
+use crate::lab::error::LabError;
+use crate::lab::history::now;
+use crate::lab::topology::{BROKERS, TOPIC};
+use crate::lab::world::World;
 
 /// For the replicas of a broker that came back to have caught up.
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
-pub(super) async fn kill(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn kill(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let broker = strike.broker();
     kill_this(strike, broker).await
 }
 
-pub(super) async fn kill_controller(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn kill_controller(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let kafka = strike.world.stack.kafka();
     let args = ["--bootstrap-server", kafka.bootstrap(), "describe", "--status"];
     let said = kafka.tool("org.apache.kafka.tools.MetadataQuorumCommand", &args).await?;
@@ -29,7 +32,7 @@ pub(super) async fn kill_controller(strike: &mut Strike<'_>) -> Result<(), LabEr
     kill_this(strike, leader).await
 }
 
-async fn kill_this(strike: &mut Strike<'_>, broker: usize) -> Result<(), LabError> {
+async fn kill_this(strike: &mut FaultInjection<'_>, broker: usize) -> Result<(), LabError> {
     let kafka = strike.world.stack.kafka();
     strike.target(format!("broker-{broker}"));
     kafka.kill_broker(broker).await?;
@@ -39,7 +42,7 @@ async fn kill_this(strike: &mut Strike<'_>, broker: usize) -> Result<(), LabErro
     in_sync(strike.world).await
 }
 
-pub(super) async fn freeze(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn freeze(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let (kafka, broker) = (strike.world.stack.kafka(), strike.broker());
     strike.target(format!("broker-{broker}"));
     if !kafka.signal_broker(broker, Signal::Stop)? {
@@ -50,25 +53,25 @@ pub(super) async fn freeze(strike: &mut Strike<'_>) -> Result<(), LabError> {
     in_sync(strike.world).await
 }
 
-pub(super) async fn restart(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn restart(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let kafka = strike.world.stack.kafka();
     strike.target(format!("{BROKERS} one after the other"));
-    strike.fault.broken = super::now();
+    strike.fault.broken = now();
     for broker in 1..=BROKERS {
         kafka.stop_broker(broker).await?;
         kafka.start_broker(broker).await?;
         in_sync(strike.world).await?;
     }
-    strike.fault.over = super::now();
+    strike.fault.over = now();
     Ok(())
 }
 
 /// The order of the replicas says who is to lead.
-pub(super) async fn move_leaders(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn move_leaders(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let (world, kafka) = (strike.world, strike.world.stack.kafka());
     let partitions = replicas(world).await?;
     strike.target(format!("{} partitions", partitions.len()));
-    strike.fault.broken = super::now();
+    strike.fault.broken = now();
     let moved = partitions.iter().enumerate().map(|(partition, found)| {
         let mut order = found.replicas.clone();
         order.rotate_left(1);
@@ -82,11 +85,11 @@ pub(super) async fn move_leaders(strike: &mut Strike<'_>) -> Result<(), LabError
     kafka.tool("org.apache.kafka.tools.reassign.ReassignPartitionsCommand", &args).await?;
     let args = ["--bootstrap-server", bootstrap, "--election-type", "PREFERRED", "--all-topic-partitions"];
     kafka.tool("org.apache.kafka.tools.LeaderElectionCommand", &args).await?;
-    strike.fault.over = super::now();
+    strike.fault.over = now();
     Ok(())
 }
 
-pub(super) async fn lose_min_insync(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn lose_min_insync(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let (kafka, stays) = (strike.world.stack.kafka(), strike.broker());
     let others: Vec<usize> = (1..=BROKERS).filter(|broker| *broker != stays).collect();
     strike.target(format!("all but broker-{stays}"));

@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{LabError, Strike};
+use super::injection::FaultInjection;
+use crate::lab::error::LabError;
+use crate::lab::history::now;
 use crate::lab::world::Node;
 
 /// A gateway and a transfer are started with a clock of their own; it jumps an hour ahead, two hours back, and is right again.
-pub(super) async fn jump(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn jump(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     // Where Debian's package puts it.
     let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
     if !Path::new(&library).exists() {
@@ -34,7 +36,7 @@ pub(super) async fn jump(strike: &mut Strike<'_>) -> Result<(), LabError> {
     set(&file, "-3600")?;
     tokio::time::sleep(strike.hold).await;
     set(&file, "+0")?;
-    strike.fault.over = super::now();
+    strike.fault.over = now();
     for node in nodes {
         node.stop().await;
         node.change(|spec| spec)?;

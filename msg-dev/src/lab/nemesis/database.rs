@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use msg_dev::stack::Signal;
 
-use super::{LabError, Strike};
+use super::injection::FaultInjection;
 use crate::lab::accounts::without_files;
+use crate::lab::error::LabError;
+use crate::lab::history::now;
 use crate::lab::world::Node;
 
 /// After a crash the server goes through its log before it takes connections.
@@ -14,7 +16,7 @@ const BACK_WITHIN: Duration = Duration::from_secs(120);
 const FOUND_WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
-pub(super) async fn kill_backend(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn kill_backend(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let pid = backend(strike).await?;
     // SAFETY: kill has no memory effects; the server named the process just now.
     unsafe { libc::kill(pid, libc::SIGKILL) };
@@ -23,7 +25,7 @@ pub(super) async fn kill_backend(strike: &mut Strike<'_>) -> Result<(), LabError
     answers(strike).await
 }
 
-pub(super) async fn freeze_backend(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn freeze_backend(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let pid = backend(strike).await?;
     // SAFETY: as above; a process that is stopped keeps its id.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
@@ -34,7 +36,7 @@ pub(super) async fn freeze_backend(strike: &mut Strike<'_>) -> Result<(), LabErr
 }
 
 /// One that is in a transaction, and has written in it where there is one.
-async fn backend(strike: &mut Strike<'_>) -> Result<libc::pid_t, LabError> {
+async fn backend(strike: &mut FaultInjection<'_>) -> Result<libc::pid_t, LabError> {
     // What a connection did last is its COMMIT, so the statement says little.
     const CLIENTS: &str = "
         SELECT pid FROM pg_stat_activity
@@ -55,7 +57,7 @@ async fn backend(strike: &mut Strike<'_>) -> Result<libc::pid_t, LabError> {
     Ok(pid)
 }
 
-pub(super) async fn kill(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn kill(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let postgres = strike.world.stack.postgres();
     strike.target("postgresql");
     postgres.kill().await;
@@ -64,7 +66,7 @@ pub(super) async fn kill(strike: &mut Strike<'_>) -> Result<(), LabError> {
     Ok(postgres.start().await?)
 }
 
-pub(super) async fn freeze(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn freeze(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let postgres = strike.world.stack.postgres();
     strike.target("postgresql");
     if !postgres.freeze() {
@@ -76,16 +78,16 @@ pub(super) async fn freeze(strike: &mut Strike<'_>) -> Result<(), LabError> {
 }
 
 /// Ends in the way of this signal and starts at once.
-pub(super) async fn restart(strike: &mut Strike<'_>, signal: Signal) -> Result<(), LabError> {
+pub(super) async fn restart(strike: &mut FaultInjection<'_>, signal: Signal) -> Result<(), LabError> {
     let postgres = strike.world.stack.postgres();
     strike.target("postgresql");
-    strike.fault.broken = super::now();
+    strike.fault.broken = now();
     end(strike, signal).await;
-    strike.fault.over = super::now();
+    strike.fault.over = now();
     Ok(postgres.start().await?)
 }
 
-pub(super) async fn away(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn away(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let seconds = strike.hold.as_secs();
     strike.target(format!("postgresql, {seconds} s"));
     end(strike, Signal::Int).await;
@@ -94,7 +96,7 @@ pub(super) async fn away(strike: &mut Strike<'_>) -> Result<(), LabError> {
 }
 
 /// Another session has inserted the next row of an inbox, and neither commits nor rolls back: nothing more of the inbox can be stored.
-pub(super) async fn block_inbox(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn block_inbox(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     const NEXT: &str = "
         INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content, send_time,
                               kafka_partition, kafka_offset)
@@ -121,7 +123,7 @@ pub(super) async fn block_inbox(strike: &mut Strike<'_>) -> Result<(), LabError>
 }
 
 /// As a migration of somebody's, or a VACUUM FULL, does.
-pub(super) async fn lock_table(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn lock_table(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     strike.target("messages");
     let database = strike.world.database().await?;
     database.batch_execute("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await?;
@@ -130,7 +132,7 @@ pub(super) async fn lock_table(strike: &mut Strike<'_>) -> Result<(), LabError> 
 }
 
 /// Every session is read-only from its next transaction on.
-pub(super) async fn read_only(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn read_only(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     strike.target("postgresql");
     let database = strike.world.database().await?;
     database.batch_execute("SET default_transaction_read_only = off").await?;
@@ -147,7 +149,7 @@ pub(super) async fn read_only(strike: &mut Strike<'_>) -> Result<(), LabError> {
 }
 
 /// A gateway and a transfer are given another host before the server: it accepts connections and never responds.
-pub(super) async fn silent_host(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn silent_host(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     // Nobody accepts: the system does, until its queue is full, and then it does not even do that.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(LabError::io("listen on", "127.0.0.1"))?;
     let silent = (silent.local_addr().map_err(LabError::io("listen on", "127.0.0.1"))?, silent);
@@ -174,14 +176,14 @@ pub(super) async fn silent_host(strike: &mut Strike<'_>) -> Result<(), LabError>
     Ok(())
 }
 
-async fn end(strike: &Strike<'_>, signal: Signal) {
+async fn end(strike: &FaultInjection<'_>, signal: Signal) {
     if let Some(process) = strike.world.stack.postgres().process() {
         process.signal(signal);
         process.wait().await;
     }
 }
 
-pub(super) async fn answers(strike: &Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn answers(strike: &FaultInjection<'_>) -> Result<(), LabError> {
     let asking = async {
         loop {
             if let Ok(database) = strike.world.database().await

@@ -1,10 +1,12 @@
 //! Fills disks.
 
-use super::{LabError, Strike, broker};
+use super::broker;
+use super::injection::FaultInjection;
 use crate::lab::disk::Disk;
-use crate::lab::world::BROKERS;
+use crate::lab::error::LabError;
+use crate::lab::topology::BROKERS;
 
-pub(super) async fn fill_postgres(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn fill_postgres(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     strike.target("postgresql");
     let disk = given(strike.world.postgres_disk.as_ref())?;
     disk.fill()?;
@@ -16,7 +18,7 @@ pub(super) async fn fill_postgres(strike: &mut Strike<'_>) -> Result<(), LabErro
 }
 
 /// A broker whose only disk fails ends itself.
-pub(super) async fn fill_broker(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn fill_broker(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     strike.target(format!("broker-{BROKERS}"));
     let disk = given(strike.world.broker_disk.as_ref())?;
     disk.fill()?;

@@ -8,15 +8,16 @@ use msg_dev::stack::service::READY_WITHIN;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::{LabError, Strike};
-use crate::lab::world::{GROUP, TOPIC};
+use super::injection::FaultInjection;
+use crate::lab::error::LabError;
+use crate::lab::topology::{GROUP, TOPIC};
 
 /// Until it is the group's only member.
 const JOINED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The transfers stop, a consumer with the range assignor joins, and the transfers, which are cooperative, cannot join while it is a
 /// member.
-pub(super) async fn foreign_consumer(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn foreign_consumer(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let world = strike.world;
     let transfers = world.running_transfers();
     strike.target(format!("{GROUP}, {} transfers", transfers.len()));

@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::broker::in_sync;
-use super::{LabError, Strike, all_ready, now};
+use super::injection::{FaultInjection, all_ready};
+use crate::lab::error::LabError;
 use crate::lab::evidence::Truncation;
 use crate::lab::history::Nanos;
+use crate::lab::history::now;
 use crate::lab::settle::progress;
-use crate::lab::world::{BROKERS, TOPIC, World};
+use crate::lab::topology::{BROKERS, TOPIC};
+use crate::lab::world::World;
 
 /// For a batch that is not read yet to be in every replica.
 const FOUND_WITHIN: Duration = Duration::from_secs(30);
@@ -24,7 +27,7 @@ const STORED_TOO: i64 = 20;
 const HEAD: usize = 12;
 
 /// One byte of a batch is another one in every replica, before any transfer has read it. Later the operator restores it.
-pub(super) async fn damage_batch(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn damage_batch(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let world = strike.world;
     let transfers = world.running_transfers();
     futures_util::future::join_all(transfers.iter().map(|transfer| transfer.stop())).await;
@@ -46,7 +49,7 @@ pub(super) async fn damage_batch(strike: &mut Strike<'_>) -> Result<(), LabError
 }
 
 /// The end of a partition's log is lost in every replica, records among it that no transfer has read: nothing but those may be lost.
-pub(super) async fn truncate_log(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn truncate_log(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let (world, kafka) = (strike.world, strike.world.stack.kafka());
     let transfers = world.running_transfers();
     futures_util::future::join_all(transfers.iter().map(|transfer| transfer.stop())).await;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use msg_dev::stack::Postgres;
 use tokio_postgres::Client;
 
-use super::{LabError, Strike, all_ready};
-use crate::lab::world::DATABASE;
+use super::injection::{FaultInjection, all_ready};
+use crate::lab::error::LabError;
+use crate::lab::topology::DATABASE;
 
 /// For a standby to have what the primary has.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(120);
@@ -20,7 +21,7 @@ pub(super) enum Old {
 }
 
 /// At the end the first server is the primary again, and the only one.
-pub(super) async fn replace(strike: &mut Strike<'_>, old: Old) -> Result<(), LabError> {
+pub(super) async fn replace(strike: &mut FaultInjection<'_>, old: Old) -> Result<(), LabError> {
     let (first, second) = (strike.world.stack.postgres(), strike.world.standby.as_ref());
     let second = second.ok_or_else(|| LabError::Setting("the stack was started without a standby".into()))?;
     strike.target(match old {

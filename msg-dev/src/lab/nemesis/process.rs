@@ -4,11 +4,14 @@ use std::path::Path;
 
 use msg_dev::stack::Signal;
 
-use super::{LabError, Strike};
+use super::injection::FaultInjection;
 use crate::lab::accounts::without_files;
-use crate::lab::world::{Node, TRANSFERS};
+use crate::lab::error::LabError;
+use crate::lab::history::now;
+use crate::lab::topology::TRANSFERS;
+use crate::lab::world::Node;
 
-pub(super) async fn kill<'a>(strike: &mut Strike<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
+pub(super) async fn kill<'a>(strike: &mut FaultInjection<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
     let node = strike.pick(nodes);
     strike.target(node.name());
     node.kill().await;
@@ -17,7 +20,7 @@ pub(super) async fn kill<'a>(strike: &mut Strike<'a>, nodes: &'a [Node]) -> Resu
     Ok(node.start().await?)
 }
 
-pub(super) async fn kill_services(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn kill_services(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let nodes: Vec<&Node> = strike.world.gateways.iter().chain(strike.world.running_transfers()).collect();
     strike.target(format!("{} services", nodes.len()));
     futures_util::future::join_all(nodes.iter().map(|node| node.kill())).await;
@@ -27,7 +30,7 @@ pub(super) async fn kill_services(strike: &mut Strike<'_>) -> Result<(), LabErro
     Ok(())
 }
 
-pub(super) async fn kill_client(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn kill_client(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let (world, rng) = (strike.world, &mut strike.rng);
     let pick = |count| rand::RngExt::random_range(rng, 0..count);
     if let Some(name) = world.loads.kill_one(pick, world.stack.logs()).await? {
@@ -38,7 +41,7 @@ pub(super) async fn kill_client(strike: &mut Strike<'_>) -> Result<(), LabError>
     Ok(())
 }
 
-pub(super) async fn freeze<'a>(strike: &mut Strike<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
+pub(super) async fn freeze<'a>(strike: &mut FaultInjection<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
     let node = strike.pick(nodes);
     strike.target(node.name());
     if !node.service().signal(Signal::Stop) {
@@ -49,19 +52,19 @@ pub(super) async fn freeze<'a>(strike: &mut Strike<'a>, nodes: &'a [Node]) -> Re
     Ok(())
 }
 
-pub(super) async fn restart(strike: &mut Strike<'_>, nodes: &[Node]) -> Result<(), LabError> {
+pub(super) async fn restart(strike: &mut FaultInjection<'_>, nodes: &[Node]) -> Result<(), LabError> {
     strike.target(format!("{} one after the other", nodes.len()));
-    strike.fault.broken = super::now();
+    strike.fault.broken = now();
     for node in nodes {
         stop(node).await?;
         node.start().await?;
     }
-    strike.fault.over = super::now();
+    strike.fault.over = now();
     Ok(())
 }
 
 /// A gateway and a transfer that say much, into a pipe that nothing reads.
-pub(super) async fn unread_logs(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn unread_logs(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let world = strike.world;
     let nodes = [&world.gateways[1], &world.transfers[0]];
     strike.target(nodes.map(Node::name).join(" and "));
@@ -93,11 +96,11 @@ fn quoted(binary: &str) -> String {
 }
 
 /// To the other version and back. Without one, to other settings of this one.
-pub(super) async fn deploy(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn deploy(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let other = strike.world.other.clone();
     let what = if other.is_some() { "the other version and back" } else { "other settings of this version and back" };
     strike.target(what);
-    strike.fault.broken = super::now();
+    strike.fault.broken = now();
     let nodes: Vec<&Node> = strike.world.gateways.iter().chain(strike.world.running_transfers()).collect();
     for node in &nodes {
         replace(node, other.as_deref(), true).await?;
@@ -106,7 +109,7 @@ pub(super) async fn deploy(strike: &mut Strike<'_>) -> Result<(), LabError> {
     for node in &nodes {
         replace(node, other.as_deref(), false).await?;
     }
-    strike.fault.over = super::now();
+    strike.fault.over = now();
     Ok(())
 }
 
@@ -134,15 +137,15 @@ async fn stop(node: &Node) -> Result<(), LabError> {
 }
 
 /// Up, and down again; as often as the time allows with `hold` between.
-pub(super) async fn scale(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn scale(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let before = strike.world.running_transfers().len();
     strike.target(format!("{before} to {TRANSFERS} to 1 to {before}"));
-    strike.fault.broken = super::now();
+    strike.fault.broken = now();
     for count in [TRANSFERS, 1] {
         strike.world.scale_to(count).await?;
         tokio::time::sleep(strike.hold).await;
     }
     strike.world.scale_to(before).await?;
-    strike.fault.over = super::now();
+    strike.fault.over = now();
     Ok(())
 }

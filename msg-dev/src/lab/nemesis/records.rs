@@ -11,11 +11,13 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
-use super::{LabError, Strike, now};
+use super::injection::FaultInjection;
+use crate::lab::error::LabError;
 use crate::lab::evidence::NewTopic;
+use crate::lab::history::now;
 use crate::lab::message::message;
 use crate::lab::settle::{progress, until_stored};
-use crate::lab::world::{PARTITIONS, TOPIC};
+use crate::lab::topology::{PARTITIONS, TOPIC};
 
 /// Few enough that no transfer stops a partition over them.
 const POISON: usize = 24;
@@ -24,7 +26,7 @@ const MORE: i32 = 4;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// Bytes that are no record, a key that is not the receiver, nothing at all.
-pub(super) async fn poison(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn poison(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     strike.target(format!("{POISON} records"));
     strike.fault.broken = now();
     let producer: FutureProducer = ClientConfig::new()
@@ -54,7 +56,7 @@ pub(super) async fn poison(strike: &mut Strike<'_>) -> Result<(), LabError> {
 
 /// First only the topic grows; then, as the documentation says, the gateways stop, all is stored, and they begin anew with the
 /// new number.
-pub(super) async fn grow(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn grow(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let world = strike.world;
     let count = world.partitions.load(Ordering::Relaxed) + MORE;
     strike.target(format!("to {count} partitions"));
@@ -80,7 +82,7 @@ pub(super) async fn grow(strike: &mut Strike<'_>) -> Result<(), LabError> {
 }
 
 /// What was not stored yet is gone with it. What comes after is not.
-pub(super) async fn recreate(strike: &mut Strike<'_>) -> Result<(), LabError> {
+pub(super) async fn recreate(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let (world, kafka) = (strike.world, strike.world.stack.kafka());
     let count = world.partitions.load(Ordering::Relaxed);
     strike.target(TOPIC);

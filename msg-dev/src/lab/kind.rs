@@ -2,8 +2,6 @@
 
 use clap::ValueEnum;
 
-use super::network::{Effect, Link};
-
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -106,6 +104,42 @@ pub(crate) enum One {
     GrowTopic,
     /// The topic is deleted and made anew
     RecreateTopic,
+}
+
+/// Between whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Link {
+    /// Clients and gateways
+    Clients,
+    /// Gateways and brokers
+    GatewaysKafka,
+    /// Transfers and brokers, but for the first transfer
+    TransfersKafka,
+    /// The first transfer and brokers
+    Transfer1Kafka,
+    /// Brokers and brokers
+    Brokers,
+    /// Gateways and PostgreSQL
+    GatewaysPostgres,
+    /// Transfers and PostgreSQL, but for the first transfer
+    TransfersPostgres,
+    /// The first transfer and PostgreSQL
+    Transfer1Postgres,
+}
+
+/// What happens to the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Effect {
+    /// Everything arrives 100 ms later, more or less 80 ms
+    Delay,
+    /// Connections are reset and new ones refused
+    Cut,
+    /// Connections stay open and nothing arrives
+    Blackhole,
+    /// Requests arrive and answers do not
+    HalfOpen,
+    /// 100 KiB a second on each connection
+    Slow,
 }
 
 /// What the stack must have for some faults.
@@ -224,7 +258,7 @@ impl Kind {
     }
 
     /// How long it lasts unless told otherwise, in seconds.
-    pub(super) fn hold(self) -> f64 {
+    pub(crate) fn hold(self) -> f64 {
         match self {
             Kind::Network(..) => 5.0,
             Kind::One(one) => match one {
