@@ -1,4 +1,4 @@
-//! The quick starts of docs/clients, in four languages, against real gateways: they lose and duplicate no message
+//! The quick starts of clients, in four languages, against real gateways: they lose and duplicate no message
 //! under faults, and handle each error as documented.
 
 mod deadlines;
@@ -20,7 +20,7 @@ use super::calls::{Client, client, wait_gateway_not_ready};
 use crate::support::stack::stack;
 use crate::support::world::{Gateway, World};
 
-const SERVICE_CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/clients/service-config.json");
+const SERVICE_CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/service-config.json");
 
 #[tokio::test]
 async fn python_client_survives_faults() {
@@ -65,7 +65,7 @@ async fn node_client_handles_errors_as_documented() {
 /// The tests below use the service config that a reader of the page sees.
 #[test]
 fn clients_page_shows_the_service_config_file() {
-    let readme = include_str!("../../../../docs/clients/README.md");
+    let readme = include_str!("../../../../clients/README.md");
     let shown = readme.split_once("```json\n").and_then(|(_, rest)| rest.split_once("```")).unwrap().0;
     let shown: Value = serde_json::from_str(shown).unwrap();
     let file: Value = serde_json::from_str(&std::fs::read_to_string(SERVICE_CONFIG).unwrap()).unwrap();

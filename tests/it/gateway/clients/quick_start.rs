@@ -1,4 +1,4 @@
-//! The programs of docs/clients: how they were built, and a running one.
+//! The programs of clients: how they were built, and a running one.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -50,8 +50,8 @@ impl QuickStart {
             return None;
         }
         let folder = root().join(".tools/clients").join(name);
-        if !folder.join(".built").is_file() || !up_to_date(&root().join("docs/clients").join(name), &folder) {
-            panic!("the {name} client is not built, or from other files than docs/clients has: run scripts/setup test");
+        if !folder.join(".built").is_file() || !up_to_date(&root().join("clients").join(name), &folder) {
+            panic!("the {name} client is not built, or from other files than clients/ has: run scripts/setup test");
         }
         Some(QuickStart { language, folder })
     }
@@ -111,7 +111,7 @@ fn up_to_date(source: &Path, copy: &Path) -> bool {
     std::fs::read_dir(source).unwrap().map(Result::unwrap).all(|entry| {
         let (path, copy) = (entry.path(), copy.join(entry.file_name()));
         let same = || std::fs::read(&path).unwrap() == std::fs::read(&copy).unwrap_or_default();
-        let at_top = source.parent().is_some_and(|parent| parent.ends_with("docs/clients"));
+        let at_top = source.parent().is_some_and(|parent| parent.ends_with("clients"));
         (at_top && built.iter().any(|name| entry.file_name() == *name))
             || if path.is_dir() { up_to_date(&path, &copy) } else { same() }
     })
