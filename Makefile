@@ -71,7 +71,7 @@ soak: build ## Inject random faults for HOURS=8, and check every promise
 lint: ## Run all static checks
 	@scripts/setup lint
 	$(CARGO) fmt --all --check
-	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(TOOLS)/bin/cargo-deny --workspace --locked check bans licenses sources
 	$(TOOLS)/bin/cargo-machete
@@ -82,7 +82,7 @@ lint: ## Run all static checks
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
-	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml
 
 bench: build ## Measure the throughput, and compare it with limits that the same run measures
 	target/release/msg-dev bench $(ARGS)

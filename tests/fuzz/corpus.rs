@@ -1,18 +1,18 @@
 //! Runs the fuzz targets on every input of the corpus: bugs that fuzzing found stay fixed, and no fuzzer is needed for that.
 
-#![allow(unreachable_pub, reason = "the modules are those of fuzz/, where they are public")]
+#![allow(unreachable_pub, reason = "the modules are those of the fuzz targets, where they are public")]
 
-#[path = "../../fuzz/src/framing.rs"]
+#[path = "src/framing.rs"]
 mod framing;
-#[path = "../../fuzz/src/record.rs"]
+#[path = "src/record.rs"]
 mod record;
-#[path = "../../fuzz/src/request.rs"]
+#[path = "src/request.rs"]
 mod request;
 
 use std::path::Path;
 
 fn each(target: &str, run: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let files = std::fs::read_dir(&folder).expect("it is part of the project");
     let inputs: Vec<_> = files.map(|file| file.expect("it can be listed").path()).collect();
     assert!(inputs.len() >= 20, "only {} files in {}", inputs.len(), folder.display());

@@ -1,6 +1,0 @@
-//! What is fuzzed: each module has a `run` that panics when a rule is broken. The same files are part of msg-gateway's tests,
-//! which run the committed corpus through them.
-
-pub mod framing;
-pub mod record;
-pub mod request;
