@@ -18,11 +18,11 @@ COPY Cargo.toml Cargo.lock ./
 COPY msg-gateway/Cargo.toml msg-gateway/
 COPY msg-transfer/Cargo.toml msg-transfer/
 COPY msg-transfer/machine/Cargo.toml msg-transfer/machine/
-COPY msg-transfer/simulator/Cargo.toml msg-transfer/simulator/
 COPY msg-dev/Cargo.toml msg-dev/
 COPY tests/Cargo.toml tests/
+COPY tests/simulator/Cargo.toml tests/simulator/
 RUN printf '//! Empty.\nfn main() {}\n' >build.rs \
-    && for package in . msg-gateway msg-transfer msg-transfer/machine msg-transfer/simulator msg-dev tests; do \
+    && for package in . msg-gateway msg-transfer msg-transfer/machine msg-dev tests tests/simulator; do \
            mkdir -p "$package/src" && echo '//! Empty.' >"$package/src/lib.rs" && cp build.rs "$package/src/main.rs" || exit 1; \
        done \
     && rm src/main.rs \

@@ -14,7 +14,7 @@ pub enum Expected {
 /// A text that must occur exactly once in its file, and its replacement.
 #[derive(Clone, Copy, Debug)]
 pub struct Edit {
-    /// The path of the file below `msg-transfer`.
+    /// The path of the file: `machine/…` below `msg-transfer`, `simulator/…` below `tests`.
     pub file: &'static str,
     /// The text to replace.
     pub find: &'static str,

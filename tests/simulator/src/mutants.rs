@@ -34,7 +34,7 @@ impl Bench {
         bench.copy("Cargo.lock")?;
         bench.copy("rust-toolchain.toml")?;
         bench.copy_all("msg-transfer/machine")?;
-        bench.copy_all("msg-transfer/simulator")?;
+        bench.copy_all("tests/simulator")?;
         let manifest = read(&origin.join("Cargo.toml"))?;
         write(&bench.folder.join("Cargo.toml"), &workspace_of_two(&manifest))?;
         Ok(bench)
@@ -42,12 +42,12 @@ impl Bench {
 
     /// Plants one bug, builds, runs up to `seeds` seeds, and restores the files.
     pub fn try_one(&self, mutant: &Mutant, seeds: u64) -> Result<MutantResult, String> {
-        for (file, text) in mutant.plant(&self.folder.join("msg-transfer"))? {
-            write(&self.folder.join("msg-transfer").join(file), &text)?;
+        for (file, text) in mutant.plant(&self.folder)? {
+            write(&self.folder.join(path(file)), &text)?;
         }
         let found = self.build().and_then(|()| self.run(seeds));
         for edit in mutant.edits {
-            self.copy(&format!("msg-transfer/{}", edit.file))?;
+            self.copy(&path(edit.file))?;
         }
         found.map_err(|error| format!("{}: {error}", mutant.name))
     }
@@ -100,12 +100,12 @@ impl Bench {
 impl Mutant {
     /// Returns the files that the mutant changes, each with its changed text. Fails if a text to be replaced does not
     /// occur exactly once in its file.
-    fn plant(&self, msg_transfer: &Path) -> Result<BTreeMap<&'static str, String>, String> {
+    fn plant(&self, workspace: &Path) -> Result<BTreeMap<&'static str, String>, String> {
         let mut files = BTreeMap::new();
         for edit in self.edits {
             let text = match files.remove(edit.file) {
                 Some(text) => text,
-                None => read(&msg_transfer.join(edit.file))?,
+                None => read(&workspace.join(path(edit.file)))?,
             };
             let count = text.matches(edit.find).count();
             if count != 1 {
@@ -123,6 +123,12 @@ impl Drop for Bench {
     }
 }
 
+/// Returns the path in the workspace of a file that the table names.
+fn path(file: &str) -> String {
+    let folder = if file.starts_with("simulator/") { "tests" } else { "msg-transfer" };
+    format!("{folder}/{file}")
+}
+
 /// Returns the workspace's manifest with two members, and without a package of its own.
 fn workspace_of_two(manifest: &str) -> String {
     let mut text = String::new();
@@ -134,7 +140,7 @@ fn workspace_of_two(manifest: &str) -> String {
         if in_package {
             continue;
         }
-        let members = "members = [\"msg-transfer/machine\", \"msg-transfer/simulator\"]";
+        let members = "members = [\"msg-transfer/machine\", \"tests/simulator\"]";
         text.push_str(if line.starts_with("members") { members } else { line });
         text.push('\n');
     }
@@ -158,8 +164,8 @@ mod tests {
 
     #[test]
     fn every_mutant_can_be_planted() {
-        let msg_transfer = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it is below msg-transfer");
-        let failed: Vec<String> = MUTANTS.iter().filter_map(|mutant| mutant.plant(msg_transfer).err()).collect();
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let failed: Vec<String> = MUTANTS.iter().filter_map(|mutant| mutant.plant(&workspace).err()).collect();
         assert!(failed.is_empty(), "{}", failed.join("\n"));
     }
 }
