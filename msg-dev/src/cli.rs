@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::bench::BenchCommand;
-use crate::lab::args::LabArgs;
-use crate::lab::load::LoadArgs;
 use clap::{Args, Parser, Subcommand};
-use msg_dev::stack::{ClusterOptions, FetchArgs, StackOptions, State};
+use msg_bench::BenchCommand;
+use msg_lab::{LabArgs, LoadArgs};
+use msg_stack::{ClusterOptions, FetchArgs, StackOptions, State};
 
 /// The local stack for developers: a real Kafka, a real PostgreSQL, and the services on top of them.
 #[derive(Debug, Parser)]

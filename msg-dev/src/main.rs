@@ -1,10 +1,7 @@
 //! `msg-dev`: the local stack (`up`, `fetch`) and what is run on it (`demo`, `bench`), for developers. Never deployed.
 
-mod bench;
 mod cli;
 mod demo;
-mod lab;
-mod text;
 mod up;
 
 use std::error::Error;
@@ -25,11 +22,11 @@ async fn main() -> ExitCode {
         .init();
     let ran: Result<(), Box<dyn Error + Send + Sync>> = match cli.command {
         cli::Command::Up(args) => up::run(args).await.map_err(Into::into),
-        cli::Command::Bench(command) => bench::run(&command).await,
+        cli::Command::Bench(command) => msg_bench::run(&command).await,
         cli::Command::Fetch(args) => up::fetch(args).await.map_err(Into::into),
         cli::Command::Demo(args) => demo::run(args).await.map_err(Into::into),
-        cli::Command::Lab(args) => lab::run(args).await.map_err(Into::into),
-        cli::Command::LabLoad(args) => lab::load::run(args).await,
+        cli::Command::Lab(args) => msg_lab::run(args).await.map_err(Into::into),
+        cli::Command::LabLoad(args) => msg_lab::run_load(args).await,
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,9 +4,7 @@
 use std::time::Instant;
 
 use futures_util::future::{FutureExt, select_all};
-use msg_dev::stack::{
-    FetchArgs, GatewayPlan, Pipe, Port, Process, Service, Stack, StackError, TransferPlan, fetch, pipe,
-};
+use msg_stack::{FetchArgs, GatewayPlan, Pipe, Port, Process, Service, Stack, StackError, TransferPlan, fetch, pipe};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::UpArgs;

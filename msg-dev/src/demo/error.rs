@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use msg_dev::stack::StackError;
+use msg_stack::StackError;
 
 /// Why the demo ended without a verdict, or with a bad one.
 #[derive(Debug, thiserror::Error)]

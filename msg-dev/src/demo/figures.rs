@@ -11,7 +11,7 @@ use super::check::{Crash, Finding};
 use super::pipe::Memory;
 use super::send::{Counters, History};
 use super::table::Table;
-use crate::text::grouped;
+use msg_lab::text::grouped;
 
 /// What a run came to.
 #[derive(Debug, Serialize)]

@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use msg_dev::stack::{Offsets, Signal, Stack, StackOptions};
+use msg_stack::{Offsets, Signal, Stack, StackOptions};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::Client as Database;
@@ -33,7 +33,7 @@ use self::pipe::{GROUP, PARTITIONS, Pipe, TOPIC};
 use self::screen::Screen;
 use self::send::Counters;
 use crate::cli::DemoArgs;
-use crate::text::grouped;
+use msg_lab::text::grouped;
 
 /// For the transfer to store what is left when the last OK is there.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(120);

@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
-use msg_dev::stack::service::READY_WITHIN;
-use msg_dev::stack::{GatewayPlan, Offsets, Port, Process, Service, Stack, StackError, TransferPlan, pipe};
+use msg_stack::service::READY_WITHIN;
+use msg_stack::{GatewayPlan, Offsets, Port, Process, Service, Stack, StackError, TransferPlan, pipe};
 use serde::Serialize;
 
 use super::check::Crash;

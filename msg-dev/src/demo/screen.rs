@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 use super::send::Counters;
 use super::table;
-use crate::text::grouped;
+use msg_lab::text::grouped;
 
 const REDRAW: Duration = Duration::from_millis(200);
 

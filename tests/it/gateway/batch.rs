@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use msg_common::partition::partition_for;
 use msg_common::proto::{BatchSendMsgRequest, BatchSendMsgResponse, Msg, SendResult};
-use msg_dev::stack::{Signal, Stack, StackOptions};
+use msg_stack::{Signal, Stack, StackOptions};
 use prost::Message;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};

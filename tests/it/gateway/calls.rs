@@ -5,7 +5,7 @@ use std::time::Duration;
 use msg_common::admin;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, send_result};
-use msg_dev::stack::ServiceSpec;
+use msg_stack::ServiceSpec;
 use prost::Message;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};

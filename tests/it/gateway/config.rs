@@ -1,6 +1,6 @@
 //! Invalid settings: all problems are reported, the exit code is 64, and nothing is served.
 
-use msg_dev::stack::ServiceSpec;
+use msg_stack::ServiceSpec;
 
 use crate::support::world::World;
 

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use msg_dev::stack::Signal;
+use msg_stack::Signal;
 use tokio::time::timeout;
 
 use super::calls::{channel, client, health, readyz, reason, send, wait_in_flight};

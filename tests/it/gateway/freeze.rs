@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use msg_dev::stack::Signal;
+use msg_stack::Signal;
 use tonic::Code;
 
 use super::calls::{channel, client, metric, send_within};

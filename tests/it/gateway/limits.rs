@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use msg_common::proto::{BatchSendMsgRequest, BatchSendMsgResponse, Msg, Placement, PullMsgsRequest, PullMsgsResponse};
-use msg_dev::stack::{Signal, Stack};
+use msg_stack::{Signal, Stack};
 use tokio::task::JoinHandle;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;

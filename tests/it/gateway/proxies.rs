@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use msg_common::proto::{BatchSendMsgRequest, InboxCursor, Msg, PullMsgsRequest, SendMsgRequest, WatchMsgsRequest};
 use msg_common::proto::{StreamSendEntry, StreamSendMsgRequest, watch_msgs_response::Event};
-use msg_dev::stack::pipe;
+use msg_stack::pipe;
 use tempfile::TempDir;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use msg_common::partition::partition_for;
 use msg_common::proto::{DeadLetterReason, GetMsgStatusRequest, GetMsgStatusResponse, Msg, MsgState, Placement};
-use msg_dev::stack::Service;
+use msg_stack::Service;
 use tonic::{Code, Status};
 
 use super::calls::{Client, assert_failed, client, fields, send};

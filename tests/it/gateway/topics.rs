@@ -12,7 +12,7 @@ use crate::support::stack::stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
-use msg_dev::stack::ServiceSpec;
+use msg_stack::ServiceSpec;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;

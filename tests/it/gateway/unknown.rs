@@ -4,8 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::partition::partition_for;
 use msg_common::proto::{GetMsgStatusRequest, Msg, MsgState};
-use msg_dev::stack::kafka::BETWEEN_BROKERS;
-use msg_dev::stack::{Signal, Stack, StackOptions};
+use msg_stack::kafka::BETWEEN_BROKERS;
+use msg_stack::{Signal, Stack, StackOptions};
 use prost_types::Timestamp;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};

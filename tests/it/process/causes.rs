@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use msg_dev::stack::kafka::rights::login;
-use msg_dev::stack::{Operation, Resource, Right, ServiceSpec};
+use msg_stack::kafka::rights::login;
+use msg_stack::{Operation, Resource, Right, ServiceSpec};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 

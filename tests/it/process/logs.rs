@@ -99,7 +99,7 @@ async fn command_survives_a_closed_output() {
     {
         let command = world.transfer("command", |spec| spec.env("LOG_LEVEL", "debug"));
         let spec = command.spec();
-        let mut child = tokio::process::Command::new(msg_dev::stack::service::find_binary("msg-transfer").unwrap())
+        let mut child = tokio::process::Command::new(msg_stack::service::find_binary("msg-transfer").unwrap())
             .args(arguments)
             .envs(spec.env.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
@@ -134,7 +134,7 @@ async fn every_log_line_is_json_with_unique_keys() {
     let settings = [("LOG_FORMAT", "json"), ("LOG_LEVEL", "trace")];
     let brokers = format!("127.0.0.1:1,{}", world.brokers());
     let change =
-        |spec: msg_dev::stack::ServiceSpec| spec.env("KAFKA_BROKERS", &brokers).env("KAFKA_PROPERTIES", "debug=broker");
+        |spec: msg_stack::ServiceSpec| spec.env("KAFKA_BROKERS", &brokers).env("KAFKA_PROPERTIES", "debug=broker");
     let (gateway, transfer) = (world.gateway("gateway", change), world.transfer("transfer", change));
     let mut children = [
         spawn(&gateway.service, &settings, File::create(&gateway_log).unwrap()),

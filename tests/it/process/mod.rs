@@ -8,8 +8,8 @@ mod signals;
 
 use std::process::Stdio;
 
-use msg_dev::stack::Service;
-use msg_dev::stack::service::find_binary;
+use msg_stack::Service;
+use msg_stack::service::find_binary;
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 

@@ -2,8 +2,8 @@
 //! named.
 
 use msg_common::proto::{PullMsgsRequest, SendMsgRequest, WaitFor};
-use msg_dev::stack::kafka::rights::login;
-use msg_dev::stack::{Operation, Resource, Right, ServiceSpec, Stack};
+use msg_stack::kafka::rights::login;
+use msg_stack::{Operation, Resource, Right, ServiceSpec, Stack};
 
 use super::readiness;
 use crate::gateway::calls::client;

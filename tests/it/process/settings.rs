@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use msg_dev::stack::service::find_binary;
+use msg_stack::service::find_binary;
 use tokio::net::TcpListener;
 use tokio::process::Command;
 

@@ -4,7 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use msg_dev::stack::service::find_binary;
+use msg_stack::service::find_binary;
 use tokio::process::{Child, Command};
 
 use super::{Silent, signal};

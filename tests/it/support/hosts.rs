@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use msg_dev::stack::{Postgres, Stack};
+use msg_stack::{Postgres, Stack};
 use tokio_postgres::Client;
 
 use super::stack::own_postgres;
@@ -177,7 +177,7 @@ impl PasswordRole {
     }
 
     /// Configures a service to log in as this role.
-    pub(crate) fn configure(&self, mut spec: msg_dev::stack::ServiceSpec) -> msg_dev::stack::ServiceSpec {
+    pub(crate) fn configure(&self, mut spec: msg_stack::ServiceSpec) -> msg_stack::ServiceSpec {
         spec.env.retain(|(name, _)| name != "DATABASE_URL");
         spec.env("DATABASE_URL_FILE", self.file.display())
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use msg_dev::stack::{Stack, StackOptions};
+use msg_stack::{Stack, StackOptions};
 use tokio::sync::OnceCell;
 
 static STACK: OnceCell<Stack> = OnceCell::const_new();

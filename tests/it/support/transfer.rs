@@ -1,6 +1,6 @@
 //! Settings for a transfer under test, and its metrics, readiness and memory.
 
-use msg_dev::stack::{Service, ServiceSpec};
+use msg_stack::{Service, ServiceSpec};
 
 use super::{ensure, eventually};
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use msg_common::partition::Partition;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
-use msg_dev::stack::{Pipe, Port, Service, ServiceSpec, Stack, pipe};
+use msg_stack::{Pipe, Port, Service, ServiceSpec, Stack, pipe};
 use tokio_postgres::Client;
 use tonic::transport::Channel;
 

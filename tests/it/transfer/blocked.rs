@@ -1,7 +1,7 @@
 //! P1, P3 and P8 while one inbox cannot be written and all others can: it waits by itself, readiness names it, and
 //! its records are stored in order once it can be written again.
 
-use msg_dev::stack::Service;
+use msg_stack::Service;
 use tokio_postgres::Client;
 
 use crate::support::kafka::{RecordWriter, msg, record_of};
@@ -75,8 +75,7 @@ async fn foreign_unique_index_blocks_its_inbox_alone() {
 #[tokio::test]
 async fn lock_on_a_row_blocks_its_inbox_alone() {
     let world = World::new("row_lock").await;
-    let spec =
-        |spec: msg_dev::stack::ServiceSpec| spec.env("DATABASE_STATEMENT_TIMEOUT", "4s").env("DRAIN_TIMEOUT", "2s");
+    let spec = |spec: msg_stack::ServiceSpec| spec.env("DATABASE_STATEMENT_TIMEOUT", "4s").env("DRAIN_TIMEOUT", "2s");
     let transfer = world.transfer("transfer", spec);
     transfer.start().await.unwrap();
     let mut other_session = world.database().await;

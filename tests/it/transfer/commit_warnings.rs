@@ -2,7 +2,7 @@
 //! cancelled: only one server has the rows, so no hint is sent for them, no `seq` is cached from them, and no offset
 //! is committed.
 
-use msg_dev::stack::Stack;
+use msg_stack::Stack;
 use tokio_postgres::Client;
 
 use super::hints::Hints;

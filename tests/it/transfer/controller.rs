@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use msg_common::kafka::raw::topic_id;
-use msg_dev::stack::{Stack, StackOptions};
+use msg_stack::{Stack, StackOptions};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 

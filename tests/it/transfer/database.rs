@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use msg_dev::stack::{Service, ServiceSpec};
+use msg_stack::{Service, ServiceSpec};
 use tokio_postgres::Client;
 
 use crate::support::admin::group_generation;

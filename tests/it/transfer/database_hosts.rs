@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use msg_dev::stack::{Postgres, Service};
+use msg_stack::{Postgres, Service};
 
 use super::commands::run_with;
 use crate::support::hosts::{PostgresPair, host_and_port, silent_host};

@@ -1,7 +1,7 @@
 //! The dead-letter limit: a partition is halted before it has too many dead letters, skips nothing, and resumes where
 //! it was halted.
 
-use msg_dev::stack::Service;
+use msg_stack::Service;
 
 use super::commands::run;
 use crate::support::kafka::{RawRecord, RecordWriter, msg, record_of};

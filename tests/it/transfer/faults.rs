@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use msg_dev::stack::{Service, Signal};
+use msg_stack::{Service, Signal};
 
 use crate::support::kafka::{msg, record_of};
 use crate::support::stack::own_stack;

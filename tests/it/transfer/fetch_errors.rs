@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use msg_dev::stack::kafka::rights::login;
-use msg_dev::stack::{Operation, Resource, Right, Service, Stack};
+use msg_stack::kafka::rights::login;
+use msg_stack::{Operation, Resource, Right, Service, Stack};
 
 use super::commands::run;
 use crate::support::kafka::{RecordWriter, msg, record_of};

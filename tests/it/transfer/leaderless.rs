@@ -1,7 +1,7 @@
 //! P8 and availability of a topic with partitions that have no leader: the other partitions are stored, and readiness
 //! names those without one.
 
-use msg_dev::stack::{Stack, StackOptions};
+use msg_stack::{Stack, StackOptions};
 
 use crate::support::kafka::{msg, record_of};
 use crate::support::transfer::wait_not_ready;

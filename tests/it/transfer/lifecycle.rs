@@ -50,7 +50,7 @@ async fn processes_that_join_and_leave_lose_and_duplicate_nothing() {
         writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 100), &i.to_string(), "some body")));
     }
     writer.flush();
-    let slow = |spec: msg_dev::stack::ServiceSpec| spec.env("BATCH_RECORDS", 50).env("LANES", 2);
+    let slow = |spec: msg_stack::ServiceSpec| spec.env("BATCH_RECORDS", 50).env("LANES", 2);
     let [one, two] = ["one", "two"].map(|name| world.transfer(name, slow));
     one.start().await.unwrap();
     world.wait_for_rows(5_000).await;

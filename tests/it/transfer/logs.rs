@@ -1,6 +1,6 @@
 //! Lasting conditions and conflicts of callers do not flood the log.
 
-use msg_dev::stack::Service;
+use msg_stack::Service;
 
 use crate::support::kafka::{msg, record_of};
 use crate::support::world::World;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use msg_dev::stack::{Service, Stack};
+use msg_stack::{Service, Stack};
 
 use crate::support::kafka::{RawRecord, msg, record_of};
 use crate::support::stack::own_stack;

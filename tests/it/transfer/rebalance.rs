@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use msg_dev::stack::{Service, Signal};
+use msg_stack::{Service, Signal};
 
 use crate::support::admin::group_generation;
 use crate::support::load::{Load, OffsetWatch};

@@ -2,7 +2,7 @@
 //! REJECTED_BY_DATABASE.
 
 use msg_common::proto::Msg;
-use msg_dev::stack::Service;
+use msg_stack::Service;
 
 use crate::support::kafka::{msg, record_of};
 use crate::support::transfer::metric;

@@ -1,7 +1,7 @@
 //! Records that are too large for the database: only they are dead-lettered.
 
 use msg_common::proto::Msg;
-use msg_dev::stack::Stack;
+use msg_stack::Stack;
 
 use crate::support::kafka::{msg, record_of};
 use crate::support::stack::stack;

@@ -1,6 +1,6 @@
 //! Changes of the topic under a transfer: partitions are added, records are deleted, the topic is recreated.
 
-use msg_dev::stack::Stack;
+use msg_stack::Stack;
 
 use crate::support::admin::{delete_records, set_partition_count};
 use crate::support::kafka::{msg, record_of};

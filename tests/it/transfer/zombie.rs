@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use msg_dev::stack::{Service, Signal};
+use msg_stack::{Service, Signal};
 use tokio_postgres::Client;
 
 use crate::support::load::{assert_stored, write_messages};

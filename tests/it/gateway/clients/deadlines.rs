@@ -1,6 +1,6 @@
 //! The deadlines of a real Python caller: its library rounds them, and discards results that were not read in time.
 
-use msg_dev::stack::Signal;
+use msg_stack::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::timeout;

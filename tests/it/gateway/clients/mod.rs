@@ -1,4 +1,4 @@
-//! The quick starts of clients, in four languages, against real gateways: they lose and duplicate no message
+//! The quick starts of clients/, in four languages, against real gateways: they lose and duplicate no message
 //! under faults, and handle each error as documented.
 
 mod deadlines;

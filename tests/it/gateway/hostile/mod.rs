@@ -14,7 +14,7 @@ mod unread;
 use std::time::{Duration, Instant};
 
 use msg_common::proto::Msg;
-use msg_dev::stack::ServiceSpec;
+use msg_stack::ServiceSpec;
 
 use super::calls::{Client, client, send};
 use crate::support::WAIT_TIMEOUT;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join, join_all};
-use msg_dev::stack::Signal;
+use msg_stack::Signal;
 use tokio::time::timeout;
 use tonic::Code;
 

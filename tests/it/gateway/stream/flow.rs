@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use msg_common::proto::Msg;
-use msg_dev::stack::Signal;
+use msg_stack::Signal;
 use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::Endpoint;

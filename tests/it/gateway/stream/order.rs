@@ -1,7 +1,7 @@
 //! P3 within a stream: messages to one inbox are stored in the order in which they were sent, also after a failure.
 
 use futures_util::future::join_all;
-use msg_dev::stack::Signal;
+use msg_stack::Signal;
 use tonic::Code;
 
 use super::{open, request};

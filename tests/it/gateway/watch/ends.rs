@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use msg_dev::stack::Signal;
+use msg_stack::Signal;
 use tokio::time::timeout;
 use tonic::Code;
 

@@ -10,7 +10,7 @@ mod resume;
 use std::time::{Duration, SystemTime};
 
 use msg_common::partition::Partition;
-use msg_dev::stack::service::find_binary;
+use msg_stack::service::find_binary;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;

@@ -140,7 +140,7 @@ async fn purge_stops_between_two_transactions() {
         ensure(waiting == 1, waiting)
     })
     .await;
-    assert!(process.signal(msg_dev::stack::Signal::Term));
+    assert!(process.signal(msg_stack::Signal::Term));
     eventually("the purge has received the signal", async || {
         let log = std::fs::read_to_string(purge.log())?;
         ensure(log.contains("told to stop"), log)

@@ -1,0 +1,90 @@
+//! Owns what a broker of the stack is set to.
+
+use std::path::Path;
+
+use super::{BETWEEN_BROKERS, Broker, Leg};
+use crate::ports::Port;
+
+/// Warnings and what `Kafka` itself says at start and stop, to standard output, which is the broker's log file.
+pub(super) const LOG4J: &str = r#"<Configuration status="WARN" shutdownHook="disable">
+  <Appenders><Console name="out"><PatternLayout pattern="%d %p %c{1}: %m%n"/></Console></Appenders>
+  <Loggers>
+    <Logger name="kafka.server.KafkaRaftServer" level="INFO"/>
+    <Root level="WARN"><AppenderRef ref="out"/></Root>
+  </Loggers>
+</Configuration>
+"#;
+
+/// The listener at which users log in.
+const USERS: &str = "USERS";
+
+/// With users, what each may do is decided by Kafka's own authorizer; who has no name, the brokers among them, may do anything.
+pub(super) fn users(broker: &Broker, users: &[(String, String)]) -> Vec<(String, String)> {
+    if broker.users.is_none() {
+        return Vec::new();
+    }
+    let known: String = users.iter().map(|(user, password)| format!(" user_{user}=\"{password}\"")).collect();
+    let login = format!("org.apache.kafka.common.security.plain.PlainLoginModule required{known};");
+    let settings = [
+        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+        ("super.users", "User:ANONYMOUS"),
+        ("sasl.enabled.mechanisms", "PLAIN"),
+    ];
+    let networks = broker.legs.iter().filter(|leg| asks_for_login(broker, leg)).map(|leg| leg.network.as_str());
+    let logins = networks.chain([USERS]).map(|listener| {
+        (format!("listener.name.{}.plain.sasl.jaas.config", listener.to_ascii_lowercase()), login.clone())
+    });
+    settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().chain(logins).collect()
+}
+
+fn asks_for_login(broker: &Broker, leg: &Leg) -> bool {
+    broker.users.is_some() && leg.network != BETWEEN_BROKERS
+}
+
+pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path, more: &[(String, String)]) -> String {
+    let (replicas, in_sync) = if voters.len() == 1 { (1, 1) } else { (3, 2) };
+    let Broker { id, client, controller, legs, users, .. } = broker;
+    let listeners = |port: fn(&Leg) -> &Port| {
+        legs.iter().map(move |leg| format!(",{}://{}", leg.network, port(leg))).collect::<String>()
+    };
+    let protocol = |leg: &Leg| if asks_for_login(broker, leg) { "SASL_PLAINTEXT" } else { "PLAINTEXT" };
+    let mut protocols: String = legs.iter().map(|leg| format!(",{}:{}", leg.network, protocol(leg))).collect();
+    let at = users.as_ref().map_or_else(String::new, |port| format!(",{USERS}://{port}"));
+    if users.is_some() {
+        protocols.push_str(&format!(",{USERS}:SASL_PLAINTEXT"));
+    }
+    let between = if legs.iter().any(|leg| leg.network == BETWEEN_BROKERS) { BETWEEN_BROKERS } else { "PLAINTEXT" };
+    let settings: [(&str, String); 24] = [
+        ("process.roles", "broker,controller".to_owned()),
+        ("node.id", id.to_string()),
+        ("controller.quorum.voters", voters.join(",")),
+        ("listeners", format!("PLAINTEXT://{client},CONTROLLER://{controller}{}{at}", listeners(|leg| &leg.behind))),
+        ("advertised.listeners", format!("PLAINTEXT://{client}{}{at}", listeners(|leg| &leg.front))),
+        ("listener.security.protocol.map", format!("PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}")),
+        ("controller.listener.names", "CONTROLLER".to_owned()),
+        ("inter.broker.listener.name", between.to_owned()),
+        ("log.dirs", data.display().to_string()),
+        ("auto.create.topics.enable", "false".to_owned()),
+        ("unclean.leader.election.enable", "false".to_owned()),
+        ("default.replication.factor", replicas.to_string()),
+        ("min.insync.replicas", in_sync.to_string()),
+        ("offsets.topic.replication.factor", replicas.to_string()),
+        // Fewer than Kafka's 50, which take over a second to create when the first group joins.
+        ("offsets.topic.num.partitions", "8".to_owned()),
+        ("transaction.state.log.replication.factor", replicas.to_string()),
+        ("transaction.state.log.min.isr", in_sync.to_string()),
+        ("transaction.state.log.num.partitions", "8".to_owned()),
+        ("share.coordinator.state.topic.replication.factor", replicas.to_string()),
+        ("share.coordinator.state.topic.min.isr", in_sync.to_string()),
+        // Kafka's 3 s wait for more members would be in every test that starts a consumer.
+        ("group.initial.rebalance.delay.ms", "0".to_owned()),
+        // Tests use short sessions to see a dead consumer expelled soon.
+        ("group.min.session.timeout.ms", "1000".to_owned()),
+        // A broker that was killed is let in again only when its predecessor's session is over: Kafka's 9 s would be in
+        // every test of a crash.
+        ("broker.session.timeout.ms", "3000".to_owned()),
+        ("broker.heartbeat.interval.ms", "500".to_owned()),
+    ];
+    let settings = settings.iter().map(|(key, value)| format!("{key}={value}\n"));
+    settings.chain(more.iter().map(|(key, value)| format!("{key}={value}\n"))).collect()
+}

@@ -1,0 +1,255 @@
+//! Waiting until a message is stored; and the three ways of sending, each until Kafka has every message, beside librdkafka
+//! alone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use hdrhistogram::Histogram;
+use msg_common::proto::msg_gateway_client::MsgGatewayClient;
+use msg_common::proto::send_result::Result as Outcome;
+use msg_common::proto::{
+    BatchSendMsgRequest, Msg, SendMsgRequest, SendResult, SessionType, StreamSendEntry, StreamSendMsgRequest, WaitFor,
+};
+use msg_stack::{Service, Stack, pipe as ports};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
+
+use super::{Error, Load, PARTITIONS, TOPIC, line, memory, rate};
+
+/// HTTP/2 connections that the callers share.
+const CONNECTIONS: usize = 4;
+/// Messages of a batch, and of one request on a stream.
+const BATCH: usize = 100;
+const BATCH_CALLERS: usize = 32;
+const STREAMS: usize = 8;
+/// Messages that a stream's caller has in flight.
+const WINDOW: usize = 2000;
+/// Callers that wait until their message is stored.
+const STORED_CALLERS: usize = 64;
+
+pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
+    stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
+    let url = stack.postgres().create_database("send").await?;
+    let pipe = stack.pipe(TOPIC, PARTITIONS, &url);
+    let (plan, gateway) = (pipe.transfer("transfer")?, pipe.gateway("gateway", ports::free_port()?)?);
+    let set = |spec| {
+        load.settings().map(|set| set.into_iter().fold(spec, |spec: msg_stack::ServiceSpec, (n, v)| spec.env(n, v)))
+    };
+    let transfer = Service::new(set(plan.spec)?, stack.logs())?;
+    let sender = Service::new(set(gateway.spec)?, stack.logs())?;
+    tokio::try_join!(sender.start(), transfer.start())?;
+    println!("{} messages of {} bytes to {} inboxes", load.messages, load.body, load.inboxes);
+
+    let load = &Arc::new(load.clone());
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let channel = Channel::from_shared(format!("http://{}", gateway.grpc))?.connect().await?;
+        clients.push(MsgGatewayClient::new(channel).max_decoding_message_size(8 << 20));
+    }
+    for (callers, messages) in [(1, 500), (STORED_CALLERS, load.messages / 20)] {
+        let (stored, latencies) = unary(&clients, load, messages, callers, WaitFor::Stored).await?;
+        let what = format!("SendMsg until stored, {callers} callers");
+        line(&what, format!("{stored:.0} messages/s, {}", told(&latencies)));
+    }
+    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(&sender)?.1, memory(&transfer)?.1));
+    // From here on it is about the way into Kafka alone.
+    transfer.stop().await;
+    let limit = produce(stack, load)?;
+    line("librdkafka alone", format!("{limit:.0} messages/s"));
+    let (single, latencies) = unary(&clients, load, load.messages / 5, load.callers, WaitFor::Accepted).await?;
+    line(&format!("SendMsg, {} callers", load.callers), format!("{single:.0} messages/s, {}", told(&latencies)));
+    let (batches, latencies) = batches(&clients, load).await?;
+    let what = format!("BatchSendMsg of {BATCH}, {BATCH_CALLERS} callers");
+    line(&what, format!("{batches:.0} messages/s, {:.1} x SendMsg, {}", batches / single, told(&latencies)));
+    let streams = streams(&clients, load).await?;
+    let what = format!("StreamSendMsg, {STREAMS} streams");
+    line(&what, format!("{streams:.0} messages/s, {:.1} x SendMsg", streams / single));
+    line(
+        "of librdkafka alone, batches and streams",
+        format!("{:.0} %, {:.0} %", 100.0 * batches / limit, 100.0 * streams / limit),
+    );
+
+    line("peak memory, gateway", format!("{:.0} MB", memory(&sender)?.1));
+    sender.stop().await;
+    Ok(())
+}
+
+fn told(latencies: &Histogram<u64>) -> String {
+    let at = |quantile| Duration::from_micros(latencies.value_at_quantile(quantile));
+    format!("p50 {:?}, p99 {:?}", at(0.5), at(0.99))
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(60_000_000, 3).expect("the bounds are good")
+}
+
+fn note(latencies: &mut Histogram<u64>, begun: Instant) {
+    latencies.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+}
+
+fn msg(load: &Load, body: &Bytes, kind: &str, n: usize) -> Msg {
+    Msg {
+        recv_id: load.inbox(n),
+        send_id: kind.to_owned(),
+        client_msg_id: n.to_string(),
+        session_type: SessionType::Single.into(),
+        content_type: "text/plain".into(),
+        content: body.clone(),
+        attributes: Default::default(),
+    }
+}
+
+/// The limit: the same records, acks and linger without a gateway.
+fn produce(stack: &Stack, load: &Load) -> Result<f64, Error> {
+    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
+        .set("bootstrap.servers", stack.kafka().bootstrap())
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("linger.ms", "1")
+        .set("compression.type", "lz4")
+        .set("queue.buffering.max.messages", "40000")
+        .create()?;
+    let body = Bytes::from(load.random_body());
+    let begun = Instant::now();
+    for n in 0..load.messages {
+        let msg = msg(load, &body, "limit", n);
+        let id = msg_common::id::msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id);
+        let key = msg.recv_id.clone();
+        let value = msg_common::record::encode(msg, id, 1);
+        let partition = msg_common::partition::partition_for(key.as_bytes(), PARTITIONS);
+        let headers = rdkafka::message::OwnedHeaders::new()
+            .insert(rdkafka::message::Header { key: msg_common::record::VERSION_HEADER, value: Some("1") });
+        let mut record = BaseRecord::to(TOPIC).partition(partition).key(&key).payload(&value).headers(headers);
+        // A full queue says so.
+        while let Err((error, back)) = producer.send(record) {
+            if error.rdkafka_error_code() != Some(rdkafka::types::RDKafkaErrorCode::QueueFull) {
+                return Err(error.into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            record = back;
+        }
+    }
+    producer.flush(Duration::from_secs(60))?;
+    Ok(rate(load.messages, begun.elapsed()))
+}
+
+type Client = MsgGatewayClient<Channel>;
+
+async fn unary(
+    clients: &[Client],
+    load: &Arc<Load>,
+    messages: usize,
+    callers: usize,
+    wait_for: WaitFor,
+) -> Result<(f64, Histogram<u64>), Error> {
+    let (next, body) = (Arc::new(AtomicUsize::new(0)), Bytes::from(load.random_body()));
+    let kind = format!("{wait_for:?} {callers}");
+    let begun = Instant::now();
+    let callers = (0..callers).map(|caller| {
+        let (mut client, next, body) = (clients[caller % clients.len()].clone(), next.clone(), body.clone());
+        let (load, kind) = (load.clone(), kind.clone());
+        tokio::spawn(async move {
+            let msg = move |n| msg(&load, &body, &kind, n);
+            let mut latencies = histogram();
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= messages {
+                    return Ok::<_, Error>(latencies);
+                }
+                let begun = Instant::now();
+                client.send_msg(SendMsgRequest { msg: Some(msg(n)), wait_for: wait_for.into() }).await?;
+                note(&mut latencies, begun);
+            }
+        })
+    });
+    let mut all = histogram();
+    for latencies in try_join_all(callers).await? {
+        all.add(latencies?)?;
+    }
+    Ok((rate(messages, begun.elapsed()), all))
+}
+
+async fn batches(clients: &[Client], load: &Arc<Load>) -> Result<(f64, Histogram<u64>), Error> {
+    let (next, body) = (Arc::new(AtomicUsize::new(0)), Bytes::from(load.random_body()));
+    let begun = Instant::now();
+    let callers = (0..BATCH_CALLERS).map(|caller| {
+        let (mut client, next, body) = (clients[caller % clients.len()].clone(), next.clone(), body.clone());
+        let load = load.clone();
+        tokio::spawn(async move {
+            let mut latencies = histogram();
+            loop {
+                let first = next.fetch_add(BATCH, Ordering::Relaxed);
+                if first >= load.messages {
+                    return Ok::<_, Error>(latencies);
+                }
+                let msgs = (first..first + BATCH).map(|n| msg(&load, &body, "batch", n)).collect();
+                let begun = Instant::now();
+                let answer = client.batch_send_msg(BatchSendMsgRequest { msgs, wait_for: 0 }).await?.into_inner();
+                note(&mut latencies, begun);
+                answer.results.iter().try_for_each(accepted)?;
+            }
+        })
+    });
+    let mut all = histogram();
+    for latencies in try_join_all(callers).await? {
+        all.add(latencies?)?;
+    }
+    Ok((rate(load.messages, begun.elapsed()), all))
+}
+
+fn accepted(result: &SendResult) -> Result<(), Error> {
+    match &result.result {
+        Some(Outcome::Placement(_)) => Ok(()),
+        other => Err(format!("not accepted: {other:?}").into()),
+    }
+}
+
+async fn streams(clients: &[Client], load: &Arc<Load>) -> Result<f64, Error> {
+    let body = Bytes::from(load.random_body());
+    let begun = Instant::now();
+    let streams = (0..STREAMS).map(|stream| {
+        let (mut client, body) = (clients[stream % clients.len()].clone(), body.clone());
+        let load = load.clone();
+        tokio::spawn(async move {
+            let (requests, received) = mpsc::channel(4);
+            let mine: Vec<usize> = (stream..load.messages).step_by(STREAMS).collect();
+            let in_flight = tokio::sync::Semaphore::new(WINDOW);
+            let (count, mut answered) = (mine.len(), 0);
+            let requested = tokio_stream::wrappers::ReceiverStream::new(received);
+            let send = async {
+                for chunk in mine.chunks(BATCH) {
+                    let permits = u32::try_from(chunk.len()).expect("it is small");
+                    in_flight.acquire_many(permits).await?.forget();
+                    let entry = |n: &usize| StreamSendEntry {
+                        correlation_id: *n as u64,
+                        msg: Some(msg(&load, &body, "stream", *n)),
+                    };
+                    let entries = chunk.iter().map(entry).collect();
+                    requests.send(StreamSendMsgRequest { entries, wait_for: 0 }).await?;
+                }
+                drop(requests);
+                Ok::<_, Error>(())
+            };
+            let receive = async {
+                let mut replies = client.stream_send_msg(requested).await?.into_inner();
+                while let Some(reply) = replies.message().await? {
+                    answered += reply.results.len();
+                    in_flight.add_permits(reply.results.len());
+                    reply.results.iter().filter_map(|result| result.result.as_ref()).try_for_each(accepted)?;
+                }
+                Ok::<_, Error>(())
+            };
+            tokio::try_join!(send, receive)?;
+            if answered == count { Ok::<(), Error>(()) } else { Err(format!("{answered} of {count} answered").into()) }
+        })
+    });
+    for ended in try_join_all(streams).await? {
+        ended?;
+    }
+    Ok(rate(load.messages, begun.elapsed()))
+}

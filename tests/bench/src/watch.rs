@@ -1,0 +1,166 @@
+//! Watching: how long after it was stored a message is with its watcher, and what watchers cost.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use hdrhistogram::Histogram;
+use msg_common::proto::msg_gateway_client::MsgGatewayClient;
+use msg_common::proto::watch_msgs_response::Event;
+use msg_common::proto::{BatchSendMsgRequest, InboxCursor, Msg, SessionType, StoredMsg, WatchMsgsRequest};
+use msg_stack::{Service, Stack, pipe as ports};
+use tokio::time::MissedTickBehavior;
+use tonic::transport::Channel;
+
+use super::{Error, PARTITIONS, TOPIC, line, memory, rate};
+
+/// What is measured.
+#[derive(Debug, clap::Args)]
+pub struct Watching {
+    /// Streams, each of one inbox
+    #[arg(long, default_value_t = 10_000)]
+    watchers: usize,
+    /// HTTP/2 connections that they share
+    #[arg(long, default_value_t = 100)]
+    connections: usize,
+    /// Messages a second, spread over all inboxes
+    #[arg(long, default_value_t = 10_000)]
+    rate: usize,
+    /// For how many seconds
+    #[arg(long, default_value_t = 20)]
+    seconds: usize,
+    /// Bytes of each body
+    #[arg(long, default_value_t = 256)]
+    body: usize,
+    /// Further settings of the services, as NAME=VALUE
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<String>,
+}
+
+const BATCH: usize = 100;
+
+pub(crate) async fn run(stack: &Stack, options: &Watching) -> Result<(), Error> {
+    stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
+    let url = stack.postgres().create_database("watch").await?;
+    let pipe = stack.pipe(TOPIC, PARTITIONS, &url);
+    let (plan, gateway) = (pipe.transfer("transfer")?, pipe.gateway("gateway", ports::free_port()?)?);
+    let mut services = Vec::new();
+    for mut spec in [plan.spec, gateway.spec] {
+        for set in &options.set {
+            let (name, value) = set.split_once('=').ok_or("--set is not NAME=VALUE")?;
+            spec = spec.env(name, value);
+        }
+        services.push(Service::new(spec, stack.logs())?);
+    }
+    let [transfer, server] = services.as_slice() else { return Err("two services".into()) };
+    tokio::try_join!(transfer.start(), server.start())?;
+    println!("{} watchers over {} connections", options.watchers, options.connections);
+    line("gateway's memory without them", format!("{:.0} MB", memory(server)?.0));
+
+    let begun = Instant::now();
+    let seen = Arc::new(Mutex::new(Seen::new()));
+    let endpoint = Channel::from_shared(format!("http://{}", gateway.grpc))?;
+    let mut opening = Vec::new();
+    for connection in 0..options.connections {
+        let client = MsgGatewayClient::new(endpoint.connect().await?);
+        for watcher in (connection..options.watchers).step_by(options.connections) {
+            opening.push(watch(client.clone(), watcher, seen.clone()));
+        }
+    }
+    try_join_all(opening).await?;
+    line("all watch after", format!("{:.1?}", begun.elapsed()));
+    line("gateway's memory with them", format!("{:.0} MB", memory(server)?.0));
+
+    let sender = MsgGatewayClient::new(endpoint.connect().await?);
+    let begun = Instant::now();
+    let count = send(&sender, options).await?;
+    let took = begun.elapsed();
+    super::until("all are delivered", Duration::from_secs(60), async || {
+        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(seen.msgs >= count)
+    })
+    .await?;
+    line("sent", format!("{:.0} messages/s", rate(count, took)));
+    seen.lock().unwrap_or_else(PoisonError::into_inner).tell();
+    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(server)?.1, memory(transfer)?.1));
+    tokio::join!(server.stop(), transfer.stop());
+    Ok(())
+}
+
+/// What came to all watchers.
+struct Seen {
+    msgs: usize,
+    wrong: usize,
+    latencies: Histogram<u64>,
+}
+
+impl Seen {
+    fn new() -> Self {
+        Seen { msgs: 0, wrong: 0, latencies: Histogram::new_with_max(60_000_000, 3).expect("the bounds are good") }
+    }
+
+    fn tell(&self) {
+        let at = |quantile| Duration::from_micros(self.latencies.value_at_quantile(quantile));
+        line("stored to delivered p50, p99, max", format!("{:.1?}, {:.1?}, {:.1?}", at(0.5), at(0.99), at(1.0)));
+        line("out of order, missing or twice", self.wrong);
+    }
+
+    /// The begin of the transaction that wrote the row is its `stored_time`, so its COMMIT counts too.
+    fn take(&mut self, stored: &StoredMsg, now: SystemTime) {
+        let stored_time = stored.stored_time.and_then(|time| SystemTime::try_from(time).ok());
+        let took = stored_time.and_then(|time| now.duration_since(time).ok()).unwrap_or_default();
+        self.latencies.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        self.msgs += 1;
+    }
+}
+
+/// Watches one inbox; comes back when it does, and goes on by itself.
+async fn watch(mut client: MsgGatewayClient<Channel>, watcher: usize, seen: Arc<Mutex<Seen>>) -> Result<(), Error> {
+    let inbox = InboxCursor { recv_id: format!("inbox-{watcher}"), after_seq: Some(0) };
+    let request = WatchMsgsRequest { inboxes: vec![inbox], omit_content: false };
+    let mut events = client.watch_msgs(request).await?.into_inner();
+    events.message().await?;
+    tokio::spawn(async move {
+        let mut last = 0;
+        while let Ok(Some(event)) = events.message().await {
+            let Some(Event::Msgs(watched)) = event.event else { continue };
+            let now = SystemTime::now();
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            for stored in watched.msgs {
+                seen.wrong += usize::from(stored.seq != last + 1);
+                last = stored.seq;
+                seen.take(&stored, now);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Sends at the rate, whatever the answers take.
+async fn send(client: &MsgGatewayClient<Channel>, options: &Watching) -> Result<usize, Error> {
+    let body: Bytes = (0..options.body).map(|_| rand::random_range(b'a'..=b'z')).collect();
+    let count = options.rate * options.seconds / BATCH * BATCH;
+    let mut ticks = tokio::time::interval(Duration::from_secs_f64(BATCH as f64 / options.rate as f64));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut sends = Vec::new();
+    for first in (0..count).step_by(BATCH) {
+        ticks.tick().await;
+        let msg = |n: usize| Msg {
+            recv_id: format!("inbox-{}", n.wrapping_mul(7919) % options.watchers),
+            send_id: "bench".into(),
+            client_msg_id: n.to_string(),
+            session_type: SessionType::Single.into(),
+            content_type: "text/plain".into(),
+            content: body.clone(),
+            attributes: Default::default(),
+        };
+        let request = BatchSendMsgRequest { msgs: (first..first + BATCH).map(msg).collect(), wait_for: 0 };
+        let mut client = client.clone();
+        sends.push(tokio::spawn(async move { client.batch_send_msg(request).await.map(|_| ()) }));
+    }
+    for send in sends {
+        send.await??;
+    }
+    Ok(count)
+}

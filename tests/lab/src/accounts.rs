@@ -1,0 +1,195 @@
+//! Owns the users as which the services log in to Kafka and PostgreSQL, with the rights that `docs/rights.md` lists and no more, and
+//! the files that hold their passwords.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use msg_stack::kafka::rights;
+use msg_stack::{Operation, Postgres, Resource, Right, ServiceSpec};
+use tokio_postgres::Client;
+
+use super::error::LabError;
+use super::topology::{GROUP, TOPIC};
+
+pub(crate) const GATEWAY: &str = "gateway";
+pub(crate) const TRANSFER: &str = "transfer";
+pub(crate) const USERS: [&str; 2] = [GATEWAY, TRANSFER];
+/// The settings that name a file, each with the setting that the file stands for.
+const FILES: [(&str, &str); 2] = [("DATABASE_URL_FILE", "DATABASE_URL"), ("KAFKA_PROPERTIES_FILE", "KAFKA_PROPERTIES")];
+
+/// Both users, in Kafka and in the database.
+pub(crate) struct Accounts {
+    folder: PathBuf,
+    /// By file: its name, whose it is, and the URL's part behind the password.
+    urls: Vec<(String, &'static str, String)>,
+    /// How often each password was changed.
+    database: AtomicU32,
+    kafka: AtomicU32,
+}
+
+impl Accounts {
+    /// Their files are in this folder.
+    pub(crate) fn new(folder: PathBuf) -> Result<Accounts, LabError> {
+        fs::create_dir_all(&folder).map_err(LabError::io("create", &folder))?;
+        let accounts =
+            Accounts { folder, urls: Vec::new(), database: AtomicU32::default(), kafka: AtomicU32::default() };
+        accounts.write_kafka()?;
+        Ok(accounts)
+    }
+
+    /// Creates both roles; the server asks them for their passwords, and nobody else. The transfers' role creates the tables.
+    pub(crate) async fn create_roles(&self, server: &Postgres, database: &Client) -> Result<(), LabError> {
+        let rules =
+            server.data().ok_or_else(|| LabError::Setting("the server is not ours".into()))?.join("pg_hba.conf");
+        let old = fs::read_to_string(&rules).map_err(LabError::io("read", &rules))?;
+        let new = format!("host all {GATEWAY},{TRANSFER} all scram-sha-256\n{old}");
+        fs::write(&rules, new).map_err(LabError::io("write", &rules))?;
+        database.batch_execute("SELECT pg_reload_conf()").await?;
+        for user in USERS {
+            let password = password(user, 0);
+            database.batch_execute(&format!("CREATE ROLE {user} LOGIN PASSWORD '{password}'")).await?;
+        }
+        let grant =
+            format!("GRANT USAGE, CREATE ON SCHEMA public TO {TRANSFER}; GRANT USAGE ON SCHEMA public TO {GATEWAY}");
+        Ok(database.batch_execute(&grant).await?)
+    }
+
+    /// What the gateways may do, once the tables exist.
+    pub(crate) async fn grant_tables(database: &Client) -> Result<(), LabError> {
+        let grant = format!("GRANT SELECT ON messages, dead_letters, progress TO {GATEWAY}");
+        Ok(database.batch_execute(&grant).await?)
+    }
+
+    /// The services' settings with which they log in as `user`; `url` is the database's URL without a user.
+    pub(crate) fn configure(
+        &mut self,
+        mut spec: ServiceSpec,
+        user: &'static str,
+        network: &str,
+        url: &str,
+    ) -> Result<ServiceSpec, LabError> {
+        let name = format!("{network}.url");
+        if !self.urls.iter().any(|(known, _, _)| *known == name) {
+            self.urls.push((name.clone(), user, url.to_owned()));
+            self.write_urls()?;
+        }
+        spec.env.retain(|(name, _)| name != "DATABASE_URL");
+        let spec = spec.env("DATABASE_URL_FILE", self.folder.join(name).display());
+        Ok(spec.env("KAFKA_PROPERTIES_FILE", self.kafka_file(user).display()))
+    }
+
+    /// Gives both roles another password in the server, and ends their sessions. The files are as before.
+    pub(crate) async fn change_database_passwords(&self, database: &Client) -> Result<(), LabError> {
+        let round = self.database.fetch_add(1, Ordering::Relaxed) + 1;
+        for user in USERS {
+            let password = password(user, round);
+            database.batch_execute(&format!("ALTER ROLE {user} PASSWORD '{password}'")).await?;
+        }
+        let end = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename IN ('{GATEWAY}', '{TRANSFER}')"
+        );
+        Ok(database.batch_execute(&end).await?)
+    }
+
+    /// New passwords for Kafka, by user. The files are as before.
+    pub(crate) fn new_kafka_passwords(&self) -> [(&'static str, String); 2] {
+        let round = self.kafka.fetch_add(1, Ordering::Relaxed) + 1;
+        USERS.map(|user| (user, password(user, round)))
+    }
+
+    /// Writes the files with the database's URLs, with the passwords that hold now.
+    pub(crate) fn write_urls(&self) -> Result<(), LabError> {
+        let round = self.database.load(Ordering::Relaxed);
+        self.urls.iter().try_for_each(|(name, user, url)| {
+            let password = password(user, round);
+            replace(&self.folder.join(name), &format!("postgres://{user}:{password}@{url}\n"))
+        })
+    }
+
+    /// Writes the files with Kafka's settings, with the passwords that hold now.
+    pub(crate) fn write_kafka(&self) -> Result<(), LabError> {
+        let round = self.kafka.load(Ordering::Relaxed);
+        USERS.iter().try_for_each(|user| {
+            let login = rights::login_with(user, &password(user, round));
+            replace(&self.kafka_file(user), &login.replace(',', "\n"))
+        })
+    }
+
+    fn kafka_file(&self, user: &str) -> PathBuf {
+        self.folder.join(format!("{user}.properties"))
+    }
+}
+
+/// The rights of a user in Kafka.
+pub(crate) fn kafka_rights(user: &str) -> Vec<Right> {
+    let topic = || Resource::Topic(TOPIC.to_owned());
+    let hints = || Resource::Topic(format!("{TOPIC}-hints"));
+    let group = |name: &str| Resource::Group(name.to_owned());
+    let rights = match user {
+        GATEWAY => vec![
+            (Operation::Write, topic()),
+            (Operation::DescribeConfigs, topic()),
+            (Operation::Read, hints()),
+            (Operation::Read, group("msg-gateway-hints")),
+        ],
+        _ => vec![
+            (Operation::Read, topic()),
+            (Operation::DescribeConfigs, topic()),
+            (Operation::Read, group(GROUP)),
+            (Operation::Write, hints()),
+        ],
+    };
+    rights.into_iter().map(|(operation, resource)| Right::new(user, operation, resource)).collect()
+}
+
+/// The settings without files: each file's content stands for it.
+pub(crate) fn without_files(mut spec: ServiceSpec) -> ServiceSpec {
+    for (name, value) in &mut spec.env {
+        if let Some((_, plain)) = FILES.iter().find(|(file, _)| file == name) {
+            let text = fs::read_to_string(&*value).unwrap_or_default();
+            (*name, *value) = ((*plain).to_owned(), text.trim().replace('\n', ","));
+        }
+    }
+    spec
+}
+
+/// After so many changes.
+fn password(user: &str, round: u32) -> String {
+    match round {
+        0 => rights::password(user),
+        _ => format!("{}-{round}", rights::password(user)),
+    }
+}
+
+/// Whoever reads it has the old or the new text, never a part.
+fn replace(path: &Path, text: &str) -> Result<(), LabError> {
+    let new = path.with_extension("new");
+    fs::write(&new, text).map_err(LabError::io("write", &new))?;
+    fs::rename(&new, path).map_err(LabError::io("replace", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_hold_the_passwords_of_the_last_change() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut accounts = Accounts::new(folder.path().to_owned()).expect("own folder");
+        let spec = ServiceSpec::new("a", "b").env("DATABASE_URL", "x");
+        let spec = accounts.configure(spec, TRANSFER, "near", "h:1/msg").expect("own folder");
+        let plain = |spec: &ServiceSpec| {
+            let spec = without_files(spec.clone());
+            let value = |name: &str| spec.env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+            (value("DATABASE_URL").expect("from its file"), value("KAFKA_PROPERTIES").expect("from its file"))
+        };
+        let (url, properties) = plain(&spec);
+        assert_eq!(url, "postgres://transfer:transfer-secret@h:1/msg");
+        assert_eq!(properties, rights::login(TRANSFER));
+        let new = accounts.new_kafka_passwords();
+        assert_eq!(plain(&spec).1, properties, "the file is as before");
+        accounts.write_kafka().expect("own folder");
+        assert_eq!(plain(&spec).1, rights::login_with(TRANSFER, &new[1].1));
+    }
+}

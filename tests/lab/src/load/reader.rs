@@ -1,0 +1,142 @@
+//! What all readers do: choose inboxes and gateways, ask how far inboxes reach, and write down what they were given.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use msg_common::proto::{GetMaxSeqsRequest, StoredMsg};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+use super::outcome::{delay, reason};
+use super::{Client, Load};
+use crate::history::{Event, Nanos, ReadWay, now};
+use crate::message::{message, number, recv_id};
+
+/// In the place of the sender and the number, where a message is not byte for byte what a sender of the load has sent.
+pub(crate) const NOBODY: u32 = u32::MAX;
+/// A larger inbox is not read from its begin.
+const LARGE: i64 = 5_000;
+/// But from here.
+const LAST: i64 = 2_000;
+
+/// One reader.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) load: Arc<Load>,
+    pub(crate) id: u32,
+    pub(crate) rng: StdRng,
+    links: Vec<Client>,
+    /// The senders of this process: their inboxes are read, too.
+    owners: Range<u32>,
+}
+
+impl Reader {
+    pub(crate) fn new(load: Arc<Load>, links: Vec<Client>, id: u32, owners: Range<u32>, rng: StdRng) -> Reader {
+        Reader { load, id, rng, links, owners }
+    }
+
+    pub(crate) fn inbox(&mut self) -> u32 {
+        let owner = if self.owners.is_empty() { 0 } else { self.rng.random_range(self.owners.clone()) };
+        self.load.inboxes.pick(owner, &mut self.rng)
+    }
+
+    /// Any gateway.
+    pub(crate) fn gateway(&mut self) -> Client {
+        self.links[self.rng.random_range(0..self.links.len())].clone()
+    }
+
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.load.call_timeout);
+        request
+    }
+
+    /// The answer of a call; after a failure, which is written down, how long the gateway asks to wait.
+    pub(crate) async fn answer<T>(
+        &self,
+        way: ReadWay,
+        asked: Nanos,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> io::Result<Result<T, Duration>> {
+        match timeout(self.load.patience(), call).await {
+            Ok(Ok(response)) => Ok(Ok(response.into_inner())),
+            Ok(Err(status)) => {
+                self.failed(way, asked, reason(&status))?;
+                Ok(Err(delay(&status)))
+            }
+            Err(_) => {
+                self.failed(way, asked, "local timeout".to_owned())?;
+                Ok(Err(Duration::ZERO))
+            }
+        }
+    }
+
+    pub(crate) fn failed(&self, way: ReadWay, asked: Nanos, reason: String) -> io::Result<()> {
+        self.load.history.put(&Event::ReadFailed { reader: self.id, way, asked, at: now(), reason })
+    }
+
+    /// The highest seqs of these inboxes; none after a failure.
+    pub(crate) async fn max_seqs(&mut self, inboxes: &[u32]) -> io::Result<Option<Vec<i64>>> {
+        let mut client = self.gateway();
+        let request = self.request(GetMaxSeqsRequest { recv_ids: inboxes.iter().map(|id| recv_id(*id)).collect() });
+        let asked = now();
+        let Ok(answer) = self.answer(ReadWay::MaxSeqs, asked, client.get_max_seqs(request)).await? else {
+            return Ok(None);
+        };
+        let seqs: Vec<i64> = answer.inboxes.iter().map(|inbox| inbox.max_seq).collect();
+        let told = inboxes.iter().copied().zip(seqs.iter().copied()).collect();
+        self.load.history.put(&Event::MaxSeqs { reader: self.id, asked, at: now(), seqs: told })?;
+        Ok(Some(seqs))
+    }
+}
+
+/// The seq with which to begin to read an inbox that reaches so far.
+pub(crate) fn first(max_seq: i64) -> i64 {
+    if max_seq > LARGE { max_seq - LAST } else { 1 }
+}
+
+/// A message as the history names it: `seq`, sender, `n`.
+pub(crate) fn told(stored: StoredMsg, omit_content: bool) -> (i64, u32, u32) {
+    let seq = stored.seq;
+    let whose = stored.msg.and_then(|msg| {
+        let (sender, n, inbox) = (number(&msg.send_id)?, number(&msg.client_msg_id)?, number(&msg.recv_id)?);
+        let mut sent = message(sender, n, inbox);
+        if omit_content {
+            sent.content.clear();
+        }
+        (sent == msg).then_some((sender, n))
+    });
+    let (sender, n) = whose.unwrap_or((NOBODY, NOBODY));
+    (seq, sender, n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_inbox_is_read_whole_and_of_a_large_one_the_end() {
+        for (max_seq, expected) in [(0, 1), (1, 1), (5_000, 1), (5_001, 3_001)] {
+            assert_eq!(first(max_seq), expected);
+        }
+    }
+
+    #[test]
+    fn a_message_is_its_senders_only_when_nothing_in_it_is_different() {
+        let stored = |change: &dyn Fn(&mut msg_common::proto::Msg)| {
+            let mut msg = message(3, 14, 15);
+            change(&mut msg);
+            StoredMsg { seq: 9, msg: Some(msg), ..StoredMsg::default() }
+        };
+        assert_eq!(told(stored(&|_| {}), false), (9, 3, 14));
+        assert_eq!(told(stored(&|msg| msg.content.clear()), true), (9, 3, 14));
+        assert_eq!(told(stored(&|msg| msg.content.clear()), false), (9, NOBODY, NOBODY));
+        assert_eq!(told(stored(&|msg| msg.attributes.clear()), false), (9, NOBODY, NOBODY));
+        assert_eq!(told(stored(&|msg| msg.send_id = "alice".into()), false), (9, NOBODY, NOBODY));
+        assert_eq!(told(StoredMsg { seq: 9, ..StoredMsg::default() }, false), (9, NOBODY, NOBODY));
+    }
+}

@@ -1,0 +1,72 @@
+//! The questions for a message's status: of messages that were accepted a moment ago.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use msg_common::id::msg_id;
+use msg_common::proto::{GetMsgStatusRequest, MsgState};
+use rand::RngExt;
+
+use super::reader::Reader;
+use crate::history::{Event, ReadWay, State, now};
+use crate::message::{recv_id, send_id};
+
+/// So many are kept, and the oldest forgotten.
+const KEPT: usize = 500;
+
+/// Messages of this process that were accepted last.
+#[derive(Debug, Default)]
+pub(crate) struct Accepted(Mutex<VecDeque<Asked>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    sender: u32,
+    n: u32,
+    inbox: u32,
+    place: (i32, i64),
+}
+
+impl Accepted {
+    pub(crate) fn note(&self, sender: u32, (n, inbox): (u32, u32), place: (i32, i64)) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(Asked { sender, n, inbox, place });
+    }
+
+    fn any(&self, pick: impl FnOnce(usize) -> usize) -> Option<Asked> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_empty() { None } else { Some(kept[pick(kept.len())]) }
+    }
+}
+
+/// Of a message that nobody sends: they are numbered from 1.
+const NEVER_SENT: u32 = 0;
+
+/// Asks for one of them, half of the time without its place; or for one that was never sent.
+pub(crate) async fn ask(reader: &mut Reader) -> io::Result<()> {
+    let load = reader.load.clone();
+    let Some(Asked { sender, n, inbox, place }) = load.accepted.any(|count| reader.rng.random_range(0..count)) else {
+        return Ok(());
+    };
+    let n = if reader.rng.random_bool(0.3) { NEVER_SENT } else { n };
+    let place = Some(place).filter(|_| n != NEVER_SENT && reader.rng.random_bool(0.5));
+    let recv_id = recv_id(inbox);
+    let msg_id = msg_id(&send_id(sender), &recv_id, &n.to_string()).to_string();
+    let (partition, offset) = place.unzip();
+    let request = reader.request(GetMsgStatusRequest { recv_id, msg_id, partition, offset });
+    let mut client = reader.gateway();
+    let asked = now();
+    let Ok(answer) = reader.answer(ReadWay::Status, asked, client.get_msg_status(request)).await? else {
+        return Ok(());
+    };
+    let state = match answer.state() {
+        MsgState::Stored => State::Stored(answer.seq),
+        MsgState::DeadLettered => State::DeadLettered,
+        MsgState::Pending => State::Pending,
+        MsgState::NotFound | MsgState::Unspecified => State::NotFound,
+    };
+    reader.load.history.put(&Event::Status { reader: reader.id, asked, at: now(), sender, n, state })
+}

@@ -1,0 +1,130 @@
+//! The readers that watch: what comes to some inboxes, each time from what they have seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::Duration;
+
+use msg_common::proto::watch_msgs_response::Event;
+use msg_common::proto::{InboxCursor, StoredMsg, WatchMsgsRequest};
+use rand::RngExt;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::backoff::Backoff;
+use super::outcome::{delay, reason};
+use super::reader::{NOBODY, Reader, first, told};
+use crate::history::{Event as History, ReadWay, WATCH_WITHIN, now};
+use crate::message::{number, recv_id};
+
+/// Choices of an inbox; the same may come twice.
+const CHOICES: usize = 24;
+/// Heartbeats come each 15 s.
+const SILENCE: Duration = Duration::from_secs(40);
+/// For how many seconds a watch is used.
+const LIFE: std::ops::Range<f64> = 20.0..90.0;
+
+/// Watches some inboxes for ever.
+pub(crate) async fn run(mut reader: Reader) -> io::Result<()> {
+    let inboxes: Vec<u32> = (0..CHOICES).map(|_| reader.inbox()).collect::<BTreeSet<_>>().into_iter().collect();
+    let mut backoff = Backoff::default();
+    let max_seqs = loop {
+        match reader.max_seqs(&inboxes).await? {
+            Some(max_seqs) => break max_seqs,
+            None => sleep(backoff.next(Duration::ZERO)).await,
+        }
+    };
+    let mut watch = Watch {
+        reader,
+        last: inboxes.into_iter().zip(max_seqs.into_iter().map(|max_seq| first(max_seq) - 1)).collect(),
+    };
+    loop {
+        let (heard, asked) = watch.once().await?;
+        if heard {
+            backoff = Backoff::default();
+        }
+        if let Some(asked) = asked {
+            sleep(backoff.next(asked)).await;
+        }
+    }
+}
+
+struct Watch {
+    reader: Reader,
+    /// The last seq that was seen of each inbox.
+    last: BTreeMap<u32, i64>,
+}
+
+impl Watch {
+    /// Watches until the stream ends or is old: whether anything came, and how long to wait after a failure.
+    async fn once(&mut self) -> io::Result<(bool, Option<Duration>)> {
+        let omit_content = self.reader.rng.random_bool(0.5);
+        let cursor = |(inbox, last): (&u32, &i64)| InboxCursor { recv_id: recv_id(*inbox), after_seq: Some(*last) };
+        let request = WatchMsgsRequest { inboxes: self.last.iter().map(cursor).collect(), omit_content };
+        let mut client = self.reader.gateway();
+        let mut asked = now();
+        let mut events = match self.reader.answer(ReadWay::Watch, asked, client.watch_msgs(request)).await? {
+            Ok(events) => events,
+            Err(delay) => return Ok((false, Some(delay))),
+        };
+        let since = Instant::now();
+        let old = since + Duration::from_secs_f64(self.reader.rng.random_range(LIFE));
+        let mut heard = false;
+        loop {
+            let silent = Instant::now() + SILENCE;
+            let (reason, delay) = match timeout_at(old.min(silent), events.message()).await {
+                Ok(Ok(Some(event))) => {
+                    heard = true;
+                    asked = now();
+                    if let Some(Event::Msgs(watched)) = event.event {
+                        self.take(watched.msgs, omit_content)?;
+                    }
+                    continue;
+                }
+                Ok(Ok(None)) => ("ended well".to_owned(), Duration::ZERO),
+                Ok(Err(status)) => (reason(&status), delay(&status)),
+                Err(_) if old < silent => {
+                    if since.elapsed() >= WATCH_WITHIN {
+                        self.has_brought()?;
+                    }
+                    return Ok((heard, None));
+                }
+                Err(_) => ("silence".to_owned(), Duration::ZERO),
+            };
+            self.reader.failed(ReadWay::Watch, asked, reason)?;
+            return Ok((heard, Some(delay)));
+        }
+    }
+
+    /// Writes down how far a watch has come.
+    fn has_brought(&self) -> io::Result<()> {
+        let at = now();
+        let asked = at - u64::try_from(WATCH_WITHIN.as_nanos()).expect("it is less than a minute");
+        for (inbox, last) in &self.last {
+            let (reader, way, from, msgs) = (self.reader.id, ReadWay::Watch, last + 1, Vec::new());
+            let event = History::Read { reader, way, asked, at, inbox: *inbox, from, msgs, end: true };
+            self.reader.load.history.put(&event)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down what came, inbox by inbox.
+    fn take(&mut self, msgs: Vec<StoredMsg>, omit_content: bool) -> io::Result<()> {
+        let at = now();
+        let mut inboxes: BTreeMap<u32, Vec<(i64, u32, u32)>> = BTreeMap::new();
+        for stored in msgs {
+            let inbox = stored.msg.as_ref().and_then(|msg| number(&msg.recv_id)).unwrap_or(NOBODY);
+            inboxes.entry(inbox).or_default().push(told(stored, omit_content));
+        }
+        for (inbox, msgs) in inboxes {
+            // Of an inbox that it did not ask for nothing may come.
+            let last = self.last.get_mut(&inbox);
+            let from = last.as_ref().map_or(i64::MAX, |last| **last + 1);
+            if let (Some(last), Some((highest, ..))) = (last, msgs.last()) {
+                *last = *highest;
+            }
+            let (reader, way) = (self.reader.id, ReadWay::Watch);
+            let event = History::Read { reader, way, asked: at, at, inbox, from, msgs, end: false };
+            self.reader.load.history.put(&event)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,327 @@
+//! Owns what is under test: three brokers, PostgreSQL, two gateways, up to eight transfers, and the load's processes; where each is
+//! reached, and how each is started again.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use msg_stack::kafka::BETWEEN_BROKERS;
+use msg_stack::{
+    ClusterOptions, Offsets, Port, Postgres, Proxies, Service, ServiceSpec, Stack, StackError, StackOptions, pipe,
+};
+
+use super::accounts::{Accounts, GATEWAY, TRANSFER, USERS, kafka_rights};
+use super::args::LabArgs;
+use super::disk::Disk;
+use super::error::LabError;
+use super::kind::Needs;
+use super::loads::Loads;
+use super::topology::{BROKERS, DATABASE, GATEWAYS, GROUP, PARTITIONS, TOPIC, TRANSFERS};
+
+/// How long the group waits for a silent transfer. The services' own default is 30 s: a crash would cost that. At 6 s the members
+/// would not outlive their coordinator: another broker takes over some 5 s after its death.
+const SESSION_TIMEOUT: &str = "10s";
+
+/// Between whom a proxy stands. A service that has a network of its own can be cut off alone.
+const KAFKA_NETWORKS: [&str; 4] = ["GATEWAYS", "TRANSFERS", "TRANSFER1", BETWEEN_BROKERS];
+const POSTGRES_NETWORKS: [&str; 3] = ["gateways-postgres", "transfers-postgres", "transfer1-postgres"];
+
+/// Everything that runs. Dropped, all of it is killed.
+pub(crate) struct World {
+    pub(crate) stack: Stack,
+    pub(crate) proxies: Option<Proxies>,
+    pub(crate) gateways: Vec<Node>,
+    pub(crate) transfers: Vec<Node>,
+    pub(crate) loads: Loads,
+    /// How many transfers run: the first so many.
+    pub(crate) scale: AtomicUsize,
+    pub(crate) offsets: Offsets,
+    /// How many partitions the topic has.
+    pub(crate) partitions: AtomicI32,
+    pub(crate) database_url: String,
+    /// Another server, which the services know as their second host. It runs only while a fault makes it a standby.
+    pub(crate) standby: Option<Postgres>,
+    /// As whom the services log in, if they do.
+    pub(crate) accounts: Option<Accounts>,
+    pub(crate) postgres_disk: Option<Disk>,
+    pub(crate) broker_disk: Option<Disk>,
+    /// Where the gateways serve clients, in front of the proxies if there are any.
+    pub(crate) fronts: Vec<Port>,
+    /// Another build's programs.
+    pub(crate) other: Option<PathBuf>,
+}
+
+/// A service that is started again and again in its place.
+pub(crate) struct Node {
+    name: String,
+    /// As it is started unless a fault changes it for a while.
+    spec: Mutex<ServiceSpec>,
+    service: Mutex<Arc<Service>>,
+    logs: PathBuf,
+    /// It should be there: its end is no doing of ours.
+    wanted: AtomicBool,
+    _ports: Vec<Port>,
+}
+
+impl Node {
+    fn new(spec: ServiceSpec, logs: PathBuf, ports: Vec<Port>) -> Result<Node, StackError> {
+        let service = Mutex::new(Arc::new(Service::new(spec.clone(), &logs)?));
+        Ok(Node {
+            name: spec.name.clone(),
+            spec: Mutex::new(spec),
+            service,
+            logs,
+            wanted: AtomicBool::new(false),
+            _ports: ports,
+        })
+    }
+
+    /// The service as it was started last.
+    pub(crate) fn service(&self) -> Arc<Service> {
+        Arc::clone(&self.service.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub(crate) async fn start(&self) -> Result<(), StackError> {
+        self.wanted.store(true, Ordering::Relaxed);
+        self.service().start().await
+    }
+
+    /// Starts it, and waits for nothing.
+    pub(crate) fn launch(&self) -> Result<(), StackError> {
+        self.wanted.store(true, Ordering::Relaxed);
+        self.service().launch().map(|_| ())
+    }
+
+    /// SIGKILL.
+    pub(crate) async fn kill(&self) {
+        self.wanted.store(false, Ordering::Relaxed);
+        self.service().kill().await;
+    }
+
+    /// SIGTERM; whether it ended in its own time with exit code 0.
+    pub(crate) async fn stop(&self) -> bool {
+        self.wanted.store(false, Ordering::Relaxed);
+        self.service().stop().await.is_none_or(|status| status.success())
+    }
+
+    /// As it is started unless a fault changes it for a while.
+    pub(crate) fn spec(&self) -> ServiceSpec {
+        self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From the next start on with another setting, for good.
+    pub(crate) fn set(&self, name: &str, value: impl ToString) -> Result<(), StackError> {
+        let mut spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+        *spec = spec.clone().env(name, value);
+        drop(spec);
+        self.change(|spec| spec)
+    }
+
+    /// From the next start on with other settings, or with its own again.
+    pub(crate) fn change(&self, change: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Result<(), StackError> {
+        let spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let service = Service::new(change(spec), &self.logs)?;
+        *self.service.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(service);
+        Ok(())
+    }
+}
+
+impl World {
+    /// Starts Kafka, PostgreSQL and the services, and no load yet.
+    pub(crate) async fn start(args: &LabArgs, needs: Needs, folder: PathBuf) -> Result<World, LabError> {
+        let networks = if needs.proxies { KAFKA_NETWORKS.map(str::to_owned).to_vec() } else { Vec::new() };
+        // A follower that does not follow is out of sync after this long; Kafka's own 30 s are longer than most faults.
+        let settings = vec![("replica.lag.time.max.ms".to_owned(), "8000".to_owned())];
+        let users = if needs.accounts { USERS.map(str::to_owned).to_vec() } else { Vec::new() };
+        let options = StackOptions {
+            cache: args.fetch.folder(),
+            brokers: BROKERS,
+            cluster: ClusterOptions { networks, settings, users },
+            fresh: true,
+            ..StackOptions::new(&folder)
+        };
+        let stack = Stack::reserve(options).await?;
+        let (mut postgres_disk, mut broker_disk) = (None, None);
+        if needs.disks {
+            postgres_disk = Some(Disk::mount(&folder.join("postgres"), 24 << 30)?);
+            broker_disk = Some(Disk::mount(&stack.kafka().data(BROKERS)?, 16 << 30)?);
+        }
+        let proxies = match needs.proxies {
+            true => Some(Proxies::start(args.toxiproxy()?, stack.logs()).await?),
+            false => None,
+        };
+        if let Some(proxies) = &proxies {
+            for (broker, leg) in stack.kafka().legs() {
+                let name = format!("{}-{broker}", leg.network);
+                proxies.add(&name, leg.front.addr(), leg.behind.addr()).await?;
+            }
+        }
+        stack.launch().await?;
+        stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
+        let database_url = stack.postgres().ensure_database(DATABASE).await?;
+        let accounts = match needs.accounts {
+            true => Some(Accounts::new(folder.join("accounts"))?),
+            false => None,
+        };
+        if let Some(accounts) = &accounts {
+            accounts.create_roles(stack.postgres(), &stack.postgres().connect(&database_url).await?).await?;
+            stack.kafka().grant(USERS.iter().flat_map(|user| kafka_rights(user)).collect()).await?;
+        }
+        let standby = match needs.standby {
+            true => Some(stack.postgres().beside(&folder.join("standby"))?),
+            false => None,
+        };
+        let offsets = Offsets::new(stack.kafka().bootstrap(), GROUP, TOPIC, PARTITIONS)?;
+        let mut world = World {
+            stack,
+            proxies,
+            gateways: Vec::new(),
+            transfers: Vec::new(),
+            loads: Loads::new(folder.join("history"))?,
+            scale: AtomicUsize::new(args.transfers),
+            offsets,
+            partitions: AtomicI32::new(PARTITIONS),
+            database_url,
+            standby,
+            accounts,
+            postgres_disk,
+            broker_disk,
+            fronts: Vec::new(),
+            other: args.other.as_ref().map(std::path::absolute).transpose().map_err(LabError::io("find", "--other"))?,
+        };
+        world.add_services(args).await?;
+        Box::pin(world.launch_services()).await?;
+        Ok(world)
+    }
+
+    async fn add_services(&mut self, args: &LabArgs) -> Result<(), LabError> {
+        let logs = self.stack.logs().to_owned();
+        let mut postgres = Vec::new();
+        for network in POSTGRES_NETWORKS {
+            let port = pipe::free_port()?;
+            let mut host = self.stack.postgres().host();
+            if let Some(proxies) = &self.proxies {
+                let server = host.parse().map_err(|_| LabError::Setting(format!("{host} is no address")))?;
+                proxies.add(network, port.addr(), server).await?;
+                host = port.to_string();
+            }
+            let (more, parameters) = match &self.standby {
+                Some(standby) => (format!(",{}", standby.host()), "?target_session_attrs=read-write"),
+                None => (String::new(), ""),
+            };
+            postgres.push((format!("{host}{more}/{DATABASE}{parameters}"), port));
+        }
+        let kafka = |network: &str| match (&self.proxies, &self.accounts) {
+            (Some(_), _) => self.stack.kafka().bootstrap_over(network),
+            (None, Some(_)) => self.stack.kafka().bootstrap_for_users(),
+            (None, None) => self.stack.kafka().bootstrap().to_owned(),
+        };
+        let kafka = [kafka("GATEWAYS"), kafka("TRANSFERS"), kafka("TRANSFER1")];
+        let mut login = |spec: ServiceSpec, user, network: usize| {
+            let (url, spec) = (&postgres[network].0, spec.env("KAFKA_BROKERS", &kafka[network]));
+            match &mut self.accounts {
+                Some(accounts) => accounts.configure(spec, user, POSTGRES_NETWORKS[network], url),
+                None => Ok(spec.env("DATABASE_URL", format!("postgres://postgres@{url}"))),
+            }
+        };
+        for number in 1..=GATEWAYS {
+            let plan = self.stack.pipe(TOPIC, PARTITIONS, &self.database_url);
+            let plan = plan.gateway(&format!("gateway-{number}"), pipe::free_port()?)?;
+            let spec = login(plan.spec, GATEWAY, 0)?.env("LOG_FORMAT", "text");
+            // Watches bring what no hint told of within 5 s: the checker asks for it.
+            let spec = spec.env("WATCH_POLL_INTERVAL", "5s");
+            let spec = args.gateway_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
+            let front = match &self.proxies {
+                Some(proxies) => {
+                    let front = pipe::free_port()?;
+                    proxies.add(&format!("clients-gateway-{number}"), front.addr(), plan.grpc.addr()).await?;
+                    self.gateways.push(Node::new(spec, logs.clone(), vec![plan.grpc, plan.admin])?);
+                    front
+                }
+                None => {
+                    self.gateways.push(Node::new(spec, logs.clone(), vec![plan.admin])?);
+                    plan.grpc
+                }
+            };
+            self.fronts.push(front);
+        }
+        for number in 1..=TRANSFERS {
+            let network = if number == 1 { 2 } else { 1 };
+            let plan =
+                self.stack.pipe(TOPIC, PARTITIONS, &self.database_url).transfer(&format!("transfer-{number}"))?;
+            let spec = login(plan.spec, TRANSFER, network)?.env("GROUP_ID", GROUP).env("LOG_FORMAT", "text");
+            let spec = spec.env("SESSION_TIMEOUT", SESSION_TIMEOUT).env("DRAIN_TIMEOUT", "3s");
+            let spec = args.transfer_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
+            let mut ports = vec![plan.admin];
+            if number == TRANSFERS {
+                ports.extend(postgres.drain(..).map(|(_, port)| port));
+                self.transfers.push(Node::new(spec, logs.clone(), ports)?);
+                break;
+            }
+            self.transfers.push(Node::new(spec, logs.clone(), ports)?);
+        }
+        Ok(())
+    }
+
+    async fn launch_services(&self) -> Result<(), LabError> {
+        // The first one migrates.
+        self.transfers[0].start().await?;
+        if self.accounts.is_some() {
+            Accounts::grant_tables(&self.database().await?).await?;
+        }
+        let others = self.transfers[1..self.scale.load(Ordering::Relaxed)].iter();
+        futures_util::future::try_join_all(others.chain(&self.gateways).map(Node::start)).await?;
+        Ok(())
+    }
+
+    /// The transfers that should run.
+    pub(crate) fn running_transfers(&self) -> &[Node] {
+        &self.transfers[..self.scale.load(Ordering::Relaxed)]
+    }
+
+    /// Runs so many transfers from now on; those that are too many are stopped in their orderly way.
+    pub(crate) async fn scale_to(&self, count: usize) -> Result<(), StackError> {
+        let before = self.scale.swap(count, Ordering::Relaxed);
+        let (fewer, more) = (before.min(count), before.max(count));
+        let changed = &self.transfers[fewer..more];
+        if count > before {
+            futures_util::future::try_join_all(changed.iter().map(Node::start)).await?;
+        } else {
+            futures_util::future::join_all(changed.iter().map(Node::stop)).await;
+        }
+        Ok(())
+    }
+
+    /// Runs a command of a service's with its settings to the end.
+    pub(crate) async fn command(&self, node: &Node, args: &[&str]) -> Result<(), LabError> {
+        let mut spec = args.iter().fold(node.spec(), |spec, arg| spec.arg(*arg));
+        (spec.name, spec.admin) = (args.join("-"), None);
+        spec.env.retain(|(name, _)| name != "ADMIN_LISTEN");
+        let service = Service::new(spec, self.stack.logs())?;
+        service.launch()?;
+        let status = service.wait().await?;
+        match status.success() {
+            true => Ok(()),
+            false => Err(LabError::Setting(format!("{} ended with {status}", service.name()))),
+        }
+    }
+
+    /// Where the clients reach the gateways.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.fronts.iter().map(ToString::to_string).collect()
+    }
+
+    /// A new connection to the database, past all proxies.
+    pub(crate) async fn database(&self) -> Result<tokio_postgres::Client, StackError> {
+        self.stack.postgres().connect(&self.database_url).await
+    }
+}
