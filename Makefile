@@ -22,7 +22,7 @@ up: build ## Start Kafka, PostgreSQL and both services, and leave them running u
 
 build: ## Build both services and msg-dev
 	@scripts/setup build
-	$(CARGO) build --release --locked --workspace --bins
+	$(CARGO) build --release --locked --package msg-gateway --package msg-transfer --package msg-dev
 
 test: test-unit test-sim test-it test-lab ## Run all tests on the real components; at the end, list the tests that this machine leaves out
 	@scripts/setup left-out

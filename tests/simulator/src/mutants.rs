@@ -137,7 +137,8 @@ fn workspace_of_two(manifest: &str) -> String {
         if line.starts_with('[') {
             in_package = !line.starts_with("[workspace") && !line.starts_with("[profile");
         }
-        if in_package {
+        // Those are not copied.
+        if in_package || line.starts_with("default-members") {
             continue;
         }
         let members = "members = [\"msg-transfer/machine\", \"tests/simulator\"]";
