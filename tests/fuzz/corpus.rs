@@ -11,16 +11,24 @@ mod request;
 
 use std::path::Path;
 
+/// Runs each input of a corpus: one a line, in hexadecimal.
 fn each(target: &str, run: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let files = std::fs::read_dir(&folder).expect("it is part of the project");
-    let inputs: Vec<_> = files.map(|file| file.expect("it can be listed").path()).collect();
-    assert!(inputs.len() >= 20, "only {} files in {}", inputs.len(), folder.display());
-    for input in inputs {
-        let bytes = std::fs::read(&input).expect("it can be read");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fuzz/corpus/{target}.hex"));
+    let corpus = std::fs::read_to_string(&path).expect("it is part of the project");
+    let count = corpus.lines().count();
+    assert!(count >= 20, "only {count} inputs in {}", path.display());
+    for (line, input) in corpus.lines().enumerate() {
+        let bytes =
+            bytes(input).unwrap_or_else(|| panic!("line {} of {} is not hexadecimal", line + 1, path.display()));
         let result = std::panic::catch_unwind(|| run(&bytes));
-        assert!(result.is_ok(), "{} breaks a rule", input.display());
+        assert!(result.is_ok(), "line {} of {} breaks a rule", line + 1, path.display());
     }
+}
+
+fn bytes(hexadecimal: &str) -> Option<Vec<u8>> {
+    let (pairs, []) = hexadecimal.as_bytes().as_chunks::<2>() else { return None };
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    pairs.iter().map(|[high, low]| u8::try_from(digit(*high)? << 4 | digit(*low)?).ok()).collect()
 }
 
 #[test]
