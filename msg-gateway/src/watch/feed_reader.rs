@@ -8,6 +8,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::status::Failure;
+use crate::watch::RETRY_INTERVAL;
 use crate::watch::feed::Feed;
 use crate::watch::hint_monitor::HintMonitor;
 use crate::watch::queries::WatchQueries;
@@ -22,8 +23,6 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_CHECKS: usize = 1000;
 /// The duration of a round while hints are unreliable.
 const ROUND_WITHOUT_HINTS: Duration = Duration::from_secs(1);
-/// How long to wait after a failed query.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The task that reads rows into the feed.
 pub(crate) struct FeedReader {

@@ -36,6 +36,9 @@ use crate::watch::queries::WatchQueries;
 use crate::watch::waiters::Waiters;
 use crate::watch::watched::Watches;
 
+/// How long to wait after a failed query.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Why the watch services could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::status::Failure;
+use crate::watch::RETRY_INTERVAL;
 use crate::watch::digest::Digest;
 use crate::watch::hint_monitor::{HintInterest, HintMonitor};
 use crate::watch::queries::{MessageKey, WatchQueries};
@@ -24,8 +25,6 @@ use crate::watch::waiter_queue::{Waiter, WaiterQueue};
 const FIRST_LOOKUP_DELAY: Duration = Duration::from_millis(50);
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 const LOOKUP_INTERVAL_WITHOUT_HINTS: Duration = Duration::from_millis(100);
-/// How long to wait after a failed query.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The callers that wait until a message is stored.
 #[derive(Default)]

@@ -2,7 +2,7 @@
 //! table.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use msg_common::proto::watch_msgs_response::Event;
 use msg_common::proto::{Heartbeat, StoredMsg, WatchMsgsResponse, WatchedMsgs};
@@ -14,6 +14,7 @@ use crate::incoming::Lifetime;
 use crate::metrics::answered;
 use crate::read::pull::Query;
 use crate::status::Failure;
+use crate::watch::RETRY_INTERVAL;
 use crate::watch::feed::size;
 use crate::watch::queries::CatchUpPermit;
 use crate::watch::watched::{BufferedEvent, Watched, max_permits};
@@ -22,8 +23,6 @@ use crate::watch::watched::{BufferedEvent, Watched, max_permits};
 /// caller does not read holds that much.
 const EVENT_ROWS: usize = 500;
 const EVENT_BYTES: usize = 64 << 10;
-/// How long to wait after a failed query.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The task of one stream.
 pub(super) struct Watcher {
