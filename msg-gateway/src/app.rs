@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use msg_common::admin::{self, Readiness};
 use msg_common::open_files;
@@ -18,17 +17,15 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use crate::buffer_budget::BufferBudget;
+use crate::budget::Budgets;
 use crate::config::{Config, ServerOptions};
 use crate::incoming::connections;
-use crate::metrics::{InFlightGauges, describe};
+use crate::metrics::describe;
 use crate::producer::preflight::{self, Preflight, PreflightRequirements};
 use crate::producer::{Producer, settings};
 use crate::read::Reader;
-use crate::response_permit::ResponseBudget;
-use crate::router::{CallLimits, RpcRouter};
+use crate::router::RpcRouter;
 use crate::send::Sender;
-use crate::send::budget::SendBudget;
 use crate::service::Gateway;
 use crate::unread::ReadTimer;
 use crate::watch::{WatchError, WatchServices};
@@ -110,17 +107,13 @@ pub async fn run(
     let preflight = Preflight::new(&kafka, topic, requirements, producer.clone(), readiness.clone())?;
     tasks.spawn(preflight.run(stop.clone()));
 
-    let budget = SendBudget::new(config.send.max_inflight_msgs, config.send.max_inflight_bytes);
-    let buffer = BufferBudget::new(config.server.max_buffered_request_bytes);
-    let calls = CallLimits::new(config.server.max_open_calls);
-    let responses = ResponseBudget::new(config.server.max_response_bytes);
+    let budgets = Budgets::new(&config);
+    tasks.spawn(budgets.clone().show(stop.clone()));
     let timer = ReadTimer::new(config.server.response_read_timeout, config.watch.watch_stall_timeout);
     tasks.spawn(timer.clone().run(stop.clone()));
-    let gauges = (budget.clone(), buffer.clone(), calls.clone(), responses.clone());
-    tasks.spawn(update_gauges(gauges, stop.clone()));
-    let watch = WatchServices::start(&config, &tasks, &stop)?;
-    let sender = Sender::new(&config, budget, producer.clone(), watch.waiters.clone(), responses.clone());
-    let reader = Reader::new(&config, read::timing(&config), responses).map_err(Error::Reads)?;
+    let watch = WatchServices::start(&config, &budgets, &tasks, &stop)?;
+    let sender = Sender::new(&config, budgets.clone(), producer.clone(), watch.waiters.clone());
+    let reader = Reader::new(&config, read::timing(&config), budgets.clone()).map_err(Error::Reads)?;
     if let Some(database) = reader.primary() {
         tasks.spawn(database.watch(readiness.clone(), stop.clone()));
     }
@@ -135,7 +128,7 @@ pub async fn run(
         add_reflection(&mut routes)?;
     }
     let router =
-        RpcRouter::new(service, routes.routes().prepare(), calls, buffer, config.server.request_receive_timeout);
+        RpcRouter::new(service, routes.routes().prepare(), budgets.clone(), config.server.request_receive_timeout);
 
     let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {
@@ -146,7 +139,7 @@ pub async fn run(
     let server = &config.server;
     raise_open_files(server.max_connections);
     let incoming =
-        connections(grpc, server.max_connections, server.age(), server.handshake_timeout, goaway.clone(), timer);
+        connections(grpc, budgets.connections.clone(), server.age(), server.handshake_timeout, goaway.clone(), timer);
     let stop_taking = goaway.clone().cancelled_owned();
     let serving = builder(&config.server).serve_with_incoming_shutdown(router, incoming, stop_taking);
     tokio::pin!(serving);
@@ -246,29 +239,4 @@ fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Erro
     let v1alpha = described().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST_BYTES);
     routes.add_service(v1).add_service(v1alpha);
     Ok(())
-}
-
-/// Sets the gauges every second. Setting them with each message would cost more.
-async fn update_gauges(
-    (budget, buffer, calls, responses): (Arc<SendBudget>, Arc<BufferBudget>, Arc<CallLimits>, Arc<ResponseBudget>),
-    stop: CancellationToken,
-) {
-    let gauges = InFlightGauges::new();
-    let mut every = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        tokio::select! {
-            _ = every.tick() => {}
-            () = stop.cancelled() => return,
-        }
-        let (msgs, bytes) = budget.used();
-        for (gauge, value) in [
-            (&gauges.inflight_msgs, msgs),
-            (&gauges.inflight_bytes, bytes),
-            (&gauges.arriving_bytes, buffer.used()),
-            (&gauges.open_calls, calls.open()),
-            (&gauges.unread_response_bytes, responses.used()),
-        ] {
-            gauge.set(value as f64);
-        }
-    }
 }

@@ -7,16 +7,16 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, Stream};
-use metrics::{Gauge, counter, gauge};
+use metrics::counter;
 use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED, HANDSHAKE_TIMEOUTS};
+use crate::budget::{Budget, Permit};
+use crate::metrics::HANDSHAKE_TIMEOUTS;
 use crate::response_permit::disconnect_slow_reader;
 use crate::unread::{ReadTimer, Unread};
 
@@ -92,18 +92,17 @@ pub(crate) struct Age {
     pub(crate) grace: Duration,
 }
 
-/// Accepts the connections of `listener`, up to `max`. One above it is closed immediately, so that its caller can
+/// Accepts the connections of `listener` within the budget. One above it is closed immediately, so that its caller can
 /// connect elsewhere. Otherwise it would wait in the kernel's queue.
 pub(crate) fn connections(
     listener: TcpListener,
-    max: usize,
+    budget: Arc<Budget>,
     age: Option<Age>,
     handshake: Duration,
     drain: CancellationToken,
     timer: Arc<ReadTimer>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let permits = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-    stream::unfold((listener, permits, drain, timer), move |(listener, permits, drain, timer)| async move {
+    stream::unfold((listener, budget, drain, timer), move |(listener, budget, drain, timer)| async move {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -115,10 +114,7 @@ pub(crate) fn connections(
                     continue;
                 }
             };
-            let Ok(permit) = permits.clone().try_acquire_owned() else {
-                counter!(CONNECTIONS_REFUSED).increment(1);
-                continue;
-            };
+            let Ok(permit) = budget.try_acquire(1) else { continue };
             // Responses are small, and callers wait for each of them.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -127,7 +123,7 @@ pub(crate) fn connections(
             let handshake = Handshake::new(handshake);
             return Some((
                 Ok(Connection::new(stream, lifetime, handshake, age, permit)),
-                (listener, permits, drain, timer),
+                (listener, budget, drain, timer),
             ));
         }
     })
@@ -153,22 +149,13 @@ pub(crate) struct Connection {
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Set when the gateway's side is closed.
     linger: Option<Pin<Box<Sleep>>>,
-    open: Gauge,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 impl Connection {
-    fn new(
-        stream: TcpStream,
-        lifetime: Lifetime,
-        handshake: Handshake,
-        age: Option<Age>,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
-        let open = gauge!(CONNECTIONS);
-        open.increment(1);
+    fn new(stream: TcpStream, lifetime: Lifetime, handshake: Handshake, age: Option<Age>, permit: Permit) -> Self {
         let cut = Box::pin(lifetime.clone().until_cut(age));
-        Connection { stream, lifetime, handshake: Some(handshake), cut, linger: None, open, _permit: permit }
+        Connection { stream, lifetime, handshake: Some(handshake), cut, linger: None, _permit: permit }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -176,12 +163,6 @@ impl Connection {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(())
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.open.decrement(1);
     }
 }
 

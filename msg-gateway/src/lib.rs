@@ -1,7 +1,7 @@
 //! The gateway: accepts messages over gRPC, responds when they are in Kafka, and reads stored messages.
 
 pub mod app;
-pub mod buffer_budget;
+pub mod budget;
 pub mod config;
 mod health;
 mod incoming;

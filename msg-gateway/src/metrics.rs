@@ -181,47 +181,8 @@ impl MessageMetrics {
     }
 }
 
-/// Gauges that are set by looking from time to time.
-pub struct InFlightGauges {
-    /// See [`INFLIGHT_MSGS`].
-    pub inflight_msgs: Gauge,
-    /// See [`INFLIGHT_BYTES`].
-    pub inflight_bytes: Gauge,
-    /// See [`BUFFERED_REQUEST_BYTES`].
-    pub arriving_bytes: Gauge,
-    /// See [`OPEN_CALLS`].
-    pub open_calls: Gauge,
-    /// See [`UNREAD_RESPONSE_BYTES`].
-    pub unread_response_bytes: Gauge,
-}
-
-impl InFlightGauges {
-    /// Handles of the recorder that is installed.
-    pub fn new() -> Self {
-        InFlightGauges {
-            inflight_msgs: metrics::gauge!(INFLIGHT_MSGS),
-            inflight_bytes: metrics::gauge!(INFLIGHT_BYTES),
-            arriving_bytes: metrics::gauge!(BUFFERED_REQUEST_BYTES),
-            open_calls: metrics::gauge!(OPEN_CALLS),
-            unread_response_bytes: metrics::gauge!(UNREAD_RESPONSE_BYTES),
-        }
-    }
-}
-
-impl Default for InFlightGauges {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Gauges of those who wait and watch.
+/// Gauges of waiters and watchers.
 pub struct WatchGauges {
-    /// See [`STORED_WAITERS`].
-    pub waiting: Gauge,
-    /// See [`WATCHERS`].
-    pub watchers: Gauge,
-    /// See [`WATCHED_INBOXES`].
-    pub inboxes: Gauge,
     /// See [`WATCH_CACHE_BYTES`].
     pub cached: Gauge,
     /// See [`HINTS_RELIABLE`].
@@ -231,13 +192,7 @@ pub struct WatchGauges {
 impl WatchGauges {
     /// Handles of the recorder that is installed.
     pub fn new() -> Self {
-        WatchGauges {
-            waiting: metrics::gauge!(STORED_WAITERS),
-            watchers: metrics::gauge!(WATCHERS),
-            inboxes: metrics::gauge!(WATCHED_INBOXES),
-            cached: metrics::gauge!(WATCH_CACHE_BYTES),
-            hints: metrics::gauge!(HINTS_RELIABLE),
-        }
+        WatchGauges { cached: metrics::gauge!(WATCH_CACHE_BYTES), hints: metrics::gauge!(HINTS_RELIABLE) }
     }
 }
 

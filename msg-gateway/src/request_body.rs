@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::buffer_budget::{BufferBudget, BufferPermit};
+use crate::budget::{Budget, Permit};
 use crate::status::{Failure, with_reason};
 
 /// How many messages a request has, and so what has to be received within the timeout.
@@ -27,7 +27,7 @@ pub enum RequestKind {
 /// A request body that counts the bytes of a partially received message, and fails if the rest does not come in time.
 pub struct BoundedBody {
     body: Body,
-    permit: BufferPermit,
+    permit: Permit,
     message: Message,
     /// Complete messages of the body so far.
     messages: usize,
@@ -43,8 +43,8 @@ pub struct BoundedBody {
 
 impl BoundedBody {
     /// Counts partially received bytes in `budget`, and fails if they are not completed within `timeout`.
-    pub fn new(body: Body, budget: &Arc<BufferBudget>, kind: RequestKind, timeout: Duration) -> Self {
-        let permit = budget.empty_permit();
+    pub fn new(body: Body, budget: &Arc<Budget>, kind: RequestKind, timeout: Duration) -> Self {
+        let permit = budget.empty();
         BoundedBody {
             body,
             permit,
@@ -88,13 +88,7 @@ impl BoundedBody {
                 self.message.received()
             }
         };
-        if self.permit.try_resize(buffered) {
-            return Ok(());
-        }
-        Err(Failure::Overloaded(
-            "the request buffer is full; retry after the delay, or raise MAX_BUFFERED_REQUEST_BYTES".into(),
-        )
-        .into())
+        Ok(self.permit.try_resize(buffered).map_err(Failure::from)?)
     }
 }
 
@@ -192,6 +186,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::budget::partial_requests;
 
     #[test]
     fn only_the_unfinished_message_is_counted_however_it_is_cut() {
@@ -214,7 +209,7 @@ mod tests {
         let whole = Bytes::from_static(&[0, 0, 0, 0, 1, 7]);
         for (second, accepted) in [(Bytes::new(), true), (whole.clone(), false), (Bytes::from_static(&[0]), false)] {
             for together in [true, false] {
-                let budget = BufferBudget::new(100);
+                let budget = partial_requests(100);
                 let (send, chunks) = mpsc::unbounded_channel();
                 let mut body = BoundedBody::new(Body::new(Chunks(chunks)), &budget, RequestKind::Unary, Duration::MAX);
                 if together {
@@ -222,7 +217,7 @@ mod tests {
                 } else {
                     send.send(whole.clone()).expect("it listens");
                     assert_eq!(next(&mut body).now_or_never(), None, "its end is waited for");
-                    assert_eq!(budget.used(), whole.len());
+                    assert_eq!(budget.used().items, whole.len());
                     send.send(second.clone()).expect("it listens");
                 }
                 drop(send);
@@ -232,7 +227,7 @@ mod tests {
                     assert_eq!(next(&mut body).await, None);
                 }
                 drop(body);
-                assert_eq!(budget.used(), 0);
+                assert_eq!(budget.used().items, 0);
             }
         }
     }
@@ -259,7 +254,7 @@ mod tests {
         const WITHIN: Duration = Duration::from_millis(200);
         for kind in [RequestKind::Unary, RequestKind::Streaming] {
             let (send, chunks) = mpsc::unbounded_channel();
-            let budget = BufferBudget::new(100);
+            let budget = partial_requests(100);
             let mut body = BoundedBody::new(Body::new(Chunks(chunks)), &budget, kind, WITHIN);
             let long = 2 * WITHIN;
             // Before the first byte a stream may wait; a unary request may not.
@@ -272,20 +267,20 @@ mod tests {
             for round in 0..3 {
                 send.send(Bytes::from_static(&[0, 0, 0, 0, 2, 7])).expect("it listens");
                 assert_eq!(next(&mut body).await, Some(Ok(())));
-                assert_eq!(budget.used(), 6);
+                assert_eq!(budget.used().items, 6);
                 if round == 2 {
                     break;
                 }
                 assert!(tokio::time::timeout(WITHIN / 2, next(&mut body)).await.is_err());
                 send.send(Bytes::from_static(&[7])).expect("it listens");
                 assert_eq!(next(&mut body).await, Some(Ok(())));
-                assert_eq!(budget.used(), 0);
+                assert_eq!(budget.used().items, 0);
                 assert!(tokio::time::timeout(long, next(&mut body)).await.is_err());
             }
             assert_eq!(next(&mut body).now_or_never(), None);
             assert_eq!(next(&mut body).await, Some(Err(Code::Unavailable)));
             drop(body);
-            assert_eq!(budget.used(), 0);
+            assert_eq!(budget.used().items, 0);
         }
     }
 }

@@ -11,10 +11,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::Frame;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::budget::Permit;
 use crate::response_permit::ResponsePermit;
 use crate::unread::{Unread, UnreadGuard};
 
@@ -26,23 +26,18 @@ const COPIED: usize = 2 << 10;
 /// A call, from the arrival of its head until the last of its response is written.
 #[derive(Debug)]
 pub(crate) struct OpenCall {
-    _permits: Vec<OwnedSemaphorePermit>,
+    _permits: Vec<Permit>,
     unread: Option<Arc<Unread>>,
     is_watch: bool,
 }
 
 impl OpenCall {
     /// A call that holds these permits, over a connection that is closed if it does not read.
-    pub(crate) fn new(permits: Vec<OwnedSemaphorePermit>, unread: Option<Arc<Unread>>, is_watch: bool) -> Arc<Self> {
+    pub(crate) fn new(permits: Vec<Permit>, unread: Option<Arc<Unread>>, is_watch: bool) -> Arc<Self> {
         Arc::new(OpenCall { _permits: permits, unread, is_watch })
     }
 
-    fn hold(
-        self: &Arc<Self>,
-        data: Bytes,
-        permit: Option<Arc<ResponsePermit>>,
-        permits: Vec<OwnedSemaphorePermit>,
-    ) -> Bytes {
+    fn hold(self: &Arc<Self>, data: Bytes, permit: Option<Arc<ResponsePermit>>, permits: Vec<Permit>) -> Bytes {
         let unread = self.unread.as_ref().map(|unread| unread.enter(self.is_watch));
         Bytes::from_owner(Unwritten { data, _permits: permits, _permit: permit, _call: self.clone(), _unread: unread })
     }
@@ -51,7 +46,7 @@ impl OpenCall {
 /// Bytes that h2 has not written yet.
 struct Unwritten {
     data: Bytes,
-    _permits: Vec<OwnedSemaphorePermit>,
+    _permits: Vec<Permit>,
     _permit: Option<Arc<ResponsePermit>>,
     _call: Arc<OpenCall>,
     _unread: Option<UnreadGuard>,
@@ -129,9 +124,9 @@ mod tests {
 
     use futures_util::FutureExt;
     use http_body::Body as _;
-    use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::budget::Budget;
 
     /// A body of one frame.
     struct One(Option<Frame<Bytes>>);
@@ -145,8 +140,8 @@ mod tests {
         }
     }
 
-    fn permit(semaphore: &Arc<Semaphore>, count: u32) -> OwnedSemaphorePermit {
-        semaphore.clone().try_acquire_many_owned(count).expect("there is capacity")
+    fn permit(budget: &Arc<Budget>, count: usize) -> Permit {
+        budget.try_acquire(count).expect("there is capacity")
     }
 
     fn next(body: &mut Body) -> Option<Frame<Bytes>> {
@@ -156,7 +151,7 @@ mod tests {
 
     #[test]
     fn permits_are_released_when_the_last_chunk_is_dropped() {
-        let (calls, bytes) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(100)));
+        let (calls, bytes) = (Budget::of_items(1), Budget::of_items(100));
         let call = OpenCall::new(vec![permit(&calls, 1)], None, false);
         let permit = ResponsePermit::new([permit(&bytes, 100)]);
         let mut response = Response::new(Body::new(One(Some(Frame::data(vec![7; 2 * CHUNK + 1].into())))));
@@ -167,15 +162,15 @@ mod tests {
         assert_eq!(chunks.iter().map(Bytes::len).collect::<Vec<_>>(), [CHUNK, CHUNK, 1]);
         drop(body);
         for chunk in chunks {
-            assert_eq!((calls.available_permits(), bytes.available_permits()), (0, 0), "a chunk is not written");
+            assert_eq!((calls.used().items, bytes.used().items), (1, 100), "a chunk is not written");
             drop(chunk);
         }
-        assert_eq!((calls.available_permits(), bytes.available_permits()), (1, 100));
+        assert_eq!((calls.used().items, bytes.used().items), (0, 0));
     }
 
     #[test]
     fn error_details_hold_their_call_until_they_are_written() {
-        let calls = Arc::new(Semaphore::new(1));
+        let calls = Budget::of_items(1);
         let details = || {
             HeaderMap::from_iter([(
                 http::HeaderName::from_static("grpc-status-details-bin"),
@@ -187,16 +182,16 @@ mod tests {
         let response = hold_permits(response, OpenCall::new(vec![permit(&calls, 1)], None, false));
         let headers = response.into_parts().0.headers;
         assert_eq!(headers["grpc-status-details-bin"], "x");
-        assert_eq!(calls.available_permits(), 0);
+        assert_eq!(calls.used().items, 1);
         drop(headers);
-        assert_eq!(calls.available_permits(), 1);
+        assert_eq!(calls.used().items, 0);
 
         let response = Response::new(Body::new(One(Some(Frame::trailers(details())))));
         let mut body = hold_permits(response, OpenCall::new(vec![permit(&calls, 1)], None, false)).into_body();
         let trailers = next(&mut body);
         drop(body);
-        assert_eq!(calls.available_permits(), 0);
+        assert_eq!(calls.used().items, 1);
         drop(trailers);
-        assert_eq!(calls.available_permits(), 1);
+        assert_eq!(calls.used().items, 0);
     }
 }

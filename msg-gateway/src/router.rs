@@ -13,77 +13,38 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use metrics::counter;
 use msg_common::proto::ErrorReason;
-use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::buffer_budget::BufferBudget;
+use crate::budget::{Budgets, LimitReached};
 use crate::incoming::Lifetime;
-use crate::metrics::{CALLS_REJECTED, TRANSPORT_ERRORS};
+use crate::metrics::TRANSPORT_ERRORS;
 use crate::request_body::{BoundedBody, RequestKind};
 use crate::response::{OpenCall, hold_permits};
 use crate::send::deadline::Arrival;
 use crate::status::{Failure, reason_name, with_reason};
 
-/// Maximum number of reflection streams: tools for people use them.
-const MAX_REFLECTIONS: usize = 32;
-/// Maximum number of responses, not written yet, to calls above the limit of open calls.
-const MAX_REJECTIONS: usize = 4096;
-
-/// The budgets of open calls, over all connections. A call is open until the last byte of its response is written.
-#[derive(Debug)]
-pub(crate) struct CallLimits {
-    max: usize,
-    calls: Arc<Semaphore>,
-    /// Rejected calls, whose responses are not written yet.
-    rejections: Arc<Semaphore>,
-    reflections: Arc<Semaphore>,
-}
-
-impl CallLimits {
-    /// Creates a budget of `max` open calls.
-    pub(crate) fn new(max: usize) -> Arc<Self> {
-        let max = max.min(Semaphore::MAX_PERMITS);
-        let [calls, rejections, reflections] =
-            [max, MAX_REJECTIONS, MAX_REFLECTIONS].map(|max| Arc::new(Semaphore::new(max)));
-        Arc::new(CallLimits { max, calls, rejections, reflections })
-    }
-
-    /// Returns the number of open calls.
-    pub(crate) fn open(&self) -> usize {
-        self.max - self.calls.available_permits()
-    }
-
-    /// Opens a call, or returns why it is rejected. Without a call there is no permit left even for the rejection.
-    fn admit<B>(&self, request: &Request<B>) -> (Option<Arc<OpenCall>>, Option<Failure>) {
-        let path = request.uri().path();
-        let lifetime = request.extensions().get::<Lifetime>();
-        let open = |permits| OpenCall::new(permits, lifetime.and_then(Lifetime::unread), path.ends_with("/WatchMsgs"));
-        let Ok(call) = self.calls.clone().try_acquire_owned() else {
-            let full =
-                format!("{} calls are open, the maximum; retry after the delay, or raise MAX_OPEN_CALLS", self.max);
-            return match self.rejections.clone().try_acquire_owned() {
-                Ok(rejection) => (Some(open(vec![rejection])), Some(Failure::Overloaded(full))),
-                Err(_) => {
-                    if let Some(lifetime) = lifetime {
-                        lifetime.disconnect_slow_reader();
-                    }
-                    (None, Some(Failure::Overloaded(full)))
-                }
-            };
-        };
-        if !path.starts_with("/grpc.reflection.") {
-            return (Some(open(vec![call])), None);
+/// Opens a call, which is open until the last byte of its response is written. At a limit it returns why, and the call
+/// that the rejection's own response is. If there is no permit for that either, the connection is closed.
+fn admit<B>(budgets: &Budgets, request: &Request<B>) -> Result<Arc<OpenCall>, (Option<Arc<OpenCall>>, LimitReached)> {
+    let path = request.uri().path();
+    let lifetime = request.extensions().get::<Lifetime>();
+    let open = |permits| OpenCall::new(permits, lifetime.and_then(Lifetime::unread), path.ends_with("/WatchMsgs"));
+    let call = budgets.calls.try_acquire(1).map_err(|reached| {
+        let rejection = budgets.rejections.try_acquire(1).ok();
+        if let (None, Some(lifetime)) = (&rejection, lifetime) {
+            lifetime.disconnect_slow_reader();
         }
-        match self.reflections.clone().try_acquire_owned() {
-            Ok(reflection) => (Some(open(vec![call, reflection])), None),
-            Err(_) => {
-                let full = format!("{MAX_REFLECTIONS} reflection streams are open, the maximum; retry after the delay");
-                (Some(open(vec![call])), Some(Failure::Overloaded(full)))
-            }
-        }
+        (rejection.map(|rejection| open(vec![rejection])), reached)
+    })?;
+    if !path.starts_with("/grpc.reflection.") {
+        return Ok(open(vec![call]));
+    }
+    match budgets.reflections.try_acquire(1) {
+        Ok(reflection) => Ok(open(vec![call, reflection])),
+        Err(reached) => Err((Some(open(vec![call])), reached)),
     }
 }
 
@@ -95,21 +56,14 @@ impl CallLimits {
 pub(crate) struct RpcRouter<G, O> {
     gateway: G,
     others: O,
-    limits: Arc<CallLimits>,
-    buffer: Arc<BufferBudget>,
+    budgets: Arc<Budgets>,
     receive_timeout: Duration,
 }
 
 impl<G: NamedService, O> RpcRouter<G, O> {
-    /// Routes to the gateway and to the other services. Request bodies count in `buffer` and have `receive_timeout`.
-    pub(crate) fn new(
-        gateway: G,
-        others: O,
-        limits: Arc<CallLimits>,
-        buffer: Arc<BufferBudget>,
-        receive_timeout: Duration,
-    ) -> Self {
-        RpcRouter { gateway, others, limits, buffer, receive_timeout }
+    /// Routes to the gateway and to the other services. Request bodies have `receive_timeout`.
+    pub(crate) fn new(gateway: G, others: O, budgets: Arc<Budgets>, receive_timeout: Duration) -> Self {
+        RpcRouter { gateway, others, budgets, receive_timeout }
     }
 
     fn is_gateways(path: &str) -> bool {
@@ -158,13 +112,9 @@ where
             let response = call.map_or_else(Response::default, |call| hold_permits(response, call));
             Either::Left(std::future::ready(Ok(response)))
         };
-        let call = match self.limits.admit(&request) {
-            (Some(call), None) => call,
-            (call, failure) => {
-                let status = Status::from(failure.unwrap_or_else(|| Failure::Internal("a call is not open".into())));
-                counter!(CALLS_REJECTED).increment(1);
-                return respond(status.into_http(), call);
-            }
+        let call = match admit(&self.budgets, &request) {
+            Ok(call) => call,
+            Err((call, reached)) => return respond(Status::from(Failure::from(reached)).into_http(), call),
         };
         if let Some(status) = not_grpc_status(&request) {
             return respond(rejected(status), Some(call));
@@ -173,7 +123,7 @@ where
         let streamed =
             ["/StreamSendMsg", "/ServerReflectionInfo"].iter().any(|name| request.uri().path().ends_with(name));
         let kind = if streamed { RequestKind::Streaming } else { RequestKind::Unary };
-        let bounded = |body| BoundedBody::new(body, &self.buffer, kind, self.receive_timeout);
+        let bounded = |body| BoundedBody::new(body, &self.budgets.partial_requests, kind, self.receive_timeout);
         if Self::is_gateways(request.uri().path()) {
             request.extensions_mut().insert(Arrival(Instant::now()));
             let request = request.map(bounded);
@@ -267,13 +217,7 @@ mod tests {
     }
 
     fn status_through_router(status: Status, path: &str) -> Status {
-        let router = RpcRouter::new(
-            Always(status.clone()),
-            Always(status),
-            CallLimits::new(1),
-            BufferBudget::new(10),
-            Duration::MAX,
-        );
+        let router = RpcRouter::new(Always(status.clone()), Always(status), Budgets::of(&[]), Duration::MAX);
         let request =
             Request::post(path).header(CONTENT_TYPE, "application/grpc").body(Body::empty()).expect("it is valid");
         let response = router.oneshot(request).now_or_never().expect("it does not wait").expect("it cannot fail");
@@ -331,16 +275,15 @@ mod tests {
 
     #[test]
     fn call_above_the_limit_is_rejected_before_it_is_served() {
-        let limits = CallLimits::new(1);
+        let budgets = Budgets::of(&["--max-open-calls", "1"]);
         let request = || {
             let request = Request::post("/msg.v1.MsgGateway/SendMsg").header(CONTENT_TYPE, "application/grpc");
             request.body(Body::empty()).expect("it is valid")
         };
-        let (open, none) = limits.admit(&request());
-        assert!(open.is_some() && none.is_none());
-        assert_eq!(limits.open(), 1);
+        let open = admit(&budgets, &request()).expect("there is capacity");
+        assert_eq!(budgets.calls.used().items, 1);
         let served = Always(Status::ok("served"));
-        let router = RpcRouter::new(served.clone(), served, limits, BufferBudget::new(10), Duration::MAX);
+        let router = RpcRouter::new(served.clone(), served, budgets, Duration::MAX);
         let answer =
             || router.clone().oneshot(request()).now_or_never().expect("it does not wait").expect("it cannot fail");
         let rejected = Status::from_header_map(answer().headers()).expect("it has a status");
@@ -355,14 +298,14 @@ mod tests {
 
     #[test]
     fn reflection_streams_have_a_limit_of_their_own() {
-        let limits = CallLimits::new(1000);
+        let budgets = Budgets::of(&[]);
         let request = |path| Request::post(path).body(()).expect("it is valid");
-        let reflect = || limits.admit(&request("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"));
-        let open: Vec<_> = (0..MAX_REFLECTIONS).map(|_| reflect()).collect();
-        assert!(open.iter().all(|(_, failure)| failure.is_none()));
-        assert!(matches!(reflect(), (Some(_), Some(Failure::Overloaded(_)))));
-        assert!(limits.admit(&request("/msg.v1.MsgGateway/SendMsg")).1.is_none());
+        let reflect = || admit(&budgets, &request("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"));
+        let open: Vec<_> = std::iter::from_fn(|| reflect().ok()).collect();
+        assert_eq!(open.len(), budgets.reflections.used().items);
+        assert!(matches!(reflect(), Err((Some(_), _))));
+        assert!(admit(&budgets, &request("/msg.v1.MsgGateway/SendMsg")).is_ok());
         drop(open);
-        assert!(reflect().1.is_none());
+        assert!(reflect().is_ok());
     }
 }

@@ -5,7 +5,7 @@ use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::*;
-use crate::send::budget::SendBudget;
+use crate::budget::Budget;
 
 const REPORTS: usize = 3;
 
@@ -30,11 +30,11 @@ fn producer_with(settings: &[(&str, &str)]) -> (Producer, MockCluster<'static, D
 
 /// What is reported of a batch of records.
 async fn batch(producer: &Producer) -> Vec<Outcome> {
-    let budget = SendBudget::new(100, 100_000);
+    let budget = Budget::of_items(100);
     let reports: Vec<_> = (0..REPORTS)
         .map(|_| {
             let (answer, report) = oneshot::channel();
-            let permit = budget.acquire(100).expect("there is capacity");
+            let permit = budget.try_acquire(1).expect("there is capacity");
             let in_flight = Box::new(InFlight { report_to: ReportSender::One(answer), permit, size: 100 });
             let record =
                 Outgoing { partition: 0, key: "bob", value: b"hi", timestamp_ms: 1, traceparent: None, in_flight };
@@ -93,11 +93,11 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
     batch(&producer).await;
     // Twice: on a busy machine the two records may be in a request each.
     cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE; 2]);
-    let budget = SendBudget::new(100, 100_000);
+    let budget = Budget::of_items(100);
     let mut reports = Vec::new();
     for size in [500, 5000] {
         let (answer, report) = oneshot::channel();
-        let permit = budget.acquire(100).expect("there is capacity");
+        let permit = budget.try_acquire(1).expect("there is capacity");
         let in_flight = Box::new(InFlight { report_to: ReportSender::One(answer), permit, size });
         let record = Outgoing { partition: 0, key: "bob", value: b"hi", timestamp_ms: 1, traceparent: None, in_flight };
         producer.send(record).expect("it is enqueued");
@@ -117,7 +117,7 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
     for (report, expected) in reports.into_iter().zip([not_sent, Outcome::TooLarge]) {
         assert_eq!(report.await, Ok(expected));
     }
-    assert_eq!(budget.used(), (0, 0));
+    assert_eq!(budget.used().items, 0);
 }
 
 /// Its client reports no error: every record of whichever partition only times out.

@@ -24,10 +24,10 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Permit;
 use crate::metrics::PRODUCERS_REPLACED;
 pub(crate) use crate::producer::context::{DeliveryContext, Signals};
 use crate::producer::stall_timer::StallTimer;
-use crate::send::budget::SendPermit;
 use crate::send::outcome::Outcome;
 
 /// The component of [`Readiness`] for the producer.
@@ -65,7 +65,7 @@ pub(crate) struct Report {
 pub(crate) struct InFlight {
     pub(crate) report_to: ReportSender,
     /// The record's permit, released when this is dropped.
-    pub(crate) permit: SendPermit,
+    pub(crate) permit: Permit,
     /// The record's size as Kafka compares it with the topic's limit if nothing is compressed, in bytes.
     pub(crate) size: usize,
 }
@@ -289,7 +289,7 @@ mod tests {
     use rdkafka::bindings::{rd_kafka_resp_err_t, rd_kafka_test_fatal_error};
 
     use super::*;
-    use crate::send::budget::SendBudget;
+    use crate::budget::Budget;
 
     /// Creates a producer whose cluster is librdkafka's own mock, or does not exist.
     fn producer(settings: &[(&str, &str)]) -> Arc<Producer> {
@@ -303,7 +303,7 @@ mod tests {
         Arc::new(producer)
     }
 
-    fn send(producer: &Producer, permit: SendPermit) -> Result<oneshot::Receiver<Outcome>, Rejection> {
+    fn send(producer: &Producer, permit: Permit) -> Result<oneshot::Receiver<Outcome>, Rejection> {
         let (answer, report) = oneshot::channel();
         producer
             .send(Outgoing {
@@ -321,34 +321,34 @@ mod tests {
     async fn a_permit_is_given_back_by_the_report_and_not_by_the_call() {
         // No broker listens there, so the record stays until it times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1"), ("delivery.timeout.ms", "300")]);
-        let budget = SendBudget::new(2, 1000);
-        let permit = || budget.acquire(100).expect("there is capacity");
+        let budget = Budget::of_items(2);
+        let permit = || budget.try_acquire(1).expect("there is capacity");
         let abandoned = send(&producer, permit()).expect("it is enqueued");
         let kept = send(&producer, permit()).expect("it is enqueued");
         drop(abandoned);
-        assert_eq!(budget.used(), (2, 200));
-        assert!(budget.acquire(100).is_err());
+        assert_eq!(budget.used().items, 2);
+        assert!(budget.try_acquire(1).is_err());
         assert_eq!(kept.await, Ok(Outcome::Unknown));
         producer.flush(Duration::from_secs(5)).await;
-        assert_eq!(budget.used(), (0, 0));
+        assert_eq!(budget.used().items, 0);
     }
 
     #[tokio::test]
     async fn nothing_is_taken_while_the_topic_cannot_be_used() {
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
         producer.close("not there".into());
-        let budget = SendBudget::new(1, 1000);
-        let rejected = send(&producer, budget.acquire(1).expect("there is capacity")).map(|_| ());
+        let budget = Budget::of_items(1);
+        let rejected = send(&producer, budget.try_acquire(1).expect("there is capacity")).map(|_| ());
         assert_eq!(rejected, Err(Rejection::Closed("not there".into())));
-        assert_eq!(budget.used(), (0, 0));
+        assert_eq!(budget.used().items, 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_renewed_producer_had_is_told_as_unknown_and_gives_its_place_back() {
         // No broker listens there, and nothing times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
-        let budget = SendBudget::new(10_000, 1_000_000);
-        let permit = || budget.acquire(100).expect("there is capacity");
+        let budget = Budget::of_items(10_000);
+        let permit = || budget.try_acquire(1).expect("there is capacity");
         let before: Vec<_> = (0..100).map(|_| send(&producer, permit()).expect("it is enqueued")).collect();
         let sending = producer.clone();
         // Enqueues records while the producer is replaced.
@@ -356,7 +356,7 @@ mod tests {
         let (stopped, _ends_the_sender) = (stop.clone(), stop.clone().drop_guard());
         let sender = tokio::task::spawn_blocking(move || {
             while !stopped.is_cancelled() {
-                if let Ok(permit) = permits.acquire(100) {
+                if let Ok(permit) = permits.try_acquire(1) {
                     let _ = send(&sending, permit);
                 }
                 std::thread::sleep(Duration::from_micros(100));
@@ -372,7 +372,7 @@ mod tests {
         sender.await.expect("it ends");
         // Only the records of the new producer hold permits.
         let left = async || {
-            while budget.used().0 != usize::try_from(producer.queued()).expect("it is positive") {
+            while budget.used().items != usize::try_from(producer.queued()).expect("it is positive") {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -382,8 +382,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_producer_with_a_fatal_error_is_replaced() {
         let producer = producer(&[("test.mock.num.brokers", "1")]);
-        let budget = SendBudget::new(2, 1000);
-        let permit = || budget.acquire(100).expect("there is capacity");
+        let budget = Budget::of_items(2);
+        let permit = || budget.try_acquire(1).expect("there is capacity");
         let stored = send(&producer, permit()).expect("it is enqueued").await;
         assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
 

@@ -13,9 +13,10 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use crate::budget::Budget;
 use crate::status::Failure;
 
 /// The timeout of one request.
@@ -32,9 +33,6 @@ const FIRST_PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The interval of the log lines about Kafka not responding.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Maximum number of concurrent requests. Each blocks a thread, and continues after its caller has disconnected.
-const MAX_REQUESTS: usize = 8;
-
 /// A client for queries about the topic.
 pub(crate) struct Topic {
     /// A client of its own, because on the connections of the sending one a request would wait behind the sends. A
@@ -43,7 +41,7 @@ pub(crate) struct Topic {
     name: String,
     /// When the ID was requested last, and the result.
     last: Mutex<Option<(Instant, Result<Uuid, Failure>)>>,
-    requests: Arc<Semaphore>,
+    requests: Arc<Budget>,
     /// The settings of the consumer that finds the end of a leader's log.
     probing: ClientConfig,
     /// The consumer, if its last result was definite. It serves one request at a time.
@@ -56,14 +54,14 @@ type Probe = BaseConsumer<LogContext>;
 
 impl Topic {
     /// Creates the client, which connects in the background.
-    pub(crate) fn new(options: &KafkaOptions) -> KafkaResult<Self> {
+    pub(crate) fn new(options: &KafkaOptions, requests: Arc<Budget>) -> KafkaResult<Self> {
         let mut config = options.client_config();
         config.set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
         Ok(Topic {
             client: Arc::new(config.create_with_context(LogContext)?),
             name: options.kafka_topic.clone(),
             last: Mutex::default(),
-            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            requests,
             probing: probing(options.client_config()),
             probe: Arc::default(),
             warned: std::sync::Mutex::default(),
@@ -124,10 +122,10 @@ impl Topic {
         &self,
         request: impl FnOnce(&Client<LogContext>, &str) -> Result<T, String> + Send + 'static,
     ) -> Result<T, Failure> {
-        let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = self.requests.acquire(1).await;
         let (client, name) = (self.client.clone(), self.name.clone());
         let requested = tokio::task::spawn_blocking(move || {
-            let _place = permit;
+            let _permit = permit;
             request(client.client(), &name)
         });
         let result = requested.await.unwrap_or_else(|error| Err(error.to_string()));

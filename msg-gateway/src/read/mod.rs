@@ -19,56 +19,24 @@ use msg_common::proto::{
     GetMaxSeqsRequest, GetMaxSeqsResponse, GetMsgStatusRequest, GetMsgStatusResponse, PullMsgsRequest, PullMsgsResponse,
 };
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::budget::{Budget, Budgets};
 use crate::config::Config;
 use crate::metrics::READ_SECONDS;
 use crate::read::database::{Database, SESSION};
 use crate::read::kafka::Topic;
-use crate::response_permit::{ResponseBudget, ResponsePermit, SMALL_RESPONSE, shrink};
+use crate::response_permit::{ResponsePermit, SMALL_RESPONSE};
 use crate::send::deadline::Timing;
 use crate::status::Failure;
-
-/// How many reads may wait, for each one that may run. More are rejected: their callers would have timed out before
-/// they got a permit.
-const WAITING_PER_READ: usize = 4;
 
 pub(crate) struct Reader {
     sources: Option<Sources>,
     timing: Timing,
-    responses: Arc<ResponseBudget>,
+    budgets: Arc<Budgets>,
     /// Maximum bytes of a page in memory.
     page_bytes: usize,
     max_id_bytes: usize,
     partitions: Partition,
-    reads: ReadBudget,
-    /// GetMsgStatus has a budget of its own. Otherwise other reads would wait for it while Kafka is unavailable.
-    statuses: ReadBudget,
-}
-
-/// The budget of reads: each holds its permit from its start until its response is written. A response has up to 4
-/// MiB.
-struct ReadBudget {
-    free: Arc<Semaphore>,
-    waiting: Semaphore,
-}
-
-impl ReadBudget {
-    fn new(max: usize) -> Self {
-        let max = max.min(Semaphore::MAX_PERMITS / WAITING_PER_READ);
-        ReadBudget { free: Arc::new(Semaphore::new(max)), waiting: Semaphore::new(max * WAITING_PER_READ) }
-    }
-
-    async fn acquire(&self, by: Instant) -> Result<OwnedSemaphorePermit, Failure> {
-        let full =
-            || Failure::Overloaded("too many reads are in progress; retry after the delay, or raise MAX_READS".into());
-        if let Ok(permit) = self.free.clone().try_acquire_owned() {
-            return Ok(permit);
-        }
-        let _waiting = self.waiting.try_acquire().map_err(|_| full())?;
-        let permit = tokio::time::timeout_at(by.into(), self.free.clone().acquire_owned()).await.map_err(|_| full())?;
-        Ok(permit.expect("the semaphore is never closed"))
-    }
 }
 
 /// The database, its replica, and the topic.
@@ -79,13 +47,14 @@ struct Sources {
 }
 
 impl Sources {
-    fn new(config: &Config) -> Result<Self, String> {
+    fn new(config: &Config, budgets: &Budgets) -> Result<Self, String> {
         let database = |options, purpose| Database::new(options, config.read_connections, SESSION, purpose);
         let replica = config.replica.database(&config.database);
         Ok(Sources {
             primary: database(&config.database, Purpose::ReadPrimary)?,
             replica: replica.as_ref().map(|replica| database(replica, Purpose::ReadReplica)).transpose()?,
-            topic: Topic::new(&config.kafka).map_err(|error| format!("kafka client: {error}"))?,
+            topic: Topic::new(&config.kafka, budgets.kafka_requests.clone())
+                .map_err(|error| format!("kafka client: {error}"))?,
         })
     }
 
@@ -116,9 +85,9 @@ pub(crate) fn timing(config: &Config) -> Timing {
 
 impl Reader {
     /// Creates a reader of the configured database. It connects at the first read.
-    pub(crate) fn new(config: &Config, timing: Timing, responses: Arc<ResponseBudget>) -> Result<Self, String> {
+    pub(crate) fn new(config: &Config, timing: Timing, budgets: Arc<Budgets>) -> Result<Self, String> {
         let sources = if config.database.is_given() {
-            Some(Sources::new(config)?)
+            Some(Sources::new(config, &budgets)?)
         } else {
             tracing::info!("no database is configured, reads are rejected");
             None
@@ -126,12 +95,10 @@ impl Reader {
         Ok(Reader {
             sources,
             timing,
-            responses,
+            budgets,
             page_bytes: pull::MAX_BYTES.max(2 * config.limits.max_record_bytes()),
             max_id_bytes: config.limits.max_id_bytes,
             partitions: config.send.topic_partitions,
-            reads: ReadBudget::new(config.max_reads),
-            statuses: ReadBudget::new(config.max_reads),
         })
     }
 
@@ -146,8 +113,10 @@ impl Reader {
         call: Call,
     ) -> Result<(PullMsgsResponse, Arc<ResponsePermit>), Failure> {
         let query = pull::Query::of(request, self.max_id_bytes)?;
-        self.respond("PullMsgs", &self.reads, self.page_bytes, call, |sources, _| pull::read(sources.pages(), query))
-            .await
+        self.respond("PullMsgs", &self.budgets.reads, self.page_bytes, call, |sources, _| {
+            pull::read(sources.pages(), query)
+        })
+        .await
     }
 
     pub(crate) async fn max_seqs(
@@ -157,7 +126,7 @@ impl Reader {
     ) -> Result<(GetMaxSeqsResponse, Arc<ResponsePermit>), Failure> {
         max_seqs::check(&request.recv_ids, self.max_id_bytes)?;
         let bytes = max_seqs::response_bytes(&request.recv_ids);
-        self.respond("GetMaxSeqs", &self.reads, bytes, call, |sources, _| {
+        self.respond("GetMaxSeqs", &self.budgets.reads, bytes, call, |sources, _| {
             max_seqs::read(sources.pages(), request.recv_ids)
         })
         .await
@@ -171,7 +140,7 @@ impl Reader {
         let arrival = call.arrival;
         let query = status::Query::of(request, self.max_id_bytes, self.partitions)?;
         // The primary, because a replica may be behind: a stored message would not be found there.
-        self.respond("GetMsgStatus", &self.statuses, 0, call, |sources, respond_by| {
+        self.respond("GetMsgStatus", &self.budgets.statuses, 0, call, |sources, respond_by| {
             status::read(&sources.primary, &sources.topic, query, arrival, respond_by)
         })
         .await
@@ -181,7 +150,7 @@ impl Reader {
     async fn respond<'a, T: Message, F>(
         &'a self,
         method: &'static str,
-        budget: &ReadBudget,
+        budget: &Arc<Budget>,
         bytes: usize,
         call: Call,
         read: impl FnOnce(&'a Sources, Instant) -> F,
@@ -191,10 +160,10 @@ impl Reader {
     {
         let sources = self.sources.as_ref().ok_or(Failure::NoDatabase)?;
         let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
-        let permit = budget.acquire(respond_by).await?;
+        let permit = budget.acquire_by(1, respond_by).await?;
         let mut memory = match bytes {
             0..SMALL_RESPONSE => None,
-            bytes => Some(self.responses.acquire(bytes, respond_by).await?),
+            bytes => Some(self.budgets.responses.acquire_by(bytes, respond_by).await?),
         };
         let result = tokio::time::timeout_at(respond_by.into(), read(sources, respond_by)).await;
         histogram!(READ_SECONDS, "method" => method).record(call.arrival.elapsed());
@@ -202,7 +171,7 @@ impl Reader {
             .unwrap_or_else(|_| Err(Failure::DatabaseUnavailable("the database has not responded in time".into())))?;
         if let Some(memory) = &mut memory {
             // A buffer that grows while a response is encoded has up to twice its size.
-            shrink(memory, 2 * response.encoded_len());
+            memory.shrink(2 * response.encoded_len());
         }
         Ok((response, ResponsePermit::new(std::iter::once(permit).chain(memory))))
     }

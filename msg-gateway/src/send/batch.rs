@@ -9,12 +9,13 @@ use futures_util::stream::FuturesUnordered;
 use msg_common::limits::Violation;
 use msg_common::proto::{BatchSendMsgRequest, BatchSendMsgResponse, Msg, Placement};
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
+use crate::budget::{Amount, Permit};
 use crate::producer::{Report, ReportSender};
-use crate::response_permit::{ResponsePermit, SMALL_RESPONSE, shrink};
+use crate::response_permit::{ResponsePermit, SMALL_RESPONSE};
 use crate::send::outcome::Outcome;
-use crate::send::record::{PendingSend, Record, bytes_in_flight, id_of, overloaded};
+use crate::send::record::{PendingSend, Record, amount_in_flight, id_of};
 use crate::send::stored::Awaited;
 use crate::send::{Call, Sender, check_count, into_result, trace, until_stored};
 use crate::status::Failure;
@@ -50,7 +51,7 @@ impl Sender {
         let mut good = Vec::with_capacity(request.msgs.len());
         for (entry, msg) in request.msgs.into_iter().enumerate() {
             match self.check_entry(&msg, || format!("msgs[{entry}]")) {
-                Ok(()) => good.push(Good { entry, bytes: bytes_in_flight(&msg), msg }),
+                Ok(()) => good.push(Good { entry, amount: amount_in_flight(&msg), msg }),
                 Err(failure) => batch.answer(entry, &msg.recv_id, Err(failure)),
             }
         }
@@ -66,7 +67,7 @@ impl Sender {
         let bytes = response.encoded_len();
         if let Some(memory) = &mut memory {
             // A buffer that grows while a response is encoded has up to twice its size.
-            shrink(memory, 2 * bytes);
+            memory.shrink(2 * bytes);
         }
         let permit = permit.filter(|_| bytes >= LARGE_RESPONSE);
         Ok((response, Some(ResponsePermit::new(permit.into_iter().chain(memory)))))
@@ -74,22 +75,17 @@ impl Sender {
 
     /// Acquires a permit for a batch whose response may be large. This comes before anything is sent: after that, the
     /// batch cannot be rejected.
-    fn acquire_batch(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+    fn acquire_batch(&self, msgs: usize) -> Result<Option<Permit>, Failure> {
         if msgs * MAX_RESULT_BYTES < LARGE_RESPONSE {
             return Ok(None);
         }
-        let permit = self.batches.clone().try_acquire_owned();
-        permit.map(Some).map_err(|_| {
-            Failure::Overloaded(
-                "too many large batches are in progress; retry after the delay, or raise MAX_BATCHES".into(),
-            )
-        })
+        Ok(Some(self.budgets.batches.try_acquire(1)?))
     }
 
     /// Acquires the maximum bytes of the results, also before anything is sent.
-    fn acquire_response_bytes(&self, msgs: usize) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+    fn acquire_response_bytes(&self, msgs: usize) -> Result<Option<Permit>, Failure> {
         let bytes = msgs * MAX_RESULT_BYTES;
-        if bytes < SMALL_RESPONSE { Ok(None) } else { self.responses.try_acquire(bytes).map(Some) }
+        if bytes < SMALL_RESPONSE { Ok(None) } else { Ok(Some(self.budgets.responses.try_acquire(bytes)?)) }
     }
 
     async fn send_good(
@@ -102,8 +98,9 @@ impl Sender {
         if let Some(reason) = self.producer.closed() {
             return Err(Failure::NotSent(reason));
         }
-        let bytes = good.iter().map(|good| good.bytes).sum();
-        let mut permit = self.budget.acquire_all(good.len(), bytes).map_err(overloaded)?;
+        let mut amount = Amount::default();
+        good.iter().for_each(|good| amount += good.amount);
+        let mut permit = self.budgets.in_flight.try_acquire(amount)?;
         if batch.until_stored {
             for good in &good {
                 batch.awaited[good.entry] = Some(Awaited::new(&self.waiters, &good.msg)?);
@@ -115,11 +112,11 @@ impl Sender {
         // There is no await in here: if this future is dropped, either all of the batch was enqueued or nothing.
         batch.enqueue(
             good,
-            |Good { entry, bytes, msg }| {
+            |Good { entry, amount, msg }| {
                 let msg_id = id_of(&msg);
                 let answer = ReportSender::Many { entry: entry as u64, reports: sender.clone() };
                 let record = Record::new(msg, msg_id, self.partitions);
-                record.enqueue(&self.producer, traceparent, answer, permit.split(bytes))
+                record.enqueue(&self.producer, traceparent, answer, permit.split(amount))
             },
             || reports.try_recv().ok(),
             result_of,
@@ -158,8 +155,7 @@ impl Sender {
 /// An entry that breaks no rule.
 struct Good {
     entry: usize,
-    /// Bytes that the message needs in flight.
-    bytes: usize,
+    amount: Amount,
     msg: Msg,
 }
 
@@ -256,7 +252,7 @@ mod tests {
     use super::*;
 
     fn good(entry: usize, recv_id: &str) -> Good {
-        Good { entry, bytes: 1, msg: Msg { recv_id: recv_id.into(), ..Msg::default() } }
+        Good { entry, amount: 1.into(), msg: Msg { recv_id: recv_id.into(), ..Msg::default() } }
     }
 
     fn pending(recv_id: &str) -> PendingSend {

@@ -3,7 +3,6 @@
 //! many on a stream.
 
 mod batch;
-pub(crate) mod budget;
 pub mod deadline;
 pub(crate) mod outcome;
 pub(crate) mod record;
@@ -18,17 +17,15 @@ use msg_common::limits::{Limits, MAX_REQUEST_MSGS, Violation};
 use msg_common::partition::Partition;
 use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, WaitFor, send_result};
 use rdkafka::types::RDKafkaErrorCode;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
-use crate::buffer_budget::BufferBudget;
+use crate::budget::Budgets;
 use crate::config::Config;
 use crate::metrics::{MessageMetrics, SendMetrics};
 use crate::producer::{Producer, ReportSender, settings};
-use crate::response_permit::ResponseBudget;
-use crate::send::budget::SendBudget;
 use crate::send::deadline::Timing;
 use crate::send::outcome::Outcome;
-use crate::send::record::{PendingSend, Record, bytes_in_flight, id_of, overloaded, too_large};
+use crate::send::record::{PendingSend, Record, amount_in_flight, id_of, too_large};
 use crate::send::stored::Awaited;
 use crate::status::Failure;
 use crate::watch::waiters::Waiters;
@@ -51,7 +48,7 @@ pub(crate) struct Sender {
     timing: Timing,
     /// How long after a record was enqueued it can still appear in the topic.
     settle_time: Duration,
-    budget: Arc<SendBudget>,
+    budgets: Arc<Budgets>,
     producer: Arc<Producer>,
     waiters: Arc<Waiters>,
     metrics: SendMetrics,
@@ -59,28 +56,12 @@ pub(crate) struct Sender {
     stream_metrics: MessageMetrics,
     /// With this many messages of a stream without a result, no further request is read from it.
     max_stream_inflight: usize,
-    /// The bytes of stream requests that wait for capacity.
-    blocked_requests: Arc<BufferBudget>,
-    /// Permits of open streams.
-    streams: Arc<Semaphore>,
-    /// Permits of stream entries, from when they are read until the caller has read their results.
-    results: Arc<Semaphore>,
-    /// Permits of batches whose response may be large.
-    batches: Arc<Semaphore>,
-    /// The budget of response bytes that callers have not read.
-    responses: Arc<ResponseBudget>,
     /// Maximum number of messages of a batch that may wait to be stored.
     max_waiting: usize,
 }
 
 impl Sender {
-    pub(crate) fn new(
-        config: &Config,
-        budget: Arc<SendBudget>,
-        producer: Arc<Producer>,
-        waiters: Arc<Waiters>,
-        responses: Arc<ResponseBudget>,
-    ) -> Self {
+    pub(crate) fn new(config: &Config, budgets: Arc<Budgets>, producer: Arc<Producer>, waiters: Arc<Waiters>) -> Self {
         Sender {
             limits: config.limits.clone(),
             partitions: config.send.topic_partitions,
@@ -90,18 +71,13 @@ impl Sender {
                 shortest: config.send.linger,
             },
             settle_time: settings::settle(&config.send),
-            budget,
+            budgets,
             producer,
             waiters,
             metrics: SendMetrics::new(),
             batch_metrics: MessageMetrics::new("BatchSendMsg"),
             stream_metrics: MessageMetrics::new("StreamSendMsg"),
             max_stream_inflight: config.send.max_stream_inflight_msgs,
-            blocked_requests: BufferBudget::new(config.server.max_buffered_request_bytes),
-            streams: semaphore(config.send.max_send_streams),
-            results: semaphore(config.send.max_unread_results),
-            batches: semaphore(config.send.max_batches),
-            responses,
             max_waiting: config.watch.max_stored_waiters,
         }
     }
@@ -112,7 +88,7 @@ impl Sender {
         let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
         // Acquire before the message is encoded: a full gateway must reject cheaply.
-        let permit = self.budget.acquire(bytes_in_flight(&msg)).map_err(overloaded)?;
+        let permit = self.budgets.in_flight.try_acquire(amount_in_flight(&msg))?;
         let msg_id = id_of(&msg);
         let (answer, report) = oneshot::channel();
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value));
@@ -177,10 +153,6 @@ impl Sender {
             }
         }
     }
-}
-
-fn semaphore(count: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
 }
 
 /// Returns whether the result has to wait for the row.

@@ -11,9 +11,12 @@ use prost_types::Timestamp;
 use rdkafka::types::RDKafkaErrorCode;
 use uuid::Uuid;
 
+use crate::budget::{Amount, Permit};
 use crate::producer::{InFlight, Outgoing, Producer, Rejection, ReportSender};
-use crate::send::budget::{LimitReached, RECORD_OVERHEAD, SendPermit};
 use crate::status::Failure;
+
+/// Bytes that a record needs in addition to its key and value: librdkafka's structures, headers and queue entries.
+const RECORD_OVERHEAD: usize = 512;
 
 /// A message that was enqueued in the producer and has no result yet.
 #[derive(Clone, Debug)]
@@ -43,9 +46,9 @@ impl PendingSend {
     }
 }
 
-/// Returns the bytes that a message needs while it is in flight.
-pub(crate) fn bytes_in_flight(msg: &Msg) -> usize {
-    msg.encoded_len() + msg.recv_id.len() + RECORD_OVERHEAD
+/// Returns the amount in flight of a message: itself, and the bytes that it needs.
+pub(crate) fn amount_in_flight(msg: &Msg) -> Amount {
+    Amount { items: 1, size: msg.encoded_len() + msg.recv_id.len() + RECORD_OVERHEAD }
 }
 
 pub(crate) fn id_of(msg: &Msg) -> Uuid {
@@ -77,7 +80,7 @@ impl Record {
         producer: &Producer,
         traceparent: Option<&[u8]>,
         report_to: ReportSender,
-        permit: SendPermit,
+        permit: Permit,
     ) -> (PendingSend, Result<(), Failure>) {
         let size = record::batch_bytes(self.pending.recv_id.len(), self.value.len(), traceparent.map(<[u8]>::len));
         let outgoing = Outgoing {
@@ -112,17 +115,6 @@ pub(crate) fn too_large() -> Failure {
     Failure::TooLarge("the message is larger than the topic accepts".into())
 }
 
-pub(crate) fn overloaded(full: LimitReached) -> Failure {
-    Failure::Overloaded(match full {
-        LimitReached::Msgs => {
-            "too many messages are in flight; retry after the delay, or raise MAX_INFLIGHT_MSGS".into()
-        }
-        LimitReached::Bytes => {
-            "too many bytes are in flight; retry after the delay, or raise MAX_INFLIGHT_BYTES".into()
-        }
-    })
-}
-
 fn timestamp(millis: i64) -> Timestamp {
     let nanos = i32::try_from(millis.rem_euclid(1000)).expect("below 1000") * 1_000_000;
     Timestamp { seconds: millis.div_euclid(1000), nanos }
@@ -134,7 +126,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::send::budget::SendBudget;
+    use crate::budget::Budget;
 
     #[tokio::test]
     async fn permit_is_held_from_hand_over_until_the_report() {
@@ -143,8 +135,8 @@ mod tests {
         config.set("bootstrap.servers", "127.0.0.1:1").set("delivery.timeout.ms", "500").set("linger.ms", "0");
         let producer = Producer::new(config, "msgs").expect("the settings are good");
         producer.open();
-        let budget = SendBudget::new(1, 10_000);
-        let permit = budget.acquire(100).expect("there is capacity");
+        let budget = Budget::of_items(1);
+        let permit = budget.try_acquire(1).expect("there is capacity");
         let msg = Msg { recv_id: "bob".into(), ..Msg::default() };
         let record = Record::new(msg.clone(), id_of(&msg), 1);
         let (answer, report) = oneshot::channel();
@@ -152,17 +144,17 @@ mod tests {
         enqueued.expect("it is enqueued");
         // The caller has disconnected, and the record is still in flight.
         drop(report);
-        assert_eq!(budget.used(), (1, 100));
-        assert!(budget.acquire(1).is_err(), "a caller that sends and cancels passes the limit");
+        assert_eq!(budget.used().items, 1);
+        assert!(budget.try_acquire(1).is_err(), "a caller that sends and cancels passes the limit");
         producer.flush(Duration::from_secs(30)).await;
-        assert_eq!(budget.used(), (0, 0));
+        assert_eq!(budget.used().items, 0);
 
         // A record that the producer rejects releases its permit immediately.
         producer.close("a test".into());
-        let permit = budget.acquire(100).expect("there is capacity");
+        let permit = budget.try_acquire(1).expect("there is capacity");
         let record = Record::new(msg.clone(), id_of(&msg), 1);
         let (answer, _report) = oneshot::channel();
         assert!(record.enqueue(&producer, None, ReportSender::One(answer), permit).1.is_err());
-        assert_eq!(budget.used(), (0, 0));
+        assert_eq!(budget.used().items, 0);
     }
 }

@@ -26,6 +26,7 @@ use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::Budgets;
 use crate::config::Config;
 use crate::metrics::WatchGauges;
 use crate::watch::feed::Feed;
@@ -51,7 +52,7 @@ pub enum WatchError {
 }
 
 /// The services for waiters and watchers.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct WatchServices {
     pub(crate) waiters: Arc<Waiters>,
     /// `None` without a database.
@@ -60,16 +61,23 @@ pub(crate) struct WatchServices {
 
 impl WatchServices {
     /// Starts the hint reader and the two tasks that query the table. They run until `stop`.
-    pub(crate) fn start(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, WatchError> {
+    pub(crate) fn start(
+        config: &Config,
+        budgets: &Budgets,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, WatchError> {
+        let monitor = Arc::new(HintMonitor::default());
         if !config.database.is_given() {
-            return Ok(WatchServices::default());
+            let waiters = Arc::new(Waiters::new(None, budgets.stored_waiters.clone(), monitor));
+            return Ok(WatchServices { waiters, watches: None });
         }
         let options = &config.watch;
-        let queries = WatchQueries::new(&config.database, options.watch_connections).map_err(WatchError::Database)?;
-        let queries = Arc::new(queries);
-        let monitor = Arc::new(HintMonitor::default());
+        let queries = WatchQueries::new(&config.database, options.watch_connections, budgets.catch_ups.clone());
+        let queries = Arc::new(queries.map_err(WatchError::Database)?);
         let feed = Arc::new(Feed::new(options.watch_cache_bytes));
-        let waiters = Arc::new(Waiters::new(queries.clone(), options.max_stored_waiters, monitor.clone()));
+        let waiters = Waiters::new(Some(queries.clone()), budgets.stored_waiters.clone(), monitor.clone());
+        let waiters = Arc::new(waiters);
         let reader = FeedReader {
             feed: feed.clone(),
             queries: queries.clone(),
@@ -83,21 +91,15 @@ impl WatchServices {
         }
         tasks.spawn(reader.run(stop.clone()));
         tasks.spawn(waiters.clone().run(stop.clone()));
-        let watches = Watches::new(feed.clone(), queries, monitor.clone(), config);
+        let watches = Watches::new(feed.clone(), queries, monitor.clone(), budgets, config);
         let watches = Arc::new(watches);
-        tasks.spawn(update_gauges(waiters.clone(), watches.clone(), feed, monitor, stop.clone()));
+        tasks.spawn(update_gauges(feed, monitor, stop.clone()));
         Ok(WatchServices { waiters, watches: Some(watches) })
     }
 }
 
 /// Sets the gauges every second.
-async fn update_gauges(
-    waiters: Arc<Waiters>,
-    watches: Arc<Watches>,
-    feed: Arc<Feed>,
-    monitor: Arc<HintMonitor>,
-    stop: CancellationToken,
-) {
+async fn update_gauges(feed: Arc<Feed>, monitor: Arc<HintMonitor>, stop: CancellationToken) {
     let gauges = WatchGauges::new();
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -105,10 +107,6 @@ async fn update_gauges(
             _ = every.tick() => {}
             () = stop.cancelled() => return,
         }
-        let (streams, inboxes) = watches.usage();
-        gauges.waiting.set(waiters.count() as f64);
-        gauges.watchers.set(streams as f64);
-        gauges.inboxes.set(inboxes as f64);
         gauges.cached.set(feed.bytes() as f64);
         gauges.hints.set(f64::from(u8::from(monitor.is_reliable())));
     }

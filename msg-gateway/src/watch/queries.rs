@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::{try_join_all, try_join3};
 use metrics::{Counter, counter};
 use msg_common::postgres::{DatabaseOptions, Purpose};
 use msg_common::proto::{MsgRecord, StoredMsg};
 use prost::Message as _;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OnceCell;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use crate::budget::{Budget, Permit};
 use crate::metrics::WATCH_QUERIES;
 use crate::read::database::{Connection, Database, failure};
 use crate::read::max_seqs;
@@ -107,7 +108,7 @@ pub(crate) struct WatchQueries {
     shared: Database,
     /// For watches that open or catch up.
     catch_up: Database,
-    catch_up_permits: Arc<Semaphore>,
+    catch_ups: Arc<Budget>,
     /// How long a watch that opens waits for a connection.
     catch_up_timeout: Duration,
     /// Whether the database has the Citus extension, once that is known.
@@ -116,7 +117,7 @@ pub(crate) struct WatchQueries {
 }
 
 /// A permit to use one of the connections for watches that open or catch up.
-pub(crate) struct CatchUpPermit(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
+pub(crate) struct CatchUpPermit(#[expect(dead_code, reason = "it is held")] Permit);
 
 /// The inbox, ID and Kafka position of a message whose row is awaited.
 #[derive(Clone, Debug)]
@@ -174,12 +175,12 @@ impl Contents {
 impl WatchQueries {
     /// Creates pools of its own, because a waiter must not wait for a page that another caller reads. Watches that
     /// catch up share `catch_up` connections. Waiters, and watchers that have caught up, use the others.
-    pub(crate) fn new(options: &DatabaseOptions, catch_up: usize) -> Result<Self, String> {
+    pub(crate) fn new(options: &DatabaseOptions, catch_up: usize, catch_ups: Arc<Budget>) -> Result<Self, String> {
         let database = |connections| Database::new(options, connections, SESSION, Purpose::ReadPrimary);
         Ok(WatchQueries {
             shared: database(SHARED_TASKS)?,
             catch_up: database(catch_up)?,
-            catch_up_permits: Arc::new(Semaphore::new(catch_up.min(Semaphore::MAX_PERMITS))),
+            catch_ups,
             catch_up_timeout: options.database_connect_timeout,
             citus: OnceCell::new(),
             queries: counter!(WATCH_QUERIES),
@@ -189,18 +190,12 @@ impl WatchQueries {
     /// Waits for a connection to read for a watch, without limit. Watches are served in order, and each reads one page
     /// per permit.
     pub(crate) async fn acquire_catch_up(&self) -> CatchUpPermit {
-        CatchUpPermit(self.catch_up_permits.clone().acquire_owned().await.expect("the semaphore is never closed"))
+        CatchUpPermit(self.catch_ups.acquire(1).await)
     }
 
     /// Returns the last `seq` of each inbox, or 0 if it is empty.
     pub(crate) async fn last_seqs(&self, recv_ids: &[Arc<str>]) -> Result<Vec<i64>, Failure> {
-        let full = |_| {
-            Failure::Overloaded(
-                "all WATCH_CONNECTIONS are in use by watches that open or catch up; retry after the delay, or raise it"
-                    .into(),
-            )
-        };
-        let _permit = tokio::time::timeout(self.catch_up_timeout, self.acquire_catch_up()).await.map_err(full)?;
+        let _permit = self.catch_ups.acquire_by(1, Instant::now() + self.catch_up_timeout).await?;
         let connection = self.connection(&self.catch_up).await?;
         let result = async {
             let statement = connection.prepare_cached(max_seqs::LAST).await?;
@@ -233,13 +228,13 @@ impl WatchQueries {
         let parameters: [&(dyn ToSql + Sync); 6] =
             [&all_indexes(inboxes.len()), &recv_ids, &seqs, &per_inbox, &rows, &bytes];
         let found = self.query(AFTER, &recv_ids, &parameters).await?;
-        let read = |row: &Row| {
+        let read = |row: &Row| -> Result<(usize, StoredMsg), Failure> {
             let index = index(row)?;
             Ok((index, stored_msg(row, recv_ids[index])?))
         };
         let count: i64 = found.first().map_or(Ok(0), |row| get(row, "found"))?;
         let cut = count >= rows || usize::try_from(count).is_ok_and(|count| count > found.len());
-        Ok((found.iter().map(read).collect::<Result<_, _>>()?, cut))
+        Ok((found.iter().map(read).collect::<Result<_, Failure>>()?, cut))
     }
 
     /// Returns a page of one inbox, and whether there are more rows.

@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
+use crate::budget::Amount;
 use crate::incoming::Lifetime;
 use crate::response_permit::ResponsePermit;
 use crate::status::Failure;
 use crate::watch::pending_inboxes::PendingInboxes;
-use crate::watch::watched::{BufferedEvent, WatchPermit, Watched, Watches};
+use crate::watch::watched::{BufferedEvent, Watched, Watches};
 use crate::watch::watcher::Watcher;
 
 /// Maximum number of inboxes of one stream.
@@ -53,13 +54,13 @@ impl Watches {
     ) -> Result<Watcher, Failure> {
         check(&request, self.max_id_bytes)?;
         let recv_ids: Vec<Arc<str>> = request.inboxes.iter().map(|inbox| inbox.recv_id.as_str().into()).collect();
-        let permit = WatchPermit::acquire(self, recv_ids.len())?;
+        let permit = self.budget.try_acquire(Amount { items: 1, size: recv_ids.len() })?;
         let pending = Arc::new(PendingInboxes::new(self.next.fetch_add(1, Ordering::Relaxed), recv_ids.len()));
         let interest = self.monitor.register_interest();
         // Subscribe before the table is read: a message that is stored in between is found twice at most, and its
         // `seq` shows that.
         self.feed.subscribe(&pending, &recv_ids);
-        let watched = Watched { pending, recv_ids, permit, _interest: interest };
+        let watched = Watched { pending, recv_ids, watches: self.clone(), _permit: permit, _interest: interest };
         let last_seqs_found = last_seqs(watched.recv_ids.clone()).await?;
         let mut cursors = Vec::with_capacity(last_seqs_found.len());
         for (number, (inbox, seq)) in request.inboxes.iter().zip(last_seqs_found).enumerate() {

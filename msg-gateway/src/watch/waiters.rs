@@ -4,7 +4,6 @@
 //! waiter's message is looked up at an interval.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::budget::{Budget, Permit};
 use crate::status::Failure;
 use crate::watch::RETRY_INTERVAL;
 use crate::watch::digest::Digest;
@@ -27,12 +27,10 @@ const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 const LOOKUP_INTERVAL_WITHOUT_HINTS: Duration = Duration::from_millis(100);
 
 /// The callers that wait until a message is stored.
-#[derive(Default)]
 pub(crate) struct Waiters {
     /// `None` without a database.
     queries: Option<Arc<WatchQueries>>,
-    max: usize,
-    count: AtomicUsize,
+    budget: Arc<Budget>,
     monitor: Arc<HintMonitor>,
     queue: Mutex<WaiterQueue>,
     due: Notify,
@@ -41,13 +39,13 @@ pub(crate) struct Waiters {
 /// A permit for one waiter, released when it is dropped.
 pub(crate) struct WaiterPermit {
     waiters: Arc<Waiters>,
+    _permit: Permit,
     _interest: HintInterest,
 }
 
 impl Waiters {
-    /// Creates the budget of `max` waiters.
-    pub(crate) fn new(queries: Arc<WatchQueries>, max: usize, monitor: Arc<HintMonitor>) -> Self {
-        Waiters { queries: Some(queries), max, monitor, ..Waiters::default() }
+    pub(crate) fn new(queries: Option<Arc<WatchQueries>>, budget: Arc<Budget>, monitor: Arc<HintMonitor>) -> Self {
+        Waiters { queries, budget, monitor, queue: Mutex::default(), due: Notify::new() }
     }
 
     /// Acquires a permit for one message. Call it before the message is sent, so that the call can still be rejected.
@@ -55,19 +53,8 @@ impl Waiters {
         if self.queries.is_none() {
             return Err(Failure::NoDatabase);
         }
-        // Increment before the check. With check-then-increment, two concurrent calls could both get the last permit.
-        let permit = WaiterPermit { waiters: self.clone(), _interest: self.monitor.register_interest() };
-        if self.count.fetch_add(1, Ordering::Relaxed) >= self.max {
-            return Err(Failure::Overloaded(
-                "too many sends wait for STORED; retry after the delay, or raise MAX_STORED_WAITERS".into(),
-            ));
-        }
-        Ok(permit)
-    }
-
-    /// Returns the number of permits in use.
-    pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        let permit = self.budget.try_acquire(1)?;
+        Ok(WaiterPermit { waiters: self.clone(), _permit: permit, _interest: self.monitor.register_interest() })
     }
 
     /// Makes the lookups of these inboxes due.
@@ -183,12 +170,6 @@ impl WaiterPermit {
     }
 }
 
-impl Drop for WaiterPermit {
-    fn drop(&mut self) {
-        self.waiters.count.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A waiter's entry in the queue, removed when this is dropped.
 struct Entry<'a> {
     waiters: &'a Waiters,
@@ -218,8 +199,8 @@ mod tests {
 
     #[test]
     fn without_a_database_nobody_can_wait() {
-        let waiters = Arc::new(Waiters::default());
+        let waiters = Arc::new(Waiters::new(None, Budget::of_items(1), Arc::default()));
         assert_eq!(waiters.acquire().err(), Some(Failure::NoDatabase));
-        assert_eq!(waiters.count(), 0);
+        assert_eq!(waiters.budget.used().items, 0);
     }
 }

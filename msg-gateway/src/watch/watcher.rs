@@ -6,10 +6,11 @@ use std::time::SystemTime;
 
 use msg_common::proto::watch_msgs_response::Event;
 use msg_common::proto::{Heartbeat, StoredMsg, WatchMsgsResponse, WatchedMsgs};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Permit;
 use crate::incoming::Lifetime;
 use crate::metrics::answered;
 use crate::read::pull::Query;
@@ -17,7 +18,7 @@ use crate::status::Failure;
 use crate::watch::RETRY_INTERVAL;
 use crate::watch::feed::size;
 use crate::watch::queries::CatchUpPermit;
-use crate::watch::watched::{BufferedEvent, Watched, max_permits};
+use crate::watch::watched::{BufferedEvent, Watched};
 
 /// Maximum messages and bytes of one event, which may be exceeded by a single message. Small, because a stream whose
 /// caller does not read holds that much.
@@ -56,7 +57,7 @@ impl Watcher {
         // The stream reads it at its end, which comes when `events` is dropped.
         let _ = end.set(failure);
         drop(events);
-        let timeout = self.watched.watches().response_read_timeout;
+        let timeout = self.watched.watches.response_read_timeout;
         drop(self);
         // The connection holds the stream's bytes until the stream or the connection is closed.
         if is_slow && tokio::time::timeout(timeout, disconnected.cancelled()).await.is_err() {
@@ -67,7 +68,7 @@ impl Watcher {
     /// Sends events until the caller has not read for the stall timeout. Heartbeats continue while the next messages
     /// wait for a permit.
     async fn send_all(&mut self, events: &mpsc::Sender<Arc<BufferedEvent>>) -> Failure {
-        let watches = self.watched.watches().clone();
+        let watches = self.watched.watches.clone();
         let options = &watches.options;
         let mut sent = Sent::default();
         // The first event is always a heartbeat: it shows the caller that the watch has started.
@@ -108,15 +109,13 @@ impl Watcher {
 
     /// Returns the next messages, with the permit for their bytes, which is acquired before they are read. Waits
     /// without limit.
-    async fn gather(&mut self) -> (WatchMsgsResponse, Option<OwnedSemaphorePermit>) {
-        let watches = self.watched.watches().clone();
+    async fn gather(&mut self) -> (WatchMsgsResponse, Option<Permit>) {
+        let watches = self.watched.watches.clone();
         let mut bytes = EVENT_BYTES;
         let mut catch_up = None;
         loop {
             self.watched.pending.marked().await;
-            let permits = u32::try_from(bytes.min(max_permits(&watches.options))).expect("no more than that");
-            let permit = watches.buffered.clone().acquire_many_owned(permits).await;
-            let mut permit = permit.expect("it is never closed");
+            let mut permit = watches.buffer.acquire(bytes).await;
             match self.gather_up_to(bytes, catch_up.as_ref()).await {
                 Gathered::Nothing => (bytes, catch_up) = (EVENT_BYTES, None),
                 // A single larger message: acquire a permit of its size and gather again. No watcher holds a permit of
@@ -133,8 +132,7 @@ impl Watcher {
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
                 Gathered::Event(event, size) => {
-                    let unused = permit.num_permits().saturating_sub(size);
-                    drop(permit.split(unused));
+                    permit.shrink(size);
                     return (event, Some(permit));
                 }
             }
@@ -142,7 +140,7 @@ impl Watcher {
     }
 
     async fn gather_up_to(&mut self, max_bytes: usize, catch_up: Option<&CatchUpPermit>) -> Gathered {
-        let watches = self.watched.watches().clone();
+        let watches = self.watched.watches.clone();
         // A large message is sent alone. Otherwise a stream could get many small messages in an event of that size.
         let max_rows = if max_bytes > EVENT_BYTES { 1 } else { EVENT_ROWS };
         let (mut msgs, mut bytes, mut behind) = (Vec::new(), 0, false);
@@ -212,7 +210,7 @@ impl Watcher {
         max_bytes: usize,
         max_rows: usize,
     ) -> Option<Vec<Arc<StoredMsg>>> {
-        let watches = self.watched.watches();
+        let watches = &self.watched.watches;
         let page_size = i32::try_from(max_rows).expect("it is small");
         let recv_id = self.watched.recv_ids[index].to_string();
         let query = Query::after(recv_id, self.cursors[index], page_size, self.omit_content);
@@ -248,7 +246,7 @@ impl Sent {
         &mut self,
         slot: Option<mpsc::Permit<'_, Arc<BufferedEvent>>>,
         event: WatchMsgsResponse,
-        permit: Option<OwnedSemaphorePermit>,
+        permit: Option<Permit>,
     ) {
         let Some(slot) = slot else { return };
         let buffered = Arc::new(BufferedEvent::new(event, permit));

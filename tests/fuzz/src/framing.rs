@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
-use msg_gateway::buffer_budget::BufferBudget;
+use msg_gateway::budget::partial_requests;
 use msg_gateway::request_body::{BoundedBody, RequestKind};
 use tonic::Status;
 use tonic::body::Body;
@@ -21,7 +21,7 @@ pub fn run(data: &[u8]) {
     let kind = if first & 1 == 0 { RequestKind::Unary } else { RequestKind::Streaming };
     let chunk = usize::from(first >> 1).max(1);
     let chunks = Chunks(data.chunks(chunk).map(Bytes::copy_from_slice).rev().collect());
-    let budget = BufferBudget::new(MAX_BYTES);
+    let budget = partial_requests(MAX_BYTES);
     let mut body = BoundedBody::new(Body::new(chunks), &budget, kind, Duration::MAX);
     let mut out = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
@@ -32,7 +32,7 @@ pub fn run(data: &[u8]) {
             Poll::Ready(None) => break Ok(()),
             Poll::Pending => unreachable!("it has all its chunks"),
         }
-        assert!(budget.used() <= MAX_BYTES);
+        assert!(budget.used().items <= MAX_BYTES);
     };
     let (messages, rest) = messages(data);
     match (kind, end) {
@@ -41,7 +41,7 @@ pub fn run(data: &[u8]) {
             assert_eq!(out, data);
         }
         (RequestKind::Streaming, Ok(())) => {
-            assert_eq!(budget.used(), rest);
+            assert_eq!(budget.used().items, rest);
             assert_eq!(out, data);
         }
         (_, Err(status)) => {
@@ -51,7 +51,7 @@ pub fn run(data: &[u8]) {
         }
     }
     drop(body);
-    assert_eq!(budget.used(), 0);
+    assert_eq!(budget.used().items, 0);
 }
 
 /// Returns the number of complete messages, and the bytes that are left.

@@ -10,15 +10,13 @@ use msg_common::limits::{MAX_REQUEST_MSGS, Violation};
 use msg_common::proto::{
     Msg, Placement, StreamSendEntry, StreamSendMsgRequest, StreamSendMsgResponse, StreamSendResult,
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
-use crate::buffer_budget::BufferPermit;
+use crate::budget::{CapacityWait, Permit};
 use crate::producer::{Report, ReportSender};
-use crate::send::budget::CapacityWait;
 use crate::send::outcome::Outcome;
-use crate::send::record::{PendingSend, Record, bytes_in_flight, id_of};
+use crate::send::record::{PendingSend, Record, amount_in_flight, id_of};
 use crate::send::stored::Awaited;
 use crate::send::stream::failed_entries::FailedEntries;
 use crate::send::stream::memory_of;
@@ -46,9 +44,9 @@ pub(super) struct Entries {
     correlations: HashSet<u64>,
     failed: FailedEntries,
     /// The permit for the memory of `failed`.
-    failed_bytes: BufferPermit,
+    failed_bytes: Permit,
     /// One for each entry whose result is not in a reply yet.
-    pub(super) permits: OwnedSemaphorePermit,
+    pub(super) permits: Permit,
     /// Entries that were read and wait for capacity in flight.
     pub(super) blocked: Option<BlockedEntries>,
     /// The next time to expire entries: not later than the first deadline of an open entry.
@@ -81,7 +79,7 @@ pub(super) struct BlockedEntries {
     until: Instant,
     /// Notified when a permit was released.
     pub(super) capacity: CapacityWait,
-    _permit: BufferPermit,
+    _permit: Permit,
 }
 
 impl Entries {
@@ -91,8 +89,7 @@ impl Entries {
         until: Option<Instant>,
         reports: UnboundedSender<Report>,
     ) -> Self {
-        let permits = sender.results.clone().try_acquire_many_owned(0).expect("none are always there");
-        let failed_bytes = sender.blocked_requests.acquire(0).expect("none are always there");
+        let (permits, failed_bytes) = (sender.budgets.stream_results.empty(), sender.budgets.blocked_requests.empty());
         Entries {
             sender,
             failed_bytes,
@@ -119,7 +116,7 @@ impl Entries {
     /// Returns the next reply, with up to as many results as a request may have entries.
     pub(super) fn reply(&mut self) -> Reply {
         let count = self.results.len().min(MAX_REQUEST_MSGS);
-        let permits = self.permits.split(count).expect("each entry has one");
+        let permits = self.permits.split(count);
         Reply { response: StreamSendMsgResponse { results: self.results.drain(..count).collect() }, permits }
     }
 
@@ -140,11 +137,7 @@ impl Entries {
 
     /// Accepts the entries of a request, with the permits for their results. An error ends the stream: none of the
     /// entries was accepted.
-    pub(super) fn accept(
-        &mut self,
-        request: StreamSendMsgRequest,
-        permits: OwnedSemaphorePermit,
-    ) -> Result<(), Failure> {
+    pub(super) fn accept(&mut self, request: StreamSendMsgRequest, permits: Permit) -> Result<(), Failure> {
         let until_stored = match (check_count("entries", request.entries.len()), until_stored(request.wait_for)) {
             (None, Ok(until_stored)) => until_stored,
             (count, wait_for) => return Err(Failure::Invalid(count.into_iter().chain(wait_for.err()).collect())),
@@ -162,19 +155,16 @@ impl Entries {
         }
         // Now released permits notify this stream. Try once more: a permit that was released just before would be
         // missed.
-        let capacity = self.sender.budget.wait_for_capacity();
+        let capacity = self.sender.budgets.in_flight.wait_for_capacity();
         let remaining = self.enqueue_all(remaining);
         let bytes = memory_of(&remaining.entries);
-        match self.sender.blocked_requests.acquire(bytes) {
-            Some(_) if remaining.entries.is_empty() => {}
-            Some(_permit) => {
+        match self.sender.budgets.blocked_requests.try_acquire(bytes) {
+            _ if remaining.entries.is_empty() => {}
+            Ok(_permit) => {
                 let until = self.deadline();
                 self.blocked = Some(BlockedEntries { remaining, until, capacity, _permit });
             }
-            None => self.reject(
-                remaining,
-                "too many bytes of stream requests wait for capacity; retry after the delay, or raise MAX_BUFFERED_REQUEST_BYTES",
-            ),
+            Err(reached) => self.reject(remaining, &reached.into()),
         }
         Ok(())
     }
@@ -184,17 +174,12 @@ impl Entries {
     fn reserve_failed(&mut self, entries: &[StreamSendEntry]) -> Result<(), Failure> {
         let failed = self.failed.bytes();
         if failed == 0 {
-            self.failed_bytes.try_resize(0);
+            self.failed_bytes.shrink(0);
             return Ok(());
         }
         let names = entries.iter().filter_map(|entry| entry.msg.as_ref());
         let more: usize = names.map(|msg| FailedEntries::bytes_of(&msg.recv_id)).sum();
-        if !self.failed_bytes.try_resize(failed + more) {
-            return Err(Failure::Overloaded(
-                "failed entries of all streams take too many bytes; continue with a new stream, or raise MAX_BUFFERED_REQUEST_BYTES".into(),
-            ));
-        }
-        Ok(())
+        Ok(self.failed_bytes.try_resize(failed + more)?)
     }
 
     /// Enqueues blocked entries, because capacity may have been released.
@@ -222,7 +207,8 @@ impl Entries {
         if self.blocked.as_ref().is_some_and(|blocked| blocked.until <= now)
             && let Some(blocked) = self.blocked.take()
         {
-            self.reject(blocked.remaining, "no capacity in flight was released in time");
+            let why = Failure::Overloaded("no capacity in flight was released in time".into());
+            self.reject(blocked.remaining, &why);
         }
         if self.next_deadline.is_none_or(|deadline| deadline > now) {
             return;
@@ -270,7 +256,7 @@ impl Entries {
             self.push_result(correlation_id, Err(Failure::PredecessorFailed));
             return None;
         };
-        let Ok(permit) = self.sender.budget.acquire(bytes_in_flight(&msg)) else {
+        let Ok(permit) = self.sender.budgets.in_flight.try_acquire(amount_in_flight(&msg)) else {
             return Some(StreamSendEntry { correlation_id, msg: Some(msg) });
         };
         let awaited = match until_stored.then(|| Awaited::new(&self.sender.waiters, &msg)).transpose() {
@@ -311,14 +297,14 @@ impl Entries {
         Ok((msg, msg_id))
     }
 
-    fn reject(&mut self, remaining: RemainingEntries, why: &str) {
+    fn reject(&mut self, remaining: RemainingEntries, why: &Failure) {
         for (index, StreamSendEntry { correlation_id, msg }) in (remaining.index..).zip(remaining.entries) {
             let result = match self.check(correlation_id, msg, index) {
                 Ok((msg, msg_id)) => {
                     let rank = self.failed.rank_if_next(&msg.recv_id, msg_id, self.next);
                     self.failed.add(&msg.recv_id, msg_id, rank.unwrap_or(self.next));
                     self.next += 1;
-                    Err(rank.map_or(Failure::PredecessorFailed, |_| Failure::Overloaded(why.into())))
+                    Err(rank.map_or(Failure::PredecessorFailed, |_| why.clone()))
                 }
                 Err(failure) => Err(failure),
             };

@@ -11,16 +11,15 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::Stream;
-use metrics::gauge;
 use msg_common::limits::MAX_REQUEST_MSGS;
 use msg_common::proto::{StreamSendEntry, StreamSendMsgRequest};
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::buffer_budget::BufferPermit;
+use crate::budget::{LimitReached, Permit};
 use crate::incoming::Lifetime;
-use crate::metrics::{SEND_STREAMS, answered};
+use crate::metrics::answered;
 use crate::producer::Report;
 use crate::response_permit::ResponsePermit;
 use crate::router::with_reason_of_transport;
@@ -45,12 +44,7 @@ impl Sender {
         let now = Instant::now();
         // Reject the call if its deadline leaves no time at all.
         self.timing.respond_by(call.arrival, call.timeout, now)?;
-        let permit = self.streams.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| {
-            Failure::Overloaded(
-                "too many send streams are open; retry after the delay, or raise MAX_SEND_STREAMS".into(),
-            )
-        })?;
+        let permit = self.budgets.send_streams.try_acquire(1)?;
         // A timeout may reach beyond what an Instant can hold.
         let left = call.timeout.and_then(|timeout| self.timing.before_deadline(timeout));
         let until = left.and_then(|left| call.arrival.checked_add(left));
@@ -61,12 +55,8 @@ impl Sender {
         let this = self.clone();
         let entries = Entries::new(self.clone(), traceparent, until, sender);
         let until = until.map(|until| (until, Failure::StreamDeadline));
-        tokio::spawn(async move {
-            let open = gauge!(SEND_STREAMS);
-            open.increment(1);
-            Serving { sender: this, entries, reports, until }.run(requests, reply_sender, lifetime).await;
-            open.decrement(1);
-        });
+        let serving = Serving { sender: this, entries, reports, until };
+        tokio::spawn(serving.run(requests, reply_sender, lifetime));
         Ok((replies, unwritten))
     }
 }
@@ -89,9 +79,9 @@ type End = Result<(), Status>;
 /// A request that was read, and waits for permits for its results.
 struct PendingRequest {
     request: StreamSendMsgRequest,
-    /// `None` if the permits were not available in time.
-    permits: BoxFuture<'static, Option<OwnedSemaphorePermit>>,
-    _permit: BufferPermit,
+    /// An error if they were not available in time.
+    permits: BoxFuture<'static, Result<Permit, LimitReached>>,
+    _permit: Permit,
 }
 
 impl Serving {
@@ -159,13 +149,13 @@ impl Serving {
                 () = capacity(entries.blocked.as_ref()) => entries.retry_blocked(),
                 permits = permits(pending.as_mut()) => if let Some(PendingRequest { request, .. }) = pending.take() {
                     end = match permits {
-                        Some(permits) => entries.accept(request, permits).err().map(ended_by),
-                        None => Some(ended_by(too_many_unread_results())),
+                        Ok(permits) => entries.accept(request, permits).err().map(ended_by),
+                        Err(reached) => Some(ended_by(reached.into())),
                     };
                 },
                 request = requests.next(), if end.is_none() && pending.is_none() && entries.have_capacity() => match request {
                     Some(Ok(request)) => {
-                        let accepted = match sender.results.clone().try_acquire_many_owned(results_of(&request)) {
+                        let accepted = match sender.budgets.stream_results.try_acquire(results_of(&request)) {
                             Ok(permits) => entries.accept(request, permits),
                             Err(_) => sender.await_permits(request).map(|read| pending = Some(read)),
                         };
@@ -183,11 +173,12 @@ impl Sender {
     /// Waits for permits for the results of a request. A caller that reads no results must not make the gateway read
     /// on, so a request without permits counts among the requests that wait for capacity.
     fn await_permits(&self, request: StreamSendMsgRequest) -> Result<PendingRequest, Failure> {
-        let permit = self.blocked_requests.acquire(memory_of(&request.entries)).ok_or_else(too_many_unread_results)?;
-        let permits =
-            tokio::time::timeout(self.timing.max_wait, self.results.clone().acquire_many_owned(results_of(&request)));
-        let permits = Box::pin(async move { permits.await.ok().and_then(Result::ok) });
-        Ok(PendingRequest { request, permits, _permit: permit })
+        let memory = self.budgets.blocked_requests.try_acquire(memory_of(&request.entries));
+        let (results, count) = (self.budgets.stream_results.clone(), results_of(&request));
+        let _permit = memory.map_err(|_| results.reached(count))?;
+        let by = Instant::now() + self.timing.max_wait;
+        let permits = Box::pin(async move { results.acquire_by(count, by).await });
+        Ok(PendingRequest { request, permits, _permit })
     }
 }
 
@@ -201,17 +192,11 @@ fn memory_of<'a>(entries: impl IntoIterator<Item = &'a StreamSendEntry>) -> usiz
     entries.into_iter().map(of).sum()
 }
 
-fn results_of(request: &StreamSendMsgRequest) -> u32 {
-    u32::try_from(request.entries.len().min(MAX_REQUEST_MSGS)).expect("it is small")
+fn results_of(request: &StreamSendMsgRequest) -> usize {
+    request.entries.len().min(MAX_REQUEST_MSGS)
 }
 
-fn too_many_unread_results() -> Failure {
-    Failure::Overloaded(
-        "too many stream results are unread; continue with a new stream, or raise MAX_UNREAD_RESULTS".into(),
-    )
-}
-
-async fn permits(pending: Option<&mut PendingRequest>) -> Option<OwnedSemaphorePermit> {
+async fn permits(pending: Option<&mut PendingRequest>) -> Result<Permit, LimitReached> {
     match pending {
         Some(pending) => pending.permits.as_mut().await,
         None => std::future::pending().await,

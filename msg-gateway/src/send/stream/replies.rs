@@ -7,15 +7,16 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::stream::Stream;
 use msg_common::proto::StreamSendMsgResponse;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::budget::Permit;
 use crate::response_permit::ResponsePermit;
 
 /// A reply, and the permits of its results.
 pub(super) struct Reply {
     pub(super) response: StreamSendMsgResponse,
-    pub(super) permits: OwnedSemaphorePermit,
+    pub(super) permits: Permit,
 }
 
 /// The replies of one stream, as its caller reads them.

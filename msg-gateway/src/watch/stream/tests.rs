@@ -4,6 +4,7 @@ use msg_common::config::read;
 use msg_common::proto::{HintedInbox, InboxCursor, StoredHint};
 
 use super::*;
+use crate::budget::{Budget, Budgets};
 use crate::config::Config;
 use crate::watch::feed::Feed;
 use crate::watch::queries::WatchQueries;
@@ -12,8 +13,9 @@ use crate::watch::queries::WatchQueries;
 fn watches(feed: &Arc<Feed>) -> Arc<Watches> {
     let words = ["msg-gateway", "--database-url", "postgres://localhost/nowhere"].map(Into::into);
     let config: Config = read(words).unwrap_or_else(|_| panic!("the settings are good"));
-    let queries = Arc::new(WatchQueries::new(&config.database, 1).expect("it connects only when used"));
-    Arc::new(Watches::new(feed.clone(), queries, Arc::default(), &config))
+    let queries =
+        Arc::new(WatchQueries::new(&config.database, 1, Budget::of_items(1)).expect("it connects only when used"));
+    Arc::new(Watches::new(feed.clone(), queries, Arc::default(), &Budgets::new(&config), &config))
 }
 
 fn bob(after_seq: Option<i64>) -> WatchMsgsRequest {
@@ -63,5 +65,5 @@ async fn watch_that_cannot_open_leaves_nothing_behind() {
     let opened = watches.watcher(bob(None), Lifetime::default(), unavailable).await.map(|watcher| watcher.cursors);
     assert_eq!(opened, Err(Failure::DatabaseUnavailable("unavailable".into())));
     assert_eq!(feed.len(), 0);
-    assert_eq!(watches.usage(), (0, 0));
+    assert_eq!(watches.budget.used(), Amount::default());
 }

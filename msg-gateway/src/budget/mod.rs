@@ -1,0 +1,360 @@
+//! The one limiter of the gateway: a [`Budget`] has a maximum and hands out [`Permit`]s, which release their share when
+//! they are dropped. All budgets, with their settings, texts and metrics, are listed in [`Budgets`].
+//!
+//! The counts and the queue are under one mutex. So the check and the increment are one step, a permit for items and
+//! their size is acquired as a whole or not at all, and no failed attempt is ever counted. It is locked for a few
+//! instructions: an acquire and its release cost as many atomic operations as two counters would.
+//!
+//! There are two ways to wait for capacity:
+//! - [`Budget::acquire`] queues. Released capacity goes to the queue in its order, and `try_acquire` does not overtake
+//!   it. So a large page gets its bytes although small responses come all the time.
+//! - [`Budget::wait_for_capacity`] only notifies. Send streams use it: if they queued, released capacity would always
+//!   go to them, and SendMsg would be rejected for as long as any stream waits.
+
+mod budgets;
+mod limit;
+
+use std::collections::BTreeMap;
+use std::ops::{AddAssign, SubAssign};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use metrics::Counter;
+use tokio::sync::{Notify, oneshot};
+
+pub(crate) use crate::budget::budgets::Budgets;
+pub use crate::budget::budgets::partial_requests;
+pub(crate) use crate::budget::limit::Limit;
+pub use crate::budget::limit::LimitReached;
+
+/// Items, and their size. What an item is, and the unit of its size, depends on the budget. In a budget of bytes the
+/// items are the bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Number of items.
+    pub items: usize,
+    /// Size of all of them. 0 in a budget that limits only items.
+    pub size: usize,
+}
+
+/// A maximum of items, and for some budgets of their size, that all operations of one kind share.
+#[derive(Debug)]
+pub struct Budget {
+    items: Limit,
+    size: Option<Limit>,
+    /// With this many operations in the queue, [`Budget::acquire_by`] fails immediately.
+    max_queued: usize,
+    /// Counts what fails at the limit.
+    rejections: Counter,
+    state: Mutex<State>,
+    /// Notifies those that [`Budget::wait_for_capacity`].
+    released: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: Amount,
+    /// By ticket, which is the order of arrival.
+    queue: BTreeMap<u64, Queued>,
+    next_ticket: u64,
+    /// The number of [`CapacityWait`]s.
+    listeners: usize,
+}
+
+#[derive(Debug)]
+struct Queued {
+    amount: Amount,
+    grant: oneshot::Sender<Permit>,
+}
+
+/// One operation's share of a budget, released when it is dropped.
+#[derive(Debug)]
+pub struct Permit {
+    budget: Arc<Budget>,
+    amount: Amount,
+}
+
+impl Budget {
+    /// Creates a budget that limits items only.
+    pub(crate) fn new(items: Limit) -> Self {
+        Budget {
+            items,
+            size: None,
+            max_queued: usize::MAX,
+            rejections: Counter::noop(),
+            state: Mutex::default(),
+            released: Notify::new(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_items(max: usize) -> Arc<Self> {
+        Budget::new(Limit::new(max, "are held")).into()
+    }
+
+    /// Also limits the size of all items.
+    pub(crate) fn with_size(self, size: Limit) -> Self {
+        Budget { size: Some(size), ..self }
+    }
+
+    /// Limits the queue of [`Budget::acquire_by`].
+    pub(crate) fn with_max_queued(self, max_queued: usize) -> Self {
+        Budget { max_queued, ..self }
+    }
+
+    /// Counts what fails at the limit.
+    pub(crate) fn with_rejections(self, rejections: Counter) -> Self {
+        Budget { rejections, ..self }
+    }
+
+    /// Returns the amount of all permits.
+    pub fn used(&self) -> Amount {
+        self.lock().used
+    }
+
+    /// Returns a permit for nothing, which can grow.
+    pub(crate) fn empty(self: &Arc<Self>) -> Permit {
+        Permit { budget: self.clone(), amount: Amount::default() }
+    }
+
+    /// Acquires a permit, or fails immediately: for the whole amount, or for nothing.
+    pub(crate) fn try_acquire(self: &Arc<Self>, amount: impl Into<Amount>) -> Result<Permit, LimitReached> {
+        let acquired = self.acquire_now(&mut self.lock(), amount.into());
+        acquired.inspect_err(|_| self.rejections.increment(1))
+    }
+
+    /// Acquires a permit, or waits in the queue for it. An amount that never fits waits without limit.
+    pub(crate) async fn acquire(self: &Arc<Self>, amount: impl Into<Amount>) -> Permit {
+        let amount = amount.into();
+        let ticket = {
+            let mut state = self.lock();
+            match self.acquire_now(&mut state, amount) {
+                Ok(permit) => return permit,
+                Err(_) => self.queue(&mut state, amount),
+            }
+        };
+        ticket.granted().await
+    }
+
+    /// Acquires a permit as [`Budget::acquire`] does, or fails at `by`, or immediately if the queue is full.
+    pub(crate) async fn acquire_by(
+        self: &Arc<Self>,
+        amount: impl Into<Amount>,
+        by: Instant,
+    ) -> Result<Permit, LimitReached> {
+        let amount = amount.into();
+        let (ticket, reached) = {
+            let mut state = self.lock();
+            match self.acquire_now(&mut state, amount) {
+                Ok(permit) => return Ok(permit),
+                Err(reached) if state.queue.len() < self.max_queued => (Some(self.queue(&mut state, amount)), reached),
+                Err(reached) => (None, reached),
+            }
+        };
+        let permit = match ticket {
+            Some(ticket) => tokio::time::timeout_at(by.into(), ticket.granted()).await.ok(),
+            None => None,
+        };
+        permit.ok_or(reached).inspect_err(|_| self.rejections.increment(1))
+    }
+
+    /// Registers a listener, which is notified of permits that are released from now on. Try to acquire between this
+    /// and [`CapacityWait::released`]: permits that were released before this call notify no listener.
+    pub(crate) fn wait_for_capacity(self: &Arc<Self>) -> CapacityWait {
+        self.lock().listeners += 1;
+        CapacityWait { budget: self.clone() }
+    }
+
+    /// Returns why an operation that needs `amount` fails at the limit.
+    pub(crate) fn reached(&self, amount: impl Into<Amount>) -> LimitReached {
+        let (used, amount) = (self.used(), amount.into());
+        self.limit_reached(used, amount).unwrap_or_else(|| self.items.reached(used.items, amount.items))
+    }
+
+    /// Sets all gauges of the budget.
+    pub(crate) fn update_gauges(&self) {
+        let state = self.lock();
+        self.show(state.used, true);
+    }
+
+    fn acquire_now(self: &Arc<Self>, state: &mut State, amount: Amount) -> Result<Permit, LimitReached> {
+        match self.limit_reached(state.used, amount) {
+            None if state.queue.is_empty() || amount == Amount::default() => {
+                state.used += amount;
+                self.show(state.used, false);
+                Ok(Permit { budget: self.clone(), amount })
+            }
+            None => Err(self.items.reached(state.used.items, amount.items)),
+            Some(reached) => Err(reached),
+        }
+    }
+
+    fn limit_reached(&self, used: Amount, amount: Amount) -> Option<LimitReached> {
+        if !self.items.fits(used.items, amount.items) {
+            return Some(self.items.reached(used.items, amount.items));
+        }
+        let size = self.size.as_ref().filter(|size| !size.fits(used.size, amount.size))?;
+        Some(size.reached(used.size, amount.size))
+    }
+
+    fn queue<'a>(self: &'a Arc<Self>, state: &mut State, amount: Amount) -> Ticket<'a> {
+        let (grant, permit) = oneshot::channel();
+        let number = state.next_ticket;
+        state.next_ticket += 1;
+        state.queue.insert(number, Queued { amount, grant });
+        Ticket { budget: self, number, permit }
+    }
+
+    fn release(self: &Arc<Self>, amount: Amount) {
+        let mut state = self.lock();
+        state.used -= amount;
+        let has_listener = state.listeners > 0;
+        self.grant(state);
+        if has_listener {
+            self.released.notify_one();
+        }
+    }
+
+    /// Gives capacity to the queue, in order, while its first one fits.
+    fn grant(self: &Arc<Self>, mut guard: MutexGuard<'_, State>) {
+        let state = &mut *guard;
+        let mut granted = Vec::new();
+        while let Some(first) = state.queue.first_entry()
+            && self.limit_reached(state.used, first.get().amount).is_none()
+        {
+            let queued = first.remove();
+            state.used += queued.amount;
+            granted.push(queued);
+        }
+        self.show(state.used, false);
+        drop(guard);
+        for Queued { amount, grant } in granted {
+            // If its operation was cancelled in this moment, the permit comes back and is dropped here.
+            let _ = grant.send(Permit { budget: self.clone(), amount });
+        }
+    }
+
+    /// Sets the gauges: all of them, or only those that are set with each change.
+    fn show(&self, used: Amount, all: bool) {
+        self.items.show(used.items, all);
+        if let Some(size) = &self.size {
+            size.show(used.size, all);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit {
+    /// Splits off a part, which is released on its own.
+    pub(crate) fn split(&mut self, amount: impl Into<Amount>) -> Permit {
+        let amount = amount.into();
+        self.amount -= amount;
+        Permit { budget: self.budget.clone(), amount }
+    }
+
+    /// Adds another permit of the same budget.
+    pub(crate) fn merge(&mut self, mut other: Permit) {
+        debug_assert!(Arc::ptr_eq(&self.budget, &other.budget), "permits of two budgets");
+        self.amount += std::mem::take(&mut other.amount);
+    }
+
+    /// Changes the number of items. If they do not fit, the permit stays as it is.
+    pub(crate) fn try_resize(&mut self, items: usize) -> Result<(), LimitReached> {
+        // Nothing is locked if nothing changes: most requests arrive in one chunk, and never hold any bytes.
+        if items > self.amount.items {
+            let more = self.budget.try_acquire(items - self.amount.items)?;
+            self.merge(more);
+        }
+        self.shrink(items);
+        Ok(())
+    }
+
+    /// Releases the items beyond `items`.
+    pub(crate) fn shrink(&mut self, items: usize) {
+        drop(self.split(self.amount.items.saturating_sub(items)));
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.amount != Amount::default() {
+            self.budget.release(self.amount);
+        }
+    }
+}
+
+/// An acquire that is in the queue. It leaves the queue when this is dropped.
+struct Ticket<'a> {
+    budget: &'a Arc<Budget>,
+    number: u64,
+    /// A permit that was granted, and not received, is dropped with it.
+    permit: oneshot::Receiver<Permit>,
+}
+
+impl Ticket<'_> {
+    async fn granted(mut self) -> Permit {
+        (&mut self.permit).await.expect("the queue keeps the sender until it grants the permit")
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut state = self.budget.lock();
+        if state.queue.remove(&self.number).is_some() {
+            // The next one may fit where this one did not.
+            self.budget.grant(state);
+        }
+    }
+}
+
+/// Waits for capacity outside of the queue.
+#[derive(Debug)]
+pub(crate) struct CapacityWait {
+    budget: Arc<Budget>,
+}
+
+impl CapacityWait {
+    /// Waits until a permit is released. Each release wakes one listener, in order.
+    pub(crate) async fn released(&self) {
+        self.budget.released.notified().await;
+    }
+}
+
+impl Drop for CapacityWait {
+    fn drop(&mut self) {
+        let mut state = self.budget.lock();
+        state.listeners -= 1;
+        // The listener that was woken may leave capacity for the next one.
+        let has_listener = state.listeners > 0;
+        drop(state);
+        if has_listener {
+            self.budget.released.notify_one();
+        }
+    }
+}
+
+impl From<usize> for Amount {
+    fn from(items: usize) -> Self {
+        Amount { items, size: 0 }
+    }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        self.items += other.items;
+        self.size += other.size;
+    }
+}
+
+impl SubAssign for Amount {
+    fn sub_assign(&mut self, other: Self) {
+        self.items -= other.items;
+        self.size -= other.size;
+    }
+}
+
+#[cfg(test)]
+mod tests;
