@@ -15,4 +15,5 @@ pub mod proto;
 pub mod record;
 pub mod repeat;
 pub mod shutdown;
+pub mod table;
 pub mod telemetry;

@@ -1,10 +1,10 @@
 //! Owns the reading of the database: all rows, all dead letters, and how far each partition is stored.
 
-use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use futures_util::TryStreamExt;
-use msg_common::record;
+use msg_common::proto::Msg;
+use msg_common::{record, table};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -23,15 +23,9 @@ pub(crate) struct Table {
 /// A row of `messages`.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
-    pub(crate) recv_id: String,
+    pub(crate) msg: Msg,
     pub(crate) seq: i64,
     pub(crate) msg_id: Uuid,
-    pub(crate) send_id: String,
-    pub(crate) client_msg_id: String,
-    pub(crate) session_type: i16,
-    pub(crate) content_type: String,
-    pub(crate) content: Vec<u8>,
-    pub(crate) attributes: BTreeMap<String, String>,
     pub(crate) send_time: SystemTime,
     pub(crate) stored_time: SystemTime,
     pub(crate) place: Place,
@@ -54,32 +48,23 @@ pub(crate) async fn read(database: &Client) -> Result<Table, DemoError> {
 }
 
 async fn read_rows(database: &Client) -> Result<Vec<Row>, DemoError> {
-    const ALL: &str = "
-        SELECT recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes::text,
-               send_time, stored_time, kafka_partition, kafka_offset
-        FROM messages";
-    let answer = database.query_raw(ALL, [] as [i32; 0]).await?;
+    let all = format!(
+        "SELECT m.recv_id, m.seq, m.msg_id, m.send_time, m.stored_time, m.kafka_partition, m.kafka_offset, {} \
+         FROM messages m",
+        table::select_msg("m.content")
+    );
+    let answer = database.query_raw(&all, [] as [i32; 0]).await?;
     let mut answer = std::pin::pin!(answer);
     let mut rows = Vec::new();
     while let Some(row) = answer.try_next().await? {
-        let attributes = match row.get::<_, Option<&str>>(8) {
-            Some(json) => serde_json::from_str(json)
-                .map_err(|error| DemoError::Answer(format!("a row's attributes are no object of strings: {error}")))?,
-            None => BTreeMap::new(),
-        };
+        let msg = table::read_msg(&row, row.get(0)).map_err(|error| DemoError::Answer(error.to_string()))?;
         rows.push(Row {
-            recv_id: row.get(0),
+            msg,
             seq: row.get(1),
             msg_id: row.get(2),
-            send_id: row.get(3),
-            client_msg_id: row.get(4),
-            session_type: row.get(5),
-            content_type: row.get(6),
-            content: row.get(7),
-            attributes,
-            send_time: row.get(9),
-            stored_time: row.get(10),
-            place: Place { partition: row.get(11), offset: row.get(12) },
+            send_time: row.get(3),
+            stored_time: row.get(4),
+            place: Place { partition: row.get(5), offset: row.get(6) },
         });
     }
     Ok(rows)

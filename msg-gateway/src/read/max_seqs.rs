@@ -4,6 +4,7 @@
 use futures_util::future::{try_join, try_join_all};
 use msg_common::limits::check_id;
 use msg_common::proto::{GetMaxSeqsResponse, InboxSeqs};
+use msg_common::table::LAST_SEQ;
 use tokio_postgres::Statement;
 
 use crate::read::database::{Connection, Database, failure};
@@ -13,11 +14,8 @@ use crate::status::Failure;
 /// Maximum number of inboxes of one request.
 const MAX_INBOXES: usize = 1000;
 
-// Each reads one index entry. `max(seq) … GROUP BY` would read a whole inbox, and a distributed table rejects the
-// statements that query many inboxes at a time.
+/// The first `seq` of an inbox, read like `LAST_SEQ`.
 const FIRST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq LIMIT 1";
-/// The last `seq` of an inbox, for [`probe`].
-pub(crate) const LAST: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
 
 /// Checks the request. Returns `Invalid` with every violation.
 pub fn check(recv_ids: &[String], max_id_bytes: usize) -> Result<(), Failure> {
@@ -46,7 +44,7 @@ pub(crate) async fn read(database: &Database, recv_ids: Vec<String>) -> Result<G
 }
 
 async fn probe_all(connection: &Connection, recv_ids: Vec<String>) -> Result<Vec<InboxSeqs>, tokio_postgres::Error> {
-    let (first, last) = try_join(connection.prepare_cached(FIRST), connection.prepare_cached(LAST)).await?;
+    let (first, last) = try_join(connection.prepare_cached(FIRST), connection.prepare_cached(LAST_SEQ)).await?;
     let (first, last) = (&first, &last);
     let probes = recv_ids.into_iter().map(|recv_id| async move {
         let (first_seq, max_seq) =

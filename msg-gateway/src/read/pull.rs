@@ -1,11 +1,11 @@
 //! PullMsgs: one page of an inbox, bounded by count and by bytes.
 
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use msg_common::limits::check_id;
-use msg_common::proto::{Msg, Order, PullMsgsRequest, PullMsgsResponse, StoredMsg};
+use msg_common::proto::{Order, PullMsgsRequest, PullMsgsResponse, StoredMsg};
+use msg_common::table::{self, ReadError};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -27,25 +27,27 @@ pub(crate) const MAX_BYTES: usize = 2 * PAGE_BYTES as usize;
 // $1 recv_id, $2 the lowest seq, $3 the highest, $4 one more than the page size, $5 maximum bytes, $6 without content.
 // The additional row shows whether there is more. The first row is always returned: otherwise a large message would
 // end the reading.
-const ASCENDING: &str = "
-SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time, found
+static ASCENDING: LazyLock<String> = LazyLock::new(|| {
+    const CONTENT: &str = "CASE WHEN $6 THEN NULL ELSE m.content END";
+    let (msg, msg_names, msg_bytes) = (table::select_msg(CONTENT), table::msg_names(), table::msg_bytes(CONTENT));
+    format!(
+        "
+SELECT seq, msg_id, {msg_names}, send_time, stored_time, found
 FROM (
     SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY seq) AS number,
         sum(bytes) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) AS bytes_so_far
     FROM (
-        SELECT seq, msg_id, send_id, client_msg_id, session_type, content_type, send_time, stored_time,
-            CASE WHEN $6 THEN NULL ELSE content END AS content, attributes::text AS attributes,
-            256 + octet_length(recv_id) + octet_length(send_id) + octet_length(client_msg_id)
-                + octet_length(content_type) + CASE WHEN $6 THEN 0 ELSE octet_length(content) END
-                + coalesce(octet_length(attributes::text), 0) AS bytes
-        FROM messages
-        WHERE recv_id = $1 AND seq >= $2 AND seq <= $3
+        SELECT m.seq, m.msg_id, {msg}, m.send_time, m.stored_time, 256 + {msg_bytes} AS bytes
+        FROM messages m
+        WHERE m.recv_id = $1 AND m.seq >= $2 AND m.seq <= $3
         ORDER BY seq
         LIMIT $4
     ) page
 ) counted
 WHERE number = 1 OR (number < $4 AND bytes_so_far <= $5)
-ORDER BY seq";
+ORDER BY seq"
+    )
+});
 
 /// The same in descending order, over the same index.
 static DESCENDING: LazyLock<String> = LazyLock::new(|| ASCENDING.replace("ORDER BY seq", "ORDER BY seq DESC"));
@@ -119,7 +121,7 @@ impl Query {
         if self.descending {
             (&DESCENDING, self.from_seq, self.next_seq)
         } else {
-            (ASCENDING, self.next_seq, self.to_seq)
+            (&ASCENDING, self.next_seq, self.to_seq)
         }
     }
 
@@ -170,34 +172,11 @@ async fn rows(connection: &Connection, query: &Query, bytes: i64) -> Result<Vec<
     connection.query(&statement, &[&query.recv_id, &lowest, &highest, &limit, &bytes, &query.omit_content]).await
 }
 
-/// Decodes the attributes of a row.
-pub(crate) fn attributes(row: &Row) -> Result<BTreeMap<String, String>, Failure> {
-    let attributes: Option<&str> = get(row, "attributes")?;
-    match attributes {
-        None => Ok(BTreeMap::new()),
-        Some(json) => serde_json::from_str(json).map_err(|error| {
-            // The text of the error would repeat stored content.
-            tracing::error!(line = error.line(), column = error.column(), "cannot decode stored attributes");
-            Failure::Internal("stored attributes are not a map of texts".into())
-        }),
-    }
-}
-
 /// Decodes the message of a row.
 pub(crate) fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure> {
-    let content: Option<Vec<u8>> = get(row, "content")?;
-    let session_type: i16 = get(row, "session_type")?;
+    let msg = table::read_msg(row, recv_id).map_err(|error| unreadable(&error))?;
     let msg_id: Uuid = get(row, "msg_id")?;
     let (send_time, stored_time): (SystemTime, SystemTime) = (get(row, "send_time")?, get(row, "stored_time")?);
-    let msg = Msg {
-        recv_id: recv_id.to_owned(),
-        send_id: get(row, "send_id")?,
-        client_msg_id: get(row, "client_msg_id")?,
-        session_type: session_type.into(),
-        content_type: get(row, "content_type")?,
-        content: content.unwrap_or_default().into(),
-        attributes: attributes(row)?,
-    };
     Ok(StoredMsg {
         msg: Some(msg),
         msg_id: msg_id.to_string(),
@@ -205,6 +184,12 @@ pub(crate) fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure>
         send_time: Some(send_time.into()),
         stored_time: Some(stored_time.into()),
     })
+}
+
+/// Returns the error for a row that does not hold a message.
+pub(crate) fn unreadable(error: &ReadError) -> Failure {
+    tracing::error!(%error, "cannot decode a row");
+    Failure::Internal(format!("column {} is not what it should be", error.column))
 }
 
 /// Reads a column of a row. Fails if it has another type.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use msg_common::proto::{Msg, Placement};
+use msg_common::table::Digest;
 
 use crate::status::Failure;
-use crate::watch::digest::Digest;
 use crate::watch::waiters::{WaiterPermit, Waiters};
 
 /// A permit to await the row of a message. It is acquired before the message is sent, so that the send can still be

@@ -4,7 +4,6 @@
 //! makes this faster: the rows decide, and polling the table finds the rows for which no hint came.
 
 mod callbacks;
-pub(crate) mod digest;
 pub(crate) mod feed;
 pub(crate) mod feed_reader;
 pub(crate) mod hint_monitor;

@@ -9,6 +9,7 @@ use futures_util::future::{try_join_all, try_join3};
 use metrics::{Counter, counter};
 use msg_common::postgres::{DatabaseOptions, Purpose};
 use msg_common::proto::{MsgRecord, StoredMsg};
+use msg_common::table::{self, Digest};
 use prost::Message as _;
 use tokio::sync::OnceCell;
 use tokio_postgres::Row;
@@ -19,7 +20,7 @@ use crate::budget::{Budget, Permit};
 use crate::metrics::WATCH_QUERIES;
 use crate::read::database::{Connection, Database, failure};
 use crate::read::max_seqs;
-use crate::read::pull::{Query, attributes, get, page, stored_msg};
+use crate::read::pull::{Query, get, page, stored_msg, unreadable};
 use crate::status::Failure;
 
 /// What each session sets. For a small table without statistics, the planner would choose a sequential scan, and the
@@ -55,37 +56,42 @@ FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS t (idx, recv_id, seq)
 JOIN messages m ON m.recv_id = t.recv_id AND m.seq = t.seq {few}";
 
 // $1 indexes, $2 inboxes, $3 their last known seqs, $4 maximum rows of an inbox, $5 maximum rows, $6 maximum bytes.
-const AFTER: &str = "
-SELECT idx, seq, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes, send_time, stored_time,
-    found
+static AFTER: LazyLock<String> = LazyLock::new(|| {
+    const CONTENT: &str = "m.content";
+    let (msg, msg_names, msg_bytes) = (table::select_msg(CONTENT), table::msg_names(), table::msg_bytes(CONTENT));
+    format!(
+        "
+SELECT idx, seq, msg_id, {msg_names}, send_time, stored_time, found
 FROM (
     SELECT page.*, count(*) OVER () AS found, row_number() OVER (ORDER BY idx, seq) AS number,
         sum(bytes) OVER (ORDER BY idx, seq ROWS UNBOUNDED PRECEDING) AS bytes_so_far
     FROM (
-        SELECT t.idx, m.seq, m.msg_id, m.send_id, m.client_msg_id, m.session_type, m.content_type, m.send_time,
-            m.stored_time, m.content, m.attributes::text AS attributes,
-            octet_length(m.recv_id) + octet_length(m.send_id) + octet_length(m.client_msg_id)
-                + octet_length(m.content_type) + octet_length(m.content)
-                + coalesce(octet_length(m.attributes::text), 0) AS bytes
+        SELECT t.idx, m.seq, m.msg_id, {msg}, m.send_time, m.stored_time, {msg_bytes} AS bytes
         FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS t (idx, recv_id, seq)
-        JOIN messages m ON m.recv_id = t.recv_id AND m.seq > t.seq AND m.seq <= t.seq + $4 {few}
+        JOIN messages m ON m.recv_id = t.recv_id AND m.seq > t.seq AND m.seq <= t.seq + $4 {{few}}
         ORDER BY t.idx, m.seq
         LIMIT $5
     ) page
 ) counted
 WHERE number = 1 OR bytes_so_far <= $6
-ORDER BY idx, seq";
+ORDER BY idx, seq"
+    )
+});
 
 const ROWS: &str = "
 SELECT t.idx, m.seq, m.stored_time, m.send_time, m.kafka_partition, m.kafka_offset
 FROM unnest($1::integer[], $2::text[], $3::uuid[]) AS t (idx, recv_id, msg_id)
 JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id {few}";
 
-const CONTENTS: &str = "
-SELECT t.idx, m.send_id, m.client_msg_id, m.session_type, m.content_type, sha256(m.content) AS content,
-    m.attributes::text AS attributes
+static DIGESTS: LazyLock<String> = LazyLock::new(|| {
+    let msg = Digest::select();
+    format!(
+        "
+SELECT t.idx, {msg}
 FROM unnest($1::integer[], $2::text[], $3::uuid[]) AS t (idx, recv_id, msg_id)
-JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id {few}";
+JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id {{few}}"
+    )
+});
 
 const DEAD: &str = "
 SELECT t.idx, d.reason
@@ -142,36 +148,6 @@ pub(crate) struct StoredRow {
     pub(crate) offset: i64,
 }
 
-/// The fields of a row that its sender wrote, the content as a hash.
-#[derive(Debug)]
-pub(crate) struct Contents {
-    /// The index of the message in the query.
-    pub(crate) index: usize,
-    pub(crate) send_id: String,
-    pub(crate) client_msg_id: String,
-    pub(crate) session_type: i32,
-    pub(crate) content_type: String,
-    /// The SHA-256 of the content.
-    pub(crate) content_hash: Vec<u8>,
-    pub(crate) attributes: BTreeMap<String, String>,
-}
-
-#[cfg(test)]
-impl Contents {
-    pub(crate) fn of(index: usize, msg: &msg_common::proto::Msg) -> Self {
-        use sha2::Digest as _;
-        Contents {
-            index,
-            send_id: msg.send_id.clone(),
-            client_msg_id: msg.client_msg_id.clone(),
-            session_type: msg.session_type,
-            content_type: msg.content_type.clone(),
-            content_hash: sha2::Sha256::digest(&msg.content).to_vec(),
-            attributes: msg.attributes.clone(),
-        }
-    }
-}
-
 impl WatchQueries {
     /// Creates pools of its own, because a waiter must not wait for a page that another caller reads. Watches that
     /// catch up share `catch_up` connections. Waiters, and watchers that have caught up, use the others.
@@ -198,7 +174,7 @@ impl WatchQueries {
         let _permit = self.catch_ups.acquire_by(1, Instant::now() + self.catch_up_timeout).await?;
         let connection = self.connection(&self.catch_up).await?;
         let result = async {
-            let statement = connection.prepare_cached(max_seqs::LAST).await?;
+            let statement = connection.prepare_cached(table::LAST_SEQ).await?;
             try_join_all(recv_ids.iter().map(|recv_id| max_seqs::probe(&connection, &statement, recv_id))).await
         };
         let seqs = result.await.map_err(|error| failure(&error))?;
@@ -227,7 +203,7 @@ impl WatchQueries {
         let seqs: Vec<i64> = inboxes.iter().map(|(_, seq)| *seq).collect();
         let parameters: [&(dyn ToSql + Sync); 6] =
             [&all_indexes(inboxes.len()), &recv_ids, &seqs, &per_inbox, &rows, &bytes];
-        let found = self.query(AFTER, &recv_ids, &parameters).await?;
+        let found = self.query(&AFTER, &recv_ids, &parameters).await?;
         let read = |row: &Row| -> Result<(usize, StoredMsg), Failure> {
             let index = index(row)?;
             Ok((index, stored_msg(row, recv_ids[index])?))
@@ -267,22 +243,15 @@ impl WatchQueries {
         found.iter().map(read).collect()
     }
 
-    /// Returns the contents of the rows with these IDs.
-    pub(crate) async fn contents(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<Contents>, Failure> {
+    /// Returns the digests of the messages in the rows with these IDs, each with its index.
+    pub(crate) async fn digests(&self, keys: &[(usize, &MessageKey)]) -> Result<Vec<(usize, Digest)>, Failure> {
         let (recv_ids, msg_ids) = ids(keys);
-        let found = self.query(CONTENTS, &recv_ids, &[&indexes(keys), &recv_ids, &msg_ids]).await?;
+        let inboxes: BTreeMap<usize, &str> = keys.iter().map(|(at, key)| (*at, key.recv_id.as_str())).collect();
         let read = |row: &Row| {
-            let session_type: i16 = get(row, "session_type")?;
-            Ok(Contents {
-                index: index(row)?,
-                send_id: get(row, "send_id")?,
-                client_msg_id: get(row, "client_msg_id")?,
-                session_type: session_type.into(),
-                content_type: get(row, "content_type")?,
-                content_hash: get(row, "content")?,
-                attributes: attributes(row)?,
-            })
+            let index = index(row)?;
+            Ok((index, Digest::of_row(row, inboxes[&index]).map_err(|error| unreadable(&error))?))
         };
+        let found = self.query(&DIGESTS, &recv_ids, &[&indexes(keys), &recv_ids, &msg_ids]).await?;
         found.iter().map(read).collect()
     }
 

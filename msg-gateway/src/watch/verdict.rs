@@ -2,10 +2,10 @@
 //! pure functions, and the only place where a row or a dead letter is matched with a waiter.
 
 use msg_common::proto::{DeadLetterReason, Placement, StoredPlacement};
+use msg_common::table::Digest;
 
 use crate::status::Failure;
-use crate::watch::digest::Digest;
-use crate::watch::queries::{Contents, MessageKey, StoredRow};
+use crate::watch::queries::{MessageKey, StoredRow};
 
 /// The result of a wait.
 pub(crate) type WaitResult = Result<StoredPlacement, Failure>;
@@ -47,10 +47,10 @@ pub(crate) fn own_rows(awaited: &[Awaited], rows: Vec<StoredRow>) -> (Vec<Verdic
 
 /// Returns the results of the waiters whose message is in another record's row. A message with different content has
 /// no result yet: its record will be dead-lettered.
-pub(crate) fn duplicates(awaited: &[Awaited], others: &[StoredRow], contents: &[Contents]) -> Vec<Verdict> {
+pub(crate) fn duplicates(awaited: &[Awaited], others: &[StoredRow], digests: &[(usize, Digest)]) -> Vec<Verdict> {
     let is_same = |row: &&StoredRow| {
-        let its = contents.iter().find(|contents| contents.index == row.index);
-        its.is_some_and(|contents| Digest::of_row(contents) == awaited[row.index].digest)
+        let its = digests.iter().find(|(index, _)| *index == row.index);
+        its.is_some_and(|(_, digest)| *digest == awaited[row.index].digest)
     };
     let verdict = |row: &StoredRow| (row.index, Ok(stored(row, !awaited[row.index].may_have_made(row))));
     others.iter().filter(is_same).map(verdict).collect()
@@ -96,8 +96,8 @@ mod tests {
         StoredRow { index, seq, stored_time: NOW, send_time: NOW, partition: 3, offset }
     }
 
-    fn contents(index: usize, content: &str) -> Contents {
-        Contents::of(index, &msg(content))
+    fn digest(index: usize, content: &str) -> (usize, Digest) {
+        (index, Digest::of(&msg(content)))
     }
 
     fn seqs(verdicts: &[Verdict]) -> Vec<(usize, i64, bool)> {
@@ -129,7 +129,7 @@ mod tests {
         let result = |row: StoredRow, content| {
             let (own, others) = own_rows(&awaited, vec![row]);
             assert!(own.is_empty());
-            seqs(&duplicates(&awaited, &others, &[contents(0, content)]))
+            seqs(&duplicates(&awaited, &others, &[digest(0, content)]))
         };
         let later = StoredRow { send_time: NOW + std::time::Duration::from_millis(1), ..row(0, 10, 9) };
         assert_eq!(result(later, "a"), [(0, 9, true)]);
@@ -142,7 +142,7 @@ mod tests {
         let awaited = [awaited(10, "a"), awaited(11, "b"), awaited(12, "c"), awaited(13, "d")];
         // In any order, and only for some of the waiters.
         let others = [row(3, 1, 31), row(1, 2, 11), row(2, 3, 21)];
-        let found = [contents(1, "b"), contents(2, "not c"), contents(3, "d")];
+        let found = [digest(1, "b"), digest(2, "not c"), digest(3, "d")];
         assert_eq!(seqs(&duplicates(&awaited, &others, &found)), [(3, 31, true), (1, 11, true)]);
         // A row that was purged between the two queries is no duplicate yet.
         assert!(duplicates(&awaited, &others, &[]).is_empty());

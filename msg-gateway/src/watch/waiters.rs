@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::proto::{Placement, StoredHint};
+use msg_common::table::Digest;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -15,7 +16,6 @@ use uuid::Uuid;
 use crate::budget::{Budget, Permit};
 use crate::status::Failure;
 use crate::watch::RETRY_INTERVAL;
-use crate::watch::digest::Digest;
 use crate::watch::hint_monitor::{HintInterest, HintMonitor};
 use crate::watch::queries::{MessageKey, WatchQueries};
 use crate::watch::verdict::{self, Awaited, Verdict, WaitResult};
@@ -113,8 +113,8 @@ impl Waiters {
         self.complete_all(awaited, own, &mut open);
         if !others.is_empty() {
             let indexes = others.iter().map(|row| row.index).collect();
-            let contents = queries.contents(&pick(awaited, &indexes)).await?;
-            self.complete_all(awaited, verdict::duplicates(awaited, &others, &contents), &mut open);
+            let digests = queries.digests(&pick(awaited, &indexes)).await?;
+            self.complete_all(awaited, verdict::duplicates(awaited, &others, &digests), &mut open);
         }
         if !open.is_empty() {
             let letters = queries.dead_letters(&pick(awaited, &open)).await?;

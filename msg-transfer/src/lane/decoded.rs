@@ -19,8 +19,8 @@ pub struct DecodedRecord {
 /// The content of a record.
 #[derive(Debug)]
 pub enum Content {
-    /// A message that PostgreSQL can hold, and its attributes as JSON, if it has any.
-    Message(Box<Record>, Option<String>),
+    /// A message that PostgreSQL can hold.
+    Message(Box<Record>),
     /// No message; its inbox and ID, if they are known and the table can hold them.
     Broken(Option<String>, Option<Uuid>),
 }
@@ -30,11 +30,7 @@ impl DecodedRecord {
     pub fn read(item: Item) -> Entry<DecodedRecord> {
         let version = item.headers.last(record::VERSION_HEADER);
         let (kind, content) = match record::decode(item.key.as_deref(), version, item.value.clone()) {
-            Ok(record) => {
-                let attributes = (!record.msg.attributes.is_empty())
-                    .then(|| serde_json::to_string(&record.msg.attributes).expect("strings are JSON"));
-                (Kind::Message, Content::Message(Box::new(record), attributes))
-            }
+            Ok(record) => (Kind::Message, Content::Message(Box::new(record))),
             Err(error @ DecodeError::Newer(_)) => (Kind::Newer(error.to_string()), Content::Broken(None, None)),
             Err(DecodeError::Undecodable(detail)) => {
                 (Kind::Broken(Reason::Undecodable, detail), Content::Broken(None, None))
@@ -51,23 +47,15 @@ impl DecodedRecord {
     /// Returns the message. Panics if the record holds none.
     pub fn record(&self) -> &Record {
         match &self.content {
-            Content::Message(record, _) => record,
+            Content::Message(record) => record,
             Content::Broken(..) => unreachable!("the machine asks only for messages"),
-        }
-    }
-
-    /// Returns the message's attributes as JSON, if it has any.
-    pub fn attributes(&self) -> Option<&str> {
-        match &self.content {
-            Content::Message(_, attributes) => attributes.as_deref(),
-            Content::Broken(..) => None,
         }
     }
 
     /// Returns the inbox, if it is known.
     pub fn known_recv_id(&self) -> Option<&str> {
         match &self.content {
-            Content::Message(record, _) => Some(&record.msg.recv_id),
+            Content::Message(record) => Some(&record.msg.recv_id),
             Content::Broken(recv_id, _) => recv_id.as_deref(),
         }
     }
@@ -75,7 +63,7 @@ impl DecodedRecord {
     /// Returns the message ID, if it is known.
     pub fn known_msg_id(&self) -> Option<Uuid> {
         match &self.content {
-            Content::Message(record, _) => Some(record.msg_id),
+            Content::Message(record) => Some(record.msg_id),
             Content::Broken(_, msg_id) => *msg_id,
         }
     }

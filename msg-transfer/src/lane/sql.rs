@@ -1,9 +1,9 @@
-//! Every statement of the store.
+//! Every statement of the store. Those that insert or compare messages are made from the columns in `msg_common::table`.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-/// The last `seq` of one inbox. One key a statement, many in flight: `max … GROUP BY` would read a hot inbox whole.
-pub const LAST_SEQ: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
+use msg_common::table;
 
 /// Begins a transaction. The time-outs are set inside, so that they also reach the workers of a distributed database.
 #[derive(Clone, Debug)]
@@ -84,55 +84,18 @@ pub const COUNT_PRESENT: &str = count_present!("");
 /// The same, for Citus.
 pub const COUNT_PRESENT_CITUS: &str = count_present!(" AND m.recv_id = ANY ($1)");
 
-/// Writes the rows. The conflict target must stay named: without it a collision of `seq` would be swallowed, and with
-/// it the message.
-macro_rules! insert_messages {
-    ($returning:literal) => {
-        concat!(
-            "
-    INSERT INTO messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
-                          attributes, send_time, kafka_partition, kafka_offset)
-    SELECT recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
-           attributes::jsonb, send_time, kafka_partition, kafka_offset
-    FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::smallint[], $7::text[], $8::bytea[],
-                $9::text[], $10::timestamptz[], $11::integer[], $12::bigint[])
-         AS t (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content,
-               attributes, send_time, kafka_partition, kafka_offset)
-    ON CONFLICT (recv_id, msg_id) DO NOTHING",
-            $returning
-        )
-    };
-}
+/// Inserts rows; the command tag counts them.
+pub static INSERT_MESSAGES: LazyLock<String> = LazyLock::new(table::insert_sql);
 
-/// Writes the rows; the command tag counts them.
-pub const INSERT_MESSAGES: &str = insert_messages!("");
+/// Inserts rows, and returns one for each.
+pub static INSERT_MESSAGES_RETURNING: LazyLock<String> =
+    LazyLock::new(|| format!("{} RETURNING seq", *INSERT_MESSAGES));
 
-/// Writes the rows, and returns one for each.
-pub const INSERT_MESSAGES_RETURNING: &str = insert_messages!(" RETURNING seq");
-
-/// Which of these are in the table, and whether they are the same: all that the sender wrote counts, times do not.
-macro_rules! find_stored {
-    ($filter:literal) => {
-        concat!(
-            "
-    SELECT t.idx,
-           m.send_id = t.send_id AND m.client_msg_id = t.client_msg_id AND m.session_type = t.session_type
-           AND m.content_type = t.content_type AND m.content = t.content
-           AND m.attributes IS NOT DISTINCT FROM t.attributes::jsonb AS same
-    FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::smallint[], $7::text[], $8::bytea[],
-                $9::text[])
-         AS t (idx, recv_id, msg_id, send_id, client_msg_id, session_type, content_type, content, attributes)
-    JOIN messages m ON m.recv_id = t.recv_id AND m.msg_id = t.msg_id",
-            $filter
-        )
-    };
-}
-
-/// Which of these are in the table, and whether they are the same there.
-pub const FIND_STORED: &str = find_stored!("");
+/// Finds rows with the IDs of these records, and whether each holds the same message.
+pub static FIND_STORED: LazyLock<String> = LazyLock::new(table::find_stored_sql);
 
 /// The same, for Citus.
-pub const FIND_STORED_CITUS: &str = find_stored!(" AND m.recv_id = ANY ($2)");
+pub static FIND_STORED_CITUS: LazyLock<String> = LazyLock::new(|| format!("{} AND m.recv_id = ANY ($2)", *FIND_STORED));
 
 /// Keeps records aside. One that was kept before stays as it was; an earlier version did not write its leader epoch. If Kafka
 /// lost the tail of its log, another record has the same offset, with a leader epoch of its own.

@@ -141,7 +141,7 @@ fn backlog(brokers: &str, load: &Load) -> Result<Duration, Error> {
             session_type: SessionType::Single.into(),
             content_type: "text/plain".into(),
             content: bodies[n % bodies.len()].clone(),
-            attributes: Default::default(),
+            ..Msg::default()
         };
         let msg_id = id::msg_id("sender", &inbox, &msg.client_msg_id);
         let value = record::encode(msg, msg_id, 1_700_000_000_000);

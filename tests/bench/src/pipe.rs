@@ -99,7 +99,7 @@ async fn send_all(channels: &[Channel], load: &Load) -> Result<Histogram<u64>, E
                     session_type: SessionType::Single.into(),
                     content_type: "text/plain".into(),
                     content: body.clone(),
-                    attributes: Default::default(),
+                    ..Msg::default()
                 };
                 let begun = Instant::now();
                 client.send_msg(SendMsgRequest { msg: Some(msg), wait_for: 0 }).await?;

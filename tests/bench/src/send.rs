@@ -100,7 +100,7 @@ fn msg(load: &Load, body: &Bytes, kind: &str, n: usize) -> Msg {
         session_type: SessionType::Single.into(),
         content_type: "text/plain".into(),
         content: body.clone(),
-        attributes: Default::default(),
+        ..Msg::default()
     }
 }
 

@@ -1,11 +1,13 @@
 //! The limit of the transfer: its own INSERT statement with rows that are ready, from four connections, and nothing else.
 //! Also in the form that Citus needs, which returns each row.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
+use msg_common::proto::{Msg, SessionType};
+use msg_common::record::Record;
+use msg_common::table::{self, StoredAt};
 use msg_transfer::lane::sql::{INSERT_MESSAGES, INSERT_MESSAGES_RETURNING, ServerKind};
-use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
@@ -31,47 +33,39 @@ pub(crate) async fn run(url: &str, load: &Load, kind: ServerKind) -> Result<Dura
 /// The rows of the inboxes that are this connection's, so that no two meet in one inbox.
 async fn insert(client: &Client, number: usize, load: &Load, kind: ServerKind) -> Result<(), Error> {
     let returning = kind == ServerKind::Citus;
-    let statement = client.prepare(if returning { INSERT_MESSAGES_RETURNING } else { INSERT_MESSAGES }).await?;
+    let statement: &str = if returning { &INSERT_MESSAGES_RETURNING } else { &INSERT_MESSAGES };
+    let statement = client.prepare(statement).await?;
     let mine = (0..load.messages).filter(|n| n.wrapping_mul(7919) % load.inboxes % CONNECTIONS == number);
     let mine: Vec<usize> = mine.collect();
-    let body = load.random_body();
+    let body = bytes::Bytes::from(load.random_body());
     let mut last = std::collections::HashMap::<String, i64>::new();
     for batch in mine.chunks(BATCH) {
         let mut inboxes: Vec<(String, usize)> = batch.iter().map(|n| (load.inbox(*n), *n)).collect();
         inboxes.sort();
-        let seq: Vec<i64> = inboxes
+        let stored_at: Vec<StoredAt> = inboxes
             .iter()
-            .map(|(inbox, _)| {
+            .map(|(inbox, n)| {
                 let seq = last.entry(inbox.clone()).or_default();
                 *seq += 1;
-                *seq
+                StoredAt { seq: *seq, partition: 0, offset: *n as i64 }
             })
             .collect();
-        let recv_id: Vec<&str> = inboxes.iter().map(|(inbox, _)| inbox.as_str()).collect();
-        let msg_id: Vec<Uuid> = inboxes.iter().map(|_| Uuid::from_u128(rand::random())).collect();
-        let send_id = vec!["sender"; batch.len()];
-        let client_msg_id: Vec<String> = inboxes.iter().map(|(_, n)| n.to_string()).collect();
-        let session_type = vec![1_i16; batch.len()];
-        let content_type = vec!["text/plain"; batch.len()];
-        let content = vec![body.as_slice(); batch.len()];
-        let attributes = vec![None::<&str>; batch.len()];
-        let send_time = vec![SystemTime::now(); batch.len()];
-        let partition = vec![0_i32; batch.len()];
-        let offset: Vec<i64> = inboxes.iter().map(|(_, n)| *n as i64).collect();
-        let parameters: [&(dyn ToSql + Sync); 12] = [
-            &recv_id,
-            &seq,
-            &msg_id,
-            &send_id,
-            &client_msg_id,
-            &session_type,
-            &content_type,
-            &content,
-            &attributes,
-            &send_time,
-            &partition,
-            &offset,
-        ];
+        let record = |(inbox, n): &(String, usize)| Record {
+            msg: Msg {
+                recv_id: inbox.clone(),
+                send_id: "sender".into(),
+                client_msg_id: n.to_string(),
+                session_type: SessionType::Single.into(),
+                content_type: "text/plain".into(),
+                content: body.clone(),
+                ..Msg::default()
+            },
+            msg_id: Uuid::from_u128(rand::random()),
+            send_time_ms: 1_700_000_000_000,
+        };
+        let records: Vec<Record> = inboxes.iter().map(record).collect();
+        let values = table::insert_values(&records.iter().collect::<Vec<_>>(), &stored_at);
+        let parameters = table::parameters(&values);
         if returning {
             let returned = client.query(&statement, &parameters).await?;
             assert_eq!(returned.len(), batch.len(), "all of them are new");

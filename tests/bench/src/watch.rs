@@ -153,7 +153,7 @@ async fn send(client: &MsgGatewayClient<Channel>, options: &Watching) -> Result<
             session_type: SessionType::Single.into(),
             content_type: "text/plain".into(),
             content: body.clone(),
-            attributes: Default::default(),
+            ..Msg::default()
         };
         let request = BatchSendMsgRequest { msgs: (first..first + BATCH).map(msg).collect(), wait_for: 0 };
         let mut client = client.clone();

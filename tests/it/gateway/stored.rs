@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use msg_common::proto::send_result::Result as Outcome;
-use msg_common::proto::{BatchSendMsgRequest, Msg, Placement, SendMsgRequest, WaitFor};
+use msg_common::proto::{BatchSendMsgRequest, Msg, Placement, PullMsgsRequest, SendMsgRequest, WaitFor};
+use msg_common::table::Digest;
 use tonic::{Code, Request, Status};
 
 use super::calls::{Client, assert_failed, assert_not_sent, client, fields, metric, send, without};
-use crate::support::kafka::msg;
+use crate::support::fields::with_changed_fields;
+use crate::support::kafka::{msg, msg_id_of};
 use crate::support::world::{Gateway, World};
 use crate::support::{ensure, eventually};
 
@@ -90,7 +92,7 @@ async fn message_not_stored_in_time_is_reported_with_its_position() {
     let details = assert_failed(rejected, Code::DeadlineExceeded, "NOT_STORED_YET");
     assert!(started.elapsed() < Duration::from_secs(2), "the error came after the caller's deadline");
     let metadata = &details.error_info().unwrap().metadata;
-    assert_eq!(metadata["msg_id"], crate::support::kafka::msg_id_of(&late).to_string());
+    assert_eq!(metadata["msg_id"], msg_id_of(&late).to_string());
     let position = (metadata["partition"].parse::<i32>().unwrap(), metadata["offset"].parse::<i64>().unwrap());
     assert!(metadata["send_time"].ends_with('Z'));
     // A caller that disconnects is no waiter any more.
@@ -113,17 +115,43 @@ async fn other_content_under_a_used_id_is_reported_as_a_conflict() {
     let client = client(&gateway).await;
     let first = msg("alice", "bob", "1", "hello");
     send_stored(&client, &first, LONG).await.unwrap();
-    for other in [
-        msg("alice", "bob", "1", "hullo"),
-        Msg { content_type: "text/html".into(), ..first.clone() },
-        Msg { attributes: [("lang".to_owned(), "de".to_owned())].into(), ..first.clone() },
-    ] {
-        let details = assert_failed(send_stored(&client, &other, LONG).await, Code::AlreadyExists, "DEAD_LETTERED");
+    let mut others = with_changed_fields(&first);
+    others.retain(|(_, other)| msg_id_of(other) == msg_id_of(&first));
+    for (field, other) in &others {
+        let details = assert_failed(send_stored(&client, other, LONG).await, Code::AlreadyExists, "DEAD_LETTERED");
         let metadata = &details.error_info().unwrap().metadata;
-        assert_eq!(metadata["dead_letter_reason"], "IDEMPOTENCY_CONFLICT");
+        assert_eq!(metadata["dead_letter_reason"], "IDEMPOTENCY_CONFLICT", "another {field}");
         assert!(metadata.contains_key("offset"));
     }
-    assert_eq!((world.rows().await.len(), world.dead_letters().await.len()), (1, 3));
+    assert_eq!((world.rows().await.len(), world.dead_letters().await.len()), (1, others.len()));
+}
+
+/// With the test above: the comparison of a waiter's message with a row uses every field, also those that the ID depends on.
+#[test]
+fn digest_of_message_changes_with_any_field() {
+    let first = msg("alice", "bob", "1", "hello");
+    for (field, other) in with_changed_fields(&first) {
+        assert_ne!(Digest::of(&other), Digest::of(&first), "another {field}");
+    }
+}
+
+#[tokio::test]
+async fn every_field_is_stored_read_and_found_again() {
+    let world = World::new("stored_fields").await;
+    let _transfer = world.running_transfer().await;
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    for (field, changed) in with_changed_fields(&msg("alice", "bob", "1", "hello")) {
+        let sent = Msg { client_msg_id: field.clone(), ..changed };
+        let stored = send_stored(&client, &sent, LONG).await.unwrap().stored.unwrap();
+        assert!(!stored.duplicate, "another {field}");
+        let again = send_stored(&client, &sent, LONG).await.unwrap().stored.unwrap();
+        assert_eq!((again.seq, again.duplicate), (stored.seq, true), "{field} is lost in the row, or in reading it");
+        let (recv_id, seq) = (sent.recv_id.clone(), stored.seq);
+        let page = PullMsgsRequest { recv_id, from_seq: seq, to_seq: seq, ..PullMsgsRequest::default() };
+        let read = client.clone().pull_msgs(page).await.unwrap().into_inner().msgs;
+        assert_eq!(read.into_iter().map(|stored| stored.msg).collect::<Vec<_>>(), [Some(sent)], "{field}");
+    }
 }
 
 #[tokio::test]

@@ -39,7 +39,11 @@ pub(crate) fn msg(from: &str, to: &str, id: &str, body: impl Into<Vec<u8>>) -> M
 
 /// The record that a gateway would write for this message.
 pub(crate) fn record_of(msg: &Msg) -> RawRecord {
-    let msg_id = msg_common::id::msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id);
+    record_with_id(msg, msg_id_of(msg))
+}
+
+/// A record of this message with an ID that need not be its own.
+pub(crate) fn record_with_id(msg: &Msg, msg_id: Uuid) -> RawRecord {
     RawRecord {
         key: Some(msg.recv_id.clone().into_bytes()),
         value: Some(record::encode(msg.clone(), msg_id, 1_700_000_000_000)),

@@ -1,6 +1,7 @@
 //! P2: each message is one row, no matter how often its record is sent.
 
-use crate::support::kafka::{msg, record_of};
+use crate::support::fields::with_changed_fields;
+use crate::support::kafka::{msg, msg_id_of, record_of, record_with_id};
 use crate::support::world::World;
 
 #[tokio::test]
@@ -73,4 +74,31 @@ async fn other_content_under_a_used_id_is_dead_lettered() {
         .map(|other| ("IDEMPOTENCY_CONFLICT".to_owned(), record_of(other).key, record_of(other).value))
         .collect();
     assert_eq!(dead, expected);
+}
+
+/// Its inbox is the exception: it is the key, and under the same ID another inbox has another message.
+#[tokio::test]
+async fn record_that_differs_in_any_field_is_a_conflict() {
+    let world = World::new("changed_fields").await;
+    let writer = world.writer();
+    let first = msg("alice", "bob", "1", "first");
+    let changed = with_changed_fields(&first);
+    let put = || changed.iter().for_each(|(_, other)| writer.put(&record_with_id(other, msg_id_of(&first))));
+    // In the same batch as the first one, and later.
+    writer.put(&record_of(&first));
+    put();
+    writer.flush();
+    let _transfer = world.running_transfer().await;
+    world.wait_for_all_committed().await;
+    put();
+    writer.flush();
+    world.wait_for_all_committed().await;
+    let dead = world.dead_letters().await;
+    for (field, other) in &changed {
+        let value = record_with_id(other, msg_id_of(&first)).value;
+        let conflicts = dead.iter().filter(|letter| letter.0 == "IDEMPOTENCY_CONFLICT" && letter.2 == value).count();
+        assert_eq!(conflicts, if field == "recv_id" { 0 } else { 2 }, "another {field}");
+    }
+    let rows: Vec<_> = world.rows().await.into_iter().map(|row| (row.recv_id, row.seq, row.content)).collect();
+    assert_eq!(rows, [("bob", 1), ("changed", 1)].map(|(inbox, seq)| (inbox.to_owned(), seq, b"first".to_vec())));
 }

@@ -1,6 +1,10 @@
 //! Migrations block other queries only briefly and name what is missing, and an older build continues after a
 //! rollback.
 
+use std::collections::BTreeSet;
+
+use msg_common::table::COLUMNS;
+
 use super::commands::{migrated, run, run_with};
 use crate::support::hosts::host_and_port;
 use crate::support::load::write_messages;
@@ -85,4 +89,15 @@ async fn migration_names_the_missing_right() {
     assert!(words.iter().all(|word| ran.stderr.contains(word)), "{}", ran.stderr);
     database.batch_execute("GRANT CREATE ON SCHEMA public TO may_not").await.unwrap();
     run_with(&world, "migrate", &[("DATABASE_URL", &url)]).await.assert_code(0);
+}
+
+#[tokio::test]
+async fn migrated_table_has_the_columns_that_statements_name() {
+    let world = migrated("columns").await;
+    let columns = "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
+                   WHERE attrelid = 'messages'::regclass AND attnum > 0 AND NOT attisdropped";
+    let rows = world.database().await.query(columns, &[]).await.unwrap();
+    let found: BTreeSet<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let named = COLUMNS.iter().map(|column| (column.name.to_owned(), column.sql.name().to_owned()));
+    assert_eq!(found, named.collect());
 }

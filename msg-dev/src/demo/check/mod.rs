@@ -95,9 +95,9 @@ fn rows_and_order(evidence: &Evidence<'_>, by_id: &HashMap<Uuid, usize>) -> [Fin
     let mut content = Finding::new("", "each row is what was sent, byte for byte, attributes too");
 
     let mut rows: Vec<&Row> = evidence.table.rows.iter().collect();
-    rows.sort_unstable_by(|a, b| (&a.recv_id, a.seq).cmp(&(&b.recv_id, b.seq)));
+    rows.sort_unstable_by(|a, b| (&a.msg.recv_id, a.seq).cmp(&(&b.msg.recv_id, b.seq)));
     let mut found = vec![false; evidence.sent.len()];
-    for inbox in rows.chunk_by(|a, b| a.recv_id == b.recv_id) {
+    for inbox in rows.chunk_by(|a, b| a.msg.recv_id == b.msg.recv_id) {
         let (mut last_seq, mut last_place) = (0, None);
         // When the one was sent that was sent last, of those with a lower seq.
         let mut latest: Option<Instant> = None;
@@ -114,13 +114,13 @@ fn rows_and_order(evidence: &Evidence<'_>, by_id: &HashMap<Uuid, usize>) -> [Fin
             let sent = &evidence.sent[at];
             let first = is_first(row.place, &sent.delivery);
             kafka_order.check(in_order && first, || format!("{} is at {}", name(row), place(row.place)));
-            nothing_doubled.check(!found[at], || format!("{} is a second row of {}", name(row), row.client_msg_id));
+            nothing_doubled.check(!found[at], || format!("{} is a second row of {}", name(row), row.msg.client_msg_id));
             found[at] = true;
             let ok = sent.delivery.acks.iter().map(|ack| ack.at).min();
             let in_order = latest.is_none_or(|latest| ok.is_some_and(|ok| ok >= latest));
             send_order.check(in_order, || format!("{} had its OK before one with a lower seq was sent", name(row)));
             latest = latest.max(Some(sent.began));
-            content.check(is_same(row, sent), || format!("{} differs from what was sent", name(row)));
+            content.check(row.msg == sent.msg, || format!("{} differs from what was sent", name(row)));
         }
     }
     for (sent, found) in evidence.sent.iter().zip(found) {
@@ -138,17 +138,6 @@ fn is_first(row: Place, delivery: &Delivery) -> bool {
         Some(first) => row <= first,
         None => false,
     }
-}
-
-fn is_same(row: &Row, sent: &Sent) -> bool {
-    let msg = &sent.msg;
-    row.recv_id == msg.recv_id
-        && row.send_id == msg.send_id
-        && row.client_msg_id == msg.client_msg_id
-        && i32::from(row.session_type) == msg.session_type
-        && row.content_type == msg.content_type
-        && row.content == msg.content
-        && row.attributes == msg.attributes
 }
 
 /// A repeat with another body is kept aside, nothing else is; and neither table holds what nobody sent.
@@ -233,7 +222,7 @@ fn records(evidence: &Evidence<'_>) -> Finding {
 }
 
 fn name(row: &Row) -> String {
-    format!("{} seq {}", row.recv_id, row.seq)
+    format!("{} seq {}", row.msg.recv_id, row.seq)
 }
 
 fn place(place: Place) -> String {

@@ -1,11 +1,11 @@
 use std::time::{Duration, SystemTime};
 
 use msg_common::proto::{Msg, Placement};
+use msg_common::table::Digest;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::*;
-use crate::watch::digest::Digest;
 use crate::watch::queries::MessageKey;
 
 const LATER: Duration = Duration::from_secs(1);
