@@ -58,38 +58,38 @@ impl Limits {
 
     /// Every rule that `msg` breaks, with field paths below `path`.
     pub fn violations(&self, path: &str, msg: &Msg) -> Vec<Violation> {
+        // Without `..`: a field with no rule here would be accepted whatever it holds.
+        let Msg { recv_id, send_id, client_msg_id, session_type, content_type, content, attributes } = msg;
         let mut found = Vec::new();
         let mut report = |field: &str, description: String| {
             found.push(Violation { field: format!("{path}.{field}"), description });
         };
-        for (field, value, required) in [
-            ("recv_id", &msg.recv_id, true),
-            ("send_id", &msg.send_id, true),
-            ("client_msg_id", &msg.client_msg_id, false),
-        ] {
+        for (field, value, required) in
+            [("recv_id", recv_id, true), ("send_id", send_id, true), ("client_msg_id", client_msg_id, false)]
+        {
             if let Err(description) = text(value, required, self.max_id_bytes) {
                 report(field, description);
             }
         }
-        match SessionType::try_from(msg.session_type) {
+        match SessionType::try_from(*session_type) {
             Ok(SessionType::Unspecified) => report("session_type", "must be set".into()),
             Ok(_) => {}
-            Err(_) => report("session_type", format!("{} is not a SessionType", msg.session_type)),
+            Err(_) => report("session_type", format!("{session_type} is not a SessionType")),
         }
-        if let Err(description) = text(&msg.content_type, true, MAX_CONTENT_TYPE_BYTES) {
+        if let Err(description) = text(content_type, true, MAX_CONTENT_TYPE_BYTES) {
             report("content_type", description);
         }
-        if msg.content.len() > self.max_content_bytes {
-            report("content", format!("has {} bytes; at most {}", msg.content.len(), self.max_content_bytes));
+        if content.len() > self.max_content_bytes {
+            report("content", format!("has {} bytes; at most {}", content.len(), self.max_content_bytes));
         }
-        if msg.attributes.len() > MAX_ATTRIBUTES {
-            report("attributes", format!("has {} entries; at most {MAX_ATTRIBUTES}", msg.attributes.len()));
+        if attributes.len() > MAX_ATTRIBUTES {
+            report("attributes", format!("has {} entries; at most {MAX_ATTRIBUTES}", attributes.len()));
         }
-        let total: usize = msg.attributes.iter().map(|(k, v)| k.len() + v.len()).sum();
+        let total: usize = attributes.iter().map(|(k, v)| k.len() + v.len()).sum();
         if total > MAX_ATTRIBUTES_BYTES {
             report("attributes", format!("has {total} bytes; at most {MAX_ATTRIBUTES_BYTES}"));
         }
-        for (i, (key, value)) in msg.attributes.iter().enumerate() {
+        for (i, (key, value)) in attributes.iter().enumerate() {
             // By place in key order: a key may be too long, or hold what cannot be printed.
             if let Err(description) = text(key, true, MAX_ATTRIBUTE_KEY_BYTES) {
                 report(&format!("attributes.keys[{i}]"), description);
@@ -124,17 +124,18 @@ fn text(value: &str, required: bool, max_bytes: usize) -> Result<(), String> {
 ///
 /// The gateway's limits are stricter. This is for records that came into the topic by another way.
 pub fn unstorable(msg: &Msg, send_time_ms: i64) -> Option<String> {
-    for (field, value) in [("recv_id", &msg.recv_id), ("send_id", &msg.send_id), ("client_msg_id", &msg.client_msg_id)]
-    {
+    // Without `..`: PostgreSQL would reject what is not checked here, and a batch would be bisected for it.
+    let Msg { recv_id, send_id, client_msg_id, session_type, content_type, content: _, attributes } = msg;
+    for (field, value) in [("recv_id", recv_id), ("send_id", send_id), ("client_msg_id", client_msg_id)] {
         if let Err(description) = text(value, field != "client_msg_id", MAX_ID_BYTES) {
             return Some(format!("{field} {description}"));
         }
     }
-    if msg.content_type.contains('\0') || msg.attributes.iter().any(|(k, v)| k.contains('\0') || v.contains('\0')) {
+    if content_type.contains('\0') || attributes.iter().any(|(k, v)| k.contains('\0') || v.contains('\0')) {
         return Some("content_type or attributes contain the character NUL".into());
     }
-    if !matches!(SessionType::try_from(msg.session_type), Ok(kind) if kind != SessionType::Unspecified) {
-        return Some(format!("session_type is {}", msg.session_type));
+    if !matches!(SessionType::try_from(*session_type), Ok(kind) if kind != SessionType::Unspecified) {
+        return Some(format!("session_type is {session_type}"));
     }
     if !(0..=MAX_TIME_MS).contains(&send_time_ms) {
         return Some(format!("send_time_ms is {send_time_ms}"));

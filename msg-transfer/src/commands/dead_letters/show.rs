@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use msg_common::partition::Partition;
 use msg_common::postgres::{Object, Purpose};
-use msg_common::proto::{MsgRecord, SessionType};
+use msg_common::proto::{Msg, MsgRecord, SessionType};
 use prost::Message;
 use serde::Serialize;
 use uuid::Uuid;
@@ -142,21 +142,23 @@ impl Report {
 
 impl MessageText {
     fn of(record: MsgRecord, content: bool) -> Option<Self> {
-        let msg = record.msg?;
-        let session_type = SessionType::try_from(msg.session_type)
-            .map_or_else(|_| msg.session_type.to_string(), |kind| kind.as_str_name().to_owned());
+        // Without `..`: a field that is not shown here looks as if the record did not have it.
+        let Msg { recv_id, send_id, client_msg_id, session_type, content_type, content: bytes, attributes } =
+            record.msg?;
+        let session_type = SessionType::try_from(session_type)
+            .map_or_else(|_| session_type.to_string(), |kind| kind.as_str_name().to_owned());
         let msg_id = Uuid::from_slice(&record.msg_id).map(|id| id.to_string());
         Some(MessageText {
+            recv_id,
+            send_id,
+            client_msg_id,
             msg_id: msg_id.unwrap_or_else(|_| bytes_for_people(&record.msg_id)),
             session_type,
+            content_type,
+            attributes,
             send_time: time(record.send_time_ms),
-            content_bytes: msg.content.len(),
-            content: content.then(|| bytes_for_people(&msg.content)),
-            recv_id: msg.recv_id,
-            send_id: msg.send_id,
-            client_msg_id: msg.client_msg_id,
-            content_type: msg.content_type,
-            attributes: msg.attributes.into_iter().collect(),
+            content_bytes: bytes.len(),
+            content: content.then(|| bytes_for_people(&bytes)),
         })
     }
 }
