@@ -14,7 +14,7 @@ use rdkafka::types::RDKafkaRespErr;
 
 use super::events::rebalance;
 use super::io::{Io, Outside, Parts};
-use super::raw::RawRecord;
+use crate::lane::item::RawRecord;
 
 /// The consumer's context.
 pub struct Context {

@@ -7,7 +7,7 @@ use std::slice;
 use std::time::Duration;
 
 use bytes::Bytes;
-use machine::driver::{Fetched, Record};
+use machine::driver::Fetched;
 use machine::{LeaderEpoch, Partition, RecordOffset};
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
@@ -16,47 +16,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::fetch_error::FetchError;
 use crate::lane::headers::Headers;
-use crate::lane::item::Item;
-
-/// A record's parts, copied out of the fetch buffer into one allocation.
-#[derive(Debug)]
-pub struct RawRecord {
-    /// Its partition.
-    pub partition: Partition,
-    /// Its offset.
-    pub offset: RecordOffset,
-    /// That of the leader which appended it.
-    pub leader_epoch: LeaderEpoch,
-    /// Its key.
-    pub key: Option<Bytes>,
-    /// Its value.
-    pub value: Option<Bytes>,
-    /// Its headers.
-    pub headers: Headers,
-}
-
-impl Record for RawRecord {
-    fn partition(&self) -> Partition {
-        self.partition
-    }
-
-    fn offset(&self) -> RecordOffset {
-        self.offset
-    }
-
-    fn leader_epoch(&self) -> LeaderEpoch {
-        self.leader_epoch
-    }
-
-    fn cost(&self) -> usize {
-        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-        Item::cost(length(&self.key), length(&self.value), self.headers.packed().len())
-    }
-
-    fn key(&self) -> Option<&[u8]> {
-        self.key.as_deref()
-    }
-}
+use crate::lane::item::RawRecord;
 
 /// Most records taken in one go.
 pub const CHUNK: usize = 1000;

@@ -5,7 +5,7 @@ use machine::lane::{Entry, Kind, Message};
 use msg_common::record::{self, DecodeError, Record};
 use uuid::Uuid;
 
-use super::item::Item;
+use super::item::{Item, RawRecord};
 
 /// A record and its decoded content.
 #[derive(Debug)]
@@ -28,8 +28,9 @@ pub enum Content {
 impl DecodedRecord {
     /// Decodes a record.
     pub fn read(item: Item) -> Entry<DecodedRecord> {
-        let version = item.headers.last(record::VERSION_HEADER);
-        let (kind, content) = match record::decode(item.key.as_deref(), version, item.value.clone()) {
+        let RawRecord { key, value, headers, .. } = &item.record;
+        let version = headers.last(record::VERSION_HEADER);
+        let (kind, content) = match record::decode(key.as_deref(), version, value.clone()) {
             Ok(record) => (Kind::Message, Content::Message(Box::new(record))),
             Err(error @ DecodeError::Newer(_)) => (Kind::Newer(error.to_string()), Content::Broken(None, None)),
             Err(DecodeError::Undecodable(detail)) => {

@@ -1,24 +1,23 @@
-//! A consumed record that is passed to a lane. It owns its bytes in one allocation, so that no fetch buffer is kept alive.
+//! A consumed record, and how it is passed to a lane.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use machine::consumer::RecordRef;
+use machine::driver::Record;
 use machine::{Assignment, LeaderEpoch, Partition, RecordOffset};
 
 use super::headers::Headers;
 
-/// A record that is passed to a lane.
+/// A consumed record. It owns its bytes in one allocation, so that no fetch buffer is kept alive.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct RawRecord {
     /// Its partition.
     pub partition: Partition,
     /// Its offset.
     pub offset: RecordOffset,
     /// The leader epoch of the leader that appended it.
     pub leader_epoch: LeaderEpoch,
-    /// The assignment that it was received under.
-    pub assignment: Arc<Assignment>,
     /// Its key.
     pub key: Option<Bytes>,
     /// Its value.
@@ -27,19 +26,45 @@ pub struct Item {
     pub headers: Headers,
 }
 
+/// A record that is passed to a lane.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// The record.
+    pub record: RawRecord,
+    /// The assignment that it was received under.
+    pub assignment: Arc<Assignment>,
+}
+
 /// The bytes that a record needs in the lane and in the ledger in addition to its own: the measured number, rounded up.
 const OVERHEAD: usize = 256;
 
-impl Item {
-    /// Returns its share of the limit on bytes in flight.
-    pub fn cost(key: usize, value: usize, headers: usize) -> usize {
-        key + value + headers + OVERHEAD
+impl Record for RawRecord {
+    fn partition(&self) -> Partition {
+        self.partition
     }
 
+    fn offset(&self) -> RecordOffset {
+        self.offset
+    }
+
+    fn leader_epoch(&self) -> LeaderEpoch {
+        self.leader_epoch
+    }
+
+    fn cost(&self) -> usize {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        length(&self.key) + length(&self.value) + self.headers.packed().len() + OVERHEAD
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+}
+
+impl Item {
     /// Returns the reference by which the lane reports the record to the consumer.
     pub fn record_ref(&self) -> RecordRef {
-        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-        let bytes = Item::cost(length(&self.key), length(&self.value), self.headers.0.len());
-        RecordRef { partition: self.partition, epoch: self.assignment.epoch, offset: self.offset, bytes }
+        let RawRecord { partition, offset, .. } = self.record;
+        RecordRef { partition, epoch: self.assignment.epoch, offset, bytes: self.record.cost() }
     }
 }

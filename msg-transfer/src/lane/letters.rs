@@ -102,8 +102,8 @@ async fn insert_reduced(
             done => {
                 done?;
                 if let Some(error) = refused {
-                    let item = &entries[letter.entry].body.item;
-                    let (partition, offset, error) = (item.partition, item.offset.0, failure::describe(&error));
+                    let record = &entries[letter.entry].body.item.record;
+                    let (partition, offset, error) = (record.partition, record.offset.0, failure::describe(&error));
                     tracing::warn!(partition, offset, error, ?kept, "stored a dead letter with less than its record");
                     metrics::dead_letter_reduced();
                 }
@@ -129,19 +129,19 @@ async fn insert(
 ) -> Result<(), Error> {
     let statement = client.prepare_cached(sql::INSERT_DEAD_LETTERS).await?;
     let body = |dead: &DeadLetter| &entries[dead.entry].body;
-    let item = |dead: &DeadLetter| &body(dead).item;
+    let record = |dead: &DeadLetter| &body(dead).item.record;
     let known = "a record is received only after the start is known";
-    let topic_id: Vec<Uuid> = dead.iter().map(|dead| item(dead).assignment.topic_id().expect(known)).collect();
-    let partition: Vec<i32> = dead.iter().map(|dead| item(dead).partition).collect();
-    let offset: Vec<i64> = dead.iter().map(|dead| item(dead).offset.0).collect();
-    let leader_epoch: Vec<i32> = dead.iter().map(|dead| item(dead).leader_epoch.0).collect();
+    let topic_id: Vec<Uuid> = dead.iter().map(|dead| body(dead).item.assignment.topic_id().expect(known)).collect();
+    let partition: Vec<i32> = dead.iter().map(|dead| record(dead).partition).collect();
+    let offset: Vec<i64> = dead.iter().map(|dead| record(dead).offset.0).collect();
+    let leader_epoch: Vec<i32> = dead.iter().map(|dead| record(dead).leader_epoch.0).collect();
     let recv_id: Vec<Option<&str>> =
         dead.iter().map(|dead| body(dead).known_recv_id().filter(|_| kept.recv_id)).collect();
     let msg_id: Vec<Option<Uuid>> = dead.iter().map(|dead| body(dead).known_msg_id().filter(|_| kept.msg_id)).collect();
-    let key: Vec<Option<&[u8]>> = dead.iter().map(|dead| item(dead).key.as_deref().filter(|_| kept.key)).collect();
+    let key: Vec<Option<&[u8]>> = dead.iter().map(|dead| record(dead).key.as_deref().filter(|_| kept.key)).collect();
     let value: Vec<Option<&[u8]>> =
-        dead.iter().map(|dead| item(dead).value.as_deref().filter(|_| kept.value && dead.content)).collect();
-    let packed = |dead: &'_ DeadLetter| if kept.headers && dead.content { item(dead).headers.packed() } else { &[] };
+        dead.iter().map(|dead| record(dead).value.as_deref().filter(|_| kept.value && dead.content)).collect();
+    let packed = |dead: &'_ DeadLetter| if kept.headers && dead.content { record(dead).headers.packed() } else { &[] };
     let headers: Vec<&[u8]> = dead.iter().map(packed).collect();
     let reason: Vec<&str> = dead.iter().map(|dead| dead.reason.name()).collect();
     let detail: Vec<String> = dead.iter().map(|dead| detail(&dead.detail, kept.detail)).collect();

@@ -53,8 +53,8 @@ pub async fn insert_messages(
 ) -> Result<usize, Error> {
     let records = records(entries, numbered.iter().map(|row| row.entry));
     let stored_at = |row: &NumberedEntry| {
-        let item = &entries[row.entry].body.item;
-        StoredAt { seq: row.seq, partition: item.partition, offset: item.offset.0 }
+        let record = &entries[row.entry].body.item.record;
+        StoredAt { seq: row.seq, partition: record.partition, offset: record.offset.0 }
     };
     insert(client, &records, &numbered.iter().map(stored_at).collect::<Vec<_>>(), kind).await
 }

@@ -14,7 +14,8 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::Io;
 use crate::consumer::events::Polled;
-use crate::consumer::raw::{self, RawRecord};
+use crate::consumer::raw;
+use crate::lane::item::RawRecord;
 
 impl Kafka for Io<'_> {
     type Record = RawRecord;

@@ -15,9 +15,8 @@ use msg_common::repeat::Repeats;
 use super::Io;
 use crate::backoff;
 use crate::consumer::progress::Saved;
-use crate::consumer::raw::RawRecord;
 use crate::consumer::starts;
-use crate::lane::item::Item;
+use crate::lane::item::{Item, RawRecord};
 
 static NOT_SAVED: Repeats = Repeats::new();
 
@@ -39,15 +38,7 @@ impl Surroundings<RawRecord> for Io<'_> {
     }
 
     fn pass(&mut self, lane: LaneNumber, record: RawRecord, assignment: &Arc<Assignment>) {
-        let item = Item {
-            partition: record.partition,
-            offset: record.offset,
-            leader_epoch: record.leader_epoch,
-            assignment: assignment.clone(),
-            key: record.key,
-            value: record.value,
-            headers: record.headers,
-        };
+        let item = Item { record, assignment: assignment.clone() };
         // A lane ends only with the process; a record that it does not accept is not completed.
         if let Err(error) = self.outside.parts.lanes[lane].items.try_send(item) {
             tracing::error!(lane, %error, "lane does not accept records");
