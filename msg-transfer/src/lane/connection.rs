@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use machine::ConnectionNumber;
-use machine::lane::{Answer, Entry, Failure, Request};
+use machine::lane::{Entry, Failure, Request, Response};
 use msg_common::postgres::{DatabaseOptions, Object, Pool};
 
 use super::decoded::DecodedRecord;
@@ -43,26 +43,26 @@ impl Connection {
     }
 
     /// Carries it out.
-    pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Answer {
+    pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Response {
         match request {
             Request::Connect(connection_number) => self.connect(*connection_number).await,
             Request::Disconnect => {
                 self.disconnect();
-                Answer::Ok
+                Response::Ok
             }
             _ => match tokio::time::timeout(self.patience, self.ask(request, entries)).await {
                 Ok(Ok(answer)) => answer,
-                Ok(Err(error)) => Answer::Failed(failure::of(&error)),
-                Err(_) => Answer::Failed(failure::lost("the database did not answer in time")),
+                Ok(Err(error)) => Response::Failed(failure::of(&error)),
+                Err(_) => Response::Failed(failure::lost("the database did not answer in time")),
             },
         }
     }
 
-    async fn connect(&mut self, connection_number: ConnectionNumber) -> Answer {
+    async fn connect(&mut self, connection_number: ConnectionNumber) -> Response {
         self.disconnect();
         let client = match session::fresh(&self.pool).await {
             Ok(client) => client,
-            Err(error) => return Answer::Failed(failure::of_pool(&error)),
+            Err(error) => return Response::Failed(failure::of_pool(&error)),
         };
         // Asked after the connection is there: what lives now, lived when it was made.
         let same = match self.workers(&client).await {
@@ -71,11 +71,11 @@ impl Connection {
         };
         if matches!(same, Ok(true)) {
             self.client = Some(client);
-            return Answer::Ok;
+            return Response::Ok;
         }
         // It was never used, and may lead to the wrong server.
         drop(Object::take(client));
-        same.map_or_else(Answer::Failed, |_| Answer::Stale)
+        same.map_or_else(Response::Failed, |_| Response::Stale)
     }
 
     /// Which servers the workers of a Citus are; none on one server. An error if one does not respond.
@@ -94,27 +94,31 @@ impl Connection {
         }
     }
 
-    async fn ask(&self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Result<Answer, tokio_postgres::Error> {
+    async fn ask(
+        &self,
+        request: &Request,
+        entries: &[Entry<DecodedRecord>],
+    ) -> Result<Response, tokio_postgres::Error> {
         let client = self.client.as_ref().expect("the machine connects first");
         let statement = match request {
             Request::LastSeqs(asked) => {
-                return Ok(Answer::Seqs(statements::last_seqs(client, entries, asked).await?));
+                return Ok(Response::Seqs(statements::last_seqs(client, entries, asked).await?));
             }
             Request::Guard(heads) => {
-                return Ok(Answer::Count(statements::count_predecessors(client, entries, heads, self.kind).await?));
+                return Ok(Response::Count(statements::count_predecessors(client, entries, heads, self.kind).await?));
             }
             Request::Insert(numbered) => {
-                return Ok(Answer::Count(statements::insert_messages(client, entries, numbered, self.kind).await?));
+                return Ok(Response::Count(statements::insert_messages(client, entries, numbered, self.kind).await?));
             }
             Request::Canary(beside) => {
-                return Ok(Answer::Count(statements::insert_canary(client, entries, *beside, self.kind).await?));
+                return Ok(Response::Count(statements::insert_canary(client, entries, *beside, self.kind).await?));
             }
             Request::FindStored(asked) => {
-                return Ok(Answer::Found(statements::find_stored(client, entries, asked, self.kind).await?));
+                return Ok(Response::Found(statements::find_stored(client, entries, asked, self.kind).await?));
             }
             Request::InsertDeadLetters(dead) => {
                 letters::insert_dead_letters(client, &self.topic, entries, dead).await?;
-                return Ok(Answer::Ok);
+                return Ok(Response::Ok);
             }
             Request::Begin => return begin(client, &self.begin.full, None).await,
             Request::BeginRetry => return begin(client, &self.begin.short, None).await,
@@ -122,9 +126,9 @@ impl Connection {
             Request::BeginSearch => return begin(client, &self.begin.short, Some(sql::AFTER_BEGIN_BISECTION)).await,
             Request::Commit => {
                 let ((), warning) = client.commit(client.batch_execute("COMMIT")).await?;
-                return Ok(warning.map_or(Answer::Ok, |warning| {
+                return Ok(warning.map_or(Response::Ok, |warning| {
                     session::warned(Committed::Batch, &warning);
-                    Answer::Warned
+                    Response::Warned
                 }));
             }
             Request::Rollback => "ROLLBACK",
@@ -139,15 +143,15 @@ impl Connection {
             }
         };
         client.batch_execute(statement).await?;
-        Ok(Answer::Ok)
+        Ok(Response::Ok)
     }
 }
 
 /// All sent before the first answer is awaited.
-async fn begin(client: &Object, parts: &[String], then: Option<&str>) -> Result<Answer, tokio_postgres::Error> {
+async fn begin(client: &Object, parts: &[String], then: Option<&str>) -> Result<Response, tokio_postgres::Error> {
     let parts = parts.iter().map(String::as_str).chain(then);
     try_join_all(parts.map(|part| client.batch_execute(part))).await?;
-    Ok(Answer::Ok)
+    Ok(Response::Ok)
 }
 
 impl Drop for Connection {

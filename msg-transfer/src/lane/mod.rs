@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use machine::Reason;
 use machine::consumer::Event;
 use machine::failure::Class;
-use machine::lane::{Answer, BatchFailure, Machine, Outcome, Request};
+use machine::lane::{BatchFailure, Machine, Outcome, Request, Response};
 use msg_common::admin::Readiness;
 use msg_common::repeat::Repeats;
 use tokio::sync::{Notify, mpsc};
@@ -182,11 +182,11 @@ impl Lane {
                 Request::ApproveDeadLetters(dead) => {
                     self.send(Event::DeadLettersRequested { lane: self.machine.number(), dead });
                     self.approved.notified().await;
-                    Answer::Ok
+                    Response::Ok
                 }
                 Request::Wait(failed) => {
                     self.wait(&failed).await;
-                    Answer::Ok
+                    Response::Ok
                 }
                 request => {
                     if let (Request::BeginSearch, Some(cause)) = (&request, self.machine.searching()) {
@@ -194,13 +194,13 @@ impl Lane {
                         self.readiness.not_ready(&self.component(), &cause.text);
                     }
                     let answer = self.connection.carry_out(&request, self.machine.entries()).await;
-                    if (&request, &answer) == (&Request::Commit, &Answer::Ok) {
+                    if (&request, &answer) == (&Request::Commit, &Response::Ok) {
                         self.hint();
                     }
                     answer
                 }
             };
-            request = self.machine.answer(answer, &mut events);
+            request = self.machine.handle(answer, &mut events);
         }
     }
 

@@ -24,7 +24,7 @@ use self::cache::SeqCache;
 use self::conflicts::Conflicts;
 use self::entry::forget_found;
 pub use self::entry::{DeadLetter, Entry, Kind, Message};
-pub use self::request::{Answer, BatchFailure, NumberedEntry, Outcome, Request};
+pub use self::request::{BatchFailure, NumberedEntry, Outcome, Request, Response};
 use crate::consumer::{Event, LaneNumber, RecordRef};
 use crate::failure::Class;
 use crate::{ConnectionNumber, Partition};
@@ -189,15 +189,15 @@ impl<T: Message> Machine<T> {
         forget_found(&mut self.entries);
     }
 
-    /// Goes on with the answer to the last request.
-    pub fn answer(&mut self, answer: Answer, events: &mut Vec<Event>) -> Request {
-        match (self.pending, answer) {
-            (_, Answer::Failed(failure)) => self.failed(failure),
+    /// Handles the response to the last request, and returns the next request.
+    pub fn handle(&mut self, response: Response, events: &mut Vec<Event>) -> Request {
+        match (self.pending, response) {
+            (_, Response::Failed(failure)) => self.failed(failure),
             (Pending::Approval, _) => {
                 self.approved = true;
                 self.turn(events)
             }
-            (Pending::Connection(connection_number), Answer::Ok) => {
+            (Pending::Connection(connection_number), Response::Ok) => {
                 self.connected = Some(connection_number);
                 self.ask()
             }
@@ -219,20 +219,20 @@ impl<T: Message> Machine<T> {
             },
             (Pending::UndoRetry, _) => self.next_part(events),
             (Pending::Backoff | Pending::UndoFenced, _) => self.turn(events),
-            (Pending::LastSeqs, Answer::Seqs(seqs)) => self.assign_seqs(seqs),
+            (Pending::LastSeqs, Response::Seqs(seqs)) => self.assign_seqs(seqs),
             (Pending::Begin, _) => self.guard(),
-            (Pending::Guard, Answer::Count(found)) if found == self.heads().len() => self.insert(),
+            (Pending::Guard, Response::Count(found)) if found == self.heads().len() => self.insert(),
             (Pending::Guard, _) => self.again(Class::Conflict, "what was stored before cannot be seen yet"),
-            (Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted),
+            (Pending::Insert, Response::Count(inserted)) => self.inserted(inserted),
             (Pending::UndoInsert, _) => {
                 self.pending = Pending::FindInserted;
                 Request::FindStored(self.numbered.iter().map(|row| row.entry).collect())
             }
-            (Pending::FindInserted, Answer::Found(found)) if !found.is_empty() => {
+            (Pending::FindInserted, Response::Found(found)) if !found.is_empty() => {
                 self.found(&found);
                 self.ask()
             }
-            (Pending::FindRepeats, Answer::Found(found)) if found.len() == self.repeats().len() => {
+            (Pending::FindRepeats, Response::Found(found)) if found.len() == self.repeats().len() => {
                 self.found(&found);
                 self.insert_dead_letters()
             }
@@ -240,12 +240,12 @@ impl<T: Message> Machine<T> {
                 self.again(Class::Transient, "rows that were there are gone")
             }
             (Pending::DeadLetters, _) => self.commit(),
-            (Pending::Commit, answer) => self.committed(answer == Answer::Warned, events),
+            (Pending::Commit, response) => self.committed(response == Response::Warned, events),
             (Pending::UndoRejected, _) => {
                 self.pending = Pending::FindRejected;
                 Request::FindStored(self.numbered.iter().map(|row| row.entry).collect())
             }
-            (Pending::FindRejected, Answer::Found(found)) if !found.is_empty() => {
+            (Pending::FindRejected, Response::Found(found)) if !found.is_empty() => {
                 self.bisection = None;
                 self.found(&found);
                 self.ask()
@@ -255,16 +255,16 @@ impl<T: Message> Machine<T> {
                 self.request(Pending::BeginBisection, begin)
             }
             (Pending::BeginBisection, _) => self.request(Pending::Canary, Request::Canary(None)),
-            (Pending::Canary, answer) => {
+            (Pending::Canary, response) => {
                 // A trigger may swallow it.
-                if matches!(answer, Answer::Count(1..)) {
+                if matches!(response, Response::Count(1..)) {
                     self.bisection().accepted();
                 }
                 self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
             }
-            (Pending::Probe, answer) => {
+            (Pending::Probe, response) => {
                 // A duplicate is not written, and so proves nothing.
-                if matches!(answer, Answer::Count(1..)) {
+                if matches!(response, Response::Count(1..)) {
                     self.bisection().accepted();
                 }
                 self.request(Pending::MoveSavepoint, Request::MoveSavepoint)
@@ -273,13 +273,13 @@ impl<T: Message> Machine<T> {
                 Some(row) => self.request(Pending::OwnCanary, Request::Canary(Some(self.numbered[row]))),
                 None => self.probe(),
             },
-            (Pending::OwnCanary, answer) => {
-                self.bisection().suspect_tried(matches!(answer, Answer::Count(1..)));
+            (Pending::OwnCanary, response) => {
+                self.bisection().suspect_tried(matches!(response, Response::Count(1..)));
                 self.request(Pending::UndoCanary, Request::RollbackToSavepoint)
             }
             (Pending::UndoCanary | Pending::MoveSavepoint, _) => self.probe(),
             (Pending::EndBisection, _) => self.judge(events),
-            (pending, answer) => unreachable!("{answer:?} does not answer {pending:?}"),
+            (pending, response) => unreachable!("{response:?} is no response to {pending:?}"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The requests of a lane's machine, one at a time, and their answers.
+//! The requests of a lane's machine, one at a time, and their responses.
 
 use super::bisection::Failure;
 use super::entry::DeadLetter;
@@ -16,49 +16,49 @@ pub struct NumberedEntry {
 /// The next step of a batch. Statements are sent over the lane's one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// The batch is over. Needs no answer.
+    /// The batch is over. Needs no response.
     Done(Outcome),
-    /// Send `Event::DeadLettersRequested` for these records, and wait for `Action::DeadLettersApproved`. Answer: `Ok`.
+    /// Send `Event::DeadLettersRequested` for these records, and wait for `Action::DeadLettersApproved`. Response: `Ok`.
     ApproveDeadLetters(Vec<RecordRef>),
-    /// Make a new connection, then check that the reference connection with this number is still open. Answer: `Ok`, `Stale`.
+    /// Make a new connection, then check that the reference connection with this number is still open. Response: `Ok`, `Stale`.
     Connect(ConnectionNumber),
-    /// Close the connection, whatever it is doing. Answer: `Ok`.
+    /// Close the connection, whatever it is doing. Response: `Ok`.
     Disconnect,
-    /// Wait before the next attempt. Answer: `Ok`.
+    /// Wait before the next attempt. Response: `Ok`.
     Wait(BatchFailure),
-    /// Read the last `seq` of the inbox of each of these entries, 0 for an empty inbox. Answer: `Seqs`, in order.
+    /// Read the last `seq` of the inbox of each of these entries, 0 for an empty inbox. Response: `Seqs`, in order.
     LastSeqs(Vec<usize>),
-    /// Begin a transaction. Answer: `Ok`.
+    /// Begin a transaction. Response: `Ok`.
     Begin,
-    /// Begin a transaction with short timeouts, to try whether an inbox is still blocked. Answer: `Ok`.
+    /// Begin a transaction with short timeouts, to try whether an inbox is still blocked. Response: `Ok`.
     BeginRetry,
-    /// Count the rows whose predecessor, `seq` - 1 of the same inbox, is in the table. Answer: `Count`.
+    /// Count the rows whose predecessor, `seq` - 1 of the same inbox, is in the table. Response: `Count`.
     Guard(Vec<NumberedEntry>),
-    /// Insert these rows, except those whose ID is in the table. Answer: `Count` of the inserted rows.
+    /// Insert these rows, except those whose ID is in the table. Response: `Count` of the inserted rows.
     Insert(Vec<NumberedEntry>),
-    /// Look up which of these entries are in the table by their ID, and whether their content is the same. Answer: `Found`.
+    /// Look up which of these entries are in the table by their ID, and whether their content is the same. Response: `Found`.
     FindStored(Vec<usize>),
-    /// Insert these dead letters. Answer: `Ok`.
+    /// Insert these dead letters. Response: `Ok`.
     InsertDeadLetters(Vec<DeadLetter>),
-    /// COMMIT. Answer: `Ok`, `Warned`.
+    /// COMMIT. Response: `Ok`, `Warned`.
     Commit,
-    /// Roll back. Answer: `Ok`.
+    /// Roll back. Response: `Ok`.
     Rollback,
-    /// Begin a transaction in which deferred constraints are checked immediately, and set a savepoint. Answer: `Ok`.
+    /// Begin a transaction in which deferred constraints are checked immediately, and set a savepoint. Response: `Ok`.
     BeginBisection,
-    /// The same as `BeginBisection` with short timeouts, to find blocked inboxes. Answer: `Ok`.
+    /// The same as `BeginBisection` with short timeouts, to find blocked inboxes. Response: `Ok`.
     BeginSearch,
-    /// Insert the canary row: in place of this entry in its inbox, or in an inbox of its own. Answer: `Count`.
+    /// Insert the canary row: in place of this entry in its inbox, or in an inbox of its own. Response: `Count`.
     Canary(Option<NumberedEntry>),
-    /// Move the savepoint to the current state of the transaction. Answer: `Ok`.
+    /// Move the savepoint to the current state of the transaction. Response: `Ok`.
     MoveSavepoint,
-    /// Go back to the savepoint. Answer: `Ok`.
+    /// Go back to the savepoint. Response: `Ok`.
     RollbackToSavepoint,
 }
 
-/// The answer to a request. `Failed` answers every request except `ApproveDeadLetters`, `Disconnect`, `Wait` and `Done`.
+/// The response to a request. `Failed` is a response to every request except `ApproveDeadLetters`, `Disconnect`, `Wait` and `Done`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Response {
     /// The request succeeded.
     Ok,
     /// The COMMIT succeeded with a warning: a standby may not have the rows, or they may not be visible yet.

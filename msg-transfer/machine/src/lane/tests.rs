@@ -57,8 +57,8 @@ impl Lane {
         self.machine.begin(entries, &mut self.events)
     }
 
-    fn on(&mut self, answer: Answer) -> Request {
-        self.machine.answer(answer, &mut self.events)
+    fn on(&mut self, response: Response) -> Request {
+        self.machine.handle(response, &mut self.events)
     }
 
     /// The offsets, in the order in which they were completed.
@@ -73,16 +73,16 @@ impl Lane {
     /// Answers each request like a database that takes everything, up to the first that `stop` wants.
     fn until(&mut self, mut request: Request, stop: impl Fn(&Request) -> bool) -> Request {
         while !stop(&request) {
-            let answer = match &request {
-                Request::LastSeqs(asked) => Answer::Seqs(vec![0; asked.len()]),
-                Request::Insert(rows) => Answer::Count(rows.len()),
-                Request::Guard(heads) => Answer::Count(heads.len()),
-                Request::Canary(_) => Answer::Count(1),
-                Request::FindStored(_) => Answer::Found(Vec::new()),
+            let response = match &request {
+                Request::LastSeqs(asked) => Response::Seqs(vec![0; asked.len()]),
+                Request::Insert(rows) => Response::Count(rows.len()),
+                Request::Guard(heads) => Response::Count(heads.len()),
+                Request::Canary(_) => Response::Count(1),
+                Request::FindStored(_) => Response::Found(Vec::new()),
                 Request::Done(_) => panic!("it is over"),
-                _ => Answer::Ok,
+                _ => Response::Ok,
             };
-            request = self.on(answer);
+            request = self.on(response);
         }
         request
     }
@@ -92,8 +92,8 @@ fn numbered(rows: &[(usize, i64)]) -> Request {
     Request::Insert(rows.iter().map(|(entry, seq)| NumberedEntry { entry: *entry, seq: *seq }).collect())
 }
 
-fn failed(class: Class) -> Answer {
-    Answer::Failed(Failure { class, text: "no".into() })
+fn failed(class: Class) -> Response {
+    Response::Failed(Failure { class, text: "no".into() })
 }
 
 fn is_insert(request: &Request) -> bool {
@@ -118,7 +118,7 @@ fn rows_are_sorted_by_inbox_and_settled_only_after_the_commit() {
     assert!(matches!(&lane.events[..], [Event::Completed(records)] if records.len() == 3));
     // The cache knows both inboxes now.
     assert_eq!(lane.begin(vec![Msg("b", 4)]), Request::Begin);
-    assert_eq!(lane.on(Answer::Ok), numbered(&[(0, 3)]));
+    assert_eq!(lane.on(Response::Ok), numbered(&[(0, 3)]));
 }
 
 #[test]
@@ -128,9 +128,9 @@ fn a_commit_without_an_answer_costs_the_connection_and_the_cache() {
     let request = lane.until(request, |request| *request == Request::Commit);
     assert_eq!(lane.until(request, |request| *request == Request::Commit), Request::Commit);
     assert_eq!(lane.on(failed(Class::Transient)), Request::Disconnect);
-    assert!(matches!(lane.on(Answer::Ok), Request::Wait(BatchFailure { attempts: 1, .. })));
-    assert_eq!(lane.on(Answer::Ok), Request::Connect(1));
-    assert_eq!(lane.on(Answer::Ok), Request::LastSeqs(vec![0]));
+    assert!(matches!(lane.on(Response::Ok), Request::Wait(BatchFailure { attempts: 1, .. })));
+    assert_eq!(lane.on(Response::Ok), Request::Connect(1));
+    assert_eq!(lane.on(Response::Ok), Request::LastSeqs(vec![0]));
     assert!(lane.events.is_empty());
 }
 
@@ -140,8 +140,8 @@ fn a_repeat_is_not_inserted_and_compared_with_the_first() {
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 1), Msg("a", 2)]);
     let insert = lane.until(request, is_insert);
     assert_eq!(insert, numbered(&[(0, 1), (2, 2)]));
-    assert_eq!(lane.on(Answer::Count(2)), Request::FindStored(vec![1]));
-    assert_eq!(lane.on(Answer::Found(vec![(1, false)])), {
+    assert_eq!(lane.on(Response::Count(2)), Request::FindStored(vec![1]));
+    assert_eq!(lane.on(Response::Found(vec![(1, false)])), {
         let detail = "another message with this id is stored, and its fields differ".to_owned();
         Request::InsertDeadLetters(vec![DeadLetter {
             entry: 1,
@@ -157,11 +157,11 @@ fn duplicates_leave_no_hole() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     lane.until(request, is_insert);
-    assert_eq!(lane.on(Answer::Count(1)), Request::Rollback);
-    assert_eq!(lane.on(Answer::Ok), Request::FindStored(vec![0, 1]));
-    assert_eq!(lane.on(Answer::Found(vec![(0, true)])), Request::LastSeqs(vec![1]));
-    assert_eq!(lane.on(Answer::Seqs(vec![7])), Request::Begin);
-    assert_eq!(lane.on(Answer::Ok), numbered(&[(1, 8)]));
+    assert_eq!(lane.on(Response::Count(1)), Request::Rollback);
+    assert_eq!(lane.on(Response::Ok), Request::FindStored(vec![0, 1]));
+    assert_eq!(lane.on(Response::Found(vec![(0, true)])), Request::LastSeqs(vec![1]));
+    assert_eq!(lane.on(Response::Seqs(vec![7])), Request::Begin);
+    assert_eq!(lane.on(Response::Ok), numbered(&[(1, 8)]));
 }
 
 #[test]
@@ -170,9 +170,9 @@ fn with_the_guard_each_first_row_needs_its_predecessor() {
     let request = lane.begin(vec![Msg("a", 1), Msg("b", 2)]);
     let last = lane.until(request, |request| matches!(request, Request::LastSeqs(_)));
     assert_eq!(last, Request::LastSeqs(vec![0, 1]));
-    assert_eq!(lane.on(Answer::Seqs(vec![4, 0])), Request::Begin);
-    assert_eq!(lane.on(Answer::Ok), Request::Guard(vec![NumberedEntry { entry: 0, seq: 5 }]));
-    assert_eq!(lane.on(Answer::Count(0)), Request::Disconnect);
+    assert_eq!(lane.on(Response::Seqs(vec![4, 0])), Request::Begin);
+    assert_eq!(lane.on(Response::Ok), Request::Guard(vec![NumberedEntry { entry: 0, seq: 5 }]));
+    assert_eq!(lane.on(Response::Count(0)), Request::Disconnect);
 }
 
 #[test]
@@ -181,8 +181,8 @@ fn what_was_fenced_before_the_commit_is_rolled_back() {
     let request = lane.begin(vec![Msg("a", 1)]);
     lane.until(request, is_insert);
     lane.assignment.fence();
-    assert_eq!(lane.on(Answer::Count(1)), Request::Rollback);
-    assert_eq!(lane.on(Answer::Ok), Request::Done(Outcome::default()));
+    assert_eq!(lane.on(Response::Count(1)), Request::Rollback);
+    assert_eq!(lane.on(Response::Ok), Request::Done(Outcome::default()));
     assert!(matches!(&lane.events[..], [Event::Dropped(records)] if records.len() == 1));
 }
 
@@ -190,7 +190,7 @@ fn what_was_fenced_before_the_commit_is_rolled_back() {
 fn another_server_fences_everything_at_once() {
     let mut lane = Lane::new(false);
     lane.begin(vec![Msg("a", 1)]);
-    assert_eq!(lane.on(Answer::Stale), Request::Done(Outcome::default()));
+    assert_eq!(lane.on(Response::Stale), Request::Done(Outcome::default()));
     assert!(lane.assignment.is_fenced());
     assert!(matches!(&lane.events[..], [Event::Restart, Event::Dropped(_)]));
 }
@@ -266,13 +266,13 @@ fn what_the_server_has_no_time_for_is_stored_in_parts() {
     let request = lane.on(failed(Class::Heavy));
     // Looked for with short time-outs first: no inbox is to blame.
     assert_eq!(lane.until(request, |request| *request == Request::BeginSearch), Request::BeginSearch);
-    let request = lane.on(Answer::Ok);
+    let request = lane.on(Response::Ok);
     let request = lane.until(request, |request| matches!(request, Request::Wait(_)));
     let first = lane.until(request, is_insert);
     assert_eq!(first, numbered(&[(0, 1), (1, 1)]));
     let commit = lane.until(first, |request| *request == Request::Commit);
     assert_eq!(commit, Request::Commit);
-    let second = lane.on(Answer::Ok);
+    let second = lane.on(Response::Ok);
     assert!(matches!(&lane.events[..], [Event::Completed(records)] if records.len() == 2));
     let second = lane.until(second, is_insert);
     assert_eq!(second, numbered(&[(0, 2), (1, 3)]), "in order");
@@ -307,8 +307,8 @@ fn what_is_stored_is_not_to_blame_when_it_is_refused() {
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     lane.until(request, is_insert);
     assert_eq!(lane.on(failed(Class::Permanent)), Request::Rollback);
-    assert_eq!(lane.on(Answer::Ok), Request::FindStored(vec![0, 1]));
-    let request = lane.on(Answer::Found(vec![(0, true)]));
+    assert_eq!(lane.on(Response::Ok), Request::FindStored(vec![0, 1]));
+    let request = lane.on(Response::Found(vec![(0, true)]));
     let insert = lane.until(request, is_insert);
     assert_eq!(insert, numbered(&[(1, 1)]));
     let done = lane.until(insert, is_done);
@@ -384,7 +384,7 @@ fn locked_table_blocks_no_inbox() {
     assert_eq!(lane.until(request, |request| *request == Request::BeginSearch), Request::BeginSearch);
     assert_eq!(lane.on(failed(Class::Locked)), Request::Disconnect);
     assert!(matches!(
-        lane.on(Answer::Ok),
+        lane.on(Response::Ok),
         Request::Wait(BatchFailure { failure: Failure { class: Class::Locked, .. }, .. })
     ));
     assert_eq!(lane.machine.blocked().count(), 0);
@@ -412,7 +412,7 @@ fn lost_connection_says_nothing_of_blocked_inbox() {
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     lane.until(request, is_insert);
     assert_eq!(lane.on(failed(Class::Lost)), Request::Disconnect);
-    assert_eq!(lane.on(Answer::Ok), Request::Done(Outcome::default()));
+    assert_eq!(lane.on(Response::Ok), Request::Done(Outcome::default()));
     assert_eq!(lane.machine.blocked().next().map(|blocked| blocked.failure.class), Some(Class::Locked));
 }
 
@@ -421,8 +421,8 @@ fn conflict_beyond_the_limit_keeps_no_content() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 1), Msg("a", 1)]);
     lane.until(request, is_insert);
-    assert_eq!(lane.on(Answer::Count(1)), Request::FindStored(vec![1, 2]));
-    let Request::InsertDeadLetters(dead) = lane.on(Answer::Found(vec![(1, false), (2, false)])) else { panic!() };
+    assert_eq!(lane.on(Response::Count(1)), Request::FindStored(vec![1, 2]));
+    let Request::InsertDeadLetters(dead) = lane.on(Response::Found(vec![(1, false), (2, false)])) else { panic!() };
     assert_eq!(dead.iter().map(|dead| dead.content).collect::<Vec<_>>(), [true, false]);
     assert!(dead[1].detail.contains("not kept"), "{}", dead[1].detail);
 }
@@ -433,7 +433,7 @@ fn commit_with_a_warning_completes_the_batch_and_clears_the_cache() {
     let request = lane.begin(vec![Msg("a", 1)]);
     let commit = lane.until(request, |request| *request == Request::Commit);
     assert_eq!(commit, Request::Commit);
-    assert_eq!(lane.on(Answer::Warned), Request::Done(Outcome { stored: 1, ..Outcome::default() }));
+    assert_eq!(lane.on(Response::Warned), Request::Done(Outcome { stored: 1, ..Outcome::default() }));
     assert!(matches!(&lane.events[..], [Event::Completed(records)] if records.len() == 1));
     assert_eq!(lane.begin(vec![Msg("a", 2)]), Request::LastSeqs(vec![0]));
 }

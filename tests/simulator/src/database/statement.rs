@@ -2,7 +2,7 @@
 
 use machine::consumer::start::Lost;
 use machine::failure::Class;
-use machine::lane::Answer;
+use machine::lane::Response;
 use machine::{Epoch, Partition, Progress};
 
 use super::{Client, Database, Dead, Row, SessionId, Transaction};
@@ -33,7 +33,7 @@ pub(crate) enum Statement {
 
 #[derive(Clone, Debug)]
 pub(crate) enum StatementResult {
-    Lane(Answer),
+    Lane(Response),
     Loaded(Vec<(Partition, Option<Progress>, Vec<i64>)>),
     /// Whether the row was unchanged since the start task had read the row.
     Lowered(bool),
@@ -126,7 +126,7 @@ impl Database {
         visible_later: bool,
         observation: &mut Observation,
     ) -> Step {
-        let ok = Step::Done(StatementResult::Lane(Answer::Ok));
+        let ok = Step::Done(StatementResult::Lane(Response::Ok));
         let failed = self.sessions[index].transaction.as_ref().is_some_and(|open| open.failed);
         let ends = matches!(statement, Statement::Rollback | Statement::RollbackToSavepoint | Statement::Commit);
         if failed && !ends {
@@ -136,7 +136,7 @@ impl Database {
         match statement {
             Statement::LastSeqs(inboxes) => {
                 let seqs = inboxes.iter().map(|inbox| self.tables.last_seq(*inbox)).collect();
-                Step::Done(StatementResult::Lane(Answer::Seqs(seqs)))
+                Step::Done(StatementResult::Lane(Response::Seqs(seqs)))
             }
             Statement::Begin | Statement::BeginBisection => {
                 self.last_transaction += 1;
@@ -152,7 +152,7 @@ impl Database {
             }
             Statement::Guard(first_rows) => {
                 let has_predecessor = |row: &&Row| self.tables.by_seq(row.record.inbox, row.seq - 1).is_some();
-                Step::Done(StatementResult::Lane(Answer::Count(first_rows.iter().filter(has_predecessor).count())))
+                Step::Done(StatementResult::Lane(Response::Count(first_rows.iter().filter(has_predecessor).count())))
             }
             Statement::Insert(rows) => self.insert(index, rows),
             Statement::Canary(replaced) => self.canary(index, replaced.as_ref()),
@@ -248,7 +248,7 @@ impl Database {
             }
             done += 1;
         }
-        Step::Done(StatementResult::Lane(Answer::Count(inserted)))
+        Step::Done(StatementResult::Lane(Response::Count(inserted)))
     }
 
     fn canary(&mut self, index: usize, replaced: Option<&Row>) -> Step {
@@ -269,7 +269,7 @@ impl Database {
             kind: RecordKind::Good,
         };
         self.open(index).rows.push(Row { seq: 0, record });
-        Step::Done(StatementResult::Lane(Answer::Count(1)))
+        Step::Done(StatementResult::Lane(Response::Count(1)))
     }
 
     fn find(&mut self, index: usize, lookups: &[(usize, Record)]) -> Step {
@@ -281,7 +281,7 @@ impl Database {
         let found = lookups
             .iter()
             .filter_map(|(entry, record)| row(record).map(|row| (*entry, row.record.version == record.version)));
-        Step::Done(StatementResult::Lane(Answer::Found(found.collect())))
+        Step::Done(StatementResult::Lane(Response::Found(found.collect())))
     }
 
     fn insert_dead(&mut self, index: usize, dead: &[Dead]) -> Step {
@@ -301,14 +301,14 @@ impl Database {
             }
             done += 1;
         }
-        Step::Done(StatementResult::Lane(Answer::Ok))
+        Step::Done(StatementResult::Lane(Response::Ok))
     }
 
     fn commit(&mut self, index: usize, visible_later: bool, observation: &mut Observation) -> Step {
         let Some(open) = self.sessions[index].transaction.take() else { return Step::Failed(Class::Fatal) };
         if open.failed {
             // The server's result is ROLLBACK, which is no error.
-            return Step::Done(StatementResult::Lane(Answer::Ok));
+            return Step::Done(StatementResult::Lane(Response::Ok));
         }
         if open.rows.iter().any(|row| row.record.kind == RecordKind::RejectedAtCommit) {
             return Step::Failed(Class::Permanent);
@@ -318,7 +318,7 @@ impl Database {
         if visible_later {
             self.invisible.push(open);
         }
-        Step::Done(StatementResult::Lane(Answer::Ok))
+        Step::Done(StatementResult::Lane(Response::Ok))
     }
 
     /// Returns the other transaction that has a matching row and has not ended.

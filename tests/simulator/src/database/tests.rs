@@ -1,7 +1,7 @@
 //! The database's model behaves like PostgreSQL in all that the machines rely on.
 
 use machine::failure::Class;
-use machine::lane::Answer;
+use machine::lane::Response;
 
 use super::*;
 use crate::kafka::log::{Record, RecordKind};
@@ -32,7 +32,7 @@ fn on(database: &mut Database, session: SessionId, statement: Statement) -> Poll
 
 fn count(polled: &Polled) -> Option<usize> {
     match polled {
-        Polled::Result(StatementResult::Lane(Answer::Count(count))) => Some(*count),
+        Polled::Result(StatementResult::Lane(Response::Count(count))) => Some(*count),
         _ => None,
     }
 }
@@ -46,7 +46,7 @@ fn open_transaction(database: &mut Database) -> SessionId {
 fn last_seq(database: &mut Database) -> i64 {
     let id = session(database);
     match on(database, id, Statement::LastSeqs(vec![0])) {
-        Polled::Result(StatementResult::Lane(Answer::Seqs(seqs))) => seqs[0],
+        Polled::Result(StatementResult::Lane(Response::Seqs(seqs))) => seqs[0],
         other => panic!("{other:?}"),
     }
 }
@@ -162,7 +162,7 @@ fn invisible_commit_keeps_its_keys_locked() {
     on(&mut database, a, Statement::Insert(vec![row(1, 1)]));
     database.send(a, Statement::Commit);
     database.execute(a, StatementEffect::VisibleLater);
-    assert!(matches!(database.poll(a), Polled::Result(StatementResult::Lane(Answer::Ok))));
+    assert!(matches!(database.poll(a), Polled::Result(StatementResult::Lane(Response::Ok))));
     assert_eq!(last_seq(&mut database), 0);
     assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Pending));
     database.make_visible(0);

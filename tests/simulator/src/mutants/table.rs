@@ -48,8 +48,8 @@ use Expected::{Found, Harmless, Rare};
 
 mutants! {
     "records are completed when they are inserted, before the COMMIT" Found =>
-        "machine/src/lane/mod.rs": "(Pending::Insert, Answer::Count(inserted)) => self.inserted(inserted)," ->
-            "(Pending::Insert, Answer::Count(inserted)) => { if inserted == self.numbered.len() { events.push(Event::Completed(self.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(inserted) }",
+        "machine/src/lane/mod.rs": "(Pending::Insert, Response::Count(inserted)) => self.inserted(inserted)," ->
+            "(Pending::Insert, Response::Count(inserted)) => { if inserted == self.numbered.len() { events.push(Event::Completed(self.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(inserted) }",
         "machine/src/lane/writing.rs": "events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.record_ref).collect()));" ->
             "self.entries.clear();";
     "the highest completed offset is committed, not the contiguous prefix" Found =>

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use machine::consumer::Event;
 use machine::failure::Class;
-use machine::lane::{Answer, Entry, Failure, Machine, Message, NumberedEntry, Request, Settings};
+use machine::lane::{Entry, Failure, Machine, Message, NumberedEntry, Request, Response, Settings};
 use machine::reference_connection::Query;
 use uuid::Uuid;
 
@@ -42,7 +42,7 @@ enum Activity {
     Approval,
     Backoff,
     /// Has a result that the machine has not received.
-    HasResult(Answer),
+    HasResult(Response),
 }
 
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Lane {
 
     pub(super) fn dead_letters_approved(&mut self) {
         if matches!(self.activity, Activity::Approval) {
-            self.activity = Activity::HasResult(Answer::Ok);
+            self.activity = Activity::HasResult(Response::Ok);
         }
     }
 
@@ -90,7 +90,7 @@ impl Lane {
             env.count(Fact::Stale);
             self.close(env);
         }
-        self.activity = Activity::HasResult(if alive { Answer::Ok } else { Answer::Stale });
+        self.activity = Activity::HasResult(if alive { Response::Ok } else { Response::Stale });
     }
 
     fn close(&mut self, env: &mut Env) {
@@ -145,8 +145,8 @@ impl Lane {
     }
 }
 
-fn failed(class: Class) -> Answer {
-    Answer::Failed(Failure { class, text: class.name().to_owned() })
+fn failed(class: Class) -> Response {
+    Response::Failed(Failure { class, text: class.name().to_owned() })
 }
 
 impl Parts {
@@ -198,11 +198,11 @@ impl Parts {
                 lane.activity = waits;
                 return false;
             }
-            Activity::Backoff => Answer::Ok,
+            Activity::Backoff => Response::Ok,
             Activity::HasResult(answer) => answer,
         };
         count(&answer, env);
-        let request = self.lanes[number].machine.answer(answer, &mut events);
+        let request = self.lanes[number].machine.handle(answer, &mut events);
         self.events.extend(events);
         self.decided(number, request, env);
         true
@@ -256,7 +256,7 @@ impl Parts {
             }
             Request::Disconnect => {
                 lane.close(env);
-                Activity::HasResult(Answer::Ok)
+                Activity::HasResult(Response::Ok)
             }
             Request::Wait(failed) => {
                 if failed.failure.text.contains("cannot be seen yet") {
@@ -270,7 +270,7 @@ impl Parts {
 }
 
 impl Lane {
-    fn poll(&mut self, env: &mut Env) -> Option<Answer> {
+    fn poll(&mut self, env: &mut Env) -> Option<Response> {
         let Some(session) = self.session else { return Some(failed(Class::Lost)) };
         if !env.database.has_result(session) {
             let times_out = !env.healing && env.config.has(Fault::ClientTimeout) && env.choices.one_in(30);
@@ -292,8 +292,8 @@ impl Lane {
     }
 }
 
-fn count(answer: &Answer, env: &mut Env) {
-    if let Answer::Failed(failure) = answer
+fn count(answer: &Response, env: &mut Env) {
+    if let Response::Failed(failure) = answer
         && failure.class == Class::Conflict
     {
         env.count(Fact::SeqCollision);

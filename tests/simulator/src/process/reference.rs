@@ -97,7 +97,7 @@ impl Parts {
             }
             Next::Send => reference.send(query, requester, env),
             Next::Answer(yes) => {
-                let result = yes.then_some(StatementResult::Lane(machine::lane::Answer::Ok));
+                let result = yes.then_some(StatementResult::Lane(machine::lane::Response::Ok));
                 self.query_ended(&requester, result, env);
             }
         }
