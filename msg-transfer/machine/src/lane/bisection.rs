@@ -21,9 +21,8 @@ const MAX_TIMEOUTS: usize = 40;
 #[derive(Debug)]
 pub(super) struct Bisection {
     cause: Failure,
-    /// Ranges of rows to try; the last one is next.
-    untried: Vec<Range<usize>>,
-    current: Range<usize>,
+    /// What is to be tried; the last one is next.
+    untried: Vec<Probe>,
     rejected: Vec<(usize, Failure)>,
     /// Whether the database accepted some row in this bisection.
     accepted: bool,
@@ -33,12 +32,25 @@ pub(super) struct Bisection {
     timeouts_left: usize,
     /// Whether its statements have short timeouts. It finds blocked inboxes then, and no record that takes too long.
     short: bool,
-    /// A row that took too long alone. It is set until another row of its inbox is tried.
-    suspect: Option<usize>,
-    /// The suspect whose inbox accepted another row. It is tried once more: a lock that ended in between may have been the cause.
-    confirming: Option<usize>,
-    /// Suspects that were rejected again.
+    /// Rows that took too long alone, again after their inboxes accepted another row.
     confirmed: Vec<usize>,
+}
+
+/// The rows that are tried in one statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Probe {
+    Rows(Range<usize>),
+    /// A row that took too long alone, though its inbox accepts another row: a lock that ended in between may have been the cause.
+    Again(usize),
+}
+
+impl Probe {
+    pub(super) fn rows(&self) -> Range<usize> {
+        match self {
+            Probe::Rows(rows) => rows.clone(),
+            Probe::Again(row) => *row..row + 1,
+        }
+    }
 }
 
 /// The result of a bisection.
@@ -65,13 +77,10 @@ impl Bisection {
             short: is_timeout && (rows > 1 || cause.class != Class::Heavy),
             cause,
             untried: Vec::new(),
-            current: 0..0,
             rejected: Vec::new(),
             accepted: false,
             attempts_left,
             timeouts_left: MAX_TIMEOUTS,
-            suspect: None,
-            confirming: None,
             confirmed: Vec::new(),
         };
         bisection.halve(0..rows);
@@ -92,18 +101,17 @@ impl Bisection {
         let middle = range.start + range.len() / 2;
         for half in [middle..range.end, range.start..middle] {
             if !half.is_empty() {
-                self.untried.push(half);
+                self.untried.push(Probe::Rows(half));
             }
         }
     }
 
     /// Returns the next rows to try, or `None` if the bisection is over.
-    pub(super) fn next(&mut self) -> Option<Range<usize>> {
+    pub(super) fn next(&mut self) -> Option<Probe> {
         if (!self.accepted && self.attempts_left == 0) || self.timeouts_left == 0 {
             return None;
         }
-        self.current = self.untried.pop()?;
-        Some(self.current.clone())
+        self.untried.pop()
     }
 
     /// Records that the database accepted the canary row, or some of the rows that were tried last.
@@ -116,36 +124,34 @@ impl Bisection {
         self.attempts_left -= 1;
     }
 
-    /// Returns a row that took too long alone: because of itself, or because its inbox or its shard is locked.
-    pub(super) fn suspect(&self) -> Option<usize> {
-        self.suspect
-    }
-
-    /// Records whether the database accepted another row in place of the suspect.
-    pub(super) fn suspect_tried(&mut self, accepted: bool) {
-        let Some(row) = self.suspect.take().filter(|_| accepted) else { return };
+    /// Records that the inbox of a row that took too long accepted another row in its place.
+    pub(super) fn suspect_accepts(&mut self, row: usize) {
         self.rejected.retain(|(rejected, _)| *rejected != row);
-        self.untried.push(row..row + 1);
-        self.confirming = Some(row);
+        self.untried.push(Probe::Again(row));
     }
 
-    /// Records that the database rejected the rows that were tried last.
-    pub(super) fn rejected(&mut self, failure: Failure) {
+    /// Records that the database rejected these rows. Returns a row that took too long alone: because of itself, or because
+    /// its inbox or its shard is locked. Another row has to be tried in its inbox.
+    pub(super) fn rejected(&mut self, probe: Probe, failure: Failure) -> Option<usize> {
         self.attempts_left = self.attempts_left.saturating_sub(1);
         if matches!(failure.class, Class::Heavy | Class::Locked | Class::Transient) {
             self.timeouts_left -= 1;
         }
-        let range = self.current.clone();
-        if range.len() == 1 {
-            let is_suspect = failure.class == Class::Heavy && !self.short;
-            if self.confirming.take() == Some(range.start) {
-                self.confirmed.extend(is_suspect.then_some(range.start));
-            } else {
-                self.suspect = is_suspect.then_some(range.start);
+        let is_suspect = failure.class == Class::Heavy && !self.short;
+        match probe {
+            Probe::Again(row) => {
+                self.confirmed.extend(is_suspect.then_some(row));
+                self.rejected.push((row, failure));
+                None
             }
-            self.rejected.push((range.start, failure));
-        } else {
-            self.halve(range);
+            Probe::Rows(rows) if rows.len() == 1 => {
+                self.rejected.push((rows.start, failure));
+                is_suspect.then_some(rows.start)
+            }
+            Probe::Rows(rows) => {
+                self.halve(rows);
+                None
+            }
         }
     }
 
@@ -187,6 +193,11 @@ mod tests {
         Failure { class, text: "no".into() }
     }
 
+    fn reject_next(bisection: &mut Bisection, class: Class) -> Option<usize> {
+        let probe = bisection.next().expect("a row is untried");
+        bisection.rejected(probe, refusal(class))
+    }
+
     /// Runs a bisection against a database that rejects these rows. Returns the verdict and the number of statements.
     fn run(rows: usize, bad: &BTreeSet<usize>, canary: bool) -> (Verdict, usize) {
         let mut bisection = Bisection::new(rows, refusal(Class::Permanent));
@@ -196,10 +207,10 @@ mod tests {
             bisection.canary_rejected()
         }
         let mut statements = 1;
-        while let Some(range) = bisection.next() {
+        while let Some(probe) = bisection.next() {
             statements += 1;
-            if bad.range(range).next().is_some() {
-                bisection.rejected(refusal(Class::Permanent));
+            if bad.range(probe.rows()).next().is_some() {
+                bisection.rejected(probe, refusal(Class::Permanent));
             } else {
                 bisection.accepted();
             }
@@ -231,12 +242,9 @@ mod tests {
         for (huge, rejected) in [(true, true), (false, false)] {
             let mut bisection = Bisection::new(1, refusal(Class::Heavy));
             bisection.accepted();
-            bisection.next().expect("there is one");
-            bisection.rejected(refusal(Class::Heavy));
-            assert_eq!(bisection.suspect(), Some(0));
-            bisection.suspect_tried(true);
-            assert_eq!(bisection.next(), Some(0..1), "once more");
-            bisection.rejected(refusal(Class::Heavy));
+            assert_eq!(reject_next(&mut bisection, Class::Heavy), Some(0));
+            bisection.suspect_accepts(0);
+            assert_eq!(reject_next(&mut bisection, Class::Heavy), None, "it was tried again");
             assert_eq!(
                 found(bisection.verdict(|_| huge)),
                 if rejected { (vec![0], vec![]) } else { (vec![], vec![0]) }
@@ -249,9 +257,7 @@ mod tests {
     fn huge_row_is_not_blamed_when_its_inbox_takes_none() {
         let mut bisection = Bisection::new(1, refusal(Class::Heavy));
         bisection.accepted();
-        bisection.next().expect("there is one");
-        bisection.rejected(refusal(Class::Heavy));
-        bisection.suspect_tried(false);
+        assert_eq!(reject_next(&mut bisection, Class::Heavy), Some(0));
         assert_eq!(found(bisection.verdict(|_| true)), (vec![], vec![0]));
     }
 
@@ -269,10 +275,8 @@ mod tests {
         ] {
             let mut bisection = Bisection::new(2, refusal(class));
             bisection.accepted();
-            bisection.next().expect("the first one");
-            bisection.rejected(refusal(class));
+            assert_eq!(reject_next(&mut bisection, class), None, "with short timeouts no record takes too long");
             bisection.next().expect("the second one");
-            assert_eq!(bisection.suspect(), None, "with short timeouts no record takes too long");
             bisection.accepted();
             let expected = if rejects { (vec![0], vec![]) } else { (vec![], vec![0]) };
             assert_eq!(found(bisection.verdict(|_| true)), expected, "{class:?}");
@@ -284,8 +288,8 @@ mod tests {
     fn locked_table_blames_no_inbox() {
         let mut bisection = Bisection::new(100, refusal(Class::Locked));
         let mut statements = 0;
-        while bisection.next().is_some() {
-            bisection.rejected(refusal(Class::Locked));
+        while let Some(probe) = bisection.next() {
+            bisection.rejected(probe, refusal(Class::Locked));
             statements += 1;
         }
         assert!(statements < 30, "{statements}");

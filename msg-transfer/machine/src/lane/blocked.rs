@@ -3,18 +3,15 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::entry::{State, forget_found};
-use super::{Entry, Failure, Kind, Machine, Message, Request};
+use super::entry::{Known, forget_found};
+use super::state::Batch;
+use super::{Entry, Failure, Kind, Machine, Message};
 use crate::consumer::{Event, RecordRef};
-use crate::failure::Class;
 use crate::{Partition, RecordOffset};
 
 /// With so many blocked inboxes it is not a matter of single inboxes any more: no further one is looked for, and the lane
 /// waits for the database.
 const MAX_BLOCKED: usize = 100;
-
-/// One attempt in so many has the server's whole time: a slow row may need it. A lock needs none.
-const LONG_EVERY: usize = 4;
 
 /// What an operator may be told of a blocked inbox: not its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +28,12 @@ pub struct BlockedInbox {
     pub attempts: usize,
 }
 
-/// One inbox that waits.
+/// The records of one blocked inbox.
 #[derive(Debug)]
-struct Waiting<T> {
-    entries: VecDeque<Entry<T>>,
-    failure: Failure,
-    attempts: usize,
+pub(super) struct Waiting<T> {
+    pub(super) entries: VecDeque<Entry<T>>,
+    pub(super) failure: Failure,
+    pub(super) attempts: usize,
 }
 
 /// All that wait.
@@ -47,14 +44,15 @@ pub(super) struct Blocked<T> {
     order: VecDeque<String>,
 }
 
-/// The attempt to store what waits of one inbox: its first record alone, then more at a time.
+/// A blocked inbox that is retried.
 #[derive(Debug)]
 pub(super) struct Retry {
-    recv_id: String,
-    failure: Failure,
-    attempts: usize,
-    /// Most records at once, as it was before.
-    most: usize,
+    pub(super) recv_id: String,
+    pub(super) failure: Failure,
+    /// The number of retries that failed before this one.
+    pub(super) attempts: usize,
+    /// The maximum number of records in one transaction of this retry.
+    pub(super) max_records: usize,
 }
 
 impl<T> Default for Blocked<T> {
@@ -64,8 +62,14 @@ impl<T> Default for Blocked<T> {
 }
 
 impl<T: Message> Blocked<T> {
+    pub(super) fn pop(&mut self) -> Option<(String, Waiting<T>)> {
+        let recv_id = self.order.pop_front()?;
+        let waiting = self.inboxes.remove(&recv_id)?;
+        Some((recv_id, waiting))
+    }
+
     /// One that waits already keeps what is known of it.
-    fn waiting(&mut self, recv_id: String, failure: Failure, attempts: usize) -> &mut VecDeque<Entry<T>> {
+    pub(super) fn waiting(&mut self, recv_id: String, failure: Failure, attempts: usize) -> &mut VecDeque<Entry<T>> {
         let order = &mut self.order;
         let waiting = self.inboxes.entry(recv_id).or_insert_with_key(|recv_id| {
             // Found just now: what was short is over soon. Tried before: behind the others.
@@ -89,18 +93,6 @@ impl<T: Message> Machine<T> {
             let (records, failure) = (waiting.entries.len(), waiting.failure.clone());
             Some(BlockedInbox { partition, offset, records, failure, attempts: waiting.attempts })
         })
-    }
-
-    /// Tries the next blocked inbox, if there is one. Only after `Done`, or as the first thing; goes on like a batch.
-    pub fn retry(&mut self, events: &mut Vec<Event>) -> Option<Request> {
-        assert_eq!(self.pending, super::Pending::Nothing, "one batch at a time");
-        let recv_id = self.blocked.order.pop_front()?;
-        let Waiting { entries, failure, attempts } = self.blocked.inboxes.remove(&recv_id)?;
-        self.outcome = super::Outcome::default();
-        self.retry = Some(Retry { recv_id, failure, attempts, most: self.most });
-        self.most = 1;
-        self.take(entries.into(), events);
-        Some(self.turn(events))
     }
 
     /// Drops what waits and may not be written any more.
@@ -127,13 +119,13 @@ impl<T: Message> Machine<T> {
     }
 
     /// What belongs to an inbox that waits goes behind it.
-    pub(super) fn queue_blocked(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn queue_blocked(&mut self, batch: &mut Batch<T>, events: &mut Vec<Event>) {
         if self.blocked.inboxes.is_empty() {
             return;
         }
         let inboxes = &mut self.blocked.inboxes;
         let waits = |entry: &mut Entry<T>| entry.kind == Kind::Message && inboxes.contains_key(entry.body.recv_id());
-        let behind: Vec<Entry<T>> = self.entries.extract_if(.., waits).collect();
+        let behind: Vec<Entry<T>> = batch.entries.extract_if(.., waits).collect();
         report_blocked(behind.iter(), events);
         for mut entry in behind {
             entry.was_blocked = true;
@@ -144,10 +136,10 @@ impl<T: Message> Machine<T> {
     }
 
     /// These entries cannot be written now: each waits, and what is behind it in its inbox.
-    pub(super) fn block(&mut self, found: Vec<(usize, Failure)>, events: &mut Vec<Event>) {
+    pub(super) fn block(&mut self, batch: &mut Batch<T>, found: Vec<(usize, Failure)>, events: &mut Vec<Event>) {
         let mut first: HashMap<String, (usize, Failure)> = HashMap::new();
         for (entry, failure) in found {
-            let recv_id = self.entries[entry].body.recv_id().to_owned();
+            let recv_id = batch.entries[entry].body.recv_id().to_owned();
             let known = first.entry(recv_id).or_insert_with(|| (entry, failure.clone()));
             if entry < known.0 {
                 *known = (entry, failure);
@@ -158,62 +150,27 @@ impl<T: Message> Machine<T> {
             index += 1;
             entry.kind == Kind::Message && first.get(entry.body.recv_id()).is_some_and(|(from, _)| index > *from)
         };
-        let waiting: Vec<Entry<T>> = self.entries.extract_if(.., waits).collect();
+        let waiting: Vec<Entry<T>> = batch.entries.extract_if(.., waits).collect();
         report_blocked(waiting.iter(), events);
         // From the last to the first, each in front: what waits already came later, or it would have let none of these pass.
         for mut entry in waiting.into_iter().rev() {
             let recv_id = entry.body.recv_id().to_owned();
             entry.was_blocked = true;
-            entry.state = State::New;
+            entry.known = Known::New;
             // It may be another owner who wrote: the table has to say how far.
             self.cache.remove(&recv_id);
-            let tried = self.retry.as_ref().filter(|retry| retry.recv_id == recv_id);
+            let tried = batch.retry.as_ref().filter(|retry| retry.recv_id == recv_id);
             let attempts = tried.map_or(0, |retry| retry.attempts + 1);
             let failure = first[&recv_id].1.clone();
             self.blocked.waiting(recv_id, failure, attempts).push_front(entry);
         }
         // What is left was found in a transaction that is rolled back.
-        forget_found(&mut self.entries);
-    }
-
-    /// Whether this attempt has short time-outs: a lane must not spend its time on an inbox that is not written anyway.
-    pub(super) fn is_short(&self) -> bool {
-        let is_huge = |entry: &Entry<T>| entry.record_ref.bytes >= self.settings.huge;
-        let alone = self.entries.len() == 1 && !self.entries.iter().any(is_huge);
-        let is_short =
-            |retry: &Retry| retry.failure.class == Class::Locked || retry.attempts % LONG_EVERY != LONG_EVERY - 1;
-        alone && self.retry.as_ref().is_some_and(is_short)
-    }
-
-    /// The attempt to store a blocked inbox failed: what is left of it waits again.
-    pub(super) fn put_back(&mut self, failure: Option<Failure>) {
-        let Some(retry) = self.retry.take() else { return };
-        self.most = retry.most;
-        self.cache.remove(&retry.recv_id);
-        let (entries, rest) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.rest));
-        if !entries.is_empty() || !rest.is_empty() {
-            let failure = failure.filter(|failure| failure.class != Class::Lost).unwrap_or(retry.failure);
-            // Some may wait already, found by a bisection of this attempt: they are behind the first, and amid the rest.
-            let waiting = self.blocked.waiting(retry.recv_id, failure, retry.attempts + 1);
-            for entry in entries.into_iter().rev() {
-                waiting.push_front(entry);
-            }
-            for entry in rest {
-                queue(waiting, entry);
-            }
-        }
-    }
-
-    /// The attempt is over: what was blocked is stored or dropped, or waits again.
-    pub(super) fn end_retry(&mut self) {
-        if let Some(retry) = self.retry.take() {
-            self.most = retry.most;
-        }
+        forget_found(&mut batch.entries);
     }
 }
 
 /// Behind those that came before it. What waits may be a later part of the same batch: a bisection found it before the batch was halved.
-fn queue<T>(waiting: &mut VecDeque<Entry<T>>, entry: Entry<T>) {
+pub(super) fn queue<T>(waiting: &mut VecDeque<Entry<T>>, entry: Entry<T>) {
     let RecordRef { partition, epoch, offset, .. } = entry.record_ref;
     let is_same = |other: &Entry<T>| (other.record_ref.partition, other.record_ref.epoch) == (partition, epoch);
     let is_later = |other: &Entry<T>| is_same(other) && other.record_ref.offset > offset;

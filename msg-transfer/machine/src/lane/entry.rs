@@ -38,14 +38,14 @@ pub struct Entry<T> {
     pub kind: Kind,
     /// The record.
     pub body: T,
-    pub(super) state: State,
+    pub(super) known: Known,
     /// Whether it has waited in a blocked inbox. It counts for its partition's share of blocked records then.
     pub(super) was_blocked: bool,
 }
 
 /// What the lane knows about a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum Known {
     /// Not in the table, as far as is known.
     New,
     /// Follows an entry of this batch with the same ID.
@@ -74,24 +74,24 @@ pub struct DeadLetter {
 impl<T> Entry<T> {
     /// Creates an entry of which nothing is known yet.
     pub fn new(assignment: Arc<Assignment>, record_ref: RecordRef, kind: Kind, body: T) -> Self {
-        Entry { assignment, record_ref, kind, body, state: State::New, was_blocked: false }
+        Entry { assignment, record_ref, kind, body, known: Known::New, was_blocked: false }
     }
 
     pub(super) fn is_new(&self) -> bool {
-        self.kind == Kind::Message && self.state == State::New
+        self.kind == Kind::Message && self.known == Known::New
     }
 
-    pub(super) fn is(&self, state: &State) -> bool {
-        self.kind == Kind::Message && self.state == *state
+    pub(super) fn is(&self, known: &Known) -> bool {
+        self.kind == Kind::Message && self.known == *known
     }
 
     /// Returns the reason and the detail if the record has to be dead-lettered.
     pub(super) fn dead(&self) -> Option<(Reason, &str)> {
-        match (&self.kind, &self.state) {
-            (Kind::Broken(reason, detail), _) | (Kind::Message, State::Rejected(reason, detail)) => {
+        match (&self.kind, &self.known) {
+            (Kind::Broken(reason, detail), _) | (Kind::Message, Known::Rejected(reason, detail)) => {
                 Some((*reason, detail))
             }
-            (Kind::Message, State::Conflict) => {
+            (Kind::Message, Known::Conflict) => {
                 Some((Reason::IdempotencyConflict, "another message with this id is stored, and its fields differ"))
             }
             _ => None,
@@ -103,10 +103,10 @@ impl<T> Entry<T> {
 pub(super) fn forget_found<T: Message>(entries: &mut [Entry<T>]) {
     let mut seen: HashSet<(&str, Uuid)> = HashSet::with_capacity(entries.len());
     for entry in entries.iter_mut() {
-        let Entry { kind: Kind::Message, state, body, .. } = entry else { continue };
-        if !matches!(state, State::Rejected(..)) {
+        let Entry { kind: Kind::Message, known, body, .. } = entry else { continue };
+        if !matches!(known, Known::Rejected(..)) {
             let first = seen.insert((body.recv_id(), body.msg_id()));
-            *state = if first { State::New } else { State::Repeat };
+            *known = if first { Known::New } else { Known::Repeat };
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{Assignment, Reason, RecordOffset};
+use crate::consumer::RecordRef;
+use crate::{Assignment, Partition, Reason, RecordOffset};
 use uuid::Uuid;
 
 struct Msg(&'static str, u128);
@@ -490,4 +491,47 @@ fn message_found_blocked_later_waits_in_front() {
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     blocked_from(&mut lane, request, u128::MAX, Class::Locked);
     assert_eq!(lane.completed(), [0, 1, 2]);
+}
+
+#[test]
+fn unexpected_response_is_fatal_and_stores_nothing() {
+    for unexpected in [Response::Ok, Response::Stale, Response::Seqs(vec![0, 0]), Response::Found(Vec::new())] {
+        let mut lane = Lane::new(false);
+        let request = lane.begin(vec![Msg("a", 1)]);
+        lane.until(request, is_insert);
+        assert_eq!(lane.on(unexpected.clone()), Request::Disconnect, "{unexpected:?}");
+        let Request::Wait(BatchFailure { failure, attempts: 1 }) = lane.on(Response::Ok) else {
+            panic!("{unexpected:?}")
+        };
+        assert_eq!(failure.class, Class::Fatal);
+        assert!(failure.text.contains("bug"), "{}", failure.text);
+        assert!(lane.events.is_empty());
+        assert_eq!(lane.on(Response::Ok), Request::Connect(1), "the batch is stored from the start");
+    }
+}
+
+#[test]
+fn unexpected_response_without_connection_waits() {
+    let mut lane = Lane::new(false);
+    assert!(matches!(lane.on(Response::Ok), Request::Wait(_)), "there is no batch");
+    assert_eq!(lane.on(Response::Ok), Request::Done(Outcome::default()));
+    lane.begin(vec![Msg("a", 1)]);
+    assert_eq!(lane.on(failed(Class::Lost)), Request::Disconnect);
+    assert!(matches!(lane.on(Response::Count(1)), Request::Wait(_)), "Disconnect");
+    assert!(matches!(lane.on(Response::Count(1)), Request::Wait(_)), "Wait");
+    assert_eq!(lane.on(Response::Ok), Request::Connect(1));
+}
+
+#[test]
+fn failed_rollback_of_a_retry_closes_the_connection() {
+    let mut lane = Lane::new(false);
+    let request = lane.begin(vec![Msg("a", 1)]);
+    blocked_from(&mut lane, request, 1, Class::Locked);
+    let request = lane.machine.retry(&mut lane.events).expect("it waits");
+    lane.until(request, is_insert);
+    assert_eq!(lane.on(failed(Class::Locked)), Request::Rollback);
+    assert_eq!(lane.on(failed(Class::Lost)), Request::Disconnect);
+    assert!(matches!(lane.on(Response::Ok), Request::Wait(BatchFailure { attempts: 1, .. })));
+    assert_eq!(lane.on(Response::Ok), Request::Done(Outcome::default()));
+    assert_eq!(lane.machine.blocked().next().map(|blocked| blocked.failure.class), Some(Class::Locked));
 }

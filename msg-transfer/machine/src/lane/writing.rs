@@ -1,137 +1,190 @@
 //! The transaction of a batch: it numbers the messages, inserts rows, looks repeats up, and inserts dead letters.
 
 use super::blocked::report_unblocked;
-use super::entry::State;
-use super::{DeadLetter, Machine, Message, NumberedEntry, Pending, Request};
+use super::entry::Known;
+use super::state::{Batch, InboxEntries, InboxRows, Rows, Step, WriteStep};
+use super::{DeadLetter, Machine, Message, NumberedEntry, Request, Response, unexpected};
 use crate::consumer::Event;
+use crate::failure::Class;
 
 impl<T: Message> Machine<T> {
+    pub(super) fn write(
+        &mut self,
+        mut batch: Box<Batch<T>>,
+        rows: Rows,
+        step: WriteStep,
+        response: Response,
+        events: &mut Vec<Event>,
+    ) -> Request {
+        match (step, response) {
+            (WriteStep::Begin, Response::Ok) => self.guard(batch, rows),
+            (WriteStep::Guard(heads), Response::Count(found)) if found == heads => self.insert(batch, rows),
+            (WriteStep::Guard(_), Response::Count(_)) => {
+                self.abandon_for(batch, Class::Conflict, "rows that were stored before are not visible yet")
+            }
+            (WriteStep::Insert, Response::Count(inserted)) => self.inserted(batch, rows, inserted),
+            (WriteStep::DuplicateRollback, Response::Ok) => {
+                let request = rows.find();
+                self.writing(batch, rows, WriteStep::FindDuplicates, request)
+            }
+            (WriteStep::FindDuplicates, Response::Found(found)) if !found.is_empty() => {
+                batch.mark_found(&found);
+                self.read_last_seqs(batch)
+            }
+            (WriteStep::FindRepeats(repeats), Response::Found(found)) if found.len() == repeats => {
+                batch.mark_found(&found);
+                self.insert_dead_letters(batch, rows)
+            }
+            (WriteStep::FindDuplicates | WriteStep::FindRepeats(_), Response::Found(_)) => {
+                self.abandon_for(batch, Class::Transient, "rows that were in the table are not in it any more")
+            }
+            (WriteStep::DeadLetters, Response::Ok) => self.commit(batch, rows),
+            (WriteStep::Commit, Response::Ok) => {
+                self.cache_last_seqs(&batch, &rows);
+                self.committed(batch, &rows, events)
+            }
+            (WriteStep::Commit, Response::Warned) => {
+                // A standby that takes over may not have these rows: a cache of them would make gaps, which no unique key prevents.
+                self.cache.clear();
+                self.committed(batch, &rows, events)
+            }
+            (WriteStep::Insert, Response::Failed(failure)) => self.insert_failed(batch, rows, failure),
+            (WriteStep::Commit, Response::Failed(failure)) => self.commit_failed(batch, rows, failure),
+            (_, Response::Failed(failure)) => self.fail(batch, failure),
+            (step, response) => self.abandon(batch, unexpected(step, &response)),
+        }
+    }
+
     /// Requests the last `seq` of each inbox that is not cached.
-    pub(super) fn ask(&mut self) -> Request {
-        let entries = &self.entries;
+    pub(super) fn read_last_seqs(&mut self, batch: Box<Batch<T>>) -> Request {
+        let entries = &batch.entries;
         let inbox = |index: &usize| entries[*index].body.recv_id();
         let mut new: Vec<usize> = (0..entries.len()).filter(|index| entries[*index].is_new()).collect();
         // A stable sort keeps the order of receipt within an inbox. Sorted rows are faster to insert into the index.
         new.sort_by(|a, b| inbox(a).cmp(inbox(b)));
-        let groups = new.chunk_by(|a, b| inbox(a) == inbox(b));
         let cache = &mut self.cache;
-        let known = |group: &[usize]| cache.get(inbox(&group[0]), entries[group[0]].assignment.epoch);
-        let with_known = |known: Option<i64>, group: &[usize]| (group.to_vec(), known);
-        let mut known = known;
-        self.inboxes = groups.map(|group| with_known(known(group), group)).collect();
-        let unknown: Vec<usize> =
-            self.inboxes.iter().filter(|(_, last)| last.is_none()).map(|(group, _)| group[0]).collect();
+        let mut cached = |first: usize| cache.get(inbox(&first), entries[first].assignment.epoch);
+        let groups = new.chunk_by(|a, b| inbox(a) == inbox(b));
+        let inboxes = groups.map(|group| InboxEntries { cached: cached(group[0]), entries: group.to_vec() });
+        let inboxes: Vec<InboxEntries> = inboxes.collect();
+        let unknown = inboxes.iter().filter(|inbox| inbox.cached.is_none());
+        let unknown: Vec<usize> = unknown.map(|inbox| inbox.entries[0]).collect();
         if unknown.is_empty() {
-            return self.assign_seqs(Vec::new());
+            return self.number_rows(batch, inboxes, Vec::new());
         }
-        self.request(Pending::LastSeqs, Request::LastSeqs(unknown))
+        self.storing(batch, Step::LastSeqs(inboxes), Request::LastSeqs(unknown))
     }
 
-    /// Gives each new message the next `seq` of its inbox. `seqs` holds the last ones that were requested.
-    pub(super) fn assign_seqs(&mut self, seqs: Vec<i64>) -> Request {
-        let mut answers = seqs.into_iter();
-        self.numbered.clear();
-        for (group, known) in &mut self.inboxes {
-            let last = *known.get_or_insert_with(|| answers.next().expect("each unknown inbox was asked for"));
-            self.numbered.extend(group.iter().zip(last + 1..).map(|(entry, seq)| NumberedEntry { entry: *entry, seq }));
+    /// Gives each new message the next `seq` of its inbox. `seqs` holds the last ones of the inboxes that are not cached.
+    pub(super) fn number_rows(&mut self, batch: Box<Batch<T>>, inboxes: Vec<InboxEntries>, seqs: Vec<i64>) -> Request {
+        if seqs.len() != inboxes.iter().filter(|inbox| inbox.cached.is_none()).count() {
+            return self.abandon(batch, unexpected("LastSeqs", &Response::Seqs(seqs)));
         }
-        let begin = if self.is_short() { Request::BeginRetry } else { Request::Begin };
-        self.request(Pending::Begin, begin)
+        let mut seqs = seqs.into_iter();
+        let mut rows = Rows { numbered: Vec::new(), inboxes: Vec::with_capacity(inboxes.len()) };
+        for InboxEntries { entries, cached } in inboxes {
+            let before = cached.or_else(|| seqs.next()).expect("there is one for each inbox that is not cached");
+            let numbered = entries.iter().zip(before + 1..).map(|(entry, seq)| NumberedEntry { entry: *entry, seq });
+            rows.numbered.extend(numbered);
+            let (entry, count) = (entries[0], i64::try_from(entries.len()).expect("a batch is small"));
+            rows.inboxes.push(InboxRows { first: NumberedEntry { entry, seq: before + 1 }, last: before + count });
+        }
+        let begin = if self.is_short(&batch) { Request::BeginRetry } else { Request::Begin };
+        self.writing(batch, rows, WriteStep::Begin, begin)
     }
 
-    /// Returns the first row of each inbox that needs a predecessor.
-    pub(super) fn heads(&self) -> Vec<NumberedEntry> {
-        let last = |known: &Option<i64>| known.expect("it was asked for");
-        let heads = self.inboxes.iter().map(|(group, known)| NumberedEntry { entry: group[0], seq: last(known) + 1 });
-        heads.filter(|head| head.seq > 1).collect()
-    }
-
-    pub(super) fn guard(&mut self) -> Request {
-        let heads = if self.settings.guard { self.heads() } else { Vec::new() };
+    fn guard(&mut self, batch: Box<Batch<T>>, rows: Rows) -> Request {
+        let heads = if self.settings.guard { rows.heads() } else { Vec::new() };
         if heads.is_empty() {
-            return self.insert();
+            return self.insert(batch, rows);
         }
-        self.request(Pending::Guard, Request::Guard(heads))
+        self.writing(batch, rows, WriteStep::Guard(heads.len()), Request::Guard(heads))
     }
 
-    pub(super) fn insert(&mut self) -> Request {
-        if self.numbered.is_empty() {
-            return self.find_repeats();
+    fn insert(&mut self, batch: Box<Batch<T>>, rows: Rows) -> Request {
+        if rows.numbered.is_empty() {
+            return self.find_repeats(batch, rows);
         }
-        self.request(Pending::Insert, Request::Insert(self.numbered.clone()))
+        let request = Request::Insert(rows.numbered.clone());
+        self.writing(batch, rows, WriteStep::Insert, request)
     }
 
-    pub(super) fn inserted(&mut self, inserted: usize) -> Request {
-        if inserted < self.numbered.len() {
+    fn inserted(&mut self, batch: Box<Batch<T>>, rows: Rows, inserted: usize) -> Request {
+        if inserted < rows.numbered.len() {
             // Some are stored already, and would leave gaps in `seq`. Retry without them: each attempt finds at least one.
-            return self.request(Pending::UndoInsert, Request::Rollback);
+            return self.writing(batch, rows, WriteStep::DuplicateRollback, Request::Rollback);
         }
-        self.find_repeats()
-    }
-
-    pub(super) fn repeats(&self) -> Vec<usize> {
-        (0..self.entries.len()).filter(|index| self.entries[*index].is(&State::Repeat)).collect()
+        self.find_repeats(batch, rows)
     }
 
     /// Looks repeats up in the same transaction: the messages that they repeat are in the table by now.
-    pub(super) fn find_repeats(&mut self) -> Request {
-        let repeats = self.repeats();
+    fn find_repeats(&mut self, batch: Box<Batch<T>>, rows: Rows) -> Request {
+        let repeats = batch.repeats();
         if repeats.is_empty() {
-            return self.insert_dead_letters();
+            return self.insert_dead_letters(batch, rows);
         }
-        self.request(Pending::FindRepeats, Request::FindStored(repeats))
+        self.writing(batch, rows, WriteStep::FindRepeats(repeats.len()), Request::FindStored(repeats))
     }
 
-    pub(super) fn found(&mut self, found: &[(usize, bool)]) {
-        for (index, same) in found {
-            self.entries[*index].state = if *same { State::Duplicate } else { State::Conflict };
+    fn insert_dead_letters(&mut self, batch: Box<Batch<T>>, rows: Rows) -> Request {
+        let dead = self.dead_letters(&batch);
+        if dead.is_empty() {
+            return self.commit(batch, rows);
         }
+        self.writing(batch, rows, WriteStep::DeadLetters, Request::InsertDeadLetters(dead))
     }
 
-    pub(super) fn dead_letters(&mut self) -> Vec<DeadLetter> {
+    fn dead_letters(&mut self, batch: &Batch<T>) -> Vec<DeadLetter> {
         let conflicts = &mut self.conflicts;
-        let dead = self.entries.iter().enumerate().filter_map(|(entry, held)| {
-            let (reason, detail) = held.dead()?;
-            let content = reason.counts() || conflicts.keep(&held.record_ref);
+        let dead = batch.entries.iter().enumerate().filter_map(|(index, entry)| {
+            let (reason, detail) = entry.dead()?;
+            let content = reason.counts() || conflicts.keep(&entry.record_ref);
             let lost = if content { "" } else { "; its content is not kept: too many conflicts of late" };
-            Some(DeadLetter { entry, reason, detail: format!("{detail}{lost}"), content })
+            Some(DeadLetter { entry: index, reason, detail: format!("{detail}{lost}"), content })
         });
         dead.collect()
     }
 
-    pub(super) fn insert_dead_letters(&mut self) -> Request {
-        let dead = self.dead_letters();
-        if dead.is_empty() {
-            return self.commit();
+    fn commit(&mut self, batch: Box<Batch<T>>, rows: Rows) -> Request {
+        if batch.is_fenced() {
+            return self.storing(batch, Step::FencedRollback, Request::Rollback);
         }
-        self.request(Pending::DeadLetters, Request::InsertDeadLetters(dead))
+        self.writing(batch, rows, WriteStep::Commit, Request::Commit)
     }
 
-    pub(super) fn commit(&mut self) -> Request {
-        if self.entries.iter().any(|entry| entry.assignment.is_fenced()) {
-            return self.request(Pending::UndoFenced, Request::Rollback);
+    /// Only after the COMMIT: a cache that is ahead of the table makes gaps, which no unique key prevents.
+    fn cache_last_seqs(&mut self, batch: &Batch<T>, rows: &Rows) {
+        for InboxRows { first, last } in &rows.inboxes {
+            let entry = &batch.entries[first.entry];
+            self.cache.put(entry.body.recv_id(), entry.assignment.epoch, *last);
         }
-        self.request(Pending::Commit, Request::Commit)
     }
 
-    pub(super) fn committed(&mut self, warned: bool, events: &mut Vec<Event>) -> Request {
-        // Only after the COMMIT: a cache that is ahead of the table makes gaps, which no unique key prevents.
-        for inbox in &self.inboxes {
-            let (group, Some(last)) = inbox else { continue };
-            let (entry, rows) = (&self.entries[group[0]], i64::try_from(group.len()).expect("a batch is small"));
-            self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows);
-        }
-        if warned {
-            // A standby that takes over may not have these rows: a cache of them would make gaps, which no unique key prevents.
-            self.cache.clear();
-        }
-        self.outcome.stored += self.numbered.len();
-        self.outcome.duplicates += self.entries.iter().filter(|entry| entry.is(&State::Duplicate)).count();
-        let dead = self.entries.iter().filter_map(|entry| entry.dead());
-        self.outcome.dead_letters.extend(dead.map(|(reason, _)| reason));
-        report_unblocked(self.entries.iter(), events);
-        events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.record_ref).collect()));
-        self.most = self.most.saturating_mul(2);
-        self.next_part(events)
+    pub(super) fn committed(&mut self, mut batch: Box<Batch<T>>, rows: &Rows, events: &mut Vec<Event>) -> Request {
+        batch.outcome.stored += rows.numbered.len();
+        batch.outcome.duplicates += batch.entries.iter().filter(|entry| entry.is(&Known::Duplicate)).count();
+        let dead = batch.entries.iter().filter_map(|entry| entry.dead());
+        batch.outcome.dead_letters.extend(dead.map(|(reason, _)| reason));
+        report_unblocked(batch.entries.iter(), events);
+        events.push(Event::Completed(batch.entries.drain(..).map(|entry| entry.record_ref).collect()));
+        let max_records = self.max_records(&mut batch);
+        *max_records = max_records.saturating_mul(2);
+        self.next_part(batch, events)
+    }
+
+    fn writing(&mut self, batch: Box<Batch<T>>, rows: Rows, step: WriteStep, request: Request) -> Request {
+        self.storing(batch, Step::Writing(rows, step), request)
+    }
+}
+
+impl Rows {
+    /// Requests which of these messages are in the table.
+    pub(super) fn find(&self) -> Request {
+        Request::FindStored(self.numbered.iter().map(|row| row.entry).collect())
+    }
+
+    /// Returns the first row of each inbox that needs a predecessor.
+    fn heads(&self) -> Vec<NumberedEntry> {
+        self.inboxes.iter().map(|inbox| inbox.first).filter(|first| first.seq > 1).collect()
     }
 }

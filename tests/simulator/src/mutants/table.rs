@@ -48,10 +48,10 @@ use Expected::{Found, Harmless, Rare};
 
 mutants! {
     "records are completed when they are inserted, before the COMMIT" Found =>
-        "machine/src/lane/mod.rs": "(Pending::Insert, Response::Count(inserted)) => self.inserted(inserted)," ->
-            "(Pending::Insert, Response::Count(inserted)) => { if inserted == self.numbered.len() { events.push(Event::Completed(self.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(inserted) }",
-        "machine/src/lane/writing.rs": "events.push(Event::Completed(self.entries.drain(..).map(|entry| entry.record_ref).collect()));" ->
-            "self.entries.clear();";
+        "machine/src/lane/writing.rs": "(WriteStep::Insert, Response::Count(inserted)) => self.inserted(batch, rows, inserted)," ->
+            "(WriteStep::Insert, Response::Count(inserted)) => { if inserted == rows.numbered.len() { events.push(Event::Completed(batch.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(batch, rows, inserted) }",
+        "machine/src/lane/writing.rs": "events.push(Event::Completed(batch.entries.drain(..).map(|entry| entry.record_ref).collect()));" ->
+            "batch.entries.clear();";
     "the highest completed offset is committed, not the contiguous prefix" Found =>
         "machine/src/consumer/ledger.rs": "self.prefix = self.open.front().map_or(self.last, |first| first.before);" ->
             "self.prefix.next = self.prefix.next.max(offset.next());";
@@ -67,8 +67,8 @@ mutants! {
     "the next offset is one too low" Found =>
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0)";
     "a failed batch is reported as completed" Found =>
-        "machine/src/lane/mod.rs": "(Pending::Backoff | Pending::UndoFenced, _) => self.turn(events)," ->
-            "(Pending::Backoff, _) => self.committed(false, events), (Pending::UndoFenced, _) => self.turn(events),";
+        "machine/src/lane/mod.rs": "(Step::FencedRollback | Step::Backoff, Response::Ok) => self.start_attempt(batch, events)," ->
+            "(Step::Backoff, Response::Ok) => self.committed(batch, &state::Rows { numbered: Vec::new(), inboxes: Vec::new() }, events), (Step::FencedRollback, Response::Ok) => self.start_attempt(batch, events),";
     "a cached seq is used under any assignment"
         Harmless("the unique keys detect a cached seq that is too low, and one that is too high is dropped with its connection") =>
         "machine/src/lane/cache.rs": ".filter(|(known_under, _)| *known_under == epoch)" -> ".filter(|_| epoch > 0)";
@@ -77,21 +77,24 @@ mutants! {
         "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;";
     "INSERT ignores a conflict of any key, and a row that was not inserted counts as a duplicate" Found =>
         "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;",
-        "machine/src/lane/writing.rs": "if inserted < self.numbered.len() {" -> "if false && inserted < self.numbered.len() {";
+        "machine/src/lane/writing.rs": "if inserted < rows.numbered.len() {" -> "if false && inserted < rows.numbered.len() {";
     "seqs are cached before the COMMIT has succeeded" Found =>
-        "machine/src/lane/writing.rs": "self.request(Pending::Commit, Request::Commit)" ->
-            "for inbox in &self.inboxes { let (group, Some(last)) = inbox else { continue }; let (entry, rows) = (&self.entries[group[0]], group.len() as i64); self.cache.put(entry.body.recv_id(), entry.assignment.epoch, last + rows); } self.request(Pending::Commit, Request::Commit)";
+        "machine/src/lane/writing.rs": "self.writing(batch, rows, WriteStep::Commit, Request::Commit)" ->
+            "self.cache_last_seqs(&batch, &rows); self.writing(batch, rows, WriteStep::Commit, Request::Commit)";
     "the seq cache is kept after an error" Harmless("the next connection clears the seq cache too") =>
-        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;";
+        "machine/src/lane/failing.rs": "self.connection = None;\n        self.cache.clear();\n        batch.approved = false;" -> "self.connection = None;\n        batch.approved = false;",
+        "machine/src/lane/retrying.rs": "self.connection = None;\n        self.cache.clear();\n        self.ending(" -> "self.connection = None;\n        self.ending(";
     "the seq cache is kept after an error and a new connection"
         Harmless("a bisection removes the inbox from the seq cache as well") =>
-        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;",
-        "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(";
+        "machine/src/lane/failing.rs": "self.connection = None;\n        self.cache.clear();\n        batch.approved = false;" -> "self.connection = None;\n        batch.approved = false;",
+        "machine/src/lane/retrying.rs": "self.connection = None;\n        self.cache.clear();\n        self.ending(" -> "self.connection = None;\n        self.ending(",
+        "machine/src/lane/part.rs": "self.connection = None;\n        self.cache.clear();\n        self.storing(" -> "self.connection = None;\n        self.storing(";
     "the seq cache is kept after an error, a new connection and a bisection" Found =>
-        "machine/src/lane/failing.rs": "self.connected = None;\n        self.cache.clear();\n        self.bisection = None;" -> "self.connected = None;\n        self.bisection = None;",
-        "machine/src/lane/mod.rs": "self.connected = None;\n        self.cache.clear();\n        self.request(" -> "self.connected = None;\n        self.request(",
+        "machine/src/lane/failing.rs": "self.connection = None;\n        self.cache.clear();\n        batch.approved = false;" -> "self.connection = None;\n        batch.approved = false;",
+        "machine/src/lane/retrying.rs": "self.connection = None;\n        self.cache.clear();\n        self.ending(" -> "self.connection = None;\n        self.ending(",
+        "machine/src/lane/part.rs": "self.connection = None;\n        self.cache.clear();\n        self.storing(" -> "self.connection = None;\n        self.storing(",
         "machine/src/lane/blocked.rs": "self.cache.remove(&recv_id);" -> "",
-        "machine/src/lane/blocked.rs": "self.cache.remove(&retry.recv_id);" -> "";
+        "machine/src/lane/retrying.rs": "self.cache.remove(&retry.recv_id);" -> "";
     "records are passed to a lane by partition" Harmless("an inbox is in one partition, unless the partition count is changed without a drain") =>
         "machine/src/driver/mod.rs": "lane_for(record.key()," -> "lane_for(Some(&partition.to_le_bytes()),";
     "records are passed to a lane by offset" Found =>
@@ -106,8 +109,8 @@ mutants! {
             "if let Some(owned) = self.owned.remove(partition) {\n                self.forget(*partition, &owned, actions);\n            }\n            lost";
     "the fence is not checked before the COMMIT"
         Harmless("the next owner finds the stored rows as duplicates, and the unique keys reject a row with a wrong seq") =>
-        "machine/src/lane/writing.rs": "if self.entries.iter().any(|entry| entry.assignment.is_fenced()) {\n            return self.request(Pending::UndoFenced" ->
-            "if false {\n            return self.request(Pending::UndoFenced";
+        "machine/src/lane/writing.rs": "if batch.is_fenced() {\n            return self.storing(batch, Step::FencedRollback" ->
+            "if false {\n            return self.storing(batch, Step::FencedRollback";
     "a transient error makes a record a dead letter" Found =>
         "machine/src/lane/bisection.rs": "_ => false,\n                };" -> "_ => true,\n                };";
     "a record is dead-lettered although no other record was accepted" Found =>
@@ -115,7 +118,7 @@ mutants! {
     "a small record that needs too long is dead-lettered" Found =>
         "machine/src/lane/bisection.rs": "Class::Heavy => is_huge(*row) && self.confirmed.contains(row)," -> "Class::Heavy => self.confirmed.contains(row),";
     "a huge record is dead-lettered although its inbox accepts no row" Found =>
-        "machine/src/lane/mod.rs": "Request::Canary(Some(self.numbered[row]))" -> "Request::Canary(None)";
+        "machine/src/lane/bisecting.rs": "Request::Canary(Some(rows.numbered[row]))" -> "Request::Canary(None)";
     "a blocked inbox stops its lane" Found =>
         "machine/src/lane/blocked.rs": "self.blocked.inboxes.len() < MAX_BLOCKED" -> "self.blocked.inboxes.len() > MAX_BLOCKED";
     "later records of a blocked inbox are stored before the blocked ones" Found =>
@@ -123,7 +126,7 @@ mutants! {
     "only the rejected record of an inbox waits, not the records after it" Found =>
         "machine/src/lane/blocked.rs": "is_some_and(|(from, _)| index > *from)" -> "is_some_and(|(from, _)| index == *from + 1)";
     "a failed retry of a blocked inbox drops its other records" Found =>
-        "machine/src/lane/blocked.rs": "for entry in rest {" -> "for entry in rest.into_iter().take(0) {";
+        "machine/src/lane/retrying.rs": "for entry in rest {" -> "for entry in rest.into_iter().take(0) {";
     "records that are found blocked later are queued after records with higher offsets"
         Rare("a later message of an inbox must be found blocked before an earlier one; the lane's unit test finds the bug") =>
         "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, failure, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, failure, attempts).push_back(entry);",
@@ -142,9 +145,9 @@ mutants! {
     "the start offset skips records that were deleted unread" Found =>
         "machine/src/consumer/start.rs": "if accept_loss {" -> "if accept_loss || true {";
     "duplicates within a batch are inserted too" Found =>
-        "machine/src/lane/entry.rs": "if first { State::New } else { State::Repeat }" -> "if first { State::New } else { State::New }";
+        "machine/src/lane/entry.rs": "if first { Known::New } else { Known::Repeat }" -> "if first { Known::New } else { Known::New }";
     "rows that existed already leave gaps in seq" Found =>
-        "machine/src/lane/writing.rs": "if inserted < self.numbered.len() {" -> "if false && inserted < self.numbered.len() {";
+        "machine/src/lane/writing.rs": "if inserted < rows.numbered.len() {" -> "if false && inserted < rows.numbered.len() {";
     "offsets are committed without progress rows" Found =>
         "machine/src/consumer/commit.rs": "self.round = Round::Saving(points.clone());\n        Some(Action::SaveProgress(points))" ->
             "self.round = Round::Committing(points.clone());\n        Some(Action::Commit(points))";
@@ -162,11 +165,11 @@ mutants! {
         "machine/src/reference_connection.rs": "self.number += 1;" -> "self.number = 1;";
     "records under a start offset of an earlier reference connection are stored with the others"
         Rare("found once, by the 179,967th seed of an earlier version; the lane's unit test finds the bug") =>
-        "machine/src/lane/mod.rs": "if self.fence_older(connection_number, events) {" -> "if false && self.fence_older(connection_number, events) {";
+        "machine/src/lane/part.rs": "if batch.fence_older(connection_number, events) {" -> "if false && batch.fence_older(connection_number, events) {";
     "no sequence guard although rows become visible after their COMMIT" Found =>
         "simulator/src/config.rs": "guard: visible_later || choices.one_in(8)," -> "guard: choices.one_in(8) && !visible_later,";
     "dead letters need no approval" Found =>
-        "machine/src/lane/mod.rs": "if !dead.is_empty() && !self.approved {" -> "if !dead.is_empty() && !self.approved && false {";
+        "machine/src/lane/part.rs": "if !dead.is_empty() && !batch.approved {" -> "if !dead.is_empty() && !batch.approved && false {";
     "the dead-letter limit ignores dead letters that are in the database already" Found =>
         "machine/src/consumer/mod.rs": "owned.breaker.begin(topic_id, dead);" -> "owned.breaker.begin(topic_id, dead.into_iter().take(0));";
     "a batch with more dead letters than the limit halts its partition after every resume" Found =>

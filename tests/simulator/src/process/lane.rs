@@ -259,7 +259,7 @@ impl Parts {
                 Activity::HasResult(Response::Ok)
             }
             Request::Wait(failed) => {
-                if failed.failure.text.contains("cannot be seen yet") {
+                if failed.failure.text.contains("not visible yet") {
                     env.count(Fact::Guarded);
                 }
                 Activity::Backoff

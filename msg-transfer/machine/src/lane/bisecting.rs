@@ -1,0 +1,142 @@
+//! The statements of a bisection, and what follows from its verdict.
+
+use super::bisection::{Bisection, Verdict};
+use super::entry::{Known, forget_found};
+use super::state::{Batch, BisectStep, Rows, Step};
+use super::{Failure, Machine, Message, Request, Response, unexpected};
+use crate::Reason;
+use crate::consumer::Event;
+use crate::failure::Class;
+
+impl<T: Message> Machine<T> {
+    pub(super) fn bisect(
+        &mut self,
+        mut batch: Box<Batch<T>>,
+        rows: Rows,
+        mut bisection: Box<Bisection>,
+        step: BisectStep,
+        response: Response,
+        events: &mut Vec<Event>,
+    ) -> Request {
+        match (step, response) {
+            (_, Response::Failed(failure)) if failure.class == Class::Lost => self.abandon(batch, failure),
+            (BisectStep::Rollback, Response::Ok) => {
+                let request = rows.find();
+                self.bisecting(batch, rows, bisection, BisectStep::FindDuplicates, request)
+            }
+            (BisectStep::FindDuplicates, Response::Found(found)) if found.is_empty() => {
+                let begin = if bisection.is_short() { Request::BeginSearch } else { Request::BeginBisection };
+                self.bisecting(batch, rows, bisection, BisectStep::Begin, begin)
+            }
+            (BisectStep::FindDuplicates, Response::Found(found)) => {
+                batch.mark_found(&found);
+                self.read_last_seqs(batch)
+            }
+            (BisectStep::Begin, Response::Ok) => {
+                self.bisecting(batch, rows, bisection, BisectStep::Canary, Request::Canary(None))
+            }
+            (BisectStep::Canary, Response::Count(inserted)) => {
+                // A trigger may discard it.
+                if inserted > 0 {
+                    bisection.accepted();
+                }
+                self.roll_back_canary(batch, rows, bisection)
+            }
+            (BisectStep::Canary, Response::Failed(failure))
+                if matches!(failure.class, Class::Permanent | Class::TooLarge | Class::Conflict) =>
+            {
+                bisection.canary_rejected();
+                self.roll_back_canary(batch, rows, bisection)
+            }
+            (BisectStep::InboxCanary(row), Response::Count(inserted)) => {
+                if inserted > 0 {
+                    bisection.suspect_accepts(row);
+                }
+                self.roll_back_canary(batch, rows, bisection)
+            }
+            (BisectStep::InboxCanary(_), Response::Failed(_)) => self.roll_back_canary(batch, rows, bisection),
+            (BisectStep::Probe(_), Response::Count(inserted)) => {
+                // A duplicate is not inserted, and so proves nothing.
+                if inserted > 0 {
+                    bisection.accepted();
+                }
+                self.bisecting(batch, rows, bisection, BisectStep::MoveSavepoint, Request::MoveSavepoint)
+            }
+            (BisectStep::Probe(probe), Response::Failed(failure)) => {
+                let suspect = bisection.rejected(probe, failure);
+                let step = suspect.map_or(BisectStep::ProbeRollback, BisectStep::SuspectRollback);
+                self.bisecting(batch, rows, bisection, step, Request::RollbackToSavepoint)
+            }
+            (BisectStep::SuspectRollback(row), Response::Ok) => {
+                let request = Request::Canary(Some(rows.numbered[row]));
+                self.bisecting(batch, rows, bisection, BisectStep::InboxCanary(row), request)
+            }
+            (BisectStep::CanaryRollback | BisectStep::ProbeRollback | BisectStep::MoveSavepoint, Response::Ok) => {
+                self.probe(batch, rows, bisection)
+            }
+            (BisectStep::End, Response::Ok) => self.end_bisection(batch, &rows, *bisection, events),
+            (_, Response::Failed(failure)) => self.abandon(batch, failure),
+            (step, response) => self.abandon(batch, unexpected(step, &response)),
+        }
+    }
+
+    fn roll_back_canary(&mut self, batch: Box<Batch<T>>, rows: Rows, bisection: Box<Bisection>) -> Request {
+        self.bisecting(batch, rows, bisection, BisectStep::CanaryRollback, Request::RollbackToSavepoint)
+    }
+
+    fn probe(&mut self, batch: Box<Batch<T>>, rows: Rows, mut bisection: Box<Bisection>) -> Request {
+        let Some(probe) = bisection.next().filter(|_| !batch.is_fenced()) else {
+            return self.bisecting(batch, rows, bisection, BisectStep::End, Request::Rollback);
+        };
+        let request = Request::Insert(rows.numbered[probe.rows()].to_vec());
+        self.bisecting(batch, rows, bisection, BisectStep::Probe(probe), request)
+    }
+
+    fn end_bisection(
+        &mut self,
+        mut batch: Box<Batch<T>>,
+        rows: &Rows,
+        bisection: Bisection,
+        events: &mut Vec<Event>,
+    ) -> Request {
+        if batch.is_fenced() {
+            return self.start_attempt(batch, events);
+        }
+        let is_huge = |row: usize| batch.entries[rows.numbered[row].entry].record_ref.bytes >= self.settings.huge;
+        match bisection.verdict(is_huge) {
+            Verdict::NoRecord(failure) => {
+                batch.bisected = true;
+                self.fail(batch, failure)
+            }
+            Verdict::Found { rejected, blocked } => {
+                let entry = |(row, failure): (usize, Failure)| (rows.numbered[row].entry, failure);
+                let blocked: Vec<(usize, Failure)> = blocked.into_iter().map(entry).collect();
+                for (row, failure) in rejected {
+                    let reason = match failure.class {
+                        Class::Permanent => Reason::RejectedByDatabase,
+                        _ => Reason::TooLarge,
+                    };
+                    batch.entries[rows.numbered[row].entry].known = Known::Rejected(reason, failure.text);
+                }
+                // The first repeat of a rejected record is tried instead of it.
+                forget_found(&mut batch.entries);
+                batch.approved = false;
+                if !blocked.is_empty() {
+                    self.block(&mut batch, blocked, events);
+                }
+                self.start_attempt(batch, events)
+            }
+        }
+    }
+
+    pub(super) fn bisecting(
+        &mut self,
+        batch: Box<Batch<T>>,
+        rows: Rows,
+        bisection: Box<Bisection>,
+        step: BisectStep,
+        request: Request,
+    ) -> Request {
+        self.storing(batch, Step::Bisecting(rows, bisection, step), request)
+    }
+}
