@@ -6,7 +6,9 @@ pub mod commit;
 pub mod event;
 pub mod failing;
 mod failing_fetch;
+mod halting;
 pub mod ledger;
+mod limits;
 mod owned;
 mod revoking;
 pub mod start;
@@ -82,26 +84,6 @@ impl Machine {
             full: false,
             stopping: false,
         }
-    }
-
-    /// Returns whether further records may be consumed now.
-    pub fn wants_records(&mut self) -> bool {
-        // Records in blocked inboxes may stay for days: only the rest of the limits has watermarks, or consuming would never resume.
-        let (blocked_bytes, blocked_records) = self.blocked_inflight;
-        let above = |part: usize, inflight: usize, blocked: usize, limit: usize| {
-            inflight >= limit || inflight.saturating_sub(blocked) >= (limit.saturating_sub(blocked) / part).max(1)
-        };
-        let above = |part: usize| {
-            above(part, self.inflight_bytes, blocked_bytes, self.settings.max_inflight_bytes)
-                || above(part, self.inflight_records, blocked_records, self.settings.max_inflight_records)
-        };
-        self.full = if self.full { above(2) } else { above(1) };
-        !self.full
-    }
-
-    /// Returns the bytes and records in the lanes.
-    pub fn inflight(&self) -> (usize, usize) {
-        (self.inflight_bytes, self.inflight_records)
     }
 
     /// Returns the committed offset of a partition, if one was committed under its assignment.
@@ -287,71 +269,6 @@ impl Machine {
         self.unthrottle(records, actions);
     }
 
-    fn leave_lane(&mut self, record: &RecordRef) {
-        self.inflight_bytes -= record.bytes;
-        self.inflight_records -= 1;
-        if let Some(owned) = self.current(record.partition, record.epoch) {
-            owned.leave_lane(record);
-        }
-    }
-
-    /// Counts records that enter or leave blocked inboxes.
-    fn block(&mut self, records: &[RecordRef], count: impl Fn(&mut Owned, &RecordRef)) {
-        for record in records {
-            if let Some(owned) = self.current(record.partition, record.epoch) {
-                count(owned, record);
-            }
-        }
-    }
-
-    /// Recomputes the shares of the partitions that have blocked records, after their number changed.
-    fn share_blocked(&mut self, actions: &mut Vec<Action>) {
-        let before = self.blocked;
-        self.blocked = self.owned.values().filter(|owned| owned.is_blocked()).count();
-        if (before, self.blocked) == (0, 0) {
-            return;
-        }
-        let sum = |(bytes, records), (more_bytes, more_records)| (bytes + more_bytes, records + more_records);
-        self.blocked_inflight = self.owned.values().map(Owned::blocked).fold((0, 0), sum);
-        for (partition, owned) in &mut self.owned {
-            let partition = *partition;
-            match owned.throttle_change(&self.settings, self.blocked) {
-                Some(ThrottleChange::Throttle) => actions.push(Action::Throttle { partition }),
-                Some(ThrottleChange::Unthrottle) => actions.push(Action::Unthrottle { partition }),
-                None => {}
-            }
-        }
-    }
-
-    /// Unthrottles the partitions of these records, which left the lanes, if they are below their share again.
-    fn unthrottle(&mut self, records: &[RecordRef], actions: &mut Vec<Action>) {
-        for some in records.chunk_by(|a, b| (a.partition, a.epoch) == (b.partition, b.epoch)) {
-            let partition = some[0].partition;
-            let settings = &self.settings;
-            let Some(owned) = self.owned.get_mut(&partition) else { continue };
-            if owned.throttle_change(settings, self.blocked) == Some(ThrottleChange::Unthrottle) {
-                actions.push(Action::Unthrottle { partition });
-            }
-        }
-    }
-
-    /// Halts each partition that would exceed the dead-letter limit, which fences its records, and approves the others.
-    fn approve_dead_letters(&mut self, lane: LaneNumber, dead: &[RecordRef], actions: &mut Vec<Action>) {
-        let mut asked: BTreeMap<(Partition, Epoch), Vec<RecordOffset>> = BTreeMap::new();
-        for record in dead {
-            asked.entry((record.partition, record.epoch)).or_default().push(record.offset);
-        }
-        let limit = self.settings.dead_letters;
-        for ((partition, epoch), offsets) in asked {
-            let Some(owned) = self.current(partition, epoch) else { continue };
-            let Some(highest) = owned.ledger().and_then(Ledger::highest) else { continue };
-            if let Err(reason) = owned.breaker.admit(&offsets, highest, limit) {
-                self.halt(partition, epoch, reason, actions);
-            }
-        }
-        actions.push(Action::DeadLettersApproved { lane });
-    }
-
     fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Owned> {
         self.owned.get_mut(&partition).filter(|owned| owned.epoch == epoch)
     }
@@ -361,49 +278,6 @@ impl Machine {
         match &mut owned.phase {
             Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed = Some(point.next),
             Phase::Resolving | Phase::Waiting => {}
-        }
-    }
-
-    fn halt(&mut self, partition: Partition, epoch: Epoch, reason: String, actions: &mut Vec<Action>) {
-        let Some(owned) = self.current(partition, epoch) else { return };
-        match std::mem::replace(&mut owned.phase, Phase::Resolving) {
-            Phase::Running { ledger, committed } => {
-                owned.phase = Phase::Halted { ledger: Some(ledger), committed };
-                if !owned.revoking {
-                    actions.push(Action::StopFetching { partition });
-                }
-                // In all lanes: a later record to the same inbox must not overtake the one that is halted.
-                actions.push(Action::Fence { epoch });
-                if owned.failing.take().is_some() {
-                    actions.push(Action::FetchRecovered { partition });
-                }
-                actions.push(Action::Halted { partition, reason });
-            }
-            other => {
-                owned.phase = other;
-                // Its lanes were still storing its records: now they must not.
-                if std::mem::take(&mut owned.draining) {
-                    actions.push(Action::Fence { epoch });
-                    actions.push(Action::Halted { partition, reason });
-                }
-            }
-        }
-    }
-
-    /// Restarts a halted partition from its progress row.
-    fn resume(&mut self, partition: Partition, actions: &mut Vec<Action>) {
-        let epoch = self.last_epoch + 1;
-        let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { return };
-        if matches!(owned.phase, Phase::Halted { .. }) {
-            self.last_epoch = epoch;
-            actions.push(Action::Fence { epoch: owned.epoch });
-            actions.push(Action::Unhalted { partition });
-            let breaker = std::mem::take(&mut owned.breaker);
-            // Dead letters that were approved may still be written.
-            let breaker = if owned.draining { breaker } else { breaker.resumed() };
-            *owned = Owned::new(epoch);
-            owned.breaker = breaker;
-            actions.push(Action::ResolveStart { partition, epoch });
         }
     }
 

@@ -137,7 +137,7 @@ mutants! {
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);",
         "machine/src/driver/fetching.rs": "self.throttled.remove(partition);\n            io.take_over(*partition);" -> "io.take_over(*partition);";
     "a partition is never unthrottled" Found =>
-        "machine/src/consumer/mod.rs": "actions.push(Action::Unthrottle { partition });" -> "";
+        "machine/src/consumer/limits.rs": "actions.push(Action::Unthrottle { partition });" -> "";
     "the start offset is the committed offset although the progress row is lower" Found =>
         "machine/src/consumer/start.rs": "(_, Some(progress)) => progress," -> "(Some(committed), Some(_)) => unknown(committed), (None, Some(progress)) => progress,";
     "the start offset is the committed offset although no progress row exists" Found =>
@@ -182,11 +182,11 @@ mutants! {
     "offsets that go back are accepted" Found =>
         "machine/src/consumer/ledger.rs": "return Err(OutOfOrder);" -> "self.last.next = offset.next();";
     "all records are consumed without a limit" Found =>
-        "machine/src/consumer/mod.rs": "self.full = if self.full { above(2) } else { above(1) };" -> "let _ = above(1);";
+        "machine/src/consumer/limits.rs": "self.full = if self.full { above(2) } else { above(1) };" -> "let _ = above(1);";
     "consuming resumes only at half of the limits, blocked records included" Found =>
-        "machine/src/consumer/mod.rs": "let (blocked_bytes, blocked_records) = self.blocked_inflight;" -> "let (blocked_bytes, blocked_records) = (0, 0);";
+        "machine/src/consumer/limits.rs": "let (blocked_bytes, blocked_records) = self.blocked_inflight;" -> "let (blocked_bytes, blocked_records) = (0, 0);";
     "a halted partition is not fenced" Found =>
-        "machine/src/consumer/mod.rs": "// In all lanes: a later record to the same inbox must not overtake the one that is halted.\n                actions.push(Action::Fence { epoch });" -> "";
+        "machine/src/consumer/halting.rs": "// In all lanes: a later record to the same inbox must not overtake the one that is halted.\n                actions.push(Action::Fence { epoch });" -> "";
     "the progress row can go back (in the database's model)" Found =>
         "simulator/src/database/tables.rs": "if new.may_follow(*row) {" -> "if true || new.may_follow(*row) {";
     "a postponed unassign stops the fetch that started after it" Found =>
