@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
-/// The number of one assignment of one partition. It is never reused, so records of a previous assignment are recognized.
+/// The number of one assignment of one partition. It is never reused, so records of a previous assignment are
+/// recognized.
 pub type Epoch = u64;
 
 /// The number of a reference connection; a later connection has a higher number.
@@ -26,13 +27,14 @@ impl Assignment {
         Assignment { epoch, read: OnceLock::new(), fenced: AtomicBool::new(false) }
     }
 
-    /// Returns the ID that distinguishes a topic from a recreated one; nil if the broker returns none. `None` before the start
-    /// offset is resolved.
+    /// Returns the ID that distinguishes a topic from a recreated one; nil if the broker returns none. `None` before
+    /// the start offset is resolved.
     pub fn topic_id(&self) -> Option<Uuid> {
         self.read.get().map(|(topic_id, _)| *topic_id)
     }
 
-    /// Returns the number of the reference connection that the start offset was read over. `None` before it is resolved.
+    /// Returns the number of the reference connection that the start offset was read over. `None` before it is
+    /// resolved.
     pub fn connection_number(&self) -> Option<ConnectionNumber> {
         self.read.get().map(|(_, connection_number)| *connection_number)
     }

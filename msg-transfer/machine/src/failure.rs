@@ -1,28 +1,28 @@
-//! What an error of the database means: one pure decision, made once.
+//! The class of a database error: one pure decision, made once (ADR 12).
 
-/// What follows from a failed statement.
+/// The class of a failed statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// The server or the way to it: the same statement will work later. Repeated for ever.
+    /// The server or the network: the same statement will succeed later. It is retried without limit.
     Transient,
-    /// The connection is gone or silent: nothing is known of the statement. No SQLSTATE means that.
+    /// The connection was closed or timed out: the outcome of the statement is unknown. No SQLSTATE means this.
     Lost,
-    /// Somebody else holds a lock that the statement needs: on the table, or on what one inbox needs.
+    /// Another transaction holds a lock that the statement needs: on the table, or on rows of one inbox.
     Locked,
-    /// Another owner wrote the same inbox: look at the table again, and repeat.
+    /// Another owner wrote the same inbox: the table has to be read again.
     Conflict,
-    /// It took too long or too much memory: the server's doing, or that of one huge record.
+    /// The statement needs too much time or memory, because of the server or of one huge record.
     Heavy,
-    /// A record's fault, if the server takes another record at the same time: look for it.
+    /// A record causes the error, if the server accepts another record at the same time. A bisection finds it.
     Permanent,
-    /// The same, for the record's size.
+    /// The same as `Permanent`, because of the record's size.
     TooLarge,
-    /// Nothing that a record or a moment explains: an operator has to look. Repeated all the same, slowly.
+    /// Neither a record nor time can explain the error: an operator has to act. It is retried slowly.
     Fatal,
 }
 
 impl Class {
-    /// Its name in metrics and logs.
+    /// Returns its name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             Class::Transient | Class::Lost => "transient",
@@ -36,7 +36,7 @@ impl Class {
     }
 }
 
-/// What a server with Citus says, as an internal error, of a worker that it has lost. The texts are not translated.
+/// Texts of internal errors with which Citus reports a lost worker. They are not translated.
 const LOST_WORKER: [&str; 8] = [
     "failure on connection marked as essential",
     "unexpected postmaster exit",
@@ -48,11 +48,12 @@ const LOST_WORKER: [&str; 8] = [
     "invalid socket",
 ];
 
-/// The same as an I/O error (58030), which is otherwise the server's own disk.
+/// The same, with the code of an I/O error (58030), which is otherwise an error of the server's own disk.
 const LOST_WORKER_COPY: &str = "failed to copy to shard";
 
-/// Decides by the SQLSTATE and, for an internal error (XX000), by the server's text: Citus reports a lost worker like this,
-/// and that passes. Every other internal error is what a damaged server says.
+/// Returns the class of an error with this SQLSTATE and text. The text counts only for internal errors (XX000) and I/O
+/// errors: with them Citus reports a lost worker, which is transient. Every other such error may mean that the server
+/// is damaged.
 pub fn classify_error(state: &str, text: &str) -> Class {
     let text = text.to_ascii_lowercase();
     match classify(state) {
@@ -62,17 +63,17 @@ pub fn classify_error(state: &str, text: &str) -> Class {
     }
 }
 
-/// Decides by the five characters of a SQLSTATE. What is not listed is nobody's fault that we know of.
+/// Returns the class of a SQLSTATE. A state that is not listed has no known cause, and is fatal.
 pub fn classify(state: &str) -> Class {
     match state {
-        // By name it could not be told which constraint it was: partitions and shards have names of their own. On
-        // `messages` it is never a record's fault, since `msg_id` has its own ON CONFLICT.
+        // Never caused by a record alone: `msg_id` has its own ON CONFLICT. The constraint cannot be identified by its
+        // name, because partitions and shards have names of their own.
         "23505" => Class::Conflict,
         // lock_not_available: lock_timeout.
         "55P03" => Class::Locked,
         // query_canceled: statement_timeout. Waiting for a lock ends earlier, with 55P03.
         "57014" | "53200" => Class::Heavy,
-        // idle_in_transaction_session_timeout and its kin; not 25006, a server that takes no writes.
+        // idle_in_transaction_session_timeout and similar ones; not 25006, a read-only server.
         "25P02" | "25P03" | "25P04" => Class::Transient,
         // A trigger's RAISE, and a view's WITH CHECK OPTION.
         "P0001" | "44000" => Class::Permanent,
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_class_of_states() {
+    fn sqlstate_has_its_class() {
         for (state, class) in [
             ("08006", Class::Transient), // connection_failure
             ("40001", Class::Transient), // serialization_failure

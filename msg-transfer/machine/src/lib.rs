@@ -1,12 +1,12 @@
-//! What msg-transfer decides, apart from what it does: events in, actions out, without I/O, without a clock, without
-//! async. The service drives it with Kafka and PostgreSQL; the simulator drives it with models of them.
+//! The decisions of msg-transfer: events in, actions out, without I/O, without a clock, without async. The service
+//! drives this crate with Kafka and PostgreSQL, the simulator with models of them.
 //!
-//! - [`consumer`]: which partitions are ours, where each starts, what is in flight, what is completed, when progress is
-//!   saved and committed, when a partition is let go or stands still.
-//! - [`driver`]: carries out what [`consumer`] decides, on the consumer's thread, through two traits for what is outside.
-//! - [`lane`]: how a batch becomes rows: its statements one by one, each `seq`, repeats, records that the database refuses.
-//! - [`reference_connection`]: whether the database is still the one that the starts were read from.
-//! - [`failure`]: what an error of the database means.
+//! - [`consumer`]: which partitions are assigned, where each starts, which records are in flight and which are completed, when
+//!   progress is saved and committed, when a partition is released or halted.
+//! - [`driver`]: carries out the actions of [`consumer`] on the consumer's thread, through two traits.
+//! - [`lane`]: how a batch becomes rows: its statements one by one, each `seq`, repeats, poison records.
+//! - [`reference_connection`]: whether the database is still the server that the start offsets were read from.
+//! - [`failure`]: the class of an error of the database.
 
 pub mod assignment;
 pub mod consumer;

@@ -1,42 +1,44 @@
-//! Offsets with types: only "next to read" can be committed, so no `+ 1` is ever forgotten or done twice.
+//! Offsets with types: only a next offset can be committed, so no `+ 1` is ever forgotten or done twice.
 
 use std::fmt;
 
-/// Where a record lies in its partition.
+/// The number of a record in its partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordOffset(pub i64);
 
-/// The offset to read next: everything below it is done. It can be committed.
+/// The offset of the next record to read: all records below it are completed. It can be committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextOffset(pub i64);
 
-/// The number of a partition's leadership in Kafka: it grows with each election, and each record carries that of the leader
-/// which appended it. Two records with the same offset have the same leader epoch only if they are the same record.
+/// The number of a partition's leadership in Kafka: it grows with each election, and each record carries that of the
+/// leader which appended it. Two records with the same offset have the same leader epoch only if they are the same
+/// record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaderEpoch(pub i32);
 
 impl LeaderEpoch {
-    /// Not known.
+    /// The leader epoch is not known.
     pub const UNKNOWN: LeaderEpoch = LeaderEpoch(-1);
 
-    /// Whether it is known.
+    /// Returns whether it is known.
     pub fn is_known(self) -> bool {
         self >= LeaderEpoch(0)
     }
 }
 
-/// How far a partition is completed: what a progress row holds.
+/// How far a partition is completed: the content of a progress row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Everything below is completed.
+    /// All records below this offset are completed.
     pub next: NextOffset,
-    /// The leader epoch of the last record below; it may be higher than that record's, if no record above has a lower one.
+    /// The leader epoch of the last record below; it may be higher than that record's, if no record above has a lower
+    /// one.
     pub leader_epoch: LeaderEpoch,
 }
 
 impl Progress {
-    /// Whether this row may take the other's place. A log never has a lower leader epoch at a higher offset, so the higher
-    /// leader epoch is the later one, also at a lower offset: Kafka lost the tail in between.
+    /// Returns whether this row may replace the other one. A log never has a lower leader epoch at a higher offset, so
+    /// the higher leader epoch is the later one, also at a lower offset: Kafka lost the tail in between.
     pub fn may_follow(self, other: Progress) -> bool {
         if self.leader_epoch.is_known() && other.leader_epoch.is_known() {
             return (self.leader_epoch, self.next) >= (other.leader_epoch, other.next);
@@ -46,7 +48,7 @@ impl Progress {
 }
 
 impl RecordOffset {
-    /// What is to be read after this record.
+    /// Returns the offset of the record after this one.
     pub fn next(self) -> NextOffset {
         NextOffset(self.0 + 1)
     }

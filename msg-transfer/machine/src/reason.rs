@@ -1,22 +1,22 @@
-//! Why a record is kept aside.
+//! The reasons of dead letters.
 
-/// The contract's `DeadLetterReason`, as it is stored: its name without the prefix.
+/// The reason of a dead letter: the contract's `DeadLetterReason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// Its bytes are no record.
+    /// The record cannot be decoded.
     Undecodable,
-    /// It breaks a rule.
+    /// The message breaks a rule of the contract.
     Invalid,
-    /// The database refused this record, and took another one at the same time.
+    /// The database rejected this record, and accepted another one at the same time.
     RejectedByDatabase,
-    /// Another message with its id is stored.
+    /// Another message with the same ID is stored.
     IdempotencyConflict,
-    /// The same as rejected, for its size.
+    /// The database rejected this record because of its size, and accepted another one at the same time.
     TooLarge,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Reason; 5] = [
         Reason::Undecodable,
         Reason::Invalid,
@@ -25,7 +25,7 @@ impl Reason {
         Reason::TooLarge,
     ];
 
-    /// As it is stored.
+    /// Returns the name that the database stores: the contract's name without its prefix.
     pub fn name(self) -> &'static str {
         match self {
             Reason::Undecodable => "UNDECODABLE",
@@ -36,8 +36,8 @@ impl Reason {
         }
     }
 
-    /// Whether it counts for the limit on dead letters. A conflict does not: a caller makes it, at will, and stopping a
-    /// partition for it would let one caller stop the others.
+    /// Returns whether it counts for the dead-letter limit. A conflict does not: a caller can cause any number of
+    /// conflicts, and halting a partition for them would let one caller stop the others.
     pub fn counts(self) -> bool {
         self != Reason::IdempotencyConflict
     }

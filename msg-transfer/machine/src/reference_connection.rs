@@ -1,9 +1,9 @@
 //! The reference connection: while it is open, the database is the server that the start offsets were read from.
 //!
-//! A database that fails over, or is restored to an earlier point, may lose rows whose COMMIT succeeded. It closes all its
-//! connections then. So while the connection is open that a start offset was read over, the server has not changed, and all
-//! rows stored since are present. After the connection is closed, start offsets have to be resolved again before anything more
-//! is stored or committed.
+//! A database that fails over, or is restored to an earlier point, may lose rows whose COMMIT succeeded. It closes all
+//! its connections then. So while the connection is open that a start offset was read over, the server has not changed,
+//! and all rows stored since are present. After the connection is closed, start offsets have to be resolved again
+//! before anything more is stored or committed.
 
 use crate::ConnectionNumber;
 
@@ -25,10 +25,10 @@ pub enum Query {
 pub enum Next {
     /// Open a connection, call `connected`, and continue as with `Send`.
     Connect,
-    /// Send the query over the connection, and call `answered` with the result.
+    /// Send the query over the connection, and call `completed` with the result.
     Send,
-    /// Answer the query with this result, without sending anything.
-    Answer(bool),
+    /// Send nothing: this is the result of the query.
+    Known(bool),
 }
 
 /// The state of the reference connection, and its number.
@@ -50,10 +50,10 @@ impl ReferenceConnection {
     pub fn next(&mut self, query: &Query) -> Next {
         match query {
             Query::Load if !self.connected => Next::Connect,
-            Query::IsAlive(number) if *number != self.number || !self.connected => Next::Answer(false),
-            Query::Check if self.lost || !self.connected => Next::Answer(!std::mem::take(&mut self.lost)),
+            Query::IsAlive(number) if *number != self.number || !self.connected => Next::Known(false),
+            Query::Check if self.lost || !self.connected => Next::Known(!std::mem::take(&mut self.lost)),
             Query::Save(numbers) if !self.connected || numbers.iter().any(|number| *number != self.number) => {
-                Next::Answer(false)
+                Next::Known(false)
             }
             _ => Next::Send,
         }
@@ -66,7 +66,7 @@ impl ReferenceConnection {
     }
 
     /// Records the result of a query. If it is not `ok`, the connection is closed.
-    pub fn answered(&mut self, query: &Query, ok: bool) {
+    pub fn completed(&mut self, query: &Query, ok: bool) {
         if !ok {
             self.connected = false;
             // The result of every other query already reports it.
@@ -83,32 +83,32 @@ mod tests {
         let mut reference = ReferenceConnection::default();
         assert_eq!(reference.next(&Query::Load), Next::Connect);
         reference.connected();
-        reference.answered(&Query::Load, true);
+        reference.completed(&Query::Load, true);
         reference
     }
 
     #[test]
-    fn only_the_connection_of_the_starts_counts() {
+    fn other_connection_than_that_of_the_starts_is_rejected() {
         let mut reference = connected();
         assert_eq!(reference.next(&Query::IsAlive(1)), Next::Send);
         assert_eq!(reference.next(&Query::Save(vec![1])), Next::Send);
-        reference.answered(&Query::Check, false);
-        assert_eq!(reference.next(&Query::IsAlive(1)), Next::Answer(false));
+        reference.completed(&Query::Check, false);
+        assert_eq!(reference.next(&Query::IsAlive(1)), Next::Known(false));
         assert_eq!(reference.next(&Query::Load), Next::Connect);
         reference.connected();
-        assert_eq!(reference.next(&Query::IsAlive(1)), Next::Answer(false));
-        assert_eq!(reference.next(&Query::Save(vec![2, 1])), Next::Answer(false));
+        assert_eq!(reference.next(&Query::IsAlive(1)), Next::Known(false));
+        assert_eq!(reference.next(&Query::Save(vec![2, 1])), Next::Known(false));
         assert_eq!(reference.next(&Query::Save(vec![2])), Next::Send);
     }
 
     #[test]
     fn connection_lost_during_load_is_reported_once() {
         let mut reference = connected();
-        reference.answered(&Query::Load, false);
+        reference.completed(&Query::Load, false);
         assert_eq!(reference.next(&Query::Load), Next::Connect);
         reference.connected();
-        reference.answered(&Query::Load, true);
-        assert_eq!(reference.next(&Query::Check), Next::Answer(false), "also when there is a new one");
+        reference.completed(&Query::Load, true);
+        assert_eq!(reference.next(&Query::Check), Next::Known(false), "also when there is a new one");
         assert_eq!(reference.next(&Query::Check), Next::Send);
     }
 }

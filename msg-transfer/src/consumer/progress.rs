@@ -282,7 +282,7 @@ fn not_known(error: &str) -> Vec<Worker> {
 impl Connection {
     async fn check(&mut self, query: &Query) -> bool {
         match self.reference.next(query) {
-            Next::Answer(answer) => answer,
+            Next::Known(same) => same,
             Next::Send | Next::Connect => {
                 let pool = self.pool.clone();
                 let with_workers = *query == Query::Check && self.workers_due();
@@ -324,7 +324,7 @@ impl Connection {
         if let Some(client) = self.client.take() {
             drop(Object::take(client));
         }
-        self.reference.answered(query, false);
+        self.reference.completed(query, false);
         false
     }
 
@@ -359,20 +359,20 @@ impl Connection {
     ) -> Result<T, Failure> {
         // Taken out for the duration of the query: if this future is dropped, the connection is closed.
         let Some(client) = self.client.take() else {
-            self.reference.answered(query, false);
+            self.reference.completed(query, false);
             return Err(failure::transient(GONE));
         };
         let error = match tokio::time::timeout(TIMEOUT, send(&client)).await {
             Ok(Ok(answer)) => {
                 self.client = Some(client);
-                self.reference.answered(query, true);
+                self.reference.completed(query, true);
                 return Ok(answer);
             }
             Ok(Err(error)) => failed(&error),
             Err(_) => failure::transient("the database did not answer in time"),
         };
         drop(Object::take(client));
-        self.reference.answered(query, false);
+        self.reference.completed(query, false);
         Err(error)
     }
 }

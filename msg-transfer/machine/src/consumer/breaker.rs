@@ -1,4 +1,5 @@
-//! Stops a partition before too many of its records are kept aside: what is wrong then is not the records.
+//! The dead-letter limit: halts a partition before too many of its records become dead letters. The cause is then
+//! something else than the records.
 
 use std::collections::BTreeSet;
 
@@ -6,66 +7,67 @@ use uuid::Uuid;
 
 use crate::{NextOffset, RecordOffset};
 
-/// When it is too many. All three together.
+/// The dead-letter limit. It is exceeded by more than `count` dead letters in the last `window` offsets that are also
+/// more than `percent` of these offsets.
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub struct Limit {
-    /// More than so many …
     pub count: usize,
-    /// … which are more than so many in a hundred …
     pub percent: usize,
-    /// … of the last so many offsets.
     pub window: usize,
 }
 
-/// The dead letters of one partition, as far as the window reaches. It counts offsets, so a record that comes again is
-/// counted once.
+/// The dead letters of one partition in the window. It counts offsets, so a record that is consumed again is counted
+/// once.
 #[derive(Debug, Default)]
 pub struct Breaker {
     topic_id: Uuid,
     counted: BTreeSet<RecordOffset>,
-    /// The last record that was refused.
-    refused: Option<RecordOffset>,
-    /// Up to here they pass uncounted.
+    /// The last record that would have exceeded the limit.
+    over_limit: Option<RecordOffset>,
+    /// Dead letters up to this offset do not count.
     forgiven: Option<RecordOffset>,
 }
 
 impl Breaker {
-    /// After somebody has looked: what was refused passes, or a batch with more than the limit would be refused for ever.
+    /// Returns the breaker of a partition that an operator resumed: the records that exceeded the limit are forgiven.
+    /// Otherwise a batch with more dead letters than the limit could never be stored.
     pub fn resumed(self) -> Self {
-        let forgiven = self.refused.max(self.forgiven);
+        let forgiven = self.over_limit.max(self.forgiven);
         Breaker { topic_id: self.topic_id, forgiven, ..Breaker::default() }
     }
 
-    /// Begins with what the database knows of the time before.
+    /// Starts with the recent dead letters in the database.
     pub fn begin(&mut self, topic_id: Uuid, recent: impl IntoIterator<Item = RecordOffset>) {
         if self.topic_id != topic_id {
-            // Made anew: these are other records.
+            // The topic was recreated: these are other records.
             *self = Breaker { topic_id, ..Breaker::default() };
         }
         self.counted = recent.into_iter().collect();
     }
 
-    /// From this offset on, Kafka lost the records that were counted or refused: other records have their offsets.
+    /// Forgets records from this offset on: Kafka lost them, and other records get their offsets.
     pub fn lost_from(&mut self, next: NextOffset) {
         let last = (next.0 > 0).then(|| RecordOffset(next.0 - 1));
         self.forgiven = self.forgiven.min(last);
-        self.refused = self.refused.min(last);
+        self.over_limit = self.over_limit.min(last);
     }
 
-    /// May these be kept aside too? `highest` is the last record received. If not, nothing is counted, and why is said.
-    pub fn admit(&mut self, asked: &[RecordOffset], highest: RecordOffset, limit: Limit) -> Result<(), String> {
+    /// Counts these dead letters, or fails with the reason if they would exceed the limit. `highest` is the last record
+    /// received.
+    pub fn admit(&mut self, dead: &[RecordOffset], highest: RecordOffset, limit: Limit) -> Result<(), String> {
         let window = i64::try_from(limit.window).unwrap_or(i64::MAX);
         let from = RecordOffset(highest.0.saturating_sub(window - 1).max(0));
         self.counted = self.counted.split_off(&from);
         let counts = |offset: &&RecordOffset| self.forgiven < Some(**offset) && !self.counted.contains(offset);
-        let more: BTreeSet<_> = asked.iter().filter(counts).copied().collect();
+        let more: BTreeSet<_> = dead.iter().filter(counts).copied().collect();
         let count = self.counted.len() + more.len();
         let seen = usize::try_from(highest.0 - from.0 + 1).unwrap_or(limit.window);
         if !more.is_empty() && count > limit.count && count * 100 > limit.percent * seen {
-            self.refused = more.last().copied().max(self.refused);
+            self.over_limit = more.last().copied().max(self.over_limit);
             return Err(format!(
                 "{count} of the last {seen} records would be dead letters, more than {} and {} %: nothing is skipped; \
-                 mend the cause, raise --dead-letter-limit, or go on with `msg-transfer resume`",
+                 fix the cause, or raise --dead-letter-limit, then run `msg-transfer resume`",
                 limit.count, limit.percent
             ));
         }
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn up_to_the_limit_they_pass_and_a_repeat_is_none() {
+    fn limit_admits_its_count_and_counts_repeats_once() {
         let mut breaker = Breaker::default();
         for _ in 0..3 {
             breaker.admit(&offsets(0..3), RecordOffset(9), LIMIT).expect("3 are not more than 3");
@@ -95,28 +97,28 @@ mod tests {
     }
 
     #[test]
-    fn a_small_share_passes() {
+    fn limit_admits_a_small_percentage() {
         let mut breaker = Breaker::default();
         breaker.admit(&offsets(0..10), RecordOffset(99), LIMIT).expect("ten in a hundred");
         breaker.admit(&offsets(10..11), RecordOffset(99), LIMIT).expect_err("eleven in a hundred");
     }
 
     #[test]
-    fn what_the_window_has_passed_is_forgotten() {
+    fn limit_forgets_dead_letters_below_the_window() {
         let mut breaker = Breaker::default();
         breaker.begin(Uuid::nil(), offsets(0..10));
         breaker.admit(&offsets(109..119), RecordOffset(109), LIMIT).expect("the others are too old");
     }
 
-    /// A batch of more than the limit can pass no other way.
+    /// A batch of more than the limit can be admitted in no other way.
     #[test]
-    fn what_was_refused_passes_once_somebody_has_looked() {
+    fn resume_admits_the_records_that_were_over_the_limit() {
         let mut breaker = Breaker::default();
-        breaker.admit(&offsets(0..5), RecordOffset(9), LIMIT).expect_err("five at once");
+        breaker.admit(&offsets(0..5), RecordOffset(9), LIMIT).expect_err("five in one batch");
         let mut breaker = breaker.resumed();
-        breaker.admit(&offsets(0..5), RecordOffset(9), LIMIT).expect("those were looked at");
-        breaker.admit(&offsets(5..9), RecordOffset(9), LIMIT).expect_err("those were not");
+        breaker.admit(&offsets(0..5), RecordOffset(9), LIMIT).expect("the operator resumed after those");
+        breaker.admit(&offsets(5..9), RecordOffset(9), LIMIT).expect_err("those are later");
         breaker.begin(Uuid::max(), []);
-        breaker.admit(&offsets(0..5), RecordOffset(9), LIMIT).expect_err("nor were those of another topic");
+        breaker.admit(&offsets(0..5), RecordOffset(9), LIMIT).expect_err("those are of another topic");
     }
 }

@@ -1,5 +1,5 @@
-//! Decides when progress becomes durable, and in which order: the messages are stored already, then the progress rows are
-//! written, then the offsets are committed to Kafka. One round runs at a time.
+//! Decides when progress becomes durable, and in which order: the messages are stored already, then the progress rows
+//! are written, then the offsets are committed to Kafka. One round runs at a time.
 
 use super::Action;
 use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress};
@@ -45,7 +45,8 @@ enum Round {
 }
 
 impl Committer {
-    /// Creates a committer that starts a round after `every_records` completed records or after `interval`, whichever is first.
+    /// Creates a committer that starts a round after `every_records` completed records or after `interval`, whichever
+    /// is first.
     pub fn new(every_records: usize, interval: Millis) -> Self {
         Committer { every_records, interval, round: Round::Idle, completed: 0, hurried: false, last: 0, not_before: 0 }
     }
@@ -68,7 +69,8 @@ impl Committer {
         };
     }
 
-    /// Abandons this round: a step failed or timed out. The next round starts an interval later, with the points of that time.
+    /// Abandons this round: a step failed or timed out. The next round starts an interval later, with the points of
+    /// that time.
     pub fn failed(&mut self, now: Millis) {
         self.round = Round::Idle;
         self.not_before = now + self.interval;
@@ -87,8 +89,8 @@ impl Committer {
         }
     }
 
-    /// Returns the next action of the round, if one is due. `points` returns the points to commit; `is_current` returns whether the
-    /// assignment of a point has not ended.
+    /// Returns the next action of the round, if one is due. `points` returns the points to commit; `is_current` returns
+    /// whether the assignment of a point has not ended.
     pub fn advance(
         &mut self,
         now: Millis,

@@ -9,8 +9,8 @@ use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 /// The number of a lane, from 0.
 pub type LaneNumber = usize;
 
-/// Identifies a record that was passed to a lane. `epoch` is the assignment that it was received under; `bytes` is its share of
-/// the limits on bytes in flight.
+/// Identifies a record that was passed to a lane. `epoch` is the assignment that it was received under; `bytes` is its
+/// share of the limits on bytes in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub struct RecordRef {
@@ -39,8 +39,8 @@ pub struct FetchFailure {
 pub enum Event {
     /// The group assigned these partitions.
     Assigned(Vec<Partition>),
-    /// The start offset of an assignment was resolved, with the topic's ID and the offsets of the dead letters that count for the
-    /// limit.
+    /// The start offset of an assignment was resolved, with the topic's ID and the offsets of the dead letters that
+    /// count for the limit.
     StartResolved { partition: Partition, epoch: Epoch, start: Decision, topic_id: Uuid, dead: Vec<RecordOffset> },
     /// These records were stored or dead-lettered, and the COMMIT succeeded.
     Completed(Vec<RecordRef>),
@@ -58,12 +58,13 @@ pub enum Event {
     Resumed(Vec<Partition>),
     /// The database may have lost rows: restart every partition.
     Restart,
-    /// The records of a partition may not continue those received before, or the database may have lost rows: restart it.
+    /// The records of a partition may not continue those received before, or the database may have lost rows: restart
+    /// it.
     RestartPartition(Partition),
     /// The fetch of a partition failed. The records received before the error count.
     FetchFailed { partition: Partition, failure: FetchFailure },
-    /// The next record of this partition is not in its log. Kafka may have lost the log's tail. Then the records in the lanes exist
-    /// nowhere else, so they are completed before the start offset is resolved again.
+    /// The next record of this partition is not in its log. Kafka may have lost the log's tail. Then the records in the
+    /// lanes exist nowhere else, so they are completed before the start offset is resolved again.
     OutOfRange(Partition),
     /// The progress rows were written.
     ProgressSaved,

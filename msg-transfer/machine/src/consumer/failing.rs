@@ -13,7 +13,8 @@ pub struct Backoff {
     pub first: Millis,
     /// The maximum after many failures.
     pub longest: Millis,
-    /// A fetch that returns neither a record nor an error for this long has recovered: the log may have no further record.
+    /// A fetch that returns neither a record nor an error for this long has recovered: the log may have no further
+    /// record.
     pub recovered: Millis,
 }
 
@@ -42,7 +43,7 @@ impl Machine {
         if before.is_some_and(|failing| failing.is_waiting()) {
             return;
         }
-        // What is below was received: a batch can start before the offset that is wanted of it.
+        // The records below were received: a batch can start before the next offset.
         let expected = ledger.expected();
         let at = failure.offset.map_or(expected, |offset| expected.max(NextOffset(offset.0)));
         let attempts = match before {
@@ -73,7 +74,7 @@ impl Machine {
         for (partition, failing) in failing {
             let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { continue };
             match failing.next {
-                // Kafka may have lost what is in the lanes: it is stored first.
+                // Kafka may have lost the records in the lanes: they are stored first.
                 Next::Retry(_) if owned.is_completing(partition) => {}
                 Next::Retry(at) if now >= at => {
                     owned.failing = Some(Failing { next: Next::Resolving, ..failing });

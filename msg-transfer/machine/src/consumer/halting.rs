@@ -11,12 +11,12 @@ use crate::{Epoch, Partition, RecordOffset};
 impl Machine {
     /// Halts each partition that would exceed the dead-letter limit, which fences its records, and approves the others.
     pub(super) fn approve_dead_letters(&mut self, lane: LaneNumber, dead: &[RecordRef], actions: &mut Vec<Action>) {
-        let mut asked: BTreeMap<(Partition, Epoch), Vec<RecordOffset>> = BTreeMap::new();
+        let mut requested: BTreeMap<(Partition, Epoch), Vec<RecordOffset>> = BTreeMap::new();
         for record in dead {
-            asked.entry((record.partition, record.epoch)).or_default().push(record.offset);
+            requested.entry((record.partition, record.epoch)).or_default().push(record.offset);
         }
         let limit = self.settings.dead_letters;
-        for ((partition, epoch), offsets) in asked {
+        for ((partition, epoch), offsets) in requested {
             let Some(owned) = self.current(partition, epoch) else { continue };
             let Some(highest) = owned.ledger().and_then(Ledger::highest) else { continue };
             if let Err(reason) = owned.breaker.admit(&offsets, highest, limit) {

@@ -1,6 +1,8 @@
-//! The ledger of one partition: which received records are completed, in any order, and how far the contiguous prefix reaches.
+//! The ledger of one partition: which received records are completed, in any order, and how far the contiguous prefix
+//! reaches.
 //!
-//! One record may stay incomplete for days. Completed records behind it are forgotten, so that the ledger does not grow.
+//! One record may stay incomplete for days. Completed records behind it are forgotten, so that the ledger does not
+//! grow.
 
 use std::collections::VecDeque;
 
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_goes_back_is_refused() {
+    fn record_below_the_expected_offset_is_rejected() {
         let mut ledger = ledger_at(3);
         assert_eq!(ledger.receive(RecordOffset(2), LeaderEpoch(1)), Err(OutOfOrder));
         ledger.receive(RecordOffset(3), LeaderEpoch(1)).expect("it is the start");
@@ -161,7 +163,7 @@ mod tests {
     proptest! {
         /// Compares with the definition: the prefix ends after the last record before the first incomplete one.
         #[test]
-        fn the_prefix_is_what_its_definition_says(
+        fn prefix_matches_its_definition(
             offsets in proptest::collection::btree_set(0..200i64, 0..60),
             order in proptest::collection::vec(0..200i64, 0..200),
         ) {

@@ -7,7 +7,8 @@ use super::owned::{Owned, ThrottleChange};
 impl Machine {
     /// Returns whether further records may be consumed now.
     pub fn wants_records(&mut self) -> bool {
-        // Records in blocked inboxes may stay for days: only the rest of the limits has watermarks, or consuming would never resume.
+        // Records in blocked inboxes may stay for days: only the rest of the limits has watermarks, or consuming would
+        // never resume.
         let (blocked_bytes, blocked_records) = self.blocked_inflight;
         let above = |part: usize, inflight: usize, blocked: usize, limit: usize| {
             inflight >= limit || inflight.saturating_sub(blocked) >= (limit.saturating_sub(blocked) / part).max(1)

@@ -1,5 +1,5 @@
-//! The consumer's machine: which partitions are assigned, where each starts, what is in flight, when progress is saved and
-//! committed, and when a partition is halted or released.
+//! The consumer's machine: which partitions are assigned, where each starts, what is in flight, when progress is saved
+//! and committed, and when a partition is halted or released.
 
 pub mod breaker;
 pub mod commit;
@@ -104,8 +104,8 @@ impl Machine {
         self.owned.keys().copied()
     }
 
-    /// Receives a record. Returns the epoch under which it must be passed to its lane, or `None` if it must be dropped: its partition
-    /// is not fetched any more.
+    /// Receives a record. Returns the epoch under which it must be passed to its lane, or `None` if it must be dropped:
+    /// its partition is not fetched any more.
     pub fn receive(
         &mut self,
         partition: Partition,
@@ -198,7 +198,7 @@ impl Machine {
     }
 
     /// Returns whether this assignment has not ended. Offsets are committed only of such assignments.
-    pub fn speaks_of(&self, epoch: Epoch) -> bool {
+    pub fn has_assignment(&self, epoch: Epoch) -> bool {
         self.owned.values().any(|owned| owned.epoch == epoch)
     }
 
@@ -214,9 +214,9 @@ impl Machine {
         for partition in partitions {
             self.last_epoch += 1;
             let epoch = self.last_epoch;
-            if let Some(former) = self.owned.insert(partition, Owned::new(epoch)) {
-                actions.push(Action::Fence { epoch: former.epoch });
-                self.forget(partition, &former, actions);
+            if let Some(previous) = self.owned.insert(partition, Owned::new(epoch)) {
+                actions.push(Action::Fence { epoch: previous.epoch });
+                self.forget(partition, &previous, actions);
             }
             actions.push(Action::ResolveStart { partition, epoch });
         }
@@ -244,7 +244,8 @@ impl Machine {
                 if let Some(failing) = &mut owned.failing {
                     failing.fetching(now);
                 }
-                // Commit immediately: after a crash, or when the group's offset expires, the start offset must be the same.
+                // Commit immediately: after a crash, or when the group's offset expires, the start offset must be the
+                // same.
                 self.committer.hurry();
                 actions.push(Action::Fetch { partition, epoch, from });
             }
@@ -299,7 +300,7 @@ impl Machine {
                 self.last_epoch = epoch;
                 actions.push(Action::StopFetching { partition });
                 actions.push(Action::Fence { epoch: owned.epoch });
-                // What somebody has looked at stays looked at.
+                // Dead letters that an operator has resumed after stay forgiven.
                 let breaker = std::mem::take(&mut owned.breaker);
                 let failing = owned.failing;
                 *owned = Owned::new(epoch);
@@ -317,8 +318,8 @@ impl Machine {
         }
     }
 
-    /// Restarts each partition whose next record is not in the log, once all its received records are completed and its progress row
-    /// is written: the lost records are counted from that row.
+    /// Restarts each partition whose next record is not in the log, once all its received records are completed and its
+    /// progress row is written: the lost records are counted from that row.
     fn restart_out_of_range(&mut self, actions: &mut Vec<Action>) {
         let is_out_of_range = |owned: &Owned| {
             let running = matches!(owned.phase, Phase::Running { .. }) && !owned.revoking;
@@ -336,7 +337,7 @@ impl Machine {
         }
     }
 
-    /// Takes the next steps of the commit round and of the revocation.
+    /// Continues the commit round and the revocation.
     fn advance(&mut self, now: Millis, actions: &mut Vec<Action>) {
         self.restart_out_of_range(actions);
         let revoking = self.is_revoking();

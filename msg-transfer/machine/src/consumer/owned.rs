@@ -158,8 +158,8 @@ impl Owned {
         }
     }
 
-    /// Throttles the partition if it uses more than its share of the limits in the lanes or in blocked inboxes, so that other
-    /// partitions can use the rest. `blocked` is the number of partitions that have blocked inboxes.
+    /// Throttles the partition if it uses more than its share of the limits in the lanes or in blocked inboxes, so that
+    /// other partitions can use the rest. `blocked` is the number of partitions that have blocked inboxes.
     pub(super) fn throttle_change(&mut self, settings: &Settings, blocked: usize) -> Option<ThrottleChange> {
         if self.revoking || !matches!(self.phase, Phase::Running { .. }) {
             return None;
@@ -175,9 +175,9 @@ impl Owned {
 
     fn is_above(&self, settings: &Settings, part: Part, blocked: usize) -> bool {
         let limit = |whole: usize| (whole / part as usize).max(1);
-        // Records in blocked inboxes may wait for days. With 1, 2, 3, … such partitions the share of each is 1/2, 1/6, 1/12, …
-        // So all of them together never use more than one partition's share, and at most half of the whole limit: the other
-        // partitions always have the other half.
+        // Records in blocked inboxes may wait for days. With 1, 2, 3, … such partitions the share of each is 1/2, 1/6,
+        // 1/12, … So all of them together never use more than one partition's share, and at most half of the whole
+        // limit: the other partitions always have the other half.
         let shares = blocked.max(1) * (blocked.max(1) + 1);
         let share = |partition: usize, whole: usize| limit(partition.min(whole / 2) / shares);
         self.inflight_bytes >= limit(settings.max_partition_bytes)

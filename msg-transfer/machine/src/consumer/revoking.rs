@@ -1,4 +1,5 @@
-//! How the machine gives up partitions: revoked ones after a drain, lost ones immediately, and all of them after a deadline.
+//! How the machine releases partitions: revoked ones after a drain, lost ones immediately, and all of them after a
+//! deadline.
 
 use super::Machine;
 use super::event::Action;

@@ -1,13 +1,13 @@
-//! Makes progress durable as the machine says: the progress rows, then Kafka's offsets, each with its result.
+//! Makes progress durable in the machine's order: first the progress rows, then the offsets in Kafka.
 
-use super::{Driver, Io, ProgressRow, Record, Report, TopicIs};
+use super::{Driver, Io, PendingCommit, ProgressRow, Record, Report, TopicIs};
 use crate::consumer::{CommitPoint, Event};
 
 impl<R: Record> Driver<R> {
     pub(super) fn save_progress(&mut self, io: &mut impl Io<Record = R>, points: &[CommitPoint]) {
         let row = |point: &CommitPoint| {
             let assignment = &self.assignments[&point.epoch];
-            let known = "what is completed was received, and so its start was read";
+            let known = "a completed record was received after its start offset was resolved";
             let (topic_id, connection_number) =
                 (assignment.topic_id().expect(known), assignment.connection_number().expect(known));
             ProgressRow { topic_id, partition: point.partition, progress: point.progress(), connection_number }
@@ -18,12 +18,12 @@ impl<R: Record> Driver<R> {
     pub(super) fn start_commit(&mut self, io: &mut impl Io<Record = R>, points: &[CommitPoint]) {
         match io.topic_is() {
             TopicIs::Same => {}
-            // They are of the old topic, and would be taken for the new one's.
+            // The offsets belong to the old topic. Kafka would commit them for the new one.
             TopicIs::Another => return self.handle(io, Event::Committed),
             TopicIs::Missing => return self.handle(io, Event::CommitFailed),
         }
         self.rounds += 1;
-        self.commit = Some((self.rounds, io.now() + self.times.commit));
+        self.commit = Some(PendingCommit { round: self.rounds, deadline: io.now() + self.times.commit });
         if let Err(error) = io.commit(points, self.rounds) {
             self.commit_ended(io, Some(&error));
         }
@@ -31,12 +31,12 @@ impl<R: Record> Driver<R> {
 
     pub(super) fn poll_commit(&mut self, io: &mut impl Io<Record = R>) {
         while let Some((round, result)) = io.poll_commit() {
-            // A late result of a round that timed out says nothing about the present one.
-            if self.commit.is_some_and(|(current, _)| current == round) {
+            // A late result of a round that timed out says nothing about the current one.
+            if self.commit.as_ref().is_some_and(|commit| commit.round == round) {
                 self.commit_ended(io, result.err().as_deref());
             }
         }
-        if self.commit.is_some_and(|(_, deadline)| io.now() >= deadline) {
+        if self.commit.as_ref().is_some_and(|commit| io.now() >= commit.deadline) {
             self.commit_ended(io, Some("timed out"));
         }
     }

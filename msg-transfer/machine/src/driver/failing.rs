@@ -1,17 +1,17 @@
-//! Partitions whose fetch fails: the machine decides when each is retried; here they are listed for reports.
+//! Partitions whose fetch fails. The machine decides when each is retried; the driver lists them for reports.
 
 use super::{Driver, FetchError, Io, Record, Report};
 use crate::consumer::{Action, Event};
 use crate::{NextOffset, Partition};
 
-/// Failures in a row.
+/// The failures of a fetch.
 #[derive(Clone, Debug)]
 pub struct Failing {
     /// The offset that could not be fetched.
     pub at: NextOffset,
-    /// How many.
+    /// The number of attempts that failed in a row.
     pub attempts: u32,
-    /// What is wrong, and what to do.
+    /// The error and the advice, for operators.
     pub text: String,
 }
 
@@ -31,7 +31,7 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    /// Its fetch does not fail any more: it is fetched again, or halted.
+    /// Records that the fetch does not fail any more: the partition is fetched again, or halted.
     pub(super) fn recovered(&mut self, io: &mut impl Io<Record = R>, partition: Partition) {
         if let Some(failing) = self.failing.remove(&partition) {
             if !self.halted.contains_key(&partition) {

@@ -1,37 +1,41 @@
-//! Which partitions the client fetches: it keeps a list of its own, apart from what the group has assigned.
+//! The partitions that the client fetches. They are not all assigned partitions: some are halted or not resolved yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Driver, Io, Record, Report, Starting};
+use super::{Driver, FetchStart, Io, Record, Report};
+use crate::Partition;
 use crate::consumer::Event;
-use crate::{Epoch, Partition, Progress};
 
 impl<R: Record> Driver<R> {
-    /// Fetches it from here on, with the others that start at the same time: `start_fetching`.
-    pub(super) fn fetch(&mut self, partition: Partition, epoch: Epoch, from: Progress) {
-        self.starting.insert(partition, (epoch, from));
+    /// Fetches the partition from the next `start_fetching` on.
+    pub(super) fn fetch(&mut self, partition: Partition, start: FetchStart) {
+        self.starting.insert(partition, start);
     }
 
-    /// Starts all that are to be fetched with one call: after a lost connection they are all partitions of this process.
+    /// Starts all fetches with one call: after a lost connection they are all partitions of this process.
     pub(super) fn start_fetching(&mut self, io: &mut impl Io<Record = R>) {
         let starting = std::mem::take(&mut self.starting);
         if starting.is_empty() || self.assign(io, &starting).is_ok() {
             return;
         }
-        // One of them was rejected, and so were the others with it.
-        for (partition, (epoch, from)) in starting {
-            if let Err(error) = self.assign(io, &BTreeMap::from([(partition, (epoch, from))])) {
-                let reason = format!("the consumer refuses to fetch it: {error}");
-                self.handle(io, Event::Halt { partition, epoch, reason });
+        // The client rejected one of them, and with it the others.
+        for (partition, start) in starting {
+            if let Err(error) = self.assign(io, &BTreeMap::from([(partition, start)])) {
+                let reason = format!("the kafka client rejects the fetch: {error}");
+                self.handle(io, Event::Halt { partition, epoch: start.epoch, reason });
             }
         }
     }
 
-    fn assign(&mut self, io: &mut impl Io<Record = R>, starting: &Starting) -> Result<(), String> {
-        for (partition, (_, from)) in starting {
+    fn assign(
+        &mut self,
+        io: &mut impl Io<Record = R>,
+        starting: &BTreeMap<Partition, FetchStart>,
+    ) -> Result<(), String> {
+        for (partition, start) in starting {
             let retried = self.failing.contains_key(partition);
-            io.report(Report::Fetching { partition: *partition, from: *from, retried });
-            // Whatever it was in an earlier assignment.
+            io.report(Report::Fetching { partition: *partition, from: start.from, retried });
+            // An earlier assignment may have left it throttled.
             self.throttled.remove(partition);
             io.take_over(*partition);
         }
@@ -48,7 +52,7 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    /// Those that the client fetches: it rejects a call that is about any other.
+    /// Returns the partitions that the client fetches: it rejects a call with any other.
     pub(super) fn fetched_among<'a>(&self, partitions: impl IntoIterator<Item = &'a Partition>) -> BTreeSet<Partition> {
         partitions.into_iter().filter(|partition| self.fetching.contains(partition)).copied().collect()
     }
@@ -62,9 +66,9 @@ impl<R: Record> Driver<R> {
         Self::report_rejected(io, "stop fetching", unassigned);
     }
 
-    pub(super) fn report_rejected(io: &mut impl Io<Record = R>, what: &'static str, result: Result<(), String>) {
+    pub(super) fn report_rejected(io: &mut impl Io<Record = R>, call: &'static str, result: Result<(), String>) {
         if let Err(error) = result {
-            io.report(Report::Rejected(what, &error));
+            io.report(Report::Rejected(call, &error));
         }
     }
 }

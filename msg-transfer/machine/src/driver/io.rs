@@ -1,5 +1,5 @@
-//! The two traits through which the driver reaches what is outside: Kafka, and the rest of the process. The service implements
-//! them with librdkafka and tasks, the simulator with models.
+//! The two traits through which the driver reaches Kafka and the rest of the process. The service implements them with
+//! librdkafka and tasks, the simulator with models.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,39 +12,38 @@ use crate::consumer::{Action, CommitPoint, Event, FetchFailure, LaneNumber};
 use crate::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
 
 /// A record as the consumer receives it.
+#[expect(missing_docs, reason = "each method is named as the value that it returns")]
 pub trait Record {
-    /// Its partition.
     fn partition(&self) -> Partition;
-    /// Its offset.
     fn offset(&self) -> RecordOffset;
-    /// That of the leader which appended it.
+    /// Returns the epoch of the leader that appended it.
     fn leader_epoch(&self) -> LeaderEpoch;
-    /// What it counts for the limit on bytes in flight.
+    /// Returns its share of the limits on bytes in flight.
     fn cost(&self) -> usize;
-    /// Its key, which decides on its lane.
+    /// Returns its key, which determines its lane.
     fn key(&self) -> Option<&[u8]>;
 }
 
 /// Why a partition's next record was not fetched.
 #[derive(Clone, Debug)]
 pub struct FetchError {
-    /// For the machine.
+    /// The failure, for the consumer's machine.
     pub failure: FetchFailure,
-    /// The next record is not in the log: it was deleted, or Kafka lost the log's tail.
+    /// Whether the next record is not in the log: it was deleted, or Kafka lost the log's tail.
     pub out_of_range: bool,
 }
 
-/// What comes of a partition, in its order.
+/// A record of a partition or the error of its fetch, in the order of the log.
 #[derive(Clone, Debug)]
 pub enum Fetched<R> {
     /// A record.
     Record(R),
-    /// What follows the records before it could not be fetched.
+    /// The records from here on could not be fetched.
     Failed(Partition, FetchError),
 }
 
 impl<R: Record> Fetched<R> {
-    /// Its partition.
+    /// Returns the partition.
     pub fn partition(&self) -> Partition {
         match self {
             Fetched::Record(record) => record.partition(),
@@ -53,126 +52,136 @@ impl<R: Record> Fetched<R> {
     }
 }
 
-/// What the consumer's queue of events holds for the driver.
+/// An event from the consumer's queue of events.
 #[derive(Clone, Debug)]
 pub enum Happened {
-    /// The group assigns these, and waits for a response.
+    /// The group assigns these partitions, and waits for a response.
     Assigned(Vec<Partition>),
-    /// The group revokes these, and waits for a response. They may be lost: `Kafka::is_assignment_lost`.
+    /// The group revokes these partitions, and waits for a response. They may be lost: `Kafka::is_assignment_lost`.
     Revoked(Vec<Partition>),
     /// The fetch of a partition ended in an error, outside the order of its records.
     FetchFailed(Partition, FetchError),
-    /// A record came here, because its partition's own queue was not taken over when it was fetched.
+    /// A record arrived in the queue of events, because its partition's own queue was not forwarded when it was
+    /// fetched.
     Record(Partition, RecordOffset),
 }
 
-/// What is known of the topic for which the client was made.
+/// Whether the topic is still the one for which the client was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TopicIs {
-    /// Nothing else is known.
+    /// It is the same topic, as far as is known.
     Same,
-    /// Deleted, as far as is known.
+    /// It was deleted, as far as is known.
     Missing,
-    /// Deleted, and another one has its name: offsets of the old one must not be committed for it.
+    /// It was recreated: offsets of the old topic must not be committed for the new one.
     Another,
 }
 
 /// Kafka's client. Two of its traps are the reason for most of the driver:
 ///
 /// - While the group waits for the response to an assignment (a revocation), the first call of `incremental_assign`
-///   (`incremental_unassign`) is taken for it, whatever it is about.
-/// - A partition's own queue is not forwarded any more when its fetch has stopped, and that can be after the next one was started.
+///   (`incremental_unassign`) counts as the response, whatever its partitions are.
+/// - When the fetch of a partition stops, its own queue is not forwarded any more, even if the next fetch was started before.
 pub trait Kafka {
-    /// Records.
+    /// The record type.
     type Record: Record;
 
-    /// The next event, if there is one.
+    /// Returns the next event, if one is queued.
     fn poll(&mut self) -> Option<Happened>;
 
-    /// Whether the partitions of the present revocation may be another member's already.
+    /// Returns whether the group may have assigned the revoked partitions to another member already.
     fn is_assignment_lost(&mut self) -> bool;
 
-    /// Starts fetching these. With none of them it only responds to the group. If one cannot be fetched, none is.
-    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, (Epoch, Progress)>) -> Result<(), String>;
+    /// Starts to fetch these partitions. Without partitions it only responds to the group. Fails if one cannot be
+    /// fetched: then none is fetched.
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), String>;
 
-    /// Stops fetching these and discards what was fetched of them; with none of them it only responds to the group.
+    /// Stops fetching these partitions and discards their fetched records. Without partitions it only responds to the
+    /// group.
     fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String>;
 
-    /// Sends the partition's records to the queue of records from now on, those first that wait in its own.
+    /// Forwards the partition's own queue to the queue of records from now on, including the records in it.
     fn take_over(&mut self, partition: Partition);
 
-    /// Leaves the partition's records in its own queue from now on.
+    /// Stops forwarding the partition's own queue: records stay in it.
     fn hold_back(&mut self, partition: Partition);
 
-    /// Takes a chunk from the queue of records, and waits up to `wait` for the first one.
+    /// Reads a chunk from the queue of records, and waits up to `wait` for the first one.
     fn consume(&mut self, wait: Millis, into: &mut Vec<Fetched<Self::Record>>);
 
-    /// What is known of the topic.
+    /// Returns whether the topic is still the same.
     fn topic_is(&self) -> TopicIs;
 
-    /// Sends a commit of offsets. Its result comes by `poll_commit`, with this number.
+    /// Sends an offset commit. `poll_commit` returns its result with the same `round`.
     fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String>;
 
-    /// The next result of a commit, if there is one.
+    /// Returns the result of an offset commit, if one has arrived.
     fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)>;
 }
 
-/// The rest of the process: lanes, tasks, the clock, and what is reported to operators.
+/// The rest of the process: lanes, tasks, the clock, and the reports to operators.
 pub trait Surroundings<R> {
-    /// On a clock that never goes back.
+    /// Returns the time of a clock that never goes back.
     fn now(&self) -> Millis;
 
-    /// What lanes and tasks report: the next event, waited for up to `wait`.
+    /// Returns the next event from lanes and tasks. Waits for it up to `wait`.
     fn next_event(&mut self, wait: Millis) -> Option<Event>;
 
-    /// How many lanes there are.
+    /// Returns the number of lanes.
     fn lanes(&self) -> usize;
 
     /// Passes a record to a lane.
     fn pass(&mut self, lane: LaneNumber, record: R, assignment: &Arc<Assignment>);
 
-    /// The lane may write the dead letters that it has asked for.
+    /// Notifies the lane that it may write the dead letters that it requested.
     fn approve_dead_letters(&mut self, lane: LaneNumber);
 
-    /// Starts a task that finds out where these assignments start, and reports `Event::StartResolved` for each. `retried` are the
-    /// partitions whose fetch fails.
+    /// Starts a task that resolves the start offsets of these assignments, and reports `Event::StartResolved` for each.
+    /// `retried` are the partitions whose fetch fails.
     fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>, retried: BTreeSet<Partition>);
 
-    /// Starts a task that writes these rows and reports `Event::ProgressSaved`, or `Event::ProgressFailed` and `Event::Restart`.
+    /// Starts a task that writes these rows and reports `Event::ProgressSaved`, or `Event::ProgressFailed` and
+    /// `Event::Restart`.
     fn save_progress(&mut self, rows: Vec<ProgressRow>);
 
     /// Starts a task that reports `Event::Restart` if the database may have lost rows.
     fn check_database(&mut self);
 
-    /// Starts a task that reports `Event::Resumed` if an operator has resumed some of these.
+    /// Starts a task that reports `Event::Resumed` if an operator has resumed some of these partitions.
     fn check_resumed(&mut self, halted: Vec<Partition>);
 
-    /// For logs, metrics and readiness.
+    /// Reports to logs, metrics and readiness.
     fn report(&mut self, report: Report<'_>);
 }
 
-/// All that is outside.
+/// Everything that the driver calls.
 pub trait Io: Kafka + Surroundings<<Self as Kafka>::Record> {}
 
 impl<T: Kafka + Surroundings<<T as Kafka>::Record>> Io for T {}
 
-/// How far a partition is stored.
+/// The assignment under which a partition is fetched, and its start offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+pub struct FetchStart {
+    pub epoch: Epoch,
+    pub from: Progress,
+}
+
+/// A progress row to write.
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub struct ProgressRow {
-    /// Of which topic.
     pub topic_id: Uuid,
-    /// Which one.
     pub partition: Partition,
-    /// Everything below is stored.
     pub progress: Progress,
-    /// Over which connection its start was read.
+    /// The number of the reference connection that the partition's start offset was read over.
     pub connection_number: ConnectionNumber,
 }
 
-/// What is being done with a partition.
+/// The state of an assigned partition, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Its start offset is not known yet.
+    /// Its start offset is being resolved.
     Resolving,
     /// It is fetched.
     Fetching,
@@ -185,7 +194,7 @@ pub enum State {
 }
 
 impl State {
-    /// In words.
+    /// Returns the state in words.
     pub fn describe(self) -> &'static str {
         match self {
             State::Resolving => "its start offset is being resolved",
@@ -197,59 +206,48 @@ impl State {
     }
 }
 
-/// What the driver reports.
+/// A report of the driver.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub enum Report<'a> {
-    /// The machine gets this event.
+    /// The machine handles this event.
     Event(&'a Event),
-    /// The machine wants this to be done.
+    /// The driver carries this action out.
     Action(&'a Action),
-    /// A record was received, under this assignment if it is wanted.
+    /// A record was received, under this epoch; `None` if it is dropped.
     Received(RecordOffset, Partition, Option<Epoch>),
-    /// The group has assigned these.
+    /// The group assigned these partitions.
     Assigned(&'a [Partition]),
-    /// The group revokes these.
+    /// The group revokes these partitions.
     Revoked(&'a [Partition]),
-    /// The group has given these to other members.
+    /// The group may have assigned these partitions to other members already.
     Lost(&'a [Partition]),
-    /// A record came by the queue of events.
+    /// A record arrived in the queue of events.
     Strayed(Partition, RecordOffset),
-    /// The drain's deadline has passed.
+    /// The drain deadline passed.
     DrainExpired,
-    /// The deadline for the last commit has passed.
+    /// The deadline of the last commit passed.
     ReleaseExpired,
-    /// A partition is fetched from here on.
-    Fetching {
-        /// Which one.
-        partition: Partition,
-        /// From where.
-        from: Progress,
-        /// Whether that is one more attempt.
-        retried: bool,
-    },
-    /// The client rejects this.
+    /// The fetch of a partition starts. `retried`: the fetch before it failed.
+    Fetching { partition: Partition, from: Progress, retried: bool },
+    /// The client rejected this call with this error.
     Rejected(&'static str, &'a str),
-    /// All partitions that are halted, and why.
+    /// All halted partitions, each with the reason.
     Halted(&'a BTreeMap<Partition, String>),
     /// All partitions whose fetch fails.
     Failing(&'a BTreeMap<Partition, Failing>),
-    /// A partition whose fetch failed is fetched again, after so many attempts.
+    /// The fetch of a partition recovered after this number of attempts.
     Recovered(Partition, u32),
-    /// So many records came from Kafka.
+    /// This number of records was consumed.
     Consumed(usize),
-    /// The result of a commit.
+    /// The result of an offset commit.
     Committed(Result<(), &'a str>),
-    /// What is being done with each partition.
+    /// The state of each assigned partition.
     States(&'a [(Partition, State)]),
-    /// What is expected next of each partition that is fetched; `None`: nothing is consumed for now.
+    /// The lowest offset that may be received next of each fetched partition; `None` if no record is consumed for now.
     Expected(Option<&'a [(Partition, NextOffset)]>),
-    /// The end of a turn.
-    Turn {
-        /// Bytes and records in the lanes.
-        inflight: (usize, usize),
-        /// How many partitions are throttled.
-        throttled: usize,
-    },
+    /// A turn ended, with these bytes and records in the lanes and this number of throttled partitions.
+    Turn { inflight: (usize, usize), throttled: usize },
 }
 
 impl fmt::Display for State {

@@ -1,6 +1,6 @@
-//! Drives the machine with Kafka on one side and the lanes on the other: turns what happens into events, and carries the
-//! actions out. It does so through two traits ([`Kafka`], [`Surroundings`]), so the service and the simulator run the same code.
-//! It runs on the consumer's thread and never waits for a lane.
+//! The driver of the consumer's machine: it turns what Kafka and the lanes report into events, and carries the actions
+//! out. It does so through two traits ([`Kafka`], [`Surroundings`]), so the service and the simulator run the same
+//! code. It runs on the consumer's thread and never waits for a lane.
 
 mod committing;
 mod failing;
@@ -17,66 +17,77 @@ use std::sync::Arc;
 
 pub use self::failing::Failing;
 pub use self::io::{
-    FetchError, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State, Surroundings, TopicIs,
+    FetchError, FetchStart, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State, Surroundings, TopicIs,
 };
 use self::releasing::Releasing;
 use self::throttling::ThrottledRecords;
 use crate::consumer::{Action, Event, Machine};
 use crate::lane::lane_for;
-use crate::{Assignment, Epoch, Millis, Partition, Progress};
+use crate::{Assignment, Epoch, Millis, Partition};
 
-/// Times.
+/// The driver's timeouts and intervals.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// How long to wait for a record, or for a lane, before everything else is polled again. It delays commits and rebalances,
-    /// never a row.
+    /// The maximum wait for a record, or for a lane, before everything else is polled again. It delays commits and
+    /// rebalances, never a row.
     pub wait: Millis,
-    /// For the lanes to store what they have of revoked partitions. Well below the group's patience.
+    /// The time in which the lanes have to store the records of revoked partitions. Well below the group's rebalance
+    /// timeout.
     pub drain: Millis,
-    /// After that, for the last commit.
+    /// The time for the last commit after the drain.
     pub last_commit: Millis,
-    /// How long a commit may stay without a result.
+    /// The timeout of an offset commit.
     pub commit: Millis,
-    /// How often what reports nothing by itself is checked.
+    /// The interval of the checks of everything that sends no event.
     pub check: Millis,
 }
 
-/// A partition that is to be fetched: under which assignment, and from where.
-type Starting = BTreeMap<Partition, (Epoch, Progress)>;
+/// A call that is made after the response to a revocation.
+#[derive(Debug)]
+enum Postponed {
+    StopFetching,
+    /// Fetching stops, and starts again from here.
+    Refetch(FetchStart),
+}
 
-/// The driver.
+/// An offset commit without a result.
+#[derive(Debug)]
+struct PendingCommit {
+    round: usize,
+    deadline: Millis,
+}
+
+/// The driver of the consumer's machine.
 #[derive(Debug)]
 pub struct Driver<R> {
     times: Times,
     machine: Machine,
-    /// The assignments that are not over, with what the lanes need to know of each.
+    /// The assignments that have not ended; the lanes share them.
     assignments: BTreeMap<Epoch, Arc<Assignment>>,
     /// The partitions that the client fetches.
     fetching: BTreeSet<Partition>,
-    /// Those that are to be fetched from the end of this turn on.
-    starting: Starting,
-    /// Those that are fetched, and pass nothing to the lanes for now.
+    /// The partitions whose fetch starts at the end of this turn.
+    starting: BTreeMap<Partition, FetchStart>,
+    /// The fetched partitions whose records are not passed to the lanes for now.
     throttled: BTreeMap<Partition, ThrottledRecords<R>>,
     halted: BTreeMap<Partition, String>,
     /// Partitions whose fetch fails.
     failing: BTreeMap<Partition, Failing>,
-    /// The commit that has no result yet, and its deadline.
-    commit: Option<(usize, Millis)>,
+    commit: Option<PendingCommit>,
+    /// The number of offset commits so far.
     rounds: usize,
-    /// Partitions are being released.
     releasing: Option<Releasing>,
-    /// While the group waits for the response to a revocation: partitions that are to be stopped after it, and where to start
-    /// them again. Done before, it would be taken for the response.
-    postponed: Option<BTreeMap<Partition, Option<(Epoch, Progress)>>>,
+    /// Set while the group waits for the response to a revocation. An earlier call would count as the response.
+    postponed: Option<BTreeMap<Partition, Postponed>>,
     stopped: bool,
-    /// When what reports nothing by itself was checked last.
+    /// The time of the last `check`.
     checked: Millis,
-    /// What was just consumed; empty between two turns.
+    /// The records that were just consumed; empty between two turns.
     chunk: Vec<Fetched<R>>,
 }
 
 impl<R: Record> Driver<R> {
-    /// Owns nothing yet.
+    /// Creates a driver of a machine without partitions.
     pub fn new(machine: Machine, times: Times) -> Self {
         Driver {
             times,
@@ -97,18 +108,18 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    /// The machine.
+    /// Returns the machine.
     pub fn machine(&self) -> &Machine {
         &self.machine
     }
 
-    /// The partitions that are halted.
+    /// Returns the halted partitions.
     pub fn halted(&self) -> impl Iterator<Item = Partition> {
         self.halted.keys().copied()
     }
 
-    /// Does what is to be done now, and waits a little if that is nothing. Once `stop` is true it drains the lanes, commits and
-    /// releases everything; false: that is done.
+    /// Does the work that is due, or waits up to `Times::wait` for some. If `stop` is true, it drains the lanes,
+    /// commits and releases all partitions. Returns false when that is done.
     pub fn turn(&mut self, io: &mut impl Io<Record = R>, stop: bool) -> bool {
         if !self.is_releasing() {
             if stop && !self.stopped {
@@ -129,8 +140,8 @@ impl<R: Record> Driver<R> {
         !self.stopped || self.is_releasing()
     }
 
-    /// All that Kafka's queue of events holds: a record that came there must be seen before those that came behind it are consumed.
-    /// While partitions are released nothing is taken from it: the next rebalance waits.
+    /// Handles all events of Kafka's queue: a record among them must be handled before the records after it are
+    /// consumed. While partitions are released no event is handled: the next rebalance waits.
     fn poll(&mut self, io: &mut impl Io<Record = R>) {
         while !self.is_releasing()
             && let Some(happened) = io.poll()
@@ -139,7 +150,7 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    /// What came from the queue of events, or by a callback while the consumer is closed.
+    /// Handles an event from the queue of events, or from a callback while the consumer is closed.
     pub fn happened(&mut self, io: &mut impl Io<Record = R>, happened: Happened) {
         match happened {
             Happened::Assigned(partitions) => self.assigned(io, partitions),
@@ -150,14 +161,14 @@ impl<R: Record> Driver<R> {
                 self.carry_out(io, actions);
             }
             Happened::Record(partition, offset) => {
-                // The ledger does not know it: it is fetched again.
+                // The record is not in the ledger: it is fetched again.
                 io.report(Report::Strayed(partition, offset));
                 self.handle(io, Event::RestartPartition(partition));
             }
         }
     }
 
-    /// Consumes records if there is capacity, and carries out what follows from all that happened.
+    /// Consumes records if there is capacity, and handles the events of lanes and tasks.
     fn step(&mut self, io: &mut impl Io<Record = R>) {
         if self.consumes() {
             self.pass_throttled(io);
@@ -178,7 +189,8 @@ impl<R: Record> Driver<R> {
         io.report(Report::Turn { inflight: self.machine.inflight(), throttled: self.throttled.len() });
     }
 
-    /// While partitions are released nothing is consumed: what restarts meanwhile is still fetched from where it was.
+    /// While partitions are released nothing is consumed: a partition that restarts meanwhile is still fetched from its
+    /// old position.
     fn consumes(&mut self) -> bool {
         self.machine.wants_records() && !self.is_releasing()
     }
@@ -189,11 +201,11 @@ impl<R: Record> Driver<R> {
         let count = chunk.iter().filter(|fetched| matches!(fetched, Fetched::Record(_))).count();
         let mut actions = Vec::new();
         for fetched in chunk.drain(..) {
-            // It was consumed together with the record that throttled its partition, or forwarded before.
+            // It was consumed together with the record that throttled its partition, or was forwarded before.
             if let Some(throttled) = self.throttled.get_mut(&fetched.partition()) {
                 throttled.push(fetched);
             } else {
-                self.take(io, fetched, &mut actions);
+                self.dispatch(io, fetched, &mut actions);
             }
         }
         self.chunk = chunk;
@@ -201,21 +213,21 @@ impl<R: Record> Driver<R> {
         self.carry_out(io, actions);
     }
 
-    /// In order: behind an error nothing is received before the partition is fetched again.
-    fn take(&mut self, io: &mut impl Io<Record = R>, fetched: Fetched<R>, actions: &mut Vec<Action>) {
+    /// Keeps the order: after an error nothing is received until the partition is fetched again.
+    fn dispatch(&mut self, io: &mut impl Io<Record = R>, fetched: Fetched<R>, actions: &mut Vec<Action>) {
         match fetched {
             Fetched::Record(record) => self.receive(io, record, actions),
             Fetched::Failed(partition, error) => self.fetch_failed(io, partition, error, actions),
         }
     }
 
-    /// Passes a record to the machine, and to its lane if the machine wants it.
+    /// Passes a record to the machine, and to its lane unless the machine drops it.
     fn receive(&mut self, io: &mut impl Io<Record = R>, record: R, actions: &mut Vec<Action>) {
         let (partition, offset) = (record.partition(), record.offset());
         let epoch = self.machine.receive(partition, (offset, record.leader_epoch()), record.cost(), actions);
         io.report(Report::Received(offset, partition, epoch));
         if let Some(Action::Throttle { partition }) = actions.last() {
-            // Before the action is carried out: the rest of the chunk must wait too.
+            // Before the action is carried out, because the rest of the chunk must wait too.
             self.throttled.entry(*partition).or_default();
         }
         let Some(assignment) = epoch.and_then(|epoch| self.assignments.get(&epoch)) else { return };
@@ -238,23 +250,23 @@ impl<R: Record> Driver<R> {
                 Action::ResolveStart { partition, epoch } => unresolved.push((partition, epoch)),
                 Action::Fetch { partition, epoch, from } => match &mut self.postponed {
                     Some(postponed) => {
-                        postponed.insert(partition, Some((epoch, from)));
+                        postponed.insert(partition, Postponed::Refetch(FetchStart { epoch, from }));
                     }
-                    None => self.fetch(partition, epoch, from),
+                    None => self.fetch(partition, FetchStart { epoch, from }),
                 },
                 Action::Throttle { partition } => self.throttle(io, partition),
                 Action::Unthrottle { partition } => self.unthrottle(partition),
                 Action::DeadLettersApproved { lane } => io.approve_dead_letters(lane),
                 Action::StopFetching { partition } => match &mut self.postponed {
                     Some(postponed) => {
-                        postponed.insert(partition, None);
+                        postponed.insert(partition, Postponed::StopFetching);
                     }
                     None => {
                         stopped.insert(partition);
                     }
                 },
                 Action::Fence { epoch } => {
-                    // Kept until it is released: what was stored under it can still be committed.
+                    // It stays until the release: records that were stored under it can still be committed.
                     if let Some(assignment) = self.assignments.get(&epoch) {
                         assignment.fence();
                     }
@@ -287,11 +299,11 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    /// Forgets those that the machine does not speak of any more. A fence is no sign of it: what was stored before it was
-    /// raised can still be committed.
+    /// Forgets the assignments that have ended. A fenced one may not have ended: records that were stored before the
+    /// fence can still be committed.
     fn forget_assignments(&mut self) {
         let machine = &self.machine;
-        self.assignments.retain(|epoch, _| machine.speaks_of(*epoch));
+        self.assignments.retain(|epoch, _| machine.has_assignment(*epoch));
     }
 
     fn resolve(&mut self, io: &mut impl Io<Record = R>, unresolved: Vec<(Partition, Epoch)>) {

@@ -1,36 +1,41 @@
-//! Rebalances and the stop: the lanes drain under a deadline, the prefix is committed, then the group gets its response. It
-//! is a state and not a loop: the consumer's thread goes on with its turns meanwhile.
+//! Rebalances and the stop: the lanes drain within a deadline, the prefix is committed, then the group gets its
+//! response. It is a state and not a loop: the consumer's thread continues its turns meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Driver, Io, Record, Report};
+use super::{Driver, Io, Postponed, Record, Report};
 use crate::consumer::Event;
 use crate::{Millis, Partition};
 
-/// Partitions that are being released.
+/// The release of partitions.
 #[derive(Debug)]
 pub(super) struct Releasing {
-    /// What the group revokes; `None`: the process stops.
+    /// The partitions that the group revokes; `None` if the process stops.
     revoked: Option<Vec<Partition>>,
-    /// The machine has released them.
-    released: bool,
-    /// What is not stored by then is abandoned.
-    drain: Millis,
-    /// Then, what is not committed by this is repeated by the next owner.
-    last_commit: Option<Millis>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// The lanes store their records until this deadline. The others are abandoned.
+    Draining(Millis),
+    /// The prefix is committed until this deadline. The next owner consumes records again that are not committed.
+    Committing(Millis),
+    Released,
 }
 
 impl<R: Record> Driver<R> {
-    /// The group assigned these. They are fetched once their starts are known.
+    /// Handles an assignment. The partitions are fetched when their start offsets are resolved.
     pub(super) fn assigned(&mut self, io: &mut impl Io<Record = R>, partitions: Vec<Partition>) {
         io.report(Report::Assigned(&partitions));
-        // A response to the group, with nothing to fetch yet.
+        // The response to the group, without partitions to fetch.
         let assigned = io.incremental_assign(&BTreeMap::new());
         Self::report_rejected(io, "assign", assigned);
         self.handle(io, Event::Assigned(partitions));
     }
 
-    /// The group revokes these, and waits until `is_releasing` is false; if they are lost, it does not wait.
+    /// Handles a revocation. The group waits until `is_releasing` is false. If the partitions are lost, it does not
+    /// wait.
     pub(super) fn revoked(&mut self, io: &mut impl Io<Record = R>, partitions: Vec<Partition>) {
         self.postponed = Some(BTreeMap::new());
         if io.is_assignment_lost() {
@@ -43,7 +48,7 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    /// Whether partitions are being released: the turns go on, and neither events nor records are taken from Kafka.
+    /// Returns whether partitions are being released. The turns continue, and neither events nor records are consumed.
     pub fn is_releasing(&self) -> bool {
         self.releasing.is_some()
     }
@@ -54,13 +59,13 @@ impl<R: Record> Driver<R> {
     }
 
     fn release(&mut self, io: &mut impl Io<Record = R>, event: Event, revoked: Option<Vec<Partition>>) {
-        // Nothing is consumed meanwhile.
+        // No record is consumed meanwhile.
         io.report(Report::Expected(Some(&[])));
-        let drain = io.now() + self.times.drain;
-        self.releasing = Some(Releasing { revoked, released: false, drain, last_commit: None });
+        let stage = Stage::Draining(io.now() + self.times.drain);
+        self.releasing = Some(Releasing { revoked, stage });
         self.handle(io, event);
         if !self.machine.is_revoking() {
-            // Nothing of it is owned.
+            // None of the partitions is owned.
             self.released();
         }
         self.continue_release(io);
@@ -68,30 +73,29 @@ impl<R: Record> Driver<R> {
 
     pub(super) fn released(&mut self) {
         if let Some(releasing) = &mut self.releasing {
-            releasing.released = true;
+            releasing.stage = Stage::Released;
         }
     }
 
     pub(super) fn continue_release(&mut self, io: &mut impl Io<Record = R>) {
         let Some(releasing) = &mut self.releasing else { return };
         let now = io.now();
-        let (drain, times) = (releasing.drain, self.times);
-        match releasing.last_commit {
-            _ if releasing.released => {}
-            None if now < drain => return,
-            None => {
-                releasing.last_commit = Some(now + times.last_commit);
+        match releasing.stage {
+            Stage::Draining(deadline) if now < deadline => return,
+            Stage::Draining(_) => {
+                releasing.stage = Stage::Committing(now + self.times.last_commit);
                 io.report(Report::DrainExpired);
                 self.handle(io, Event::DrainExpired);
             }
-            Some(last_commit) if now < last_commit => return,
-            Some(_) => {
-                releasing.released = true;
+            Stage::Committing(deadline) if now < deadline => return,
+            Stage::Committing(_) => {
+                releasing.stage = Stage::Released;
                 io.report(Report::ReleaseExpired);
                 self.handle(io, Event::ReleaseExpired);
             }
+            Stage::Released => {}
         }
-        if let Some(releasing) = self.releasing.take_if(|releasing| releasing.released)
+        if let Some(releasing) = self.releasing.take_if(|releasing| matches!(releasing.stage, Stage::Released))
             && let Some(revoked) = releasing.revoked
         {
             self.respond_to_revocation(io, &revoked);
@@ -104,9 +108,9 @@ impl<R: Record> Driver<R> {
         let postponed = self.postponed.take().unwrap_or_default();
         let stopped: BTreeSet<Partition> = postponed.keys().copied().collect();
         self.stop_fetching(io, &stopped);
-        for (partition, again) in postponed {
-            if let Some((epoch, from)) = again {
-                self.fetch(partition, epoch, from);
+        for (partition, call) in postponed {
+            if let Postponed::Refetch(start) = call {
+                self.fetch(partition, start);
             }
         }
         self.start_fetching(io);

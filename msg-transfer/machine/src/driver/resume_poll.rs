@@ -1,11 +1,11 @@
-//! Polls regularly what sends no event by itself: resumed partitions, the database, and partitions without records.
+//! Regular checks of everything that sends no event: resumed partitions, the database, and partitions without records.
 
 use super::{Driver, Io, Record, Report, State};
 use crate::Partition;
 
 impl<R: Record> Driver<R> {
-    /// Checks whether the database is still the same server and whether an operator has resumed a partition, and reports the next
-    /// offset that is expected of each fetched partition.
+    /// Checks whether the database is still the same server and whether an operator has resumed a partition, and
+    /// reports the next offset that is expected of each fetched partition.
     pub(super) fn check(&mut self, io: &mut impl Io<Record = R>) {
         io.check_database();
         if !self.halted.is_empty() {
@@ -15,7 +15,8 @@ impl<R: Record> Driver<R> {
         let consuming = self.machine.wants_records();
         let mut expected = Vec::new();
         for partition in self.fetching.iter().filter(|partition| !self.throttled.contains_key(partition)) {
-            // Forward its queue again: librdkafka ends the forwarding when a fetch stops, possibly after the next fetch was started.
+            // Forward its queue again: librdkafka ends the forwarding when a fetch stops, possibly after the next fetch
+            // was started.
             io.take_over(*partition);
             expected.extend(self.machine.expected(*partition).map(|next| (*partition, next)));
         }

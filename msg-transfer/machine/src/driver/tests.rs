@@ -1,4 +1,4 @@
-//! The driver's order of calls, with everything outside in one struct.
+//! The order of the driver's calls. One struct stands for Kafka and the rest of the process.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::consumer::start::Start;
 use crate::consumer::{Backoff, CommitPoint, FetchFailure, LaneNumber, Limit, RecordRef, Settings};
-use crate::{LeaderEpoch, NextOffset, RecordOffset};
+use crate::{LeaderEpoch, NextOffset, Progress, RecordOffset};
 
 #[derive(Clone, Copy, Debug)]
 struct Plain(Partition, i64);
@@ -42,7 +42,7 @@ struct Outside {
     reported: VecDeque<Event>,
     records: VecDeque<Plain>,
     results: VecDeque<(usize, Result<(), String>)>,
-    /// What the driver did, in order.
+    /// The driver's calls, in order.
     calls: Vec<String>,
     passed: Vec<RecordRef>,
 }
@@ -58,7 +58,7 @@ impl Kafka for Outside {
         false
     }
 
-    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, (Epoch, Progress)>) -> Result<(), String> {
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), String> {
         self.calls.push(format!("assign {:?}", starting.keys()));
         Ok(())
     }
@@ -112,7 +112,7 @@ impl Surroundings<Plain> for Outside {
 
     fn approve_dead_letters(&mut self, _lane: LaneNumber) {}
 
-    /// All start at 0.
+    /// Resolves each start offset to 0.
     fn resolve(&mut self, assignments: Vec<(Partition, Arc<Assignment>)>, _retried: BTreeSet<Partition>) {
         for (partition, assignment) in assignments {
             assignment.start_read(Uuid::nil(), 1);
@@ -133,7 +133,7 @@ impl Surroundings<Plain> for Outside {
     fn report(&mut self, _report: Report<'_>) {}
 }
 
-/// Owns partition 0, and fetches it from 0.
+/// Returns a driver that fetches partition 0 from offset 0.
 fn fetching() -> (Driver<Plain>, Outside) {
     let machine = Machine::new(Settings {
         commit_records: 1,
@@ -158,9 +158,9 @@ fn fetching() -> (Driver<Plain>, Outside) {
     (driver, outside)
 }
 
-/// Its own queue was taken over between the two.
+/// The partition's own queue was forwarded between the two records.
 #[test]
-fn stray_record_is_seen_before_the_records_behind_it() {
+fn stray_record_is_handled_before_the_records_after_it() {
     let (mut driver, mut outside) = fetching();
     let failure = FetchFailure { offset: None, damaged: false, text: "another partition".into(), jitter: 0.0 };
     outside.events.push_back(Happened::FetchFailed(7, FetchError { failure, out_of_range: false }));
@@ -172,7 +172,7 @@ fn stray_record_is_seen_before_the_records_behind_it() {
 }
 
 #[test]
-fn revocation_gets_its_response_when_all_is_committed() {
+fn revocation_gets_response_when_all_is_committed() {
     let (mut driver, mut outside) = fetching();
     outside.records.push_back(Plain(0, 0));
     driver.turn(&mut outside, false);
@@ -189,11 +189,11 @@ fn revocation_gets_its_response_when_all_is_committed() {
     assert!(!driver.is_releasing());
     assert_eq!(outside.calls, ["commit 1 as 2", "unassign {0}"]);
     driver.turn(&mut outside, false);
-    assert_eq!(outside.calls[2], "assign []", "the next rebalance has waited");
+    assert_eq!(outside.calls[2], "assign []", "the next rebalance waited");
 }
 
 #[test]
-fn revocation_gets_its_response_after_the_drains_deadline() {
+fn revocation_gets_response_after_drain_deadline() {
     let (mut driver, mut outside) = fetching();
     outside.records.push_back(Plain(0, 0));
     driver.turn(&mut outside, false);
@@ -207,7 +207,7 @@ fn revocation_gets_its_response_after_the_drains_deadline() {
 }
 
 #[test]
-fn late_result_of_a_commit_is_not_the_present_rounds() {
+fn late_commit_result_does_not_end_the_current_round() {
     let (mut driver, mut outside) = fetching();
     outside.records.extend([Plain(0, 0), Plain(0, 1)]);
     driver.turn(&mut outside, false);
@@ -230,7 +230,7 @@ fn late_result_of_a_commit_is_not_the_present_rounds() {
 }
 
 #[test]
-fn stop_drains_and_commits_first() {
+fn stop_drains_and_commits_before_it_ends() {
     let (mut driver, mut outside) = fetching();
     outside.records.push_back(Plain(0, 0));
     driver.turn(&mut outside, false);
@@ -243,7 +243,7 @@ fn stop_drains_and_commits_first() {
 }
 
 #[test]
-fn throttled_records_are_passed_before_those_behind_them() {
+fn throttled_records_are_passed_before_later_ones() {
     let (mut driver, mut outside) = fetching();
     outside.records.extend((0..5).map(|offset| Plain(0, offset)));
     driver.turn(&mut outside, false);

@@ -1,15 +1,17 @@
-//! Throttled partitions: they use their share of the limits in the lanes, so their next records wait, in order, while other
-//! partitions continue. librdkafka's pause is not used: it discards the fetched records, and outlives the assignment (ADR 14).
+//! Throttled partitions: they use their share of the limits in the lanes, so their next records wait, in order, while
+//! other partitions continue. librdkafka's pause is not used: it discards the fetched records, and outlives the
+//! assignment (ADR 14).
 
 use std::collections::VecDeque;
 
 use super::{Driver, Fetched, Io, Record};
 use crate::Partition;
 
-/// The records of a throttled partition that were fetched already. Later ones wait in the partition's own queue in the client.
+/// The records of a throttled partition that were fetched already. Later ones wait in the partition's own queue in the
+/// client.
 #[derive(Debug)]
 pub(super) struct ThrottledRecords<R> {
-    /// Records that were in the queue of records already, with errors in their place in the order.
+    /// Records and errors that were in the queue of records already, in order.
     fetched: VecDeque<Fetched<R>>,
     /// Whether they may be passed to the lanes as soon as there is capacity.
     resumes: bool,
@@ -39,7 +41,8 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    /// Passes the records of unthrottled partitions to the lanes: first those that wait here, then those in the partition's own queue.
+    /// Passes the records of unthrottled partitions to the lanes: first those that wait here, then those in the
+    /// partition's own queue.
     pub(super) fn pass_throttled(&mut self, io: &mut impl Io<Record = R>) {
         let resuming: Vec<_> =
             self.throttled.iter().filter(|(_, throttled)| throttled.resumes).map(|(p, _)| *p).collect();
@@ -54,7 +57,7 @@ impl<R: Record> Driver<R> {
                     break;
                 };
                 let mut actions = Vec::new();
-                self.take(io, fetched, &mut actions);
+                self.dispatch(io, fetched, &mut actions);
                 self.carry_out(io, actions);
             }
         }

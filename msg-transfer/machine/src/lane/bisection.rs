@@ -1,6 +1,7 @@
-//! The bisection of a batch: the search for the records that the database rejects, in a transaction that is rolled back. A half
-//! that is rejected is halved again. A record is dead-lettered only if it is rejected alone while another one is accepted, and
-//! only for an error that a record can cause. With any other error of a record alone, its inbox is blocked.
+//! The bisection of a batch: the search for the records that the database rejects, in a transaction that is rolled
+//! back. A half that is rejected is halved again. A record is dead-lettered only if it is rejected alone while another
+//! one is accepted, and only for an error that a record can cause. With any other error of a record alone, its inbox is
+//! blocked.
 
 use std::ops::Range;
 
@@ -21,7 +22,7 @@ const MAX_TIMEOUTS: usize = 40;
 #[derive(Debug)]
 pub(super) struct Bisection {
     cause: Failure,
-    /// What is to be tried; the last one is next.
+    /// The rows to try; the last probe is next.
     untried: Vec<Probe>,
     rejected: Vec<(usize, Failure)>,
     /// Whether the database accepted some row in this bisection.
@@ -40,7 +41,8 @@ pub(super) struct Bisection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Probe {
     Rows(Range<usize>),
-    /// A row that took too long alone, though its inbox accepts another row: a lock that ended in between may have been the cause.
+    /// A row that took too long alone, though its inbox accepts another row: a lock that ended in between may have been
+    /// the cause.
     Again(usize),
 }
 
@@ -73,7 +75,8 @@ impl Bisection {
         let attempts_left = 2 * rows.max(1).ilog2() as usize + 8;
         let is_timeout = matches!(cause.class, Class::Heavy | Class::Locked | Class::Transient);
         let mut bisection = Bisection {
-            // A single row gets the full timeout: with a short one, a slow server would look like a record that takes too long.
+            // A single row gets the full timeout: with a short one, a slow server would look like a record that takes
+            // too long.
             short: is_timeout && (rows > 1 || cause.class != Class::Heavy),
             cause,
             untried: Vec::new(),
@@ -130,8 +133,8 @@ impl Bisection {
         self.untried.push(Probe::Again(row));
     }
 
-    /// Records that the database rejected these rows. Returns a row that took too long alone: because of itself, or because
-    /// its inbox or its shard is locked. Another row has to be tried in its inbox.
+    /// Records that the database rejected these rows. Returns a row that took too long alone: because of itself, or
+    /// because its inbox or its shard is locked. Another row has to be tried in its inbox.
     pub(super) fn rejected(&mut self, probe: Probe, failure: Failure) -> Option<usize> {
         self.attempts_left = self.attempts_left.saturating_sub(1);
         if matches!(failure.class, Class::Heavy | Class::Locked | Class::Transient) {
@@ -172,11 +175,11 @@ impl Bisection {
             }
             _ if !is_record => Verdict::NoRecord(Failure { class, text }),
             (true, true) => {
-                let text = format!("the batch is refused, and none of its records alone: {text}");
+                let text = format!("the database rejects the batch, and none of its records alone: {text}");
                 Verdict::NoRecord(Failure { class: Class::Fatal, text })
             }
             (false, _) => {
-                let text = format!("every record is refused, so it is not the records' fault: {text}");
+                let text = format!("the database rejects every record, so no record is the cause: {text}");
                 Verdict::NoRecord(Failure { class: Class::Fatal, text })
             }
         }
@@ -189,18 +192,18 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn refusal(class: Class) -> Failure {
+    fn rejection(class: Class) -> Failure {
         Failure { class, text: "no".into() }
     }
 
     fn reject_next(bisection: &mut Bisection, class: Class) -> Option<usize> {
         let probe = bisection.next().expect("a row is untried");
-        bisection.rejected(probe, refusal(class))
+        bisection.rejected(probe, rejection(class))
     }
 
     /// Runs a bisection against a database that rejects these rows. Returns the verdict and the number of statements.
     fn run(rows: usize, bad: &BTreeSet<usize>, canary: bool) -> (Verdict, usize) {
-        let mut bisection = Bisection::new(rows, refusal(Class::Permanent));
+        let mut bisection = Bisection::new(rows, rejection(Class::Permanent));
         if canary {
             bisection.accepted()
         } else {
@@ -210,7 +213,7 @@ mod tests {
         while let Some(probe) = bisection.next() {
             statements += 1;
             if bad.range(probe.rows()).next().is_some() {
-                bisection.rejected(probe, refusal(Class::Permanent));
+                bisection.rejected(probe, rejection(Class::Permanent));
             } else {
                 bisection.accepted();
             }
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn when_nothing_is_taken_no_record_is_to_blame_and_we_stop_early() {
+    fn bisection_ends_early_when_no_row_is_accepted() {
         let all: BTreeSet<usize> = (0..5000).collect();
         let (verdict, statements) = run(5000, &all, false);
         assert!(matches!(verdict, Verdict::NoRecord(Failure { class: Class::Fatal, .. })));
@@ -228,19 +231,19 @@ mod tests {
     }
 
     #[test]
-    fn one_alone_is_to_blame_when_the_canary_is_taken() {
+    fn single_row_is_rejected_when_the_canary_is_accepted() {
         assert!(matches!(run(1, &[0].into(), true).0, Verdict::Found { rejected, .. } if rejected.len() == 1));
     }
 
     #[test]
-    fn a_batch_of_which_each_record_is_taken_blames_none() {
+    fn no_record_is_rejected_when_each_is_accepted_alone() {
         assert!(matches!(run(7, &BTreeSet::new(), true).0, Verdict::NoRecord(Failure { class: Class::Fatal, .. })));
     }
 
     #[test]
-    fn a_row_that_takes_too_long_is_to_blame_only_if_it_is_huge() {
+    fn slow_row_is_rejected_only_if_it_is_huge() {
         for (huge, rejected) in [(true, true), (false, false)] {
-            let mut bisection = Bisection::new(1, refusal(Class::Heavy));
+            let mut bisection = Bisection::new(1, rejection(Class::Heavy));
             bisection.accepted();
             assert_eq!(reject_next(&mut bisection, Class::Heavy), Some(0));
             bisection.suspect_accepts(0);
@@ -254,15 +257,15 @@ mod tests {
 
     /// A shard may be locked while the rest of the table accepts rows.
     #[test]
-    fn huge_row_is_not_blamed_when_its_inbox_takes_none() {
-        let mut bisection = Bisection::new(1, refusal(Class::Heavy));
+    fn huge_row_is_blocked_when_its_inbox_accepts_none() {
+        let mut bisection = Bisection::new(1, rejection(Class::Heavy));
         bisection.accepted();
         assert_eq!(reject_next(&mut bisection, Class::Heavy), Some(0));
         assert_eq!(found(bisection.verdict(|_| true)), (vec![], vec![0]));
     }
 
     #[test]
-    fn only_a_records_own_fault_rejects_it() {
+    fn error_that_no_record_causes_blocks_the_inbox() {
         use Class::{Conflict, Fatal, Heavy, Locked, Permanent, TooLarge, Transient};
         for (class, rejects) in [
             (Permanent, true),
@@ -273,7 +276,7 @@ mod tests {
             (Transient, false),
             (Fatal, false),
         ] {
-            let mut bisection = Bisection::new(2, refusal(class));
+            let mut bisection = Bisection::new(2, rejection(class));
             bisection.accepted();
             assert_eq!(reject_next(&mut bisection, class), None, "with short timeouts no record takes too long");
             bisection.next().expect("the second one");
@@ -285,11 +288,11 @@ mod tests {
 
     /// The whole server is affected: it accepts no row, so no inbox is blocked.
     #[test]
-    fn locked_table_blames_no_inbox() {
-        let mut bisection = Bisection::new(100, refusal(Class::Locked));
+    fn locked_table_blocks_no_inbox() {
+        let mut bisection = Bisection::new(100, rejection(Class::Locked));
         let mut statements = 0;
         while let Some(probe) = bisection.next() {
-            bisection.rejected(probe, refusal(Class::Locked));
+            bisection.rejected(probe, rejection(Class::Locked));
             statements += 1;
         }
         assert!(statements < 30, "{statements}");
@@ -306,7 +309,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn those_and_only_those_are_found_in_few_statements(
+        fn poison_records_are_found_in_few_statements(
             rows in 1..2000usize, bad in proptest::collection::btree_set(0..2000usize, 0..20),
         ) {
             let bad: BTreeSet<usize> = bad.into_iter().filter(|row| *row < rows).collect();

@@ -1,5 +1,5 @@
 //! Inboxes that cannot be written for now, while others can: a foreign unique index, a lock, a row that takes too long.
-//! Each waits with all of its messages, in order, and is tried again by itself; the rest of the lane goes on.
+//! Each waits with all of its records, in order, and is retried on its own; the rest of the lane continues (ADR 28).
 
 use std::collections::{HashMap, VecDeque};
 
@@ -9,22 +9,20 @@ use super::{Entry, Failure, Kind, Machine, Message};
 use crate::consumer::{Event, RecordRef};
 use crate::{Partition, RecordOffset};
 
-/// With so many blocked inboxes it is not a matter of single inboxes any more: no further one is looked for, and the lane
-/// waits for the database.
+/// Maximum number of blocked inboxes. Above it the cause is not single inboxes: no further one is searched, and the
+/// lane waits for the database.
 const MAX_BLOCKED: usize = 100;
 
-/// What an operator may be told of a blocked inbox: not its name.
+/// A blocked inbox, for operators: without its name. `partition` and `offset` are the position of its first record.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
 pub struct BlockedInbox {
-    /// The partition of the record that cannot be stored now.
     pub partition: Partition,
-    /// Its offset.
     pub offset: RecordOffset,
-    /// How many records wait: this one, and those of its inbox behind it.
+    /// The number of records that wait.
     pub records: usize,
-    /// What the database said.
     pub failure: Failure,
-    /// How many attempts have failed since it was found.
+    /// The number of retries that failed since it was found.
     pub attempts: usize,
 }
 
@@ -36,11 +34,11 @@ pub(super) struct Waiting<T> {
     pub(super) attempts: usize,
 }
 
-/// All that wait.
+/// All blocked inboxes of a lane.
 #[derive(Debug)]
 pub(super) struct Blocked<T> {
     inboxes: HashMap<String, Waiting<T>>,
-    /// The next one to be tried is first.
+    /// The next one to be retried is first.
     order: VecDeque<String>,
 }
 
@@ -68,11 +66,11 @@ impl<T: Message> Blocked<T> {
         Some((recv_id, waiting))
     }
 
-    /// One that waits already keeps what is known of it.
+    /// Returns the records of a blocked inbox. One that waits already keeps its failure and its attempts.
     pub(super) fn waiting(&mut self, recv_id: String, failure: Failure, attempts: usize) -> &mut VecDeque<Entry<T>> {
         let order = &mut self.order;
         let waiting = self.inboxes.entry(recv_id).or_insert_with_key(|recv_id| {
-            // Found just now: what was short is over soon. Tried before: behind the others.
+            // One that was just found is retried first, because most causes are short. Others wait for their turn.
             if attempts == 0 {
                 order.push_front(recv_id.clone())
             } else {
@@ -85,7 +83,7 @@ impl<T: Message> Blocked<T> {
 }
 
 impl<T: Message> Machine<T> {
-    /// The blocked inboxes of this lane; the next one to be tried is first.
+    /// Returns the blocked inboxes of this lane; the next one to be retried is first.
     pub fn blocked(&self) -> impl Iterator<Item = BlockedInbox> {
         let Blocked { inboxes, order } = &self.blocked;
         order.iter().filter_map(|recv_id| inboxes.get(recv_id)).filter_map(|waiting| {
@@ -95,7 +93,7 @@ impl<T: Message> Machine<T> {
         })
     }
 
-    /// Drops what waits and may not be written any more.
+    /// Drops the waiting records that may not be written any more.
     pub fn sweep(&mut self, events: &mut Vec<Event>) {
         let mut fenced = Vec::new();
         let Blocked { inboxes, order } = &mut self.blocked;
@@ -113,21 +111,21 @@ impl<T: Message> Machine<T> {
         }
     }
 
-    /// Whether one more inbox may wait by itself.
+    /// Returns whether one more inbox may be blocked.
     pub(super) fn can_block(&self) -> bool {
         self.blocked.inboxes.len() < MAX_BLOCKED
     }
 
-    /// What belongs to an inbox that waits goes behind it.
+    /// Moves the records of blocked inboxes from the batch to the waiting ones.
     pub(super) fn queue_blocked(&mut self, batch: &mut Batch<T>, events: &mut Vec<Event>) {
         if self.blocked.inboxes.is_empty() {
             return;
         }
         let inboxes = &mut self.blocked.inboxes;
         let waits = |entry: &mut Entry<T>| entry.kind == Kind::Message && inboxes.contains_key(entry.body.recv_id());
-        let behind: Vec<Entry<T>> = batch.entries.extract_if(.., waits).collect();
-        report_blocked(behind.iter(), events);
-        for mut entry in behind {
+        let later: Vec<Entry<T>> = batch.entries.extract_if(.., waits).collect();
+        report_blocked(later.iter(), events);
+        for mut entry in later {
             entry.was_blocked = true;
             if let Some(waiting) = inboxes.get_mut(entry.body.recv_id()) {
                 queue(&mut waiting.entries, entry);
@@ -135,7 +133,7 @@ impl<T: Message> Machine<T> {
         }
     }
 
-    /// These entries cannot be written now: each waits, and what is behind it in its inbox.
+    /// Blocks the inboxes of these entries: each entry waits, and all later ones of its inbox.
     pub(super) fn block(&mut self, batch: &mut Batch<T>, found: Vec<(usize, Failure)>, events: &mut Vec<Event>) {
         let mut first: HashMap<String, (usize, Failure)> = HashMap::new();
         for (entry, failure) in found {
@@ -152,24 +150,25 @@ impl<T: Message> Machine<T> {
         };
         let waiting: Vec<Entry<T>> = batch.entries.extract_if(.., waits).collect();
         report_blocked(waiting.iter(), events);
-        // From the last to the first, each in front: what waits already came later, or it would have let none of these pass.
+        // From the last to the first, each to the front: records that wait already were received later.
         for mut entry in waiting.into_iter().rev() {
             let recv_id = entry.body.recv_id().to_owned();
             entry.was_blocked = true;
             entry.known = Known::New;
-            // It may be another owner who wrote: the table has to say how far.
+            // Another owner may have written to the inbox: its last `seq` is read from the table.
             self.cache.remove(&recv_id);
-            let tried = batch.retry.as_ref().filter(|retry| retry.recv_id == recv_id);
-            let attempts = tried.map_or(0, |retry| retry.attempts + 1);
+            let retried = batch.retry.as_ref().filter(|retry| retry.recv_id == recv_id);
+            let attempts = retried.map_or(0, |retry| retry.attempts + 1);
             let failure = first[&recv_id].1.clone();
             self.blocked.waiting(recv_id, failure, attempts).push_front(entry);
         }
-        // What is left was found in a transaction that is rolled back.
+        // What is known of the others was found in a transaction that is rolled back.
         forget_found(&mut batch.entries);
     }
 }
 
-/// Behind those that came before it. What waits may be a later part of the same batch: a bisection found it before the batch was halved.
+/// Inserts an entry after those that were received before it. A later part of the same batch may wait already, if a
+/// bisection blocked it before the batch was halved.
 pub(super) fn queue<T>(waiting: &mut VecDeque<Entry<T>>, entry: Entry<T>) {
     let RecordRef { partition, epoch, offset, .. } = entry.record_ref;
     let is_same = |other: &Entry<T>| (other.record_ref.partition, other.record_ref.epoch) == (partition, epoch);
@@ -182,18 +181,18 @@ pub(super) fn queue<T>(waiting: &mut VecDeque<Entry<T>>, entry: Entry<T>) {
     waiting.insert(at, entry);
 }
 
-/// Reports what begins to wait.
+/// Reports the records that start to wait.
 fn report_blocked<'a, T: 'a>(entries: impl Iterator<Item = &'a Entry<T>>, events: &mut Vec<Event>) {
-    let begin: Vec<RecordRef> = entries.filter(|entry| !entry.was_blocked).map(|entry| entry.record_ref).collect();
-    if !begin.is_empty() {
-        events.push(Event::Blocked(begin));
+    let started: Vec<RecordRef> = entries.filter(|entry| !entry.was_blocked).map(|entry| entry.record_ref).collect();
+    if !started.is_empty() {
+        events.push(Event::Blocked(started));
     }
 }
 
-/// Reports which of these do not wait any more.
+/// Reports the records that do not wait any more.
 pub(super) fn report_unblocked<'a, T: 'a>(entries: impl Iterator<Item = &'a Entry<T>>, events: &mut Vec<Event>) {
-    let end: Vec<RecordRef> = entries.filter(|entry| entry.was_blocked).map(|entry| entry.record_ref).collect();
-    if !end.is_empty() {
-        events.push(Event::Unblocked(end));
+    let ended: Vec<RecordRef> = entries.filter(|entry| entry.was_blocked).map(|entry| entry.record_ref).collect();
+    if !ended.is_empty() {
+        events.push(Event::Unblocked(ended));
     }
 }

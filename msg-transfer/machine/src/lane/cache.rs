@@ -1,4 +1,4 @@
-//! The last `seq` of the inboxes that a lane has seen lately, so that most batches need not ask the table.
+//! The cache of the last `seq` of the inboxes that a lane wrote recently: most batches need no query for them.
 
 use std::num::NonZeroUsize;
 
@@ -6,23 +6,24 @@ use lru::LruCache;
 
 use crate::Epoch;
 
-/// Bounded. An entry counts only under the assignment that it was made under: in between, another owner may have
-/// written. Whoever loses sight of what the table holds (a COMMIT without an answer, a new connection) clears it.
+/// The last `seq` of some inboxes. An entry counts only under the assignment that it was written under: another owner
+/// may have written since. After a COMMIT that was not confirmed, and with a new connection, the table may differ: then
+/// it is cleared.
 #[derive(Debug)]
 pub struct SeqCache(LruCache<String, (Epoch, i64)>);
 
 impl SeqCache {
-    /// Holds at most so many inboxes.
+    /// Creates a cache of up to `capacity` inboxes.
     pub fn new(capacity: NonZeroUsize) -> Self {
         SeqCache(LruCache::new(capacity))
     }
 
-    /// The last `seq` of this inbox, if it is known under this assignment.
+    /// Returns the last `seq` of an inbox, if it was cached under this assignment.
     pub fn get(&mut self, recv_id: &str, epoch: Epoch) -> Option<i64> {
         self.0.get(recv_id).filter(|(known_under, _)| *known_under == epoch).map(|(_, seq)| *seq)
     }
 
-    /// The table holds everything of this inbox up to `seq`.
+    /// Records that `seq` is the last one of this inbox in the table.
     pub fn put(&mut self, recv_id: &str, epoch: Epoch, seq: i64) {
         match self.0.get_mut(recv_id) {
             Some(entry) => *entry = (epoch, seq),
@@ -32,12 +33,12 @@ impl SeqCache {
         }
     }
 
-    /// Forgets one inbox.
+    /// Removes an inbox.
     pub fn remove(&mut self, recv_id: &str) {
         self.0.pop(recv_id);
     }
 
-    /// Knows nothing any more.
+    /// Removes all inboxes.
     pub fn clear(&mut self) {
         self.0.clear();
     }
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_counts_only_under_its_own_assignment() {
+    fn entry_counts_only_under_its_own_assignment() {
         let mut cache = SeqCache::new(NonZeroUsize::new(2).expect("2"));
         cache.put("a", 1, 7);
         assert_eq!((cache.get("a", 1), cache.get("a", 2)), (Some(7), None));
@@ -57,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn the_inbox_not_used_for_longest_makes_room() {
+    fn least_recently_used_inbox_is_evicted() {
         let mut cache = SeqCache::new(NonZeroUsize::new(2).expect("2"));
         cache.put("a", 1, 1);
         cache.put("b", 1, 1);

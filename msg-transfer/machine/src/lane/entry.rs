@@ -99,7 +99,8 @@ impl<T> Entry<T> {
     }
 }
 
-/// Forgets what was found in the table. Of several entries with the same ID the first is `New`; `Rejected` ones do not count.
+/// Forgets what was found in the table. Of several entries with the same ID the first is `New`; `Rejected` ones do not
+/// count.
 pub(super) fn forget_found<T: Message>(entries: &mut [Entry<T>]) {
     let mut seen: HashSet<(&str, Uuid)> = HashSet::with_capacity(entries.len());
     for entry in entries.iter_mut() {

@@ -10,15 +10,16 @@ impl<T: Message> Machine<T> {
         match failure.class {
             Class::Lost => self.abandon(batch, failure),
             class if self.is_still_blocked(&batch, class) => self.roll_back_retry(*batch, failure),
-            // Bisected already, or too many blocked inboxes: with fewer records a record that is too slow is found alone.
+            // Bisected already, or too many blocked inboxes: with fewer records a record that is too slow is found
+            // alone.
             Class::Heavy if batch.entries.len() > 1 && (batch.bisected || !self.can_block()) => {
                 self.fail(batch, failure)
             }
             Class::Permanent | Class::TooLarge | Class::Heavy => self.start_bisection(batch, rows, failure),
             // Another transaction holds a lock that one inbox needs, or that all inboxes need.
             Class::Locked if self.can_block() => self.start_bisection(batch, rows, failure),
-            // The connection is open, so any error may concern one inbox only. A first conflict means that another owner was
-            // faster; a later one may be a foreign unique index.
+            // The connection is open, so any error may concern one inbox only. A first conflict means that another
+            // owner was faster; a later one may be a foreign unique index.
             _ if batch.attempts > 0 && self.can_block() => self.start_bisection(batch, rows, failure),
             _ => self.abandon(batch, failure),
         }
@@ -53,7 +54,8 @@ impl<T: Message> Machine<T> {
         self.abandon(batch, Failure { class, text: text.to_owned() })
     }
 
-    /// Abandons this attempt and closes the connection. The rows may have been committed, so nothing is known of the table.
+    /// Abandons this attempt and closes the connection. The rows may have been committed, so nothing is known of the
+    /// table.
     pub(super) fn abandon(&mut self, mut batch: Box<Batch<T>>, failure: Failure) -> Request {
         self.connection = None;
         self.cache.clear();

@@ -44,8 +44,8 @@ pub fn lane_for(key: Option<&[u8]>, lanes: usize) -> LaneNumber {
 pub struct Settings {
     /// The number of inboxes whose last `seq` is cached.
     pub cached_inboxes: NonZeroUsize,
-    /// Whether each first row's predecessor is read in the same transaction: for a database whose rows may become visible
-    /// after its COMMIT has succeeded.
+    /// Whether each first row's predecessor is read in the same transaction: for a database whose rows may become
+    /// visible after its COMMIT has succeeded.
     pub guard: bool,
     /// The bytes from which a record may be too large for the server's time or memory.
     pub huge: usize,
@@ -67,7 +67,8 @@ pub struct Machine<T> {
     cache: SeqCache,
     blocked: Blocked<T>,
     conflicts: Conflicts,
-    /// The maximum number of records in one transaction: halved when the server has no time for them, doubled by each COMMIT.
+    /// The maximum number of records in one transaction: halved when the server has no time for them, doubled by each
+    /// COMMIT.
     max_records: usize,
     /// If the lane has a connection: the number of the reference connection that was open after it was opened.
     connection: Option<ConnectionNumber>,
@@ -99,7 +100,8 @@ impl<T: Message> Machine<T> {
         self.state.batch().map_or(&[], |batch| &batch.entries)
     }
 
-    /// Returns the rows of the current transaction, sorted by inbox and `seq`. They are stored when the COMMIT succeeds.
+    /// Returns the rows of the current transaction, sorted by inbox and `seq`. They are stored when the COMMIT
+    /// succeeds.
     pub fn numbered(&self) -> &[NumberedEntry] {
         self.state.rows().map_or(&[], |rows| &rows.numbered)
     }
@@ -122,8 +124,8 @@ impl<T: Message> Machine<T> {
         matches!(self.state, State::Idle)
     }
 
-    /// Handles the response to the last request, and returns the next request. A response that does not fit the request is
-    /// a bug in the code around the machine. It is a fatal error: nothing is stored by it, and operators see it.
+    /// Handles the response to the last request, and returns the next request. A response that does not fit the request
+    /// is a bug in the code around the machine. It is a fatal error: nothing is stored by it, and operators see it.
     pub fn handle(&mut self, response: Response, events: &mut Vec<Event>) -> Request {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.wait_at_end(Outcome::default(), unexpected("Idle", &response)),

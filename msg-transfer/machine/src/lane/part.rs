@@ -1,4 +1,5 @@
-//! The parts of a batch: which records one transaction stores, and which are dropped because they may not be written any more.
+//! The parts of a batch: which records one transaction stores, and which are dropped because they may not be written
+//! any more.
 
 use std::collections::BTreeSet;
 
@@ -81,8 +82,8 @@ impl<T: Message> Machine<T> {
 }
 
 impl<T: Message> Batch<T> {
-    /// Fences the records whose start offset was read over an earlier reference connection: the current server may lack the
-    /// messages before them. Returns whether there was any.
+    /// Fences the records whose start offset was read over an earlier reference connection: the current server may lack
+    /// the messages before them. Returns whether there was any.
     fn fence_older(&self, connection_number: ConnectionNumber, events: &mut Vec<Event>) -> bool {
         let older = |entry: &&Entry<T>| entry.assignment.connection_number() < Some(connection_number);
         let older: BTreeSet<Partition> = self

@@ -18,9 +18,11 @@ pub struct NumberedEntry {
 pub enum Request {
     /// The batch is over. Needs no response.
     Done(Outcome),
-    /// Send `Event::DeadLettersRequested` for these records, and wait for `Action::DeadLettersApproved`. Response: `Ok`.
+    /// Send `Event::DeadLettersRequested` for these records, and wait for `Action::DeadLettersApproved`. Response:
+    /// `Ok`.
     ApproveDeadLetters(Vec<RecordRef>),
-    /// Make a new connection, then check that the reference connection with this number is still open. Response: `Ok`, `Stale`.
+    /// Make a new connection, then check that the reference connection with this number is still open. Response: `Ok`,
+    /// `Stale`.
     Connect(ConnectionNumber),
     /// Close the connection, whatever it is doing. Response: `Ok`.
     Disconnect,
@@ -36,7 +38,8 @@ pub enum Request {
     Guard(Vec<NumberedEntry>),
     /// Insert these rows, except those whose ID is in the table. Response: `Count` of the inserted rows.
     Insert(Vec<NumberedEntry>),
-    /// Look up which of these entries are in the table by their ID, and whether their content is the same. Response: `Found`.
+    /// Look up which of these entries are in the table by their ID, and whether their content is the same. Response:
+    /// `Found`.
     FindStored(Vec<usize>),
     /// Insert these dead letters. Response: `Ok`.
     InsertDeadLetters(Vec<DeadLetter>),
@@ -56,7 +59,8 @@ pub enum Request {
     RollbackToSavepoint,
 }
 
-/// The response to a request. `Failed` is a response to every request except `ApproveDeadLetters`, `Disconnect`, `Wait` and `Done`.
+/// The response to a request. `Failed` is a response to every request except `ApproveDeadLetters`, `Disconnect`, `Wait`
+/// and `Done`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
     /// The request succeeded.

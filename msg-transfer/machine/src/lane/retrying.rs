@@ -1,4 +1,5 @@
-//! The retry of a blocked inbox: its first record alone, then growing parts of the rest. If it fails, the records wait again.
+//! The retry of a blocked inbox: its first record alone, then growing parts of the rest. If it fails, the records wait
+//! again.
 
 use super::blocked::{Retry, Waiting, queue};
 use super::state::{Batch, EndStep, State};
@@ -10,7 +11,8 @@ use crate::failure::Class;
 const LONG_EVERY: usize = 4;
 
 impl<T: Message> Machine<T> {
-    /// Starts to retry the next blocked inbox, if there is one. Panics unless the last request was `Done`, or there was none.
+    /// Starts to retry the next blocked inbox, if there is one. Panics unless the last request was `Done`, or there was
+    /// none.
     pub fn retry(&mut self, events: &mut Vec<Event>) -> Option<Request> {
         assert!(self.is_idle(), "one batch at a time");
         let (recv_id, Waiting { entries, failure, attempts }) = self.blocked.pop()?;
@@ -18,7 +20,8 @@ impl<T: Message> Machine<T> {
         Some(self.start_part(Box::new(batch), entries.into(), events))
     }
 
-    /// Returns whether an attempt has short timeouts: a lane must not spend its time on an inbox that is not written anyway.
+    /// Returns whether an attempt has short timeouts: a lane must not spend its time on an inbox that is not written
+    /// anyway.
     pub(super) fn is_short(&self, batch: &Batch<T>) -> bool {
         let Some(retry) = &batch.retry else { return false };
         let is_long_turn = retry.attempts % LONG_EVERY == LONG_EVERY - 1;

@@ -44,7 +44,8 @@ impl<T: Message> Machine<T> {
                 self.committed(batch, &rows, events)
             }
             (WriteStep::Commit, Response::Warned) => {
-                // A standby that takes over may not have these rows: a cache of them would make gaps, which no unique key prevents.
+                // A standby that takes over may not have these rows: a cache of them would make gaps, which no unique
+                // key prevents.
                 self.cache.clear();
                 self.committed(batch, &rows, events)
             }
@@ -75,7 +76,8 @@ impl<T: Message> Machine<T> {
         self.storing(batch, Step::LastSeqs(inboxes), Request::LastSeqs(unknown))
     }
 
-    /// Gives each new message the next `seq` of its inbox. `seqs` holds the last ones of the inboxes that are not cached.
+    /// Gives each new message the next `seq` of its inbox. `seqs` holds the last ones of the inboxes that are not
+    /// cached.
     pub(super) fn number_rows(&mut self, batch: Box<Batch<T>>, inboxes: Vec<InboxEntries>, seqs: Vec<i64>) -> Request {
         if seqs.len() != inboxes.iter().filter(|inbox| inbox.cached.is_none()).count() {
             return self.abandon(batch, unexpected("LastSeqs", &Response::Seqs(seqs)));
@@ -111,7 +113,8 @@ impl<T: Message> Machine<T> {
 
     fn inserted(&mut self, batch: Box<Batch<T>>, rows: Rows, inserted: usize) -> Request {
         if inserted < rows.numbered.len() {
-            // Some are stored already, and would leave gaps in `seq`. Retry without them: each attempt finds at least one.
+            // Some are stored already, and would leave gaps in `seq`. Retry without them: each attempt finds at least
+            // one.
             return self.writing(batch, rows, WriteStep::DuplicateRollback, Request::Rollback);
         }
         self.find_repeats(batch, rows)
@@ -139,7 +142,7 @@ impl<T: Message> Machine<T> {
         let dead = batch.entries.iter().enumerate().filter_map(|(index, entry)| {
             let (reason, detail) = entry.dead()?;
             let content = reason.counts() || conflicts.keep(&entry.record_ref);
-            let lost = if content { "" } else { "; its content is not kept: too many conflicts of late" };
+            let lost = if content { "" } else { "; its content is not kept: too many recent conflicts" };
             Some(DeadLetter { entry: index, reason, detail: format!("{detail}{lost}"), content })
         });
         dead.collect()

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use machine::consumer::CommitPoint;
-use machine::driver::{Fetched, Happened, Kafka, TopicIs};
-use machine::{Epoch, Millis, Partition, Progress};
+use machine::driver::{FetchStart, Fetched, Happened, Kafka, TopicIs};
+use machine::{Millis, Partition, Progress};
 use msg_common::kafka::raw::set_leader_epochs;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
@@ -42,8 +42,8 @@ impl Kafka for Io<'_> {
         self.consumer.assignment_lost()
     }
 
-    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, (Epoch, Progress)>) -> Result<(), String> {
-        let list = self.list_at(starting.iter().map(|(partition, (_, from))| (*partition, *from)));
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), String> {
+        let list = self.list_at(starting.iter().map(|(partition, start)| (*partition, start.from)));
         raw::incremental_assign(self.consumer.client(), &list)
     }
 

@@ -102,8 +102,8 @@ mutants! {
     "no assignment is fenced" Found =>
         "machine/src/driver/mod.rs": "assignment.fence();" -> "let _ = assignment;";
     "a restarted partition is not fenced" Found =>
-        "machine/src/consumer/mod.rs": "actions.push(Action::Fence { epoch: owned.epoch });\n                // What somebody" ->
-            "// What somebody";
+        "machine/src/consumer/mod.rs": "actions.push(Action::Fence { epoch: owned.epoch });\n                // Dead letters" ->
+            "// Dead letters";
     "a lost partition is not fenced" Found =>
         "machine/src/consumer/revoking.rs": "if let Some(owned) = self.owned.remove(partition) {\n                actions.push(Action::Fence { epoch: owned.epoch });\n                self.forget(*partition, &owned, actions);\n            }\n            lost" ->
             "if let Some(owned) = self.owned.remove(partition) {\n                self.forget(*partition, &owned, actions);\n            }\n            lost";
@@ -158,7 +158,7 @@ mutants! {
         Found =>
         "machine/src/consumer/commit.rs": "points.retain(is_current);" -> "points.retain(|point| is_current(point) || true);";
     "a connection to a restored server is accepted" Found =>
-        "machine/src/reference_connection.rs": "!self.connected => Next::Answer(false),\n            Query::Check" -> "!self.connected => Next::Answer(true),\n            Query::Check";
+        "machine/src/reference_connection.rs": "!self.connected => Next::Known(false),\n            Query::Check" -> "!self.connected => Next::Known(true),\n            Query::Check";
     "progress rows are written over any connection" Found =>
         "machine/src/reference_connection.rs": "if !self.connected || numbers.iter().any(|number| *number != self.number) => {" -> "if !self.connected && !numbers.is_empty() => {";
     "all reference connections have the same number" Found =>
@@ -173,7 +173,7 @@ mutants! {
     "the dead-letter limit ignores dead letters that are in the database already" Found =>
         "machine/src/consumer/mod.rs": "owned.breaker.begin(topic_id, dead);" -> "owned.breaker.begin(topic_id, dead.into_iter().take(0));";
     "a batch with more dead letters than the limit halts its partition after every resume" Found =>
-        "machine/src/consumer/breaker.rs": "let forgiven = self.refused.max(self.forgiven);" -> "let forgiven = self.forgiven;";
+        "machine/src/consumer/breaker.rs": "let forgiven = self.over_limit.max(self.forgiven);" -> "let forgiven = self.forgiven;";
     "a revoked partition still receives records" Harmless("the driver consumes no records until the partition is released") =>
         "machine/src/consumer/mod.rs": "let owned = self.owned.get_mut(&partition).filter(|owned| !owned.revoking)?;" -> "let owned = self.owned.get_mut(&partition)?;";
     "a record of a previous assignment counts for the present one" Found =>
@@ -194,23 +194,23 @@ mutants! {
     "a revocation is responded to before its partitions are released" Found =>
         "machine/src/driver/releasing.rs": "if !self.machine.is_revoking() {" -> "if true {";
     "an unassign is not postponed until the response to a revocation" Found =>
-        "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, None);\n                    }" ->
+        "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, Postponed::StopFetching);\n                    }" ->
             "Some(_) => {\n                        stopped.insert(partition);\n                    }";
     "an assign is not postponed until the response to a revocation" Found =>
-        "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, Some((epoch, from)));\n                    }" ->
-            "Some(_) => self.fetch(partition, epoch, from),";
+        "machine/src/driver/mod.rs": "Some(postponed) => {\n                        postponed.insert(partition, Postponed::Refetch(FetchStart { epoch, from }));\n                    }" ->
+            "Some(_) => self.fetch(partition, FetchStart { epoch, from }),";
     "records are consumed while partitions are released"
         Rare("librdkafka pauses all partitions until it has the response; only a response that came early is different") =>
         "machine/src/driver/mod.rs": "self.machine.wants_records() && !self.is_releasing()" -> "self.machine.wants_records()";
     "a drain has no deadline" Found =>
-        "machine/src/driver/releasing.rs": "None if now < drain => return," -> "None if now < drain + 1_000_000_000 => return,";
+        "machine/src/driver/releasing.rs": "Stage::Draining(deadline) if now < deadline => return," -> "Stage::Draining(deadline) if now < deadline + 1_000_000_000 => return,";
     "a lost assignment is drained like a revoked one" Found =>
         "machine/src/driver/releasing.rs": "if io.is_assignment_lost() {" -> "if io.is_assignment_lost() && false {";
     "a stop does not drain" Found =>
         "machine/src/driver/mod.rs": "self.stop(io);" -> "self.stop(io);\n                self.releasing = None;";
     "an assignment is forgotten once it is fenced" Found =>
-        "machine/src/driver/mod.rs": "self.assignments.retain(|epoch, _| machine.speaks_of(*epoch));" ->
-            "self.assignments.retain(|epoch, assignment| machine.speaks_of(*epoch) && !assignment.is_fenced());";
+        "machine/src/driver/mod.rs": "self.assignments.retain(|epoch, _| machine.has_assignment(*epoch));" ->
+            "self.assignments.retain(|epoch, assignment| machine.has_assignment(*epoch) && !assignment.is_fenced());";
     "throttled records are passed in the wrong order" Found =>
         "machine/src/driver/throttling.rs": "throttled.fetched.pop_front()" -> "throttled.fetched.pop_back()";
     "a record overtakes throttled records once its partition is unthrottled"
@@ -222,9 +222,9 @@ mutants! {
         "machine/src/driver/mod.rs": "if let Some(throttled) = self.throttled.get_mut(&fetched.partition()) {" ->
             "if let Some(throttled) = self.throttled.get_mut(&fetched.partition()).filter(|_| matches!(fetched, Fetched::Record(_))) {";
     "a late result of an offset commit counts for the present round" Found =>
-        "machine/src/driver/committing.rs": "current == round" -> "current >= round";
+        "machine/src/driver/committing.rs": "commit.round == round" -> "commit.round >= round";
     "the wait for the result of an offset commit has no timeout" Found =>
-        "machine/src/driver/committing.rs": "io.now() >= deadline" -> "io.now() >= deadline + 1_000_000_000";
+        "machine/src/driver/committing.rs": "io.now() >= commit.deadline" -> "io.now() >= commit.deadline + 1_000_000_000";
     "a queue that librdkafka no longer forwards is not forwarded again" Found =>
         "machine/src/driver/resume_poll.rs": "io.take_over(*partition);" -> "";
     "a record from the queue of events is not fetched again" Found =>

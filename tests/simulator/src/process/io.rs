@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use machine::consumer::{Action, CommitPoint, Event, LaneNumber, RecordRef};
-use machine::driver::{self, Fetched, Happened, Kafka, ProgressRow, Report, Surroundings, TopicIs};
+use machine::driver::{self, FetchStart, Fetched, Happened, Kafka, ProgressRow, Report, Surroundings, TopicIs};
 use machine::lane::{Entry, Kind, Message};
 use machine::reference_connection::Query;
-use machine::{Assignment, Epoch, LeaderEpoch, Millis, Partition, Progress, Reason, RecordOffset};
+use machine::{Assignment, Epoch, LeaderEpoch, Millis, Partition, Reason, RecordOffset};
 
 use super::reference::Requester;
 use super::{DAMAGED, Parts};
@@ -89,14 +89,15 @@ impl Kafka for Io<'_> {
         self.parts.library.membership.is_lost()
     }
 
-    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, (Epoch, Progress)>) -> Result<(), String> {
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), String> {
         self.meanwhile();
         self.trace_step(|| format!("assigns {starting:?}"));
-        let topic = |epoch: &Epoch| {
-            let number = self.parts.starts.topic_of(*epoch);
+        let topic = |epoch: Epoch| {
+            let number = self.parts.starts.topic_of(epoch);
             number.unwrap_or_else(|| self.env.kafka.topic_number())
         };
-        let starting = starting.iter().map(|(partition, (epoch, from))| (*partition, (topic(epoch), *from))).collect();
+        let starting =
+            starting.iter().map(|(partition, start)| (*partition, (topic(start.epoch), start.from))).collect();
         self.parts.library.incremental_assign(&starting, self.env)
     }
 

@@ -75,7 +75,7 @@ impl Parts {
                 reference.pending = Some((query, requester));
                 return false;
             };
-            reference.machine.answered(&query, result.is_some());
+            reference.machine.completed(&query, result.is_some());
             if result.is_none() {
                 reference.close(env);
             }
@@ -96,7 +96,7 @@ impl Parts {
                 reference.send(query, requester, env);
             }
             Next::Send => reference.send(query, requester, env),
-            Next::Answer(yes) => {
+            Next::Known(yes) => {
                 let result = yes.then_some(StatementResult::Lane(machine::lane::Response::Ok));
                 self.query_ended(&requester, result, env);
             }

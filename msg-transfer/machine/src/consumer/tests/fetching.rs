@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn offsets_that_go_back_start_the_partition_anew() {
+fn lower_offset_restarts_the_partition() {
     let mut machine = running();
     receive(&mut machine, 0, 5);
     let mut actions = Vec::new();
@@ -28,7 +28,7 @@ fn failing(at: i64, attempts: u32) -> [Action; 2] {
     [Action::StopFetching { partition: 0 }, failing]
 }
 
-/// Resolves the start of what is fetched again, at its beginning.
+/// Resolves the start offset of the next fetch to 0.
 fn fetch_again(machine: &mut Machine, epoch: Epoch, now: Millis) {
     let (start, topic_id) = (at(0).into(), Uuid::nil());
     on(machine, Event::StartResolved { partition: 0, epoch, start, topic_id, dead: vec![] }, now);
@@ -50,15 +50,15 @@ fn failing_fetch_backs_off_up_to_the_longest_wait() {
         assert!(again.contains(&Action::ResolveStart { partition: 0, epoch }), "{again:?}");
         fetch_again(&mut machine, epoch, now);
     }
-    // The record that could not be fetched.
+    // The record that could not be fetched before.
     let mut actions = Vec::new();
-    machine.receive(0, (RecordOffset(0), LeaderEpoch(0)), 1, &mut actions).expect("it is ours");
+    machine.receive(0, (RecordOffset(0), LeaderEpoch(0)), 1, &mut actions).expect("the partition is fetched");
     assert_eq!(actions, [Action::FetchRecovered { partition: 0 }]);
     assert_eq!(on(&mut machine, failure(false), now), failing(1, 1));
 }
 
 #[test]
-fn restart_does_not_cut_a_wait_for_the_next_fetch_short() {
+fn restart_does_not_shorten_the_backoff_of_a_fetch() {
     let mut machine = running();
     on(&mut machine, failure(false), 0);
     let restart = on(&mut machine, Event::Restart, 50);
@@ -68,7 +68,7 @@ fn restart_does_not_cut_a_wait_for_the_next_fetch_short() {
 }
 
 #[test]
-fn fetch_without_records_recovers_when_no_error_comes() {
+fn fetch_without_records_recovers_when_no_error_follows() {
     let mut machine = running();
     on(&mut machine, failure(false), 0);
     on(&mut machine, Event::Tick, 100);
@@ -78,14 +78,14 @@ fn fetch_without_records_recovers_when_no_error_comes() {
 }
 
 #[test]
-fn damage_halts_at_the_second_attempt_and_keeps_what_came_before() {
+fn damage_halts_at_second_attempt_after_earlier_records() {
     let mut machine = running();
     receive(&mut machine, 0, 0);
     assert_eq!(on(&mut machine, failure(true), 0), failing(1, 1));
     assert_eq!(
         machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()),
         None,
-        "it lies behind the damage"
+        "it follows the damaged record"
     );
     on(&mut machine, Event::Tick, 100);
     fetch_again(&mut machine, 2, 100);
@@ -96,12 +96,12 @@ fn damage_halts_at_the_second_attempt_and_keeps_what_came_before() {
     assert_eq!(machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()), None);
     on(&mut machine, Event::Completed(vec![before]), 100);
     let saved = on(&mut machine, Event::Tick, 5000);
-    assert_eq!(saved, [Action::SaveProgress(vec![point(0, 2, 1)])], "what came before is stored");
+    assert_eq!(saved, [Action::SaveProgress(vec![point(0, 2, 1)])], "the record before the damage is stored");
     let resumed = on(&mut machine, Event::Resumed(vec![0]), 5000);
     assert!(resumed.contains(&Action::ResolveStart { partition: 0, epoch: 3 }), "{resumed:?}");
 }
 
-/// Kafka lost the tail of the log: what was received is in no log any more, so it is stored before anything else.
+/// Kafka lost the tail of the log: no log has the received records any more, so they are stored before anything else.
 #[test]
 fn out_of_range_partition_restarts_once_all_is_completed() {
     let mut machine = running();

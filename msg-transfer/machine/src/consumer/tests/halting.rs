@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_halted_partition_commits_what_was_stored_and_no_more() {
+fn halted_partition_commits_only_completed_records() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
     let halt = Event::Halt { partition: 0, epoch: 1, reason: "newer".into() };
@@ -22,7 +22,7 @@ fn a_halted_partition_commits_what_was_stored_and_no_more() {
 }
 
 #[test]
-fn a_halted_partition_forgets_what_a_restart_makes_doubtful() {
+fn restart_discards_the_prefix_of_a_halted_partition() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
     on(&mut machine, Event::Completed(vec![a]), 1);
@@ -32,7 +32,7 @@ fn a_halted_partition_forgets_what_a_restart_makes_doubtful() {
 }
 
 #[test]
-fn too_many_dead_letters_halt_the_partition_until_somebody_looks() {
+fn dead_letter_limit_halts_partition_until_resume() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
     assert_eq!(

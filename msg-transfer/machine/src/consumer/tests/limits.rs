@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_limits_hold_and_half_of_them_opens_again() {
+fn consuming_resumes_when_half_of_the_limits_is_free() {
     let mut machine = running();
     on(&mut machine, Event::Assigned(vec![1]), 0);
     let start =
@@ -17,9 +17,9 @@ fn the_limits_hold_and_half_of_them_opens_again() {
     assert!(machine.wants_records());
 }
 
-/// One record that cannot be stored, and all the others can: the ledger forgets those, so nothing has to stop.
+/// One record cannot be stored, and all others can: the ledger forgets those, so nothing has to stop.
 #[test]
-fn blocked_record_stops_neither_its_partition_nor_the_intake() {
+fn blocked_record_stops_neither_partition_nor_consuming() {
     let mut machine = running();
     let first = receive(&mut machine, 0, 0);
     on(&mut machine, Event::Blocked(vec![first]), 1);
@@ -28,14 +28,14 @@ fn blocked_record_stops_neither_its_partition_nor_the_intake() {
         on(&mut machine, Event::Completed(vec![record]), 1);
         assert!(machine.wants_records());
     }
-    let held = machine.owned[&0].ledger().map(Ledger::open);
-    assert!(held.is_some_and(|held| held < 100), "{held:?}");
+    let open = machine.owned[&0].ledger().map(Ledger::open);
+    assert!(open.is_some_and(|open| open < 100), "{open:?}");
     on(&mut machine, Event::Unblocked(vec![first]), 2);
     on(&mut machine, Event::Completed(vec![first]), 2);
     assert_eq!(machine.owned[&0].ledger().map(|ledger| ledger.prefix().next), Some(NextOffset(10_000)));
 }
 
-/// However many partitions have blocked inboxes, half of the limits is left to those that have none.
+/// Half of the limits is free for partitions without blocked inboxes, however many other partitions have some.
 #[test]
 fn blocked_records_never_fill_the_limits() {
     const PARTITIONS: Partition = 12;
@@ -55,11 +55,13 @@ fn blocked_records_never_fill_the_limits() {
     }
     let mut blocked = Vec::new();
     for partition in 0..PARTITIONS {
-        // Everything that this partition hands over goes to a blocked inbox, until it is throttled.
+        // All records of this partition belong to a blocked inbox, until it is throttled.
         for offset in 0.. {
             let mut actions = Vec::new();
             let offset = RecordOffset(offset);
-            let epoch = machine.receive(partition, (offset, LeaderEpoch(0)), 10, &mut actions).expect("it is ours");
+            let epoch = machine
+                .receive(partition, (offset, LeaderEpoch(0)), 10, &mut actions)
+                .expect("the partition is fetched");
             let record = RecordRef { partition, epoch, offset, bytes: 10 };
             blocked.push(record);
             actions.extend(on(&mut machine, Event::Blocked(vec![record]), 1));
@@ -69,9 +71,10 @@ fn blocked_records_never_fill_the_limits() {
         }
         assert!(machine.wants_records(), "partition {partition}");
     }
-    let held = machine.inflight().1;
-    assert!((500..1000 + 12).contains(&held), "{held}");
-    // The other half is filled, and empties: it opens again although the blocked records alone are about half of the limit.
+    let open = machine.inflight().1;
+    assert!((500..1000 + 12).contains(&open), "{open}");
+    // The other half is filled, and emptied: consuming resumes although the blocked records alone are about half of the
+    // limit.
     on(&mut machine, Event::Assigned(vec![PARTITIONS]), 1);
     let epoch = machine.owned[&PARTITIONS].epoch;
     let start = at(0).into();
@@ -83,19 +86,19 @@ fn blocked_records_never_fill_the_limits() {
             break;
         }
         let offset = RecordOffset(offset);
-        machine.receive(partition, (offset, LeaderEpoch(0)), 10, &mut Vec::new()).expect("it is ours");
+        machine.receive(partition, (offset, LeaderEpoch(0)), 10, &mut Vec::new()).expect("the partition is fetched");
         others.push(RecordRef { partition, epoch, offset, bytes: 10 });
     }
     on(&mut machine, Event::Completed(others), 2);
     assert!(machine.wants_records());
-    // All of it is stored, and every partition goes on.
+    // All records are stored, and every partition continues.
     on(&mut machine, Event::Unblocked(blocked.clone()), 2);
     let actions = on(&mut machine, Event::Completed(blocked), 2);
     assert_eq!(machine.blocked, 0);
     assert!(actions.iter().all(|action| !matches!(action, Action::Throttle { .. })));
     assert!(
         machine.owned.values_mut().all(|owned| owned.throttle_change(&machine.settings, 0).is_none()),
-        "all were unpaused"
+        "all were unthrottled"
     );
 }
 
@@ -104,9 +107,9 @@ fn partition_above_its_share_is_throttled_until_reassigned() {
     let mut machine = running();
     let records: Vec<_> = (0..7).map(|offset| receive(&mut machine, 0, offset)).collect();
     let mut actions = Vec::new();
-    machine.receive(0, (RecordOffset(7), LeaderEpoch(0)), 100, &mut actions).expect("what is handed over is taken");
+    machine.receive(0, (RecordOffset(7), LeaderEpoch(0)), 100, &mut actions).expect("the partition is fetched");
     assert_eq!(actions, [Action::Throttle { partition: 0 }]);
-    assert!(machine.wants_records(), "of the others");
+    assert!(machine.wants_records(), "other partitions are consumed");
     assert_eq!(on(&mut machine, Event::Completed(records[..4].to_vec()), 1), []);
     assert_eq!(on(&mut machine, Event::Completed(records[4..5].to_vec()), 1), [Action::Unthrottle { partition: 0 }]);
 }

@@ -1,4 +1,4 @@
-//! The machine's promises, step by step: what it commits, and when it lets go.
+//! The promises of the consumer's machine, step by step: what it commits, and when it restarts.
 
 mod fetching;
 mod halting;
@@ -21,7 +21,7 @@ fn machine() -> Machine {
     })
 }
 
-/// Hands an event in and returns what is to be done.
+/// Handles an event and returns the actions.
 fn on(machine: &mut Machine, event: Event, now: Millis) -> Vec<Action> {
     let mut actions = Vec::new();
     machine.handle(event, now, &mut actions);
@@ -43,12 +43,13 @@ fn at(next: i64) -> Start {
 fn receive(machine: &mut Machine, partition: Partition, offset: i64) -> RecordRef {
     let mut actions = Vec::new();
     let offset = RecordOffset(offset);
-    let epoch = machine.receive(partition, (offset, LeaderEpoch(0)), 100, &mut actions).expect("it is ours");
+    let epoch =
+        machine.receive(partition, (offset, LeaderEpoch(0)), 100, &mut actions).expect("the partition is fetched");
     assert_eq!(actions, []);
     RecordRef { partition, epoch, offset, bytes: 100 }
 }
 
-/// Partition 0 assigned under epoch 1, started at 0, and that start committed.
+/// Returns a machine with partition 0 under epoch 1, whose start offset 0 is committed.
 fn running() -> Machine {
     let mut machine = machine();
     let resolve = on(&mut machine, Event::Assigned(vec![0]), 0);
@@ -64,7 +65,7 @@ fn running() -> Machine {
 }
 
 #[test]
-fn nothing_is_received_before_the_start_is_resolved() {
+fn record_before_the_start_is_resolved_is_dropped() {
     let mut machine = machine();
     on(&mut machine, Event::Assigned(vec![0]), 0);
     assert_eq!(machine.receive(0, (RecordOffset(0), LeaderEpoch(0)), 1, &mut Vec::new()), None);
@@ -72,7 +73,7 @@ fn nothing_is_received_before_the_start_is_resolved() {
 }
 
 #[test]
-fn only_the_contiguous_prefix_is_committed_and_the_row_comes_first() {
+fn prefix_is_committed_after_its_progress_row() {
     let mut machine = running();
     let [a, b, c] = [0, 1, 2].map(|offset| receive(&mut machine, 0, offset));
     assert_eq!(on(&mut machine, Event::Completed(vec![b, c]), 1000), []);
@@ -84,7 +85,7 @@ fn only_the_contiguous_prefix_is_committed_and_the_row_comes_first() {
 }
 
 #[test]
-fn a_failed_round_is_repeated_after_an_interval() {
+fn failed_commit_round_is_repeated_after_an_interval() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
     assert_eq!(on(&mut machine, Event::Completed(vec![a]), 1000), [Action::SaveProgress(vec![point(0, 1, 1)])]);
@@ -96,9 +97,10 @@ fn a_failed_round_is_repeated_after_an_interval() {
     assert_eq!(on(&mut machine, Event::Tick, 3600), [Action::SaveProgress(vec![point(0, 1, 1)])]);
 }
 
-/// The database may have lost what it had answered for: nothing of it is committed, and it is read again.
+/// The database may have lost rows whose COMMIT succeeded: their offsets are not committed, and they are consumed
+/// again.
 #[test]
-fn a_restart_commits_nothing_of_before() {
+fn restart_commits_no_earlier_record() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
     assert_eq!(on(&mut machine, Event::Completed(vec![a]), 1000), [Action::SaveProgress(vec![point(0, 1, 1)])]);

@@ -3,14 +3,14 @@
 use super::*;
 
 #[test]
-fn a_revoked_partition_is_drained_and_committed_before_it_is_let_go() {
+fn revoked_partition_is_drained_and_committed() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
     assert_eq!(on(&mut machine, Event::Revoked(vec![0]), 10), []);
     assert_eq!(
         machine.receive(0, (RecordOffset(2), LeaderEpoch(0)), 1, &mut Vec::new()),
         None,
-        "nothing more is taken in"
+        "nothing more is received"
     );
     assert_eq!(on(&mut machine, Event::Completed(vec![a]), 11), []);
     assert_eq!(on(&mut machine, Event::Completed(vec![b]), 12), [Action::SaveProgress(vec![point(0, 1, 2)])]);
@@ -20,7 +20,7 @@ fn a_revoked_partition_is_drained_and_committed_before_it_is_let_go() {
 }
 
 #[test]
-fn past_the_deadline_the_rest_is_fenced_and_what_is_stored_is_committed() {
+fn drain_deadline_fences_the_rest_and_commits_the_prefix() {
     let mut machine = running();
     let [a, b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
     on(&mut machine, Event::Completed(vec![a]), 5);
@@ -30,13 +30,13 @@ fn past_the_deadline_the_rest_is_fenced_and_what_is_stored_is_committed() {
     on(&mut machine, Event::ProgressSaved, 21);
     let released = [Action::Fence { epoch: 1 }, Action::Release(vec![0])];
     assert_eq!(on(&mut machine, Event::Committed, 22), released);
-    // The lane reports late: it counts for the limits, and for nothing else.
+    // The late report of the lane counts for the limits, and for nothing else.
     assert_eq!(on(&mut machine, Event::Dropped(vec![b]), 23), []);
     assert_eq!(machine.inflight(), (0, 0));
 }
 
 #[test]
-fn a_coordinator_that_does_not_answer_holds_nobody_up() {
+fn release_deadline_does_not_wait_for_the_coordinator() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
     on(&mut machine, Event::Completed(vec![a]), 5);
@@ -45,17 +45,17 @@ fn a_coordinator_that_does_not_answer_holds_nobody_up() {
 }
 
 #[test]
-fn a_lost_partition_is_fenced_and_never_committed() {
+fn lost_partition_is_fenced_and_never_committed() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
     assert_eq!(on(&mut machine, Event::Completed(vec![a]), 1000), [Action::SaveProgress(vec![point(0, 1, 1)])]);
     let lost = on(&mut machine, Event::Lost(vec![0]), 1001);
     assert_eq!(lost, [Action::Fence { epoch: 1 }, Action::Release(vec![0])]);
-    assert_eq!(on(&mut machine, Event::ProgressSaved, 1002), [], "it may be another's by now");
+    assert_eq!(on(&mut machine, Event::ProgressSaved, 1002), [], "it may have another owner");
 }
 
 #[test]
-fn record_of_previous_assignment_moves_nothing() {
+fn record_of_previous_assignment_changes_no_prefix() {
     let mut machine = running();
     let a = receive(&mut machine, 0, 0);
     on(&mut machine, Event::Lost(vec![0]), 1);
@@ -73,12 +73,12 @@ fn record_of_previous_assignment_moves_nothing() {
 }
 
 #[test]
-fn stopping_with_nothing_owned_is_done_at_once() {
+fn stop_without_partitions_releases_immediately() {
     assert_eq!(on(&mut machine(), Event::Stop, 0), [Action::Release(vec![])]);
 }
 
 #[test]
-fn a_restart_while_a_partition_is_given_back_lets_it_go_at_once() {
+fn restart_of_a_revoked_partition_releases_it_immediately() {
     let mut machine = running();
     let [a, _b] = [0, 1].map(|offset| receive(&mut machine, 0, offset));
     on(&mut machine, Event::Completed(vec![a]), 5);

@@ -7,16 +7,18 @@ fn rejected_record_is_found_and_dead_lettered() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     let mut request = lane.until(request, is_insert);
-    let refused = |request: &Request| matches!(request, Request::Insert(rows) if rows.iter().any(|row| row.entry == 0));
+    let is_rejected =
+        |request: &Request| matches!(request, Request::Insert(rows) if rows.iter().any(|row| row.entry == 0));
     let is_approval = |request: &Request| matches!(request, Request::ApproveDeadLetters(_));
     while !is_approval(&request) {
-        request = if refused(&request) { lane.on(failed(Class::Permanent)) } else { lane.until(request, |_| false) };
-        request = lane.until(request, |request| refused(request) || is_approval(request));
+        request =
+            if is_rejected(&request) { lane.on(failed(Class::Permanent)) } else { lane.until(request, |_| false) };
+        request = lane.until(request, |request| is_rejected(request) || is_approval(request));
     }
-    let Request::ApproveDeadLetters(asked) = &request else { unreachable!() };
-    assert_eq!(asked[0].offset, RecordOffset(0));
+    let Request::ApproveDeadLetters(dead) = &request else { panic!("{request:?}") };
+    assert_eq!(dead[0].offset, RecordOffset(0));
     let insert = lane.until(request, is_insert);
-    assert_eq!(insert, numbered(&[(1, 1)]), "the other one takes its place");
+    assert_eq!(insert, numbered(&[(1, 1)]), "the other one gets its seq");
     let dead = lane.until(insert, |request| matches!(request, Request::InsertDeadLetters(_)));
     let done = lane.until(dead, is_done);
     assert_eq!(
@@ -26,7 +28,7 @@ fn rejected_record_is_found_and_dead_lettered() {
 }
 
 #[test]
-fn when_every_record_is_refused_none_is_kept_aside() {
+fn no_record_is_dead_lettered_when_all_are_rejected() {
     let mut lane = Lane::new(false);
     let mut request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     loop {
@@ -45,12 +47,12 @@ fn when_every_record_is_refused_none_is_kept_aside() {
 }
 
 #[test]
-fn what_the_server_has_no_time_for_is_stored_in_parts() {
+fn batch_that_is_too_slow_is_stored_in_parts() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("b", 2), Msg("a", 3), Msg("a", 4)]);
     lane.until(request, is_insert);
     let request = lane.on(failed(Class::Heavy));
-    // Looked for with short time-outs first: no inbox is to blame.
+    // The bisection with short timeouts finds no blocked inbox.
     assert_eq!(lane.until(request, |request| *request == Request::BeginSearch), Request::BeginSearch);
     let request = lane.on(Response::Ok);
     let request = lane.until(request, |request| matches!(request, Request::Wait(_)));
@@ -67,8 +69,8 @@ fn what_the_server_has_no_time_for_is_stored_in_parts() {
 }
 
 #[test]
-fn a_record_alone_that_the_server_has_no_time_for_is_to_blame_if_it_is_huge() {
-    for (bytes, kept_aside) in [(HUGE, true), (1, false)] {
+fn slow_record_alone_is_dead_lettered_only_if_it_is_huge() {
+    for (bytes, dead_lettered) in [(HUGE, true), (1, false)] {
         let mut lane = Lane::new(false);
         let record_ref = RecordRef { partition: 0, epoch: 1, offset: RecordOffset(0), bytes };
         let entry = Entry::new(lane.assignment.clone(), record_ref, Kind::Message, Msg("a", 1));
@@ -77,18 +79,22 @@ fn a_record_alone_that_the_server_has_no_time_for_is_to_blame_if_it_is_huge() {
         let request = lane.on(failed(Class::Heavy));
         lane.until(request, is_insert);
         let request = lane.on(failed(Class::Heavy));
-        // Its inbox takes a small one, and it is refused once more.
+        // Its inbox accepts a small one, and it is rejected once more.
         lane.until(request, is_insert);
         let request = lane.on(failed(Class::Heavy));
         let ended = lane.until(request, |request| matches!(request, Request::ApproveDeadLetters(_) | Request::Done(_)));
-        assert_eq!(matches!(ended, Request::ApproveDeadLetters(_)), kept_aside);
-        assert_eq!(lane.machine.blocked().count(), usize::from(!kept_aside), "the small one waits by itself");
+        assert_eq!(matches!(ended, Request::ApproveDeadLetters(_)), dead_lettered);
+        assert_eq!(
+            lane.machine.blocked().count(),
+            usize::from(!dead_lettered),
+            "the inbox of the small one is blocked"
+        );
     }
 }
 
-/// A rule that is newer than the row: the message was stored before, and comes again.
+/// A rule is newer than the row: the message is stored, and its duplicate is rejected.
 #[test]
-fn what_is_stored_is_not_to_blame_when_it_is_refused() {
+fn rejected_duplicate_is_not_dead_lettered() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     lane.until(request, is_insert);

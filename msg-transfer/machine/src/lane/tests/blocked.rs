@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Answers like a database in which inbox `a` cannot be written from this entry's id on.
+/// Responds like a database in which inbox `a` rejects messages from this ID on.
 fn blocked_from(lane: &mut Lane, mut request: Request, id: u128, class: Class) -> Outcome {
     loop {
         let is_blocked = |lane: &Lane, rows: &[NumberedEntry]| {
@@ -23,7 +23,7 @@ fn blocked_from(lane: &mut Lane, mut request: Request, id: u128, class: Class) -
 }
 
 #[test]
-fn blocked_inbox_waits_and_its_lane_goes_on() {
+fn blocked_inbox_waits_and_its_lane_continues() {
     for class in [Class::Conflict, Class::Locked, Class::Heavy, Class::Fatal, Class::Transient] {
         let mut lane = Lane::new(false);
         let msgs = vec![Msg("a", 1), Msg("b", 2), Msg("a", 3), Msg("c", 4), Msg("a", 5), Msg("b", 6)];
@@ -35,18 +35,18 @@ fn blocked_inbox_waits_and_its_lane_goes_on() {
         assert_eq!(blocked[0].failure.class, class);
         assert!(lane.events.iter().any(|event| matches!(event, Event::Blocked(records) if records.len() == 2)));
 
-        // What comes later waits behind, and the others do not.
+        // Later records of the inbox wait too, and others do not.
         let request = lane.begin_at(6, vec![Msg("a", 7), Msg("d", 8)]);
         let outcome = blocked_from(&mut lane, request, 3, class);
         assert_eq!(outcome, Outcome { stored: 1, ..Outcome::default() });
 
-        // Still blocked: it goes on waiting, and only its first record was tried.
+        // Still blocked: it waits again, and only its first record was tried.
         let request = lane.machine.retry(&mut lane.events).expect("it waits");
         let outcome = blocked_from(&mut lane, request, 3, class);
         assert_eq!(outcome, Outcome::default());
         assert_eq!(lane.machine.blocked().next().map(|blocked| (blocked.records, blocked.attempts)), Some((3, 1)));
 
-        // Not blocked any more: all of it is stored, in order.
+        // Not blocked any more: all its records are stored, in order.
         lane.events.clear();
         let request = lane.machine.retry(&mut lane.events).expect("it waits");
         let outcome = blocked_from(&mut lane, request, u128::MAX, class);
@@ -92,7 +92,7 @@ fn fenced_record_of_blocked_inbox_is_dropped() {
 }
 
 #[test]
-fn lost_connection_says_nothing_of_blocked_inbox() {
+fn lost_connection_keeps_failure_of_blocked_inbox() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1)]);
     blocked_from(&mut lane, request, 1, Class::Locked);
@@ -103,9 +103,9 @@ fn lost_connection_says_nothing_of_blocked_inbox() {
     assert_eq!(lane.machine.blocked().next().map(|blocked| blocked.failure.class), Some(Class::Locked));
 }
 
-/// The last message is found to be blocked, and then the batch is halved: what is left of it belongs in front.
+/// The last message is blocked first, and then the batch is halved: the rest of it has to wait in front.
 #[test]
-fn rest_of_a_halved_batch_waits_in_front_of_what_was_found_blocked() {
+fn rest_of_halved_batch_waits_before_later_blocked_records() {
     let mut lane = Lane::new(false);
     let mut request = lane.begin(vec![Msg("a", 1), Msg("a", 2), Msg("a", 3)]);
     let outcome = loop {
@@ -131,7 +131,7 @@ fn rest_of_a_halved_batch_waits_in_front_of_what_was_found_blocked() {
 
 /// First its second message alone is blocked, and then the whole inbox.
 #[test]
-fn message_found_blocked_later_waits_in_front() {
+fn message_blocked_later_waits_before_later_messages() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2), Msg("a", 3)]);
     let mut from = 2;
@@ -158,7 +158,7 @@ fn message_found_blocked_later_waits_in_front() {
 }
 
 #[test]
-fn failed_rollback_of_a_retry_closes_the_connection() {
+fn failed_rollback_of_retry_closes_the_connection() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1)]);
     blocked_from(&mut lane, request, 1, Class::Locked);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_was_fenced_before_the_commit_is_rolled_back() {
+fn batch_fenced_before_commit_is_rolled_back() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1)]);
     lane.until(request, is_insert);
@@ -14,7 +14,7 @@ fn what_was_fenced_before_the_commit_is_rolled_back() {
 }
 
 #[test]
-fn another_server_fences_everything_at_once() {
+fn other_server_fences_the_whole_batch_immediately() {
     let mut lane = Lane::new(false);
     lane.begin(vec![Msg("a", 1)]);
     assert_eq!(lane.on(Response::Stale), Request::Done(Outcome::default()));
@@ -22,9 +22,9 @@ fn another_server_fences_everything_at_once() {
     assert!(matches!(&lane.events[..], [Event::Restart, Event::Dropped(_)]));
 }
 
-/// Another partition's start was read again, over a new connection, and this one's has not been yet.
+/// The start offset of another partition was read again over a new connection, and that of this partition was not yet.
 #[test]
-fn what_was_started_over_an_earlier_connection_is_not_stored_with_the_rest() {
+fn record_started_over_earlier_connection_is_not_stored() {
     let mut lane = Lane::new(false);
     let newer = Arc::new(Assignment::new(2));
     newer.start_read(Uuid::nil(), 2);

@@ -1,4 +1,4 @@
-//! The lane's promises, step by step: what it asks for, and when it calls a record completed.
+//! The promises of the lane's machine, step by step: what it requests, and when it completes a record.
 
 mod bisecting;
 mod blocked;
@@ -51,7 +51,7 @@ impl Lane {
         self.begin_at(0, msgs)
     }
 
-    /// A batch whose records follow each other from this offset on.
+    /// Begins a batch whose records have consecutive offsets from `first` on.
     fn begin_at(&mut self, first: i64, msgs: Vec<Msg>) -> Request {
         let entry = |(index, msg): (usize, Msg)| {
             let offset = RecordOffset(first + i64::try_from(index).expect("few"));
@@ -66,7 +66,7 @@ impl Lane {
         self.machine.handle(response, &mut self.events)
     }
 
-    /// The offsets, in the order in which they were completed.
+    /// Returns the offsets in the order in which they were completed.
     fn completed(&self) -> Vec<i64> {
         let completed = self.events.iter().filter_map(|event| match event {
             Event::Completed(records) => Some(records.iter().map(|record_ref| record_ref.offset.0)),
@@ -75,16 +75,16 @@ impl Lane {
         completed.flatten().collect()
     }
 
-    /// Answers each request like a database that takes everything, up to the first that `stop` wants.
+    /// Responds to each request like a database that accepts every row, until `stop` returns true for a request.
     fn until(&mut self, mut request: Request, stop: impl Fn(&Request) -> bool) -> Request {
         while !stop(&request) {
             let response = match &request {
-                Request::LastSeqs(asked) => Response::Seqs(vec![0; asked.len()]),
+                Request::LastSeqs(entries) => Response::Seqs(vec![0; entries.len()]),
                 Request::Insert(rows) => Response::Count(rows.len()),
                 Request::Guard(heads) => Response::Count(heads.len()),
                 Request::Canary(_) => Response::Count(1),
                 Request::FindStored(_) => Response::Found(Vec::new()),
-                Request::Done(_) => panic!("it is over"),
+                Request::Done(_) => panic!("the batch ended"),
                 _ => Response::Ok,
             };
             request = self.on(response);
@@ -110,7 +110,7 @@ fn is_done(request: &Request) -> bool {
 }
 
 #[test]
-fn rows_are_sorted_by_inbox_and_settled_only_after_the_commit() {
+fn rows_are_sorted_by_inbox_and_completed_after_commit() {
     let mut lane = Lane::new(false);
     let first = lane.begin(vec![Msg("b", 1), Msg("a", 2), Msg("b", 3)]);
     assert_eq!(first, Request::Connect(1));
@@ -121,13 +121,13 @@ fn rows_are_sorted_by_inbox_and_settled_only_after_the_commit() {
     let done = lane.until(commit, is_done);
     assert_eq!(done, Request::Done(Outcome { stored: 3, ..Outcome::default() }));
     assert!(matches!(&lane.events[..], [Event::Completed(records)] if records.len() == 3));
-    // The cache knows both inboxes now.
+    // Both inboxes are cached now.
     assert_eq!(lane.begin(vec![Msg("b", 4)]), Request::Begin);
     assert_eq!(lane.on(Response::Ok), numbered(&[(0, 3)]));
 }
 
 #[test]
-fn a_commit_without_an_answer_costs_the_connection_and_the_cache() {
+fn unconfirmed_commit_drops_connection_and_cache() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1)]);
     let request = lane.until(request, |request| *request == Request::Commit);
@@ -140,7 +140,7 @@ fn a_commit_without_an_answer_costs_the_connection_and_the_cache() {
 }
 
 #[test]
-fn a_repeat_is_not_inserted_and_compared_with_the_first() {
+fn repeat_is_not_inserted_but_compared_with_the_first() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 1), Msg("a", 2)]);
     let insert = lane.until(request, is_insert);
@@ -158,7 +158,7 @@ fn a_repeat_is_not_inserted_and_compared_with_the_first() {
 }
 
 #[test]
-fn duplicates_leave_no_hole() {
+fn duplicates_leave_no_gap() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     lane.until(request, is_insert);
@@ -170,7 +170,7 @@ fn duplicates_leave_no_hole() {
 }
 
 #[test]
-fn with_the_guard_each_first_row_needs_its_predecessor() {
+fn sequence_guard_needs_each_predecessor() {
     let mut lane = Lane::new(true);
     let request = lane.begin(vec![Msg("a", 1), Msg("b", 2)]);
     let last = lane.until(request, |request| matches!(request, Request::LastSeqs(_)));
@@ -181,7 +181,7 @@ fn with_the_guard_each_first_row_needs_its_predecessor() {
 }
 
 #[test]
-fn conflict_beyond_the_limit_keeps_no_content() {
+fn conflict_above_the_limit_keeps_no_content() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 1), Msg("a", 1)]);
     lane.until(request, is_insert);
@@ -192,7 +192,7 @@ fn conflict_beyond_the_limit_keeps_no_content() {
 }
 
 #[test]
-fn commit_with_a_warning_completes_the_batch_and_clears_the_cache() {
+fn commit_with_warning_completes_batch_and_clears_cache() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1)]);
     let commit = lane.until(request, |request| *request == Request::Commit);
@@ -220,7 +220,7 @@ fn unexpected_response_is_fatal_and_stores_nothing() {
 }
 
 #[test]
-fn unexpected_response_without_connection_waits() {
+fn unexpected_response_without_connection_leads_to_wait() {
     let mut lane = Lane::new(false);
     assert!(matches!(lane.on(Response::Ok), Request::Wait(_)), "there is no batch");
     assert_eq!(lane.on(Response::Ok), Request::Done(Outcome::default()));
