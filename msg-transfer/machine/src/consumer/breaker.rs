@@ -20,7 +20,7 @@ pub struct Limit {
 /// The dead letters of one partition in the window. It counts offsets, so a record that is consumed again is counted
 /// once.
 #[derive(Debug, Default)]
-pub struct Breaker {
+pub(super) struct Breaker {
     topic_id: Uuid,
     counted: BTreeSet<RecordOffset>,
     /// The last record that would have exceeded the limit.
@@ -32,13 +32,13 @@ pub struct Breaker {
 impl Breaker {
     /// Returns the breaker of a partition that an operator resumed: the records that exceeded the limit are forgiven.
     /// Otherwise a batch with more dead letters than the limit could never be stored.
-    pub fn resumed(self) -> Self {
+    pub(super) fn resumed(self) -> Self {
         let forgiven = self.over_limit.max(self.forgiven);
         Breaker { topic_id: self.topic_id, forgiven, ..Breaker::default() }
     }
 
     /// Starts with the recent dead letters in the database.
-    pub fn begin(&mut self, topic_id: Uuid, recent: impl IntoIterator<Item = RecordOffset>) {
+    pub(super) fn begin(&mut self, topic_id: Uuid, recent: impl IntoIterator<Item = RecordOffset>) {
         if self.topic_id != topic_id {
             // The topic was recreated: these are other records.
             *self = Breaker { topic_id, ..Breaker::default() };
@@ -47,7 +47,7 @@ impl Breaker {
     }
 
     /// Forgets records from this offset on: Kafka lost them, and other records get their offsets.
-    pub fn lost_from(&mut self, next: NextOffset) {
+    pub(super) fn lost_from(&mut self, next: NextOffset) {
         let last = (next.0 > 0).then(|| RecordOffset(next.0 - 1));
         self.forgiven = self.forgiven.min(last);
         self.over_limit = self.over_limit.min(last);
@@ -55,7 +55,7 @@ impl Breaker {
 
     /// Counts these dead letters, or fails with the reason if they would exceed the limit. `highest` is the last record
     /// received.
-    pub fn admit(&mut self, dead: &[RecordOffset], highest: RecordOffset, limit: Limit) -> Result<(), String> {
+    pub(super) fn admit(&mut self, dead: &[RecordOffset], highest: RecordOffset, limit: Limit) -> Result<(), String> {
         let window = i64::try_from(limit.window).unwrap_or(i64::MAX);
         let from = RecordOffset(highest.0.saturating_sub(window - 1).max(0));
         self.counted = self.counted.split_off(&from);
@@ -67,7 +67,7 @@ impl Breaker {
             self.over_limit = more.last().copied().max(self.over_limit);
             return Err(format!(
                 "{count} of the last {seen} records would be dead letters, more than {} and {} %: nothing is skipped; \
-                 fix the cause, or raise --dead-letter-limit, then run `msg-transfer resume`",
+                 fix the cause, raise --dead-letter-limit, or accept them with `msg-transfer resume`",
                 limit.count, limit.percent
             ));
         }

@@ -25,7 +25,7 @@ impl CommitPoint {
 
 /// Decides when a round starts and which action comes next in it.
 #[derive(Debug)]
-pub struct Committer {
+pub(super) struct Committer {
     every_records: usize,
     interval: Millis,
     round: Round,
@@ -47,22 +47,22 @@ enum Round {
 impl Committer {
     /// Creates a committer that starts a round after `every_records` completed records or after `interval`, whichever
     /// is first.
-    pub fn new(every_records: usize, interval: Millis) -> Self {
+    pub(super) fn new(every_records: usize, interval: Millis) -> Self {
         Committer { every_records, interval, round: Round::Idle, completed: 0, hurried: false, last: 0, not_before: 0 }
     }
 
     /// Counts `count` more completed records.
-    pub fn completed(&mut self, count: usize) {
+    pub(super) fn completed(&mut self, count: usize) {
         self.completed += count;
     }
 
     /// Starts the next round without waiting for the interval.
-    pub fn hurry(&mut self) {
+    pub(super) fn hurry(&mut self) {
         self.hurried = true;
     }
 
     /// Records that the progress rows of this round were written.
-    pub fn saved(&mut self) {
+    pub(super) fn saved(&mut self) {
         self.round = match std::mem::replace(&mut self.round, Round::Idle) {
             Round::Saving(points) => Round::Saved(points),
             other => other,
@@ -71,14 +71,14 @@ impl Committer {
 
     /// Abandons this round: a step failed or timed out. The next round starts an interval later, with the points of
     /// that time.
-    pub fn failed(&mut self, now: Millis) {
+    pub(super) fn failed(&mut self, now: Millis) {
         self.round = Round::Idle;
         self.not_before = now + self.interval;
         self.hurried = true;
     }
 
     /// Ends this round and returns the points that were committed.
-    pub fn committed(&mut self, now: Millis) -> Vec<CommitPoint> {
+    pub(super) fn committed(&mut self, now: Millis) -> Vec<CommitPoint> {
         self.last = now;
         match std::mem::replace(&mut self.round, Round::Idle) {
             Round::Committing(points) => points,
@@ -91,7 +91,7 @@ impl Committer {
 
     /// Returns the next action of the round, if one is due. `points` returns the points to commit; `is_current` returns
     /// whether the assignment of a point has not ended.
-    pub fn advance(
+    pub(super) fn advance(
         &mut self,
         now: Millis,
         points: impl Fn() -> Vec<CommitPoint>,

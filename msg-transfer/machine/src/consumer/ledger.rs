@@ -10,11 +10,11 @@ use crate::{LeaderEpoch, NextOffset, Progress, RecordOffset};
 
 /// A record's offset is not above that of the record before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutOfOrder;
+pub(super) struct OutOfOrder;
 
 /// The received records that the prefix has not reached. Offsets may have holes (transaction markers, compaction).
 #[derive(Debug)]
-pub struct Ledger {
+pub(super) struct Ledger {
     open: VecDeque<Entry>,
     prefix: Progress,
     /// The end of the received records: the lowest offset that may be received next.
@@ -36,12 +36,12 @@ const SLACK: usize = 32;
 
 impl Ledger {
     /// Creates a ledger whose first record will be at `start` or above.
-    pub fn new(start: Progress) -> Self {
+    pub(super) fn new(start: Progress) -> Self {
         Ledger { open: VecDeque::new(), prefix: start, last: start, completed: 0 }
     }
 
     /// Adds the next received record. Fails if its offset is below the lowest one that may be received next.
-    pub fn receive(&mut self, offset: RecordOffset, leader_epoch: LeaderEpoch) -> Result<(), OutOfOrder> {
+    pub(super) fn receive(&mut self, offset: RecordOffset, leader_epoch: LeaderEpoch) -> Result<(), OutOfOrder> {
         if offset.0 < self.last.next.0 {
             return Err(OutOfOrder);
         }
@@ -52,7 +52,7 @@ impl Ledger {
     }
 
     /// Completes this record: it was stored or dead-lettered, and the COMMIT succeeded. Repeating it changes nothing.
-    pub fn complete(&mut self, offset: RecordOffset) {
+    pub(super) fn complete(&mut self, offset: RecordOffset) {
         let at = self.open.partition_point(|entry| entry.offset < offset);
         match self.open.get_mut(at) {
             Some(entry) if entry.offset == offset && !entry.completed => entry.completed = true,
@@ -70,22 +70,22 @@ impl Ledger {
     }
 
     /// Returns the number of entries: at most twice the number of incomplete records, plus a constant.
-    pub fn open(&self) -> usize {
+    pub(super) fn open(&self) -> usize {
         self.open.len()
     }
 
     /// Returns the lowest offset that may be received next.
-    pub fn expected(&self) -> NextOffset {
+    pub(super) fn expected(&self) -> NextOffset {
         self.last.next
     }
 
     /// Returns the offset of the last record received, or the one before the start.
-    pub fn highest(&self) -> Option<RecordOffset> {
+    pub(super) fn highest(&self) -> Option<RecordOffset> {
         (self.last.next.0 > 0).then(|| RecordOffset(self.last.next.0 - 1))
     }
 
     /// Returns the contiguous prefix: every record below it is completed.
-    pub fn prefix(&self) -> Progress {
+    pub(super) fn prefix(&self) -> Progress {
         self.prefix
     }
 }

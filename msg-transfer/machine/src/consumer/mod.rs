@@ -1,13 +1,13 @@
 //! The consumer's machine: which partitions are assigned, where each starts, what is in flight, when progress is saved
 //! and committed, and when a partition is halted or released.
 
-pub mod breaker;
-pub mod commit;
-pub mod event;
-pub mod failing;
+mod breaker;
+mod commit;
+mod event;
+mod failing;
 mod failing_fetch;
 mod halting;
-pub mod ledger;
+mod ledger;
 mod limits;
 mod owned;
 mod revoking;

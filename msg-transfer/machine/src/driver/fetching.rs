@@ -37,7 +37,7 @@ impl<R: Record> Driver<R> {
             io.report(Report::Fetching { partition: *partition, from: start.from, retried });
             // An earlier assignment may have left it throttled.
             self.throttled.remove(partition);
-            io.take_over(*partition);
+            io.forward(*partition);
         }
         io.incremental_assign(starting)?;
         self.fetching.extend(starting.keys());

@@ -101,10 +101,10 @@ pub trait Kafka {
     fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String>;
 
     /// Forwards the partition's own queue to the queue of records from now on, including the records in it.
-    fn take_over(&mut self, partition: Partition);
+    fn forward(&mut self, partition: Partition);
 
     /// Stops forwarding the partition's own queue: records stay in it.
-    fn hold_back(&mut self, partition: Partition);
+    fn stop_forwarding(&mut self, partition: Partition);
 
     /// Reads a chunk from the queue of records, and waits up to `wait` for the first one.
     fn consume(&mut self, wait: Millis, into: &mut Vec<Fetched<Self::Record>>);

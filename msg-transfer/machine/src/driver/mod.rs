@@ -1,6 +1,6 @@
-//! The driver of the consumer's machine: it turns what Kafka and the lanes report into events, and carries the actions
-//! out. It does so through two traits ([`Kafka`], [`Surroundings`]), so the service and the simulator run the same
-//! code. It runs on the consumer's thread and never waits for a lane.
+//! The driver of the consumer's machine: it turns the reports of Kafka and the lanes into events, and carries the
+//! actions out. It does so through two traits ([`Kafka`], [`Surroundings`]), so the service and the simulator run the
+//! same code. It runs on the consumer's thread and never waits for a lane.
 
 mod committing;
 mod failing;

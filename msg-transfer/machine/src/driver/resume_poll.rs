@@ -17,7 +17,7 @@ impl<R: Record> Driver<R> {
         for partition in self.fetching.iter().filter(|partition| !self.throttled.contains_key(partition)) {
             // Forward its queue again: librdkafka ends the forwarding when a fetch stops, possibly after the next fetch
             // was started.
-            io.take_over(*partition);
+            io.forward(*partition);
             expected.extend(self.machine.expected(*partition).map(|next| (*partition, next)));
         }
         io.report(Report::Expected(consuming.then_some(expected.as_slice())));

@@ -68,10 +68,10 @@ impl Kafka for Outside {
         Ok(())
     }
 
-    fn take_over(&mut self, _partition: Partition) {}
+    fn forward(&mut self, _partition: Partition) {}
 
-    fn hold_back(&mut self, partition: Partition) {
-        self.calls.push(format!("hold back {partition}"));
+    fn stop_forwarding(&mut self, partition: Partition) {
+        self.calls.push(format!("stop forwarding {partition}"));
     }
 
     fn consume(&mut self, _wait: Millis, into: &mut Vec<Fetched<Plain>>) {
@@ -247,7 +247,7 @@ fn throttled_records_are_passed_before_later_ones() {
     let (mut driver, mut outside) = fetching();
     outside.records.extend((0..5).map(|offset| Plain(0, offset)));
     driver.turn(&mut outside, false);
-    assert_eq!((outside.passed.len(), outside.calls.as_slice()), (3, ["hold back 0".to_owned()].as_slice()));
+    assert_eq!((outside.passed.len(), outside.calls.as_slice()), (3, ["stop forwarding 0".to_owned()].as_slice()));
     outside.records.push_back(Plain(0, 5));
     outside.reported.push_back(Event::Completed(outside.passed.clone()));
     for _ in 0..2 {

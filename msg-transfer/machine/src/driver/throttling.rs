@@ -32,7 +32,7 @@ impl<R> ThrottledRecords<R> {
 impl<R: Record> Driver<R> {
     pub(super) fn throttle(&mut self, io: &mut impl Io<Record = R>, partition: Partition) {
         self.throttled.entry(partition).or_default().resumes = false;
-        io.hold_back(partition);
+        io.stop_forwarding(partition);
     }
 
     pub(super) fn unthrottle(&mut self, partition: Partition) {
@@ -53,7 +53,7 @@ impl<R: Record> Driver<R> {
                 }
                 let Some(fetched) = throttled.fetched.pop_front() else {
                     self.throttled.remove(&partition);
-                    io.take_over(partition);
+                    io.forward(partition);
                     break;
                 };
                 let mut actions = Vec::new();

@@ -1,4 +1,4 @@
-//! The statements of a bisection, and what follows from its verdict.
+//! The statements of a bisection, and the consequences of its verdict.
 
 use super::bisection::{Bisection, Verdict};
 use super::entry::{Known, forget_found};

@@ -31,9 +31,9 @@ pub(super) struct Bisection {
     attempts_left: usize,
     /// Rejections by a timeout left before the bisection ends.
     timeouts_left: usize,
-    /// Whether its statements have short timeouts. It finds blocked inboxes then, and no record that takes too long.
+    /// Whether its statements have short timeouts. Then it finds blocked inboxes, and no record that is too slow.
     short: bool,
-    /// Rows that took too long alone, again after their inboxes accepted another row.
+    /// Rows that timed out alone, and again after their inboxes accepted another row.
     confirmed: Vec<usize>,
 }
 
@@ -41,8 +41,8 @@ pub(super) struct Bisection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Probe {
     Rows(Range<usize>),
-    /// A row that took too long alone, though its inbox accepts another row: a lock that ended in between may have been
-    /// the cause.
+    /// A row that timed out alone, though its inbox accepts another row. A lock that ended in between may have been the
+    /// cause.
     Again(usize),
 }
 
@@ -127,13 +127,13 @@ impl Bisection {
         self.attempts_left -= 1;
     }
 
-    /// Records that the inbox of a row that took too long accepted another row in its place.
+    /// Records that the inbox of a row that timed out accepted another row instead.
     pub(super) fn suspect_accepts(&mut self, row: usize) {
         self.rejected.retain(|(rejected, _)| *rejected != row);
         self.untried.push(Probe::Again(row));
     }
 
-    /// Records that the database rejected these rows. Returns a row that took too long alone: because of itself, or
+    /// Records that the database rejected these rows. Returns a row that timed out alone: because of itself, or
     /// because its inbox or its shard is locked. Another row has to be tried in its inbox.
     pub(super) fn rejected(&mut self, probe: Probe, failure: Failure) -> Option<usize> {
         self.attempts_left = self.attempts_left.saturating_sub(1);
@@ -247,7 +247,7 @@ mod tests {
             bisection.accepted();
             assert_eq!(reject_next(&mut bisection, Class::Heavy), Some(0));
             bisection.suspect_accepts(0);
-            assert_eq!(reject_next(&mut bisection, Class::Heavy), None, "it was tried again");
+            assert_eq!(reject_next(&mut bisection, Class::Heavy), None, "a second time is enough");
             assert_eq!(
                 found(bisection.verdict(|_| huge)),
                 if rejected { (vec![0], vec![]) } else { (vec![], vec![0]) }
@@ -278,7 +278,7 @@ mod tests {
         ] {
             let mut bisection = Bisection::new(2, rejection(class));
             bisection.accepted();
-            assert_eq!(reject_next(&mut bisection, class), None, "with short timeouts no record takes too long");
+            assert_eq!(reject_next(&mut bisection, class), None, "with short timeouts no record is a suspect");
             bisection.next().expect("the second one");
             bisection.accepted();
             let expected = if rejects { (vec![0], vec![]) } else { (vec![], vec![0]) };

@@ -1,4 +1,4 @@
-//! Inboxes that cannot be written for now, while others can: a foreign unique index, a lock, a row that takes too long.
+//! Inboxes that cannot be written for now, while others can: because of a foreign unique index, a lock, a slow trigger.
 //! Each waits with all of its records, in order, and is retried on its own; the rest of the lane continues (ADR 28).
 
 use std::collections::{HashMap, VecDeque};

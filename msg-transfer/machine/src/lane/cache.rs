@@ -10,21 +10,20 @@ use crate::Epoch;
 /// may have written since. After a COMMIT that was not confirmed, and with a new connection, the table may differ: then
 /// it is cleared.
 #[derive(Debug)]
-pub struct SeqCache(LruCache<String, (Epoch, i64)>);
+pub(super) struct SeqCache(LruCache<String, (Epoch, i64)>);
 
 impl SeqCache {
-    /// Creates a cache of up to `capacity` inboxes.
-    pub fn new(capacity: NonZeroUsize) -> Self {
+    pub(super) fn new(capacity: NonZeroUsize) -> Self {
         SeqCache(LruCache::new(capacity))
     }
 
     /// Returns the last `seq` of an inbox, if it was cached under this assignment.
-    pub fn get(&mut self, recv_id: &str, epoch: Epoch) -> Option<i64> {
+    pub(super) fn get(&mut self, recv_id: &str, epoch: Epoch) -> Option<i64> {
         self.0.get(recv_id).filter(|(known_under, _)| *known_under == epoch).map(|(_, seq)| *seq)
     }
 
     /// Records that `seq` is the last one of this inbox in the table.
-    pub fn put(&mut self, recv_id: &str, epoch: Epoch, seq: i64) {
+    pub(super) fn put(&mut self, recv_id: &str, epoch: Epoch, seq: i64) {
         match self.0.get_mut(recv_id) {
             Some(entry) => *entry = (epoch, seq),
             None => {
@@ -33,13 +32,11 @@ impl SeqCache {
         }
     }
 
-    /// Removes an inbox.
-    pub fn remove(&mut self, recv_id: &str) {
+    pub(super) fn remove(&mut self, recv_id: &str) {
         self.0.pop(recv_id);
     }
 
-    /// Removes all inboxes.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 }

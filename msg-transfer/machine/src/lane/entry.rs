@@ -1,4 +1,4 @@
-//! An entry of a batch: a record in a lane, and what the lane knows about it so far.
+//! An entry of a batch: a record in a lane, and the lane's knowledge about it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub struct Entry<T> {
     pub(super) was_blocked: bool,
 }
 
-/// What the lane knows about a message.
+/// The lane's knowledge about a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// Not in the table, as far as is known.
@@ -99,8 +99,8 @@ impl<T> Entry<T> {
     }
 }
 
-/// Forgets what was found in the table. Of several entries with the same ID the first is `New`; `Rejected` ones do not
-/// count.
+/// Forgets which messages were found in the table. Of several entries with the same ID the first is `New`; `Rejected`
+/// ones do not count.
 pub(super) fn forget_found<T: Message>(entries: &mut [Entry<T>]) {
     let mut seen: HashSet<(&str, Uuid)> = HashSet::with_capacity(entries.len());
     for entry in entries.iter_mut() {

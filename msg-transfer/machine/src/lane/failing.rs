@@ -1,4 +1,4 @@
-//! What follows from a failure: another attempt, fewer records in one transaction, or a bisection.
+//! The consequences of a failure: another attempt, fewer records in one transaction, or a bisection.
 
 use super::bisection::Bisection;
 use super::state::{Batch, BisectStep, EndStep, Rows, Step};

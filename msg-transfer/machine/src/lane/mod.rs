@@ -4,12 +4,12 @@
 mod bisecting;
 mod bisection;
 mod blocked;
-pub mod cache;
+mod cache;
 mod conflicts;
-pub mod entry;
+mod entry;
 mod failing;
 mod part;
-pub mod request;
+mod request;
 mod retrying;
 mod state;
 #[cfg(test)]

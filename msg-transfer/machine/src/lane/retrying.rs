@@ -47,14 +47,15 @@ impl<T: Message> Machine<T> {
         self.ending(outcome, EndStep::Rollback, Request::Rollback)
     }
 
-    /// Lets the records of a failed retry wait again. Returns what was stored of it.
+    /// Puts the records of a failed retry back to the blocked ones. Returns the result of the parts that were stored.
     pub(super) fn put_back(&mut self, batch: Batch<T>, failure: Failure) -> Outcome {
         let Batch { entries, rest, outcome, retry, .. } = batch;
         let Some(retry) = retry else { return outcome };
         self.cache.remove(&retry.recv_id);
         if !entries.is_empty() || !rest.is_empty() {
             let failure = if failure.class == Class::Lost { retry.failure } else { failure };
-            // Some may wait already, found by a bisection of this retry: they are behind `entries`, and among `rest`.
+            // Some may wait already, found by a bisection of this retry: they were received after `entries`, and some
+            // of `rest` after them.
             let waiting = self.blocked.waiting(retry.recv_id, failure, retry.attempts + 1);
             for entry in entries.into_iter().rev() {
                 waiting.push_front(entry);

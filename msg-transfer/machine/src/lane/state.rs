@@ -30,7 +30,7 @@ pub(super) struct Batch<T> {
     pub(super) approved: bool,
     /// Whether a bisection of `entries` found no record that causes the error.
     pub(super) bisected: bool,
-    /// What was stored of the batch so far.
+    /// The result of the parts that were stored so far.
     pub(super) outcome: Outcome,
     /// Set if the batch is the retry of a blocked inbox.
     pub(super) retry: Option<Retry>,
@@ -65,7 +65,7 @@ pub(super) enum WriteStep {
     /// The transaction is rolled back because some of its messages are stored already.
     DuplicateRollback,
     FindDuplicates,
-    /// This number of repeats is looked up.
+    /// This number of repeats is compared with their rows.
     FindRepeats(usize),
     DeadLetters,
     Commit,
@@ -80,13 +80,13 @@ pub(super) enum BisectStep {
     FindDuplicates,
     Begin,
     Canary,
-    /// A canary row is inserted in place of this row, which took too long alone.
+    /// A canary row is inserted in place of this row, which timed out alone.
     InboxCanary(usize),
     CanaryRollback,
     /// Some of the rows are inserted.
     Probe(Probe),
     ProbeRollback,
-    /// The same, and the row that was tried took too long alone.
+    /// The same, after this row timed out alone.
     SuspectRollback(usize),
     MoveSavepoint,
     End,

@@ -1,4 +1,4 @@
-//! The transaction of a batch: it numbers the messages, inserts rows, looks repeats up, and inserts dead letters.
+//! The transaction of a batch: it numbers the messages, inserts rows, finds repeats, and inserts dead letters.
 
 use super::blocked::report_unblocked;
 use super::entry::Known;
@@ -44,7 +44,7 @@ impl<T: Message> Machine<T> {
                 self.committed(batch, &rows, events)
             }
             (WriteStep::Commit, Response::Warned) => {
-                // A standby that takes over may not have these rows: a cache of them would make gaps, which no unique
+                // A standby that is promoted may not have these rows: a cache of them would make gaps, which no unique
                 // key prevents.
                 self.cache.clear();
                 self.committed(batch, &rows, events)
@@ -120,7 +120,7 @@ impl<T: Message> Machine<T> {
         self.find_repeats(batch, rows)
     }
 
-    /// Looks repeats up in the same transaction: the messages that they repeat are in the table by now.
+    /// Finds repeats in the same transaction: the messages that they repeat are in the table by now.
     fn find_repeats(&mut self, batch: Box<Batch<T>>, rows: Rows) -> Request {
         let repeats = batch.repeats();
         if repeats.is_empty() {

@@ -52,13 +52,13 @@ impl Kafka for Io<'_> {
         raw::incremental_unassign(self.consumer.client(), &list)
     }
 
-    fn take_over(&mut self, partition: Partition) {
+    fn forward(&mut self, partition: Partition) {
         if let Some(queues) = &self.outside.queues {
             queues.records.take_over(self.consumer.client(), &self.outside.parts.topic, partition);
         }
     }
 
-    fn hold_back(&mut self, partition: Partition) {
+    fn stop_forwarding(&mut self, partition: Partition) {
         if let Some(queues) = &self.outside.queues {
             queues.records.hold_back(self.consumer.client(), &self.outside.parts.topic, partition);
         }

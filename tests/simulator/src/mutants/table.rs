@@ -135,7 +135,7 @@ mutants! {
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);";
     "a partition stays throttled when it is fetched again" Found =>
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);",
-        "machine/src/driver/fetching.rs": "self.throttled.remove(partition);\n            io.take_over(*partition);" -> "io.take_over(*partition);";
+        "machine/src/driver/fetching.rs": "self.throttled.remove(partition);\n            io.forward(*partition);" -> "io.forward(*partition);";
     "a partition is never unthrottled" Found =>
         "machine/src/consumer/limits.rs": "actions.push(Action::Unthrottle { partition });" -> "";
     "the start offset is the committed offset although the progress row is lower" Found =>
@@ -226,7 +226,7 @@ mutants! {
     "the wait for the result of an offset commit has no timeout" Found =>
         "machine/src/driver/committing.rs": "io.now() >= commit.deadline" -> "io.now() >= commit.deadline + 1_000_000_000";
     "a queue that librdkafka no longer forwards is not forwarded again" Found =>
-        "machine/src/driver/resume_poll.rs": "io.take_over(*partition);" -> "";
+        "machine/src/driver/resume_poll.rs": "io.forward(*partition);" -> "";
     "a record from the queue of events is not fetched again" Found =>
         "machine/src/driver/mod.rs": "self.handle(io, Event::RestartPartition(partition));" -> "";
     "only one of Kafka's events is polled per turn, and records are consumed before the next event"

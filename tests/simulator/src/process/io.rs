@@ -113,12 +113,12 @@ impl Kafka for Io<'_> {
         Ok(())
     }
 
-    fn take_over(&mut self, partition: Partition) {
+    fn forward(&mut self, partition: Partition) {
         self.meanwhile();
         self.parts.library.take_over(partition);
     }
 
-    fn hold_back(&mut self, partition: Partition) {
+    fn stop_forwarding(&mut self, partition: Partition) {
         self.meanwhile();
         self.parts.library.hold_back(partition);
     }
