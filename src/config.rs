@@ -1,16 +1,19 @@
 //! How settings are read: flags and environment, every problem named at once, exit 64 when there is one.
 
+mod error;
+
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, Id, Parser};
 use tokio::net::TcpListener;
+
+pub use self::error::{FileError, SettingError, read_secret, read_text};
 
 /// The exit code for a bad configuration (`EX_USAGE`).
 pub const EXIT_BAD_CONFIG: i32 = 64;
@@ -231,31 +234,9 @@ pub fn name_problem(flag: &str, name: &str) -> Option<String> {
         .then(|| format!("{flag} begins or ends with a space, or holds a quote or a control character: leave it out"))
 }
 
-/// Reads a text file, without a byte-order mark.
-pub fn read_text(path: &Path) -> Result<String, String> {
-    let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let text = String::from_utf8(bytes).map_err(|_| format!("{}: it is not text in UTF-8", path.display()))?;
-    Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned())
-}
-
-/// Reads a secret from a file, without a byte-order mark and without the spaces and line ends around it.
-pub fn read_secret(path: &Path) -> Result<String, String> {
-    let text = read_text(path)?.trim().to_owned();
-    if text.is_empty() { Err(format!("{}: it is empty", path.display())) } else { Ok(text) }
-}
-
-/// Listens on a setting's address. The error names the setting and what to do.
-pub async fn listen(setting: &str, address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let fix = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "another process listens there: stop it, or give another port",
-            std::io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
-            std::io::ErrorKind::PermissionDenied => "ports below 1024 need a right that this process does not have",
-            _ => "give an address of this machine and a free port",
-        };
-        let variable = setting.trim_start_matches('-').replace('-', "_").to_uppercase();
-        format!("{setting} {address}: {error}; {fix} ({variable})")
-    })
+/// Listens on a setting's address.
+pub async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, SettingError> {
+    TcpListener::bind(address).await.map_err(|source| SettingError::Listen { setting, address, source })
 }
 
 /// A problem if `listen` can be reached from other machines without that being allowed. `flag` is what allows it.

@@ -7,37 +7,39 @@ use std::str::FromStr;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
+use crate::config::SettingError;
+
 const FORM: &str = "give postgres://user:password@host:5432/name, in whose password other characters than letters, digits, `-`, \
                     `.`, `_` and `~` are percent-encoded";
 
 /// The driver's settings; or what is wrong with the URL that `setting` gives.
-pub(crate) fn parse(setting: &str, url: &str) -> Result<Config, String> {
+pub(crate) fn parse(setting: &'static str, url: &str) -> Result<Config, SettingError> {
+    let invalid = |problem| SettingError::Invalid { setting, problem };
     let config = Config::from_str(url).map_err(|error| {
         let reason = error.source().map(ToString::to_string).unwrap_or_default();
         // Its other texts repeat pieces.
-        match reason.strip_prefix("invalid value for option ") {
-            Some(option) => format!("{setting}: the value of {option} cannot be used; {FORM}"),
-            None if reason.starts_with("unknown option") => {
-                format!("{setting}: it has an option that the driver does not know; {FORM}")
-            }
-            None => format!("{setting}: it is not a URL; {FORM}"),
-        }
+        let problem = match reason.strip_prefix("invalid value for option ") {
+            Some(option) => format!("the value of {option} cannot be used"),
+            None if reason.starts_with("unknown option") => "it has an option that the driver does not know".to_owned(),
+            None => "it is not a URL".to_owned(),
+        };
+        invalid(format!("{problem}; {FORM}"))
     })?;
     let odd = |host: &str| {
         host.is_empty() || host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '"' | '\'' | '@'))
     };
     let hosts = config.get_hosts();
     if hosts.is_empty() && config.get_hostaddrs().is_empty() {
-        return Err(format!("{setting}: it names no host; {FORM}"));
+        return Err(invalid(format!("it names no host; {FORM}")));
     }
     if hosts.iter().any(|host| matches!(host, Host::Tcp(name) if odd(name))) {
-        return Err(format!("{setting}: the host is no name of a host; {FORM}"));
+        return Err(invalid(format!("the host is no name of a host; {FORM}")));
     }
     if config.get_ports().contains(&0) {
-        return Err(format!("{setting}: the port must be 1 to 65535"));
+        return Err(invalid("the port must be 1 to 65535".to_owned()));
     }
     if config.get_ssl_mode() == SslMode::Require {
-        return Err(format!("{setting}: sslmode=require cannot be met: this build has no TLS to the database"));
+        return Err(invalid("sslmode=require cannot be met: this build has no TLS to the database".to_owned()));
     }
     Ok(config)
 }
@@ -64,7 +66,7 @@ mod tests {
             "hunter",
             "",
         ] {
-            let problem = parse("--database-url", url).expect_err(url);
+            let problem = parse("--database-url", url).expect_err(url).to_string();
             assert!(problem.starts_with("--database-url: "), "{url}: {problem}");
             assert!(!problem.contains("hun") && !problem.contains("ter="), "{url}: {problem}");
         }

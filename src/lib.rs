@@ -5,6 +5,7 @@ pub mod admin;
 pub mod codec;
 pub mod config;
 mod database_url;
+pub mod error;
 pub mod id;
 pub mod kafka;
 pub mod limits;

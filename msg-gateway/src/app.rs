@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use msg_common::admin::{self, Readiness};
+use msg_common::config::SettingError;
 use msg_common::open_files;
 use msg_common::proto::DESCRIPTORS;
 use msg_common::proto::msg_gateway_server::MsgGatewayServer;
@@ -23,7 +24,7 @@ use crate::incoming::connections;
 use crate::metrics::describe;
 use crate::producer::preflight::{self, Preflight, PreflightRequirements};
 use crate::producer::{Producer, settings};
-use crate::read::Reader;
+use crate::read::{ReadError, Reader};
 use crate::router::RpcRouter;
 use crate::send::Sender;
 use crate::service::Gateway;
@@ -37,9 +38,9 @@ const SHUTDOWN: &str = "shutdown";
 /// Why the gateway could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address cannot be listened on.
-    #[error("{0}")]
-    Listen(String),
+    /// Addresses cannot be listened on.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Listen(Vec<SettingError>),
     /// The system has no threads or files left.
     #[error("runtime: {0}")]
     Runtime(io::Error),
@@ -53,8 +54,8 @@ pub enum Error {
     #[error(transparent)]
     Watch(#[from] WatchError),
     /// The database pools or the Kafka client of the reads could not be created.
-    #[error("reads: {0}")]
-    Reads(String),
+    #[error("reads")]
+    Reads(#[from] ReadError),
     /// The descriptors of the contract could not be served.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -113,7 +114,7 @@ pub async fn run(
     tasks.spawn(timer.clone().run(stop.clone()));
     let watch = WatchServices::start(&config, &budgets, &tasks, &stop)?;
     let sender = Sender::new(&config, budgets.clone(), producer.clone(), watch.waiters.clone());
-    let reader = Reader::new(&config, read::timing(&config), budgets.clone()).map_err(Error::Reads)?;
+    let reader = Reader::new(&config, read::timing(&config), budgets.clone())?;
     if let Some(database) = reader.primary() {
         tasks.spawn(database.watch(readiness.clone(), stop.clone()));
     }

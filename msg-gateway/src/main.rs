@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use msg_common::config::{self, EXIT_BAD_CONFIG};
+use msg_common::error::chain;
 use msg_common::{admin, shutdown, telemetry};
 use msg_gateway::app;
 use msg_gateway::config::{Command, Config};
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "ended");
+            tracing::error!(error = chain(&error), "ended");
             if matches!(error, app::Error::Listen(_)) {
                 ExitCode::from(u8::try_from(EXIT_BAD_CONFIG).expect("it is 64"))
             } else {
@@ -44,10 +45,7 @@ async fn serve(config: Config) -> Result<(), app::Error> {
     let admin = config::listen("--admin-listen", config.admin_listen).await;
     match (grpc, admin) {
         (Ok(grpc), Ok(admin)) => app::run(config, grpc, admin, stop).await,
-        (grpc, admin) => {
-            let problems: Vec<String> = grpc.err().into_iter().chain(admin.err()).collect();
-            Err(app::Error::Listen(problems.join("; ")))
-        }
+        (grpc, admin) => Err(app::Error::Listen(grpc.err().into_iter().chain(admin.err()).collect())),
     }
 }
 

@@ -8,8 +8,12 @@ use machine::consumer::{self as deciding, Event, Limit, Machine, Settings};
 use machine::driver::{Driver, Times};
 use machine::{Millis, lane};
 use msg_common::admin::{self, Readiness};
+use msg_common::config::SettingError;
+use msg_common::error::chain;
+use msg_common::kafka::RequestError;
 use msg_common::postgres::{Pool, Purpose};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -25,7 +29,7 @@ use crate::consumer::io::Parts;
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressStore;
 use crate::consumer::stalls::{FetchSilence, Stalls};
-use crate::consumer::{self, Fatal};
+use crate::consumer::{self, FatalError};
 use crate::hints::Hints;
 use crate::lag::LagReader;
 use crate::lag::states::States;
@@ -49,23 +53,29 @@ const TIMES: Times = Times { wait: 20, drain: 0, last_commit: 5_000, commit: 10_
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The settings cannot be used after all.
-    #[error("{0}")]
-    Config(String),
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// The admin port.
-    #[error("admin port: {0}")]
-    Admin(std::io::Error),
+    #[error("admin port")]
+    Admin(#[source] std::io::Error),
     /// The schema is not this build's and will not become so.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// The Kafka client could not be made.
-    #[error("kafka: {0}")]
-    Kafka(#[from] rdkafka::error::KafkaError),
-    /// The consumer cannot go on.
+    /// A Kafka client could not be created.
+    #[error("kafka")]
+    Kafka(#[from] RequestError),
+    /// The consumer cannot continue.
     #[error(transparent)]
-    Consumer(#[from] Fatal),
+    Consumer(#[from] FatalError),
     /// A thread ended in a panic.
     #[error("the {0} ended without saying why")]
     Panicked(&'static str),
+}
+
+impl From<KafkaError> for Error {
+    fn from(error: KafkaError) -> Self {
+        Error::Kafka(RequestError::create(error))
+    }
 }
 
 /// Runs until `shutdown`: then drains, commits, leaves the group, and comes back.
@@ -91,7 +101,7 @@ pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken
 async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> Result<(), Error> {
     let database = &config.database;
     let pool = database.pool("msg-transfer", config.pool_size(), &session::settings(database), Purpose::Write);
-    let pool = pool.map_err(Error::Config)?;
+    let pool = pool?;
     let prepared = shutdown.run_until_cancelled(prepare_schema(config, &pool, readiness)).await;
     match prepared {
         None => return Ok(()),
@@ -210,12 +220,13 @@ async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> 
             Err(error) if error.is_final() => return Err(error),
             // Wrong password, missing database: somebody may mend it while we wait, and the reason is in sight.
             Err(error) => {
-                if error.is_transient() {
-                    tracing::warn!(%error, "the database is not there yet");
+                let (transient, error) = (error.is_transient(), chain(&error));
+                if transient {
+                    tracing::warn!(error, "the database is not there yet");
                 } else {
-                    tracing::error!(%error, "the database refuses us, will be tried again");
+                    tracing::error!(error, "the database refuses us, will be retried");
                 }
-                readiness.not_ready("schema", error.to_string());
+                readiness.not_ready("schema", error);
             }
         }
         backoff.wait().await;
@@ -248,7 +259,9 @@ async fn database_traits(guard: SeqGuard, pool: &Pool) -> DatabaseTraits {
                 };
                 return DatabaseTraits { guard, kind: if citus { ServerKind::Citus } else { ServerKind::Single } };
             }
-            Err(error) => tracing::warn!(%error, "not known whether citus is installed, will be asked again"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "not known whether citus is installed, will be retried");
+            }
         }
         backoff.wait().await;
     }
@@ -308,7 +321,7 @@ fn millis(duration: Duration) -> Millis {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn start_thread(consumer: BaseConsumer<Context>, stop: CancellationToken) -> oneshot::Receiver<Result<(), Fatal>> {
+fn start_thread(consumer: BaseConsumer<Context>, stop: CancellationToken) -> oneshot::Receiver<Result<(), FatalError>> {
     let (tell, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("consumer".into())

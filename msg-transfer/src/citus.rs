@@ -70,7 +70,18 @@ pub struct Worker {
     id: i32,
     name: String,
     /// None if this role may not read it there; an error if it did not respond or cannot store anything.
-    identity: Result<Option<WorkerIdentity>, String>,
+    identity: Result<Option<WorkerIdentity>, WorkerError>,
+}
+
+/// Why a worker stores nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum WorkerError {
+    #[error("the worker {worker} did not respond: {says}")]
+    NoResponse { worker: String, says: String },
+    #[error("the worker {0} is a standby, which stores nothing: promote it")]
+    Standby(String),
+    #[error("the worker {worker} returned no identity: {text:?}")]
+    NoIdentity { worker: String, text: String },
 }
 
 /// Reads which servers the workers are.
@@ -89,13 +100,13 @@ fn worker(node: Node, rights: &[Node]) -> Worker {
     let may_not_read = rights.iter().any(|node| node.id == id && node.result.as_deref() == Ok("f"));
     let identity = match result {
         Err(_) if may_not_read => Ok(None),
-        Err(error) => Err(format!("the worker {name} did not respond: {error}")),
+        Err(says) => Err(WorkerError::NoResponse { worker: name.clone(), says }),
         Ok(text) => match text.split_once(' ') {
-            Some((_, "")) => Err(format!("the worker {name} is a standby, which stores nothing: promote it")),
+            Some((_, "")) => Err(WorkerError::Standby(name.clone())),
             Some((system, timeline)) => {
                 Ok(Some(WorkerIdentity { system: system.to_owned(), timeline: timeline.to_owned() }))
             }
-            None => Err(format!("the worker {name} returned no identity: {text:?}")),
+            None => Err(WorkerError::NoIdentity { worker: name.clone(), text }),
         },
     };
     Worker { id, name, identity }
@@ -103,8 +114,8 @@ fn worker(node: Node, rights: &[Node]) -> Worker {
 
 /// Names the workers that did not respond, if there is one.
 pub fn unavailable(workers: &[Worker]) -> Option<String> {
-    let errors: Vec<&str> =
-        workers.iter().filter_map(|worker| worker.identity.as_ref().err()).map(String::as_str).collect();
+    let errors: Vec<String> =
+        workers.iter().filter_map(|worker| worker.identity.as_ref().err()).map(ToString::to_string).collect();
     (!errors.is_empty()).then(|| errors.join("; "))
 }
 

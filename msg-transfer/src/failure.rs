@@ -4,7 +4,8 @@ use std::error::Error as _;
 
 use machine::failure::{Class, classify_error};
 use machine::lane::Failure;
-use msg_common::postgres::{Cause, ConnectError, PoolError};
+use msg_common::error::chain;
+use msg_common::postgres::{ConnectError, HostError, PoolError};
 
 pub use msg_common::postgres::describe;
 
@@ -30,19 +31,19 @@ pub fn of_pool(error: &PoolError) -> Failure {
 
 /// What it means that no host could be used: an operator has to look only if each of them says so.
 pub fn of_connect(error: &ConnectError) -> Failure {
-    let fatal = error.failures().iter().all(|failure| match &failure.cause {
-        Cause::Driver(error) => of(error).class == Class::Fatal,
-        Cause::Refused(refusal) => refusal.needs_operator(),
-        Cause::Name(_) | Cause::Socket(_) | Cause::Timeout(..) => false,
+    let fatal = error.hosts().iter().all(|(_, error)| match error {
+        HostError::Driver(error) => of(error).class == Class::Fatal,
+        HostError::Refused(refusal) => refusal.needs_operator(),
+        HostError::Name(_) | HostError::Socket(_) | HostError::Timeout(..) => false,
     });
     Failure { class: if fatal { Class::Fatal } else { Class::Transient }, text: error.to_string() }
 }
 
 /// What it means that a connection's server is not what it should be any more.
-pub fn of_cause(cause: &Cause) -> Failure {
-    match cause {
-        Cause::Driver(error) => of(error),
-        other => transient(&other.to_string()),
+pub fn of_host(error: &HostError) -> Failure {
+    match error {
+        HostError::Driver(error) => of(error),
+        other => transient(&chain(other)),
     }
 }
 

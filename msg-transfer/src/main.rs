@@ -1,10 +1,13 @@
 //! msg-transfer's process: signals, settings, logs, a runtime, and one of its commands.
 
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use msg_common::config::{self, EXIT_BAD_CONFIG};
+use msg_common::config::{self, EXIT_BAD_CONFIG, SettingError};
+use msg_common::error::chain;
 use msg_common::{shutdown, telemetry};
+use msg_transfer::commands::CommandError;
 use msg_transfer::config::Config;
 use msg_transfer::{app, commands};
 
@@ -16,20 +19,20 @@ fn main() -> ExitCode {
     let signals = shutdown::install();
     let config: Config = config::load();
     config.log.start();
-    let result = signals.map_err(|error| Failure::Other(format!("signals: {error}"))).and_then(|()| {
-        let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::Other(format!("runtime: {error}")))?;
+    let result = signals.map_err(ProcessError::Signals).and_then(|()| {
+        let runtime = tokio::runtime::Runtime::new().map_err(ProcessError::Runtime)?;
         let result = runtime.block_on(run(config));
         runtime.shutdown_timeout(LAST_WAIT);
         result
     });
     let code = match result {
         Ok(code) => code,
-        Err(Failure::Setting(error)) => {
-            tracing::error!(error, "bad setting");
+        Err(error @ ProcessError::Setting(_)) => {
+            tracing::error!(error = chain(&error), "bad setting");
             ExitCode::from(u8::try_from(EXIT_BAD_CONFIG).expect("it is 64"))
         }
-        Err(Failure::Other(error)) => {
-            tracing::error!(error, "failed");
+        Err(error) => {
+            tracing::error!(error = chain(&error), "failed");
             ExitCode::FAILURE
         }
     };
@@ -38,22 +41,29 @@ fn main() -> ExitCode {
 }
 
 /// Why the process failed.
-enum Failure {
-    /// A setting that turned out to be of no use.
-    Setting(String),
-    /// Anything else.
-    Other(String),
+#[derive(Debug, thiserror::Error)]
+enum ProcessError {
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    #[error("signals")]
+    Signals(#[source] io::Error),
+    #[error("runtime")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Service(#[from] app::Error),
+    #[error(transparent)]
+    Command(#[from] CommandError),
 }
 
-async fn run(config: Config) -> Result<ExitCode, Failure> {
+async fn run(config: Config) -> Result<ExitCode, ProcessError> {
     match config.command.clone() {
         None => serve(config).await.map(|()| ExitCode::SUCCESS),
-        Some(command) => commands::run(&config, &command).await.map_err(Failure::Other),
+        Some(command) => Ok(commands::run(&config, &command).await?),
     }
 }
 
-async fn serve(config: Config) -> Result<(), Failure> {
+async fn serve(config: Config) -> Result<(), ProcessError> {
     let stop = shutdown::drain();
-    let admin = config::listen("--admin-listen", config.admin_listen).await.map_err(Failure::Setting)?;
-    app::run(config, admin, stop).await.map_err(|error| Failure::Other(error.to_string()))
+    let admin = config::listen("--admin-listen", config.admin_listen).await?;
+    Ok(app::run(config, admin, stop).await?)
 }

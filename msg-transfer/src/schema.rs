@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use machine::failure::Class;
-use msg_common::postgres::{Client, ConnectError, Connector, DatabaseOptions, Object, Pool, PoolError, Purpose};
+use msg_common::config::SettingError;
+use msg_common::postgres::{
+    Client, ConnectError, Connector, DatabaseError, DatabaseOptions, Object, Pool, PoolError, Purpose,
+};
 use refinery::Runner;
 use tokio_postgres::error::SqlState;
 
@@ -39,18 +42,30 @@ const HOLDERS: &str = "
 /// Why the schema is not as it must be.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// The database did not answer, or not well.
-    #[error("{0}")]
-    Database(String),
-    /// The same, and it will do so later.
-    #[error("{0}")]
-    Transient(String),
-    /// Somebody else holds what a migration needs.
-    #[error("{0}")]
-    Locked(String),
-    /// The database, or the way to it, can never be used.
-    #[error("{0}")]
-    Refused(String),
+    /// The settings of the database cannot be used.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// The database has no result.
+    #[error(transparent)]
+    Database(DatabaseError),
+    /// The database has no result now, and will have one later.
+    #[error(transparent)]
+    Transient(DatabaseError),
+    /// Another process is migrating.
+    #[error("another process is migrating the schema")]
+    Migrating,
+    /// Another transaction holds a table's lock.
+    #[error("a migration waits for a lock on a table; held by: {holders}; wait for that transaction, or end it")]
+    Locked {
+        /// The processes that hold it, as far as this role may see them.
+        holders: String,
+        /// The server's error.
+        #[source]
+        source: MigrationError,
+    },
+    /// The database, or the connection to it, can never be used.
+    #[error(transparent)]
+    Refused(ConnectError),
     /// Some other process has to migrate first.
     #[error("the schema is at version {found}, and this build needs {needed}: run `msg-transfer migrate`")]
     Behind {
@@ -72,29 +87,73 @@ pub enum SchemaError {
         /// What this build knows.
         needed: i64,
     },
-    /// A migration was changed after it had been applied, or failed.
-    #[error("migration failed: {0}")]
-    Migration(String),
+    /// A migration lost its connection, and will work later.
+    #[error(transparent)]
+    Interrupted(MigrationError),
+    /// A migration was changed after it had been applied, or the server rejects it.
+    #[error("migration failed: {source}{advice}")]
+    Migration {
+        /// Why.
+        #[source]
+        source: MigrationError,
+        /// What to do, after a semicolon; empty if that is not known.
+        advice: String,
+    },
+}
+
+/// An error of refinery. It is no `source`: the text of a driver's error in it may quote a row.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct MigrationError(refinery::Error);
+
+impl MigrationError {
+    fn text(&self) -> String {
+        self.database().map_or_else(|| self.0.to_string(), failure::describe)
+    }
+
+    /// Returns the driver's error, if it is one.
+    fn database(&self) -> Option<&tokio_postgres::Error> {
+        let mut source = std::error::Error::source(&self.0);
+        while let Some(cause) = source {
+            match cause.downcast_ref() {
+                Some(error) => return Some(error),
+                None => source = cause.source(),
+            }
+        }
+        None
+    }
 }
 
 impl SchemaError {
     /// Whether it may be otherwise later without anybody changing this process.
     pub fn is_transient(&self) -> bool {
-        matches!(self, SchemaError::Transient(_) | SchemaError::Locked(_) | SchemaError::Behind { .. })
+        matches!(
+            self,
+            SchemaError::Transient(_)
+                | SchemaError::Interrupted(_)
+                | SchemaError::Migrating
+                | SchemaError::Locked { .. }
+                | SchemaError::Behind { .. }
+        )
     }
 
     /// Whether waiting is of no use.
     pub fn is_final(&self) -> bool {
-        matches!(self, SchemaError::Newer { .. } | SchemaError::Migration(_) | SchemaError::Refused(_))
+        matches!(
+            self,
+            SchemaError::Setting(_)
+                | SchemaError::Newer { .. }
+                | SchemaError::Migration { .. }
+                | SchemaError::Refused(_)
+        )
     }
 }
 
 impl From<tokio_postgres::Error> for SchemaError {
     fn from(error: tokio_postgres::Error) -> Self {
-        let text = failure::describe(&error);
         match failure::of(&error).class {
-            Class::Transient | Class::Lost => SchemaError::Transient(text),
-            _ => SchemaError::Database(text),
+            Class::Transient | Class::Lost => SchemaError::Transient(error.into()),
+            _ => SchemaError::Database(error.into()),
         }
     }
 }
@@ -102,12 +161,11 @@ impl From<tokio_postgres::Error> for SchemaError {
 impl From<ConnectError> for SchemaError {
     fn from(error: ConnectError) -> Self {
         if error.needs_operator().is_some() {
-            return SchemaError::Refused(error.to_string());
+            return SchemaError::Refused(error);
         }
-        let failure = failure::of_connect(&error);
-        match failure.class {
-            Class::Fatal => SchemaError::Database(failure.text),
-            _ => SchemaError::Transient(failure.text),
+        match failure::of_connect(&error).class {
+            Class::Fatal => SchemaError::Database(error.into()),
+            _ => SchemaError::Transient(error.into()),
         }
     }
 }
@@ -128,29 +186,30 @@ pub async fn migrate(database: &DatabaseOptions) -> Result<Vec<String>, SchemaEr
     let settings = session::settings(database);
     let settings = format!("{settings}; SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = 0");
     let connector = Connector::new(database.without_statement_timeout(), "msg-transfer", &settings, Purpose::Write);
-    let mut client = connector.map_err(SchemaError::Database)?.connect().await?;
+    let mut client = connector?.connect().await?;
     let deadline = Instant::now() + LOCKED_FOR;
     // A session's lock: it goes when the connection does, also if this process is killed.
     while !client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get::<_, bool>(0) {
         if Instant::now() > deadline {
-            return Err(SchemaError::Locked("another process is migrating the schema".to_owned()));
+            return Err(SchemaError::Migrating);
         }
         tokio::time::sleep(PAUSE / 2).await;
     }
     loop {
         match apply(&mut client).await {
-            Err(SchemaError::Locked(_)) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
-            Err(SchemaError::Locked(text)) => return Err(SchemaError::Locked(locked(&client, &text).await)),
+            Err(SchemaError::Locked { .. }) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+            Err(SchemaError::Locked { source, .. }) => {
+                return Err(SchemaError::Locked { holders: lock_holders(&client).await, source });
+            }
             applied => return applied,
         }
     }
 }
 
-/// Says who is in the way, as far as this role may see it.
-async fn locked(client: &Client, text: &str) -> String {
+/// Names the processes that hold a lock on our tables, as far as this role may see them.
+async fn lock_holders(client: &Client) -> String {
     let holders = client.query_one(HOLDERS, &[]).await.ok().and_then(|row| row.get::<_, Option<String>>(0));
-    let holders = holders.unwrap_or_else(|| "unknown".to_owned());
-    format!("a migration waits for a lock on a table, {text}; held by: {holders}; wait for that transaction, or end it")
+    holders.unwrap_or_else(|| "unknown".to_owned())
 }
 
 async fn apply(client: &mut Client) -> Result<Vec<String>, SchemaError> {
@@ -163,28 +222,25 @@ async fn apply(client: &mut Client) -> Result<Vec<String>, SchemaError> {
     let session: &mut tokio_postgres::Client = client;
     match runner().run_async(session).await {
         Ok(report) => Ok(report.applied_migrations().iter().map(ToString::to_string).collect()),
-        Err(error) => Err(failed(&error, client).await),
+        Err(error) => Err(failed(error, client).await),
     }
 }
 
-/// A migration that lost its server, or did not get a lock, will work later; one that the server refuses will not.
-async fn failed(error: &refinery::Error, client: &Client) -> SchemaError {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>() {
-            let text = failure::describe(error);
-            return match error.code() {
-                Some(&SqlState::LOCK_NOT_AVAILABLE) => SchemaError::Locked(text),
-                _ if matches!(failure::of(error).class, Class::Transient | Class::Lost) => SchemaError::Transient(text),
-                state => SchemaError::Migration(format!("{text}{}", advice(state, &text, client).await)),
-            };
+/// A migration that lost its server, or did not get a lock, will work later; one that the server rejects will not.
+async fn failed(error: refinery::Error, client: &Client) -> SchemaError {
+    let source = MigrationError(error);
+    let Some(error) = source.database() else { return SchemaError::Migration { source, advice: String::new() } };
+    match error.code() {
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => SchemaError::Locked { holders: String::new(), source },
+        _ if matches!(failure::of(error).class, Class::Transient | Class::Lost) => SchemaError::Interrupted(source),
+        state => {
+            let advice = advice(state, &failure::describe(error), client).await;
+            SchemaError::Migration { source, advice }
         }
-        source = cause.source();
     }
-    SchemaError::Migration(error.to_string())
 }
 
-/// What to do about a migration that the server refuses.
+/// What to do about a migration that the server rejects.
 async fn advice(state: Option<&SqlState>, text: &str, client: &Client) -> String {
     let names = "SELECT quote_ident(current_user), quote_ident(coalesce(current_schema(), 'public'))";
     let Ok(row) = client.query_one(names, &[]).await else { return String::new() };
@@ -230,7 +286,7 @@ pub async fn has_citus(pool: &Pool) -> Result<bool, SchemaError> {
 async fn connect(pool: &Pool) -> Result<Object, SchemaError> {
     pool.get().await.map_err(|error| match error {
         PoolError::Backend(error) => error.into(),
-        other => SchemaError::Transient(msg_common::postgres::describe_pool(&other)),
+        other => SchemaError::Transient(other.into()),
     })
 }
 

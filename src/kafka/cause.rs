@@ -46,14 +46,6 @@ impl Causes {
         let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         noted.as_ref().filter(|noted| noted.seen.elapsed() < LASTS).map(|noted| noted.text.clone())
     }
-
-    /// This text, and the cause behind it if there is one that it does not give itself.
-    pub fn behind(&self, text: String) -> String {
-        match self.recent() {
-            Some(cause) if !text.contains(&cause) => format!("{text}: {cause}"),
-            _ => text,
-        }
-    }
 }
 
 /// The error, and what to do where that is known.
@@ -132,6 +124,5 @@ mod tests {
         note(Code::MessageTimedOut, "a record");
         let cause = causes.recent().expect("there is one");
         assert!(cause.starts_with("a:1/bootstrap: SASL authentication error: wrong: Kafka refuses"), "{cause}");
-        assert_eq!(causes.behind("timed out".into()), format!("timed out: {cause}"));
     }
 }

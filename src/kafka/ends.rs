@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::{ClientError, RequestError};
 use crate::partition::Partition;
 
 /// The ends of one partition.
@@ -23,8 +25,8 @@ pub struct Ends {
 /// The partitions of one leader, and what is known of each so far.
 #[derive(Default)]
 struct Group {
-    start: HashMap<Partition, Result<i64, String>>,
-    end: HashMap<Partition, Result<i64, String>>,
+    start: HashMap<Partition, Result<i64, ClientError>>,
+    end: HashMap<Partition, Result<i64, ClientError>>,
     /// Responses that have not come yet.
     open: usize,
 }
@@ -36,15 +38,16 @@ pub fn read<C: ClientContext>(
     topic: &str,
     partitions: &[Partition],
     timeout: Duration,
-    mut found: impl FnMut(Vec<(Partition, Result<Ends, String>)>),
-) -> Result<(), String> {
+    mut found: impl FnMut(Answers<Ends>),
+) -> Result<(), RequestError> {
     if partitions.is_empty() {
         return Ok(());
     }
     let deadline = Instant::now() + timeout;
     // librdkafka waits until each partition of a request has a leader, and responds when the last leader has: so each leader
     // gets a request of its own, and only for partitions that are known to have one.
-    let (leaders, without) = by_leader(client, topic, partitions, timeout)?;
+    let leaders = by_leader(client, topic, partitions, timeout);
+    let (leaders, without) = leaders.map_err(RequestError::of_topic("find the leaders", topic))?;
     if !without.is_empty() {
         found(without);
     }
@@ -67,7 +70,7 @@ pub fn read<C: ClientContext>(
 
 impl Group {
     fn ends(mut self) -> Answers<Ends> {
-        let both = |(partition, start): (Partition, Result<i64, String>)| {
+        let both = |(partition, start): (Partition, Result<i64, ClientError>)| {
             let end = self.end.remove(&partition)?;
             Some((partition, start.and_then(|start| Ok(Ends { start, end: end? }))))
         };
@@ -75,8 +78,8 @@ impl Group {
     }
 }
 
-/// What is said of each partition.
-type Answers<T> = Vec<(Partition, Result<T, String>)>;
+/// What is known of each partition.
+pub type Answers<T> = Vec<(Partition, Result<T, ClientError>)>;
 
 type Leaders = BTreeMap<i32, Vec<Partition>>;
 
@@ -86,16 +89,16 @@ fn by_leader<C: ClientContext>(
     topic: &str,
     partitions: &[Partition],
     timeout: Duration,
-) -> Result<(Leaders, Answers<Ends>), String> {
-    let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|error| format!("metadata: {error}"))?;
+) -> Result<(Leaders, Answers<Ends>), ClientError> {
+    let metadata = client.fetch_metadata(Some(topic), timeout)?;
     let known = metadata.topics().iter().find(|known| known.name() == topic);
-    let known = known.ok_or_else(|| format!("metadata: no topic {topic}"))?;
+    let known = known.ok_or_else(|| ClientError::MissingTopic(topic.to_owned()))?;
     let (mut leaders, mut without) = (Leaders::new(), Vec::new());
     for partition in partitions {
         let leader = known.partitions().iter().find(|known| known.id() == *partition).map(|known| known.leader());
         match leader {
             Some(leader) if leader >= 0 => leaders.entry(leader).or_default().push(*partition),
-            _ => without.push((*partition, Err("it has no leader".to_owned()))),
+            _ => without.push((*partition, Err(ClientError::NoLeader))),
         }
     }
     Ok((leaders, without))
@@ -165,8 +168,10 @@ impl Requests {
                         rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR if element.offset >= 0 => {
                             Ok(element.offset)
                         }
-                        rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Err("it was not asked".to_owned()),
-                        code => Err(rdkafka::types::RDKafkaErrorCode::from(code).to_string()),
+                        rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {
+                            Err(RDKafkaErrorCode::OffsetNotAvailable.into())
+                        }
+                        code => Err(RDKafkaErrorCode::from(code).into()),
                     };
                     offsets.push((element.partition, offset));
                 }

@@ -3,6 +3,7 @@
 
 pub mod cause;
 pub mod ends;
+mod error;
 pub mod events;
 mod properties;
 pub mod raw;
@@ -19,8 +20,10 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
 
+pub use self::error::{ClientError, RequestError};
 use self::properties::{Properties, Source};
-use crate::config::read_text;
+use crate::config::{SettingError, read_text};
+use crate::error::chain;
 use crate::repeat::Repeats;
 
 /// The cluster, the topics and the settings of the clients.
@@ -88,7 +91,7 @@ impl KafkaOptions {
         }
         match self.properties() {
             Ok(properties) => problems.extend(properties.problems),
-            Err(problem) => problems.push(problem),
+            Err(error) => problems.push(chain(&error)),
         }
         problems
     }
@@ -123,17 +126,17 @@ impl KafkaOptions {
                 return last.clone();
             }
             Ok(properties) => properties.problems.join("; "),
-            Err(problem) => problem,
+            Err(error) => chain(&error),
         };
-        tracing::error!(problems, "the properties of kafka clients cannot be read again, using the former ones");
+        tracing::error!(problems, "the properties of kafka clients cannot be read again, using the old ones");
         last.clone()
     }
 
-    fn properties(&self) -> Result<Properties, String> {
+    fn properties(&self) -> Result<Properties, SettingError> {
         let mut properties = Properties::default();
         properties.read(&self.kafka_properties, Source::Setting);
         if let Some(file) = &self.kafka_properties_file {
-            let text = read_text(file).map_err(|error| format!("--kafka-properties-file: {error}"))?;
+            let text = read_text(file).map_err(SettingError::of_file("--kafka-properties-file"))?;
             properties.read(&text, Source::File);
         }
         Ok(properties)

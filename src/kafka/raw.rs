@@ -10,7 +10,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, OwnedHeaders};
 use uuid::Uuid;
 
-use super::cause;
+use super::{ClientError, RequestError};
 use crate::partition::Partition;
 
 /// Whether a message that failed may be in the log all the same.
@@ -48,7 +48,7 @@ pub fn latency(message: &BorrowedMessage<'_>) -> Option<Duration> {
 }
 
 /// Headers whose keys are any bytes: the wrapper takes only UTF-8 without NUL.
-pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Result<OwnedHeaders, String> {
+pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Result<OwnedHeaders, ClientError> {
     let headers = OwnedHeaders::new();
     // The wrapper's borrowed headers are librdkafka's own, behind a reference.
     let list = std::ptr::from_ref(headers.as_borrowed()).cast_mut().cast::<rd::rd_kafka_headers_t>();
@@ -60,7 +60,7 @@ pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>
         // value the pointer is null.
         let code = unsafe { rd::rd_kafka_header_add(list, key.as_ptr().cast(), length, bytes, size) };
         if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Err(format!("a header was refused: {code:?}"));
+            return Err(ClientError::Kafka(KafkaError::Global(code.into())));
         }
     }
     Ok(headers)
@@ -84,10 +84,22 @@ pub fn set_leader_epochs(list: &mut TopicPartitionList, leader_epoch: impl Fn(Pa
 /// The question goes to the broker that the client takes for the controller. With KRaft that is any broker, the same until
 /// the client hears otherwise, and it would wait for one that is dead for as long as that is dead. So it looks anew each time, at
 /// a broker that answers.
-pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Duration) -> Result<Option<Uuid>, String> {
-    let name = CString::new(topic).map_err(|_| "a topic's name holds no NUL".to_owned())?;
+pub fn topic_id<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Option<Uuid>, RequestError> {
+    read_topic_id(client, topic, timeout).map_err(RequestError::of_topic("read the ID", topic))
+}
+
+fn read_topic_id<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Option<Uuid>, ClientError> {
+    let name = CString::new(topic).map_err(KafkaError::Nul)?;
     let asked = Instant::now();
-    client.fetch_metadata(Some(topic), timeout).map_err(|error| cause::describe(&error))?;
+    client.fetch_metadata(Some(topic), timeout)?;
     let left = timeout.saturating_sub(asked.elapsed());
     let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
     let rk = client.native_ptr();
@@ -116,26 +128,26 @@ pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Dura
 
 /// # Safety
 /// `event` is null, or an event that outlives the call.
-unsafe fn described_topic_id(event: *mut rd::rd_kafka_event_t) -> Result<Option<Uuid>, String> {
+unsafe fn described_topic_id(event: *mut rd::rd_kafka_event_t) -> Result<Option<Uuid>, ClientError> {
     if event.is_null() {
-        return Err("describing the topic timed out".into());
+        return Err(ClientError::TimedOut);
     }
     // SAFETY: the event is valid; everything read below is owned by it; indices are below the counts.
     unsafe {
         let code = rd::rd_kafka_event_error(event);
         if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Err(text(rd::rd_kafka_event_error_string(event)));
+            return Err(ClientError::Event { code: code.into(), text: text(rd::rd_kafka_event_error_string(event)) });
         }
         let result = rd::rd_kafka_event_DescribeTopics_result(event);
         let mut count = 0;
         let topics = rd::rd_kafka_DescribeTopics_result_topics(result, &mut count);
         if count != 1 {
-            return Err(format!("asked about one topic, told about {count}"));
+            return Err(ClientError::Unexpected(count));
         }
         let topic = *topics;
         let code = rd::rd_kafka_error_code(rd::rd_kafka_TopicDescription_error(topic));
         if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Err(cause::describe(&KafkaError::Global(code.into())));
+            return Err(ClientError::Kafka(KafkaError::Global(code.into())));
         }
         let id = rd::rd_kafka_TopicDescription_topic_id(topic);
         let high = rd::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();

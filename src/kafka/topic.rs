@@ -5,11 +5,11 @@ use std::time::Duration;
 use clap::Args;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::ClientContext;
-use rdkafka::error::KafkaError;
 use rdkafka::metadata::Metadata;
+use rdkafka::types::RDKafkaErrorCode;
 
 use crate::config::parse_duration;
-use crate::kafka::cause;
+use crate::kafka::{ClientError, RequestError};
 use crate::partition::Partition;
 
 /// Requirements of a safe topic.
@@ -66,48 +66,39 @@ pub enum RetentionClock {
     },
 }
 
-/// Why the topic's settings could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum TopicError {
-    /// It is not there.
-    #[error("topic {0} does not exist")]
-    Missing(String),
-    /// Kafka did not answer, or with an error.
-    #[error("{0}")]
-    Unreachable(String),
-}
-
 /// Reads the topic's settings. Blocks one thread of the runtime's blocking pool for up to `timeout`, twice.
 pub async fn describe<C: ClientContext + 'static>(
     admin: &std::sync::Arc<AdminClient<C>>,
     topic: &str,
     timeout: Duration,
-) -> Result<Topic, TopicError> {
+) -> Result<Topic, RequestError> {
+    read_settings(admin, topic, timeout).await.map_err(RequestError::of_topic("read the settings", topic))
+}
+
+async fn read_settings<C: ClientContext + 'static>(
+    admin: &std::sync::Arc<AdminClient<C>>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Topic, ClientError> {
     let (client, name) = (admin.clone(), topic.to_owned());
-    let metadata = tokio::task::spawn_blocking(move || client.inner().fetch_metadata(Some(&name), timeout))
-        .await
-        .map_err(|error| TopicError::Unreachable(error.to_string()))?
-        .map_err(|error| TopicError::Unreachable(cause::describe(&error)))?;
+    let metadata = tokio::task::spawn_blocking(move || client.inner().fetch_metadata(Some(&name), timeout)).await??;
     // Taken out of it before the next wait: the metadata itself may not move between threads.
     let (partitions, replicas, in_sync) = placed(&metadata, topic)?;
     drop(metadata);
     let options = AdminOptions::new().request_timeout(Some(timeout));
-    let described = admin
-        .describe_configs(&[ResourceSpecifier::Topic(topic)], &options)
-        .await
-        .map_err(|error| TopicError::Unreachable(cause::describe(&error)))?;
+    let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
     let config = match described.into_iter().next() {
         Some(Ok(config)) => config,
-        Some(Err(error)) => return Err(TopicError::Unreachable(cause::describe(&KafkaError::Global(error)))),
-        None => return Err(TopicError::Unreachable("no answer about the topic".into())),
+        Some(Err(code)) => return Err(code.into()),
+        None => return Err(ClientError::Unexpected(0)),
     };
     let text = |name: &str| {
         let value = config.entry_map().get(name).and_then(|entry| entry.value.clone());
-        value.ok_or_else(|| TopicError::Unreachable(not_described(name)))
+        value.ok_or_else(|| ClientError::NotDescribed(name.to_owned()))
     };
     let number = |name: &str| {
-        let text = text(name)?;
-        text.parse::<i64>().map_err(|_| TopicError::Unreachable(format!("{name} is {text}")))
+        let value = text(name)?;
+        value.parse::<i64>().map_err(|_| ClientError::NotANumber { name: name.to_owned(), value })
     };
     // Kafka before 3.6 has one limit for both directions.
     let limit = |name: &str| {
@@ -135,21 +126,14 @@ pub async fn describe<C: ClientContext + 'static>(
     })
 }
 
-/// A broker answers whoever lacks the right with an error of this topic alone, which rust-rdkafka does not pass on.
-fn not_described(name: &str) -> String {
-    format!("the broker does not say {name}: the Kafka user lacks a right on the topic; grant it DESCRIBE_CONFIGS")
-}
-
 /// How many partitions the topic has, how many replicas the one that has the fewest, and the in-sync replicas of each.
-fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize, Vec<usize>), TopicError> {
+fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize, Vec<usize>), ClientError> {
     let found = metadata.topics().iter().find(|found| found.name() == topic);
-    let found = found.ok_or_else(|| TopicError::Missing(topic.to_owned()))?;
-    match found.error().map(rdkafka::types::RDKafkaErrorCode::from) {
+    let found = found.ok_or_else(|| ClientError::MissingTopic(topic.to_owned()))?;
+    match found.error().map(RDKafkaErrorCode::from) {
         None => {}
-        Some(rdkafka::types::RDKafkaErrorCode::UnknownTopicOrPartition) => {
-            return Err(TopicError::Missing(topic.to_owned()));
-        }
-        Some(error) => return Err(TopicError::Unreachable(cause::describe(&KafkaError::Global(error)))),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition) => return Err(ClientError::MissingTopic(topic.to_owned())),
+        Some(code) => return Err(code.into()),
     }
     let partitions = Partition::try_from(found.partitions().len()).unwrap_or(Partition::MAX);
     let mut in_sync = vec![0; found.partitions().len()];

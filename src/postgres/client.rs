@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::ClientWrapper;
 use tokio_postgres::{CancelToken, Error, NoTls};
 
+use super::error::HostError;
 use super::server::Server;
 use super::socket::{Address, Socket};
 use super::warnings::Warnings;
@@ -97,12 +98,12 @@ impl Canceller {
     }
 
     /// Sends the request, over a connection of its own. Whether it comes in time is not known.
-    pub async fn cancel(self) -> Result<(), String> {
+    pub async fn cancel(self) -> Result<(), HostError> {
         let send = async {
-            let (socket, _) = Socket::open(&self.address).await.map_err(|error| error.to_string())?;
-            self.token.cancel_query_raw(socket, NoTls).await.map_err(|error| super::error::describe(&error))
+            let (socket, _) = Socket::open(&self.address).await.map_err(HostError::Socket)?;
+            self.token.cancel_query_raw(socket, NoTls).await.map_err(HostError::Driver)
         };
         let sent = tokio::time::timeout(self.limit, send).await;
-        sent.unwrap_or_else(|_| Err(format!("{} did not answer within {:?}", self.address, self.limit)))
+        sent.unwrap_or(Err(HostError::Timeout("it did not respond to a cancel request", self.limit)))
     }
 }

@@ -13,11 +13,13 @@ use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
 use tokio_postgres::{Config, NoTls};
 
 use super::client::{Canceller, Client};
-use super::error::{Cause, ConnectError, HostFailure};
+use super::error::{ConnectError, HostError};
 use super::server::{self, Purpose, Refusal, Server};
 use super::socket::{Address, Socket};
 use super::warnings::{self, Warnings};
 use super::{DatabaseOptions, pooler};
+use crate::config::SettingError;
+use crate::error::chain;
 
 /// A host that did not answer is tried after the others for this long.
 const AVOIDED: Duration = Duration::from_secs(60);
@@ -54,7 +56,7 @@ struct Target {
 
 impl Connector {
     /// Connects when asked. The server knows its connections as `name`'s.
-    pub fn new(options: DatabaseOptions, name: &str, session: &str, purpose: Purpose) -> Result<Self, String> {
+    pub fn new(options: DatabaseOptions, name: &str, session: &str, purpose: Purpose) -> Result<Self, SettingError> {
         let config = Some(options.config()?);
         // 0: none.
         let statement_timeout = options.patience().map_or(0, |_| options.database_statement_timeout.as_millis());
@@ -105,13 +107,13 @@ impl Connector {
         let read = tokio::task::spawn_blocking(move || options.config());
         let read = match timeout(self.limit(), read).await {
             Ok(Ok(read)) => read,
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("the file with the database's URL was not read in time".to_owned()),
+            // The process stops.
+            Ok(Err(_)) | Err(_) => Err(SettingError::FileTimedOut { setting: "--database-url-file" }),
         };
         let mut state = self.lock();
         match read {
             Ok(config) => state.config = Some(config),
-            Err(error) => tracing::warn!(error, "using the database url that was read before"),
+            Err(error) => tracing::warn!(error = chain(&error), "using the database url that was read before"),
         }
         let mut config = state.config.clone().expect("it was read when the connector was made");
         if config.get_application_name().is_none() {
@@ -124,11 +126,15 @@ impl Connector {
         self.silent_since(name).is_some_and(|at| at.elapsed() < AVOIDED)
     }
 
-    async fn connect_host(&self, config: &Config, target: &Target, hosts: usize) -> Result<Client, Vec<HostFailure>> {
-        let fail = |host: String, cause| HostFailure { host, cause };
+    async fn connect_host(
+        &self,
+        config: &Config,
+        target: &Target,
+        hosts: usize,
+    ) -> Result<Client, Vec<(String, HostError)>> {
         let addresses = match self.resolve(config, target).await {
             Ok(addresses) => addresses,
-            Err(cause) => return Err(vec![fail(target.name.clone(), cause)]),
+            Err(error) => return Err(vec![(target.name.clone(), error)]),
         };
         let mut failures = Vec::new();
         for address in addresses {
@@ -137,28 +143,28 @@ impl Connector {
                     self.lock().silent.remove(&target.name);
                     return Ok(client);
                 }
-                Err(cause) => {
-                    if matches!(cause, Cause::Timeout(..)) {
+                Err(error) => {
+                    if matches!(error, HostError::Timeout(..)) {
                         self.avoid(&target.name);
                     }
                     let address = address.to_string();
                     let name = &target.name;
                     let host = if address == *name { address } else { format!("{name} ({address})") };
-                    failures.push(fail(host, cause));
+                    failures.push((host, error));
                 }
             }
         }
         Err(failures)
     }
 
-    async fn resolve(&self, config: &Config, target: &Target) -> Result<Vec<Address>, Cause> {
+    async fn resolve(&self, config: &Config, target: &Target) -> Result<Vec<Address>, HostError> {
         let name = match &target.host {
             Host::Tcp(name) => name,
             Host::Unix(folder) => return Ok(vec![Address::Unix(folder.join(format!(".s.PGSQL.{}", target.port)))]),
         };
         let found = timeout(self.limit(), tokio::net::lookup_host((name.as_str(), target.port))).await;
-        let found = found.map_err(|_| Cause::Timeout("the name was not resolved", self.limit()))?;
-        let mut found: Vec<SocketAddr> = found.map_err(Cause::Name)?.collect();
+        let found = found.map_err(|_| HostError::Timeout("the name was not resolved", self.limit()))?;
+        let mut found: Vec<SocketAddr> = found.map_err(HostError::Name)?.collect();
         if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
             found.shuffle(&mut rand::rng());
         }
@@ -172,29 +178,35 @@ impl Connector {
         name: &str,
         address: &Address,
         hosts: usize,
-    ) -> Result<Client, Cause> {
+    ) -> Result<Client, HostError> {
         let limit = self.limit();
         let begun = Instant::now();
         let client = self.log_in(config, name, address, limit).await?;
         let left = limit.saturating_sub(begun.elapsed());
         let client = timeout(left, self.prepare(config, client, hosts)).await;
-        let client = client.map_err(|_| Cause::Timeout("it accepted the login and answered no query", limit))??;
+        let client = client.map_err(|_| HostError::Timeout("it accepted the login and answered no query", limit))??;
         self.refuse_pooler(config, address, &client).await?;
         Ok(client)
     }
 
     /// A connection of which nothing is known yet.
-    async fn log_in(&self, config: &Config, name: &str, address: &Address, limit: Duration) -> Result<Client, Cause> {
+    async fn log_in(
+        &self,
+        config: &Config,
+        name: &str,
+        address: &Address,
+        limit: Duration,
+    ) -> Result<Client, HostError> {
         let begun = Instant::now();
         let (socket, activity) = timeout(limit, Socket::open(address))
             .await
-            .map_err(|_| Cause::Timeout("it accepted no connection", limit))?
-            .map_err(Cause::Socket)?;
+            .map_err(|_| HostError::Timeout("it accepted no connection", limit))?
+            .map_err(HostError::Socket)?;
         let left = limit.saturating_sub(begun.elapsed());
         let (client, connection) = timeout(left, config.connect_raw(socket, NoTls))
             .await
-            .map_err(|_| Cause::Timeout("it accepted the connection and did not answer the login", limit))?
-            .map_err(Cause::Driver)?;
+            .map_err(|_| HostError::Timeout("it accepted the connection and did not answer the login", limit))?
+            .map_err(HostError::Driver)?;
         activity.logged_in();
         let patience = self.options.patience();
         let (peer, host, state) = (address.clone(), name.to_owned(), Arc::clone(&self.state));
@@ -218,16 +230,16 @@ impl Connector {
     }
 
     /// Looks at the server, and then makes the session ours.
-    async fn prepare(&self, config: &Config, mut client: Client, hosts: usize) -> Result<Client, Cause> {
-        let server = Server::read(&client).await.map_err(Cause::Driver)?;
-        self.judge(config, hosts, server.in_recovery, server.read_only).map_err(Cause::Refused)?;
+    async fn prepare(&self, config: &Config, mut client: Client, hosts: usize) -> Result<Client, HostError> {
+        let server = Server::read(&client).await.map_err(HostError::Driver)?;
+        self.judge(config, hosts, server.in_recovery, server.read_only).map_err(HostError::Refused)?;
         if self.purpose != Purpose::Inspect && server.encoding != "UTF8" {
-            return Err(Cause::Refused(Refusal::Encoding(server.encoding)));
+            return Err(HostError::Refused(Refusal::Encoding(server.encoding)));
         }
         let query = format!("{}; SELECT pg_backend_pid()", self.session);
-        let backend = pooler::backend(&client, &query).await.map_err(Cause::Driver)?;
+        let backend = pooler::backend(&client, &query).await.map_err(HostError::Driver)?;
         if self.purpose != Purpose::Inspect && backend != server.backend {
-            return Err(Cause::Refused(Refusal::Pooler(pooler::changed(&server.backend, &backend))));
+            return Err(HostError::Refused(Refusal::Pooler(pooler::changed(&server.backend, &backend))));
         }
         client.set_server(server);
         Ok(client)
@@ -243,7 +255,7 @@ impl Connector {
     }
 
     /// Once for each address: a pooler in transaction mode shows itself only to two clients.
-    async fn refuse_pooler(&self, config: &Config, address: &Address, client: &Client) -> Result<(), Cause> {
+    async fn refuse_pooler(&self, config: &Config, address: &Address, client: &Client) -> Result<(), HostError> {
         if self.purpose == Purpose::Inspect || self.lock().direct.contains(address) {
             return Ok(());
         }
@@ -252,7 +264,7 @@ impl Connector {
                 self.lock().direct.insert(address.clone());
                 Ok(())
             }
-            Ok(Some(shown)) => Err(Cause::Refused(Refusal::Pooler(shown))),
+            Ok(Some(shown)) => Err(HostError::Refused(Refusal::Pooler(shown))),
             // For instance no connection left for the second client. It is tried again with the next connection.
             Err(cause) => {
                 tracing::debug!(%cause, "not known whether a pooler is in the way");
@@ -261,11 +273,16 @@ impl Connector {
         }
     }
 
-    async fn find_pooler(&self, config: &Config, address: &Address, client: &Client) -> Result<Option<String>, Cause> {
+    async fn find_pooler(
+        &self,
+        config: &Config,
+        address: &Address,
+        client: &Client,
+    ) -> Result<Option<String>, HostError> {
         let other = self.log_in(config, client.host(), address, self.limit()).await?;
         let limit = self.limit().max(Duration::from_secs(10));
         let found = timeout(limit, pooler::find(client, &other)).await;
-        found.map_err(|_| Cause::Timeout("it did not answer two sessions", limit))?.map_err(Cause::Driver)
+        found.map_err(|_| HostError::Timeout("it did not answer two sessions", limit))?.map_err(HostError::Driver)
     }
 
     /// What shows that a pooler in transaction mode is between this connection and the server, if there is one.
@@ -273,18 +290,18 @@ impl Connector {
         let config = self.config().await;
         let found = self.find_pooler(&config, client.address(), client).await;
         let host = client.host().to_owned();
-        found.map_err(|cause| ConnectError::Hosts(vec![HostFailure { host, cause }]))
+        found.map_err(|error| ConnectError::Hosts(vec![(host, error)]))
     }
 
     /// Whether the server of a connection still is what it should be; an error where it does not say so in time.
-    pub(super) async fn verify(&self, client: &Client) -> Result<(), Cause> {
+    pub(super) async fn verify(&self, client: &Client) -> Result<(), HostError> {
         let limit = self.limit();
         let state = timeout(limit, server::state(client)).await;
         let (in_recovery, read_only) =
-            state.map_err(|_| Cause::Timeout("it answered no query", limit))?.map_err(Cause::Driver)?;
+            state.map_err(|_| HostError::Timeout("it answered no query", limit))?.map_err(HostError::Driver)?;
         let config = self.lock().config.clone().expect("it was read when the connector was made");
         let hosts = targets(&config).map_or(1, |targets| targets.len());
-        self.judge(&config, hosts, in_recovery, read_only).map_err(Cause::Refused)
+        self.judge(&config, hosts, in_recovery, read_only).map_err(HostError::Refused)
     }
 
     /// What can end a statement of this connection from outside.
@@ -298,22 +315,23 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// Says what is wrong with the hosts of a URL.
-pub(super) fn check(config: &Config) -> Result<(), String> {
-    targets(config).map(|_| ())
+pub(super) fn check(config: &Config) -> Result<(), SettingError> {
+    targets(config).map(drop)
 }
 
 /// The hosts of a URL, in its order unless it wants any.
-fn targets(config: &Config) -> Result<Vec<Target>, String> {
+fn targets(config: &Config) -> Result<Vec<Target>, SettingError> {
+    let invalid = |problem| Err(SettingError::Invalid { setting: "--database-url", problem });
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let count = hosts.len().max(addresses.len());
     if count == 0 {
-        return Err("--database-url: it names no host".to_owned());
+        return invalid("it names no host".to_owned());
     }
     if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
-        return Err(format!("--database-url: {} hosts, and {} in hostaddr", hosts.len(), addresses.len()));
+        return invalid(format!("{} hosts, and {} in hostaddr", hosts.len(), addresses.len()));
     }
     if ports.len() > 1 && ports.len() != count {
-        return Err(format!("--database-url: {count} hosts, and {} ports", ports.len()));
+        return invalid(format!("{count} hosts, and {} ports", ports.len()));
     }
     let target = |i: usize| {
         let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
@@ -337,18 +355,18 @@ fn targets(config: &Config) -> Result<Vec<Target>, String> {
 mod tests {
     use super::*;
 
-    fn names(url: &str) -> Result<Vec<String>, String> {
+    fn names(url: &str) -> Option<Vec<String>> {
         let config: Config = url.parse().expect("a valid URL");
-        Ok(targets(&config)?.into_iter().map(|target| target.name).collect())
+        Some(targets(&config).ok()?.into_iter().map(|target| target.name).collect())
     }
 
     #[test]
     fn hosts_and_ports_of_a_url_are_paired() {
-        assert_eq!(names("postgres://u@a,b:6/x").as_deref(), Ok(&["a:5432".to_owned(), "b:6".to_owned()][..]));
-        assert_eq!(names("host=a,b port=7 user=u").as_deref(), Ok(&["a:7".to_owned(), "b:7".to_owned()][..]));
-        assert_eq!(names("postgres://u@[::1]:5/x").as_deref(), Ok(&["[::1]:5".to_owned()][..]));
-        assert_eq!(names("host=/run/x user=u").as_deref(), Ok(&["/run/x/.s.PGSQL.5432".to_owned()][..]));
-        assert!(names("user=u").is_err(), "no host");
-        assert!(names("host=a,b,c port=1,2 user=u").is_err(), "too few ports");
+        assert_eq!(names("postgres://u@a,b:6/x").as_deref(), Some(&["a:5432".to_owned(), "b:6".to_owned()][..]));
+        assert_eq!(names("host=a,b port=7 user=u").as_deref(), Some(&["a:7".to_owned(), "b:7".to_owned()][..]));
+        assert_eq!(names("postgres://u@[::1]:5/x").as_deref(), Some(&["[::1]:5".to_owned()][..]));
+        assert_eq!(names("host=/run/x user=u").as_deref(), Some(&["/run/x/.s.PGSQL.5432".to_owned()][..]));
+        assert!(names("user=u").is_none(), "no host");
+        assert!(names("host=a,b,c port=1,2 user=u").is_none(), "too few ports");
     }
 }

@@ -1,7 +1,6 @@
-//! Why there is no connection: each host that was tried, and what happened there.
+//! Why the database has no result: each host that was tried and what happened there, or the statement's error.
 
 use std::error::Error as _;
-use std::fmt::{self, Display};
 use std::io;
 use std::time::Duration;
 
@@ -9,72 +8,87 @@ use deadpool_postgres::TimeoutType;
 
 use super::PoolError;
 use super::server::Refusal;
+use crate::config::SettingError;
+use crate::error::chain;
+
+/// Why a statement has no result. The driver's error is no `source`: its own text quotes the row.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The pool has no connection for it.
+    #[error("{}", describe_pool(.0))]
+    Pool(PoolError),
+    /// No host could be used.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server rejected it, or the connection broke.
+    #[error("{}", describe(.0))]
+    Statement(tokio_postgres::Error),
+    /// There was no result in time.
+    #[error("the database did not respond within {0:?}")]
+    TimedOut(Duration),
+}
+
+impl From<PoolError> for DatabaseError {
+    fn from(error: PoolError) -> Self {
+        DatabaseError::Pool(error)
+    }
+}
+
+impl From<tokio_postgres::Error> for DatabaseError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        DatabaseError::Statement(error)
+    }
+}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The settings say of no host.
-    #[error("{0}")]
-    Settings(String),
-    /// No host could be used.
+    /// The settings name no host.
+    #[error(transparent)]
+    Settings(SettingError),
+    /// No host could be used: each with its name and port, its address where the name has one, and what happened there.
     #[error("{}", list(.0))]
-    Hosts(Vec<HostFailure>),
+    Hosts(Vec<(String, HostError)>),
 }
 
-/// What happened at one host.
-#[derive(Debug)]
-pub struct HostFailure {
-    /// Its name and port, and its address where the name has one.
-    pub host: String,
-    /// What happened.
-    pub cause: Cause,
-}
-
-/// What happened at a host.
-#[derive(Debug)]
-pub enum Cause {
+/// What happened at a host. The driver's error is no `source`: its own text quotes the row.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
     /// Its name has no address.
-    Name(io::Error),
+    #[error("the name cannot be resolved")]
+    Name(#[source] io::Error),
     /// It accepts no connection.
-    Socket(io::Error),
+    #[error("cannot connect")]
+    Socket(#[source] io::Error),
     /// It did not do this in time.
+    #[error("{0} within {1:?}")]
     Timeout(&'static str, Duration),
     /// It refused the login, or a statement.
+    #[error("{}", describe(.0))]
     Driver(tokio_postgres::Error),
     /// It is not what it should be.
+    #[error("{0}")]
     Refused(Refusal),
 }
 
-impl Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Cause::Name(error) => write!(f, "the name cannot be resolved: {error}"),
-            Cause::Socket(error) => write!(f, "cannot connect: {error}"),
-            Cause::Timeout(what, limit) => write!(f, "{what} within {limit:?}"),
-            Cause::Driver(error) => f.write_str(&describe(error)),
-            Cause::Refused(refusal) => refusal.fmt(f),
-        }
-    }
-}
-
-fn list(failures: &[HostFailure]) -> String {
-    let lines: Vec<String> = failures.iter().map(|failure| format!("{}: {}", failure.host, failure.cause)).collect();
+fn list(hosts: &[(String, HostError)]) -> String {
+    let lines: Vec<String> = hosts.iter().map(|(host, error)| format!("{host}: {}", chain(error))).collect();
     lines.join("; ")
 }
 
 impl ConnectError {
     /// What happened, host by host; nothing where the settings are at fault.
-    pub fn failures(&self) -> &[HostFailure] {
+    pub fn hosts(&self) -> &[(String, HostError)] {
         match self {
             ConnectError::Settings(_) => &[],
-            ConnectError::Hosts(failures) => failures,
+            ConnectError::Hosts(hosts) => hosts,
         }
     }
 
     /// The refusal that only an operator can change, if every host is refused and one of them for that.
     pub fn needs_operator(&self) -> Option<&Refusal> {
-        let refusals = self.failures().iter().map(|failure| match &failure.cause {
-            Cause::Refused(refusal) => Some(refusal),
+        let refusals = self.hosts().iter().map(|(_, error)| match error {
+            HostError::Refused(refusal) => Some(refusal),
             _ => None,
         });
         refusals.collect::<Option<Vec<_>>>()?.into_iter().find(|refusal| refusal.needs_operator())

@@ -6,7 +6,8 @@ use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 
 use super::client::{Canceller, Client};
 use super::connector::Connector;
-use super::error::{Cause, ConnectError};
+use super::error::{ConnectError, HostError};
+use crate::error::chain;
 
 /// A connection whose server was looked at less than this ago is given out without another look.
 const TRUSTED: Duration = Duration::from_secs(2);
@@ -15,6 +16,19 @@ const TRUSTED: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Manager {
     connector: Connector,
+}
+
+/// Why a connection is not used again.
+#[derive(Debug, thiserror::Error)]
+enum ReuseError {
+    #[error("it is closed")]
+    Closed,
+    #[error("it is too old")]
+    Old,
+    #[error("its server did not respond over another connection")]
+    Silent,
+    #[error(transparent)]
+    Server(HostError),
 }
 
 impl Manager {
@@ -28,7 +42,7 @@ impl Manager {
     }
 
     /// Says why this connection's server is not, or no longer, what it should be.
-    pub async fn verify(&self, client: &Client) -> Result<(), Cause> {
+    pub async fn verify(&self, client: &Client) -> Result<(), HostError> {
         self.connector.verify(client).await
     }
 
@@ -37,16 +51,16 @@ impl Manager {
         self.connector.canceller(client)
     }
 
-    async fn reuse(&self, client: &mut Client) -> Result<(), String> {
+    async fn reuse(&self, client: &mut Client) -> Result<(), ReuseError> {
         if client.is_closed() {
-            return Err("it is closed".to_owned());
+            return Err(ReuseError::Closed);
         }
         if client.expires <= Instant::now() {
-            return Err("it is too old".to_owned());
+            return Err(ReuseError::Old);
         }
         // Each of them would take the whole time-out.
         if self.connector.silent_since(client.host()).is_some_and(|since| since > client.verified) {
-            return Err("its server did not answer another connection".to_owned());
+            return Err(ReuseError::Silent);
         }
         if client.verified.elapsed() < TRUSTED {
             return Ok(());
@@ -57,11 +71,11 @@ impl Manager {
                 client.verified = asked;
                 Ok(())
             }
-            Err(cause) => {
-                if matches!(cause, Cause::Timeout(..)) {
+            Err(error) => {
+                if matches!(error, HostError::Timeout(..)) {
                     self.connector.avoid(client.host());
                 }
-                Err(cause.to_string())
+                Err(ReuseError::Server(error))
             }
         }
     }
@@ -77,7 +91,8 @@ impl managed::Manager for Manager {
     }
 
     async fn recycle(&self, client: &mut Client, _: &Metrics) -> RecycleResult<ConnectError> {
-        Box::pin(self.reuse(client)).await.map_err(|reason| {
+        Box::pin(self.reuse(client)).await.map_err(|error| {
+            let reason = chain(&error);
             tracing::debug!(reason, host = client.host(), "dropped a database connection");
             RecycleError::message(reason)
         })

@@ -16,12 +16,13 @@ use std::time::Duration;
 use clap::Args;
 use deadpool_postgres::{Runtime, Timeouts};
 
-use crate::config::{parse_duration, read_secret, time_problem};
+use crate::config::{SettingError, parse_duration, read_secret, time_problem};
 use crate::database_url;
+use crate::error::chain;
 
 pub use client::{Canceller, Client};
 pub use connector::Connector;
-pub use error::{Cause, ConnectError, HostFailure, describe, describe_pool};
+pub use error::{ConnectError, DatabaseError, HostError, describe, describe_pool};
 pub use manager::Manager;
 pub use server::{Identity, Purpose, Refusal, Server};
 
@@ -64,7 +65,7 @@ impl DatabaseOptions {
         if !self.is_given() {
             return Vec::new();
         }
-        let mut problems: Vec<String> = self.config().err().into_iter().collect();
+        let mut problems: Vec<String> = self.config().err().iter().map(|error| chain(error)).collect();
         // The server's statement_timeout ends at 2^31 - 1 ms.
         let day = Duration::from_secs(86_400);
         let least = Duration::from_millis(100);
@@ -78,11 +79,11 @@ impl DatabaseOptions {
     }
 
     /// The driver's settings, with the file as it is now.
-    pub fn config(&self) -> Result<tokio_postgres::Config, String> {
+    pub fn config(&self) -> Result<tokio_postgres::Config, SettingError> {
         let url = match (self.url(), &self.database_url_file) {
             (Some(url), _) => url.clone(),
-            (None, Some(file)) => read_secret(file).map_err(|error| format!("--database-url-file: {error}"))?,
-            (None, None) => return Err("--database-url is missing".into()),
+            (None, Some(file)) => read_secret(file).map_err(SettingError::of_file("--database-url-file"))?,
+            (None, None) => return Err(SettingError::Missing("--database-url")),
         };
         let setting = if self.url().is_some() { "--database-url" } else { "--database-url-file" };
         let config = database_url::parse(setting, &url)?;
@@ -103,15 +104,11 @@ impl DatabaseOptions {
 
     /// A pool of at most `size` connections, which the server knows as `name`'s; each runs `session` once when it is
     /// made. Connects only when used.
-    pub fn pool(&self, name: &str, size: usize, session: &str, purpose: Purpose) -> Result<Pool, String> {
+    pub fn pool(&self, name: &str, size: usize, session: &str, purpose: Purpose) -> Result<Pool, SettingError> {
         let connector = Connector::new(self.clone(), name, session, purpose)?;
         // The connector and the manager keep to time-outs of their own, one for each host.
         let timeouts = Timeouts { wait: Some(self.database_connect_timeout), create: None, recycle: None };
-        Pool::builder(Manager::new(connector))
-            .max_size(size)
-            .runtime(Runtime::Tokio1)
-            .timeouts(timeouts)
-            .build()
-            .map_err(|error| error.to_string())
+        let pool = Pool::builder(Manager::new(connector)).max_size(size).runtime(Runtime::Tokio1).timeouts(timeouts);
+        Ok(pool.build().expect("timeouts need a runtime, and it is given"))
     }
 }

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 use msg_common::admin::Readiness;
+use msg_common::error::chain;
 use msg_common::kafka::cause::Causes;
-use msg_common::kafka::topic::{RetentionClock, Topic, TopicError, TopicRequirements, describe};
-use msg_common::kafka::{events, raw};
+use msg_common::kafka::topic::{RetentionClock, Topic, TopicRequirements, describe};
+use msg_common::kafka::{RequestError, events, raw};
 use msg_common::partition::Partition;
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
@@ -210,10 +211,11 @@ impl Preflight {
         let verdict = match described {
             Ok(topic) => match self.same_topic().await {
                 Ok(()) => self.requirements.judge(&topic),
-                Err(reason) => self.rejected(reason),
+                Err(error) => self.rejected(chain(&error)),
             },
             // A busy cluster may respond too late and still confirm records.
-            Err(TopicError::Unreachable(reason)) if self.producer.signals().confirmed_since(started) => {
+            Err(error) if !error.is_missing_topic() && self.producer.signals().confirmed_since(started) => {
+                let reason = chain(&error);
                 if self.skipped.as_ref() != Some(&reason) {
                     tracing::warn!(reason, "cannot check the topic, but records are confirmed");
                 }
@@ -222,8 +224,7 @@ impl Preflight {
                 return true;
             }
             // A timeout or a lost connection has no cause of its own; the client's callbacks may have received one.
-            Err(error @ TopicError::Unreachable(_)) => self.rejected(self.causes.behind(error.to_string())),
-            Err(error @ TopicError::Missing(_)) => self.rejected(error.to_string()),
+            Err(error) => self.rejected(chain(&error.explained(&self.causes))),
         };
         self.skipped = None;
         self.apply(verdict)
@@ -231,17 +232,17 @@ impl Preflight {
 
     /// Replaces the producer if the topic was recreated. If its ID is not known, it counts as the same topic until the
     /// next check.
-    async fn same_topic(&mut self) -> Result<(), String> {
+    async fn same_topic(&mut self) -> Result<(), RequestError> {
         let (admin, topic) = (self.admin.clone(), self.topic.clone());
         let requested = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
         // Confirmed records are in the existing topic, so a failed request is no problem.
-        let Ok(Some(id)) = requested.unwrap_or_else(|error| Err(error.to_string())) else { return Ok(()) };
+        let Ok(Ok(Some(id))) = requested else { return Ok(()) };
         if self.id.is_some_and(|known| known != id) {
             tracing::warn!(
                 topic = self.topic,
                 "replacing producer because the topic was recreated, its records are abandoned"
             );
-            self.producer.replace_abandoning().map_err(|error| format!("cannot create a producer: {error}"))?;
+            self.producer.replace_abandoning().map_err(RequestError::create)?;
         }
         self.id = Some(id);
         Ok(())

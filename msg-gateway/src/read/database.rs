@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use deadpool_postgres::TimeoutType;
 use msg_common::admin::Readiness;
+use msg_common::config::SettingError;
+use msg_common::error::chain;
 use msg_common::postgres::{
-    Cause, ConnectError, DatabaseOptions, Manager, Object, Pool, PoolError, Purpose, describe_pool,
+    ConnectError, DatabaseError, DatabaseOptions, HostError, Manager, Object, Pool, PoolError, Purpose,
 };
 use msg_common::repeat::Repeats;
 use tokio_postgres::error::SqlState;
@@ -41,7 +43,7 @@ impl Database {
         connections: usize,
         session: &str,
         purpose: Purpose,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, SettingError> {
         let pool = options.pool("msg-gateway", connections, session, purpose)?;
         Ok(Database { pool })
     }
@@ -75,7 +77,7 @@ impl Database {
                 "all connections to the database are in use; retry after the delay, or raise READ_CONNECTIONS".into(),
             )),
             Err(error) => {
-                let error = describe_pool(&error);
+                let error = DatabaseError::from(error).to_string();
                 if let Some(repeated) = REPEATS.occurred(&error) {
                     tracing::warn!(error, repeated, "cannot connect to the database");
                 }
@@ -121,7 +123,7 @@ impl Drop for Connection {
         let cancel = Manager::canceller(self.pool.manager(), &client);
         tokio::spawn(async move {
             if let Err(error) = cancel.cancel().await {
-                tracing::debug!(error, "cannot cancel an abandoned read");
+                tracing::debug!(error = chain(&error), "cannot cancel an abandoned read");
             }
             // The client stays alive until here, because its task detects that the server is unavailable.
             drop(client);
@@ -135,8 +137,8 @@ fn not_connected(error: &ConnectError) -> Failure {
     if let Some(repeated) = REPEATS.occurred(&text) {
         tracing::warn!(error = text, repeated, "cannot connect to the database");
     }
-    let rejected = error.failures().iter().find_map(|failure| match &failure.cause {
-        Cause::Driver(error) => error.code().map(|state| meaning(Some(state))),
+    let rejected = error.hosts().iter().find_map(|(_, error)| match error {
+        HostError::Driver(error) => error.code().map(|state| meaning(Some(state))),
         _ => None,
     });
     rejected.unwrap_or_else(|| Failure::DatabaseUnavailable("the database cannot be reached".into()))

@@ -4,7 +4,8 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use msg_common::kafka::{KafkaOptions, raw};
+use msg_common::error::chain;
+use msg_common::kafka::{KafkaOptions, RequestError, raw};
 use msg_common::partition::Partition;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
@@ -14,6 +15,7 @@ use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, Threaded
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::Mutex;
+use tokio::task::JoinError;
 use uuid::Uuid;
 
 use crate::budget::Budget;
@@ -89,7 +91,8 @@ impl Topic {
     /// Returns the offset of the partition's oldest record, and its end offset.
     pub(crate) async fn ends(&self, partition: Partition) -> Result<(i64, i64), Failure> {
         self.request(move |client, name| {
-            client.fetch_watermarks(name, partition, TIMEOUT).map_err(|error| error.to_string())
+            let ends = client.fetch_watermarks(name, partition, TIMEOUT);
+            ends.map_err(RequestError::of_partition("read the end offsets", name, partition))
         })
         .await
     }
@@ -104,23 +107,24 @@ impl Topic {
             let (consumer, timeout) = match probe.take() {
                 Some(consumer) => (consumer, PROBE_TIMEOUT),
                 None => {
-                    (config.create_with_context(LogContext).map_err(|error| error.to_string())?, FIRST_PROBE_TIMEOUT)
+                    let created = config.create_with_context(LogContext);
+                    (created.map_err(RequestError::create)?, FIRST_PROBE_TIMEOUT)
                 }
             };
-            let ends = is_out_of_range(&consumer, &topic, partition, offset, timeout)?;
+            let ends = is_out_of_range(&consumer, &topic, partition, offset, timeout);
+            let ends = ends.map_err(RequestError::of_partition("fetch at an offset", &topic, partition))?;
             // A consumer without a definite result may later return one that belongs to this request.
             if ends {
                 *probe = Some(consumer);
             }
             Ok(ends)
         });
-        let result = requested.await.unwrap_or_else(|error| Err(error.to_string()));
-        result.map_err(|error: String| Failure::KafkaUnavailable(format!("kafka does not respond: {error}")))
+        self.joined(requested.await).map_err(|error| unavailable(&error))
     }
 
     async fn request<T: Send + 'static>(
         &self,
-        request: impl FnOnce(&Client<LogContext>, &str) -> Result<T, String> + Send + 'static,
+        request: impl FnOnce(&Client<LogContext>, &str) -> Result<T, RequestError> + Send + 'static,
     ) -> Result<T, Failure> {
         let permit = self.requests.acquire(1).await;
         let (client, name) = (self.client.clone(), self.name.clone());
@@ -128,17 +132,20 @@ impl Topic {
             let _permit = permit;
             request(client.client(), &name)
         });
-        let result = requested.await.unwrap_or_else(|error| Err(error.to_string()));
-        result.map_err(|error| {
+        self.joined(requested.await).map_err(|error| {
             if self.is_news() {
-                tracing::warn!(error, "cannot query the topic");
+                tracing::warn!(error = chain(&error), "cannot query the topic");
             }
-            Failure::KafkaUnavailable(format!("kafka does not respond: {error}"))
+            unavailable(&error)
         })
     }
 }
 
 impl Topic {
+    fn joined<T>(&self, result: Result<Result<T, RequestError>, JoinError>) -> Result<T, RequestError> {
+        result.unwrap_or_else(|error| Err(RequestError::of_topic("send a request", &self.name)(error)))
+    }
+
     /// Returns whether to log a failed request. Callers cause the requests, so not each is logged.
     fn is_news(&self) -> bool {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,6 +155,10 @@ impl Topic {
         }
         is_news
     }
+}
+
+fn unavailable(error: &RequestError) -> Failure {
+    Failure::KafkaUnavailable(format!("kafka does not respond: {}", chain(error)))
 }
 
 /// Returns the settings of a consumer that fetches at an offset and reports it as out of range.
@@ -172,10 +183,10 @@ fn is_out_of_range(
     partition: Partition,
     offset: i64,
     timeout: Duration,
-) -> Result<bool, String> {
+) -> KafkaResult<bool> {
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, partition, Offset::Offset(offset)).map_err(|error| error.to_string())?;
-    consumer.assign(&list).map_err(|error| error.to_string())?;
+    list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    consumer.assign(&list)?;
     let deadline = Instant::now() + timeout;
     let mut out_of_range = false;
     while !out_of_range && Instant::now() < deadline {
@@ -186,7 +197,7 @@ fn is_out_of_range(
             None => {}
         }
     }
-    consumer.unassign().map_err(|error| error.to_string())?;
+    consumer.unassign()?;
     Ok(out_of_range)
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::histogram;
+use msg_common::config::SettingError;
 use msg_common::limits::Violation;
 use msg_common::partition::Partition;
 use msg_common::postgres::Purpose;
@@ -19,6 +20,7 @@ use msg_common::proto::{
     GetMaxSeqsRequest, GetMaxSeqsResponse, GetMsgStatusRequest, GetMsgStatusResponse, PullMsgsRequest, PullMsgsResponse,
 };
 use prost::Message;
+use rdkafka::error::KafkaError;
 
 use crate::budget::{Budget, Budgets};
 use crate::config::Config;
@@ -28,6 +30,17 @@ use crate::read::kafka::Topic;
 use crate::response_permit::{ResponsePermit, SMALL_RESPONSE};
 use crate::send::deadline::Timing;
 use crate::status::Failure;
+
+/// Why the reads could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The settings of the database cannot be used.
+    #[error(transparent)]
+    Database(#[from] SettingError),
+    /// librdkafka rejected its settings.
+    #[error("kafka client")]
+    Kafka(#[from] KafkaError),
+}
 
 pub(crate) struct Reader {
     sources: Option<Sources>,
@@ -47,14 +60,13 @@ struct Sources {
 }
 
 impl Sources {
-    fn new(config: &Config, budgets: &Budgets) -> Result<Self, String> {
+    fn new(config: &Config, budgets: &Budgets) -> Result<Self, ReadError> {
         let database = |options, purpose| Database::new(options, config.read_connections, SESSION, purpose);
         let replica = config.replica.database(&config.database);
         Ok(Sources {
             primary: database(&config.database, Purpose::ReadPrimary)?,
             replica: replica.as_ref().map(|replica| database(replica, Purpose::ReadReplica)).transpose()?,
-            topic: Topic::new(&config.kafka, budgets.kafka_requests.clone())
-                .map_err(|error| format!("kafka client: {error}"))?,
+            topic: Topic::new(&config.kafka, budgets.kafka_requests.clone())?,
         })
     }
 
@@ -85,7 +97,7 @@ pub(crate) fn timing(config: &Config) -> Timing {
 
 impl Reader {
     /// Creates a reader of the configured database. It connects at the first read.
-    pub(crate) fn new(config: &Config, timing: Timing, budgets: Arc<Budgets>) -> Result<Self, String> {
+    pub(crate) fn new(config: &Config, timing: Timing, budgets: Arc<Budgets>) -> Result<Self, ReadError> {
         let sources = if config.database.is_given() {
             Some(Sources::new(config, &budgets)?)
         } else {

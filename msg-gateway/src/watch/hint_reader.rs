@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::counter;
+use msg_common::error::chain;
+use msg_common::kafka::{ClientError, RequestError};
 use msg_common::proto::StoredHint;
 use msg_common::repeat::Repeats;
 use prost::Message as _;
@@ -18,7 +20,7 @@ use crate::watch::callbacks::LogContext;
 use crate::watch::feed::Feed;
 use crate::watch::hint_monitor::HintMonitor;
 use crate::watch::waiters::Waiters;
-use crate::watch::watchdog::Watchdog;
+use crate::watch::watchdog::{StallError, Watchdog};
 
 /// How long it continues to read after the last waiter or watcher has left: the next one usually comes soon.
 const LINGER: Duration = Duration::from_secs(10);
@@ -29,6 +31,15 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 static UNDECODABLE: Repeats = Repeats::new();
+
+/// Why the hints cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum HintError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Stalled(#[from] StallError),
+}
 
 /// The reader of the hints topic.
 pub(crate) struct HintReader {
@@ -78,6 +89,7 @@ impl HintReader {
             self.monitor.set_caught_up(false);
             let Err(error) = followed else { continue };
             counter!(HINT_READERS_REPLACED).increment(1);
+            let error = chain(&error);
             if let Some(repeated) = repeats.occurred(&error) {
                 tracing::warn!(topic = self.topic, error, repeated, "cannot read hints, polling the table instead");
             }
@@ -88,10 +100,11 @@ impl HintReader {
     /// Reads hints until the last waiter or watcher has left. Fails if the topic cannot be read, or if the client is
     /// stalled. It uses a new client each time: an old one may keep wrong leaders and leader epochs indefinitely (ADR
     /// 21).
-    fn follow(&self, stop: &CancellationToken) -> Result<(), String> {
-        let consumer: BaseConsumer<LogContext> =
-            self.config.create_with_context(LogContext).map_err(|error| error.to_string())?;
-        let partitions = self.assign(&consumer)?;
+    fn follow(&self, stop: &CancellationToken) -> Result<(), HintError> {
+        let created = self.config.create_with_context(LogContext);
+        let consumer: BaseConsumer<LogContext> = created.map_err(RequestError::create)?;
+        let partitions =
+            self.assign(&consumer).map_err(RequestError::of_topic("assign the partitions", &self.topic))?;
         let watchdog = Watchdog::start(self.config.clone(), self.topic.clone(), partitions);
         let mut wanted = Instant::now();
         while !stop.is_cancelled() {
@@ -101,7 +114,7 @@ impl HintReader {
                 return Ok(());
             }
             if let Some(reason) = watchdog.verdict() {
-                return Err(reason);
+                return Err(reason.into());
             }
             match consumer.poll(POLL_INTERVAL) {
                 None => {}
@@ -115,7 +128,7 @@ impl HintReader {
                     tracing::debug!(%error, "cannot read hints");
                     self.monitor.set_caught_up(false);
                     if !is_transient(&error) {
-                        return Err(error.to_string());
+                        return Err(RequestError::of_topic("read a hint", &self.topic)(error).into());
                     }
                 }
             }
@@ -124,15 +137,15 @@ impl HintReader {
     }
 
     /// Assigns all partitions, from their ends. Returns their number.
-    fn assign(&self, consumer: &BaseConsumer<LogContext>) -> Result<usize, String> {
-        let metadata = consumer.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(|error| error.to_string())?;
+    fn assign(&self, consumer: &BaseConsumer<LogContext>) -> Result<usize, ClientError> {
+        let metadata = consumer.fetch_metadata(Some(&self.topic), TIMEOUT)?;
         let found = metadata.topics().iter().find(|topic| topic.name() == self.topic);
         let found = found.filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
         let mut list = TopicPartitionList::new();
-        for partition in found.ok_or("the topic is not there")?.partitions() {
-            list.add_partition_offset(&self.topic, partition.id(), Offset::End).map_err(|error| error.to_string())?;
+        for partition in found.ok_or_else(|| ClientError::MissingTopic(self.topic.clone()))?.partitions() {
+            list.add_partition_offset(&self.topic, partition.id(), Offset::End)?;
         }
-        consumer.assign(&list).map_err(|error| error.to_string())?;
+        consumer.assign(&list)?;
         Ok(list.count())
     }
 

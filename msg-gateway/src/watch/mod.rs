@@ -21,6 +21,7 @@ mod watcher;
 use std::sync::Arc;
 use std::time::Duration;
 
+use msg_common::config::SettingError;
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,9 +43,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Why the watch services could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// The pool could not be created.
-    #[error("database pool: {0}")]
-    Database(String),
+    /// The settings of the database cannot be used.
+    #[error(transparent)]
+    Database(#[from] SettingError),
     /// librdkafka rejected its settings.
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
@@ -73,7 +74,7 @@ impl WatchServices {
         }
         let options = &config.watch;
         let queries = WatchQueries::new(&config.database, options.watch_connections, budgets.catch_ups.clone());
-        let queries = Arc::new(queries.map_err(WatchError::Database)?);
+        let queries = Arc::new(queries?);
         let feed = Arc::new(Feed::new(options.watch_cache_bytes));
         let waiters = Waiters::new(Some(queries.clone()), budgets.stored_waiters.clone(), monitor.clone());
         let waiters = Arc::new(waiters);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::{try_join_all, try_join3};
 use metrics::{Counter, counter};
+use msg_common::config::SettingError;
 use msg_common::postgres::{DatabaseOptions, Purpose};
 use msg_common::proto::{MsgRecord, StoredMsg};
 use msg_common::table::{self, Digest};
@@ -151,7 +152,11 @@ pub(crate) struct StoredRow {
 impl WatchQueries {
     /// Creates pools of its own, because a waiter must not wait for a page that another caller reads. Watches that
     /// catch up share `catch_up` connections. Waiters, and watchers that have caught up, use the others.
-    pub(crate) fn new(options: &DatabaseOptions, catch_up: usize, catch_ups: Arc<Budget>) -> Result<Self, String> {
+    pub(crate) fn new(
+        options: &DatabaseOptions,
+        catch_up: usize,
+        catch_ups: Arc<Budget>,
+    ) -> Result<Self, SettingError> {
         let database = |connections| Database::new(options, connections, SESSION, Purpose::ReadPrimary);
         Ok(WatchQueries {
             shared: database(SHARED_TASKS)?,

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use msg_common::kafka::raw;
+use msg_common::error::chain;
+use msg_common::kafka::{ClientError, RequestError, raw};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
@@ -20,6 +21,17 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The timeout of a request to Kafka.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Why the hint reader has to be replaced.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum StallError {
+    #[error("the topic was recreated")]
+    Recreated,
+    #[error("the topic has {found} partitions, not {read} any more")]
+    Partitions { read: usize, found: usize },
+    #[error("the reader receives nothing of partition {0}, which has records")]
+    Silent(i32),
+}
+
 /// Checks one hint reader until it is dropped.
 pub(crate) struct Watchdog {
     shared: Arc<Shared>,
@@ -30,7 +42,7 @@ pub(crate) struct Watchdog {
 struct Shared {
     /// By partition: the next offset of the reader.
     received: Mutex<HashMap<i32, i64>>,
-    verdict: OnceLock<String>,
+    verdict: OnceLock<StallError>,
     done: AtomicBool,
 }
 
@@ -50,7 +62,7 @@ impl Watchdog {
     }
 
     /// Returns why the reader has to be replaced, if it has to.
-    pub(crate) fn verdict(&self) -> Option<String> {
+    pub(crate) fn verdict(&self) -> Option<StallError> {
         self.shared.verdict.get().cloned()
     }
 }
@@ -82,7 +94,7 @@ impl Checks {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(error, "cannot check the hint reader");
+                    tracing::debug!(error = chain(&error), "cannot check the hint reader");
                     // Use a new client for the next check: the old one may remember wrong metadata.
                     client = None;
                 }
@@ -91,40 +103,44 @@ impl Checks {
         }
     }
 
-    fn check(&mut self, client: &mut Option<BaseConsumer<LogContext>>) -> Result<Option<String>, String> {
+    fn check(&mut self, client: &mut Option<BaseConsumer<LogContext>>) -> Result<Option<StallError>, RequestError> {
         let client = match client {
             Some(client) => client,
-            None => client.insert(self.config.create_with_context(LogContext).map_err(|error| error.to_string())?),
+            None => {
+                let created = self.config.create_with_context(LogContext);
+                client.insert(created.map_err(RequestError::create)?)
+            }
         };
         // The client reads no records; its errors come this way.
         while client.poll(Duration::ZERO).is_some() {}
         let id = raw::topic_id(client.client(), &self.topic, REQUEST_TIMEOUT)?;
         if self.topic_id.is_some() && id.is_some() && id != self.topic_id {
-            return Ok(Some("the topic was recreated".into()));
+            return Ok(Some(StallError::Recreated));
         }
         self.topic_id = self.topic_id.or(id);
-        let count = partitions(client, &self.topic)?;
+        let count = partitions(client, &self.topic);
+        let count = count.map_err(RequestError::of_topic("read the partitions", &self.topic))?;
         if count != self.partitions {
-            return Ok(Some(format!("the topic has {count} partitions, not {} any more", self.partitions)));
+            return Ok(Some(StallError::Partitions { read: self.partitions, found: count }));
         }
         for partition in 0..i32::try_from(count).unwrap_or(i32::MAX) {
-            let (_, end) =
-                client.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT).map_err(|error| error.to_string())?;
+            let ends = client.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT);
+            let (_, end) = ends.map_err(RequestError::of_partition("read the end offsets", &self.topic, partition))?;
             let received = self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).copied();
             let now = Instant::now();
             let progress = self.progress.entry(partition).or_insert_with(|| Progress::new(end, now));
             if progress.is_stalled(end, received, now) {
-                return Ok(Some(format!("the reader gets nothing of partition {partition}, which has records")));
+                return Ok(Some(StallError::Silent(partition)));
             }
         }
         Ok(None)
     }
 }
 
-fn partitions(client: &BaseConsumer<LogContext>, topic: &str) -> Result<usize, String> {
-    let metadata = client.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(|error| error.to_string())?;
+fn partitions(client: &BaseConsumer<LogContext>, topic: &str) -> Result<usize, ClientError> {
+    let metadata = client.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
-    found.map(|found| found.partitions().len()).ok_or_else(|| "the topic is not there".into())
+    found.map(|found| found.partitions().len()).ok_or_else(|| ClientError::MissingTopic(topic.to_owned()))
 }
 
 /// What the reader has to receive of a partition.

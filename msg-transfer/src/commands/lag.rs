@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use msg_common::config::parse_duration;
+use msg_common::error::chain;
 use msg_common::partition::Partition;
 use msg_common::postgres::Purpose;
 use msg_common::shutdown;
 use serde::Serialize;
 
 use super::output::{OutputOptions, Table, or_dash};
-use super::{for_people, lag_reader, pool};
+use super::{CommandError, for_people, lag_reader, pool};
 use crate::config::Config;
 use crate::lag::{Lag, LagReader, PartitionLag};
 use crate::schema;
@@ -62,12 +63,12 @@ struct Line {
 }
 
 /// Prints the lag once, or again and again.
-pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let pool = pool(config, Purpose::ReadPrimary)?;
-    schema::check(&pool).await.map_err(|error| error.to_string())?;
+    schema::check(&pool).await?;
     let reader = lag_reader(config, pool)?;
     let Some(every) = options.watch else {
-        let lag = reader.read().await.map_err(|error| error.to_string())?;
+        let lag = reader.read().await?;
         options.output.print(&Report::of(&lag, config), || table(&lag))?;
         return Ok(ExitCode::SUCCESS);
     };
@@ -80,11 +81,16 @@ pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String>
 }
 
 /// Ends only with an error.
-async fn watch(reader: &LagReader, config: &Config, output: OutputOptions, every: Duration) -> Result<(), String> {
+async fn watch(
+    reader: &LagReader,
+    config: &Config,
+    output: OutputOptions,
+    every: Duration,
+) -> Result<(), CommandError> {
     loop {
         match reader.read().await {
             Ok(lag) => output.print(&Report::of(&lag, config), || table(&lag) + "\n")?,
-            Err(error) => tracing::warn!(%error, "the lag could not be read, will be tried again"),
+            Err(error) => tracing::warn!(error = chain(&error), "the lag could not be read, will be retried"),
         }
         tokio::time::sleep(every).await;
     }

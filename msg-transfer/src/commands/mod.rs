@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod dead_letters;
+mod error;
 pub mod lag;
 pub mod output;
 pub mod purge;
@@ -11,19 +12,22 @@ pub mod resume;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use msg_common::config::parse_duration;
-use msg_common::postgres::{Object, Pool, Purpose, describe_pool};
+use msg_common::config::{SettingError, parse_duration};
+use msg_common::error::chain;
+use msg_common::kafka::RequestError;
+use msg_common::postgres::{Object, Pool, Purpose};
 
+pub use self::error::CommandError;
 use crate::config::{Command, Config};
 use crate::lag::LagReader;
 use crate::schema::SchemaError;
-use crate::{failure, schema, session};
+use crate::{schema, session};
 
 /// How long `migrate` waits for those who hold a lock that it needs.
 const LOCKED_FOR: Duration = Duration::from_secs(300);
 
-/// Carries the command out. An error is one that the command has no better way to tell.
-pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, String> {
+/// Runs the command.
+pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, CommandError> {
     match command {
         Command::Migrate => migrate(config).await,
         Command::Healthcheck => healthcheck(config).await,
@@ -35,50 +39,44 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, String>
     }
 }
 
-async fn migrate(config: &Config) -> Result<ExitCode, String> {
+async fn migrate(config: &Config) -> Result<ExitCode, CommandError> {
     let deadline = Instant::now() + LOCKED_FOR;
     let applied = loop {
         match schema::migrate(&config.database).await {
             Ok(applied) => break applied,
-            Err(error @ SchemaError::Locked(_)) if Instant::now() < deadline => {
-                tracing::warn!(%error, "the schema cannot be migrated yet, will be tried again");
+            Err(error @ (SchemaError::Migrating | SchemaError::Locked { .. })) if Instant::now() < deadline => {
+                tracing::warn!(error = chain(&error), "the schema cannot be migrated yet, will be retried");
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(error.into()),
         }
     };
     tracing::info!(?applied, version = schema::needed(), "schema is up to date");
     Ok(ExitCode::SUCCESS)
 }
 
-async fn healthcheck(config: &Config) -> Result<ExitCode, String> {
+async fn healthcheck(config: &Config) -> Result<ExitCode, CommandError> {
     match msg_common::admin::probe(config.admin_listen, "/readyz").await {
         Ok((200, _)) => Ok(ExitCode::SUCCESS),
-        Ok((_, reasons)) => Err(reasons.trim_end().to_owned()),
-        Err(error) => Err(error.to_string()),
+        Ok((_, reasons)) => Err(CommandError::NotReady(reasons.trim_end().to_owned())),
+        Err(source) => Err(CommandError::Probe { address: config.admin_listen, source }),
     }
 }
 
 /// One connection, made when first used.
-fn pool(config: &Config, purpose: Purpose) -> Result<Pool, String> {
+fn pool(config: &Config, purpose: Purpose) -> Result<Pool, SettingError> {
     config.database.pool("msg-transfer", 1, &session::settings(&config.database), purpose)
 }
 
 /// The connection, to a database whose schema is this build's.
-async fn connect(config: &Config, purpose: Purpose) -> Result<Object, String> {
+async fn connect(config: &Config, purpose: Purpose) -> Result<Object, CommandError> {
     let pool = pool(config, purpose)?;
-    schema::check(&pool).await.map_err(|error| error.to_string())?;
-    pool.get().await.map_err(|error| describe_pool(&error))
+    schema::check(&pool).await?;
+    Ok(pool.get().await?)
 }
 
-/// Who tells of the topic and how far it is stored.
-fn lag_reader(config: &Config, pool: Pool) -> Result<LagReader, String> {
-    let reader = LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool);
-    reader.map_err(|error| format!("kafka: {error}"))
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-fn database_says(error: tokio_postgres::Error) -> String {
-    format!("database: {}", failure::describe(&error))
+/// Reads the topic, and how far it is stored.
+fn lag_reader(config: &Config, pool: Pool) -> Result<LagReader, RequestError> {
+    LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool)
 }
 
 /// Parses a moment: `2026-11-23T10:00:00Z`, or how long ago, such as `2h`.

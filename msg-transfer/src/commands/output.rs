@@ -8,6 +8,8 @@ use base64::prelude::BASE64_STANDARD;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::CommandError;
+
 /// In which form.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct OutputOptions {
@@ -27,7 +29,7 @@ pub enum Form {
 
 impl OutputOptions {
     /// Writes the result to standard output.
-    pub fn print(self, json: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), String> {
+    pub fn print(self, json: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), CommandError> {
         match self.output {
             Form::Table => write(&table()),
             Form::Json => write(&json_line(json)),
@@ -42,11 +44,11 @@ pub fn json_line(value: &impl Serialize) -> String {
     line
 }
 
-/// To standard output. A reader that went away has seen enough.
-pub fn write(text: &str) -> Result<(), String> {
+/// Writes to standard output. A reader that closed it has read enough.
+pub fn write(text: &str) -> Result<(), CommandError> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("standard output: {error}")),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CommandError::Output(error)),
         _ => Ok(()),
     }
 }

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use msg_common::partition::Partition;
-use msg_common::postgres::{Object, Purpose, describe_pool};
+use msg_common::postgres::{Object, Purpose};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::output::{OutputOptions, Table};
-use super::{database_says, lag_reader, pool};
+use super::{CommandError, lag_reader, pool};
 use crate::config::Config;
 use crate::schema;
 
@@ -66,13 +66,13 @@ struct Resumed {
 }
 
 /// Tells them.
-pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let pool = pool(config, Purpose::Write)?;
-    schema::check(&pool).await.map_err(|error| error.to_string())?;
+    schema::check(&pool).await?;
     let topic_id = lag_reader(config, pool.clone())?.topic_id().await?;
-    let mut client = pool.get().await.map_err(|error| describe_pool(&error))?;
+    let mut client = pool.get().await?;
     let asked = (!options.all).then_some(options.partitions.as_slice());
-    let resumed = resume(&mut client, topic_id, asked).await.map_err(database_says)?;
+    let resumed = resume(&mut client, topic_id, asked).await?;
     let found = |partition: &Partition| resumed.iter().any(|resumed| resumed.partition == *partition);
     let without_progress: Vec<Partition> = options.partitions.iter().copied().filter(|p| !found(p)).collect();
     for partition in &without_progress {

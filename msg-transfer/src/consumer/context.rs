@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use machine::driver::Driver;
 use msg_common::admin::Readiness;
+use msg_common::kafka::ClientError;
 use msg_common::kafka::cause::Causes;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
@@ -49,7 +50,7 @@ impl Context {
     }
 
     /// One turn of the driver: `Driver::turn`. An error says why the consumer cannot go on.
-    pub fn turn(&self, consumer: &BaseConsumer<Self>, stop: bool) -> Result<bool, String> {
+    pub fn turn(&self, consumer: &BaseConsumer<Self>, stop: bool) -> Result<bool, ClientError> {
         let mut driven = self.driven();
         let Driven { driver, outside } = &mut *driven;
         let goes_on = driver.turn(&mut Io { consumer, outside }, stop);

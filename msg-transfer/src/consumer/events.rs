@@ -5,6 +5,7 @@ use std::slice;
 
 use machine::driver::Happened;
 use machine::{Partition, RecordOffset};
+use msg_common::kafka::ClientError;
 use msg_common::kafka::events::pass_log_line;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
@@ -20,7 +21,7 @@ pub enum Polled {
     /// A topic as a whole cannot be consumed.
     Topic(RDKafkaRespErr, String),
     /// The consumer cannot go on.
-    Fatal(String),
+    Fatal(ClientError),
     /// Anything else that went wrong.
     Error(RDKafkaErrorCode, String),
 }
@@ -116,7 +117,7 @@ unsafe fn error(event: *mut rd::rd_kafka_event_t) -> Polled {
         let native = rd::rd_kafka_event_error(event);
         let (code, says) = (RDKafkaErrorCode::from(native), text(rd::rd_kafka_event_error_string(event)));
         if rd::rd_kafka_event_error_is_fatal(event) != 0 || code == RDKafkaErrorCode::Fatal {
-            return Polled::Fatal(says);
+            return Polled::Fatal(ClientError::Event { code, text: says });
         }
         let of = rd::rd_kafka_event_topic_partition(event);
         if of.is_null() {

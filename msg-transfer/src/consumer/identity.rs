@@ -35,8 +35,8 @@ impl TopicIdentity {
         TopicIdentity { former, state: Arc::default(), restart }
     }
 
-    /// Takes in what a broker tells, nothing where it is too old to. An error is what cannot be believed.
-    pub fn told(&self, id: Option<Uuid>) -> Result<Uuid, &'static str> {
+    /// Records the ID that a broker returned, `None` if it is too old to have one. Fails if the ID cannot be the present one.
+    pub fn record_topic_id(&self, id: Option<Uuid>) -> Result<Uuid, &'static str> {
         let mut state = self.state();
         let mut former = self.former.0.lock().unwrap_or_else(PoisonError::into_inner);
         let id = match (id, state.known) {
@@ -87,25 +87,25 @@ mod tests {
         let begin = || TopicIdentity::new(former.clone(), CancellationToken::new());
         let (old, new) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let first = begin();
-        assert_eq!(first.told(Some(old)), Ok(old));
+        assert_eq!(first.record_topic_id(Some(old)), Ok(old));
         first.missing();
-        assert!(first.told(None).is_err() && first.is_missing(), "it is not told that it is the same");
-        assert_eq!(first.told(Some(old)), Ok(old));
+        assert!(first.record_topic_id(None).is_err() && first.is_missing(), "it is not told that it is the same");
+        assert_eq!(first.record_topic_id(Some(old)), Ok(old));
         assert!(!first.is_missing() && !first.is_another() && !first.restart.is_cancelled());
-        assert!(first.told(Some(new)).is_err() && first.is_another() && first.restart.is_cancelled());
+        assert!(first.record_topic_id(Some(new)).is_err() && first.is_another() && first.restart.is_cancelled());
         // From a broker that has heard of nothing.
         let second = begin();
-        assert!(second.told(Some(old)).is_err());
-        assert_eq!(second.told(Some(new)), Ok(new));
-        assert!(second.told(Some(old)).is_err() && !second.is_another() && !second.restart.is_cancelled());
+        assert!(second.record_topic_id(Some(old)).is_err());
+        assert_eq!(second.record_topic_id(Some(new)), Ok(new));
+        assert!(second.record_topic_id(Some(old)).is_err() && !second.is_another() && !second.restart.is_cancelled());
     }
 
     #[test]
     fn brokers_that_tell_no_id_are_believed_until_one_does() {
         let identity = TopicIdentity::new(FormerTopics::default(), CancellationToken::new());
-        assert_eq!(identity.told(None), Ok(Uuid::nil()));
+        assert_eq!(identity.record_topic_id(None), Ok(Uuid::nil()));
         identity.missing();
-        assert_eq!(identity.told(None), Ok(Uuid::nil()));
+        assert_eq!(identity.record_topic_id(None), Ok(Uuid::nil()));
         assert!(!identity.is_missing());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use machine::consumer::start::Kept;
 use machine::{LeaderEpoch, NextOffset, Partition, Progress};
 use msg_common::kafka::cause::Causes;
-use msg_common::kafka::raw;
+use msg_common::kafka::{ClientError, raw};
 use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -50,20 +50,18 @@ impl KeptProbe {
         &self,
         rows: &[(Partition, LeaderEpoch)],
         timeout: Duration,
-    ) -> Result<HashMap<Partition, Kept>, String> {
+    ) -> Result<HashMap<Partition, Kept>, ClientError> {
         let mut known = HashMap::new();
         if rows.is_empty() {
             return Ok(known);
         }
-        let consumer: BaseConsumer<LogContext> =
-            self.config.create_with_context(LogContext(Causes::default())).map_err(|error| error.to_string())?;
+        let consumer: BaseConsumer<LogContext> = self.config.create_with_context(LogContext(Causes::default()))?;
         let deadline = Instant::now() + timeout;
         let mut list = TopicPartitionList::new();
         for (partition, _) in rows {
-            let added = list.add_partition_offset(&self.topic, *partition, Offset::End);
-            added.map_err(|error| error.to_string())?;
+            list.add_partition_offset(&self.topic, *partition, Offset::End)?;
         }
-        consumer.assign(&list).map_err(|error| error.to_string())?;
+        consumer.assign(&list)?;
         let epochs: HashMap<Partition, LeaderEpoch> = rows.iter().copied().collect();
         let mut unasked: Vec<Partition> = epochs.keys().copied().collect();
         while known.len() < epochs.len() && Instant::now() < deadline {
@@ -80,7 +78,7 @@ impl KeptProbe {
                 }
             }
         }
-        consumer.unassign().map_err(|error| error.to_string())?;
+        consumer.unassign()?;
         Ok(known)
     }
 
@@ -90,14 +88,13 @@ impl KeptProbe {
         consumer: &BaseConsumer<LogContext>,
         partitions: &[Partition],
         epochs: &HashMap<Partition, LeaderEpoch>,
-    ) -> Result<Vec<Partition>, String> {
+    ) -> Result<Vec<Partition>, ClientError> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
         let mut list = TopicPartitionList::new();
         for partition in partitions {
-            let added = list.add_partition_offset(&self.topic, *partition, Offset::Offset(BEYOND));
-            added.map_err(|error| error.to_string())?;
+            list.add_partition_offset(&self.topic, *partition, Offset::Offset(BEYOND))?;
         }
         raw::set_leader_epochs(&mut list, |partition| epochs.get(&partition).map_or(-1, |epoch| epoch.0));
         let millis = i32::try_from(STEP.as_millis()).unwrap_or(i32::MAX);

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine::consumer::start::{Kept, Known, Lost};
+use machine::lane::Failure;
 use machine::{ConnectionNumber, NextOffset, Partition, Progress, RecordOffset};
-use msg_common::kafka::ends::{self, Ends};
+use msg_common::error::chain;
+use msg_common::kafka::ends::{self, Answers, Ends};
 use msg_common::kafka::raw::topic_id;
+use msg_common::kafka::{ClientError, RequestError};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -45,15 +48,21 @@ pub struct Answer {
     pub dead: HashMap<Partition, Vec<RecordOffset>>,
 }
 
-/// Which of them did not answer.
+/// Why start offsets cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
-    /// Kafka.
-    #[error("kafka: {0}")]
-    Kafka(String),
-    /// The database.
-    #[error("database: {0}")]
-    Database(String),
+    /// A request to Kafka failed.
+    #[error("kafka")]
+    Kafka(#[from] RequestError),
+    /// The progress rows were not read or written.
+    #[error("database: {}", .0.text)]
+    Database(Failure),
+}
+
+impl From<Failure> for LookupError {
+    fn from(failure: Failure) -> Self {
+        LookupError::Database(failure)
+    }
 }
 
 impl Lookup {
@@ -72,8 +81,7 @@ impl Lookup {
     /// another process still stores, no row is above the end for that.
     pub async fn ask(&self, partitions: &[Partition], window: i64) -> Result<Answer, LookupError> {
         let topic_id = self.blocking(Lookup::topic_id).await?;
-        let loaded = self.progress.load(topic_id, partitions, window).await;
-        let loaded = loaded.map_err(|failure| LookupError::Database(failure.text))?;
+        let loaded = self.progress.load(topic_id, partitions, window).await?;
         let asked = partitions.to_vec();
         let committed = self.blocking(move |lookup| lookup.committed(&asked)).await?;
         let rows = loaded.rows.into_iter().collect();
@@ -81,7 +89,7 @@ impl Lookup {
         let (lookup, asked) = (self.clone(), partitions.to_vec());
         tokio::task::spawn_blocking(move || {
             if let Err(error) = lookup.find(topic_id, &asked, &committed, &rows, &sender) {
-                tracing::warn!(%error, "the ends of the partitions are not known");
+                tracing::warn!(error = chain(&error), "the ends of the partitions are not known");
             }
         });
         Ok(Answer { topic_id, connection_number: loaded.connection_number, partitions: receiver, dead: loaded.dead })
@@ -89,11 +97,11 @@ impl Lookup {
 
     async fn blocking<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&Lookup) -> Result<T, LookupError> + Send + 'static,
-    ) -> Result<T, LookupError> {
+        ask: impl FnOnce(&Lookup) -> Result<T, RequestError> + Send + 'static,
+    ) -> Result<T, RequestError> {
         let lookup = self.clone();
         let asked = tokio::task::spawn_blocking(move || ask(&lookup)).await;
-        asked.map_err(|error| LookupError::Kafka(error.to_string()))?
+        asked.map_err(RequestError::of_topic("send a request", &self.topic))?
     }
 
     /// Throws away what the client has to tell: its answers tell enough, and while Kafka is away it would pile up.
@@ -102,13 +110,13 @@ impl Lookup {
     }
 
     /// What the group has committed of each; a partition that is left out could not be read. Blocks.
-    fn committed(&self, partitions: &[Partition]) -> Result<HashMap<Partition, Option<NextOffset>>, LookupError> {
+    fn committed(&self, partitions: &[Partition]) -> Result<HashMap<Partition, Option<NextOffset>>, RequestError> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
             list.add_partition(&self.topic, *partition);
         }
         let committed = self.consumer.committed_offsets(list, TIMEOUT);
-        let committed = committed.map_err(|error| LookupError::Kafka(format!("committed offsets: {error}")))?;
+        let committed = committed.map_err(RequestError::of_topic("read the committed offsets", &self.topic))?;
         let mut offsets = HashMap::new();
         for element in committed.elements() {
             let partition = element.partition();
@@ -129,15 +137,15 @@ impl Lookup {
         committed: &HashMap<Partition, Option<NextOffset>>,
         rows: &HashMap<Partition, Progress>,
         report: &UnboundedSender<(Partition, Known)>,
-    ) -> Result<(), LookupError> {
+    ) -> Result<(), RequestError> {
         let asked: Vec<Partition> = partitions.iter().filter(|asked| committed.contains_key(asked)).copied().collect();
         let mut result = Ok(());
-        let each = |found: Vec<(Partition, Result<Ends, String>)>| {
+        let each = |found: Answers<Ends>| {
             // A topic made anew counts from 0 again: the one's offsets are not the other's.
             match self.topic_id() {
                 Ok(id) if id == topic_id => {}
                 Ok(_) => {
-                    result = Err(LookupError::Kafka("the topic's id is told by some brokers alone".to_owned()));
+                    result = Err(self.no_id(ClientError::TopicId("only some of the brokers return the topic's ID")));
                     return;
                 }
                 Err(error) => {
@@ -151,14 +159,14 @@ impl Lookup {
             });
             let asked: Vec<_> = asked.collect();
             let kept = self.kept.ask(&asked, TIMEOUT).unwrap_or_else(|error| {
-                tracing::warn!(error, "it is not known whether the logs are the same");
+                tracing::warn!(error = chain(&error), "it is not known whether the logs are the same");
                 HashMap::new()
             });
             for (partition, ends) in found {
                 let ends = match ends {
                     Ok(ends) => ends,
                     Err(error) => {
-                        tracing::warn!(partition, error, "the ends of the partition are not known");
+                        tracing::warn!(partition, error = chain(&error), "the ends of the partition are not known");
                         continue;
                     }
                 };
@@ -181,15 +189,18 @@ impl Lookup {
                 let _ = report.send((partition, known));
             }
         };
-        ends::read(self.consumer.client(), &self.topic, &asked, TIMEOUT, each).map_err(LookupError::Kafka)?;
+        ends::read(self.consumer.client(), &self.topic, &asked, TIMEOUT, each)?;
         result
     }
 
     /// Nil where the broker gives none. Blocks.
-    fn topic_id(&self) -> Result<Uuid, LookupError> {
-        let told = topic_id(self.consumer.client(), &self.topic, TIMEOUT);
-        let id = told.and_then(|told| self.identity.told(told).map_err(str::to_owned));
-        id.map_err(|error| LookupError::Kafka(format!("topic id: {error}")))
+    fn topic_id(&self) -> Result<Uuid, RequestError> {
+        let id = topic_id(self.consumer.client(), &self.topic, TIMEOUT)?;
+        self.identity.record_topic_id(id).map_err(|error| self.no_id(ClientError::TopicId(error)))
+    }
+
+    fn no_id(&self, error: ClientError) -> RequestError {
+        RequestError::of_topic("read the ID", &self.topic)(error)
     }
 
     /// Lowers a progress row: Kafka lost the records that it speaks of. An error means that the start has to be read again.
@@ -200,8 +211,7 @@ impl Lookup {
         partition: Partition,
         lost: &Lost,
     ) -> Result<(), LookupError> {
-        let lowered = self.progress.lower(topic_id, connection_number, partition, lost).await;
-        lowered.map_err(|failure| LookupError::Database(failure.text))
+        Ok(self.progress.lower(topic_id, connection_number, partition, lost).await?)
     }
 
     /// The topic's name.
@@ -218,7 +228,7 @@ impl Lookup {
     pub async fn same_topic(&self) {
         let lookup = self.clone();
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || lookup.topic_id()).await {
-            tracing::debug!(%error, "not known whether the topic is the same");
+            tracing::debug!(error = chain(&error), "not known whether the topic is the same");
         }
     }
 
@@ -227,11 +237,10 @@ impl Lookup {
         let ask = move |lookup: &Lookup| {
             let partitions: Vec<Partition> = expected.iter().map(|(partition, _)| *partition).collect();
             let mut known = HashMap::new();
-            let each = |found: Vec<(Partition, Result<Ends, String>)>| {
+            let each = |found: Answers<Ends>| {
                 known.extend(found.into_iter().filter_map(|(partition, ends)| Some((partition, ends.ok()?.end))));
             };
-            let read = ends::read(lookup.consumer.client(), &lookup.topic, &partitions, TIMEOUT, each);
-            read.map_err(LookupError::Kafka)?;
+            ends::read(lookup.consumer.client(), &lookup.topic, &partitions, TIMEOUT, each)?;
             expected.retain(|(partition, next)| known.get(partition).is_some_and(|end| *end > next.0));
             Ok(expected)
         };

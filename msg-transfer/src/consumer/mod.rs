@@ -12,25 +12,26 @@ pub mod raw;
 pub mod stalls;
 pub mod starts;
 
+use msg_common::kafka::ClientError;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio_util::sync::CancellationToken;
 
 use self::context::Context;
 
-/// Why the consumer cannot go on.
+/// Why the consumer cannot continue.
 #[derive(Debug, thiserror::Error)]
-#[error("the consumer cannot go on: {0}")]
-pub struct Fatal(String);
+#[error("the consumer cannot continue")]
+pub struct FatalError(#[source] ClientError);
 
 /// Consumes until `stop`: then drains, commits and leaves the group. Blocks its thread.
-pub fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<(), Fatal> {
+pub fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<(), FatalError> {
     let context = consumer.client().context().clone();
     context.open(&consumer);
     let result = loop {
         match context.turn(&consumer, stop.is_cancelled()) {
             Ok(true) => {}
             Ok(false) => break Ok(()),
-            Err(says) => break Err(Fatal(says)),
+            Err(error) => break Err(FatalError(error)),
         }
     };
     context.close();

@@ -10,7 +10,7 @@ use machine::driver::ProgressRow;
 use machine::lane::Failure;
 use machine::reference_connection::{Next, Query, ReferenceConnection};
 use machine::{ConnectionNumber, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
-use msg_common::postgres::{Cause, Object, Pool, Server};
+use msg_common::postgres::{DatabaseError, HostError, Object, Pool, Server};
 use msg_common::repeat::Repeats;
 use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
@@ -130,20 +130,20 @@ impl ProgressStore {
     }
 
     /// Returns the partitions that an operator has resumed since their start offset was read.
-    pub async fn resumed(&self, partitions: &[Partition]) -> Result<Vec<Partition>, String> {
+    pub async fn resumed(&self, partitions: &[Partition]) -> Result<Vec<Partition>, DatabaseError> {
         let (topic_id, known) = {
             let connection = self.connection.lock().await;
             (connection.topic_id, connection.resumed.clone())
         };
-        let client = self.pool.get().await.map_err(|error| failure::of_pool(&error).text)?;
+        let client = self.pool.get().await?;
         let query = async {
             let statement = client.prepare_cached(sql::LOAD_PROGRESS).await?;
             client.query(&statement, &[&topic_id, &partitions]).await
         };
         let error = match tokio::time::timeout(TIMEOUT, query).await {
             Ok(Ok(rows)) => return Ok(changed(&rows, &known)),
-            Ok(Err(error)) => failure::describe(&error),
-            Err(_) => "the database did not answer in time".to_owned(),
+            Ok(Err(error)) => error.into(),
+            Err(_) => DatabaseError::TimedOut(TIMEOUT),
         };
         drop(Object::take(client));
         Err(error)
@@ -290,11 +290,11 @@ impl Connection {
                 let verify = async |client: &Object| {
                     pool.manager().verify(client).await?;
                     match with_workers {
-                        true => known_workers(client).await.map_err(Cause::Driver),
+                        true => known_workers(client).await.map_err(HostError::Driver),
                         false => Ok(Vec::new()),
                     }
                 };
-                match self.query_with(query, verify, failure::of_cause).await {
+                match self.query_with(query, verify, failure::of_host).await {
                     Ok(workers) => self.keep_if_same(query, &workers),
                     Err(Failure { text: error, .. }) => {
                         tracing::warn!(error, "the connection that the starts were read over is gone");

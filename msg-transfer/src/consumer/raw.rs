@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use machine::driver::Fetched;
 use machine::{LeaderEpoch, Partition, RecordOffset};
+use msg_common::kafka::ClientError;
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
@@ -159,28 +160,32 @@ unsafe fn bytes<'a>(data: *mut std::ffi::c_void, length: usize) -> Option<&'a [u
 }
 
 /// Starts fetching these partitions, in a cooperative group; an empty list answers a rebalance.
-pub fn incremental_assign<C: ClientContext>(client: &Client<C>, list: &TopicPartitionList) -> Result<(), String> {
+pub fn incremental_assign<C: ClientContext>(client: &Client<C>, list: &TopicPartitionList) -> Result<(), ClientError> {
     // SAFETY: both are alive.
-    unsafe { taken(rd::rd_kafka_incremental_assign(client.native_ptr(), list.ptr())) }
+    unsafe { into_result(rd::rd_kafka_incremental_assign(client.native_ptr(), list.ptr())) }
 }
 
 /// Stops fetching these partitions, in a cooperative group; an empty list answers a rebalance.
-pub fn incremental_unassign<C: ClientContext>(client: &Client<C>, list: &TopicPartitionList) -> Result<(), String> {
+pub fn incremental_unassign<C: ClientContext>(
+    client: &Client<C>,
+    list: &TopicPartitionList,
+) -> Result<(), ClientError> {
     // SAFETY: both are alive.
-    unsafe { taken(rd::rd_kafka_incremental_unassign(client.native_ptr(), list.ptr())) }
+    unsafe { into_result(rd::rd_kafka_incremental_unassign(client.native_ptr(), list.ptr())) }
 }
 
 /// # Safety
 /// `error` is null or owned by the caller, who gives it away.
-unsafe fn taken(error: *mut rd::rd_kafka_error_t) -> Result<(), String> {
+unsafe fn into_result(error: *mut rd::rd_kafka_error_t) -> Result<(), ClientError> {
     if error.is_null() {
         return Ok(());
     }
     // SAFETY: as above; the text is copied before the error is destroyed.
     unsafe {
+        let code = rd::rd_kafka_error_code(error).into();
         let text = std::ffi::CStr::from_ptr(rd::rd_kafka_error_string(error)).to_string_lossy().into_owned();
         rd::rd_kafka_error_destroy(error);
-        Err(text)
+        Err(ClientError::Event { code, text })
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use machine::{NextOffset, Partition};
+use msg_common::error::chain;
+use msg_common::kafka::RequestError;
 use rdkafka::ClientConfig;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -126,15 +128,17 @@ impl Stalls {
         let (config, topic) = (self.config.clone(), self.topic.clone());
         let wanted: Vec<_> = behind.iter().map(|(partition, next)| (*partition, next.0)).collect();
         let read = move || {
-            let reader = Reader::new(&config, topic).map_err(|error| error.to_string())?;
+            let reader = Reader::new(&config, topic).map_err(RequestError::create)?;
             reader.written_at(&wanted)
         };
-        match tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string())) {
-            Ok(found) => found.written.into_keys().collect(),
-            Err(error) => {
-                tracing::debug!(error, "not known whether another client gets what we do not");
+        match tokio::task::spawn_blocking(read).await {
+            Ok(Ok(found)) => found.written.into_keys().collect(),
+            Ok(Err(error)) => {
+                tracing::debug!(error = chain(&error), "not known whether a fresh client receives the records");
                 Vec::new()
             }
+            // The process stops.
+            Err(_) => Vec::new(),
         }
     }
 }

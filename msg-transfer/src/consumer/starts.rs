@@ -8,6 +8,7 @@ use machine::consumer::start::Lost;
 use machine::consumer::{Event, start};
 use machine::{Assignment, Partition};
 use msg_common::admin::Readiness;
+use msg_common::error::chain;
 use msg_common::repeat::Repeats;
 
 use super::lookup::{Answer, Lookup, LookupError};
@@ -52,7 +53,8 @@ impl Resolve {
                         if let Some(lost) = &decision.lost
                             && let Err(error) = self.lower(&answer, partition, lost).await
                         {
-                            tracing::warn!(partition, %error, "progress row not lowered, the start is resolved again");
+                            let error = chain(&error);
+                            tracing::warn!(partition, error, "progress row not lowered, the start is resolved again");
                             continue;
                         }
                         let (_, assignment) = asked.swap_remove(at);
@@ -81,10 +83,11 @@ impl Resolve {
                     backoff.wait().await;
                 }
                 Err(error) => {
-                    if let Some(repeated) = NOT_RESOLVED.occurred(&error.to_string()) {
-                        tracing::warn!(%error, repeated, "starts not resolved, will be tried again");
+                    let error = chain(&error);
+                    if let Some(repeated) = NOT_RESOLVED.occurred(&error) {
+                        tracing::warn!(error, repeated, "start offsets not resolved, will be retried");
                     }
-                    readiness.not_ready("starts", error.to_string());
+                    readiness.not_ready("starts", error);
                     backoff.wait().await;
                 }
             }

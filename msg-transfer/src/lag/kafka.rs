@@ -4,8 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use msg_common::kafka::cause::{self, Causes};
-use msg_common::kafka::{ends, raw};
+use msg_common::error::chain;
+use msg_common::kafka::cause::Causes;
+use msg_common::kafka::{ClientError, RequestError, ends, raw};
 use msg_common::partition::Partition;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -100,14 +101,16 @@ impl Reader {
     }
 
     /// The topic's id; nil where the broker gives none.
-    pub fn topic_id(&self) -> Result<Uuid, String> {
+    pub fn topic_id(&self) -> Result<Uuid, RequestError> {
         let id = raw::topic_id(self.consumer.client(), &self.topic, TIMEOUT)?;
         Ok(id.unwrap_or_default())
     }
 
     /// The group as its coordinator describes it; `None` if there is none.
-    pub fn group(&self, group: &str) -> Result<Option<Group>, String> {
-        let list = self.consumer.fetch_group_list(Some(group), TIMEOUT).map_err(|error| cause::describe(&error))?;
+    pub fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
+        let list = self.consumer.fetch_group_list(Some(group), TIMEOUT);
+        let list =
+            list.map_err(|error| RequestError::Group { group: group.to_owned(), source: Box::new(error.into()) })?;
         let found = list.groups().iter().find(|found| found.name() == group);
         Ok(found.map(|found| Group {
             members: found.members().len(),
@@ -123,16 +126,18 @@ impl Reader {
     }
 
     /// The ends of these partitions, and which do not tell theirs.
-    pub fn ends(&self, partitions: &[Partition]) -> Result<(Vec<Ends>, Vec<Partition>), String> {
+    pub fn ends(&self, partitions: &[Partition]) -> Result<(Vec<Ends>, Vec<Partition>), RequestError> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
             list.add_partition(&self.topic, *partition);
         }
         let committed = self.consumer.committed_offsets(list, TIMEOUT);
-        let committed = committed.map_err(|error| format!("committed offsets: {}", self.explained(&error)))?;
+        const READ: &str = "read the committed offset";
+        let committed =
+            committed.map_err(RequestError::of_topic(READ, &self.topic)).map_err(|error| self.explained(error))?;
         let mut offsets = HashMap::new();
         for element in committed.elements() {
-            element.error().map_err(|error| format!("committed offset: {}", cause::describe(&error)))?;
+            element.error().map_err(RequestError::of_partition(READ, &self.topic, element.partition()))?;
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(offset),
                 _ => None,
@@ -147,7 +152,9 @@ impl Reader {
                         let committed = offsets.get(&partition).copied().flatten();
                         ends.push(Ends { partition, committed, start: found.start, end: found.end });
                     }
-                    Err(error) => tracing::warn!(partition, error, "the ends of the partition are not known"),
+                    Err(error) => {
+                        tracing::warn!(partition, error = chain(&error), "the ends of the partition are not known");
+                    }
                 }
             }
         })?;
@@ -158,24 +165,27 @@ impl Reader {
     }
 
     /// When the first record at or after each of these offsets was written. What does not come in time is left out.
-    pub fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<Oldest, String> {
+    pub fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<Oldest, RequestError> {
+        self.read_oldest(wanted).map_err(RequestError::of_topic("read the oldest record", &self.topic))
+    }
+
+    fn read_oldest(&self, wanted: &[(Partition, i64)]) -> Result<Oldest, ClientError> {
         if wanted.is_empty() {
             return Ok(Oldest::default());
         }
         let mut list = TopicPartitionList::new();
         for (partition, offset) in wanted {
-            let added = list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset));
-            added.map_err(|error| error.to_string())?;
+            list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset))?;
         }
-        self.consumer.assign(&list).map_err(|error| error.to_string())?;
+        self.consumer.assign(&list)?;
         let found = self.first_of_each(wanted.iter().map(|(partition, _)| *partition).collect());
         // Also after an error, or it would go on fetching; and a pause outlives the assignment.
-        self.consumer.resume(&list).map_err(|error| error.to_string())?;
-        self.consumer.unassign().map_err(|error| error.to_string())?;
+        self.consumer.resume(&list)?;
+        self.consumer.unassign()?;
         found
     }
 
-    fn first_of_each(&self, mut waiting: HashSet<Partition>) -> Result<Oldest, String> {
+    fn first_of_each(&self, mut waiting: HashSet<Partition>) -> Result<Oldest, ClientError> {
         let deadline = Instant::now() + TIMEOUT;
         let mut found = Oldest::default();
         while !waiting.is_empty() {
@@ -203,7 +213,7 @@ impl Reader {
                 Some(Err(KafkaError::MessageConsumption(
                     code @ (rdkafka::types::RDKafkaErrorCode::TopicAuthorizationFailed
                     | rdkafka::types::RDKafkaErrorCode::GroupAuthorizationFailed),
-                ))) => return Err(format!("reading a record: {code}")),
+                ))) => return Err(code.into()),
                 Some(Err(error)) => tracing::debug!(%error, "the oldest record is not there yet"),
                 Some(Ok(_)) | None => {}
             }
@@ -212,21 +222,21 @@ impl Reader {
     }
 
     /// The rest of a backlog would take the others' turn.
-    fn seen_enough_of(&self, partition: Partition) -> Result<(), String> {
+    fn seen_enough_of(&self, partition: Partition) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.topic, partition);
-        self.consumer.pause(&list).map_err(|error| error.to_string())
+        self.consumer.pause(&list)
     }
 
     /// An error, and its cause if the client met one: a right that is missing on the group is retried until the request times out.
-    fn explained(&self, error: &KafkaError) -> String {
+    fn explained(&self, error: RequestError) -> RequestError {
         let causes = &self.consumer.client().context().0;
         while let Some(event) = self.consumer.poll(Duration::ZERO) {
             if let Err(met) = event {
                 causes.note(&met, "");
             }
         }
-        causes.behind(cause::describe(error))
+        error.explained(causes)
     }
 
     /// Throws away what the client has to tell: while Kafka is away it would pile up.

@@ -10,18 +10,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use msg_common::kafka::events;
 use msg_common::kafka::topic::{self, Topic};
+use msg_common::kafka::{ClientError, RequestError, events};
 use msg_common::partition::Partition;
-use msg_common::postgres::{Pool, describe_pool};
+use msg_common::postgres::{DatabaseError, Pool};
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::error::KafkaResult;
 use uuid::Uuid;
 
 use self::kafka::{Ends, Group, LogContext, Reader, TIMEOUT};
-use crate::failure;
 use crate::lane::sql;
 
 /// Asks Kafka and the database. Cheap to clone.
@@ -63,15 +61,15 @@ pub struct PartitionLag {
     pub oldest: Option<SystemTime>,
 }
 
-/// Who did not answer.
+/// Why the lag cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LagError {
-    /// Kafka.
-    #[error("kafka: {0}")]
-    Kafka(String),
-    /// The database.
-    #[error("database: {0}")]
-    Database(String),
+    /// A request to Kafka failed.
+    #[error("kafka")]
+    Kafka(#[from] RequestError),
+    /// The progress rows were not read.
+    #[error("database")]
+    Database(#[from] DatabaseError),
 }
 
 impl Lag {
@@ -137,37 +135,33 @@ impl PartitionLag {
 
 impl LagReader {
     /// `config` names the group. Connects when first asked.
-    pub fn new(config: &ClientConfig, topic: String, pool: Pool) -> KafkaResult<Self> {
-        let admin = Arc::new(AdminClient::from_config_and_context(config, LogContext::default())?);
-        let reader = Arc::new(Reader::new(config, topic.clone())?);
-        Ok(LagReader { admin, reader, topic, pool })
+    pub fn new(config: &ClientConfig, topic: String, pool: Pool) -> Result<Self, RequestError> {
+        let admin = AdminClient::from_config_and_context(config, LogContext::default());
+        let admin = Arc::new(admin.map_err(RequestError::create)?);
+        let reader = Reader::new(config, topic.clone()).map_err(RequestError::create)?;
+        Ok(LagReader { admin, reader: Arc::new(reader), topic, pool })
     }
 
     /// The topic's settings.
-    pub async fn topic(&self) -> Result<Topic, topic::TopicError> {
+    pub async fn topic(&self) -> Result<Topic, RequestError> {
         self.describe(&self.topic).await
     }
 
     /// The settings of another topic.
-    pub async fn describe(&self, topic: &str) -> Result<Topic, topic::TopicError> {
+    pub async fn describe(&self, topic: &str) -> Result<Topic, RequestError> {
         let described = topic::describe(&self.admin, topic, TIMEOUT).await;
         events::drain(self.admin.inner());
-        described.map_err(|error| match error {
-            // A time-out or a lost connection does not say why; the client was told.
-            topic::TopicError::Unreachable(text) => {
-                topic::TopicError::Unreachable(self.admin.inner().context().0.behind(text))
-            }
-            error @ topic::TopicError::Missing(_) => error,
-        })
+        // A timeout or a lost connection does not name its cause. The client's callbacks may have received one.
+        described.map_err(|error| error.explained(&self.admin.inner().context().0))
     }
 
     /// The topic's id; nil where the broker gives none.
-    pub async fn topic_id(&self) -> Result<Uuid, String> {
+    pub async fn topic_id(&self) -> Result<Uuid, RequestError> {
         self.blocking(Reader::topic_id).await
     }
 
     /// The group; `None` if there is none.
-    pub async fn group(&self, group: &str) -> Result<Option<Group>, String> {
+    pub async fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
         let group = group.to_owned();
         self.blocking(move |reader| reader.group(&group)).await
     }
@@ -185,15 +179,14 @@ impl LagReader {
             reader.forget_events();
             Ok(())
         })
-        .await
-        .map_err(LagError::Kafka)?;
-        let topic = self.topic().await.map_err(|error| LagError::Kafka(error.to_string()))?;
-        let topic_id = self.topic_id().await.map_err(LagError::Kafka)?;
+        .await?;
+        let topic = self.topic().await?;
+        let topic_id = self.topic_id().await?;
         let partitions: Vec<Partition> = (0..topic.partitions).collect();
         let asked = partitions.clone();
-        let (ends, silent) = self.blocking(move |reader| reader.ends(&asked)).await.map_err(LagError::Kafka)?;
+        let (ends, silent) = self.blocking(move |reader| reader.ends(&asked)).await?;
         // After the ends: what is stored meanwhile makes the lag smaller, never larger than it was.
-        let progress = self.progress(topic_id, &partitions).await.map_err(LagError::Database)?;
+        let progress = self.progress(topic_id, &partitions).await?;
         let partitions = ends.into_iter().map(|ends| lag_of(ends, progress.get(&ends.partition).copied())).collect();
         Ok(Lag { topic_id, topic, partitions, silent })
     }
@@ -202,7 +195,7 @@ impl LagReader {
     pub async fn add_ages(&self, lag: &mut Lag) -> Result<(), LagError> {
         let behind = lag.partitions.iter().filter(|lag| lag.behind() > 0);
         let wanted: Vec<_> = behind.map(|lag| (lag.partition, lag.next().max(lag.start))).collect();
-        let oldest = self.blocking(move |reader| reader.written_at(&wanted)).await.map_err(LagError::Kafka)?;
+        let oldest = self.blocking(move |reader| reader.written_at(&wanted)).await?;
         for lag in &mut lag.partitions {
             lag.oldest = oldest.written.get(&lag.partition).copied();
         }
@@ -215,36 +208,43 @@ impl LagReader {
     }
 
     /// When the oldest record of each partition that has any was written; an error unless all of them tell.
-    pub async fn oldest_kept(&self) -> Result<HashMap<Partition, SystemTime>, LagError> {
-        let topic = self.topic().await.map_err(|error| LagError::Kafka(error.to_string()))?;
+    pub async fn oldest_kept(&self) -> Result<HashMap<Partition, SystemTime>, RequestError> {
+        let topic = self.topic().await?;
         let partitions: Vec<Partition> = (0..topic.partitions).collect();
-        let (ends, silent) = self.blocking(move |reader| reader.ends(&partitions)).await.map_err(LagError::Kafka)?;
+        let (ends, silent) = self.blocking(move |reader| reader.ends(&partitions)).await?;
         if !silent.is_empty() {
-            return Err(LagError::Kafka(format!("partitions {silent:?} do not tell their ends")));
+            return Err(RequestError::of_topic("read the end offsets", &self.topic)(ClientError::Silent(silent)));
         }
         let wanted: Vec<_> = ends.iter().filter(|ends| ends.end > ends.start).map(|e| (e.partition, e.start)).collect();
         let asked = wanted.clone();
-        let found = self.blocking(move |reader| reader.written_at(&asked)).await.map_err(LagError::Kafka)?.written;
-        if found.len() < wanted.len() {
-            return Err(LagError::Kafka("a partition's oldest record did not come in time".to_owned()));
+        let found = self.blocking(move |reader| reader.written_at(&asked)).await?.written;
+        match wanted.iter().find(|(partition, _)| !found.contains_key(partition)) {
+            Some((partition, _)) => {
+                let error = RequestError::of_partition("read the oldest record", &self.topic, *partition);
+                Err(error(ClientError::TimedOut))
+            }
+            None => Ok(found),
         }
-        Ok(found)
     }
 
-    async fn progress(&self, topic_id: Uuid, partitions: &[Partition]) -> Result<HashMap<Partition, i64>, String> {
-        let client = self.pool.get().await.map_err(|error| describe_pool(&error))?;
-        let statement = client.prepare_cached(sql::LOAD_PROGRESS).await.map_err(|error| failure::describe(&error))?;
-        let rows = client.query(&statement, &[&topic_id, &partitions]).await;
-        let rows = rows.map_err(|error| failure::describe(&error))?;
+    async fn progress(
+        &self,
+        topic_id: Uuid,
+        partitions: &[Partition],
+    ) -> Result<HashMap<Partition, i64>, DatabaseError> {
+        let client = self.pool.get().await?;
+        let statement = client.prepare_cached(sql::LOAD_PROGRESS).await?;
+        let rows = client.query(&statement, &[&topic_id, &partitions]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&Reader) -> Result<T, String> + Send + 'static,
-    ) -> Result<T, String> {
+        ask: impl FnOnce(&Reader) -> Result<T, RequestError> + Send + 'static,
+    ) -> Result<T, RequestError> {
         let reader = self.reader.clone();
-        tokio::task::spawn_blocking(move || ask(&reader)).await.map_err(|error| error.to_string())?
+        let asked = tokio::task::spawn_blocking(move || ask(&reader)).await;
+        asked.map_err(RequestError::of_topic("send a request", &self.topic))?
     }
 }
 

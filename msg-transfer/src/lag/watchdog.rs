@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::admin::Readiness;
+use msg_common::error::chain;
 use msg_common::partition::Partition;
 use tokio::time::MissedTickBehavior;
 
@@ -75,7 +76,12 @@ impl Watchdog {
                 match self.reader.add_ages(&mut lag).await {
                     Ok(()) => gauges::ages(&lag, SystemTime::now()),
                     // The gauges keep their last values; readiness reports what is unavailable.
-                    Err(error) => tracing::debug!(%error, "the lag in time could not be measured, will be retried"),
+                    Err(error) => {
+                        tracing::debug!(
+                            error = chain(&error),
+                            "the lag in time could not be measured, will be retried"
+                        );
+                    }
                 }
             }
             let stalled = self.stalled(&mut observed, &lag).await;
@@ -140,14 +146,14 @@ impl Watchdog {
     }
 
     fn unknown(&self, error: &LagError, since: &mut Option<(Instant, bool)>) {
-        tracing::debug!(%error, "the lag could not be measured, will be retried");
+        tracing::debug!(error = chain(error), "the lag could not be measured, will be retried");
         let LagError::Kafka(error) = error else { return };
         let (since, reported) = since.get_or_insert((Instant::now(), false));
         // Once: the error's text may be another one each time.
         if !*reported && since.elapsed() >= self.stall_timeout {
             *reported = true;
             let topic = &self.topic;
-            self.readiness.not_ready("lag", format!("not known whether records of {topic} wait: {error}"));
+            self.readiness.not_ready("lag", format!("not known whether records of {topic} wait: {}", chain(error)));
         }
     }
 }

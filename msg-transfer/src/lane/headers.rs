@@ -48,11 +48,16 @@ pub struct Header<'a> {
     pub value: Option<&'a [u8]>,
 }
 
-/// All of them, in order; an error where they are cut off.
-pub fn unpack(mut packed: &[u8]) -> Result<Vec<Header<'_>>, String> {
+/// Packed headers whose end is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the packed headers are truncated")]
+pub struct TruncatedError;
+
+/// Returns all of them, in order.
+pub fn unpack(mut packed: &[u8]) -> Result<Vec<Header<'_>>, TruncatedError> {
     let mut headers = Vec::new();
     while !packed.is_empty() {
-        let (header, rest) = one(packed).ok_or("its packed headers are cut off")?;
+        let (header, rest) = one(packed).ok_or(TruncatedError)?;
         headers.push(header);
         packed = rest;
     }

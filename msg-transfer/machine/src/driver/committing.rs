@@ -1,6 +1,8 @@
 //! Makes progress durable in the machine's order: first the progress rows, then the offsets in Kafka.
 
-use super::{Driver, Io, PendingCommit, ProgressRow, Record, Report, TopicIs};
+use std::error::Error;
+
+use super::{CommitTimedOut, Driver, Io, PendingCommit, ProgressRow, Record, Report, TopicIs};
 use crate::consumer::{CommitPoint, Event};
 
 impl<R: Record> Driver<R> {
@@ -33,15 +35,15 @@ impl<R: Record> Driver<R> {
         while let Some((round, result)) = io.poll_commit() {
             // A late result of a round that timed out says nothing about the current one.
             if self.commit.as_ref().is_some_and(|commit| commit.round == round) {
-                self.commit_ended(io, result.err().as_deref());
+                self.commit_ended(io, result.err().as_ref().map(|error| error as _));
             }
         }
         if self.commit.as_ref().is_some_and(|commit| io.now() >= commit.deadline) {
-            self.commit_ended(io, Some("timed out"));
+            self.commit_ended(io, Some(&CommitTimedOut));
         }
     }
 
-    fn commit_ended(&mut self, io: &mut impl Io<Record = R>, error: Option<&str>) {
+    fn commit_ended(&mut self, io: &mut impl Io<Record = R>, error: Option<&(dyn Error + 'static)>) {
         self.commit = None;
         io.report(Report::Committed(error.map_or(Ok(()), Err)));
         self.handle(io, if error.is_none() { Event::Committed } else { Event::CommitFailed });

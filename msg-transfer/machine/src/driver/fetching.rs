@@ -27,11 +27,11 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    fn assign(
+    fn assign<I: Io<Record = R>>(
         &mut self,
-        io: &mut impl Io<Record = R>,
+        io: &mut I,
         starting: &BTreeMap<Partition, FetchStart>,
-    ) -> Result<(), String> {
+    ) -> Result<(), I::Error> {
         for (partition, start) in starting {
             let retried = self.failing.contains_key(partition);
             io.report(Report::Fetching { partition: *partition, from: start.from, retried });
@@ -66,7 +66,7 @@ impl<R: Record> Driver<R> {
         Self::report_rejected(io, "stop fetching", unassigned);
     }
 
-    pub(super) fn report_rejected(io: &mut impl Io<Record = R>, call: &'static str, result: Result<(), String>) {
+    pub(super) fn report_rejected<I: Io<Record = R>>(io: &mut I, call: &'static str, result: Result<(), I::Error>) {
         if let Err(error) = result {
             io.report(Report::Rejected(call, &error));
         }

@@ -2,6 +2,7 @@
 //! librdkafka and tasks, the simulator with models.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
@@ -85,6 +86,8 @@ pub enum TopicIs {
 pub trait Kafka {
     /// The record type.
     type Record: Record;
+    /// What the client reports when it rejects a call.
+    type Error: Error + 'static;
 
     /// Returns the next event, if one is queued.
     fn poll(&mut self) -> Option<Happened>;
@@ -94,11 +97,11 @@ pub trait Kafka {
 
     /// Starts to fetch these partitions. Without partitions it only responds to the group. Fails if one cannot be
     /// fetched: then none is fetched.
-    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), String>;
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), Self::Error>;
 
     /// Stops fetching these partitions and discards their fetched records. Without partitions it only responds to the
     /// group.
-    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String>;
+    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), Self::Error>;
 
     /// Forwards the partition's own queue to the queue of records from now on, including the records in it.
     fn forward(&mut self, partition: Partition);
@@ -113,10 +116,10 @@ pub trait Kafka {
     fn topic_is(&self) -> TopicIs;
 
     /// Sends an offset commit. `poll_commit` returns its result with the same `round`.
-    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String>;
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), Self::Error>;
 
     /// Returns the result of an offset commit, if one has arrived.
-    fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)>;
+    fn poll_commit(&mut self) -> Option<(usize, Result<(), Self::Error>)>;
 }
 
 /// The rest of the process: lanes, tasks, the clock, and the reports to operators.
@@ -178,6 +181,18 @@ pub struct ProgressRow {
     pub connection_number: ConnectionNumber,
 }
 
+/// An offset commit without a result at its deadline.
+#[derive(Debug)]
+pub struct CommitTimedOut;
+
+impl fmt::Display for CommitTimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("timed out")
+    }
+}
+
+impl Error for CommitTimedOut {}
+
 /// The state of an assigned partition, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -231,7 +246,7 @@ pub enum Report<'a> {
     /// The fetch of a partition starts. `retried`: the fetch before it failed.
     Fetching { partition: Partition, from: Progress, retried: bool },
     /// The client rejected this call with this error.
-    Rejected(&'static str, &'a str),
+    Rejected(&'static str, &'a (dyn Error + 'static)),
     /// All halted partitions, each with the reason.
     Halted(&'a BTreeMap<Partition, String>),
     /// All partitions whose fetch fails.
@@ -240,8 +255,8 @@ pub enum Report<'a> {
     Recovered(Partition, u32),
     /// This number of records was consumed.
     Consumed(usize),
-    /// The result of an offset commit.
-    Committed(Result<(), &'a str>),
+    /// The result of an offset commit; `CommitTimedOut` if it has none.
+    Committed(Result<(), &'a (dyn Error + 'static)>),
     /// The state of each assigned partition.
     States(&'a [(Partition, State)]),
     /// The lowest offset that may be received next of each fetched partition; `None` if no record is consumed for now.

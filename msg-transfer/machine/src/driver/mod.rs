@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 pub use self::failing::Failing;
 pub use self::io::{
-    FetchError, FetchStart, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State, Surroundings, TopicIs,
+    CommitTimedOut, FetchError, FetchStart, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State,
+    Surroundings, TopicIs,
 };
 use self::releasing::Releasing;
 use self::throttling::ThrottledRecords;

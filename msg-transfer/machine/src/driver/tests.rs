@@ -1,6 +1,7 @@
 //! The order of the driver's calls. One struct stands for Kafka and the rest of the process.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -41,7 +42,7 @@ struct Outside {
     events: VecDeque<Happened>,
     reported: VecDeque<Event>,
     records: VecDeque<Plain>,
-    results: VecDeque<(usize, Result<(), String>)>,
+    results: VecDeque<(usize, Result<(), Infallible>)>,
     /// The driver's calls, in order.
     calls: Vec<String>,
     passed: Vec<RecordRef>,
@@ -49,6 +50,7 @@ struct Outside {
 
 impl Kafka for Outside {
     type Record = Plain;
+    type Error = Infallible;
 
     fn poll(&mut self) -> Option<Happened> {
         self.events.pop_front()
@@ -58,12 +60,12 @@ impl Kafka for Outside {
         false
     }
 
-    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), String> {
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), Infallible> {
         self.calls.push(format!("assign {:?}", starting.keys()));
         Ok(())
     }
 
-    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String> {
+    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), Infallible> {
         self.calls.push(format!("unassign {partitions:?}"));
         Ok(())
     }
@@ -82,12 +84,12 @@ impl Kafka for Outside {
         TopicIs::Same
     }
 
-    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String> {
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), Infallible> {
         self.calls.push(format!("commit {} as {round}", points[0].next));
         Ok(())
     }
 
-    fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)> {
+    fn poll_commit(&mut self) -> Option<(usize, Result<(), Infallible>)> {
         self.results.pop_front()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use msg_common::error::chain;
 use msg_common::postgres::{Object, Pool, Refusal, describe_pool};
 
 use super::{Findings, Options};
@@ -55,8 +56,7 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
         Ok(client) => client,
         Err(error) => {
             let error = describe_pool(&error);
-            return findings
-                .failed("database", format!("{error}; look at --database-url, the network, and the server"));
+            return findings.failed("database", format!("{error}; check --database-url, the network, and the server"));
         }
     };
     findings.ok("database", "it answers");
@@ -77,7 +77,9 @@ async fn check_direct(pool: &Pool, findings: &mut Findings) {
             findings.ok("sessions", "each keeps its server process: no pooler in transaction mode is in between")
         }
         Ok(Some(shown)) => findings.failed("sessions", Refusal::Pooler(shown).to_string()),
-        Err(error) => findings.warning("sessions", format!("not known whether a pooler is in between: {error}")),
+        Err(error) => {
+            findings.warning("sessions", format!("not known whether a pooler is in between: {}", chain(&error)));
+        }
     }
 }
 
@@ -154,7 +156,7 @@ async fn check_schema(config: &Config, pool: &Pool, findings: &mut Findings) {
             findings
                 .warning("schema", format!("{says}: the service migrates at its start, or run `msg-transfer migrate`"));
         }
-        Err(error) => findings.failed("schema", error.to_string()),
+        Err(error) => findings.failed("schema", chain(&error)),
     }
 }
 

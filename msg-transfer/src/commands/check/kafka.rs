@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
-use msg_common::kafka::topic::{Topic, TopicError};
+use msg_common::error::chain;
+use msg_common::kafka::topic::Topic;
 use msg_common::limits::{DEFAULT_CONTENT_BYTES, Limits};
 use msg_common::postgres::Pool;
 
@@ -23,20 +24,20 @@ const ASSIGNOR: &str = "cooperative-sticky";
 pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
     let reader = match lag_reader(config, pool.clone()) {
         Ok(reader) => reader,
-        Err(error) => return findings.failed("brokers", error),
+        Err(error) => return findings.failed("brokers", chain(&error)),
     };
     let name = &config.kafka.kafka_topic;
     match reader.topic().await {
-        Err(TopicError::Unreachable(error)) => {
-            let brokers = &config.kafka.kafka_brokers;
+        Err(error) if error.is_missing_topic() => {
+            findings.ok("brokers", format!("{} answer", config.kafka.kafka_brokers));
+            return findings.failed("topic", format!("{}; create it, or correct --kafka-topic", chain(&error)));
+        }
+        Err(error) => {
+            let (brokers, error) = (&config.kafka.kafka_brokers, chain(&error));
             return findings.failed(
                 "brokers",
-                format!("{brokers}: {error}; look at --kafka-brokers, the network, and the client's rights"),
+                format!("{brokers}: {error}; check --kafka-brokers, the network, and the client's rights"),
             );
-        }
-        Err(error @ TopicError::Missing(_)) => {
-            findings.ok("brokers", format!("{} answer", config.kafka.kafka_brokers));
-            return findings.failed("topic", format!("{error}: create it, or correct --kafka-topic"));
         }
         Ok(topic) => {
             findings.ok("brokers", format!("{} answer", config.kafka.kafka_brokers));
@@ -46,7 +47,9 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
     }
     check_hints(config, &reader, findings).await;
     match reader.topic_id().await {
-        Err(error) => findings.failed("topic id", format!("{error}; the client needs the right to describe the topic")),
+        Err(error) => {
+            findings.failed("topic id", format!("{}; the client needs the right to describe the topic", chain(&error)));
+        }
         Ok(id) if id.is_nil() => findings.warning(
             "topic id",
             "the brokers give none (they are older than 3.1): a topic made anew under the same name cannot be told from \
@@ -61,9 +64,11 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
             check_stalled(config, &reader, lag, findings).await;
         }
         Err(LagError::Kafka(error)) => {
+            let error = chain(&error);
             findings.failed("lag", format!("{error}; the client needs the right to read the topic and the group"));
         }
         Err(LagError::Database(error)) => {
+            let error = chain(&error);
             findings.warning("lag", format!("not known without the database's progress rows: {error}"));
         }
     }
@@ -113,8 +118,9 @@ async fn check_hints(config: &Config, reader: &LagReader, findings: &mut Finding
         Err(error) => findings.warning(
             "hints",
             format!(
-                "{error}: who waits for a message to be stored, or watches an inbox, hears of it later; create it with one \
-                 partition, or set --hints-topic to none"
+                "{}: calls that wait for a message to be stored, and watches, respond later; create it with one partition, or set \
+                 --hints-topic to none",
+                chain(&error)
             ),
         ),
     }
@@ -123,7 +129,7 @@ async fn check_hints(config: &Config, reader: &LagReader, findings: &mut Finding
 async fn check_group(config: &Config, reader: &LagReader, findings: &mut Findings) {
     let name = &config.consumer.group_id;
     match reader.group(name).await {
-        Err(error) => findings.failed("group", format!("{name}: {error}")),
+        Err(error) => findings.failed("group", chain(&error)),
         Ok(Some(group)) if group.members > 0 => {
             findings.ok("group", format!("{name} is {}, members: {}", group.state, group.members));
             check_members(config, &group, findings);

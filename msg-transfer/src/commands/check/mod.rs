@@ -14,7 +14,7 @@ use msg_common::postgres::Purpose;
 use serde::Serialize;
 
 use super::output::{OutputOptions, Table};
-use super::pool;
+use super::{CommandError, pool};
 use crate::config::Config;
 
 /// Its flags.
@@ -83,7 +83,7 @@ struct Report {
 }
 
 /// Checks everything; exit code 1 if something failed.
-pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let mut findings = Findings::default();
     // Reading them would have ended the process.
     findings.ok("configuration", "every setting is good");

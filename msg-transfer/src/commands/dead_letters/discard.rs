@@ -15,7 +15,8 @@ use uuid::Uuid;
 use super::filter::{Filter, Walk};
 use super::letter::Summary;
 use crate::commands::output::{OutputOptions, Table};
-use crate::commands::{connect, database_says, rfc3339};
+use crate::commands::purge::horizon;
+use crate::commands::{CommandError, connect, rfc3339};
 use crate::config::Config;
 
 const DELETE: &str = "
@@ -71,12 +72,12 @@ struct Report {
 }
 
 /// Deletes them, a page in each transaction.
-pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let stop = shutdown::between_steps();
     let client = connect(config, Purpose::Write).await?;
     // The server's clock: it is the one that wrote the times.
-    let now: SystemTime = client.query_one("SELECT now()", &[]).await.map_err(database_says)?.get(0);
-    let horizon = now.checked_sub(options.older_than).ok_or("--older-than is too long")?;
+    let now: SystemTime = client.query_one("SELECT now()", &[]).await?.get(0);
+    let horizon = horizon(now, options.older_than)?;
     let until = options.filter.until.map_or(horizon, |until| until.min(horizon));
     let filter = Filter { until: Some(until), ..options.filter.clone() };
     let mut report = Report {
@@ -94,12 +95,12 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
             report.stopped = true;
             break;
         }
-        let page = walk.next(&client).await.map_err(database_says)?;
+        let page = walk.next(&client).await?;
         if page.is_empty() {
             break;
         }
         if !options.dry_run {
-            delete(&client, &page).await.map_err(database_says)?;
+            delete(&client, &page).await?;
         }
         report.discarded += page.len() as u64;
         report.never_replayed += page.iter().filter(|letter| letter.replayed_at.is_none()).count() as u64;

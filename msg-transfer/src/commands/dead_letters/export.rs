@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -11,10 +11,11 @@ use msg_common::partition::Partition;
 use msg_common::postgres::Purpose;
 use serde::Serialize;
 
+use super::LetterError;
 use super::filter::{Filter, Walk};
 use super::letter::Letter;
 use crate::commands::output::{base64, json_line, write};
-use crate::commands::{connect, database_says, rfc3339};
+use crate::commands::{CommandError, connect, rfc3339};
 use crate::config::Config;
 
 /// Its flags.
@@ -53,40 +54,40 @@ struct HeaderLine {
 }
 
 /// Writes them, one at a time.
-pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let client = connect(config, Purpose::ReadPrimary).await?;
     let topic = &config.kafka.kafka_topic;
-    let mut file = options.file.as_ref().map(create).transpose()?;
+    let failed = |source| CommandError::File { path: options.file.clone().unwrap_or_default(), source };
+    let mut file = options.file.as_deref().map(create).transpose().map_err(failed)?;
     let mut walk = Walk::new(topic, &options.filter);
     let mut exported = 0_u64;
     loop {
-        let page = walk.next(&client).await.map_err(database_says)?;
+        let page = walk.next(&client).await?;
         if page.is_empty() {
             break;
         }
         for summary in page {
-            let Some(letter) = Letter::fetch(&client, topic, summary.place).await.map_err(database_says)? else {
+            let Some(letter) = Letter::fetch(&client, topic, summary.place).await? else {
                 continue;
             };
             let line = json_line(&Line::of(topic, &letter)?);
             match &mut file {
-                Some(file) => file.write_all(line.as_bytes()).map_err(|error| format!("--file: {error}"))?,
+                Some(file) => file.write_all(line.as_bytes()).map_err(failed)?,
                 None => write(&line)?,
             }
             exported += 1;
         }
     }
     if let Some(file) = file {
-        finish(file).map_err(|error| format!("--file: {error}"))?;
+        finish(file).map_err(failed)?;
     }
     tracing::info!(exported, "dead letters exported");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Never over another file, and for nobody else to read.
-fn create(path: &PathBuf) -> Result<BufWriter<File>, String> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    file.map(BufWriter::new).map_err(|error| format!("--file {}: {error}", path.display()))
+/// Never replaces another file, and only this user may read it.
+fn create(path: &Path) -> std::io::Result<BufWriter<File>> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(BufWriter::new)
 }
 
 fn finish(file: BufWriter<File>) -> std::io::Result<()> {
@@ -94,12 +95,11 @@ fn finish(file: BufWriter<File>) -> std::io::Result<()> {
 }
 
 impl Line {
-    fn of(topic: &str, letter: &Letter) -> Result<Self, String> {
+    fn of(topic: &str, letter: &Letter) -> Result<Self, LetterError> {
         let summary = &letter.summary;
         let place = summary.place;
         let headers = letter
-            .headers()
-            .map_err(|error| format!("partition {} offset {}: {error}", place.partition, place.offset))?
+            .headers()?
             .into_iter()
             .map(|header| HeaderLine { key_base64: base64(header.key), value_base64: header.value.map(base64) });
         Ok(Line {

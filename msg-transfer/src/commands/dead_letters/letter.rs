@@ -8,6 +8,7 @@ use msg_common::record::{self, DecodeError, Record};
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
+use super::LetterError;
 use crate::lane::headers::{Header, unpack};
 
 const SELECT: &str = "
@@ -117,13 +118,14 @@ impl Letter {
     }
 
     /// The record's headers.
-    pub(super) fn headers(&self) -> Result<Vec<Header<'_>>, String> {
-        unpack(&self.headers)
+    pub(super) fn headers(&self) -> Result<Vec<Header<'_>>, LetterError> {
+        let Place { partition, offset, .. } = self.summary.place;
+        unpack(&self.headers).map_err(|source| LetterError::Headers { partition, offset, source })
     }
 
     /// The message in it, as a transfer of this build reads it.
     pub(super) fn decode(&self) -> Result<Record, DecodeError> {
-        let headers = self.headers().map_err(DecodeError::Undecodable)?;
+        let headers = unpack(&self.headers).map_err(|error| DecodeError::Undecodable(error.to_string()))?;
         let version = headers.iter().rev().find(|header| header.key == record::VERSION_HEADER.as_bytes());
         let value = self.value.clone().map(Into::into);
         record::decode(self.key.as_deref(), version.and_then(|header| header.value), value)

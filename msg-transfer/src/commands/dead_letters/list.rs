@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::filter::{Filter, Walk};
 use super::letter::Summary;
 use crate::commands::output::{OutputOptions, Table, harmless, or_dash};
-use crate::commands::{connect, database_says, rfc3339};
+use crate::commands::{CommandError, connect, rfc3339};
 use crate::config::Config;
 
 /// How many are listed when no limit is given.
@@ -50,7 +50,7 @@ struct Line {
 }
 
 /// Lists them.
-pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let client = connect(config, Purpose::ReadPrimary).await?;
     let limit = options.filter.limit.unwrap_or(LIMIT);
     // One more, which tells whether there are more.
@@ -58,7 +58,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     let mut walk = Walk::new(&config.kafka.kafka_topic, &filter);
     let mut found = Vec::new();
     loop {
-        let page = walk.next(&client).await.map_err(database_says)?;
+        let page = walk.next(&client).await?;
         if page.is_empty() {
             break;
         }

@@ -1,6 +1,7 @@
 //! `msg-transfer dead-letters`: the records that were kept aside, and how they get a second chance.
 
 mod discard;
+mod error;
 mod export;
 mod filter;
 mod letter;
@@ -13,6 +14,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+pub use self::error::{LetterError, ReplayError};
+use super::CommandError;
 use crate::config::Config;
 
 /// What to do with them.
@@ -46,7 +49,7 @@ impl Command {
 }
 
 /// Carries it out.
-pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, String> {
+pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, CommandError> {
     match command {
         Command::List(options) => list::run(config, options).await,
         Command::Show(options) => show::run(config, options).await,

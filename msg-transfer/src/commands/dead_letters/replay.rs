@@ -11,11 +11,12 @@ use msg_common::shutdown;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::ReplayError;
 use super::filter::{Filter, Walk};
 use super::letter::{Letter, Place, Summary};
 use super::send::Sender;
 use crate::commands::output::{OutputOptions, Table};
-use crate::commands::{connect, database_says, lag_reader, pool};
+use crate::commands::{CommandError, connect, lag_reader, pool};
 use crate::config::Config;
 
 /// Records that are sent before their answers are awaited, …
@@ -86,7 +87,7 @@ struct Report {
 }
 
 /// Replays them.
-pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let stop = shutdown::between_steps();
     let client = connect(config, Purpose::Write).await?;
     let sender = sender(config, options).await?;
@@ -95,7 +96,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     let mut report = Report { topic: topic.clone(), dry_run: options.dry_run, ..Report::default() };
     let mut walk = Walk::new(topic, &filter);
     'walk: loop {
-        let page = walk.next(&client).await.map_err(database_says)?;
+        let page = walk.next(&client).await?;
         if page.is_empty() {
             break;
         }
@@ -120,21 +121,18 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
 }
 
 /// The gateways' count has to fit the topic, as they demand it themselves.
-async fn sender(config: &Config, options: &Options) -> Result<Sender, String> {
-    let topic =
-        lag_reader(config, pool(config, Purpose::Write)?)?.topic().await.map_err(|error| format!("kafka: {error}"))?;
-    if topic.partitions < options.topic_partitions {
-        return Err(format!(
-            "the topic has {} partitions, fewer than --topic-partitions {}: give the gateways' count",
-            topic.partitions, options.topic_partitions
-        ));
+async fn sender(config: &Config, options: &Options) -> Result<Sender, CommandError> {
+    let topic = lag_reader(config, pool(config, Purpose::Write)?)?.topic().await?;
+    let (found, wanted) = (topic.partitions, options.topic_partitions);
+    if found < wanted {
+        return Err(ReplayError::Partitions { topic: config.kafka.kafka_topic.clone(), found, wanted }.into());
     }
-    Sender::new(&config.kafka, topic.max_message_bytes, options.topic_partitions)
+    Ok(Sender::new(&config.kafka, topic.max_message_bytes, wanted)?)
 }
 
 /// What comes back as a new dead letter meanwhile is not replayed again, for ever.
-async fn until_now(client: &Object, options: &Options) -> Result<Filter, String> {
-    let now: SystemTime = client.query_one("SELECT now()", &[]).await.map_err(database_says)?.get(0);
+async fn until_now(client: &Object, options: &Options) -> Result<Filter, tokio_postgres::Error> {
+    let now: SystemTime = client.query_one("SELECT now()", &[]).await?.get(0);
     let mut filter = options.filter.clone();
     filter.until = Some(filter.until.map_or(now, |until| until.min(now)));
     filter.not_replayed = !options.again;
@@ -166,12 +164,12 @@ async fn replay(
     dry_run: bool,
     chunk: &[Summary],
     report: &mut Report,
-) -> Result<(), String> {
+) -> Result<(), CommandError> {
     let mut sent = Vec::with_capacity(chunk.len());
     let mut failed = None;
     for summary in chunk {
         // One that is gone meanwhile was purged, so it had been replayed.
-        let found = Letter::fetch(client, &report.topic, summary.place).await.map_err(database_says)?;
+        let found = Letter::fetch(client, &report.topic, summary.place).await?;
         let Some(letter) = found else { continue };
         if letter.has_lost_content() {
             report.without_content += 1;
@@ -201,23 +199,17 @@ async fn replay(
                 tracing::debug!(from = ?place, partition, offset, "replayed");
                 confirmed.push(place);
             }
-            Err(error) => failed = failed.or(Some((place, error))),
+            Err(error) => failed = failed.or(Some((place, error.into()))),
         }
     }
-    mark(client, &confirmed).await.map_err(|error| {
-        format!(
-            "{}; {} records were sent again and are not marked, so the next run repeats them, which is harmless",
-            database_says(error),
-            confirmed.len()
-        )
-    })?;
+    let marked = mark(client, &confirmed).await;
+    marked.map_err(|error| ReplayError::NotMarked { sent: confirmed.len(), source: error.into() })?;
     report.replayed += confirmed.len() as u64;
     match failed {
         None => Ok(()),
-        Some((place, error)) => Err(format!(
-            "partition {} offset {}: {error}; {} were replayed and marked, and the rest is as before",
-            place.partition, place.offset, report.replayed
-        )),
+        Some((Place { partition, offset, .. }, source)) => {
+            Err(ReplayError::NotSent { partition, offset, replayed: report.replayed, source }.into())
+        }
     }
 }
 

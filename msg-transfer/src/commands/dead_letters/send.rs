@@ -1,6 +1,6 @@
 //! The producer that replays: a record goes out as it was, with the settings that a gateway's has.
 
-use msg_common::kafka::{KafkaOptions, raw};
+use msg_common::kafka::{ClientError, KafkaOptions, RequestError, raw};
 use msg_common::partition::{Partition, partition_for};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -8,6 +8,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 
+use super::error::SendError;
 use super::letter::Letter;
 
 /// Sends records.
@@ -34,7 +35,11 @@ impl ClientContext for Log {
 
 impl Sender {
     /// To a topic that takes records of this size, spread over so many partitions.
-    pub(super) fn new(kafka: &KafkaOptions, max_message_bytes: usize, partitions: Partition) -> Result<Self, String> {
+    pub(super) fn new(
+        kafka: &KafkaOptions,
+        max_message_bytes: usize,
+        partitions: Partition,
+    ) -> Result<Self, RequestError> {
         let mut config = kafka.client_config();
         config
             .set("acks", "all")
@@ -44,29 +49,29 @@ impl Sender {
             .set("socket.timeout.ms", "8000")
             // What librdkafka takes at most.
             .set("message.max.bytes", max_message_bytes.clamp(1_000_000, 1_000_000_000).to_string());
-        let producer = config.create_with_context(Log).map_err(|error| format!("kafka: {error}"))?;
+        let producer = config.create_with_context(Log).map_err(RequestError::create)?;
         Ok(Sender { producer, partitions })
     }
 
     /// Hands it to the client, in order with the others of its key. A record without a key goes where an empty one would.
-    pub(super) fn send(&self, topic: &str, letter: &Letter) -> Result<Sent, String> {
+    pub(super) fn send(&self, topic: &str, letter: &Letter) -> Result<Sent, SendError> {
         let headers = letter.headers()?.into_iter().map(|header| (header.key, header.value));
         let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(topic)
             .partition(partition_for(letter.key.as_deref().unwrap_or_default(), self.partitions))
             .headers(raw::headers(headers)?);
         record.key = letter.key.as_deref();
         record.payload = letter.value.as_deref();
-        self.producer.send_result(record).map(Sent).map_err(|(error, _)| error.to_string())
+        self.producer.send_result(record).map(Sent).map_err(|(error, _)| ClientError::from(error).into())
     }
 }
 
 impl Sent {
     /// Where it lies, once every in-sync replica has it.
-    pub(super) async fn confirmed(self) -> Result<(Partition, i64), String> {
+    pub(super) async fn confirmed(self) -> Result<(Partition, i64), ClientError> {
         match self.0.await {
             Ok(Ok(Delivery { partition, offset, .. })) => Ok((partition, offset)),
-            Ok(Err((error, _))) => Err(error.to_string()),
-            Err(_) => Err("the producer ended without an answer".to_owned()),
+            Ok(Err((error, _))) => Err(error.into()),
+            Err(_) => Err(ClientError::Stopped),
         }
     }
 }

@@ -12,9 +12,10 @@ use prost::Message;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::LetterError;
 use super::letter::Letter;
 use crate::commands::output::{OutputOptions, base64, bytes_for_people, harmless};
-use crate::commands::{connect, database_says, rfc3339};
+use crate::commands::{CommandError, connect, rfc3339};
 use crate::config::Config;
 
 /// Its flags.
@@ -82,7 +83,7 @@ struct MessageText {
 }
 
 /// Shows it.
-pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let client = connect(config, Purpose::ReadPrimary).await?;
     let topic = &config.kafka.kafka_topic;
     let letter = find(&client, topic, options).await?;
@@ -91,28 +92,27 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn find(client: &Object, topic: &str, options: &Options) -> Result<Letter, String> {
+async fn find(client: &Object, topic: &str, options: &Options) -> Result<Letter, CommandError> {
     let (partition, offset) = (options.partition, options.offset);
     let found = Letter::find(client, topic, partition, offset, options.topic_id, options.leader_epoch).await;
-    let found = found.map_err(database_says)?;
-    let place = |letter: &Letter| {
-        let place = letter.summary.place;
-        format!("--topic-id {} --leader-epoch={}", place.topic_id, place.leader_epoch)
-    };
-    let places: Vec<String> = found.iter().map(place).collect();
-    let mut found = found.into_iter();
-    match (found.next(), found.next()) {
-        (Some(letter), None) => Ok(letter),
-        (None, _) => Err(format!("{topic} has no dead letter in partition {partition} at offset {offset}")),
-        (Some(_), Some(_)) => Err(format!(
-            "there is more than one, of topics with this name or because Kafka lost records: choose one with {}",
-            places.join(" or ")
-        )),
+    let mut found = found?;
+    let topic = topic.to_owned();
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => Err(LetterError::Missing { topic, partition, offset }.into()),
+        _ => {
+            let flags = |letter: &Letter| {
+                let place = letter.summary.place;
+                format!("--topic-id {} --leader-epoch={}", place.topic_id, place.leader_epoch)
+            };
+            let choices = found.iter().map(flags).collect();
+            Err(LetterError::Several { topic, partition, offset, choices }.into())
+        }
     }
 }
 
 impl Report {
-    fn of(topic: &str, letter: &Letter, content: bool) -> Result<Self, String> {
+    fn of(topic: &str, letter: &Letter, content: bool) -> Result<Self, LetterError> {
         let summary = &letter.summary;
         let message = letter.value.as_deref().and_then(|value| MsgRecord::decode(value).ok());
         let message = message.and_then(|record| MessageText::of(record, content));

@@ -15,8 +15,10 @@ use msg_common::shutdown;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+pub use self::floor::HorizonError;
+pub(super) use self::floor::horizon;
 use super::output::{OutputOptions, Table};
-use super::{connect, database_says, rfc3339};
+use super::{CommandError, connect, rfc3339};
 use crate::config::Config;
 
 /// How often progress is told.
@@ -82,13 +84,13 @@ struct Purge {
 }
 
 /// Deletes what is old.
-pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String> {
+pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let stop = shutdown::between_steps();
     let client = connect(config, Purpose::Write).await?;
     floor::check(config, options.older_than).await?;
     // The server's clock: it is the one that wrote the times.
-    let now: SystemTime = client.query_one("SELECT now()", &[]).await.map_err(database_says)?.get(0);
-    let horizon = now.checked_sub(options.older_than).ok_or("--older-than is too long")?;
+    let now: SystemTime = client.query_one("SELECT now()", &[]).await?.get(0);
+    let horizon = horizon(now, options.older_than)?;
     let mut purge = Purge {
         client,
         horizon,
@@ -106,9 +108,9 @@ pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, String>
         },
         told: Instant::now(),
     };
-    purge.messages().await.map_err(database_says)?;
+    purge.messages().await?;
     if options.dead_letters {
-        purge.dead_letters(&config.kafka.kafka_topic).await.map_err(database_says)?;
+        purge.dead_letters(&config.kafka.kafka_topic).await?;
     }
     let report = purge.report;
     options.output.print(&report, || table(&report))?;

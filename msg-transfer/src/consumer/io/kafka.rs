@@ -6,6 +6,7 @@ use std::time::Duration;
 use machine::consumer::CommitPoint;
 use machine::driver::{FetchStart, Fetched, Happened, Kafka, TopicIs};
 use machine::{Millis, Partition, Progress};
+use msg_common::kafka::ClientError;
 use msg_common::kafka::raw::set_leader_epochs;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
@@ -19,6 +20,7 @@ use crate::lane::item::RawRecord;
 
 impl Kafka for Io<'_> {
     type Record = RawRecord;
+    type Error = ClientError;
 
     fn poll(&mut self) -> Option<Happened> {
         loop {
@@ -26,8 +28,8 @@ impl Kafka for Io<'_> {
             match events.poll(self.consumer.client())? {
                 Polled::Happened(happened) => return Some(happened),
                 Polled::Topic(code, says) => self.topic_failed(code, &says),
-                Polled::Fatal(says) => {
-                    self.outside.fatal = Some(says);
+                Polled::Fatal(error) => {
+                    self.outside.fatal = Some(error);
                     return None;
                 }
                 Polled::Error(code, says) => {
@@ -42,12 +44,12 @@ impl Kafka for Io<'_> {
         self.consumer.assignment_lost()
     }
 
-    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), String> {
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), ClientError> {
         let list = self.list_at(starting.iter().map(|(partition, start)| (*partition, start.from)));
         raw::incremental_assign(self.consumer.client(), &list)
     }
 
-    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String> {
+    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), ClientError> {
         let list = self.list(partitions.iter().map(|partition| (*partition, Offset::Invalid)));
         raw::incremental_unassign(self.consumer.client(), &list)
     }
@@ -79,7 +81,7 @@ impl Kafka for Io<'_> {
         }
     }
 
-    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String> {
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), ClientError> {
         let list = self.list_at(points.iter().map(|point| (point.partition, point.progress())));
         let sent = match &self.outside.queues {
             Some(queues) => queues.commits.commit(self.consumer.client(), &list, round),
@@ -88,7 +90,7 @@ impl Kafka for Io<'_> {
         self.read(sent)
     }
 
-    fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)> {
+    fn poll_commit(&mut self) -> Option<(usize, Result<(), ClientError>)> {
         let (round, result) = self.outside.queues.as_ref()?.commits.poll()?;
         Some((round, self.read(result)))
     }
@@ -114,13 +116,13 @@ impl Io<'_> {
     }
 
     /// The result of a commit.
-    fn read(&self, result: Result<(), RDKafkaErrorCode>) -> Result<(), String> {
+    fn read(&self, result: Result<(), RDKafkaErrorCode>) -> Result<(), ClientError> {
         result.map_err(|error| {
             if matches!(error, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopicId) {
                 // No commit before its ID is known again: it could be another topic by then.
                 self.outside.parts.lookup.identity().missing();
             }
-            error.to_string()
+            error.into()
         })
     }
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use machine::consumer::Event;
 use msg_common::admin::Readiness;
+use msg_common::kafka::ClientError;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
 
@@ -61,7 +62,7 @@ pub struct Outside {
     /// Saves of progress that failed in a row.
     failed_saves: Arc<AtomicUsize>,
     /// Why the consumer cannot go on.
-    fatal: Option<String>,
+    fatal: Option<ClientError>,
 }
 
 /// librdkafka's queues.
@@ -100,7 +101,7 @@ impl Outside {
     }
 
     /// Why the consumer cannot go on, if it cannot.
-    pub fn fatal(&self) -> Option<String> {
+    pub fn fatal(&self) -> Option<ClientError> {
         self.fatal.clone()
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use machine::Partition;
 use machine::consumer::Action;
 use machine::driver::{Failing, Report};
+use msg_common::error::chain;
 use msg_common::repeat::Repeats;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
@@ -77,15 +78,15 @@ impl Io<'_> {
                     tracing::info!(partition, from, leader_epoch, "fetching");
                 }
             }
-            Report::Rejected(what, error) => tracing::warn!(what, error, "rejected by the consumer"),
+            Report::Rejected(what, error) => tracing::warn!(what, error = chain(*error), "rejected by the consumer"),
             Report::Halted(halted) => self.show_halted(halted),
             Report::Failing(failing) => self.show_failing(failing),
             Report::Recovered(partition, attempts) => tracing::info!(partition, attempts, "fetching again"),
             Report::Consumed(count) => metrics::consumed(*count),
             Report::Committed(result) => {
                 metrics::committed(result.is_ok());
-                if let Err(error) = result
-                    && let Some(repeated) = NOT_COMMITTED.occurred(error)
+                if let Err(error) = result.map_err(chain)
+                    && let Some(repeated) = NOT_COMMITTED.occurred(&error)
                 {
                     tracing::warn!(error, repeated, "offsets not committed, will be retried");
                 }

@@ -10,6 +10,7 @@ use machine::driver::{ProgressRow, Report, Surroundings};
 use machine::failure::Class;
 use machine::lane::Failure;
 use machine::{Assignment, Millis, Partition};
+use msg_common::error::chain;
 use msg_common::repeat::Repeats;
 
 use super::Io;
@@ -122,7 +123,9 @@ impl Surroundings<RawRecord> for Io<'_> {
                     tracing::info!(partitions = ?resumed, "resumed by an operator");
                     let _ = report.send(Event::Resumed(resumed));
                 }
-                Err(error) => tracing::debug!(error, "not known whether an operator has resumed partitions"),
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "not known whether an operator has resumed partitions");
+                }
             }
         });
     }

@@ -72,9 +72,9 @@ async fn purge_fails_for_messages_that_kafka_may_still_have() {
         assert_eq!(remaining(&world).await["bob"], [1, 2, 3], "{text}");
     };
     assert_rejected("purge --older-than 6days", &[], "below the topic's retention of 7days").await;
-    assert_rejected("purge --older-than 90days", &[("KAFKA_BROKERS", "127.0.0.1:1")], "when Kafka answers").await;
+    assert_rejected("purge --older-than 90days", &[("KAFKA_BROKERS", "127.0.0.1:1")], "when Kafka responds").await;
     stack().await.kafka().create_topic("purge_unlimited", 1, &[("retention.ms", "-1")]).await.unwrap();
-    assert_rejected("purge --older-than 90days", &[("KAFKA_TOPIC", "purge_unlimited")], "for ever").await;
+    assert_rejected("purge --older-than 90days", &[("KAFKA_TOPIC", "purge_unlimited")], "without limit").await;
     run(&world, "purge").await.assert_code(64);
     run(&world, "purge --older-than 90days --batch-rows 0").await.assert_code(64);
     // The first record is older than the retention. Kafka keeps it, because the younger one is in the same segment.

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use machine::consumer::{Action, CommitPoint, Event, LaneNumber, RecordRef};
-use machine::driver::{self, FetchStart, Fetched, Happened, Kafka, ProgressRow, Report, Surroundings, TopicIs};
+use machine::driver::{
+    self, CommitTimedOut, FetchStart, Fetched, Happened, Kafka, ProgressRow, Report, Surroundings, TopicIs,
+};
 use machine::lane::{Entry, Kind, Message};
 use machine::reference_connection::Query;
 use machine::{Assignment, Epoch, LeaderEpoch, Millis, Partition, Reason, RecordOffset};
 
+use super::library::Rejected;
 use super::reference::Requester;
 use super::{DAMAGED, Parts};
 use crate::database::Statement;
@@ -77,6 +80,7 @@ impl Io<'_> {
 
 impl Kafka for Io<'_> {
     type Record = Record;
+    type Error = Rejected;
 
     fn poll(&mut self) -> Option<Happened> {
         let happened = self.parts.library.poll(self.env)?;
@@ -89,7 +93,7 @@ impl Kafka for Io<'_> {
         self.parts.library.membership.is_lost()
     }
 
-    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), String> {
+    fn incremental_assign(&mut self, starting: &BTreeMap<Partition, FetchStart>) -> Result<(), Rejected> {
         self.meanwhile();
         self.trace_step(|| format!("assigns {starting:?}"));
         let topic = |epoch: Epoch| {
@@ -101,7 +105,7 @@ impl Kafka for Io<'_> {
         self.parts.library.incremental_assign(&starting, self.env)
     }
 
-    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), String> {
+    fn incremental_unassign(&mut self, partitions: &BTreeSet<Partition>) -> Result<(), Rejected> {
         self.meanwhile();
         self.trace_step(|| format!("unassigns {partitions:?}"));
         let released = self.parts.library.incremental_unassign(partitions, self.env)?.unwrap_or_default();
@@ -135,7 +139,7 @@ impl Kafka for Io<'_> {
         TopicIs::Same
     }
 
-    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), String> {
+    fn commit(&mut self, points: &[CommitPoint], round: usize) -> Result<(), Rejected> {
         let parts = &self.parts;
         self.env.kafka.commits.push_back(CommitRequest {
             process: parts.number,
@@ -150,10 +154,10 @@ impl Kafka for Io<'_> {
         Ok(())
     }
 
-    fn poll_commit(&mut self) -> Option<(usize, Result<(), String>)> {
+    fn poll_commit(&mut self) -> Option<(usize, Result<(), Rejected>)> {
         let (round, accepted) = self.parts.library.commit_results.pop_front()?;
         self.parts.busy = true;
-        Some((round, if accepted { Ok(()) } else { Err("rejected".into()) }))
+        Some((round, if accepted { Ok(()) } else { Err(Rejected("the coordinator rejects the commit")) }))
     }
 }
 
@@ -218,7 +222,7 @@ impl Surroundings<Record> for Io<'_> {
             Report::DrainExpired => self.env.count(Fact::DrainExpired),
             Report::ReleaseExpired => self.env.count(Fact::ReleaseExpired),
             Report::Rejected(call, error) => self.env.violate(format!("librdkafka rejects: {call}: {error}")),
-            Report::Committed(Err("timed out")) => self.env.count(Fact::OffsetsNotConfirmed),
+            Report::Committed(Err(error)) if error.is::<CommitTimedOut>() => self.env.count(Fact::OffsetsNotConfirmed),
             Report::Expected(None) => self.env.count(Fact::AtLimit),
             Report::Turn { inflight, .. } => self.parts.check_bounds(inflight, self.env),
             _ => {}

@@ -14,6 +14,8 @@ mod fetching;
 mod membership;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::error::Error;
+use std::fmt::{self, Display};
 
 use machine::driver::{FetchError, Fetched, Happened};
 use machine::{LeaderEpoch, Partition, Progress, RecordOffset};
@@ -23,6 +25,18 @@ use super::failure;
 use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::log::Record;
+
+/// A call that the client rejects.
+#[derive(Debug)]
+pub(crate) struct Rejected(pub(crate) &'static str);
+
+impl Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Error for Rejected {}
 
 /// A partition on the list of fetched partitions.
 #[derive(Debug)]
@@ -195,10 +209,10 @@ impl Library {
         &mut self,
         starting: &BTreeMap<Partition, (u32, Progress)>,
         env: &mut Env,
-    ) -> Result<(), String> {
+    ) -> Result<(), Rejected> {
         if let Some(partition) = starting.keys().find(|partition| self.fetches.contains_key(partition)) {
             env.violate(format!("librdkafka: partition {partition} is assigned already"));
-            return Err("the partition is assigned already".into());
+            return Err(Rejected("the partition is assigned already"));
         }
         for (partition, (topic, from)) in starting {
             let (position, leader_epoch) = (from.next.0, from.leader_epoch);
@@ -225,10 +239,10 @@ impl Library {
         &mut self,
         partitions: &BTreeSet<Partition>,
         env: &mut Env,
-    ) -> Result<Option<Vec<Partition>>, String> {
+    ) -> Result<Option<Vec<Partition>>, Rejected> {
         if let Some(partition) = partitions.iter().find(|partition| !self.fetches.contains_key(partition)) {
             env.violate(format!("librdkafka: partition {partition} is not assigned"));
-            return Err("the partition is not assigned".into());
+            return Err(Rejected("the partition is not assigned"));
         }
         for partition in partitions {
             if self.fetches.remove(partition).is_some_and(|fetch| fetch.started) {

@@ -1,0 +1,203 @@
+//! Why a request to Kafka failed: what was requested of which topic, partition or group, and what the client reported.
+
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::task::JoinError;
+
+use super::cause::{Causes, describe};
+use crate::partition::Partition;
+
+/// A request to Kafka that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The client could not be created.
+    #[error("cannot create a Kafka client")]
+    Create(#[source] Box<ClientError>),
+    /// A request about a topic.
+    #[error("cannot {request} of topic {topic}")]
+    Topic {
+        /// A verb and its object, such as `read the ID`.
+        request: &'static str,
+        /// The topic's name.
+        topic: String,
+        /// What the client reported.
+        #[source]
+        source: Box<ClientError>,
+    },
+    /// A request about a partition.
+    #[error("cannot {request} of topic {topic} partition {partition}")]
+    Partition {
+        /// A verb and its object.
+        request: &'static str,
+        /// The topic's name.
+        topic: String,
+        /// The partition.
+        partition: Partition,
+        /// What the client reported.
+        #[source]
+        source: Box<ClientError>,
+    },
+    /// A request about a consumer group.
+    #[error("cannot describe group {group}")]
+    Group {
+        /// The group's ID.
+        group: String,
+        /// What the client reported.
+        #[source]
+        source: Box<ClientError>,
+    },
+}
+
+/// What a client reported of a request. An error of librdkafka is no `source`: its text is here already, with what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// librdkafka returned this error.
+    #[error("{}", describe(.0))]
+    Kafka(KafkaError),
+    /// librdkafka returned this error with a text of its own.
+    #[error("{text}")]
+    Event {
+        /// The error's code.
+        code: RDKafkaErrorCode,
+        /// librdkafka's text.
+        text: String,
+    },
+    /// The error does not name the cause that the client's callbacks were given.
+    #[error("{error}: {cause}")]
+    Explained {
+        /// The error.
+        error: Box<ClientError>,
+        /// The cause, and what to do.
+        cause: String,
+    },
+    /// The brokers know no such topic.
+    #[error("topic {0} does not exist")]
+    MissingTopic(String),
+    /// Some brokers return the ID of another topic, or none.
+    #[error("{0}")]
+    TopicId(&'static str),
+    /// A broker leaves settings out if the user lacks the right to read them. rust-rdkafka does not pass that error on.
+    #[error("the broker does not return {0}: the Kafka user lacks a right on the topic; grant it DESCRIBE_CONFIGS")]
+    NotDescribed(String),
+    /// A setting has a value that cannot be read.
+    #[error("{name} is {value}, expected a number")]
+    NotANumber {
+        /// The setting's name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// The partition has no leader.
+    #[error("it has no leader; check the brokers")]
+    NoLeader,
+    /// There was no response in time.
+    #[error("no response in time")]
+    TimedOut,
+    /// These partitions have no leader, or it did not respond in time.
+    #[error("no response of the leaders of partitions {0:?} in time; check the brokers")]
+    Silent(Vec<Partition>),
+    /// The response does not fit the request.
+    #[error("the response has {0} topics, expected 1")]
+    Unexpected(usize),
+    /// The process stops before the request has ended.
+    #[error("the process stops")]
+    Stopped,
+}
+
+impl From<KafkaError> for ClientError {
+    fn from(error: KafkaError) -> Self {
+        ClientError::Kafka(error)
+    }
+}
+
+impl From<RDKafkaErrorCode> for ClientError {
+    fn from(code: RDKafkaErrorCode) -> Self {
+        ClientError::Kafka(KafkaError::Global(code))
+    }
+}
+
+impl From<JoinError> for ClientError {
+    /// A panic ends the process, so a task that cannot be joined was cancelled.
+    fn from(_: JoinError) -> Self {
+        ClientError::Stopped
+    }
+}
+
+impl ClientError {
+    /// Adds the cause that the client's callbacks were given lately, if this error does not name it.
+    pub fn explained(self, causes: &Causes) -> Self {
+        match causes.recent() {
+            // It says all that there is to say.
+            _ if matches!(self, ClientError::MissingTopic(_)) => self,
+            Some(cause) if !self.to_string().contains(&cause) => {
+                ClientError::Explained { error: Box::new(self), cause }
+            }
+            _ => self,
+        }
+    }
+}
+
+impl RequestError {
+    /// The client could not be created.
+    pub fn create(error: KafkaError) -> Self {
+        RequestError::Create(Box::new(error.into()))
+    }
+
+    /// Returns what turns an error of the client into one that names the topic.
+    pub fn of_topic<E: Into<ClientError>>(request: &'static str, topic: &str) -> impl FnOnce(E) -> Self {
+        move |source| RequestError::Topic { request, topic: topic.to_owned(), source: Box::new(source.into()) }
+    }
+
+    /// Returns what turns an error of the client into one that names the partition.
+    pub fn of_partition<E: Into<ClientError>>(
+        request: &'static str,
+        topic: &str,
+        partition: Partition,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| RequestError::Partition {
+            request,
+            topic: topic.to_owned(),
+            partition,
+            source: Box::new(source.into()),
+        }
+    }
+
+    /// Returns whether the topic does not exist.
+    pub fn is_missing_topic(&self) -> bool {
+        matches!(self, RequestError::Topic { source, .. } if matches!(**source, ClientError::MissingTopic(_)))
+    }
+
+    /// Adds the cause that the client's callbacks were given lately, if this error does not name it.
+    pub fn explained(mut self, causes: &Causes) -> Self {
+        let (RequestError::Create(source)
+        | RequestError::Topic { source, .. }
+        | RequestError::Partition { source, .. }
+        | RequestError::Group { source, .. }) = &mut self;
+        **source = std::mem::replace(&mut **source, ClientError::Stopped).explained(causes);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::chain;
+
+    #[test]
+    fn chain_names_request_topic_and_what_to_do() {
+        let error: RequestError = RequestError::of_partition("read a record", "msgs", 3)(RDKafkaErrorCode::SSL);
+        let text = chain(&error);
+        assert!(text.starts_with("cannot read a record of topic msgs partition 3: "), "{text}");
+        assert!(text.ends_with("check security.protocol and the certificates in --kafka-properties"), "{text}");
+    }
+
+    #[test]
+    fn missing_topic_is_not_explained() {
+        let causes = Causes::default();
+        causes.note(&KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
+        let error = |source: ClientError| RequestError::of_topic("read the ID", "msgs")(source).explained(&causes);
+        assert!(error(ClientError::MissingTopic("msgs".to_owned())).is_missing_topic());
+        let text = chain(&error(ClientError::TimedOut));
+        assert!(text.contains("no response in time: 1/1 brokers are down: no broker can be reached"), "{text}");
+    }
+}
