@@ -4,22 +4,16 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use msg_common::config::{Check, name_problem, number_problem, parse_bytes, parse_duration, time_problem};
-use msg_common::kafka::{KafkaOptions, Role, creation_problem};
+use clap::{Args, ValueEnum};
+use msg_common::config::{name_problem, number_problem, parse_bytes, parse_duration, time_problem};
+use msg_common::kafka::KafkaOptions;
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 use rdkafka::ClientConfig;
 
-use crate::commands::{check, dead_letters, lag, purge, resume};
-
-/// Stores the messages of a Kafka topic in PostgreSQL: each once, in order, none missing.
-#[derive(Parser, Clone, Debug)]
-#[command(version)]
+/// All settings.
+#[derive(Args, Clone, Debug)]
 pub struct Config {
-    /// Command to run; without one, the service runs
-    #[command(subcommand)]
-    pub command: Option<Command>,
     /// Kafka.
     #[command(flatten)]
     pub kafka: KafkaOptions,
@@ -44,27 +38,6 @@ pub struct Config {
     /// Do not migrate the schema at startup; wait until another process has migrated it
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
-}
-
-/// One-shot commands.
-#[derive(Subcommand, Clone, Debug)]
-pub enum Command {
-    /// Migrate the database's schema to this build's version, and exit
-    Migrate,
-    /// Check whether the service on this machine is ready: exit code 0 if it is, 1 if not
-    Healthcheck,
-    /// Check Kafka, the topic, the group and the database, and list each problem with what to do: exit code 1 if a
-    /// check failed. The running group is not affected
-    Check(check::Options),
-    /// Show the lag of each partition in records and time, and its retention headroom
-    Lag(lag::Options),
-    /// Delete old messages, from the lowest `seq` of each inbox on. The newest message of an inbox is always kept
-    Purge(purge::Options),
-    /// List, show, replay, export and discard dead letters
-    #[command(subcommand)]
-    DeadLetters(dead_letters::Command),
-    /// Resume halted partitions, for instance after the dead-letter limit
-    Resume(resume::Options),
 }
 
 /// Limits and timeouts of the consumer.
@@ -176,35 +149,9 @@ pub struct DeadLetterOptions {
 /// The limits of one partition are at least this fraction of the limits of all.
 const MOST_PARTS: usize = 8;
 
-impl Check for Config {
-    fn problems(&self) -> Vec<String> {
-        let mut problems = [self.kafka.problems(), self.log.problems()].concat();
-        if matches!(self.command, Some(Command::Healthcheck)) {
-            return problems;
-        }
-        let kafka_is_good = problems.is_empty();
-        if !self.database.is_given() {
-            problems.push("--database-url or --database-url-file is required".into());
-        }
-        problems.extend(self.database.problems());
-        problems.extend(name_problem("--group-id", &self.consumer.group_id));
-        match &self.command {
-            None | Some(Command::Migrate | Command::Check(_)) => problems.extend(self.service_problems()),
-            Some(Command::Purge(options)) => problems.extend(options.problems()),
-            Some(Command::DeadLetters(command)) => problems.extend(command.problems()),
-            Some(Command::Resume(options)) => problems.extend(options.problems()),
-            Some(Command::Healthcheck | Command::Lag(_)) => {}
-        }
-        if kafka_is_good && problems.is_empty() {
-            problems.extend(creation_problem(&self.consumer_config(), Role::Consumer));
-        }
-        problems
-    }
-}
-
 impl Config {
-    /// Problems of the settings that only the service needs.
-    fn service_problems(&self) -> Vec<String> {
+    /// Returns the problems of the settings that only the service needs.
+    pub fn service_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         const MOST: usize = 10_000_000;
         // librdkafka's queued.max.messages.kbytes ends at 2,097,151.
@@ -317,29 +264,5 @@ impl Config {
             // Off by default: what a disk or a network has changed would be stored as if it had been sent.
             .set("check.crcs", "true");
         config
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use msg_common::config::{Refusal, read};
-    use std::ffi::OsString;
-
-    fn read_words(words: &str) -> Result<Config, Refusal> {
-        read(words.split(' ').map(OsString::from))
-    }
-
-    #[test]
-    fn the_defaults_need_only_a_database() {
-        let config = read_words("msg-transfer --database-url postgres://localhost/x").expect("they are good");
-        config.consumer_config().create_native_config().expect("librdkafka knows each key and value");
-    }
-
-    #[test]
-    fn every_problem_is_named_at_once() {
-        let words = "msg-transfer --lanes 0 --batch-records 0 --session-timeout 1s --group-id= --kafka-topic=a/b";
-        let Err(Refusal::Problems(problems)) = read_words(words) else { panic!("they are bad") };
-        assert_eq!(problems.len(), 7, "{problems:?}");
     }
 }

@@ -3,6 +3,7 @@
 pub mod app;
 pub mod backoff;
 pub mod citus;
+pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod consumer;

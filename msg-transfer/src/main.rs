@@ -7,6 +7,7 @@ use std::time::Duration;
 use msg_common::config::{self, EXIT_BAD_CONFIG, SettingError};
 use msg_common::error::chain;
 use msg_common::{shutdown, telemetry};
+use msg_transfer::cli::Cli;
 use msg_transfer::commands::CommandError;
 use msg_transfer::config::Config;
 use msg_transfer::{app, commands};
@@ -17,11 +18,11 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     // Before anything that may wait: a settings file may be a pipe that nobody writes to.
     let signals = shutdown::install();
-    let config: Config = config::load();
-    config.log.start();
+    let cli: Cli = config::load();
+    cli.config.log.start();
     let result = signals.map_err(ProcessError::Signals).and_then(|()| {
         let runtime = tokio::runtime::Runtime::new().map_err(ProcessError::Runtime)?;
-        let result = runtime.block_on(run(config));
+        let result = runtime.block_on(run(cli));
         runtime.shutdown_timeout(LAST_WAIT);
         result
     });
@@ -55,10 +56,10 @@ enum ProcessError {
     Command(#[from] CommandError),
 }
 
-async fn run(config: Config) -> Result<ExitCode, ProcessError> {
-    match config.command.clone() {
-        None => serve(config).await.map(|()| ExitCode::SUCCESS),
-        Some(command) => Ok(commands::run(&config, &command).await?),
+async fn run(cli: Cli) -> Result<ExitCode, ProcessError> {
+    match cli.command {
+        None => serve(cli.config).await.map(|()| ExitCode::SUCCESS),
+        Some(command) => Ok(commands::run(&cli.config, &command).await?),
     }
 }
 

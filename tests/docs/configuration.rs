@@ -55,7 +55,7 @@ fn gateway() -> Command {
 }
 
 fn transfer() -> Command {
-    msg_transfer::config::Config::command()
+    msg_transfer::cli::Cli::command()
 }
 
 fn settings(command: &Command) -> Vec<Setting> {

@@ -1,5 +1,8 @@
 //! Why a command failed. Its text is logged once, with those of its sources, when the command ends.
 
+mod dead_letters;
+mod horizon;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,8 +11,8 @@ use msg_common::config::SettingError;
 use msg_common::kafka::RequestError;
 use msg_common::postgres::{DatabaseError, PoolError};
 
-use super::dead_letters::{LetterError, ReplayError};
-use super::purge::HorizonError;
+pub use self::dead_letters::{LetterError, ReplayError, SendError};
+pub use self::horizon::{HorizonError, horizon};
 use crate::lag::LagError;
 use crate::schema::SchemaError;
 
@@ -42,7 +45,7 @@ pub enum CommandError {
     Horizon(#[from] HorizonError),
     /// The result cannot be written.
     #[error("cannot write to standard output")]
-    Output(#[source] io::Error),
+    Output(#[from] io::Error),
     /// The result cannot be written to this file.
     #[error("cannot write --file {}", .path.display())]
     File {

@@ -11,8 +11,9 @@ use msg_common::postgres::Purpose;
 use msg_common::shutdown;
 use serde::Serialize;
 
-use super::output::{OutputOptions, Table, or_dash};
-use super::{CommandError, for_people, lag_reader, pool};
+use super::access::{lag_reader, pool};
+use super::error::CommandError;
+use super::output::{OutputOptions, Table, for_people, or_dash};
 use crate::config::Config;
 use crate::lag::{Lag, LagReader, PartitionLag};
 use crate::schema;

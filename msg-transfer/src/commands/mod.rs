@@ -1,27 +1,45 @@
 //! The one-shot commands for operators, a file or folder each. Only a command's result goes to standard output; what it
 //! has to tell meanwhile is logged, to standard error.
 
+mod access;
 pub mod check;
 pub mod dead_letters;
-mod error;
+pub mod error;
 pub mod lag;
 pub mod output;
 pub mod purge;
 pub mod resume;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use msg_common::config::{SettingError, parse_duration};
+use clap::Subcommand;
 use msg_common::error::chain;
-use msg_common::kafka::RequestError;
-use msg_common::postgres::{Object, Pool, Purpose};
 
 pub use self::error::CommandError;
-use crate::config::{Command, Config};
-use crate::lag::LagReader;
-use crate::schema::SchemaError;
-use crate::{schema, session};
+use crate::config::Config;
+use crate::schema::{self, SchemaError};
+
+/// One-shot commands.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Migrate the database's schema to this build's version, and exit
+    Migrate,
+    /// Check whether the service on this machine is ready: exit code 0 if it is, 1 if not
+    Healthcheck,
+    /// Check Kafka, the topic, the group and the database, and list each problem with what to do: exit code 1 if a
+    /// check failed. The running group is not affected
+    Check(check::Options),
+    /// Show the lag of each partition in records and time, and its retention headroom
+    Lag(lag::Options),
+    /// Delete old messages, from the lowest `seq` of each inbox on. The newest message of an inbox is always kept
+    Purge(purge::Options),
+    /// List, show, replay, export and discard dead letters
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    /// Resume halted partitions, for instance after the dead-letter limit
+    Resume(resume::Options),
+}
 
 /// How long `migrate` waits for those who hold a lock that it needs.
 const LOCKED_FOR: Duration = Duration::from_secs(300);
@@ -60,46 +78,4 @@ async fn healthcheck(config: &Config) -> Result<ExitCode, CommandError> {
         Ok((_, reasons)) => Err(CommandError::NotReady(reasons.trim_end().to_owned())),
         Err(source) => Err(CommandError::Probe { address: config.admin_listen, source }),
     }
-}
-
-/// One connection, made when first used.
-fn pool(config: &Config, purpose: Purpose) -> Result<Pool, SettingError> {
-    config.database.pool("msg-transfer", 1, &session::settings(&config.database), purpose)
-}
-
-/// The connection, to a database whose schema is this build's.
-async fn connect(config: &Config, purpose: Purpose) -> Result<Object, CommandError> {
-    let pool = pool(config, purpose)?;
-    schema::check(&pool).await?;
-    Ok(pool.get().await?)
-}
-
-/// Reads the topic, and how far it is stored.
-fn lag_reader(config: &Config, pool: Pool) -> Result<LagReader, RequestError> {
-    LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool)
-}
-
-/// Parses a moment: `2026-11-23T10:00:00Z`, or how long ago, such as `2h`.
-fn parse_moment(text: &str) -> Result<SystemTime, String> {
-    if let Ok(moment) = humantime::parse_rfc3339_weak(text) {
-        return Ok(moment);
-    }
-    let ago = parse_duration(text)
-        .map_err(|_| "needs a time such as 2026-11-23T10:00:00Z, or how long ago, such as 2h".to_owned())?;
-    SystemTime::now().checked_sub(ago).ok_or_else(|| "is too long ago".to_owned())
-}
-
-/// Whole seconds, for people; the part below a second of what is shorter.
-fn for_people(time: Duration) -> String {
-    let time = if time < Duration::from_secs(1) {
-        Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(0))
-    } else {
-        Duration::from_secs(time.as_secs())
-    };
-    humantime::format_duration(time).to_string()
-}
-
-/// A time, in UTC.
-fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_millis(time).to_string()
 }

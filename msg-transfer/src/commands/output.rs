@@ -1,14 +1,13 @@
 //! How a command's result is written: a table for people, or JSON for programs.
 
 use std::borrow::Cow;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-
-use super::CommandError;
 
 /// In which form.
 #[derive(Args, Clone, Copy, Debug)]
@@ -29,7 +28,7 @@ pub enum Form {
 
 impl OutputOptions {
     /// Writes the result to standard output.
-    pub fn print(self, json: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), CommandError> {
+    pub fn print(self, json: &impl Serialize, table: impl FnOnce() -> String) -> io::Result<()> {
         match self.output {
             Form::Table => write(&table()),
             Form::Json => write(&json_line(json)),
@@ -45,10 +44,10 @@ pub fn json_line(value: &impl Serialize) -> String {
 }
 
 /// Writes to standard output. A reader that closed it has read enough.
-pub fn write(text: &str) -> Result<(), CommandError> {
-    let mut stdout = std::io::stdout().lock();
+pub fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CommandError::Output(error)),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
     }
 }
@@ -112,6 +111,21 @@ pub fn bytes_for_people(bytes: &[u8]) -> String {
 /// In base64.
 pub fn base64(bytes: &[u8]) -> String {
     BASE64_STANDARD.encode(bytes)
+}
+
+/// Whole seconds, for people; the part below a second of what is shorter.
+pub fn for_people(time: Duration) -> String {
+    let time = if time < Duration::from_secs(1) {
+        Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(0))
+    } else {
+        Duration::from_secs(time.as_secs())
+    };
+    humantime::format_duration(time).to_string()
+}
+
+/// A time, in UTC.
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use msg_common::postgres::{Object, Purpose};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::access::{lag_reader, pool};
+use super::error::CommandError;
 use super::output::{OutputOptions, Table};
-use super::{CommandError, lag_reader, pool};
 use crate::config::Config;
 use crate::schema;
 

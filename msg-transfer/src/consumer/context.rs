@@ -3,9 +3,7 @@
 use std::sync::{Mutex, MutexGuard};
 
 use machine::driver::Driver;
-use msg_common::admin::Readiness;
 use msg_common::kafka::ClientError;
-use msg_common::kafka::cause::Causes;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -14,15 +12,14 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::events::rebalance;
-use super::io::{Io, Outside, Parts};
+use super::io::{Explainer, Io, Outside, Parts};
 use crate::lane::item::RawRecord;
 
 /// The consumer's context.
 pub struct Context {
     /// Locked by the consumer's thread alone: for a turn, or in the callback of a rebalance while the consumer is closed.
     driven: Mutex<Driven>,
-    causes: Causes,
-    readiness: Readiness,
+    explainer: Explainer,
 }
 
 /// The driver and all that it reaches.
@@ -34,9 +31,9 @@ struct Driven {
 impl Context {
     /// Around this driver.
     pub fn new(driver: Driver<RawRecord>, parts: Parts) -> Self {
-        let (causes, readiness) = (Causes::default(), parts.readiness.clone());
-        let outside = Outside::new(parts);
-        Context { driven: Mutex::new(Driven { driver, outside }), causes, readiness }
+        let explainer = Explainer::new(parts.readiness.clone());
+        let outside = Outside::new(parts, explainer.clone());
+        Context { driven: Mutex::new(Driven { driver, outside }), explainer }
     }
 
     /// Before the first turn.
@@ -57,14 +54,6 @@ impl Context {
         outside.fatal().map_or(Ok(goes_on), Err)
     }
 
-    /// The client has an error. While we are in no group, it may be why.
-    pub fn explain(&self, error: &KafkaError, detail: &str) {
-        self.causes.note(error, detail);
-        if let Some(cause) = self.causes.recent() {
-            self.readiness.explain("group", format!("cannot join the group: {cause}"));
-        }
-    }
-
     fn driven(&self) -> MutexGuard<'_, Driven> {
         self.driven.lock().expect("a panic ends the process")
     }
@@ -78,7 +67,7 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         // Polling returns the same error, and acts on it.
         tracing::debug!(%error, reason, "the consumer reports an error");
-        self.explain(&error, reason);
+        self.explainer.explain(&error, reason);
     }
 }
 

@@ -1,12 +1,10 @@
 //! The database's side: whether it answers, may be written, has this build's schema, the rights, and room.
 
-use std::cmp::Ordering;
-
 use msg_common::error::chain;
 use msg_common::postgres::{Object, Pool, Refusal, describe_pool};
 
 use super::{Findings, Options};
-use super::{nodes, settings};
+use super::{connections, nodes, settings};
 use crate::config::Config;
 use crate::failure;
 use crate::schema::{self, SchemaError};
@@ -36,19 +34,6 @@ enum Need {
 const HAS_RIGHT: &str = "SELECT has_table_privilege(to_regclass($1)::oid, $2)";
 
 const MAY_CREATE: &str = "SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
-
-/// How many more connections this role can open: the least of what all may have, without what is kept for superusers, and
-/// what this role and this database may have (-1: no limit), without those that exist. An ordinary role is not told the type of
-/// others' connections. Ours goes with this command.
-pub(super) const ROOM: &str = "
-    SELECT 1 + least(
-        current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
-            - coalesce(current_setting('reserved_connections', true)::bigint, 0) - count(*),
-        (SELECT rolconnlimit::bigint FROM pg_roles WHERE rolname = current_user AND rolconnlimit >= 0)
-            - count(*) FILTER (WHERE usename = current_user),
-        (SELECT datconnlimit::bigint FROM pg_database WHERE datname = current_database() AND datconnlimit >= 0)
-            - count(*) FILTER (WHERE datname = current_database()))
-    FROM pg_stat_activity WHERE datid IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'";
 
 /// Looks at all of it, as far as it answers.
 pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
@@ -93,7 +78,7 @@ async fn ask(
         nodes::check(config, client, options.allow_unsafe_database, findings).await?;
     }
     check_rights(client, findings).await?;
-    check_room(config, client, findings).await
+    connections::check(config, client, findings).await
 }
 
 async fn check_rights(client: &Object, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
@@ -113,22 +98,6 @@ async fn check_rights(client: &Object, findings: &mut Findings) -> Result<(), to
     }
     if complete {
         findings.ok("rights", "this role may do with the tables that are there what the service and the commands do");
-    }
-    Ok(())
-}
-
-async fn check_room(config: &Config, client: &Object, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
-    let left: i64 = client.query_one(ROOM, &[]).await?.get(0);
-    let needed = i64::try_from(config.pool_size()).unwrap_or(i64::MAX);
-    match left.cmp(&needed) {
-        Ordering::Less => findings.warning(
-            "connections",
-            format!(
-                "room is left for {left}, and one process takes {needed} (--lanes and two more): a further transfer may \
-                 find none; raise max_connections, or the limit of the role or the database"
-            ),
-        ),
-        _ => findings.ok("connections", format!("room is left for {left}, and one process takes {needed}")),
     }
     Ok(())
 }

@@ -9,7 +9,8 @@ use msg_common::limits::{DEFAULT_CONTENT_BYTES, Limits};
 use msg_common::postgres::Pool;
 
 use super::{Findings, Options};
-use crate::commands::{for_people, lag_reader};
+use crate::commands::access::lag_reader;
+use crate::commands::output::for_people;
 use crate::config::Config;
 use crate::lag::kafka::Group;
 use crate::lag::{Lag, LagError, LagReader, PartitionLag};

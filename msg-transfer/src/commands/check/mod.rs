@@ -1,6 +1,7 @@
 //! `msg-transfer check`: looks at everything that the promises rest on, and says what is wrong and what to do. It changes
 //! nothing and joins nothing.
 
+mod connections;
 mod database;
 mod kafka;
 mod nodes;
@@ -13,8 +14,9 @@ use msg_common::kafka::topic::TopicRequirements;
 use msg_common::postgres::Purpose;
 use serde::Serialize;
 
+use super::access::pool;
+use super::error::CommandError;
 use super::output::{OutputOptions, Table};
-use super::{CommandError, pool};
 use crate::config::Config;
 
 /// Its flags.

@@ -7,7 +7,7 @@ use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
 use super::Findings;
-use super::database::ROOM;
+use super::connections::ROOM;
 use super::settings::{self, Settings};
 use crate::citus::{self, Node};
 use crate::config::Config;

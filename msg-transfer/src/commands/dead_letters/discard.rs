@@ -14,9 +14,9 @@ use uuid::Uuid;
 
 use super::filter::{Filter, Walk};
 use super::letter::Summary;
-use crate::commands::output::{OutputOptions, Table};
-use crate::commands::purge::horizon;
-use crate::commands::{CommandError, connect, rfc3339};
+use crate::commands::access::connect;
+use crate::commands::error::{CommandError, horizon};
+use crate::commands::output::{OutputOptions, Table, rfc3339};
 use crate::config::Config;
 
 const DELETE: &str = "

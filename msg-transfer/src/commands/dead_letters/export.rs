@@ -11,11 +11,11 @@ use msg_common::partition::Partition;
 use msg_common::postgres::Purpose;
 use serde::Serialize;
 
-use super::LetterError;
 use super::filter::{Filter, Walk};
 use super::letter::Letter;
-use crate::commands::output::{base64, json_line, write};
-use crate::commands::{CommandError, connect, rfc3339};
+use crate::commands::access::connect;
+use crate::commands::error::{CommandError, LetterError};
+use crate::commands::output::{base64, json_line, rfc3339, write};
 use crate::config::Config;
 
 /// Its flags.

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use clap::Args;
+use msg_common::config::parse_duration;
 use msg_common::partition::Partition;
 use msg_common::postgres::Object;
 use msg_common::proto::DeadLetterReason;
@@ -10,7 +11,6 @@ use tokio_postgres::Error;
 use uuid::Uuid;
 
 use super::letter::{Place, Summary};
-use crate::commands::parse_moment;
 
 /// Letters on a page; without their bytes.
 const PAGE: i64 = 500;
@@ -147,6 +147,16 @@ fn parse_reason(text: &str) -> Result<&'static str, String> {
                 .into())
         }
     }
+}
+
+/// Parses a moment: `2026-11-23T10:00:00Z`, or how long ago, such as `2h`.
+fn parse_moment(text: &str) -> Result<SystemTime, String> {
+    if let Ok(moment) = humantime::parse_rfc3339_weak(text) {
+        return Ok(moment);
+    }
+    let ago = parse_duration(text)
+        .map_err(|_| "needs a time such as 2026-11-23T10:00:00Z, or how long ago, such as 2h".to_owned())?;
+    SystemTime::now().checked_sub(ago).ok_or_else(|| "is too long ago".to_owned())
 }
 
 #[cfg(test)]

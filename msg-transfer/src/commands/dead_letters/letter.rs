@@ -8,7 +8,7 @@ use msg_common::record::{self, DecodeError, Record};
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
-use super::LetterError;
+use crate::commands::error::LetterError;
 use crate::lane::headers::{Header, unpack};
 
 const SELECT: &str = "

@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::filter::{Filter, Walk};
 use super::letter::Summary;
-use crate::commands::output::{OutputOptions, Table, harmless, or_dash};
-use crate::commands::{CommandError, connect, rfc3339};
+use crate::commands::access::connect;
+use crate::commands::error::CommandError;
+use crate::commands::output::{OutputOptions, Table, harmless, or_dash, rfc3339};
 use crate::config::Config;
 
 /// How many are listed when no limit is given.

@@ -1,7 +1,6 @@
 //! `msg-transfer dead-letters`: the records that were kept aside, and how they get a second chance.
 
 mod discard;
-mod error;
 mod export;
 mod filter;
 mod letter;
@@ -14,8 +13,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-pub use self::error::{LetterError, ReplayError};
-use super::CommandError;
+use super::error::CommandError;
 use crate::config::Config;
 
 /// What to do with them.

@@ -11,12 +11,12 @@ use msg_common::shutdown;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::ReplayError;
 use super::filter::{Filter, Walk};
 use super::letter::{Letter, Place, Summary};
 use super::send::Sender;
+use crate::commands::access::{connect, lag_reader, pool};
+use crate::commands::error::{CommandError, ReplayError};
 use crate::commands::output::{OutputOptions, Table};
-use crate::commands::{CommandError, connect, lag_reader, pool};
 use crate::config::Config;
 
 /// Records that are sent before their answers are awaited, …

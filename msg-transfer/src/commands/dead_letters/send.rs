@@ -8,8 +8,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 
-use super::error::SendError;
 use super::letter::Letter;
+use crate::commands::error::SendError;
 
 /// Sends records.
 pub(super) struct Sender {

@@ -12,10 +12,10 @@ use prost::Message;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::LetterError;
 use super::letter::Letter;
-use crate::commands::output::{OutputOptions, base64, bytes_for_people, harmless};
-use crate::commands::{CommandError, connect, rfc3339};
+use crate::commands::access::connect;
+use crate::commands::error::{CommandError, LetterError};
+use crate::commands::output::{OutputOptions, base64, bytes_for_people, harmless, rfc3339};
 use crate::config::Config;
 
 /// Its flags.

@@ -15,10 +15,9 @@ use msg_common::shutdown;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-pub use self::floor::HorizonError;
-pub(super) use self::floor::horizon;
-use super::output::{OutputOptions, Table};
-use super::{CommandError, connect, rfc3339};
+use super::access::connect;
+use super::error::{CommandError, horizon};
+use super::output::{OutputOptions, Table, rfc3339};
 use crate::config::Config;
 
 /// How often progress is told.

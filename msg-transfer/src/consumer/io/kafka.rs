@@ -8,7 +8,7 @@ use machine::driver::{FetchStart, Fetched, Happened, Kafka, TopicIs};
 use machine::{Millis, Partition, Progress};
 use msg_common::kafka::ClientError;
 use msg_common::kafka::raw::set_leader_epochs;
-use rdkafka::consumer::Consumer;
+use rdkafka::consumer::{Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
@@ -18,7 +18,7 @@ use crate::consumer::events::Polled;
 use crate::consumer::raw;
 use crate::lane::item::RawRecord;
 
-impl Kafka for Io<'_> {
+impl<C: ConsumerContext> Kafka for Io<'_, C> {
     type Record = RawRecord;
     type Error = ClientError;
 
@@ -33,7 +33,7 @@ impl Kafka for Io<'_> {
                     return None;
                 }
                 Polled::Error(code, says) => {
-                    self.consumer.client().context().explain(&KafkaError::Global(code), &says);
+                    self.outside.explainer.explain(&KafkaError::Global(code), &says);
                     self.outside.last_error.occurred(code, &says);
                 }
             }
@@ -96,7 +96,7 @@ impl Kafka for Io<'_> {
     }
 }
 
-impl Io<'_> {
+impl<C: ConsumerContext> Io<'_, C> {
     fn list(&self, partitions: impl IntoIterator<Item = (Partition, Offset)>) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in partitions {

@@ -12,11 +12,12 @@ use std::time::Instant;
 use machine::consumer::Event;
 use msg_common::admin::Readiness;
 use msg_common::kafka::ClientError;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use msg_common::kafka::cause::Causes;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 
 use self::reports::RepeatedError;
-use super::context::Context;
 use super::events::EventQueue;
 use super::lookup::Lookup;
 use super::progress::ProgressStore;
@@ -53,6 +54,28 @@ pub struct Parts {
     pub dead_letter_window: i64,
 }
 
+/// Says in readiness why the consumer is in no group, if an error of the client explains it. Shared with the client's callbacks.
+#[derive(Clone)]
+pub struct Explainer {
+    causes: Causes,
+    readiness: Readiness,
+}
+
+impl Explainer {
+    /// Without an error yet.
+    pub fn new(readiness: Readiness) -> Self {
+        Explainer { causes: Causes::default(), readiness }
+    }
+
+    /// Notes an error of the client, with librdkafka's own text.
+    pub fn explain(&self, error: &KafkaError, detail: &str) {
+        self.causes.note(error, detail);
+        if let Some(cause) = self.causes.recent() {
+            self.readiness.explain("group", format!("cannot join the group: {cause}"));
+        }
+    }
+}
+
 /// The same, with what is kept between two turns.
 pub struct Outside {
     parts: Parts,
@@ -63,6 +86,7 @@ pub struct Outside {
     failed_saves: Arc<AtomicUsize>,
     /// Why the consumer cannot go on.
     fatal: Option<ClientError>,
+    explainer: Explainer,
 }
 
 /// librdkafka's queues.
@@ -74,7 +98,7 @@ struct Queues {
 
 impl Outside {
     /// Without queues yet.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: Parts, explainer: Explainer) -> Self {
         Outside {
             parts,
             queues: None,
@@ -82,11 +106,12 @@ impl Outside {
             last_error: RepeatedError::default(),
             failed_saves: Arc::default(),
             fatal: None,
+            explainer,
         }
     }
 
     /// Makes the queues. Once, before the first turn.
-    pub fn open(&mut self, consumer: &BaseConsumer<Context>) {
+    pub fn open<C: ConsumerContext>(&mut self, consumer: &BaseConsumer<C>) {
         let client = consumer.client();
         self.queues = Some(Queues {
             events: EventQueue::new(client),
@@ -107,9 +132,9 @@ impl Outside {
 }
 
 /// For one turn.
-pub struct Io<'a> {
+pub struct Io<'a, C: ConsumerContext> {
     /// librdkafka's consumer.
-    pub consumer: &'a BaseConsumer<Context>,
+    pub consumer: &'a BaseConsumer<C>,
     /// All else.
     pub outside: &'a mut Outside,
 }

@@ -8,6 +8,7 @@ use machine::consumer::Action;
 use machine::driver::{Failing, Report};
 use msg_common::error::chain;
 use msg_common::repeat::Repeats;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use super::Io;
@@ -36,7 +37,7 @@ impl RepeatedError {
     }
 }
 
-impl Io<'_> {
+impl<C: ConsumerContext> Io<'_, C> {
     pub(super) fn show(&mut self, report: &Report<'_>) {
         let parts = &self.outside.parts;
         match report {

@@ -12,6 +12,7 @@ use machine::lane::Failure;
 use machine::{Assignment, Millis, Partition};
 use msg_common::error::chain;
 use msg_common::repeat::Repeats;
+use rdkafka::consumer::ConsumerContext;
 
 use super::Io;
 use crate::backoff;
@@ -21,7 +22,7 @@ use crate::lane::item::{Item, RawRecord};
 
 static NOT_SAVED: Repeats = Repeats::new();
 
-impl Surroundings<RawRecord> for Io<'_> {
+impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
     fn now(&self) -> Millis {
         u64::try_from(self.outside.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
