@@ -64,6 +64,11 @@ pub fn lock_timeout(database: &DatabaseOptions) -> Duration {
     Duration::from_secs(10).min(database.database_statement_timeout / 2)
 }
 
+/// Closes a connection, and removes it from its pool.
+pub fn disconnect(client: Object) {
+    drop(Object::take(client));
+}
+
 /// A connection that is made now. One that has waited in the pool may lead to the server that was there before a
 /// switch-over.
 pub async fn fresh(pool: &Pool) -> Result<Object, PoolError> {
@@ -74,6 +79,6 @@ pub async fn fresh(pool: &Pool) -> Result<Object, PoolError> {
         if Object::metrics(&client).recycle_count == 0 {
             return Ok(client);
         }
-        drop(Object::take(client));
+        disconnect(client);
     }
 }

@@ -1,12 +1,19 @@
-//! The events of a client whose queue nobody else reads: rust-rdkafka's `AdminClient` reads the responses to its own requests and
-//! leaves errors and log lines where they pile up while Kafka is away.
+//! Events that pile up while Kafka is unavailable, unless they are polled: those of a consumer that only sends requests, and those of
+//! rust-rdkafka's `AdminClient`, which reads the responses to its own requests and leaves errors and log lines.
 
 use std::ffi::CStr;
+use std::time::Duration;
 
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
+
+/// Discards the events of a consumer that receives no records: the results of its requests are enough. Does not wait.
+pub fn discard<C: ConsumerContext>(consumer: &BaseConsumer<C>) {
+    while consumer.poll(Duration::ZERO).is_some() {}
+}
 
 /// Hands what the client has reported since the last time to its context. Does not wait.
 pub fn drain<C: ClientContext>(client: &Client<C>) {

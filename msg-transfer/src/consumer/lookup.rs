@@ -11,7 +11,7 @@ use machine::{ConnectionNumber, NextOffset, Partition, Progress, RecordOffset};
 use msg_common::error::chain;
 use msg_common::kafka::ends::{self, Answers, Ends};
 use msg_common::kafka::raw::topic_id;
-use msg_common::kafka::{ClientError, RequestError};
+use msg_common::kafka::{ClientError, RequestError, events};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -104,9 +104,9 @@ impl Lookup {
         asked.map_err(RequestError::of_topic("send a request", &self.topic))?
     }
 
-    /// Throws away what the client has to tell: its answers tell enough, and while Kafka is away it would pile up.
-    pub fn forget_events(&self) {
-        while self.consumer.poll(Duration::ZERO).is_some() {}
+    /// Discards the events of the client.
+    pub fn discard_events(&self) {
+        events::discard(&self.consumer);
     }
 
     /// What the group has committed of each; a partition that is left out could not be read. Blocks.

@@ -145,7 +145,7 @@ impl ProgressStore {
             Ok(Err(error)) => error.into(),
             Err(_) => DatabaseError::TimedOut(TIMEOUT),
         };
-        drop(Object::take(client));
+        session::disconnect(client);
         Err(error)
     }
 
@@ -153,7 +153,10 @@ impl ProgressStore {
     pub async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
         match tokio::time::timeout(TIMEOUT, citus::workers(client)).await {
             Ok(Ok(workers)) => Ok(reported(workers)),
-            Ok(Err(error)) if is_denied(&error) => Ok(not_known(&failure::describe(&error))),
+            Ok(Err(error)) if is_denied(&error) => {
+                warn_not_known(&failure::describe(&error));
+                Ok(Vec::new())
+            }
             Ok(Err(error)) => Err(failure::of(&error)),
             Err(_) => Err(failure::transient("the workers did not respond in time")),
         }
@@ -259,7 +262,10 @@ fn is_denied(error: &tokio_postgres::Error) -> bool {
 /// where something is to be stored in it.
 async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::Error> {
     match citus::workers(client).await {
-        Err(error) if error.as_db_error().is_some() => Ok(not_known(&failure::describe(&error))),
+        Err(error) if error.as_db_error().is_some() => {
+            warn_not_known(&failure::describe(&error));
+            Ok(Vec::new())
+        }
         read => read.map(reported),
     }
 }
@@ -267,16 +273,15 @@ async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::E
 /// Logs which of the workers cannot be compared with what they were.
 fn reported(workers: Vec<Worker>) -> Vec<Worker> {
     if let Some(names) = citus::unreadable(&workers) {
-        not_known(&format!("this role may not read the identity of {names}"));
+        warn_not_known(&format!("this role may not read the identity of {names}"));
     }
     workers
 }
 
-fn not_known(error: &str) -> Vec<Worker> {
+fn warn_not_known(error: &str) {
     if let Some(repeated) = WORKERS_NOT_KNOWN.occurred(error) {
         tracing::warn!(error, repeated, "not known whether the workers are the same servers; see docs/rights.md");
     }
-    Vec::new()
 }
 
 impl Connection {
@@ -322,7 +327,7 @@ impl Connection {
             return true;
         }
         if let Some(client) = self.client.take() {
-            drop(Object::take(client));
+            session::disconnect(client);
         }
         self.reference.completed(query, false);
         false
@@ -371,7 +376,7 @@ impl Connection {
             Ok(Err(error)) => failed(&error),
             Err(_) => failure::transient("the database did not answer in time"),
         };
-        drop(Object::take(client));
+        session::disconnect(client);
         self.reference.completed(query, false);
         Err(error)
     }

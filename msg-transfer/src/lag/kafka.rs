@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::error::chain;
 use msg_common::kafka::cause::Causes;
-use msg_common::kafka::{ClientError, RequestError, ends, raw};
+use msg_common::kafka::{ClientError, RequestError, ends, events, raw};
 use msg_common::partition::Partition;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -239,8 +239,8 @@ impl Reader {
         error.explained(causes)
     }
 
-    /// Throws away what the client has to tell: while Kafka is away it would pile up.
-    pub fn forget_events(&self) {
-        while self.consumer.poll(Duration::ZERO).is_some() {}
+    /// Discards the events of the client.
+    pub fn discard_events(&self) {
+        events::discard(&self.consumer);
     }
 }

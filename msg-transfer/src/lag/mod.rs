@@ -176,7 +176,7 @@ impl LagReader {
     /// All partitions, without the age of anything.
     pub async fn count(&self) -> Result<Lag, LagError> {
         self.blocking(|reader| {
-            reader.forget_events();
+            reader.discard_events();
             Ok(())
         })
         .await?;

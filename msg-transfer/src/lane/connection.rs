@@ -74,7 +74,7 @@ impl Connection {
             return Response::Ok;
         }
         // It was never used, and may lead to the wrong server.
-        drop(Object::take(client));
+        session::disconnect(client);
         same.map_or_else(Response::Failed, |_| Response::Stale)
     }
 
@@ -90,7 +90,7 @@ impl Connection {
     /// Closes it, and out of the pool.
     pub fn disconnect(&mut self) {
         if let Some(client) = self.client.take() {
-            drop(Object::take(client));
+            session::disconnect(client);
         }
     }
 

@@ -14,6 +14,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Io;
+use super::reports::warn_client_error;
 use crate::consumer::events::Polled;
 use crate::consumer::raw;
 use crate::lane::item::RawRecord;
@@ -34,7 +35,7 @@ impl<C: ConsumerContext> Kafka for Io<'_, C> {
                 }
                 Polled::Error(code, says) => {
                     self.outside.explainer.explain(&KafkaError::Global(code), &says);
-                    self.outside.last_error.occurred(code, &says);
+                    warn_client_error(code, &says);
                 }
             }
         }

@@ -17,7 +17,6 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 
-use self::reports::RepeatedError;
 use super::events::EventQueue;
 use super::lookup::Lookup;
 use super::progress::ProgressStore;
@@ -81,7 +80,6 @@ pub struct Outside {
     parts: Parts,
     queues: Option<Queues>,
     started: Instant,
-    last_error: RepeatedError,
     /// Saves of progress that failed in a row.
     failed_saves: Arc<AtomicUsize>,
     /// Why the consumer cannot go on.
@@ -99,15 +97,7 @@ struct Queues {
 impl Outside {
     /// Without queues yet.
     pub fn new(parts: Parts, explainer: Explainer) -> Self {
-        Outside {
-            parts,
-            queues: None,
-            started: Instant::now(),
-            last_error: RepeatedError::default(),
-            failed_saves: Arc::default(),
-            fatal: None,
-            explainer,
-        }
+        Outside { parts, queues: None, started: Instant::now(), failed_saves: Arc::default(), fatal: None, explainer }
     }
 
     /// Makes the queues. Once, before the first turn.

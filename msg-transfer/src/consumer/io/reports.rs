@@ -1,7 +1,7 @@
 //! What the driver reports: log lines, metrics, and what keeps the process from being ready.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use machine::Partition;
 use machine::consumer::Action;
@@ -15,25 +15,17 @@ use super::Io;
 use crate::consumer::fetch_error;
 use crate::metrics;
 
-/// How long the same error is not logged again.
-const REPEAT: Duration = Duration::from_secs(30);
-
 /// One failure can be a leader that has just changed.
 const REPORTED: u32 = 2;
 
 static NOT_COMMITTED: Repeats = Repeats::new();
 
-/// While Kafka is unavailable the consumer reports it several times a second.
-#[derive(Default)]
-pub(super) struct RepeatedError(Option<(RDKafkaErrorCode, Instant)>);
+static CLIENT_ERRORS: Repeats = Repeats::new();
 
-impl RepeatedError {
-    pub(super) fn occurred(&mut self, code: RDKafkaErrorCode, says: &str) {
-        if self.0.is_some_and(|(last, at)| last == code && at.elapsed() < REPEAT) {
-            return;
-        }
-        tracing::warn!(%code, detail = says, "consumer reported an error, and continues by itself");
-        self.0 = Some((code, Instant::now()));
+/// Logs an error of the client. While Kafka is unavailable, it reports the same one several times a second.
+pub(super) fn warn_client_error(code: RDKafkaErrorCode, detail: &str) {
+    if let Some(repeated) = CLIENT_ERRORS.occurred(&code.to_string()) {
+        tracing::warn!(%code, detail, repeated, "consumer reported an error, and continues by itself");
     }
 }
 

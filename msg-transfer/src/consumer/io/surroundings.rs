@@ -105,7 +105,7 @@ impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
 
     fn check_database(&mut self) {
         let parts = &self.outside.parts;
-        parts.lookup.forget_events();
+        parts.lookup.discard_events();
         let (progress, report) = (parts.progress.clone(), parts.report.clone());
         parts.runtime.spawn(async move {
             if !progress.check().await {
