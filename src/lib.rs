@@ -9,7 +9,6 @@ pub mod error;
 pub mod id;
 pub mod kafka;
 pub mod limits;
-pub mod open_files;
 pub mod partition;
 pub mod postgres;
 pub mod proto;

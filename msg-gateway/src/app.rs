@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use msg_common::admin::{self, Readiness};
 use msg_common::config::SettingError;
-use msg_common::open_files;
 use msg_common::proto::DESCRIPTORS;
 use msg_common::proto::msg_gateway_server::MsgGatewayServer;
 use msg_common::telemetry;
@@ -179,10 +178,11 @@ async fn announce_end(readiness: &Readiness, reporter: &HealthReporter) {
     health::set(reporter, false).await;
 }
 
-/// Each connection needs a file descriptor, and so do the connections to Kafka and to the database.
+/// Each connection needs a file descriptor, and so do the connections to Kafka and to the database. A shell or a container often
+/// starts a process with a limit far below what is allowed.
 fn raise_open_files(max_connections: usize) {
     const OTHERS: u64 = 512;
-    match open_files::raise() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) if limit < max_connections as u64 + OTHERS => {
             tracing::warn!(limit, max_connections, "limit of open files is too low for --max-connections");
         }
