@@ -158,6 +158,14 @@ impl Default for SendMetrics {
     }
 }
 
+/// The outcome of a call or a message that did not fail.
+const OK: &str = "OK";
+
+/// Returns the outcome of a result, as the metrics name it.
+pub fn outcome<T>(result: &Result<T, Failure>) -> &'static str {
+    result.as_ref().map_or_else(Failure::outcome, |_| OK)
+}
+
 /// What the messages of batches or streams are counted with.
 pub struct MessageMetrics {
     method: &'static str,
@@ -167,16 +175,19 @@ pub struct MessageMetrics {
 impl MessageMetrics {
     /// Of this method.
     pub fn new(method: &'static str) -> Self {
-        MessageMetrics { method, ok: counter!(MESSAGES, "method" => method, "outcome" => "OK") }
+        MessageMetrics { method, ok: counter!(MESSAGES, "method" => method, "outcome" => OK) }
     }
 
-    /// Counts one that is answered.
+    /// Counts one result.
     pub fn count<T>(&self, result: &Result<T, Failure>) {
-        match result {
-            Ok(_) => self.ok.increment(1),
-            Err(failure) => {
-                counter!(MESSAGES, "method" => self.method, "outcome" => failure.outcome()).increment(1);
-            }
+        self.add(outcome(result), 1);
+    }
+
+    /// Counts results of an outcome.
+    pub fn add(&self, outcome: &'static str, count: u64) {
+        match outcome {
+            OK => self.ok.increment(count),
+            _ => counter!(MESSAGES, "method" => self.method, "outcome" => outcome).increment(count),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::response_permit::{ResponsePermit, SMALL_RESPONSE};
 use crate::send::outcome::Outcome;
 use crate::send::record::{PendingSend, Record, amount_in_flight, id_of};
 use crate::send::stored::Awaited;
-use crate::send::{Call, Sender, check_count, into_result, trace, until_stored};
+use crate::send::{Call, Sender, check_count, check_entry, into_result, trace, until_stored};
 use crate::status::Failure;
 
 /// A response of this many bytes needs a permit of its own until it is written. A smaller one needs only the permit
@@ -50,7 +50,7 @@ impl Sender {
         let mut batch = Batch::new(request.msgs.len(), until_stored);
         let mut good = Vec::with_capacity(request.msgs.len());
         for (entry, msg) in request.msgs.into_iter().enumerate() {
-            match self.check_entry(&msg, || format!("msgs[{entry}]")) {
+            match check_entry(&self.limits, &msg, || format!("msgs[{entry}]")) {
                 Ok(()) => good.push(Good { entry, amount: amount_in_flight(&msg), msg }),
                 Err(failure) => batch.answer(entry, &msg.recv_id, Err(failure)),
             }

@@ -110,32 +110,17 @@ impl Sender {
         result
     }
 
-    /// Turns the outcome of a record into the caller's result.
+    /// Turns the outcome of a record into the caller's result. After an unknown outcome it has the topic checked.
     fn result_of(&self, pending: &PendingSend, outcome: Outcome) -> Result<Placement, Failure> {
-        match outcome {
-            Outcome::Stored { offset } => Ok(pending.placement(offset)),
-            Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => {
-                let text =
-                    "Kafka rejected the batch in which the message was sent as too large; the message itself is not";
-                Err(Failure::NotSent(text.into()))
-            }
-            Outcome::NotSent(code) => Err(Failure::NotSent(format!("Kafka rejected the message: {code}"))),
-            Outcome::TooLarge => Err(too_large()),
-            Outcome::Unknown => {
-                // Kafka may be unavailable. Without this check, only the delivery timeout would show it.
-                self.producer.signals().check.notify_one();
-                Err(pending.unknown(self.settle_time))
-            }
+        if outcome == Outcome::Unknown {
+            self.check_topic();
         }
+        result_of(pending, outcome, self.settle_time)
     }
 
-    /// Checks an entry of a batch or a stream. `path` names it in the request.
-    fn check_entry(&self, msg: &Msg, path: impl FnOnce() -> String) -> Result<(), Failure> {
-        // Build the path only for a violation: nearly every message is valid.
-        if self.limits.violations("", msg).is_empty() {
-            return Ok(());
-        }
-        Err(Failure::Invalid(self.limits.violations(&path(), msg)))
+    /// Has the topic checked: Kafka may be unavailable. Without this check, only the delivery timeout would show it.
+    fn check_topic(&self) {
+        self.producer.signals().check.notify_one();
     }
 
     /// Checks the request. Returns its message, and whether to wait until it is stored.
@@ -153,6 +138,30 @@ impl Sender {
             }
         }
     }
+}
+
+/// Turns the outcome of a record into the caller's result. `settle_time` is how long after it was enqueued it can still
+/// appear in the topic.
+fn result_of(pending: &PendingSend, outcome: Outcome, settle_time: Duration) -> Result<Placement, Failure> {
+    match outcome {
+        Outcome::Stored { offset } => Ok(pending.placement(offset)),
+        Outcome::NotSent(RDKafkaErrorCode::MessageSizeTooLarge) => {
+            let text = "Kafka rejected the batch in which the message was sent as too large; the message itself is not";
+            Err(Failure::NotSent(text.into()))
+        }
+        Outcome::NotSent(code) => Err(Failure::NotSent(format!("Kafka rejected the message: {code}"))),
+        Outcome::TooLarge => Err(too_large()),
+        Outcome::Unknown => Err(pending.unknown(settle_time)),
+    }
+}
+
+/// Checks an entry of a batch or a stream. `path` names it in the request.
+fn check_entry(limits: &Limits, msg: &Msg, path: impl FnOnce() -> String) -> Result<(), Failure> {
+    // Build the path only for a violation: nearly every message is valid.
+    if limits.violations("", msg).is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Invalid(limits.violations(&path(), msg)))
 }
 
 /// Returns whether the result has to wait for the row.

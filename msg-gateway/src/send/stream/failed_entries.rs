@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inbox_is_free_until_an_entry_to_it_fails() {
+    fn inbox_is_free_until_an_entry_to_it_fails() {
         let mut failed = FailedEntries::default();
         assert_eq!(sent(&mut failed, "bob", 1), Some(100));
         failed.add("bob", id(1), 1);
@@ -108,26 +108,26 @@ mod tests {
     }
 
     #[test]
-    fn failed_entries_come_again_in_the_order_in_which_they_came_first() {
+    fn failed_entries_are_resent_in_their_first_order() {
         let mut failed = FailedEntries::default();
         // Reports may come in this order.
         for n in [3, 1, 2] {
             failed.add("bob", id(n), n as u64);
         }
-        for (n, turn) in
+        for (n, rank) in
             [(2, None), (3, None), (9, None), (1, Some(1)), (3, None), (2, Some(2)), (9, None), (3, Some(3))]
         {
-            assert_eq!(sent(&mut failed, "bob", n), turn, "{n}");
+            assert_eq!(sent(&mut failed, "bob", n), rank, "{n}");
         }
         assert_eq!((sent(&mut failed, "bob", 9), failed.len()), (Some(100), 0));
     }
 
     #[test]
-    fn one_that_fails_again_is_first_again() {
+    fn entry_that_fails_again_is_first_again() {
         let mut failed = FailedEntries::default();
         failed.add("bob", id(1), 1);
         failed.add("bob", id(2), 2);
-        let rank = sent(&mut failed, "bob", 1).expect("it is its turn");
+        let rank = sent(&mut failed, "bob", 1).expect("it is the next one");
         failed.add("bob", id(1), rank);
         assert_eq!(sent(&mut failed, "bob", 2), None);
         assert_eq!(sent(&mut failed, "bob", 1), Some(1));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn each_has_one_place() {
+    fn entry_has_one_rank() {
         let mut failed = FailedEntries::default();
         failed.add("bob", id(1), 1);
         failed.add("bob", id(1), 5);
