@@ -113,9 +113,7 @@ pub(crate) struct Row {
     pub(crate) sent: i64,
     /// `stored_time`, the begin of the transaction: microseconds since 1970.
     pub(crate) stored: i64,
-    /// Of the content (`message::fingerprint`).
-    pub(crate) fingerprint: u64,
-    /// Everything but the content is as it was sent.
+    /// Whether the message in it is as it was sent, byte for byte.
     pub(crate) same: bool,
 }
 

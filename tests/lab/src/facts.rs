@@ -1,52 +1,70 @@
-//! Reads what the database holds when all is at rest.
+//! Reads the two tables after everything is stored.
 
 use futures_util::TryStreamExt;
+use msg_common::proto::Msg;
 use msg_common::record;
 use tokio_postgres::Client;
 
 use super::error::LabError;
 use super::evidence::{DeadLetter, Evidence, Row};
-use super::message::number;
+use super::message::{Messages, is_as_sent};
 
 /// Reads both tables into the evidence.
-pub(crate) async fn read(database: &Client, evidence: &mut Evidence) -> Result<(), LabError> {
-    read_rows(database, evidence).await?;
-    read_dead_letters(database, evidence).await
+pub(crate) async fn read(database: &Client, messages: &dyn Messages, evidence: &mut Evidence) -> Result<(), LabError> {
+    read_rows(database, messages, evidence).await?;
+    read_dead_letters(database, messages, evidence).await
 }
 
-async fn read_rows(database: &Client, evidence: &mut Evidence) -> Result<(), LabError> {
+async fn read_rows(database: &Client, messages: &dyn Messages, evidence: &mut Evidence) -> Result<(), LabError> {
     const ALL: &str = "
-        SELECT recv_id, seq, send_id, client_msg_id, kafka_partition, kafka_offset,
-               (extract(epoch FROM stored_time) * 1000000)::bigint,
-               ('x' || left(encode(sha256(content), 'hex'), 16))::bit(64)::bigint,
-               session_type = 1 AND content_type = 'text/plain' AND attributes = jsonb_build_object('n', client_msg_id),
-               (extract(epoch FROM send_time) * 1000000)::bigint
-        FROM messages ORDER BY recv_id, seq";
+        SELECT recv_id, send_id, client_msg_id, session_type::int, content_type, content, attributes::text, msg_id, seq,
+               kafka_partition, kafka_offset, (extract(epoch FROM send_time) * 1000000)::bigint,
+               (extract(epoch FROM stored_time) * 1000000)::bigint
+        FROM messages";
     let mut answer = std::pin::pin!(database.query_raw(ALL, [] as [i32; 0]).await?);
     while let Some(row) = answer.try_next().await? {
-        let (inbox, sender, n): (&str, &str, &str) = (row.get(0), row.get(2), row.get(3));
-        let (Some(inbox), Some(sender), Some(n)) = (number(inbox), number(sender), number(n)) else {
-            evidence.foreign.push(format!("a row of {sender:?} to {inbox:?} with id {n:?}"));
+        // Attributes that are no object of strings are not as they were sent, and no message has none at all.
+        let attributes = match row.get(6) {
+            Some(json) => serde_json::from_str(json).ok(),
+            None => Some(Default::default()),
+        };
+        let is_readable = attributes.is_some();
+        let msg = Msg {
+            recv_id: row.get(0),
+            send_id: row.get(1),
+            client_msg_id: row.get(2),
+            session_type: row.get(3),
+            content_type: row.get(4),
+            content: row.get::<_, Vec<u8>>(5).into(),
+            attributes: attributes.unwrap_or_default(),
+        };
+        let (msg_id, seq) = (row.get(7), row.get(8));
+        let Some(numbers) = messages.numbers(&msg, msg_id) else {
+            let Msg { recv_id, send_id, client_msg_id, .. } = msg;
+            evidence.foreign.push(format!("row of {send_id:?} to {recv_id:?} with client_msg_id {client_msg_id:?}"));
             continue;
         };
         evidence.rows.push(Row {
-            inbox,
-            seq: row.get(1),
-            sender,
-            n,
-            partition: row.get(4),
-            offset: row.get(5),
-            sent: row.get(9),
-            stored: row.get(6),
-            fingerprint: row.get::<_, i64>(7).cast_unsigned(),
-            same: row.get::<_, Option<bool>>(8).unwrap_or(false),
+            inbox: numbers.inbox,
+            seq,
+            sender: numbers.sender,
+            n: numbers.n,
+            partition: row.get(9),
+            offset: row.get(10),
+            sent: row.get(11),
+            stored: row.get(12),
+            same: is_readable && is_as_sent(messages, numbers, &msg, msg_id),
         });
     }
     evidence.rows.sort_unstable_by_key(|row| (row.inbox, row.seq));
     Ok(())
 }
 
-async fn read_dead_letters(database: &Client, evidence: &mut Evidence) -> Result<(), LabError> {
+async fn read_dead_letters(
+    database: &Client,
+    messages: &dyn Messages,
+    evidence: &mut Evidence,
+) -> Result<(), LabError> {
     const ALL: &str = "
         SELECT kafka_partition, kafka_offset, key, value, reason, (extract(epoch FROM first_seen) * 1000000)::bigint
         FROM dead_letters ORDER BY 1, 2";
@@ -54,12 +72,11 @@ async fn read_dead_letters(database: &Client, evidence: &mut Evidence) -> Result
         let (key, value): (Option<&[u8]>, Option<Vec<u8>>) = (row.get(2), row.get(3));
         let version = record::VERSION.to_string();
         let record = record::decode(key, Some(version.as_bytes()), value.map(Into::into)).ok();
-        let message =
-            record.and_then(|record| Some((number(&record.msg.send_id)?, number(&record.msg.client_msg_id)?)));
+        let numbers = record.and_then(|record| messages.numbers(&record.msg, record.msg_id));
         evidence.dead_letters.push(DeadLetter {
             partition: row.get(0),
             offset: row.get(1),
-            message,
+            message: numbers.map(|numbers| (numbers.sender, numbers.n)),
             reason: row.get(4),
             seen: row.get(5),
         });

@@ -38,6 +38,7 @@ use self::evidence::{Clock, Evidence, Limit, Measure};
 use self::history::{Book, now};
 use self::kind::Kind;
 pub use self::load::{LoadArgs, run as run_load};
+use self::message::Computed;
 use self::observe::Observer;
 use self::schedule::Schedule;
 use self::world::World;
@@ -277,7 +278,7 @@ impl Lab {
         evidence.ends = world.offsets.ends().await?;
         evidence.committed = world.offsets.committed().await?;
         evidence.progress = settle::progress(world).await?;
-        facts::read(&world.database().await?, evidence).await?;
+        facts::read(&world.database().await?, &Computed, evidence).await?;
         take_over(observer, evidence);
         Ok(std::mem::take(&mut observer.book.lock().unwrap_or_else(PoisonError::into_inner)))
     }

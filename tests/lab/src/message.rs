@@ -1,9 +1,48 @@
-//! Owns what the messages of the load are: each is given by its sender and its number, so that the checker knows every byte
-//! without keeping any.
+//! Owns what the messages of a load are: each is given by its sender and its number, so that neither the history nor the
+//! checker holds any content.
+
+use std::fmt::Debug;
 
 use bytes::Bytes;
+use msg_common::id::msg_id;
 use msg_common::proto::{Msg, SessionType};
-use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// A message: number `n` of a sender, and the inbox that it is sent to or that it was found in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Numbers {
+    pub(crate) sender: u32,
+    pub(crate) n: u32,
+    pub(crate) inbox: u32,
+}
+
+/// All messages that a load can send.
+pub(crate) trait Messages: Debug + Send + Sync {
+    fn message(&self, numbers: Numbers) -> Msg;
+
+    /// Which message a row or a record holds; none if the load has none with these IDs.
+    fn numbers(&self, msg: &Msg, msg_id: Uuid) -> Option<Numbers>;
+}
+
+/// The fault lab's messages, which are computed.
+#[derive(Debug)]
+pub(crate) struct Computed;
+
+impl Messages for Computed {
+    fn message(&self, Numbers { sender, n, inbox }: Numbers) -> Msg {
+        message(sender, n, inbox)
+    }
+
+    fn numbers(&self, msg: &Msg, _: Uuid) -> Option<Numbers> {
+        let (sender, n) = (number(&msg.send_id)?, number(&msg.client_msg_id)?);
+        Some(Numbers { sender, n, inbox: number(&msg.recv_id)? })
+    }
+}
+
+/// Whether this is the message as it was sent: all fields, and its ID by the contract's recipe.
+pub(crate) fn is_as_sent(messages: &dyn Messages, numbers: Numbers, msg: &Msg, id: Uuid) -> bool {
+    messages.message(numbers) == *msg && msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id) == id
+}
 
 /// The message `n` of a sender to an inbox.
 pub(crate) fn message(sender: u32, n: u32, inbox: u32) -> Msg {
@@ -39,8 +78,34 @@ pub(crate) fn content(sender: u32, n: u32) -> Bytes {
     word.bytes().cycle().take(size).collect()
 }
 
-/// The hash of a content, as the database computes it with `sha256(content)`, its first eight bytes.
-pub(crate) fn fingerprint(content: &[u8]) -> u64 {
-    let hash = Sha256::digest(content);
-    u64::from_be_bytes(hash[..8].try_into().expect("eight bytes"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_with_any_altered_field_is_not_as_sent() {
+        let sent = message(3, 4, 5);
+        let id = msg_id(&sent.send_id, &sent.recv_id, &sent.client_msg_id);
+        let holds = |msg: &Msg, id| {
+            let numbers = Computed.numbers(msg, id).expect("an alteration keeps the numbers");
+            is_as_sent(&Computed, numbers, msg, id)
+        };
+        assert!(holds(&sent, id));
+        assert!(!holds(&sent, Uuid::from_u128(1)));
+        let alterations: [fn(&mut Msg); 8] = [
+            |msg| msg.content = msg.content.slice(1..),
+            |msg| msg.content = Bytes::new(),
+            |msg| drop(msg.attributes.insert("n".to_owned(), "5".to_owned())),
+            |msg| msg.attributes.clear(),
+            |msg| msg.content_type.push('x'),
+            |msg| msg.session_type = 2,
+            |msg| msg.send_id.insert(0, 'x'),
+            |msg| msg.recv_id = recv_id(6),
+        ];
+        for alter in alterations {
+            let mut msg = sent.clone();
+            alter(&mut msg);
+            assert!(!holds(&msg, id), "{msg:?}");
+        }
+    }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use super::super::evidence::{Evidence, Row, Truncation};
 use super::super::history::Outcome;
-use super::super::message::{content, fingerprint};
 use super::Finding;
 use super::facts::{Facts, at, place_name, row_name};
 
@@ -93,13 +92,9 @@ fn rows(facts: &Facts<'_>) -> [Finding; 3] {
         let first = facts.row_of(message).is_none_or(|first| std::ptr::eq(first, *row));
         doubled.check(first, || format!("{} is a second row", row_name(row)));
         let inbox = facts.book.messages[message as usize].inbox;
-        same.check(row.inbox == inbox && is_same(row), || format!("{}, sent to inbox-{inbox}", row_name(row)));
+        same.check(row.inbox == inbox && row.same, || format!("{}, sent to inbox-{inbox}", row_name(row)));
     }
     [doubled, same, foreign]
-}
-
-fn is_same(row: &Row) -> bool {
-    row.same && row.fingerprint == fingerprint(&content(row.sender, row.n))
 }
 
 fn dead_letters(facts: &Facts<'_>, mut foreign: Finding) -> [Finding; 3] {

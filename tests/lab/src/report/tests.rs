@@ -58,8 +58,8 @@ impl World {
     fn row(&mut self, at: u64, partition: i32) {
         let stored = self.evidence.clock.micros + (i64::try_from(at).expect("small") - 5_000) * 1000;
         let (inbox, seq, sender, n, offset) = (0, 0, 1, 0, 0);
-        let (sent, fingerprint, same) = (stored, 0, true);
-        self.evidence.rows.push(Row { inbox, seq, sender, n, partition, offset, sent, stored, fingerprint, same });
+        let (sent, same) = (stored, true);
+        self.evidence.rows.push(Row { inbox, seq, sender, n, partition, offset, sent, stored, same });
     }
 
     /// Both, every 100 ms.

@@ -2,7 +2,6 @@
 
 use super::super::super::evidence::Row;
 use super::super::super::history::{Event, Nanos, Outcome, ReadWay, State};
-use super::super::super::message::{content, fingerprint};
 use super::world::World;
 
 impl World {
@@ -31,7 +30,7 @@ impl World {
         };
         for (row, (sender, n)) in [(at(self, one), other), (at(self, other), one)] {
             let row = &mut self.evidence.rows[row];
-            (row.sender, row.n, row.fingerprint) = (sender, n, fingerprint(&content(sender, n)));
+            (row.sender, row.n) = (sender, n);
         }
     }
 

@@ -7,7 +7,6 @@ use super::super::super::evidence::{
     Truncation, Waiting,
 };
 use super::super::super::history::{Book, Event, Nanos, Outcome, ReadWay, State, Way};
-use super::super::super::message::{content, fingerprint};
 use super::super::{Finding, check};
 
 const SECOND: Nanos = 1_000_000_000;
@@ -181,18 +180,7 @@ impl World {
         }
         let duplicate = self.stored.contains_key(&(sender, n));
         if !duplicate && fate != Fate::Waiting {
-            self.store(&Row {
-                inbox,
-                seq: 0,
-                sender,
-                n,
-                partition,
-                offset,
-                sent: 0,
-                stored: 0,
-                fingerprint: fingerprint(&content(sender, n)),
-                same: true,
-            });
+            self.store(&Row { inbox, seq: 0, sender, n, partition, offset, sent: 0, stored: 0, same: true });
         }
         match fate {
             Fate::Stored => {
