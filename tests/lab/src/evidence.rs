@@ -124,6 +124,8 @@ pub(crate) struct DeadLetter {
     pub(crate) offset: i64,
     /// Sender and `n`, where the record holds a message of the load.
     pub(crate) message: Option<(u32, u32)>,
+    /// Whether the record is the message with the other content that the load sends under a known ID.
+    pub(crate) altered: bool,
     pub(crate) reason: String,
     /// `first_seen`: microseconds since 1970.
     pub(crate) seen: i64,

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::error::LabError;
 use super::evidence::{DeadLetter, Evidence, Row};
-use super::message::{Messages, is_as_sent};
+use super::message::{Messages, altered, is_as_sent};
 
 /// Reads both tables into the evidence.
 pub(crate) async fn read(database: &Client, messages: &dyn Messages, evidence: &mut Evidence) -> Result<(), LabError> {
@@ -72,11 +72,12 @@ async fn read_dead_letters(
         let (key, value): (Option<&[u8]>, Option<Vec<u8>>) = (row.get(2), row.get(3));
         let version = record::VERSION.to_string();
         let record = record::decode(key, Some(version.as_bytes()), value.map(Into::into)).ok();
-        let numbers = record.and_then(|record| messages.numbers(&record.msg, record.msg_id));
+        let message = record.and_then(|record| Some((messages.numbers(&record.msg, record.msg_id)?, record.msg)));
         evidence.dead_letters.push(DeadLetter {
             partition: row.get(0),
             offset: row.get(1),
-            message: numbers.map(|numbers| (numbers.sender, numbers.n)),
+            message: message.as_ref().map(|(numbers, _)| (numbers.sender, numbers.n)),
+            altered: message.is_some_and(|(numbers, msg)| msg == altered(messages.message(numbers))),
             reason: row.get(4),
             seen: row.get(5),
         });

@@ -39,6 +39,11 @@ impl Messages for Computed {
     }
 }
 
+/// The message with other content under the same ID.
+pub(crate) fn altered(msg: Msg) -> Msg {
+    Msg { content: format!("other content under the ID {}", msg.client_msg_id).into(), ..msg }
+}
+
 /// Whether this is the message as it was sent: all fields, and its ID by the contract's recipe.
 pub(crate) fn is_as_sent(messages: &dyn Messages, numbers: Numbers, msg: &Msg, id: Uuid) -> bool {
     messages.message(numbers) == *msg && msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id) == id

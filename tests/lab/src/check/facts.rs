@@ -169,12 +169,17 @@ impl<'a> Facts<'a> {
 
 /// Whether its record must become a row, or is a repeat of one.
 pub(super) fn is_accepted(attempt: &Attempt) -> bool {
-    matches!(attempt.outcome, Outcome::Ok(..) | Outcome::Stored { .. } | Outcome::NotStoredYet(..))
+    !attempt.altered && matches!(attempt.outcome, Outcome::Ok(..) | Outcome::Stored { .. } | Outcome::NotStoredYet(..))
 }
 
 /// Where the record of an attempt is. Kafka can confirm a repeat of a record without telling where it is: its offset is negative.
 pub(super) fn place(attempt: &Attempt) -> Option<Place> {
     attempt.outcome.place().filter(|(_, offset)| *offset >= 0)
+}
+
+/// Whether this dead letter is what the transfer makes of a record with other content under a known ID.
+pub(super) fn is_conflict(letter: &DeadLetter) -> bool {
+    letter.altered && letter.reason == "IDEMPOTENCY_CONFLICT"
 }
 
 /// Whether its record may be there or not.

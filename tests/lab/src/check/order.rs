@@ -83,7 +83,7 @@ impl Rising {
 fn is_first(facts: &Facts<'_>, row: &Row, message: u32, incarnation: Incarnation) -> bool {
     let here = (row.partition, row.offset);
     let mut possible = false;
-    for attempt in facts.book.attempts_of(message) {
+    for attempt in facts.book.attempts_of(message).filter(|attempt| !attempt.altered) {
         let Some(accepted) = place(attempt).filter(|_| is_accepted(attempt)) else {
             possible |= is_accepted(attempt) || is_unknown(attempt);
             continue;

@@ -3,29 +3,37 @@
 use std::collections::BTreeSet;
 
 use super::super::evidence::{Evidence, Row, Truncation};
-use super::super::history::Outcome;
+use super::super::history::{Attempt, Outcome};
 use super::Finding;
-use super::facts::{Facts, at, place_name, row_name};
+use super::facts::{self, Facts, at, is_conflict, place_name, row_name};
 
 /// P1, P2, and what is in the tables.
 pub(super) fn check(facts: &Facts<'_>) -> Vec<Finding> {
-    let [lost, seqs, letters] = accepted(facts);
+    let [lost, seqs, letters, conflicts] = accepted(facts);
     let [doubled, content, foreign] = rows(facts);
     let [poison, caused, foreign] = dead_letters(facts, foreign);
-    vec![lost, seqs, letters, poison, counted(facts), doubled, content, caused, foreign, history(facts)]
+    vec![lost, seqs, letters, conflicts, poison, counted(facts), doubled, content, caused, foreign, history(facts)]
 }
 
-fn accepted(facts: &Facts<'_>) -> [Finding; 3] {
+fn accepted(facts: &Facts<'_>) -> [Finding; 4] {
     let mut lost = Finding::new("P1", "each accepted message is a row, or a dead letter at its place");
     let mut seqs = Finding::new("P1", "who waited for STORED was told the row's seq, and whether it had been there");
     let mut letters = Finding::new("P1", "each message that was told to be a dead letter is one");
+    let mut conflicts =
+        Finding::new("P1", "each accepted record of other content under a known ID is an IDEMPOTENCY_CONFLICT");
     let mut excused = 0;
     for message in 0..u32::try_from(facts.book.messages.len()).expect("the book counts so") {
         let row = facts.row_of(message);
         let (mut accepted, mut nowhere) = (false, None);
         for attempt in facts.book.attempts_of(message) {
             let Some(place) = attempt.outcome.place() else { continue };
-            let kept = facts.letter(place, Some(message)).is_some();
+            let letter = facts.letter(place, Some(message));
+            if attempt.altered {
+                let holds = place.1 < 0 || letter.is_some_and(is_conflict) || facts.was_destroyed(attempt);
+                conflicts.check(holds, || format!("{} at {}", facts.name(message), place_name(place)));
+                continue;
+            }
+            let kept = letter.is_some();
             match attempt.outcome {
                 Outcome::DeadLettered(..) => {
                     letters.check(kept, || format!("{} at {}", facts.name(message), place_name(place)));
@@ -62,7 +70,7 @@ fn accepted(facts: &Facts<'_>) -> [Finding; 3] {
     if excused > 0 {
         lost.note = format!("{excused} answers are for records that the lab destroyed");
     }
-    [lost, seqs, letters]
+    [lost, seqs, letters, conflicts]
 }
 
 /// What was stored and is lost in Kafka, the transfers know by its offsets. What was not read yet nobody can.
@@ -117,10 +125,12 @@ fn dead_letters(facts: &Facts<'_>, mut foreign: Finding) -> [Finding; 3] {
         let message = facts.book.find(sender, n);
         foreign.check(message.is_some(), name);
         let Some(message) = message else { continue };
-        let told = facts.book.attempts_of(message).any(|attempt| {
-            matches!(attempt.outcome, Outcome::DeadLettered(partition, offset, _) if (partition, offset) == place)
-        });
-        caused.check(told, name);
+        let is_cause = |attempt: &Attempt| match attempt.outcome {
+            Outcome::DeadLettered(..) => attempt.outcome.place() == Some(place),
+            Outcome::NotSent(_) => false,
+            _ => attempt.altered && is_conflict(letter) && facts::place(attempt).is_none_or(|at| at == place),
+        };
+        caused.check(facts.book.attempts_of(message).any(is_cause), name);
     }
     for what in &facts.evidence.foreign {
         foreign.check(false, || what.clone());

@@ -53,6 +53,8 @@ pub(crate) struct Attempt {
     pub(crate) way: Way,
     /// With `wait_for: STORED`.
     pub(crate) stored: bool,
+    /// With other content than the message has.
+    pub(crate) altered: bool,
     /// The call or the stream it went over, counted over all files.
     pub(crate) channel: u32,
     /// Counts the entries of a channel.
@@ -99,13 +101,14 @@ impl Book {
     /// Adds the next line of a file; files are numbered from 0.
     pub(crate) fn add(&mut self, file: u32, event: Event) {
         match event {
-            Event::Send { call, at, sender, way, stream, stored, msgs, .. } => {
+            Event::Send { call, at: sent, sender, way, stream, stored, altered, msgs, .. } => {
                 let (channel, mut order) = self.channel(file, stream);
                 self.open(file, call, msgs.len());
                 for (n, inbox) in msgs {
                     let message = self.message(sender, n, inbox);
                     let outcome = Outcome::Unknown("no answer".to_owned());
-                    self.attempts.push(Attempt { message, sent: at, told: None, way, stored, channel, order, outcome });
+                    let told = None;
+                    self.attempts.push(Attempt { message, sent, told, way, stored, altered, channel, order, outcome });
                     order += 1;
                 }
                 if let Some(stream) = stream {
@@ -219,7 +222,7 @@ mod tests {
 
     fn send(call: u64, at: Nanos, stream: Option<u64>, msgs: &[(u32, u32)]) -> Event {
         let way = if stream.is_some() { Way::Stream } else { Way::Batch };
-        Event::Send { call, at, sender: 5, way, stream, stored: false, gateway: 1, msgs: msgs.to_vec() }
+        Event::Send { call, at, sender: 5, way, stream, stored: false, altered: false, gateway: 1, msgs: msgs.to_vec() }
     }
 
     #[test]

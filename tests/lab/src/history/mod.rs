@@ -46,6 +46,9 @@ pub(crate) enum Event {
         /// With `wait_for: STORED`.
         #[serde(default, skip_serializing_if = "is_false")]
         stored: bool,
+        /// With other content than the messages have: a caller's bug, which must not replace the stored message.
+        #[serde(default, skip_serializing_if = "is_false")]
+        altered: bool,
         /// The gateway it went to, from 0.
         gateway: u8,
         /// The messages, in order: `n` of the sender, and the inbox.

@@ -75,7 +75,8 @@ impl Sender {
         let call = self.load.calls.fetch_add(1, Ordering::Relaxed);
         let stored = self.rng.random_bool(UNTIL_STORED);
         let msgs = msgs.to_vec();
-        self.load.history.put(&Event::Send { call, at: now(), sender: self.id, way, stream, stored, gateway, msgs })?;
+        let (at, sender, altered) = (now(), self.id, false);
+        self.load.history.put(&Event::Send { call, at, sender, way, stream, stored, altered, gateway, msgs })?;
         Ok(Begun { call, stored })
     }
 

@@ -43,7 +43,17 @@ impl World {
         let msgs = vec![(n, 0)];
         self.book.add(
             0,
-            Event::Send { call, at: BEGAN + millis(at), sender: 1, way, stream: None, stored, gateway: 0, msgs },
+            Event::Send {
+                call,
+                at: BEGAN + millis(at),
+                sender: 1,
+                way,
+                stream: None,
+                stored,
+                altered: false,
+                gateway: 0,
+                msgs,
+            },
         );
         if let Some((at, outcome)) = told {
             self.book.add(0, Event::Told { call, at: BEGAN + millis(at), results: vec![(0, outcome)] });

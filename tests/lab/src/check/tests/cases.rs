@@ -5,7 +5,7 @@ use super::super::super::history::{Event, Outcome, ReadWay, State};
 use super::what::*;
 use super::world::World;
 
-type Change = fn(&mut World);
+pub(super) type Change = fn(&mut World);
 
 fn row(sender: u32, n: u32, inbox: u32, partition: i32, offset: i64) -> Row {
     Row { inbox, seq: 0, sender, n, partition, offset, sent: 0, stored: 0, same: true }
@@ -120,7 +120,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
     (
         "a dead letter that was told is lost",
-        |world| world.evidence.dead_letters.retain(|letter| letter.message.is_none()),
+        |world| world.evidence.dead_letters.retain(|letter| letter.message.is_none() || letter.altered),
         &[LETTERS],
     ),
     (

@@ -1,6 +1,7 @@
 //! Plants each fault that the checker is there for, and asks that it is found, and nothing else.
 
 mod cases;
+mod conflicts;
 mod spoil;
 mod topics;
 mod truncated;
@@ -15,6 +16,7 @@ mod what {
     pub(super) const LOST: &str = "P1 each accepted message";
     pub(super) const STORED: &str = "P1 who waited for STORED";
     pub(super) const LETTERS: &str = "P1 each message that was told to be a dead letter";
+    pub(super) const CONFLICTS: &str = "P1 each accepted record of other content";
     pub(super) const POISON: &str = "P1 each record that holds no message";
     pub(super) const COUNTED: &str = "P8 offsets that Kafka lost";
     pub(super) const DOUBLED: &str = "P2 ";
@@ -80,7 +82,7 @@ fn a_load_that_does_not_get_through_is_told() {
 
 #[test]
 fn each_fault_is_found_and_nothing_else() {
-    let mistakes = cases::FAULTS.iter().filter_map(|(name, spoil, expected)| {
+    let mistakes = cases::FAULTS.iter().chain(conflicts::FAULTS).filter_map(|(name, spoil, expected)| {
         let mut world = World::good();
         spoil(&mut world);
         mistake(name, &world, expected)
@@ -90,7 +92,7 @@ fn each_fault_is_found_and_nothing_else() {
 
 #[test]
 fn what_is_allowed_is_no_fault() {
-    for (name, change) in cases::ALLOWED {
+    for (name, change) in cases::ALLOWED.iter().chain(conflicts::ALLOWED) {
         let mut world = World::good();
         change(&mut world);
         assert_broken(name, &world, &[]);

@@ -28,6 +28,8 @@ pub(super) enum Fate {
     Silent,
     /// It is accepted, and not stored before the topic is deleted.
     Waiting,
+    /// It is accepted with other content than before.
+    Altered,
 }
 
 /// A history and the evidence for it.
@@ -95,6 +97,7 @@ impl World {
         for (n, inbox, fate) in [(3, 0, Ok), (4, 1, Ok), (5, 1, Ok), (5, 1, Ok), (5, 1, Stored), (6, 2, UnknownThere)] {
             world.unary(4, n, inbox, fate);
         }
+        world.unary(4, 4, 1, Altered);
         world.watch(2, 3);
         world.pull(1, 0, 1);
         world.pull(3, 3, 2);
@@ -148,9 +151,10 @@ impl World {
     fn ask(&mut self, way: Way, stream: Option<u64>, sender: u32, msgs: &[(u32, u32, Fate)]) -> u64 {
         self.calls += 1;
         let stored = msgs.iter().any(|(_, _, fate)| *fate == Fate::Stored);
+        let altered = msgs.iter().any(|(_, _, fate)| *fate == Fate::Altered);
         let msgs = msgs.iter().map(|(n, inbox, _)| (*n, *inbox)).collect();
         let at = self.tick();
-        self.lines.push(Event::Send { call: self.calls, at, sender, way, stream, stored, gateway: 0, msgs });
+        self.lines.push(Event::Send { call: self.calls, at, sender, way, stream, stored, altered, gateway: 0, msgs });
         self.calls
     }
 
@@ -177,6 +181,10 @@ impl World {
         if fate == Fate::DeadLettered {
             self.keep(partition, offset, Some((sender, n)));
             return Some(Outcome::DeadLettered(partition, offset, "TOO_LARGE".to_owned()));
+        }
+        if fate == Fate::Altered {
+            self.conflict(partition, offset, (sender, n));
+            return Some(Outcome::Ok(partition, offset));
         }
         let duplicate = self.stored.contains_key(&(sender, n));
         if !duplicate && fate != Fate::Waiting {
@@ -220,7 +228,14 @@ impl World {
     /// A new dead letter.
     pub(super) fn keep(&mut self, partition: i32, offset: i64, message: Option<(u32, u32)>) {
         let (reason, seen) = ("INVALID".to_owned(), self.micros());
-        self.evidence.dead_letters.push(DeadLetter { partition, offset, message, reason, seen });
+        self.evidence.dead_letters.push(DeadLetter { partition, offset, message, altered: false, reason, seen });
+    }
+
+    /// A new dead letter of a record with other content than its message.
+    pub(super) fn conflict(&mut self, partition: i32, offset: i64, message: (u32, u32)) {
+        self.keep(partition, offset, Some(message));
+        let letter = self.evidence.dead_letters.last_mut().expect("it was added");
+        (letter.altered, letter.reason) = (true, "IDEMPOTENCY_CONFLICT".to_owned());
     }
 
     /// What was there so far is stored, and committed.
