@@ -3,8 +3,8 @@
 
 use std::time::Instant;
 
-use futures_util::future::{FutureExt, select_all};
-use msg_stack::{FetchArgs, GatewayPlan, Pipe, Port, Process, Service, Stack, StackError, TransferPlan, fetch, pipe};
+use msg_stack::process::first_to_die;
+use msg_stack::{FetchArgs, GatewayPlan, Pipe, Port, Service, Stack, StackError, TransferPlan, fetch, pipe};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::UpArgs;
@@ -88,16 +88,6 @@ async fn run_until_a_child_ends(stack: &Stack, args: &UpArgs, services: &mut Ser
     let mut watched = stack.processes();
     watched.extend([&services.gateway, &services.transfer].into_iter().flatten().filter_map(Service::process));
     Err(first_to_die(&watched).await)
-}
-
-/// The error of the first child that ends.
-async fn first_to_die(watched: &[Process]) -> StackError {
-    if watched.is_empty() {
-        // All parts are somebody else's.
-        std::future::pending::<()>().await;
-    }
-    let (status, which, _) = select_all(watched.iter().map(|process| process.wait().boxed())).await;
-    watched[which].died(status)
 }
 
 /// Creates the topic where there is none, and gives the number of its partitions.

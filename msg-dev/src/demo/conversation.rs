@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use msg_common::proto::{PullMsgsRequest, StoredMsg};
+use msg_lab::Client;
 
 use super::error::DemoError;
 use super::log::TIME;
 use super::plan::Shown;
-use super::send::Client;
 
 /// The most that the gateway puts on a page.
 const PAGE: i32 = 1000;

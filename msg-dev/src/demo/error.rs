@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use msg_lab::LabError;
 use msg_stack::StackError;
 
 /// Why the demo ended without a verdict, or with a bad one.
@@ -11,6 +12,9 @@ pub(crate) enum DemoError {
     /// Kafka, PostgreSQL or a service.
     #[error(transparent)]
     Stack(#[from] StackError),
+    /// The load, or what the checker needs.
+    #[error(transparent)]
+    Lab(#[from] LabError),
     /// A file operation failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
@@ -24,9 +28,6 @@ pub(crate) enum DemoError {
     /// The log is not what it should be.
     #[error("{0}")]
     Log(String),
-    /// The gateway cannot be reached.
-    #[error("connect to msg-gateway: {0}")]
-    Connect(#[from] tonic::transport::Error),
     /// A call failed for good.
     #[error("{call}: {status}")]
     Call {
@@ -38,20 +39,9 @@ pub(crate) enum DemoError {
     /// The gateway's answer breaks the contract.
     #[error("{0}")]
     Answer(String),
-    /// The database refused a question.
-    #[error("read the table: {0}")]
-    Database(#[from] tokio_postgres::Error),
     /// Kafka refused a question.
     #[error("ask Kafka for offsets: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
-    /// The transfer does not come to the end of the topic.
-    #[error("msg-transfer did not store everything within {seconds} s: {behind} records are left")]
-    Behind {
-        /// How long was waited.
-        seconds: u64,
-        /// How many records are not stored yet.
-        behind: i64,
-    },
     /// Ctrl-C or SIGTERM.
     #[error("interrupted; everything that was started is stopped")]
     Interrupted,

@@ -1,27 +1,25 @@
 //! Owns the figures of a run: what is measured, and how it is shown and written.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
+use msg_lab::text::grouped;
+use msg_lab::{Finding, Verdict};
+use msg_stack::Memory;
 use serde::Serialize;
 use serde_json::json;
 
-use super::check::{Crash, Finding};
-use super::pipe::Memory;
-use super::send::{Counters, History};
-use super::table::Table;
-use msg_lab::text::grouped;
+use super::services::Crash;
 
-/// What a run came to.
+/// The figures of a run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Figures {
     log: String,
     messages: usize,
     messages_of_log: usize,
-    sends_ok: u64,
-    sends_not_sent: u64,
-    sends_unknown: u64,
+    sends_ok: usize,
+    sends_not_sent: usize,
+    sends_unknown: usize,
     dead_letters: usize,
     send_seconds: f64,
     sends_per_second: f64,
@@ -48,47 +46,43 @@ struct Spread {
 /// What the figures are made of.
 pub(crate) struct Run<'a> {
     pub(crate) log: String,
+    pub(crate) messages: usize,
     pub(crate) messages_of_log: usize,
-    pub(crate) history: &'a History,
-    pub(crate) counters: &'a Counters,
-    pub(crate) table: &'a Table,
+    pub(crate) verdict: &'a Verdict,
     pub(crate) crash: &'a Crash,
-    /// From the crash to the new transfer's readiness.
-    pub(crate) ready: Duration,
     /// From the last OK to the last record stored.
     pub(crate) caught_up: Duration,
     pub(crate) gateway: Memory,
-    /// Its peak is the higher of the dead one's and its successor's.
+    /// Its peak is the higher of the killed one's and its successor's.
     pub(crate) transfer: Memory,
 }
 
 impl Figures {
-    /// Works them out.
+    /// Computes them.
     pub(crate) fn of(run: Run<'_>) -> Figures {
-        let Run { history, counters, table, crash, .. } = run;
-        let sends_ok = counters.oks.load(Ordering::Relaxed);
-        let rows = &table.rows;
-        let last_row = rows.iter().map(|row| row.stored_time).max().unwrap_or(history.began);
-        let store_seconds = seconds_from(history.began, last_row);
-        let next_row = rows.iter().map(|row| row.stored_time).filter(|time| *time > crash.at).min();
-        let waits = rows.iter().map(|row| row.stored_time.duration_since(row.send_time).unwrap_or_default());
-        let acks = history.sent.iter().flat_map(|sent| &sent.delivery.acks);
+        let Run { verdict, crash, .. } = run;
+        let rows = &verdict.rows;
+        let sends_ok = verdict.accepted.len();
+        let last_row = rows.iter().map(|(_, stored)| *stored).max().unwrap_or(verdict.began);
+        let store_seconds = seconds_from(verdict.began, last_row);
+        let next_row = rows.iter().map(|(_, stored)| *stored).filter(|stored| *stored > crash.at).min();
+        let waits = rows.iter().map(|(sent, stored)| stored.duration_since(*sent).unwrap_or_default());
         Figures {
             log: run.log,
-            messages: history.sent.len(),
+            messages: run.messages,
             messages_of_log: run.messages_of_log,
             sends_ok,
-            sends_not_sent: counters.not_sent.load(Ordering::Relaxed),
-            sends_unknown: counters.unknown.load(Ordering::Relaxed),
-            dead_letters: table.dead_letters.len(),
-            send_seconds: history.took.as_secs_f64(),
-            sends_per_second: sends_ok as f64 / history.took.as_secs_f64(),
+            sends_not_sent: verdict.not_sent,
+            sends_unknown: verdict.unknown,
+            dead_letters: verdict.dead_letters,
+            send_seconds: verdict.sending.as_secs_f64(),
+            sends_per_second: sends_ok as f64 / verdict.sending.as_secs_f64(),
             store_seconds,
             rows_per_second: rows.len() as f64 / store_seconds,
-            send_ms: Spread::of(acks.map(|ack| ack.took)),
+            send_ms: Spread::of(verdict.accepted.iter().copied()),
             store_ms: Spread::of(waits),
             crash_next_row_seconds: next_row.map(|next| seconds_from(crash.at, next)),
-            crash_ready_seconds: run.ready.as_secs_f64(),
+            crash_ready_seconds: crash.ready.as_secs_f64(),
             caught_up_seconds: run.caught_up.as_secs_f64(),
             gateway_memory: run.gateway,
             transfer_memory: run.transfer,
@@ -97,17 +91,17 @@ impl Figures {
 
     /// The table.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let messages = grouped(self.messages as u64);
-        let (of_log, besides) = (grouped(self.messages_of_log as u64), self.messages - self.messages_of_log);
-        let (oks, not_sent, unknown) =
-            (grouped(self.sends_ok), grouped(self.sends_not_sent), grouped(self.sends_unknown));
+        let [messages, of_log, oks, not_sent, unknown] =
+            [self.messages, self.messages_of_log, self.sends_ok, self.sends_not_sent, self.sends_unknown]
+                .map(|count| grouped(count as u64));
+        let added = self.messages - self.messages_of_log;
         let rate = |per_second: f64, seconds: f64| format!("{}/s over {seconds:.1} s", grouped(per_second as u64));
         let next_row = match self.crash_next_row_seconds {
             Some(seconds) => format!("the next row after {seconds:.2} s"),
             None => "nothing was left to store".to_owned(),
         };
         vec![
-            format!("messages      {messages}: {of_log} of the log, {besides} besides"),
+            format!("messages      {messages}: {of_log} of the log, {added} added"),
             format!("sends         {oks} OK; {not_sent} not sent and {unknown} unknown, each sent again"),
             format!("sent          {}", rate(self.sends_per_second, self.send_seconds)),
             format!(
@@ -120,14 +114,14 @@ impl Figures {
             format!("caught up     {:.2} s after the last OK", self.caught_up_seconds),
             format!(
                 "memory        msg-gateway {}, msg-transfer {}",
-                self.gateway_memory.line(),
-                self.transfer_memory.line()
+                memory(self.gateway_memory),
+                memory(self.transfer_memory)
             ),
         ]
     }
 
     /// All of it, with the verdict, for a program to read.
-    pub(crate) fn json(&self, findings: &[Finding], total: Duration) -> serde_json::Value {
+    pub(crate) fn json(&self, findings: &[&Finding], total: Duration) -> serde_json::Value {
         let promises: Vec<_> = findings
             .iter()
             .map(|finding| {
@@ -135,7 +129,7 @@ impl Figures {
                        "broken": finding.broken, "examples": finding.examples})
             })
             .collect();
-        let holds = findings.iter().all(|finding| finding.broken == 0);
+        let holds = findings.iter().all(|finding| finding.holds());
         json!({"holds": holds, "total_seconds": total.as_secs_f64(), "figures": self, "promises": promises})
     }
 }
@@ -162,23 +156,6 @@ impl Spread {
     }
 }
 
-impl Memory {
-    fn line(self) -> String {
-        format!("{} MiB (at most {})", self.resident >> 20, self.peak >> 20)
-    }
-}
-
-/// The verdict, a promise a line, and what broke below it.
-pub(crate) fn verdict(findings: &[Finding]) -> Vec<String> {
-    let mut lines = Vec::new();
-    for finding in findings {
-        let result = match finding.broken {
-            0 => "holds".to_owned(),
-            broken => format!("BROKEN: {}", grouped(broken as u64)),
-        };
-        let Finding { promise, what, checked, .. } = finding;
-        lines.push(format!("{promise:<3} {what:<80} {:>9}  {result}", grouped(*checked as u64)));
-        lines.extend(finding.examples.iter().map(|example| format!("      e.g. {example}")));
-    }
-    lines
+fn memory(Memory { resident, peak }: Memory) -> String {
+    format!("{} MiB (at most {})", resident >> 20, peak >> 20)
 }

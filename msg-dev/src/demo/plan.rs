@@ -1,50 +1,18 @@
-//! Owns what is sent: the log as streams that are sent at once, with sends repeated on purpose, and bodies that no chat
-//! log has.
+//! Owns what is sent: the log as streams that are sent concurrently, with messages that are sent again on purpose, and content
+//! that no chat log has.
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use msg_common::limits::DEFAULT_CONTENT_BYTES;
 use msg_common::proto::{Msg, SessionType};
+use msg_lab::{Planned, Repeat};
 
 use super::log::{Line, Log};
 
-/// Everything that is sent.
-#[derive(Debug)]
-pub(crate) struct Plan {
-    /// What one speaker says in one conversation, in order. Longest first, as that one decides when all is sent.
-    pub(crate) streams: Vec<Vec<Planned>>,
-    /// How many messages the log gave.
-    pub(crate) from_log: usize,
-    /// How many were put beside them.
-    pub(crate) besides: usize,
-}
-
-/// A message, and how it is sent.
-#[derive(Debug)]
-pub(crate) struct Planned {
-    /// The message.
-    pub(crate) msg: Msg,
-    /// Whether it is sent again.
-    pub(crate) repeat: Repeat,
-}
-
-/// How a message is sent again, with the same `client_msg_id`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Repeat {
-    /// It is not.
-    No,
-    /// Once more when its OK is there, as a caller does that lost the answer.
-    InTurn,
-    /// Twice at the same time, as two callers do that do not know of each other.
-    AtOnce,
-    /// Once more with another body: a caller's bug, which must not replace what is stored.
-    Changed,
-}
-
-/// Plans a log.
-pub(crate) fn plan(log: Log) -> Plan {
-    let from_log = log.lines.len();
+/// The messages of one speaker in one conversation are a stream, in the order of the log. The longest stream is the first, as
+/// it decides when everything is sent.
+pub(crate) fn plan(log: Log) -> Vec<Vec<Planned>> {
     let mut streams: Vec<Vec<Planned>> = Vec::new();
     let mut known: HashMap<(usize, String), usize> = HashMap::new();
     for (number, line) in log.lines.into_iter().enumerate() {
@@ -54,14 +22,12 @@ pub(crate) fn plan(log: Log) -> Plan {
         });
         streams[stream].push(Planned { msg: line.into_msg(), repeat: repeat(number) });
     }
-    let extra = besides();
-    let besides = extra.iter().map(Vec::len).sum();
-    streams.extend(extra);
+    streams.extend(additional());
     streams.sort_by_key(|stream| std::cmp::Reverse(stream.len()));
-    Plan { streams, from_log, besides }
+    streams
 }
 
-/// One in 50 is sent twice, one in 500 with another body. Primes, so that every conversation gets some.
+/// One in 50 is sent twice, one in 500 again with other content. Primes, so that every conversation gets some.
 fn repeat(number: usize) -> Repeat {
     match (number % 97, number % 101, number % 499) {
         (_, _, 7) => Repeat::Changed,
@@ -71,8 +37,8 @@ fn repeat(number: usize) -> Repeat {
     }
 }
 
-/// Bodies, ids and attributes at the edges of what is allowed.
-fn besides() -> Vec<Vec<Planned>> {
+/// Content, IDs and attributes at the limits of what is accepted.
+fn additional() -> Vec<Vec<Planned>> {
     let texts: Vec<(String, Bytes)> =
         SCRIPTS.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().into())).collect();
     let noise: Vec<u8> = (0..DEFAULT_CONTENT_BYTES).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
@@ -102,9 +68,9 @@ fn besides() -> Vec<Vec<Planned>> {
     largest.msg.attributes = (0..4).map(|i| (format!("k{i}"), "v".repeat(4094))).collect();
     streams.push(vec![rich, largest]);
     // Every kind of repeat also in a log of three lines.
-    for (place, repeat) in [Repeat::InTurn, Repeat::AtOnce, Repeat::Changed].into_iter().enumerate() {
-        streams[0][place].repeat = repeat;
-        streams[1][place].repeat = repeat;
+    for (index, repeat) in [Repeat::InTurn, Repeat::AtOnce, Repeat::Changed].into_iter().enumerate() {
+        streams[0][index].repeat = repeat;
+        streams[1][index].repeat = repeat;
     }
     streams
 }
@@ -194,26 +160,24 @@ mod tests {
     }
 
     #[test]
-    fn what_a_speaker_says_in_a_conversation_is_a_stream_in_the_order_of_the_log() {
+    fn stream_is_one_speaker_of_a_conversation_in_log_order() {
         let lines = (0..2000).map(|n| if n % 3 == 0 { line(n, "b", "a") } else { line(n, "a", "b") }).collect();
-        let plan = plan(Log { about: String::new(), lines });
-        assert_eq!(plan.from_log, 2000);
-        assert_eq!(plan.streams[0].len(), 1333);
-        assert!(plan.streams.is_sorted_by(|a, b| a.len() >= b.len()));
-        let ids: Vec<usize> =
-            plan.streams[0].iter().map(|p| p.msg.client_msg_id[5..].parse().expect("a number")).collect();
+        let streams = plan(Log { about: String::new(), lines });
+        assert_eq!(streams[0].len(), 1333);
+        assert!(streams.is_sorted_by(|a, b| a.len() >= b.len()));
+        let ids: Vec<usize> = streams[0].iter().map(|p| p.msg.client_msg_id[5..].parse().expect("a number")).collect();
         assert!(ids.is_sorted());
-        let kinds = |wanted| plan.streams.iter().flatten().filter(|planned| planned.repeat == wanted).count();
+        let kinds = |wanted| streams.iter().flatten().filter(|planned| planned.repeat == wanted).count();
         for (repeat, least) in [(Repeat::InTurn, 20), (Repeat::AtOnce, 19), (Repeat::Changed, 4)] {
             assert!(kinds(repeat) >= least + 2, "{repeat:?}");
         }
     }
 
     #[test]
-    fn what_is_put_beside_the_log_is_allowed_and_of_different_ids() {
+    fn additional_messages_are_within_limits_with_different_ids() {
         let limits = Limits { max_id_bytes: 256, max_content_bytes: DEFAULT_CONTENT_BYTES };
         let mut ids = HashSet::new();
-        for planned in besides().iter().flatten() {
+        for planned in additional().iter().flatten() {
             assert_eq!(limits.violations("msg", &planned.msg), [], "{}", planned.msg.client_msg_id);
             assert!(ids.insert((planned.msg.recv_id.clone(), planned.msg.client_msg_id.clone())));
         }

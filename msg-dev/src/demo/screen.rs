@@ -1,16 +1,13 @@
-//! Owns what the demo shows while it runs: lines with the time since the start, and a progress bar; plain lines where
-//! nobody watches a terminal.
+//! Owns what the demo shows while it runs: lines with the time since the start, and a progress bar if stderr is a terminal,
+//! otherwise a line for each tenth of the messages.
 
 use std::io::IsTerminal;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio_postgres::Client;
-
-use super::send::Counters;
-use super::table;
 use msg_lab::text::grouped;
+use msg_lab::{PlannedLoad, settle};
+use tokio_postgres::Client;
 
 const REDRAW: Duration = Duration::from_millis(200);
 
@@ -31,7 +28,7 @@ impl Screen {
         self.began.elapsed()
     }
 
-    /// A line about what is happening.
+    /// Prints a line with the time since the start.
     pub(crate) fn say(&self, text: &str) {
         let line = format!("[{:5.1} s] {text}", self.elapsed().as_secs_f64());
         // The bar is cleared before, and drawn again below.
@@ -39,8 +36,8 @@ impl Screen {
     }
 
     /// Shows how far the senders and the transfer are, for as long as it is polled.
-    pub(crate) async fn follow(&self, counters: &Counters, messages: usize, partitions: usize, database: &Client) {
-        let messages = messages as u64;
+    pub(crate) async fn follow(&self, load: &PlannedLoad, partitions: usize, database: &Client) {
+        let messages = load.messages() as u64;
         let is_terminal = std::io::stderr().is_terminal();
         if is_terminal {
             let style = ProgressStyle::with_template("  sent {bar:40} {human_pos}/{human_len} {per_sec}, {msg}");
@@ -52,8 +49,8 @@ impl Screen {
         let mut redraw = tokio::time::interval(REDRAW);
         loop {
             redraw.tick().await;
-            let sent = counters.messages.load(Ordering::Relaxed);
-            let stored = table::progress(database, partitions).await.map_or(0, |next| next.iter().sum::<i64>());
+            let sent = load.settled();
+            let stored = settle::progress_rows(database, partitions).await.map_or(0, |next| next.iter().sum::<i64>());
             if is_terminal {
                 self.bar.set_message(format!("{} records stored", grouped(stored.unsigned_abs())));
                 self.bar.set_position(sent);
@@ -65,7 +62,7 @@ impl Screen {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn sent(&self) {
         self.bar.finish_and_clear();
         self.bar.set_draw_target(ProgressDrawTarget::hidden());

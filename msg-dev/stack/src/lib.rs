@@ -24,12 +24,12 @@ pub use error::StackError;
 pub use kafka::rights::{Operation, Resource, Right};
 pub use kafka::{ClusterOptions, Kafka, TopicSpec};
 pub use offsets::Offsets;
-pub use pipe::{GatewayPlan, Pipe, TransferPlan};
+pub use pipe::{GatewayPlan, Pipe, Services, TransferPlan};
 pub use ports::Port;
 pub use postgres::Postgres;
 pub use process::{Process, Signal};
 pub use proxy::{Proxies, Toxic};
-pub use service::{Service, ServiceSpec};
+pub use service::{Memory, Service, ServiceSpec};
 pub use state::State;
 
 /// What a stack is made of.

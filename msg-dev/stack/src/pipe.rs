@@ -1,8 +1,11 @@
-//! Owns the settings with which the two services are started on a stack, and the ports that they listen on.
+//! Owns the settings with which the two services are started on a stack, the ports that they listen on, and the start of one
+//! of each.
+
+use std::path::Path;
 
 use super::error::StackError;
 use super::ports::Port;
-use super::service::ServiceSpec;
+use super::service::{Service, ServiceSpec};
 
 /// What both services of one pipe agree on.
 #[derive(Debug, Clone)]
@@ -39,7 +42,41 @@ pub struct TransferPlan {
     pub admin: Port,
 }
 
+/// A transfer and a gateway. Dropped, they are killed.
+#[derive(Debug)]
+pub struct Services {
+    /// The transfer.
+    pub transfer: Service,
+    /// The gateway.
+    pub gateway: Service,
+    /// Where the gateway serves gRPC.
+    pub grpc: String,
+    /// Held, or another process could get them while a service is started again.
+    _ports: [Port; 3],
+}
+
+impl Services {
+    /// Stops the gateway, then the transfer.
+    pub async fn stop(&self) {
+        self.gateway.stop().await;
+        self.transfer.stop().await;
+    }
+}
+
 impl Pipe {
+    /// Starts one transfer and one gateway, both with these settings added, and waits until both are ready.
+    pub async fn start(&self, logs: &Path, settings: &[(&str, &str)]) -> Result<Services, StackError> {
+        let TransferPlan { spec: transfer, admin: transfer_admin } = self.transfer("msg-transfer")?;
+        let GatewayPlan { spec: gateway, grpc, admin } = self.gateway("msg-gateway", free_port()?)?;
+        let service = |spec| {
+            let spec = settings.iter().fold(spec, |spec: ServiceSpec, (name, value)| spec.env(name, value));
+            Service::new(spec, logs)
+        };
+        let (transfer, gateway) = (service(transfer)?, service(gateway)?);
+        tokio::try_join!(transfer.start(), gateway.start())?;
+        Ok(Services { transfer, gateway, grpc: grpc.to_string(), _ports: [grpc, admin, transfer_admin] })
+    }
+
     /// A gateway on this gRPC port.
     pub fn gateway(&self, name: &str, grpc: Port) -> Result<GatewayPlan, StackError> {
         let admin = free_port()?;

@@ -92,6 +92,16 @@ struct Shared {
     exit: watch::Sender<Option<ExitStatus>>,
 }
 
+/// Returns the error of the first of these that ends; never, if there are none.
+pub async fn first_to_die(watched: &[Process]) -> StackError {
+    if watched.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    let waits = watched.iter().map(|process| Box::pin(process.wait()));
+    let (status, index, _) = futures_util::future::select_all(waits).await;
+    watched[index].died(status)
+}
+
 impl Process {
     /// Starts the child.
     pub fn spawn(spec: Spec) -> Result<Process, StackError> {

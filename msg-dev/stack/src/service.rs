@@ -1,12 +1,14 @@
 //! Owns the services as child processes: where their programs are, their settings, and when they are ready.
 
 use std::env;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -19,6 +21,15 @@ pub const READY_WITHIN: Duration = Duration::from_secs(60);
 pub const STOP_WITHIN: Duration = Duration::from_secs(40);
 /// For one look at the admin port.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
+
+/// Resident memory of a process, in bytes.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Memory {
+    /// Now.
+    pub resident: u64,
+    /// The maximum since its start.
+    pub peak: u64,
+}
 
 /// How a service is started.
 #[derive(Debug, Clone)]
@@ -151,6 +162,13 @@ impl Service {
         self.current().clone()
     }
 
+    /// Its memory as the system counts it; zeroes when it does not run.
+    pub fn memory(&self) -> Memory {
+        let status = self.process().map(|process| format!("/proc/{}/status", process.pid()));
+        let status = status.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        Memory { resident: memory_field(&status, "VmRSS:"), peak: memory_field(&status, "VmHWM:") }
+    }
+
     /// Sends a signal; false when it does not run.
     pub fn signal(&self, signal: Signal) -> bool {
         self.process().is_some_and(|process| process.signal(signal))
@@ -203,6 +221,13 @@ pub fn find_binary(name: &str) -> Result<PathBuf, StackError> {
     };
     // The child runs in another folder.
     found.canonicalize().map_err(StackError::io("resolve", found))
+}
+
+/// A line such as `VmRSS:      1234 kB`, in bytes.
+fn memory_field(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
 /// Asks an admin port: status and body.
@@ -258,6 +283,13 @@ mod tests {
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
         assert_eq!(parse_answer(chunked).expect("valid"), (200, "abc".to_owned()));
         parse_answer("HTTP/1.1").expect_err("cut off");
+    }
+
+    #[test]
+    fn memory_is_read() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!((memory_field(status, "VmRSS:"), memory_field(status, "VmHWM:")), (1 << 20, 2 << 20));
+        assert_eq!(memory_field("", "VmRSS:"), 0);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use super::{Error, Load, PARTITIONS, TOPIC, counter, line, memory, rate, statement, until};
+use super::{Error, Load, PARTITIONS, TOPIC, counter, line, memory, rate, settings, statement, until};
 
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -88,7 +88,7 @@ async fn drain(stack: &Stack, load: &Load, variant: &Variant) -> Result<f64, Err
     let url = stack.postgres().create_database(&format!("drain_{}", variant.name)).await?;
     let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer(variant.name)?;
     let mut spec = plan.spec.env("GROUP_ID", variant.name);
-    for (name, value) in load.settings()?.into_iter().chain(variant.settings.iter().copied()) {
+    for (name, value) in settings(&load.set)?.into_iter().chain(variant.settings.iter().copied()) {
         spec = spec.env(name, value);
     }
     if let Some(binary) = &variant.binary {
@@ -113,7 +113,7 @@ async fn drain(stack: &Stack, load: &Load, variant: &Variant) -> Result<f64, Err
     let took = begun.elapsed();
     let drained = rate(load.messages - before as usize, took);
     line(variant.says, format!("{drained:.0} rows/s"));
-    let (now, peak) = memory(&transfer)?;
+    let (now, peak) = memory(&transfer);
     line("its resident memory", format!("{now:.0} MB, at its peak {peak:.0} MB"));
     transfer.stop().await;
     // Or its rows would be written back while the next one is timed.

@@ -8,11 +8,10 @@ mod statement;
 mod watch;
 
 use std::fmt::Display;
-use std::fs;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use msg_stack::{Service, Stack, StackOptions};
+use msg_stack::{Service, Services, Stack, StackOptions};
 
 /// Why there are no figures.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -58,18 +57,6 @@ pub struct Load {
 }
 
 impl Load {
-    /// The settings, split.
-    pub(crate) fn settings(&self) -> Result<Vec<(&str, &str)>, Error> {
-        let split = |setting: &'_ String| setting.split_once('=').map(|(name, _)| name.len());
-        self.set
-            .iter()
-            .map(|setting| {
-                let at = split(setting).ok_or_else(|| format!("--set {setting} is not NAME=VALUE"))?;
-                Ok((&setting[..at], &setting[at + 1..]))
-            })
-            .collect()
-    }
-
     /// A body that compresses about as little as text does: random letters.
     pub(crate) fn random_body(&self) -> Vec<u8> {
         (0..self.body).map(|_| rand::random_range(b'a'..=b'z')).collect()
@@ -98,6 +85,24 @@ pub async fn run(command: &BenchCommand) -> Result<(), Error> {
 const TOPIC: &str = "bench";
 const PARTITIONS: i32 = 16;
 
+/// Starts both services on an empty topic and an empty database of this name, with these settings of `--set`.
+async fn start(stack: &Stack, database: &str, set: &[String]) -> Result<Services, Error> {
+    stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
+    let url = stack.postgres().create_database(database).await?;
+    Ok(stack.pipe(TOPIC, PARTITIONS, &url).start(stack.logs(), &settings(set)?).await?)
+}
+
+/// Splits each NAME=VALUE.
+fn settings(set: &[String]) -> Result<Vec<(&str, &str)>, Error> {
+    let split = |setting: &'_ String| setting.split_once('=').map(|(name, _)| name.len());
+    set.iter()
+        .map(|setting| {
+            let at = split(setting).ok_or_else(|| format!("--set {setting} is not NAME=VALUE"))?;
+            Ok((&setting[..at], &setting[at + 1..]))
+        })
+        .collect()
+}
+
 /// Asks until the answer is there, for as long as things move.
 async fn until(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> Result<bool, Error>) -> Result<(), Error> {
     let waiting = async {
@@ -117,14 +122,10 @@ async fn counter(service: &Service, name: &str) -> Result<f64, Error> {
 }
 
 /// Resident memory of the service in MB, now and at its peak.
-fn memory(service: &Service) -> Result<(f64, f64), Error> {
-    let process = service.process().ok_or("it does not run")?;
-    let status = fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
-    let kilobytes = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<f64>().ok()
-    };
-    Ok((kilobytes("VmRSS:").unwrap_or(0.0) / 1000.0, kilobytes("VmHWM:").unwrap_or(0.0) / 1000.0))
+fn memory(service: &Service) -> (f64, f64) {
+    let memory = service.memory();
+    let megabytes = |bytes: u64| (bytes >> 10) as f64 / 1000.0;
+    (megabytes(memory.resident), megabytes(memory.peak))
 }
 
 fn line(what: &str, value: impl Display) {

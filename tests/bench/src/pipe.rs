@@ -8,35 +8,26 @@ use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_common::proto::{Msg, SendMsgRequest, SessionType};
-use msg_stack::{Service, Stack, pipe as ports};
+use msg_stack::Stack;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::{Error, Load, PARTITIONS, TOPIC, counter, line, memory, rate, until};
+use super::{Error, Load, counter, line, memory, rate, start, until};
 
 /// HTTP/2 connections that the callers share.
 const CONNECTIONS: usize = 4;
 
 pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
-    stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
-    let url = stack.postgres().create_database("pipe").await?;
-    let pipe = stack.pipe(TOPIC, PARTITIONS, &url);
-    let (plan, gateway) = (pipe.transfer("transfer")?, pipe.gateway("gateway", ports::free_port()?)?);
-    let mut services = Vec::new();
-    for spec in [plan.spec, gateway.spec] {
-        let spec = load.settings()?.into_iter().fold(spec, |spec, (name, value)| spec.env(name, value));
-        services.push(Service::new(spec, stack.logs())?);
-    }
-    let [transfer, sender] = services.as_slice() else { return Err("two services".into()) };
-    tokio::try_join!(transfer.start(), sender.start())?;
-    let idle = (memory(sender)?.0, memory(transfer)?.0);
+    let services = start(stack, "pipe", &load.set).await?;
+    let (transfer, sender) = (&services.transfer, &services.gateway);
+    let idle = (memory(sender).0, memory(transfer).0);
     println!("{} messages of {} bytes to {} inboxes, {} callers", load.messages, load.body, load.inboxes, load.callers);
     line("idle memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", idle.0, idle.1));
 
     let mut channels = Vec::new();
     for _ in 0..CONNECTIONS {
-        channels.push(Channel::from_shared(format!("http://{}", gateway.grpc))?.connect().await?);
+        channels.push(Channel::from_shared(format!("http://{}", services.grpc))?.connect().await?);
     }
     let nothing = health_calls(&channels, load).await?;
     line("a call that does nothing", format!("{nothing:.0} calls/s"));
@@ -52,8 +43,8 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     line("from the first send to the last row", format!("{:.0} messages/s", rate(load.messages, all)));
     let at = |quantile| Duration::from_micros(latencies.value_at_quantile(quantile));
     line("SendMsg p50, p99, max", format!("{:?}, {:?}, {:?}", at(0.5), at(0.99), at(1.0)));
-    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(sender)?.1, memory(transfer)?.1));
-    tokio::join!(sender.stop(), transfer.stop());
+    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(sender).1, memory(transfer).1));
+    services.stop().await;
     Ok(())
 }
 

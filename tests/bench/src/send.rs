@@ -13,13 +13,13 @@ use msg_common::proto::send_result::Result as Outcome;
 use msg_common::proto::{
     BatchSendMsgRequest, Msg, SendMsgRequest, SendResult, SessionType, StreamSendEntry, StreamSendMsgRequest, WaitFor,
 };
-use msg_stack::{Service, Stack, pipe as ports};
+use msg_stack::Stack;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
-use super::{Error, Load, PARTITIONS, TOPIC, line, memory, rate};
+use super::{Error, Load, PARTITIONS, TOPIC, line, memory, rate, start};
 
 /// HTTP/2 connections that the callers share.
 const CONNECTIONS: usize = 4;
@@ -33,22 +33,14 @@ const WINDOW: usize = 2000;
 const STORED_CALLERS: usize = 64;
 
 pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
-    stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
-    let url = stack.postgres().create_database("send").await?;
-    let pipe = stack.pipe(TOPIC, PARTITIONS, &url);
-    let (plan, gateway) = (pipe.transfer("transfer")?, pipe.gateway("gateway", ports::free_port()?)?);
-    let set = |spec| {
-        load.settings().map(|set| set.into_iter().fold(spec, |spec: msg_stack::ServiceSpec, (n, v)| spec.env(n, v)))
-    };
-    let transfer = Service::new(set(plan.spec)?, stack.logs())?;
-    let sender = Service::new(set(gateway.spec)?, stack.logs())?;
-    tokio::try_join!(sender.start(), transfer.start())?;
+    let services = start(stack, "send", &load.set).await?;
+    let (transfer, sender) = (&services.transfer, &services.gateway);
     println!("{} messages of {} bytes to {} inboxes", load.messages, load.body, load.inboxes);
 
     let load = &Arc::new(load.clone());
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
-        let channel = Channel::from_shared(format!("http://{}", gateway.grpc))?.connect().await?;
+        let channel = Channel::from_shared(format!("http://{}", services.grpc))?.connect().await?;
         clients.push(MsgGatewayClient::new(channel).max_decoding_message_size(8 << 20));
     }
     for (callers, messages) in [(1, 500), (STORED_CALLERS, load.messages / 20)] {
@@ -56,7 +48,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
         let what = format!("SendMsg until stored, {callers} callers");
         line(&what, format!("{stored:.0} messages/s, {}", told(&latencies)));
     }
-    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(&sender)?.1, memory(&transfer)?.1));
+    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(sender).1, memory(transfer).1));
     // From here on it is about the way into Kafka alone.
     transfer.stop().await;
     let limit = produce(stack, load)?;
@@ -74,7 +66,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
         format!("{:.0} %, {:.0} %", 100.0 * batches / limit, 100.0 * streams / limit),
     );
 
-    line("peak memory, gateway", format!("{:.0} MB", memory(&sender)?.1));
+    line("peak memory, gateway", format!("{:.0} MB", memory(sender).1));
     sender.stop().await;
     Ok(())
 }

@@ -9,11 +9,11 @@ use hdrhistogram::Histogram;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_common::proto::watch_msgs_response::Event;
 use msg_common::proto::{BatchSendMsgRequest, InboxCursor, Msg, SessionType, StoredMsg, WatchMsgsRequest};
-use msg_stack::{Service, Stack, pipe as ports};
+use msg_stack::Stack;
 use tokio::time::MissedTickBehavior;
 use tonic::transport::Channel;
 
-use super::{Error, PARTITIONS, TOPIC, line, memory, rate};
+use super::{Error, line, memory, rate, start};
 
 /// What is measured.
 #[derive(Debug, clap::Args)]
@@ -41,26 +41,14 @@ pub struct Watching {
 const BATCH: usize = 100;
 
 pub(crate) async fn run(stack: &Stack, options: &Watching) -> Result<(), Error> {
-    stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
-    let url = stack.postgres().create_database("watch").await?;
-    let pipe = stack.pipe(TOPIC, PARTITIONS, &url);
-    let (plan, gateway) = (pipe.transfer("transfer")?, pipe.gateway("gateway", ports::free_port()?)?);
-    let mut services = Vec::new();
-    for mut spec in [plan.spec, gateway.spec] {
-        for set in &options.set {
-            let (name, value) = set.split_once('=').ok_or("--set is not NAME=VALUE")?;
-            spec = spec.env(name, value);
-        }
-        services.push(Service::new(spec, stack.logs())?);
-    }
-    let [transfer, server] = services.as_slice() else { return Err("two services".into()) };
-    tokio::try_join!(transfer.start(), server.start())?;
+    let services = start(stack, "watch", &options.set).await?;
+    let (transfer, server) = (&services.transfer, &services.gateway);
     println!("{} watchers over {} connections", options.watchers, options.connections);
-    line("gateway's memory without them", format!("{:.0} MB", memory(server)?.0));
+    line("gateway's memory without them", format!("{:.0} MB", memory(server).0));
 
     let begun = Instant::now();
     let seen = Arc::new(Mutex::new(Seen::new()));
-    let endpoint = Channel::from_shared(format!("http://{}", gateway.grpc))?;
+    let endpoint = Channel::from_shared(format!("http://{}", services.grpc))?;
     let mut opening = Vec::new();
     for connection in 0..options.connections {
         let client = MsgGatewayClient::new(endpoint.connect().await?);
@@ -70,7 +58,7 @@ pub(crate) async fn run(stack: &Stack, options: &Watching) -> Result<(), Error> 
     }
     try_join_all(opening).await?;
     line("all watch after", format!("{:.1?}", begun.elapsed()));
-    line("gateway's memory with them", format!("{:.0} MB", memory(server)?.0));
+    line("gateway's memory with them", format!("{:.0} MB", memory(server).0));
 
     let sender = MsgGatewayClient::new(endpoint.connect().await?);
     let begun = Instant::now();
@@ -83,8 +71,8 @@ pub(crate) async fn run(stack: &Stack, options: &Watching) -> Result<(), Error> 
     .await?;
     line("sent", format!("{:.0} messages/s", rate(count, took)));
     seen.lock().unwrap_or_else(PoisonError::into_inner).tell();
-    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(server)?.1, memory(transfer)?.1));
-    tokio::join!(server.stop(), transfer.stop());
+    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(server).1, memory(transfer).1));
+    services.stop().await;
     Ok(())
 }
 

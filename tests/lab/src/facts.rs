@@ -2,7 +2,7 @@
 
 use futures_util::TryStreamExt;
 use msg_common::proto::Msg;
-use msg_common::record;
+use msg_common::{record, table};
 use tokio_postgres::Client;
 
 use super::error::LabError;
@@ -16,44 +16,38 @@ pub(crate) async fn read(database: &Client, messages: &dyn Messages, evidence: &
 }
 
 async fn read_rows(database: &Client, messages: &dyn Messages, evidence: &mut Evidence) -> Result<(), LabError> {
-    const ALL: &str = "
-        SELECT recv_id, send_id, client_msg_id, session_type::int, content_type, content, attributes::text, msg_id, seq,
-               kafka_partition, kafka_offset, (extract(epoch FROM send_time) * 1000000)::bigint,
-               (extract(epoch FROM stored_time) * 1000000)::bigint
-        FROM messages";
-    let mut answer = std::pin::pin!(database.query_raw(ALL, [] as [i32; 0]).await?);
+    let all = format!(
+        "SELECT m.recv_id, m.msg_id, m.seq, m.kafka_partition, m.kafka_offset, \
+                (extract(epoch FROM m.send_time) * 1000000)::bigint, \
+                (extract(epoch FROM m.stored_time) * 1000000)::bigint, {} \
+         FROM messages m",
+        table::select_msg("m.content")
+    );
+    let mut answer = std::pin::pin!(database.query_raw(&all, [] as [i32; 0]).await?);
     while let Some(row) = answer.try_next().await? {
-        // Attributes that are no object of strings are not as they were sent, and no message has none at all.
-        let attributes = match row.get(6) {
-            Some(json) => serde_json::from_str(json).ok(),
-            None => Some(Default::default()),
+        let (recv_id, msg_id): (&str, _) = (row.get(0), row.get(1));
+        let msg = match table::read_msg(&row, recv_id) {
+            Ok(msg) => msg,
+            Err(error) => {
+                evidence.foreign.push(format!("unreadable row of {recv_id:?}: {error}"));
+                continue;
+            }
         };
-        let is_readable = attributes.is_some();
-        let msg = Msg {
-            recv_id: row.get(0),
-            send_id: row.get(1),
-            client_msg_id: row.get(2),
-            session_type: row.get(3),
-            content_type: row.get(4),
-            content: row.get::<_, Vec<u8>>(5).into(),
-            attributes: attributes.unwrap_or_default(),
-        };
-        let (msg_id, seq) = (row.get(7), row.get(8));
         let Some(numbers) = messages.numbers(&msg, msg_id) else {
-            let Msg { recv_id, send_id, client_msg_id, .. } = msg;
+            let Msg { send_id, client_msg_id, .. } = msg;
             evidence.foreign.push(format!("row of {send_id:?} to {recv_id:?} with client_msg_id {client_msg_id:?}"));
             continue;
         };
         evidence.rows.push(Row {
             inbox: numbers.inbox,
-            seq,
+            seq: row.get(2),
             sender: numbers.sender,
             n: numbers.n,
-            partition: row.get(9),
-            offset: row.get(10),
-            sent: row.get(11),
-            stored: row.get(12),
-            same: is_readable && is_as_sent(messages, numbers, &msg, msg_id),
+            partition: row.get(3),
+            offset: row.get(4),
+            sent: row.get(5),
+            stored: row.get(6),
+            same: is_as_sent(messages, numbers, &msg, msg_id),
         });
     }
     evidence.rows.sort_unstable_by_key(|row| (row.inbox, row.seq));

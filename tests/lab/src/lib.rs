@@ -16,9 +16,10 @@ mod loads;
 mod message;
 mod nemesis;
 mod observe;
+mod planned;
 mod report;
 mod schedule;
-mod settle;
+pub mod settle;
 pub mod text;
 mod topology;
 mod world;
@@ -33,13 +34,17 @@ use rand::{RngExt, SeedableRng};
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use self::args::LabArgs;
+pub use self::check::Finding;
 pub use self::error::LabError;
 use self::evidence::{Clock, Evidence, Limit, Measure};
 use self::history::{Book, now};
 use self::kind::Kind;
-pub use self::load::{LoadArgs, run as run_load};
+pub use self::load::planned::{Planned, Repeat};
+pub use self::load::{Client, LoadArgs, run as run_load};
 use self::message::Computed;
 use self::observe::Observer;
+pub use self::planned::{PlannedLoad, Verdict};
+pub use self::report::verdict;
 use self::schedule::Schedule;
 use self::world::World;
 
@@ -195,7 +200,7 @@ impl Lab {
         self.say(&format!("the load ends{}", self.level(observer)));
         world.loads.stop().await?;
         evidence.ended = now();
-        settle::until_stored(world).await?;
+        settle::until_stored(&world.offsets).await?;
         // Another look at every process, at rest.
         tokio::time::sleep(CALM).await;
         observer.mends.store(false, Ordering::Relaxed);
@@ -338,7 +343,7 @@ fn write_report(
     run: &report::Run,
     book: &Book,
     evidence: &Evidence,
-    findings: &[check::Finding],
+    findings: &[Finding],
 ) -> Result<report::Summary, LabError> {
     std::fs::create_dir_all(folder).map_err(LabError::io("create", folder))?;
     report::write(folder, run, book, evidence, findings).map_err(LabError::io("write the report to", folder))

@@ -24,19 +24,19 @@ const EXAMPLES: usize = 5;
 
 /// What became of one promise.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Finding {
+pub struct Finding {
     /// Which of the promises P1 to P8; empty where none has a number for it.
-    pub(crate) promise: &'static str,
+    pub promise: &'static str,
     /// In words.
-    pub(crate) what: String,
+    pub what: String,
     /// What was measured, where there is a figure.
-    pub(crate) note: String,
+    pub note: String,
     /// How many things were looked at.
-    pub(crate) checked: usize,
+    pub checked: usize,
     /// How many of them break it.
-    pub(crate) broken: usize,
+    pub broken: usize,
     /// The first of those, in words.
-    pub(crate) examples: Vec<String>,
+    pub examples: Vec<String>,
 }
 
 impl Finding {
@@ -45,7 +45,7 @@ impl Finding {
     }
 
     /// Whether the promise was kept.
-    pub(crate) fn holds(&self) -> bool {
+    pub fn holds(&self) -> bool {
         self.broken == 0
     }
 

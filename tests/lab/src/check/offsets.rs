@@ -14,7 +14,7 @@ pub(super) fn check(facts: &Facts<'_>) -> [Finding; 2] {
 
 fn along(facts: &Facts<'_>) -> Finding {
     let mut finding = Finding::new("P5", "no offset was committed before what is below it was stored");
-    finding.note = format!("{} looks at the group's offsets", facts.evidence.commits.len());
+    finding.note = format!("committed offsets were read {} times", facts.evidence.commits.len());
     let steps = steps(facts);
     let mut look = |incarnation: Option<Incarnation>, place: Place, stored: i64| {
         let steps = incarnation.and_then(|incarnation| steps.get(&(incarnation, place.0)));
@@ -80,7 +80,7 @@ fn is_ambiguous(facts: &Facts<'_>, partition: i32, next: i64, seen: Nanos) -> bo
 /// only the old one's progress.
 fn at_rest(facts: &Facts<'_>) -> Finding {
     let mut finding =
-        Finding::new("P5", "at rest all is behind the committed offset, which is not above the progress or the end");
+        Finding::new("P5", "at rest the committed offset is the end offset, and the progress row is not below it");
     let evidence = facts.evidence;
     let partitions = evidence.ends.len().max(evidence.committed.len()).max(evidence.progress.len());
     for partition in 0..i32::try_from(partitions).expect("partitions are few") {

@@ -7,7 +7,7 @@ use super::facts::{Facts, Incarnation, Place, is_accepted, is_unknown, place, pl
 
 /// P3 and P4.
 pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
-    let mut times = Finding::new("P3", "who was accepted before another was sent has the lower seq");
+    let mut times = Finding::new("P3", "a message that was accepted before another was sent has the lower seq");
     let mut kafka = Finding::new("P3", "seq order is Kafka's order");
     let mut firsts = Finding::new("P3", "each row is the first delivery of its message");
     let mut gaps = Finding::new("P4", "seq counts 1, 2, 3 … in each inbox");

@@ -107,7 +107,7 @@ fn rows(facts: &Facts<'_>) -> [Finding; 3] {
 
 fn dead_letters(facts: &Facts<'_>, mut foreign: Finding) -> [Finding; 3] {
     let mut poison = Finding::new("P1", "each record that holds no message is a dead letter");
-    let mut caused = Finding::new("", "nothing was kept aside that callers did not cause");
+    let mut caused = Finding::new("", "nothing is a dead letter that callers did not cause");
     for place in &facts.evidence.poison {
         let topics = &facts.evidence.topics;
         let cut = |cut: &Truncation| cut.partition == place.0 && place.1 >= cut.stored.max(cut.end);
@@ -139,7 +139,7 @@ fn dead_letters(facts: &Facts<'_>, mut foreign: Finding) -> [Finding; 3] {
 }
 
 fn history(facts: &Facts<'_>) -> Finding {
-    let mut finding = Finding::new("", "every answer is the only one to something that was asked");
+    let mut finding = Finding::new("", "every response is the only one to a request");
     finding.checked = facts.book.attempts.iter().filter(|attempt| attempt.told.is_some()).count();
     for contradiction in &facts.book.contradictions {
         finding.check(false, || contradiction.clone());

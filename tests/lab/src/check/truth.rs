@@ -26,7 +26,7 @@ fn not_sent(facts: &Facts<'_>) -> Finding {
 
 /// A message can be not sent at first and sent later: its row must be of another attempt.
 fn attempts(facts: &Facts<'_>) -> Finding {
-    let mut finding = Finding::new("P6", "no row is of an attempt that was not sent, as its caller was told");
+    let mut finding = Finding::new("P6", "no row is of an attempt that was reported as not sent");
     for (row, message) in facts.rows.iter().filter_map(|(row, message)| Some((*row, (*message)?))) {
         let of_it = || facts.book.attempts_of(message).filter(|attempt| facts.is_of(row, attempt));
         let not_sent = |attempt: &Attempt| matches!(attempt.outcome, Outcome::NotSent(_));
@@ -39,7 +39,8 @@ fn attempts(facts: &Facts<'_>) -> Finding {
 
 /// Each place holds one message: what was told of it, and the row that names it.
 fn places(facts: &Facts<'_>) -> Finding {
-    let mut finding = Finding::new("P6", "each answer has a place of its own, and no row of another message is there");
+    let mut finding =
+        Finding::new("P6", "each accepted record has a position of its own, and no row of another message has it");
     let accepted = facts.book.attempts.iter().filter_map(|attempt| {
         let (partition, offset) = place(attempt)?;
         Some((facts.incarnation(attempt)?, partition, offset, attempt.message))
@@ -72,7 +73,7 @@ fn places(facts: &Facts<'_>) -> Finding {
 /// Every place that was told is there, and no more besides than there are attempts whose outcome stayed unknown.
 fn records(facts: &Facts<'_>) -> Finding {
     let mut finding =
-        Finding::new("P6", "Kafka holds one record for each answer, and none of a send that was not sent");
+        Finding::new("P6", "Kafka holds one record for each OK, and none of an attempt that was not sent");
     let ends = &facts.evidence.ends;
     if (0..).zip(ends).any(|(partition, _)| facts.begins_again(partition)) {
         finding.note = "not counted: Kafka lost records".to_owned();
@@ -91,8 +92,7 @@ fn records(facts: &Facts<'_>) -> Finding {
     let (least, unknown) = (places.len() + placeless, count(is_unknown));
     let twice = attempts.iter().filter(|attempt| facts.may_be_twice(attempt)).count();
     let held = usize::try_from(ends.iter().sum::<i64>()).unwrap_or(0);
-    let counts =
-        format!("{held} records, {least} of them told, {unknown} unknown outcomes, {twice} perhaps there twice");
+    let counts = format!("{held} records, {least} of them reported, {unknown} unknown outcomes, {twice} perhaps twice");
     finding.check((least..=least + unknown + twice).contains(&held), || counts.clone());
     finding.note = counts;
     finding

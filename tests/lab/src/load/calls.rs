@@ -4,17 +4,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use msg_common::proto::{BatchSendMsgRequest, SendMsgRequest, SendResult, WaitFor, send_result};
 use rand::RngExt;
-use tokio::time::{sleep, timeout};
-use tonic::{Request, Status};
+use tokio::time::sleep;
 
-use super::Client;
 use super::backoff::Backoff;
-use super::outcome::{Answer, of_result, of_status};
-use super::sender::{Begun, Sender};
+use super::outcome::Answer;
+use super::sender::Sender;
 use crate::history::{Outcome, Way};
-use crate::message::message;
 
 /// How many of those that were certainly not sent are given up.
 const GIVEN_UP: f64 = 0.3;
@@ -40,7 +36,7 @@ pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
     let mut open: Vec<Open> = Vec::new();
     let mut backoff = Backoff::default();
     let mut later = VecDeque::new();
-    while !(sender.load.is_stopping() && open.is_empty()) {
+    while !(sender.caller.load.is_stopping() && open.is_empty()) {
         if open.len() < MOST_OPEN && sender.turn(1).await {
             let inbox = sender.inbox();
             if open.iter().all(|open| open.msg.1 != inbox) {
@@ -49,17 +45,17 @@ pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
         }
         let mut delay = Duration::ZERO;
         for Open { msg, mut certain } in std::mem::take(&mut open) {
-            let answers = attempt(&mut sender, Way::Unary, &[msg]).await?;
+            let answers = sender.caller.attempt(Way::Unary, false, &[msg]).await?;
             if unsettled(&[msg], &answers).is_empty() {
                 if let Some(place) = answers.first().and_then(|answer| answer.outcome.place()) {
-                    sender.load.accepted.note(sender.id, msg, place);
+                    sender.caller.load.accepted.note(sender.caller.id, msg, place);
                 }
                 again(&mut sender, msg, &mut later).await?;
                 continue;
             }
             delay = delay.max(longest(&answers));
             certain &= answers.iter().all(|answer| matches!(answer.outcome, Outcome::NotSent(_)));
-            if !(certain && sender.rng.random_bool(GIVEN_UP)) {
+            if !(certain && sender.caller.rng.random_bool(GIVEN_UP)) {
                 open.push(Open { msg, certain });
             }
         }
@@ -74,16 +70,16 @@ pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
 
 /// Sends some of those that were accepted once more, on purpose.
 async fn again(sender: &mut Sender, msg: (u32, u32), later: &mut VecDeque<(u32, u32)>) -> io::Result<()> {
-    if sender.rng.random_bool(AGAIN_AT_ONCE) {
-        attempt(sender, Way::Unary, &[msg]).await?;
+    if sender.caller.rng.random_bool(AGAIN_AT_ONCE) {
+        sender.caller.attempt(Way::Unary, false, &[msg]).await?;
     }
-    if sender.rng.random_bool(AGAIN_LATER) {
+    if sender.caller.rng.random_bool(AGAIN_LATER) {
         later.push_back(msg);
     }
     if later.len() == LATER
         && let Some(msg) = later.pop_front()
     {
-        attempt(sender, Way::Unary, &[msg]).await?;
+        sender.caller.attempt(Way::Unary, false, &[msg]).await?;
     }
     Ok(())
 }
@@ -91,14 +87,14 @@ async fn again(sender: &mut Sender, msg: (u32, u32), later: &mut VecDeque<(u32, 
 /// Sends one batch after the other.
 pub(crate) async fn in_batches(mut sender: Sender) -> io::Result<()> {
     loop {
-        let size = sender.rng.random_range(1..=LARGEST_BATCH);
+        let size = sender.caller.rng.random_range(1..=LARGEST_BATCH);
         if !sender.turn(size).await {
             return Ok(());
         }
-        let inboxes: Vec<u32> = (0..sender.rng.random_range(1..=MOST_INBOXES)).map(|_| sender.inbox()).collect();
+        let inboxes: Vec<u32> = (0..sender.caller.rng.random_range(1..=MOST_INBOXES)).map(|_| sender.inbox()).collect();
         let mut msgs = Vec::with_capacity(size);
         for _ in 0..size {
-            let inbox = inboxes[sender.rng.random_range(0..inboxes.len())];
+            let inbox = inboxes[sender.caller.rng.random_range(0..inboxes.len())];
             msgs.push(sender.begin(inbox));
         }
         settle(&mut sender, msgs).await?;
@@ -109,7 +105,7 @@ pub(crate) async fn in_batches(mut sender: Sender) -> io::Result<()> {
 async fn settle(sender: &mut Sender, mut msgs: Vec<(u32, u32)>) -> io::Result<()> {
     let mut backoff = Backoff::default();
     loop {
-        let answers = attempt(sender, Way::Batch, &msgs).await?;
+        let answers = sender.caller.attempt(Way::Batch, false, &msgs).await?;
         msgs = unsettled(&msgs, &answers);
         if msgs.is_empty() {
             return Ok(());
@@ -126,42 +122,6 @@ fn longest(answers: &[Answer]) -> Duration {
 fn unsettled(msgs: &[(u32, u32)], answers: &[Answer]) -> Vec<(u32, u32)> {
     let open = msgs.iter().zip(answers).filter(|(_, answer)| !answer.is_accepted());
     open.map(|(msg, _)| *msg).collect()
-}
-
-/// Sends once; an answer for each message.
-async fn attempt(sender: &mut Sender, way: Way, msgs: &[(u32, u32)]) -> io::Result<Vec<Answer>> {
-    let (gateway, client) = sender.gateway();
-    let begun = sender.asks(way, None, gateway, msgs)?;
-    let answers = match timeout(sender.load.patience(), call(sender, client, way, &begun, msgs)).await {
-        Ok(Ok(results)) => {
-            let nothing = std::iter::repeat_with(|| Answer::unknown("no result"));
-            results.into_iter().map(of_result).chain(nothing).take(msgs.len()).collect()
-        }
-        Ok(Err(status)) => vec![of_status(&status); msgs.len()],
-        Err(_) => vec![Answer::unknown("local timeout"); msgs.len()],
-    };
-    sender.is_told(begun.call, (0..).zip(&answers).map(|(place, answer)| (place, answer.outcome.clone())).collect())?;
-    Ok(answers)
-}
-
-async fn call(
-    sender: &Sender,
-    mut client: Client,
-    way: Way,
-    begun: &Begun,
-    msgs: &[(u32, u32)],
-) -> Result<Vec<SendResult>, Status> {
-    let wait_for = if begun.stored { WaitFor::Stored } else { WaitFor::Accepted }.into();
-    let mut msgs = msgs.iter().map(|&(n, inbox)| message(sender.id, n, inbox));
-    if way == Way::Batch {
-        let mut request = Request::new(BatchSendMsgRequest { msgs: msgs.collect(), wait_for });
-        request.set_timeout(sender.load.call_timeout);
-        return Ok(client.batch_send_msg(request).await?.into_inner().results);
-    }
-    let mut request = Request::new(SendMsgRequest { msg: msgs.next(), wait_for });
-    request.set_timeout(sender.load.call_timeout);
-    let placement = client.send_msg(request).await?.into_inner().placement;
-    Ok(vec![SendResult { result: placement.map(send_result::Result::Placement) }])
 }
 
 #[cfg(test)]

@@ -2,14 +2,16 @@
 //! Owns its arguments, its connections and its end.
 
 mod backoff;
+pub(crate) mod caller;
 mod calls;
 mod inboxes;
 mod outcome;
 mod pace;
+pub(crate) mod planned;
 mod pull;
 mod reader;
 mod sender;
-mod status;
+pub(crate) mod status;
 mod stream;
 mod watch;
 mod window;
@@ -32,12 +34,14 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
+use self::caller::Caller;
 use self::inboxes::Inboxes;
 use self::pace::Pace;
 use self::reader::Reader;
 use self::sender::Sender;
 use self::status::Accepted;
 use super::history::Writer;
+use super::message::{Computed, Messages};
 
 /// So many senders or readers share their connections, one to each gateway.
 const SHARING: usize = 8;
@@ -47,13 +51,15 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(1);
 /// Once it is told to stop, for everything that was begun.
 const DRAIN: Duration = Duration::from_secs(60);
+/// How many of the requests wait until the rows are there.
+const STORED_SHARE: f64 = 0.1;
 /// The shares of the rate, in which the kinds that are there divide it.
 const UNARY: u32 = 20;
 const BATCH: u32 = 40;
 const STREAM: u32 = 40;
 
 /// A client of one gateway.
-pub(crate) type Client = MsgGatewayClient<Channel>;
+pub type Client = MsgGatewayClient<Channel>;
 
 /// `msg-dev lab-load`.
 #[derive(Clone, Debug, Args)]
@@ -110,14 +116,16 @@ impl LoadArgs {
 /// What all senders and readers of the process share.
 #[derive(Debug)]
 pub(crate) struct Load {
-    history: Writer,
-    calls: AtomicU64,
-    streams: AtomicU64,
-    inboxes: Inboxes,
+    pub(crate) history: Writer,
+    pub(crate) calls: AtomicU64,
+    pub(crate) streams: AtomicU64,
+    pub(crate) messages: Box<dyn Messages>,
+    /// The share of the requests that wait until their messages are stored.
+    pub(crate) stored_share: f64,
     /// What may be asked for.
-    accepted: Accepted,
-    call_timeout: Duration,
-    stop: flag::Receiver<bool>,
+    pub(crate) accepted: Accepted,
+    pub(crate) call_timeout: Duration,
+    pub(crate) stop: flag::Receiver<bool>,
 }
 
 impl Load {
@@ -140,12 +148,14 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
         history: Writer::create(&args.history)?,
         calls: AtomicU64::new(0),
         streams: AtomicU64::new(0),
-        inboxes: Inboxes { shared: args.inboxes },
+        messages: Box::new(Computed),
+        stored_share: STORED_SHARE,
         accepted: Accepted::default(),
         call_timeout: args.call_timeout,
         stop: stopped,
     });
-    let links = links(&args.gateways, args.numbers() as usize)?;
+    let inboxes = Inboxes { shared: args.inboxes };
+    let links = links(&args.gateways, (args.numbers() as usize).div_ceil(SHARING))?;
     let links = |place: u32| links[place as usize / SHARING].clone();
     let rng = |place: u32| StdRng::seed_from_u64(args.seed.rotate_left(32) ^ u64::from(args.first_sender + place));
 
@@ -156,7 +166,8 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     for (kind, (count, share)) in all.into_iter().enumerate() {
         let pace = Arc::new(Pace::new(f64::from(args.rate * share) / f64::from(shares.max(1))));
         for _ in 0..count {
-            let sender = Sender::new(load.clone(), pace.clone(), links(place), args.first_sender + place, rng(place));
+            let caller = Caller::new(load.clone(), links(place), args.first_sender + place, rng(place));
+            let sender = Sender::new(caller, pace.clone(), inboxes);
             match kind {
                 0 => senders.spawn(calls::one_by_one(sender)),
                 1 => senders.spawn(calls::in_batches(sender)),
@@ -168,7 +179,7 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut readers = JoinSet::new();
     for place in place..args.numbers() {
         let owners = args.first_sender..args.first_sender + args.senders();
-        let reader = Reader::new(load.clone(), links(place), args.first_sender + place, owners, rng(place));
+        let reader = Reader::new(load.clone(), links(place), args.first_sender + place, owners, inboxes, rng(place));
         match place < args.senders() + args.pullers {
             true => readers.spawn(pull::run(reader)),
             false => readers.spawn(watch::run(reader)),
@@ -196,9 +207,9 @@ fn flat(ended: Result<io::Result<()>, JoinError>) -> Result<(), Box<dyn Error + 
     Ok(ended??)
 }
 
-/// For each group of senders and readers, a connection to each gateway. It comes back by itself when it breaks, and breaks by
+/// For each of `count` groups of senders and readers, a connection to each gateway. It comes back by itself when it breaks, and breaks by
 /// itself when nobody answers.
-fn links(gateways: &[String], count: usize) -> Result<Vec<Vec<Client>>, tonic::transport::Error> {
+pub(crate) fn links(gateways: &[String], count: usize) -> Result<Vec<Vec<Client>>, tonic::transport::Error> {
     let connect = |gateway: &String| {
         let endpoint = Endpoint::from_shared(format!("http://{gateway}"))?
             .tcp_nodelay(true)
@@ -208,5 +219,5 @@ fn links(gateways: &[String], count: usize) -> Result<Vec<Vec<Client>>, tonic::t
             .keep_alive_while_idle(true);
         Ok(MsgGatewayClient::new(endpoint.connect_lazy()).max_decoding_message_size(8 << 20))
     };
-    (0..count.div_ceil(SHARING)).map(|_| gateways.iter().map(connect).collect()).collect()
+    (0..count).map(|_| gateways.iter().map(connect).collect()).collect()
 }

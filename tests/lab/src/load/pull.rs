@@ -83,7 +83,7 @@ impl Puller {
             let (reader, end) = (self.reader.id, page.next_page_token.is_empty());
             let msgs: Vec<_> = page.msgs.into_iter().map(|stored| told(stored, omit_content)).collect();
             let highest = msgs.last().map(|(seq, ..)| *seq);
-            self.reader.load.history.put(&Event::Read {
+            self.reader.load.history.put(Event::Read {
                 reader,
                 way: ReadWay::Pull,
                 asked,

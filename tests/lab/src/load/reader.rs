@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
+use super::inboxes::Inboxes;
 use super::outcome::{delay, reason};
 use super::{Client, Load};
 use crate::history::{Event, Nanos, ReadWay, now};
@@ -32,16 +33,24 @@ pub(crate) struct Reader {
     links: Vec<Client>,
     /// The senders of this process: their inboxes are read, too.
     owners: Range<u32>,
+    inboxes: Inboxes,
 }
 
 impl Reader {
-    pub(crate) fn new(load: Arc<Load>, links: Vec<Client>, id: u32, owners: Range<u32>, rng: StdRng) -> Reader {
-        Reader { load, id, rng, links, owners }
+    pub(crate) fn new(
+        load: Arc<Load>,
+        links: Vec<Client>,
+        id: u32,
+        owners: Range<u32>,
+        inboxes: Inboxes,
+        rng: StdRng,
+    ) -> Reader {
+        Reader { load, id, rng, links, owners, inboxes }
     }
 
     pub(crate) fn inbox(&mut self) -> u32 {
         let owner = if self.owners.is_empty() { 0 } else { self.rng.random_range(self.owners.clone()) };
-        self.load.inboxes.pick(owner, &mut self.rng)
+        self.inboxes.pick(owner, &mut self.rng)
     }
 
     /// Any gateway.
@@ -76,7 +85,7 @@ impl Reader {
     }
 
     pub(crate) fn failed(&self, way: ReadWay, asked: Nanos, reason: String) -> io::Result<()> {
-        self.load.history.put(&Event::ReadFailed { reader: self.id, way, asked, at: now(), reason })
+        self.load.history.put(Event::ReadFailed { reader: self.id, way, asked, at: now(), reason })
     }
 
     /// The highest seqs of these inboxes; none after a failure.
@@ -89,7 +98,7 @@ impl Reader {
         };
         let seqs: Vec<i64> = answer.inboxes.iter().map(|inbox| inbox.max_seq).collect();
         let told = inboxes.iter().copied().zip(seqs.iter().copied()).collect();
-        self.load.history.put(&Event::MaxSeqs { reader: self.id, asked, at: now(), seqs: told })?;
+        self.load.history.put(Event::MaxSeqs { reader: self.id, asked, at: now(), seqs: told })?;
         Ok(Some(seqs))
     }
 }

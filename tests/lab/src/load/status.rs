@@ -68,5 +68,5 @@ pub(crate) async fn ask(reader: &mut Reader) -> io::Result<()> {
         MsgState::Pending => State::Pending,
         MsgState::NotFound | MsgState::Unspecified => State::NotFound,
     };
-    reader.load.history.put(&Event::Status { reader: reader.id, asked, at: now(), sender, n, state })
+    reader.load.history.put(Event::Status { reader: reader.id, asked, at: now(), sender, n, state })
 }

@@ -46,7 +46,7 @@ pub(crate) async fn run(mut sender: Sender) -> io::Result<()> {
     let mut backoff = Backoff::default();
     let mut window = Window::default();
     let mut turn = Turn::new(&mut sender);
-    while !(sender.load.is_stopping() && window.is_empty()) {
+    while !(sender.caller.load.is_stopping() && window.is_empty()) {
         match one(&mut sender, &mut window, &mut turn).await? {
             End::Wished => backoff = Backoff::default(),
             End::Broke { worked, delay } => {
@@ -68,23 +68,23 @@ struct Turn {
 
 impl Turn {
     fn new(sender: &mut Sender) -> Turn {
-        let size = sender.rng.random_range(1..=LARGEST);
+        let size = sender.caller.rng.random_range(1..=LARGEST);
         Turn { at: sender.pace.reserve(size), size }
     }
 }
 
 /// Opens a stream and uses it until its end.
 async fn one(sender: &mut Sender, window: &mut Window, turn: &mut Turn) -> io::Result<End> {
-    let (gateway, mut client) = sender.gateway();
+    let (gateway, mut client) = sender.caller.gateway();
     let (requests, received) = unbounded_channel();
-    let opened = timeout(sender.load.patience(), client.stream_send_msg(UnboundedReceiverStream::new(received)));
+    let opened = timeout(sender.caller.load.patience(), client.stream_send_msg(UnboundedReceiverStream::new(received)));
     let replies = match opened.await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return Ok(End::Broke { worked: false, delay: delay(&status) }),
         Err(_) => return Ok(End::Broke { worked: false, delay: Duration::ZERO }),
     };
-    let number = sender.stream();
-    let life = Duration::from_secs_f64(sender.rng.random_range(LIFE));
+    let number = sender.caller.stream();
+    let life = Duration::from_secs_f64(sender.caller.rng.random_range(LIFE));
     let mut stream = Stream {
         sender,
         window,
@@ -122,8 +122,8 @@ impl Stream<'_> {
     async fn run(&mut self, turn: &mut Turn) -> io::Result<(Answer, End)> {
         loop {
             if self.requests.is_some() {
-                let stopping = self.sender.load.is_stopping();
-                if is_past(self.until) && self.sender.rng.random_bool(DROPPED) {
+                let stopping = self.sender.caller.load.is_stopping();
+                if is_past(self.until) && self.sender.caller.rng.random_bool(DROPPED) {
                     return Ok((Answer::unknown("dropped by the client"), End::Wished));
                 }
                 if is_past(self.until) || (stopping && self.window.is_empty()) {
@@ -151,7 +151,7 @@ impl Stream<'_> {
             self.request(msgs)?;
         }
         while !stopping && is_past(turn.at) && self.window.unanswered() + turn.size <= WINDOW {
-            let inboxes: Vec<u32> = (0..self.sender.rng.random_range(1..=INBOXES))
+            let inboxes: Vec<u32> = (0..self.sender.caller.rng.random_range(1..=INBOXES))
                 .map(|_| self.sender.inbox())
                 .filter(|inbox| self.window.is_free(*inbox))
                 .collect();
@@ -162,7 +162,7 @@ impl Stream<'_> {
             }
             let mut msgs = Vec::with_capacity(turn.size);
             for _ in 0..turn.size {
-                let inbox = inboxes[self.sender.rng.random_range(0..inboxes.len())];
+                let inbox = inboxes[self.sender.caller.rng.random_range(0..inboxes.len())];
                 msgs.push(self.sender.begin(inbox));
             }
             self.request(&msgs)?;
@@ -173,14 +173,14 @@ impl Stream<'_> {
 
     /// Sends one request.
     fn request(&mut self, msgs: &[(u32, u32)]) -> io::Result<()> {
-        let begun = self.sender.asks(Way::Stream, Some(self.number), self.gateway, msgs)?;
+        let begun = self.sender.caller.asks(Way::Stream, Some(self.number), false, self.gateway, msgs)?;
         if self.window.unanswered() == 0 {
             self.heard = Instant::now();
         }
         for (place, msg) in (0..).zip(msgs) {
             self.window.goes(*msg, Asked { call: begun.call, place });
         }
-        let id = self.sender.id;
+        let id = self.sender.caller.id;
         let entry = |&(n, inbox): &(u32, u32)| StreamSendEntry {
             correlation_id: u64::from(n),
             msg: Some(message(id, n, inbox)),
@@ -205,7 +205,7 @@ impl Stream<'_> {
                 calls.entry(asked.call).or_default().push((asked.place, answer.outcome));
             }
         }
-        calls.into_iter().try_for_each(|(call, results)| self.sender.is_told(call, results))
+        calls.into_iter().try_for_each(|(call, results)| self.sender.caller.is_told(call, results))
     }
 
     /// What the end of the replies says.
@@ -223,7 +223,7 @@ impl Stream<'_> {
         for asked in self.window.is_lost(Instant::now()) {
             calls.entry(asked.call).or_default().push((asked.place, why.outcome.clone()));
         }
-        calls.into_iter().try_for_each(|(call, results)| self.sender.is_told(call, results))
+        calls.into_iter().try_for_each(|(call, results)| self.sender.caller.is_told(call, results))
     }
 
     /// Whether an answer is due.
@@ -234,7 +234,7 @@ impl Stream<'_> {
     /// When there is something to do at the latest, if nothing comes.
     fn wake(&self, turn: &Turn) -> Instant {
         let look = Instant::now() + LOOK;
-        let has_room = self.window.unanswered() + turn.size <= WINDOW && !self.sender.load.is_stopping();
+        let has_room = self.window.unanswered() + turn.size <= WINDOW && !self.sender.caller.load.is_stopping();
         let new = has_room.then_some(turn.at);
         let due = new.into_iter().chain(self.window.again()).min().filter(|_| self.requests.is_some());
         due.map_or(look, |due| due.min(look))

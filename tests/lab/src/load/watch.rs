@@ -101,7 +101,7 @@ impl Watch {
         for (inbox, last) in &self.last {
             let (reader, way, from, msgs) = (self.reader.id, ReadWay::Watch, last + 1, Vec::new());
             let event = History::Read { reader, way, asked, at, inbox: *inbox, from, msgs, end: true };
-            self.reader.load.history.put(&event)?;
+            self.reader.load.history.put(event)?;
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ impl Watch {
             }
             let (reader, way) = (self.reader.id, ReadWay::Watch);
             let event = History::Read { reader, way, asked: at, at, inbox, from, msgs, end: false };
-            self.reader.load.history.put(&event)?;
+            self.reader.load.history.put(event)?;
         }
         Ok(())
     }

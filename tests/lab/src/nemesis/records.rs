@@ -72,7 +72,7 @@ pub(super) async fn grow(strike: &mut FaultInjection<'_>) -> Result<(), LabError
     world.offsets.grown_to(count);
     strike.hold().await;
     futures_util::future::join_all(world.gateways.iter().map(|gateway| gateway.stop())).await;
-    until_stored(world).await?;
+    until_stored(&world.offsets).await?;
     strike.seen.growth = Some((now(), count));
     for gateway in &world.gateways {
         gateway.set("TOPIC_PARTITIONS", count)?;

@@ -21,6 +21,7 @@ use super::history::Book;
 use moments::Moments;
 use recovery::Recovery;
 pub(crate) use summary::Summary;
+pub use summary::verdict;
 use timeline::Timeline;
 use totals::Totals;
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::Report;
 use super::recovery::{Recovery, Stall};
+use crate::check::Finding;
 use crate::text::{clock, grouped, took};
 
 /// The verdict, the promises, and a line a fault.
@@ -18,7 +19,7 @@ impl Summary {
     pub(super) fn of(report: &Report<'_>) -> Summary {
         let mut lines = totals(report);
         lines.push(String::new());
-        lines.extend(findings(report));
+        lines.extend(verdict(&report.findings));
         if !report.faults.is_empty() {
             lines.push(String::new());
             lines.extend(faults(&report.faults));
@@ -66,10 +67,11 @@ pub(super) fn accepted_per_second(report: &Report<'_>) -> Option<f64> {
     (report.totals.seconds > 0.0).then(|| accepted as f64 / report.totals.seconds)
 }
 
-fn findings(report: &Report<'_>) -> Vec<String> {
-    let width = report.findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
+/// A line for each finding, with what broke it below.
+pub fn verdict(findings: &[&Finding]) -> Vec<String> {
+    let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
     let mut lines = vec![format!("{:<width$} {:>13}", "what must hold", "checked", width = width + 4)];
-    for finding in &report.findings {
+    for finding in findings {
         let result = match finding.broken {
             0 if finding.checked == 0 => "not tried".to_owned(),
             0 => "holds".to_owned(),

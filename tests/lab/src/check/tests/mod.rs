@@ -21,10 +21,10 @@ mod what {
     pub(super) const COUNTED: &str = "P8 offsets that Kafka lost";
     pub(super) const DOUBLED: &str = "P2 ";
     pub(super) const CONTENT: &str = " each row is what was sent";
-    pub(super) const CAUSED: &str = " nothing was kept aside";
+    pub(super) const CAUSED: &str = " nothing is a dead letter";
     pub(super) const FOREIGN: &str = " nothing that was not sent";
-    pub(super) const HISTORY: &str = " every answer is the only one";
-    pub(super) const TIMES: &str = "P3 who was accepted before";
+    pub(super) const HISTORY: &str = " every response is the only one";
+    pub(super) const TIMES: &str = "P3 a message that was accepted before";
     pub(super) const CHANNELS: &str = "P3 within one batch or stream";
     pub(super) const KAFKA: &str = "P3 seq order is Kafka's";
     pub(super) const FIRSTS: &str = "P3 each row is the first delivery";
@@ -39,7 +39,7 @@ mod what {
     pub(super) const AT_REST: &str = "P5 at rest";
     pub(super) const NOT_SENT: &str = "P6 what was not sent";
     pub(super) const ATTEMPTS: &str = "P6 no row is of an attempt";
-    pub(super) const PLACES: &str = "P6 each answer has a place";
+    pub(super) const PLACES: &str = "P6 each accepted record has";
     pub(super) const RECORDS: &str = "P6 Kafka holds";
     pub(super) const FORBIDDEN: &str = "P6 nothing is accepted";
     pub(super) const MEMORY: &str = "P7 gateway: resident memory";

@@ -1,0 +1,160 @@
+//! Owns a load that runs in this process and sends a plan, and the verdict on it by the one checker; the demo is such a load.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use msg_stack::Offsets;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::watch as flag;
+use tokio::task::JoinSet;
+use tokio_postgres::Client as Database;
+
+use super::check::{Finding, check};
+use super::error::LabError;
+use super::evidence::{Clock, Commits, Evidence};
+use super::history::{Book, Nanos, Outcome, Writer, now};
+use super::load::caller::Caller;
+use super::load::planned::{Plan, Planned, Progress, run};
+use super::load::status::Accepted;
+use super::load::{Client, Load, links};
+use super::{facts, settle};
+
+/// Connections that the senders share; the gateway serves each on a task of its own.
+const CONNECTIONS: usize = 2;
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A load whose messages are planned, and its history.
+#[derive(Debug)]
+pub struct PlannedLoad {
+    plan: Arc<Plan>,
+    load: Arc<Load>,
+    progress: Arc<Progress>,
+    connections: Vec<Vec<Client>>,
+    clock: Clock,
+}
+
+/// What the checker found, and what figures are made of.
+#[derive(Debug)]
+pub struct Verdict {
+    /// One for each thing that must hold.
+    pub findings: Vec<Finding>,
+    /// When the first message was sent.
+    pub began: SystemTime,
+    /// From then to the last outcome.
+    pub sending: Duration,
+    /// How long each call needed whose message was accepted.
+    pub accepted: Vec<Duration>,
+    /// Calls that were not sent.
+    pub not_sent: usize,
+    /// Calls whose outcome was unknown.
+    pub unknown: usize,
+    /// `send_time` and `stored_time` of each row.
+    pub rows: Vec<(SystemTime, SystemTime)>,
+    /// Rows of `dead_letters`.
+    pub dead_letters: usize,
+}
+
+impl PlannedLoad {
+    /// Sends nothing yet. The messages of one stream are sent one after the other.
+    pub fn new(gateway: &str, streams: Vec<Vec<Planned>>) -> Result<PlannedLoad, LabError> {
+        let plan = Arc::new(Plan::new(streams));
+        let load = Load {
+            history: Writer::Book(Default::default()),
+            calls: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            messages: Box::new(Arc::clone(&plan)),
+            stored_share: 0.0,
+            accepted: Accepted::default(),
+            call_timeout: CALL_TIMEOUT,
+            stop: flag::channel(false).1,
+        };
+        let cannot = |error| LabError::Setting(format!("cannot connect to {gateway}: {error}"));
+        let connections = links(&[gateway.to_owned()], CONNECTIONS).map_err(cannot)?;
+        Ok(PlannedLoad { plan, load: Arc::new(load), progress: Arc::default(), connections, clock: Clock::read() })
+    }
+
+    /// Messages of the plan.
+    pub fn messages(&self) -> usize {
+        self.plan.messages()
+    }
+
+    /// Messages whose every outcome is known.
+    pub fn settled(&self) -> u64 {
+        self.progress.settled.load(Ordering::Relaxed)
+    }
+
+    /// A client of the gateway over a connection of the load.
+    pub fn client(&self) -> Client {
+        self.connections[0][0].clone()
+    }
+
+    /// Sends all streams, `at_once` of them concurrently, and returns when every message is accepted.
+    pub async fn send(&self, at_once: usize) -> Result<(), LabError> {
+        let mut senders = JoinSet::new();
+        for number in 0..at_once {
+            let links = self.connections[number % CONNECTIONS].clone();
+            let rng = StdRng::seed_from_u64(number as u64);
+            let caller = Caller::new(Arc::clone(&self.load), links, 0, rng);
+            senders.spawn(run(caller, Arc::clone(&self.plan), Arc::clone(&self.progress)));
+        }
+        while let Some(ended) = senders.join_next().await {
+            ended.expect("a sender does not panic")?;
+        }
+        Ok(())
+    }
+
+    /// Reads the tables and the offsets after everything is stored, and checks every promise. `commits` are committed offsets that
+    /// were seen before, each with the time of the response.
+    pub async fn judge(
+        &self,
+        database: &Database,
+        offsets: &Offsets,
+        commits: Vec<(SystemTime, Vec<i64>)>,
+    ) -> Result<Verdict, LabError> {
+        let commits = commits.into_iter().map(|(at, next)| Commits { at: micros(at), next });
+        let mut evidence = Evidence {
+            clock: self.clock,
+            began: self.clock.at,
+            ended: now(),
+            ends: offsets.ends().await?,
+            // Before the progress rows: those that are read later can only be further.
+            committed: offsets.committed().await?,
+            commits: commits.collect(),
+            ..Evidence::default()
+        };
+        evidence.progress = settle::progress_rows(database, evidence.ends.len()).await?;
+        facts::read(database, &self.plan, &mut evidence).await?;
+        Ok(Verdict::of(&self.load.history.take_book(), &evidence))
+    }
+}
+
+impl Verdict {
+    fn of(book: &Book, evidence: &Evidence) -> Verdict {
+        let count = |of: fn(&Outcome) -> bool| book.attempts.iter().filter(|attempt| of(&attempt.outcome)).count();
+        let accepted = book.attempts.iter().filter(|attempt| attempt.outcome.place().is_some());
+        let took = |sent: Nanos, told: Nanos| Duration::from_nanos(told.saturating_sub(sent));
+        let first = book.attempts.first().map_or(evidence.began, |attempt| attempt.sent);
+        let last = book.attempts.iter().filter_map(|attempt| attempt.told).max().unwrap_or(first);
+        Verdict {
+            findings: check(book, evidence),
+            began: time(evidence.clock.micros) + took(evidence.clock.at, first),
+            sending: took(first, last),
+            accepted: accepted.filter_map(|attempt| Some(took(attempt.sent, attempt.told?))).collect(),
+            not_sent: count(|outcome| matches!(outcome, Outcome::NotSent(_))),
+            unknown: count(|outcome| matches!(outcome, Outcome::Unknown(_))),
+            rows: evidence.rows.iter().map(|row| (time(row.sent), time(row.stored))).collect(),
+            dead_letters: evidence.dead_letters.len(),
+        }
+    }
+}
+
+fn time(micros: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(micros.unsigned_abs())
+}
+
+fn micros(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970");
+    i64::try_from(since.as_micros()).expect("for 290,000 years")
+}
