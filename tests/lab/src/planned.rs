@@ -158,3 +158,33 @@ fn micros(time: SystemTime) -> i64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970");
     i64::try_from(since.as_micros()).expect("for 290,000 years")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::Row;
+    use crate::history::{Event, Way};
+
+    /// A message that was accepted at offset 0 of the only partition, and these rows.
+    fn broken(rows: Vec<Row>) -> Vec<String> {
+        let mut book = Book::default();
+        let (way, msgs) = (Way::Unary, vec![(0, 0)]);
+        let (stream, stored, altered) = (None, false, false);
+        book.add(0, Event::Send { call: 0, at: 1_000, sender: 0, way, stream, stored, altered, gateway: 0, msgs });
+        book.add(0, Event::Told { call: 0, at: 9_000, results: vec![(0, Outcome::Ok(0, 0))] });
+        let (ends, committed, progress) = (vec![1], vec![1], vec![1]);
+        let verdict = Verdict::of(&book, &Evidence { rows, ends, committed, progress, ..Evidence::default() });
+        assert_eq!((verdict.accepted.len(), verdict.sending), (1, Duration::from_micros(8)));
+        let broken = verdict.findings.iter().filter(|finding| !finding.holds());
+        broken.map(|finding| format!("{} {}", finding.promise, finding.what)).collect()
+    }
+
+    #[test]
+    fn verdict_of_a_lost_or_altered_row_is_broken() {
+        let good = Row { inbox: 0, seq: 1, sender: 0, n: 0, partition: 0, offset: 0, sent: 5, stored: 10, same: true };
+        assert_eq!(broken(vec![good.clone()]), [""; 0]);
+        assert_eq!(broken(Vec::new()), ["P1 each accepted message is a row, or a dead letter at its place"]);
+        let altered = Row { same: false, ..good };
+        assert_eq!(broken(vec![altered]), [" each row is what was sent, byte for byte, in the inbox it was sent to"]);
+    }
+}
