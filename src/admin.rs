@@ -1,4 +1,5 @@
-//! The admin port: `/healthz`, `/readyz`, `/metrics`, what readiness is made of, and the probe of a health check.
+//! Owns the admin port (`/healthz`, `/readyz`, `/metrics`), the reasons that readiness consists of, and the probe that a
+//! health check uses.
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture;
@@ -20,7 +21,7 @@ use crate::telemetry;
 
 static NOT_READY: Repeats = Repeats::new();
 
-/// Whether the process is ready, and if not, why: each component speaks for itself, and a scope for what is made again.
+/// The reasons why the process is not ready: at most one for each component and scope. Without reasons it is ready.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     reasons: Arc<Mutex<Reasons>>,
@@ -30,45 +31,47 @@ pub struct Readiness {
 
 #[derive(Debug, Default)]
 struct Reasons {
-    /// By component and scope.
+    /// The reasons by component and scope.
     all: BTreeMap<(String, u64), String>,
+    /// The number of scopes so far.
     scopes: u64,
 }
 
 impl Readiness {
-    /// Not ready yet, for the sake of these components.
+    /// Returns a readiness with the reason "starting" for each of these components.
     pub fn waiting_for(components: &[&str]) -> Self {
         let all: BTreeMap<_, _> = components.iter().map(|c| (((*c).to_owned(), 0), "starting".to_owned())).collect();
         let ready = watch::Sender::new(all.is_empty());
         Readiness { reasons: Arc::new(Mutex::new(Reasons { all, scopes: 0 })), ready: Arc::new(ready), scope: 0 }
     }
 
-    /// The same, for one of several that speak for the same component: what it says changes no other's reason.
+    /// Returns a handle with a scope of its own, for one of several instances of the same component. A handle changes
+    /// only the reasons of its scope.
     pub fn scope(&self) -> Self {
         let mut reasons = self.lock();
         reasons.scopes += 1;
         Readiness { scope: reasons.scopes, ..self.clone() }
     }
 
-    /// This component is fine.
+    /// Removes the reason of this component.
     pub fn ready(&self, component: &str) {
         self.change(component, None);
     }
 
-    /// This component keeps the process from being ready.
+    /// Sets the reason of this component: the process is not ready.
     pub fn not_ready(&self, component: &str, reason: impl Into<String>) {
         self.change(component, Some(&reason.into()));
     }
 
-    /// If this component keeps the process from being ready, this is why. Nothing changes if it does not.
+    /// Replaces the reason of this component, if it has one.
     pub fn explain(&self, component: &str, reason: impl Into<String>) {
-        let waits = self.lock().all.contains_key(&(component.to_owned(), self.scope));
-        if waits {
+        let has_reason = self.lock().all.contains_key(&(component.to_owned(), self.scope));
+        if has_reason {
             self.change(component, Some(&reason.into()));
         }
     }
 
-    /// Takes back every reason of this scope: what it spoke for is gone.
+    /// Removes every reason of this scope, because the instance that it belongs to has ended.
     pub fn clear(&self) {
         let components: Vec<String> =
             self.lock().all.keys().filter(|(_, scope)| *scope == self.scope).map(|(name, _)| name.clone()).collect();
@@ -77,12 +80,12 @@ impl Readiness {
         }
     }
 
-    /// Whether all components are fine, now and as it changes.
+    /// Returns a channel that holds whether the process is ready.
     pub fn watch(&self) -> watch::Receiver<bool> {
         self.ready.subscribe()
     }
 
-    /// Why the process is not ready, by component: empty when it is.
+    /// Returns the reasons why the process is not ready, by component. Without reasons it is ready.
     pub fn reasons(&self) -> BTreeMap<String, String> {
         let mut reasons: BTreeMap<String, String> = BTreeMap::new();
         for ((component, _), reason) in &self.lock().all {
@@ -112,26 +115,27 @@ impl Readiness {
             (Some(_), None) => tracing::info!(component, "ready"),
             _ => {}
         }
-        // Under the lock, so that the last change is also the last one that is seen.
+        // Send under the lock. Otherwise two concurrent changes could be sent in the wrong order, and the older one would
+        // remain.
         let ready = reasons.all.is_empty();
         self.ready.send_if_modified(|old| std::mem::replace(old, ready) != ready);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Reasons> {
-        self.reasons.lock().expect("nobody panics while holding it")
+        self.reasons.lock().expect("no holder of the lock panics")
     }
 }
 
-/// Serves the admin port until told to stop.
+/// Serves the admin port until `stop` is cancelled.
 pub async fn serve(listener: TcpListener, readiness: Readiness, stop: CancellationToken) -> std::io::Result<()> {
-    // Before the first request, so that nothing counted until then is lost.
+    // Create the recorder before the first request. Otherwise everything that was counted until then would be lost.
     telemetry::metrics();
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(|| async { telemetry::render() }))
         .with_state(readiness);
-    // Histograms grow until somebody folds them in.
+    // The recorder keeps every sample of a histogram until its upkeep adds the samples to the buckets.
     let upkeep = async {
         let mut every = tokio::time::interval(Duration::from_secs(5));
         loop {
@@ -155,25 +159,25 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, lines)
 }
 
-/// Asks a running process's admin port for `path`: the status code and the body. For health checks.
+/// Requests `path` from the admin port of a running process, and returns the status code and the body. For health checks.
 pub async fn probe(mut admin: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
-    // What listens everywhere is asked here.
+    // A process that listens on all addresses is probed on loopback.
     match admin.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    let ask = async {
+    let request = async {
         let mut stream = TcpStream::connect(admin).await?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        let status = response.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
         status.map(|status| (status, body)).ok_or(std::io::ErrorKind::InvalidData.into())
     };
-    tokio::time::timeout(Duration::from_secs(5), ask).await?
+    tokio::time::timeout(Duration::from_secs(5), request).await?
 }
 
 #[cfg(test)]
@@ -181,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_scope_does_not_clear_the_reason_of_another() {
+    fn scope_does_not_clear_the_reason_of_another() {
         let base = Readiness::waiting_for(&["schema"]);
         let (one, two) = (base.scope(), base.scope());
         one.not_ready("starts", "partition 1");
@@ -191,8 +195,8 @@ mod tests {
         two.ready("starts");
         assert_eq!(base.reasons(), BTreeMap::from([("starts".to_owned(), "partition 1".to_owned())]));
         two.explain("starts", "not its own");
-        one.explain("starts", "its leader is away");
-        assert_eq!(base.reasons()["starts"], "its leader is away");
+        one.explain("starts", "its leader is unavailable");
+        assert_eq!(base.reasons()["starts"], "its leader is unavailable");
         assert!(!*base.watch().borrow());
         one.clear();
         assert!(*base.watch().borrow() && base.reasons().is_empty());

@@ -1,5 +1,6 @@
-//! How messages are encoded on gRPC: prost's codec with small buffers, and a limit on what a message may hold. An entry of two
-//! bytes becomes one of more than a hundred in memory, so a limit on its bytes alone does not bound what a request costs.
+//! Owns how messages are encoded on gRPC: prost's codec with small buffers, and a limit on the number of fields. An entry
+//! of two bytes on the wire needs more than a hundred bytes in memory, so a limit on bytes alone would not bound the memory
+//! of a request.
 
 use std::marker::PhantomData;
 
@@ -10,13 +11,13 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstCodec;
 
-/// What is allocated for each call and each direction before anything is known of its size. tonic's own 8 KiB would be most of
-/// what a stream costs that waits for something to tell. Buffers grow as they are needed.
+/// The initial size of the buffer of each call and direction. Buffers grow as needed. With tonic's own 8 KiB, the buffer
+/// would need most of the memory of a stream that waits for messages.
 const BUFFER_BYTES: usize = 512;
-/// So much is encoded before it is handed to the connection: tonic's own.
+/// tonic passes encoded messages to the connection once the buffer holds this many bytes: tonic's own default.
 const YIELD_BYTES: usize = 32 << 10;
 
-/// Most fields at the top of a message. The longest list that a request or an answer may have has 1,000 entries.
+/// Maximum number of fields at the top level of a message. The longest list of a request or response has 1,000 entries.
 const MAX_FIELDS: usize = 2000;
 
 /// prost's codec with small buffers, and with [`BoundedDecoder`].
@@ -48,7 +49,7 @@ where
     }
 }
 
-/// Decodes what has not too many fields.
+/// Decodes messages, and rejects one with more than 2,000 fields at the top level.
 #[derive(Debug)]
 pub struct BoundedDecoder<U>(PhantomData<U>);
 
@@ -62,15 +63,16 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let bytes = buf.copy_to_bytes(buf.remaining());
-        if !within(&bytes, MAX_FIELDS) {
+        if !has_at_most(MAX_FIELDS, &bytes) {
             return Err(Status::out_of_range(format!("the message has more than {MAX_FIELDS} fields")));
         }
         U::decode(bytes).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
-/// Whether a message has at most so many fields at its top. What cannot be read is left to the decoder, which stops there.
-fn within(mut message: &[u8], max: usize) -> bool {
+/// Returns whether a message has at most `max` fields at the top level. It also returns true if it cannot read a field,
+/// because the decoder fails at the same field.
+fn has_at_most(max: usize, mut message: &[u8]) -> bool {
     for _ in 0..max {
         if message.is_empty() {
             return true;
@@ -89,21 +91,21 @@ mod tests {
     use crate::proto::{BatchSendMsgRequest, Msg};
 
     #[test]
-    fn fields_are_counted_and_not_what_is_in_them() {
+    fn limit_counts_fields_and_not_their_content() {
         for (count, expected) in [(0, true), (1, true), (10, true), (11, false), (1000, false)] {
             let batch = BatchSendMsgRequest { msgs: vec![Msg::default(); count], wait_for: 0 };
-            assert_eq!(within(&batch.encode_to_vec(), 10), expected, "{count}");
+            assert_eq!(has_at_most(10, &batch.encode_to_vec()), expected, "{count}");
         }
         let content =
             vec![Msg::default(); 100].iter().flat_map(Message::encode_length_delimited_to_vec).collect::<Vec<_>>();
         let msg = Msg { content: content.into(), ..Msg::default() };
-        assert!(within(&BatchSendMsgRequest { msgs: vec![msg; 10], wait_for: 0 }.encode_to_vec(), 10));
+        assert!(has_at_most(10, &BatchSendMsgRequest { msgs: vec![msg; 10], wait_for: 0 }.encode_to_vec()));
     }
 
     #[test]
-    fn what_is_no_message_is_left_to_the_decoder() {
+    fn invalid_bytes_are_left_to_the_decoder() {
         for bytes in [&[0xff_u8; 100][..], &[0x0a], &[0x0a, 5, 1], &[0x0b; 1000], &[0x0c], &[2, 0]] {
-            assert!(within(bytes, 1), "{bytes:?}");
+            assert!(has_at_most(1, bytes), "{bytes:?}");
             assert!(BatchSendMsgRequest::decode(bytes).is_err());
         }
     }

@@ -1,4 +1,5 @@
-//! How settings are read: flags and environment, every problem named at once, exit 64 when there is one.
+//! Owns how settings are read from flags and the environment. If there are problems, all of them are reported together and
+//! the process exits with 64.
 
 mod error;
 
@@ -18,21 +19,21 @@ pub use self::error::{FileError, SettingError, read_secret, read_text};
 /// The exit code for a bad configuration (`EX_USAGE`).
 pub const EXIT_BAD_CONFIG: i32 = 64;
 
-/// Settings that can tell what is wrong with them beyond the form of each value.
+/// Settings that check more than the form of each value.
 pub trait Check {
-    /// One line a problem; empty when all is well.
+    /// Returns one line for each problem.
     fn problems(&self) -> Vec<String>;
 }
 
-/// Reads the settings from the command line and the environment. `--help` and `--version` are answered here.
-/// When anything is wrong, all of it is written to standard error and the process ends with exit code 64.
+/// Reads the settings from the command line and the environment. For `--help` and `--version` it prints the text and exits.
+/// If there are problems, it writes all of them to standard error and exits with 64.
 pub fn load<T: Parser + Check>() -> T {
     match read(std::env::args_os()) {
         Ok(settings) => settings,
-        Err(Refusal::Answer(answer)) => answer.exit(),
-        Err(Refusal::Problems(problems)) => {
+        Err(LoadError::HelpRequested(help)) => help.exit(),
+        Err(LoadError::Problems(problems)) => {
             for problem in problems {
-                // Before logging is set up: its settings may be among the bad ones.
+                // Logging has not started, because its settings may be among the invalid ones.
                 let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("error: {problem}\n"));
             }
             std::process::exit(EXIT_BAD_CONFIG);
@@ -42,60 +43,60 @@ pub fn load<T: Parser + Check>() -> T {
 
 /// Why there are no settings.
 #[derive(Debug)]
-pub enum Refusal {
-    /// Help or version was asked for.
-    Answer(clap::Error),
-    /// These are wrong.
+pub enum LoadError {
+    /// The caller requested `--help` or `--version`.
+    HelpRequested(clap::Error),
+    /// One line for each problem.
     Problems(Vec<String>),
 }
 
-/// Reads the settings from these arguments and the environment, in which an empty variable is an unset one.
-pub fn read<T: Parser + Check>(args: impl IntoIterator<Item = OsString>) -> Result<T, Refusal> {
+/// Reads the settings from these arguments and the environment. An empty variable counts as unset.
+pub fn read<T: Parser + Check>(args: impl IntoIterator<Item = OsString>) -> Result<T, LoadError> {
     let args: Vec<OsString> = args.into_iter().collect();
     // A flag means the same before and after a subcommand.
     let command = ignore_empty_variables(T::command()).mut_args(|arg| arg.global(true));
-    parse(&command, &args).map_err(|refusal| match refusal {
-        Refusal::Problems(problems) => {
-            let for_people = |problem: String| name_variables(&command, &args, problem);
-            Refusal::Problems(problems.into_iter().map(for_people).collect())
+    parse(&command, &args).map_err(|error| match error {
+        LoadError::Problems(problems) => {
+            let with_variables = |problem: String| name_variables(&command, &args, problem);
+            LoadError::Problems(problems.into_iter().map(with_variables).collect())
         }
-        answer @ Refusal::Answer(_) => answer,
+        help @ LoadError::HelpRequested(_) => help,
     })
 }
 
-fn parse<T: Parser + Check>(command: &Command, args: &[OsString]) -> Result<T, Refusal> {
+fn parse<T: Parser + Check>(command: &Command, args: &[OsString]) -> Result<T, LoadError> {
     let mut command = command.clone();
     let mut problems = Vec::new();
-    // clap stops at the first bad value. So that all are told, a bad one's setting then takes any text, and
-    // we ask again.
+    // clap stops at the first invalid value. To report all of them, let the setting of an invalid value accept any text, and
+    // parse again.
     let matches = loop {
         let error = match command.clone().try_get_matches_from(args) {
             Ok(matches) => break matches,
             Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-                return Err(Refusal::Answer(error));
+                return Err(LoadError::HelpRequested(error));
             }
             Err(error) => error,
         };
         problems.push(hide_secrets(&one_line(&error)));
-        let bad = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        let invalid = match (error.kind(), error.get(ContextKind::InvalidArg)) {
             (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(ContextValue::String(name))) => name.clone(),
-            _ => return Err(Refusal::Problems(problems)),
+            _ => return Err(LoadError::Problems(problems)),
         };
-        if !relax(&mut command, &bad) {
-            return Err(Refusal::Problems(problems));
+        if !relax(&mut command, &invalid) {
+            return Err(LoadError::Problems(problems));
         }
     };
     if problems.is_empty() {
-        let settings = T::from_arg_matches(&matches).map_err(|error| Refusal::Problems(vec![one_line(&error)]))?;
+        let settings = T::from_arg_matches(&matches).map_err(|error| LoadError::Problems(vec![one_line(&error)]))?;
         problems = settings.problems();
         if problems.is_empty() {
             return Ok(settings);
         }
     }
-    Err(Refusal::Problems(problems))
+    Err(LoadError::Problems(problems))
 }
 
-/// A compose file or a shell leaves an empty variable where none was meant.
+/// Removes each variable that is empty from its setting: a compose file or a shell sets an unset variable to "".
 fn ignore_empty_variables(command: Command) -> Command {
     let is_empty =
         |arg: &Arg| arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
@@ -107,7 +108,7 @@ fn ignore_empty_variables(command: Command) -> Command {
     command
 }
 
-/// The problem, and the variables that the flags it names were set by.
+/// Adds the names of the variables that set the flags which the problem names.
 fn name_variables(command: &Command, args: &[OsString], problem: String) -> String {
     let mut variables = Vec::new();
     let mut commands = vec![command];
@@ -133,7 +134,8 @@ fn names(problem: &str, flag: &str) -> bool {
     problem.match_indices(flag).any(|(at, _)| ends(&problem[at + flag.len()..]))
 }
 
-/// Hides what may be a password in a text that repeats a value: one may have been given to the wrong setting.
+/// Hides every part of a text that may be a password. The text repeats a value, and the operator may have given a password
+/// to the wrong setting.
 pub(crate) fn hide_secrets(text: &str) -> String {
     let mut words = Vec::new();
     for word in text.split(' ') {
@@ -151,9 +153,10 @@ pub(crate) fn hide_secrets(text: &str) -> String {
     words.join(" ")
 }
 
-/// Lets the setting that clap calls `name` take any text, wherever it is; false if there is none.
+/// Lets the setting that clap calls `name` accept any text, in the command or in a subcommand. Returns false if no setting
+/// has this name.
 fn relax(command: &mut Command, name: &str) -> bool {
-    // Only a built command can print its settings' names, and a built one cannot be changed any more.
+    // Only a built command can print the names of its settings, and a built command cannot be changed.
     let mut built = command.clone();
     built.build();
     let Some(id) = find(&built, name) else {
@@ -195,36 +198,36 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
     count.checked_mul(unit).ok_or_else(|| "is too large".to_owned())
 }
 
-/// The longest time span that a setting takes. Above it, the system's clock could not hold the moment at its end.
+/// Maximum of a duration. With a longer one, the deadline could be beyond the range of the system's clock.
 const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// Parses a time span such as `250ms`, `30s` or `7days`; 100 years at most.
+/// Parses a duration such as `250ms`, `30s` or `7days`, of at most 100 years.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let form = |error| format!("{error}; give a number and a unit, such as 250ms, 30s, 5min or 7days");
     let time = humantime::parse_duration(text).map_err(form)?;
     if time > MAX_DURATION { Err("is more than 100 years".to_owned()) } else { Ok(time) }
 }
 
-/// A problem if a time span is not in this range.
+/// Returns a problem if a duration is not in this range.
 pub fn time_problem(flag: &str, value: Duration, range: &RangeInclusive<Duration>) -> Option<String> {
     let show = |time: &Duration| humantime::format_duration(*time).to_string().replace(' ', "");
     (!range.contains(&value)).then(|| format!("{flag} must be {} to {}", show(range.start()), show(range.end())))
 }
 
-/// A problem if a number is not in this range.
+/// Returns a problem if a number is not in this range.
 pub fn number_problem<N: Copy + PartialOrd + Display>(
     flag: &str,
     value: N,
     range: &RangeInclusive<N>,
 ) -> Option<String> {
-    let (least, most) = (range.start(), range.end());
-    if value < *least {
-        return Some(format!("{flag} must be at least {least}"));
+    let (min, max) = (range.start(), range.end());
+    if value < *min {
+        return Some(format!("{flag} must be at least {min}"));
     }
-    (value > *most).then(|| format!("{flag} must be at most {most}"))
+    (value > *max).then(|| format!("{flag} must be at most {max}"))
 }
 
-/// A problem if a name is empty, or holds what was left of quotes, spaces or line ends around it.
+/// Returns a problem if a name is empty, has a space or line end around it, or contains a quote or a control character.
 pub fn name_problem(flag: &str, name: &str) -> Option<String> {
     if name.is_empty() {
         return Some(format!("{flag} is empty"));
@@ -239,7 +242,7 @@ pub async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpLis
     TcpListener::bind(address).await.map_err(|source| SettingError::Listen { setting, address, source })
 }
 
-/// A problem if `listen` can be reached from other machines without that being allowed. `flag` is what allows it.
+/// Returns a problem if other machines can reach `listen` and the operator did not allow it. `flag` allows it.
 pub fn beyond_loopback(setting: &str, listen: SocketAddr, allowed: bool, flag: &str) -> Option<String> {
     (!listen.ip().is_loopback() && !allowed).then(|| {
         format!("{setting} {listen} is beyond loopback and would be served in plain text; {flag} accepts that")
@@ -266,20 +269,20 @@ mod tests {
         }
     }
 
-    fn read_words(words: &str) -> Result<Settings, Refusal> {
+    fn read_words(words: &str) -> Result<Settings, LoadError> {
         read(words.split(' ').map(OsString::from))
     }
 
     #[test]
-    fn good_settings_are_read() {
-        let settings = read_words("x --count 3 --wait 250ms --size 2KiB").expect("they are good");
+    fn valid_settings_are_read() {
+        let settings = read_words("x --count 3 --wait 250ms --size 2KiB").expect("the settings are valid");
         assert_eq!((settings.count, settings.wait, settings.size), (3, Duration::from_millis(250), 2048));
     }
 
     #[test]
-    fn every_bad_value_is_named_at_once() {
-        let Err(Refusal::Problems(problems)) = read_words("x --count many --wait soon --size 1MB") else {
-            panic!("they are bad")
+    fn all_invalid_values_are_reported_together() {
+        let Err(LoadError::Problems(problems)) = read_words("x --count many --wait soon --size 1MB") else {
+            panic!("the values are invalid")
         };
         assert_eq!(problems.len(), 3, "{problems:?}");
         for (problem, name) in problems.iter().zip(["--count", "--wait", "--size"]) {
@@ -288,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_beyond_the_form_is_named_too() {
-        let Err(Refusal::Problems(problems)) = read_words("x --count 0") else { panic!("it is bad") };
+    fn problems_of_the_settings_own_check_are_reported() {
+        let Err(LoadError::Problems(problems)) = read_words("x --count 0") else { panic!("the value is invalid") };
         assert_eq!(problems, ["--count must be at least 1"]);
     }
 
     #[test]
-    fn an_unknown_flag_is_refused() {
-        assert!(matches!(read_words("x --cuont 1"), Err(Refusal::Problems(p)) if p.len() == 1));
+    fn unknown_flag_is_rejected() {
+        assert!(matches!(read_words("x --cuont 1"), Err(LoadError::Problems(p)) if p.len() == 1));
     }
 
     #[test]
@@ -310,13 +313,13 @@ mod tests {
     }
 
     #[test]
-    fn flag_is_not_found_in_a_longer_one() {
+    fn flag_does_not_match_a_longer_one() {
         assert!(names("--listen 1", "--listen") && names("x --listen", "--listen") && names("(--listen)", "--listen"));
         assert!(!names("--listen-on 1", "--listen") && !names("--listening", "--listen"));
     }
 
     #[test]
-    fn times_have_units_and_an_end() {
+    fn durations_have_units_and_a_maximum() {
         assert_eq!(parse_duration("5 s"), Ok(Duration::from_secs(5)));
         for bad in ["", "5", "-1s", "5sek", "s", "1e3s", "101years", "99999999999999999999s", "9999999999999years"] {
             assert!(parse_duration(bad).is_err(), "{bad}");

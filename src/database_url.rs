@@ -1,5 +1,5 @@
-//! Reads a database's URL, and says what is wrong with it without repeating any of it: it holds a password, and a wrong one may
-//! hold it anywhere.
+//! Parses the URL of a database. A problem repeats no part of the URL: the URL contains a password, and in an invalid URL
+//! the password may be anywhere.
 
 use std::error::Error;
 use std::str::FromStr;
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrong_url_is_refused_and_no_part_of_it_repeated() {
+    fn invalid_url_is_rejected_without_repeating_any_part() {
         for url in [
             "postgres://app:hunter@host:70000/x",
             "postgres://app:hunter@host:0/x",
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn usual_urls_are_taken() {
+    fn usual_urls_are_accepted() {
         for url in [
             "postgres://app:p%40ss@host/x",
             "postgresql://a,b:5433/x?target_session_attrs=read-write",

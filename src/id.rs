@@ -1,21 +1,22 @@
-//! Message ids: derived from the sender's own id where there is one, so that a repeated send is the same message.
+//! Makes the ID of a message. It is derived from the sender's own ID if there is one, so that a message that is sent again
+//! is the same message.
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// The id of a message.
+/// Returns the ID of a message.
 ///
 /// With a `client_msg_id` it is a UUIDv8: the first 16 bytes of the SHA-256 of `send_id`, `recv_id` and
 /// `client_msg_id`, each preceded by its length in bytes as 4 bytes in network order, with the version and the variant
-/// set. Every gateway gives a repeated send the same id and keeps no state for it, and nobody can make two messages
-/// meet. Without one it is a UUIDv7, new at each call.
+/// set. So every gateway gives a retry the same ID without keeping state for it, and a sender cannot construct two messages
+/// with the same ID. Without a `client_msg_id` it is a UUIDv7, a new one for each call.
 pub fn msg_id(send_id: &str, recv_id: &str, client_msg_id: &str) -> Uuid {
     if client_msg_id.is_empty() {
         return Uuid::now_v7();
     }
     let mut hash = Sha256::new();
     for part in [send_id, recv_id, client_msg_id] {
-        let length = u32::try_from(part.len()).expect("ids are far shorter than 4 GiB");
+        let length = u32::try_from(part.len()).expect("IDs are far shorter than 4 GiB");
         hash.update(length.to_be_bytes());
         hash.update(part.as_bytes());
     }
@@ -31,7 +32,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_recipe_of_the_docs_gives_this_id() {
+    fn id_follows_the_recipe_of_the_docs() {
         // python3: h = hashlib.sha256(b''.join(len(s).to_bytes(4, 'big') + s for s in (b'alice', b'bob', b'1'))).digest()
         // uuid.UUID(bytes=bytes([*h[:6], h[6] & 0x0f | 0x80, h[7], h[8] & 0x3f | 0x80, *h[9:16]]))
         assert_eq!(msg_id("alice", "bob", "1").to_string(), RECIPE_EXAMPLE);
@@ -40,7 +41,7 @@ mod tests {
     const RECIPE_EXAMPLE: &str = "146a196a-2269-8b20-b0b2-fa09eec689b4";
 
     #[test]
-    fn without_a_client_id_every_call_is_a_new_message() {
+    fn id_without_a_client_msg_id_is_new_for_each_call() {
         let (a, b) = (msg_id("alice", "bob", ""), msg_id("alice", "bob", ""));
         assert_ne!(a, b);
         assert_eq!(a.get_version_num(), 7);
@@ -48,7 +49,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_same_three_ids_and_only_they_give_the_same_id(
+        fn id_is_the_same_only_for_the_same_three_ids(
             a in "[ab]{0,3}", b in "[ab]{0,3}", c in "[ab]{1,3}",
             x in "[ab]{0,3}", y in "[ab]{0,3}", z in "[ab]{1,3}",
         ) {

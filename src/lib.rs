@@ -1,5 +1,5 @@
-//! What `msg-gateway` and `msg-transfer` share: the contract's generated code, the record codec, ids and
-//! limits, the set-up of their Kafka and PostgreSQL clients, and how they are configured, observed and stopped.
+//! The code that `msg-gateway` and `msg-transfer` share: the contract's generated code, the record codec, IDs and
+//! limits, the setup of their Kafka and PostgreSQL clients, configuration, logs, metrics and shutdown.
 
 pub mod admin;
 pub mod codec;

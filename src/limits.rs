@@ -46,19 +46,19 @@ pub const MAX_ATTRIBUTES_BYTES: usize = 16_384;
 pub struct Violation {
     /// The field's path in the request, such as `msg.recv_id`.
     pub field: String,
-    /// What is wrong with it, without its value.
+    /// The rule that it breaks, without its value.
     pub description: String,
 }
 
 impl Limits {
-    /// More than any message within the limits takes on the wire, in bytes: what the transport and Kafka must accept.
+    /// Returns a size in bytes that no record of a message within the limits exceeds: the transport and Kafka must accept it.
     pub fn max_record_bytes(&self) -> usize {
         self.max_content_bytes + 3 * self.max_id_bytes + MAX_CONTENT_TYPE_BYTES + 2 * MAX_ATTRIBUTES_BYTES + 4096
     }
 
-    /// Every rule that `msg` breaks, with field paths below `path`.
+    /// Returns every rule that `msg` breaks, with field paths below `path`.
     pub fn violations(&self, path: &str, msg: &Msg) -> Vec<Violation> {
-        // Without `..`: a field with no rule here would be accepted whatever it holds.
+        // Do not write `..` here: it would accept any value of a new field.
         let Msg { recv_id, send_id, client_msg_id, session_type, content_type, content, attributes } = msg;
         let mut found = Vec::new();
         let mut report = |field: &str, description: String| {
@@ -90,7 +90,7 @@ impl Limits {
             report("attributes", format!("has {total} bytes; at most {MAX_ATTRIBUTES_BYTES}"));
         }
         for (i, (key, value)) in attributes.iter().enumerate() {
-            // By place in key order: a key may be too long, or hold what cannot be printed.
+            // Name an attribute by its index in key order: a key may be too long, or contain characters that cannot be printed.
             if let Err(description) = text(key, true, MAX_ATTRIBUTE_KEY_BYTES) {
                 report(&format!("attributes.keys[{i}]"), description);
             }
@@ -102,7 +102,7 @@ impl Limits {
     }
 }
 
-/// Checks an id outside a message, such as the inbox of a read.
+/// Checks an ID outside a message, such as the inbox of a read.
 pub fn check_id(field: &str, value: &str, max_bytes: usize) -> Option<Violation> {
     let description = text(value, true, max_bytes).err()?;
     Some(Violation { field: field.to_owned(), description })
@@ -120,11 +120,11 @@ fn text(value: &str, required: bool, max_bytes: usize) -> Result<(), String> {
     }
 }
 
-/// Why PostgreSQL could not hold this message, or could not find it again; `None` if it can.
+/// Returns why PostgreSQL cannot store this message or find its row; `None` if it can.
 ///
-/// The gateway's limits are stricter. This is for records that came into the topic by another way.
+/// The gateway's limits are stricter. This check is for records that another program wrote to the topic.
 pub fn unstorable(msg: &Msg, send_time_ms: i64) -> Option<String> {
-    // Without `..`: PostgreSQL would reject what is not checked here, and a batch would be bisected for it.
+    // Do not write `..` here: PostgreSQL would reject a field that is not checked, and its batch would be bisected.
     let Msg { recv_id, send_id, client_msg_id, session_type, content_type, content: _, attributes } = msg;
     for (field, value) in [("recv_id", recv_id), ("send_id", send_id), ("client_msg_id", client_msg_id)] {
         if let Err(description) = text(value, field != "client_msg_id", MAX_ID_BYTES) {
@@ -162,13 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn a_good_message_breaks_no_rule() {
+    fn valid_message_breaks_no_rule() {
         assert_eq!(limits().violations("msg", &good()), []);
         assert_eq!(unstorable(&good(), 0), None);
     }
 
     #[test]
-    fn every_bad_field_is_named_at_once() {
+    fn all_invalid_fields_are_reported_together() {
         let bad = Msg {
             recv_id: String::new(),
             send_id: "123456789".into(),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_database_cannot_hold_is_told() {
+    fn message_that_the_database_cannot_store_is_rejected() {
         assert!(unstorable(&Msg { recv_id: "a\0".into(), ..good() }, 0).is_some());
         assert!(unstorable(&Msg { recv_id: "a".repeat(1025), ..good() }, 0).is_some());
         assert!(unstorable(&Msg { session_type: 0, ..good() }, 0).is_some());

@@ -1,12 +1,12 @@
-//! Which partition a key belongs to: the same as every Java client's default, but of a count that is pinned.
+//! Computes the partition of a key, as every Java client does by default, but with a pinned count.
 
-/// A topic's partition, from 0.
+/// The number of a partition of the topic, from 0.
 pub type Partition = i32;
 
-/// The partition of `key` among `count`: murmur2 without its sign bit, modulo.
+/// Returns the partition of `key`: its murmur2 hash without the sign bit, modulo `count`.
 ///
-/// The count is the operator's and not the client's view of the topic: after a topic has grown, each client would
-/// take up the new count at a moment of its own, and two messages to one inbox could pass each other.
+/// `count` is the pinned count, not the client's view of the topic. After the topic has grown, each client detects the new
+/// count at a different time, so two messages to one inbox could be reordered.
 pub fn partition_for(key: &[u8], count: Partition) -> Partition {
     let positive = murmur2(key) & 0x7fff_ffff;
     Partition::try_from(positive).expect("31 bits") % count
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hashes_as_kafkas_java_client_does() {
+    fn hash_is_that_of_kafkas_java_client() {
         // The vectors of UtilsTest.testMurmur2 in Apache Kafka.
         for (key, hash) in [
             ("21", -973_932_308),
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn stays_within_the_count() {
+    fn partition_is_below_the_count() {
         for i in 0..1000 {
             assert!((0..7).contains(&partition_for(format!("key-{i}").as_bytes(), 7)));
         }

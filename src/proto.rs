@@ -9,7 +9,7 @@ pub mod msg {
     }
 }
 
-/// Google's part of it.
+/// Google's types that the contract uses.
 pub mod google {
     /// gRPC's error model.
     #[allow(missing_docs, unreachable_pub, unused_qualifications)]
@@ -21,7 +21,7 @@ pub mod google {
 /// Every file of the contract and its imports, encoded, for the reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// The `domain` of every google.rpc.ErrorInfo that we make.
+/// The `domain` of every `google.rpc.ErrorInfo` of the gateway.
 pub const ERROR_DOMAIN: &str = "msg.v1";
 
 pub use msg::v1::*;

@@ -1,5 +1,6 @@
-//! Logs of a condition that lasts: at once when it starts, and then at growing intervals with the number of occurrences
-//! that were not logged. What is retried a hundred times a second, or caused by callers, must not flood the log.
+//! Limits the log lines of a lasting condition: the first occurrence is logged immediately, later ones at growing intervals
+//! with the number of occurrences that were not logged. A condition that occurs a hundred times a second, or that callers
+//! cause, must not flood the log.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,12 +9,13 @@ use std::time::{Duration, Instant};
 /// The interval after the first line; each next one is twice as long.
 const FIRST_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(600);
-/// A condition that did not occur for this long is over. Longer than the longest backoff between two attempts.
+/// A condition is over if it did not occur for this long. Longer than the longest backoff between two attempts.
 const QUIET: Duration = Duration::from_secs(120);
-/// Conditions that are told apart. Above it the rest counts as one, so that texts with data in them cannot grow the map.
+/// Maximum number of conditions that are counted separately. Further ones are counted together, so that texts that contain
+/// data cannot grow the map.
 const MAX_CONDITIONS: usize = 64;
 
-/// The conditions of one place that logs, by name. Can be a `static`, shared by all tasks that meet the same condition.
+/// The conditions of one line of code that logs, by name. It can be a `static` that all tasks share.
 #[derive(Debug, Default)]
 pub struct Repeats(Mutex<BTreeMap<String, Condition>>);
 
@@ -26,13 +28,13 @@ struct Condition {
 }
 
 impl Repeats {
-    /// None has occurred yet.
+    /// Returns an empty set of conditions.
     pub const fn new() -> Self {
         Repeats(Mutex::new(BTreeMap::new()))
     }
 
-    /// Counts an occurrence. `Some` when it is to be logged, with the number of occurrences since the line before that were
-    /// not:
+    /// Counts an occurrence. Returns `None` if it must not be logged; otherwise the number of occurrences that were not
+    /// logged since the previous line:
     ///
     /// ```
     /// # static REPEATS: msg_common::repeat::Repeats = msg_common::repeat::Repeats::new();
@@ -75,7 +77,7 @@ impl Condition {
     }
 }
 
-/// The name under which a new condition is counted: its own where there is capacity.
+/// Returns the name under which a new condition is counted: its own if the map has capacity, otherwise the common one.
 fn admit<'a>(conditions: &mut BTreeMap<String, Condition>, name: &'a str, now: Instant) -> &'a str {
     if conditions.len() < MAX_CONDITIONS {
         return name;
@@ -88,7 +90,8 @@ fn admit<'a>(conditions: &mut BTreeMap<String, Condition>, name: &'a str, now: I
 mod tests {
     use super::*;
 
-    /// The lines of a condition that occurs every `every` for `duration`: when, and how many were left out before.
+    /// Returns the lines of a condition that occurs at the interval `every` for `duration`: the second of each line, and the
+    /// number of occurrences that were left out before it.
     fn lines(repeats: &Repeats, start: Instant, every: Duration, duration: Duration) -> Vec<(u64, u64)> {
         let mut lines = Vec::new();
         let mut passed = Duration::ZERO;
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn condition_is_logged_at_once_and_then_ever_more_rarely() {
+    fn condition_is_logged_immediately_and_then_more_rarely() {
         let (repeats, start) = (Repeats::new(), Instant::now());
         let lines = lines(&repeats, start, Duration::from_secs(1), Duration::from_secs(3600));
         assert_eq!(lines[..4], [(0, 0), (10, 9), (30, 19), (70, 39)]);
@@ -109,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn condition_that_was_over_is_logged_at_once() {
+    fn condition_that_was_over_is_logged_immediately() {
         let (repeats, start) = (Repeats::new(), Instant::now());
         lines(&repeats, start, Duration::from_secs(1), Duration::from_secs(15));
         assert_eq!(repeats.occurred_at("x", start + Duration::from_secs(20)), None);
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_are_told_apart_up_to_a_limit() {
+    fn conditions_are_counted_separately_up_to_a_limit() {
         let (repeats, start) = (Repeats::new(), Instant::now());
         let logged = |from: usize, to: usize, now| {
             (from..to).filter(|i| repeats.occurred_at(&i.to_string(), now).is_some()).count()
@@ -126,6 +129,6 @@ mod tests {
         assert_eq!(logged(0, MAX_CONDITIONS, start), MAX_CONDITIONS);
         assert_eq!(logged(0, MAX_CONDITIONS, start), 0);
         assert_eq!(logged(1000, 2000, start), 1, "the rest counts as one");
-        assert_eq!(logged(2000, 2010, start + 2 * QUIET), 10, "what is over makes way");
+        assert_eq!(logged(2000, 2010, start + 2 * QUIET), 10, "conditions that are over are removed");
     }
 }

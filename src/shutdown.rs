@@ -1,6 +1,6 @@
-//! When to stop. Signals are received by a thread of their own from the first line of `main` on: SIGTERM and SIGINT end the process
-//! whatever it waits for, and as process 1 too, for which the system has no default action. A service, and a command that changes
-//! something step by step, asks to be notified by the first signal instead.
+//! Owns the reaction to SIGTERM and SIGINT. A thread of its own receives the signals from the first line of `main` on and ends
+//! the process, whatever the process waits for. It does so for process 1 too, for which the system has no default action. A
+//! service, and a command that works in steps, gets a token that the first signal cancels instead.
 
 use std::io;
 use std::sync::OnceLock;
@@ -12,21 +12,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry;
 
-/// A process that a signal ended exits with this plus the signal's number, as a shell would report it.
+/// The exit code of a process that a signal ends is this plus the signal's number, as a shell reports it.
 const SIGNALED: i32 = 128;
 
-/// How long a command may still run after the first signal, for the step that it is in.
+/// How long a command may continue after the first signal, to finish its current step.
 const COMMAND_GRACE: Duration = Duration::from_secs(5);
 
 static STOP: OnceLock<Stop> = OnceLock::new();
 
 struct Stop {
     token: CancellationToken,
-    /// Afterwards the process ends at once; a service has deadlines of its own.
+    /// The time from the first signal until the process ends. A service has deadlines of its own instead.
     grace: Option<Duration>,
 }
 
-/// Receives signals from now on: each ends the process, unless [`drain`] or [`between_steps`] was called before it.
+/// Starts the thread that receives signals. A signal ends the process, unless [`drain`] or [`between_steps`] was called before.
 pub fn install() -> io::Result<()> {
     let (ready, installed) = sync_channel(1);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -37,20 +37,20 @@ pub fn install() -> io::Result<()> {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         if let Err(error) = runtime.and_then(|runtime| runtime.block_on(receive())) {
-            // Comes back only with an error of the set-up, for which `install` waits.
+            // `receive` returns only if the setup failed, and `install` waits for that error.
             let _ = ready.send(Err(error));
         }
     })?;
     installed.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
 
-/// A service's token: the first signal cancels it, and the second one ends the process.
+/// Returns the token of a service: the first signal cancels it, and the second one ends the process.
 pub fn drain() -> CancellationToken {
     token(None)
 }
 
-/// The token of a command that stops between two steps: the first signal cancels it, and five seconds later, or at the second
-/// signal, the process ends whatever the step waits for.
+/// Returns the token of a command that stops between two steps: the first signal cancels it. Five seconds later, or at the
+/// second signal, the process ends, whatever the step waits for.
 pub fn between_steps() -> CancellationToken {
     token(Some(COMMAND_GRACE))
 }
@@ -62,21 +62,25 @@ fn token(grace: Option<Duration>) -> CancellationToken {
 async fn serve(mut signals: (Signal, Signal)) -> io::Result<()> {
     let first = next(&mut signals).await;
     if let Some(stop) = STOP.get() {
-        tracing::info!("told to stop, draining");
+        tracing::info!(signal = name(first), "received signal, draining");
         stop.token.cancel();
         match stop.grace {
             None => {
-                next(&mut signals).await;
-                tracing::warn!("told twice to stop, ending without the drain");
+                let second = next(&mut signals).await;
+                tracing::warn!(signal = name(second), "received second signal, exiting without draining");
             }
             Some(grace) => {
                 let _ = tokio::time::timeout(grace, next(&mut signals)).await;
-                tracing::warn!("ending in the middle of a step");
+                tracing::warn!("exiting in the middle of a step");
             }
         }
     }
     telemetry::flush();
     std::process::exit(SIGNALED + first.as_raw_value());
+}
+
+fn name(signal: SignalKind) -> &'static str {
+    if signal == SignalKind::terminate() { "SIGTERM" } else { "SIGINT" }
 }
 
 async fn next((term, int): &mut (Signal, Signal)) -> SignalKind {

@@ -1,4 +1,4 @@
-//! Logs and metrics: both are set up once a process. Neither ever holds a message's content.
+//! Owns logs and metrics, which a process sets up once. Neither contains the content of messages.
 
 mod json;
 mod panics;
@@ -21,12 +21,13 @@ use tracing_subscriber::{EnvFilter, Layer};
 use self::json::{JsonLines, Line};
 use self::writer::LineWriter;
 
-/// How long the process's end waits for the log: a standard error that nobody reads must not keep it.
+/// How long the end of the process waits for the log to be written. Without a limit, a standard error that is not read would
+/// block it.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 const LOG_LINES_DROPPED: &str = "msg_log_lines_dropped_total";
 
-/// The log's writer, once logging has started.
+/// The writer of the log, once logging has started.
 static LOG: OnceLock<Log> = OnceLock::new();
 
 struct Log {
@@ -34,12 +35,12 @@ struct Log {
     writer: LineWriter,
 }
 
-/// How logs look.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
-    /// For people
+    /// Text for people
     Text,
 }
 
@@ -56,10 +57,10 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// What is wrong with these settings.
+    /// Returns one line for each problem of these settings.
     pub fn problems(&self) -> Vec<String> {
         const FORM: &str = "give error, warn, info, debug, trace or off, or directives such as info,msg_transfer=debug";
-        // A word alone would be a target, and everything else silent.
+        // A single word that is no level would be a target, and all other targets would log nothing.
         let no_level = |directive: &&str| !directive.contains(['=', '[']) && directive.parse::<LevelFilter>().is_err();
         if let Some(word) = self.log_level.split(',').map(str::trim).find(no_level) {
             return vec![format!("--log-level: `{word}` is no level; {FORM}")];
@@ -73,7 +74,7 @@ impl LogOptions {
     /// Starts logging, panics included. A second call in one process (tests) does nothing.
     pub fn start(&self) {
         let terminal = io::stderr().is_terminal();
-        // A descriptor of the log's own: its thread may block in a write, and nobody else must wait for it.
+        // The log has a descriptor of its own: its thread may block in a write, and must not block other writers.
         let Ok(sink) = io::stderr().as_fd().try_clone_to_owned().map(File::from) else { return };
         let format = self.log_format;
         let Ok(writer) = LineWriter::start(sink, move |dropped| dropped_line(format, dropped)) else { return };
@@ -95,16 +96,16 @@ impl LogOptions {
     }
 }
 
-/// Waits until the log is written, for a second at most. For the end of the process.
+/// Waits until the log is written, for up to one second. For the end of the process.
 pub fn flush() {
     if let Some(log) = LOG.get() {
         log.writer.flush(LAST_LINES);
     }
 }
 
-/// What the writer says after it had to drop lines.
+/// Returns the line that the writer writes after it dropped lines.
 fn dropped_line(format: LogFormat, dropped: u64) -> Vec<u8> {
-    let message = "dropped log lines: standard error did not take them";
+    let message = "dropped log lines: standard error was closed, full or not read";
     match format {
         LogFormat::Json => {
             let mut line = Line::new("WARN", module_path!());
@@ -116,7 +117,7 @@ fn dropped_line(format: LogFormat, dropped: u64) -> Vec<u8> {
     }
 }
 
-/// One line of tracing-subscriber's text formatter, which writes each in one call.
+/// Queues one line of tracing-subscriber's text formatter, which writes each line in one call.
 struct TextLine(LineWriter);
 
 impl Write for TextLine {
@@ -135,7 +136,7 @@ const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 /// Upper bounds of the buckets of every histogram whose name ends in `_rows`.
 const ROWS: &[f64] = &[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0];
 
-/// The process's metrics. See [`render`].
+/// Returns the recorder of the process's metrics. The first call installs it.
 pub fn metrics() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
@@ -145,7 +146,7 @@ pub fn metrics() -> &'static PrometheusHandle {
             .set_buckets_for_metric(Matcher::Suffix("_rows".into()), ROWS)
             .expect("the list is not empty")
             .install_recorder()
-            .expect("nobody else installs one");
+            .expect("no other code installs a recorder");
         describe_counter!(
             LOG_LINES_DROPPED,
             "Log lines that were dropped because standard error was closed, full, or not read fast enough"
@@ -154,7 +155,7 @@ pub fn metrics() -> &'static PrometheusHandle {
     })
 }
 
-/// The process's metrics in Prometheus' text format.
+/// Returns the process's metrics in Prometheus' text format.
 pub fn render() -> String {
     let handle = metrics();
     counter!(LOG_LINES_DROPPED).absolute(LOG.get().map_or(0, |log| log.writer.dropped()));

@@ -272,27 +272,27 @@ impl Config {
 mod tests {
     use std::ffi::OsString;
 
-    use msg_common::config::{Refusal, read};
+    use msg_common::config::{LoadError, read};
 
     use super::*;
 
     fn read_words(words: &str) -> Result<Config, Vec<String>> {
         let words = std::iter::once("msg-gateway").chain(words.split_whitespace()).map(OsString::from);
-        read(words).map_err(|refusal| match refusal {
-            Refusal::Problems(problems) => problems,
-            Refusal::Answer(answer) => panic!("{answer}"),
+        read(words).map_err(|error| match error {
+            LoadError::Problems(problems) => problems,
+            LoadError::HelpRequested(help) => panic!("{help}"),
         })
     }
 
     #[test]
-    fn the_defaults_are_good() {
-        let config = read_words("").expect("they are good");
+    fn defaults_are_valid() {
+        let config = read_words("").expect("the defaults are valid");
         assert_eq!(config.send.topic_partitions, 16);
         assert!(config.send.max_send_wait < config.send.delivery_timeout);
     }
 
     #[test]
-    fn every_problem_is_named_at_once() {
+    fn all_problems_are_reported_together() {
         let problems = read_words(
             "--listen 0.0.0.0:1 --max-send-wait 30s --topic-partitions 0 --max-inflight-bytes 1KiB --max-id-bytes 2000 \
              --read-connections 0",
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_request_holds_the_largest_message() {
+    fn largest_request_holds_the_largest_message() {
         assert_eq!(read_words("").expect("they are good").max_request_bytes(), 4 << 20);
         let large = read_words("--max-content-bytes 10MiB").expect("they are good");
         assert_eq!(large.max_request_bytes(), large.limits.max_record_bytes());
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_is_one_of_a_database() {
+    fn replica_needs_a_database() {
         let problems = |words| read_words(words).expect_err("it is bad");
         let alone = problems("--replica-url postgres://replica/x");
         assert_eq!(alone, ["--replica-url is given without --database-url"]);
@@ -339,13 +339,13 @@ mod tests {
         let config = read_words("--database-url postgres://primary/x --replica-url postgres://replica/x");
         let config = config.expect("it is good");
         assert!(config.replica.database(&config.database).is_some());
-        // What is left of an unset variable.
+        // A compose file or a shell sets an unset variable to "".
         let config = read_words("--database-url postgres://primary/x --replica-url=").expect("it is good");
         assert!(config.replica.database(&config.database).is_none());
     }
 
     #[test]
-    fn plain_text_beyond_loopback_has_to_be_allowed() {
+    fn plaintext_beyond_loopback_must_be_allowed() {
         assert!(read_words("--listen 0.0.0.0:1 --allow-plaintext").is_ok());
         assert!(read_words("--admin-listen 0.0.0.0:1").is_ok());
     }

@@ -1,4 +1,4 @@
-//! Why Kafka is of no use to us at present, and what to do about it, in words for the person who has to.
+//! Explains to the operator why Kafka cannot be used at present, and what to do about it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,21 +6,22 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-/// How long an error explains what fails: librdkafka repeats it more often as long as it lasts.
-const LASTS: Duration = Duration::from_secs(60);
+/// How long an error counts as a cause. librdkafka repeats a lasting error more often than that.
+const VALID_FOR: Duration = Duration::from_secs(60);
 
-/// How long the first of several causes stays. While two brokers fail in different ways their errors take turns.
-const STAYS: Duration = Duration::from_secs(30);
+/// How long the first of several causes of the same weight counts. While two brokers fail in different ways, their errors
+/// alternate.
+const KEPT_FOR: Duration = Duration::from_secs(30);
 
-/// The causes that a client's error callback was given, of which the most telling counts. Clones share them.
+/// The cause with the highest weight among the errors that a client's error callback received. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Causes(Arc<Mutex<Option<Noted>>>);
 
 #[derive(Debug)]
 struct Noted {
-    /// When it was seen last.
+    /// When the error last occurred.
     seen: Instant,
-    /// When it became the one that counts.
+    /// When this cause replaced the previous one.
     since: Instant,
     weight: u8,
     text: String,
@@ -35,29 +36,30 @@ impl Causes {
         match &mut *noted {
             Some(old) if old.text == text => old.seen = now,
             Some(old)
-                if now - old.seen < LASTS
-                    && (old.weight > weight || old.weight == weight && now - old.since < STAYS) => {}
+                if now - old.seen < VALID_FOR
+                    && (old.weight > weight || old.weight == weight && now - old.since < KEPT_FOR) => {}
             _ => *noted = Some(Noted { seen: now, since: now, weight, text }),
         }
     }
 
-    /// The cause, if there was an error within the last minute.
+    /// Returns the cause, if its error occurred within the last minute.
     pub fn recent(&self) -> Option<String> {
         let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.as_ref().filter(|noted| noted.seen.elapsed() < LASTS).map(|noted| noted.text.clone())
+        noted.as_ref().filter(|noted| noted.seen.elapsed() < VALID_FOR).map(|noted| noted.text.clone())
     }
 }
 
-/// The error, and what to do where that is known.
+/// Returns the text of the error, and what to do if that is known.
 pub fn describe(error: &KafkaError) -> String {
     let explained = error.rdkafka_error_code().and_then(|code| explain(code, ""));
-    // A lost connection is explained by what the client was told of it.
+    // The text of a lost connection is the client's own: it says more than the code.
     explained.filter(|(weight, _)| *weight > 1).map_or_else(|| error.to_string(), |(_, text)| text)
 }
 
-/// A cause and how much it explains: the more, the closer it is to what has to be fixed.
+/// Returns the weight and the text of a cause. The closer a cause is to the setting that the operator must fix, the higher
+/// is its weight.
 fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
-    // How long the attempt took, and how often it failed, changes with every attempt.
+    // Remove the duration and the number of the attempts, which differ each time.
     let detail = detail.split(" (after ").next().unwrap_or_default().trim();
     let (weight, fix) = match code {
         Code::Authentication | Code::SaslAuthenticationFailed => (
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn most_telling_cause_counts() {
+    fn cause_with_the_highest_weight_counts() {
         let causes = Causes::default();
         assert_eq!(causes.recent(), None);
         let note = |code, detail| causes.note(&KafkaError::Global(code), detail);

@@ -1,5 +1,5 @@
-//! Where partitions start and end: one request to each leader, all of them concurrently. A partition without a leader, or
-//! whose leader does not respond, delays no other.
+//! Reads the start and end offsets of partitions, with one request to each leader, concurrently. A partition without a
+//! leader, or whose leader does not respond, delays no other partition.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ptr;
@@ -13,16 +13,16 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{ClientError, RequestError};
 use crate::partition::Partition;
 
-/// The ends of one partition.
+/// The start and end offsets of one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
-    /// The oldest offset that is kept, or the end if none is.
+    /// The offset of the oldest record, or the end offset if the partition is empty.
     pub start: i64,
     /// The end offset, as a consumer sees it.
     pub end: i64,
 }
 
-/// The partitions of one leader, and what is known of each so far.
+/// The partitions of one leader, with the offsets that it has returned so far.
 #[derive(Default)]
 struct Group {
     start: HashMap<Partition, Result<i64, ClientError>>,
@@ -83,7 +83,7 @@ pub type Answers<T> = Vec<(Partition, Result<T, ClientError>)>;
 
 type Leaders = BTreeMap<i32, Vec<Partition>>;
 
-/// The partitions by their leaders, and those that have none.
+/// Returns the partitions by leader, and the partitions that have no leader.
 fn by_leader<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
@@ -125,7 +125,7 @@ impl Requests {
         for (number, (partitions, which)) in kinds.enumerate() {
             let mut list = TopicPartitionList::with_capacity(partitions.len());
             for partition in partitions {
-                list.add_partition_offset(topic, *partition, which).expect("both ends can be written");
+                list.add_partition_offset(topic, *partition, which).expect("both offsets are valid");
             }
             let mut reason = [0; 256];
             // SAFETY: all are alive; librdkafka copies the list and the options; the opaque is a number and never followed.
@@ -144,7 +144,7 @@ impl Requests {
         Requests { queue }
     }
 
-    /// The next response and the number of its request; `None` if there is none within `wait`.
+    /// Returns the number of a request and its response, or `None` if no response arrives within `wait`.
     fn next(&self, wait: Duration) -> Option<(usize, Answers<i64>)> {
         let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue is alive; the event is checked and destroyed once, after the last use of what it owns; indices

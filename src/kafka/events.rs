@@ -41,13 +41,13 @@ pub fn drain<C: ClientContext>(client: &Client<C>) {
     }
 }
 
-/// Gives the client's callback the log line of this event.
+/// Passes the log line of this event to the client's callback.
 ///
 /// # Safety
 /// `event` is of the kind LOG, and outlives the call.
 pub unsafe fn pass_log_line<C: ClientContext>(event: *mut rd::rd_kafka_event_t, client: &Client<C>) {
     let (mut facility, mut text, mut level) = (std::ptr::null(), std::ptr::null(), 0);
-    // SAFETY: as above; both strings are the event's, and only read here.
+    // SAFETY: as above; both strings belong to the event, and are only read here.
     unsafe {
         if rd::rd_kafka_event_log(event, &mut facility, &mut text, &mut level) == 0 {
             let facility = CStr::from_ptr(facility).to_string_lossy();
@@ -57,7 +57,7 @@ pub unsafe fn pass_log_line<C: ClientContext>(event: *mut rd::rd_kafka_event_t, 
     }
 }
 
-/// A level of syslog's.
+/// Returns the level of a number of syslog.
 fn level_of(level: i32) -> RDKafkaLogLevel {
     match level {
         ..=0 => RDKafkaLogLevel::Emerg,

@@ -1,5 +1,5 @@
-//! What both services need of Kafka: how to reach it, what a safe topic is, and the few calls of librdkafka that
-//! rust-rdkafka does not wrap.
+//! The Kafka code that both services share: the settings of the clients, the requirements of a safe topic, and the few calls
+//! of librdkafka that rust-rdkafka does not wrap.
 
 pub mod cause;
 pub mod ends;
@@ -47,26 +47,26 @@ pub struct KafkaOptions {
     /// start with # are comments. The file is read at startup, and again for each new client
     #[arg(long, env = "KAFKA_PROPERTIES_FILE", value_name = "FILE")]
     pub kafka_properties_file: Option<PathBuf>,
-    /// What the file held when it was last readable.
+    /// The entries of the file when it was last readable.
     #[arg(skip)]
     pub last_properties: LastProperties,
 }
 
-/// The entries of the properties' file that were read last. Clones share them.
+/// The entries of the properties file that were read last. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct LastProperties(Arc<Mutex<Vec<(String, String)>>>);
 
-/// What a client is for: librdkafka checks its settings accordingly.
+/// The kind of a client: librdkafka checks the settings of each differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It sends.
+    /// A producer.
     Producer,
-    /// It reads.
+    /// A consumer.
     Consumer,
 }
 
 impl KafkaOptions {
-    /// Where hints go, if there are any.
+    /// Returns the name of the hints topic, or `None` if hints are off.
     pub fn hints_topic(&self) -> Option<String> {
         match self.hints_topic.as_deref() {
             Some("" | "none") => None,
@@ -75,7 +75,7 @@ impl KafkaOptions {
         }
     }
 
-    /// What is wrong with these settings.
+    /// Returns one line for each problem of these settings.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = properties::broker_problems(&self.kafka_brokers);
         let form = "must be 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_`, `-`";
@@ -84,7 +84,7 @@ impl KafkaOptions {
         } else if self.hints_topic().is_some_and(|topic| !valid_topic(&topic)) {
             problems.push(match self.hints_topic {
                 Some(_) => format!("--hints-topic {form}, or `none`"),
-                None => "--kafka-topic is too long for -hints behind it: give --hints-topic".to_owned(),
+                None => "--kafka-topic with -hints at its end is too long: give --hints-topic".to_owned(),
             });
         } else if self.hints_topic().as_ref() == Some(&self.kafka_topic) {
             problems.push("--hints-topic must be another topic than --kafka-topic, or `none`".into());
@@ -96,18 +96,19 @@ impl KafkaOptions {
         problems
     }
 
-    /// The client settings that both services share, with the user's on top.
+    /// Returns the settings that all clients share. The operator's properties override them.
     pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.kafka_brokers)
             .set("client.id", "msg")
-            // A topic made by a client's mistake would have unsafe settings.
+            // A topic that a client creates by mistake would have unsafe settings.
             .set("allow.auto.create.topics", "false")
-            // The default backs off to 10 s, which a restarted broker's callers would feel.
+            // The default's backoff grows to 10 s, which would delay sends after a broker restart.
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
-            // A broker whose address is gone does not refuse a connection, it is silent: 30 s is the default.
+            // If a broker's host is down, the connection is not refused, and the client waits for this timeout. The default is
+            // 30 s.
             .set("socket.connection.setup.timeout.ms", "5000")
             .set("socket.keepalive.enable", "true")
             .set("socket.nagle.disable", "true");
@@ -117,7 +118,8 @@ impl KafkaOptions {
         config
     }
 
-    /// What the file holds now may be wrong, or not there while it is replaced: then what it held before.
+    /// Returns the properties as they are now. While the file is missing or invalid, for example because it is being
+    /// replaced, it returns the previous ones.
     fn current_properties(&self) -> Vec<(String, String)> {
         let mut last = self.last_properties.0.lock().unwrap_or_else(PoisonError::into_inner);
         let problems = match self.properties() {
@@ -143,13 +145,13 @@ impl KafkaOptions {
     }
 }
 
-/// Why librdkafka makes no client of these settings. It is made and thrown away, and connects to nothing.
+/// Returns why librdkafka cannot create a client with these settings. It creates one that connects to no broker, and drops it.
 pub fn creation_problem(config: &ClientConfig, role: Role) -> Option<String> {
     let mut alone = config.clone();
     alone.remove("bootstrap.servers");
     let made = match role {
-        Role::Producer => alone.create_with_context::<_, BaseProducer<Unheard>>(Unheard).map(drop),
-        Role::Consumer => alone.create_with_context::<_, BaseConsumer<Unheard>>(Unheard).map(drop),
+        Role::Producer => alone.create_with_context::<_, BaseProducer<SilentContext>>(SilentContext).map(drop),
+        Role::Consumer => alone.create_with_context::<_, BaseConsumer<SilentContext>>(SilentContext).map(drop),
     };
     let reason = match made.err()? {
         KafkaError::ClientConfig(_, reason, key, _) => format!("{key}: {reason}"),
@@ -158,21 +160,21 @@ pub fn creation_problem(config: &ClientConfig, role: Role) -> Option<String> {
     };
     let secrets = alone.config_map().into_iter().filter(|(key, _)| properties::is_secret(key)).map(|(_, value)| value);
     let reason = secrets.fold(reason, |reason, secret| reason.replace(secret, "…"));
-    Some(format!("--kafka-properties: librdkafka refuses the settings as a whole: {reason}"))
+    Some(format!("--kafka-properties: librdkafka rejects the combination of settings: {reason}"))
 }
 
-/// The callbacks of a client that does nothing.
-struct Unheard;
+/// The callbacks of a client that is never used: they drop logs and errors.
+struct SilentContext;
 
-impl ClientContext for Unheard {
+impl ClientContext for SilentContext {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
     fn error(&self, _: KafkaError, _: &str) {}
 }
 
-impl ConsumerContext for Unheard {}
+impl ConsumerContext for SilentContext {}
 
-impl ProducerContext for Unheard {
+impl ProducerContext for SilentContext {
     type DeliveryOpaque = ();
 
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
@@ -183,12 +185,12 @@ fn valid_topic(name: &str) -> bool {
     (1..=249).contains(&name.len()) && name.chars().all(allowed) && name != "." && name != ".."
 }
 
-/// Logs of librdkafka. Its errors are mostly about connections that it makes anew by itself, again and again while a broker
-/// is away: each is logged at growing intervals.
+/// Writes a log line of librdkafka. Most of its errors are about connections that librdkafka reopens by itself, and they
+/// repeat while a broker is unavailable. So each error is logged at growing intervals.
 pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     static REPEATS: Repeats = Repeats::new();
     let logged = || {
-        // The same but for times and counts.
+        // Lines that differ only in times and counts are the same condition.
         let condition = message.replace(|c: char| c.is_ascii_digit(), "");
         REPEATS.occurred(&format!("{facility} {condition}"))
     };
@@ -230,13 +232,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guarantees_rest_on_cannot_be_changed() {
+    fn properties_that_the_guarantees_need_cannot_be_changed() {
         let problems = with("acks=1,enable.idempotence=false,nonsense,no.such.key=1").problems();
         assert_eq!(problems.len(), 4, "{problems:?}");
     }
 
     #[test]
-    fn properties_of_a_lost_file_are_those_before() {
+    fn properties_of_a_missing_file_are_the_previous_ones() {
         let folder = std::env::temp_dir().join(format!("msg-properties-{}", std::process::id()));
         std::fs::write(&folder, "client.id=one,two").expect("it is written");
         let options = KafkaOptions { kafka_properties_file: Some(folder.clone()), ..with("") };
@@ -250,9 +252,9 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_exclude_each_other_are_refused() {
+    fn settings_that_exclude_each_other_are_rejected() {
         let config = with("security.protocol=sasl_plaintext,sasl.mechanism=SCRAM-SHA-256").client_config();
-        let problem = creation_problem(&config, Role::Producer).expect("a user's name is missing");
+        let problem = creation_problem(&config, Role::Producer).expect("the user name is missing");
         assert!(problem.contains("--kafka-properties") && problem.len() > 70, "{problem}");
         assert_eq!(creation_problem(&with("").client_config(), Role::Consumer), None);
     }

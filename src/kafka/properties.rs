@@ -1,5 +1,6 @@
-//! Further librdkafka settings, from KAFKA_PROPERTIES and from a file, and what is wrong with them. They may hold a password, and so
-//! may any piece of them that a comma cut off: no value is repeated, and no key that may be such a piece.
+//! Parses additional librdkafka settings from KAFKA_PROPERTIES and from a file, and reports their problems. A setting may
+//! contain a password, and a comma in the password splits it into several entries. So a problem repeats no value, and no key
+//! that may be a part of a password.
 
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
@@ -7,7 +8,8 @@ use rdkafka::types::RDKafkaConfRes;
 
 use crate::config::hide_secrets;
 
-/// Settings that the guarantees rest on, or that a setting of the service's own stands for, by all of their names.
+/// Settings that the operator must not set, with all of their names: the guarantees depend on them, or the service has a
+/// setting of its own for them.
 const OURS: &[&str] = &[
     "acks",
     "allow.auto.create.topics",
@@ -47,13 +49,13 @@ const OURS: &[&str] = &[
     "request.timeout.ms",
     "session.timeout.ms",
     "socket.timeout.ms",
-    // A cluster in memory, in which nothing lasts.
+    // A mock cluster, which keeps its records only in memory.
     "test.mock.broker.rtt",
     "test.mock.num.brokers",
     "transactional.id",
 ];
 
-/// Other names of the same setting. Under two names it would have whichever value librdkafka is given last.
+/// Other names of the same setting. If a setting is given under two names, librdkafka uses the last value.
 const ALIASES: &[(&str, &str)] = &[
     ("compression.codec", "compression.type"),
     ("max.in.flight", "max.in.flight.requests.per.connection"),
@@ -62,7 +64,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("sasl.mechanisms", "sasl.mechanism"),
 ];
 
-/// Where properties come from.
+/// The source of properties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// The setting, whose entries end at a comma or a line end.
@@ -80,16 +82,16 @@ impl Source {
     }
 }
 
-/// What was given, and what is wrong with it.
+/// The valid entries, and the problems of the others.
 #[derive(Debug, Default)]
 pub(super) struct Properties {
-    /// Each once, under its usual name.
+    /// Each setting once, under its usual name.
     pub(super) entries: Vec<(String, String)>,
     pub(super) problems: Vec<String>,
 }
 
 impl Properties {
-    /// Adds what this text holds.
+    /// Adds the entries of this text.
     pub(super) fn read(&mut self, text: &str, source: Source) {
         let text = text.trim_start_matches('\u{feff}');
         let mut entries: Vec<(usize, &str)> = Vec::new();
@@ -103,7 +105,7 @@ impl Properties {
                 }
             }
         }
-        // Whether what follows may be the rest of a value with a comma in it.
+        // Whether the next entry may be the rest of a secret value that contains a comma.
         let mut secret_before = false;
         for (at, entry) in entries {
             let entry = entry.trim();
@@ -137,7 +139,7 @@ impl Properties {
         }
     }
 
-    /// The entry's key; or what is wrong with it, and the key if it has one.
+    /// Adds an entry and returns its key. An error holds the key, if the entry has one, and the problem.
     fn entry(&mut self, entry: &str, source: Source) -> Result<String, (Option<String>, String)> {
         let Some((key, value)) = entry.split_once('=') else { return Err((None, String::new())) };
         let (key, value) = (key.trim(), value.trim());
@@ -149,16 +151,16 @@ impl Properties {
         if OURS.contains(&usual) {
             return wrong(format!("{usual} is set by the service"));
         }
-        // A file is taken as it is written; a variable's quotes are mostly what is left of a shell's or of a compose file's.
+        // Quotes in a file are part of the value. Quotes in a variable are usually a mistake in a shell or compose file.
         let quoted =
             value.len() > 1 && ['"', '\''].iter().any(|quote| value.starts_with(*quote) && value.ends_with(*quote));
         if quoted && source == Source::Setting {
-            return wrong("the value is in quotes, which would be a part of it: leave them out".to_owned());
+            return wrong("the value is in quotes, which would be a part of it: remove them".to_owned());
         }
         if value.is_empty() {
             return wrong("it has no value".to_owned());
         }
-        if let Some(reason) = refusal(usual, value) {
+        if let Some(reason) = rejection(usual, value) {
             return wrong(reason);
         }
         if self.entries.iter().any(|(known, _)| known == usual) {
@@ -169,33 +171,33 @@ impl Properties {
     }
 }
 
-/// Why librdkafka does not take this value.
-fn refusal(key: &str, value: &str) -> Option<String> {
+/// Returns why librdkafka rejects this value.
+fn rejection(key: &str, value: &str) -> Option<String> {
     match ClientConfig::new().set(key, value).create_native_config() {
         Ok(_) => None,
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
-            Some("librdkafka knows no such setting".to_owned())
+            Some("librdkafka has no such setting".to_owned())
         }
-        // Its text repeats the value.
-        Err(_) if is_secret(key) => Some("librdkafka does not take this value".to_owned()),
+        // The text of the error repeats the value.
+        Err(_) if is_secret(key) => Some("librdkafka rejects the value".to_owned()),
         Err(KafkaError::ClientConfig(_, reason, ..)) => Some(reason),
         Err(error) => Some(error.to_string()),
     }
 }
 
 fn is_known(key: &str) -> bool {
-    let taken = ClientConfig::new().set(key, "").create_native_config();
-    !matches!(taken, Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)))
+    let created = ClientConfig::new().set(key, "").create_native_config();
+    !matches!(created, Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)))
 }
 
-/// Whether the values of this key are nobody's business.
+/// Returns whether the value of this key is a secret.
 pub(super) fn is_secret(key: &str) -> bool {
     ["password", "secret", "key.pem", "token", "oauthbearer.config", "jaas", "assertion"]
         .iter()
         .any(|part| key.contains(part))
 }
 
-/// What is wrong with the addresses of brokers.
+/// Returns the problems of the addresses of brokers.
 pub(super) fn broker_problems(brokers: &str) -> Vec<String> {
     let entries: Vec<&str> = brokers.split(',').collect();
     let of = |(at, entry): (usize, &&str)| {
@@ -212,7 +214,7 @@ fn broker_problem(entry: &str) -> Option<String> {
         Some((scheme, address)) => {
             let protocols = ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"];
             if !protocols.iter().any(|protocol| protocol.eq_ignore_ascii_case(scheme)) {
-                return Some(format!("{scheme}:// is no protocol of Kafka's: {FORM}"));
+                return Some(format!("{scheme}:// is not a protocol of Kafka: {FORM}"));
             }
             address
         }
@@ -232,7 +234,7 @@ fn broker_problem(entry: &str) -> Option<String> {
         None => host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')),
     };
     if !good {
-        return Some(format!("that is no name of a host: {FORM}"));
+        return Some(format!("it is not a host name: {FORM}"));
     }
     match port.map(str::parse::<u16>) {
         Some(Ok(0) | Err(_)) => Some(format!("the port must be 1 to 65535: {FORM}")),
@@ -290,9 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn wrong_entries_are_named_with_their_reason() {
+    fn invalid_entries_are_reported_with_the_reason() {
         for (text, key, reason) in [
-            ("linger.mss=5", "linger.mss", "knows no such"),
+            ("linger.mss=5", "linger.mss", "has no such"),
             ("acks=1", "acks", "set by the service"),
             ("request.required.acks=1", "request.required.acks", "set by the service"),
             ("fetch.message.max.bytes=1", "fetch.message.max.bytes", "set by the service"),

@@ -1,4 +1,4 @@
-//! The few calls of librdkafka that rust-rdkafka does not wrap, each behind a safe function.
+//! Wraps the few calls of librdkafka that rust-rdkafka does not wrap, each in a safe function.
 
 use std::ffi::{CStr, CString};
 use std::time::{Duration, Instant};
@@ -13,18 +13,18 @@ use uuid::Uuid;
 use super::{ClientError, RequestError};
 use crate::partition::Partition;
 
-/// Whether a message that failed may be in the log all the same.
+/// Whether a record is in the log, according to librdkafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
-    /// It was never handed to a broker, or every broker that had it refused it.
+    /// It was sent to no broker, or each broker that received it rejected it.
     No,
-    /// It was handed to a broker and no answer came.
+    /// It was sent to a broker, and no response arrived.
     Possibly,
     /// A broker confirmed it.
     Yes,
 }
 
-/// What librdkafka knows of a message that a delivery report is about.
+/// Returns what librdkafka knows of the record of a delivery report.
 pub fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
     // SAFETY: the pointer is valid for as long as the borrowed message.
     match unsafe { rd::rd_kafka_message_status(message.ptr()) } {
@@ -34,13 +34,13 @@ pub fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
     }
 }
 
-/// Whether a delivery report is about a request to a broker. Otherwise librdkafka failed the record in its queue.
+/// Returns whether a delivery report is about a request to a broker. Otherwise librdkafka failed the record in its queue.
 pub fn was_requested(message: &BorrowedMessage<'_>) -> bool {
     // SAFETY: the pointer is valid for as long as the borrowed message.
     unsafe { rd::rd_kafka_message_broker_id(message.ptr()) >= 0 }
 }
 
-/// The time from enqueueing a record until now, in its delivery report; `None` if librdkafka does not know.
+/// Returns the time since the record of a delivery report was enqueued, or `None` if librdkafka does not know it.
 pub fn latency(message: &BorrowedMessage<'_>) -> Option<Duration> {
     // SAFETY: the pointer is valid for as long as the borrowed message.
     let micros = unsafe { rd::rd_kafka_message_latency(message.ptr()) };
@@ -56,8 +56,7 @@ pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>
         let length = isize::try_from(key.len()).expect("no slice is longer");
         let (bytes, size) = value.map_or((std::ptr::null(), 0), |value| (value.as_ptr().cast(), value.len()));
         let size = isize::try_from(size).expect("no slice is longer");
-        // SAFETY: the list is owned by `headers`, and nobody else has it; key and value are copied. Where there is no
-        // value the pointer is null.
+        // SAFETY: only `headers` owns the list; librdkafka copies key and value; the pointer of a missing value is null.
         let code = unsafe { rd::rd_kafka_header_add(list, key.as_ptr().cast(), length, bytes, size) };
         if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(ClientError::Kafka(KafkaError::Global(code.into())));
@@ -66,9 +65,9 @@ pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>
     Ok(headers)
 }
 
-/// Sets the leader epoch that belongs to each offset, -1 where none is known: with it, a position is validated.
+/// Sets the leader epoch of each offset, or -1 if it is unknown. librdkafka validates a position that has a leader epoch.
 pub fn set_leader_epochs(list: &mut TopicPartitionList, leader_epoch: impl Fn(Partition) -> i32) {
-    // SAFETY: the list is alive, and ours alone while it is borrowed; its elements are as many as it says.
+    // SAFETY: the list is alive and borrowed exclusively; `cnt` is the number of its elements.
     unsafe {
         let list = &mut *list.ptr();
         for index in 0..usize::try_from(list.cnt).unwrap_or(0) {
@@ -113,7 +112,7 @@ fn read_topic_id<C: ClientContext>(
         let mut reason = [0; 256];
         rd::rd_kafka_AdminOptions_set_request_timeout(options, millis, reason.as_mut_ptr(), reason.len());
         rd::rd_kafka_DescribeTopics(rk, topics, options, queue);
-        // A little longer than the request: its own time-out says more than ours.
+        // Wait a little longer than the request: its own timeout error says more.
         let event = rd::rd_kafka_queue_poll(queue, millis.saturating_add(500));
         let id = described_topic_id(event);
         if !event.is_null() {
@@ -175,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    /// Passes on what a real delivery report says.
+    /// Passes the values of a real delivery report to the test.
     struct Reports(mpsc::Sender<(Persistence, bool, bool)>);
 
     impl ClientContext for Reports {}
@@ -186,7 +185,7 @@ mod tests {
         fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
             let (Ok(message) | Err((_, message))) = result;
             let known = latency(message).is_some_and(|latency| latency < Duration::from_secs(60));
-            self.0.send((persistence(message), was_requested(message), known)).expect("the test waits");
+            self.0.send((persistence(message), was_requested(message), known)).expect("the test receives it");
         }
     }
 
@@ -214,8 +213,8 @@ mod tests {
             cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
             assert_eq!(report(), (expected, true, true), "{error:?}");
         }
-        // Thrown away in the queue: no broker was asked.
-        cluster.broker_down(-1).expect("it goes down");
+        // librdkafka purges the record from its queue, and no broker received a request.
+        cluster.broker_down(-1).expect("all brokers stop");
         producer
             .send(BaseRecord::to("msgs").partition(0).key("k").payload("v"))
             .map_err(|(error, _)| error)

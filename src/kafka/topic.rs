@@ -1,4 +1,4 @@
-//! What the topic must be like for an OK to mean what it says, and how it is found out.
+//! Owns the requirements of a safe topic, and reads the topic's settings.
 
 use std::time::Duration;
 
@@ -27,12 +27,12 @@ pub struct TopicRequirements {
     pub required_retention: Duration,
 }
 
-/// What the topic is like.
+/// The settings and the state of the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic {
-    /// How many partitions.
+    /// The number of partitions.
     pub partitions: Partition,
-    /// Replicas of the partition that has the fewest.
+    /// The number of replicas of the partition that has the fewest.
     pub replicas: usize,
     /// `min.insync.replicas`.
     pub min_insync: usize,
@@ -40,28 +40,28 @@ pub struct Topic {
     pub unclean_election: bool,
     /// `cleanup.policy`.
     pub cleanup_policy: String,
-    /// `retention.ms`; `None` is for ever.
+    /// `retention.ms`; `None` is without limit.
     pub retention: Option<Duration>,
-    /// `retention.bytes` of a partition; `None` is no limit.
+    /// `retention.bytes` of a partition; `None` is without limit.
     pub retention_bytes: Option<u64>,
     /// `max.message.bytes`.
     pub max_message_bytes: usize,
-    /// Which clock retention goes by.
+    /// The clock that retention uses.
     pub clock: RetentionClock,
-    /// The in-sync replicas of each partition; 0 for one without a leader.
+    /// The number of in-sync replicas of each partition; 0 if it has no leader.
     pub in_sync: Vec<usize>,
 }
 
-/// `message.timestamp.type`: whose clock decides when a record is old enough to be deleted.
+/// `message.timestamp.type`: the clock that decides when a record is old enough to be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetentionClock {
-    /// The brokers' (LogAppendTime).
+    /// The clock of the brokers (LogAppendTime).
     Brokers,
-    /// The producer's (CreateTime): a gateway with a wrong clock decides.
+    /// The clock of the producer (CreateTime), so that a wrong clock of a gateway changes when records are deleted.
     Producers {
-        /// `message.timestamp.before.max.ms`: how far behind the brokers' clock; `None` is no limit.
+        /// `message.timestamp.before.max.ms`: how far it may be behind the brokers' clock; `None` is without limit.
         behind: Option<Duration>,
-        /// `message.timestamp.after.max.ms`: how far ahead; `None` is no limit.
+        /// `message.timestamp.after.max.ms`: how far it may be ahead; `None` is without limit.
         ahead: Option<Duration>,
     },
 }
@@ -103,7 +103,7 @@ async fn read_settings<C: ClientContext + 'static>(
     // Kafka before 3.6 has one limit for both directions.
     let limit = |name: &str| {
         let limit = number(name).or_else(|_| number("message.timestamp.difference.max.ms")).ok()?;
-        // Kafka's default is the largest number there is. A thousand years are no limit either.
+        // Kafka's default is the largest possible number. A thousand years or more count as no limit.
         u64::try_from(limit).ok().map(Duration::from_millis).filter(|limit| limit.as_secs() < 1000 * 365 * 86_400)
     };
     let clock = if text("message.timestamp.type")? == "LogAppendTime" {
@@ -146,7 +146,7 @@ fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize, Vec<usi
 }
 
 impl TopicRequirements {
-    /// Why an accepted message could be lost with this topic: empty when it is safe.
+    /// Returns the reasons why an accepted message could be lost with this topic. Without reasons the topic is safe.
     pub fn unsafe_settings(&self, topic: &Topic) -> Vec<String> {
         let mut found = Vec::new();
         if topic.replicas < self.required_replicas {
@@ -172,12 +172,12 @@ impl TopicRequirements {
         found
     }
 
-    /// A record that looks older than it is, is deleted that much earlier.
+    /// Checks the clock of retention: Kafka deletes a record too early if its timestamp is too old.
     fn unsafe_clock(&self, topic: &Topic) -> Option<String> {
         let (RetentionClock::Producers { behind, .. }, Some(retention)) = (topic.clock, topic.retention) else {
             return None;
         };
-        // Where retention itself is too short, that is said already.
+        // A retention that is too short has a reason of its own.
         let spare = retention.saturating_sub(self.required_retention);
         if behind.is_some_and(|behind| behind <= spare) {
             return None;
@@ -228,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn a_safe_topic_is_safe() {
+    fn safe_topic_has_no_unsafe_setting() {
         assert_eq!(requirements().unsafe_settings(&safe()), Vec::<String>::new());
         assert_eq!(requirements().unsafe_settings(&Topic { retention: None, ..safe() }), Vec::<String>::new());
     }
 
     #[test]
-    fn each_unsafe_setting_is_told() {
+    fn each_unsafe_setting_is_reported() {
         for (name, topic) in [
             ("replication factor", Topic { replicas: 2, ..safe() }),
             ("min.insync.replicas", Topic { min_insync: 1, ..safe() }),

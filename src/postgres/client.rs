@@ -1,4 +1,4 @@
-//! A connection, with what is known of its server.
+//! Owns a connection to the database, with the state of its server.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -12,28 +12,29 @@ use super::server::Server;
 use super::socket::{Address, Socket};
 use super::warnings::Warnings;
 
-/// A pooled connection is used for at most this long. What moved behind a name or a proxy is found after it at the latest.
+/// Maximum age of a pooled connection. If a name or a proxy leads to another server, the pool connects to that server after
+/// this time at the latest.
 const MAX_AGE: Duration = Duration::from_secs(300);
 
-/// A connection to a server that was what it should be when it was made.
+/// A connection to a server that passed the checks of its purpose.
 #[derive(Debug)]
 pub struct Client {
     wrapper: ClientWrapper,
     warnings: Arc<Warnings>,
-    /// Of the URL, for messages.
+    /// The host's name in the URL, for messages.
     name: String,
     address: Address,
     server: Option<Server>,
-    /// When its server was last known to be what it should be.
+    /// When its server last passed the checks.
     pub(super) verified: Instant,
-    /// When it is too old to be used from the pool again.
+    /// When the pool closes it instead of using it again.
     pub(super) expires: Instant,
 }
 
 impl Client {
     pub(super) fn new(wrapper: ClientWrapper, warnings: Arc<Warnings>, name: String, address: Address) -> Self {
         let now = Instant::now();
-        // Those that were made together must not all go together.
+        // The random part spreads the expiry of connections that were opened together.
         let expires = now + MAX_AGE.mul_f64(0.8 + 0.2 * rand::random::<f64>());
         Client { wrapper, warnings, name, address, server: None, verified: now, expires }
     }
@@ -43,24 +44,25 @@ impl Client {
         self.verified = Instant::now();
     }
 
-    /// Its server, as it was when the connection was made.
+    /// Returns the state of its server when the connection was opened.
     pub fn server(&self) -> &Server {
-        self.server.as_ref().expect("it is read before a connection is given away")
+        self.server.as_ref().expect("the connector sets it before it returns the connection")
     }
 
-    /// Carries out what commits, and returns the last WARNING that the server sent meanwhile. With a warning it is committed
-    /// here, and perhaps not on a standby, or not to be seen yet. Nothing else may be under way on this connection.
+    /// Awaits a COMMIT, and returns its result and the last WARNING that the server sent meanwhile. After a warning, the
+    /// transaction is committed on this server, but a standby may lack it, or its rows may not be visible yet. No other
+    /// statement may be in flight on this connection.
     pub async fn commit<T>(
         &self,
         commit: impl Future<Output = Result<T, Error>>,
     ) -> Result<(T, Option<String>), Error> {
         let before = self.warnings.count();
-        // The connection's task reads a warning before the answer that comes after it.
-        let answer = commit.await?;
-        Ok((answer, self.warnings.since(before)))
+        // The server sends the warning before the result, and the connection's task reads them in this order.
+        let result = commit.await?;
+        Ok((result, self.warnings.since(before)))
     }
 
-    /// The name and port of its host in the URL.
+    /// Returns the name and port of its host in the URL.
     pub fn host(&self) -> &str {
         &self.name
     }
@@ -84,7 +86,7 @@ impl DerefMut for Client {
     }
 }
 
-/// Ends the statement that a connection's server is busy with.
+/// Cancels the statement that a connection's server executes.
 #[derive(Clone)]
 pub struct Canceller {
     token: CancelToken,

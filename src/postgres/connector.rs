@@ -1,5 +1,5 @@
-//! The one way to a server: tries each host of the URL with a time-out of its own, and gives a connection only to a server that
-//! is what it should be. The only place that opens sockets and would do TLS.
+//! Opens connections to the database: tries each host of the URL with a timeout of its own, and returns a connection only if
+//! its server passes the checks of the purpose. No other code opens sockets to the database.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -21,10 +21,10 @@ use super::{DatabaseOptions, pooler};
 use crate::config::SettingError;
 use crate::error::chain;
 
-/// A host that did not answer is tried after the others for this long.
+/// For how long a host that did not respond is tried after the others.
 const AVOIDED: Duration = Duration::from_secs(60);
 
-/// Makes connections of one kind.
+/// Opens connections for one purpose.
 #[derive(Debug)]
 pub struct Connector {
     options: DatabaseOptions,
@@ -39,16 +39,16 @@ pub struct Connector {
 struct State {
     /// The settings that were read last.
     config: Option<Config>,
-    /// When a host last did not answer.
+    /// When a host last did not respond.
     silent: HashMap<String, Instant>,
-    /// Where there is no pooler in transaction mode.
+    /// The addresses that have no pooler in transaction mode.
     direct: HashSet<Address>,
 }
 
 /// A host of the URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Target {
-    /// For messages.
+    /// The name and port in the URL, for messages.
     name: String,
     host: Host,
     port: u16,
@@ -58,8 +58,8 @@ impl Connector {
     /// Connects when asked. The server knows its connections as `name`'s.
     pub fn new(options: DatabaseOptions, name: &str, session: &str, purpose: Purpose) -> Result<Self, SettingError> {
         let config = Some(options.config()?);
-        // 0: none.
-        let statement_timeout = options.patience().map_or(0, |_| options.database_statement_timeout.as_millis());
+        // 0 is no timeout.
+        let statement_timeout = options.stall_timeout().map_or(0, |_| options.database_statement_timeout.as_millis());
         let session = format!("SET statement_timeout = {statement_timeout}; {session}");
         let state = Arc::new(Mutex::new(State { config, ..State::default() }));
         Ok(Connector { options, name: name.to_owned(), session, purpose, state })
@@ -69,26 +69,26 @@ impl Connector {
         lock(&self.state)
     }
 
-    /// When a host last did not answer, unless it has answered since.
+    /// Returns when a host last did not respond, or `None` if it has responded since.
     pub(super) fn silent_since(&self, name: &str) -> Option<Instant> {
         self.lock().silent.get(name).copied()
     }
 
-    /// Has this host tried after the others for a while.
+    /// Lets the connector try this host after the others for one minute.
     pub(super) fn avoid(&self, name: &str) {
         self.lock().silent.insert(name.to_owned(), Instant::now());
     }
 
-    /// How long one host may take: to accept the connection, the login, the checks and the session's settings.
+    /// Returns the timeout for one host: for the connection, the login, the checks and the session's settings together.
     pub(super) fn limit(&self) -> Duration {
         self.options.database_connect_timeout
     }
 
-    /// A connection to the first host that can be used.
+    /// Opens a connection to the first host whose server passes the checks.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         let config = self.config().await;
         let mut targets = targets(&config).map_err(ConnectError::Settings)?;
-        // Those that answered last time first: each silent one costs its whole time-out.
+        // Try the hosts that responded last time first: each silent host costs its whole timeout.
         targets.sort_by_cached_key(|target| self.is_avoided(&target.name));
         let mut failures = Vec::new();
         for target in &targets {
@@ -100,8 +100,8 @@ impl Connector {
         Err(ConnectError::Hosts(failures))
     }
 
-    /// The settings as they are now: a file is read again for each connection. One that is missing or broken for a moment
-    /// leaves the last good ones.
+    /// Returns the settings as they are now: a file is read again for each connection. While the file is missing or invalid,
+    /// it returns the last valid ones.
     async fn config(&self) -> Config {
         let options = self.options.clone();
         let read = tokio::task::spawn_blocking(move || options.config());
@@ -115,7 +115,7 @@ impl Connector {
             Ok(config) => state.config = Some(config),
             Err(error) => tracing::warn!(error = chain(&error), "using the database url that was read before"),
         }
-        let mut config = state.config.clone().expect("it was read when the connector was made");
+        let mut config = state.config.clone().expect("`new` has read it");
         if config.get_application_name().is_none() {
             config.application_name(&self.name);
         }
@@ -171,7 +171,7 @@ impl Connector {
         Ok(found.into_iter().map(Address::Tcp).collect())
     }
 
-    /// All of it within the host's time-out.
+    /// Connects to one address and checks its server, within the timeout of a host.
     async fn connect_address(
         &self,
         config: &Config,
@@ -208,7 +208,7 @@ impl Connector {
             .map_err(|_| HostError::Timeout("it accepted the connection and did not answer the login", limit))?
             .map_err(HostError::Driver)?;
         activity.logged_in();
-        let patience = self.options.patience();
+        let stall_timeout = self.options.stall_timeout();
         let (peer, host, state) = (address.clone(), name.to_owned(), Arc::clone(&self.state));
         let warnings = Arc::new(Warnings::default());
         let noted = Arc::clone(&warnings);
@@ -216,12 +216,12 @@ impl Connector {
             tokio::select! {
                 ended = warnings::drive(connection, &noted) => {
                     if let Err(error) = ended {
-                        tracing::debug!(error = super::error::describe(&error), "a database connection ended");
+                        tracing::debug!(error = super::error::describe(&error), "database connection ended");
                     }
                 }
-                // The connection ends here, and with it every statement that waits for an answer.
-                reason = activity.until_gone(&peer, limit, patience) => {
-                    tracing::warn!(reason, "gave a database connection up");
+                // Ending this task closes the connection, and fails every statement that waits for a result.
+                reason = activity.until_stalled(&peer, limit, stall_timeout) => {
+                    tracing::warn!(reason, "closed stalled database connection");
                     lock(&state).silent.insert(host, Instant::now());
                 }
             }
@@ -285,7 +285,7 @@ impl Connector {
         found.map_err(|_| HostError::Timeout("it did not answer two sessions", limit))?.map_err(HostError::Driver)
     }
 
-    /// What shows that a pooler in transaction mode is between this connection and the server, if there is one.
+    /// Returns the evidence that a pooler in transaction mode is between this connection and the server, if there is any.
     pub async fn pooler(&self, client: &Client) -> Result<Option<String>, ConnectError> {
         let config = self.config().await;
         let found = self.find_pooler(&config, client.address(), client).await;
@@ -304,7 +304,7 @@ impl Connector {
         self.judge(&config, hosts, in_recovery, read_only).map_err(HostError::Refused)
     }
 
-    /// What can end a statement of this connection from outside.
+    /// Returns a handle that cancels a statement of this connection.
     pub(super) fn canceller(&self, client: &Client) -> Canceller {
         Canceller::new(client.cancel_token(), client.address().clone(), self.limit())
     }
@@ -335,7 +335,7 @@ fn targets(config: &Config) -> Result<Vec<Target>, SettingError> {
     }
     let target = |i: usize| {
         let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
-        // The address is where to connect; the name is for people, and for TLS.
+        // Connections use the address; messages use the name.
         let host = addresses.get(i).map_or_else(|| hosts[i].clone(), |address| Host::Tcp(address.to_string()));
         let name = match hosts.get(i).unwrap_or(&host) {
             Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),

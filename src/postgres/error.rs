@@ -95,7 +95,7 @@ impl ConnectError {
     }
 }
 
-/// What an operator may be told of an error: never the DETAIL, which quotes the row.
+/// Returns the text of an error for logs, without its DETAIL, which quotes the row.
 pub fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} ({})", db.message(), db.code().code()),
@@ -106,7 +106,7 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// The same for a pool that gave no connection.
+/// Returns the text of a pool's error for logs.
 pub fn describe_pool(error: &PoolError) -> String {
     match error {
         PoolError::Backend(error) => error.to_string(),

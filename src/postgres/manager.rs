@@ -1,4 +1,4 @@
-//! Makes a pool's connections, and gives an old one out again only if its server still is what it should be.
+//! Opens the connections of a pool, and lets the pool reuse one only if its server still passes the checks.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use super::connector::Connector;
 use super::error::{ConnectError, HostError};
 use crate::error::chain;
 
-/// A connection whose server was looked at less than this ago is given out without another look.
+/// The pool reuses a connection without a check if its server was checked less than this ago.
 const TRUSTED: Duration = Duration::from_secs(2);
 
-/// What a pool makes its connections with.
+/// Opens and checks the connections of a pool.
 #[derive(Debug)]
 pub struct Manager {
     connector: Connector,
@@ -36,7 +36,7 @@ impl Manager {
         Manager { connector }
     }
 
-    /// What makes the connections.
+    /// Returns the connector that opens the connections.
     pub fn connector(&self) -> &Connector {
         &self.connector
     }
@@ -46,7 +46,7 @@ impl Manager {
         self.connector.verify(client).await
     }
 
-    /// What can end a statement of this connection from outside.
+    /// Returns a handle that cancels a statement of this connection.
     pub fn canceller(&self, client: &Client) -> Canceller {
         self.connector.canceller(client)
     }
@@ -58,17 +58,17 @@ impl Manager {
         if client.expires <= Instant::now() {
             return Err(ReuseError::Old);
         }
-        // Each of them would take the whole time-out.
+        // Checking each connection to a silent server would need the whole timeout.
         if self.connector.silent_since(client.host()).is_some_and(|since| since > client.verified) {
             return Err(ReuseError::Silent);
         }
         if client.verified.elapsed() < TRUSTED {
             return Ok(());
         }
-        let asked = Instant::now();
+        let checked = Instant::now();
         match self.verify(client).await {
             Ok(()) => {
-                client.verified = asked;
+                client.verified = checked;
                 Ok(())
             }
             Err(error) => {
@@ -86,7 +86,7 @@ impl managed::Manager for Manager {
     type Error = ConnectError;
 
     async fn create(&self) -> Result<Client, ConnectError> {
-        // On the heap, as it is rare and large: every future that may need a connection would hold it.
+        // The future is large and rarely needed. Without the box, every future that uses the pool would contain it.
         Box::pin(self.connector.connect()).await
     }
 

@@ -1,5 +1,5 @@
-//! How both services reach PostgreSQL: connections that are made, checked and given up in one place, so that no statement and
-//! no server that went silent holds anything for ever.
+//! Owns the connections of both services to PostgreSQL: opens them, checks their servers, and closes them when a server
+//! stalls, so that neither a statement nor a silent server blocks a task indefinitely.
 
 mod client;
 mod connector;
@@ -30,7 +30,7 @@ pub use server::{Identity, Purpose, Refusal, Server};
 pub type Pool = deadpool::managed::Pool<Manager>;
 /// A connection of a pool.
 pub type Object = deadpool::managed::Object<Manager>;
-/// Why a pool gives no connection.
+/// Why a pool returns no connection.
 pub type PoolError = deadpool::managed::PoolError<ConnectError>;
 
 /// The URL of the database, and its timeouts.
@@ -51,7 +51,7 @@ pub struct DatabaseOptions {
 }
 
 impl DatabaseOptions {
-    /// Whether a database is configured. An empty URL is none: it is what is left of an unset variable.
+    /// Returns whether a database is configured. An empty URL counts as none: it comes from an unset variable.
     pub fn is_given(&self) -> bool {
         self.url().is_some() || self.database_url_file.is_some()
     }
@@ -60,7 +60,7 @@ impl DatabaseOptions {
         self.database_url.as_ref().filter(|url| !url.is_empty())
     }
 
-    /// What is wrong with these settings.
+    /// Returns one line for each problem of these settings.
     pub fn problems(&self) -> Vec<String> {
         if !self.is_given() {
             return Vec::new();
@@ -68,12 +68,12 @@ impl DatabaseOptions {
         let mut problems: Vec<String> = self.config().err().iter().map(|error| chain(error)).collect();
         // The server's statement_timeout ends at 2^31 - 1 ms.
         let day = Duration::from_secs(86_400);
-        let least = Duration::from_millis(100);
-        problems.extend(time_problem("--database-connect-timeout", self.database_connect_timeout, &(least..=day / 24)));
+        let min = Duration::from_millis(100);
+        problems.extend(time_problem("--database-connect-timeout", self.database_connect_timeout, &(min..=day / 24)));
         problems.extend(time_problem(
             "--database-statement-timeout",
             self.database_statement_timeout,
-            &(least..=24 * day),
+            &(min..=24 * day),
         ));
         problems
     }
@@ -91,14 +91,14 @@ impl DatabaseOptions {
         Ok(config)
     }
 
-    /// The same, for statements that may take any time.
+    /// Returns the same options without a statement timeout.
     pub fn without_statement_timeout(&self) -> Self {
         DatabaseOptions { database_statement_timeout: Duration::MAX, ..self.clone() }
     }
 
-    /// After this long without an answer a connection is given up: the server's own time-out has not worked. `None` where
-    /// statements may take any time.
-    fn patience(&self) -> Option<Duration> {
+    /// Returns for how long a statement may wait for a result before its connection is closed: the server's own timeout has
+    /// not worked then. `None` if statements have no timeout.
+    fn stall_timeout(&self) -> Option<Duration> {
         self.database_statement_timeout.checked_mul(2)
     }
 
@@ -106,7 +106,7 @@ impl DatabaseOptions {
     /// made. Connects only when used.
     pub fn pool(&self, name: &str, size: usize, session: &str, purpose: Purpose) -> Result<Pool, SettingError> {
         let connector = Connector::new(self.clone(), name, session, purpose)?;
-        // The connector and the manager keep to time-outs of their own, one for each host.
+        // The connector and the manager have timeouts of their own, one for each host.
         let timeouts = Timeouts { wait: Some(self.database_connect_timeout), create: None, recycle: None };
         let pool = Pool::builder(Manager::new(connector)).max_size(size).runtime(Runtime::Tokio1).timeouts(timeouts);
         Ok(pool.build().expect("timeouts need a runtime, and it is given"))

@@ -1,17 +1,19 @@
-//! What a new connection finds out about its server: which one it is, and whether it may be used.
+//! Reads the identity and the state of a connection's server, and decides whether the server fits a purpose.
 
 use tokio_postgres::{Client, Error, SimpleQueryMessage, SimpleQueryRow};
 
-/// Of every connection, in one statement. Numbers, since texts depend on settings such as the time zone.
+/// Reads the state of the server, on every new connection. It selects numbers, because texts depend on settings such as the
+/// time zone.
 const PLAIN: &str = "SELECT pg_is_in_recovery()::int, current_setting('transaction_read_only'), \
      current_setting('server_encoding'), pg_backend_pid(), extract(epoch FROM pg_postmaster_start_time())";
 
-/// What says most about which server it is. A role may read it unless somebody has revoked that; some hosted servers do.
-/// The timeline of `pg_control_checkpoint()` is that of the last checkpoint: behind, for a while after a promotion.
+/// Reads the system identifier and the timeline. Every role may read them unless an operator revoked the right, as some hosted
+/// servers do. `pg_control_checkpoint()` would return the timeline of the last checkpoint, which is too old for a while
+/// after a promotion.
 const IDENTITY: &str = ", (SELECT system_identifier FROM pg_control_system()), \
      CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END";
 
-/// Whether a server that was good still is. Our own sessions may be read-only, so this asks what a new session would find.
+/// Reads whether the server is a standby, and whether a new session would be read-only: our own sessions may be set to it.
 const STATE: &str = "SELECT pg_is_in_recovery()::int, coalesce(
     (SELECT split_part(setting, '=', 2)::boolean FROM pg_db_role_setting s, unnest(s.setconfig) setting
      WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
@@ -20,14 +22,14 @@ const STATE: &str = "SELECT pg_is_in_recovery()::int, coalesce(
      ORDER BY s.setrole <> 0 AND s.setdatabase <> 0 DESC, s.setrole <> 0 DESC, s.setdatabase <> 0 DESC LIMIT 1),
     (SELECT reset_val::boolean FROM pg_settings WHERE name = 'default_transaction_read_only'))::int";
 
-/// Which server a connection leads to. A promoted standby differs in the timeline, a restart in the start.
+/// The identity of a server. A promotion changes the timeline, a restart changes the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Where this role may not read it: none.
+    /// The system identifier; `None` if this role may not read it.
     pub system: Option<String>,
-    /// Likewise, and none on a standby.
+    /// The timeline; `None` on a standby, or if this role may not read it.
     pub timeline: Option<String>,
-    /// When its first process was started, in seconds since 1970.
+    /// When the server was started, in seconds since 1970.
     pub started: String,
 }
 
@@ -40,55 +42,56 @@ impl std::fmt::Display for Identity {
     }
 }
 
-/// A server, as it was when the connection was made.
+/// The state of a server when a connection was opened.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Which one it is.
+    /// The identity of the server.
     pub identity: Identity,
     /// Whether it is a standby.
     pub in_recovery: bool,
-    /// Whether transactions are read-only there.
+    /// Whether its transactions are read-only.
     pub read_only: bool,
     /// The database's encoding.
     pub encoding: String,
     pub(super) backend: String,
 }
 
-/// What a pool's connections are for.
+/// The purpose of a pool's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Storing: the server must be a primary that takes writes.
+    /// Storing: the server must be a primary that is not read-only.
     Write,
-    /// Reading what was just stored: the server must be a primary. Of several hosts, the one that takes writes.
+    /// Reading rows that were just stored: the server must be a primary. If the URL has several hosts, it must not be
+    /// read-only, because a read-only one may be the previous primary.
     ReadPrimary,
-    /// Reading what may be behind.
+    /// Reading rows from a server that may be behind.
     ReadReplica,
-    /// Looking at any server, whatever is wrong with it.
+    /// Inspecting any server, even one that fits no other purpose.
     Inspect,
 }
 
-/// Why a server that answers is not used.
+/// Why a server that responds is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Its data may be behind, and it takes no writes.
+    /// It is read-only, and its rows may be behind.
     #[error("the server is a standby; the primary is needed: wait for its promotion, or name the primary in the URL")]
     Standby,
-    /// Nothing can be stored.
+    /// It cannot store messages.
     #[error(
         "the server is read-only (default_transaction_read_only): turn that off for the server, the database and the role, \
-         or name the server that takes writes in the URL"
+         or name a writable server in the URL"
     )]
     ReadOnly,
-    /// The URL asks for a server that takes no writes.
-    #[error("the server takes writes, and the URL has target_session_attrs=read-only")]
+    /// The URL requires a read-only server.
+    #[error("the server is writable, but the URL has target_session_attrs=read-only")]
     Writable,
-    /// Not every message can be stored in it.
+    /// It cannot store every message.
     #[error(
         "the database's encoding is {0}, which cannot hold every message: create one with \
          CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and name it in the URL"
     )]
     Encoding(String),
-    /// What a session has set, locked and prepared is another client's a moment later.
+    /// The settings, locks and prepared statements of a session would move to another client.
     #[error(
         "a connection pooler in transaction (or statement) mode is between us and the server: {0}; connect to the server \
          itself, or set the pooler to session mode (pool_mode = session)"
@@ -97,13 +100,13 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether only an operator can change it. Otherwise a failover may be under way.
+    /// Returns whether only an operator can change it. Otherwise the cause may be a failover in progress.
     pub fn needs_operator(&self) -> bool {
         matches!(self, Refusal::Encoding(_) | Refusal::Pooler(_))
     }
 }
 
-/// Says why the server is not to be used for this. `read_write` is what the URL's `target_session_attrs` ask for.
+/// Decides whether a server fits a purpose. `read_write` is what the URL's `target_session_attrs` require, if anything.
 pub(super) fn judge(
     purpose: Purpose,
     in_recovery: bool,
@@ -114,7 +117,7 @@ pub(super) fn judge(
     let must_write = match purpose {
         Purpose::Inspect => return Ok(()),
         Purpose::Write => true,
-        // The first of several hosts may be a former primary.
+        // One of several hosts may be a previous primary.
         Purpose::ReadPrimary => read_write.unwrap_or(hosts > 1),
         Purpose::ReadReplica => read_write == Some(true),
     };
@@ -131,7 +134,8 @@ pub(super) fn judge(
 }
 
 impl Server {
-    /// Asks in the simple protocol: a pooler in transaction mode has to be told, not tripped over.
+    /// Reads the identity and the state of a server. It uses the simple protocol, because the extended one would fail behind a
+    /// pooler in transaction mode before the connector can report the pooler.
     pub(super) async fn read(client: &Client) -> Result<Server, Error> {
         let row = match row(client, &format!("{PLAIN}{IDENTITY}")).await {
             Err(error) if error.as_db_error().is_some() => row(client, PLAIN).await?,
@@ -153,18 +157,18 @@ impl Server {
     }
 }
 
-/// Whether the server is a standby now, and whether a new session would be read-only.
+/// Reads whether the server is a standby, and whether a new session would be read-only.
 pub(super) async fn state(client: &Client) -> Result<(bool, bool), Error> {
     let row = row(client, STATE).await?;
     let is = |column| row.try_get(column).ok().flatten() == Some("1");
-    // A standby takes no writes, whatever its settings say.
+    // A standby is read-only, whatever its settings are.
     Ok((is(0), is(0) || is(1)))
 }
 
-/// The only row of a query's answer, all in text.
+/// Runs a query that returns one row, and returns the row with all columns as text.
 pub(super) async fn row(client: &Client, query: &str) -> Result<SimpleQueryRow, Error> {
-    let answer = client.simple_query(query).await?;
-    let row = answer.into_iter().find_map(|message| match message {
+    let result = client.simple_query(query).await?;
+    let row = result.into_iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
@@ -176,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn server_is_judged_by_what_it_is_for() {
+    fn server_is_judged_by_the_purpose() {
         let (standby, read_only, primary) = ((true, true), (false, true), (false, false));
         for (purpose, server, read_write, hosts, expected) in [
             (Purpose::Write, primary, None, 1, Ok(())),

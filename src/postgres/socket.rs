@@ -1,4 +1,4 @@
-//! Opens a connection's socket, and notices when the server at its other end has stopped answering.
+//! Opens the socket of a connection, and detects when its server stalls.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,13 +12,13 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A server that has sent nothing for this long, although it was asked something, is pinged.
+/// A server that has an open request and has sent nothing for this long is pinged.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// The request that every server answers with one byte before anything else: whether it can do TLS.
+/// The request for TLS. Every server responds to it with one byte, before the login.
 const PING: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Address {
     Tcp(SocketAddr),
@@ -46,7 +46,7 @@ impl Address {
         };
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        // A peer that vanished: its address may simply stop answering after a failover.
+        // After a failover, the address of the old server may just stop responding. Keepalives detect that.
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))
@@ -58,24 +58,25 @@ impl Address {
         Ok(Box::new(stream))
     }
 
-    /// Whether the server answers a new connection. A frozen one does not, although its kernel accepts the connection.
-    async fn answers(&self, limit: Duration) -> bool {
-        let ask = async {
+    /// Returns whether the server responds on a new connection. A frozen server does not, although its kernel accepts the
+    /// connection.
+    async fn responds(&self, limit: Duration) -> bool {
+        let ping = async {
             let mut stream = self.open().await?;
             stream.write_all(&PING).await?;
             stream.read_u8().await
         };
-        matches!(tokio::time::timeout(limit, ask).await, Ok(Ok(_)))
+        matches!(tokio::time::timeout(limit, ping).await, Ok(Ok(_)))
     }
 }
 
-/// A connection's socket. It counts what the server was asked and what it has answered.
+/// The socket of a connection. It counts the requests and the responses.
 pub(super) struct Socket {
     stream: Box<dyn Stream>,
     activity: Activity,
 }
 
-/// What a connection waits for. Cheap to clone.
+/// The open requests of a connection. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Activity(Arc<Mutex<State>>);
 
@@ -85,16 +86,16 @@ struct State {
     logged_in: bool,
     sent: Frames,
     received: Frames,
-    /// Requests that the server has not answered completely.
+    /// The number of requests without a complete response.
     open: usize,
-    /// Whether everything that came was taken. An answer that nobody takes is not the server's silence.
+    /// Whether the connection's task has read all bytes that arrived. If it has not, the server is not silent.
     starved: bool,
-    /// The last sign of life, or when the oldest open request was sent.
+    /// When the server last sent bytes, or when the oldest open request was sent.
     since: Instant,
 }
 
 impl Socket {
-    /// Opens it. The caller sets the deadline.
+    /// Opens the socket. The caller sets the deadline.
     pub(super) async fn open(address: &Address) -> io::Result<(Socket, Activity)> {
         let stream = address.open().await?;
         let (sent, received) = (Frames::default(), Frames::default());
@@ -109,31 +110,36 @@ impl Activity {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts counting.
+    /// Starts to count requests and responses.
     pub(super) fn logged_in(&self) {
         self.lock().logged_in = true;
     }
 
-    /// How long the server has owed an answer and sent nothing.
+    /// Returns for how long the server has sent nothing although a request is open.
     fn silence(&self) -> Option<Duration> {
         let state = self.lock();
         (state.open > 0 && state.starved).then(|| state.since.elapsed())
     }
 
-    /// Returns, with the reason, once the server does not answer: neither this connection nor a new one; or not within
-    /// `patience`, where there is one. Each ping takes at most `limit`.
-    pub(super) async fn until_gone(&self, address: &Address, limit: Duration, patience: Option<Duration>) -> String {
+    /// Waits until the server stalls, and returns the reason: it responds neither to a request nor on a new connection, or a
+    /// request has no response within `stall_timeout`. Each ping has the timeout `limit`.
+    pub(super) async fn until_stalled(
+        &self,
+        address: &Address,
+        limit: Duration,
+        stall_timeout: Option<Duration>,
+    ) -> String {
         loop {
             let silence = self.silence().unwrap_or_default();
             if silence < SILENCE {
                 tokio::time::sleep(SILENCE - silence).await;
                 continue;
             }
-            if patience.is_some_and(|patience| silence > patience) {
-                return format!("{address} has not answered a statement for {silence:.1?}");
+            if stall_timeout.is_some_and(|timeout| silence > timeout) {
+                return format!("{address} has not responded to a statement for {silence:.1?}");
             }
-            if !address.answers(limit).await && self.silence().is_some_and(|silence| silence >= SILENCE) {
-                return format!("{address} answers neither a statement nor a new connection");
+            if !address.responds(limit).await && self.silence().is_some_and(|silence| silence >= SILENCE) {
+                return format!("{address} responds neither to a statement nor on a new connection");
             }
             tokio::time::sleep(SILENCE).await;
         }
@@ -145,12 +151,12 @@ impl State {
         if !self.logged_in {
             return;
         }
-        // Query and Sync: the server ends the answer to each with ReadyForQuery.
-        let asked = self.sent.count(bytes, |kind| matches!(kind, b'Q' | b'S'));
-        if self.open == 0 && asked > 0 {
+        // Query and Sync: the server ends the response to each with ReadyForQuery.
+        let requests = self.sent.count(bytes, |kind| matches!(kind, b'Q' | b'S'));
+        if self.open == 0 && requests > 0 {
             self.since = Instant::now();
         }
-        self.open += asked;
+        self.open += requests;
     }
 
     fn read(&mut self, bytes: &[u8]) {
@@ -158,23 +164,24 @@ impl State {
             return;
         }
         self.since = Instant::now();
-        let answered = self.received.count(bytes, |kind| kind == b'Z');
-        self.open = self.open.saturating_sub(answered);
+        let responses = self.received.count(bytes, |kind| kind == b'Z');
+        self.open = self.open.saturating_sub(responses);
     }
 }
 
-/// Finds the messages in one direction of the protocol: a byte for the kind, four for the length with themselves, the body.
+/// Finds the messages in one direction of the protocol. A message is one byte for the kind, four bytes for the length, which
+/// includes these four, and the body.
 #[derive(Debug, Default)]
 struct Frames {
     header: [u8; 5],
-    /// Bytes of the header that are there.
+    /// The number of bytes of the header so far.
     filled: usize,
-    /// Bytes of the body that are still to come.
+    /// The number of bytes of the body that are missing.
     body: usize,
 }
 
 impl Frames {
-    /// How many messages of a kind begin in these bytes.
+    /// Counts the messages of a kind whose header ends in these bytes.
     fn count(&mut self, mut bytes: &[u8], of_kind: impl Fn(u8) -> bool) -> usize {
         let mut count = 0;
         while !bytes.is_empty() {
@@ -234,8 +241,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_counted_wherever_they_are_cut() {
-        // Two rows and two ends, with a body that looks like another end.
+    fn messages_are_counted_wherever_reads_split_them() {
+        // Two ReadyForQuery messages after other messages, with a body that looks like a third one.
         let mut bytes = vec![b'D', 0, 0, 0, 10, b'Z', 0, 0, 0, 5, b'I'];
         bytes.extend([b'Z', 0, 0, 0, 5, b'I', b'C', 0, 0, 0, 4, b'Z', 0, 0, 0, 5, b'T']);
         for cut in 0..bytes.len() {
@@ -247,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn each_request_waits_for_its_own_answer() {
+    fn each_request_waits_for_its_own_response() {
         let state = State {
             logged_in: true,
             sent: Frames::default(),
@@ -260,7 +267,7 @@ mod tests {
         let sync = [b'S', 0, 0, 0, 4];
         activity.lock().written(&[sync, sync].concat());
         activity.lock().read(&[b'Z', 0, 0, 0, 5, b'I']);
-        assert!(activity.silence().is_some(), "the second has no answer");
+        assert!(activity.silence().is_some(), "the second request has no response");
         activity.lock().read(&[b'Z', 0, 0, 0, 5, b'I']);
         assert!(activity.silence().is_none());
     }

@@ -1,4 +1,5 @@
-//! The warnings of a connection's server. A COMMIT that is answered OK with one is not what it should be, and nothing else says so.
+//! Counts the warnings of a connection's server. A COMMIT that returns OK with a warning may be incomplete, and only the warning
+//! says so.
 
 use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::{AsyncMessage, Connection, Error};
 
-/// How many there were, and the last one.
+/// The number of warnings, and the last one.
 #[derive(Debug, Default)]
 pub(super) struct Warnings(Mutex<(u64, String)>);
 
@@ -20,15 +21,15 @@ impl Warnings {
         self.lock().0
     }
 
-    /// The last one, if there were more than this.
+    /// Returns the last warning, if there were more than `count`.
     pub(super) fn since(&self, count: u64) -> Option<String> {
         let warnings = self.lock();
         (warnings.0 > count).then(|| warnings.1.clone())
     }
 
     fn note(&self, notice: &DbError) {
-        // Of the severity as the protocol has it: the other one is in the server's language. Without it (a pooler made the
-        // message) it may be a warning.
+        // Use the severity that is not translated to the server's language. A notice without it, which a pooler made, may be
+        // a warning.
         if notice.parsed_severity().is_none_or(|severity| severity == Severity::Warning) {
             let mut warnings = self.lock();
             warnings.0 += 1;
@@ -37,7 +38,7 @@ impl Warnings {
     }
 }
 
-/// What a connection's task does: carries messages to and from the server until the connection ends.
+/// Runs the task of a connection: carries messages to and from the server until the connection ends.
 pub(super) async fn drive<S, T>(mut connection: Connection<S, T>, warnings: &Warnings) -> Result<(), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -1,5 +1,5 @@
-//! The columns of `messages`: for each, where its values come from; and how a row becomes a message again. A new field of
-//! `Msg` changes this file and no other in this folder.
+//! Owns the columns of `messages`, with the source of each column's values, and reads a row as a message. A new field of
+//! `Msg` changes this file and no other file in this folder.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -51,7 +51,7 @@ fn session_type(record: &Record) -> i16 {
     i16::try_from(record.msg.session_type).expect("checked when decoded")
 }
 
-/// Returns `None` if there are none: their column is null then.
+/// Returns `None`, which is null in the table, if there are no attributes.
 fn attributes(record: &Record) -> Option<String> {
     let attributes = &record.msg.attributes;
     (!attributes.is_empty()).then(|| serde_json::to_string(attributes).expect("strings are JSON"))
@@ -61,9 +61,9 @@ fn send_time(record: &Record) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(record.send_time_ms).expect("checked when decoded"))
 }
 
-/// Reads the message of a row of this inbox. A content that was left out is empty.
+/// Reads the message of a row of this inbox. If the statement left out the content, it is empty.
 pub fn read_msg(row: &Row, recv_id: &str) -> Result<Msg, ReadError> {
-    // Without `..`: a field that is not read here would be lost.
+    // Do not write `..` here: it would lose a new field.
     Ok(Msg {
         recv_id: recv_id.to_owned(),
         send_id: get(row, "send_id")?,
@@ -75,13 +75,13 @@ pub fn read_msg(row: &Row, recv_id: &str) -> Result<Msg, ReadError> {
     })
 }
 
-/// A column of a row that does not hold what it should.
+/// A column whose value cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read column {column}: {detail}")]
 pub struct ReadError {
     /// The column's name.
     pub column: &'static str,
-    /// What is wrong, without the value.
+    /// The error, without the value.
     pub detail: String,
 }
 
@@ -92,7 +92,7 @@ fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &'static str) -> Result<T, Read
 fn read_attributes(row: &Row) -> Result<BTreeMap<String, String>, ReadError> {
     let column = "attributes";
     let Some(json) = get::<Option<&str>>(row, column)? else { return Ok(BTreeMap::new()) };
-    // The text of the error would repeat stored content.
+    // The error's own text would repeat stored content.
     let invalid = |error: serde_json::Error| format!("no map of texts at {}:{}", error.line(), error.column());
     serde_json::from_str(json).map_err(|error| ReadError { column, detail: invalid(error) })
 }

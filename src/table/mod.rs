@@ -1,5 +1,5 @@
-//! Owns what the columns of `messages` are: how each is written and read, and which of them decide whether two records
-//! hold the same message. The statements that read or write messages are made from this list.
+//! Owns the columns of `messages`: how each is written and read, and which of them decide whether two records hold the same
+//! message. The statements that read or write messages are made from this list.
 //!
 //! Each field of `Msg`, which is what the sender writes, has a column of its own. Two records with the same ID hold the
 //! same message if all of these columns are equal. Everything else in a row may differ from one record to the next: its
@@ -26,9 +26,9 @@ pub const LAST_SEQ: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY
 /// A column of `messages`.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
-    /// Its name, which for a field of `Msg` is the field's.
+    /// The name of the column. A column of a field of `Msg` has the field's name.
     pub name: &'static str,
-    /// Its type.
+    /// The type of the column in PostgreSQL.
     pub sql: SqlType,
     /// Where its values come from.
     pub source: Source,
@@ -68,7 +68,7 @@ pub enum Source {
     Database,
 }
 
-/// The values of a column for many rows, as one parameter.
+/// The values of a column for several rows, as one parameter.
 pub type Values<'a> = Box<dyn ToSql + Sync + Send + 'a>;
 
 /// Returns the values for these records.
@@ -121,7 +121,7 @@ impl Column {
     }
 }
 
-/// Joins what `text` says of each of these columns.
+/// Joins the text of each of these columns.
 fn join<'a>(columns: impl IntoIterator<Item = &'a Column>, by: &str, text: impl Fn(&Column) -> String) -> String {
     columns.into_iter().map(text).collect::<Vec<_>>().join(by)
 }

@@ -2,7 +2,8 @@
 
 use super::{COLUMNS, Column, SqlType, join, name};
 
-/// Returns the expressions that select what [`super::read_msg`] reads. `content` is the expression for the content.
+/// Returns the expressions that select the columns that [`super::read_msg`] reads. `content` is the expression for the
+/// content.
 pub fn select_msg(content: &str) -> String {
     join(read(), ", ", |column| format!("{} AS {}", expression(column, content), column.name))
 }
@@ -19,7 +20,7 @@ pub fn msg_bytes(content: &str) -> String {
     join(texts, " + ", |column| format!("coalesce(octet_length({}), 0)", expression(column, content)))
 }
 
-/// The inbox is known wherever a message is read.
+/// Returns the columns that a statement selects. The inbox is not among them: every reader of a message knows it.
 fn read() -> impl Iterator<Item = &'static Column> {
     COLUMNS.iter().filter(|column| column.is_sender() && column.name != "recv_id")
 }

@@ -10,7 +10,7 @@ use super::{COLUMNS, Column, ReadError, Source, Values, arrays, join, name, read
 use crate::proto::Msg;
 use crate::record::Record;
 
-/// Returns the statement that finds the rows with the IDs of these records, and whether each holds the same message.
+/// Returns the statement that selects the rows with the IDs of these records, and whether each row holds the same message.
 /// Its parameters are the index of each record (`integer[]`) and [`find_stored_values`]; the inboxes are `$2`.
 pub fn find_stored_sql() -> String {
     let same = |column: &Column| format!("m.{} IS NOT DISTINCT FROM {}", column.name, column.parameter());
@@ -47,8 +47,8 @@ impl Digest {
         Digest::of_hashed(&Msg { content, ..msg.clone() })
     }
 
-    /// Returns the expressions that select what [`Digest::of_row`] reads: the content as its hash, because it may be
-    /// large.
+    /// Returns the expressions that select the columns that [`Digest::of_row`] reads. The content is selected as its hash,
+    /// because it may be large.
     pub fn select() -> String {
         select_msg("sha256(m.content)")
     }

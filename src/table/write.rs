@@ -8,7 +8,8 @@ use crate::record::Record;
 /// Returns the statement that inserts rows and skips those whose message is stored. Its parameters are
 /// [`insert_values`].
 ///
-/// The conflict target must stay named: without it a collision of `seq` would be skipped too, and its message lost.
+/// The statement must name the conflict target. Without it, a row with a `seq` that exists would be skipped too, and its
+/// message would be lost.
 pub fn insert_sql() -> String {
     let (names, values) = (join(written(), ", ", name), join(written(), ", ", Column::parameter));
     let arrays = arrays(written(), 1);
@@ -18,7 +19,7 @@ pub fn insert_sql() -> String {
     )
 }
 
-/// Returns the parameters of [`insert_sql`]: for each record a row.
+/// Returns the parameters of [`insert_sql`], with one row for each record.
 pub fn insert_values<'a>(records: &[&'a Record], rows: &[StoredAt]) -> Vec<Values<'a>> {
     let values = |column: &Column| match column.source {
         Source::Sender(of) | Source::Gateway(of) => Some(of(records)),

@@ -1,5 +1,5 @@
-//! A log line as one JSON object whose keys are unique, whatever the fields of an event are called. tracing-subscriber's own
-//! formatter repeats a key when an event has a field of that name, and JSON readers disagree about which one counts.
+//! Formats a log line as one JSON object with unique keys, whatever the names of an event's fields are. tracing-subscriber's
+//! own formatter repeats a key if an event has a field of that name, and JSON readers differ in which one they use.
 
 use std::fmt::{Debug, Write as _};
 use std::time::SystemTime;
@@ -19,11 +19,11 @@ pub(super) struct JsonLines(pub(super) LineWriter);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        // An event that came by the `log` crate has its own level and target in fields.
+        // An event of the `log` crate has its own level and target in fields.
         let normalized = event.normalized_metadata();
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let mut line = Line::new(metadata.level().as_str(), metadata.target());
-        // Names only: a span's fields are its creator's, and may hold what logs must not.
+        // Log only the names of spans: their fields may contain content that must not be logged.
         let spans: Vec<Value> =
             context.event_scope(event).into_iter().flatten().map(|span| Value::from(span.name())).collect();
         if !spans.is_empty() {
@@ -34,14 +34,14 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
     }
 }
 
-/// A line that is being put together.
+/// An unfinished line.
 pub(super) struct Line {
     text: String,
     keys: Vec<String>,
 }
 
 impl Line {
-    /// A line that starts with the time, this level and this target.
+    /// Returns a line that starts with the time, this level and this target.
     pub(super) fn new(level: &str, target: &str) -> Self {
         let mut line = Line { text: "{".to_owned(), keys: Vec::new() };
         line.add("timestamp", &humantime::format_rfc3339_micros(SystemTime::now()).to_string().into());
@@ -50,7 +50,7 @@ impl Line {
         line
     }
 
-    /// Adds a field. If there is one of this name already, the key gets an underscore at its end.
+    /// Adds a field. If the line already has a field of this name, the key gets an underscore at its end.
     pub(super) fn add(&mut self, name: &str, value: &Value) {
         let mut key = name.to_owned();
         while self.keys.contains(&key) {
@@ -64,14 +64,15 @@ impl Line {
         self.keys.push(key);
     }
 
-    /// The line, with its line end.
+    /// Returns the text of the line, with its line end.
     pub(super) fn end(mut self) -> Vec<u8> {
         self.text.push_str("}\n");
         self.text.into_bytes()
     }
 
     fn field(&mut self, field: &Field, value: &Value) {
-        // The `log` crate's metadata: what of it counts is in the line already, and the file is a path of the build machine.
+        // Skip the `log` crate's metadata: the line already has the level and the target, and the file is a path of the build
+        // machine.
         if !field.name().starts_with("log.") {
             self.add(field.name().trim_start_matches("r#"), value);
         }
@@ -96,7 +97,7 @@ impl Visit for Line {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // Null where JSON has no such number.
+        // The value is null if JSON cannot express the number.
         self.field(field, &value.into());
     }
 

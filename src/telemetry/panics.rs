@@ -1,11 +1,12 @@
-//! A panic is a line of the log like any other, and says nothing about the machine that built the program.
+//! Logs a panic as a line like any other, without paths of the machine that built the program.
 
 use std::panic::PanicHookInfo;
 
 use super::json::Line;
 use super::{LOG, LogFormat, flush};
 
-/// Logs panics from now on, past the filter of levels. Release builds abort after the hook, so it waits for the log.
+/// Logs panics from now on, whatever the configured level is. Release builds abort after the hook, so the hook waits until
+/// the log is written.
 pub(super) fn install() {
     std::panic::set_hook(Box::new(|panic| {
         if let Some(log) = LOG.get() {
@@ -34,10 +35,11 @@ fn line(panic: &PanicHookInfo<'_>, format: LogFormat) -> Vec<u8> {
     }
 }
 
-/// A source file without the folders of the build machine: of a dependency, what is below cargo's registry.
+/// Removes the folders of the build machine from the path of a source file. The path of a dependency's file starts below
+/// cargo's registry.
 fn short(file: &str) -> &str {
     let Some((_, registry)) = file.split_once("/registry/src/") else {
-        // The workspace's own files are relative to it.
+        // The paths of the workspace's own files are relative to the workspace.
         return if file.starts_with('/') { file.rsplit_once("/src/").map_or("", |(_, path)| path) } else { file };
     };
     registry.split_once('/').map_or(registry, |(_, path)| path)
@@ -48,12 +50,12 @@ mod tests {
     use super::short;
 
     #[test]
-    fn location_holds_no_folder_of_the_build_machine() {
+    fn location_has_no_folder_of_the_build_machine() {
         for (file, expected) in [
             ("msg-transfer/src/app.rs", "msg-transfer/src/app.rs"),
             ("/root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/h2-0.4.1/src/lib.rs", "h2-0.4.1/src/lib.rs"),
             ("/rustc/0123/library/core/src/option.rs", "option.rs"),
-            ("/home/somebody/x.rs", ""),
+            ("/home/user/x.rs", ""),
         ] {
             assert_eq!(short(file), expected);
         }

@@ -1,5 +1,5 @@
-//! Writes log lines from a thread of its own, so that a standard error which is closed, full or not read stops nothing: lines
-//! wait in a bounded queue, and what does not fit, or cannot be written, is dropped and counted (ADR 30).
+//! Writes log lines in a thread of its own, so that a standard error that is closed, full or not read blocks no other thread.
+//! Lines wait in a bounded queue. A line that does not fit, or cannot be written, is dropped and counted (ADR 30).
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Maximum bytes of lines that wait to be written. At the usual 300 bytes a line it holds more than 10,000 lines.
 const MAX_QUEUED_BYTES: usize = 4 << 20;
 
-/// The pause before the next attempt on a descriptor that is in non-blocking mode and takes nothing.
+/// The wait before the next attempt to write to a full descriptor that is in non-blocking mode.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The queue's producer side. Clones share the queue.
@@ -21,7 +21,7 @@ struct Shared {
     queue: Mutex<Queue>,
     /// Notified when a line was queued.
     queued: Condvar,
-    /// Notified when everything was written.
+    /// Notified when all lines were written.
     idle: Condvar,
     dropped: AtomicU64,
 }
@@ -30,12 +30,12 @@ struct Shared {
 struct Queue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// The thread has taken a line out and not written it yet.
+    /// Whether the thread has removed a line and not written it yet.
     writing: bool,
 }
 
 impl LineWriter {
-    /// Starts the thread, which writes to `sink`. `notice` makes the line that is written after `n` lines were dropped.
+    /// Starts the thread that writes to `sink`. `notice` returns the line that is written after `n` lines were dropped.
     pub(crate) fn start(
         sink: impl Write + Send + 'static,
         notice: impl Fn(u64) -> Vec<u8> + Send + 'static,
@@ -63,7 +63,7 @@ impl LineWriter {
         self.0.queued.notify_one();
     }
 
-    /// Waits until everything that was queued is written, for up to `timeout`.
+    /// Waits until all queued lines are written, for up to `timeout`.
     pub(crate) fn flush(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut queue = self.0.lock();
@@ -76,7 +76,7 @@ impl LineWriter {
         }
     }
 
-    /// The number of lines that were dropped since the start.
+    /// Returns the number of lines that were dropped since the start.
     pub(crate) fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
     }
@@ -89,7 +89,7 @@ impl Shared {
 
     fn run(&self, mut sink: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
         let mut reported = 0;
-        // After a failure in the middle of a line, the next one must not continue it.
+        // Whether the last line was written in part: the next line must not continue it.
         let mut cut = false;
         loop {
             let line = self.next();
@@ -105,7 +105,7 @@ impl Shared {
         }
     }
 
-    /// Waits for the next line. To ask for one says that the last one is done.
+    /// Waits for the next line. The call also says that the previous line is written or dropped.
     fn next(&self) -> Vec<u8> {
         let mut queue = self.lock();
         queue.writing = false;
@@ -129,7 +129,7 @@ impl Shared {
     }
 }
 
-/// Writes all of it; on an error, `cut` says whether a part was written.
+/// Writes all bytes. After an error, `cut` says whether a part was written.
 fn write_all(sink: &mut impl Write, mut bytes: &[u8], cut: &mut bool) -> io::Result<()> {
     let whole = bytes.len();
     while !bytes.is_empty() {
@@ -143,7 +143,7 @@ fn write_all(sink: &mut impl Write, mut bytes: &[u8], cut: &mut bool) -> io::Res
         };
         match error.kind() {
             ErrorKind::Interrupted => {}
-            // Another process may have put the terminal or pipe that we share with it into non-blocking mode.
+            // Another process that shares the terminal or pipe may have set it to non-blocking mode.
             ErrorKind::WouldBlock => std::thread::sleep(RETRY_INTERVAL),
             _ => {
                 *cut = bytes.len() < whole;
@@ -160,9 +160,9 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// Returns the next of these results, and keeps what was written.
+    /// Returns the next of these results, and keeps the written bytes.
     struct Sink {
         results: Receiver<io::Result<usize>>,
         written: Arc<Mutex<Vec<u8>>>,
@@ -171,7 +171,7 @@ mod tests {
     impl Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let count = self.results.recv().map_err(|_| ErrorKind::BrokenPipe)??.min(bytes.len());
-            self.written.lock().expect("nobody panics").extend_from_slice(&bytes[..count]);
+            self.written.lock().expect("no holder of the lock panics").extend_from_slice(&bytes[..count]);
             Ok(count)
         }
 
@@ -184,8 +184,12 @@ mod tests {
         let (results, received) = channel();
         let written = Arc::new(Mutex::new(Vec::new()));
         let sink = Sink { results: received, written: written.clone() };
-        let writer = LineWriter::start(sink, |n| format!("{n} dropped\n").into_bytes()).expect("there is a thread");
-        (writer, results, move || String::from_utf8_lossy(&written.lock().expect("nobody panics")).into_owned())
+        let writer = LineWriter::start(sink, |n| format!("{n} dropped\n").into_bytes()).expect("the thread starts");
+        let text = move || {
+            let written = written.lock().expect("no holder of the lock panics");
+            String::from_utf8_lossy(&written).into_owned()
+        };
+        (writer, results, text)
     }
 
     #[test]
@@ -196,9 +200,9 @@ mod tests {
         }
         let full = || io::Error::from(ErrorKind::StorageFull);
         for result in [Ok(2), Err(full()), Err(full()), Err(ErrorKind::Interrupted.into()), Ok(1), Ok(9), Ok(99)] {
-            results.send(result).expect("it is read");
+            results.send(result).expect("the thread reads it");
         }
-        writer.flush(PATIENCE);
+        writer.flush(TIMEOUT);
         assert_eq!((written().as_str(), writer.dropped()), ("on\nthree\n2 dropped\n", 2));
     }
 
@@ -209,14 +213,14 @@ mod tests {
         for _ in 0..20 {
             writer.push(line.clone());
         }
-        // One may be with the thread, which waits for the sink.
+        // The thread may have removed one line from the queue, and waits for the sink.
         assert!((15..=16).contains(&writer.dropped()), "{}", writer.dropped());
         writer.flush(Duration::from_millis(10));
         assert_eq!(written(), "");
         for _ in 0..6 {
-            results.send(Ok(usize::MAX)).expect("it is read");
+            results.send(Ok(usize::MAX)).expect("the thread reads it");
         }
-        writer.flush(PATIENCE);
-        assert!(written().ends_with(" dropped\n") || written().contains(" dropped\nx"), "it is reported");
+        writer.flush(TIMEOUT);
+        assert!(written().ends_with(" dropped\n") || written().contains(" dropped\nx"), "the drops are reported");
     }
 }

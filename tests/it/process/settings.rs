@@ -44,8 +44,8 @@ async fn run_program(gateway: bool, arguments: &[&str], settings: &[(&str, Strin
 
 /// Cases for both programs: variable, value, text that names the setting, reason.
 const BOTH: &[(&str, &str, &str, &str)] = &[
-    ("KAFKA_BROKERS", "http://kafka:9092", "--kafka-brokers", "http:// is no protocol"),
-    ("KAFKA_BROKERS", "tcp://kafka:9092", "--kafka-brokers", "tcp:// is no protocol"),
+    ("KAFKA_BROKERS", "http://kafka:9092", "--kafka-brokers", "http:// is not a protocol"),
+    ("KAFKA_BROKERS", "tcp://kafka:9092", "--kafka-brokers", "tcp:// is not a protocol"),
     ("KAFKA_BROKERS", "kafka:0", "--kafka-brokers", "1 to 65535"),
     ("KAFKA_BROKERS", "kafka:70000", "--kafka-brokers", "1 to 65535"),
     ("KAFKA_BROKERS", "kafka:", "--kafka-brokers", "1 to 65535"),
@@ -68,7 +68,7 @@ const BOTH: &[(&str, &str, &str, &str)] = &[
     ("HINTS_TOPIC", "a/b", "--hints-topic", "1 to 249"),
     ("KAFKA_PROPERTIES", "sasl.password=hunter2,hunter2", "--kafka-properties: entry 2", "--kafka-properties-file"),
     ("KAFKA_PROPERTIES", "sasl.password=se,hunter2=cret", "--kafka-properties: entry 2", "--kafka-properties-file"),
-    ("KAFKA_PROPERTIES", "sasl.pasword=hunter2", "sasl.pasword", "knows no such setting"),
+    ("KAFKA_PROPERTIES", "sasl.pasword=hunter2", "sasl.pasword", "has no such setting"),
     ("KAFKA_PROPERTIES", "hunter2", "--kafka-properties: entry 1", "not key=value"),
     ("KAFKA_PROPERTIES", "\"sasl.username=x\"", "--kafka-properties: entry 1", "not key=value"),
     ("KAFKA_PROPERTIES", "sasl.password='hunter2'", "sasl.password", "quotes"),

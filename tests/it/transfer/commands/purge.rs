@@ -143,7 +143,7 @@ async fn purge_stops_between_two_transactions() {
     assert!(process.signal(msg_stack::Signal::Term));
     eventually("the purge has received the signal", async || {
         let log = std::fs::read_to_string(purge.log())?;
-        ensure(log.contains("told to stop"), log)
+        ensure(log.contains("received signal"), log)
     })
     .await;
     locker.batch_execute("COMMIT").await.unwrap();
