@@ -194,7 +194,7 @@ fn raise_open_files(max_connections: usize) {
 fn builder(options: &ServerOptions) -> Server {
     // Streams that are not read, because the gateway is full or their results are not read, must not block other calls
     // of the same connection: the connection's window is as large as that of 64 streams. All windows together are
-    // bounded by `--max-send-streams`, since every other request is read as it comes.
+    // bounded by `--max-send-streams`, since every other request is read when it arrives.
     const STREAM_WINDOW: u32 = 256 << 10;
     const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
     let mut builder = Server::builder()
@@ -217,12 +217,12 @@ fn builder(options: &ServerOptions) -> Server {
     builder
 }
 
-/// How many calls of a connection may be reset before they were accepted, and how many because of errors of the peer:
-/// as many as may be open. With many more, a flood of calls that are reset immediately would look like callers that
-/// gave up.
+/// Returns how many calls of a connection may be reset before they were accepted, and how many because of errors of the
+/// peer: as many as may be open. With a higher limit, a flood of calls that are reset immediately would look like callers
+/// that cancel.
 fn max_resets(options: &ServerOptions) -> usize {
-    const LEAST: usize = 1024;
-    usize::try_from(options.max_concurrent_streams).unwrap_or(LEAST).max(LEAST)
+    const MIN: usize = 1024;
+    usize::try_from(options.max_concurrent_streams).unwrap_or(MIN).max(MIN)
 }
 
 /// Adds both versions, because older tools use only v1alpha.

@@ -49,7 +49,7 @@ impl Lifetime {
         self.unread.clone()
     }
 
-    /// Closes the connection of a caller that does not read what it requested.
+    /// Closes the connection of a caller that does not read its responses.
     pub(crate) fn disconnect_slow_reader(&self) {
         disconnect_slow_reader(&self.cut);
     }

@@ -134,16 +134,16 @@ pub fn answered(method: &'static str, outcome: &'static str) {
     counter!(REQUESTS, "method" => method, "outcome" => outcome).increment(1);
 }
 
-/// What a successful send counts with.
+/// The metrics of a successful send.
 pub struct SendMetrics {
-    /// Answered OK.
+    /// Counts calls that return OK.
     pub ok: Counter,
-    /// Arrival to answer.
+    /// The time from the arrival to the response.
     pub seconds: Histogram,
 }
 
 impl SendMetrics {
-    /// Handles of the recorder that is installed.
+    /// Returns handles of the installed recorder.
     pub fn new() -> Self {
         SendMetrics {
             ok: counter!(REQUESTS, "method" => "SendMsg", "outcome" => "OK"),
@@ -173,7 +173,7 @@ pub struct MessageMetrics {
 }
 
 impl MessageMetrics {
-    /// Of this method.
+    /// Returns the counters for this method.
     pub fn new(method: &'static str) -> Self {
         MessageMetrics { method, ok: counter!(MESSAGES, "method" => method, "outcome" => OK) }
     }
@@ -201,7 +201,7 @@ pub struct WatchGauges {
 }
 
 impl WatchGauges {
-    /// Handles of the recorder that is installed.
+    /// Returns handles of the installed recorder.
     pub fn new() -> Self {
         WatchGauges { cached: metrics::gauge!(WATCH_CACHE_BYTES), hints: metrics::gauge!(HINTS_RELIABLE) }
     }

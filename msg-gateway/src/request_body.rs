@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use crate::budget::{Budget, Permit};
 use crate::status::{Failure, with_reason};
 
-/// How many messages a request has, and so what has to be received within the timeout.
+/// How many messages a request has. The timeout applies to the whole body of one message, or to each of many messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// One message: the whole body.
@@ -24,7 +24,7 @@ pub enum RequestKind {
     Streaming,
 }
 
-/// A request body that counts the bytes of a partially received message, and fails if the rest does not come in time.
+/// A request body that counts the bytes of a partially received message, and fails if the rest does not arrive in time.
 pub struct BoundedBody {
     body: Body,
     permit: Permit,
@@ -189,7 +189,7 @@ mod tests {
     use crate::budget::partial_requests;
 
     #[test]
-    fn only_the_unfinished_message_is_counted_however_it_is_cut() {
+    fn only_the_unfinished_message_is_counted_however_it_is_split() {
         // Three messages, of 3, 0 and 2 bytes.
         let bytes = [0, 0, 0, 0, 3, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 9, 9];
         let expected = [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0];
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_of_one_message_has_no_second_and_counts_until_it_ends() {
+    async fn unary_body_has_one_message_and_counts_until_its_end() {
         let whole = Bytes::from_static(&[0, 0, 0, 0, 1, 7]);
         for (second, accepted) in [(Bytes::new(), true), (whole.clone(), false), (Bytes::from_static(&[0]), false)] {
             for together in [true, false] {
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    /// A body whose chunks come when the test sends them.
+    /// A body whose chunks arrive when the test sends them.
     struct Chunks(mpsc::UnboundedReceiver<Bytes>);
 
     impl http_body::Body for Chunks {
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_begun_to_arrive_has_to_arrive() {
+    async fn started_message_must_be_complete_within_the_timeout() {
         const WITHIN: Duration = Duration::from_millis(200);
         for kind in [RequestKind::Unary, RequestKind::Streaming] {
             let (send, chunks) = mpsc::unbounded_channel();

@@ -1,4 +1,4 @@
-//! The bodies of all responses: cut into chunks, with the permits that they hold until HTTP/2 has written them.
+//! Owns the bodies of all responses: splits them into chunks, with the permits that they hold until HTTP/2 has written them.
 //!
 //! hyper gives a whole chunk to h2 as soon as the peer's window has one byte, and polls for the next one before there is any window.
 //! So a body's end says nothing about what was written. The permits are therefore owned by the bytes themselves, and by the
@@ -32,7 +32,7 @@ pub(crate) struct OpenCall {
 }
 
 impl OpenCall {
-    /// A call that holds these permits, over a connection that is closed if it does not read.
+    /// Creates a call that holds these permits. Its connection is closed if its caller does not read the response.
     pub(crate) fn new(permits: Vec<Permit>, unread: Option<Arc<Unread>>, is_watch: bool) -> Arc<Self> {
         Arc::new(OpenCall { _permits: permits, unread, is_watch })
     }
@@ -68,7 +68,7 @@ pub(crate) fn hold_permits(mut response: Response<Body>, call: Arc<OpenCall>) ->
     response.map(|body| Body::new(ResponseBody { body, rest: Bytes::new(), permit, call }))
 }
 
-/// An error has no body, or comes after it: its details are the largest header.
+/// An error has no body, or follows the body: its details are the largest header.
 fn hold_details(headers: &mut HeaderMap, call: &Arc<OpenCall>) {
     let Some(details) = headers.get_mut(Status::GRPC_STATUS_DETAILS) else { return };
     let data = Bytes::copy_from_slice(details.as_bytes());

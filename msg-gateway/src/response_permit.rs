@@ -1,4 +1,4 @@
-//! The permits of a response: what it may hold until HTTP/2 has written its last chunk. Callers that send requests and do not read
+//! Owns the permits that a response holds until HTTP/2 has written its last chunk. Callers that send requests and do not read
 //! the responses must not fill the memory.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +15,9 @@ pub(crate) const SMALL_RESPONSE: usize = 8 << 10;
 /// The permits that a response holds until it is written.
 #[derive(Debug)]
 pub(crate) struct ResponsePermit {
-    /// Permits that are held until all of it is written.
+    /// Permits that are held until the whole response is written.
     _whole: Vec<Permit>,
-    /// Permits of stream messages that were polled and are not among its bytes yet.
+    /// Permits of stream messages that were polled and are not encoded yet.
     polled: Mutex<Vec<Permit>>,
 }
 
@@ -26,7 +26,7 @@ impl ResponsePermit {
         Arc::new(ResponsePermit { _whole: permits.into_iter().collect(), polled: Mutex::default() })
     }
 
-    /// Adds the permit of a message of a stream. It goes with the bytes that come next: tonic encodes a message when it is polled.
+    /// Adds the permit of a message of a stream. The next bytes of the body hold it: tonic encodes a message when it is polled.
     pub(crate) fn add(&self, permit: Permit) {
         self.polled.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
     }
@@ -37,7 +37,7 @@ impl ResponsePermit {
     }
 }
 
-/// Closes the connection of a caller that does not read what it requested.
+/// Closes the connection of a caller that does not read its responses.
 pub(crate) fn disconnect_slow_reader(connection: &CancellationToken) {
     if connection.is_cancelled() {
         return;

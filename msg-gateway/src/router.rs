@@ -26,8 +26,8 @@ use crate::response::{OpenCall, hold_permits};
 use crate::send::deadline::Arrival;
 use crate::status::{Failure, reason_name, with_reason};
 
-/// Opens a call, which is open until the last byte of its response is written. At a limit it returns why, and the call
-/// that the rejection's own response is. If there is no permit for that either, the connection is closed.
+/// Opens a call, which is open until the last byte of its response is written. At a limit it returns the limit, and an open
+/// call for the response that rejects the request. If there is no permit for that either, the connection is closed.
 fn admit<B>(budgets: &Budgets, request: &Request<B>) -> Result<Arc<OpenCall>, (Option<Arc<OpenCall>>, LimitReached)> {
     let path = request.uri().path();
     let lifetime = request.extensions().get::<Lifetime>();
@@ -119,7 +119,7 @@ where
         if let Some(status) = not_grpc_status(&request) {
             return respond(rejected(status), Some(call));
         }
-        // All other methods take one message.
+        // The requests of all other methods have one message.
         let streamed =
             ["/StreamSendMsg", "/ServerReflectionInfo"].iter().any(|name| request.uri().path().ends_with(name));
         let kind = if streamed { RequestKind::Streaming } else { RequestKind::Unary };
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_transport_gets_a_reason() {
+    fn transport_error_gets_a_reason() {
         for (code, then, reason) in [
             (Code::OutOfRange, Code::ResourceExhausted, "TOO_LARGE"),
             (Code::ResourceExhausted, Code::ResourceExhausted, "TOO_LARGE"),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_grpc_is_not_taken_for_it() {
+    fn other_protocols_are_rejected_as_not_grpc() {
         let request = |method, content_type| {
             Request::builder().method(method).header(CONTENT_TYPE, content_type).body(()).expect("it is valid")
         };
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_ours_and_of_other_services_is_left_as_it_is() {
+    fn own_errors_and_those_of_other_services_are_not_changed() {
         let ours = Status::from(Failure::Overloaded("full".into()));
         let seen = status_through_router(ours.clone(), "/msg.v1.MsgGateway/SendMsg");
         assert_eq!((seen.code(), seen.details()), (ours.code(), ours.details()));
@@ -284,15 +284,15 @@ mod tests {
         assert_eq!(budgets.calls.used().items, 1);
         let served = Always(Status::ok("served"));
         let router = RpcRouter::new(served.clone(), served, budgets, Duration::MAX);
-        let answer =
+        let call =
             || router.clone().oneshot(request()).now_or_never().expect("it does not wait").expect("it cannot fail");
-        let rejected = Status::from_header_map(answer().headers()).expect("it has a status");
+        let rejected = Status::from_header_map(call().headers()).expect("it has a status");
         let details = rejected.get_error_details();
         assert_eq!(rejected.code(), Code::ResourceExhausted);
         assert_eq!(details.error_info().expect("it is ours").reason, "NOT_SENT");
         assert!(details.retry_info().is_some());
         drop(open);
-        let served = answer();
+        let served = call();
         assert_eq!(Status::from_header_map(served.headers()).expect("it has a status").code(), Code::Ok);
     }
 

@@ -1,4 +1,4 @@
-//! The errors of the contract: what can fail, and the one place where it becomes a gRPC status.
+//! Owns the errors of the contract: the failures of a call, and their only conversion to a gRPC status.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -20,8 +20,8 @@ pub const PUSHBACK_TRAILER: &str = "grpc-retry-pushback-ms";
 /// base64 adds a third, and clients turn trailers above 8 KiB into errors of their own.
 const VIOLATIONS_BYTES: usize = 2500;
 
-/// The same for one entry of a batch or a stream: a thousand such errors stay well below the 4 MiB that clients
-/// accept.
+/// Maximum bytes of the violations of one entry of a batch or a stream: a thousand such errors stay well below the 4 MiB that
+/// clients accept.
 const ENTRY_VIOLATIONS_BYTES: usize = 1000;
 
 /// Why a call failed.
@@ -328,7 +328,7 @@ mod tests {
     /// The page has a section for each reason and no other, and its tables name each reason with its codes and what to
     /// do.
     #[test]
-    fn the_page_about_errors_is_complete() {
+    fn page_about_errors_is_complete() {
         let page = include_str!("../../docs/errors.md");
         let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("### ")).collect();
         let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| [`")).collect();
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_outcome_tells_the_id_and_when_it_settles() {
+    fn unknown_outcome_has_the_id_and_settles_by() {
         let settles_by = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
         let status = Status::from(Failure::OutcomeUnknown { msg_id: Uuid::nil(), settles_by });
         let details = status.get_error_details();
@@ -387,9 +387,9 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_an_entry_is_the_same_and_a_thousand_of_them_are_a_reply() {
-        let error = Failure::NotSent("Kafka is away".into()).of_entry();
-        assert_eq!((error.code, error.message.as_str()), (Code::Unavailable as i32, "Kafka is away"));
+    fn error_of_an_entry_is_small_and_has_the_same_details() {
+        let error = Failure::NotSent("Kafka is unavailable".into()).of_entry();
+        assert_eq!((error.code, error.message.as_str()), (Code::Unavailable as i32, "Kafka is unavailable"));
         let names: Vec<_> = error.details.iter().map(|any| any.type_url.rsplit('.').next()).collect();
         assert_eq!(names, [Some("RetryInfo"), Some("ErrorInfo")]);
         for violations in [vec![violation(&"x".repeat(300)); 100], vec![violation("x"); 1000]] {

@@ -1,4 +1,4 @@
-//! Responses that their callers do not read: each has a time by which HTTP/2 must have written it, or its connection is closed.
+//! Closes the connections of slow readers: each response has a time by which HTTP/2 must have written it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -14,7 +14,7 @@ const TICKS_PER_TIMEOUT: u64 = 8;
 /// Maximum number of ticks that a response may have: the length of each connection's ring, at 4 bytes a tick.
 const MAX_TICKS: u64 = 1000;
 
-/// The time, in ticks, and the connections of which it closes those that are not read.
+/// Counts the time in ticks, and closes the connections whose callers do not read.
 ///
 /// Ticks are counted, not measured: a process that was stopped for a while must not close every connection when it resumes,
 /// since no caller could read meanwhile.
@@ -22,14 +22,14 @@ const MAX_TICKS: u64 = 1000;
 pub(crate) struct ReadTimer {
     tick: Duration,
     now: AtomicU64,
-    /// How many ticks a response has, and an event of a watch, whose own stall timeout is to come first.
+    /// The number of ticks of a response, and of an event of a watch, whose own stall timeout must expire first.
     response_ticks: u64,
     watch_ticks: u64,
     connections: Mutex<Vec<Weak<Unread>>>,
 }
 
 impl ReadTimer {
-    /// Responses have `response`; events of watches have `watch_stall` more.
+    /// Returns a timer with the timeout `response` for responses, and `watch_stall` more for events of watches.
     pub(crate) fn new(response: Duration, watch_stall: Duration) -> Arc<Self> {
         let tick = response.div_f64(TICKS_PER_TIMEOUT as f64).max(Duration::from_millis(1));
         let stall_ticks = (watch_stall.as_secs_f64() / tick.as_secs_f64()).ceil() as u64;
@@ -39,7 +39,7 @@ impl ReadTimer {
         Arc::new(ReadTimer { tick, now, response_ticks, watch_ticks, connections })
     }
 
-    /// A new connection, which `cut` closes.
+    /// Adds a connection, which `cut` closes.
     pub(crate) fn connection(self: &Arc<Self>, cut: CancellationToken) -> Arc<Unread> {
         let ring = (0..=self.watch_ticks).map(|_| AtomicU32::new(0)).collect();
         let unread = Arc::new(Unread { timer: self.clone(), ring, cut });
@@ -90,7 +90,8 @@ impl Unread {
         usize::try_from(tick % self.ring.len() as u64).expect("it is below a length")
     }
 
-    /// Whether it is closed. The ring is longer than any response has ticks, so a slot is checked before it is used again.
+    /// Closes the connection if a response is due, and returns whether it did. The ring has more slots than any response has
+    /// ticks, so a slot is checked before it is used again.
     fn close_if_due(&self, now: u64) -> bool {
         if self.ring[self.slot(now)].load(Ordering::Relaxed) == 0 {
             return false;
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn watch_event_has_the_stall_timeout_besides() {
+    fn watch_event_has_the_stall_timeout_in_addition() {
         let timer = ReadTimer::new(TIMEOUT, 2 * TIMEOUT);
         let cut = CancellationToken::new();
         let connection = timer.connection(cut.clone());

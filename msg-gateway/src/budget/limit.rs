@@ -11,10 +11,10 @@ use crate::status::Failure;
 pub(crate) struct Limit {
     max: usize,
     text: Text,
-    /// Whether an amount above the maximum gets its permit when nothing else is held.
+    /// Whether an amount above the maximum gets its permit if no other permit is held.
     admits_larger_alone: bool,
     gauge: Gauge,
-    /// Whether the gauge is set with each change.
+    /// Whether each change sets the gauge.
     is_immediate: bool,
 }
 
@@ -46,7 +46,7 @@ impl Limit {
         Limit { text: Text { retry, ..self.text }, ..self }
     }
 
-    /// Admits an amount above the maximum when nothing else is held. Otherwise it would be rejected on every retry.
+    /// Admits an amount above the maximum if no other permit is held. Otherwise it would be rejected on every retry.
     pub(crate) fn admitting_larger_alone(self) -> Self {
         Limit { admits_larger_alone: true, ..self }
     }
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_says_what_is_used_and_what_to_raise() {
+    fn text_has_the_usage_and_the_setting_to_raise() {
         let limit = Limit::of_setting(10, "calls are open", "MAX_OPEN_CALLS");
         for (used, needed, expected) in [
             (10, 1, "10 of 10 calls are open; retry after the delay, or raise MAX_OPEN_CALLS"),

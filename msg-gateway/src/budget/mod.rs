@@ -6,8 +6,8 @@
 //! instructions: an acquire and its release cost as many atomic operations as two counters would.
 //!
 //! There are two ways to wait for capacity:
-//! - [`Budget::acquire`] queues. Released capacity goes to the queue in its order, and `try_acquire` does not overtake
-//!   it. So a large page gets its bytes although small responses come all the time.
+//! - [`Budget::acquire`] queues. Released capacity is granted in the order of the queue, and `try_acquire` does not
+//!   overtake it. So a large page gets its bytes although small responses need capacity all the time.
 //! - [`Budget::wait_for_capacity`] only notifies. Send streams use it: if they queued, released capacity would always
 //!   go to them, and SendMsg would be rejected for as long as any stream waits.
 
@@ -44,7 +44,7 @@ pub struct Budget {
     size: Option<Limit>,
     /// With this many operations in the queue, [`Budget::acquire_by`] fails immediately.
     max_queued: usize,
-    /// Counts what fails at the limit.
+    /// Counts the operations that fail at the limit.
     rejections: Counter,
     state: Mutex<State>,
     /// Notifies those that [`Budget::wait_for_capacity`].
@@ -54,7 +54,7 @@ pub struct Budget {
 #[derive(Debug, Default)]
 struct State {
     used: Amount,
-    /// By ticket, which is the order of arrival.
+    /// The waiting operations by ticket, which is the order of arrival.
     queue: BTreeMap<u64, Queued>,
     next_ticket: u64,
     /// The number of [`CapacityWait`]s.
@@ -102,7 +102,7 @@ impl Budget {
         Budget { max_queued, ..self }
     }
 
-    /// Counts what fails at the limit.
+    /// Counts the operations that fail at the limit.
     pub(crate) fn with_rejections(self, rejections: Counter) -> Self {
         Budget { rejections, ..self }
     }
@@ -112,12 +112,12 @@ impl Budget {
         self.lock().used
     }
 
-    /// Returns a permit for nothing, which can grow.
+    /// Returns an empty permit, which can grow.
     pub(crate) fn empty(self: &Arc<Self>) -> Permit {
         Permit { budget: self.clone(), amount: Amount::default() }
     }
 
-    /// Acquires a permit, or fails immediately: for the whole amount, or for nothing.
+    /// Acquires a permit for the whole amount, or fails immediately.
     pub(crate) fn try_acquire(self: &Arc<Self>, amount: impl Into<Amount>) -> Result<Permit, LimitReached> {
         let acquired = self.acquire_now(&mut self.lock(), amount.into());
         acquired.inspect_err(|_| self.rejections.increment(1))
@@ -229,7 +229,7 @@ impl Budget {
         self.show(state.used, false);
         drop(guard);
         for Queued { amount, grant } in granted {
-            // If its operation was cancelled in this moment, the permit comes back and is dropped here.
+            // If the operation was cancelled in this moment, `send` returns the permit, and it is dropped here.
             let _ = grant.send(Permit { budget: self.clone(), amount });
         }
     }
@@ -263,7 +263,7 @@ impl Permit {
 
     /// Changes the number of items. If they do not fit, the permit stays as it is.
     pub(crate) fn try_resize(&mut self, items: usize) -> Result<(), LimitReached> {
-        // Nothing is locked if nothing changes: most requests arrive in one chunk, and never hold any bytes.
+        // Do not lock if the amount does not change: most requests arrive in one chunk, and never hold any bytes.
         if items > self.amount.items {
             let more = self.budget.try_acquire(items - self.amount.items)?;
             self.merge(more);

@@ -232,7 +232,7 @@ proptest! {
     }
 }
 
-/// Lets two threads continue in the same moment. It spins: a thread that has to be woken comes too late for a race.
+/// Lets two threads continue in the same moment. It spins, because a thread that must be woken is too late for a race.
 #[derive(Default)]
 struct SpinBarrier(AtomicUsize);
 

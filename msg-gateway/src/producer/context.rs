@@ -113,7 +113,7 @@ pub(crate) fn report(in_flight: InFlight, outcome: Outcome) {
     drop(permit);
     // The caller may have disconnected, or have timed out.
     match report_to {
-        ReportSender::One(answer) => drop(answer.send(outcome)),
+        ReportSender::One(report) => drop(report.send(outcome)),
         ReportSender::Many { entry, reports } => drop(reports.send(Report { entry, outcome })),
     }
 }
@@ -131,7 +131,7 @@ impl ClientContext for DeliveryContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(code = %code_of(&error), reason, "producer reported an error");
-        // A fatal error comes with the code of its cause, so it cannot be recognized here: the supervisor queries it.
+        // A fatal error has the code of its cause, so it cannot be recognized here: the supervisor queries it.
         self.signals.error.notify_one();
         self.signals.check.notify_one();
     }

@@ -1,4 +1,4 @@
-//! Delivery reports that librdkafka makes of what a broker answers: the broker is librdkafka's own mock.
+//! Tests of the delivery reports that librdkafka makes from a broker's responses. The broker is librdkafka's own mock.
 
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -9,9 +9,9 @@ use crate::budget::Budget;
 
 const REPORTS: usize = 3;
 
-/// A producer that packs what comes at once into one batch, and its cluster.
+/// Returns a producer that puts concurrent records into one batch, and its cluster.
 fn producer() -> (Producer, MockCluster<'static, DefaultProducerContext>) {
-    // The backoff is longer than a report takes on a busy machine.
+    // The backoff is longer than the latency of a report on a busy machine.
     producer_with(&[("linger.ms", "100"), ("retry.backoff.ms", "10000"), ("retry.backoff.max.ms", "10000")])
 }
 
@@ -28,14 +28,14 @@ fn producer_with(settings: &[(&str, &str)]) -> (Producer, MockCluster<'static, D
     (producer, cluster)
 }
 
-/// What is reported of a batch of records.
+/// Sends a batch of records, and returns their outcomes.
 async fn batch(producer: &Producer) -> Vec<Outcome> {
     let budget = Budget::of_items(100);
     let reports: Vec<_> = (0..REPORTS)
         .map(|_| {
-            let (answer, report) = oneshot::channel();
+            let (sender, report) = oneshot::channel();
             let permit = budget.try_acquire(1).expect("there is capacity");
-            let in_flight = Box::new(InFlight { report_to: ReportSender::One(answer), permit, size: 100 });
+            let in_flight = Box::new(InFlight { report_to: ReportSender::One(sender), permit, size: 100 });
             let record =
                 Outgoing { partition: 0, key: "bob", value: b"hi", timestamp_ms: 1, traceparent: None, in_flight };
             producer.send(record).expect("it is enqueued");
@@ -80,7 +80,7 @@ async fn rejected_batch_is_not_sent_and_a_server_error_is_unknown() {
         (Error::RD_KAFKA_RESP_ERR_INVALID_REQUEST, Outcome::Unknown),
     ] {
         let (producer, cluster) = producer();
-        // So that the topic is known, and a report comes as soon as the batch is rejected.
+        // Send a first batch, so that the topic is known and the report follows the rejection immediately.
         batch(&producer).await;
         rejects(&cluster, error);
         assert_eq!(batch(&producer).await, [expected; REPORTS], "{error:?}");
@@ -96,9 +96,9 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
     let budget = Budget::of_items(100);
     let mut reports = Vec::new();
     for size in [500, 5000] {
-        let (answer, report) = oneshot::channel();
+        let (sender, report) = oneshot::channel();
         let permit = budget.try_acquire(1).expect("there is capacity");
-        let in_flight = Box::new(InFlight { report_to: ReportSender::One(answer), permit, size });
+        let in_flight = Box::new(InFlight { report_to: ReportSender::One(sender), permit, size });
         let record = Outgoing { partition: 0, key: "bob", value: b"hi", timestamp_ms: 1, traceparent: None, in_flight };
         producer.send(record).expect("it is enqueued");
         reports.push(report);
@@ -120,7 +120,7 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
     assert_eq!(budget.used().items, 0);
 }
 
-/// Its client reports no error: every record of whichever partition only times out.
+/// librdkafka reports no error for it: every record of every partition just times out.
 #[tokio::test(flavor = "multi_thread")]
 async fn producer_whose_deliveries_all_time_out_is_replaced() {
     let (producer, cluster) = producer_with(&[("linger.ms", "0"), ("delivery.timeout.ms", "300")]);
@@ -129,14 +129,14 @@ async fn producer_whose_deliveries_all_time_out_is_replaced() {
     let stop = CancellationToken::new();
     let readiness = Readiness::waiting_for(&[]);
     let supervisor = tokio::spawn(producer.clone().supervise(readiness, Duration::from_millis(500), stop.clone()));
-    cluster.broker_down(1).expect("the broker is there");
+    cluster.broker_down(1).expect("the broker exists");
     let replaced = async {
         while Arc::ptr_eq(&first, &producer.current.load_full()) {
             assert_eq!(batch(&producer).await, [Outcome::Unknown; REPORTS]);
         }
     };
     tokio::time::timeout(Duration::from_secs(30), replaced).await.expect("it is replaced");
-    cluster.broker_up(1).expect("the broker is there");
+    cluster.broker_up(1).expect("the broker exists");
     let confirmed = async { while batch(&producer).await.contains(&Outcome::Unknown) {} };
     tokio::time::timeout(Duration::from_secs(30), confirmed).await.expect("the new one is confirmed");
     stop.cancel();

@@ -66,7 +66,7 @@ pub(crate) struct InFlight {
     pub(crate) report_to: ReportSender,
     /// The record's permit, released when this is dropped.
     pub(crate) permit: Permit,
-    /// The record's size as Kafka compares it with the topic's limit if nothing is compressed, in bytes.
+    /// The size that Kafka compares with the topic's limit if the record is not compressed, in bytes.
     pub(crate) size: usize,
 }
 
@@ -142,7 +142,7 @@ impl Producer {
         self.closed.load().as_deref().cloned()
     }
 
-    /// Puts a record into the queue. It never blocks. The outcome comes through `in_flight`.
+    /// Enqueues a record. It never blocks. The outcome is sent through `in_flight`.
     pub(crate) fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
         if let Some(reason) = &*self.closed.load() {
             return Err(Rejection::Closed(reason.to_string()));
@@ -224,7 +224,7 @@ impl Producer {
     fn replace(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
         let old = self.swap(fresh);
         readiness.ready(COMPONENT);
-        // Its delivery reports are still to come. Dropping it now would discard its records without a report.
+        // Its delivery reports are outstanding. Dropping it now would discard its records without a report.
         tokio::task::spawn_blocking(move || finish(&old, drain));
     }
 
@@ -304,7 +304,7 @@ mod tests {
     }
 
     fn send(producer: &Producer, permit: Permit) -> Result<oneshot::Receiver<Outcome>, Rejection> {
-        let (answer, report) = oneshot::channel();
+        let (sender, report) = oneshot::channel();
         producer
             .send(Outgoing {
                 partition: 0,
@@ -312,39 +312,39 @@ mod tests {
                 value: b"hi",
                 timestamp_ms: 1,
                 traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-                in_flight: Box::new(InFlight { report_to: ReportSender::One(answer), permit, size: 100 }),
+                in_flight: Box::new(InFlight { report_to: ReportSender::One(sender), permit, size: 100 }),
             })
             .map(|()| report)
     }
 
     #[tokio::test]
-    async fn a_permit_is_given_back_by_the_report_and_not_by_the_call() {
+    async fn permit_is_released_by_the_report_not_by_the_call() {
         // No broker listens there, so the record stays until it times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1"), ("delivery.timeout.ms", "300")]);
         let budget = Budget::of_items(2);
         let permit = || budget.try_acquire(1).expect("there is capacity");
         let abandoned = send(&producer, permit()).expect("it is enqueued");
-        let kept = send(&producer, permit()).expect("it is enqueued");
+        let awaited = send(&producer, permit()).expect("it is enqueued");
         drop(abandoned);
         assert_eq!(budget.used().items, 2);
         assert!(budget.try_acquire(1).is_err());
-        assert_eq!(kept.await, Ok(Outcome::Unknown));
+        assert_eq!(awaited.await, Ok(Outcome::Unknown));
         producer.flush(Duration::from_secs(5)).await;
         assert_eq!(budget.used().items, 0);
     }
 
     #[tokio::test]
-    async fn nothing_is_taken_while_the_topic_cannot_be_used() {
+    async fn closed_producer_rejects_records() {
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
-        producer.close("not there".into());
+        producer.close("the topic does not exist".into());
         let budget = Budget::of_items(1);
         let rejected = send(&producer, budget.try_acquire(1).expect("there is capacity")).map(|_| ());
-        assert_eq!(rejected, Err(Rejection::Closed("not there".into())));
+        assert_eq!(rejected, Err(Rejection::Closed("the topic does not exist".into())));
         assert_eq!(budget.used().items, 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_a_renewed_producer_had_is_told_as_unknown_and_gives_its_place_back() {
+    async fn replaced_producer_reports_unknown_and_releases_permits() {
         // No broker listens there, and nothing times out.
         let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
         let budget = Budget::of_items(10_000);
@@ -364,7 +364,7 @@ mod tests {
         });
         producer.replace_abandoning().expect("the settings are good");
         for report in before {
-            // The report must come before the old producer is dropped, which is later.
+            // The report must arrive before the old producer is dropped, which is later.
             let report = tokio::time::timeout(3 * PURGE_INTERVAL, report).await;
             assert_eq!(report.expect("it is reported before the old producer is dropped"), Ok(Outcome::Unknown));
         }
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_producer_with_a_fatal_error_is_replaced() {
+    async fn producer_with_a_fatal_error_is_replaced() {
         let producer = producer(&[("test.mock.num.brokers", "1")]);
         let budget = Budget::of_items(2);
         let permit = || budget.try_acquire(1).expect("there is capacity");

@@ -1,4 +1,4 @@
-//! Checks at the start and regularly that the topic keeps the promises. While it does not, nothing is sent and the
+//! Checks at the start and regularly that the topic keeps the promises. While it does not, no record is sent and the
 //! gateway is not ready.
 
 use std::sync::Arc;
@@ -342,12 +342,12 @@ mod tests {
     }
 
     #[test]
-    fn a_good_topic_is_used() {
+    fn safe_topic_is_used() {
         assert_eq!(requirements().judge(&good()), Verdict::default());
     }
 
     #[test]
-    fn too_few_partitions_and_too_small_messages_are_refused_whatever_is_allowed() {
+    fn topic_that_cannot_work_is_rejected_even_if_unsafe_is_allowed() {
         for (topic, text) in [
             (Topic { partitions: 15, ..good() }, "--topic-partitions 16"),
             (Topic { max_message_bytes: 1000, ..good() }, "max.message.bytes is 1000"),
@@ -360,13 +360,13 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_that_has_grown_is_used_by_the_pinned_count() {
+    fn grown_topic_is_used_with_the_pinned_count() {
         let verdict = requirements().judge(&Topic { partitions: 17, ..good() });
         assert_eq!((verdict.problems.len(), verdict.warnings.len()), (0, 1));
     }
 
     #[test]
-    fn partitions_without_replicas_in_sync_are_a_warning_until_it_is_all() {
+    fn partitions_without_in_sync_replicas_warn_unless_it_is_all() {
         let in_sync = |short: usize| (0..16).map(|at| if at < short { 1 } else { 2 }).collect();
         let judge = |short| {
             let verdict = requirements().judge(&Topic { in_sync: in_sync(short), ..good() });
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsafe_topic_is_used_only_when_that_is_allowed() {
+    fn unsafe_topic_is_used_only_if_allowed() {
         let topic = Topic { replicas: 1, min_insync: 1, ..good() };
         let verdict = requirements().judge(&topic);
         assert_eq!((verdict.problems.len(), verdict.warnings.len()), (1, 0));

@@ -33,7 +33,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The failures since the last success.
 #[derive(Default)]
 pub(crate) struct Rejections {
-    /// While nothing fails, a success needs no lock.
+    /// Whether any delivery failed: while none did, a success needs no lock.
     failing: AtomicBool,
     state: Mutex<State>,
 }
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn deliveries_that_all_time_out_are_told_from_the_first_until_a_success() {
+    fn timeouts_of_all_deliveries_are_reported_until_a_success() {
         let (rejections, start) = (Rejections::default(), Instant::now());
         (0..3).for_each(|i| {
             rejections.failed(i, Code::MessageTimedOut, false, at(start, u64::from(i.unsigned_abs()) * 100))
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn gateway_without_sends_becomes_ready_to_try_again() {
+    fn gateway_without_sends_becomes_ready_again() {
         let (rejections, start) = (Rejections::default(), Instant::now());
         (0..5).for_each(|i| rejections.failed(3, Code::InvalidTimestamp, true, at(start, i * 100)));
         assert!(rejections.reason(at(start, 30_000)).is_some());

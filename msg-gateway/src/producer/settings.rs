@@ -50,7 +50,7 @@ pub(crate) fn shortest_backoff(config: &ClientConfig) -> Duration {
 }
 
 /// Returns how long after it was enqueued a record can still appear in the topic: the last request that carries it
-/// starts before the delivery timeout, and takes no longer than the request timeout.
+/// starts before the delivery timeout, and needs no longer than the request timeout.
 pub(crate) fn settle(send: &SendOptions) -> Duration {
     send.delivery_timeout + send.request_timeout
 }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_touch_the_guarantees_can_be_changed() {
+    fn properties_without_effect_on_the_guarantees_can_be_set() {
         let config = made_from(&["--kafka-properties=compression.type=zstd,linger.ms=7"]);
         assert_eq!((config.get("compression.type"), config.get("linger.ms")), (Some("zstd"), Some("7")));
         assert_eq!(made_from(&["--linger=1500us"]).get("linger.ms"), Some("1.5"));

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn producer_is_replaced_at_growing_intervals_while_nothing_is_confirmed() {
+    fn stalled_producer_is_replaced_at_growing_intervals() {
         let (mut timer, start) = (StallTimer::new(Duration::from_secs(30)), Instant::now());
         let replaced = |timer: &mut StallTimer, from: u64, since: Option<Instant>| {
             let seconds = from..from + 1000;

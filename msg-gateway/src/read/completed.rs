@@ -1,7 +1,7 @@
-//! Whether every record that a partition's leader had appended is completed: a row or a dead letter. ADR 33.
+//! Determines whether every record that a partition's leader had appended is completed: a row or a dead letter. ADR 33.
 //!
-//! Kafka shows a client the end of what is committed, and a record may lie behind that: appended by the leader, and not yet replicated
-//! because the followers are frozen or isolated. Such a record can still become a message, minutes later.
+//! Kafka returns a client the end of the committed records. The leader may have appended a record behind it that is not yet
+//! replicated, because the followers are frozen or isolated. Such a record can still become a message, minutes later.
 
 use std::time::Duration;
 
@@ -35,9 +35,9 @@ pub(crate) trait Log {
 /// How far a partition is completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completed {
-    /// Up to the end of the leader's log, as it was after the request came.
+    /// It is completed up to the end of the leader's log, as it was after the request arrived.
     All,
-    /// At least this many records are not completed, or may come.
+    /// At least this many records are not completed, or may still be appended.
     Ahead(i64),
 }
 
@@ -66,7 +66,7 @@ pub(crate) async fn completed(log: &impl Log) -> Result<Completed, Failure> {
     }
 }
 
-/// Waits until every record below `end` is completed. Returns how many are not if that takes too long.
+/// Waits until every record below `end` is completed. After all polls it returns how many are not.
 async fn wait(log: &impl Log, low: i64, end: i64) -> Result<Option<i64>, Failure> {
     // Records that retention deleted are not waited for.
     let mut next = log.next().await?.max(low);
@@ -97,7 +97,7 @@ mod tests {
         followers: [i64; 2],
         committed: i64,
         next: i64,
-        /// The end of the records that were in the leader's log when the request came and were not truncated since.
+        /// The end of the records that were in the leader's log when the request arrived and were not truncated since.
         end_at_request: i64,
         /// Frozen followers do not fetch, and stay in sync because the controller is frozen too.
         frozen: bool,
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_that_was_appended_is_missed() {
+    async fn appended_records_are_not_missed() {
         let (all, wrong) = results(false).await;
         assert_eq!(wrong, 0, "of {all}");
         assert!(all > 150, "only {all} of 1000 are definite");
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn quiet_partition_has_a_definite_answer() {
+    async fn quiet_partition_has_a_definite_result() {
         for (committed, leader, next, expected) in [
             (0, 0, 0, Completed::All),
             (7, 7, 7, Completed::All),

@@ -27,7 +27,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The component of [`Readiness`] for a database that can never be used for reads.
 const COMPONENT: &str = "database";
 
-/// What each session of a read sets.
+/// The settings of each session of a read.
 pub(crate) const SESSION: &str = "SET default_transaction_read_only = on";
 
 /// A connection pool for reads. Cheap to clone.
@@ -105,7 +105,7 @@ impl Deref for Connection {
     type Target = Object;
 
     fn deref(&self) -> &Object {
-        self.object.as_ref().expect("it is there until the drop")
+        self.object.as_ref().expect("only the drop removes it")
     }
 }
 
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_time_does_not_cure_is_a_fault_of_ours() {
+    fn only_errors_that_never_pass_count_as_internal() {
         for (state, available) in [
             (SqlState::ADMIN_SHUTDOWN, false),
             (SqlState::CANNOT_CONNECT_NOW, false),

@@ -27,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// For how long the topic's ID is cached.
 const TOPIC_ID_AGE: Duration = Duration::from_secs(10);
 
-/// How long a leader may take to report an offset as out of range, and the same for the first request, before which
+/// How long a leader may need to report an offset as out of range, and the same for the first request, before which
 /// the client has to connect.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_millis(1500);

@@ -76,7 +76,7 @@ impl Sources {
     }
 }
 
-/// What a read needs from the head of its request.
+/// The data that a read needs from the head of its request.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     /// When the head of the request arrived.
@@ -85,7 +85,7 @@ pub(crate) struct Call {
     pub(crate) timeout: Option<Duration>,
 }
 
-/// Returns how long reads may take: the database's own timeouts, unless the caller's deadline is earlier.
+/// Returns the timeout of reads: the database's own timeouts, unless the caller's deadline is earlier.
 pub(crate) fn timing(config: &Config) -> Timing {
     let database = &config.database;
     Timing {

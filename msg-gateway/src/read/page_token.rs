@@ -18,7 +18,7 @@ pub struct Scope<'a> {
     pub from_seq: i64,
     /// The highest `seq` of the whole read.
     pub to_seq: i64,
-    /// Whether the newest messages come first.
+    /// Whether the newest messages are first.
     pub descending: bool,
     /// Whether `content` is left out.
     pub omit_content: bool,
@@ -29,7 +29,7 @@ impl Scope<'_> {
     pub fn token(&self, next_seq: i64) -> String {
         let mut text = String::with_capacity(2 * BYTES);
         for byte in self.bytes(next_seq) {
-            write!(text, "{byte:02x}").expect("a string takes it");
+            write!(text, "{byte:02x}").expect("a write to a string cannot fail");
         }
         text
     }
@@ -88,14 +88,14 @@ mod tests {
         Scope { recv_id: "bob", from_seq: 1, to_seq: i64::MAX, descending: false, omit_content: false };
 
     #[test]
-    fn a_token_tells_where_its_page_begins() {
+    fn token_holds_the_start_of_its_page() {
         for next in [1, 2, 1000, i64::MAX] {
             assert_eq!(SCOPE.next_seq(&SCOPE.token(next)), Some(next));
         }
     }
 
     #[test]
-    fn a_token_of_another_request_is_refused() {
+    fn token_of_another_request_is_rejected() {
         let token = SCOPE.token(7);
         for other in [
             Scope { recv_id: "bo", ..SCOPE },
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn an_altered_token_is_refused() {
+    fn altered_token_is_rejected() {
         let token = SCOPE.token(7);
         for index in 0..token.len() {
             let mut altered = token.clone().into_bytes();

@@ -49,7 +49,7 @@ ORDER BY seq"
     )
 });
 
-/// The same in descending order, over the same index.
+/// Selects a page in descending order, over the same index.
 static DESCENDING: LazyLock<String> = LazyLock::new(|| ASCENDING.replace("ORDER BY seq", "ORDER BY seq DESC"));
 
 /// The range of an inbox to read, and where the page starts.
@@ -189,14 +189,14 @@ pub(crate) fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure>
 /// Returns the error for a row that does not hold a message.
 pub(crate) fn unreadable(error: &ReadError) -> Failure {
     tracing::error!(%error, "cannot decode a row");
-    Failure::Internal(format!("column {} is not what it should be", error.column))
+    Failure::Internal(format!("the database returned an unexpected value in column {}", error.column))
 }
 
 /// Reads a column of a row. Fails if it has another type.
 pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Failure> {
     row.try_get(column).map_err(|error| {
         tracing::error!(column, %error, "cannot decode a column");
-        Failure::Internal(format!("column {column} is not what it should be"))
+        Failure::Internal(format!("the database returned an unexpected value in column {column}"))
     })
 }
 
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_has_its_default() {
+    fn missing_fields_have_defaults() {
         let query = Query::of(request(), 8).expect("it is good");
         assert_eq!((query.from_seq, query.to_seq, query.page_size), (1, i64::MAX, 100));
         let large = PullMsgsRequest { page_size: 5000, ..request() };
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_field_is_named_at_once() {
+    fn all_invalid_fields_are_reported_together() {
         let bad = PullMsgsRequest {
             recv_id: String::new(),
             from_seq: -1,
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_goes_on_where_the_page_ended_and_only_there() {
+    fn token_continues_after_its_page_for_the_same_request_only() {
         let token = Query::of(request(), 8).expect("it is good").scope().token(42);
         let next = PullMsgsRequest { page_token: token, page_size: 7, ..request() };
         assert_eq!(Query::of(next.clone(), 8).expect("it is good").next_seq, 42);
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn newest_first_begins_at_the_end_and_goes_down() {
+    fn descending_order_starts_at_the_end() {
         let descending = PullMsgsRequest { order: Order::Descending.into(), from_seq: 3, to_seq: 50, ..request() };
         let query = Query::of(descending.clone(), 8).expect("it is good");
         assert_eq!(query.page(), (DESCENDING.as_str(), 3, 50));

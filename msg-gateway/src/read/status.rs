@@ -50,7 +50,7 @@ impl Query {
         if request.offset.is_some_and(|offset| offset < 0) {
             violations.push(invalid("offset", "must not be negative"));
         }
-        // A placement may have no offset, so a partition may come alone.
+        // A placement may have no offset, so a request may have a partition and no offset.
         if request.partition.is_none() && request.offset.is_some() {
             violations.push(invalid("partition", "must be given where offset is"));
         }
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_of_a_placement_or_of_the_inbox() {
+    fn request_names_a_placement_or_only_the_inbox() {
         let query = Query::of(request(), 8, 4).expect("it is good");
         assert_eq!((query.partition, query.offset), (partition_for(b"bob", 4), None));
         let placed = GetMsgStatusRequest { partition: Some(3), offset: Some(0), ..request() };
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_field_is_named_at_once() {
+    fn all_invalid_fields_are_reported_together() {
         let bad = |msg_id: &str, partition, offset| {
             fields(GetMsgStatusRequest { msg_id: msg_id.into(), partition, offset, ..request() })
         };

@@ -52,7 +52,7 @@ impl Sender {
         for (entry, msg) in request.msgs.into_iter().enumerate() {
             match check_entry(&self.limits, &msg, || format!("msgs[{entry}]")) {
                 Ok(()) => good.push(Good { entry, amount: amount_in_flight(&msg), msg }),
-                Err(failure) => batch.answer(entry, &msg.recv_id, Err(failure)),
+                Err(failure) => batch.set_result(entry, &msg.recv_id, Err(failure)),
             }
         }
         if !good.is_empty() {
@@ -73,8 +73,8 @@ impl Sender {
         Ok((response, Some(ResponsePermit::new(permit.into_iter().chain(memory)))))
     }
 
-    /// Acquires a permit for a batch whose response may be large. This comes before anything is sent: after that, the
-    /// batch cannot be rejected.
+    /// Acquires a permit for a batch whose response may be large. Acquire it before any entry is sent: after that, the batch
+    /// cannot be rejected.
     fn acquire_batch(&self, msgs: usize) -> Result<Option<Permit>, Failure> {
         if msgs * MAX_RESULT_BYTES < LARGE_RESPONSE {
             return Ok(None);
@@ -82,7 +82,7 @@ impl Sender {
         Ok(Some(self.budgets.batches.try_acquire(1)?))
     }
 
-    /// Acquires the maximum bytes of the results, also before anything is sent.
+    /// Acquires the maximum bytes of the results, also before any entry is sent.
     fn acquire_response_bytes(&self, msgs: usize) -> Result<Option<Permit>, Failure> {
         let bytes = msgs * MAX_RESULT_BYTES;
         if bytes < SMALL_RESPONSE { Ok(None) } else { Ok(Some(self.budgets.responses.try_acquire(bytes)?)) }
@@ -109,14 +109,14 @@ impl Sender {
         let traceparent = traceparent.filter(|value| trace::is_valid(value));
         let (sender, mut reports) = mpsc::unbounded_channel();
         let result_of = |pending: &PendingSend, outcome| self.result_of(pending, outcome);
-        // There is no await in here: if this future is dropped, either all of the batch was enqueued or nothing.
+        // Do not await here. Otherwise a dropped future could leave a part of the batch enqueued.
         batch.enqueue(
             good,
             |Good { entry, amount, msg }| {
                 let msg_id = id_of(&msg);
-                let answer = ReportSender::Many { entry: entry as u64, reports: sender.clone() };
+                let report_to = ReportSender::Many { entry: entry as u64, reports: sender.clone() };
                 let record = Record::new(msg, msg_id, self.partitions);
-                record.enqueue(&self.producer, traceparent, answer, permit.split(amount))
+                record.enqueue(&self.producer, traceparent, report_to, permit.split(amount))
             },
             || reports.try_recv().ok(),
             result_of,
@@ -162,10 +162,10 @@ struct Good {
 /// The progress of the entries of a batch.
 struct Batch {
     until_stored: bool,
-    /// By entry: its waiter, until its row is awaited or the entry failed.
+    /// The waiter of each entry, until its row is awaited or the entry failed.
     awaited: Vec<Option<Awaited>>,
     results: Vec<Option<Result<Placement, Failure>>>,
-    /// By entry: the enqueued sends without a report.
+    /// The enqueued sends without a report, by entry.
     pending: Vec<Option<PendingSend>>,
     unreported: usize,
     /// Accepted entries whose rows have to be awaited.
@@ -185,7 +185,7 @@ impl Batch {
         Batch { until_stored, awaited, results, pending, unreported: 0, accepted: Vec::new(), gaps: HashSet::new() }
     }
 
-    fn answer(&mut self, entry: usize, recv_id: &str, result: Result<Placement, Failure>) {
+    fn set_result(&mut self, entry: usize, recv_id: &str, result: Result<Placement, Failure>) {
         if result.as_ref().is_err_and(Failure::leaves_a_gap) && !self.gaps.contains(recv_id) {
             self.gaps.insert(recv_id.to_owned());
         }
@@ -196,7 +196,7 @@ impl Batch {
         self.results[entry] = Some(result);
     }
 
-    /// Enqueues the entries in order. A report may come meanwhile, and may stop later entries to the same inbox.
+    /// Enqueues the entries in order. A report may arrive meanwhile, and may block later entries to the same inbox.
     fn enqueue(
         &mut self,
         good: Vec<Good>,
@@ -210,7 +210,7 @@ impl Batch {
             }
             let entry = good.entry;
             if self.gaps.contains(&good.msg.recv_id) {
-                self.answer(entry, &good.msg.recv_id, Err(Failure::PredecessorFailed));
+                self.set_result(entry, &good.msg.recv_id, Err(Failure::PredecessorFailed));
                 continue;
             }
             match enqueue(good) {
@@ -218,7 +218,7 @@ impl Batch {
                     self.pending[entry] = Some(pending);
                     self.unreported += 1;
                 }
-                (pending, Err(failure)) => self.answer(entry, &pending.recv_id, Err(failure)),
+                (pending, Err(failure)) => self.set_result(entry, &pending.recv_id, Err(failure)),
             }
         }
     }
@@ -229,7 +229,7 @@ impl Batch {
         self.unreported -= 1;
         match result_of(&pending, report.outcome) {
             Ok(placement) if self.until_stored => self.accepted.push((entry, pending, placement)),
-            result => self.answer(entry, &pending.recv_id, result),
+            result => self.set_result(entry, &pending.recv_id, result),
         }
     }
 
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_stops_its_inbox_and_no_other() {
+    fn entry_that_is_not_sent_blocks_its_inbox_and_no_other() {
         let inboxes = ["bob", "carol", "bob", "carol", "bob"];
         for failure in [Failure::NotSent("x".into()), Failure::Overloaded("x".into())] {
             let (batch, calls) = enqueued(&inboxes, 1, &failure);
@@ -301,14 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_be_stored_fails_alone() {
+    fn entry_that_is_too_large_fails_alone() {
         let (batch, calls) = enqueued(&["bob", "bob", "bob"], 2, &Failure::TooLarge("x".into()));
         assert_eq!(calls, [0, 1, 2]);
         assert_eq!(reasons(&batch), [None, Some(ErrorReason::TooLarge), None]);
     }
 
     #[test]
-    fn a_report_in_between_stops_what_has_not_gone_yet() {
+    fn report_of_a_failure_stops_later_entries_to_the_inbox() {
         for (outcome, reason) in [
             (Outcome::Unknown, ErrorReason::OutcomeUnknown),
             (Outcome::NotSent(RDKafkaErrorCode::UnknownTopic), ErrorReason::NotSent),
@@ -320,7 +320,7 @@ mod tests {
                 calls.set(calls.get() + 1);
                 (pending(&good.msg.recv_id), Ok(()))
             };
-            // The report of the first entry comes after two were enqueued.
+            // The report of the first entry arrives after two entries were enqueued.
             let mut report = Some(Report { entry: 0, outcome });
             batch.enqueue(goods, produce, || if calls.get() == 2 { report.take() } else { None }, result_of);
             let after = Some(ErrorReason::PredecessorFailed);
@@ -330,14 +330,14 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_report_in_time_is_unknown() {
+    fn entry_without_a_report_in_time_is_unknown() {
         let (mut batch, _) = enqueued(&["bob", "carol", "dave"], 3, &Failure::TooLarge("x".into()));
         batch.report(Report { entry: 1, outcome: Outcome::Stored { offset: Some(7) } }, result_of);
         batch.time_out(result_of);
         assert_eq!(batch.unreported, 0);
         let (unknown, large) = (Some(ErrorReason::OutcomeUnknown), Some(ErrorReason::TooLarge));
         assert_eq!(reasons(&batch), [unknown, None, large]);
-        // A report after the timeout changes nothing.
+        // A report after the timeout changes no result.
         batch.report(Report { entry: 0, outcome: Outcome::Stored { offset: Some(8) } }, result_of);
         assert_eq!(reasons(&batch)[0], unknown);
     }

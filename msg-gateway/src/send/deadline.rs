@@ -1,4 +1,4 @@
-//! When a call has to have its result. tonic ends a call at the caller's deadline and cannot report the outcome of the
+//! Determines when to respond to a call. tonic ends a call at the caller's deadline and cannot report the outcome of the
 //! message, so the gateway responds a margin earlier.
 
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use http::HeaderMap;
 
 use crate::status::Failure;
 
-/// When the head of a request arrived. Its body may come much later, and the caller's deadline is counted from here.
+/// When the head of a request arrived. The caller's deadline is counted from here, and the body may arrive much later.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival(pub Instant);
 
@@ -42,11 +42,12 @@ impl Timing {
         Ok(by)
     }
 
-    /// How much of a timeout passes until the response, which comes a margin before the deadline; `None` if it is shorter than that.
+    /// Returns the time from the arrival to the response, which is due a margin before the deadline; `None` if the timeout is
+    /// shorter than the margin.
     ///
     /// The margin grows with the timeout, because a caller's own deadline may be up to 1 % earlier than its `grpc-timeout` says:
     /// gRPC's C core (Python, C++, PHP, Ruby) rounds up to two or three digits from 1 s on, so that 10 s arrive as 10.1 s and 120 s
-    /// as 121 s. What comes after the caller's own deadline is not seen, and nor is its reason.
+    /// as 121 s. The caller would not see a response after its own deadline, nor the reason in it.
     pub fn before_deadline(&self, timeout: Duration) -> Option<Duration> {
         const ROUNDED_FROM: Duration = Duration::from_secs(1);
         let rounding = if timeout < ROUNDED_FROM { Duration::ZERO } else { timeout / 100 };
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_outs_are_read_as_the_protocol_says() {
+    fn timeouts_are_parsed_as_the_protocol_defines() {
         for (text, expected) in [
             ("3H", Some(Duration::from_secs(10_800))),
             ("1M", Some(Duration::from_secs(60))),
@@ -114,7 +115,7 @@ mod tests {
     };
 
     #[test]
-    fn without_a_time_out_the_longest_wait_counts() {
+    fn call_without_timeout_has_the_maximum_wait() {
         let now = Instant::now();
         assert_eq!(TIMING.respond_by(now, None, now), Ok(now + TIMING.max_wait));
         assert_eq!(TIMING.respond_by(now, Some(Duration::from_secs(3600)), now), Ok(now + TIMING.max_wait));
@@ -123,15 +124,15 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_comes_a_margin_before_the_deadline_which_runs_from_the_arrival() {
+    fn response_is_due_a_margin_before_the_deadline() {
         let arrival = Instant::now();
         let now = arrival + Duration::from_millis(400);
         let by = TIMING.respond_by(arrival, Some(Duration::from_secs(1)), now);
         assert_eq!(by, Ok(arrival + Duration::from_millis(970)));
     }
 
-    /// What C core makes of a timeout, in milliseconds: it has two digits below 10 s and three above, rounded up, from a deadline that was
-    /// itself rounded up to the next millisecond.
+    /// Returns a timeout as C core sends it, in milliseconds: rounded up to two digits below 10 s and three above, from a deadline
+    /// that was rounded up to the next millisecond.
     fn rounded_by_c_core(millis: u64) -> u64 {
         let millis = millis + 1;
         let unit = match millis {
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn response_comes_before_the_deadline_of_a_caller_that_rounds() {
+    fn response_is_due_before_the_deadline_of_a_caller_that_rounds() {
         assert_eq!([10_000, 120_000].map(rounded_by_c_core), [10_100, 121_000]);
         let timing = Timing { max_wait: Duration::from_secs(10_000), ..TIMING };
         let arrival = Instant::now();
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_out_without_room_for_an_answer_is_refused() {
+    fn timeout_that_is_too_short_is_rejected() {
         let arrival = Instant::now();
         for (timeout, late) in [(0, 0), (10, 0), (25, 0), (1000, 975), (1000, 2000)] {
             let (timeout, now) = (Duration::from_millis(timeout), arrival + Duration::from_millis(late));

@@ -1,6 +1,6 @@
-//! Sending: a message is checked, gets its ID and its partition, is enqueued in the producer, and gets a result when
-//! its delivery report or its deadline comes. SendMsg sends one message, BatchSendMsg many together, and StreamSendMsg
-//! many on a stream.
+//! Sends messages: checks a message, determines its ID and partition, enqueues it in the producer, and returns a result when
+//! its delivery report arrives or its deadline passes. SendMsg sends one message, BatchSendMsg many together, and
+//! StreamSendMsg many on a stream.
 
 mod batch;
 pub mod deadline;
@@ -82,7 +82,7 @@ impl Sender {
         }
     }
 
-    /// Sends one message and waits until it is accepted, or until it is stored if the request asks for that.
+    /// Sends one message and waits until it is accepted, or until it is stored if the request says so.
     pub(crate) async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
         let (msg, until_stored) = self.check(request)?;
         let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
@@ -90,10 +90,10 @@ impl Sender {
         // Acquire before the message is encoded: a full gateway must reject cheaply.
         let permit = self.budgets.in_flight.try_acquire(amount_in_flight(&msg))?;
         let msg_id = id_of(&msg);
-        let (answer, report) = oneshot::channel();
+        let (sender, report) = oneshot::channel();
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value));
         let record = Record::new(msg, msg_id, self.partitions);
-        let (pending, enqueued) = record.enqueue(&self.producer, traceparent, ReportSender::One(answer), permit);
+        let (pending, enqueued) = record.enqueue(&self.producer, traceparent, ReportSender::One(sender), permit);
         enqueued?;
         // If this future is dropped, the record and its permit stay until the delivery report.
         let report = tokio::time::timeout_at(respond_by.into(), report).await;

@@ -1,11 +1,12 @@
-//! What a delivery report says about a message: it is in Kafka, it certainly is not, or that is unknown. ADR 32.
+//! Determines the outcome of a message from its delivery report: it is in Kafka, it certainly is not, or that is unknown.
+//! ADR 32.
 
 use std::time::Duration;
 
 use msg_common::kafka::raw::Persistence;
 use rdkafka::types::RDKafkaErrorCode;
 
-/// What became of a record that was enqueued in the producer.
+/// The outcome of a record that was enqueued in the producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Every in-sync replica has it.
@@ -25,16 +26,16 @@ pub(crate) enum Outcome {
 pub(crate) struct FailedDelivery {
     /// The error of the last attempt, or why there was none.
     pub(crate) code: RDKafkaErrorCode,
-    /// What librdkafka says about earlier attempts and the last one.
+    /// Whether any attempt may have stored the record, according to librdkafka.
     pub(crate) persistence: Persistence,
-    /// The error came in response to a request, not from librdkafka's queue.
+    /// Whether the error is a response to a request, and not from librdkafka's queue.
     pub(crate) requested: bool,
-    /// From the moment at which the record was enqueued until its report; `None` if librdkafka does not know.
+    /// The time from enqueueing the record to its report; `None` if librdkafka does not know it.
     pub(crate) latency: Option<Duration>,
 }
 
 impl FailedDelivery {
-    /// Whether a broker rejected the delivery, as opposed to a timeout, a lost connection or a purge.
+    /// Returns whether a broker rejected the delivery, as opposed to a timeout, a lost connection or a purge.
     pub(crate) fn rejected_by_broker(&self) -> bool {
         // librdkafka's own codes are below -1; -1 is UNKNOWN_SERVER_ERROR.
         self.requested && self.code as i32 >= -1
@@ -46,7 +47,7 @@ impl Outcome {
     /// - librdkafka says so;
     /// - the error is a broker's response to this record's batch;
     /// - brokers give this response only before they append (see [`precedes_append`]);
-    /// - the record was tried once: its report came sooner than any retry (`backoff`). An earlier attempt may have been appended: a
+    /// - the record was tried once: its report arrived before any retry (`backoff`). An earlier attempt may have been appended: a
     ///   leader that is deposed after it appended responds NOT_LEADER_OR_FOLLOWER, which librdkafka counts as not persisted.
     pub(crate) fn of_failure(failed: &FailedDelivery, backoff: Duration) -> Self {
         let tried_once = failed.latency.is_some_and(|latency| latency < backoff);
@@ -54,7 +55,7 @@ impl Outcome {
         if certain && precedes_append(failed.code) { Outcome::NotSent(failed.code) } else { Outcome::Unknown }
     }
 
-    /// What a metric's label calls it.
+    /// Returns the value of the metric's label.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Outcome::Stored { .. } => "STORED",
@@ -65,7 +66,8 @@ impl Outcome {
     }
 }
 
-/// Whether a broker gives this response only to a batch that it has not appended. Every code that is not listed may follow an append.
+/// Returns whether a broker returns this code only for a batch that it has not appended. Every code that is not listed may follow
+/// an append.
 fn precedes_append(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     match code {
@@ -77,19 +79,19 @@ fn precedes_append(code: RDKafkaErrorCode) -> bool {
         | Code::UnsupportedVersion
         | Code::UnsupportedForMessageFormat
         | Code::UnsupportedCompressionType
-        // The validation of a batch: as a whole it is appended or not, so this holds for the neighbors of a bad record.
+        // The validation of a batch: it is appended as a whole or not at all, so this holds for the neighbors of a bad record.
         | Code::MessageSizeTooLarge
         | Code::MessageBatchTooLarge
         | Code::InvalidMessage
         | Code::InvalidTimestamp
         | Code::InvalidRecord
         | Code::InvalidDifferentRecord
-        // Checked under the same lock as the append. NotEnoughReplicasAfterAppend says what its name says.
+        // Checked under the same lock as the append, unlike NotEnoughReplicasAfterAppend.
         | Code::NotEnoughReplicas => true,
-        // Among the others: UNKNOWN_SERVER_ERROR and NETWORK_EXCEPTION are any failure on the way; a leader responds
-        // NOT_LEADER_OR_FOLLOWER, KAFKA_STORAGE_ERROR and UNKNOWN_TOPIC_OR_PARTITION also to batches that it appended and whose
-        // replication it waits for; the codes of idempotence are about an earlier batch; POLICY_VIOLATION has no meaning here
-        // in Kafka itself.
+        // Among the others: UNKNOWN_SERVER_ERROR and NETWORK_EXCEPTION can be any failure of the request or its response; a leader
+        // responds NOT_LEADER_OR_FOLLOWER, KAFKA_STORAGE_ERROR and UNKNOWN_TOPIC_OR_PARTITION also to batches that it appended
+        // and whose replication it waits for; the codes of idempotence are about an earlier batch; Kafka itself does not define
+        // POLICY_VIOLATION for this request.
         _ => false,
     }
 }
@@ -127,16 +129,16 @@ mod tests {
     }
 
     #[test]
-    fn doubt_of_any_kind_makes_an_outcome_unknown() {
+    fn any_doubt_makes_an_outcome_unknown() {
         let good = rejected(Code::TopicAuthorizationFailed);
         assert_eq!(of(good), Outcome::NotSent(Code::TopicAuthorizationFailed));
         for doubtful in [
             FailedDelivery { persistence: Persistence::Possibly, ..good },
             FailedDelivery { persistence: Persistence::Yes, ..good },
-            // It failed in the queue, perhaps after an attempt.
+            // The record failed in the queue, perhaps after an attempt.
             FailedDelivery { requested: false, ..good },
             FailedDelivery { latency: None, ..good },
-            // It may have been tried twice.
+            // The record may have been sent twice.
             FailedDelivery { latency: Some(BACKOFF), ..good },
         ] {
             assert_eq!(of(doubtful), Outcome::Unknown, "{doubtful:?}");

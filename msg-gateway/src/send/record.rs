@@ -1,4 +1,4 @@
-//! The record of a message, and what is kept of a message until it has a result.
+//! Makes the record of a message, and keeps the parts of a message that its result needs.
 
 use std::time::{Duration, SystemTime};
 
@@ -102,8 +102,8 @@ impl Record {
 }
 
 /// Returns the error for a record that the producer rejected.
-fn rejected(refusal: Rejection) -> Failure {
-    match refusal {
+fn rejected(rejection: Rejection) -> Failure {
+    match rejection {
         Rejection::Closed(reason) => Failure::NotSent(reason),
         Rejection::Failed(RDKafkaErrorCode::QueueFull) => Failure::Overloaded("the producer's queue is full".into()),
         Rejection::Failed(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(),
@@ -129,7 +129,7 @@ mod tests {
     use crate::budget::Budget;
 
     #[tokio::test]
-    async fn permit_is_held_from_hand_over_until_the_report() {
+    async fn permit_is_held_from_enqueueing_until_the_report() {
         // No broker listens there, so the record stays until its timeout.
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("delivery.timeout.ms", "500").set("linger.ms", "0");
@@ -139,8 +139,8 @@ mod tests {
         let permit = budget.try_acquire(1).expect("there is capacity");
         let msg = Msg { recv_id: "bob".into(), ..Msg::default() };
         let record = Record::new(msg.clone(), id_of(&msg), 1);
-        let (answer, report) = oneshot::channel();
-        let (_, enqueued) = record.enqueue(&producer, None, ReportSender::One(answer), permit);
+        let (sender, report) = oneshot::channel();
+        let (_, enqueued) = record.enqueue(&producer, None, ReportSender::One(sender), permit);
         enqueued.expect("it is enqueued");
         // The caller has disconnected, and the record is still in flight.
         drop(report);
@@ -153,8 +153,8 @@ mod tests {
         producer.close("a test".into());
         let permit = budget.try_acquire(1).expect("there is capacity");
         let record = Record::new(msg.clone(), id_of(&msg), 1);
-        let (answer, _report) = oneshot::channel();
-        assert!(record.enqueue(&producer, None, ReportSender::One(answer), permit).1.is_err());
+        let (sender, _report) = oneshot::channel();
+        assert!(record.enqueue(&producer, None, ReportSender::One(sender), permit).1.is_err());
         assert_eq!(budget.used().items, 0);
     }
 }

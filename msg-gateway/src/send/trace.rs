@@ -1,9 +1,9 @@
-//! Whether a `traceparent` is one, by the W3C's Trace Context: only then is it passed on into the record.
+//! Checks whether a `traceparent` is valid by the W3C's Trace Context. Only a valid one becomes a header of the record.
 
-/// The longest that is passed on, in bytes; later versions may be longer than version 00's 55.
+/// Maximum length in bytes. Later versions may be longer than the 55 bytes of version 00.
 const MAX_BYTES: usize = 256;
 
-/// Whether this header's value has the form of a trace context that identifies a trace.
+/// Returns whether the value of the header has the form of a trace context that identifies a trace.
 pub fn is_valid(value: &[u8]) -> bool {
     if value.len() < 55 || value.len() > MAX_BYTES {
         return false;
@@ -12,7 +12,7 @@ pub fn is_valid(value: &[u8]) -> bool {
     let dashes = value[2] == b'-' && value[35] == b'-' && value[52] == b'-';
     let hex = |part: &[u8]| part.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
     let zero = |part: &[u8]| part.iter().all(|c| *c == b'0');
-    // Version 00 ends here; a later one goes on after another dash.
+    // Version 00 ends here; a later version may have more fields after another dash.
     let end = value.len() == 55 || (version != b"00" && value[55] == b'-' && value.is_ascii());
     dashes
         && hex(version)
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_identifies_a_trace_is_passed_on() {
+    fn only_valid_trace_contexts_are_forwarded() {
         for (value, valid) in [
             ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", true),
             ("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later", true),

@@ -2,7 +2,7 @@
 //!
 //! A row is read from the table once, for all watchers of its inbox, and is cached for a while. Each watcher reads
 //! from the cache the rows after its cursor, when its caller has capacity for them; rows that are not cached any more
-//! it reads from the table. So nothing is queued for a watcher, and a slow watcher needs no more memory than a fast
+//! it reads from the table. So no message is queued for a watcher, and a slow watcher needs no more memory than a fast
 //! one.
 
 use std::collections::VecDeque;
@@ -44,7 +44,7 @@ struct State {
 struct Inbox {
     /// Whether the tip is known.
     known: bool,
-    /// The last `seq` that was read, or that the inbox had when its first watcher came.
+    /// The last `seq` that was read, or that the inbox had when its first watcher subscribed.
     tip: i64,
     /// The highest `seq` that is known to be stored.
     wanted: i64,
@@ -53,7 +53,7 @@ struct Inbox {
     /// `rows` holds every stored row from this `seq` to the tip.
     from: i64,
     rows: VecDeque<Arc<StoredMsg>>,
-    /// By the watcher's number: its pending inboxes, and the index of this inbox among them.
+    /// The watchers by number: the pending inboxes of each, and the index of this inbox among them.
     watchers: IndexMap<u64, (Arc<PendingInboxes>, usize)>,
 }
 
@@ -236,9 +236,9 @@ impl Feed {
         if count == 0 {
             return Vec::new();
         }
-        let begin = state.round % count;
-        state.round = begin + max.min(count);
-        let next = (begin..begin + max.min(count)).filter_map(|index| state.inboxes.get_index(index % count));
+        let start = state.round % count;
+        state.round = start + max.min(count);
+        let next = (start..start + max.min(count)).filter_map(|index| state.inboxes.get_index(index % count));
         next.filter(|(_, inbox)| inbox.known).map(|(recv_id, inbox)| (recv_id.clone(), inbox.tip + 1)).collect()
     }
 

@@ -1,11 +1,11 @@
-//! Whether a waiter or watcher needs hints, and whether hints are reliable.
+//! Knows whether a waiter or watcher needs hints, and whether hints are reliable.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-/// For how long hints count as unreliable after a row was found for which no hint came.
+/// For how long hints count as unreliable after a row was found that had no hint.
 const UNRELIABLE_FOR: Duration = Duration::from_secs(10);
 
 /// The state that waiters and watchers share with the hint reader.
@@ -38,7 +38,7 @@ impl HintMonitor {
         self.interested.load(Ordering::Relaxed) > 0
     }
 
-    /// Sets the thread that is unparked when the first waiter or watcher comes.
+    /// Sets the thread that is unparked when the first waiter or watcher registers.
     pub(crate) fn set_reader_thread(&self, reader: Thread) {
         *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader);
     }
@@ -52,7 +52,7 @@ impl HintMonitor {
         }
     }
 
-    /// Records that a row was stored for a while and no hint came.
+    /// Records that a row was stored for a while without a hint.
     pub(crate) fn mark_unreliable(&self) {
         *self.unreliable_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hints_are_relied_on_only_while_they_are_read_and_complete() {
+    fn hints_are_reliable_only_while_read_and_complete() {
         let monitor = HintMonitor::default();
         assert!(!monitor.is_reliable());
         let time_passes = || {
@@ -84,7 +84,7 @@ mod tests {
                 unreliable_since.and_then(|when| when.checked_sub(UNRELIABLE_FOR + Duration::from_millis(1)));
         };
         monitor.set_caught_up(true);
-        assert!(!monitor.is_reliable(), "what came before was missed");
+        assert!(!monitor.is_reliable(), "earlier hints were missed");
         time_passes();
         monitor.set_caught_up(true);
         assert!(monitor.is_reliable());

@@ -22,7 +22,7 @@ use crate::watch::hint_monitor::HintMonitor;
 use crate::watch::waiters::Waiters;
 use crate::watch::watchdog::{StallError, Watchdog};
 
-/// How long it continues to read after the last waiter or watcher has left: the next one usually comes soon.
+/// How long it continues to read after the last waiter or watcher has ended: the next one usually follows soon.
 const LINGER: Duration = Duration::from_secs(10);
 /// The timeout of a request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -97,7 +97,7 @@ impl HintReader {
         }
     }
 
-    /// Reads hints until the last waiter or watcher has left. Fails if the topic cannot be read, or if the client is
+    /// Reads hints until the last waiter or watcher has ended. Fails if the topic cannot be read, or if the client is
     /// stalled. It uses a new client each time: an old one may keep wrong leaders and leader epochs indefinitely (ADR
     /// 21).
     fn follow(&self, stop: &CancellationToken) -> Result<(), HintError> {

@@ -1,7 +1,7 @@
 //! The callers that wait until a message is stored, and the callers that watch inboxes.
 //!
 //! After each batch, the transfer writes a hint: which inboxes have new rows, and the last `seq` of each. A hint only
-//! makes this faster: the rows decide, and polling the table finds the rows for which no hint came.
+//! makes this faster: the rows decide, and polling the table finds the rows that have no hint.
 
 mod callbacks;
 pub(crate) mod feed;

@@ -15,7 +15,7 @@ pub(crate) struct PendingInboxes {
 
 struct PendingQueue {
     indexes: VecDeque<usize>,
-    /// By index: whether the inbox is in the queue.
+    /// Whether each inbox is in the queue, by index.
     queued: Box<[bool]>,
 }
 
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_queued_once_and_comes_again_when_marked_meanwhile() {
+    fn inbox_is_queued_once_and_again_if_marked_after_next() {
         let pending = PendingInboxes::new(1, 3);
         for index in [2, 0, 2] {
             pending.mark(index);
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_back_comes_first() {
+    fn inbox_that_is_put_back_is_first() {
         let pending = PendingInboxes::new(1, 3);
         for index in [2, 0, 1] {
             pending.mark(index);

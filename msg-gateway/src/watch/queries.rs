@@ -24,7 +24,7 @@ use crate::read::max_seqs;
 use crate::read::pull::{Query, get, page, stored_msg, unreadable};
 use crate::status::Failure;
 
-/// What each session sets. For a small table without statistics, the planner would choose a sequential scan, and the
+/// The settings of each session. For a small table without statistics, the planner would choose a sequential scan, and the
 /// prepared statement would keep that plan. Citus passes settings of a transaction on to its workers' sessions
 /// (`propagate_set_commands`); PostgreSQL without Citus accepts that name and ignores it.
 pub(crate) const SESSION: &str = "SET default_transaction_read_only = on; SET enable_seqscan = off; SET enable_hashjoin = off; \
@@ -33,7 +33,7 @@ pub(crate) const SESSION: &str = "SET default_transaction_read_only = on; SET en
 /// The feed reader and the lookups for waiters have one connection each.
 pub(crate) const SHARED_TASKS: usize = 2;
 
-/// What each transaction sets. On Citus the workers plan the query, and only a transaction's settings reach them.
+/// The settings of each transaction. On Citus the workers plan the query, and only a transaction's settings reach them.
 /// Citus passes on the whole text that contains a SET LOCAL, so there each one is sent by itself.
 const BEGIN: [&str; 5] = [
     "BEGIN READ ONLY",
@@ -101,7 +101,7 @@ FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
 JOIN dead_letters d ON d.recv_id = t.recv_id AND d.msg_id = t.msg_id
      AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset";
 
-/// For records whose offset is not known: the bytes of the dead letter say which send it belongs to.
+/// Finds the dead letters of records whose offset is not known: the bytes of a dead letter say which send it belongs to.
 const DEAD_BYTES: &str = "
 SELECT t.idx, d.reason, d.value
 FROM unnest($1::integer[], $2::text[], $3::uuid[], $4::integer[], $5::bigint[])
@@ -111,9 +111,9 @@ JOIN dead_letters d ON d.recv_id = t.recv_id AND d.msg_id = t.msg_id
 
 /// The queries of waiters and watchers.
 pub(crate) struct WatchQueries {
-    /// For the feed reader and the lookups: neither ever waits for a connection.
+    /// The connections of the feed reader and the lookups, which never wait for one.
     shared: Database,
-    /// For watches that open or catch up.
+    /// The connections of watches that open or catch up.
     catch_up: Database,
     catch_ups: Arc<Budget>,
     /// How long a watch that opens waits for a connection.

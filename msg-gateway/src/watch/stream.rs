@@ -92,7 +92,7 @@ pub fn check(request: &WatchMsgsRequest, max_id_bytes: usize) -> Result<(), Fail
         if let Some(violation) = check_id(&field, &inbox.recv_id, max_id_bytes) {
             violate(violation.field, violation.description);
         } else if !seen.insert(&inbox.recv_id) {
-            violate(field, "is there twice".into());
+            violate(field, "occurs twice".into());
         }
         if inbox.after_seq.is_some_and(|seq| seq < 0) {
             violate(format!("inboxes[{i}].after_seq"), "must not be negative".into());

@@ -1,5 +1,5 @@
 //! Decides what the rows and dead letters that a lookup found mean for the callers that wait for STORED. These are
-//! pure functions, and the only place where a row or a dead letter is matched with a waiter.
+//! pure functions. No other code matches a row or a dead letter with a waiter.
 
 use msg_common::proto::{DeadLetterReason, Placement, StoredPlacement};
 use msg_common::table::Digest;
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn row_of_own_record_is_told_from_another_records() {
+    fn row_of_own_record_differs_from_another_records() {
         let awaited = [awaited(10, "a"), awaited(11, "b"), awaited(12, "c"), awaited(13, "d")];
         let (own, others) = own_rows(&awaited, vec![row(3, 13, 8), row(1, 5, 6), row(2, 12, 7)]);
         assert_eq!(seqs(&own), [(3, 8, false), (2, 7, false)]);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn stored_pending_and_dead_in_one_look_are_told_apart() {
+    fn stored_pending_and_dead_lettered_are_distinguished() {
         let awaited = [awaited(10, "stored"), awaited(11, "pending"), awaited(12, "dead")];
         let (own, others) = own_rows(&awaited, vec![row(0, 10, 1)]);
         assert_eq!((seqs(&own), others.len()), (vec![(0, 1, false)], 0));

@@ -3,7 +3,7 @@
 //! The records of an inbox are completed in the order of their offsets. So a lookup queries the oldest waiters of an
 //! inbox, and more of them only as long as it finds some: the cost depends on how many messages were stored, not on
 //! how many waiters there are. A lookup also queries some of the others in turn, because the oldest ones may wait for
-//! a row that never comes.
+//! a row that never appears.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -55,7 +55,7 @@ struct Inbox {
     recv_id: Arc<str>,
     waiters: BTreeSet<Rank>,
     timer: Instant,
-    /// When the last hint about the inbox came.
+    /// When the last hint about the inbox arrived.
     hinted: Option<Instant>,
     /// How many waiters got their result since the last lookup.
     completed: usize,
@@ -89,7 +89,7 @@ impl WaiterQueue {
         self.take(id);
     }
 
-    /// Removes a waiter that has its result. Returns it, and whether a hint came while it waited.
+    /// Removes a waiter that has its result. Returns it, and whether a hint arrived while it waited.
     pub(crate) fn complete(&mut self, id: u64, now: Instant) -> Option<(Waiter, bool)> {
         let (waiter, hinted) = self.take(id)?;
         let State { inboxes, timers } = &mut self.state;

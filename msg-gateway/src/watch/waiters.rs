@@ -21,7 +21,7 @@ use crate::watch::queries::{MessageKey, WatchQueries};
 use crate::watch::verdict::{self, Awaited, Verdict, WaitResult};
 use crate::watch::waiter_queue::{Waiter, WaiterQueue};
 
-/// The delay of the first lookup, because a hint may come before its waiter; and the intervals after that.
+/// The delay of the first lookup, because a hint may arrive before its waiter; and the intervals after that.
 const FIRST_LOOKUP_DELAY: Duration = Duration::from_millis(50);
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 const LOOKUP_INTERVAL_WITHOUT_HINTS: Duration = Duration::from_millis(100);
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_database_nobody_can_wait() {
+    fn acquire_fails_without_a_database() {
         let waiters = Arc::new(Waiters::new(None, Budget::of_items(1), Arc::default()));
         assert_eq!(waiters.acquire().err(), Some(Failure::NoDatabase));
         assert_eq!(waiters.budget.used().items, 0);

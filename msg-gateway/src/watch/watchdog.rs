@@ -40,7 +40,7 @@ pub(crate) struct Watchdog {
 
 #[derive(Default)]
 struct Shared {
-    /// By partition: the next offset of the reader.
+    /// The next offset of the reader in each partition.
     received: Mutex<HashMap<i32, i64>>,
     verdict: OnceLock<StallError>,
     done: AtomicBool,
@@ -111,7 +111,7 @@ impl Checks {
                 client.insert(created.map_err(RequestError::create)?)
             }
         };
-        // The client reads no records; its errors come this way.
+        // The client reads no records; polling it reports its errors.
         while client.poll(Duration::ZERO).is_some() {}
         let id = raw::topic_id(client.client(), &self.topic, REQUEST_TIMEOUT)?;
         if self.topic_id.is_some() && id.is_some() && id != self.topic_id {
@@ -143,7 +143,7 @@ fn partitions(client: &BaseConsumer<LogContext>, topic: &str) -> Result<usize, C
     found.map(|found| found.partitions().len()).ok_or_else(|| ClientError::MissingTopic(topic.to_owned()))
 }
 
-/// What the reader has to receive of a partition.
+/// The records that the reader must receive of a partition.
 struct Progress {
     /// The end offset of the first check. The reader started at the end, so earlier records may not be for it.
     first: i64,
@@ -171,15 +171,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reader_is_stalled_when_it_does_not_get_what_is_there() {
+    fn reader_is_stalled_if_it_does_not_receive_written_records() {
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
         let mut progress = Progress::new(7, start);
-        assert!(!progress.is_stalled(7, None, at(100)), "nothing is written");
+        assert!(!progress.is_stalled(7, None, at(100)), "no record is written");
         assert!(!progress.is_stalled(9, None, at(105)));
         assert!(!progress.is_stalled(12, Some(8), at(110)), "it may need some time");
         assert!(progress.is_stalled(12, Some(8), at(115)));
-        assert!(!progress.is_stalled(12, Some(9), at(116)), "it has what was there when it was last complete");
+        assert!(
+            !progress.is_stalled(12, Some(9), at(116)),
+            "it has all records that existed when it was last complete"
+        );
         assert!(!progress.is_stalled(30, Some(12), at(200)));
         assert!(!progress.is_stalled(30, Some(30), at(215)));
     }

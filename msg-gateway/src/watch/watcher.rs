@@ -54,7 +54,7 @@ impl Watcher {
         answered("WatchMsgs", failure.as_ref().map_or("OK", Failure::outcome));
         let Some(failure) = failure else { return };
         let is_slow = failure == Failure::SlowReader;
-        // The stream reads it at its end, which comes when `events` is dropped.
+        // The stream reads it at its end, when `events` is dropped.
         let _ = end.set(failure);
         drop(events);
         let timeout = self.watched.watches.response_read_timeout;
@@ -81,7 +81,7 @@ impl Watcher {
             };
             let Ok(slot) = slot else { std::future::pending().await };
             let (mut slot, mut event, mut stalled_at) = (Some(slot), None, Instant::now());
-            // Gather only when a slot is free: messages that come meanwhile are in the same event. The future is kept
+            // Gather only when a slot is free: messages that arrive meanwhile are in the same event. The future is kept
             // when a heartbeat is sent in between, because it may have waited for its catch-up permit for long.
             let gathering = self.gather();
             tokio::pin!(gathering);

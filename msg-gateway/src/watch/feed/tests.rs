@@ -19,13 +19,13 @@ fn seqs(slice: &FeedSlice) -> Vec<i64> {
 }
 
 #[test]
-fn what_is_hinted_is_read_once_and_given_to_all_who_watch() {
+fn hinted_rows_are_read_once_for_all_watchers() {
     let feed = Feed::new(1 << 20);
     let bob: Arc<str> = "bob".into();
     let (one, other) = (Arc::new(PendingInboxes::new(1, 1)), Arc::new(PendingInboxes::new(2, 1)));
     feed.subscribe(&one, std::slice::from_ref(&bob));
     feed.subscribe(&other, std::slice::from_ref(&bob));
-    // Before the tip is known nothing is read: the read would return the whole inbox.
+    // The feed does not read before the tip is known: the read would return the whole inbox.
     feed.hinted(&hint("bob", 7));
     assert_eq!(feed.next_unread(9), []);
     assert_eq!(feed.resolve_tip(&bob, 5), 5);
@@ -47,7 +47,7 @@ fn what_is_hinted_is_read_once_and_given_to_all_who_watch() {
 }
 
 #[test]
-fn what_could_not_be_read_is_read_again() {
+fn failed_read_is_retried() {
     let feed = Feed::new(1 << 20);
     let bob: Arc<str> = "bob".into();
     feed.subscribe(&Arc::new(PendingInboxes::new(1, 1)), std::slice::from_ref(&bob));
@@ -74,7 +74,7 @@ fn step(
         got = (cursors[index] + 1..=table[&**recv_id]).take(3).collect();
     }
     for seq in got {
-        assert_eq!(seq, cursors[index] + 1, "{recv_id}: a gap or a double");
+        assert_eq!(seq, cursors[index] + 1, "{recv_id}: a gap or a duplicate");
         cursors[index] = seq;
     }
     if cursors[index] < slice.tip {
@@ -188,13 +188,13 @@ impl World {
 }
 
 #[test]
-fn whatever_happens_in_between_each_watcher_gets_each_message_once_and_in_order() {
+fn each_watcher_gets_each_message_once_and_in_order() {
     for seed in 0..5000 {
         let mut world = World::new(seed);
         for number in 0..300 {
             world.turn(number);
         }
-        // At the end, checks find the rows for which no hint came.
+        // At the end, checks find the rows that have no hint.
         for _ in 0..300 {
             for (recv_id, seq) in world.feed.next_checks(3) {
                 if world.table[&*recv_id] >= seq {

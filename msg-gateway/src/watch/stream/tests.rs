@@ -1,4 +1,4 @@
-//! How a watch opens, with a table that returns what the test wants.
+//! Tests of how a watch opens, with a table whose results the test chooses.
 
 use msg_common::config::read;
 use msg_common::proto::{HintedInbox, InboxCursor, StoredHint};
@@ -41,7 +41,7 @@ async fn hint_while_a_watch_opens_is_not_missed() {
     assert_eq!(feed.next_unread(9), [("bob".into(), 5)], "the hinted row is read");
 }
 
-/// The table went back (a restore, for example) while another watcher had higher rows.
+/// The table lost its last rows (by a restore, for example) while another watcher had read them.
 #[tokio::test]
 async fn watch_from_now_on_starts_at_the_table_not_at_others_tip() {
     let feed = Arc::new(Feed::new(1 << 20));
@@ -58,7 +58,7 @@ async fn watch_from_now_on_starts_at_the_table_not_at_others_tip() {
 }
 
 #[tokio::test]
-async fn watch_that_cannot_open_leaves_nothing_behind() {
+async fn watch_that_cannot_open_holds_no_resources() {
     let feed = Arc::new(Feed::new(1 << 20));
     let watches = watches(&feed);
     let unavailable = async |_| Err(Failure::DatabaseUnavailable("unavailable".into()));

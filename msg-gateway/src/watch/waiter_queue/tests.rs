@@ -67,16 +67,16 @@ fn hint_makes_its_inbox_due_and_no_other() {
     let mut world = World::new();
     world.add("bob", 1);
     world.add("carol", 2);
-    assert!(world.look_up(|_| true).is_empty(), "nobody is due yet");
+    assert!(world.look_up(|_| true).is_empty(), "no waiter is due yet");
     assert!(world.queue.hinted("bob", world.now) && !world.queue.hinted("dave", world.now));
     assert_eq!(world.look_up(|_| true), [1]);
     world.now += LATER;
-    assert_eq!(world.look_up(|_| true), [2], "without a hint its time comes");
+    assert_eq!(world.look_up(|_| true), [2], "it becomes due without a hint");
     assert_eq!(world.queue.next_lookup(), None);
 }
 
 #[test]
-fn result_says_whether_a_hint_came_while_its_waiter_waited() {
+fn result_says_whether_a_hint_came_while_the_waiter_waited() {
     let mut world = World::new();
     let before = world.add("bob", 1);
     world.queue.hinted("bob", world.now);
@@ -88,7 +88,7 @@ fn result_says_whether_a_hint_came_while_its_waiter_waited() {
 }
 
 #[test]
-fn who_gave_up_is_not_looked_for() {
+fn removed_waiter_is_not_looked_up() {
     let mut world = World::new();
     let (first, second) = (world.add("bob", 1), world.add("bob", 2));
     world.queue.remove(first);
@@ -100,7 +100,7 @@ fn who_gave_up_is_not_looked_for() {
 
 /// A hint for each batch, and many waiters: the number of lookups follows from the stored messages.
 #[test]
-fn waiters_of_a_hot_inbox_cost_what_is_stored_and_not_their_square() {
+fn lookups_of_a_hot_inbox_grow_with_the_stored_messages() {
     const WAITERS: i64 = 20_000;
     let mut world = World::new();
     (0..WAITERS).for_each(|offset| {
@@ -118,7 +118,7 @@ fn waiters_of_a_hot_inbox_cost_what_is_stored_and_not_their_square() {
 
 /// The oldest waiters wait for records that Kafka lost; the waiters behind them get their results.
 #[test]
-fn waiters_behind_those_that_never_settle_are_found() {
+fn waiters_behind_those_without_a_result_are_found() {
     let mut world = World::new();
     (0..2000).for_each(|offset| {
         world.add("bob", offset);
