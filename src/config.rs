@@ -234,7 +234,7 @@ pub fn name_problem(flag: &str, name: &str) -> Option<String> {
     }
     let odd = |c: char| c.is_control() || matches!(c, '"' | '\'');
     (name.trim() != name || name.contains(odd))
-        .then(|| format!("{flag} begins or ends with a space, or holds a quote or a control character: leave it out"))
+        .then(|| format!("{flag} starts or ends with a space, or contains a quote or a control character: remove it"))
 }
 
 /// Listens on a setting's address.

@@ -12,12 +12,12 @@ use crate::config::SettingError;
 const FORM: &str = "give postgres://user:password@host:5432/name, in whose password other characters than letters, digits, `-`, \
                     `.`, `_` and `~` are percent-encoded";
 
-/// The driver's settings; or what is wrong with the URL that `setting` gives.
+/// Returns the driver's settings, or the problem of the URL that `setting` gives.
 pub(crate) fn parse(setting: &'static str, url: &str) -> Result<Config, SettingError> {
     let invalid = |problem| SettingError::Invalid { setting, problem };
     let config = Config::from_str(url).map_err(|error| {
         let reason = error.source().map(ToString::to_string).unwrap_or_default();
-        // Its other texts repeat pieces.
+        // The driver's other texts repeat parts of the URL.
         let problem = match reason.strip_prefix("invalid value for option ") {
             Some(option) => format!("the value of {option} cannot be used"),
             None if reason.starts_with("unknown option") => "it has an option that the driver does not know".to_owned(),

@@ -1,17 +1,17 @@
-//! How an error is printed: once, where it is handled, with all of its sources.
+//! Prints an error with all of its sources, once, where it is handled.
 
 use std::error::Error;
 
-/// Returns the texts of an error and of its sources, separated by colons. Leaves out a source whose text is already there: some
-/// libraries print their source themselves.
+/// Returns the texts of an error and of its sources, separated by colons. Leaves out a source whose text is already in the
+/// result, because some libraries print their source themselves.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let says = cause.to_string();
-        if !text.contains(&says) {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
             text.push_str(": ");
-            text.push_str(&says);
+            text.push_str(&cause_text);
         }
         source = cause.source();
     }

@@ -71,7 +71,7 @@ impl LogOptions {
         }
     }
 
-    /// Starts logging, panics included. A second call in one process (tests) does nothing.
+    /// Starts logging, with panics. A second call in one process (in tests) has no effect.
     pub fn start(&self) {
         let terminal = io::stderr().is_terminal();
         // The log has a descriptor of its own: its thread may block in a write, and must not block other writers.

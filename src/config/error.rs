@@ -1,4 +1,4 @@
-//! Why a setting cannot be used.
+//! Owns the errors of settings and of their files.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ pub enum SettingError {
     File {
         /// The flag.
         setting: &'static str,
-        /// Why.
+        /// The error of the file.
         #[source]
         source: FileError,
     },
@@ -58,7 +58,7 @@ pub enum FileError {
         #[source]
         source: io::Error,
     },
-    /// It is no text.
+    /// It is not text in UTF-8.
     #[error("{}: it is not text in UTF-8", .0.display())]
     NotText(PathBuf),
     /// It has no content.
@@ -67,7 +67,7 @@ pub enum FileError {
 }
 
 impl SettingError {
-    /// Returns what turns an error of a file into one that names the flag.
+    /// Returns a function that adds the flag's name to an error of a file.
     pub(crate) fn of_file(setting: &'static str) -> impl FnOnce(FileError) -> Self {
         move |source| SettingError::File { setting, source }
     }
@@ -86,7 +86,7 @@ pub fn read_secret(path: &Path) -> Result<String, FileError> {
     if text.is_empty() { Err(FileError::Empty(path.to_owned())) } else { Ok(text) }
 }
 
-/// Says what to do about an address, and the variable that gives it.
+/// Returns what to do about an address, and the variable that sets it.
 fn listen_fix(setting: &str, error: &io::Error) -> String {
     let fix = match error.kind() {
         io::ErrorKind::AddrInUse => "another process listens there: stop it, or give another port",

@@ -27,12 +27,12 @@ pub struct Ends {
 struct Group {
     start: HashMap<Partition, Result<i64, ClientError>>,
     end: HashMap<Partition, Result<i64, ClientError>>,
-    /// Responses that have not come yet.
+    /// The number of responses that are outstanding.
     open: usize,
 }
 
-/// Requests the ends of these partitions. `found` is called as soon as a leader has responded, with all of its partitions; a
-/// partition that it is not called with did not respond within `timeout`. Blocks up to `timeout`.
+/// Requests the start and end offsets of these partitions. When a leader responds, `found` is called with all of its partitions.
+/// It is not called with the partitions whose leader did not respond within `timeout`. Blocks up to `timeout`.
 pub fn read<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
@@ -78,7 +78,7 @@ impl Group {
     }
 }
 
-/// What is known of each partition.
+/// The result of each partition.
 pub type Answers<T> = Vec<(Partition, Result<T, ClientError>)>;
 
 type Leaders = BTreeMap<i32, Vec<Partition>>;
@@ -184,7 +184,7 @@ impl Requests {
 
 impl Drop for Requests {
     fn drop(&mut self) {
-        // SAFETY: it was made in `send` and is destroyed only here.
+        // SAFETY: `send` created the queue, and it is destroyed only here.
         unsafe { rd::rd_kafka_queue_destroy(self.queue) };
     }
 }

@@ -1,4 +1,4 @@
-//! Why a request to Kafka failed: what was requested of which topic, partition or group, and what the client reported.
+//! Owns the errors of requests to Kafka: the request, its topic, partition or group, and the error that the client reported.
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
@@ -48,7 +48,8 @@ pub enum RequestError {
     },
 }
 
-/// What a client reported of a request. An error of librdkafka is no `source`: its text is here already, with what to do.
+/// The error that a client reported for a request. An error of librdkafka is not a `source`, because this error's text already
+/// contains it, with what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// librdkafka returned this error.
@@ -62,7 +63,7 @@ pub enum ClientError {
         /// librdkafka's text.
         text: String,
     },
-    /// The error does not name the cause that the client's callbacks were given.
+    /// The error does not name the cause that the client's callbacks received.
     #[error("{error}: {cause}")]
     Explained {
         /// The error.
@@ -70,7 +71,7 @@ pub enum ClientError {
         /// The cause, and what to do.
         cause: String,
     },
-    /// The brokers know no such topic.
+    /// The topic does not exist.
     #[error("topic {0} does not exist")]
     MissingTopic(String),
     /// Some brokers return the ID of another topic, or none.
@@ -90,7 +91,7 @@ pub enum ClientError {
     /// The partition has no leader.
     #[error("it has no leader; check the brokers")]
     NoLeader,
-    /// There was no response in time.
+    /// No response arrived in time.
     #[error("no response in time")]
     TimedOut,
     /// These partitions have no leader, or it did not respond in time.
@@ -124,10 +125,10 @@ impl From<JoinError> for ClientError {
 }
 
 impl ClientError {
-    /// Adds the cause that the client's callbacks were given lately, if this error does not name it.
+    /// Adds the cause that the client's callbacks received within the last minute, if this error does not name it.
     pub fn explained(self, causes: &Causes) -> Self {
         match causes.recent() {
-            // It says all that there is to say.
+            // A missing topic needs no further cause.
             _ if matches!(self, ClientError::MissingTopic(_)) => self,
             Some(cause) if !self.to_string().contains(&cause) => {
                 ClientError::Explained { error: Box::new(self), cause }
@@ -143,12 +144,12 @@ impl RequestError {
         RequestError::Create(Box::new(error.into()))
     }
 
-    /// Returns what turns an error of the client into one that names the topic.
+    /// Returns a function that adds the topic's name to an error of the client.
     pub fn of_topic<E: Into<ClientError>>(request: &'static str, topic: &str) -> impl FnOnce(E) -> Self {
         move |source| RequestError::Topic { request, topic: topic.to_owned(), source: Box::new(source.into()) }
     }
 
-    /// Returns what turns an error of the client into one that names the partition.
+    /// Returns a function that adds the partition to an error of the client.
     pub fn of_partition<E: Into<ClientError>>(
         request: &'static str,
         topic: &str,
@@ -167,7 +168,7 @@ impl RequestError {
         matches!(self, RequestError::Topic { source, .. } if matches!(**source, ClientError::MissingTopic(_)))
     }
 
-    /// Adds the cause that the client's callbacks were given lately, if this error does not name it.
+    /// Adds the cause that the client's callbacks received within the last minute, if this error does not name it.
     pub fn explained(mut self, causes: &Causes) -> Self {
         let (RequestError::Create(source)
         | RequestError::Topic { source, .. }

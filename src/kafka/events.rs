@@ -1,5 +1,5 @@
-//! Events that pile up while Kafka is unavailable, unless they are polled: those of a consumer that only sends requests, and those of
-//! rust-rdkafka's `AdminClient`, which reads the responses to its own requests and leaves errors and log lines.
+//! Polls the events of clients that do not read all of them: a consumer that only sends requests, and rust-rdkafka's `AdminClient`,
+//! which reads only the responses to its own requests. Otherwise errors and log lines would accumulate while Kafka is unavailable.
 
 use std::ffi::CStr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub fn discard<C: ConsumerContext>(consumer: &BaseConsumer<C>) {
     while consumer.poll(Duration::ZERO).is_some() {}
 }
 
-/// Hands what the client has reported since the last time to its context. Does not wait.
+/// Passes the events since the last call to the client's context. Does not wait.
 pub fn drain<C: ClientContext>(client: &Client<C>) {
     // SAFETY: the client is alive, each event is destroyed once after its last use, and so is the reference to the queue. The
     // texts belong to the event.

@@ -130,7 +130,7 @@ impl KafkaOptions {
             Ok(properties) => properties.problems.join("; "),
             Err(error) => chain(&error),
         };
-        tracing::error!(problems, "the properties of kafka clients cannot be read again, using the old ones");
+        tracing::error!(problems, "cannot read the properties of kafka clients again, using the previous ones");
         last.clone()
     }
 
@@ -149,11 +149,11 @@ impl KafkaOptions {
 pub fn creation_problem(config: &ClientConfig, role: Role) -> Option<String> {
     let mut alone = config.clone();
     alone.remove("bootstrap.servers");
-    let made = match role {
+    let created = match role {
         Role::Producer => alone.create_with_context::<_, BaseProducer<SilentContext>>(SilentContext).map(drop),
         Role::Consumer => alone.create_with_context::<_, BaseConsumer<SilentContext>>(SilentContext).map(drop),
     };
-    let reason = match made.err()? {
+    let reason = match created.err()? {
         KafkaError::ClientConfig(_, reason, key, _) => format!("{key}: {reason}"),
         KafkaError::ClientCreation(reason) => reason,
         error => error.to_string(),

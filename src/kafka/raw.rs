@@ -47,7 +47,7 @@ pub fn latency(message: &BorrowedMessage<'_>) -> Option<Duration> {
     u64::try_from(micros).ok().map(Duration::from_micros)
 }
 
-/// Headers whose keys are any bytes: the wrapper takes only UTF-8 without NUL.
+/// Returns headers whose keys may be any bytes. rust-rdkafka accepts only keys in UTF-8 without NUL.
 pub fn headers<'a>(pairs: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Result<OwnedHeaders, ClientError> {
     let headers = OwnedHeaders::new();
     // The wrapper's borrowed headers are librdkafka's own, behind a reference.
@@ -77,12 +77,12 @@ pub fn set_leader_epochs(list: &mut TopicPartitionList, leader_epoch: impl Fn(Pa
     }
 }
 
-/// The id that Kafka gave a topic when it was made: a topic made anew under the same name has another. Blocks up to
-/// `timeout`. `None` where the broker is too old to tell (before 3.1).
+/// Returns the ID of a topic, or `None` if the broker does not return IDs (before 3.1). A recreated topic has another ID. Blocks
+/// up to `timeout`.
 ///
-/// The question goes to the broker that the client takes for the controller. With KRaft that is any broker, the same until
-/// the client hears otherwise, and it would wait for one that is dead for as long as that is dead. So it looks anew each time, at
-/// a broker that answers.
+/// librdkafka sends the request to the broker that it assumes to be the controller. With KRaft that is any broker, and the same one
+/// until the client reads new metadata: if that broker is down, the request would wait for it. So this function first requests
+/// the metadata, from a broker that responds.
 pub fn topic_id<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
@@ -97,9 +97,9 @@ fn read_topic_id<C: ClientContext>(
     timeout: Duration,
 ) -> Result<Option<Uuid>, ClientError> {
     let name = CString::new(topic).map_err(KafkaError::Nul)?;
-    let asked = Instant::now();
+    let started = Instant::now();
     client.fetch_metadata(Some(topic), timeout)?;
-    let left = timeout.saturating_sub(asked.elapsed());
+    let left = timeout.saturating_sub(started.elapsed());
     let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
     let rk = client.native_ptr();
     let mut names = [name.as_ptr()];

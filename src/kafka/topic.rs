@@ -82,8 +82,8 @@ async fn read_settings<C: ClientContext + 'static>(
 ) -> Result<Topic, ClientError> {
     let (client, name) = (admin.clone(), topic.to_owned());
     let metadata = tokio::task::spawn_blocking(move || client.inner().fetch_metadata(Some(&name), timeout)).await??;
-    // Taken out of it before the next wait: the metadata itself may not move between threads.
-    let (partitions, replicas, in_sync) = placed(&metadata, topic)?;
+    // Read the metadata before the next `await`, because it cannot be sent to another thread.
+    let (partitions, replicas, in_sync) = replication(&metadata, topic)?;
     drop(metadata);
     let options = AdminOptions::new().request_timeout(Some(timeout));
     let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
@@ -126,8 +126,9 @@ async fn read_settings<C: ClientContext + 'static>(
     })
 }
 
-/// How many partitions the topic has, how many replicas the one that has the fewest, and the in-sync replicas of each.
-fn placed(metadata: &Metadata, topic: &str) -> Result<(Partition, usize, Vec<usize>), ClientError> {
+/// Returns the number of partitions, the number of replicas of the partition that has the fewest, and the number of in-sync
+/// replicas of each.
+fn replication(metadata: &Metadata, topic: &str) -> Result<(Partition, usize, Vec<usize>), ClientError> {
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let found = found.ok_or_else(|| ClientError::MissingTopic(topic.to_owned()))?;
     match found.error().map(RDKafkaErrorCode::from) {

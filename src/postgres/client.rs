@@ -99,7 +99,7 @@ impl Canceller {
         Canceller { token, address, limit }
     }
 
-    /// Sends the request, over a connection of its own. Whether it comes in time is not known.
+    /// Sends the cancel request over a connection of its own. The server may have finished the statement before.
     pub async fn cancel(self) -> Result<(), HostError> {
         let send = async {
             let (socket, _) = Socket::open(&self.address).await.map_err(HostError::Socket)?;

@@ -55,7 +55,7 @@ struct Target {
 }
 
 impl Connector {
-    /// Connects when asked. The server knows its connections as `name`'s.
+    /// Returns a connector whose connections have the application name `name`. It does not connect yet.
     pub fn new(options: DatabaseOptions, name: &str, session: &str, purpose: Purpose) -> Result<Self, SettingError> {
         let config = Some(options.config()?);
         // 0 is no timeout.
@@ -107,13 +107,15 @@ impl Connector {
         let read = tokio::task::spawn_blocking(move || options.config());
         let read = match timeout(self.limit(), read).await {
             Ok(Ok(read)) => read,
-            // The process stops.
+            // The task was cancelled because the process stops, or the file system did not respond.
             Ok(Err(_)) | Err(_) => Err(SettingError::FileTimedOut { setting: "--database-url-file" }),
         };
         let mut state = self.lock();
         match read {
             Ok(config) => state.config = Some(config),
-            Err(error) => tracing::warn!(error = chain(&error), "using the database url that was read before"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "cannot read the database url again, using the previous one")
+            }
         }
         let mut config = state.config.clone().expect("`new` has read it");
         if config.get_application_name().is_none() {
@@ -180,16 +182,17 @@ impl Connector {
         hosts: usize,
     ) -> Result<Client, HostError> {
         let limit = self.limit();
-        let begun = Instant::now();
+        let started = Instant::now();
         let client = self.log_in(config, name, address, limit).await?;
-        let left = limit.saturating_sub(begun.elapsed());
+        let left = limit.saturating_sub(started.elapsed());
         let client = timeout(left, self.prepare(config, client, hosts)).await;
-        let client = client.map_err(|_| HostError::Timeout("it accepted the login and answered no query", limit))??;
+        let client =
+            client.map_err(|_| HostError::Timeout("it accepted the login and did not respond to a query", limit))??;
         self.refuse_pooler(config, address, &client).await?;
         Ok(client)
     }
 
-    /// A connection of which nothing is known yet.
+    /// Opens a connection and logs in. The server is not checked yet.
     async fn log_in(
         &self,
         config: &Config,
@@ -197,15 +200,15 @@ impl Connector {
         address: &Address,
         limit: Duration,
     ) -> Result<Client, HostError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let (socket, activity) = timeout(limit, Socket::open(address))
             .await
             .map_err(|_| HostError::Timeout("it accepted no connection", limit))?
             .map_err(HostError::Socket)?;
-        let left = limit.saturating_sub(begun.elapsed());
+        let left = limit.saturating_sub(started.elapsed());
         let (client, connection) = timeout(left, config.connect_raw(socket, NoTls))
             .await
-            .map_err(|_| HostError::Timeout("it accepted the connection and did not answer the login", limit))?
+            .map_err(|_| HostError::Timeout("it accepted the connection and did not respond to the login", limit))?
             .map_err(HostError::Driver)?;
         activity.logged_in();
         let stall_timeout = self.options.stall_timeout();
@@ -229,7 +232,7 @@ impl Connector {
         Ok(Client::new(ClientWrapper::new(client, task), warnings, name.to_owned(), address.clone()))
     }
 
-    /// Looks at the server, and then makes the session ours.
+    /// Checks the server, and then applies the session's settings.
     async fn prepare(&self, config: &Config, mut client: Client, hosts: usize) -> Result<Client, HostError> {
         let server = Server::read(&client).await.map_err(HostError::Driver)?;
         self.judge(config, hosts, server.in_recovery, server.read_only).map_err(HostError::Refused)?;
@@ -254,7 +257,7 @@ impl Connector {
         server::judge(self.purpose, in_recovery, read_only, read_write, hosts)
     }
 
-    /// Once for each address: a pooler in transaction mode shows itself only to two clients.
+    /// Rejects a pooler in transaction mode. Checks each address once, because the check needs a second connection.
     async fn refuse_pooler(&self, config: &Config, address: &Address, client: &Client) -> Result<(), HostError> {
         if self.purpose == Purpose::Inspect || self.lock().direct.contains(address) {
             return Ok(());
@@ -265,9 +268,9 @@ impl Connector {
                 Ok(())
             }
             Ok(Some(shown)) => Err(HostError::Refused(Refusal::Pooler(shown))),
-            // For instance no connection left for the second client. It is tried again with the next connection.
+            // The server may have no capacity for a second connection. The next connection repeats the check.
             Err(cause) => {
-                tracing::debug!(%cause, "not known whether a pooler is in the way");
+                tracing::debug!(%cause, "cannot check for a connection pooler");
                 Ok(())
             }
         }
@@ -282,7 +285,7 @@ impl Connector {
         let other = self.log_in(config, client.host(), address, self.limit()).await?;
         let limit = self.limit().max(Duration::from_secs(10));
         let found = timeout(limit, pooler::find(client, &other)).await;
-        found.map_err(|_| HostError::Timeout("it did not answer two sessions", limit))?.map_err(HostError::Driver)
+        found.map_err(|_| HostError::Timeout("it did not respond to two sessions", limit))?.map_err(HostError::Driver)
     }
 
     /// Returns the evidence that a pooler in transaction mode is between this connection and the server, if there is any.
@@ -293,13 +296,14 @@ impl Connector {
         found.map_err(|error| ConnectError::Hosts(vec![(host, error)]))
     }
 
-    /// Whether the server of a connection still is what it should be; an error where it does not say so in time.
+    /// Checks whether the server of a connection still fits its purpose. Fails too if the server does not respond in time.
     pub(super) async fn verify(&self, client: &Client) -> Result<(), HostError> {
         let limit = self.limit();
         let state = timeout(limit, server::state(client)).await;
-        let (in_recovery, read_only) =
-            state.map_err(|_| HostError::Timeout("it answered no query", limit))?.map_err(HostError::Driver)?;
-        let config = self.lock().config.clone().expect("it was read when the connector was made");
+        let (in_recovery, read_only) = state
+            .map_err(|_| HostError::Timeout("it did not respond to a query", limit))?
+            .map_err(HostError::Driver)?;
+        let config = self.lock().config.clone().expect("`new` has read it");
         let hosts = targets(&config).map_or(1, |targets| targets.len());
         self.judge(&config, hosts, in_recovery, read_only).map_err(HostError::Refused)
     }
@@ -314,12 +318,12 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Says what is wrong with the hosts of a URL.
+/// Checks the hosts of a URL.
 pub(super) fn check(config: &Config) -> Result<(), SettingError> {
     targets(config).map(drop)
 }
 
-/// The hosts of a URL, in its order unless it wants any.
+/// Returns the hosts of a URL, in its order or, if the URL says so, in a random order.
 fn targets(config: &Config) -> Result<Vec<Target>, SettingError> {
     let invalid = |problem| Err(SettingError::Invalid { setting: "--database-url", problem });
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());

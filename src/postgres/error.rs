@@ -1,4 +1,4 @@
-//! Why the database has no result: each host that was tried and what happened there, or the statement's error.
+//! Owns the errors of the database: the error of each host that was tried, or the error of a statement.
 
 use std::error::Error as _;
 use std::io;
@@ -11,19 +11,19 @@ use super::server::Refusal;
 use crate::config::SettingError;
 use crate::error::chain;
 
-/// Why a statement has no result. The driver's error is no `source`: its own text quotes the row.
+/// Why a statement has no result. The driver's error is not a `source`, because its text quotes the row.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// The pool has no connection for it.
+    /// The pool has no connection for the statement.
     #[error("{}", describe_pool(.0))]
     Pool(PoolError),
     /// No host could be used.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The server rejected it, or the connection broke.
+    /// The server rejected the statement, or the connection broke.
     #[error("{}", describe(.0))]
     Statement(tokio_postgres::Error),
-    /// There was no result in time.
+    /// The statement had no result in time.
     #[error("the database did not respond within {0:?}")]
     TimedOut(Duration),
 }
@@ -46,27 +46,27 @@ pub enum ConnectError {
     /// The settings name no host.
     #[error(transparent)]
     Settings(SettingError),
-    /// No host could be used: each with its name and port, its address where the name has one, and what happened there.
+    /// No host could be used. Each entry has the host's name and port, its address if the name has one, and its error.
     #[error("{}", list(.0))]
     Hosts(Vec<(String, HostError)>),
 }
 
-/// What happened at a host. The driver's error is no `source`: its own text quotes the row.
+/// The error of one host. The driver's error is not a `source`, because its text quotes the row.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// Its name has no address.
+    /// The name of the host has no address.
     #[error("the name cannot be resolved")]
     Name(#[source] io::Error),
-    /// It accepts no connection.
+    /// The host accepts no connection.
     #[error("cannot connect")]
     Socket(#[source] io::Error),
-    /// It did not do this in time.
+    /// The host did not complete this step in time.
     #[error("{0} within {1:?}")]
     Timeout(&'static str, Duration),
-    /// It refused the login, or a statement.
+    /// The server rejected the login or a statement.
     #[error("{}", describe(.0))]
     Driver(tokio_postgres::Error),
-    /// It is not what it should be.
+    /// The server does not fit the purpose.
     #[error("{0}")]
     Refused(Refusal),
 }
@@ -77,7 +77,7 @@ fn list(hosts: &[(String, HostError)]) -> String {
 }
 
 impl ConnectError {
-    /// What happened, host by host; nothing where the settings are at fault.
+    /// Returns the error of each host, or none if the settings cannot be used.
     pub fn hosts(&self) -> &[(String, HostError)] {
         match self {
             ConnectError::Settings(_) => &[],
@@ -85,7 +85,7 @@ impl ConnectError {
         }
     }
 
-    /// The refusal that only an operator can change, if every host is refused and one of them for that.
+    /// Returns a refusal that only an operator can change, if every host was refused.
     pub fn needs_operator(&self) -> Option<&Refusal> {
         let refusals = self.hosts().iter().map(|(_, error)| match error {
             HostError::Refused(refusal) => Some(refusal),

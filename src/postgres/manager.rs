@@ -41,7 +41,7 @@ impl Manager {
         &self.connector
     }
 
-    /// Says why this connection's server is not, or no longer, what it should be.
+    /// Checks whether the server of this connection still fits its purpose.
     pub async fn verify(&self, client: &Client) -> Result<(), HostError> {
         self.connector.verify(client).await
     }

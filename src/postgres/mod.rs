@@ -66,7 +66,7 @@ impl DatabaseOptions {
             return Vec::new();
         }
         let mut problems: Vec<String> = self.config().err().iter().map(|error| chain(error)).collect();
-        // The server's statement_timeout ends at 2^31 - 1 ms.
+        // The maximum of the server's statement_timeout is 2^31 - 1 ms.
         let day = Duration::from_secs(86_400);
         let min = Duration::from_millis(100);
         problems.extend(time_problem("--database-connect-timeout", self.database_connect_timeout, &(min..=day / 24)));
@@ -78,7 +78,7 @@ impl DatabaseOptions {
         problems
     }
 
-    /// The driver's settings, with the file as it is now.
+    /// Reads the file, if one is configured, and returns the driver's settings.
     pub fn config(&self) -> Result<tokio_postgres::Config, SettingError> {
         let url = match (self.url(), &self.database_url_file) {
             (Some(url), _) => url.clone(),
@@ -102,8 +102,8 @@ impl DatabaseOptions {
         self.database_statement_timeout.checked_mul(2)
     }
 
-    /// A pool of at most `size` connections, which the server knows as `name`'s; each runs `session` once when it is
-    /// made. Connects only when used.
+    /// Returns a pool of up to `size` connections with the application name `name`. Each connection runs `session` when it
+    /// is opened. The pool connects when it is first used.
     pub fn pool(&self, name: &str, size: usize, session: &str, purpose: Purpose) -> Result<Pool, SettingError> {
         let connector = Connector::new(self.clone(), name, session, purpose)?;
         // The connector and the manager have timeouts of their own, one for each host.

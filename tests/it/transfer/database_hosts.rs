@@ -36,7 +36,7 @@ async fn silent_first_host_is_skipped() {
     let url = format!("postgres://postgres@{silent},127.0.0.1:1/x");
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_CONNECT_TIMEOUT", "1s")];
     let ran = run_with(&world, "migrate", &settings).await.assert_code(1);
-    let named = format!("{silent}: it accepted the connection and did not answer the login within 1s");
+    let named = format!("{silent}: it accepted the connection and did not respond to the login within 1s");
     assert!(ran.stderr.contains(&named) && ran.stderr.contains("127.0.0.1:1: cannot connect"), "{}", ran.stderr);
 }
 
@@ -184,7 +184,7 @@ async fn rotated_password_is_read_without_a_restart() {
     world.wait_for_all_committed().await;
     transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
     let log = std::fs::read_to_string(transfer.log()).unwrap();
-    assert!(log.contains("using the database url that was read before"), "no warning");
+    assert!(log.contains("cannot read the database url again, using the previous one"), "no warning");
     assert!(!log.contains("second"), "a password is in the log");
     stack.stop().await;
 }
