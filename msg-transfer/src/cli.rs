@@ -49,10 +49,10 @@ impl Check for Cli {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use msg_common::config::{Refusal, read};
+    use msg_common::config::{LoadError, read};
     use std::ffi::OsString;
 
-    fn read_words(words: &str) -> Result<Cli, Refusal> {
+    fn read_words(words: &str) -> Result<Cli, LoadError> {
         read(words.split(' ').map(OsString::from))
     }
 
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn every_problem_is_named_at_once() {
         let words = "msg-transfer --lanes 0 --batch-records 0 --session-timeout 1s --group-id= --kafka-topic=a/b";
-        let Err(Refusal::Problems(problems)) = read_words(words) else { panic!("they are bad") };
+        let Err(LoadError::Problems(problems)) = read_words(words) else { panic!("they are bad") };
         assert_eq!(problems.len(), 7, "{problems:?}");
     }
 }
