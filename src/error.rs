@@ -1,19 +1,23 @@
-//! Prints an error with all of its sources, once, where it is handled.
+//! Walks through the sources of an error, and prints an error with all of them, once, where it is handled.
 
 use std::error::Error;
+use std::iter::successors;
+
+/// Returns the sources of an error, its own first.
+pub fn sources(error: &dyn Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    successors(error.source(), |&cause| cause.source())
+}
 
 /// Returns the texts of an error and of its sources, separated by colons. Leaves out a source whose text is already in the
 /// result, because some libraries print their source themselves.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
+    for cause in sources(error) {
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
-        source = cause.source();
     }
     text
 }

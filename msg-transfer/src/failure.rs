@@ -4,7 +4,7 @@ use std::error::Error as _;
 
 use machine::failure::{Class, classify_error};
 use machine::lane::Failure;
-use msg_common::error::chain;
+use msg_common::error::{chain, sources};
 use msg_common::postgres::{ConnectError, HostError, PoolError};
 
 pub use msg_common::postgres::describe;
@@ -58,13 +58,9 @@ pub fn transient(text: &str) -> Failure {
 }
 
 fn is_io(error: &tokio_postgres::Error) -> bool {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            return io.kind() != std::io::ErrorKind::InvalidInput;
-        }
-        source = cause.source();
+    match sources(error).find_map(|cause| cause.downcast_ref::<std::io::Error>()) {
+        Some(io) => io.kind() != std::io::ErrorKind::InvalidInput,
+        // A connect timeout has no source.
+        None => error.to_string().contains("timeout"),
     }
-    // A connect time-out has no source.
-    error.to_string().contains("timeout")
 }

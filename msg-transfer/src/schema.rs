@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use machine::failure::Class;
 use msg_common::config::SettingError;
+use msg_common::error::sources;
 use msg_common::postgres::{
     Client, ConnectError, Connector, DatabaseError, DatabaseOptions, Object, Pool, PoolError, Purpose,
 };
@@ -113,14 +114,7 @@ impl MigrationError {
 
     /// Returns the driver's error, if it is one.
     fn database(&self) -> Option<&tokio_postgres::Error> {
-        let mut source = std::error::Error::source(&self.0);
-        while let Some(cause) = source {
-            match cause.downcast_ref() {
-                Some(error) => return Some(error),
-                None => source = cause.source(),
-            }
-        }
-        None
+        sources(&self.0).find_map(|cause| cause.downcast_ref())
     }
 }
 

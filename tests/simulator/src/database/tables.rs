@@ -188,8 +188,7 @@ impl Tables {
 
     /// Returns whether the present row was raised again by a process that had read records which Kafka then lost.
     pub(crate) fn is_raised_again(&self, topic: u32, partition: Partition) -> bool {
-        let row = self.progress.get(&(topic, partition));
-        row.is_some() && row == self.raised_again.get(&(topic, partition))
+        self.has_row_of(&self.raised_again, topic, partition)
     }
 
     /// Notes that an assignment starts below this row.
@@ -199,8 +198,13 @@ impl Tables {
 
     /// Returns whether an assignment started below the present row.
     pub(crate) fn is_started_below(&self, topic: u32, partition: Partition) -> bool {
+        self.has_row_of(&self.started_below, topic, partition)
+    }
+
+    /// Returns whether the present row of a partition is its row in `rows`.
+    fn has_row_of(&self, rows: &BTreeMap<(u32, Partition), Progress>, topic: u32, partition: Partition) -> bool {
         let row = self.progress.get(&(topic, partition));
-        row.is_some() && row == self.started_below.get(&(topic, partition))
+        row.is_some() && row == rows.get(&(topic, partition))
     }
 
     pub(crate) fn commits(&self) -> usize {
