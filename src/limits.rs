@@ -17,7 +17,7 @@ pub const DEFAULT_CONTENT_BYTES: usize = 1_000_000;
 /// Maximum number of messages of one batch, or of entries of one stream request.
 pub const MAX_REQUEST_MSGS: usize = 1000;
 
-/// Limits of a message.
+/// The configured limits of a message.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
     /// Maximum length of `recv_id`, `send_id` and `client_msg_id` in bytes; up to 1024. A message with a longer ID
@@ -30,16 +30,12 @@ pub struct Limits {
     pub max_content_bytes: usize,
 }
 
-/// Maximum length of `content_type` in bytes.
-pub const MAX_CONTENT_TYPE_BYTES: usize = 128;
-/// Maximum number of `attributes`.
-pub const MAX_ATTRIBUTES: usize = 64;
-/// Maximum length of an attribute's key in bytes.
-pub const MAX_ATTRIBUTE_KEY_BYTES: usize = 128;
-/// Maximum length of an attribute's value in bytes.
-pub const MAX_ATTRIBUTE_VALUE_BYTES: usize = 4096;
-/// Maximum length of all keys and values of the attributes together, in bytes.
-pub const MAX_ATTRIBUTES_BYTES: usize = 16_384;
+const MAX_CONTENT_TYPE_BYTES: usize = 128;
+const MAX_ATTRIBUTES: usize = 64;
+const MAX_ATTRIBUTE_KEY_BYTES: usize = 128;
+const MAX_ATTRIBUTE_VALUE_BYTES: usize = 4096;
+/// The maximum of all keys and values of the attributes together.
+const MAX_ATTRIBUTES_BYTES: usize = 16_384;
 
 /// A field that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]

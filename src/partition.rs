@@ -12,7 +12,7 @@ pub fn partition_for(key: &[u8], count: Partition) -> Partition {
     Partition::try_from(positive).expect("31 bits") % count
 }
 
-/// MurmurHash2 with Kafka's seed.
+/// MurmurHash2 in 32 bits, as Java clients compute it.
 fn murmur2(data: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const M: u32 = 0x5bd1_e995;

@@ -1,18 +1,15 @@
 //! The generated code of `proto/`, nested as its packages are.
 
-/// The contract.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::large_futures)]
 pub mod msg {
-    /// Version 1.
-    #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::large_futures)]
     pub mod v1 {
         tonic::include_proto!("msg.v1");
     }
 }
 
 /// Google's types that the contract uses.
+#[allow(missing_docs, unreachable_pub, unused_qualifications)]
 pub mod google {
-    /// gRPC's error model.
-    #[allow(missing_docs, unreachable_pub, unused_qualifications)]
     pub mod rpc {
         tonic::include_proto!("google.rpc");
     }

@@ -39,7 +39,7 @@ pub enum DecodeError {
     Invalid {
         /// The rule that it breaks.
         detail: String,
-        /// The message's inbox.
+        /// The inbox that the message names. The key may be another one.
         recv_id: String,
         /// The message's ID, if it has the form of one.
         msg_id: Option<Uuid>,

@@ -35,7 +35,7 @@ struct Log {
     writer: LineWriter,
 }
 
-/// Format of the log.
+/// The format of the log's lines.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
     /// One JSON object per line

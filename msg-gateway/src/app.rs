@@ -36,38 +36,30 @@ const SHUTDOWN: &str = "shutdown";
 
 /// Why the gateway could not start, or ended.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's text says it")]
 pub enum Error {
-    /// Addresses cannot be listened on.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Listen(Vec<SettingError>),
     /// The system has no threads or files left.
     #[error("runtime: {0}")]
     Runtime(io::Error),
-    /// Signals cannot be received.
     #[error("signals: {0}")]
     Signals(io::Error),
-    /// librdkafka rejected its settings.
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
-    /// The watch services could not start.
     #[error(transparent)]
     Watch(#[from] WatchError),
     /// The database pools or the Kafka client of the reads could not be created.
     #[error("reads")]
     Reads(#[from] ReadError),
-    /// The descriptors of the contract could not be served.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The gRPC server failed.
     #[error("grpc server: {0}")]
     Serve(#[from] tonic::transport::Error),
-    /// The admin server failed.
     #[error("admin port: {0}")]
     Admin(io::Error),
-    /// The health check could not reach the admin server.
     #[error("health check: {0}")]
     Probe(io::Error),
-    /// The gateway responded that it is not ready.
     #[error("not ready: {0}")]
     NotReady(String),
 }

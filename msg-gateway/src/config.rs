@@ -29,9 +29,8 @@ pub struct Config {
     /// Command to run; without one, the gateway serves
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Limits and timeouts of connections and calls.
     #[command(flatten)]
-    pub server: ServerOptions,
+    pub(crate) server: ServerOptions,
     /// Address on which gRPC is served
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
     pub listen: SocketAddr,
@@ -41,12 +40,10 @@ pub struct Config {
     /// Accept that gRPC is served in plain text beyond loopback. Without it, such an address is rejected at startup
     #[arg(long, env = "ALLOW_PLAINTEXT")]
     pub allow_plaintext: bool,
-    /// Limits and timeouts of sends.
     #[command(flatten)]
-    pub send: SendOptions,
-    /// Limits and timeouts of WatchMsgs and WAIT_FOR_STORED.
+    pub(crate) send: SendOptions,
     #[command(flatten)]
-    pub watch: WatchOptions,
+    pub(crate) watch: WatchOptions,
     /// Number of database connections for reads; 1 or more. A replica has as many in addition
     #[arg(long, env = "READ_CONNECTIONS", default_value_t = 8, value_name = "N")]
     pub read_connections: usize,
@@ -54,27 +51,22 @@ pub struct Config {
     /// again of GetMsgStatus calls. Up to 4 times as many of each wait; above that, calls fail with RESOURCE_EXHAUSTED
     #[arg(long, env = "MAX_READS", default_value_t = 32, value_name = "N")]
     pub max_reads: usize,
-    /// Kafka.
     #[command(flatten)]
-    pub kafka: KafkaOptions,
-    /// Requirements of a safe topic.
+    pub(crate) kafka: KafkaOptions,
     #[command(flatten)]
-    pub requirements: TopicRequirements,
-    /// Limits of a message.
+    pub(crate) requirements: TopicRequirements,
     #[command(flatten)]
-    pub limits: Limits,
-    /// The database.
+    pub(crate) limits: Limits,
     #[command(flatten)]
-    pub database: DatabaseOptions,
-    /// The replica for PullMsgs and GetMaxSeqs.
+    pub(crate) database: DatabaseOptions,
     #[command(flatten)]
-    pub replica: ReplicaOptions,
-    /// Logs.
+    pub(crate) replica: ReplicaOptions,
+    /// The level and the format of the log.
     #[command(flatten)]
     pub log: LogOptions,
 }
 
-/// One-shot commands.
+/// The commands that end by themselves.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Command {
     /// Check whether the gateway on this machine is ready: exit code 0 if it is, 1 if not

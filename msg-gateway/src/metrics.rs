@@ -1,73 +1,44 @@
-//! Owns the gateway's metrics: names, descriptions, and the handles of the hot path.
+//! Owns the gateway's metrics: names, descriptions, and the handles of the hot path. [`describe`] says what each metric means.
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
 
 use crate::status::Failure;
 
 /// Completed calls, by `method` and `outcome` (OK, OVERLOADED, or a reason of ErrorInfo).
-pub const REQUESTS: &str = "msg_gateway_requests_total";
+pub(crate) const REQUESTS: &str = "msg_gateway_requests_total";
 /// Messages of batches and streams with a result, by `method` and `outcome`. SendMsg is counted as calls.
-pub const MESSAGES: &str = "msg_gateway_messages_total";
-/// Open StreamSendMsg streams.
-pub const SEND_STREAMS: &str = "msg_gateway_send_streams";
-/// Duration of SendMsg calls that gave a record to the producer.
-pub const SEND_SECONDS: &str = "msg_gateway_send_duration_seconds";
-/// Duration of reads, by `method`.
-pub const READ_SECONDS: &str = "msg_gateway_read_duration_seconds";
-/// Connections that were closed because the caller did not read in time.
-pub const SLOW_READER_DISCONNECTS: &str = "msg_gateway_slow_reader_disconnects_total";
-/// Messages in flight.
-pub const INFLIGHT_MSGS: &str = "msg_gateway_inflight_msgs";
-/// Bytes of messages in flight.
-pub const INFLIGHT_BYTES: &str = "msg_gateway_inflight_bytes";
-/// Bytes of partially received requests.
-pub const BUFFERED_REQUEST_BYTES: &str = "msg_gateway_buffered_request_bytes";
-/// Delivery reports, by `outcome`.
-pub const DELIVERIES: &str = "msg_gateway_deliveries_total";
-/// Failed deliveries, by `code` of librdkafka.
-pub const DELIVERY_FAILURES: &str = "msg_gateway_delivery_failures_total";
-/// Open connections.
-pub const CONNECTIONS: &str = "msg_gateway_connections";
-/// Connections that were refused at MAX_CONNECTIONS.
-pub const CONNECTIONS_REFUSED: &str = "msg_gateway_connections_refused_total";
-/// Calls whose responses are not written yet.
-pub const OPEN_CALLS: &str = "msg_gateway_open_calls";
-/// Calls that were rejected at MAX_OPEN_CALLS.
-pub const CALLS_REJECTED: &str = "msg_gateway_calls_rejected_total";
-/// Bytes of responses that callers have not read.
-pub const UNREAD_RESPONSE_BYTES: &str = "msg_gateway_unread_response_bytes";
-/// Connections that were closed because their HTTP/2 handshake timed out.
-pub const HANDSHAKE_TIMEOUTS: &str = "msg_gateway_handshake_timeouts_total";
-/// Calls that failed in the transport, by `reason`.
-pub const TRANSPORT_ERRORS: &str = "msg_gateway_transport_errors_total";
-/// 1 if the topic can be used, 0 if not.
-pub const TOPIC_USABLE: &str = "msg_gateway_topic_usable";
-/// Settings of the topic that may lose accepted messages.
-pub const TOPIC_UNSAFE_SETTINGS: &str = "msg_gateway_topic_unsafe_settings";
-/// Partitions of the topic above TOPIC_PARTITIONS.
-pub const TOPIC_EXTRA_PARTITIONS: &str = "msg_gateway_topic_extra_partitions";
-/// Preflight checks of the topic, by `outcome`.
-pub const PREFLIGHT_CHECKS: &str = "msg_gateway_preflight_checks_total";
-/// Replaced producers.
-pub const PRODUCERS_REPLACED: &str = "msg_gateway_producers_replaced_total";
-/// Hints that were read, by `outcome`.
-pub const HINTS: &str = "msg_gateway_hints_total";
-/// 1 if all hints are read, 0 if not.
-pub const HINTS_RELIABLE: &str = "msg_gateway_hints_reliable";
-/// Replaced clients for the hints topic.
-pub const HINT_READERS_REPLACED: &str = "msg_gateway_hint_readers_replaced_total";
-/// Queries of the table for WatchMsgs and WAIT_FOR_STORED.
-pub const WATCH_QUERIES: &str = "msg_gateway_watch_queries_total";
-/// Messages that callers wait for with WAIT_FOR_STORED.
-pub const STORED_WAITERS: &str = "msg_gateway_stored_waiters";
-/// Open WatchMsgs streams.
-pub const WATCHERS: &str = "msg_gateway_watchers";
-/// Inboxes over all WatchMsgs streams.
-pub const WATCHED_INBOXES: &str = "msg_gateway_watched_inboxes";
-/// Bytes of cached messages of watched inboxes.
-pub const WATCH_CACHE_BYTES: &str = "msg_gateway_watch_cache_bytes";
+pub(crate) const MESSAGES: &str = "msg_gateway_messages_total";
+pub(crate) const SEND_STREAMS: &str = "msg_gateway_send_streams";
+pub(crate) const SEND_SECONDS: &str = "msg_gateway_send_duration_seconds";
+pub(crate) const READ_SECONDS: &str = "msg_gateway_read_duration_seconds";
+pub(crate) const SLOW_READER_DISCONNECTS: &str = "msg_gateway_slow_reader_disconnects_total";
+pub(crate) const INFLIGHT_MSGS: &str = "msg_gateway_inflight_msgs";
+pub(crate) const INFLIGHT_BYTES: &str = "msg_gateway_inflight_bytes";
+pub(crate) const BUFFERED_REQUEST_BYTES: &str = "msg_gateway_buffered_request_bytes";
+pub(crate) const DELIVERIES: &str = "msg_gateway_deliveries_total";
+pub(crate) const DELIVERY_FAILURES: &str = "msg_gateway_delivery_failures_total";
+pub(crate) const CONNECTIONS: &str = "msg_gateway_connections";
+pub(crate) const CONNECTIONS_REFUSED: &str = "msg_gateway_connections_refused_total";
+pub(crate) const OPEN_CALLS: &str = "msg_gateway_open_calls";
+pub(crate) const CALLS_REJECTED: &str = "msg_gateway_calls_rejected_total";
+pub(crate) const UNREAD_RESPONSE_BYTES: &str = "msg_gateway_unread_response_bytes";
+pub(crate) const HANDSHAKE_TIMEOUTS: &str = "msg_gateway_handshake_timeouts_total";
+pub(crate) const TRANSPORT_ERRORS: &str = "msg_gateway_transport_errors_total";
+pub(crate) const TOPIC_USABLE: &str = "msg_gateway_topic_usable";
+pub(crate) const TOPIC_UNSAFE_SETTINGS: &str = "msg_gateway_topic_unsafe_settings";
+pub(crate) const TOPIC_EXTRA_PARTITIONS: &str = "msg_gateway_topic_extra_partitions";
+pub(crate) const PREFLIGHT_CHECKS: &str = "msg_gateway_preflight_checks_total";
+pub(crate) const PRODUCERS_REPLACED: &str = "msg_gateway_producers_replaced_total";
+pub(crate) const HINTS: &str = "msg_gateway_hints_total";
+pub(crate) const HINTS_RELIABLE: &str = "msg_gateway_hints_reliable";
+pub(crate) const HINT_READERS_REPLACED: &str = "msg_gateway_hint_readers_replaced_total";
+pub(crate) const WATCH_QUERIES: &str = "msg_gateway_watch_queries_total";
+pub(crate) const STORED_WAITERS: &str = "msg_gateway_stored_waiters";
+pub(crate) const WATCHERS: &str = "msg_gateway_watchers";
+pub(crate) const WATCHED_INBOXES: &str = "msg_gateway_watched_inboxes";
+pub(crate) const WATCH_CACHE_BYTES: &str = "msg_gateway_watch_cache_bytes";
 /// Messages that were sent to watchers, by `source`: cache or table.
-pub const WATCHED_MSGS: &str = "msg_gateway_watched_msgs_total";
+pub(crate) const WATCHED_MSGS: &str = "msg_gateway_watched_msgs_total";
 
 /// Describes every metric. Call it once, after the recorder is installed.
 pub fn describe() {
@@ -130,21 +101,19 @@ pub fn describe() {
 }
 
 /// Counts a completed call. It is slower than a handle, so successful sends use [`SendMetrics`].
-pub fn answered(method: &'static str, outcome: &'static str) {
+pub(crate) fn answered(method: &'static str, outcome: &'static str) {
     counter!(REQUESTS, "method" => method, "outcome" => outcome).increment(1);
 }
 
 /// The metrics of a successful send.
-pub struct SendMetrics {
-    /// Counts calls that return OK.
-    pub ok: Counter,
-    /// The time from the arrival to the response.
-    pub seconds: Histogram,
+pub(crate) struct SendMetrics {
+    pub(crate) ok: Counter,
+    pub(crate) seconds: Histogram,
 }
 
 impl SendMetrics {
     /// Returns handles of the installed recorder.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         SendMetrics {
             ok: counter!(REQUESTS, "method" => "SendMsg", "outcome" => "OK"),
             seconds: metrics::histogram!(SEND_SECONDS),
@@ -152,39 +121,31 @@ impl SendMetrics {
     }
 }
 
-impl Default for SendMetrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// The outcome of a call or a message that did not fail.
 const OK: &str = "OK";
 
 /// Returns the outcome of a result, as the metrics name it.
-pub fn outcome<T>(result: &Result<T, Failure>) -> &'static str {
+pub(crate) fn outcome<T>(result: &Result<T, Failure>) -> &'static str {
     result.as_ref().map_or_else(Failure::outcome, |_| OK)
 }
 
-/// What the messages of batches or streams are counted with.
-pub struct MessageMetrics {
+/// Counters for the messages of batches or streams.
+pub(crate) struct MessageMetrics {
     method: &'static str,
     ok: Counter,
 }
 
 impl MessageMetrics {
     /// Returns the counters for this method.
-    pub fn new(method: &'static str) -> Self {
+    pub(crate) fn new(method: &'static str) -> Self {
         MessageMetrics { method, ok: counter!(MESSAGES, "method" => method, "outcome" => OK) }
     }
 
-    /// Counts one result.
-    pub fn count<T>(&self, result: &Result<T, Failure>) {
+    pub(crate) fn count<T>(&self, result: &Result<T, Failure>) {
         self.add(outcome(result), 1);
     }
 
-    /// Counts results of an outcome.
-    pub fn add(&self, outcome: &'static str, count: u64) {
+    pub(crate) fn add(&self, outcome: &'static str, count: u64) {
         match outcome {
             OK => self.ok.increment(count),
             _ => counter!(MESSAGES, "method" => self.method, "outcome" => outcome).increment(count),
@@ -193,22 +154,14 @@ impl MessageMetrics {
 }
 
 /// Gauges of waiters and watchers.
-pub struct WatchGauges {
-    /// See [`WATCH_CACHE_BYTES`].
-    pub cached: Gauge,
-    /// See [`HINTS_RELIABLE`].
-    pub hints: Gauge,
+pub(crate) struct WatchGauges {
+    pub(crate) cached: Gauge,
+    pub(crate) hints: Gauge,
 }
 
 impl WatchGauges {
     /// Returns handles of the installed recorder.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         WatchGauges { cached: metrics::gauge!(WATCH_CACHE_BYTES), hints: metrics::gauge!(HINTS_RELIABLE) }
-    }
-}
-
-impl Default for WatchGauges {
-    fn default() -> Self {
-        Self::new()
     }
 }

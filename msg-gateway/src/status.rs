@@ -24,7 +24,7 @@ const VIOLATIONS_BYTES: usize = 2500;
 /// clients accept.
 const ENTRY_VIOLATIONS_BYTES: usize = 1000;
 
-/// Why a call failed.
+/// Why a call failed. Each variant has one status code and one reason of the contract.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
     /// Not sent: Kafka is unavailable, or its topic cannot be used.
@@ -51,7 +51,7 @@ pub enum Failure {
     PredecessorFailed,
     /// Accepted, and not stored in time.
     NotStoredYet(Box<Placement>),
-    /// Accepted, and dead-lettered.
+    /// Accepted, and dead-lettered for this reason.
     DeadLettered(Box<Placement>, DeadLetterReason),
     /// The gateway drains, or the connection has reached its age.
     StreamEnded,
@@ -63,7 +63,7 @@ pub enum Failure {
     KafkaUnavailable(String),
     /// The call needs a database, and none is configured.
     NoDatabase,
-    /// The database is unavailable.
+    /// The database returned an error, or did not respond in time.
     DatabaseUnavailable(String),
     /// A fault of the gateway.
     Internal(String),

@@ -6,39 +6,29 @@ use std::path::{Path, PathBuf};
 
 /// A setting that cannot be used, by the name of its flag.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's text names its fields")]
 pub enum SettingError {
-    /// It is not given.
     #[error("{0} is missing")]
     Missing(&'static str),
     /// Its value breaks a rule.
     #[error("{setting}: {problem}")]
     Invalid {
-        /// The flag.
         setting: &'static str,
         /// What was found, what was expected and what to do.
         problem: String,
     },
-    /// Its file cannot be used.
     #[error("{setting}")]
     File {
-        /// The flag.
         setting: &'static str,
-        /// The error of the file.
         #[source]
         source: FileError,
     },
-    /// Its file was not read in time.
     #[error("{setting}: the file was not read in time")]
-    FileTimedOut {
-        /// The flag.
-        setting: &'static str,
-    },
+    FileTimedOut { setting: &'static str },
     /// Its address cannot be listened on.
     #[error("{setting} {address}: {}; {}", .source, listen_fix(.setting, .source))]
     Listen {
-        /// The flag.
         setting: &'static str,
-        /// The address.
         address: SocketAddr,
         /// The system's error, which the text names already.
         #[source]
@@ -48,20 +38,17 @@ pub enum SettingError {
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's text names its fields")]
 pub enum FileError {
     /// The system returns no content.
     #[error("cannot read {}", .path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It is not text in UTF-8.
     #[error("{}: it is not text in UTF-8", .0.display())]
     NotText(PathBuf),
-    /// It has no content.
     #[error("{}: it is empty", .0.display())]
     Empty(PathBuf),
 }

@@ -9,40 +9,29 @@ use crate::partition::Partition;
 
 /// A request to Kafka that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's text names its fields")]
 pub enum RequestError {
-    /// The client could not be created.
     #[error("cannot create a Kafka client")]
     Create(#[source] Box<ClientError>),
-    /// A request about a topic.
     #[error("cannot {request} of topic {topic}")]
     Topic {
         /// A verb and its object, such as `read the ID`.
         request: &'static str,
-        /// The topic's name.
         topic: String,
-        /// What the client reported.
         #[source]
         source: Box<ClientError>,
     },
-    /// A request about a partition.
     #[error("cannot {request} of topic {topic} partition {partition}")]
     Partition {
-        /// A verb and its object.
         request: &'static str,
-        /// The topic's name.
         topic: String,
-        /// The partition.
         partition: Partition,
-        /// What the client reported.
         #[source]
         source: Box<ClientError>,
     },
-    /// A request about a consumer group.
     #[error("cannot describe group {group}")]
     Group {
-        /// The group's ID.
         group: String,
-        /// What the client reported.
         #[source]
         source: Box<ClientError>,
     },
@@ -51,27 +40,20 @@ pub enum RequestError {
 /// The error that a client reported for a request. An error of librdkafka is not a `source`, because this error's text already
 /// contains it, with what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's text names its fields")]
 pub enum ClientError {
-    /// librdkafka returned this error.
     #[error("{}", describe(.0))]
     Kafka(KafkaError),
     /// librdkafka returned this error with a text of its own.
     #[error("{text}")]
-    Event {
-        /// The error's code.
-        code: RDKafkaErrorCode,
-        /// librdkafka's text.
-        text: String,
-    },
+    Event { code: RDKafkaErrorCode, text: String },
     /// The error does not name the cause that the client's callbacks received.
     #[error("{error}: {cause}")]
     Explained {
-        /// The error.
         error: Box<ClientError>,
         /// The cause, and what to do.
         cause: String,
     },
-    /// The topic does not exist.
     #[error("topic {0} does not exist")]
     MissingTopic(String),
     /// Some brokers return the ID of another topic, or none.
@@ -82,16 +64,9 @@ pub enum ClientError {
     NotDescribed(String),
     /// A setting has a value that cannot be read.
     #[error("{name} is {value}, expected a number")]
-    NotANumber {
-        /// The setting's name.
-        name: String,
-        /// Its value.
-        value: String,
-    },
-    /// The partition has no leader.
+    NotANumber { name: String, value: String },
     #[error("it has no leader; check the brokers")]
     NoLeader,
-    /// No response arrived in time.
     #[error("no response in time")]
     TimedOut,
     /// These partitions have no leader, or it did not respond in time.

@@ -58,10 +58,9 @@ pub struct LastProperties(Arc<Mutex<Vec<(String, String)>>>);
 
 /// The kind of a client: librdkafka checks the settings of each differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "Kafka's own words")]
 pub enum Role {
-    /// A producer.
     Producer,
-    /// A consumer.
     Consumer,
 }
 

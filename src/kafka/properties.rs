@@ -64,7 +64,6 @@ const ALIASES: &[(&str, &str)] = &[
     ("sasl.mechanisms", "sasl.mechanism"),
 ];
 
-/// The source of properties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// The setting, whose entries end at a comma or a line end.

@@ -20,7 +20,7 @@ pub enum Persistence {
     No,
     /// It was sent to a broker, and no response arrived.
     Possibly,
-    /// A broker confirmed it.
+    /// A broker confirmed that its log has the record.
     Yes,
 }
 

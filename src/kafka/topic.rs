@@ -30,21 +30,21 @@ pub struct TopicRequirements {
 /// The settings and the state of the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic {
-    /// The number of partitions.
+    /// The number of partitions, which may be above the pinned count.
     pub partitions: Partition,
     /// The number of replicas of the partition that has the fewest.
     pub replicas: usize,
-    /// `min.insync.replicas`.
+    /// `min.insync.replicas`: a partition with fewer in-sync replicas confirms nothing.
     pub min_insync: usize,
-    /// `unclean.leader.election.enable`.
+    /// `unclean.leader.election.enable`: whether a replica that is behind may become the leader.
     pub unclean_election: bool,
-    /// `cleanup.policy`.
+    /// `cleanup.policy`, such as `delete` or `compact`.
     pub cleanup_policy: String,
     /// `retention.ms`; `None` is without limit.
     pub retention: Option<Duration>,
     /// `retention.bytes` of a partition; `None` is without limit.
     pub retention_bytes: Option<u64>,
-    /// `max.message.bytes`.
+    /// `max.message.bytes`: the maximum size of a batch of records, after compression.
     pub max_message_bytes: usize,
     /// The clock that retention uses.
     pub clock: RetentionClock,

@@ -26,7 +26,7 @@ pub use error::{ConnectError, DatabaseError, HostError, describe, describe_pool}
 pub use manager::Manager;
 pub use server::{Identity, Purpose, Refusal, Server};
 
-/// A pool of connections.
+/// A pool of connections that fit one [`Purpose`].
 pub type Pool = deadpool::managed::Pool<Manager>;
 /// A connection of a pool.
 pub type Object = deadpool::managed::Object<Manager>;

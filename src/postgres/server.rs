@@ -51,7 +51,7 @@ pub struct Server {
     pub in_recovery: bool,
     /// Whether its transactions are read-only.
     pub read_only: bool,
-    /// The database's encoding.
+    /// The encoding of the database, such as `UTF8`.
     pub encoding: String,
     pub(super) backend: String,
 }
@@ -76,7 +76,7 @@ pub enum Refusal {
     /// It is read-only, and its rows may be behind.
     #[error("the server is a standby; the primary is needed: wait for its promotion, or name the primary in the URL")]
     Standby,
-    /// It cannot store messages.
+    /// Its transactions are read-only, so it cannot store messages.
     #[error(
         "the server is read-only (default_transaction_read_only): turn that off for the server, the database and the role, \
          or name a writable server in the URL"

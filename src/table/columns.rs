@@ -79,7 +79,7 @@ pub fn read_msg(row: &Row, recv_id: &str) -> Result<Msg, ReadError> {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read column {column}: {detail}")]
 pub struct ReadError {
-    /// The column's name.
+    /// The name of the column in `messages`.
     pub column: &'static str,
     /// The error, without the value.
     pub detail: String,

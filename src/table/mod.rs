@@ -23,7 +23,7 @@ pub use write::{insert_sql, insert_values, parameters};
 /// whole, and a distributed table rejects the statements that query many inboxes at a time.
 pub const LAST_SEQ: &str = "SELECT seq FROM messages WHERE recv_id = $1 ORDER BY seq DESC LIMIT 1";
 
-/// A column of `messages`.
+/// A column of `messages`, with its type and the source of its values.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     /// The name of the column. A column of a field of `Msg` has the field's name.
@@ -36,22 +36,16 @@ pub struct Column {
 
 /// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "PostgreSQL's own names")]
 pub enum SqlType {
-    /// `text`
     Text,
-    /// `bytea`
     Bytea,
     /// `jsonb`, which is sent and read as text.
     Jsonb,
-    /// `uuid`
     Uuid,
-    /// `smallint`
     Smallint,
-    /// `integer`
     Integer,
-    /// `bigint`
     Bigint,
-    /// `timestamp with time zone`
     Timestamptz,
 }
 
@@ -62,9 +56,9 @@ pub enum Source {
     Sender(OfRecords),
     /// The gateway, in the record next to `Msg`.
     Gateway(OfRecords),
-    /// The transfer, and Kafka.
+    /// The transfer, which numbers the message and knows the position of its record.
     Transfer(OfRows),
-    /// The column's default.
+    /// The default of the column, which the database computes.
     Database,
 }
 
@@ -79,12 +73,10 @@ pub type OfRows = fn(&[StoredAt]) -> Values<'static>;
 
 /// The number of a message in its inbox, and the position of its record.
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is named as the word that it means")]
 pub struct StoredAt {
-    /// The message's number in its inbox.
     pub seq: i64,
-    /// The record's partition.
     pub partition: i32,
-    /// The record's offset.
     pub offset: i64,
 }
 

@@ -34,7 +34,6 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
     }
 }
 
-/// An unfinished line.
 pub(super) struct Line {
     text: String,
     keys: Vec<String>,

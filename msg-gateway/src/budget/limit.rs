@@ -24,7 +24,7 @@ struct Text {
     /// The items or their unit, and what they do: "messages are in flight".
     what: &'static str,
     retry: &'static str,
-    /// The setting to raise.
+    /// The setting that raises the limit; `None` if there is none.
     setting: Option<&'static str>,
 }
 

@@ -31,7 +31,7 @@ pub use crate::budget::limit::LimitReached;
 /// items are the bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
-    /// Number of items.
+    /// Number of items, or of bytes in a budget of bytes.
     pub items: usize,
     /// Size of all of them. 0 in a budget that limits only items.
     pub size: usize,
@@ -47,7 +47,7 @@ pub struct Budget {
     /// Counts the operations that fail at the limit.
     rejections: Counter,
     state: Mutex<State>,
-    /// Notifies those that [`Budget::wait_for_capacity`].
+    /// Wakes one listener of [`Budget::wait_for_capacity`] for each release.
     released: Notify,
 }
 
@@ -57,7 +57,7 @@ struct State {
     /// The waiting operations by ticket, which is the order of arrival.
     queue: BTreeMap<u64, Queued>,
     next_ticket: u64,
-    /// The number of [`CapacityWait`]s.
+    /// The number of [`CapacityWait`]s. Without any, a release notifies nothing.
     listeners: usize,
 }
 

@@ -21,9 +21,9 @@ enum Step {
     TryAcquire(Amount),
     /// Acquires, and waits if it has to.
     Acquire(Amount),
-    /// Polls one that waits.
+    /// Polls an acquire that waits.
     Poll(usize),
-    /// Drops one that waits, perhaps after its permit was granted.
+    /// Drops an acquire that waits, perhaps after its permit was granted.
     Cancel(usize),
     Release(usize),
     /// Splits a permit; the index, and the parts of each hundred that are split off.
@@ -59,7 +59,6 @@ impl Wake for Woken {
     }
 }
 
-/// An acquire that waits.
 struct Waiting {
     future: Pin<Box<dyn Future<Output = Permit>>>,
     amount: Amount,

@@ -28,7 +28,7 @@ pub(crate) trait Log {
     /// Returns whether the message was found meanwhile. Then the offsets do not matter any more.
     async fn is_found(&self) -> Result<bool, Failure>;
 
-    /// Waits for [`POLL_INTERVAL`].
+    /// Waits for [`POLL_INTERVAL`] between two calls of [`Log::next`].
     async fn pause(&self);
 }
 

@@ -37,7 +37,7 @@ pub enum ReadError {
     /// The settings of the database cannot be used.
     #[error(transparent)]
     Database(#[from] SettingError),
-    /// librdkafka rejected its settings.
+    /// librdkafka rejected the settings of the client that reads the topic.
     #[error("kafka client")]
     Kafka(#[from] KafkaError),
 }
@@ -81,7 +81,6 @@ impl Sources {
 pub(crate) struct Call {
     /// When the head of the request arrived.
     pub(crate) arrival: Instant,
-    /// The caller's timeout.
     pub(crate) timeout: Option<Duration>,
 }
 

@@ -12,7 +12,7 @@ const BYTES: usize = 1 + 8 + HASH_BYTES;
 /// The fields of a request that must be the same on every page.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
-    /// The inbox.
+    /// The inbox that is read.
     pub recv_id: &'a str,
     /// The lowest `seq` of the whole read.
     pub from_seq: i64,

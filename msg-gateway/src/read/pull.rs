@@ -60,13 +60,13 @@ pub struct Query {
     to_seq: i64,
     descending: bool,
     omit_content: bool,
-    /// Where this page starts.
+    /// The `seq` at which this page starts.
     next_seq: i64,
     page_size: i32,
 }
 
 impl Query {
-    /// Checks the request.
+    /// Returns the query, or every rule that the request breaks.
     pub fn of(request: PullMsgsRequest, max_id_bytes: usize) -> Result<Self, Failure> {
         let mut violations: Vec<_> = check_id("recv_id", &request.recv_id, max_id_bytes).into_iter().collect();
         if request.from_seq < 0 {

@@ -14,7 +14,7 @@ pub(crate) enum Outcome {
         /// `None` if Kafka confirmed the record without its offset.
         offset: Option<i64>,
     },
-    /// No broker has it.
+    /// No broker has it, because of this error.
     NotSent(RDKafkaErrorCode),
     /// A broker may have it.
     Unknown,

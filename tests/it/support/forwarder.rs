@@ -40,7 +40,6 @@ impl Forwarder {
         self.0.send_replace(true);
     }
 
-    /// Forwards new connections again.
     pub(crate) fn reopen(&self) {
         self.0.send_replace(false);
     }

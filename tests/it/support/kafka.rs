@@ -16,7 +16,6 @@ use uuid::Uuid;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A record for `RecordWriter`.
 #[derive(Clone, Debug)]
 pub(crate) struct RawRecord {
     pub(crate) key: Option<Vec<u8>>,

@@ -228,7 +228,6 @@ pub(crate) async fn count_rows(database: &Client, table: &str) -> Result<i64, to
 
 pub(crate) struct Gateway {
     pub(crate) service: Service,
-    /// The address of gRPC.
     pub(crate) address: String,
 }
 

@@ -30,14 +30,13 @@ pub(super) enum Step {
     Lose(Status),
 }
 
-/// A received SendMsg.
 #[derive(Clone)]
 pub(super) struct ReceivedSend {
     pub(super) request: SendMsgRequest,
     pub(super) has_deadline: bool,
     pub(super) received_at: Instant,
     pub(super) responded_at: Instant,
-    /// The response's `grpc-retry-pushback-ms`.
+    /// The delay that the response asks for, in `grpc-retry-pushback-ms`.
     pub(super) pushback: Option<Duration>,
 }
 

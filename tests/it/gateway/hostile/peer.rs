@@ -32,7 +32,7 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// Waits for the outcome.
+    /// Waits for the outcome. Panics if the call does not end in time.
     pub(super) async fn of(response: ResponseFuture) -> Outcome {
         let outcome = tokio::time::timeout(WAIT_TIMEOUT, exchange(response)).await.expect("the call ends");
         outcome.unwrap_or_else(|error| {
@@ -96,7 +96,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<Outcome> {
     Some(Outcome::Grpc(status.code(), reason(&status)))
 }
 
-/// A gRPC frame.
+/// Returns a gRPC frame whose header gives `length`, which may not be the length of `message`.
 pub(super) fn grpc_frame(flag: u8, length: usize, message: &[u8]) -> Vec<u8> {
     let mut frame = vec![flag];
     frame.extend(u32::try_from(length).unwrap().to_be_bytes());
@@ -104,7 +104,6 @@ pub(super) fn grpc_frame(flag: u8, length: usize, message: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Kinds of HTTP/2 frames.
 pub(super) mod kind {
     pub(crate) const DATA: u8 = 0;
     pub(crate) const HEADERS: u8 = 1;
@@ -147,7 +146,6 @@ pub(super) fn headers_block(path: &str) -> Vec<u8> {
     headers_block
 }
 
-/// A received frame.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) kind: u8,

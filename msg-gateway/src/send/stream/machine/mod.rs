@@ -31,7 +31,7 @@ use crate::status::Failure;
 /// The values that the machine holds and does not read: permits, and what a permit is awaited with. It drops a value
 /// when its purpose ends, so that no release can be forgotten.
 pub(super) trait Handles {
-    /// Permits for results.
+    /// One permit for each result that is not in a reply yet.
     type Results: Share;
     /// The wait of a request for the permits of its results.
     type ResultsWait;
@@ -47,7 +47,7 @@ pub(super) trait Handles {
 pub(super) trait Share {
     /// Splits off the permit for `count` results.
     fn split(&mut self, count: usize) -> Self;
-    /// Adds another permit.
+    /// Adds the permit for other results.
     fn merge(&mut self, other: Self);
 }
 
@@ -96,7 +96,6 @@ pub(super) enum Action<H: Handles> {
     Wait,
 }
 
-/// How a stream ends.
 #[derive(Debug)]
 pub(super) enum End {
     /// The caller sends no further request.
@@ -127,7 +126,7 @@ pub(super) struct Machine<H: Handles> {
     results: VecDeque<StreamSendResult>,
     /// Accepted entries for which [`Action::AwaitRow`] is due.
     rows: VecDeque<Row<H::Row>>,
-    /// [`Action::CheckTopic`] is due.
+    /// An outcome is unknown, so [`Action::CheckTopic`] is due.
     check_topic: bool,
     /// Results that are not counted yet, by outcome: a few pairs.
     counts: Vec<(&'static str, u64)>,
@@ -211,7 +210,7 @@ impl<H: Handles> Machine<H> {
         self.intake = Intake::Read(request);
     }
 
-    /// Handles the caller's half-close.
+    /// Handles the end of the requests: the caller sends no more.
     pub(super) fn half_closed(&mut self) {
         self.end_with(End::HalfClosed);
     }

@@ -18,7 +18,7 @@ const MAX_FAILED: usize = 6;
 const MAX_REPLY: usize = 3;
 /// Maximum number of permits for results.
 const MAX_RESULTS: usize = 9;
-/// Milliseconds.
+/// In milliseconds, as all times of the test.
 const MAX_WAIT: u64 = 20;
 const UNTIL: u64 = 120;
 
@@ -39,7 +39,7 @@ enum Step {
         granted: bool,
     },
     Reply,
-    /// Milliseconds pass.
+    /// The clock advances by this many milliseconds.
     Time(u64),
     ConnectionEnding,
     HalfClose,
