@@ -1,8 +1,10 @@
 //! Tests of the delivery reports that librdkafka makes from a broker's responses. The broker is librdkafka's own mock.
 
+use msg_common::admin::Readiness;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::budget::Budget;

@@ -1,10 +1,11 @@
-//! The producer: the handle that records are sent through, its delivery reports, and its replacement after a fatal
-//! error.
+//! The producer: the handle that records are sent through, and the reports that it returns. [`replacement`] replaces the
+//! librdkafka producer in it.
 
 pub(crate) mod context;
 mod offsets;
 pub(crate) mod preflight;
 pub(crate) mod rejections;
+mod replacement;
 pub(crate) mod settings;
 mod stall_timer;
 
@@ -12,33 +13,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use metrics::counter;
-use msg_common::admin::Readiness;
 use msg_common::partition::Partition;
 use msg_common::record::{TRACEPARENT_HEADER, VERSION, VERSION_HEADER};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 use crate::budget::Permit;
-use crate::metrics::PRODUCERS_REPLACED;
 pub(crate) use crate::producer::context::{DeliveryContext, Signals};
-use crate::producer::stall_timer::StallTimer;
 use crate::send::outcome::Outcome;
-
-/// The component of [`Readiness`] for the producer.
-pub(crate) const COMPONENT: &str = "producer";
-
-/// How often, and at which interval, a replaced producer is purged: a send may have started before it was replaced.
-const PURGES: usize = 5;
-const PURGE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often to check whether the producer is stalled.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where to send a delivery report. The caller may have disconnected.
 pub(crate) enum ReportSender {
@@ -70,14 +56,12 @@ pub(crate) struct InFlight {
     pub(crate) size: usize,
 }
 
+/// A record to enqueue. Its key is the message's `recv_id`, and its value an encoded `MsgRecord`.
 pub(crate) struct Outgoing<'a> {
     /// Computed by the gateway, not by librdkafka.
     pub(crate) partition: Partition,
-    /// The `recv_id`.
     pub(crate) key: &'a str,
-    /// An encoded MsgRecord.
     pub(crate) value: &'a [u8],
-    /// Milliseconds since 1970.
     pub(crate) timestamp_ms: i64,
     /// A valid trace context, if the caller sent one.
     pub(crate) traceparent: Option<&'a [u8]>,
@@ -177,76 +161,6 @@ impl Producer {
         self.current.load().in_flight_count()
     }
 
-    /// Replaces the librdkafka producer after a fatal error, and after it has confirmed nothing for longer than
-    /// `drain`. Runs until `stop`.
-    pub(crate) async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
-        let mut timer = StallTimer::new(drain);
-        let mut checks = tokio::time::interval(CHECK_INTERVAL);
-        loop {
-            tokio::select! {
-                () = self.signals.error.notified() => {}
-                _ = checks.tick() => self.replace_stuck(&mut timer),
-                () = stop.cancelled() => return,
-            }
-            // Most errors are not fatal, and a replaced producer may still report some.
-            let Some((code, detail)) = self.current.load().client().fatal_error() else {
-                continue;
-            };
-            readiness.not_ready(COMPONENT, format!("fatal error {code}: {detail}"));
-            match self.create() {
-                Ok(fresh) => self.replace(Arc::new(fresh), &readiness, drain),
-                Err(error) => {
-                    tracing::error!(%error, "cannot create a producer");
-                    self.signals.error.notify_one();
-                }
-            }
-            // If a broker makes each new producer fail, this must not spin.
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                () = stop.cancelled() => return,
-            }
-        }
-    }
-
-    /// Does nothing while the topic cannot be used: another producer would not help.
-    fn replace_stuck(&self, timer: &mut StallTimer) {
-        let now = Instant::now();
-        let since = self.signals.rejections.timing_out_since(now);
-        if self.closed.load().is_some() || !timer.expired(since, now) {
-            return;
-        }
-        tracing::warn!("replacing stalled producer, all deliveries time out");
-        if let Err(error) = self.replace_abandoning() {
-            tracing::error!(%error, "cannot create a producer");
-        }
-    }
-
-    fn replace(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
-        let old = self.swap(fresh);
-        readiness.ready(COMPONENT);
-        // Its delivery reports are outstanding. Dropping it now would discard its records without a report.
-        tokio::task::spawn_blocking(move || finish(&old, drain));
-    }
-
-    /// Replaces the librdkafka producer, and abandons the records of the old one: their outcome is unknown. This is
-    /// for a recreated topic, where records to the old one are neither delivered nor timed out and block the records
-    /// behind them, and for a stalled producer.
-    pub(crate) fn replace_abandoning(&self) -> KafkaResult<()> {
-        let fresh = self.create()?;
-        let old = self.swap(Arc::new(fresh));
-        tokio::task::spawn_blocking(move || purge(&old));
-        Ok(())
-    }
-
-    fn create(&self) -> KafkaResult<ThreadedProducer<DeliveryContext>> {
-        self.config.create_with_context(DeliveryContext::new(self.signals.clone(), self.backoff))
-    }
-
-    fn swap(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>) -> Arc<ThreadedProducer<DeliveryContext>> {
-        counter!(PRODUCERS_REPLACED).increment(1);
-        self.current.swap(fresh)
-    }
-
     /// Waits until every record has its delivery report, for up to `drain`. Returns how many have none.
     pub(crate) async fn flush(&self, drain: Duration) -> i32 {
         let producer = self.current.load_full();
@@ -262,20 +176,6 @@ fn finish(producer: &ThreadedProducer<DeliveryContext>, drain: Duration) -> i32 
     producer.in_flight_count()
 }
 
-/// Purges the records of a replaced producer, each with its report, and those that were being enqueued when it was
-/// replaced.
-fn purge(producer: &ThreadedProducer<DeliveryContext>) {
-    for _ in 0..PURGES {
-        producer.purge(PurgeConfig::default().queue().inflight());
-        let _ = producer.flush(PURGE_INTERVAL);
-        std::thread::sleep(PURGE_INTERVAL);
-    }
-    let records = producer.in_flight_count();
-    if records > 0 {
-        tracing::warn!(records, "abandoned records without a delivery report");
-    }
-}
-
 /// Returns librdkafka's code of the error.
 pub(crate) fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)
@@ -286,13 +186,11 @@ mod mock_tests;
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::bindings::{rd_kafka_resp_err_t, rd_kafka_test_fatal_error};
-
     use super::*;
     use crate::budget::Budget;
 
     /// Creates a producer whose cluster is librdkafka's own mock, or does not exist.
-    fn producer(settings: &[(&str, &str)]) -> Arc<Producer> {
+    pub(super) fn producer(settings: &[(&str, &str)]) -> Arc<Producer> {
         let mut config = ClientConfig::new();
         config.set("enable.idempotence", "true").set("linger.ms", "0");
         for (key, value) in settings {
@@ -303,7 +201,7 @@ mod tests {
         Arc::new(producer)
     }
 
-    fn send(producer: &Producer, permit: Permit) -> Result<oneshot::Receiver<Outcome>, Rejection> {
+    pub(super) fn send(producer: &Producer, permit: Permit) -> Result<oneshot::Receiver<Outcome>, Rejection> {
         let (sender, report) = oneshot::channel();
         producer
             .send(Outgoing {
@@ -341,69 +239,5 @@ mod tests {
         let rejected = send(&producer, budget.try_acquire(1).expect("there is capacity")).map(|_| ());
         assert_eq!(rejected, Err(Rejection::Closed("the topic does not exist".into())));
         assert_eq!(budget.used().items, 0);
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn replaced_producer_reports_unknown_and_releases_permits() {
-        // No broker listens there, and nothing times out.
-        let producer = producer(&[("bootstrap.servers", "127.0.0.1:1")]);
-        let budget = Budget::of_items(10_000);
-        let permit = || budget.try_acquire(1).expect("there is capacity");
-        let before: Vec<_> = (0..100).map(|_| send(&producer, permit()).expect("it is enqueued")).collect();
-        let sending = producer.clone();
-        // Enqueues records while the producer is replaced.
-        let (permits, stop) = (budget.clone(), CancellationToken::new());
-        let (stopped, _ends_the_sender) = (stop.clone(), stop.clone().drop_guard());
-        let sender = tokio::task::spawn_blocking(move || {
-            while !stopped.is_cancelled() {
-                if let Ok(permit) = permits.try_acquire(1) {
-                    let _ = send(&sending, permit);
-                }
-                std::thread::sleep(Duration::from_micros(100));
-            }
-        });
-        producer.replace_abandoning().expect("the settings are good");
-        for report in before {
-            // The report must arrive before the old producer is dropped, which is later.
-            let report = tokio::time::timeout(3 * PURGE_INTERVAL, report).await;
-            assert_eq!(report.expect("it is reported before the old producer is dropped"), Ok(Outcome::Unknown));
-        }
-        stop.cancel();
-        sender.await.expect("it ends");
-        // Only the records of the new producer hold permits.
-        let left = async || {
-            while budget.used().items != usize::try_from(producer.queued()).expect("it is positive") {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), left()).await.expect("the permits of the old one are released");
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn producer_with_a_fatal_error_is_replaced() {
-        let producer = producer(&[("test.mock.num.brokers", "1")]);
-        let budget = Budget::of_items(2);
-        let permit = || budget.try_acquire(1).expect("there is capacity");
-        let stored = send(&producer, permit()).expect("it is enqueued").await;
-        assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
-
-        let readiness = Readiness::waiting_for(&[]);
-        let mut ready = readiness.watch();
-        let stop = CancellationToken::new();
-        let supervisor = tokio::spawn(producer.clone().supervise(readiness, Duration::from_secs(5), stop.clone()));
-        let broken = producer.current.load_full();
-        // SAFETY: the client lives as long as `broken`, and the text is a C string.
-        unsafe {
-            let code = rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
-            rd_kafka_test_fatal_error(broken.client().native_ptr(), code, c"a test".as_ptr());
-        }
-        drop(broken);
-        ready.changed().await.expect("the supervisor runs");
-        ready.wait_for(|ready| *ready).await.expect("the supervisor runs");
-        // The new producer has a mock cluster of its own, whose topic is empty.
-        let stored = send(&producer, permit()).expect("the new one accepts it").await;
-        assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
-        stop.cancel();
-        supervisor.await.expect("it ends");
     }
 }

@@ -139,7 +139,7 @@ impl Rejections {
         (failing.code == RDKafkaErrorCode::MessageTimedOut).then_some(failing.since)
     }
 
-    /// Updates `readiness` until `stop`.
+    /// Turns readiness off while Kafka rejects records, until `stop`.
     pub(crate) async fn follow(&self, readiness: Readiness, stop: CancellationToken) {
         let follow = async {
             loop {
