@@ -1,4 +1,4 @@
-//! The service: brings the schema up, starts the lanes and the consumer's thread, and ends them in order.
+//! The service: migrates the schema, starts the lanes and the consumer's thread, and ends them in order.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, mpsc as std_mpsc};
@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::backoff::Backoff;
 use crate::config::{Config, SeqGuard};
 use crate::consumer::context::Context;
-use crate::consumer::identity::{FormerTopics, TopicIdentity};
+use crate::consumer::identity::{PreviousTopics, TopicIdentity};
 use crate::consumer::io::Parts;
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressStore;
@@ -40,25 +40,26 @@ use crate::lane::{BatchLimits, Handle as LaneHandle, Lane};
 use crate::schema::{self, SchemaError};
 use crate::{metrics, session};
 
-/// A record of fewer bytes is never too large for the database's time or memory.
+/// A record with fewer bytes is never dead-lettered because it is too large for the database's time or memory.
 const HUGE: usize = 1 << 20;
 
-/// Between attempts to fetch a partition whose fetch fails: the first one may be a leader that has just changed.
+/// The backoff between attempts to fetch a failing partition, in milliseconds. The first attempt may fail because the leader has
+/// just changed.
 const FETCH_BACKOFF: deciding::Backoff = deciding::Backoff { first: 2_000, longest: 60_000, recovered: 15_000 };
 
-/// The driver's times; the drain's deadline is a setting.
+/// The driver's times in milliseconds, except the drain timeout, which is a setting.
 const TIMES: Times = Times { wait: 20, drain: 0, last_commit: 5_000, commit: 10_000, check: 3_000 };
 
 /// Why the service ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The settings cannot be used after all.
+    /// A setting cannot be used.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// The admin port.
+    /// The admin port failed.
     #[error("admin port")]
     Admin(#[source] std::io::Error),
-    /// The schema is not this build's and will not become so.
+    /// The schema does not fit this build, and waiting does not change that.
     #[error(transparent)]
     Schema(#[from] SchemaError),
     /// A Kafka client could not be created.
@@ -68,7 +69,7 @@ pub enum Error {
     #[error(transparent)]
     Consumer(#[from] FatalError),
     /// A thread ended in a panic.
-    #[error("the {0} ended without saying why")]
+    #[error("the {0} ended in a panic; see the log, and restart the process")]
     Panicked(&'static str),
 }
 
@@ -78,9 +79,9 @@ impl From<KafkaError> for Error {
     }
 }
 
-/// Runs until `shutdown`: then drains, commits, leaves the group, and comes back.
+/// Runs until `shutdown` is cancelled. Then it drains, commits, leaves the group, and returns.
 pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
-    // Before anything is described or counted.
+    // Before metrics are described or counted.
     msg_common::telemetry::metrics();
     metrics::describe();
     let readiness = Readiness::waiting_for(&["schema", "group"]);
@@ -110,13 +111,13 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let Some(traits) = shutdown.run_until_cancelled(database_traits(config.lanes.seq_guard, &pool)).await else {
         return Ok(());
     };
-    let former = FormerTopics::default();
+    let previous = PreviousTopics::default();
     loop {
         // The clients and lanes have a scope of their own, so that a restart clears their reasons and no other component's.
         let round = readiness.scope();
         round.not_ready("group", "starting");
         readiness.ready("group");
-        let served = serve_until_client_restart(config, &pool, traits, &former, &round, shutdown).await;
+        let served = serve_until_client_restart(config, &pool, traits, &previous, &round, shutdown).await;
         if served.is_err() || shutdown.is_cancelled() {
             return served;
         }
@@ -132,7 +133,7 @@ async fn serve_until_client_restart(
     config: &Config,
     pool: &Pool,
     database: DatabaseTraits,
-    former: &FormerTopics,
+    previous: &PreviousTopics,
     readiness: &Readiness,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
@@ -149,13 +150,13 @@ async fn serve_until_client_restart(
     };
     let _lag = AbortOnDropHandle::new(tokio::spawn(watchdog.run()));
     let (events, received) = std_mpsc::channel();
-    let give_up = CancellationToken::new();
-    let _abandon_lanes = give_up.clone().drop_guard();
+    let abandon = CancellationToken::new();
+    let _abandon_lanes = abandon.clone().drop_guard();
     let progress = ProgressStore::new(pool.clone(), database.kind);
-    let (lanes, senders) = start_lanes(config, database, pool, &progress, &events, readiness, &give_up)?;
+    let (lanes, senders) = start_lanes(config, database, pool, &progress, &events, readiness, &abandon)?;
     let topic = config.kafka.kafka_topic.clone();
     let restart = shutdown.child_token();
-    let identity = TopicIdentity::new(former.clone(), restart.clone());
+    let identity = TopicIdentity::new(previous.clone(), restart.clone());
     let lookup = Lookup::new(&config.lookup_config(), progress.clone(), topic.clone(), identity)?;
     let silence = FetchSilence::default();
     let stalls = Stalls {
@@ -201,12 +202,12 @@ async fn serve_until_client_restart(
     let ended = start_thread(consumer, restart);
     ended.await.map_err(|_| Error::Panicked("consumer's thread"))??;
     // The records of released partitions are fenced or stored, so the lanes need not finish.
-    give_up.cancel();
+    abandon.cancel();
     lanes.join_all().await;
     Ok(())
 }
 
-/// Waits for the database as long as it takes.
+/// Migrates or checks the schema, and retries without limit while the database is unavailable.
 async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> Result<(), SchemaError> {
     let mut backoff = Backoff::default();
     loop {
@@ -218,13 +219,13 @@ async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> 
         match prepared {
             Ok(()) => break,
             Err(error) if error.is_final() => return Err(error),
-            // Wrong password, missing database: somebody may mend it while we wait, and the reason is in sight.
+            // For example a wrong password or a missing database: readiness reports it, and an operator may fix it meanwhile.
             Err(error) => {
                 let (transient, error) = (error.is_transient(), chain(&error));
                 if transient {
-                    tracing::warn!(error, "the database is not there yet");
+                    tracing::warn!(error, "database is not available, will be retried");
                 } else {
-                    tracing::error!(error, "the database refuses us, will be retried");
+                    tracing::error!(error, "could not prepare the schema, will be retried: an operator has to act");
                 }
                 readiness.not_ready("schema", error);
             }
@@ -235,22 +236,23 @@ async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> 
     Ok(())
 }
 
-/// What kind of database it is.
+/// The kind of the database, and whether it needs the sequence guard.
 #[derive(Clone, Copy, Debug)]
 struct DatabaseTraits {
-    /// Its COMMIT may be answered before its rows can be seen.
+    /// The database may confirm a COMMIT before its rows are visible.
     guard: bool,
     kind: ServerKind,
 }
 
-/// Finds out what kind of database it is, however long it takes. Without the guard too a wrong count would be a gap.
+/// Reads the kind of the database, and retries without limit. A wrong kind would count rows wrongly, and a wrong count makes a gap,
+/// also without the guard.
 async fn database_traits(guard: SeqGuard, pool: &Pool) -> DatabaseTraits {
     let mut backoff = Backoff::default();
     loop {
         match schema::has_citus(pool).await {
             Ok(citus) => {
                 if citus {
-                    tracing::info!("citus is installed: each batch counts the rows that are returned");
+                    tracing::info!("found citus, so each batch counts the returned rows");
                 }
                 let guard = match guard {
                     SeqGuard::On => true,
@@ -260,7 +262,7 @@ async fn database_traits(guard: SeqGuard, pool: &Pool) -> DatabaseTraits {
                 return DatabaseTraits { guard, kind: if citus { ServerKind::Citus } else { ServerKind::Single } };
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "not known whether citus is installed, will be retried");
+                tracing::warn!(error = chain(&error), "could not read whether citus is installed, will be retried");
             }
         }
         backoff.wait().await;
@@ -274,7 +276,7 @@ fn start_lanes(
     progress: &ProgressStore,
     events: &std_mpsc::Sender<Event>,
     readiness: &Readiness,
-    give_up: &CancellationToken,
+    abandon: &CancellationToken,
 ) -> Result<(JoinSet<()>, Vec<LaneHandle>), Error> {
     let hints = Hints::new(&config.kafka)?;
     let options = &config.lanes;
@@ -282,7 +284,7 @@ fn start_lanes(
     let mut lanes = JoinSet::new();
     let mut handles = Vec::new();
     for number in 0..options.lanes {
-        // All records in flight may have one key. The consumer stops at the limit; a chunk may go over it.
+        // All records in flight may have the same key. The consumer stops at the limit, which one chunk may exceed.
         let (sender, waiting) = mpsc::channel(config.consumer.max_inflight_records + 2 * consumer::raw::CHUNK);
         let approved = Arc::new(Notify::new());
         handles.push(LaneHandle { items: sender, approved: approved.clone() });
@@ -292,7 +294,7 @@ fn start_lanes(
             huge: HUGE,
             batch_records: options.batch_records,
             batch_bytes: options.batch_bytes,
-            // Each lane has its part.
+            // Each lane has its share of the limit.
             conflict_limit: (config.dead_letters.dead_letter_limit / options.lanes).max(1),
             conflict_window: config.dead_letters.dead_letter_window,
         };
@@ -310,7 +312,7 @@ fn start_lanes(
             },
             hints: hints.clone(),
             readiness: readiness.clone(),
-            give_up: give_up.clone(),
+            abandon: abandon.clone(),
         };
         lanes.spawn(lane.run());
     }
@@ -322,12 +324,12 @@ fn millis(duration: Duration) -> Millis {
 }
 
 fn start_thread(consumer: BaseConsumer<Context>, stop: CancellationToken) -> oneshot::Receiver<Result<(), FatalError>> {
-    let (tell, ended) = oneshot::channel();
+    let (sender, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("consumer".into())
         .spawn(move || {
-            let _ = tell.send(consumer::run(consumer, &stop));
+            let _ = sender.send(consumer::run(consumer, &stop));
         })
-        .expect("the system has a thread for us");
+        .expect("the system can start a thread");
     ended
 }

@@ -1,5 +1,4 @@
-//! The other nodes of a Citus: what each of them responds to a command, and whether its workers are still the servers that
-//! they were.
+//! The other nodes of a Citus: the response of each to a command, and whether its workers are still the known servers.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -7,11 +6,11 @@ use std::fmt::{self, Display};
 use msg_common::postgres::Object;
 use tokio_postgres::Error;
 
-/// Citus tries nodes that do not accept a connection for 30 s, as long as a statement may run: then no node would be named.
+/// By default Citus tries to connect to a node for 30 s, as long as a statement may run: then the error would not name the node.
 const BEGIN: &str = "BEGIN; SELECT set_config('citus.node_connection_timeout', '3000', true), \
      set_config('statement_timeout', '5000', true)";
 
-/// The primaries that are known here but this server itself. A node that is disabled runs nothing.
+/// The known primaries except this server. A disabled node does not run the command.
 const OTHER_NODES: &str = "
     SELECT n.nodeid, n.nodename || ':' || n.nodeport, n.isactive, coalesce(r.success, false), coalesce(r.result, '')
     FROM pg_dist_node n LEFT JOIN run_command_on_all_nodes($1) r USING (nodeid)
@@ -22,15 +21,15 @@ const OTHER_NODES: &str = "
 const IDENTITY: &str = "SELECT format('%s %s', (SELECT system_identifier FROM pg_control_system()), \
      CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END)";
 
-/// Whether this role may read the identity there.
+/// Reads whether this role may read the identity on the node.
 pub const MAY_READ_IDENTITY: &str = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE') \
      AND has_function_privilege('pg_walfile_name(pg_lsn)', 'EXECUTE') \
      AND has_function_privilege('pg_current_wal_lsn()', 'EXECUTE')";
 
-/// What Citus returns instead of a result, not translated.
+/// The start of the text that Citus returns instead of a result. It is not translated.
 const NOT_CONNECTED: &str = "failed to connect to";
 
-/// Another node than the one that was asked.
+/// A node other than the one that we are connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Its `nodeid`, which stays when the node gets another address.
@@ -39,11 +38,11 @@ pub struct Node {
     pub name: String,
     /// False after `citus_disable_node`.
     pub active: bool,
-    /// What it returned, or why it did not.
+    /// The result that it returned, or the error.
     pub result: Result<String, String>,
 }
 
-/// Runs a query that returns one text on each other node, within 5 s. After an error of the connection, or if it is dropped
+/// Runs a query that returns one text on each other node, within 5 s. After an error of the connection, or if the future is dropped
 /// before it ends, a transaction may be open.
 pub async fn run_on_other_nodes(client: &Object, command: &str) -> Result<Vec<Node>, Error> {
     client.batch_execute(BEGIN).await?;
@@ -57,7 +56,7 @@ pub async fn run_on_other_nodes(client: &Object, command: &str) -> Result<Vec<No
     Ok(rows?.iter().map(node).collect())
 }
 
-/// Which server a worker is. One that was restarted is the same; a standby that was promoted has another timeline.
+/// The identity of a worker's server. A restart does not change it; a promoted standby has another timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerIdentity {
     system: String,
@@ -69,22 +68,22 @@ pub struct WorkerIdentity {
 pub struct Worker {
     id: i32,
     name: String,
-    /// None if this role may not read it there; an error if it did not respond or cannot store anything.
+    /// `None` if this role may not read the identity; an error if the worker did not respond or is read-only.
     identity: Result<Option<WorkerIdentity>, WorkerError>,
 }
 
-/// Why a worker stores nothing.
+/// Why a worker cannot store rows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum WorkerError {
-    #[error("the worker {worker} did not respond: {says}")]
-    NoResponse { worker: String, says: String },
+    #[error("the worker {worker} did not respond: {text}")]
+    NoResponse { worker: String, text: String },
     #[error("the worker {0} is a standby, which stores nothing: promote it")]
     Standby(String),
     #[error("the worker {worker} returned no identity: {text:?}")]
     NoIdentity { worker: String, text: String },
 }
 
-/// Reads which servers the workers are.
+/// Reads the identities of the workers.
 pub async fn workers(client: &Object) -> Result<Vec<Worker>, Error> {
     let nodes = run_on_other_nodes(client, IDENTITY).await?;
     let failed_there = |node: &Node| node.result.as_ref().is_err_and(|error| !error.starts_with(NOT_CONNECTED));
@@ -100,7 +99,7 @@ fn worker(node: Node, rights: &[Node]) -> Worker {
     let may_not_read = rights.iter().any(|node| node.id == id && node.result.as_deref() == Ok("f"));
     let identity = match result {
         Err(_) if may_not_read => Ok(None),
-        Err(says) => Err(WorkerError::NoResponse { worker: name.clone(), says }),
+        Err(text) => Err(WorkerError::NoResponse { worker: name.clone(), text }),
         Ok(text) => match text.split_once(' ') {
             Some((_, "")) => Err(WorkerError::Standby(name.clone())),
             Some((system, timeline)) => {
@@ -112,21 +111,21 @@ fn worker(node: Node, rights: &[Node]) -> Worker {
     Worker { id, name, identity }
 }
 
-/// Names the workers that did not respond, if there is one.
+/// Describes the workers that cannot store rows; `None` if there is none.
 pub fn unavailable(workers: &[Worker]) -> Option<String> {
     let errors: Vec<String> =
         workers.iter().filter_map(|worker| worker.identity.as_ref().err()).map(ToString::to_string).collect();
     (!errors.is_empty()).then(|| errors.join("; "))
 }
 
-/// Names the workers whose identity this role may not read, if there is one: that they are the same servers is not known.
+/// Names the workers whose identity this role may not read, so that they cannot be compared; `None` if there is none.
 pub fn unreadable(workers: &[Worker]) -> Option<String> {
     let names: Vec<&str> =
         workers.iter().filter(|worker| worker.identity == Ok(None)).map(|worker| worker.name.as_str()).collect();
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// Which servers the workers were when they last responded.
+/// The identities that the workers had when they last responded.
 #[derive(Debug, Default)]
 pub struct KnownWorkers(BTreeMap<i32, WorkerIdentity>);
 
@@ -140,7 +139,7 @@ pub struct Change {
 }
 
 impl KnownWorkers {
-    /// Remembers the workers, and returns those that were another server. One that does not respond stays as it was.
+    /// Updates the identities, and returns the changed ones. The identity of a worker that does not respond stays as it was.
     pub fn update(&mut self, workers: &[Worker]) -> Vec<Change> {
         let mut changes = Vec::new();
         for worker in workers {
@@ -190,7 +189,7 @@ mod tests {
 
     fn changes(before: &[Worker], now: &[Worker]) -> Vec<String> {
         let mut known = KnownWorkers::default();
-        assert_eq!(known.update(before), [], "nothing was known");
+        assert_eq!(known.update(before), [], "no worker was known");
         let changes: Vec<String> = known.update(now).iter().map(Change::to_string).collect();
         assert_eq!(known.update(now), [], "a change is returned once");
         changes
@@ -214,12 +213,12 @@ mod tests {
     }
 
     #[test]
-    fn worker_that_was_away_is_compared_with_what_it_was() {
+    fn unavailable_worker_is_compared_when_available_again() {
         let mut known = KnownWorkers::default();
         known.update(&[responded(2, "71 00000001")]);
-        let away = [worker(node(2, Err("failed to connect to w2:5432")), &[])];
-        assert_eq!(known.update(&away), [], "it may come back as it was");
-        assert_eq!(known.update(&[]), [], "nor when it is disabled");
+        let unavailable = [worker(node(2, Err("failed to connect to w2:5432")), &[])];
+        assert_eq!(known.update(&unavailable), [], "it may be the same server later");
+        assert_eq!(known.update(&[]), [], "a disabled worker is no change");
         assert_eq!(known.update(&[responded(2, "71 00000002")]).len(), 1);
         assert_eq!(known.update(&[responded(4, "74 00000001")]), [], "a worker that was added is no change");
     }
@@ -228,11 +227,11 @@ mod tests {
     fn worker_without_response_or_in_recovery_is_unavailable() {
         let good = responded(2, "71 00000001");
         assert_eq!(unavailable(std::slice::from_ref(&good)), None);
-        let away = worker(node(3, Err("failed to connect to w3:5432")), &[]);
+        let no_response = worker(node(3, Err("failed to connect to w3:5432")), &[]);
         let standby = responded(4, "71 ");
         let expected = "the worker w3:5432 did not respond: failed to connect to w3:5432; \
                         the worker w4:5432 is a standby, which stores nothing: promote it";
-        assert_eq!(unavailable(&[good, away, standby]).as_deref(), Some(expected));
+        assert_eq!(unavailable(&[good, no_response, standby]).as_deref(), Some(expected));
     }
 
     #[test]
@@ -242,6 +241,6 @@ mod tests {
         assert_eq!(unavailable(&[worker_of("f")]), None);
         assert_eq!(unreadable(&[worker_of("f")]).as_deref(), Some("w2:5432"));
         assert_eq!(unreadable(&[worker_of("t"), responded(3, "72 00000001")]), None);
-        assert!(unavailable(&[worker_of("t")]).is_some(), "it may be read, and something else is wrong");
+        assert!(unavailable(&[worker_of("t")]).is_some(), "the role may read it, so the error has another cause");
     }
 }

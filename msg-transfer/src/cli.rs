@@ -1,4 +1,4 @@
-//! The command line: the settings, and the one-shot commands with options of their own.
+//! The command line: the settings, and the one-shot commands with their options.
 
 use clap::Parser;
 use msg_common::config::{Check, name_problem};
@@ -57,15 +57,15 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_need_only_a_database() {
-        let cli = read_words("msg-transfer --database-url postgres://localhost/x").expect("they are good");
+    fn default_settings_need_only_a_database() {
+        let cli = read_words("msg-transfer --database-url postgres://localhost/x").expect("the defaults are valid");
         cli.config.consumer_config().create_native_config().expect("librdkafka knows each key and value");
     }
 
     #[test]
-    fn every_problem_is_named_at_once() {
+    fn setting_errors_name_every_problem() {
         let words = "msg-transfer --lanes 0 --batch-records 0 --session-timeout 1s --group-id= --kafka-topic=a/b";
-        let Err(LoadError::Problems(problems)) = read_words(words) else { panic!("they are bad") };
+        let Err(LoadError::Problems(problems)) = read_words(words) else { panic!("the settings are invalid") };
         assert_eq!(problems.len(), 7, "{problems:?}");
     }
 }

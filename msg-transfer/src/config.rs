@@ -14,22 +14,22 @@ use rdkafka::ClientConfig;
 /// All settings.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
-    /// Kafka.
+    /// Settings of Kafka.
     #[command(flatten)]
     pub kafka: KafkaOptions,
-    /// The database.
+    /// Settings of the database.
     #[command(flatten)]
     pub database: DatabaseOptions,
-    /// The consumer.
+    /// Settings of the consumer.
     #[command(flatten)]
     pub consumer: ConsumerOptions,
-    /// Number of lanes, each with one database connection. All messages of an inbox are in the same lane
+    /// Settings of the lanes.
     #[command(flatten)]
     pub lanes: LaneOptions,
-    /// Dead letters.
+    /// The dead-letter limit.
     #[command(flatten)]
     pub dead_letters: DeadLetterOptions,
-    /// Logs.
+    /// Settings of the log.
     #[command(flatten)]
     pub log: LogOptions,
     /// Address on which /healthz, /readyz and /metrics are served
@@ -96,7 +96,7 @@ pub struct ConsumerOptions {
 /// Limits of the lanes.
 #[derive(Args, Clone, Debug)]
 pub struct LaneOptions {
-    /// Lanes, each with a database connection; the messages of one inbox are always in the same
+    /// Number of lanes, each with one database connection. All messages of an inbox are in the same lane
     #[arg(long, env = "LANES", default_value_t = 4, value_name = "N")]
     pub lanes: usize,
     /// Maximum number of records in a batch. Further records are in the next batch
@@ -146,16 +146,16 @@ pub struct DeadLetterOptions {
     pub dead_letter_window: usize,
 }
 
-/// The limits of one partition are at least this fraction of the limits of all.
-const MOST_PARTS: usize = 8;
+/// The limits of one partition are at least the limits of all partitions divided by this.
+const MAX_PARTITION_SHARES: usize = 8;
 
 impl Config {
     /// Returns the problems of the settings that only the service needs.
     pub fn service_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        const MOST: usize = 10_000_000;
-        // librdkafka's queued.max.messages.kbytes ends at 2,097,151.
-        const FETCH_AHEAD: usize = 2047 << 20;
+        const MAX_RECORDS: usize = 10_000_000;
+        // The maximum of librdkafka's queued.max.messages.kbytes is 2,097,151.
+        const MAX_FETCH_AHEAD: usize = 2047 << 20;
         const MAX_BYTES: usize = 1 << 40;
         let numbers = [
             ("--lanes", self.lanes.lanes, 1..=1000),
@@ -164,20 +164,20 @@ impl Config {
             ("--seq-cache-inboxes", self.lanes.seq_cache_inboxes.get(), 1..=100_000_000),
             ("--commit-records", self.consumer.commit_records, 1..=usize::MAX),
             ("--max-inflight-bytes", self.consumer.max_inflight_bytes, 1..=MAX_BYTES),
-            ("--max-inflight-records", self.consumer.max_inflight_records, 1..=MOST),
+            ("--max-inflight-records", self.consumer.max_inflight_records, 1..=MAX_RECORDS),
             ("--max-partition-inflight-bytes", self.consumer.max_partition_inflight_bytes, 1..=MAX_BYTES),
-            ("--max-partition-inflight-records", self.consumer.max_partition_inflight_records, 1..=MOST),
-            ("--fetch-ahead-bytes", self.consumer.fetch_ahead_bytes, 1 << 20..=FETCH_AHEAD),
+            ("--max-partition-inflight-records", self.consumer.max_partition_inflight_records, 1..=MAX_RECORDS),
+            ("--fetch-ahead-bytes", self.consumer.fetch_ahead_bytes, 1 << 20..=MAX_FETCH_AHEAD),
             ("--dead-letter-percent", self.dead_letters.dead_letter_percent, 0..=100),
             ("--dead-letter-window", self.dead_letters.dead_letter_window, 1..=1_000_000_000),
         ];
         problems.extend(numbers.into_iter().filter_map(|(flag, value, range)| number_problem(flag, value, &range)));
         const DAY: Duration = Duration::from_secs(86_400);
         let times = [
-            // The brokers' own lower limit, and twice their usual upper one.
+            // The brokers' own minimum, and twice their default maximum.
             ("--session-timeout", self.consumer.session_timeout, Duration::from_secs(6)..=Duration::from_secs(3600)),
             ("--drain-timeout", self.consumer.drain_timeout, Duration::ZERO..=Duration::from_secs(3600)),
-            // It is checked every 5 s.
+            // The watchdog checks every 5 s.
             ("--stall-timeout", self.consumer.stall_timeout, Duration::from_secs(5)..=DAY),
             ("--commit-interval", self.consumer.commit_interval, Duration::from_millis(1)..=DAY),
             ("--batch-interval", self.lanes.batch_interval, Duration::ZERO..=Duration::from_secs(1)),
@@ -185,7 +185,7 @@ impl Config {
         problems.extend(times.into_iter().filter_map(|(flag, value, range)| time_problem(flag, value, &range)));
         problems
             .extend(self.consumer.group_instance_id.as_ref().and_then(|id| name_problem("--group-instance-id", id)));
-        // Partitions that are held back keep what was fetched of them: few at a time.
+        // The Kafka client keeps the fetched records of throttled partitions. The minimum keeps their number small.
         let parts = [
             (
                 "--max-partition-inflight-bytes",
@@ -198,8 +198,8 @@ impl Config {
                 self.consumer.max_inflight_records,
             ),
         ];
-        for (name, _, total) in parts.iter().filter(|(_, part, total)| *part < total / MOST_PARTS) {
-            problems.push(format!("{name} must be at least an eighth of the limit for all, {}", total / MOST_PARTS));
+        for (name, _, total) in parts.iter().filter(|(_, part, total)| *part < total / MAX_PARTITION_SHARES) {
+            problems.push(format!("{name} must be at least an eighth of the limit for all, {}", total / MAX_PARTITION_SHARES));
         }
         if self.consumer.drain_timeout >= self.consumer.session_timeout {
             problems.push("--drain-timeout must be below --session-timeout".into());
@@ -207,12 +207,12 @@ impl Config {
         problems
     }
 
-    /// librdkafka's settings for the group's member. No other function knows their names.
+    /// Returns librdkafka's settings for the member of the group. No other function knows their names.
     pub fn consumer_config(&self) -> ClientConfig {
         let options = &self.consumer;
         let mut config = self.lookup_config();
-        // What may be changed by KAFKA_PROPERTIES. A broker answers when there are 64 KiB or 10 ms have passed: by
-        // default it would answer for each record.
+        // Defaults that KAFKA_PROPERTIES may change. A broker responds when it has 64 KiB or after 10 ms. With librdkafka's
+        // default it would respond for each record.
         for (key, value) in [("fetch.min.bytes", "65536"), ("fetch.wait.max.ms", "10")] {
             if config.get(key).is_none() {
                 config.set(key, value);
@@ -223,25 +223,26 @@ impl Config {
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", session.to_string())
             .set("heartbeat.interval.ms", (session / 10).max(1).to_string())
-            // A broker that hangs: shorter than the default of a minute, which the end of the process would wait for.
+            // For a stalled broker. The default is a minute, which a shutdown would wait for.
             .set("socket.timeout.ms", "10000")
-            // The thread polls at all times; this is for one that hangs.
+            // The thread always polls; this is for a stalled thread.
             .set("max.poll.interval.ms", session.max(300_000).to_string())
-            // Commits are ours alone, and so is the start.
+            // Only the transfer commits offsets and chooses start offsets, never librdkafka.
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            // What is not taken stays here; then fetching stops, and begins again soon after there is room.
+            // Records that are not consumed stay in librdkafka. At this limit it stops fetching, and resumes soon after records
+            // were consumed.
             .set("queued.max.messages.kbytes", (options.fetch_ahead_bytes >> 10).to_string())
-            // A record costs the client some hundred bytes beside its own: each counts for 1 KiB at least.
+            // The client needs some hundred bytes for each record in addition to the record's own: each counts as 1 KiB or more.
             .set("queued.min.messages", (options.fetch_ahead_bytes >> 10).to_string())
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.error.backoff.ms", "100")
-            // A broker answers with as much as this at once, beyond the limit above. It counts as compressed: text of
-            // few words grows tenfold when it is unpacked.
+            // The maximum size of one response, which may exceed the limit above. It is the compressed size: repetitive text
+            // can be ten times as large after decompression.
             .set("fetch.max.bytes", (2 << 20).to_string())
             .set("max.partition.fetch.bytes", (512 << 10).to_string())
-            // A topic made after the start, and partitions added to it, are found within this time.
+            // A topic that is created after the start, and added partitions, are detected within this time.
             .set("topic.metadata.refresh.interval.ms", "10000");
         if let Some(id) = &options.group_instance_id {
             config.set("group.instance.id", id);
@@ -249,19 +250,19 @@ impl Config {
         config
     }
 
-    /// Connections to the database: one for each lane, and three for what comes besides (progress rows, the lag, whether
-    /// partitions may go on).
+    /// Returns the number of connections to the database: one for each lane, and three for the progress rows, the lag, and the check
+    /// whether partitions were resumed.
     pub fn pool_size(&self) -> usize {
         self.lanes.lanes + 3
     }
 
-    /// librdkafka's settings for a client that asks in the group's name and joins nothing.
+    /// Returns librdkafka's settings for a client that reads the group's offsets and does not join the group.
     pub fn lookup_config(&self) -> ClientConfig {
         let mut config = self.kafka.client_config();
         config
             .set("group.id", &self.consumer.group_id)
             .set("enable.auto.commit", "false")
-            // Off by default: what a disk or a network has changed would be stored as if it had been sent.
+            // Off by default: then a message that a disk or a network has damaged would be stored.
             .set("check.crcs", "true");
         config
     }

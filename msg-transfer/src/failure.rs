@@ -1,4 +1,4 @@
-//! What the driver says about a failure, in the terms of the machine.
+//! Converts errors of the database into failures with an error class, as the machine needs them.
 
 use std::error::Error as _;
 
@@ -9,19 +9,19 @@ use msg_common::postgres::{ConnectError, HostError, PoolError};
 
 pub use msg_common::postgres::describe;
 
-/// What a failed statement or a broken connection means.
+/// Returns the failure of a statement or a connection.
 pub fn of(error: &tokio_postgres::Error) -> Failure {
     let class = match error.as_db_error() {
         Some(db) => classify_error(db.code().code(), db.message()),
         None if error.is_closed() || is_io(error) => Class::Lost,
-        // What the driver itself cannot put into a message: beyond the protocol's sizes.
+        // tokio-postgres cannot encode the parameters: they exceed the protocol's sizes.
         None if error.source().is_some_and(|cause| cause.is::<std::num::TryFromIntError>()) => Class::TooLarge,
         None => Class::Fatal,
     };
     Failure { class, text: describe(error) }
 }
 
-/// What it means that there is no connection.
+/// Returns the failure of the pool to return a connection.
 pub fn of_pool(error: &PoolError) -> Failure {
     match error {
         PoolError::Backend(error) => of_connect(error),
@@ -29,7 +29,7 @@ pub fn of_pool(error: &PoolError) -> Failure {
     }
 }
 
-/// What it means that no host could be used: an operator has to look only if each of them says so.
+/// Returns the failure to connect to any host. It is fatal only if the error of each host needs an operator.
 pub fn of_connect(error: &ConnectError) -> Failure {
     let fatal = error.hosts().iter().all(|(_, error)| match error {
         HostError::Driver(error) => of(error).class == Class::Fatal,
@@ -39,7 +39,7 @@ pub fn of_connect(error: &ConnectError) -> Failure {
     Failure { class: if fatal { Class::Fatal } else { Class::Transient }, text: error.to_string() }
 }
 
-/// What it means that a connection's server is not what it should be any more.
+/// Returns the failure of a connection whose server no longer meets the requirements.
 pub fn of_host(error: &HostError) -> Failure {
     match error {
         HostError::Driver(error) => of(error),
@@ -47,12 +47,12 @@ pub fn of_host(error: &HostError) -> Failure {
     }
 }
 
-/// The connection is gone or silent.
+/// Returns the failure of a connection that is closed or silent.
 pub fn lost(text: &str) -> Failure {
     Failure { class: Class::Lost, text: text.to_owned() }
 }
 
-/// It will work later.
+/// Returns a failure that ends without an operator.
 pub fn transient(text: &str) -> Failure {
     Failure { class: Class::Transient, text: text.to_owned() }
 }

@@ -1,5 +1,5 @@
-//! Hints: after each COMMIT, the inboxes in which something was completed go to a small topic, for gateways whose callers
-//! wait. Nothing is promised on a hint, so a batch never waits for one, and one that cannot be sent is dropped.
+//! Hints: after each COMMIT, the lane sends the inboxes with completed records to the hints topic, for gateways with waiters and
+//! watchers. No promise depends on a hint, so a batch never waits for one, and a hint that cannot be sent is dropped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use crate::metrics;
 
-/// The topic has one partition.
+/// The partition that hints are sent to: gateways read only this one.
 const PARTITION: i32 = 0;
 
-/// Most bytes of one record. A topic takes 1 MB unless told otherwise.
+/// Maximum bytes of one record. A topic accepts 1 MB unless configured otherwise.
 const MAX_BYTES: usize = 400_000;
 
-/// Where hints go; a cheap handle.
+/// Sends hints. Cheap to clone.
 #[derive(Clone)]
 pub struct Hints(Arc<ThreadedProducer<Context>>);
 
@@ -33,15 +33,16 @@ impl std::fmt::Debug for Hints {
 }
 
 impl Hints {
-    /// Connects by itself; `None` where no hints are wanted.
+    /// Creates a producer, which connects by itself; `None` if hints are switched off.
     pub fn new(kafka: &KafkaOptions) -> KafkaResult<Option<Self>> {
         let Some(topic) = kafka.hints_topic() else { return Ok(None) };
-        let context = Context { topic, told: AtomicBool::new(false) };
+        let context = Context { topic, reported: AtomicBool::new(false) };
         Ok(Some(Hints(Arc::new(config(kafka).create_with_context(context)?))))
     }
 
-    /// Tells of these, each an inbox and a `seq` that it has got, or 0; an inbox may come more than once. Never blocks.
-    pub fn tell<'a>(&self, completed: impl Iterator<Item = (&'a str, i64)>) {
+    /// Sends hints for these inboxes, each with the `seq` of a new row, or with 0 if it has none. An inbox may be given more than
+    /// once. Never blocks.
+    pub fn send<'a>(&self, completed: impl Iterator<Item = (&'a str, i64)>) {
         for hint in hints(completed) {
             let record = BaseRecord::<(), _>::to(&self.0.context().topic).partition(PARTITION);
             if let Err((error, _)) = self.0.send(record.payload(&hint.encode_to_vec())) {
@@ -51,23 +52,23 @@ impl Hints {
     }
 }
 
-/// librdkafka's settings. No other function knows their names.
+/// Returns librdkafka's settings. No other function knows their names.
 fn config(kafka: &KafkaOptions) -> ClientConfig {
     let mut config = kafka.client_config();
     config
         .set("acks", "1")
         .set("linger.ms", "0")
         .set("compression.type", "lz4")
-        // A late hint is of no use: gateways look by themselves meanwhile.
+        // A late hint is useless: gateways poll the table in the meantime.
         .set("message.timeout.ms", "5000")
         .set("queue.buffering.max.messages", "1000")
         .set("queue.buffering.max.kbytes", "8192")
-        // A topic that is not there is known as such soon, and looked for again every second.
+        // A missing topic is detected soon, and its metadata is read again every second.
         .set("topic.metadata.propagation.max.ms", "1000");
     config
 }
 
-/// Each inbox once, with its highest `seq`; cut where a record would become too large.
+/// Returns each inbox once, with its highest `seq`. A hint ends where its record would become too large.
 fn hints<'a>(completed: impl Iterator<Item = (&'a str, i64)>) -> Vec<StoredHint> {
     let mut last: HashMap<&str, i64> = HashMap::new();
     for (recv_id, seq) in completed {
@@ -78,23 +79,23 @@ fn hints<'a>(completed: impl Iterator<Item = (&'a str, i64)>) -> Vec<StoredHint>
     let mut bytes = MAX_BYTES;
     for (recv_id, seq) in last {
         let inbox = HintedInbox { recv_id: recv_id.to_owned(), seq };
-        // With its tag and its length.
-        let more = inbox.encoded_len() + 4;
-        if bytes + more > MAX_BYTES {
+        // The field's tag and length need up to 4 bytes.
+        let added = inbox.encoded_len() + 4;
+        if bytes + added > MAX_BYTES {
             hints.push(StoredHint::default());
             bytes = 0;
         }
-        bytes += more;
-        hints.last_mut().expect("the first one begins a record").inboxes.push(inbox);
+        bytes += added;
+        hints.last_mut().expect("the first inbox starts a hint").inboxes.push(inbox);
     }
     hints
 }
 
-/// The producer's callbacks: what became of each hint is counted.
+/// The producer's callbacks, which count the outcome of each hint.
 struct Context {
     topic: String,
-    /// It was said that the topic takes none; once, until it does.
-    told: AtomicBool,
+    /// It was logged that the topic accepts no hints. Reset when it accepts one.
+    reported: AtomicBool,
 }
 
 impl Context {
@@ -106,19 +107,19 @@ impl Context {
             | Code::UnknownTopicOrPartition
             | Code::UnknownPartition
             | Code::TopicAuthorizationFailed => {
-                if !self.told.swap(true, Ordering::Relaxed) {
+                if !self.reported.swap(true, Ordering::Relaxed) {
                     let topic = &self.topic;
                     tracing::warn!(
                         topic,
                         %error,
-                        "the hints topic takes no hints: who waits for a message to be stored, or watches an inbox, \
-                         hears of it later; create the topic, or set HINTS_TOPIC to none"
+                        "cannot send hints, so WAIT_FOR_STORED and WatchMsgs respond later; create the topic, grant WRITE on \
+                         it, or set HINTS_TOPIC to none"
                     );
                 }
                 "no_topic"
             }
             _ => {
-                tracing::debug!(%error, "a hint was lost");
+                tracing::debug!(%error, "dropped a hint");
                 "lost"
             }
         };
@@ -132,7 +133,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the hints' producer reports an error");
+        tracing::debug!(%error, reason, "producer of hints reported an error");
     }
 }
 
@@ -142,7 +143,7 @@ impl ProducerContext for Context {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         match result {
             Ok(_) => {
-                self.told.store(false, Ordering::Relaxed);
+                self.reported.store(false, Ordering::Relaxed);
                 metrics::hinted("written");
             }
             Err((error, _)) => self.dropped(error),
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_inbox_comes_once_with_its_last_seq() {
+    fn hint_has_each_inbox_once_with_its_last_seq() {
         let found = hints([("a", 3), ("a", 4), ("b", 0), ("a", 0), ("c", 7), ("b", 0)].into_iter());
         let [hint] = found.as_slice() else { panic!("{found:?}") };
         let mut inboxes: Vec<_> = hint.inboxes.iter().map(|inbox| (inbox.recv_id.as_str(), inbox.seq)).collect();
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_hint_is_cut() {
+    fn large_hint_is_split_into_records() {
         let ids: Vec<String> = (0..5000).map(|n| format!("{n:0>256}")).collect();
         let found = hints(ids.iter().map(|id| (id.as_str(), i64::MAX)));
         assert_eq!(found.iter().map(|hint| hint.inboxes.len()).sum::<usize>(), 5000);
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn librdkafka_knows_each_setting() {
+    fn settings_are_known_to_librdkafka() {
         let kafka = KafkaOptions {
             kafka_brokers: "127.0.0.1:1".into(),
             kafka_topic: "msgs".into(),
@@ -183,9 +184,9 @@ mod tests {
             kafka_properties_file: None,
             last_properties: msg_common::kafka::LastProperties::default(),
         };
-        config(&kafka).create_native_config().expect("each key and value is known");
-        assert!(Hints::new(&kafka).expect("it is made").is_some());
+        config(&kafka).create_native_config().expect("librdkafka knows each key and value");
+        assert!(Hints::new(&kafka).expect("the producer is created").is_some());
         let none = KafkaOptions { hints_topic: Some(String::new()), ..kafka };
-        assert!(Hints::new(&none).expect("nothing is made").is_none());
+        assert!(Hints::new(&none).expect("no producer is needed").is_none());
     }
 }

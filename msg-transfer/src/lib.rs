@@ -1,4 +1,4 @@
-//! msg-transfer: takes messages from Kafka into PostgreSQL, each once, in order, none missing.
+//! msg-transfer: stores the messages of a Kafka topic in PostgreSQL, each once, in order, none missing.
 
 pub mod app;
 pub mod backoff;

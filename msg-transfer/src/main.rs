@@ -1,4 +1,4 @@
-//! msg-transfer's process: signals, settings, logs, a runtime, and one of its commands.
+//! The process: signals, settings, logs, a runtime, and the service or one of the commands.
 
 use std::io;
 use std::process::ExitCode;
@@ -12,18 +12,18 @@ use msg_transfer::commands::CommandError;
 use msg_transfer::config::Config;
 use msg_transfer::{app, commands};
 
-/// How long what still runs on the runtime's threads may hold up the end: a question to a Kafka that is away.
-const LAST_WAIT: Duration = Duration::from_secs(1);
+/// How long the exit waits for threads that still run, such as a request to a broker that is unavailable.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    // Before anything that may wait: a settings file may be a pipe that nobody writes to.
+    // Before anything that may wait: a settings file may be a pipe without a writer.
     let signals = shutdown::install();
     let cli: Cli = config::load();
     cli.config.log.start();
     let result = signals.map_err(ProcessError::Signals).and_then(|()| {
         let runtime = tokio::runtime::Runtime::new().map_err(ProcessError::Runtime)?;
         let result = runtime.block_on(run(cli));
-        runtime.shutdown_timeout(LAST_WAIT);
+        runtime.shutdown_timeout(THREADS_TIMEOUT);
         result
     });
     let code = match result {

@@ -1,4 +1,4 @@
-//! The transfer's metrics: names with their units, described once.
+//! The transfer's metrics, with their units and descriptions.
 
 use std::time::Duration;
 
@@ -32,16 +32,16 @@ const LOST_OFFSETS: &str = "msg_transfer_lost_offsets_total";
 const CLIENT_RESTARTS: &str = "msg_transfer_client_restarts_total";
 const HINTS: &str = "msg_transfer_hints_total";
 
-/// Describes every metric. Call it once per process.
+/// Describes every metric. Has to be called once per process.
 pub fn describe() {
-    describe_counter!(CONSUMED, Unit::Count, "Records consumed from Kafka, including repeats");
+    describe_counter!(CONSUMED, Unit::Count, "Records consumed from Kafka, including those consumed again");
     describe_counter!(STORED, Unit::Count, "Messages stored, each as one row");
     describe_counter!(DUPLICATES, Unit::Count, "Records of messages that were stored already");
     describe_counter!(DEAD_LETTERS, Unit::Count, "Dead letters, by reason");
     describe_counter!(
         REDUCED,
         Unit::Count,
-        "Dead letters that their table rejected, and that were stored with less text"
+        "Dead letters that were stored without parts of their records, because the table rejected them"
     );
     describe_histogram!(BATCH, Unit::Count, "Records in a stored batch");
     describe_histogram!(

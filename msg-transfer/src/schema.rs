@@ -1,4 +1,4 @@
-//! The database's schema: migrations in order, one process at a time, and never a step back.
+//! The database's schema: migrations in order, by one process at a time, and never to an older version.
 
 use std::time::{Duration, Instant};
 
@@ -17,22 +17,22 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// Any number that nobody else uses for an advisory lock in this database: "msg" in ASCII, and a version of its use.
+/// The number of the advisory lock for migrations: "msg" in ASCII, and a version. No other program may use it in this database.
 const LOCK: i64 = 0x006d_7367_0000_0001;
 
-/// How long a migration waits for a table's lock. Whatever comes to the table meanwhile waits behind it.
+/// How long a migration waits for a table's lock. All later statements on the table wait for the migration.
 const TABLE_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two attempts to get a lock: those that had to wait go first.
-const PAUSE: Duration = Duration::from_secs(1);
-/// How long one call tries to get its locks.
-const LOCKED_FOR: Duration = Duration::from_secs(20);
+/// The wait between two attempts to acquire a lock, in which the statements that waited are executed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long one call tries to acquire its locks.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The last migration that a build must know to work with the migrations that this build does not know.
 const NEEDS: &str = "
     SELECT coalesce(max(coalesce(c.needs, h.version)), 0)::bigint
     FROM refinery_schema_history h LEFT JOIN schema_compatibility c ON c.version = h.version WHERE h.version > $1::bigint";
 
-/// Who holds locks on our tables.
+/// Names the processes that hold locks on our tables.
 const HOLDERS: &str = "
     SELECT string_agg(DISTINCT format('process %s (role %s, application %L, transaction since %s)',
         a.pid, a.usename, a.application_name, date_trunc('second', a.xact_start)), ', ')
@@ -40,16 +40,16 @@ const HOLDERS: &str = "
     WHERE l.granted AND l.pid <> pg_backend_pid() AND a.xact_start < now() - interval '1 second'
       AND l.relation IN (to_regclass('messages'), to_regclass('dead_letters'), to_regclass('progress'))";
 
-/// Why the schema is not as it must be.
+/// Why the schema cannot be used or migrated.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The settings of the database cannot be used.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// The database has no result.
+    /// A request to the database failed.
     #[error(transparent)]
     Database(DatabaseError),
-    /// The database has no result now, and will have one later.
+    /// A request to the database failed, and will succeed later.
     #[error(transparent)]
     Transient(DatabaseError),
     /// Another process is migrating.
@@ -64,28 +64,28 @@ pub enum SchemaError {
         #[source]
         source: MigrationError,
     },
-    /// The database, or the connection to it, can never be used.
+    /// The database, or the connection to it, cannot be used until an operator changes it.
     #[error(transparent)]
     Refused(ConnectError),
-    /// Some other process has to migrate first.
+    /// The schema is older than this build needs.
     #[error("the schema is at version {found}, and this build needs {needed}: run `msg-transfer migrate`")]
     Behind {
-        /// What is there.
+        /// The schema's version.
         found: i64,
-        /// What this build needs.
+        /// The version that this build needs.
         needed: i64,
     },
-    /// A newer build has migrated, and this one would fail.
+    /// A newer build has migrated the schema, and this build would fail.
     #[error(
         "the schema is at version {found}, which needs a build that knows version {needs}; this one knows {needed}: run a \
          newer build"
     )]
     Newer {
-        /// What is there.
+        /// The schema's version.
         found: i64,
-        /// What that asks for.
+        /// The version that a build must know to use that schema.
         needs: i64,
-        /// What this build knows.
+        /// The version that this build knows.
         needed: i64,
     },
     /// A migration lost its connection, and will work later.
@@ -94,15 +94,15 @@ pub enum SchemaError {
     /// A migration was changed after it had been applied, or the server rejects it.
     #[error("migration failed: {source}{advice}")]
     Migration {
-        /// Why.
+        /// The error of the migration.
         #[source]
         source: MigrationError,
-        /// What to do, after a semicolon; empty if that is not known.
+        /// The advice for the operator, after a semicolon; empty if there is none.
         advice: String,
     },
 }
 
-/// An error of refinery. It is no `source`: the text of a driver's error in it may quote a row.
+/// An error of refinery, which is not its `source`: the text of the driver's error in it may quote a row.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.text())]
 pub struct MigrationError(refinery::Error);
@@ -112,14 +112,14 @@ impl MigrationError {
         self.database().map_or_else(|| self.0.to_string(), failure::describe)
     }
 
-    /// Returns the driver's error, if it is one.
+    /// Returns the driver's error, if the migration failed with one.
     fn database(&self) -> Option<&tokio_postgres::Error> {
         sources(&self.0).find_map(|cause| cause.downcast_ref())
     }
 }
 
 impl SchemaError {
-    /// Whether it may be otherwise later without anybody changing this process.
+    /// Returns whether a retry may succeed without a change to this process.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -131,7 +131,7 @@ impl SchemaError {
         )
     }
 
-    /// Whether waiting is of no use.
+    /// Returns whether retries are useless.
     pub fn is_final(&self) -> bool {
         matches!(
             self,
@@ -164,7 +164,7 @@ impl From<ConnectError> for SchemaError {
     }
 }
 
-/// The version that this build needs.
+/// Returns the version that this build needs.
 pub fn needed() -> i64 {
     runner().get_migrations().iter().map(|migration| i64::from(migration.version())).max().unwrap_or(0)
 }
@@ -173,25 +173,25 @@ fn runner() -> Runner {
     embedded::migrations::runner()
 }
 
-/// Brings the schema up to this build's version; returns the names of the migrations that were applied.
+/// Migrates the schema to this build's version, and returns the names of the applied migrations.
 pub async fn migrate(database: &DatabaseOptions) -> Result<Vec<String>, SchemaError> {
-    // A migration of a large table may take any time. Its connection is given up only when the server does not answer.
+    // The migration of a large table may need any time. Its connection is closed only when the server does not respond.
     let lock = TABLE_LOCK_TIMEOUT.as_millis();
     let settings = session::settings(database);
     let settings = format!("{settings}; SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = 0");
     let connector = Connector::new(database.without_statement_timeout(), "msg-transfer", &settings, Purpose::Write);
     let mut client = connector?.connect().await?;
-    let deadline = Instant::now() + LOCKED_FOR;
-    // A session's lock: it goes when the connection does, also if this process is killed.
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    // The session's lock is released when the connection is closed, also if this process is killed.
     while !client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get::<_, bool>(0) {
         if Instant::now() > deadline {
             return Err(SchemaError::Migrating);
         }
-        tokio::time::sleep(PAUSE / 2).await;
+        tokio::time::sleep(RETRY_INTERVAL / 2).await;
     }
     loop {
         match apply(&mut client).await {
-            Err(SchemaError::Locked { .. }) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+            Err(SchemaError::Locked { .. }) if Instant::now() < deadline => tokio::time::sleep(RETRY_INTERVAL).await,
             Err(SchemaError::Locked { source, .. }) => {
                 return Err(SchemaError::Locked { holders: lock_holders(&client).await, source });
             }
@@ -220,7 +220,7 @@ async fn apply(client: &mut Client) -> Result<Vec<String>, SchemaError> {
     }
 }
 
-/// A migration that lost its server, or did not get a lock, will work later; one that the server rejects will not.
+/// Converts the error of a migration. A retry may succeed after a lost connection or a lock timeout, and not after a rejection.
 async fn failed(error: refinery::Error, client: &Client) -> SchemaError {
     let source = MigrationError(error);
     let Some(error) = source.database() else { return SchemaError::Migration { source, advice: String::new() } };
@@ -234,7 +234,7 @@ async fn failed(error: refinery::Error, client: &Client) -> SchemaError {
     }
 }
 
-/// What to do about a migration that the server rejects.
+/// Returns what an operator has to do about a migration that the server rejects.
 async fn advice(state: Option<&SqlState>, text: &str, client: &Client) -> String {
     let names = "SELECT quote_ident(current_user), quote_ident(coalesce(current_schema(), 'public'))";
     let Ok(row) = client.query_one(names, &[]).await else { return String::new() };
@@ -251,14 +251,14 @@ async fn advice(state: Option<&SqlState>, text: &str, client: &Client) -> String
             "; no schema of this role's search_path exists: CREATE SCHEMA, or ALTER ROLE {role} SET search_path"
         ),
         Some(&SqlState::DUPLICATE_TABLE) => {
-            "; a table of that name is there that is not this program's: use a database or a schema of its own"
+            "; a table with that name exists and is not this program's: use a separate database or schema"
                 .to_owned()
         }
         _ => String::new(),
     }
 }
 
-/// Makes sure that this build can work with the schema, without changing anything. Returns the schema's version.
+/// Checks that this build can work with the schema, and returns the schema's version. Changes nothing.
 pub async fn check(pool: &Pool) -> Result<i64, SchemaError> {
     let client = connect(pool).await?;
     let (found, needed) = (version(&client).await?, needed());
@@ -271,7 +271,7 @@ pub async fn check(pool: &Pool) -> Result<i64, SchemaError> {
     Ok(found)
 }
 
-/// Whether the database is a Citus coordinator.
+/// Reads whether Citus is installed in the database.
 pub async fn has_citus(pool: &Pool) -> Result<bool, SchemaError> {
     let client = connect(pool).await?;
     Ok(client.query_opt("SELECT 1 FROM pg_extension WHERE extname = 'citus'", &[]).await?.is_some())
@@ -284,7 +284,7 @@ async fn connect(pool: &Pool) -> Result<Object, SchemaError> {
     })
 }
 
-/// 0 for an empty database.
+/// Reads the schema's version; 0 for an empty database.
 async fn version(client: &Client) -> Result<i64, SchemaError> {
     let found = client.query_one("SELECT coalesce(max(version), 0)::bigint FROM refinery_schema_history", &[]).await;
     match found {
@@ -294,11 +294,11 @@ async fn version(client: &Client) -> Result<i64, SchemaError> {
     }
 }
 
-/// Whether this build may work with a schema that is newer.
+/// Fails if this build cannot work with a schema that is newer.
 async fn compatible(client: &Client, found: i64, needed: i64) -> Result<(), SchemaError> {
     let needs = match client.query_one(NEEDS, &[&needed]).await {
         Ok(row) => row.get(0),
-        // Dropped, or never there: nothing is known of what is newer.
+        // The table does not exist: it is not known which builds can work with the newer migrations.
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => found,
         Err(error) => return Err(error.into()),
     };

@@ -1,4 +1,4 @@
-//! What every database session of the transfer sets for itself, and which connection counts as a new one.
+//! The settings of every database session of the transfer, and connections that are certainly new.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::metrics;
 
 static WARNED: Repeats = Repeats::new();
 
-/// What was committed with a warning.
+/// The kind of the rows that were committed with a warning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
     /// A lane's batch.
@@ -19,7 +19,7 @@ pub enum Committed {
 }
 
 impl Committed {
-    /// In metrics and logs.
+    /// Returns the name for metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             Committed::Batch => "batch",
@@ -28,25 +28,27 @@ impl Committed {
     }
 }
 
-/// Logs and counts a COMMIT that was answered OK with a warning.
-pub fn warned(what: Committed, warning: &str) {
-    metrics::commit_warned(what.name());
-    if let Some(repeated) = WARNED.occurred(&format!("{}: {warning}", what.name())) {
-        let what = what.name();
+/// Logs and counts a COMMIT that succeeded with a warning.
+pub fn warned(committed: Committed, warning: &str) {
+    let what = committed.name();
+    metrics::commit_warned(what);
+    if let Some(repeated) = WARNED.occurred(&format!("{what}: {warning}")) {
         tracing::warn!(
             what,
             warning,
             repeated,
-            "committed with a warning: perhaps on this server alone, or not to be seen yet"
+            "committed with a warning: the rows may be only on this server, or not visible yet"
         );
     }
 }
 
-/// Statements that are run once on each new connection.
+/// Returns the statements that are executed once on each new connection.
 ///
-/// What a transaction sets then also reaches the workers of a Citus; PostgreSQL alone keeps the name and does nothing with it.
+/// With `citus.propagate_set_commands`, the settings of a transaction also reach the workers of a Citus; PostgreSQL without Citus
+/// accepts the name and ignores it.
 ///
-/// A stopped process's open transaction would otherwise hold its locks for ever, and the next owner with them.
+/// Without `idle_in_transaction_session_timeout`, the open transaction of a frozen process would hold its locks without limit, and
+/// block the next owner of the partitions.
 pub fn settings(database: &DatabaseOptions) -> String {
     let idle = database.database_statement_timeout.as_millis();
     let lock = lock_timeout(database).as_millis();
@@ -58,8 +60,8 @@ pub fn settings(database: &DatabaseOptions) -> String {
     )
 }
 
-/// How long to wait for a lock. Well below the statement's time-out: waiting for somebody must not look like a record that
-/// takes too long.
+/// Returns the lock timeout. It is well below the statement timeout, so that a wait for another transaction's lock is not mistaken
+/// for a record that needs too long.
 pub fn lock_timeout(database: &DatabaseOptions) -> Duration {
     Duration::from_secs(10).min(database.database_statement_timeout / 2)
 }
@@ -69,11 +71,10 @@ pub fn disconnect(client: Object) {
     drop(Object::take(client));
 }
 
-/// A connection that is made now. One that has waited in the pool may lead to the server that was there before a
-/// switch-over.
+/// Opens a new connection. A connection from the pool may lead to the server that was the primary before a failover.
 pub async fn fresh(pool: &Pool) -> Result<Object, PoolError> {
     loop {
-        // Those that wait are not asked one by one: a server that went silent would cost a time-out for each.
+        // All pooled connections are closed without a check: with a silent server, each check would need a timeout.
         drop(pool.retain(|_, _| false));
         let client = pool.get().await?;
         if Object::metrics(&client).recycle_count == 0 {

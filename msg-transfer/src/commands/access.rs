@@ -1,4 +1,4 @@
-//! How commands reach the database and Kafka.
+//! The connections of commands to the database and Kafka.
 
 use msg_common::config::SettingError;
 use msg_common::kafka::RequestError;
@@ -9,19 +9,19 @@ use crate::config::Config;
 use crate::lag::LagReader;
 use crate::{schema, session};
 
-/// One connection, made when first used.
+/// Creates a pool of one connection, which is opened when it is first used.
 pub(super) fn pool(config: &Config, purpose: Purpose) -> Result<Pool, SettingError> {
     config.database.pool("msg-transfer", 1, &session::settings(&config.database), purpose)
 }
 
-/// The connection, to a database whose schema is this build's.
+/// Opens a connection, and checks that this build can work with the schema.
 pub(super) async fn connect(config: &Config, purpose: Purpose) -> Result<Object, CommandError> {
     let pool = pool(config, purpose)?;
     schema::check(&pool).await?;
     Ok(pool.get().await?)
 }
 
-/// Reads the topic, and how far it is stored.
+/// Creates a reader of the topic and its lag.
 pub(super) fn lag_reader(config: &Config, pool: Pool) -> Result<LagReader, RequestError> {
     LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool)
 }

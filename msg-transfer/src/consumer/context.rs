@@ -1,4 +1,4 @@
-//! What librdkafka calls back, and the driver, where the callbacks find it.
+//! The callbacks of librdkafka, and the driver, which they call.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -17,41 +17,41 @@ use crate::lane::item::RawRecord;
 
 /// The consumer's context.
 pub struct Context {
-    /// Locked by the consumer's thread alone: for a turn, or in the callback of a rebalance while the consumer is closed.
+    /// Only the consumer's thread locks it: for a turn, or in the callback of a rebalance while the consumer is closed.
     driven: Mutex<Driven>,
     explainer: Explainer,
 }
 
-/// The driver and all that it reaches.
+/// The driver and everything that it does I/O with.
 struct Driven {
     driver: Driver<RawRecord>,
     outside: Outside,
 }
 
 impl Context {
-    /// Around this driver.
+    /// Creates a context for this driver.
     pub fn new(driver: Driver<RawRecord>, parts: Parts) -> Self {
         let explainer = Explainer::new(parts.readiness.clone());
         let outside = Outside::new(parts, explainer.clone());
         Context { driven: Mutex::new(Driven { driver, outside }), explainer }
     }
 
-    /// Before the first turn.
+    /// Creates the queues. Has to be called before the first turn.
     pub fn open(&self, consumer: &BaseConsumer<Self>) {
         self.driven().outside.open(consumer);
     }
 
-    /// Before the consumer is dropped.
+    /// Destroys the queues. Has to be called before the consumer is dropped.
     pub fn close(&self) {
         self.driven().outside.close();
     }
 
-    /// One turn of the driver: `Driver::turn`. An error says why the consumer cannot go on.
+    /// Runs one turn of the driver (`Driver::turn`). Fails if the consumer cannot continue.
     pub fn turn(&self, consumer: &BaseConsumer<Self>, stop: bool) -> Result<bool, ClientError> {
         let mut driven = self.driven();
         let Driven { driver, outside } = &mut *driven;
-        let goes_on = driver.turn(&mut Io { consumer, outside }, stop);
-        outside.fatal().map_or(Ok(goes_on), Err)
+        let continues = driver.turn(&mut Io { consumer, outside }, stop);
+        outside.fatal().map_or(Ok(continues), Err)
     }
 
     fn driven(&self) -> MutexGuard<'_, Driven> {
@@ -65,15 +65,15 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // Polling returns the same error, and acts on it.
-        tracing::debug!(%error, reason, "the consumer reports an error");
+        // Polling returns the same error, and handles it.
+        tracing::debug!(%error, reason, "consumer reported an error");
         self.explainer.explain(&error, reason);
     }
 }
 
 impl ConsumerContext for Context {
-    /// Only what comes while the consumer is closed: before, rebalances are polled as events. The group has its response when this
-    /// returns.
+    /// Handles a rebalance while the consumer is closed; before that, rebalances are polled as events. librdkafka responds to the
+    /// group when this returns.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions: Vec<_> = list.elements().iter().map(|element| element.partition()).collect();
         let mut driven = self.driven();

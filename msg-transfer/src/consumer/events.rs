@@ -1,4 +1,4 @@
-//! The consumer's queue of events, with what rust-rdkafka leaves out of an error: its topic, partition and offset.
+//! The consumer's queue of events. Its errors have their topic, partition and offset, which rust-rdkafka leaves out.
 
 use std::ffi::{CStr, c_char};
 use std::slice;
@@ -13,16 +13,16 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use super::fetch_error::FetchError;
 
-/// What was polled.
+/// An event of the queue.
 #[derive(Debug)]
 pub enum Polled {
-    /// For the driver.
+    /// An event for the driver.
     Happened(Happened),
-    /// A topic as a whole cannot be consumed.
+    /// The whole topic cannot be consumed.
     Topic(RDKafkaRespErr, String),
-    /// The consumer cannot go on.
+    /// The consumer cannot continue.
     Fatal(ClientError),
-    /// Anything else that went wrong.
+    /// Any other error, with librdkafka's text.
     Error(RDKafkaErrorCode, String),
 }
 
@@ -35,7 +35,7 @@ pub fn rebalance(error: RDKafkaRespErr, partitions: Vec<Partition>) -> Happened 
     }
 }
 
-/// The queue. Polling it is what keeps the consumer in its group.
+/// The queue. The consumer stays in its group only while the queue is polled.
 #[derive(Debug)]
 pub struct EventQueue(*mut rd::rd_kafka_queue_t);
 
@@ -43,13 +43,13 @@ pub struct EventQueue(*mut rd::rd_kafka_queue_t);
 unsafe impl Send for EventQueue {}
 
 impl EventQueue {
-    /// Has to be dropped before the client.
+    /// Opens the queue, which has to be dropped before the client.
     pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
         // SAFETY: the client is alive, and a consumer has this queue; the reference is released once, in `drop`.
         EventQueue(unsafe { rd::rd_kafka_queue_get_consumer(client.native_ptr()) })
     }
 
-    /// The next event, if there is one.
+    /// Returns the next event, or `None` if the queue is empty.
     pub fn poll<C: ClientContext>(&self, client: &Client<C>) -> Option<Polled> {
         loop {
             // SAFETY: the queue is alive; the event is checked, and destroyed once, after its last use.
@@ -71,7 +71,7 @@ impl EventQueue {
 
 impl Drop for EventQueue {
     fn drop(&mut self) {
-        // SAFETY: it was made in `new` and is released only here.
+        // SAFETY: the queue was opened in `new`, and is released only here.
         unsafe { rd::rd_kafka_queue_destroy(self.0) };
     }
 }
@@ -103,7 +103,7 @@ unsafe fn read<C: ClientContext>(event: *mut rd::rd_kafka_event_t, client: &Clie
                 pass_log_line(event, client);
                 None
             }
-            // Nothing else is enabled, or it has a queue of its own.
+            // Other kinds of events are not enabled, or have a queue of their own.
             _ => None,
         }
     }
@@ -115,33 +115,33 @@ unsafe fn error(event: *mut rd::rd_kafka_event_t) -> Polled {
     // SAFETY: as above; the partition is ours to destroy, once, after its last use.
     unsafe {
         let native = rd::rd_kafka_event_error(event);
-        let (code, says) = (RDKafkaErrorCode::from(native), text(rd::rd_kafka_event_error_string(event)));
+        let (code, text) = (RDKafkaErrorCode::from(native), copied(rd::rd_kafka_event_error_string(event)));
         if rd::rd_kafka_event_error_is_fatal(event) != 0 || code == RDKafkaErrorCode::Fatal {
-            return Polled::Fatal(ClientError::Event { code, text: says });
+            return Polled::Fatal(ClientError::Event { code, text });
         }
         let of = rd::rd_kafka_event_topic_partition(event);
         if of.is_null() {
-            // librdkafka names a topic as a whole in the text alone.
+            // If an error concerns a whole topic, librdkafka names the topic only in the text.
             let of_topic = matches!(
                 code,
                 RDKafkaErrorCode::TopicAuthorizationFailed
                     | RDKafkaErrorCode::UnknownTopicOrPartition
                     | RDKafkaErrorCode::InvalidTopic
             );
-            return if of_topic { Polled::Topic(native, says) } else { Polled::Error(code, says) };
+            return if of_topic { Polled::Topic(native, text) } else { Polled::Error(code, text) };
         }
         let (partition, offset) = ((*of).partition, (*of).offset);
         rd::rd_kafka_topic_partition_destroy(of);
         if partition < 0 {
-            return Polled::Topic(native, says);
+            return Polled::Topic(native, text);
         }
-        Polled::Happened(Happened::FetchFailed(partition, FetchError::new(native, offset, says).into_driver()))
+        Polled::Happened(Happened::FetchFailed(partition, FetchError::new(native, offset, text).into_driver()))
     }
 }
 
 /// # Safety
 /// `string` is null, or a C string that outlives the call.
-unsafe fn text(string: *const c_char) -> String {
+unsafe fn copied(string: *const c_char) -> String {
     if string.is_null() {
         return String::new();
     }

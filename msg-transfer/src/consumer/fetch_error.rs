@@ -1,4 +1,4 @@
-//! What librdkafka reports of a partition that it cannot fetch, and what that means for an operator.
+//! The error of a partition that librdkafka cannot fetch, and what an operator has to do.
 
 use std::ffi::CStr;
 
@@ -16,39 +16,39 @@ use rd::rd_kafka_resp_err_t as native;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchError {
     code: rd::rd_kafka_resp_err_t,
-    /// The offset that it is about, where there is one.
+    /// The offset that cannot be fetched, if it is known.
     pub offset: Option<RecordOffset>,
-    says: String,
+    text: String,
 }
 
 impl FetchError {
-    /// `says` is librdkafka's text.
-    pub fn new(code: rd::rd_kafka_resp_err_t, offset: i64, says: String) -> Self {
-        // Behind a damaged batch librdkafka parses bytes that are no batch, and may ask for the offset that it finds there.
+    /// Creates an error. `text` is librdkafka's.
+    pub fn new(code: rd::rd_kafka_resp_err_t, offset: i64, text: String) -> Self {
+        // After a damaged batch librdkafka parses bytes that are no batch, and may request the offset that it reads there.
         let is_any = matches!(
             code,
             native::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET | native::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE
         );
-        FetchError { code, offset: (offset >= 0 && !is_any).then_some(RecordOffset(offset)), says }
+        FetchError { code, offset: (offset >= 0 && !is_any).then_some(RecordOffset(offset)), text }
     }
 
     /// # Safety
     /// The message is librdkafka's own, and is not destroyed yet.
     pub(super) unsafe fn of(message: &rd::rd_kafka_message_t) -> Self {
         // SAFETY: the text is the message's, or static.
-        let says = unsafe {
-            let text = rd::rd_kafka_message_errstr(std::ptr::from_ref(message));
-            if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+        let text = unsafe {
+            let string = rd::rd_kafka_message_errstr(std::ptr::from_ref(message));
+            if string.is_null() { String::new() } else { CStr::from_ptr(string).to_string_lossy().into_owned() }
         };
-        FetchError::new(message.err, message.offset, says)
+        FetchError::new(message.err, message.offset, text)
     }
 
-    /// Its name, such as `TOPIC_AUTHORIZATION_FAILED`; librdkafka's own errors start with `_`.
+    /// Returns the name of the error's code, such as `TOPIC_AUTHORIZATION_FAILED`; librdkafka's own errors start with `_`.
     pub fn name(&self) -> &'static str {
         name(self.code)
     }
 
-    /// Counts it, and makes of it what the driver needs.
+    /// Counts the error, and converts it for the driver.
     pub(super) fn into_driver(self) -> driver::FetchError {
         metrics::fetch_failed(self.name());
         let (damaged, text) = (self.is_damage(), self.describe());
@@ -56,7 +56,7 @@ impl FetchError {
         driver::FetchError { failure, out_of_range: self.is_out_of_range() }
     }
 
-    /// The batch is there and cannot be read: its checksum is wrong, or it cannot be decoded.
+    /// Returns whether the batch exists and cannot be read: its checksum is wrong, or it cannot be decoded.
     pub fn is_damage(&self) -> bool {
         matches!(
             self.code,
@@ -66,16 +66,16 @@ impl FetchError {
         )
     }
 
-    /// The record that follows is not in the log: it was deleted, or Kafka lost the log's tail.
+    /// Returns whether the next record is not in the log: it was deleted, or Kafka lost the tail of the log.
     pub fn is_out_of_range(&self) -> bool {
         self.code == native::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET
     }
 
-    /// What is wrong, and what to do about it.
+    /// Returns what happened, and what an operator has to do.
     pub fn describe(&self) -> String {
         let advice = match RDKafkaErrorCode::from(self.code) {
             _ if self.is_damage() => {
-                "the batch is damaged or cannot be decoded, and nothing of it is stored: repair the broker's log \
+                "the batch is damaged or cannot be decoded, so none of its records is stored: repair the broker's log \
                  (docs/operations.md, \"A damaged batch\"), then run msg-transfer resume"
             }
             RDKafkaErrorCode::TopicAuthorizationFailed => "grant the transfer's Kafka user READ on the topic",
@@ -87,11 +87,11 @@ impl FetchError {
             }
             _ => "see the brokers' logs",
         };
-        format!("{} ({}): {advice}", self.says, self.name())
+        format!("{} ({}): {advice}", self.text, self.name())
     }
 }
 
-/// The name of an error code.
+/// Returns the name of an error code.
 pub fn name(code: rd::rd_kafka_resp_err_t) -> &'static str {
     // SAFETY: the text is static, and never null.
     let name = unsafe { CStr::from_ptr(rd::rd_kafka_err2name(code)) };
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_has_its_name_and_offset_and_says_what_to_do() {
+    fn fetch_error_has_name_offset_and_advice() {
         let error = FetchError::new(native::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, 7, "no".into());
         assert_eq!((error.name(), error.offset), ("TOPIC_AUTHORIZATION_FAILED", Some(RecordOffset(7))));
         assert!(error.describe().contains("READ") && !error.is_damage());

@@ -1,7 +1,7 @@
-//! Finds out how much of what was read a log still has: asks each partition's leader where the records of a leader epoch end.
+//! Reads from each partition's leader where the records of a leader epoch end: the consumed records below it are still in the log.
 //!
-//! librdkafka makes that request (OffsetForLeaderEpoch) only to validate a position, and tells the result only in the text of the
-//! error that it reports if the position is beyond it. So the position is beyond everything.
+//! librdkafka sends that request (OffsetForLeaderEpoch) only to validate a position, and returns the result only in the text of
+//! the error that it reports if the position is above that end. So the position is above the end of every log.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -17,13 +17,14 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::lag::kafka::LogContext;
 
-/// No log ends above it.
+/// An offset that is above the end of every log.
 const BEYOND: i64 = 1 << 62;
 
-/// How long to wait for a result before what could not be asked yet is asked again.
+/// How long to wait for a result before the requests that could not be sent yet are retried.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Asks, each time with a new client: a validation needs an assignment, and after its error the same client validates no more.
+/// Reads the ends, each time with a new client: a validation needs an assignment, and after its error librdkafka validates no
+/// further position in the same client.
 #[derive(Clone)]
 pub struct KeptProbe {
     config: ClientConfig,
@@ -31,13 +32,13 @@ pub struct KeptProbe {
 }
 
 impl KeptProbe {
-    /// `config` names the group, which is not joined.
+    /// Creates a probe. `config` names the group, which the probe does not join.
     pub fn new(config: &ClientConfig, topic: String) -> Self {
         let mut config = config.clone();
         config
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
-            // Otherwise librdkafka goes on at the log's end, and tells nothing.
+            // Otherwise librdkafka continues at the log's end, and reports no error.
             .set("auto.offset.reset", "error")
             .set("queued.min.messages", "1")
             .set("fetch.message.max.bytes", "1024")
@@ -45,8 +46,9 @@ impl KeptProbe {
         KeptProbe { config, topic }
     }
 
-    /// Where the records up to these leader epochs end. A partition that is left out did not respond within `timeout`. Blocks.
-    pub fn ask(
+    /// Returns where the records up to these leader epochs end. If a partition is left out, its leader did not respond within
+    /// `timeout`. Blocks.
+    pub fn read(
         &self,
         rows: &[(Partition, LeaderEpoch)],
         timeout: Duration,
@@ -63,15 +65,15 @@ impl KeptProbe {
         }
         consumer.assign(&list)?;
         let epochs: HashMap<Partition, LeaderEpoch> = rows.iter().copied().collect();
-        let mut unasked: Vec<Partition> = epochs.keys().copied().collect();
+        let mut remaining: Vec<Partition> = epochs.keys().copied().collect();
         while known.len() < epochs.len() && Instant::now() < deadline {
-            unasked = self.seek(&consumer, &unasked, &epochs)?;
+            remaining = self.seek(&consumer, &remaining, &epochs)?;
             while let Some((partition, text)) = next_error(&consumer, STEP) {
-                let asked = epochs.get(&partition).and_then(|epoch| read(&text, *epoch));
-                if let Some(kept) = asked {
+                let kept = epochs.get(&partition).and_then(|epoch| parse(&text, *epoch));
+                if let Some(kept) = kept {
                     known.insert(partition, kept);
                 } else {
-                    tracing::debug!(partition, text, "no result of a validation");
+                    tracing::debug!(partition, text, "received an error that is no result of a validation");
                 }
                 if known.len() == epochs.len() {
                     break;
@@ -82,7 +84,8 @@ impl KeptProbe {
         Ok(known)
     }
 
-    /// Asks for these partitions; returns those that could not be asked yet, because their assignment is not carried out.
+    /// Sends the requests for these partitions. Returns the partitions whose requests could not be sent, because librdkafka has not
+    /// carried out their assignment yet.
     fn seek(
         &self,
         consumer: &BaseConsumer<LogContext>,
@@ -98,16 +101,16 @@ impl KeptProbe {
         }
         raw::set_leader_epochs(&mut list, |partition| epochs.get(&partition).map_or(-1, |epoch| epoch.0));
         let millis = i32::try_from(STEP.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: both are alive; the error, which says no more than the elements do, is destroyed once.
+        // SAFETY: both are alive; the error, which the elements contain too, is destroyed once.
         unsafe {
             let error = rd::rd_kafka_seek_partitions(consumer.client().native_ptr(), list.ptr(), millis);
             rd::rd_kafka_error_destroy(error);
         }
-        Ok(list.elements().iter().filter(|asked| asked.error().is_err()).map(|asked| asked.partition()).collect())
+        Ok(list.elements().iter().filter(|element| element.error().is_err()).map(|element| element.partition()).collect())
     }
 }
 
-/// The next error of a partition, if there is one within `wait`.
+/// Returns the next error of a partition, or `None` if there is none within `wait`.
 fn next_error(consumer: &BaseConsumer<LogContext>, wait: Duration) -> Option<(Partition, String)> {
     let deadline = Instant::now() + wait;
     loop {
@@ -132,11 +135,11 @@ fn next_error(consumer: &BaseConsumer<LogContext>, wait: Duration) -> Option<(Pa
     }
 }
 
-/// What librdkafka's text says of the records up to this leader epoch; `None`: it speaks of something else.
-fn read(text: &str, epoch: LeaderEpoch) -> Option<Kept> {
+/// Parses the result for this leader epoch from librdkafka's text. Returns `None` if the text is about something else.
+fn parse(text: &str, epoch: LeaderEpoch) -> Option<Kept> {
     let (_, rest) = text.split_once(&format!("offset {BEYOND} (leader epoch {})", epoch.0))?;
     let Some((_, rest)) = rest.split_once("broker end offset is ") else {
-        // A broker that does not know the request was asked for a record at that offset instead.
+        // If the broker does not support the request, librdkafka fetches a record at that offset instead.
         return text.contains("not available on the broker").then_some(Kept::Unknown);
     };
     let (offset, rest) = rest.split_once(" (offset leader epoch ")?;
@@ -162,12 +165,12 @@ mod tests {
         };
         let at = |next, epoch| Progress { next: NextOffset(next), leader_epoch: LeaderEpoch(epoch) };
         let found = text(3, "80 (offset leader epoch 2)");
-        assert_eq!(read(&found, LeaderEpoch(3)), Some(Kept::UpTo(at(80, 2))));
-        assert_eq!(read(&found, LeaderEpoch(30)), None, "it was asked for another one");
-        assert_eq!(read(&text(3, "-1 (offset leader epoch -1)"), LeaderEpoch(3)), Some(Kept::Nothing));
+        assert_eq!(parse(&found, LeaderEpoch(3)), Some(Kept::UpTo(at(80, 2))));
+        assert_eq!(parse(&found, LeaderEpoch(30)), None, "the result is for another epoch");
+        assert_eq!(parse(&text(3, "-1 (offset leader epoch -1)"), LeaderEpoch(3)), Some(Kept::Nothing));
         let old =
             format!("fetch failed: offset {BEYOND} (leader epoch 3): requested offset not available on the broker");
-        assert_eq!(read(&old, LeaderEpoch(3)), Some(Kept::Unknown));
-        assert_eq!(read("something else", LeaderEpoch(3)), None);
+        assert_eq!(parse(&old, LeaderEpoch(3)), Some(Kept::Unknown));
+        assert_eq!(parse("something else", LeaderEpoch(3)), None);
     }
 }

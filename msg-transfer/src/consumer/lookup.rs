@@ -1,5 +1,5 @@
-//! What has to be known before a partition is fetched: the topic's id, the group's offsets, the partition's ends, and
-//! the database's progress rows.
+//! Reads what has to be known before a partition is fetched: the topic's ID, the group's offsets, the partition's ends, and the
+//! database's progress rows.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use super::identity::TopicIdentity;
 use super::kept::KeptProbe;
 use super::progress::ProgressStore;
 
-/// How long one question to Kafka may take.
+/// The timeout of one request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks Kafka and the database.
+/// Reads from Kafka and the database.
 #[derive(Clone)]
 pub struct Lookup {
-    /// In the group's name, but never a member: it joins nothing, and may be asked from any thread.
+    /// It is configured with the group and never joins it. It may be used from any thread.
     consumer: Arc<BaseConsumer>,
     kept: Arc<KeptProbe>,
     progress: ProgressStore,
@@ -35,16 +35,16 @@ pub struct Lookup {
     identity: TopicIdentity,
 }
 
-/// What is known of some partitions of the topic.
+/// The data that start offsets are resolved from.
 #[derive(Debug)]
-pub struct Answer {
-    /// The topic's id; nil where the broker gives none.
+pub struct LookupResult {
+    /// The topic's ID; nil if the brokers return none.
     pub topic_id: Uuid,
-    /// The connection that the progress rows were read over.
+    /// The number of the reference connection that the progress rows were read over.
     pub connection_number: ConnectionNumber,
-    /// Each partition whose leader responds, as soon as it does. Ends when no more will come.
+    /// Receives each partition as soon as its leader responds. Closed when no further partition follows.
     pub partitions: UnboundedReceiver<(Partition, Known)>,
-    /// The dead letters of each that count for the limit.
+    /// The offsets of each partition's dead letters that count for the limit.
     pub dead: HashMap<Partition, Vec<RecordOffset>>,
 }
 
@@ -54,7 +54,7 @@ pub enum LookupError {
     /// A request to Kafka failed.
     #[error("kafka")]
     Kafka(#[from] RequestError),
-    /// The progress rows were not read or written.
+    /// Reading or writing the progress rows failed.
     #[error("database: {}", .0.text)]
     Database(Failure),
 }
@@ -66,7 +66,7 @@ impl From<Failure> for LookupError {
 }
 
 impl Lookup {
-    /// `config` names the group.
+    /// Creates a lookup. `config` names the group.
     pub fn new(
         config: &ClientConfig,
         progress: ProgressStore,
@@ -77,31 +77,31 @@ impl Lookup {
         Ok(Lookup { consumer: Arc::new(config.create()?), kept, progress, topic, identity })
     }
 
-    /// Asks for these partitions; `window` is how far back dead letters count, in offsets. The rows are read before the ends: if
-    /// another process still stores, no row is above the end for that.
-    pub async fn ask(&self, partitions: &[Partition], window: i64) -> Result<Answer, LookupError> {
+    /// Reads these partitions; `window` is how far back dead letters count, in offsets. The rows are read before the ends, so that
+    /// no row is above its end because another process still stores.
+    pub async fn read(&self, partitions: &[Partition], window: i64) -> Result<LookupResult, LookupError> {
         let topic_id = self.blocking(Lookup::topic_id).await?;
         let loaded = self.progress.load(topic_id, partitions, window).await?;
-        let asked = partitions.to_vec();
-        let committed = self.blocking(move |lookup| lookup.committed(&asked)).await?;
+        let wanted = partitions.to_vec();
+        let committed = self.blocking(move |lookup| lookup.committed(&wanted)).await?;
         let rows = loaded.rows.into_iter().collect();
         let (sender, receiver) = unbounded_channel();
-        let (lookup, asked) = (self.clone(), partitions.to_vec());
+        let (lookup, wanted) = (self.clone(), partitions.to_vec());
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = lookup.find(topic_id, &asked, &committed, &rows, &sender) {
-                tracing::warn!(error = chain(&error), "the ends of the partitions are not known");
+            if let Err(error) = lookup.find(topic_id, &wanted, &committed, &rows, &sender) {
+                tracing::warn!(error = chain(&error), "could not read the end offsets, will be retried");
             }
         });
-        Ok(Answer { topic_id, connection_number: loaded.connection_number, partitions: receiver, dead: loaded.dead })
+        Ok(LookupResult { topic_id, connection_number: loaded.connection_number, partitions: receiver, dead: loaded.dead })
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&Lookup) -> Result<T, RequestError> + Send + 'static,
+        read: impl FnOnce(&Lookup) -> Result<T, RequestError> + Send + 'static,
     ) -> Result<T, RequestError> {
         let lookup = self.clone();
-        let asked = tokio::task::spawn_blocking(move || ask(&lookup)).await;
-        asked.map_err(RequestError::of_topic("send a request", &self.topic))?
+        let result = tokio::task::spawn_blocking(move || read(&lookup)).await;
+        result.map_err(RequestError::of_topic("send a request", &self.topic))?
     }
 
     /// Discards the events of the client.
@@ -109,7 +109,7 @@ impl Lookup {
         events::discard(&self.consumer);
     }
 
-    /// What the group has committed of each; a partition that is left out could not be read. Blocks.
+    /// Returns the group's committed offset of each partition. If a partition is left out, its offset could not be read. Blocks.
     fn committed(&self, partitions: &[Partition]) -> Result<HashMap<Partition, Option<NextOffset>>, RequestError> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
@@ -123,13 +123,13 @@ impl Lookup {
             match (element.error(), element.offset()) {
                 (Ok(()), Offset::Offset(offset)) => drop(offsets.insert(partition, Some(NextOffset(offset)))),
                 (Ok(()), _) => drop(offsets.insert(partition, None)),
-                (Err(error), _) => tracing::warn!(partition, %error, "the committed offset is not known"),
+                (Err(error), _) => tracing::warn!(partition, %error, "could not read the committed offset"),
             }
         }
         Ok(offsets)
     }
 
-    /// Reports what is known of each partition as soon as its leader responds. Blocks.
+    /// Reports the data of each partition as soon as its leader responds. Blocks.
     fn find(
         &self,
         topic_id: Uuid,
@@ -138,10 +138,11 @@ impl Lookup {
         rows: &HashMap<Partition, Progress>,
         report: &UnboundedSender<(Partition, Known)>,
     ) -> Result<(), RequestError> {
-        let asked: Vec<Partition> = partitions.iter().filter(|asked| committed.contains_key(asked)).copied().collect();
+        let wanted: Vec<Partition> =
+            partitions.iter().filter(|wanted| committed.contains_key(wanted)).copied().collect();
         let mut result = Ok(());
         let each = |found: Answers<Ends>| {
-            // A topic made anew counts from 0 again: the one's offsets are not the other's.
+            // The offsets of a recreated topic start at 0. Those of the old topic must not be compared with them.
             match self.topic_id() {
                 Ok(id) if id == topic_id => {}
                 Ok(_) => {
@@ -153,27 +154,27 @@ impl Lookup {
                     return;
                 }
             }
-            let asked = found.iter().filter(|(_, ends)| ends.is_ok()).filter_map(|(partition, _)| {
+            let probed = found.iter().filter(|(_, ends)| ends.is_ok()).filter_map(|(partition, _)| {
                 let epoch = rows.get(partition)?.leader_epoch;
                 epoch.is_known().then_some((*partition, epoch))
             });
-            let asked: Vec<_> = asked.collect();
-            let kept = self.kept.ask(&asked, TIMEOUT).unwrap_or_else(|error| {
-                tracing::warn!(error = chain(&error), "it is not known whether the logs are the same");
+            let probed: Vec<_> = probed.collect();
+            let kept = self.kept.read(&probed, TIMEOUT).unwrap_or_else(|error| {
+                tracing::warn!(error = chain(&error), "could not read the ends of the leader epochs");
                 HashMap::new()
             });
             for (partition, ends) in found {
                 let ends = match ends {
                     Ok(ends) => ends,
                     Err(error) => {
-                        tracing::warn!(partition, error = chain(&error), "the ends of the partition are not known");
+                        tracing::warn!(partition, error = chain(&error), "could not read the end offset, will be retried");
                         continue;
                     }
                 };
                 let kept = match kept.get(&partition) {
                     Some(kept) => *kept,
-                    None if asked.iter().any(|(asked, _)| *asked == partition) => {
-                        tracing::warn!(partition, "the leader does not say whether the log is the same");
+                    None if probed.iter().any(|(probed, _)| *probed == partition) => {
+                        tracing::warn!(partition, "received no end of the leader epoch, will be retried");
                         continue;
                     }
                     None => Kept::Unknown,
@@ -185,15 +186,15 @@ impl Lookup {
                     low: NextOffset(ends.start),
                     high: NextOffset(ends.end),
                 };
-                // The receiver is dropped if the starts are not wanted any more.
+                // The receiver is dropped if the start offsets are no longer needed.
                 let _ = report.send((partition, known));
             }
         };
-        ends::read(self.consumer.client(), &self.topic, &asked, TIMEOUT, each)?;
+        ends::read(self.consumer.client(), &self.topic, &wanted, TIMEOUT, each)?;
         result
     }
 
-    /// Nil where the broker gives none. Blocks.
+    /// Reads the topic's ID; nil if the brokers return none. Blocks.
     fn topic_id(&self) -> Result<Uuid, RequestError> {
         let id = topic_id(self.consumer.client(), &self.topic, TIMEOUT)?;
         self.identity.record_topic_id(id).map_err(|error| self.no_id(ClientError::TopicId(error)))
@@ -203,7 +204,8 @@ impl Lookup {
         RequestError::of_topic("read the ID", &self.topic)(error)
     }
 
-    /// Lowers a progress row: Kafka lost the records that it speaks of. An error means that the start has to be read again.
+    /// Lowers a progress row, because Kafka lost the records below its next offset. After an error, the start offset has to be
+    /// resolved again.
     pub async fn lower(
         &self,
         topic_id: Uuid,
@@ -214,27 +216,27 @@ impl Lookup {
         Ok(self.progress.lower(topic_id, connection_number, partition, lost).await?)
     }
 
-    /// The topic's name.
+    /// Returns the topic's name.
     pub fn topic(&self) -> &str {
         &self.topic
     }
 
-    /// What is known of the topic.
+    /// Returns the topic's identity.
     pub fn identity(&self) -> &TopicIdentity {
         &self.identity
     }
 
-    /// Looks whether the topic is still the one that it was; where that cannot be told, the next time will.
-    pub async fn same_topic(&self) {
+    /// Reads the topic's ID, which detects that the topic was recreated. An error is only logged: the next call reads it again.
+    pub async fn check_topic(&self) {
         let lookup = self.clone();
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || lookup.topic_id()).await {
-            tracing::debug!(error = chain(&error), "not known whether the topic is the same");
+            tracing::debug!(error = chain(&error), "could not read the topic's ID, will be retried");
         }
     }
 
-    /// Those of the partitions that end above the offset that is expected of them, as far as their ends are known.
+    /// Returns the partitions whose end offset is above the expected next offset, as far as their end offsets can be read.
     pub async fn behind(&self, mut expected: Vec<(Partition, NextOffset)>) -> Vec<(Partition, NextOffset)> {
-        let ask = move |lookup: &Lookup| {
+        let read = move |lookup: &Lookup| {
             let partitions: Vec<Partition> = expected.iter().map(|(partition, _)| *partition).collect();
             let mut known = HashMap::new();
             let each = |found: Answers<Ends>| {
@@ -244,6 +246,6 @@ impl Lookup {
             expected.retain(|(partition, next)| known.get(partition).is_some_and(|end| *end > next.0));
             Ok(expected)
         };
-        self.blocking(ask).await.unwrap_or_default()
+        self.blocking(read).await.unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! The consumer's thread: it polls, and never blocks on anything but Kafka's own queues.
+//! The consumer's thread. It polls librdkafka's queues, and blocks on nothing else.
 
 pub mod context;
 pub mod events;
@@ -23,7 +23,7 @@ use self::context::Context;
 #[error("the consumer cannot continue")]
 pub struct FatalError(#[source] ClientError);
 
-/// Consumes until `stop`: then drains, commits and leaves the group. Blocks its thread.
+/// Consumes until `stop` is cancelled. Then it drains, commits and leaves the group. Blocks its thread.
 pub fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<(), FatalError> {
     let context = consumer.client().context().clone();
     context.open(&consumer);
@@ -35,7 +35,7 @@ pub fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<
         }
     };
     context.close();
-    // Leaves the group; what rebalance that brings finds nothing left to drain.
+    // Leaves the group. A rebalance that this causes has no record to drain.
     drop(consumer);
     result
 }

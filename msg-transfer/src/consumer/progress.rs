@@ -1,4 +1,4 @@
-//! The progress rows: the next offset of each partition, stored in the database with the messages, and read whenever a start
+//! The progress rows: the next offset of each partition. They are in the database of the messages, and are read whenever a start
 //! offset is resolved.
 
 use std::collections::HashMap;
@@ -25,15 +25,15 @@ use crate::{failure, metrics};
 /// The timeout of one statement.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often the workers of a Citus are compared with what they were. A lane's new connection does so as well.
+/// The interval at which the workers of a Citus are compared with the known ones. Each new connection of a lane does so as well.
 const WORKERS_INTERVAL: Duration = Duration::from_secs(10);
 
 static WORKERS_NOT_KNOWN: Repeats = Repeats::new();
 
-const GONE: &str = "the connection that the starts were read over is gone";
+const CLOSED: &str = "the reference connection was closed; the start offsets will be resolved again";
 
-/// Reads and writes the progress rows over the reference connection. A pooler between the transfer and the server would hide that
-/// the server changed, so none may be used.
+/// Reads and writes the progress rows over the reference connection. No pooler may be used between the transfer and the server: it
+/// would hide that the server changed.
 #[derive(Clone, Debug)]
 pub struct ProgressStore {
     pool: Pool,
@@ -49,7 +49,7 @@ struct Connection {
     /// The time of the last `resume` of each partition, as read with its start offset.
     resumed: HashMap<Partition, Option<SystemTime>>,
     kind: ServerKind,
-    /// Over all connections: what is known of a worker that is away is compared when it is back.
+    /// It outlives the connections: a worker that is unavailable is compared when it is available again.
     workers: KnownWorkers,
     workers_read: Option<Instant>,
 }
@@ -70,7 +70,7 @@ pub struct Loaded {
 pub enum Saved {
     /// The rows are durable, and so is everything that was committed before.
     Durable,
-    /// The COMMIT had this warning: a server that takes over from this one may not have the rows.
+    /// The COMMIT had this warning: after a failover, the new primary may not have the rows.
     Warned(String),
 }
 
@@ -98,7 +98,7 @@ impl ProgressStore {
             connection.reference.connected();
             if connection.kind == ServerKind::Citus {
                 let workers = connection.query(&Query::Load, known_workers).await?;
-                // Nothing is stored yet of what starts over this connection, which stays good.
+                // Nothing was stored yet under this reference connection, so a change does not close it.
                 connection.report_changes(&workers);
             }
         }
@@ -181,8 +181,9 @@ impl ProgressStore {
             return Ok(connection.keep_if_same(&Query::IsAlive(connection_number), workers));
         }
         Err(failure::transient(&format!(
-            "a new connection leads to another server ({found}) than the one that the starts were read from ({expected} at \
-             {}), and both take writes: nothing is stored in the other one; stop the server that is not the primary",
+            "a new connection leads to another server ({found}) than the one that the start offsets were read from \
+             ({expected} at {}), and both accept writes: nothing is stored in the other one; stop the server that is not \
+             the primary",
             reference.host()
         )))
     }
@@ -198,7 +199,7 @@ impl ProgressStore {
         let mut connection = self.connection.lock().await;
         let query = Query::Save(rows.iter().map(|row| row.connection_number).collect());
         if connection.reference.next(&query) != Next::Send {
-            return Err(failure::transient(GONE));
+            return Err(failure::transient(CLOSED));
         }
         let topic_ids: Vec<Uuid> = rows.iter().map(|row| row.topic_id).collect();
         let partitions: Vec<Partition> = rows.iter().map(|row| row.partition).collect();
@@ -227,7 +228,7 @@ impl ProgressStore {
         let mut connection = self.connection.lock().await;
         let query = Query::Save(vec![connection_number]);
         if connection.reference.next(&query) != Next::Send {
-            return Err(failure::transient(GONE));
+            return Err(failure::transient(CLOSED));
         }
         let (row, lowered) = (column(lost.row.leader_epoch), column(lost.lowered.leader_epoch));
         let lower = async |client: &Object| {
@@ -250,16 +251,16 @@ fn column(leader_epoch: LeaderEpoch) -> Option<i32> {
 
 /// Returns the partitions whose `resumed_at` differs from the known one.
 fn changed(rows: &[tokio_postgres::Row], known: &HashMap<Partition, Option<SystemTime>>) -> Vec<Partition> {
-    let now = rows.iter().map(|row| (row.get::<_, Partition>(0), row.get::<_, Option<SystemTime>>(2)));
-    now.filter(|(partition, at)| known.get(partition).is_some_and(|known| known != at)).map(|(p, _)| p).collect()
+    let current = rows.iter().map(|row| (row.get::<_, Partition>(0), row.get::<_, Option<SystemTime>>(2)));
+    current.filter(|(partition, at)| known.get(partition).is_some_and(|known| known != at)).map(|(p, _)| p).collect()
 }
 
 fn is_denied(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
 }
 
-/// Reads the workers over the reference connection, which is good even if they cannot be read: one that is away is reported
-/// where something is to be stored in it.
+/// Reads the workers over the reference connection, which stays open even if they cannot be read: an unavailable worker is
+/// reported when a lane connects to store in it.
 async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::Error> {
     match citus::workers(client).await {
         Err(error) if error.as_db_error().is_some() => {
@@ -270,7 +271,7 @@ async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::E
     }
 }
 
-/// Logs which of the workers cannot be compared with what they were.
+/// Logs the workers that cannot be compared, because this role may not read their identity.
 fn reported(workers: Vec<Worker>) -> Vec<Worker> {
     if let Some(names) = citus::unreadable(&workers) {
         warn_not_known(&format!("this role may not read the identity of {names}"));
@@ -280,7 +281,7 @@ fn reported(workers: Vec<Worker>) -> Vec<Worker> {
 
 fn warn_not_known(error: &str) {
     if let Some(repeated) = WORKERS_NOT_KNOWN.occurred(error) {
-        tracing::warn!(error, repeated, "not known whether the workers are the same servers; see docs/rights.md");
+        tracing::warn!(error, repeated, "cannot detect that a worker was replaced; see docs/rights.md");
     }
 }
 
@@ -302,7 +303,7 @@ impl Connection {
                 match self.query_with(query, verify, failure::of_host).await {
                     Ok(workers) => self.keep_if_same(query, &workers),
                     Err(Failure { text: error, .. }) => {
-                        tracing::warn!(error, "the connection that the starts were read over is gone");
+                        tracing::warn!(error, "lost the reference connection, start offsets will be resolved again");
                         false
                     }
                 }
@@ -310,7 +311,7 @@ impl Connection {
         }
     }
 
-    /// Whether the workers were not read for a while.
+    /// Returns whether the workers have to be read again, and then counts them as read.
     fn workers_due(&mut self) -> bool {
         let now = Instant::now();
         let due = self.kind == ServerKind::Citus && self.workers_read.is_none_or(|at| now - at >= WORKERS_INTERVAL);
@@ -320,8 +321,8 @@ impl Connection {
         due
     }
 
-    /// Whether the workers of a Citus are those that were known. If not, the connection is closed: all starts have to be read
-    /// again.
+    /// Returns whether the workers of a Citus are the known ones. If not, closes the connection: all start offsets have to be
+    /// resolved again.
     fn keep_if_same(&mut self, query: &Query, workers: &[Worker]) -> bool {
         if !self.report_changes(workers) {
             return true;
@@ -333,15 +334,15 @@ impl Connection {
         false
     }
 
-    /// Logs and counts each worker that is another server than before. False where there is none.
+    /// Logs and counts each worker that is another server than before. Returns false if there is none.
     fn report_changes(&mut self, workers: &[Worker]) -> bool {
         let changes = self.workers.update(workers);
         for change in &changes {
             metrics::worker_changed(&change.worker);
             tracing::error!(
                 %change,
-                "a worker has changed, all partitions start again; unless it has every row that it had, follow docs/citus.md, \
-                 A worker is lost"
+                "detected a changed worker, all start offsets are resolved again; unless it has every row that it had, follow \
+                 docs/citus.md, A worker is lost"
             );
         }
         !changes.is_empty()
@@ -362,19 +363,19 @@ impl Connection {
         send: impl AsyncFnOnce(&Object) -> Result<T, E>,
         failed: impl FnOnce(&E) -> Failure,
     ) -> Result<T, Failure> {
-        // Taken out for the duration of the query: if this future is dropped, the connection is closed.
+        // Removed for the duration of the query: if this future is dropped, the connection is closed.
         let Some(client) = self.client.take() else {
             self.reference.completed(query, false);
-            return Err(failure::transient(GONE));
+            return Err(failure::transient(CLOSED));
         };
         let error = match tokio::time::timeout(TIMEOUT, send(&client)).await {
-            Ok(Ok(answer)) => {
+            Ok(Ok(result)) => {
                 self.client = Some(client);
                 self.reference.completed(query, true);
-                return Ok(answer);
+                return Ok(result);
             }
             Ok(Err(error)) => failed(&error),
-            Err(_) => failure::transient("the database did not answer in time"),
+            Err(_) => failure::transient("the database did not respond in time"),
         };
         session::disconnect(client);
         self.reference.completed(query, false);

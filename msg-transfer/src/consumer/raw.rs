@@ -1,5 +1,5 @@
-//! The parts of librdkafka's consumer that rust-rdkafka does not wrap, each behind a safe function: one queue for the
-//! records of all partitions apart from the queue of events, and commits whose answer is waited for under our own deadline.
+//! The parts of librdkafka's consumer that rust-rdkafka does not wrap, each behind a safe function: one queue for the records of
+//! all partitions, separate from the queue of events, and commits whose response is awaited until our own deadline.
 
 use std::ffi::CString;
 use std::ptr;
@@ -19,44 +19,43 @@ use super::fetch_error::FetchError;
 use crate::lane::headers::Headers;
 use crate::lane::item::RawRecord;
 
-/// Most records taken in one go.
+/// The maximum number of records that one call consumes.
 pub const CHUNK: usize = 1000;
 
-/// The queue that the records of all fetched partitions go to.
+/// The queue that receives the records of all partitions that are not throttled.
 ///
-/// The consumer's own queue then carries events alone, so that rebalances are answered and the poll interval is kept
-/// while no record is taken: what is not taken stays in librdkafka, which stops fetching at
-/// `queued.max.messages.kbytes`.
+/// The consumer's own queue then contains only events, so that rebalances are handled and the poll interval is kept while no
+/// record is consumed. Records that are not consumed stay in librdkafka, which stops fetching at `queued.max.messages.kbytes`.
 #[derive(Debug)]
 pub struct RecordsQueue {
     queue: *mut rd::rd_kafka_queue_t,
     messages: Vec<*mut rd::rd_kafka_message_t>,
 }
 
-// SAFETY: librdkafka's queues may be used from any thread, and this one is used by whoever holds it mutably.
+// SAFETY: librdkafka's queues may be used from any thread, and this one is used only through a mutable reference.
 unsafe impl Send for RecordsQueue {}
 
 impl RecordsQueue {
-    /// Has to be dropped before the client.
+    /// Creates a queue, which has to be dropped before the client.
     pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
         // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
         let queue = unsafe { rd::rd_kafka_queue_new(client.native_ptr()) };
         RecordsQueue { queue, messages: vec![ptr::null_mut(); CHUNK] }
     }
 
-    /// Sends the partition's records here from now on, those first that were held back. To be called before each
-    /// assignment of it.
-    pub fn take_over<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
-        self.forward(client, topic, partition, self.queue);
+    /// Forwards the partition's records to this queue from now on, starting with those that wait in the partition's own queue.
+    /// Has to be called before each assignment of the partition.
+    pub fn forward<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
+        self.forward_to(client, topic, partition, self.queue);
     }
 
-    /// Leaves the partition's records in its own queue from now on, where they wait, up to
-    /// `queued.max.messages.kbytes`. A pause of librdkafka's own would throw them away, and outlive the assignment.
-    pub fn hold_back<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
-        self.forward(client, topic, partition, ptr::null_mut());
+    /// Leaves the partition's records in the partition's own queue from now on, where they wait, up to
+    /// `queued.max.messages.kbytes`. librdkafka's pause would discard them, and would outlive the assignment.
+    pub fn stop_forwarding<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
+        self.forward_to(client, topic, partition, ptr::null_mut());
     }
 
-    fn forward<C: ClientContext>(
+    fn forward_to<C: ClientContext>(
         &self,
         client: &Client<C>,
         topic: &str,
@@ -64,7 +63,7 @@ impl RecordsQueue {
         to: *mut rd::rd_kafka_queue_t,
     ) {
         let topic = CString::new(topic).expect("a topic's name holds no NUL");
-        // SAFETY: the queues are alive, or none is given; the reference to the partition's is given back.
+        // SAFETY: the queues are alive, or `to` is null; the reference to the partition's queue is released.
         unsafe {
             let records = rd::rd_kafka_queue_get_partition(client.native_ptr(), topic.as_ptr(), partition);
             assert!(!records.is_null(), "a consumer has a queue for each partition");
@@ -73,15 +72,16 @@ impl RecordsQueue {
         }
     }
 
-    /// Waits up to `wait` for a record, and takes what is there, each partition's errors in order with its records.
+    /// Waits up to `wait` for a record, and appends the records and errors that are available. The errors of a partition are in
+    /// order with its records.
     pub fn consume(&mut self, wait: Duration, into: &mut Vec<Fetched<RawRecord>>) {
-        // With a chunk's size librdkafka would wait for a whole chunk: wait for one, then take the rest as it is.
+        // librdkafka would wait for a whole chunk: wait for one record, then consume the others without waiting.
         let mut count = self.consume_into(wait, 0, 1);
         if count == 1 {
             count += self.consume_into(Duration::ZERO, 1, CHUNK - 1);
         }
         for message in &self.messages[..count] {
-            // SAFETY: librdkafka filled this place; the message is valid until it is destroyed, which happens once.
+            // SAFETY: librdkafka filled this slot; the message is valid until it is destroyed, which happens once.
             unsafe {
                 let view = &**message;
                 into.push(if view.err == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -94,18 +94,18 @@ impl RecordsQueue {
         }
     }
 
-    fn consume_into(&mut self, wait: Duration, from: usize, most: usize) -> usize {
+    fn consume_into(&mut self, wait: Duration, from: usize, max: usize) -> usize {
         let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
-        let places = &mut self.messages[from..from + most];
-        // SAFETY: the queue is alive and there are `most` places to fill.
-        let count = unsafe { rd::rd_kafka_consume_batch_queue(self.queue, millis, places.as_mut_ptr(), places.len()) };
+        let slots = &mut self.messages[from..from + max];
+        // SAFETY: the queue is alive and there are `max` slots to fill.
+        let count = unsafe { rd::rd_kafka_consume_batch_queue(self.queue, millis, slots.as_mut_ptr(), slots.len()) };
         usize::try_from(count).unwrap_or(0)
     }
 }
 
 impl Drop for RecordsQueue {
     fn drop(&mut self) {
-        // SAFETY: it was made in `new` and is destroyed only here.
+        // SAFETY: the queue was created in `new`, and is destroyed only here.
         unsafe { rd::rd_kafka_queue_destroy(self.queue) };
     }
 }
@@ -159,13 +159,13 @@ unsafe fn bytes<'a>(data: *mut std::ffi::c_void, length: usize) -> Option<&'a [u
     (!data.is_null()).then(|| unsafe { slice::from_raw_parts(data.cast::<u8>(), length) })
 }
 
-/// Starts fetching these partitions, in a cooperative group; an empty list answers a rebalance.
+/// Starts fetching these partitions, in a cooperative group; an empty list only responds to a rebalance.
 pub fn incremental_assign<C: ClientContext>(client: &Client<C>, list: &TopicPartitionList) -> Result<(), ClientError> {
     // SAFETY: both are alive.
     unsafe { into_result(rd::rd_kafka_incremental_assign(client.native_ptr(), list.ptr())) }
 }
 
-/// Stops fetching these partitions, in a cooperative group; an empty list answers a rebalance.
+/// Stops fetching these partitions, in a cooperative group; an empty list only responds to a rebalance.
 pub fn incremental_unassign<C: ClientContext>(
     client: &Client<C>,
     list: &TopicPartitionList,
@@ -175,7 +175,7 @@ pub fn incremental_unassign<C: ClientContext>(
 }
 
 /// # Safety
-/// `error` is null or owned by the caller, who gives it away.
+/// `error` is null, or the caller owns it and does not use it afterwards.
 unsafe fn into_result(error: *mut rd::rd_kafka_error_t) -> Result<(), ClientError> {
     if error.is_null() {
         return Ok(());
@@ -189,8 +189,8 @@ unsafe fn into_result(error: *mut rd::rd_kafka_error_t) -> Result<(), ClientErro
     }
 }
 
-/// Offset commits and their answers. A synchronous commit has no deadline, and inside a rebalance it would hold up the
-/// group.
+/// Sends offset commits and receives their responses. A synchronous commit has no deadline, so within a rebalance it would block
+/// the group.
 #[derive(Debug)]
 pub struct CommitQueue(*mut rd::rd_kafka_queue_t);
 
@@ -198,13 +198,13 @@ pub struct CommitQueue(*mut rd::rd_kafka_queue_t);
 unsafe impl Send for CommitQueue {}
 
 impl CommitQueue {
-    /// Has to be dropped before the client.
+    /// Creates a queue, which has to be dropped before the client.
     pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
         // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
         CommitQueue(unsafe { rd::rd_kafka_queue_new(client.native_ptr()) })
     }
 
-    /// Sends a commit. `round` comes back with the answer.
+    /// Sends a commit. Its response contains `round`.
     pub fn commit<C: ClientContext>(
         &self,
         client: &Client<C>,
@@ -212,12 +212,12 @@ impl CommitQueue {
         round: usize,
     ) -> Result<(), RDKafkaErrorCode> {
         let opaque = ptr::without_provenance_mut(round);
-        // SAFETY: all are alive; librdkafka copies the list; the opaque is a number and never followed.
+        // SAFETY: all are alive; librdkafka copies the list; the opaque is a number and never dereferenced.
         let code = unsafe { rd::rd_kafka_commit_queue(client.native_ptr(), offsets.ptr(), self.0, None, opaque) };
-        answer(code)
+        into_code_result(code)
     }
 
-    /// The next answer, if there is one: which round's, and what it says.
+    /// Returns the round and result of the next response, or `None` if there is none yet.
     pub fn poll(&self) -> Option<(usize, Result<(), RDKafkaErrorCode>)> {
         // SAFETY: the queue is alive; the event is checked and destroyed once, after its last use; the list is its own.
         unsafe {
@@ -226,11 +226,11 @@ impl CommitQueue {
                 return None;
             }
             let round = rd::rd_kafka_event_opaque(event).addr();
-            let mut result = answer(rd::rd_kafka_event_error(event));
+            let mut result = into_code_result(rd::rd_kafka_event_error(event));
             let list = rd::rd_kafka_event_topic_partition_list(event);
             if result.is_ok() && !list.is_null() && !(*list).elems.is_null() {
                 let elements = slice::from_raw_parts((*list).elems, usize::try_from((*list).cnt).unwrap_or(0));
-                result = elements.iter().try_for_each(|element| answer(element.err));
+                result = elements.iter().try_for_each(|element| into_code_result(element.err));
             }
             rd::rd_kafka_event_destroy(event);
             Some((round, result))
@@ -240,12 +240,12 @@ impl CommitQueue {
 
 impl Drop for CommitQueue {
     fn drop(&mut self) {
-        // SAFETY: it was made in `new` and is destroyed only here.
+        // SAFETY: the queue was created in `new`, and is destroyed only here.
         unsafe { rd::rd_kafka_queue_destroy(self.0) };
     }
 }
 
-fn answer(code: rd::rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
+fn into_code_result(code: rd::rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
     match code {
         rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
         failed => Err(failed.into()),

@@ -105,18 +105,18 @@ impl Stalls {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.restart.is_cancelled() {
             ticks.tick().await;
-            self.lookup.same_topic().await;
+            self.lookup.check_topic().await;
             let silent = self.silence.too_long(Instant::now());
             let mut behind = self.lookup.behind(silent).await;
             if behind.is_empty() {
                 continue;
             }
             let readable = self.readable_by_fresh_client(&behind).await;
-            // The process may have been frozen, or a leader is available again: then the records are received now.
+            // The process may have been frozen, or a leader is available again: then the consumer receives the records now.
             tokio::time::sleep(SECOND_CHANCE).await;
             behind.retain(|(partition, next)| readable.contains(partition) && self.silence.lasts(*partition, *next));
             if !behind.is_empty() {
-                tracing::warn!(positions = ?behind, "Kafka has records at these offsets, and our consumer gets none");
+                tracing::warn!(positions = ?behind, "detected a stalled consumer: kafka has records at these positions, and the consumer receives none");
                 self.restart.cancel();
             }
         }
@@ -134,7 +134,7 @@ impl Stalls {
         match tokio::task::spawn_blocking(read).await {
             Ok(Ok(found)) => found.written.into_keys().collect(),
             Ok(Err(error)) => {
-                tracing::debug!(error = chain(&error), "not known whether a fresh client receives the records");
+                tracing::debug!(error = chain(&error), "could not check whether a fresh client receives the records");
                 Vec::new()
             }
             // The process stops.
@@ -149,27 +149,27 @@ mod tests {
 
     #[test]
     fn partition_is_silent_while_fetched_without_a_new_offset() {
-        let (silence, begin) = (FetchSilence::default(), Instant::now());
+        let (silence, start) = (FetchSilence::default(), Instant::now());
         let update = |after: Duration, expected: &[(Partition, i64)]| {
-            silence.fetching(begin + after, expected.iter().map(|(partition, next)| (*partition, NextOffset(*next))));
+            silence.fetching(start + after, expected.iter().map(|(partition, next)| (*partition, NextOffset(*next))));
         };
         update(Duration::ZERO, &[(0, 5), (1, 5), (2, 5)]);
-        assert_eq!(silence.too_long(begin + STALL_TIMEOUT / 2), []);
+        assert_eq!(silence.too_long(start + STALL_TIMEOUT / 2), []);
         update(STALL_TIMEOUT / 2, &[(0, 5), (1, 6)]);
         update(STALL_TIMEOUT, &[(0, 5), (1, 6), (2, 5)]);
-        assert_eq!(silence.too_long(begin + STALL_TIMEOUT), [(0, NextOffset(5))]);
-        assert_eq!(silence.too_long(begin + STALL_TIMEOUT), [], "its time starts again");
+        assert_eq!(silence.too_long(start + STALL_TIMEOUT), [(0, NextOffset(5))]);
+        assert_eq!(silence.too_long(start + STALL_TIMEOUT), [], "its time starts again");
         assert!(silence.lasts(0, NextOffset(5)) && !silence.lasts(1, NextOffset(5)));
-        silence.full(begin + 2 * STALL_TIMEOUT);
-        assert!(silence.too_long(begin + 9 * STALL_TIMEOUT).is_empty() && !silence.lasts(0, NextOffset(5)));
+        silence.full(start + 2 * STALL_TIMEOUT);
+        assert!(silence.too_long(start + 9 * STALL_TIMEOUT).is_empty() && !silence.lasts(0, NextOffset(5)));
         update(3 * STALL_TIMEOUT, &[(0, 5)]);
         assert_eq!(
-            silence.too_long(begin + 3 * STALL_TIMEOUT - CHECK_INTERVAL),
+            silence.too_long(start + 3 * STALL_TIMEOUT - CHECK_INTERVAL),
             [],
-            "the time in which nothing was taken does not count"
+            "the time in which nothing was consumed does not count"
         );
-        assert_eq!(silence.too_long(begin + 3 * STALL_TIMEOUT), [(0, NextOffset(5))]);
+        assert_eq!(silence.too_long(start + 3 * STALL_TIMEOUT), [(0, NextOffset(5))]);
         update(3 * STALL_TIMEOUT, &[]);
-        assert_eq!(silence.too_long(begin + 9 * STALL_TIMEOUT), []);
+        assert_eq!(silence.too_long(start + 9 * STALL_TIMEOUT), []);
     }
 }

@@ -1,4 +1,5 @@
-//! Finds out where assignments start, for as long as it takes: the group is kept meanwhile, and nothing is fetched.
+//! Resolves the start offsets of assigned partitions, and retries without limit. Meanwhile the consumer stays in the group, and
+//! these partitions are not fetched.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,75 +12,76 @@ use msg_common::admin::Readiness;
 use msg_common::error::chain;
 use msg_common::repeat::Repeats;
 
-use super::lookup::{Answer, Lookup, LookupError};
+use super::lookup::{Lookup, LookupError, LookupResult};
 use crate::backoff::Backoff;
 use crate::metrics;
 
 static NOT_RESOLVED: Repeats = Repeats::new();
 
-/// One round of assignments.
+/// The task that resolves the start offsets of some assignments.
 pub struct Resolve {
-    /// Who is asked.
+    /// Reads the data that start offsets are resolved from.
     pub lookup: Lookup,
-    /// Who is told.
+    /// Sends the start offsets to the consumer.
     pub report: Sender<Event>,
-    /// Says what keeps the process from being ready.
+    /// Receives the reason while a start offset is not resolved.
     pub readiness: Readiness,
-    /// Begin with the oldest record where the wanted one is deleted.
+    /// Start at the oldest record if the record at the start offset is deleted.
     pub accept_loss: bool,
     /// How far back dead letters count for the limit, in offsets.
     pub dead_letter_window: i64,
-    /// Partitions whose fetch fails: each attempt is no news.
+    /// Partitions that are resolved again because their fetch failed. Their start offsets are logged at debug level.
     pub retried: BTreeSet<Partition>,
 }
 
 impl Resolve {
-    /// Comes back when each start is known, or nobody needs it any more.
-    pub async fn run(self, mut asked: Vec<(Partition, Arc<Assignment>)>) {
+    /// Runs until each start offset is resolved or its assignment is fenced.
+    pub async fn run(self, mut pending: Vec<(Partition, Arc<Assignment>)>) {
         let mut backoff = Backoff::default();
-        // Several rounds may run at a time, and one that is through must not speak for the others.
+        // Several such tasks may run concurrently. One that ends must not clear the reasons of the others.
         let readiness = self.readiness.scope();
         loop {
-            asked.retain(|(_, assignment)| !assignment.is_fenced());
-            if asked.is_empty() {
+            pending.retain(|(_, assignment)| !assignment.is_fenced());
+            if pending.is_empty() {
                 break;
             }
-            let partitions: Vec<Partition> = asked.iter().map(|(partition, _)| *partition).collect();
-            match self.lookup.ask(&partitions, self.dead_letter_window).await {
-                Ok(mut answer) => {
-                    while let Some((partition, known)) = answer.partitions.recv().await {
-                        let Some(at) = asked.iter().position(|(asked, _)| *asked == partition) else { continue };
+            let partitions: Vec<Partition> = pending.iter().map(|(partition, _)| *partition).collect();
+            match self.lookup.read(&partitions, self.dead_letter_window).await {
+                Ok(mut result) => {
+                    while let Some((partition, known)) = result.partitions.recv().await {
+                        let at = pending.iter().position(|(pending, _)| *pending == partition);
+                        let Some(at) = at else { continue };
                         let decision = start::resolve(known, self.accept_loss);
                         if let Some(lost) = &decision.lost
-                            && let Err(error) = self.lower(&answer, partition, lost).await
+                            && let Err(error) = self.lower(&result, partition, lost).await
                         {
                             let error = chain(&error);
-                            tracing::warn!(partition, error, "progress row not lowered, the start is resolved again");
+                            tracing::warn!(partition, error, "progress row not lowered, start offset will be resolved again");
                             continue;
                         }
-                        let (_, assignment) = asked.swap_remove(at);
-                        // Before the event: whoever hears of the start needs it.
-                        assignment.start_read(answer.topic_id, answer.connection_number);
+                        let (_, assignment) = pending.swap_remove(at);
+                        // Before the event: the lanes use both as soon as the consumer passes them the first record.
+                        assignment.start_read(result.topic_id, result.connection_number);
                         let start = &decision.start;
                         if self.retried.contains(&partition) {
-                            tracing::debug!(partition, ?known, ?start, "start resolved");
+                            tracing::debug!(partition, ?known, ?start, "resolved start offset");
                         } else {
-                            tracing::info!(partition, ?known, ?start, "start resolved");
+                            tracing::info!(partition, ?known, ?start, "resolved start offset");
                         }
-                        let mut dead = answer.dead.remove(&partition).unwrap_or_default();
+                        let mut dead = result.dead.remove(&partition).unwrap_or_default();
                         if let Some(lost) = &decision.lost {
-                            // Those above are lost records' too.
+                            // Dead letters at or above this offset belong to lost records.
                             dead.retain(|offset| offset.0 < lost.from.0);
                         }
-                        let (epoch, topic_id) = (assignment.epoch, answer.topic_id);
+                        let (epoch, topic_id) = (assignment.epoch, result.topic_id);
                         let event = Event::StartResolved { partition, epoch, start: decision, topic_id, dead };
                         let _ = self.report.send(event);
                     }
-                    if asked.is_empty() {
+                    if pending.is_empty() {
                         break;
                     }
-                    let missing: Vec<Partition> = asked.iter().map(|(partition, _)| *partition).collect();
-                    readiness.not_ready("starts", format!("the ends of partitions {missing:?} are not known"));
+                    let missing: Vec<Partition> = pending.iter().map(|(partition, _)| *partition).collect();
+                    readiness.not_ready("starts", format!("the end offsets of partitions {missing:?} cannot be read: check the brokers"));
                     backoff.wait().await;
                 }
                 Err(error) => {
@@ -95,9 +97,9 @@ impl Resolve {
         readiness.ready("starts");
     }
 
-    /// Before anything is fetched: a row that stays above would skip the records that get these offsets.
-    async fn lower(&self, answer: &Answer, partition: Partition, lost: &Lost) -> Result<(), LookupError> {
-        self.lookup.lower(answer.topic_id, answer.connection_number, partition, lost).await?;
+    /// Lowers the progress row before the partition is fetched. Otherwise the new records at the lost offsets would be skipped.
+    async fn lower(&self, result: &LookupResult, partition: Partition, lost: &Lost) -> Result<(), LookupError> {
+        self.lookup.lower(result.topic_id, result.connection_number, partition, lost).await?;
         let (count, continues_at) = (lost.count(), lost.lowered.next.0);
         if count > 0 {
             let (first_lost, last_lost) = (lost.from.0, lost.to.0 - 1);
@@ -108,7 +110,7 @@ impl Resolve {
                 last_lost,
                 count,
                 continues_at,
-                "kafka lost the tail of the log; progress row lowered"
+                "lowered progress row: kafka lost the tail of the log"
             );
         } else {
             let topic = self.lookup.topic();
@@ -116,7 +118,7 @@ impl Resolve {
                 topic,
                 partition,
                 continues_at,
-                "kafka lost records, it is not known which; progress row lowered"
+                "lowered progress row: kafka lost records, it is not known which"
             );
         }
         metrics::offsets_lost(partition, count);

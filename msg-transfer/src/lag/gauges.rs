@@ -1,6 +1,6 @@
 //! The lag, as metrics of the running service.
 //!
-//! Every process reports every partition of the topic, whoever owns it: take the maximum over the processes.
+//! Every process reports every partition of the topic, also those that other processes own: use the maximum over the processes.
 
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ const LAG_SECONDS: &str = "msg_transfer_lag_seconds";
 const RETENTION_HEADROOM: &str = "msg_transfer_retention_headroom_seconds";
 const STALLED: &str = "msg_transfer_stalled_partitions";
 
-/// Describes every gauge. Call it once, before any is set.
+/// Describes every gauge. Has to be called once, before a gauge is set.
 pub fn describe() {
     describe_gauge!(
         LAG_RECORDS,

@@ -1,5 +1,5 @@
-//! What the lag is computed from in Kafka: the group's offsets, each partition's ends, and when a record was written. The
-//! client is assigned what it reads and joins nothing. Every function blocks.
+//! Reads the data that the lag is computed from: the group's offsets, each partition's ends, and the times of records. The client
+//! assigns partitions to itself and joins no group. Every function blocks.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
@@ -16,7 +16,7 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use uuid::Uuid;
 
-/// How long one question to Kafka may take.
+/// The timeout of one request to Kafka.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The callbacks of a client whose errors are in its responses: it logs them at debug level, and notes the cause that a response
@@ -30,68 +30,68 @@ impl ClientContext for LogContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the client that asks reports an error");
+        tracing::debug!(%error, reason, "client of the lag reported an error");
         self.0.note(&error, reason);
     }
 }
 
 impl ConsumerContext for LogContext {}
 
-/// Where a partition begins and ends, and what the group has committed.
+/// The first offset, the end offset and the group's committed offset of a partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
-    /// Which one.
+    /// The partition.
     pub partition: Partition,
     /// The group's committed offset.
     pub committed: Option<i64>,
-    /// The oldest offset that is kept, or the end.
+    /// The oldest offset that Kafka keeps, or the end offset if it keeps none.
     pub start: i64,
-    /// The end.
+    /// The end offset.
     pub end: i64,
 }
 
 /// A consumer group.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// How many consumers are in it.
+    /// The number of its members.
     pub members: usize,
-    /// What it is doing, in Kafka's words.
+    /// Kafka's name of its state.
     pub state: String,
     /// `consumer` for programs that share partitions.
     pub protocol_type: String,
-    /// The assignor that its members have agreed on; empty while they have not.
+    /// The assignor that its members use; empty while none is chosen.
     pub assignor: String,
-    /// Each member's `client.id`, and where it runs.
+    /// Each member's `client.id` and host.
     pub clients: Vec<(String, String)>,
 }
 
-/// The first record of each partition, from an offset on.
+/// The first record of each partition at or after an offset.
 #[derive(Debug, Default)]
 pub struct Oldest {
-    /// When it was written.
+    /// The time at which the record was written.
     pub written: HashMap<Partition, SystemTime>,
-    /// Partitions that hold none: at most what transactions leave in a log.
+    /// Partitions without such a record: their logs contain at most transaction markers there.
     pub none: HashSet<Partition>,
 }
 
-/// Reads what is asked for, and nothing else.
+/// Reads offsets and times from Kafka.
 pub struct Reader {
     consumer: BaseConsumer<LogContext>,
     topic: String,
 }
 
 impl Reader {
-    /// `config` names the group.
+    /// Creates a reader. `config` names the group.
     pub fn new(config: &ClientConfig, topic: String) -> KafkaResult<Self> {
         let mut config = config.clone();
         config
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
-            // What was to be read may be deleted meanwhile: then the oldest that is left.
+            // The wanted record may be deleted in the meantime: then the oldest remaining one is read.
             .set("auto.offset.reset", "earliest")
-            // One record of each partition is looked at. But a batch beyond the limit is given only to the first partition
-            // of a fetch, so the limit has to be above what a gateway makes.
+            // Only one record of each partition is needed. But Kafka returns a batch above the limit only for the first partition of
+            // a fetch, so the limit has to be above the size of a gateway's batches.
             .set("max.partition.fetch.bytes", (2 << 20).to_string())
             .set("fetch.max.bytes", (8 << 20).to_string())
             .set("queued.min.messages", "1")
@@ -100,13 +100,13 @@ impl Reader {
         Ok(Reader { consumer: config.create_with_context(LogContext::default())?, topic })
     }
 
-    /// The topic's id; nil where the broker gives none.
+    /// Reads the topic's ID; nil if the brokers return none.
     pub fn topic_id(&self) -> Result<Uuid, RequestError> {
         let id = raw::topic_id(self.consumer.client(), &self.topic, TIMEOUT)?;
         Ok(id.unwrap_or_default())
     }
 
-    /// The group as its coordinator describes it; `None` if there is none.
+    /// Reads the group from its coordinator; `None` if it does not exist.
     pub fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
         let list = self.consumer.fetch_group_list(Some(group), TIMEOUT);
         let list =
@@ -125,7 +125,7 @@ impl Reader {
         }))
     }
 
-    /// The ends of these partitions, and which do not tell theirs.
+    /// Reads the ends of these partitions. Also returns the partitions whose leader did not respond.
     pub fn ends(&self, partitions: &[Partition]) -> Result<(Vec<Ends>, Vec<Partition>), RequestError> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
@@ -153,7 +153,7 @@ impl Reader {
                         ends.push(Ends { partition, committed, start: found.start, end: found.end });
                     }
                     Err(error) => {
-                        tracing::warn!(partition, error = chain(&error), "the ends of the partition are not known");
+                        tracing::warn!(partition, error = chain(&error), "could not read the end offset");
                     }
                 }
             }
@@ -164,7 +164,8 @@ impl Reader {
         Ok((ends, silent))
     }
 
-    /// When the first record at or after each of these offsets was written. What does not come in time is left out.
+    /// Reads when the first record at or after each of these offsets was written. A partition whose record is not received in time is
+    /// left out.
     pub fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<Oldest, RequestError> {
         self.read_oldest(wanted).map_err(RequestError::of_topic("read the oldest record", &self.topic))
     }
@@ -179,7 +180,7 @@ impl Reader {
         }
         self.consumer.assign(&list)?;
         let found = self.first_of_each(wanted.iter().map(|(partition, _)| *partition).collect());
-        // Also after an error, or it would go on fetching; and a pause outlives the assignment.
+        // Also after an error: otherwise the client would continue to fetch. A pause outlives the assignment.
         self.consumer.resume(&list)?;
         self.consumer.unassign()?;
         found
@@ -191,12 +192,12 @@ impl Reader {
         while !waiting.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                tracing::warn!(partitions = ?waiting, "the oldest record did not come in time");
+                tracing::warn!(partitions = ?waiting, "could not read the oldest record in time");
                 break;
             }
             match self.consumer.poll(left.min(Duration::from_millis(100))) {
                 Some(Ok(record)) if waiting.remove(&record.partition()) => {
-                    self.seen_enough_of(record.partition())?;
+                    self.pause(record.partition())?;
                     let millis = record.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
                     if let Some(millis) = millis {
                         found
@@ -204,7 +205,7 @@ impl Reader {
                             .insert(record.partition(), SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
                     }
                 }
-                // Nothing but a transaction's marks.
+                // The log contains at most transaction markers from there on.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     if waiting.remove(&partition) {
                         found.none.insert(partition);
@@ -214,26 +215,27 @@ impl Reader {
                     code @ (rdkafka::types::RDKafkaErrorCode::TopicAuthorizationFailed
                     | rdkafka::types::RDKafkaErrorCode::GroupAuthorizationFailed),
                 ))) => return Err(code.into()),
-                Some(Err(error)) => tracing::debug!(%error, "the oldest record is not there yet"),
+                Some(Err(error)) => tracing::debug!(%error, "received an error instead of the oldest record, will be retried"),
                 Some(Ok(_)) | None => {}
             }
         }
         Ok(found)
     }
 
-    /// The rest of a backlog would take the others' turn.
-    fn seen_enough_of(&self, partition: Partition) -> KafkaResult<()> {
+    /// Pauses a partition whose record was read. Otherwise its other records would delay those of the other partitions.
+    fn pause(&self, partition: Partition) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.topic, partition);
         self.consumer.pause(&list)
     }
 
-    /// An error, and its cause if the client met one: a right that is missing on the group is retried until the request times out.
+    /// Adds the cause to an error, if the client received one. For example, librdkafka retries a request without rights on the group
+    /// until the request times out.
     fn explained(&self, error: RequestError) -> RequestError {
         let causes = &self.consumer.client().context().0;
         while let Some(event) = self.consumer.poll(Duration::ZERO) {
-            if let Err(met) = event {
-                causes.note(&met, "");
+            if let Err(cause) = event {
+                causes.note(&cause, "");
             }
         }
         error.explained(causes)

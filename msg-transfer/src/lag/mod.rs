@@ -1,5 +1,5 @@
-//! How far the database is behind Kafka: for each partition of the topic, in records and in time, and for how long what
-//! is not stored yet is still kept. Whoever asks joins no group and moves no offset.
+//! The lag of the topic: for each partition in records and in time, and the retention headroom. Reading it joins no group and
+//! commits no offset.
 
 pub mod gauges;
 pub mod kafka;
@@ -22,7 +22,7 @@ use uuid::Uuid;
 use self::kafka::{Ends, Group, LogContext, Reader, TIMEOUT};
 use crate::lane::sql;
 
-/// Asks Kafka and the database. Cheap to clone.
+/// Reads the lag from Kafka and the database. Cheap to clone.
 #[derive(Clone)]
 pub struct LagReader {
     admin: Arc<AdminClient<LogContext>>,
@@ -31,33 +31,33 @@ pub struct LagReader {
     pool: Pool,
 }
 
-/// The whole topic, at one moment.
+/// The lag of the whole topic, at one moment.
 #[derive(Clone, Debug)]
 pub struct Lag {
-    /// The topic's id; nil where the broker gives none.
+    /// The topic's ID; nil if the brokers return none.
     pub topic_id: Uuid,
-    /// How the topic is set up.
+    /// The topic's settings.
     pub topic: Topic,
-    /// Each partition that answered, in order.
+    /// Each partition whose leader responded, in order.
     pub partitions: Vec<PartitionLag>,
-    /// Those that did not: they have no leader, or it is away.
+    /// The partitions without a leader, or whose leader did not respond.
     pub silent: Vec<Partition>,
 }
 
-/// One partition.
+/// The lag of one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionLag {
-    /// Which one.
+    /// The partition.
     pub partition: Partition,
     /// The group's committed offset, if it has one.
     pub committed: Option<i64>,
-    /// The next offset to store, as the database says; without a row nothing is stored.
+    /// The next offset of the progress row. Without a row, no record is completed.
     pub progress: Option<i64>,
-    /// Where the partition begins: what is below is deleted.
+    /// The first offset that Kafka keeps: the records below it are deleted.
     pub start: i64,
-    /// Where it ends.
+    /// The end offset.
     pub end: i64,
-    /// When the oldest record that is not stored was written. `None` where all is stored, or where it did not come in time.
+    /// When the oldest record that is not completed was written. `None` if all are completed, or if it was not received in time.
     pub oldest: Option<SystemTime>,
 }
 
@@ -67,66 +67,66 @@ pub enum LagError {
     /// A request to Kafka failed.
     #[error("kafka")]
     Kafka(#[from] RequestError),
-    /// The progress rows were not read.
+    /// The progress rows cannot be read.
     #[error("database")]
     Database(#[from] DatabaseError),
 }
 
 impl Lag {
-    /// Records that are in Kafka and not stored.
+    /// Returns the number of records in Kafka that are not completed.
     pub fn behind(&self) -> i64 {
         self.partitions.iter().map(PartitionLag::behind).sum()
     }
 
-    /// Offsets that Kafka deleted before they were stored.
+    /// Returns the number of offsets that Kafka deleted before their records were completed.
     pub fn deleted(&self) -> i64 {
         self.partitions.iter().map(PartitionLag::deleted).sum()
     }
 
-    /// The age of the partition that is behind most; `None` when one's is not known.
+    /// Returns the longest lag time of all partitions; `None` if that of one partition is not known.
     pub fn most_behind(&self, now: SystemTime) -> Option<Duration> {
         let ages: Option<Vec<Duration>> = self.partitions.iter().map(|lag| lag.age(now)).collect();
         ages.map(|ages| ages.into_iter().max().unwrap_or_default())
     }
 
-    /// How long until the first record that is not stored may be deleted.
+    /// Returns the shortest retention headroom of all partitions; `None` if no partition has one.
     pub fn soonest_deleted(&self, now: SystemTime) -> Option<Duration> {
         self.partitions.iter().filter_map(|lag| lag.until_deleted(now, self.topic.retention)).min()
     }
 }
 
 impl PartitionLag {
-    /// The first offset that is not known to be stored.
+    /// Returns the next offset of the progress row, 0 without a row.
     pub fn next(&self) -> i64 {
         self.progress.unwrap_or(0)
     }
 
-    /// The first offset that Kafka keeps and that is not known to be stored.
+    /// Returns the first offset that Kafka keeps and whose record is not known to be completed.
     pub fn unstored_from(&self) -> i64 {
         self.next().max(self.start)
     }
 
-    /// Records that are in Kafka and not stored.
+    /// Returns the number of records in Kafka that are not completed.
     pub fn behind(&self) -> i64 {
         (self.end - self.unstored_from()).max(0)
     }
 
-    /// Offsets that Kafka deleted before they were stored, or that no database row speaks of.
+    /// Returns the number of offsets that Kafka deleted before their records were completed, as far as the progress row shows.
     pub fn deleted(&self) -> i64 {
         (self.start - self.next()).max(0)
     }
 
-    /// The age of the oldest record that is not stored: 0 when all is stored, `None` when it is not known.
+    /// Returns the age of the oldest record that is not completed: 0 if all are completed, `None` if it is not known.
     pub fn age(&self, now: SystemTime) -> Option<Duration> {
         if self.behind() == 0 {
             return Some(Duration::ZERO);
         }
-        // A clock that is ahead of ours is no reason for a negative age.
+        // The clock of the record's producer may be ahead of ours; the age is not negative then.
         self.oldest.map(|oldest| now.duration_since(oldest).unwrap_or_default())
     }
 
-    /// How long until the topic's retention may delete it. `None` when nothing waits, or it is kept for ever, or its age
-    /// is not known.
+    /// Returns the time until the topic's retention may delete that record. `None` if all records are completed, if retention is
+    /// unlimited, or if the age is not known.
     pub fn until_deleted(&self, now: SystemTime, retention: Option<Duration>) -> Option<Duration> {
         let deleted_at = self.oldest?.checked_add(retention?)?;
         Some(deleted_at.duration_since(now).unwrap_or_default())
@@ -134,7 +134,7 @@ impl PartitionLag {
 }
 
 impl LagReader {
-    /// `config` names the group. Connects when first asked.
+    /// Creates a reader, which connects with its first request. `config` names the group.
     pub fn new(config: &ClientConfig, topic: String, pool: Pool) -> Result<Self, RequestError> {
         let admin = AdminClient::from_config_and_context(config, LogContext::default());
         let admin = Arc::new(admin.map_err(RequestError::create)?);
@@ -142,12 +142,12 @@ impl LagReader {
         Ok(LagReader { admin, reader: Arc::new(reader), topic, pool })
     }
 
-    /// The topic's settings.
+    /// Reads the topic's settings.
     pub async fn topic(&self) -> Result<Topic, RequestError> {
         self.describe(&self.topic).await
     }
 
-    /// The settings of another topic.
+    /// Reads the settings of another topic.
     pub async fn describe(&self, topic: &str) -> Result<Topic, RequestError> {
         let described = topic::describe(&self.admin, topic, TIMEOUT).await;
         events::drain(self.admin.inner());
@@ -155,25 +155,25 @@ impl LagReader {
         described.map_err(|error| error.explained(&self.admin.inner().context().0))
     }
 
-    /// The topic's id; nil where the broker gives none.
+    /// Reads the topic's ID; nil if the brokers return none.
     pub async fn topic_id(&self) -> Result<Uuid, RequestError> {
         self.blocking(Reader::topic_id).await
     }
 
-    /// The group; `None` if there is none.
+    /// Reads the group; `None` if it does not exist.
     pub async fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
         let group = group.to_owned();
         self.blocking(move |reader| reader.group(&group)).await
     }
 
-    /// Reads all of it, of all partitions.
+    /// Reads the lag of all partitions, in records and time.
     pub async fn read(&self) -> Result<Lag, LagError> {
         let mut lag = self.count().await?;
         self.add_ages(&mut lag).await?;
         Ok(lag)
     }
 
-    /// All partitions, without the age of anything.
+    /// Reads the lag of all partitions in records, without ages.
     pub async fn count(&self) -> Result<Lag, LagError> {
         self.blocking(|reader| {
             reader.discard_events();
@@ -183,15 +183,15 @@ impl LagReader {
         let topic = self.topic().await?;
         let topic_id = self.topic_id().await?;
         let partitions: Vec<Partition> = (0..topic.partitions).collect();
-        let asked = partitions.clone();
-        let (ends, silent) = self.blocking(move |reader| reader.ends(&asked)).await?;
-        // After the ends: what is stored meanwhile makes the lag smaller, never larger than it was.
+        let wanted = partitions.clone();
+        let (ends, silent) = self.blocking(move |reader| reader.ends(&wanted)).await?;
+        // After the ends: records that are stored in the meantime make the lag smaller, and never larger than it was.
         let progress = self.progress(topic_id, &partitions).await?;
         let partitions = ends.into_iter().map(|ends| lag_of(ends, progress.get(&ends.partition).copied())).collect();
         Ok(Lag { topic_id, topic, partitions, silent })
     }
 
-    /// Adds when the oldest record of each partition that is behind was written.
+    /// Adds the time of the oldest record that is not completed of each partition with a lag.
     pub async fn add_ages(&self, lag: &mut Lag) -> Result<(), LagError> {
         let behind = lag.partitions.iter().filter(|lag| lag.behind() > 0);
         let wanted: Vec<_> = behind.map(|lag| (lag.partition, lag.next().max(lag.start))).collect();
@@ -202,12 +202,12 @@ impl LagReader {
         Ok(())
     }
 
-    /// Those partitions that certainly hold no record from an offset on.
+    /// Returns the partitions that certainly contain no record at or after an offset.
     pub async fn without_records(&self, from: Vec<(Partition, i64)>) -> HashSet<Partition> {
         self.blocking(move |reader| reader.written_at(&from)).await.unwrap_or_default().none
     }
 
-    /// When the oldest record of each partition that has any was written; an error unless all of them tell.
+    /// Returns when the oldest record of each partition was written, if it has one. Fails if that of one partition cannot be read.
     pub async fn oldest_kept(&self) -> Result<HashMap<Partition, SystemTime>, RequestError> {
         let topic = self.topic().await?;
         let partitions: Vec<Partition> = (0..topic.partitions).collect();
@@ -216,8 +216,8 @@ impl LagReader {
             return Err(RequestError::of_topic("read the end offsets", &self.topic)(ClientError::Silent(silent)));
         }
         let wanted: Vec<_> = ends.iter().filter(|ends| ends.end > ends.start).map(|e| (e.partition, e.start)).collect();
-        let asked = wanted.clone();
-        let found = self.blocking(move |reader| reader.written_at(&asked)).await?.written;
+        let positions = wanted.clone();
+        let found = self.blocking(move |reader| reader.written_at(&positions)).await?.written;
         match wanted.iter().find(|(partition, _)| !found.contains_key(partition)) {
             Some((partition, _)) => {
                 let error = RequestError::of_partition("read the oldest record", &self.topic, *partition);
@@ -240,11 +240,11 @@ impl LagReader {
 
     async fn blocking<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&Reader) -> Result<T, RequestError> + Send + 'static,
+        read: impl FnOnce(&Reader) -> Result<T, RequestError> + Send + 'static,
     ) -> Result<T, RequestError> {
         let reader = self.reader.clone();
-        let asked = tokio::task::spawn_blocking(move || ask(&reader)).await;
-        asked.map_err(RequestError::of_topic("send a request", &self.topic))?
+        let result = tokio::task::spawn_blocking(move || read(&reader)).await;
+        result.map_err(RequestError::of_topic("send a request", &self.topic))?
     }
 }
 
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_is_counted_from_the_progress_row() {
+    fn lag_is_counted_from_the_progress_row() {
         assert_eq!((lag().behind(), lag().deleted()), (20, 0));
         let without = PartitionLag { progress: None, ..lag() };
         assert_eq!((without.behind(), without.deleted()), (25, 5));
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn time_is_told_only_where_it_is_known() {
+    fn lag_time_and_headroom_are_none_if_not_known() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let written = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         let retention = Some(Duration::from_secs(500));

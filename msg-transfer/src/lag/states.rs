@@ -1,4 +1,4 @@
-//! What the consumer's thread is doing with each partition that it owns, for those that report it.
+//! The state of each owned partition. The consumer's thread writes it, and the watchdog reports it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,24 +12,24 @@ use msg_common::partition::Partition;
 pub struct Owned {
     /// When the group assigned it.
     pub assigned: Instant,
-    /// What is being done with it.
+    /// Its state in the consumer.
     pub state: State,
 }
 
-/// Shared by the consumer's thread and those that report. Cheap to clone.
+/// The states, shared by the consumer's thread and the watchdog. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct States(Arc<Mutex<HashMap<Partition, Owned>>>);
 
 impl States {
-    /// The group has assigned these, just now.
+    /// Adds partitions that the group has just assigned.
     pub fn assigned(&self, partitions: &[Partition]) {
         let assigned = Instant::now();
         let owned = |partition: &Partition| (*partition, Owned { assigned, state: State::Resolving });
         self.lock().extend(partitions.iter().map(owned));
     }
 
-    /// These are all that are owned, and what is being done with each.
-    pub fn are(&self, states: impl IntoIterator<Item = (Partition, State)>) {
+    /// Replaces the states. A partition that is left out is no longer owned.
+    pub fn replace(&self, states: impl IntoIterator<Item = (Partition, State)>) {
         let mut owned = self.lock();
         let mut before = std::mem::take(&mut *owned);
         owned.extend(states.into_iter().map(|(partition, state)| {
@@ -38,7 +38,7 @@ impl States {
         }));
     }
 
-    /// All of them.
+    /// Returns all owned partitions.
     pub fn all(&self) -> HashMap<Partition, Owned> {
         self.lock().clone()
     }

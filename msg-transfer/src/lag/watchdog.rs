@@ -1,4 +1,4 @@
-//! Watches the lag of the whole topic: the gauges, and partitions in which records wait and none is stored.
+//! Reads the lag of the whole topic regularly, sets the gauges, and reports stalled partitions: records wait and none is stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,34 +11,34 @@ use tokio::time::MissedTickBehavior;
 use super::states::{Owned, States};
 use super::{Lag, LagError, LagReader, PartitionLag, gauges};
 
-/// How often to count. Each time costs a few requests to Kafka.
-const EVERY: Duration = Duration::from_secs(5);
+/// The interval at which the lag in records is read. Each time costs a few requests to Kafka.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often to read the age of the oldest record as well, which is fetched for it.
-const AGES_EVERY: Duration = Duration::from_secs(30);
+/// The interval at which the age of the oldest record is read as well. That record has to be fetched.
+const AGES_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The task.
+/// The task that reports stalled partitions.
 pub struct Watchdog {
-    /// Reads Kafka's ends and the database's progress rows.
+    /// Reads the end offsets and the progress rows.
     pub reader: LagReader,
-    /// The partitions that are this process's own.
+    /// The partitions that this process owns.
     pub states: States,
-    /// Where it is reported.
+    /// Receives the reasons.
     pub readiness: Readiness,
-    /// The topic.
+    /// The topic's name.
     pub topic: String,
     /// The consumer group.
     pub group: String,
     /// How long records may wait while none is stored.
     pub stall_timeout: Duration,
-    /// How long the group may take to replace a member that has died.
+    /// The time that the group needs to detect that a member has died.
     pub session_timeout: Duration,
 }
 
 /// A partition in which records wait and none is stored.
 struct Stalled {
     partition: Partition,
-    /// From where to the end; none where the partition has no leader to tell.
+    /// The first offset that is not completed, and the end offset; `None` if no leader responds.
     rest: Option<(i64, i64)>,
     owned: Option<Owned>,
 }
@@ -47,7 +47,7 @@ impl Watchdog {
     /// Watches until it is dropped.
     pub async fn run(self) {
         gauges::describe();
-        let mut ticks = tokio::time::interval(EVERY);
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut observed, mut ages_read) = (Observed::default(), None::<Instant>);
         let mut unknown_since = None;
@@ -68,10 +68,10 @@ impl Watchdog {
             if unknown_since.take().is_some() {
                 self.readiness.ready("lag");
             }
-            // It can be described, so what the consumer was told of it as a whole is over.
+            // The topic can be described, so an error of the whole topic that the consumer reported is over.
             self.readiness.ready("topic");
             gauges::records(&lag);
-            if ages_read.is_none_or(|read| read.elapsed() >= AGES_EVERY) {
+            if ages_read.is_none_or(|read| read.elapsed() >= AGES_INTERVAL) {
                 ages_read = Some(Instant::now());
                 match self.reader.add_ages(&mut lag).await {
                     Ok(()) => gauges::ages(&lag, SystemTime::now()),
@@ -79,7 +79,7 @@ impl Watchdog {
                     Err(error) => {
                         tracing::debug!(
                             error = chain(&error),
-                            "the lag in time could not be measured, will be retried"
+                            "could not read the lag time, will be retried"
                         );
                     }
                 }
@@ -104,7 +104,7 @@ impl Watchdog {
             let lag = lag.partitions.iter().find(|lag| lag.partition == partition);
             found.push(Stalled { partition, rest: lag.map(|lag| (lag.unstored_from(), lag.end)), owned: state });
         }
-        // What a transaction leaves at the log's end has an offset and is no record.
+        // A transaction marker at the end of the log has an offset and is no record.
         let unknown = found.iter().filter(|stalled| !observed.is_empty(stalled));
         let unknown: Vec<_> = unknown.filter_map(|stalled| Some((stalled.partition, stalled.rest?.0))).collect();
         let empty = self.reader.without_records(unknown).await;
@@ -115,20 +115,19 @@ impl Watchdog {
     }
 
     async fn report(&self, stalled: &[Stalled]) {
-        // Another member's partitions are for it to report, unless there is none.
+        // Another member reports its own partitions. If there is none, this process reports them.
         let foreign = stalled.iter().any(|stalled| stalled.owned.is_none());
         let alone = foreign && self.is_alone().await;
-        let says = stalled.iter().filter(|stalled| stalled.owned.is_some() || alone);
-        let says: Vec<String> = says.map(|stalled| self.describe(stalled)).collect();
-        if says.is_empty() {
+        let reported = stalled.iter().filter(|stalled| stalled.owned.is_some() || alone);
+        let texts: Vec<String> = reported.map(|stalled| self.describe(stalled)).collect();
+        if texts.is_empty() {
             self.readiness.ready("stalled");
         } else {
-            let says = says.join("; ");
-            self.readiness.not_ready("stalled", format!("records wait and none is stored: {says}"));
+            self.readiness.not_ready("stalled", format!("records wait and none is stored: {}", texts.join("; ")));
         }
     }
 
-    /// Without numbers that change: a reason is logged whenever it is another one.
+    /// Describes a stalled partition without numbers that change, because each change of a reason is logged.
     fn describe(&self, stalled: &Stalled) -> String {
         let (topic, partition) = (&self.topic, stalled.partition);
         let Some((from, _)) = stalled.rest else {
@@ -146,10 +145,10 @@ impl Watchdog {
     }
 
     fn unknown(&self, error: &LagError, since: &mut Option<(Instant, bool)>) {
-        tracing::debug!(error = chain(error), "the lag could not be measured, will be retried");
+        tracing::debug!(error = chain(error), "could not read the lag, will be retried");
         let LagError::Kafka(error) = error else { return };
         let (since, reported) = since.get_or_insert((Instant::now(), false));
-        // Once: the error's text may be another one each time.
+        // Only once, because each change of a reason is logged, and the error's text may differ each time.
         if !*reported && since.elapsed() >= self.stall_timeout {
             *reported = true;
             let topic = &self.topic;
@@ -158,11 +157,11 @@ impl Watchdog {
     }
 }
 
-/// For how long each partition has waited, as far as it was seen.
+/// How long each partition has waited, as far as this process has seen it.
 #[derive(Default)]
 struct Observed {
     waiting: HashMap<Partition, Waiting>,
-    /// Partitions that hold no record from the one to the other offset.
+    /// Partitions that contain no record from the first to the second offset.
     empty: HashMap<Partition, (i64, i64)>,
     last: Option<Instant>,
 }
@@ -173,10 +172,10 @@ struct Waiting {
 }
 
 impl Observed {
-    /// The partitions that wait, and for how long they have.
+    /// Updates the waiting partitions, and returns how long each has waited.
     fn observe(&mut self, now: Instant, lags: &[PartitionLag], silent: &[Partition]) -> BTreeMap<Partition, Duration> {
-        // After a pause of this process, nothing is known of the time between.
-        let passed = self.last.map_or(Duration::ZERO, |last| now.duration_since(last).min(2 * EVERY));
+        // If this process was frozen, it does not know whether records were stored in that time.
+        let passed = self.last.map_or(Duration::ZERO, |last| now.duration_since(last).min(2 * CHECK_INTERVAL));
         self.last = Some(now);
         let before = std::mem::take(&mut self.waiting);
         let behind = lags.iter().filter(|lag| lag.behind() > 0);
@@ -193,7 +192,7 @@ impl Observed {
         stalled.rest.is_some() && self.empty.get(&stalled.partition) == stalled.rest.as_ref()
     }
 
-    /// Nothing was seen this time.
+    /// Records that the lag could not be read this time.
     fn interrupt(&mut self) {
         self.last = None;
     }
@@ -209,8 +208,8 @@ mod tests {
 
     #[test]
     fn waiting_counts_only_without_progress_and_while_seen() {
-        let (mut observed, begin) = (Observed::default(), Instant::now());
-        let at = |seconds| begin + Duration::from_secs(seconds);
+        let (mut observed, start) = (Observed::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
         let mut waited = |seconds, lags: &[(Partition, i64, i64)], silent: &[Partition]| {
             let lags: Vec<_> = lags.iter().copied().map(lag).collect();
             let waits = observed.observe(at(seconds), &lags, silent);

@@ -1,5 +1,5 @@
-//! A lane's blocked inboxes, as its task sees them: when the next one is tried, and what readiness, the log and the metrics
-//! say of them. Never an inbox's name.
+//! A lane's blocked inboxes: when the next one is retried, and what readiness and the metrics report of them. The name of an inbox
+//! is never reported.
 
 use std::time::{Duration, Instant};
 
@@ -9,45 +9,45 @@ use msg_common::admin::Readiness;
 
 use crate::{backoff, metrics};
 
-/// An attempt that took so long is followed by nine times as long without one: the rest of the lane has nine tenths of its
-/// time, however many of its inboxes wait for a lock.
+/// After an attempt, the lane makes no further one for nine times the attempt's duration. So the other inboxes have nine tenths of
+/// the lane's time, however many inboxes wait for a lock.
 const PAUSE_FACTOR: u32 = 9;
 
-/// How often records that may not be written any more are looked for.
-const SWEEP: Duration = Duration::from_secs(1);
+/// The interval at which records that may no longer be written are dropped.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Another owner who was faster is no blocked inbox. So many attempts tell.
-const SURE: usize = 2;
+/// The number of conflicts from which an inbox counts as blocked. Fewer may mean that another owner of the partition was faster.
+const MIN_CONFLICTS: usize = 2;
 
-/// What is known of them since the last batch.
+/// The blocked inboxes after the last batch.
 #[derive(Debug)]
 pub(super) struct BlockedInboxes {
     component: String,
     readiness: Readiness,
     count: usize,
     records: usize,
-    /// When the next one is tried.
+    /// When the next one is retried.
     next: Instant,
-    /// What readiness says.
-    told: Option<String>,
+    /// The reason that readiness has.
+    reported: Option<String>,
 }
 
 impl BlockedInboxes {
     pub(super) fn new(lane: usize, readiness: Readiness) -> Self {
         let component = format!("inbox (lane {lane})");
-        BlockedInboxes { component, readiness, count: 0, records: 0, next: Instant::now(), told: None }
+        BlockedInboxes { component, readiness, count: 0, records: 0, next: Instant::now(), reported: None }
     }
 
-    /// When to wake up, if anything waits: to try the next one, or to look for what need not wait any more.
+    /// Returns when to wake up, if an inbox is blocked: to retry the next one, or to drop records that may no longer be written.
     pub(super) fn wake(&self) -> Option<Instant> {
-        (self.count > 0).then(|| self.next.min(Instant::now() + SWEEP))
+        (self.count > 0).then(|| self.next.min(Instant::now() + SWEEP_INTERVAL))
     }
 
     pub(super) fn is_due(&self) -> bool {
         self.count > 0 && self.next <= Instant::now()
     }
 
-    /// After an attempt that took so long: when the next one comes, by how often the one that is next has been tried.
+    /// Schedules the next attempt after one that needed `took`, by the number of attempts of the next inbox.
     pub(super) fn tried(&mut self, took: Duration, blocked: impl Iterator<Item = BlockedInbox>) {
         self.plan(took, blocked.map(|inbox| inbox.attempts).next());
     }
@@ -58,30 +58,30 @@ impl BlockedInboxes {
         self.next = Instant::now() + backoff::jittered(each).max(PAUSE_FACTOR * took);
     }
 
-    /// What the lane's machine has now.
+    /// Updates the inboxes to those that the lane's machine has now.
     pub(super) fn update(&mut self, blocked: impl Iterator<Item = BlockedInbox>) {
         let blocked: Vec<BlockedInbox> = blocked.collect();
         let (count, records) = (blocked.len(), blocked.iter().map(|inbox| inbox.records).sum());
         metrics::blocked(difference(count, self.count), difference(records, self.records));
-        let more = count > self.count;
-        // Those found just now are first.
+        let grew = count > self.count;
+        // The new ones are first.
         for inbox in blocked.iter().take(count.saturating_sub(self.count)) {
             metrics::store_failed(inbox.failure.class);
         }
         (self.count, self.records) = (count, records);
-        if more {
+        if grew {
             self.plan(Duration::ZERO, blocked.first().map(|inbox| inbox.attempts));
         }
-        // The longest known one: what is said stays the same while it waits.
-        let sure = |inbox: &&BlockedInbox| inbox.failure.class != Class::Conflict || inbox.attempts >= SURE;
-        let first = blocked.iter().filter(sure).max_by_key(|inbox| (inbox.attempts, inbox.partition, inbox.offset));
-        let told = first.map(|inbox| reason(inbox, count));
-        if told != self.told {
-            match &told {
+        // The inbox with the most attempts is reported, so that the reason stays the same while it waits.
+        let counts = |inbox: &&BlockedInbox| inbox.failure.class != Class::Conflict || inbox.attempts >= MIN_CONFLICTS;
+        let first = blocked.iter().filter(counts).max_by_key(|inbox| (inbox.attempts, inbox.partition, inbox.offset));
+        let reported = first.map(|inbox| reason(inbox, count));
+        if reported != self.reported {
+            match &reported {
                 Some(reason) => self.readiness.not_ready(&self.component, reason),
                 None => self.readiness.ready(&self.component),
             }
-            self.told = told;
+            self.reported = reported;
         }
     }
 }
@@ -96,7 +96,7 @@ fn difference(now: usize, before: usize) -> f64 {
     now as f64 - before as f64
 }
 
-/// What an operator has to know.
+/// Returns the reason for readiness: the position of the inbox's first record, the cause, and what an operator has to do.
 fn reason(inbox: &BlockedInbox, count: usize) -> String {
     let BlockedInbox { partition, offset, failure, .. } = inbox;
     let more = if count > 1 { format!(", and {} more inboxes of this lane", count - 1) } else { String::new() };
@@ -106,11 +106,11 @@ fn reason(inbox: &BlockedInbox, count: usize) -> String {
         Class::Heavy => {
             "find out what a row of this inbox waits for (a trigger, a lock), or raise DATABASE_STATEMENT_TIMEOUT"
         }
-        _ => "let the database take its rows again",
+        _ => "make the database accept its rows again",
     };
     format!(
         "the inbox of the record at partition {partition}, offset {offset} cannot be written{more}: {}; all others are \
-         stored, this one waits and is tried again: {advice}",
+         stored, this one waits and is retried: {advice}",
         failure.text
     )
 }
@@ -143,15 +143,15 @@ mod tests {
     }
 
     #[test]
-    fn first_conflicts_are_another_owners() {
+    fn first_conflicts_of_an_inbox_are_not_reported() {
         let readiness = Readiness::waiting_for(&[]);
         let mut blocked = BlockedInboxes::new(1, readiness.clone());
         blocked.update([inbox(Class::Conflict, 0)].into_iter());
         assert!(readiness.reasons().is_empty());
-        blocked.update([inbox(Class::Conflict, SURE)].into_iter());
+        blocked.update([inbox(Class::Conflict, MIN_CONFLICTS)].into_iter());
         assert!(readiness.reasons()["inbox (lane 1)"].contains("unique index"));
         drop(blocked);
-        assert!(readiness.reasons().is_empty(), "a lane that ends says no more");
+        assert!(readiness.reasons().is_empty(), "a lane that ends clears its reason");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A lane's connection: carries out what the lane's machine asks of the database, one request at a time.
+//! A lane's connection: carries out the requests of the lane's machine to the database, one at a time.
 
 use std::time::Duration;
 
@@ -15,21 +15,21 @@ use crate::consumer::progress::ProgressStore;
 use crate::failure;
 use crate::session::{self, Committed};
 
-/// One connection at a time. Never back into the pool with a transaction open, or in an unknown state.
+/// Has at most one connection. It never returns a connection to the pool with an open transaction or in an unknown state.
 #[derive(Debug)]
 pub struct Connection {
     pool: Pool,
     progress: ProgressStore,
     topic: String,
-    /// How long one request may go unanswered. Above the server's own time-outs.
-    patience: Duration,
+    /// The timeout of one request. It is above the server's own timeouts.
+    timeout: Duration,
     begin: Begin,
     kind: ServerKind,
     client: Option<Object>,
 }
 
 impl Connection {
-    /// Not connected yet.
+    /// Creates a connection, which is not connected yet.
     pub fn new(
         pool: Pool,
         progress: ProgressStore,
@@ -37,12 +37,12 @@ impl Connection {
         database: &DatabaseOptions,
         kind: ServerKind,
     ) -> Self {
-        let patience = 2 * database.database_statement_timeout;
+        let timeout = 2 * database.database_statement_timeout;
         let begin = Begin::new(session::lock_timeout(database), database.database_statement_timeout, kind);
-        Connection { pool, progress, topic, patience, begin, kind, client: None }
+        Connection { pool, progress, topic, timeout, begin, kind, client: None }
     }
 
-    /// Carries it out.
+    /// Carries out a request. An error or a timeout is a response, too.
     pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Response {
         match request {
             Request::Connect(connection_number) => self.connect(*connection_number).await,
@@ -50,10 +50,10 @@ impl Connection {
                 self.disconnect();
                 Response::Ok
             }
-            _ => match tokio::time::timeout(self.patience, self.ask(request, entries)).await {
-                Ok(Ok(answer)) => answer,
+            _ => match tokio::time::timeout(self.timeout, self.execute(request, entries)).await {
+                Ok(Ok(response)) => response,
                 Ok(Err(error)) => Response::Failed(failure::of(&error)),
-                Err(_) => Response::Failed(failure::lost("the database did not answer in time")),
+                Err(_) => Response::Failed(failure::lost("the database did not respond in time")),
             },
         }
     }
@@ -64,7 +64,7 @@ impl Connection {
             Ok(client) => client,
             Err(error) => return Response::Failed(failure::of_pool(&error)),
         };
-        // Asked after the connection is there: what lives now, lived when it was made.
+        // Compared after connecting: if the reference connection is open now, it was open when this connection was opened.
         let same = match self.workers(&client).await {
             Ok(workers) => self.progress.is_same(connection_number, client.server(), &workers).await,
             Err(failure) => Err(failure),
@@ -73,12 +73,12 @@ impl Connection {
             self.client = Some(client);
             return Response::Ok;
         }
-        // It was never used, and may lead to the wrong server.
+        // The connection was not used yet, and may lead to another server.
         session::disconnect(client);
         same.map_or_else(Response::Failed, |_| Response::Stale)
     }
 
-    /// Which servers the workers of a Citus are; none on one server. An error if one does not respond.
+    /// Reads which servers the workers of a Citus are; none on a single server. Fails if a worker does not respond.
     async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
         if self.kind == ServerKind::Single {
             return Ok(Vec::new());
@@ -87,22 +87,22 @@ impl Connection {
         citus::unavailable(&workers).map_or(Ok(workers), |error| Err(failure::transient(&error)))
     }
 
-    /// Closes it, and out of the pool.
+    /// Closes the connection, and removes it from the pool.
     pub fn disconnect(&mut self) {
         if let Some(client) = self.client.take() {
             session::disconnect(client);
         }
     }
 
-    async fn ask(
+    async fn execute(
         &self,
         request: &Request,
         entries: &[Entry<DecodedRecord>],
     ) -> Result<Response, tokio_postgres::Error> {
         let client = self.client.as_ref().expect("the machine connects first");
         let statement = match request {
-            Request::LastSeqs(asked) => {
-                return Ok(Response::Seqs(statements::last_seqs(client, entries, asked).await?));
+            Request::LastSeqs(wanted) => {
+                return Ok(Response::Seqs(statements::last_seqs(client, entries, wanted).await?));
             }
             Request::Guard(heads) => {
                 return Ok(Response::Count(statements::count_predecessors(client, entries, heads, self.kind).await?));
@@ -110,11 +110,11 @@ impl Connection {
             Request::Insert(numbered) => {
                 return Ok(Response::Count(statements::insert_messages(client, entries, numbered, self.kind).await?));
             }
-            Request::Canary(beside) => {
-                return Ok(Response::Count(statements::insert_canary(client, entries, *beside, self.kind).await?));
+            Request::Canary(row) => {
+                return Ok(Response::Count(statements::insert_canary(client, entries, *row, self.kind).await?));
             }
-            Request::FindStored(asked) => {
-                return Ok(Response::Found(statements::find_stored(client, entries, asked, self.kind).await?));
+            Request::FindStored(wanted) => {
+                return Ok(Response::Found(statements::find_stored(client, entries, wanted, self.kind).await?));
             }
             Request::InsertDeadLetters(dead) => {
                 letters::insert_dead_letters(client, &self.topic, entries, dead).await?;
@@ -139,7 +139,7 @@ impl Connection {
             | Request::Wait(_)
             | Request::Connect(_)
             | Request::Disconnect => {
-                unreachable!("not the database's")
+                unreachable!("the database does not execute this request")
             }
         };
         client.batch_execute(statement).await?;
@@ -147,7 +147,7 @@ impl Connection {
     }
 }
 
-/// All sent before the first answer is awaited.
+/// Sends all parts of a BEGIN before it awaits the first result.
 async fn begin(client: &Object, parts: &[String], then: Option<&str>) -> Result<Response, tokio_postgres::Error> {
     let parts = parts.iter().map(String::as_str).chain(then);
     try_join_all(parts.map(|part| client.batch_execute(part))).await?;

@@ -49,7 +49,7 @@ impl DecodedRecord {
     pub fn record(&self) -> &Record {
         match &self.content {
             Content::Message(record) => record,
-            Content::Broken(..) => unreachable!("the machine asks only for messages"),
+            Content::Broken(..) => unreachable!("the machine uses only messages"),
         }
     }
 
@@ -86,7 +86,7 @@ mod tests {
     use msg_common::proto::DeadLetterReason;
 
     #[test]
-    fn the_reasons_are_the_contracts() {
+    fn dead_letter_reasons_are_those_of_the_contract() {
         for reason in Reason::ALL {
             let name = format!("DEAD_LETTER_REASON_{}", reason.name());
             assert!(DeadLetterReason::from_str_name(&name).is_some(), "{name}");

@@ -1,17 +1,17 @@
-//! A record's headers as bytes, packed as they are kept in a dead letter. Kafka does not ask for UTF-8.
+//! The headers of a record, packed into bytes as a dead letter contains them.
 
 use bytes::Bytes;
 
-/// A record's headers, packed as they are kept in a dead letter: for each, the length of its key in 4 bytes, the key,
-/// the length of its value in 4 bytes (all ones: no value), the value. Lengths are in network order. Keys and values
-/// are bytes: Kafka does not ask for UTF-8.
+/// The headers of a record, packed as a dead letter contains them: for each, the length of its key in 4 bytes, the key, the length
+/// of its value in 4 bytes (all ones: no value), the value. Lengths are in network order. Keys and values are bytes, because Kafka
+/// does not require UTF-8.
 #[derive(Clone, Debug, Default)]
 pub struct Headers(pub Bytes);
 
 const NO_VALUE: u32 = u32::MAX;
 
 impl Headers {
-    /// The packed bytes.
+    /// Returns the packed bytes.
     pub fn packed(&self) -> &[u8] {
         &self.0
     }
@@ -25,7 +25,7 @@ impl Headers {
         packed.extend_from_slice(value.unwrap_or_default());
     }
 
-    /// The value of the last header with this key, as Kafka's own clients look one up.
+    /// Returns the value of the last header with this key, as Kafka's own clients do.
     pub fn last(&self, key: &str) -> Option<&[u8]> {
         let mut rest: &[u8] = &self.0;
         let mut found = None;
@@ -96,18 +96,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lane_packs_is_taken_apart() {
+    fn packed_headers_are_unpacked_as_they_were() {
         let mut packed = Vec::new();
         Headers::pack(&mut packed, b"a", Some(b"1"));
         Headers::pack(&mut packed, b"\xff\0", Some(b""));
         Headers::pack(&mut packed, b"", None);
         let header = |key: &'static [u8], value| Header { key, value };
         let expected = [header(b"a", Some(b"1".as_slice())), header(b"\xff\0", Some(b"")), header(b"", None)];
-        assert_eq!(unpack(&packed).expect("it is whole"), expected);
+        assert_eq!(unpack(&packed).expect("the headers are complete"), expected);
         assert_eq!(unpack(&[]), Ok(Vec::new()));
         for end in 1..packed.len() {
             let cut = unpack(&packed[..end]);
-            // Where a header ends, fewer are there; elsewhere it is an error.
+            // Cut at the end of a header, there are fewer headers; elsewhere unpacking fails.
             assert!(cut.is_err() || cut.is_ok_and(|cut| cut.len() < 3), "{end}");
         }
     }

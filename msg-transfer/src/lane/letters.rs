@@ -1,4 +1,5 @@
-//! Dead letters into their table. Whatever the table refuses of one is left out, bit by bit: a lane never stops for it.
+//! Inserts dead letters. If the table rejects a dead letter, it is inserted with less and less content, so that it never blocks a
+//! lane.
 
 use machine::failure::Class;
 use machine::lane::{DeadLetter, Entry};
@@ -11,9 +12,9 @@ use super::decoded::DecodedRecord;
 use super::sql;
 use crate::{failure, metrics};
 
-/// What of a letter is stored. The record's bytes are the last that is left out: what can be kept of them is kept.
+/// The parts of a dead letter that are inserted. The record's bytes are left out last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kept {
+struct Parts {
     detail: Detail,
     recv_id: bool,
     msg_id: bool,
@@ -22,7 +23,7 @@ struct Kept {
     key: bool,
 }
 
-/// How much of the sentence about it.
+/// The form of the detail text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detail {
     Whole,
@@ -31,19 +32,20 @@ enum Detail {
     None,
 }
 
-const ALL: Kept = Kept { detail: Detail::Whole, recv_id: true, msg_id: true, headers: true, value: true, key: true };
+const ALL: Parts = Parts { detail: Detail::Whole, recv_id: true, msg_id: true, headers: true, value: true, key: true };
 
-/// Texts and ids, one after the other until one is taken. By both ids a sender is told what became of its message.
-const TEXTS: [Kept; 6] = [
+/// The forms of texts and IDs, attempted in this order. The IDs are left out last: with both, GetMsgStatus reports the dead letter
+/// to the sender.
+const TEXTS: [Parts; 6] = [
     ALL,
-    Kept { detail: Detail::Plain, ..ALL },
-    Kept { detail: Detail::None, ..ALL },
-    Kept { detail: Detail::Plain, recv_id: false, ..ALL },
-    Kept { detail: Detail::None, recv_id: false, ..ALL },
-    Kept { detail: Detail::None, recv_id: false, msg_id: false, ..ALL },
+    Parts { detail: Detail::Plain, ..ALL },
+    Parts { detail: Detail::None, ..ALL },
+    Parts { detail: Detail::Plain, recv_id: false, ..ALL },
+    Parts { detail: Detail::None, recv_id: false, ..ALL },
+    Parts { detail: Detail::None, recv_id: false, msg_id: false, ..ALL },
 ];
 
-/// Headers, value and key: each form is tried with all texts before the next one.
+/// The forms of headers, value and key, attempted in this order, each with all forms of the texts.
 const BYTES: [[bool; 3]; 8] = [
     [true, true, true],
     [false, true, true],
@@ -55,8 +57,8 @@ const BYTES: [[bool; 3]; 8] = [
     [false, false, false],
 ];
 
-fn steps() -> impl Iterator<Item = Kept> {
-    let with = |[headers, value, key]: [bool; 3]| TEXTS.map(|kept| Kept { headers, value, key, ..kept });
+fn steps() -> impl Iterator<Item = Parts> {
+    let with = |[headers, value, key]: [bool; 3]| TEXTS.map(|parts| Parts { headers, value, key, ..parts });
     BYTES.into_iter().flat_map(with)
 }
 
@@ -64,7 +66,7 @@ const SAVEPOINT: &str = "SAVEPOINT letters";
 const RELEASE: &str = "RELEASE SAVEPOINT letters";
 const ROLLBACK: &str = "ROLLBACK TO SAVEPOINT letters";
 
-/// Keeps records as dead letters, within the batch's transaction.
+/// Inserts records as dead letters, within the batch's transaction.
 pub(super) async fn insert_dead_letters(
     client: &Object,
     topic: &str,
@@ -73,13 +75,13 @@ pub(super) async fn insert_dead_letters(
 ) -> Result<(), Error> {
     client.batch_execute(SAVEPOINT).await?;
     match insert(client, topic, entries, dead, ALL).await {
-        Err(error) if is_refused(&error) => client.batch_execute(ROLLBACK).await?,
+        Err(error) if is_rejected(&error) => client.batch_execute(ROLLBACK).await?,
         done => {
             done?;
             return client.batch_execute(RELEASE).await;
         }
     }
-    // One of them at least. Each by itself: no other one loses anything for it.
+    // The table rejects at least one of them. Each is inserted by itself, so that the others are inserted completely.
     for letter in dead {
         insert_reduced(client, topic, entries, letter).await?;
     }
@@ -92,31 +94,31 @@ async fn insert_reduced(
     entries: &[Entry<DecodedRecord>],
     letter: &DeadLetter,
 ) -> Result<(), Error> {
-    let mut refused = None;
-    for kept in steps() {
-        match insert(client, topic, entries, std::slice::from_ref(letter), kept).await {
-            Err(error) if is_refused(&error) => {
+    let mut rejected = None;
+    for parts in steps() {
+        match insert(client, topic, entries, std::slice::from_ref(letter), parts).await {
+            Err(error) if is_rejected(&error) => {
                 client.batch_execute(ROLLBACK).await?;
-                refused = Some(error);
+                rejected = Some(error);
             }
             done => {
                 done?;
-                if let Some(error) = refused {
+                if let Some(error) = rejected {
                     let record = &entries[letter.entry].body.item.record;
                     let (partition, offset, error) = (record.partition, record.offset.0, failure::describe(&error));
-                    tracing::warn!(partition, offset, error, ?kept, "stored a dead letter with less than its record");
+                    tracing::warn!(partition, offset, error, ?parts, "stored dead letter without parts of its record");
                     metrics::dead_letter_reduced();
                 }
-                // What comes next must not take this one back.
+                // A rollback for the next dead letter must not remove this one.
                 return client.batch_execute(&format!("{RELEASE}; {SAVEPOINT}")).await;
             }
         }
     }
-    Err(refused.expect("there are steps"))
+    Err(rejected.expect("there are steps"))
 }
 
-/// Whether the table refuses what is in the letter: with less in it, it may be taken.
-fn is_refused(error: &Error) -> bool {
+/// Returns whether the table rejects the content of the dead letter, and may accept it with less content.
+fn is_rejected(error: &Error) -> bool {
     matches!(failure::of(error).class, Class::Permanent | Class::TooLarge | Class::Conflict)
 }
 
@@ -125,7 +127,7 @@ async fn insert(
     topic: &str,
     entries: &[Entry<DecodedRecord>],
     dead: &[DeadLetter],
-    kept: Kept,
+    parts: Parts,
 ) -> Result<(), Error> {
     let statement = client.prepare_cached(sql::INSERT_DEAD_LETTERS).await?;
     let body = |dead: &DeadLetter| &entries[dead.entry].body;
@@ -136,15 +138,15 @@ async fn insert(
     let offset: Vec<i64> = dead.iter().map(|dead| record(dead).offset.0).collect();
     let leader_epoch: Vec<i32> = dead.iter().map(|dead| record(dead).leader_epoch.0).collect();
     let recv_id: Vec<Option<&str>> =
-        dead.iter().map(|dead| body(dead).known_recv_id().filter(|_| kept.recv_id)).collect();
-    let msg_id: Vec<Option<Uuid>> = dead.iter().map(|dead| body(dead).known_msg_id().filter(|_| kept.msg_id)).collect();
-    let key: Vec<Option<&[u8]>> = dead.iter().map(|dead| record(dead).key.as_deref().filter(|_| kept.key)).collect();
+        dead.iter().map(|dead| body(dead).known_recv_id().filter(|_| parts.recv_id)).collect();
+    let msg_id: Vec<Option<Uuid>> = dead.iter().map(|dead| body(dead).known_msg_id().filter(|_| parts.msg_id)).collect();
+    let key: Vec<Option<&[u8]>> = dead.iter().map(|dead| record(dead).key.as_deref().filter(|_| parts.key)).collect();
     let value: Vec<Option<&[u8]>> =
-        dead.iter().map(|dead| record(dead).value.as_deref().filter(|_| kept.value && dead.content)).collect();
-    let packed = |dead: &'_ DeadLetter| if kept.headers && dead.content { record(dead).headers.packed() } else { &[] };
+        dead.iter().map(|dead| record(dead).value.as_deref().filter(|_| parts.value && dead.content)).collect();
+    let packed = |dead: &'_ DeadLetter| if parts.headers && dead.content { record(dead).headers.packed() } else { &[] };
     let headers: Vec<&[u8]> = dead.iter().map(packed).collect();
     let reason: Vec<&str> = dead.iter().map(|dead| dead.reason.name()).collect();
-    let detail: Vec<String> = dead.iter().map(|dead| detail(&dead.detail, kept.detail)).collect();
+    let detail: Vec<String> = dead.iter().map(|dead| detail(&dead.detail, parts.detail)).collect();
     let parameters: [&(dyn ToSql + Sync); 12] = [
         &topic,
         &topic_id,
@@ -163,8 +165,8 @@ async fn insert(
     Ok(())
 }
 
-fn detail(text: &str, kept: Detail) -> String {
-    match kept {
+fn detail(text: &str, form: Detail) -> String {
+    match form {
         Detail::Whole => text.replace('\0', "\u{fffd}"),
         Detail::Plain => {
             let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
@@ -179,13 +181,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_go_only_after_every_text_was_left_out() {
-        let steps: Vec<Kept> = steps().collect();
+    fn bytes_are_left_out_after_all_texts() {
+        let steps: Vec<Parts> = steps().collect();
         assert_eq!(steps[0], ALL);
-        assert!(steps[..TEXTS.len()].iter().all(|kept| kept.headers && kept.value && kept.key));
+        assert!(steps[..TEXTS.len()].iter().all(|parts| parts.headers && parts.value && parts.key));
         let last =
-            Kept { detail: Detail::None, recv_id: false, msg_id: false, headers: false, value: false, key: false };
-        assert_eq!(steps.last(), Some(&last), "in the end its position and its reason");
+            Parts { detail: Detail::None, recv_id: false, msg_id: false, headers: false, value: false, key: false };
+        assert_eq!(steps.last(), Some(&last), "at the end only position and reason are inserted");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A lane: one task with one database connection. What has the same key is in the same lane, in order. It stores what
-//! is waiting while the next batch gathers, so batches grow with the load and a lone message does not wait.
+//! A lane: one task with one database connection. Records with the same key are in the same lane, in order. While the lane stores
+//! a batch, the records of the next one gather, so batches grow with the load, and a single message does not wait.
 
 mod blocked;
 pub mod connection;
@@ -29,68 +29,69 @@ use self::item::Item;
 use crate::hints::Hints;
 use crate::{backoff, metrics};
 
-/// Where a lane is reached.
+/// The consumer's handle of a lane.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    /// Takes records.
+    /// Passes records to the lane.
     pub items: mpsc::Sender<Item>,
     /// Notified when the lane may write the dead letters that it requested.
     pub approved: Arc<Notify>,
 }
 
-/// Batches that cannot be stored, and dead letters, of all lanes.
+/// The repeated log lines of all lanes, for batches that cannot be stored and for dead letters.
 static BATCH_FAILURES: Repeats = Repeats::new();
 static DEAD_LETTERS: Repeats = Repeats::new();
 
-/// From so many conflicts in a row on, it is no other owner: a unique index of somebody's own, perhaps.
+/// The number of consecutive conflicts from which the cause is not another owner of the partition, but for example a unique index
+/// that is not ours.
 const MANY_CONFLICTS: usize = 5;
 
 /// How large a batch may get.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
-    /// Records.
+    /// Maximum number of records.
     pub records: usize,
-    /// Bytes of keys, values and headers.
+    /// Maximum bytes of keys, values and headers, which the last record may exceed.
     pub bytes: usize,
-    /// Batches begin no closer together than this, unless they are full.
+    /// Minimum time between the starts of two batches, unless a batch is full.
     pub interval: Duration,
 }
 
 /// One lane.
 #[derive(Debug)]
 pub struct Lane {
-    /// Decides.
+    /// Decides what the lane does.
     pub machine: Machine<DecodedRecord>,
-    /// What is waiting. Its capacity is above what the consumer takes in, so nobody ever waits to put something in.
+    /// Receives the consumer's records. Its capacity is above the consumer's limit, so the consumer never waits to send.
     pub waiting: mpsc::Receiver<Item>,
     /// Notified when the lane may write the dead letters that it requested.
     pub approved: Arc<Notify>,
-    /// Where the consumer listens.
+    /// Sends events to the consumer.
     pub events: std::sync::mpsc::Sender<Event>,
-    /// Where the rows go.
+    /// Writes the rows.
     pub connection: Connection,
     /// How large a batch may get.
     pub limits: BatchLimits,
-    /// Where it tells what is stored, if anywhere.
+    /// Sends hints, unless they are switched off.
     pub hints: Option<Hints>,
-    /// Says when the database does not take the rows.
+    /// Receives the reason while the database does not accept rows.
     pub readiness: Readiness,
-    /// Ends the retries: the process gives up what it has not stored.
-    pub give_up: CancellationToken,
+    /// Ends the retries: the process abandons the records that are not completed.
+    pub abandon: CancellationToken,
 }
 
 impl Lane {
-    /// Stores what comes until nobody can send any more, or told to give up.
+    /// Stores records until the consumer has dropped the handle, or until `abandon` is cancelled.
     pub async fn run(mut self) {
         let mut items = Vec::new();
         let mut next = tokio::time::Instant::now();
         let mut blocked = BlockedInboxes::new(self.machine.number(), self.readiness.clone());
         loop {
-            if !self.tend(&mut blocked).await {
+            if !self.retry_blocked(&mut blocked).await {
                 return;
             }
             let received = match blocked.wake() {
-                // With others waiting, an attempt comes between two batches.
+                // If records wait, an attempt for a blocked inbox is made between two batches.
                 Some(wake) => tokio::time::timeout_at(wake.into(), self.waiting.recv()).await,
                 None => Ok(self.waiting.recv().await),
             };
@@ -102,13 +103,14 @@ impl Lane {
             let mut bytes = first.record_ref().bytes;
             items.push(first);
             self.gather(&mut items, &mut bytes);
-            if self.has_room(&items, bytes) && tokio::time::Instant::now() < next {
-                // A transaction costs the server the same for five rows as for fifty. Who comes alone does not wait here.
+            if self.has_capacity(&items, bytes) && tokio::time::Instant::now() < next {
+                // A transaction costs the server the same for five rows as for fifty. A record that follows a longer pause does
+                // not wait here.
                 tokio::time::sleep_until(next).await;
                 self.gather(&mut items, &mut bytes);
             }
             next = tokio::time::Instant::now() + self.limits.interval;
-            let stored = self.give_up.clone().run_until_cancelled_owned(self.store(&mut items)).await;
+            let stored = self.abandon.clone().run_until_cancelled_owned(self.store(&mut items)).await;
             if stored.is_none() {
                 return;
             }
@@ -116,29 +118,30 @@ impl Lane {
         }
     }
 
-    /// Tries the next blocked inbox, if its time has come, and drops what need not wait any more. False: it is to give up.
-    async fn tend(&mut self, blocked: &mut BlockedInboxes) -> bool {
+    /// Retries the next blocked inbox if it is due, and drops records that may no longer be written. Returns false if `abandon` was
+    /// cancelled.
+    async fn retry_blocked(&mut self, blocked: &mut BlockedInboxes) -> bool {
         if blocked.wake().is_none() {
             return true;
         }
         let mut events = Vec::new();
         self.machine.sweep(&mut events);
         if blocked.is_due() {
-            let begun = Instant::now();
+            let start = Instant::now();
             if let Some(request) = self.machine.retry(&mut events) {
                 metrics::blocked_retried();
-                let give_up = self.give_up.clone();
-                let tried = self.carry_on(request, events);
-                let Some(outcome) = give_up.run_until_cancelled_owned(tried).await else { return false };
+                let abandon = self.abandon.clone();
+                let attempt = self.carry_out(request, events);
+                let Some(outcome) = abandon.run_until_cancelled_owned(attempt).await else { return false };
                 if outcome == Outcome::default()
                     && let Some(still) = self.machine.blocked().last()
                 {
                     metrics::store_failed(still.failure.class);
                 }
-                self.tell(outcome.stored + outcome.duplicates, &outcome, begun.elapsed());
+                self.report(outcome.stored + outcome.duplicates, &outcome, start.elapsed());
                 events = Vec::new();
             }
-            blocked.tried(begun.elapsed(), self.machine.blocked());
+            blocked.tried(start.elapsed(), self.machine.blocked());
         }
         for event in events {
             self.send(event);
@@ -147,37 +150,37 @@ impl Lane {
         true
     }
 
-    /// Takes what is waiting, up to the limits.
+    /// Adds the records that wait, up to the limits.
     fn gather(&mut self, items: &mut Vec<Item>, bytes: &mut usize) {
-        while self.has_room(items, *bytes) {
+        while self.has_capacity(items, *bytes) {
             let Ok(item) = self.waiting.try_recv() else { break };
             *bytes += item.record_ref().bytes;
             items.push(item);
         }
     }
 
-    fn has_room(&self, items: &[Item], bytes: usize) -> bool {
+    fn has_capacity(&self, items: &[Item], bytes: usize) -> bool {
         items.len() < self.limits.records && bytes < self.limits.bytes
     }
 
-    /// Comes back when each item is completed or dropped, however long the database is away.
+    /// Returns when each item is completed or dropped. Retries without limit while the database is unavailable.
     async fn store(&mut self, items: &mut Vec<Item>) {
-        let (count, begun) = (items.len(), Instant::now());
+        let (count, start) = (items.len(), Instant::now());
         let mut events = Vec::new();
         let request = self.machine.begin(items.drain(..).map(DecodedRecord::read).collect(), &mut events);
-        let outcome = self.carry_on(request, events).await;
-        // Nothing of this lane's waits for the database any more, but for blocked inboxes.
+        let outcome = self.carry_out(request, events).await;
+        // Except for blocked inboxes, no record of this lane waits for the database any more.
         self.readiness.ready(&self.component());
-        self.tell(count, &outcome, begun.elapsed());
+        self.report(count, &outcome, start.elapsed());
     }
 
-    /// Does what the machine asks for, until it is done.
-    async fn carry_on(&mut self, mut request: Request, mut events: Vec<Event>) -> Outcome {
+    /// Carries out the machine's requests until it is done.
+    async fn carry_out(&mut self, mut request: Request, mut events: Vec<Event>) -> Outcome {
         loop {
             for event in events.drain(..) {
                 self.send(event);
             }
-            let answer = match request {
+            let response = match request {
                 Request::Done(outcome) => return outcome,
                 Request::ApproveDeadLetters(dead) => {
                     self.send(Event::DeadLettersRequested { lane: self.machine.number(), dead });
@@ -190,43 +193,43 @@ impl Lane {
                 }
                 request => {
                     if let (Request::BeginSearch, Some(cause)) = (&request, self.machine.searching()) {
-                        // It may take long, time-out after time-out.
+                        // The search may need several timeouts.
                         self.readiness.not_ready(&self.component(), &cause.text);
                     }
-                    let answer = self.connection.carry_out(&request, self.machine.entries()).await;
-                    if (&request, &answer) == (&Request::Commit, &Response::Ok) {
+                    let response = self.connection.carry_out(&request, self.machine.entries()).await;
+                    if (&request, &response) == (&Request::Commit, &Response::Ok) {
                         self.hint();
                     }
-                    answer
+                    response
                 }
             };
-            request = self.machine.handle(answer, &mut events);
+            request = self.machine.handle(response, &mut events);
         }
     }
 
-    /// After a COMMIT was answered: all entries are completed, and the rows among them are there.
+    /// Sends hints after a COMMIT succeeded: all entries are completed, and the numbered ones are rows.
     fn hint(&self) {
         let Some(hints) = &self.hints else { return };
         let (entries, numbered) = (self.machine.entries(), self.machine.numbered());
         let rows = numbered.iter().map(|row| (entries[row.entry].body.record().msg.recv_id.as_str(), row.seq));
-        // Those without a row are few, mostly none.
+        // Entries without a row are rare: duplicates and dead letters.
         let others = if numbered.len() < entries.len() { entries } else { &[] };
-        hints.tell(rows.chain(others.iter().filter_map(|entry| Some((entry.body.known_recv_id()?, 0)))));
+        hints.send(rows.chain(others.iter().filter_map(|entry| Some((entry.body.known_recv_id()?, 0)))));
     }
 
-    fn tell(&self, records: usize, outcome: &Outcome, took: Duration) {
+    fn report(&self, records: usize, outcome: &Outcome, took: Duration) {
         if *outcome != Outcome::default() {
             metrics::batch_stored(records, outcome, took);
         }
         if !outcome.dead_letters.is_empty() {
             let count = outcome.dead_letters.len();
-            // Callers cause conflicts, and find them in their response or status; the rest is for an operator to look at.
+            // Callers cause conflicts, and get them in their response or status. An operator has to check the other dead letters.
             let conflicts =
                 outcome.dead_letters.iter().filter(|reason| **reason == Reason::IdempotencyConflict).count();
             if count == conflicts {
-                tracing::debug!(lane = self.machine.number(), count, "records dead-lettered as conflicts");
+                tracing::debug!(lane = self.machine.number(), count, "dead-lettered records as conflicts");
             } else if let Some(repeated) = DEAD_LETTERS.occurred("") {
-                tracing::warn!(lane = self.machine.number(), count, conflicts, repeated, "records dead-lettered");
+                tracing::warn!(lane = self.machine.number(), count, conflicts, repeated, "dead-lettered records");
             }
         }
     }
@@ -234,12 +237,13 @@ impl Lane {
     async fn wait(&self, BatchFailure { failure, attempts }: &BatchFailure) {
         let (lane, error, class) = (self.machine.number(), failure.text.as_str(), failure.class);
         metrics::store_failed(class);
-        // All lanes meet the same database, each again and again.
+        // All lanes use the same database, so they meet the same error, each at every attempt.
         let repeated = BATCH_FAILURES.occurred(error);
         match class {
-            // Another owner was faster; the table tells how far. Again and again it is something else.
+            // Another owner of the partition was faster, so the last `seq` is read again. If conflicts continue, the cause is
+            // something else.
             Class::Conflict if *attempts < MANY_CONFLICTS => {
-                tracing::info!(lane, error, "another owner wrote the same inbox, looking again");
+                tracing::info!(lane, error, "another owner wrote the same inbox, will be retried");
             }
             Class::Fatal => {
                 if let Some(repeated) = repeated {
@@ -247,14 +251,14 @@ impl Lane {
                         lane,
                         error,
                         repeated,
-                        "the database refuses the batch, an operator has to look; trying again"
+                        "database rejected the batch until an operator acts, will be retried"
                     );
                 }
                 self.readiness.not_ready(&self.component(), error);
             }
             _ => {
                 if let Some(repeated) = repeated {
-                    tracing::warn!(lane, error, ?class, repeated, "batch not stored, will be tried again");
+                    tracing::warn!(lane, error, ?class, repeated, "batch not stored, will be retried");
                 }
                 self.readiness.not_ready(&self.component(), error);
             }
@@ -267,7 +271,7 @@ impl Lane {
     }
 
     fn send(&self, event: Event) {
-        // Nobody listens any more only when the process is ending.
+        // The consumer drops the receiver only when the process ends.
         let _ = self.events.send(event);
     }
 }

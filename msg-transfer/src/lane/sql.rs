@@ -1,29 +1,30 @@
-//! Every statement of the store. Those that insert or compare messages are made from the columns in `msg_common::table`.
+//! The SQL of the lanes and the progress rows. Statements that insert or compare messages are built from the columns in
+//! `msg_common::table`.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use msg_common::table;
 
-/// Begins a transaction. The time-outs are set inside, so that they also reach the workers of a distributed database.
+/// The statements that begin a transaction. They set the timeouts within it, so that they also reach the workers of a Citus.
 #[derive(Clone, Debug)]
 pub struct Begin {
     /// For a batch.
     pub full: Vec<String>,
-    /// For what is only tried: it must not take a lane's time.
+    /// For an attempt that must not use up the lane's time, such as that of a blocked inbox.
     pub short: Vec<String>,
 }
 
-/// The longest time to wait for a lock, in what is only tried.
+/// The maximum lock timeout of a short transaction.
 const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Begin {
-    /// With these time-outs, and short ones.
+    /// Builds the statements with these timeouts, and with short ones.
     ///
-    /// Citus passes a SET LOCAL on to the workers as the whole text that it came in: with a BEGIN and a LOCK TABLE in it the
-    /// workers would carry those out, too, and wait for each other. So there each one is sent by itself.
+    /// Citus sends the whole text that contains a SET LOCAL to the workers. With a BEGIN and a LOCK TABLE in the text, the workers
+    /// would execute those, too, and wait for each other. So for Citus each statement is sent by itself.
     pub fn new(lock_timeout: Duration, statement_timeout: Duration, kind: ServerKind) -> Self {
-        // A tenth of the time, and never so little that a good server on a bad day looks slow.
+        // A tenth of the timeout, but at least 1 s, so that a server under load does not exceed it.
         let short = (statement_timeout / 10).max(Duration::from_secs(1).min(statement_timeout / 2));
         let begin = |lock: Duration, statement: Duration| {
             let (lock, statement) = (lock.as_millis().max(1), statement.as_millis().max(1));
@@ -44,29 +45,30 @@ impl Begin {
     }
 }
 
-/// What kind of server it is.
+/// The kind of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerKind {
     /// One server: the command tag of an insert counts the rows that were inserted.
     Single,
-    /// Citus: where a statement with ON CONFLICT goes through the coordinator, the tag counts the rows that were selected.
-    /// The rows that are returned are right, and cost more. A join has to name the inboxes, or it goes to all shards.
+    /// Citus: if a statement with ON CONFLICT passes through the coordinator, the tag counts the selected rows. The returned rows
+    /// are right, and cost more. A join has to name the inboxes, otherwise Citus sends it to all shards.
     Citus,
 }
 
-/// Begins a bisection: deferred constraints are checked immediately. The lock is the one that an insert takes. It is taken before
-/// the savepoint, so that rolling back to the savepoint keeps it: with a migration between the canary row and a record, the
-/// record would look like the cause.
+/// Begins a bisection: deferred constraints are checked immediately. The lock is the one that an insert acquires. It is acquired
+/// before the savepoint, so that rolling back to the savepoint keeps it: with a migration between the canary row and a record, the
+/// record would seem to be the cause.
 pub const AFTER_BEGIN_BISECTION: &str =
     "LOCK TABLE messages IN ROW EXCLUSIVE MODE; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT bisection";
 
-/// Keeps what was written since the savepoint, up to the end of the bisection. One savepoint at a time: they do not nest.
+/// Keeps the rows that were written since the savepoint, until the end of the bisection. There is one savepoint at a time: they do
+/// not nest.
 pub const MOVE_SAVEPOINT: &str = "RELEASE SAVEPOINT bisection; SAVEPOINT bisection";
 
-/// Undoes what was written since the savepoint.
+/// Removes the rows that were written since the savepoint.
 pub const ROLLBACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT bisection";
 
-/// How many of these are in the table.
+/// Counts which of these inboxes and `seq` are rows.
 macro_rules! count_present {
     ($filter:literal) => {
         concat!(
@@ -78,7 +80,7 @@ macro_rules! count_present {
     };
 }
 
-/// How many of these are in the table.
+/// Counts which of these inboxes and `seq` are rows.
 pub const COUNT_PRESENT: &str = count_present!("");
 
 /// The same, for Citus.
@@ -97,8 +99,8 @@ pub static FIND_STORED: LazyLock<String> = LazyLock::new(table::find_stored_sql)
 /// The same, for Citus.
 pub static FIND_STORED_CITUS: LazyLock<String> = LazyLock::new(|| format!("{} AND m.recv_id = ANY ($2)", *FIND_STORED));
 
-/// Keeps records aside. One that was kept before stays as it was; an earlier version did not write its leader epoch. If Kafka
-/// lost the tail of its log, another record has the same offset, with a leader epoch of its own.
+/// Inserts dead letters. One that exists stays as it is; an earlier version did not write its leader epoch. If Kafka lost the tail
+/// of its log, another record has the same offset, with a leader epoch of its own.
 pub const INSERT_DEAD_LETTERS: &str = "
     INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, leader_epoch, recv_id, msg_id, key, value,
                               headers, reason, detail)
@@ -115,7 +117,7 @@ pub const INSERT_DEAD_LETTERS: &str = "
     WHERE d.topic_id IS NULL
     ON CONFLICT (topic_id, kafka_partition, kafka_offset, leader_epoch) DO NOTHING";
 
-/// How far each partition is stored. Never back: a process that was expelled, and does not know it yet, may be late. A higher
+/// Writes progress rows, and never lowers one: a process that lost a partition, and has not detected it yet, may be late. A higher
 /// leader epoch is later, also at a lower offset: Kafka lost the tail in between (`Progress::may_follow`).
 pub const SAVE_PROGRESS: &str = "
     INSERT INTO progress (topic_id, kafka_partition, next_offset, leader_epoch)
@@ -129,18 +131,18 @@ pub const SAVE_PROGRESS: &str = "
                THEN (EXCLUDED.leader_epoch, EXCLUDED.next_offset) >= (progress.leader_epoch, progress.next_offset)
                ELSE EXCLUDED.next_offset >= progress.next_offset END";
 
-/// Kafka lost the tail of a partition's log: the row speaks of what is left. Only if it is still the row that was read.
+/// Lowers a progress row after Kafka lost the tail of the log, if the row is still the one that was read.
 pub const LOWER_PROGRESS: &str = "
     UPDATE progress SET next_offset = $5, leader_epoch = $6, updated_at = now()
     WHERE topic_id = $1 AND kafka_partition = $2
       AND next_offset = $3 AND leader_epoch IS NOT DISTINCT FROM $4::integer";
 
-/// The progress rows of a topic.
+/// Reads the progress rows of a topic.
 pub const LOAD_PROGRESS: &str = "
     SELECT kafka_partition, next_offset, resumed_at, leader_epoch FROM progress WHERE topic_id = $1 AND kafka_partition = ANY($2)";
 
-/// The dead letters of the last $3 offsets that count for the limit: not those that an operator has seen, nor those of a log's
-/// tail that Kafka lost.
+/// Reads the dead letters of the last $3 offsets that count for the limit: not those from before the last `resume`, nor those of a
+/// log's tail that Kafka lost.
 pub const LOAD_DEAD_LETTERS: &str = "
     SELECT d.kafka_partition, d.kafka_offset
     FROM progress p

@@ -1,4 +1,5 @@
-//! The statements of a lane, each with its parameters as columns. They borrow the records: a batch can be megabytes.
+//! Executes the statements of a lane, with their parameters as columns. The parameters borrow from the records, because a batch can
+//! have megabytes.
 
 use futures_util::future::try_join_all;
 use machine::lane::{Entry, NumberedEntry};
@@ -14,19 +15,19 @@ use super::sql::{self, ServerKind};
 
 type Entries = [Entry<DecodedRecord>];
 
-/// The last `seq` of the inbox of each of these, 0 for an empty one.
-pub async fn last_seqs(client: &Object, entries: &Entries, asked: &[usize]) -> Result<Vec<i64>, Error> {
+/// Reads the last `seq` of the inbox of each of these entries, 0 for an empty inbox.
+pub async fn last_seqs(client: &Object, entries: &Entries, wanted: &[usize]) -> Result<Vec<i64>, Error> {
     let statement = client.prepare_cached(table::LAST_SEQ).await?;
     let statement = &statement;
-    // All sent before the first answer is awaited.
-    let asked = asked.iter().map(|index| async move {
+    // All queries are sent before the first result is awaited.
+    let wanted = wanted.iter().map(|index| async move {
         let row = client.query_opt(statement, &[&entries[*index].body.record().msg.recv_id]).await?;
         Ok::<i64, Error>(row.map_or(0, |row| row.get(0)))
     });
-    try_join_all(asked).await
+    try_join_all(wanted).await
 }
 
-/// How many of these have their predecessor in the table.
+/// Counts which of these have their predecessor in the table.
 pub async fn count_predecessors(
     client: &Object,
     entries: &Entries,
@@ -44,7 +45,7 @@ pub async fn count_predecessors(
     Ok(usize::try_from(count).expect("a count is not negative"))
 }
 
-/// How many were inserted.
+/// Inserts messages, and returns the number of inserted rows.
 pub async fn insert_messages(
     client: &Object,
     entries: &Entries,
@@ -59,15 +60,14 @@ pub async fn insert_messages(
     insert(client, &records, &numbered.iter().map(stored_at).collect::<Vec<_>>(), kind).await
 }
 
-/// A row that nothing is wrong with, to be rolled back: in an inbox that is nobody's, or in the inbox and in place of this
-/// one.
+/// Inserts the canary row: with the inbox and `seq` of this row, or in an inbox of its own. The caller rolls it back.
 pub async fn insert_canary(
     client: &Object,
     entries: &Entries,
-    beside: Option<NumberedEntry>,
+    row: Option<NumberedEntry>,
     kind: ServerKind,
 ) -> Result<usize, Error> {
-    let recv_id = match beside {
+    let recv_id = match row {
         Some(row) => entries[row.entry].body.record().msg.recv_id.clone(),
         None => format!("msg-transfer-canary-{}", Uuid::now_v7()),
     };
@@ -79,7 +79,7 @@ pub async fn insert_canary(
         ..Msg::default()
     };
     let record = Record { msg, msg_id: Uuid::now_v7(), send_time_ms: 0 };
-    let stored_at = StoredAt { seq: beside.map_or(1, |row| row.seq), partition: 0, offset: 0 };
+    let stored_at = StoredAt { seq: row.map_or(1, |row| row.seq), partition: 0, offset: 0 };
     insert(client, &[&record], &[stored_at], kind).await
 }
 
@@ -109,11 +109,11 @@ fn records(entries: &Entries, indices: impl Iterator<Item = usize>) -> Vec<&Reco
     indices.map(|index| entries[index].body.record()).collect()
 }
 
-/// Which of these are in the table, and whether they are the same there.
+/// Finds the rows with the IDs of these entries. Returns the index of each, and whether its row holds the same message.
 pub async fn find_stored(
     client: &Object,
     entries: &Entries,
-    asked: &[usize],
+    wanted: &[usize],
     kind: ServerKind,
 ) -> Result<Vec<(usize, bool)>, Error> {
     let statement: &str = match kind {
@@ -121,8 +121,8 @@ pub async fn find_stored(
         ServerKind::Citus => &sql::FIND_STORED_CITUS,
     };
     let statement = client.prepare_cached(statement).await?;
-    let index: Vec<i32> = asked.iter().map(|index| i32::try_from(*index).expect("a batch is small")).collect();
-    let values = table::find_stored_values(&records(entries, asked.iter().copied()));
+    let index: Vec<i32> = wanted.iter().map(|index| i32::try_from(*index).expect("a batch is small")).collect();
+    let values = table::find_stored_values(&records(entries, wanted.iter().copied()));
     let mut parameters = table::parameters(&values);
     parameters.insert(0, &index);
     let found = client.query(&statement, &parameters).await?;

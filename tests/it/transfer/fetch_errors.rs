@@ -83,7 +83,7 @@ async fn missing_read_right_is_reported_and_recovers() {
     assert!((8.0..=40.0).contains(&attempts), "{attempts} attempts to fetch four partitions");
     let lines = logged(&transfer, "fetching failed");
     assert!((4..=20).contains(&lines), "{lines} lines");
-    assert!(logged(&transfer, "start resolved") <= 8, "attempts are not logged");
+    assert!(logged(&transfer, "resolved start offset") <= 8, "attempts are not logged");
     stack.kafka().grant(read.clone()).await.unwrap();
     world.wait_for_rows(200).await;
     transfer.wait_ready(2 * WAIT_TIMEOUT).await.unwrap();

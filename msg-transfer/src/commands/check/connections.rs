@@ -1,4 +1,4 @@
-//! How many connections the server still accepts, and how many a process needs.
+//! Compares the number of connections that the server still accepts with the number that a process needs.
 
 use std::cmp::Ordering;
 
@@ -7,10 +7,10 @@ use msg_common::postgres::Object;
 use super::Findings;
 use crate::config::Config;
 
-/// How many more connections this role can open: the least of what all may have, without what is kept for superusers, and
-/// what this role and this database may have (-1: no limit), without those that exist. An ordinary role is not told the type of
-/// others' connections. Ours goes with this command.
-pub(super) const ROOM: &str = "
+/// Reads how many more connections this role can open: the minimum of the limits of the server (without those reserved for
+/// superusers), the role and the database (-1: no limit), each without the open connections. The type of other roles' connections
+/// is NULL for an ordinary role. Our own connection is added, because it is closed with this command.
+pub(super) const FREE_CONNECTIONS: &str = "
     SELECT 1 + least(
         current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
             - coalesce(current_setting('reserved_connections', true)::bigint, 0) - count(*),
@@ -20,23 +20,23 @@ pub(super) const ROOM: &str = "
             - count(*) FILTER (WHERE datname = current_database()))
     FROM pg_stat_activity WHERE datid IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'";
 
-/// Compares what is free with what a process needs.
+/// Checks that another process could open its connections.
 pub(super) async fn check(
     config: &Config,
     client: &Object,
     findings: &mut Findings,
 ) -> Result<(), tokio_postgres::Error> {
-    let left: i64 = client.query_one(ROOM, &[]).await?.get(0);
+    let free: i64 = client.query_one(FREE_CONNECTIONS, &[]).await?.get(0);
     let needed = i64::try_from(config.pool_size()).unwrap_or(i64::MAX);
-    match left.cmp(&needed) {
+    match free.cmp(&needed) {
         Ordering::Less => findings.warning(
             "connections",
             format!(
-                "room is left for {left}, and one process takes {needed} (--lanes and two more): a further transfer may \
-                 find none; raise max_connections, or the limit of the role or the database"
+                "{free} connections are free, and one process needs {needed} (--lanes and three more), so another transfer may \
+                 not connect; raise max_connections, or the limit of the role or the database"
             ),
         ),
-        _ => findings.ok("connections", format!("room is left for {left}, and one process takes {needed}")),
+        _ => findings.ok("connections", format!("{free} connections are free, and one process needs {needed}")),
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The database's side: whether it answers, may be written, has this build's schema, the rights, and room.
+//! Checks the database: that it responds and accepts writes, the schema, the rights, and the free connections.
 
 use msg_common::error::chain;
 use msg_common::postgres::{Object, Pool, Refusal, describe_pool};
@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::failure;
 use crate::schema::{self, SchemaError};
 
-/// What the service does with a table, or else a command: without the former it cannot run.
+/// The rights on tables that the service or a command needs. Without its rights the service cannot run.
 const RIGHTS: &[(&str, &str, Need)] = &[
     ("messages", "SELECT", Need::Service),
     ("messages", "INSERT", Need::Service),
@@ -30,12 +30,12 @@ enum Need {
     Command(&'static str),
 }
 
-/// NULL where the table is not there.
+/// The result is NULL if the table does not exist.
 const HAS_RIGHT: &str = "SELECT has_table_privilege(to_regclass($1)::oid, $2)";
 
 const MAY_CREATE: &str = "SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
 
-/// Looks at all of it, as far as it answers.
+/// Checks the database, until it does not respond.
 pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
     let client = match pool.get().await {
         Ok(client) => client,
@@ -44,17 +44,17 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
             return findings.failed("database", format!("{error}; check --database-url, the network, and the server"));
         }
     };
-    findings.ok("database", "it answers");
-    if let Err(error) = ask(config, options, &client, findings).await {
-        findings.failed("database", format!("it stopped to answer: {}", failure::describe(&error)));
+    findings.ok("database", "it responds");
+    if let Err(error) = check_server(config, options, &client, findings).await {
+        findings.failed("database", format!("it stopped responding: {}; check the server's log", failure::describe(&error)));
     }
     drop(client);
     check_schema(config, pool, findings).await;
-    // Last, since it takes a second connection.
+    // Last, because it needs a second connection.
     check_direct(pool, findings).await;
 }
 
-/// What a session sets, locks and prepares has to stay its own.
+/// Checks that no pooler shares server processes: the settings, locks and statements of a session have to stay its own.
 async fn check_direct(pool: &Pool, findings: &mut Findings) {
     let Ok(client) = pool.get().await else { return };
     match pool.manager().connector().pooler(&client).await {
@@ -63,12 +63,12 @@ async fn check_direct(pool: &Pool, findings: &mut Findings) {
         }
         Ok(Some(shown)) => findings.failed("sessions", Refusal::Pooler(shown).to_string()),
         Err(error) => {
-            findings.warning("sessions", format!("not known whether a pooler is in between: {}", chain(&error)));
+            findings.warning("sessions", format!("cannot check whether a pooler is in between: {}", chain(&error)));
         }
     }
 }
 
-async fn ask(
+async fn check_server(
     config: &Config,
     options: &Options,
     client: &Object,
@@ -85,19 +85,19 @@ async fn check_rights(client: &Object, findings: &mut Findings) -> Result<(), to
     let mut complete = true;
     for (table, right, need) in RIGHTS {
         let has: Option<bool> = client.query_one(HAS_RIGHT, &[table, right]).await?.get(0);
-        // A table that is not there is the schema's matter.
+        // A missing table is reported by the check of the schema.
         if has != Some(false) {
             continue;
         }
         complete = false;
-        let says = format!("this role may not {right} on {table}: GRANT {right} ON {table} TO it");
+        let detail = format!("this role may not {right} on {table}: GRANT {right} ON {table} TO it");
         match need {
-            Need::Service => findings.failed("rights", says),
-            Need::Command(command) => findings.warning("rights", format!("{says}, for `{command}`")),
+            Need::Service => findings.failed("rights", detail),
+            Need::Command(command) => findings.warning("rights", format!("{detail}, for `{command}`")),
         }
     }
     if complete {
-        findings.ok("rights", "this role may do with the tables that are there what the service and the commands do");
+        findings.ok("rights", "this role has all rights on the existing tables that the service and the commands need");
     }
     Ok(())
 }
@@ -113,23 +113,23 @@ async fn check_schema(config: &Config, pool: &Pool, findings: &mut Findings) {
                 .ok("schema", format!("at version {found}, newer than this build's {needed} and compatible with it"));
         }
         Err(SchemaError::Behind { found, needed }) => {
-            let says = format!("at version {found}, and this build needs {needed}");
+            let state = format!("at version {found}, and this build needs {needed}");
             if config.no_migrate {
-                return findings.failed("schema", format!("{says}: run `msg-transfer migrate`"));
+                return findings.failed("schema", format!("{state}: run `msg-transfer migrate`"));
             }
             if may_create(pool).await == Some(false) {
-                let say =
+                let advice =
                     "this role may not create tables: GRANT CREATE ON SCHEMA to it, or migrate as the tables' owner";
-                return findings.failed("schema", format!("{says}, and {say}"));
+                return findings.failed("schema", format!("{state}, and {advice}"));
             }
             findings
-                .warning("schema", format!("{says}: the service migrates at its start, or run `msg-transfer migrate`"));
+                .warning("schema", format!("{state}: the service migrates at its start, or run `msg-transfer migrate`"));
         }
         Err(error) => findings.failed("schema", chain(&error)),
     }
 }
 
-/// `None` when it is not known.
+/// Reads whether this role may create tables; `None` if that cannot be read.
 async fn may_create(pool: &Pool) -> Option<bool> {
     let client = pool.get().await.ok()?;
     client.query_one(MAY_CREATE, &[]).await.ok()?.try_get(0).ok()

@@ -1,4 +1,4 @@
-//! Kafka's side: the brokers, the topic, the group, and how far behind it is.
+//! Checks Kafka: the brokers, the topic, the group and the lag.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,13 +15,13 @@ use crate::config::Config;
 use crate::lag::kafka::Group;
 use crate::lag::{Lag, LagError, LagReader, PartitionLag};
 
-/// How long to see whether something is stored.
-const LOOKS_ON: Duration = Duration::from_secs(5);
+/// How long to wait until a record of each lagging partition is stored.
+const STALL_CHECK_TIME: Duration = Duration::from_secs(5);
 
 /// The assignor of the transfers.
 const ASSIGNOR: &str = "cooperative-sticky";
 
-/// Looks at all of it, as far as it answers.
+/// Checks Kafka, as far as it responds.
 pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
     let reader = match lag_reader(config, pool.clone()) {
         Ok(reader) => reader,
@@ -30,7 +30,7 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
     let name = &config.kafka.kafka_topic;
     match reader.topic().await {
         Err(error) if error.is_missing_topic() => {
-            findings.ok("brokers", format!("{} answer", config.kafka.kafka_brokers));
+            findings.ok("brokers", format!("{} respond", config.kafka.kafka_brokers));
             return findings.failed("topic", format!("{}; create it, or correct --kafka-topic", chain(&error)));
         }
         Err(error) => {
@@ -41,7 +41,7 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
             );
         }
         Ok(topic) => {
-            findings.ok("brokers", format!("{} answer", config.kafka.kafka_brokers));
+            findings.ok("brokers", format!("{} respond", config.kafka.kafka_brokers));
             check_topic(name, &topic, options, findings);
             check_message_size(&topic, findings);
         }
@@ -53,8 +53,8 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
         }
         Ok(id) if id.is_nil() => findings.warning(
             "topic id",
-            "the brokers give none (they are older than 3.1): a topic made anew under the same name cannot be told from \
-             this one, so never do that",
+            "the brokers return none (they are older than 3.1), so the transfer does not detect that the topic was recreated: \
+             never recreate it",
         ),
         Ok(id) => findings.ok("topic id", id.to_string()),
     }
@@ -70,7 +70,7 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
         }
         Err(LagError::Database(error)) => {
             let error = chain(&error);
-            findings.warning("lag", format!("not known without the database's progress rows: {error}"));
+            findings.warning("lag", format!("cannot be read without the database's progress rows: {error}"));
         }
     }
 }
@@ -78,15 +78,15 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
 fn check_topic(name: &str, topic: &Topic, options: &Options, findings: &mut Findings) {
     let found = options.requirements.unsafe_settings(topic);
     for setting in &found {
-        let says = format!("an accepted message could be lost: {setting}");
+        let detail = format!("an accepted message could be lost: {setting}");
         if options.allow_unsafe_topic {
-            findings.warning("topic", format!("{says} (accepted by --allow-unsafe-topic)"));
+            findings.warning("topic", format!("{detail} (accepted by --allow-unsafe-topic)"));
         } else {
-            findings.failed("topic", format!("{says}; change it, or accept it with --allow-unsafe-topic"));
+            findings.failed("topic", format!("{detail}; change it, or accept it with --allow-unsafe-topic"));
         }
     }
     if found.is_empty() {
-        let retention = topic.retention.map_or_else(|| "for ever".to_owned(), for_people);
+        let retention = topic.retention.map_or_else(|| "without limit".to_owned(), |time| format!("for {}", for_people(time)));
         findings.ok(
             "topic",
             format!(
@@ -97,30 +97,29 @@ fn check_topic(name: &str, topic: &Topic, options: &Options, findings: &mut Find
     }
 }
 
-/// The gateways' limit is not known here, so the numbers are given.
+/// Reports the maximum content size that the topic accepts. The gateways' own limit is not known here.
 fn check_message_size(topic: &Topic, findings: &mut Findings) {
     let limit = topic.max_message_bytes;
     let fits = limit.saturating_sub(Limits { max_id_bytes: 256, max_content_bytes: 0 }.max_record_bytes());
-    let says = format!("max.message.bytes is {limit}: MAX_CONTENT_BYTES of the gateways may be up to {fits}");
+    let detail = format!("max.message.bytes is {limit}: MAX_CONTENT_BYTES of the gateways may be up to {fits}");
     if fits < DEFAULT_CONTENT_BYTES {
-        findings.warning("message size", format!("{says}, and its default is {DEFAULT_CONTENT_BYTES}"));
+        findings.warning("message size", format!("{detail}, and its default is {DEFAULT_CONTENT_BYTES}"));
     } else {
-        findings.ok("message size", says);
+        findings.ok("message size", detail);
     }
 }
 
-/// Nothing is lost without them, so nothing here is a failure.
+/// Checks the hints topic. Without hints no message is lost, so a problem is only a warning.
 async fn check_hints(config: &Config, reader: &LagReader, findings: &mut Findings) {
     let Some(name) = config.kafka.hints_topic() else {
-        return findings.ok("hints", "none are wanted: gateways look at the table from time to time");
+        return findings.ok("hints", "switched off: gateways find new rows only by polling");
     };
     match reader.describe(&name).await {
-        Ok(_) => findings.ok("hints", format!("{name} is there")),
+        Ok(_) => findings.ok("hints", format!("{name} exists")),
         Err(error) => findings.warning(
             "hints",
             format!(
-                "{}: calls that wait for a message to be stored, and watches, respond later; create it with one partition, or set \
-                 --hints-topic to none",
+                "{}: WAIT_FOR_STORED and WatchMsgs respond later; create it with one partition, or set --hints-topic to none",
                 chain(&error)
             ),
         ),
@@ -139,7 +138,8 @@ async fn check_group(config: &Config, reader: &LagReader, findings: &mut Finding
     }
 }
 
-/// Another program in the group gets partitions that no transfer then stores, or keeps every transfer out.
+/// Checks that all members are transfers. Another program gets partitions whose records no transfer stores, or its protocol prevents
+/// every transfer from joining.
 fn check_members(config: &Config, group: &Group, findings: &mut Findings) {
     let name = &config.consumer.group_id;
     let ours = config.kafka.client_config().get("client.id").unwrap_or_default().to_owned();
@@ -169,14 +169,14 @@ fn check_members(config: &Config, group: &Group, findings: &mut Findings) {
     }
 }
 
-/// Partitions whose oldest record waits for longer than it should, and of which none is stored while this looks on.
+/// Checks that no partition is stalled: its oldest record is older than the stall timeout, and during the check none is stored.
 async fn check_stalled(config: &Config, reader: &LagReader, before: Lag, findings: &mut Findings) {
-    // Without members nothing is stored, and that is reported.
+    // Without members no record is stored. The check of the group reports that.
     let Ok(Some(Group { members: 1.., .. })) = reader.group(&config.consumer.group_id).await else { return };
     let now = SystemTime::now();
     let old = |lag: &PartitionLag| lag.age(now).is_none_or(|age| age >= config.consumer.stall_timeout);
     let mut waiting: Vec<PartitionLag> = before.partitions.into_iter().filter(old).collect();
-    let deadline = Instant::now() + LOOKS_ON;
+    let deadline = Instant::now() + STALL_CHECK_TIME;
     while !waiting.is_empty() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let Ok(after) = reader.count().await else { continue };
@@ -186,7 +186,7 @@ async fn check_stalled(config: &Config, reader: &LagReader, before: Lag, finding
     let stalled = waiting.iter().map(|lag| lag.partition).filter(|partition| !empty.contains(partition));
     let stalled: Vec<_> = stalled.collect();
     if stalled.is_empty() {
-        return findings.ok("stalled", "no partition has records that wait and none that is stored");
+        return findings.ok("stalled", "no partition is stalled");
     }
     findings.failed(
         "stalled",
@@ -208,7 +208,7 @@ fn check_lag(lag: &Lag, findings: &mut Findings) {
         findings.failed(
             "lag",
             format!(
-                "partitions {deleted:?} begin after what is stored: records may have been deleted before they were \
+                "partitions {deleted:?} start above their progress rows: Kafka may have deleted records before they were \
                  stored; restore the database, or accept the loss with --start-at-oldest"
             ),
         );
@@ -230,15 +230,15 @@ fn check_lag(lag: &Lag, findings: &mut Findings) {
         return findings.ok("lag", format!("{behind} records are not stored yet"));
     };
     let age = lag.most_behind(now).map_or_else(|| "an unknown time".to_owned(), for_people);
-    let says = format!(
-        "{behind} records are not stored yet, for {age} at most; {} until one may be deleted",
+    let detail = format!(
+        "{behind} records are not stored yet, the oldest for {age}; {} until it may be deleted",
         for_people(left)
     );
-    // A day is a night's sleep and time to act.
+    // A day is enough for an operator to act, also at night.
     let little = lag.topic.retention.is_some_and(|retention| left < retention / 4) || left.as_secs() < 86_400;
     if little {
-        findings.warning("lag", format!("{says}: start transfers, or lengthen the topic's retention.ms now"));
+        findings.warning("lag", format!("{detail}: start transfers, or lengthen the topic's retention.ms now"));
     } else {
-        findings.ok("lag", says);
+        findings.ok("lag", detail);
     }
 }

@@ -1,5 +1,5 @@
-//! `msg-transfer check`: looks at everything that the promises rest on, and says what is wrong and what to do. It changes
-//! nothing and joins nothing.
+//! `msg-transfer check`: checks everything that the promises depend on, and reports each problem with what to do. It changes
+//! nothing and joins no group.
 
 mod connections;
 mod database;
@@ -19,10 +19,10 @@ use super::error::CommandError;
 use super::output::{OutputOptions, Table};
 use crate::config::Config;
 
-/// Its flags.
+/// The flags of `check`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// What the topic must be like.
+    /// The required settings of the topic.
     #[command(flatten)]
     pub requirements: TopicRequirements,
     /// Accept a topic that may lose accepted messages, such as one on a single broker: a warning instead of a failed
@@ -33,12 +33,12 @@ pub struct Options {
     /// failed check
     #[arg(long, env = "ALLOW_UNSAFE_DATABASE")]
     pub allow_unsafe_database: bool,
-    /// The result's form.
+    /// The format of the result.
     #[command(flatten)]
     pub output: OutputOptions,
 }
 
-/// How one check came out.
+/// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Status {
@@ -52,11 +52,11 @@ enum Status {
 struct Finding {
     check: &'static str,
     status: Status,
-    /// What was found, and what to do.
+    /// The state that was found, and what to do.
     detail: String,
 }
 
-/// All of them so far.
+/// The checks that were made so far.
 #[derive(Debug, Default)]
 struct Findings(Vec<Finding>);
 
@@ -84,11 +84,11 @@ struct Report {
     checks: Vec<Finding>,
 }
 
-/// Checks everything; exit code 1 if something failed.
+/// Makes all checks. Returns exit code 1 if a check failed.
 pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let mut findings = Findings::default();
-    // Reading them would have ended the process.
-    findings.ok("configuration", "every setting is good");
+    // A bad setting ends the process before the command runs.
+    findings.ok("configuration", "every setting is valid");
     let pool = pool(config, Purpose::Inspect)?;
     kafka::check(config, options, &pool, &mut findings).await;
     database::check(config, options, &pool, &mut findings).await;

@@ -1,4 +1,4 @@
-//! The other nodes of a Citus: what holds for the server of the URL must hold for each of them, and `messages` alone may be
+//! Checks the other nodes of a Citus: they have to meet the requirements for the server of the URL, and only `messages` may be
 //! distributed.
 
 use msg_common::postgres::Object;
@@ -7,17 +7,18 @@ use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
 use super::Findings;
-use super::connections::ROOM;
+use super::connections::FREE_CONNECTIONS;
 use super::settings::{self, Settings};
 use crate::citus::{self, Node};
 use crate::config::Config;
 
 const CHECK: &str = "citus nodes";
 
-/// What a lane's connection may hold on each worker.
+/// Reads how many connections to each worker one lane's connection may keep open.
 const CACHED: &str = "SELECT coalesce(current_setting('citus.max_cached_conns_per_worker', true), '1')::bigint";
 
-/// The columns are NULL where Citus knows nothing of the table, and the last one where it has no distribution column.
+/// Reads how tables are distributed. The columns are NULL if Citus does not manage the table, the last one if the table has no
+/// distribution column.
 const TABLES: &str = "
     SELECT t.name, p.logicalrelid IS NOT NULL,
            coalesce(p.partkey IS NULL AND p.repmodel <> 't' AND p.colocationid = 0, true),
@@ -28,11 +29,11 @@ const TABLES: &str = "
 #[derive(Deserialize)]
 struct NodeState {
     settings: Settings,
-    room: i64,
+    free_connections: i64,
     may_read_identity: bool,
 }
 
-/// Checks each of them.
+/// Checks the tables and each other node.
 pub(super) async fn check(
     config: &Config,
     client: &Object,
@@ -47,7 +48,7 @@ pub(super) async fn check(
     let cached: i64 = client.query_one(CACHED, &[]).await?.get(0);
     let needed = i64::try_from(config.lanes.lanes).unwrap_or(i64::MAX).saturating_mul(cached.max(1));
     let command = format!(
-        "SELECT json_build_object('settings', ({}), 'room', ({ROOM}), 'may_read_identity', ({}))",
+        "SELECT json_build_object('settings', ({}), 'free_connections', ({FREE_CONNECTIONS}), 'may_read_identity', ({}))",
         settings::SETTINGS,
         citus::MAY_READ_IDENTITY
     );
@@ -56,19 +57,19 @@ pub(super) async fn check(
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => findings.failed(
             CHECK,
             format!(
-                "not known: {}; GRANT EXECUTE ON FUNCTION run_command_on_all_nodes, and SELECT ON pg_dist_node, to this role",
+                "cannot be read: {}; GRANT EXECUTE ON FUNCTION run_command_on_all_nodes, and SELECT ON pg_dist_node, to this role",
                 crate::failure::describe(&error)
             ),
         ),
         Err(error) if error.as_db_error().is_some() => {
-            findings.failed(CHECK, format!("not known: {}", crate::failure::describe(&error)));
+            findings.failed(CHECK, format!("cannot be read: {}", crate::failure::describe(&error)));
         }
         Err(error) => return Err(error),
     }
     Ok(())
 }
 
-/// What is wrong with a node, each with its name; or one line that says that nothing is.
+/// Adds each problem of a node with the node's name, and one finding that is ok if none of them is a failure.
 fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) {
     let name = &node.name;
     if !node.active {
@@ -84,13 +85,13 @@ fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) 
     let mut of_node = Findings::default();
     state.settings.judge("promote it, or citus_update_node to the primary", allow_unsafe, &mut of_node);
     settings::synchronous_on_node(&state.settings, &mut of_node);
-    if state.room < needed {
+    if state.free_connections < needed {
         of_node.warning(
             "connections",
             format!(
-                "room is left for {}, and one process may hold {needed} (--lanes × citus.max_cached_conns_per_worker): raise \
-                 max_connections there, or lower the other",
-                state.room
+                "{} connections are free, and one process may need {needed} (--lanes × citus.max_cached_conns_per_worker): raise \
+                 max_connections there, or lower the other settings",
+                state.free_connections
             ),
         );
     }
@@ -102,14 +103,14 @@ fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) 
         );
     }
     if of_node.0.iter().all(|finding| finding.status != super::Status::Failed) {
-        findings.ok(CHECK, format!("{name} responds, and has the settings that no message is lost with"));
+        findings.ok(CHECK, format!("{name} responds, and its settings are safe"));
     }
     for finding in of_node.0.into_iter().filter(|finding| finding.status != super::Status::Ok) {
         findings.add(finding.check, finding.status, format!("on {name}: {}", finding.detail));
     }
 }
 
-/// `column` is what a table is distributed by, none for a reference table.
+/// Checks how a table is distributed. `column` is its distribution column, `None` for a reference table.
 fn distribution(table: &str, distributed: bool, column: Option<&str>, findings: &mut Findings) {
     const CHECK: &str = "citus tables";
     match (table, distributed, column) {
@@ -117,14 +118,14 @@ fn distribution(table: &str, distributed: bool, column: Option<&str>, findings: 
         ("messages", true, _) => findings.failed(
             CHECK,
             format!(
-                "messages is distributed by {}: its keys hold by recv_id alone; undistribute_table, then \
+                "messages is distributed by {}, but only recv_id keeps its keys unique; undistribute_table, then \
                  create_distributed_table('messages', 'recv_id')",
                 column.unwrap_or("no column")
             ),
         ),
         ("messages", false, _) => findings.warning(
             CHECK,
-            "messages is on this server alone: create_distributed_table('messages', 'recv_id') spreads it",
+            "messages is only on this server: create_distributed_table('messages', 'recv_id') spreads it",
         ),
         (_, true, _) => findings.failed(
             CHECK,
@@ -141,9 +142,9 @@ mod tests {
 
     const GOOD: &str = r#"{"settings": {"number": 150008, "version": "15.8", "in_recovery": false, "read_only": false,
         "fsync": true, "full_page_writes": true, "synchronous_commit": "on", "synchronous_commit_source": "default",
-        "standbys": "s1", "encoding": "UTF8", "citus": "13.2-1"}, "room": 90, "may_read_identity": true}"#;
+        "standbys": "s1", "encoding": "UTF8", "citus": "13.2-1"}, "free_connections": 90, "may_read_identity": true}"#;
 
-    fn says(active: bool, result: Result<String, String>) -> Vec<(Status, String)> {
+    fn findings_of(active: bool, result: Result<String, String>) -> Vec<(Status, String)> {
         let mut findings = Findings::default();
         let node = Node { id: 2, name: "w1:5432".to_owned(), active, result };
         judge(&node, 32, false, &mut findings);
@@ -155,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn good_node_is_one_line() {
-        let found = says(true, Ok(GOOD.to_owned()));
+    fn good_node_has_one_finding() {
+        let found = findings_of(true, Ok(GOOD.to_owned()));
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].0 == Status::Ok && found[0].1.contains("w1:5432"), "{found:?}");
     }
 
     #[test]
-    fn each_bad_setting_of_a_node_names_the_node() {
+    fn bad_setting_of_a_node_is_reported_with_its_name() {
         for (good, bad, check, status) in [
             (r#""fsync": true"#, r#""fsync": false"#, "fsync", Status::Failed),
             (r#""full_page_writes": true"#, r#""full_page_writes": false"#, "full_page_writes", Status::Failed),
@@ -172,26 +173,26 @@ mod tests {
             (r#""in_recovery": false"#, r#""in_recovery": true"#, "writable", Status::Failed),
             (r#""read_only": false"#, r#""read_only": true"#, "writable", Status::Failed),
             (r#""number": 150008"#, r#""number": 120008"#, "server version", Status::Failed),
-            (r#""room": 90"#, r#""room": 31"#, "connections", Status::Warning),
+            (r#""free_connections": 90"#, r#""free_connections": 31"#, "connections", Status::Warning),
             (r#""may_read_identity": true"#, r#""may_read_identity": false"#, "rights", Status::Warning),
         ] {
-            let found = says(true, Ok(GOOD.replace(good, bad)));
+            let found = findings_of(true, Ok(GOOD.replace(good, bad)));
             let expected = format!("{check}: on w1:5432: ");
             let named = |(s, text): &(Status, String)| *s == status && text.starts_with(&expected);
             assert!(found.iter().any(named), "{expected}{status:?}, found {found:?}");
             let is_ok = found.iter().any(|(status, _)| *status == Status::Ok);
-            assert_eq!(is_ok, status == Status::Warning, "a node that fails is not also ok: {found:?}");
+            assert_eq!(is_ok, status == Status::Warning, "a node with a failure is not ok: {found:?}");
         }
     }
 
     #[test]
-    fn node_that_does_not_respond_is_a_failure_with_its_name() {
+    fn node_without_response_fails_with_its_name() {
         for (active, result) in [
             (true, Err("failed to connect to w1:5432".to_owned())),
             (true, Ok("not json".to_owned())),
             (false, Err(String::new())),
         ] {
-            let found = says(active, result);
+            let found = findings_of(active, result);
             assert!(found[0].0 == Status::Failed && found[0].1.contains("w1:5432"), "{found:?}");
         }
     }

@@ -1,14 +1,14 @@
-//! The server's settings, and what each means for a message not to be lost.
+//! Checks the server's settings, on which it depends whether messages are lost.
 
 use msg_common::postgres::{Object, Refusal};
 use serde::Deserialize;
 
 use super::Findings;
 
-/// The oldest version that is supported.
-const OLDEST: i32 = 130_000;
+/// The oldest supported version.
+const MIN_VERSION: i32 = 130_000;
 
-/// One JSON text, so that it can be asked of a Citus' other nodes too.
+/// Reads the settings as one JSON text, because a query to the other nodes of a Citus returns one text.
 pub(super) const SETTINGS: &str = "
     SELECT json_build_object(
         'number', current_setting('server_version_num')::integer, 'version', current_setting('server_version'),
@@ -19,7 +19,7 @@ pub(super) const SETTINGS: &str = "
         'standbys', current_setting('synchronous_standby_names'), 'encoding', current_setting('server_encoding'),
         'citus', (SELECT extversion FROM pg_extension WHERE extname = 'citus'))";
 
-/// Those of one server.
+/// The settings of one server.
 #[derive(Debug, Deserialize)]
 pub(super) struct Settings {
     number: i32,
@@ -35,7 +35,7 @@ pub(super) struct Settings {
     citus: Option<String>,
 }
 
-/// Looks at those of the server that we are connected to. Whether it is a Citus.
+/// Checks the settings of the server that we are connected to. Returns whether Citus is installed.
 pub(super) async fn check(
     client: &Object,
     allow_unsafe: bool,
@@ -45,19 +45,18 @@ pub(super) async fn check(
     let settings: Settings = serde_json::from_str(&text).expect("the query has these columns");
     settings.judge("point --database-url to the primary", allow_unsafe, findings);
     synchronous(&settings.synchronous_commit, &settings.synchronous_commit_source, findings);
-    let lost = "the transfer reads those records again, as long as Kafka keeps them";
-    standbys(&settings.standbys, lost, findings);
-    let says = settings.citus.as_ref().map(|version| format!("version {version}"));
-    findings.ok("citus", says.unwrap_or_else(|| "not installed: one server".to_owned()));
+    let then = "the transfer consumes those records again, if Kafka still has them";
+    standbys(&settings.standbys, then, findings);
+    let version = settings.citus.as_ref().map(|version| format!("version {version}"));
+    findings.ok("citus", version.unwrap_or_else(|| "not installed: one server".to_owned()));
     Ok(settings.citus.is_some())
 }
 
 impl Settings {
-    /// What holds for any server that messages are stored in.
-    /// `primary` says what to do about a standby.
+    /// Checks the requirements for any server that stores messages. `primary` is the advice for a standby.
     pub(super) fn judge(&self, primary: &str, allow_unsafe: bool, findings: &mut Findings) {
         let version = &self.version;
-        if self.number < OLDEST {
+        if self.number < MIN_VERSION {
             findings.failed("server version", format!("{version} is older than 13: upgrade the server"));
         } else {
             findings.ok("server version", version.as_str());
@@ -65,27 +64,27 @@ impl Settings {
         writable(self.in_recovery, self.read_only, primary, findings);
         encoding(&self.encoding, findings);
         let means_fsync = "commits reach the disk";
-        let without_fsync = "a crash of the server's machine can lose or break everything";
+        let without_fsync = "a crash of the server's machine can lose or damage all data";
         durable("fsync", self.fsync, means_fsync, without_fsync, allow_unsafe, findings);
-        let means_pages = "pages that were half written in a crash are repaired";
-        let without_pages = "a crash of the server's machine can break pages, and what is stored on them";
+        let means_pages = "pages that were partly written in a crash are repaired";
+        let without_pages = "a crash of the server's machine can damage pages and the rows on them";
         durable("full_page_writes", self.full_page_writes, means_pages, without_pages, allow_unsafe, findings);
     }
 }
 
-/// What our own sessions set does not reach another node of a Citus: its own value holds there.
+/// Checks another node of a Citus. The setting of our own sessions does not reach it, so its own value counts.
 pub(super) fn synchronous_on_node(settings: &Settings, findings: &mut Findings) {
     let (commit, source) = (&settings.synchronous_commit, &settings.synchronous_commit_source);
     if commit == "on" || commit == "remote_apply" {
-        findings.ok("synchronous_commit", format!("{commit}: an answered commit is on the server's disk"));
+        findings.ok("synchronous_commit", format!("{commit}: a confirmed COMMIT is on the server's disk"));
     } else {
         findings.failed(
             "synchronous_commit",
             format!("{commit} (from: {source}): set it to on there, for the server, the database and the role"),
         );
     }
-    // The progress rows are on the coordinator and stay as they are.
-    standbys(&settings.standbys, "docs/citus.md says what to do then (A worker is lost)", findings);
+    // The progress rows are on the coordinator, so they do not show what a worker lost.
+    standbys(&settings.standbys, "see docs/citus.md, A worker is lost", findings);
 }
 
 fn writable(in_recovery: bool, read_only: bool, primary: &str, findings: &mut Findings) {
@@ -94,11 +93,11 @@ fn writable(in_recovery: bool, read_only: bool, primary: &str, findings: &mut Fi
     } else if read_only {
         findings.failed(
             "writable",
-            "transactions are read-only (default_transaction_read_only): nothing can be stored until that is off for the \
-             server, the database and the role",
+            "transactions are read-only (default_transaction_read_only): turn that off for the server, the database \
+             and the role",
         );
     } else {
-        findings.ok("writable", "the server is a primary and takes writes");
+        findings.ok("writable", "the server is a primary and accepts writes");
     }
 }
 
@@ -120,22 +119,22 @@ fn encoding(encoding: &str, findings: &mut Findings) {
     }
 }
 
-/// `source` is where the session has the value of `commit` from.
+/// Checks `synchronous_commit` of our session. `source` is the origin of its value.
 fn synchronous(commit: &str, source: &str, findings: &mut Findings) {
     if commit == "on" || commit == "remote_apply" {
         findings
-            .ok("synchronous_commit", format!("{commit} in our sessions: an answered commit is on the server's disk"));
+            .ok("synchronous_commit", format!("{commit} in our sessions: a confirmed COMMIT is on the server's disk"));
     } else if source == "session" {
         findings.failed(
             "synchronous_commit",
-            format!("our own sessions set it to {commit}: this build is at fault, not the server; run another one"),
+            format!("our own sessions set it to {commit}: this is a defect of this build, not of the server; run another build"),
         );
     } else {
         findings.failed(
             "synchronous_commit",
             format!(
-                "{commit} (from: {source}), although our session has set it to on: something between us and the server (a pooler?) \
-                 drops the session's settings; connect to the server itself"
+                "{commit} (from: {source}), although our session has set it to on: a proxy between us and the server, such as a \
+                 pooler, drops the session's settings; connect to the server directly"
             ),
         );
     }
@@ -148,7 +147,7 @@ fn standbys(standbys: &str, then: &str, findings: &mut Findings) {
             format!("empty: a failover to a standby can lose the last commits; {then}"),
         );
     } else {
-        findings.ok("synchronous_standby_names", format!("{standbys}: an answered commit is on a standby too"));
+        findings.ok("synchronous_standby_names", format!("{standbys}: a confirmed COMMIT is on a standby too"));
     }
 }
 
@@ -156,18 +155,18 @@ fn standbys(standbys: &str, then: &str, findings: &mut Findings) {
 mod tests {
     use super::*;
 
-    fn says(commit: &str, source: &str) -> String {
+    fn detail(commit: &str, source: &str) -> String {
         let mut findings = Findings::default();
         synchronous(commit, source, &mut findings);
         findings.0[0].detail.clone()
     }
 
     #[test]
-    fn blame_for_lost_commits_goes_where_the_setting_is_from() {
-        assert!(says("on", "session").contains("in our sessions"));
-        let ours = says("local", "session");
+    fn unsafe_synchronous_commit_names_the_cause() {
+        assert!(detail("on", "session").contains("in our sessions"));
+        let ours = detail("local", "session");
         assert!(ours.contains("this build") && !ours.contains("pooler"), "{ours}");
-        let dropped = says("off", "database");
+        let dropped = detail("off", "database");
         assert!(dropped.contains("pooler") && !dropped.contains("this build"), "{dropped}");
     }
 }

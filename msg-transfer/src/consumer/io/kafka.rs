@@ -28,14 +28,14 @@ impl<C: ConsumerContext> Kafka for Io<'_, C> {
             let events = &self.outside.queues.as_ref()?.events;
             match events.poll(self.consumer.client())? {
                 Polled::Happened(happened) => return Some(happened),
-                Polled::Topic(code, says) => self.topic_failed(code, &says),
+                Polled::Topic(code, text) => self.topic_failed(code, &text),
                 Polled::Fatal(error) => {
                     self.outside.fatal = Some(error);
                     return None;
                 }
-                Polled::Error(code, says) => {
-                    self.outside.explainer.explain(&KafkaError::Global(code), &says);
-                    warn_client_error(code, &says);
+                Polled::Error(code, text) => {
+                    self.outside.explainer.explain(&KafkaError::Global(code), &text);
+                    warn_client_error(code, &text);
                 }
             }
         }
@@ -57,13 +57,13 @@ impl<C: ConsumerContext> Kafka for Io<'_, C> {
 
     fn forward(&mut self, partition: Partition) {
         if let Some(queues) = &self.outside.queues {
-            queues.records.take_over(self.consumer.client(), &self.outside.parts.topic, partition);
+            queues.records.forward(self.consumer.client(), &self.outside.parts.topic, partition);
         }
     }
 
     fn stop_forwarding(&mut self, partition: Partition) {
         if let Some(queues) = &self.outside.queues {
-            queues.records.hold_back(self.consumer.client(), &self.outside.parts.topic, partition);
+            queues.records.stop_forwarding(self.consumer.client(), &self.outside.parts.topic, partition);
         }
     }
 
@@ -102,12 +102,13 @@ impl<C: ConsumerContext> Io<'_, C> {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in partitions {
             list.add_partition_offset(&self.outside.parts.topic, partition, offset)
-                .expect("the offset is one that can be written");
+                .expect("the offset can be written into a list");
         }
         list
     }
 
-    /// Positions with their leader epochs: while it fetches, librdkafka then finds a log that differs below, even if it ends above.
+    /// Returns a list of positions with their leader epochs. With them, librdkafka detects while it fetches that the log below a
+    /// position differs from the one that was read, even if the log ends above the position.
     fn list_at(&self, positions: impl IntoIterator<Item = (Partition, Progress)>) -> TopicPartitionList {
         let positions: BTreeMap<Partition, Progress> = positions.into_iter().collect();
         let offsets = positions.iter().map(|(partition, at)| (*partition, Offset::Offset(at.next.0)));
@@ -116,11 +117,11 @@ impl<C: ConsumerContext> Io<'_, C> {
         list
     }
 
-    /// The result of a commit.
+    /// Converts the result of a commit.
     fn read(&self, result: Result<(), RDKafkaErrorCode>) -> Result<(), ClientError> {
         result.map_err(|error| {
             if matches!(error, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopicId) {
-                // No commit before its ID is known again: it could be another topic by then.
+                // Commit nothing until the topic's ID is known again: by then the name could belong to another topic.
                 self.outside.parts.lookup.identity().missing();
             }
             error.into()

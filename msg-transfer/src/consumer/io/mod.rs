@@ -1,4 +1,4 @@
-//! What the driver reaches in the service: librdkafka's consumer, the lanes, the tasks, and what operators see.
+//! The I/O of the driver: librdkafka's consumer, the lanes, the tasks, and the reports to operators.
 
 mod kafka;
 mod reports;
@@ -25,35 +25,35 @@ use super::stalls::FetchSilence;
 use crate::lag::states::States;
 use crate::lane::Handle as Lane;
 
-/// What the driver works with.
+/// The parts of the service that the driver uses.
 pub struct Parts {
-    /// The topic.
+    /// The topic's name.
     pub topic: String,
-    /// Where records go, by lane.
+    /// The lanes, by their number.
     pub lanes: Vec<Lane>,
-    /// What lanes and tasks report.
+    /// Receives the events of lanes and tasks.
     pub events: Receiver<Event>,
-    /// Where tasks report to.
+    /// Sends the events of tasks.
     pub report: Sender<Event>,
-    /// Finds out where partitions start.
+    /// Reads the data that start offsets are resolved from.
     pub lookup: Lookup,
     /// Notified of the offsets that are expected.
     pub silence: FetchSilence,
     /// Writes the progress rows.
     pub progress: ProgressStore,
-    /// Where tasks run.
+    /// Runs the tasks.
     pub runtime: Handle,
-    /// Says what keeps the process from being ready.
+    /// Receives the reasons why the process is not ready.
     pub readiness: Readiness,
-    /// Notified of what is being done with each partition.
+    /// Receives the state of each partition.
     pub states: States,
-    /// Start with the oldest record where the wanted one is deleted.
+    /// Start at the oldest record if the record at the start offset is deleted.
     pub start_at_oldest: bool,
     /// How far back dead letters count for the limit, in offsets.
     pub dead_letter_window: i64,
 }
 
-/// Says in readiness why the consumer is in no group, if an error of the client explains it. Shared with the client's callbacks.
+/// Reports in readiness why the consumer is in no group, if an error of the client explains it. Shared with the client's callbacks.
 #[derive(Clone)]
 pub struct Explainer {
     causes: Causes,
@@ -61,12 +61,12 @@ pub struct Explainer {
 }
 
 impl Explainer {
-    /// Without an error yet.
+    /// Creates an explainer without an error.
     pub fn new(readiness: Readiness) -> Self {
         Explainer { causes: Causes::default(), readiness }
     }
 
-    /// Notes an error of the client, with librdkafka's own text.
+    /// Records an error of the client, with librdkafka's own text.
     pub fn explain(&self, error: &KafkaError, detail: &str) {
         self.causes.note(error, detail);
         if let Some(cause) = self.causes.recent() {
@@ -75,14 +75,14 @@ impl Explainer {
     }
 }
 
-/// The same, with what is kept between two turns.
+/// The parts, and the state that is kept between two turns.
 pub struct Outside {
     parts: Parts,
     queues: Option<Queues>,
     started: Instant,
-    /// Saves of progress that failed in a row.
+    /// The number of consecutive failures to save progress rows.
     failed_saves: Arc<AtomicUsize>,
-    /// Why the consumer cannot go on.
+    /// Why the consumer cannot continue.
     fatal: Option<ClientError>,
     explainer: Explainer,
 }
@@ -95,12 +95,12 @@ struct Queues {
 }
 
 impl Outside {
-    /// Without queues yet.
+    /// Creates the state, without queues.
     pub fn new(parts: Parts, explainer: Explainer) -> Self {
         Outside { parts, queues: None, started: Instant::now(), failed_saves: Arc::default(), fatal: None, explainer }
     }
 
-    /// Makes the queues. Once, before the first turn.
+    /// Creates the queues. Has to be called once, before the first turn.
     pub fn open<C: ConsumerContext>(&mut self, consumer: &BaseConsumer<C>) {
         let client = consumer.client();
         self.queues = Some(Queues {
@@ -110,21 +110,21 @@ impl Outside {
         });
     }
 
-    /// Destroys the queues. Before the consumer is dropped.
+    /// Destroys the queues. Has to be called before the consumer is dropped.
     pub fn close(&mut self) {
         self.queues = None;
     }
 
-    /// Why the consumer cannot go on, if it cannot.
+    /// Returns why the consumer cannot continue, or `None` if it can.
     pub fn fatal(&self) -> Option<ClientError> {
         self.fatal.clone()
     }
 }
 
-/// For one turn.
+/// The I/O of one turn.
 pub struct Io<'a, C: ConsumerContext> {
     /// librdkafka's consumer.
     pub consumer: &'a BaseConsumer<C>,
-    /// All else.
+    /// The other parts.
     pub outside: &'a mut Outside,
 }

@@ -1,4 +1,4 @@
-//! What the driver reports: log lines, metrics, and what keeps the process from being ready.
+//! The reports of the driver: log lines, metrics, and the reasons why the process is not ready.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,14 +15,15 @@ use super::Io;
 use crate::consumer::fetch_error;
 use crate::metrics;
 
-/// One failure can be a leader that has just changed.
-const REPORTED: u32 = 2;
+/// The number of failed attempts from which a partition makes the process not ready. One attempt can fail because the leader has
+/// just changed.
+const MIN_ATTEMPTS: u32 = 2;
 
 static NOT_COMMITTED: Repeats = Repeats::new();
 
 static CLIENT_ERRORS: Repeats = Repeats::new();
 
-/// Logs an error of the client. While Kafka is unavailable, it reports the same one several times a second.
+/// Logs an error of the client. While Kafka is unavailable, the client reports the same error several times a second.
 pub(super) fn warn_client_error(code: RDKafkaErrorCode, detail: &str) {
     if let Some(repeated) = CLIENT_ERRORS.occurred(&code.to_string()) {
         tracing::warn!(%code, detail, repeated, "consumer reported an error, and continues by itself");
@@ -50,21 +51,21 @@ impl<C: ConsumerContext> Io<'_, C> {
             }
             Report::Lost(partitions) => {
                 tracing::warn!(?partitions, "lost");
-                parts.readiness.not_ready("group", "the group went on without us, joining again");
+                parts.readiness.not_ready("group", "the group reassigned all partitions of this member, which joins again");
                 metrics::rebalanced("lost", partitions.len());
             }
             Report::Strayed(partition, offset) => {
-                tracing::warn!(partition, %offset, "record came by the queue of events, fetching it again");
+                tracing::warn!(partition, %offset, "received record through the queue of events, will be fetched again");
             }
             Report::DrainExpired => {
-                tracing::warn!("not all was stored within the drain's deadline; the next owner will repeat the rest");
+                tracing::warn!("drain deadline passed before all records were stored; the next owner consumes the others again");
             }
             Report::ReleaseExpired => {
-                tracing::warn!("last commit was not confirmed; the next owner will repeat what it covered");
+                tracing::warn!("last commit was not confirmed; the next owner consumes its records again");
             }
             Report::Fetching { partition, from, retried } => {
                 let (from, leader_epoch) = (from.next.0, from.leader_epoch.0);
-                // A partition that is only retried is no news.
+                // A failing partition is fetched again at each attempt, so this is not worth a line for operators.
                 if *retried {
                     tracing::debug!(partition, from, leader_epoch, "fetching");
                 } else {
@@ -74,7 +75,7 @@ impl<C: ConsumerContext> Io<'_, C> {
             Report::Rejected(what, error) => tracing::warn!(what, error = chain(*error), "rejected by the consumer"),
             Report::Halted(halted) => self.show_halted(halted),
             Report::Failing(failing) => self.show_failing(failing),
-            Report::Recovered(partition, attempts) => tracing::info!(partition, attempts, "fetching again"),
+            Report::Recovered(partition, attempts) => tracing::info!(partition, attempts, "fetched partition after failed attempts"),
             Report::Consumed(count) => metrics::consumed(*count),
             Report::Committed(result) => {
                 metrics::committed(result.is_ok());
@@ -84,7 +85,7 @@ impl<C: ConsumerContext> Io<'_, C> {
                     tracing::warn!(error, repeated, "offsets not committed, will be retried");
                 }
             }
-            Report::States(states) => parts.states.are(states.iter().copied()),
+            Report::States(states) => parts.states.replace(states.iter().copied()),
             Report::Expected(Some(expected)) => {
                 parts.silence.fetching(Instant::now(), expected.iter().copied());
             }
@@ -99,7 +100,8 @@ impl<C: ConsumerContext> Io<'_, C> {
     fn show_action(&self, action: &Action) {
         match action {
             Action::Halted { partition, reason } => tracing::error!(partition, reason, "halted partition"),
-            // At the first, the second, the fourth …: the pauses between the lines grow with those between the attempts.
+            // Logged at the first, second, fourth, … attempt: the intervals between the lines grow with those between the
+            // attempts.
             Action::FetchFailing { partition, at, attempts, text } if attempts.is_power_of_two() => {
                 let topic = &self.outside.parts.topic;
                 tracing::warn!(
@@ -129,7 +131,7 @@ impl<C: ConsumerContext> Io<'_, C> {
 
     fn show_failing(&self, failing: &BTreeMap<Partition, Failing>) {
         let parts = &self.outside.parts;
-        let failing = failing.iter().filter(|(_, failing)| failing.attempts >= REPORTED);
+        let failing = failing.iter().filter(|(_, failing)| failing.attempts >= MIN_ATTEMPTS);
         let reason = |(p, failing): (&Partition, &Failing)| {
             format!("{} partition {p} at offset {}: {}", parts.topic, failing.at, failing.text)
         };
@@ -141,8 +143,9 @@ impl<C: ConsumerContext> Io<'_, C> {
         }
     }
 
-    /// The group assigns nothing of the topic for now. It finds out by itself when that is over, and then assigns.
-    pub(super) fn topic_failed(&mut self, code: RDKafkaRespErr, says: &str) {
+    /// Reports that the group assigns no partition of the topic for now. When the topic can be consumed again, the group detects it
+    /// and assigns its partitions.
+    pub(super) fn topic_failed(&mut self, code: RDKafkaRespErr, text: &str) {
         metrics::fetch_failed(fetch_error::name(code));
         let parts = &self.outside.parts;
         let topic = &parts.topic;
@@ -154,6 +157,6 @@ impl<C: ConsumerContext> Io<'_, C> {
             _ => "see the brokers' logs",
         };
         let code = fetch_error::name(code);
-        parts.readiness.not_ready("topic", format!("{topic} cannot be consumed: {says} ({code}): {advice}"));
+        parts.readiness.not_ready("topic", format!("{topic} cannot be consumed: {text} ({code}): {advice}"));
     }
 }

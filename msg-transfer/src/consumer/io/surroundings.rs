@@ -43,7 +43,7 @@ impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
         let item = Item { record, assignment: assignment.clone() };
         // A lane ends only with the process; a record that it does not accept is not completed.
         if let Err(error) = self.outside.parts.lanes[lane].items.try_send(item) {
-            tracing::error!(lane, %error, "lane does not accept records");
+            tracing::error!(lane, %error, "lane rejected a record");
         }
     }
 
@@ -77,10 +77,10 @@ impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
                 }
                 Ok(Saved::Warned(warning)) => {
                     if failures.fetch_add(1, Ordering::Relaxed) > 0 {
-                        let reason = "progress rows are committed with a warning, so no offset is committed";
+                        let reason = "the progress rows were committed with a warning, so no offset is committed";
                         readiness.not_ready("progress", format!("{reason}: {warning}"));
                     }
-                    // The connection lives, and with it what the starts were read from: the rows are only written again.
+                    // The reference connection is still open, so the rows are only written again.
                     let _ = report.send(Event::ProgressFailed);
                 }
                 Err(Failure { class, text: error }) => {
@@ -88,7 +88,7 @@ impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
                         tracing::warn!(error, repeated, "progress not saved, start offsets will be resolved again");
                     }
                     let before = failures.fetch_add(1, Ordering::Relaxed);
-                    // A single one is a connection that was closed.
+                    // A single failure can be a connection that was closed.
                     if before > 0 || class == Class::Fatal {
                         readiness.not_ready("progress", error);
                     }
@@ -121,11 +121,11 @@ impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
             match progress.resumed(&halted).await {
                 Ok(resumed) if resumed.is_empty() => {}
                 Ok(resumed) => {
-                    tracing::info!(partitions = ?resumed, "resumed by an operator");
+                    tracing::info!(partitions = ?resumed, "resumed partitions for an operator");
                     let _ = report.send(Event::Resumed(resumed));
                 }
                 Err(error) => {
-                    tracing::debug!(error = chain(&error), "not known whether an operator has resumed partitions");
+                    tracing::debug!(error = chain(&error), "could not check whether an operator has resumed partitions");
                 }
             }
         });
