@@ -11,27 +11,27 @@ const LONGEST_FATAL: Duration = Duration::from_secs(15);
 
 /// Exponential, with full jitter.
 #[derive(Debug, Default)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     attempts: usize,
 }
 
 impl Backoff {
     /// Waits before the next attempt.
-    pub async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         self.attempts += 1;
         tokio::time::sleep(jittered(ceiling(Class::Transient, self.attempts))).await;
     }
 }
 
 /// Returns the longest wait after `attempts` failed attempts, of which the last failed with `class`.
-pub fn ceiling(class: Class, attempts: usize) -> Duration {
+pub(crate) fn ceiling(class: Class, attempts: usize) -> Duration {
     let longest = if class == Class::Fatal { LONGEST_FATAL } else { LONGEST };
     let exponent = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
     (FIRST * 2_u32.pow(exponent)).min(longest)
 }
 
 /// Returns a random time up to `ceiling`.
-pub fn jittered(ceiling: Duration) -> Duration {
+pub(crate) fn jittered(ceiling: Duration) -> Duration {
     ceiling.mul_f64(rand::random())
 }
 

@@ -22,7 +22,7 @@ const IDENTITY: &str = "SELECT format('%s %s', (SELECT system_identifier FROM pg
      CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END)";
 
 /// Reads whether this role may read the identity on the node.
-pub const MAY_READ_IDENTITY: &str = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE') \
+pub(crate) const MAY_READ_IDENTITY: &str = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE') \
      AND has_function_privilege('pg_walfile_name(pg_lsn)', 'EXECUTE') \
      AND has_function_privilege('pg_current_wal_lsn()', 'EXECUTE')";
 
@@ -31,7 +31,7 @@ const NOT_CONNECTED: &str = "failed to connect to";
 
 /// A node other than the one that we are connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
+pub(crate) struct Node {
     /// Its `nodeid`, which stays when the node gets another address.
     pub id: i32,
     /// Its host and port.
@@ -44,7 +44,7 @@ pub struct Node {
 
 /// Runs a query that returns one text on each other node, within 5 s. After an error of the connection, or if the future is dropped
 /// before it ends, a transaction may be open.
-pub async fn run_on_other_nodes(client: &Object, command: &str) -> Result<Vec<Node>, Error> {
+pub(crate) async fn run_on_other_nodes(client: &Object, command: &str) -> Result<Vec<Node>, Error> {
     client.batch_execute(BEGIN).await?;
     let rows = client.query(OTHER_NODES, &[&command]).await;
     client.batch_execute("ROLLBACK").await?;
@@ -58,14 +58,14 @@ pub async fn run_on_other_nodes(client: &Object, command: &str) -> Result<Vec<No
 
 /// The identity of a worker's server. A restart does not change it; a promoted standby has another timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkerIdentity {
+pub(crate) struct WorkerIdentity {
     system: String,
     timeline: String,
 }
 
 /// A worker that is not disabled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Worker {
+pub(crate) struct Worker {
     id: i32,
     name: String,
     /// `None` if this role may not read the identity; an error if the worker did not respond or is read-only.
@@ -84,7 +84,7 @@ enum WorkerError {
 }
 
 /// Reads the identities of the workers.
-pub async fn workers(client: &Object) -> Result<Vec<Worker>, Error> {
+pub(crate) async fn workers(client: &Object) -> Result<Vec<Worker>, Error> {
     let nodes = run_on_other_nodes(client, IDENTITY).await?;
     let failed_there = |node: &Node| node.result.as_ref().is_err_and(|error| !error.starts_with(NOT_CONNECTED));
     let rights = match nodes.iter().any(|node| node.active && failed_there(node)) {
@@ -112,14 +112,14 @@ fn worker(node: Node, rights: &[Node]) -> Worker {
 }
 
 /// Describes the workers that cannot store rows; `None` if there is none.
-pub fn unavailable(workers: &[Worker]) -> Option<String> {
+pub(crate) fn unavailable(workers: &[Worker]) -> Option<String> {
     let errors: Vec<String> =
         workers.iter().filter_map(|worker| worker.identity.as_ref().err()).map(ToString::to_string).collect();
     (!errors.is_empty()).then(|| errors.join("; "))
 }
 
 /// Names the workers whose identity this role may not read, so that they cannot be compared; `None` if there is none.
-pub fn unreadable(workers: &[Worker]) -> Option<String> {
+pub(crate) fn unreadable(workers: &[Worker]) -> Option<String> {
     let names: Vec<&str> =
         workers.iter().filter(|worker| worker.identity == Ok(None)).map(|worker| worker.name.as_str()).collect();
     (!names.is_empty()).then(|| names.join(", "))
@@ -127,11 +127,11 @@ pub fn unreadable(workers: &[Worker]) -> Option<String> {
 
 /// The identities that the workers had when they last responded.
 #[derive(Debug, Default)]
-pub struct KnownWorkers(BTreeMap<i32, WorkerIdentity>);
+pub(crate) struct KnownWorkers(BTreeMap<i32, WorkerIdentity>);
 
 /// A worker that is another server than before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub(crate) struct Change {
     /// Its host and port.
     pub worker: String,
     before: WorkerIdentity,
@@ -140,7 +140,7 @@ pub struct Change {
 
 impl KnownWorkers {
     /// Updates the identities, and returns the changed ones. The identity of a worker that does not respond stays as it was.
-    pub fn update(&mut self, workers: &[Worker]) -> Vec<Change> {
+    pub(crate) fn update(&mut self, workers: &[Worker]) -> Vec<Change> {
         let mut changes = Vec::new();
         for worker in workers {
             let Ok(Some(now)) = &worker.identity else { continue };

@@ -199,7 +199,10 @@ impl Config {
             ),
         ];
         for (name, _, total) in parts.iter().filter(|(_, part, total)| *part < total / MAX_PARTITION_SHARES) {
-            problems.push(format!("{name} must be at least an eighth of the limit for all, {}", total / MAX_PARTITION_SHARES));
+            problems.push(format!(
+                "{name} must be at least an eighth of the limit for all, {}",
+                total / MAX_PARTITION_SHARES
+            ));
         }
         if self.consumer.drain_timeout >= self.consumer.session_timeout {
             problems.push("--drain-timeout must be below --session-timeout".into());

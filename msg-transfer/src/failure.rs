@@ -7,10 +7,10 @@ use machine::lane::Failure;
 use msg_common::error::{chain, sources};
 use msg_common::postgres::{ConnectError, HostError, PoolError};
 
-pub use msg_common::postgres::describe;
+pub(crate) use msg_common::postgres::describe;
 
 /// Returns the failure of a statement or a connection.
-pub fn of(error: &tokio_postgres::Error) -> Failure {
+pub(crate) fn of(error: &tokio_postgres::Error) -> Failure {
     let class = match error.as_db_error() {
         Some(db) => classify_error(db.code().code(), db.message()),
         None if error.is_closed() || is_io(error) => Class::Lost,
@@ -22,7 +22,7 @@ pub fn of(error: &tokio_postgres::Error) -> Failure {
 }
 
 /// Returns the failure of the pool to return a connection.
-pub fn of_pool(error: &PoolError) -> Failure {
+pub(crate) fn of_pool(error: &PoolError) -> Failure {
     match error {
         PoolError::Backend(error) => of_connect(error),
         other => transient(&msg_common::postgres::describe_pool(other)),
@@ -30,7 +30,7 @@ pub fn of_pool(error: &PoolError) -> Failure {
 }
 
 /// Returns the failure to connect to any host. It is fatal only if the error of each host needs an operator.
-pub fn of_connect(error: &ConnectError) -> Failure {
+pub(crate) fn of_connect(error: &ConnectError) -> Failure {
     let fatal = error.hosts().iter().all(|(_, error)| match error {
         HostError::Driver(error) => of(error).class == Class::Fatal,
         HostError::Refused(refusal) => refusal.needs_operator(),
@@ -40,7 +40,7 @@ pub fn of_connect(error: &ConnectError) -> Failure {
 }
 
 /// Returns the failure of a connection whose server no longer meets the requirements.
-pub fn of_host(error: &HostError) -> Failure {
+pub(crate) fn of_host(error: &HostError) -> Failure {
     match error {
         HostError::Driver(error) => of(error),
         other => transient(&chain(other)),
@@ -48,12 +48,12 @@ pub fn of_host(error: &HostError) -> Failure {
 }
 
 /// Returns the failure of a connection that is closed or silent.
-pub fn lost(text: &str) -> Failure {
+pub(crate) fn lost(text: &str) -> Failure {
     Failure { class: Class::Lost, text: text.to_owned() }
 }
 
 /// Returns a failure that ends without an operator.
-pub fn transient(text: &str) -> Failure {
+pub(crate) fn transient(text: &str) -> Failure {
     Failure { class: Class::Transient, text: text.to_owned() }
 }
 

@@ -24,7 +24,7 @@ const MAX_BYTES: usize = 400_000;
 
 /// Sends hints. Cheap to clone.
 #[derive(Clone)]
-pub struct Hints(Arc<ThreadedProducer<Context>>);
+pub(crate) struct Hints(Arc<ThreadedProducer<Context>>);
 
 impl std::fmt::Debug for Hints {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -34,7 +34,7 @@ impl std::fmt::Debug for Hints {
 
 impl Hints {
     /// Creates a producer, which connects by itself; `None` if hints are switched off.
-    pub fn new(kafka: &KafkaOptions) -> KafkaResult<Option<Self>> {
+    pub(crate) fn new(kafka: &KafkaOptions) -> KafkaResult<Option<Self>> {
         let Some(topic) = kafka.hints_topic() else { return Ok(None) };
         let context = Context { topic, reported: AtomicBool::new(false) };
         Ok(Some(Hints(Arc::new(config(kafka).create_with_context(context)?))))
@@ -42,7 +42,7 @@ impl Hints {
 
     /// Sends hints for these inboxes, each with the `seq` of a new row, or with 0 if it has none. An inbox may be given more than
     /// once. Never blocks.
-    pub fn send<'a>(&self, completed: impl Iterator<Item = (&'a str, i64)>) {
+    pub(crate) fn send<'a>(&self, completed: impl Iterator<Item = (&'a str, i64)>) {
         for hint in hints(completed) {
             let record = BaseRecord::<(), _>::to(&self.0.context().topic).partition(PARTITION);
             if let Err((error, _)) = self.0.send(record.payload(&hint.encode_to_vec())) {

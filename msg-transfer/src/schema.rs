@@ -165,7 +165,7 @@ impl From<ConnectError> for SchemaError {
 }
 
 /// Returns the version that this build needs.
-pub fn needed() -> i64 {
+pub(crate) fn needed() -> i64 {
     runner().get_migrations().iter().map(|migration| i64::from(migration.version())).max().unwrap_or(0)
 }
 
@@ -174,7 +174,7 @@ fn runner() -> Runner {
 }
 
 /// Migrates the schema to this build's version, and returns the names of the applied migrations.
-pub async fn migrate(database: &DatabaseOptions) -> Result<Vec<String>, SchemaError> {
+pub(crate) async fn migrate(database: &DatabaseOptions) -> Result<Vec<String>, SchemaError> {
     // The migration of a large table may need any time. Its connection is closed only when the server does not respond.
     let lock = TABLE_LOCK_TIMEOUT.as_millis();
     let settings = session::settings(database);
@@ -251,15 +251,14 @@ async fn advice(state: Option<&SqlState>, text: &str, client: &Client) -> String
             "; no schema of this role's search_path exists: CREATE SCHEMA, or ALTER ROLE {role} SET search_path"
         ),
         Some(&SqlState::DUPLICATE_TABLE) => {
-            "; a table with that name exists and is not this program's: use a separate database or schema"
-                .to_owned()
+            "; a table with that name exists and is not this program's: use a separate database or schema".to_owned()
         }
         _ => String::new(),
     }
 }
 
 /// Checks that this build can work with the schema, and returns the schema's version. Changes nothing.
-pub async fn check(pool: &Pool) -> Result<i64, SchemaError> {
+pub(crate) async fn check(pool: &Pool) -> Result<i64, SchemaError> {
     let client = connect(pool).await?;
     let (found, needed) = (version(&client).await?, needed());
     if found < needed {
@@ -272,7 +271,7 @@ pub async fn check(pool: &Pool) -> Result<i64, SchemaError> {
 }
 
 /// Reads whether Citus is installed in the database.
-pub async fn has_citus(pool: &Pool) -> Result<bool, SchemaError> {
+pub(crate) async fn has_citus(pool: &Pool) -> Result<bool, SchemaError> {
     let client = connect(pool).await?;
     Ok(client.query_opt("SELECT 1 FROM pg_extension WHERE extname = 'citus'", &[]).await?.is_some())
 }

@@ -11,7 +11,7 @@ static WARNED: Repeats = Repeats::new();
 
 /// The kind of the rows that were committed with a warning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Committed {
+pub(crate) enum Committed {
     /// A lane's batch.
     Batch,
     /// Progress rows.
@@ -20,7 +20,7 @@ pub enum Committed {
 
 impl Committed {
     /// Returns the name for metrics and logs.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Committed::Batch => "batch",
             Committed::Progress => "progress",
@@ -29,7 +29,7 @@ impl Committed {
 }
 
 /// Logs and counts a COMMIT that succeeded with a warning.
-pub fn warned(committed: Committed, warning: &str) {
+pub(crate) fn warned(committed: Committed, warning: &str) {
     let what = committed.name();
     metrics::commit_warned(what);
     if let Some(repeated) = WARNED.occurred(&format!("{what}: {warning}")) {
@@ -49,7 +49,7 @@ pub fn warned(committed: Committed, warning: &str) {
 ///
 /// Without `idle_in_transaction_session_timeout`, the open transaction of a frozen process would hold its locks without limit, and
 /// block the next owner of the partitions.
-pub fn settings(database: &DatabaseOptions) -> String {
+pub(crate) fn settings(database: &DatabaseOptions) -> String {
     let idle = database.database_statement_timeout.as_millis();
     let lock = lock_timeout(database).as_millis();
     format!(
@@ -62,17 +62,17 @@ pub fn settings(database: &DatabaseOptions) -> String {
 
 /// Returns the lock timeout. It is well below the statement timeout, so that a wait for another transaction's lock is not mistaken
 /// for a record that needs too long.
-pub fn lock_timeout(database: &DatabaseOptions) -> Duration {
+pub(crate) fn lock_timeout(database: &DatabaseOptions) -> Duration {
     Duration::from_secs(10).min(database.database_statement_timeout / 2)
 }
 
 /// Closes a connection, and removes it from its pool.
-pub fn disconnect(client: Object) {
+pub(crate) fn disconnect(client: Object) {
     drop(Object::take(client));
 }
 
 /// Opens a new connection. A connection from the pool may lead to the server that was the primary before a failover.
-pub async fn fresh(pool: &Pool) -> Result<Object, PoolError> {
+pub(crate) async fn fresh(pool: &Pool) -> Result<Object, PoolError> {
     loop {
         // All pooled connections are closed without a check: with a silent server, each check would need a timeout.
         drop(pool.retain(|_, _| false));

@@ -11,8 +11,8 @@ use msg_common::config::SettingError;
 use msg_common::kafka::RequestError;
 use msg_common::postgres::{DatabaseError, PoolError};
 
-pub use self::dead_letters::{LetterError, ReplayError, SendError};
-pub use self::horizon::{HorizonError, horizon};
+pub(super) use self::dead_letters::{LetterError, ReplayError, SendError};
+pub(super) use self::horizon::{HorizonError, horizon};
 use crate::lag::LagError;
 use crate::schema::SchemaError;
 

@@ -64,7 +64,7 @@ struct Line {
 }
 
 /// Prints the lag once, or again and again.
-pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let pool = pool(config, Purpose::ReadPrimary)?;
     schema::check(&pool).await?;
     let reader = lag_reader(config, pool)?;

@@ -2,13 +2,13 @@
 //! has to tell meanwhile is logged, to standard error.
 
 mod access;
-pub mod check;
-pub mod dead_letters;
-pub mod error;
-pub mod lag;
-pub mod output;
-pub mod purge;
-pub mod resume;
+mod check;
+mod dead_letters;
+mod error;
+mod lag;
+mod output;
+mod purge;
+mod resume;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

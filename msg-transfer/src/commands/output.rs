@@ -37,14 +37,14 @@ impl OutputOptions {
 }
 
 /// One line.
-pub fn json_line(value: &impl Serialize) -> String {
+pub(super) fn json_line(value: &impl Serialize) -> String {
     let mut line = serde_json::to_string(value).expect("results hold nothing that JSON cannot");
     line.push('\n');
     line
 }
 
 /// Writes to standard output. A reader that closed it has read enough.
-pub fn write(text: &str) -> io::Result<()> {
+pub(super) fn write(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
@@ -54,23 +54,23 @@ pub fn write(text: &str) -> io::Result<()> {
 
 /// Columns as wide as what is in them.
 #[derive(Debug)]
-pub struct Table {
+pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// With these headings.
-    pub fn new(headings: &[&str]) -> Self {
+    pub(super) fn new(headings: &[&str]) -> Self {
         Table { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()] }
     }
 
     /// Appends a row.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
     /// As text, a line for each row.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -87,12 +87,12 @@ impl Table {
 }
 
 /// What is there, or a dash.
-pub fn or_dash(value: Option<impl ToString>) -> String {
+pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// Text that a terminal does not take for commands.
-pub fn harmless(text: &str) -> Cow<'_, str> {
+pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     if !text.chars().any(char::is_control) {
         return Cow::Borrowed(text);
     }
@@ -101,7 +101,7 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
 }
 
 /// Bytes as text where they are text, otherwise in base64 and marked so.
-pub fn bytes_for_people(bytes: &[u8]) -> String {
+pub(super) fn bytes_for_people(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => harmless(text).into_owned(),
         Err(_) => format!("base64:{}", base64(bytes)),
@@ -109,12 +109,12 @@ pub fn bytes_for_people(bytes: &[u8]) -> String {
 }
 
 /// In base64.
-pub fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
 /// Whole seconds, for people; the part below a second of what is shorter.
-pub fn for_people(time: Duration) -> String {
+pub(super) fn for_people(time: Duration) -> String {
     let time = if time < Duration::from_secs(1) {
         Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(0))
     } else {
@@ -124,7 +124,7 @@ pub fn for_people(time: Duration) -> String {
 }
 
 /// A time, in UTC.
-pub fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 

@@ -67,7 +67,7 @@ struct Resumed {
 }
 
 /// Tells them.
-pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let pool = pool(config, Purpose::Write)?;
     schema::check(&pool).await?;
     let topic_id = lag_reader(config, pool.clone())?.topic_id().await?;

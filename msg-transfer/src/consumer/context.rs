@@ -16,7 +16,7 @@ use super::io::{Explainer, Io, Outside, Parts};
 use crate::lane::item::RawRecord;
 
 /// The consumer's context.
-pub struct Context {
+pub(crate) struct Context {
     /// Only the consumer's thread locks it: for a turn, or in the callback of a rebalance while the consumer is closed.
     driven: Mutex<Driven>,
     explainer: Explainer,
@@ -30,24 +30,24 @@ struct Driven {
 
 impl Context {
     /// Creates a context for this driver.
-    pub fn new(driver: Driver<RawRecord>, parts: Parts) -> Self {
+    pub(crate) fn new(driver: Driver<RawRecord>, parts: Parts) -> Self {
         let explainer = Explainer::new(parts.readiness.clone());
         let outside = Outside::new(parts, explainer.clone());
         Context { driven: Mutex::new(Driven { driver, outside }), explainer }
     }
 
     /// Creates the queues. Has to be called before the first turn.
-    pub fn open(&self, consumer: &BaseConsumer<Self>) {
+    pub(crate) fn open(&self, consumer: &BaseConsumer<Self>) {
         self.driven().outside.open(consumer);
     }
 
     /// Destroys the queues. Has to be called before the consumer is dropped.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.driven().outside.close();
     }
 
     /// Runs one turn of the driver (`Driver::turn`). Fails if the consumer cannot continue.
-    pub fn turn(&self, consumer: &BaseConsumer<Self>, stop: bool) -> Result<bool, ClientError> {
+    pub(crate) fn turn(&self, consumer: &BaseConsumer<Self>, stop: bool) -> Result<bool, ClientError> {
         let mut driven = self.driven();
         let Driven { driver, outside } = &mut *driven;
         let continues = driver.turn(&mut Io { consumer, outside }, stop);

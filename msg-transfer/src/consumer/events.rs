@@ -15,7 +15,7 @@ use super::fetch_error::FetchError;
 
 /// An event of the queue.
 #[derive(Debug)]
-pub enum Polled {
+pub(crate) enum Polled {
     /// An event for the driver.
     Happened(Happened),
     /// The whole topic cannot be consumed.
@@ -27,7 +27,7 @@ pub enum Polled {
 }
 
 /// Converts a rebalance into an event of the driver.
-pub fn rebalance(error: RDKafkaRespErr, partitions: Vec<Partition>) -> Happened {
+pub(crate) fn rebalance(error: RDKafkaRespErr, partitions: Vec<Partition>) -> Happened {
     if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
         Happened::Assigned(partitions)
     } else {
@@ -37,20 +37,20 @@ pub fn rebalance(error: RDKafkaRespErr, partitions: Vec<Partition>) -> Happened 
 
 /// The queue. The consumer stays in its group only while the queue is polled.
 #[derive(Debug)]
-pub struct EventQueue(*mut rd::rd_kafka_queue_t);
+pub(crate) struct EventQueue(*mut rd::rd_kafka_queue_t);
 
 // SAFETY: librdkafka's queues may be used from any thread.
 unsafe impl Send for EventQueue {}
 
 impl EventQueue {
     /// Opens the queue, which has to be dropped before the client.
-    pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
+    pub(crate) fn new<C: ClientContext>(client: &Client<C>) -> Self {
         // SAFETY: the client is alive, and a consumer has this queue; the reference is released once, in `drop`.
         EventQueue(unsafe { rd::rd_kafka_queue_get_consumer(client.native_ptr()) })
     }
 
     /// Returns the next event, or `None` if the queue is empty.
-    pub fn poll<C: ClientContext>(&self, client: &Client<C>) -> Option<Polled> {
+    pub(crate) fn poll<C: ClientContext>(&self, client: &Client<C>) -> Option<Polled> {
         loop {
             // SAFETY: the queue is alive; the event is checked, and destroyed once, after its last use.
             let happened = unsafe {

@@ -14,7 +14,7 @@ use rd::rd_kafka_resp_err_t as native;
 
 /// An error of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FetchError {
+pub(crate) struct FetchError {
     code: rd::rd_kafka_resp_err_t,
     /// The offset that cannot be fetched, if it is known.
     pub offset: Option<RecordOffset>,
@@ -23,7 +23,7 @@ pub struct FetchError {
 
 impl FetchError {
     /// Creates an error. `text` is librdkafka's.
-    pub fn new(code: rd::rd_kafka_resp_err_t, offset: i64, text: String) -> Self {
+    pub(crate) fn new(code: rd::rd_kafka_resp_err_t, offset: i64, text: String) -> Self {
         // After a damaged batch librdkafka parses bytes that are no batch, and may request the offset that it reads there.
         let is_any = matches!(
             code,
@@ -44,7 +44,7 @@ impl FetchError {
     }
 
     /// Returns the name of the error's code, such as `TOPIC_AUTHORIZATION_FAILED`; librdkafka's own errors start with `_`.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         name(self.code)
     }
 
@@ -57,7 +57,7 @@ impl FetchError {
     }
 
     /// Returns whether the batch exists and cannot be read: its checksum is wrong, or it cannot be decoded.
-    pub fn is_damage(&self) -> bool {
+    pub(crate) fn is_damage(&self) -> bool {
         matches!(
             self.code,
             native::RD_KAFKA_RESP_ERR__BAD_MSG
@@ -67,12 +67,12 @@ impl FetchError {
     }
 
     /// Returns whether the next record is not in the log: it was deleted, or Kafka lost the tail of the log.
-    pub fn is_out_of_range(&self) -> bool {
+    pub(crate) fn is_out_of_range(&self) -> bool {
         self.code == native::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET
     }
 
     /// Returns what happened, and what an operator has to do.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let advice = match RDKafkaErrorCode::from(self.code) {
             _ if self.is_damage() => {
                 "the batch is damaged or cannot be decoded, so none of its records is stored: repair the broker's log \
@@ -92,7 +92,7 @@ impl FetchError {
 }
 
 /// Returns the name of an error code.
-pub fn name(code: rd::rd_kafka_resp_err_t) -> &'static str {
+pub(crate) fn name(code: rd::rd_kafka_resp_err_t) -> &'static str {
     // SAFETY: the text is static, and never null.
     let name = unsafe { CStr::from_ptr(rd::rd_kafka_err2name(code)) };
     name.to_str().unwrap_or("unknown")

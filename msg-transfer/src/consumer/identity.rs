@@ -9,11 +9,11 @@ use uuid::Uuid;
 /// The IDs of the topics that had the name before, as far as this process knows. A broker that is isolated from the controllers
 /// still returns them.
 #[derive(Clone, Default)]
-pub struct PreviousTopics(Arc<Mutex<HashSet<Uuid>>>);
+pub(crate) struct PreviousTopics(Arc<Mutex<HashSet<Uuid>>>);
 
 /// The topic that the Kafka clients were created for.
 #[derive(Clone)]
-pub struct TopicIdentity {
+pub(crate) struct TopicIdentity {
     previous: PreviousTopics,
     state: Arc<Mutex<State>>,
     /// Cancelled when it is detected that the topic was recreated.
@@ -31,12 +31,12 @@ struct State {
 
 impl TopicIdentity {
     /// Creates an identity whose ID is not known yet.
-    pub fn new(previous: PreviousTopics, restart: CancellationToken) -> Self {
+    pub(crate) fn new(previous: PreviousTopics, restart: CancellationToken) -> Self {
         TopicIdentity { previous, state: Arc::default(), restart }
     }
 
     /// Records the ID that a broker returned, `None` if the broker is too old for IDs. Fails if it is not the topic's current ID.
-    pub fn record_topic_id(&self, id: Option<Uuid>) -> Result<Uuid, &'static str> {
+    pub(crate) fn record_topic_id(&self, id: Option<Uuid>) -> Result<Uuid, &'static str> {
         let mut state = self.state();
         let mut previous = self.previous.0.lock().unwrap_or_else(PoisonError::into_inner);
         let id = match (id, state.known) {
@@ -60,17 +60,17 @@ impl TopicIdentity {
     }
 
     /// Records that a broker reported that the topic does not exist.
-    pub fn missing(&self) {
+    pub(crate) fn missing(&self) {
         self.state().is_missing = true;
     }
 
     /// Returns whether another topic has the name.
-    pub fn is_another(&self) -> bool {
+    pub(crate) fn is_another(&self) -> bool {
         self.state().is_another
     }
 
     /// Returns whether the topic is missing, as far as is known.
-    pub fn is_missing(&self) -> bool {
+    pub(crate) fn is_missing(&self) -> bool {
         self.state().is_missing
     }
 

@@ -26,14 +26,14 @@ const STEP: Duration = Duration::from_millis(50);
 /// Reads the ends, each time with a new client: a validation needs an assignment, and after its error librdkafka validates no
 /// further position in the same client.
 #[derive(Clone)]
-pub struct KeptProbe {
+pub(crate) struct KeptProbe {
     config: ClientConfig,
     topic: String,
 }
 
 impl KeptProbe {
     /// Creates a probe. `config` names the group, which the probe does not join.
-    pub fn new(config: &ClientConfig, topic: String) -> Self {
+    pub(crate) fn new(config: &ClientConfig, topic: String) -> Self {
         let mut config = config.clone();
         config
             .set("enable.auto.commit", "false")
@@ -48,7 +48,7 @@ impl KeptProbe {
 
     /// Returns where the records up to these leader epochs end. If a partition is left out, its leader did not respond within
     /// `timeout`. Blocks.
-    pub fn read(
+    pub(crate) fn read(
         &self,
         rows: &[(Partition, LeaderEpoch)],
         timeout: Duration,
@@ -106,7 +106,12 @@ impl KeptProbe {
             let error = rd::rd_kafka_seek_partitions(consumer.client().native_ptr(), list.ptr(), millis);
             rd::rd_kafka_error_destroy(error);
         }
-        Ok(list.elements().iter().filter(|element| element.error().is_err()).map(|element| element.partition()).collect())
+        Ok(list
+            .elements()
+            .iter()
+            .filter(|element| element.error().is_err())
+            .map(|element| element.partition())
+            .collect())
     }
 }
 

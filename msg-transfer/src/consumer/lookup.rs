@@ -26,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads from Kafka and the database.
 #[derive(Clone)]
-pub struct Lookup {
+pub(crate) struct Lookup {
     /// It is configured with the group and never joins it. It may be used from any thread.
     consumer: Arc<BaseConsumer>,
     kept: Arc<KeptProbe>,
@@ -37,7 +37,7 @@ pub struct Lookup {
 
 /// The data that start offsets are resolved from.
 #[derive(Debug)]
-pub struct LookupResult {
+pub(crate) struct LookupResult {
     /// The topic's ID; nil if the brokers return none.
     pub topic_id: Uuid,
     /// The number of the reference connection that the progress rows were read over.
@@ -50,7 +50,7 @@ pub struct LookupResult {
 
 /// Why start offsets cannot be resolved.
 #[derive(Debug, thiserror::Error)]
-pub enum LookupError {
+pub(crate) enum LookupError {
     /// A request to Kafka failed.
     #[error("kafka")]
     Kafka(#[from] RequestError),
@@ -67,7 +67,7 @@ impl From<Failure> for LookupError {
 
 impl Lookup {
     /// Creates a lookup. `config` names the group.
-    pub fn new(
+    pub(crate) fn new(
         config: &ClientConfig,
         progress: ProgressStore,
         topic: String,
@@ -79,7 +79,7 @@ impl Lookup {
 
     /// Reads these partitions; `window` is how far back dead letters count, in offsets. The rows are read before the ends, so that
     /// no row is above its end because another process still stores.
-    pub async fn read(&self, partitions: &[Partition], window: i64) -> Result<LookupResult, LookupError> {
+    pub(crate) async fn read(&self, partitions: &[Partition], window: i64) -> Result<LookupResult, LookupError> {
         let topic_id = self.blocking(Lookup::topic_id).await?;
         let loaded = self.progress.load(topic_id, partitions, window).await?;
         let wanted = partitions.to_vec();
@@ -92,7 +92,12 @@ impl Lookup {
                 tracing::warn!(error = chain(&error), "could not read the end offsets, will be retried");
             }
         });
-        Ok(LookupResult { topic_id, connection_number: loaded.connection_number, partitions: receiver, dead: loaded.dead })
+        Ok(LookupResult {
+            topic_id,
+            connection_number: loaded.connection_number,
+            partitions: receiver,
+            dead: loaded.dead,
+        })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -105,7 +110,7 @@ impl Lookup {
     }
 
     /// Discards the events of the client.
-    pub fn discard_events(&self) {
+    pub(crate) fn discard_events(&self) {
         events::discard(&self.consumer);
     }
 
@@ -167,7 +172,11 @@ impl Lookup {
                 let ends = match ends {
                     Ok(ends) => ends,
                     Err(error) => {
-                        tracing::warn!(partition, error = chain(&error), "could not read the end offset, will be retried");
+                        tracing::warn!(
+                            partition,
+                            error = chain(&error),
+                            "could not read the end offset, will be retried"
+                        );
                         continue;
                     }
                 };
@@ -206,7 +215,7 @@ impl Lookup {
 
     /// Lowers a progress row, because Kafka lost the records below its next offset. After an error, the start offset has to be
     /// resolved again.
-    pub async fn lower(
+    pub(crate) async fn lower(
         &self,
         topic_id: Uuid,
         connection_number: ConnectionNumber,
@@ -217,17 +226,17 @@ impl Lookup {
     }
 
     /// Returns the topic's name.
-    pub fn topic(&self) -> &str {
+    pub(crate) fn topic(&self) -> &str {
         &self.topic
     }
 
     /// Returns the topic's identity.
-    pub fn identity(&self) -> &TopicIdentity {
+    pub(crate) fn identity(&self) -> &TopicIdentity {
         &self.identity
     }
 
     /// Reads the topic's ID, which detects that the topic was recreated. An error is only logged: the next call reads it again.
-    pub async fn check_topic(&self) {
+    pub(crate) async fn check_topic(&self) {
         let lookup = self.clone();
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || lookup.topic_id()).await {
             tracing::debug!(error = chain(&error), "could not read the topic's ID, will be retried");
@@ -235,7 +244,7 @@ impl Lookup {
     }
 
     /// Returns the partitions whose end offset is above the expected next offset, as far as their end offsets can be read.
-    pub async fn behind(&self, mut expected: Vec<(Partition, NextOffset)>) -> Vec<(Partition, NextOffset)> {
+    pub(crate) async fn behind(&self, mut expected: Vec<(Partition, NextOffset)>) -> Vec<(Partition, NextOffset)> {
         let read = move |lookup: &Lookup| {
             let partitions: Vec<Partition> = expected.iter().map(|(partition, _)| *partition).collect();
             let mut known = HashMap::new();

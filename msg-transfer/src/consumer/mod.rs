@@ -1,16 +1,16 @@
 //! The consumer's thread. It polls librdkafka's queues, and blocks on nothing else.
 
-pub mod context;
-pub mod events;
-pub mod fetch_error;
-pub mod identity;
-pub mod io;
-pub mod kept;
-pub mod lookup;
-pub mod progress;
-pub mod raw;
-pub mod stalls;
-pub mod starts;
+pub(crate) mod context;
+pub(crate) mod events;
+pub(crate) mod fetch_error;
+pub(crate) mod identity;
+pub(crate) mod io;
+pub(crate) mod kept;
+pub(crate) mod lookup;
+pub(crate) mod progress;
+pub(crate) mod raw;
+pub(crate) mod stalls;
+pub(crate) mod starts;
 
 use msg_common::kafka::ClientError;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -24,7 +24,7 @@ use self::context::Context;
 pub struct FatalError(#[source] ClientError);
 
 /// Consumes until `stop` is cancelled. Then it drains, commits and leaves the group. Blocks its thread.
-pub fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<(), FatalError> {
+pub(crate) fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<(), FatalError> {
     let context = consumer.client().context().clone();
     context.open(&consumer);
     let result = loop {

@@ -35,7 +35,7 @@ const CLOSED: &str = "the reference connection was closed; the start offsets wil
 /// Reads and writes the progress rows over the reference connection. No pooler may be used between the transfer and the server: it
 /// would hide that the server changed.
 #[derive(Clone, Debug)]
-pub struct ProgressStore {
+pub(crate) struct ProgressStore {
     pool: Pool,
     connection: Arc<Mutex<Connection>>,
 }
@@ -56,7 +56,7 @@ struct Connection {
 
 /// The progress rows and dead letters of some partitions.
 #[derive(Debug)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// The number of the reference connection that the rows were read over.
     pub connection_number: ConnectionNumber,
     /// The progress of each partition that has a row.
@@ -67,7 +67,7 @@ pub struct Loaded {
 
 /// How progress rows were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Saved {
+pub(crate) enum Saved {
     /// The rows are durable, and so is everything that was committed before.
     Durable,
     /// The COMMIT had this warning: after a failover, the new primary may not have the rows.
@@ -76,7 +76,7 @@ pub enum Saved {
 
 impl ProgressStore {
     /// Creates a store that connects with the first `load`.
-    pub fn new(pool: Pool, kind: ServerKind) -> Self {
+    pub(crate) fn new(pool: Pool, kind: ServerKind) -> Self {
         let connection = Connection {
             pool: pool.clone(),
             reference: ReferenceConnection::default(),
@@ -91,7 +91,7 @@ impl ProgressStore {
     }
 
     /// Reads the rows of these partitions, and their dead letters of the last `window` offsets.
-    pub async fn load(&self, topic_id: Uuid, partitions: &[Partition], window: i64) -> Result<Loaded, Failure> {
+    pub(crate) async fn load(&self, topic_id: Uuid, partitions: &[Partition], window: i64) -> Result<Loaded, Failure> {
         let mut connection = self.connection.lock().await;
         if connection.reference.next(&Query::Load) == Next::Connect {
             connection.client = Some(session::fresh(&self.pool).await.map_err(|error| failure::of_pool(&error))?);
@@ -130,7 +130,7 @@ impl ProgressStore {
     }
 
     /// Returns the partitions that an operator has resumed since their start offset was read.
-    pub async fn resumed(&self, partitions: &[Partition]) -> Result<Vec<Partition>, DatabaseError> {
+    pub(crate) async fn resumed(&self, partitions: &[Partition]) -> Result<Vec<Partition>, DatabaseError> {
         let (topic_id, known) = {
             let connection = self.connection.lock().await;
             (connection.topic_id, connection.resumed.clone())
@@ -150,7 +150,7 @@ impl ProgressStore {
     }
 
     /// Reads the identities of the workers of a Citus over a new connection of a lane. Empty if this role may not.
-    pub async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
+    pub(crate) async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
         match tokio::time::timeout(TIMEOUT, citus::workers(client)).await {
             Ok(Ok(workers)) => Ok(reported(workers)),
             Ok(Err(error)) if is_denied(&error) => {
@@ -165,7 +165,7 @@ impl ProgressStore {
     /// Returns whether a new connection leads to the server that the start offsets were read from: the reference connection with
     /// this number is still open, both connections lead to the same server, and the `workers` are those that were known. Fails if
     /// they lead to two servers that both accept writes: nothing may be stored in a second primary.
-    pub async fn is_same(
+    pub(crate) async fn is_same(
         &self,
         connection_number: ConnectionNumber,
         server: &Server,
@@ -189,13 +189,13 @@ impl ProgressStore {
     }
 
     /// Returns false if the reference connection was closed: then start offsets have to be resolved again.
-    pub async fn check(&self) -> bool {
+    pub(crate) async fn check(&self) -> bool {
         let mut connection = self.connection.lock().await;
         connection.check(&Query::Check).await
     }
 
     /// Writes the rows in one statement. After an error, start offsets have to be resolved again.
-    pub async fn save(&self, rows: &[ProgressRow]) -> Result<Saved, Failure> {
+    pub(crate) async fn save(&self, rows: &[ProgressRow]) -> Result<Saved, Failure> {
         let mut connection = self.connection.lock().await;
         let query = Query::Save(rows.iter().map(|row| row.connection_number).collect());
         if connection.reference.next(&query) != Next::Send {
@@ -218,7 +218,7 @@ impl ProgressStore {
 
     /// Lowers the row of a partition, if it is still the row that was read with the start offset. After an error, the start offset
     /// has to be resolved again.
-    pub async fn lower(
+    pub(crate) async fn lower(
         &self,
         topic_id: Uuid,
         connection_number: ConnectionNumber,

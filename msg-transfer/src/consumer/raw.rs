@@ -20,14 +20,14 @@ use crate::lane::headers::Headers;
 use crate::lane::item::RawRecord;
 
 /// The maximum number of records that one call consumes.
-pub const CHUNK: usize = 1000;
+pub(crate) const CHUNK: usize = 1000;
 
 /// The queue that receives the records of all partitions that are not throttled.
 ///
 /// The consumer's own queue then contains only events, so that rebalances are handled and the poll interval is kept while no
 /// record is consumed. Records that are not consumed stay in librdkafka, which stops fetching at `queued.max.messages.kbytes`.
 #[derive(Debug)]
-pub struct RecordsQueue {
+pub(crate) struct RecordsQueue {
     queue: *mut rd::rd_kafka_queue_t,
     messages: Vec<*mut rd::rd_kafka_message_t>,
 }
@@ -37,7 +37,7 @@ unsafe impl Send for RecordsQueue {}
 
 impl RecordsQueue {
     /// Creates a queue, which has to be dropped before the client.
-    pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
+    pub(crate) fn new<C: ClientContext>(client: &Client<C>) -> Self {
         // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
         let queue = unsafe { rd::rd_kafka_queue_new(client.native_ptr()) };
         RecordsQueue { queue, messages: vec![ptr::null_mut(); CHUNK] }
@@ -45,13 +45,13 @@ impl RecordsQueue {
 
     /// Forwards the partition's records to this queue from now on, starting with those that wait in the partition's own queue.
     /// Has to be called before each assignment of the partition.
-    pub fn forward<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
+    pub(crate) fn forward<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
         self.forward_to(client, topic, partition, self.queue);
     }
 
     /// Leaves the partition's records in the partition's own queue from now on, where they wait, up to
     /// `queued.max.messages.kbytes`. librdkafka's pause would discard them, and would outlive the assignment.
-    pub fn stop_forwarding<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
+    pub(crate) fn stop_forwarding<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
         self.forward_to(client, topic, partition, ptr::null_mut());
     }
 
@@ -74,7 +74,7 @@ impl RecordsQueue {
 
     /// Waits up to `wait` for a record, and appends the records and errors that are available. The errors of a partition are in
     /// order with its records.
-    pub fn consume(&mut self, wait: Duration, into: &mut Vec<Fetched<RawRecord>>) {
+    pub(crate) fn consume(&mut self, wait: Duration, into: &mut Vec<Fetched<RawRecord>>) {
         // librdkafka would wait for a whole chunk: wait for one record, then consume the others without waiting.
         let mut count = self.consume_into(wait, 0, 1);
         if count == 1 {
@@ -160,13 +160,16 @@ unsafe fn bytes<'a>(data: *mut std::ffi::c_void, length: usize) -> Option<&'a [u
 }
 
 /// Starts fetching these partitions, in a cooperative group; an empty list only responds to a rebalance.
-pub fn incremental_assign<C: ClientContext>(client: &Client<C>, list: &TopicPartitionList) -> Result<(), ClientError> {
+pub(crate) fn incremental_assign<C: ClientContext>(
+    client: &Client<C>,
+    list: &TopicPartitionList,
+) -> Result<(), ClientError> {
     // SAFETY: both are alive.
     unsafe { into_result(rd::rd_kafka_incremental_assign(client.native_ptr(), list.ptr())) }
 }
 
 /// Stops fetching these partitions, in a cooperative group; an empty list only responds to a rebalance.
-pub fn incremental_unassign<C: ClientContext>(
+pub(crate) fn incremental_unassign<C: ClientContext>(
     client: &Client<C>,
     list: &TopicPartitionList,
 ) -> Result<(), ClientError> {
@@ -192,20 +195,20 @@ unsafe fn into_result(error: *mut rd::rd_kafka_error_t) -> Result<(), ClientErro
 /// Sends offset commits and receives their responses. A synchronous commit has no deadline, so within a rebalance it would block
 /// the group.
 #[derive(Debug)]
-pub struct CommitQueue(*mut rd::rd_kafka_queue_t);
+pub(crate) struct CommitQueue(*mut rd::rd_kafka_queue_t);
 
 // SAFETY: librdkafka's queues may be used from any thread.
 unsafe impl Send for CommitQueue {}
 
 impl CommitQueue {
     /// Creates a queue, which has to be dropped before the client.
-    pub fn new<C: ClientContext>(client: &Client<C>) -> Self {
+    pub(crate) fn new<C: ClientContext>(client: &Client<C>) -> Self {
         // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
         CommitQueue(unsafe { rd::rd_kafka_queue_new(client.native_ptr()) })
     }
 
     /// Sends a commit. Its response contains `round`.
-    pub fn commit<C: ClientContext>(
+    pub(crate) fn commit<C: ClientContext>(
         &self,
         client: &Client<C>,
         offsets: &TopicPartitionList,
@@ -218,7 +221,7 @@ impl CommitQueue {
     }
 
     /// Returns the round and result of the next response, or `None` if there is none yet.
-    pub fn poll(&self) -> Option<(usize, Result<(), RDKafkaErrorCode>)> {
+    pub(crate) fn poll(&self) -> Option<(usize, Result<(), RDKafkaErrorCode>)> {
         // SAFETY: the queue is alive; the event is checked and destroyed once, after its last use; the list is its own.
         unsafe {
             let event = rd::rd_kafka_queue_poll(self.0, 0);

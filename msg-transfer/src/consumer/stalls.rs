@@ -26,7 +26,7 @@ const SECOND_CHANCE: Duration = Duration::from_secs(15);
 
 /// For each fetched partition: the next offset that is expected, and since when it has not been received.
 #[derive(Clone, Default)]
-pub struct FetchSilence(Arc<Mutex<Waiting>>);
+pub(crate) struct FetchSilence(Arc<Mutex<Waiting>>);
 
 #[derive(Default)]
 struct Waiting {
@@ -40,7 +40,7 @@ struct Waiting {
 impl FetchSilence {
     /// Updates the fetched partitions and the next offset that is expected of each. Has to be called regularly; a partition that is
     /// left out is not waited for.
-    pub fn fetching(&self, now: Instant, expected: impl IntoIterator<Item = (Partition, NextOffset)>) {
+    pub(crate) fn fetching(&self, now: Instant, expected: impl IntoIterator<Item = (Partition, NextOffset)>) {
         let mut waiting = self.lock();
         let before = std::mem::take(&mut waiting.since);
         waiting.since.extend(expected.into_iter().map(|(partition, next)| {
@@ -51,7 +51,7 @@ impl FetchSilence {
     }
 
     /// Records that the consumer consumes nothing at present: this time does not count.
-    pub fn full(&self, now: Instant) {
+    pub(crate) fn full(&self, now: Instant) {
         let mut waiting = self.lock();
         let passed = waiting.updated.map_or(Duration::ZERO, |updated| now.duration_since(updated));
         waiting.since.values_mut().for_each(|(_, since)| *since += passed);
@@ -85,7 +85,7 @@ impl FetchSilence {
 }
 
 /// The task that detects stalled clients.
-pub struct Stalls {
+pub(crate) struct Stalls {
     /// Checks the topic's ID, and cancels `restart` by itself when the topic was recreated.
     pub lookup: Lookup,
     /// The offsets that the consumer expects.
@@ -100,7 +100,7 @@ pub struct Stalls {
 
 impl Stalls {
     /// Checks until the Kafka clients have to be restarted.
-    pub async fn watch(self) {
+    pub(crate) async fn watch(self) {
         let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.restart.is_cancelled() {

@@ -19,7 +19,7 @@ use crate::metrics;
 static NOT_RESOLVED: Repeats = Repeats::new();
 
 /// The task that resolves the start offsets of some assignments.
-pub struct Resolve {
+pub(crate) struct Resolve {
     /// Reads the data that start offsets are resolved from.
     pub lookup: Lookup,
     /// Sends the start offsets to the consumer.
@@ -36,7 +36,7 @@ pub struct Resolve {
 
 impl Resolve {
     /// Runs until each start offset is resolved or its assignment is fenced.
-    pub async fn run(self, mut pending: Vec<(Partition, Arc<Assignment>)>) {
+    pub(crate) async fn run(self, mut pending: Vec<(Partition, Arc<Assignment>)>) {
         let mut backoff = Backoff::default();
         // Several such tasks may run concurrently. One that ends must not clear the reasons of the others.
         let readiness = self.readiness.scope();
@@ -56,7 +56,11 @@ impl Resolve {
                             && let Err(error) = self.lower(&result, partition, lost).await
                         {
                             let error = chain(&error);
-                            tracing::warn!(partition, error, "progress row not lowered, start offset will be resolved again");
+                            tracing::warn!(
+                                partition,
+                                error,
+                                "progress row not lowered, start offset will be resolved again"
+                            );
                             continue;
                         }
                         let (_, assignment) = pending.swap_remove(at);
@@ -81,7 +85,10 @@ impl Resolve {
                         break;
                     }
                     let missing: Vec<Partition> = pending.iter().map(|(partition, _)| *partition).collect();
-                    readiness.not_ready("starts", format!("the end offsets of partitions {missing:?} cannot be read: check the brokers"));
+                    readiness.not_ready(
+                        "starts",
+                        format!("the end offsets of partitions {missing:?} cannot be read: check the brokers"),
+                    );
                     backoff.wait().await;
                 }
                 Err(error) => {

@@ -39,14 +39,14 @@ pub fn describe() {
 }
 
 /// Sets the lag in records.
-pub fn records(lag: &Lag) {
+pub(crate) fn records(lag: &Lag) {
     for partition in &lag.partitions {
         gauge!(LAG_RECORDS, "partition" => partition.partition.to_string()).set(partition.behind() as f64);
     }
 }
 
 /// Sets the lag time and the retention headroom.
-pub fn ages(lag: &Lag, now: SystemTime) {
+pub(crate) fn ages(lag: &Lag, now: SystemTime) {
     for partition in &lag.partitions {
         // The age could not be read: the previous value is the best estimate.
         let Some(age) = partition.age(now) else { continue };
@@ -59,6 +59,6 @@ pub fn ages(lag: &Lag, now: SystemTime) {
 }
 
 /// Sets the number of stalled partitions.
-pub fn stalled(partitions: usize) {
+pub(crate) fn stalled(partitions: usize) {
     gauge!(STALLED).set(partitions as f64);
 }

@@ -17,12 +17,12 @@ use rdkafka::{Offset, TopicPartitionList};
 use uuid::Uuid;
 
 /// The timeout of one request to Kafka.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The callbacks of a client whose errors are in its responses: it logs them at debug level, and notes the cause that a response
 /// does not name.
 #[derive(Default)]
-pub struct LogContext(pub Causes);
+pub(crate) struct LogContext(pub Causes);
 
 impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -39,7 +39,7 @@ impl ConsumerContext for LogContext {}
 
 /// The first offset, the end offset and the group's committed offset of a partition.
 #[derive(Clone, Copy, Debug)]
-pub struct Ends {
+pub(crate) struct Ends {
     /// The partition.
     pub partition: Partition,
     /// The group's committed offset.
@@ -52,7 +52,7 @@ pub struct Ends {
 
 /// A consumer group.
 #[derive(Clone, Debug)]
-pub struct Group {
+pub(crate) struct Group {
     /// The number of its members.
     pub members: usize,
     /// Kafka's name of its state.
@@ -67,7 +67,7 @@ pub struct Group {
 
 /// The first record of each partition at or after an offset.
 #[derive(Debug, Default)]
-pub struct Oldest {
+pub(crate) struct Oldest {
     /// The time at which the record was written.
     pub written: HashMap<Partition, SystemTime>,
     /// Partitions without such a record: their logs contain at most transaction markers there.
@@ -75,14 +75,14 @@ pub struct Oldest {
 }
 
 /// Reads offsets and times from Kafka.
-pub struct Reader {
+pub(crate) struct Reader {
     consumer: BaseConsumer<LogContext>,
     topic: String,
 }
 
 impl Reader {
     /// Creates a reader. `config` names the group.
-    pub fn new(config: &ClientConfig, topic: String) -> KafkaResult<Self> {
+    pub(crate) fn new(config: &ClientConfig, topic: String) -> KafkaResult<Self> {
         let mut config = config.clone();
         config
             .set("enable.auto.commit", "false")
@@ -101,13 +101,13 @@ impl Reader {
     }
 
     /// Reads the topic's ID; nil if the brokers return none.
-    pub fn topic_id(&self) -> Result<Uuid, RequestError> {
+    pub(crate) fn topic_id(&self) -> Result<Uuid, RequestError> {
         let id = raw::topic_id(self.consumer.client(), &self.topic, TIMEOUT)?;
         Ok(id.unwrap_or_default())
     }
 
     /// Reads the group from its coordinator; `None` if it does not exist.
-    pub fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
+    pub(crate) fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
         let list = self.consumer.fetch_group_list(Some(group), TIMEOUT);
         let list =
             list.map_err(|error| RequestError::Group { group: group.to_owned(), source: Box::new(error.into()) })?;
@@ -126,7 +126,7 @@ impl Reader {
     }
 
     /// Reads the ends of these partitions. Also returns the partitions whose leader did not respond.
-    pub fn ends(&self, partitions: &[Partition]) -> Result<(Vec<Ends>, Vec<Partition>), RequestError> {
+    pub(crate) fn ends(&self, partitions: &[Partition]) -> Result<(Vec<Ends>, Vec<Partition>), RequestError> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
             list.add_partition(&self.topic, *partition);
@@ -166,7 +166,7 @@ impl Reader {
 
     /// Reads when the first record at or after each of these offsets was written. A partition whose record is not received in time is
     /// left out.
-    pub fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<Oldest, RequestError> {
+    pub(crate) fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<Oldest, RequestError> {
         self.read_oldest(wanted).map_err(RequestError::of_topic("read the oldest record", &self.topic))
     }
 
@@ -215,7 +215,9 @@ impl Reader {
                     code @ (rdkafka::types::RDKafkaErrorCode::TopicAuthorizationFailed
                     | rdkafka::types::RDKafkaErrorCode::GroupAuthorizationFailed),
                 ))) => return Err(code.into()),
-                Some(Err(error)) => tracing::debug!(%error, "received an error instead of the oldest record, will be retried"),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "received an error instead of the oldest record, will be retried")
+                }
                 Some(Ok(_)) | None => {}
             }
         }
@@ -242,7 +244,7 @@ impl Reader {
     }
 
     /// Discards the events of the client.
-    pub fn discard_events(&self) {
+    pub(crate) fn discard_events(&self) {
         events::discard(&self.consumer);
     }
 }

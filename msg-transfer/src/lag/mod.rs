@@ -2,9 +2,9 @@
 //! commits no offset.
 
 pub mod gauges;
-pub mod kafka;
-pub mod states;
-pub mod watchdog;
+pub(crate) mod kafka;
+pub(crate) mod states;
+pub(crate) mod watchdog;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::lane::sql;
 
 /// Reads the lag from Kafka and the database. Cheap to clone.
 #[derive(Clone)]
-pub struct LagReader {
+pub(crate) struct LagReader {
     admin: Arc<AdminClient<LogContext>>,
     reader: Arc<Reader>,
     topic: String,
@@ -33,9 +33,7 @@ pub struct LagReader {
 
 /// The lag of the whole topic, at one moment.
 #[derive(Clone, Debug)]
-pub struct Lag {
-    /// The topic's ID; nil if the brokers return none.
-    pub topic_id: Uuid,
+pub(crate) struct Lag {
     /// The topic's settings.
     pub topic: Topic,
     /// Each partition whose leader responded, in order.
@@ -46,7 +44,7 @@ pub struct Lag {
 
 /// The lag of one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PartitionLag {
+pub(crate) struct PartitionLag {
     /// The partition.
     pub partition: Partition,
     /// The group's committed offset, if it has one.
@@ -74,50 +72,50 @@ pub enum LagError {
 
 impl Lag {
     /// Returns the number of records in Kafka that are not completed.
-    pub fn behind(&self) -> i64 {
+    pub(crate) fn behind(&self) -> i64 {
         self.partitions.iter().map(PartitionLag::behind).sum()
     }
 
     /// Returns the number of offsets that Kafka deleted before their records were completed.
-    pub fn deleted(&self) -> i64 {
+    pub(crate) fn deleted(&self) -> i64 {
         self.partitions.iter().map(PartitionLag::deleted).sum()
     }
 
     /// Returns the longest lag time of all partitions; `None` if that of one partition is not known.
-    pub fn most_behind(&self, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn most_behind(&self, now: SystemTime) -> Option<Duration> {
         let ages: Option<Vec<Duration>> = self.partitions.iter().map(|lag| lag.age(now)).collect();
         ages.map(|ages| ages.into_iter().max().unwrap_or_default())
     }
 
     /// Returns the shortest retention headroom of all partitions; `None` if no partition has one.
-    pub fn soonest_deleted(&self, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn soonest_deleted(&self, now: SystemTime) -> Option<Duration> {
         self.partitions.iter().filter_map(|lag| lag.until_deleted(now, self.topic.retention)).min()
     }
 }
 
 impl PartitionLag {
     /// Returns the next offset of the progress row, 0 without a row.
-    pub fn next(&self) -> i64 {
+    pub(crate) fn next(&self) -> i64 {
         self.progress.unwrap_or(0)
     }
 
     /// Returns the first offset that Kafka keeps and whose record is not known to be completed.
-    pub fn unstored_from(&self) -> i64 {
+    pub(crate) fn unstored_from(&self) -> i64 {
         self.next().max(self.start)
     }
 
     /// Returns the number of records in Kafka that are not completed.
-    pub fn behind(&self) -> i64 {
+    pub(crate) fn behind(&self) -> i64 {
         (self.end - self.unstored_from()).max(0)
     }
 
     /// Returns the number of offsets that Kafka deleted before their records were completed, as far as the progress row shows.
-    pub fn deleted(&self) -> i64 {
+    pub(crate) fn deleted(&self) -> i64 {
         (self.start - self.next()).max(0)
     }
 
     /// Returns the age of the oldest record that is not completed: 0 if all are completed, `None` if it is not known.
-    pub fn age(&self, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn age(&self, now: SystemTime) -> Option<Duration> {
         if self.behind() == 0 {
             return Some(Duration::ZERO);
         }
@@ -127,7 +125,7 @@ impl PartitionLag {
 
     /// Returns the time until the topic's retention may delete that record. `None` if all records are completed, if retention is
     /// unlimited, or if the age is not known.
-    pub fn until_deleted(&self, now: SystemTime, retention: Option<Duration>) -> Option<Duration> {
+    pub(crate) fn until_deleted(&self, now: SystemTime, retention: Option<Duration>) -> Option<Duration> {
         let deleted_at = self.oldest?.checked_add(retention?)?;
         Some(deleted_at.duration_since(now).unwrap_or_default())
     }
@@ -135,7 +133,7 @@ impl PartitionLag {
 
 impl LagReader {
     /// Creates a reader, which connects with its first request. `config` names the group.
-    pub fn new(config: &ClientConfig, topic: String, pool: Pool) -> Result<Self, RequestError> {
+    pub(crate) fn new(config: &ClientConfig, topic: String, pool: Pool) -> Result<Self, RequestError> {
         let admin = AdminClient::from_config_and_context(config, LogContext::default());
         let admin = Arc::new(admin.map_err(RequestError::create)?);
         let reader = Reader::new(config, topic.clone()).map_err(RequestError::create)?;
@@ -143,12 +141,12 @@ impl LagReader {
     }
 
     /// Reads the topic's settings.
-    pub async fn topic(&self) -> Result<Topic, RequestError> {
+    pub(crate) async fn topic(&self) -> Result<Topic, RequestError> {
         self.describe(&self.topic).await
     }
 
     /// Reads the settings of another topic.
-    pub async fn describe(&self, topic: &str) -> Result<Topic, RequestError> {
+    pub(crate) async fn describe(&self, topic: &str) -> Result<Topic, RequestError> {
         let described = topic::describe(&self.admin, topic, TIMEOUT).await;
         events::drain(self.admin.inner());
         // A timeout or a lost connection does not name its cause. The client's callbacks may have received one.
@@ -156,25 +154,25 @@ impl LagReader {
     }
 
     /// Reads the topic's ID; nil if the brokers return none.
-    pub async fn topic_id(&self) -> Result<Uuid, RequestError> {
+    pub(crate) async fn topic_id(&self) -> Result<Uuid, RequestError> {
         self.blocking(Reader::topic_id).await
     }
 
     /// Reads the group; `None` if it does not exist.
-    pub async fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
+    pub(crate) async fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
         let group = group.to_owned();
         self.blocking(move |reader| reader.group(&group)).await
     }
 
     /// Reads the lag of all partitions, in records and time.
-    pub async fn read(&self) -> Result<Lag, LagError> {
+    pub(crate) async fn read(&self) -> Result<Lag, LagError> {
         let mut lag = self.count().await?;
         self.add_ages(&mut lag).await?;
         Ok(lag)
     }
 
     /// Reads the lag of all partitions in records, without ages.
-    pub async fn count(&self) -> Result<Lag, LagError> {
+    pub(crate) async fn count(&self) -> Result<Lag, LagError> {
         self.blocking(|reader| {
             reader.discard_events();
             Ok(())
@@ -188,11 +186,11 @@ impl LagReader {
         // After the ends: records that are stored in the meantime make the lag smaller, and never larger than it was.
         let progress = self.progress(topic_id, &partitions).await?;
         let partitions = ends.into_iter().map(|ends| lag_of(ends, progress.get(&ends.partition).copied())).collect();
-        Ok(Lag { topic_id, topic, partitions, silent })
+        Ok(Lag { topic, partitions, silent })
     }
 
     /// Adds the time of the oldest record that is not completed of each partition with a lag.
-    pub async fn add_ages(&self, lag: &mut Lag) -> Result<(), LagError> {
+    pub(crate) async fn add_ages(&self, lag: &mut Lag) -> Result<(), LagError> {
         let behind = lag.partitions.iter().filter(|lag| lag.behind() > 0);
         let wanted: Vec<_> = behind.map(|lag| (lag.partition, lag.next().max(lag.start))).collect();
         let oldest = self.blocking(move |reader| reader.written_at(&wanted)).await?;
@@ -203,12 +201,12 @@ impl LagReader {
     }
 
     /// Returns the partitions that certainly contain no record at or after an offset.
-    pub async fn without_records(&self, from: Vec<(Partition, i64)>) -> HashSet<Partition> {
+    pub(crate) async fn without_records(&self, from: Vec<(Partition, i64)>) -> HashSet<Partition> {
         self.blocking(move |reader| reader.written_at(&from)).await.unwrap_or_default().none
     }
 
     /// Returns when the oldest record of each partition was written, if it has one. Fails if that of one partition cannot be read.
-    pub async fn oldest_kept(&self) -> Result<HashMap<Partition, SystemTime>, RequestError> {
+    pub(crate) async fn oldest_kept(&self) -> Result<HashMap<Partition, SystemTime>, RequestError> {
         let topic = self.topic().await?;
         let partitions: Vec<Partition> = (0..topic.partitions).collect();
         let (ends, silent) = self.blocking(move |reader| reader.ends(&partitions)).await?;

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-pub use machine::driver::State;
+pub(crate) use machine::driver::State;
 use msg_common::partition::Partition;
 
 /// A partition of this process.
 #[derive(Clone, Debug)]
-pub struct Owned {
+pub(crate) struct Owned {
     /// When the group assigned it.
     pub assigned: Instant,
     /// Its state in the consumer.
@@ -18,18 +18,18 @@ pub struct Owned {
 
 /// The states, shared by the consumer's thread and the watchdog. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct States(Arc<Mutex<HashMap<Partition, Owned>>>);
+pub(crate) struct States(Arc<Mutex<HashMap<Partition, Owned>>>);
 
 impl States {
     /// Adds partitions that the group has just assigned.
-    pub fn assigned(&self, partitions: &[Partition]) {
+    pub(crate) fn assigned(&self, partitions: &[Partition]) {
         let assigned = Instant::now();
         let owned = |partition: &Partition| (*partition, Owned { assigned, state: State::Resolving });
         self.lock().extend(partitions.iter().map(owned));
     }
 
     /// Replaces the states. A partition that is left out is no longer owned.
-    pub fn replace(&self, states: impl IntoIterator<Item = (Partition, State)>) {
+    pub(crate) fn replace(&self, states: impl IntoIterator<Item = (Partition, State)>) {
         let mut owned = self.lock();
         let mut before = std::mem::take(&mut *owned);
         owned.extend(states.into_iter().map(|(partition, state)| {
@@ -39,7 +39,7 @@ impl States {
     }
 
     /// Returns all owned partitions.
-    pub fn all(&self) -> HashMap<Partition, Owned> {
+    pub(crate) fn all(&self) -> HashMap<Partition, Owned> {
         self.lock().clone()
     }
 

@@ -18,7 +18,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const AGES_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The task that reports stalled partitions.
-pub struct Watchdog {
+pub(crate) struct Watchdog {
     /// Reads the end offsets and the progress rows.
     pub reader: LagReader,
     /// The partitions that this process owns.
@@ -45,7 +45,7 @@ struct Stalled {
 
 impl Watchdog {
     /// Watches until it is dropped.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         gauges::describe();
         let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -77,10 +77,7 @@ impl Watchdog {
                     Ok(()) => gauges::ages(&lag, SystemTime::now()),
                     // The gauges keep their last values; readiness reports what is unavailable.
                     Err(error) => {
-                        tracing::debug!(
-                            error = chain(&error),
-                            "could not read the lag time, will be retried"
-                        );
+                        tracing::debug!(error = chain(&error), "could not read the lag time, will be retried");
                     }
                 }
             }

@@ -17,7 +17,7 @@ use crate::session::{self, Committed};
 
 /// Has at most one connection. It never returns a connection to the pool with an open transaction or in an unknown state.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     pool: Pool,
     progress: ProgressStore,
     topic: String,
@@ -30,7 +30,7 @@ pub struct Connection {
 
 impl Connection {
     /// Creates a connection, which is not connected yet.
-    pub fn new(
+    pub(crate) fn new(
         pool: Pool,
         progress: ProgressStore,
         topic: String,
@@ -43,7 +43,7 @@ impl Connection {
     }
 
     /// Carries out a request. An error or a timeout is a response, too.
-    pub async fn carry_out(&mut self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Response {
+    pub(crate) async fn carry_out(&mut self, request: &Request, entries: &[Entry<DecodedRecord>]) -> Response {
         match request {
             Request::Connect(connection_number) => self.connect(*connection_number).await,
             Request::Disconnect => {
@@ -88,7 +88,7 @@ impl Connection {
     }
 
     /// Closes the connection, and removes it from the pool.
-    pub fn disconnect(&mut self) {
+    pub(crate) fn disconnect(&mut self) {
         if let Some(client) = self.client.take() {
             session::disconnect(client);
         }

@@ -9,7 +9,7 @@ use super::item::{Item, RawRecord};
 
 /// A record and its decoded content.
 #[derive(Debug)]
-pub struct DecodedRecord {
+pub(crate) struct DecodedRecord {
     /// The record's bytes and position.
     pub item: Item,
     /// The decoded content.
@@ -18,7 +18,7 @@ pub struct DecodedRecord {
 
 /// The content of a record.
 #[derive(Debug)]
-pub enum Content {
+pub(crate) enum Content {
     /// A message that PostgreSQL can hold.
     Message(Box<Record>),
     /// No message; its inbox and ID, if they are known and the table can hold them.
@@ -27,7 +27,7 @@ pub enum Content {
 
 impl DecodedRecord {
     /// Decodes a record.
-    pub fn read(item: Item) -> Entry<DecodedRecord> {
+    pub(crate) fn read(item: Item) -> Entry<DecodedRecord> {
         let RawRecord { key, value, headers, .. } = &item.record;
         let version = headers.last(record::VERSION_HEADER);
         let (kind, content) = match record::decode(key.as_deref(), version, value.clone()) {
@@ -46,7 +46,7 @@ impl DecodedRecord {
     }
 
     /// Returns the message. Panics if the record holds none.
-    pub fn record(&self) -> &Record {
+    pub(crate) fn record(&self) -> &Record {
         match &self.content {
             Content::Message(record) => record,
             Content::Broken(..) => unreachable!("the machine uses only messages"),
@@ -54,7 +54,7 @@ impl DecodedRecord {
     }
 
     /// Returns the inbox, if it is known.
-    pub fn known_recv_id(&self) -> Option<&str> {
+    pub(crate) fn known_recv_id(&self) -> Option<&str> {
         match &self.content {
             Content::Message(record) => Some(&record.msg.recv_id),
             Content::Broken(recv_id, _) => recv_id.as_deref(),
@@ -62,7 +62,7 @@ impl DecodedRecord {
     }
 
     /// Returns the message ID, if it is known.
-    pub fn known_msg_id(&self) -> Option<Uuid> {
+    pub(crate) fn known_msg_id(&self) -> Option<Uuid> {
         match &self.content {
             Content::Message(record) => Some(record.msg_id),
             Content::Broken(_, msg_id) => *msg_id,

@@ -6,18 +6,18 @@ use bytes::Bytes;
 /// of its value in 4 bytes (all ones: no value), the value. Lengths are in network order. Keys and values are bytes, because Kafka
 /// does not require UTF-8.
 #[derive(Clone, Debug, Default)]
-pub struct Headers(pub Bytes);
+pub(crate) struct Headers(pub Bytes);
 
 const NO_VALUE: u32 = u32::MAX;
 
 impl Headers {
     /// Returns the packed bytes.
-    pub fn packed(&self) -> &[u8] {
+    pub(crate) fn packed(&self) -> &[u8] {
         &self.0
     }
 
     /// Appends one header to `packed`.
-    pub fn pack(packed: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>) {
+    pub(crate) fn pack(packed: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>) {
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a record is far smaller than 4 GiB");
         packed.extend_from_slice(&length(key).to_be_bytes());
         packed.extend_from_slice(key);
@@ -26,7 +26,7 @@ impl Headers {
     }
 
     /// Returns the value of the last header with this key, as Kafka's own clients do.
-    pub fn last(&self, key: &str) -> Option<&[u8]> {
+    pub(crate) fn last(&self, key: &str) -> Option<&[u8]> {
         let mut rest: &[u8] = &self.0;
         let mut found = None;
         while let Some((header, after)) = one(rest) {
@@ -41,7 +41,7 @@ impl Headers {
 
 /// One header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header<'a> {
+pub(crate) struct Header<'a> {
     /// Any bytes.
     pub key: &'a [u8],
     /// Any bytes, or none.
@@ -54,7 +54,7 @@ pub struct Header<'a> {
 pub struct TruncatedError;
 
 /// Returns all of them, in order.
-pub fn unpack(mut packed: &[u8]) -> Result<Vec<Header<'_>>, TruncatedError> {
+pub(crate) fn unpack(mut packed: &[u8]) -> Result<Vec<Header<'_>>, TruncatedError> {
     let mut headers = Vec::new();
     while !packed.is_empty() {
         let (header, rest) = one(packed).ok_or(TruncatedError)?;

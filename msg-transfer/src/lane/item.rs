@@ -11,7 +11,7 @@ use super::headers::Headers;
 
 /// A consumed record. It owns its bytes in one allocation, so that no fetch buffer is kept alive.
 #[derive(Clone, Debug)]
-pub struct RawRecord {
+pub(crate) struct RawRecord {
     /// Its partition.
     pub partition: Partition,
     /// Its offset.
@@ -28,7 +28,7 @@ pub struct RawRecord {
 
 /// A record that is passed to a lane.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub(crate) struct Item {
     /// The record.
     pub record: RawRecord,
     /// The assignment that it was received under.
@@ -63,7 +63,7 @@ impl Record for RawRecord {
 
 impl Item {
     /// Returns the reference by which the lane reports the record to the consumer.
-    pub fn record_ref(&self) -> RecordRef {
+    pub(crate) fn record_ref(&self) -> RecordRef {
         let RawRecord { partition, offset, .. } = self.record;
         RecordRef { partition, epoch: self.assignment.epoch, offset, bytes: self.record.cost() }
     }

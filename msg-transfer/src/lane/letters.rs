@@ -139,7 +139,8 @@ async fn insert(
     let leader_epoch: Vec<i32> = dead.iter().map(|dead| record(dead).leader_epoch.0).collect();
     let recv_id: Vec<Option<&str>> =
         dead.iter().map(|dead| body(dead).known_recv_id().filter(|_| parts.recv_id)).collect();
-    let msg_id: Vec<Option<Uuid>> = dead.iter().map(|dead| body(dead).known_msg_id().filter(|_| parts.msg_id)).collect();
+    let msg_id: Vec<Option<Uuid>> =
+        dead.iter().map(|dead| body(dead).known_msg_id().filter(|_| parts.msg_id)).collect();
     let key: Vec<Option<&[u8]>> = dead.iter().map(|dead| record(dead).key.as_deref().filter(|_| parts.key)).collect();
     let value: Vec<Option<&[u8]>> =
         dead.iter().map(|dead| record(dead).value.as_deref().filter(|_| parts.value && dead.content)).collect();

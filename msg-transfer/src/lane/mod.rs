@@ -2,13 +2,13 @@
 //! a batch, the records of the next one gather, so batches grow with the load, and a single message does not wait.
 
 mod blocked;
-pub mod connection;
-pub mod decoded;
-pub mod headers;
-pub mod item;
+pub(crate) mod connection;
+pub(crate) mod decoded;
+pub(crate) mod headers;
+pub(crate) mod item;
 mod letters;
 pub mod sql;
-pub mod statements;
+pub(crate) mod statements;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ use crate::{backoff, metrics};
 
 /// The consumer's handle of a lane.
 #[derive(Clone, Debug)]
-pub struct Handle {
+pub(crate) struct Handle {
     /// Passes records to the lane.
     pub items: mpsc::Sender<Item>,
     /// Notified when the lane may write the dead letters that it requested.
@@ -48,7 +48,7 @@ const MANY_CONFLICTS: usize = 5;
 
 /// How large a batch may get.
 #[derive(Clone, Copy, Debug)]
-pub struct BatchLimits {
+pub(crate) struct BatchLimits {
     /// Maximum number of records.
     pub records: usize,
     /// Maximum bytes of keys, values and headers, which the last record may exceed.
@@ -59,7 +59,7 @@ pub struct BatchLimits {
 
 /// One lane.
 #[derive(Debug)]
-pub struct Lane {
+pub(crate) struct Lane {
     /// Decides what the lane does.
     pub machine: Machine<DecodedRecord>,
     /// Receives the consumer's records. Its capacity is above the consumer's limit, so the consumer never waits to send.
@@ -82,7 +82,7 @@ pub struct Lane {
 
 impl Lane {
     /// Stores records until the consumer has dropped the handle, or until `abandon` is cancelled.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut items = Vec::new();
         let mut next = tokio::time::Instant::now();
         let mut blocked = BlockedInboxes::new(self.machine.number(), self.readiness.clone());

@@ -8,7 +8,7 @@ use msg_common::table;
 
 /// The statements that begin a transaction. They set the timeouts within it, so that they also reach the workers of a Citus.
 #[derive(Clone, Debug)]
-pub struct Begin {
+pub(crate) struct Begin {
     /// For a batch.
     pub full: Vec<String>,
     /// For an attempt that must not use up the lane's time, such as that of a blocked inbox.
@@ -23,7 +23,7 @@ impl Begin {
     ///
     /// Citus sends the whole text that contains a SET LOCAL to the workers. With a BEGIN and a LOCK TABLE in the text, the workers
     /// would execute those, too, and wait for each other. So for Citus each statement is sent by itself.
-    pub fn new(lock_timeout: Duration, statement_timeout: Duration, kind: ServerKind) -> Self {
+    pub(crate) fn new(lock_timeout: Duration, statement_timeout: Duration, kind: ServerKind) -> Self {
         // A tenth of the timeout, but at least 1 s, so that a server under load does not exceed it.
         let short = (statement_timeout / 10).max(Duration::from_secs(1).min(statement_timeout / 2));
         let begin = |lock: Duration, statement: Duration| {
@@ -58,15 +58,15 @@ pub enum ServerKind {
 /// Begins a bisection: deferred constraints are checked immediately. The lock is the one that an insert acquires. It is acquired
 /// before the savepoint, so that rolling back to the savepoint keeps it: with a migration between the canary row and a record, the
 /// record would seem to be the cause.
-pub const AFTER_BEGIN_BISECTION: &str =
+pub(crate) const AFTER_BEGIN_BISECTION: &str =
     "LOCK TABLE messages IN ROW EXCLUSIVE MODE; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT bisection";
 
 /// Keeps the rows that were written since the savepoint, until the end of the bisection. There is one savepoint at a time: they do
 /// not nest.
-pub const MOVE_SAVEPOINT: &str = "RELEASE SAVEPOINT bisection; SAVEPOINT bisection";
+pub(crate) const MOVE_SAVEPOINT: &str = "RELEASE SAVEPOINT bisection; SAVEPOINT bisection";
 
 /// Removes the rows that were written since the savepoint.
-pub const ROLLBACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT bisection";
+pub(crate) const ROLLBACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT bisection";
 
 /// Counts which of these inboxes and `seq` are rows.
 macro_rules! count_present {
@@ -81,10 +81,10 @@ macro_rules! count_present {
 }
 
 /// Counts which of these inboxes and `seq` are rows.
-pub const COUNT_PRESENT: &str = count_present!("");
+pub(crate) const COUNT_PRESENT: &str = count_present!("");
 
 /// The same, for Citus.
-pub const COUNT_PRESENT_CITUS: &str = count_present!(" AND m.recv_id = ANY ($1)");
+pub(crate) const COUNT_PRESENT_CITUS: &str = count_present!(" AND m.recv_id = ANY ($1)");
 
 /// Inserts rows; the command tag counts them.
 pub static INSERT_MESSAGES: LazyLock<String> = LazyLock::new(table::insert_sql);
@@ -94,14 +94,15 @@ pub static INSERT_MESSAGES_RETURNING: LazyLock<String> =
     LazyLock::new(|| format!("{} RETURNING seq", *INSERT_MESSAGES));
 
 /// Finds rows with the IDs of these records, and whether each holds the same message.
-pub static FIND_STORED: LazyLock<String> = LazyLock::new(table::find_stored_sql);
+pub(crate) static FIND_STORED: LazyLock<String> = LazyLock::new(table::find_stored_sql);
 
 /// The same, for Citus.
-pub static FIND_STORED_CITUS: LazyLock<String> = LazyLock::new(|| format!("{} AND m.recv_id = ANY ($2)", *FIND_STORED));
+pub(crate) static FIND_STORED_CITUS: LazyLock<String> =
+    LazyLock::new(|| format!("{} AND m.recv_id = ANY ($2)", *FIND_STORED));
 
 /// Inserts dead letters. One that exists stays as it is; an earlier version did not write its leader epoch. If Kafka lost the tail
 /// of its log, another record has the same offset, with a leader epoch of its own.
-pub const INSERT_DEAD_LETTERS: &str = "
+pub(crate) const INSERT_DEAD_LETTERS: &str = "
     INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, leader_epoch, recv_id, msg_id, key, value,
                               headers, reason, detail)
     SELECT $1, t.topic_id, t.kafka_partition, t.kafka_offset, t.leader_epoch, t.recv_id, t.msg_id, t.key, t.value,
@@ -119,7 +120,7 @@ pub const INSERT_DEAD_LETTERS: &str = "
 
 /// Writes progress rows, and never lowers one: a process that lost a partition, and has not detected it yet, may be late. A higher
 /// leader epoch is later, also at a lower offset: Kafka lost the tail in between (`Progress::may_follow`).
-pub const SAVE_PROGRESS: &str = "
+pub(crate) const SAVE_PROGRESS: &str = "
     INSERT INTO progress (topic_id, kafka_partition, next_offset, leader_epoch)
     SELECT topic_id, kafka_partition, next_offset, leader_epoch
     FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[])
@@ -132,18 +133,18 @@ pub const SAVE_PROGRESS: &str = "
                ELSE EXCLUDED.next_offset >= progress.next_offset END";
 
 /// Lowers a progress row after Kafka lost the tail of the log, if the row is still the one that was read.
-pub const LOWER_PROGRESS: &str = "
+pub(crate) const LOWER_PROGRESS: &str = "
     UPDATE progress SET next_offset = $5, leader_epoch = $6, updated_at = now()
     WHERE topic_id = $1 AND kafka_partition = $2
       AND next_offset = $3 AND leader_epoch IS NOT DISTINCT FROM $4::integer";
 
 /// Reads the progress rows of a topic.
-pub const LOAD_PROGRESS: &str = "
+pub(crate) const LOAD_PROGRESS: &str = "
     SELECT kafka_partition, next_offset, resumed_at, leader_epoch FROM progress WHERE topic_id = $1 AND kafka_partition = ANY($2)";
 
 /// Reads the dead letters of the last $3 offsets that count for the limit: not those from before the last `resume`, nor those of a
 /// log's tail that Kafka lost.
-pub const LOAD_DEAD_LETTERS: &str = "
+pub(crate) const LOAD_DEAD_LETTERS: &str = "
     SELECT d.kafka_partition, d.kafka_offset
     FROM progress p
     JOIN dead_letters d ON d.topic_id = p.topic_id AND d.kafka_partition = p.kafka_partition

@@ -16,7 +16,7 @@ use super::sql::{self, ServerKind};
 type Entries = [Entry<DecodedRecord>];
 
 /// Reads the last `seq` of the inbox of each of these entries, 0 for an empty inbox.
-pub async fn last_seqs(client: &Object, entries: &Entries, wanted: &[usize]) -> Result<Vec<i64>, Error> {
+pub(crate) async fn last_seqs(client: &Object, entries: &Entries, wanted: &[usize]) -> Result<Vec<i64>, Error> {
     let statement = client.prepare_cached(table::LAST_SEQ).await?;
     let statement = &statement;
     // All queries are sent before the first result is awaited.
@@ -28,7 +28,7 @@ pub async fn last_seqs(client: &Object, entries: &Entries, wanted: &[usize]) -> 
 }
 
 /// Counts which of these have their predecessor in the table.
-pub async fn count_predecessors(
+pub(crate) async fn count_predecessors(
     client: &Object,
     entries: &Entries,
     heads: &[NumberedEntry],
@@ -46,7 +46,7 @@ pub async fn count_predecessors(
 }
 
 /// Inserts messages, and returns the number of inserted rows.
-pub async fn insert_messages(
+pub(crate) async fn insert_messages(
     client: &Object,
     entries: &Entries,
     numbered: &[NumberedEntry],
@@ -61,7 +61,7 @@ pub async fn insert_messages(
 }
 
 /// Inserts the canary row: with the inbox and `seq` of this row, or in an inbox of its own. The caller rolls it back.
-pub async fn insert_canary(
+pub(crate) async fn insert_canary(
     client: &Object,
     entries: &Entries,
     row: Option<NumberedEntry>,
@@ -110,7 +110,7 @@ fn records(entries: &Entries, indices: impl Iterator<Item = usize>) -> Vec<&Reco
 }
 
 /// Finds the rows with the IDs of these entries. Returns the index of each, and whether its row holds the same message.
-pub async fn find_stored(
+pub(crate) async fn find_stored(
     client: &Object,
     entries: &Entries,
     wanted: &[usize],

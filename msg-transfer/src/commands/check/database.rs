@@ -46,7 +46,10 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
     };
     findings.ok("database", "it responds");
     if let Err(error) = check_server(config, options, &client, findings).await {
-        findings.failed("database", format!("it stopped responding: {}; check the server's log", failure::describe(&error)));
+        findings.failed(
+            "database",
+            format!("it stopped responding: {}; check the server's log", failure::describe(&error)),
+        );
     }
     drop(client);
     check_schema(config, pool, findings).await;
@@ -122,8 +125,10 @@ async fn check_schema(config: &Config, pool: &Pool, findings: &mut Findings) {
                     "this role may not create tables: GRANT CREATE ON SCHEMA to it, or migrate as the tables' owner";
                 return findings.failed("schema", format!("{state}, and {advice}"));
             }
-            findings
-                .warning("schema", format!("{state}: the service migrates at its start, or run `msg-transfer migrate`"));
+            findings.warning(
+                "schema",
+                format!("{state}: the service migrates at its start, or run `msg-transfer migrate`"),
+            );
         }
         Err(error) => findings.failed("schema", chain(&error)),
     }

@@ -86,7 +86,8 @@ fn check_topic(name: &str, topic: &Topic, options: &Options, findings: &mut Find
         }
     }
     if found.is_empty() {
-        let retention = topic.retention.map_or_else(|| "without limit".to_owned(), |time| format!("for {}", for_people(time)));
+        let retention =
+            topic.retention.map_or_else(|| "without limit".to_owned(), |time| format!("for {}", for_people(time)));
         findings.ok(
             "topic",
             format!(

@@ -85,7 +85,7 @@ struct Report {
 }
 
 /// Makes all checks. Returns exit code 1 if a check failed.
-pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let mut findings = Findings::default();
     // A bad setting ends the process before the command runs.
     findings.ok("configuration", "every setting is valid");

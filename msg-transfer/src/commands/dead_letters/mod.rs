@@ -47,7 +47,7 @@ impl Command {
 }
 
 /// Carries it out.
-pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, CommandError> {
+pub(super) async fn run(config: &Config, command: &Command) -> Result<ExitCode, CommandError> {
     match command {
         Command::List(options) => list::run(config, options).await,
         Command::Show(options) => show::run(config, options).await,

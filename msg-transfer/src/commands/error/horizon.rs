@@ -50,6 +50,6 @@ pub enum HorizonError {
 }
 
 /// Returns the time before which messages are old.
-pub fn horizon(now: SystemTime, older_than: Duration) -> Result<SystemTime, HorizonError> {
+pub(crate) fn horizon(now: SystemTime, older_than: Duration) -> Result<SystemTime, HorizonError> {
     now.checked_sub(older_than).ok_or(HorizonError::TooLong)
 }

@@ -83,7 +83,7 @@ struct Purge {
 }
 
 /// Deletes what is old.
-pub async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
+pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let stop = shutdown::between_steps();
     let client = connect(config, Purpose::Write).await?;
     floor::check(config, options.older_than).await?;

@@ -26,7 +26,7 @@ use crate::lag::states::States;
 use crate::lane::Handle as Lane;
 
 /// The parts of the service that the driver uses.
-pub struct Parts {
+pub(crate) struct Parts {
     /// The topic's name.
     pub topic: String,
     /// The lanes, by their number.
@@ -55,19 +55,19 @@ pub struct Parts {
 
 /// Reports in readiness why the consumer is in no group, if an error of the client explains it. Shared with the client's callbacks.
 #[derive(Clone)]
-pub struct Explainer {
+pub(crate) struct Explainer {
     causes: Causes,
     readiness: Readiness,
 }
 
 impl Explainer {
     /// Creates an explainer without an error.
-    pub fn new(readiness: Readiness) -> Self {
+    pub(crate) fn new(readiness: Readiness) -> Self {
         Explainer { causes: Causes::default(), readiness }
     }
 
     /// Records an error of the client, with librdkafka's own text.
-    pub fn explain(&self, error: &KafkaError, detail: &str) {
+    pub(crate) fn explain(&self, error: &KafkaError, detail: &str) {
         self.causes.note(error, detail);
         if let Some(cause) = self.causes.recent() {
             self.readiness.explain("group", format!("cannot join the group: {cause}"));
@@ -76,7 +76,7 @@ impl Explainer {
 }
 
 /// The parts, and the state that is kept between two turns.
-pub struct Outside {
+pub(crate) struct Outside {
     parts: Parts,
     queues: Option<Queues>,
     started: Instant,
@@ -96,12 +96,12 @@ struct Queues {
 
 impl Outside {
     /// Creates the state, without queues.
-    pub fn new(parts: Parts, explainer: Explainer) -> Self {
+    pub(crate) fn new(parts: Parts, explainer: Explainer) -> Self {
         Outside { parts, queues: None, started: Instant::now(), failed_saves: Arc::default(), fatal: None, explainer }
     }
 
     /// Creates the queues. Has to be called once, before the first turn.
-    pub fn open<C: ConsumerContext>(&mut self, consumer: &BaseConsumer<C>) {
+    pub(crate) fn open<C: ConsumerContext>(&mut self, consumer: &BaseConsumer<C>) {
         let client = consumer.client();
         self.queues = Some(Queues {
             events: EventQueue::new(client),
@@ -111,18 +111,18 @@ impl Outside {
     }
 
     /// Destroys the queues. Has to be called before the consumer is dropped.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.queues = None;
     }
 
     /// Returns why the consumer cannot continue, or `None` if it can.
-    pub fn fatal(&self) -> Option<ClientError> {
+    pub(crate) fn fatal(&self) -> Option<ClientError> {
         self.fatal.clone()
     }
 }
 
 /// The I/O of one turn.
-pub struct Io<'a, C: ConsumerContext> {
+pub(crate) struct Io<'a, C: ConsumerContext> {
     /// librdkafka's consumer.
     pub consumer: &'a BaseConsumer<C>,
     /// The other parts.

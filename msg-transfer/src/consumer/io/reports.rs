@@ -51,14 +51,18 @@ impl<C: ConsumerContext> Io<'_, C> {
             }
             Report::Lost(partitions) => {
                 tracing::warn!(?partitions, "lost");
-                parts.readiness.not_ready("group", "the group reassigned all partitions of this member, which joins again");
+                parts
+                    .readiness
+                    .not_ready("group", "the group reassigned all partitions of this member, which joins again");
                 metrics::rebalanced("lost", partitions.len());
             }
             Report::Strayed(partition, offset) => {
                 tracing::warn!(partition, %offset, "received record through the queue of events, will be fetched again");
             }
             Report::DrainExpired => {
-                tracing::warn!("drain deadline passed before all records were stored; the next owner consumes the others again");
+                tracing::warn!(
+                    "drain deadline passed before all records were stored; the next owner consumes the others again"
+                );
             }
             Report::ReleaseExpired => {
                 tracing::warn!("last commit was not confirmed; the next owner consumes its records again");
@@ -75,7 +79,9 @@ impl<C: ConsumerContext> Io<'_, C> {
             Report::Rejected(what, error) => tracing::warn!(what, error = chain(*error), "rejected by the consumer"),
             Report::Halted(halted) => self.show_halted(halted),
             Report::Failing(failing) => self.show_failing(failing),
-            Report::Recovered(partition, attempts) => tracing::info!(partition, attempts, "fetched partition after failed attempts"),
+            Report::Recovered(partition, attempts) => {
+                tracing::info!(partition, attempts, "fetched partition after failed attempts")
+            }
             Report::Consumed(count) => metrics::consumed(*count),
             Report::Committed(result) => {
                 metrics::committed(result.is_ok());

@@ -125,7 +125,10 @@ impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
                     let _ = report.send(Event::Resumed(resumed));
                 }
                 Err(error) => {
-                    tracing::debug!(error = chain(&error), "could not check whether an operator has resumed partitions");
+                    tracing::debug!(
+                        error = chain(&error),
+                        "could not check whether an operator has resumed partitions"
+                    );
                 }
             }
         });
