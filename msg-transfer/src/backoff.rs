@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machine::failure::Class;
+use machine::error::ErrorClass;
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);
@@ -19,13 +19,13 @@ impl Backoff {
     /// Waits before the next attempt.
     pub(crate) async fn wait(&mut self) {
         self.attempts += 1;
-        tokio::time::sleep(jittered(ceiling(Class::Transient, self.attempts))).await;
+        tokio::time::sleep(jittered(ceiling(ErrorClass::Transient, self.attempts))).await;
     }
 }
 
 /// Returns the longest wait after `attempts` failed attempts, of which the last failed with `class`.
-pub(crate) fn ceiling(class: Class, attempts: usize) -> Duration {
-    let longest = if class == Class::Fatal { LONGEST_FATAL } else { LONGEST };
+pub(crate) fn ceiling(class: ErrorClass, attempts: usize) -> Duration {
+    let longest = if class == ErrorClass::Fatal { LONGEST_FATAL } else { LONGEST };
     let exponent = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
     (FIRST * 2_u32.pow(exponent)).min(longest)
 }
@@ -41,9 +41,9 @@ mod tests {
 
     #[test]
     fn backoff_grows_up_to_the_limit() {
-        let ceilings = [1, 2, 3, 100].map(|attempts| ceiling(Class::Transient, attempts));
+        let ceilings = [1, 2, 3, 100].map(|attempts| ceiling(ErrorClass::Transient, attempts));
         assert_eq!(ceilings, [FIRST, 2 * FIRST, 4 * FIRST, LONGEST]);
-        assert_eq!(ceiling(Class::Fatal, 1000), LONGEST_FATAL);
+        assert_eq!(ceiling(ErrorClass::Fatal, 1000), LONGEST_FATAL);
         assert!(jittered(LONGEST) <= LONGEST);
     }
 }

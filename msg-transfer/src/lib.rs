@@ -7,7 +7,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 mod consumer;
-mod failure;
+mod db_error;
 mod hints;
 pub mod lag;
 pub mod lane;

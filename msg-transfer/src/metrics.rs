@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use machine::Partition;
-use machine::failure::Class;
+use machine::error::ErrorClass;
 use machine::lane::Outcome;
 
 const CONSUMED: &str = "msg_transfer_consumed_records_total";
@@ -113,7 +113,7 @@ pub(crate) fn dead_letter_reduced() {
     counter!(REDUCED).increment(1);
 }
 
-pub(crate) fn store_failed(class: Class) {
+pub(crate) fn store_failed(class: ErrorClass) {
     counter!(FAILURES, "class" => class.name()).increment(1);
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use machine::failure::Class;
+use machine::error::ErrorClass;
 use msg_common::config::SettingError;
 use msg_common::error::sources;
 use msg_common::postgres::{
@@ -11,7 +11,7 @@ use msg_common::postgres::{
 use refinery::Runner;
 use tokio_postgres::error::SqlState;
 
-use crate::{failure, session};
+use crate::{db_error, session};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -109,7 +109,7 @@ pub struct MigrationError(refinery::Error);
 
 impl MigrationError {
     fn text(&self) -> String {
-        self.database().map_or_else(|| self.0.to_string(), failure::describe)
+        self.database().map_or_else(|| self.0.to_string(), db_error::describe)
     }
 
     /// Returns the driver's error, if the migration failed with one.
@@ -145,8 +145,8 @@ impl SchemaError {
 
 impl From<tokio_postgres::Error> for SchemaError {
     fn from(error: tokio_postgres::Error) -> Self {
-        match failure::of(&error).class {
-            Class::Transient | Class::Lost => SchemaError::Transient(error.into()),
+        match db_error::of(&error).class {
+            ErrorClass::Transient | ErrorClass::Lost => SchemaError::Transient(error.into()),
             _ => SchemaError::Database(error.into()),
         }
     }
@@ -157,8 +157,8 @@ impl From<ConnectError> for SchemaError {
         if error.needs_operator().is_some() {
             return SchemaError::Refused(error);
         }
-        match failure::of_connect(&error).class {
-            Class::Fatal => SchemaError::Database(error.into()),
+        match db_error::of_connect(&error).class {
+            ErrorClass::Fatal => SchemaError::Database(error.into()),
             _ => SchemaError::Transient(error.into()),
         }
     }
@@ -226,9 +226,11 @@ async fn failed(error: refinery::Error, client: &Client) -> SchemaError {
     let Some(error) = source.database() else { return SchemaError::Migration { source, advice: String::new() } };
     match error.code() {
         Some(&SqlState::LOCK_NOT_AVAILABLE) => SchemaError::Locked { holders: String::new(), source },
-        _ if matches!(failure::of(error).class, Class::Transient | Class::Lost) => SchemaError::Interrupted(source),
+        _ if matches!(db_error::of(error).class, ErrorClass::Transient | ErrorClass::Lost) => {
+            SchemaError::Interrupted(source)
+        }
         state => {
-            let advice = advice(state, &failure::describe(error), client).await;
+            let advice = advice(state, &db_error::describe(error), client).await;
             SchemaError::Migration { source, advice }
         }
     }

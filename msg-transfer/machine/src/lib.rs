@@ -6,12 +6,12 @@
 //! - [`driver`]: carries out the actions of [`consumer`] on the consumer's thread, through two traits.
 //! - [`lane`]: how a batch becomes rows: its statements one by one, each `seq`, repeats, poison records.
 //! - [`reference_connection`]: whether the database is still the server that the start offsets were read from.
-//! - [`failure`]: the class of an error of the database.
+//! - [`error`]: an error of the database, and its class.
 
 pub mod assignment;
 pub mod consumer;
 pub mod driver;
-pub mod failure;
+pub mod error;
 pub mod lane;
 pub mod offset;
 pub mod reason;

@@ -3,7 +3,6 @@
 use std::ffi::CStr;
 
 use machine::RecordOffset;
-use machine::consumer::FetchFailure;
 use machine::driver;
 use rdkafka::bindings as rd;
 use rdkafka::types::RDKafkaErrorCode;
@@ -49,11 +48,11 @@ impl FetchError {
     }
 
     /// Counts the error, and converts it for the driver.
-    pub(super) fn into_driver(self) -> driver::FetchError {
+    pub(super) fn into_driver(self) -> driver::FailedFetch {
         metrics::fetch_failed(self.name());
         let (damaged, text) = (self.is_damage(), self.describe());
-        let failure = FetchFailure { offset: self.offset, damaged, text, jitter: rand::random() };
-        driver::FetchError { failure, out_of_range: self.is_out_of_range() }
+        let error = machine::consumer::FetchError { offset: self.offset, damaged, text, jitter: rand::random() };
+        driver::FailedFetch { error, out_of_range: self.is_out_of_range() }
     }
 
     /// Returns whether the batch exists and cannot be read: its checksum is wrong, or it cannot be decoded.

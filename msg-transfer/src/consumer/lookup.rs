@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine::consumer::start::{Kept, Known, Lost};
-use machine::lane::Failure;
+use machine::error::ClassifiedError;
 use machine::{ConnectionNumber, NextOffset, Partition, Progress, RecordOffset};
 use msg_common::error::chain;
 use msg_common::kafka::ends::{self, Answers, Ends};
@@ -56,12 +56,12 @@ pub(crate) enum LookupError {
     Kafka(#[from] RequestError),
     /// Reading or writing the progress rows failed.
     #[error("database: {}", .0.text)]
-    Database(Failure),
+    Database(ClassifiedError),
 }
 
-impl From<Failure> for LookupError {
-    fn from(failure: Failure) -> Self {
-        LookupError::Database(failure)
+impl From<ClassifiedError> for LookupError {
+    fn from(error: ClassifiedError) -> Self {
+        LookupError::Database(error)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use machine::consumer::start::Lost;
 use machine::driver::ProgressRow;
-use machine::lane::Failure;
+use machine::error::ClassifiedError;
 use machine::reference_connection::{Next, Query, ReferenceConnection};
 use machine::{ConnectionNumber, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
 use msg_common::postgres::{DatabaseError, HostError, Object, Pool, Server};
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::citus::{self, KnownWorkers, Worker};
 use crate::lane::sql::{self, ServerKind};
 use crate::session::{self, Committed};
-use crate::{failure, metrics};
+use crate::{db_error, metrics};
 
 /// The timeout of one statement.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,10 +91,15 @@ impl ProgressStore {
     }
 
     /// Reads the rows of these partitions, and their dead letters of the last `window` offsets.
-    pub(crate) async fn load(&self, topic_id: Uuid, partitions: &[Partition], window: i64) -> Result<Loaded, Failure> {
+    pub(crate) async fn load(
+        &self,
+        topic_id: Uuid,
+        partitions: &[Partition],
+        window: i64,
+    ) -> Result<Loaded, ClassifiedError> {
         let mut connection = self.connection.lock().await;
         if connection.reference.next(&Query::Load) == Next::Connect {
-            connection.client = Some(session::fresh(&self.pool).await.map_err(|error| failure::of_pool(&error))?);
+            connection.client = Some(session::fresh(&self.pool).await.map_err(|error| db_error::of_pool(&error))?);
             connection.reference.connected();
             if connection.kind == ServerKind::Citus {
                 let workers = connection.query(&Query::Load, known_workers).await?;
@@ -150,15 +155,15 @@ impl ProgressStore {
     }
 
     /// Reads the identities of the workers of a Citus over a new connection of a lane. Empty if this role may not.
-    pub(crate) async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
+    pub(crate) async fn workers(&self, client: &Object) -> Result<Vec<Worker>, ClassifiedError> {
         match tokio::time::timeout(TIMEOUT, citus::workers(client)).await {
             Ok(Ok(workers)) => Ok(reported(workers)),
             Ok(Err(error)) if is_denied(&error) => {
-                warn_not_known(&failure::describe(&error));
+                warn_not_known(&db_error::describe(&error));
                 Ok(Vec::new())
             }
-            Ok(Err(error)) => Err(failure::of(&error)),
-            Err(_) => Err(failure::transient("the workers did not respond in time")),
+            Ok(Err(error)) => Err(db_error::of(&error)),
+            Err(_) => Err(db_error::transient("the workers did not respond in time")),
         }
     }
 
@@ -170,7 +175,7 @@ impl ProgressStore {
         connection_number: ConnectionNumber,
         server: &Server,
         workers: &[Worker],
-    ) -> Result<bool, Failure> {
+    ) -> Result<bool, ClassifiedError> {
         let mut connection = self.connection.lock().await;
         if !connection.check(&Query::IsAlive(connection_number)).await {
             return Ok(false);
@@ -180,7 +185,7 @@ impl ProgressStore {
         if expected == found {
             return Ok(connection.keep_if_same(&Query::IsAlive(connection_number), workers));
         }
-        Err(failure::transient(&format!(
+        Err(db_error::transient(&format!(
             "a new connection leads to another server ({found}) than the one that the start offsets were read from \
              ({expected} at {}), and both accept writes: nothing is stored in the other one; stop the server that is not \
              the primary",
@@ -195,11 +200,11 @@ impl ProgressStore {
     }
 
     /// Writes the rows in one statement. After an error, start offsets have to be resolved again.
-    pub(crate) async fn save(&self, rows: &[ProgressRow]) -> Result<Saved, Failure> {
+    pub(crate) async fn save(&self, rows: &[ProgressRow]) -> Result<Saved, ClassifiedError> {
         let mut connection = self.connection.lock().await;
         let query = Query::Save(rows.iter().map(|row| row.connection_number).collect());
         if connection.reference.next(&query) != Next::Send {
-            return Err(failure::transient(CLOSED));
+            return Err(db_error::transient(CLOSED));
         }
         let topic_ids: Vec<Uuid> = rows.iter().map(|row| row.topic_id).collect();
         let partitions: Vec<Partition> = rows.iter().map(|row| row.partition).collect();
@@ -224,11 +229,11 @@ impl ProgressStore {
         connection_number: ConnectionNumber,
         partition: Partition,
         lost: &Lost,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ClassifiedError> {
         let mut connection = self.connection.lock().await;
         let query = Query::Save(vec![connection_number]);
         if connection.reference.next(&query) != Next::Send {
-            return Err(failure::transient(CLOSED));
+            return Err(db_error::transient(CLOSED));
         }
         let (row, lowered) = (column(lost.row.leader_epoch), column(lost.lowered.leader_epoch));
         let lower = async |client: &Object| {
@@ -238,7 +243,7 @@ impl ProgressStore {
             client.execute(&statement, &parameters).await
         };
         match connection.query(&query, lower).await? {
-            0 => Err(failure::transient("the progress row has changed since it was read")),
+            0 => Err(db_error::transient("the progress row has changed since it was read")),
             _ => Ok(()),
         }
     }
@@ -264,7 +269,7 @@ fn is_denied(error: &tokio_postgres::Error) -> bool {
 async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::Error> {
     match citus::workers(client).await {
         Err(error) if error.as_db_error().is_some() => {
-            warn_not_known(&failure::describe(&error));
+            warn_not_known(&db_error::describe(&error));
             Ok(Vec::new())
         }
         read => read.map(reported),
@@ -300,9 +305,9 @@ impl Connection {
                         false => Ok(Vec::new()),
                     }
                 };
-                match self.query_with(query, verify, failure::of_host).await {
+                match self.query_with(query, verify, db_error::of_host).await {
                     Ok(workers) => self.keep_if_same(query, &workers),
-                    Err(Failure { text: error, .. }) => {
+                    Err(ClassifiedError { text: error, .. }) => {
                         tracing::warn!(error, "lost the reference connection, start offsets will be resolved again");
                         false
                     }
@@ -352,8 +357,8 @@ impl Connection {
         &mut self,
         query: &Query,
         send: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
-    ) -> Result<T, Failure> {
-        self.query_with(query, send, failure::of).await
+    ) -> Result<T, ClassifiedError> {
+        self.query_with(query, send, db_error::of).await
     }
 
     /// Sends a query. After an error or a timeout, the connection is closed and removed from the pool.
@@ -361,12 +366,12 @@ impl Connection {
         &mut self,
         query: &Query,
         send: impl AsyncFnOnce(&Object) -> Result<T, E>,
-        failed: impl FnOnce(&E) -> Failure,
-    ) -> Result<T, Failure> {
+        failed: impl FnOnce(&E) -> ClassifiedError,
+    ) -> Result<T, ClassifiedError> {
         // Removed for the duration of the query: if this future is dropped, the connection is closed.
         let Some(client) = self.client.take() else {
             self.reference.completed(query, false);
-            return Err(failure::transient(CLOSED));
+            return Err(db_error::transient(CLOSED));
         };
         let error = match tokio::time::timeout(TIMEOUT, send(&client)).await {
             Ok(Ok(result)) => {
@@ -375,7 +380,7 @@ impl Connection {
                 return Ok(result);
             }
             Ok(Err(error)) => failed(&error),
-            Err(_) => failure::transient("the database did not respond in time"),
+            Err(_) => db_error::transient("the database did not respond in time"),
         };
         session::disconnect(client);
         self.reference.completed(query, false);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use machine::failure::Class;
+use machine::error::ErrorClass;
 use machine::lane::BlockedInbox;
 use msg_common::admin::Readiness;
 
@@ -54,7 +54,7 @@ impl BlockedInboxes {
 
     fn plan(&mut self, took: Duration, attempts: Option<usize>) {
         let count = u32::try_from(self.count.max(1)).unwrap_or(u32::MAX);
-        let each = backoff::ceiling(Class::Transient, attempts.unwrap_or_default() + 1) / count;
+        let each = backoff::ceiling(ErrorClass::Transient, attempts.unwrap_or_default() + 1) / count;
         self.next = Instant::now() + backoff::jittered(each).max(PAUSE_FACTOR * took);
     }
 
@@ -66,14 +66,15 @@ impl BlockedInboxes {
         let grew = count > self.count;
         // The new ones are first.
         for inbox in blocked.iter().take(count.saturating_sub(self.count)) {
-            metrics::store_failed(inbox.failure.class);
+            metrics::store_failed(inbox.error.class);
         }
         (self.count, self.records) = (count, records);
         if grew {
             self.plan(Duration::ZERO, blocked.first().map(|inbox| inbox.attempts));
         }
         // The inbox with the most attempts is reported, so that the reason stays the same while it waits.
-        let counts = |inbox: &&BlockedInbox| inbox.failure.class != Class::Conflict || inbox.attempts >= MIN_CONFLICTS;
+        let counts =
+            |inbox: &&BlockedInbox| inbox.error.class != ErrorClass::Conflict || inbox.attempts >= MIN_CONFLICTS;
         let first = blocked.iter().filter(counts).max_by_key(|inbox| (inbox.attempts, inbox.partition, inbox.offset));
         let reported = first.map(|inbox| reason(inbox, count));
         if reported != self.reported {
@@ -98,12 +99,12 @@ fn difference(now: usize, before: usize) -> f64 {
 
 /// Returns the reason for readiness: the position of the inbox's first record, the cause, and what an operator has to do.
 fn reason(inbox: &BlockedInbox, count: usize) -> String {
-    let BlockedInbox { partition, offset, failure, .. } = inbox;
+    let BlockedInbox { partition, offset, error, .. } = inbox;
     let more = if count > 1 { format!(", and {} more inboxes of this lane", count - 1) } else { String::new() };
-    let advice = match failure.class {
-        Class::Conflict => "drop the unique index that is not msg-transfer's",
-        Class::Locked => "end the transaction that holds the lock (pg_locks, pg_stat_activity)",
-        Class::Heavy => {
+    let advice = match error.class {
+        ErrorClass::Conflict => "drop the unique index that is not msg-transfer's",
+        ErrorClass::Locked => "end the transaction that holds the lock (pg_locks, pg_stat_activity)",
+        ErrorClass::Heavy => {
             "find out what a row of this inbox waits for (a trigger, a lock), or raise DATABASE_STATEMENT_TIMEOUT"
         }
         _ => "make the database accept its rows again",
@@ -111,20 +112,20 @@ fn reason(inbox: &BlockedInbox, count: usize) -> String {
     format!(
         "the inbox of the record at partition {partition}, offset {offset} cannot be written{more}: {}; all others are \
          stored, this one waits and is retried: {advice}",
-        failure.text
+        error.text
     )
 }
 
 #[cfg(test)]
 mod tests {
     use machine::RecordOffset;
-    use machine::lane::Failure;
+    use machine::error::ClassifiedError;
 
     use super::*;
 
-    fn inbox(class: Class, attempts: usize) -> BlockedInbox {
-        let failure = Failure { class, text: "no (55P03)".into() };
-        BlockedInbox { partition: 3, offset: RecordOffset(17), records: 2, failure, attempts }
+    fn inbox(class: ErrorClass, attempts: usize) -> BlockedInbox {
+        let error = ClassifiedError { class, text: "no (55P03)".into() };
+        BlockedInbox { partition: 3, offset: RecordOffset(17), records: 2, error, attempts }
     }
 
     #[test]
@@ -132,7 +133,7 @@ mod tests {
         let readiness = Readiness::waiting_for(&[]);
         let mut blocked = BlockedInboxes::new(1, readiness.clone());
         assert_eq!(blocked.wake(), None);
-        blocked.update([inbox(Class::Locked, 0)].into_iter());
+        blocked.update([inbox(ErrorClass::Locked, 0)].into_iter());
         let reasons = readiness.reasons();
         let reason = &reasons["inbox (lane 1)"];
         assert!(reason.contains("partition 3, offset 17") && reason.contains("no (55P03)"), "{reason}");
@@ -146,9 +147,9 @@ mod tests {
     fn first_conflicts_of_an_inbox_are_not_reported() {
         let readiness = Readiness::waiting_for(&[]);
         let mut blocked = BlockedInboxes::new(1, readiness.clone());
-        blocked.update([inbox(Class::Conflict, 0)].into_iter());
+        blocked.update([inbox(ErrorClass::Conflict, 0)].into_iter());
         assert!(readiness.reasons().is_empty());
-        blocked.update([inbox(Class::Conflict, MIN_CONFLICTS)].into_iter());
+        blocked.update([inbox(ErrorClass::Conflict, MIN_CONFLICTS)].into_iter());
         assert!(readiness.reasons()["inbox (lane 1)"].contains("unique index"));
         drop(blocked);
         assert!(readiness.reasons().is_empty(), "a lane that ends clears its reason");
@@ -157,9 +158,9 @@ mod tests {
     #[test]
     fn attempts_leave_the_lane_most_of_its_time() {
         let mut blocked = BlockedInboxes::new(1, Readiness::waiting_for(&[]));
-        blocked.update([inbox(Class::Locked, 0)].into_iter());
+        blocked.update([inbox(ErrorClass::Locked, 0)].into_iter());
         assert!(blocked.next <= Instant::now() + Duration::from_millis(50));
-        blocked.tried(Duration::from_secs(10), [inbox(Class::Locked, 5)].into_iter());
+        blocked.tried(Duration::from_secs(10), [inbox(ErrorClass::Locked, 5)].into_iter());
         assert!(blocked.next > Instant::now() + Duration::from_secs(89));
     }
 }

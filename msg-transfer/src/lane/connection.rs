@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use machine::ConnectionNumber;
-use machine::lane::{Entry, Failure, Request, Response};
+use machine::error::ClassifiedError;
+use machine::lane::{Entry, Request, Response};
 use msg_common::postgres::{DatabaseOptions, Object, Pool};
 
 use super::decoded::DecodedRecord;
@@ -12,7 +13,7 @@ use super::sql::{Begin, ServerKind};
 use super::{letters, sql, statements};
 use crate::citus::{self, Worker};
 use crate::consumer::progress::ProgressStore;
-use crate::failure;
+use crate::db_error;
 use crate::session::{self, Committed};
 
 /// Has at most one connection. It never returns a connection to the pool with an open transaction or in an unknown state.
@@ -52,8 +53,8 @@ impl Connection {
             }
             _ => match tokio::time::timeout(self.timeout, self.execute(request, entries)).await {
                 Ok(Ok(response)) => response,
-                Ok(Err(error)) => Response::Failed(failure::of(&error)),
-                Err(_) => Response::Failed(failure::lost("the database did not respond in time")),
+                Ok(Err(error)) => Response::Failed(db_error::of(&error)),
+                Err(_) => Response::Failed(db_error::lost("the database did not respond in time")),
             },
         }
     }
@@ -62,12 +63,12 @@ impl Connection {
         self.disconnect();
         let client = match session::fresh(&self.pool).await {
             Ok(client) => client,
-            Err(error) => return Response::Failed(failure::of_pool(&error)),
+            Err(error) => return Response::Failed(db_error::of_pool(&error)),
         };
         // Compared after connecting: if the reference connection is open now, it was open when this connection was opened.
         let same = match self.workers(&client).await {
             Ok(workers) => self.progress.is_same(connection_number, client.server(), &workers).await,
-            Err(failure) => Err(failure),
+            Err(error) => Err(error),
         };
         if matches!(same, Ok(true)) {
             self.client = Some(client);
@@ -79,12 +80,12 @@ impl Connection {
     }
 
     /// Reads which servers the workers of a Citus are; none on a single server. Fails if a worker does not respond.
-    async fn workers(&self, client: &Object) -> Result<Vec<Worker>, Failure> {
+    async fn workers(&self, client: &Object) -> Result<Vec<Worker>, ClassifiedError> {
         if self.kind == ServerKind::Single {
             return Ok(Vec::new());
         }
         let workers = self.progress.workers(client).await?;
-        citus::unavailable(&workers).map_or(Ok(workers), |error| Err(failure::transient(&error)))
+        citus::unavailable(&workers).map_or(Ok(workers), |error| Err(db_error::transient(&error)))
     }
 
     /// Closes the connection, and removes it from the pool.

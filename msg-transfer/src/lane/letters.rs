@@ -1,7 +1,7 @@
 //! Inserts dead letters. If the table rejects a dead letter, it is inserted with less and less content, so that it never blocks a
 //! lane.
 
-use machine::failure::Class;
+use machine::error::ErrorClass;
 use machine::lane::{DeadLetter, Entry};
 use msg_common::postgres::Object;
 use tokio_postgres::Error;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::decoded::DecodedRecord;
 use super::sql;
-use crate::{failure, metrics};
+use crate::{db_error, metrics};
 
 /// The parts of a dead letter that are inserted. The record's bytes are left out last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ async fn insert_reduced(
                 done?;
                 if let Some(error) = rejected {
                     let record = &entries[letter.entry].body.item.record;
-                    let (partition, offset, error) = (record.partition, record.offset.0, failure::describe(&error));
+                    let (partition, offset, error) = (record.partition, record.offset.0, db_error::describe(&error));
                     tracing::warn!(partition, offset, error, ?parts, "stored dead letter without parts of its record");
                     metrics::dead_letter_reduced();
                 }
@@ -119,7 +119,7 @@ async fn insert_reduced(
 
 /// Returns whether the table rejects the content of the dead letter, and may accept it with less content.
 fn is_rejected(error: &Error) -> bool {
-    matches!(failure::of(error).class, Class::Permanent | Class::TooLarge | Class::Conflict)
+    matches!(db_error::of(error).class, ErrorClass::Permanent | ErrorClass::TooLarge | ErrorClass::Conflict)
 }
 
 async fn insert(

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use machine::Reason;
 use machine::consumer::Event;
-use machine::failure::Class;
-use machine::lane::{BatchFailure, Machine, Outcome, Request, Response};
+use machine::error::ErrorClass;
+use machine::lane::{BatchError, Machine, Outcome, Request, Response};
 use msg_common::admin::Readiness;
 use msg_common::repeat::Repeats;
 use tokio::sync::{Notify, mpsc};
@@ -136,7 +136,7 @@ impl Lane {
                 if outcome == Outcome::default()
                     && let Some(still) = self.machine.blocked().last()
                 {
-                    metrics::store_failed(still.failure.class);
+                    metrics::store_failed(still.error.class);
                 }
                 self.report(outcome.stored + outcome.duplicates, &outcome, start.elapsed());
                 events = Vec::new();
@@ -234,18 +234,18 @@ impl Lane {
         }
     }
 
-    async fn wait(&self, BatchFailure { failure, attempts }: &BatchFailure) {
-        let (lane, error, class) = (self.machine.number(), failure.text.as_str(), failure.class);
+    async fn wait(&self, BatchError { error, attempts }: &BatchError) {
+        let (lane, error, class) = (self.machine.number(), error.text.as_str(), error.class);
         metrics::store_failed(class);
         // All lanes use the same database, so they meet the same error, each at every attempt.
         let repeated = BATCH_FAILURES.occurred(error);
         match class {
             // Another owner of the partition was faster, so the last `seq` is read again. If conflicts continue, the cause is
             // something else.
-            Class::Conflict if *attempts < MANY_CONFLICTS => {
+            ErrorClass::Conflict if *attempts < MANY_CONFLICTS => {
                 tracing::info!(lane, error, "another owner wrote the same inbox, will be retried");
             }
-            Class::Fatal => {
+            ErrorClass::Fatal => {
                 if let Some(repeated) = repeated {
                     tracing::error!(
                         lane,

@@ -89,7 +89,7 @@ impl Env {
 
     /// Lets the server execute the session's statement, unless a fault prevents that.
     pub(crate) fn execute(&mut self, id: SessionId) {
-        use machine::failure::Class;
+        use machine::error::ErrorClass;
         let Some(session) = self.database.session(id) else { return };
         let (client, client_connected) = (session.client, session.client_connected);
         let Some(statement) = session.request.clone() else { return };
@@ -99,9 +99,9 @@ impl Env {
         } else if self.has_statement_fault(Fault::LoseResult) {
             StatementEffect::BreaksAfter
         } else if self.has_statement_fault(Fault::FailStatement) {
-            StatementEffect::Fails(Class::Transient)
+            StatementEffect::Fails(ErrorClass::Transient)
         } else if self.database.slow && matches!(statement, Statement::Insert(_)) && self.choices.one_in(3) {
-            StatementEffect::Fails(Class::Heavy)
+            StatementEffect::Fails(ErrorClass::Heavy)
         } else if self.config.visible_later && !self.healing && is_commit && self.choices.one_in(3) {
             StatementEffect::VisibleLater
         } else {

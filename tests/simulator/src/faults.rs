@@ -148,8 +148,9 @@ impl World {
 
     /// Blocks one more inbox for a while, as a foreign unique index, a lock, a slow trigger or a policy does.
     pub(crate) fn block_inbox(&mut self) {
-        use machine::failure::Class;
-        const CAUSES: [Class; 4] = [Class::Conflict, Class::Locked, Class::Heavy, Class::Fatal];
+        use machine::error::ErrorClass;
+        const CAUSES: [ErrorClass; 4] =
+            [ErrorClass::Conflict, ErrorClass::Locked, ErrorClass::Heavy, ErrorClass::Fatal];
         let env = &mut self.env;
         if env.database.blocked.len() >= 3 {
             return;

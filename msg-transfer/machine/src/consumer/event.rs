@@ -22,7 +22,7 @@ pub struct RecordRef {
 
 /// Why a partition cannot be fetched.
 #[derive(Clone, Debug)]
-pub struct FetchFailure {
+pub struct FetchError {
     /// The first offset that was not fetched, if it is known.
     pub offset: Option<RecordOffset>,
     /// Whether the records are in the log and cannot be read. Then the partition is halted after the second attempt.
@@ -62,7 +62,7 @@ pub enum Event {
     /// it.
     RestartPartition(Partition),
     /// The fetch of a partition failed. The records received before the error count.
-    FetchFailed { partition: Partition, failure: FetchFailure },
+    FetchFailed { partition: Partition, error: FetchError },
     /// The next record of this partition is not in its log. Kafka may have lost the log's tail. Then the records in the
     /// lanes exist nowhere else, so they are completed before the start offset is resolved again.
     OutOfRange(Partition),

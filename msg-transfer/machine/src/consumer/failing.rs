@@ -1,7 +1,7 @@
 //! Partitions whose fetch fails: which errors halt a partition, and when its fetch is retried.
 
 use super::Machine;
-use super::event::{Action, FetchFailure};
+use super::event::{Action, FetchError};
 use super::failing_fetch::{Failing, Next};
 use super::owned::{Owned, Phase};
 use crate::{Millis, NextOffset, Partition};
@@ -33,7 +33,7 @@ impl Machine {
     pub(super) fn fetch_failed(
         &mut self,
         partition: Partition,
-        failure: FetchFailure,
+        error: FetchError,
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
@@ -45,25 +45,25 @@ impl Machine {
         }
         // The records below were received: a batch can start before the next offset.
         let expected = ledger.expected();
-        let at = failure.offset.map_or(expected, |offset| expected.max(NextOffset(offset.0)));
+        let at = error.offset.map_or(expected, |offset| expected.max(NextOffset(offset.0)));
         let attempts = match before {
             Some(before) if at <= before.at => before.attempts.saturating_add(1),
             _ => 1,
         };
         actions.push(Action::StopFetching { partition });
-        if failure.damaged && attempts >= DAMAGED_ATTEMPTS {
+        if error.damaged && attempts >= DAMAGED_ATTEMPTS {
             owned.failing = None;
             owned.halt();
-            let reason = format!("offset {at}: {}", failure.text);
+            let reason = format!("offset {at}: {}", error.text);
             actions.push(Action::Halted { partition, reason });
             actions.push(Action::FetchRecovered { partition });
             return;
         }
         let at = before.map_or(at, |before| before.at.max(at));
         let ceiling = self.settings.fetch_backoff.ceiling(attempts);
-        let retry = now + (ceiling as f64 * failure.jitter.clamp(0.0, 1.0)) as Millis;
+        let retry = now + (ceiling as f64 * error.jitter.clamp(0.0, 1.0)) as Millis;
         owned.failing = Some(Failing { attempts, at, next: Next::Retry(retry) });
-        actions.push(Action::FetchFailing { partition, at, attempts, text: failure.text });
+        actions.push(Action::FetchFailing { partition, at, attempts, text: error.text });
     }
 
     /// Retries each fetch whose backoff is over, and reports those that recovered.

@@ -22,7 +22,7 @@ use uuid::Uuid;
 pub use self::breaker::Limit;
 pub use self::commit::CommitPoint;
 use self::commit::Committer;
-pub use self::event::{Action, Event, FetchFailure, LaneNumber, RecordRef};
+pub use self::event::{Action, Event, FetchError, LaneNumber, RecordRef};
 pub use self::failing::Backoff;
 use self::ledger::Ledger;
 use self::owned::{Owned, Phase, ThrottleChange};
@@ -169,7 +169,7 @@ impl Machine {
                 }
             }
             Event::RestartPartition(partition) => self.restart(partition, actions),
-            Event::FetchFailed { partition, failure } => self.fetch_failed(partition, failure, now, actions),
+            Event::FetchFailed { partition, error } => self.fetch_failed(partition, error, now, actions),
             Event::OutOfRange(partition) => {
                 if let Some(owned) = self.owned.get_mut(&partition) {
                     owned.out_of_range = matches!(owned.phase, Phase::Running { .. });

@@ -1,10 +1,10 @@
 //! Partitions whose fetch fails. The machine decides when each is retried; the driver lists them for reports.
 
-use super::{Driver, FetchError, Io, Record, Report};
+use super::{Driver, FailedFetch, Io, Record, Report};
 use crate::consumer::{Action, Event};
 use crate::{NextOffset, Partition};
 
-/// The failures of a fetch.
+/// A fetch that failed.
 #[derive(Clone, Debug)]
 pub struct Failing {
     /// The offset that could not be fetched.
@@ -20,10 +20,10 @@ impl<R: Record> Driver<R> {
         &mut self,
         io: &mut impl Io<Record = R>,
         partition: Partition,
-        FetchError { failure, out_of_range }: FetchError,
+        FailedFetch { error, out_of_range }: FailedFetch,
         actions: &mut Vec<Action>,
     ) {
-        let failed = Event::FetchFailed { partition, failure };
+        let failed = Event::FetchFailed { partition, error };
         let out_of_range = out_of_range.then_some(Event::OutOfRange(partition));
         for event in [Some(failed), out_of_range].into_iter().flatten() {
             io.report(Report::Event(&event));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::failing::Failing;
-use crate::consumer::{Action, CommitPoint, Event, FetchFailure, LaneNumber};
+use crate::consumer::{Action, CommitPoint, Event, FetchError, LaneNumber};
 use crate::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
 
 /// A record as the consumer receives it.
@@ -27,9 +27,9 @@ pub trait Record {
 
 /// Why a partition's next record was not fetched.
 #[derive(Clone, Debug)]
-pub struct FetchError {
-    /// The failure, for the consumer's machine.
-    pub failure: FetchFailure,
+pub struct FailedFetch {
+    /// The error, for the consumer's machine.
+    pub error: FetchError,
     /// Whether the next record is not in the log: it was deleted, or Kafka lost the log's tail.
     pub out_of_range: bool,
 }
@@ -40,7 +40,7 @@ pub enum Fetched<R> {
     /// A record.
     Record(R),
     /// The records from here on could not be fetched.
-    Failed(Partition, FetchError),
+    Failed(Partition, FailedFetch),
 }
 
 impl<R: Record> Fetched<R> {
@@ -61,7 +61,7 @@ pub enum Happened {
     /// The group revokes these partitions, and waits for a response. They may be lost: `Kafka::is_assignment_lost`.
     Revoked(Vec<Partition>),
     /// The fetch of a partition ended in an error, outside the order of its records.
-    FetchFailed(Partition, FetchError),
+    FetchFailed(Partition, FailedFetch),
     /// A record arrived in the queue of events, because its partition's own queue was not forwarded when it was
     /// fetched.
     Record(Partition, RecordOffset),

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 pub use self::failing::Failing;
 pub use self::io::{
-    CommitTimedOut, FetchError, FetchStart, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State,
+    CommitTimedOut, FailedFetch, FetchStart, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State,
     Surroundings, TopicIs,
 };
 use self::releasing::Releasing;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::consumer::start::Start;
-use crate::consumer::{Backoff, CommitPoint, FetchFailure, LaneNumber, Limit, RecordRef, Settings};
+use crate::consumer::{Backoff, CommitPoint, FetchError, LaneNumber, Limit, RecordRef, Settings};
 use crate::{LeaderEpoch, NextOffset, Progress, RecordOffset};
 
 #[derive(Clone, Copy, Debug)]
@@ -164,8 +164,8 @@ fn fetching() -> (Driver<Plain>, Outside) {
 #[test]
 fn stray_record_is_handled_before_the_records_after_it() {
     let (mut driver, mut outside) = fetching();
-    let failure = FetchFailure { offset: None, damaged: false, text: "another partition".into(), jitter: 0.0 };
-    outside.events.push_back(Happened::FetchFailed(7, FetchError { failure, out_of_range: false }));
+    let error = FetchError { offset: None, damaged: false, text: "another partition".into(), jitter: 0.0 };
+    outside.events.push_back(Happened::FetchFailed(7, FailedFetch { error, out_of_range: false }));
     outside.events.push_back(Happened::Record(0, RecordOffset(0)));
     outside.records.push_back(Plain(0, 1));
     driver.turn(&mut outside, false);

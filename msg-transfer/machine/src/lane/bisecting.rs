@@ -3,10 +3,10 @@
 use super::bisection::{Bisection, Verdict};
 use super::entry::{Known, forget_found};
 use super::state::{Batch, BisectStep, Rows, Step};
-use super::{Failure, Machine, Message, Request, Response, unexpected};
+use super::{ClassifiedError, Machine, Message, Request, Response, unexpected};
 use crate::Reason;
 use crate::consumer::Event;
-use crate::failure::Class;
+use crate::error::ErrorClass;
 
 impl<T: Message> Machine<T> {
     pub(super) fn bisect(
@@ -19,7 +19,7 @@ impl<T: Message> Machine<T> {
         events: &mut Vec<Event>,
     ) -> Request {
         match (step, response) {
-            (_, Response::Failed(failure)) if failure.class == Class::Lost => self.abandon(batch, failure),
+            (_, Response::Failed(error)) if error.class == ErrorClass::Lost => self.abandon(batch, error),
             (BisectStep::Rollback, Response::Ok) => {
                 let request = rows.find();
                 self.bisecting(batch, rows, bisection, BisectStep::FindDuplicates, request)
@@ -42,8 +42,8 @@ impl<T: Message> Machine<T> {
                 }
                 self.roll_back_canary(batch, rows, bisection)
             }
-            (BisectStep::Canary, Response::Failed(failure))
-                if matches!(failure.class, Class::Permanent | Class::TooLarge | Class::Conflict) =>
+            (BisectStep::Canary, Response::Failed(error))
+                if matches!(error.class, ErrorClass::Permanent | ErrorClass::TooLarge | ErrorClass::Conflict) =>
             {
                 bisection.canary_rejected();
                 self.roll_back_canary(batch, rows, bisection)
@@ -62,8 +62,8 @@ impl<T: Message> Machine<T> {
                 }
                 self.bisecting(batch, rows, bisection, BisectStep::MoveSavepoint, Request::MoveSavepoint)
             }
-            (BisectStep::Probe(probe), Response::Failed(failure)) => {
-                let suspect = bisection.rejected(probe, failure);
+            (BisectStep::Probe(probe), Response::Failed(error)) => {
+                let suspect = bisection.rejected(probe, error);
                 let step = suspect.map_or(BisectStep::ProbeRollback, BisectStep::SuspectRollback);
                 self.bisecting(batch, rows, bisection, step, Request::RollbackToSavepoint)
             }
@@ -75,7 +75,7 @@ impl<T: Message> Machine<T> {
                 self.probe(batch, rows, bisection)
             }
             (BisectStep::End, Response::Ok) => self.end_bisection(batch, &rows, *bisection, events),
-            (_, Response::Failed(failure)) => self.abandon(batch, failure),
+            (_, Response::Failed(error)) => self.abandon(batch, error),
             (step, response) => self.abandon(batch, unexpected(step, &response)),
         }
     }
@@ -104,19 +104,19 @@ impl<T: Message> Machine<T> {
         }
         let is_huge = |row: usize| batch.entries[rows.numbered[row].entry].record_ref.bytes >= self.settings.huge;
         match bisection.verdict(is_huge) {
-            Verdict::NoRecord(failure) => {
+            Verdict::NoRecord(error) => {
                 batch.bisected = true;
-                self.fail(batch, failure)
+                self.fail(batch, error)
             }
             Verdict::Found { rejected, blocked } => {
-                let entry = |(row, failure): (usize, Failure)| (rows.numbered[row].entry, failure);
-                let blocked: Vec<(usize, Failure)> = blocked.into_iter().map(entry).collect();
-                for (row, failure) in rejected {
-                    let reason = match failure.class {
-                        Class::Permanent => Reason::RejectedByDatabase,
+                let entry = |(row, error): (usize, ClassifiedError)| (rows.numbered[row].entry, error);
+                let blocked: Vec<(usize, ClassifiedError)> = blocked.into_iter().map(entry).collect();
+                for (row, error) in rejected {
+                    let reason = match error.class {
+                        ErrorClass::Permanent => Reason::RejectedByDatabase,
                         _ => Reason::TooLarge,
                     };
-                    batch.entries[rows.numbered[row].entry].known = Known::Rejected(reason, failure.text);
+                    batch.entries[rows.numbered[row].entry].known = Known::Rejected(reason, error.text);
                 }
                 // The first repeat of a rejected record is tried instead of it.
                 forget_found(&mut batch.entries);

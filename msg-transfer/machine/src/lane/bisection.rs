@@ -5,15 +5,7 @@
 
 use std::ops::Range;
 
-use crate::failure::Class;
-
-/// An error of the database: its class, and a text for operators, which holds no content of messages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
-pub struct Failure {
-    pub class: Class,
-    pub text: String,
-}
+use crate::error::{ClassifiedError, ErrorClass};
 
 /// Maximum number of rejections by a timeout in one bisection. It ends early then, with the records found so far.
 const MAX_TIMEOUTS: usize = 40;
@@ -21,10 +13,10 @@ const MAX_TIMEOUTS: usize = 40;
 /// The state of a bisection over the rows of a batch.
 #[derive(Debug)]
 pub(super) struct Bisection {
-    cause: Failure,
+    cause: ClassifiedError,
     /// The rows to try; the last probe is next.
     untried: Vec<Probe>,
-    rejected: Vec<(usize, Failure)>,
+    rejected: Vec<(usize, ClassifiedError)>,
     /// Whether the database accepted some row in this bisection.
     accepted: bool,
     /// Rejections left before the bisection ends, as long as the database accepts no row.
@@ -61,23 +53,23 @@ pub(super) enum Verdict {
     /// Some rows fail alone.
     Found {
         /// Rows that cause the error themselves.
-        rejected: Vec<(usize, Failure)>,
+        rejected: Vec<(usize, ClassifiedError)>,
         /// Rows whose inboxes cannot be written for now.
-        blocked: Vec<(usize, Failure)>,
+        blocked: Vec<(usize, ClassifiedError)>,
     },
-    /// No row causes the error: this is the failure of the whole batch.
-    NoRecord(Failure),
+    /// No row causes the error: this is the error of the whole batch.
+    NoRecord(ClassifiedError),
 }
 
 impl Bisection {
     /// Starts a bisection of `rows` rows, which failed together with `cause`.
-    pub(super) fn new(rows: usize, cause: Failure) -> Self {
+    pub(super) fn new(rows: usize, cause: ClassifiedError) -> Self {
         let attempts_left = 2 * rows.max(1).ilog2() as usize + 8;
-        let is_timeout = matches!(cause.class, Class::Heavy | Class::Locked | Class::Transient);
+        let is_timeout = matches!(cause.class, ErrorClass::Heavy | ErrorClass::Locked | ErrorClass::Transient);
         let mut bisection = Bisection {
             // A single row gets the full timeout: with a short one, a slow server would look like a record that takes
             // too long.
-            short: is_timeout && (rows > 1 || cause.class != Class::Heavy),
+            short: is_timeout && (rows > 1 || cause.class != ErrorClass::Heavy),
             cause,
             untried: Vec::new(),
             rejected: Vec::new(),
@@ -90,8 +82,8 @@ impl Bisection {
         bisection
     }
 
-    /// Returns the failure whose cause is searched.
-    pub(super) fn cause(&self) -> &Failure {
+    /// Returns the error whose cause is searched.
+    pub(super) fn cause(&self) -> &ClassifiedError {
         &self.cause
     }
 
@@ -135,20 +127,20 @@ impl Bisection {
 
     /// Records that the database rejected these rows. Returns a row that timed out alone: because of itself, or
     /// because its inbox or its shard is locked. Another row has to be tried in its inbox.
-    pub(super) fn rejected(&mut self, probe: Probe, failure: Failure) -> Option<usize> {
+    pub(super) fn rejected(&mut self, probe: Probe, error: ClassifiedError) -> Option<usize> {
         self.attempts_left = self.attempts_left.saturating_sub(1);
-        if matches!(failure.class, Class::Heavy | Class::Locked | Class::Transient) {
+        if matches!(error.class, ErrorClass::Heavy | ErrorClass::Locked | ErrorClass::Transient) {
             self.timeouts_left -= 1;
         }
-        let is_suspect = failure.class == Class::Heavy && !self.short;
+        let is_suspect = error.class == ErrorClass::Heavy && !self.short;
         match probe {
             Probe::Again(row) => {
                 self.confirmed.extend(is_suspect.then_some(row));
-                self.rejected.push((row, failure));
+                self.rejected.push((row, error));
                 None
             }
             Probe::Rows(rows) if rows.len() == 1 => {
-                self.rejected.push((rows.start, failure));
+                self.rejected.push((rows.start, error));
                 is_suspect.then_some(rows.start)
             }
             Probe::Rows(rows) => {
@@ -160,27 +152,27 @@ impl Bisection {
 
     /// Ends the bisection. `is_huge` returns whether a row may be too large for the server's time or memory.
     pub(super) fn verdict(self, is_huge: impl Fn(usize) -> bool) -> Verdict {
-        let Failure { class, text } = self.cause;
-        let is_record = matches!(class, Class::Permanent | Class::TooLarge);
+        let ClassifiedError { class, text } = self.cause;
+        let is_record = matches!(class, ErrorClass::Permanent | ErrorClass::TooLarge);
         match (self.accepted, self.rejected.is_empty()) {
             (true, false) => {
-                let is_rejected = |(row, failure): &(usize, Failure)| match failure.class {
-                    Class::Permanent | Class::TooLarge => true,
+                let is_rejected = |(row, error): &(usize, ClassifiedError)| match error.class {
+                    ErrorClass::Permanent | ErrorClass::TooLarge => true,
                     // Only a huge row, and only while its inbox accepts a small one.
-                    Class::Heavy => is_huge(*row) && self.confirmed.contains(row),
+                    ErrorClass::Heavy => is_huge(*row) && self.confirmed.contains(row),
                     _ => false,
                 };
                 let (rejected, blocked) = self.rejected.into_iter().partition(is_rejected);
                 Verdict::Found { rejected, blocked }
             }
-            _ if !is_record => Verdict::NoRecord(Failure { class, text }),
+            _ if !is_record => Verdict::NoRecord(ClassifiedError { class, text }),
             (true, true) => {
                 let text = format!("the database rejects the batch, and none of its records alone: {text}");
-                Verdict::NoRecord(Failure { class: Class::Fatal, text })
+                Verdict::NoRecord(ClassifiedError { class: ErrorClass::Fatal, text })
             }
             (false, _) => {
                 let text = format!("the database rejects every record, so no record is the cause: {text}");
-                Verdict::NoRecord(Failure { class: Class::Fatal, text })
+                Verdict::NoRecord(ClassifiedError { class: ErrorClass::Fatal, text })
             }
         }
     }
@@ -192,18 +184,18 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn rejection(class: Class) -> Failure {
-        Failure { class, text: "no".into() }
+    fn rejection(class: ErrorClass) -> ClassifiedError {
+        ClassifiedError { class, text: "no".into() }
     }
 
-    fn reject_next(bisection: &mut Bisection, class: Class) -> Option<usize> {
+    fn reject_next(bisection: &mut Bisection, class: ErrorClass) -> Option<usize> {
         let probe = bisection.next().expect("a row is untried");
         bisection.rejected(probe, rejection(class))
     }
 
     /// Runs a bisection against a database that rejects these rows. Returns the verdict and the number of statements.
     fn run(rows: usize, bad: &BTreeSet<usize>, canary: bool) -> (Verdict, usize) {
-        let mut bisection = Bisection::new(rows, rejection(Class::Permanent));
+        let mut bisection = Bisection::new(rows, rejection(ErrorClass::Permanent));
         if canary {
             bisection.accepted()
         } else {
@@ -213,7 +205,7 @@ mod tests {
         while let Some(probe) = bisection.next() {
             statements += 1;
             if bad.range(probe.rows()).next().is_some() {
-                bisection.rejected(probe, rejection(Class::Permanent));
+                bisection.rejected(probe, rejection(ErrorClass::Permanent));
             } else {
                 bisection.accepted();
             }
@@ -225,7 +217,7 @@ mod tests {
     fn bisection_ends_early_when_no_row_is_accepted() {
         let all: BTreeSet<usize> = (0..5000).collect();
         let (verdict, statements) = run(5000, &all, false);
-        assert!(matches!(verdict, Verdict::NoRecord(Failure { class: Class::Fatal, .. })));
+        assert!(matches!(verdict, Verdict::NoRecord(ClassifiedError { class: ErrorClass::Fatal, .. })));
         assert!(statements < 50, "{statements}");
         assert!(matches!(run(1, &[0].into(), false).0, Verdict::NoRecord(_)));
     }
@@ -237,17 +229,20 @@ mod tests {
 
     #[test]
     fn no_record_is_rejected_when_each_is_accepted_alone() {
-        assert!(matches!(run(7, &BTreeSet::new(), true).0, Verdict::NoRecord(Failure { class: Class::Fatal, .. })));
+        assert!(matches!(
+            run(7, &BTreeSet::new(), true).0,
+            Verdict::NoRecord(ClassifiedError { class: ErrorClass::Fatal, .. })
+        ));
     }
 
     #[test]
     fn slow_row_is_rejected_only_if_it_is_huge() {
         for (huge, rejected) in [(true, true), (false, false)] {
-            let mut bisection = Bisection::new(1, rejection(Class::Heavy));
+            let mut bisection = Bisection::new(1, rejection(ErrorClass::Heavy));
             bisection.accepted();
-            assert_eq!(reject_next(&mut bisection, Class::Heavy), Some(0));
+            assert_eq!(reject_next(&mut bisection, ErrorClass::Heavy), Some(0));
             bisection.suspect_accepts(0);
-            assert_eq!(reject_next(&mut bisection, Class::Heavy), None, "a second time is enough");
+            assert_eq!(reject_next(&mut bisection, ErrorClass::Heavy), None, "a second time is enough");
             assert_eq!(
                 found(bisection.verdict(|_| huge)),
                 if rejected { (vec![0], vec![]) } else { (vec![], vec![0]) }
@@ -258,15 +253,15 @@ mod tests {
     /// A shard may be locked while the rest of the table accepts rows.
     #[test]
     fn huge_row_is_blocked_when_its_inbox_accepts_none() {
-        let mut bisection = Bisection::new(1, rejection(Class::Heavy));
+        let mut bisection = Bisection::new(1, rejection(ErrorClass::Heavy));
         bisection.accepted();
-        assert_eq!(reject_next(&mut bisection, Class::Heavy), Some(0));
+        assert_eq!(reject_next(&mut bisection, ErrorClass::Heavy), Some(0));
         assert_eq!(found(bisection.verdict(|_| true)), (vec![], vec![0]));
     }
 
     #[test]
     fn error_that_no_record_causes_blocks_the_inbox() {
-        use Class::{Conflict, Fatal, Heavy, Locked, Permanent, TooLarge, Transient};
+        use ErrorClass::{Conflict, Fatal, Heavy, Locked, Permanent, TooLarge, Transient};
         for (class, rejects) in [
             (Permanent, true),
             (TooLarge, true),
@@ -289,21 +284,24 @@ mod tests {
     /// The whole server is affected: it accepts no row, so no inbox is blocked.
     #[test]
     fn locked_table_blocks_no_inbox() {
-        let mut bisection = Bisection::new(100, rejection(Class::Locked));
+        let mut bisection = Bisection::new(100, rejection(ErrorClass::Locked));
         let mut statements = 0;
         while let Some(probe) = bisection.next() {
-            bisection.rejected(probe, rejection(Class::Locked));
+            bisection.rejected(probe, rejection(ErrorClass::Locked));
             statements += 1;
         }
         assert!(statements < 30, "{statements}");
-        assert!(matches!(bisection.verdict(|_| true), Verdict::NoRecord(Failure { class: Class::Locked, .. })));
+        assert!(matches!(
+            bisection.verdict(|_| true),
+            Verdict::NoRecord(ClassifiedError { class: ErrorClass::Locked, .. })
+        ));
     }
 
     fn found(verdict: Verdict) -> (Vec<usize>, Vec<usize>) {
-        let rows = |rows: Vec<(usize, Failure)>| rows.into_iter().map(|(row, _)| row).collect();
+        let rows = |rows: Vec<(usize, ClassifiedError)>| rows.into_iter().map(|(row, _)| row).collect();
         match verdict {
             Verdict::Found { rejected, blocked } => (rows(rejected), rows(blocked)),
-            Verdict::NoRecord(failure) => panic!("{failure:?}"),
+            Verdict::NoRecord(error) => panic!("{error:?}"),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::entry::{Known, forget_found};
 use super::state::Batch;
-use super::{Entry, Failure, Kind, Machine, Message};
+use super::{ClassifiedError, Entry, Kind, Machine, Message};
 use crate::consumer::{Event, RecordRef};
 use crate::{Partition, RecordOffset};
 
@@ -21,7 +21,7 @@ pub struct BlockedInbox {
     pub offset: RecordOffset,
     /// The number of records that wait.
     pub records: usize,
-    pub failure: Failure,
+    pub error: ClassifiedError,
     /// The number of retries that failed since it was found.
     pub attempts: usize,
 }
@@ -30,7 +30,7 @@ pub struct BlockedInbox {
 #[derive(Debug)]
 pub(super) struct Waiting<T> {
     pub(super) entries: VecDeque<Entry<T>>,
-    pub(super) failure: Failure,
+    pub(super) error: ClassifiedError,
     pub(super) attempts: usize,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Blocked<T> {
 #[derive(Debug)]
 pub(super) struct Retry {
     pub(super) recv_id: String,
-    pub(super) failure: Failure,
+    pub(super) error: ClassifiedError,
     /// The number of retries that failed before this one.
     pub(super) attempts: usize,
     /// The maximum number of records in one transaction of this retry.
@@ -66,8 +66,13 @@ impl<T: Message> Blocked<T> {
         Some((recv_id, waiting))
     }
 
-    /// Returns the records of a blocked inbox. One that waits already keeps its failure and its attempts.
-    pub(super) fn waiting(&mut self, recv_id: String, failure: Failure, attempts: usize) -> &mut VecDeque<Entry<T>> {
+    /// Returns the records of a blocked inbox. One that waits already keeps its error and its attempts.
+    pub(super) fn waiting(
+        &mut self,
+        recv_id: String,
+        error: ClassifiedError,
+        attempts: usize,
+    ) -> &mut VecDeque<Entry<T>> {
         let order = &mut self.order;
         let waiting = self.inboxes.entry(recv_id).or_insert_with_key(|recv_id| {
             // One that was just found is retried first, because most causes are short. Others wait for their turn.
@@ -76,7 +81,7 @@ impl<T: Message> Blocked<T> {
             } else {
                 order.push_back(recv_id.clone())
             }
-            Waiting { entries: VecDeque::new(), failure, attempts }
+            Waiting { entries: VecDeque::new(), error, attempts }
         });
         &mut waiting.entries
     }
@@ -88,8 +93,8 @@ impl<T: Message> Machine<T> {
         let Blocked { inboxes, order } = &self.blocked;
         order.iter().filter_map(|recv_id| inboxes.get(recv_id)).filter_map(|waiting| {
             let RecordRef { partition, offset, .. } = waiting.entries.front()?.record_ref;
-            let (records, failure) = (waiting.entries.len(), waiting.failure.clone());
-            Some(BlockedInbox { partition, offset, records, failure, attempts: waiting.attempts })
+            let (records, error) = (waiting.entries.len(), waiting.error.clone());
+            Some(BlockedInbox { partition, offset, records, error, attempts: waiting.attempts })
         })
     }
 
@@ -134,13 +139,18 @@ impl<T: Message> Machine<T> {
     }
 
     /// Blocks the inboxes of these entries: each entry waits, and all later ones of its inbox.
-    pub(super) fn block(&mut self, batch: &mut Batch<T>, found: Vec<(usize, Failure)>, events: &mut Vec<Event>) {
-        let mut first: HashMap<String, (usize, Failure)> = HashMap::new();
-        for (entry, failure) in found {
+    pub(super) fn block(
+        &mut self,
+        batch: &mut Batch<T>,
+        found: Vec<(usize, ClassifiedError)>,
+        events: &mut Vec<Event>,
+    ) {
+        let mut first: HashMap<String, (usize, ClassifiedError)> = HashMap::new();
+        for (entry, error) in found {
             let recv_id = batch.entries[entry].body.recv_id().to_owned();
-            let known = first.entry(recv_id).or_insert_with(|| (entry, failure.clone()));
+            let known = first.entry(recv_id).or_insert_with(|| (entry, error.clone()));
             if entry < known.0 {
-                *known = (entry, failure);
+                *known = (entry, error);
             }
         }
         let mut index = 0;
@@ -159,8 +169,8 @@ impl<T: Message> Machine<T> {
             self.cache.remove(&recv_id);
             let retried = batch.retry.as_ref().filter(|retry| retry.recv_id == recv_id);
             let attempts = retried.map_or(0, |retry| retry.attempts + 1);
-            let failure = first[&recv_id].1.clone();
-            self.blocked.waiting(recv_id, failure, attempts).push_front(entry);
+            let error = first[&recv_id].1.clone();
+            self.blocked.waiting(recv_id, error, attempts).push_front(entry);
         }
         // What is known of the others was found in a transaction that is rolled back.
         forget_found(&mut batch.entries);

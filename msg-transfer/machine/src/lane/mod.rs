@@ -20,17 +20,16 @@ use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 
-pub use self::bisection::Failure;
 use self::blocked::Blocked;
 pub use self::blocked::BlockedInbox;
 use self::cache::SeqCache;
 use self::conflicts::Conflicts;
 pub use self::entry::{DeadLetter, Entry, Kind, Message};
-pub use self::request::{BatchFailure, NumberedEntry, Outcome, Request, Response};
+pub use self::request::{BatchError, NumberedEntry, Outcome, Request, Response};
 use self::state::{Batch, State, Step};
 use crate::ConnectionNumber;
 use crate::consumer::{Event, LaneNumber};
-use crate::failure::Class;
+use crate::error::{ClassifiedError, ErrorClass};
 
 /// Returns the lane of a key. All partitions share the lanes.
 pub fn lane_for(key: Option<&[u8]>, lanes: usize) -> LaneNumber {
@@ -106,8 +105,8 @@ impl<T: Message> Machine<T> {
         self.state.rows().map_or(&[], |rows| &rows.numbered)
     }
 
-    /// Returns the failure whose cause a bisection searches.
-    pub fn searching(&self) -> Option<&Failure> {
+    /// Returns the error whose cause a bisection searches.
+    pub fn searching(&self) -> Option<&ClassifiedError> {
         match &self.state {
             State::Storing(_, Step::Bisecting(_, bisection, _)) => Some(bisection.cause()),
             _ => None,
@@ -158,10 +157,10 @@ impl<T: Message> Machine<T> {
             }
             (Step::LastSeqs(inboxes), Response::Seqs(seqs)) => self.number_rows(batch, inboxes, seqs),
             (Step::FencedRollback | Step::Backoff, Response::Ok) => self.start_attempt(batch, events),
-            (Step::Connection(_) | Step::LastSeqs(_) | Step::FencedRollback, Response::Failed(failure)) => {
-                self.fail(batch, failure)
+            (Step::Connection(_) | Step::LastSeqs(_) | Step::FencedRollback, Response::Failed(error)) => {
+                self.fail(batch, error)
             }
-            (Step::Disconnection(failure), Response::Ok) => self.back_off(batch, failure),
+            (Step::Disconnection(error), Response::Ok) => self.back_off(batch, error),
             (step @ (Step::Disconnection(_) | Step::Backoff), response) => {
                 // There is no connection to close, and without a wait this could loop.
                 self.back_off(batch, unexpected(step, &response))
@@ -170,9 +169,9 @@ impl<T: Message> Machine<T> {
         }
     }
 
-    fn back_off(&mut self, batch: Box<Batch<T>>, failure: Failure) -> Request {
+    fn back_off(&mut self, batch: Box<Batch<T>>, error: ClassifiedError) -> Request {
         let attempts = batch.attempts;
-        self.storing(batch, Step::Backoff, Request::Wait(BatchFailure { failure, attempts }))
+        self.storing(batch, Step::Backoff, Request::Wait(BatchError { error, attempts }))
     }
 
     fn storing(&mut self, batch: Box<Batch<T>>, step: Step, request: Request) -> Request {
@@ -181,10 +180,10 @@ impl<T: Message> Machine<T> {
     }
 }
 
-/// Returns the failure that stands for a response that does not fit the last request.
-fn unexpected(step: impl Debug, response: &Response) -> Failure {
+/// Returns the error that stands for a response that does not fit the last request.
+fn unexpected(step: impl Debug, response: &Response) -> ClassifiedError {
     // A step and a response may hold a whole batch.
     let [step, response] = [format!("{step:?}"), format!("{response:?}")];
     let text = format!("msg-transfer has a bug: the response {response:.80} does not fit the step {step:.80}");
-    Failure { class: Class::Fatal, text }
+    ClassifiedError { class: ErrorClass::Fatal, text }
 }

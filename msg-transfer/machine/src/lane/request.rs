@@ -1,8 +1,8 @@
 //! The requests of a lane's machine, one at a time, and their responses.
 
-use super::bisection::Failure;
 use super::entry::DeadLetter;
 use crate::consumer::RecordRef;
+use crate::error::ClassifiedError;
 use crate::{ConnectionNumber, Reason};
 
 /// An entry of the batch, by its index, and the `seq` that its row gets.
@@ -27,7 +27,7 @@ pub enum Request {
     /// Close the connection, whatever it is doing. Response: `Ok`.
     Disconnect,
     /// Wait before the next attempt. Response: `Ok`.
-    Wait(BatchFailure),
+    Wait(BatchError),
     /// Read the last `seq` of the inbox of each of these entries, 0 for an empty inbox. Response: `Seqs`, in order.
     LastSeqs(Vec<usize>),
     /// Begin a transaction. Response: `Ok`.
@@ -76,14 +76,14 @@ pub enum Response {
     /// The entries that are in the table, and whether all fields that the sender wrote are the same there.
     Found(Vec<(usize, bool)>),
     /// The request failed, or its outcome is unknown.
-    Failed(Failure),
+    Failed(ClassifiedError),
 }
 
 /// Why a batch is not stored yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "`failure` is named as the type that it has")]
-pub struct BatchFailure {
-    pub failure: Failure,
+#[expect(missing_docs, reason = "`error` is named as the type that it has")]
+pub struct BatchError {
+    pub error: ClassifiedError,
     /// The number of attempts of this batch that failed in a row.
     pub attempts: usize,
 }

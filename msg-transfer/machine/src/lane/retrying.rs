@@ -3,9 +3,9 @@
 
 use super::blocked::{Retry, Waiting, queue};
 use super::state::{Batch, EndStep, State};
-use super::{BatchFailure, Failure, Machine, Message, Outcome, Request, Response, unexpected};
+use super::{BatchError, ClassifiedError, Machine, Message, Outcome, Request, Response, unexpected};
 use crate::consumer::Event;
-use crate::failure::Class;
+use crate::error::ErrorClass;
 
 /// One of this number of attempts has the full timeouts: a slow row may need them. A lock does not.
 const LONG_EVERY: usize = 4;
@@ -15,8 +15,8 @@ impl<T: Message> Machine<T> {
     /// none.
     pub fn retry(&mut self, events: &mut Vec<Event>) -> Option<Request> {
         assert!(self.is_idle(), "one batch at a time");
-        let (recv_id, Waiting { entries, failure, attempts }) = self.blocked.pop()?;
-        let batch = Batch::new(Some(Retry { recv_id, failure, attempts, max_records: 1 }));
+        let (recv_id, Waiting { entries, error, attempts }) = self.blocked.pop()?;
+        let batch = Batch::new(Some(Retry { recv_id, error, attempts, max_records: 1 }));
         Some(self.start_part(Box::new(batch), entries.into(), events))
     }
 
@@ -27,36 +27,36 @@ impl<T: Message> Machine<T> {
         let is_long_turn = retry.attempts % LONG_EVERY == LONG_EVERY - 1;
         batch.entries.len() == 1
             && !batch.has_huge(self.settings.huge)
-            && (retry.failure.class == Class::Locked || !is_long_turn)
+            && (retry.error.class == ErrorClass::Locked || !is_long_turn)
     }
 
-    /// Returns whether this is a retry, and the failure means no more than that the inbox is still blocked.
-    pub(super) fn is_still_blocked(&self, batch: &Batch<T>, class: Class) -> bool {
+    /// Returns whether this is a retry, and the error means no more than that the inbox is still blocked.
+    pub(super) fn is_still_blocked(&self, batch: &Batch<T>, class: ErrorClass) -> bool {
         batch.retry.is_some()
             && match class {
-                Class::Permanent | Class::TooLarge => false,
+                ErrorClass::Permanent | ErrorClass::TooLarge => false,
                 // A huge record alone had the full timeouts: a bisection finds out whether it is the cause.
-                Class::Heavy => batch.entries.len() > 1 || !batch.has_huge(self.settings.huge),
+                ErrorClass::Heavy => batch.entries.len() > 1 || !batch.has_huge(self.settings.huge),
                 _ => true,
             }
     }
 
-    /// Ends a retry: nothing was committed, and the failure says nothing about other inboxes.
-    pub(super) fn roll_back_retry(&mut self, batch: Batch<T>, failure: Failure) -> Request {
-        let outcome = self.put_back(batch, failure);
+    /// Ends a retry: nothing was committed, and the error says nothing about other inboxes.
+    pub(super) fn roll_back_retry(&mut self, batch: Batch<T>, error: ClassifiedError) -> Request {
+        let outcome = self.put_back(batch, error);
         self.ending(outcome, EndStep::Rollback, Request::Rollback)
     }
 
     /// Puts the records of a failed retry back to the blocked ones. Returns the result of the parts that were stored.
-    pub(super) fn put_back(&mut self, batch: Batch<T>, failure: Failure) -> Outcome {
+    pub(super) fn put_back(&mut self, batch: Batch<T>, error: ClassifiedError) -> Outcome {
         let Batch { entries, rest, outcome, retry, .. } = batch;
         let Some(retry) = retry else { return outcome };
         self.cache.remove(&retry.recv_id);
         if !entries.is_empty() || !rest.is_empty() {
-            let failure = if failure.class == Class::Lost { retry.failure } else { failure };
+            let error = if error.class == ErrorClass::Lost { retry.error } else { error };
             // Some may wait already, found by a bisection of this retry: they were received after `entries`, and some
             // of `rest` after them.
-            let waiting = self.blocked.waiting(retry.recv_id, failure, retry.attempts + 1);
+            let waiting = self.blocked.waiting(retry.recv_id, error, retry.attempts + 1);
             for entry in entries.into_iter().rev() {
                 waiting.push_front(entry);
             }
@@ -70,22 +70,22 @@ impl<T: Message> Machine<T> {
     pub(super) fn end(&mut self, outcome: Outcome, step: EndStep, response: Response) -> Request {
         match (step, response) {
             (EndStep::Rollback | EndStep::Disconnection | EndStep::Backoff, Response::Ok) => Request::Done(outcome),
-            (EndStep::Rollback, Response::Failed(failure)) => self.disconnect_at_end(outcome, failure),
+            (EndStep::Rollback, Response::Failed(error)) => self.disconnect_at_end(outcome, error),
             (EndStep::Rollback, response) => self.disconnect_at_end(outcome, unexpected("Rollback", &response)),
-            (EndStep::RollbackFailed(failure), Response::Ok) => self.wait_at_end(outcome, failure),
+            (EndStep::RollbackFailed(error), Response::Ok) => self.wait_at_end(outcome, error),
             (step, response) => self.wait_at_end(outcome, unexpected(step, &response)),
         }
     }
 
-    fn disconnect_at_end(&mut self, outcome: Outcome, failure: Failure) -> Request {
+    fn disconnect_at_end(&mut self, outcome: Outcome, error: ClassifiedError) -> Request {
         self.connection = None;
         self.cache.clear();
-        self.ending(outcome, EndStep::RollbackFailed(failure), Request::Disconnect)
+        self.ending(outcome, EndStep::RollbackFailed(error), Request::Disconnect)
     }
 
-    /// Reports a failure that belongs to no record.
-    pub(super) fn wait_at_end(&mut self, outcome: Outcome, failure: Failure) -> Request {
-        self.ending(outcome, EndStep::Backoff, Request::Wait(BatchFailure { failure, attempts: 1 }))
+    /// Reports an error that belongs to no record.
+    pub(super) fn wait_at_end(&mut self, outcome: Outcome, error: ClassifiedError) -> Request {
+        self.ending(outcome, EndStep::Backoff, Request::Wait(BatchError { error, attempts: 1 }))
     }
 
     pub(super) fn ending(&mut self, outcome: Outcome, step: EndStep, request: Request) -> Request {

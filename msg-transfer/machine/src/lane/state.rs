@@ -3,7 +3,7 @@
 use super::bisection::{Bisection, Probe};
 use super::blocked::Retry;
 use super::entry::{Known, forget_found};
-use super::{Entry, Failure, Message, NumberedEntry, Outcome};
+use super::{ClassifiedError, Entry, Message, NumberedEntry, Outcome};
 use crate::ConnectionNumber;
 
 /// The state of a lane's machine.
@@ -50,8 +50,8 @@ pub(super) enum Step {
     FencedRollback,
     /// The records that cause an error are searched.
     Bisecting(Rows, Box<Bisection>, BisectStep),
-    /// The connection is closed after this failure.
-    Disconnection(Failure),
+    /// The connection is closed after this error.
+    Disconnection(ClassifiedError),
     Backoff,
 }
 
@@ -98,7 +98,7 @@ pub(super) enum EndStep {
     Rollback,
     Disconnection,
     /// The rollback failed like this, so the connection is closed.
-    RollbackFailed(Failure),
+    RollbackFailed(ClassifiedError),
     Backoff,
 }
 

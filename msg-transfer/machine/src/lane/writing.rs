@@ -5,7 +5,7 @@ use super::entry::Known;
 use super::state::{Batch, InboxEntries, InboxRows, Rows, Step, WriteStep};
 use super::{DeadLetter, Machine, Message, NumberedEntry, Request, Response, unexpected};
 use crate::consumer::Event;
-use crate::failure::Class;
+use crate::error::ErrorClass;
 
 impl<T: Message> Machine<T> {
     pub(super) fn write(
@@ -20,7 +20,7 @@ impl<T: Message> Machine<T> {
             (WriteStep::Begin, Response::Ok) => self.guard(batch, rows),
             (WriteStep::Guard(heads), Response::Count(found)) if found == heads => self.insert(batch, rows),
             (WriteStep::Guard(_), Response::Count(_)) => {
-                self.abandon_for(batch, Class::Conflict, "rows that were stored before are not visible yet")
+                self.abandon_for(batch, ErrorClass::Conflict, "rows that were stored before are not visible yet")
             }
             (WriteStep::Insert, Response::Count(inserted)) => self.inserted(batch, rows, inserted),
             (WriteStep::DuplicateRollback, Response::Ok) => {
@@ -36,7 +36,7 @@ impl<T: Message> Machine<T> {
                 self.insert_dead_letters(batch, rows)
             }
             (WriteStep::FindDuplicates | WriteStep::FindRepeats(_), Response::Found(_)) => {
-                self.abandon_for(batch, Class::Transient, "rows that were in the table are not in it any more")
+                self.abandon_for(batch, ErrorClass::Transient, "rows that were in the table are not in it any more")
             }
             (WriteStep::DeadLetters, Response::Ok) => self.commit(batch, rows),
             (WriteStep::Commit, Response::Ok) => {
@@ -49,9 +49,9 @@ impl<T: Message> Machine<T> {
                 self.cache.clear();
                 self.committed(batch, &rows, events)
             }
-            (WriteStep::Insert, Response::Failed(failure)) => self.insert_failed(batch, rows, failure),
-            (WriteStep::Commit, Response::Failed(failure)) => self.commit_failed(batch, rows, failure),
-            (_, Response::Failed(failure)) => self.fail(batch, failure),
+            (WriteStep::Insert, Response::Failed(error)) => self.insert_failed(batch, rows, error),
+            (WriteStep::Commit, Response::Failed(error)) => self.commit_failed(batch, rows, error),
+            (_, Response::Failed(error)) => self.fail(batch, error),
             (step, response) => self.abandon(batch, unexpected(step, &response)),
         }
     }

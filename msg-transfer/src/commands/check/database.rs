@@ -6,7 +6,7 @@ use msg_common::postgres::{Object, Pool, Refusal, describe_pool};
 use super::{Findings, Options};
 use super::{connections, nodes, settings};
 use crate::config::Config;
-use crate::failure;
+use crate::db_error;
 use crate::schema::{self, SchemaError};
 
 /// The rights on tables that the service or a command needs. Without its rights the service cannot run.
@@ -48,7 +48,7 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
     if let Err(error) = check_server(config, options, &client, findings).await {
         findings.failed(
             "database",
-            format!("it stopped responding: {}; check the server's log", failure::describe(&error)),
+            format!("it stopped responding: {}; check the server's log", db_error::describe(&error)),
         );
     }
     drop(client);

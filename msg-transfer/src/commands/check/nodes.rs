@@ -58,11 +58,11 @@ pub(super) async fn check(
             CHECK,
             format!(
                 "cannot be read: {}; GRANT EXECUTE ON FUNCTION run_command_on_all_nodes, and SELECT ON pg_dist_node, to this role",
-                crate::failure::describe(&error)
+                crate::db_error::describe(&error)
             ),
         ),
         Err(error) if error.as_db_error().is_some() => {
-            findings.failed(CHECK, format!("cannot be read: {}", crate::failure::describe(&error)));
+            findings.failed(CHECK, format!("cannot be read: {}", crate::db_error::describe(&error)));
         }
         Err(error) => return Err(error),
     }

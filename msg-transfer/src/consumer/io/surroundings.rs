@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use machine::consumer::{Event, LaneNumber};
 use machine::driver::{ProgressRow, Report, Surroundings};
-use machine::failure::Class;
-use machine::lane::Failure;
+use machine::error::{ClassifiedError, ErrorClass};
 use machine::{Assignment, Millis, Partition};
 use msg_common::error::chain;
 use msg_common::repeat::Repeats;
@@ -83,13 +82,13 @@ impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
                     // The reference connection is still open, so the rows are only written again.
                     let _ = report.send(Event::ProgressFailed);
                 }
-                Err(Failure { class, text: error }) => {
+                Err(ClassifiedError { class, text: error }) => {
                     if let Some(repeated) = NOT_SAVED.occurred(&error) {
                         tracing::warn!(error, repeated, "progress not saved, start offsets will be resolved again");
                     }
                     let before = failures.fetch_add(1, Ordering::Relaxed);
                     // A single failure can be a connection that was closed.
-                    if before > 0 || class == Class::Fatal {
+                    if before > 0 || class == ErrorClass::Fatal {
                         readiness.not_ready("progress", error);
                     }
                     if before > 0 {

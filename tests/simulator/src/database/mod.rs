@@ -8,7 +8,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use machine::failure::Class;
+use machine::error::ErrorClass;
 
 pub(crate) use self::statement::{Observation, Statement, StatementEffect, StatementResult};
 pub(crate) use self::tables::{Dead, Row, Tables};
@@ -78,7 +78,7 @@ pub(crate) struct Database {
     /// Whether any statement may need too long.
     pub(crate) slow: bool,
     /// The inboxes that accept no row, each with the class of the error.
-    pub(crate) blocked: BTreeMap<u8, Class>,
+    pub(crate) blocked: BTreeMap<u8, ErrorClass>,
     last_session: SessionId,
     last_transaction: u32,
 }
@@ -221,7 +221,7 @@ impl Database {
     pub(crate) fn lock_timeout(&mut self, id: SessionId) {
         let Some(session) = self.session(id) else { return };
         session.request = None;
-        session.fail(Class::Locked);
+        session.fail(ErrorClass::Locked);
     }
 
     /// Makes the rows of a committed transaction visible.
@@ -237,7 +237,7 @@ impl Session {
         self.waits_for.is_some()
     }
 
-    fn fail(&mut self, class: Class) {
+    fn fail(&mut self, class: ErrorClass) {
         self.waits_for = None;
         self.done = (0, 0);
         if let Some(open) = &mut self.transaction {

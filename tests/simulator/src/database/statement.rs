@@ -1,7 +1,7 @@
 //! The statements, and the effect of each in one step.
 
 use machine::consumer::start::Lost;
-use machine::failure::Class;
+use machine::error::ErrorClass;
 use machine::lane::Response;
 use machine::{Epoch, Partition, Progress};
 
@@ -39,14 +39,14 @@ pub(crate) enum StatementResult {
     Lowered(bool),
     /// The incarnation of the database that has the rows.
     Saved(u32),
-    Failed(Class),
+    Failed(ErrorClass),
 }
 
 /// What the server and the connection do with a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StatementEffect {
     Fine,
-    Fails(Class),
+    Fails(ErrorClass),
     /// The connection breaks before the statement is executed.
     BreaksBefore,
     /// The connection breaks after the statement was executed, before its result arrives.
@@ -69,7 +69,7 @@ pub(crate) enum Observation {
 
 enum Step {
     Done(StatementResult),
-    Failed(Class),
+    Failed(ErrorClass),
     Waits(u32),
 }
 
@@ -105,7 +105,7 @@ impl Database {
             Step::Waits(number) => {
                 session.waits_for = Some(number);
                 if self.is_deadlock(id, number) {
-                    self.sessions[index].fail(Class::Transient);
+                    self.sessions[index].fail(ErrorClass::Transient);
                     return Observation::Deadlock;
                 }
                 self.sessions[index].request = Some(statement);
@@ -131,7 +131,7 @@ impl Database {
         let ends = matches!(statement, Statement::Rollback | Statement::RollbackToSavepoint | Statement::Commit);
         if failed && !ends {
             // SQLSTATE in_failed_sql_transaction.
-            return Step::Failed(Class::Transient);
+            return Step::Failed(ErrorClass::Transient);
         }
         match statement {
             Statement::LastSeqs(inboxes) => {
@@ -171,7 +171,7 @@ impl Database {
             Statement::RollbackToSavepoint => {
                 let open = self.open(index);
                 if !open.has_savepoint {
-                    return Step::Failed(Class::Fatal);
+                    return Step::Failed(ErrorClass::Fatal);
                 }
                 open.rows.truncate(open.savepoint.0);
                 open.dead.truncate(open.savepoint.1);
@@ -188,13 +188,13 @@ impl Database {
                 *observation = Observation::Loaded { client, topic: *topic, partitions: partitions.clone() };
                 Step::Done(StatementResult::Loaded(loaded))
             }
-            Statement::Save(_) if self.read_only => Step::Failed(Class::Fatal),
+            Statement::Save(_) if self.read_only => Step::Failed(ErrorClass::Fatal),
             Statement::Save(rows) => {
                 self.tables.save_progress(rows);
                 *observation = Observation::Saved(rows.clone());
                 Step::Done(StatementResult::Saved(self.incarnation))
             }
-            Statement::Lower(..) if self.read_only => Step::Failed(Class::Fatal),
+            Statement::Lower(..) if self.read_only => Step::Failed(ErrorClass::Fatal),
             Statement::Lower(topic, partition, lost) => {
                 let lowered = self.tables.lower(*topic, *partition, lost);
                 if lowered {
@@ -216,15 +216,15 @@ impl Database {
         while let Some(row) = rows.get(done) {
             let is_bisection = self.open(index).is_bisection;
             match row.record.kind {
-                _ if self.read_only => return Step::Failed(Class::Fatal),
-                _ if self.rejects_all => return Step::Failed(Class::Permanent),
+                _ if self.read_only => return Step::Failed(ErrorClass::Fatal),
+                _ if self.rejects_all => return Step::Failed(ErrorClass::Permanent),
                 _ if self.blocked.contains_key(&row.record.inbox) => {
                     return Step::Failed(self.blocked[&row.record.inbox]);
                 }
-                RecordKind::Rejected => return Step::Failed(Class::Permanent),
-                RecordKind::RejectedAtCommit if is_bisection => return Step::Failed(Class::Permanent),
-                RecordKind::TooLarge => return Step::Failed(Class::TooLarge),
-                RecordKind::Slow => return Step::Failed(Class::Heavy),
+                RecordKind::Rejected => return Step::Failed(ErrorClass::Permanent),
+                RecordKind::RejectedAtCommit if is_bisection => return Step::Failed(ErrorClass::Permanent),
+                RecordKind::TooLarge => return Step::Failed(ErrorClass::TooLarge),
+                RecordKind::Slow => return Step::Failed(ErrorClass::Heavy),
                 _ => {}
             }
             let same_id = |other: &Row| other.record.id == row.record.id && other.record.inbox == row.record.inbox;
@@ -237,7 +237,7 @@ impl Database {
                 }
                 let is_used = self.tables.by_seq(row.record.inbox, row.seq).is_some();
                 if is_used || self.open(index).rows.iter().any(same_seq) {
-                    return Step::Failed(Class::Conflict);
+                    return Step::Failed(ErrorClass::Conflict);
                 }
                 if let Some(other) = self.other(index, |open| open.rows.iter().any(same_seq)) {
                     self.sessions[index].done = (done, inserted);
@@ -256,7 +256,7 @@ impl Database {
             return Step::Failed(*class);
         }
         if self.read_only || self.rejects_all {
-            return Step::Failed(if self.read_only { Class::Fatal } else { Class::Permanent });
+            return Step::Failed(if self.read_only { ErrorClass::Fatal } else { ErrorClass::Permanent });
         }
         let record = Record {
             topic: 0,
@@ -286,7 +286,7 @@ impl Database {
 
     fn insert_dead(&mut self, index: usize, dead: &[Dead]) -> Step {
         if self.read_only {
-            return Step::Failed(Class::Fatal);
+            return Step::Failed(ErrorClass::Fatal);
         }
         let (mut done, _) = self.sessions[index].done;
         while let Some(letter) = dead.get(done) {
@@ -305,13 +305,13 @@ impl Database {
     }
 
     fn commit(&mut self, index: usize, visible_later: bool, observation: &mut Observation) -> Step {
-        let Some(open) = self.sessions[index].transaction.take() else { return Step::Failed(Class::Fatal) };
+        let Some(open) = self.sessions[index].transaction.take() else { return Step::Failed(ErrorClass::Fatal) };
         if open.failed {
             // The server's result is ROLLBACK, which is no error.
             return Step::Done(StatementResult::Lane(Response::Ok));
         }
         if open.rows.iter().any(|row| row.record.kind == RecordKind::RejectedAtCommit) {
-            return Step::Failed(Class::Permanent);
+            return Step::Failed(ErrorClass::Permanent);
         }
         self.tables.commit(open.number, &open.rows, &open.dead, !visible_later);
         *observation = Observation::Committed { rows: open.rows.clone(), dead: open.dead.clone() };
@@ -365,7 +365,7 @@ impl StatementEffect {
     pub(crate) fn show(self) -> &'static str {
         match self {
             StatementEffect::Fine => "",
-            StatementEffect::Fails(Class::Heavy) => ": needs too long",
+            StatementEffect::Fails(ErrorClass::Heavy) => ": needs too long",
             StatementEffect::Fails(_) => ": fails",
             StatementEffect::BreaksBefore => ": the connection breaks before it is executed",
             StatementEffect::BreaksAfter => ": the connection breaks before its result arrives",

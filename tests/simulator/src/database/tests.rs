@@ -1,6 +1,6 @@
 //! The database's model behaves like PostgreSQL in all that the machines rely on.
 
-use machine::failure::Class;
+use machine::error::ErrorClass;
 use machine::lane::Response;
 
 use super::*;
@@ -79,10 +79,10 @@ fn insert_skips_a_known_id_and_fails_on_a_known_seq() {
     let b = open_transaction(&mut database);
     assert_eq!(count(&on(&mut database, b, Statement::Insert(vec![row(1, 1), row(2, 2)]))), Some(1));
     let rejected = on(&mut database, b, Statement::Insert(vec![row(3, 1)]));
-    assert!(matches!(rejected, Polled::Result(StatementResult::Failed(Class::Conflict))), "{rejected:?}");
+    assert!(matches!(rejected, Polled::Result(StatementResult::Failed(ErrorClass::Conflict))), "{rejected:?}");
     let after = on(&mut database, b, Statement::Insert(vec![row(4, 3)]));
     assert!(
-        matches!(after, Polled::Result(StatementResult::Failed(Class::Transient))),
+        matches!(after, Polled::Result(StatementResult::Failed(ErrorClass::Transient))),
         "the transaction is aborted: {after:?}"
     );
     on(&mut database, b, Statement::Commit);
@@ -110,7 +110,7 @@ fn insert_fails_after_waiting_for_a_seq_that_is_committed() {
     assert!(matches!(on(&mut database, b, Statement::Insert(vec![row(2, 1)])), Polled::Pending));
     on(&mut database, a, Statement::Commit);
     database.execute(b, StatementEffect::Fine);
-    assert!(matches!(database.poll(b), Polled::Result(StatementResult::Failed(Class::Conflict))));
+    assert!(matches!(database.poll(b), Polled::Result(StatementResult::Failed(ErrorClass::Conflict))));
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn deadlock_fails_the_last_statement() {
     on(&mut database, b, Statement::Insert(vec![row(2, 2)]));
     assert!(matches!(on(&mut database, a, Statement::Insert(vec![row(2, 2)])), Polled::Pending));
     let failed = on(&mut database, b, Statement::Insert(vec![row(1, 1)]));
-    assert!(matches!(failed, Polled::Result(StatementResult::Failed(Class::Transient))), "{failed:?}");
+    assert!(matches!(failed, Polled::Result(StatementResult::Failed(ErrorClass::Transient))), "{failed:?}");
 }
 
 #[test]

@@ -74,9 +74,9 @@ mutants! {
         "machine/src/lane/cache.rs": ".filter(|(known_under, _)| *known_under == epoch)" -> ".filter(|_| epoch > 0)";
     "INSERT ignores a conflict of any key (in the database's model)"
         Harmless("a row that was not inserted is looked up by its ID, and not found") =>
-        "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;";
+        "simulator/src/database/statement.rs": "return Step::Failed(ErrorClass::Conflict);" -> "done += 1; continue;";
     "INSERT ignores a conflict of any key, and a row that was not inserted counts as a duplicate" Found =>
-        "simulator/src/database/statement.rs": "return Step::Failed(Class::Conflict);" -> "done += 1; continue;",
+        "simulator/src/database/statement.rs": "return Step::Failed(ErrorClass::Conflict);" -> "done += 1; continue;",
         "machine/src/lane/writing.rs": "if inserted < rows.numbered.len() {" -> "if false && inserted < rows.numbered.len() {";
     "seqs are cached before the COMMIT has succeeded" Found =>
         "machine/src/lane/writing.rs": "self.writing(batch, rows, WriteStep::Commit, Request::Commit)" ->
@@ -116,7 +116,7 @@ mutants! {
     "a record is dead-lettered although no other record was accepted" Found =>
         "machine/src/lane/bisection.rs": "(true, false) => {" -> "(_, false) => {";
     "a small record that needs too long is dead-lettered" Found =>
-        "machine/src/lane/bisection.rs": "Class::Heavy => is_huge(*row) && self.confirmed.contains(row)," -> "Class::Heavy => self.confirmed.contains(row),";
+        "machine/src/lane/bisection.rs": "ErrorClass::Heavy => is_huge(*row) && self.confirmed.contains(row)," -> "ErrorClass::Heavy => self.confirmed.contains(row),";
     "a huge record is dead-lettered although its inbox accepts no row" Found =>
         "machine/src/lane/bisecting.rs": "Request::Canary(Some(rows.numbered[row]))" -> "Request::Canary(None)";
     "a blocked inbox stops its lane" Found =>
@@ -129,7 +129,7 @@ mutants! {
         "machine/src/lane/retrying.rs": "for entry in rest {" -> "for entry in rest.into_iter().take(0) {";
     "records that are found blocked later are queued after records with higher offsets"
         Rare("a later message of an inbox must be found blocked before an earlier one; the lane's unit test finds the bug") =>
-        "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, failure, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, failure, attempts).push_back(entry);",
+        "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, error, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, error, attempts).push_back(entry);",
         "machine/src/lane/blocked.rs": "for mut entry in waiting.into_iter().rev() {" -> "for mut entry in waiting {";
     "a partition stays throttled when it is not fetched any more" Harmless("the next assign unthrottles the partition too") =>
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);";

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use machine::consumer::Event;
-use machine::failure::Class;
-use machine::lane::{Entry, Failure, Machine, Message, NumberedEntry, Request, Response, Settings};
+use machine::error::{ClassifiedError, ErrorClass};
+use machine::lane::{Entry, Machine, Message, NumberedEntry, Request, Response, Settings};
 use machine::reference_connection::Query;
 use uuid::Uuid;
 
@@ -145,8 +145,8 @@ impl Lane {
     }
 }
 
-fn failed(class: Class) -> Response {
-    Response::Failed(Failure { class, text: class.name().to_owned() })
+fn failed(class: ErrorClass) -> Response {
+    Response::Failed(ClassifiedError { class, text: class.name().to_owned() })
 }
 
 impl Parts {
@@ -251,7 +251,7 @@ impl Parts {
                     Activity::Reference
                 } else {
                     env.count(Fact::NoConnection);
-                    Activity::HasResult(failed(Class::Lost))
+                    Activity::HasResult(failed(ErrorClass::Lost))
                 }
             }
             Request::Disconnect => {
@@ -259,7 +259,7 @@ impl Parts {
                 Activity::HasResult(Response::Ok)
             }
             Request::Wait(failed) => {
-                if failed.failure.text.contains("not visible yet") {
+                if failed.error.text.contains("not visible yet") {
                     env.count(Fact::Guarded);
                 }
                 Activity::Backoff
@@ -271,13 +271,13 @@ impl Parts {
 
 impl Lane {
     fn poll(&mut self, env: &mut Env) -> Option<Response> {
-        let Some(session) = self.session else { return Some(failed(Class::Lost)) };
+        let Some(session) = self.session else { return Some(failed(ErrorClass::Lost)) };
         if !env.database.has_result(session) {
             let times_out = !env.healing && env.config.has(Fault::ClientTimeout) && env.choices.one_in(30);
             if times_out {
                 env.count(Fact::ClientTimeout);
             }
-            return times_out.then(|| failed(Class::Lost));
+            return times_out.then(|| failed(ErrorClass::Lost));
         }
         let delayed_reads = env.config.delayed_reads;
         if delayed_reads > 0 && !env.healing && !env.choices.one_in(delayed_reads) {
@@ -287,14 +287,14 @@ impl Lane {
             Polled::Result(StatementResult::Lane(answer)) => answer,
             Polled::Result(StatementResult::Failed(class)) => failed(class),
             Polled::Result(result) => unreachable!("{result:?} is no result for a lane"),
-            Polled::Broken | Polled::Pending => failed(Class::Lost),
+            Polled::Broken | Polled::Pending => failed(ErrorClass::Lost),
         })
     }
 }
 
 fn count(answer: &Response, env: &mut Env) {
-    if let Response::Failed(failure) = answer
-        && failure.class == Class::Conflict
+    if let Response::Failed(error) = answer
+        && error.class == ErrorClass::Conflict
     {
         env.count(Fact::SeqCollision);
     }

@@ -10,7 +10,7 @@ mod starts;
 use std::collections::VecDeque;
 
 use machine::Partition;
-use machine::consumer::{Event, FetchFailure, Machine};
+use machine::consumer::{Event, FetchError, Machine};
 use machine::driver::{Driver, Kafka};
 
 use self::io::{Commits, Io};
@@ -201,9 +201,9 @@ impl Parts {
     }
 }
 
-fn failure(damaged: bool, env: &mut Env) -> FetchFailure {
+fn fetch_error(damaged: bool, env: &mut Env) -> FetchError {
     env.count(Fact::FetchError);
     let jitter = if env.healing { 0.5 } else { f64::from(env.choices.choose(5)) / 4.0 };
     let text = if damaged { DAMAGED } else { "cannot be fetched" }.to_owned();
-    FetchFailure { offset: None, damaged, text, jitter }
+    FetchError { offset: None, damaged, text, jitter }
 }

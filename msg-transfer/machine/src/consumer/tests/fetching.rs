@@ -18,9 +18,9 @@ fn lower_offset_restarts_the_partition() {
     );
 }
 
-fn failure(damaged: bool) -> Event {
-    let failure = FetchFailure { offset: None, damaged, text: "why".into(), jitter: 1.0 };
-    Event::FetchFailed { partition: 0, failure }
+fn error(damaged: bool) -> Event {
+    let error = FetchError { offset: None, damaged, text: "why".into(), jitter: 1.0 };
+    Event::FetchFailed { partition: 0, error }
 }
 
 fn failing(at: i64, attempts: u32) -> [Action; 2] {
@@ -41,8 +41,8 @@ fn failing_fetch_backs_off_up_to_the_longest_wait() {
     let mut machine = running();
     let mut now = 0;
     for (attempt, wait) in [(1, 100), (2, 200), (3, 400), (4, 400)] {
-        assert_eq!(on(&mut machine, failure(false), now), failing(0, attempt));
-        assert_eq!(on(&mut machine, failure(false), now), [], "it is not fetched");
+        assert_eq!(on(&mut machine, error(false), now), failing(0, attempt));
+        assert_eq!(on(&mut machine, error(false), now), [], "it is not fetched");
         assert_eq!(on(&mut machine, Event::Tick, now + wait - 1), []);
         now += wait;
         let again = on(&mut machine, Event::Tick, now);
@@ -54,13 +54,13 @@ fn failing_fetch_backs_off_up_to_the_longest_wait() {
     let mut actions = Vec::new();
     machine.receive(0, (RecordOffset(0), LeaderEpoch(0)), 1, &mut actions).expect("the partition is fetched");
     assert_eq!(actions, [Action::FetchRecovered { partition: 0 }]);
-    assert_eq!(on(&mut machine, failure(false), now), failing(1, 1));
+    assert_eq!(on(&mut machine, error(false), now), failing(1, 1));
 }
 
 #[test]
 fn restart_does_not_shorten_the_backoff_of_a_fetch() {
     let mut machine = running();
-    on(&mut machine, failure(false), 0);
+    on(&mut machine, error(false), 0);
     let restart = on(&mut machine, Event::Restart, 50);
     assert_eq!(restart, [Action::StopFetching { partition: 0 }, Action::Fence { epoch: 1 }]);
     assert_eq!(on(&mut machine, Event::Tick, 99), []);
@@ -70,7 +70,7 @@ fn restart_does_not_shorten_the_backoff_of_a_fetch() {
 #[test]
 fn fetch_without_records_recovers_when_no_error_follows() {
     let mut machine = running();
-    on(&mut machine, failure(false), 0);
+    on(&mut machine, error(false), 0);
     on(&mut machine, Event::Tick, 100);
     fetch_again(&mut machine, 2, 100);
     assert_eq!(on(&mut machine, Event::Tick, 1099), []);
@@ -81,7 +81,7 @@ fn fetch_without_records_recovers_when_no_error_follows() {
 fn damage_halts_at_second_attempt_after_earlier_records() {
     let mut machine = running();
     receive(&mut machine, 0, 0);
-    assert_eq!(on(&mut machine, failure(true), 0), failing(1, 1));
+    assert_eq!(on(&mut machine, error(true), 0), failing(1, 1));
     assert_eq!(
         machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()),
         None,
@@ -92,7 +92,7 @@ fn damage_halts_at_second_attempt_after_earlier_records() {
     let before = receive(&mut machine, 0, 0);
     let halted = Action::Halted { partition: 0, reason: "offset 1: why".into() };
     let expected = [Action::StopFetching { partition: 0 }, halted, Action::FetchRecovered { partition: 0 }];
-    assert_eq!(on(&mut machine, failure(true), 100), expected);
+    assert_eq!(on(&mut machine, error(true), 100), expected);
     assert_eq!(machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()), None);
     on(&mut machine, Event::Completed(vec![before]), 100);
     let saved = on(&mut machine, Event::Tick, 5000);

@@ -12,7 +12,7 @@ fn rejected_record_is_found_and_dead_lettered() {
     let is_approval = |request: &Request| matches!(request, Request::ApproveDeadLetters(_));
     while !is_approval(&request) {
         request =
-            if is_rejected(&request) { lane.on(failed(Class::Permanent)) } else { lane.until(request, |_| false) };
+            if is_rejected(&request) { lane.on(failed(ErrorClass::Permanent)) } else { lane.until(request, |_| false) };
         request = lane.until(request, |request| is_rejected(request) || is_approval(request));
     }
     let Request::ApproveDeadLetters(dead) = &request else { panic!("{request:?}") };
@@ -41,9 +41,12 @@ fn no_record_is_dead_lettered_when_all_are_rejected() {
         if matches!(request, Request::Wait(_) | Request::ApproveDeadLetters(_)) {
             break;
         }
-        request = lane.on(failed(Class::Permanent));
+        request = lane.on(failed(ErrorClass::Permanent));
     }
-    assert!(matches!(request, Request::Wait(BatchFailure { failure: Failure { class: Class::Fatal, .. }, .. })));
+    assert!(matches!(
+        request,
+        Request::Wait(BatchError { error: ClassifiedError { class: ErrorClass::Fatal, .. }, .. })
+    ));
 }
 
 #[test]
@@ -51,7 +54,7 @@ fn batch_that_is_too_slow_is_stored_in_parts() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("b", 2), Msg("a", 3), Msg("a", 4)]);
     lane.until(request, is_insert);
-    let request = lane.on(failed(Class::Heavy));
+    let request = lane.on(failed(ErrorClass::Heavy));
     // The bisection with short timeouts finds no blocked inbox.
     assert_eq!(lane.until(request, |request| *request == Request::BeginSearch), Request::BeginSearch);
     let request = lane.on(Response::Ok);
@@ -76,12 +79,12 @@ fn slow_record_alone_is_dead_lettered_only_if_it_is_huge() {
         let entry = Entry::new(lane.assignment.clone(), record_ref, Kind::Message, Msg("a", 1));
         let request = lane.machine.begin(vec![entry], &mut lane.events);
         lane.until(request, is_insert);
-        let request = lane.on(failed(Class::Heavy));
+        let request = lane.on(failed(ErrorClass::Heavy));
         lane.until(request, is_insert);
-        let request = lane.on(failed(Class::Heavy));
+        let request = lane.on(failed(ErrorClass::Heavy));
         // Its inbox accepts a small one, and it is rejected once more.
         lane.until(request, is_insert);
-        let request = lane.on(failed(Class::Heavy));
+        let request = lane.on(failed(ErrorClass::Heavy));
         let ended = lane.until(request, |request| matches!(request, Request::ApproveDeadLetters(_) | Request::Done(_)));
         assert_eq!(matches!(ended, Request::ApproveDeadLetters(_)), dead_lettered);
         assert_eq!(
@@ -98,7 +101,7 @@ fn rejected_duplicate_is_not_dead_lettered() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("a", 2)]);
     lane.until(request, is_insert);
-    assert_eq!(lane.on(failed(Class::Permanent)), Request::Rollback);
+    assert_eq!(lane.on(failed(ErrorClass::Permanent)), Request::Rollback);
     assert_eq!(lane.on(Response::Ok), Request::FindStored(vec![0, 1]));
     let request = lane.on(Response::Found(vec![(0, true)]));
     let insert = lane.until(request, is_insert);

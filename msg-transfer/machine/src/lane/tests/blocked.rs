@@ -3,7 +3,7 @@
 use super::*;
 
 /// Responds like a database in which inbox `a` rejects messages from this ID on.
-fn blocked_from(lane: &mut Lane, mut request: Request, id: u128, class: Class) -> Outcome {
+fn blocked_from(lane: &mut Lane, mut request: Request, id: u128, class: ErrorClass) -> Outcome {
     loop {
         let is_blocked = |lane: &Lane, rows: &[NumberedEntry]| {
             rows.iter().any(|row| {
@@ -24,7 +24,8 @@ fn blocked_from(lane: &mut Lane, mut request: Request, id: u128, class: Class) -
 
 #[test]
 fn blocked_inbox_waits_and_its_lane_continues() {
-    for class in [Class::Conflict, Class::Locked, Class::Heavy, Class::Fatal, Class::Transient] {
+    for class in [ErrorClass::Conflict, ErrorClass::Locked, ErrorClass::Heavy, ErrorClass::Fatal, ErrorClass::Transient]
+    {
         let mut lane = Lane::new(false);
         let msgs = vec![Msg("a", 1), Msg("b", 2), Msg("a", 3), Msg("c", 4), Msg("a", 5), Msg("b", 6)];
         let request = lane.begin(msgs);
@@ -32,7 +33,7 @@ fn blocked_inbox_waits_and_its_lane_continues() {
         assert_eq!(outcome, Outcome { stored: 4, ..Outcome::default() }, "{class:?}");
         let blocked: Vec<_> = lane.machine.blocked().collect();
         assert_eq!((blocked.len(), blocked[0].offset, blocked[0].records), (1, RecordOffset(2), 2));
-        assert_eq!(blocked[0].failure.class, class);
+        assert_eq!(blocked[0].error.class, class);
         assert!(lane.events.iter().any(|event| matches!(event, Event::Blocked(records) if records.len() == 2)));
 
         // Later records of the inbox wait too, and others do not.
@@ -67,12 +68,12 @@ fn locked_table_blocks_no_inbox() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1), Msg("b", 2)]);
     lane.until(request, is_insert);
-    let request = lane.on(failed(Class::Locked));
+    let request = lane.on(failed(ErrorClass::Locked));
     assert_eq!(lane.until(request, |request| *request == Request::BeginSearch), Request::BeginSearch);
-    assert_eq!(lane.on(failed(Class::Locked)), Request::Disconnect);
+    assert_eq!(lane.on(failed(ErrorClass::Locked)), Request::Disconnect);
     assert!(matches!(
         lane.on(Response::Ok),
-        Request::Wait(BatchFailure { failure: Failure { class: Class::Locked, .. }, .. })
+        Request::Wait(BatchError { error: ClassifiedError { class: ErrorClass::Locked, .. }, .. })
     ));
     assert_eq!(lane.machine.blocked().count(), 0);
 }
@@ -81,7 +82,7 @@ fn locked_table_blocks_no_inbox() {
 fn fenced_record_of_blocked_inbox_is_dropped() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1)]);
-    blocked_from(&mut lane, request, 1, Class::Locked);
+    blocked_from(&mut lane, request, 1, ErrorClass::Locked);
     lane.events.clear();
     lane.machine.sweep(&mut lane.events);
     assert!(lane.events.is_empty());
@@ -92,15 +93,15 @@ fn fenced_record_of_blocked_inbox_is_dropped() {
 }
 
 #[test]
-fn lost_connection_keeps_failure_of_blocked_inbox() {
+fn lost_connection_keeps_error_of_blocked_inbox() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1)]);
-    blocked_from(&mut lane, request, 1, Class::Locked);
+    blocked_from(&mut lane, request, 1, ErrorClass::Locked);
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     lane.until(request, is_insert);
-    assert_eq!(lane.on(failed(Class::Lost)), Request::Disconnect);
+    assert_eq!(lane.on(failed(ErrorClass::Lost)), Request::Disconnect);
     assert_eq!(lane.on(Response::Ok), Request::Done(Outcome::default()));
-    assert_eq!(lane.machine.blocked().next().map(|blocked| blocked.failure.class), Some(Class::Locked));
+    assert_eq!(lane.machine.blocked().next().map(|blocked| blocked.error.class), Some(ErrorClass::Locked));
 }
 
 /// The last message is blocked first, and then the batch is halved: the rest of it has to wait in front.
@@ -113,9 +114,9 @@ fn rest_of_halved_batch_waits_before_later_blocked_records() {
         request = match &request {
             Request::Done(outcome) => break outcome.clone(),
             Request::Insert(rows) if rows.iter().any(|row| lane.machine.entries()[row.entry].body.1 == 3) => {
-                lane.on(failed(Class::Locked))
+                lane.on(failed(ErrorClass::Locked))
             }
-            Request::Insert(rows) if is_found && rows.len() > 1 => lane.on(failed(Class::Heavy)),
+            Request::Insert(rows) if is_found && rows.len() > 1 => lane.on(failed(ErrorClass::Heavy)),
             _ => {
                 let first = std::cell::Cell::new(true);
                 lane.until(request, |_| !first.replace(false))
@@ -125,7 +126,7 @@ fn rest_of_halved_batch_waits_before_later_blocked_records() {
     assert_eq!(outcome.stored, 1);
     assert_eq!(lane.machine.blocked().map(|inbox| inbox.records).collect::<Vec<_>>(), [2]);
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
-    blocked_from(&mut lane, request, u128::MAX, Class::Locked);
+    blocked_from(&mut lane, request, u128::MAX, ErrorClass::Locked);
     assert_eq!(lane.completed(), [0, 1, 2]);
 }
 
@@ -140,7 +141,7 @@ fn message_blocked_later_waits_before_later_messages() {
         request = match &request {
             Request::Done(outcome) => break outcome.clone(),
             Request::Insert(rows) if rows.iter().any(|row| lane.machine.entries()[row.entry].body.1 >= from) => {
-                lane.on(failed(Class::Locked))
+                lane.on(failed(ErrorClass::Locked))
             }
             _ => {
                 let first = std::cell::Cell::new(true);
@@ -153,7 +154,7 @@ fn message_blocked_later_waits_before_later_messages() {
     };
     assert_eq!(outcome, Outcome::default());
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
-    blocked_from(&mut lane, request, u128::MAX, Class::Locked);
+    blocked_from(&mut lane, request, u128::MAX, ErrorClass::Locked);
     assert_eq!(lane.completed(), [0, 1, 2]);
 }
 
@@ -161,12 +162,12 @@ fn message_blocked_later_waits_before_later_messages() {
 fn failed_rollback_of_retry_closes_the_connection() {
     let mut lane = Lane::new(false);
     let request = lane.begin(vec![Msg("a", 1)]);
-    blocked_from(&mut lane, request, 1, Class::Locked);
+    blocked_from(&mut lane, request, 1, ErrorClass::Locked);
     let request = lane.machine.retry(&mut lane.events).expect("it waits");
     lane.until(request, is_insert);
-    assert_eq!(lane.on(failed(Class::Locked)), Request::Rollback);
-    assert_eq!(lane.on(failed(Class::Lost)), Request::Disconnect);
-    assert!(matches!(lane.on(Response::Ok), Request::Wait(BatchFailure { attempts: 1, .. })));
+    assert_eq!(lane.on(failed(ErrorClass::Locked)), Request::Rollback);
+    assert_eq!(lane.on(failed(ErrorClass::Lost)), Request::Disconnect);
+    assert!(matches!(lane.on(Response::Ok), Request::Wait(BatchError { attempts: 1, .. })));
     assert_eq!(lane.on(Response::Ok), Request::Done(Outcome::default()));
-    assert_eq!(lane.machine.blocked().next().map(|blocked| blocked.failure.class), Some(Class::Locked));
+    assert_eq!(lane.machine.blocked().next().map(|blocked| blocked.error.class), Some(ErrorClass::Locked));
 }

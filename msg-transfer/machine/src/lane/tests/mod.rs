@@ -97,8 +97,8 @@ fn numbered(rows: &[(usize, i64)]) -> Request {
     Request::Insert(rows.iter().map(|(entry, seq)| NumberedEntry { entry: *entry, seq: *seq }).collect())
 }
 
-fn failed(class: Class) -> Response {
-    Response::Failed(Failure { class, text: "no".into() })
+fn failed(class: ErrorClass) -> Response {
+    Response::Failed(ClassifiedError { class, text: "no".into() })
 }
 
 fn is_insert(request: &Request) -> bool {
@@ -132,8 +132,8 @@ fn unconfirmed_commit_drops_connection_and_cache() {
     let request = lane.begin(vec![Msg("a", 1)]);
     let request = lane.until(request, |request| *request == Request::Commit);
     assert_eq!(lane.until(request, |request| *request == Request::Commit), Request::Commit);
-    assert_eq!(lane.on(failed(Class::Transient)), Request::Disconnect);
-    assert!(matches!(lane.on(Response::Ok), Request::Wait(BatchFailure { attempts: 1, .. })));
+    assert_eq!(lane.on(failed(ErrorClass::Transient)), Request::Disconnect);
+    assert!(matches!(lane.on(Response::Ok), Request::Wait(BatchError { attempts: 1, .. })));
     assert_eq!(lane.on(Response::Ok), Request::Connect(1));
     assert_eq!(lane.on(Response::Ok), Request::LastSeqs(vec![0]));
     assert!(lane.events.is_empty());
@@ -209,11 +209,9 @@ fn unexpected_response_is_fatal_and_stores_nothing() {
         let request = lane.begin(vec![Msg("a", 1)]);
         lane.until(request, is_insert);
         assert_eq!(lane.on(unexpected.clone()), Request::Disconnect, "{unexpected:?}");
-        let Request::Wait(BatchFailure { failure, attempts: 1 }) = lane.on(Response::Ok) else {
-            panic!("{unexpected:?}")
-        };
-        assert_eq!(failure.class, Class::Fatal);
-        assert!(failure.text.contains("bug"), "{}", failure.text);
+        let Request::Wait(BatchError { error, attempts: 1 }) = lane.on(Response::Ok) else { panic!("{unexpected:?}") };
+        assert_eq!(error.class, ErrorClass::Fatal);
+        assert!(error.text.contains("bug"), "{}", error.text);
         assert!(lane.events.is_empty());
         assert_eq!(lane.on(Response::Ok), Request::Connect(1), "the batch is stored from the start");
     }
@@ -225,7 +223,7 @@ fn unexpected_response_without_connection_leads_to_wait() {
     assert!(matches!(lane.on(Response::Ok), Request::Wait(_)), "there is no batch");
     assert_eq!(lane.on(Response::Ok), Request::Done(Outcome::default()));
     lane.begin(vec![Msg("a", 1)]);
-    assert_eq!(lane.on(failed(Class::Lost)), Request::Disconnect);
+    assert_eq!(lane.on(failed(ErrorClass::Lost)), Request::Disconnect);
     assert!(matches!(lane.on(Response::Count(1)), Request::Wait(_)), "Disconnect");
     assert!(matches!(lane.on(Response::Count(1)), Request::Wait(_)), "Wait");
     assert_eq!(lane.on(Response::Ok), Request::Connect(1));

@@ -17,11 +17,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::error::Error;
 use std::fmt::{self, Display};
 
-use machine::driver::{FetchError, Fetched, Happened};
+use machine::driver::{FailedFetch, Fetched, Happened};
 use machine::{LeaderEpoch, Partition, Progress, RecordOffset};
 
 pub(crate) use self::membership::Membership;
-use super::failure;
+use super::fetch_error;
 use crate::env::Env;
 use crate::facts::Fact;
 use crate::kafka::log::Record;
@@ -172,7 +172,9 @@ impl Library {
                 self.membership.delivered();
                 Happened::Revoked(partitions)
             }
-            QueuedEvent::Failed(partition, damaged) => Happened::FetchFailed(partition, error(damaged, false, env)),
+            QueuedEvent::Failed(partition, damaged) => {
+                Happened::FetchFailed(partition, failed_fetch(damaged, false, env))
+            }
             QueuedEvent::Item(item) => {
                 self.mark_consumed(item);
                 match fetched(item, env) {
@@ -262,15 +264,15 @@ impl Library {
 pub(super) fn fetched(item: Item, env: &mut Env) -> Fetched<Record> {
     match item {
         Item::Record(record) => Fetched::Record(record),
-        Item::Error(partition) => Fetched::Failed(partition, error(false, false, env)),
-        Item::Damaged(partition) => Fetched::Failed(partition, error(true, false, env)),
+        Item::Error(partition) => Fetched::Failed(partition, failed_fetch(false, false, env)),
+        Item::Damaged(partition) => Fetched::Failed(partition, failed_fetch(true, false, env)),
         Item::OutOfRange(partition) => {
             env.count(Fact::OutOfRange);
-            Fetched::Failed(partition, error(false, true, env))
+            Fetched::Failed(partition, failed_fetch(false, true, env))
         }
     }
 }
 
-fn error(damaged: bool, out_of_range: bool, env: &mut Env) -> FetchError {
-    FetchError { failure: failure(damaged, env), out_of_range }
+fn failed_fetch(damaged: bool, out_of_range: bool, env: &mut Env) -> FailedFetch {
+    FailedFetch { error: fetch_error(damaged, env), out_of_range }
 }
