@@ -22,10 +22,10 @@ pub enum CommandError {
     /// A setting cannot be used.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// The schema is not this build's.
+    /// The schema does not fit this build.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// The database has no result.
+    /// A query failed, or no connection could be opened.
     #[error("database")]
     Database(#[from] DatabaseError),
     /// A request to Kafka failed.
@@ -34,13 +34,13 @@ pub enum CommandError {
     /// The lag cannot be read.
     #[error(transparent)]
     Lag(#[from] LagError),
-    /// A dead letter cannot be shown, exported or sent.
+    /// A dead letter cannot be shown, exported or replayed.
     #[error(transparent)]
     Letter(#[from] LetterError),
     /// Not all dead letters were replayed.
     #[error(transparent)]
     Replay(#[from] ReplayError),
-    /// Messages as old as that must not be purged.
+    /// Messages of this age must not be deleted.
     #[error(transparent)]
     Horizon(#[from] HorizonError),
     /// The result cannot be written.
@@ -49,22 +49,22 @@ pub enum CommandError {
     /// The result cannot be written to this file.
     #[error("cannot write --file {}", .path.display())]
     File {
-        /// The file.
+        /// The path that was given with `--file`.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the file system.
         #[source]
         source: io::Error,
     },
     /// The service does not respond.
     #[error("no response of the service at --admin-listen {address}; check that it runs")]
     Probe {
-        /// Where it should listen.
+        /// The admin address that the service is configured to listen on.
         address: SocketAddr,
-        /// The system's error.
+        /// The error of the connection.
         #[source]
         source: io::Error,
     },
-    /// The service is not ready.
+    /// The service is not ready, for these reasons.
     #[error("{0}")]
     NotReady(String),
 }

@@ -1,4 +1,4 @@
-//! `msg-transfer lag`: how far the database is behind Kafka.
+//! `msg-transfer lag`: the records of each partition that are not stored yet, and how old they are.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -18,18 +18,16 @@ use crate::config::Config;
 use crate::lag::{Lag, LagReader, PartitionLag};
 use crate::schema;
 
-/// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Repeat at this interval until a signal; 5s if no value is given
     #[arg(long, value_parser = parse_duration, num_args = 0..=1, default_missing_value = "5s", value_name = "TIME")]
     pub watch: Option<Duration>,
-    /// The result's form.
     #[command(flatten)]
     pub output: OutputOptions,
 }
 
-/// Times are in seconds; null is what does not apply or is not known.
+/// The JSON result. Times are in seconds, and null if they do not apply or are not known.
 #[derive(Serialize)]
 struct Report {
     topic: String,
@@ -63,7 +61,7 @@ struct Line {
     expired_unstored_records: i64,
 }
 
-/// Prints the lag once, or again and again.
+/// Prints the lag once, or at an interval until a signal.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let pool = pool(config, Purpose::ReadPrimary)?;
     schema::check(&pool).await?;
@@ -81,7 +79,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     }
 }
 
-/// Ends only with an error.
+/// Prints the lag at an interval. Returns only an error of standard output.
 async fn watch(
     reader: &LagReader,
     config: &Config,
@@ -91,7 +89,7 @@ async fn watch(
     loop {
         match reader.read().await {
             Ok(lag) => output.print(&Report::of(&lag, config), || table(&lag) + "\n")?,
-            Err(error) => tracing::warn!(error = chain(&error), "the lag could not be read, will be retried"),
+            Err(error) => tracing::warn!(error = chain(&error), "could not read the lag, will be retried"),
         }
         tokio::time::sleep(every).await;
     }

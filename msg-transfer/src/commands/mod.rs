@@ -1,5 +1,5 @@
-//! The one-shot commands for operators, a file or folder each. Only a command's result goes to standard output; what it
-//! has to tell meanwhile is logged, to standard error.
+//! The one-shot commands for operators, a file or folder each. A command writes only its result to standard output, and
+//! logs its progress to standard error.
 
 mod access;
 mod check;
@@ -20,7 +20,7 @@ pub use self::error::CommandError;
 use crate::config::Config;
 use crate::schema::{self, SchemaError};
 
-/// One-shot commands.
+/// A one-shot command with its flags.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
     /// Migrate the database's schema to this build's version, and exit
@@ -41,10 +41,10 @@ pub enum Command {
     Resume(resume::Options),
 }
 
-/// How long `migrate` waits for those who hold a lock that it needs.
-const LOCKED_FOR: Duration = Duration::from_secs(300);
+/// How long `migrate` retries while another session holds a lock that it needs.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Runs the command.
+/// Runs the command, and returns the exit code of the process.
 pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, CommandError> {
     match command {
         Command::Migrate => migrate(config).await,
@@ -58,12 +58,12 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, Command
 }
 
 async fn migrate(config: &Config) -> Result<ExitCode, CommandError> {
-    let deadline = Instant::now() + LOCKED_FOR;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     let applied = loop {
         match schema::migrate(&config.database).await {
             Ok(applied) => break applied,
             Err(error @ (SchemaError::Migrating | SchemaError::Locked { .. })) if Instant::now() < deadline => {
-                tracing::warn!(error = chain(&error), "the schema cannot be migrated yet, will be retried");
+                tracing::warn!(error = chain(&error), "could not migrate the schema yet, will be retried");
             }
             Err(error) => return Err(error.into()),
         }

@@ -1,4 +1,4 @@
-//! How a command's result is written: a table for people, or JSON for programs.
+//! The output of commands: a table for people, or JSON for programs.
 
 use std::borrow::Cow;
 use std::io::{self, ErrorKind, Write};
@@ -9,7 +9,6 @@ use base64::prelude::BASE64_STANDARD;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-/// In which form.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct OutputOptions {
     /// Format of the result
@@ -17,7 +16,6 @@ pub struct OutputOptions {
     pub output: Form,
 }
 
-/// The forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Form {
     /// For people
@@ -36,14 +34,14 @@ impl OutputOptions {
     }
 }
 
-/// One line.
+/// Returns the JSON document of a result, on one line.
 pub(super) fn json_line(value: &impl Serialize) -> String {
     let mut line = serde_json::to_string(value).expect("results hold nothing that JSON cannot");
     line.push('\n');
     line
 }
 
-/// Writes to standard output. A reader that closed it has read enough.
+/// Writes to standard output. It is no error if the reader closed it, as `head` does.
 pub(super) fn write(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -52,24 +50,22 @@ pub(super) fn write(text: &str) -> io::Result<()> {
     }
 }
 
-/// Columns as wide as what is in them.
+/// A table whose columns are as wide as their longest cell.
 #[derive(Debug)]
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// With these headings.
     pub(super) fn new(headings: &[&str]) -> Self {
         Table { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()] }
     }
 
-    /// Appends a row.
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// As text, a line for each row.
+    /// Returns the table as text, one line for each row.
     pub(super) fn text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
@@ -86,12 +82,12 @@ impl Table {
     }
 }
 
-/// What is there, or a dash.
+/// Returns the value as text, or a dash.
 pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// Text that a terminal does not take for commands.
+/// Escapes control characters, which a terminal could execute as commands.
 pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     if !text.chars().any(char::is_control) {
         return Cow::Borrowed(text);
@@ -100,7 +96,7 @@ pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(escape).collect())
 }
 
-/// Bytes as text where they are text, otherwise in base64 and marked so.
+/// Returns bytes as escaped text if they are UTF-8, otherwise as `base64:` and their encoding.
 pub(super) fn bytes_for_people(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => harmless(text).into_owned(),
@@ -108,12 +104,11 @@ pub(super) fn bytes_for_people(bytes: &[u8]) -> String {
     }
 }
 
-/// In base64.
 pub(super) fn base64(bytes: &[u8]) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
-/// Whole seconds, for people; the part below a second of what is shorter.
+/// Formats a duration in whole seconds, or in milliseconds if it is shorter than a second.
 pub(super) fn for_people(time: Duration) -> String {
     let time = if time < Duration::from_secs(1) {
         Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(0))
@@ -123,7 +118,6 @@ pub(super) fn for_people(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
-/// A time, in UTC.
 pub(super) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
@@ -133,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_stand_below_each_other() {
+    fn table_columns_are_aligned() {
         let mut table = Table::new(&["a", "long heading"]);
         table.row(["longer".to_owned(), "é".to_owned()]);
         table.row(["é".to_owned(), or_dash(None::<i32>)]);
@@ -141,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_is_told_nothing() {
+    fn control_characters_are_escaped_for_the_terminal() {
         assert_eq!(bytes_for_people(b"bob"), "bob");
         assert_eq!(bytes_for_people("\u{1b}[2Jé".as_bytes()), "\\u{1b}[2Jé");
         assert_eq!(bytes_for_people(b"\xff"), "base64:/w==");

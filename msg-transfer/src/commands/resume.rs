@@ -1,4 +1,4 @@
-//! `msg-transfer resume`: an operator's word that a partition may go on. The running transfer sees it in the progress row.
+//! `msg-transfer resume`: an operator resumes halted partitions. The running transfer reads this from their progress rows.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,8 @@ use super::output::{OutputOptions, Table};
 use crate::config::Config;
 use crate::schema;
 
-/// With the dead letters that counted until now. The rows are locked, so that both statements see the same.
+/// The progress rows, each with the number of dead letters that count for the limit until now. The rows are locked, so that
+/// both statements see the same ones.
 const COUNT: &str = "
     SELECT p.kafka_partition,
            (SELECT count(*) FROM dead_letters d
@@ -25,11 +26,11 @@ const COUNT: &str = "
     ORDER BY p.kafka_partition
     FOR UPDATE OF p";
 
-/// `clock_timestamp()`: what came while we waited for the rows does not count either.
+/// `clock_timestamp()` and not `now()`: dead letters that were written while this transaction waited for the rows do not count
+/// either.
 const RESUME: &str =
     "UPDATE progress SET resumed_at = clock_timestamp() WHERE topic_id = $1 AND kafka_partition = ANY($2)";
 
-/// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Partition to resume; may be given more than once
@@ -38,13 +39,12 @@ pub struct Options {
     /// Resume all partitions of the topic that have a progress row
     #[arg(long)]
     pub all: bool,
-    /// The result's form.
     #[command(flatten)]
     pub output: OutputOptions,
 }
 
 impl Options {
-    /// What is wrong with them.
+    /// Returns the problems of the flags.
     pub fn problems(&self) -> Vec<String> {
         let nothing = self.partitions.is_empty() && !self.all;
         nothing.then(|| "resume needs --topic-partition P, or --all".to_owned()).into_iter().collect()
@@ -55,35 +55,35 @@ impl Options {
 struct Report {
     topic: String,
     resumed: Vec<Resumed>,
-    /// Asked for, and nothing was ever stored of them.
+    /// Requested partitions without a progress row: none of their records was ever stored.
     without_progress: Vec<Partition>,
 }
 
 #[derive(Serialize)]
 struct Resumed {
     partition: Partition,
-    /// First seen since it was last resumed.
+    /// The number of dead letters since the partition was last resumed.
     dead_letters: i64,
 }
 
-/// Tells them.
+/// Resumes the partitions, and prints them.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let pool = pool(config, Purpose::Write)?;
     schema::check(&pool).await?;
     let topic_id = lag_reader(config, pool.clone())?.topic_id().await?;
     let mut client = pool.get().await?;
-    let asked = (!options.all).then_some(options.partitions.as_slice());
-    let resumed = resume(&mut client, topic_id, asked).await?;
+    let requested = (!options.all).then_some(options.partitions.as_slice());
+    let resumed = resume(&mut client, topic_id, requested).await?;
     let found = |partition: &Partition| resumed.iter().any(|resumed| resumed.partition == *partition);
     let without_progress: Vec<Partition> = options.partitions.iter().copied().filter(|p| !found(p)).collect();
     for partition in &without_progress {
         tracing::error!(
             partition,
-            "no progress row: nothing of this partition was ever stored, so nothing was resumed"
+            "resumed nothing: the partition has no progress row, because none of its records was ever stored"
         );
     }
     if resumed.is_empty() && options.all {
-        tracing::error!(topic = config.kafka.kafka_topic, "the topic has no progress row, so nothing was resumed");
+        tracing::error!(topic = config.kafka.kafka_topic, "resumed nothing: the topic has no progress row");
     }
     let complete = without_progress.is_empty() && !resumed.is_empty();
     let report = Report { topic: config.kafka.kafka_topic.clone(), resumed, without_progress };
@@ -94,10 +94,10 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
 async fn resume(
     client: &mut Object,
     topic_id: Uuid,
-    asked: Option<&[Partition]>,
+    requested: Option<&[Partition]>,
 ) -> Result<Vec<Resumed>, tokio_postgres::Error> {
     let transaction = client.transaction().await?;
-    let rows = transaction.query(COUNT, &[&topic_id, &asked]).await?;
+    let rows = transaction.query(COUNT, &[&topic_id, &requested]).await?;
     let resumed: Vec<Resumed> =
         rows.iter().map(|row| Resumed { partition: row.get(0), dead_letters: row.get(1) }).collect();
     let partitions: Vec<Partition> = resumed.iter().map(|resumed| resumed.partition).collect();

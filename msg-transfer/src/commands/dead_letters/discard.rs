@@ -1,5 +1,5 @@
-//! `dead-letters discard`: deletes dead letters that nobody wants any more, by reason and age. For good: the message is neither
-//! stored nor a dead letter afterwards.
+//! `dead-letters discard`: deletes dead letters by reason and age. They cannot be restored: afterwards the message is neither
+//! stored nor a dead letter.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -26,10 +26,8 @@ const DELETE: &str = "
     WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset
       AND d.leader_epoch = t.leader_epoch";
 
-/// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which; --reason is required
     #[command(flatten)]
     pub filter: Filter,
     /// Only dead letters that were first seen longer ago than this, such as 30days
@@ -38,17 +36,17 @@ pub struct Options {
     /// Only count the dead letters that would be deleted
     #[arg(long)]
     pub dry_run: bool,
-    /// The result's form.
     #[command(flatten)]
     pub output: OutputOptions,
 }
 
 impl Options {
-    /// What is wrong with them.
+    /// Returns the problems of the flags.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.filter.problems();
         if self.filter.reason.is_none() {
-            problems.push("dead-letters discard needs --reason: it deletes letters of one reason at a time".into());
+            problems
+                .push("dead-letters discard needs --reason: it deletes dead letters of one reason at a time".into());
         }
         if SystemTime::now().checked_sub(self.older_than).is_none_or(|horizon| horizon < SystemTime::UNIX_EPOCH) {
             problems.push("--older-than reaches back to before 1970".into());
@@ -61,21 +59,21 @@ impl Options {
 struct Report {
     topic: String,
     reason: &'static str,
-    /// What was first seen before this is old.
+    /// Dead letters that were first seen before this time are deleted.
     horizon: String,
     dry_run: bool,
-    /// A signal ended it before it was through.
+    /// Whether a signal ended the command early.
     stopped: bool,
     discarded: u64,
-    /// Of those, letters that were never replayed.
+    /// How many of the discarded ones were never replayed.
     never_replayed: u64,
 }
 
-/// Deletes them, a page in each transaction.
+/// Deletes the dead letters, one page in each transaction.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let stop = shutdown::between_steps();
     let client = connect(config, Purpose::Write).await?;
-    // The server's clock: it is the one that wrote the times.
+    // The server's clock, because it wrote the times.
     let now: SystemTime = client.query_one("SELECT now()", &[]).await?.get(0);
     let horizon = horizon(now, options.older_than)?;
     let until = options.filter.until.map_or(horizon, |until| until.min(horizon));
@@ -104,17 +102,17 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
         }
         report.discarded += page.len() as u64;
         report.never_replayed += page.iter().filter(|letter| letter.replayed_at.is_none()).count() as u64;
-        tracing::info!(discarded = report.discarded, dry_run = options.dry_run, "discarding");
+        tracing::info!(discarded = report.discarded, dry_run = options.dry_run, "discarded a page of dead letters");
     }
     options.output.print(&report, || table(&report))?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn delete(client: &Object, page: &[Summary]) -> Result<(), tokio_postgres::Error> {
-    let topic_ids: Vec<Uuid> = page.iter().map(|letter| letter.place.topic_id).collect();
-    let partitions: Vec<Partition> = page.iter().map(|letter| letter.place.partition).collect();
-    let offsets: Vec<i64> = page.iter().map(|letter| letter.place.offset).collect();
-    let leader_epochs: Vec<i32> = page.iter().map(|letter| letter.place.leader_epoch).collect();
+    let topic_ids: Vec<Uuid> = page.iter().map(|letter| letter.position.topic_id).collect();
+    let partitions: Vec<Partition> = page.iter().map(|letter| letter.position.partition).collect();
+    let offsets: Vec<i64> = page.iter().map(|letter| letter.position.offset).collect();
+    let leader_epochs: Vec<i32> = page.iter().map(|letter| letter.position.leader_epoch).collect();
     client.execute(DELETE, &[&topic_ids, &partitions, &offsets, &leader_epochs]).await?;
     Ok(())
 }

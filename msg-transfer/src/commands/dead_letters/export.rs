@@ -1,4 +1,4 @@
-//! `dead-letters export`: JSON lines, one a dead letter, with all that its record had.
+//! `dead-letters export`: writes one JSON line for each dead letter, with the whole record.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -18,10 +18,8 @@ use crate::commands::error::{CommandError, LetterError};
 use crate::commands::output::{base64, json_line, rfc3339, write};
 use crate::config::Config;
 
-/// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which.
     #[command(flatten)]
     pub filter: Filter,
     /// New file to write to, instead of standard output. It contains messages: restrict who can read it
@@ -41,7 +39,7 @@ struct Line {
     msg_id: Option<String>,
     first_seen: String,
     replayed_at: Option<String>,
-    /// Null where the record had none.
+    /// Null if the record had no key.
     key_base64: Option<String>,
     value_base64: Option<String>,
     headers: Vec<HeaderLine>,
@@ -53,7 +51,7 @@ struct HeaderLine {
     value_base64: Option<String>,
 }
 
-/// Writes them, one at a time.
+/// Writes the dead letters one by one, so that memory holds only one record.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let client = connect(config, Purpose::ReadPrimary).await?;
     let topic = &config.kafka.kafka_topic;
@@ -67,7 +65,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
             break;
         }
         for summary in page {
-            let Some(letter) = Letter::fetch(&client, topic, summary.place).await? else {
+            let Some(letter) = Letter::fetch(&client, topic, summary.position).await? else {
                 continue;
             };
             let line = json_line(&Line::of(topic, &letter)?);
@@ -81,11 +79,11 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     if let Some(file) = file {
         finish(file).map_err(failed)?;
     }
-    tracing::info!(exported, "dead letters exported");
+    tracing::info!(exported, "exported dead letters");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Never replaces another file, and only this user may read it.
+/// Creates a file that only this user may read. Returns an error if the file exists.
 fn create(path: &Path) -> std::io::Result<BufWriter<File>> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(BufWriter::new)
 }
@@ -97,16 +95,16 @@ fn finish(file: BufWriter<File>) -> std::io::Result<()> {
 impl Line {
     fn of(topic: &str, letter: &Letter) -> Result<Self, LetterError> {
         let summary = &letter.summary;
-        let place = summary.place;
+        let position = summary.position;
         let headers = letter
             .headers()?
             .into_iter()
             .map(|header| HeaderLine { key_base64: base64(header.key), value_base64: header.value.map(base64) });
         Ok(Line {
             topic: topic.to_owned(),
-            topic_id: place.topic_id.to_string(),
-            partition: place.partition,
-            offset: place.offset,
+            topic_id: position.topic_id.to_string(),
+            partition: position.partition,
+            offset: position.offset,
             reason: summary.reason.clone(),
             detail: summary.detail.clone(),
             recv_id: summary.recv_id.clone(),

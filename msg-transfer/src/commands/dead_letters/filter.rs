@@ -1,4 +1,4 @@
-//! Which dead letters are meant, and the walk over them: a page at a time, in the order of their places in Kafka.
+//! The filter of dead letters, and the walk over them: page by page, in the order of their positions in Kafka.
 
 use std::time::SystemTime;
 
@@ -10,9 +10,9 @@ use msg_common::proto::DeadLetterReason;
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use super::letter::{Place, Summary};
+use super::letter::{Position, Summary};
 
-/// Letters on a page; without their bytes.
+/// Maximum number of dead letters on a page. A page does not hold the bytes of their records.
 const PAGE: i64 = 500;
 
 const SELECT: &str = "
@@ -32,7 +32,7 @@ const SELECT: &str = "
     ORDER BY topic_id, kafka_partition, kafka_offset, leader_epoch
     LIMIT $13";
 
-/// Of the topic's dead letters, those that meet all of these.
+/// The conditions that a dead letter of the topic has to meet, all of them.
 #[derive(Args, Clone, Debug)]
 pub struct Filter {
     /// Only dead letters of this partition; may be given more than once
@@ -63,13 +63,13 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// What is wrong with it.
+    /// Returns the problems of the flags.
     pub fn problems(&self) -> Vec<String> {
         let alone = self.offset.is_some() && self.partitions.len() != 1;
         alone.then(|| "--offset needs one --topic-partition".to_owned()).into_iter().collect()
     }
 
-    /// Whether it lets all through: neither a limit nor what was replayed chooses any.
+    /// Returns whether no flag selects dead letters. `--limit` and `--not-replayed` do not count.
     pub fn is_empty(&self) -> bool {
         self.partitions.is_empty()
             && self.offset.is_none()
@@ -80,27 +80,26 @@ impl Filter {
     }
 }
 
-/// Where a walk is.
+/// A walk over the dead letters that meet a filter.
 pub(super) struct Walk<'a> {
     topic: &'a str,
     filter: &'a Filter,
-    after: Place,
+    after: Position,
     left: i64,
 }
 
 impl<'a> Walk<'a> {
-    /// At the beginning.
     pub(super) fn new(topic: &'a str, filter: &'a Filter) -> Self {
         let left = filter.limit.map_or(i64::MAX, i64::from);
         Walk {
             topic,
             filter,
-            after: Place { topic_id: Uuid::nil(), partition: -1, offset: -1, leader_epoch: -1 },
+            after: Position { topic_id: Uuid::nil(), partition: -1, offset: -1, leader_epoch: -1 },
             left,
         }
     }
 
-    /// The next page; empty at the end.
+    /// Returns the next page, or an empty one at the end.
     pub(super) async fn next(&mut self, client: &Object) -> Result<Vec<Summary>, Error> {
         let filter = self.filter;
         let partitions = (!filter.partitions.is_empty()).then_some(&filter.partitions);
@@ -127,7 +126,7 @@ impl<'a> Walk<'a> {
         let rows = client.query(&statement, &parameters).await?;
         let page: Vec<Summary> = rows.iter().map(Summary::of).collect();
         if let Some(last) = page.last() {
-            self.after = last.place;
+            self.after = last.position;
         }
         self.left -= i64::try_from(page.len()).expect("at most a page");
         Ok(page)
@@ -136,7 +135,7 @@ impl<'a> Walk<'a> {
 
 const PREFIX: &str = "DEAD_LETTER_REASON_";
 
-/// A reason of the contract, without its prefix.
+/// Parses a reason of the contract, without its prefix.
 fn parse_reason(text: &str) -> Result<&'static str, String> {
     let name = text.to_ascii_uppercase().replace('-', "_");
     let found = DeadLetterReason::from_str_name(&format!("{PREFIX}{name}"));
@@ -164,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_are_the_contracts() {
+    fn reason_is_parsed_as_the_contract_names_it() {
         assert_eq!(parse_reason("rejected-by-database"), Ok("REJECTED_BY_DATABASE"));
         assert_eq!(parse_reason("INVALID"), Ok("INVALID"));
         for bad in ["", "unspecified", "nonsense"] {

@@ -1,4 +1,4 @@
-//! A dead letter as it is in the table.
+//! A dead letter, as read from the table.
 
 use std::time::SystemTime;
 
@@ -20,45 +20,45 @@ const SELECT: &str = "
       AND ($5::integer IS NULL OR leader_epoch = $5)
     ORDER BY topic_id, leader_epoch";
 
-/// Where the record lies in Kafka.
+/// The position of the record in Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// A topic made anew under the same name has another.
+pub(super) struct Position {
+    /// A recreated topic has the same name and another ID.
     pub topic_id: Uuid,
-    /// In which partition.
     pub partition: Partition,
-    /// At which offset.
     pub offset: i64,
-    /// If Kafka lost the tail of a log, another record has the same offset, with another leader epoch. -1 where it is not known.
+    /// If Kafka lost the tail of a log, another record has the same offset, with another leader epoch. -1
+    /// if it is not known.
     pub leader_epoch: i32,
 }
 
-/// All but the record's bytes.
+/// A dead letter without the bytes of its record.
 #[derive(Clone, Debug)]
 pub(super) struct Summary {
-    /// Where it lies.
-    pub place: Place,
-    /// Its inbox, where it is known.
+    pub position: Position,
+    /// The inbox, if it is known.
     pub recv_id: Option<String>,
-    /// Its id, where it is known.
+    /// The ID of the message, if it is known.
     pub msg_id: Option<Uuid>,
-    /// Why it is here.
     pub reason: String,
-    /// A sentence about it.
+    /// What is wrong with the record, in a sentence for operators.
     pub detail: String,
-    /// When it came.
     pub first_seen: SystemTime,
-    /// When it was sent again.
     pub replayed_at: Option<SystemTime>,
-    /// Of key, value and headers.
+    /// The bytes of key, value and headers together.
     pub bytes: i32,
 }
 
 impl Summary {
-    /// From the columns that every statement here begins with.
+    /// Reads the columns that every statement on dead letters starts with.
     pub(super) fn of(row: &Row) -> Self {
         Summary {
-            place: Place { topic_id: row.get(0), partition: row.get(1), offset: row.get(2), leader_epoch: row.get(10) },
+            position: Position {
+                topic_id: row.get(0),
+                partition: row.get(1),
+                offset: row.get(2),
+                leader_epoch: row.get(10),
+            },
             recv_id: row.get(3),
             msg_id: row.get(4),
             reason: row.get(5),
@@ -70,21 +70,18 @@ impl Summary {
     }
 }
 
-/// With the record's bytes.
+/// A dead letter with the bytes of its record.
 #[derive(Clone, Debug)]
 pub(super) struct Letter {
-    /// The rest.
     pub summary: Summary,
-    /// The record's key.
     pub key: Option<Vec<u8>>,
-    /// Its value.
     pub value: Option<Vec<u8>>,
     headers: Vec<u8>,
 }
 
 impl Letter {
-    /// Those at this place: more than one without a topic's id, when the topic was made anew, or without a leader epoch, when
-    /// Kafka lost the tail of the log.
+    /// Returns the dead letters at this position. There may be more than one if no topic ID is given and the topic was recreated,
+    /// or if no leader epoch is given and Kafka lost the tail of the log.
     pub(super) async fn find(
         client: &Object,
         topic: &str,
@@ -104,26 +101,26 @@ impl Letter {
         Ok(rows.iter().map(letter).collect())
     }
 
-    /// The one that this is about; `None` if it is gone meanwhile.
-    pub(super) async fn fetch(client: &Object, topic: &str, place: Place) -> Result<Option<Letter>, Error> {
-        let Place { topic_id, partition, offset, leader_epoch } = place;
+    /// Returns the dead letter at this position, or `None` if it was deleted in the meantime.
+    pub(super) async fn fetch(client: &Object, topic: &str, position: Position) -> Result<Option<Letter>, Error> {
+        let Position { topic_id, partition, offset, leader_epoch } = position;
         let found = Letter::find(client, topic, partition, offset, Some(topic_id), Some(leader_epoch)).await?;
         Ok(found.into_iter().next())
     }
 
-    /// Whether its record had a value that is not in the letter: sent again it would be another record.
+    /// Returns whether the record's value was not kept. If it were replayed, it would be another record.
     pub(super) fn has_lost_content(&self) -> bool {
         // Only a record that cannot be decoded may have had none.
         self.value.is_none() && self.summary.reason != "UNDECODABLE"
     }
 
-    /// The record's headers.
+    /// Unpacks the headers of the record.
     pub(super) fn headers(&self) -> Result<Vec<Header<'_>>, LetterError> {
-        let Place { partition, offset, .. } = self.summary.place;
+        let Position { partition, offset, .. } = self.summary.position;
         unpack(&self.headers).map_err(|source| LetterError::Headers { partition, offset, source })
     }
 
-    /// The message in it, as a transfer of this build reads it.
+    /// Decodes the record as a transfer of this build does.
     pub(super) fn decode(&self) -> Result<Record, DecodeError> {
         let headers = unpack(&self.headers).map_err(|error| DecodeError::Undecodable(error.to_string()))?;
         let version = headers.iter().rev().find(|header| header.key == record::VERSION_HEADER.as_bytes());

@@ -1,4 +1,4 @@
-//! `dead-letters list`.
+//! `dead-letters list`: prints dead letters without their records.
 
 use std::process::ExitCode;
 
@@ -14,16 +14,13 @@ use crate::commands::error::CommandError;
 use crate::commands::output::{OutputOptions, Table, harmless, or_dash, rfc3339};
 use crate::config::Config;
 
-/// How many are listed when no limit is given.
+/// The number of dead letters that are listed without `--limit`.
 const LIMIT: u32 = 100;
 
-/// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Filters; at most 100 dead letters without --limit.
     #[command(flatten)]
     pub filter: Filter,
-    /// The result's form.
     #[command(flatten)]
     pub output: OutputOptions,
 }
@@ -32,7 +29,7 @@ pub struct Options {
 struct Report {
     topic: String,
     dead_letters: Vec<Line>,
-    /// There are more than the limit.
+    /// Whether the filter selects more dead letters than the limit.
     more: bool,
 }
 
@@ -50,11 +47,10 @@ struct Line {
     replayed_at: Option<String>,
 }
 
-/// Lists them.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let client = connect(config, Purpose::ReadPrimary).await?;
     let limit = options.filter.limit.unwrap_or(LIMIT);
-    // One more, which tells whether there are more.
+    // One more than the limit shows whether there are more.
     let filter = Filter { limit: Some(limit.saturating_add(1)), ..options.filter.clone() };
     let mut walk = Walk::new(&config.kafka.kafka_topic, &filter);
     let mut found = Vec::new();
@@ -69,7 +65,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     let more = found.len() > limit;
     found.truncate(limit);
     if more {
-        tracing::warn!(limit, "there are more: raise --limit, or choose with the other flags");
+        tracing::warn!(limit, "listed not all dead letters: raise --limit, or use other flags to select fewer");
     }
     let report =
         Report { topic: config.kafka.kafka_topic.clone(), dead_letters: found.iter().map(Line::of).collect(), more };
@@ -80,9 +76,9 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
 impl Line {
     fn of(letter: &Summary) -> Self {
         Line {
-            topic_id: letter.place.topic_id.to_string(),
-            partition: letter.place.partition,
-            offset: letter.place.offset,
+            topic_id: letter.position.topic_id.to_string(),
+            partition: letter.position.partition,
+            offset: letter.position.offset,
             reason: letter.reason.clone(),
             detail: letter.detail.clone(),
             recv_id: letter.recv_id.clone(),

@@ -1,4 +1,4 @@
-//! `msg-transfer dead-letters`: the records that were kept aside, and how they get a second chance.
+//! `msg-transfer dead-letters`: lists, shows, replays, exports and discards dead letters.
 
 mod discard;
 mod export;
@@ -16,7 +16,6 @@ use clap::Subcommand;
 use super::error::CommandError;
 use crate::config::Config;
 
-/// What to do with them.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
     /// List dead letters, in the order of their positions in Kafka
@@ -34,7 +33,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// What is wrong with its flags.
+    /// Returns the problems of the command's flags.
     pub fn problems(&self) -> Vec<String> {
         match self {
             Command::List(options) => options.filter.problems(),
@@ -46,7 +45,6 @@ impl Command {
     }
 }
 
-/// Carries it out.
 pub(super) async fn run(config: &Config, command: &Command) -> Result<ExitCode, CommandError> {
     match command {
         Command::List(options) => list::run(config, options).await,

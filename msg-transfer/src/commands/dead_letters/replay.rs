@@ -1,5 +1,6 @@
-//! `dead-letters replay`: sends records to Kafka again, each as it was, to the end of its key's partition. A letter is marked
-//! only after the brokers confirmed its record: a kill between the two means one more repeat, which is stored once.
+//! `dead-letters replay`: sends the records of dead letters to Kafka again, unchanged, to the end of their key's partition. A dead
+//! letter is marked only after its record is confirmed. If the process is killed in between, the next run sends the record once
+//! more, and the transfer stores it once.
 
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -12,16 +13,16 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::filter::{Filter, Walk};
-use super::letter::{Letter, Place, Summary};
+use super::letter::{Letter, Position, Summary};
 use super::send::Sender;
 use crate::commands::access::{connect, lag_reader, pool};
 use crate::commands::error::{CommandError, ReplayError};
 use crate::commands::output::{OutputOptions, Table};
 use crate::config::Config;
 
-/// Records that are sent before their answers are awaited, …
+/// Maximum number of records that are sent before their delivery reports are awaited, …
 const CHUNK: usize = 100;
-/// … and their bytes, one record excepted.
+/// … and of their bytes. One record may exceed it.
 const CHUNK_BYTES: i64 = 8 << 20;
 
 const MARK: &str = "
@@ -31,10 +32,8 @@ const MARK: &str = "
     WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset
       AND d.leader_epoch = t.leader_epoch";
 
-/// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which.
     #[command(flatten)]
     pub filter: Filter,
     /// Replay all dead letters of the topic. Without it, a filter is needed
@@ -49,17 +48,16 @@ pub struct Options {
     /// Number of partitions that inboxes are distributed over: the same as in the gateways
     #[arg(long, env = "TOPIC_PARTITIONS", default_value_t = 16, value_name = "N")]
     pub topic_partitions: Partition,
-    /// The result's form.
     #[command(flatten)]
     pub output: OutputOptions,
 }
 
 impl Options {
-    /// What is wrong with them.
+    /// Returns the problems of the flags.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.filter.problems();
         if self.filter.is_empty() && !self.all {
-            problems.push("dead-letters replay needs something that chooses, or --all".into());
+            problems.push("dead-letters replay needs a flag that selects dead letters, or --all".into());
         }
         if self.again && self.filter.not_replayed {
             problems.push("--again and --not-replayed exclude each other".into());
@@ -75,18 +73,19 @@ impl Options {
 struct Report {
     topic: String,
     dry_run: bool,
-    /// A signal ended it before it was through.
+    /// Whether a signal ended the command early.
     stopped: bool,
     replayed: u64,
-    /// Of those, records that a transfer of this build would keep aside again.
+    /// How many of the replayed records a transfer of this build dead-letters again.
     unreadable: u64,
-    /// Of those, records whose id a different message has: they are kept aside again as long as that one is stored.
+    /// How many of the replayed records have the ID of a message with different content. They are dead-lettered again while that
+    /// message is stored.
     conflicts: u64,
-    /// Not replayed: their content was not kept.
+    /// How many dead letters were not replayed because their content was not kept.
     without_content: u64,
 }
 
-/// Replays them.
+/// Replays the dead letters chunk by chunk.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let stop = shutdown::between_steps();
     let client = connect(config, Purpose::Write).await?;
@@ -107,20 +106,20 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
             }
             replay(&client, &sender, options.dry_run, chunk, &mut report).await?;
         }
-        tracing::info!(replayed = report.replayed, "replaying");
+        tracing::info!(replayed = report.replayed, "replayed a page of dead letters");
     }
     if report.unreadable + report.conflicts > 0 {
         tracing::warn!(
             unreadable = report.unreadable,
             conflicts = report.conflicts,
-            "some of these records are as they were, and will come back as new dead letters"
+            "replayed records that will be dead-lettered again, because their errors remain"
         );
     }
     options.output.print(&report, || table(&report))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The gateways' count has to fit the topic, as they demand it themselves.
+/// Creates the sender. Returns an error if the topic has fewer partitions than the gateways use, which the gateways reject too.
 async fn sender(config: &Config, options: &Options) -> Result<Sender, CommandError> {
     let topic = lag_reader(config, pool(config, Purpose::Write)?)?.topic().await?;
     let (found, wanted) = (topic.partitions, options.topic_partitions);
@@ -130,7 +129,7 @@ async fn sender(config: &Config, options: &Options) -> Result<Sender, CommandErr
     Ok(Sender::new(&config.kafka, topic.max_message_bytes, wanted)?)
 }
 
-/// What comes back as a new dead letter meanwhile is not replayed again, for ever.
+/// Limits the filter to dead letters that exist now. Otherwise records that are dead-lettered again would be replayed without end.
 async fn until_now(client: &Object, options: &Options) -> Result<Filter, tokio_postgres::Error> {
     let now: SystemTime = client.query_one("SELECT now()", &[]).await?.get(0);
     let mut filter = options.filter.clone();
@@ -139,7 +138,7 @@ async fn until_now(client: &Object, options: &Options) -> Result<Filter, tokio_p
     Ok(filter)
 }
 
-/// In order, and bounded.
+/// Splits a page into chunks, in order, each within `CHUNK` and `CHUNK_BYTES`.
 fn chunks(page: &[Summary]) -> Vec<&[Summary]> {
     let mut chunks = Vec::new();
     let mut rest = page;
@@ -157,7 +156,8 @@ fn chunks(page: &[Summary]) -> Vec<&[Summary]> {
     chunks
 }
 
-/// Sends these, waits for the brokers, and marks those that they have. The first that they do not have ends the run.
+/// Sends the records of a chunk, waits for their delivery reports, and marks those that are confirmed. The first one that is not
+/// confirmed ends the run.
 async fn replay(
     client: &Object,
     sender: &Sender,
@@ -168,8 +168,8 @@ async fn replay(
     let mut sent = Vec::with_capacity(chunk.len());
     let mut failed = None;
     for summary in chunk {
-        // One that is gone meanwhile was purged, so it had been replayed.
-        let found = Letter::fetch(client, &report.topic, summary.place).await?;
+        // A dead letter that was deleted in the meantime was purged, so it was replayed before.
+        let found = Letter::fetch(client, &report.topic, summary.position).await?;
         let Some(letter) = found else { continue };
         if letter.has_lost_content() {
             report.without_content += 1;
@@ -185,21 +185,21 @@ async fn replay(
             continue;
         }
         match sender.send(&report.topic, &letter) {
-            Ok(answer) => sent.push((summary.place, answer)),
+            Ok(record) => sent.push((summary.position, record)),
             Err(error) => {
-                failed = Some((summary.place, error));
+                failed = Some((summary.position, error));
                 break;
             }
         }
     }
     let mut confirmed = Vec::with_capacity(sent.len());
-    for (place, answer) in sent {
-        match answer.confirmed().await {
+    for (position, record) in sent {
+        match record.confirmed().await {
             Ok((partition, offset)) => {
-                tracing::debug!(from = ?place, partition, offset, "replayed");
-                confirmed.push(place);
+                tracing::debug!(from = ?position, partition, offset, "replayed");
+                confirmed.push(position);
             }
-            Err(error) => failed = failed.or(Some((place, error.into()))),
+            Err(error) => failed = failed.or(Some((position, error.into()))),
         }
     }
     let marked = mark(client, &confirmed).await;
@@ -207,20 +207,20 @@ async fn replay(
     report.replayed += confirmed.len() as u64;
     match failed {
         None => Ok(()),
-        Some((Place { partition, offset, .. }, source)) => {
+        Some((Position { partition, offset, .. }, source)) => {
             Err(ReplayError::NotSent { partition, offset, replayed: report.replayed, source }.into())
         }
     }
 }
 
-async fn mark(client: &Object, places: &[Place]) -> Result<(), tokio_postgres::Error> {
-    if places.is_empty() {
+async fn mark(client: &Object, positions: &[Position]) -> Result<(), tokio_postgres::Error> {
+    if positions.is_empty() {
         return Ok(());
     }
-    let topic_ids: Vec<Uuid> = places.iter().map(|place| place.topic_id).collect();
-    let partitions: Vec<Partition> = places.iter().map(|place| place.partition).collect();
-    let offsets: Vec<i64> = places.iter().map(|place| place.offset).collect();
-    let leader_epochs: Vec<i32> = places.iter().map(|place| place.leader_epoch).collect();
+    let topic_ids: Vec<Uuid> = positions.iter().map(|position| position.topic_id).collect();
+    let partitions: Vec<Partition> = positions.iter().map(|position| position.partition).collect();
+    let offsets: Vec<i64> = positions.iter().map(|position| position.offset).collect();
+    let leader_epochs: Vec<i32> = positions.iter().map(|position| position.leader_epoch).collect();
     client.execute(MARK, &[&topic_ids, &partitions, &offsets, &leader_epochs]).await?;
     Ok(())
 }
@@ -246,7 +246,7 @@ mod tests {
 
     fn letter(bytes: i32) -> Summary {
         Summary {
-            place: Place { topic_id: Uuid::nil(), partition: 0, offset: 0, leader_epoch: 0 },
+            position: Position { topic_id: Uuid::nil(), partition: 0, offset: 0, leader_epoch: 0 },
             recv_id: None,
             msg_id: None,
             reason: String::new(),
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_bounded_by_count_and_by_bytes_and_none_is_empty() {
+    fn chunks_are_bounded_by_count_and_bytes_and_never_empty() {
         let sizes = |page: &[Summary]| chunks(page).iter().map(|chunk| chunk.len()).collect::<Vec<_>>();
         assert_eq!(sizes(&[]), [0; 0]);
         assert_eq!(sizes(&vec![letter(1); 250]), [100, 100, 50]);

@@ -1,4 +1,4 @@
-//! The producer that replays: a record goes out as it was, with the settings that a gateway's has.
+//! The producer that replays dead letters. It sends each record unchanged, with the producer settings of a gateway.
 
 use msg_common::kafka::{ClientError, KafkaOptions, RequestError, raw};
 use msg_common::partition::{Partition, partition_for};
@@ -11,30 +11,31 @@ use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 use super::letter::Letter;
 use crate::commands::error::SendError;
 
-/// Sends records.
+/// Sends the records of dead letters to the topic.
 pub(super) struct Sender {
-    producer: FutureProducer<Log>,
+    producer: FutureProducer<LogContext>,
     partitions: Partition,
 }
 
-/// One on its way.
+/// A record in flight.
 pub(super) struct Sent(DeliveryFuture);
 
-/// The callbacks: what the client meets is in its answers.
-struct Log;
+/// The client's callbacks, which only log. The outcome of a record is in its delivery report.
+struct LogContext;
 
-impl ClientContext for Log {
+impl ClientContext for LogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         msg_common::kafka::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "the producer reports an error");
+        tracing::warn!(%error, reason, "received an error of the producer");
     }
 }
 
 impl Sender {
-    /// To a topic that takes records of this size, spread over so many partitions.
+    /// Creates the producer for a topic that accepts records of up to `max_message_bytes`, and distributes inboxes over the first
+    /// `partitions` partitions.
     pub(super) fn new(
         kafka: &KafkaOptions,
         max_message_bytes: usize,
@@ -47,13 +48,13 @@ impl Sender {
             .set("delivery.timeout.ms", "30000")
             .set("request.timeout.ms", "8000")
             .set("socket.timeout.ms", "8000")
-            // What librdkafka takes at most.
+            // The range that librdkafka accepts.
             .set("message.max.bytes", max_message_bytes.clamp(1_000_000, 1_000_000_000).to_string());
-        let producer = config.create_with_context(Log).map_err(RequestError::create)?;
+        let producer = config.create_with_context(LogContext).map_err(RequestError::create)?;
         Ok(Sender { producer, partitions })
     }
 
-    /// Hands it to the client, in order with the others of its key. A record without a key goes where an empty one would.
+    /// Enqueues the record, in order with the other records of its key. A record without a key gets the partition of an empty key.
     pub(super) fn send(&self, topic: &str, letter: &Letter) -> Result<Sent, SendError> {
         let headers = letter.headers()?.into_iter().map(|header| (header.key, header.value));
         let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(topic)
@@ -66,7 +67,7 @@ impl Sender {
 }
 
 impl Sent {
-    /// Where it lies, once every in-sync replica has it.
+    /// Returns the new partition and offset as soon as every in-sync replica has the record.
     pub(super) async fn confirmed(self) -> Result<(Partition, i64), ClientError> {
         match self.0.await {
             Ok(Ok(Delivery { partition, offset, .. })) => Ok((partition, offset)),

@@ -1,4 +1,4 @@
-//! `dead-letters show`. A message's content is shown only when that is asked for.
+//! `dead-letters show`: prints one dead letter. The message's content is shown only with `--content`.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -18,7 +18,6 @@ use crate::commands::error::{CommandError, LetterError};
 use crate::commands::output::{OutputOptions, base64, bytes_for_people, harmless, rfc3339};
 use crate::config::Config;
 
-/// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Partition of the record
@@ -36,12 +35,11 @@ pub struct Options {
     /// Also show the message's content, or the record's value if it contains no message
     #[arg(long)]
     pub content: bool,
-    /// The result's form.
     #[command(flatten)]
     pub output: OutputOptions,
 }
 
-/// Bytes are text where they are text, and `base64:…` otherwise.
+/// The JSON result. Bytes that are not UTF-8 are given as `base64:…`.
 #[derive(Serialize)]
 struct Report {
     topic: String,
@@ -56,9 +54,9 @@ struct Report {
     headers: Vec<HeaderText>,
     value_bytes: Option<usize>,
     value_base64: Option<String>,
-    /// As it is in the record, whether it keeps the rules or not.
+    /// The message as it is in the record, whether it breaks a rule or not.
     message: Option<MessageText>,
-    /// What a transfer of this build finds wrong with the record itself.
+    /// Why a transfer of this build cannot decode the record.
     problem: Option<String>,
 }
 
@@ -82,7 +80,6 @@ struct MessageText {
     content: Option<String>,
 }
 
-/// Shows it.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let client = connect(config, Purpose::ReadPrimary).await?;
     let topic = &config.kafka.kafka_topic;
@@ -102,8 +99,8 @@ async fn find(client: &Object, topic: &str, options: &Options) -> Result<Letter,
         0 => Err(LetterError::Missing { topic, partition, offset }.into()),
         _ => {
             let flags = |letter: &Letter| {
-                let place = letter.summary.place;
-                format!("--topic-id {} --leader-epoch={}", place.topic_id, place.leader_epoch)
+                let position = letter.summary.position;
+                format!("--topic-id {} --leader-epoch={}", position.topic_id, position.leader_epoch)
             };
             let choices = found.iter().map(flags).collect();
             Err(LetterError::Several { topic, partition, offset, choices }.into())
@@ -123,9 +120,9 @@ impl Report {
             .map(|header| HeaderText { key: bytes_for_people(header.key), value: header.value.map(bytes_for_people) });
         Ok(Report {
             topic: topic.to_owned(),
-            topic_id: summary.place.topic_id.to_string(),
-            partition: summary.place.partition,
-            offset: summary.place.offset,
+            topic_id: summary.position.topic_id.to_string(),
+            partition: summary.position.partition,
+            offset: summary.position.offset,
             reason: summary.reason.clone(),
             detail: summary.detail.clone(),
             first_seen: rfc3339(summary.first_seen),
@@ -142,7 +139,7 @@ impl Report {
 
 impl MessageText {
     fn of(record: MsgRecord, content: bool) -> Option<Self> {
-        // Without `..`: a field that is not shown here looks as if the record did not have it.
+        // Without `..`, so that a new field does not compile until it is shown.
         let Msg { recv_id, send_id, client_msg_id, session_type, content_type, content: bytes, attributes } =
             record.msg?;
         let session_type = SessionType::try_from(session_type)
@@ -163,7 +160,7 @@ impl MessageText {
     }
 }
 
-/// A record that breaks the rules may hold any number.
+/// Formats a time. A record that breaks the rules may hold any number, which is printed as it is.
 fn time(millis: i64) -> String {
     let moment = u64::try_from(millis).ok().filter(|_| millis <= msg_common::limits::MAX_TIME_MS);
     let moment = moment.and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));

@@ -1,4 +1,4 @@
-//! Why dead letters cannot be read or replayed.
+//! The errors of reading and replaying dead letters.
 
 use msg_common::kafka::ClientError;
 use msg_common::partition::Partition;
@@ -9,41 +9,28 @@ use crate::lane::headers::TruncatedError;
 /// A dead letter that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LetterError {
-    /// The table has none at this position.
+    /// The table has no dead letter at this position.
     #[error(
         "{topic} has no dead letter in partition {partition} at offset {offset}; `dead-letters list` shows all of them"
     )]
-    Missing {
-        /// The topic's name.
-        topic: String,
-        /// The partition.
-        partition: Partition,
-        /// The offset.
-        offset: i64,
-    },
-    /// The position does not identify it.
+    Missing { topic: String, partition: Partition, offset: i64 },
+    /// The position identifies more than one dead letter.
     #[error(
         "{topic} has more than one dead letter in partition {partition} at offset {offset}, of topics with this name or because \
          Kafka lost records: choose one with {}", .choices.join(" or ")
     )]
     Several {
-        /// The topic's name.
         topic: String,
-        /// The partition.
         partition: Partition,
-        /// The offset.
         offset: i64,
-        /// The flags that identify each of them.
+        /// For each of them, the flags that identify it.
         choices: Vec<String>,
     },
-    /// Its headers cannot be read.
+    /// The headers of the dead letter cannot be unpacked.
     #[error("cannot read the headers of the dead letter in partition {partition} at offset {offset}")]
     Headers {
-        /// The partition.
         partition: Partition,
-        /// The offset.
         offset: i64,
-        /// Why.
         #[source]
         source: TruncatedError,
     },
@@ -55,11 +42,9 @@ pub enum ReplayError {
     /// The records would be in other partitions than those of the gateways.
     #[error("topic {topic} has {found} partitions, fewer than --topic-partitions {wanted}: give the gateways' number")]
     Partitions {
-        /// The topic's name.
         topic: String,
-        /// How many it has.
         found: Partition,
-        /// How many are configured.
+        /// The configured number of partitions.
         wanted: Partition,
     },
     /// A record was not sent, or not confirmed.
@@ -68,13 +53,10 @@ pub enum ReplayError {
          rest is as before"
     )]
     NotSent {
-        /// The partition.
         partition: Partition,
-        /// The offset.
         offset: i64,
-        /// How many were replayed before.
+        /// The number of dead letters that were replayed before.
         replayed: u64,
-        /// What the producer reported.
         #[source]
         source: SendError,
     },
@@ -83,9 +65,7 @@ pub enum ReplayError {
         "{sent} records were sent again and cannot be marked, so the next run sends them once more, which is harmless"
     )]
     NotMarked {
-        /// How many.
         sent: usize,
-        /// Why.
         #[source]
         source: DatabaseError,
     },
@@ -97,7 +77,7 @@ pub enum SendError {
     /// The dead letter has no such record.
     #[error(transparent)]
     Letter(#[from] LetterError),
-    /// The producer rejects it, or no broker confirms it.
+    /// The producer rejects the record, or no broker confirms it.
     #[error(transparent)]
     Kafka(#[from] ClientError),
 }

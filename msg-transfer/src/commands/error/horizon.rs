@@ -1,4 +1,4 @@
-//! Why `--older-than` deletes nothing.
+//! The errors of `--older-than`, with which a command deletes nothing.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,10 +7,10 @@ use msg_common::partition::Partition;
 
 use crate::commands::output::for_people;
 
-/// Messages or dead letters that are not deleted, because of `--older-than`.
+/// Why nothing is deleted with this `--older-than`.
 #[derive(Debug, thiserror::Error)]
 pub enum HorizonError {
-    /// It is longer than the time since 1970.
+    /// `--older-than` is longer than the time since 1970.
     #[error("--older-than reaches back to before 1970: give a shorter time")]
     TooLong,
     /// The topic's retention cannot be read.
@@ -22,29 +22,22 @@ pub enum HorizonError {
          record is read again, so nothing is deleted"
     )]
     RetentionUnlimited,
-    /// The topic may still have the records.
+    /// The topic may still hold the records.
     #[error(
         "--older-than {} is below the topic's retention of {}: a message whose row is deleted would come back when its record \
          is read again", for_people(*.older_than), for_people(*.retention)
     )]
-    BelowRetention {
-        /// The setting.
-        older_than: Duration,
-        /// The topic's retention.
-        retention: Duration,
-    },
-    /// The topic still has such a record.
+    BelowRetention { older_than: Duration, retention: Duration },
+    /// The topic still holds a record of that age.
     #[error(
         "Kafka still holds a record of {} ago in partition {partition}, longer than --older-than {} and than its retention: \
          Kafka deletes whole segments (segment.ms, segment.bytes). A message whose row is deleted would come back when its \
          record is read again; wait, or give a longer time", for_people(*.age), for_people(*.older_than)
     )]
     RecordKept {
-        /// Its partition.
         partition: Partition,
         /// The age of its oldest record.
         age: Duration,
-        /// The setting.
         older_than: Duration,
     },
 }

@@ -1,4 +1,4 @@
-//! Old dead letters: only those that were replayed, and only when that is asked for.
+//! Deletes old dead letters, only those that were replayed, and only with `--dead-letters`.
 
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Purge;
 use msg_common::partition::Partition;
 
-/// In the order of the primary key, each time after the last one.
+/// Deletes in the order of the primary key, from the last deleted row on.
 const DELETE: &str = "
     DELETE FROM dead_letters d USING (
         SELECT topic_id, kafka_partition, kafka_offset, leader_epoch FROM dead_letters
@@ -23,7 +23,7 @@ const COUNT: &str =
     "SELECT count(*) FROM dead_letters WHERE topic = $1 AND replayed_at IS NOT NULL AND first_seen < $2";
 
 impl Purge {
-    /// Deletes them, in small transactions.
+    /// Deletes the replayed dead letters, in small transactions.
     pub(super) async fn dead_letters(&mut self, topic: &str) -> Result<(), Error> {
         if self.report.dry_run {
             let count: i64 = self.client.query_one(COUNT, &[&topic, &self.horizon]).await?.get(0);
@@ -37,11 +37,11 @@ impl Purge {
             let (topic_id, partition, offset, leader_epoch) = &after;
             let parameters: [&(dyn ToSql + Sync); 7] =
                 [&topic, &self.horizon, topic_id, partition, offset, leader_epoch, &limit];
-            let gone = self.client.query(&delete, &parameters).await?;
+            let deleted = self.client.query(&delete, &parameters).await?;
             let position = |row: &Row| (row.get(0), row.get(1), row.get(2), row.get(3));
-            let Some(last) = gone.iter().map(position).max() else { break };
+            let Some(last) = deleted.iter().map(position).max() else { break };
             after = last;
-            self.report.dead_letters_deleted += gone.len() as u64;
+            self.report.dead_letters_deleted += deleted.len() as u64;
             self.report.transactions += 1;
         }
         Ok(())

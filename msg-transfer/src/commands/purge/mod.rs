@@ -1,5 +1,5 @@
-//! `msg-transfer purge`: deletes old messages. Of each inbox a prefix goes, never its newest row, and never a message that
-//! Kafka could bring back.
+//! `msg-transfer purge`: deletes old messages. It deletes a prefix of each inbox, never its newest row, and never a
+//! message whose record Kafka may still hold.
 
 mod floor;
 mod inboxes;
@@ -20,10 +20,9 @@ use super::error::{CommandError, horizon};
 use super::output::{OutputOptions, Table, rfc3339};
 use crate::config::Config;
 
-/// How often progress is told.
-const TELL_EVERY: Duration = Duration::from_secs(5);
+/// The interval between two progress logs.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Its flags.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Delete messages that were stored longer ago than this, such as 90days; not less than the topic's retention
@@ -38,13 +37,12 @@ pub struct Options {
     /// Also delete the topic's dead letters that were replayed and were first seen longer ago than that
     #[arg(long)]
     pub dead_letters: bool,
-    /// The result's form.
     #[command(flatten)]
     pub output: OutputOptions,
 }
 
 impl Options {
-    /// What is wrong with them.
+    /// Returns the problems of the flags.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !(1..=100_000).contains(&self.batch_rows) {
@@ -57,13 +55,12 @@ impl Options {
     }
 }
 
-/// What came of it.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// What was stored before this is old.
+    /// Messages that were stored before this time are old.
     horizon: String,
     dry_run: bool,
-    /// A signal ended it before it was through.
+    /// Whether a signal ended the command early.
     stopped: bool,
     inboxes_seen: u64,
     inboxes_purged: u64,
@@ -72,22 +69,22 @@ struct Report {
     transactions: u64,
 }
 
-/// One run.
+/// The state of one run.
 struct Purge {
     client: Object,
     horizon: SystemTime,
     batch_rows: usize,
     stop: CancellationToken,
     report: Report,
-    told: Instant,
+    last_log: Instant,
 }
 
-/// Deletes what is old.
+/// Deletes old messages, and dead letters if configured, and prints their numbers.
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let stop = shutdown::between_steps();
     let client = connect(config, Purpose::Write).await?;
     floor::check(config, options.older_than).await?;
-    // The server's clock: it is the one that wrote the times.
+    // The server's clock, because it wrote the times.
     let now: SystemTime = client.query_one("SELECT now()", &[]).await?.get(0);
     let horizon = horizon(now, options.older_than)?;
     let mut purge = Purge {
@@ -105,7 +102,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
             dead_letters_deleted: 0,
             transactions: 0,
         },
-        told: Instant::now(),
+        last_log: Instant::now(),
     };
     purge.messages().await?;
     if options.dead_letters {
@@ -117,15 +114,16 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
 }
 
 impl Purge {
-    /// Between two transactions: whether to stop here. Tells how far it is from time to time.
+    /// Returns whether a signal requests the command to stop. It is called between two transactions, and logs the
+    /// progress every 5 s.
     fn stopped(&mut self) -> bool {
-        if self.told.elapsed() >= TELL_EVERY {
-            self.told = Instant::now();
+        if self.last_log.elapsed() >= LOG_INTERVAL {
+            self.last_log = Instant::now();
             tracing::info!(
                 inboxes = self.report.inboxes_seen,
                 messages_deleted = self.report.messages_deleted,
                 dead_letters_deleted = self.report.dead_letters_deleted,
-                "purging"
+                "deleted messages"
             );
         }
         self.report.stopped = self.stop.is_cancelled();

@@ -67,7 +67,7 @@ async fn replayed_undecodable_record_is_dead_lettered_unchanged() {
     }
     let ran = run(&world, "dead-letters replay --all --output json").await.assert_code(0);
     assert_eq!((&ran.json()["replayed"], &ran.json()["unreadable"]), (&3.into(), &3.into()));
-    assert!(ran.stderr.contains("will come back"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("will be dead-lettered again"), "{}", ran.stderr);
     world.wait_for_all_committed().await;
     let query = "SELECT key, value, headers FROM dead_letters
                  WHERE topic_id <> '00000000-0000-0000-0000-000000000001' ORDER BY key NULLS FIRST, value NULLS FIRST";
