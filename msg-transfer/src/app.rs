@@ -43,20 +43,20 @@ use crate::{metrics, session};
 /// A record with fewer bytes is never dead-lettered because it is too large for the database's time or memory.
 const HUGE: usize = 1 << 20;
 
-/// The backoff between attempts to fetch a failing partition, in milliseconds. The first attempt may fail because the leader has
-/// just changed.
+/// The backoff between attempts to fetch a failing partition, in milliseconds. The first attempt may fail because the
+/// leader has just changed.
 const FETCH_BACKOFF: deciding::Backoff = deciding::Backoff { first: 2_000, longest: 60_000, recovered: 15_000 };
 
 /// The driver's times in milliseconds, except the drain timeout, which is a setting.
 const TIMES: Times = Times { wait: 20, drain: 0, last_commit: 5_000, commit: 10_000, check: 3_000 };
 
-/// Why the service ended.
+/// Why the service ended without a signal.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A setting cannot be used.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// The admin port failed.
+    /// The admin port could not be served.
     #[error("admin port")]
     Admin(#[source] std::io::Error),
     /// The schema does not fit this build, and waiting does not change that.
@@ -65,7 +65,7 @@ pub enum Error {
     /// A Kafka client could not be created.
     #[error("kafka")]
     Kafka(#[from] RequestError),
-    /// The consumer cannot continue.
+    /// The Kafka client reported a fatal error.
     #[error(transparent)]
     Consumer(#[from] FatalError),
     /// A thread ended in a panic.
@@ -113,7 +113,8 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     };
     let previous = PreviousTopics::default();
     loop {
-        // The clients and lanes have a scope of their own, so that a restart clears their reasons and no other component's.
+        // The clients and lanes have a scope of their own, so that a restart clears their reasons and no other
+        // component's.
         let round = readiness.scope();
         round.not_ready("group", "starting");
         readiness.ready("group");
@@ -219,7 +220,8 @@ async fn prepare_schema(config: &Config, pool: &Pool, readiness: &Readiness) -> 
         match prepared {
             Ok(()) => break,
             Err(error) if error.is_final() => return Err(error),
-            // For example a wrong password or a missing database: readiness reports it, and an operator may fix it meanwhile.
+            // For example a wrong password or a missing database: readiness reports it, and an operator may fix it
+            // meanwhile.
             Err(error) => {
                 let (transient, error) = (error.is_transient(), chain(&error));
                 if transient {
@@ -244,8 +246,8 @@ struct DatabaseTraits {
     kind: ServerKind,
 }
 
-/// Reads the kind of the database, and retries without limit. A wrong kind would count rows wrongly, and a wrong count makes a gap,
-/// also without the guard.
+/// Reads the kind of the database, and retries without limit. A wrong kind would count rows wrongly, and a wrong count
+/// makes a gap, also without the guard.
 async fn database_traits(guard: SeqGuard, pool: &Pool) -> DatabaseTraits {
     let mut backoff = Backoff::default();
     loop {

@@ -9,7 +9,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// For failures that end only when an operator acts.
 const LONGEST_FATAL: Duration = Duration::from_secs(15);
 
-/// Exponential, with full jitter.
+/// An exponential backoff with full jitter.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     attempts: usize,

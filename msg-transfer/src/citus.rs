@@ -6,7 +6,8 @@ use std::fmt::{self, Display};
 use msg_common::postgres::Object;
 use tokio_postgres::Error;
 
-/// By default Citus tries to connect to a node for 30 s, as long as a statement may run: then the error would not name the node.
+/// By default Citus tries to connect to a node for 30 s, as long as a statement may run: then the error would not name
+/// the node.
 const BEGIN: &str = "BEGIN; SELECT set_config('citus.node_connection_timeout', '3000', true), \
      set_config('statement_timeout', '5000', true)";
 
@@ -34,16 +35,15 @@ const NOT_CONNECTED: &str = "failed to connect to";
 pub(crate) struct Node {
     /// Its `nodeid`, which stays when the node gets another address.
     pub id: i32,
-    /// Its host and port.
     pub name: String,
-    /// False after `citus_disable_node`.
+    /// Whether the node runs commands; false after `citus_disable_node`.
     pub active: bool,
     /// The result that it returned, or the error.
     pub result: Result<String, String>,
 }
 
-/// Runs a query that returns one text on each other node, within 5 s. After an error of the connection, or if the future is dropped
-/// before it ends, a transaction may be open.
+/// Runs a query that returns one text on each other node, within 5 s. After an error of the connection, or if the
+/// future is dropped before it ends, a transaction may be open.
 pub(crate) async fn run_on_other_nodes(client: &Object, command: &str) -> Result<Vec<Node>, Error> {
     client.batch_execute(BEGIN).await?;
     let rows = client.query(OTHER_NODES, &[&command]).await;
@@ -132,14 +132,14 @@ pub(crate) struct KnownWorkers(BTreeMap<i32, WorkerIdentity>);
 /// A worker that is another server than before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
-    /// Its host and port.
     pub worker: String,
     before: WorkerIdentity,
     now: WorkerIdentity,
 }
 
 impl KnownWorkers {
-    /// Updates the identities, and returns the changed ones. The identity of a worker that does not respond stays as it was.
+    /// Updates the identities, and returns the changed ones. The identity of a worker that does not respond stays as it
+    /// was.
     pub(crate) fn update(&mut self, workers: &[Worker]) -> Vec<Change> {
         let mut changes = Vec::new();
         for worker in workers {

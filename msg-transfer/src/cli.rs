@@ -14,7 +14,7 @@ pub struct Cli {
     /// Command to run; without one, the service runs
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// The settings.
+    /// The settings, of which a command needs only some.
     #[command(flatten)]
     pub config: Config,
 }

@@ -11,25 +11,20 @@ use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 use rdkafka::ClientConfig;
 
-/// All settings.
+/// The settings of the service and its commands.
 #[derive(Args, Clone, Debug)]
+#[expect(missing_docs, reason = "each group of settings is named as the type that it has")]
 pub struct Config {
-    /// Settings of Kafka.
     #[command(flatten)]
     pub kafka: KafkaOptions,
-    /// Settings of the database.
     #[command(flatten)]
     pub database: DatabaseOptions,
-    /// Settings of the consumer.
     #[command(flatten)]
     pub consumer: ConsumerOptions,
-    /// Settings of the lanes.
     #[command(flatten)]
     pub lanes: LaneOptions,
-    /// The dead-letter limit.
     #[command(flatten)]
     pub dead_letters: DeadLetterOptions,
-    /// Settings of the log.
     #[command(flatten)]
     pub log: LogOptions,
     /// Address on which /healthz, /readyz and /metrics are served
@@ -93,7 +88,7 @@ pub struct ConsumerOptions {
     pub start_at_oldest: bool,
 }
 
-/// Limits of the lanes.
+/// The number of lanes, and the limits of their batches.
 #[derive(Args, Clone, Debug)]
 pub struct LaneOptions {
     /// Number of lanes, each with one database connection. All messages of an inbox are in the same lane
@@ -214,8 +209,8 @@ impl Config {
     pub fn consumer_config(&self) -> ClientConfig {
         let options = &self.consumer;
         let mut config = self.lookup_config();
-        // Defaults that KAFKA_PROPERTIES may change. A broker responds when it has 64 KiB or after 10 ms. With librdkafka's
-        // default it would respond for each record.
+        // Defaults that KAFKA_PROPERTIES may change. A broker responds when it has 64 KiB or after 10 ms. With
+        // librdkafka's default it would respond for each record.
         for (key, value) in [("fetch.min.bytes", "65536"), ("fetch.wait.max.ms", "10")] {
             if config.get(key).is_none() {
                 config.set(key, value);
@@ -234,15 +229,16 @@ impl Config {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            // Records that are not consumed stay in librdkafka. At this limit it stops fetching, and resumes soon after records
-            // were consumed.
+            // Records that are not consumed stay in librdkafka. At this limit it stops fetching, and resumes soon after
+            // records were consumed.
             .set("queued.max.messages.kbytes", (options.fetch_ahead_bytes >> 10).to_string())
-            // The client needs some hundred bytes for each record in addition to the record's own: each counts as 1 KiB or more.
+            // The client needs some hundred bytes for each record in addition to the record's own: each counts as 1 KiB
+            // or more.
             .set("queued.min.messages", (options.fetch_ahead_bytes >> 10).to_string())
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.error.backoff.ms", "100")
-            // The maximum size of one response, which may exceed the limit above. It is the compressed size: repetitive text
-            // can be ten times as large after decompression.
+            // The maximum size of one response, which may exceed the limit above. It is the compressed size: repetitive
+            // text can be ten times as large after decompression.
             .set("fetch.max.bytes", (2 << 20).to_string())
             .set("max.partition.fetch.bytes", (512 << 10).to_string())
             // A topic that is created after the start, and added partitions, are detected within this time.
@@ -253,8 +249,8 @@ impl Config {
         config
     }
 
-    /// Returns the number of connections to the database: one for each lane, and three for the progress rows, the lag, and the check
-    /// whether partitions were resumed.
+    /// Returns the number of connections to the database: one for each lane, and three for the progress rows, the lag,
+    /// and the check whether partitions were resumed.
     pub fn pool_size(&self) -> usize {
         self.lanes.lanes + 3
     }

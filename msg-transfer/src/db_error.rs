@@ -28,7 +28,8 @@ pub(crate) fn of_pool(error: &PoolError) -> ClassifiedError {
     }
 }
 
-/// Classifies the error of a connection attempt to all hosts. It is fatal only if the error of each host needs an operator.
+/// Classifies the error of a connection attempt to all hosts. It is fatal only if the error of each host needs an
+/// operator.
 pub(crate) fn of_connect(error: &ConnectError) -> ClassifiedError {
     let fatal = error.hosts().iter().all(|(_, error)| match error {
         HostError::Driver(error) => of(error).class == ErrorClass::Fatal,

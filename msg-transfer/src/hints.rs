@@ -1,5 +1,6 @@
-//! Hints: after each COMMIT, the lane sends the inboxes with completed records to the hints topic, for gateways with waiters and
-//! watchers. No promise depends on a hint, so a batch never waits for one, and a hint that cannot be sent is dropped.
+//! Hints: after each COMMIT, the lane sends the inboxes with completed records to the hints topic, for gateways with
+//! waiters and watchers. No promise depends on a hint, so a batch never waits for one, and a hint that cannot be sent
+//! is dropped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,8 +41,8 @@ impl Hints {
         Ok(Some(Hints(Arc::new(config(kafka).create_with_context(context)?))))
     }
 
-    /// Sends hints for these inboxes, each with the `seq` of a new row, or with 0 if it has none. An inbox may be given more than
-    /// once. Never blocks.
+    /// Sends hints for these inboxes, each with the `seq` of a new row, or with 0 if it has none. An inbox may be given
+    /// more than once. Never blocks.
     pub(crate) fn send<'a>(&self, completed: impl Iterator<Item = (&'a str, i64)>) {
         for hint in hints(completed) {
             let record = BaseRecord::<(), _>::to(&self.0.context().topic).partition(PARTITION);

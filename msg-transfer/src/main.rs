@@ -41,7 +41,6 @@ fn main() -> ExitCode {
     code
 }
 
-/// Why the process failed.
 #[derive(Debug, thiserror::Error)]
 enum ProcessError {
     #[error(transparent)]

@@ -17,7 +17,8 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// The number of the advisory lock for migrations: "msg" in ASCII, and a version. No other program may use it in this database.
+/// The number of the advisory lock for migrations: "msg" in ASCII, and a version. No other program may use it in this
+/// database.
 const LOCK: i64 = 0x006d_7367_0000_0001;
 
 /// How long a migration waits for a table's lock. All later statements on the table wait for the migration.
@@ -52,7 +53,6 @@ pub enum SchemaError {
     /// A request to the database failed, and will succeed later.
     #[error(transparent)]
     Transient(DatabaseError),
-    /// Another process is migrating.
     #[error("another process is migrating the schema")]
     Migrating,
     /// Another transaction holds a table's lock.
@@ -60,7 +60,6 @@ pub enum SchemaError {
     Locked {
         /// The processes that hold it, as far as this role may see them.
         holders: String,
-        /// The server's error.
         #[source]
         source: MigrationError,
     },
@@ -70,7 +69,6 @@ pub enum SchemaError {
     /// The schema is older than this build needs.
     #[error("the schema is at version {found}, and this build needs {needed}: run `msg-transfer migrate`")]
     Behind {
-        /// The schema's version.
         found: i64,
         /// The version that this build needs.
         needed: i64,
@@ -81,7 +79,6 @@ pub enum SchemaError {
          newer build"
     )]
     Newer {
-        /// The schema's version.
         found: i64,
         /// The version that a build must know to use that schema.
         needs: i64,
@@ -220,7 +217,8 @@ async fn apply(client: &mut Client) -> Result<Vec<String>, SchemaError> {
     }
 }
 
-/// Converts the error of a migration. A retry may succeed after a lost connection or a lock timeout, and not after a rejection.
+/// Converts the error of a migration. A retry may succeed after a lost connection or a lock timeout, and not after a
+/// rejection.
 async fn failed(error: refinery::Error, client: &Client) -> SchemaError {
     let source = MigrationError(error);
     let Some(error) = source.database() else { return SchemaError::Migration { source, advice: String::new() } };

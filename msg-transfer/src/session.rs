@@ -12,9 +12,7 @@ static WARNED: Repeats = Repeats::new();
 /// The kind of the rows that were committed with a warning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Committed {
-    /// A lane's batch.
     Batch,
-    /// Progress rows.
     Progress,
 }
 
@@ -44,11 +42,11 @@ pub(crate) fn warned(committed: Committed, warning: &str) {
 
 /// Returns the statements that are executed once on each new connection.
 ///
-/// With `citus.propagate_set_commands`, the settings of a transaction also reach the workers of a Citus; PostgreSQL without Citus
-/// accepts the name and ignores it.
+/// With `citus.propagate_set_commands`, the settings of a transaction also reach the workers of a Citus; PostgreSQL
+/// without Citus accepts the name and ignores it.
 ///
-/// Without `idle_in_transaction_session_timeout`, the open transaction of a frozen process would hold its locks without limit, and
-/// block the next owner of the partitions.
+/// Without `idle_in_transaction_session_timeout`, the open transaction of a frozen process would hold its locks without
+/// limit, and block the next owner of the partitions.
 pub(crate) fn settings(database: &DatabaseOptions) -> String {
     let idle = database.database_statement_timeout.as_millis();
     let lock = lock_timeout(database).as_millis();
@@ -60,8 +58,8 @@ pub(crate) fn settings(database: &DatabaseOptions) -> String {
     )
 }
 
-/// Returns the lock timeout. It is well below the statement timeout, so that a wait for another transaction's lock is not mistaken
-/// for a record that needs too long.
+/// Returns the lock timeout. It is well below the statement timeout, so that a wait for another transaction's lock is
+/// not mistaken for a record that needs too long.
 pub(crate) fn lock_timeout(database: &DatabaseOptions) -> Duration {
     Duration::from_secs(10).min(database.database_statement_timeout / 2)
 }

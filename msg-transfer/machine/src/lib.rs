@@ -1,8 +1,8 @@
 //! The decisions of msg-transfer: events in, actions out, without I/O, without a clock, without async. The service
 //! drives this crate with Kafka and PostgreSQL, the simulator with models of them.
 //!
-//! - [`consumer`]: which partitions are assigned, where each starts, which records are in flight and which are completed, when
-//!   progress is saved and committed, when a partition is released or halted.
+//! - [`consumer`]: which partitions are assigned, where each starts, which records are in flight and which are
+//!   completed, when progress is saved and committed, when a partition is released or halted.
 //! - [`driver`]: carries out the actions of [`consumer`] on the consumer's thread, through two traits.
 //! - [`lane`]: how a batch becomes rows: its statements one by one, each `seq`, repeats, poison records.
 //! - [`reference_connection`]: whether the database is still the server that the start offsets were read from.

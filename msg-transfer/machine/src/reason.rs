@@ -16,7 +16,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All reasons.
+    /// All reasons, in the order of the contract.
     pub const ALL: [Reason; 5] = [
         Reason::Undecodable,
         Reason::Invalid,

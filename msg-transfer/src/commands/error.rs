@@ -16,7 +16,7 @@ pub(super) use self::horizon::{HorizonError, horizon};
 use crate::lag::LagError;
 use crate::schema::SchemaError;
 
-/// A command that failed.
+/// Why a command failed, with the source of the error.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// A setting cannot be used.

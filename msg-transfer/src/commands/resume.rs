@@ -1,4 +1,5 @@
-//! `msg-transfer resume`: an operator resumes halted partitions. The running transfer reads this from their progress rows.
+//! `msg-transfer resume`: an operator resumes halted partitions. The running transfer reads this from their progress
+//! rows.
 
 use std::process::ExitCode;
 
@@ -14,8 +15,8 @@ use super::output::{OutputOptions, Table};
 use crate::config::Config;
 use crate::schema;
 
-/// The progress rows, each with the number of dead letters that count for the limit until now. The rows are locked, so that
-/// both statements see the same ones.
+/// The progress rows, each with the number of dead letters that count for the limit until now. The rows are locked, so
+/// that both statements see the same ones.
 const COUNT: &str = "
     SELECT p.kafka_partition,
            (SELECT count(*) FROM dead_letters d
@@ -26,8 +27,8 @@ const COUNT: &str = "
     ORDER BY p.kafka_partition
     FOR UPDATE OF p";
 
-/// `clock_timestamp()` and not `now()`: dead letters that were written while this transaction waited for the rows do not count
-/// either.
+/// `clock_timestamp()` and not `now()`: dead letters that were written while this transaction waited for the rows do
+/// not count either.
 const RESUME: &str =
     "UPDATE progress SET resumed_at = clock_timestamp() WHERE topic_id = $1 AND kafka_partition = ANY($2)";
 

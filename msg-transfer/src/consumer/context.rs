@@ -15,7 +15,7 @@ use super::events::rebalance;
 use super::io::{Explainer, Io, Outside, Parts};
 use crate::lane::item::RawRecord;
 
-/// The consumer's context.
+/// The consumer's context: through it librdkafka's callbacks reach the driver.
 pub(crate) struct Context {
     /// Only the consumer's thread locks it: for a turn, or in the callback of a rebalance while the consumer is closed.
     driven: Mutex<Driven>,
@@ -72,8 +72,8 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    /// Handles a rebalance while the consumer is closed; before that, rebalances are polled as events. librdkafka responds to the
-    /// group when this returns.
+    /// Handles a rebalance while the consumer is closed; before that, rebalances are polled as events. librdkafka
+    /// responds to the group when this returns.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions: Vec<_> = list.elements().iter().map(|element| element.partition()).collect();
         let mut driven = self.driven();

@@ -20,7 +20,6 @@ pub(crate) enum Polled {
     Happened(Happened),
     /// The whole topic cannot be consumed.
     Topic(RDKafkaRespErr, String),
-    /// The consumer cannot continue.
     Fatal(ClientError),
     /// Any other error, with librdkafka's text.
     Error(RDKafkaErrorCode, String),

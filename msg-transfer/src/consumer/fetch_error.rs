@@ -23,7 +23,8 @@ pub(crate) struct FetchError {
 impl FetchError {
     /// Creates an error. `text` is librdkafka's.
     pub(crate) fn new(code: rd::rd_kafka_resp_err_t, offset: i64, text: String) -> Self {
-        // After a damaged batch librdkafka parses bytes that are no batch, and may request the offset that it reads there.
+        // After a damaged batch librdkafka parses bytes that are no batch, and may request the offset that it reads
+        // there.
         let is_any = matches!(
             code,
             native::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET | native::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE
@@ -42,7 +43,8 @@ impl FetchError {
         FetchError::new(message.err, message.offset, text)
     }
 
-    /// Returns the name of the error's code, such as `TOPIC_AUTHORIZATION_FAILED`; librdkafka's own errors start with `_`.
+    /// Returns the name of the error's code, such as `TOPIC_AUTHORIZATION_FAILED`; librdkafka's own errors start with
+    /// `_`.
     pub(crate) fn name(&self) -> &'static str {
         name(self.code)
     }

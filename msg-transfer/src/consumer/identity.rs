@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The IDs of the topics that had the name before, as far as this process knows. A broker that is isolated from the controllers
-/// still returns them.
+/// The IDs of the topics that had the name before, as far as this process knows. A broker that is isolated from the
+/// controllers still returns them.
 #[derive(Clone, Default)]
 pub(crate) struct PreviousTopics(Arc<Mutex<HashSet<Uuid>>>);
 
@@ -35,7 +35,8 @@ impl TopicIdentity {
         TopicIdentity { previous, state: Arc::default(), restart }
     }
 
-    /// Records the ID that a broker returned, `None` if the broker is too old for IDs. Fails if it is not the topic's current ID.
+    /// Records the ID that a broker returned, `None` if the broker is too old for IDs. Fails if it is not the topic's
+    /// current ID.
     pub(crate) fn record_topic_id(&self, id: Option<Uuid>) -> Result<Uuid, &'static str> {
         let mut state = self.state();
         let mut previous = self.previous.0.lock().unwrap_or_else(PoisonError::into_inner);

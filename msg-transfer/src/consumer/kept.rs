@@ -1,7 +1,8 @@
-//! Reads from each partition's leader where the records of a leader epoch end: the consumed records below it are still in the log.
+//! Reads from each partition's leader where the records of a leader epoch end: the consumed records below it are still
+//! in the log.
 //!
-//! librdkafka sends that request (OffsetForLeaderEpoch) only to validate a position, and returns the result only in the text of
-//! the error that it reports if the position is above that end. So the position is above the end of every log.
+//! librdkafka sends that request (OffsetForLeaderEpoch) only to validate a position, and returns the result only in the
+//! text of the error that it reports if the position is above that end. So the position is above the end of every log.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -23,8 +24,8 @@ const BEYOND: i64 = 1 << 62;
 /// How long to wait for a result before the requests that could not be sent yet are retried.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Reads the ends, each time with a new client: a validation needs an assignment, and after its error librdkafka validates no
-/// further position in the same client.
+/// Reads the ends, each time with a new client: a validation needs an assignment, and after its error librdkafka
+/// validates no further position in the same client.
 #[derive(Clone)]
 pub(crate) struct KeptProbe {
     config: ClientConfig,
@@ -46,8 +47,8 @@ impl KeptProbe {
         KeptProbe { config, topic }
     }
 
-    /// Returns where the records up to these leader epochs end. If a partition is left out, its leader did not respond within
-    /// `timeout`. Blocks.
+    /// Returns where the records up to these leader epochs end. If a partition is left out, its leader did not respond
+    /// within `timeout`. Blocks.
     pub(crate) fn read(
         &self,
         rows: &[(Partition, LeaderEpoch)],
@@ -84,8 +85,8 @@ impl KeptProbe {
         Ok(known)
     }
 
-    /// Sends the requests for these partitions. Returns the partitions whose requests could not be sent, because librdkafka has not
-    /// carried out their assignment yet.
+    /// Sends the requests for these partitions. Returns the partitions whose requests could not be sent, because
+    /// librdkafka has not carried out their assignment yet.
     fn seek(
         &self,
         consumer: &BaseConsumer<LogContext>,
@@ -121,7 +122,8 @@ fn next_error(consumer: &BaseConsumer<LogContext>, wait: Duration) -> Option<(Pa
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: the client is alive; the message is checked, and destroyed once after its last use; the text is copied.
+        // SAFETY: the client is alive; the message is checked, and destroyed once after its last use; the text is
+        // copied.
         unsafe {
             let message = rd::rd_kafka_consumer_poll(consumer.client().native_ptr(), millis);
             if message.is_null() {

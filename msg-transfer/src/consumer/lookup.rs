@@ -1,5 +1,5 @@
-//! Reads what has to be known before a partition is fetched: the topic's ID, the group's offsets, the partition's ends, and the
-//! database's progress rows.
+//! Reads what has to be known before a partition is fetched: the topic's ID, the group's offsets, the partition's ends,
+//! and the database's progress rows.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -77,8 +77,8 @@ impl Lookup {
         Ok(Lookup { consumer: Arc::new(config.create()?), kept, progress, topic, identity })
     }
 
-    /// Reads these partitions; `window` is how far back dead letters count, in offsets. The rows are read before the ends, so that
-    /// no row is above its end because another process still stores.
+    /// Reads these partitions; `window` is how far back dead letters count, in offsets. The rows are read before the
+    /// ends, so that no row is above its end because another process still stores.
     pub(crate) async fn read(&self, partitions: &[Partition], window: i64) -> Result<LookupResult, LookupError> {
         let topic_id = self.blocking(Lookup::topic_id).await?;
         let loaded = self.progress.load(topic_id, partitions, window).await?;
@@ -114,7 +114,8 @@ impl Lookup {
         events::discard(&self.consumer);
     }
 
-    /// Returns the group's committed offset of each partition. If a partition is left out, its offset could not be read. Blocks.
+    /// Returns the group's committed offset of each partition. If a partition is left out, its offset could not be
+    /// read. Blocks.
     fn committed(&self, partitions: &[Partition]) -> Result<HashMap<Partition, Option<NextOffset>>, RequestError> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
@@ -213,8 +214,8 @@ impl Lookup {
         RequestError::of_topic("read the ID", &self.topic)(error)
     }
 
-    /// Lowers a progress row, because Kafka lost the records below its next offset. After an error, the start offset has to be
-    /// resolved again.
+    /// Lowers a progress row, because Kafka lost the records below its next offset. After an error, the start offset
+    /// has to be resolved again.
     pub(crate) async fn lower(
         &self,
         topic_id: Uuid,
@@ -225,17 +226,16 @@ impl Lookup {
         Ok(self.progress.lower(topic_id, connection_number, partition, lost).await?)
     }
 
-    /// Returns the topic's name.
     pub(crate) fn topic(&self) -> &str {
         &self.topic
     }
 
-    /// Returns the topic's identity.
     pub(crate) fn identity(&self) -> &TopicIdentity {
         &self.identity
     }
 
-    /// Reads the topic's ID, which detects that the topic was recreated. An error is only logged: the next call reads it again.
+    /// Reads the topic's ID, which detects that the topic was recreated. An error is only logged: the next call reads
+    /// it again.
     pub(crate) async fn check_topic(&self) {
         let lookup = self.clone();
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || lookup.topic_id()).await {
@@ -243,7 +243,8 @@ impl Lookup {
         }
     }
 
-    /// Returns the partitions whose end offset is above the expected next offset, as far as their end offsets can be read.
+    /// Returns the partitions whose end offset is above the expected next offset, as far as their end offsets can be
+    /// read.
     pub(crate) async fn behind(&self, mut expected: Vec<(Partition, NextOffset)>) -> Vec<(Partition, NextOffset)> {
         let read = move |lookup: &Lookup| {
             let partitions: Vec<Partition> = expected.iter().map(|(partition, _)| *partition).collect();

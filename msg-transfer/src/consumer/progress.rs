@@ -1,5 +1,5 @@
-//! The progress rows: the next offset of each partition. They are in the database of the messages, and are read whenever a start
-//! offset is resolved.
+//! The progress rows: the next offset of each partition. They are in the database of the messages, and are read
+//! whenever a start offset is resolved.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,15 +25,16 @@ use crate::{db_error, metrics};
 /// The timeout of one statement.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The interval at which the workers of a Citus are compared with the known ones. Each new connection of a lane does so as well.
+/// The interval at which the workers of a Citus are compared with the known ones. Each new connection of a lane does so
+/// as well.
 const WORKERS_INTERVAL: Duration = Duration::from_secs(10);
 
 static WORKERS_NOT_KNOWN: Repeats = Repeats::new();
 
 const CLOSED: &str = "the reference connection was closed; the start offsets will be resolved again";
 
-/// Reads and writes the progress rows over the reference connection. No pooler may be used between the transfer and the server: it
-/// would hide that the server changed.
+/// Reads and writes the progress rows over the reference connection. No pooler may be used between the transfer and the
+/// server: it would hide that the server changed.
 #[derive(Clone, Debug)]
 pub(crate) struct ProgressStore {
     pool: Pool,
@@ -167,9 +168,10 @@ impl ProgressStore {
         }
     }
 
-    /// Returns whether a new connection leads to the server that the start offsets were read from: the reference connection with
-    /// this number is still open, both connections lead to the same server, and the `workers` are those that were known. Fails if
-    /// they lead to two servers that both accept writes: nothing may be stored in a second primary.
+    /// Returns whether a new connection leads to the server that the start offsets were read from: the reference
+    /// connection with this number is still open, both connections lead to the same server, and the `workers` are those
+    /// that were known. Fails if they lead to two servers that both accept writes: nothing may be stored in a second
+    /// primary.
     pub(crate) async fn is_same(
         &self,
         connection_number: ConnectionNumber,
@@ -221,8 +223,8 @@ impl ProgressStore {
         }))
     }
 
-    /// Lowers the row of a partition, if it is still the row that was read with the start offset. After an error, the start offset
-    /// has to be resolved again.
+    /// Lowers the row of a partition, if it is still the row that was read with the start offset. After an error, the
+    /// start offset has to be resolved again.
     pub(crate) async fn lower(
         &self,
         topic_id: Uuid,
@@ -264,8 +266,8 @@ fn is_denied(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
 }
 
-/// Reads the workers over the reference connection, which stays open even if they cannot be read: an unavailable worker is
-/// reported when a lane connects to store in it.
+/// Reads the workers over the reference connection, which stays open even if they cannot be read: an unavailable worker
+/// is reported when a lane connects to store in it.
 async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::Error> {
     match citus::workers(client).await {
         Err(error) if error.as_db_error().is_some() => {
@@ -326,8 +328,8 @@ impl Connection {
         due
     }
 
-    /// Returns whether the workers of a Citus are the known ones. If not, closes the connection: all start offsets have to be
-    /// resolved again.
+    /// Returns whether the workers of a Citus are the known ones. If not, closes the connection: all start offsets have
+    /// to be resolved again.
     fn keep_if_same(&mut self, query: &Query, workers: &[Worker]) -> bool {
         if !self.report_changes(workers) {
             return true;

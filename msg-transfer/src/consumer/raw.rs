@@ -1,5 +1,6 @@
-//! The parts of librdkafka's consumer that rust-rdkafka does not wrap, each behind a safe function: one queue for the records of
-//! all partitions, separate from the queue of events, and commits whose response is awaited until our own deadline.
+//! The parts of librdkafka's consumer that rust-rdkafka does not wrap, each behind a safe function: one queue for the
+//! records of all partitions, separate from the queue of events, and commits whose response is awaited until our own
+//! deadline.
 
 use std::ffi::CString;
 use std::ptr;
@@ -24,8 +25,9 @@ pub(crate) const CHUNK: usize = 1000;
 
 /// The queue that receives the records of all partitions that are not throttled.
 ///
-/// The consumer's own queue then contains only events, so that rebalances are handled and the poll interval is kept while no
-/// record is consumed. Records that are not consumed stay in librdkafka, which stops fetching at `queued.max.messages.kbytes`.
+/// The consumer's own queue then contains only events, so that rebalances are handled and the poll interval is kept
+/// while no record is consumed. Records that are not consumed stay in librdkafka, which stops fetching at
+/// `queued.max.messages.kbytes`.
 #[derive(Debug)]
 pub(crate) struct RecordsQueue {
     queue: *mut rd::rd_kafka_queue_t,
@@ -43,8 +45,8 @@ impl RecordsQueue {
         RecordsQueue { queue, messages: vec![ptr::null_mut(); CHUNK] }
     }
 
-    /// Forwards the partition's records to this queue from now on, starting with those that wait in the partition's own queue.
-    /// Has to be called before each assignment of the partition.
+    /// Forwards the partition's records to this queue from now on, starting with those that wait in the partition's own
+    /// queue. Has to be called before each assignment of the partition.
     pub(crate) fn forward<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
         self.forward_to(client, topic, partition, self.queue);
     }
@@ -72,8 +74,8 @@ impl RecordsQueue {
         }
     }
 
-    /// Waits up to `wait` for a record, and appends the records and errors that are available. The errors of a partition are in
-    /// order with its records.
+    /// Waits up to `wait` for a record, and appends the records and errors that are available. The errors of a
+    /// partition are in order with its records.
     pub(crate) fn consume(&mut self, wait: Duration, into: &mut Vec<Fetched<RawRecord>>) {
         // librdkafka would wait for a whole chunk: wait for one record, then consume the others without waiting.
         let mut count = self.consume_into(wait, 0, 1);
@@ -133,8 +135,8 @@ unsafe fn copy(message: &rd::rd_kafka_message_t) -> RawRecord {
 /// As for `copy`.
 unsafe fn pack_headers(message: &rd::rd_kafka_message_t, packed: &mut Vec<u8>) {
     let mut headers = ptr::null_mut();
-    // SAFETY: the headers belong to the message, and each name and value is valid as long as they are. Names are read as
-    // bytes: rust-rdkafka panics at one that is not UTF-8.
+    // SAFETY: the headers belong to the message, and each name and value is valid as long as they are. Names are read
+    // as bytes: rust-rdkafka panics at one that is not UTF-8.
     unsafe {
         let code = rd::rd_kafka_message_headers(ptr::from_ref(message), &mut headers);
         if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -192,8 +194,8 @@ unsafe fn into_result(error: *mut rd::rd_kafka_error_t) -> Result<(), ClientErro
     }
 }
 
-/// Sends offset commits and receives their responses. A synchronous commit has no deadline, so within a rebalance it would block
-/// the group.
+/// Sends offset commits and receives their responses. A synchronous commit has no deadline, so within a rebalance it
+/// would block the group.
 #[derive(Debug)]
 pub(crate) struct CommitQueue(*mut rd::rd_kafka_queue_t);
 

@@ -1,5 +1,5 @@
-//! Detects stalled Kafka clients, which librdkafka does not report: the topic was recreated (ADR 21), or a client keeps fetching
-//! a partition from a broker that does not lead it. Then the transfer restarts its Kafka clients and lanes.
+//! Detects stalled Kafka clients, which librdkafka does not report: the topic was recreated (ADR 21), or a client keeps
+//! fetching a partition from a broker that does not lead it. Then the transfer restarts its Kafka clients and lanes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,8 +38,8 @@ struct Waiting {
 }
 
 impl FetchSilence {
-    /// Updates the fetched partitions and the next offset that is expected of each. Has to be called regularly; a partition that is
-    /// left out is not waited for.
+    /// Updates the fetched partitions and the next offset that is expected of each. Has to be called regularly; a
+    /// partition that is left out is not waited for.
     pub(crate) fn fetching(&self, now: Instant, expected: impl IntoIterator<Item = (Partition, NextOffset)>) {
         let mut waiting = self.lock();
         let before = std::mem::take(&mut waiting.since);
@@ -92,7 +92,6 @@ pub(crate) struct Stalls {
     pub silence: FetchSilence,
     /// The settings of the fresh client.
     pub config: ClientConfig,
-    /// The topic's name.
     pub topic: String,
     /// Cancelled when the Kafka clients have to be restarted.
     pub restart: CancellationToken,
@@ -112,7 +111,8 @@ impl Stalls {
                 continue;
             }
             let readable = self.readable_by_fresh_client(&behind).await;
-            // The process may have been frozen, or a leader is available again: then the consumer receives the records now.
+            // The process may have been frozen, or a leader is available again: then the consumer receives the records
+            // now.
             tokio::time::sleep(SECOND_CHANCE).await;
             behind.retain(|(partition, next)| readable.contains(partition) && self.silence.lasts(*partition, *next));
             if !behind.is_empty() {
@@ -122,8 +122,8 @@ impl Stalls {
         }
     }
 
-    /// Returns the partitions of which a new client receives a record. An end offset alone proves nothing: the last records may be
-    /// transaction markers, or Kafka returns no records to any client.
+    /// Returns the partitions of which a new client receives a record. An end offset alone proves nothing: the last
+    /// records may be transaction markers, or Kafka returns no records to any client.
     async fn readable_by_fresh_client(&self, behind: &[(Partition, NextOffset)]) -> Vec<Partition> {
         let (config, topic) = (self.config.clone(), self.topic.clone());
         let wanted: Vec<_> = behind.iter().map(|(partition, next)| (*partition, next.0)).collect();

@@ -1,5 +1,5 @@
-//! Resolves the start offsets of assigned partitions, and retries without limit. Meanwhile the consumer stays in the group, and
-//! these partitions are not fetched.
+//! Resolves the start offsets of assigned partitions, and retries without limit. Meanwhile the consumer stays in the
+//! group, and these partitions are not fetched.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -104,7 +104,8 @@ impl Resolve {
         readiness.ready("starts");
     }
 
-    /// Lowers the progress row before the partition is fetched. Otherwise the new records at the lost offsets would be skipped.
+    /// Lowers the progress row before the partition is fetched. Otherwise the new records at the lost offsets would be
+    /// skipped.
     async fn lower(&self, result: &LookupResult, partition: Partition, lost: &Lost) -> Result<(), LookupError> {
         self.lookup.lower(result.topic_id, result.connection_number, partition, lost).await?;
         let (count, continues_at) = (lost.count(), lost.lowered.next.0);

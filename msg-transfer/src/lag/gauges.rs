@@ -1,6 +1,7 @@
 //! The lag, as metrics of the running service.
 //!
-//! Every process reports every partition of the topic, also those that other processes own: use the maximum over the processes.
+//! Every process reports every partition of the topic, also those that other processes own: use the maximum over the
+//! processes.
 
 use std::time::SystemTime;
 

@@ -1,5 +1,5 @@
-//! Reads the data that the lag is computed from: the group's offsets, each partition's ends, and the times of records. The client
-//! assigns partitions to itself and joins no group. Every function blocks.
+//! Reads the data that the lag is computed from: the group's offsets, each partition's ends, and the times of records.
+//! The client assigns partitions to itself and joins no group. Every function blocks.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,8 +19,8 @@ use uuid::Uuid;
 /// The timeout of one request to Kafka.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The callbacks of a client whose errors are in its responses: it logs them at debug level, and notes the cause that a response
-/// does not name.
+/// The callbacks of a client whose errors are in its responses: it logs them at debug level, and notes the cause that a
+/// response does not name.
 #[derive(Default)]
 pub(crate) struct LogContext(pub Causes);
 
@@ -40,17 +40,13 @@ impl ConsumerContext for LogContext {}
 /// The first offset, the end offset and the group's committed offset of a partition.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ends {
-    /// The partition.
     pub partition: Partition,
-    /// The group's committed offset.
     pub committed: Option<i64>,
     /// The oldest offset that Kafka keeps, or the end offset if it keeps none.
     pub start: i64,
-    /// The end offset.
     pub end: i64,
 }
 
-/// A consumer group.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     /// The number of its members.
@@ -90,8 +86,8 @@ impl Reader {
             .set("enable.partition.eof", "true")
             // The wanted record may be deleted in the meantime: then the oldest remaining one is read.
             .set("auto.offset.reset", "earliest")
-            // Only one record of each partition is needed. But Kafka returns a batch above the limit only for the first partition of
-            // a fetch, so the limit has to be above the size of a gateway's batches.
+            // Only one record of each partition is needed. But Kafka returns a batch above the limit only for the first
+            // partition of a fetch, so the limit has to be above the size of a gateway's batches.
             .set("max.partition.fetch.bytes", (2 << 20).to_string())
             .set("fetch.max.bytes", (8 << 20).to_string())
             .set("queued.min.messages", "1")
@@ -164,8 +160,8 @@ impl Reader {
         Ok((ends, silent))
     }
 
-    /// Reads when the first record at or after each of these offsets was written. A partition whose record is not received in time is
-    /// left out.
+    /// Reads when the first record at or after each of these offsets was written. A partition whose record is not
+    /// received in time is left out.
     pub(crate) fn written_at(&self, wanted: &[(Partition, i64)]) -> Result<Oldest, RequestError> {
         self.read_oldest(wanted).map_err(RequestError::of_topic("read the oldest record", &self.topic))
     }
@@ -231,8 +227,8 @@ impl Reader {
         self.consumer.pause(&list)
     }
 
-    /// Adds the cause to an error, if the client received one. For example, librdkafka retries a request without rights on the group
-    /// until the request times out.
+    /// Adds the cause to an error, if the client received one. For example, librdkafka retries a request without rights
+    /// on the group until the request times out.
     fn explained(&self, error: RequestError) -> RequestError {
         let causes = &self.consumer.client().context().0;
         while let Some(event) = self.consumer.poll(Duration::ZERO) {

@@ -1,5 +1,5 @@
-//! The lag of the topic: for each partition in records and in time, and the retention headroom. Reading it joins no group and
-//! commits no offset.
+//! The lag of the topic: for each partition in records and in time, and the retention headroom. Reading it joins no
+//! group and commits no offset.
 
 pub mod gauges;
 pub(crate) mod kafka;
@@ -34,7 +34,6 @@ pub(crate) struct LagReader {
 /// The lag of the whole topic, at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Lag {
-    /// The topic's settings.
     pub topic: Topic,
     /// Each partition whose leader responded, in order.
     pub partitions: Vec<PartitionLag>,
@@ -45,7 +44,6 @@ pub(crate) struct Lag {
 /// The lag of one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PartitionLag {
-    /// The partition.
     pub partition: Partition,
     /// The group's committed offset, if it has one.
     pub committed: Option<i64>,
@@ -53,9 +51,9 @@ pub(crate) struct PartitionLag {
     pub progress: Option<i64>,
     /// The first offset that Kafka keeps: the records below it are deleted.
     pub start: i64,
-    /// The end offset.
     pub end: i64,
-    /// When the oldest record that is not completed was written. `None` if all are completed, or if it was not received in time.
+    /// When the oldest record that is not completed was written. `None` if all are completed, or if it was not received
+    /// in time.
     pub oldest: Option<SystemTime>,
 }
 
@@ -109,7 +107,8 @@ impl PartitionLag {
         (self.end - self.unstored_from()).max(0)
     }
 
-    /// Returns the number of offsets that Kafka deleted before their records were completed, as far as the progress row shows.
+    /// Returns the number of offsets that Kafka deleted before their records were completed, as far as the progress row
+    /// shows.
     pub(crate) fn deleted(&self) -> i64 {
         (self.start - self.next()).max(0)
     }
@@ -123,8 +122,8 @@ impl PartitionLag {
         self.oldest.map(|oldest| now.duration_since(oldest).unwrap_or_default())
     }
 
-    /// Returns the time until the topic's retention may delete that record. `None` if all records are completed, if retention is
-    /// unlimited, or if the age is not known.
+    /// Returns the time until the topic's retention may delete that record. `None` if all records are completed, if
+    /// retention is unlimited, or if the age is not known.
     pub(crate) fn until_deleted(&self, now: SystemTime, retention: Option<Duration>) -> Option<Duration> {
         let deleted_at = self.oldest?.checked_add(retention?)?;
         Some(deleted_at.duration_since(now).unwrap_or_default())
@@ -140,7 +139,6 @@ impl LagReader {
         Ok(LagReader { admin, reader: Arc::new(reader), topic, pool })
     }
 
-    /// Reads the topic's settings.
     pub(crate) async fn topic(&self) -> Result<Topic, RequestError> {
         self.describe(&self.topic).await
     }
@@ -205,7 +203,8 @@ impl LagReader {
         self.blocking(move |reader| reader.written_at(&from)).await.unwrap_or_default().none
     }
 
-    /// Returns when the oldest record of each partition was written, if it has one. Fails if that of one partition cannot be read.
+    /// Returns when the oldest record of each partition was written, if it has one. Fails if that of one partition
+    /// cannot be read.
     pub(crate) async fn oldest_kept(&self) -> Result<HashMap<Partition, SystemTime>, RequestError> {
         let topic = self.topic().await?;
         let partitions: Vec<Partition> = (0..topic.partitions).collect();

@@ -38,7 +38,6 @@ impl States {
         }));
     }
 
-    /// Returns all owned partitions.
     pub(crate) fn all(&self) -> HashMap<Partition, Owned> {
         self.lock().clone()
     }

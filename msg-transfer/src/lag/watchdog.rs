@@ -1,4 +1,5 @@
-//! Reads the lag of the whole topic regularly, sets the gauges, and reports stalled partitions: records wait and none is stored.
+//! Reads the lag of the whole topic regularly, sets the gauges, and reports stalled partitions: records wait and none
+//! is stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,11 +24,8 @@ pub(crate) struct Watchdog {
     pub reader: LagReader,
     /// The partitions that this process owns.
     pub states: States,
-    /// Receives the reasons.
     pub readiness: Readiness,
-    /// The topic's name.
     pub topic: String,
-    /// The consumer group.
     pub group: String,
     /// How long records may wait while none is stored.
     pub stall_timeout: Duration,

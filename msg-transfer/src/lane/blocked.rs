@@ -1,5 +1,5 @@
-//! A lane's blocked inboxes: when the next one is retried, and what readiness and the metrics report of them. The name of an inbox
-//! is never reported.
+//! A lane's blocked inboxes: when the next one is retried, and what readiness and the metrics report of them. The name
+//! of an inbox is never reported.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,15 @@ use msg_common::admin::Readiness;
 
 use crate::{backoff, metrics};
 
-/// After an attempt, the lane makes no further one for nine times the attempt's duration. So the other inboxes have nine tenths of
-/// the lane's time, however many inboxes wait for a lock.
+/// After an attempt, the lane makes no further one for nine times the attempt's duration. So the other inboxes have
+/// nine tenths of the lane's time, however many inboxes wait for a lock.
 const PAUSE_FACTOR: u32 = 9;
 
 /// The interval at which records that may no longer be written are dropped.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The number of conflicts from which an inbox counts as blocked. Fewer may mean that another owner of the partition was faster.
+/// The number of conflicts from which an inbox counts as blocked. Fewer may mean that another owner of the partition
+/// was faster.
 const MIN_CONFLICTS: usize = 2;
 
 /// The blocked inboxes after the last batch.
@@ -38,7 +39,8 @@ impl BlockedInboxes {
         BlockedInboxes { component, readiness, count: 0, records: 0, next: Instant::now(), reported: None }
     }
 
-    /// Returns when to wake up, if an inbox is blocked: to retry the next one, or to drop records that may no longer be written.
+    /// Returns when to wake up, if an inbox is blocked: to retry the next one, or to drop records that may no longer be
+    /// written.
     pub(super) fn wake(&self) -> Option<Instant> {
         (self.count > 0).then(|| self.next.min(Instant::now() + SWEEP_INTERVAL))
     }
@@ -97,7 +99,8 @@ fn difference(now: usize, before: usize) -> f64 {
     now as f64 - before as f64
 }
 
-/// Returns the reason for readiness: the position of the inbox's first record, the cause, and what an operator has to do.
+/// Returns the reason for readiness: the position of the inbox's first record, the cause, and what an operator has to
+/// do.
 fn reason(inbox: &BlockedInbox, count: usize) -> String {
     let BlockedInbox { partition, offset, error, .. } = inbox;
     let more = if count > 1 { format!(", and {} more inboxes of this lane", count - 1) } else { String::new() };

@@ -16,7 +16,8 @@ use crate::consumer::progress::ProgressStore;
 use crate::db_error;
 use crate::session::{self, Committed};
 
-/// Has at most one connection. It never returns a connection to the pool with an open transaction or in an unknown state.
+/// Has at most one connection. It never returns a connection to the pool with an open transaction or in an unknown
+/// state.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pool: Pool,
@@ -65,7 +66,8 @@ impl Connection {
             Ok(client) => client,
             Err(error) => return Response::Failed(db_error::of_pool(&error)),
         };
-        // Compared after connecting: if the reference connection is open now, it was open when this connection was opened.
+        // Compared after connecting: if the reference connection is open now, it was open when this connection was
+        // opened.
         let same = match self.workers(&client).await {
             Ok(workers) => self.progress.is_same(connection_number, client.server(), &workers).await,
             Err(error) => Err(error),

@@ -12,7 +12,6 @@ use super::item::{Item, RawRecord};
 pub(crate) struct DecodedRecord {
     /// The record's bytes and position.
     pub item: Item,
-    /// The decoded content.
     pub content: Content,
 }
 
@@ -26,7 +25,6 @@ pub(crate) enum Content {
 }
 
 impl DecodedRecord {
-    /// Decodes a record.
     pub(crate) fn read(item: Item) -> Entry<DecodedRecord> {
         let RawRecord { key, value, headers, .. } = &item.record;
         let version = headers.last(record::VERSION_HEADER);

@@ -2,16 +2,15 @@
 
 use bytes::Bytes;
 
-/// The headers of a record, packed as a dead letter contains them: for each, the length of its key in 4 bytes, the key, the length
-/// of its value in 4 bytes (all ones: no value), the value. Lengths are in network order. Keys and values are bytes, because Kafka
-/// does not require UTF-8.
+/// The headers of a record, packed as a dead letter contains them: for each, the length of its key in 4 bytes, the key,
+/// the length of its value in 4 bytes (all ones: no value), the value. Lengths are in network order. Keys and values
+/// are bytes, because Kafka does not require UTF-8.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Headers(pub Bytes);
 
 const NO_VALUE: u32 = u32::MAX;
 
 impl Headers {
-    /// Returns the packed bytes.
     pub(crate) fn packed(&self) -> &[u8] {
         &self.0
     }
@@ -39,12 +38,9 @@ impl Headers {
     }
 }
 
-/// One header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header<'a> {
-    /// Any bytes.
     pub key: &'a [u8],
-    /// Any bytes, or none.
     pub value: Option<&'a [u8]>,
 }
 

@@ -12,24 +12,18 @@ use super::headers::Headers;
 /// A consumed record. It owns its bytes in one allocation, so that no fetch buffer is kept alive.
 #[derive(Clone, Debug)]
 pub(crate) struct RawRecord {
-    /// Its partition.
     pub partition: Partition,
-    /// Its offset.
     pub offset: RecordOffset,
     /// The leader epoch of the leader that appended it.
     pub leader_epoch: LeaderEpoch,
-    /// Its key.
     pub key: Option<Bytes>,
-    /// Its value.
     pub value: Option<Bytes>,
-    /// Its headers, packed.
     pub headers: Headers,
 }
 
 /// A record that is passed to a lane.
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
-    /// The record.
     pub record: RawRecord,
     /// The assignment that it was received under.
     pub assignment: Arc<Assignment>,

@@ -1,5 +1,5 @@
-//! Inserts dead letters. If the table rejects a dead letter, it is inserted with less and less content, so that it never blocks a
-//! lane.
+//! Inserts dead letters. If the table rejects a dead letter, it is inserted with less and less content, so that it
+//! never blocks a lane.
 
 use machine::error::ErrorClass;
 use machine::lane::{DeadLetter, Entry};
@@ -34,8 +34,8 @@ enum Detail {
 
 const ALL: Parts = Parts { detail: Detail::Whole, recv_id: true, msg_id: true, headers: true, value: true, key: true };
 
-/// The forms of texts and IDs, attempted in this order. The IDs are left out last: with both, GetMsgStatus reports the dead letter
-/// to the sender.
+/// The forms of texts and IDs, attempted in this order. The IDs are left out last: with both, GetMsgStatus reports the
+/// dead letter to the sender.
 const TEXTS: [Parts; 6] = [
     ALL,
     Parts { detail: Detail::Plain, ..ALL },

@@ -1,5 +1,6 @@
-//! A lane: one task with one database connection. Records with the same key are in the same lane, in order. While the lane stores
-//! a batch, the records of the next one gather, so batches grow with the load, and a single message does not wait.
+//! A lane: one task with one database connection. Records with the same key are in the same lane, in order. While the
+//! lane stores a batch, the records of the next one gather, so batches grow with the load, and a single message does
+//! not wait.
 
 mod blocked;
 pub(crate) mod connection;
@@ -42,14 +43,13 @@ pub(crate) struct Handle {
 static BATCH_FAILURES: Repeats = Repeats::new();
 static DEAD_LETTERS: Repeats = Repeats::new();
 
-/// The number of consecutive conflicts from which the cause is not another owner of the partition, but for example a unique index
-/// that is not ours.
+/// The number of consecutive conflicts from which the cause is not another owner of the partition, but for example a
+/// unique index that is not ours.
 const MANY_CONFLICTS: usize = 5;
 
 /// How large a batch may get.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchLimits {
-    /// Maximum number of records.
     pub records: usize,
     /// Maximum bytes of keys, values and headers, which the last record may exceed.
     pub bytes: usize,
@@ -57,18 +57,17 @@ pub(crate) struct BatchLimits {
     pub interval: Duration,
 }
 
-/// One lane.
 #[derive(Debug)]
 pub(crate) struct Lane {
     /// Decides what the lane does.
     pub machine: Machine<DecodedRecord>,
-    /// Receives the consumer's records. Its capacity is above the consumer's limit, so the consumer never waits to send.
+    /// Receives the consumer's records. Its capacity is above the consumer's limit, so the consumer never waits to
+    /// send.
     pub waiting: mpsc::Receiver<Item>,
     /// Notified when the lane may write the dead letters that it requested.
     pub approved: Arc<Notify>,
     /// Sends events to the consumer.
     pub events: std::sync::mpsc::Sender<Event>,
-    /// Writes the rows.
     pub connection: Connection,
     /// How large a batch may get.
     pub limits: BatchLimits,
@@ -104,8 +103,8 @@ impl Lane {
             items.push(first);
             self.gather(&mut items, &mut bytes);
             if self.has_capacity(&items, bytes) && tokio::time::Instant::now() < next {
-                // A transaction costs the server the same for five rows as for fifty. A record that follows a longer pause does
-                // not wait here.
+                // A transaction costs the server the same for five rows as for fifty. A record that follows a longer
+                // pause does not wait here.
                 tokio::time::sleep_until(next).await;
                 self.gather(&mut items, &mut bytes);
             }
@@ -118,8 +117,8 @@ impl Lane {
         }
     }
 
-    /// Retries the next blocked inbox if it is due, and drops records that may no longer be written. Returns false if `abandon` was
-    /// cancelled.
+    /// Retries the next blocked inbox if it is due, and drops records that may no longer be written. Returns false if
+    /// `abandon` was cancelled.
     async fn retry_blocked(&mut self, blocked: &mut BlockedInboxes) -> bool {
         if blocked.wake().is_none() {
             return true;
@@ -223,7 +222,8 @@ impl Lane {
         }
         if !outcome.dead_letters.is_empty() {
             let count = outcome.dead_letters.len();
-            // Callers cause conflicts, and get them in their response or status. An operator has to check the other dead letters.
+            // Callers cause conflicts, and get them in their response or status. An operator has to check the other
+            // dead letters.
             let conflicts =
                 outcome.dead_letters.iter().filter(|reason| **reason == Reason::IdempotencyConflict).count();
             if count == conflicts {
@@ -240,8 +240,8 @@ impl Lane {
         // All lanes use the same database, so they meet the same error, each at every attempt.
         let repeated = BATCH_FAILURES.occurred(error);
         match class {
-            // Another owner of the partition was faster, so the last `seq` is read again. If conflicts continue, the cause is
-            // something else.
+            // Another owner of the partition was faster, so the last `seq` is read again. If conflicts continue, the
+            // cause is something else.
             ErrorClass::Conflict if *attempts < MANY_CONFLICTS => {
                 tracing::info!(lane, error, "another owner wrote the same inbox, will be retried");
             }

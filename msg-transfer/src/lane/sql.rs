@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use msg_common::table;
 
-/// The statements that begin a transaction. They set the timeouts within it, so that they also reach the workers of a Citus.
+/// The statements that begin a transaction. They set the timeouts within it, so that they also reach the workers of a
+/// Citus.
 #[derive(Clone, Debug)]
 pub(crate) struct Begin {
-    /// For a batch.
+    /// The statements before a batch.
     pub full: Vec<String>,
     /// For an attempt that must not use up the lane's time, such as that of a blocked inbox.
     pub short: Vec<String>,
@@ -21,8 +22,8 @@ const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 impl Begin {
     /// Builds the statements with these timeouts, and with short ones.
     ///
-    /// Citus sends the whole text that contains a SET LOCAL to the workers. With a BEGIN and a LOCK TABLE in the text, the workers
-    /// would execute those, too, and wait for each other. So for Citus each statement is sent by itself.
+    /// Citus sends the whole text that contains a SET LOCAL to the workers. With a BEGIN and a LOCK TABLE in the text,
+    /// the workers would execute those, too, and wait for each other. So for Citus each statement is sent by itself.
     pub(crate) fn new(lock_timeout: Duration, statement_timeout: Duration, kind: ServerKind) -> Self {
         // A tenth of the timeout, but at least 1 s, so that a server under load does not exceed it.
         let short = (statement_timeout / 10).max(Duration::from_secs(1).min(statement_timeout / 2));
@@ -50,19 +51,19 @@ impl Begin {
 pub enum ServerKind {
     /// One server: the command tag of an insert counts the rows that were inserted.
     Single,
-    /// Citus: if a statement with ON CONFLICT passes through the coordinator, the tag counts the selected rows. The returned rows
-    /// are right, and cost more. A join has to name the inboxes, otherwise Citus sends it to all shards.
+    /// Citus: if a statement with ON CONFLICT passes through the coordinator, the tag counts the selected rows. The
+    /// returned rows are right, and cost more. A join has to name the inboxes, otherwise Citus sends it to all shards.
     Citus,
 }
 
-/// Begins a bisection: deferred constraints are checked immediately. The lock is the one that an insert acquires. It is acquired
-/// before the savepoint, so that rolling back to the savepoint keeps it: with a migration between the canary row and a record, the
-/// record would seem to be the cause.
+/// Begins a bisection: deferred constraints are checked immediately. The lock is the one that an insert acquires. It is
+/// acquired before the savepoint, so that rolling back to the savepoint keeps it: with a migration between the canary
+/// row and a record, the record would seem to be the cause.
 pub(crate) const AFTER_BEGIN_BISECTION: &str =
     "LOCK TABLE messages IN ROW EXCLUSIVE MODE; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT bisection";
 
-/// Keeps the rows that were written since the savepoint, until the end of the bisection. There is one savepoint at a time: they do
-/// not nest.
+/// Keeps the rows that were written since the savepoint, until the end of the bisection. There is one savepoint at a
+/// time: they do not nest.
 pub(crate) const MOVE_SAVEPOINT: &str = "RELEASE SAVEPOINT bisection; SAVEPOINT bisection";
 
 /// Removes the rows that were written since the savepoint.
@@ -83,7 +84,7 @@ macro_rules! count_present {
 /// Counts which of these inboxes and `seq` are rows.
 pub(crate) const COUNT_PRESENT: &str = count_present!("");
 
-/// The same, for Citus.
+/// `COUNT_PRESENT` for Citus, where `recv_id` selects the shards.
 pub(crate) const COUNT_PRESENT_CITUS: &str = count_present!(" AND m.recv_id = ANY ($1)");
 
 /// Inserts rows; the command tag counts them.
@@ -96,12 +97,12 @@ pub static INSERT_MESSAGES_RETURNING: LazyLock<String> =
 /// Finds rows with the IDs of these records, and whether each holds the same message.
 pub(crate) static FIND_STORED: LazyLock<String> = LazyLock::new(table::find_stored_sql);
 
-/// The same, for Citus.
+/// `FIND_STORED` for Citus, where `recv_id` selects the shards.
 pub(crate) static FIND_STORED_CITUS: LazyLock<String> =
     LazyLock::new(|| format!("{} AND m.recv_id = ANY ($2)", *FIND_STORED));
 
-/// Inserts dead letters. One that exists stays as it is; an earlier version did not write its leader epoch. If Kafka lost the tail
-/// of its log, another record has the same offset, with a leader epoch of its own.
+/// Inserts dead letters. One that exists stays as it is; an earlier version did not write its leader epoch. If Kafka
+/// lost the tail of its log, another record has the same offset, with a leader epoch of its own.
 pub(crate) const INSERT_DEAD_LETTERS: &str = "
     INSERT INTO dead_letters (topic, topic_id, kafka_partition, kafka_offset, leader_epoch, recv_id, msg_id, key, value,
                               headers, reason, detail)
@@ -118,8 +119,9 @@ pub(crate) const INSERT_DEAD_LETTERS: &str = "
     WHERE d.topic_id IS NULL
     ON CONFLICT (topic_id, kafka_partition, kafka_offset, leader_epoch) DO NOTHING";
 
-/// Writes progress rows, and never lowers one: a process that lost a partition, and has not detected it yet, may be late. A higher
-/// leader epoch is later, also at a lower offset: Kafka lost the tail in between (`Progress::may_follow`).
+/// Writes progress rows, and never lowers one: a process that lost a partition, and has not detected it yet, may be
+/// late. A higher leader epoch is later, also at a lower offset: Kafka lost the tail in between
+/// (`Progress::may_follow`).
 pub(crate) const SAVE_PROGRESS: &str = "
     INSERT INTO progress (topic_id, kafka_partition, next_offset, leader_epoch)
     SELECT topic_id, kafka_partition, next_offset, leader_epoch
@@ -142,8 +144,8 @@ pub(crate) const LOWER_PROGRESS: &str = "
 pub(crate) const LOAD_PROGRESS: &str = "
     SELECT kafka_partition, next_offset, resumed_at, leader_epoch FROM progress WHERE topic_id = $1 AND kafka_partition = ANY($2)";
 
-/// Reads the dead letters of the last $3 offsets that count for the limit: not those from before the last `resume`, nor those of a
-/// log's tail that Kafka lost.
+/// Reads the dead letters of the last $3 offsets that count for the limit: not those from before the last `resume`, nor
+/// those of a log's tail that Kafka lost.
 pub(crate) const LOAD_DEAD_LETTERS: &str = "
     SELECT d.kafka_partition, d.kafka_offset
     FROM progress p

@@ -1,5 +1,5 @@
-//! Executes the statements of a lane, with their parameters as columns. The parameters borrow from the records, because a batch can
-//! have megabytes.
+//! Executes the statements of a lane, with their parameters as columns. The parameters borrow from the records, because
+//! a batch can have megabytes.
 
 use futures_util::future::try_join_all;
 use machine::lane::{Entry, NumberedEntry};

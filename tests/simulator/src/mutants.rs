@@ -15,7 +15,7 @@ pub use self::table::{Expected, MUTANTS, Mutant};
 pub enum MutantResult {
     /// The number of seeds until a promise broke, and the violation.
     After(u64, String),
-    /// No promise broke.
+    /// No promise broke within the given number of seeds.
     Never,
 }
 

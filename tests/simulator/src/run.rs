@@ -19,17 +19,17 @@ thread_local! {
 pub struct Report {
     /// The promise that was broken, and how.
     pub violation: Option<String>,
-    /// The choices.
+    /// The choices that the run made; they repeat it exactly.
     pub tape: Vec<u32>,
     /// The steps in words, if the run was traced.
     pub trace: Vec<String>,
-    /// The counts of events.
+    /// The number of times that each event occurred in the run.
     pub facts: Facts,
     /// The number of steps before the healing.
     pub steps: usize,
 }
 
-/// Runs one seed.
+/// Runs the simulation with this seed, and returns what the oracle found.
 pub fn seed(seed: u64, traced: bool) -> Report {
     SEED.set(Some(seed));
     let report = run(Choices::from_seed(seed), traced);

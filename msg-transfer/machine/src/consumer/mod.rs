@@ -44,13 +44,13 @@ pub struct Settings {
     pub max_partition_bytes: usize,
     /// Maximum records in flight of one partition. At the limit it is throttled, until half of it is free.
     pub max_partition_records: usize,
-    /// The dead-letter limit.
+    /// The limit on dead letters that halts a partition.
     pub dead_letters: Limit,
     /// The backoff between attempts to fetch a partition.
     pub fetch_backoff: Backoff,
 }
 
-/// The consumer's machine.
+/// The state of all assigned partitions, which [`Machine::handle`] changes.
 #[derive(Debug)]
 pub struct Machine {
     settings: Settings,
@@ -99,7 +99,7 @@ impl Machine {
         }
     }
 
-    /// Returns the assigned partitions.
+    /// Returns the assigned partitions, halted ones included.
     pub fn partitions(&self) -> impl Iterator<Item = Partition> {
         self.owned.keys().copied()
     }

@@ -36,7 +36,6 @@ impl Machine {
         self.committer.hurry();
     }
 
-    /// Releases every revoked partition.
     pub(super) fn release(&mut self, actions: &mut Vec<Action>) {
         let revoking: Vec<_> = self.owned.iter().filter(|(_, owned)| owned.revoking).map(|(p, _)| *p).collect();
         for partition in &revoking {

@@ -5,7 +5,7 @@ use crate::{LeaderEpoch, NextOffset, Progress};
 /// The offsets from which the start offset of a partition is resolved.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
-    /// The group's committed offset.
+    /// The group's committed offset, if it has one.
     pub committed: Option<NextOffset>,
     /// The progress row of this topic, with the same topic ID.
     pub progress: Option<Progress>,
@@ -13,7 +13,7 @@ pub struct Known {
     pub kept: Kept,
     /// The offset of the oldest record in the log, or the end offset if the log is empty.
     pub low: NextOffset,
-    /// The end offset.
+    /// The offset after the last record of the log.
     pub high: NextOffset,
 }
 
@@ -28,7 +28,7 @@ pub enum Kept {
     UpTo(Progress),
 }
 
-/// How a partition starts.
+/// The result of resolving the start offset of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// It is fetched from this position.

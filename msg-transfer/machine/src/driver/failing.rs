@@ -4,7 +4,7 @@ use super::{Driver, FailedFetch, Io, Record, Report};
 use crate::consumer::{Action, Event};
 use crate::{NextOffset, Partition};
 
-/// A fetch that failed.
+/// A partition whose fetch failed and will be retried.
 #[derive(Clone, Debug)]
 pub struct Failing {
     /// The offset that could not be fetched.

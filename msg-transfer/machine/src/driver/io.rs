@@ -37,14 +37,14 @@ pub struct FailedFetch {
 /// A record of a partition or the error of its fetch, in the order of the log.
 #[derive(Clone, Debug)]
 pub enum Fetched<R> {
-    /// A record.
+    /// A record, the next one of its partition in the log.
     Record(R),
     /// The records from here on could not be fetched.
     Failed(Partition, FailedFetch),
 }
 
 impl<R: Record> Fetched<R> {
-    /// Returns the partition.
+    /// Returns the partition that the record or the error belongs to.
     pub fn partition(&self) -> Partition {
         match self {
             Fetched::Record(record) => record.partition(),
@@ -82,9 +82,10 @@ pub enum TopicIs {
 ///
 /// - While the group waits for the response to an assignment (a revocation), the first call of `incremental_assign`
 ///   (`incremental_unassign`) counts as the response, whatever its partitions are.
-/// - When the fetch of a partition stops, its own queue is not forwarded any more, even if the next fetch was started before.
+/// - When the fetch of a partition stops, its own queue is not forwarded any more, even if the next fetch was started
+///   before.
 pub trait Kafka {
-    /// The record type.
+    /// The record as the lanes receive it.
     type Record: Record;
     /// What the client reports when it rejects a call.
     type Error: Error + 'static;
@@ -198,7 +199,7 @@ impl Error for CommitTimedOut {}
 pub enum State {
     /// Its start offset is being resolved.
     Resolving,
-    /// It is fetched.
+    /// The partition is fetched from its start offset on.
     Fetching,
     /// It is fetched, and has its share of the limits in flight.
     Throttled,
@@ -239,7 +240,7 @@ pub enum Report<'a> {
     Lost(&'a [Partition]),
     /// A record arrived in the queue of events.
     Strayed(Partition, RecordOffset),
-    /// The drain deadline passed.
+    /// The drain deadline passed, and records in flight are abandoned.
     DrainExpired,
     /// The deadline of the last commit passed.
     ReleaseExpired,

@@ -72,7 +72,6 @@ pub struct Driver<R> {
     /// The fetched partitions whose records are not passed to the lanes for now.
     throttled: BTreeMap<Partition, ThrottledRecords<R>>,
     halted: BTreeMap<Partition, String>,
-    /// Partitions whose fetch fails.
     failing: BTreeMap<Partition, Failing>,
     commit: Option<PendingCommit>,
     /// The number of offset commits so far.
@@ -109,12 +108,12 @@ impl<R: Record> Driver<R> {
         }
     }
 
-    /// Returns the machine.
+    /// Returns the machine, for the simulator's checks.
     pub fn machine(&self) -> &Machine {
         &self.machine
     }
 
-    /// Returns the halted partitions.
+    /// Returns the partitions that are halted until an operator resumes them.
     pub fn halted(&self) -> impl Iterator<Item = Partition> {
         self.halted.keys().copied()
     }

@@ -7,7 +7,7 @@ use super::{Driver, Io, Postponed, Record, Report};
 use crate::consumer::Event;
 use crate::{Millis, Partition};
 
-/// The release of partitions.
+/// The partitions that are being released, and the stage of their release.
 #[derive(Debug)]
 pub(super) struct Releasing {
     /// The partitions that the group revokes; `None` if the process stops.

@@ -50,7 +50,7 @@ impl Probe {
 /// The result of a bisection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Some rows fail alone.
+    /// Some rows fail alone; the batch can be stored without them.
     Found {
         /// Rows that cause the error themselves.
         rejected: Vec<(usize, ClassifiedError)>,

@@ -10,7 +10,7 @@ use crate::{Assignment, Reason};
 
 /// The part of a message that the lane's machine reads.
 pub trait Message {
-    /// Returns the inbox.
+    /// Returns the inbox that the message is sent to.
     fn recv_id(&self) -> &str;
     /// Returns the message ID, which is unique within its inbox.
     fn msg_id(&self) -> Uuid;
@@ -19,7 +19,7 @@ pub trait Message {
 /// The content of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A message.
+    /// A message that can become a row.
     Message,
     /// Not storable: the reason and the detail for the dead letter.
     Broken(Reason, String),
@@ -36,7 +36,7 @@ pub struct Entry<T> {
     pub record_ref: RecordRef,
     /// The content of the record.
     pub kind: Kind,
-    /// The record.
+    /// The record itself, which the machine only passes on.
     pub body: T,
     pub(super) known: Known,
     /// Whether it has waited in a blocked inbox. It counts for its partition's share of blocked records then.
@@ -58,14 +58,14 @@ pub(super) enum Known {
     Rejected(Reason, String),
 }
 
-/// A record to dead-letter.
+/// An entry of the batch that will be inserted into `dead_letters`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// Its index in the batch.
     pub entry: usize,
-    /// The reason.
+    /// The reason of the contract, which a caller of GetMsgStatus reads.
     pub reason: Reason,
-    /// A sentence for operators.
+    /// What is wrong with the record, in a sentence for operators.
     pub detail: String,
     /// Whether the dead letter holds the record's value and headers. Kafka has them until retention deletes the record.
     pub content: bool,

@@ -38,7 +38,7 @@ pub fn lane_for(key: Option<&[u8]>, lanes: usize) -> LaneNumber {
     usize::try_from(hasher.finish() % lanes as u64).expect("it is below a usize")
 }
 
-/// A lane's settings.
+/// The settings of a lane: what it caches, checks, and stores in one transaction.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The number of inboxes whose last `seq` is cached.
@@ -54,7 +54,7 @@ pub struct Settings {
     pub batch_bytes: usize,
     /// The maximum number of conflicts whose dead letters hold content, in `conflict_window` offsets of a partition.
     pub conflict_limit: usize,
-    /// See `conflict_limit`.
+    /// The range of offsets that `conflict_limit` counts over.
     pub conflict_window: usize,
 }
 

@@ -43,9 +43,9 @@ pub enum Request {
     FindStored(Vec<usize>),
     /// Insert these dead letters. Response: `Ok`.
     InsertDeadLetters(Vec<DeadLetter>),
-    /// COMMIT. Response: `Ok`, `Warned`.
+    /// End the transaction with COMMIT. Response: `Ok`, `Warned`.
     Commit,
-    /// Roll back. Response: `Ok`.
+    /// Roll the transaction back. Response: `Ok`.
     Rollback,
     /// Begin a transaction in which deferred constraints are checked immediately, and set a savepoint. Response: `Ok`.
     BeginBisection,
@@ -63,13 +63,13 @@ pub enum Request {
 /// and `Done`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
-    /// The request succeeded.
+    /// The request succeeded, and has no other result.
     Ok,
     /// The COMMIT succeeded with a warning: a standby may not have the rows, or they may not be visible yet.
     Warned,
     /// A server is available, but the start offsets may have been read from another one. The connection was closed.
     Stale,
-    /// A number of rows.
+    /// The number of rows that were counted or inserted.
     Count(usize),
     /// One `seq` for each entry of the request.
     Seqs(Vec<i64>),

@@ -11,7 +11,6 @@ use crate::ConnectionNumber;
 pub(super) enum State<T> {
     /// The lane has no batch.
     Idle,
-    /// A batch is stored.
     Storing(Box<Batch<T>>, Step),
     /// The retry of a blocked inbox failed, and its records wait again. It ends when the connection is clean.
     Ending(Outcome, EndStep),

@@ -7,9 +7,10 @@ use msg_common::postgres::Object;
 use super::Findings;
 use crate::config::Config;
 
-/// Reads how many more connections this role can open: the minimum of the limits of the server (without those reserved for
-/// superusers), the role and the database (-1: no limit), each without the open connections. The type of other roles' connections
-/// is NULL for an ordinary role. Our own connection is added, because it is closed with this command.
+/// Reads how many more connections this role can open: the minimum of the limits of the server (without those reserved
+/// for superusers), the role and the database (-1: no limit), each without the open connections. The type of other
+/// roles' connections is NULL for an ordinary role. Our own connection is added, because it is closed with this
+/// command.
 pub(super) const FREE_CONNECTIONS: &str = "
     SELECT 1 + least(
         current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint

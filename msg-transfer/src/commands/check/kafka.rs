@@ -139,8 +139,8 @@ async fn check_group(config: &Config, reader: &LagReader, findings: &mut Finding
     }
 }
 
-/// Checks that all members are transfers. Another program gets partitions whose records no transfer stores, or its protocol prevents
-/// every transfer from joining.
+/// Checks that all members are transfers. Another program gets partitions whose records no transfer stores, or its
+/// protocol prevents every transfer from joining.
 fn check_members(config: &Config, group: &Group, findings: &mut Findings) {
     let name = &config.consumer.group_id;
     let ours = config.kafka.client_config().get("client.id").unwrap_or_default().to_owned();
@@ -170,7 +170,8 @@ fn check_members(config: &Config, group: &Group, findings: &mut Findings) {
     }
 }
 
-/// Checks that no partition is stalled: its oldest record is older than the stall timeout, and during the check none is stored.
+/// Checks that no partition is stalled: its oldest record is older than the stall timeout, and during the check none is
+/// stored.
 async fn check_stalled(config: &Config, reader: &LagReader, before: Lag, findings: &mut Findings) {
     // Without members no record is stored. The check of the group reports that.
     let Ok(Some(Group { members: 1.., .. })) = reader.group(&config.consumer.group_id).await else { return };

@@ -1,5 +1,5 @@
-//! `msg-transfer check`: checks everything that the promises depend on, and reports each problem with what to do. It changes
-//! nothing and joins no group.
+//! `msg-transfer check`: checks everything that the promises depend on, and reports each problem with what to do. It
+//! changes nothing and joins no group.
 
 mod connections;
 mod database;
@@ -19,7 +19,6 @@ use super::error::CommandError;
 use super::output::{OutputOptions, Table};
 use crate::config::Config;
 
-/// The flags of `check`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// The required settings of the topic.
@@ -47,7 +46,6 @@ enum Status {
     Failed,
 }
 
-/// One check.
 #[derive(Clone, Debug, Serialize)]
 struct Finding {
     check: &'static str,

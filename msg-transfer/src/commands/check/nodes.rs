@@ -1,5 +1,5 @@
-//! Checks the other nodes of a Citus: they have to meet the requirements for the server of the URL, and only `messages` may be
-//! distributed.
+//! Checks the other nodes of a Citus: they have to meet the requirements for the server of the URL, and only `messages`
+//! may be distributed.
 
 use msg_common::postgres::Object;
 use serde::Deserialize;
@@ -17,8 +17,8 @@ const CHECK: &str = "citus nodes";
 /// Reads how many connections to each worker one lane's connection may keep open.
 const CACHED: &str = "SELECT coalesce(current_setting('citus.max_cached_conns_per_worker', true), '1')::bigint";
 
-/// Reads how tables are distributed. The columns are NULL if Citus does not manage the table, the last one if the table has no
-/// distribution column.
+/// Reads how tables are distributed. The columns are NULL if Citus does not manage the table, the last one if the table
+/// has no distribution column.
 const TABLES: &str = "
     SELECT t.name, p.logicalrelid IS NOT NULL,
            coalesce(p.partkey IS NULL AND p.repmodel <> 't' AND p.colocationid = 0, true),

@@ -5,7 +5,6 @@ use serde::Deserialize;
 
 use super::Findings;
 
-/// The oldest supported version.
 const MIN_VERSION: i32 = 130_000;
 
 /// Reads the settings as one JSON text, because a query to the other nodes of a Citus returns one text.

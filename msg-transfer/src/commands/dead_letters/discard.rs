@@ -1,5 +1,5 @@
-//! `dead-letters discard`: deletes dead letters by reason and age. They cannot be restored: afterwards the message is neither
-//! stored nor a dead letter.
+//! `dead-letters discard`: deletes dead letters by reason and age. They cannot be restored: afterwards the message is
+//! neither stored nor a dead letter.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};

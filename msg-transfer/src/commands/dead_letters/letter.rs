@@ -80,8 +80,8 @@ pub(super) struct Letter {
 }
 
 impl Letter {
-    /// Returns the dead letters at this position. There may be more than one if no topic ID is given and the topic was recreated,
-    /// or if no leader epoch is given and Kafka lost the tail of the log.
+    /// Returns the dead letters at this position. There may be more than one if no topic ID is given and the topic was
+    /// recreated, or if no leader epoch is given and Kafka lost the tail of the log.
     pub(super) async fn find(
         client: &Object,
         topic: &str,

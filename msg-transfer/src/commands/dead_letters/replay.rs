@@ -1,6 +1,6 @@
-//! `dead-letters replay`: sends the records of dead letters to Kafka again, unchanged, to the end of their key's partition. A dead
-//! letter is marked only after its record is confirmed. If the process is killed in between, the next run sends the record once
-//! more, and the transfer stores it once.
+//! `dead-letters replay`: sends the records of dead letters to Kafka again, unchanged, to the end of their key's
+//! partition. A dead letter is marked only after its record is confirmed. If the process is killed in between, the next
+//! run sends the record once more, and the transfer stores it once.
 
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -78,8 +78,8 @@ struct Report {
     replayed: u64,
     /// How many of the replayed records a transfer of this build dead-letters again.
     unreadable: u64,
-    /// How many of the replayed records have the ID of a message with different content. They are dead-lettered again while that
-    /// message is stored.
+    /// How many of the replayed records have the ID of a message with different content. They are dead-lettered again
+    /// while that message is stored.
     conflicts: u64,
     /// How many dead letters were not replayed because their content was not kept.
     without_content: u64,
@@ -119,7 +119,8 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Creates the sender. Returns an error if the topic has fewer partitions than the gateways use, which the gateways reject too.
+/// Creates the sender. Returns an error if the topic has fewer partitions than the gateways use, which the gateways
+/// reject too.
 async fn sender(config: &Config, options: &Options) -> Result<Sender, CommandError> {
     let topic = lag_reader(config, pool(config, Purpose::Write)?)?.topic().await?;
     let (found, wanted) = (topic.partitions, options.topic_partitions);
@@ -129,7 +130,8 @@ async fn sender(config: &Config, options: &Options) -> Result<Sender, CommandErr
     Ok(Sender::new(&config.kafka, topic.max_message_bytes, wanted)?)
 }
 
-/// Limits the filter to dead letters that exist now. Otherwise records that are dead-lettered again would be replayed without end.
+/// Limits the filter to dead letters that exist now. Otherwise records that are dead-lettered again would be replayed
+/// without end.
 async fn until_now(client: &Object, options: &Options) -> Result<Filter, tokio_postgres::Error> {
     let now: SystemTime = client.query_one("SELECT now()", &[]).await?.get(0);
     let mut filter = options.filter.clone();
@@ -156,8 +158,8 @@ fn chunks(page: &[Summary]) -> Vec<&[Summary]> {
     chunks
 }
 
-/// Sends the records of a chunk, waits for their delivery reports, and marks those that are confirmed. The first one that is not
-/// confirmed ends the run.
+/// Sends the records of a chunk, waits for their delivery reports, and marks those that are confirmed. The first one
+/// that is not confirmed ends the run.
 async fn replay(
     client: &Object,
     sender: &Sender,

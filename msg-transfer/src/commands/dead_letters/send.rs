@@ -17,7 +17,7 @@ pub(super) struct Sender {
     partitions: Partition,
 }
 
-/// A record in flight.
+/// A record that is enqueued, and whose delivery report is awaited.
 pub(super) struct Sent(DeliveryFuture);
 
 /// The client's callbacks, which only log. The outcome of a record is in its delivery report.
@@ -34,8 +34,8 @@ impl ClientContext for LogContext {
 }
 
 impl Sender {
-    /// Creates the producer for a topic that accepts records of up to `max_message_bytes`, and distributes inboxes over the first
-    /// `partitions` partitions.
+    /// Creates the producer for a topic that accepts records of up to `max_message_bytes`, and distributes inboxes over
+    /// the first `partitions` partitions.
     pub(super) fn new(
         kafka: &KafkaOptions,
         max_message_bytes: usize,
@@ -54,7 +54,8 @@ impl Sender {
         Ok(Sender { producer, partitions })
     }
 
-    /// Enqueues the record, in order with the other records of its key. A record without a key gets the partition of an empty key.
+    /// Enqueues the record, in order with the other records of its key. A record without a key gets the partition of an
+    /// empty key.
     pub(super) fn send(&self, topic: &str, letter: &Letter) -> Result<Sent, SendError> {
         let headers = letter.headers()?.into_iter().map(|header| (header.key, header.value));
         let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(topic)

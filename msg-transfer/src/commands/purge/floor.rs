@@ -1,5 +1,5 @@
-//! The limit of a purge: it must not delete a message whose record Kafka still holds. The record could be read again, for instance
-//! after a restore, and without the row the transfer could not detect that it is a duplicate.
+//! The limit of a purge: it must not delete a message whose record Kafka still holds. The record could be read again,
+//! for instance after a restore, and without the row the transfer could not detect that it is a duplicate.
 
 use std::time::{Duration, SystemTime};
 

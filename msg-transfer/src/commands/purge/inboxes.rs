@@ -1,5 +1,6 @@
-//! The walk over the inboxes: one query of the primary key for each. From inboxes with old rows it deletes a prefix, in small
-//! transactions. No row is read twice. Every statement names one inbox, so a distributed database runs it on one node.
+//! The walk over the inboxes: one query of the primary key for each. From inboxes with old rows it deletes a prefix, in
+//! small transactions. No row is read twice. Every statement names one inbox, so a distributed database runs it on one
+//! node.
 
 use std::time::SystemTime;
 
@@ -15,8 +16,8 @@ const NEXT_INBOX: &str =
 /// The rows of an inbox after this one, and whether they are old.
 const ROWS: &str = "SELECT seq, stored_time < $3 FROM messages WHERE recv_id = $1 AND seq > $2 ORDER BY seq LIMIT $4";
 
-/// Deletes all rows of the range, whether the walk read them or not. Rows below it are deleted already; without the lower bound
-/// each statement would scan the dead rows that the statements before it left.
+/// Deletes all rows of the range, whether the walk read them or not. Rows below it are deleted already; without the
+/// lower bound each statement would scan the dead rows that the statements before it left.
 const DELETE: &str = "DELETE FROM messages WHERE recv_id = $1 AND seq > $2 AND seq <= $3";
 
 /// A prefix of an inbox that will be deleted.
@@ -28,8 +29,8 @@ struct Prefix {
     rows: usize,
 }
 
-/// Returns how many of these rows, which are in the order of `seq`, can be deleted: the old rows before the first younger one,
-/// except the last row. The newest row of an inbox stays, otherwise `seq` would start at 1 again.
+/// Returns how many of these rows, which are in the order of `seq`, can be deleted: the old rows before the first
+/// younger one, except the last row. The newest row of an inbox stays, otherwise `seq` would start at 1 again.
 fn deletable(old: &[bool]) -> usize {
     let below_the_last = &old[..old.len().saturating_sub(1)];
     below_the_last.iter().take_while(|old| **old).count()

@@ -107,8 +107,8 @@ impl<C: ConsumerContext> Io<'_, C> {
         list
     }
 
-    /// Returns a list of positions with their leader epochs. With them, librdkafka detects while it fetches that the log below a
-    /// position differs from the one that was read, even if the log ends above the position.
+    /// Returns a list of positions with their leader epochs. With them, librdkafka detects while it fetches that the
+    /// log below a position differs from the one that was read, even if the log ends above the position.
     fn list_at(&self, positions: impl IntoIterator<Item = (Partition, Progress)>) -> TopicPartitionList {
         let positions: BTreeMap<Partition, Progress> = positions.into_iter().collect();
         let offsets = positions.iter().map(|(partition, at)| (*partition, Offset::Offset(at.next.0)));

@@ -27,7 +27,6 @@ use crate::lane::Handle as Lane;
 
 /// The parts of the service that the driver uses.
 pub(crate) struct Parts {
-    /// The topic's name.
     pub topic: String,
     /// The lanes, by their number.
     pub lanes: Vec<Lane>,
@@ -39,9 +38,7 @@ pub(crate) struct Parts {
     pub lookup: Lookup,
     /// Notified of the offsets that are expected.
     pub silence: FetchSilence,
-    /// Writes the progress rows.
     pub progress: ProgressStore,
-    /// Runs the tasks.
     pub runtime: Handle,
     /// Receives the reasons why the process is not ready.
     pub readiness: Readiness,
@@ -53,7 +50,8 @@ pub(crate) struct Parts {
     pub dead_letter_window: i64,
 }
 
-/// Reports in readiness why the consumer is in no group, if an error of the client explains it. Shared with the client's callbacks.
+/// Reports in readiness why the consumer is in no group, if an error of the client explains it. Shared with the
+/// client's callbacks.
 #[derive(Clone)]
 pub(crate) struct Explainer {
     causes: Causes,
@@ -87,7 +85,6 @@ pub(crate) struct Outside {
     explainer: Explainer,
 }
 
-/// librdkafka's queues.
 struct Queues {
     events: EventQueue,
     records: RecordsQueue,
@@ -123,8 +120,6 @@ impl Outside {
 
 /// The I/O of one turn.
 pub(crate) struct Io<'a, C: ConsumerContext> {
-    /// librdkafka's consumer.
     pub consumer: &'a BaseConsumer<C>,
-    /// The other parts.
     pub outside: &'a mut Outside,
 }

@@ -15,8 +15,8 @@ use super::Io;
 use crate::consumer::fetch_error;
 use crate::metrics;
 
-/// The number of failed attempts from which a partition makes the process not ready. One attempt can fail because the leader has
-/// just changed.
+/// The number of failed attempts from which a partition makes the process not ready. One attempt can fail because the
+/// leader has just changed.
 const MIN_ATTEMPTS: u32 = 2;
 
 static NOT_COMMITTED: Repeats = Repeats::new();
@@ -106,8 +106,8 @@ impl<C: ConsumerContext> Io<'_, C> {
     fn show_action(&self, action: &Action) {
         match action {
             Action::Halted { partition, reason } => tracing::error!(partition, reason, "halted partition"),
-            // Logged at the first, second, fourth, … attempt: the intervals between the lines grow with those between the
-            // attempts.
+            // Logged at the first, second, fourth, … attempt: the intervals between the lines grow with those between
+            // the attempts.
             Action::FetchFailing { partition, at, attempts, text } if attempts.is_power_of_two() => {
                 let topic = &self.outside.parts.topic;
                 tracing::warn!(
@@ -149,8 +149,8 @@ impl<C: ConsumerContext> Io<'_, C> {
         }
     }
 
-    /// Reports that the group assigns no partition of the topic for now. When the topic can be consumed again, the group detects it
-    /// and assigns its partitions.
+    /// Reports that the group assigns no partition of the topic for now. When the topic can be consumed again, the
+    /// group detects it and assigns its partitions.
     pub(super) fn topic_failed(&mut self, code: RDKafkaRespErr, text: &str) {
         metrics::fetch_failed(fetch_error::name(code));
         let parts = &self.outside.parts;

@@ -16,7 +16,6 @@ pub(crate) struct Row {
     pub(crate) record: Record,
 }
 
-/// A row of `dead_letters`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dead {
     pub(crate) record: Record,

@@ -14,13 +14,13 @@ pub(crate) const INBOXES: [&str; 10] = ["ann", "bob", "cem", "dan", "eve", "fay"
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RecordKind {
     Good,
-    /// Storable, with many bytes.
+    /// A message that is large enough to count as huge, and can be stored.
     Huge,
     Undecodable,
     Invalid,
     /// Written by a newer version.
     Newer,
-    /// Rejected by the database.
+    /// A message whose row the database rejects at the INSERT.
     Rejected,
     /// Rejected by the database at the COMMIT.
     RejectedAtCommit,

@@ -3,7 +3,7 @@
 /// The expected result of a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// A promise breaks.
+    /// The oracle finds a broken promise within the seeds of a usual run.
     Found,
     /// A promise breaks too rarely for most runs, for this reason.
     Rare(&'static str),
@@ -16,9 +16,7 @@ pub enum Expected {
 pub struct Edit {
     /// The path of the file: `machine/…` below `msg-transfer`, `simulator/…` below `tests`.
     pub file: &'static str,
-    /// The text to replace.
     pub find: &'static str,
-    /// The replacement.
     pub replace: &'static str,
 }
 
@@ -29,13 +27,13 @@ pub struct Mutant {
     pub name: &'static str,
     /// The edits that plant it.
     pub edits: &'static [Edit],
-    /// The expected result.
+    /// Whether a run must find the bug.
     pub expected: Expected,
 }
 
 macro_rules! mutants {
     ($($name:literal $expected:expr => $($file:literal: $find:literal -> $replace:literal),+;)*) => {
-        /// All mutants.
+        /// Every bug that a run plants, one at a time.
         pub const MUTANTS: &[Mutant] = &[$(Mutant {
             name: $name,
             edits: &[$(Edit { file: $file, find: $find, replace: $replace }),+],

@@ -30,7 +30,6 @@ impl Message for Record {
 /// The activity of a lane, or the event that the lane waits for.
 #[derive(Debug)]
 enum Activity {
-    /// Waits for records.
     Idle,
     /// Has a request from the machine that is not started yet.
     Decided(Request),

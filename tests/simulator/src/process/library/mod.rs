@@ -113,7 +113,6 @@ pub(crate) struct Library {
     pub(crate) membership: Membership,
     /// The coordinator's results of offset commits: the round, and whether the commit was accepted.
     pub(crate) commit_results: VecDeque<(usize, bool)>,
-    /// Results that arrive late.
     pub(crate) late_commit_results: VecDeque<(usize, bool)>,
 }
 
