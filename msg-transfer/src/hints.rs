@@ -113,8 +113,8 @@ impl Context {
                     tracing::warn!(
                         topic,
                         %error,
-                        "cannot send hints, so WAIT_FOR_STORED and WatchMsgs respond later; create the topic, grant WRITE on \
-                         it, or set HINTS_TOPIC to none"
+                        "cannot send hints, so WAIT_FOR_STORED and WatchMsgs respond later; create the topic, grant \
+                         WRITE on it, or set HINTS_TOPIC to none"
                     );
                 }
                 "no_topic"

@@ -99,14 +99,14 @@ pub(crate) fn consumed(count: usize) {
     counter!(CONSUMED).increment(count as u64);
 }
 
-pub(crate) fn batch_stored(records: usize, outcome: &Outcome, took: Duration) {
+pub(crate) fn batch_stored(records: usize, outcome: &Outcome, elapsed: Duration) {
     counter!(STORED).increment(outcome.stored as u64);
     counter!(DUPLICATES).increment(outcome.duplicates as u64);
     for reason in &outcome.dead_letters {
         counter!(DEAD_LETTERS, "reason" => reason.name()).increment(1);
     }
     histogram!(BATCH).record(records as f64);
-    histogram!(STORE_DURATION).record(took);
+    histogram!(STORE_DURATION).record(elapsed);
 }
 
 pub(crate) fn dead_letter_reduced() {

@@ -75,8 +75,8 @@ pub enum SchemaError {
     },
     /// A newer build has migrated the schema, and this build would fail.
     #[error(
-        "the schema is at version {found}, which needs a build that knows version {needs}; this one knows {needed}: run a \
-         newer build"
+        "the schema is at version {found}, which needs a build that knows version {needs}; this one knows {needed}: \
+         run a newer build"
     )]
     Newer {
         found: i64,
@@ -241,8 +241,8 @@ async fn advice(state: Option<&SqlState>, text: &str, client: &Client) -> String
     let (role, schema): (String, String) = (row.get(0), row.get(1));
     match state {
         Some(&SqlState::INSUFFICIENT_PRIVILEGE) if text.contains("schema") => format!(
-            "; this role may not create tables: GRANT CREATE ON SCHEMA {schema} TO {role}, or run `msg-transfer migrate` \
-             once as a role that may, and the service with --no-migrate"
+            "; this role may not create tables: GRANT CREATE ON SCHEMA {schema} TO {role}, or run `msg-transfer \
+             migrate` once as a role that may, and the service with --no-migrate"
         ),
         Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             format!("; run `msg-transfer migrate` as the owner of the tables, or GRANT the owner's role TO {role}")

@@ -105,25 +105,25 @@ impl Report {
             progress: of.progress,
             start: of.start,
             end: of.end,
-            lag_records: of.behind(),
+            lag_records: of.records(),
             lag_seconds: of.age(now).map(|age| age.as_secs_f64()),
-            retention_headroom_seconds: of.until_deleted(now, retention).map(|left| left.as_secs_f64()),
-            expired_unstored_records: of.deleted(),
+            retention_headroom_seconds: of.retention_headroom(now, retention).map(|left| left.as_secs_f64()),
+            expired_unstored_records: of.expired_unstored(),
         };
-        let most = lag.most_behind(now).map(|age| age.as_secs_f64());
-        let least = lag.soonest_deleted(now).map(|left| left.as_secs_f64());
+        let longest = lag.longest_age(now).map(|age| age.as_secs_f64());
+        let headroom = lag.least_headroom(now).map(|left| left.as_secs_f64());
         Report {
             topic: config.kafka.kafka_topic.clone(),
             group: config.consumer.group_id.clone(),
             retention_seconds: retention.map(|retention| retention.as_secs_f64()),
             total: Sum {
-                lag_records: lag.behind(),
-                lag_seconds: most,
-                retention_headroom_seconds: least,
-                expired_unstored_records: lag.deleted(),
+                lag_records: lag.records(),
+                lag_seconds: longest,
+                retention_headroom_seconds: headroom,
+                expired_unstored_records: lag.expired_unstored(),
             },
             partitions: lag.partitions.iter().map(line).collect(),
-            unreachable_partitions: lag.silent.clone(),
+            unreachable_partitions: lag.unreachable.clone(),
         }
     }
 }
@@ -146,13 +146,13 @@ fn table(lag: &Lag) -> String {
             or_dash(of.committed),
             or_dash(of.progress),
             of.end.to_string(),
-            of.behind().to_string(),
+            of.records().to_string(),
             of.age(now).map_or_else(|| "?".to_owned(), for_people),
-            or_dash(of.until_deleted(now, lag.topic.retention).map(for_people)),
-            of.deleted().to_string(),
+            or_dash(of.retention_headroom(now, lag.topic.retention).map(for_people)),
+            of.expired_unstored().to_string(),
         ]);
     }
-    for partition in &lag.silent {
+    for partition in &lag.unreachable {
         table.row([partition.to_string(), "has no leader that responds".to_owned()]);
     }
     table.row([
@@ -160,10 +160,10 @@ fn table(lag: &Lag) -> String {
         String::new(),
         String::new(),
         String::new(),
-        lag.behind().to_string(),
-        lag.most_behind(now).map_or_else(|| "?".to_owned(), for_people),
-        or_dash(lag.soonest_deleted(now).map(for_people)),
-        lag.deleted().to_string(),
+        lag.records().to_string(),
+        lag.longest_age(now).map_or_else(|| "?".to_owned(), for_people),
+        or_dash(lag.least_headroom(now).map(for_people)),
+        lag.expired_unstored().to_string(),
     ]);
     table.text()
 }

@@ -166,8 +166,8 @@ mod tests {
     fn result_of_validation_is_read_from_its_text() {
         let text = |epoch: i32, end: &str| {
             format!(
-                "Partition log truncation detected at offset {BEYOND} (leader epoch {epoch}): broker end offset is {end}. \
-                 Reset to INVALID."
+                "Partition log truncation detected at offset {BEYOND} (leader epoch {epoch}): broker end offset is \
+                 {end}. Reset to INVALID."
             )
         };
         let at = |next, epoch| Progress { next: NextOffset(next), leader_epoch: LeaderEpoch(epoch) };

@@ -189,8 +189,8 @@ impl ProgressStore {
         }
         Err(db_error::transient(&format!(
             "a new connection leads to another server ({found}) than the one that the start offsets were read from \
-             ({expected} at {}), and both accept writes: nothing is stored in the other one; stop the server that is not \
-             the primary",
+             ({expected} at {}), and both accept writes: nothing is stored in the other one; stop the server that is \
+             not the primary",
             reference.host()
         )))
     }
@@ -348,8 +348,8 @@ impl Connection {
             metrics::worker_changed(&change.worker);
             tracing::error!(
                 %change,
-                "detected a changed worker, all start offsets are resolved again; unless it has every row that it had, follow \
-                 docs/citus.md, A worker is lost"
+                "detected a changed worker, all start offsets are resolved again; unless it has every row that it had, \
+                 follow docs/citus.md, A worker is lost"
             );
         }
         !changes.is_empty()

@@ -116,7 +116,10 @@ impl Stalls {
             tokio::time::sleep(SECOND_CHANCE).await;
             behind.retain(|(partition, next)| readable.contains(partition) && self.silence.lasts(*partition, *next));
             if !behind.is_empty() {
-                tracing::warn!(positions = ?behind, "detected a stalled consumer: kafka has records at these positions, and the consumer receives none");
+                tracing::warn!(
+                    positions = ?behind,
+                    "detected a stalled consumer: kafka has records at these positions, and the consumer receives none"
+                );
                 self.restart.cancel();
             }
         }

@@ -29,7 +29,8 @@ pub fn describe() {
     describe_gauge!(
         LAG_SECONDS,
         Unit::Seconds,
-        "Age of the partition's oldest record that is not completed; 0 if none waits. Each process reports all partitions"
+        "Age of the partition's oldest record that is not completed; 0 if none waits. Each process reports all \
+         partitions"
     );
     describe_gauge!(
         RETENTION_HEADROOM,
@@ -42,7 +43,7 @@ pub fn describe() {
 /// Sets the lag in records.
 pub(crate) fn records(lag: &Lag) {
     for partition in &lag.partitions {
-        gauge!(LAG_RECORDS, "partition" => partition.partition.to_string()).set(partition.behind() as f64);
+        gauge!(LAG_RECORDS, "partition" => partition.partition.to_string()).set(partition.records() as f64);
     }
 }
 
@@ -51,11 +52,11 @@ pub(crate) fn ages(lag: &Lag, now: SystemTime) {
     for partition in &lag.partitions {
         // The age could not be read: the previous value is the best estimate.
         let Some(age) = partition.age(now) else { continue };
-        let until_deleted = partition.until_deleted(now, lag.topic.retention);
+        let retention_headroom = partition.retention_headroom(now, lag.topic.retention);
         let label = partition.partition.to_string();
         gauge!(LAG_SECONDS, "partition" => label.clone()).set(age.as_secs_f64());
         gauge!(RETENTION_HEADROOM, "partition" => label)
-            .set(until_deleted.map_or(f64::INFINITY, |left| left.as_secs_f64()));
+            .set(retention_headroom.map_or(f64::INFINITY, |left| left.as_secs_f64()));
     }
 }
 

@@ -155,9 +155,9 @@ impl Reader {
             }
         })?;
         let is_known = |partition: &Partition| ends.iter().any(|ends| ends.partition == *partition);
-        let silent = partitions.iter().copied().filter(|partition| !is_known(partition)).collect();
+        let unreachable = partitions.iter().copied().filter(|partition| !is_known(partition)).collect();
         ends.sort_by_key(|ends| ends.partition);
-        Ok((ends, silent))
+        Ok((ends, unreachable))
     }
 
     /// Reads when the first record at or after each of these offsets was written. A partition whose record is not

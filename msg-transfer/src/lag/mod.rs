@@ -38,7 +38,7 @@ pub(crate) struct Lag {
     /// Each partition whose leader responded, in order.
     pub partitions: Vec<PartitionLag>,
     /// The partitions without a leader, or whose leader did not respond.
-    pub silent: Vec<Partition>,
+    pub unreachable: Vec<Partition>,
 }
 
 /// The lag of one partition.
@@ -70,24 +70,24 @@ pub enum LagError {
 
 impl Lag {
     /// Returns the number of records in Kafka that are not completed.
-    pub(crate) fn behind(&self) -> i64 {
-        self.partitions.iter().map(PartitionLag::behind).sum()
+    pub(crate) fn records(&self) -> i64 {
+        self.partitions.iter().map(PartitionLag::records).sum()
     }
 
     /// Returns the number of offsets that Kafka deleted before their records were completed.
-    pub(crate) fn deleted(&self) -> i64 {
-        self.partitions.iter().map(PartitionLag::deleted).sum()
+    pub(crate) fn expired_unstored(&self) -> i64 {
+        self.partitions.iter().map(PartitionLag::expired_unstored).sum()
     }
 
     /// Returns the longest lag time of all partitions; `None` if that of one partition is not known.
-    pub(crate) fn most_behind(&self, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn longest_age(&self, now: SystemTime) -> Option<Duration> {
         let ages: Option<Vec<Duration>> = self.partitions.iter().map(|lag| lag.age(now)).collect();
         ages.map(|ages| ages.into_iter().max().unwrap_or_default())
     }
 
     /// Returns the shortest retention headroom of all partitions; `None` if no partition has one.
-    pub(crate) fn soonest_deleted(&self, now: SystemTime) -> Option<Duration> {
-        self.partitions.iter().filter_map(|lag| lag.until_deleted(now, self.topic.retention)).min()
+    pub(crate) fn least_headroom(&self, now: SystemTime) -> Option<Duration> {
+        self.partitions.iter().filter_map(|lag| lag.retention_headroom(now, self.topic.retention)).min()
     }
 }
 
@@ -103,19 +103,19 @@ impl PartitionLag {
     }
 
     /// Returns the number of records in Kafka that are not completed.
-    pub(crate) fn behind(&self) -> i64 {
+    pub(crate) fn records(&self) -> i64 {
         (self.end - self.unstored_from()).max(0)
     }
 
     /// Returns the number of offsets that Kafka deleted before their records were completed, as far as the progress row
     /// shows.
-    pub(crate) fn deleted(&self) -> i64 {
+    pub(crate) fn expired_unstored(&self) -> i64 {
         (self.start - self.next()).max(0)
     }
 
     /// Returns the age of the oldest record that is not completed: 0 if all are completed, `None` if it is not known.
     pub(crate) fn age(&self, now: SystemTime) -> Option<Duration> {
-        if self.behind() == 0 {
+        if self.records() == 0 {
             return Some(Duration::ZERO);
         }
         // The clock of the record's producer may be ahead of ours; the age is not negative then.
@@ -124,7 +124,7 @@ impl PartitionLag {
 
     /// Returns the time until the topic's retention may delete that record. `None` if all records are completed, if
     /// retention is unlimited, or if the age is not known.
-    pub(crate) fn until_deleted(&self, now: SystemTime, retention: Option<Duration>) -> Option<Duration> {
+    pub(crate) fn retention_headroom(&self, now: SystemTime, retention: Option<Duration>) -> Option<Duration> {
         let deleted_at = self.oldest?.checked_add(retention?)?;
         Some(deleted_at.duration_since(now).unwrap_or_default())
     }
@@ -180,16 +180,16 @@ impl LagReader {
         let topic_id = self.topic_id().await?;
         let partitions: Vec<Partition> = (0..topic.partitions).collect();
         let wanted = partitions.clone();
-        let (ends, silent) = self.blocking(move |reader| reader.ends(&wanted)).await?;
+        let (ends, unreachable) = self.blocking(move |reader| reader.ends(&wanted)).await?;
         // After the ends: records that are stored in the meantime make the lag smaller, and never larger than it was.
         let progress = self.progress(topic_id, &partitions).await?;
         let partitions = ends.into_iter().map(|ends| lag_of(ends, progress.get(&ends.partition).copied())).collect();
-        Ok(Lag { topic, partitions, silent })
+        Ok(Lag { topic, partitions, unreachable })
     }
 
     /// Adds the time of the oldest record that is not completed of each partition with a lag.
     pub(crate) async fn add_ages(&self, lag: &mut Lag) -> Result<(), LagError> {
-        let behind = lag.partitions.iter().filter(|lag| lag.behind() > 0);
+        let behind = lag.partitions.iter().filter(|lag| lag.records() > 0);
         let wanted: Vec<_> = behind.map(|lag| (lag.partition, lag.next().max(lag.start))).collect();
         let oldest = self.blocking(move |reader| reader.written_at(&wanted)).await?;
         for lag in &mut lag.partitions {
@@ -208,9 +208,9 @@ impl LagReader {
     pub(crate) async fn oldest_kept(&self) -> Result<HashMap<Partition, SystemTime>, RequestError> {
         let topic = self.topic().await?;
         let partitions: Vec<Partition> = (0..topic.partitions).collect();
-        let (ends, silent) = self.blocking(move |reader| reader.ends(&partitions)).await?;
-        if !silent.is_empty() {
-            return Err(RequestError::of_topic("read the end offsets", &self.topic)(ClientError::Silent(silent)));
+        let (ends, unreachable) = self.blocking(move |reader| reader.ends(&partitions)).await?;
+        if !unreachable.is_empty() {
+            return Err(RequestError::of_topic("read the end offsets", &self.topic)(ClientError::Silent(unreachable)));
         }
         let wanted: Vec<_> = ends.iter().filter(|ends| ends.end > ends.start).map(|e| (e.partition, e.start)).collect();
         let positions = wanted.clone();
@@ -260,13 +260,13 @@ mod tests {
 
     #[test]
     fn lag_is_counted_from_the_progress_row() {
-        assert_eq!((lag().behind(), lag().deleted()), (20, 0));
+        assert_eq!((lag().records(), lag().expired_unstored()), (20, 0));
         let without = PartitionLag { progress: None, ..lag() };
-        assert_eq!((without.behind(), without.deleted()), (25, 5));
+        assert_eq!((without.records(), without.expired_unstored()), (25, 5));
         let overtaken = PartitionLag { start: 12, ..lag() };
-        assert_eq!((overtaken.behind(), overtaken.deleted()), (18, 2));
+        assert_eq!((overtaken.records(), overtaken.expired_unstored()), (18, 2));
         let ahead = PartitionLag { progress: Some(40), ..lag() };
-        assert_eq!((ahead.behind(), ahead.deleted()), (0, 0));
+        assert_eq!((ahead.records(), ahead.expired_unstored()), (0, 0));
     }
 
     #[test]
@@ -278,10 +278,10 @@ mod tests {
         assert_eq!(PartitionLag { end: 10, ..lag() }.age(now), Some(Duration::ZERO));
         let waiting = PartitionLag { oldest: written(900), ..lag() };
         assert_eq!(waiting.age(now), Some(Duration::from_secs(100)));
-        assert_eq!(waiting.until_deleted(now, retention), Some(Duration::from_secs(400)));
-        assert_eq!(waiting.until_deleted(now, None), None);
+        assert_eq!(waiting.retention_headroom(now, retention), Some(Duration::from_secs(400)));
+        assert_eq!(waiting.retention_headroom(now, None), None);
         let late = PartitionLag { oldest: written(1), ..lag() };
-        assert_eq!(late.until_deleted(now, retention), Some(Duration::ZERO));
+        assert_eq!(late.retention_headroom(now, retention), Some(Duration::ZERO));
         let future = PartitionLag { oldest: written(2000), ..lag() };
         assert_eq!(future.age(now), Some(Duration::ZERO));
     }

@@ -89,7 +89,7 @@ impl Watchdog {
         let now = Instant::now();
         let owned = self.states.all();
         let mut found = Vec::new();
-        for (partition, waited) in observed.observe(now, &lag.partitions, &lag.silent) {
+        for (partition, waited) in observed.observe(now, &lag.partitions, &lag.unreachable) {
             let state = owned.get(&partition).cloned();
             let since_assigned = state.as_ref().map_or(Duration::MAX, |owned| now.duration_since(owned.assigned));
             let limit = self.stall_timeout + if state.is_some() { Duration::ZERO } else { self.session_timeout };
@@ -168,14 +168,19 @@ struct Waiting {
 
 impl Observed {
     /// Updates the waiting partitions, and returns how long each has waited.
-    fn observe(&mut self, now: Instant, lags: &[PartitionLag], silent: &[Partition]) -> BTreeMap<Partition, Duration> {
+    fn observe(
+        &mut self,
+        now: Instant,
+        lags: &[PartitionLag],
+        unreachable: &[Partition],
+    ) -> BTreeMap<Partition, Duration> {
         // If this process was frozen, it does not know whether records were stored in that time.
         let passed = self.last.map_or(Duration::ZERO, |last| now.duration_since(last).min(2 * CHECK_INTERVAL));
         self.last = Some(now);
         let before = std::mem::take(&mut self.waiting);
-        let behind = lags.iter().filter(|lag| lag.behind() > 0);
+        let behind = lags.iter().filter(|lag| lag.records() > 0);
         let waiting = behind.map(|lag| (lag.partition, Some(lag.next())));
-        for (partition, next) in waiting.chain(silent.iter().map(|partition| (*partition, None))) {
+        for (partition, next) in waiting.chain(unreachable.iter().map(|partition| (*partition, None))) {
             let same = before.get(&partition).filter(|before| before.next == next);
             let lasts = same.map_or(Duration::ZERO, |before| before.lasts + passed);
             self.waiting.insert(partition, Waiting { next, lasts });
@@ -205,9 +210,9 @@ mod tests {
     fn waiting_counts_only_without_progress_and_while_seen() {
         let (mut observed, start) = (Observed::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut waited = |seconds, lags: &[(Partition, i64, i64)], silent: &[Partition]| {
+        let mut waited = |seconds, lags: &[(Partition, i64, i64)], unreachable: &[Partition]| {
             let lags: Vec<_> = lags.iter().copied().map(lag).collect();
-            let waits = observed.observe(at(seconds), &lags, silent);
+            let waits = observed.observe(at(seconds), &lags, unreachable);
             (0..3).map(|partition| waits.get(&partition).map(Duration::as_secs)).collect::<Vec<_>>()
         };
         assert_eq!(waited(0, &[(0, 5, 9), (1, 5, 5)], &[2]), [Some(0), None, Some(0)]);

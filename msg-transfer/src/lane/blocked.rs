@@ -49,15 +49,15 @@ impl BlockedInboxes {
         self.count > 0 && self.next <= Instant::now()
     }
 
-    /// Schedules the next attempt after one that needed `took`, by the number of attempts of the next inbox.
-    pub(super) fn tried(&mut self, took: Duration, blocked: impl Iterator<Item = BlockedInbox>) {
-        self.plan(took, blocked.map(|inbox| inbox.attempts).next());
+    /// Schedules the next attempt after one that needed this time, by the number of attempts of the next inbox.
+    pub(super) fn tried(&mut self, elapsed: Duration, blocked: impl Iterator<Item = BlockedInbox>) {
+        self.plan(elapsed, blocked.map(|inbox| inbox.attempts).next());
     }
 
-    fn plan(&mut self, took: Duration, attempts: Option<usize>) {
+    fn plan(&mut self, elapsed: Duration, attempts: Option<usize>) {
         let count = u32::try_from(self.count.max(1)).unwrap_or(u32::MAX);
         let each = backoff::ceiling(ErrorClass::Transient, attempts.unwrap_or_default() + 1) / count;
-        self.next = Instant::now() + backoff::jittered(each).max(PAUSE_FACTOR * took);
+        self.next = Instant::now() + backoff::jittered(each).max(PAUSE_FACTOR * elapsed);
     }
 
     /// Updates the inboxes to those that the lane's machine has now.

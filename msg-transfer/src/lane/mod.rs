@@ -216,9 +216,9 @@ impl Lane {
         hints.send(rows.chain(others.iter().filter_map(|entry| Some((entry.body.known_recv_id()?, 0)))));
     }
 
-    fn report(&self, records: usize, outcome: &Outcome, took: Duration) {
+    fn report(&self, records: usize, outcome: &Outcome, elapsed: Duration) {
         if *outcome != Outcome::default() {
-            metrics::batch_stored(records, outcome, took);
+            metrics::batch_stored(records, outcome, elapsed);
         }
         if !outcome.dead_letters.is_empty() {
             let count = outcome.dead_letters.len();

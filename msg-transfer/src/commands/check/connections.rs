@@ -33,8 +33,8 @@ pub(super) async fn check(
         Ordering::Less => findings.warning(
             "connections",
             format!(
-                "{free} connections are free, and one process needs {needed} (--lanes and three more), so another transfer may \
-                 not connect; raise max_connections, or the limit of the role or the database"
+                "{free} connections are free, and one process needs {needed} (--lanes and three more), so another \
+                 transfer may not connect; raise max_connections, or the limit of the role or the database"
             ),
         ),
         _ => findings.ok("connections", format!("{free} connections are free, and one process needs {needed}")),

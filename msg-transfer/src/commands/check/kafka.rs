@@ -53,8 +53,8 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
         }
         Ok(id) if id.is_nil() => findings.warning(
             "topic id",
-            "the brokers return none (they are older than 3.1), so the transfer does not detect that the topic was recreated: \
-             never recreate it",
+            "the brokers return none (they are older than 3.1), so the transfer does not detect that the topic was \
+             recreated: never recreate it",
         ),
         Ok(id) => findings.ok("topic id", id.to_string()),
     }
@@ -120,7 +120,8 @@ async fn check_hints(config: &Config, reader: &LagReader, findings: &mut Finding
         Err(error) => findings.warning(
             "hints",
             format!(
-                "{}: WAIT_FOR_STORED and WatchMsgs respond later; create it with one partition, or set --hints-topic to none",
+                "{}: WAIT_FOR_STORED and WatchMsgs respond later; create it with one partition, or set --hints-topic \
+                 to none",
                 chain(&error)
             ),
         ),
@@ -201,17 +202,19 @@ async fn check_stalled(config: &Config, reader: &LagReader, before: Lag, finding
 
 fn check_lag(lag: &Lag, findings: &mut Findings) {
     let now = SystemTime::now();
-    if !lag.silent.is_empty() {
-        let silent = &lag.silent;
-        findings.failed("leaders", format!("partitions {silent:?} have no leader that responds: check the brokers"));
+    if !lag.unreachable.is_empty() {
+        let unreachable = &lag.unreachable;
+        findings
+            .failed("leaders", format!("partitions {unreachable:?} have no leader that responds: check the brokers"));
     }
-    let deleted: Vec<_> = lag.partitions.iter().filter(|one| one.deleted() > 0).map(|one| one.partition).collect();
+    let deleted: Vec<_> =
+        lag.partitions.iter().filter(|one| one.expired_unstored() > 0).map(|one| one.partition).collect();
     if !deleted.is_empty() {
         findings.failed(
             "lag",
             format!(
-                "partitions {deleted:?} start above their progress rows: Kafka may have deleted records before they were \
-                 stored; restore the database, or accept the loss with --start-at-oldest"
+                "partitions {deleted:?} start above their progress rows: Kafka may have deleted records before they \
+                 were stored; restore the database, or accept the loss with --start-at-oldest"
             ),
         );
     }
@@ -219,19 +222,19 @@ fn check_lag(lag: &Lag, findings: &mut Findings) {
         findings.warning(
             "lost records",
             format!(
-                "partition {} ends at {} and was read up to {}: Kafka lost the records in between; the transfer that owns it \
-                 reports them and continues at the end",
+                "partition {} ends at {} and was read up to {}: Kafka lost the records in between; the transfer that \
+                 owns it reports them and continues at the end",
                 one.partition,
                 one.end,
                 one.next()
             ),
         );
     }
-    let behind = lag.behind();
-    let Some(left) = lag.soonest_deleted(now) else {
+    let behind = lag.records();
+    let Some(left) = lag.least_headroom(now) else {
         return findings.ok("lag", format!("{behind} records are not stored yet"));
     };
-    let age = lag.most_behind(now).map_or_else(|| "an unknown time".to_owned(), for_people);
+    let age = lag.longest_age(now).map_or_else(|| "an unknown time".to_owned(), for_people);
     let detail = format!(
         "{behind} records are not stored yet, the oldest for {age}; {} until it may be deleted",
         for_people(left)

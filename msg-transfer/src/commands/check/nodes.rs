@@ -48,7 +48,8 @@ pub(super) async fn check(
     let cached: i64 = client.query_one(CACHED, &[]).await?.get(0);
     let needed = i64::try_from(config.lanes.lanes).unwrap_or(i64::MAX).saturating_mul(cached.max(1));
     let command = format!(
-        "SELECT json_build_object('settings', ({}), 'free_connections', ({FREE_CONNECTIONS}), 'may_read_identity', ({}))",
+        "SELECT json_build_object('settings', ({}), 'free_connections', ({FREE_CONNECTIONS}), 'may_read_identity', \
+         ({}))",
         settings::SETTINGS,
         citus::MAY_READ_IDENTITY
     );
@@ -57,7 +58,8 @@ pub(super) async fn check(
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => findings.failed(
             CHECK,
             format!(
-                "cannot be read: {}; GRANT EXECUTE ON FUNCTION run_command_on_all_nodes, and SELECT ON pg_dist_node, to this role",
+                "cannot be read: {}; GRANT EXECUTE ON FUNCTION run_command_on_all_nodes, and SELECT ON pg_dist_node, \
+                 to this role",
                 crate::db_error::describe(&error)
             ),
         ),
@@ -89,8 +91,8 @@ fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) 
         of_node.warning(
             "connections",
             format!(
-                "{} connections are free, and one process may need {needed} (--lanes × citus.max_cached_conns_per_worker): raise \
-                 max_connections there, or lower the other settings",
+                "{} connections are free, and one process may need {needed} (--lanes × \
+                 citus.max_cached_conns_per_worker): raise max_connections there, or lower the other settings",
                 state.free_connections
             ),
         );
@@ -98,8 +100,8 @@ fn judge(node: &Node, needed: i64, allow_unsafe: bool, findings: &mut Findings) 
     if !state.may_read_identity {
         of_node.warning(
             "rights",
-            "this role may not run pg_control_system, pg_walfile_name or pg_current_wal_lsn, so the transfer does not detect \
-             that this worker was replaced or promoted: GRANT EXECUTE on them there",
+            "this role may not run pg_control_system, pg_walfile_name or pg_current_wal_lsn, so the transfer does not \
+             detect that this worker was replaced or promoted: GRANT EXECUTE on them there",
         );
     }
     if of_node.0.iter().all(|finding| finding.status != super::Status::Failed) {

@@ -126,14 +126,17 @@ fn synchronous(commit: &str, source: &str, findings: &mut Findings) {
     } else if source == "session" {
         findings.failed(
             "synchronous_commit",
-            format!("our own sessions set it to {commit}: this is a defect of this build, not of the server; run another build"),
+            format!(
+                "our own sessions set it to {commit}: this is a defect of this build, not of the server; run \
+                 another build"
+            ),
         );
     } else {
         findings.failed(
             "synchronous_commit",
             format!(
-                "{commit} (from: {source}), although our session has set it to on: a proxy between us and the server, such as a \
-                 pooler, drops the session's settings; connect to the server directly"
+                "{commit} (from: {source}), although our session has set it to on: a proxy between us and the server, \
+                 such as a pooler, drops the session's settings; connect to the server directly"
             ),
         );
     }

@@ -16,8 +16,8 @@ pub enum LetterError {
     Missing { topic: String, partition: Partition, offset: i64 },
     /// The position identifies more than one dead letter.
     #[error(
-        "{topic} has more than one dead letter in partition {partition} at offset {offset}, of topics with this name or because \
-         Kafka lost records: choose one with {}", .choices.join(" or ")
+        "{topic} has more than one dead letter in partition {partition} at offset {offset}, of topics with this name \
+         or because Kafka lost records: choose one with {}", .choices.join(" or ")
     )]
     Several {
         topic: String,
@@ -49,8 +49,8 @@ pub enum ReplayError {
     },
     /// A record was not sent, or not confirmed.
     #[error(
-        "cannot replay the dead letter in partition {partition} at offset {offset}; {replayed} were replayed and marked, and the \
-         rest is as before"
+        "cannot replay the dead letter in partition {partition} at offset {offset}; {replayed} were replayed and \
+         marked, and the rest is as before"
     )]
     NotSent {
         partition: Partition,

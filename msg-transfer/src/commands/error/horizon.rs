@@ -18,21 +18,21 @@ pub enum HorizonError {
     RetentionUnknown(#[source] RequestError),
     /// The topic keeps its records without limit.
     #[error(
-        "the topic keeps its records without limit (retention.ms is -1): a message whose row is deleted would come back when its \
-         record is read again, so nothing is deleted"
+        "the topic keeps its records without limit (retention.ms is -1): a message whose row is deleted would come \
+         back when its record is read again, so nothing is deleted"
     )]
     RetentionUnlimited,
     /// The topic may still hold the records.
     #[error(
-        "--older-than {} is below the topic's retention of {}: a message whose row is deleted would come back when its record \
-         is read again", for_people(*.older_than), for_people(*.retention)
+        "--older-than {} is below the topic's retention of {}: a message whose row is deleted would come back when its \
+         record is read again", for_people(*.older_than), for_people(*.retention)
     )]
     BelowRetention { older_than: Duration, retention: Duration },
     /// The topic still holds a record of that age.
     #[error(
-        "Kafka still holds a record of {} ago in partition {partition}, longer than --older-than {} and than its retention: \
-         Kafka deletes whole segments (segment.ms, segment.bytes). A message whose row is deleted would come back when its \
-         record is read again; wait, or give a longer time", for_people(*.age), for_people(*.older_than)
+        "Kafka still holds a record of {} ago in partition {partition}, longer than --older-than {} and than its \
+         retention: Kafka deletes whole segments (segment.ms, segment.bytes). A message whose row is deleted would \
+         come back when its record is read again; wait, or give a longer time", for_people(*.age), for_people(*.older_than)
     )]
     RecordKept {
         partition: Partition,

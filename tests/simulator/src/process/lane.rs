@@ -153,7 +153,7 @@ impl Parts {
         let mut events = Vec::new();
         let lane = &mut self.lanes[number];
         let activity = std::mem::replace(&mut lane.activity, Activity::Idle);
-        let answer = match activity {
+        let response = match activity {
             Activity::Idle => {
                 lane.machine.sweep(&mut events);
                 self.events.extend(events.drain(..));
@@ -187,7 +187,7 @@ impl Parts {
                 return true;
             }
             Activity::Statement => match lane.poll(env) {
-                Some(answer) => answer,
+                Some(response) => response,
                 None => {
                     lane.activity = Activity::Statement;
                     return false;
@@ -198,10 +198,10 @@ impl Parts {
                 return false;
             }
             Activity::Backoff => Response::Ok,
-            Activity::HasResult(answer) => answer,
+            Activity::HasResult(response) => response,
         };
-        count(&answer, env);
-        let request = self.lanes[number].machine.handle(answer, &mut events);
+        count(&response, env);
+        let request = self.lanes[number].machine.handle(response, &mut events);
         self.events.extend(events);
         self.decided(number, request, env);
         true
@@ -283,7 +283,7 @@ impl Lane {
             return None;
         }
         Some(match env.database.poll(session) {
-            Polled::Result(StatementResult::Lane(answer)) => answer,
+            Polled::Result(StatementResult::Lane(response)) => response,
             Polled::Result(StatementResult::Failed(class)) => failed(class),
             Polled::Result(result) => unreachable!("{result:?} is no result for a lane"),
             Polled::Broken | Polled::Pending => failed(ErrorClass::Lost),
@@ -291,8 +291,8 @@ impl Lane {
     }
 }
 
-fn count(answer: &Response, env: &mut Env) {
-    if let Response::Failed(error) = answer
+fn count(response: &Response, env: &mut Env) {
+    if let Response::Failed(error) = response
         && error.class == ErrorClass::Conflict
     {
         env.count(Fact::SeqCollision);
