@@ -1,4 +1,5 @@
-//! `msg-dev`: the local stack (`up`, `fetch`) and what is run on it (`demo`, `bench`), for developers. Never deployed.
+//! `msg-dev` starts the local stack (`up`, `fetch`) and runs `demo`, `bench` and `lab` on a stack. It is for developers
+//! and is never deployed.
 
 mod cli;
 mod demo;

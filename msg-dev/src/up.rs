@@ -1,5 +1,5 @@
-//! `msg-dev up`: the whole stack in the foreground until Ctrl-C, and `msg-dev fetch`.
-#![allow(clippy::print_stdout, reason = "a command line tool that tells where things are")]
+//! `msg-dev up` runs the whole stack in the foreground until Ctrl-C. `msg-dev fetch` fetches Kafka and PostgreSQL.
+#![allow(clippy::print_stdout, reason = "a command line tool that prints addresses and folders")]
 
 use std::time::Instant;
 
@@ -9,14 +9,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::UpArgs;
 
-/// The database that is made where the server is ours.
+/// The database that is created if the stack runs its own PostgreSQL server.
 const DATABASE: &str = "msg";
-/// The gateway's own default.
+/// The gateway's default.
 const GRPC_PORT: u16 = 50051;
-/// As a shell says it: 128 and SIGINT.
+/// The exit code by which a shell reports SIGINT: 128 and the number of the signal.
 const INTERRUPTED: i32 = 130;
 
-/// Fetches and checks both.
+/// Fetches and checks Kafka and PostgreSQL.
 pub(crate) async fn fetch(args: FetchArgs) -> Result<(), StackError> {
     let cache = args.folder();
     let (kafka, postgres) = {
@@ -27,7 +27,7 @@ pub(crate) async fn fetch(args: FetchArgs) -> Result<(), StackError> {
     kafka?;
     postgres?;
     println!(
-        "Kafka {} and PostgreSQL {} are in {}, and are what is pinned",
+        "Kafka {} and PostgreSQL {} are in {}, and match the pinned checksums",
         fetch::KAFKA_VERSION,
         fetch::POSTGRES_VERSION,
         cache.display()
@@ -35,26 +35,26 @@ pub(crate) async fn fetch(args: FetchArgs) -> Result<(), StackError> {
     Ok(())
 }
 
-/// Starts all, waits for Ctrl-C, SIGTERM or the end of a child, and stops all.
+/// Starts everything, waits for Ctrl-C, SIGTERM or the end of a child, and stops everything.
 pub(crate) async fn run(args: UpArgs) -> Result<(), StackError> {
     let mut stop = Stop::listen()?;
     let mut services = Services::default();
     let stack = tokio::select! {
         stack = Stack::reserve(args.stack.options()) => stack?,
-        // Nothing was started, and a fetch under way cannot be called off: what it leaves, the next one removes.
-        () = stop.asked() => std::process::exit(INTERRUPTED),
+        // No process was started yet. A running fetch cannot be cancelled; the next fetch removes its unfinished folder.
+        () = stop.requested() => std::process::exit(INTERRUPTED),
     };
-    // From here on a signal must stop what was started; it also ends the waiting for readiness.
+    // From here on a signal must stop the started processes; it also ends the wait for readiness.
     let ran = tokio::select! {
         ran = Box::pin(run_until_a_child_ends(&stack, &args, &mut services)) => ran,
-        () = stop.asked() => Ok(()),
+        () = stop.requested() => Ok(()),
     };
-    let why = if ran.is_err() { "something failed: stopping the rest" } else { "stopping" };
-    println!("{why} (Ctrl-C again kills)");
+    let why = if ran.is_err() { "a process failed: stopping the others" } else { "stopping" };
+    println!("{why} (press Ctrl-C again to kill)");
     tokio::select! {
         () = stop_all(&stack, &services) => {}
-        // The children die with this process.
-        () = stop.asked() => std::process::exit(INTERRUPTED),
+        // The children are killed when this process ends.
+        () = stop.requested() => std::process::exit(INTERRUPTED),
     }
     ran
 }
@@ -64,7 +64,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), StackError> {
 struct Services {
     gateway: Option<Service>,
     transfer: Option<Service>,
-    /// Held, or somebody else could take the ports while a service is started again.
+    /// Reserved for as long as the services may restart: another process could bind the ports during a restart.
     ports: Vec<Port>,
 }
 
@@ -81,20 +81,20 @@ async fn run_until_a_child_ends(stack: &Stack, args: &UpArgs, services: &mut Ser
     if !args.no_services {
         let pipe = stack.pipe(&args.topic, partitions, &database_url);
         let grpc = start_services(stack, args, &pipe, services).await?;
-        println!("all is up after {:.1} s", began.elapsed().as_secs_f64());
+        println!("everything is up after {:.1} s", began.elapsed().as_secs_f64());
         print_lines_to_try(&grpc);
     }
-    println!("Ctrl-C stops everything; the data stays");
+    println!("Ctrl-C stops everything and keeps the data");
     let mut watched = stack.processes();
     watched.extend([&services.gateway, &services.transfer].into_iter().flatten().filter_map(Service::process));
     Err(first_to_die(&watched).await)
 }
 
-/// Creates the topic where there is none, and gives the number of its partitions.
+/// Creates the topic if it does not exist, and returns the number of its partitions.
 async fn ensure_topic(stack: &Stack, topic: &str, partitions: i32) -> Result<i32, StackError> {
     if let Some(there) = stack.kafka().partitions(topic).await? {
         if there != partitions {
-            println!("topic {topic} is there already, with {there} partitions");
+            println!("topic {topic} exists already, with {there} partitions");
         }
         return Ok(there);
     }
@@ -102,7 +102,7 @@ async fn ensure_topic(stack: &Stack, topic: &str, partitions: i32) -> Result<i32
     Ok(partitions)
 }
 
-/// Starts both and waits until both are ready. The transfer migrates the schema, so it goes first.
+/// Starts both services and waits until both are ready. The transfer starts first, since it migrates the schema.
 async fn start_services(
     stack: &Stack,
     args: &UpArgs,
@@ -132,12 +132,12 @@ fn grpc_port(wanted: Option<u16>) -> Result<Port, StackError> {
         return Ok(port);
     }
     let port = pipe::free_port()?;
-    println!("port {GRPC_PORT} is taken, so the gateway listens on {}", port.number());
+    println!("port {GRPC_PORT} is in use, so the gateway listens on {}", port.number());
     Ok(port)
 }
 
 async fn stop_all(stack: &Stack, services: &Services) {
-    // Senders before what they need: each can still finish what it has taken.
+    // Stop callers before the processes that they use: each can still finish what is in flight.
     for service in [&services.gateway, &services.transfer].into_iter().flatten() {
         service.stop().await;
     }
@@ -149,8 +149,8 @@ fn print_parts(stack: &Stack, args: &UpArgs, partitions: i32, database_url: &str
     if stack.postgres().is_ours() {
         println!("PostgreSQL    {database_url}");
     } else {
-        // It may hold a password.
-        println!("PostgreSQL    as given");
+        // Do not print the URL: it may hold a password.
+        println!("PostgreSQL    at the given URL");
     }
     println!("state         {}", stack.state().folder().display());
     println!("logs          {}", stack.logs().display());
@@ -179,7 +179,7 @@ impl Stop {
         Ok(Stop { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
-    async fn asked(&mut self) {
+    async fn requested(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -6,16 +6,16 @@ use clap::Args;
 
 use super::fetch::default_cache;
 
-/// Where what is fetched is kept.
+/// The folder of fetched files.
 #[derive(Debug, Args)]
 pub struct FetchArgs {
-    /// Folder for what is fetched [default: $MSG_DEV_CACHE; /var/cache/msg-dev as root, else ~/.cache/msg-dev]
+    /// Folder for fetched files [default: $MSG_DEV_CACHE; /var/cache/msg-dev as root, else ~/.cache/msg-dev]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 }
 
 impl FetchArgs {
-    /// The folder that was given, or the default one.
+    /// Returns the given folder, or the default.
     pub fn folder(&self) -> PathBuf {
         self.cache.clone().unwrap_or_else(default_cache)
     }

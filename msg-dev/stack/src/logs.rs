@@ -1,15 +1,15 @@
-//! Owns the reading of children's log files, for messages that show their end.
+//! Owns the reading of the children's log files; error messages show the end of a log.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Lines that a message shows.
+/// Maximum number of lines in a message.
 const LINES: usize = 25;
-/// Bytes that are read from the end of a log.
+/// Maximum number of bytes that are read from the end of a log.
 const BYTES: u64 = 16 * 1024;
 
-/// The last lines of a file, indented; says so when there are none.
+/// Returns the last lines of a file, indented, or a line that says why there are none.
 pub fn tail(path: &Path) -> String {
     match read_end(path) {
         Ok(text) => last_lines(&text),
@@ -17,7 +17,7 @@ pub fn tail(path: &Path) -> String {
     }
 }
 
-/// The last lines of a text, indented.
+/// Returns the last lines of a text, indented.
 pub(super) fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if lines.is_empty() {
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_end_is_shown() {
+    fn message_shows_only_the_last_lines() {
         let text: String = (0..100).map(|n| format!("line {n}\n\n")).collect();
         let shown = last_lines(&text);
         assert_eq!(shown.lines().count(), LINES);

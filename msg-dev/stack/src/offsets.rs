@@ -1,4 +1,5 @@
-//! Owns what the demo and the lab ask of Kafka: where each partition ends, and what the transfer's group has committed.
+//! Owns the offsets that the demo and the fault lab read from Kafka: the end offset of each partition, and the next
+//! offset that the transfer's group has committed.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +12,10 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 
-/// For one question.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The timeout of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client in the name of the transfer's group that never joins it.
+/// A client of the transfer's group that never joins the group.
 #[derive(Clone)]
 pub struct Offsets {
     config: ClientConfig,
@@ -33,7 +34,7 @@ impl ClientContext for Quiet {
 impl ConsumerContext for Quiet {}
 
 impl Offsets {
-    /// Connects when first asked.
+    /// Creates the client; it connects at the first request.
     pub fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<Offsets, KafkaError> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", bootstrap).set("group.id", group).set("client.id", "msg-dev");
@@ -41,7 +42,7 @@ impl Offsets {
         Ok(Offsets { config, consumer, topic: topic.to_owned(), partitions: Arc::new(AtomicI32::new(partitions)) })
     }
 
-    /// From now on the topic has so many partitions.
+    /// Sets the number of partitions after an operator has added some.
     pub fn grown_to(&self, partitions: i32) {
         self.partitions.store(partitions, Ordering::Relaxed);
     }
@@ -54,16 +55,16 @@ impl Offsets {
         0..self.partitions.load(Ordering::Relaxed)
     }
 
-    /// The next offset to read by the group, a partition; 0 where nothing was committed.
+    /// Returns the next offset that the group has committed, for each partition; 0 if the group has committed none.
     pub async fn committed(&self) -> Result<Vec<i64>, KafkaError> {
-        self.ask(|this, consumer| {
-            let mut asked = TopicPartitionList::new();
+        self.request(|this, consumer| {
+            let mut requested = TopicPartitionList::new();
             let partitions = this.partitions();
             for partition in partitions.clone() {
-                asked.add_partition(&this.topic, partition);
+                requested.add_partition(&this.topic, partition);
             }
-            let answer = consumer.committed_offsets(asked, ANSWER_WITHIN)?;
-            let next = |partition| match answer.find_partition(&this.topic, partition).map(|found| found.offset()) {
+            let response = consumer.committed_offsets(requested, REQUEST_TIMEOUT)?;
+            let next = |partition| match response.find_partition(&this.topic, partition).map(|found| found.offset()) {
                 Some(Offset::Offset(offset)) => offset,
                 _ => 0,
             };
@@ -72,32 +73,33 @@ impl Offsets {
         .await
     }
 
-    /// The offset that the next record of each partition gets.
+    /// Returns the end offset of each partition.
     pub async fn ends(&self) -> Result<Vec<i64>, KafkaError> {
-        self.ask(|this, consumer| {
-            let end = |partition| consumer.fetch_watermarks(&this.topic, partition, ANSWER_WITHIN).map(|(_, end)| end);
+        self.request(|this, consumer| {
+            let end =
+                |partition| consumer.fetch_watermarks(&this.topic, partition, REQUEST_TIMEOUT).map(|(_, end)| end);
             this.partitions().map(end).collect()
         })
         .await
     }
 
-    /// The client blocks, so it is asked on a thread for that.
-    async fn ask<T: Send + 'static>(
+    /// Sends a request on a thread of its own, since the client blocks.
+    async fn request<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Offsets, &BaseConsumer<Quiet>) -> KafkaResult<T> + Send + 'static,
+        send: impl FnOnce(&Offsets, &BaseConsumer<Quiet>) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, KafkaError> {
         let this = self.clone();
-        let ask = move || {
+        let request = move || {
             let consumer = Arc::clone(&this.consumer());
-            let answer = question(&this, &consumer);
-            if answer.is_err() {
-                // By itself the client looks again for leaders, and for new partitions, only every five minutes. When all brokers were
-                // away at the same time, it may not find them again at all.
+            let response = send(&this, &consumer);
+            if response.is_err() {
+                // Replace the client. A client refreshes its leaders and partitions only every five minutes; after all brokers
+                // were down at the same time, it may never find them again.
                 *this.consumer() = Arc::new(this.config.create_with_context(Quiet)?);
             }
-            answer
+            response
         };
-        let answer = tokio::task::spawn_blocking(ask).await;
-        answer.expect("asking for offsets does not panic")
+        let response = tokio::task::spawn_blocking(request).await;
+        response.expect("reading offsets does not panic")
     }
 }

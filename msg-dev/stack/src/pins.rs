@@ -1,4 +1,4 @@
-//! Owns the pinned SHA-256 lists of what is fetched, and the check of a folder against them.
+//! Owns the pinned SHA-256 lists of the fetched files, and the check of a folder against a list.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 
 use super::error::StackError;
 
-/// Every jar of Kafka and of what it needs. Made with `sha256sum *.jar` in the folder that `msg-dev fetch` fills.
+/// Every jar of Kafka and of its dependencies. `sha256sum *.jar` in the folder that `msg-dev fetch` fills prints this list.
 pub(super) const KAFKA: &str = include_str!("kafka-4.3.1.sha256");
 
-/// PostgreSQL's archive as it is in the jar, and the programs in it that we run.
+/// PostgreSQL's archive as it is in the jar, and the programs in it that the stack runs.
 #[cfg(not(target_arch = "aarch64"))]
 pub(super) const POSTGRES: &str = include_str!("postgres-17.6.0-amd64.sha256");
-/// PostgreSQL's archive as it is in the jar, and the programs in it that we run.
+/// PostgreSQL's archive as it is in the jar, and the programs in it that the stack runs.
 #[cfg(target_arch = "aarch64")]
 pub(super) const POSTGRES: &str = include_str!("postgres-17.6.0-arm64v8.sha256");
 
@@ -50,7 +50,7 @@ pub(super) fn check(folder: &Path, list: &str, wanted: impl Fn(&str) -> bool) ->
     Ok(())
 }
 
-/// Refuses a folder with a file that is not in the list: all of a folder of jars goes into the class path.
+/// Rejects a folder with a file that is not in the list: the class path contains every jar of the folder.
 pub(super) fn check_no_others(folder: &Path, list: &str) -> Result<(), StackError> {
     for entry in fs::read_dir(folder).map_err(StackError::io("read", folder))? {
         let entry = entry.map_err(StackError::io("read", folder))?;
@@ -83,13 +83,13 @@ mod tests {
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  abc.jar\n";
 
     #[test]
-    fn a_changed_a_missing_and_a_foreign_file_are_found() {
+    fn check_finds_changed_missing_and_foreign_files() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("abc.jar");
         assert!(matches!(check(folder.path(), ABC, |_| true), Err(StackError::Checksum { .. })), "missing");
         fs::write(&file, "abc").expect("own folder");
         check(folder.path(), ABC, |_| true).expect("the pinned content");
-        check_no_others(folder.path(), ABC).expect("nothing else is there");
+        check_no_others(folder.path(), ABC).expect("the folder has no other file");
         fs::write(&file, "xyz").expect("own folder");
         assert!(matches!(check(folder.path(), ABC, |_| true), Err(StackError::Checksum { .. })), "changed");
         fs::write(folder.path().join("evil.jar"), "").expect("own folder");
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lists_are_whole() {
+    fn lists_are_complete() {
         for (list, least) in [(KAFKA, 90), (POSTGRES, 4)] {
             assert!(list.lines().count() >= least);
             assert_eq!(list.lines().count(), pins(list).filter(|pin| pin.sha256.len() == 64).count());

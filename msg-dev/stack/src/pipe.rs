@@ -7,51 +7,51 @@ use super::error::StackError;
 use super::ports::Port;
 use super::service::{Service, ServiceSpec};
 
-/// What both services of one pipe agree on.
+/// The settings that both services of one pipe share.
 #[derive(Debug, Clone)]
 pub struct Pipe {
     /// `bootstrap.servers`.
     pub kafka: String,
     /// The topic.
     pub topic: String,
-    /// The number of partitions, which the gateway pins.
+    /// The number of partitions; the gateway's pinned count.
     pub partitions: i32,
-    /// The database.
+    /// The URL of the database.
     pub database_url: String,
-    /// Accept a topic that can lose messages: one broker has no replicas.
+    /// Accept a topic that can lose messages: with one broker there are no replicas.
     pub allow_unsafe_topic: bool,
 }
 
-/// How a gateway is started, and the ports that are its own across restarts.
+/// How to start a gateway, and the ports that it keeps across process restarts.
 #[derive(Debug)]
 pub struct GatewayPlan {
-    /// The start; more settings can be put on top.
+    /// The process to start; the caller can add settings.
     pub spec: ServiceSpec,
-    /// gRPC.
+    /// The gRPC port.
     pub grpc: Port,
-    /// `/readyz`, `/metrics`.
+    /// The port of `/readyz` and `/metrics`.
     pub admin: Port,
 }
 
-/// How a transfer is started, and the port that is its own across restarts.
+/// How to start a transfer, and the port that it keeps across process restarts.
 #[derive(Debug)]
 pub struct TransferPlan {
-    /// The start; more settings can be put on top.
+    /// The process to start; the caller can add settings.
     pub spec: ServiceSpec,
-    /// `/readyz`, `/metrics`.
+    /// The port of `/readyz` and `/metrics`.
     pub admin: Port,
 }
 
-/// A transfer and a gateway. Dropped, they are killed.
+/// A running transfer and gateway. Dropping this kills both processes.
 #[derive(Debug)]
 pub struct Services {
     /// The transfer.
     pub transfer: Service,
     /// The gateway.
     pub gateway: Service,
-    /// Where the gateway serves gRPC.
+    /// The address at which the gateway serves gRPC.
     pub grpc: String,
-    /// Held, or another process could get them while a service is started again.
+    /// Reserved: another process could bind them while a service restarts.
     _ports: [Port; 3],
 }
 
@@ -77,7 +77,7 @@ impl Pipe {
         Ok(Services { transfer, gateway, grpc: grpc.to_string(), _ports: [grpc, admin, transfer_admin] })
     }
 
-    /// A gateway on this gRPC port.
+    /// Returns a gateway on this gRPC port.
     pub fn gateway(&self, name: &str, grpc: Port) -> Result<GatewayPlan, StackError> {
         let admin = free_port()?;
         let spec = self
@@ -87,7 +87,7 @@ impl Pipe {
         Ok(GatewayPlan { spec, grpc, admin })
     }
 
-    /// A transfer.
+    /// Returns a transfer.
     pub fn transfer(&self, name: &str) -> Result<TransferPlan, StackError> {
         let admin = free_port()?;
         let spec = self.common(ServiceSpec::new(name, "msg-transfer").admin(admin.addr()));
@@ -103,7 +103,7 @@ impl Pipe {
     }
 }
 
-/// Any free port.
+/// Reserves any free port.
 pub fn free_port() -> Result<Port, StackError> {
     Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"))
 }

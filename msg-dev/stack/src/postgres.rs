@@ -1,5 +1,5 @@
-//! Owns the local PostgreSQL server: made once with initdb, run as a child process with durable settings, and stopped,
-//! killed, frozen and started again on its own address and data.
+//! Owns the local PostgreSQL server: initdb creates it once; it runs as a child process with durable settings, and can be
+//! stopped, killed, frozen and started again on the same address and data.
 
 mod standby;
 
@@ -17,19 +17,19 @@ use super::ports::Port;
 use super::process::{POLL, Process, Signal, Spec};
 use super::user;
 
-/// A start takes half a second; recovery after a kill under load takes longer.
+/// A start needs half a second; recovery after a kill under load needs longer.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// A fast shutdown writes a checkpoint.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
-/// How long an address from outside is asked, and for one attempt to connect.
-const ANSWER_WITHIN: Duration = Duration::from_secs(20);
-/// After a crash the server refuses to start while backends of its predecessor still end.
+/// The timeout for a server at a given URL, and for one attempt to connect.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
+/// After a crash the server does not start while backends of its predecessor are still ending.
 const RETRY_FOR: Duration = Duration::from_secs(15);
 
-/// A PostgreSQL server: ours, or one at a URL that was given.
+/// A PostgreSQL server: a child of this process, or a server at a given URL.
 #[derive(Debug)]
 pub struct Postgres {
-    /// The database of `url("postgres")` when the server is ours; any when it is somebody else's.
+    /// The database of `url("postgres")` if the server is a child of this process, else the given database.
     base_url: String,
     server: Option<Server>,
 }
@@ -44,8 +44,8 @@ struct Server {
 }
 
 impl Postgres {
-    /// Takes the port of a server and starts nothing: [`Postgres::url`] is valid, and refuses connections until
-    /// [`Postgres::start`]. Data of an earlier run in `folder` is kept.
+    /// Reserves the port of a server and starts no process: [`Postgres::url`] is valid, and connections are refused until
+    /// [`Postgres::start`]. The data of an earlier run in `folder` stays.
     pub fn reserve(home: PostgresHome, folder: &Path, logs: &Path) -> Result<Postgres, StackError> {
         let port = Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"))?;
         let base_url = format!("postgres://postgres@{port}/postgres");
@@ -53,17 +53,17 @@ impl Postgres {
         Ok(Postgres { base_url, server: Some(server) })
     }
 
-    /// The folder of the server's data, when it is ours.
+    /// The folder of the server's data, if the server is a child of this process.
     pub fn data(&self) -> Option<&Path> {
         self.server.as_ref().map(|server| server.data.as_path())
     }
 
-    /// A server that somebody else runs.
+    /// Uses a server at this URL; it is no child of this process.
     pub fn external(url: impl Into<String>) -> Postgres {
         Postgres { base_url: url.into(), server: None }
     }
 
-    /// Whether the server is a child of ours.
+    /// Whether the server is a child of this process.
     pub fn is_ours(&self) -> bool {
         self.server.is_some()
     }
@@ -73,26 +73,26 @@ impl Postgres {
         with_database(&self.base_url, database)
     }
 
-    /// Host and port of the server, as a URL has them.
+    /// Host and port of the server, as they are in its URL.
     pub fn host(&self) -> String {
         let (_, rest) = self.base_url.split_once("://").unwrap_or(("", &self.base_url));
         let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
         rest.split_once('/').map_or(rest, |(host, _)| host).to_owned()
     }
 
-    /// The URL as it was given; of the database `postgres` when the server is ours.
+    /// The given URL, or the URL of the database `postgres` if the server is a child of this process.
     pub fn base_url(&self) -> &str {
         &self.base_url
     }
 
-    /// The server's first process, if it was started.
+    /// The first process of the server, if it was started.
     pub fn process(&self) -> Option<Process> {
         self.server.as_ref()?.process().clone()
     }
 
-    /// Starts the server, making its data folder first where there is none, and waits until it answers a query.
+    /// Creates the data folder if it does not exist, starts the server, and waits until it responds to a query.
     pub async fn start(&self) -> Result<(), StackError> {
-        let Some(server) = &self.server else { return self.wait_for_answer().await };
+        let Some(server) = &self.server else { return self.wait_for_response().await };
         if server.process().as_ref().is_some_and(|process| process.exit_status().is_none()) {
             return Ok(());
         }
@@ -100,7 +100,7 @@ impl Postgres {
         let began = Instant::now();
         loop {
             let process = server.spawn()?;
-            let ready = process.until_ready(READY_WITHIN, async || answers(&self.base_url).await).await;
+            let ready = process.until_ready(READY_WITHIN, async || responds(&self.base_url).await).await;
             let retry = matches!(&ready, Err(StackError::Died { tail, .. }) if still_in_use(tail));
             if !retry || began.elapsed() > RETRY_FOR {
                 return ready;
@@ -109,14 +109,14 @@ impl Postgres {
         }
     }
 
-    /// Fast shutdown: open transactions are rolled back, connections closed.
+    /// Stops the server with a fast shutdown: it rolls open transactions back and closes connections.
     pub async fn stop(&self) {
         if let Some(process) = self.process() {
             process.stop(STOP_WITHIN).await;
         }
     }
 
-    /// SIGKILL to every process of the server: a crash. What was committed is there after [`Postgres::start`].
+    /// Sends SIGKILL to every process of the server, as a crash would. After [`Postgres::start`] all committed rows are there.
     pub async fn kill(&self) {
         if let Some(process) = self.process() {
             process.signal_tree(Signal::Kill);
@@ -124,17 +124,17 @@ impl Postgres {
         }
     }
 
-    /// Freezes every process of the server: connections stay open and nothing answers.
+    /// Freezes every process of the server: connections stay open, and the server does not respond.
     pub fn freeze(&self) -> bool {
         self.process().is_some_and(|process| process.signal_tree(Signal::Stop))
     }
 
-    /// Lets a frozen server go on.
+    /// Resumes a frozen server.
     pub fn thaw(&self) -> bool {
         self.process().is_some_and(|process| process.signal_tree(Signal::Cont))
     }
 
-    /// Creates a database and gives its URL.
+    /// Creates a database and returns its URL.
     pub async fn create_database(&self, name: &str) -> Result<String, StackError> {
         let client = self.connect(&self.base_url).await?;
         let created = client.batch_execute(&format!("CREATE DATABASE {}", quoted(name))).await;
@@ -142,31 +142,31 @@ impl Postgres {
         Ok(self.url(name))
     }
 
-    /// Creates a database where there is none of the name, and gives its URL.
+    /// Creates a database if it does not exist, and returns its URL.
     pub async fn ensure_database(&self, name: &str) -> Result<String, StackError> {
         let client = self.connect(&self.base_url).await?;
         let found = client.query_opt("SELECT 1 FROM pg_database WHERE datname = $1", &[&name]).await;
-        match found.map_err(|source| StackError::Database { doing: "look for a database", source })? {
+        match found.map_err(|source| StackError::Database { doing: "find a database", source })? {
             Some(_) => Ok(self.url(name)),
             None => self.create_database(name).await,
         }
     }
 
-    /// A client of a database by its URL; its connection ends when the client is dropped.
+    /// Connects to a database by its URL. The connection ends when the client is dropped.
     pub async fn connect(&self, url: &str) -> Result<Client, StackError> {
         connect(url).await.map_err(|source| StackError::Database { doing: "connect", source })
     }
 
-    async fn wait_for_answer(&self) -> Result<(), StackError> {
-        let asking = async {
-            while !answers(&self.base_url).await {
+    async fn wait_for_response(&self) -> Result<(), StackError> {
+        let polling = async {
+            while !responds(&self.base_url).await {
                 tokio::time::sleep(POLL).await;
             }
         };
-        // The URL may hold a password.
+        // Do not name the URL: it may hold a password.
         let address = "the given URL".to_owned();
-        let no_answer = |_| StackError::NoAnswer { name: "postgresql", address, waited: ANSWER_WITHIN };
-        tokio::time::timeout(ANSWER_WITHIN, asking).await.map_err(no_answer)
+        let no_response = |_| StackError::NoResponse { name: "postgresql", address, waited: RESPONSE_TIMEOUT };
+        tokio::time::timeout(RESPONSE_TIMEOUT, polling).await.map_err(no_response)
     }
 }
 
@@ -175,7 +175,7 @@ impl Server {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the data folder, once. A folder that initdb did not finish is made anew.
+    /// Creates the data folder, once. A folder that initdb did not finish is removed and created again.
     async fn prepare(&self) -> Result<(), StackError> {
         let done = self.data.with_file_name("initdb.done");
         if done.exists() {
@@ -188,10 +188,10 @@ impl Server {
         if let Some(owner) = user::unprivileged() {
             owner.check_reaches(&self.data)?;
             owner.check_reaches(&self.home.bin.join("postgres"))?;
-            owner.take(&self.data)?;
+            owner.make_private(&self.data)?;
         }
         let data = self.data.display().to_string();
-        // Trust: whoever can open a loopback connection here is the developer. Nothing listens beyond loopback.
+        // Trust every connection: only loopback is open, and only the developer uses this machine's loopback.
         let args = ["-D", &data, "-U", "postgres", "-A", "trust", "--encoding=UTF8", "--locale=C.UTF-8"];
         let process = Process::spawn(self.spec("initdb", "initdb", args.iter().copied().map(str::to_owned)))?;
         let status = process.wait().await;
@@ -207,11 +207,11 @@ impl Server {
             ("listen_addresses", "127.0.0.1".to_owned()),
             ("port", self.port.number().to_string()),
             ("unix_socket_directories", String::new()),
-            // Every lane of every transfer of every test that runs at the same time has one.
+            // Every lane of every transfer of every concurrent test has a connection.
             ("max_connections", "300".to_owned()),
             ("shared_buffers", "256MB".to_owned()),
             ("max_wal_size", "4GB".to_owned()),
-            // As a server that keeps data: what the services promise is measured on this.
+            // As on a server in production: the tests and benchmarks rely on durable rows.
             ("fsync", "on".to_owned()),
             ("full_page_writes", "on".to_owned()),
             ("synchronous_commit", "on".to_owned()),
@@ -238,26 +238,27 @@ impl Server {
     }
 }
 
-/// Whether a server that ended at its start says that its predecessor is not quite gone.
+/// Whether the log of a server that ended at its start says that its predecessor still holds the data folder.
 fn still_in_use(tail: &str) -> bool {
     tail.contains("is still in use") || tail.contains("postmaster.pid\" already exists")
 }
 
-async fn answers(url: &str) -> bool {
-    let asking = async { connect(url).await?.simple_query("SELECT 1").await };
-    matches!(tokio::time::timeout(Duration::from_secs(2), asking).await, Ok(Ok(_)))
+async fn responds(url: &str) -> bool {
+    let query = async { connect(url).await?.simple_query("SELECT 1").await };
+    matches!(tokio::time::timeout(Duration::from_secs(2), query).await, Ok(Ok(_)))
 }
 
 async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
     let mut config: tokio_postgres::Config = url.parse()?;
-    config.connect_timeout(ANSWER_WITHIN);
+    config.connect_timeout(RESPONSE_TIMEOUT);
     let (client, connection) = config.connect(NoTls).await?;
-    // Its error is also the error of the request that fails.
+    // The caller's request reports the same error.
     tokio::spawn(connection);
     Ok(client)
 }
 
-/// The same URL with another database; also for the form with `key=value` words, in which the last one counts.
+/// Returns the same URL with another database. In the form with `key=value` words the last one of a key counts, so the
+/// database is appended.
 fn with_database(url: &str, database: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return format!("{url} dbname={database}") };
     let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
@@ -275,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_database_of_a_url_is_replaced() {
+    fn url_gets_another_database() {
         for (url, wanted) in [
             ("postgres://postgres@127.0.0.1:5432/postgres", "postgres://postgres@127.0.0.1:5432/x"),
             ("postgresql://u:p@h", "postgresql://u:p@h/x"),
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn host_of_a_url_is_found() {
+    fn host_is_read_from_a_url() {
         for (url, wanted) in [("postgres://u:p@h:5432/x?a=b", "h:5432"), ("postgres://h", "h")] {
             assert_eq!(Postgres::external(url).host(), wanted);
         }

@@ -1,5 +1,5 @@
-//! Owns child processes: each dies with us (also when we are killed), writes to a log file of its own, and is signalled
-//! by its process id, never after that id was given back.
+//! Owns child processes. Each is killed when this process ends (also when it is killed), and writes to its own log file.
+//! A child is signalled by its process id, and never after the kernel may have reused that id.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -18,25 +18,25 @@ use super::error::StackError;
 use super::logs;
 use super::user::Owner;
 
-/// The variables that a child inherits. All others are cut off: a `KAFKA_…`, `PG…` or service variable of the caller's
+/// The variables that a child inherits. No others are passed on: a `KAFKA_…`, `PG…` or service variable of the caller's
 /// shell must not change what is tested.
 const INHERITED: [&str; 9] =
     ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "RUST_BACKTRACE", "RUST_LOG"];
 
-/// A signal that tests and `stop` send.
+/// A signal for a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGINT (PostgreSQL: fast shutdown).
     Int,
-    /// SIGQUIT (PostgreSQL: immediate shutdown, as a crash for the data, but nothing of it stays in the system).
+    /// SIGQUIT (PostgreSQL: immediate shutdown, a crash for the data that leaves nothing in shared memory).
     Quit,
-    /// SIGTERM (Kafka and the services: orderly shutdown).
+    /// SIGTERM (Kafka and the services: graceful shutdown).
     Term,
     /// SIGKILL: a crash.
     Kill,
-    /// SIGSTOP: the process hangs but keeps its connections.
+    /// SIGSTOP: the process freezes and keeps its connections.
     Stop,
-    /// SIGCONT: it goes on.
+    /// SIGCONT: the process resumes.
     Cont,
 }
 
@@ -53,26 +53,26 @@ impl Signal {
     }
 }
 
-/// What to start.
+/// A process to start.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// For messages: `kafka 1`, `msg-gateway`.
+    /// The name for messages: `kafka 1`, `msg-gateway`.
     pub name: String,
     /// The program's path, or its name in `PATH`.
     pub program: PathBuf,
-    /// Its arguments.
+    /// The arguments.
     pub args: Vec<OsString>,
-    /// Its environment, on top of the few variables that are inherited.
+    /// The environment, in addition to the inherited variables.
     pub env: Vec<(String, String)>,
-    /// Standard output and error are appended here; the log's folder is also the working folder.
+    /// Standard output and error are appended to this file; its folder is also the working folder.
     pub log: PathBuf,
-    /// Run as this user instead of ours.
+    /// Run as this user instead of the user of this process.
     pub owner: Option<Owner>,
-    /// What an orderly stop sends.
+    /// The signal for a graceful stop.
     pub stop: Signal,
 }
 
-/// A running (or ended) child. Clones mean the same child; when the last one is dropped the child is killed.
+/// A child that runs or has ended. All clones are handles of the same child; it is killed when the last one is dropped.
 #[derive(Debug, Clone)]
 pub struct Process(Arc<Handle>);
 
@@ -82,12 +82,12 @@ struct Handle {
     shared: Arc<Shared>,
 }
 
-/// What the handle and the thread that reaps the child share.
+/// The state that the handle shares with the thread that reaps the child.
 #[derive(Debug)]
 struct Shared {
     pid: libc::pid_t,
-    /// True once the process id may belong to somebody else. Held while signalling and while reaping, so that no signal
-    /// goes to a stranger.
+    /// True once another process may have the process id. The lock is held while signalling and while reaping, so that no
+    /// signal reaches another process.
     reaped: Mutex<bool>,
     exit: watch::Sender<Option<ExitStatus>>,
 }
@@ -107,7 +107,7 @@ impl Process {
     pub fn spawn(spec: Spec) -> Result<Process, StackError> {
         let log = open_log(&spec.log)?;
         let child =
-            spawn_from_the_lasting_thread(command(&spec, &log)?).map_err(StackError::io("start", &spec.program))?;
+            spawn_from_permanent_thread(command(&spec, &log)?).map_err(StackError::io("start", &spec.program))?;
         let pid = libc::pid_t::try_from(child.id()).expect("a process id of Linux fits pid_t");
         let shared = Arc::new(Shared { pid, reaped: Mutex::new(false), exit: watch::Sender::new(None) });
         let for_reaper = Arc::clone(&shared);
@@ -118,12 +118,12 @@ impl Process {
         Ok(Process(Arc::new(Handle { spec, shared })))
     }
 
-    /// The name given at the start.
+    /// The name for messages.
     pub fn name(&self) -> &str {
         &self.0.spec.name
     }
 
-    /// The process id; of use only while the child runs.
+    /// The process id; valid only while the child runs.
     pub fn pid(&self) -> u32 {
         self.0.shared.pid.unsigned_abs()
     }
@@ -133,62 +133,62 @@ impl Process {
         &self.0.spec.log
     }
 
-    /// How the child ended, if it has.
+    /// The exit status, if the child has ended.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         *self.0.shared.exit.borrow()
     }
 
-    /// Waits for the child's end.
+    /// Waits until the child ends.
     pub async fn wait(&self) -> ExitStatus {
         let mut exit = self.0.shared.exit.subscribe();
         let status = exit.wait_for(Option::is_some).await.expect("the sender lives as long as this handle");
-        status.expect("waited for just this")
+        status.expect("the loop waited for a status")
     }
 
-    /// Sends a signal; false if the child had already ended.
+    /// Sends a signal; returns false if the child has ended.
     pub fn signal(&self, signal: Signal) -> bool {
         self.0.shared.signal(signal)
     }
 
-    /// Sends a signal to the child and to all that descend from it. PostgreSQL's backends are processes, and each makes
-    /// itself the leader of a group of its own: stopping only the first leaves them serving.
+    /// Sends a signal to the child and to all its descendants. PostgreSQL's backends are processes, and each is the leader
+    /// of its own group: a signal to the first process alone would leave them running.
     pub fn signal_tree(&self, signal: Signal) -> bool {
         let below = self.descendants();
         let sent = self.signal(signal);
         if sent {
             for pid in below {
-                // SAFETY: kill has no memory effects. The list was read a moment ago and the parent was still there.
+                // SAFETY: kill has no memory effects. The list was read just now, while the parent still existed.
                 unsafe { libc::kill(pid, signal.number()) };
             }
         }
         sent
     }
 
-    /// The process ids of all descendants, at this moment.
+    /// Reads the process ids of all descendants.
     pub(super) fn descendants(&self) -> Vec<libc::pid_t> {
         descendants(self.0.shared.pid)
     }
 
-    /// Stops the child in its orderly way; past the deadline it is killed.
-    pub async fn stop(&self, deadline: Duration) -> ExitStatus {
+    /// Stops the child gracefully, and kills it after the timeout.
+    pub async fn stop(&self, timeout: Duration) -> ExitStatus {
         self.signal(self.0.spec.stop);
-        // A child that a test has frozen would never see the signal.
+        // Resume the child: a frozen child would never see the signal.
         self.signal(Signal::Cont);
-        if let Ok(status) = tokio::time::timeout(deadline, self.wait()).await {
+        if let Ok(status) = tokio::time::timeout(timeout, self.wait()).await {
             return status;
         }
-        tracing::warn!(name = self.name(), "did not stop in {} s, killing it", deadline.as_secs());
+        tracing::warn!(name = self.name(), ?timeout, "killing process that did not stop");
         self.signal(Signal::Kill);
         self.wait().await
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits until the child has ended.
     pub async fn kill(&self) -> ExitStatus {
         self.signal(Signal::Kill);
         self.wait().await
     }
 
-    /// The error for a child that ended by itself.
+    /// Returns the error for a child that ended unexpectedly.
     pub fn died(&self, status: ExitStatus) -> StackError {
         StackError::Died {
             name: self.name().to_owned(),
@@ -198,7 +198,7 @@ impl Process {
         }
     }
 
-    /// The error for a child that is not ready in time.
+    /// Returns the error for a child that was not ready before the timeout.
     pub(super) fn not_ready(&self, waited: Duration) -> StackError {
         StackError::NotReady {
             name: self.name().to_owned(),
@@ -208,34 +208,34 @@ impl Process {
         }
     }
 
-    /// Asks `probe` again and again until it says yes, the child ends, or the time is over.
+    /// Polls `probe` until it returns true, the child ends, or the timeout passes.
     pub(super) async fn until_ready(
         &self,
         within: Duration,
         mut probe: impl AsyncFnMut() -> bool,
     ) -> Result<(), StackError> {
-        let asking = async {
+        let polling = async {
             while !probe().await {
                 tokio::time::sleep(POLL).await;
             }
         };
         tokio::select! {
             status = self.wait() => Err(self.died(status)),
-            asked = tokio::time::timeout(within, asking) => asked.map_err(|_| self.not_ready(within)),
+            polled = tokio::time::timeout(within, polling) => polled.map_err(|_| self.not_ready(within)),
         }
     }
 }
 
-/// The pause between two looks at a condition.
+/// The interval between two checks of a condition.
 pub(super) const POLL: Duration = Duration::from_millis(50);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Also what descends from it: PostgreSQL's backends, when they are frozen, do not see that their parent is gone.
+        // Kill the descendants too: frozen backends of PostgreSQL do not notice that their parent has ended.
         let below = descendants(self.shared.pid);
         if self.shared.signal(Signal::Kill) {
             for pid in below {
-                // SAFETY: kill has no memory effects. The list was read a moment ago and the parent was still there.
+                // SAFETY: kill has no memory effects. The list was read just now, while the parent still existed.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
         }
@@ -248,8 +248,8 @@ impl Shared {
         if *reaped {
             return false;
         }
-        // SAFETY: kill has no memory effects; the id is still the child's, since it is not reaped and cannot be while
-        // the lock is held.
+        // SAFETY: kill has no memory effects. The child is not reaped and cannot be reaped while the lock is held, so the
+        // id is still the child's.
         unsafe { libc::kill(self.pid, signal.number()) == 0 }
     }
 }
@@ -276,20 +276,21 @@ fn command(spec: &Spec, log: &File) -> Result<Command, StackError> {
     command.stdin(Stdio::null());
     command.stdout(log.try_clone().map_err(StackError::io("open", &spec.log))?);
     command.stderr(log.try_clone().map_err(StackError::io("open", &spec.log))?);
-    // A group of its own: Ctrl-C in the terminal is for us, and we stop the children in the right order.
+    // Start the child in its own process group: Ctrl-C in the terminal then reaches only this process, which stops the
+    // children in the right order.
     command.process_group(0);
     if let Some(owner) = spec.owner {
         command.uid(owner.uid).gid(owner.gid);
     }
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl and getppid are.
-    // std changes user and group before it runs this: a change after it would clear the setting again.
+    // std changes user and group before it runs this closure; a later change would clear the setting again.
     unsafe {
         command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            // If we died before the line above, no signal will come.
+            // If the parent died before the line above, the kernel sends no signal.
             if libc::getppid().unsigned_abs() != parent {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
@@ -299,36 +300,36 @@ fn command(spec: &Spec, log: &File) -> Result<Command, StackError> {
     Ok(command)
 }
 
-/// A command and where to answer.
+/// A command, and the channel for the result of starting it.
 type Job = (Command, SyncSender<io::Result<Child>>);
 
-/// The parent-death signal is sent when the *thread* that forked ends, so all children are forked by one thread that
-/// ends only with the process. A thread of an async runtime or of a test may end any time.
-fn spawn_from_the_lasting_thread(command: Command) -> io::Result<Child> {
+/// Starts a child from a thread that lives as long as this process. The kernel sends the parent-death signal when the
+/// *thread* that forked ends; a thread of an async runtime or of a test may end earlier.
+fn spawn_from_permanent_thread(command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<SyncSender<Job>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (jobs, queue) = sync_channel::<Job>(0);
         thread::Builder::new()
             .name("spawner".to_owned())
             .spawn(move || {
-                for (mut command, answer) in queue {
-                    // The asker waits for the answer, so it is there.
-                    let _ = answer.send(command.spawn());
+                for (mut command, result) in queue {
+                    // The caller waits for the result, so the channel is open.
+                    let _ = result.send(command.spawn());
                 }
             })
             .expect("a process that cannot start a thread cannot run a stack");
         jobs
     });
-    let (answer, child) = sync_channel(1);
-    spawner.send((command, answer)).expect("the spawner ends only with the process");
-    child.recv().expect("the spawner answers every job")
+    let (result, child) = sync_channel(1);
+    spawner.send((command, result)).expect("the spawner ends only with the process");
+    child.recv().expect("the spawner sends a result for every job")
 }
 
-/// Waits for the child's end and then gives its id back to the system.
+/// Waits until the child has ended, and then releases its process id.
 fn reap(mut child: Child, shared: &Shared) {
-    // First without reaping: until the lock is ours the id must stay the child's.
+    // Wait without reaping first: the id must stay the child's until this thread has the lock.
     loop {
-        // SAFETY: siginfo_t is plain data for which all zeroes are valid; waitid writes into it.
+        // SAFETY: siginfo_t is plain data for which all zeroes are valid; waitid writes to it.
         let done = unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
             libc::waitid(libc::P_PID, child.id(), &mut info, libc::WEXITED | libc::WNOWAIT)
@@ -338,7 +339,7 @@ fn reap(mut child: Child, shared: &Shared) {
         }
     }
     let mut reaped = shared.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-    // An error means that somebody else reaped it; the id is gone all the same.
+    // An error means that the child was reaped elsewhere; the id is released in any case.
     let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0));
     *reaped = true;
     shared.exit.send_replace(Some(status));
@@ -383,29 +384,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_outlives_the_thread_that_asked_for_it_and_stops_also_when_frozen() {
+    async fn child_outlives_its_starter_and_stops_when_frozen() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().to_owned();
         let child = thread::spawn(move || sleeper(&path)).join().expect("the thread only spawns");
         assert!(child.signal(Signal::Stop));
         let status = child.stop(Duration::from_secs(10)).await;
         assert_eq!(status.signal(), Some(libc::SIGTERM));
-        assert!(!child.signal(Signal::Kill), "its id may be somebody else's now");
+        assert!(!child.signal(Signal::Kill), "another process may have the id now");
     }
 
     #[tokio::test]
-    async fn a_dropped_child_is_killed() {
+    async fn dropped_child_is_killed() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let child = sleeper(folder.path());
         let shared = Arc::clone(&child.0.shared);
         drop(child);
         let mut exit = shared.exit.subscribe();
-        let status = exit.wait_for(Option::is_some).await.expect("the reaper answers").expect("some");
+        let status = exit.wait_for(Option::is_some).await.expect("the reaper sends a status").expect("some");
         assert_eq!(status.signal(), Some(libc::SIGKILL));
     }
 
     #[tokio::test]
-    async fn an_end_before_readiness_is_told_at_once() {
+    async fn end_before_readiness_is_reported_immediately() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let child = sleeper(folder.path());
         let began = Instant::now();

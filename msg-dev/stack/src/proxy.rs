@@ -1,5 +1,5 @@
-//! Owns the TCP proxies that stand between the processes of a stack: toxiproxy as a child process, and what it does to the
-//! connections.
+//! Owns the TCP proxies between the processes of a stack: toxiproxy as a child process, and the faults that it injects
+//! into connections.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,30 +13,30 @@ use super::ports::Port;
 use super::process::{Process, Signal, Spec};
 use super::service::http;
 
-/// A start takes some milliseconds.
+/// A start needs some milliseconds.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
-/// What happens to the connections of a proxy, until it is taken off again.
+/// A fault on the connections of a proxy, until the fault is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Toxic {
-    /// Everything arrives later, in both directions: by so many milliseconds, more or less so many.
+    /// Delays all bytes in both directions by `ms` milliseconds, plus or minus up to `jitter`.
     Delay {
-        /// The mean.
+        /// The mean delay.
         ms: u32,
-        /// The most that it differs.
+        /// The maximum deviation.
         jitter: u32,
     },
-    /// Connections are reset (RST) and new ones refused.
+    /// Resets open connections (RST) and refuses new ones.
     Cut,
-    /// Connections stay open, new ones are taken, and nothing arrives in either direction. Taken off, they end.
+    /// Keeps connections open, accepts new ones, and forwards no bytes. The connections end when the fault is removed.
     BlackHole,
-    /// What the client sends arrives, and no answer comes back. Taken off, the connections end.
+    /// Forwards what the client sends, and no response. The connections end when the fault is removed.
     HalfOpen,
-    /// So many KiB a second in each direction.
+    /// Limits each direction to this many KiB a second.
     Bandwidth(u32),
 }
 
-/// All proxies of a stack, in one process.
+/// All proxies of a stack. One process runs them.
 #[derive(Debug)]
 pub struct Proxies {
     admin: Port,
@@ -44,7 +44,7 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// Starts the program without any proxy.
+    /// Starts toxiproxy without a proxy.
     pub async fn start(program: PathBuf, logs: &Path) -> Result<Proxies, StackError> {
         let admin = Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"))?;
         let args = ["-host", "127.0.0.1", "-port", &admin.number().to_string()].map(Into::into).to_vec();
@@ -61,23 +61,23 @@ impl Proxies {
         Ok(Proxies { admin, process })
     }
 
-    /// The process.
+    /// The process of toxiproxy.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Passes on what comes to `front`.
+    /// Adds a proxy that forwards connections from `front` to `behind`.
     pub async fn add(&self, name: &str, front: SocketAddr, behind: SocketAddr) -> Result<(), StackError> {
         let proxy =
             json!({ "name": name, "listen": front.to_string(), "upstream": behind.to_string(), "enabled": true });
-        self.ask("POST", "/proxies", &proxy).await
+        self.post("/proxies", &proxy).await
     }
 
-    /// Puts something on a proxy; one at a time.
+    /// Puts a fault on a proxy, which must have none.
     pub async fn put(&self, name: &str, toxic: Toxic) -> Result<(), StackError> {
         match toxic {
             Toxic::Cut => {
-                // The reset is for the connections that are open: a proxy that is switched off only closes them.
+                // Reset the open connections first: disabling a proxy closes them without a reset.
                 self.toxic(name, "upstream", "reset_peer", &json!({ "timeout": 0 })).await?;
                 self.enable(name, false).await
             }
@@ -98,27 +98,27 @@ impl Proxies {
         }
     }
 
-    /// Takes off what was put on every proxy.
+    /// Removes the faults of all proxies.
     pub async fn reset(&self) -> Result<(), StackError> {
-        self.ask("POST", "/reset", &Value::Null).await
+        self.post("/reset", &Value::Null).await
     }
 
     async fn enable(&self, name: &str, enabled: bool) -> Result<(), StackError> {
-        self.ask("POST", &format!("/proxies/{name}"), &json!({ "enabled": enabled })).await
+        self.post(&format!("/proxies/{name}"), &json!({ "enabled": enabled })).await
     }
 
     async fn toxic(&self, name: &str, stream: &str, kind: &str, attributes: &Value) -> Result<(), StackError> {
         let toxic = json!({ "type": kind, "stream": stream, "attributes": attributes });
-        self.ask("POST", &format!("/proxies/{name}/toxics"), &toxic).await
+        self.post(&format!("/proxies/{name}/toxics"), &toxic).await
     }
 
-    async fn ask(&self, method: &str, path: &str, body: &Value) -> Result<(), StackError> {
+    async fn post(&self, path: &str, body: &Value) -> Result<(), StackError> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let asked = http(self.admin.addr(), method, path, &body).await;
-        let (status, answer) = asked.map_err(StackError::io("ask", "toxiproxy"))?;
+        let response = http(self.admin.addr(), "POST", path, &body).await;
+        let (status, text) = response.map_err(StackError::io("send a request to", "toxiproxy"))?;
         if status < 300 {
             return Ok(());
         }
-        Err(StackError::Setting(format!("toxiproxy: {method} {path}: {status} {}", answer.trim())))
+        Err(StackError::Setting(format!("toxiproxy: POST {path}: {status} {}", text.trim())))
     }
 }

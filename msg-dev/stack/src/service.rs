@@ -1,4 +1,4 @@
-//! Owns the services as child processes: where their programs are, their settings, and when they are ready.
+//! Owns the services as child processes: the search for their programs, their settings, and the check of readiness.
 
 use std::env;
 use std::fs;
@@ -15,44 +15,44 @@ use tokio::net::TcpStream;
 use super::error::StackError;
 use super::process::{Process, Signal, Spec};
 
-/// Until `/readyz` answers 200: pre-flight, migrations and the group's first assignment.
+/// The time until `/readyz` responds 200: preflight, migrations and the group's first assignment.
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Both drain under deadlines of their own, which are shorter.
+/// Both services drain before deadlines of their own, which are shorter.
 pub const STOP_WITHIN: Duration = Duration::from_secs(40);
-/// For one look at the admin port.
-const ASK_WITHIN: Duration = Duration::from_secs(2);
+/// The timeout of one request to an admin port.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Resident memory of a process, in bytes.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Memory {
-    /// Now.
+    /// The current value.
     pub resident: u64,
-    /// The maximum since its start.
+    /// The maximum since the process started.
     pub peak: u64,
 }
 
-/// How a service is started.
+/// A service to start.
 #[derive(Debug, Clone)]
 pub struct ServiceSpec {
-    /// For messages and the log file's name; two of one kind need two names.
+    /// The name in messages and of the log file; two services of one program need two names.
     pub name: String,
-    /// The program: `msg-gateway`.
+    /// The name of the program: `msg-gateway`.
     pub binary: String,
-    /// Its arguments; none for the usual run.
+    /// The arguments, if the program runs a subcommand.
     pub args: Vec<String>,
-    /// Its settings as environment variables.
+    /// The settings as environment variables.
     pub env: Vec<(String, String)>,
-    /// Where `/readyz` and `/metrics` are; none for a subcommand without them.
+    /// The address of `/readyz` and `/metrics`; none for a subcommand without them.
     pub admin: Option<SocketAddr>,
 }
 
 impl ServiceSpec {
-    /// A service of this name and program, without settings.
+    /// Describes a service without settings.
     pub fn new(name: impl Into<String>, binary: impl Into<String>) -> ServiceSpec {
         ServiceSpec { name: name.into(), binary: binary.into(), args: Vec::new(), env: Vec::new(), admin: None }
     }
 
-    /// With a setting; a later value of the same name counts.
+    /// Adds a setting, or replaces the setting of the same name.
     #[allow(clippy::needless_pass_by_value, reason = "numbers and literals are given by value")]
     pub fn env(mut self, name: &str, value: impl ToString) -> ServiceSpec {
         self.env.retain(|(known, _)| known != name);
@@ -60,20 +60,20 @@ impl ServiceSpec {
         self
     }
 
-    /// With an argument.
+    /// Adds an argument.
     pub fn arg(mut self, arg: impl Into<String>) -> ServiceSpec {
         self.args.push(arg.into());
         self
     }
 
-    /// With its admin port (`ADMIN_LISTEN`), which is asked whether it is ready.
+    /// Sets the admin port (`ADMIN_LISTEN`), which also reports readiness.
     pub fn admin(mut self, addr: SocketAddr) -> ServiceSpec {
         self.admin = Some(addr);
         self.env("ADMIN_LISTEN", addr)
     }
 }
 
-/// A service, running or not; it can be started again with the same settings.
+/// A service that runs or not. It can be started again with the same settings.
 #[derive(Debug)]
 pub struct Service {
     spec: ServiceSpec,
@@ -83,20 +83,20 @@ pub struct Service {
 }
 
 impl Service {
-    /// Finds the program and starts nothing yet. The log file is `NAME.log` in `logs`.
+    /// Finds the program and starts no process. The log file is `NAME.log` in `logs`.
     pub fn new(spec: ServiceSpec, logs: &Path) -> Result<Service, StackError> {
         let program = find_binary(&spec.binary)?;
         let log = logs.join(format!("{}.log", spec.name));
         Ok(Service { spec, program, log, process: Mutex::new(None) })
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts the service and waits until it is ready.
     pub async fn start(&self) -> Result<(), StackError> {
         self.launch()?;
         self.wait_ready(READY_WITHIN).await
     }
 
-    /// Starts it if it does not run, and waits for nothing.
+    /// Starts the service if it does not run, and does not wait.
     pub fn launch(&self) -> Result<Process, StackError> {
         let mut current = self.current();
         if let Some(process) = current.as_ref().filter(|process| process.exit_status().is_none()) {
@@ -115,13 +115,13 @@ impl Service {
         Ok(process)
     }
 
-    /// Waits until `/readyz` answers 200; an end of the process is an error with the end of its log.
+    /// Waits until `/readyz` responds 200. If the process ends, the error has the end of its log.
     pub async fn wait_ready(&self, within: Duration) -> Result<(), StackError> {
         let process = self.running()?;
         process.until_ready(within, async || self.is_ready().await).await
     }
 
-    /// Whether `/readyz` answers 200 now. A service without an admin port is ready when it runs.
+    /// Whether `/readyz` responds 200 now. A service without an admin port is ready when it runs.
     pub async fn is_ready(&self) -> bool {
         match self.spec.admin {
             Some(_) => self.readiness().await.is_some_and(|(ready, _)| ready),
@@ -129,30 +129,30 @@ impl Service {
         }
     }
 
-    /// Whether `/readyz` answers 200 now, and its text; none without an answer.
+    /// Whether `/readyz` responds 200 now, and the text of the response; none if there is no response.
     pub async fn readiness(&self) -> Option<(bool, String)> {
         let (status, text) = http_get(self.spec.admin?, "/readyz").await.ok()?;
         Some((status == 200, text))
     }
 
-    /// The text of `/metrics`.
+    /// Reads the text of `/metrics`.
     pub async fn metrics(&self) -> Result<String, StackError> {
         let admin = self.spec.admin.ok_or_else(|| StackError::Setting(format!("{} has no admin port", self.name())))?;
         let (_, body) = http_get(admin, "/metrics").await.map_err(StackError::io("get /metrics of", self.name()))?;
         Ok(body)
     }
 
-    /// Its name.
+    /// The service's name.
     pub fn name(&self) -> &str {
         &self.spec.name
     }
 
-    /// Its settings.
+    /// The service's program and settings.
     pub fn spec(&self) -> &ServiceSpec {
         &self.spec
     }
 
-    /// Its log file.
+    /// The service's log file.
     pub fn log(&self) -> &Path {
         &self.log
     }
@@ -162,29 +162,29 @@ impl Service {
         self.current().clone()
     }
 
-    /// Its memory as the system counts it; zeroes when it does not run.
+    /// Reads the memory of the process from the system; zeroes if it does not run.
     pub fn memory(&self) -> Memory {
         let status = self.process().map(|process| format!("/proc/{}/status", process.pid()));
         let status = status.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
         Memory { resident: memory_field(&status, "VmRSS:"), peak: memory_field(&status, "VmHWM:") }
     }
 
-    /// Sends a signal; false when it does not run.
+    /// Sends a signal; returns false if the service does not run.
     pub fn signal(&self, signal: Signal) -> bool {
         self.process().is_some_and(|process| process.signal(signal))
     }
 
-    /// SIGTERM and wait; past the deadline SIGKILL. None when it was never started.
+    /// Sends SIGTERM and waits; sends SIGKILL after [`STOP_WITHIN`]. Returns none if the service was never started.
     pub async fn stop(&self) -> Option<ExitStatus> {
         Some(self.process()?.stop(STOP_WITHIN).await)
     }
 
-    /// SIGKILL and wait: a crash. None when it was never started.
+    /// Sends SIGKILL, as a crash would, and waits. Returns none if the service was never started.
     pub async fn kill(&self) -> Option<ExitStatus> {
         Some(self.process()?.kill().await)
     }
 
-    /// Waits for its end.
+    /// Waits until the process ends.
     pub async fn wait(&self) -> Result<ExitStatus, StackError> {
         Ok(self.running()?.wait().await)
     }
@@ -198,8 +198,8 @@ impl Service {
     }
 }
 
-/// Finds a program of this workspace: in `MSG_BIN_DIR`, else beside the running program, or in the folder above (a test
-/// runs from `deps`). A path is taken as it is.
+/// Finds a program of this workspace: in `MSG_BIN_DIR`, else in the folder of the running program, or in the folder
+/// above (a test runs from `deps`). Returns an absolute path unchanged.
 pub fn find_binary(name: &str) -> Result<PathBuf, StackError> {
     if Path::new(name).is_absolute() {
         return Ok(name.into());
@@ -219,42 +219,42 @@ pub fn find_binary(name: &str) -> Result<PathBuf, StackError> {
             folders.join(" or ")
         )));
     };
-    // The child runs in another folder.
+    // Return an absolute path: the child runs in another folder.
     found.canonicalize().map_err(StackError::io("resolve", found))
 }
 
-/// A line such as `VmRSS:      1234 kB`, in bytes.
+/// Reads a line such as `VmRSS:      1234 kB`, and returns the bytes.
 fn memory_field(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
     number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-/// Asks an admin port: status and body.
+/// Sends a GET request to an admin port, and returns status and body.
 pub async fn http_get(addr: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     http(addr, "GET", path, "").await
 }
 
-/// The smallest HTTP client that can ask an admin port: status and body.
+/// A minimal HTTP client, enough for an admin port. Returns status and body.
 pub(super) async fn http(addr: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
-    let asking = async {
+    let exchange = async {
         let mut stream = TcpStream::connect(addr).await?;
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {addr}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        parse_answer(&String::from_utf8_lossy(&answer))
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).await?;
+        parse_response(&String::from_utf8_lossy(&response))
     };
-    tokio::time::timeout(ASK_WITHIN, asking).await.map_err(|_| std::io::ErrorKind::TimedOut)?
+    tokio::time::timeout(REQUEST_TIMEOUT, exchange).await.map_err(|_| std::io::ErrorKind::TimedOut)?
 }
 
-/// Reads a whole answer; a body in chunks is put together.
-fn parse_answer(answer: &str) -> std::io::Result<(u16, String)> {
+/// Returns status and body of a complete response. Joins a body that was sent in chunks.
+fn parse_response(response: &str) -> std::io::Result<(u16, String)> {
     let bad = || std::io::Error::from(std::io::ErrorKind::InvalidData);
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
+    let (head, body) = response.split_once("\r\n\r\n").ok_or_else(bad)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(bad)?;
     if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
         return Ok((status, body.to_owned()));
@@ -277,12 +277,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_read_whole_or_in_chunks() {
+    fn response_is_parsed_with_and_without_chunks() {
         let plain = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno";
-        assert_eq!(parse_answer(plain).expect("valid"), (503, "no".to_owned()));
+        assert_eq!(parse_response(plain).expect("valid"), (503, "no".to_owned()));
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
-        assert_eq!(parse_answer(chunked).expect("valid"), (200, "abc".to_owned()));
-        parse_answer("HTTP/1.1").expect_err("cut off");
+        assert_eq!(parse_response(chunked).expect("valid"), (200, "abc".to_owned()));
+        parse_response("HTTP/1.1").expect_err("truncated");
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_setting_counts() {
+    fn later_setting_replaces_an_earlier_one() {
         let spec = ServiceSpec::new("a", "b").env("X", 1).env("X", 2);
         assert_eq!(spec.env, [("X".to_owned(), "2".to_owned())]);
     }

@@ -1,4 +1,4 @@
-//! Owns the state folder: one stack at a time holds it, and only a folder that is known to be one is ever emptied.
+//! Owns the state folder: one stack at a time locks it, and `fresh` empties only a folder that has the lock file.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
@@ -9,12 +9,12 @@ use super::error::StackError;
 use super::process::POLL;
 use super::{fetch, user};
 
-/// A state folder is known by this file, which is also its lock.
+/// The file that marks a folder as a state folder, and that is locked while a stack uses it.
 const LOCK: &str = "msg-dev.lock";
-/// How long a folder that somebody holds is waited for.
-const HELD_WITHIN: Duration = Duration::from_secs(2);
+/// How long to wait for a folder that another process has locked.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A folder with the data and logs of one stack, held while this value lives.
+/// A folder with the data and logs of one stack, locked while this value lives.
 #[derive(Debug)]
 pub struct State {
     folder: PathBuf,
@@ -23,13 +23,13 @@ pub struct State {
 }
 
 impl State {
-    /// The state folder unless told otherwise: as root `/var/lib/msg-dev`, since PostgreSQL runs as another user, who often cannot
-    /// enter the folder of a clone; else `state` in the cache folder.
+    /// The default state folder: as root `/var/lib/msg-dev`, since PostgreSQL runs as another user, who often cannot enter
+    /// the folder of a clone; else `state` in the cache folder.
     pub fn default_folder() -> PathBuf {
         if user::is_root() { PathBuf::from("/var/lib/msg-dev") } else { fetch::default_cache().join("state") }
     }
 
-    /// Takes the folder, making it where there is none; `fresh` empties it.
+    /// Locks the folder, and creates it if it does not exist; `fresh` empties it.
     pub(super) fn open(folder: &Path, fresh: bool) -> Result<State, StackError> {
         let folder = std::path::absolute(folder).map_err(StackError::io("resolve", folder))?;
         fs::create_dir_all(&folder).map_err(StackError::io("create", &folder))?;
@@ -38,18 +38,18 @@ impl State {
         if foreign {
             let folder = folder.display();
             return Err(StackError::Setting(format!(
-                "{folder} holds other files: choose an empty folder for the state"
+                "{folder} contains other files: choose an empty folder for the state"
             )));
         }
         let lock = File::create(&path).map_err(StackError::io("create", &path))?;
-        hold(&lock, &folder)?;
+        lock_folder(&lock, &folder)?;
         if fresh {
             empty(&folder)?;
         }
         let logs = folder.join("logs");
         for folder in [&folder, &logs, &folder.join("postgres")] {
             fs::create_dir_all(folder).map_err(StackError::io("create", folder))?;
-            // PostgreSQL may run as another user, who must pass through. Its data folder is private.
+            // PostgreSQL may run as another user, who must be able to enter this folder. Its data folder is private.
             if user::is_root() {
                 fs::set_permissions(folder, fs::Permissions::from_mode(0o711))
                     .map_err(StackError::io("change the mode of", folder))?;
@@ -58,24 +58,24 @@ impl State {
         Ok(State { folder, logs, _lock: lock })
     }
 
-    /// The folder.
+    /// The folder itself.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The folder of the log files, one a process.
+    /// The folder of the log files; each process has one file.
     pub fn logs(&self) -> &Path {
         &self.logs
     }
 }
 
-/// Locks the folder. A predecessor that was killed a moment ago may still be on its way out.
-fn hold(lock: &File, folder: &Path) -> Result<(), StackError> {
+/// Locks the folder. Waits a little: a predecessor that was killed just now may still be ending.
+fn lock_folder(lock: &File, folder: &Path) -> Result<(), StackError> {
     let began = Instant::now();
     loop {
         match lock.try_lock() {
             Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if began.elapsed() < HELD_WITHIN => std::thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_TIMEOUT => std::thread::sleep(POLL),
             Err(TryLockError::WouldBlock) => {
                 let folder = folder.display();
                 return Err(StackError::Setting(format!(
@@ -92,7 +92,7 @@ fn first_entry(folder: &Path) -> Result<Option<PathBuf>, StackError> {
     entries.next().transpose().map(|entry| entry.map(|entry| entry.path())).map_err(StackError::io("read", folder))
 }
 
-/// Removes all but the lock, which is held.
+/// Removes everything except the lock file.
 fn empty(folder: &Path) -> Result<(), StackError> {
     for entry in fs::read_dir(folder).map_err(StackError::io("read", folder))? {
         let entry = entry.map_err(StackError::io("read", folder))?;
@@ -112,16 +112,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_held_by_one_and_emptied_only_when_it_is_ours() {
+    fn state_folder_has_one_user_and_only_a_marked_one_is_emptied() {
         let top = tempfile::tempdir().expect("a temporary folder");
         let folder = top.path().join("state");
         let held = State::open(&folder, false).expect("a new folder");
         fs::write(folder.join("data"), "x").expect("own folder");
-        State::open(&folder, false).expect_err("held by another");
+        State::open(&folder, false).expect_err("locked by another stack");
         drop(held);
-        let kept = State::open(&folder, false).expect("free again");
+        let reopened = State::open(&folder, false).expect("unlocked again");
         assert!(folder.join("data").exists());
-        drop(kept);
+        drop(reopened);
         State::open(&folder, true).expect("ours");
         assert!(!folder.join("data").exists());
 

@@ -177,7 +177,7 @@ impl World {
             stack.kafka().grant(USERS.iter().flat_map(|user| kafka_rights(user)).collect()).await?;
         }
         let standby = match needs.standby {
-            true => Some(stack.postgres().beside(&folder.join("standby"))?),
+            true => Some(stack.postgres().second_server(&folder.join("standby"))?),
             false => None,
         };
         let offsets = Offsets::new(stack.kafka().bootstrap(), GROUP, TOPIC, PARTITIONS)?;

@@ -1,4 +1,4 @@
-//! Owns what the stack asks of a Kafka cluster as a client: who is there, and topics created and deleted.
+//! Owns the stack's requests to a Kafka cluster as a client: its brokers, and the creation and deletion of topics.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use super::topic::TopicSpec;
 use crate::error::StackError;
 use crate::process::POLL;
 
-/// For one request.
-const ASK_WITHIN: Duration = Duration::from_secs(2);
-/// For a topic to be created, led by somebody, or deleted.
+/// The timeout of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// The timeout until a topic is created and led, or deleted.
 const TOPIC_WITHIN: Duration = Duration::from_secs(30);
 
-/// A client that says nothing: that a broker is not there yet is what we wait for.
+/// A client context that logs nothing: the stack polls brokers that are not started yet, so errors are expected.
 struct Quiet;
 
 impl ClientContext for Quiet {
@@ -41,7 +41,7 @@ fn config(bootstrap: &str) -> ClientConfig {
     config
 }
 
-/// Whether the broker at this address answers and knows of so many brokers, itself among them.
+/// Whether the broker at this address responds and reports at least `least` brokers, itself among them.
 pub(super) async fn sees_brokers(bootstrap: String, itself: SocketAddr, least: usize) -> bool {
     let metadata = metadata(bootstrap, None).await;
     metadata.is_ok_and(|metadata| {
@@ -50,9 +50,9 @@ pub(super) async fn sees_brokers(bootstrap: String, itself: SocketAddr, least: u
     })
 }
 
-/// Waits until a cluster that is not ours answers, and gives the number of its brokers.
+/// Waits until a given cluster responds, and returns the number of its brokers.
 pub(super) async fn wait_for_any_broker(bootstrap: &str, within: Duration) -> Result<usize, StackError> {
-    let asking = async {
+    let polling = async {
         loop {
             if let Ok(metadata) = metadata(bootstrap.to_owned(), None).await {
                 return metadata.brokers().len();
@@ -60,11 +60,11 @@ pub(super) async fn wait_for_any_broker(bootstrap: &str, within: Duration) -> Re
             tokio::time::sleep(POLL).await;
         }
     };
-    let no_answer = |_| StackError::NoAnswer { name: "kafka", address: bootstrap.to_owned(), waited: within };
-    tokio::time::timeout(within, asking).await.map_err(no_answer)
+    let no_response = |_| StackError::NoResponse { name: "kafka", address: bootstrap.to_owned(), waited: within };
+    tokio::time::timeout(within, polling).await.map_err(no_response)
 }
 
-/// The number of partitions of a topic; none when there is no such topic.
+/// Returns the number of partitions of a topic, or none if the topic does not exist.
 pub(super) async fn partitions(bootstrap: &str, topic: &str) -> Result<Option<i32>, StackError> {
     let metadata = metadata(bootstrap.to_owned(), Some(topic.to_owned())).await;
     let metadata = metadata.map_err(failed(format!("describe topic {topic}")))?;
@@ -72,29 +72,28 @@ pub(super) async fn partitions(bootstrap: &str, topic: &str) -> Result<Option<i3
     Ok(found.map(|one| i32::try_from(one.partitions().len()).expect("Kafka counts partitions in 32 bits")))
 }
 
-/// Creates the topic and waits until all its partitions are led by somebody.
+/// Creates the topic and waits until every partition has a leader.
 pub(super) async fn create(bootstrap: &str, spec: &TopicSpec) -> Result<(), StackError> {
     let doing = format!("create topic {}", spec.name);
     let mut topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(spec.replication));
     for (key, value) in &spec.config {
         topic = topic.set(key, value);
     }
-    let answers = admin(bootstrap, &doing)?.create_topics([&topic], &options()).await;
-    one_answer(answers).map_err(failed(doing.clone()))?;
+    let results = admin(bootstrap, &doing)?.create_topics([&topic], &options()).await;
+    single_result(results).map_err(failed(doing.clone()))?;
     let led = async {
         while !is_led(bootstrap, spec).await {
             tokio::time::sleep(POLL).await;
         }
     };
-    let late = |_| StackError::Kafka { doing, detail: "its partitions have no leaders yet".to_owned() };
+    let late = |_| StackError::Kafka { doing, detail: "the partitions have no leaders yet".to_owned() };
     tokio::time::timeout(TOPIC_WITHIN, led).await.map_err(late)
 }
 
-/// Deletes the topic.
 pub(super) async fn delete(bootstrap: &str, name: &str) -> Result<(), StackError> {
     let doing = format!("delete topic {name}");
-    let answers = admin(bootstrap, &doing)?.delete_topics(&[name], &options()).await;
-    one_answer(answers).map_err(failed(doing))
+    let results = admin(bootstrap, &doing)?.delete_topics(&[name], &options()).await;
+    single_result(results).map_err(failed(doing))
 }
 
 async fn is_led(bootstrap: &str, spec: &TopicSpec) -> bool {
@@ -114,9 +113,9 @@ fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(TOPIC_WITHIN)).operation_timeout(Some(TOPIC_WITHIN))
 }
 
-/// The answer to a request about one topic.
-fn one_answer(answers: Result<Vec<TopicResult>, KafkaError>) -> Result<(), KafkaError> {
-    match answers?.pop() {
+/// Returns the result of a request about one topic.
+fn single_result(results: Result<Vec<TopicResult>, KafkaError>) -> Result<(), KafkaError> {
+    match results?.pop() {
         Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),
         Some(Ok(_)) | None => Ok(()),
     }
@@ -126,11 +125,11 @@ fn failed(doing: String) -> impl FnOnce(KafkaError) -> StackError {
     move |error| StackError::Kafka { doing, detail: error.to_string() }
 }
 
-/// Asks the cluster. The client blocks, so it has a thread to itself.
+/// Reads the cluster's metadata on a thread of its own, since the client blocks.
 async fn metadata(bootstrap: String, topic: Option<String>) -> Result<Metadata, KafkaError> {
-    let ask = move || {
+    let request = move || {
         let client: BaseProducer<Quiet> = config(&bootstrap).create_with_context(Quiet)?;
-        client.client().fetch_metadata(topic.as_deref(), ASK_WITHIN)
+        client.client().fetch_metadata(topic.as_deref(), REQUEST_TIMEOUT)
     };
-    tokio::task::spawn_blocking(ask).await.expect("asking for metadata does not panic")
+    tokio::task::spawn_blocking(request).await.expect("reading metadata does not panic")
 }

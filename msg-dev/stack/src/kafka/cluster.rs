@@ -1,4 +1,4 @@
-//! Owns the brokers' processes: their folders, how they are formatted and started, and Kafka's own tools.
+//! Owns the brokers' processes: their folders, their format and start, and the runs of Kafka's own tools.
 
 use std::fs;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ impl Cluster {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Written anew at every start, since the ports are others. KRaft keeps the voters' ids, not their addresses.
+    /// Writes the settings. Every start needs this, since the ports are new. KRaft keeps the voters' ids, not their addresses.
     pub(super) fn write_settings(&self, broker: &Broker) -> Result<(), StackError> {
         let node = self.node(broker);
         fs::create_dir_all(&node).map_err(StackError::io("create", &node))?;
@@ -64,7 +64,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Gives the data folder its identity, once.
+    /// Formats the data folder with the cluster's id, once.
     async fn format(&self, broker: &Broker) -> Result<(), StackError> {
         let settings = self.settings(broker).display().to_string();
         let process = Process::spawn(Spec {
@@ -109,9 +109,9 @@ impl Cluster {
         let log4j = self.node(broker).join("log4j2.xml");
         let mut all = vec![
             "-Xmx512m".to_owned(),
-            // Only the quick compiler: a broker is up 0.3 s earlier and leaves more of a small machine to the services.
+            // Use only the quick compiler: a broker starts 0.3 s earlier and leaves more of a small machine to the services.
             "-XX:TieredStopAtLevel=1".to_owned(),
-            // A small heap on a small machine: the parallel collectors' threads would compete with everything else.
+            // Use the serial collector on a small machine: the threads of the parallel collectors would compete for its cores.
             "-XX:+UseSerialGC".to_owned(),
             format!("-Dlog4j2.configurationFile={}", log4j.display()),
             "-cp".to_owned(),
@@ -127,7 +127,7 @@ impl Cluster {
         let process = broker.process().clone().expect("started just before");
         let addr = broker.client.addr();
         let probe = async || {
-            // A client that finds nobody waits longer and longer before it looks again, so first the bare port.
+            // Probe the bare port first: a client that finds no broker waits longer after each attempt.
             TcpStream::connect(addr).await.is_ok() && admin::sees_brokers(addr.to_string(), addr, members).await
         };
         process.until_ready(READY_WITHIN, probe).await

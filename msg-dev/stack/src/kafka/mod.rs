@@ -1,5 +1,5 @@
-//! Owns the local Kafka cluster: real KRaft brokers as child processes, each of which can be stopped, killed, frozen and
-//! started again on its own address and data.
+//! Owns the local Kafka cluster: real KRaft brokers as child processes. Each can be stopped, killed, frozen and started
+//! again on the same address and data.
 
 mod admin;
 mod cluster;
@@ -18,49 +18,49 @@ use super::fetch::KafkaHome;
 use super::ports::Port;
 use super::process::{Process, Signal};
 
-/// One broker is up in about 3 s on an idle machine, format included; a machine that compiles at the same time is slow.
+/// A broker starts and formats its folder in about 3 s on an idle machine; a machine that compiles meanwhile is slower.
 const READY_WITHIN: Duration = Duration::from_secs(90);
-/// A controlled shutdown takes 0.4 s alone; with three brokers each hands its leaderships over first.
+/// A controlled shutdown needs 0.4 s alone; with three brokers each moves its leaderships to the others first.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
-/// How long an address from outside is asked.
-const ANSWER_WITHIN: Duration = Duration::from_secs(20);
-/// One cluster id for all: two stacks share nothing else.
+/// How long to wait for a cluster at a given address.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
+/// All stacks use the same cluster id: two stacks never share a network.
 const CLUSTER_ID: &str = "bXNnLWRldi1jbHVzdGVyMA";
 
-/// The network over which the brokers reach each other, when the cluster has it.
+/// The network between the brokers, if the cluster has one.
 pub const BETWEEN_BROKERS: &str = "BROKERS";
 
-/// What a cluster of ours has beyond the usual.
+/// Additional options of a cluster that runs as children of this process.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterOptions {
-    /// Networks, in capitals: over each, a broker is reached at an address that is not its own, where somebody (a proxy)
-    /// has to pass everything on. [`BETWEEN_BROKERS`] is the brokers' own.
+    /// The names of networks, in capitals. Over each, a broker has an additional address; the caller must run a proxy there
+    /// that forwards to the broker. [`BETWEEN_BROKERS`] is the network of the brokers.
     pub networks: Vec<String>,
-    /// Further settings of each broker; a later value counts.
+    /// Additional settings of each broker; a later value replaces an earlier one.
     pub settings: Vec<(String, String)>,
-    /// Users that log in with a password, at [`Kafka::bootstrap_for_users`] and over each network but the brokers' own. With any,
-    /// an authorizer decides what they may do: nothing until a right is granted ([`Kafka::grant`]). Who connects without a
-    /// password may do anything.
+    /// Users that log in with a password, at [`Kafka::bootstrap_for_users`] and over every network except the brokers' own. If
+    /// there are users, an authorizer decides what they may do: nothing until a right is granted ([`Kafka::grant`]). A
+    /// client without a password may do everything.
     pub users: Vec<String>,
 }
 
-/// The way to one broker over one network.
+/// The addresses of one broker on one network.
 #[derive(Debug)]
 pub struct Leg {
-    /// Which network.
+    /// The name of the network.
     pub network: String,
-    /// The address that clients of the network are told.
+    /// The address that the broker advertises to clients of the network.
     pub front: Port,
-    /// Where the broker listens for them.
+    /// The address where the broker listens for these clients.
     pub behind: Port,
 }
 
-/// A Kafka cluster: ours, or one at an address that was given.
+/// A Kafka cluster: children of this process, or a cluster at a given address.
 #[derive(Debug)]
 pub struct Kafka {
     bootstrap: String,
     cluster: Option<Cluster>,
-    /// How many brokers somebody else's cluster has, once it was asked.
+    /// The number of brokers of a cluster at a given address, once [`Kafka::start`] has read it.
     members: OnceLock<usize>,
 }
 
@@ -71,7 +71,7 @@ struct Cluster {
     logs: PathBuf,
     brokers: Vec<Broker>,
     settings: Vec<(String, String)>,
-    /// With their passwords.
+    /// The users with their passwords.
     users: Mutex<Vec<(String, String)>>,
 }
 
@@ -81,14 +81,14 @@ struct Broker {
     client: Port,
     controller: Port,
     legs: Vec<Leg>,
-    /// Where users log in, if there are any.
+    /// The port where users log in, if there are users.
     users: Option<Port>,
     process: Mutex<Option<Process>>,
 }
 
 impl Kafka {
-    /// Takes the ports and writes the settings of a cluster, and starts nothing: [`Kafka::bootstrap`] is valid, and refuses
-    /// connections until [`Kafka::start`]. Data of an earlier run in `folder` is kept.
+    /// Reserves the ports and writes the settings of a cluster, and starts no process: [`Kafka::bootstrap`] is valid, and
+    /// connections are refused until [`Kafka::start`]. The data of an earlier run in `folder` stays.
     pub fn reserve(
         home: KafkaHome,
         folder: &Path,
@@ -119,23 +119,23 @@ impl Kafka {
         Ok(Kafka { bootstrap, cluster: Some(cluster), members: OnceLock::new() })
     }
 
-    /// A cluster that somebody else runs.
+    /// Uses a cluster at this address; it is no child of this process.
     pub fn external(bootstrap: impl Into<String>) -> Kafka {
         Kafka { bootstrap: bootstrap.into(), cluster: None, members: OnceLock::new() }
     }
 
-    /// For `bootstrap.servers`: all brokers, `host:port` with commas.
+    /// The value of `bootstrap.servers`: all brokers, `host:port` with commas.
     pub fn bootstrap(&self) -> &str {
         &self.bootstrap
     }
 
-    /// For `bootstrap.servers` of a client that is on this network.
+    /// The value of `bootstrap.servers` for a client on this network.
     pub fn bootstrap_over(&self, network: &str) -> String {
         let legs = self.legs().filter(|(_, leg)| leg.network == network);
         legs.map(|(_, leg)| leg.front.to_string()).collect::<Vec<_>>().join(",")
     }
 
-    /// The ways over all networks, each with the number of its broker (from 1).
+    /// The addresses on all networks, each with the number of its broker (from 1).
     pub fn legs(&self) -> impl Iterator<Item = (usize, &Leg)> {
         let brokers = self.cluster.iter().flat_map(|cluster| &cluster.brokers);
         brokers.flat_map(|broker| broker.legs.iter().map(|leg| (broker.id, leg)))
@@ -147,24 +147,24 @@ impl Kafka {
         Ok(cluster.data(broker))
     }
 
-    /// Runs one of Kafka's own tools to its end, and gives what it said.
+    /// Runs one of Kafka's own tools to its end, and returns its output.
     pub async fn tool(&self, class: &str, args: &[&str]) -> Result<String, StackError> {
         let (cluster, broker) = self.broker(1)?;
         cluster.tool(broker, class, args).await
     }
 
-    /// The number of brokers; of somebody else's cluster it is known (else 0) once [`Kafka::start`] has asked.
+    /// The number of brokers. For a cluster at a given address it is 0 until [`Kafka::start`].
     pub fn brokers(&self) -> usize {
-        let asked = || self.members.get().copied().unwrap_or(0);
-        self.cluster.as_ref().map_or_else(asked, |cluster| cluster.brokers.len())
+        let members = || self.members.get().copied().unwrap_or(0);
+        self.cluster.as_ref().map_or_else(members, |cluster| cluster.brokers.len())
     }
 
-    /// Whether the cluster is made of children of ours.
+    /// Whether the brokers are children of this process.
     pub fn is_ours(&self) -> bool {
         self.cluster.is_some()
     }
 
-    /// Where clients reach broker `id` (from 1).
+    /// The client address of broker `id` (from 1).
     pub fn broker_addr(&self, id: usize) -> Result<SocketAddr, StackError> {
         Ok(self.broker(id)?.1.client.addr())
     }
@@ -179,10 +179,10 @@ impl Kafka {
         (1..=self.brokers()).filter_map(|id| self.process(id)).collect()
     }
 
-    /// Starts the brokers that do not run and waits until all answer a client.
+    /// Starts the brokers that do not run, and waits until all of them respond to a client.
     pub async fn start(&self) -> Result<(), StackError> {
         let Some(cluster) = &self.cluster else {
-            let members = admin::wait_for_any_broker(&self.bootstrap, ANSWER_WITHIN).await?;
+            let members = admin::wait_for_any_broker(&self.bootstrap, RESPONSE_TIMEOUT).await?;
             self.members.get_or_init(|| members);
             return Ok(());
         };
@@ -194,14 +194,14 @@ impl Kafka {
         Ok(())
     }
 
-    /// Starts broker `id` (from 1) and waits until it answers a client and is part of the cluster.
+    /// Starts broker `id` (from 1), and waits until it responds to a client and is part of the cluster.
     pub async fn start_broker(&self, id: usize) -> Result<(), StackError> {
         let (cluster, broker) = self.broker(id)?;
         cluster.start(broker).await?;
         cluster.wait_ready(broker, 1).await
     }
 
-    /// Stops broker `id` in its orderly way: its leaderships go to others first.
+    /// Stops broker `id` gracefully: it moves its leaderships to the other brokers first.
     pub async fn stop_broker(&self, id: usize) -> Result<(), StackError> {
         let process = self.broker(id)?.1.process().clone();
         if let Some(process) = process {
@@ -210,7 +210,7 @@ impl Kafka {
         Ok(())
     }
 
-    /// Kills broker `id` with SIGKILL: a crash.
+    /// Kills broker `id` with SIGKILL, as a crash would.
     pub async fn kill_broker(&self, id: usize) -> Result<(), StackError> {
         let process = self.broker(id)?.1.process().clone();
         if let Some(process) = process {
@@ -219,19 +219,19 @@ impl Kafka {
         Ok(())
     }
 
-    /// Sends a signal to broker `id`: `Stop` freezes it, `Cont` lets it go on. False when it does not run.
+    /// Sends a signal to broker `id`: `Stop` freezes it, `Cont` resumes it. Returns false if the broker does not run.
     pub fn signal_broker(&self, id: usize, signal: Signal) -> Result<bool, StackError> {
         Ok(self.broker(id)?.1.process().as_ref().is_some_and(|process| process.signal(signal)))
     }
 
-    /// Stops all brokers at once. (One after the other, the last ones would lose the controllers' majority and wait for it.)
+    /// Stops all brokers concurrently. In sequence, the last ones would lose the controllers' majority and wait for it.
     pub async fn stop(&self) {
         let processes = self.processes();
         futures_util::future::join_all(processes.iter().map(|process| process.stop(STOP_WITHIN))).await;
     }
 
-    /// A topic with the settings that the services ask for: three replicas of which two must be in sync (one with fewer
-    /// brokers), nothing deleted for a week, records of up to 2 MiB.
+    /// Returns a topic with the settings that the services require: three replicas, two of them in sync (one each with fewer
+    /// brokers), a retention of a week, and records of up to 2 MiB.
     pub fn topic(&self, name: &str, partitions: i32) -> TopicSpec {
         let replication = if self.brokers() < 3 { 1 } else { 3 };
         let in_sync = if replication == 1 { "1" } else { "2" };
@@ -242,13 +242,13 @@ impl Kafka {
             ("retention.ms", "604800000"),
             ("unclean.leader.election.enable", "false"),
         ];
-        // A single broker's topic is unsafe in any case, and tests write old records to it.
+        // The topic of a single broker is unsafe in any case, and tests write records with old timestamps to it.
         let clock = (replication == 3).then_some(("message.timestamp.type", "LogAppendTime"));
         let config = config.into_iter().chain(clock).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         TopicSpec { name: name.to_owned(), partitions, replication, config }
     }
 
-    /// The topic in which the transfers tell the gateways what they have stored; named as the services expect it.
+    /// Returns the hints topic of this topic, with the name that the services expect.
     pub fn hints_topic(&self, name: &str) -> TopicSpec {
         let main = self.topic(name, 1);
         let config = [("cleanup.policy", "delete"), ("retention.ms", "600000"), ("segment.ms", "600000")];
@@ -256,8 +256,8 @@ impl Kafka {
         TopicSpec { name: format!("{name}-hints"), config, ..main }
     }
 
-    /// Creates [`Kafka::topic`] with `config` on top, and its hints topic where there is none; waits until every partition
-    /// has a leader.
+    /// Creates [`Kafka::topic`] with the additional settings `config`, and its hints topic if it does not exist. Waits until
+    /// every partition has a leader.
     pub async fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) -> Result<(), StackError> {
         self.create_topic_without_hints(name, partitions, config).await?;
         let hints = self.hints_topic(name);
@@ -267,7 +267,7 @@ impl Kafka {
         Ok(())
     }
 
-    /// The same, and no hints topic.
+    /// Creates [`Kafka::topic`] with the additional settings `config`, and no hints topic.
     pub async fn create_topic_without_hints(
         &self,
         name: &str,
@@ -287,7 +287,7 @@ impl Kafka {
         admin::create(&self.bootstrap, spec).await
     }
 
-    /// The number of partitions of a topic; none when there is no such topic.
+    /// Returns the number of partitions of a topic, or none if the topic does not exist.
     pub async fn partitions(&self, topic: &str) -> Result<Option<i32>, StackError> {
         admin::partitions(&self.bootstrap, topic).await
     }
@@ -298,7 +298,8 @@ impl Kafka {
     }
 
     fn broker(&self, id: usize) -> Result<(&Cluster, &Broker), StackError> {
-        let cluster = self.cluster.as_ref().ok_or_else(|| StackError::Setting("this Kafka is not ours".to_owned()))?;
+        let missing = || StackError::Setting("this Kafka is not a child of this process".to_owned());
+        let cluster = self.cluster.as_ref().ok_or_else(missing)?;
         let broker = id.checked_sub(1).and_then(|index| cluster.brokers.get(index));
         let broker = broker.ok_or_else(|| StackError::Setting(format!("there is no broker {id}")))?;
         Ok((cluster, broker))
@@ -311,14 +312,14 @@ impl Broker {
     }
 }
 
-/// Refuses a folder that was made with another number of brokers: the quorum is fixed when it is formatted.
+/// Rejects a folder of a cluster with another number of brokers: formatting fixes the members of the quorum.
 fn check_count(folder: &Path, brokers: usize) -> Result<(), StackError> {
     let found = (1..=3).filter(|id| folder.join(format!("node-{id}/data/meta.properties")).exists()).count();
     if found == 0 || found == brokers {
         return Ok(());
     }
     Err(StackError::Setting(format!(
-        "{} holds the data of a cluster of {found}, not of {brokers}: choose another state folder or remove this one",
+        "{} contains the data of a cluster of {found}, not of {brokers}: choose another state folder or remove this one",
         folder.display()
     )))
 }

@@ -1,5 +1,5 @@
-//! Owns who may do what on a cluster with an authorizer: its users, how a client logs in as one of them, and the rights that a
-//! test grants and withdraws.
+//! Owns the rights on a cluster with an authorizer: its users, the login of a client, and the rights that a test grants
+//! and withdraws.
 
 use std::ffi::{CStr, CString};
 
@@ -11,10 +11,10 @@ use rdkafka::config::ClientConfig;
 use super::Kafka;
 use crate::error::StackError;
 
-/// For one request.
+/// The timeout of one request.
 const TIMEOUT_MS: i32 = 30_000;
 
-/// What a right is about.
+/// The object of a right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// The topic of this name.
@@ -27,7 +27,7 @@ pub enum Resource {
     Cluster,
 }
 
-/// What a right allows.
+/// An operation that a right allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "Kafka's own names")]
 pub enum Operation {
@@ -47,45 +47,45 @@ pub enum Operation {
 /// One right of one user. Kafka lets Read, Write, Delete and Alter imply Describe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Right {
-    /// Who has it.
+    /// The user that has the right.
     pub user: String,
-    /// On what.
+    /// The object of the right.
     pub resource: Resource,
-    /// What it allows.
+    /// The operation that the right allows.
     pub operation: Operation,
 }
 
 impl Right {
-    /// For `user`, `operation` on `resource`.
+    /// Returns the right of `user` to do `operation` on `resource`.
     pub fn new(user: &str, operation: Operation, resource: Resource) -> Right {
         Right { user: user.to_owned(), resource, operation }
     }
 }
 
-/// The password that a user of a cluster of ours has at first.
+/// The first password of a user of the stack's cluster.
 pub fn password(user: &str) -> String {
     format!("{user}-secret")
 }
 
-/// librdkafka's settings with which a client logs in as this user, as KAFKA_PROPERTIES.
+/// Returns librdkafka's settings for a login of this user, in the form of KAFKA_PROPERTIES.
 pub fn login(user: &str) -> String {
     login_with(user, &password(user))
 }
 
-/// The same with this password.
+/// Returns the settings for a login with this password.
 pub fn login_with(user: &str, password: &str) -> String {
     format!("security.protocol=sasl_plaintext,sasl.mechanisms=PLAIN,sasl.username={user},sasl.password={password}")
 }
 
 impl Kafka {
-    /// For `bootstrap.servers` of a client that logs in as one of [`super::ClusterOptions::users`]; [`Kafka::bootstrap`] is
-    /// for those that may do anything.
+    /// The value of `bootstrap.servers` for a client that logs in as one of [`super::ClusterOptions::users`]. Clients of
+    /// [`Kafka::bootstrap`] may do everything.
     pub fn bootstrap_for_users(&self) -> String {
         let brokers = self.cluster.iter().flat_map(|cluster| &cluster.brokers);
         brokers.filter_map(|broker| broker.users.as_ref().map(ToString::to_string)).collect::<Vec<_>>().join(",")
     }
 
-    /// Gives a user another password, which counts from each broker's next start on.
+    /// Sets the password of a user. Each broker uses it from its next start on.
     pub fn set_password(&self, user: &str, password: &str) -> Result<(), StackError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
         for (_, known) in cluster.users().iter_mut().filter(|(name, _)| name == user) {
@@ -94,13 +94,13 @@ impl Kafka {
         cluster.brokers.iter().try_for_each(|broker| cluster.write_settings(broker))
     }
 
-    /// Grants these rights. They hold when this returns, at the broker that was asked.
+    /// Grants these rights. When this returns, the broker that received the request applies them.
     pub async fn grant(&self, rights: Vec<Right>) -> Result<(), StackError> {
         let bootstrap = self.bootstrap.clone();
         blocking(move || change(&bootstrap, &rights, Change::Grant)).await
     }
 
-    /// Withdraws these rights. They are gone when this returns, at the broker that was asked.
+    /// Withdraws these rights. When this returns, the broker that received the request no longer grants them.
     pub async fn withdraw(&self, rights: Vec<Right>) -> Result<(), StackError> {
         let bootstrap = self.bootstrap.clone();
         blocking(move || change(&bootstrap, &rights, Change::Withdraw)).await
@@ -118,7 +118,7 @@ async fn blocking(change: impl FnOnce() -> Result<(), String> + Send + 'static) 
     result.map_err(|detail| StackError::Kafka { doing: "change rights".to_owned(), detail })
 }
 
-/// rust-rdkafka wraps no request about rights.
+/// Grants or withdraws rights through librdkafka: rust-rdkafka wraps no request about rights.
 fn change(bootstrap: &str, rights: &[Right], change: Change) -> Result<(), String> {
     let client: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", bootstrap).create().map_err(|error| error.to_string())?;
@@ -129,8 +129,8 @@ fn change(bootstrap: &str, rights: &[Right], change: Change) -> Result<(), Strin
         Change::Withdraw => rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DELETEACLS,
     };
     let mut reason = [0; 256];
-    // SAFETY: the client lives to the end of this function; every pointer comes from librdkafka, is checked where it may be
-    // null, and is freed once, after the last use of what it owns. A filter and a binding are the same type.
+    // SAFETY: the client lives to the end of this function. Every pointer comes from librdkafka, is checked if it may be null,
+    // and is freed once, after the last use of what it owns. A filter and a binding have the same type.
     unsafe {
         let queue = rd::rd_kafka_queue_new(rk);
         let options = rd::rd_kafka_AdminOptions_new(rk, operation);
@@ -157,7 +157,7 @@ fn binding(right: &Right, change: Change) -> Result<*mut rd::rd_kafka_AclBinding
         Resource::Topic(name) => (kind::RD_KAFKA_RESOURCE_TOPIC, name.as_str()),
         Resource::Group(name) => (kind::RD_KAFKA_RESOURCE_GROUP, name.as_str()),
         Resource::TransactionalId(name) => (kind::RD_KAFKA_RESOURCE_TRANSACTIONAL_ID, name.as_str()),
-        // Kafka's own name for the only one there is.
+        // Kafka's own name for the single cluster.
         Resource::Cluster => (kind::RD_KAFKA_RESOURCE_BROKER, "kafka-cluster"),
     };
     let operation = match right.operation {
@@ -199,7 +199,7 @@ fn binding(right: &Right, change: Change) -> Result<*mut rd::rd_kafka_AclBinding
 /// `event` is the response to this change, and outlives the call.
 unsafe fn outcome(event: *mut rd::rd_kafka_event_t, change: Change) -> Result<(), String> {
     let none = rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
-    // SAFETY: everything below is owned by the event; indices are below the counts.
+    // SAFETY: the event owns every pointer below; indices are below the counts.
     unsafe {
         if rd::rd_kafka_event_error(event) != none {
             return Err(string(rd::rd_kafka_event_error_string(event)));
@@ -225,6 +225,6 @@ unsafe fn outcome(event: *mut rd::rd_kafka_event_t, change: Change) -> Result<()
 /// # Safety
 /// `text` is a C string that outlives the call.
 unsafe fn string(text: *const std::ffi::c_char) -> String {
-    // SAFETY: as above.
+    // SAFETY: the caller passes a C string that outlives the call.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }

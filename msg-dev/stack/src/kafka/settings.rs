@@ -1,11 +1,11 @@
-//! Owns what a broker of the stack is set to.
+//! Owns the settings of a broker of the stack.
 
 use std::path::Path;
 
 use super::{BETWEEN_BROKERS, Broker, Leg};
 use crate::ports::Port;
 
-/// Warnings and what `Kafka` itself says at start and stop, to standard output, which is the broker's log file.
+/// Logs warnings, and what `Kafka` itself logs at start and stop, to standard output: the broker's log file.
 pub(super) const LOG4J: &str = r#"<Configuration status="WARN" shutdownHook="disable">
   <Appenders><Console name="out"><PatternLayout pattern="%d %p %c{1}: %m%n"/></Console></Appenders>
   <Loggers>
@@ -15,10 +15,11 @@ pub(super) const LOG4J: &str = r#"<Configuration status="WARN" shutdownHook="dis
 </Configuration>
 "#;
 
-/// The listener at which users log in.
+/// The listener where users log in.
 const USERS: &str = "USERS";
 
-/// With users, what each may do is decided by Kafka's own authorizer; who has no name, the brokers among them, may do anything.
+/// Returns the settings for users: Kafka's own authorizer decides what each user may do. A client without a user, such as a
+/// broker, may do everything.
 pub(super) fn users(broker: &Broker, users: &[(String, String)]) -> Vec<(String, String)> {
     if broker.users.is_none() {
         return Vec::new();
@@ -30,14 +31,14 @@ pub(super) fn users(broker: &Broker, users: &[(String, String)]) -> Vec<(String,
         ("super.users", "User:ANONYMOUS"),
         ("sasl.enabled.mechanisms", "PLAIN"),
     ];
-    let networks = broker.legs.iter().filter(|leg| asks_for_login(broker, leg)).map(|leg| leg.network.as_str());
+    let networks = broker.legs.iter().filter(|leg| requires_login(broker, leg)).map(|leg| leg.network.as_str());
     let logins = networks.chain([USERS]).map(|listener| {
         (format!("listener.name.{}.plain.sasl.jaas.config", listener.to_ascii_lowercase()), login.clone())
     });
     settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().chain(logins).collect()
 }
 
-fn asks_for_login(broker: &Broker, leg: &Leg) -> bool {
+fn requires_login(broker: &Broker, leg: &Leg) -> bool {
     broker.users.is_some() && leg.network != BETWEEN_BROKERS
 }
 
@@ -47,7 +48,7 @@ pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path,
     let listeners = |port: fn(&Leg) -> &Port| {
         legs.iter().map(move |leg| format!(",{}://{}", leg.network, port(leg))).collect::<String>()
     };
-    let protocol = |leg: &Leg| if asks_for_login(broker, leg) { "SASL_PLAINTEXT" } else { "PLAINTEXT" };
+    let protocol = |leg: &Leg| if requires_login(broker, leg) { "SASL_PLAINTEXT" } else { "PLAINTEXT" };
     let mut protocols: String = legs.iter().map(|leg| format!(",{}:{}", leg.network, protocol(leg))).collect();
     let at = users.as_ref().map_or_else(String::new, |port| format!(",{USERS}://{port}"));
     if users.is_some() {
@@ -69,19 +70,19 @@ pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path,
         ("default.replication.factor", replicas.to_string()),
         ("min.insync.replicas", in_sync.to_string()),
         ("offsets.topic.replication.factor", replicas.to_string()),
-        // Fewer than Kafka's 50, which take over a second to create when the first group joins.
+        // Fewer than Kafka's 50, which need more than a second to create when the first group joins.
         ("offsets.topic.num.partitions", "8".to_owned()),
         ("transaction.state.log.replication.factor", replicas.to_string()),
         ("transaction.state.log.min.isr", in_sync.to_string()),
         ("transaction.state.log.num.partitions", "8".to_owned()),
         ("share.coordinator.state.topic.replication.factor", replicas.to_string()),
         ("share.coordinator.state.topic.min.isr", in_sync.to_string()),
-        // Kafka's 3 s wait for more members would be in every test that starts a consumer.
+        // Kafka's wait of 3 s for more members would slow every test that starts a consumer.
         ("group.initial.rebalance.delay.ms", "0".to_owned()),
-        // Tests use short sessions to see a dead consumer expelled soon.
+        // Tests use short sessions, so that the group expels a dead consumer soon.
         ("group.min.session.timeout.ms", "1000".to_owned()),
-        // A broker that was killed is let in again only when its predecessor's session is over: Kafka's 9 s would be in
-        // every test of a crash.
+        // The controller accepts a killed broker again only when the session of its predecessor has expired. Kafka's 9 s would
+        // slow every test of a crash.
         ("broker.session.timeout.ms", "3000".to_owned()),
         ("broker.heartbeat.interval.ms", "500".to_owned()),
     ];

@@ -1,14 +1,14 @@
-//! Owns the description of a topic that is created.
+//! Owns the description of a topic to create.
 
 /// A topic to create.
 #[derive(Debug, Clone)]
 pub struct TopicSpec {
-    /// Its name.
+    /// The topic's name.
     pub name: String,
-    /// How many partitions.
+    /// The number of partitions.
     pub partitions: i32,
-    /// How many replicas each has.
+    /// The number of replicas of each partition.
     pub replication: i32,
-    /// Its settings.
+    /// The topic's settings.
     pub config: Vec<(String, String)>,
 }

@@ -1,4 +1,4 @@
-//! Owns how a server becomes the standby of another: its data is copied from one that is stopped, or from one that runs.
+//! Owns how a server becomes the standby of another: the data is copied from a stopped or from a running primary.
 
 use std::fs;
 use std::io::{Error, ErrorKind};
@@ -10,16 +10,16 @@ use super::{Postgres, Server};
 use crate::error::StackError;
 use crate::user::{self, Owner};
 
-/// What belongs to the running server alone: files that a copy must not have.
+/// Files of the running server that a copy must not contain.
 const NOT_COPIED: [&str; 2] = ["postmaster.pid", "postmaster.opts"];
 
 impl Postgres {
-    /// A standby of this server, in a folder of its own. This server has to be stopped meanwhile, since its data is copied;
-    /// the standby follows it once both are started.
+    /// Creates a standby of this server in a folder of its own. This server must be stopped, since its data is copied. The
+    /// standby follows this server once both are started.
     pub fn standby(&self, folder: &Path) -> Result<Postgres, StackError> {
-        let (server, standby) = (self.ours()?, self.beside(folder)?);
+        let (server, standby) = (self.ours()?, self.second_server(folder)?);
         let data = folder.join("data");
-        // With owners and rights, which the server insists on.
+        // Copy owners and rights too: the server refuses to start without them.
         let copied = Command::new("cp").arg("-a").args([&server.data, &data]).status();
         if !copied.map_err(StackError::io("copy", &server.data))?.success() {
             return Err(StackError::Setting(format!("cannot copy {}", server.data.display())));
@@ -28,15 +28,15 @@ impl Postgres {
         Ok(standby)
     }
 
-    /// Another server of the same programs, without data yet; it cannot be started before [`Postgres::become_standby`].
-    pub fn beside(&self, folder: &Path) -> Result<Postgres, StackError> {
+    /// Returns another server of the same programs, without data. Call [`Postgres::become_standby`] before its start.
+    pub fn second_server(&self, folder: &Path) -> Result<Postgres, StackError> {
         let home = self.ours()?.home.clone();
         fs::create_dir_all(folder).map_err(StackError::io("create", folder))?;
         Postgres::reserve(home, folder, folder)
     }
 
-    /// Makes this server, which does not run, a standby of `primary`, which runs and goes on taking writes. Data that this one
-    /// had is removed.
+    /// Makes this server, which is stopped, a standby of `primary`, which runs and continues to accept writes. Removes the
+    /// data of this server.
     pub async fn become_standby(&self, primary: &Postgres) -> Result<(), StackError> {
         let (from, to) = (primary.ours()?, self.ours()?);
         if to.data.exists() {
@@ -57,24 +57,24 @@ impl Postgres {
         let label: String = label.map_err(database("end a backup"))?.get(0);
         let file = to.data.join("backup_label");
         fs::write(&file, label).map_err(StackError::io("write", &file))?;
-        // The server opens it to write.
+        // The server opens the file for writing.
         own(&file, user::unprivileged()).map_err(StackError::io("change the owner of", &file))?;
         to.follow(from)
     }
 
     fn ours(&self) -> Result<&Server, StackError> {
-        self.server.as_ref().ok_or_else(|| StackError::Setting("the server is not ours".to_owned()))
+        self.server.as_ref().ok_or_else(|| StackError::Setting("the server is not a child of this process".to_owned()))
     }
 }
 
 impl Server {
-    /// Its data, a copy of the primary's, is that of a standby from its next start on.
+    /// Writes the files that make this server a standby of `primary` from its next start on.
     fn follow(&self, primary: &Server) -> Result<(), StackError> {
         let signal = self.data.join("standby.signal");
         fs::write(&signal, "").map_err(StackError::io("write", signal))?;
         let settings = self.data.join("postgresql.auto.conf");
         let mut text = fs::read_to_string(&settings).map_err(StackError::io("read", &settings))?;
-        // Of two values the later counts.
+        // Of two values the later one counts.
         let port = primary.port.number();
         text.push_str(&format!("primary_conninfo = 'host=127.0.0.1 port={port} user=postgres'\n"));
         fs::write(&settings, text).map_err(StackError::io("write", &settings))?;
@@ -83,8 +83,8 @@ impl Server {
     }
 }
 
-/// Copies the data of a running server. Its files change meanwhile, which its log makes good; one that is removed meanwhile is left
-/// out.
+/// Copies the data of a running server. Files that change during the copy are repaired by the write-ahead log; a file
+/// that the server removes during the copy is left out.
 fn copy_folder(from: &Path, to: &Path, owner: Option<Owner>) -> Result<(), Error> {
     fs::DirBuilder::new().mode(0o700).create(to)?;
     own(to, owner)?;
