@@ -1,4 +1,4 @@
-//! The transfer alone: a backlog is written straight to the topic, then the transfer is started and timed.
+//! The transfer alone: writes a backlog directly to the topic, starts the transfer, and measures how long it needs.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::{Error, Load, PARTITIONS, TOPIC, counter, line, memory, rate, settings, statement, until};
 
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
@@ -32,7 +32,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     stack.postgres().connect(&bare_url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
     let returned = statement::run(&bare_url, load, ServerKind::Citus).await?;
     line("the same, each row returned (ADR 28)", format!("{:.0} rows/s", rate(load.messages, returned)));
-    // Or its rows would be written back while the transfer is timed.
+    // Empty the table first: the server would write its rows back to disk while the transfer is measured.
     stack.postgres().connect(&bare_url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
 
     let runs = if load.variants { variants(load) } else { vec![Variant::new("transfer", "the transfer drains")] };
@@ -43,24 +43,25 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     Ok(())
 }
 
-/// One way to drain the backlog.
+/// One run of the transfer over the backlog.
 struct Variant {
     name: &'static str,
-    says: &'static str,
+    label: &'static str,
     settings: Vec<(&'static str, &'static str)>,
-    /// What an operator has done to the table.
+    /// The statements that an operator has run on the table.
     sql: &'static str,
-    /// Another build than this one.
+    /// The path of another build's msg-transfer.
     binary: Option<String>,
 }
 
 impl Variant {
-    fn new(name: &'static str, says: &'static str) -> Self {
-        Variant { name, says, settings: Vec::new(), sql: "", binary: None }
+    fn new(name: &'static str, label: &'static str) -> Self {
+        Variant { name, label, settings: Vec::new(), sql: "", binary: None }
     }
 }
 
-/// What each guard costs, on the same backlog: this build, the same with one thing more, and another build.
+/// Returns the runs that show what each guard costs on the same backlog: this build, this build with one more guard, and
+/// another build.
 fn variants(load: &Load) -> Vec<Variant> {
     let limit = ("DEAD_LETTER_LIMIT", "1000000000");
     let mut variants = vec![
@@ -69,11 +70,11 @@ fn variants(load: &Load) -> Vec<Variant> {
         Variant {
             settings: vec![limit],
             sql: "ALTER TABLE messages ADD CHECK (kafka_offset % 1000 <> 7)",
-            ..Variant::new("refused", "the same, 1 row in 1,000 refused by a constraint")
+            ..Variant::new("rejected", "the same, a constraint rejects 1 row in 1,000")
         },
         Variant {
             sql: "ALTER TABLE messages ADD CHECK (seq <> 0)",
-            ..Variant::new("check", "the same with a constraint that refuses none")
+            ..Variant::new("check", "the same with a constraint that rejects no row")
         },
         Variant::new("again", "this build once more"),
     ];
@@ -83,7 +84,7 @@ fn variants(load: &Load) -> Vec<Variant> {
     variants
 }
 
-/// Rows and dead letters a second.
+/// Drains the backlog, and returns rows and dead letters a second.
 async fn drain(stack: &Stack, load: &Load, variant: &Variant) -> Result<f64, Error> {
     let url = stack.postgres().create_database(&format!("drain_{}", variant.name)).await?;
     let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer(variant.name)?;
@@ -102,26 +103,26 @@ async fn drain(stack: &Stack, load: &Load, variant: &Variant) -> Result<f64, Err
     }
     let transfer = Service::new(spec, stack.logs())?;
     transfer.start().await?;
-    // From the first row: starting is not draining.
+    // Start the measurement at the first row: starting is not draining.
     let stored = async || {
         let rows = counter(&transfer, "msg_transfer_stored_messages_total").await?;
         Ok::<f64, Error>(rows + counter(&transfer, "msg_transfer_dead_letters_total").await?)
     };
-    until("the first rows", PATIENCE, async || Ok(stored().await? > 0.0)).await?;
-    let (begun, before) = (Instant::now(), stored().await?);
-    until("all rows", PATIENCE, async || Ok(stored().await? >= load.messages as f64)).await?;
-    let took = begun.elapsed();
-    let drained = rate(load.messages - before as usize, took);
-    line(variant.says, format!("{drained:.0} rows/s"));
+    until("the first rows", TIMEOUT, async || Ok(stored().await? > 0.0)).await?;
+    let (started, before) = (Instant::now(), stored().await?);
+    until("all rows", TIMEOUT, async || Ok(stored().await? >= load.messages as f64)).await?;
+    let duration = started.elapsed();
+    let drained = rate(load.messages - before as usize, duration);
+    line(variant.label, format!("{drained:.0} rows/s"));
     let (now, peak) = memory(&transfer);
     line("its resident memory", format!("{now:.0} MB, at its peak {peak:.0} MB"));
     transfer.stop().await;
-    // Or its rows would be written back while the next one is timed.
+    // Empty the table: the server would write its rows back to disk while the next run is measured.
     stack.postgres().connect(&url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
     Ok(drained)
 }
 
-/// Writes the backlog; blocks.
+/// Writes the backlog, and returns how long that took. Blocks.
 fn backlog(brokers: &str, load: &Load) -> Result<Duration, Error> {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -131,7 +132,7 @@ fn backlog(brokers: &str, load: &Load) -> Result<Duration, Error> {
         .set("queue.buffering.max.messages", "200000")
         .create()?;
     let bodies: Vec<bytes::Bytes> = (0..1000).map(|_| load.random_body().into()).collect();
-    let begun = Instant::now();
+    let started = Instant::now();
     for n in 0..load.messages {
         let inbox = load.inbox(n);
         let msg = Msg {
@@ -157,6 +158,6 @@ fn backlog(brokers: &str, load: &Load) -> Result<Duration, Error> {
             next = rejected;
         }
     }
-    producer.flush(PATIENCE)?;
-    Ok(begun.elapsed())
+    producer.flush(TIMEOUT)?;
+    Ok(started.elapsed())
 }

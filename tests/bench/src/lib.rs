@@ -1,4 +1,5 @@
-//! `msg-dev bench`: how fast the pipe is on this machine, each figure beside a limit that was measured in the same run.
+//! `msg-dev bench` measures the throughput of the services on this machine, and compares each value with a limit that
+//! the same run has measured.
 #![allow(clippy::print_stdout, reason = "a command line tool that prints figures")]
 
 mod drain;
@@ -13,62 +14,62 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use msg_stack::{Service, Services, Stack, StackOptions};
 
-/// Why there are no figures.
+/// Any error that ends the benchmark.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What to measure.
+/// The benchmark to run.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// The transfer alone draining a backlog, beside the bare INSERT statement on the same server
+    /// Measure the transfer alone while it drains a backlog; the limit is the bare INSERT statement on the same server
     Drain(Load),
-    /// From SendMsg to the row with everything on this machine, beside a call that does nothing
+    /// Measure from SendMsg to the row with everything on this machine; the limit is a call that does nothing
     Pipe(Load),
-    /// Single calls, batches and streams until Kafka has every message, beside librdkafka alone; then single calls until each
-    /// is stored
+    /// Measure single calls that wait for STORED, then single calls, batches and streams until Kafka has every message; the
+    /// limit is librdkafka alone
     Send(Load),
-    /// How long after it was stored a message is with its watcher, and what watchers cost
+    /// Measure the time from stored to delivered for watched messages, and the memory that watchers need
     Watch(watch::Watching),
 }
 
-/// What is sent.
+/// The messages to send.
 #[derive(Clone, Debug, Args)]
 pub struct Load {
-    /// Messages
+    /// Number of messages
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) messages: usize,
-    /// Inboxes that they are spread over
+    /// Number of inboxes
     #[arg(long, default_value_t = 20_000)]
     pub(crate) inboxes: usize,
-    /// Bytes of each body
+    /// Bytes of each message body
     #[arg(long, default_value_t = 256)]
     pub(crate) body: usize,
-    /// Callers at the same time (pipe), each waiting for its answer
+    /// Number of concurrent callers; each waits for its response before it sends again (pipe, send)
     #[arg(long, default_value_t = 256)]
     pub(crate) callers: usize,
-    /// What each guard of the transfer costs, one after the other on the same backlog (drain)
+    /// Also measure what each guard of the transfer costs, one after the other on the same backlog (drain)
     #[arg(long)]
     pub(crate) variants: bool,
-    /// Another build's msg-transfer, to be measured last (drain, with --variants)
+    /// Path of another build's msg-transfer, which is measured last (drain, with --variants)
     #[arg(long, value_name = "FILE", requires = "variants")]
     pub(crate) against: Option<String>,
-    /// Further settings of the services, as NAME=VALUE
+    /// Additional setting of the services, as NAME=VALUE; repeat the flag for more
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) set: Vec<String>,
 }
 
 impl Load {
-    /// A body that compresses about as little as text does: random letters.
+    /// Returns a body of random letters, which compresses about as little as text does.
     pub(crate) fn random_body(&self) -> Vec<u8> {
         (0..self.body).map(|_| rand::random_range(b'a'..=b'z')).collect()
     }
 
-    /// The inbox of the nth message: spread, and not in the order of the index.
+    /// Returns the inbox of message `n`. Consecutive messages have different inboxes, in an order that is not the inboxes'.
     pub(crate) fn inbox(&self, n: usize) -> String {
         format!("inbox-{}", n.wrapping_mul(7919) % self.inboxes)
     }
 }
 
-/// Runs one of them on a stack of its own, which is gone afterwards.
+/// Runs a benchmark on a new stack, and removes the stack afterwards.
 pub async fn run(command: &BenchCommand) -> Result<(), Error> {
     let folder = tempfile::Builder::new().prefix("msg-bench-").tempdir()?;
     let stack = Stack::start(StackOptions::new(folder.path())).await?;
@@ -103,7 +104,7 @@ fn settings(set: &[String]) -> Result<Vec<(&str, &str)>, Error> {
         .collect()
 }
 
-/// Asks until the answer is there, for as long as things move.
+/// Waits until `holds` returns true, or returns an error after the timeout `within`.
 async fn until(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> Result<bool, Error>) -> Result<(), Error> {
     let waiting = async {
         while !holds().await? {
@@ -114,14 +115,14 @@ async fn until(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> Res
     tokio::time::timeout(within, waiting).await.map_err(|_| format!("{what}: not within {within:?}"))?
 }
 
-/// One of the service's counters, over all its labels.
+/// Reads one of the service's counters, and returns the sum over all labels.
 async fn counter(service: &Service, name: &str) -> Result<f64, Error> {
     let metrics = service.metrics().await?;
     let lines = metrics.lines().filter(|line| line.split([' ', '{']).next() == Some(name));
     Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
 
-/// Resident memory of the service in MB, now and at its peak.
+/// Returns the resident memory of the service in MB, now and at its peak.
 fn memory(service: &Service) -> (f64, f64) {
     let memory = service.memory();
     let megabytes = |bytes: u64| (bytes >> 10) as f64 / 1000.0;
@@ -132,6 +133,6 @@ fn line(what: &str, value: impl Display) {
     println!("  {what:<46} {value}");
 }
 
-fn rate(count: usize, took: Duration) -> f64 {
-    count as f64 / took.as_secs_f64()
+fn rate(count: usize, duration: Duration) -> f64 {
+    count as f64 / duration.as_secs_f64()
 }

@@ -1,4 +1,4 @@
-//! The whole pipe: callers send through the gateway, the transfer stores, all on this machine.
+//! The whole message flow: callers send through the gateway, and the transfer stores, all on this machine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,12 +32,12 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     let nothing = health_calls(&channels, load).await?;
     line("a call that does nothing", format!("{nothing:.0} calls/s"));
 
-    let begun = Instant::now();
+    let started = Instant::now();
     let latencies = send_all(&channels, load).await?;
-    let sent = begun.elapsed();
+    let sent = started.elapsed();
     let stored = async || counter(transfer, "msg_transfer_stored_messages_total").await;
     until("all rows", Duration::from_secs(600), async || Ok(stored().await? >= load.messages as f64)).await?;
-    let all = begun.elapsed();
+    let all = started.elapsed();
     line("sent and acknowledged by Kafka", format!("{:.0} messages/s", rate(load.messages, sent)));
     line("of the call that does nothing", format!("{:.0} %", 100.0 * rate(load.messages, sent) / nothing));
     line("from the first send to the last row", format!("{:.0} messages/s", rate(load.messages, all)));
@@ -48,11 +48,11 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     Ok(())
 }
 
-/// The limit: the same server, connections and callers, with a call that touches neither Kafka nor the database.
+/// Measures the limit: the same server, connections and callers, with a call that uses neither Kafka nor the database.
 async fn health_calls(channels: &[Channel], load: &Load) -> Result<f64, Error> {
     let calls = (load.messages / 4).max(1);
     let next = Arc::new(AtomicUsize::new(0));
-    let begun = Instant::now();
+    let started = Instant::now();
     let callers = (0..load.callers).map(|caller| {
         let mut client = HealthClient::new(channels[caller % channels.len()].clone());
         let next = next.clone();
@@ -66,7 +66,7 @@ async fn health_calls(channels: &[Channel], load: &Load) -> Result<f64, Error> {
     for result in try_join_all(callers).await? {
         result?;
     }
-    Ok(rate(calls, begun.elapsed()))
+    Ok(rate(calls, started.elapsed()))
 }
 
 async fn send_all(channels: &[Channel], load: &Load) -> Result<Histogram<u64>, Error> {
@@ -92,9 +92,9 @@ async fn send_all(channels: &[Channel], load: &Load) -> Result<Histogram<u64>, E
                     content: body.clone(),
                     ..Msg::default()
                 };
-                let begun = Instant::now();
+                let started = Instant::now();
                 client.send_msg(SendMsgRequest { msg: Some(msg), wait_for: 0 }).await?;
-                latencies.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+                latencies.saturating_record(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
             }
         })
     });

@@ -1,5 +1,5 @@
-//! Waiting until a message is stored; and the three ways of sending, each until Kafka has every message, beside librdkafka
-//! alone.
+//! Calls that wait for STORED, and the three ways to send: single calls, batches and streams, each until Kafka has every
+//! message. The limit is librdkafka alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,9 +27,9 @@ const CONNECTIONS: usize = 4;
 const BATCH: usize = 100;
 const BATCH_CALLERS: usize = 32;
 const STREAMS: usize = 8;
-/// Messages that a stream's caller has in flight.
+/// Maximum number of messages in flight on a stream.
 const WINDOW: usize = 2000;
-/// Callers that wait until their message is stored.
+/// Concurrent callers that wait for STORED.
 const STORED_CALLERS: usize = 64;
 
 pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
@@ -46,18 +46,18 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     for (callers, messages) in [(1, 500), (STORED_CALLERS, load.messages / 20)] {
         let (stored, latencies) = unary(&clients, load, messages, callers, WaitFor::Stored).await?;
         let what = format!("SendMsg until stored, {callers} callers");
-        line(&what, format!("{stored:.0} messages/s, {}", told(&latencies)));
+        line(&what, format!("{stored:.0} messages/s, {}", quantiles(&latencies)));
     }
     line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(sender).1, memory(transfer).1));
-    // From here on it is about the way into Kafka alone.
+    // Stop the transfer: the rest measures only the path into Kafka.
     transfer.stop().await;
     let limit = produce(stack, load)?;
     line("librdkafka alone", format!("{limit:.0} messages/s"));
     let (single, latencies) = unary(&clients, load, load.messages / 5, load.callers, WaitFor::Accepted).await?;
-    line(&format!("SendMsg, {} callers", load.callers), format!("{single:.0} messages/s, {}", told(&latencies)));
+    line(&format!("SendMsg, {} callers", load.callers), format!("{single:.0} messages/s, {}", quantiles(&latencies)));
     let (batches, latencies) = batches(&clients, load).await?;
     let what = format!("BatchSendMsg of {BATCH}, {BATCH_CALLERS} callers");
-    line(&what, format!("{batches:.0} messages/s, {:.1} x SendMsg, {}", batches / single, told(&latencies)));
+    line(&what, format!("{batches:.0} messages/s, {:.1} x SendMsg, {}", batches / single, quantiles(&latencies)));
     let streams = streams(&clients, load).await?;
     let what = format!("StreamSendMsg, {STREAMS} streams");
     line(&what, format!("{streams:.0} messages/s, {:.1} x SendMsg", streams / single));
@@ -71,7 +71,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     Ok(())
 }
 
-fn told(latencies: &Histogram<u64>) -> String {
+fn quantiles(latencies: &Histogram<u64>) -> String {
     let at = |quantile| Duration::from_micros(latencies.value_at_quantile(quantile));
     format!("p50 {:?}, p99 {:?}", at(0.5), at(0.99))
 }
@@ -80,8 +80,8 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(60_000_000, 3).expect("the bounds are good")
 }
 
-fn note(latencies: &mut Histogram<u64>, begun: Instant) {
-    latencies.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+fn record(latencies: &mut Histogram<u64>, started: Instant) {
+    latencies.saturating_record(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
 }
 
 fn msg(load: &Load, body: &Bytes, kind: &str, n: usize) -> Msg {
@@ -96,7 +96,7 @@ fn msg(load: &Load, body: &Bytes, kind: &str, n: usize) -> Msg {
     }
 }
 
-/// The limit: the same records, acks and linger without a gateway.
+/// Measures the limit: librdkafka writes the same records with the same acks and linger, without a gateway.
 fn produce(stack: &Stack, load: &Load) -> Result<f64, Error> {
     let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
         .set("bootstrap.servers", stack.kafka().bootstrap())
@@ -107,7 +107,7 @@ fn produce(stack: &Stack, load: &Load) -> Result<f64, Error> {
         .set("queue.buffering.max.messages", "40000")
         .create()?;
     let body = Bytes::from(load.random_body());
-    let begun = Instant::now();
+    let started = Instant::now();
     for n in 0..load.messages {
         let msg = msg(load, &body, "limit", n);
         let id = msg_common::id::msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id);
@@ -117,17 +117,17 @@ fn produce(stack: &Stack, load: &Load) -> Result<f64, Error> {
         let headers = rdkafka::message::OwnedHeaders::new()
             .insert(rdkafka::message::Header { key: msg_common::record::VERSION_HEADER, value: Some("1") });
         let mut record = BaseRecord::to(TOPIC).partition(partition).key(&key).payload(&value).headers(headers);
-        // A full queue says so.
-        while let Err((error, back)) = producer.send(record) {
+        // Retry when the queue is full.
+        while let Err((error, rejected)) = producer.send(record) {
             if error.rdkafka_error_code() != Some(rdkafka::types::RDKafkaErrorCode::QueueFull) {
                 return Err(error.into());
             }
             std::thread::sleep(Duration::from_millis(1));
-            record = back;
+            record = rejected;
         }
     }
     producer.flush(Duration::from_secs(60))?;
-    Ok(rate(load.messages, begun.elapsed()))
+    Ok(rate(load.messages, started.elapsed()))
 }
 
 type Client = MsgGatewayClient<Channel>;
@@ -141,7 +141,7 @@ async fn unary(
 ) -> Result<(f64, Histogram<u64>), Error> {
     let (next, body) = (Arc::new(AtomicUsize::new(0)), Bytes::from(load.random_body()));
     let kind = format!("{wait_for:?} {callers}");
-    let begun = Instant::now();
+    let started = Instant::now();
     let callers = (0..callers).map(|caller| {
         let (mut client, next, body) = (clients[caller % clients.len()].clone(), next.clone(), body.clone());
         let (load, kind) = (load.clone(), kind.clone());
@@ -153,9 +153,9 @@ async fn unary(
                 if n >= messages {
                     return Ok::<_, Error>(latencies);
                 }
-                let begun = Instant::now();
+                let started = Instant::now();
                 client.send_msg(SendMsgRequest { msg: Some(msg(n)), wait_for: wait_for.into() }).await?;
-                note(&mut latencies, begun);
+                record(&mut latencies, started);
             }
         })
     });
@@ -163,12 +163,12 @@ async fn unary(
     for latencies in try_join_all(callers).await? {
         all.add(latencies?)?;
     }
-    Ok((rate(messages, begun.elapsed()), all))
+    Ok((rate(messages, started.elapsed()), all))
 }
 
 async fn batches(clients: &[Client], load: &Arc<Load>) -> Result<(f64, Histogram<u64>), Error> {
     let (next, body) = (Arc::new(AtomicUsize::new(0)), Bytes::from(load.random_body()));
-    let begun = Instant::now();
+    let started = Instant::now();
     let callers = (0..BATCH_CALLERS).map(|caller| {
         let (mut client, next, body) = (clients[caller % clients.len()].clone(), next.clone(), body.clone());
         let load = load.clone();
@@ -180,10 +180,10 @@ async fn batches(clients: &[Client], load: &Arc<Load>) -> Result<(f64, Histogram
                     return Ok::<_, Error>(latencies);
                 }
                 let msgs = (first..first + BATCH).map(|n| msg(&load, &body, "batch", n)).collect();
-                let begun = Instant::now();
-                let answer = client.batch_send_msg(BatchSendMsgRequest { msgs, wait_for: 0 }).await?.into_inner();
-                note(&mut latencies, begun);
-                answer.results.iter().try_for_each(accepted)?;
+                let started = Instant::now();
+                let response = client.batch_send_msg(BatchSendMsgRequest { msgs, wait_for: 0 }).await?.into_inner();
+                record(&mut latencies, started);
+                response.results.iter().try_for_each(accepted)?;
             }
         })
     });
@@ -191,7 +191,7 @@ async fn batches(clients: &[Client], load: &Arc<Load>) -> Result<(f64, Histogram
     for latencies in try_join_all(callers).await? {
         all.add(latencies?)?;
     }
-    Ok((rate(load.messages, begun.elapsed()), all))
+    Ok((rate(load.messages, started.elapsed()), all))
 }
 
 fn accepted(result: &SendResult) -> Result<(), Error> {
@@ -203,7 +203,7 @@ fn accepted(result: &SendResult) -> Result<(), Error> {
 
 async fn streams(clients: &[Client], load: &Arc<Load>) -> Result<f64, Error> {
     let body = Bytes::from(load.random_body());
-    let begun = Instant::now();
+    let started = Instant::now();
     let streams = (0..STREAMS).map(|stream| {
         let (mut client, body) = (clients[stream % clients.len()].clone(), body.clone());
         let load = load.clone();
@@ -211,11 +211,11 @@ async fn streams(clients: &[Client], load: &Arc<Load>) -> Result<f64, Error> {
             let (requests, received) = mpsc::channel(4);
             let mine: Vec<usize> = (stream..load.messages).step_by(STREAMS).collect();
             let in_flight = tokio::sync::Semaphore::new(WINDOW);
-            let (count, mut answered) = (mine.len(), 0);
+            let (count, mut confirmed) = (mine.len(), 0);
             let requested = tokio_stream::wrappers::ReceiverStream::new(received);
             let send = async {
                 for chunk in mine.chunks(BATCH) {
-                    let permits = u32::try_from(chunk.len()).expect("it is small");
+                    let permits = u32::try_from(chunk.len()).expect("a chunk is small");
                     in_flight.acquire_many(permits).await?.forget();
                     let entry = |n: &usize| StreamSendEntry {
                         correlation_id: *n as u64,
@@ -228,20 +228,24 @@ async fn streams(clients: &[Client], load: &Arc<Load>) -> Result<f64, Error> {
                 Ok::<_, Error>(())
             };
             let receive = async {
-                let mut replies = client.stream_send_msg(requested).await?.into_inner();
-                while let Some(reply) = replies.message().await? {
-                    answered += reply.results.len();
-                    in_flight.add_permits(reply.results.len());
-                    reply.results.iter().filter_map(|result| result.result.as_ref()).try_for_each(accepted)?;
+                let mut responses = client.stream_send_msg(requested).await?.into_inner();
+                while let Some(response) = responses.message().await? {
+                    confirmed += response.results.len();
+                    in_flight.add_permits(response.results.len());
+                    response.results.iter().filter_map(|result| result.result.as_ref()).try_for_each(accepted)?;
                 }
                 Ok::<_, Error>(())
             };
             tokio::try_join!(send, receive)?;
-            if answered == count { Ok::<(), Error>(()) } else { Err(format!("{answered} of {count} answered").into()) }
+            if confirmed == count {
+                Ok::<(), Error>(())
+            } else {
+                Err(format!("{confirmed} of {count} confirmed").into())
+            }
         })
     });
     for ended in try_join_all(streams).await? {
         ended?;
     }
-    Ok(rate(load.messages, begun.elapsed()))
+    Ok(rate(load.messages, started.elapsed()))
 }

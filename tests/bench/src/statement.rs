@@ -1,5 +1,5 @@
-//! The limit of the transfer: its own INSERT statement with rows that are ready, from four connections, and nothing else.
-//! Also in the form that Citus needs, which returns each row.
+//! The limit of the transfer: its own INSERT statement on four connections, with prepared rows and nothing else. Also in
+//! the form for Citus, which returns each row.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::{Error, Load};
 const CONNECTIONS: usize = 4;
 const BATCH: usize = 2000;
 
-/// Inserts the load's rows into the `messages` of an empty schema. Returns how long it took.
+/// Inserts the load's rows into the `messages` of an empty schema. Returns how long that took.
 pub(crate) async fn run(url: &str, load: &Load, kind: ServerKind) -> Result<Duration, Error> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -24,13 +24,13 @@ pub(crate) async fn run(url: &str, load: &Load, kind: ServerKind) -> Result<Dura
         tokio::spawn(connection);
         clients.push(client);
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     let each = clients.iter().enumerate().map(|(number, client)| insert(client, number, load, kind));
     try_join_all(each).await?;
-    Ok(begun.elapsed())
+    Ok(started.elapsed())
 }
 
-/// The rows of the inboxes that are this connection's, so that no two meet in one inbox.
+/// Inserts the rows of this connection's inboxes. No two connections write to the same inbox.
 async fn insert(client: &Client, number: usize, load: &Load, kind: ServerKind) -> Result<(), Error> {
     let returning = kind == ServerKind::Citus;
     let statement: &str = if returning { &INSERT_MESSAGES_RETURNING } else { &INSERT_MESSAGES };
@@ -68,7 +68,7 @@ async fn insert(client: &Client, number: usize, load: &Load, kind: ServerKind) -
         let parameters = table::parameters(&values);
         if returning {
             let returned = client.query(&statement, &parameters).await?;
-            assert_eq!(returned.len(), batch.len(), "all of them are new");
+            assert_eq!(returned.len(), batch.len(), "all rows are new");
         } else {
             client.execute(&statement, &parameters).await?;
         }

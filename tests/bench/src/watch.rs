@@ -1,4 +1,4 @@
-//! Watching: how long after it was stored a message is with its watcher, and what watchers cost.
+//! Watching: measures the time from stored to delivered, and the memory that watchers need.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -15,25 +15,25 @@ use tonic::transport::Channel;
 
 use super::{Error, line, memory, rate, start};
 
-/// What is measured.
+/// The watchers and the messages.
 #[derive(Debug, clap::Args)]
 pub struct Watching {
-    /// Streams, each of one inbox
+    /// Number of watch streams, each of one inbox
     #[arg(long, default_value_t = 10_000)]
     watchers: usize,
-    /// HTTP/2 connections that they share
+    /// Number of HTTP/2 connections that the streams share
     #[arg(long, default_value_t = 100)]
     connections: usize,
     /// Messages a second, spread over all inboxes
     #[arg(long, default_value_t = 10_000)]
     rate: usize,
-    /// For how many seconds
+    /// Duration of the sends in seconds
     #[arg(long, default_value_t = 20)]
     seconds: usize,
-    /// Bytes of each body
+    /// Bytes of each message body
     #[arg(long, default_value_t = 256)]
     body: usize,
-    /// Further settings of the services, as NAME=VALUE
+    /// Additional setting of the services, as NAME=VALUE; repeat the flag for more
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
 }
@@ -44,67 +44,71 @@ pub(crate) async fn run(stack: &Stack, options: &Watching) -> Result<(), Error> 
     let services = start(stack, "watch", &options.set).await?;
     let (transfer, server) = (&services.transfer, &services.gateway);
     println!("{} watchers over {} connections", options.watchers, options.connections);
-    line("gateway's memory without them", format!("{:.0} MB", memory(server).0));
+    line("gateway's memory before the watchers", format!("{:.0} MB", memory(server).0));
 
-    let begun = Instant::now();
-    let seen = Arc::new(Mutex::new(Seen::new()));
+    let started = Instant::now();
+    let delivered = Arc::new(Mutex::new(Delivered::new()));
     let endpoint = Channel::from_shared(format!("http://{}", services.grpc))?;
     let mut opening = Vec::new();
     for connection in 0..options.connections {
         let client = MsgGatewayClient::new(endpoint.connect().await?);
         for watcher in (connection..options.watchers).step_by(options.connections) {
-            opening.push(watch(client.clone(), watcher, seen.clone()));
+            opening.push(watch(client.clone(), watcher, delivered.clone()));
         }
     }
     try_join_all(opening).await?;
-    line("all watch after", format!("{:.1?}", begun.elapsed()));
-    line("gateway's memory with them", format!("{:.0} MB", memory(server).0));
+    line("time until all watch", format!("{:.1?}", started.elapsed()));
+    line("gateway's memory with the watchers", format!("{:.0} MB", memory(server).0));
 
     let sender = MsgGatewayClient::new(endpoint.connect().await?);
-    let begun = Instant::now();
+    let started = Instant::now();
     let count = send(&sender, options).await?;
-    let took = begun.elapsed();
+    let duration = started.elapsed();
     super::until("all are delivered", Duration::from_secs(60), async || {
-        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(seen.msgs >= count)
+        let delivered = delivered.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(delivered.msgs >= count)
     })
     .await?;
-    line("sent", format!("{:.0} messages/s", rate(count, took)));
-    seen.lock().unwrap_or_else(PoisonError::into_inner).tell();
+    line("sent", format!("{:.0} messages/s", rate(count, duration)));
+    delivered.lock().unwrap_or_else(PoisonError::into_inner).print();
     line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(server).1, memory(transfer).1));
     services.stop().await;
     Ok(())
 }
 
-/// What came to all watchers.
-struct Seen {
+/// The messages that all watchers have received.
+struct Delivered {
     msgs: usize,
     wrong: usize,
     latencies: Histogram<u64>,
 }
 
-impl Seen {
+impl Delivered {
     fn new() -> Self {
-        Seen { msgs: 0, wrong: 0, latencies: Histogram::new_with_max(60_000_000, 3).expect("the bounds are good") }
+        Delivered { msgs: 0, wrong: 0, latencies: Histogram::new_with_max(60_000_000, 3).expect("the bounds are good") }
     }
 
-    fn tell(&self) {
+    fn print(&self) {
         let at = |quantile| Duration::from_micros(self.latencies.value_at_quantile(quantile));
         line("stored to delivered p50, p99, max", format!("{:.1?}, {:.1?}, {:.1?}", at(0.5), at(0.99), at(1.0)));
-        line("out of order, missing or twice", self.wrong);
+        line("out of order, missing or duplicated", self.wrong);
     }
 
-    /// The begin of the transaction that wrote the row is its `stored_time`, so its COMMIT counts too.
-    fn take(&mut self, stored: &StoredMsg, now: SystemTime) {
+    /// Adds a message. Its `stored_time` is the start of the transaction that wrote the row, so the latency includes the COMMIT.
+    fn add(&mut self, stored: &StoredMsg, now: SystemTime) {
         let stored_time = stored.stored_time.and_then(|time| SystemTime::try_from(time).ok());
-        let took = stored_time.and_then(|time| now.duration_since(time).ok()).unwrap_or_default();
-        self.latencies.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        let latency = stored_time.and_then(|time| now.duration_since(time).ok()).unwrap_or_default();
+        self.latencies.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
         self.msgs += 1;
     }
 }
 
-/// Watches one inbox; comes back when it does, and goes on by itself.
-async fn watch(mut client: MsgGatewayClient<Channel>, watcher: usize, seen: Arc<Mutex<Seen>>) -> Result<(), Error> {
+/// Starts a watcher of one inbox. Returns at its first event; a task then receives the others.
+async fn watch(
+    mut client: MsgGatewayClient<Channel>,
+    watcher: usize,
+    delivered: Arc<Mutex<Delivered>>,
+) -> Result<(), Error> {
     let inbox = InboxCursor { recv_id: format!("inbox-{watcher}"), after_seq: Some(0) };
     let request = WatchMsgsRequest { inboxes: vec![inbox], omit_content: false };
     let mut events = client.watch_msgs(request).await?.into_inner();
@@ -114,18 +118,18 @@ async fn watch(mut client: MsgGatewayClient<Channel>, watcher: usize, seen: Arc<
         while let Ok(Some(event)) = events.message().await {
             let Some(Event::Msgs(watched)) = event.event else { continue };
             let now = SystemTime::now();
-            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut delivered = delivered.lock().unwrap_or_else(PoisonError::into_inner);
             for stored in watched.msgs {
-                seen.wrong += usize::from(stored.seq != last + 1);
+                delivered.wrong += usize::from(stored.seq != last + 1);
                 last = stored.seq;
-                seen.take(&stored, now);
+                delivered.add(&stored, now);
             }
         }
     });
     Ok(())
 }
 
-/// Sends at the rate, whatever the answers take.
+/// Sends at the configured rate, however long the responses need.
 async fn send(client: &MsgGatewayClient<Channel>, options: &Watching) -> Result<usize, Error> {
     let body: Bytes = (0..options.body).map(|_| rand::random_range(b'a'..=b'z')).collect();
     let count = options.rate * options.seconds / BATCH * BATCH;
