@@ -40,7 +40,8 @@ pub(crate) struct StackArgs {
     /// Number of brokers to start: 1, or 3 for a topic that survives the loss of one
     #[arg(long, default_value_t = 1, value_parser = one_or_three)]
     pub(crate) brokers: usize,
-    /// Folder for data, settings and logs; the data stays between runs [default: /var/lib/msg-dev as root, else state in the cache folder]
+    /// Folder for data, settings and logs; the data stays between runs [default: /var/lib/msg-dev as root, else state
+    /// in the cache folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     /// Start with an empty state folder

@@ -41,7 +41,8 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), StackError> {
     let mut services = Services::default();
     let stack = tokio::select! {
         stack = Stack::reserve(args.stack.options()) => stack?,
-        // No process was started yet. A running fetch cannot be cancelled; the next fetch removes its unfinished folder.
+        // No process was started yet. A running fetch cannot be cancelled; the next fetch removes its unfinished
+        // folder.
         () = stop.requested() => std::process::exit(INTERRUPTED),
     };
     // From here on a signal must stop the started processes; it also ends the wait for readiness.
@@ -92,11 +93,11 @@ async fn run_until_a_child_ends(stack: &Stack, args: &UpArgs, services: &mut Ser
 
 /// Creates the topic if it does not exist, and returns the number of its partitions.
 async fn ensure_topic(stack: &Stack, topic: &str, partitions: i32) -> Result<i32, StackError> {
-    if let Some(there) = stack.kafka().partitions(topic).await? {
-        if there != partitions {
-            println!("topic {topic} exists already, with {there} partitions");
+    if let Some(existing) = stack.kafka().partitions(topic).await? {
+        if existing != partitions {
+            println!("topic {topic} exists already, with {existing} partitions");
         }
-        return Ok(there);
+        return Ok(existing);
     }
     stack.kafka().create_topic(topic, partitions, &[]).await?;
     Ok(partitions)

@@ -18,7 +18,8 @@ pub const KAFKA_VERSION: &str = "4.3.1";
 /// The version that is fetched: PostgreSQL 17.6.
 pub const POSTGRES_VERSION: &str = "17.6.0";
 
-/// The Maven artifacts of Kafka's broker and command line tools, and the logging backend without which they log nothing.
+/// The Maven artifacts of Kafka's broker and command line tools, and the logging backend without which they log
+/// nothing.
 const KAFKA_ARTIFACTS: [&str; 3] = [
     "org.apache.kafka:kafka_2.13:4.3.1",
     "org.apache.kafka:kafka-tools:4.3.1",

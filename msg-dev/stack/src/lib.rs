@@ -75,8 +75,8 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Locks the state folder, reserves the ports, and fetches missing files. Starts no process: all addresses are valid,
-    /// and connections are refused until the process is started.
+    /// Locks the state folder, reserves the ports, and fetches missing files. Starts no process: all addresses are
+    /// valid, and connections are refused until the process is started.
     pub async fn reserve(options: StackOptions) -> Result<Stack, StackError> {
         // Hashing files blocks, and Maven may run for a minute.
         tokio::task::spawn_blocking(move || reserve(&options)).await.expect("reserving a stack does not panic")
@@ -115,8 +115,8 @@ impl Stack {
         self.state.logs()
     }
 
-    /// Returns the settings of services on this stack. With fewer than 3 brokers the services accept an unsafe topic, since
-    /// such a topic has no replicas.
+    /// Returns the settings of services on this stack. With fewer than 3 brokers the services accept an unsafe topic,
+    /// since such a topic has no replicas.
     pub fn pipe(&self, topic: &str, partitions: i32, database_url: &str) -> Pipe {
         Pipe {
             kafka: self.kafka.bootstrap().to_owned(),

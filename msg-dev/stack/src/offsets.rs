@@ -43,7 +43,7 @@ impl Offsets {
     }
 
     /// Sets the number of partitions after an operator has added some.
-    pub fn grown_to(&self, partitions: i32) {
+    pub fn set_partitions(&self, partitions: i32) {
         self.partitions.store(partitions, Ordering::Relaxed);
     }
 
@@ -93,8 +93,8 @@ impl Offsets {
             let consumer = Arc::clone(&this.consumer());
             let response = send(&this, &consumer);
             if response.is_err() {
-                // Replace the client. A client refreshes its leaders and partitions only every five minutes; after all brokers
-                // were down at the same time, it may never find them again.
+                // Replace the client. A client refreshes its leaders and partitions only every five minutes; after all
+                // brokers were down at the same time, it may never find them again.
                 *this.consumer() = Arc::new(this.config.create_with_context(Quiet)?);
             }
             response

@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::error::StackError;
 
-/// Every jar of Kafka and of its dependencies. `sha256sum *.jar` in the folder that `msg-dev fetch` fills prints this list.
+/// Every jar of Kafka and of its dependencies. `sha256sum *.jar` in the folder that `msg-dev fetch` fills prints this
+/// list.
 pub(super) const KAFKA: &str = include_str!("kafka-4.3.1.sha256");
 
 /// PostgreSQL's archive as it is in the jar, and the programs in it that the stack runs.

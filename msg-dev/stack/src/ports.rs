@@ -9,8 +9,8 @@ use tokio::net::TcpSocket;
 /// A port on 127.0.0.1 that no other process gets while this value lives.
 ///
 /// The reservation is a socket that is bound but never listens. Linux lets a child bind and listen on the same port
-/// (both sides set `SO_REUSEADDR`, as Kafka, PostgreSQL and tokio do), but neither hands it out for a bind to port 0 nor
-/// uses it for an outgoing connection. So a broker can be started late, or again, on an address that clients know
+/// (both sides set `SO_REUSEADDR`, as Kafka, PostgreSQL and tokio do), but neither hands it out for a bind to port 0
+/// nor uses it for an outgoing connection. So a broker can be started late, or again, on an address that clients know
 /// already. Until then a connection is refused, as if the server were down.
 #[derive(Debug)]
 pub struct Port {

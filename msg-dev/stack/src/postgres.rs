@@ -1,5 +1,5 @@
-//! Owns the local PostgreSQL server: initdb creates it once; it runs as a child process with durable settings, and can be
-//! stopped, killed, frozen and started again on the same address and data.
+//! Owns the local PostgreSQL server: initdb creates it once; it runs as a child process with durable settings, and can
+//! be stopped, killed, frozen and started again on the same address and data.
 
 mod standby;
 
@@ -44,8 +44,8 @@ struct Server {
 }
 
 impl Postgres {
-    /// Reserves the port of a server and starts no process: [`Postgres::url`] is valid, and connections are refused until
-    /// [`Postgres::start`]. The data of an earlier run in `folder` stays.
+    /// Reserves the port of a server and starts no process: [`Postgres::url`] is valid, and connections are refused
+    /// until [`Postgres::start`]. The data of an earlier run in `folder` stays.
     pub fn reserve(home: PostgresHome, folder: &Path, logs: &Path) -> Result<Postgres, StackError> {
         let port = Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"))?;
         let base_url = format!("postgres://postgres@{port}/postgres");
@@ -116,7 +116,8 @@ impl Postgres {
         }
     }
 
-    /// Sends SIGKILL to every process of the server, as a crash would. After [`Postgres::start`] all committed rows are there.
+    /// Sends SIGKILL to every process of the server, as a crash would. After [`Postgres::start`] all committed rows are
+    /// there.
     pub async fn kill(&self) {
         if let Some(process) = self.process() {
             process.signal_tree(Signal::Kill);

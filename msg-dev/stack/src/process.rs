@@ -1,5 +1,5 @@
-//! Owns child processes. Each is killed when this process ends (also when it is killed), and writes to its own log file.
-//! A child is signalled by its process id, and never after the kernel may have reused that id.
+//! Owns child processes. Each is killed when this process ends (also when it is killed), and writes to its own log
+//! file. A child is signalled by its process id, and never after the kernel may have reused that id.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -86,8 +86,8 @@ struct Handle {
 #[derive(Debug)]
 struct Shared {
     pid: libc::pid_t,
-    /// True once another process may have the process id. The lock is held while signalling and while reaping, so that no
-    /// signal reaches another process.
+    /// True once another process may have the process id. The lock is held while signalling and while reaping, so that
+    /// no signal reaches another process.
     reaped: Mutex<bool>,
     exit: watch::Sender<Option<ExitStatus>>,
 }
@@ -150,8 +150,8 @@ impl Process {
         self.0.shared.signal(signal)
     }
 
-    /// Sends a signal to the child and to all its descendants. PostgreSQL's backends are processes, and each is the leader
-    /// of its own group: a signal to the first process alone would leave them running.
+    /// Sends a signal to the child and to all its descendants. PostgreSQL's backends are processes, and each is the
+    /// leader of its own group: a signal to the first process alone would leave them running.
     pub fn signal_tree(&self, signal: Signal) -> bool {
         let below = self.descendants();
         let sent = self.signal(signal);
@@ -248,8 +248,8 @@ impl Shared {
         if *reaped {
             return false;
         }
-        // SAFETY: kill has no memory effects. The child is not reaped and cannot be reaped while the lock is held, so the
-        // id is still the child's.
+        // SAFETY: kill has no memory effects. The child is not reaped and cannot be reaped while the lock is held, so
+        // the id is still the child's.
         unsafe { libc::kill(self.pid, signal.number()) == 0 }
     }
 }

@@ -259,15 +259,15 @@ fn parse_response(response: &str) -> std::io::Result<(u16, String)> {
     if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
         return Ok((status, body.to_owned()));
     }
-    let mut whole = String::new();
+    let mut joined = String::new();
     let mut rest = body;
     loop {
         let (length, after) = rest.split_once("\r\n").ok_or_else(bad)?;
         let length = usize::from_str_radix(length, 16).map_err(|_| bad())?;
         if length == 0 {
-            return Ok((status, whole));
+            return Ok((status, joined));
         }
-        whole.push_str(after.get(..length).ok_or_else(bad)?);
+        joined.push_str(after.get(..length).ok_or_else(bad)?);
         rest = after.get(length + 2..).ok_or_else(bad)?;
     }
 }

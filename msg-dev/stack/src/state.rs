@@ -23,8 +23,8 @@ pub struct State {
 }
 
 impl State {
-    /// The default state folder: as root `/var/lib/msg-dev`, since PostgreSQL runs as another user, who often cannot enter
-    /// the folder of a clone; else `state` in the cache folder.
+    /// The default state folder: as root `/var/lib/msg-dev`, since PostgreSQL runs as another user, who often cannot
+    /// enter the folder of a clone; else `state` in the cache folder.
     pub fn default_folder() -> PathBuf {
         if user::is_root() { PathBuf::from("/var/lib/msg-dev") } else { fetch::default_cache().join("state") }
     }
@@ -115,10 +115,10 @@ mod tests {
     fn state_folder_has_one_user_and_only_a_marked_one_is_emptied() {
         let top = tempfile::tempdir().expect("a temporary folder");
         let folder = top.path().join("state");
-        let held = State::open(&folder, false).expect("a new folder");
+        let state = State::open(&folder, false).expect("a new folder");
         fs::write(folder.join("data"), "x").expect("own folder");
         State::open(&folder, false).expect_err("locked by another stack");
-        drop(held);
+        drop(state);
         let reopened = State::open(&folder, false).expect("unlocked again");
         assert!(folder.join("data").exists());
         drop(reopened);

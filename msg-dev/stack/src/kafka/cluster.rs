@@ -34,7 +34,8 @@ impl Cluster {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the settings. Every start needs this, since the ports are new. KRaft keeps the voters' ids, not their addresses.
+    /// Writes the settings. Every start needs this, since the ports are new. KRaft keeps the voters' ids, not their
+    /// addresses.
     pub(super) fn write_settings(&self, broker: &Broker) -> Result<(), StackError> {
         let node = self.node(broker);
         fs::create_dir_all(&node).map_err(StackError::io("create", &node))?;
@@ -109,9 +110,11 @@ impl Cluster {
         let log4j = self.node(broker).join("log4j2.xml");
         let mut all = vec![
             "-Xmx512m".to_owned(),
-            // Use only the quick compiler: a broker starts 0.3 s earlier and leaves more of a small machine to the services.
+            // Use only the quick compiler: a broker starts 0.3 s earlier and leaves more of a small machine to the
+            // services.
             "-XX:TieredStopAtLevel=1".to_owned(),
-            // Use the serial collector on a small machine: the threads of the parallel collectors would compete for its cores.
+            // Use the serial collector on a small machine: the threads of the parallel collectors would compete for its
+            // cores.
             "-XX:+UseSerialGC".to_owned(),
             format!("-Dlog4j2.configurationFile={}", log4j.display()),
             "-cp".to_owned(),

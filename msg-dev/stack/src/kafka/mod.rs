@@ -33,14 +33,14 @@ pub const BETWEEN_BROKERS: &str = "BROKERS";
 /// Additional options of a cluster that runs as children of this process.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterOptions {
-    /// The names of networks, in capitals. Over each, a broker has an additional address; the caller must run a proxy there
-    /// that forwards to the broker. [`BETWEEN_BROKERS`] is the network of the brokers.
+    /// The names of networks, in capitals. Over each, a broker has an additional address; the caller must run a proxy
+    /// there that forwards to the broker. [`BETWEEN_BROKERS`] is the network of the brokers.
     pub networks: Vec<String>,
     /// Additional settings of each broker; a later value replaces an earlier one.
     pub settings: Vec<(String, String)>,
-    /// Users that log in with a password, at [`Kafka::bootstrap_for_users`] and over every network except the brokers' own. If
-    /// there are users, an authorizer decides what they may do: nothing until a right is granted ([`Kafka::grant`]). A
-    /// client without a password may do everything.
+    /// Users that log in with a password, at [`Kafka::bootstrap_for_users`] and over every network except the brokers'
+    /// own. If there are users, an authorizer decides what they may do: nothing until a right is granted
+    /// ([`Kafka::grant`]). A client without a password may do everything.
     pub users: Vec<String>,
 }
 
@@ -87,8 +87,8 @@ struct Broker {
 }
 
 impl Kafka {
-    /// Reserves the ports and writes the settings of a cluster, and starts no process: [`Kafka::bootstrap`] is valid, and
-    /// connections are refused until [`Kafka::start`]. The data of an earlier run in `folder` stays.
+    /// Reserves the ports and writes the settings of a cluster, and starts no process: [`Kafka::bootstrap`] is valid,
+    /// and connections are refused until [`Kafka::start`]. The data of an earlier run in `folder` stays.
     pub fn reserve(
         home: KafkaHome,
         folder: &Path,
@@ -230,8 +230,8 @@ impl Kafka {
         futures_util::future::join_all(processes.iter().map(|process| process.stop(STOP_WITHIN))).await;
     }
 
-    /// Returns a topic with the settings that the services require: three replicas, two of them in sync (one each with fewer
-    /// brokers), a retention of a week, and records of up to 2 MiB.
+    /// Returns a topic with the settings that the services require: three replicas, two of them in sync (one each with
+    /// fewer brokers), a retention of a week, and records of up to 2 MiB.
     pub fn topic(&self, name: &str, partitions: i32) -> TopicSpec {
         let replication = if self.brokers() < 3 { 1 } else { 3 };
         let in_sync = if replication == 1 { "1" } else { "2" };
@@ -256,8 +256,8 @@ impl Kafka {
         TopicSpec { name: format!("{name}-hints"), config, ..main }
     }
 
-    /// Creates [`Kafka::topic`] with the additional settings `config`, and its hints topic if it does not exist. Waits until
-    /// every partition has a leader.
+    /// Creates [`Kafka::topic`] with the additional settings `config`, and its hints topic if it does not exist. Waits
+    /// until every partition has a leader.
     pub async fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) -> Result<(), StackError> {
         self.create_topic_without_hints(name, partitions, config).await?;
         let hints = self.hints_topic(name);

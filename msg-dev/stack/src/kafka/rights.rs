@@ -78,8 +78,8 @@ pub fn login_with(user: &str, password: &str) -> String {
 }
 
 impl Kafka {
-    /// The value of `bootstrap.servers` for a client that logs in as one of [`super::ClusterOptions::users`]. Clients of
-    /// [`Kafka::bootstrap`] may do everything.
+    /// The value of `bootstrap.servers` for a client that logs in as one of [`super::ClusterOptions::users`]. Clients
+    /// of [`Kafka::bootstrap`] may do everything.
     pub fn bootstrap_for_users(&self) -> String {
         let brokers = self.cluster.iter().flat_map(|cluster| &cluster.brokers);
         brokers.filter_map(|broker| broker.users.as_ref().map(ToString::to_string)).collect::<Vec<_>>().join(",")
@@ -129,8 +129,8 @@ fn change(bootstrap: &str, rights: &[Right], change: Change) -> Result<(), Strin
         Change::Withdraw => rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DELETEACLS,
     };
     let mut reason = [0; 256];
-    // SAFETY: the client lives to the end of this function. Every pointer comes from librdkafka, is checked if it may be null,
-    // and is freed once, after the last use of what it owns. A filter and a binding have the same type.
+    // SAFETY: the client lives to the end of this function. Every pointer comes from librdkafka, is checked if it may
+    // be null, and is freed once, after the last use of what it owns. A filter and a binding have the same type.
     unsafe {
         let queue = rd::rd_kafka_queue_new(rk);
         let options = rd::rd_kafka_AdminOptions_new(rk, operation);

@@ -18,8 +18,8 @@ pub(super) const LOG4J: &str = r#"<Configuration status="WARN" shutdownHook="dis
 /// The listener where users log in.
 const USERS: &str = "USERS";
 
-/// Returns the settings for users: Kafka's own authorizer decides what each user may do. A client without a user, such as a
-/// broker, may do everything.
+/// Returns the settings for users: Kafka's own authorizer decides what each user may do. A client without a user, such
+/// as a broker, may do everything.
 pub(super) fn users(broker: &Broker, users: &[(String, String)]) -> Vec<(String, String)> {
     if broker.users.is_none() {
         return Vec::new();
@@ -81,8 +81,8 @@ pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path,
         ("group.initial.rebalance.delay.ms", "0".to_owned()),
         // Tests use short sessions, so that the group expels a dead consumer soon.
         ("group.min.session.timeout.ms", "1000".to_owned()),
-        // The controller accepts a killed broker again only when the session of its predecessor has expired. Kafka's 9 s would
-        // slow every test of a crash.
+        // The controller accepts a killed broker again only when the session of its predecessor has expired. Kafka's 9
+        // s would slow every test of a crash.
         ("broker.session.timeout.ms", "3000".to_owned()),
         ("broker.heartbeat.interval.ms", "500".to_owned()),
     ];

@@ -14,8 +14,8 @@ use crate::user::{self, Owner};
 const NOT_COPIED: [&str; 2] = ["postmaster.pid", "postmaster.opts"];
 
 impl Postgres {
-    /// Creates a standby of this server in a folder of its own. This server must be stopped, since its data is copied. The
-    /// standby follows this server once both are started.
+    /// Creates a standby of this server in a folder of its own. This server must be stopped, since its data is copied.
+    /// The standby follows this server once both are started.
     pub fn standby(&self, folder: &Path) -> Result<Postgres, StackError> {
         let (server, standby) = (self.ours()?, self.second_server(folder)?);
         let data = folder.join("data");
@@ -35,8 +35,8 @@ impl Postgres {
         Postgres::reserve(home, folder, folder)
     }
 
-    /// Makes this server, which is stopped, a standby of `primary`, which runs and continues to accept writes. Removes the
-    /// data of this server.
+    /// Makes this server, which is stopped, a standby of `primary`, which runs and continues to accept writes. Removes
+    /// the data of this server.
     pub async fn become_standby(&self, primary: &Postgres) -> Result<(), StackError> {
         let (from, to) = (primary.ours()?, self.ours()?);
         if to.data.exists() {

@@ -1,4 +1,4 @@
-//! Breaks brokers.
+//! Injects faults of brokers.
 
 use std::time::Duration;
 
@@ -13,65 +13,65 @@ use crate::history::now;
 use crate::topology::{BROKERS, TOPIC};
 use crate::world::World;
 
-/// For the replicas of a broker that came back to have caught up.
+/// How long the replicas of a restarted broker may need until they are in sync.
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
-pub(super) async fn kill(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let broker = strike.broker();
-    kill_this(strike, broker).await
+pub(super) async fn kill(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let broker = injection.broker();
+    kill_this(injection, broker).await
 }
 
-pub(super) async fn kill_controller(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let kafka = strike.world.stack.kafka();
+pub(super) async fn kill_controller(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let kafka = injection.world.stack.kafka();
     let args = ["--bootstrap-server", kafka.bootstrap(), "describe", "--status"];
-    let said = kafka.tool("org.apache.kafka.tools.MetadataQuorumCommand", &args).await?;
-    let leader = said.lines().find_map(|line| line.strip_prefix("LeaderId:"));
+    let output = kafka.tool("org.apache.kafka.tools.MetadataQuorumCommand", &args).await?;
+    let leader = output.lines().find_map(|line| line.strip_prefix("LeaderId:"));
     let leader = leader.and_then(|id| id.trim().parse().ok());
-    let leader = leader.ok_or_else(|| LabError::Setting(format!("no active controller is named in:\n{said}")))?;
-    kill_this(strike, leader).await
+    let leader = leader.ok_or_else(|| LabError::Setting(format!("no active controller is named in:\n{output}")))?;
+    kill_this(injection, leader).await
 }
 
-async fn kill_this(strike: &mut FaultInjection<'_>, broker: usize) -> Result<(), LabError> {
-    let kafka = strike.world.stack.kafka();
-    strike.target(format!("broker-{broker}"));
+async fn kill_this(injection: &mut FaultInjection<'_>, broker: usize) -> Result<(), LabError> {
+    let kafka = injection.world.stack.kafka();
+    injection.target(format!("broker-{broker}"));
     kafka.kill_broker(broker).await?;
-    strike.fault.kills = 1;
-    strike.hold().await;
+    injection.fault.kills = 1;
+    injection.hold().await;
     kafka.start_broker(broker).await?;
-    in_sync(strike.world).await
+    in_sync(injection.world).await
 }
 
-pub(super) async fn freeze(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let (kafka, broker) = (strike.world.stack.kafka(), strike.broker());
-    strike.target(format!("broker-{broker}"));
+pub(super) async fn freeze(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let (kafka, broker) = (injection.world.stack.kafka(), injection.broker());
+    injection.target(format!("broker-{broker}"));
     if !kafka.signal_broker(broker, Signal::Stop)? {
         return Err(LabError::Stuck(format!("broker-{broker} does not run")));
     }
-    strike.hold().await;
+    injection.hold().await;
     kafka.signal_broker(broker, Signal::Cont)?;
-    in_sync(strike.world).await
+    in_sync(injection.world).await
 }
 
-pub(super) async fn restart(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let kafka = strike.world.stack.kafka();
-    strike.target(format!("{BROKERS} one after the other"));
-    strike.fault.broken = now();
+pub(super) async fn restart(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let kafka = injection.world.stack.kafka();
+    injection.target(format!("{BROKERS} one after the other"));
+    injection.fault.broken = now();
     for broker in 1..=BROKERS {
         kafka.stop_broker(broker).await?;
         kafka.start_broker(broker).await?;
-        in_sync(strike.world).await?;
+        in_sync(injection.world).await?;
     }
-    strike.fault.over = now();
+    injection.fault.over = now();
     Ok(())
 }
 
-/// The order of the replicas says who is to lead.
-pub(super) async fn move_leaders(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let (world, kafka) = (strike.world, strike.world.stack.kafka());
+/// Changes the order of the replicas, which decides the preferred leaders.
+pub(super) async fn move_leaders(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let (world, kafka) = (injection.world, injection.world.stack.kafka());
     let partitions = replicas(world).await?;
-    strike.target(format!("{} partitions", partitions.len()));
-    strike.fault.broken = now();
+    injection.target(format!("{} partitions", partitions.len()));
+    injection.fault.broken = now();
     let moved = partitions.iter().enumerate().map(|(partition, found)| {
         let mut order = found.replicas.clone();
         order.rotate_left(1);
@@ -85,22 +85,22 @@ pub(super) async fn move_leaders(strike: &mut FaultInjection<'_>) -> Result<(), 
     kafka.tool("org.apache.kafka.tools.reassign.ReassignPartitionsCommand", &args).await?;
     let args = ["--bootstrap-server", bootstrap, "--election-type", "PREFERRED", "--all-topic-partitions"];
     kafka.tool("org.apache.kafka.tools.LeaderElectionCommand", &args).await?;
-    strike.fault.over = now();
+    injection.fault.over = now();
     Ok(())
 }
 
-pub(super) async fn lose_min_insync(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let (kafka, stays) = (strike.world.stack.kafka(), strike.broker());
+pub(super) async fn lose_min_insync(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let (kafka, stays) = (injection.world.stack.kafka(), injection.broker());
     let others: Vec<usize> = (1..=BROKERS).filter(|broker| *broker != stays).collect();
-    strike.target(format!("all but broker-{stays}"));
+    injection.target(format!("all but broker-{stays}"));
     for broker in &others {
         kafka.kill_broker(*broker).await?;
     }
-    strike.fault.kills = 2;
-    strike.fault.no_ok = true;
-    strike.hold().await;
+    injection.fault.kills = 2;
+    injection.fault.no_ok = true;
+    injection.hold().await;
     futures_util::future::try_join_all(others.iter().map(|broker| kafka.start_broker(*broker))).await?;
-    in_sync(strike.world).await
+    in_sync(injection.world).await
 }
 
 /// Waits until every replica of every partition is in sync.
@@ -124,11 +124,11 @@ struct Replicas {
 
 async fn replicas(world: &World) -> Result<Vec<Replicas>, LabError> {
     let bootstrap = world.stack.kafka().bootstrap().to_owned();
-    let ask = move || -> Result<Vec<Replicas>, LabError> {
+    let request = move || -> Result<Vec<Replicas>, LabError> {
         let consumer: BaseConsumer =
             ClientConfig::new().set("bootstrap.servers", bootstrap).set("log_level", "0").create()?;
         let metadata = consumer.fetch_metadata(Some(TOPIC), Duration::from_secs(2))?;
-        let topic = metadata.topics().first().ok_or_else(|| LabError::Setting("the topic is gone".into()))?;
+        let topic = metadata.topics().first().ok_or_else(|| LabError::Setting("the topic does not exist".into()))?;
         let mut partitions: Vec<_> = topic.partitions().iter().collect();
         partitions.sort_by_key(|partition| partition.id());
         let replicas = |one: &rdkafka::metadata::MetadataPartition| Replicas {
@@ -137,5 +137,5 @@ async fn replicas(world: &World) -> Result<Vec<Replicas>, LabError> {
         };
         Ok(partitions.into_iter().map(replicas).collect())
     };
-    tokio::task::spawn_blocking(ask).await.expect("asking does not panic")
+    tokio::task::spawn_blocking(request).await.expect("reading metadata does not panic")
 }

@@ -1,4 +1,4 @@
-//! Fills disks.
+//! Injects full disks.
 
 use super::broker;
 use super::injection::FaultInjection;
@@ -6,31 +6,31 @@ use crate::disk::Disk;
 use crate::error::LabError;
 use crate::topology::BROKERS;
 
-pub(super) async fn fill_postgres(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    strike.target("postgresql");
-    let disk = given(strike.world.postgres_disk.as_ref())?;
+pub(super) async fn fill_postgres(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    injection.target("postgresql");
+    let disk = fillable(injection.world.postgres_disk.as_ref())?;
     disk.fill()?;
-    strike.hold().await;
+    injection.hold().await;
     disk.free()?;
-    // Where its log had no room the server has ended.
-    strike.world.stack.postgres().start().await?;
-    super::database::answers(strike).await
+    // If the disk was too full for its log, the server has ended.
+    injection.world.stack.postgres().start().await?;
+    super::database::responds(injection).await
 }
 
-/// A broker whose only disk fails ends itself.
-pub(super) async fn fill_broker(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    strike.target(format!("broker-{BROKERS}"));
-    let disk = given(strike.world.broker_disk.as_ref())?;
+/// A broker ends if its only disk fails.
+pub(super) async fn fill_broker(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    injection.target(format!("broker-{BROKERS}"));
+    let disk = fillable(injection.world.broker_disk.as_ref())?;
     disk.fill()?;
-    strike.hold().await;
+    injection.hold().await;
     disk.free()?;
-    let kafka = strike.world.stack.kafka();
-    // One that had room in its open segments is still there, and may have noticed nothing or something.
+    let kafka = injection.world.stack.kafka();
+    // Restart the broker: if its open segments still had capacity, it runs, perhaps with some failed partitions.
     kafka.stop_broker(BROKERS).await?;
     kafka.start_broker(BROKERS).await?;
-    broker::in_sync(strike.world).await
+    broker::in_sync(injection.world).await
 }
 
-fn given(disk: Option<&Disk>) -> Result<&Disk, LabError> {
+fn fillable(disk: Option<&Disk>) -> Result<&Disk, LabError> {
     disk.ok_or_else(|| LabError::Setting("the stack was started without disks that can be filled".into()))
 }

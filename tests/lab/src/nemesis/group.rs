@@ -1,4 +1,4 @@
-//! Breaks the consumer group: another program joins it that cannot share partitions with the transfers.
+//! Injects faults of the consumer group: another program joins that cannot share partitions with the transfers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +12,15 @@ use super::injection::FaultInjection;
 use crate::error::LabError;
 use crate::topology::{GROUP, TOPIC};
 
-/// Until it is the group's only member.
+/// How long the consumer may need until it is the group's only member.
 const JOINED_WITHIN: Duration = Duration::from_secs(30);
 
-/// The transfers stop, a consumer with the range assignor joins, and the transfers, which are cooperative, cannot join while it is a
-/// member.
-pub(super) async fn foreign_consumer(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let world = strike.world;
+/// Stops the transfers and lets a consumer with the range assignor join. The transfers, which are cooperative, cannot
+/// join while it is a member.
+pub(super) async fn foreign_consumer(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let world = injection.world;
     let transfers = world.running_transfers();
-    strike.target(format!("{GROUP}, {} transfers", transfers.len()));
+    injection.target(format!("{GROUP}, {} transfers", transfers.len()));
     futures_util::future::join_all(transfers.iter().map(|transfer| transfer.stop())).await;
     let foreign = ClientConfig::new()
         .set("bootstrap.servers", world.stack.kafka().bootstrap())
@@ -33,7 +33,7 @@ pub(super) async fn foreign_consumer(strike: &mut FaultInjection<'_>) -> Result<
     let flags = (joined.clone(), over.clone());
     let member = tokio::task::spawn_blocking(move || {
         while !flags.1.load(Ordering::Relaxed) {
-            // What it reads it forgets: it commits nothing.
+            // The consumer drops what it reads, and commits no offset.
             let _ = foreign.poll(Duration::from_millis(100));
             let assigned = foreign.assignment().is_ok_and(|list| list.count() > 0);
             flags.0.store(assigned, Ordering::Relaxed);
@@ -49,7 +49,7 @@ pub(super) async fn foreign_consumer(strike: &mut FaultInjection<'_>) -> Result<
         transfer.launch()?;
     }
     if result.is_ok() {
-        strike.hold().await;
+        injection.hold().await;
     }
     over.store(true, Ordering::Relaxed);
     member.await.map_err(|_| LabError::Stuck("the other consumer ended in a panic".to_owned()))?;

@@ -1,4 +1,4 @@
-//! Owns a fault while it is done: what its functions are given, and what they leave for the checker.
+//! Owns a fault while it is injected: what its functions need, and what they record for the checker.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::history::{Nanos, now};
 use crate::topology::BROKERS;
 use crate::world::World;
 
-/// For a service to be ready again without a restart: what fails again and again is retried once a minute.
+/// How long a service may need to be ready again without a restart: it retries some operations only once a minute.
 const READY_AGAIN_WITHIN: Duration = Duration::from_secs(150);
 
-/// Waits until every service is ready, by itself.
+/// Waits until every service is ready. None is restarted.
 pub(super) async fn all_ready(world: &World) -> Result<(), LabError> {
     for node in world.gateways.iter().chain(world.running_transfers()) {
         node.service().wait_ready(READY_AGAIN_WITHIN).await?;
@@ -23,13 +23,13 @@ pub(super) async fn all_ready(world: &World) -> Result<(), LabError> {
     Ok(())
 }
 
-/// A fault that was done.
+/// A fault that was injected and undone.
 pub(crate) struct InjectedFault {
     pub(crate) fault: Fault,
     pub(crate) seen: Seen,
 }
 
-/// What else it left for the checker.
+/// What else the fault recorded for the checker.
 #[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) poison: Vec<(i32, i64)>,
@@ -38,7 +38,7 @@ pub(crate) struct Seen {
     pub(crate) growth: Option<(Nanos, i32)>,
 }
 
-/// A fault that is being done.
+/// A fault that is being injected.
 pub(crate) struct FaultInjection<'a> {
     pub(super) world: &'a World,
     pub(super) rng: StdRng,
@@ -48,18 +48,19 @@ pub(crate) struct FaultInjection<'a> {
 }
 
 impl<'a> FaultInjection<'a> {
-    /// To whom it is done.
+    /// Sets the target, in words.
     pub(super) fn target(&mut self, target: impl Into<String>) {
         self.fault.target = target.into();
     }
 
-    /// A process with this begin of its name has to name the cause with these words in `/readyz`, while it lasts.
-    pub(super) fn must_say(&mut self, process: &str, words: &[&str]) {
+    /// Requires that, while the fault lasts, a process with this name prefix names the cause in `/readyz` with these
+    /// words.
+    pub(super) fn must_report(&mut self, process: &str, words: &[&str]) {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
         self.fault.says.push(Says { process: process.to_owned(), words });
     }
 
-    /// It is in force: it lasts from now on.
+    /// Marks the fault as in force, and waits for its duration.
     pub(super) async fn hold(&mut self) {
         self.fault.broken = now();
         tokio::time::sleep(self.hold).await;
@@ -67,7 +68,7 @@ impl<'a> FaultInjection<'a> {
     }
 
     pub(super) fn pick<T>(&mut self, all: &'a [T]) -> &'a T {
-        all.choose(&mut self.rng).expect("there is one at least")
+        all.choose(&mut self.rng).expect("there is at least one")
     }
 
     pub(super) fn broker(&mut self) -> usize {

@@ -1,4 +1,4 @@
-//! Breaks what the brokers have on their disks: a batch that is damaged, or the end of a log that is lost, in every replica.
+//! Injects faults of the brokers' disks: damages a batch, or removes the end of a log, in every replica.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -18,39 +18,41 @@ use crate::settle::progress;
 use crate::topology::{BROKERS, TOPIC};
 use crate::world::World;
 
-/// For a batch that is not read yet to be in every replica.
+/// How long to wait until every replica has a batch that no transfer has read.
 const FOUND_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
-/// So many records that are stored are lost with those that are not, at least.
-const STORED_TOO: i64 = 20;
+/// The minimum number of stored records that are lost together with those that are not stored.
+const MIN_STORED: i64 = 20;
 /// First offset and length, which the length does not count.
 const HEAD: usize = 12;
 
-/// One byte of a batch is another one in every replica, before any transfer has read it. Later the operator restores it.
-pub(super) async fn damage_batch(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let world = strike.world;
+/// Changes one byte of a batch in every replica, before any transfer has read it. Later restores the byte, as an
+/// operator would.
+pub(super) async fn damage_batch(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let world = injection.world;
     let transfers = world.running_transfers();
     futures_util::future::join_all(transfers.iter().map(|transfer| transfer.stop())).await;
     let found = find_unread(world).await;
     if let Ok(found) = &found {
-        strike.target(format!("partition {} offset {}", found.partition, found.offset));
+        injection.target(format!("partition {} offset {}", found.partition, found.offset));
         let (partition, offset) = (format!("partition {}", found.partition), format!("offset {}", found.offset));
-        strike.must_say("transfer", &["resume", &partition, &offset]);
+        injection.must_report("transfer", &["resume", &partition, &offset]);
         found.flip()?;
     }
     for transfer in transfers {
         transfer.launch()?;
     }
     let found = found?;
-    strike.hold().await;
+    injection.hold().await;
     found.flip()?;
     world.command(&transfers[0], &["resume", "--topic-partition", &found.partition.to_string()]).await?;
     all_ready(world).await
 }
 
-/// The end of a partition's log is lost in every replica, records among it that no transfer has read: nothing but those may be lost.
-pub(super) async fn truncate_log(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let (world, kafka) = (strike.world, strike.world.stack.kafka());
+/// Removes the end of a partition's log in every replica, with records that no transfer has read: only those may be
+/// lost.
+pub(super) async fn truncate_log(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let (world, kafka) = (injection.world, injection.world.stack.kafka());
     let transfers = world.running_transfers();
     futures_util::future::join_all(transfers.iter().map(|transfer| transfer.stop())).await;
     let found = find_unread(world).await;
@@ -61,9 +63,9 @@ pub(super) async fn truncate_log(strike: &mut FaultInjection<'_>) -> Result<(), 
         let stored = stored[usize::try_from(found.partition).expect("it is not negative")];
         truncate(world, found.partition, stored, at)
     });
-    strike.fault.broken = now();
+    injection.fault.broken = now();
     let cut = cut.map(|cut| {
-        strike.target(format!("partition {} offsets {} to {}", cut.partition, cut.end, cut.was - 1));
+        injection.target(format!("partition {} offsets {} to {}", cut.partition, cut.end, cut.was - 1));
         Truncation { over: now(), ..cut }
     });
     kafka.start().await?;
@@ -71,12 +73,12 @@ pub(super) async fn truncate_log(strike: &mut FaultInjection<'_>) -> Result<(), 
     for transfer in transfers {
         transfer.launch()?;
     }
-    strike.seen.truncation = Some(cut?);
-    strike.fault.over = now();
+    injection.seen.truncation = Some(cut?);
+    injection.fault.over = now();
     all_ready(world).await
 }
 
-/// Removes the same batches from every replica: some that are stored, and all behind them.
+/// Removes the same batches from every replica: some stored ones, and all behind them.
 fn truncate(world: &World, partition: i32, stored: i64, at: Nanos) -> Result<Truncation, LabError> {
     let mut folders = Vec::new();
     for broker in 1..=BROKERS {
@@ -85,7 +87,7 @@ fn truncate(world: &World, partition: i32, stored: i64, at: Nanos) -> Result<Tru
         folders.push((folder, batches));
     }
     let common = |offset: &i64| folders.iter().all(|(_, batches)| batches.contains_key(offset));
-    let end = folders[0].1.range(..stored - STORED_TOO).map(|(offset, _)| *offset).rfind(common);
+    let end = folders[0].1.range(..stored - MIN_STORED).map(|(offset, _)| *offset).rfind(common);
     let end = end.ok_or_else(|| LabError::Stuck(format!("partition {partition} has too few batches")))?;
     let mut was = end;
     for (folder, batches) in &folders {
@@ -95,18 +97,18 @@ fn truncate(world: &World, partition: i32, stored: i64, at: Nanos) -> Result<Tru
     Ok(Truncation { partition, at, over: at, end, was, stored })
 }
 
-/// The offset behind the last whole batch.
+/// Returns the offset after the last complete batch.
 fn log_end(folder: &Path, batches: &Batches) -> io::Result<i64> {
     let Some((offset, batch)) = batches.last_key_value() else {
         return Err(io::Error::other(format!("{} has no batch", folder.display())));
     };
-    // The batch's last offset as a difference to its first is 11 bytes behind the head.
+    // The difference between the last and the first offset is 11 bytes behind the head of the batch.
     let mut delta = [0; 4];
     File::open(&batch.path)?.read_exact_at(&mut delta, batch.start + HEAD as u64 + 11)?;
     Ok(offset + i64::from(i32::from_be_bytes(delta)) + 1)
 }
 
-/// Removes the batches from `end` on, with what else knows of them: Kafka makes it again.
+/// Removes the batches from `end` on, and the files that index them: Kafka writes those again.
 fn cut(folder: &Path, batches: &Batches, end: i64) -> io::Result<()> {
     let first = &batches[&end];
     for entry in fs::read_dir(folder)? {
@@ -123,15 +125,15 @@ fn cut(folder: &Path, batches: &Batches, end: i64) -> io::Result<()> {
     Ok(())
 }
 
-/// A batch and where each replica has its last byte.
-struct Found {
+/// A batch, and where each replica has its last byte.
+struct UnreadBatch {
     partition: i32,
     offset: i64,
     bytes: Vec<(PathBuf, u64)>,
 }
 
-impl Found {
-    /// Done twice, all is as before.
+impl UnreadBatch {
+    /// Flips a bit. A second call restores it.
     fn flip(&self) -> Result<(), LabError> {
         for (path, at) in &self.bytes {
             let flip = || -> io::Result<()> {
@@ -146,8 +148,8 @@ impl Found {
     }
 }
 
-/// Of the partition with the most records that are not committed, the first batch behind the committed offset.
-async fn find_unread(world: &World) -> Result<Found, LabError> {
+/// Finds the first batch after the committed offset, in the partition with the most records that are not committed.
+async fn find_unread(world: &World) -> Result<UnreadBatch, LabError> {
     let finding = async {
         loop {
             if let (Ok(committed), Ok(ends)) = (world.offsets.committed().await, world.offsets.ends().await)
@@ -159,7 +161,7 @@ async fn find_unread(world: &World) -> Result<Found, LabError> {
             tokio::time::sleep(POLL).await;
         }
     };
-    let late = |_| LabError::Stuck("no batch that is not read yet is in every replica".into());
+    let late = |_| LabError::Stuck("no unread batch is in every replica".into());
     tokio::time::timeout(FOUND_WITHIN, finding).await.map_err(late)?
 }
 
@@ -168,24 +170,24 @@ fn most_unread(committed: &[i64], ends: &[i64]) -> Option<(i32, i64)> {
     unread.max_by_key(|(_, (next, end))| *end - *next).map(|(partition, (next, _))| (partition, *next))
 }
 
-fn first_batch(world: &World, partition: i32, from: i64) -> Result<Option<Found>, LabError> {
+fn first_batch(world: &World, partition: i32, from: i64) -> Result<Option<UnreadBatch>, LabError> {
     let mut replicas = Vec::new();
     for broker in 1..=BROKERS {
         let folder = world.stack.kafka().data(broker)?.join(format!("{TOPIC}-{partition}"));
         replicas.push(batches(&folder, from).map_err(LabError::io("read", &folder))?);
     }
     let first = replicas[0].keys().find(|offset| replicas.iter().all(|replica| replica.contains_key(offset)));
-    Ok(first.map(|offset| Found {
+    Ok(first.map(|offset| UnreadBatch {
         partition,
         offset: *offset,
         bytes: replicas.iter().map(|replica| (replica[offset].path.clone(), replica[offset].end - 1)).collect(),
     }))
 }
 
-/// By first offset.
+/// Batches by their first offset.
 type Batches = BTreeMap<i64, Batch>;
 
-/// Where a whole batch is in a file.
+/// Where a complete batch is in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Batch {
     path: PathBuf,
@@ -193,14 +195,14 @@ struct Batch {
     end: u64,
 }
 
-/// The whole batches of a partition's folder from this offset on.
+/// Returns the complete batches of a partition's folder from this offset on.
 fn batches(folder: &Path, from: i64) -> io::Result<Batches> {
     let mut found = Batches::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.extension().is_some_and(|end| end == "log") {
             let segment = fs::read(&path)?;
-            let batches = whole(&segment).filter(|(offset, _)| *offset >= from);
+            let batches = complete(&segment).filter(|(offset, _)| *offset >= from);
             found.extend(
                 batches.map(|(offset, Range { start, end })| (offset, Batch { path: path.clone(), start, end })),
             );
@@ -209,8 +211,8 @@ fn batches(folder: &Path, from: i64) -> io::Result<Batches> {
     Ok(found)
 }
 
-/// First offset and place of each whole batch of a segment.
-fn whole(segment: &[u8]) -> impl Iterator<Item = (i64, Range<u64>)> {
+/// Returns the first offset and the byte range of each complete batch of a segment.
+fn complete(segment: &[u8]) -> impl Iterator<Item = (i64, Range<u64>)> {
     let mut start = 0;
     std::iter::from_fn(move || {
         let head: &[u8; HEAD] = segment.get(start..)?.first_chunk()?;
@@ -218,7 +220,7 @@ fn whole(segment: &[u8]) -> impl Iterator<Item = (i64, Range<u64>)> {
         let length = u32::from_be_bytes(*head.last_chunk()?);
         let began = start;
         start += HEAD + usize::try_from(length).ok()?;
-        // What is written just now is not whole yet, and what is not written is 0.
+        // A batch that is being written is incomplete, and unwritten bytes are 0.
         (length > 0 && start <= segment.len()).then_some((offset, began as u64..start as u64))
     })
 }
@@ -235,11 +237,11 @@ mod tests {
     }
 
     #[test]
-    fn whole_batches_are_found_with_their_ends() {
+    fn complete_batches_are_found_with_their_ends() {
         let mut segment = [batch(0, 9), batch(5, 30)].concat();
-        assert_eq!(whole(&segment).collect::<Vec<_>>(), [(0, 0..21), (5, 21..63)]);
+        assert_eq!(complete(&segment).collect::<Vec<_>>(), [(0, 0..21), (5, 21..63)]);
         segment.extend(&batch(9, 20)[..15]);
-        assert_eq!(whole(&segment).collect::<Vec<_>>(), [(0, 0..21), (5, 21..63)], "a part of the third");
+        assert_eq!(complete(&segment).collect::<Vec<_>>(), [(0, 0..21), (5, 21..63)], "the third is incomplete");
     }
 
     #[test]

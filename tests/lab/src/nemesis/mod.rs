@@ -1,4 +1,4 @@
-//! Owns what is broken on purpose: the frame in which a fault is done. The faults themselves are in files by what they break.
+//! Owns the frame in which a fault is injected and undone. The faults are in files by what they break.
 
 mod account;
 mod broker;
@@ -24,11 +24,11 @@ use super::history::now;
 use super::kind::{Kind, One};
 use super::world::World;
 
-/// For a fault to be done and undone, besides the time that it lasts.
+/// How long injecting and undoing a fault may take, in addition to its duration.
 const UNDONE_WITHIN: Duration = Duration::from_secs(300);
 
 impl Kind {
-    /// Does it and undoes it. An error means that the lab itself is at its end.
+    /// Injects the fault and undoes it. An error ends the lab.
     pub(crate) async fn strike(
         self,
         world: &World,
@@ -47,69 +47,69 @@ impl Kind {
             kills: 0,
             says: Vec::new(),
         };
-        let mut strike = FaultInjection { world, rng, hold, fault, seen: Seen::default() };
+        let mut injection = FaultInjection { world, rng, hold, fault, seen: Seen::default() };
         let done = async {
             match self {
-                Kind::Network(link, effect) => network::strike(&mut strike, link, effect).await,
-                Kind::One(one) => Box::pin(inject(&mut strike, one)).await,
+                Kind::Network(link, effect) => network::disturb(&mut injection, link, effect).await,
+                Kind::One(one) => Box::pin(inject(&mut injection, one)).await,
             }
         };
-        // Several times `hold` for those that do a thing to one after the other.
-        let late = |_| LabError::Stuck(format!("{} is not done and undone in time", self.name()));
+        // Some faults need several times `hold`: they treat one process after the other.
+        let late = |_| LabError::Stuck(format!("{} was not injected and undone in time", self.name()));
         tokio::time::timeout(3 * hold + UNDONE_WITHIN, done).await.map_err(late)??;
-        let FaultInjection { mut fault, seen, .. } = strike;
+        let FaultInjection { mut fault, seen, .. } = injection;
         fault.healed = now();
         Ok(InjectedFault { fault, seen })
     }
 }
 
-async fn inject(strike: &mut FaultInjection<'_>, one: One) -> Result<(), LabError> {
-    let world = strike.world;
+async fn inject(injection: &mut FaultInjection<'_>, one: One) -> Result<(), LabError> {
+    let world = injection.world;
     match one {
-        One::KillGateway => process::kill(strike, world.gateways.as_slice()).await,
-        One::KillTransfer => process::kill(strike, world.running_transfers()).await,
-        One::KillServices => process::kill_services(strike).await,
-        One::KillClient => process::kill_client(strike).await,
-        One::FreezeGateway => process::freeze(strike, world.gateways.as_slice()).await,
-        One::FreezeTransfer => process::freeze(strike, world.running_transfers()).await,
-        One::RestartGateways => process::restart(strike, world.gateways.as_slice()).await,
-        One::RestartTransfers => process::restart(strike, world.running_transfers()).await,
-        One::Deploy => process::deploy(strike).await,
-        One::Scale => process::scale(strike).await,
-        One::KillBroker => broker::kill(strike).await,
-        One::KillController => broker::kill_controller(strike).await,
-        One::FreezeBroker => broker::freeze(strike).await,
-        One::RestartBrokers => broker::restart(strike).await,
-        One::MoveLeaders => broker::move_leaders(strike).await,
-        One::LoseMinInsync => broker::lose_min_insync(strike).await,
-        One::CutReplication => network::cut_replication(strike).await,
-        One::KillBackend => database::kill_backend(strike).await,
-        One::KillPostgres => database::kill(strike).await,
-        One::FreezeBackend => database::freeze_backend(strike).await,
-        One::FreezePostgres => database::freeze(strike).await,
-        One::RestartPostgresFast => database::restart(strike, msg_stack::Signal::Int).await,
-        One::RestartPostgresImmediate => database::restart(strike, msg_stack::Signal::Quit).await,
-        One::PostgresAway => database::away(strike).await,
-        One::FillPostgresDisk => disk::fill_postgres(strike).await,
-        One::FillBrokerDisk => disk::fill_broker(strike).await,
-        One::BlockInbox => database::block_inbox(strike).await,
-        One::LockTable => database::lock_table(strike).await,
-        One::ReadOnlyPostgres => database::read_only(strike).await,
-        One::SilentHost => database::silent_host(strike).await,
-        One::UnreadLogs => process::unread_logs(strike).await,
-        One::ForeignConsumer => group::foreign_consumer(strike).await,
-        One::WithdrawRead => account::withdraw_read(strike).await,
-        One::WithdrawGroup => account::withdraw_group(strike).await,
-        One::WithdrawWrite => account::withdraw_write(strike).await,
-        One::RotatePassword => account::rotate_password(strike).await,
-        One::RotateKafkaPassword => account::rotate_kafka_password(strike).await,
-        One::DemotePrimary => primary::replace(strike, primary::Old::ReadOnly).await,
-        One::FreezePrimary => primary::replace(strike, primary::Old::Frozen).await,
-        One::DamageBatch => log::damage_batch(strike).await,
-        One::TruncateLog => log::truncate_log(strike).await,
-        One::JumpClocks => clock::jump(strike).await,
-        One::Poison => records::poison(strike).await,
-        One::GrowTopic => records::grow(strike).await,
-        One::RecreateTopic => records::recreate(strike).await,
+        One::KillGateway => process::kill(injection, world.gateways.as_slice()).await,
+        One::KillTransfer => process::kill(injection, world.running_transfers()).await,
+        One::KillServices => process::kill_services(injection).await,
+        One::KillClient => process::kill_client(injection).await,
+        One::FreezeGateway => process::freeze(injection, world.gateways.as_slice()).await,
+        One::FreezeTransfer => process::freeze(injection, world.running_transfers()).await,
+        One::RestartGateways => process::restart(injection, world.gateways.as_slice()).await,
+        One::RestartTransfers => process::restart(injection, world.running_transfers()).await,
+        One::Deploy => process::deploy(injection).await,
+        One::Scale => process::scale(injection).await,
+        One::KillBroker => broker::kill(injection).await,
+        One::KillController => broker::kill_controller(injection).await,
+        One::FreezeBroker => broker::freeze(injection).await,
+        One::RestartBrokers => broker::restart(injection).await,
+        One::MoveLeaders => broker::move_leaders(injection).await,
+        One::LoseMinInsync => broker::lose_min_insync(injection).await,
+        One::CutReplication => network::cut_replication(injection).await,
+        One::KillBackend => database::kill_backend(injection).await,
+        One::KillPostgres => database::kill(injection).await,
+        One::FreezeBackend => database::freeze_backend(injection).await,
+        One::FreezePostgres => database::freeze(injection).await,
+        One::RestartPostgresFast => database::restart(injection, msg_stack::Signal::Int).await,
+        One::RestartPostgresImmediate => database::restart(injection, msg_stack::Signal::Quit).await,
+        One::PostgresAway => database::stop(injection).await,
+        One::FillPostgresDisk => disk::fill_postgres(injection).await,
+        One::FillBrokerDisk => disk::fill_broker(injection).await,
+        One::BlockInbox => database::block_inbox(injection).await,
+        One::LockTable => database::lock_table(injection).await,
+        One::ReadOnlyPostgres => database::read_only(injection).await,
+        One::SilentHost => database::silent_host(injection).await,
+        One::UnreadLogs => process::unread_logs(injection).await,
+        One::ForeignConsumer => group::foreign_consumer(injection).await,
+        One::WithdrawRead => account::withdraw_read(injection).await,
+        One::WithdrawGroup => account::withdraw_group(injection).await,
+        One::WithdrawWrite => account::withdraw_write(injection).await,
+        One::RotatePassword => account::rotate_password(injection).await,
+        One::RotateKafkaPassword => account::rotate_kafka_password(injection).await,
+        One::DemotePrimary => primary::replace(injection, primary::Old::ReadOnly).await,
+        One::FreezePrimary => primary::replace(injection, primary::Old::Frozen).await,
+        One::DamageBatch => log::damage_batch(injection).await,
+        One::TruncateLog => log::truncate_log(injection).await,
+        One::JumpClocks => clock::jump(injection).await,
+        One::Poison => records::poison(injection).await,
+        One::GrowTopic => records::grow(injection).await,
+        One::RecreateTopic => records::recreate(injection).await,
     }
 }

@@ -1,4 +1,4 @@
-//! Breaks connections, by the proxies that stand between any two parties.
+//! Injects faults of connections, with the proxies between any two parties.
 
 use msg_stack::{Proxies, Toxic};
 
@@ -18,7 +18,7 @@ fn toxic(effect: Effect) -> Toxic {
     }
 }
 
-/// The names of the proxies between the two parties.
+/// Returns the names of the proxies between the two parties.
 fn proxies_on(link: Link) -> Vec<String> {
     let brokers = |network: &str| (1..=BROKERS).map(|broker| format!("{network}-{broker}")).collect();
     match link {
@@ -33,23 +33,23 @@ fn proxies_on(link: Link) -> Vec<String> {
     }
 }
 
-pub(super) async fn strike(strike: &mut FaultInjection<'_>, link: Link, effect: Effect) -> Result<(), LabError> {
+pub(super) async fn disturb(injection: &mut FaultInjection<'_>, link: Link, effect: Effect) -> Result<(), LabError> {
     let names = proxies_on(link);
-    strike.target(if names.len() == 1 { names[0].clone() } else { format!("{} proxies", names.len()) });
-    put(proxies(strike)?, &names, toxic(effect)).await?;
-    strike.hold().await;
-    proxies(strike)?.reset().await?;
-    if link == Link::Brokers { broker::in_sync(strike.world).await } else { Ok(()) }
+    injection.target(if names.len() == 1 { names[0].clone() } else { format!("{} proxies", names.len()) });
+    put(proxies(injection)?, &names, toxic(effect)).await?;
+    injection.hold().await;
+    proxies(injection)?.reset().await?;
+    if link == Link::Brokers { broker::in_sync(injection.world).await } else { Ok(()) }
 }
 
-/// Every broker runs and has the controllers; none gets another's records.
-pub(super) async fn cut_replication(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    strike.target("all followers");
-    strike.fault.no_ok = true;
-    put(proxies(strike)?, &proxies_on(Link::Brokers), Toxic::Cut).await?;
-    strike.hold().await;
-    proxies(strike)?.reset().await?;
-    broker::in_sync(strike.world).await
+/// Every broker runs and reaches the controllers; no follower gets another broker's records.
+pub(super) async fn cut_replication(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    injection.target("all followers");
+    injection.fault.no_ok = true;
+    put(proxies(injection)?, &proxies_on(Link::Brokers), Toxic::Cut).await?;
+    injection.hold().await;
+    proxies(injection)?.reset().await?;
+    broker::in_sync(injection.world).await
 }
 
 async fn put(proxies: &Proxies, names: &[String], toxic: Toxic) -> Result<(), LabError> {
@@ -59,7 +59,7 @@ async fn put(proxies: &Proxies, names: &[String], toxic: Toxic) -> Result<(), La
     Ok(())
 }
 
-fn proxies<'a>(strike: &FaultInjection<'a>) -> Result<&'a Proxies, LabError> {
-    let proxies = strike.world.proxies.as_ref();
+fn proxies<'a>(injection: &FaultInjection<'a>) -> Result<&'a Proxies, LabError> {
+    let proxies = injection.world.proxies.as_ref();
     proxies.ok_or_else(|| LabError::Setting("the stack was started without proxies".into()))
 }

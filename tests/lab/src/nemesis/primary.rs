@@ -1,4 +1,4 @@
-//! Breaks the primary: a standby is promoted while the old primary stays up, read-only or frozen, and later the roles change back.
+//! Promotes a standby while the old primary stays up, read-only or frozen. Later the roles change back.
 
 use std::time::Duration;
 
@@ -9,36 +9,36 @@ use super::injection::{FaultInjection, all_ready};
 use crate::error::LabError;
 use crate::topology::DATABASE;
 
-/// For a standby to have what the primary has.
+/// How long a standby may need until it has every row of the primary.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
 
-/// What becomes of the old primary.
+/// The state of the old primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Old {
     ReadOnly,
     Frozen,
 }
 
-/// At the end the first server is the primary again, and the only one.
-pub(super) async fn replace(strike: &mut FaultInjection<'_>, old: Old) -> Result<(), LabError> {
-    let (first, second) = (strike.world.stack.postgres(), strike.world.standby.as_ref());
+/// Promotes the standby and, later, the first server again. At the end only the first server runs.
+pub(super) async fn replace(injection: &mut FaultInjection<'_>, old: Old) -> Result<(), LabError> {
+    let (first, second) = (injection.world.stack.postgres(), injection.world.standby.as_ref());
     let second = second.ok_or_else(|| LabError::Setting("the stack was started without a standby".into()))?;
-    strike.target(match old {
+    injection.target(match old {
         Old::ReadOnly => "postgresql, read-only",
         Old::Frozen => "postgresql, frozen",
     });
     switch(first, second, old).await?;
-    strike.hold().await;
-    all_ready(strike.world).await?;
+    injection.hold().await;
+    all_ready(injection.world).await?;
     first.kill().await;
     switch(second, first, Old::ReadOnly).await?;
     second.kill().await;
-    all_ready(strike.world).await
+    all_ready(injection.world).await
 }
 
-/// `to` becomes a standby of `from`, and then the primary. Nothing is lost: the primary waits for its standby from before the
-/// end on, so that no COMMIT succeeds, and no row is seen, that the standby does not have.
+/// Makes `to` a standby of `from`, and then the primary. No row is lost: from before the switch on, the primary waits
+/// for its standby, so no COMMIT succeeds, and no session sees a row, that the standby does not have.
 async fn switch(from: &Postgres, to: &Postgres, old: Old) -> Result<(), LabError> {
     let primary = from.connect(&from.url(DATABASE)).await?;
     set(&primary, "wal_keep_size", "'2GB'").await?;
@@ -50,7 +50,7 @@ async fn switch(from: &Postgres, to: &Postgres, old: Old) -> Result<(), LabError
     match old {
         Old::ReadOnly => {
             set(&primary, "default_transaction_read_only", "on").await?;
-            // Sessions that had begun to write may end it.
+            // Wait for sessions that have started to write: they may finish.
             const WRITES: &str = "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_xid IS NOT NULL";
             until(&primary, WRITES, &[], "no session writes").await?;
             let written: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?.get(0);
@@ -69,7 +69,7 @@ async fn switch(from: &Postgres, to: &Postgres, old: Old) -> Result<(), LabError
     }
 }
 
-/// The session itself may go on writing.
+/// Changes a setting of the server. This session stays writable.
 async fn set(database: &Client, name: &str, value: &str) -> Result<(), LabError> {
     database.batch_execute("SET default_transaction_read_only = off").await?;
     database.batch_execute(&format!("ALTER SYSTEM SET {name} = {value}")).await?;

@@ -1,4 +1,4 @@
-//! Breaks services and clients: killed, frozen, restarted, deployed, scaled.
+//! Injects faults of services and load processes: kills, freezes, restarts, deploys and scales them.
 
 use std::path::Path;
 
@@ -11,67 +11,67 @@ use crate::history::now;
 use crate::topology::TRANSFERS;
 use crate::world::Node;
 
-pub(super) async fn kill<'a>(strike: &mut FaultInjection<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
-    let node = strike.pick(nodes);
-    strike.target(node.name());
+pub(super) async fn kill<'a>(injection: &mut FaultInjection<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
+    let node = injection.pick(nodes);
+    injection.target(node.name());
     node.kill().await;
-    strike.fault.kills = 1;
-    strike.hold().await;
+    injection.fault.kills = 1;
+    injection.hold().await;
     Ok(node.start().await?)
 }
 
-pub(super) async fn kill_services(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let nodes: Vec<&Node> = strike.world.gateways.iter().chain(strike.world.running_transfers()).collect();
-    strike.target(format!("{} services", nodes.len()));
+pub(super) async fn kill_services(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let nodes: Vec<&Node> = injection.world.gateways.iter().chain(injection.world.running_transfers()).collect();
+    injection.target(format!("{} services", nodes.len()));
     futures_util::future::join_all(nodes.iter().map(|node| node.kill())).await;
-    strike.fault.kills = u32::try_from(nodes.len()).expect("few services");
-    strike.hold().await;
+    injection.fault.kills = u32::try_from(nodes.len()).expect("few services");
+    injection.hold().await;
     futures_util::future::try_join_all(nodes.iter().map(|node| node.start())).await?;
     Ok(())
 }
 
-pub(super) async fn kill_client(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let (world, rng) = (strike.world, &mut strike.rng);
+pub(super) async fn kill_client(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let (world, rng) = (injection.world, &mut injection.rng);
     let pick = |count| rand::RngExt::random_range(rng, 0..count);
     if let Some(name) = world.loads.kill_one(pick, world.stack.logs()).await? {
-        strike.target(name);
-        strike.fault.kills = 1;
+        injection.target(name);
+        injection.fault.kills = 1;
     }
-    strike.hold().await;
+    injection.hold().await;
     Ok(())
 }
 
-pub(super) async fn freeze<'a>(strike: &mut FaultInjection<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
-    let node = strike.pick(nodes);
-    strike.target(node.name());
+pub(super) async fn freeze<'a>(injection: &mut FaultInjection<'a>, nodes: &'a [Node]) -> Result<(), LabError> {
+    let node = injection.pick(nodes);
+    injection.target(node.name());
     if !node.service().signal(Signal::Stop) {
         return Err(LabError::Stuck(format!("{} does not run", node.name())));
     }
-    strike.hold().await;
+    injection.hold().await;
     node.service().signal(Signal::Cont);
     Ok(())
 }
 
-pub(super) async fn restart(strike: &mut FaultInjection<'_>, nodes: &[Node]) -> Result<(), LabError> {
-    strike.target(format!("{} one after the other", nodes.len()));
-    strike.fault.broken = now();
+pub(super) async fn restart(injection: &mut FaultInjection<'_>, nodes: &[Node]) -> Result<(), LabError> {
+    injection.target(format!("{} one after the other", nodes.len()));
+    injection.fault.broken = now();
     for node in nodes {
         stop(node).await?;
         node.start().await?;
     }
-    strike.fault.over = now();
+    injection.fault.over = now();
     Ok(())
 }
 
-/// A gateway and a transfer that say much, into a pipe that nothing reads.
-pub(super) async fn unread_logs(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let world = strike.world;
+/// Lets a gateway and a transfer write many log lines to a pipe that no process reads.
+pub(super) async fn unread_logs(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let world = injection.world;
     let nodes = [&world.gateways[1], &world.transfers[0]];
-    strike.target(nodes.map(Node::name).join(" and "));
+    injection.target(nodes.map(Node::name).join(" and "));
     for node in nodes {
         stop(node).await?;
         node.change(|mut spec| {
-            // The service takes the shell's place, and its process ID.
+            // `exec` lets the service replace the shell, so it has the shell's process ID.
             let command = format!("exec {} 2> >(exec sleep 600)", quoted(&spec.binary));
             spec.args = vec!["-c".to_owned(), command];
             spec.binary = "/bin/bash".to_owned();
@@ -79,7 +79,7 @@ pub(super) async fn unread_logs(strike: &mut FaultInjection<'_>) -> Result<(), L
         })?;
         node.start().await?;
     }
-    strike.hold().await;
+    injection.hold().await;
     for node in nodes {
         stop(node).await?;
         node.change(|spec| spec)?;
@@ -88,28 +88,28 @@ pub(super) async fn unread_logs(strike: &mut FaultInjection<'_>) -> Result<(), L
     Ok(())
 }
 
-/// The program's path, for a shell.
+/// Returns the program's path, quoted for a shell.
 fn quoted(binary: &str) -> String {
     let path =
         msg_stack::service::find_binary(binary).map_or_else(|_| binary.to_owned(), |path| path.display().to_string());
     format!("'{}'", path.replace('\'', "'\\''"))
 }
 
-/// To the other version and back. Without one, to other settings of this one.
-pub(super) async fn deploy(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let other = strike.world.other.clone();
+/// Deploys the other version and then this one again. Without another version, deploys other settings.
+pub(super) async fn deploy(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let other = injection.world.other.clone();
     let what = if other.is_some() { "the other version and back" } else { "other settings of this version and back" };
-    strike.target(what);
-    strike.fault.broken = now();
-    let nodes: Vec<&Node> = strike.world.gateways.iter().chain(strike.world.running_transfers()).collect();
+    injection.target(what);
+    injection.fault.broken = now();
+    let nodes: Vec<&Node> = injection.world.gateways.iter().chain(injection.world.running_transfers()).collect();
     for node in &nodes {
         replace(node, other.as_deref(), true).await?;
     }
-    tokio::time::sleep(strike.hold).await;
+    tokio::time::sleep(injection.hold).await;
     for node in &nodes {
         replace(node, other.as_deref(), false).await?;
     }
-    strike.fault.over = now();
+    injection.fault.over = now();
     Ok(())
 }
 
@@ -118,7 +118,7 @@ async fn replace(node: &Node, other: Option<&Path>, forth: bool) -> Result<(), L
     node.change(|mut spec| match (forth, other) {
         (false, _) => spec,
         (true, Some(folder)) => {
-            // An older one may know no files.
+            // Use no files: an older version may not know the settings that name files.
             spec = without_files(spec);
             spec.binary = folder.join(&spec.binary).display().to_string();
             spec
@@ -131,21 +131,21 @@ async fn replace(node: &Node, other: Option<&Path>, forth: bool) -> Result<(), L
 async fn stop(node: &Node) -> Result<(), LabError> {
     match node.stop().await {
         true => Ok(()),
-        // It may be of the other version: what it says is in its log.
-        false => Err(LabError::Stuck(format!("{} did not end in its orderly way after SIGTERM", node.name()))),
+        // The process may be of the other version: its log shows the reason.
+        false => Err(LabError::Stuck(format!("{} did not stop gracefully after SIGTERM", node.name()))),
     }
 }
 
-/// Up, and down again; as often as the time allows with `hold` between.
-pub(super) async fn scale(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let before = strike.world.running_transfers().len();
-    strike.target(format!("{before} to {TRANSFERS} to 1 to {before}"));
-    strike.fault.broken = now();
+/// Scales up, down to one, and back, with `hold` between.
+pub(super) async fn scale(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let before = injection.world.running_transfers().len();
+    injection.target(format!("{before} to {TRANSFERS} to 1 to {before}"));
+    injection.fault.broken = now();
     for count in [TRANSFERS, 1] {
-        strike.world.scale_to(count).await?;
-        tokio::time::sleep(strike.hold).await;
+        injection.world.scale_to(count).await?;
+        tokio::time::sleep(injection.hold).await;
     }
-    strike.world.scale_to(before).await?;
-    strike.fault.over = now();
+    injection.world.scale_to(before).await?;
+    injection.fault.over = now();
     Ok(())
 }

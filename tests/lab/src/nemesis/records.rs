@@ -1,4 +1,4 @@
-//! Breaks what is in Kafka: records that hold no message, a topic that grows, a topic that is deleted.
+//! Injects faults of the topic: poison records, more partitions, and a topic that is recreated.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,22 +19,22 @@ use crate::message::message;
 use crate::settle::{progress, until_stored};
 use crate::topology::{PARTITIONS, TOPIC};
 
-/// Few enough that no transfer stops a partition over them.
+/// Below the dead-letter limit: no transfer halts a partition.
 const POISON: usize = 24;
-/// How many partitions a topic gets.
+/// The number of partitions to add.
 const MORE: i32 = 4;
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// Bytes that are no record, a key that is not the receiver, nothing at all.
-pub(super) async fn poison(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    strike.target(format!("{POISON} records"));
-    strike.fault.broken = now();
+/// Writes records that are not decodable, whose key is not the receiver, and that have neither key nor value.
+pub(super) async fn poison(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    injection.target(format!("{POISON} records"));
+    injection.fault.broken = now();
     let producer: FutureProducer = ClientConfig::new()
-        .set("bootstrap.servers", strike.world.stack.kafka().bootstrap())
+        .set("bootstrap.servers", injection.world.stack.kafka().bootstrap())
         .set("enable.idempotence", "true")
         .create()?;
     let version = record::VERSION.to_string();
-    // Of a sender that nobody else is: it must never be a row.
+    // A sender that the load does not have: the record must never become a row.
     let wrong = record::encode(message(u32::MAX, 0, 0), uuid::Uuid::from_u128(7), 1_700_000_000_000);
     for number in 0..POISON {
         let partition = i32::try_from(number).expect("few") % PARTITIONS;
@@ -48,32 +48,32 @@ pub(super) async fn poison(strike: &mut FaultInjection<'_>) -> Result<(), LabErr
             _ => base,
         };
         let delivered = producer.send(sent, Timeout::Never).await.map_err(|(error, _)| error)?;
-        strike.seen.poison.push((delivered.partition, delivered.offset));
+        injection.seen.poison.push((delivered.partition, delivered.offset));
     }
-    strike.fault.over = now();
+    injection.fault.over = now();
     Ok(())
 }
 
-/// First only the topic grows; then, as the documentation says, the gateways stop, all is stored, and they begin anew with the
-/// new number.
-pub(super) async fn grow(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let world = strike.world;
+/// First only adds partitions. Then, as the documentation says, stops the gateways, waits until everything is stored,
+/// and starts them with the new number.
+pub(super) async fn grow(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let world = injection.world;
     let count = world.partitions.load(Ordering::Relaxed) + MORE;
-    strike.target(format!("to {count} partitions"));
+    injection.target(format!("to {count} partitions"));
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", world.stack.kafka().bootstrap()).create()?;
     let wanted = usize::try_from(count).expect("it is positive");
     let options = AdminOptions::new().request_timeout(Some(WITHIN));
-    let answers = admin.create_partitions([&NewPartitions::new(TOPIC, wanted)], &options).await?;
-    if let Some(Err((_, code))) = answers.into_iter().next() {
+    let results = admin.create_partitions([&NewPartitions::new(TOPIC, wanted)], &options).await?;
+    if let Some(Err((_, code))) = results.into_iter().next() {
         return Err(LabError::Setting(format!("the topic does not grow: {code}")));
     }
     world.partitions.store(count, Ordering::Relaxed);
-    world.offsets.grown_to(count);
-    strike.hold().await;
+    world.offsets.set_partitions(count);
+    injection.hold().await;
     futures_util::future::join_all(world.gateways.iter().map(|gateway| gateway.stop())).await;
     until_stored(&world.offsets).await?;
-    strike.seen.growth = Some((now(), count));
+    injection.seen.growth = Some((now(), count));
     for gateway in &world.gateways {
         gateway.set("TOPIC_PARTITIONS", count)?;
     }
@@ -81,15 +81,15 @@ pub(super) async fn grow(strike: &mut FaultInjection<'_>) -> Result<(), LabError
     Ok(())
 }
 
-/// What was not stored yet is gone with it. What comes after is not.
-pub(super) async fn recreate(strike: &mut FaultInjection<'_>) -> Result<(), LabError> {
-    let (world, kafka) = (strike.world, strike.world.stack.kafka());
+/// Deletes and recreates the topic. Only records that were not stored before may be lost.
+pub(super) async fn recreate(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
+    let (world, kafka) = (injection.world, injection.world.stack.kafka());
     let count = world.partitions.load(Ordering::Relaxed);
-    strike.target(TOPIC);
+    injection.target(TOPIC);
     let (deleted, progress) = (now(), progress(world).await?);
     kafka.delete_topic(TOPIC).await?;
-    strike.hold().await;
+    injection.hold().await;
     kafka.create_topic(TOPIC, count, &[]).await?;
-    strike.seen.topic = Some(NewTopic { deleted, progress, made: now() });
+    injection.seen.topic = Some(NewTopic { deleted, progress, made: now() });
     Ok(())
 }
