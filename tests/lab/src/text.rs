@@ -1,6 +1,6 @@
-//! Owns how figures are written for people.
+//! Owns the format of numbers in reports.
 
-/// A number with commas.
+/// Formats a number with commas.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
@@ -13,38 +13,38 @@ pub fn grouped(number: u64) -> String {
     grouped
 }
 
-/// A rate or another number of which only the first digits matter.
+/// Formats a rate, or another number of which only the first digits matter.
 pub fn rough(number: f64) -> String {
     if number > 0.0 && number < 10.0 { format!("{number:.1}") } else { grouped(number.round() as u64) }
 }
 
-/// A point in the run: minutes and seconds, with hours where there are any.
+/// Formats a moment in the run: minutes and seconds, and hours if there are any.
 pub fn clock(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
-/// How long something took, in seconds.
-pub fn took(seconds: f64) -> String {
+/// Formats a duration in seconds.
+pub fn duration(seconds: f64) -> String {
     if seconds < 10.0 { format!("{seconds:.2} s") } else { format!("{seconds:.1} s") }
 }
 
-/// Milliseconds; seconds where it is many.
+/// Formats milliseconds, as seconds from 1,000 on.
 pub fn latency(millis: f64) -> String {
     match millis {
         ..1.0 => format!("{millis:.1} ms"),
         ..1000.0 => format!("{millis:.0} ms"),
-        _ => took(millis / 1000.0),
+        _ => duration(millis / 1000.0),
     }
 }
 
-/// Milliseconds, of a power of ten.
+/// Formats milliseconds that are a power of ten.
 pub fn latency_label(millis: f64) -> String {
     if millis < 1000.0 { format!("{millis} ms") } else { format!("{} s", millis / 1000.0) }
 }
 
-/// MiB.
+/// Formats MiB.
 pub fn mib(mib: f64) -> String {
     format!("{} MiB", grouped(mib.round() as u64))
 }
@@ -54,11 +54,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_short_and_whole() {
+    fn numbers_are_rounded() {
         assert_eq!([0, 12, 999, 1000, 1_234_567].map(grouped), ["0", "12", "999", "1,000", "1,234,567"]);
         assert_eq!([0.0, 0.25, 9.94, 12.4, 12_345.6].map(rough), ["0", "0.2", "9.9", "12", "12,346"]);
         assert_eq!([0.2, 59.6, 83.0, 3661.0].map(clock), ["0:00", "1:00", "1:23", "1:01:01"]);
-        assert_eq!([0.0, 0.126, 9.0, 12.34].map(took), ["0.00 s", "0.13 s", "9.00 s", "12.3 s"]);
+        assert_eq!([0.0, 0.126, 9.0, 12.34].map(duration), ["0.00 s", "0.13 s", "9.00 s", "12.3 s"]);
         assert_eq!([0.42, 15.2, 1500.0].map(latency), ["0.4 ms", "15 ms", "1.50 s"]);
         assert_eq!([0.1, 100.0, 1000.0].map(latency_label), ["0.1 ms", "100 ms", "1 s"]);
         assert_eq!(mib(1500.4), "1,500 MiB");

@@ -1,33 +1,34 @@
-//! Puts a history together: every attempt to send a message, with what it came to, and every read.
+//! Puts a history together: every attempt to send a message, with its outcome, and every read.
 
 use std::collections::HashMap;
 
 use super::{Event, Nanos, Outcome, ReadWay, State, Way};
 
-/// Ends a list of attempts.
+/// The end of a list of attempts.
 const NONE: u32 = u32::MAX;
 
-/// What the load asked and what it was told, over all files.
+/// The requests and responses of the load, over all files.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     pub(crate) messages: Vec<Message>,
-    /// As they were written: those of one message, one sender and one channel are in the order in which they went out.
+    /// In the order of the files: the attempts of one message, one sender or one channel are in the order in which they
+    /// were sent.
     pub(crate) attempts: Vec<Attempt>,
-    /// As they were written: those of one reader are in order.
+    /// In the order of the files: the reads of one reader are in order.
     pub(crate) reads: Vec<Read>,
     pub(crate) max_seqs: Vec<MaxSeq>,
     pub(crate) statuses: Vec<Status>,
-    /// When a read failed.
+    /// When each failed read failed.
     pub(crate) failed_reads: Vec<Nanos>,
-    /// Lines that do not fit what was written before them.
+    /// Lines that contradict earlier lines.
     pub(crate) contradictions: Vec<String>,
-    /// By attempt: the next of the same message.
+    /// The next attempt of the same message, by attempt.
     next: Vec<u32>,
     read_msgs: Vec<(i64, u32, u32)>,
     by_id: HashMap<(u32, u32), u32>,
-    /// By file and call: the first attempt, and how many.
+    /// By file and call: the first attempt, and the number of attempts.
     calls: Vec<Vec<(u32, u32)>>,
-    /// By file and stream: the channel, and how many entries it has had.
+    /// By file and stream: the channel, and the number of its entries so far.
     streams: HashMap<(u32, u64), (u32, u32)>,
     channels: u32,
 }
@@ -42,24 +43,24 @@ pub(crate) struct Message {
     last: u32,
 }
 
-/// A message that was sent once.
+/// One attempt to send a message.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
     /// The index in [`Book::messages`].
     pub(crate) message: u32,
     pub(crate) sent: Nanos,
-    /// When the outcome was there; none where no answer came.
+    /// When the response arrived; none if there was no response.
     pub(crate) told: Option<Nanos>,
     pub(crate) way: Way,
-    /// With `wait_for: STORED`.
+    /// Whether the request has `wait_for: STORED`.
     pub(crate) stored: bool,
-    /// With other content than the message has.
+    /// Whether the content differs from the content of the message.
     pub(crate) altered: bool,
-    /// The call or the stream it went over, counted over all files.
+    /// The number of the call or the stream, counted over all files.
     pub(crate) channel: u32,
-    /// Counts the entries of a channel.
+    /// The number of the entry in its channel.
     pub(crate) order: u32,
-    /// Unknown where no answer came.
+    /// The outcome; unknown if there was no response.
     pub(crate) outcome: Outcome,
 }
 
@@ -72,13 +73,13 @@ pub(crate) struct Read {
     pub(crate) at: Nanos,
     pub(crate) inbox: u32,
     pub(crate) from: i64,
-    /// Of a pull: there is nothing more behind these.
+    /// For a pull: whether this page is the last one.
     pub(crate) end: bool,
     first: usize,
     len: u32,
 }
 
-/// The highest seq of one inbox, as it was told.
+/// The last seq of one inbox, as GetMaxSeqs returned it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MaxSeq {
     pub(crate) reader: u32,
@@ -88,7 +89,7 @@ pub(crate) struct MaxSeq {
     pub(crate) seq: i64,
 }
 
-/// What GetMsgStatus told of a message.
+/// The result of GetMsgStatus for a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Status {
     pub(crate) asked: Nanos,
@@ -98,7 +99,7 @@ pub(crate) struct Status {
 }
 
 impl Book {
-    /// Adds the next line of a file; files are numbered from 0.
+    /// Adds the next line of a file. Files are numbered from 0.
     pub(crate) fn add(&mut self, file: u32, event: Event) {
         match event {
             Event::Send { call, at: sent, sender, way, stream, stored, altered, msgs, .. } => {
@@ -106,7 +107,7 @@ impl Book {
                 self.open(file, call, msgs.len());
                 for (n, inbox) in msgs {
                     let message = self.message(sender, n, inbox);
-                    let outcome = Outcome::Unknown("no answer".to_owned());
+                    let outcome = Outcome::Unknown("no response".to_owned());
                     let told = None;
                     self.attempts.push(Attempt { message, sent, told, way, stored, altered, channel, order, outcome });
                     order += 1;
@@ -136,19 +137,19 @@ impl Book {
         }
     }
 
-    /// The index of a message.
+    /// Returns the index of a message.
     pub(crate) fn find(&self, sender: u32, n: u32) -> Option<u32> {
         self.by_id.get(&(sender, n)).copied()
     }
 
-    /// The attempts of a message, in the order in which they went out; there is at least one.
+    /// Returns the attempts of a message in the order in which they were sent; there is at least one.
     pub(crate) fn attempts_of(&self, message: u32) -> impl Iterator<Item = &Attempt> {
         let first = self.messages[message as usize].first;
         let next = |at: &u32| Some(self.next[*at as usize]).filter(|next| *next != NONE);
         std::iter::successors(Some(first), next).map(|at| &self.attempts[at as usize])
     }
 
-    /// What a page or an event held: seq, sender, `n`.
+    /// Returns the messages of a page or an event: seq, sender, `n`.
     pub(crate) fn msgs(&self, read: &Read) -> &[(i64, u32, u32)] {
         &self.read_msgs[read.first..][..read.len as usize]
     }
@@ -176,7 +177,7 @@ impl Book {
         calls[at] = (small(self.attempts.len()), small(len));
     }
 
-    /// Notes a message to which an attempt is about to be added.
+    /// Adds a message, or returns the known one. The caller adds an attempt next.
     fn message(&mut self, sender: u32, n: u32, inbox: u32) -> u32 {
         let attempt = small(self.attempts.len());
         self.next.push(NONE);
@@ -204,7 +205,7 @@ impl Book {
         };
         let attempt = &mut self.attempts[(first + index) as usize];
         if attempt.told.is_some() {
-            let told = format!("file {file}: message {index} of call {call} was told twice");
+            let told = format!("file {file}: message {index} of call {call} has two outcomes");
             return self.contradictions.push(told);
         }
         attempt.told = Some(at);
@@ -236,10 +237,10 @@ mod tests {
             book.messages.iter().map(|message| (message.n, message.inbox)).collect::<Vec<_>>(),
             [(0, 7), (1, 8), (2, 7)]
         );
-        let message = book.find(5, 1).expect("it was sent");
+        let message = book.find(5, 1).expect("the message was sent");
         let attempts: Vec<_> = book.attempts_of(message).map(|a| (a.sent, a.told, a.channel, a.order)).collect();
         assert_eq!(attempts, [(10, None, 0, 1), (20, Some(30), 1, 0)]);
-        assert_eq!(book.attempts[1].outcome, Outcome::Unknown("no answer".to_owned()));
+        assert_eq!(book.attempts[1].outcome, Outcome::Unknown("no response".to_owned()));
         assert_eq!(book.attempts[2].outcome, Outcome::Ok(3, 4));
         assert_eq!(book.contradictions, ["file 1: call 0 has no message 0"]);
     }
@@ -266,7 +267,7 @@ mod tests {
         let expected = [
             "file 0: call 0 was sent twice",
             "sender 5: message 0 went to inbox 7 and to 8",
-            "file 0: message 0 of call 0 was told twice",
+            "file 0: message 0 of call 0 has two outcomes",
             "file 0: call 0 has no message 1",
         ];
         assert_eq!(book.contradictions, expected);

@@ -1,4 +1,4 @@
-//! Owns the page: one file that needs nothing else, light or dark as its reader has it.
+//! Owns the page: one file without external parts, light or dark as the reader's browser is set.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -7,11 +7,11 @@ use super::recovery::{Drained, Recovery, Stall};
 use super::summary::{accepted_per_second, stall};
 use super::timeline::{Latency, Timeline};
 use super::{Report, Run};
-use crate::text::{self, clock, grouped, latency, rough, took};
+use crate::text::{self, clock, duration, grouped, latency, rough};
 
 const STYLE: &str = include_str!("style.css");
 
-/// The whole page.
+/// Renders the whole page.
 pub(super) fn page(report: &Report<'_>) -> Markup {
     let Run { title, command, seed, version, revision } = report.run;
     let verdict = if report.holds { "HOLDS" } else { "BROKEN" };
@@ -30,17 +30,17 @@ pub(super) fn page(report: &Report<'_>) -> Markup {
                     h1 { (title) }
                 }
                 p.run { "version " (version) " · revision " code { (revision) } " · seed " (seed) " · load " (clock(report.totals.seconds)) }
-                p.command { span.about { "The same again: " } code { (command) } }
+                p.command { span.about { "To repeat the run: " } code { (command) } }
                 (tiles(report))
                 h2 { "What must hold" }
                 (findings(report))
                 @if !report.faults.is_empty() {
-                    h2 { "What was broken, and what it did" }
+                    h2 { "What each fault did" }
                     (faults(&report.faults))
                 }
                 h2 { "Over time" }
                 @for plot in plots(report) { (plot) }
-                h2 { "What callers were told" }
+                h2 { "Outcomes reported to callers" }
                 (sends(report))
             }
         }
@@ -91,7 +91,7 @@ fn findings(report: &Report<'_>) -> Markup {
                         td { (number(finding.broken)) }
                         td.text {
                             @if !finding.holds() { span.bad { "BROKEN" } }
-                            @else if finding.checked == 0 { "not tried" }
+                            @else if finding.checked == 0 { "no case" }
                             @else { span.good { "holds" } }
                         }
                     }
@@ -110,7 +110,7 @@ fn faults(faults: &[Recovery]) -> Markup {
                 tr {
                     th colspan="4" {}
                     th.group colspan="3" { "stalls, worst partition" }
-                    th.group colspan="3" { "failed while it lasted" }
+                    th.group colspan="3" { "failed during the fault" }
                     th.group colspan="3" { "accepted/s" }
                     th.group colspan="2" { "SendMsg" }
                     th.group colspan="3" { "backlog" }
@@ -139,17 +139,17 @@ fn row(fault: &Recovery, longest: f64) -> Markup {
     let (drained, times) = match fault.backlog.drained {
         Drained::None => ("none".to_owned(), None),
         Drained::No => ("not yet".to_owned(), None),
-        Drained::Yes { after, times } => (took(after), times),
+        Drained::Yes { after, times } => (duration(after), times),
     };
     html! {
         tr id={ "fault-" (fault.number) } {
             th scope="row" { (fault.number) }
             td.text { b { (fault.name) } span.target { (fault.target) } }
             td { (clock(fault.began)) }
-            td { (took(fault.healed - fault.began)) }
+            td { (duration(fault.healed - fault.began)) }
             (bar(fault.no_accept, longest, "group"))
             (bar(fault.no_row, longest, ""))
-            td.bad[fault.back_after.is_none() && fault.no_accept.is_some()] { (fault.back_after.map_or("-".to_owned(), took)) }
+            td.bad[fault.back_after.is_none() && fault.no_accept.is_some()] { (fault.back_after.map_or("-".to_owned(), duration)) }
             td.group title=(reasons) { (number(errors.not_sent)) }
             td title=(reasons) { (number(errors.unknown)) }
             td { (number(errors.failed_reads)) }
@@ -165,11 +165,11 @@ fn row(fault: &Recovery, longest: f64) -> Markup {
     }
 }
 
-/// A stall with a bar as long as it is beside the longest one.
+/// Renders a stall, with a bar whose length is relative to the longest stall.
 fn bar(of: Option<Stall>, longest: f64, class: &str) -> Markup {
     let Some(known) = of else { return html! { td class=(class) { "-" } } };
     let share = 100.0 * known.seconds / longest.max(f64::MIN_POSITIVE);
-    let about = format!("partition {}; the same figure before the fault: {}", known.partition, took(known.before));
+    let about = format!("partition {}; the same value before the fault: {}", known.partition, duration(known.before));
     html! {
         td class={ "bar " (class) } style={ "--share:" (format!("{share:.0}")) "%" } title=(about) { (stall(of)) }
     }
@@ -178,16 +178,16 @@ fn bar(of: Option<Stall>, longest: f64, class: &str) -> Markup {
 fn meaning() -> Markup {
     html! {
         details {
-            summary { "What the figures mean" }
+            summary { "What the columns mean" }
             dl {
-                dt { "window" } dd { "From a fault's begin until 30 s after it was healed, or until the next fault began or the load ended, if that is sooner. The partitions looked at are those in which something was accepted in the 10 s before." }
-                dt { "lasted" } dd { "From its begin until it was undone and all processes were there again. In the plots the darker part is the time in which it was in force." }
-                dt { "no accept, no row" } dd { "The longest time in the window in which one partition had nothing accepted, or no row stored: the worst partition. ≥: it lasted to the window's end. The partition, and the same figure before the fault, show under the mouse." }
-                dt { "back after" } dd { "From healed until every partition has had an accept and a row; - where the window ended before." }
-                dt { "failed while it lasted" } dd { "Attempts of which callers were told, from the fault's begin until it was healed, that they were certainly not sent or that their outcome is unknown (reasons under the mouse), and reads that failed." }
-                dt { "accepted/s" } dd { "Attempts accepted a second: in the 10 s before, from begin to healed, and in the 10 s after, within the window. Where faults follow each other closely, before holds some of the last one." }
-                dt { "SendMsg" } dd { "Latency of accepted calls without wait_for: STORED that were under way while the fault lasted." }
-                dt { "backlog" } dd { "The highest lag in the window; the time from healed until it was back to twice the highest lag before (or a second's worth of messages, if that is more), to about a second; and in that time rows stored as a multiple of messages accepted." }
+                dt { "window" } dd { "From the start of a fault until 30 s after its end, or until the next fault starts or the load ends, if that is sooner. Only partitions with an accepted message in the 10 s before the fault count." }
+                dt { "lasted" } dd { "From the start of the fault until it was undone and all processes ran again. In the plots, the fault was in force during the darker part." }
+                dt { "no accept, no row" } dd { "The longest time in the window in which one partition had no accepted message, or no stored row: the worst partition. ≥: it lasted until the end of the window. The tooltip shows the partition, and the same value before the fault." }
+                dt { "back after" } dd { "From the end of the fault until every partition has had an accepted message and a row; - if the window ended before." }
+                dt { "failed during the fault" } dd { "Attempts that were reported as not sent or as unknown between the start and the end of the fault (the tooltip shows the reasons), and reads that failed." }
+                dt { "accepted/s" } dd { "Attempts accepted a second: in the 10 s before the fault, from its start to its end, and in the 10 s after, within the window. If faults follow each other closely, the time before overlaps the previous fault." }
+                dt { "SendMsg" } dd { "Latency of accepted calls without wait_for: STORED that were in flight during the fault." }
+                dt { "backlog" } dd { "The highest lag in the window; the time from the end of the fault until the lag was no more than twice the highest lag before (or a second's worth of messages, if that is more), to about a second; and the rows stored in that time, as a multiple of the messages accepted." }
             }
         }
     }
@@ -208,35 +208,35 @@ fn plots(report: &Report<'_>) -> Vec<Markup> {
     let all = [
         Plot {
             title: "Throughput",
-            about: "attempts accepted and rows stored, a second",
+            about: "attempts accepted and rows stored a second",
             scale: Scale::Linear,
             unit: rough,
             lines: vec![rates("accepted", accepted), rates("rows", rows)],
         },
         Plot {
             title: "Latency of SendMsg",
-            about: "accepted calls, by when they were answered",
+            about: "accepted calls, by the time of the response",
             scale: Scale::Log,
             unit: text::latency_label,
             lines: latencies(unary),
         },
         Plot {
             title: "Latency of SendMsg, STORED",
-            about: "until the row is there",
+            about: "until the message is stored",
             scale: Scale::Log,
             unit: text::latency_label,
             lines: latencies(stored),
         },
         Plot {
             title: "Lag",
-            about: "records in Kafka that were not looked at yet",
+            about: "records in Kafka that are not completed",
             scale: Scale::Linear,
             unit: rough,
             lines: vec![Line { name: "records", values: lag.iter().map(|lag| Some((*lag)? as f64)).collect() }],
         },
         Plot {
             title: "Errors",
-            about: "a second",
+            about: "per second",
             scale: Scale::Linear,
             unit: rough,
             lines: vec![rates("not sent", not_sent), rates("unknown", unknown), rates("failed reads", failed_reads)],
@@ -249,7 +249,7 @@ fn plots(report: &Report<'_>) -> Vec<Markup> {
             lines: memory(true).collect(),
         },
         Plot {
-            title: "Memory of what is beside them",
+            title: "Memory of Kafka, PostgreSQL and the load",
             about: "resident",
             scale: Scale::Linear,
             unit: text::mib,
@@ -264,7 +264,7 @@ fn latencies(all: &[Option<Latency>]) -> Vec<Line<'static>> {
     vec![line("p50", |all| all.p50), line("p99", |all| all.p99), line("max", |all| all.max)]
 }
 
-/// A gateway or a transfer.
+/// Whether the process is a gateway or a transfer.
 fn is_ours(process: &str) -> bool {
     process.starts_with("gateway") || process.starts_with("transfer")
 }
@@ -273,7 +273,7 @@ fn sends(report: &Report<'_>) -> Markup {
     html! {
         div.wide { table {
             thead { tr {
-                th.text { "attempts" } th { "all" } th { "OK" } th { "OK, stored" } th { "OK, not stored yet" } th { "OK, dead letter" }
+                th.text { "attempts" } th { "all" } th { "accepted" } th { "stored" } th { "not stored yet" } th { "dead-lettered" }
                 th { "not sent" } th { "unknown" }
             } }
             tbody {

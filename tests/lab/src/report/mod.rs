@@ -1,4 +1,4 @@
-//! Owns the report of a run: what it came to, as HTML for people, as JSON for programs, and as lines for the terminal.
+//! Owns the report of a run: as HTML and as text for people, and as JSON for programs.
 
 mod html;
 mod moments;
@@ -25,24 +25,24 @@ pub use summary::verdict;
 use timeline::Timeline;
 use totals::Totals;
 
-/// What was run.
+/// The run that the report is about.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Run {
-    /// In a few words: the plan, and how many of what it ran on.
+    /// The plan, in a few words.
     pub(crate) title: String,
-    /// The command that does the same again, seed and all.
+    /// The command line that repeats the run, with its seed.
     pub(crate) command: String,
     pub(crate) seed: u64,
-    /// Of the two services.
+    /// The version of the two services.
     pub(crate) version: String,
-    /// The commit they were built from.
+    /// The commit that the services were built from.
     pub(crate) revision: String,
 }
 
-/// All that is in report.json, and all that report.html shows.
+/// The content of report.json, and of report.html.
 #[derive(Serialize)]
 struct Report<'a> {
-    /// Whether every promise does.
+    /// Whether every promise holds.
     holds: bool,
     #[serde(flatten)]
     run: &'a Run,
@@ -52,7 +52,7 @@ struct Report<'a> {
     timeline: Timeline,
 }
 
-/// Writes report.html and report.json.
+/// Writes report.html and report.json, and returns the summary for the terminal.
 pub(crate) fn write(
     folder: &Path,
     run: &Run,
@@ -70,7 +70,7 @@ impl<'a> Report<'a> {
     fn of(run: &'a Run, book: &Book, evidence: &Evidence, findings: &'a [Finding]) -> Report<'a> {
         let moments = Moments::of(book, evidence);
         let mut findings: Vec<&Finding> = findings.iter().collect();
-        // The broken ones first; else as they were.
+        // Broken findings first; otherwise keep the order.
         findings.sort_by_key(|finding| finding.holds());
         Report {
             holds: findings.iter().all(|finding| finding.holds()),

@@ -1,4 +1,4 @@
-//! Owns the moments that the figures are made of: accepts, errors and rows, each in the order of time.
+//! Owns the moments that the figures are computed from: accepted attempts, errors and rows, each sorted by time.
 
 use std::collections::HashSet;
 
@@ -6,21 +6,21 @@ use super::super::evidence::Evidence;
 use super::super::history::book::Book;
 use super::super::history::{Nanos, Outcome, Way};
 
-/// A second.
+/// The length of a second.
 pub(crate) const SECOND: Nanos = 1_000_000_000;
 
-/// What happened when.
+/// The moments of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Moments<'a> {
-    /// By the time at which the caller was told.
+    /// By the time of the response to the caller.
     pub(crate) accepts: Vec<Accept>,
-    /// By the time at which the caller was told.
+    /// By the time of the response to the caller.
     pub(crate) errors: Vec<Failure<'a>>,
     /// By `stored_time`.
     pub(crate) rows: Vec<Stored>,
-    /// By the time at which the reader was told.
+    /// By the time of the response to the reader.
     pub(crate) failed_reads: Vec<Nanos>,
-    /// How long the slowest accepted call took.
+    /// The duration of the slowest accepted call.
     pub(crate) slowest: Nanos,
 }
 
@@ -28,12 +28,12 @@ pub(crate) struct Moments<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accept {
     pub(crate) at: Nanos,
-    pub(crate) took: Nanos,
+    pub(crate) duration: Nanos,
     pub(crate) partition: i32,
     pub(crate) call: Call,
 }
 
-/// What kind of call it was, as far as its latency means something.
+/// The kind of a call, if its latency is meaningful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     /// SendMsg.
@@ -47,9 +47,9 @@ pub(crate) enum Call {
 /// An attempt that was not accepted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Failure<'a> {
-    /// When the caller was told, or, of one that was never told, when it was sent.
+    /// The time of the response, or the time of the send if there was no response.
     pub(crate) at: Nanos,
-    /// It may be there or not; else it is certainly not.
+    /// Whether the outcome is unknown; otherwise the message was not sent.
     pub(crate) unknown: bool,
     pub(crate) reason: &'a str,
 }
@@ -62,7 +62,7 @@ pub(crate) struct Stored {
 }
 
 impl<'a> Moments<'a> {
-    /// All of a run's.
+    /// Collects the moments of a run.
     pub(crate) fn of(book: &'a Book, evidence: &Evidence) -> Moments<'a> {
         let mut moments = Moments::default();
         for attempt in &book.attempts {
@@ -76,10 +76,10 @@ impl<'a> Moments<'a> {
                 Outcome::NotSent(reason) => Failure { at, unknown: false, reason },
                 Outcome::Unknown(reason) => Failure { at, unknown: true, reason },
                 accepted => {
-                    let took = at.saturating_sub(attempt.sent);
+                    let duration = at.saturating_sub(attempt.sent);
                     let partition = accepted.place().map_or(-1, |(partition, _)| partition);
-                    moments.accepts.push(Accept { at, took, partition, call });
-                    moments.slowest = moments.slowest.max(took);
+                    moments.accepts.push(Accept { at, duration, partition, call });
+                    moments.slowest = moments.slowest.max(duration);
                     continue;
                 }
             };
@@ -96,51 +96,51 @@ impl<'a> Moments<'a> {
         moments
     }
 
-    /// Accepted from `from` to before `to`.
+    /// Returns the attempts that were accepted from `from` to before `to`.
     pub(crate) fn accepts(&self, from: Nanos, to: Nanos) -> &[Accept] {
         between(&self.accepts, |accept| accept.at, from, to)
     }
 
-    /// Not accepted from `from` to before `to`.
+    /// Returns the attempts that were not accepted, from `from` to before `to`.
     pub(crate) fn errors(&self, from: Nanos, to: Nanos) -> &[Failure<'a>] {
         between(&self.errors, |failure| failure.at, from, to)
     }
 
-    /// Stored from `from` to before `to`.
+    /// Returns the rows that were stored from `from` to before `to`.
     pub(crate) fn rows(&self, from: Nanos, to: Nanos) -> &[Stored] {
         between(&self.rows, |row| row.at, from, to)
     }
 
-    /// Reads that failed from `from` to before `to`.
+    /// Returns the reads that failed from `from` to before `to`.
     pub(crate) fn failed_reads(&self, from: Nanos, to: Nanos) -> &[Nanos] {
         between(&self.failed_reads, |at| *at, from, to)
     }
 
-    /// The partitions of what was accepted from `from` to before `to`.
+    /// Returns the partitions with an accepted attempt from `from` to before `to`.
     pub(crate) fn partitions(&self, from: Nanos, to: Nanos) -> HashSet<i32> {
         self.accepts(from, to).iter().map(|accept| accept.partition).collect()
     }
 }
 
-/// The part from `from` to before `to` of what is in the order of time.
+/// Returns the part from `from` to before `to` of a list that is sorted by time.
 pub(crate) fn between<T>(all: &[T], at: impl Fn(&T) -> Nanos, from: Nanos, to: Nanos) -> &[T] {
     let first = all.partition_point(|item| at(item) < from);
     let rest = &all[first..];
     &rest[..rest.partition_point(|item| at(item) < to)]
 }
 
-/// From one moment to a later one, in seconds; 0 where it is not later.
+/// Returns the time between two moments in seconds; 0 if the second is not later.
 pub(crate) fn seconds(from: Nanos, to: Nanos) -> f64 {
     to.saturating_sub(from) as f64 / SECOND as f64
 }
 
-/// The value that a share of all is not above (the nearest rank), of values in ascending order.
+/// Returns the quantile (the nearest rank) of values in ascending order.
 pub(crate) fn quantile(sorted: &[Nanos], share: f64) -> Option<Nanos> {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-/// Milliseconds.
+/// Converts to milliseconds.
 pub(crate) fn millis(nanos: Nanos) -> f64 {
     nanos as f64 / 1e6
 }

@@ -1,4 +1,4 @@
-//! Owns the plots: lines over the run's time, and over them the faults as numbered spans.
+//! Owns the plots: lines over the time of the run, and the faults as numbered spans.
 
 use maud::{Markup, html};
 
@@ -7,47 +7,48 @@ use crate::text;
 
 const WIDTH: f64 = 1180.0;
 const HEIGHT: f64 = 230.0;
-/// Where the lines are: between the labels of the height on the left, the faults' numbers above and the times below.
+/// The edges of the lines' area: it is between the value labels on the left, the faults' numbers above and the times
+/// below.
 const LEFT: f64 = 66.0;
 const RIGHT: f64 = WIDTH - 14.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = HEIGHT - 24.0;
-/// Numbers that are nearer than this are in two rows; what does not fit there either is left out.
+/// Numbers that are closer than this are in two rows; a number that does not fit in either row is left out.
 const NUMBER: f64 = 17.0;
-/// The labels of the time are this far apart, at least.
+/// The minimum distance between two labels of the time.
 const TIME: f64 = 80.0;
-/// A line bridges this many steps without a value: samples are about a second apart, and so are steps.
+/// A line bridges up to this many steps without a value: samples are about a second apart, and steps are too.
 const BRIDGED: usize = 2;
-/// How many colours the style has.
+/// The number of colours of the style.
 const COLOURS: usize = 10;
 
-/// What a plot shows.
+/// The content of a plot.
 pub(crate) struct Plot<'a> {
     pub(crate) title: &'a str,
-    /// What the lines are, in a sentence.
+    /// A sentence about the lines.
     pub(crate) about: &'a str,
     pub(crate) scale: Scale,
-    /// How a value is written.
+    /// Formats a value.
     pub(crate) unit: fn(f64) -> String,
     pub(crate) lines: Vec<Line<'a>>,
 }
 
-/// How values become heights.
+/// How a value becomes a height.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// From 0.
+    /// Starts at 0.
     Linear,
-    /// Of values above 0.
+    /// For values above 0.
     Log,
 }
 
-/// One line: a value a step.
+/// One line, with a value for each step.
 pub(crate) struct Line<'a> {
     pub(crate) name: &'a str,
     pub(crate) values: Vec<Option<f64>>,
 }
 
-/// The time that all plots share, and the faults in it.
+/// The time axis that all plots share, and the faults on it.
 pub(crate) struct Axis<'a> {
     pub(crate) step_seconds: f64,
     pub(crate) seconds: f64,
@@ -55,7 +56,7 @@ pub(crate) struct Axis<'a> {
 }
 
 impl Axis<'_> {
-    /// The plot with its legend; only a word where there is nothing to show.
+    /// Renders the plot with its legend, or a sentence if there are no values.
     pub(crate) fn plot(&self, plot: &Plot<'_>) -> Markup {
         let shown = plot.lines.iter().any(|line| line.values.iter().any(Option::is_some));
         html! {
@@ -72,7 +73,7 @@ impl Axis<'_> {
                     }
                     span.about { (plot.about) }
                 }
-                @if shown { (self.svg(plot)) } @else { p.about { "nothing to show" } }
+                @if shown { (self.svg(plot)) } @else { p.about { "no values" } }
             }
         }
     }
@@ -96,13 +97,13 @@ impl Axis<'_> {
                         polyline class=(colour(index)) points=(self.points(&run, y)) {}
                     }
                 }
-                // Over the lines, so that the mouse finds them.
+                // Draw the faults over the lines, so that they get the mouse events.
                 (self.spans())
             }
         }
     }
 
-    /// A run of a single step is a dot: a line of no length with round ends.
+    /// Returns the path of a run. A run of a single step is a dot: a line without length and with round ends.
     fn points(&self, run: &[(usize, f64)], y: impl Fn(f64) -> String) -> String {
         let points = run.iter().map(|(step, value)| {
             let middle = (*step as f64 + 0.5) * self.step_seconds;
@@ -119,7 +120,7 @@ impl Axis<'_> {
         LEFT + (RIGHT - LEFT) * (seconds / self.seconds).clamp(0.0, 1.0)
     }
 
-    /// Where the time axis has labels.
+    /// Returns the labels of the time axis.
     fn times(&self) -> Vec<f64> {
         let steps = [5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
         let most = (RIGHT - LEFT) / TIME;
@@ -141,7 +142,7 @@ impl Axis<'_> {
                     title { (number) " " (name) ": " (target) ", " (text::clock(fault.began)) " to " (text::clock(fault.healed)) }
                     (rect(fault.began, fault.healed))
                     (rect(fault.broken, fault.over))
-                    @if let Some(row) = place(&mut last, middle) {
+                    @if let Some(row) = reserve_row(&mut last, middle) {
                         text.number x=(px(middle)) y=(TOP - 5.0 - 12.0 * row as f64) text-anchor="middle" { (number) }
                     }
                 }
@@ -156,14 +157,14 @@ impl Scale {
     }
 }
 
-/// The first row with room for a number, which is then taken.
-fn place(last: &mut [f64], middle: f64) -> Option<usize> {
+/// Returns the first row with space for a number, and reserves the space.
+fn reserve_row(last: &mut [f64], middle: f64) -> Option<usize> {
     let row = last.iter().position(|last| middle - last >= NUMBER)?;
     last[row] = middle;
     Some(row)
 }
 
-/// A length in the SVG's units.
+/// Formats a length in the SVG's units.
 fn px(length: f64) -> String {
     format!("{length:.1}")
 }
@@ -173,7 +174,7 @@ fn colour(line: usize) -> String {
 }
 
 impl Plot<'_> {
-    /// The values with a label; the first is at the bottom and the last at the top.
+    /// Returns the values with a label, from the bottom to the top of the plot.
     fn ticks(&self) -> Vec<f64> {
         let values = || self.lines.iter().flat_map(|line| line.values.iter().flatten().copied());
         let highest = values().fold(0.0, f64::max);
@@ -185,7 +186,7 @@ impl Plot<'_> {
                 (0..=4).map(|count| f64::from(count) * step).take_while(|at| at - step < highest.max(step)).collect()
             }
             Scale::Log => {
-                // At least one, where all are 0.
+                // At least one label, even if all values are 0.
                 let highest = if highest > 0.0 { highest } else { 1.0 };
                 let lowest = values().filter(|value| *value > 0.0).fold(highest, f64::min);
                 let (low, high) = (lowest.log10().floor() as i32, highest.log10().ceil() as i32);
@@ -195,7 +196,7 @@ impl Plot<'_> {
     }
 }
 
-/// Values with their steps, parted where there is none for longer.
+/// Splits values into runs, wherever more than [`BRIDGED`] steps have no value.
 fn runs(values: &[Option<f64>]) -> Vec<Vec<(usize, f64)>> {
     let mut runs: Vec<Vec<(usize, f64)>> = Vec::new();
     for (step, value) in values.iter().enumerate() {

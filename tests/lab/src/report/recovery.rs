@@ -1,4 +1,5 @@
-//! Owns the figures of each fault: how long nothing was accepted or stored, how soon all was back, and what it cost callers.
+//! Owns the figures of each fault: how long no message was accepted or stored, how soon everything worked again, and
+//! the errors of callers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,55 +10,57 @@ use super::super::history::Nanos;
 use super::moments::{Call, Moments, SECOND, between, seconds};
 use super::timeline::Latency;
 
-/// How long before a fault "before" is, and after its end "after".
+/// The length of the time before a fault, and of the time after its end.
 const AROUND: Nanos = 10 * SECOND;
-/// How long after its end what happens is still held against a fault.
+/// How long after its end an event still counts for a fault.
 const AFTER: Nanos = 30 * SECOND;
 
-/// What one fault did.
+/// The effect of one fault.
 ///
-/// *Before* is the 10 seconds before it began. Its *window* is from `began` until 30 seconds after `healed`, or until
-/// the next fault began or the load ended, if that is sooner; faults that began while this one lasted do not end its window. *Its
-/// partitions* are those in which something was accepted before. All times are in seconds.
+/// *Before* is the 10 seconds before its start. Its *window* is from `began` until 30 seconds after `healed`, or until
+/// the next fault starts or the load ends, if that is sooner; a fault that starts while this one lasts does not end the
+/// window. *Its partitions* are those with an accepted message before. All times are in seconds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Recovery {
-    /// From 1, as the plots have it.
+    /// The number in the plots, from 1.
     pub(crate) number: usize,
     pub(crate) name: String,
     pub(crate) target: String,
     /// Processes that were killed with SIGKILL.
     pub(crate) kills: u32,
-    /// `began`, `broken`, `over` and `healed`, from the begin of the load.
+    /// `began`, `broken`, `over` and `healed`, from the start of the load.
     pub(crate) began: f64,
     pub(crate) broken: f64,
     pub(crate) over: f64,
     pub(crate) healed: f64,
-    /// The longest time in the window in which nobody was told of an accepted message of one partition: the maximum over its
-    /// partitions. None where it has no partitions or no window.
+    /// The longest time in the window without a response that accepted a message of one partition: the maximum over its
+    /// partitions. None if it has no partitions or no window.
     pub(crate) no_accept: Option<Stall>,
-    /// The longest time in the window without a row (by `stored_time`) from one partition: the maximum over its partitions.
+    /// The longest time in the window without a row (by `stored_time`) from one partition: the maximum over its
+    /// partitions.
     pub(crate) no_row: Option<Stall>,
-    /// From `healed` until a message was accepted and a row was stored in each of its partitions. None where the window
-    /// ended before, or it has no partitions.
+    /// From `healed` until a message was accepted and a row was stored in each of its partitions. None if the window
+    /// ended before, or if it has no partitions.
     pub(crate) back_after: Option<f64>,
-    /// What callers were told from `began` to `healed`.
+    /// The failed attempts and reads from `began` to `healed`.
     pub(crate) errors: Errors,
     /// Accepted attempts a second.
     pub(crate) accepted: Around,
-    /// Of accepted SendMsg without `wait_for: STORED` that were under way at some time from `began` to `healed`.
+    /// The latency of accepted SendMsg without `wait_for: STORED` that were in flight at some time from `began` to
+    /// `healed`.
     pub(crate) latency: Option<Latency>,
     pub(crate) backlog: Backlog,
 }
 
-/// The longest time without one.
+/// The longest time without an event.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Stall {
-    /// Only what is within the window is counted.
+    /// Only the part within the window.
     pub(crate) seconds: f64,
     pub(crate) partition: i32,
-    /// It lasted until the window's end, and may have gone on.
+    /// Whether the stall lasted until the end of the window, and may have continued.
     pub(crate) open: bool,
-    /// For comparison: the same figure of the time before the fault.
+    /// The same value of the time before the fault, for comparison.
     pub(crate) before: f64,
 }
 
@@ -67,16 +70,17 @@ pub(crate) struct Errors {
     /// Attempts that were accepted in the same time.
     pub(crate) accepted: usize,
     pub(crate) not_sent: usize,
-    /// An attempt that was never told of counts when it was sent.
+    /// An attempt without a response counts at the time when it was sent.
     pub(crate) unknown: usize,
     pub(crate) failed_reads: usize,
-    /// Not sent and unknown, a second.
+    /// Attempts that were not sent or unknown, per second.
     pub(crate) per_second: Option<f64>,
     /// Attempts by reason.
     pub(crate) reasons: BTreeMap<String, usize>,
 }
 
-/// A rate before a fault (10 seconds), from `began` to `healed`, and after it (10 seconds from `healed`, or to the window's end).
+/// A rate before a fault (10 seconds), from `began` to `healed`, and after it (10 seconds from `healed`, or to the end
+/// of the window).
 #[derive(Debug, Serialize)]
 pub(crate) struct Around {
     pub(crate) before: Option<f64>,
@@ -84,36 +88,37 @@ pub(crate) struct Around {
     pub(crate) after: Option<f64>,
 }
 
-/// Records that were not looked at yet.
+/// Records that are not completed.
 #[derive(Debug, Serialize)]
 pub(crate) struct Backlog {
-    /// The highest lag that was seen before.
+    /// The highest lag before the fault.
     pub(crate) before: Option<i64>,
-    /// The highest that was seen in the window.
+    /// The highest lag in the window.
     pub(crate) peak: Option<i64>,
     pub(crate) drained: Drained,
 }
 
-/// How a backlog went. It is there while the lag is above its bound: twice the highest before, or what is accepted in a second
-/// if that is more.
+/// How a backlog was drained. There is a backlog while the lag is above twice the highest lag before, or above the
+/// number of messages accepted in a second if that is more.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub(crate) enum Drained {
-    /// There was none, or the lag was not seen before.
+    /// There was no backlog, or the lag before is unknown.
     None,
-    /// It was still there when the next fault began or the samples end.
+    /// There was still a backlog when the next fault started or the samples ended.
     No,
-    /// From `healed` (or from the peak, if that was later) to the first sample within the bound; it is exact to the time
+    /// From `healed` (or from the peak, if that was later) to the first sample without a backlog. The error is the time
     /// between two samples, about a second.
     Yes {
-        /// From `healed`; 0 where it was gone by then.
+        /// Seconds from `healed`; 0 if the backlog was drained by then.
         after: f64,
-        /// Rows a second in that time while the load ran, as a multiple of the attempts accepted a second. None of less than a second.
+        /// Rows a second in that time while the load ran, as a multiple of the attempts accepted a second. None if the
+        /// time is less than a second.
         times: Option<f64>,
     },
 }
 
-/// One for each fault, in their order.
+/// Returns the effect of each fault, in the order of the faults.
 pub(crate) fn recoveries(moments: &Moments<'_>, evidence: &Evidence) -> Vec<Recovery> {
     let faults = evidence.faults.iter().enumerate();
     faults.map(|(index, fault)| Scene::of(moments, evidence, fault).recovery(index + 1)).collect()
@@ -124,11 +129,11 @@ struct Scene<'a> {
     moments: &'a Moments<'a>,
     evidence: &'a Evidence,
     fault: &'a Fault,
-    /// The begin of the time before.
+    /// The start of the time before.
     before: Nanos,
-    /// The window's end.
+    /// The end of the window.
     end: Nanos,
-    /// When the next fault began.
+    /// When the next fault started.
     next: Nanos,
     partitions: HashSet<i32>,
 }
@@ -209,8 +214,9 @@ impl<'a> Scene<'a> {
     fn latency(&self) -> Option<Latency> {
         let Fault { began, healed, .. } = *self.fault;
         let accepts = self.moments.accepts(began, healed.saturating_add(self.moments.slowest));
-        let under_way = accepts.iter().filter(|accept| accept.call == Call::Unary && accept.at - accept.took < healed);
-        Latency::of(under_way.map(|accept| accept.took).collect())
+        let under_way =
+            accepts.iter().filter(|accept| accept.call == Call::Unary && accept.at - accept.duration < healed);
+        Latency::of(under_way.map(|accept| accept.duration).collect())
     }
 
     fn backlog(&self) -> Backlog {
@@ -220,7 +226,7 @@ impl<'a> Scene<'a> {
             samples.iter().filter_map(|(at, lag)| Some((*at, (*lag)?)))
         };
         let before = seen(self.before, began).map(|(_, lag)| lag).max();
-        // The first of equal ones.
+        // Of equal samples the first one counts.
         let peak = seen(began, self.end).max_by_key(|(at, lag)| (*lag, std::cmp::Reverse(*at)));
         let drained = match (before, peak) {
             (Some(before), Some((peak_at, peak))) => {
@@ -238,7 +244,7 @@ impl<'a> Scene<'a> {
         Backlog { before, peak: peak.map(|(_, lag)| lag), drained }
     }
 
-    /// Rows as a multiple of accepted attempts.
+    /// Returns the rows as a multiple of the accepted attempts.
     fn times(&self, from: Nanos, to: Nanos) -> Option<f64> {
         let to = to.min(self.evidence.ended);
         if to < from + SECOND {
@@ -253,12 +259,13 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// None of no time.
+/// Returns events per second; none if the time is 0.
 fn rate(count: usize, from: Nanos, to: Nanos) -> Option<f64> {
     (to > from).then(|| count as f64 / seconds(from, to))
 }
 
-/// The longest time without an event in one of the partitions, from `from` to `to`; the events are those of this time, in order.
+/// Returns the longest time without an event in one of the partitions. `events` are those from `from` to `to`, in
+/// order.
 fn longest_gap(
     events: impl Iterator<Item = (Nanos, i32)>,
     partitions: &HashSet<i32>,
@@ -285,7 +292,7 @@ fn longest_gap(
     longest
 }
 
-/// When there was an event in each of the partitions.
+/// Returns when every partition has had an event.
 fn all_seen(events: impl Iterator<Item = (Nanos, i32)>, partitions: &HashSet<i32>) -> Option<Nanos> {
     let mut missing = partitions.clone();
     for (at, partition) in events {

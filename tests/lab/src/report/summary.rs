@@ -5,12 +5,12 @@ use std::fmt;
 use super::Report;
 use super::recovery::{Recovery, Stall};
 use crate::check::Finding;
-use crate::text::{clock, grouped, took};
+use crate::text::{clock, duration, grouped};
 
-/// The verdict, the promises, and a line a fault.
+/// The verdict, the promises, and a line for each fault.
 #[derive(Debug)]
 pub(crate) struct Summary {
-    /// Whether every promise does.
+    /// Whether every promise holds.
     pub(crate) holds: bool,
     lines: Vec<String>,
 }
@@ -52,7 +52,7 @@ fn totals(report: &Report<'_>) -> Vec<String> {
         ),
         format!("attempts  {accepted} accepted{per_second}; {not_sent} not sent, {unknown} unknown"),
         format!(
-            "reads     {} pages, {} events of watches; {} failed",
+            "reads     {} pages, {} watch events; {} failed",
             number(totals.pages),
             number(totals.watch_events),
             number(totals.failed_reads)
@@ -61,19 +61,19 @@ fn totals(report: &Report<'_>) -> Vec<String> {
     ]
 }
 
-/// Over the whole load.
+/// The accepted attempts a second over the whole load.
 pub(super) fn accepted_per_second(report: &Report<'_>) -> Option<f64> {
     let [accepted, ..] = report.totals.outcomes();
     (report.totals.seconds > 0.0).then(|| accepted as f64 / report.totals.seconds)
 }
 
-/// A line for each finding, with what broke it below.
+/// Returns a line for each finding, and the violations below it.
 pub fn verdict(findings: &[&Finding]) -> Vec<String> {
     let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
     let mut lines = vec![format!("{:<width$} {:>13}", "what must hold", "checked", width = width + 4)];
     for finding in findings {
         let result = match finding.broken {
-            0 if finding.checked == 0 => "not tried".to_owned(),
+            0 if finding.checked == 0 => "no case".to_owned(),
             0 => "holds".to_owned(),
             broken => format!("BROKEN: {}", grouped(broken as u64)),
         };
@@ -96,9 +96,9 @@ fn faults(faults: &[Recovery]) -> Vec<String> {
     let head = ["at", "lasted", "no accept", "no row", "back", "not sent", "unknown"];
     let mut lines = vec![line("", "fault", "", head).trim_end().to_owned()];
     for fault in faults {
-        let (at, lasted) = (clock(fault.began), took(fault.healed - fault.began));
+        let (at, lasted) = (clock(fault.began), duration(fault.healed - fault.began));
         let (accept, row) = (stall(fault.no_accept), stall(fault.no_row));
-        let back = fault.back_after.map_or("-".to_owned(), took);
+        let back = fault.back_after.map_or("-".to_owned(), duration);
         let errors = [fault.errors.not_sent, fault.errors.unknown].map(|count| grouped(count as u64));
         let figures = [&at, &lasted, &accept, &row, &back, &errors[0], &errors[1]].map(String::as_str);
         lines.push(line(&fault.number.to_string(), &fault.name, &fault.target, figures));
@@ -106,11 +106,11 @@ fn faults(faults: &[Recovery]) -> Vec<String> {
     lines
 }
 
-/// How long; at least that long where it had no end.
+/// Formats a stall, with ≥ if its end is unknown.
 pub(super) fn stall(stall: Option<Stall>) -> String {
     match stall {
-        Some(Stall { seconds, open: true, .. }) => format!("≥ {}", took(seconds)),
-        Some(Stall { seconds, .. }) => took(seconds),
+        Some(Stall { seconds, open: true, .. }) => format!("≥ {}", duration(seconds)),
+        Some(Stall { seconds, .. }) => duration(seconds),
         None => "-".to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! Tests the figures on small runs of which every moment is known.
+//! Tests the figures on small runs whose every moment is known.
 
 use super::super::check::Finding;
 use super::super::evidence::{Clock, Evidence, Fault, Row, Sample};
@@ -11,14 +11,14 @@ use super::totals::Totals;
 use super::{Run, write};
 use crate::text;
 
-/// Where the load began on the lab's clock, so that nothing passes by starting at 0.
+/// When the load started on the lab's clock. It is not 0, so a figure that ignores the start fails a test.
 const BEGAN: Nanos = millis(7_000_000);
 
 const fn millis(millis: u64) -> Nanos {
     millis * 1_000_000
 }
 
-/// A run; all times are in milliseconds from the load's begin.
+/// A run; all times are in milliseconds from the start of the load.
 struct World {
     book: Book,
     evidence: Evidence,
@@ -36,7 +36,7 @@ impl World {
         World { book: Book::default(), evidence, calls: 0 }
     }
 
-    fn send(&mut self, at: u64, way: Way, stored: bool, told: Option<(u64, Outcome)>) {
+    fn send(&mut self, at: u64, way: Way, stored: bool, outcome: Option<(u64, Outcome)>) {
         let call = self.calls;
         self.calls += 1;
         let n = u32::try_from(call).expect("a few");
@@ -55,14 +55,14 @@ impl World {
                 msgs,
             },
         );
-        if let Some((at, outcome)) = told {
+        if let Some((at, outcome)) = outcome {
             self.book.add(0, Event::Told { call, at: BEGAN + millis(at), results: vec![(0, outcome)] });
         }
     }
 
-    /// Told 10 ms after it was sent.
-    fn accept(&mut self, told: u64, partition: i32) {
-        self.send(told - 10, Way::Unary, false, Some((told, Outcome::Ok(partition, 0))));
+    /// Adds an attempt that was accepted 10 ms after it was sent.
+    fn accept(&mut self, at: u64, partition: i32) {
+        self.send(at - 10, Way::Unary, false, Some((at, Outcome::Ok(partition, 0))));
     }
 
     fn row(&mut self, at: u64, partition: i32) {
@@ -72,7 +72,7 @@ impl World {
         self.evidence.rows.push(Row { inbox, seq, sender, n, partition, offset, sent, stored, same });
     }
 
-    /// Both, every 100 ms.
+    /// Adds an accepted attempt and a row every 100 ms.
     fn traffic(&mut self, from: u64, to: u64, partition: i32) {
         for at in (from..to).step_by(100) {
             self.accept(at + 50, partition);
@@ -112,7 +112,7 @@ impl World {
     }
 }
 
-/// One fault from 20 s to 25 s of 60 s; partition 1 stalls and partition 0 does not.
+/// Has one fault from 20 s to 25 s of 60 s; partition 1 stalls and partition 0 does not.
 fn one_stalls() -> World {
     let mut world = World::new(60_000);
     world.traffic(0, 60_000, 0);
@@ -127,16 +127,16 @@ fn close(left: Option<f64>, right: f64) -> bool {
 }
 
 #[test]
-fn a_stall_is_the_worst_partitions() {
+fn stall_is_that_of_the_worst_partition() {
     let recovery = one_stalls().recovery();
-    // From the fault's begin, not from the last accept before it.
+    // From the start of the fault, not from the last accept before it.
     assert_eq!(recovery.no_accept, Some(Stall { seconds: 7.05, partition: 1, open: false, before: 0.1 }));
     assert_eq!(recovery.no_row, Some(Stall { seconds: 7.06, partition: 1, open: false, before: 0.1 }));
     assert!(close(recovery.back_after, 2.06), "{:?}", recovery.back_after);
 }
 
 #[test]
-fn rows_can_stall_alone() {
+fn rows_can_stall_while_messages_are_accepted() {
     let mut world = World::new(60_000);
     world.traffic(0, 60_000, 0);
     let clock = world.evidence.clock;
@@ -150,19 +150,19 @@ fn rows_can_stall_alone() {
 }
 
 #[test]
-fn a_partition_that_never_comes_back_is_not_left_out() {
+fn partition_that_never_recovers_counts() {
     let mut world = World::new(100_000);
     world.traffic(0, 100_000, 0);
     world.traffic(0, 20_000, 1);
     world.fault(20_000, 25_000);
     let recovery = world.recovery();
-    // 30 seconds after it was healed the window ends.
+    // The window ends 30 seconds after the end of the fault.
     assert_eq!(recovery.no_accept.map(|stall| (stall.seconds, stall.partition, stall.open)), Some((35.0, 1, true)));
     assert_eq!(recovery.back_after, None);
 }
 
 #[test]
-fn partitions_without_traffic_before_are_not_looked_at() {
+fn partitions_without_traffic_before_do_not_count() {
     let mut world = one_stalls();
     world.accept(5_000, 2);
     world.accept(30_000, 3);
@@ -170,29 +170,29 @@ fn partitions_without_traffic_before_are_not_looked_at() {
 }
 
 #[test]
-fn the_window_ends_with_the_next_fault_or_the_load() {
+fn window_ends_with_the_next_fault_or_the_load() {
     let mut world = one_stalls();
     world.fault(26_000, 26_500);
     let recoveries = world.recoveries();
     assert_eq!(recoveries[0].no_accept.map(|stall| (stall.seconds, stall.open)), Some((6.0, true)));
     assert_eq!(recoveries[0].back_after, None);
     assert_eq!((recoveries[1].number, recoveries[1].began), (2, 26.0));
-    // A fault within the first does not end its window.
+    // A fault during the first one does not end its window.
     let mut world = one_stalls();
     world.fault(22_000, 23_000);
     assert!(close(world.recovery().no_accept.map(|stall| stall.seconds), 7.05));
-    // Nor does the end of the load make a stall.
+    // The end of the load makes no stall.
     let mut world = one_stalls();
     world.fault(59_000, 59_500);
     assert!(world.recoveries()[1].no_accept.is_some_and(|stall| stall.seconds < 0.2));
-    // Behind the load there is no window.
+    // A fault after the load has no window.
     let mut world = one_stalls();
     world.fault(61_000, 62_000);
     assert_eq!(world.recoveries()[1].no_accept, None);
 }
 
 #[test]
-fn errors_are_those_told_while_it_lasted() {
+fn errors_are_counted_only_during_the_fault() {
     let mut world = one_stalls();
     let not_sent = || Outcome::NotSent("NOT_SENT".to_owned());
     let unknown = || Outcome::Unknown("OUTCOME_UNKNOWN".to_owned());
@@ -209,15 +209,15 @@ fn errors_are_those_told_while_it_lasted() {
     assert_eq!((errors.accepted, errors.not_sent, errors.unknown, errors.failed_reads), (50, 1, 2, 1));
     assert!(close(errors.per_second, 0.6));
     let reasons: Vec<_> = errors.reasons.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
-    assert_eq!(reasons, [("NOT_SENT", 1), ("OUTCOME_UNKNOWN", 1), ("no answer", 1)]);
+    assert_eq!(reasons, [("NOT_SENT", 1), ("OUTCOME_UNKNOWN", 1), ("no response", 1)]);
     let rates = &recovery.accepted;
     assert!(close(rates.before, 20.0) && close(rates.during, 10.0) && close(rates.after, 18.0), "{rates:?}");
 }
 
 #[test]
-fn latency_is_of_the_calls_that_were_under_way() {
+fn latency_is_of_the_calls_in_flight_during_the_fault() {
     let mut world = World::new(60_000);
-    let mut call = |sent, told, way, stored| world.send(sent, way, stored, Some((told, Outcome::Ok(0, 0))));
+    let mut call = |sent, at, way, stored| world.send(sent, way, stored, Some((at, Outcome::Ok(0, 0))));
     call(19_000, 19_900, Way::Unary, false);
     call(19_000, 20_500, Way::Unary, false);
     call(24_999, 29_999, Way::Unary, false);
@@ -229,7 +229,7 @@ fn latency_is_of_the_calls_that_were_under_way() {
 }
 
 #[test]
-fn a_backlog_is_drained_when_it_is_back_to_twice_what_it_was() {
+fn backlog_is_drained_at_twice_the_lag_before() {
     let mut world = one_stalls();
     for at in 25_000..29_000 {
         world.row(at, 0);
@@ -239,30 +239,30 @@ fn a_backlog_is_drained_when_it_is_back_to_twice_what_it_was() {
     let backlog = world.recovery().backlog;
     assert_eq!((backlog.before, backlog.peak), (Some(50), Some(2_000)));
     let Drained::Yes { after, times } = backlog.drained else { panic!("{backlog:?}") };
-    // 4,000 rows besides the 60 of the traffic, beside 60 accepted.
+    // 4,000 rows and the 60 of the traffic, compared with 60 accepted attempts.
     assert_eq!(after, 4.0);
     assert!(close(times, 4_060.0 / 60.0), "{times:?}");
 }
 
 #[test]
-fn a_backlog_can_be_gone_before_or_stay_or_not_be() {
+fn backlog_can_end_early_or_stay_or_not_exist() {
     let drained = |samples: &[(u64, Option<i64>)]| {
         let mut world = one_stalls();
         world.lag(samples);
         world.recovery().backlog.drained
     };
-    let gone = drained(&[(19_000, Some(50)), (21_000, Some(500)), (23_000, Some(90)), (26_000, Some(40))]);
-    assert_eq!(gone, Drained::Yes { after: 0.0, times: None });
+    let early = drained(&[(19_000, Some(50)), (21_000, Some(500)), (23_000, Some(90)), (26_000, Some(40))]);
+    assert_eq!(early, Drained::Yes { after: 0.0, times: None });
     assert_eq!(drained(&[(19_000, Some(50)), (21_000, Some(500)), (50_000, Some(101))]), Drained::No);
     assert_eq!(drained(&[(19_000, Some(50)), (21_000, Some(100))]), Drained::None);
-    // A second's worth of messages is none: 20.
+    // A second's worth of messages is no backlog: 20.
     assert_eq!(drained(&[(19_000, Some(0)), (21_000, Some(20))]), Drained::None);
     assert_eq!(drained(&[(21_000, Some(20_000))]), Drained::None);
     assert_eq!(drained(&[]), Drained::None);
 }
 
 #[test]
-fn a_step_holds_what_happened_in_it() {
+fn step_has_the_events_of_its_time() {
     let mut world = World::new(3_000);
     world.accept(999, 0);
     world.accept(1_000, 0);
@@ -296,7 +296,7 @@ fn a_step_holds_what_happened_in_it() {
 }
 
 #[test]
-fn a_long_run_has_longer_steps() {
+fn long_run_has_longer_steps() {
     let mut world = World::new(1_500_000);
     for at in 0..30 {
         world.accept(1_000 + at, 0);
@@ -306,14 +306,14 @@ fn a_long_run_has_longer_steps() {
 }
 
 #[test]
-fn a_quantile_is_a_value_that_was_seen() {
+fn quantile_is_one_of_the_values() {
     let values: Vec<Nanos> = (1..=200).collect();
     assert_eq!([0.5, 0.99, 1.0].map(|share| quantile(&values, share)), [Some(100), Some(198), Some(200)]);
     assert_eq!((quantile(&[7], 0.01), quantile(&[], 0.5)), (Some(7), None));
 }
 
 #[test]
-fn totals_are_by_way_and_outcome() {
+fn totals_are_counted_by_way_and_outcome() {
     let mut world = World::new(10_000);
     world.accept(1_000, 0);
     let stored = Outcome::Stored { partition: 0, offset: 1, seq: 1, duplicate: false };
@@ -333,15 +333,15 @@ fn plot(scale: Scale, faults: &[Recovery], values: &[Option<f64>]) -> String {
 }
 
 #[test]
-fn a_line_is_parted_only_where_values_are_missing_for_long() {
+fn line_is_split_only_after_several_missing_values() {
     let values = [Some(1.0), None, None, Some(2.0), None, None, None, Some(3.0)];
     let svg = plot(Scale::Linear, &[], &values);
     assert_eq!(svg.matches("<polyline").count(), 2);
-    assert!(plot(Scale::Linear, &[], &[None]).contains("nothing to show"));
+    assert!(plot(Scale::Linear, &[], &[None]).contains("no values"));
 }
 
 #[test]
-fn the_axes_hold_every_value() {
+fn axes_include_every_value() {
     for scale in [Scale::Linear, Scale::Log] {
         for value in [0.0, 0.03, 1.0, 4.0, 10.0, 1234.0, 9.9e9] {
             let svg = plot(scale, &[], &[Some(value), Some(value / 3.0)]);
@@ -354,7 +354,7 @@ fn the_axes_hold_every_value() {
 }
 
 #[test]
-fn faults_that_are_near_each_other_have_their_numbers_apart() {
+fn numbers_of_close_faults_do_not_overlap() {
     let mut world = World::new(60_000);
     for count in 0..50 {
         world.fault(10_000 + count * 20, 10_010 + count * 20);
@@ -365,7 +365,7 @@ fn faults_that_are_near_each_other_have_their_numbers_apart() {
 }
 
 #[test]
-fn the_report_is_written_and_says_what_broke() {
+fn report_is_written_and_names_the_broken_promise() {
     let world = one_stalls();
     let finding = |what: &str, broken: usize| Finding {
         promise: "P1",
@@ -375,7 +375,7 @@ fn the_report_is_written_and_says_what_broke() {
         broken,
         examples: (0..broken).map(|_| "<inbox-7> #3".to_owned()).collect(),
     };
-    let findings = [finding("this one is whole", 0), finding("that one is not", 2)];
+    let findings = [finding("this one holds", 0), finding("that one is broken", 2)];
     let run = Run {
         title: "a try".to_owned(),
         command: "msg-dev lab --seed 7".to_owned(),
@@ -384,17 +384,17 @@ fn the_report_is_written_and_says_what_broke() {
         revision: "abc".to_owned(),
     };
     let folder = tempfile::tempdir().expect("a folder");
-    let summary = write(folder.path(), &run, &world.book, &world.evidence, &findings).expect("it can be written");
+    let summary = write(folder.path(), &run, &world.book, &world.evidence, &findings).expect("own folder");
     assert!(!summary.holds);
     let text = summary.to_string();
-    assert!(text.find("that one is not") < text.find("this one is whole"), "{text}");
+    assert!(text.find("that one is broken") < text.find("this one holds"), "{text}");
     assert!(text.contains("BROKEN: 2") && text.contains("kill-broker broker-2") && text.contains("7.05 s"), "{text}");
-    let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("it is there");
+    let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("the report was written");
     let page = read("report.html");
     assert!(page.contains("BROKEN") && page.contains("&lt;inbox-7&gt; #3") && page.contains("id=\"fault-1\""));
     let json: serde_json::Value = serde_json::from_str(&read("report.json")).expect("JSON");
     assert_eq!((&json["holds"], &json["seed"], &json["findings"][0]["broken"]), (&false.into(), &7.into(), &2.into()));
     assert_eq!((&json["faults"][0]["no_accept"]["seconds"], &json["totals"]["kills"]), (&7.05.into(), &1.into()));
-    let whole = write(folder.path(), &run, &world.book, &world.evidence, &findings[..1]).expect("it can be written");
-    assert!(whole.holds && whole.to_string().ends_with("every promise holds"));
+    let holding = write(folder.path(), &run, &world.book, &world.evidence, &findings[..1]).expect("own folder");
+    assert!(holding.holds && holding.to_string().ends_with("every promise holds"));
 }

@@ -1,4 +1,4 @@
-//! Owns how the run went over time: rates, latency, lag and memory in equal steps.
+//! Owns the course of the run: rates, latency, lag and memory in equal steps.
 
 use std::collections::BTreeMap;
 
@@ -8,35 +8,36 @@ use super::super::evidence::Evidence;
 use super::super::history::Nanos;
 use super::moments::{Accept, Call, Moments, SECOND, millis, quantile};
 
-/// No more steps than this; a short run has a step a second.
-const MOST: u64 = 600;
+/// Maximum number of steps; a short run has a step for each second.
+const MAX_STEPS: u64 = 600;
 
-/// The columns have one value for each step. The first step begins with the load, the last ends when all was at rest.
+/// Columns with one value for each step. The first step starts with the load, the last one ends when everything was
+/// stored.
 #[derive(Debug, Serialize)]
 pub(crate) struct Timeline {
-    /// The length of a step.
+    /// The length of a step in seconds.
     pub(crate) step_seconds: f64,
-    /// Attempts that were accepted, by when the caller was told, a second.
+    /// Accepted attempts a second, by the time of the response.
     pub(crate) accepted: Vec<f64>,
-    /// New rows, by `stored_time`, a second.
+    /// New rows a second, by `stored_time`.
     pub(crate) rows: Vec<f64>,
-    /// Attempts that were certainly not sent, by when the caller was told, a second.
+    /// Attempts a second that were not sent, by the time of the response.
     pub(crate) not_sent: Vec<f64>,
-    /// Attempts with an unknown outcome, by when the caller was told (or, if it never was, by when it sent), a second.
+    /// Attempts a second with an unknown outcome, by the time of the response or, without one, of the send.
     pub(crate) unknown: Vec<f64>,
-    /// Reads that failed, a second.
+    /// Failed reads a second.
     pub(crate) failed_reads: Vec<f64>,
-    /// Accepted SendMsg, by when the caller was told; none where there was no such call.
+    /// Latency of accepted SendMsg, by the time of the response; none if the step has no such call.
     pub(crate) unary: Vec<Option<Latency>>,
-    /// Accepted SendMsg with `wait_for: STORED`.
+    /// Latency of accepted SendMsg with `wait_for: STORED`.
     pub(crate) stored: Vec<Option<Latency>>,
-    /// The highest lag that was seen in the step; none where it was not seen.
+    /// The highest lag in the step; none if it is unknown.
     pub(crate) lag: Vec<Option<i64>>,
-    /// The highest resident memory that was seen in the step, bytes, by process.
+    /// The highest resident memory in the step in bytes, by process.
     pub(crate) rss: BTreeMap<String, Vec<Option<u64>>>,
 }
 
-/// Milliseconds from sent to told.
+/// Milliseconds from the send to the response.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Latency {
     pub(crate) p50: f64,
@@ -53,7 +54,7 @@ struct Steps {
 }
 
 impl Timeline {
-    /// Works it out.
+    /// Computes the columns.
     pub(crate) fn of(moments: &Moments<'_>, evidence: &Evidence) -> Timeline {
         let steps = Steps::of(moments, evidence);
         let mut rss = BTreeMap::new();
@@ -83,17 +84,17 @@ impl Timeline {
         }
     }
 
-    /// From the begin of the first step to the end of the last.
+    /// The time from the start of the first step to the end of the last one.
     pub(crate) fn seconds(&self) -> f64 {
         self.accepted.len() as f64 * self.step_seconds
     }
 }
 
 impl Latency {
-    /// None of no call.
-    pub(crate) fn of(mut took: Vec<Nanos>) -> Option<Latency> {
-        took.sort_unstable();
-        let at = |share| quantile(&took, share).map(millis);
+    /// Returns the quantiles; none if there are no calls.
+    pub(crate) fn of(mut durations: Vec<Nanos>) -> Option<Latency> {
+        durations.sort_unstable();
+        let at = |share| quantile(&durations, share).map(millis);
         Some(Latency { p50: at(0.5)?, p99: at(0.99)?, max: at(1.0)? })
     }
 }
@@ -105,12 +106,12 @@ impl Steps {
         let last_fault = evidence.faults.last().map(|fault| fault.healed);
         let ended = [last_row, last_lag, last_fault].into_iter().flatten().fold(evidence.ended, Nanos::max);
         let seconds = ended.saturating_sub(evidence.began) / SECOND + 1;
-        let length = seconds.div_ceil(MOST);
-        let count = usize::try_from(seconds.div_ceil(length)).expect("no more than MOST");
+        let length = seconds.div_ceil(MAX_STEPS);
+        let count = usize::try_from(seconds.div_ceil(length)).expect("at most MAX_STEPS");
         Steps { began: evidence.began, length: length * SECOND, count }
     }
 
-    /// Which one a moment is in.
+    /// Returns the step that a moment is in.
     fn index(&self, at: Nanos) -> Option<usize> {
         let index = at.checked_sub(self.began)? / self.length;
         usize::try_from(index).ok().filter(|index| *index < self.count)
@@ -126,13 +127,13 @@ impl Steps {
     }
 
     fn latency(&self, accepts: &[Accept], call: Call) -> Vec<Option<Latency>> {
-        let mut took = vec![Vec::new(); self.count];
+        let mut durations = vec![Vec::new(); self.count];
         for accept in accepts.iter().filter(|accept| accept.call == call) {
             if let Some(index) = self.index(accept.at) {
-                took[index].push(accept.took);
+                durations[index].push(accept.duration);
             }
         }
-        took.into_iter().map(Latency::of).collect()
+        durations.into_iter().map(Latency::of).collect()
     }
 
     fn highest<T: Copy + Ord>(&self, column: &mut [Option<T>], at: Nanos, value: T) {

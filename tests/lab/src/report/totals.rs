@@ -9,10 +9,10 @@ use super::super::history::book::Book;
 use super::super::history::{Outcome, ReadWay, Way};
 use super::moments::seconds;
 
-/// What a run came to.
+/// The sums of a run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Totals {
-    /// From the begin of the load until its last sender had ended.
+    /// Seconds from the start of the load until its last sender ended.
     pub(crate) seconds: f64,
     pub(crate) messages: usize,
     pub(crate) rows: usize,
@@ -30,7 +30,7 @@ pub(crate) struct Totals {
     pub(crate) reasons: BTreeMap<String, usize>,
 }
 
-/// Attempts of one way, by what the caller was told.
+/// Attempts of one way, by the reported outcome.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Sends {
     pub(crate) way: &'static str,
@@ -44,7 +44,7 @@ pub(crate) struct Sends {
 }
 
 impl Totals {
-    /// Adds it up.
+    /// Computes the sums.
     pub(crate) fn of(book: &Book, evidence: &Evidence) -> Totals {
         let mut ways: BTreeMap<(Way, bool), Sends> = BTreeMap::new();
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
@@ -80,7 +80,7 @@ impl Totals {
         }
     }
 
-    /// Attempts of all ways that were accepted, not sent, and unknown.
+    /// The attempts of all ways that were accepted, not sent, and unknown.
     pub(crate) fn outcomes(&self) -> [usize; 3] {
         let sum = |of: fn(&Sends) -> usize| self.ways.iter().map(of).sum();
         [
