@@ -183,8 +183,8 @@ mod tests {
     fn verdict_of_a_lost_or_altered_row_is_broken() {
         let good = Row { inbox: 0, seq: 1, sender: 0, n: 0, partition: 0, offset: 0, sent: 5, stored: 10, same: true };
         assert_eq!(broken(vec![good.clone()]), [""; 0]);
-        assert_eq!(broken(Vec::new()), ["P1 each accepted message is a row, or a dead letter at its place"]);
+        assert_eq!(broken(Vec::new()), ["P1 each accepted message is a row, or a dead letter at its position"]);
         let altered = Row { same: false, ..good };
-        assert_eq!(broken(vec![altered]), [" each row is what was sent, byte for byte, in the inbox it was sent to"]);
+        assert_eq!(broken(vec![altered]), [" each row has exactly the bytes that were sent, in the inbox that they were sent to"]);
     }
 }

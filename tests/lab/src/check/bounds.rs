@@ -1,4 +1,4 @@
-//! Owns P7: whether each process stayed within its limits, and let go of everything at rest.
+//! Owns P7: whether each process stayed within its limits, and had nothing in flight at the end.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use super::super::evidence::{Evidence, Limit, Measure, Sample};
 use super::super::history::Nanos;
 use super::Finding;
 
-/// A process that was last seen this long before the last sample of all is no longer there.
-const GONE: Nanos = 5_000_000_000;
+/// A process whose last sample is this much older than the last sample of all has ended.
+const ENDED_AFTER: Nanos = 5_000_000_000;
 
-/// P7: one finding a limit, and one for what is in flight at rest.
+/// Checks P7: one finding for each limit, and one for what is in flight at the end.
 pub(super) fn check(evidence: &Evidence) -> Vec<Finding> {
     let mut findings: Vec<Finding> = evidence.limits.iter().map(|limit| within(limit, &evidence.samples)).collect();
     findings.push(at_rest(&evidence.samples));
@@ -37,7 +37,9 @@ fn at_rest(samples: &[Sample]) -> Finding {
     let mut finding = Finding::new("P7", "at rest nothing is in flight in any process");
     let end = samples.iter().map(|sample| sample.at).max().unwrap_or(0);
     let mut last: BTreeMap<&str, &Sample> = BTreeMap::new();
-    for sample in samples.iter().filter(|sample| sample.inflight.is_some() && sample.at.saturating_add(GONE) >= end) {
+    for sample in
+        samples.iter().filter(|sample| sample.inflight.is_some() && sample.at.saturating_add(ENDED_AFTER) >= end)
+    {
         let known = last.entry(&sample.process).or_insert(sample);
         if known.at <= sample.at {
             *known = sample;
@@ -45,15 +47,15 @@ fn at_rest(samples: &[Sample]) -> Finding {
     }
     for sample in last.values() {
         let (count, bytes) = sample.inflight.unwrap_or_default();
-        let told = || format!("{} has {count} in flight, {bytes} bytes", sample.process);
-        finding.check(count == 0.0 && bytes == 0.0, told);
+        let problem = || format!("{} has {count} in flight, {bytes} bytes", sample.process);
+        finding.check(count == 0.0 && bytes == 0.0, problem);
     }
     finding
 }
 
 fn value(what: Measure, sample: &Sample) -> Option<f64> {
     match what {
-        // Exact up to 8 PiB.
+        // `f64` is exact up to 8 PiB.
         Measure::Rss => Some(sample.rss as f64),
         Measure::Fds => Some(sample.fds.into()),
         Measure::Sockets => Some(sample.sockets.into()),

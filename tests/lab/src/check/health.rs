@@ -1,5 +1,5 @@
-//! Owns P8: whether the transfers said that something is wrong while records waited and none was stored, and whether the cause of
-//! a fault was named.
+//! Owns P8: whether a transfer was not ready while records waited and none was stored, and whether a process named the
+//! cause of a fault.
 
 use std::collections::HashMap;
 
@@ -7,24 +7,24 @@ use super::super::evidence::{Evidence, Health, Waiting};
 use super::super::history::Nanos;
 use super::Finding;
 
-/// For a health signal to turn bad: the 30 s that the promise allows, and what both samples and commits may be late.
+/// The deadline for a process to become not ready: the 30 s of the promise, and the possible delay of samples and
+/// commits.
 const WITHIN: Nanos = 40_000_000_000;
-/// What was said this long before still counts as said now.
+/// The maximum age of a sample that counts as current.
 const FRESH: Nanos = 3_000_000_000;
 
-/// P8.
+/// Checks P8.
 pub(super) fn check(evidence: &Evidence) -> [Finding; 2] {
     [waiting(evidence), named(evidence)]
 }
 
-/// A partition is blocked from the moment on since which it had records that are not committed, its committed offset stayed the
-/// same, and every transfer was ready.
+/// Checks readiness. A partition is blocked as long as it has records that are not committed, its committed offset does
+/// not move, and every transfer is ready.
 fn waiting(evidence: &Evidence) -> Finding {
-    let mut finding =
-        Finding::new("P8", "no transfer is ready while records wait and none of their partition is stored");
+    let mut finding = Finding::new("P8", "no transfer is ready while records of its partition wait and none is stored");
     let mut samples: Vec<&Waiting> = evidence.waiting.iter().collect();
     samples.sort_by_key(|sample| sample.at);
-    // By partition: since when it is blocked, and at which committed offset.
+    // For each blocked partition: since when it is blocked, and its committed offset.
     let mut blocked: HashMap<usize, (Nanos, i64)> = HashMap::new();
     for sample in samples {
         for (partition, (end, committed)) in sample.ends.iter().zip(&sample.committed).enumerate() {
@@ -33,9 +33,9 @@ fn waiting(evidence: &Evidence) -> Finding {
                 continue;
             }
             let (since, at) = *blocked.entry(partition).or_insert((sample.at, *committed));
-            let said = said(evidence, sample.at);
-            // While one says that something is wrong, or none runs, health is no better than it should be.
-            if at != *committed || said.is_empty() || said.iter().any(|health| !health.ready) {
+            let current = current_readiness(evidence, sample.at);
+            // If a transfer is not ready, or none runs, the readiness is right.
+            if at != *committed || current.is_empty() || current.iter().any(|health| !health.ready) {
                 finding.check(true, String::new);
                 blocked.insert(partition, (sample.at, *committed));
                 continue;
@@ -46,11 +46,11 @@ fn waiting(evidence: &Evidence) -> Finding {
                 let seconds = waited / 1_000_000_000;
                 format!(
                     "partition {partition} stayed at {committed} of {end} for {seconds} s, and {} were ready",
-                    said.len()
+                    current.len()
                 )
             });
             if good {
-                // The rest of the same time is the same violation.
+                // Count the rest of the same time only as one violation.
                 blocked.insert(partition, (sample.at, *committed));
             }
         }
@@ -58,9 +58,9 @@ fn waiting(evidence: &Evidence) -> Finding {
     finding
 }
 
-/// A fault that lasts long enough is named in time by a process that is not ready.
+/// Checks that a fault that lasts long enough is named before the deadline by a process that is not ready.
 fn named(evidence: &Evidence) -> Finding {
-    let mut finding = Finding::new("P8", "what was broken is named by health, by a process that is not ready");
+    let mut finding = Finding::new("P8", "a process that is not ready names the injected fault");
     for fault in evidence.faults.iter().filter(|fault| fault.over >= fault.broken + WITHIN) {
         for says in &fault.says {
             let names = |health: &&Health| {
@@ -69,12 +69,12 @@ fn named(evidence: &Evidence) -> Finding {
                     && says.words.iter().all(|word| health.reason.contains(word))
             };
             let in_time = fault.began..=fault.broken + WITHIN;
-            let said = || evidence.health.iter().filter(|health| in_time.contains(&health.at));
-            finding.check(said().any(|health| names(&health)), || {
-                let said = said().rfind(|health| !health.ready && health.process.starts_with(&says.process));
-                let said = said.map(|health| &health.reason);
+            let reported = || evidence.health.iter().filter(|health| in_time.contains(&health.at));
+            finding.check(reported().any(|health| names(&health)), || {
+                let last = reported().rfind(|health| !health.ready && health.process.starts_with(&says.process));
+                let last = last.map(|health| &health.reason);
                 format!(
-                    "{} of {}: no {} said {:?}; the last said {said:?}",
+                    "{} of {}: no {} reported {:?}; the last reported {last:?}",
                     fault.name, fault.target, says.process, says.words
                 )
             });
@@ -83,8 +83,8 @@ fn named(evidence: &Evidence) -> Finding {
     finding
 }
 
-/// The last word of each transfer just before.
-fn said(evidence: &Evidence, at: Nanos) -> Vec<&Health> {
+/// Returns the current readiness of each transfer.
+fn current_readiness(evidence: &Evidence, at: Nanos) -> Vec<&Health> {
     let mut last: HashMap<&str, &Health> = HashMap::new();
     let transfers = evidence.health.iter().filter(|health| health.process.starts_with("transfer"));
     for health in transfers.filter(|health| health.at <= at && health.at + FRESH >= at) {
@@ -96,7 +96,7 @@ fn said(evidence: &Evidence, at: Nanos) -> Vec<&Health> {
     last.into_values().collect()
 }
 
-/// While a topic is deleted and recreated, offsets of two topics are compared.
+/// Whether the topic is being deleted and recreated: then the offsets of two topics would be compared.
 fn recreated(evidence: &Evidence, at: Nanos) -> bool {
     evidence.topics.iter().any(|topic| topic.deleted <= at && at <= topic.made + WITHIN)
 }

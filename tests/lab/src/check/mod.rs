@@ -1,5 +1,5 @@
-//! Owns the verdict: a pure function from the history and what the lab has seen to each promise, kept or broken. It believes
-//! neither service: it knows only what callers were told, the tables and the offsets.
+//! Owns the verdict: a pure function from the history and the lab's evidence to the promises, kept or broken. It trusts
+//! neither service: it reads only what callers received, the tables and the offsets.
 
 mod bounds;
 mod facts;
@@ -19,23 +19,23 @@ use super::evidence::Evidence;
 use super::history::{Book, ReadWay};
 use facts::Facts;
 
-/// Of a broken promise, this many cases are told.
+/// Maximum number of examples in a finding.
 const EXAMPLES: usize = 5;
 
-/// What became of one promise.
+/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// Which of the promises P1 to P8; empty where none has a number for it.
+    /// One of the promises P1 to P8; empty if the check belongs to none of them.
     pub promise: &'static str,
-    /// In words.
+    /// What must hold, in words.
     pub what: String,
-    /// What was measured, where there is a figure.
+    /// A measured value, or a remark.
     pub note: String,
-    /// How many things were looked at.
+    /// How many cases were checked.
     pub checked: usize,
-    /// How many of them break it.
+    /// How many of the cases are broken.
     pub broken: usize,
-    /// The first of those, in words.
+    /// The first broken cases, in words.
     pub examples: Vec<String>,
 }
 
@@ -44,7 +44,7 @@ impl Finding {
         Finding { promise, what: what.into(), note: String::new(), checked: 0, broken: 0, examples: Vec::new() }
     }
 
-    /// Whether the promise was kept.
+    /// Whether no case is broken.
     pub fn holds(&self) -> bool {
         self.broken == 0
     }
@@ -60,7 +60,7 @@ impl Finding {
     }
 }
 
-/// Looks at every row, every answer, every read, every offset and every sample of a run that is at rest.
+/// Checks every row, response, read, offset and sample of a run in which everything is stored.
 pub(crate) fn check(book: &Book, evidence: &Evidence) -> Vec<Finding> {
     let facts = Facts::new(book, evidence);
     let mut findings = stored::check(&facts);
@@ -73,12 +73,12 @@ pub(crate) fn check(book: &Book, evidence: &Evidence) -> Vec<Finding> {
     findings
 }
 
-/// A run in which nothing got through shows nothing.
+/// Checks that the load was effective: a run without traffic proves nothing.
 pub(crate) fn got_through(book: &Book) -> Finding {
-    let mut finding = Finding::new("", "the load got through: messages were accepted, pulled and watched");
+    let mut finding = Finding::new("", "the load was effective: messages were accepted, pulled and watched");
     let read = |wanted| book.reads.iter().any(|read| read.way == wanted && !book.msgs(read).is_empty());
     finding.check(book.attempts.iter().any(facts::is_accepted), || "no message was accepted".to_owned());
-    finding.check(read(ReadWay::Pull), || "none was pulled".to_owned());
-    finding.check(read(ReadWay::Watch), || "none was watched".to_owned());
+    finding.check(read(ReadWay::Pull), || "no message was pulled".to_owned());
+    finding.check(read(ReadWay::Watch), || "no message was watched".to_owned());
     finding
 }

@@ -1,11 +1,11 @@
-//! Owns P3 and P4: whether `seq` has the order of the senders, of the channels and of Kafka, and no gaps.
+//! Owns P3 and P4: whether `seq` follows the order of the senders, of the channels and of Kafka, without gaps.
 
 use super::super::evidence::Row;
 use super::super::history::{Nanos, Way};
 use super::Finding;
-use super::facts::{Facts, Incarnation, Place, is_accepted, is_unknown, place, place_name, row_name};
+use super::facts::{Facts, Incarnation, Position, is_accepted, is_unknown, position, position_name, row_name};
 
-/// P3 and P4.
+/// Checks P3 and P4.
 pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
     let mut times = Finding::new("P3", "a message that was accepted before another was sent has the lower seq");
     let mut kafka = Finding::new("P3", "seq order is Kafka's order");
@@ -13,13 +13,13 @@ pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
     let mut gaps = Finding::new("P4", "seq counts 1, 2, 3 … in each inbox");
     for inbox in facts.rows.chunk_by(|a, b| a.0.inbox == b.0.inbox) {
         let mut last_seq = 0;
-        // When the one was sent that was sent last, of those with a lower seq.
+        // The latest time at which a message with a lower seq was sent.
         let mut latest: Option<(Nanos, u32)> = None;
         let mut offsets = Rising { growths: facts.evidence.growths.len(), ..Rising::default() };
         for (row, message) in inbox {
             gaps.check(row.seq == last_seq + 1, || format!("{} after {last_seq}", row_name(row)));
             last_seq = row.seq;
-            // A row that is a second one or in another's inbox is told of elsewhere.
+            // Skip a second row, or a row in another inbox: other checks report them.
             let own = |message: &u32| facts.row_in_order(*message).is_some_and(|first| std::ptr::eq(first, *row));
             let Some(message) = message.filter(own) else { continue };
 
@@ -33,30 +33,30 @@ pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
             latest = latest.max(Some((sent, message)));
 
             let Some(incarnation) = facts.incarnation_of_row(row, message) else { continue };
-            let place = (row.partition, row.offset);
-            let name = || format!("{} is at {}", row_name(row), place_name(place));
-            kafka.check(offsets.next(incarnation, place), name);
+            let position = (row.partition, row.offset);
+            let name = || format!("{} is at {}", row_name(row), position_name(position));
+            kafka.check(offsets.next(incarnation, position), name);
             firsts.check(is_first(facts, row, message, incarnation), name);
         }
     }
     [times, channels(facts), kafka, firsts, gaps]
 }
 
-/// The places of one inbox, in seq order.
+/// Checks that the positions of one inbox rise in seq order.
 #[derive(Default)]
 struct Rising {
-    /// How often an inbox may change its partition: each time partitions were added.
+    /// How many times an inbox may move to another partition: once for each time partitions were added.
     growths: usize,
-    /// How often the topic had been recreated.
+    /// How many times the topic had been recreated.
     topic: usize,
     moves: usize,
     current: Option<i32>,
-    /// Of each partition it was in: how often the end of its log had been lost, and the last offset.
+    /// For each partition of the inbox: how many times the end of its log had been lost, and the last offset.
     last: Vec<(i32, (usize, i64))>,
 }
 
 impl Rising {
-    fn next(&mut self, incarnation: Incarnation, (partition, offset): Place) -> bool {
+    fn next(&mut self, incarnation: Incarnation, (partition, offset): Position) -> bool {
         let Incarnation { topic, tail } = incarnation;
         if topic < self.topic {
             return false;
@@ -78,17 +78,17 @@ impl Rising {
     }
 }
 
-/// Whether no record that was accepted is before the row's, and it is one of those, unless there are some of which it is not
-/// known where they are, or that Kafka may have had before.
+/// Whether a row is the first delivery of its message: it is the record of an accepted attempt, and none before it was
+/// accepted. A row may also be the record of an unknown attempt, or a record that Kafka may have twice.
 fn is_first(facts: &Facts<'_>, row: &Row, message: u32, incarnation: Incarnation) -> bool {
     let here = (row.partition, row.offset);
     let mut possible = false;
     for attempt in facts.book.attempts_of(message).filter(|attempt| !attempt.altered) {
-        let Some(accepted) = place(attempt).filter(|_| is_accepted(attempt)) else {
+        let Some(accepted) = position(attempt).filter(|_| is_accepted(attempt)) else {
             possible |= is_accepted(attempt) || is_unknown(attempt);
             continue;
         };
-        // A producer may send a record again that it had sent a moment ago, when another in the same request is too old.
+        // A producer sends a record again if the broker rejected another one of the same request as too old.
         let twice = || facts.may_be_twice(attempt) || facts.is_of(row, attempt);
         possible |= accepted == here || (accepted.0 == here.0 && accepted.1 > here.1 && twice());
         let before = if accepted.0 == here.0 { accepted.1 < here.1 } else { facts.evidence.growths.is_empty() };
@@ -99,8 +99,8 @@ fn is_first(facts: &Facts<'_>, row: &Row, message: u32, incarnation: Incarnation
     possible
 }
 
-/// Within one batch or stream: the entries to one inbox keep their order, where the earlier was accepted there and the later had
-/// never been sent before.
+/// Checks that within one batch or stream the entries to one inbox keep their order, if the earlier one was accepted
+/// there and the later one had never been sent before.
 fn channels(facts: &Facts<'_>) -> Finding {
     let mut finding = Finding::new("P3", "within one batch or stream, entries to one inbox keep their order");
     let attempts = &facts.book.attempts;
@@ -116,8 +116,8 @@ fn channels(facts: &Facts<'_>) -> Finding {
             let Some(row) = facts.row_in_order(attempt.message) else { continue };
             let first = facts.book.attempts_of(attempt.message).next();
             if let Some(before) = highest.filter(|_| first.is_some_and(|first| std::ptr::eq(first, attempt))) {
-                let told = || format!("{} went out after {}", row_name(row), row_name(before));
-                finding.check(before.seq < row.seq, told);
+                let problem = || format!("{} was sent after {}", row_name(row), row_name(before));
+                finding.check(before.seq < row.seq, problem);
             }
             let accepted = is_accepted(attempt) && !facts.was_destroyed(attempt);
             if accepted && highest.is_none_or(|before| before.seq < row.seq) {

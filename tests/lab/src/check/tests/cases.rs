@@ -1,4 +1,4 @@
-//! Owns what can go wrong in the small world: each is one change, with what must be found of it.
+//! Owns the changes of the small world, each with the findings that must be broken.
 
 use super::super::super::evidence::{Fault, Health, Row};
 use super::super::super::history::{Event, Outcome, ReadWay, State};
@@ -18,7 +18,7 @@ fn stored(world: &mut World, message: (u32, u32), attempt: usize) -> (&mut i64, 
     }
 }
 
-/// A time within the first attempt of a message, as a gateway gives it to the record.
+/// Returns a time during the first attempt of a message, as a gateway sets it in the record.
 fn first_sent(world: &World, wanted: u32, n: u32) -> i64 {
     let mut sends = world.lines.iter().filter_map(|line| match line {
         Event::Send { at, sender, msgs, .. } if *sender == wanted && msgs.iter().any(|msg| msg.0 == n) => Some(*at),
@@ -28,18 +28,18 @@ fn first_sent(world: &World, wanted: u32, n: u32) -> i64 {
     world.evidence.clock.micros + first + 1
 }
 
-/// A name, what is changed, and the findings that must come of it.
+/// A name, the change, and the findings that must be broken.
 pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ("the last row of an inbox is lost", |world| world.lose(3, 5), &[LOST]),
     ("a row is lost", |world| world.lose(3, 1), &[LOST, GAPS]),
     ("a row whose only OK was a retry is lost", |world| world.lose(4, 2), &[LOST]),
     (
-        "a row is there twice, under another seq",
+        "a message has two rows with different seqs",
         |world| {
             let row = world.row(3, 0).clone();
             world.store(&row);
         },
-        &[DOUBLED],
+        &[DUPLICATED],
     ),
     ("a seq is skipped", |world| world.row(3, 5).seq += 1, &[GAPS]),
     (
@@ -49,27 +49,27 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         },
         &[GAPS],
     ),
-    ("two rows changed their seqs", |world| world.swap_seqs((1, 1), (4, 4)), &[STORED, TIMES, KAFKA, STATUS]),
+    ("two rows swapped their seqs", |world| world.swap_seqs((1, 1), (4, 4)), &[STORED, TIMES, KAFKA, STATUS]),
     (
-        "two rows changed their messages, and so their places",
+        "two rows swapped their messages, and so their positions",
         |world| world.swap_messages((4, 4), (4, 5)),
-        &[STORED, TIMES, FIRSTS, ALONG, PLACES],
+        &[STORED, TIMES, FIRSTS, ALONG, POSITIONS],
     ),
-    ("two at the same time are not in Kafka's order", |world| world.swap_seqs((4, 0), (5, 0)), &[KAFKA]),
+    ("two concurrent messages are not in Kafka's order", |world| world.swap_seqs((4, 0), (5, 0)), &[KAFKA]),
     ("a batch went to Kafka in another order", |world| world.swap_records((2, 0), (2, 1)), &[CHANNELS]),
     ("a stream went to Kafka in another order", |world| world.swap_records((3, 0), (3, 1)), &[CHANNELS]),
     ("a later message overtook one with an OK", |world| world.swap_records((3, 3), (4, 0)), &[TIMES]),
     (
-        "a row names the second delivery",
+        "a row is of the second delivery",
         |world| {
-            let second = world.outcome((4, 5), 1).place().expect("it is an OK");
+            let second = world.outcome((4, 5), 1).place().expect("the message was accepted");
             world.row(4, 5).offset = second.1;
             *stored(world, (4, 5), 2).1 = true;
         },
         &[FIRSTS],
     ),
     (
-        "a row names a record that nobody was told of",
+        "a row is of a record that no response named",
         |world| {
             let unknown = world.row(1, 6).offset;
             world.lose(1, 6);
@@ -96,56 +96,60 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         },
         &[CONTENT],
     ),
-    ("a row was sent by nobody", |world| world.store(&row(99, 0, 1, 1, 99)), &[FOREIGN]),
+    ("a row is of an unknown sender", |world| world.store(&row(99, 0, 1, 1, 99)), &[FOREIGN]),
     ("a row has a number that was not sent", |world| world.store(&row(1, 99, 1, 1, 99)), &[FOREIGN]),
-    ("a row has no name of the load", |world| world.evidence.foreign.push("a row of x".to_owned()), &[FOREIGN]),
-    ("a dead letter was sent by nobody", |world| world.keep(0, 99, Some((99, 0))), &[FOREIGN]),
+    ("a row does not belong to the load", |world| world.evidence.foreign.push("a row of x".to_owned()), &[FOREIGN]),
+    ("a dead letter is of an unknown sender", |world| world.dead_letter(0, 99, Some((99, 0))), &[FOREIGN]),
     (
-        "a message that was accepted was kept aside",
+        "an accepted message was dead-lettered",
         |world| {
-            let (partition, offset) = world.outcome((3, 5), 0).place().expect("it is an OK");
+            let (partition, offset) = world.outcome((3, 5), 0).place().expect("the message was accepted");
             world.lose(3, 5);
             world.evidence.commits.clear();
-            world.keep(partition, offset, Some((3, 5)));
+            world.dead_letter(partition, offset, Some((3, 5)));
         },
         &[CAUSED],
     ),
-    ("a record without a message was kept aside that is not ours", |world| world.keep(0, 99, None), &[CAUSED]),
+    ("a dead letter without a message is not the lab's", |world| world.dead_letter(0, 99, None), &[CAUSED]),
     (
-        "poison is lost",
+        "a poison record is lost",
         |world| {
             world.evidence.dead_letters.remove(0);
         },
         &[POISON],
     ),
     (
-        "a dead letter that was told is lost",
+        "a reported dead letter is lost",
         |world| world.evidence.dead_letters.retain(|letter| letter.message.is_none() || letter.altered),
         &[LETTERS],
     ),
     (
-        "a dead letter that was told is at another place",
+        "a reported dead letter is at another position",
         |world| {
             let mut letters = world.evidence.dead_letters.iter_mut();
-            letters.find(|letter| letter.message.is_some()).expect("there is one").offset = 99;
+            letters.find(|letter| letter.message.is_some()).expect("there is a dead letter").offset = 99;
         },
         &[LETTERS, CAUSED],
     ),
-    ("STORED was told with another seq", |world| *stored(world, (1, 1), 0).0 += 1, &[STORED, NEVER_LESS]),
-    ("STORED took its own row for another's", |world| *stored(world, (1, 1), 0).1 = true, &[STORED]),
-    ("STORED took another's row for its own", |world| *stored(world, (4, 5), 2).1 = false, &[STORED]),
+    ("STORED was reported with another seq", |world| *stored(world, (1, 1), 0).0 += 1, &[STORED, NEVER_LESS]),
+    ("STORED reported a new row as a duplicate", |world| *stored(world, (1, 1), 0).1 = true, &[STORED]),
+    ("STORED reported a duplicate as a new row", |world| *stored(world, (4, 5), 2).1 = false, &[STORED]),
     (
         "a message that was never sent is stored",
         |world| {
             let offset = world.record(0);
             world.store(&row(1, 3, 2, 0, offset));
-            world.settle();
+            world.drain();
         },
         &[FIRSTS, NOT_SENT],
     ),
-    ("a message that was never sent is kept aside", |world| world.keep(0, 99, Some((1, 3))), &[CAUSED, NOT_SENT]),
     (
-        "an answer names another record than the row",
+        "a message that was never sent is dead-lettered",
+        |world| world.dead_letter(0, 99, Some((1, 3))),
+        &[CAUSED, NOT_SENT],
+    ),
+    (
+        "a response names another record than the row",
         |world| {
             world.sent_twice();
             world.row(3, 5).sent -= 60_000_000;
@@ -153,40 +157,40 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         &[FIRSTS],
     ),
     (
-        "an attempt that was not sent is the row's",
+        "a row is of an attempt that was not sent",
         |world| {
             let offset = world.record(0);
             *world.outcome((3, 2), 1) = Outcome::Ok(0, offset);
             let first = first_sent(world, 3, 2);
             world.row(3, 2).sent = first;
-            world.settle();
+            world.drain();
         },
         &[FIRSTS, ATTEMPTS],
     ),
     (
-        "two attempts of one message have one place",
+        "two attempts of one message have one position",
         |world| *world.outcome((4, 5), 1) = world.outcome((4, 5), 0).clone(),
-        &[PLACES],
+        &[POSITIONS],
     ),
     (
-        "two messages have one place",
+        "two messages have one position",
         |world| {
-            let (partition, offset) = world.outcome((1, 1), 0).place().expect("it is an OK");
+            let (partition, offset) = world.outcome((1, 1), 0).place().expect("the message was accepted");
             *world.outcome((4, 4), 0) = Outcome::Ok(partition, offset);
         },
-        &[FIRSTS, ALONG, PLACES],
+        &[FIRSTS, ALONG, POSITIONS],
     ),
     (
-        "a place is one of poison",
+        "a response names the position of a poison record",
         |world| {
             let (partition, offset) = world.evidence.poison[1];
             *world.outcome((4, 5), 1) = Outcome::Ok(partition, offset);
         },
-        &[FIRSTS, ALONG, PLACES],
+        &[FIRSTS, ALONG, POSITIONS],
     ),
-    ("a place is behind the end", |world| *world.outcome((4, 5), 1) = Outcome::Ok(1, 99), &[RECORDS]),
+    ("a position is above the end offset", |world| *world.outcome((4, 5), 1) = Outcome::Ok(1, 99), &[RECORDS]),
     (
-        "Kafka holds more than was sent",
+        "Kafka has more records than were sent",
         |world| {
             for list in [&mut world.evidence.ends, &mut world.evidence.committed, &mut world.evidence.progress] {
                 list[1] += 4;
@@ -195,7 +199,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         &[RECORDS],
     ),
     (
-        "an OK came while none can",
+        "a message was accepted while none can be",
         |world| {
             let (first, last) = (world.evidence.commits[0].clone(), world.evidence.commits[3].clone());
             let clock = world.evidence.clock;
@@ -208,7 +212,12 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         "a commit was ahead of a row",
         |world| {
             let stored = world.row(3, 5).stored;
-            let before = world.evidence.commits.iter().rposition(|commits| commits.at < stored).expect("some are");
+            let before = world
+                .evidence
+                .commits
+                .iter()
+                .rposition(|commits| commits.at < stored)
+                .expect("there are commits before");
             let after = world.evidence.commits[before + 1].next.clone();
             world.evidence.commits[before].next = after;
         },
@@ -217,14 +226,14 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ("a commit was ahead of a row by a moment", |world| world.row(4, 5).stored += 2001, &[ALONG]),
     ("a commit was ahead of a dead letter", |world| world.evidence.dead_letters[0].seen += 10_000_000, &[ALONG]),
     ("a partition is not drained", |world| world.evidence.committed[0] -= 1, &[AT_REST]),
-    ("a commit is above the progress", |world| world.evidence.progress[0] -= 1, &[AT_REST]),
-    ("the progress is above the end", |world| world.evidence.progress[0] += 1, &[AT_REST]),
+    ("a commit is above the progress row", |world| world.evidence.progress[0] -= 1, &[AT_REST]),
+    ("the progress row is above the end offset", |world| world.evidence.progress[0] += 1, &[AT_REST]),
     ("a gateway was too large", |world| world.evidence.samples[1].rss = 200 << 20, &[MEMORY]),
     ("a transfer had too many threads", |world| world.evidence.samples[3].threads = 11, &[THREADS]),
     ("a gateway had too much in flight", |world| world.evidence.samples[0].inflight = Some((11.0, 1.0)), &[IN_FLIGHT]),
     ("something is in flight at rest", |world| world.evidence.samples[2].inflight = Some((1.0, 0.0)), &[REST]),
     (
-        "something is in flight in a process that does not answer any more",
+        "a process that no longer responds has something in flight",
         |world| {
             world.evidence.samples[1].inflight = Some((1.0, 1.0));
             world.evidence.samples[2].inflight = None;
@@ -240,7 +249,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         &[PULLS],
     ),
     (
-        "a page begins too late",
+        "a page starts too late",
         |world| {
             world.read(ReadWay::Pull, 2).remove(0);
         },
@@ -248,17 +257,17 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
     ("a page is out of order", |world| world.read(ReadWay::Pull, 1).swap(2, 3), &[PULLS]),
     (
-        "a pull misses what a watch had seen",
+        "a pull misses a message that a watch had sent",
         |world| {
             world.read(ReadWay::Pull, 2).pop();
         },
         &[NEVER_LESS],
     ),
     ("a pull finds an inbox empty", |world| world.read(ReadWay::Pull, 1).clear(), &[NEVER_LESS]),
-    ("a pull gives another message", |world| world.read(ReadWay::Pull, 0)[1].2 = 0, &[SAME]),
-    ("the highest seq went back", |world| world.seqs(1)[0].1 -= 1, &[NEVER_LESS]),
-    ("the highest seq is less than STORED told", |world| world.seqs(0)[1].1 = 0, &[NEVER_LESS]),
-    ("the highest seq is more than there is", |world| world.seqs(1)[1].1 = 6, &[SAME, SILENT]),
+    ("a pull returns another message", |world| world.read(ReadWay::Pull, 0)[1].2 = 0, &[SAME]),
+    ("the last seq went back", |world| world.seqs(1)[0].1 -= 1, &[NEVER_LESS]),
+    ("the last seq is less than the one of STORED", |world| world.seqs(0)[1].1 = 0, &[NEVER_LESS]),
+    ("the last seq is more than the table has", |world| world.seqs(1)[1].1 = 6, &[SAME, SILENT]),
     (
         "a watch has a gap",
         |world| {
@@ -268,7 +277,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
     ("a watch misses an event", |world| world.read(ReadWay::Watch, 1).clear(), &[WATCHES]),
     (
-        "a watch gives an event twice",
+        "a watch sends a message twice",
         |world| {
             let twice = world.read(ReadWay::Watch, 0).clone();
             world.read(ReadWay::Watch, 1).splice(0..0, twice);
@@ -276,26 +285,26 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         &[WATCHES],
     ),
     ("a watch is out of order", |world| world.read(ReadWay::Watch, 2).swap(0, 1), &[WATCHES]),
-    ("a watch gives another message", |world| world.read(ReadWay::Watch, 2)[0].2 = 7, &[SAME]),
-    ("a watch stays silent", |world| *world.brought() -= 1, &[SILENT]),
-    ("the status of what was told STORED is PENDING", |world| *world.state(4) = State::Pending, &[STATUS]),
+    ("a watch sends another message", |world| world.read(ReadWay::Watch, 2)[0].2 = 7, &[SAME]),
+    ("a watch stays silent", |world| *world.watched_up_to() -= 1, &[SILENT]),
+    ("the status of a stored message is PENDING", |world| *world.state(4) = State::Pending, &[STATUS]),
     ("the status has another seq", |world| *world.state(0) = State::Stored(2), &[STATUS]),
-    ("the status of a message with an OK is NOT_FOUND", |world| *world.state(0) = State::NotFound, &[STATUS]),
+    ("the status of an accepted message is NOT_FOUND", |world| *world.state(0) = State::NotFound, &[STATUS]),
     ("the status of a dead letter is NOT_FOUND", |world| *world.state(2) = State::NotFound, &[STATUS]),
     ("the status of a row is DEAD_LETTERED", |world| *world.state(0) = State::DeadLettered, &[STATUS]),
-    ("what was not sent is STORED, its status says", |world| *world.state(1) = State::Stored(1), &[STATUS]),
-    ("what nobody named is STORED, its status says", |world| *world.state(3) = State::Stored(1), &[STATUS]),
+    ("the status of a message that was not sent is STORED", |world| *world.state(1) = State::Stored(1), &[STATUS]),
+    ("the status of an unknown message is STORED", |world| *world.state(3) = State::Stored(1), &[STATUS]),
     (
-        "an answer came twice",
+        "a call has two responses",
         |world| {
             let mut lines = world.lines.iter();
-            let answer = lines.find(|line| matches!(line, Event::Told { .. })).expect("there are answers").clone();
-            world.lines.push(answer);
+            let response = lines.find(|line| matches!(line, Event::Told { .. })).expect("there are responses").clone();
+            world.lines.push(response);
         },
         &[HISTORY],
     ),
     (
-        "an answer is to nothing",
+        "a response is of no call",
         |world| {
             let results = vec![(0, Outcome::NotSent("NOT_SENT".to_owned()))];
             world.lines.push(Event::Told { call: 999, at: 1, results });
@@ -304,37 +313,29 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
     ("records wait for a minute and the only transfer is ready", |world| world.blocked(60, true), &[HEALTH]),
     (
-        "a row is of an attempt that was told as not sent",
+        "a row is of an attempt that was reported as not sent",
         |world| {
             let first = first_sent(world, 1, 4);
             world.row(1, 4).sent = first;
         },
         &[ATTEMPTS],
     ),
+    ("no process names a fault", |world| world.evidence.health.retain(|health| health.reason.is_empty()), &[NAMED]),
     (
-        "a fault is not named by health",
-        |world| world.evidence.health.retain(|health| health.reason.is_empty()),
-        &[NAMED],
-    ),
-    (
-        "a fault is named with another offset",
+        "a process names a fault with another offset",
         |world| world.evidence.health[0].reason = "msgs partition 1: offset 8".to_owned(),
         &[NAMED],
     ),
-    ("a fault is named by a process that is ready", |world| world.evidence.health[0].ready = true, &[NAMED]),
-    (
-        "a fault is named by another service",
-        |world| world.evidence.health[0].process = "gateway-1".to_owned(),
-        &[NAMED],
-    ),
-    ("a fault is named too late", |world| world.evidence.health[0].at += 35_000_000_000, &[NAMED]),
+    ("a process that is ready names a fault", |world| world.evidence.health[0].ready = true, &[NAMED]),
+    ("another service names a fault", |world| world.evidence.health[0].process = "gateway-1".to_owned(), &[NAMED]),
+    ("a process names a fault too late", |world| world.evidence.health[0].at += 35_000_000_000, &[NAMED]),
 ];
 
-/// A name, and what is changed.
+/// A name, and a change that breaks no promise.
 pub(super) const ALLOWED: &[(&str, Change)] = &[
-    ("a fault is over before it has to be named", |world| {
+    ("a fault ends before a process has to name it", |world| {
         world.evidence.health.retain(|health| health.reason.is_empty());
-        let fault = world.evidence.faults.last_mut().expect("there is one");
+        let fault = world.evidence.faults.last_mut().expect("there is a fault");
         fault.over = fault.broken + 30_000_000_000;
     }),
     ("a gateway is not ready while records wait", |world| {
@@ -357,45 +358,46 @@ pub(super) const ALLOWED: &[(&str, Change)] = &[
         }
     }),
     ("an unknown message is not stored", |world| world.lose(4, 6)),
-    ("a record is there twice after the broker did not answer for long", |world| {
+    ("Kafka has a record twice after the broker did not respond for long", |world| {
         *world.sent_twice() += 8_000_000_000;
         world.row(3, 5).sent = 0;
     }),
-    ("a record is there twice, both of the same attempt", |world| {
+    ("Kafka has a record twice, both of the same attempt", |world| {
         world.sent_twice();
     }),
-    ("a watch is behind whose gateway had no database all the time", |world| {
-        *world.brought() -= 1;
+    ("a watch whose gateway never had the database is behind", |world| {
+        *world.watched_up_to() -= 1;
         let fault = world.evidence.faults[0].clone();
         let name = "cut-gateways-postgres".to_owned();
         world.evidence.faults.push(Fault { name, began: 0, healed: u64::MAX, no_ok: false, ..fault });
     }),
-    ("an unknown message is stored after all", |world| {
+    ("a message of unknown outcome is stored", |world| {
         let offset = world.record(0);
         world.store(&row(1, 5, 2, 0, offset));
-        world.settle();
+        world.drain();
     }),
-    ("the answer for the last message did not come", |world| {
-        let told = world.lines.iter().rposition(|line| matches!(line, Event::Told { .. })).expect("there are answers");
-        world.lines.remove(told);
+    ("the last message has no response", |world| {
+        let last =
+            world.lines.iter().rposition(|line| matches!(line, Event::Told { .. })).expect("there are responses");
+        world.lines.remove(last);
     }),
-    ("Kafka confirmed a repeat without its place", |world| *world.outcome((4, 5), 1) = Outcome::Ok(1, -1)),
-    ("Kafka confirmed two records without their places", |world| {
+    ("Kafka confirmed a repeated record without its position", |world| *world.outcome((4, 5), 1) = Outcome::Ok(1, -1)),
+    ("Kafka confirmed two records without their positions", |world| {
         *world.outcome((3, 5), 0) = Outcome::Ok(0, -1);
         *world.outcome((4, 3), 1) = Outcome::NotStoredYet(0, -1);
     }),
-    ("nothing was looked at yet, each status says", |world| {
+    ("every status is PENDING since no record was completed yet", |world| {
         for which in 0..4 {
             *world.state(which) = State::Pending;
         }
     }),
-    ("a process was gone before the end", |world| {
+    ("a process ended before the end of the run", |world| {
         let mut sample = world.evidence.samples[0].clone();
         sample.process = "transfer-2".to_owned();
         sample.at -= 10_000_000_000;
         world.evidence.samples.push(sample);
     }),
-    ("a process did not answer at the end", |world| {
+    ("a process did not respond at the end", |world| {
         let mut sample = world.evidence.samples[2].clone();
         sample.inflight = None;
         sample.at += 1_000_000_000;

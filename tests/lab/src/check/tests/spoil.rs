@@ -1,4 +1,4 @@
-//! Owns the ways into the small world by which it is spoilt.
+//! Owns the changes that break a promise of the small world.
 
 use super::super::super::evidence::Row;
 use super::super::super::history::{Event, Nanos, Outcome, ReadWay, State};
@@ -10,19 +10,19 @@ impl World {
         rows.find(|row| (row.sender, row.n) == (sender, n)).expect("the message has a row")
     }
 
-    /// The message has no row, and those behind it stay.
+    /// Removes the row of a message, and keeps the rows behind it.
     pub(super) fn lose(&mut self, sender: u32, n: u32) {
         self.evidence.rows.retain(|row| (row.sender, row.n) != (sender, n));
     }
 
-    /// The two change their places in the inbox.
+    /// Swaps the seqs of two messages.
     pub(super) fn swap_seqs(&mut self, one: (u32, u32), other: (u32, u32)) {
         let seq = self.row(one.0, one.1).seq;
         let seq = std::mem::replace(&mut self.row(other.0, other.1).seq, seq);
         self.row(one.0, one.1).seq = seq;
     }
 
-    /// The two change their rows: what is not the message stays.
+    /// Swaps the messages of two rows; all other columns stay.
     pub(super) fn swap_messages(&mut self, one: (u32, u32), other: (u32, u32)) {
         let at = |world: &World, (sender, n): (u32, u32)| {
             let mut rows = world.evidence.rows.iter();
@@ -34,7 +34,7 @@ impl World {
         }
     }
 
-    /// The two were handled in the other order from the first on: in Kafka, in the table and in what was told and read.
+    /// Swaps two messages everywhere from the first send on: in Kafka, in the table, in responses and in reads.
     pub(super) fn swap_records(&mut self, one: (u32, u32), other: (u32, u32)) {
         self.swap_messages(one, other);
         for line in &mut self.lines {
@@ -52,13 +52,13 @@ impl World {
         *self.outcome(other, 0) = outcome;
     }
 
-    /// The answer to a message names a second record of it, and not the row's. When that was told.
+    /// Makes the response to a message name a second record, which is not the row's. Returns the time of the response.
     pub(super) fn sent_twice(&mut self) -> &mut Nanos {
-        let (partition, _) = self.outcome((3, 5), 0).place().expect("it is an OK");
+        let (partition, _) = self.outcome((3, 5), 0).place().expect("the message was accepted");
         let second = self.record(partition);
         *self.outcome((3, 5), 0) = Outcome::Ok(partition, second);
-        self.settle();
-        let mut told = self.lines.iter_mut().filter_map(|line| match line {
+        self.drain();
+        let mut responses = self.lines.iter_mut().filter_map(|line| match line {
             Event::Told { at, results, .. }
                 if results.iter().any(|(_, it)| it.place() == Some((partition, second))) =>
             {
@@ -66,10 +66,10 @@ impl World {
             }
             _ => None,
         });
-        told.next().expect("it was told")
+        responses.next().expect("the outcome was reported")
     }
 
-    /// What was told of an attempt of a message.
+    /// The reported outcome of an attempt of a message.
     pub(super) fn outcome(&mut self, (sender, n): (u32, u32), attempt: usize) -> &mut Outcome {
         let mut sends = self.lines.iter().filter_map(|line| match line {
             Event::Send { call, sender: by, msgs, .. } if *by == sender => {
@@ -77,13 +77,13 @@ impl World {
             }
             _ => None,
         });
-        let (wanted, place) = sends.nth(attempt).expect("it was sent so often");
+        let (wanted, entry) = sends.nth(attempt).expect("the message was sent this often");
         let results = self.lines.iter_mut().find_map(|line| match line {
             Event::Told { call, results, .. } if *call == wanted => Some(results),
             _ => None,
         });
-        let mut results = results.expect("it was answered").iter_mut();
-        &mut results.find(|(index, _)| *index as usize == place).expect("it was told").1
+        let mut results = results.expect("the call has a response").iter_mut();
+        &mut results.find(|(index, _)| *index as usize == entry).expect("the entry has a result").1
     }
 
     /// The messages of a page or an event; `which` counts from 0.
@@ -92,33 +92,33 @@ impl World {
             Event::Read { way, msgs, .. } if *way == wanted => Some(msgs),
             _ => None,
         });
-        reads.into_iter().nth(which).expect("so many reads")
+        reads.into_iter().nth(which).expect("there are enough reads")
     }
 
-    /// How far the watch that was used for long has come.
-    pub(super) fn brought(&mut self) -> &mut i64 {
+    /// The last seq of the long watch, plus 1.
+    pub(super) fn watched_up_to(&mut self) -> &mut i64 {
         let mut ends = self.lines.iter_mut().filter_map(|line| match line {
             Event::Read { way: ReadWay::Watch, end: true, from, .. } => Some(from),
             _ => None,
         });
-        ends.next().expect("there is one")
+        ends.next().expect("there is a long watch")
     }
 
-    /// What the GetMsgStatus told.
+    /// The result of a GetMsgStatus; `which` counts from 0.
     pub(super) fn state(&mut self, which: usize) -> &mut State {
         let states = self.lines.iter_mut().filter_map(|line| match line {
             Event::Status { state, .. } => Some(state),
             _ => None,
         });
-        states.into_iter().nth(which).expect("so many")
+        states.into_iter().nth(which).expect("there are enough calls")
     }
 
-    /// What the GetMaxSeqs told.
+    /// The results of a GetMaxSeqs; `which` counts from 0.
     pub(super) fn seqs(&mut self, which: usize) -> &mut Vec<(u32, i64)> {
         let seqs = self.lines.iter_mut().filter_map(|line| match line {
             Event::MaxSeqs { seqs, .. } => Some(seqs),
             _ => None,
         });
-        seqs.into_iter().nth(which).expect("so many reads")
+        seqs.into_iter().nth(which).expect("there are enough calls")
     }
 }

@@ -1,4 +1,5 @@
-//! Owns a small world in which all is well, made the way the services make it: what is sent goes to Kafka, and is stored at once.
+//! Owns a small world that keeps every promise. It works as the services do: a message that is sent goes to Kafka and
+//! is stored immediately.
 
 use std::collections::HashMap;
 
@@ -12,23 +13,23 @@ use super::super::{Finding, check};
 const SECOND: Nanos = 1_000_000_000;
 const EPOCH: i64 = 1_700_000_000_000_000;
 
-/// What becomes of a message that is sent.
+/// What happens to a message that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ExpectedOutcome {
     Ok,
     Stored,
     NotStoredYet,
     DeadLettered,
     NotSent,
-    /// No outcome is told, and it is there.
+    /// The outcome is reported as unknown, and the message is stored.
     UnknownThere,
-    /// No outcome is told, and it is not there.
-    UnknownGone,
-    /// No answer comes, and it is there.
+    /// The outcome is reported as unknown, and the message is not in Kafka.
+    UnknownNotSent,
+    /// No response arrives, and the message is stored.
     Silent,
-    /// It is accepted, and not stored before the topic is deleted.
+    /// The message is accepted, and not stored before the topic is deleted.
     Waiting,
-    /// It is accepted with other content than before.
+    /// The message is accepted, with other content than before.
     Altered,
 }
 
@@ -39,7 +40,7 @@ pub(super) struct World {
     pub(super) evidence: Evidence,
     now: Nanos,
     calls: u64,
-    /// By message: its seq.
+    /// The seq of each stored message.
     stored: HashMap<(u32, u32), i64>,
     /// By reader and inbox: the last seq that was watched.
     watched: HashMap<(u32, u32), i64>,
@@ -64,17 +65,19 @@ impl World {
         }
     }
 
-    /// Inboxes 0 and 3 are read, 1, 2, 4 and 5 are not.
+    /// A world in which every check has a case. Inboxes 0 and 3 are read; 1, 2, 4 and 5 are not.
     pub(super) fn good() -> World {
-        use Fate::*;
+        use ExpectedOutcome::*;
         let mut world = World::new(2);
-        for (n, inbox, fate) in [(0, 0, Ok), (1, 1, Stored), (2, 0, UnknownThere), (2, 0, Ok), (3, 2, NotSent)] {
-            world.unary(1, n, inbox, fate);
+        for (n, inbox, outcome) in [(0, 0, Ok), (1, 1, Stored), (2, 0, UnknownThere), (2, 0, Ok), (3, 2, NotSent)] {
+            world.unary(1, n, inbox, outcome);
         }
         world.pull(1, 0, 1);
         world.poison(0);
-        for (n, inbox, fate) in [(4, 0, NotSent), (4, 0, Ok), (5, 2, UnknownGone), (6, 2, UnknownThere), (7, 0, Ok)] {
-            world.unary(1, n, inbox, fate);
+        for (n, inbox, outcome) in
+            [(4, 0, NotSent), (4, 0, Ok), (5, 2, UnknownNotSent), (6, 2, UnknownThere), (7, 0, Ok)]
+        {
+            world.unary(1, n, inbox, outcome);
         }
         world.unary(1, 7, 0, Stored);
         world.max_seqs(1, &[0, 1, 3]);
@@ -84,18 +87,20 @@ impl World {
         world.send(Way::Batch, None, 2, &[(6, 3, Stored), (7, 3, Stored)]);
         world.watch(2, 3);
         world.poison(1);
-        world.send(Way::Batch, None, 2, &[(8, 4, UnknownGone), (9, 4, Ok)]);
+        world.send(Way::Batch, None, 2, &[(8, 4, UnknownNotSent), (9, 4, Ok)]);
         world.send(Way::Batch, None, 2, &[(8, 4, Ok), (9, 4, Ok)]);
         world.send(Way::Stream, Some(1), 3, &[(0, 4, Ok), (1, 4, NotStoredYet)]);
-        world.send(Way::Stream, Some(1), 3, &[(2, 4, NotSent), (3, 5, Ok), (4, 4, UnknownGone)]);
+        world.send(Way::Stream, Some(1), 3, &[(2, 4, NotSent), (3, 5, Ok), (4, 4, UnknownNotSent)]);
         world.send(Way::Stream, Some(2), 3, &[(2, 4, Ok), (4, 4, Ok), (5, 4, Ok)]);
         world.overlap((4, 0), (5, 0), 5);
         world.unary(4, 1, 5, DeadLettered);
         world.unary(4, 2, 5, Silent);
         world.unary(4, 2, 5, Ok);
         world.forbid(|world| world.unary(4, 3, 0, NotSent));
-        for (n, inbox, fate) in [(3, 0, Ok), (4, 1, Ok), (5, 1, Ok), (5, 1, Ok), (5, 1, Stored), (6, 2, UnknownThere)] {
-            world.unary(4, n, inbox, fate);
+        for (n, inbox, outcome) in
+            [(3, 0, Ok), (4, 1, Ok), (5, 1, Ok), (5, 1, Ok), (5, 1, Stored), (6, 2, UnknownThere)]
+        {
+            world.unary(4, n, inbox, outcome);
         }
         world.unary(4, 4, 1, Altered);
         world.watch(2, 3);
@@ -112,7 +117,7 @@ impl World {
         world
     }
 
-    /// The promises that are broken, as promise and words.
+    /// Returns the broken findings: the promise, a space and what must hold.
     pub(super) fn broken(&self) -> Vec<String> {
         let broken = self.findings().into_iter().filter(|finding| !finding.holds());
         broken.map(|finding| format!("{} {}", finding.promise, finding.what)).collect()
@@ -130,79 +135,79 @@ impl World {
         book
     }
 
-    pub(super) fn unary(&mut self, sender: u32, n: u32, inbox: u32, fate: Fate) {
-        self.send(Way::Unary, None, sender, &[(n, inbox, fate)]);
+    pub(super) fn unary(&mut self, sender: u32, n: u32, inbox: u32, outcome: ExpectedOutcome) {
+        self.send(Way::Unary, None, sender, &[(n, inbox, outcome)]);
     }
 
-    pub(super) fn send(&mut self, way: Way, stream: Option<u64>, sender: u32, msgs: &[(u32, u32, Fate)]) {
-        let call = self.ask(way, stream, sender, msgs);
-        self.answer(call, sender, msgs);
+    pub(super) fn send(&mut self, way: Way, stream: Option<u64>, sender: u32, msgs: &[(u32, u32, ExpectedOutcome)]) {
+        let call = self.request(way, stream, sender, msgs);
+        self.respond(call, sender, msgs);
     }
 
-    /// Two senders send at the same time.
+    /// Sends from two senders concurrently.
     fn overlap(&mut self, (one, n): (u32, u32), (other, m): (u32, u32), inbox: u32) {
-        let (first, second) = ([(n, inbox, Fate::Ok)], [(m, inbox, Fate::Ok)]);
+        let (first, second) = ([(n, inbox, ExpectedOutcome::Ok)], [(m, inbox, ExpectedOutcome::Ok)]);
         let (one_call, other_call) =
-            (self.ask(Way::Unary, None, one, &first), self.ask(Way::Unary, None, other, &second));
-        self.answer(one_call, one, &first);
-        self.answer(other_call, other, &second);
+            (self.request(Way::Unary, None, one, &first), self.request(Way::Unary, None, other, &second));
+        self.respond(one_call, one, &first);
+        self.respond(other_call, other, &second);
     }
 
-    fn ask(&mut self, way: Way, stream: Option<u64>, sender: u32, msgs: &[(u32, u32, Fate)]) -> u64 {
+    fn request(&mut self, way: Way, stream: Option<u64>, sender: u32, msgs: &[(u32, u32, ExpectedOutcome)]) -> u64 {
         self.calls += 1;
-        let stored = msgs.iter().any(|(_, _, fate)| *fate == Fate::Stored);
-        let altered = msgs.iter().any(|(_, _, fate)| *fate == Fate::Altered);
+        let stored = msgs.iter().any(|(_, _, outcome)| *outcome == ExpectedOutcome::Stored);
+        let altered = msgs.iter().any(|(_, _, outcome)| *outcome == ExpectedOutcome::Altered);
         let msgs = msgs.iter().map(|(n, inbox, _)| (*n, *inbox)).collect();
         let at = self.tick();
         self.lines.push(Event::Send { call: self.calls, at, sender, way, stream, stored, altered, gateway: 0, msgs });
         self.calls
     }
 
-    fn answer(&mut self, call: u64, sender: u32, msgs: &[(u32, u32, Fate)]) {
+    fn respond(&mut self, call: u64, sender: u32, msgs: &[(u32, u32, ExpectedOutcome)]) {
         let results: Vec<_> = (0..)
             .zip(msgs)
-            .filter_map(|(index, (n, inbox, fate))| Some((index, self.outcome_of(sender, *n, *inbox, *fate)?)))
+            .filter_map(|(index, (n, inbox, outcome))| Some((index, self.outcome_of(sender, *n, *inbox, *outcome)?)))
             .collect();
         let at = self.tick();
         if !results.is_empty() {
             self.lines.push(Event::Told { call, at, results });
         }
-        self.look_at_offsets();
+        self.commit_offsets();
     }
 
-    fn outcome_of(&mut self, sender: u32, n: u32, inbox: u32, fate: Fate) -> Option<Outcome> {
-        match fate {
-            Fate::NotSent => return Some(Outcome::NotSent("NOT_SENT".to_owned())),
-            Fate::UnknownGone => return Some(Outcome::Unknown("OUTCOME_UNKNOWN".to_owned())),
+    fn outcome_of(&mut self, sender: u32, n: u32, inbox: u32, outcome: ExpectedOutcome) -> Option<Outcome> {
+        match outcome {
+            ExpectedOutcome::NotSent => return Some(Outcome::NotSent("NOT_SENT".to_owned())),
+            ExpectedOutcome::UnknownNotSent => return Some(Outcome::Unknown("OUTCOME_UNKNOWN".to_owned())),
             _ => {}
         }
         let partition = i32::try_from(inbox as usize % self.evidence.ends.len()).expect("small");
         let offset = self.record(partition);
-        if fate == Fate::DeadLettered {
-            self.keep(partition, offset, Some((sender, n)));
+        if outcome == ExpectedOutcome::DeadLettered {
+            self.dead_letter(partition, offset, Some((sender, n)));
             return Some(Outcome::DeadLettered(partition, offset, "TOO_LARGE".to_owned()));
         }
-        if fate == Fate::Altered {
+        if outcome == ExpectedOutcome::Altered {
             self.conflict(partition, offset, (sender, n));
             return Some(Outcome::Ok(partition, offset));
         }
         let duplicate = self.stored.contains_key(&(sender, n));
-        if !duplicate && fate != Fate::Waiting {
+        if !duplicate && outcome != ExpectedOutcome::Waiting {
             self.store(&Row { inbox, seq: 0, sender, n, partition, offset, sent: 0, stored: 0, same: true });
         }
-        match fate {
-            Fate::Stored => {
+        match outcome {
+            ExpectedOutcome::Stored => {
                 let seq = self.stored[&(sender, n)];
                 Some(Outcome::Stored { partition, offset, seq, duplicate })
             }
-            Fate::NotStoredYet => Some(Outcome::NotStoredYet(partition, offset)),
-            Fate::UnknownThere => Some(Outcome::Unknown("CANCELLED".to_owned())),
-            Fate::Silent => None,
+            ExpectedOutcome::NotStoredYet => Some(Outcome::NotStoredYet(partition, offset)),
+            ExpectedOutcome::UnknownThere => Some(Outcome::Unknown("CANCELLED".to_owned())),
+            ExpectedOutcome::Silent => None,
             _ => Some(Outcome::Ok(partition, offset)),
         }
     }
 
-    /// A new row at the end of its inbox.
+    /// Adds a row at the end of its inbox.
     pub(super) fn store(&mut self, row: &Row) {
         let seq = 1 + self.evidence.rows.iter().filter(|other| other.inbox == row.inbox).count();
         let seq = i64::try_from(seq).expect("small");
@@ -211,7 +216,7 @@ impl World {
         self.evidence.rows.push(Row { seq, sent: stored, stored, ..row.clone() });
     }
 
-    /// A new record's offset.
+    /// Adds a record and returns its offset.
     pub(super) fn record(&mut self, partition: i32) -> i64 {
         self.tick();
         let end = &mut self.evidence.ends[usize::try_from(partition).expect("not negative")];
@@ -222,24 +227,24 @@ impl World {
     fn poison(&mut self, partition: i32) {
         let offset = self.record(partition);
         self.evidence.poison.push((partition, offset));
-        self.keep(partition, offset, None);
+        self.dead_letter(partition, offset, None);
     }
 
-    /// A new dead letter.
-    pub(super) fn keep(&mut self, partition: i32, offset: i64, message: Option<(u32, u32)>) {
+    /// Adds a dead letter.
+    pub(super) fn dead_letter(&mut self, partition: i32, offset: i64, message: Option<(u32, u32)>) {
         let (reason, seen) = ("INVALID".to_owned(), self.micros());
         self.evidence.dead_letters.push(DeadLetter { partition, offset, message, altered: false, reason, seen });
     }
 
-    /// A new dead letter of a record with other content than its message.
+    /// Adds the dead letter of a record whose content is not its message's.
     pub(super) fn conflict(&mut self, partition: i32, offset: i64, message: (u32, u32)) {
-        self.keep(partition, offset, Some(message));
+        self.dead_letter(partition, offset, Some(message));
         let letter = self.evidence.dead_letters.last_mut().expect("it was added");
         (letter.altered, letter.reason) = (true, "IDEMPOTENCY_CONFLICT".to_owned());
     }
 
-    /// What was there so far is stored, and committed.
-    fn look_at_offsets(&mut self) {
+    /// Commits everything that was sent so far.
+    fn commit_offsets(&mut self) {
         self.tick();
         let at = self.micros();
         self.evidence.commits.push(Commits { at, next: self.evidence.ends.clone() });
@@ -254,7 +259,7 @@ impl World {
         self.evidence.faults.push(Fault { name, target, began, broken, over, healed, no_ok: true, kills: 2, says });
     }
 
-    /// Something is damaged for 50 seconds, and after ten a transfer says so.
+    /// Adds a fault that damages a batch for 50 seconds. A transfer names the fault after ten.
     fn named(&mut self) {
         let began = self.tick();
         self.now += 50 * SECOND;
@@ -285,7 +290,7 @@ impl World {
         self.lines.push(Event::Read { reader, way: ReadWay::Pull, asked, at, inbox, from, msgs, end: true });
     }
 
-    /// Two events where there are several messages.
+    /// Watches new messages, in two events if there are several.
     fn watch(&mut self, reader: u32, inbox: u32) {
         let mut msgs = self.msgs(inbox, self.watched.get(&(reader, inbox)).copied().unwrap_or(0) + 1);
         let rest = msgs.split_off(msgs.len().div_ceil(2));
@@ -313,10 +318,10 @@ impl World {
     }
 
     pub(super) fn status(&mut self, sender: u32, n: u32) {
-        let kept = self.evidence.dead_letters.iter().any(|letter| letter.message == Some((sender, n)));
+        let dead_lettered = self.evidence.dead_letters.iter().any(|letter| letter.message == Some((sender, n)));
         let state = match self.stored.get(&(sender, n)) {
             Some(seq) => State::Stored(*seq),
-            None if kept => State::DeadLettered,
+            None if dead_lettered => State::DeadLettered,
             None => State::NotFound,
         };
         let (asked, at) = (self.tick(), self.tick());
@@ -328,7 +333,7 @@ impl World {
         rows.map(|row| (row.seq, row.sender, row.n)).collect()
     }
 
-    /// The topic is deleted and made anew; it is there a moment before that is seen.
+    /// Deletes and recreates the topic. The new topic exists a moment before the lab detects it.
     pub(super) fn recreate(&mut self, progress: &[i64], meanwhile: impl FnOnce(&mut World)) {
         let deleted = self.tick();
         self.evidence.ends.fill(0);
@@ -337,7 +342,7 @@ impl World {
         self.evidence.topics.push(NewTopic { deleted, progress: progress.to_vec(), made });
     }
 
-    /// The end of partition 0 is lost from this offset on, of which the first so many are stored.
+    /// Truncates partition 0 to `end`. Records up to `stored` were stored before.
     pub(super) fn truncate(&mut self, end: i64, stored: i64) {
         let (at, was) = (self.tick(), std::mem::replace(&mut self.evidence.ends[0], end));
         let over = self.tick();
@@ -351,9 +356,9 @@ impl World {
         self.evidence.ends.resize(usize::try_from(count).expect("positive"), 0);
     }
 
-    /// The last look at everything.
+    /// Adds the last samples of everything.
     pub(super) fn rest(&mut self) {
-        self.settle();
+        self.drain();
         for (process, inflight) in [("gateway-1", true), ("transfer-1", true), ("broker-1", false)] {
             for (second, count) in [(0, 7.0), (1, 3.0), (2, 0.0)] {
                 self.evidence.samples.push(Sample {
@@ -378,7 +383,8 @@ impl World {
         ];
     }
 
-    /// Records of partition 0 wait for so many seconds, and the only transfer says this of itself; then they are committed.
+    /// Makes records of partition 0 wait for some seconds while the only transfer is ready or not, and then commits
+    /// them.
     pub(super) fn blocked(&mut self, seconds: u64, ready: bool) {
         for second in 0..=seconds {
             let at = self.now + second * SECOND;
@@ -390,13 +396,13 @@ impl World {
         self.now += (seconds + 1) * SECOND;
     }
 
-    /// All is stored and committed.
-    pub(super) fn settle(&mut self) {
+    /// Stores and commits everything.
+    pub(super) fn drain(&mut self) {
         self.evidence.committed = self.evidence.ends.clone();
         self.evidence.progress = self.evidence.ends.clone();
     }
 
-    /// A millisecond later.
+    /// Advances the clock by a millisecond.
     fn tick(&mut self) -> Nanos {
         self.now += 1_000_000;
         self.now
