@@ -1,5 +1,5 @@
-//! Owns the history: what the load asked and what it was told, one JSON object a line. A request is in the file before it is
-//! sent, so that what a killed client had under way is known to be unknown.
+//! Owns the history: the load's requests and their responses, as one JSON object a line. A request is in the file
+//! before it is sent, so the outcome of a request that a killed load process had in flight is known to be unknown.
 
 pub(crate) mod book;
 mod read;
@@ -13,48 +13,50 @@ pub(crate) use book::{Attempt, Book};
 pub(crate) use read::Tail;
 pub(crate) use write::Writer;
 
-/// Nanoseconds of CLOCK_MONOTONIC: the same clock for every process of the machine, and one that never jumps.
+/// Nanoseconds of CLOCK_MONOTONIC: the same clock for every process of the machine, which never jumps.
 pub(crate) type Nanos = u64;
 
-/// A watch brings what is stored within this time.
+/// The time within which a watch sends a stored message.
 pub(crate) const WATCH_WITHIN: Duration = Duration::from_secs(45);
 
-/// Now.
+/// Returns the current time.
 pub(crate) fn now() -> Nanos {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: it writes one timespec, which is ours.
+    // SAFETY: the call writes one timespec, which this function owns.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
-/// One line.
+/// One line of a history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "e", rename_all = "snake_case")]
 pub(crate) enum Event {
-    /// A request with messages; written before it is sent. Requests of one sender are written in the order in which they go out.
+    /// A request with messages, written before it is sent. The requests of one sender are in the order in which they
+    /// are sent.
     Send {
-        /// Counts in one file.
+        /// The number of the request, counted in one file.
         call: u64,
         at: Nanos,
-        /// Unique over all files.
+        /// The sender's number, unique over all files.
         sender: u32,
-        /// Over what it went.
+        /// How the messages are sent.
         way: Way,
-        /// Of a stream: which one, counted in one file. The entries of one stream are in order over all its requests.
+        /// The number of the stream, counted in one file. The entries of one stream are in order over all its requests.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stream: Option<u64>,
-        /// With `wait_for: STORED`.
+        /// Whether the request has `wait_for: STORED`.
         #[serde(default, skip_serializing_if = "is_false")]
         stored: bool,
-        /// With other content than the messages have: a caller's bug, which must not replace the stored message.
+        /// Whether the content differs from the messages' own: a caller's bug, which must not replace the stored message.
         #[serde(default, skip_serializing_if = "is_false")]
         altered: bool,
-        /// The gateway it went to, from 0.
+        /// The number of the gateway, from 0.
         gateway: u8,
         /// The messages, in order: `n` of the sender, and the inbox.
         msgs: Vec<(u32, u32)>,
     },
-    /// What a call's messages came to. A call may have several of these; a message that none of them names is unknown.
+    /// The outcomes of a call's messages. A call may have several of these lines; a message in none of them has an
+    /// unknown outcome.
     Told {
         call: u64,
         at: Nanos,
@@ -63,18 +65,18 @@ pub(crate) enum Event {
     },
     /// A page of PullMsgs, or an event of WatchMsgs, with messages of one inbox.
     Read {
-        /// Unique over all files.
+        /// The reader's number, unique over all files.
         reader: u32,
         way: ReadWay,
-        /// When it was asked for (of a watch: when it came; of its `end`: [`WATCH_WITHIN`] before).
+        /// When the read was requested. For a watch: when the event arrived; for its `end`: [`WATCH_WITHIN`] before.
         asked: Nanos,
         at: Nanos,
         inbox: u32,
-        /// The lowest seq that may come: the request's `from_seq`, or of a watch one more than the last that was seen.
+        /// The lowest possible seq: the request's `from_seq`, or for a watch the last received seq plus 1.
         from: i64,
-        /// `seq`, sender, `n`; in the order in which they came.
+        /// `seq`, sender and `n`, in the order in which they arrived.
         msgs: Vec<(i64, u32, u32)>,
-        /// Of a pull: there is nothing more behind these. Of a watch: this is how far it has come.
+        /// For a pull: whether this page is the last one. For a watch: this line says how far the watch has come.
         #[serde(default, skip_serializing_if = "is_false")]
         end: bool,
     },
@@ -86,7 +88,7 @@ pub(crate) enum Event {
     ReadFailed { reader: u32, way: ReadWay, asked: Nanos, at: Nanos, reason: String },
 }
 
-/// How messages are sent.
+/// A way to send messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Way {
@@ -95,7 +97,7 @@ pub(crate) enum Way {
     Stream,
 }
 
-/// How messages are read.
+/// A way to read messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReadWay {
@@ -105,7 +107,7 @@ pub(crate) enum ReadWay {
     Status,
 }
 
-/// What GetMsgStatus told.
+/// The result of GetMsgStatus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
@@ -116,7 +118,7 @@ pub(crate) enum State {
     NotFound,
 }
 
-/// What a caller was told about one message.
+/// The outcome of one message that its caller received.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
@@ -126,16 +128,16 @@ pub(crate) enum Outcome {
     Stored { partition: i32, offset: i64, seq: i64, duplicate: bool },
     /// Accepted, and not stored before the deadline (NOT_STORED_YET).
     NotStoredYet(i32, i64),
-    /// Accepted, and kept as a dead letter: partition, offset, reason.
+    /// Accepted, and dead-lettered: partition, offset, reason.
     DeadLettered(i32, i64, String),
-    /// Certainly not sent: the reason that was given.
+    /// Not sent: the reason.
     NotSent(String),
-    /// It may be there or not: the reason, or the transport's code.
+    /// Unknown: the reason, or the transport's code.
     Unknown(String),
 }
 
 impl Outcome {
-    /// Where the record is, when it was accepted.
+    /// Returns the position of the record, if it was accepted.
     pub(crate) fn place(&self) -> Option<(i32, i64)> {
         match self {
             Outcome::Ok(partition, offset)

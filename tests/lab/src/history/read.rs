@@ -1,4 +1,4 @@
-//! Reads a history, also while it is written.
+//! Reads a history, even while it is being written.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -6,11 +6,11 @@ use std::path::Path;
 
 use super::Event;
 
-/// Reads what is added to a file, whenever it is asked.
+/// Reads the lines that are added to a file, at each call of [`Tail::more`].
 #[derive(Debug)]
 pub(crate) struct Tail {
     file: BufReader<File>,
-    /// The begin of a line that is not whole yet.
+    /// The start of a line that is not complete yet.
     begun: Vec<u8>,
     line: usize,
 }
@@ -20,8 +20,8 @@ impl Tail {
         Ok(Tail { file: BufReader::with_capacity(1 << 20, File::open(path)?), begun: Vec::new(), line: 0 })
     }
 
-    /// Gives `take` every whole line that came since the last call. A last line without its end is what a killed client did not
-    /// finish; it is left out.
+    /// Passes every complete line that was added since the last call to `take`. Ignores a last line without an end,
+    /// which a killed load process did not finish.
     pub(crate) fn more(&mut self, mut take: impl FnMut(Event)) -> io::Result<()> {
         loop {
             if self.file.read_until(b'\n', &mut self.begun)? == 0 || self.begun.last() != Some(&b'\n') {

@@ -10,14 +10,14 @@ use super::{Book, Event};
 /// A history that is being written.
 #[derive(Debug)]
 pub(crate) enum Writer {
-    /// Every line is with the system when [`Writer::put`] returns: it outlives a SIGKILL of the load's process.
+    /// The kernel has each line when [`Writer::put`] returns, so the line survives a SIGKILL of the load's process.
     File(Mutex<File>),
-    /// For a load in the process that checks it.
+    /// The history of a load in the process that checks it.
     Book(Box<Mutex<Book>>),
 }
 
 impl Writer {
-    /// A new file; one that is there is not touched.
+    /// Creates a file, or fails if the file exists.
     pub(crate) fn create(path: &Path) -> io::Result<Writer> {
         Ok(Writer::File(Mutex::new(File::options().append(true).create_new(true).open(path)?)))
     }
@@ -36,7 +36,7 @@ impl Writer {
         }
     }
 
-    /// The history so far of a load in this process; empty if it is in a file.
+    /// Removes and returns the history so far of a load in this process; empty if the history is in a file.
     pub(crate) fn take_book(&self) -> Book {
         match self {
             Writer::File(_) => Book::default(),

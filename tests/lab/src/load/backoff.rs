@@ -1,11 +1,11 @@
-//! Owns how long to wait before something is tried again.
+//! Owns the wait before a retry.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Doubles from one failure to the next, with jitter.
+/// The wait doubles from one failure to the next, with jitter.
 #[derive(Debug)]
 pub(crate) struct Backoff(Duration);
 
@@ -16,7 +16,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// How long to wait now; not less than what was asked for.
+    /// Returns the wait, which is at least the requested one.
     pub(crate) fn next(&mut self, asked: Duration) -> Duration {
         let delay = self.0.mul_f64(rand::random_range(0.5..1.0)).max(asked);
         self.0 = (self.0 * 2).min(LONGEST);

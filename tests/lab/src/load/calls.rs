@@ -1,4 +1,4 @@
-//! The senders with single calls and with batches: each goes on in an inbox only when all that it sent there is settled.
+//! Senders with single calls and with batches. Each continues in an inbox only when every outcome there is known.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,26 +12,26 @@ use super::outcome::Answer;
 use super::sender::Sender;
 use crate::history::{Outcome, Way};
 
-/// How many of those that were certainly not sent are given up.
+/// The share of messages that are abandoned after they were not sent.
 const GIVEN_UP: f64 = 0.3;
-/// How many of those that were accepted are sent again at once, and how many later.
+/// The shares of accepted messages that are sent again immediately, and later.
 const AGAIN_AT_ONCE: f64 = 0.005;
 const AGAIN_LATER: f64 = 0.005;
-/// At most so many wait to be sent again later.
+/// Maximum number of messages that wait to be sent again later.
 const LATER: usize = 16;
-/// Messages of one sender with single calls that are begun and not settled, at most.
+/// Maximum number of messages with unknown outcomes of one sender with single calls.
 const MOST_OPEN: usize = 4;
 const LARGEST_BATCH: usize = 200;
 const MOST_INBOXES: usize = 4;
 
-/// A message that is to be sent, or sent again.
+/// A message to send, perhaps again.
 struct Open {
     msg: (u32, u32),
-    /// Each attempt said that it was certainly not sent.
+    /// Whether every attempt so far was reported as not sent.
     certain: bool,
 }
 
-/// Sends one message after the other. While one has to be sent again it begins others, to other inboxes.
+/// Sends one message after the other. While a message waits for a retry, the sender starts messages to other inboxes.
 pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
     let mut open: Vec<Open> = Vec::new();
     let mut backoff = Backoff::default();
@@ -68,7 +68,7 @@ pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends some of those that were accepted once more, on purpose.
+/// Sends some of the accepted messages again on purpose: the gateway must store them only once.
 async fn again(sender: &mut Sender, msg: (u32, u32), later: &mut VecDeque<(u32, u32)>) -> io::Result<()> {
     if sender.caller.rng.random_bool(AGAIN_AT_ONCE) {
         sender.caller.attempt(Way::Unary, false, &[msg]).await?;
@@ -118,7 +118,7 @@ fn longest(answers: &[Answer]) -> Duration {
     answers.iter().map(|answer| answer.delay).max().unwrap_or_default()
 }
 
-/// What has to be sent again, in its order.
+/// Returns the messages to send again, in their order.
 fn unsettled(msgs: &[(u32, u32)], answers: &[Answer]) -> Vec<(u32, u32)> {
     let open = msgs.iter().zip(answers).filter(|(_, answer)| !answer.is_accepted());
     open.map(|(msg, _)| *msg).collect()

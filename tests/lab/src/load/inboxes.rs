@@ -1,28 +1,28 @@
-//! Owns which inboxes there are, and which of them is next: a few are hot, most are not, some have one sender alone.
+//! Owns the choice of inboxes: a few are hot, most are not, and some have only one sender.
 
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-/// Where the inboxes begin that have one sender alone; those below are shared.
+/// The first inbox that has only one sender; the inboxes below it are shared.
 pub(crate) const PRIVATE: u32 = 1_000_000;
-/// How many of them a sender has.
+/// The number of such inboxes of each sender.
 const EACH: u32 = 10;
-/// How many of the messages go there.
+/// The share of messages that are sent to them.
 const TO_PRIVATE: f64 = 0.3;
 
-/// Inboxes 0 to `shared`, and those of each sender.
+/// The shared inboxes, numbered from 0, and those of each sender.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inboxes {
     pub(crate) shared: u32,
 }
 
 impl Inboxes {
-    /// One that this sender sends to.
+    /// Picks an inbox for a message of this sender.
     pub(crate) fn pick(self, sender: u32, rng: &mut StdRng) -> u32 {
         if rng.random_bool(TO_PRIVATE) {
             return PRIVATE + sender * EACH + rng.random_range(0..EACH);
         }
-        // As Zipf's law has it: the k-th is hit about 1/k as often as the first.
+        // As in Zipf's law: the k-th inbox is picked about 1/k as often as the first.
         let reach = f64::from(self.shared) + 1.0;
         let place = reach.powf(rng.random::<f64>()) as u32;
         place.clamp(1, self.shared) - 1

@@ -1,5 +1,5 @@
-//! The load: a process of its own that sends and reads through the gateways, and writes down what it asked and what it was told.
-//! Owns its arguments, its connections and its end.
+//! The load: a process of its own that sends and reads through the gateways, and records its requests and their
+//! responses. Owns the arguments, the connections and the end of the process.
 
 mod backoff;
 pub(crate) mod caller;
@@ -43,17 +43,17 @@ use self::status::Accepted;
 use super::history::Writer;
 use super::message::{Computed, Messages};
 
-/// So many senders or readers share their connections, one to each gateway.
+/// How many senders or readers share connections, one to each gateway.
 const SHARING: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(2);
-/// Beyond the call's own time-out, which a dead connection or a stopped gateway does not keep.
+/// Additional time for a call beyond its own timeout, which a dead connection or a frozen gateway does not observe.
 const GRACE: Duration = Duration::from_secs(1);
-/// Once it is told to stop, for everything that was begun.
+/// The maximum time from the stop signal until every outcome is known.
 const DRAIN: Duration = Duration::from_secs(60);
-/// How many of the requests wait until the rows are there.
+/// The share of requests with `wait_for: STORED`.
 const STORED_SHARE: f64 = 0.1;
-/// The shares of the rate, in which the kinds that are there divide it.
+/// The shares of the rate. The kinds of senders that exist divide the rate by these.
 const UNARY: u32 = 20;
 const BATCH: u32 = 40;
 const STREAM: u32 = 40;
@@ -61,43 +61,43 @@ const STREAM: u32 = 40;
 /// A client of one gateway.
 pub type Client = MsgGatewayClient<Channel>;
 
-/// `msg-dev lab-load`.
+/// The arguments of `msg-dev lab-load`.
 #[derive(Clone, Debug, Args)]
 pub struct LoadArgs {
     /// Addresses of the gateways (host:port)
     #[arg(long = "gateway", required = true, value_name = "ADDR")]
     pub(crate) gateways: Vec<String>,
-    /// File for the history; it must not be there
+    /// File for the history; it must not exist
     #[arg(long, value_name = "FILE")]
     pub(crate) history: PathBuf,
-    /// The first sender's number; the others' and the readers' follow it
+    /// Number of the first sender; the other senders and the readers have the numbers after it
     #[arg(long, value_name = "N")]
     pub(crate) first_sender: u32,
-    /// Inboxes that all senders share
+    /// Number of inboxes that all senders share
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..i64::from(inboxes::PRIVATE)))]
     pub(crate) inboxes: u32,
-    /// New messages a second
+    /// New messages to send a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rate: u32,
-    /// Senders with SendMsg
+    /// Number of senders with SendMsg
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) unary: u32,
-    /// Senders with BatchSendMsg
+    /// Number of senders with BatchSendMsg
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) batch: u32,
-    /// Senders with StreamSendMsg
+    /// Number of senders with StreamSendMsg
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) stream: u32,
-    /// Readers with PullMsgs and GetMaxSeqs
+    /// Number of readers with PullMsgs and GetMaxSeqs
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) pullers: u32,
-    /// Readers with WatchMsgs
+    /// Number of readers with WatchMsgs
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) watchers: u32,
-    /// Of the random choices
+    /// Seed of the random choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// The deadline of a call
+    /// Timeout of a call
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub(crate) call_timeout: Duration,
 }
@@ -107,40 +107,40 @@ impl LoadArgs {
         self.unary + self.batch + self.stream
     }
 
-    /// How many numbers it takes, from `first_sender` on: another process begins behind them.
+    /// How many numbers this process uses, from `first_sender` on. Another process starts after them.
     pub(crate) fn numbers(&self) -> u32 {
         self.senders() + self.pullers + self.watchers
     }
 }
 
-/// What all senders and readers of the process share.
+/// The state that all senders and readers of the process share.
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) history: Writer,
     pub(crate) calls: AtomicU64,
     pub(crate) streams: AtomicU64,
     pub(crate) messages: Box<dyn Messages>,
-    /// The share of the requests that wait until their messages are stored.
+    /// The share of requests with `wait_for: STORED`.
     pub(crate) stored_share: f64,
-    /// What may be asked for.
+    /// Accepted messages that readers may query.
     pub(crate) accepted: Accepted,
     pub(crate) call_timeout: Duration,
     pub(crate) stop: flag::Receiver<bool>,
 }
 
 impl Load {
-    /// Nothing new is to be begun.
+    /// Whether no new message may be sent.
     pub(crate) fn is_stopping(&self) -> bool {
         *self.stop.borrow()
     }
 
-    /// After this a call is not waited for any more.
+    /// After this time the sender stops waiting for a call.
     pub(crate) fn patience(&self) -> Duration {
         self.call_timeout + GRACE
     }
 }
 
-/// Runs until it is told to stop (SIGTERM), and then until what was begun has its outcome.
+/// Runs until SIGTERM, and then until the outcome of every message is known.
 pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut term = signal(SignalKind::terminate())?;
     let (stop, stopped) = flag::channel(false);
@@ -188,7 +188,7 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
 
     tokio::select! {
         _ = term.recv() => {}
-        // While nobody stops them they end only when the history cannot be written.
+        // Until the stop signal, a task ends only when it cannot write the history.
         Some(ended) = senders.join_next() => return flat(ended),
         Some(ended) = readers.join_next() => return flat(ended),
     }
@@ -199,7 +199,7 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
         }
         Ok(())
     };
-    // What is still open then is unknown, and the history says so.
+    // An outcome that is still open then is unknown, and the history says so.
     timeout(DRAIN, settled).await.unwrap_or(Ok(()))
 }
 
@@ -207,8 +207,8 @@ fn flat(ended: Result<io::Result<()>, JoinError>) -> Result<(), Box<dyn Error + 
     Ok(ended??)
 }
 
-/// For each of `count` groups of senders and readers, a connection to each gateway. It comes back by itself when it breaks, and breaks by
-/// itself when nobody answers.
+/// Opens a connection to each gateway for each of `count` groups of senders and readers. A connection reconnects by
+/// itself, and closes itself when the gateway does not respond.
 pub(crate) fn links(gateways: &[String], count: usize) -> Result<Vec<Vec<Client>>, tonic::transport::Error> {
     let connect = |gateway: &String| {
         let endpoint = Endpoint::from_shared(format!("http://{gateway}"))?

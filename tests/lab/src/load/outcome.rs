@@ -1,4 +1,4 @@
-//! Owns what an answer of the gateway says about a message, as docs/errors.md has it.
+//! Owns the meaning of the gateway's responses for a message, as docs/errors.md describes it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, RpcStatusExt, StatusExt};
 
 use crate::history::Outcome;
 
-/// What became of a message, and how long to wait before it is sent again.
+/// The outcome of a message, and how long to wait before a retry.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) outcome: Outcome,
@@ -18,7 +18,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Nothing was heard; why.
+    /// Returns an unknown outcome without a response, and the reason.
     pub(crate) fn unknown(why: &str) -> Answer {
         Answer { outcome: Outcome::Unknown(why.to_owned()), delay: Duration::ZERO }
     }
@@ -28,7 +28,7 @@ impl Answer {
     }
 }
 
-/// What a result says: an entry's of a batch or a stream.
+/// Reads a result of an entry of a batch or a stream.
 pub(crate) fn of_result(result: SendResult) -> Answer {
     match result.result {
         Some(Told::Placement(placement)) => of_placement(&placement),
@@ -41,17 +41,17 @@ pub(crate) fn of_result(result: SendResult) -> Answer {
     }
 }
 
-/// What an error says about every message of its call: of a stream, about those without a result.
+/// Reads an error, which applies to every message of its call; on a stream, to those without a result.
 pub(crate) fn of_status(status: &Status) -> Answer {
     of_details(&status.get_error_details(), status.code())
 }
 
-/// The reason of an error; of one that somebody else made, the code.
+/// Returns the reason of an error, or its code if the gateway did not make the error.
 pub(crate) fn reason(status: &Status) -> String {
     ours(&status.get_error_details()).map_or_else(|| format!("{:?}", status.code()), |(reason, _)| reason.to_owned())
 }
 
-/// How long an error asks to wait.
+/// Returns how long an error requests to wait.
 pub(crate) fn delay(status: &Status) -> Duration {
     delay_of(&status.get_error_details())
 }
@@ -67,7 +67,7 @@ fn of_placement(placement: &Placement) -> Answer {
 
 fn of_details(details: &ErrorDetails, code: Code) -> Answer {
     let outcome = match ours(details) {
-        // Somebody else's error.
+        // The gateway did not make this error.
         None => Outcome::Unknown(format!("{code:?}")),
         Some(("OUTCOME_UNKNOWN", _)) => Outcome::Unknown("OUTCOME_UNKNOWN".to_owned()),
         Some(("NOT_STORED_YET", metadata)) => {
@@ -91,7 +91,8 @@ fn delay_of(details: &ErrorDetails) -> Duration {
     details.retry_info().and_then(|info| info.retry_delay).unwrap_or_default()
 }
 
-/// A number of an error's metadata. One that is missing is -1: no record is there, and the checker says so.
+/// Reads a number from an error's metadata. A missing number is -1: no record has this offset, so the checker reports
+/// it.
 fn number<T: std::str::FromStr + From<i8>>(metadata: &HashMap<String, String>, name: &str) -> T {
     metadata.get(name).and_then(|value| value.parse().ok()).unwrap_or_else(|| T::from(-1))
 }
@@ -121,7 +122,7 @@ mod tests {
         }
         let nowhere = of_status(&error("NOT_STORED_YET", ERROR_DOMAIN, &[], None));
         assert_eq!(nowhere.outcome, Outcome::NotStoredYet(-1, -1));
-        // Whoever else says the same is not believed.
+        // Another domain with the same reason is not trusted.
         let others = error("NOT_SENT", "example.com", &[], None);
         assert_eq!(of_status(&others).outcome, Outcome::Unknown(told("Unavailable")));
         assert_eq!(of_status(&Status::cancelled("gone")).outcome, Outcome::Unknown(told("Cancelled")));

@@ -1,17 +1,17 @@
-//! Owns how fast new messages are begun.
+//! Owns the rate at which new messages are started.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So much of what was not used may be caught up on.
+/// How much unused time may be caught up on.
 const BURST: Duration = Duration::from_millis(100);
 
-/// So many messages a second, for all who share it, in the order in which they ask.
+/// A rate in messages a second, which all senders share in the order of their requests.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// From one message to the next, in seconds.
+    /// The time from one message to the next, in seconds.
     gap: f64,
     next: Mutex<Instant>,
 }
@@ -21,7 +21,7 @@ impl Pace {
         Pace { gap: 1.0 / rate, next: Mutex::new(Instant::now()) }
     }
 
-    /// When so many messages may go.
+    /// Returns when this number of messages may be sent.
     pub(crate) fn reserve(&self, messages: usize) -> Instant {
         self.reserve_at(Instant::now(), messages)
     }
@@ -42,7 +42,7 @@ mod tests {
     fn messages_come_one_after_the_other_and_idle_time_is_not_kept() {
         let pace = Pace::new(100.0);
         let begun = Instant::now();
-        *pace.next.lock().expect("nobody else has it") = begun;
+        *pace.next.lock().expect("no other thread has the lock") = begun;
         let after = |millis| begun + Duration::from_millis(millis);
         assert_eq!(pace.reserve_at(begun, 1), begun);
         assert_eq!(pace.reserve_at(begun, 20), after(10));

@@ -1,4 +1,5 @@
-//! The readers that pull: an inbox from its begin or from what they have seen, page by page; and now and then how far many reach.
+//! Readers that pull: an inbox from its start or from the last seq that they have read, page by page; and sometimes
+//! only the last seq of many inboxes.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,15 +14,15 @@ use super::status;
 use crate::history::{Event, ReadWay, now};
 use crate::message::recv_id;
 
-/// From one read to the next.
+/// The time from one read to the next.
 const GAP: Duration = Duration::from_millis(200);
 const PAGE: i32 = 200;
-/// An inbox that grows while it is read is left after so many.
+/// Maximum number of pages of an inbox that grows while it is read.
 const PAGES: usize = 30;
-/// How often it only asks how far inboxes reach, and how many.
+/// The share of reads that only request the last seqs, and of how many inboxes.
 const ONLY_MAX_SEQS: f64 = 0.1;
 const INBOXES: usize = 20;
-/// How often it asks for a message's status.
+/// The share of reads that only request the status of a message.
 const ONLY_STATUS: f64 = 0.3;
 
 /// Reads one inbox after the other.
@@ -44,7 +45,7 @@ pub(crate) async fn run(reader: Reader) -> io::Result<()> {
 
 struct Puller {
     reader: Reader,
-    /// The highest seq that was seen of each inbox.
+    /// The last seq that was read, by inbox.
     last: HashMap<u32, i64>,
     ticks: Interval,
 }
@@ -55,7 +56,7 @@ impl Puller {
         let inbox = self.reader.inbox();
         let last = self.last.get(&inbox).copied().filter(|_| self.reader.rng.random_bool(0.5));
         let from = match last {
-            // The last one again: it must still be there.
+            // Read the last message again: it must still be there.
             Some(last) => last,
             None => match self.reader.max_seqs(&[inbox]).await?.as_deref() {
                 Some([max_seq]) => first(*max_seq),

@@ -1,4 +1,4 @@
-//! What all readers do: choose inboxes and gateways, ask how far inboxes reach, and write down what they were given.
+//! What all readers share: they choose inboxes and gateways, request last seqs, and record what they receive.
 
 use std::io;
 use std::ops::Range;
@@ -17,11 +17,11 @@ use super::{Client, Load};
 use crate::history::{Event, Nanos, ReadWay, now};
 use crate::message::{message, number, recv_id};
 
-/// In the place of the sender and the number, where a message is not byte for byte what a sender of the load has sent.
+/// The sender and number of a message that is not exactly, byte for byte, a message of the load.
 pub(crate) const NOBODY: u32 = u32::MAX;
-/// A larger inbox is not read from its begin.
+/// The highest last seq of an inbox that is read from its start.
 const LARGE: i64 = 5_000;
-/// But from here.
+/// The number of messages that are read from a larger inbox.
 const LAST: i64 = 2_000;
 
 /// One reader.
@@ -31,7 +31,7 @@ pub(crate) struct Reader {
     pub(crate) id: u32,
     pub(crate) rng: StdRng,
     links: Vec<Client>,
-    /// The senders of this process: their inboxes are read, too.
+    /// The senders of this process, whose own inboxes are read, too.
     owners: Range<u32>,
     inboxes: Inboxes,
 }
@@ -53,7 +53,7 @@ impl Reader {
         self.inboxes.pick(owner, &mut self.rng)
     }
 
-    /// Any gateway.
+    /// Picks any gateway.
     pub(crate) fn gateway(&mut self) -> Client {
         self.links[self.rng.random_range(0..self.links.len())].clone()
     }
@@ -64,7 +64,8 @@ impl Reader {
         request
     }
 
-    /// The answer of a call; after a failure, which is written down, how long the gateway asks to wait.
+    /// Returns the response of a call. After a failure, which is recorded, returns how long the gateway requests to
+    /// wait.
     pub(crate) async fn answer<T>(
         &self,
         way: ReadWay,
@@ -88,7 +89,7 @@ impl Reader {
         self.load.history.put(Event::ReadFailed { reader: self.id, way, asked, at: now(), reason })
     }
 
-    /// The highest seqs of these inboxes; none after a failure.
+    /// Returns the last seqs of these inboxes; none after a failure.
     pub(crate) async fn max_seqs(&mut self, inboxes: &[u32]) -> io::Result<Option<Vec<i64>>> {
         let mut client = self.gateway();
         let request = self.request(GetMaxSeqsRequest { recv_ids: inboxes.iter().map(|id| recv_id(*id)).collect() });
@@ -103,12 +104,12 @@ impl Reader {
     }
 }
 
-/// The seq with which to begin to read an inbox that reaches so far.
+/// Returns the first seq to read of an inbox with this last seq.
 pub(crate) fn first(max_seq: i64) -> i64 {
     if max_seq > LARGE { max_seq - LAST } else { 1 }
 }
 
-/// A message as the history names it: `seq`, sender, `n`.
+/// Returns a message as the history names it: `seq`, sender, `n`.
 pub(crate) fn told(stored: StoredMsg, omit_content: bool) -> (i64, u32, u32) {
     let seq = stored.seq;
     let whose = stored.msg.and_then(|msg| {

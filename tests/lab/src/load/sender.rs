@@ -1,4 +1,4 @@
-//! Owns what all senders of the fault lab do: they number their messages, choose inboxes, and keep to their pace.
+//! What all senders of the fault lab share: they number their messages, choose inboxes, and keep to their pace.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Sender {
         Sender { caller, pace, inboxes, next: 0 }
     }
 
-    /// The next message: its number, and its inbox.
+    /// Returns the next message: its number and its inbox.
     pub(crate) fn begin(&mut self, inbox: u32) -> (u32, u32) {
         self.next += 1;
         (self.next, inbox)
@@ -32,7 +32,7 @@ impl Sender {
         self.inboxes.pick(self.caller.id, &mut self.caller.rng)
     }
 
-    /// Waits until so many new messages may be begun; `false` when none may any more.
+    /// Waits until this number of new messages may be sent; returns `false` if the load is stopping.
     pub(crate) async fn turn(&self, messages: usize) -> bool {
         let mut stop = self.caller.load.stop.clone();
         tokio::select! {
@@ -43,7 +43,7 @@ impl Sender {
     }
 }
 
-/// Whether it is time.
+/// Whether the moment has passed.
 pub(crate) fn is_past(at: Instant) -> bool {
     at <= Instant::now()
 }

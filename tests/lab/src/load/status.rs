@@ -1,4 +1,4 @@
-//! The questions for a message's status: of messages that were accepted a moment ago.
+//! Requests of the status of messages that were accepted just before.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,10 +12,10 @@ use super::reader::Reader;
 use crate::history::{Event, ReadWay, State, now};
 use crate::message::{recv_id, send_id};
 
-/// So many are kept, and the oldest forgotten.
+/// Maximum number of messages to choose from; the oldest is dropped.
 const KEPT: usize = 500;
 
-/// Messages of this process that were accepted last.
+/// The messages of this process that were accepted last.
 #[derive(Debug, Default)]
 pub(crate) struct Accepted(Mutex<VecDeque<Asked>>);
 
@@ -42,10 +42,10 @@ impl Accepted {
     }
 }
 
-/// Of a message that nobody sends: they are numbered from 1.
+/// The number of a message that is never sent: messages are numbered from 1.
 const NEVER_SENT: u32 = 0;
 
-/// Asks for one of them, half of the time without its place; or for one that was never sent.
+/// Requests the status of one of them, half of the time without its position, or of a message that was never sent.
 pub(crate) async fn ask(reader: &mut Reader) -> io::Result<()> {
     let load = reader.load.clone();
     let Some(Asked { sender, n, inbox, place }) = load.accepted.any(|count| reader.rng.random_range(0..count)) else {

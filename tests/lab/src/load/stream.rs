@@ -1,4 +1,5 @@
-//! The senders with streams: many messages are under way at once, and what failed goes again before anything new to its inbox.
+//! Senders with streams: many messages are in flight, and a failed message is sent again before any new one to its
+//! inbox.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,26 +19,26 @@ use super::window::{Asked, Window};
 use crate::history::{Outcome, Way};
 use crate::message::message;
 
-/// Messages without an answer, at most; so many more may wait to go again.
+/// Maximum number of messages in flight; as many more may wait for a retry.
 const WINDOW: usize = 200;
-/// Messages of one request.
+/// Maximum number of messages of one request.
 const LARGEST: usize = 20;
-/// Inboxes of one request.
+/// Number of inboxes of one request.
 const INBOXES: usize = 3;
-/// For how many seconds a stream is used.
+/// How many seconds a stream is used.
 const LIFE: std::ops::Range<f64> = 5.0..15.0;
-/// How many streams are dropped at their end; the others are closed.
+/// The share of streams that are dropped at their end; the others are closed.
 const DROPPED: f64 = 0.2;
-/// A stream that is to answer and says nothing for so long is dropped.
+/// A stream with messages in flight is dropped if no response arrives for this long.
 const SILENCE: Duration = Duration::from_secs(30);
-/// So often it looks whether it is to stop.
+/// The interval at which the sender checks whether the load is stopping.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How a stream ended.
+/// The end of a stream.
 enum End {
-    /// As its sender wished.
+    /// The sender ended the stream.
     Wished,
-    /// It could not be opened or it broke; how long the gateway asks to wait.
+    /// The stream could not be opened, or it broke; `delay` is how long the gateway requests to wait.
     Broke { worked: bool, delay: Duration },
 }
 
@@ -60,7 +61,7 @@ pub(crate) async fn run(mut sender: Sender) -> io::Result<()> {
     Ok(())
 }
 
-/// When the next new messages may go, and how many.
+/// When the next new messages may be sent, and how many.
 struct Turn {
     at: Instant,
     size: usize,
@@ -107,18 +108,19 @@ struct Stream<'a> {
     window: &'a mut Window,
     gateway: u8,
     number: u64,
-    /// None when this side is closed. What the gateway does not take yet lies in here: never more than the window.
+    /// None when this side is closed. The channel buffers what the gateway does not read yet: never more than the
+    /// window.
     requests: Option<UnboundedSender<StreamSendMsgRequest>>,
     replies: Streaming<StreamSendMsgResponse>,
-    /// When it is to be closed.
+    /// When the stream is to be closed.
     until: Instant,
-    /// When something came that it waited for, or it began to wait.
+    /// When the last expected response arrived, or when the sender started to wait for one.
     heard: Instant,
     worked: bool,
 }
 
 impl Stream<'_> {
-    /// Sends and listens until the end; what that says about all messages without an answer, and how it came.
+    /// Sends and receives until the end. Returns the outcome of all messages in flight, and how the stream ended.
     async fn run(&mut self, turn: &mut Turn) -> io::Result<(Answer, End)> {
         loop {
             if self.requests.is_some() {
@@ -145,7 +147,7 @@ impl Stream<'_> {
         }
     }
 
-    /// Sends what has to go again and what is new, as far as it may.
+    /// Sends what has to be sent again, and new messages as far as the window and the rate allow.
     fn send(&mut self, turn: &mut Turn, stopping: bool) -> io::Result<()> {
         for msgs in self.window.due(Instant::now()).chunks(LARGEST) {
             self.request(msgs)?;
@@ -156,7 +158,7 @@ impl Stream<'_> {
                 .filter(|inbox| self.window.is_free(*inbox))
                 .collect();
             if inboxes.is_empty() {
-                // These wait for what failed; the next choice may fall on others, a little later.
+                // This inbox waits for a failed message. The next choice, a little later, may be another inbox.
                 turn.at = Instant::now() + Duration::from_millis(10);
                 break;
             }
@@ -188,7 +190,7 @@ impl Stream<'_> {
         let wait_for = if begun.stored { WaitFor::Stored } else { WaitFor::Accepted }.into();
         let request = StreamSendMsgRequest { entries: msgs.iter().map(entry).collect(), wait_for };
         if let Some(requests) = &self.requests {
-            // Nobody takes it when the stream has ended, and then the reply's end says so.
+            // The channel is closed when the stream has ended; then the end of the responses says why.
             let _ = requests.send(request);
         }
         Ok(())
@@ -208,7 +210,7 @@ impl Stream<'_> {
         calls.into_iter().try_for_each(|(call, results)| self.sender.caller.is_told(call, results))
     }
 
-    /// What the end of the replies says.
+    /// Returns what the end of the responses means for the messages in flight.
     fn ended(&self, status: Option<Status>) -> (Answer, End) {
         match status {
             Some(status) => (of_status(&status), End::Broke { worked: self.worked, delay: delay(&status) }),
@@ -217,7 +219,7 @@ impl Stream<'_> {
         }
     }
 
-    /// The stream is gone: writes down what became of all messages without an answer.
+    /// Records the outcome of all messages in flight when the stream has ended.
     fn is_over(&mut self, why: &Answer) -> io::Result<()> {
         let mut calls: BTreeMap<u64, Vec<(u32, Outcome)>> = BTreeMap::new();
         for asked in self.window.is_lost(Instant::now()) {
@@ -226,12 +228,12 @@ impl Stream<'_> {
         calls.into_iter().try_for_each(|(call, results)| self.sender.caller.is_told(call, results))
     }
 
-    /// Whether an answer is due.
+    /// Whether a response is due.
     fn waits(&self) -> bool {
         self.window.unanswered() > 0 || self.requests.is_none()
     }
 
-    /// When there is something to do at the latest, if nothing comes.
+    /// Returns the latest time of the next action, if no response arrives.
     fn wake(&self, turn: &Turn) -> Instant {
         let look = Instant::now() + LOOK;
         let has_room = self.window.unanswered() + turn.size <= WINDOW && !self.sender.caller.load.is_stopping();

@@ -1,4 +1,5 @@
-//! The readers that watch: what comes to some inboxes, each time from what they have seen.
+//! Readers that watch: they receive the new messages of some inboxes, each time from the last seq that they have
+//! received.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,14 +16,14 @@ use super::reader::{NOBODY, Reader, first, told};
 use crate::history::{Event as History, ReadWay, WATCH_WITHIN, now};
 use crate::message::{number, recv_id};
 
-/// Choices of an inbox; the same may come twice.
+/// Number of choices of an inbox; two may be the same.
 const CHOICES: usize = 24;
-/// Heartbeats come each 15 s.
+/// The gateway sends heartbeats every 15 s.
 const SILENCE: Duration = Duration::from_secs(40);
-/// For how many seconds a watch is used.
+/// How many seconds a watch is used.
 const LIFE: std::ops::Range<f64> = 20.0..90.0;
 
-/// Watches some inboxes for ever.
+/// Watches some inboxes without limit.
 pub(crate) async fn run(mut reader: Reader) -> io::Result<()> {
     let inboxes: Vec<u32> = (0..CHOICES).map(|_| reader.inbox()).collect::<BTreeSet<_>>().into_iter().collect();
     let mut backoff = Backoff::default();
@@ -49,12 +50,12 @@ pub(crate) async fn run(mut reader: Reader) -> io::Result<()> {
 
 struct Watch {
     reader: Reader,
-    /// The last seq that was seen of each inbox.
+    /// The last seq that was received, by inbox.
     last: BTreeMap<u32, i64>,
 }
 
 impl Watch {
-    /// Watches until the stream ends or is old: whether anything came, and how long to wait after a failure.
+    /// Watches until the stream ends or is old. Returns whether an event arrived, and how long to wait after a failure.
     async fn once(&mut self) -> io::Result<(bool, Option<Duration>)> {
         let omit_content = self.reader.rng.random_bool(0.5);
         let cursor = |(inbox, last): (&u32, &i64)| InboxCursor { recv_id: recv_id(*inbox), after_seq: Some(*last) };
@@ -94,7 +95,7 @@ impl Watch {
         }
     }
 
-    /// Writes down how far a watch has come.
+    /// Records how far a watch has come.
     fn has_brought(&self) -> io::Result<()> {
         let at = now();
         let asked = at - u64::try_from(WATCH_WITHIN.as_nanos()).expect("it is less than a minute");
@@ -106,7 +107,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Writes down what came, inbox by inbox.
+    /// Records the received messages, inbox by inbox.
     fn take(&mut self, msgs: Vec<StoredMsg>, omit_content: bool) -> io::Result<()> {
         let at = now();
         let mut inboxes: BTreeMap<u32, Vec<(i64, u32, u32)>> = BTreeMap::new();
@@ -115,7 +116,7 @@ impl Watch {
             inboxes.entry(inbox).or_default().push(told(stored, omit_content));
         }
         for (inbox, msgs) in inboxes {
-            // Of an inbox that it did not ask for nothing may come.
+            // A message of an inbox that the watch did not request is recorded too: the checker reports it.
             let last = self.last.get_mut(&inbox);
             let from = last.as_ref().map_or(i64::MAX, |last| **last + 1);
             if let (Some(last), Some((highest, ..))) = (last, msgs.last()) {

@@ -1,5 +1,5 @@
-//! What a stream's sender has begun and not settled: what has no answer yet, and what has to be sent again before anything new
-//! goes to the same inbox.
+//! The messages of a stream's sender whose outcome is unknown: those in flight, and those to send again before any new
+//! message to the same inbox.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -8,27 +8,27 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 
-/// Where a message is in the history: its call, and its place in that.
+/// Where a message is in the history: its call, and its index in the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) call: u64,
     pub(crate) place: u32,
 }
 
-/// All messages that are begun and not settled, by their number.
+/// All messages with an unknown outcome, by number.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     unanswered: BTreeMap<u32, (u32, Asked)>,
-    /// Those with messages in here.
+    /// The inboxes of these messages.
     inboxes: HashMap<u32, Inbox>,
 }
 
 #[derive(Debug)]
 struct Inbox {
     unanswered: usize,
-    /// In the order in which they first went.
+    /// In the order in which they were first sent.
     failed: BTreeSet<u32>,
-    /// Not before.
+    /// The earliest time of the retry.
     again: Instant,
     backoff: Backoff,
 }
@@ -42,12 +42,12 @@ impl Window {
         self.inboxes.is_empty()
     }
 
-    /// Whether something new may go to this inbox.
+    /// Whether a new message may be sent to this inbox.
     pub(crate) fn is_free(&self, inbox: u32) -> bool {
         self.inboxes.get(&inbox).is_none_or(|inbox| inbox.failed.is_empty())
     }
 
-    /// A message goes, for the first time or again.
+    /// Adds a message that is sent, for the first time or again.
     pub(crate) fn goes(&mut self, (n, inbox): (u32, u32), asked: Asked) {
         self.unanswered.insert(n, (inbox, asked));
         let inbox = self.inboxes.entry(inbox).or_insert_with(|| Inbox {
@@ -60,8 +60,8 @@ impl Window {
         inbox.failed.remove(&n);
     }
 
-    /// The answer for a message: accepted, or it failed and may go again after a while. Where it was asked; none when nobody
-    /// waits for it.
+    /// Handles the result of a message: it was accepted, or it failed and may be sent again after `delay`. Returns
+    /// where the request is in the history; none if the message is not in flight.
     pub(crate) fn is_told(&mut self, n: u32, accepted: bool, delay: Duration, now: Instant) -> Option<Asked> {
         let (id, asked) = self.unanswered.remove(&n)?;
         let inbox = self.inboxes.get_mut(&id).expect("it has a message that is not settled");
@@ -80,8 +80,8 @@ impl Window {
         Some(asked)
     }
 
-    /// What has to go again now, in order. An inbox waits until all that went there has its answer: another may have failed before
-    /// one that is known to have.
+    /// Returns the messages to send again now, in order. An inbox waits until all its messages in flight have results:
+    /// an earlier one may have failed before a message that is known to have failed.
     pub(crate) fn due(&self, now: Instant) -> Vec<(u32, u32)> {
         let due = self.inboxes.iter().filter(|(_, inbox)| inbox.unanswered == 0 && inbox.again <= now);
         let mut msgs: Vec<_> = due.flat_map(|(id, inbox)| inbox.failed.iter().map(|n| (*n, *id))).collect();
@@ -89,12 +89,13 @@ impl Window {
         msgs
     }
 
-    /// When something has to go again at the earliest.
+    /// Returns the earliest time of a retry.
     pub(crate) fn again(&self) -> Option<Instant> {
         self.inboxes.values().filter(|inbox| inbox.unanswered == 0).map(|inbox| inbox.again).min()
     }
 
-    /// The stream is gone: all that has no answer has to go again, and may do so on the next one at once.
+    /// Handles the end of the stream: all messages in flight have to be sent again, and may be sent immediately on the
+    /// next stream.
     pub(crate) fn is_lost(&mut self, now: Instant) -> Vec<Asked> {
         let lost = std::mem::take(&mut self.unanswered);
         for (n, (inbox, _)) in &lost {
@@ -118,7 +119,7 @@ mod tests {
         Asked { call: 7, place }
     }
 
-    /// A window in which these have gone.
+    /// A window with these messages in flight.
     fn window(msgs: &[(u32, u32)]) -> Window {
         let mut window = Window::default();
         msgs.iter().for_each(|msg| window.goes(*msg, asked(msg.0)));
@@ -155,7 +156,7 @@ mod tests {
         assert!(!window.is_free(BOB));
         window.goes((4, BOB), asked(9));
         assert!(window.is_free(BOB) && window.due(later()).is_empty());
-        // Again, and new ones behind it.
+        // Sends again, and new messages behind them.
         window.goes((5, BOB), asked(10));
         for n in [1, 5, 4] {
             window.is_told(n, n == 4, Duration::ZERO, now);
