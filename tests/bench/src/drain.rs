@@ -60,8 +60,8 @@ impl Variant {
     }
 }
 
-/// Returns the runs that show what each guard costs on the same backlog: this build, this build with one more guard, and
-/// another build.
+/// Returns the runs that show what each guard costs on the same backlog: this build, this build with one more guard,
+/// and another build.
 fn variants(load: &Load) -> Vec<Variant> {
     let limit = ("DEAD_LETTER_LIMIT", "1000000000");
     let mut variants = vec![

@@ -24,8 +24,8 @@ pub enum BenchCommand {
     Drain(Load),
     /// Measure from SendMsg to the row with everything on this machine; the limit is a call that does nothing
     Pipe(Load),
-    /// Measure single calls that wait for STORED, then single calls, batches and streams until Kafka has every message; the
-    /// limit is librdkafka alone
+    /// Measure single calls that wait for STORED, then single calls, batches and streams until Kafka has every message;
+    /// the limit is librdkafka alone
     Send(Load),
     /// Measure the time from stored to delivered for watched messages, and the memory that watchers need
     Watch(watch::Watching),
@@ -63,7 +63,8 @@ impl Load {
         (0..self.body).map(|_| rand::random_range(b'a'..=b'z')).collect()
     }
 
-    /// Returns the inbox of message `n`. Consecutive messages have different inboxes, in an order that is not the inboxes'.
+    /// Returns the inbox of message `n`. Consecutive messages have different inboxes, in an order that is not the
+    /// inboxes'.
     pub(crate) fn inbox(&self, n: usize) -> String {
         format!("inbox-{}", n.wrapping_mul(7919) % self.inboxes)
     }

@@ -1,5 +1,5 @@
-//! Calls that wait for STORED, and the three ways to send: single calls, batches and streams, each until Kafka has every
-//! message. The limit is librdkafka alone.
+//! Calls that wait for STORED, and the three ways to send: single calls, batches and streams, each until Kafka has
+//! every message. The limit is librdkafka alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

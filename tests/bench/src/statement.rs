@@ -1,5 +1,5 @@
-//! The limit of the transfer: its own INSERT statement on four connections, with prepared rows and nothing else. Also in
-//! the form for Citus, which returns each row.
+//! The limit of the transfer: its own INSERT statement on four connections, with prepared rows and nothing else. Also
+//! in the form for Citus, which returns each row.
 
 use std::time::{Duration, Instant};
 

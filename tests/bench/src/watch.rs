@@ -94,7 +94,8 @@ impl Delivered {
         line("out of order, missing or duplicated", self.wrong);
     }
 
-    /// Adds a message. Its `stored_time` is the start of the transaction that wrote the row, so the latency includes the COMMIT.
+    /// Adds a message. Its `stored_time` is the start of the transaction that wrote the row, so the latency includes
+    /// the COMMIT.
     fn add(&mut self, stored: &StoredMsg, now: SystemTime) {
         let stored_time = stored.stored_time.and_then(|time| SystemTime::try_from(time).ok());
         let latency = stored_time.and_then(|time| now.duration_since(time).ok()).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Owns the users as which the services log in to Kafka and PostgreSQL, with the rights that `docs/rights.md` lists and no more, and
-//! the files that hold their passwords.
+//! Owns the users as which the services log in to Kafka and PostgreSQL, with exactly the rights that `docs/rights.md`
+//! lists, and the files that contain their passwords.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,21 +15,21 @@ use super::topology::{GROUP, TOPIC};
 pub(crate) const GATEWAY: &str = "gateway";
 pub(crate) const TRANSFER: &str = "transfer";
 pub(crate) const USERS: [&str; 2] = [GATEWAY, TRANSFER];
-/// The settings that name a file, each with the setting that the file stands for.
+/// The settings that name a file, each with the setting whose value the file contains.
 const FILES: [(&str, &str); 2] = [("DATABASE_URL_FILE", "DATABASE_URL"), ("KAFKA_PROPERTIES_FILE", "KAFKA_PROPERTIES")];
 
-/// Both users, in Kafka and in the database.
+/// The users in Kafka and in the database.
 pub(crate) struct Accounts {
     folder: PathBuf,
-    /// By file: its name, whose it is, and the URL's part behind the password.
+    /// For each file: its name, its user, and the part of the URL behind the password.
     urls: Vec<(String, &'static str, String)>,
-    /// How often each password was changed.
+    /// How many times each password was changed.
     database: AtomicU32,
     kafka: AtomicU32,
 }
 
 impl Accounts {
-    /// Their files are in this folder.
+    /// Creates `folder` for the password files.
     pub(crate) fn new(folder: PathBuf) -> Result<Accounts, LabError> {
         fs::create_dir_all(&folder).map_err(LabError::io("create", &folder))?;
         let accounts =
@@ -38,10 +38,12 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// Creates both roles; the server asks them for their passwords, and nobody else. The transfers' role creates the tables.
+    /// Creates both roles. Only they need a password. The transfers' role creates the tables.
     pub(crate) async fn create_roles(&self, server: &Postgres, database: &Client) -> Result<(), LabError> {
-        let rules =
-            server.data().ok_or_else(|| LabError::Setting("the server is not ours".into()))?.join("pg_hba.conf");
+        let rules = server
+            .data()
+            .ok_or_else(|| LabError::Setting("the lab must run its own server".into()))?
+            .join("pg_hba.conf");
         let old = fs::read_to_string(&rules).map_err(LabError::io("read", &rules))?;
         let new = format!("host all {GATEWAY},{TRANSFER} all scram-sha-256\n{old}");
         fs::write(&rules, new).map_err(LabError::io("write", &rules))?;
@@ -55,13 +57,13 @@ impl Accounts {
         Ok(database.batch_execute(&grant).await?)
     }
 
-    /// What the gateways may do, once the tables exist.
+    /// Grants the gateways' rights on the tables, which must exist.
     pub(crate) async fn grant_tables(database: &Client) -> Result<(), LabError> {
         let grant = format!("GRANT SELECT ON messages, dead_letters, progress TO {GATEWAY}");
         Ok(database.batch_execute(&grant).await?)
     }
 
-    /// The services' settings with which they log in as `user`; `url` is the database's URL without a user.
+    /// Adds the settings with which a service logs in as `user`; `url` is the database's URL without a user.
     pub(crate) fn configure(
         &mut self,
         mut spec: ServiceSpec,
@@ -79,7 +81,7 @@ impl Accounts {
         Ok(spec.env("KAFKA_PROPERTIES_FILE", self.kafka_file(user).display()))
     }
 
-    /// Gives both roles another password in the server, and ends their sessions. The files are as before.
+    /// Changes the passwords of both roles in the server, and ends their sessions. The files keep the old passwords.
     pub(crate) async fn change_database_passwords(&self, database: &Client) -> Result<(), LabError> {
         let round = self.database.fetch_add(1, Ordering::Relaxed) + 1;
         for user in USERS {
@@ -92,13 +94,13 @@ impl Accounts {
         Ok(database.batch_execute(&end).await?)
     }
 
-    /// New passwords for Kafka, by user. The files are as before.
+    /// Returns new passwords for Kafka, by user. The files keep the old passwords.
     pub(crate) fn new_kafka_passwords(&self) -> [(&'static str, String); 2] {
         let round = self.kafka.fetch_add(1, Ordering::Relaxed) + 1;
         USERS.map(|user| (user, password(user, round)))
     }
 
-    /// Writes the files with the database's URLs, with the passwords that hold now.
+    /// Writes the current passwords to the files with the database's URLs.
     pub(crate) fn write_urls(&self) -> Result<(), LabError> {
         let round = self.database.load(Ordering::Relaxed);
         self.urls.iter().try_for_each(|(name, user, url)| {
@@ -107,7 +109,7 @@ impl Accounts {
         })
     }
 
-    /// Writes the files with Kafka's settings, with the passwords that hold now.
+    /// Writes the current passwords to the files with Kafka's settings.
     pub(crate) fn write_kafka(&self) -> Result<(), LabError> {
         let round = self.kafka.load(Ordering::Relaxed);
         USERS.iter().try_for_each(|user| {
@@ -121,7 +123,7 @@ impl Accounts {
     }
 }
 
-/// The rights of a user in Kafka.
+/// Returns the rights of a user in Kafka.
 pub(crate) fn kafka_rights(user: &str) -> Vec<Right> {
     let topic = || Resource::Topic(TOPIC.to_owned());
     let hints = || Resource::Topic(format!("{TOPIC}-hints"));
@@ -143,7 +145,7 @@ pub(crate) fn kafka_rights(user: &str) -> Vec<Right> {
     rights.into_iter().map(|(operation, resource)| Right::new(user, operation, resource)).collect()
 }
 
-/// The settings without files: each file's content stands for it.
+/// Replaces each setting that names a file by the setting with the file's content.
 pub(crate) fn without_files(mut spec: ServiceSpec) -> ServiceSpec {
     for (name, value) in &mut spec.env {
         if let Some((_, plain)) = FILES.iter().find(|(file, _)| file == name) {
@@ -154,7 +156,7 @@ pub(crate) fn without_files(mut spec: ServiceSpec) -> ServiceSpec {
     spec
 }
 
-/// After so many changes.
+/// Returns the password of a user after `round` changes.
 fn password(user: &str, round: u32) -> String {
     match round {
         0 => rights::password(user),
@@ -162,7 +164,7 @@ fn password(user: &str, round: u32) -> String {
     }
 }
 
-/// Whoever reads it has the old or the new text, never a part.
+/// Replaces the file in one step. A reader gets the old or the new text, never a part.
 fn replace(path: &Path, text: &str) -> Result<(), LabError> {
     let new = path.with_extension("new");
     fs::write(&new, text).map_err(LabError::io("write", &new))?;
@@ -188,7 +190,7 @@ mod tests {
         assert_eq!(url, "postgres://transfer:transfer-secret@h:1/msg");
         assert_eq!(properties, rights::login(TRANSFER));
         let new = accounts.new_kafka_passwords();
-        assert_eq!(plain(&spec).1, properties, "the file is as before");
+        assert_eq!(plain(&spec).1, properties, "the file has the old password");
         accounts.write_kafka().expect("own folder");
         assert_eq!(plain(&spec).1, rights::login_with(TRANSFER, &new[1].1));
     }

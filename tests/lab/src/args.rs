@@ -1,4 +1,4 @@
-//! Owns the lab's flags.
+//! Owns the flags of the fault lab.
 
 use std::path::PathBuf;
 
@@ -8,71 +8,72 @@ use msg_stack::FetchArgs;
 use super::error::LabError;
 use super::kind::Kind;
 
-/// `msg-dev lab`.
+/// The arguments of `msg-dev lab`.
 #[derive(Debug, Args)]
 pub struct LabArgs {
-    /// What to break, in this order; again from the first one on until the time is over. `--list` shows the names
+    /// Faults to inject, in this order, repeated until `--minutes` have passed. `--list` shows the names
     #[arg(long = "fault", value_name = "NAME", value_delimiter = ',', value_parser = Kind::parse)]
     pub(crate) faults: Vec<Kind>,
-    /// Several faults that are put together
+    /// A prepared list of faults
     #[arg(long, value_enum, conflicts_with = "faults")]
     pub(crate) plan: Option<Plan>,
-    /// Show the names of all faults, and what each does, and end
+    /// Print the name and the effect of every fault, and exit
     #[arg(long)]
     pub(crate) list: bool,
-    /// How long to go on; without it, every fault of the list or plan once
+    /// Duration of the run in minutes; without it, the lab injects every fault of the list or plan once
     #[arg(long, value_name = "MINUTES")]
     pub(crate) minutes: Option<f64>,
-    /// How long each fault lasts, instead of its default duration
+    /// Duration of each fault, instead of the fault's default
     #[arg(long, value_name = "SECONDS")]
     pub(crate) fault_duration: Option<f64>,
     /// Minimum time between the end of a fault and the start of the next one
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
     pub(crate) fault_interval: f64,
-    /// What is chosen at random follows from this
+    /// Seed of all random choices; the same seed makes the same choices
     #[arg(long)]
     pub(crate) seed: Option<u64>,
-    /// Messages a second that are sent
+    /// Messages to send a second
     #[arg(long, default_value_t = 3000)]
     pub(crate) rate: u32,
-    /// Transfers at first: 1 to 8
+    /// Number of transfers at the start: 1 to 8
     #[arg(long, default_value_t = 3, value_parser = one_to_eight)]
     pub(crate) transfers: usize,
-    /// Inboxes that messages go to
+    /// Number of inboxes
     #[arg(long, default_value_t = 2000)]
     pub(crate) inboxes: u32,
-    /// Where data, logs, histories and the report are; emptied first [default: a temporary folder, removed when every promise holds]
+    /// Folder for data, logs, histories and the report; emptied at the start [default: a temporary folder, removed if
+    /// every promise holds]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     /// Write report.html and report.json to this folder
     #[arg(long, value_name = "DIR")]
     pub(crate) report: Option<PathBuf>,
-    /// Another build's programs, for deploys from one version to the other and back
+    /// Folder with another build's programs, for deploys from one version to the other and back
     #[arg(long, value_name = "DIR")]
     pub(crate) other: Option<PathBuf>,
-    /// A setting of every gateway
+    /// Additional setting of every gateway, as NAME=VALUE
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub(crate) gateway_env: Vec<(String, String)>,
-    /// A setting of every transfer
+    /// Additional setting of every transfer, as NAME=VALUE
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub(crate) transfer_env: Vec<(String, String)>,
-    /// The proxy's program [default: $TOXIPROXY]
+    /// Path of toxiproxy-server [default: $TOXIPROXY]
     #[arg(long, value_name = "FILE")]
     toxiproxy: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
 }
 
-/// Faults that are put together.
+/// A prepared list of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Plan {
-    /// A few, in about three minutes
+    /// Some important faults, in about three minutes
     Quick,
-    /// Every one, once
+    /// Every fault, once
     Matrix,
-    /// One after the other at random, until the time is over
+    /// Random faults, one after the other, until the time has passed
     Random,
-    /// Processes killed at random as fast as they come back
+    /// Random kills of processes, each as soon as all processes run again
     Kills,
 }
 
@@ -85,7 +86,7 @@ impl LabArgs {
 }
 
 fn one_to_eight(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|count| (1..=8).contains(count)).ok_or_else(|| "1 to 8".to_owned())
+    text.parse().ok().filter(|count| (1..=8).contains(count)).ok_or_else(|| "expected 1 to 8".to_owned())
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

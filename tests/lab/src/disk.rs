@@ -1,4 +1,4 @@
-//! Owns a small file system in a file, which can be filled up: for what happens when a disk is full.
+//! Owns a small file system in a file. Faults fill it up to show what the services do when a disk is full.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,21 +7,22 @@ use std::process::Command;
 
 use super::error::LabError;
 
-/// A mounted file system; unmounted when it is dropped. The file stays beside the folder, with what is in it.
+/// A mounted file system, unmounted when it is dropped. The image file stays next to the folder, with its content.
 #[derive(Debug)]
 pub(crate) struct Disk {
     folder: PathBuf,
 }
 
 impl Disk {
-    /// Makes an ext4 file system of so many bytes in a sparse file beside the folder, and mounts it there. Only root can.
+    /// Creates an ext4 file system of `bytes` bytes in a sparse file next to the folder, and mounts it there. Needs
+    /// root.
     pub(crate) fn mount(folder: &Path, bytes: u64) -> Result<Disk, LabError> {
         let image = folder.with_extension("img");
         let mode = fs::metadata(folder).map(|found| found.permissions().mode()).unwrap_or(0o755);
         fs::create_dir_all(folder).map_err(LabError::io("create", folder))?;
         let file = fs::File::create(&image).map_err(LabError::io("create", &image))?;
         file.set_len(bytes).map_err(LabError::io("enlarge", &image))?;
-        // Nothing is kept for root, as whom the brokers may run.
+        // Reserve no blocks for root: the brokers may run as root.
         run(Command::new("mkfs.ext4")
             .args(["-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"])
             .arg(&image))?;
@@ -34,12 +35,12 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Takes all room that is left.
+    /// Fills the file system.
     pub(crate) fn fill(&self) -> Result<(), LabError> {
         let ballast = self.ballast();
         let file = fs::File::create(&ballast).map_err(LabError::io("create", &ballast))?;
         let mut size = 0_i64;
-        // Larger steps first: the file system says how much is free, but keeps some of it for itself.
+        // Allocate large steps first, then smaller ones: the file system reports free bytes that it does not give out.
         for step in [1_i64 << 30, 1 << 26, 1 << 22, 1 << 18, 1 << 14, 1 << 12] {
             // SAFETY: the descriptor is open as long as `file` lives.
             while unsafe { libc::posix_fallocate(std::os::fd::AsRawFd::as_raw_fd(&file), size, step) } == 0 {
@@ -49,13 +50,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives it back.
+    /// Frees the space that [`Disk::fill`] has used.
     pub(crate) fn free(&self) -> Result<(), LabError> {
         let ballast = self.ballast();
         fs::remove_file(&ballast).map_err(LabError::io("remove", ballast))
     }
 
-    /// A plain file: a broker minds only folders that are not its own.
+    /// The file that fills the disk. It is not a folder: a broker refuses only unknown folders.
     fn ballast(&self) -> PathBuf {
         self.folder.join("ballast")
     }
@@ -63,7 +64,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Also while somebody still ends who has files open there.
+        // Unmount lazily: a process that is still ending may have files open there.
         if let Err(error) = run(Command::new("umount").arg("-l").arg(&self.folder)) {
             tracing::warn!("{error}");
         }

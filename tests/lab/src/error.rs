@@ -1,11 +1,11 @@
-//! Owns the lab's one error type.
+//! Owns the one error type of the fault lab.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use msg_stack::StackError;
 
-/// Why the lab could not do what it should; a broken promise is [`LabError::Broken`].
+/// An error that ends the fault lab; a broken promise is [`LabError::Broken`].
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each error's text says it")]
 pub enum LabError {
@@ -13,13 +13,13 @@ pub enum LabError {
     Stack(#[from] StackError),
     #[error("cannot {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("ask the database: {0}")]
+    #[error("query the database: {0}")]
     Database(#[from] tokio_postgres::Error),
-    #[error("ask Kafka: {0}")]
+    #[error("send a request to Kafka: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
     #[error("{0}")]
     Setting(String),
-    /// Something that should have gone on stands still.
+    /// An operation did not finish before its timeout.
     #[error("{0}")]
     Stuck(String),
     #[error("{broken} promises are broken")]
@@ -29,7 +29,7 @@ pub enum LabError {
 }
 
 impl LabError {
-    /// For `map_err`: an I/O error with the file it is about.
+    /// For `map_err`: returns an I/O error that names the operation and the file.
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> LabError {
         let path = path.as_ref().to_owned();
         move |source| LabError::Io { doing, path, source }

@@ -1,5 +1,5 @@
-//! Owns the words for what the lab itself has seen: rows, offsets, what it broke and when, and how large the processes were. With
-//! the history it is all that the checker and the report know.
+//! Owns the types for what the lab itself has observed: rows, offsets, injected faults, and the size of the processes.
+//! The checker and the report know only this evidence and the history.
 
 use std::time::SystemTime;
 
@@ -7,74 +7,75 @@ use serde::{Deserialize, Serialize};
 
 use super::history::Nanos;
 
-/// What was seen besides the history; times and offsets by partition are indexed from 0.
+/// What the lab observed, in addition to the history. Times and offsets by partition are indexed from 0.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Evidence {
     /// One moment on both clocks.
     pub(crate) clock: Clock,
-    /// When the load began, and when its last sender had ended.
+    /// When the load started, and when its last sender ended.
     pub(crate) began: Nanos,
     pub(crate) ended: Nanos,
-    /// The table `messages` when all was at rest, by inbox and seq.
+    /// The table `messages` after everything was stored, by inbox and seq.
     #[serde(skip)]
     pub(crate) rows: Vec<Row>,
     /// The table `dead_letters`.
     pub(crate) dead_letters: Vec<DeadLetter>,
-    /// What nobody of the load can have written, in words.
+    /// Rows and dead letters that the load cannot have written, in words.
     pub(crate) foreign: Vec<String>,
-    /// At rest: the end of each partition, what the group has committed and the progress rows.
+    /// After everything was stored: the end offset of each partition, the group's committed offsets, and the progress
+    /// rows.
     pub(crate) ends: Vec<i64>,
     pub(crate) committed: Vec<i64>,
     pub(crate) progress: Vec<i64>,
-    /// What the group had committed along the way.
+    /// The group's committed offsets during the run.
     pub(crate) commits: Vec<Commits>,
-    /// Records that the lab wrote itself and that hold no message: partition and offset.
+    /// Poison records that the lab wrote itself: partition and offset.
     pub(crate) poison: Vec<(i32, i64)>,
-    /// When the topic was deleted and made anew, in order.
+    /// When the topic was recreated, in order.
     pub(crate) topics: Vec<NewTopic>,
-    /// Where the end of a log was lost, in order.
+    /// The log ends that were lost, in order.
     pub(crate) truncations: Vec<Truncation>,
-    /// What each transfer's process counted as lost at the last look, a partition.
+    /// The lost offsets that each transfer's process last reported, by partition.
     pub(crate) lost_offsets: Vec<LostOffsets>,
-    /// When partitions were added, and the number that the gateways use from then on.
+    /// When partitions were added, and the number of partitions that the gateways use from then on.
     pub(crate) growths: Vec<(Nanos, i32)>,
-    /// What was broken, in order.
+    /// The injected faults, in order.
     pub(crate) faults: Vec<Fault>,
-    /// How large each process was, about once a second.
+    /// The size of each process, about once a second.
     pub(crate) samples: Vec<Sample>,
-    /// Records in Kafka that were not looked at yet, about once a second; none while nobody answers.
+    /// Records in Kafka that are not completed, about once a second; none while Kafka does not respond.
     pub(crate) lag: Vec<(Nanos, Option<i64>)>,
-    /// The limits that samples are held against.
+    /// The limits that the checker compares the samples with.
     pub(crate) limits: Vec<Limit>,
-    /// What each service said of its health, about once a second.
+    /// The readiness that each service reported, about once a second.
     pub(crate) health: Vec<Health>,
     /// Which partitions had records that were not committed, about once a second while Kafka responded.
     pub(crate) waiting: Vec<Waiting>,
 }
 
-/// What `/readyz` said.
+/// One response of `/readyz`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Health {
     pub(crate) at: Nanos,
-    /// `transfer-3`.
+    /// The name of the process: `transfer-3`.
     pub(crate) process: String,
     pub(crate) ready: bool,
-    /// Its text where it is not ready.
+    /// The text of the response, if the process is not ready.
     pub(crate) reason: String,
 }
 
-/// How far each partition had come, by partition.
+/// The end offset and the committed offset of each partition at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Waiting {
     pub(crate) at: Nanos,
     /// The end offsets.
     pub(crate) ends: Vec<i64>,
-    /// The group's committed offsets; 0 where it has none.
+    /// The group's committed offsets; 0 if the group has committed none.
     pub(crate) committed: Vec<i64>,
 }
 
 impl Waiting {
-    /// Records of all partitions that are not committed.
+    /// The records of all partitions that are not committed.
     pub(crate) fn records(&self) -> i64 {
         self.ends.iter().zip(&self.committed).map(|(end, next)| (end - next).max(0)).sum()
     }
@@ -94,7 +95,7 @@ impl Clock {
         Clock { at: super::history::now(), micros: i64::try_from(since.as_micros()).expect("for 290,000 years") }
     }
 
-    /// The moment of a time of the database's.
+    /// Converts a time of the database.
     pub(crate) fn nanos(&self, micros: i64) -> Nanos {
         self.at.saturating_add_signed((micros - self.micros) * 1000)
     }
@@ -109,9 +110,9 @@ pub(crate) struct Row {
     pub(crate) n: u32,
     pub(crate) partition: i32,
     pub(crate) offset: i64,
-    /// `send_time`, when a gateway accepted the request: microseconds since 1970. It tells which attempt the row is of.
+    /// `send_time`, when a gateway accepted the request: microseconds since 1970. It shows which attempt wrote the row.
     pub(crate) sent: i64,
-    /// `stored_time`, the begin of the transaction: microseconds since 1970.
+    /// `stored_time`, the start of the transaction: microseconds since 1970.
     pub(crate) stored: i64,
     /// Whether the message in it is as it was sent, byte for byte.
     pub(crate) same: bool,
@@ -122,7 +123,7 @@ pub(crate) struct Row {
 pub(crate) struct DeadLetter {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
-    /// Sender and `n`, where the record holds a message of the load.
+    /// Sender and `n`, if the record contains a message of the load.
     pub(crate) message: Option<(u32, u32)>,
     /// Whether the record is the message with the other content that the load sends under a known ID.
     pub(crate) altered: bool,
@@ -131,23 +132,23 @@ pub(crate) struct DeadLetter {
     pub(crate) seen: i64,
 }
 
-/// What the group had committed.
+/// The group's committed offsets at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Commits {
-    /// When the answer was there: microseconds since 1970.
+    /// When the response arrived: microseconds since 1970.
     pub(crate) at: i64,
-    /// Next to read, by partition; 0 where nothing is.
+    /// The next offset by partition; 0 if the group has committed none.
     pub(crate) next: Vec<i64>,
 }
 
-/// A topic that was deleted by mistake and made anew under its name.
+/// A topic that was recreated by mistake.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NewTopic {
-    /// Just before it was deleted.
+    /// Just before the topic was deleted.
     pub(crate) deleted: Nanos,
-    /// The progress rows then: what is above went with the topic and cannot be a row.
+    /// The progress rows at that moment: records from these offsets on were deleted with the topic and cannot be rows.
     pub(crate) progress: Vec<i64>,
-    /// When the new one was there.
+    /// When the new topic existed.
     pub(crate) made: Nanos,
 }
 
@@ -155,60 +156,60 @@ pub(crate) struct NewTopic {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Truncation {
     pub(crate) partition: i32,
-    /// All brokers were stopped from then on,
+    /// When the last broker had stopped.
     pub(crate) at: Nanos,
-    /// and not started again before then.
+    /// When the first broker was started again.
     pub(crate) over: Nanos,
-    /// The first offset that was lost, and the one behind the last.
+    /// The first lost offset, and the end offset before the loss.
     pub(crate) end: i64,
     pub(crate) was: i64,
-    /// The progress row while no transfer ran: what is above was lost before anybody read it.
+    /// The progress row while no transfer ran: records from this offset on were lost before any transfer read them.
     pub(crate) stored: i64,
 }
 
-/// `msg_transfer_lost_offsets_total`.
+/// A count of `msg_transfer_lost_offsets_total`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LostOffsets {
     pub(crate) partition: i32,
     pub(crate) count: f64,
 }
 
-/// Something that was broken on purpose.
+/// An injected fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fault {
-    /// The name that `FAULT=` takes.
+    /// The fault's name.
     pub(crate) name: String,
-    /// To whom, in words.
+    /// The fault's target, in words.
     pub(crate) target: String,
     pub(crate) began: Nanos,
-    /// When it was in force.
+    /// When the fault took effect.
     pub(crate) broken: Nanos,
-    /// When the lab began to undo it, or to do nothing more.
+    /// When the lab started to undo the fault, or had nothing more to do.
     pub(crate) over: Nanos,
-    /// When that was done, and all processes were there again.
+    /// When the fault was undone and all processes ran again.
     pub(crate) healed: Nanos,
-    /// While it lasts (from `broken` to `over`) nothing that was sent after `broken` can be OK.
+    /// From `broken` to `over` no message that was sent after `broken` can be accepted.
     pub(crate) no_ok: bool,
-    /// Processes that were killed with SIGKILL.
+    /// Number of processes that were killed with SIGKILL.
     pub(crate) kills: u32,
-    /// What has to be said of it while it is in force.
+    /// The causes that services have to report while the fault lasts.
     pub(crate) says: Vec<Says>,
 }
 
-/// A cause that health has to name.
+/// A cause that `/readyz` has to name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Says {
-    /// One of those whose names begin so.
+    /// The prefix of a process name; at least one process with the prefix has to name the cause.
     pub(crate) process: String,
-    /// All of these are in the text of `/readyz`, which does not answer "ready".
+    /// Words that the text of `/readyz` contains while the service is not ready.
     pub(crate) words: Vec<String>,
 }
 
-/// How large one process was.
+/// The size of one process at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) at: Nanos,
-    /// `gateway-1`, `transfer-3`, `broker-2`, `postgresql`.
+    /// The process: `gateway-1`, `transfer-3`, `broker-2`, `postgresql`.
     pub(crate) process: String,
     pub(crate) pid: u32,
     /// Resident memory, bytes.
@@ -216,20 +217,20 @@ pub(crate) struct Sample {
     pub(crate) fds: u32,
     pub(crate) sockets: u32,
     pub(crate) threads: u32,
-    /// Messages (gateway) or records (transfer) that are in flight, and their bytes; none where it did not answer.
+    /// Messages (gateway) or records (transfer) in flight, and their bytes; none if the service did not respond.
     pub(crate) inflight: Option<(f64, f64)>,
 }
 
-/// What must not be passed.
+/// An upper limit for processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Limit {
-    /// The begin of the processes' names: `gateway`.
+    /// The prefix of the processes' names: `gateway`.
     pub(crate) process: String,
     pub(crate) what: Measure,
     pub(crate) most: f64,
 }
 
-/// What a limit is of.
+/// The measure that a limit applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Measure {

@@ -1,4 +1,4 @@
-//! Reads the two tables after everything is stored.
+//! Reads the database after everything is stored.
 
 use futures_util::TryStreamExt;
 use msg_common::proto::Msg;

@@ -1,17 +1,17 @@
-//! Owns the names of all faults, what each needs, what it has to itself, and how long it lasts.
+//! Owns the names of all faults: what each needs, which area it uses alone, and how long it lasts.
 
 use clap::ValueEnum;
 
-/// What can be broken.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Processes, disks, clocks, records.
+    /// A fault of processes, disks, clocks or records.
     One(One),
-    /// The connections between two parties.
+    /// A fault of the connections between two parties.
     Network(Link, Effect),
 }
 
-/// Everything but the network.
+/// A fault that is not a network fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum One {
     /// SIGKILL to a gateway, which is started again soon after
@@ -22,98 +22,99 @@ pub(crate) enum One {
     KillBroker,
     /// SIGKILL to the broker that is the active controller
     KillController,
-    /// SIGKILL to a backend of PostgreSQL, which makes the server end all others and recover
+    /// SIGKILL to a backend of PostgreSQL; the server ends all other backends and recovers
     KillBackend,
     /// SIGKILL to every process of PostgreSQL
     KillPostgres,
-    /// SIGKILL to a process of clients
+    /// SIGKILL to a process of the load
     KillClient,
-    /// SIGKILL to both gateways and all transfers at once
+    /// SIGKILL to both gateways and all transfers concurrently
     KillServices,
     /// SIGSTOP, and SIGCONT later, to a gateway
     FreezeGateway,
-    /// The same to a transfer, for longer than its session: it wakes up as one whose partitions are others'
+    /// SIGSTOP to a transfer for longer than its session; when it resumes, others own its partitions
     FreezeTransfer,
-    /// The same to a broker
+    /// SIGSTOP to a broker
     FreezeBroker,
-    /// The same to a backend that serves a transfer, with its transaction open
+    /// SIGSTOP to a backend that serves a transfer, with its transaction open
     FreezeBackend,
-    /// The same to every process of PostgreSQL
+    /// SIGSTOP to every process of PostgreSQL
     FreezePostgres,
     /// SIGTERM to one gateway after the other, each started again before the next
     RestartGateways,
-    /// The same with the transfers
+    /// SIGTERM to one transfer after the other, each started again before the next
     RestartTransfers,
-    /// The same with the brokers, each in sync again before the next
+    /// SIGTERM to one broker after the other, each in sync again before the next
     RestartBrokers,
-    /// All services become another version, one after the other, and back
+    /// Deploys another version to all services, one after the other, and then the first version again
     Deploy,
-    /// Every partition's leader becomes another broker
+    /// Moves the leader of every partition to another broker
     MoveLeaders,
     /// SIGKILL to two of three brokers
     LoseMinInsync,
-    /// No follower reaches a leader: the in-sync replicas become too few while all brokers run
+    /// Blocks replication: too few replicas are in sync while all brokers run
     CutReplication,
-    /// PostgreSQL stops in its fast way and starts again
+    /// Restarts PostgreSQL with a fast shutdown
     RestartPostgresFast,
-    /// The same in its immediate way, as a crash
+    /// Restarts PostgreSQL with an immediate shutdown, as after a crash
     RestartPostgresImmediate,
-    /// PostgreSQL is away
+    /// Stops PostgreSQL, and starts it later
     PostgresAway,
-    /// The disk under PostgreSQL is full
+    /// Fills the disk of PostgreSQL
     FillPostgresDisk,
-    /// The disk under a broker is full
+    /// Fills the disk of a broker
     FillBrokerDisk,
-    /// Another session holds the next row of one inbox: only that inbox waits
+    /// Another session inserts the next row of one inbox and does not commit: only that inbox is blocked
     BlockInbox,
     /// Another session holds an ACCESS EXCLUSIVE lock on the table of messages
     LockTable,
-    /// Every session of PostgreSQL is read-only
+    /// Makes every session of PostgreSQL read-only
     ReadOnlyPostgres,
     /// The first of two database hosts accepts connections and never responds
     SilentHost,
-    /// Nothing reads the logs of a gateway and a transfer, which write many
+    /// A gateway and a transfer write many log lines to a pipe that no process reads
     UnreadLogs,
-    /// A consumer with another assignor is in the group: the transfers cannot join
+    /// A consumer with another assignor joins the group, so the transfers cannot join
     ForeignConsumer,
-    /// The transfers lose their right to read the topic, and get it back
+    /// Withdraws the transfers' right to read the topic, and grants it again
     WithdrawRead,
-    /// The same with their right to use the consumer group
+    /// Withdraws the transfers' right to use the consumer group, and grants it again
     WithdrawGroup,
-    /// The gateways lose their right to write to the topic, and get it back
+    /// Withdraws the gateways' right to write to the topic, and grants it again
     WithdrawWrite,
-    /// The database has new passwords, and the services' files have them only later
+    /// Changes the passwords in the database, and only later in the services' files
     RotatePassword,
-    /// The same with the passwords of Kafka's users
+    /// Changes the passwords of Kafka's users, and only later in the services' files
     RotateKafkaPassword,
-    /// A standby is promoted; the old primary stays up and is read-only. Later the roles change back
+    /// Promotes a standby; the old primary stays up and is read-only. Later the roles change back
     DemotePrimary,
-    /// The same with an old primary that is frozen
+    /// Promotes a standby while the old primary is frozen. Later the roles change back
     FreezePrimary,
-    /// A byte of a batch that is not read yet changes in every replica; later it is restored and the partition resumed
+    /// Changes a byte of a batch that no transfer has read, in every replica. Later restores it and resumes the
+    /// partition
     DamageBatch,
-    /// The end of a partition's log is lost in every replica, with records that no transfer has read
+    /// Removes the end of a partition's log in every replica, with records that no transfer has read
     TruncateLog,
     /// The clocks of a gateway and a transfer jump by an hour, forth and back
     JumpClocks,
-    /// Eight transfers, and one again
+    /// Scales to eight transfers, and down to one
     Scale,
-    /// Records that hold no message are written to the topic
+    /// Writes poison records to the topic
     Poison,
-    /// The topic gets more partitions; later the gateways use them, as the documentation says
+    /// Adds partitions to the topic; later the gateways use them, as the documentation says
     GrowTopic,
-    /// The topic is deleted and made anew
+    /// Deletes the topic and recreates it
     RecreateTopic,
 }
 
-/// Between whom.
+/// The two parties of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Link {
     /// Clients and gateways
     Clients,
     /// Gateways and brokers
     GatewaysKafka,
-    /// Transfers and brokers, but for the first transfer
+    /// Transfers and brokers, except for the first transfer
     TransfersKafka,
     /// The first transfer and brokers
     Transfer1Kafka,
@@ -121,28 +122,28 @@ pub(crate) enum Link {
     Brokers,
     /// Gateways and PostgreSQL
     GatewaysPostgres,
-    /// Transfers and PostgreSQL, but for the first transfer
+    /// Transfers and PostgreSQL, except for the first transfer
     TransfersPostgres,
     /// The first transfer and PostgreSQL
     Transfer1Postgres,
 }
 
-/// What happens to the connections.
+/// The effect on the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Effect {
-    /// Everything arrives 100 ms later, more or less 80 ms
+    /// Each byte arrives about 100 ms later, plus or minus 80 ms
     Delay,
-    /// Connections are reset and new ones refused
+    /// Connections are reset and new ones are refused
     Cut,
-    /// Connections stay open and nothing arrives
+    /// Connections stay open and no byte arrives
     Blackhole,
-    /// Requests arrive and answers do not
+    /// Requests arrive and responses do not
     HalfOpen,
     /// 100 KiB a second on each connection
     Slow,
 }
 
-/// What the stack must have for some faults.
+/// What the stack must have for a fault.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Needs {
     pub(crate) proxies: bool,
@@ -154,7 +155,7 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
-    /// What the one or the other has.
+    /// Returns the needs of both faults.
     pub(crate) fn and(self, other: Needs) -> Needs {
         Needs {
             proxies: self.proxies | other.proxies,
@@ -176,7 +177,7 @@ impl Kind {
         others.into_iter().map(Kind::One).chain(network).chain(last.into_iter().map(Kind::One)).collect()
     }
 
-    /// As `--fault` takes it.
+    /// Returns the name that `--fault` accepts.
     pub(crate) fn name(self) -> String {
         match self {
             Kind::One(one) => word(&one),
@@ -189,7 +190,7 @@ impl Kind {
         found.ok_or_else(|| "no such fault; --list shows all".to_owned())
     }
 
-    /// What it does, in a line.
+    /// Returns a line that describes the fault.
     pub(crate) fn about(self) -> String {
         let help = |value: Option<clap::builder::PossibleValue>| {
             value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
@@ -220,7 +221,7 @@ impl Kind {
         }
     }
 
-    /// Two faults of different areas can be in force at once.
+    /// Returns the area. Two faults of different areas can be in force concurrently.
     pub(crate) fn area(self) -> Area {
         match self {
             Kind::Network(..) | Kind::One(One::CutReplication) => Area::Network,
@@ -257,7 +258,7 @@ impl Kind {
         }
     }
 
-    /// How long it lasts unless told otherwise, in seconds.
+    /// Returns the default duration in seconds.
     pub(crate) fn hold(self) -> f64 {
         match self {
             Kind::Network(..) => 5.0,
@@ -268,7 +269,7 @@ impl Kind {
                 One::FillPostgresDisk | One::PostgresAway => 15.0,
                 // Longer than every timeout between a message and its `settles_by`.
                 One::FreezeBroker | One::CutReplication => 60.0,
-                // Longer than the 30 s within which health has to say so.
+                // Longer than the 30 s within which `/readyz` has to name the cause.
                 One::BlockInbox
                 | One::LockTable
                 | One::ReadOnlyPostgres
@@ -287,7 +288,7 @@ impl Kind {
     }
 }
 
-/// What a fault has to itself while it lasts.
+/// The part of the stack that a fault uses alone while it lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Area {
     Services,
@@ -308,7 +309,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn each_fault_has_a_name_of_its_own() {
+    fn fault_names_are_unique() {
         let all = Kind::all();
         let names: HashSet<String> = all.iter().map(|kind| kind.name()).collect();
         assert_eq!(names.len(), all.len());

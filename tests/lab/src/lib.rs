@@ -1,6 +1,7 @@
-//! `msg-dev lab`: real processes, a load, faults, and a checker that knows only what callers were told and what the database holds.
-//! The order of things is here; each thing is in a file of its own.
-#![allow(clippy::print_stdout, reason = "a command line tool that tells what it does and finds")]
+//! `msg-dev lab` runs real processes under load, injects faults, and checks the promises. The checker knows only what
+//! callers were sent and what the database contains. This file owns the order of the steps; each step is in a file of
+//! its own.
+#![allow(clippy::print_stdout, reason = "a command line tool that prints its progress and its findings")]
 
 mod accounts;
 mod args;
@@ -48,16 +49,16 @@ pub use self::report::verdict;
 use self::schedule::Schedule;
 use self::world::World;
 
-/// Processes of clients.
+/// Number of load processes.
 const LOADS: u32 = 2;
-/// The load runs so long before the first fault, and after the last.
+/// How long the load runs before the first fault, and after the last.
 const CALM: Duration = Duration::from_secs(5);
-/// Between faults, the pipe has so long to be no more than [`NEAR`] behind.
+/// How long the transfers may need after a fault until the lag is no more than [`NEAR`] of the load.
 const RECOVER_WITHIN: Duration = Duration::from_secs(600);
 const NEAR: Duration = Duration::from_secs(3);
 const SHOW_EVERY: Duration = Duration::from_secs(10);
 
-/// Runs the lab, and ends all that it started, whatever happens.
+/// Runs the lab, and ends all processes that it started, in every case.
 pub async fn run(args: LabArgs) -> Result<(), LabError> {
     if args.list {
         print!("{}", schedule::list());
@@ -81,7 +82,7 @@ pub async fn run(args: LabArgs) -> Result<(), LabError> {
     let seed = args.seed.unwrap_or_else(|| rand::rng().random());
     let lab = Lab { command: command(seed), seed, folder, began: Instant::now(), args };
     lab.say(&format!("seed {seed}; everything is in {}", lab.folder.display()));
-    // Its future holds all processes: whichever branch ends first, they are gone after it.
+    // This future owns all processes: whichever branch ends first, they end with it.
     let ran = tokio::select! {
         ran = Box::pin(lab.work()) => ran,
         () = asked_to_stop => Err(LabError::Interrupted),
@@ -99,7 +100,7 @@ pub async fn run(args: LabArgs) -> Result<(), LabError> {
     ran
 }
 
-/// What was observed becomes evidence.
+/// Moves the observations into the evidence.
 fn take_over(observer: &Observer, evidence: &mut Evidence) {
     let mut observed = observer.observed.lock().unwrap_or_else(PoisonError::into_inner);
     evidence.samples = std::mem::take(&mut observed.samples);
@@ -111,7 +112,7 @@ fn take_over(observer: &Observer, evidence: &mut Evidence) {
     evidence.foreign.append(&mut observed.ended);
 }
 
-/// The command line that does the same again.
+/// Returns the command line that repeats the run.
 fn command(seed: u64) -> String {
     let mut words: Vec<String> = std::env::args().collect();
     if let Ok(program) = std::env::var("TOXIPROXY") {
@@ -143,7 +144,7 @@ impl Lab {
     async fn work(&self) -> Result<(), LabError> {
         let mut schedule = Schedule::new(&self.args);
         for old in ["report.html", "report.json"] {
-            // An earlier run's would be taken for this one's.
+            // A report of an earlier run would look like this run's.
             let _ = std::fs::remove_file(self.report_folder().join(old));
         }
         self.say("starting three brokers, PostgreSQL, two gateways and the transfers");
@@ -152,25 +153,25 @@ impl Lab {
             world.loads.start(self.load_flags(&world), world.stack.logs())?;
         }
         let observer = Observer::default();
-        observer.mends.store(true, Ordering::Relaxed);
+        observer.restarts_services.store(true, Ordering::Relaxed);
         let mut evidence = Evidence { clock: Clock::read(), began: now(), limits: limits(), ..Evidence::default() };
         let done = tokio::select! {
             done = Box::pin(self.break_things(&world, &observer, &mut schedule, &mut evidence)) => done,
             error = observer.watch(&world) => Err(error),
         };
         if let Err(error) = done {
-            // Without rows: what is to be read may not be there. The histories are.
+            // Read no rows: the database may not respond. The histories are there.
             take_over(&observer, &mut evidence);
             save(&self.folder, &evidence)?;
             return Err(error);
         }
-        self.say("everything is stored; reading what the database holds");
+        self.say("everything is stored; reading the database");
         let book = self.collect(&world, &observer, &mut evidence).await?;
         self.say(&format!("checking {} messages and {} rows", book.messages.len(), evidence.rows.len()));
         self.judge(&book, &evidence)
     }
 
-    /// Runs the load, and every fault of the schedule, until all is stored.
+    /// Runs the load and injects every fault of the schedule, until everything is stored.
     async fn break_things(
         &self,
         world: &World,
@@ -201,9 +202,9 @@ impl Lab {
         world.loads.stop().await?;
         evidence.ended = now();
         settle::until_stored(&world.offsets).await?;
-        // Another look at every process, at rest.
+        // Measure every process once more, while it is idle.
         tokio::time::sleep(CALM).await;
-        observer.mends.store(false, Ordering::Relaxed);
+        observer.restarts_services.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -236,7 +237,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits for something, and shows how things stand meanwhile.
+    /// Waits for the future, and prints the state every [`SHOW_EVERY`].
     async fn shown<T>(&self, observer: &Observer, future: impl Future<Output = T> + Unpin) -> T {
         let mut future = future;
         loop {
@@ -247,7 +248,7 @@ impl Lab {
         }
     }
 
-    /// Waits until what is not stored is no more than what a few seconds bring.
+    /// Waits until the lag is no more than what the load sends in [`NEAR`].
     async fn recovered(&self, observer: &Observer) -> Result<(), LabError> {
         let most = (f64::from(self.args.rate) * NEAR.as_secs_f64()) as i64;
         let near = async {
@@ -264,12 +265,11 @@ impl Lab {
                 }
             }
         };
-        let late =
-            |_| LabError::Stuck(format!("the pipe is still more than {most} records behind after {RECOVER_WITHIN:?}"));
+        let late = |_| LabError::Stuck(format!("the lag is still more than {most} records after {RECOVER_WITHIN:?}"));
         self.shown(observer, Box::pin(tokio::time::timeout(RECOVER_WITHIN, near))).await.map_err(late)
     }
 
-    /// How many were accepted, and how many of them are not stored.
+    /// Describes how many messages were accepted, and the lag.
     fn level(&self, observer: &Observer) -> String {
         let observed = observer.observed.lock().unwrap_or_else(PoisonError::into_inner);
         let lag = observed.lag.last().and_then(|(_, lag)| *lag);
@@ -277,7 +277,7 @@ impl Lab {
         format!("  ({} accepted, lag {lag})", observer.accepted.load(Ordering::Relaxed))
     }
 
-    /// Everything that the checker needs.
+    /// Collects the evidence for the checker.
     async fn collect(&self, world: &World, observer: &Observer, evidence: &mut Evidence) -> Result<Book, LabError> {
         tokio::task::block_in_place(|| observer.catch_up(world))?;
         evidence.ends = world.offsets.ends().await?;
@@ -331,7 +331,7 @@ impl Lab {
     }
 }
 
-/// The commit that is checked out where it runs, if it is.
+/// Returns the commit that is checked out in the working folder, if there is one.
 fn revision() -> String {
     let asked = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
     let said = asked.ok().filter(|output| output.status.success());
@@ -349,7 +349,7 @@ fn write_report(
     report::write(folder, run, book, evidence, findings).map_err(LabError::io("write the report to", folder))
 }
 
-/// What the checker saw, for whoever looks for the cause.
+/// Writes the evidence to files, for an analysis of a broken promise.
 fn save(folder: &Path, evidence: &Evidence) -> Result<(), LabError> {
     let path = folder.join("evidence.json");
     let file = std::fs::File::create(&path).map_err(LabError::io("create", &path))?;
@@ -364,7 +364,7 @@ fn save(folder: &Path, evidence: &Evidence) -> Result<(), LabError> {
     rows.flush().map_err(LabError::io("write", path))
 }
 
-/// What no process may pass: the services' own limits, and for memory what those add up to.
+/// Returns the limits of each process: the services' own limits, and for memory what those add up to.
 fn limits() -> Vec<Limit> {
     let limit = |process: &str, what, most| Limit { process: process.to_owned(), what, most };
     vec![
@@ -374,7 +374,7 @@ fn limits() -> Vec<Limit> {
         limit("gateway", Measure::Fds, 1_000.0),
         // 30 each on two cores; tokio has more on more cores, and up to 512 for calls that block.
         limit("gateway", Measure::Threads, 200.0),
-        // And what is taken from Kafka at a time.
+        // And the maximum that a transfer fetches from Kafka.
         limit("transfer", Measure::Inflight, 51_000.0),
         limit("transfer", Measure::InflightBytes, f64::from(64 << 20)),
         limit("transfer", Measure::Rss, f64::from(512 << 20)),

@@ -1,5 +1,5 @@
-//! Owns the load's processes: each sends and reads, and writes a history of its own. One that is killed has a successor with
-//! senders of its own.
+//! Owns the load's processes. Each sends and reads, and writes its own history. When one is killed, a new process with
+//! new senders replaces it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use msg_stack::{Process, Signal, process};
 use super::error::LabError;
 use super::history::Tail;
 
-/// Senders that a process may have.
+/// Maximum number of senders of a process.
 const SENDERS: u32 = 1000;
-/// Until every message that was begun is settled, and some for the exit.
+/// The timeout until every outcome is known, plus a reserve for the exit.
 const END_WITHIN: Duration = Duration::from_secs(90);
 
-/// All that were ever started.
+/// All processes that were ever started.
 pub(crate) struct Loads {
     folder: PathBuf,
     all: Mutex<Vec<Load>>,
@@ -26,18 +26,18 @@ struct Load {
     process: Process,
     history: PathBuf,
     args: Vec<String>,
-    /// On purpose.
+    /// Whether the lab killed the process.
     killed: bool,
 }
 
 impl Loads {
-    /// Histories go to this folder.
+    /// Creates the folder for the histories.
     pub(crate) fn new(folder: PathBuf) -> Result<Loads, LabError> {
         fs::create_dir_all(&folder).map_err(LabError::io("create", &folder))?;
         Ok(Loads { folder, all: Mutex::default() })
     }
 
-    /// Starts one with these flags, to which its history and its senders are added.
+    /// Starts a process with these flags, plus the flags for its history and its senders.
     pub(crate) fn start(&self, args: Vec<String>, logs: &std::path::Path) -> Result<(), LabError> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let number = all.len();
@@ -60,7 +60,8 @@ impl Loads {
         Ok(())
     }
 
-    /// Kills one that runs, chosen by `pick` from so many, and starts its successor. Gives its name.
+    /// Kills a running process, chosen by `pick` from their number, and starts its replacement. Returns the name of the
+    /// killed process.
     pub(crate) async fn kill_one(
         &self,
         pick: impl FnOnce(usize) -> usize,
@@ -82,7 +83,7 @@ impl Loads {
         Ok(Some(process.name().to_owned()))
     }
 
-    /// Tells all to end, and waits until every message that was begun is settled.
+    /// Stops all processes, and waits until every outcome is known.
     pub(crate) async fn stop(&self) -> Result<(), LabError> {
         let running: Vec<Process> = {
             let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +96,7 @@ impl Loads {
         }
     }
 
-    /// Opens the histories that were begun since there were `known` of them.
+    /// Opens the histories that were started since there were `known` of them.
     pub(crate) fn new_histories(&self, known: usize) -> Vec<Tail> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all[known..].iter().map_while(|load| Tail::open(&load.history).ok()).collect()

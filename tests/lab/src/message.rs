@@ -1,5 +1,5 @@
 //! Owns what the messages of a load are: each is given by its sender and its number, so that neither the history nor the
-//! checker holds any content.
+//! checker keeps any content.
 
 use std::fmt::Debug;
 

@@ -1,4 +1,5 @@
-//! Watches while the load runs: follows the histories, measures the processes, asks for offsets, and starts again what ended by itself.
+//! Observes the run: follows the histories, measures the processes, reads offsets, and restarts services that ended
+//! unexpectedly.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,11 +14,12 @@ use super::evidence::{Clock, Commits, Health, LostOffsets, Sample, Waiting};
 use super::history::{Book, Event, Nanos, Tail, now};
 use super::world::{Node, World};
 
-const EVERY: Duration = Duration::from_secs(1);
-/// The offsets are asked for more often: what was committed too early is stored soon.
-const OFFSETS_EVERY: Duration = Duration::from_millis(200);
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The interval for offsets. It is shorter: a record that was committed too early is stored soon, so a longer one would
+/// miss it.
+const OFFSETS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What was seen so far.
+/// The observations so far.
 #[derive(Default)]
 pub(crate) struct Observed {
     pub(crate) samples: Vec<Sample>,
@@ -27,25 +29,25 @@ pub(crate) struct Observed {
     pub(crate) waiting: Vec<Waiting>,
     /// By process and partition.
     pub(crate) lost_offsets: BTreeMap<(u32, i32), LostOffsets>,
-    /// Processes that ended though nobody had told them to.
+    /// Processes that ended unexpectedly, in words.
     pub(crate) ended: Vec<String>,
 }
 
-/// The one who watches.
+/// The task that observes, and its observations.
 #[derive(Default)]
 pub(crate) struct Observer {
     pub(crate) observed: Mutex<Observed>,
     pub(crate) book: Mutex<Book>,
-    /// Where it is in each file.
+    /// The position in each history.
     tails: Mutex<Vec<Tail>>,
-    /// Messages that were told accepted, repeats included.
+    /// Number of accepted messages, including repeats.
     pub(crate) accepted: AtomicU64,
-    /// Services that end are started again.
-    pub(crate) mends: AtomicBool,
+    /// Whether services that ended are started again.
+    pub(crate) restarts_services: AtomicBool,
 }
 
 impl Observer {
-    /// Goes on for as long as it is polled; an error is the lab's own.
+    /// Observes for as long as the future is polled. An error is an error of the lab itself.
     pub(crate) async fn watch(&self, world: &World) -> LabError {
         tokio::select! {
             error = self.follow(world) => error,
@@ -58,17 +60,17 @@ impl Observer {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the histories as they grow.
+    /// Follows the histories as they grow.
     async fn follow(&self, world: &World) -> LabError {
         loop {
-            tokio::time::sleep(EVERY / 2).await;
+            tokio::time::sleep(INTERVAL / 2).await;
             if let Err(error) = tokio::task::block_in_place(|| self.catch_up(world)) {
                 return error;
             }
         }
     }
 
-    /// Reads what the histories have more than at the last time.
+    /// Reads what the histories have gained since the last call.
     pub(crate) fn catch_up(&self, world: &World) -> Result<(), LabError> {
         let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
         let known = tails.len();
@@ -89,7 +91,7 @@ impl Observer {
     }
 
     async fn measure(&self, world: &World) -> LabError {
-        let mut every = tokio::time::interval(EVERY);
+        let mut every = tokio::time::interval(INTERVAL);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
@@ -112,8 +114,8 @@ impl Observer {
         let service = node.service();
         let Some(process) = service.process() else { return Ok(()) };
         if let Some(status) = process.exit_status() {
-            if node.is_wanted() && self.mends.load(Ordering::Relaxed) {
-                self.observed().ended.push(format!("{} ended by itself ({status})", node.name()));
+            if node.is_wanted() && self.restarts_services.load(Ordering::Relaxed) {
+                self.observed().ended.push(format!("{} ended unexpectedly ({status})", node.name()));
                 node.launch()?;
             }
             return Ok(());
@@ -128,7 +130,7 @@ impl Observer {
         for lost in lost_offsets(&metrics) {
             self.observed().lost_offsets.insert((process.pid(), lost.partition), lost);
         }
-        // One whose admin port does not respond says nothing, which is not "ready".
+        // A service whose admin port does not respond is not ready.
         if !metrics.is_empty() {
             let (ready, text) = service.readiness().await.unwrap_or_default();
             let reason = if ready { String::new() } else { text };
@@ -139,18 +141,18 @@ impl Observer {
     }
 
     async fn offsets(&self, world: &World) {
-        let mut every = tokio::time::interval(OFFSETS_EVERY);
+        let mut every = tokio::time::interval(OFFSETS_INTERVAL);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut round = 0_u32;
         loop {
             every.tick().await;
-            let committed = heard(world.offsets.committed().await);
+            let committed = logged(world.offsets.committed().await);
             if let Some(next) = &committed {
                 let at = Clock::read().micros;
                 self.observed().commits.push(Commits { at, next: next.clone() });
             }
             if round.is_multiple_of(5) {
-                let ends = heard(world.offsets.ends().await);
+                let ends = logged(world.offsets.ends().await);
                 let at = now();
                 let waiting = ends.zip(committed).map(|(ends, committed)| Waiting { at, ends, committed });
                 let mut observed = self.observed();
@@ -162,12 +164,12 @@ impl Observer {
     }
 }
 
-/// An answer of Kafka's, if it is one.
-fn heard<T>(answer: rdkafka::error::KafkaResult<T>) -> Option<T> {
-    answer.inspect_err(|error| tracing::warn!("asking Kafka for offsets: {error}")).ok()
+/// Returns the offsets, or logs the error.
+fn logged<T>(offsets: rdkafka::error::KafkaResult<T>) -> Option<T> {
+    offsets.inspect_err(|error| tracing::warn!("reading offsets from Kafka: {error}")).ok()
 }
 
-/// How large a process is now; none when it is gone.
+/// Measures a process; returns none if it has ended.
 fn sample(process: String, of: &Process, inflight: Option<(f64, f64)>) -> Option<Sample> {
     let pid = of.pid();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -193,7 +195,7 @@ fn sample(process: String, of: &Process, inflight: Option<(f64, f64)>) -> Option
     })
 }
 
-/// What a transfer counts as lost, by partition.
+/// Returns the lost offsets that a transfer reports, by partition.
 fn lost_offsets(metrics: &str) -> impl Iterator<Item = LostOffsets> {
     metrics.lines().filter_map(|line| {
         let rest = line.strip_prefix("msg_transfer_lost_offsets_total{partition=\"")?;
@@ -202,7 +204,7 @@ fn lost_offsets(metrics: &str) -> impl Iterator<Item = LostOffsets> {
     })
 }
 
-/// The value of a gauge without labels.
+/// Returns the value of a gauge without labels.
 fn value(metrics: &str, name: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_is_found_by_its_whole_name() {
+    fn gauge_is_found_by_its_full_name() {
         let metrics = "# TYPE a gauge\na_bytes 7\na 3\n";
         assert_eq!((value(metrics, "a"), value(metrics, "a_bytes"), value(metrics, "b")), (Some(3.0), Some(7.0), None));
     }

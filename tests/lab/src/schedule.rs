@@ -1,4 +1,4 @@
-//! Owns what is broken when: the list, the whole matrix, or at random.
+//! Owns the order of the faults: the given list, the whole matrix, or a random order.
 
 use std::collections::VecDeque;
 
@@ -9,22 +9,22 @@ use rand::seq::IndexedRandom;
 use super::args::{LabArgs, Plan};
 use super::kind::{Effect, Kind, Link, Needs, One};
 
-/// Faults, one after the other.
+/// The faults of a run, one after the other.
 pub(crate) struct Schedule {
-    /// Of these.
+    /// The faults to choose from.
     kinds: Vec<Kind>,
     order: Order,
 }
 
 enum Order {
-    /// These are left; when they are over all come again, if so.
+    /// The faults that are left; if `again`, the list starts over after the last.
     InTurn { left: VecDeque<Kind>, again: bool },
-    /// At times two at once.
+    /// Random faults, sometimes two concurrently.
     Random,
 }
 
-/// In how many of a hundred cases a second fault comes with the first.
-const TWO_AT_ONCE: u32 = 30;
+/// In how many of a hundred cases a second fault is injected concurrently.
+const TWO_PERCENT: u32 = 30;
 
 impl Schedule {
     pub(crate) fn new(args: &LabArgs) -> Schedule {
@@ -48,8 +48,8 @@ impl Schedule {
                 quick
             }
             Some(Plan::Random) => {
-                // What changes the topic for good is done once, not again and again. What copies the whole database, or stops all
-                // transfers until a batch is found, has the lab to itself.
+                // Faults that change the topic for good happen only once. Faults that copy the whole database, or stop
+                // all transfers until a batch is found, are injected alone.
                 let once =
                     [One::GrowTopic, One::RecreateTopic, One::DemotePrimary, One::FreezePrimary, One::DamageBatch];
                 let once = once.map(Kind::One);
@@ -74,13 +74,13 @@ impl Schedule {
         Schedule { kinds, order }
     }
 
-    /// What comes next, one or two at once; nothing when all is done.
+    /// Returns the next fault, or two concurrent ones; empty when the schedule is finished.
     pub(crate) fn next(&mut self, rng: &mut StdRng) -> Vec<Kind> {
         match &mut self.order {
             Order::Random => {
                 let mut both: Vec<Kind> = self.kinds.choose(rng).copied().into_iter().collect();
                 let with = self.kinds.choose(rng).filter(|other| both.iter().all(|one| one.area() != other.area()));
-                both.extend(with.filter(|_| rng.random_range(0..100) < TWO_AT_ONCE));
+                both.extend(with.filter(|_| rng.random_range(0..100) < TWO_PERCENT));
                 both
             }
             Order::InTurn { left, again } => {
@@ -92,7 +92,7 @@ impl Schedule {
         }
     }
 
-    /// How many there are, if they end by themselves.
+    /// Returns the number of faults, if the schedule ends by itself.
     pub(crate) fn len(&self) -> Option<usize> {
         match &self.order {
             Order::InTurn { left, again: false } => Some(left.len()),
@@ -100,14 +100,14 @@ impl Schedule {
         }
     }
 
-    /// What the stack must have for all of them.
+    /// Returns what the stack must have for all faults.
     pub(crate) fn needs(&self) -> Needs {
         let all = self.kinds.iter().map(|kind| kind.needs());
         all.fold(Needs::default(), Needs::and)
     }
 }
 
-/// The names of all faults and what each does.
+/// Returns a list of all faults, each with its name and its effect.
 pub(crate) fn list() -> String {
     let width = Kind::all().iter().map(|kind| kind.name().len()).max().unwrap_or(0);
     Kind::all().iter().map(|kind| format!("{:width$}  {}\n", kind.name(), kind.about())).collect()
@@ -120,7 +120,7 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn the_matrix_has_every_fault_once() {
+    fn matrix_has_every_fault_once() {
         let mut schedule =
             Schedule { kinds: Kind::all(), order: Order::InTurn { left: Kind::all().into(), again: false } };
         let mut rng = StdRng::seed_from_u64(0);

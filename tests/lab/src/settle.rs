@@ -1,4 +1,4 @@
-//! Waits until all that Kafka holds is stored.
+//! Waits until the transfers have stored every record in Kafka.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use tokio_postgres::Client;
 use super::error::LabError;
 use super::world::World;
 
-/// No record was stored for this long: the pipe stands still.
+/// If no record was stored for this long, the transfers are stalled.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 
-/// The next offset to store of each partition of the lab's topic.
+/// Returns the next offset to store of each partition of the lab's topic.
 pub(crate) async fn progress(world: &World) -> Result<Vec<i64>, LabError> {
     let partitions = world.partitions.load(std::sync::atomic::Ordering::Relaxed);
     progress_rows(&world.database().await?, usize::try_from(partitions).expect("it is positive")).await
 }
 
-/// The next offset to store of each partition, of the topic that exists now; 0 for a partition without a progress row.
+/// Returns the next offset to store of each partition, of the current topic; 0 for a partition without a progress row.
 pub async fn progress_rows(database: &Client, partitions: usize) -> Result<Vec<i64>, LabError> {
-    // A topic that was made anew has rows of its own.
+    // A recreated topic has progress rows of its own.
     const NEWEST: &str = "
         SELECT DISTINCT ON (kafka_partition) kafka_partition, next_offset FROM progress
         ORDER BY kafka_partition, updated_at DESC";
@@ -34,12 +34,12 @@ pub async fn progress_rows(database: &Client, partitions: usize) -> Result<Vec<i
     Ok(next)
 }
 
-/// Waits until the group has committed everything. Whether that is stored, the checker finds out.
+/// Waits until the group has committed everything. The checker then checks that committed records are stored.
 pub async fn until_stored(offsets: &Offsets) -> Result<(), LabError> {
     let (mut best, mut since) = (i64::MAX, Instant::now());
     loop {
         if let (Ok(ends), Ok(committed)) = (offsets.ends().await, offsets.committed().await) {
-            // One that is ahead is the checker's to tell, and does not make up for another.
+            // A partition that is ahead does not make up for another; the checker reports it.
             let left: i64 = ends.iter().zip(&committed).map(|(end, next)| (end - next).max(0)).sum();
             if left == 0 {
                 return Ok(());

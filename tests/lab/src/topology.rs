@@ -4,9 +4,9 @@
 pub(crate) const TOPIC: &str = "msgs";
 pub(crate) const GROUP: &str = "msg-transfer";
 pub(crate) const DATABASE: &str = "msg";
-/// Partitions of the topic at first.
+/// Number of partitions of the topic at the start.
 pub(crate) const PARTITIONS: i32 = 12;
-/// Gateways, and transfers at most.
+/// Number of gateways, maximum number of transfers, and number of brokers.
 pub(crate) const GATEWAYS: usize = 2;
 pub(crate) const TRANSFERS: usize = 8;
 pub(crate) const BROKERS: usize = 3;

@@ -1,5 +1,5 @@
-//! Owns what is under test: three brokers, PostgreSQL, two gateways, up to eight transfers, and the load's processes; where each is
-//! reached, and how each is started again.
+//! Owns what is under test: three brokers, PostgreSQL, two gateways, up to eight transfers, and the load's processes;
+//! their addresses, and how each is restarted.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
@@ -18,47 +18,48 @@ use super::kind::Needs;
 use super::loads::Loads;
 use super::topology::{BROKERS, DATABASE, GATEWAYS, GROUP, PARTITIONS, TOPIC, TRANSFERS};
 
-/// How long the group waits for a silent transfer. The services' own default is 30 s: a crash would cost that. At 6 s the members
-/// would not outlive their coordinator: another broker takes over some 5 s after its death.
+/// How long the group waits for a silent transfer. The default of 30 s would be the cost of every crash. With 6 s a
+/// session would end before the group has a new coordinator: another broker needs about 5 s after the death of the old
+/// one.
 const SESSION_TIMEOUT: &str = "10s";
 
-/// Between whom a proxy stands. A service that has a network of its own can be cut off alone.
+/// The networks with a proxy. A service with a network of its own can be isolated alone.
 const KAFKA_NETWORKS: [&str; 4] = ["GATEWAYS", "TRANSFERS", "TRANSFER1", BETWEEN_BROKERS];
 const POSTGRES_NETWORKS: [&str; 3] = ["gateways-postgres", "transfers-postgres", "transfer1-postgres"];
 
-/// Everything that runs. Dropped, all of it is killed.
+/// Everything that runs. All processes are killed when this value is dropped.
 pub(crate) struct World {
     pub(crate) stack: Stack,
     pub(crate) proxies: Option<Proxies>,
     pub(crate) gateways: Vec<Node>,
     pub(crate) transfers: Vec<Node>,
     pub(crate) loads: Loads,
-    /// How many transfers run: the first so many.
+    /// How many of the transfers run, counted from the first.
     pub(crate) scale: AtomicUsize,
     pub(crate) offsets: Offsets,
-    /// How many partitions the topic has.
+    /// The topic's current number of partitions.
     pub(crate) partitions: AtomicI32,
     pub(crate) database_url: String,
-    /// Another server, which the services know as their second host. It runs only while a fault makes it a standby.
+    /// A second server, which the services know as their second host. It runs only while a fault makes it a standby.
     pub(crate) standby: Option<Postgres>,
-    /// As whom the services log in, if they do.
+    /// The users of the services, if they log in.
     pub(crate) accounts: Option<Accounts>,
     pub(crate) postgres_disk: Option<Disk>,
     pub(crate) broker_disk: Option<Disk>,
-    /// Where the gateways serve clients, in front of the proxies if there are any.
+    /// The addresses of the gateways for callers, in front of the proxies if there are any.
     pub(crate) fronts: Vec<Port>,
-    /// Another build's programs.
+    /// The folder with another build's programs.
     pub(crate) other: Option<PathBuf>,
 }
 
-/// A service that is started again and again in its place.
+/// A service that is restarted on the same ports.
 pub(crate) struct Node {
     name: String,
-    /// As it is started unless a fault changes it for a while.
+    /// The program and settings for the next start.
     spec: Mutex<ServiceSpec>,
     service: Mutex<Arc<Service>>,
     logs: PathBuf,
-    /// It should be there: its end is no doing of ours.
+    /// Whether the service should run: if it ends meanwhile, the lab did not cause that.
     wanted: AtomicBool,
     _ports: Vec<Port>,
 }
@@ -89,36 +90,36 @@ impl Node {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts the service, and waits until it is ready.
     pub(crate) async fn start(&self) -> Result<(), StackError> {
         self.wanted.store(true, Ordering::Relaxed);
         self.service().start().await
     }
 
-    /// Starts it, and waits for nothing.
+    /// Starts the service, and does not wait.
     pub(crate) fn launch(&self) -> Result<(), StackError> {
         self.wanted.store(true, Ordering::Relaxed);
         self.service().launch().map(|_| ())
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL and waits.
     pub(crate) async fn kill(&self) {
         self.wanted.store(false, Ordering::Relaxed);
         self.service().kill().await;
     }
 
-    /// SIGTERM; whether it ended in its own time with exit code 0.
+    /// Sends SIGTERM and waits. Returns whether the service ended before its deadline with exit code 0.
     pub(crate) async fn stop(&self) -> bool {
         self.wanted.store(false, Ordering::Relaxed);
         self.service().stop().await.is_none_or(|status| status.success())
     }
 
-    /// As it is started unless a fault changes it for a while.
+    /// Returns the program and settings for the next start.
     pub(crate) fn spec(&self) -> ServiceSpec {
         self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From the next start on with another setting, for good.
+    /// Sets a setting for all later starts.
     pub(crate) fn set(&self, name: &str, value: impl ToString) -> Result<(), StackError> {
         let mut spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
         *spec = spec.clone().env(name, value);
@@ -126,7 +127,7 @@ impl Node {
         self.change(|spec| spec)
     }
 
-    /// From the next start on with other settings, or with its own again.
+    /// Changes program and settings for the next start.
     pub(crate) fn change(&self, change: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Result<(), StackError> {
         let spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let service = Service::new(change(spec), &self.logs)?;
@@ -136,10 +137,11 @@ impl Node {
 }
 
 impl World {
-    /// Starts Kafka, PostgreSQL and the services, and no load yet.
+    /// Starts Kafka, PostgreSQL and the services, and no load.
     pub(crate) async fn start(args: &LabArgs, needs: Needs, folder: PathBuf) -> Result<World, LabError> {
         let networks = if needs.proxies { KAFKA_NETWORKS.map(str::to_owned).to_vec() } else { Vec::new() };
-        // A follower that does not follow is out of sync after this long; Kafka's own 30 s are longer than most faults.
+        // A follower that does not follow is out of sync after this long. Kafka's default of 30 s is longer than most
+        // faults.
         let settings = vec![("replica.lag.time.max.ms".to_owned(), "8000".to_owned())];
         let users = if needs.accounts { USERS.map(str::to_owned).to_vec() } else { Vec::new() };
         let options = StackOptions {
@@ -237,7 +239,7 @@ impl World {
             let plan = self.stack.pipe(TOPIC, PARTITIONS, &self.database_url);
             let plan = plan.gateway(&format!("gateway-{number}"), pipe::free_port()?)?;
             let spec = login(plan.spec, GATEWAY, 0)?.env("LOG_FORMAT", "text");
-            // Watches bring what no hint told of within 5 s: the checker asks for it.
+            // Without a hint, a watch finds new rows within 5 s. The checker requires that.
             let spec = spec.env("WATCH_POLL_INTERVAL", "5s");
             let spec = args.gateway_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
             let front = match &self.proxies {
@@ -273,7 +275,7 @@ impl World {
     }
 
     async fn launch_services(&self) -> Result<(), LabError> {
-        // The first one migrates.
+        // Wait for the first one: it migrates the schema.
         self.transfers[0].start().await?;
         if self.accounts.is_some() {
             Accounts::grant_tables(&self.database().await?).await?;
@@ -283,12 +285,12 @@ impl World {
         Ok(())
     }
 
-    /// The transfers that should run.
+    /// Returns the transfers that should run.
     pub(crate) fn running_transfers(&self) -> &[Node] {
         &self.transfers[..self.scale.load(Ordering::Relaxed)]
     }
 
-    /// Runs so many transfers from now on; those that are too many are stopped in their orderly way.
+    /// Runs the first `count` transfers from now on, and stops the others gracefully.
     pub(crate) async fn scale_to(&self, count: usize) -> Result<(), StackError> {
         let before = self.scale.swap(count, Ordering::Relaxed);
         let (fewer, more) = (before.min(count), before.max(count));
@@ -301,7 +303,7 @@ impl World {
         Ok(())
     }
 
-    /// Runs a command of a service's with its settings to the end.
+    /// Runs a command of a service to its end, with the settings of that service.
     pub(crate) async fn command(&self, node: &Node, args: &[&str]) -> Result<(), LabError> {
         let mut spec = args.iter().fold(node.spec(), |spec, arg| spec.arg(*arg));
         (spec.name, spec.admin) = (args.join("-"), None);
@@ -315,12 +317,12 @@ impl World {
         }
     }
 
-    /// Where the clients reach the gateways.
+    /// Returns the addresses of the gateways for callers.
     pub(crate) fn addresses(&self) -> Vec<String> {
         self.fronts.iter().map(ToString::to_string).collect()
     }
 
-    /// A new connection to the database, past all proxies.
+    /// Opens a new connection to the database that uses no proxy.
     pub(crate) async fn database(&self) -> Result<tokio_postgres::Client, StackError> {
         self.stack.postgres().connect(&self.database_url).await
     }
