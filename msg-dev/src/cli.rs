@@ -89,7 +89,7 @@ pub(crate) struct DemoArgs {
     pub(crate) messages: Option<usize>,
     /// Number of speakers that send at the same time; the messages of one speaker in one conversation are sent in order
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
-    pub(crate) at_once: usize,
+    pub(crate) concurrency: usize,
     /// Do not remove the folder with data and logs
     #[arg(long)]
     pub(crate) keep: bool,

@@ -11,7 +11,7 @@ use crate::cli::UpArgs;
 
 /// The database that is created if the stack runs its own PostgreSQL server.
 const DATABASE: &str = "msg";
-/// The gateway's default.
+/// The gateway's default gRPC port.
 const GRPC_PORT: u16 = 50051;
 /// The exit code by which a shell reports SIGINT: 128 and the number of the signal.
 const INTERRUPTED: i32 = 130;
@@ -168,7 +168,7 @@ try:
     );
 }
 
-/// Ctrl-C and SIGTERM.
+/// The signals that stop the stack: SIGINT (Ctrl-C) and SIGTERM.
 struct Stop {
     interrupt: Signal,
     terminate: Signal,

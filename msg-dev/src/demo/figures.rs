@@ -1,4 +1,4 @@
-//! Owns the figures of a run: what is measured, and how it is shown and written.
+//! Owns the measurements of a run, their table and their JSON.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::services::Crash;
 
-/// The figures of a run.
+/// The measurements of a run, as they are in the JSON.
 #[derive(Debug, Serialize)]
 pub(crate) struct Figures {
     log: String,
@@ -34,7 +34,7 @@ pub(crate) struct Figures {
     transfer_memory: Memory,
 }
 
-/// Milliseconds.
+/// Quantiles of a duration in milliseconds.
 #[derive(Debug, Serialize)]
 struct Spread {
     p50: f64,
@@ -43,7 +43,7 @@ struct Spread {
     max: f64,
 }
 
-/// What the figures are made of.
+/// The data from which the measurements are computed.
 pub(crate) struct Run<'a> {
     pub(crate) log: String,
     pub(crate) messages: usize,
@@ -53,12 +53,11 @@ pub(crate) struct Run<'a> {
     /// From the last OK to the last record stored.
     pub(crate) caught_up: Duration,
     pub(crate) gateway: Memory,
-    /// Its peak is the higher of the killed one's and its successor's.
+    /// The peak is the maximum over the killed transfer and the restarted one.
     pub(crate) transfer: Memory,
 }
 
 impl Figures {
-    /// Computes them.
     pub(crate) fn of(run: Run<'_>) -> Figures {
         let Run { verdict, crash, .. } = run;
         let rows = &verdict.rows;
@@ -89,7 +88,7 @@ impl Figures {
         }
     }
 
-    /// The table.
+    /// Returns the lines of the table.
     pub(crate) fn lines(&self) -> Vec<String> {
         let [messages, of_log, oks, not_sent, unknown] =
             [self.messages, self.messages_of_log, self.sends_ok, self.sends_not_sent, self.sends_unknown]
@@ -98,7 +97,7 @@ impl Figures {
         let rate = |per_second: f64, seconds: f64| format!("{}/s over {seconds:.1} s", grouped(per_second as u64));
         let next_row = match self.crash_next_row_seconds {
             Some(seconds) => format!("the next row after {seconds:.2} s"),
-            None => "nothing was left to store".to_owned(),
+            None => "no record was left to store".to_owned(),
         };
         vec![
             format!("messages      {messages}: {of_log} of the log, {added} added"),
@@ -120,7 +119,7 @@ impl Figures {
         ]
     }
 
-    /// All of it, with the verdict, for a program to read.
+    /// Returns the measurements and the verdict as JSON.
     pub(crate) fn json(&self, findings: &[&Finding], total: Duration) -> serde_json::Value {
         let promises: Vec<_> = findings
             .iter()
@@ -140,7 +139,7 @@ fn seconds_from(from: SystemTime, to: SystemTime) -> f64 {
 
 impl Spread {
     fn of(durations: impl Iterator<Item = Duration>) -> Spread {
-        // Microseconds, up to an hour.
+        // The histogram counts microseconds, up to an hour.
         let mut micros = Histogram::<u64>::new_with_bounds(1, 3_600_000_000, 3)
             .expect("3 digits are allowed, and the bounds are in order");
         for duration in durations {

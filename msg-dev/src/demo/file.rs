@@ -1,4 +1,4 @@
-//! Owns the reading of a user's own log, JSON Lines or CSV: every bad line is named, and none is skipped in silence.
+//! Reads a user's own log, JSON Lines or CSV. Every bad line is reported, and none is skipped silently.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,10 +11,10 @@ use serde::Deserialize;
 use super::error::DemoError;
 use super::log::{Line, Log};
 
-/// Of a file that is no log at all, this many lines are told.
-const TOLD: usize = 20;
+/// Maximum number of reported bad lines: the file may not be a log.
+const REPORTED_LINES: usize = 20;
 
-/// The gateway's own limits, unless it is told otherwise.
+/// The gateway's default limits, which apply to every message of a log.
 const LIMITS: Limits = Limits { max_id_bytes: 256, max_content_bytes: 1_000_000 };
 
 /// An entry of the file. Other keys and columns are allowed, and are not sent.
@@ -28,7 +28,7 @@ struct Entry {
     time: Option<Time>,
 }
 
-/// A time is kept as it is written.
+/// The time of a message, as the file has it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Time {
@@ -36,26 +36,26 @@ enum Time {
     Number(serde_json::Number),
 }
 
-/// Reads the file; its order is the order in which it is replayed. A name that ends in `.csv` is CSV with a header.
+/// Reads the file; the demo replays its lines in their order. A name that ends in `.csv` is CSV with a header.
 pub(crate) fn load(path: &Path) -> Result<Log, DemoError> {
     let text = fs::read_to_string(path).map_err(DemoError::io("read", path))?;
     let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
     let entries = if is_csv { csv_entries(&text) } else { json_entries(&text) };
     let lines = lines(entries).map_err(|problems| DemoError::Log(format!("{}:\n{problems}", path.display())))?;
     if lines.is_empty() {
-        return Err(DemoError::Log(format!("{} holds no message", path.display())));
+        return Err(DemoError::Log(format!("{} has no messages", path.display())));
     }
     Ok(Log { about: path.display().to_string(), lines })
 }
 
-/// An entry or what is wrong with it, with its line number.
+/// A line number, and the entry or the error of this line.
 type Numbered = (u64, Result<Entry, String>);
 
 fn json_entries(text: &str) -> Vec<Numbered> {
     let numbered = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-    // The line within the line is always the first.
-    let told = |error: serde_json::Error| error.to_string().replace(" at line 1 column ", " at column ");
-    numbered.map(|(number, line)| (number, serde_json::from_str(line).map_err(told))).collect()
+    // The parser gets one line at a time, so its own line number is always 1.
+    let describe = |error: serde_json::Error| error.to_string().replace(" at line 1 column ", " at column ");
+    numbered.map(|(number, line)| (number, serde_json::from_str(line).map_err(describe))).collect()
 }
 
 fn csv_entries(text: &str) -> Vec<Numbered> {
@@ -88,7 +88,7 @@ fn csv_entries(text: &str) -> Vec<Numbered> {
     entries
 }
 
-/// The lines of the log; else all that is wrong, a line each.
+/// Returns the lines of the log, or all problems, one a line.
 fn lines(entries: Vec<Numbered>) -> Result<Vec<Line>, String> {
     let mut conversations: HashMap<[String; 2], usize> = HashMap::new();
     let mut lines = Vec::with_capacity(entries.len());
@@ -120,15 +120,15 @@ fn lines(entries: Vec<Numbered>) -> Result<Vec<Line>, String> {
     if problems.is_empty() {
         return Ok(lines);
     }
-    let more = problems.len().saturating_sub(TOLD);
-    problems.truncate(TOLD);
+    let more = problems.len().saturating_sub(REPORTED_LINES);
+    problems.truncate(REPORTED_LINES);
     if more > 0 {
         problems.push(format!("  and {more} more"));
     }
     Err(problems.join("\n"))
 }
 
-/// What the gateway would refuse is told before anything is started.
+/// Checks a line by the gateway's rules, so that a log that the gateway would reject fails before the stack starts.
 fn check(line: &Line) -> Result<(), String> {
     let broken = LIMITS.violations("", &line.clone().into_msg());
     if broken.is_empty() {
@@ -140,9 +140,9 @@ fn check(line: &Line) -> Result<(), String> {
         ".content" => "text",
         _ => "time",
     };
-    let told: Vec<String> =
+    let problems: Vec<String> =
         broken.iter().map(|broken| format!("{} {}", key(&broken.field), broken.description)).collect();
-    Err(told.join("; "))
+    Err(problems.join("; "))
 }
 
 #[cfg(test)]
@@ -157,20 +157,20 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_and_csv_say_the_same() {
+    fn json_lines_and_csv_give_the_same_lines() {
         let json = "{\"from\":\"a\",\"to\":\"b\",\"text\":\"hi, \\\"you\\\"\",\"time\":\"2024\",\"mood\":1}\n\n\
                     {\"sender\":\"b\",\"receiver\":\"a\",\"text\":\"\",\"time\":7}\n";
         let csv = "from,mood,to,text,time\na,1,b,\"hi, \"\"you\"\"\",2024\nb,,a,,7\n";
         for (name, text) in [("log.jsonl", json), ("log.CSV", csv)] {
             let lines = read(name, text).expect("valid").lines;
-            let told: Vec<_> = lines.iter().map(|l| (&*l.from, &*l.to, &*l.text, l.time.as_deref())).collect();
-            assert_eq!(told, [("a", "b", "hi, \"you\"", Some("2024")), ("b", "a", "", Some("7"))], "{name}");
+            let fields: Vec<_> = lines.iter().map(|l| (&*l.from, &*l.to, &*l.text, l.time.as_deref())).collect();
+            assert_eq!(fields, [("a", "b", "hi, \"you\"", Some("2024")), ("b", "a", "", Some("7"))], "{name}");
             assert_eq!(lines[0].conversation, lines[1].conversation);
         }
     }
 
     #[test]
-    fn every_bad_line_is_named() {
+    fn every_bad_line_is_reported() {
         let json = "{\"from\":\"a\",\"to\":\"b\",\"text\":\"x\"}\nnonsense\n{\"from\":\"\",\"to\":\"b\\u0000\",\"text\":\"x\"}\n";
         let said = read("log.jsonl", json).expect_err("two are bad").to_string();
         assert!(said.contains("line 2: expected") && said.contains("line 3: to must not contain"), "{said}");

@@ -1,4 +1,4 @@
-//! Owns what a chat log is: lines of who says what to whom, in the order in which they are replayed.
+//! Owns the form of a chat log: messages with sender, receiver and text, in the order in which they are replayed.
 
 use std::collections::BTreeMap;
 
@@ -7,31 +7,24 @@ use serde::Deserialize;
 
 use super::error::DemoError;
 
-/// A log to replay.
 #[derive(Debug)]
 pub(crate) struct Log {
-    /// Where it comes from, for the output.
+    /// The description of the log in the output.
     pub(crate) about: String,
-    /// What was said, in order.
     pub(crate) lines: Vec<Line>,
 }
 
 /// One message of a log.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
-    /// The number of its conversation.
     pub(crate) conversation: usize,
-    /// Its `client_msg_id`: unique in the log, and the same in every run.
+    /// The `client_msg_id`: unique in the log, and the same in every run.
     pub(crate) id: String,
-    /// Who says it.
     pub(crate) from: String,
-    /// The inbox it goes to.
     pub(crate) to: String,
-    /// Whether the inbox is a person's.
     pub(crate) session: SessionType,
-    /// What is said.
     pub(crate) text: String,
-    /// When it was said, as the log writes it.
+    /// The time of the message, as the log has it.
     pub(crate) time: Option<String>,
 }
 
@@ -39,7 +32,7 @@ pub(crate) struct Line {
 pub(crate) const TIME: &str = "time";
 
 impl Line {
-    /// The message to send.
+    /// Returns the message to send.
     pub(crate) fn into_msg(self) -> Msg {
         Msg {
             recv_id: self.to,
@@ -66,10 +59,10 @@ struct Said {
     sender: String,
 }
 
-/// Reads a file of the chitchat dataset's form. Each message goes to the other speaker's inbox; where nobody answered, the
-/// log does not tell who the other was, and the conversation itself is the inbox.
+/// Reads a file of the chitchat dataset's form. Each message is sent to the other speaker's inbox. If a conversation
+/// has only one speaker, the log does not name the other one, and the conversation itself is the inbox.
 pub(crate) fn parse_chitchat(json: &[u8]) -> Result<Vec<Line>, DemoError> {
-    // Sorted, so that every run is the same.
+    // A sorted map: every run must replay the same order.
     let conversations: BTreeMap<String, Conversation> =
         serde_json::from_slice(json).map_err(|error| DemoError::Log(format!("the chat log: {error}")))?;
     let mut lines = Vec::new();
@@ -89,7 +82,7 @@ pub(crate) fn parse_chitchat(json: &[u8]) -> Result<Vec<Line>, DemoError> {
             lines.push(Line { conversation, id, from: sender, to, session, text, time });
         }
     }
-    // All times are written in one form, in UTC. Stable: within a second the conversation's order stays.
+    // All times have the same form, in UTC. The sort is stable: messages of the same second keep their order.
     lines.sort_by(|a, b| a.time.cmp(&b.time));
     Ok(lines)
 }
@@ -109,9 +102,9 @@ mod tests {
             ]}
         }"#;
         let lines = parse_chitchat(json).expect("valid");
-        let told: Vec<_> = lines.iter().map(|line| (&*line.id, &*line.from, &*line.to, &*line.text)).collect();
+        let fields: Vec<_> = lines.iter().map(|line| (&*line.id, &*line.from, &*line.to, &*line.text)).collect();
         assert_eq!(
-            told,
+            fields,
             [
                 ("c1/0", "a", "b", "hi"),
                 ("c2/0", "a", "c2", "later"),
@@ -119,7 +112,7 @@ mod tests {
                 ("c1/2", "b", "a", "yo")
             ]
         );
-        assert_eq!(lines[1].session, SessionType::Group, "nobody answered");
+        assert_eq!(lines[1].session, SessionType::Group, "the conversation has one speaker");
         parse_chitchat(b"{\"c\": 1}").expect_err("not the form");
     }
 }

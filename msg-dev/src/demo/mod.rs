@@ -1,5 +1,5 @@
-//! `msg-dev demo`: replays a real chat log through both services, kills the transfer midway, and checks every promise. The
-//! messages are sent by the fault lab's load, and judged by its checker. The order of the steps is here.
+//! `msg-dev demo`: replays a real chat log through both services, kills the transfer midway, and checks every promise.
+//! The messages are sent by the fault lab's load, and judged by its checker. The order of the steps is here.
 #![allow(clippy::print_stdout, reason = "a command line tool that prints what it does and finds")]
 
 mod chitchat;
@@ -31,12 +31,12 @@ use self::screen::Screen;
 use self::services::{GROUP, PARTITIONS, TOPIC};
 use crate::cli::DemoArgs;
 
-/// For PostgreSQL to end without writing anything.
+/// The time for PostgreSQL to end without writing its data.
 const QUIT_WITHIN: Duration = Duration::from_secs(5);
 /// The interval at which the progress of the load is read.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Runs the demo in a temporary folder, and ends all that it started, also after an error.
+/// Runs the demo in a temporary folder, and stops all processes that it started, even after an error.
 pub(crate) async fn run(args: DemoArgs) -> Result<(), DemoError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DemoError::io("listen for", "SIGINT"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DemoError::io("listen for", "SIGTERM"))?;
@@ -54,12 +54,12 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), DemoError> {
         stack = Box::pin(Stack::reserve(options)) => stack?,
         () = &mut stop_signal => return Err(DemoError::Interrupted),
     };
-    // Its future holds the services: whichever branch ends first, they are killed after it.
+    // The future of `work` owns the services: when either branch ends, it is dropped and kills them.
     let ran = tokio::select! {
         ran = Box::pin(work(&stack, &args, &screen)) => ran,
         () = &mut stop_signal => Err(DemoError::Interrupted),
     };
-    screen.sent();
+    screen.remove_bar();
     let keep = args.keep || matches!(ran, Err(DemoError::Broken { .. }));
     end(&stack, folder, keep, &screen).await;
     ran
@@ -73,8 +73,8 @@ async fn end(stack: &Stack, folder: TempDir, keep: bool, screen: &Screen) {
         screen.say(&format!("data and logs are kept in {}", folder.display()));
         return;
     }
-    // Their data is removed, so nothing waits until it is written. A killed PostgreSQL would leave shared memory behind,
-    // therefore the other signal.
+    // Their data is removed, so do not wait until it is written. PostgreSQL gets SIGQUIT: a SIGKILL would leave its
+    // shared memory behind.
     let brokers = stack.kafka().processes();
     for broker in &brokers {
         broker.signal(Signal::Kill);
@@ -93,7 +93,7 @@ async fn end(stack: &Stack, folder: TempDir, keep: bool, screen: &Screen) {
     }
 }
 
-/// Everything between reserving the stack and stopping it.
+/// Starts the stack and the services, and replays the log.
 async fn work(stack: &Stack, args: &DemoArgs, screen: &Screen) -> Result<(), DemoError> {
     screen.say("starting a real Kafka and a real PostgreSQL, and reading the chat log");
     let (log, started) = tokio::join!(load(args, screen), stack.launch());
@@ -115,17 +115,17 @@ async fn work(stack: &Stack, args: &DemoArgs, screen: &Screen) -> Result<(), Dem
     done
 }
 
-/// Reads the log that the arguments name, and says which it is.
+/// Reads the log that the arguments name, and prints its description.
 async fn load(args: &DemoArgs, screen: &Screen) -> Result<Log, DemoError> {
     let mut log = match &args.file {
         Some(file) => file::load(file)?,
-        None if args.excerpt => chitchat::excerpt("as --excerpt asks").await?,
+        None if args.excerpt => chitchat::excerpt("as --excerpt requests").await?,
         None => chitchat::load(&args.fetch.folder()).await?,
     };
     screen.say(&format!("the log: {}; {} messages", log.about, grouped(log.lines.len() as u64)));
     if let Some(limit) = args.messages.filter(|limit| *limit < log.lines.len()) {
         log.lines.truncate(limit);
-        screen.say(&format!("only its first {} are sent, as --messages asks", grouped(limit as u64)));
+        screen.say(&format!("only its first {} are sent, as --messages requests", grouped(limit as u64)));
     }
     Ok(log)
 }
@@ -144,12 +144,12 @@ async fn replay(
     let load = PlannedLoad::new(&services.grpc, plan::plan(log))?;
     let messages = load.messages();
     let offsets = Offsets::new(stack.kafka().bootstrap(), GROUP, TOPIC, PARTITIONS)?;
-    // Connects to Kafka, so that the request after the crash does not wait for that.
+    // Connect to Kafka now, so that the request after the crash does not wait for the connection.
     offsets.committed().await?;
     screen.say(&format!(
         "sending {} messages, {} speakers at a time, some messages twice, some again with other content",
         grouped(messages as u64),
-        args.at_once
+        args.concurrency
     ));
 
     let crash = async {
@@ -161,13 +161,13 @@ async fn replay(
         screen.say(&format!("msg-transfer was killed (SIGKILL) midway and started again: ready after {ready:.2} s"));
         Ok(crash)
     };
-    let sending = async { load.send(args.at_once).await.map_err(DemoError::from) };
+    let sending = async { load.send(args.concurrency).await.map_err(DemoError::from) };
     let partitions = usize::try_from(PARTITIONS).expect("it is positive");
     let ((), crash) = tokio::select! {
         both = async { tokio::try_join!(Box::pin(sending), Box::pin(crash)) } => both?,
-        () = screen.follow(&load, partitions, database) => unreachable!("it shows as long as it is polled"),
+        () = screen.follow(&load, partitions, database) => unreachable!("it runs for as long as it is polled"),
     };
-    screen.sent();
+    screen.remove_bar();
     let last_ok = Instant::now();
     screen.say("every message is accepted");
     let transfer = services.transfer.process();
@@ -185,9 +185,9 @@ async fn replay(
     let run =
         Run { log: about, messages, messages_of_log, verdict: &verdict, crash: &crash, caught_up, gateway, transfer };
     let figures = Figures::of(run);
-    // The checker knows more than the demo does: reads, limits and faults.
+    // Leave out the findings without cases: the demo has no watches, no measurements and no faults of the lab.
     let findings: Vec<&Finding> = verdict.findings.iter().filter(|finding| finding.checked > 0).collect();
-    tell(&figures, &findings, &said);
+    print_report(&figures, &findings, &said);
     if let Some(path) = &args.json {
         write_json(path, &figures, &findings, screen.elapsed())?;
     }
@@ -200,7 +200,7 @@ async fn replay(
     }
 }
 
-fn tell(figures: &Figures, findings: &[&Finding], said: &[String]) {
+fn print_report(figures: &Figures, findings: &[&Finding], said: &[String]) {
     println!();
     for line in figures.lines() {
         println!("  {line}");
@@ -209,7 +209,7 @@ fn tell(figures: &Figures, findings: &[&Finding], said: &[String]) {
     for line in msg_lab::verdict(findings) {
         println!("  {line}");
     }
-    println!("\n  a conversation of the log, as PullMsgs gives it back:");
+    println!("\n  a conversation of the log, as PullMsgs returns it:");
     for line in said {
         println!("  {line}");
     }

@@ -1,5 +1,5 @@
-//! Owns what is sent: the log as streams that are sent concurrently, with messages that are sent again on purpose, and content
-//! that no chat log has.
+//! Owns the plan of the demo's load: the log as streams that are sent concurrently, messages that are sent again on
+//! purpose, and additional content that no chat log has.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ use msg_lab::{Planned, Repeat};
 
 use super::log::{Line, Log};
 
-/// The messages of one speaker in one conversation are a stream, in the order of the log. The longest stream is the first, as
-/// it decides when everything is sent.
+/// Returns the streams: the messages of one speaker in one conversation, in the order of the log. The longest stream is
+/// the first, because its end determines the end of the load.
 pub(crate) fn plan(log: Log) -> Vec<Vec<Planned>> {
     let mut streams: Vec<Vec<Planned>> = Vec::new();
     let mut known: HashMap<(usize, String), usize> = HashMap::new();
@@ -27,17 +27,18 @@ pub(crate) fn plan(log: Log) -> Vec<Vec<Planned>> {
     streams
 }
 
-/// One in 50 is sent twice, one in 500 again with other content. Primes, so that every conversation gets some.
+/// Repeats one message in 50, and sends one in 500 again with other content. The divisors are primes, so that every
+/// conversation has some.
 fn repeat(number: usize) -> Repeat {
     match (number % 97, number % 101, number % 499) {
         (_, _, 7) => Repeat::Changed,
         (5, _, _) => Repeat::InTurn,
-        (_, 9, _) => Repeat::AtOnce,
+        (_, 9, _) => Repeat::Concurrent,
         _ => Repeat::No,
     }
 }
 
-/// Content, IDs and attributes at the limits of what is accepted.
+/// Returns messages with content, IDs and attributes at the limits of the contract.
 fn additional() -> Vec<Vec<Planned>> {
     let texts: Vec<(String, Bytes)> =
         SCRIPTS.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().into())).collect();
@@ -67,8 +68,8 @@ fn additional() -> Vec<Vec<Planned>> {
         Planned { msg: msg("demo-attributes", "largest", "text/plain", Bytes::new()), repeat: Repeat::No };
     largest.msg.attributes = (0..4).map(|i| (format!("k{i}"), "v".repeat(4094))).collect();
     streams.push(vec![rich, largest]);
-    // Every kind of repeat also in a log of three lines.
-    for (index, repeat) in [Repeat::InTurn, Repeat::AtOnce, Repeat::Changed].into_iter().enumerate() {
+    // Plan every kind of repeat here too, since a log may have only three lines.
+    for (index, repeat) in [Repeat::InTurn, Repeat::Concurrent, Repeat::Changed].into_iter().enumerate() {
         streams[0][index].repeat = repeat;
         streams[1][index].repeat = repeat;
     }
@@ -114,10 +115,11 @@ const SCRIPTS: [(&str, &str); 18] = [
     ("controls", "\u{1}\u{7f}\t\r\n\u{85}\u{2028}'; DROP TABLE messages; -- \\x00 \" $1 %s"),
 ];
 
-/// A conversation to show as it comes back: the inbox and the `client_msg_id` of each line, in order.
+/// A conversation that the demo reads and shows: the inbox and the `client_msg_id` of each line, in order.
 pub(crate) type Shown = Vec<(String, String)>;
 
-/// Picks one that is read at a glance: two people, short texts, inboxes that are not long. Else the beginning of the log.
+/// Picks a short conversation of two speakers with short texts and small inboxes; if there is none, the start of the
+/// log.
 pub(crate) fn pick_conversation(lines: &[Line]) -> Shown {
     const LENGTH: std::ops::RangeInclusive<usize> = 8..=14;
     const LONGEST_TEXT: usize = 90;
@@ -138,7 +140,7 @@ pub(crate) fn pick_conversation(lines: &[Line]) -> Shown {
             && turns * 2 >= said.len()
             && said.iter().all(|line| line.text.len() <= LONGEST_TEXT && inboxes[line.to.as_str()] <= LONGEST_INBOX)
     };
-    // The first that is good, not the first that the map gives: every run shows the same.
+    // Pick by number, because the order of the map is random and every run must show the same conversation.
     let best = conversations.iter().filter(|(_, said)| good(said)).min_by_key(|(number, _)| **number);
     let shown: Vec<&Line> = match best {
         Some((_, said)) => said.clone(),
@@ -168,7 +170,7 @@ mod tests {
         let ids: Vec<usize> = streams[0].iter().map(|p| p.msg.client_msg_id[5..].parse().expect("a number")).collect();
         assert!(ids.is_sorted());
         let kinds = |wanted| streams.iter().flatten().filter(|planned| planned.repeat == wanted).count();
-        for (repeat, least) in [(Repeat::InTurn, 20), (Repeat::AtOnce, 19), (Repeat::Changed, 4)] {
+        for (repeat, least) in [(Repeat::InTurn, 20), (Repeat::Concurrent, 19), (Repeat::Changed, 4)] {
             assert!(kinds(repeat) >= least + 2, "{repeat:?}");
         }
     }
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_of_two_is_shown() {
+    fn short_conversation_of_two_is_picked() {
         let mut lines: Vec<Line> =
             (0..10).map(|n| if n % 2 == 0 { line(n, "a", "b") } else { line(n, "b", "a") }).collect();
         let alone = Line { conversation: 1, ..line(99, "c", "d") };
@@ -192,6 +194,6 @@ mod tests {
         let shown = pick_conversation(&lines);
         assert_eq!(shown.len(), 10);
         assert_eq!(shown[0], ("b".to_owned(), "line-0".to_owned()));
-        assert_eq!(pick_conversation(&lines[..3]).len(), 3, "none is good: the beginning");
+        assert_eq!(pick_conversation(&lines[..3]).len(), 3, "no conversation fits: the start of the log is shown");
     }
 }

@@ -1,5 +1,5 @@
-//! Owns what the demo shows while it runs: lines with the time since the start, and a progress bar if stderr is a terminal,
-//! otherwise a line for each tenth of the messages.
+//! Owns the output of the demo while it runs: lines with the time since the start, and a progress bar if stderr is a
+//! terminal, otherwise a line for each tenth of the messages.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -11,19 +11,17 @@ use tokio_postgres::Client;
 
 const REDRAW: Duration = Duration::from_millis(200);
 
-/// Standard output.
+/// The demo's standard output, and its progress bar.
 pub(crate) struct Screen {
     began: Instant,
     bar: ProgressBar,
 }
 
 impl Screen {
-    /// The time counts from here.
     pub(crate) fn new() -> Screen {
         Screen { began: Instant::now(), bar: ProgressBar::hidden() }
     }
 
-    /// Time since the start.
     pub(crate) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
@@ -31,11 +29,11 @@ impl Screen {
     /// Prints a line with the time since the start.
     pub(crate) fn say(&self, text: &str) {
         let line = format!("[{:5.1} s] {text}", self.elapsed().as_secs_f64());
-        // The bar is cleared before, and drawn again below.
+        // Clear the bar before the line, and draw it again below the line.
         self.bar.suspend(|| println!("{line}"));
     }
 
-    /// Shows how far the senders and the transfer are, for as long as it is polled.
+    /// Shows the progress of the senders and of the transfer, for as long as the future is polled.
     pub(crate) async fn follow(&self, load: &PlannedLoad, partitions: usize, database: &Client) {
         let messages = load.messages() as u64;
         let is_terminal = std::io::stderr().is_terminal();
@@ -62,8 +60,7 @@ impl Screen {
         }
     }
 
-    /// Removes the bar.
-    pub(crate) fn sent(&self) {
+    pub(crate) fn remove_bar(&self) {
         self.bar.finish_and_clear();
         self.bar.set_draw_target(ProgressDrawTarget::hidden());
     }

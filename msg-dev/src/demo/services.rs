@@ -7,28 +7,24 @@ use msg_stack::{Memory, Offsets, Services, Stack};
 
 use super::error::DemoError;
 
-/// The topic.
 pub(crate) const TOPIC: &str = "msgs";
-/// Its partitions.
 pub(crate) const PARTITIONS: i32 = 16;
-/// The transfer's consumer group.
 pub(crate) const GROUP: &str = "msg-transfer";
-/// The database.
 const DATABASE: &str = "msg";
-/// The transfer is a static member: its successor need not wait for the session timeout of the killed one. The gateway has no
-/// such settings.
+/// Settings of both services; the gateway ignores them. The transfer is a static member of the group: after its crash
+/// the restarted process gets its partitions without waiting for the session timeout.
 const SETTINGS: [(&str, &str); 2] = [("GROUP_ID", GROUP), ("GROUP_INSTANCE_ID", "msg-transfer-1")];
 
-/// What was seen of the kill of the transfer.
+/// The measurements of the kill of the transfer.
 #[derive(Debug)]
 pub(crate) struct Crash {
-    /// When the old one had ended and the new one was not started yet.
+    /// When the killed process had ended and the next one was not started yet.
     pub(crate) at: SystemTime,
-    /// The group's committed offsets then, by partition.
+    /// The group's committed offsets at that time, by partition.
     pub(crate) committed: Vec<i64>,
-    /// From the crash until the new one was ready.
+    /// From the crash until the restarted transfer was ready.
     pub(crate) ready: Duration,
-    /// Memory of the old one just before.
+    /// The memory of the killed process just before.
     pub(crate) memory: Memory,
 }
 
@@ -42,13 +38,13 @@ pub(crate) async fn start(stack: &Stack) -> Result<(Services, String), DemoError
     Ok((services, database_url))
 }
 
-/// Kills the transfer, reads what it had committed, and starts it again.
+/// Kills the transfer, reads its committed offsets, and starts it again.
 pub(crate) async fn crash(services: &Services, offsets: &Offsets) -> Result<Crash, DemoError> {
     let transfer = &services.transfer;
     let memory = transfer.memory();
     transfer.kill().await;
     let (at, clock) = (SystemTime::now(), Instant::now());
-    // No transfer runs now, so these are the killed one's.
+    // No transfer runs now, so the killed one committed these offsets.
     let committed = offsets.committed().await?;
     transfer.launch()?;
     transfer.wait_ready(READY_WITHIN).await?;

@@ -226,7 +226,7 @@ fn unpack(archive: &Path, folder: &Path) -> Result<(), StackError> {
         .stdin(Stdio::piped())
         .spawn()
         .map_err(StackError::io("run", "tar"))?;
-    let mut pipe = tar.stdin.take().expect("asked for a pipe");
+    let mut pipe = tar.stdin.take().expect("the command has a pipe");
     let copied = io::copy(&mut XzReader::new(io::BufReader::new(file), true), &mut pipe).and_then(|_| pipe.flush());
     // Closes the pipe: tar waits for the end of its input.
     drop(pipe);

@@ -82,7 +82,7 @@ impl Stack {
         tokio::task::spawn_blocking(move || reserve(&options)).await.expect("reserving a stack does not panic")
     }
 
-    /// Calls [`Stack::reserve`], then [`Stack::launch`].
+    /// Reserves and starts a stack: calls [`Stack::reserve`], then [`Stack::launch`].
     pub async fn start(options: StackOptions) -> Result<Stack, StackError> {
         let stack = Stack::reserve(options).await?;
         stack.launch().await?;
@@ -95,17 +95,17 @@ impl Stack {
         Ok(())
     }
 
-    /// The Kafka cluster.
+    /// Returns the Kafka cluster: own brokers, or those at the address that the options name.
     pub fn kafka(&self) -> &Kafka {
         &self.kafka
     }
 
-    /// The PostgreSQL server.
+    /// Returns the PostgreSQL server: an own one, or the one at the URL that the options name.
     pub fn postgres(&self) -> &Postgres {
         &self.postgres
     }
 
-    /// The state folder.
+    /// Returns the state folder, which contains the data and the logs.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -132,7 +132,7 @@ impl Stack {
         self.kafka.processes().into_iter().chain(self.postgres.process()).collect()
     }
 
-    /// Stops Kafka, then PostgreSQL.
+    /// Stops the own processes gracefully: Kafka first, then PostgreSQL.
     pub async fn stop(&self) {
         self.kafka.stop().await;
         self.postgres.stop().await;

@@ -19,26 +19,26 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Offsets {
     config: ClientConfig,
-    consumer: Arc<Mutex<Arc<BaseConsumer<Quiet>>>>,
+    consumer: Arc<Mutex<Arc<BaseConsumer<LogContext>>>>,
     topic: String,
     partitions: Arc<AtomicI32>,
 }
 
-struct Quiet;
+struct LogContext;
 
-impl ClientContext for Quiet {
+impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
     fn error(&self, _: KafkaError, _: &str) {}
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for LogContext {}
 
 impl Offsets {
     /// Creates the client; it connects at the first request.
     pub fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<Offsets, KafkaError> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", bootstrap).set("group.id", group).set("client.id", "msg-dev");
-        let consumer = Arc::new(Mutex::new(Arc::new(config.create_with_context(Quiet)?)));
+        let consumer = Arc::new(Mutex::new(Arc::new(config.create_with_context(LogContext)?)));
         Ok(Offsets { config, consumer, topic: topic.to_owned(), partitions: Arc::new(AtomicI32::new(partitions)) })
     }
 
@@ -47,7 +47,7 @@ impl Offsets {
         self.partitions.store(partitions, Ordering::Relaxed);
     }
 
-    fn consumer(&self) -> MutexGuard<'_, Arc<BaseConsumer<Quiet>>> {
+    fn consumer(&self) -> MutexGuard<'_, Arc<BaseConsumer<LogContext>>> {
         self.consumer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -86,7 +86,7 @@ impl Offsets {
     /// Sends a request on a thread of its own, since the client blocks.
     async fn request<T: Send + 'static>(
         &self,
-        send: impl FnOnce(&Offsets, &BaseConsumer<Quiet>) -> KafkaResult<T> + Send + 'static,
+        send: impl FnOnce(&Offsets, &BaseConsumer<LogContext>) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, KafkaError> {
         let this = self.clone();
         let request = move || {
@@ -95,7 +95,7 @@ impl Offsets {
             if response.is_err() {
                 // Replace the client. A client refreshes its leaders and partitions only every five minutes; after all
                 // brokers were down at the same time, it may never find them again.
-                *this.consumer() = Arc::new(this.config.create_with_context(Quiet)?);
+                *this.consumer() = Arc::new(this.config.create_with_context(LogContext)?);
             }
             response
         };

@@ -1,5 +1,5 @@
-//! Owns the settings with which the two services are started on a stack, the ports that they listen on, and the start of one
-//! of each.
+//! Owns the settings with which the two services are started on a stack, the ports that they listen on, and the start
+//! of one of each.
 
 use std::path::Path;
 
@@ -10,9 +10,9 @@ use super::service::{Service, ServiceSpec};
 /// The settings that both services of one pipe share.
 #[derive(Debug, Clone)]
 pub struct Pipe {
-    /// `bootstrap.servers`.
+    /// The addresses of the brokers, as in `bootstrap.servers`.
     pub kafka: String,
-    /// The topic.
+    /// The topic that carries the records.
     pub topic: String,
     /// The number of partitions; the gateway's pinned count.
     pub partitions: i32,
@@ -27,7 +27,7 @@ pub struct Pipe {
 pub struct GatewayPlan {
     /// The process to start; the caller can add settings.
     pub spec: ServiceSpec,
-    /// The gRPC port.
+    /// The port on which the gateway serves gRPC.
     pub grpc: Port,
     /// The port of `/readyz` and `/metrics`.
     pub admin: Port,
@@ -44,10 +44,9 @@ pub struct TransferPlan {
 
 /// A running transfer and gateway. Dropping this kills both processes.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are named for their content")]
 pub struct Services {
-    /// The transfer.
     pub transfer: Service,
-    /// The gateway.
     pub gateway: Service,
     /// The address at which the gateway serves gRPC.
     pub grpc: String,
@@ -77,7 +76,7 @@ impl Pipe {
         Ok(Services { transfer, gateway, grpc: grpc.to_string(), _ports: [grpc, admin, transfer_admin] })
     }
 
-    /// Returns a gateway on this gRPC port.
+    /// Returns a gateway on this gRPC port, with an admin port of its own.
     pub fn gateway(&self, name: &str, grpc: Port) -> Result<GatewayPlan, StackError> {
         let admin = free_port()?;
         let spec = self
@@ -87,7 +86,7 @@ impl Pipe {
         Ok(GatewayPlan { spec, grpc, admin })
     }
 
-    /// Returns a transfer.
+    /// Returns a transfer with an admin port of its own.
     pub fn transfer(&self, name: &str) -> Result<TransferPlan, StackError> {
         let admin = free_port()?;
         let spec = self.common(ServiceSpec::new(name, "msg-transfer").admin(admin.addr()));
@@ -103,7 +102,7 @@ impl Pipe {
     }
 }
 
-/// Reserves any free port.
+/// Reserves any free port on 127.0.0.1.
 pub fn free_port() -> Result<Port, StackError> {
     Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"))
 }

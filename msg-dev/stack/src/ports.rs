@@ -19,7 +19,7 @@ pub struct Port {
 }
 
 impl Port {
-    /// Reserves any free port.
+    /// Reserves any free port on 127.0.0.1.
     pub fn free() -> io::Result<Port> {
         Port::at(0)
     }
@@ -37,7 +37,7 @@ impl Port {
         Port::at(number).or_else(|_| Port::free())
     }
 
-    /// The port's number.
+    /// Returns the number of the reserved port.
     pub fn number(&self) -> u16 {
         self.number
     }

@@ -130,7 +130,7 @@ impl Postgres {
         self.process().is_some_and(|process| process.signal_tree(Signal::Stop))
     }
 
-    /// Resumes a frozen server.
+    /// Resumes every process of a frozen server; returns false if the server does not run.
     pub fn thaw(&self) -> bool {
         self.process().is_some_and(|process| process.signal_tree(Signal::Cont))
     }

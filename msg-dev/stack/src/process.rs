@@ -26,17 +26,17 @@ const INHERITED: [&str; 9] =
 /// A signal for a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGINT (PostgreSQL: fast shutdown).
+    /// SIGINT, with which PostgreSQL shuts down fast.
     Int,
     /// SIGQUIT (PostgreSQL: immediate shutdown, a crash for the data that leaves nothing in shared memory).
     Quit,
     /// SIGTERM (Kafka and the services: graceful shutdown).
     Term,
-    /// SIGKILL: a crash.
+    /// SIGKILL: the process ends without cleaning up, as in a crash.
     Kill,
     /// SIGSTOP: the process freezes and keeps its connections.
     Stop,
-    /// SIGCONT: the process resumes.
+    /// SIGCONT: the process resumes after a SIGSTOP.
     Cont,
 }
 
@@ -53,14 +53,14 @@ impl Signal {
     }
 }
 
-/// A process to start.
+/// A process to start: its program, log file, user and stop signal.
 #[derive(Debug, Clone)]
 pub struct Spec {
     /// The name for messages: `kafka 1`, `msg-gateway`.
     pub name: String,
     /// The program's path, or its name in `PATH`.
     pub program: PathBuf,
-    /// The arguments.
+    /// The arguments, without the name of the program.
     pub args: Vec<OsString>,
     /// The environment, in addition to the inherited variables.
     pub env: Vec<(String, String)>,
@@ -103,7 +103,7 @@ pub async fn first_to_die(watched: &[Process]) -> StackError {
 }
 
 impl Process {
-    /// Starts the child.
+    /// Starts the child and the thread that reaps it.
     pub fn spawn(spec: Spec) -> Result<Process, StackError> {
         let log = open_log(&spec.log)?;
         let child =
@@ -118,7 +118,7 @@ impl Process {
         Ok(Process(Arc::new(Handle { spec, shared })))
     }
 
-    /// The name for messages.
+    /// Returns the name that messages use for the child.
     pub fn name(&self) -> &str {
         &self.0.spec.name
     }

@@ -21,9 +21,9 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 pub enum Toxic {
     /// Delays all bytes in both directions by `ms` milliseconds, plus or minus up to `jitter`.
     Delay {
-        /// The mean delay.
+        /// The mean delay, in milliseconds.
         ms: u32,
-        /// The maximum deviation.
+        /// The maximum deviation from the mean delay, in milliseconds.
         jitter: u32,
     },
     /// Resets open connections (RST) and refuses new ones.
@@ -61,7 +61,7 @@ impl Proxies {
         Ok(Proxies { admin, process })
     }
 
-    /// The process of toxiproxy.
+    /// Returns the process of toxiproxy, which serves all proxies.
     pub fn process(&self) -> &Process {
         &self.process
     }

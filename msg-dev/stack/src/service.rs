@@ -25,13 +25,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Resident memory of a process, in bytes.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Memory {
-    /// The current value.
+    /// The value when it was read.
     pub resident: u64,
     /// The maximum since the process started.
     pub peak: u64,
 }
 
-/// A service to start.
+/// A service to start: its program, arguments and settings.
 #[derive(Debug, Clone)]
 pub struct ServiceSpec {
     /// The name in messages and of the log file; two services of one program need two names.
@@ -60,7 +60,7 @@ impl ServiceSpec {
         self
     }
 
-    /// Adds an argument.
+    /// Adds an argument to the program's command line.
     pub fn arg(mut self, arg: impl Into<String>) -> ServiceSpec {
         self.args.push(arg.into());
         self
@@ -142,7 +142,7 @@ impl Service {
         Ok(body)
     }
 
-    /// The service's name.
+    /// Returns the name in messages and of the log file.
     pub fn name(&self) -> &str {
         &self.spec.name
     }
@@ -152,7 +152,7 @@ impl Service {
         &self.spec
     }
 
-    /// The service's log file.
+    /// Returns the path of the log file, to which every start appends.
     pub fn log(&self) -> &Path {
         &self.log
     }

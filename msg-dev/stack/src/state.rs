@@ -58,7 +58,7 @@ impl State {
         Ok(State { folder, logs, _lock: lock })
     }
 
-    /// The folder itself.
+    /// Returns the folder that contains all state.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

@@ -6,12 +6,11 @@ use std::path::Path;
 
 use super::error::StackError;
 
-/// A user and group.
+/// The numbers of a user and of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are named for their content")]
 pub struct Owner {
-    /// User id.
     pub uid: u32,
-    /// Group id.
     pub gid: u32,
 }
 

@@ -17,7 +17,7 @@ use msg_stack::{Service, Services, Stack, StackOptions};
 /// Any error that ends the benchmark.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// The benchmark to run.
+/// The benchmarks, one a subcommand of `msg-dev bench`.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Measure the transfer alone while it drains a backlog; the limit is the bare INSERT statement on the same server
@@ -31,13 +31,13 @@ pub enum BenchCommand {
     Watch(watch::Watching),
 }
 
-/// The messages to send.
+/// The messages to send, and the settings of the services.
 #[derive(Clone, Debug, Args)]
 pub struct Load {
-    /// Number of messages
+    /// Number of messages to send in each measurement
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) messages: usize,
-    /// Number of inboxes
+    /// Number of inboxes that the messages are sent to
     #[arg(long, default_value_t = 20_000)]
     pub(crate) inboxes: usize,
     /// Bytes of each message body
@@ -94,7 +94,6 @@ async fn start(stack: &Stack, database: &str, set: &[String]) -> Result<Services
     Ok(stack.pipe(TOPIC, PARTITIONS, &url).start(stack.logs(), &settings(set)?).await?)
 }
 
-/// Splits each NAME=VALUE.
 fn settings(set: &[String]) -> Result<Vec<(&str, &str)>, Error> {
     let split = |setting: &'_ String| setting.split_once('=').map(|(name, _)| name.len());
     set.iter()

@@ -38,7 +38,7 @@ pub struct LabArgs {
     /// Number of transfers at the start: 1 to 8
     #[arg(long, default_value_t = 3, value_parser = one_to_eight)]
     pub(crate) transfers: usize,
-    /// Number of inboxes
+    /// Number of inboxes that all senders share
     #[arg(long, default_value_t = 2000)]
     pub(crate) inboxes: u32,
     /// Folder for data, logs, histories and the report; emptied at the start [default: a temporary folder, removed if
@@ -69,7 +69,7 @@ pub struct LabArgs {
 pub(crate) enum Plan {
     /// Some important faults, in about three minutes
     Quick,
-    /// Every fault, once
+    /// Every fault once, one after the other
     Matrix,
     /// Random faults, one after the other, until the time has passed
     Random,

@@ -35,7 +35,6 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Fills the file system.
     pub(crate) fn fill(&self) -> Result<(), LabError> {
         let ballast = self.ballast();
         let file = fs::File::create(&ballast).map_err(LabError::io("create", &ballast))?;

@@ -18,7 +18,6 @@ pub(crate) struct Evidence {
     /// The table `messages` after everything was stored, by inbox and seq.
     #[serde(skip)]
     pub(crate) rows: Vec<Row>,
-    /// The table `dead_letters`.
     pub(crate) dead_letters: Vec<DeadLetter>,
     /// Rows and dead letters that the load cannot have written, in words.
     pub(crate) foreign: Vec<String>,
@@ -53,7 +52,7 @@ pub(crate) struct Evidence {
     pub(crate) waiting: Vec<Waiting>,
 }
 
-/// One response of `/readyz`.
+/// The readiness that a service reported at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Health {
     pub(crate) at: Nanos,
@@ -68,7 +67,6 @@ pub(crate) struct Health {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Waiting {
     pub(crate) at: Nanos,
-    /// The end offsets.
     pub(crate) ends: Vec<i64>,
     /// The group's committed offsets; 0 if the group has committed none.
     pub(crate) committed: Vec<i64>,
@@ -101,7 +99,7 @@ impl Clock {
     }
 }
 
-/// A row of `messages`.
+/// A row of `messages`, and whether it equals the message that was sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) inbox: u32,
@@ -118,7 +116,6 @@ pub(crate) struct Row {
     pub(crate) same: bool,
 }
 
-/// A row of `dead_letters`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DeadLetter {
     pub(crate) partition: i32,
@@ -128,7 +125,7 @@ pub(crate) struct DeadLetter {
     /// Whether the record is the message with the other content that the load sends under a known ID.
     pub(crate) altered: bool,
     pub(crate) reason: String,
-    /// `first_seen`: microseconds since 1970.
+    /// The `first_seen` of the row, in microseconds since 1970.
     pub(crate) seen: i64,
 }
 
@@ -167,17 +164,15 @@ pub(crate) struct Truncation {
     pub(crate) stored: i64,
 }
 
-/// A count of `msg_transfer_lost_offsets_total`.
+/// The value of `msg_transfer_lost_offsets_total` for one partition and process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LostOffsets {
     pub(crate) partition: i32,
     pub(crate) count: f64,
 }
 
-/// An injected fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fault {
-    /// The fault's name.
     pub(crate) name: String,
     /// The fault's target, in words.
     pub(crate) target: String,
@@ -212,7 +207,7 @@ pub(crate) struct Sample {
     /// The process: `gateway-1`, `transfer-3`, `broker-2`, `postgresql`.
     pub(crate) process: String,
     pub(crate) pid: u32,
-    /// Resident memory, bytes.
+    /// The resident memory in bytes.
     pub(crate) rss: u64,
     pub(crate) fds: u32,
     pub(crate) sockets: u32,

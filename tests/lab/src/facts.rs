@@ -23,8 +23,8 @@ async fn read_rows(database: &Client, messages: &dyn Messages, evidence: &mut Ev
          FROM messages m",
         table::select_msg("m.content")
     );
-    let mut answer = std::pin::pin!(database.query_raw(&all, [] as [i32; 0]).await?);
-    while let Some(row) = answer.try_next().await? {
+    let mut rows = std::pin::pin!(database.query_raw(&all, [] as [i32; 0]).await?);
+    while let Some(row) = rows.try_next().await? {
         let (recv_id, msg_id): (&str, _) = (row.get(0), row.get(1));
         let msg = match table::read_msg(&row, recv_id) {
             Ok(msg) => msg,

@@ -2,7 +2,6 @@
 
 use clap::ValueEnum;
 
-/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A fault of processes, disks, clocks or records.
@@ -14,11 +13,11 @@ pub(crate) enum Kind {
 /// A fault that is not a network fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum One {
-    /// SIGKILL to a gateway, which is started again soon after
+    /// SIGKILL to a gateway, which is started again later
     KillGateway,
-    /// SIGKILL to a transfer
+    /// SIGKILL to a transfer, which is started again later
     KillTransfer,
-    /// SIGKILL to a broker
+    /// SIGKILL to a broker, which is started again later
     KillBroker,
     /// SIGKILL to the broker that is the active controller
     KillController,
@@ -34,7 +33,7 @@ pub(crate) enum One {
     FreezeGateway,
     /// SIGSTOP to a transfer for longer than its session; when it resumes, others own its partitions
     FreezeTransfer,
-    /// SIGSTOP to a broker
+    /// SIGSTOP, and SIGCONT later, to a broker
     FreezeBroker,
     /// SIGSTOP to a backend that serves a transfer, with its transaction open
     FreezeBackend,
@@ -110,17 +109,17 @@ pub(crate) enum One {
 /// The two parties of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Link {
-    /// Clients and gateways
+    /// The connections between clients and gateways
     Clients,
-    /// Gateways and brokers
+    /// The connections between gateways and brokers
     GatewaysKafka,
     /// Transfers and brokers, except for the first transfer
     TransfersKafka,
     /// The first transfer and brokers
     Transfer1Kafka,
-    /// Brokers and brokers
+    /// The connections of the brokers among each other
     Brokers,
-    /// Gateways and PostgreSQL
+    /// The connections between gateways and PostgreSQL
     GatewaysPostgres,
     /// Transfers and PostgreSQL, except for the first transfer
     TransfersPostgres,
@@ -150,7 +149,7 @@ pub(crate) struct Needs {
     pub(crate) disks: bool,
     /// Users with passwords and rights, in Kafka and in the database.
     pub(crate) accounts: bool,
-    /// A second database server.
+    /// A second database server, which replicates the first.
     pub(crate) standby: bool,
 }
 

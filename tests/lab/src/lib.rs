@@ -49,8 +49,7 @@ pub use self::report::verdict;
 use self::schedule::Schedule;
 use self::world::World;
 
-/// Number of load processes.
-const LOADS: u32 = 2;
+const LOAD_PROCESSES: u32 = 2;
 /// How long the load runs before the first fault, and after the last.
 const CALM: Duration = Duration::from_secs(5);
 /// How long the transfers may need after a fault until the lag is no more than [`NEAR`] of the load.
@@ -66,7 +65,7 @@ pub async fn run(args: LabArgs) -> Result<(), LabError> {
     }
     let mut interrupt = signal(SignalKind::interrupt()).map_err(LabError::io("listen for", "SIGINT"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(LabError::io("listen for", "SIGTERM"))?;
-    let asked_to_stop = async {
+    let stop_requested = async {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -85,7 +84,7 @@ pub async fn run(args: LabArgs) -> Result<(), LabError> {
     // This future owns all processes: whichever branch ends first, they end with it.
     let ran = tokio::select! {
         ran = Box::pin(lab.work()) => ran,
-        () = asked_to_stop => Err(LabError::Interrupted),
+        () = stop_requested => Err(LabError::Interrupted),
     };
     match &ran {
         Ok(()) if lab.args.state.is_none() => {
@@ -149,7 +148,7 @@ impl Lab {
         }
         self.say("starting three brokers, PostgreSQL, two gateways and the transfers");
         let world = Box::pin(World::start(&self.args, schedule.needs(), self.folder.clone())).await?;
-        for _ in 0..LOADS {
+        for _ in 0..LOAD_PROCESSES {
             world.loads.start(self.load_flags(&world), world.stack.logs())?;
         }
         let observer = Observer::default();
@@ -193,7 +192,7 @@ impl Lab {
             let of = count.map(|count| format!("/{count}")).unwrap_or_default();
             let names: Vec<String> = kinds.iter().map(|kind| kind.name()).collect();
             self.say(&format!("{number}{of} {}{}", names.join(" and "), self.level(observer)));
-            self.strike(&kinds, world, observer, &mut rng, evidence).await?;
+            self.inject(&kinds, world, observer, &mut rng, evidence).await?;
             tokio::time::sleep(Duration::from_secs_f64(self.args.fault_interval)).await;
             self.recovered(observer).await?;
         }
@@ -208,7 +207,7 @@ impl Lab {
         Ok(())
     }
 
-    async fn strike(
+    async fn inject(
         &self,
         kinds: &[Kind],
         world: &World,
@@ -217,10 +216,10 @@ impl Lab {
         evidence: &mut Evidence,
     ) -> Result<(), LabError> {
         let hold = self.args.fault_duration.map(Duration::from_secs_f64);
-        let strikes = kinds.iter().map(|kind| kind.strike(world, StdRng::from_rng(rng), hold));
-        let all = futures_util::future::try_join_all(strikes.collect::<Vec<_>>());
-        for struck in self.shown(observer, Box::pin(all)).await? {
-            let fault = struck.fault;
+        let injections = kinds.iter().map(|kind| kind.inject(world, StdRng::from_rng(rng), hold));
+        let all = futures_util::future::try_join_all(injections.collect::<Vec<_>>());
+        for injected in self.shown(observer, Box::pin(all)).await? {
+            let fault = injected.fault;
             let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
             self.say(&format!(
                 "  {}: in force {:.1} s, undone in {:.1} s",
@@ -229,10 +228,10 @@ impl Lab {
                 seconds(fault.over, fault.healed)
             ));
             evidence.faults.push(fault);
-            evidence.poison.extend(struck.seen.poison);
-            evidence.topics.extend(struck.seen.topic);
-            evidence.truncations.extend(struck.seen.truncation);
-            evidence.growths.extend(struck.seen.growth);
+            evidence.poison.extend(injected.seen.poison);
+            evidence.topics.extend(injected.seen.topic);
+            evidence.truncations.extend(injected.seen.truncation);
+            evidence.growths.extend(injected.seen.growth);
         }
         Ok(())
     }
@@ -253,13 +252,13 @@ impl Lab {
         let most = (f64::from(self.args.rate) * NEAR.as_secs_f64()) as i64;
         let near = async {
             loop {
-                let asked = now();
+                let requested = now();
                 tokio::time::sleep(Duration::from_millis(250)).await;
                 let observed = observer.observed.lock().unwrap_or_else(PoisonError::into_inner);
                 let last = observed.lag.last().copied();
                 drop(observed);
                 if last.is_some_and(|(at, lag)| {
-                    at > asked.saturating_sub(2_000_000_000) && lag.is_some_and(|lag| lag <= most)
+                    at > requested.saturating_sub(2_000_000_000) && lag.is_some_and(|lag| lag <= most)
                 }) {
                     return;
                 }
@@ -318,7 +317,7 @@ impl Lab {
             flags.extend(["--gateway".to_owned(), address]);
         }
         let numbers = [
-            ("--rate", (self.args.rate / LOADS).max(1)),
+            ("--rate", (self.args.rate / LOAD_PROCESSES).max(1)),
             ("--inboxes", self.args.inboxes),
             ("--unary", 48),
             ("--batch", 4),
@@ -333,9 +332,9 @@ impl Lab {
 
 /// Returns the commit that is checked out in the working folder, if there is one.
 fn revision() -> String {
-    let asked = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
-    let said = asked.ok().filter(|output| output.status.success());
-    said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+    let described = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    let described = described.ok().filter(|output| output.status.success());
+    described.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
 fn write_report(

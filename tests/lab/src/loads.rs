@@ -9,7 +9,7 @@ use std::time::Duration;
 use msg_stack::{Process, Signal, process};
 
 use super::error::LabError;
-use super::history::Tail;
+use super::history::HistoryFollower;
 
 /// Maximum number of senders of a process.
 const SENDERS: u32 = 1000;
@@ -97,8 +97,8 @@ impl Loads {
     }
 
     /// Opens the histories that were started since there were `known` of them.
-    pub(crate) fn new_histories(&self, known: usize) -> Vec<Tail> {
+    pub(crate) fn new_histories(&self, known: usize) -> Vec<HistoryFollower> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        all[known..].iter().map_while(|load| Tail::open(&load.history).ok()).collect()
+        all[known..].iter().map_while(|load| HistoryFollower::open(&load.history).ok()).collect()
     }
 }

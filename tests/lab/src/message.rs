@@ -1,5 +1,5 @@
-//! Owns what the messages of a load are: each is given by its sender and its number, so that neither the history nor the
-//! checker keeps any content.
+//! Owns what the messages of a load are: each is given by its sender and its number, so that neither the history nor
+//! the checker keeps any content.
 
 use std::fmt::Debug;
 
@@ -20,11 +20,11 @@ pub(crate) struct Numbers {
 pub(crate) trait Messages: Debug + Send + Sync {
     fn message(&self, numbers: Numbers) -> Msg;
 
-    /// Which message a row or a record holds; none if the load has none with these IDs.
+    /// Returns the numbers of the message in a row or a record; none if the load has no message with these IDs.
     fn numbers(&self, msg: &Msg, msg_id: Uuid) -> Option<Numbers>;
 }
 
-/// The fault lab's messages, which are computed.
+/// The fault lab's messages, which are computed from their numbers.
 #[derive(Debug)]
 pub(crate) struct Computed;
 
@@ -39,7 +39,7 @@ impl Messages for Computed {
     }
 }
 
-/// The message with other content under the same ID.
+/// Returns the message with other content under the same ID.
 pub(crate) fn altered(msg: Msg) -> Msg {
     Msg { content: format!("other content under the ID {}", msg.client_msg_id).into(), ..msg }
 }
@@ -49,7 +49,7 @@ pub(crate) fn is_as_sent(messages: &dyn Messages, numbers: Numbers, msg: &Msg, i
     messages.message(numbers) == *msg && msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id) == id
 }
 
-/// The message `n` of a sender to an inbox.
+/// Returns message `n` of a sender to an inbox.
 pub(crate) fn message(sender: u32, n: u32, inbox: u32) -> Msg {
     Msg {
         recv_id: recv_id(inbox),

@@ -11,7 +11,7 @@ use msg_stack::Process;
 
 use super::error::LabError;
 use super::evidence::{Clock, Commits, Health, LostOffsets, Sample, Waiting};
-use super::history::{Book, Event, Nanos, Tail, now};
+use super::history::{Book, Event, HistoryFollower, Nanos, now};
 use super::world::{Node, World};
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -19,7 +19,6 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// miss it.
 const OFFSETS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The observations so far.
 #[derive(Default)]
 pub(crate) struct Observed {
     pub(crate) samples: Vec<Sample>,
@@ -27,7 +26,7 @@ pub(crate) struct Observed {
     pub(crate) lag: Vec<(Nanos, Option<i64>)>,
     pub(crate) health: Vec<Health>,
     pub(crate) waiting: Vec<Waiting>,
-    /// By process and partition.
+    /// The lost offsets that each process counted, by process and partition.
     pub(crate) lost_offsets: BTreeMap<(u32, i32), LostOffsets>,
     /// Processes that ended unexpectedly, in words.
     pub(crate) ended: Vec<String>,
@@ -39,7 +38,7 @@ pub(crate) struct Observer {
     pub(crate) observed: Mutex<Observed>,
     pub(crate) book: Mutex<Book>,
     /// The position in each history.
-    tails: Mutex<Vec<Tail>>,
+    tails: Mutex<Vec<HistoryFollower>>,
     /// Number of accepted messages, including repeats.
     pub(crate) accepted: AtomicU64,
     /// Whether services that ended are started again.
@@ -79,8 +78,8 @@ impl Observer {
         for (file, tail) in tails.iter_mut().enumerate() {
             let file = u32::try_from(file).expect("few files");
             let add = |event| {
-                if let Event::Told { results, .. } = &event {
-                    let accepted = results.iter().filter(|(_, outcome)| outcome.place().is_some()).count();
+                if let Event::Outcomes { results, .. } = &event {
+                    let accepted = results.iter().filter(|(_, outcome)| outcome.position().is_some()).count();
                     self.accepted.fetch_add(accepted as u64, Ordering::Relaxed);
                 }
                 book.add(file, event);

@@ -1,4 +1,5 @@
-//! Owns a load that runs in this process and sends a plan, and the verdict on it by the one checker; the demo is such a load.
+//! Owns a load that runs in this process and sends a plan, and its verdict by the lab's checker. The demo is such a
+//! load.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,29 +36,29 @@ pub struct PlannedLoad {
     clock: Clock,
 }
 
-/// What the checker found, and what figures are made of.
+/// The findings of the checker, and the measurements of the load.
 #[derive(Debug)]
 pub struct Verdict {
-    /// One for each thing that must hold.
+    /// The findings, one for each thing that must hold.
     pub findings: Vec<Finding>,
     /// When the first message was sent.
     pub began: SystemTime,
-    /// From then to the last outcome.
+    /// The time from the first message to the last outcome.
     pub sending: Duration,
-    /// How long each call needed whose message was accepted.
+    /// The duration of each call whose message was accepted.
     pub accepted: Vec<Duration>,
-    /// Calls that were not sent.
+    /// Number of attempts that were reported as not sent.
     pub not_sent: usize,
-    /// Calls whose outcome was unknown.
+    /// Number of attempts with an unknown outcome.
     pub unknown: usize,
     /// `send_time` and `stored_time` of each row.
     pub rows: Vec<(SystemTime, SystemTime)>,
-    /// Rows of `dead_letters`.
+    /// Number of rows in `dead_letters`.
     pub dead_letters: usize,
 }
 
 impl PlannedLoad {
-    /// Sends nothing yet. The messages of one stream are sent one after the other.
+    /// Prepares the load, and sends nothing yet. The messages of one stream are sent one after the other.
     pub fn new(gateway: &str, streams: Vec<Vec<Planned>>) -> Result<PlannedLoad, LabError> {
         let plan = Arc::new(Plan::new(streams));
         let load = Load {
@@ -75,25 +76,25 @@ impl PlannedLoad {
         Ok(PlannedLoad { plan, load: Arc::new(load), progress: Arc::default(), connections, clock: Clock::read() })
     }
 
-    /// Messages of the plan.
+    /// Returns the number of messages in the plan.
     pub fn messages(&self) -> usize {
         self.plan.messages()
     }
 
-    /// Messages whose every outcome is known.
+    /// Returns the number of messages whose outcomes are all known.
     pub fn settled(&self) -> u64 {
         self.progress.settled.load(Ordering::Relaxed)
     }
 
-    /// A client of the gateway over a connection of the load.
+    /// Returns a client of the gateway that shares a connection with the load.
     pub fn client(&self) -> Client {
         self.connections[0][0].clone()
     }
 
-    /// Sends all streams, `at_once` of them concurrently, and returns when every message is accepted.
-    pub async fn send(&self, at_once: usize) -> Result<(), LabError> {
+    /// Sends all streams, `concurrency` of them concurrently, and returns when every message is accepted.
+    pub async fn send(&self, concurrency: usize) -> Result<(), LabError> {
         let mut senders = JoinSet::new();
-        for number in 0..at_once {
+        for number in 0..concurrency {
             let links = self.connections[number % CONNECTIONS].clone();
             let rng = StdRng::seed_from_u64(number as u64);
             let caller = Caller::new(Arc::clone(&self.load), links, 0, rng);
@@ -105,8 +106,8 @@ impl PlannedLoad {
         Ok(())
     }
 
-    /// Reads the tables and the offsets after everything is stored, and checks every promise. `commits` are committed offsets that
-    /// were seen before, each with the time of the response.
+    /// Reads the tables and the offsets after everything is stored, and checks every promise. `commits` are offsets
+    /// that the group had committed earlier, each with the time of the response.
     pub async fn judge(
         &self,
         database: &Database,
@@ -119,7 +120,7 @@ impl PlannedLoad {
             began: self.clock.at,
             ended: now(),
             ends: offsets.ends().await?,
-            // Before the progress rows: those that are read later can only be further.
+            // Read these before the progress rows: progress rows that are read later can only be higher.
             committed: offsets.committed().await?,
             commits: commits.collect(),
             ..Evidence::default()
@@ -133,15 +134,15 @@ impl PlannedLoad {
 impl Verdict {
     fn of(book: &Book, evidence: &Evidence) -> Verdict {
         let count = |of: fn(&Outcome) -> bool| book.attempts.iter().filter(|attempt| of(&attempt.outcome)).count();
-        let accepted = book.attempts.iter().filter(|attempt| attempt.outcome.place().is_some());
-        let took = |sent: Nanos, told: Nanos| Duration::from_nanos(told.saturating_sub(sent));
+        let accepted = book.attempts.iter().filter(|attempt| attempt.outcome.position().is_some());
+        let between = |from: Nanos, to: Nanos| Duration::from_nanos(to.saturating_sub(from));
         let first = book.attempts.first().map_or(evidence.began, |attempt| attempt.sent);
-        let last = book.attempts.iter().filter_map(|attempt| attempt.told).max().unwrap_or(first);
+        let last = book.attempts.iter().filter_map(|attempt| attempt.responded).max().unwrap_or(first);
         Verdict {
             findings: check(book, evidence),
-            began: time(evidence.clock.micros) + took(evidence.clock.at, first),
-            sending: took(first, last),
-            accepted: accepted.filter_map(|attempt| Some(took(attempt.sent, attempt.told?))).collect(),
+            began: time(evidence.clock.micros) + between(evidence.clock.at, first),
+            sending: between(first, last),
+            accepted: accepted.filter_map(|attempt| Some(between(attempt.sent, attempt.responded?))).collect(),
             not_sent: count(|outcome| matches!(outcome, Outcome::NotSent(_))),
             unknown: count(|outcome| matches!(outcome, Outcome::Unknown(_))),
             rows: evidence.rows.iter().map(|row| (time(row.sent), time(row.stored))).collect(),
@@ -165,13 +166,13 @@ mod tests {
     use crate::evidence::Row;
     use crate::history::{Event, Way};
 
-    /// A message that was accepted at offset 0 of the only partition, and these rows.
+    /// Returns the broken promises of a message that was accepted at offset 0 of the only partition, with these rows.
     fn broken(rows: Vec<Row>) -> Vec<String> {
         let mut book = Book::default();
         let (way, msgs) = (Way::Unary, vec![(0, 0)]);
         let (stream, stored, altered) = (None, false, false);
         book.add(0, Event::Send { call: 0, at: 1_000, sender: 0, way, stream, stored, altered, gateway: 0, msgs });
-        book.add(0, Event::Told { call: 0, at: 9_000, results: vec![(0, Outcome::Ok(0, 0))] });
+        book.add(0, Event::Outcomes { call: 0, at: 9_000, results: vec![(0, Outcome::Ok(0, 0))] });
         let (ends, committed, progress) = (vec![1], vec![1], vec![1]);
         let verdict = Verdict::of(&book, &Evidence { rows, ends, committed, progress, ..Evidence::default() });
         assert_eq!((verdict.accepted.len(), verdict.sending), (1, Duration::from_micros(8)));
@@ -185,6 +186,9 @@ mod tests {
         assert_eq!(broken(vec![good.clone()]), [""; 0]);
         assert_eq!(broken(Vec::new()), ["P1 each accepted message is a row, or a dead letter at its position"]);
         let altered = Row { same: false, ..good };
-        assert_eq!(broken(vec![altered]), [" each row has exactly the bytes that were sent, in the inbox that they were sent to"]);
+        assert_eq!(
+            broken(vec![altered]),
+            [" each row has exactly the bytes that were sent, in the inbox that they were sent to"]
+        );
     }
 }

@@ -44,7 +44,7 @@ pub fn latency_label(millis: f64) -> String {
     if millis < 1000.0 { format!("{millis} ms") } else { format!("{} s", millis / 1000.0) }
 }
 
-/// Formats MiB.
+/// Formats a size in MiB with its unit.
 pub fn mib(mib: f64) -> String {
     format!("{} MiB", grouped(mib.round() as u64))
 }

@@ -102,7 +102,6 @@ impl Node {
         self.service().launch().map(|_| ())
     }
 
-    /// Sends SIGKILL and waits.
     pub(crate) async fn kill(&self) {
         self.wanted.store(false, Ordering::Relaxed);
         self.service().kill().await;

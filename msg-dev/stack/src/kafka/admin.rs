@@ -22,14 +22,14 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const TOPIC_WITHIN: Duration = Duration::from_secs(30);
 
 /// A client context that logs nothing: the stack polls brokers that are not started yet, so errors are expected.
-struct Quiet;
+struct LogContext;
 
-impl ClientContext for Quiet {
+impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
     fn error(&self, _: KafkaError, _: &str) {}
 }
 
-impl ProducerContext for Quiet {
+impl ProducerContext for LogContext {
     type DeliveryOpaque = ();
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
@@ -105,8 +105,8 @@ async fn is_led(bootstrap: &str, spec: &TopicSpec) -> bool {
     })
 }
 
-fn admin(bootstrap: &str, doing: &str) -> Result<AdminClient<Quiet>, StackError> {
-    config(bootstrap).create_with_context(Quiet).map_err(failed(doing.to_owned()))
+fn admin(bootstrap: &str, doing: &str) -> Result<AdminClient<LogContext>, StackError> {
+    config(bootstrap).create_with_context(LogContext).map_err(failed(doing.to_owned()))
 }
 
 fn options() -> AdminOptions {
@@ -128,7 +128,7 @@ fn failed(doing: String) -> impl FnOnce(KafkaError) -> StackError {
 /// Reads the cluster's metadata on a thread of its own, since the client blocks.
 async fn metadata(bootstrap: String, topic: Option<String>) -> Result<Metadata, KafkaError> {
     let request = move || {
-        let client: BaseProducer<Quiet> = config(&bootstrap).create_with_context(Quiet)?;
+        let client: BaseProducer<LogContext> = config(&bootstrap).create_with_context(LogContext)?;
         client.client().fetch_metadata(topic.as_deref(), REQUEST_TIMEOUT)
     };
     tokio::task::spawn_blocking(request).await.expect("reading metadata does not panic")

@@ -292,7 +292,7 @@ impl Kafka {
         admin::partitions(&self.bootstrap, topic).await
     }
 
-    /// Deletes a topic.
+    /// Deletes a topic, or returns an error if it does not exist.
     pub async fn delete_topic(&self, name: &str) -> Result<(), StackError> {
         admin::delete(&self.bootstrap, name).await
     }

@@ -23,7 +23,7 @@ pub enum Resource {
     Group(String),
     /// The producer with this transactional id.
     TransactionalId(String),
-    /// The cluster.
+    /// The cluster itself, for rights that are not on one of its resources.
     Cluster,
 }
 

@@ -12,7 +12,7 @@ const REQUEST_TIMEOUT: Nanos = 8_000_000_000;
 
 const MILLISECOND: Nanos = 1_000_000;
 
-/// Partition and offset.
+/// The position of a record: partition and offset.
 pub(super) type Position = (i32, i64);
 
 /// One of the logs that a partition has had. Offsets of two incarnations cannot be compared.
@@ -96,8 +96,8 @@ impl<'a> Facts<'a> {
     /// Whether the record of an accepted attempt may have been above the progress row when its topic was deleted, or
     /// when the end of its partition's log was lost.
     pub(super) fn was_destroyed(&self, attempt: &Attempt) -> bool {
-        let Some((partition, offset)) = attempt.outcome.place() else { return false };
-        let (sent, reported) = (attempt.sent, attempt.told.unwrap_or(Nanos::MAX));
+        let Some((partition, offset)) = attempt.outcome.position() else { return false };
+        let (sent, reported) = (attempt.sent, attempt.responded.unwrap_or(Nanos::MAX));
         let above = |progress: i64| offset < 0 || offset >= progress;
         // The record may be in any topic that existed between the send and the report of its outcome.
         let topics = &self.evidence.topics;
@@ -117,7 +117,7 @@ impl<'a> Facts<'a> {
     /// Whether Kafka may have the record of an accepted attempt twice, and the response names the second: an idempotent
     /// producer that has started a new epoch sends its unconfirmed records again.
     pub(super) fn may_be_twice(&self, attempt: &Attempt) -> bool {
-        let waited = attempt.told.is_some_and(|at| at - attempt.sent >= REQUEST_TIMEOUT);
+        let waited = attempt.responded.is_some_and(|at| at - attempt.sent >= REQUEST_TIMEOUT);
         let not_sent = |other: &Attempt| matches!(other.outcome, Outcome::NotSent(_));
         waited && is_accepted(attempt) && !self.book.attempts_of(attempt.message).any(not_sent)
     }
@@ -126,13 +126,13 @@ impl<'a> Facts<'a> {
     pub(super) fn is_of(&self, row: &Row, attempt: &Attempt) -> bool {
         let sent = self.evidence.clock.nanos(row.sent);
         // The record's time has whole milliseconds.
-        sent + MILLISECOND >= attempt.sent && attempt.told.is_none_or(|at| sent <= at)
+        sent + MILLISECOND >= attempt.sent && attempt.responded.is_none_or(|at| sent <= at)
     }
 
     /// Returns the incarnation of its partition that the record of an attempt is in; none if it may be in one of
     /// several.
     pub(super) fn incarnation(&self, attempt: &Attempt) -> Option<Incarnation> {
-        self.incarnation_between(attempt.outcome.place()?, attempt.sent, attempt.told.unwrap_or(Nanos::MAX))
+        self.incarnation_between(attempt.outcome.position()?, attempt.sent, attempt.responded.unwrap_or(Nanos::MAX))
     }
 
     /// Returns the incarnation that the record of a row was in; none if it may be in one of several.
@@ -163,7 +163,6 @@ impl<'a> Facts<'a> {
         same.then_some(Incarnation { topic, tail: before })
     }
 
-    /// Describes a message.
     pub(super) fn name(&self, message: u32) -> String {
         let message = &self.book.messages[message as usize];
         format!("message {} of sender-{} to inbox-{}", message.n, message.sender, message.inbox)
@@ -178,7 +177,7 @@ pub(super) fn is_accepted(attempt: &Attempt) -> bool {
 /// Returns the position of an attempt's record. Kafka can confirm a repeated record without its position: the offset is
 /// negative.
 pub(super) fn position(attempt: &Attempt) -> Option<Position> {
-    attempt.outcome.place().filter(|(_, offset)| *offset >= 0)
+    attempt.outcome.position().filter(|(_, offset)| *offset >= 0)
 }
 
 /// Whether a dead letter is of a record with other content under a known ID, and has the reason for it.
@@ -196,12 +195,10 @@ pub(super) fn at(list: &[i64], partition: i32) -> i64 {
     usize::try_from(partition).ok().and_then(|partition| list.get(partition)).copied().unwrap_or(0)
 }
 
-/// Describes a row.
 pub(super) fn row_name(row: &Row) -> String {
     format!("inbox-{} seq {} (message {} of sender-{})", row.inbox, row.seq, row.n, row.sender)
 }
 
-/// Describes a position.
 pub(super) fn position_name((partition, offset): Position) -> String {
     format!("partition {partition} offset {offset}")
 }

@@ -13,7 +13,6 @@ const WITHIN: Nanos = 40_000_000_000;
 /// The maximum age of a sample that counts as current.
 const FRESH: Nanos = 3_000_000_000;
 
-/// Checks P8.
 pub(super) fn check(evidence: &Evidence) -> [Finding; 2] {
     [waiting(evidence), named(evidence)]
 }

@@ -5,7 +5,6 @@ use super::super::history::{Nanos, Way};
 use super::Finding;
 use super::facts::{Facts, Incarnation, Position, is_accepted, is_unknown, position, position_name, row_name};
 
-/// Checks P3 and P4.
 pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
     let mut times = Finding::new("P3", "a message that was accepted before another was sent has the lower seq");
     let mut kafka = Finding::new("P3", "seq order is Kafka's order");
@@ -23,7 +22,7 @@ pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
             let own = |message: &u32| facts.row_in_order(*message).is_some_and(|first| std::ptr::eq(first, *row));
             let Some(message) = message.filter(own) else { continue };
 
-            let accepted = facts.delivered(message).filter_map(|attempt| attempt.told).min();
+            let accepted = facts.delivered(message).filter_map(|attempt| attempt.responded).min();
             let in_time = accepted.zip(latest).is_none_or(|(accepted, (sent, _))| accepted >= sent);
             times.check(in_time, || {
                 let later = latest.map(|(_, message)| facts.name(message));

@@ -79,17 +79,17 @@ fn same(facts: &Facts<'_>) -> Finding {
 /// Checks that a read reaches every seq that any reader had read before the request.
 fn never_less(facts: &Facts<'_>, seen: &Seen) -> Finding {
     let mut finding = Finding::new("P4", "no message disappears: every later read has at least the same last seq");
-    let mut reach = |inbox: u32, asked: Nanos, reached: i64, reader: u32| {
-        let Some(highest) = highest_before(seen, inbox, asked) else { return };
+    let mut reach = |inbox: u32, requested: Nanos, reached: i64, reader: u32| {
+        let Some(highest) = highest_before(seen, inbox, requested) else { return };
         let problem = || format!("reader {reader}: inbox-{inbox} ended at {reached}, after {highest} had been read");
         finding.check(reached >= highest, problem);
     };
     for read in facts.book.reads.iter().filter(|read| read.way == ReadWay::Pull && read.end) {
         let reached = facts.book.msgs(read).last().map_or(read.from.max(1) - 1, |(seq, _, _)| *seq);
-        reach(read.inbox, read.asked, reached, read.reader);
+        reach(read.inbox, read.requested, reached, read.reader);
     }
     for read in &facts.book.max_seqs {
-        reach(read.inbox, read.asked, read.seq, read.reader);
+        reach(read.inbox, read.requested, read.seq, read.reader);
     }
     finding
 }
@@ -100,10 +100,10 @@ fn silence(facts: &Facts<'_>, seen: &Seen) -> Finding {
     let mut finding =
         Finding::new("P4", format!("a watch has sent within {within} s every message that other readers have read"));
     for read in facts.book.reads.iter().filter(|read| read.way == ReadWay::Watch && read.end) {
-        if longest_calm(facts, read.asked, read.at) < ENOUGH {
+        if longest_calm(facts, read.requested, read.at) < ENOUGH {
             continue;
         }
-        let highest = highest_before(seen, read.inbox, read.asked).unwrap_or(0);
+        let highest = highest_before(seen, read.inbox, read.requested).unwrap_or(0);
         let (reader, inbox, reached) = (read.reader, read.inbox, read.from - 1);
         let problem =
             || format!("reader {reader}: the watch of inbox-{inbox} ended at {reached}, after {highest} had been read");
@@ -124,10 +124,10 @@ fn statuses(facts: &Facts<'_>) -> Finding {
             finding.check(matches!(status.state, State::NotFound | State::Pending), problem);
             continue;
         };
-        let before = |one: &&Attempt| one.told.is_some_and(|at| at < status.asked);
+        let before = |one: &&Attempt| one.responded.is_some_and(|at| at < status.requested);
         let reported_before = || facts.book.attempts_of(message).filter(before);
         let stored = reported_before().any(|one| matches!(one.outcome, Outcome::Stored { .. }));
-        let accepted = reported_before().any(|one| one.outcome.place().is_some() && !facts.was_destroyed(one));
+        let accepted = reported_before().any(|one| one.outcome.position().is_some() && !facts.was_destroyed(one));
         let row = facts.row_of(message);
         let holds = match status.state {
             State::Stored(seq) => row.is_some_and(|row| row.seq == seq),
@@ -156,9 +156,9 @@ fn longest_calm(facts: &Facts<'_>, from: Nanos, to: Nanos) -> Nanos {
     longest
 }
 
-fn highest_before(seen: &Seen, inbox: u32, asked: Nanos) -> Option<i64> {
+fn highest_before(seen: &Seen, inbox: u32, requested: Nanos) -> Option<i64> {
     let seen = seen.get(&inbox)?;
-    let before = seen.partition_point(|(at, _)| *at < asked).checked_sub(1)?;
+    let before = seen.partition_point(|(at, _)| *at < requested).checked_sub(1)?;
     Some(seen[before].1)
 }
 
@@ -173,7 +173,7 @@ fn seen(facts: &Facts<'_>) -> Seen {
         seen.entry(read.inbox).or_default().push((read.at, read.seq));
     }
     for attempt in &facts.book.attempts {
-        if let (Outcome::Stored { seq, .. }, Some(at)) = (&attempt.outcome, attempt.told) {
+        if let (Outcome::Stored { seq, .. }, Some(at)) = (&attempt.outcome, attempt.responded) {
             seen.entry(facts.book.messages[attempt.message as usize].inbox).or_default().push((at, *seq));
         }
     }

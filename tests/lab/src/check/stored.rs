@@ -27,7 +27,7 @@ fn accepted(facts: &Facts<'_>) -> [Finding; 4] {
         let row = facts.row_of(message);
         let (mut accepted, mut nowhere) = (false, None);
         for attempt in facts.book.attempts_of(message) {
-            let Some(position) = attempt.outcome.place() else { continue };
+            let Some(position) = attempt.outcome.position() else { continue };
             let letter = facts.letter(position, Some(message));
             if attempt.altered {
                 let holds = position.1 < 0 || letter.is_some_and(is_conflict) || facts.was_destroyed(attempt);
@@ -129,7 +129,7 @@ fn dead_letters(facts: &Facts<'_>, mut foreign: Finding) -> [Finding; 3] {
         foreign.check(message.is_some(), name);
         let Some(message) = message else { continue };
         let is_cause = |attempt: &Attempt| match attempt.outcome {
-            Outcome::DeadLettered(..) => attempt.outcome.place() == Some(position),
+            Outcome::DeadLettered(..) => attempt.outcome.position() == Some(position),
             Outcome::NotSent(_) => false,
             _ => attempt.altered && is_conflict(letter) && facts::position(attempt).is_none_or(|at| at == position),
         };
@@ -143,7 +143,7 @@ fn dead_letters(facts: &Facts<'_>, mut foreign: Finding) -> [Finding; 3] {
 
 fn history(facts: &Facts<'_>) -> Finding {
     let mut finding = Finding::new("", "every response is the only one to a request");
-    finding.checked = facts.book.attempts.iter().filter(|attempt| attempt.told.is_some()).count();
+    finding.checked = facts.book.attempts.iter().filter(|attempt| attempt.responded.is_some()).count();
     for contradiction in &facts.book.contradictions {
         finding.check(false, || contradiction.clone());
     }

@@ -6,7 +6,6 @@ use super::super::history::{Attempt, Outcome};
 use super::Finding;
 use super::facts::{Facts, Incarnation, Position, at, is_unknown, position, position_name, row_name};
 
-/// Checks P6.
 pub(super) fn check(facts: &Facts<'_>) -> [Finding; 5] {
     [not_sent(facts), attempts(facts), positions(facts), records(facts), forbidden(facts)]
 }
@@ -91,7 +90,7 @@ fn records(facts: &Facts<'_>) -> Finding {
         });
     }
     let count = |what: fn(&Attempt) -> bool| attempts.iter().filter(|attempt| what(attempt)).count();
-    let without_position = count(|attempt| attempt.outcome.place().is_some() && position(attempt).is_none());
+    let without_position = count(|attempt| attempt.outcome.position().is_some() && position(attempt).is_none());
     let (least, unknown) = (positions.len() + without_position, count(is_unknown));
     let twice = attempts.iter().filter(|attempt| facts.may_be_twice(attempt)).count();
     let records = usize::try_from(ends.iter().sum::<i64>()).unwrap_or(0);
@@ -106,10 +105,10 @@ fn forbidden(facts: &Facts<'_>) -> Finding {
     let mut finding = Finding::new("P6", "no message is accepted that was sent while too few replicas were in sync");
     for fault in facts.evidence.faults.iter().filter(|fault| fault.no_ok) {
         for attempt in &facts.book.attempts {
-            let reported = attempt.told.filter(|at| attempt.sent > fault.broken && *at < fault.over);
+            let reported = attempt.responded.filter(|at| attempt.sent > fault.broken && *at < fault.over);
             if reported.is_some() {
                 let problem = || format!("{} during {} of {}", facts.name(attempt.message), fault.name, fault.target);
-                finding.check(attempt.outcome.place().is_none(), problem);
+                finding.check(attempt.outcome.position().is_none(), problem);
             }
         }
     }

@@ -46,11 +46,11 @@ pub(crate) struct Message {
 /// One attempt to send a message.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
-    /// The index in [`Book::messages`].
+    /// The index of the message in [`Book::messages`].
     pub(crate) message: u32,
     pub(crate) sent: Nanos,
     /// When the response arrived; none if there was no response.
-    pub(crate) told: Option<Nanos>,
+    pub(crate) responded: Option<Nanos>,
     pub(crate) way: Way,
     /// Whether the request has `wait_for: STORED`.
     pub(crate) stored: bool,
@@ -69,7 +69,7 @@ pub(crate) struct Attempt {
 pub(crate) struct Read {
     pub(crate) reader: u32,
     pub(crate) way: ReadWay,
-    pub(crate) asked: Nanos,
+    pub(crate) requested: Nanos,
     pub(crate) at: Nanos,
     pub(crate) inbox: u32,
     pub(crate) from: i64,
@@ -83,7 +83,7 @@ pub(crate) struct Read {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MaxSeq {
     pub(crate) reader: u32,
-    pub(crate) asked: Nanos,
+    pub(crate) requested: Nanos,
     pub(crate) at: Nanos,
     pub(crate) inbox: u32,
     pub(crate) seq: i64,
@@ -92,7 +92,7 @@ pub(crate) struct MaxSeq {
 /// The result of GetMsgStatus for a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Status {
-    pub(crate) asked: Nanos,
+    pub(crate) requested: Nanos,
     pub(crate) sender: u32,
     pub(crate) n: u32,
     pub(crate) state: State,
@@ -108,30 +108,40 @@ impl Book {
                 for (n, inbox) in msgs {
                     let message = self.message(sender, n, inbox);
                     let outcome = Outcome::Unknown("no response".to_owned());
-                    let told = None;
-                    self.attempts.push(Attempt { message, sent, told, way, stored, altered, channel, order, outcome });
+                    let responded = None;
+                    self.attempts.push(Attempt {
+                        message,
+                        sent,
+                        responded,
+                        way,
+                        stored,
+                        altered,
+                        channel,
+                        order,
+                        outcome,
+                    });
                     order += 1;
                 }
                 if let Some(stream) = stream {
                     self.streams.insert((file, stream), (channel, order));
                 }
             }
-            Event::Told { call, at, results } => {
+            Event::Outcomes { call, at, results } => {
                 for (index, outcome) in results {
-                    self.tell(file, call, index, at, outcome);
+                    self.set_outcome(file, call, index, at, outcome);
                 }
             }
-            Event::Read { reader, way, asked, at, inbox, from, msgs, end } => {
+            Event::Read { reader, way, requested, at, inbox, from, msgs, end } => {
                 let (first, len) = (self.read_msgs.len(), small(msgs.len()));
                 self.read_msgs.extend(msgs);
-                self.reads.push(Read { reader, way, asked, at, inbox, from, end, first, len });
+                self.reads.push(Read { reader, way, requested, at, inbox, from, end, first, len });
             }
-            Event::MaxSeqs { reader, asked, at, seqs } => {
-                let seqs = seqs.into_iter().map(|(inbox, seq)| MaxSeq { reader, asked, at, inbox, seq });
+            Event::MaxSeqs { reader, requested, at, seqs } => {
+                let seqs = seqs.into_iter().map(|(inbox, seq)| MaxSeq { reader, requested, at, inbox, seq });
                 self.max_seqs.extend(seqs);
             }
-            Event::Status { asked, sender, n, state, .. } => {
-                self.statuses.push(Status { asked, sender, n, state });
+            Event::Status { requested, sender, n, state, .. } => {
+                self.statuses.push(Status { requested, sender, n, state });
             }
             Event::ReadFailed { at, .. } => self.failed_reads.push(at),
         }
@@ -189,26 +199,26 @@ impl Book {
         }
         let known = &mut self.messages[at as usize];
         if known.inbox != inbox {
-            let told = format!("sender {sender}: message {n} went to inbox {} and to {inbox}", known.inbox);
-            self.contradictions.push(told);
+            let problem = format!("sender {sender}: message {n} went to inbox {} and to {inbox}", known.inbox);
+            self.contradictions.push(problem);
         }
         self.next[known.last as usize] = attempt;
         known.last = attempt;
         at
     }
 
-    fn tell(&mut self, file: u32, call: u64, index: u32, at: Nanos, outcome: Outcome) {
+    fn set_outcome(&mut self, file: u32, call: u64, index: u32, at: Nanos, outcome: Outcome) {
         let calls = self.calls.get(file as usize);
         let known = usize::try_from(call).ok().and_then(|call| calls?.get(call));
         let Some((first, _)) = known.filter(|(_, len)| index < *len) else {
             return self.contradictions.push(format!("file {file}: call {call} has no message {index}"));
         };
         let attempt = &mut self.attempts[(first + index) as usize];
-        if attempt.told.is_some() {
-            let told = format!("file {file}: message {index} of call {call} has two outcomes");
-            return self.contradictions.push(told);
+        if attempt.responded.is_some() {
+            let problem = format!("file {file}: message {index} of call {call} has two outcomes");
+            return self.contradictions.push(problem);
         }
-        attempt.told = Some(at);
+        attempt.responded = Some(at);
         attempt.outcome = outcome;
     }
 }
@@ -231,14 +241,14 @@ mod tests {
         let mut book = Book::default();
         book.add(0, send(0, 10, None, &[(0, 7), (1, 8)]));
         book.add(0, send(1, 20, None, &[(1, 8), (2, 7)]));
-        book.add(1, Event::Told { call: 0, at: 25, results: vec![(0, Outcome::Ok(9, 9))] });
-        book.add(0, Event::Told { call: 1, at: 30, results: vec![(0, Outcome::Ok(3, 4))] });
+        book.add(1, Event::Outcomes { call: 0, at: 25, results: vec![(0, Outcome::Ok(9, 9))] });
+        book.add(0, Event::Outcomes { call: 1, at: 30, results: vec![(0, Outcome::Ok(3, 4))] });
         assert_eq!(
             book.messages.iter().map(|message| (message.n, message.inbox)).collect::<Vec<_>>(),
             [(0, 7), (1, 8), (2, 7)]
         );
         let message = book.find(5, 1).expect("the message was sent");
-        let attempts: Vec<_> = book.attempts_of(message).map(|a| (a.sent, a.told, a.channel, a.order)).collect();
+        let attempts: Vec<_> = book.attempts_of(message).map(|a| (a.sent, a.responded, a.channel, a.order)).collect();
         assert_eq!(attempts, [(10, None, 0, 1), (20, Some(30), 1, 0)]);
         assert_eq!(book.attempts[1].outcome, Outcome::Unknown("no response".to_owned()));
         assert_eq!(book.attempts[2].outcome, Outcome::Ok(3, 4));
@@ -252,17 +262,17 @@ mod tests {
             let n = file * 10 + u32::try_from(call).expect("small");
             book.add(file, send(call, 0, Some(stream), &[(n, 0), (n + 100, 0)]));
         }
-        let places: Vec<_> = book.attempts.iter().map(|a| (a.channel, a.order)).collect();
-        assert_eq!(places, [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (2, 0), (2, 1)]);
+        let entries: Vec<_> = book.attempts.iter().map(|a| (a.channel, a.order)).collect();
+        assert_eq!(entries, [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (2, 0), (2, 1)]);
     }
 
     #[test]
-    fn what_does_not_fit_is_noted() {
+    fn contradictory_lines_are_recorded() {
         let mut book = Book::default();
         book.add(0, send(0, 10, None, &[(0, 7)]));
         book.add(0, send(0, 10, None, &[(0, 8)]));
         for index in [0, 0, 1] {
-            book.add(0, Event::Told { call: 0, at: 20, results: vec![(index, Outcome::Ok(0, 0))] });
+            book.add(0, Event::Outcomes { call: 0, at: 20, results: vec![(index, Outcome::Ok(0, 0))] });
         }
         let expected = [
             "file 0: call 0 was sent twice",
@@ -274,14 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn reads_keep_what_they_held() {
+    fn reads_keep_their_messages() {
         let mut book = Book::default();
         for first in [1, 3] {
             let msgs = vec![(first, 5, 0), (first + 1, 5, 1)];
             let (reader, way, inbox, from) = (2, ReadWay::Watch, 7, first);
-            book.add(0, Event::Read { reader, way, asked: 1, at: 2, inbox, from, msgs, end: false });
+            book.add(0, Event::Read { reader, way, requested: 1, at: 2, inbox, from, msgs, end: false });
         }
-        book.add(0, Event::MaxSeqs { reader: 2, asked: 3, at: 4, seqs: vec![(7, 4), (8, 0)] });
+        book.add(0, Event::MaxSeqs { reader: 2, requested: 3, at: 4, seqs: vec![(7, 4), (8, 0)] });
         assert_eq!(book.msgs(&book.reads[1]), [(3, 5, 0), (4, 5, 1)]);
         assert_eq!((book.max_seqs[1].inbox, book.max_seqs[0].seq), (8, 4));
     }

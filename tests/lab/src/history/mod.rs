@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use book::{Attempt, Book};
-pub(crate) use read::Tail;
+pub(crate) use read::HistoryFollower;
 pub(crate) use write::Writer;
 
 /// Nanoseconds of CLOCK_MONOTONIC: the same clock for every process of the machine, which never jumps.
@@ -19,7 +19,6 @@ pub(crate) type Nanos = u64;
 /// The time within which a watch sends a stored message.
 pub(crate) const WATCH_WITHIN: Duration = Duration::from_secs(45);
 
-/// Returns the current time.
 pub(crate) fn now() -> Nanos {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes one timespec, which this function owns.
@@ -47,7 +46,8 @@ pub(crate) enum Event {
         /// Whether the request has `wait_for: STORED`.
         #[serde(default, skip_serializing_if = "is_false")]
         stored: bool,
-        /// Whether the content differs from the messages' own: a caller's bug, which must not replace the stored message.
+        /// Whether the content differs from the messages' own: a caller's bug, which must not replace the stored
+        /// message.
         #[serde(default, skip_serializing_if = "is_false")]
         altered: bool,
         /// The number of the gateway, from 0.
@@ -57,7 +57,7 @@ pub(crate) enum Event {
     },
     /// The outcomes of a call's messages. A call may have several of these lines; a message in none of them has an
     /// unknown outcome.
-    Told {
+    Outcomes {
         call: u64,
         at: Nanos,
         /// The index in `msgs`, and the outcome.
@@ -69,7 +69,7 @@ pub(crate) enum Event {
         reader: u32,
         way: ReadWay,
         /// When the read was requested. For a watch: when the event arrived; for its `end`: [`WATCH_WITHIN`] before.
-        asked: Nanos,
+        requested: Nanos,
         at: Nanos,
         inbox: u32,
         /// The lowest possible seq: the request's `from_seq`, or for a watch the last received seq plus 1.
@@ -80,12 +80,12 @@ pub(crate) enum Event {
         #[serde(default, skip_serializing_if = "is_false")]
         end: bool,
     },
-    /// GetMaxSeqs.
-    MaxSeqs { reader: u32, asked: Nanos, at: Nanos, seqs: Vec<(u32, i64)> },
-    /// GetMsgStatus.
-    Status { reader: u32, asked: Nanos, at: Nanos, sender: u32, n: u32, state: State },
-    /// A read that failed.
-    ReadFailed { reader: u32, way: ReadWay, asked: Nanos, at: Nanos, reason: String },
+    /// The last seqs of some inboxes, as GetMaxSeqs returned them.
+    MaxSeqs { reader: u32, requested: Nanos, at: Nanos, seqs: Vec<(u32, i64)> },
+    /// The state of a message, as GetMsgStatus returned it.
+    Status { reader: u32, requested: Nanos, at: Nanos, sender: u32, n: u32, state: State },
+    /// A read that failed or timed out, with the reason.
+    ReadFailed { reader: u32, way: ReadWay, requested: Nanos, at: Nanos, reason: String },
 }
 
 /// A way to send messages.
@@ -107,11 +107,11 @@ pub(crate) enum ReadWay {
     Status,
 }
 
-/// The result of GetMsgStatus.
+/// The state of a message in a response of GetMsgStatus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// With this seq.
+    /// The message is stored with this seq.
     Stored(i64),
     DeadLettered,
     Pending,
@@ -122,15 +122,19 @@ pub(crate) enum State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
-    /// Accepted: partition and offset.
+    /// The message was accepted at this partition and offset.
     Ok(i32, i64),
-    /// Accepted and stored.
-    Stored { partition: i32, offset: i64, seq: i64, duplicate: bool },
+    Stored {
+        partition: i32,
+        offset: i64,
+        seq: i64,
+        duplicate: bool,
+    },
     /// Accepted, and not stored before the deadline (NOT_STORED_YET).
     NotStoredYet(i32, i64),
     /// Accepted, and dead-lettered: partition, offset, reason.
     DeadLettered(i32, i64, String),
-    /// Not sent: the reason.
+    /// The message was not sent, for this reason.
     NotSent(String),
     /// Unknown: the reason, or the transport's code.
     Unknown(String),
@@ -138,7 +142,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Returns the position of the record, if it was accepted.
-    pub(crate) fn place(&self) -> Option<(i32, i64)> {
+    pub(crate) fn position(&self) -> Option<(i32, i64)> {
         match self {
             Outcome::Ok(partition, offset)
             | Outcome::Stored { partition, offset, .. }

@@ -6,31 +6,31 @@ use std::path::Path;
 
 use super::Event;
 
-/// Reads the lines that are added to a file, at each call of [`Tail::more`].
+/// Reads the lines that are added to a file, at each call of [`HistoryFollower::more`].
 #[derive(Debug)]
-pub(crate) struct Tail {
+pub(crate) struct HistoryFollower {
     file: BufReader<File>,
     /// The start of a line that is not complete yet.
-    begun: Vec<u8>,
+    partial: Vec<u8>,
     line: usize,
 }
 
-impl Tail {
-    pub(crate) fn open(path: &Path) -> io::Result<Tail> {
-        Ok(Tail { file: BufReader::with_capacity(1 << 20, File::open(path)?), begun: Vec::new(), line: 0 })
+impl HistoryFollower {
+    pub(crate) fn open(path: &Path) -> io::Result<HistoryFollower> {
+        Ok(HistoryFollower { file: BufReader::with_capacity(1 << 20, File::open(path)?), partial: Vec::new(), line: 0 })
     }
 
     /// Passes every complete line that was added since the last call to `take`. Ignores a last line without an end,
     /// which a killed load process did not finish.
     pub(crate) fn more(&mut self, mut take: impl FnMut(Event)) -> io::Result<()> {
         loop {
-            if self.file.read_until(b'\n', &mut self.begun)? == 0 || self.begun.last() != Some(&b'\n') {
+            if self.file.read_until(b'\n', &mut self.partial)? == 0 || self.partial.last() != Some(&b'\n') {
                 return Ok(());
             }
             self.line += 1;
-            let event = serde_json::from_slice(&self.begun)
+            let event = serde_json::from_slice(&self.partial)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("line {}: {error}", self.line)))?;
-            self.begun.clear();
+            self.partial.clear();
             take(event);
         }
     }

@@ -17,8 +17,8 @@ impl Default for Backoff {
 
 impl Backoff {
     /// Returns the wait, which is at least the requested one.
-    pub(crate) fn next(&mut self, asked: Duration) -> Duration {
-        let delay = self.0.mul_f64(rand::random_range(0.5..1.0)).max(asked);
+    pub(crate) fn next(&mut self, requested: Duration) -> Duration {
+        let delay = self.0.mul_f64(rand::random_range(0.5..1.0)).max(requested);
         self.0 = (self.0 * 2).min(LONGEST);
         delay
     }
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_doubles_up_to_the_longest_and_waits_as_long_as_it_was_asked_to() {
+    fn backoff_doubles_to_its_limit_and_is_at_least_as_requested() {
         let mut backoff = Backoff::default();
         for longest in [50, 100, 200, 400, 800, 1000, 1000] {
             let longest = Duration::from_millis(longest);

@@ -8,17 +8,17 @@ use rand::RngExt;
 use tokio::time::sleep;
 
 use super::backoff::Backoff;
-use super::outcome::Answer;
+use super::outcome::MsgResult;
 use super::sender::Sender;
 use crate::history::{Outcome, Way};
 
 /// The share of messages that are abandoned after they were not sent.
-const GIVEN_UP: f64 = 0.3;
+const ABANDONED: f64 = 0.3;
 /// The shares of accepted messages that are sent again immediately, and later.
-const AGAIN_AT_ONCE: f64 = 0.005;
-const AGAIN_LATER: f64 = 0.005;
+const RESENT_IMMEDIATELY: f64 = 0.005;
+const RESENT_LATER: f64 = 0.005;
 /// Maximum number of messages that wait to be sent again later.
-const LATER: usize = 16;
+const RESEND_QUEUE: usize = 16;
 /// Maximum number of messages with unknown outcomes of one sender with single calls.
 const MOST_OPEN: usize = 4;
 const LARGEST_BATCH: usize = 200;
@@ -40,22 +40,22 @@ pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
         if open.len() < MOST_OPEN && sender.turn(1).await {
             let inbox = sender.inbox();
             if open.iter().all(|open| open.msg.1 != inbox) {
-                open.push(Open { msg: sender.begin(inbox), certain: true });
+                open.push(Open { msg: sender.next_message(inbox), certain: true });
             }
         }
         let mut delay = Duration::ZERO;
         for Open { msg, mut certain } in std::mem::take(&mut open) {
-            let answers = sender.caller.attempt(Way::Unary, false, &[msg]).await?;
-            if unsettled(&[msg], &answers).is_empty() {
-                if let Some(place) = answers.first().and_then(|answer| answer.outcome.place()) {
-                    sender.caller.load.accepted.note(sender.caller.id, msg, place);
+            let results = sender.caller.attempt(Way::Unary, false, &[msg]).await?;
+            if unsettled(&[msg], &results).is_empty() {
+                if let Some(position) = results.first().and_then(|result| result.outcome.position()) {
+                    sender.caller.load.accepted.note(sender.caller.id, msg, position);
                 }
-                again(&mut sender, msg, &mut later).await?;
+                resend_some(&mut sender, msg, &mut later).await?;
                 continue;
             }
-            delay = delay.max(longest(&answers));
-            certain &= answers.iter().all(|answer| matches!(answer.outcome, Outcome::NotSent(_)));
-            if !(certain && sender.caller.rng.random_bool(GIVEN_UP)) {
+            delay = delay.max(longest(&results));
+            certain &= results.iter().all(|result| matches!(result.outcome, Outcome::NotSent(_)));
+            if !(certain && sender.caller.rng.random_bool(ABANDONED)) {
                 open.push(Open { msg, certain });
             }
         }
@@ -69,14 +69,14 @@ pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
 }
 
 /// Sends some of the accepted messages again on purpose: the gateway must store them only once.
-async fn again(sender: &mut Sender, msg: (u32, u32), later: &mut VecDeque<(u32, u32)>) -> io::Result<()> {
-    if sender.caller.rng.random_bool(AGAIN_AT_ONCE) {
+async fn resend_some(sender: &mut Sender, msg: (u32, u32), later: &mut VecDeque<(u32, u32)>) -> io::Result<()> {
+    if sender.caller.rng.random_bool(RESENT_IMMEDIATELY) {
         sender.caller.attempt(Way::Unary, false, &[msg]).await?;
     }
-    if sender.caller.rng.random_bool(AGAIN_LATER) {
+    if sender.caller.rng.random_bool(RESENT_LATER) {
         later.push_back(msg);
     }
-    if later.len() == LATER
+    if later.len() == RESEND_QUEUE
         && let Some(msg) = later.pop_front()
     {
         sender.caller.attempt(Way::Unary, false, &[msg]).await?;
@@ -95,7 +95,7 @@ pub(crate) async fn in_batches(mut sender: Sender) -> io::Result<()> {
         let mut msgs = Vec::with_capacity(size);
         for _ in 0..size {
             let inbox = inboxes[sender.caller.rng.random_range(0..inboxes.len())];
-            msgs.push(sender.begin(inbox));
+            msgs.push(sender.next_message(inbox));
         }
         settle(&mut sender, msgs).await?;
     }
@@ -105,22 +105,22 @@ pub(crate) async fn in_batches(mut sender: Sender) -> io::Result<()> {
 async fn settle(sender: &mut Sender, mut msgs: Vec<(u32, u32)>) -> io::Result<()> {
     let mut backoff = Backoff::default();
     loop {
-        let answers = sender.caller.attempt(Way::Batch, false, &msgs).await?;
-        msgs = unsettled(&msgs, &answers);
+        let results = sender.caller.attempt(Way::Batch, false, &msgs).await?;
+        msgs = unsettled(&msgs, &results);
         if msgs.is_empty() {
             return Ok(());
         }
-        sleep(backoff.next(longest(&answers))).await;
+        sleep(backoff.next(longest(&results))).await;
     }
 }
 
-fn longest(answers: &[Answer]) -> Duration {
-    answers.iter().map(|answer| answer.delay).max().unwrap_or_default()
+fn longest(results: &[MsgResult]) -> Duration {
+    results.iter().map(|result| result.delay).max().unwrap_or_default()
 }
 
 /// Returns the messages to send again, in their order.
-fn unsettled(msgs: &[(u32, u32)], answers: &[Answer]) -> Vec<(u32, u32)> {
-    let open = msgs.iter().zip(answers).filter(|(_, answer)| !answer.is_accepted());
+fn unsettled(msgs: &[(u32, u32)], results: &[MsgResult]) -> Vec<(u32, u32)> {
+    let open = msgs.iter().zip(results).filter(|(_, result)| !result.is_accepted());
     open.map(|(msg, _)| *msg).collect()
 }
 
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_accepted_comes_again_in_its_order() {
+    fn messages_that_were_not_accepted_are_sent_again_in_order() {
         let outcomes = [
             Outcome::Ok(0, 1),
             Outcome::Unknown("OUTCOME_UNKNOWN".into()),
@@ -139,8 +139,8 @@ mod tests {
             Outcome::Stored { partition: 0, offset: 4, seq: 1, duplicate: false },
             Outcome::NotSent("NOT_SENT".into()),
         ];
-        let answers = outcomes.map(|outcome| Answer { outcome, delay: Duration::ZERO });
+        let results = outcomes.map(|outcome| MsgResult { outcome, delay: Duration::ZERO });
         let msgs: Vec<(u32, u32)> = (1..=7).map(|n| (n, 100 + n)).collect();
-        assert_eq!(unsettled(&msgs, &answers), [(2, 102), (4, 104), (7, 107)]);
+        assert_eq!(unsettled(&msgs, &results), [(2, 102), (4, 104), (7, 107)]);
     }
 }

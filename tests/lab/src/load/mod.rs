@@ -97,7 +97,7 @@ pub struct LoadArgs {
     /// Seed of the random choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Timeout of a call
+    /// Timeout of a call, such as `5s` or `250ms`
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub(crate) call_timeout: Duration,
 }
@@ -135,7 +135,7 @@ impl Load {
     }
 
     /// After this time the sender stops waiting for a call.
-    pub(crate) fn patience(&self) -> Duration {
+    pub(crate) fn local_timeout(&self) -> Duration {
         self.call_timeout + GRACE
     }
 }

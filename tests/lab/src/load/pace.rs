@@ -39,14 +39,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_come_one_after_the_other_and_idle_time_is_not_kept() {
+    fn messages_are_spaced_and_idle_time_is_not_saved_up() {
         let pace = Pace::new(100.0);
-        let begun = Instant::now();
-        *pace.next.lock().expect("no other thread has the lock") = begun;
-        let after = |millis| begun + Duration::from_millis(millis);
-        assert_eq!(pace.reserve_at(begun, 1), begun);
-        assert_eq!(pace.reserve_at(begun, 20), after(10));
-        assert_eq!(pace.reserve_at(begun, 1), after(210));
+        let started = Instant::now();
+        *pace.next.lock().expect("no other thread has the lock") = started;
+        let after = |millis| started + Duration::from_millis(millis);
+        assert_eq!(pace.reserve_at(started, 1), started);
+        assert_eq!(pace.reserve_at(started, 20), after(10));
+        assert_eq!(pace.reserve_at(started, 1), after(210));
         assert_eq!(pace.reserve_at(after(10_000), 1), after(9_900));
         assert_eq!(pace.reserve_at(after(10_000), 1), after(9_910));
     }

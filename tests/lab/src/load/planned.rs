@@ -1,4 +1,5 @@
-//! Sends a plan instead of computed messages: streams whose order is kept, with messages that are sent again on purpose.
+//! Sends a plan instead of computed messages: streams whose order is kept, with messages that are sent again on
+//! purpose.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use crate::error::LabError;
 use crate::history::Way;
 use crate::message::{Messages, Numbers};
 
-/// A message that is not accepted for this long ends the run.
-const GIVE_UP: Duration = Duration::from_secs(60);
+/// The load fails if a message is not accepted within this time.
+const ACCEPT_WITHIN: Duration = Duration::from_secs(60);
 
 /// A message, and how it is sent.
 #[derive(Debug)]
@@ -30,13 +31,13 @@ pub struct Planned {
 /// How a message is sent again, with the same `client_msg_id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repeat {
-    /// Sent once.
+    /// The message is sent once.
     No,
-    /// Once more after it was accepted, as a caller does that lost the response.
+    /// The message is sent again after it was accepted, as by a caller that lost the response.
     InTurn,
-    /// Twice concurrently, as two callers do that do not know of each other.
-    AtOnce,
-    /// Once more with other content: a caller's bug, which must not replace the stored message.
+    /// The message is sent twice concurrently, as by two callers that do not know of each other.
+    Concurrent,
+    /// The message is sent again with other content: a caller's bug, which must not replace the stored message.
     Changed,
 }
 
@@ -81,7 +82,7 @@ impl Messages for Arc<Plan> {
     }
 }
 
-/// How far the callers of a plan are.
+/// The progress of the callers of a plan.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     next_stream: AtomicUsize,
@@ -89,7 +90,7 @@ pub(crate) struct Progress {
     pub(crate) settled: AtomicU64,
 }
 
-/// Sends one stream after the other, until another caller has the last one.
+/// Sends one stream after the other, until no stream is left.
 pub(crate) async fn run(mut caller: Caller, plan: Arc<Plan>, progress: Arc<Progress>) -> Result<(), LabError> {
     loop {
         let sender = progress.next_stream.fetch_add(1, Ordering::Relaxed);
@@ -102,7 +103,7 @@ pub(crate) async fn run(mut caller: Caller, plan: Arc<Plan>, progress: Arc<Progr
     }
 }
 
-/// Returns when every outcome is known: what comes next in the stream comes after it in the inbox.
+/// Sends a message, and returns when every outcome is known, so that the next message of the stream gets a higher seq.
 async fn send(caller: &mut Caller, msg: (u32, u32), repeat: Repeat) -> Result<(), LabError> {
     match repeat {
         Repeat::No => deliver(caller, msg, false).await,
@@ -110,7 +111,7 @@ async fn send(caller: &mut Caller, msg: (u32, u32), repeat: Repeat) -> Result<()
             deliver(caller, msg, false).await?;
             deliver(caller, msg, false).await
         }
-        Repeat::AtOnce => {
+        Repeat::Concurrent => {
             let mut other = caller.fork();
             tokio::try_join!(deliver(caller, msg, false), deliver(&mut other, msg, false)).map(|_| ())
         }
@@ -121,18 +122,19 @@ async fn send(caller: &mut Caller, msg: (u32, u32), repeat: Repeat) -> Result<()
     }
 }
 
-/// Calls until the message is accepted: with the same request, because after an unknown outcome nothing else is harmless.
+/// Calls until the message is accepted, each time with the same request: after an unknown outcome any other request
+/// could store a second message.
 async fn deliver(caller: &mut Caller, msg: (u32, u32), altered: bool) -> Result<(), LabError> {
-    let give_up = Instant::now() + GIVE_UP;
+    let deadline = Instant::now() + ACCEPT_WITHIN;
     let mut backoff = Backoff::default();
     loop {
-        let answers = caller.attempt(Way::Unary, altered, &[msg]).await.map_err(LabError::io("send over", "gRPC"))?;
-        let Some(answer) = answers.iter().find(|answer| !answer.is_accepted()) else { return Ok(()) };
-        if Instant::now() > give_up {
+        let results = caller.attempt(Way::Unary, altered, &[msg]).await.map_err(LabError::io("send over", "gRPC"))?;
+        let Some(result) = results.iter().find(|result| !result.is_accepted()) else { return Ok(()) };
+        if Instant::now() > deadline {
             let what = format!("message {} of stream {} was not accepted", msg.0, caller.id);
-            return Err(LabError::Stuck(format!("{what} for {GIVE_UP:?}: {:?}", answer.outcome)));
+            return Err(LabError::Stuck(format!("{what} for {ACCEPT_WITHIN:?}: {:?}", result.outcome)));
         }
-        sleep(backoff.next(answer.delay)).await;
+        sleep(backoff.next(result.delay)).await;
     }
 }
 

@@ -9,7 +9,7 @@ use msg_common::proto::{Order, PullMsgsRequest};
 use rand::RngExt;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::reader::{Reader, first, told};
+use super::reader::{Reader, first, identify};
 use super::status;
 use crate::history::{Event, ReadWay, now};
 use crate::message::recv_id;
@@ -36,7 +36,7 @@ pub(crate) async fn run(reader: Reader) -> io::Result<()> {
             let inboxes: Vec<u32> = (0..INBOXES).map(|_| puller.reader.inbox()).collect();
             puller.reader.max_seqs(&inboxes).await?;
         } else if puller.reader.rng.random_bool(ONLY_STATUS) {
-            status::ask(&mut puller.reader).await?;
+            status::request(&mut puller.reader).await?;
         } else {
             puller.read().await?;
         }
@@ -77,17 +77,17 @@ impl Puller {
         for _ in 0..PAGES {
             self.ticks.tick().await;
             let mut client = self.reader.gateway();
-            let asked = now();
+            let requested = now();
             let call = client.pull_msgs(self.reader.request(request.clone()));
-            let Ok(page) = self.reader.answer(ReadWay::Pull, asked, call).await? else { return Ok(()) };
+            let Ok(page) = self.reader.call(ReadWay::Pull, requested, call).await? else { return Ok(()) };
             let at = now();
             let (reader, end) = (self.reader.id, page.next_page_token.is_empty());
-            let msgs: Vec<_> = page.msgs.into_iter().map(|stored| told(stored, omit_content)).collect();
+            let msgs: Vec<_> = page.msgs.into_iter().map(|stored| identify(stored, omit_content)).collect();
             let highest = msgs.last().map(|(seq, ..)| *seq);
             self.reader.load.history.put(Event::Read {
                 reader,
                 way: ReadWay::Pull,
-                asked,
+                requested,
                 at,
                 inbox,
                 from,

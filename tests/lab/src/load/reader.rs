@@ -18,13 +18,12 @@ use crate::history::{Event, Nanos, ReadWay, now};
 use crate::message::{message, number, recv_id};
 
 /// The sender and number of a message that is not exactly, byte for byte, a message of the load.
-pub(crate) const NOBODY: u32 = u32::MAX;
+pub(crate) const UNKNOWN: u32 = u32::MAX;
 /// The highest last seq of an inbox that is read from its start.
 const LARGE: i64 = 5_000;
 /// The number of messages that are read from a larger inbox.
 const LAST: i64 = 2_000;
 
-/// One reader.
 #[derive(Debug)]
 pub(crate) struct Reader {
     pub(crate) load: Arc<Load>,
@@ -53,7 +52,6 @@ impl Reader {
         self.inboxes.pick(owner, &mut self.rng)
     }
 
-    /// Picks any gateway.
     pub(crate) fn gateway(&mut self) -> Client {
         self.links[self.rng.random_range(0..self.links.len())].clone()
     }
@@ -66,40 +64,40 @@ impl Reader {
 
     /// Returns the response of a call. After a failure, which is recorded, returns how long the gateway requests to
     /// wait.
-    pub(crate) async fn answer<T>(
+    pub(crate) async fn call<T>(
         &self,
         way: ReadWay,
-        asked: Nanos,
+        requested: Nanos,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> io::Result<Result<T, Duration>> {
-        match timeout(self.load.patience(), call).await {
+        match timeout(self.load.local_timeout(), call).await {
             Ok(Ok(response)) => Ok(Ok(response.into_inner())),
             Ok(Err(status)) => {
-                self.failed(way, asked, reason(&status))?;
+                self.failed(way, requested, reason(&status))?;
                 Ok(Err(delay(&status)))
             }
             Err(_) => {
-                self.failed(way, asked, "local timeout".to_owned())?;
+                self.failed(way, requested, "local timeout".to_owned())?;
                 Ok(Err(Duration::ZERO))
             }
         }
     }
 
-    pub(crate) fn failed(&self, way: ReadWay, asked: Nanos, reason: String) -> io::Result<()> {
-        self.load.history.put(Event::ReadFailed { reader: self.id, way, asked, at: now(), reason })
+    pub(crate) fn failed(&self, way: ReadWay, requested: Nanos, reason: String) -> io::Result<()> {
+        self.load.history.put(Event::ReadFailed { reader: self.id, way, requested, at: now(), reason })
     }
 
     /// Returns the last seqs of these inboxes; none after a failure.
     pub(crate) async fn max_seqs(&mut self, inboxes: &[u32]) -> io::Result<Option<Vec<i64>>> {
         let mut client = self.gateway();
         let request = self.request(GetMaxSeqsRequest { recv_ids: inboxes.iter().map(|id| recv_id(*id)).collect() });
-        let asked = now();
-        let Ok(answer) = self.answer(ReadWay::MaxSeqs, asked, client.get_max_seqs(request)).await? else {
+        let requested = now();
+        let Ok(response) = self.call(ReadWay::MaxSeqs, requested, client.get_max_seqs(request)).await? else {
             return Ok(None);
         };
-        let seqs: Vec<i64> = answer.inboxes.iter().map(|inbox| inbox.max_seq).collect();
-        let told = inboxes.iter().copied().zip(seqs.iter().copied()).collect();
-        self.load.history.put(Event::MaxSeqs { reader: self.id, asked, at: now(), seqs: told })?;
+        let seqs: Vec<i64> = response.inboxes.iter().map(|inbox| inbox.max_seq).collect();
+        let recorded = inboxes.iter().copied().zip(seqs.iter().copied()).collect();
+        self.load.history.put(Event::MaxSeqs { reader: self.id, requested, at: now(), seqs: recorded })?;
         Ok(Some(seqs))
     }
 }
@@ -110,9 +108,9 @@ pub(crate) fn first(max_seq: i64) -> i64 {
 }
 
 /// Returns a message as the history names it: `seq`, sender, `n`.
-pub(crate) fn told(stored: StoredMsg, omit_content: bool) -> (i64, u32, u32) {
+pub(crate) fn identify(stored: StoredMsg, omit_content: bool) -> (i64, u32, u32) {
     let seq = stored.seq;
-    let whose = stored.msg.and_then(|msg| {
+    let known = stored.msg.and_then(|msg| {
         let (sender, n, inbox) = (number(&msg.send_id)?, number(&msg.client_msg_id)?, number(&msg.recv_id)?);
         let mut sent = message(sender, n, inbox);
         if omit_content {
@@ -120,7 +118,7 @@ pub(crate) fn told(stored: StoredMsg, omit_content: bool) -> (i64, u32, u32) {
         }
         (sent == msg).then_some((sender, n))
     });
-    let (sender, n) = whose.unwrap_or((NOBODY, NOBODY));
+    let (sender, n) = known.unwrap_or((UNKNOWN, UNKNOWN));
     (seq, sender, n)
 }
 
@@ -129,24 +127,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_inbox_is_read_whole_and_of_a_large_one_the_end() {
+    fn small_inbox_is_read_whole_and_large_one_only_at_its_end() {
         for (max_seq, expected) in [(0, 1), (1, 1), (5_000, 1), (5_001, 3_001)] {
             assert_eq!(first(max_seq), expected);
         }
     }
 
     #[test]
-    fn a_message_is_its_senders_only_when_nothing_in_it_is_different() {
+    fn message_with_any_difference_is_of_an_unknown_sender() {
         let stored = |change: &dyn Fn(&mut msg_common::proto::Msg)| {
             let mut msg = message(3, 14, 15);
             change(&mut msg);
             StoredMsg { seq: 9, msg: Some(msg), ..StoredMsg::default() }
         };
-        assert_eq!(told(stored(&|_| {}), false), (9, 3, 14));
-        assert_eq!(told(stored(&|msg| msg.content.clear()), true), (9, 3, 14));
-        assert_eq!(told(stored(&|msg| msg.content.clear()), false), (9, NOBODY, NOBODY));
-        assert_eq!(told(stored(&|msg| msg.attributes.clear()), false), (9, NOBODY, NOBODY));
-        assert_eq!(told(stored(&|msg| msg.send_id = "alice".into()), false), (9, NOBODY, NOBODY));
-        assert_eq!(told(StoredMsg { seq: 9, ..StoredMsg::default() }, false), (9, NOBODY, NOBODY));
+        assert_eq!(identify(stored(&|_| {}), false), (9, 3, 14));
+        assert_eq!(identify(stored(&|msg| msg.content.clear()), true), (9, 3, 14));
+        assert_eq!(identify(stored(&|msg| msg.content.clear()), false), (9, UNKNOWN, UNKNOWN));
+        assert_eq!(identify(stored(&|msg| msg.attributes.clear()), false), (9, UNKNOWN, UNKNOWN));
+        assert_eq!(identify(stored(&|msg| msg.send_id = "alice".into()), false), (9, UNKNOWN, UNKNOWN));
+        assert_eq!(identify(StoredMsg { seq: 9, ..StoredMsg::default() }, false), (9, UNKNOWN, UNKNOWN));
     }
 }

@@ -8,7 +8,6 @@ use super::caller::Caller;
 use super::inboxes::Inboxes;
 use super::pace::Pace;
 
-/// One sender.
 #[derive(Debug)]
 pub(crate) struct Sender {
     pub(crate) caller: Caller,
@@ -23,7 +22,7 @@ impl Sender {
     }
 
     /// Returns the next message: its number and its inbox.
-    pub(crate) fn begin(&mut self, inbox: u32) -> (u32, u32) {
+    pub(crate) fn next_message(&mut self, inbox: u32) -> (u32, u32) {
         self.next += 1;
         (self.next, inbox)
     }

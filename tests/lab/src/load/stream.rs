@@ -13,9 +13,9 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::backoff::Backoff;
-use super::outcome::{Answer, delay, of_result, of_status};
+use super::outcome::{MsgResult, delay, of_result, of_status};
 use super::sender::{Sender, is_past};
-use super::window::{Asked, Window};
+use super::window::{RequestEntry, Window};
 use crate::history::{Outcome, Way};
 use crate::message::message;
 
@@ -26,20 +26,20 @@ const LARGEST: usize = 20;
 /// Number of inboxes of one request.
 const INBOXES: usize = 3;
 /// How many seconds a stream is used.
-const LIFE: std::ops::Range<f64> = 5.0..15.0;
+const LIFETIME: std::ops::Range<f64> = 5.0..15.0;
 /// The share of streams that are dropped at their end; the others are closed.
 const DROPPED: f64 = 0.2;
 /// A stream with messages in flight is dropped if no response arrives for this long.
-const SILENCE: Duration = Duration::from_secs(30);
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval at which the sender checks whether the load is stopping.
-const LOOK: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The end of a stream.
 enum End {
     /// The sender ended the stream.
-    Wished,
+    Intended,
     /// The stream could not be opened, or it broke; `delay` is how long the gateway requests to wait.
-    Broke { worked: bool, delay: Duration },
+    Broken { worked: bool, delay: Duration },
 }
 
 /// Sends on one stream after the other.
@@ -49,8 +49,8 @@ pub(crate) async fn run(mut sender: Sender) -> io::Result<()> {
     let mut turn = Turn::new(&mut sender);
     while !(sender.caller.load.is_stopping() && window.is_empty()) {
         match one(&mut sender, &mut window, &mut turn).await? {
-            End::Wished => backoff = Backoff::default(),
-            End::Broke { worked, delay } => {
+            End::Intended => backoff = Backoff::default(),
+            End::Broken { worked, delay } => {
                 if worked {
                     backoff = Backoff::default();
                 }
@@ -78,31 +78,31 @@ impl Turn {
 async fn one(sender: &mut Sender, window: &mut Window, turn: &mut Turn) -> io::Result<End> {
     let (gateway, mut client) = sender.caller.gateway();
     let (requests, received) = unbounded_channel();
-    let opened = timeout(sender.caller.load.patience(), client.stream_send_msg(UnboundedReceiverStream::new(received)));
-    let replies = match opened.await {
+    let opened =
+        timeout(sender.caller.load.local_timeout(), client.stream_send_msg(UnboundedReceiverStream::new(received)));
+    let responses = match opened.await {
         Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return Ok(End::Broke { worked: false, delay: delay(&status) }),
-        Err(_) => return Ok(End::Broke { worked: false, delay: Duration::ZERO }),
+        Ok(Err(status)) => return Ok(End::Broken { worked: false, delay: delay(&status) }),
+        Err(_) => return Ok(End::Broken { worked: false, delay: Duration::ZERO }),
     };
     let number = sender.caller.stream();
-    let life = Duration::from_secs_f64(sender.caller.rng.random_range(LIFE));
+    let lifetime = Duration::from_secs_f64(sender.caller.rng.random_range(LIFETIME));
     let mut stream = Stream {
         sender,
         window,
         gateway,
         number,
         requests: Some(requests),
-        replies,
-        until: Instant::now() + life,
-        heard: Instant::now(),
+        responses,
+        until: Instant::now() + lifetime,
+        last_response: Instant::now(),
         worked: false,
     };
     let (why, end) = stream.run(turn).await?;
-    stream.is_over(&why)?;
+    stream.record_end(&why)?;
     Ok(end)
 }
 
-/// An open stream.
 struct Stream<'a> {
     sender: &'a mut Sender,
     window: &'a mut Window,
@@ -111,37 +111,37 @@ struct Stream<'a> {
     /// None when this side is closed. The channel buffers what the gateway does not read yet: never more than the
     /// window.
     requests: Option<UnboundedSender<StreamSendMsgRequest>>,
-    replies: Streaming<StreamSendMsgResponse>,
+    responses: Streaming<StreamSendMsgResponse>,
     /// When the stream is to be closed.
     until: Instant,
     /// When the last expected response arrived, or when the sender started to wait for one.
-    heard: Instant,
+    last_response: Instant,
     worked: bool,
 }
 
 impl Stream<'_> {
     /// Sends and receives until the end. Returns the outcome of all messages in flight, and how the stream ended.
-    async fn run(&mut self, turn: &mut Turn) -> io::Result<(Answer, End)> {
+    async fn run(&mut self, turn: &mut Turn) -> io::Result<(MsgResult, End)> {
         loop {
             if self.requests.is_some() {
                 let stopping = self.sender.caller.load.is_stopping();
                 if is_past(self.until) && self.sender.caller.rng.random_bool(DROPPED) {
-                    return Ok((Answer::unknown("dropped by the client"), End::Wished));
+                    return Ok((MsgResult::unknown("dropped by the client"), End::Intended));
                 }
                 if is_past(self.until) || (stopping && self.window.is_empty()) {
                     self.requests = None;
-                    self.heard = Instant::now();
+                    self.last_response = Instant::now();
                 } else {
                     self.send(turn, stopping)?;
                 }
             }
-            if self.waits() && is_past(self.heard + SILENCE) {
-                let broke = End::Broke { worked: false, delay: Duration::ZERO };
-                return Ok((Answer::unknown("silence"), broke));
+            if self.waits() && is_past(self.last_response + STALL_TIMEOUT) {
+                let broke = End::Broken { worked: false, delay: Duration::ZERO };
+                return Ok((MsgResult::unknown("stalled"), broke));
             }
-            match timeout_at(self.wake(turn), self.replies.message()).await {
+            match timeout_at(self.wake(turn), self.responses.message()).await {
                 Err(_) => {}
-                Ok(Ok(Some(reply))) => self.take(reply)?,
+                Ok(Ok(Some(response))) => self.receive(response)?,
                 Ok(ended) => return Ok(self.ended(ended.err())),
             }
         }
@@ -152,7 +152,7 @@ impl Stream<'_> {
         for msgs in self.window.due(Instant::now()).chunks(LARGEST) {
             self.request(msgs)?;
         }
-        while !stopping && is_past(turn.at) && self.window.unanswered() + turn.size <= WINDOW {
+        while !stopping && is_past(turn.at) && self.window.in_flight() + turn.size <= WINDOW {
             let inboxes: Vec<u32> = (0..self.sender.caller.rng.random_range(1..=INBOXES))
                 .map(|_| self.sender.inbox())
                 .filter(|inbox| self.window.is_free(*inbox))
@@ -165,7 +165,7 @@ impl Stream<'_> {
             let mut msgs = Vec::with_capacity(turn.size);
             for _ in 0..turn.size {
                 let inbox = inboxes[self.sender.caller.rng.random_range(0..inboxes.len())];
-                msgs.push(self.sender.begin(inbox));
+                msgs.push(self.sender.next_message(inbox));
             }
             self.request(&msgs)?;
             *turn = Turn::new(self.sender);
@@ -173,21 +173,20 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Sends one request.
     fn request(&mut self, msgs: &[(u32, u32)]) -> io::Result<()> {
-        let begun = self.sender.caller.asks(Way::Stream, Some(self.number), false, self.gateway, msgs)?;
-        if self.window.unanswered() == 0 {
-            self.heard = Instant::now();
+        let recorded = self.sender.caller.record_request(Way::Stream, Some(self.number), false, self.gateway, msgs)?;
+        if self.window.in_flight() == 0 {
+            self.last_response = Instant::now();
         }
-        for (place, msg) in (0..).zip(msgs) {
-            self.window.goes(*msg, Asked { call: begun.call, place });
+        for (index, msg) in (0..).zip(msgs) {
+            self.window.add(*msg, RequestEntry { call: recorded.call, index });
         }
         let id = self.sender.caller.id;
         let entry = |&(n, inbox): &(u32, u32)| StreamSendEntry {
             correlation_id: u64::from(n),
             msg: Some(message(id, n, inbox)),
         };
-        let wait_for = if begun.stored { WaitFor::Stored } else { WaitFor::Accepted }.into();
+        let wait_for = if recorded.stored { WaitFor::Stored } else { WaitFor::Accepted }.into();
         let request = StreamSendMsgRequest { entries: msgs.iter().map(entry).collect(), wait_for };
         if let Some(requests) = &self.requests {
             // The channel is closed when the stream has ended; then the end of the responses says why.
@@ -196,49 +195,49 @@ impl Stream<'_> {
         Ok(())
     }
 
-    fn take(&mut self, reply: StreamSendMsgResponse) -> io::Result<()> {
+    fn receive(&mut self, response: StreamSendMsgResponse) -> io::Result<()> {
         let now = Instant::now();
-        (self.heard, self.worked) = (now, true);
+        (self.last_response, self.worked) = (now, true);
         let mut calls: BTreeMap<u64, Vec<(u32, Outcome)>> = BTreeMap::new();
-        for result in reply.results {
-            let answer = of_result(result.result.unwrap_or_default());
-            let n = u32::try_from(result.correlation_id).unwrap_or(u32::MAX);
-            if let Some(asked) = self.window.is_told(n, answer.is_accepted(), answer.delay, now) {
-                calls.entry(asked.call).or_default().push((asked.place, answer.outcome));
+        for entry in response.results {
+            let result = of_result(entry.result.unwrap_or_default());
+            let n = u32::try_from(entry.correlation_id).unwrap_or(u32::MAX);
+            if let Some(entry) = self.window.receive(n, result.is_accepted(), result.delay, now) {
+                calls.entry(entry.call).or_default().push((entry.index, result.outcome));
             }
         }
-        calls.into_iter().try_for_each(|(call, results)| self.sender.caller.is_told(call, results))
+        calls.into_iter().try_for_each(|(call, results)| self.sender.caller.record_outcomes(call, results))
     }
 
     /// Returns what the end of the responses means for the messages in flight.
-    fn ended(&self, status: Option<Status>) -> (Answer, End) {
+    fn ended(&self, status: Option<Status>) -> (MsgResult, End) {
         match status {
-            Some(status) => (of_status(&status), End::Broke { worked: self.worked, delay: delay(&status) }),
-            None if self.requests.is_none() => (Answer::unknown("no result"), End::Wished),
-            None => (Answer::unknown("no result"), End::Broke { worked: self.worked, delay: Duration::ZERO }),
+            Some(status) => (of_status(&status), End::Broken { worked: self.worked, delay: delay(&status) }),
+            None if self.requests.is_none() => (MsgResult::unknown("no result"), End::Intended),
+            None => (MsgResult::unknown("no result"), End::Broken { worked: self.worked, delay: Duration::ZERO }),
         }
     }
 
     /// Records the outcome of all messages in flight when the stream has ended.
-    fn is_over(&mut self, why: &Answer) -> io::Result<()> {
+    fn record_end(&mut self, why: &MsgResult) -> io::Result<()> {
         let mut calls: BTreeMap<u64, Vec<(u32, Outcome)>> = BTreeMap::new();
-        for asked in self.window.is_lost(Instant::now()) {
-            calls.entry(asked.call).or_default().push((asked.place, why.outcome.clone()));
+        for entry in self.window.end_stream(Instant::now()) {
+            calls.entry(entry.call).or_default().push((entry.index, why.outcome.clone()));
         }
-        calls.into_iter().try_for_each(|(call, results)| self.sender.caller.is_told(call, results))
+        calls.into_iter().try_for_each(|(call, results)| self.sender.caller.record_outcomes(call, results))
     }
 
     /// Whether a response is due.
     fn waits(&self) -> bool {
-        self.window.unanswered() > 0 || self.requests.is_none()
+        self.window.in_flight() > 0 || self.requests.is_none()
     }
 
     /// Returns the latest time of the next action, if no response arrives.
     fn wake(&self, turn: &Turn) -> Instant {
-        let look = Instant::now() + LOOK;
-        let has_room = self.window.unanswered() + turn.size <= WINDOW && !self.sender.caller.load.is_stopping();
-        let new = has_room.then_some(turn.at);
-        let due = new.into_iter().chain(self.window.again()).min().filter(|_| self.requests.is_some());
-        due.map_or(look, |due| due.min(look))
+        let check = Instant::now() + CHECK_INTERVAL;
+        let has_capacity = self.window.in_flight() + turn.size <= WINDOW && !self.sender.caller.load.is_stopping();
+        let new = has_capacity.then_some(turn.at);
+        let due = new.into_iter().chain(self.window.retry_at()).min().filter(|_| self.requests.is_some());
+        due.map_or(check, |due| due.min(check))
     }
 }

@@ -12,16 +12,16 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::backoff::Backoff;
 use super::outcome::{delay, reason};
-use super::reader::{NOBODY, Reader, first, told};
+use super::reader::{Reader, UNKNOWN, first, identify};
 use crate::history::{Event as History, ReadWay, WATCH_WITHIN, now};
 use crate::message::{number, recv_id};
 
 /// Number of choices of an inbox; two may be the same.
 const CHOICES: usize = 24;
 /// The gateway sends heartbeats every 15 s.
-const SILENCE: Duration = Duration::from_secs(40);
+const STALL_TIMEOUT: Duration = Duration::from_secs(40);
 /// How many seconds a watch is used.
-const LIFE: std::ops::Range<f64> = 20.0..90.0;
+const LIFETIME: std::ops::Range<f64> = 20.0..90.0;
 
 /// Watches some inboxes without limit.
 pub(crate) async fn run(mut reader: Reader) -> io::Result<()> {
@@ -38,12 +38,12 @@ pub(crate) async fn run(mut reader: Reader) -> io::Result<()> {
         last: inboxes.into_iter().zip(max_seqs.into_iter().map(|max_seq| first(max_seq) - 1)).collect(),
     };
     loop {
-        let (heard, asked) = watch.once().await?;
-        if heard {
+        let (received, requested) = watch.once().await?;
+        if received {
             backoff = Backoff::default();
         }
-        if let Some(asked) = asked {
-            sleep(backoff.next(asked)).await;
+        if let Some(requested) = requested {
+            sleep(backoff.next(requested)).await;
         }
     }
 }
@@ -61,59 +61,59 @@ impl Watch {
         let cursor = |(inbox, last): (&u32, &i64)| InboxCursor { recv_id: recv_id(*inbox), after_seq: Some(*last) };
         let request = WatchMsgsRequest { inboxes: self.last.iter().map(cursor).collect(), omit_content };
         let mut client = self.reader.gateway();
-        let mut asked = now();
-        let mut events = match self.reader.answer(ReadWay::Watch, asked, client.watch_msgs(request)).await? {
+        let mut requested = now();
+        let mut events = match self.reader.call(ReadWay::Watch, requested, client.watch_msgs(request)).await? {
             Ok(events) => events,
             Err(delay) => return Ok((false, Some(delay))),
         };
         let since = Instant::now();
-        let old = since + Duration::from_secs_f64(self.reader.rng.random_range(LIFE));
-        let mut heard = false;
+        let old = since + Duration::from_secs_f64(self.reader.rng.random_range(LIFETIME));
+        let mut received = false;
         loop {
-            let silent = Instant::now() + SILENCE;
-            let (reason, delay) = match timeout_at(old.min(silent), events.message()).await {
+            let stalled = Instant::now() + STALL_TIMEOUT;
+            let (reason, delay) = match timeout_at(old.min(stalled), events.message()).await {
                 Ok(Ok(Some(event))) => {
-                    heard = true;
-                    asked = now();
+                    received = true;
+                    requested = now();
                     if let Some(Event::Msgs(watched)) = event.event {
-                        self.take(watched.msgs, omit_content)?;
+                        self.receive(watched.msgs, omit_content)?;
                     }
                     continue;
                 }
                 Ok(Ok(None)) => ("ended well".to_owned(), Duration::ZERO),
                 Ok(Err(status)) => (reason(&status), delay(&status)),
-                Err(_) if old < silent => {
+                Err(_) if old < stalled => {
                     if since.elapsed() >= WATCH_WITHIN {
-                        self.has_brought()?;
+                        self.record_progress()?;
                     }
-                    return Ok((heard, None));
+                    return Ok((received, None));
                 }
-                Err(_) => ("silence".to_owned(), Duration::ZERO),
+                Err(_) => ("stalled".to_owned(), Duration::ZERO),
             };
-            self.reader.failed(ReadWay::Watch, asked, reason)?;
-            return Ok((heard, Some(delay)));
+            self.reader.failed(ReadWay::Watch, requested, reason)?;
+            return Ok((received, Some(delay)));
         }
     }
 
     /// Records how far a watch has come.
-    fn has_brought(&self) -> io::Result<()> {
+    fn record_progress(&self) -> io::Result<()> {
         let at = now();
-        let asked = at - u64::try_from(WATCH_WITHIN.as_nanos()).expect("it is less than a minute");
+        let requested = at - u64::try_from(WATCH_WITHIN.as_nanos()).expect("it is less than a minute");
         for (inbox, last) in &self.last {
             let (reader, way, from, msgs) = (self.reader.id, ReadWay::Watch, last + 1, Vec::new());
-            let event = History::Read { reader, way, asked, at, inbox: *inbox, from, msgs, end: true };
+            let event = History::Read { reader, way, requested, at, inbox: *inbox, from, msgs, end: true };
             self.reader.load.history.put(event)?;
         }
         Ok(())
     }
 
     /// Records the received messages, inbox by inbox.
-    fn take(&mut self, msgs: Vec<StoredMsg>, omit_content: bool) -> io::Result<()> {
+    fn receive(&mut self, msgs: Vec<StoredMsg>, omit_content: bool) -> io::Result<()> {
         let at = now();
         let mut inboxes: BTreeMap<u32, Vec<(i64, u32, u32)>> = BTreeMap::new();
         for stored in msgs {
-            let inbox = stored.msg.as_ref().and_then(|msg| number(&msg.recv_id)).unwrap_or(NOBODY);
-            inboxes.entry(inbox).or_default().push(told(stored, omit_content));
+            let inbox = stored.msg.as_ref().and_then(|msg| number(&msg.recv_id)).unwrap_or(UNKNOWN);
+            inboxes.entry(inbox).or_default().push(identify(stored, omit_content));
         }
         for (inbox, msgs) in inboxes {
             // A message of an inbox that the watch did not request is recorded too: the checker reports it.
@@ -123,7 +123,7 @@ impl Watch {
                 *last = *highest;
             }
             let (reader, way) = (self.reader.id, ReadWay::Watch);
-            let event = History::Read { reader, way, asked: at, at, inbox, from, msgs, end: false };
+            let event = History::Read { reader, way, requested: at, at, inbox, from, msgs, end: false };
             self.reader.load.history.put(event)?;
         }
         Ok(())

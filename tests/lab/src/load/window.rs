@@ -8,34 +8,34 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 
-/// Where a message is in the history: its call, and its index in the call.
+/// The entry of a message in the history: its call, and its index in the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct RequestEntry {
     pub(crate) call: u64,
-    pub(crate) place: u32,
+    pub(crate) index: u32,
 }
 
 /// All messages with an unknown outcome, by number.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    unanswered: BTreeMap<u32, (u32, Asked)>,
+    in_flight: BTreeMap<u32, (u32, RequestEntry)>,
     /// The inboxes of these messages.
     inboxes: HashMap<u32, Inbox>,
 }
 
 #[derive(Debug)]
 struct Inbox {
-    unanswered: usize,
+    in_flight: usize,
     /// In the order in which they were first sent.
     failed: BTreeSet<u32>,
     /// The earliest time of the retry.
-    again: Instant,
+    retry_at: Instant,
     backoff: Backoff,
 }
 
 impl Window {
-    pub(crate) fn unanswered(&self) -> usize {
-        self.unanswered.len()
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -48,63 +48,63 @@ impl Window {
     }
 
     /// Adds a message that is sent, for the first time or again.
-    pub(crate) fn goes(&mut self, (n, inbox): (u32, u32), asked: Asked) {
-        self.unanswered.insert(n, (inbox, asked));
+    pub(crate) fn add(&mut self, (n, inbox): (u32, u32), entry: RequestEntry) {
+        self.in_flight.insert(n, (inbox, entry));
         let inbox = self.inboxes.entry(inbox).or_insert_with(|| Inbox {
-            unanswered: 0,
+            in_flight: 0,
             failed: BTreeSet::new(),
-            again: Instant::now(),
+            retry_at: Instant::now(),
             backoff: Backoff::default(),
         });
-        inbox.unanswered += 1;
+        inbox.in_flight += 1;
         inbox.failed.remove(&n);
     }
 
     /// Handles the result of a message: it was accepted, or it failed and may be sent again after `delay`. Returns
-    /// where the request is in the history; none if the message is not in flight.
-    pub(crate) fn is_told(&mut self, n: u32, accepted: bool, delay: Duration, now: Instant) -> Option<Asked> {
-        let (id, asked) = self.unanswered.remove(&n)?;
-        let inbox = self.inboxes.get_mut(&id).expect("it has a message that is not settled");
-        inbox.unanswered -= 1;
+    /// the entry in the history; none if the message is not in flight.
+    pub(crate) fn receive(&mut self, n: u32, accepted: bool, delay: Duration, now: Instant) -> Option<RequestEntry> {
+        let (id, entry) = self.in_flight.remove(&n)?;
+        let inbox = self.inboxes.get_mut(&id).expect("the inbox has a message with an unknown outcome");
+        inbox.in_flight -= 1;
         if accepted {
             inbox.backoff = Backoff::default();
         } else {
             if inbox.failed.is_empty() {
-                inbox.again = now + inbox.backoff.next(delay);
+                inbox.retry_at = now + inbox.backoff.next(delay);
             }
             inbox.failed.insert(n);
         }
-        if inbox.unanswered == 0 && inbox.failed.is_empty() {
+        if inbox.in_flight == 0 && inbox.failed.is_empty() {
             self.inboxes.remove(&id);
         }
-        Some(asked)
+        Some(entry)
     }
 
     /// Returns the messages to send again now, in order. An inbox waits until all its messages in flight have results:
     /// an earlier one may have failed before a message that is known to have failed.
     pub(crate) fn due(&self, now: Instant) -> Vec<(u32, u32)> {
-        let due = self.inboxes.iter().filter(|(_, inbox)| inbox.unanswered == 0 && inbox.again <= now);
+        let due = self.inboxes.iter().filter(|(_, inbox)| inbox.in_flight == 0 && inbox.retry_at <= now);
         let mut msgs: Vec<_> = due.flat_map(|(id, inbox)| inbox.failed.iter().map(|n| (*n, *id))).collect();
         msgs.sort_unstable();
         msgs
     }
 
     /// Returns the earliest time of a retry.
-    pub(crate) fn again(&self) -> Option<Instant> {
-        self.inboxes.values().filter(|inbox| inbox.unanswered == 0).map(|inbox| inbox.again).min()
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.inboxes.values().filter(|inbox| inbox.in_flight == 0).map(|inbox| inbox.retry_at).min()
     }
 
     /// Handles the end of the stream: all messages in flight have to be sent again, and may be sent immediately on the
     /// next stream.
-    pub(crate) fn is_lost(&mut self, now: Instant) -> Vec<Asked> {
-        let lost = std::mem::take(&mut self.unanswered);
+    pub(crate) fn end_stream(&mut self, now: Instant) -> Vec<RequestEntry> {
+        let lost = std::mem::take(&mut self.in_flight);
         for (n, (inbox, _)) in &lost {
-            let inbox = self.inboxes.get_mut(inbox).expect("it has a message that is not settled");
+            let inbox = self.inboxes.get_mut(inbox).expect("the inbox has a message with an unknown outcome");
             inbox.failed.insert(*n);
-            inbox.unanswered = 0;
+            inbox.in_flight = 0;
         }
-        self.inboxes.values_mut().for_each(|inbox| inbox.again = now);
-        lost.into_values().map(|(_, asked)| asked).collect()
+        self.inboxes.values_mut().for_each(|inbox| inbox.retry_at = now);
+        lost.into_values().map(|(_, entry)| entry).collect()
     }
 }
 
@@ -115,14 +115,14 @@ mod tests {
     const ALICE: u32 = 1;
     const BOB: u32 = 2;
 
-    fn asked(place: u32) -> Asked {
-        Asked { call: 7, place }
+    fn entry(index: u32) -> RequestEntry {
+        RequestEntry { call: 7, index }
     }
 
     /// A window with these messages in flight.
     fn window(msgs: &[(u32, u32)]) -> Window {
         let mut window = Window::default();
-        msgs.iter().for_each(|msg| window.goes(*msg, asked(msg.0)));
+        msgs.iter().for_each(|msg| window.add(*msg, entry(msg.0)));
         window
     }
 
@@ -131,57 +131,57 @@ mod tests {
     }
 
     #[test]
-    fn what_is_accepted_is_forgotten() {
+    fn accepted_message_is_removed() {
         let mut window = window(&[(1, ALICE), (2, BOB)]);
         for n in [2, 1] {
             assert!(!window.is_empty() && window.is_free(ALICE) && window.is_free(BOB));
-            assert_eq!(window.is_told(n, true, Duration::ZERO, Instant::now()), Some(asked(n)));
+            assert_eq!(window.receive(n, true, Duration::ZERO, Instant::now()), Some(entry(n)));
         }
-        assert!(window.is_empty() && window.unanswered() == 0);
-        assert_eq!(window.is_told(1, true, Duration::ZERO, Instant::now()), None);
+        assert!(window.is_empty() && window.in_flight() == 0);
+        assert_eq!(window.receive(1, true, Duration::ZERO, Instant::now()), None);
     }
 
     #[test]
-    fn an_inbox_waits_for_all_its_answers_and_then_sends_what_failed_in_the_first_order() {
+    fn inbox_retries_in_order_after_all_its_results_arrived() {
         let mut window = window(&[(1, BOB), (2, ALICE), (3, BOB), (4, BOB)]);
         let now = Instant::now();
         for n in [4, 1] {
-            assert!(window.is_told(n, false, Duration::ZERO, now).is_some());
+            assert!(window.receive(n, false, Duration::ZERO, now).is_some());
         }
         assert!(!window.is_free(BOB) && window.is_free(ALICE));
-        assert!(window.due(later()).is_empty() && window.again().is_none());
-        window.is_told(3, true, Duration::ZERO, now);
+        assert!(window.due(later()).is_empty() && window.retry_at().is_none());
+        window.receive(3, true, Duration::ZERO, now);
         assert_eq!(window.due(later()), [(1, BOB), (4, BOB)]);
-        window.goes((1, BOB), asked(8));
+        window.add((1, BOB), entry(8));
         assert!(!window.is_free(BOB));
-        window.goes((4, BOB), asked(9));
+        window.add((4, BOB), entry(9));
         assert!(window.is_free(BOB) && window.due(later()).is_empty());
-        // Sends again, and new messages behind them.
-        window.goes((5, BOB), asked(10));
+        // Send both again, and a new message after them.
+        window.add((5, BOB), entry(10));
         for n in [1, 5, 4] {
-            window.is_told(n, n == 4, Duration::ZERO, now);
+            window.receive(n, n == 4, Duration::ZERO, now);
         }
         assert_eq!(window.due(later()), [(1, BOB), (5, BOB)]);
     }
 
     #[test]
-    fn what_failed_waits_as_long_as_it_was_told() {
+    fn failed_message_waits_for_the_requested_delay() {
         let mut window = window(&[(1, BOB)]);
         let (now, delay) = (Instant::now(), Duration::from_secs(3));
-        window.is_told(1, false, delay, now);
-        assert_eq!(window.again(), Some(now + delay));
+        window.receive(1, false, delay, now);
+        assert_eq!(window.retry_at(), Some(now + delay));
         assert!(window.due(now).is_empty());
         assert_eq!(window.due(now + delay), [(1, BOB)]);
     }
 
     #[test]
-    fn of_a_lost_stream_all_that_is_not_settled_goes_again_in_order() {
+    fn all_unknown_messages_of_an_ended_stream_are_retried_in_order() {
         let mut window = window(&[(1, BOB), (2, ALICE), (3, BOB), (4, ALICE)]);
         let now = Instant::now();
-        window.is_told(2, true, Duration::ZERO, now);
-        window.is_told(3, false, Duration::from_secs(9), now);
-        assert_eq!(window.is_lost(now), [asked(1), asked(4)]);
-        assert_eq!(window.unanswered(), 0);
+        window.receive(2, true, Duration::ZERO, now);
+        window.receive(3, false, Duration::from_secs(9), now);
+        assert_eq!(window.end_stream(now), [entry(1), entry(4)]);
+        assert_eq!(window.in_flight(), 0);
         assert!(!window.is_free(ALICE) && !window.is_free(BOB));
         assert_eq!(window.due(now), [(1, BOB), (3, BOB), (4, ALICE)]);
     }

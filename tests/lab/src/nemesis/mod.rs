@@ -29,7 +29,7 @@ const UNDONE_WITHIN: Duration = Duration::from_secs(300);
 
 impl Kind {
     /// Injects the fault and undoes it. An error ends the lab.
-    pub(crate) async fn strike(
+    pub(crate) async fn inject(
         self,
         world: &World,
         rng: StdRng,

@@ -11,7 +11,6 @@ use crate::text::{self, clock, duration, grouped, latency, rough};
 
 const STYLE: &str = include_str!("style.css");
 
-/// Renders the whole page.
 pub(super) fn page(report: &Report<'_>) -> Markup {
     let Run { title, command, seed, version, revision } = report.run;
     let verdict = if report.holds { "HOLDS" } else { "BROKEN" };

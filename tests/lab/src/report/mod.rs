@@ -42,7 +42,6 @@ pub(crate) struct Run {
 /// The content of report.json, and of report.html.
 #[derive(Serialize)]
 struct Report<'a> {
-    /// Whether every promise holds.
     holds: bool,
     #[serde(flatten)]
     run: &'a Run,

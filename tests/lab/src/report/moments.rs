@@ -16,7 +16,7 @@ pub(crate) struct Moments<'a> {
     pub(crate) accepts: Vec<Accept>,
     /// By the time of the response to the caller.
     pub(crate) errors: Vec<Failure<'a>>,
-    /// By `stored_time`.
+    /// Sorted by the `stored_time` of the row.
     pub(crate) rows: Vec<Stored>,
     /// By the time of the response to the reader.
     pub(crate) failed_reads: Vec<Nanos>,
@@ -36,9 +36,9 @@ pub(crate) struct Accept {
 /// The kind of a call, if its latency is meaningful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// SendMsg.
+    /// A SendMsg that waits for Kafka only.
     Unary,
-    /// SendMsg with `wait_for: STORED`.
+    /// A SendMsg with `wait_for: STORED`.
     Stored,
     /// An entry of a batch or stream.
     Entry,
@@ -54,7 +54,6 @@ pub(crate) struct Failure<'a> {
     pub(crate) reason: &'a str,
 }
 
-/// A new row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stored {
     pub(crate) at: Nanos,
@@ -66,7 +65,7 @@ impl<'a> Moments<'a> {
     pub(crate) fn of(book: &'a Book, evidence: &Evidence) -> Moments<'a> {
         let mut moments = Moments::default();
         for attempt in &book.attempts {
-            let at = attempt.told.unwrap_or(attempt.sent);
+            let at = attempt.responded.unwrap_or(attempt.sent);
             let call = match (attempt.way, attempt.stored) {
                 (Way::Unary, false) => Call::Unary,
                 (Way::Unary, true) => Call::Stored,
@@ -77,7 +76,7 @@ impl<'a> Moments<'a> {
                 Outcome::Unknown(reason) => Failure { at, unknown: true, reason },
                 accepted => {
                     let duration = at.saturating_sub(attempt.sent);
-                    let partition = accepted.place().map_or(-1, |(partition, _)| partition);
+                    let partition = accepted.position().map_or(-1, |(partition, _)| partition);
                     moments.accepts.push(Accept { at, duration, partition, call });
                     moments.slowest = moments.slowest.max(duration);
                     continue;
@@ -140,7 +139,6 @@ pub(crate) fn quantile(sorted: &[Nanos], share: f64) -> Option<Nanos> {
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-/// Converts to milliseconds.
 pub(crate) fn millis(nanos: Nanos) -> f64 {
     nanos as f64 / 1e6
 }

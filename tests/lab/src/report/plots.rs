@@ -28,7 +28,7 @@ pub(crate) struct Plot<'a> {
     /// A sentence about the lines.
     pub(crate) about: &'a str,
     pub(crate) scale: Scale,
-    /// Formats a value.
+    /// Formats a value for the labels of the axis.
     pub(crate) unit: fn(f64) -> String,
     pub(crate) lines: Vec<Line<'a>>,
 }
@@ -36,9 +36,9 @@ pub(crate) struct Plot<'a> {
 /// How a value becomes a height.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// Starts at 0.
+    /// The scale is linear and starts at 0.
     Linear,
-    /// For values above 0.
+    /// The scale is logarithmic, for values above 0.
     Log,
 }
 

@@ -44,7 +44,7 @@ pub(crate) struct Recovery {
     pub(crate) back_after: Option<f64>,
     /// The failed attempts and reads from `began` to `healed`.
     pub(crate) errors: Errors,
-    /// Accepted attempts a second.
+    /// Accepted attempts a second, around the fault.
     pub(crate) accepted: Around,
     /// The latency of accepted SendMsg without `wait_for: STORED` that were in flight at some time from `began` to
     /// `healed`.
@@ -75,7 +75,7 @@ pub(crate) struct Errors {
     pub(crate) failed_reads: usize,
     /// Attempts that were not sent or unknown, per second.
     pub(crate) per_second: Option<f64>,
-    /// Attempts by reason.
+    /// The number of failed attempts by reason.
     pub(crate) reasons: BTreeMap<String, usize>,
 }
 

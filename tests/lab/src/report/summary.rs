@@ -10,7 +10,6 @@ use crate::text::{clock, duration, grouped};
 /// The verdict, the promises, and a line for each fault.
 #[derive(Debug)]
 pub(crate) struct Summary {
-    /// Whether every promise holds.
     pub(crate) holds: bool,
     lines: Vec<String>,
 }

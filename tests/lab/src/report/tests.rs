@@ -56,7 +56,7 @@ impl World {
             },
         );
         if let Some((at, outcome)) = outcome {
-            self.book.add(0, Event::Told { call, at: BEGAN + millis(at), results: vec![(0, outcome)] });
+            self.book.add(0, Event::Outcomes { call, at: BEGAN + millis(at), results: vec![(0, outcome)] });
         }
     }
 
@@ -202,7 +202,8 @@ fn errors_are_counted_only_during_the_fault() {
     world.send(24_000, Way::Batch, false, Some((25_001, unknown())));
     world.send(22_000, Way::Unary, false, None);
     let at = BEGAN + millis(22_000);
-    let failed = Event::ReadFailed { reader: 1, way: ReadWay::Pull, asked: at, at, reason: "UNAVAILABLE".to_owned() };
+    let failed =
+        Event::ReadFailed { reader: 1, way: ReadWay::Pull, requested: at, at, reason: "UNAVAILABLE".to_owned() };
     world.book.add(0, failed);
     let recovery = world.recovery();
     let errors = &recovery.errors;

@@ -25,7 +25,7 @@ pub(crate) struct Timeline {
     pub(crate) not_sent: Vec<f64>,
     /// Attempts a second with an unknown outcome, by the time of the response or, without one, of the send.
     pub(crate) unknown: Vec<f64>,
-    /// Failed reads a second.
+    /// Failed reads a second, by the time of the response.
     pub(crate) failed_reads: Vec<f64>,
     /// Latency of accepted SendMsg, by the time of the response; none if the step has no such call.
     pub(crate) unary: Vec<Option<Latency>>,
@@ -54,7 +54,6 @@ struct Steps {
 }
 
 impl Timeline {
-    /// Computes the columns.
     pub(crate) fn of(moments: &Moments<'_>, evidence: &Evidence) -> Timeline {
         let steps = Steps::of(moments, evidence);
         let mut rss = BTreeMap::new();

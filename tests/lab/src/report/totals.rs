@@ -20,7 +20,7 @@ pub(crate) struct Totals {
     pub(crate) faults: usize,
     /// Processes that were killed with SIGKILL.
     pub(crate) kills: u32,
-    /// Pages of PullMsgs.
+    /// Pages that PullMsgs returned to the readers.
     pub(crate) pages: usize,
     pub(crate) watch_events: usize,
     pub(crate) failed_reads: usize,
@@ -44,7 +44,6 @@ pub(crate) struct Sends {
 }
 
 impl Totals {
-    /// Computes the sums.
     pub(crate) fn of(book: &Book, evidence: &Evidence) -> Totals {
         let mut ways: BTreeMap<(Way, bool), Sends> = BTreeMap::new();
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();

@@ -62,7 +62,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     (
         "a row is of the second delivery",
         |world| {
-            let second = world.outcome((4, 5), 1).place().expect("the message was accepted");
+            let second = world.outcome((4, 5), 1).position().expect("the message was accepted");
             world.row(4, 5).offset = second.1;
             *stored(world, (4, 5), 2).1 = true;
         },
@@ -103,7 +103,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     (
         "an accepted message was dead-lettered",
         |world| {
-            let (partition, offset) = world.outcome((3, 5), 0).place().expect("the message was accepted");
+            let (partition, offset) = world.outcome((3, 5), 0).position().expect("the message was accepted");
             world.lose(3, 5);
             world.evidence.commits.clear();
             world.dead_letter(partition, offset, Some((3, 5)));
@@ -175,7 +175,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     (
         "two messages have one position",
         |world| {
-            let (partition, offset) = world.outcome((1, 1), 0).place().expect("the message was accepted");
+            let (partition, offset) = world.outcome((1, 1), 0).position().expect("the message was accepted");
             *world.outcome((4, 4), 0) = Outcome::Ok(partition, offset);
         },
         &[FIRSTS, ALONG, POSITIONS],
@@ -298,7 +298,8 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         "a call has two responses",
         |world| {
             let mut lines = world.lines.iter();
-            let response = lines.find(|line| matches!(line, Event::Told { .. })).expect("there are responses").clone();
+            let response =
+                lines.find(|line| matches!(line, Event::Outcomes { .. })).expect("there are responses").clone();
             world.lines.push(response);
         },
         &[HISTORY],
@@ -307,7 +308,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         "a response is of no call",
         |world| {
             let results = vec![(0, Outcome::NotSent("NOT_SENT".to_owned()))];
-            world.lines.push(Event::Told { call: 999, at: 1, results });
+            world.lines.push(Event::Outcomes { call: 999, at: 1, results });
         },
         &[HISTORY],
     ),
@@ -378,7 +379,7 @@ pub(super) const ALLOWED: &[(&str, Change)] = &[
     }),
     ("the last message has no response", |world| {
         let last =
-            world.lines.iter().rposition(|line| matches!(line, Event::Told { .. })).expect("there are responses");
+            world.lines.iter().rposition(|line| matches!(line, Event::Outcomes { .. })).expect("there are responses");
         world.lines.remove(last);
     }),
     ("Kafka confirmed a repeated record without its position", |world| *world.outcome((4, 5), 1) = Outcome::Ok(1, -1)),

@@ -1,4 +1,4 @@
-//! Owns what can go wrong with other content that is sent under a known ID: each is one change, with what must be found of it.
+//! Owns the changes of records with other content under a known ID, each with the findings that must be broken.
 
 use super::super::super::evidence::DeadLetter;
 use super::super::super::history::Outcome;
@@ -7,10 +7,10 @@ use super::what::*;
 use super::world::World;
 
 fn conflict(world: &mut World) -> &mut DeadLetter {
-    world.evidence.dead_letters.iter_mut().find(|letter| letter.altered).expect("there is one")
+    world.evidence.dead_letters.iter_mut().find(|letter| letter.altered).expect("the world has a conflict")
 }
 
-/// A name, what is changed, and the findings that must come of it.
+/// A name, the change, and the findings that must be broken.
 pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     (
         "a record of other content is no dead letter",
@@ -32,7 +32,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
 ];
 
-/// A name, and what is changed.
+/// A name, and a change that breaks no promise.
 pub(super) const ALLOWED: &[(&str, Change)] = &[
     ("the outcome of other content is unknown", |world| {
         *world.outcome((4, 4), 1) = Outcome::Unknown("OUTCOME_UNKNOWN".to_owned());

@@ -54,13 +54,13 @@ impl World {
 
     /// Makes the response to a message name a second record, which is not the row's. Returns the time of the response.
     pub(super) fn sent_twice(&mut self) -> &mut Nanos {
-        let (partition, _) = self.outcome((3, 5), 0).place().expect("the message was accepted");
+        let (partition, _) = self.outcome((3, 5), 0).position().expect("the message was accepted");
         let second = self.record(partition);
         *self.outcome((3, 5), 0) = Outcome::Ok(partition, second);
         self.drain();
         let mut responses = self.lines.iter_mut().filter_map(|line| match line {
-            Event::Told { at, results, .. }
-                if results.iter().any(|(_, it)| it.place() == Some((partition, second))) =>
+            Event::Outcomes { at, results, .. }
+                if results.iter().any(|(_, it)| it.position() == Some((partition, second))) =>
             {
                 Some(at)
             }
@@ -79,7 +79,7 @@ impl World {
         });
         let (wanted, entry) = sends.nth(attempt).expect("the message was sent this often");
         let results = self.lines.iter_mut().find_map(|line| match line {
-            Event::Told { call, results, .. } if *call == wanted => Some(results),
+            Event::Outcomes { call, results, .. } if *call == wanted => Some(results),
             _ => None,
         });
         let mut results = results.expect("the call has a response").iter_mut();

@@ -170,7 +170,7 @@ impl World {
             .collect();
         let at = self.tick();
         if !results.is_empty() {
-            self.lines.push(Event::Told { call, at, results });
+            self.lines.push(Event::Outcomes { call, at, results });
         }
         self.commit_offsets();
     }
@@ -230,7 +230,6 @@ impl World {
         self.dead_letter(partition, offset, None);
     }
 
-    /// Adds a dead letter.
     pub(super) fn dead_letter(&mut self, partition: i32, offset: i64, message: Option<(u32, u32)>) {
         let (reason, seen) = ("INVALID".to_owned(), self.micros());
         self.evidence.dead_letters.push(DeadLetter { partition, offset, message, altered: false, reason, seen });
@@ -285,9 +284,9 @@ impl World {
     }
 
     fn pull(&mut self, reader: u32, inbox: u32, from: i64) {
-        let (asked, msgs) = (self.tick(), self.msgs(inbox, from));
+        let (requested, msgs) = (self.tick(), self.msgs(inbox, from));
         let at = self.tick();
-        self.lines.push(Event::Read { reader, way: ReadWay::Pull, asked, at, inbox, from, msgs, end: true });
+        self.lines.push(Event::Read { reader, way: ReadWay::Pull, requested, at, inbox, from, msgs, end: true });
     }
 
     /// Watches new messages, in two events if there are several.
@@ -298,23 +297,32 @@ impl World {
             let at = self.tick();
             let from = msgs[0].0;
             self.watched.insert((reader, inbox), msgs[msgs.len() - 1].0);
-            self.lines.push(Event::Read { reader, way: ReadWay::Watch, asked: at, at, inbox, from, msgs, end: false });
+            self.lines.push(Event::Read {
+                reader,
+                way: ReadWay::Watch,
+                requested: at,
+                at,
+                inbox,
+                from,
+                msgs,
+                end: false,
+            });
         }
     }
 
     fn watched_for_long(&mut self, reader: u32, inbox: u32) {
-        let asked = self.tick();
+        let requested = self.tick();
         self.now += 45_000_000_000;
         let (at, from) = (self.now, self.watched[&(reader, inbox)] + 1);
         let (way, msgs) = (ReadWay::Watch, Vec::new());
-        self.lines.push(Event::Read { reader, way, asked, at, inbox, from, msgs, end: true });
+        self.lines.push(Event::Read { reader, way, requested, at, inbox, from, msgs, end: true });
     }
 
     fn max_seqs(&mut self, reader: u32, inboxes: &[u32]) {
         let highest = |inbox: u32| self.msgs(inbox, 1).last().map_or(0, |(seq, _, _)| *seq);
         let seqs = inboxes.iter().map(|inbox| (*inbox, highest(*inbox))).collect();
-        let (asked, at) = (self.tick(), self.tick());
-        self.lines.push(Event::MaxSeqs { reader, asked, at, seqs });
+        let (requested, at) = (self.tick(), self.tick());
+        self.lines.push(Event::MaxSeqs { reader, requested, at, seqs });
     }
 
     pub(super) fn status(&mut self, sender: u32, n: u32) {
@@ -324,8 +332,8 @@ impl World {
             None if dead_lettered => State::DeadLettered,
             None => State::NotFound,
         };
-        let (asked, at) = (self.tick(), self.tick());
-        self.lines.push(Event::Status { reader: 1, asked, at, sender, n, state });
+        let (requested, at) = (self.tick(), self.tick());
+        self.lines.push(Event::Status { reader: 1, requested, at, sender, n, state });
     }
 
     fn msgs(&self, inbox: u32, from: i64) -> Vec<(i64, u32, u32)> {
@@ -396,7 +404,6 @@ impl World {
         self.now += (seconds + 1) * SECOND;
     }
 
-    /// Stores and commits everything.
     pub(super) fn drain(&mut self) {
         self.evidence.committed = self.evidence.ends.clone();
         self.evidence.progress = self.evidence.ends.clone();
