@@ -1,7 +1,7 @@
-//! Owns the changes of the small world, each with the findings that must be broken.
+//! Owns the changes of rows, dead letters, outcomes and offsets, each with the findings that must be broken.
 
-use super::super::super::evidence::{Fault, Health, Row};
-use super::super::super::history::{Event, Outcome, ReadWay, State};
+use super::super::super::evidence::Row;
+use super::super::super::history::{Event, Outcome};
 use super::what::*;
 use super::world::World;
 
@@ -228,72 +228,6 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ("a partition is not drained", |world| world.evidence.committed[0] -= 1, &[AT_REST]),
     ("a commit is above the progress row", |world| world.evidence.progress[0] -= 1, &[AT_REST]),
     ("the progress row is above the end offset", |world| world.evidence.progress[0] += 1, &[AT_REST]),
-    ("a gateway was too large", |world| world.evidence.samples[1].rss = 200 << 20, &[MEMORY]),
-    ("a transfer had too many threads", |world| world.evidence.samples[3].threads = 11, &[THREADS]),
-    ("a gateway had too much in flight", |world| world.evidence.samples[0].inflight = Some((11.0, 1.0)), &[IN_FLIGHT]),
-    ("something is in flight at rest", |world| world.evidence.samples[2].inflight = Some((1.0, 0.0)), &[REST]),
-    (
-        "a process that no longer responds has something in flight",
-        |world| {
-            world.evidence.samples[1].inflight = Some((1.0, 1.0));
-            world.evidence.samples[2].inflight = None;
-        },
-        &[REST],
-    ),
-    ("bytes are in flight at rest", |world| world.evidence.samples[5].inflight = Some((0.0, 9.0)), &[REST]),
-    (
-        "a page has a gap",
-        |world| {
-            world.read(ReadWay::Pull, 1).remove(2);
-        },
-        &[PULLS],
-    ),
-    (
-        "a page starts too late",
-        |world| {
-            world.read(ReadWay::Pull, 2).remove(0);
-        },
-        &[PULLS],
-    ),
-    ("a page is out of order", |world| world.read(ReadWay::Pull, 1).swap(2, 3), &[PULLS]),
-    (
-        "a pull misses a message that a watch had sent",
-        |world| {
-            world.read(ReadWay::Pull, 2).pop();
-        },
-        &[NEVER_LESS],
-    ),
-    ("a pull finds an inbox empty", |world| world.read(ReadWay::Pull, 1).clear(), &[NEVER_LESS]),
-    ("a pull returns another message", |world| world.read(ReadWay::Pull, 0)[1].2 = 0, &[SAME]),
-    ("the last seq went back", |world| world.seqs(1)[0].1 -= 1, &[NEVER_LESS]),
-    ("the last seq is less than the one of STORED", |world| world.seqs(0)[1].1 = 0, &[NEVER_LESS]),
-    ("the last seq is more than the table has", |world| world.seqs(1)[1].1 = 6, &[SAME, SILENT]),
-    (
-        "a watch has a gap",
-        |world| {
-            world.read(ReadWay::Watch, 2).remove(0);
-        },
-        &[WATCHES],
-    ),
-    ("a watch misses an event", |world| world.read(ReadWay::Watch, 1).clear(), &[WATCHES]),
-    (
-        "a watch sends a message twice",
-        |world| {
-            let twice = world.read(ReadWay::Watch, 0).clone();
-            world.read(ReadWay::Watch, 1).splice(0..0, twice);
-        },
-        &[WATCHES],
-    ),
-    ("a watch is out of order", |world| world.read(ReadWay::Watch, 2).swap(0, 1), &[WATCHES]),
-    ("a watch sends another message", |world| world.read(ReadWay::Watch, 2)[0].2 = 7, &[SAME]),
-    ("a watch stays silent", |world| *world.watched_up_to() -= 1, &[SILENT]),
-    ("the status of a stored message is PENDING", |world| *world.state(4) = State::Pending, &[STATUS]),
-    ("the status has another seq", |world| *world.state(0) = State::Stored(2), &[STATUS]),
-    ("the status of an accepted message is NOT_FOUND", |world| *world.state(0) = State::NotFound, &[STATUS]),
-    ("the status of a dead letter is NOT_FOUND", |world| *world.state(2) = State::NotFound, &[STATUS]),
-    ("the status of a row is DEAD_LETTERED", |world| *world.state(0) = State::DeadLettered, &[STATUS]),
-    ("the status of a message that was not sent is STORED", |world| *world.state(1) = State::Stored(1), &[STATUS]),
-    ("the status of an unknown message is STORED", |world| *world.state(3) = State::Stored(1), &[STATUS]),
     (
         "a call has two responses",
         |world| {
@@ -312,7 +246,6 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         },
         &[HISTORY],
     ),
-    ("records wait for a minute and the only transfer is ready", |world| world.blocked(60, true), &[HEALTH]),
     (
         "a row is of an attempt that was reported as not sent",
         |world| {
@@ -321,43 +254,10 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
         },
         &[ATTEMPTS],
     ),
-    ("no process names a fault", |world| world.evidence.health.retain(|health| health.reason.is_empty()), &[NAMED]),
-    (
-        "a process names a fault with another offset",
-        |world| world.evidence.health[0].reason = "msgs partition 1: offset 8".to_owned(),
-        &[NAMED],
-    ),
-    ("a process that is ready names a fault", |world| world.evidence.health[0].ready = true, &[NAMED]),
-    ("another service names a fault", |world| world.evidence.health[0].process = "gateway-1".to_owned(), &[NAMED]),
-    ("a process names a fault too late", |world| world.evidence.health[0].at += 35_000_000_000, &[NAMED]),
 ];
 
 /// A name, and a change that breaks no promise.
 pub(super) const ALLOWED: &[(&str, Change)] = &[
-    ("a fault ends before a process has to name it", |world| {
-        world.evidence.health.retain(|health| health.reason.is_empty());
-        let fault = world.evidence.faults.last_mut().expect("there is a fault");
-        fault.over = fault.broken + 30_000_000_000;
-    }),
-    ("a gateway is not ready while records wait", |world| {
-        let gateway = world.evidence.health[0].clone();
-        world.evidence.health.push(Health { process: "gateway-1".to_owned(), ..gateway });
-    }),
-    ("records wait for a minute and the only transfer is not ready", |world| world.blocked(60, false)),
-    ("the only transfer is ready again a moment before the offset moves", |world| {
-        world.blocked(60, false);
-        world.evidence.health.iter_mut().rev().take(3).for_each(|health| health.ready = true);
-    }),
-    ("records wait for a minute and no transfer runs", |world| {
-        world.blocked(60, true);
-        world.evidence.health.truncate(1);
-    }),
-    ("the committed offset moves while records wait", |world| {
-        world.blocked(60, true);
-        for (number, waiting) in world.evidence.waiting.iter_mut().enumerate() {
-            waiting.committed[0] = waiting.ends[0] - 1 - i64::try_from(number % 2).expect("small");
-        }
-    }),
     ("an unknown message is not stored", |world| world.lose(4, 6)),
     ("Kafka has a record twice after the broker did not respond for long", |world| {
         *world.sent_twice() += 8_000_000_000;
@@ -365,12 +265,6 @@ pub(super) const ALLOWED: &[(&str, Change)] = &[
     }),
     ("Kafka has a record twice, both of the same attempt", |world| {
         world.sent_twice();
-    }),
-    ("a watch whose gateway never had the database is behind", |world| {
-        *world.watched_up_to() -= 1;
-        let fault = world.evidence.faults[0].clone();
-        let name = "cut-gateways-postgres".to_owned();
-        world.evidence.faults.push(Fault { name, began: 0, healed: u64::MAX, no_ok: false, ..fault });
     }),
     ("a message of unknown outcome is stored", |world| {
         let offset = world.record(0);
@@ -386,22 +280,5 @@ pub(super) const ALLOWED: &[(&str, Change)] = &[
     ("Kafka confirmed two records without their positions", |world| {
         *world.outcome((3, 5), 0) = Outcome::Ok(0, -1);
         *world.outcome((4, 3), 1) = Outcome::NotStoredYet(0, -1);
-    }),
-    ("every status is PENDING since no record was completed yet", |world| {
-        for which in 0..4 {
-            *world.state(which) = State::Pending;
-        }
-    }),
-    ("a process ended before the end of the run", |world| {
-        let mut sample = world.evidence.samples[0].clone();
-        sample.process = "transfer-2".to_owned();
-        sample.at -= 10_000_000_000;
-        world.evidence.samples.push(sample);
-    }),
-    ("a process did not respond at the end", |world| {
-        let mut sample = world.evidence.samples[2].clone();
-        sample.inflight = None;
-        sample.at += 1_000_000_000;
-        world.evidence.samples.push(sample);
     }),
 ];

@@ -1,13 +1,15 @@
 //! Owns a small world that keeps every promise. It works as the services do: a message that is sent goes to Kafka and
 //! is stored immediately.
 
+mod reads;
+
 use std::collections::HashMap;
 
 use super::super::super::evidence::{
     Clock, Commits, DeadLetter, Evidence, Fault, Health, Limit, LostOffsets, Measure, NewTopic, Row, Sample, Says,
     Truncation, Waiting,
 };
-use super::super::super::history::{Book, Event, Nanos, Outcome, ReadWay, State, Way};
+use super::super::super::history::{Book, Event, Nanos, Outcome, Way};
 use super::super::{Finding, check};
 
 const SECOND: Nanos = 1_000_000_000;
@@ -281,64 +283,6 @@ impl World {
     fn say_at(&mut self, at: Nanos, ready: bool, reason: &str) {
         let (process, reason) = ("transfer-1".to_owned(), reason.to_owned());
         self.evidence.health.push(Health { at, process, ready, reason });
-    }
-
-    fn pull(&mut self, reader: u32, inbox: u32, from: i64) {
-        let (requested, msgs) = (self.tick(), self.msgs(inbox, from));
-        let at = self.tick();
-        self.lines.push(Event::Read { reader, way: ReadWay::Pull, requested, at, inbox, from, msgs, end: true });
-    }
-
-    /// Watches new messages, in two events if there are several.
-    fn watch(&mut self, reader: u32, inbox: u32) {
-        let mut msgs = self.msgs(inbox, self.watched.get(&(reader, inbox)).copied().unwrap_or(0) + 1);
-        let rest = msgs.split_off(msgs.len().div_ceil(2));
-        for msgs in [msgs, rest].into_iter().filter(|msgs| !msgs.is_empty()) {
-            let at = self.tick();
-            let from = msgs[0].0;
-            self.watched.insert((reader, inbox), msgs[msgs.len() - 1].0);
-            self.lines.push(Event::Read {
-                reader,
-                way: ReadWay::Watch,
-                requested: at,
-                at,
-                inbox,
-                from,
-                msgs,
-                end: false,
-            });
-        }
-    }
-
-    fn watched_for_long(&mut self, reader: u32, inbox: u32) {
-        let requested = self.tick();
-        self.now += 45_000_000_000;
-        let (at, from) = (self.now, self.watched[&(reader, inbox)] + 1);
-        let (way, msgs) = (ReadWay::Watch, Vec::new());
-        self.lines.push(Event::Read { reader, way, requested, at, inbox, from, msgs, end: true });
-    }
-
-    fn max_seqs(&mut self, reader: u32, inboxes: &[u32]) {
-        let highest = |inbox: u32| self.msgs(inbox, 1).last().map_or(0, |(seq, _, _)| *seq);
-        let seqs = inboxes.iter().map(|inbox| (*inbox, highest(*inbox))).collect();
-        let (requested, at) = (self.tick(), self.tick());
-        self.lines.push(Event::MaxSeqs { reader, requested, at, seqs });
-    }
-
-    pub(super) fn status(&mut self, sender: u32, n: u32) {
-        let dead_lettered = self.evidence.dead_letters.iter().any(|letter| letter.message == Some((sender, n)));
-        let state = match self.stored.get(&(sender, n)) {
-            Some(seq) => State::Stored(*seq),
-            None if dead_lettered => State::DeadLettered,
-            None => State::NotFound,
-        };
-        let (requested, at) = (self.tick(), self.tick());
-        self.lines.push(Event::Status { reader: 1, requested, at, sender, n, state });
-    }
-
-    fn msgs(&self, inbox: u32, from: i64) -> Vec<(i64, u32, u32)> {
-        let rows = self.evidence.rows.iter().filter(|row| row.inbox == inbox && row.seq >= from);
-        rows.map(|row| (row.seq, row.sender, row.n)).collect()
     }
 
     /// Deletes and recreates the topic. The new topic exists a moment before the lab detects it.
