@@ -1,18 +1,20 @@
-//! Logs a panic as a line like any other, without paths of the machine that built the program.
+//! Logs a panic as a line like any other, without paths of the machine that built the program, and then ends the process.
 
 use std::panic::PanicHookInfo;
 
 use super::json::Line;
 use super::{LOG, LogFormat, flush};
 
-/// Logs panics from now on, whatever the configured level is. Release builds abort after the hook, so the hook waits until
-/// the log is written.
+/// Logs panics from now on, whatever the configured level is, and ends the process with SIGABRT: a process that lost a task
+/// must not continue. `panic = "abort"` would do the same, but tests are always built with unwinding, so every package would be
+/// built twice.
 pub(super) fn install() {
     std::panic::set_hook(Box::new(|panic| {
         if let Some(log) = LOG.get() {
             log.writer.push(line(panic, log.format));
             flush();
         }
+        std::process::abort();
     }));
 }
 
@@ -47,7 +49,30 @@ fn short(file: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::super::{LogFormat, LogOptions};
     use super::short;
+
+    #[test]
+    fn panic_in_a_task_is_logged_and_ends_the_process() {
+        const IN_CHILD: &str = "MSG_TEST_PANICS";
+        const SIGABRT: i32 = 6;
+        if std::env::var_os(IN_CHILD).is_some() {
+            LogOptions { log_level: "off".to_owned(), log_format: LogFormat::Json }.start();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("it starts");
+            let _ = runtime.block_on(runtime.spawn(async { panic!("a bug") }));
+            std::process::exit(0);
+        }
+        let test = "telemetry::panics::tests::panic_in_a_task_is_logged_and_ends_the_process";
+        let program = std::env::current_exe().expect("this test has a path");
+        let child = Command::new(program).args(["--exact", test, "--nocapture"]).env(IN_CHILD, "1").output();
+        let child = child.expect("it runs");
+        let log = String::from_utf8_lossy(&child.stderr);
+        assert_eq!(child.status.signal(), Some(SIGABRT), "{log}");
+        assert!(log.contains(r#""reason":"a bug""#), "{log}");
+    }
 
     #[test]
     fn location_has_no_folder_of_the_build_machine() {
