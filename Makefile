@@ -79,6 +79,7 @@ lint: ## Run all static checks
 	$(TOOLS)/node_modules/.bin/buf lint
 	@scripts/breaking
 	@scripts/wide-markdown
+	@scripts/vocabulary
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
