@@ -154,7 +154,7 @@ impl Watcher {
             let from_table = slice.rows.is_empty();
             if from_table {
                 if !msgs.is_empty() {
-                    self.watched.pending.mark(index);
+                    self.watched.pending.put_back(index);
                     break;
                 }
                 let Some(catch_up) = catch_up else {
@@ -178,7 +178,7 @@ impl Watcher {
                     self.watched.pending.put_back(index);
                     return Gathered::TooLarge(size);
                 }
-                self.watched.pending.mark(index);
+                self.watched.pending.put_back(index);
                 break;
             }
             let source = if from_table { &watches.from_table } else { &watches.from_cache };
