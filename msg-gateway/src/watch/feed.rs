@@ -82,6 +82,29 @@ impl Feed {
         }
     }
 
+    /// Starts a watcher that subscribed before the last `seq` of each inbox was read. Returns its cursors: the
+    /// requested ones, or those last `seq`s. Marks the inboxes that have rows after them.
+    pub(crate) fn start(
+        &self,
+        pending: &PendingInboxes,
+        recv_ids: &[Arc<str>],
+        last_seqs: &[i64],
+        requested: impl Iterator<Item = Option<i64>>,
+    ) -> Vec<i64> {
+        let mut cursors = Vec::with_capacity(recv_ids.len());
+        for (index, (requested, (recv_id, last_seq))) in requested.zip(recv_ids.iter().zip(last_seqs)).enumerate() {
+            let tip = self.resolve_tip(recv_id, *last_seq);
+            // Not the tip, which other watchers have set: it may be higher than the table's last `seq` after a
+            // restore.
+            let cursor = requested.unwrap_or(*last_seq);
+            cursors.push(cursor);
+            if cursor < tip {
+                pending.mark(index);
+            }
+        }
+        cursors
+    }
+
     /// Unsubscribes a watcher from these inboxes.
     pub(crate) fn unsubscribe(&self, pending: &PendingInboxes, recv_ids: &[Arc<str>]) {
         let mut state = self.lock();
@@ -106,7 +129,7 @@ impl Feed {
 
     /// Records that the table had `seq` as the last one of the inbox, read after `subscribe`. Returns the tip, which
     /// may be higher.
-    pub(crate) fn resolve_tip(&self, recv_id: &Arc<str>, seq: i64) -> i64 {
+    fn resolve_tip(&self, recv_id: &Arc<str>, seq: i64) -> i64 {
         let mut state = self.lock();
         let Some(inbox) = state.inboxes.get_mut(recv_id) else { return seq };
         let wanted = if inbox.known {

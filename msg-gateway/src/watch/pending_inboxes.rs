@@ -54,9 +54,20 @@ impl PendingInboxes {
         Some(index)
     }
 
+    /// Returns whether no inbox is queued.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().indexes.is_empty()
+    }
+
+    /// Returns the queued inboxes, in order.
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> Vec<usize> {
+        self.lock().indexes.iter().copied().collect()
+    }
+
     /// Waits until an inbox is queued.
     pub(crate) async fn marked(&self) {
-        while self.lock().indexes.is_empty() {
+        while self.is_empty() {
             self.marked.notified().await;
         }
     }

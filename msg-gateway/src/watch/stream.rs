@@ -62,17 +62,8 @@ impl Watches {
         self.feed.subscribe(&pending, &recv_ids);
         let watched = Watched { pending, recv_ids, watches: self.clone(), _permit: permit, _interest: interest };
         let last_seqs_found = last_seqs(watched.recv_ids.clone()).await?;
-        let mut cursors = Vec::with_capacity(last_seqs_found.len());
-        for (number, (inbox, seq)) in request.inboxes.iter().zip(last_seqs_found).enumerate() {
-            let tip = self.feed.resolve_tip(&watched.recv_ids[number], seq);
-            // Not the tip, which other watchers have set: it may be higher than the table's last `seq` after a
-            // restore.
-            let cursor = inbox.after_seq.unwrap_or(seq);
-            cursors.push(cursor);
-            if cursor < tip {
-                watched.pending.mark(number);
-            }
-        }
+        let requested = request.inboxes.iter().map(|inbox| inbox.after_seq);
+        let cursors = self.feed.start(&watched.pending, &watched.recv_ids, &last_seqs_found, requested);
         Ok(Watcher::new(watched, cursors, request.omit_content, lifetime))
     }
 }
