@@ -142,6 +142,12 @@ async fn unread_reads_and_batches_stay_within_their_budget() {
             })
             .await;
             peers.iter().for_each(JoinHandle::abort);
+            // The calls of these peers count until the gateway has closed their connections.
+            eventually("the calls of the slow readers have ended", async || {
+                let open = metric(gateway, "msg_gateway_open_calls").await?;
+                ensure(open == 0.0, format!("{open} open calls"))
+            })
+            .await;
         }
     }
     attacked.assert_serves_others().await;
