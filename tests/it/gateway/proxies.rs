@@ -17,7 +17,7 @@ use tonic::{Code, Request};
 use super::calls::{Client, assert_failed, fields, reason, result};
 use crate::support::kafka::msg;
 use crate::support::world::{Gateway, World};
-use crate::support::{WAIT_TIMEOUT, eventually};
+use crate::support::{WAIT_TIMEOUT, eventually, signal};
 
 /// Messages of this size make a batch larger than nginx's default limit of 1 MiB for a body.
 const ABOVE_1_MIB: usize = 400_000;
@@ -32,7 +32,7 @@ struct Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // SIGTERM, not SIGKILL: a killed nginx master cannot stop its workers.
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        signal("TERM", self.child.id());
         let _ = self.child.wait();
     }
 }

@@ -40,12 +40,6 @@ async fn readiness(service: &Service, status: u16, text: &str) -> String {
     .await
 }
 
-/// Sends a signal by its name.
-async fn signal(name: &str, pid: u32) {
-    let line = format!("kill -{name} {pid}");
-    assert!(Command::new("sh").args(["-c", &line]).status().await.unwrap().success(), "{line}");
-}
-
 /// A server that accepts connections and never responds.
 struct Silent {
     address: String,

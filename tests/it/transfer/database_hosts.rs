@@ -11,7 +11,7 @@ use crate::support::load::{Load, assert_stored, write_messages};
 use crate::support::stack::own_postgres;
 use crate::support::transfer::wait_not_ready;
 use crate::support::world::{World, count_rows};
-use crate::support::{WAIT_TIMEOUT, ensure, eventually, within};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually, signal, within};
 
 /// The time until messages have to be stored on the other host.
 const FAILOVER: Duration = Duration::from_secs(30);
@@ -145,18 +145,14 @@ async fn hanging_statement_times_out() {
     let lanes = "SELECT pid FROM pg_stat_activity WHERE application_name = 'msg-transfer' AND query LIKE 'COMMIT%'";
     let pids: Vec<i32> = database.query(lanes, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
     assert!(!pids.is_empty());
-    let signal = |name: &str| {
-        let pids = pids.iter().map(i32::to_string);
-        assert!(std::process::Command::new("kill").arg(name).args(pids).status().unwrap().success());
-    };
-    signal("-STOP");
+    pids.iter().for_each(|pid| signal("STOP", pid));
     let load = Load::start(world.writer(), 10);
     within(FAILOVER, "lanes continue over other connections", async || {
         let rows = count_rows(&database, "messages").await?;
         ensure(rows > 200, rows)
     })
     .await;
-    signal("-CONT");
+    pids.iter().for_each(|pid| signal("CONT", pid));
     drop(load);
     world.wait_for_all_committed().await;
     world.assert_ordered_without_gaps().await;
