@@ -19,6 +19,7 @@ use crate::read::pull::Query;
 use crate::status::Failure;
 use crate::watch::RETRY_INTERVAL;
 use crate::watch::feed::FeedSlice;
+use crate::watch::pending_inboxes::PendingInboxes;
 use crate::watch::queries::CatchUpPermit;
 use crate::watch::watched::{BufferedEvent, Watched};
 use crate::watch::watcher::machine::{Action, End, Handles, Inboxes, Machine, Page, Settings, Shrink, Source};
@@ -47,20 +48,8 @@ impl Shrink for Permit {
 }
 
 impl Inboxes for Watched {
-    fn has_next(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
-    fn next(&self) -> Option<usize> {
-        self.pending.next()
-    }
-
-    fn mark(&self, index: usize) {
-        self.pending.mark(index);
-    }
-
-    fn put_back(&self, index: usize) {
-        self.pending.put_back(index);
+    fn pending(&self) -> &PendingInboxes {
+        &self.pending
     }
 
     fn slice(&self, index: usize, cursor: i64, rows: usize, bytes: usize) -> FeedSlice {

@@ -99,7 +99,7 @@ impl<H: Handles> Machine<H> {
         loop {
             self.gathering = match self.gathering.take() {
                 Gathering::AwaitingSlot if !self.awaits_slot() => Gathering::AwaitingInbox,
-                Gathering::AwaitingInbox if inboxes.has_next() => {
+                Gathering::AwaitingInbox if !inboxes.pending().is_empty() => {
                     Gathering::NeedsMemory { bytes: self.settings.max_bytes, catch_up: None }
                 }
                 Gathering::NeedsMemory { bytes, catch_up } => {
@@ -143,7 +143,7 @@ impl<H: Handles> Machine<H> {
         let max_rows = self.max_rows(bytes);
         let mut batch = Batch::default();
         while batch.msgs.msgs.len() < max_rows && batch.bytes < bytes {
-            let Some(index) = inboxes.next() else { break };
+            let Some(index) = inboxes.pending().next() else { break };
             let cursor = self.cursors[index];
             let (rows_left, bytes_left) = (max_rows - batch.msgs.msgs.len(), bytes - batch.bytes);
             let FeedSlice { rows, tip } = inboxes.slice(index, cursor, rows_left, bytes_left);
@@ -152,7 +152,7 @@ impl<H: Handles> Machine<H> {
             }
             if rows.is_empty() && batch.is_empty() {
                 let Some(catch_up) = catch_up else {
-                    inboxes.put_back(index);
+                    inboxes.pending().put_back(index);
                     return (Gathering::AwaitingCatchUp { bytes }, Some(Action::AcquireCatchUp));
                 };
                 let page = Page { index, cursor, max_rows, max_bytes: bytes };
@@ -161,11 +161,10 @@ impl<H: Handles> Machine<H> {
             }
             let size = rows.iter().map(|row| size(row)).sum();
             if rows.is_empty() || size > bytes_left {
+                inboxes.pending().put_back(index);
                 if batch.is_empty() {
-                    inboxes.put_back(index);
                     return (Gathering::NeedsMemory { bytes: size, catch_up }, None);
                 }
-                inboxes.put_back(index);
                 break;
             }
             self.add(&mut batch, inboxes, index, tip, &rows, size);
@@ -176,8 +175,9 @@ impl<H: Handles> Machine<H> {
         (batch.gathered(Source::Cache, memory), None)
     }
 
-    /// Adds the rows of a page to the event, or schedules another attempt.
-    pub(super) fn add_page(
+    /// Handles the rows of a page, or `None` for its failure, and the permit that it was read with: adds the rows to the
+    /// event, or schedules another attempt.
+    pub(in crate::watch::watcher) fn page(
         &mut self,
         inboxes: &impl Inboxes,
         rows: Option<Vec<StoredMsg>>,
@@ -186,7 +186,7 @@ impl<H: Handles> Machine<H> {
     ) {
         self.gathering = match (self.gathering.take(), rows) {
             (Gathering::AwaitingPage { index, .. }, None) => {
-                inboxes.put_back(index);
+                inboxes.pending().put_back(index);
                 Gathering::AwaitingRetry { at: now + self.settings.retry_interval }
             }
             (Gathering::AwaitingPage { index, tip, bytes, memory }, Some(rows)) => {
@@ -196,7 +196,7 @@ impl<H: Handles> Machine<H> {
                     // A row that does not exist at all is not waited for.
                     Gathering::Collecting { bytes, memory, catch_up: Some(permit) }
                 } else if size > bytes {
-                    inboxes.put_back(index);
+                    inboxes.pending().put_back(index);
                     Gathering::NeedsMemory { bytes: size, catch_up: Some(permit) }
                 } else {
                     let mut batch = Batch::default();
@@ -222,7 +222,7 @@ impl<H: Handles> Machine<H> {
         self.cursors[index] = cursor;
         if cursor < tip {
             batch.msgs.behind = true;
-            inboxes.mark(index);
+            inboxes.pending().mark(index);
         }
         batch.bytes += size;
         batch.msgs.msgs.extend(rows.iter().map(|row| copy(row, self.settings.omit_content)));

@@ -10,9 +10,10 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use msg_common::proto::{StoredMsg, WatchedMsgs};
+use msg_common::proto::WatchedMsgs;
 
 use crate::watch::feed::FeedSlice;
+use crate::watch::pending_inboxes::PendingInboxes;
 use crate::watch::watcher::machine::gathering::Gathering;
 
 /// The values that the machine holds and does not read. It drops a permit when its purpose ends, so that no release
@@ -32,17 +33,10 @@ pub(super) trait Shrink {
     fn shrink(&mut self, bytes: usize);
 }
 
-/// What the watcher has in common with the feed, all of it in memory: the queue of its inboxes that have rows for it,
-/// and their cached rows. An inbox is known by its index.
+/// What the watcher has in common with the feed, all of it in memory. An inbox is known by its index.
 pub(super) trait Inboxes {
-    /// Returns whether an inbox is queued.
-    fn has_next(&self) -> bool;
-    /// Removes and returns the first inbox. The feed may queue it again at any time.
-    fn next(&self) -> Option<usize>;
-    /// Queues an inbox as the last one, unless it is queued.
-    fn mark(&self, index: usize);
-    /// Queues an inbox as the first one.
-    fn put_back(&self, index: usize);
+    /// Returns the queue of the inboxes that have rows for the watcher. The feed may queue an inbox at any time.
+    fn pending(&self) -> &PendingInboxes;
     /// Returns the cached rows after `cursor`: up to `rows` and up to `bytes`, and at least one if one is cached.
     fn slice(&self, index: usize, cursor: i64, rows: usize, bytes: usize) -> FeedSlice;
 }
@@ -192,17 +186,6 @@ impl<H: Handles> Machine<H> {
     /// Handles the permit to read the table.
     pub(super) fn catch_up(&mut self, permit: H::CatchUp) {
         self.gathering.catch_up(permit);
-    }
-
-    /// Handles the rows of a page, or its failure, and the permit that it was read with.
-    pub(super) fn page(
-        &mut self,
-        inboxes: &impl Inboxes,
-        rows: Option<Vec<StoredMsg>>,
-        permit: H::CatchUp,
-        now: Instant,
-    ) {
-        self.add_page(inboxes, rows, permit, now);
     }
 
     /// Ends the stream, because the caller has closed it.

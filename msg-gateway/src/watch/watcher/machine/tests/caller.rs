@@ -41,20 +41,8 @@ struct Seen {
 }
 
 impl Inboxes for View<'_> {
-    fn has_next(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
-    fn next(&self) -> Option<usize> {
-        self.pending.next()
-    }
-
-    fn mark(&self, index: usize) {
-        self.pending.mark(index);
-    }
-
-    fn put_back(&self, index: usize) {
-        self.pending.put_back(index);
+    fn pending(&self) -> &PendingInboxes {
+        self.pending
     }
 
     fn slice(&self, index: usize, cursor: i64, rows: usize, bytes: usize) -> FeedSlice {
