@@ -53,7 +53,7 @@ fn range(text: &str) -> Result<std::ops::Range<u64>, String> {
 }
 
 fn main() -> ExitCode {
-    run::report_seed_on_panic();
+    run::silence_panics();
     match Cli::parse().command {
         Command::Run { seeds, jobs, brief } => run_seeds(seeds, jobs, brief),
         Command::Replay { seed, whole } => replay(seed, whole),

@@ -1,6 +1,5 @@
 //! Runs one seed, or many on all cores, up to the first violation.
 
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,11 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::choices::Choices;
 use crate::facts::Facts;
 use crate::world::World;
-
-thread_local! {
-    /// The seed that this thread runs, for the message of a panic.
-    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
-}
 
 /// The result of a run.
 #[derive(Debug)]
@@ -31,10 +25,7 @@ pub struct Report {
 
 /// Runs the simulation with this seed, and returns what the oracle found.
 pub fn seed(seed: u64, traced: bool) -> Report {
-    SEED.set(Some(seed));
-    let report = run(Choices::from_seed(seed), traced);
-    SEED.set(None);
-    report
+    run(Choices::from_seed(seed), traced)
 }
 
 /// Runs a recorded sequence of choices.
@@ -44,7 +35,7 @@ pub fn tape(tape: Vec<u32>, traced: bool) -> Report {
 
 fn run(choices: Choices, traced: bool) -> Report {
     let mut world = World::new(choices, traced);
-    // Where a panic unwinds, a panic of a machine is a violation like any other.
+    // A panic of a machine is a violation like any other.
     let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err();
     if let Some(panic) = panicked {
         let text = panic.downcast_ref::<String>().cloned();
@@ -60,15 +51,9 @@ fn run(choices: Choices, traced: bool) -> Report {
     }
 }
 
-/// Prints the seed of a panic that aborts the process. `run` reports a panic that unwinds.
-#[allow(clippy::print_stderr, reason = "the output of a command")]
-pub fn report_seed_on_panic() {
-    std::panic::set_hook(Box::new(|info| {
-        if cfg!(panic = "abort") {
-            let seed = SEED.get().map_or_else(|| "a tape".to_owned(), |seed| format!("seed {seed}"));
-            eprintln!("{seed}: {info}");
-        }
-    }));
+/// Prints no panic: `run` reports it.
+pub fn silence_panics() {
+    std::panic::set_hook(Box::new(|_| {}));
 }
 
 /// The sum of many runs.
