@@ -19,7 +19,7 @@ use super::error::StackError;
 use super::logs;
 use super::user::Owner;
 
-/// A signal for a child.
+/// A signal for a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGINT, with which PostgreSQL shuts down fast.
@@ -37,6 +37,13 @@ pub enum Signal {
 }
 
 impl Signal {
+    /// Sends the signal to a process by its id; returns false if there is none. The caller must know that the process still
+    /// exists: the kernel reuses ids.
+    pub fn send(self, pid: u32) -> bool {
+        // SAFETY: kill has no memory effects.
+        unsafe { libc::kill(pid.cast_signed(), self.number()) == 0 }
+    }
+
     fn number(self) -> libc::c_int {
         match self {
             Signal::Int => libc::SIGINT,
@@ -81,7 +88,7 @@ struct Handle {
 /// The state that the handle shares with the thread that reaps the child.
 #[derive(Debug)]
 struct Shared {
-    pid: libc::pid_t,
+    pid: u32,
     /// True once another process may have the process id. The lock is held while signalling and while reaping, so that
     /// no signal reaches another process.
     reaped: Mutex<bool>,
@@ -102,8 +109,7 @@ impl Process {
     /// Starts the child and the thread that reaps it.
     pub fn spawn(spec: Spec) -> Result<Process, StackError> {
         let child = start::start(&spec)?;
-        let pid = libc::pid_t::try_from(child.id()).expect("a process id of Linux fits pid_t");
-        let shared = Arc::new(Shared { pid, reaped: Mutex::new(false), exit: watch::Sender::new(None) });
+        let shared = Arc::new(Shared { pid: child.id(), reaped: Mutex::new(false), exit: watch::Sender::new(None) });
         let for_reaper = Arc::clone(&shared);
         thread::Builder::new()
             .name(format!("reap {}", spec.name))
@@ -119,7 +125,7 @@ impl Process {
 
     /// The process id; valid only while the child runs.
     pub fn pid(&self) -> u32 {
-        self.0.shared.pid.unsigned_abs()
+        self.0.shared.pid
     }
 
     /// The file with the child's output.
@@ -147,20 +153,7 @@ impl Process {
     /// Sends a signal to the child and to all its descendants. PostgreSQL's backends are processes, and each is the
     /// leader of its own group: a signal to the first process alone would leave them running.
     pub fn signal_tree(&self, signal: Signal) -> bool {
-        let below = self.descendants();
-        let sent = self.signal(signal);
-        if sent {
-            for pid in below {
-                // SAFETY: kill has no memory effects. The list was read just now, while the parent still existed.
-                unsafe { libc::kill(pid, signal.number()) };
-            }
-        }
-        sent
-    }
-
-    /// Reads the process ids of all descendants.
-    pub(super) fn descendants(&self) -> Vec<libc::pid_t> {
-        descendants(self.0.shared.pid)
+        self.0.shared.signal_tree(signal)
     }
 
     /// Stops the child gracefully, and kills it after the timeout.
@@ -226,13 +219,7 @@ pub(super) const POLL: Duration = Duration::from_millis(50);
 impl Drop for Handle {
     fn drop(&mut self) {
         // Kill the descendants too: frozen backends of PostgreSQL do not notice that their parent has ended.
-        let below = descendants(self.shared.pid);
-        if self.shared.signal(Signal::Kill) {
-            for pid in below {
-                // SAFETY: kill has no memory effects. The list was read just now, while the parent still existed.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
-        }
+        self.shared.signal_tree(Signal::Kill);
     }
 }
 
@@ -242,9 +229,20 @@ impl Shared {
         if *reaped {
             return false;
         }
-        // SAFETY: kill has no memory effects. The child is not reaped and cannot be reaped while the lock is held, so
-        // the id is still the child's.
-        unsafe { libc::kill(self.pid, signal.number()) == 0 }
+        // The child is not reaped and cannot be reaped while the lock is held, so the id is still the child's.
+        signal.send(self.pid)
+    }
+
+    fn signal_tree(&self, signal: Signal) -> bool {
+        let below = descendants(self.pid);
+        let sent = self.signal(signal);
+        if sent {
+            // The list was read just now, while the parent still existed.
+            for pid in below {
+                signal.send(pid);
+            }
+        }
+        sent
     }
 }
 
@@ -268,7 +266,7 @@ fn reap(mut child: Child, shared: &Shared) {
     shared.exit.send_replace(Some(status));
 }
 
-fn descendants(pid: libc::pid_t) -> Vec<libc::pid_t> {
+fn descendants(pid: u32) -> Vec<u32> {
     let mut found = Vec::new();
     let mut open = vec![pid];
     while let Some(pid) = open.pop() {
@@ -279,7 +277,7 @@ fn descendants(pid: libc::pid_t) -> Vec<libc::pid_t> {
     found
 }
 
-fn children(pid: libc::pid_t) -> Vec<libc::pid_t> {
+fn children(pid: u32) -> Vec<u32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     threads
         .flatten()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use msg_common::proto::{BatchSendMsgRequest, InboxCursor, Msg, PullMsgsRequest, SendMsgRequest, WatchMsgsRequest};
 use msg_common::proto::{StreamSendEntry, StreamSendMsgRequest, watch_msgs_response::Event};
-use msg_stack::pipe;
+use msg_stack::{Signal, pipe};
 use tempfile::TempDir;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,7 +17,7 @@ use tonic::{Code, Request};
 use super::calls::{Client, assert_failed, fields, reason, result};
 use crate::support::kafka::msg;
 use crate::support::world::{Gateway, World};
-use crate::support::{WAIT_TIMEOUT, eventually, signal};
+use crate::support::{WAIT_TIMEOUT, eventually};
 
 /// Messages of this size make a batch larger than nginx's default limit of 1 MiB for a body.
 const ABOVE_1_MIB: usize = 400_000;
@@ -32,7 +32,7 @@ struct Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // SIGTERM, not SIGKILL: a killed nginx master cannot stop its workers.
-        signal("TERM", self.child.id());
+        Signal::Term.send(self.child.id());
         let _ = self.child.wait();
     }
 }

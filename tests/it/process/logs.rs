@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::process::Stdio;
 
+use msg_stack::Signal;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use tokio::io::AsyncReadExt;
 
@@ -12,7 +13,7 @@ use super::{readiness, spawn};
 use crate::gateway::calls::{client, send};
 use crate::support::kafka::{msg, record_of};
 use crate::support::world::{Gateway, World};
-use crate::support::{WAIT_TIMEOUT, ensure, eventually, signal};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
 /// Checks that the gateway serves calls and its admin port, has dropped log lines, and exits at SIGTERM. With a
 /// deadline, because a gateway that waited for its log would never respond.
@@ -37,7 +38,7 @@ async fn serves_counts_and_ends(gateway: &Gateway, child: &mut tokio::process::C
         ensure(dropped.is_some_and(|dropped| dropped != "0"), format!("{dropped:?}"))
     })
     .await;
-    signal("TERM", child.id().unwrap());
+    assert!(Signal::Term.send(child.id().unwrap()));
     let status = tokio::time::timeout(WAIT_TIMEOUT, child.wait()).await.expect("the gateway exits").unwrap();
     assert_eq!(status.code(), Some(0), "{status}");
 }
@@ -87,7 +88,7 @@ async fn transfer_stores_after_its_log_is_closed() {
     }
     writer.flush();
     world.wait_for_rows(1000).await;
-    signal("TERM", child.id().unwrap());
+    assert!(Signal::Term.send(child.id().unwrap()));
     assert_eq!(child.wait().await.unwrap().code(), Some(0));
 }
 
@@ -148,7 +149,7 @@ async fn every_log_line_is_json_with_unique_keys() {
     }
     world.wait_for_rows(10).await;
     for child in &mut children {
-        signal("TERM", child.id().unwrap());
+        assert!(Signal::Term.send(child.id().unwrap()));
         assert_eq!(child.wait().await.unwrap().code(), Some(0));
     }
     let here = env!("CARGO_MANIFEST_DIR").trim_end_matches("/tests");

@@ -5,11 +5,12 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
+use msg_stack::Signal;
 use msg_stack::service::find_binary;
 use tokio::process::{Child, Command};
 
 use super::Silent;
-use crate::support::{ensure, eventually, signal};
+use crate::support::{ensure, eventually};
 use crate::transfer::commands::migrated;
 
 /// Far above the five seconds that a command may need for its current step.
@@ -59,11 +60,11 @@ async fn child_of(unshare: &Child) -> u32 {
     .await
 }
 
-async fn end_by_signal(child: &mut Child, as_process_1: bool, name: &str, command: &str) -> i32 {
+async fn end_by_signal(child: &mut Child, as_process_1: bool, signal: Signal, command: &str) -> i32 {
     let pid = if as_process_1 { child_of(child).await } else { child.id().unwrap() };
-    signal(name, pid);
+    assert!(signal.send(pid), "{command} has ended before {signal:?}");
     let ended = tokio::time::timeout(END_TIMEOUT, child.wait()).await;
-    ended.unwrap_or_else(|_| panic!("{command} does not end on SIG{name}")).unwrap().code().unwrap_or(-1)
+    ended.unwrap_or_else(|_| panic!("{command} does not end on {signal:?}")).unwrap().code().unwrap_or(-1)
 }
 
 #[tokio::test]
@@ -95,20 +96,20 @@ async fn every_command_ends_on_a_signal_with_silent_servers() {
         ("msg-gateway", ""),
         ("msg-gateway", "healthcheck"),
     ] {
-        for name in ["TERM", "INT"] {
+        for signal in [Signal::Term, Signal::Int] {
             let before = *silent.accepted.borrow();
             let settings = if arguments == "healthcheck" { &healthcheck_settings[..] } else { &settings[..] };
             let mut child = start(as_process_1, program, arguments, settings);
             silent.wait_for_connection(before).await;
             let command = format!("{program} {arguments}");
-            let code = end_by_signal(&mut child, as_process_1, name, &command).await;
-            let expected = match (arguments, name) {
+            let code = end_by_signal(&mut child, as_process_1, signal, &command).await;
+            let expected = match (arguments, signal) {
                 // A service drains, and exits with 0.
                 ("", _) => 0,
-                (_, "TERM") => 128 + 15,
+                (_, Signal::Term) => 128 + 15,
                 _ => 128 + 2,
             };
-            assert_eq!(code, expected, "{command}, SIG{name}");
+            assert_eq!(code, expected, "{command}, {signal:?}");
         }
     }
 }
@@ -135,7 +136,7 @@ async fn command_that_waits_for_a_lock_ends_on_a_signal() {
             ensure(count > 0, count)
         })
         .await;
-        let code = end_by_signal(&mut child, as_process_1, "TERM", arguments).await;
+        let code = end_by_signal(&mut child, as_process_1, Signal::Term, arguments).await;
         assert_eq!(code, 128 + 15, "{arguments}");
         // The session of the ended command would stay in the server's queue until it gets the lock.
         database

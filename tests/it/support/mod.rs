@@ -11,17 +11,10 @@ pub(crate) mod transfer;
 pub(crate) mod world;
 
 use std::fmt::Display;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The deadline for everything that a test waits for: far longer than any step needs.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Sends a signal by its name. The shell's own `kill` does it, because a minimal Debian has no program of that name.
-pub(crate) fn signal(name: &str, pid: impl Display) {
-    let line = format!("kill -{name} {pid}");
-    assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success(), "{line}");
-}
 
 /// Calls `condition` every 20 ms until it succeeds; returns its value. At the deadline, panics with `expected` and
 /// the last error.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use msg_stack::{Postgres, Service};
+use msg_stack::{Postgres, Service, Signal};
 
 use super::commands::run_with;
 use crate::support::hosts::{PostgresPair, host_and_port, silent_host};
@@ -11,7 +11,7 @@ use crate::support::load::{Load, assert_stored, write_messages};
 use crate::support::stack::own_postgres;
 use crate::support::transfer::wait_not_ready;
 use crate::support::world::{World, count_rows};
-use crate::support::{WAIT_TIMEOUT, ensure, eventually, signal, within};
+use crate::support::{WAIT_TIMEOUT, ensure, eventually, within};
 
 /// The time until messages have to be stored on the other host.
 const FAILOVER: Duration = Duration::from_secs(30);
@@ -145,14 +145,14 @@ async fn hanging_statement_times_out() {
     let lanes = "SELECT pid FROM pg_stat_activity WHERE application_name = 'msg-transfer' AND query LIKE 'COMMIT%'";
     let pids: Vec<i32> = database.query(lanes, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
     assert!(!pids.is_empty());
-    pids.iter().for_each(|pid| signal("STOP", pid));
+    pids.iter().for_each(|pid| assert!(Signal::Stop.send(pid.cast_unsigned())));
     let load = Load::start(world.writer(), 10);
     within(FAILOVER, "lanes continue over other connections", async || {
         let rows = count_rows(&database, "messages").await?;
         ensure(rows > 200, rows)
     })
     .await;
-    pids.iter().for_each(|pid| signal("CONT", pid));
+    pids.iter().for_each(|pid| assert!(Signal::Cont.send(pid.cast_unsigned())));
     drop(load);
     world.wait_for_all_committed().await;
     world.assert_ordered_without_gaps().await;

@@ -18,8 +18,7 @@ const POLL: Duration = Duration::from_millis(50);
 
 pub(super) async fn kill_backend(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let pid = backend(injection).await?;
-    // SAFETY: kill has no memory effects; the server named the process just now.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
+    Signal::Kill.send(pid);
     injection.fault.kills = 1;
     injection.hold().await;
     responds(injection).await
@@ -27,16 +26,15 @@ pub(super) async fn kill_backend(injection: &mut FaultInjection<'_>) -> Result<(
 
 pub(super) async fn freeze_backend(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let pid = backend(injection).await?;
-    // SAFETY: as above. A stopped process keeps its id.
-    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    Signal::Stop.send(pid);
     injection.hold().await;
-    // SAFETY: as above.
-    unsafe { libc::kill(pid, libc::SIGCONT) };
+    // A stopped process keeps its id.
+    Signal::Cont.send(pid);
     Ok(())
 }
 
 /// Picks a backend that is in a transaction, and prefers one that has written in it.
-async fn backend(injection: &mut FaultInjection<'_>) -> Result<libc::pid_t, LabError> {
+async fn backend(injection: &mut FaultInjection<'_>) -> Result<u32, LabError> {
     // Do not select by statement: the last statement of an idle connection is its COMMIT.
     const CLIENTS: &str = "
         SELECT pid FROM pg_stat_activity
@@ -46,7 +44,7 @@ async fn backend(injection: &mut FaultInjection<'_>) -> Result<libc::pid_t, LabE
     let finding = async {
         loop {
             match database.query_opt(CLIENTS, &[]).await? {
-                Some(row) => return Ok::<libc::pid_t, LabError>(row.get(0)),
+                Some(row) => return Ok::<u32, LabError>(row.get::<_, i32>(0).cast_unsigned()),
                 None => tokio::time::sleep(POLL / 10).await,
             }
         }
