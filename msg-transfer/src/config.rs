@@ -13,7 +13,7 @@ use rdkafka::ClientConfig;
 
 /// The settings of the service and its commands.
 #[derive(Args, Clone, Debug)]
-#[expect(missing_docs, reason = "each group of settings is named as the type that it has")]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct Config {
     #[command(flatten)]
     pub kafka: KafkaOptions,

@@ -101,7 +101,7 @@ impl Figures {
         };
         vec![
             format!("messages      {messages}: {of_log} of the log, {added} added"),
-            format!("sends         {oks} OK; {not_sent} not sent and {unknown} unknown, each sent again"),
+            format!("sends         {oks} OK; repeated after {not_sent} not sent and {unknown} unknown"),
             format!("sent          {}", rate(self.sends_per_second, self.send_seconds)),
             format!(
                 "stored        {}, from the first send to the last row",

@@ -44,7 +44,7 @@ pub struct TransferPlan {
 
 /// A running transfer and gateway. Dropping this kills both processes.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the fields are named for their content")]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct Services {
     pub transfer: Service,
     pub gateway: Service,

@@ -1,4 +1,4 @@
-//! Which offsets of delivery reports are real. After DUPLICATE_SEQUENCE_NUMBER, librdkafka counts the offsets of a batch from -1:
+//! Distinguishes the offsets that a broker returned from placeholders of librdkafka. After DUPLICATE_SEQUENCE_NUMBER, librdkafka counts the offsets of a batch from -1:
 //! -1, 0, 1, ... (the batch is in the log; where is not known). After an implicit ack, the offset is -1001.
 
 use std::cell::Cell;

@@ -1,4 +1,4 @@
-//! The record codec: whatever lies in the topic is read or refused, and what is read can be stored and is written the same.
+//! The record codec: any bytes in the topic are decoded or rejected. A decoded record can be stored, and encodes to the same bytes.
 
 use bytes::Bytes;
 use msg_common::limits::unstorable;

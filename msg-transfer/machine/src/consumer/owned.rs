@@ -106,7 +106,8 @@ impl Owned {
         (self.committed() != Some(next)).then_some(CommitPoint { partition, epoch: self.epoch, next, leader_epoch })
     }
 
-    /// Returns whether its next record is out of range, and some record before it is not completed or not committed.
+    /// Returns whether the partition waits to restart: its next record is out of range, and earlier records are not yet
+    /// completed or committed.
     pub(super) fn is_completing(&self, partition: Partition) -> bool {
         let running = matches!(self.phase, Phase::Running { .. });
         self.out_of_range && running && (self.open() > 0 || self.commit_point(partition).is_some())

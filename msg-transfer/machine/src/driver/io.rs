@@ -165,7 +165,7 @@ impl<T: Kafka + Surroundings<<T as Kafka>::Record>> Io for T {}
 
 /// The assignment under which a partition is fetched, and its start offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct FetchStart {
     pub epoch: Epoch,
     pub from: Progress,
@@ -173,7 +173,7 @@ pub struct FetchStart {
 
 /// A progress row to write.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct ProgressRow {
     pub topic_id: Uuid,
     pub partition: Partition,
@@ -224,7 +224,7 @@ impl State {
 
 /// A report of the driver.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Report<'a> {
     /// The machine handles this event.
     Event(&'a Event),

@@ -67,8 +67,8 @@ impl Bisection {
         let attempts_left = 2 * rows.max(1).ilog2() as usize + 8;
         let is_timeout = matches!(cause.class, ErrorClass::Heavy | ErrorClass::Locked | ErrorClass::Transient);
         let mut bisection = Bisection {
-            // A single row gets the full timeout: with a short one, a slow server would look like a record that takes
-            // too long.
+            // A single row gets the full timeout: with a short one, a slow server would look like a record that needs
+            // too much time.
             short: is_timeout && (rows > 1 || cause.class != ErrorClass::Heavy),
             cause,
             untried: Vec::new(),

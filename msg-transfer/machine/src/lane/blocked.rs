@@ -15,7 +15,7 @@ const MAX_BLOCKED: usize = 100;
 
 /// A blocked inbox, for operators: without its name. `partition` and `offset` are the position of its first record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct BlockedInbox {
     pub partition: Partition,
     pub offset: RecordOffset,

@@ -7,7 +7,7 @@ use crate::{ConnectionNumber, Reason};
 
 /// An entry of the batch, by its index, and the `seq` that its row gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each field is named as the type that it has or the word that it means")]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct NumberedEntry {
     pub entry: usize,
     pub seq: i64,
@@ -81,7 +81,7 @@ pub enum Response {
 
 /// Why a batch is not stored yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "`error` is named as the type that it has")]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct BatchError {
     pub error: ClassifiedError,
     /// The number of attempts of this batch that failed in a row.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{Event, Nanos, Outcome, ReadWay, State, Way};
 
-/// The end of a list of attempts.
+/// Marks that an attempt has no next attempt.
 const NONE: u32 = u32::MAX;
 
 /// The requests and responses of the load, over all files.

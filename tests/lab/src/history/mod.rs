@@ -68,7 +68,8 @@ pub(crate) enum Event {
         /// The reader's number, unique over all files.
         reader: u32,
         way: ReadWay,
-        /// When the read was requested. For a watch: when the event arrived; for its `end`: [`WATCH_WITHIN`] before.
+        /// When the read was requested. For a watch: when the event arrived; for the `end` of
+        /// a watch: [`WATCH_WITHIN`] before the watch ended.
         requested: Nanos,
         at: Nanos,
         inbox: u32,

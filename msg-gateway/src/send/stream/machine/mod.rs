@@ -62,7 +62,7 @@ pub(super) struct Settings {
     pub(super) settle_time: Duration,
     /// When the caller's deadline ends the stream: nothing is awaited after this.
     pub(super) until: Option<Instant>,
-    /// With this many entries without a result, or with a result that is in no reply yet, no request is read.
+    /// No request is read while this many entries have no result, or one that no reply contains yet.
     pub(super) max_inflight: usize,
     /// Maximum number of failed entries that have to be sent again. With more, the stream ends.
     pub(super) max_failed: usize,
@@ -126,7 +126,7 @@ pub(super) struct Machine<H: Handles> {
     results: VecDeque<StreamSendResult>,
     /// Accepted entries for which [`Action::AwaitRow`] is due.
     rows: VecDeque<Row<H::Row>>,
-    /// An outcome is unknown, so [`Action::CheckTopic`] is due.
+    /// An outcome is unknown: set until the driver gets [`Action::CheckTopic`].
     check_topic: bool,
     /// Results that are not counted yet, by outcome: a few pairs.
     counts: Vec<(&'static str, u64)>,

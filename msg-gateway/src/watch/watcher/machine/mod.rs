@@ -120,7 +120,7 @@ pub(super) struct Machine<H: Handles> {
     gathering: Gathering<H>,
     outlet: Outlet<H::Slot>,
     heartbeat_at: Instant,
-    /// [`Action::End`] is due.
+    /// Set until the driver gets [`Action::End`].
     end: Option<End>,
 }
 
