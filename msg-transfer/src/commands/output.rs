@@ -82,6 +82,19 @@ impl Table {
     }
 }
 
+/// Returns a table of names and values.
+pub(super) fn pairs<N: ToString>(pairs: impl IntoIterator<Item = (N, String)>) -> String {
+    let mut table = Table { rows: Vec::new() };
+    for (name, value) in pairs {
+        table.row([name.to_string(), value]);
+    }
+    table.text()
+}
+
+pub(super) fn yes_or_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
+
 /// Returns the value as text, or a dash.
 pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())

@@ -6,25 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use msg_common::config::parse_duration;
-use msg_common::partition::Partition;
-use msg_common::postgres::{Object, Purpose};
+use msg_common::postgres::Purpose;
 use msg_common::shutdown;
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::filter::{Filter, Walk};
-use super::letter::Summary;
+use super::letter::execute_at;
 use crate::commands::access::connect;
 use crate::commands::error::{CommandError, horizon};
-use crate::commands::output::{OutputOptions, Table, rfc3339};
+use crate::commands::output::{self, OutputOptions, rfc3339};
 use crate::config::Config;
-
-const DELETE: &str = "
-    DELETE FROM dead_letters d
-    USING unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[])
-          AS t (topic_id, kafka_partition, kafka_offset, leader_epoch)
-    WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset
-      AND d.leader_epoch = t.leader_epoch";
 
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -98,7 +89,8 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
             break;
         }
         if !options.dry_run {
-            delete(&client, &page).await?;
+            let positions: Vec<_> = page.iter().map(|letter| letter.position).collect();
+            execute_at(&client, "DELETE FROM dead_letters d", &positions).await?;
         }
         report.discarded += page.len() as u64;
         report.never_replayed += page.iter().filter(|letter| letter.replayed_at.is_none()).count() as u64;
@@ -108,26 +100,13 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn delete(client: &Object, page: &[Summary]) -> Result<(), tokio_postgres::Error> {
-    let topic_ids: Vec<Uuid> = page.iter().map(|letter| letter.position.topic_id).collect();
-    let partitions: Vec<Partition> = page.iter().map(|letter| letter.position.partition).collect();
-    let offsets: Vec<i64> = page.iter().map(|letter| letter.position.offset).collect();
-    let leader_epochs: Vec<i32> = page.iter().map(|letter| letter.position.leader_epoch).collect();
-    client.execute(DELETE, &[&topic_ids, &partitions, &offsets, &leader_epochs]).await?;
-    Ok(())
-}
-
 fn table(report: &Report) -> String {
-    let mut table = Table::new(&["", ""]);
     let discarded = if report.dry_run { "would be discarded" } else { "discarded" };
-    for (name, value) in [
+    output::pairs([
         ("reason", report.reason.to_owned()),
         ("first seen before", report.horizon.clone()),
         (discarded, report.discarded.to_string()),
         ("of those never replayed", report.never_replayed.to_string()),
-        ("stopped by a signal", if report.stopped { "yes" } else { "no" }.to_owned()),
-    ] {
-        table.row([name.to_owned(), value]);
-    }
-    table.text().trim_start().to_owned()
+        ("stopped by a signal", output::yes_or_no(report.stopped)),
+    ])
 }

@@ -20,6 +20,11 @@ const SELECT: &str = "
       AND ($5::integer IS NULL OR leader_epoch = $5)
     ORDER BY topic_id, leader_epoch";
 
+/// The condition of [`execute_at`].
+const AT_POSITIONS: &str = "
+    WHERE (d.topic_id, d.kafka_partition, d.kafka_offset, d.leader_epoch) IN
+        (SELECT * FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[]))";
+
 /// The position of the record in Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position {
@@ -30,6 +35,18 @@ pub(super) struct Position {
     /// If Kafka lost the tail of a log, another record has the same offset, with another leader epoch. -1
     /// if it is not known.
     pub leader_epoch: i32,
+}
+
+/// Runs a statement on the rows at these positions. It names the table `d`, and ends with [`AT_POSITIONS`].
+pub(super) async fn execute_at(client: &Object, statement: &str, positions: &[Position]) -> Result<(), Error> {
+    let topic_ids: Vec<Uuid> = positions.iter().map(|position| position.topic_id).collect();
+    let partitions: Vec<Partition> = positions.iter().map(|position| position.partition).collect();
+    let offsets: Vec<i64> = positions.iter().map(|position| position.offset).collect();
+    let leader_epochs: Vec<i32> = positions.iter().map(|position| position.leader_epoch).collect();
+    client
+        .execute(&format!("{statement} {AT_POSITIONS}"), &[&topic_ids, &partitions, &offsets, &leader_epochs])
+        .await?;
+    Ok(())
 }
 
 /// A dead letter without the bytes of its record.

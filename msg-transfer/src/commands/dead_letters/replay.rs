@@ -10,27 +10,21 @@ use msg_common::partition::Partition;
 use msg_common::postgres::{Object, Purpose};
 use msg_common::shutdown;
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::filter::{Filter, Walk};
-use super::letter::{Letter, Position, Summary};
+use super::letter::{Letter, Position, Summary, execute_at};
 use super::send::Sender;
 use crate::commands::access::{connect, lag_reader, pool};
 use crate::commands::error::{CommandError, ReplayError};
-use crate::commands::output::{OutputOptions, Table};
+use crate::commands::output::{self, OutputOptions};
 use crate::config::Config;
 
-/// Maximum number of records that are sent before their delivery reports are awaited, …
+/// Maximum number of records that are sent before their delivery reports are awaited.
 const CHUNK: usize = 100;
-/// … and of their bytes. One record may exceed it.
+/// Maximum number of their bytes; one larger record is sent by itself.
 const CHUNK_BYTES: i64 = 8 << 20;
 
-const MARK: &str = "
-    UPDATE dead_letters d SET replayed_at = now()
-    FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[])
-         AS t (topic_id, kafka_partition, kafka_offset, leader_epoch)
-    WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition AND d.kafka_offset = t.kafka_offset
-      AND d.leader_epoch = t.leader_epoch";
+const MARK: &str = "UPDATE dead_letters d SET replayed_at = now()";
 
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -76,7 +70,7 @@ struct Report {
     /// Whether a signal ended the command early.
     stopped: bool,
     replayed: u64,
-    /// How many of the replayed records a transfer of this build dead-letters again.
+    /// How many of the replayed records this build cannot decode, so that they become dead letters again.
     unreadable: u64,
     /// How many of the replayed records have the ID of a message with different content. They are dead-lettered again
     /// while that message is stored.
@@ -204,7 +198,7 @@ async fn replay(
             Err(error) => failed = failed.or(Some((position, error.into()))),
         }
     }
-    let marked = mark(client, &confirmed).await;
+    let marked = execute_at(client, MARK, &confirmed).await;
     marked.map_err(|error| ReplayError::NotMarked { sent: confirmed.len(), source: error.into() })?;
     report.replayed += confirmed.len() as u64;
     match failed {
@@ -215,35 +209,21 @@ async fn replay(
     }
 }
 
-async fn mark(client: &Object, positions: &[Position]) -> Result<(), tokio_postgres::Error> {
-    if positions.is_empty() {
-        return Ok(());
-    }
-    let topic_ids: Vec<Uuid> = positions.iter().map(|position| position.topic_id).collect();
-    let partitions: Vec<Partition> = positions.iter().map(|position| position.partition).collect();
-    let offsets: Vec<i64> = positions.iter().map(|position| position.offset).collect();
-    let leader_epochs: Vec<i32> = positions.iter().map(|position| position.leader_epoch).collect();
-    client.execute(MARK, &[&topic_ids, &partitions, &offsets, &leader_epochs]).await?;
-    Ok(())
-}
-
 fn table(report: &Report) -> String {
-    let mut table = Table::new(&["", ""]);
     let replayed = if report.dry_run { "would be replayed" } else { "replayed" };
-    for (name, value) in [
+    output::pairs([
         (replayed, report.replayed.to_string()),
         ("of those unreadable: dead-lettered again", report.unreadable.to_string()),
         ("of those in conflict: may be dead-lettered again", report.conflicts.to_string()),
         ("not replayed, without content", report.without_content.to_string()),
-        ("stopped by a signal", if report.stopped { "yes" } else { "no" }.to_owned()),
-    ] {
-        table.row([name.to_owned(), value]);
-    }
-    table.text().trim_start().to_owned()
+        ("stopped by a signal", output::yes_or_no(report.stopped)),
+    ])
 }
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     fn letter(bytes: i32) -> Summary {

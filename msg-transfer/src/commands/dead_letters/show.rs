@@ -175,10 +175,7 @@ fn lines(report: &Report) -> String {
         ("detail", report.detail.clone()),
         ("first seen", report.first_seen.clone()),
         ("replayed", report.replayed_at.clone().unwrap_or_else(|| "no".to_owned())),
-        (
-            "this build",
-            report.problem.clone().unwrap_or_else(|| "finds nothing wrong with the record itself".to_owned()),
-        ),
+        ("this build", report.problem.clone().unwrap_or_else(|| "can decode the record".to_owned())),
         ("key", report.key.clone().unwrap_or_else(|| "none".to_owned())),
     ];
     for header in &report.headers {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::connect;
 use super::error::{CommandError, horizon};
-use super::output::{OutputOptions, Table, rfc3339};
+use super::output::{self, OutputOptions, rfc3339};
 use crate::config::Config;
 
 /// The interval between two progress logs.
@@ -132,18 +132,14 @@ impl Purge {
 }
 
 fn table(report: &Report) -> String {
-    let mut table = Table::new(&["", ""]);
     let deleted = if report.dry_run { "would be deleted" } else { "deleted" };
-    for (name, value) in [
+    output::pairs([
         ("stored before".to_owned(), report.horizon.clone()),
         ("inboxes checked".to_owned(), report.inboxes_seen.to_string()),
         ("inboxes with old messages".to_owned(), report.inboxes_purged.to_string()),
         (format!("messages {deleted}"), report.messages_deleted.to_string()),
         (format!("dead letters {deleted}"), report.dead_letters_deleted.to_string()),
         ("transactions".to_owned(), report.transactions.to_string()),
-        ("stopped by a signal".to_owned(), if report.stopped { "yes" } else { "no" }.to_owned()),
-    ] {
-        table.row([name, value]);
-    }
-    table.text().trim_start().to_owned()
+        ("stopped by a signal".to_owned(), output::yes_or_no(report.stopped)),
+    ])
 }
