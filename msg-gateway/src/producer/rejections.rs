@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use metrics::counter;
 use msg_common::admin::Readiness;
 use msg_common::partition::Partition;
+use msg_common::repeat::Repeats;
 use rdkafka::types::RDKafkaErrorCode;
 use tokio_util::sync::CancellationToken;
 
@@ -21,14 +22,13 @@ pub(crate) const COMPONENT: &str = "deliveries";
 const MIN_FAILURES: u32 = 3;
 /// Failures that are closer together than this count as one: a batch fails as a whole.
 const MIN_DISTANCE: Duration = Duration::from_millis(10);
-/// How long after the last failure the gateway is not ready. After that, the next send shows whether it works again: a
-/// gateway that is not ready may get no more sends, and would stay so.
+/// How long after the last failure the gateway is not ready. Then it is ready again, so that a send can test Kafka:
+/// otherwise it might get no sends, and never detect that Kafka works again.
 const REPORTED_FOR: Duration = Duration::from_secs(30);
-/// The first and the longest interval between two log lines about one code.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// How often the readiness is updated.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+static LOGGED: Repeats = Repeats::new();
 
 /// The failures since the last success.
 #[derive(Default)]
@@ -44,7 +44,6 @@ struct State {
     partitions: HashMap<Partition, Failing>,
     /// Failures of any kind since the last success, over all partitions.
     all: Option<Failing>,
-    logged: HashMap<i32, Logged>,
 }
 
 struct Failing {
@@ -52,12 +51,6 @@ struct Failing {
     count: u32,
     since: Instant,
     last: Instant,
-}
-
-struct Logged {
-    next: Instant,
-    pause: Duration,
-    count: u64,
 }
 
 impl Failing {
@@ -104,9 +97,10 @@ impl Rejections {
             Failing::add(&mut failing, code, now);
             state.partitions.extend(failing.map(|failing| (partition, failing)));
         }
-        if let Some(count) = state.log(code, now) {
+        drop(state);
+        if let Some(repeated) = LOGGED.occurred(&format!("{code:?}")) {
             let advice = advice(code);
-            tracing::warn!(?code, error = %code, partition, count, advice, "deliveries fail");
+            tracing::warn!(?code, error = %code, partition, repeated, advice, "deliveries fail");
         }
     }
 
@@ -155,23 +149,6 @@ impl Rejections {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Returns how many failures with this code to log now: those since the last log line.
-    fn log(&mut self, code: RDKafkaErrorCode, now: Instant) -> Option<u64> {
-        let logged = self.logged.entry(code as i32).or_insert(Logged { next: now, pause: FIRST_PAUSE, count: 0 });
-        logged.count += 1;
-        if now < logged.next {
-            return None;
-        }
-        // After no failure for two pauses, the next one is logged as a new one.
-        let is_news = now.saturating_duration_since(logged.next) > 2 * logged.pause;
-        let pause = if is_news { FIRST_PAUSE } else { logged.pause };
-        logged.next = now + pause;
-        logged.pause = (2 * pause).min(LONGEST_PAUSE);
-        Some(std::mem::take(&mut logged.count))
     }
 }
 
@@ -269,18 +246,5 @@ mod tests {
         assert_eq!(rejections.reason(at(start, 31_000)), None);
         rejections.failed(3, Code::InvalidTimestamp, true, at(start, 90_000));
         assert!(rejections.reason(at(start, 90_000)).is_some(), "one more failure is enough");
-    }
-
-    #[test]
-    fn log_lines_of_a_code_come_at_growing_intervals() {
-        let (mut state, start) = (State::default(), Instant::now());
-        let mut lines = Vec::new();
-        for second in 0..200 {
-            if let Some(count) = state.log(Code::InvalidTimestamp, start + Duration::from_secs(second)) {
-                lines.push((second, count));
-            }
-        }
-        assert_eq!(lines, [(0, 1), (10, 10), (30, 20), (70, 40), (150, 80)]);
-        assert_eq!(state.log(Code::TopicAuthorizationFailed, start), Some(1), "each code has lines of its own");
     }
 }

@@ -1,12 +1,13 @@
 //! The Kafka requests of GetMsgStatus: the topic's ID, the ends of a partition, and whether its leader has records
 //! beyond the end.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use msg_common::error::chain;
 use msg_common::kafka::{KafkaOptions, RequestError, raw};
 use msg_common::partition::Partition;
+use msg_common::repeat::Repeats;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -32,8 +33,8 @@ const TOPIC_ID_AGE: Duration = Duration::from_secs(10);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The interval of the log lines about Kafka not responding.
-const WARN_INTERVAL: Duration = Duration::from_secs(60);
+/// Callers cause the requests, so not each failed one is logged.
+static FAILED: Repeats = Repeats::new();
 
 /// A client for queries about the topic.
 pub(crate) struct Topic {
@@ -48,8 +49,6 @@ pub(crate) struct Topic {
     probing: ClientConfig,
     /// The consumer, if its last result was definite. It serves one request at a time.
     probe: Arc<Mutex<Option<Probe>>>,
-    /// When a failed request was logged last.
-    warned: std::sync::Mutex<Option<Instant>>,
 }
 
 type Probe = BaseConsumer<LogContext>;
@@ -66,7 +65,6 @@ impl Topic {
             requests,
             probing: probing(options.client_config()),
             probe: Arc::default(),
-            warned: std::sync::Mutex::default(),
         })
     }
 
@@ -133,8 +131,8 @@ impl Topic {
             request(client.client(), &name)
         });
         self.joined(requested.await).map_err(|error| {
-            if self.is_news() {
-                tracing::warn!(error = chain(&error), "cannot query the topic");
+            if let Some(repeated) = FAILED.occurred("query") {
+                tracing::warn!(error = chain(&error), repeated, "cannot query the topic");
             }
             unavailable(&error)
         })
@@ -144,16 +142,6 @@ impl Topic {
 impl Topic {
     fn joined<T>(&self, result: Result<Result<T, RequestError>, JoinError>) -> Result<T, RequestError> {
         result.unwrap_or_else(|error| Err(RequestError::of_topic("send a request", &self.name)(error)))
-    }
-
-    /// Returns whether to log a failed request. Callers cause the requests, so not each is logged.
-    fn is_news(&self) -> bool {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = warned.is_none_or(|warned| warned.elapsed() > WARN_INTERVAL);
-        if is_news {
-            *warned = Some(Instant::now());
-        }
-        is_news
     }
 }
 
