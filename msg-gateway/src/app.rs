@@ -18,11 +18,12 @@ use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
 use crate::budget::Budgets;
+use crate::config::producer as settings;
 use crate::config::{Config, ServerOptions};
-use crate::incoming::connections;
+use crate::incoming::{Age, connections};
 use crate::metrics::describe;
+use crate::producer::Producer;
 use crate::producer::preflight::{self, Preflight, PreflightRequirements};
-use crate::producer::{Producer, settings};
 use crate::read::{ReadError, Reader};
 use crate::router::RpcRouter;
 use crate::send::Sender;
@@ -130,8 +131,8 @@ pub async fn run(
     let goaway = CancellationToken::new();
     let server = &config.server;
     raise_open_files(server.max_connections);
-    let incoming =
-        connections(grpc, budgets.connections.clone(), server.age(), server.handshake_timeout, goaway.clone(), timer);
+    let age = server.max_connection_age.map(|max| Age { max, grace: server.max_connection_age_grace });
+    let incoming = connections(grpc, budgets.connections.clone(), age, server.handshake_timeout, goaway.clone(), timer);
     let stop_taking = goaway.clone().cancelled_owned();
     let serving = builder(&config.server).serve_with_incoming_shutdown(router, incoming, stop_taking);
     tokio::pin!(serving);

@@ -1,5 +1,6 @@
 //! Owns the gateway's settings, which are flags or environment variables, and the rules between them.
 
+pub(crate) mod producer;
 mod replica;
 pub mod send;
 mod watch;
@@ -19,8 +20,6 @@ use msg_common::telemetry::LogOptions;
 pub use self::replica::ReplicaOptions;
 use self::send::SendOptions;
 pub use self::watch::WatchOptions;
-use crate::incoming::Age;
-use crate::producer::settings;
 
 /// Accepts messages over gRPC once Kafka has them on every in-sync replica, and serves the stored ones.
 #[derive(Clone, Debug, Parser)]
@@ -141,13 +140,6 @@ pub struct ServerOptions {
     pub drain_timeout: Duration,
 }
 
-impl ServerOptions {
-    /// The maximum age of a connection, if there is one.
-    pub(crate) fn age(&self) -> Option<Age> {
-        self.max_connection_age.map(|max| Age { max, grace: self.max_connection_age_grace })
-    }
-}
-
 impl Check for Config {
     fn problems(&self) -> Vec<String> {
         if self.command.is_some() {
@@ -172,7 +164,7 @@ impl Check for Config {
             ));
         }
         if problems.is_empty() {
-            let client = settings::producer(&self.kafka, &self.limits, &self.send);
+            let client = producer::producer(&self.kafka, &self.limits, &self.send);
             problems.extend(creation_problem(&client, Role::Producer));
         }
         problems

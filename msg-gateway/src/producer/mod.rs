@@ -6,7 +6,6 @@ mod offsets;
 pub(crate) mod preflight;
 pub(crate) mod rejections;
 mod replacement;
-pub(crate) mod settings;
 mod stall_timer;
 
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::budget::Permit;
+use crate::config::producer::shortest_backoff;
 pub(crate) use crate::producer::context::{DeliveryContext, Signals};
 use crate::send::outcome::Outcome;
 
@@ -93,7 +93,7 @@ impl Producer {
     /// Creates a producer that rejects every record until [`Producer::open`].
     pub(crate) fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let signals = Arc::new(Signals::new());
-        let backoff = settings::shortest_backoff(&config);
+        let backoff = shortest_backoff(&config);
         let current = config.create_with_context(DeliveryContext::new(signals.clone(), backoff))?;
         Ok(Producer {
             config,

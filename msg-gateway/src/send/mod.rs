@@ -21,8 +21,9 @@ use tokio::sync::oneshot;
 
 use crate::budget::Budgets;
 use crate::config::Config;
+use crate::config::producer as settings;
 use crate::metrics::{MessageMetrics, SendMetrics};
-use crate::producer::{Producer, ReportSender, settings};
+use crate::producer::{Producer, ReportSender};
 use crate::send::deadline::Timing;
 use crate::send::outcome::Outcome;
 use crate::send::record::{PendingSend, Record, amount_in_flight, id_of, too_large};

@@ -6,7 +6,7 @@ use msg_common::kafka::KafkaOptions;
 use msg_common::limits::Limits;
 use rdkafka::ClientConfig;
 
-use crate::config::send::SendOptions;
+use super::send::SendOptions;
 
 pub(crate) fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {
     let mut config = kafka.client_config();
