@@ -14,8 +14,11 @@ LAB := target/release/msg-dev lab
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: build ## Send a real chat log through both services, kill the transfer meanwhile, check every promise
-	target/release/msg-dev demo $(ARGS)
+demo: ## Send a real chat log through both services, kill the transfer meanwhile, check every promise
+	@scripts/setup build
+	$(CARGO) build --profile demo --locked --package msg-fetch
+	target/demo/msg-fetch & $(CARGO) build --profile demo --locked --package msg-gateway --package msg-transfer --package msg-dev && \
+	  wait && target/demo/msg-dev demo $(ARGS)
 
 up: build ## Start Kafka, PostgreSQL and both services, and leave them running until Ctrl-C
 	target/release/msg-dev up $(ARGS)
@@ -86,7 +89,8 @@ fmt: ## Format the code
 	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml
 
 bench: build ## Measure the throughput, and compare it with limits that the same run measures
-	target/release/msg-dev bench $(ARGS)
+	$(CARGO) build --release --locked --package msg-bench
+	target/release/msg-bench $(ARGS)
 
 compose-test: ## Start the containers, kill some, check, remove them; needs a Docker engine
 	scripts/compose-test

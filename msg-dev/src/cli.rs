@@ -1,9 +1,9 @@
 //! Owns the command line. Each subcommand has a file or a package of its own.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use msg_bench::BenchCommand;
 use msg_lab::{LabArgs, LoadArgs};
 use msg_stack::{ClusterOptions, FetchArgs, StackOptions, State};
 
@@ -19,11 +19,6 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start Kafka, PostgreSQL, msg-transfer and msg-gateway, and keep them running until Ctrl-C
     Up(UpArgs),
-    /// Fetch and check Kafka and PostgreSQL, and start nothing
-    Fetch(FetchArgs),
-    /// Measure the throughput of the services, and compare it with limits measured in the same run
-    #[command(subcommand)]
-    Bench(BenchCommand),
     /// Replay a real chat log through gateway and transfer, kill msg-transfer partway, and check every promise against
     /// the database; the exit code is 0 only if every promise holds
     Demo(DemoArgs),
@@ -85,11 +80,11 @@ pub(crate) struct DemoArgs {
     #[arg(long)]
     pub(crate) excerpt: bool,
     /// Maximum number of messages to send, from the start of the log
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub(crate) messages: Option<usize>,
+    #[arg(long, value_name = "N")]
+    pub(crate) messages: Option<NonZeroUsize>,
     /// Number of speakers that send at the same time; the messages of one speaker in one conversation are sent in order
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
-    pub(crate) concurrency: usize,
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub(crate) concurrency: NonZeroUsize,
     /// Do not remove the folder with data and logs
     #[arg(long)]
     pub(crate) keep: bool,
@@ -100,19 +95,8 @@ pub(crate) struct DemoArgs {
     pub(crate) fetch: FetchArgs,
 }
 
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err("expected a number of at least 1".to_owned()),
-    }
-}
-
 fn one_or_three(text: &str) -> Result<usize, String> {
-    match text {
-        "1" => Ok(1),
-        "3" => Ok(3),
-        _ => Err("expected 1 or 3".to_owned()),
-    }
+    text.parse().ok().filter(|count| [1, 3].contains(count)).ok_or_else(|| "expected 1 or 3".to_owned())
 }
 
 impl StackArgs {

@@ -1,5 +1,5 @@
-//! `msg-dev` starts the local stack (`up`, `fetch`) and runs `demo`, `bench` and `lab` on a stack. It is for developers
-//! and is never deployed.
+//! `msg-dev` starts the local stack (`up`) and runs `demo` and `lab` on a stack. It is for developers and is
+//! never deployed.
 
 mod cli;
 mod demo;
@@ -23,8 +23,6 @@ async fn main() -> ExitCode {
         .init();
     let ran: Result<(), Box<dyn Error + Send + Sync>> = match cli.command {
         cli::Command::Up(args) => up::run(args).await.map_err(Into::into),
-        cli::Command::Bench(command) => msg_bench::run(&command).await,
-        cli::Command::Fetch(args) => up::fetch(args).await.map_err(Into::into),
         cli::Command::Demo(args) => demo::run(args).await.map_err(Into::into),
         cli::Command::Lab(args) => msg_lab::run(args).await.map_err(Into::into),
         cli::Command::LabLoad(args) => msg_lab::run_load(args).await,

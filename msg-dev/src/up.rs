@@ -1,11 +1,10 @@
-//! `msg-dev up` runs the whole stack in the foreground until Ctrl-C. `msg-dev fetch` fetches Kafka and PostgreSQL.
+//! `msg-dev up` runs the whole stack in the foreground until Ctrl-C.
 #![allow(clippy::print_stdout, reason = "a command line tool that prints addresses and folders")]
 
 use std::time::Instant;
 
 use msg_stack::process::first_to_die;
-use msg_stack::{FetchArgs, GatewayPlan, Pipe, Port, Service, Stack, StackError, TransferPlan, fetch, pipe};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use msg_stack::{GatewayPlan, Pipe, Port, Service, Stack, StackError, StopSignals, TransferPlan, pipe};
 
 use crate::cli::UpArgs;
 
@@ -16,28 +15,9 @@ const GRPC_PORT: u16 = 50051;
 /// The exit code by which a shell reports SIGINT: 128 and the number of the signal.
 const INTERRUPTED: i32 = 130;
 
-/// Fetches and checks Kafka and PostgreSQL.
-pub(crate) async fn fetch(args: FetchArgs) -> Result<(), StackError> {
-    let cache = args.folder();
-    let (kafka, postgres) = {
-        let cache = cache.clone();
-        let both = move || (fetch::kafka(&cache), fetch::postgres(&cache));
-        tokio::task::spawn_blocking(both).await.expect("fetching does not panic")
-    };
-    kafka?;
-    postgres?;
-    println!(
-        "Kafka {} and PostgreSQL {} are in {}, and match the pinned checksums",
-        fetch::KAFKA_VERSION,
-        fetch::POSTGRES_VERSION,
-        cache.display()
-    );
-    Ok(())
-}
-
 /// Starts everything, waits for Ctrl-C, SIGTERM or the end of a child, and stops everything.
 pub(crate) async fn run(args: UpArgs) -> Result<(), StackError> {
-    let mut stop = Stop::listen()?;
+    let mut stop = StopSignals::listen()?;
     let mut services = Services::default();
     let stack = tokio::select! {
         stack = Stack::reserve(args.stack.options()) => stack?,
@@ -166,24 +146,4 @@ try:
   grpcurl -plaintext -d '{{"recv_ids":["bob"]}}' {grpc} msg.v1.MsgGateway/GetMaxSeqs
 "#
     );
-}
-
-/// The signals that stop the stack: SIGINT (Ctrl-C) and SIGTERM.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn listen() -> Result<Stop, StackError> {
-        let listen = |kind| signal(kind).map_err(StackError::io("listen for", "signals"));
-        Ok(Stop { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    async fn requested(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

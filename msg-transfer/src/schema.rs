@@ -8,14 +8,18 @@ use msg_common::error::sources;
 use msg_common::postgres::{
     Client, ConnectError, Connector, DatabaseError, DatabaseOptions, Object, Pool, PoolError, Purpose,
 };
-use refinery::Runner;
+use refinery_core::{Migration, Runner};
 use tokio_postgres::error::SqlState;
 
 use crate::{db_error, session};
 
-mod embedded {
-    refinery::embed_migrations!("migrations");
-}
+/// The migrations, in order. An applied one never changes.
+const MIGRATIONS: [(&str, &str); 4] = [
+    ("V1__messages", include_str!("../migrations/V1__messages.sql")),
+    ("V2__resumed", include_str!("../migrations/V2__resumed.sql")),
+    ("V3__leader_epoch", include_str!("../migrations/V3__leader_epoch.sql")),
+    ("V4__compatibility", include_str!("../migrations/V4__compatibility.sql")),
+];
 
 /// The number of the advisory lock for migrations: "msg" in ASCII, and a version. No other program may use it in this
 /// database.
@@ -102,7 +106,7 @@ pub enum SchemaError {
 /// An error of refinery, which is not its `source`: the text of the driver's error in it may quote a row.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.text())]
-pub struct MigrationError(refinery::Error);
+pub struct MigrationError(refinery_core::Error);
 
 impl MigrationError {
     fn text(&self) -> String {
@@ -167,7 +171,8 @@ pub(crate) fn needed() -> i64 {
 }
 
 fn runner() -> Runner {
-    embedded::migrations::runner()
+    let migration = |(name, sql)| Migration::unapplied(name, sql).expect("a name such as V1__messages");
+    Runner::new(&MIGRATIONS.map(migration))
 }
 
 /// Migrates the schema to this build's version, and returns the names of the applied migrations.
@@ -219,7 +224,7 @@ async fn apply(client: &mut Client) -> Result<Vec<String>, SchemaError> {
 
 /// Converts the error of a migration. A retry may succeed after a lost connection or a lock timeout, and not after a
 /// rejection.
-async fn failed(error: refinery::Error, client: &Client) -> SchemaError {
+async fn failed(error: refinery_core::Error, client: &Client) -> SchemaError {
     let source = MigrationError(error);
     let Some(error) = source.database() else { return SchemaError::Migration { source, advice: String::new() } };
     match error.code() {
@@ -302,4 +307,20 @@ async fn compatible(client: &Client, found: i64, needed: i64) -> Result<(), Sche
         Err(error) => return Err(error.into()),
     };
     if needs <= needed { Ok(()) } else { Err(SchemaError::Newer { found, needs, needed }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_a_migration() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
+        let files = std::fs::read_dir(folder).expect("the folder of the migrations");
+        let mut files: Vec<String> =
+            files.map(|file| file.expect("a file").file_name().display().to_string()).collect();
+        files.sort();
+        assert_eq!(files, MIGRATIONS.map(|(name, _)| format!("{name}.sql")));
+        assert_eq!(needed(), i64::try_from(MIGRATIONS.len()).expect("a few"));
+    }
 }

@@ -13,15 +13,15 @@ mod screen;
 mod services;
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use msg_lab::text::grouped;
 use msg_lab::{Finding, PlannedLoad, settle};
 use msg_stack::process::first_to_die;
-use msg_stack::{Offsets, Services, Signal, Stack, StackOptions};
+use msg_stack::{Offsets, Services, Signal, Stack, StackOptions, StopSignals};
 use tempfile::TempDir;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::Client as Database;
 
 pub(crate) use self::error::DemoError;
@@ -38,26 +38,19 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Runs the demo in a temporary folder, and stops all processes that it started, even after an error.
 pub(crate) async fn run(args: DemoArgs) -> Result<(), DemoError> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(DemoError::io("listen for", "SIGINT"))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(DemoError::io("listen for", "SIGTERM"))?;
-    let mut stop_signal = std::pin::pin!(async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    });
+    let mut stop = StopSignals::listen()?;
     let screen = Screen::new();
     let folder = tempfile::Builder::new().prefix("msg-demo-").tempdir();
     let folder = folder.map_err(DemoError::io("create a folder in", std::env::temp_dir()))?;
     let options = StackOptions { cache: args.fetch.folder(), ..StackOptions::new(folder.path()) };
     let stack = tokio::select! {
         stack = Box::pin(Stack::reserve(options)) => stack?,
-        () = &mut stop_signal => return Err(DemoError::Interrupted),
+        () = stop.requested() => return Err(DemoError::Interrupted),
     };
     // The future of `work` owns the services: when either branch ends, it is dropped and kills them.
     let ran = tokio::select! {
         ran = Box::pin(work(&stack, &args, &screen)) => ran,
-        () = &mut stop_signal => Err(DemoError::Interrupted),
+        () = stop.requested() => Err(DemoError::Interrupted),
     };
     screen.remove_bar();
     let keep = args.keep || matches!(ran, Err(DemoError::Broken { .. }));
@@ -123,7 +116,7 @@ async fn load(args: &DemoArgs, screen: &Screen) -> Result<Log, DemoError> {
         None => chitchat::load(&args.fetch.folder()).await?,
     };
     screen.say(&format!("the log: {}; {} messages", log.about, grouped(log.lines.len() as u64)));
-    if let Some(limit) = args.messages.filter(|limit| *limit < log.lines.len()) {
+    if let Some(limit) = args.messages.map(NonZeroUsize::get).filter(|limit| *limit < log.lines.len()) {
         log.lines.truncate(limit);
         screen.say(&format!("only its first {} are sent, as --messages requests", grouped(limit as u64)));
     }
@@ -161,7 +154,7 @@ async fn replay(
         screen.say(&format!("msg-transfer was killed (SIGKILL) midway and started again: ready after {ready:.2} s"));
         Ok(crash)
     };
-    let sending = async { load.send(args.concurrency).await.map_err(DemoError::from) };
+    let sending = async { load.send(args.concurrency.get()).await.map_err(DemoError::from) };
     let partitions = usize::try_from(PARTITIONS).expect("it is positive");
     let ((), crash) = tokio::select! {
         both = async { tokio::try_join!(Box::pin(sending), Box::pin(crash)) } => both?,

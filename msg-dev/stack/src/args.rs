@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::fetch::default_cache;
+use msg_fetch::default_cache;
 
 /// The folder of fetched files.
 #[derive(Debug, Args)]

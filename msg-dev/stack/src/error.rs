@@ -5,24 +5,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-/// An error while the stack is fetched, started, used or stopped.
+/// An error while the stack is started, used or stopped.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each error's text says it")]
 pub enum StackError {
-    /// A program that the machine must have is missing, or too old.
-    #[error("{what}; install it with: {install}")]
-    Missing { what: String, install: &'static str },
+    #[error(transparent)]
+    Fetch(#[from] msg_fetch::FetchError),
     #[error("cannot {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     /// A setting or a folder is invalid.
     #[error("{0}")]
     Setting(String),
-    /// A program that should run to its end (Maven, initdb, Kafka's format) failed.
+    /// A program that should run to its end (initdb, Kafka's format) failed.
     #[error("{program} failed ({status}):\n{output}")]
     Program { program: String, status: ExitStatus, output: String },
-    /// A fetched file does not match its pinned checksum.
-    #[error("{path}: {problem}")]
-    Checksum { path: PathBuf, problem: String },
     /// A child process ended before it was stopped.
     #[error("{name} ended unexpectedly ({status}); the end of {log}:\n{tail}")]
     Died { name: String, status: ExitStatus, log: PathBuf, tail: String },

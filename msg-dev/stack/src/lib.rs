@@ -3,11 +3,9 @@
 
 mod args;
 mod error;
-pub mod fetch;
 pub mod kafka;
 pub mod logs;
 mod offsets;
-mod pins;
 pub mod pipe;
 pub mod ports;
 pub mod postgres;
@@ -15,6 +13,7 @@ pub mod process;
 pub mod proxy;
 pub mod service;
 mod state;
+mod stop;
 pub mod user;
 
 use std::path::{Path, PathBuf};
@@ -29,8 +28,9 @@ pub use ports::Port;
 pub use postgres::Postgres;
 pub use process::{Process, Signal};
 pub use proxy::{Proxies, Toxic};
-pub use service::{Memory, Service, ServiceSpec};
+pub use service::{Memory, Service, ServiceSpec, sum_of};
 pub use state::State;
+pub use stop::StopSignals;
 
 /// The options of a stack.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ impl StackOptions {
         StackOptions {
             state: state.into(),
             fresh: false,
-            cache: fetch::default_cache(),
+            cache: msg_fetch::default_cache(),
             brokers: 1,
             cluster: ClusterOptions::default(),
             kafka: None,
@@ -144,14 +144,14 @@ fn reserve(options: &StackOptions) -> Result<Stack, StackError> {
     let kafka = match &options.kafka {
         Some(addr) => Kafka::external(addr.clone()),
         None => {
-            let home = fetch::kafka(&options.cache)?;
+            let home = msg_fetch::kafka(&options.cache)?;
             Kafka::reserve(home, &state.folder().join("kafka"), state.logs(), options.brokers, &options.cluster)?
         }
     };
     let postgres = match &options.database_url {
         Some(url) => Postgres::external(url.clone()),
         None => {
-            let home = fetch::postgres(&options.cache)?;
+            let home = msg_fetch::postgres(&options.cache)?;
             Postgres::reserve(home, &state.folder().join("postgres"), state.logs())?
         }
     };

@@ -18,7 +18,7 @@ pub fn tail(path: &Path) -> String {
 }
 
 /// Returns the last lines of a text, indented.
-pub(super) fn last_lines(text: &str) -> String {
+fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if lines.is_empty() {
         return "  (empty)".to_owned();

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
 
 use super::error::StackError;
-use super::fetch::PostgresHome;
 use super::logs;
 use super::ports::Port;
 use super::process::{POLL, Process, Signal, Spec};
 use super::user;
+use msg_fetch::PostgresHome;
 
 /// A start needs half a second; recovery after a kill under load needs longer.
 const READY_WITHIN: Duration = Duration::from_secs(60);

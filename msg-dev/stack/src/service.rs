@@ -142,6 +142,11 @@ impl Service {
         Ok(body)
     }
 
+    /// Returns the sum of all series that begin with this text: a name, or a name and its first labels; 0 if there is none yet.
+    pub async fn metric(&self, series: &str) -> Result<f64, StackError> {
+        Ok(sum_of(&self.metrics().await?, series).unwrap_or(0.0))
+    }
+
     /// Returns the name in messages and of the log file.
     pub fn name(&self) -> &str {
         &self.spec.name
@@ -230,6 +235,15 @@ fn memory_field(status: &str, name: &str) -> u64 {
     number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
+/// Returns the sum of all series in the text of `/metrics` that begin with this text: a name, or a name and its first labels.
+pub fn sum_of(metrics: &str, series: &str) -> Option<f64> {
+    let value = |line: &str| -> Option<f64> {
+        line.strip_prefix(series)?.starts_with([' ', '{', ',']).then_some(())?;
+        line.rsplit(' ').next()?.parse().ok()
+    };
+    metrics.lines().filter_map(value).reduce(|sum, value| sum + value)
+}
+
 /// Sends a GET request to an admin port, and returns status and body.
 pub async fn http_get(addr: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     http(addr, "GET", path, "").await
@@ -275,6 +289,14 @@ fn parse_response(response: &str) -> std::io::Result<(u16, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn series_of_other_metrics_are_not_added() {
+        let metrics = "# TYPE a counter\na_bytes 7\na{kind=\"x\",partition=\"1\"} 3\na{kind=\"y\"} 2\nb 1\n";
+        assert_eq!(sum_of(metrics, "a"), Some(5.0));
+        assert_eq!(sum_of(metrics, "a{kind=\"x\""), Some(3.0));
+        assert_eq!((sum_of(metrics, "a_bytes"), sum_of(metrics, "a_byte")), (Some(7.0), None));
+    }
 
     #[test]
     fn response_is_parsed_with_and_without_chunks() {

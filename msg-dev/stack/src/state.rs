@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::error::StackError;
 use super::process::POLL;
-use super::{fetch, user};
 
 /// The file that marks a folder as a state folder, and that is locked while a stack uses it.
 const LOCK: &str = "msg-dev.lock";
@@ -26,7 +25,7 @@ impl State {
     /// The default state folder: as root `/var/lib/msg-dev`, since PostgreSQL runs as another user, who often cannot
     /// enter the folder of a clone; else `state` in the cache folder.
     pub fn default_folder() -> PathBuf {
-        if user::is_root() { PathBuf::from("/var/lib/msg-dev") } else { fetch::default_cache().join("state") }
+        if msg_fetch::is_root() { PathBuf::from("/var/lib/msg-dev") } else { msg_fetch::default_cache().join("state") }
     }
 
     /// Locks the folder, and creates it if it does not exist; `fresh` empties it.
@@ -50,7 +49,7 @@ impl State {
         for folder in [&folder, &logs, &folder.join("postgres")] {
             fs::create_dir_all(folder).map_err(StackError::io("create", folder))?;
             // PostgreSQL may run as another user, who must be able to enter this folder. Its data folder is private.
-            if user::is_root() {
+            if msg_fetch::is_root() {
                 fs::set_permissions(folder, fs::Permissions::from_mode(0o711))
                     .map_err(StackError::io("change the mode of", folder))?;
             }

@@ -8,21 +8,15 @@ use super::error::StackError;
 
 /// The numbers of a user and of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields are named for their content")]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct Owner {
     pub uid: u32,
     pub gid: u32,
 }
 
-/// Whether this process is root.
-pub fn is_root() -> bool {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    unsafe { libc::geteuid() == 0 }
-}
-
 /// Returns the user `nobody` if this process is root, else none.
 pub(super) fn unprivileged() -> Option<Owner> {
-    if !is_root() {
+    if !msg_fetch::is_root() {
         return None;
     }
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();

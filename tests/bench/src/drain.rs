@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use super::{Error, Load, PARTITIONS, TOPIC, counter, line, memory, rate, settings, statement, until};
+use super::{Error, Load, PARTITIONS, TOPIC, line, memory, rate, settings, statement, until};
 
 const TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -105,8 +105,8 @@ async fn drain(stack: &Stack, load: &Load, variant: &Variant) -> Result<f64, Err
     transfer.start().await?;
     // Start the measurement at the first row: starting is not draining.
     let stored = async || {
-        let rows = counter(&transfer, "msg_transfer_stored_messages_total").await?;
-        Ok::<f64, Error>(rows + counter(&transfer, "msg_transfer_dead_letters_total").await?)
+        let rows = transfer.metric("msg_transfer_stored_messages_total").await?;
+        Ok::<f64, Error>(rows + transfer.metric("msg_transfer_dead_letters_total").await?)
     };
     until("the first rows", TIMEOUT, async || Ok(stored().await? > 0.0)).await?;
     let (started, before) = (Instant::now(), stored().await?);

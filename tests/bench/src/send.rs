@@ -2,16 +2,14 @@
 //! every message. The limit is librdkafka alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use hdrhistogram::Histogram;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_common::proto::send_result::Result as Outcome;
 use msg_common::proto::{
-    BatchSendMsgRequest, Msg, SendMsgRequest, SendResult, SessionType, StreamSendEntry, StreamSendMsgRequest, WaitFor,
+    BatchSendMsgRequest, SendMsgRequest, SendResult, StreamSendEntry, StreamSendMsgRequest, WaitFor,
 };
 use msg_stack::Stack;
 use rdkafka::ClientConfig;
@@ -19,10 +17,9 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
+use super::callers::{self, Measured, msg};
 use super::{Error, Load, PARTITIONS, TOPIC, line, memory, rate, start};
 
-/// HTTP/2 connections that the callers share.
-const CONNECTIONS: usize = 4;
 /// Messages of a batch, and of one request on a stream.
 const BATCH: usize = 100;
 const BATCH_CALLERS: usize = 32;
@@ -38,62 +35,37 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     println!("{} messages of {} bytes to {} inboxes", load.messages, load.body, load.inboxes);
 
     let load = &Arc::new(load.clone());
-    let mut clients = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let channel = Channel::from_shared(format!("http://{}", services.grpc))?.connect().await?;
-        clients.push(MsgGatewayClient::new(channel).max_decoding_message_size(8 << 20));
-    }
+    let clients = callers::connect(&services).await?.into_iter();
+    let clients: Vec<_> =
+        clients.map(|channel| MsgGatewayClient::new(channel).max_decoding_message_size(8 << 20)).collect();
     for (callers, messages) in [(1, 500), (STORED_CALLERS, load.messages / 20)] {
-        let (stored, latencies) = unary(&clients, load, messages, callers, WaitFor::Stored).await?;
+        let stored = unary(&clients, load, messages, callers, WaitFor::Stored).await?;
         let what = format!("SendMsg until stored, {callers} callers");
-        line(&what, format!("{stored:.0} messages/s, {}", quantiles(&latencies)));
+        line(&what, format!("{:.0} messages/s, {}", stored.rate, stored.quantiles()));
     }
     line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(sender).1, memory(transfer).1));
     // Stop the transfer: the rest measures only the path into Kafka.
     transfer.stop().await;
     let limit = produce(stack, load)?;
     line("librdkafka alone", format!("{limit:.0} messages/s"));
-    let (single, latencies) = unary(&clients, load, load.messages / 5, load.callers, WaitFor::Accepted).await?;
-    line(&format!("SendMsg, {} callers", load.callers), format!("{single:.0} messages/s, {}", quantiles(&latencies)));
-    let (batches, latencies) = batches(&clients, load).await?;
+    let single = unary(&clients, load, load.messages / 5, load.callers, WaitFor::Accepted).await?;
+    let what = format!("SendMsg, {} callers", load.callers);
+    line(&what, format!("{:.0} messages/s, {}", single.rate, single.quantiles()));
+    let batches = batches(&clients, load).await?;
     let what = format!("BatchSendMsg of {BATCH}, {BATCH_CALLERS} callers");
-    line(&what, format!("{batches:.0} messages/s, {:.1} x SendMsg, {}", batches / single, quantiles(&latencies)));
+    let times = batches.rate / single.rate;
+    line(&what, format!("{:.0} messages/s, {times:.1} x SendMsg, {}", batches.rate, batches.quantiles()));
     let streams = streams(&clients, load).await?;
     let what = format!("StreamSendMsg, {STREAMS} streams");
-    line(&what, format!("{streams:.0} messages/s, {:.1} x SendMsg", streams / single));
+    line(&what, format!("{streams:.0} messages/s, {:.1} x SendMsg", streams / single.rate));
     line(
         "of librdkafka alone, batches and streams",
-        format!("{:.0} %, {:.0} %", 100.0 * batches / limit, 100.0 * streams / limit),
+        format!("{:.0} %, {:.0} %", 100.0 * batches.rate / limit, 100.0 * streams / limit),
     );
 
     line("peak memory, gateway", format!("{:.0} MB", memory(sender).1));
     sender.stop().await;
     Ok(())
-}
-
-fn quantiles(latencies: &Histogram<u64>) -> String {
-    let at = |quantile| Duration::from_micros(latencies.value_at_quantile(quantile));
-    format!("p50 {:?}, p99 {:?}", at(0.5), at(0.99))
-}
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(60_000_000, 3).expect("the bounds are good")
-}
-
-fn record(latencies: &mut Histogram<u64>, started: Instant) {
-    latencies.saturating_record(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
-}
-
-fn msg(load: &Load, body: &Bytes, kind: &str, n: usize) -> Msg {
-    Msg {
-        recv_id: load.inbox(n),
-        send_id: kind.to_owned(),
-        client_msg_id: n.to_string(),
-        session_type: SessionType::Single.into(),
-        content_type: "text/plain".into(),
-        content: body.clone(),
-        ..Msg::default()
-    }
 }
 
 /// Measures the limit: librdkafka writes the same records with the same acks and linger, without a gateway.
@@ -132,66 +104,36 @@ fn produce(stack: &Stack, load: &Load) -> Result<f64, Error> {
 
 type Client = MsgGatewayClient<Channel>;
 
-async fn unary(
+/// Sends single messages, each with its own call.
+pub(crate) async fn unary(
     clients: &[Client],
     load: &Arc<Load>,
     messages: usize,
     callers: usize,
     wait_for: WaitFor,
-) -> Result<(f64, Histogram<u64>), Error> {
-    let (next, body) = (Arc::new(AtomicUsize::new(0)), Bytes::from(load.random_body()));
-    let kind = format!("{wait_for:?} {callers}");
-    let started = Instant::now();
-    let callers = (0..callers).map(|caller| {
-        let (mut client, next, body) = (clients[caller % clients.len()].clone(), next.clone(), body.clone());
-        let (load, kind) = (load.clone(), kind.clone());
-        tokio::spawn(async move {
-            let msg = move |n| msg(&load, &body, &kind, n);
-            let mut latencies = histogram();
-            loop {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                if n >= messages {
-                    return Ok::<_, Error>(latencies);
-                }
-                let started = Instant::now();
-                client.send_msg(SendMsgRequest { msg: Some(msg(n)), wait_for: wait_for.into() }).await?;
-                record(&mut latencies, started);
-            }
-        })
-    });
-    let mut all = histogram();
-    for latencies in try_join_all(callers).await? {
-        all.add(latencies?)?;
-    }
-    Ok((rate(messages, started.elapsed()), all))
+) -> Result<Measured, Error> {
+    let (clients, load, body) = (clients.to_vec(), load.clone(), Bytes::from(load.random_body()));
+    let sender = format!("{wait_for:?} {callers}");
+    callers::run(callers, messages, 1, move |caller, n| {
+        let mut client = clients[caller % clients.len()].clone();
+        let msg = Some(msg(&load, &body, &sender, n));
+        async move { client.send_msg(SendMsgRequest { msg, wait_for: wait_for.into() }).await.map(|_| ()) }
+    })
+    .await
 }
 
-async fn batches(clients: &[Client], load: &Arc<Load>) -> Result<(f64, Histogram<u64>), Error> {
-    let (next, body) = (Arc::new(AtomicUsize::new(0)), Bytes::from(load.random_body()));
-    let started = Instant::now();
-    let callers = (0..BATCH_CALLERS).map(|caller| {
-        let (mut client, next, body) = (clients[caller % clients.len()].clone(), next.clone(), body.clone());
-        let load = load.clone();
-        tokio::spawn(async move {
-            let mut latencies = histogram();
-            loop {
-                let first = next.fetch_add(BATCH, Ordering::Relaxed);
-                if first >= load.messages {
-                    return Ok::<_, Error>(latencies);
-                }
-                let msgs = (first..first + BATCH).map(|n| msg(&load, &body, "batch", n)).collect();
-                let started = Instant::now();
-                let response = client.batch_send_msg(BatchSendMsgRequest { msgs, wait_for: 0 }).await?.into_inner();
-                record(&mut latencies, started);
-                response.results.iter().try_for_each(accepted)?;
-            }
-        })
-    });
-    let mut all = histogram();
-    for latencies in try_join_all(callers).await? {
-        all.add(latencies?)?;
-    }
-    Ok((rate(load.messages, started.elapsed()), all))
+async fn batches(clients: &[Client], load: &Arc<Load>) -> Result<Measured, Error> {
+    let (clients, messages) = (clients.to_vec(), load.messages);
+    let (load, body) = (load.clone(), Bytes::from(load.random_body()));
+    callers::run(BATCH_CALLERS, messages, BATCH, move |caller, first| {
+        let mut client = clients[caller % clients.len()].clone();
+        let msgs = (first..first + BATCH).map(|n| msg(&load, &body, "batch", n)).collect();
+        async move {
+            let response = client.batch_send_msg(BatchSendMsgRequest { msgs, wait_for: 0 }).await?.into_inner();
+            response.results.iter().try_for_each(accepted)
+        }
+    })
+    .await
 }
 
 fn accepted(result: &SendResult) -> Result<(), Error> {

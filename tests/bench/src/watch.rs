@@ -13,11 +13,11 @@ use msg_stack::Stack;
 use tokio::time::MissedTickBehavior;
 use tonic::transport::Channel;
 
-use super::{Error, line, memory, rate, start};
+use super::{Error, callers, line, memory, rate, start};
 
 /// The watchers and the messages.
 #[derive(Debug, clap::Args)]
-pub struct Watching {
+pub(crate) struct Watching {
     /// Number of watch streams, each of one inbox
     #[arg(long, default_value_t = 10_000)]
     watchers: usize,
@@ -85,7 +85,7 @@ struct Delivered {
 
 impl Delivered {
     fn new() -> Self {
-        Delivered { msgs: 0, wrong: 0, latencies: Histogram::new_with_max(60_000_000, 3).expect("the bounds are good") }
+        Delivered { msgs: 0, wrong: 0, latencies: callers::histogram() }
     }
 
     fn print(&self) {

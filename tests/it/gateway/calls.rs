@@ -113,11 +113,8 @@ pub(super) async fn readyz(gateway: &Gateway) -> Result<(u16, String), NotYet> {
     Ok(admin::probe(gateway.service.spec().admin.unwrap(), "/readyz").await?)
 }
 
-/// The value of a metric's only line; 0 if there is no such line.
-pub(super) async fn metric(gateway: &Gateway, line: &str) -> Result<f64, NotYet> {
-    let metrics = gateway.service.metrics().await?;
-    let value = metrics.lines().find_map(|value| value.strip_prefix(line)?.strip_prefix(' '));
-    Ok(value.map_or(Ok(0.0), str::parse)?)
+pub(super) async fn metric(gateway: &Gateway, series: &str) -> Result<f64, NotYet> {
+    Ok(gateway.service.metric(series).await?)
 }
 
 /// Waits until exactly `count` messages are in flight.

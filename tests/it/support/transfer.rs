@@ -14,11 +14,8 @@ pub(crate) fn small_batches(spec: ServiceSpec) -> ServiceSpec {
     short_session(spec).env("BATCH_RECORDS", 50).env("MAX_INFLIGHT_RECORDS", 2000)
 }
 
-/// The sum over all series that start with this text; 0 if there is none yet.
 pub(crate) async fn metric(transfer: &Service, series: &str) -> f64 {
-    let metrics = transfer.metrics().await.unwrap();
-    let lines = metrics.lines().filter(|line| line.starts_with(series));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    transfer.metric(series).await.unwrap()
 }
 
 /// Waits until the service is not ready, for reasons with all of these texts.

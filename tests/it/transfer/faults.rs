@@ -61,9 +61,7 @@ async fn failed_batch_is_retried_until_it_is_stored() {
     }
     writer.flush();
     eventually("some attempts have failed", async || {
-        let metrics = transfer.metrics().await?;
-        let line = metrics.lines().find(|line| line.starts_with("msg_transfer_store_failures_total"));
-        let failures: f64 = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("0").parse()?;
+        let failures = transfer.metric("msg_transfer_store_failures_total").await?;
         ensure(failures >= 3.0, failures)
     })
     .await;

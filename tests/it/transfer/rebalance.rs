@@ -88,9 +88,7 @@ async fn killed_static_members_store_again_within_their_session() {
         member.launch().unwrap();
         // The member gets all its partitions back, and stores again far within its session.
         within(Duration::from_secs(20), "the killed member stores again", async || {
-            let metrics = member.metrics().await?;
-            let line = metrics.lines().find(|line| line.starts_with("msg_transfer_stored_messages_total"));
-            let stored: f64 = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("0").parse()?;
+            let stored = member.metric("msg_transfer_stored_messages_total").await?;
             ensure(stored > 0.0, stored)
         })
         .await;

@@ -32,7 +32,6 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tokio::signal::unix::{SignalKind, signal};
 
 pub use self::args::LabArgs;
 pub use self::check::Finding;
@@ -63,14 +62,7 @@ pub async fn run(args: LabArgs) -> Result<(), LabError> {
         print!("{}", schedule::list());
         return Ok(());
     }
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(LabError::io("listen for", "SIGINT"))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(LabError::io("listen for", "SIGTERM"))?;
-    let stop_requested = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    };
+    let mut stop = msg_stack::StopSignals::listen()?;
     let folder = match &args.state {
         Some(folder) => std::path::absolute(folder).map_err(LabError::io("resolve", folder))?,
         None => {
@@ -84,7 +76,7 @@ pub async fn run(args: LabArgs) -> Result<(), LabError> {
     // This future owns all processes: whichever branch ends first, they end with it.
     let ran = tokio::select! {
         ran = Box::pin(lab.work()) => ran,
-        () = stop_requested => Err(LabError::Interrupted),
+        () = stop.requested() => Err(LabError::Interrupted),
     };
     match &ran {
         Ok(()) if lab.args.state.is_none() => {

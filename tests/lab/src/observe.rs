@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use msg_stack::Process;
+use msg_stack::{Process, sum_of};
 
 use super::error::LabError;
 use super::evidence::{Clock, Commits, Health, LostOffsets, Sample, Waiting};
@@ -125,7 +125,7 @@ impl Observer {
             "gateway" => ("msg_gateway_inflight_msgs", "msg_gateway_inflight_bytes"),
             _ => ("msg_transfer_inflight_records", "msg_transfer_inflight_bytes"),
         };
-        let inflight = value(&metrics, count).zip(value(&metrics, bytes));
+        let inflight = sum_of(&metrics, count).zip(sum_of(&metrics, bytes));
         for lost in lost_offsets(&metrics) {
             self.observed().lost_offsets.insert((process.pid(), lost.partition), lost);
         }
@@ -203,11 +203,6 @@ fn lost_offsets(metrics: &str) -> impl Iterator<Item = LostOffsets> {
     })
 }
 
-/// Returns the value of a gauge without labels.
-fn value(metrics: &str, name: &str) -> Option<f64> {
-    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,11 +211,5 @@ mod tests {
     fn lost_offsets_are_read_by_partition() {
         let metrics = "msg_transfer_lost_offsets_total{partition=\"3\"} 20\nmsg_transfer_lost_offsets_totals 1\n";
         assert_eq!(lost_offsets(metrics).collect::<Vec<_>>(), [LostOffsets { partition: 3, count: 20.0 }]);
-    }
-
-    #[test]
-    fn gauge_is_found_by_its_full_name() {
-        let metrics = "# TYPE a gauge\na_bytes 7\na 3\n";
-        assert_eq!((value(metrics, "a"), value(metrics, "a_bytes"), value(metrics, "b")), (Some(3.0), Some(7.0), None));
     }
 }

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 pub use self::topic::TopicSpec;
 use super::error::StackError;
-use super::fetch::KafkaHome;
 use super::ports::Port;
 use super::process::{Process, Signal};
+use msg_fetch::KafkaHome;
 
 /// A broker starts and formats its folder in about 3 s on an idle machine; a machine that compiles meanwhile is slower.
 const READY_WITHIN: Duration = Duration::from_secs(90);

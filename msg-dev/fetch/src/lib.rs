@@ -1,7 +1,11 @@
-//! Owns the fetching of Kafka and PostgreSQL: from a folder that the user names (`KAFKA_HOME`, `PG_HOME`), else pinned
+//! Finds Kafka and PostgreSQL: in a folder that the user names (`KAFKA_HOME`, `PG_HOME`), else pinned
 //! versions from Maven Central in a cache folder, which is checked against pinned SHA-256 lists at every start.
 
+mod error;
+mod pins;
+
 use std::env;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -10,8 +14,7 @@ use std::process::{Command, Stdio};
 
 use lzma_rust2::XzReader;
 
-use super::error::StackError;
-use super::{logs, pins, user};
+pub use self::error::FetchError;
 
 /// The version that is fetched; the containers run the same version.
 pub const KAFKA_VERSION: &str = "4.3.1";
@@ -39,14 +42,17 @@ const JAVA_LEAST: u32 = 17;
 /// A Kafka installation that was checked.
 #[derive(Debug, Clone)]
 pub struct KafkaHome {
-    pub(super) java: PathBuf,
-    pub(super) jars: PathBuf,
+    /// The program.
+    pub java: PathBuf,
+    /// The folder of the jars.
+    pub jars: PathBuf,
 }
 
 /// A PostgreSQL installation that was checked.
 #[derive(Debug, Clone)]
 pub struct PostgresHome {
-    pub(super) bin: PathBuf,
+    /// The folder of the programs.
+    pub bin: PathBuf,
 }
 
 /// The default cache folder: `$MSG_DEV_CACHE`; as root `/var/cache/msg-dev`, since PostgreSQL runs as another user, who
@@ -55,7 +61,7 @@ pub fn default_cache() -> PathBuf {
     if let Some(folder) = path_variable("MSG_DEV_CACHE") {
         return folder;
     }
-    if user::is_root() {
+    if is_root() {
         return PathBuf::from("/var/cache/msg-dev");
     }
     let cache = path_variable("XDG_CACHE_HOME").or_else(|| path_variable("HOME").map(|home| home.join(".cache")));
@@ -63,12 +69,12 @@ pub fn default_cache() -> PathBuf {
 }
 
 /// Finds Kafka, and fetches it first if the cache lacks it. Blocks.
-pub fn kafka(cache: &Path) -> Result<KafkaHome, StackError> {
+pub fn kafka(cache: &Path) -> Result<KafkaHome, FetchError> {
     let java = java()?;
     if let Some(home) = path_variable("KAFKA_HOME") {
         let jars = home.join("libs");
         if !jars.is_dir() {
-            return Err(StackError::Setting(format!("KAFKA_HOME is {}, but it has no folder libs", home.display())));
+            return Err(FetchError::Setting(format!("KAFKA_HOME is {}, but it has no folder libs", home.display())));
         }
         return Ok(KafkaHome { java, jars });
     }
@@ -81,13 +87,13 @@ pub fn kafka(cache: &Path) -> Result<KafkaHome, StackError> {
 }
 
 /// Finds PostgreSQL, and fetches it first if the cache lacks it. Blocks.
-pub fn postgres(cache: &Path) -> Result<PostgresHome, StackError> {
+pub fn postgres(cache: &Path) -> Result<PostgresHome, FetchError> {
     if let Some(home) = path_variable("PG_HOME") {
         let bin = home.join("bin");
         for program in ["postgres", "initdb"] {
             if !bin.join(program).is_file() {
                 let home = home.display();
-                return Err(StackError::Setting(format!("PG_HOME is {home}, but it has no bin/{program}")));
+                return Err(FetchError::Setting(format!("PG_HOME is {home}, but it has no bin/{program}")));
             }
         }
         return Ok(PostgresHome { bin });
@@ -98,18 +104,18 @@ pub fn postgres(cache: &Path) -> Result<PostgresHome, StackError> {
         maven(new, "unpack-dependencies", &[artifact])?;
         pins::check(new, pins::POSTGRES, |file| file == archive)?;
         unpack(&new.join(archive), new)?;
-        fs::remove_file(new.join(archive)).map_err(StackError::io("remove", archive))?;
+        fs::remove_file(new.join(archive)).map_err(FetchError::io("remove", archive))?;
         check_postgres(new)
     })?;
     Ok(PostgresHome { bin: folder.join("bin") })
 }
 
-fn check_kafka(folder: &Path) -> Result<(), StackError> {
+fn check_kafka(folder: &Path) -> Result<(), FetchError> {
     pins::check(folder, pins::KAFKA, |_| true)?;
     pins::check_no_others(folder, pins::KAFKA)
 }
 
-fn check_postgres(folder: &Path) -> Result<(), StackError> {
+fn check_postgres(folder: &Path) -> Result<(), FetchError> {
     pins::check(folder, pins::POSTGRES, |file| file.starts_with("bin/"))
 }
 
@@ -118,44 +124,49 @@ fn check_postgres(folder: &Path) -> Result<(), StackError> {
 fn cached(
     cache: &Path,
     folder: &Path,
-    check: impl Fn(&Path) -> Result<(), StackError>,
-    fill: impl FnOnce(&Path) -> Result<(), StackError>,
-) -> Result<(), StackError> {
-    fs::create_dir_all(cache).map_err(StackError::io("create", cache))?;
+    check: impl Fn(&Path) -> Result<(), FetchError>,
+    fill: impl FnOnce(&Path) -> Result<(), FetchError>,
+) -> Result<(), FetchError> {
+    fs::create_dir_all(cache).map_err(FetchError::io("create", cache))?;
     let lock_path = folder.with_added_extension("lock");
-    let lock = File::create(&lock_path).map_err(StackError::io("create", &lock_path))?;
-    lock.lock().map_err(StackError::io("lock", &lock_path))?;
+    let lock = File::create(&lock_path).map_err(FetchError::io("create", &lock_path))?;
+    lock.lock().map_err(FetchError::io("lock", &lock_path))?;
     if folder.is_dir() {
         match check(folder) {
             Ok(()) => return Ok(()),
-            Err(StackError::Checksum { path, problem }) => {
-                tracing::warn!("{}: {problem}; fetching it again", path.display());
-                fs::remove_dir_all(folder).map_err(StackError::io("remove", folder))?;
+            Err(FetchError::Checksum { path, problem }) => {
+                say(format_args!("{}: {problem}; fetching it again", path.display()));
+                fs::remove_dir_all(folder).map_err(FetchError::io("remove", folder))?;
             }
             Err(error) => return Err(error),
         }
     }
-    tracing::info!("fetching {} from Maven Central", folder.display());
+    say(format_args!("fetching {} from Maven Central", folder.display()));
     let prefix = format!(".new-{}-", folder.file_name().expect("a folder of the cache has a name").display());
     remove_leftovers(cache, &prefix)?;
     let new = tempfile::Builder::new()
         .prefix(&prefix)
         .tempdir_in(cache)
-        .map_err(StackError::io("create a folder in", cache))?;
+        .map_err(FetchError::io("create a folder in", cache))?;
     // Temporary folders are private, but PostgreSQL may run as another user.
     fs::set_permissions(new.path(), fs::Permissions::from_mode(0o755))
-        .map_err(StackError::io("change the mode of", new.path()))?;
+        .map_err(FetchError::io("change the mode of", new.path()))?;
     fill(new.path())?;
-    fs::rename(new.path(), folder).map_err(StackError::io("rename", new.path()))?;
+    fs::rename(new.path(), folder).map_err(FetchError::io("rename", new.path()))?;
     Ok(())
 }
 
+/// Writes a line about what takes long.
+fn say(what: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
 /// Removes the folders of interrupted fetches. The caller holds the lock, so no fetch is running.
-fn remove_leftovers(cache: &Path, prefix: &str) -> Result<(), StackError> {
-    for entry in fs::read_dir(cache).map_err(StackError::io("read", cache))? {
-        let entry = entry.map_err(StackError::io("read", cache))?;
+fn remove_leftovers(cache: &Path, prefix: &str) -> Result<(), FetchError> {
+    for entry in fs::read_dir(cache).map_err(FetchError::io("read", cache))? {
+        let entry = entry.map_err(FetchError::io("read", cache))?;
         if entry.file_name().to_string_lossy().starts_with(prefix) {
-            fs::remove_dir_all(entry.path()).map_err(StackError::io("remove", entry.path()))?;
+            fs::remove_dir_all(entry.path()).map_err(FetchError::io("remove", entry.path()))?;
         }
     }
     Ok(())
@@ -163,10 +174,10 @@ fn remove_leftovers(cache: &Path, prefix: &str) -> Result<(), StackError> {
 
 /// Runs Maven to resolve the artifacts and to put their files into `folder`. The user's Maven settings (a mirror, a
 /// proxy) apply.
-fn maven(folder: &Path, goal: &str, artifacts: &[&str]) -> Result<(), StackError> {
-    let work = tempfile::tempdir().map_err(StackError::io("create", env::temp_dir()))?;
+fn maven(folder: &Path, goal: &str, artifacts: &[&str]) -> Result<(), FetchError> {
+    let work = tempfile::tempdir().map_err(FetchError::io("create", env::temp_dir()))?;
     let pom = work.path().join("pom.xml");
-    fs::write(&pom, pom_of(artifacts)).map_err(StackError::io("write", &pom))?;
+    fs::write(&pom, pom_of(artifacts)).map_err(FetchError::io("write", &pom))?;
     let ran = Command::new("mvn")
         .args(["-B", "-q", "-Dstyle.color=never", "-f"])
         .arg(&pom)
@@ -177,16 +188,16 @@ fn maven(folder: &Path, goal: &str, artifacts: &[&str]) -> Result<(), StackError
         .output();
     let output = match ran {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(StackError::Missing { what: "Maven (mvn) is not installed".to_owned(), install: INSTALL });
+            return Err(FetchError::Missing { what: "Maven (mvn) is not installed".to_owned(), install: INSTALL });
         }
-        ran => ran.map_err(StackError::io("run", "mvn"))?,
+        ran => ran.map_err(FetchError::io("run", "mvn"))?,
     };
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
-        return Err(StackError::Program {
-            program: "mvn".to_owned(),
+        return Err(FetchError::Program {
+            program: "mvn",
             status: output.status,
-            output: logs::last_lines(&String::from_utf8_lossy(&said)),
+            output: String::from_utf8_lossy(&said).trim_end().to_owned(),
         });
     }
     // The manifest of an unpacked jar; if no jar was unpacked, there is none.
@@ -216,8 +227,8 @@ fn pom_of(artifacts: &[&str]) -> String {
 }
 
 /// Unpacks a `.txz`. Decompresses the xz part here, since a bare Debian has `tar` but not `xz`.
-fn unpack(archive: &Path, folder: &Path) -> Result<(), StackError> {
-    let file = File::open(archive).map_err(StackError::io("open", archive))?;
+fn unpack(archive: &Path, folder: &Path) -> Result<(), FetchError> {
+    let file = File::open(archive).map_err(FetchError::io("open", archive))?;
     let mut tar = Command::new("tar")
         .arg("-x")
         .arg("-C")
@@ -225,28 +236,28 @@ fn unpack(archive: &Path, folder: &Path) -> Result<(), StackError> {
         .args(["--no-same-owner", "-f", "-"])
         .stdin(Stdio::piped())
         .spawn()
-        .map_err(StackError::io("run", "tar"))?;
+        .map_err(FetchError::io("run", "tar"))?;
     let mut pipe = tar.stdin.take().expect("the command has a pipe");
     let copied = io::copy(&mut XzReader::new(io::BufReader::new(file), true), &mut pipe).and_then(|_| pipe.flush());
     // Closes the pipe: tar waits for the end of its input.
     drop(pipe);
-    let status = tar.wait().map_err(StackError::io("wait for", "tar"))?;
-    copied.map_err(StackError::io("unpack", archive))?;
+    let status = tar.wait().map_err(FetchError::io("wait for", "tar"))?;
+    copied.map_err(FetchError::io("unpack", archive))?;
     if !status.success() {
-        return Err(StackError::Program { program: "tar".to_owned(), status, output: String::new() });
+        return Err(FetchError::Program { program: "tar", status, output: String::new() });
     }
     Ok(())
 }
 
 /// Finds a Java that can run Kafka: in `JAVA_HOME`, else in `PATH`.
-fn java() -> Result<PathBuf, StackError> {
+fn java() -> Result<PathBuf, FetchError> {
     let java = path_variable("JAVA_HOME").map_or_else(|| PathBuf::from("java"), |home| home.join("bin/java"));
-    let missing = |what: String| StackError::Missing { what, install: INSTALL };
+    let missing = |what: String| FetchError::Missing { what, install: INSTALL };
     let output = match Command::new(&java).arg("-version").stdin(Stdio::null()).output() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(missing(format!("Java {JAVA_LEAST} or later ({}) is not installed", java.display())));
         }
-        ran => ran.map_err(StackError::io("run", &java))?,
+        ran => ran.map_err(FetchError::io("run", &java))?,
     };
     let said = String::from_utf8_lossy(&output.stderr);
     match java_version(&said) {
@@ -264,6 +275,12 @@ fn java_version(said: &str) -> Option<u32> {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit());
     let first = numbers.next()?.parse().ok()?;
     if first == 1 { numbers.next()?.parse().ok() } else { Some(first) }
+}
+
+/// Whether this process is root.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    unsafe { libc::geteuid() == 0 }
 }
 
 /// Returns a variable with a path; an empty variable counts as not set.
@@ -287,14 +304,14 @@ mod tests {
     fn cache_folder_gets_its_name_only_after_the_check() {
         let cache = tempfile::tempdir().expect("a temporary folder");
         let folder = cache.path().join("thing");
-        let bad = || StackError::Checksum { path: PathBuf::from("x"), problem: "is missing".to_owned() };
+        let bad = || FetchError::Checksum { path: PathBuf::from("x"), problem: "is missing".to_owned() };
         let check = |folder: &Path| if folder.join("x").exists() { Ok(()) } else { Err(bad()) };
         let leftover = cache.path().join(".new-thing-x");
         fs::create_dir(&leftover).expect("own folder");
         cached(cache.path(), &folder, check, |_| Err(bad())).expect_err("the fetch failed");
         assert!(!leftover.exists());
         assert!(!folder.exists());
-        let fill = |new: &Path| fs::write(new.join("x"), "").map_err(StackError::io("write", new));
+        let fill = |new: &Path| fs::write(new.join("x"), "").map_err(FetchError::io("write", new));
         cached(cache.path(), &folder, check, fill).expect("fetched");
         cached(cache.path(), &folder, check, |_| Err(bad())).expect("a good folder is not fetched again");
         fs::remove_file(folder.join("x")).expect("own folder");

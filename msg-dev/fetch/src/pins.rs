@@ -6,9 +6,9 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::error::StackError;
+use super::error::FetchError;
 
-/// Every jar of Kafka and of its dependencies. `sha256sum *.jar` in the folder that `msg-dev fetch` fills prints this
+/// Every jar of Kafka and of its dependencies. `sha256sum *.jar` in the folder that `msg-fetch` fills prints this
 /// list.
 pub(super) const KAFKA: &str = include_str!("kafka-4.3.1.sha256");
 
@@ -33,31 +33,31 @@ fn pins(list: &str) -> impl Iterator<Item = Pin<'_>> {
 }
 
 /// Checks every listed file of the folder whose name `wanted` accepts.
-pub(super) fn check(folder: &Path, list: &str, wanted: impl Fn(&str) -> bool) -> Result<(), StackError> {
+pub(super) fn check(folder: &Path, list: &str, wanted: impl Fn(&str) -> bool) -> Result<(), FetchError> {
     for pin in pins(list).filter(|pin| wanted(pin.file)) {
         let path = folder.join(pin.file);
         let found = match sha256(&path) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StackError::Checksum { path, problem: "is missing".to_owned() });
+                return Err(FetchError::Checksum { path, problem: "is missing".to_owned() });
             }
-            Err(error) => return Err(StackError::io("read", path)(error)),
+            Err(error) => return Err(FetchError::io("read", path)(error)),
         };
         if found != pin.sha256 {
             let problem = format!("SHA-256 is {found}, pinned is {}", pin.sha256);
-            return Err(StackError::Checksum { path, problem });
+            return Err(FetchError::Checksum { path, problem });
         }
     }
     Ok(())
 }
 
 /// Rejects a folder with a file that is not in the list: the class path contains every jar of the folder.
-pub(super) fn check_no_others(folder: &Path, list: &str) -> Result<(), StackError> {
-    for entry in fs::read_dir(folder).map_err(StackError::io("read", folder))? {
-        let entry = entry.map_err(StackError::io("read", folder))?;
+pub(super) fn check_no_others(folder: &Path, list: &str) -> Result<(), FetchError> {
+    for entry in fs::read_dir(folder).map_err(FetchError::io("read", folder))? {
+        let entry = entry.map_err(FetchError::io("read", folder))?;
         let name = entry.file_name();
         if !pins(list).any(|pin| name.to_str() == Some(pin.file)) {
-            return Err(StackError::Checksum { path: entry.path(), problem: "is not in the pinned list".to_owned() });
+            return Err(FetchError::Checksum { path: entry.path(), problem: "is not in the pinned list".to_owned() });
         }
     }
     Ok(())
@@ -87,14 +87,14 @@ mod tests {
     fn check_finds_changed_missing_and_foreign_files() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("abc.jar");
-        assert!(matches!(check(folder.path(), ABC, |_| true), Err(StackError::Checksum { .. })), "missing");
+        assert!(matches!(check(folder.path(), ABC, |_| true), Err(FetchError::Checksum { .. })), "missing");
         fs::write(&file, "abc").expect("own folder");
         check(folder.path(), ABC, |_| true).expect("the pinned content");
         check_no_others(folder.path(), ABC).expect("the folder has no other file");
         fs::write(&file, "xyz").expect("own folder");
-        assert!(matches!(check(folder.path(), ABC, |_| true), Err(StackError::Checksum { .. })), "changed");
+        assert!(matches!(check(folder.path(), ABC, |_| true), Err(FetchError::Checksum { .. })), "changed");
         fs::write(folder.path().join("evil.jar"), "").expect("own folder");
-        assert!(matches!(check_no_others(folder.path(), ABC), Err(StackError::Checksum { .. })), "foreign");
+        assert!(matches!(check_no_others(folder.path(), ABC), Err(FetchError::Checksum { .. })), "foreign");
     }
 
     #[test]

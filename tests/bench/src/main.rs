@@ -1,7 +1,8 @@
-//! `msg-dev bench` measures the throughput of the services on this machine, and compares each value with a limit that
+//! `msg-bench` measures the throughput of the services on this machine, and compares each value with a limit that
 //! the same run has measured.
 #![allow(clippy::print_stdout, reason = "a command line tool that prints figures")]
 
+mod callers;
 mod drain;
 mod pipe;
 mod send;
@@ -11,15 +12,16 @@ mod watch;
 use std::fmt::Display;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Parser};
 use msg_stack::{Service, Services, Stack, StackOptions};
 
 /// Any error that ends the benchmark.
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// The benchmarks, one a subcommand of `msg-dev bench`.
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
+/// Measures how fast the services are on this machine, against limits that the same run measures.
+#[derive(Debug, Parser)]
+#[command(version)]
+enum Command {
     /// Measure the transfer alone while it drains a backlog; the limit is the bare INSERT statement on the same server
     Drain(Load),
     /// Measure from SendMsg to the row with everything on this machine; the limit is a call that does nothing
@@ -33,7 +35,7 @@ pub enum BenchCommand {
 
 /// The messages to send, and the settings of the services.
 #[derive(Clone, Debug, Args)]
-pub struct Load {
+struct Load {
     /// Number of messages to send in each measurement
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) messages: usize,
@@ -71,14 +73,16 @@ impl Load {
 }
 
 /// Runs a benchmark on a new stack, and removes the stack afterwards.
-pub async fn run(command: &BenchCommand) -> Result<(), Error> {
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let command = Command::parse();
     let folder = tempfile::Builder::new().prefix("msg-bench-").tempdir()?;
     let stack = Stack::start(StackOptions::new(folder.path())).await?;
-    match command {
-        BenchCommand::Drain(load) => drain::run(&stack, load).await?,
-        BenchCommand::Pipe(load) => pipe::run(&stack, load).await?,
-        BenchCommand::Send(load) => send::run(&stack, load).await?,
-        BenchCommand::Watch(options) => watch::run(&stack, options).await?,
+    match &command {
+        Command::Drain(load) => drain::run(&stack, load).await?,
+        Command::Pipe(load) => pipe::run(&stack, load).await?,
+        Command::Send(load) => send::run(&stack, load).await?,
+        Command::Watch(options) => watch::run(&stack, options).await?,
     }
     stack.stop().await;
     Ok(())
@@ -113,13 +117,6 @@ async fn until(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> Res
         Ok::<(), Error>(())
     };
     tokio::time::timeout(within, waiting).await.map_err(|_| format!("{what}: not within {within:?}"))?
-}
-
-/// Reads one of the service's counters, and returns the sum over all labels.
-async fn counter(service: &Service, name: &str) -> Result<f64, Error> {
-    let metrics = service.metrics().await?;
-    let lines = metrics.lines().filter(|line| line.split([' ', '{']).next() == Some(name));
-    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
 
 /// Returns the resident memory of the service in MB, now and at its peak.

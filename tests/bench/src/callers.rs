@@ -1,0 +1,92 @@
+//! The callers of a measurement: each waits for its response before it calls again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use hdrhistogram::Histogram;
+use msg_common::proto::{Msg, SessionType};
+use msg_stack::Services;
+use tonic::transport::Channel;
+
+use super::{Error, Load, rate};
+
+/// HTTP/2 connections that the callers share.
+const CONNECTIONS: usize = 4;
+
+/// Opens the connections of the callers.
+pub(crate) async fn connect(services: &Services) -> Result<Vec<Channel>, Error> {
+    let mut channels = Vec::new();
+    for _ in 0..CONNECTIONS {
+        channels.push(Channel::from_shared(format!("http://{}", services.grpc))?.connect().await?);
+    }
+    Ok(channels)
+}
+
+/// What the callers have measured.
+pub(crate) struct Measured {
+    /// Messages in one second.
+    pub(crate) rate: f64,
+    /// Microseconds of each call.
+    pub(crate) latencies: Histogram<u64>,
+}
+
+impl Measured {
+    /// Returns the quantiles that the reports show.
+    pub(crate) fn quantiles(&self) -> String {
+        let at = |quantile| Duration::from_micros(self.latencies.value_at_quantile(quantile));
+        format!("p50 {:?}, p99 {:?}, max {:?}", at(0.5), at(0.99), at(1.0))
+    }
+}
+
+/// Runs concurrent callers until they have sent `messages`, `step` with each call. `call` gets the caller's number and
+/// the number of the call's first message.
+pub(crate) async fn run<C, F, E>(callers: usize, messages: usize, step: usize, call: C) -> Result<Measured, Error>
+where
+    C: Fn(usize, usize) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<(), E>> + Send,
+    E: Into<Error> + Send,
+{
+    let next = Arc::new(AtomicUsize::new(0));
+    let started = Instant::now();
+    let callers = (0..callers).map(|caller| {
+        let (next, call) = (next.clone(), call.clone());
+        tokio::spawn(async move {
+            let mut latencies = histogram();
+            loop {
+                let first = next.fetch_add(step, Ordering::Relaxed);
+                if first >= messages {
+                    return Ok::<_, Error>(latencies);
+                }
+                let started = Instant::now();
+                call(caller, first).await.map_err(Into::into)?;
+                latencies.saturating_record(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
+            }
+        })
+    });
+    let mut latencies = histogram();
+    for caller in try_join_all(callers).await? {
+        latencies.add(caller?)?;
+    }
+    Ok(Measured { rate: rate(messages, started.elapsed()), latencies })
+}
+
+/// Returns a histogram of microseconds, up to a minute.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(60_000_000, 3).expect("the bounds are good")
+}
+
+/// Returns message `n` of the load.
+pub(crate) fn msg(load: &Load, body: &Bytes, sender: &str, n: usize) -> Msg {
+    Msg {
+        recv_id: load.inbox(n),
+        send_id: sender.to_owned(),
+        client_msg_id: n.to_string(),
+        session_type: SessionType::Single.into(),
+        content_type: "text/plain".into(),
+        content: body.clone(),
+        ..Msg::default()
+    }
+}
