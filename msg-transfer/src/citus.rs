@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
 use msg_common::postgres::Object;
+use msg_common::repeat::Repeats;
 use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
+
+use crate::db_error;
+
+static NOT_KNOWN: Repeats = Repeats::new();
 
 /// By default Citus tries to connect to a node for 30 s, as long as a statement may run: then the error would not name
 /// the node.
@@ -84,7 +90,7 @@ enum WorkerError {
 }
 
 /// Reads the identities of the workers.
-pub(crate) async fn workers(client: &Object) -> Result<Vec<Worker>, Error> {
+async fn workers(client: &Object) -> Result<Vec<Worker>, Error> {
     let nodes = run_on_other_nodes(client, IDENTITY).await?;
     let failed_there = |node: &Node| node.result.as_ref().is_err_and(|error| !error.starts_with(NOT_CONNECTED));
     let rights = match nodes.iter().any(|node| node.active && failed_there(node)) {
@@ -92,6 +98,43 @@ pub(crate) async fn workers(client: &Object) -> Result<Vec<Worker>, Error> {
         false => Vec::new(),
     };
     Ok(nodes.into_iter().filter(|node| node.active).map(|node| worker(node, &rights)).collect())
+}
+
+/// As [`workers`]. Logs those that cannot be compared. Returns none if this role may not run a command on them.
+pub(crate) async fn permitted_workers(client: &Object) -> Result<Vec<Worker>, Error> {
+    match workers(client).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            warn_not_known(&db_error::describe(&error));
+            Ok(Vec::new())
+        }
+        read => read.map(reported),
+    }
+}
+
+/// As [`workers`] over the reference connection, which stays open even if they cannot be read: an unavailable worker is
+/// reported when a lane connects to store in it.
+pub(crate) async fn readable_workers(client: &Object) -> Result<Vec<Worker>, Error> {
+    match workers(client).await {
+        Err(error) if error.as_db_error().is_some() => {
+            warn_not_known(&db_error::describe(&error));
+            Ok(Vec::new())
+        }
+        read => read.map(reported),
+    }
+}
+
+/// Logs the workers that cannot be compared, because this role may not read their identity.
+fn reported(workers: Vec<Worker>) -> Vec<Worker> {
+    if let Some(names) = unreadable(&workers) {
+        warn_not_known(&format!("this role may not read the identity of {names}"));
+    }
+    workers
+}
+
+fn warn_not_known(error: &str) {
+    if let Some(repeated) = NOT_KNOWN.occurred(error) {
+        tracing::warn!(error, repeated, "cannot detect that a worker was replaced; see docs/rights.md");
+    }
 }
 
 fn worker(node: Node, rights: &[Node]) -> Worker {
@@ -119,7 +162,7 @@ pub(crate) fn unavailable(workers: &[Worker]) -> Option<String> {
 }
 
 /// Names the workers whose identity this role may not read, so that they cannot be compared; `None` if there is none.
-pub(crate) fn unreadable(workers: &[Worker]) -> Option<String> {
+fn unreadable(workers: &[Worker]) -> Option<String> {
     let names: Vec<&str> =
         workers.iter().filter(|worker| worker.identity == Ok(None)).map(|worker| worker.name.as_str()).collect();
     (!names.is_empty()).then(|| names.join(", "))

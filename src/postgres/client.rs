@@ -8,13 +8,13 @@ use deadpool_postgres::ClientWrapper;
 use tokio_postgres::{CancelToken, Error, NoTls};
 
 use super::error::HostError;
-use super::server::Server;
+use super::server::{Identity, Server};
 use super::socket::{Address, Socket};
 use super::warnings::Warnings;
 
 /// Maximum age of a pooled connection. If a name or a proxy leads to another server, the pool connects to that server after
 /// this time at the latest.
-const MAX_AGE: Duration = Duration::from_secs(300);
+pub(super) const MAX_AGE: Duration = Duration::from_secs(300);
 
 /// A connection to a server that passed the checks of its purpose.
 #[derive(Debug)]
@@ -47,6 +47,19 @@ impl Client {
     /// Returns the state of its server when the connection was opened.
     pub fn server(&self) -> &Server {
         self.server.as_ref().expect("the connector sets it before it returns the connection")
+    }
+
+    /// Reads the identity of its server again. A right to read it may have been granted or revoked since the connection was
+    /// opened.
+    pub async fn read_identity(&self) -> Result<Identity, Error> {
+        Ok(Server::read(self).await?.identity)
+    }
+
+    /// Replaces the identity of its server.
+    pub fn set_identity(&mut self, identity: Identity) {
+        if let Some(server) = &mut self.server {
+            server.identity = identity;
+        }
     }
 
     /// Awaits a COMMIT, and returns its result and the last WARNING that the server sent meanwhile. After a warning, the

@@ -24,7 +24,7 @@ pub use client::{Canceller, Client};
 pub use connector::Connector;
 pub use error::{ConnectError, DatabaseError, HostError, describe, describe_pool};
 pub use manager::Manager;
-pub use server::{Identity, Purpose, Refusal, Server};
+pub use server::{Comparison, Identity, Purpose, Refusal, Server};
 
 /// A pool of connections that fit one [`Purpose`].
 pub type Pool = deadpool::managed::Pool<Manager>;

@@ -2,10 +2,11 @@
 
 use tokio_postgres::{Client, Error, SimpleQueryMessage, SimpleQueryRow};
 
-/// Reads the state of the server, on every new connection. It selects numbers, because texts depend on settings such as the
-/// time zone.
+/// Reads the state of the server, on every new connection. It selects integers, because other texts depend on settings such
+/// as the time zone and the number of digits.
 const PLAIN: &str = "SELECT pg_is_in_recovery()::int, current_setting('transaction_read_only'), \
-     current_setting('server_encoding'), pg_backend_pid(), extract(epoch FROM pg_postmaster_start_time())";
+     current_setting('server_encoding'), pg_backend_pid(), \
+     (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
 
 /// Reads the system identifier and the timeline. Every role may read them unless an operator revoked the right, as some hosted
 /// servers do. `pg_control_checkpoint()` would return the timeline of the last checkpoint, which is too old for a while
@@ -25,20 +26,54 @@ const STATE: &str = "SELECT pg_is_in_recovery()::int, coalesce(
 /// The identity of a server. A promotion changes the timeline, a restart changes the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The system identifier; `None` if this role may not read it.
+    /// The system identifier; `None` if it could not be read, for example because this role may not read it.
     pub system: Option<String>,
-    /// The timeline; `None` on a standby, or if this role may not read it.
+    /// The timeline; `None` on a standby, or if it could not be read.
     pub timeline: Option<String>,
-    /// When the server was started, in seconds since 1970.
-    pub started: String,
+    /// When the server was started, in microseconds since 1970. Every role may read it.
+    pub started: Option<String>,
+}
+
+/// Whether two identities belong to one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// Both were started at the same microsecond, and no part that is known of both differs.
+    Same,
+    /// A part that is known of both differs.
+    Different,
+    /// It is not known of both when they were started. A primary and its promoted standby have the same system identifier,
+    /// and many servers have the same timeline, so these parts alone identify no server.
+    Unknown,
+}
+
+impl Identity {
+    /// Compares the parts that are known of both. A part may be unknown of one of them, because a right was granted or revoked
+    /// in between, or because its query failed.
+    pub fn compare(&self, other: &Identity) -> Comparison {
+        let equal = |one: &Option<String>, other: &Option<String>| Some(one.as_ref()? == other.as_ref()?);
+        let started = equal(&self.started, &other.started);
+        let others = [equal(&self.system, &other.system), equal(&self.timeline, &other.timeline)];
+        match started {
+            _ if started == Some(false) || others.contains(&Some(false)) => Comparison::Different,
+            Some(_) => Comparison::Same,
+            None => Comparison::Unknown,
+        }
+    }
+
+    /// Returns whether a part is unknown here that is known of `other`.
+    pub fn knows_less_than(&self, other: &Identity) -> bool {
+        let parts =
+            |identity: &Identity| [&identity.system, &identity.timeline, &identity.started].map(Option::is_some);
+        parts(self).into_iter().zip(parts(other)).any(|(known, other_known)| !known && other_known)
+    }
 }
 
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let unknown = "unknown";
-        let (system, timeline) = (self.system.as_deref(), self.timeline.as_deref());
-        let (system, timeline) = (system.unwrap_or(unknown), timeline.unwrap_or(unknown));
-        write!(f, "system {system}, timeline {timeline}, started {}", self.started)
+        let [system, timeline, started] =
+            [&self.system, &self.timeline, &self.started].map(|part| part.as_deref().unwrap_or(unknown));
+        write!(f, "system {system}, timeline {timeline}, started {started}")
     }
 }
 
@@ -61,7 +96,7 @@ pub struct Server {
 pub enum Purpose {
     /// Storing: the server must be a primary that is not read-only.
     Write,
-    /// Reading rows that were just stored: the server must be a primary. If the URL has several hosts, it must not be
+    /// Reading rows that were just stored: the server must be a primary. If the URL leads to several servers, it must not be
     /// read-only, because a read-only one may be the previous primary.
     ReadPrimary,
     /// Reading rows from a server that may be behind.
@@ -106,19 +141,20 @@ impl Refusal {
     }
 }
 
-/// Decides whether a server fits a purpose. `read_write` is what the URL's `target_session_attrs` require, if anything.
+/// Decides whether a server fits a purpose. `read_write` is what the URL's `target_session_attrs` require, if anything, and
+/// `servers` the number of servers that the URL may lead to.
 pub(super) fn judge(
     purpose: Purpose,
     in_recovery: bool,
     read_only: bool,
     read_write: Option<bool>,
-    hosts: usize,
+    servers: usize,
 ) -> Result<(), Refusal> {
     let must_write = match purpose {
         Purpose::Inspect => return Ok(()),
         Purpose::Write => true,
-        // One of several hosts may be a previous primary.
-        Purpose::ReadPrimary => read_write.unwrap_or(hosts > 1),
+        // One of several servers may be a previous primary.
+        Purpose::ReadPrimary => read_write.unwrap_or(servers > 1),
         Purpose::ReadReplica => read_write == Some(true),
     };
     if in_recovery && (must_write || purpose == Purpose::ReadPrimary) {
@@ -145,7 +181,7 @@ impl Server {
         let identity = Identity {
             system: text(5).filter(|_| row.len() > 5),
             timeline: text(6).filter(|_| row.len() > 5),
-            started: text(4).unwrap_or_default(),
+            started: text(4),
         };
         Ok(Server {
             identity,
@@ -182,7 +218,7 @@ mod tests {
     #[test]
     fn server_is_judged_by_the_purpose() {
         let (standby, read_only, primary) = ((true, true), (false, true), (false, false));
-        for (purpose, server, read_write, hosts, expected) in [
+        for (purpose, server, read_write, servers, expected) in [
             (Purpose::Write, primary, None, 1, Ok(())),
             (Purpose::Write, standby, None, 1, Err(Refusal::Standby)),
             (Purpose::Write, read_only, None, 1, Err(Refusal::ReadOnly)),
@@ -198,8 +234,57 @@ mod tests {
             (Purpose::Inspect, standby, Some(true), 2, Ok(())),
         ] {
             let (in_recovery, is_read_only) = server;
-            let found = judge(purpose, in_recovery, is_read_only, read_write, hosts);
-            assert_eq!(found, expected, "{purpose:?} {server:?} {read_write:?} {hosts}");
+            let found = judge(purpose, in_recovery, is_read_only, read_write, servers);
+            assert_eq!(found, expected, "{purpose:?} {server:?} {read_write:?} {servers}");
         }
+    }
+
+    /// Each part is unknown, or has one of two values.
+    fn identities() -> impl Iterator<Item = Identity> {
+        const VALUES: [Option<&str>; 3] = [None, Some("1"), Some("2")];
+        (0..27).map(|i| {
+            let [system, timeline, started] = [i / 9, i / 3 % 3, i % 3].map(|i| VALUES[i].map(str::to_owned));
+            Identity { system, timeline, started }
+        })
+    }
+
+    #[test]
+    fn servers_with_a_different_known_part_are_never_the_same() {
+        for one in identities() {
+            for other in identities() {
+                let parts =
+                    [(&one.system, &other.system), (&one.timeline, &other.timeline), (&one.started, &other.started)];
+                let differs = parts.iter().any(|(one, other)| one.is_some() && other.is_some() && one != other);
+                let both_started = one.started.is_some() && other.started.is_some();
+                let expected = match (differs, both_started) {
+                    (true, _) => Comparison::Different,
+                    (false, true) => Comparison::Same,
+                    (false, false) => Comparison::Unknown,
+                };
+                assert_eq!(one.compare(&other), expected, "{one} and {other}");
+                let lacks = parts.iter().any(|(one, other)| one.is_none() && other.is_some());
+                assert_eq!(one.knows_less_than(&other), lacks, "{one} and {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn changed_rights_do_not_make_another_server() {
+        let identity = |system: Option<&str>, timeline: Option<&str>, started: &str| Identity {
+            system: system.map(str::to_owned),
+            timeline: timeline.map(str::to_owned),
+            started: Some(started.to_owned()),
+        };
+        let (known, without_rights) = (identity(Some("7"), Some("1"), "42"), identity(None, None, "42"));
+        assert_eq!(known.compare(&without_rights), Comparison::Same);
+        assert_eq!(without_rights.compare(&known), Comparison::Same);
+        for other in [
+            identity(Some("8"), Some("1"), "42"),
+            identity(Some("7"), Some("2"), "42"),
+            identity(Some("7"), Some("1"), "43"),
+        ] {
+            assert_eq!(known.compare(&other), Comparison::Different, "{other}");
+        }
+        assert_eq!(without_rights.compare(&identity(Some("7"), Some("1"), "43")), Comparison::Different);
     }
 }

@@ -10,10 +10,8 @@ use machine::driver::ProgressRow;
 use machine::error::ClassifiedError;
 use machine::reference_connection::{Next, Query, ReferenceConnection};
 use machine::{ConnectionNumber, LeaderEpoch, NextOffset, Partition, Progress, Reason, RecordOffset};
-use msg_common::postgres::{DatabaseError, HostError, Object, Pool, Server};
-use msg_common::repeat::Repeats;
+use msg_common::postgres::{Comparison, DatabaseError, HostError, Identity, Object, Pool, Server};
 use tokio::sync::Mutex;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -28,8 +26,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval at which the workers of a Citus are compared with the known ones. Each new connection of a lane does so
 /// as well.
 const WORKERS_INTERVAL: Duration = Duration::from_secs(10);
-
-static WORKERS_NOT_KNOWN: Repeats = Repeats::new();
 
 const CLOSED: &str = "the reference connection was closed; the start offsets will be resolved again";
 
@@ -103,7 +99,7 @@ impl ProgressStore {
             connection.client = Some(session::fresh(&self.pool).await.map_err(|error| db_error::of_pool(&error))?);
             connection.reference.connected();
             if connection.kind == ServerKind::Citus {
-                let workers = connection.query(&Query::Load, known_workers).await?;
+                let workers = connection.query(&Query::Load, citus::readable_workers).await?;
                 // Nothing was stored yet under this reference connection, so a change does not close it.
                 connection.report_changes(&workers);
             }
@@ -157,13 +153,8 @@ impl ProgressStore {
 
     /// Reads the identities of the workers of a Citus over a new connection of a lane. Empty if this role may not.
     pub(crate) async fn workers(&self, client: &Object) -> Result<Vec<Worker>, ClassifiedError> {
-        match tokio::time::timeout(TIMEOUT, citus::workers(client)).await {
-            Ok(Ok(workers)) => Ok(reported(workers)),
-            Ok(Err(error)) if is_denied(&error) => {
-                warn_not_known(&db_error::describe(&error));
-                Ok(Vec::new())
-            }
-            Ok(Err(error)) => Err(db_error::of(&error)),
+        match tokio::time::timeout(TIMEOUT, citus::permitted_workers(client)).await {
+            Ok(workers) => workers.map_err(|error| db_error::of(&error)),
             Err(_) => Err(db_error::transient("the workers did not respond in time")),
         }
     }
@@ -171,7 +162,7 @@ impl ProgressStore {
     /// Returns whether a new connection leads to the server that the start offsets were read from: the reference
     /// connection with this number is still open, both connections lead to the same server, and the `workers` are those
     /// that were known. Fails if they lead to two servers that both accept writes: nothing may be stored in a second
-    /// primary.
+    /// primary. Fails too if it is not known which server one of them leads to.
     pub(crate) async fn is_same(
         &self,
         connection_number: ConnectionNumber,
@@ -179,20 +170,26 @@ impl ProgressStore {
         workers: &[Worker],
     ) -> Result<bool, ClassifiedError> {
         let mut connection = self.connection.lock().await;
-        if !connection.check(&Query::IsAlive(connection_number)).await {
+        let query = Query::IsAlive(connection_number);
+        if !connection.check(&query).await || !connection.know_as_much_as(&query, &server.identity).await {
             return Ok(false);
         }
         let Some(reference) = &connection.client else { return Ok(false) };
         let (expected, found) = (&reference.server().identity, &server.identity);
-        if expected == found {
-            return Ok(connection.keep_if_same(&Query::IsAlive(connection_number), workers));
+        match expected.compare(found) {
+            Comparison::Same => Ok(connection.keep_if_same(&query, workers)),
+            Comparison::Different => Err(db_error::transient(&format!(
+                "a new connection leads to another server ({found}) than the one that the start offsets were read \
+                 from ({expected} at {}), and both accept writes: nothing is stored in the other one; stop the server \
+                 that is not the primary",
+                reference.host()
+            ))),
+            Comparison::Unknown => Err(db_error::transient(&format!(
+                "it is not known whether a new connection ({found}) leads to the server that the start offsets were \
+                 read from ({expected} at {}): this role must be able to read pg_postmaster_start_time()",
+                reference.host()
+            ))),
         }
-        Err(db_error::transient(&format!(
-            "a new connection leads to another server ({found}) than the one that the start offsets were read from \
-             ({expected} at {}), and both accept writes: nothing is stored in the other one; stop the server that is \
-             not the primary",
-            reference.host()
-        )))
     }
 
     /// Returns false if the reference connection was closed: then start offsets have to be resolved again.
@@ -262,36 +259,6 @@ fn changed(rows: &[tokio_postgres::Row], known: &HashMap<Partition, Option<Syste
     current.filter(|(partition, at)| known.get(partition).is_some_and(|known| known != at)).map(|(p, _)| p).collect()
 }
 
-fn is_denied(error: &tokio_postgres::Error) -> bool {
-    error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
-}
-
-/// Reads the workers over the reference connection, which stays open even if they cannot be read: an unavailable worker
-/// is reported when a lane connects to store in it.
-async fn known_workers(client: &Object) -> Result<Vec<Worker>, tokio_postgres::Error> {
-    match citus::workers(client).await {
-        Err(error) if error.as_db_error().is_some() => {
-            warn_not_known(&db_error::describe(&error));
-            Ok(Vec::new())
-        }
-        read => read.map(reported),
-    }
-}
-
-/// Logs the workers that cannot be compared, because this role may not read their identity.
-fn reported(workers: Vec<Worker>) -> Vec<Worker> {
-    if let Some(names) = citus::unreadable(&workers) {
-        warn_not_known(&format!("this role may not read the identity of {names}"));
-    }
-    workers
-}
-
-fn warn_not_known(error: &str) {
-    if let Some(repeated) = WORKERS_NOT_KNOWN.occurred(error) {
-        tracing::warn!(error, repeated, "cannot detect that a worker was replaced; see docs/rights.md");
-    }
-}
-
 impl Connection {
     async fn check(&mut self, query: &Query) -> bool {
         match self.reference.next(query) {
@@ -303,7 +270,7 @@ impl Connection {
                 let verify = async |client: &Object| {
                     pool.manager().verify(client).await?;
                     match with_workers {
-                        true => known_workers(client).await.map_err(HostError::Driver),
+                        true => citus::readable_workers(client).await.map_err(HostError::Driver),
                         false => Ok(Vec::new()),
                     }
                 };
@@ -314,6 +281,28 @@ impl Connection {
                         false
                     }
                 }
+            }
+        }
+    }
+
+    /// Reads the identity of the reference connection's server again if a new connection could read a part of its own
+    /// that was not known here: the right to it may have been granted in between. Returns false if the reference
+    /// connection was closed.
+    async fn know_as_much_as(&mut self, query: &Query, found: &Identity) -> bool {
+        let known = self.client.as_ref().is_none_or(|client| !client.server().identity.knows_less_than(found));
+        if known {
+            return true;
+        }
+        match self.query(query, async |client| client.read_identity().await).await {
+            Ok(identity) => {
+                if let Some(client) = &mut self.client {
+                    client.set_identity(identity);
+                }
+                true
+            }
+            Err(ClassifiedError { text: error, .. }) => {
+                tracing::warn!(error, "lost the reference connection, start offsets will be resolved again");
+                false
             }
         }
     }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use msg_stack::{Postgres, Service, Signal};
+use tokio_postgres::Client;
 
 use super::commands::run_with;
 use crate::support::hosts::{PostgresPair, host_and_port, silent_host};
@@ -114,11 +115,7 @@ async fn second_primary_gets_no_rows_while_the_first_runs() {
     .await;
     pair.wait_for_standby().await;
     pair.promote().await;
-    // All connections but the reference connection. Its last statement read or wrote progress, or checked the server.
-    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'msg-transfer'
-               AND query !~ 'default_transaction_read_only|progress|dead_letters'";
-    let ended: i64 = pair.primary_client().await.query_one(end, &[]).await.unwrap().get(0);
-    assert!(ended > 0);
+    end_lanes(&pair.primary_client().await).await;
     write_messages(&writer, 200, 400, 10);
     wait_not_ready(&transfer, &["leads to another server", "nothing is stored in the other one"]).await;
     assert_eq!(rows_on(&pair, &pair.standby).await, 200, "rows are stored in a second primary");
@@ -128,6 +125,52 @@ async fn second_primary_gets_no_rows_while_the_first_runs() {
     world.wait_for_all_committed().await;
     assert_stored(&world, 400, 10).await;
     transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
+}
+
+/// Ends the lanes' connections. The last statement of the reference connection checked the server, or read or wrote
+/// progress.
+async fn end_lanes(operator: &Client) {
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'msg-transfer'
+               AND datname = current_database() AND query !~ 'transaction_read_only|progress|dead_letters'";
+    eventually("connections of lanes are ended", async || {
+        let ended: i64 = operator.query_one(end, &[]).await?.get(0);
+        ensure(ended > 0, "there is none")
+    })
+    .await;
+}
+
+/// Whether the role may read the system identifier changes between the reference connection and those of the lanes.
+#[tokio::test]
+async fn lanes_reconnect_after_a_right_to_the_identity_changed() {
+    let world = World::new("identity_rights").await;
+    let operator = world.database().await;
+    let role = "CREATE ROLE identity_rights LOGIN; GRANT ALL ON SCHEMA public TO identity_rights;
+                REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC";
+    operator.batch_execute(role).await.unwrap();
+    let url = world.database_url().replace("postgres@", "identity_rights@");
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
+    transfer.start().await.unwrap();
+    let writer = world.writer();
+    let mut stored = 0;
+    // The reference connection stays the same.
+    for change in [
+        "",
+        "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC",
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC",
+    ] {
+        if !change.is_empty() {
+            operator.batch_execute(change).await.unwrap();
+            end_lanes(&operator).await;
+        }
+        write_messages(&writer, stored, stored + 100, 10);
+        stored += 100;
+        world.wait_for_rows(stored).await;
+        world.wait_for_all_committed().await;
+    }
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
+    let log = std::fs::read_to_string(transfer.log()).unwrap();
+    assert!(!log.contains("another server") && !log.contains("lost the reference connection"), "{log}");
+    assert_stored(&world, stored, 10).await;
 }
 
 /// A single server process hangs: neither the server's own timeout nor the network ends its statement.
