@@ -180,7 +180,7 @@ pub(crate) async fn migrate(database: &DatabaseOptions) -> Result<Vec<String>, S
     // The migration of a large table may need any time. Its connection is closed only when the server does not respond.
     let lock = TABLE_LOCK_TIMEOUT.as_millis();
     let settings = session::settings(database);
-    let settings = format!("{settings}; SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = 0");
+    let settings = format!("{settings}; SET lock_timeout = {lock}");
     let connector = Connector::new(database.without_statement_timeout(), "msg-transfer", &settings, Purpose::Write);
     let mut client = connector?.connect().await?;
     let deadline = Instant::now() + LOCK_TIMEOUT;

@@ -40,19 +40,15 @@ pub(crate) fn warned(committed: Committed, warning: &str) {
     }
 }
 
-/// Returns the statements that are executed once on each new connection.
+/// Returns the statements that are executed once on each new connection, after those of every session
+/// (`src/postgres/session.rs`).
 ///
 /// With `citus.propagate_set_commands`, the settings of a transaction also reach the workers of a Citus; PostgreSQL
 /// without Citus accepts the name and ignores it.
-///
-/// Without `idle_in_transaction_session_timeout`, the open transaction of a frozen process would hold its locks without
-/// limit, and block the next owner of the partitions.
 pub(crate) fn settings(database: &DatabaseOptions) -> String {
-    let idle = database.database_statement_timeout.as_millis();
     let lock = lock_timeout(database).as_millis();
     format!(
         "SET synchronous_commit = on; SET lock_timeout = {lock}; \
-         SET idle_in_transaction_session_timeout = {idle}; \
          SET citus.propagate_set_commands = 'local'; \
          SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
     )

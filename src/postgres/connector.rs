@@ -12,9 +12,11 @@ use tokio::time::timeout;
 use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
 use tokio_postgres::{Config, NoTls};
 
-use super::client::{Canceller, Client};
+use super::client::{Canceller, Client, MAX_AGE};
 use super::error::{ConnectError, HostError};
+use super::hosts::{Servers, Target, targets};
 use super::server::{self, Purpose, Refusal, Server};
+use super::session::{self, NEWER_SETTINGS};
 use super::socket::{Address, Socket};
 use super::warnings::{self, Warnings};
 use super::{DatabaseOptions, pooler};
@@ -29,7 +31,9 @@ const AVOIDED: Duration = Duration::from_secs(60);
 pub struct Connector {
     options: DatabaseOptions,
     name: String,
-    /// Statements that are run once on each new connection.
+    /// Statements that are run on each new connection before its server is checked.
+    settings: String,
+    /// Statements that are run once on each new connection after that.
     session: String,
     purpose: Purpose,
     state: Arc<Mutex<State>>,
@@ -39,30 +43,31 @@ pub struct Connector {
 struct State {
     /// The settings that were read last.
     config: Option<Config>,
-    /// When a host last did not respond.
+    /// When a host, and an address, last did not respond.
     silent: HashMap<String, Instant>,
     /// The addresses that have no pooler in transaction mode.
     direct: HashSet<Address>,
+    /// The number of addresses that the last name resolved to.
+    addresses: usize,
 }
 
-/// A host of the URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Target {
-    /// The name and port in the URL, for messages.
-    name: String,
-    host: Host,
-    port: u16,
+impl State {
+    fn avoid(&mut self, name: &str) {
+        // A name may have other addresses each time, so the old ones are removed.
+        self.silent.retain(|_, at| at.elapsed() < MAX_AGE);
+        self.silent.insert(name.to_owned(), Instant::now());
+    }
 }
 
 impl Connector {
     /// Returns a connector whose connections have the application name `name`. It does not connect yet.
     pub fn new(options: DatabaseOptions, name: &str, session: &str, purpose: Purpose) -> Result<Self, SettingError> {
         let config = Some(options.config()?);
-        // 0 is no timeout.
         let statement_timeout = options.stall_timeout().map_or(0, |_| options.database_statement_timeout.as_millis());
-        let session = format!("SET statement_timeout = {statement_timeout}; {session}");
+        let settings = session::settings(statement_timeout);
+        let session = format!("{NEWER_SETTINGS}; {session}");
         let state = Arc::new(Mutex::new(State { config, ..State::default() }));
-        Ok(Connector { options, name: name.to_owned(), session, purpose, state })
+        Ok(Connector { options, name: name.to_owned(), settings, session, purpose, state })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -74,9 +79,9 @@ impl Connector {
         self.lock().silent.get(name).copied()
     }
 
-    /// Lets the connector try this host after the others for one minute.
+    /// Lets the connector try this host or address after the others for one minute.
     pub(super) fn avoid(&self, name: &str) {
-        self.lock().silent.insert(name.to_owned(), Instant::now());
+        self.lock().avoid(name);
     }
 
     /// Returns the timeout for one host: for the connection, the login, the checks and the session's settings together.
@@ -132,25 +137,41 @@ impl Connector {
         &self,
         config: &Config,
         target: &Target,
-        hosts: usize,
+        names: usize,
     ) -> Result<Client, Vec<(String, HostError)>> {
         let addresses = match self.resolve(config, target).await {
             Ok(addresses) => addresses,
             Err(error) => return Err(vec![(target.name.clone(), error)]),
         };
+        self.connect_any(config, &target.name, addresses, names).await
+    }
+
+    /// Connects to the first of a name's addresses whose server passes the checks. The URL has this number of `names`.
+    async fn connect_any(
+        &self,
+        config: &Config,
+        name: &str,
+        mut addresses: Vec<Address>,
+        names: usize,
+    ) -> Result<Client, Vec<(String, HostError)>> {
+        self.lock().addresses = addresses.len();
+        addresses.sort_by_cached_key(|address| self.is_avoided(&address.to_string()));
+        let mut servers = Servers::new(names, addresses.len());
         let mut failures = Vec::new();
         for address in addresses {
-            match self.connect_address(config, &target.name, &address, hosts).await {
+            match self.connect_address(config, name, &address, &mut servers).await {
                 Ok(client) => {
-                    self.lock().silent.remove(&target.name);
+                    let mut state = self.lock();
+                    state.silent.remove(name);
+                    state.silent.remove(&address.to_string());
                     return Ok(client);
                 }
                 Err(error) => {
-                    if matches!(error, HostError::Timeout(..)) {
-                        self.avoid(&target.name);
-                    }
                     let address = address.to_string();
-                    let name = &target.name;
+                    if matches!(error, HostError::Timeout(..)) {
+                        self.avoid(name);
+                        self.avoid(&address);
+                    }
                     let host = if address == *name { address } else { format!("{name} ({address})") };
                     failures.push((host, error));
                 }
@@ -179,13 +200,13 @@ impl Connector {
         config: &Config,
         name: &str,
         address: &Address,
-        hosts: usize,
+        servers: &mut Servers,
     ) -> Result<Client, HostError> {
         let limit = self.limit();
         let started = Instant::now();
         let client = self.log_in(config, name, address, limit).await?;
         let left = limit.saturating_sub(started.elapsed());
-        let client = timeout(left, self.prepare(config, client, hosts)).await;
+        let client = timeout(left, self.prepare(config, client, servers)).await;
         let client =
             client.map_err(|_| HostError::Timeout("it accepted the login and did not respond to a query", limit))??;
         self.refuse_pooler(config, address, &client).await?;
@@ -225,17 +246,21 @@ impl Connector {
                 // Ending this task closes the connection, and fails every statement that waits for a result.
                 reason = activity.until_stalled(&peer, limit, stall_timeout) => {
                     tracing::warn!(reason, "closed stalled database connection");
-                    lock(&state).silent.insert(host, Instant::now());
+                    let mut state = lock(&state);
+                    state.avoid(&host);
+                    state.avoid(&peer.to_string());
                 }
             }
         });
         Ok(Client::new(ClientWrapper::new(client, task), warnings, name.to_owned(), address.clone()))
     }
 
-    /// Checks the server, and then applies the session's settings.
-    async fn prepare(&self, config: &Config, mut client: Client, hosts: usize) -> Result<Client, HostError> {
+    /// Checks the server, and applies the session's settings.
+    async fn prepare(&self, config: &Config, mut client: Client, servers: &mut Servers) -> Result<Client, HostError> {
+        client.batch_execute(&self.settings).await.map_err(HostError::Driver)?;
         let server = Server::read(&client).await.map_err(HostError::Driver)?;
-        self.judge(config, hosts, server.in_recovery, server.read_only).map_err(HostError::Refused)?;
+        servers.found(&server.identity);
+        self.judge(config, servers.count(), server.in_recovery, server.read_only).map_err(HostError::Refused)?;
         if self.purpose != Purpose::Inspect && server.encoding != "UTF8" {
             return Err(HostError::Refused(Refusal::Encoding(server.encoding)));
         }
@@ -248,13 +273,13 @@ impl Connector {
         Ok(client)
     }
 
-    fn judge(&self, config: &Config, hosts: usize, in_recovery: bool, read_only: bool) -> Result<(), Refusal> {
+    fn judge(&self, config: &Config, servers: usize, in_recovery: bool, read_only: bool) -> Result<(), Refusal> {
         let read_write = match config.get_target_session_attrs() {
             TargetSessionAttrs::ReadWrite => Some(true),
             TargetSessionAttrs::ReadOnly => Some(false),
             _ => None,
         };
-        server::judge(self.purpose, in_recovery, read_only, read_write, hosts)
+        server::judge(self.purpose, in_recovery, read_only, read_write, servers)
     }
 
     /// Rejects a pooler in transaction mode. Checks each address once, because the check needs a second connection.
@@ -284,7 +309,11 @@ impl Connector {
     ) -> Result<Option<String>, HostError> {
         let other = self.log_in(config, client.host(), address, self.limit()).await?;
         let limit = self.limit().max(Duration::from_secs(10));
-        let found = timeout(limit, pooler::find(client, &other)).await;
+        let find = async {
+            other.batch_execute(&self.settings).await?;
+            pooler::find(client, &other).await
+        };
+        let found = timeout(limit, find).await;
         found.map_err(|_| HostError::Timeout("it did not respond to two sessions", limit))?.map_err(HostError::Driver)
     }
 
@@ -303,9 +332,13 @@ impl Connector {
         let (in_recovery, read_only) = state
             .map_err(|_| HostError::Timeout("it did not respond to a query", limit))?
             .map_err(HostError::Driver)?;
-        let config = self.lock().config.clone().expect("`new` has read it");
-        let hosts = targets(&config).map_or(1, |targets| targets.len());
-        self.judge(&config, hosts, in_recovery, read_only).map_err(HostError::Refused)
+        let (config, addresses) = {
+            let state = self.lock();
+            (state.config.clone().expect("`new` has read it"), state.addresses)
+        };
+        // If the addresses lead to one server, the next connection finds that out.
+        let servers = targets(&config).map_or(1, |targets| targets.len()).max(addresses);
+        self.judge(&config, servers, in_recovery, read_only).map_err(HostError::Refused)
     }
 
     /// Returns a handle that cancels a statement of this connection.
@@ -318,59 +351,5 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Checks the hosts of a URL.
-pub(super) fn check(config: &Config) -> Result<(), SettingError> {
-    targets(config).map(drop)
-}
-
-/// Returns the hosts of a URL, in its order or, if the URL says so, in a random order.
-fn targets(config: &Config) -> Result<Vec<Target>, SettingError> {
-    let invalid = |problem| Err(SettingError::Invalid { setting: "--database-url", problem });
-    let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
-    let count = hosts.len().max(addresses.len());
-    if count == 0 {
-        return invalid("it names no host".to_owned());
-    }
-    if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
-        return invalid(format!("{} hosts, and {} in hostaddr", hosts.len(), addresses.len()));
-    }
-    if ports.len() > 1 && ports.len() != count {
-        return invalid(format!("{count} hosts, and {} ports", ports.len()));
-    }
-    let target = |i: usize| {
-        let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
-        // Connections use the address; messages use the name.
-        let host = addresses.get(i).map_or_else(|| hosts[i].clone(), |address| Host::Tcp(address.to_string()));
-        let name = match hosts.get(i).unwrap_or(&host) {
-            Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),
-            Host::Tcp(name) => format!("{name}:{port}"),
-            Host::Unix(folder) => folder.join(format!(".s.PGSQL.{port}")).display().to_string(),
-        };
-        Target { name, host, port }
-    };
-    let mut targets: Vec<Target> = (0..count).map(target).collect();
-    if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
-        targets.shuffle(&mut rand::rng());
-    }
-    Ok(targets)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(url: &str) -> Option<Vec<String>> {
-        let config: Config = url.parse().expect("a valid URL");
-        Some(targets(&config).ok()?.into_iter().map(|target| target.name).collect())
-    }
-
-    #[test]
-    fn hosts_and_ports_of_a_url_are_paired() {
-        assert_eq!(names("postgres://u@a,b:6/x").as_deref(), Some(&["a:5432".to_owned(), "b:6".to_owned()][..]));
-        assert_eq!(names("host=a,b port=7 user=u").as_deref(), Some(&["a:7".to_owned(), "b:7".to_owned()][..]));
-        assert_eq!(names("postgres://u@[::1]:5/x").as_deref(), Some(&["[::1]:5".to_owned()][..]));
-        assert_eq!(names("host=/run/x user=u").as_deref(), Some(&["/run/x/.s.PGSQL.5432".to_owned()][..]));
-        assert!(names("user=u").is_none(), "no host");
-        assert!(names("host=a,b,c port=1,2 user=u").is_none(), "too few ports");
-    }
-}
+mod tests;

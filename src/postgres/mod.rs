@@ -4,9 +4,11 @@
 mod client;
 mod connector;
 mod error;
+mod hosts;
 mod manager;
 mod pooler;
 mod server;
+mod session;
 mod socket;
 mod warnings;
 
@@ -87,7 +89,7 @@ impl DatabaseOptions {
         };
         let setting = if self.url().is_some() { "--database-url" } else { "--database-url-file" };
         let config = database_url::parse(setting, &url)?;
-        connector::check(&config)?;
+        hosts::check(&config)?;
         Ok(config)
     }
 

@@ -51,10 +51,10 @@ pub(super) fn changed(before: &str, after: &str) -> String {
     format!("the server process changed from {before} to {after} between two transactions of one session")
 }
 
-/// Runs a query whose only row is the server process, and returns it.
+/// Runs a query whose last row is the server process, and returns it.
 pub(super) async fn backend(client: &Client, query: &str) -> Result<String, Error> {
     let result = client.simple_query(query).await?;
-    let pid = result.iter().find_map(|message| match message {
+    let pid = result.iter().rev().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
         _ => None,
     });

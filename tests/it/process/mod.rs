@@ -3,6 +3,7 @@
 mod causes;
 mod logs;
 mod rights;
+mod role_settings;
 mod settings;
 mod signals;
 

@@ -35,6 +35,8 @@ impl Server {
         world.create(&stack).await;
         let operator = world.database().await;
         operator.batch_execute("SET synchronous_commit = off").await.unwrap();
+        // With this default, a session that does not change it gets no warning.
+        operator.batch_execute("ALTER ROLE postgres SET client_min_messages = error").await.unwrap();
         Server { world, operator, stack, _folder: folder }
     }
 
