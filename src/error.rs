@@ -3,6 +3,10 @@
 use std::error::Error;
 use std::iter::successors;
 
+/// The text for a thread that could not be started.
+pub const NO_THREAD: &str =
+    "the system has no thread left; raise the limit of processes (ulimit -u, or pids.max of the container)";
+
 /// Returns the sources of an error, its own first.
 pub fn sources(error: &dyn Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
     successors(error.source(), |&cause| cause.source())

@@ -9,7 +9,7 @@ use machine::driver::{Driver, Times};
 use machine::{Millis, lane};
 use msg_common::admin::{self, Readiness};
 use msg_common::config::SettingError;
-use msg_common::error::chain;
+use msg_common::error::{NO_THREAD, chain};
 use msg_common::kafka::RequestError;
 use msg_common::postgres::{Pool, Purpose};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -68,6 +68,9 @@ pub enum Error {
     /// The Kafka client reported a fatal error.
     #[error(transparent)]
     Consumer(#[from] FatalError),
+    /// The consumer's thread could not be started.
+    #[error("{NO_THREAD}")]
+    Thread(#[source] std::io::Error),
     /// A thread ended in a panic.
     #[error("the {0} ended in a panic; see the log, and restart the process")]
     Panicked(&'static str),
@@ -200,7 +203,7 @@ async fn serve_until_client_restart(
     let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts);
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
     consumer.subscribe(&[&config.kafka.kafka_topic])?;
-    let ended = start_thread(consumer, restart);
+    let ended = start_thread(consumer, restart).map_err(Error::Thread)?;
     ended.await.map_err(|_| Error::Panicked("consumer's thread"))??;
     // The records of released partitions are fenced or stored, so the lanes need not finish.
     abandon.cancel();
@@ -325,13 +328,13 @@ fn millis(duration: Duration) -> Millis {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn start_thread(consumer: BaseConsumer<Context>, stop: CancellationToken) -> oneshot::Receiver<Result<(), FatalError>> {
+fn start_thread(
+    consumer: BaseConsumer<Context>,
+    stop: CancellationToken,
+) -> std::io::Result<oneshot::Receiver<Result<(), FatalError>>> {
     let (sender, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("consumer".into())
-        .spawn(move || {
-            let _ = sender.send(consumer::run(consumer, &stop));
-        })
-        .expect("the system can start a thread");
-    ended
+    std::thread::Builder::new().name("consumer".into()).spawn(move || {
+        let _ = sender.send(consumer::run(consumer, &stop));
+    })?;
+    Ok(ended)
 }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use msg_common::kafka::KafkaOptions;
+use msg_common::kafka::polled::PolledProducer;
 use msg_common::proto::{HintedInbox, StoredHint};
 use prost::Message as _;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::metrics;
@@ -25,7 +26,7 @@ const MAX_BYTES: usize = 400_000;
 
 /// Sends hints. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Hints(Arc<ThreadedProducer<Context>>);
+pub(crate) struct Hints(Arc<PolledProducer<Context>>);
 
 impl std::fmt::Debug for Hints {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

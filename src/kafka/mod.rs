@@ -5,6 +5,7 @@ pub mod cause;
 pub mod ends;
 mod error;
 pub mod events;
+pub mod polled;
 mod properties;
 pub mod raw;
 pub mod topic;

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use msg_common::kafka::polled::PolledProducer;
 use msg_common::partition::Partition;
 use msg_common::record::{TRACEPARENT_HEADER, VERSION, VERSION_HEADER};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc, oneshot};
 
@@ -81,7 +82,7 @@ pub(crate) enum Rejection {
 pub(crate) struct Producer {
     config: ClientConfig,
     topic: String,
-    current: ArcSwap<ThreadedProducer<DeliveryContext>>,
+    current: ArcSwap<PolledProducer<DeliveryContext>>,
     /// Why records are rejected; `None` while the topic can be used.
     closed: ArcSwapOption<String>,
     signals: Arc<Signals>,
@@ -169,7 +170,7 @@ impl Producer {
     }
 }
 
-fn finish(producer: &ThreadedProducer<DeliveryContext>, drain: Duration) -> i32 {
+fn finish(producer: &PolledProducer<DeliveryContext>, drain: Duration) -> i32 {
     if let Err(error) = producer.flush(drain) {
         tracing::warn!(%error, records = producer.in_flight_count(), "abandoned records without a delivery report");
     }

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use metrics::counter;
 use msg_common::admin::Readiness;
+use msg_common::kafka::polled::PolledProducer;
 use rdkafka::error::KafkaResult;
-use rdkafka::producer::{Producer as _, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::{Producer as _, PurgeConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::PRODUCERS_REPLACED;
@@ -68,7 +69,7 @@ impl Producer {
         }
     }
 
-    fn replace(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
+    fn replace(&self, fresh: Arc<PolledProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
         let old = self.swap(fresh);
         readiness.ready(COMPONENT);
         // Its delivery reports are outstanding. Dropping it now would discard its records without a report.
@@ -85,11 +86,11 @@ impl Producer {
         Ok(())
     }
 
-    fn create(&self) -> KafkaResult<ThreadedProducer<DeliveryContext>> {
+    fn create(&self) -> KafkaResult<PolledProducer<DeliveryContext>> {
         self.config.create_with_context(DeliveryContext::new(self.signals.clone(), self.backoff))
     }
 
-    fn swap(&self, fresh: Arc<ThreadedProducer<DeliveryContext>>) -> Arc<ThreadedProducer<DeliveryContext>> {
+    fn swap(&self, fresh: Arc<PolledProducer<DeliveryContext>>) -> Arc<PolledProducer<DeliveryContext>> {
         counter!(PRODUCERS_REPLACED).increment(1);
         self.current.swap(fresh)
     }
@@ -97,7 +98,7 @@ impl Producer {
 
 /// Purges the records of a replaced producer, each with its report, and those that were being enqueued when it was
 /// replaced.
-fn purge(producer: &ThreadedProducer<DeliveryContext>) {
+fn purge(producer: &PolledProducer<DeliveryContext>) {
     for _ in 0..PURGES {
         producer.purge(PurgeConfig::default().queue().inflight());
         let _ = producer.flush(PURGE_INTERVAL);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use msg_common::error::chain;
+use msg_common::kafka::polled::PolledProducer;
 use msg_common::kafka::{KafkaOptions, RequestError, raw};
 use msg_common::partition::Partition;
 use msg_common::repeat::Repeats;
@@ -12,7 +13,7 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::Mutex;
@@ -40,7 +41,7 @@ static FAILED: Repeats = Repeats::new();
 pub(crate) struct Topic {
     /// A client of its own, because on the connections of the sending one a request would wait behind the sends. A
     /// producer, because it has a thread that polls the client's events.
-    client: Arc<ThreadedProducer<LogContext>>,
+    client: Arc<PolledProducer<LogContext>>,
     name: String,
     /// When the ID was requested last, and the result.
     last: Mutex<Option<(Instant, Result<Uuid, Failure>)>>,

@@ -1,21 +1,23 @@
 //! Reads the hints topic, from its end on, while a waiter or watcher exists: in a thread of its own, without joining a
 //! group.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::counter;
-use msg_common::error::chain;
+use msg_common::error::{NO_THREAD, chain};
 use msg_common::kafka::{ClientError, RequestError};
 use msg_common::proto::StoredHint;
 use msg_common::repeat::Repeats;
 use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{HINT_READERS_REPLACED, HINTS};
+use crate::watch::WatchError;
 use crate::watch::callbacks::LogContext;
 use crate::watch::feed::Feed;
 use crate::watch::hint_monitor::HintMonitor;
@@ -39,6 +41,8 @@ enum HintError {
     Request(#[from] RequestError),
     #[error(transparent)]
     Stalled(#[from] StallError),
+    #[error("{NO_THREAD}")]
+    Thread(#[source] io::Error),
 }
 
 /// The reader of the hints topic.
@@ -67,14 +71,15 @@ impl HintReader {
         client
     }
 
-    /// Starts the thread, which runs until `stop`. Fails if librdkafka rejects the settings.
-    pub(crate) fn start(self, stop: CancellationToken) -> KafkaResult<()> {
+    /// Starts the thread, which runs until `stop`. Fails if librdkafka rejects the settings, or if the system has no
+    /// thread for it.
+    pub(crate) fn start(self, stop: CancellationToken) -> Result<(), WatchError> {
         self.config.create_native_config()?;
         let run = move || {
             self.monitor.set_reader_thread(std::thread::current());
             self.run(&stop);
         };
-        std::thread::Builder::new().name("hints".into()).spawn(run).expect("the system has a thread for us");
+        std::thread::Builder::new().name("hints".into()).spawn(run).map_err(WatchError::Thread)?;
         Ok(())
     }
 
@@ -105,7 +110,8 @@ impl HintReader {
         let consumer: BaseConsumer<LogContext> = created.map_err(RequestError::create)?;
         let partitions =
             self.assign(&consumer).map_err(RequestError::of_topic("assign the partitions", &self.topic))?;
-        let watchdog = Watchdog::start(self.config.clone(), self.topic.clone(), partitions);
+        let watchdog =
+            Watchdog::start(self.config.clone(), self.topic.clone(), partitions).map_err(HintError::Thread)?;
         let mut wanted = Instant::now();
         while !stop.is_cancelled() {
             if self.monitor.has_interest() {

@@ -18,10 +18,12 @@ pub(crate) mod watchdog;
 pub(crate) mod watched;
 mod watcher;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use msg_common::config::SettingError;
+use msg_common::error::NO_THREAD;
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,6 +51,9 @@ pub enum WatchError {
     /// librdkafka rejected its settings.
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
+    /// The system has no thread for the hint reader.
+    #[error("{NO_THREAD}: {0}")]
+    Thread(io::Error),
 }
 
 /// The services for waiters and watchers.

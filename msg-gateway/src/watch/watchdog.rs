@@ -2,13 +2,16 @@
 //! reader receives the topic's records. librdkafka reports neither (ADR 21).
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::Thread;
+use std::thread::{Builder, Thread};
 use std::time::{Duration, Instant};
 
 use msg_common::error::chain;
+use msg_common::kafka::ends::{self, Answers, Ends};
 use msg_common::kafka::{ClientError, RequestError, raw};
+use msg_common::partition::Partition;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
@@ -47,13 +50,18 @@ struct Shared {
 }
 
 impl Watchdog {
-    /// Starts to check a reader that was just assigned the topic's `partitions` at their ends.
-    pub(crate) fn start(config: ClientConfig, topic: String, partitions: usize) -> Self {
+    /// Starts to check a reader that was just assigned the topic's `partitions` at their ends. Fails if the system has no
+    /// thread for it.
+    pub(crate) fn start(config: ClientConfig, topic: String, partitions: usize) -> io::Result<Self> {
+        Watchdog::start_in(Builder::new(), config, topic, partitions)
+    }
+
+    fn start_in(thread: Builder, config: ClientConfig, topic: String, partitions: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let check =
             Checks { config, topic, partitions, shared: shared.clone(), topic_id: None, progress: HashMap::new() };
-        let thread = std::thread::Builder::new().name("hints-check".into()).spawn(|| check.run());
-        Watchdog { shared, thread: thread.expect("the system has a thread for us").thread().clone() }
+        let thread = thread.name("hints-check".into()).spawn(|| check.run())?;
+        Ok(Watchdog { shared, thread: thread.thread().clone() })
     }
 
     /// Records that the reader received this record.
@@ -123,17 +131,22 @@ impl Checks {
         if count != self.partitions {
             return Ok(Some(StallError::Partitions { read: self.partitions, found: count }));
         }
-        for partition in 0..i32::try_from(count).unwrap_or(i32::MAX) {
-            let ends = client.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT);
-            let (_, end) = ends.map_err(RequestError::of_partition("read the end offsets", &self.topic, partition))?;
-            let received = self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).copied();
-            let now = Instant::now();
-            let progress = self.progress.entry(partition).or_insert_with(|| Progress::new(end, now));
-            if progress.is_stalled(end, received, now) {
-                return Ok(Some(StallError::Silent(partition)));
-            }
-        }
-        Ok(None)
+        let all: Vec<Partition> = (0..Partition::try_from(count).unwrap_or(Partition::MAX)).collect();
+        let mut found = Vec::new();
+        ends::read(client.client(), &self.topic, &all, REQUEST_TIMEOUT, |ends| found.extend(ends))?;
+        Ok(self.stalled(found, Instant::now()))
+    }
+
+    /// Returns the first partition that the reader is stalled in. A partition whose end is not known does not count: it
+    /// has no leader, or its leader did not respond.
+    fn stalled(&mut self, ends: Answers<Ends>, now: Instant) -> Option<StallError> {
+        let received = self.shared.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = ends.into_iter().filter_map(|(partition, ends)| Some((partition, ends.ok()?.end)));
+        let mut stalled = known.filter(|(partition, end)| {
+            let progress = self.progress.entry(*partition).or_insert_with(|| Progress::new(*end, now));
+            progress.is_stalled(*end, received.get(partition).copied(), now)
+        });
+        stalled.next().map(|(partition, _)| StallError::Silent(partition))
     }
 }
 
@@ -185,5 +198,36 @@ mod tests {
         );
         assert!(!progress.is_stalled(30, Some(12), at(200)));
         assert!(!progress.is_stalled(30, Some(30), at(215)));
+    }
+
+    fn checks(partitions: usize) -> Checks {
+        Checks {
+            config: ClientConfig::new(),
+            topic: "hints".to_owned(),
+            partitions,
+            shared: Arc::default(),
+            topic_id: None,
+            progress: HashMap::new(),
+        }
+    }
+
+    #[test]
+    fn partition_without_a_leader_does_not_hide_a_stalled_one() {
+        let (mut checks, start) = (checks(3), Instant::now());
+        let ends = |end: i64| -> Answers<Ends> {
+            vec![(0, Err(ClientError::NoLeader)), (1, Ok(Ends { start: 0, end: 5 })), (2, Ok(Ends { start: 0, end }))]
+        };
+        assert!(checks.stalled(ends(7), start).is_none());
+        assert!(checks.stalled(ends(9), start + CHECK_INTERVAL).is_none(), "it may need some time");
+        let stalled = checks.stalled(ends(9), start + CHECK_INTERVAL + STALL_TIMEOUT);
+        assert!(matches!(stalled, Some(StallError::Silent(2))), "{stalled:?}");
+    }
+
+    #[test]
+    fn missing_thread_is_an_error() {
+        // No system has this much memory for a stack.
+        let thread = Builder::new().stack_size(1 << 60);
+        let started = Watchdog::start_in(thread, ClientConfig::new(), "hints".to_owned(), 1);
+        assert!(started.is_err());
     }
 }
