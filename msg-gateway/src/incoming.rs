@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, Stream};
 use metrics::counter;
+use msg_common::repeat::Repeats;
 use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +20,9 @@ use crate::budget::{Budget, Permit};
 use crate::metrics::HANDSHAKE_TIMEOUTS;
 use crate::response_permit::disconnect_slow_reader;
 use crate::unread::{ReadTimer, Unread};
+
+/// Callers decide how often a connection is not accepted.
+static NOT_ACCEPTED: Repeats = Repeats::new();
 
 /// The bytes that HTTP/2 starts with: the preface, and the head of a SETTINGS frame.
 const HANDSHAKE_BYTES: usize = 24 + 9;
@@ -107,7 +111,9 @@ pub(crate) fn connections(
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if let Some(repeated) = NOT_ACCEPTED.occurred(&error.to_string()) {
+                        tracing::warn!(%error, repeated, "cannot accept a connection");
+                    }
                     // Most likely the process is out of file descriptors. The listener stays readable, so without a
                     // pause this would spin.
                     tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,14 +1,16 @@
 //! Many idle connections.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::super::calls::metric;
-use super::Attacked;
+use super::super::calls::send;
 use super::peer::{PREFACE, frame, kind};
+use super::{Attacked, ordinary_msg};
 use crate::support::world::Gateway;
 use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
@@ -85,5 +87,27 @@ async fn idle_connections_need_little_memory_and_are_closed() {
     attacked.assert_unharmed(500).await;
     all_closed(with_preface).await;
     assert_eq!(metric(gateway, HANDSHAKE_TIMEOUTS).await.unwrap(), timeouts, "a handshake timed out");
+    attacked.assert_serves_others().await;
+}
+
+/// A connection that cannot be accepted stays in the kernel's queue, and the gateway tries again every 50 ms.
+#[tokio::test]
+async fn missing_file_descriptors_are_logged_once() {
+    let attacked = Attacked::new("hostile_files", |spec| spec).await;
+    let (pid, log) = (attacked.pid.cast_signed(), attacked.gateway.service.log());
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
+    let (mut soft, mut hard) = (0, 0);
+    rlimit::prlimit(pid, rlimit::Resource::NOFILE, None, Some((&mut soft, &mut hard))).unwrap();
+    rlimit::prlimit(pid, rlimit::Resource::NOFILE, Some((open.min(8), hard)), None).unwrap();
+    let _waiting = TcpStream::connect(&attacked.gateway.address).await.unwrap();
+    let lines = || std::fs::read_to_string(log).unwrap().matches("cannot accept a connection").count();
+    eventually("the error is logged", async || ensure(lines() > 0, "no line")).await;
+    // Calls on an open connection need no file descriptor.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        send(&attacked.bystander, &ordinary_msg()).await.unwrap();
+    }
+    assert_eq!(lines(), 1);
+    rlimit::prlimit(pid, rlimit::Resource::NOFILE, Some((soft, hard)), None).unwrap();
     attacked.assert_serves_others().await;
 }
