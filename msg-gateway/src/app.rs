@@ -107,9 +107,7 @@ pub async fn run(
     let watch = WatchServices::start(&config, &budgets, &tasks, &stop)?;
     let sender = Sender::new(&config, budgets.clone(), producer.clone(), watch.waiters.clone());
     let reader = Reader::new(&config, read::timing(&config), budgets.clone())?;
-    if let Some(database) = reader.primary() {
-        tasks.spawn(database.watch(readiness.clone(), stop.clone()));
-    }
+    reader.watch_databases(&tasks, &readiness, &stop);
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::set(&reporter, false).await;

@@ -5,8 +5,13 @@ use std::error::Error as _;
 use machine::error::{ClassifiedError, ErrorClass, classify_error};
 use msg_common::error::{chain, sources};
 use msg_common::postgres::{ConnectError, HostError, PoolError};
+use tokio_postgres::error::SqlState;
 
 pub(crate) use msg_common::postgres::describe;
+
+/// The advice after the server's text, which names the table.
+const GRANT: &str = "GRANT SELECT, INSERT ON messages, dead_letters and SELECT, INSERT, UPDATE ON progress to this role, and \
+                     USAGE on their schema; docs/rights.md lists all rights";
 
 /// Classifies the error of a statement or a connection.
 pub(crate) fn of(error: &tokio_postgres::Error) -> ClassifiedError {
@@ -17,7 +22,9 @@ pub(crate) fn of(error: &tokio_postgres::Error) -> ClassifiedError {
         None if error.source().is_some_and(|cause| cause.is::<std::num::TryFromIntError>()) => ErrorClass::TooLarge,
         None => ErrorClass::Fatal,
     };
-    ClassifiedError { class, text: describe(error) }
+    let text = describe(error);
+    let denied = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+    ClassifiedError { class, text: if denied { format!("{text}: {GRANT}") } else { text } }
 }
 
 /// Classifies the error of the pool when it returns no connection.

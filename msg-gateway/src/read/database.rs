@@ -15,17 +15,15 @@ use msg_common::repeat::Repeats;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
+use crate::read::rights::{self, Table};
 use crate::status::Failure;
 
 /// Limits the log lines, because callers cause the reads and retry them.
 static REPEATS: Repeats = Repeats::new();
 
-/// How often the connection is checked, and how often while the database can never be used.
-const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the connection and the rights are checked, and how often while an operator has to act.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The component of [`Readiness`] for a database that can never be used for reads.
-const COMPONENT: &str = "database";
 
 /// The settings of each session of a read.
 pub(crate) const SESSION: &str = "SET default_transaction_read_only = on";
@@ -48,19 +46,29 @@ impl Database {
         Ok(Database { pool })
     }
 
-    /// Makes the gateway not ready while the database, or the connection to it, can never be used without an operator.
-    /// An unavailable database does not prevent sends.
-    pub(crate) async fn watch(self, readiness: Readiness, stop: CancellationToken) {
+    /// Makes the gateway not ready while this database can never be used for reads without an operator: its server or the
+    /// connection to it does not fit, or a right on one of `tables` is missing. An unavailable database does not prevent
+    /// sends.
+    pub(crate) async fn watch(
+        self,
+        component: &'static str,
+        tables: &'static [Table],
+        readiness: Readiness,
+        stop: CancellationToken,
+    ) {
         let checks = async {
             loop {
                 let failure_reason = match self.pool.get().await {
-                    Err(PoolError::Backend(error)) => error.needs_operator().map(|_| error.to_string()),
-                    Ok(_) | Err(_) => None,
+                    Ok(client) => rights::missing(&client, tables).await,
+                    Err(PoolError::Backend(error)) => {
+                        error.needs_operator().map(|_| error.to_string()).or_else(|| rights::missing_login(&error))
+                    }
+                    Err(_) => None,
                 };
                 let pause = if failure_reason.is_some() { RETRY_INTERVAL } else { CHECK_INTERVAL };
                 match failure_reason {
-                    Some(reason) => readiness.not_ready(COMPONENT, reason),
-                    None => readiness.ready(COMPONENT),
+                    Some(reason) => readiness.not_ready(component, reason),
+                    None => readiness.ready(component),
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -153,6 +161,10 @@ pub(crate) fn failure(error: &tokio_postgres::Error) -> Failure {
     let condition = if error.as_db_error().is_some() { sqlstate.to_owned() } else { error.to_string() };
     let Some(repeated) = REPEATS.occurred(&condition) else { return failure };
     match (&failure, error.as_db_error()) {
+        // The message names the table, and holds no data.
+        (_, Some(db)) if state == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            tracing::error!(sqlstate, error = db.message(), repeated, "read failed: a right is missing");
+        }
         (Failure::Internal(_), _) => tracing::error!(sqlstate, repeated, "read failed"),
         (_, Some(_)) => tracing::warn!(sqlstate, repeated, "database is unavailable"),
         (_, None) => tracing::warn!(%error, repeated, "database is unavailable"),

@@ -6,12 +6,14 @@ pub(crate) mod kafka;
 pub mod max_seqs;
 pub mod page_token;
 pub mod pull;
+mod rights;
 pub mod status;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::histogram;
+use msg_common::admin::Readiness;
 use msg_common::config::SettingError;
 use msg_common::limits::Violation;
 use msg_common::partition::Partition;
@@ -21,12 +23,15 @@ use msg_common::proto::{
 };
 use prost::Message;
 use rdkafka::error::KafkaError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::budget::{Budget, Budgets};
 use crate::config::Config;
 use crate::metrics::READ_SECONDS;
 use crate::read::database::{Database, SESSION};
 use crate::read::kafka::Topic;
+use crate::read::rights::Table;
 use crate::response_permit::{ResponsePermit, SMALL_RESPONSE};
 use crate::send::deadline::Timing;
 use crate::status::Failure;
@@ -113,9 +118,13 @@ impl Reader {
         })
     }
 
-    /// Returns the database that GetMsgStatus reads, if one is configured.
-    pub(crate) fn primary(&self) -> Option<Database> {
-        Some(self.sources.as_ref()?.primary.clone())
+    /// Starts the tasks that make the gateway not ready while a database can never be used without an operator.
+    pub(crate) fn watch_databases(&self, tasks: &TaskTracker, readiness: &Readiness, stop: &CancellationToken) {
+        let Some(Sources { primary, replica, .. }) = &self.sources else { return };
+        tasks.spawn(primary.clone().watch("database", Table::ALL, readiness.clone(), stop.clone()));
+        if let Some(replica) = replica.clone() {
+            tasks.spawn(replica.watch("replica", Table::OF_PAGES, readiness.clone(), stop.clone()));
+        }
     }
 
     pub(crate) async fn pull(

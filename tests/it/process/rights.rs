@@ -3,7 +3,7 @@
 
 use msg_common::proto::{PullMsgsRequest, SendMsgRequest, WaitFor};
 use msg_stack::kafka::rights::login;
-use msg_stack::{Operation, Resource, Right, ServiceSpec, Stack};
+use msg_stack::{Operation, Resource, Right, Service, ServiceSpec, Stack};
 
 use super::readiness;
 use crate::gateway::calls::client;
@@ -229,5 +229,51 @@ async fn services_run_with_documented_rights_and_name_missing_ones() {
         readiness(service, 200, "ready").await;
         assert!(service.stop().await.unwrap().success());
     }
+    database_rights_of_running_gateway(&world, &gateway.service).await;
+    database_rights_of_running_transfer(&world, &transfer).await;
     stack.stop().await;
+}
+
+async fn database_rights_of_running_gateway(world: &World, gateway: &Service) {
+    let database = world.database().await;
+    gateway.start().await.unwrap();
+    for (right, table) in GATEWAY.tables {
+        database.batch_execute(&format!("REVOKE {right} ON {table} FROM gateway")).await.unwrap();
+        let body = readiness(gateway, 503, &format!("GRANT {right} ON {table} TO gateway")).await;
+        assert!(body.contains(&format!("database: permission denied for table {table} (42501)")), "{body}");
+        database.batch_execute(&format!("GRANT {right} ON {table} TO gateway")).await.unwrap();
+        readiness(gateway, 200, "ready").await;
+    }
+    // PUBLIC has these two.
+    database.batch_execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC").await.unwrap();
+    readiness(gateway, 503, "GRANT USAGE ON SCHEMA public TO gateway").await;
+    database.batch_execute("GRANT USAGE ON SCHEMA public TO PUBLIC").await.unwrap();
+    readiness(gateway, 200, "ready").await;
+    database.batch_execute(&format!("REVOKE CONNECT ON DATABASE {TOPIC} FROM PUBLIC")).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'gateway'";
+    database.execute(end, &[]).await.unwrap();
+    readiness(gateway, 503, "GRANT CONNECT ON DATABASE").await;
+    database.batch_execute(&format!("GRANT CONNECT ON DATABASE {TOPIC} TO PUBLIC")).await.unwrap();
+    readiness(gateway, 200, "ready").await;
+    assert!(gateway.stop().await.unwrap().success());
+}
+
+async fn database_rights_of_running_transfer(world: &World, transfer: &Service) {
+    let (database, writer) = (world.database().await, world.writer());
+    transfer.start().await.unwrap();
+    // The schema's version is read only at the start.
+    let rights = TRANSFER.tables.iter().filter(|(_, table)| *table != "refinery_schema_history");
+    for (number, (right, table)) in rights.enumerate() {
+        database.batch_execute(&format!("REVOKE {right} ON {table} FROM transfer")).await.unwrap();
+        let record = record_of(&msg("alice", &format!("inbox-{number}"), "1", "hello"));
+        let value = if *table == "dead_letters" { Some(b"no message".to_vec()) } else { record.value.clone() };
+        writer.put(&RawRecord { value, ..record });
+        writer.flush();
+        let body = readiness(transfer, 503, &format!("permission denied for table {table} (42501): GRANT ")).await;
+        assert!(body.contains(right) && body.contains("docs/rights.md"), "{body}");
+        database.batch_execute(&format!("GRANT {right} ON {table} TO transfer")).await.unwrap();
+        world.wait_for_all_committed().await;
+        readiness(transfer, 200, "ready").await;
+    }
+    assert!(transfer.stop().await.unwrap().success());
 }
