@@ -12,6 +12,7 @@ use msg_common::error::chain;
 use msg_common::kafka::ends::{self, Answers, Ends};
 use msg_common::kafka::raw::topic_id;
 use msg_common::kafka::{ClientError, RequestError, events};
+use msg_common::repeat::Repeats;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -23,6 +24,9 @@ use super::progress::ProgressStore;
 
 /// The timeout of one request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The offsets of a partition without a leader are read again every few seconds.
+static NOT_READ: Repeats = Repeats::new();
 
 /// Reads from Kafka and the database.
 #[derive(Clone)]
@@ -89,7 +93,10 @@ impl Lookup {
         let (lookup, wanted) = (self.clone(), partitions.to_vec());
         tokio::task::spawn_blocking(move || {
             if let Err(error) = lookup.find(topic_id, &wanted, &committed, &rows, &sender) {
-                tracing::warn!(error = chain(&error), "could not read the end offsets, will be retried");
+                let error = chain(&error);
+                if let Some(repeated) = NOT_READ.occurred(&error) {
+                    tracing::warn!(error, repeated, "could not read the end offsets, will be retried");
+                }
             }
         });
         Ok(LookupResult {
@@ -129,7 +136,11 @@ impl Lookup {
             match (element.error(), element.offset()) {
                 (Ok(()), Offset::Offset(offset)) => drop(offsets.insert(partition, Some(NextOffset(offset)))),
                 (Ok(()), _) => drop(offsets.insert(partition, None)),
-                (Err(error), _) => tracing::warn!(partition, %error, "could not read the committed offset"),
+                (Err(error), _) => {
+                    if let Some(repeated) = NOT_READ.occurred(&format!("committed offset of {partition}: {error}")) {
+                        tracing::warn!(partition, %error, repeated, "could not read the committed offset");
+                    }
+                }
             }
         }
         Ok(offsets)
@@ -166,25 +177,34 @@ impl Lookup {
             });
             let probed: Vec<_> = probed.collect();
             let kept = self.kept.read(&probed, TIMEOUT).unwrap_or_else(|error| {
-                tracing::warn!(error = chain(&error), "could not read the ends of the leader epochs");
+                let error = chain(&error);
+                if let Some(repeated) = NOT_READ.occurred(&error) {
+                    tracing::warn!(error, repeated, "could not read the ends of the leader epochs");
+                }
                 HashMap::new()
             });
             for (partition, ends) in found {
                 let ends = match ends {
                     Ok(ends) => ends,
                     Err(error) => {
-                        tracing::warn!(
-                            partition,
-                            error = chain(&error),
-                            "could not read the end offset, will be retried"
-                        );
+                        let error = chain(&error);
+                        if let Some(repeated) = NOT_READ.occurred(&format!("end offset of {partition}: {error}")) {
+                            tracing::warn!(
+                                partition,
+                                error,
+                                repeated,
+                                "could not read the end offset, will be retried"
+                            );
+                        }
                         continue;
                     }
                 };
                 let kept = match kept.get(&partition) {
                     Some(kept) => *kept,
                     None if probed.iter().any(|(probed, _)| *probed == partition) => {
-                        tracing::warn!(partition, "received no end of the leader epoch, will be retried");
+                        if let Some(repeated) = NOT_READ.occurred(&format!("leader epoch of {partition}")) {
+                            tracing::warn!(partition, repeated, "received no end of the leader epoch, will be retried");
+                        }
                         continue;
                     }
                     None => Kept::Unknown,

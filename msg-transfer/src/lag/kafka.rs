@@ -8,6 +8,7 @@ use msg_common::error::chain;
 use msg_common::kafka::cause::Causes;
 use msg_common::kafka::{ClientError, RequestError, ends, events, raw};
 use msg_common::partition::Partition;
+use msg_common::repeat::Repeats;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -15,6 +16,10 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use uuid::Uuid;
+
+static NO_END: Repeats = Repeats::new();
+
+static NO_RECORD: Repeats = Repeats::new();
 
 /// The timeout of one request to Kafka.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
@@ -149,7 +154,10 @@ impl Reader {
                         ends.push(Ends { partition, committed, start: found.start, end: found.end });
                     }
                     Err(error) => {
-                        tracing::warn!(partition, error = chain(&error), "could not read the end offset");
+                        let error = chain(&error);
+                        if let Some(repeated) = NO_END.occurred(&format!("{partition} {error}")) {
+                            tracing::warn!(partition, error, repeated, "could not read the end offset");
+                        }
                     }
                 }
             }
@@ -188,7 +196,9 @@ impl Reader {
         while !waiting.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                tracing::warn!(partitions = ?waiting, "could not read the oldest record in time");
+                if let Some(repeated) = NO_RECORD.occurred("") {
+                    tracing::warn!(partitions = ?waiting, repeated, "could not read the oldest record in time");
+                }
                 break;
             }
             match self.consumer.poll(left.min(Duration::from_millis(100))) {

@@ -31,7 +31,7 @@ async fn partition_without_a_leader_delays_no_other_and_is_reported() {
     writer.flush();
     stack.kafka().kill_broker(3).await.unwrap();
 
-    let transfer = world.transfer("transfer", |spec| spec);
+    let transfer = world.transfer("transfer", |spec| spec.env("STALL_TIMEOUT", "15s"));
     transfer.launch().unwrap();
     let database = world.database().await;
     let stored = async || -> Result<Vec<i32>, tokio_postgres::Error> {
@@ -48,7 +48,12 @@ async fn partition_without_a_leader_delays_no_other_and_is_reported() {
     let missing = (0..PARTITIONS).filter(|partition| !stored_without_broker_3.contains(partition));
     for partition in missing {
         wait_not_ready(&transfer, &["leaderless", &partition.to_string()]).await;
+        wait_not_ready(&transfer, &[&format!("leaderless partition {partition} has no leader that responds")]).await;
     }
+    // By now, the end offsets were read seven times for the lag, and at least as often for the start offsets.
+    let log = std::fs::read_to_string(transfer.log()).unwrap();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("could not read the end offset")).collect();
+    assert!((2..=13).contains(&lines.len()), "{} lines: {lines:#?}", lines.len());
 
     stack.kafka().start_broker(3).await.unwrap();
     eventually("all partitions are stored", async || {
