@@ -149,8 +149,8 @@ async fn serve_until_client_restart(
         readiness: readiness.clone(),
         topic: config.kafka.kafka_topic.clone(),
         group: config.consumer.group_id.clone(),
+        client_id: config.kafka.client_id(),
         stall_timeout: config.consumer.stall_timeout,
-        session_timeout: config.consumer.session_timeout,
     };
     let _lag = AbortOnDropHandle::new(tokio::spawn(watchdog.run()));
     let (events, received) = std_mpsc::channel();

@@ -172,7 +172,7 @@ impl Config {
             // The brokers' own minimum, and twice their default maximum.
             ("--session-timeout", self.consumer.session_timeout, Duration::from_secs(6)..=Duration::from_secs(3600)),
             ("--drain-timeout", self.consumer.drain_timeout, Duration::ZERO..=Duration::from_secs(3600)),
-            // The watchdog checks every 5 s.
+            // The watchdog checks every 2 s.
             ("--stall-timeout", self.consumer.stall_timeout, Duration::from_secs(5)..=DAY),
             ("--commit-interval", self.consumer.commit_interval, Duration::from_millis(1)..=DAY),
             ("--batch-interval", self.lanes.batch_interval, Duration::ZERO..=Duration::from_secs(1)),

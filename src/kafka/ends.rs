@@ -1,11 +1,12 @@
-//! Reads the start and end offsets of partitions, with one request to each leader, concurrently. A partition without a
-//! leader, or whose leader does not respond, delays no other partition.
+//! Reads the start offsets, stable offsets and end offsets of partitions, with one request of each kind to each leader,
+//! concurrently. A partition without a leader, or whose leader does not respond, delays no other partition.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ptr;
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as rd;
+use rdkafka::bindings::rd_kafka_IsolationLevel_t as IsolationLevel;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
@@ -13,25 +14,37 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{ClientError, RequestError};
 use crate::partition::Partition;
 
-/// The start and end offsets of one partition.
+/// The start offset, stable offset and end offset of one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// The offset of the oldest record, or the end offset if the partition is empty.
     pub start: i64,
-    /// The end offset, as a consumer sees it.
+    /// Consumers that read only committed records receive no record from here on: the first offset of an open
+    /// transaction, or the end offset if no transaction is open.
+    pub stable: i64,
+    /// The end offset: after the last record that every in-sync replica has, whatever transactions are open.
     pub end: i64,
 }
+
+/// The requests to each leader: the offset that is requested, and whether the records of open transactions count. The
+/// stable offset is requested last, so that a record that arrives between two requests does not look like an open
+/// transaction.
+const REQUESTS: [(Offset, IsolationLevel); 3] = [
+    (Offset::Beginning, IsolationLevel::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED),
+    (Offset::End, IsolationLevel::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED),
+    (Offset::End, IsolationLevel::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED),
+];
 
 /// The partitions of one leader, with the offsets that it has returned so far.
 #[derive(Default)]
 struct Group {
-    start: HashMap<Partition, Result<i64, ClientError>>,
-    end: HashMap<Partition, Result<i64, ClientError>>,
+    /// The offsets of each of `REQUESTS`.
+    offsets: [HashMap<Partition, Result<i64, ClientError>>; REQUESTS.len()],
     /// The number of responses that are outstanding.
     open: usize,
 }
 
-/// Requests the start and end offsets of these partitions. When a leader responds, `found` is called with all of its partitions.
+/// Requests the start offsets, stable offsets and end offsets of these partitions. When a leader responds, `found` is called with all of its partitions.
 /// It is not called with the partitions whose leader did not respond within `timeout`. Blocks up to `timeout`.
 pub fn read<C: ClientContext>(
     client: &Client<C>,
@@ -52,13 +65,12 @@ pub fn read<C: ClientContext>(
         found(without);
     }
     let requests = Requests::send(client, topic, leaders.values(), deadline);
-    let mut groups: Vec<Group> = leaders.values().map(|_| Group { open: 2, ..Group::default() }).collect();
+    let mut groups: Vec<Group> = leaders.values().map(|_| Group { open: REQUESTS.len(), ..Group::default() }).collect();
     while groups.iter().any(|group| group.open > 0) {
         let left = deadline.saturating_duration_since(Instant::now());
         let Some((number, offsets)) = requests.next(left) else { break };
-        let Some(group) = groups.get_mut(number / 2) else { continue };
-        let known = if number % 2 == 0 { &mut group.start } else { &mut group.end };
-        known.extend(offsets);
+        let Some(group) = groups.get_mut(number / REQUESTS.len()) else { continue };
+        group.offsets[number % REQUESTS.len()].extend(offsets);
         group.open = group.open.saturating_sub(1);
         if group.open == 0 {
             let group = std::mem::take(group);
@@ -69,13 +81,24 @@ pub fn read<C: ClientContext>(
 }
 
 impl Group {
-    fn ends(mut self) -> Answers<Ends> {
-        let both = |(partition, start): (Partition, Result<i64, ClientError>)| {
-            let end = self.end.remove(&partition)?;
-            Some((partition, start.and_then(|start| Ok(Ends { start, end: end? }))))
+    fn ends(self) -> Answers<Ends> {
+        let [starts, mut ends, mut stables] = self.offsets;
+        let all = |(partition, start): (Partition, Result<i64, ClientError>)| {
+            let (end, stable) = (ends.remove(&partition)?, stables.remove(&partition)?);
+            Some((partition, combine(start, end, stable)))
         };
-        self.start.into_iter().filter_map(both).collect()
+        starts.into_iter().filter_map(all).collect()
     }
+}
+
+fn combine(
+    start: Result<i64, ClientError>,
+    end: Result<i64, ClientError>,
+    stable: Result<i64, ClientError>,
+) -> Result<Ends, ClientError> {
+    let (start, end, stable) = (start?, end?, stable?);
+    // The leader may have appended records after it returned the end offset.
+    Ok(Ends { start, stable: stable.min(end), end })
 }
 
 /// The result of each partition.
@@ -104,7 +127,8 @@ fn by_leader<C: ClientContext>(
     Ok((leaders, without))
 }
 
-/// Two requests to each leader: for the starts, with an even number, and for the ends.
+/// The outstanding requests. Those to the first leader have the numbers of `REQUESTS`, those to the next one the numbers
+/// after these, and so on.
 struct Requests {
     queue: *mut rd::rd_kafka_queue_t,
 }
@@ -121,8 +145,8 @@ impl Requests {
         let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
         // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
         let queue = unsafe { rd::rd_kafka_queue_new(rk) };
-        let kinds = leaders.flat_map(|partitions| [(partitions, Offset::Beginning), (partitions, Offset::End)]);
-        for (number, (partitions, which)) in kinds.enumerate() {
+        let all = leaders.flat_map(|partitions| REQUESTS.map(|(which, isolation)| (partitions, which, isolation)));
+        for (number, (partitions, which, isolation)) in all.enumerate() {
             let mut list = TopicPartitionList::with_capacity(partitions.len());
             for partition in partitions {
                 list.add_partition_offset(topic, *partition, which).expect("both offsets are valid");
@@ -132,10 +156,7 @@ impl Requests {
             unsafe {
                 let options = rd::rd_kafka_AdminOptions_new(rk, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS);
                 rd::rd_kafka_AdminOptions_set_request_timeout(options, millis, reason.as_mut_ptr(), reason.len());
-                rd::rd_kafka_error_destroy(rd::rd_kafka_AdminOptions_set_isolation_level(
-                    options,
-                    rd::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,
-                ));
+                rd::rd_kafka_error_destroy(rd::rd_kafka_AdminOptions_set_isolation_level(options, isolation));
                 rd::rd_kafka_AdminOptions_set_opaque(options, ptr::without_provenance_mut(number));
                 rd::rd_kafka_ListOffsets(rk, list.ptr(), options, queue);
                 rd::rd_kafka_AdminOptions_destroy(options);

@@ -118,6 +118,11 @@ impl KafkaOptions {
         config
     }
 
+    /// Returns the `client.id`, which all processes of a service share.
+    pub fn client_id(&self) -> String {
+        self.client_config().get("client.id").unwrap_or_default().to_owned()
+    }
+
     /// Returns the properties as they are now. While the file is missing or invalid, for example because it is being
     /// replaced, it returns the previous ones.
     fn current_properties(&self) -> Vec<(String, String)> {

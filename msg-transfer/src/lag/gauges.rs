@@ -3,9 +3,10 @@
 //! Every process reports every partition of the topic, also those that other processes own: use the maximum over the
 //! processes.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use metrics::{Unit, describe_gauge, gauge};
+use msg_common::partition::Partition;
 
 use super::Lag;
 
@@ -24,7 +25,8 @@ pub fn describe() {
     describe_gauge!(
         STALLED,
         Unit::Count,
-        "Partitions in which records wait and none was stored for STALL_TIMEOUT. Each process reports all partitions"
+        "Partitions in which records wait and none was stored for STALL_TIMEOUT, also if an open transaction holds them. \
+         Each process reports all partitions"
     );
     describe_gauge!(
         LAG_SECONDS,
@@ -47,13 +49,18 @@ pub(crate) fn records(lag: &Lag) {
     }
 }
 
-/// Sets the lag time and the retention headroom.
-pub(crate) fn ages(lag: &Lag, now: SystemTime) {
+/// Sets the lag time and the retention headroom. If the age of a record cannot be read, its lag time is at least the
+/// time `waited` that this process has seen it wait; without that, both keep their values.
+pub(crate) fn ages(lag: &Lag, now: SystemTime, waited: impl Fn(Partition) -> Option<Duration>) {
     for partition in &lag.partitions {
-        // The age could not be read: the previous value is the best estimate.
-        let Some(age) = partition.age(now) else { continue };
-        let retention_headroom = partition.retention_headroom(now, lag.topic.retention);
         let label = partition.partition.to_string();
+        let Some(age) = partition.age(now) else {
+            if let Some(waited) = waited(partition.partition) {
+                gauge!(LAG_SECONDS, "partition" => label).set(waited.as_secs_f64());
+            }
+            continue;
+        };
+        let retention_headroom = partition.retention_headroom(now, lag.topic.retention);
         gauge!(LAG_SECONDS, "partition" => label.clone()).set(age.as_secs_f64());
         gauge!(RETENTION_HEADROOM, "partition" => label)
             .set(retention_headroom.map_or(f64::INFINITY, |left| left.as_secs_f64()));

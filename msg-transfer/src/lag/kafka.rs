@@ -2,6 +2,7 @@
 //! The client assigns partitions to itself and joins no group. Every function blocks.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::error::chain;
@@ -16,6 +17,8 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use uuid::Uuid;
+
+use super::members::{self, Group};
 
 static NO_END: Repeats = Repeats::new();
 
@@ -42,28 +45,16 @@ impl ClientContext for LogContext {
 
 impl ConsumerContext for LogContext {}
 
-/// The first offset, the end offset and the group's committed offset of a partition.
+/// The start offset, stable offset, end offset and the group's committed offset of a partition.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ends {
     pub partition: Partition,
     pub committed: Option<i64>,
     /// The oldest offset that Kafka keeps, or the end offset if it keeps none.
     pub start: i64,
+    /// The first offset of an open transaction, or the end offset if no transaction is open.
+    pub stable: i64,
     pub end: i64,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Group {
-    /// The number of its members.
-    pub members: usize,
-    /// Kafka's name of its state.
-    pub state: String,
-    /// `consumer` for programs that share partitions.
-    pub protocol_type: String,
-    /// The assignor that its members use; empty while none is chosen.
-    pub assignor: String,
-    /// Each member's `client.id` and host.
-    pub clients: Vec<(String, String)>,
 }
 
 /// The first record of each partition at or after an offset.
@@ -71,13 +62,16 @@ pub(crate) struct Group {
 pub(crate) struct Oldest {
     /// The time at which the record was written.
     pub written: HashMap<Partition, SystemTime>,
-    /// Partitions without such a record: their logs contain at most transaction markers there.
+    /// Partitions without such a record below their stable offset: their logs contain at most transaction markers and
+    /// records of aborted transactions there.
     pub none: HashSet<Partition>,
 }
 
 /// Reads offsets and times from Kafka.
 pub(crate) struct Reader {
     consumer: BaseConsumer<LogContext>,
+    /// Locked while records are read: another thread must not poll the client meanwhile, because it would discard them.
+    reading: Mutex<()>,
     topic: String,
 }
 
@@ -98,7 +92,8 @@ impl Reader {
             .set("queued.min.messages", "1")
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100");
-        Ok(Reader { consumer: config.create_with_context(LogContext::default())?, topic })
+        let consumer = config.create_with_context(LogContext::default())?;
+        Ok(Reader { consumer, reading: Mutex::default(), topic })
     }
 
     /// Reads the topic's ID; nil if the brokers return none.
@@ -114,15 +109,10 @@ impl Reader {
             list.map_err(|error| RequestError::Group { group: group.to_owned(), source: Box::new(error.into()) })?;
         let found = list.groups().iter().find(|found| found.name() == group);
         Ok(found.map(|found| Group {
-            members: found.members().len(),
             state: found.state().to_owned(),
             protocol_type: found.protocol_type().to_owned(),
             assignor: found.protocol().to_owned(),
-            clients: found
-                .members()
-                .iter()
-                .map(|member| (member.client_id().to_owned(), member.client_host().to_owned()))
-                .collect(),
+            members: found.members().iter().map(|member| members::member(member, &self.topic)).collect(),
         }))
     }
 
@@ -151,7 +141,8 @@ impl Reader {
                 match found {
                     Ok(found) => {
                         let committed = offsets.get(&partition).copied().flatten();
-                        ends.push(Ends { partition, committed, start: found.start, end: found.end });
+                        let (start, stable, end) = (found.start, found.stable, found.end);
+                        ends.push(Ends { partition, committed, start, stable, end });
                     }
                     Err(error) => {
                         let error = chain(&error);
@@ -178,6 +169,7 @@ impl Reader {
         if wanted.is_empty() {
             return Ok(Oldest::default());
         }
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut list = TopicPartitionList::new();
         for (partition, offset) in wanted {
             list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset))?;
@@ -211,7 +203,7 @@ impl Reader {
                             .insert(record.partition(), SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
                     }
                 }
-                // The log contains at most transaction markers from there on.
+                // Up to the stable offset, the log contains at most transaction markers and aborted records.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     if waiting.remove(&partition) {
                         found.none.insert(partition);
@@ -241,16 +233,29 @@ impl Reader {
     /// on the group until the request times out.
     fn explained(&self, error: RequestError) -> RequestError {
         let causes = &self.consumer.client().context().0;
-        while let Some(event) = self.consumer.poll(Duration::ZERO) {
-            if let Err(cause) = event {
-                causes.note(&cause, "");
+        if let Some(_idle) = self.idle() {
+            while let Some(event) = self.consumer.poll(Duration::ZERO) {
+                if let Err(cause) = event {
+                    causes.note(&cause, "");
+                }
             }
         }
         error.explained(causes)
     }
 
-    /// Discards the events of the client.
+    /// Discards the events of the client. While records are read, their reader polls the events.
     pub(crate) fn discard_events(&self) {
-        events::discard(&self.consumer);
+        if let Some(_idle) = self.idle() {
+            events::discard(&self.consumer);
+        }
+    }
+
+    /// Returns a guard that keeps other threads from reading records, or `None` while one reads.
+    fn idle(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.reading.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }

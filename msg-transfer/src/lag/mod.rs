@@ -1,9 +1,14 @@
 //! The lag of the topic: for each partition in records and in time, and the retention headroom. Reading it joins no
 //! group and commits no offset.
 
+mod awake;
+mod background;
 pub mod gauges;
 pub(crate) mod kafka;
+pub(crate) mod members;
 pub(crate) mod states;
+mod unknown;
+mod waiting;
 pub(crate) mod watchdog;
 
 use std::collections::{HashMap, HashSet};
@@ -19,7 +24,8 @@ use rdkafka::admin::AdminClient;
 use rdkafka::config::FromClientConfigAndContext;
 use uuid::Uuid;
 
-use self::kafka::{Ends, Group, LogContext, Reader, TIMEOUT};
+use self::kafka::{Ends, LogContext, Oldest, Reader, TIMEOUT};
+use self::members::Group;
 use crate::lane::sql;
 
 /// Reads the lag from Kafka and the database. Cheap to clone.
@@ -51,6 +57,9 @@ pub(crate) struct PartitionLag {
     pub progress: Option<i64>,
     /// The first offset that Kafka keeps: the records below it are deleted.
     pub start: i64,
+    /// The first offset of an open transaction, or the end offset if no transaction is open. No transfer receives the
+    /// records from here on until the transaction ends.
+    pub stable: i64,
     pub end: i64,
     /// When the oldest record that is not completed was written. `None` if all are completed, or if it was not received
     /// in time.
@@ -89,6 +98,18 @@ impl Lag {
     pub(crate) fn least_headroom(&self, now: SystemTime) -> Option<Duration> {
         self.partitions.iter().filter_map(|lag| lag.retention_headroom(now, self.topic.retention)).min()
     }
+
+    /// Returns the lag of a partition, unless its leader did not respond.
+    pub(crate) fn of(&self, partition: Partition) -> Option<&PartitionLag> {
+        self.partitions.iter().find(|lag| lag.partition == partition)
+    }
+
+    /// Adds the times of the oldest records.
+    fn add(&mut self, oldest: &Oldest) {
+        for lag in &mut self.partitions {
+            lag.oldest = oldest.written.get(&lag.partition).copied();
+        }
+    }
 }
 
 impl PartitionLag {
@@ -105,6 +126,12 @@ impl PartitionLag {
     /// Returns the number of records in Kafka that are not completed.
     pub(crate) fn records(&self) -> i64 {
         (self.end - self.unstored_from()).max(0)
+    }
+
+    /// Returns the offset up to which the transfer receives records. If it is configured to read uncommitted records,
+    /// an open transaction does not hold it, and its progress shows that.
+    pub(crate) fn readable_end(&self) -> i64 {
+        if self.unstored_from() > self.stable { self.end } else { self.stable }
     }
 
     /// Returns the number of offsets that Kafka deleted before their records were completed, as far as the progress row
@@ -189,16 +216,18 @@ impl LagReader {
 
     /// Adds the time of the oldest record that is not completed of each partition with a lag.
     pub(crate) async fn add_ages(&self, lag: &mut Lag) -> Result<(), LagError> {
-        let behind = lag.partitions.iter().filter(|lag| lag.records() > 0);
-        let wanted: Vec<_> = behind.map(|lag| (lag.partition, lag.next().max(lag.start))).collect();
-        let oldest = self.blocking(move |reader| reader.written_at(&wanted)).await?;
-        for lag in &mut lag.partitions {
-            lag.oldest = oldest.written.get(&lag.partition).copied();
-        }
+        lag.add(&self.oldest(lag).await?);
         Ok(())
     }
 
-    /// Returns the partitions that certainly contain no record at or after an offset.
+    /// Reads the oldest record that is not completed of each partition with a lag.
+    pub(crate) async fn oldest(&self, lag: &Lag) -> Result<Oldest, RequestError> {
+        let behind = lag.partitions.iter().filter(|lag| lag.records() > 0);
+        let wanted: Vec<_> = behind.map(|lag| (lag.partition, lag.unstored_from())).collect();
+        self.blocking(move |reader| reader.written_at(&wanted)).await
+    }
+
+    /// Returns the partitions that certainly contain no record at or after an offset, up to the stable offset.
     pub(crate) async fn without_records(&self, from: Vec<(Partition, i64)>) -> HashSet<Partition> {
         self.blocking(move |reader| reader.written_at(&from)).await.unwrap_or_default().none
     }
@@ -246,8 +275,8 @@ impl LagReader {
 }
 
 fn lag_of(ends: Ends, progress: Option<i64>) -> PartitionLag {
-    let Ends { partition, committed, start, end } = ends;
-    PartitionLag { partition, committed, progress, start, end, oldest: None }
+    let Ends { partition, committed, start, stable, end } = ends;
+    PartitionLag { partition, committed, progress, start, stable, end, oldest: None }
 }
 
 #[cfg(test)]
@@ -255,7 +284,15 @@ mod tests {
     use super::*;
 
     fn lag() -> PartitionLag {
-        PartitionLag { partition: 0, committed: Some(10), progress: Some(10), start: 5, end: 30, oldest: None }
+        PartitionLag {
+            partition: 0,
+            committed: Some(10),
+            progress: Some(10),
+            start: 5,
+            stable: 30,
+            end: 30,
+            oldest: None,
+        }
     }
 
     #[test]

@@ -1,19 +1,29 @@
 //! Reads the lag of the whole topic regularly, sets the gauges, and reports stalled partitions: records wait and none
 //! is stored.
 
-use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::admin::Readiness;
 use msg_common::error::chain;
+use msg_common::kafka::RequestError;
 use msg_common::partition::Partition;
-use tokio::time::MissedTickBehavior;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::awake::Awake;
+use super::background::Background;
+use super::kafka::Oldest;
+use super::members::{Group, Holders};
 use super::states::{Owned, States};
-use super::{Lag, LagError, LagReader, PartitionLag, gauges};
+use super::unknown::Unknown;
+use super::waiting::Observed;
+use super::{Lag, LagError, LagReader, gauges};
 
-/// The interval at which the lag in records is read. Each time costs a few requests to Kafka.
-const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval at which the lag in records is read. Each time costs a few requests to Kafka. A stalled partition is
+/// reported at most this much later than `STALL_TIMEOUT`.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The time after which a response is slow: then the stalled partitions are reported without it.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// The interval at which the age of the oldest record is read as well. That record has to be fetched.
 const AGES_INTERVAL: Duration = Duration::from_secs(30);
@@ -27,201 +37,242 @@ pub(crate) struct Watchdog {
     pub readiness: Readiness,
     pub topic: String,
     pub group: String,
+    /// The `client.id` of the transfers. A member of the group with another one is no transfer.
+    pub client_id: String,
     /// How long records may wait while none is stored.
     pub stall_timeout: Duration,
-    /// The time that the group needs to detect that a member has died.
-    pub session_timeout: Duration,
 }
 
 /// A partition in which records wait and none is stored.
 struct Stalled {
     partition: Partition,
-    /// The first offset that is not completed, and the end offset; `None` if no leader responds.
-    rest: Option<(i64, i64)>,
+    waits_for: WaitsFor,
     owned: Option<Owned>,
+}
+
+enum WaitsFor {
+    /// No leader responds.
+    Leader,
+    /// An open transaction, whose first record has this offset.
+    Transaction(i64),
+    /// A transfer. The first offset that is not completed.
+    Transfer(i64),
+}
+
+/// The time when a lag was read, that lag, and its oldest records.
+type OldestOf = (Duration, Lag, Result<Oldest, RequestError>);
+
+/// What the watchdog knows. The requests that may need several seconds run in the background, because they must not
+/// delay the report of another partition.
+struct Watch {
+    awake: Awake,
+    /// The lag that was read last.
+    lag: Option<Lag>,
+    observed: Observed,
+    holders: Holders,
+    unknown: Unknown,
+    oldest: Background<OldestOf>,
+    oldest_read: Option<Instant>,
+    group: Background<Result<Option<Group>, RequestError>>,
 }
 
 impl Watchdog {
     /// Watches until it is dropped.
     pub(crate) async fn run(self) {
         gauges::describe();
-        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut observed, mut ages_read) = (Observed::default(), None::<Instant>);
-        let mut unknown_since = None;
+        let awake = Awake::new();
+        let _counting = AbortOnDropHandle::new(tokio::spawn(awake.clone().run()));
+        let mut watch = Watch {
+            lag: None,
+            observed: Observed::default(),
+            holders: Holders::new(self.client_id.clone()),
+            unknown: Unknown::new(awake.now()),
+            oldest: Background::default(),
+            oldest_read: None,
+            group: Background::default(),
+            awake,
+        };
         loop {
-            ticks.tick().await;
-            let mut lag = match self.reader.count().await {
-                Ok(lag) => lag,
+            let started = watch.awake.now();
+            match self.count(&mut watch).await {
+                Ok(lag) => self.counted(&mut watch, started, lag).await,
                 Err(error) => {
-                    self.unknown(&error, &mut unknown_since);
-                    match error {
-                        LagError::Kafka(_) => observed.interrupt(),
-                        // An outage of the database has a reason of its own.
-                        LagError::Database(_) => observed = Observed::default(),
-                    }
-                    continue;
-                }
-            };
-            if unknown_since.take().is_some() {
-                self.readiness.ready("lag");
-            }
-            // The topic can be described, so an error of the whole topic that the consumer reported is over.
-            self.readiness.ready("topic");
-            gauges::records(&lag);
-            if ages_read.is_none_or(|read| read.elapsed() >= AGES_INTERVAL) {
-                ages_read = Some(Instant::now());
-                match self.reader.add_ages(&mut lag).await {
-                    Ok(()) => gauges::ages(&lag, SystemTime::now()),
-                    // The gauges keep their last values; readiness reports what is unavailable.
-                    Err(error) => {
-                        tracing::debug!(error = chain(&error), "could not read the lag time, will be retried");
-                    }
+                    tracing::debug!(error = chain(&error), "could not read the lag, will be retried");
+                    self.not_counted(&mut watch, Some(&error));
                 }
             }
-            let stalled = self.stalled(&mut observed, &lag).await;
-            gauges::stalled(stalled.len());
-            self.report(&stalled).await;
+            let pause = self.report(&watch);
+            tokio::time::sleep(pause).await;
         }
     }
 
-    async fn stalled(&self, observed: &mut Observed, lag: &Lag) -> Vec<Stalled> {
-        let now = Instant::now();
-        let owned = self.states.all();
-        let mut found = Vec::new();
-        for (partition, waited) in observed.observe(now, &lag.partitions, &lag.unreachable) {
-            let state = owned.get(&partition).cloned();
-            let since_assigned = state.as_ref().map_or(Duration::MAX, |owned| now.duration_since(owned.assigned));
-            let limit = self.stall_timeout + if state.is_some() { Duration::ZERO } else { self.session_timeout };
-            if waited.min(since_assigned) < limit {
-                continue;
+    /// Reads the lag. While the response is slow, it reports what is known without it.
+    async fn count(&self, watch: &mut Watch) -> Result<Lag, LagError> {
+        let mut count = std::pin::pin!(self.reader.count());
+        loop {
+            if let Ok(counted) = tokio::time::timeout(SLOW, &mut count).await {
+                return counted;
             }
-            let lag = lag.partitions.iter().find(|lag| lag.partition == partition);
-            found.push(Stalled { partition, rest: lag.map(|lag| (lag.unstored_from(), lag.end)), owned: state });
+            self.not_counted(watch, None);
+            self.report(watch);
         }
-        // A transaction marker at the end of the log has an offset and is no record.
-        let unknown = found.iter().filter(|stalled| !observed.is_empty(stalled));
-        let unknown: Vec<_> = unknown.filter_map(|stalled| Some((stalled.partition, stalled.rest?.0))).collect();
-        let empty = self.reader.without_records(unknown).await;
-        let rests = found.iter().filter(|stalled| empty.contains(&stalled.partition));
-        observed.empty.extend(rests.filter_map(|stalled| Some((stalled.partition, stalled.rest?))));
-        found.retain(|stalled| !observed.is_empty(stalled));
-        found
     }
 
-    async fn report(&self, stalled: &[Stalled]) {
-        // Another member reports its own partitions. If there is none, this process reports them.
-        let foreign = stalled.iter().any(|stalled| stalled.owned.is_none());
-        let alone = foreign && self.is_alone().await;
-        let reported = stalled.iter().filter(|stalled| stalled.owned.is_some() || alone);
-        let texts: Vec<String> = reported.map(|stalled| self.describe(stalled)).collect();
+    /// Reports that the lag is not known, after the stall timeout. Without an error there is no response yet.
+    fn not_counted(&self, watch: &mut Watch, error: Option<&LagError>) {
+        match error {
+            None if self.reports_database() => return,
+            Some(LagError::Database(_)) if self.reports_database() => {
+                // The records wait for the database, and that is reported.
+                watch.observed.reset();
+                watch.unknown.reported_by_another();
+                self.readiness.ready("stalled");
+                return self.readiness.ready("lag");
+            }
+            _ => {}
+        }
+        let reason = watch.unknown.reason(watch.awake.now(), self.stall_timeout, error);
+        if let Some(reason) = reason {
+            self.readiness.not_ready("lag", format!("not known whether records of {} wait: {reason}", self.topic));
+        }
+    }
+
+    /// Returns whether a lane or the consumer reports that the database is unavailable.
+    fn reports_database(&self) -> bool {
+        let is_database = |(component, reason): (&String, &String)| match component.as_str() {
+            "starts" => reason.starts_with("database"),
+            component => component == "progress" || component.starts_with("database"),
+        };
+        self.readiness.reasons().iter().any(is_database)
+    }
+
+    /// Updates what is known with a lag whose reading started at a time, and sets the gauges.
+    async fn counted(&self, watch: &mut Watch, started: Duration, lag: Lag) {
+        let now = watch.awake.now();
+        watch.unknown.known(now);
+        self.readiness.ready("lag");
+        // The topic can be described, so an error of the whole topic that the consumer reported is over.
+        self.readiness.ready("topic");
+        gauges::records(&lag);
+        if let Some(oldest) = watch.oldest.finished().await {
+            use_oldest(watch, now, oldest);
+        }
+        if let Some(group) = watch.group.finished().await {
+            watch.holders.update(now, group);
+        }
+        watch.observed.observe(started, &lag.partitions, &lag.unreachable);
+        self.read_more(watch, started, &lag);
+        watch.lag = Some(lag);
+    }
+
+    /// Starts the requests that are needed now.
+    ///
+    /// The oldest records are read for the gauges. Of a partition that may become stalled, they also show whether it has
+    /// a record: a transaction marker at the end of the log has an offset and is no record.
+    ///
+    /// The group is read if this process does not own a partition that may become stalled: no transfer may have it. It
+    /// is read several times before the stall timeout, because it does not show who has a partition during a rebalance.
+    fn read_more(&self, watch: &mut Watch, started: Duration, lag: &Lag) {
+        let (owned, observed) = (self.states.all(), &watch.observed);
+        let late: Vec<Partition> = observed
+            .waits(started)
+            .filter(|(_, waited)| *waited >= self.stall_timeout / 2)
+            .map(|(partition, _)| partition)
+            .collect();
+        let needs_probe = late.iter().any(|late| lag.of(*late).is_some_and(|lag| observed.needs_probe(lag)));
+        let is_due = watch.oldest_read.is_none_or(|read| read.elapsed() >= AGES_INTERVAL);
+        if watch.oldest.is_idle() && (needs_probe || is_due) {
+            watch.oldest_read = Some(Instant::now());
+            let (reader, lag) = (self.reader.clone(), lag.clone());
+            watch.oldest.start(async move {
+                let oldest = reader.oldest(&lag).await;
+                (started, lag, oldest)
+            });
+        }
+        if watch.group.is_idle() && late.iter().any(|late| !owned.contains_key(late)) {
+            let (reader, group) = (self.reader.clone(), self.group.clone());
+            watch.group.start(async move { reader.group(&group).await });
+        }
+    }
+
+    /// Reports the stalled partitions. Returns the time until the lag has to be read again.
+    fn report(&self, watch: &Watch) -> Duration {
+        let now = watch.awake.now();
+        // If the lag was read longer ago, records may have been stored since then.
+        let is_recent = watch.unknown.lasts(now) <= self.stall_timeout / 3;
+        let Some(lag) = watch.lag.as_ref().filter(|_| is_recent) else { return CHECK_INTERVAL };
+        let (stalled, next) = self.stalled(watch, now, lag);
+        gauges::stalled(stalled.len());
+        let texts: Vec<String> = stalled.iter().filter_map(|stalled| self.describe(watch, now, stalled)).collect();
         if texts.is_empty() {
             self.readiness.ready("stalled");
         } else {
             self.readiness.not_ready("stalled", format!("records wait and none is stored: {}", texts.join("; ")));
         }
+        next.min(CHECK_INTERVAL)
     }
 
-    /// Describes a stalled partition without numbers that change, because each change of a reason is logged.
-    fn describe(&self, stalled: &Stalled) -> String {
+    /// Returns the stalled partitions, and the time until another one may be stalled.
+    fn stalled(&self, watch: &Watch, now: Duration, lag: &Lag) -> (Vec<Stalled>, Duration) {
+        let owned = self.states.all();
+        let (mut found, mut next) = (Vec::new(), Duration::MAX);
+        for (partition, waited) in watch.observed.waits(now) {
+            let owned = owned.get(&partition).cloned();
+            let since_assigned = owned.as_ref().map_or(Duration::MAX, |owned| owned.assigned.elapsed());
+            let left = self.stall_timeout.saturating_sub(waited.min(since_assigned));
+            if !left.is_zero() {
+                next = next.min(left);
+                continue;
+            }
+            let waits_for = lag.of(partition).map_or(WaitsFor::Leader, |lag| match watch.observed.held_at(lag) {
+                Some(offset) => WaitsFor::Transaction(offset),
+                None => WaitsFor::Transfer(lag.unstored_from()),
+            });
+            found.push(Stalled { partition, waits_for, owned });
+        }
+        (found, next)
+    }
+
+    /// Describes a stalled partition without numbers that change, because each change of a reason is logged. Returns
+    /// `None` if another transfer reports it.
+    fn describe(&self, watch: &Watch, now: Duration, stalled: &Stalled) -> Option<String> {
         let (topic, partition) = (&self.topic, stalled.partition);
-        let Some((from, _)) = stalled.rest else {
-            return format!("{topic} partition {partition} has no leader that responds");
-        };
         let state = match &stalled.owned {
-            Some(owned) => owned.state.describe(),
-            None => "no member of the group has it",
+            Some(owned) => owned.state.describe().to_owned(),
+            None => watch.holders.problem(now, partition, self.stall_timeout / 2)?,
         };
-        format!("{topic} partition {partition} from offset {from} on ({state})")
+        Some(match stalled.waits_for {
+            WaitsFor::Leader => format!("{topic} partition {partition} has no leader that responds"),
+            WaitsFor::Transaction(offset) => held(topic, partition, offset),
+            WaitsFor::Transfer(offset) => format!("{topic} partition {partition} from offset {offset} on ({state})"),
+        })
     }
+}
 
-    async fn is_alone(&self) -> bool {
-        matches!(self.reader.group(&self.group).await, Ok(group) if group.as_ref().is_none_or(|group| group.members <= 1))
-    }
-
-    fn unknown(&self, error: &LagError, since: &mut Option<(Instant, bool)>) {
-        tracing::debug!(error = chain(error), "could not read the lag, will be retried");
-        let LagError::Kafka(error) = error else { return };
-        let (since, reported) = since.get_or_insert((Instant::now(), false));
-        // Only once, because each change of a reason is logged, and the error's text may differ each time.
-        if !*reported && since.elapsed() >= self.stall_timeout {
-            *reported = true;
-            let topic = &self.topic;
-            self.readiness.not_ready("lag", format!("not known whether records of {topic} wait: {}", chain(error)));
+/// Sets the gauges, and updates which partitions have a record.
+fn use_oldest(watch: &mut Watch, now: Duration, (read, mut lag, oldest): OldestOf) {
+    let oldest = match oldest {
+        Ok(oldest) => oldest,
+        // The gauges keep their last values; readiness reports what is unavailable.
+        Err(error) => return tracing::debug!(error = chain(&error), "could not read the lag time, will be retried"),
+    };
+    lag.add(&oldest);
+    for lag in &lag.partitions {
+        let has_record = oldest.written.contains_key(&lag.partition);
+        if has_record || oldest.none.contains(&lag.partition) {
+            watch.observed.probed(read, lag, has_record);
         }
     }
+    gauges::ages(&lag, SystemTime::now(), |partition| {
+        let waited = watch.observed.wait(now, partition);
+        waited.or_else(|| oldest.none.contains(&partition).then_some(Duration::ZERO))
+    });
 }
 
-/// How long each partition has waited, as far as this process has seen it.
-#[derive(Default)]
-struct Observed {
-    waiting: HashMap<Partition, Waiting>,
-    /// Partitions that contain no record from the first to the second offset.
-    empty: HashMap<Partition, (i64, i64)>,
-    last: Option<Instant>,
-}
-
-struct Waiting {
-    next: Option<i64>,
-    lasts: Duration,
-}
-
-impl Observed {
-    /// Updates the waiting partitions, and returns how long each has waited.
-    fn observe(
-        &mut self,
-        now: Instant,
-        lags: &[PartitionLag],
-        unreachable: &[Partition],
-    ) -> BTreeMap<Partition, Duration> {
-        // If this process was frozen, it does not know whether records were stored in that time.
-        let passed = self.last.map_or(Duration::ZERO, |last| now.duration_since(last).min(2 * CHECK_INTERVAL));
-        self.last = Some(now);
-        let before = std::mem::take(&mut self.waiting);
-        let behind = lags.iter().filter(|lag| lag.records() > 0);
-        let waiting = behind.map(|lag| (lag.partition, Some(lag.next())));
-        for (partition, next) in waiting.chain(unreachable.iter().map(|partition| (*partition, None))) {
-            let same = before.get(&partition).filter(|before| before.next == next);
-            let lasts = same.map_or(Duration::ZERO, |before| before.lasts + passed);
-            self.waiting.insert(partition, Waiting { next, lasts });
-        }
-        self.waiting.iter().map(|(partition, waiting)| (*partition, waiting.lasts)).collect()
-    }
-
-    fn is_empty(&self, stalled: &Stalled) -> bool {
-        stalled.rest.is_some() && self.empty.get(&stalled.partition) == stalled.rest.as_ref()
-    }
-
-    /// Records that the lag could not be read this time.
-    fn interrupt(&mut self) {
-        self.last = None;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lag((partition, progress, end): (Partition, i64, i64)) -> PartitionLag {
-        PartitionLag { partition, committed: None, progress: Some(progress), start: 0, end, oldest: None }
-    }
-
-    #[test]
-    fn waiting_counts_only_without_progress_and_while_seen() {
-        let (mut observed, start) = (Observed::default(), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut waited = |seconds, lags: &[(Partition, i64, i64)], unreachable: &[Partition]| {
-            let lags: Vec<_> = lags.iter().copied().map(lag).collect();
-            let waits = observed.observe(at(seconds), &lags, unreachable);
-            (0..3).map(|partition| waits.get(&partition).map(Duration::as_secs)).collect::<Vec<_>>()
-        };
-        assert_eq!(waited(0, &[(0, 5, 9), (1, 5, 5)], &[2]), [Some(0), None, Some(0)]);
-        assert_eq!(waited(5, &[(0, 5, 9), (1, 5, 5)], &[2]), [Some(5), None, Some(5)]);
-        assert_eq!(waited(10, &[(0, 5, 12), (1, 5, 6)], &[2]), [Some(10), Some(0), Some(10)]);
-        assert_eq!(waited(15, &[(0, 6, 12), (1, 5, 6), (2, 0, 0)], &[]), [Some(0), Some(5), None]);
-        // The process was frozen for an hour.
-        assert_eq!(waited(3615, &[(0, 6, 12)], &[]), [Some(10), None, None]);
-        observed.interrupt();
-        assert_eq!(observed.observe(at(3625), &[lag((0, 6, 12))], &[])[&0].as_secs(), 10);
-    }
+/// Describes an open transaction that holds the records of a partition, and what an operator can do.
+pub(crate) fn held(topic: &str, partition: Partition, offset: i64) -> String {
+    format!(
+        "an open transaction holds partition {partition} at offset {offset}: end the program that opened it, or run \
+         kafka-transactions.sh abort --topic {topic} --partition {partition} --start-offset {offset}"
+    )
 }

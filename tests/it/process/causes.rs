@@ -1,5 +1,6 @@
 //! If Kafka cannot be used, readiness, `check` and the log give the cause and the remedy.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +10,9 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::readiness;
-use crate::support::stack::stack_with_users;
+use crate::support::kafka::{msg, record_of};
+use crate::support::stack::{stack, stack_with_users};
+use crate::support::transfer::{metric, short_session};
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 use crate::transfer::commands::{migrated, run, run_with};
@@ -116,5 +119,57 @@ async fn foreign_member_of_the_group_is_named() {
     readiness(&transfer, 200, "ready").await;
     let check = run(&world, "check --output json").await.assert_code(0);
     assert!(check.stdout.contains("all are transfers"), "{}", check.stdout);
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+/// Kafka's console consumer knows the assignor of the transfers. So it joins their group, and gets partitions whose
+/// records no transfer stores.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_member_with_the_same_assignor_is_named() {
+    let world = migrated("console").await;
+    let transfer = world.transfer("transfer", |spec| short_session(spec).env("STALL_TIMEOUT", "5s"));
+    transfer.start().await.unwrap();
+    // The console consumer ends when it has received this number of records.
+    const COUNT: &str = "20";
+    let ended = Cell::new(false);
+    let console = async {
+        let connection = ["--bootstrap-server", world.brokers(), "--group", "console", "--topic", "console"];
+        // Without the values, the output is text.
+        let more = ["--max-messages", COUNT, "--formatter-property", "print.value=false"];
+        let args = [&connection[..], &more[..]].concat();
+        let result = stack().await.kafka().tool("org.apache.kafka.tools.consumer.ConsoleConsumer", &args).await;
+        ended.set(true);
+        result
+    };
+    let writer = world.writer();
+    let put = |number: i32| {
+        for partition in 0..world.partitions {
+            writer.put_to(partition, &record_of(&msg("a", &format!("inbox-{partition}"), &number.to_string(), "x")));
+        }
+        writer.flush();
+    };
+    let steps = async {
+        eventually("the console consumer has partitions", async || {
+            let revoked = metric(&transfer, "msg_transfer_rebalances_total{kind=\"revoked\"}").await;
+            ensure(revoked >= 1.0, revoked)
+        })
+        .await;
+        put(0);
+        let body = readiness(&transfer, 503, "console-consumer on 127.0.0.1 has it, and is no transfer").await;
+        assert!(body.contains("stalled: ") && body.contains("give that program a group of its own"), "{body}");
+        let check = run_with(&world, "check --output json", &[("STALL_TIMEOUT", "5s")]).await.assert_code(1);
+        assert!(check.stdout.contains("console-consumer on 127.0.0.1: not a transfer"), "{}", check.stdout);
+        let mut next = 1;
+        while !ended.get() {
+            put(next);
+            next += 1;
+            tokio::task::yield_now().await;
+        }
+        next
+    };
+    let (result, puts) = tokio::join!(console, steps);
+    result.unwrap();
+    readiness(&transfer, 200, "ready").await;
+    world.wait_for_rows(i64::from(puts * world.partitions)).await;
     assert!(transfer.stop().await.unwrap().success());
 }

@@ -194,6 +194,29 @@ async fn lanes_without_a_connection_wait_until_one_is_free() {
     transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
 }
 
+/// The lanes have their connections, and none is left for the watchdog: it cannot see whether records wait.
+#[tokio::test]
+async fn watchdog_without_a_connection_is_reported() {
+    let world = World::new("unwatched").await;
+    let operator = world.database().await;
+    create_role(&operator, "unwatched").await;
+    operator.batch_execute("ALTER ROLE unwatched CONNECTION LIMIT 3").await.unwrap();
+    // One connection is the reference connection, and each lane keeps one from its first batch on.
+    let transfer = world
+        .transfer("transfer", |spec| as_role(&world, spec, "unwatched").env("LANES", 2).env("STALL_TIMEOUT", "5s"));
+    transfer.start().await.unwrap();
+    write_messages(&world.writer(), 0, 500, 10);
+    world.wait_for_rows(500).await;
+    wait_not_ready(&transfer, &["lag: not known whether records of unwatched wait", "too many connections"]).await;
+    write_messages(&world.writer(), 500, 1000, 10);
+    world.wait_for_rows(1000).await;
+    let (status, body) = msg_common::admin::probe(transfer.spec().admin.unwrap(), "/readyz").await.unwrap();
+    assert!(status == 503 && !body.contains("lane"), "the lanes work: {body}");
+    operator.batch_execute("ALTER ROLE unwatched CONNECTION LIMIT 10").await.unwrap();
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
+    assert!(transfer.stop().await.unwrap().success());
+}
+
 /// Statements exceed their timeout for a while, and so do their retries.
 #[tokio::test]
 async fn slow_statements_are_retried() {

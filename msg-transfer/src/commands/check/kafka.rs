@@ -1,6 +1,5 @@
 //! Checks Kafka: the brokers, the topic, the group and the lag.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::error::chain;
@@ -12,7 +11,8 @@ use super::{Findings, Options};
 use crate::commands::access::lag_reader;
 use crate::commands::output::for_people;
 use crate::config::Config;
-use crate::lag::kafka::Group;
+use crate::lag::members::Group;
+use crate::lag::watchdog::held;
 use crate::lag::{Lag, LagError, LagReader, PartitionLag};
 
 /// How long to wait until a record of each lagging partition is stored.
@@ -132,8 +132,8 @@ async fn check_group(config: &Config, reader: &LagReader, findings: &mut Finding
     let name = &config.consumer.group_id;
     match reader.group(name).await {
         Err(error) => findings.failed("group", chain(&error)),
-        Ok(Some(group)) if group.members > 0 => {
-            findings.ok("group", format!("{name} is {}, members: {}", group.state, group.members));
+        Ok(Some(group)) if !group.members.is_empty() => {
+            findings.ok("group", format!("{name} is {}, members: {}", group.state, group.members.len()));
             check_members(config, &group, findings);
         }
         Ok(_) => findings.warning("group", format!("{name} has no members: no transfer runs, so nothing is stored")),
@@ -144,10 +144,8 @@ async fn check_group(config: &Config, reader: &LagReader, findings: &mut Finding
 /// protocol prevents every transfer from joining.
 fn check_members(config: &Config, group: &Group, findings: &mut Findings) {
     let name = &config.consumer.group_id;
-    let ours = config.kafka.client_config().get("client.id").unwrap_or_default().to_owned();
-    let foreign: BTreeSet<String> =
-        group.clients.iter().filter(|(id, _)| *id != ours).map(|(id, host)| format!("{id} on {host}")).collect();
-    let foreign = foreign.into_iter().collect::<Vec<_>>().join(", ");
+    let ours = config.kafka.client_id();
+    let foreign = group.foreign(&ours).join(", ");
     let fix = "give it a group of its own, or the transfers another --group-id";
     if group.protocol_type != "consumer" {
         findings
@@ -175,7 +173,10 @@ fn check_members(config: &Config, group: &Group, findings: &mut Findings) {
 /// stored.
 async fn check_stalled(config: &Config, reader: &LagReader, before: Lag, findings: &mut Findings) {
     // Without members no record is stored. The check of the group reports that.
-    let Ok(Some(Group { members: 1.., .. })) = reader.group(&config.consumer.group_id).await else { return };
+    let group = reader.group(&config.consumer.group_id).await;
+    if !matches!(group, Ok(Some(group)) if !group.members.is_empty()) {
+        return;
+    }
     let now = SystemTime::now();
     let old = |lag: &PartitionLag| lag.age(now).is_none_or(|age| age >= config.consumer.stall_timeout);
     let mut waiting: Vec<PartitionLag> = before.partitions.into_iter().filter(old).collect();
@@ -183,21 +184,31 @@ async fn check_stalled(config: &Config, reader: &LagReader, before: Lag, finding
     while !waiting.is_empty() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let Ok(after) = reader.count().await else { continue };
-        waiting.retain(|lag| after.partitions.iter().any(|a| a.partition == lag.partition && a.next() == lag.next()));
+        waiting = waiting
+            .iter()
+            .filter_map(|lag| Some(*after.of(lag.partition)?).filter(|a| a.next() == lag.next()))
+            .collect();
     }
     let empty = reader.without_records(waiting.iter().map(|lag| (lag.partition, lag.unstored_from())).collect()).await;
-    let stalled = waiting.iter().map(|lag| lag.partition).filter(|partition| !empty.contains(partition));
-    let stalled: Vec<_> = stalled.collect();
-    if stalled.is_empty() {
-        return findings.ok("stalled", "no partition is stalled");
+    let (empty, stalled): (Vec<PartitionLag>, Vec<PartitionLag>) =
+        waiting.into_iter().partition(|lag| empty.contains(&lag.partition));
+    // Of the other empty partitions, the end offset counts only the marks of transactions.
+    let in_transaction: Vec<_> = empty.into_iter().filter(|lag| lag.readable_end() < lag.end).collect();
+    for lag in &in_transaction {
+        findings.failed("stalled", held(&config.kafka.kafka_topic, lag.partition, lag.stable));
     }
-    findings.failed(
-        "stalled",
-        format!(
-            "records of partitions {stalled:?} wait and none is stored, though the group has members: /readyz of each \
-             transfer says why"
-        ),
-    );
+    let stalled: Vec<_> = stalled.iter().map(|lag| lag.partition).collect();
+    if !stalled.is_empty() {
+        findings.failed(
+            "stalled",
+            format!(
+                "records of partitions {stalled:?} wait and none is stored, though the group has members: /readyz of \
+                 each transfer says why"
+            ),
+        );
+    } else if in_transaction.is_empty() {
+        findings.ok("stalled", "no partition is stalled");
+    }
 }
 
 fn check_lag(lag: &Lag, findings: &mut Findings) {
