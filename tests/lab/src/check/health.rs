@@ -7,8 +7,10 @@ use super::super::evidence::{Evidence, Health, Waiting};
 use super::super::history::Nanos;
 use super::Finding;
 
-/// The deadline for a process to become not ready: the 30 s of the promise, and the possible delay of samples and
-/// commits.
+/// The deadline for a transfer to become not ready if none of a partition's records is stored: the 30 s of the promise,
+/// the 2 s between two checks, and the possible delay of samples and commits.
+const STALLED_WITHIN: Nanos = 36_000_000_000;
+/// The deadline for a process to name the cause of a fault.
 const WITHIN: Nanos = 40_000_000_000;
 /// The maximum age of a sample that counts as current.
 const FRESH: Nanos = 3_000_000_000;
@@ -40,7 +42,7 @@ fn waiting(evidence: &Evidence) -> Finding {
                 continue;
             }
             let waited = sample.at - since;
-            let good = waited > WITHIN;
+            let good = waited > STALLED_WITHIN;
             finding.check(!good, || {
                 let seconds = waited / 1_000_000_000;
                 format!(

@@ -20,6 +20,7 @@ pub(super) const FAULTS: &[(&str, Change, &[&str])] = &[
     ),
     ("bytes are in flight at rest", |world| world.evidence.samples[5].inflight = Some((0.0, 9.0)), &[REST]),
     ("records wait for a minute and the only transfer is ready", |world| world.blocked(60, true), &[HEALTH]),
+    ("records wait for 38 s and the only transfer is ready", |world| world.blocked(38, true), &[HEALTH]),
     ("no process names a fault", |world| world.evidence.health.retain(|health| health.reason.is_empty()), &[NAMED]),
     (
         "a process names a fault with another offset",
