@@ -25,7 +25,7 @@ use crate::backoff::Backoff;
 use crate::config::{Config, SeqGuard};
 use crate::consumer::context::Context;
 use crate::consumer::identity::{PreviousTopics, TopicIdentity};
-use crate::consumer::io::Parts;
+use crate::consumer::io::{Explainer, Parts};
 use crate::consumer::lookup::Lookup;
 use crate::consumer::progress::ProgressStore;
 use crate::consumer::stalls::{FetchSilence, Stalls};
@@ -143,10 +143,12 @@ async fn serve_until_client_restart(
 ) -> Result<(), Error> {
     let lag = LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool.clone())?;
     let states = States::default();
+    let explainer = Explainer::new(readiness.clone());
     let watchdog = Watchdog {
         reader: lag,
         states: states.clone(),
         readiness: readiness.clone(),
+        explainer: explainer.clone(),
         topic: config.kafka.kafka_topic.clone(),
         group: config.consumer.group_id.clone(),
         client_id: config.kafka.client_id(),
@@ -200,7 +202,7 @@ async fn serve_until_client_restart(
         fetch_backoff: FETCH_BACKOFF,
     });
     let drain = millis(config.consumer.drain_timeout);
-    let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts);
+    let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts, explainer);
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
     consumer.subscribe(&[&config.kafka.kafka_topic])?;
     let ended = start_thread(consumer, restart).map_err(Error::Thread)?;

@@ -56,6 +56,11 @@ pub fn describe(error: &KafkaError) -> String {
     explained.filter(|(weight, _)| *weight > 1).map_or_else(|| error.to_string(), |(_, text)| text)
 }
 
+/// Returns the text of a code with a detail, and what to do if that is known.
+pub(super) fn describe_with(code: Code, detail: &str) -> String {
+    explain(code, detail).map_or_else(|| detail.to_owned(), |(_, text)| text)
+}
+
 /// Returns the weight and the text of a cause. The closer a cause is to the setting that the operator must fix, the higher
 /// is its weight.
 fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
@@ -94,6 +99,10 @@ fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
         Code::UnknownTopicOrPartition | Code::UnknownTopic => {
             (2, "the topic does not exist; create it, or correct --kafka-topic")
         }
+        Code::CoordinatorNotAvailable => (
+            2,
+            "the group has no coordinator; start the brokers with the replicas of that partition, and give its topic several replicas",
+        ),
         Code::Resolve => (
             2,
             "a broker's address does not resolve on this machine; correct --kafka-brokers, the broker's advertised.listeners, or the name service",

@@ -4,7 +4,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::task::JoinError;
 
-use super::cause::{Causes, describe};
+use super::cause::{Causes, describe, describe_with};
 use crate::partition::Partition;
 
 /// A request to Kafka that failed.
@@ -56,6 +56,9 @@ pub enum ClientError {
     },
     #[error("topic {0} does not exist")]
     MissingTopic(String),
+    /// This is why the group has no coordinator. librdkafka only reports a timeout.
+    #[error("{}", describe_with(RDKafkaErrorCode::CoordinatorNotAvailable, .0))]
+    MissingCoordinator(String),
     /// Some brokers return the ID of another topic, or none.
     #[error("{0}")]
     TopicId(&'static str),
@@ -103,8 +106,8 @@ impl ClientError {
     /// Adds the cause that the client's callbacks received within the last minute, if this error does not name it.
     pub fn explained(self, causes: &Causes) -> Self {
         match causes.recent() {
-            // A missing topic needs no further cause.
-            _ if matches!(self, ClientError::MissingTopic(_)) => self,
+            // These need no further cause.
+            _ if matches!(self, ClientError::MissingTopic(_) | ClientError::MissingCoordinator(_)) => self,
             Some(cause) if !self.to_string().contains(&cause) => {
                 ClientError::Explained { error: Box::new(self), cause }
             }
@@ -141,6 +144,17 @@ impl RequestError {
     /// Returns whether the topic does not exist.
     pub fn is_missing_topic(&self) -> bool {
         matches!(self, RequestError::Topic { source, .. } if matches!(**source, ClientError::MissingTopic(_)))
+    }
+
+    /// Returns why the group has no coordinator, if that is the error.
+    pub fn missing_coordinator(&self) -> Option<&str> {
+        match self {
+            RequestError::Topic { source, .. } | RequestError::Group { source, .. } => match &**source {
+                ClientError::MissingCoordinator(detail) => Some(detail),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     /// Adds the cause that the client's callbacks received within the last minute, if this error does not name it.

@@ -2,6 +2,7 @@
 //! of librdkafka that rust-rdkafka does not wrap.
 
 pub mod cause;
+pub mod coordinator;
 pub mod ends;
 mod error;
 pub mod events;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::error::chain;
 use msg_common::kafka::cause::Causes;
-use msg_common::kafka::{ClientError, RequestError, ends, events, raw};
+use msg_common::kafka::{ClientError, RequestError, coordinator, ends, events, raw};
 use msg_common::partition::Partition;
 use msg_common::repeat::Repeats;
 use rdkafka::client::ClientContext;
@@ -73,12 +73,14 @@ pub(crate) struct Reader {
     /// Locked while records are read: another thread must not poll the client meanwhile, because it would discard them.
     reading: Mutex<()>,
     topic: String,
+    group: String,
 }
 
 impl Reader {
     /// Creates a reader. `config` names the group.
     pub(crate) fn new(config: &ClientConfig, topic: String) -> KafkaResult<Self> {
         let mut config = config.clone();
+        let group = config.get("group.id").unwrap_or_default().to_owned();
         config
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
@@ -93,7 +95,7 @@ impl Reader {
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100");
         let consumer = config.create_with_context(LogContext::default())?;
-        Ok(Reader { consumer, reading: Mutex::default(), topic })
+        Ok(Reader { consumer, reading: Mutex::default(), topic, group })
     }
 
     /// Reads the topic's ID; nil if the brokers return none.
@@ -104,10 +106,15 @@ impl Reader {
 
     /// Reads the group from its coordinator; `None` if it does not exist.
     pub(crate) fn group(&self, group: &str) -> Result<Option<Group>, RequestError> {
-        let list = self.consumer.fetch_group_list(Some(group), TIMEOUT);
-        let list =
-            list.map_err(|error| RequestError::Group { group: group.to_owned(), source: Box::new(error.into()) })?;
+        let failed = |source: ClientError| RequestError::Group { group: group.to_owned(), source: Box::new(source) };
+        let list = self.consumer.fetch_group_list(Some(group), TIMEOUT).map_err(|error| failed(error.into()))?;
         let found = list.groups().iter().find(|found| found.name() == group);
+        // Without a coordinator, no broker has the group.
+        if found.is_none()
+            && let Some(detail) = self.missing_coordinator()
+        {
+            return Err(failed(ClientError::MissingCoordinator(detail)));
+        }
         Ok(found.map(|found| Group {
             state: found.state().to_owned(),
             protocol_type: found.protocol_type().to_owned(),
@@ -122,10 +129,11 @@ impl Reader {
         for partition in partitions {
             list.add_partition(&self.topic, *partition);
         }
-        let committed = self.consumer.committed_offsets(list, TIMEOUT);
         const READ: &str = "read the committed offset";
-        let committed =
-            committed.map_err(RequestError::of_topic(READ, &self.topic)).map_err(|error| self.explained(error))?;
+        let committed = self.consumer.committed_offsets(list, TIMEOUT).map_err(|error| {
+            let missing = self.missing_coordinator().map(ClientError::MissingCoordinator);
+            self.explained(RequestError::of_topic(READ, &self.topic)(missing.unwrap_or_else(|| error.into())))
+        })?;
         let mut offsets = HashMap::new();
         for element in committed.elements() {
             element.error().map_err(RequestError::of_partition(READ, &self.topic, element.partition()))?;
@@ -227,6 +235,10 @@ impl Reader {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.topic, partition);
         self.consumer.pause(&list)
+    }
+
+    fn missing_coordinator(&self) -> Option<String> {
+        coordinator::missing(self.consumer.client(), &self.group, TIMEOUT)
     }
 
     /// Adds the cause to an error, if the client received one. For example, librdkafka retries a request without rights

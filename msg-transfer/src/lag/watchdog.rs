@@ -7,6 +7,8 @@ use msg_common::admin::Readiness;
 use msg_common::error::chain;
 use msg_common::kafka::RequestError;
 use msg_common::partition::Partition;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::awake::Awake;
@@ -17,6 +19,7 @@ use super::states::{Owned, States};
 use super::unknown::Unknown;
 use super::waiting::Observed;
 use super::{Lag, LagError, LagReader, gauges};
+use crate::consumer::io::Explainer;
 
 /// The interval at which the lag in records is read. Each time costs a few requests to Kafka. A stalled partition is
 /// reported at most this much later than `STALL_TIMEOUT`.
@@ -35,6 +38,8 @@ pub(crate) struct Watchdog {
     /// The partitions that this process owns.
     pub states: States,
     pub readiness: Readiness,
+    /// Reports why the consumer is in no group.
+    pub explainer: Explainer,
     pub topic: String,
     pub group: String,
     /// The `client.id` of the transfers. A member of the group with another one is no transfer.
@@ -98,6 +103,13 @@ impl Watchdog {
                 Ok(lag) => self.counted(&mut watch, started, lag).await,
                 Err(error) => {
                     tracing::debug!(error = chain(&error), "could not read the lag, will be retried");
+                    if let LagError::Kafka(error) = &error
+                        && let Some(detail) = error.missing_coordinator()
+                    {
+                        // The consumer receives no error of this.
+                        let code = RDKafkaErrorCode::CoordinatorNotAvailable;
+                        self.explainer.explain(&KafkaError::Global(code), detail);
+                    }
                     self.not_counted(&mut watch, Some(&error));
                 }
             }

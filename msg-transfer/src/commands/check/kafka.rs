@@ -64,6 +64,7 @@ pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findi
             check_lag(&lag, findings);
             check_stalled(config, &reader, lag, findings).await;
         }
+        Err(LagError::Kafka(error)) if error.missing_coordinator().is_some() => findings.failed("lag", chain(&error)),
         Err(LagError::Kafka(error)) => {
             let error = chain(&error);
             findings.failed("lag", format!("{error}; the client needs the right to read the topic and the group"));
