@@ -66,7 +66,7 @@ pub fn describe() {
     describe_gauge!(
         BLOCKED,
         Unit::Count,
-        "Inboxes whose rows the database does not accept while it accepts those of others"
+        "Inboxes whose rows or dead letters the database does not accept while it accepts those of others"
     );
     describe_gauge!(BLOCKED_RECORDS, Unit::Count, "Records that wait in blocked inboxes");
     describe_counter!(BLOCKED_RETRIES, Unit::Count, "Attempts to store a blocked inbox");

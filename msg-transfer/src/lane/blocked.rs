@@ -110,11 +110,11 @@ fn reason(inbox: &BlockedInbox, count: usize) -> String {
         ErrorClass::Heavy => {
             "find out what a row of this inbox waits for (a trigger, a lock), or raise DATABASE_STATEMENT_TIMEOUT"
         }
-        _ => "make the database accept its rows again",
+        _ => "make the database accept it again",
     };
     format!(
-        "the inbox of the record at partition {partition}, offset {offset} cannot be written{more}: {}; all others are \
-         stored, this one waits and is retried: {advice}",
+        "the record at partition {partition}, offset {offset} cannot be stored{more}: {}; it waits with the later records \
+         of its inbox and is retried, all others are stored: {advice}",
         error.text
     )
 }

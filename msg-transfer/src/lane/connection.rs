@@ -104,9 +104,7 @@ impl Connection {
     ) -> Result<Response, tokio_postgres::Error> {
         let client = self.client.as_ref().expect("the machine connects first");
         let statement = match request {
-            Request::LastSeqs(wanted) => {
-                return Ok(Response::Seqs(statements::last_seqs(client, entries, wanted).await?));
-            }
+            Request::LastSeqs(wanted) => return statements::last_seqs(client, entries, wanted).await,
             Request::Guard(heads) => {
                 return Ok(Response::Count(statements::count_predecessors(client, entries, heads, self.kind).await?));
             }
@@ -120,8 +118,11 @@ impl Connection {
                 return Ok(Response::Found(statements::find_stored(client, entries, wanted, self.kind).await?));
             }
             Request::InsertDeadLetters(dead) => {
-                letters::insert_dead_letters(client, &self.topic, entries, dead).await?;
-                return Ok(Response::Ok);
+                return Ok(match letters::insert_dead_letters(client, &self.topic, entries, dead).await {
+                    Ok(failed) if failed.is_empty() => Response::Ok,
+                    Ok(failed) => Response::FailedFor(failed),
+                    Err(error) => Response::Failed(error),
+                });
             }
             Request::Begin => return begin(client, &self.begin.full, None).await,
             Request::BeginRetry => return begin(client, &self.begin.short, None).await,

@@ -1,10 +1,11 @@
-//! Inserts dead letters. If the table rejects a dead letter, it is inserted with less and less content, so that it
-//! never blocks a lane.
+//! Inserts dead letters. If the table rejects a dead letter, it is inserted with less and less content. One that cannot
+//! be inserted at all is reported by itself, so that it never blocks its lane.
 
-use machine::error::ErrorClass;
+use machine::error::{ClassifiedError, ErrorClass};
 use machine::lane::{DeadLetter, Entry};
 use msg_common::postgres::Object;
 use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -62,30 +63,66 @@ fn steps() -> impl Iterator<Item = Parts> {
     BYTES.into_iter().flat_map(with)
 }
 
+/// Nothing waits long for this table: a short wait blocks the inboxes of these dead letters, and they are retried. A long
+/// one would stop all inboxes of the lane, again for each batch with a dead letter.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500ms'";
+
+/// The number of dead letters that fail in every form until no further one of the batch is tried. With thousands of
+/// them, the statement would exceed the timeout of the client, in each attempt of the batch.
+const MAX_FAILED: usize = 3;
+
 const SAVEPOINT: &str = "SAVEPOINT letters";
 const RELEASE: &str = "RELEASE SAVEPOINT letters";
 const ROLLBACK: &str = "ROLLBACK TO SAVEPOINT letters";
 
-/// Inserts records as dead letters, within the batch's transaction.
+/// Inserts records as dead letters, within the batch's transaction. Returns those that cannot be inserted, by their
+/// index in the batch. Fails if the connection is lost.
 pub(super) async fn insert_dead_letters(
     client: &Object,
     topic: &str,
     entries: &[Entry<DecodedRecord>],
     dead: &[DeadLetter],
-) -> Result<(), Error> {
-    client.batch_execute(SAVEPOINT).await?;
-    match insert(client, topic, entries, dead, ALL).await {
-        Err(error) if is_rejected(&error) => client.batch_execute(ROLLBACK).await?,
+) -> Result<Vec<(usize, ClassifiedError)>, ClassifiedError> {
+    // Before the savepoint, because a rollback to it would restore the timeout.
+    execute(client, LOCK_TIMEOUT).await?;
+    execute(client, SAVEPOINT).await?;
+    let error = match insert(client, topic, entries, dead, ALL).await {
+        Err(error) if error.class != ErrorClass::Lost => error,
         done => {
             done?;
-            return client.batch_execute(RELEASE).await;
+            execute(client, RELEASE).await?;
+            return Ok(Vec::new());
         }
+    };
+    execute(client, ROLLBACK).await?;
+    if is_timeout(&error) {
+        return Ok(all_failed(dead, &error).collect());
     }
-    // The table rejects at least one of them. Each is inserted by itself, so that the others are inserted completely.
-    for letter in dead {
-        insert_reduced(client, topic, entries, letter).await?;
+    // At least one of them fails. Each is inserted by itself, so that the others are inserted completely.
+    let mut failed = Vec::new();
+    for (index, letter) in dead.iter().enumerate() {
+        let Err(error) = insert_reduced(client, topic, entries, letter).await else { continue };
+        if error.class == ErrorClass::Lost {
+            return Err(error);
+        }
+        execute(client, ROLLBACK).await?;
+        if is_timeout(&error) || failed.len() + 1 == MAX_FAILED {
+            failed.extend(all_failed(&dead[index..], &error));
+            break;
+        }
+        failed.push((letter.entry, error));
     }
-    client.batch_execute(RELEASE).await
+    execute(client, RELEASE).await?;
+    Ok(failed)
+}
+
+/// Returns these dead letters as failed, those that were not tried included: each could need as much time. Their inboxes
+/// are retried one by one.
+fn all_failed<'a>(
+    dead: &'a [DeadLetter],
+    error: &'a ClassifiedError,
+) -> impl Iterator<Item = (usize, ClassifiedError)> + 'a {
+    dead.iter().map(|letter| (letter.entry, error.clone()))
 }
 
 async fn insert_reduced(
@@ -93,24 +130,24 @@ async fn insert_reduced(
     topic: &str,
     entries: &[Entry<DecodedRecord>],
     letter: &DeadLetter,
-) -> Result<(), Error> {
-    let mut rejected = None;
+) -> Result<(), ClassifiedError> {
+    let mut rejected: Option<ClassifiedError> = None;
     for parts in steps() {
         match insert(client, topic, entries, std::slice::from_ref(letter), parts).await {
             Err(error) if is_rejected(&error) => {
-                client.batch_execute(ROLLBACK).await?;
+                execute(client, ROLLBACK).await?;
                 rejected = Some(error);
             }
             done => {
                 done?;
-                if let Some(error) = rejected {
+                if let Some(ClassifiedError { text: error, .. }) = rejected {
                     let record = &entries[letter.entry].body.item.record;
-                    let (partition, offset, error) = (record.partition, record.offset.0, db_error::describe(&error));
+                    let (partition, offset) = (record.partition, record.offset.0);
                     tracing::warn!(partition, offset, error, ?parts, "stored dead letter without parts of its record");
                     metrics::dead_letter_reduced();
                 }
                 // A rollback for the next dead letter must not remove this one.
-                return client.batch_execute(&format!("{RELEASE}; {SAVEPOINT}")).await;
+                return execute(client, &format!("{RELEASE}; {SAVEPOINT}")).await;
             }
         }
     }
@@ -118,8 +155,26 @@ async fn insert_reduced(
 }
 
 /// Returns whether the table rejects the content of the dead letter, and may accept it with less content.
-fn is_rejected(error: &Error) -> bool {
-    matches!(db_error::of(error).class, ErrorClass::Permanent | ErrorClass::TooLarge | ErrorClass::Conflict)
+fn is_rejected(error: &ClassifiedError) -> bool {
+    matches!(error.class, ErrorClass::Permanent | ErrorClass::TooLarge | ErrorClass::Conflict)
+}
+
+fn is_timeout(error: &ClassifiedError) -> bool {
+    matches!(error.class, ErrorClass::Locked | ErrorClass::Heavy)
+}
+
+async fn execute(client: &Object, statement: &str) -> Result<(), ClassifiedError> {
+    client.batch_execute(statement).await.map_err(|error| explain(&error))
+}
+
+/// Names the table in an error, because PostgreSQL's text may not, and the missing right.
+fn explain(error: &Error) -> ClassifiedError {
+    let grant = match error.code() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => "; GRANT SELECT, INSERT ON dead_letters TO the role of msg-transfer",
+        _ => "",
+    };
+    let ClassifiedError { class, text } = db_error::of(error);
+    ClassifiedError { class, text: format!("its dead letter cannot be inserted into dead_letters: {text}{grant}") }
 }
 
 async fn insert(
@@ -128,8 +183,8 @@ async fn insert(
     entries: &[Entry<DecodedRecord>],
     dead: &[DeadLetter],
     parts: Parts,
-) -> Result<(), Error> {
-    let statement = client.prepare_cached(sql::INSERT_DEAD_LETTERS).await?;
+) -> Result<(), ClassifiedError> {
+    let statement = client.prepare_cached(sql::INSERT_DEAD_LETTERS).await.map_err(|error| explain(&error))?;
     let body = |dead: &DeadLetter| &entries[dead.entry].body;
     let record = |dead: &DeadLetter| &body(dead).item.record;
     let known = "a record is received only after the start is known";
@@ -162,8 +217,20 @@ async fn insert(
         &reason,
         &detail,
     ];
-    client.execute(&statement, &parameters).await?;
-    Ok(())
+    let inserted = client.execute(&statement, &parameters).await.map_err(|error| explain(&error))?;
+    if inserted == dead.len() as u64 {
+        return Ok(());
+    }
+    // The others exist already, because their records were consumed before; or the table discards them.
+    let statement = client.prepare_cached(sql::COUNT_DEAD_LETTERS).await.map_err(|error| explain(&error))?;
+    let positions: [&(dyn ToSql + Sync); 4] = [&topic_id, &partition, &offset, &leader_epoch];
+    let row = client.query_one(&statement, &positions).await.map_err(|error| explain(&error))?;
+    if usize::try_from(row.get::<_, i64>(0)).is_ok_and(|present| present == dead.len()) {
+        return Ok(());
+    }
+    let text = "the INSERT of its dead letter has no effect, and the dead letter is not in the table: a trigger, a rule or \
+                a row-level security policy of dead_letters discards or hides it";
+    Err(ClassifiedError { class: ErrorClass::Fatal, text: text.to_owned() })
 }
 
 fn detail(text: &str, form: Detail) -> String {

@@ -119,6 +119,15 @@ pub(crate) const INSERT_DEAD_LETTERS: &str = "
     WHERE d.topic_id IS NULL
     ON CONFLICT (topic_id, kafka_partition, kafka_offset, leader_epoch) DO NOTHING";
 
+/// Counts which of these positions have a dead letter: one with this leader epoch, or one of an earlier version.
+pub(crate) const COUNT_DEAD_LETTERS: &str = "
+    SELECT count(*)
+    FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[])
+         AS t (topic_id, kafka_partition, kafka_offset, leader_epoch)
+    WHERE EXISTS (SELECT FROM dead_letters d
+                  WHERE d.topic_id = t.topic_id AND d.kafka_partition = t.kafka_partition
+                    AND d.kafka_offset = t.kafka_offset AND d.leader_epoch IN (t.leader_epoch, -1))";
+
 /// Writes progress rows, and never lowers one: a process that lost a partition, and has not detected it yet, may be
 /// late. A higher leader epoch is later, also at a lower offset: Kafka lost the tail in between
 /// (`Progress::may_follow`).

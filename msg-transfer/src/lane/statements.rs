@@ -1,8 +1,9 @@
 //! Executes the statements of a lane, with their parameters as columns. The parameters borrow from the records, because
 //! a batch can have megabytes.
 
-use futures_util::future::try_join_all;
-use machine::lane::{Entry, NumberedEntry};
+use futures_util::future::join_all;
+use machine::error::ErrorClass;
+use machine::lane::{Entry, NumberedEntry, Response};
 use msg_common::postgres::Object;
 use msg_common::proto::{Msg, SessionType};
 use msg_common::record::Record;
@@ -12,19 +13,41 @@ use uuid::Uuid;
 
 use super::decoded::DecodedRecord;
 use super::sql::{self, ServerKind};
+use crate::db_error;
 
 type Entries = [Entry<DecodedRecord>];
 
-/// Reads the last `seq` of the inbox of each of these entries, 0 for an empty inbox.
-pub(crate) async fn last_seqs(client: &Object, entries: &Entries, wanted: &[usize]) -> Result<Vec<i64>, Error> {
+/// Reads the last `seq` of the inbox of each of these entries, 0 for an empty inbox. If only some of them cannot be read
+/// (a damaged page of the index), the response names these.
+pub(crate) async fn last_seqs(client: &Object, entries: &Entries, wanted: &[usize]) -> Result<Response, Error> {
     let statement = client.prepare_cached(table::LAST_SEQ).await?;
     let statement = &statement;
     // All queries are sent before the first result is awaited.
-    let wanted = wanted.iter().map(|index| async move {
+    let queries = wanted.iter().map(|index| async move {
         let row = client.query_opt(statement, &[&entries[*index].body.record().msg.recv_id]).await?;
         Ok::<i64, Error>(row.map_or(0, |row| row.get(0)))
     });
-    try_join_all(wanted).await
+    let (mut seqs, mut failed) = (Vec::with_capacity(wanted.len()), Vec::new());
+    for (index, result) in wanted.iter().zip(join_all(queries).await) {
+        match result {
+            Ok(seq) => seqs.push(seq),
+            Err(error) if db_error::of(&error).class == ErrorClass::Lost => return Err(error),
+            Err(error) => failed.push((*index, db_error::of(&error))),
+        }
+    }
+    if failed.is_empty() {
+        return Ok(Response::Seqs(seqs));
+    }
+    if seqs.is_empty() {
+        // Without a result, the cause may be the server. Then this query fails, too.
+        client.query_opt(statement, &[&canary_inbox()]).await?;
+    }
+    Ok(Response::FailedFor(failed))
+}
+
+/// Returns the name of an inbox that does not exist.
+fn canary_inbox() -> String {
+    format!("msg-transfer-canary-{}", Uuid::now_v7())
 }
 
 /// Counts which of these have their predecessor in the table.
@@ -69,7 +92,7 @@ pub(crate) async fn insert_canary(
 ) -> Result<usize, Error> {
     let recv_id = match row {
         Some(row) => entries[row.entry].body.record().msg.recv_id.clone(),
-        None => format!("msg-transfer-canary-{}", Uuid::now_v7()),
+        None => canary_inbox(),
     };
     let msg = Msg {
         recv_id,

@@ -155,6 +155,76 @@ async fn internal_error_blocks_its_inbox_alone() {
     world.assert_ordered_without_gaps().await;
 }
 
+/// The INSERT succeeds and has no effect: neither a row nor an error.
+#[tokio::test]
+async fn discarding_trigger_blocks_its_inbox_alone() {
+    let world = World::new("discarded").await;
+    let transfer = world.running_transfer().await;
+    let database = world.database().await;
+    let trigger = "CREATE FUNCTION discard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+                   CREATE TRIGGER discard BEFORE INSERT ON messages FOR EACH ROW
+                   WHEN (NEW.recv_id = 'bad') EXECUTE FUNCTION discard()";
+    database.batch_execute(trigger).await.unwrap();
+    let writer = world.writer();
+    write_others(&writer, 10);
+    assert_others_are_stored(&database).await;
+    wait_not_ready(&transfer, &["inbox (lane ", "partition ", "offset ", "no effect", "trigger"]).await;
+    assert_eq!(metric(&transfer, "msg_transfer_blocked_inboxes").await, 1.0);
+    assert_eq!(count_rows(&database, "messages WHERE recv_id = 'bad'").await.unwrap(), 0);
+    world.assert_offsets_do_not_lead(&world.committed_offsets().await).await;
+    database.batch_execute("DROP TRIGGER discard ON messages").await.unwrap();
+    assert_all_is_stored(&world, &transfer, 10).await;
+}
+
+/// The statements succeed, and the COMMIT fails, with an error that no record causes.
+#[tokio::test]
+async fn commit_error_blocks_its_inbox_alone() {
+    let world = World::new("blocked_commit").await;
+    let transfer = world.running_transfer().await;
+    let database = world.database().await;
+    let trigger = "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS
+                   $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = '42501'; END $$;
+                   CREATE CONSTRAINT TRIGGER reject AFTER INSERT ON messages DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+                   WHEN (NEW.recv_id = 'bad') EXECUTE FUNCTION reject()";
+    database.batch_execute(trigger).await.unwrap();
+    let writer = world.writer();
+    write_others(&writer, 10);
+    assert_others_are_stored(&database).await;
+    wait_not_ready(&transfer, &["inbox (lane ", "not this one", "42501"]).await;
+    database.batch_execute("DROP TRIGGER reject ON messages").await.unwrap();
+    assert_all_is_stored(&world, &transfer, 10).await;
+}
+
+/// The rows of one inbox cannot be read, as with a damaged page of the index: neither can its last `seq`.
+#[tokio::test]
+async fn unreadable_inbox_is_blocked_alone() {
+    let world = World::new("unreadable").await;
+    let database = world.database().await;
+    // A superuser reads all rows, whatever a policy says.
+    let role = "DROP ROLE IF EXISTS unreadable; CREATE ROLE unreadable LOGIN; GRANT ALL ON SCHEMA public TO unreadable";
+    database.batch_execute(role).await.unwrap();
+    let url = world.database_url().replace("postgres@", "unreadable@");
+    let transfer = world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
+    transfer.start().await.unwrap();
+    let writer = world.writer();
+    writer.put(&record_of(&msg("a", "bad", "first", "some body")));
+    writer.flush();
+    world.wait_for_all_committed().await;
+    let damage = "CREATE FUNCTION read(inbox text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+                      IF inbox = 'bad' THEN RAISE EXCEPTION 'invalid page' USING ERRCODE = 'XX001'; END IF;
+                      RETURN true;
+                  END $$;
+                  CREATE POLICY read ON messages USING (read(recv_id)) WITH CHECK (true);
+                  ALTER TABLE messages ENABLE ROW LEVEL SECURITY; ALTER TABLE messages FORCE ROW LEVEL SECURITY";
+    database.batch_execute(damage).await.unwrap();
+    write_others(&writer, 10);
+    assert_others_are_stored(&database).await;
+    wait_not_ready(&transfer, &["inbox (lane ", "invalid page", "XX001"]).await;
+    let repair = "ALTER TABLE messages DISABLE ROW LEVEL SECURITY; ALTER TABLE messages NO FORCE ROW LEVEL SECURITY";
+    database.batch_execute(repair).await.unwrap();
+    assert_all_is_stored(&world, &transfer, 11).await;
+}
+
 /// The whole table is locked: all records wait, the reason is reported, no inbox counts as blocked, and nothing is
 /// dead-lettered.
 #[tokio::test]

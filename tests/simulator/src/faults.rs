@@ -3,6 +3,7 @@
 use machine::consumer::Event;
 
 use crate::config::Fault;
+use crate::database::Block;
 use crate::facts::Fact;
 use crate::kafka::log::{INBOXES, Topic};
 use crate::oracle::is_completed;
@@ -146,11 +147,23 @@ impl World {
         self.env.trace_step(|| format!("  db: {fault:?} begins"));
     }
 
-    /// Blocks one more inbox for a while, as a foreign unique index, a lock, a slow trigger or a policy does.
+    /// Blocks one more inbox for a while, as a foreign unique index, a lock, a trigger, a policy or a damaged page does.
     pub(crate) fn block_inbox(&mut self) {
-        use machine::error::ErrorClass;
-        const CAUSES: [ErrorClass; 4] =
-            [ErrorClass::Conflict, ErrorClass::Locked, ErrorClass::Heavy, ErrorClass::Fatal];
+        use machine::error::ErrorClass::{Conflict, Fatal, Heavy, Locked, Permanent};
+        const CAUSES: [Block; 12] = [
+            Block::Row(Conflict),
+            Block::Row(Locked),
+            Block::Row(Heavy),
+            Block::Row(Fatal),
+            Block::Discarded,
+            Block::Commit(Locked),
+            Block::Commit(Fatal),
+            Block::LastSeq,
+            Block::Lookup,
+            Block::DeadLetter(Fatal),
+            Block::DeadLetter(Locked),
+            Block::DeadLetter(Permanent),
+        ];
         let env = &mut self.env;
         if env.database.blocked.len() >= 3 {
             return;

@@ -1,7 +1,8 @@
 //! The statements of a bisection, and the consequences of its verdict.
 
-use super::bisection::{Bisection, Verdict};
+use super::bisection::{Bisection, Probe, Verdict};
 use super::entry::{Known, forget_found};
+use super::failing::without_effect;
 use super::state::{Batch, BisectStep, Rows, Step};
 use super::{ClassifiedError, Machine, Message, Request, Response, unexpected};
 use crate::Reason;
@@ -25,12 +26,18 @@ impl<T: Message> Machine<T> {
                 self.bisecting(batch, rows, bisection, BisectStep::FindDuplicates, request)
             }
             (BisectStep::FindDuplicates, Response::Found(found)) if found.is_empty() => {
-                let begin = if bisection.is_short() { Request::BeginSearch } else { Request::BeginBisection };
-                self.bisecting(batch, rows, bisection, BisectStep::Begin, begin)
+                self.begin_bisection(batch, rows, bisection)
             }
             (BisectStep::FindDuplicates, Response::Found(found)) => {
                 batch.mark_found(&found);
                 self.read_last_seqs(batch)
+            }
+            // The pages of one inbox may be damaged. No transaction is open.
+            (BisectStep::FindDuplicates, Response::Failed(error))
+                if error.class == ErrorClass::Fatal && self.can_block() =>
+            {
+                bisection.lookup_failed();
+                self.begin_bisection(batch, rows, bisection)
             }
             (BisectStep::Begin, Response::Ok) => {
                 self.bisecting(batch, rows, bisection, BisectStep::Canary, Request::Canary(None))
@@ -55,17 +62,16 @@ impl<T: Message> Machine<T> {
                 self.roll_back_canary(batch, rows, bisection)
             }
             (BisectStep::InboxCanary(_), Response::Failed(_)) => self.roll_back_canary(batch, rows, bisection),
-            (BisectStep::Probe(_), Response::Count(inserted)) => {
-                // A duplicate is not inserted, and so proves nothing.
-                if inserted > 0 {
-                    bisection.accepted();
-                }
+            (BisectStep::Probe(probe), Response::Count(inserted)) if inserted == probe.rows().len() => {
+                bisection.accepted();
                 self.bisecting(batch, rows, bisection, BisectStep::MoveSavepoint, Request::MoveSavepoint)
             }
+            // Some of the rows were discarded. Or another owner has stored them meanwhile, and a retry finds them.
+            (BisectStep::Probe(probe), Response::Count(_)) => {
+                self.probe_rejected(batch, rows, bisection, probe, without_effect())
+            }
             (BisectStep::Probe(probe), Response::Failed(error)) => {
-                let suspect = bisection.rejected(probe, error);
-                let step = suspect.map_or(BisectStep::ProbeRollback, BisectStep::SuspectRollback);
-                self.bisecting(batch, rows, bisection, step, Request::RollbackToSavepoint)
+                self.probe_rejected(batch, rows, bisection, probe, error)
             }
             (BisectStep::SuspectRollback(row), Response::Ok) => {
                 let request = Request::Canary(Some(rows.numbered[row]));
@@ -78,6 +84,25 @@ impl<T: Message> Machine<T> {
             (_, Response::Failed(error)) => self.abandon(batch, error),
             (step, response) => self.abandon(batch, unexpected(step, &response)),
         }
+    }
+
+    /// Begins the transaction of a bisection. None of the rows is in the table.
+    pub(super) fn begin_bisection(&mut self, batch: Box<Batch<T>>, rows: Rows, bisection: Box<Bisection>) -> Request {
+        let begin = if bisection.is_short() { Request::BeginSearch } else { Request::BeginBisection };
+        self.bisecting(batch, rows, bisection, BisectStep::Begin, begin)
+    }
+
+    fn probe_rejected(
+        &mut self,
+        batch: Box<Batch<T>>,
+        rows: Rows,
+        mut bisection: Box<Bisection>,
+        probe: Probe,
+        error: ClassifiedError,
+    ) -> Request {
+        let suspect = bisection.rejected(probe, error);
+        let step = suspect.map_or(BisectStep::ProbeRollback, BisectStep::SuspectRollback);
+        self.bisecting(batch, rows, bisection, step, Request::RollbackToSavepoint)
     }
 
     fn roll_back_canary(&mut self, batch: Box<Batch<T>>, rows: Rows, bisection: Box<Bisection>) -> Request {

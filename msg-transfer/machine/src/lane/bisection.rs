@@ -27,6 +27,8 @@ pub(super) struct Bisection {
     short: bool,
     /// Rows that timed out alone, and again after their inboxes accepted another row.
     confirmed: Vec<usize>,
+    /// Whether it is unknown which rows are stored already. Then none of them is dead-lettered.
+    blocks_only: bool,
 }
 
 /// The rows that are tried in one statement.
@@ -77,6 +79,7 @@ impl Bisection {
             attempts_left,
             timeouts_left: MAX_TIMEOUTS,
             confirmed: Vec::new(),
+            blocks_only: false,
         };
         bisection.halve(0..rows);
         bisection
@@ -90,6 +93,11 @@ impl Bisection {
     /// Returns whether its statements have short timeouts.
     pub(super) fn is_short(&self) -> bool {
         self.short
+    }
+
+    /// Records that the rows cannot be looked up in the table: some may be stored already.
+    pub(super) fn lookup_failed(&mut self) {
+        self.blocks_only = true;
     }
 
     fn halve(&mut self, range: Range<usize>) {
@@ -157,6 +165,7 @@ impl Bisection {
         match (self.accepted, self.rejected.is_empty()) {
             (true, false) => {
                 let is_rejected = |(row, error): &(usize, ClassifiedError)| match error.class {
+                    _ if self.blocks_only => false,
                     ErrorClass::Permanent | ErrorClass::TooLarge => true,
                     // Only a huge row, and only while its inbox accepts a small one.
                     ErrorClass::Heavy => is_huge(*row) && self.confirmed.contains(row),
@@ -279,6 +288,16 @@ mod tests {
             let expected = if rejects { (vec![0], vec![]) } else { (vec![], vec![0]) };
             assert_eq!(found(bisection.verdict(|_| true)), expected, "{class:?}");
         }
+    }
+
+    /// A rule may be newer than a row that is stored, and the row cannot be looked up.
+    #[test]
+    fn no_record_is_rejected_without_a_lookup() {
+        let mut bisection = Bisection::new(1, rejection(ErrorClass::Permanent));
+        bisection.lookup_failed();
+        bisection.accepted();
+        reject_next(&mut bisection, ErrorClass::Permanent);
+        assert_eq!(found(bisection.verdict(|_| true)), (vec![], vec![0]));
     }
 
     /// The whole server is affected: it accepts no row, so no inbox is blocked.

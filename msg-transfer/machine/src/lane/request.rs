@@ -28,7 +28,8 @@ pub enum Request {
     Disconnect,
     /// Wait before the next attempt. Response: `Ok`.
     Wait(BatchError),
-    /// Read the last `seq` of the inbox of each of these entries, 0 for an empty inbox. Response: `Seqs`, in order.
+    /// Read the last `seq` of the inbox of each of these entries, 0 for an empty inbox. Response: `Seqs`, in order, or
+    /// `FailedFor`.
     LastSeqs(Vec<usize>),
     /// Begin a transaction. Response: `Ok`.
     Begin,
@@ -41,7 +42,7 @@ pub enum Request {
     /// Look up which of these entries are in the table by their ID, and whether their content is the same. Response:
     /// `Found`.
     FindStored(Vec<usize>),
-    /// Insert these dead letters. Response: `Ok`.
+    /// Insert these dead letters. Response: `Ok`, or `FailedFor` while the transaction is still open.
     InsertDeadLetters(Vec<DeadLetter>),
     /// End the transaction with COMMIT. Response: `Ok`, `Warned`.
     Commit,
@@ -75,6 +76,8 @@ pub enum Response {
     Seqs(Vec<i64>),
     /// The entries that are in the table, and whether all fields that the sender wrote are the same there.
     Found(Vec<(usize, bool)>),
+    /// The request failed for these entries, at least one, and succeeds for others.
+    FailedFor(Vec<(usize, ClassifiedError)>),
     /// The request failed, or its outcome is unknown.
     Failed(ClassifiedError),
 }

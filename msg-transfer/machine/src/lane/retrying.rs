@@ -1,7 +1,8 @@
 //! The retry of a blocked inbox: its first record alone, then growing parts of the rest. If it fails, the records wait
 //! again.
 
-use super::blocked::{Retry, Waiting, queue};
+use super::blocked::{Queue, Retry, Waiting, insert};
+use super::entry::Known;
 use super::state::{Batch, EndStep, State};
 use super::{BatchError, ClassifiedError, Machine, Message, Outcome, Request, Response, unexpected};
 use crate::consumer::Event;
@@ -15,8 +16,8 @@ impl<T: Message> Machine<T> {
     /// none.
     pub fn retry(&mut self, events: &mut Vec<Event>) -> Option<Request> {
         assert!(self.is_idle(), "one batch at a time");
-        let (recv_id, Waiting { entries, error, attempts }) = self.blocked.pop()?;
-        let batch = Batch::new(Some(Retry { recv_id, error, attempts, max_records: 1 }));
+        let (queue, Waiting { entries, error, attempts }) = self.blocked.pop()?;
+        let batch = Batch::new(Some(Retry { queue, error, attempts, max_records: 1 }));
         Some(self.start_part(Box::new(batch), entries.into(), events))
     }
 
@@ -51,17 +52,20 @@ impl<T: Message> Machine<T> {
     pub(super) fn put_back(&mut self, batch: Batch<T>, error: ClassifiedError) -> Outcome {
         let Batch { entries, rest, outcome, retry, .. } = batch;
         let Some(retry) = retry else { return outcome };
-        self.cache.remove(&retry.recv_id);
+        if let Queue::Inbox(recv_id) = &retry.queue {
+            self.cache.remove(recv_id);
+        }
         if !entries.is_empty() || !rest.is_empty() {
             let error = if error.class == ErrorClass::Lost { retry.error } else { error };
             // Some may wait already, found by a bisection of this retry: they were received after `entries`, and some
             // of `rest` after them.
-            let waiting = self.blocked.waiting(retry.recv_id, error, retry.attempts + 1);
-            for entry in entries.into_iter().rev() {
+            let waiting = self.blocked.waiting(retry.queue, error, retry.attempts + 1);
+            for mut entry in entries.into_iter().rev() {
+                entry.known = Known::New;
                 waiting.push_front(entry);
             }
             for entry in rest {
-                queue(waiting, entry);
+                insert(waiting, entry);
             }
         }
         outcome

@@ -45,8 +45,9 @@ pub(super) enum Step {
     LastSeqs(Vec<InboxEntries>),
     /// The rows are written in one transaction.
     Writing(Rows, WriteStep),
-    /// The transaction is rolled back because an assignment ended.
-    FencedRollback,
+    /// The transaction is rolled back because an assignment ended, or because some inboxes are blocked. The rest of the
+    /// batch is stored then.
+    Rollback,
     /// The records that cause an error are searched.
     Bisecting(Rows, Box<Bisection>, BisectStep),
     /// The connection is closed after this error.

@@ -35,10 +35,10 @@ impl<T: Message> Machine<T> {
                 batch.mark_found(&found);
                 self.insert_dead_letters(batch, rows)
             }
-            (WriteStep::FindDuplicates | WriteStep::FindRepeats(_), Response::Found(_)) => {
-                self.abandon_for(batch, ErrorClass::Transient, "rows that were in the table are not in it any more")
-            }
+            (WriteStep::FindDuplicates, Response::Found(_)) => self.rows_without_effect(batch, rows),
+            (WriteStep::FindRepeats(_), Response::Found(found)) => self.repeats_unreadable(batch, &found, events),
             (WriteStep::DeadLetters, Response::Ok) => self.commit(batch, rows),
+            (WriteStep::DeadLetters, Response::FailedFor(failed)) => self.letters_failed(batch, failed, events),
             (WriteStep::Commit, Response::Ok) => {
                 self.cache_last_seqs(&batch, &rows);
                 self.committed(batch, &rows, events)
@@ -114,7 +114,7 @@ impl<T: Message> Machine<T> {
     fn inserted(&mut self, batch: Box<Batch<T>>, rows: Rows, inserted: usize) -> Request {
         if inserted < rows.numbered.len() {
             // Some are stored already, and would leave gaps in `seq`. Retry without them: each attempt finds at least
-            // one.
+            // one, unless the database discards rows.
             return self.writing(batch, rows, WriteStep::DuplicateRollback, Request::Rollback);
         }
         self.find_repeats(batch, rows)
@@ -150,7 +150,7 @@ impl<T: Message> Machine<T> {
 
     fn commit(&mut self, batch: Box<Batch<T>>, rows: Rows) -> Request {
         if batch.is_fenced() {
-            return self.storing(batch, Step::FencedRollback, Request::Rollback);
+            return self.storing(batch, Step::Rollback, Request::Rollback);
         }
         self.writing(batch, rows, WriteStep::Commit, Request::Commit)
     }

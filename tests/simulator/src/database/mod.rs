@@ -46,6 +46,23 @@ pub(crate) struct Transaction {
     is_bisection: bool,
 }
 
+/// Why an inbox cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Block {
+    /// The INSERT of a row fails.
+    Row(ErrorClass),
+    /// The INSERT of a row succeeds without an effect, as with a trigger that discards it.
+    Discarded,
+    /// The COMMIT fails: a deferred constraint.
+    Commit(ErrorClass),
+    /// The last `seq` cannot be read: a damaged page of the index.
+    LastSeq,
+    /// Neither can a row be inserted, nor looked up by its ID: a damaged page of the other index.
+    Lookup,
+    /// The INSERT of a dead letter fails. Rows are accepted.
+    DeadLetter(ErrorClass),
+}
+
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) id: SessionId,
@@ -77,8 +94,8 @@ pub(crate) struct Database {
     pub(crate) read_only: bool,
     /// Whether any statement may need too long.
     pub(crate) slow: bool,
-    /// The inboxes that accept no row, each with the class of the error.
-    pub(crate) blocked: BTreeMap<u8, ErrorClass>,
+    /// The inboxes that cannot be written.
+    pub(crate) blocked: BTreeMap<u8, Block>,
     last_session: SessionId,
     last_transaction: u32,
 }

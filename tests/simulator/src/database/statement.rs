@@ -1,21 +1,22 @@
 //! The statements, and the effect of each in one step.
 
 use machine::consumer::start::Lost;
-use machine::error::ErrorClass;
+use machine::error::{ClassifiedError, ErrorClass};
 use machine::lane::Response;
 use machine::{Epoch, Partition, Progress};
 
-use super::{Client, Database, Dead, Row, SessionId, Transaction};
+use super::{Block, Client, Database, Dead, Row, SessionId, Transaction};
 use crate::kafka::log::{Position, Record, RecordKind};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Statement {
-    LastSeqs(Vec<u8>),
+    /// Reads the last `seq` of these inboxes, for these entries of the batch.
+    LastSeqs(Vec<(usize, u8)>),
     Begin,
     Guard(Vec<Row>),
     Insert(Vec<Row>),
     FindStored(Vec<(usize, Record)>),
-    InsertDead(Vec<Dead>),
+    InsertDead(Vec<(usize, Dead)>),
     Commit,
     Rollback,
     BeginBisection,
@@ -134,9 +135,12 @@ impl Database {
             return Step::Failed(ErrorClass::Transient);
         }
         match statement {
-            Statement::LastSeqs(inboxes) => {
-                let seqs = inboxes.iter().map(|inbox| self.tables.last_seq(*inbox)).collect();
-                Step::Done(StatementResult::Lane(Response::Seqs(seqs)))
+            Statement::LastSeqs(lookups) => {
+                let is_unreadable = |inbox: &u8| self.blocked.get(inbox) == Some(&Block::LastSeq);
+                let failed = lookups.iter().filter(|(_, inbox)| is_unreadable(inbox));
+                let failed = failed_for(failed.map(|(entry, _)| (*entry, ErrorClass::Fatal)));
+                let seqs = || lookups.iter().map(|(_, inbox)| self.tables.last_seq(*inbox)).collect();
+                Step::Done(StatementResult::Lane(failed.unwrap_or_else(|| Response::Seqs(seqs()))))
             }
             Statement::Begin | Statement::BeginBisection => {
                 self.last_transaction += 1;
@@ -215,12 +219,20 @@ impl Database {
         let (mut done, mut inserted) = self.sessions[index].done;
         while let Some(row) = rows.get(done) {
             let is_bisection = self.open(index).is_bisection;
+            match self.blocked.get(&row.record.inbox) {
+                _ if self.read_only || self.rejects_all => {}
+                Some(Block::Row(class)) => return Step::Failed(*class),
+                Some(Block::Lookup) => return Step::Failed(ErrorClass::Fatal),
+                Some(Block::Commit(class)) if is_bisection => return Step::Failed(*class),
+                Some(Block::Discarded) => {
+                    done += 1;
+                    continue;
+                }
+                _ => {}
+            }
             match row.record.kind {
                 _ if self.read_only => return Step::Failed(ErrorClass::Fatal),
                 _ if self.rejects_all => return Step::Failed(ErrorClass::Permanent),
-                _ if self.blocked.contains_key(&row.record.inbox) => {
-                    return Step::Failed(self.blocked[&row.record.inbox]);
-                }
                 RecordKind::Rejected => return Step::Failed(ErrorClass::Permanent),
                 RecordKind::RejectedAtCommit if is_bisection => return Step::Failed(ErrorClass::Permanent),
                 RecordKind::TooLarge => return Step::Failed(ErrorClass::TooLarge),
@@ -252,8 +264,11 @@ impl Database {
     }
 
     fn canary(&mut self, index: usize, replaced: Option<&Row>) -> Step {
-        if let Some(class) = replaced.and_then(|row| self.blocked.get(&row.record.inbox)) {
-            return Step::Failed(*class);
+        match replaced.and_then(|row| self.blocked.get(&row.record.inbox)) {
+            Some(Block::Row(class) | Block::Commit(class)) => return Step::Failed(*class),
+            Some(Block::Lookup) => return Step::Failed(ErrorClass::Fatal),
+            Some(Block::Discarded) => return Step::Done(StatementResult::Lane(Response::Count(0))),
+            _ => {}
         }
         if self.read_only || self.rejects_all {
             return Step::Failed(if self.read_only { ErrorClass::Fatal } else { ErrorClass::Permanent });
@@ -273,6 +288,9 @@ impl Database {
     }
 
     fn find(&mut self, index: usize, lookups: &[(usize, Record)]) -> Step {
+        if lookups.iter().any(|(_, record)| self.blocked.get(&record.inbox) == Some(&Block::Lookup)) {
+            return Step::Failed(ErrorClass::Fatal);
+        }
         let inserted: &[Row] = self.sessions[index].transaction.as_ref().map_or(&[], |open| &open.rows);
         let row = |record: &Record| {
             let same_id = |row: &&Row| row.record.id == record.id && row.record.inbox == record.inbox;
@@ -284,12 +302,21 @@ impl Database {
         Step::Done(StatementResult::Lane(Response::Found(found.collect())))
     }
 
-    fn insert_dead(&mut self, index: usize, dead: &[Dead]) -> Step {
+    fn insert_dead(&mut self, index: usize, dead: &[(usize, Dead)]) -> Step {
         if self.read_only {
             return Step::Failed(ErrorClass::Fatal);
         }
+        let rejected = |dead: &Dead| match self.blocked.get(&dead.record.inbox) {
+            Some(Block::DeadLetter(class)) => Some(*class),
+            _ => None,
+        };
+        let failed = failed_for(dead.iter().filter_map(|(entry, dead)| Some((*entry, rejected(dead)?))));
+        if let Some(failed) = failed {
+            // The others are inserted, and rolled back by the lane.
+            return Step::Done(StatementResult::Lane(failed));
+        }
         let (mut done, _) = self.sessions[index].done;
-        while let Some(letter) = dead.get(done) {
+        while let Some((_, letter)) = dead.get(done) {
             let position: Position = letter.position();
             let same = |other: &Dead| other.position() == position;
             if !self.tables.dead.contains_key(&position) && !self.open(index).dead.iter().any(same) {
@@ -313,6 +340,13 @@ impl Database {
         if open.rows.iter().any(|row| row.record.kind == RecordKind::RejectedAtCommit) {
             return Step::Failed(ErrorClass::Permanent);
         }
+        let deferred = |row: &Row| match self.blocked.get(&row.record.inbox) {
+            Some(Block::Commit(class)) => Some(*class),
+            _ => None,
+        };
+        if let Some(class) = open.rows.iter().find_map(deferred) {
+            return Step::Failed(class);
+        }
         self.tables.commit(open.number, &open.rows, &open.dead, !visible_later);
         *observation = Observation::Committed { rows: open.rows.clone(), dead: open.dead.clone() };
         if visible_later {
@@ -329,6 +363,13 @@ impl Database {
     }
 }
 
+/// Returns the response that a statement fails for these entries, if there are any.
+fn failed_for(entries: impl Iterator<Item = (usize, ErrorClass)>) -> Option<Response> {
+    let error = |class: ErrorClass| ClassifiedError { class, text: class.name().to_owned() };
+    let failed: Vec<_> = entries.map(|(entry, class)| (entry, error(class))).collect();
+    (!failed.is_empty()).then_some(Response::FailedFor(failed))
+}
+
 fn list<T>(items: &[T], show: impl Fn(&T) -> String) -> String {
     items.iter().map(show).collect::<Vec<_>>().join(", ")
 }
@@ -343,7 +384,7 @@ impl Statement {
             Statement::InsertDead(dead) => {
                 format!(
                     "dead-letters {}",
-                    list(dead, |dead| format!("{} as {}", dead.record.show(), dead.reason.name()))
+                    list(dead, |(_, dead)| format!("{} as {}", dead.record.show(), dead.reason.name()))
                 )
             }
             Statement::Save(rows) => {

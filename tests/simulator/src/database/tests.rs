@@ -4,6 +4,7 @@ use machine::error::ErrorClass;
 use machine::lane::Response;
 
 use super::*;
+use crate::assignment_id::AssignmentId;
 use crate::kafka::log::{Record, RecordKind};
 
 fn row(id: u16, seq: i64) -> Row {
@@ -45,7 +46,7 @@ fn open_transaction(database: &mut Database) -> SessionId {
 
 fn last_seq(database: &mut Database) -> i64 {
     let id = session(database);
-    match on(database, id, Statement::LastSeqs(vec![0])) {
+    match on(database, id, Statement::LastSeqs(vec![(0, 0)])) {
         Polled::Result(StatementResult::Lane(Response::Seqs(seqs))) => seqs[0],
         other => panic!("{other:?}"),
     }
@@ -171,4 +172,32 @@ fn invisible_commit_keeps_its_keys_locked() {
 
 fn progress(next: i64) -> machine::Progress {
     machine::Progress { next: machine::NextOffset(next), leader_epoch: machine::LeaderEpoch(0) }
+}
+
+#[test]
+fn blocked_inbox_fails_where_its_cause_is() {
+    let letter = |row: Row| {
+        let by = AssignmentId { process: 0, restarts: 0, epoch: 1 };
+        Dead { record: row.record, reason: machine::Reason::Undecodable, by, journal_index: 0 }
+    };
+    for block in [Block::Discarded, Block::Commit(ErrorClass::Fatal), Block::DeadLetter(ErrorClass::Locked)] {
+        let mut database = Database::default();
+        database.blocked.insert(0, block);
+        let a = open_transaction(&mut database);
+        let inserted = count(&on(&mut database, a, Statement::Insert(vec![row(1, 1)])));
+        assert_eq!(inserted, Some(usize::from(block != Block::Discarded)), "{block:?}");
+        let dead = on(&mut database, a, Statement::InsertDead(vec![(7, letter(row(2, 2)))]));
+        let failed =
+            matches!(dead, Polled::Result(StatementResult::Lane(Response::FailedFor(failed))) if failed[0].0 == 7);
+        assert_eq!(failed, matches!(block, Block::DeadLetter(_)), "{block:?}");
+        let committed = on(&mut database, a, Statement::Commit);
+        let failed = matches!(committed, Polled::Result(StatementResult::Failed(ErrorClass::Fatal)));
+        assert_eq!(failed, matches!(block, Block::Commit(_)), "{block:?}");
+    }
+    let mut database = Database::default();
+    database.blocked.insert(0, Block::LastSeq);
+    let a = session(&mut database);
+    let seqs = on(&mut database, a, Statement::LastSeqs(vec![(3, 0), (4, 1)]));
+    let Polled::Result(StatementResult::Lane(Response::FailedFor(failed))) = seqs else { panic!("{seqs:?}") };
+    assert_eq!(failed.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), [3]);
 }

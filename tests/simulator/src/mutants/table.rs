@@ -65,8 +65,8 @@ mutants! {
     "the next offset is one too low" Found =>
         "machine/src/offset.rs": "NextOffset(self.0 + 1)" -> "NextOffset(self.0)";
     "a failed batch is reported as completed" Found =>
-        "machine/src/lane/mod.rs": "(Step::FencedRollback | Step::Backoff, Response::Ok) => self.start_attempt(batch, events)," ->
-            "(Step::Backoff, Response::Ok) => self.committed(batch, &state::Rows { numbered: Vec::new(), inboxes: Vec::new() }, events), (Step::FencedRollback, Response::Ok) => self.start_attempt(batch, events),";
+        "machine/src/lane/mod.rs": "(Step::Rollback | Step::Backoff, Response::Ok) => self.start_attempt(batch, events)," ->
+            "(Step::Backoff, Response::Ok) => self.committed(batch, &state::Rows { numbered: Vec::new(), inboxes: Vec::new() }, events), (Step::Rollback, Response::Ok) => self.start_attempt(batch, events),";
     "a cached seq is used under any assignment"
         Harmless("the unique keys detect a cached seq that is too low, and one that is too high is dropped with its connection") =>
         "machine/src/lane/cache.rs": ".filter(|(known_under, _)| *known_under == epoch)" -> ".filter(|_| epoch > 0)";
@@ -91,8 +91,8 @@ mutants! {
         "machine/src/lane/failing.rs": "self.connection = None;\n        self.cache.clear();\n        batch.approved = false;" -> "self.connection = None;\n        batch.approved = false;",
         "machine/src/lane/retrying.rs": "self.connection = None;\n        self.cache.clear();\n        self.ending(" -> "self.connection = None;\n        self.ending(",
         "machine/src/lane/part.rs": "self.connection = None;\n        self.cache.clear();\n        self.storing(" -> "self.connection = None;\n        self.storing(",
-        "machine/src/lane/blocked.rs": "self.cache.remove(&recv_id);" -> "",
-        "machine/src/lane/retrying.rs": "self.cache.remove(&retry.recv_id);" -> "";
+        "machine/src/lane/blocked.rs": "self.cache.remove(recv_id);" -> "let _ = recv_id;",
+        "machine/src/lane/retrying.rs": "self.cache.remove(recv_id);" -> "let _ = recv_id;";
     "records are passed to a lane by partition" Harmless("an inbox is in one partition, unless the partition count is changed without a drain") =>
         "machine/src/driver/mod.rs": "lane_for(record.key()," -> "lane_for(Some(&partition.to_le_bytes()),";
     "records are passed to a lane by offset" Found =>
@@ -107,8 +107,8 @@ mutants! {
             "if let Some(owned) = self.owned.remove(partition) {\n                self.forget(*partition, &owned, actions);\n            }\n            lost";
     "the fence is not checked before the COMMIT"
         Harmless("the next owner finds the stored rows as duplicates, and the unique keys reject a row with a wrong seq") =>
-        "machine/src/lane/writing.rs": "if batch.is_fenced() {\n            return self.storing(batch, Step::FencedRollback" ->
-            "if false {\n            return self.storing(batch, Step::FencedRollback";
+        "machine/src/lane/writing.rs": "if batch.is_fenced() {\n            return self.storing(batch, Step::Rollback" ->
+            "if false {\n            return self.storing(batch, Step::Rollback";
     "a transient error makes a record a dead letter" Found =>
         "machine/src/lane/bisection.rs": "_ => false,\n                };" -> "_ => true,\n                };";
     "a record is dead-lettered although no other record was accepted" Found =>
@@ -123,11 +123,30 @@ mutants! {
         "machine/src/lane/blocked.rs": "if self.blocked.inboxes.is_empty() {\n            return;" -> "if true {\n            return;";
     "only the rejected record of an inbox waits, not the records after it" Found =>
         "machine/src/lane/blocked.rs": "is_some_and(|(from, _)| index > *from)" -> "is_some_and(|(from, _)| index == *from + 1)";
+    "a row that the database discards stops its lane" Found =>
+        "machine/src/lane/failing.rs": "let bisection = Box::new(Bisection::new(rows.numbered.len(), error));\n        self.begin_bisection(batch, rows, bisection)" ->
+            "let _ = rows;\n        self.abandon(batch, error)";
+    "a row that the database discards counts as accepted" Found =>
+        "machine/src/lane/bisecting.rs": "(BisectStep::Probe(probe), Response::Count(inserted)) if inserted == probe.rows().len() => {" ->
+            "(BisectStep::Probe(probe), Response::Count(inserted)) if inserted <= probe.rows().len() => {";
+    "a dead letter that cannot be inserted stops its lane" Found =>
+        "machine/src/lane/writing.rs": "self.letters_failed(batch, failed, events)," ->
+            "self.abandon(batch, failed[0].1.clone()),";
+    "a dead letter that cannot be inserted counts as completed" Found =>
+        "machine/src/lane/writing.rs": "self.letters_failed(batch, failed, events)," ->
+            "{ let _ = failed; self.commit(batch, rows) }";
+    "an error at the COMMIT of one inbox stops its lane" Found =>
+        "machine/src/lane/failing.rs": "ErrorClass::Conflict | ErrorClass::Fatal if batch.attempts > 0" -> "ErrorClass::Conflict if batch.attempts > 0";
+    "an inbox that cannot be looked up stops its lane" Found =>
+        "machine/src/lane/bisecting.rs": "if error.class == ErrorClass::Fatal && self.can_block() =>" -> "if error.class == ErrorClass::Lost && self.can_block() =>";
+    "an inbox whose last seq cannot be read stops its lane" Found =>
+        "machine/src/lane/failing.rs": "if batch.attempts == 0 || !self.can_block() {\n            return self.fail(batch, error);" ->
+            "if true {\n            return self.fail(batch, error);";
     "a failed retry of a blocked inbox drops its other records" Found =>
         "machine/src/lane/retrying.rs": "for entry in rest {" -> "for entry in rest.into_iter().take(0) {";
     "records that are found blocked later are queued after records with higher offsets"
         Rare("a later message of an inbox must be found blocked before an earlier one; the lane's unit test finds the bug") =>
-        "machine/src/lane/blocked.rs": "self.blocked.waiting(recv_id, error, attempts).push_front(entry);" -> "self.blocked.waiting(recv_id, error, attempts).push_back(entry);",
+        "machine/src/lane/blocked.rs": "self.blocked.waiting(queue, error, attempts).push_front(entry);" -> "self.blocked.waiting(queue, error, attempts).push_back(entry);",
         "machine/src/lane/blocked.rs": "for mut entry in waiting.into_iter().rev() {" -> "for mut entry in waiting {";
     "a partition stays throttled when it is not fetched any more" Harmless("the next assign unthrottles the partition too") =>
         "machine/src/driver/fetching.rs": "self.fetching.remove(partition);\n            self.throttled.remove(partition);" -> "self.fetching.remove(partition);";
@@ -255,5 +274,5 @@ mutants! {
             "if !self.tables.dead.keys().any(|key| (key.0, key.1, key.2) == (position.0, position.1, position.2)) &&";
     "records of a halved batch that wait are queued after records found blocked in it"
         Rare("a later message of an inbox must be found blocked before an earlier one; the lane's unit test finds the bug") =>
-        "machine/src/lane/blocked.rs": "queue(&mut waiting.entries, entry);" -> "waiting.entries.push_back(entry);";
+        "machine/src/lane/blocked.rs": "insert(&mut waiting.entries, entry);" -> "waiting.entries.push_back(entry);";
 }

@@ -110,7 +110,7 @@ impl Lane {
     fn statement(&self, request: &Request) -> Option<Statement> {
         Some(match request {
             Request::LastSeqs(entries) => {
-                Statement::LastSeqs(entries.iter().map(|entry| self.record(*entry).inbox).collect())
+                Statement::LastSeqs(entries.iter().map(|entry| (*entry, self.record(*entry).inbox)).collect())
             }
             Request::Begin | Request::BeginRetry => Statement::Begin,
             Request::Guard(heads) => Statement::Guard(self.rows(heads)),
@@ -123,7 +123,8 @@ impl Lane {
                     let epoch = self.machine.entries()[dead.entry].record_ref.epoch;
                     let Client { process, restarts, .. } = self.client;
                     let by = AssignmentId { process, restarts, epoch };
-                    Dead { record: self.record(dead.entry), reason: dead.reason, by, journal_index: 0 }
+                    let record = self.record(dead.entry);
+                    (dead.entry, Dead { record, reason: dead.reason, by, journal_index: 0 })
                 };
                 Statement::InsertDead(dead.iter().map(letter).collect())
             }

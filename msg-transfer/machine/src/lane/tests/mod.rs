@@ -3,6 +3,7 @@
 mod bisecting;
 mod blocked;
 mod fences;
+mod one_inbox;
 
 use std::sync::Arc;
 
