@@ -215,7 +215,8 @@ mod tests {
     fn partition_without_a_leader_does_not_hide_a_stalled_one() {
         let (mut checks, start) = (checks(3), Instant::now());
         let ends = |end: i64| -> Answers<Ends> {
-            vec![(0, Err(ClientError::NoLeader)), (1, Ok(Ends { start: 0, end: 5 })), (2, Ok(Ends { start: 0, end }))]
+            let until = |end| Ok(Ends { start: 0, stable: end, end });
+            vec![(0, Err(ClientError::NoLeader)), (1, until(5)), (2, until(end))]
         };
         assert!(checks.stalled(ends(7), start).is_none());
         assert!(checks.stalled(ends(9), start + CHECK_INTERVAL).is_none(), "it may need some time");
