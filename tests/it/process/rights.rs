@@ -63,24 +63,11 @@ const TRANSFER: Row = Row {
     ],
 };
 
-/// The commands that can be repeated, each with a user of its own.
+/// The commands, each with a user of its own. The last two delete what the others read.
 const COMMANDS: &[(&str, Row)] = &[
     (
         "lag",
         Row { user: "lag", kafka: READ_LAG, tables: &[("SELECT", "progress"), ("SELECT", "refinery_schema_history")] },
-    ),
-    (
-        "purge --older-than 90days --dead-letters",
-        Row {
-            user: "purge",
-            kafka: READ_LAG,
-            tables: &[
-                ("SELECT", "messages"),
-                ("SELECT", "dead_letters"),
-                ("DELETE", "dead_letters"),
-                ("SELECT", "refinery_schema_history"),
-            ],
-        },
     ),
     (
         "dead-letters list",
@@ -103,6 +90,28 @@ const COMMANDS: &[(&str, Row)] = &[
                 ("SELECT", "dead_letters"),
                 ("SELECT", "progress"),
                 ("UPDATE", "progress"),
+                ("SELECT", "refinery_schema_history"),
+            ],
+        },
+    ),
+    (
+        "dead-letters discard --reason UNDECODABLE --older-than 1ms",
+        Row {
+            user: "discard",
+            kafka: &[],
+            tables: &[("SELECT", "dead_letters"), ("DELETE", "dead_letters"), ("SELECT", "refinery_schema_history")],
+        },
+    ),
+    (
+        "purge --older-than 90days --dead-letters",
+        Row {
+            user: "purge",
+            kafka: READ_LAG,
+            tables: &[
+                ("SELECT", "messages"),
+                ("DELETE", "messages"),
+                ("SELECT", "dead_letters"),
+                ("DELETE", "dead_letters"),
                 ("SELECT", "refinery_schema_history"),
             ],
         },
@@ -162,19 +171,22 @@ async fn stack_with_all_users() -> (Stack, tempfile::TempDir, World) {
 #[tokio::test]
 async fn commands_run_with_documented_rights_and_name_missing_ones() {
     let (stack, _folder, world) = stack_with_all_users().await;
-    // A row, a progress row and a dead letter, so that each command has work to do.
+    // Two rows, a progress row and a dead letter, so that each command has work to do.
     let transfer = world.running_transfer().await;
     let writer = world.writer();
-    writer.put(&record_of(&msg("alice", "bob", "1", "hello")));
+    for id in ["1", "3"] {
+        writer.put(&record_of(&msg("alice", "bob", id, "hello")));
+    }
     writer.put(&RawRecord { value: Some(b"no message".to_vec()), ..record_of(&msg("alice", "bob", "2", "x")) });
     writer.flush();
-    world.wait_for_rows(1).await;
+    world.wait_for_rows(2).await;
     world.wait_for_all_committed().await;
     assert!(transfer.stop().await.unwrap().success());
     let database = world.database().await;
+    // Purge deletes only what is older than the topic's retention.
+    database.execute("UPDATE messages SET stored_time = now() - interval '100 days'", &[]).await.unwrap();
     for (arguments, row) in COMMANDS {
         row.grant(&stack, &world).await;
-        row.run(&stack, &world, arguments).await.assert_code(0);
         for right in row.kafka {
             let right = row.right(*right);
             stack.kafka().withdraw(vec![right.clone()]).await.unwrap();
@@ -188,6 +200,7 @@ async fn commands_run_with_documented_rights_and_name_missing_ones() {
             assert!(ran.stderr.contains(table), "{arguments} without {right} on {table}: {}", ran.stderr);
             database.batch_execute(&format!("GRANT {right} ON {table} TO {}", row.user)).await.unwrap();
         }
+        row.run(&stack, &world, arguments).await.assert_code(0);
     }
     stack.stop().await;
 }
