@@ -1,6 +1,7 @@
 //! A model of PostgreSQL: sessions that interleave statement by statement at READ COMMITTED, locks on unique keys,
 //! savepoints, and a server that breaks connections, rejects rows, or is restored to an earlier commit.
 
+mod show;
 pub(crate) mod statement;
 pub(crate) mod tables;
 #[cfg(test)]
