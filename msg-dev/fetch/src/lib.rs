@@ -178,7 +178,12 @@ fn maven(folder: &Path, goal: &str, artifacts: &[&str]) -> Result<(), FetchError
     let work = tempfile::tempdir().map_err(FetchError::io("create", env::temp_dir()))?;
     let pom = work.path().join("pom.xml");
     fs::write(&pom, pom_of(artifacts)).map_err(FetchError::io("write", &pom))?;
-    let ran = Command::new("mvn")
+    let mut command = Command::new("mvn");
+    if env::var_os("MAVEN_OPTS").is_none() {
+        // It runs for seconds: compiling its code well would need more time than it saves.
+        command.env("MAVEN_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC");
+    }
+    let ran = command
         .args(["-B", "-q", "-Dstyle.color=never", "-f"])
         .arg(&pom)
         .arg(format!("dependency:{goal}"))
