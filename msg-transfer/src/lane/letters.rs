@@ -167,14 +167,16 @@ async fn execute(client: &Object, statement: &str) -> Result<(), ClassifiedError
     client.batch_execute(statement).await.map_err(|error| explain(&error))
 }
 
-/// Names the table in an error, because PostgreSQL's text may not, and the missing right.
+/// Names the table in an error, because PostgreSQL's text may not, and only the right that dead letters need.
 fn explain(error: &Error) -> ClassifiedError {
     let grant = match error.code() {
-        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => "; GRANT SELECT, INSERT ON dead_letters TO the role of msg-transfer",
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            ": GRANT SELECT, INSERT ON dead_letters to this role; docs/rights.md lists all rights"
+        }
         _ => "",
     };
-    let ClassifiedError { class, text } = db_error::of(error);
-    ClassifiedError { class, text: format!("its dead letter cannot be inserted into dead_letters: {text}{grant}") }
+    let text = format!("its dead letter cannot be inserted into dead_letters: {}{grant}", db_error::describe(error));
+    ClassifiedError { class: db_error::of(error).class, text }
 }
 
 async fn insert(
