@@ -44,8 +44,13 @@ pub fn install() -> io::Result<()> {
     installed.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
 
-/// Returns the token of a service: the first signal cancels it, and the second one ends the process.
+/// Returns the token of a service: the first signal cancels it, and the second one ends the process. Needs the runtime. From
+/// now on SIGHUP does not end the process, whether it has files to read again or not.
 pub fn drain() -> CancellationToken {
+    // The handler stays when this stream of signals is dropped. Without one, the process ends if SIGHUP is sent.
+    if let Err(error) = signal(SignalKind::hangup()) {
+        tracing::warn!(%error, "cannot receive SIGHUP");
+    }
     token(None)
 }
 

@@ -151,6 +151,8 @@ pub fn metrics() -> &'static PrometheusHandle {
             LOG_LINES_DROPPED,
             "Log lines that were dropped because standard error was closed, full, or not read fast enough"
         );
+        crate::reload::describe();
+        crate::tls::describe();
         handle
     })
 }
