@@ -1,6 +1,6 @@
 //! Owns the files of one use of TLS: a certificate with its key, the CAs that the peer is verified with, or both.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metrics::gauge;
@@ -41,6 +41,33 @@ pub struct PairFiles {
     pub certificate: PemFile,
     /// The file of the key.
     pub key: PemFile,
+}
+
+/// Two settings that are given together: the files of a certificate and its key, each with its flag.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsPair<'a> {
+    /// The file of the certificate.
+    pub certificate: (&'static str, Option<&'a Path>),
+    /// The file of the key.
+    pub key: (&'static str, Option<&'a Path>),
+}
+
+impl TlsPair<'_> {
+    /// Returns the files if both are given.
+    pub fn files(&self) -> Option<PairFiles> {
+        let file = |(setting, path): (&'static str, Option<&Path>)| Some(PemFile::new(setting, path?));
+        Some(PairFiles { certificate: file(self.certificate)?, key: file(self.key)? })
+    }
+
+    /// Returns a problem if only one is given.
+    pub fn problem(&self) -> Option<String> {
+        match (self.certificate, self.key) {
+            ((given, Some(_)), (missing, None)) | ((missing, None), (given, Some(_))) => {
+                Some(format!("{given} is given without {missing}"))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The CAs that a peer's certificate is verified with.

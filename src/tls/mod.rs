@@ -21,24 +21,30 @@ mod certificate;
 mod error;
 mod files;
 mod pem;
+mod stream;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use metrics::describe_gauge;
+use metrics::{describe_counter, describe_gauge};
+use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+pub use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 pub use self::certificate::{CertificateError, PeerIdentity};
 pub use self::error::TlsError;
-pub use self::files::{CaSource, Material, PairFiles, PemFile, TlsFiles, TlsSource};
+pub use self::files::{CaSource, Material, PairFiles, PemFile, TlsFiles, TlsPair, TlsSource};
+pub use self::stream::ServerStream;
 use crate::reload::Reloader;
 
 /// When the own certificate expires, by `use`.
 const CERTIFICATE_EXPIRY: &str = "msg_tls_certificate_expiry_timestamp_seconds";
+
+/// TLS handshakes of clients that failed, by `use` and `cause`.
+const HANDSHAKE_FAILURES: &str = "msg_tls_handshake_failures_total";
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 
@@ -100,5 +106,9 @@ pub(crate) fn describe() {
     describe_gauge!(
         CERTIFICATE_EXPIRY,
         "When the certificate in use expires, in seconds since 1970, by use; of a chain, the first that expires"
+    );
+    describe_counter!(
+        HANDSHAKE_FAILURES,
+        "Connections whose TLS handshake failed, by use and cause; handshakes that time out are not counted here"
     );
 }

@@ -1,13 +1,16 @@
 //! Tests files of certificates, and handshakes between the settings of servers and clients.
 
 use std::fs;
+use std::future::poll_fn;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::Poll;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, date_time_ymd};
 use rustls::pki_types::ServerName;
 use rustls::{HandshakeKind, ProtocolVersion};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
@@ -242,6 +245,27 @@ async fn no_session_is_resumed_in_either_version() {
             assert!(!matches!(connected.kind, HandshakeKind::Resumed), "{:?}", connected.kind);
         }
     }
+}
+
+/// A writer counts bytes as written that TLS has accepted, so these must be few.
+#[tokio::test]
+async fn unread_bytes_are_accepted_up_to_one_record() {
+    const UNREAD_BY_PEER: usize = 4096;
+    let ca = Ca::new();
+    let (ours, theirs) = tokio::io::duplex(UNREAD_BY_PEER);
+    let mut stream = ServerStream::new("test", ours, Some(server(&ca.sign(&["gateway"]), None)));
+    let name = ServerName::try_from("gateway").expect("it is a name");
+    let client = TlsConnector::from(Arc::new(client(None, &ca, b"h2"))).connect(name, theirs);
+    let (opened, client) = tokio::join!(poll_fn(|cx| stream.poll_handshake(cx)), client);
+    opened.expect("it is accepted");
+    let mut accepted = 0;
+    while let Poll::Ready(written) =
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_write(cx, &[0; 100_000]))).await
+    {
+        accepted += written.expect("the client is connected");
+    }
+    assert!((1 << 14..(1 << 14) + UNREAD_BY_PEER).contains(&accepted), "{accepted}");
+    drop(client);
 }
 
 /// A volume of Kubernetes: its files are links through `..data`, which a rename replaces.
