@@ -1,9 +1,9 @@
-//! Owns the admin port (`/healthz`, `/readyz`, `/metrics`), the reasons that readiness consists of, and the probe that a
-//! health check uses.
+//! Owns the admin port (`/healthz`, `/readyz`, `/metrics`), and the reasons that readiness consists of.
+
+mod listener;
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,13 +11,17 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::listener::TlsListener;
+pub use self::listener::{AdminAddress, AdminListener, AdminTlsOptions, probe, probe_service};
 use crate::repeat::Repeats;
 use crate::telemetry;
+use crate::tls::{self, TlsError, TlsFiles};
+
+/// The label of the admin port's metrics.
+const USAGE: &str = "admin";
 
 static NOT_READY: Repeats = Repeats::new();
 
@@ -126,10 +130,35 @@ impl Readiness {
     }
 }
 
-/// Serves the admin port until `stop` is cancelled.
-pub async fn serve(listener: TcpListener, readiness: Readiness, stop: CancellationToken) -> std::io::Result<()> {
+/// Why the admin port ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The TLS files changed after the settings were checked, and cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The listener failed.
+    #[error(transparent)]
+    Serve(#[from] std::io::Error),
+}
+
+/// Serves the admin port, over TLS if there are files for it, until `stop` is cancelled.
+pub async fn serve(
+    listener: AdminListener,
+    tls: Option<TlsFiles>,
+    readiness: Readiness,
+    stop: CancellationToken,
+) -> Result<(), AdminError> {
     // Create the recorder before the first request. Otherwise everything that was counted until then would be lost.
     telemetry::metrics();
+    let reloader = tls.map(|files| tls::reloader(USAGE, files, |material| tls::server_config(material, &[])));
+    let reloader = reloader.transpose()?;
+    let listener = TlsListener { listener, tls: reloader.as_ref().map(|reloader| reloader.value()) };
+    let reload = async {
+        match reloader {
+            Some(reloader) => reloader.run(stop.clone()).await,
+            None => stop.cancelled().await,
+        }
+    };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
@@ -144,9 +173,9 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, stop: Cancellati
         }
     };
     tokio::select! {
-        served = axum::serve(listener, app).into_future() => served,
+        served = axum::serve(listener, app).into_future() => Ok(served?),
         () = upkeep => Ok(()),
-        () = stop.cancelled() => Ok(()),
+        () = reload => Ok(()),
     }
 }
 
@@ -157,27 +186,6 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     }
     let lines = reasons.iter().map(|(component, reason)| format!("{component}: {reason}\n")).collect();
     (StatusCode::SERVICE_UNAVAILABLE, lines)
-}
-
-/// Requests `path` from the admin port of a running process, and returns the status code and the body. For health checks.
-pub async fn probe(mut admin: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
-    // A process that listens on all addresses is probed on loopback.
-    match admin.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
-    }
-    let request = async {
-        let mut stream = TcpStream::connect(admin).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await?;
-        let status = response.split(' ').nth(1).and_then(|code| code.parse().ok());
-        let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
-        status.map(|status| (status, body)).ok_or(std::io::ErrorKind::InvalidData.into())
-    };
-    tokio::time::timeout(Duration::from_secs(5), request).await?
 }
 
 #[cfg(test)]

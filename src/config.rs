@@ -239,7 +239,8 @@ pub fn name_problem(flag: &str, name: &str) -> Option<String> {
 
 /// Listens on a setting's address.
 pub async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, SettingError> {
-    TcpListener::bind(address).await.map_err(|source| SettingError::Listen { setting, address, source })
+    let failed = |source| SettingError::Listen { setting, address: address.to_string(), source };
+    TcpListener::bind(address).await.map_err(failed)
 }
 
 /// Returns a problem if other machines can reach `listen` and the operator did not allow it. `flag` allows it.

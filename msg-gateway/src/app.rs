@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use msg_common::admin::{self, Readiness};
+use msg_common::admin::{self, AdminError, AdminListener, Readiness};
 use msg_common::config::SettingError;
 use msg_common::proto::DESCRIPTORS;
 use msg_common::proto::msg_gateway_server::MsgGatewayServer;
@@ -57,8 +57,8 @@ pub enum Error {
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("grpc server: {0}")]
     Serve(#[from] tonic::transport::Error),
-    #[error("admin port: {0}")]
-    Admin(io::Error),
+    #[error("admin port")]
+    Admin(#[source] AdminError),
     #[error("health check: {0}")]
     Probe(io::Error),
     #[error("not ready: {0}")]
@@ -70,7 +70,7 @@ pub enum Error {
 pub async fn run(
     config: Config,
     grpc: TcpListener,
-    admin: TcpListener,
+    admin: AdminListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     // First: a metric handle belongs to the recorder that is installed when it is created.
@@ -121,7 +121,7 @@ pub async fn run(
     let router =
         RpcRouter::new(service, routes.routes().prepare(), budgets.clone(), config.server.request_receive_timeout);
 
-    let mut admin = tasks.spawn(admin::serve(admin, readiness.clone(), stop.clone()));
+    let mut admin = tasks.spawn(admin::serve(admin, config.admin_tls.files(), readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {
         tracing::info!(grpc = %address, topic, "listening");
     }
@@ -138,7 +138,9 @@ pub async fn run(
 
     tokio::select! {
         served = &mut serving => return Ok(served?),
-        ended = &mut admin => return ended.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(Error::Admin),
+        ended = &mut admin => {
+            return ended.unwrap_or_else(|error| Err(io::Error::other(error).into())).map_err(Error::Admin);
+        }
         () = shutdown.cancelled() => {}
     }
 

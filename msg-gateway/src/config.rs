@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use msg_common::admin::{AdminAddress, AdminTlsOptions};
 use msg_common::config::{Check, beyond_loopback, number_problem, parse_bytes, parse_duration, time_problem};
 use msg_common::kafka::topic::TopicRequirements;
 use msg_common::kafka::{KafkaOptions, Role, creation_problem};
@@ -33,9 +34,13 @@ pub struct Config {
     /// Address on which gRPC is served
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
     pub listen: SocketAddr,
-    /// Address on which /metrics, /healthz and /readyz are served, in plain HTTP. They contain no message and no secret
+    /// Address or Unix socket (unix:/path) on which /metrics, /healthz and /readyz are served over HTTP. They contain no
+    /// message and no secret
     #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
-    pub admin_listen: SocketAddr,
+    pub admin_listen: AdminAddress,
+    /// TLS of the admin port.
+    #[command(flatten)]
+    pub admin_tls: AdminTlsOptions,
     /// Accept that gRPC is served in plain text beyond loopback. Without it, such an address is rejected at startup
     #[arg(long, env = "ALLOW_PLAINTEXT")]
     pub allow_plaintext: bool,
@@ -150,7 +155,8 @@ impl Check for Config {
         problems.extend(self.replica.problems(&self.database));
         problems.extend(self.log.problems());
         problems.extend(beyond_loopback("--listen", self.listen, self.allow_plaintext, "--allow-plaintext"));
-        if self.listen == self.admin_listen && self.listen.port() != 0 {
+        problems.extend(self.admin_tls.problems());
+        if AdminAddress::Tcp(self.listen) == self.admin_listen && self.listen.port() != 0 {
             problems.push(format!("--listen and --admin-listen are the same address, {}", self.listen));
         }
         problems.extend(self.limit_problems());

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use msg_common::admin::{self, AdminListener};
 use msg_common::config::{self, EXIT_BAD_CONFIG};
 use msg_common::error::chain;
-use msg_common::{admin, shutdown, telemetry};
+use msg_common::{shutdown, telemetry};
 use msg_gateway::app;
 use msg_gateway::config::{Command, Config};
 
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
 async fn serve(config: Config) -> Result<(), app::Error> {
     let stop = shutdown::drain();
     let grpc = config::listen("--listen", config.listen).await;
-    let admin = config::listen("--admin-listen", config.admin_listen).await;
+    let admin = AdminListener::bind("--admin-listen", &config.admin_listen).await;
     match (grpc, admin) {
         (Ok(grpc), Ok(admin)) => app::run(config, grpc, admin, stop).await,
         (grpc, admin) => Err(app::Error::Listen(grpc.err().into_iter().chain(admin.err()).collect())),
@@ -50,6 +51,7 @@ async fn serve(config: Config) -> Result<(), app::Error> {
 }
 
 async fn healthcheck(config: &Config) -> Result<(), app::Error> {
-    let (status, body) = admin::probe(config.admin_listen, "/readyz").await.map_err(app::Error::Probe)?;
+    let (status, body) =
+        admin::probe_service(&config.admin_listen, &config.admin_tls, "/readyz").await.map_err(app::Error::Probe)?;
     if status == 200 { Ok(()) } else { Err(app::Error::NotReady(body.trim().to_owned())) }
 }

@@ -7,14 +7,13 @@ use std::time::Duration;
 use machine::consumer::{self as deciding, Event, Limit, Machine, Settings};
 use machine::driver::{Driver, Times};
 use machine::{Millis, lane};
-use msg_common::admin::{self, Readiness};
+use msg_common::admin::{self, AdminError, AdminListener, Readiness};
 use msg_common::config::SettingError;
 use msg_common::error::{NO_THREAD, chain};
 use msg_common::kafka::RequestError;
 use msg_common::postgres::{Pool, Purpose};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -58,7 +57,7 @@ pub enum Error {
     Setting(#[from] SettingError),
     /// The admin port could not be served.
     #[error("admin port")]
-    Admin(#[source] std::io::Error),
+    Admin(#[source] AdminError),
     /// The schema does not fit this build, and waiting does not change that.
     #[error(transparent)]
     Schema(#[from] SchemaError),
@@ -83,14 +82,14 @@ impl From<KafkaError> for Error {
 }
 
 /// Runs until `shutdown` is cancelled. Then it drains, commits, leaves the group, and returns.
-pub async fn run(config: Config, admin: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(config: Config, admin: AdminListener, shutdown: CancellationToken) -> Result<(), Error> {
     // Before metrics are described or counted.
     msg_common::telemetry::metrics();
     metrics::describe();
     let readiness = Readiness::waiting_for(&["schema", "group"]);
     let done = CancellationToken::new();
     let _end_all = done.clone().drop_guard();
-    let mut admin = tokio::spawn(admin::serve(admin, readiness.clone(), done.clone()));
+    let mut admin = tokio::spawn(admin::serve(admin, config.admin_tls.files(), readiness.clone(), done.clone()));
     let served = tokio::select! {
         served = serve(&config, &readiness, &shutdown) => served,
         ended = &mut admin => Err(match ended {

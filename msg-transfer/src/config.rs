@@ -1,10 +1,10 @@
 //! The transfer's settings.
 
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use msg_common::admin::{AdminAddress, AdminTlsOptions};
 use msg_common::config::{name_problem, number_problem, parse_bytes, parse_duration, time_problem};
 use msg_common::kafka::KafkaOptions;
 use msg_common::postgres::DatabaseOptions;
@@ -27,9 +27,12 @@ pub struct Config {
     pub dead_letters: DeadLetterOptions,
     #[command(flatten)]
     pub log: LogOptions,
-    /// Address on which /healthz, /readyz and /metrics are served
-    #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9465", value_name = "ADDRESS:PORT")]
-    pub admin_listen: SocketAddr,
+    /// Address or Unix socket (unix:/path) on which /metrics, /healthz and /readyz are served over HTTP. They contain no
+    /// message and no secret
+    #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9465", value_name = "ADDRESS")]
+    pub admin_listen: AdminAddress,
+    #[command(flatten)]
+    pub admin_tls: AdminTlsOptions,
     /// Do not migrate the schema at startup; wait until another process has migrated it
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
@@ -147,7 +150,7 @@ const MAX_PARTITION_SHARES: usize = 8;
 impl Config {
     /// Returns the problems of the settings that only the service needs.
     pub fn service_problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
+        let mut problems = self.admin_tls.problems();
         const MAX_RECORDS: usize = 10_000_000;
         // The maximum of librdkafka's queued.max.messages.kbytes is 2,097,151.
         const MAX_FETCH_AHEAD: usize = 2047 << 20;

@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use msg_common::admin::AdminListener;
 use msg_common::config::{self, EXIT_BAD_CONFIG, SettingError};
 use msg_common::error::chain;
 use msg_common::{shutdown, telemetry};
@@ -64,6 +65,6 @@ async fn run(cli: Cli) -> Result<ExitCode, ProcessError> {
 
 async fn serve(config: Config) -> Result<(), ProcessError> {
     let stop = shutdown::drain();
-    let admin = config::listen("--admin-listen", config.admin_listen).await?;
+    let admin = AdminListener::bind("--admin-listen", &config.admin_listen).await?;
     Ok(app::run(config, admin, stop).await?)
 }

@@ -1,7 +1,6 @@
 //! Owns the errors of settings and of their files.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// A setting that cannot be used, by the name of its flag.
@@ -29,7 +28,7 @@ pub enum SettingError {
     #[error("{setting} {address}: {}; {}", .source, listen_fix(.setting, .source))]
     Listen {
         setting: &'static str,
-        address: SocketAddr,
+        address: String,
         /// The system's error, which the text names already.
         #[source]
         source: io::Error,

@@ -4,7 +4,6 @@ mod dead_letters;
 mod horizon;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use msg_common::config::SettingError;
@@ -59,7 +58,7 @@ pub enum CommandError {
     #[error("no response of the service at --admin-listen {address}; check that it runs")]
     Probe {
         /// The admin address that the service is configured to listen on.
-        address: SocketAddr,
+        address: String,
         /// The error of the connection.
         #[source]
         source: io::Error,

@@ -73,9 +73,9 @@ async fn migrate(config: &Config) -> Result<ExitCode, CommandError> {
 }
 
 async fn healthcheck(config: &Config) -> Result<ExitCode, CommandError> {
-    match msg_common::admin::probe(config.admin_listen, "/readyz").await {
+    match msg_common::admin::probe_service(&config.admin_listen, &config.admin_tls, "/readyz").await {
         Ok((200, _)) => Ok(ExitCode::SUCCESS),
         Ok((_, reasons)) => Err(CommandError::NotReady(reasons.trim_end().to_owned())),
-        Err(source) => Err(CommandError::Probe { address: config.admin_listen, source }),
+        Err(source) => Err(CommandError::Probe { address: config.admin_listen.to_string(), source }),
     }
 }
