@@ -56,8 +56,8 @@ FROM runtime AS msg-gateway
 LABEL org.opencontainers.image.title=msg-gateway \
       org.opencontainers.image.description="Accepts messages over gRPC, responds OK when every in-sync Kafka replica has them, and serves stored messages"
 COPY --from=build /build/target/release/msg-gateway /usr/local/bin/msg-gateway
-# A container cannot be reached on loopback. On other addresses the gateway starts only with ALLOW_PLAINTEXT=true, which the
-# operator has to set.
+# A container cannot be reached on loopback. On other addresses the gateway starts only with a certificate (TLS_CERT_FILE,
+# TLS_KEY_FILE) or with ALLOW_PLAINTEXT=true, which the operator has to set.
 ENV LISTEN=0.0.0.0:50051 ADMIN_LISTEN=0.0.0.0:9464
 EXPOSE 50051 9464
 # A healthy container is a ready one: the command reads the gateway's /readyz.

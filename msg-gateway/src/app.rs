@@ -8,6 +8,7 @@ use msg_common::config::SettingError;
 use msg_common::proto::DESCRIPTORS;
 use msg_common::proto::msg_gateway_server::MsgGatewayServer;
 use msg_common::telemetry;
+use msg_common::tls::{self, TlsError};
 use rdkafka::error::KafkaError;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use tonic_health::server::HealthReporter;
 use crate::budget::Budgets;
 use crate::config::producer as settings;
 use crate::config::{Config, ServerOptions};
-use crate::incoming::{Age, connections};
+use crate::incoming::{Age, Incoming, connections};
 use crate::metrics::describe;
 use crate::producer::Producer;
 use crate::producer::preflight::{self, Preflight, PreflightRequirements};
@@ -48,6 +49,8 @@ pub enum Error {
     Signals(io::Error),
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     Watch(#[from] WatchError),
     /// The database pools or the Kafka client of the reads could not be created.
@@ -81,6 +84,15 @@ pub async fn run(
     let _stop_at_return = stop.clone().drop_guard();
     let tasks = TaskTracker::new();
     let readiness = Readiness::waiting_for(&[preflight::COMPONENT]);
+    let tls = match config.tls.files() {
+        None => None,
+        Some(files) => {
+            let reloader = tls::reloader("grpc", files, |material| tls::server_config(material, &[b"h2"]))?;
+            let settings = reloader.value();
+            tasks.spawn(reloader.run(stop.clone()));
+            Some(settings)
+        }
+    };
 
     let client = settings::producer(&config.kafka, &config.limits, &config.send);
     let producer = Arc::new(Producer::new(client, &config.kafka.kafka_topic)?);
@@ -129,10 +141,18 @@ pub async fn run(
     let goaway = CancellationToken::new();
     let server = &config.server;
     raise_open_files(server.max_connections);
-    let age = server.max_connection_age.map(|max| Age { max, grace: server.max_connection_age_grace });
-    let incoming = connections(grpc, budgets.connections.clone(), age, server.handshake_timeout, goaway.clone(), timer);
+    let age = config.max_connection_age().map(|max| Age { max, grace: server.max_connection_age_grace });
+    let incoming = Incoming {
+        budget: budgets.connections.clone(),
+        tls,
+        age,
+        handshake_timeout: server.handshake_timeout,
+        drain: goaway.clone(),
+        timer,
+    };
+    let incoming = connections(grpc, incoming);
     let stop_taking = goaway.clone().cancelled_owned();
-    let serving = builder(&config.server).serve_with_incoming_shutdown(router, incoming, stop_taking);
+    let serving = builder(&config.server, age).serve_with_incoming_shutdown(router, incoming, stop_taking);
     tokio::pin!(serving);
     let following = tasks.spawn(health::follow(reporter.clone(), readiness.clone(), goaway.clone()));
 
@@ -184,7 +204,7 @@ fn raise_open_files(max_connections: usize) {
     }
 }
 
-fn builder(options: &ServerOptions) -> Server {
+fn builder(options: &ServerOptions, age: Option<Age>) -> Server {
     // Streams that are not read, because the gateway is full or their results are not read, must not block other calls
     // of the same connection: the connection's window is as large as that of 64 streams. All windows together are
     // bounded by `--max-send-streams`, since every other request is read when it arrives.
@@ -204,8 +224,8 @@ fn builder(options: &ServerOptions) -> Server {
         .http2_max_local_error_reset_streams(Some(max_resets(options)))
         .http2_keepalive_interval(Some(options.keepalive_interval))
         .http2_keepalive_timeout(Some(options.keepalive_timeout));
-    if let Some(age) = options.max_connection_age {
-        builder = builder.max_connection_age(age);
+    if let Some(age) = age {
+        builder = builder.max_connection_age(age.max);
     }
     builder
 }

@@ -3,6 +3,7 @@
 pub(crate) mod producer;
 mod replica;
 pub mod send;
+mod tls;
 mod watch;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use msg_common::telemetry::LogOptions;
 
 pub use self::replica::ReplicaOptions;
 use self::send::SendOptions;
+pub use self::tls::TlsOptions;
 pub use self::watch::WatchOptions;
 
 /// Accepts messages over gRPC once Kafka has them on every in-sync replica, and serves the stored ones.
@@ -41,7 +43,11 @@ pub struct Config {
     /// TLS of the admin port.
     #[command(flatten)]
     pub admin_tls: AdminTlsOptions,
-    /// Accept that gRPC is served in plain text beyond loopback. Without it, such an address is rejected at startup
+    /// TLS of gRPC.
+    #[command(flatten)]
+    pub tls: TlsOptions,
+    /// Accept that gRPC is served in plain text beyond loopback. Without it and without --tls-cert-file, such an address
+    /// is rejected at startup
     #[arg(long, env = "ALLOW_PLAINTEXT")]
     pub allow_plaintext: bool,
     #[command(flatten)]
@@ -109,7 +115,7 @@ pub struct ServerOptions {
     /// Serve gRPC reflection, which describes the contract to tools such as grpcurl
     #[arg(long, env = "REFLECTION", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     pub reflection: bool,
-    /// Timeout for the HTTP/2 handshake of a new connection. After it, the connection is closed
+    /// Timeout for the TLS and HTTP/2 handshakes of a new connection together. After it, the connection is closed
     #[arg(long, env = "HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub handshake_timeout: Duration,
     /// Time without traffic on a connection after which the gateway sends a keepalive ping
@@ -123,7 +129,7 @@ pub struct ServerOptions {
     #[arg(long, env = "RESPONSE_READ_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
     pub response_read_timeout: Duration,
     /// Age at which the gateway asks the caller to open a new connection, so that callers spread over all gateways
-    /// again [default: no limit]
+    /// again [default: no limit, or 1h with --tls-client-ca-file]
     #[arg(long, env = "MAX_CONNECTION_AGE", value_parser = parse_duration, value_name = "TIME")]
     pub max_connection_age: Option<Duration>,
     /// Time that calls may continue on a connection of --max-connection-age before it is closed. Streams are ended in
@@ -154,7 +160,9 @@ impl Check for Config {
         problems.extend(self.database.problems());
         problems.extend(self.replica.problems(&self.database));
         problems.extend(self.log.problems());
-        problems.extend(beyond_loopback("--listen", self.listen, self.allow_plaintext, "--allow-plaintext"));
+        problems.extend(self.tls.problems());
+        let allowed = self.allow_plaintext || self.tls.files().is_some();
+        problems.extend(beyond_loopback("--listen", self.listen, allowed, "--allow-plaintext"));
         problems.extend(self.admin_tls.problems());
         if AdminAddress::Tcp(self.listen) == self.admin_listen && self.listen.port() != 0 {
             problems.push(format!("--listen and --admin-listen are the same address, {}", self.listen));
@@ -178,6 +186,14 @@ impl Check for Config {
 }
 
 impl Config {
+    /// Returns the maximum age of a connection, if there is one. With client CAs there always is: the certificate of a
+    /// caller is verified only when it connects.
+    pub(crate) fn max_connection_age(&self) -> Option<Duration> {
+        const WITH_CLIENT_CA: Duration = Duration::from_secs(3600);
+        let default = self.tls.tls_client_ca_file.is_some().then_some(WITH_CLIENT_CA);
+        self.server.max_connection_age.or(default)
+    }
+
     /// Flag, value and range of each time. An hour is longer than any caller waits; a day is longer than any interval.
     fn times(&self) -> Vec<(&'static str, Duration, RangeInclusive<Duration>)> {
         const SHORTEST: Duration = Duration::from_millis(100);
@@ -332,6 +348,32 @@ mod tests {
         // A compose file or a shell sets an unset variable to "".
         let config = read_words("--database-url postgres://primary/x --replica-url=").expect("it is good");
         assert!(config.replica.database(&config.database).is_none());
+    }
+
+    #[test]
+    fn tls_settings_are_given_together_and_their_files_checked() {
+        let problems = |words| read_words(words).expect_err("it is bad");
+        for (words, problem) in [
+            ("--tls-cert-file c.pem", "--tls-cert-file is given without --tls-key-file"),
+            ("--tls-key-file k.pem", "--tls-key-file is given without --tls-cert-file"),
+            ("--tls-client-ca-file ca.pem", "--tls-client-ca-file is given without --tls-cert-file and --tls-key-file"),
+        ] {
+            assert_eq!(problems(words), [problem]);
+        }
+        let found = problems("--listen 0.0.0.0:1 --tls-cert-file /nowhere/c.pem --tls-key-file k.pem");
+        assert!(found.len() == 1 && found[0].starts_with("--tls-cert-file: cannot read /nowhere/c.pem"), "{found:?}");
+    }
+
+    #[test]
+    fn connections_have_an_age_if_callers_have_certificates() {
+        let age = |client_ca: bool, words| {
+            let mut config = read_words(words).expect("it is good");
+            config.tls.tls_client_ca_file = client_ca.then(|| "ca.pem".into());
+            config.max_connection_age().map(|age| age.as_secs())
+        };
+        assert_eq!([age(false, ""), age(true, "")], [None, Some(3600)]);
+        let given = "--max-connection-age 5min";
+        assert_eq!([age(false, given), age(true, given)], [Some(300), Some(300)]);
     }
 
     #[test]

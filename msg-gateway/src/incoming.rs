@@ -2,13 +2,15 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, Stream};
 use metrics::counter;
+use msg_common::reload::Reloaded;
 use msg_common::repeat::Repeats;
+use msg_common::tls::{PeerIdentity, ServerConfig, ServerStream};
 use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,13 +29,15 @@ static NOT_ACCEPTED: Repeats = Repeats::new();
 /// The bytes that HTTP/2 starts with: the preface, and the head of a SETTINGS frame.
 const HANDSHAKE_BYTES: usize = 24 + 9;
 
-/// When the streams of a connection have to end. It is in the extensions of every call.
+/// When the streams of a connection have to end, and who has opened it. It is in the extensions of every call.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lifetime {
     drain: CancellationToken,
     until: Option<Instant>,
     cut: CancellationToken,
     unread: Option<Arc<Unread>>,
+    /// Set at the end of the TLS handshake, before the first call.
+    peer: Arc<OnceLock<PeerIdentity>>,
 }
 
 impl Lifetime {
@@ -45,7 +49,13 @@ impl Lifetime {
         let until = age.map(|age| Instant::now() + age.max + age.grace.mul_f64(part));
         let cut = CancellationToken::new();
         let unread = Some(timer.connection(cut.clone()));
-        Lifetime { drain, until, cut, unread }
+        Lifetime { drain, until, cut, unread, peer: Arc::default() }
+    }
+
+    /// Returns the names in the caller's certificate, if it had to present one.
+    #[allow(dead_code, reason = "authorization reads it")]
+    pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
+        self.peer.get()
     }
 
     /// Returns the counter of unread responses, which only a real connection has.
@@ -96,17 +106,22 @@ pub(crate) struct Age {
     pub(crate) grace: Duration,
 }
 
+/// What every accepted connection gets.
+pub(crate) struct Incoming {
+    pub(crate) budget: Arc<Budget>,
+    /// The settings of TLS. Without them, connections are plain text.
+    pub(crate) tls: Option<Reloaded<ServerConfig>>,
+    pub(crate) age: Option<Age>,
+    /// The time from the accept until the caller has sent the start of HTTP/2. It includes the TLS handshake.
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) drain: CancellationToken,
+    pub(crate) timer: Arc<ReadTimer>,
+}
+
 /// Accepts the connections of `listener` within the budget. One above it is closed immediately, so that its caller can
 /// connect elsewhere. Otherwise it would wait in the kernel's queue.
-pub(crate) fn connections(
-    listener: TcpListener,
-    budget: Arc<Budget>,
-    age: Option<Age>,
-    handshake: Duration,
-    drain: CancellationToken,
-    timer: Arc<ReadTimer>,
-) -> impl Stream<Item = io::Result<Connection>> {
-    stream::unfold((listener, budget, drain, timer), move |(listener, budget, drain, timer)| async move {
+pub(crate) fn connections(listener: TcpListener, incoming: Incoming) -> impl Stream<Item = io::Result<Connection>> {
+    stream::unfold((listener, incoming), async |(listener, incoming)| {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -120,22 +135,18 @@ pub(crate) fn connections(
                     continue;
                 }
             };
-            let Ok(permit) = budget.try_acquire(1) else { continue };
+            let Ok(permit) = incoming.budget.try_acquire(1) else { continue };
             // Responses are small, and callers wait for each of them.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
-            let lifetime = Lifetime::new(drain.clone(), age, &timer);
-            let handshake = Handshake::new(handshake);
-            return Some((
-                Ok(Connection::new(stream, lifetime, handshake, age, permit)),
-                (listener, budget, drain, timer),
-            ));
+            return Some((Ok(Connection::new(stream, &incoming, permit)), (listener, incoming)));
         }
     })
 }
 
-/// The bytes that a new connection has to send within the timeout. After that, keepalive detects a dead peer.
+/// What a new connection has to do within the timeout: the TLS handshake, and the start of HTTP/2. After that, keepalive
+/// detects a dead peer.
 struct Handshake {
     bytes_left: usize,
     deadline: Pin<Box<Sleep>>,
@@ -149,19 +160,36 @@ impl Handshake {
 
 /// An accepted connection, which owns its permit.
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: ServerStream<TcpStream>,
     lifetime: Lifetime,
     handshake: Option<Handshake>,
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// Set when the gateway's side is closed.
-    linger: Option<Pin<Box<Sleep>>>,
+    /// Set when the gateway closes its side.
+    end: Option<End>,
     _permit: Permit,
 }
 
+/// The end of a connection.
+struct End {
+    /// Whether the gateway's side is closed.
+    closed: bool,
+    linger: Pin<Box<Sleep>>,
+}
+
 impl Connection {
-    fn new(stream: TcpStream, lifetime: Lifetime, handshake: Handshake, age: Option<Age>, permit: Permit) -> Self {
-        let cut = Box::pin(lifetime.clone().until_cut(age));
-        Connection { stream, lifetime, handshake: Some(handshake), cut, linger: None, _permit: permit }
+    fn new(stream: TcpStream, incoming: &Incoming, permit: Permit) -> Self {
+        let lifetime = Lifetime::new(incoming.drain.clone(), incoming.age, &incoming.timer);
+        let tls = incoming.tls.as_ref().map(Reloaded::current);
+        let cut = Box::pin(lifetime.clone().until_cut(incoming.age));
+        let handshake = Some(Handshake::new(incoming.handshake_timeout));
+        Connection {
+            stream: ServerStream::new("grpc", stream, tls),
+            lifetime,
+            handshake,
+            cut,
+            end: None,
+            _permit: permit,
+        }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -169,6 +197,30 @@ impl Connection {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(())
+    }
+
+    /// Completes when the TLS handshake is over. Fails if the connection is closed or its handshake timed out.
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        // A connection is always waiting to read, so this also wakes one that waits to write.
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let Some(handshake) = &mut self.handshake else { return Poll::Ready(Ok(())) };
+        if handshake.deadline.as_mut().poll(cx).is_ready() {
+            counter!(HANDSHAKE_TIMEOUTS).increment(1);
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        ready!(self.stream.poll_handshake(cx))?;
+        if let Some(peer) = self.stream.peer() {
+            self.lifetime.peer.get_or_init(|| peer.clone());
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// HTTP/2 writes its settings before it reads, so this drives the TLS handshake too.
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.handshake.is_some() { self.poll_open(cx) } else { Poll::Ready(self.check()) }
     }
 }
 
@@ -182,16 +234,7 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // A connection is always waiting to read, so this also wakes one that waits to write.
-        if self.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        if let Some(handshake) = &mut self.handshake
-            && handshake.deadline.as_mut().poll(cx).is_ready()
-        {
-            counter!(HANDSHAKE_TIMEOUTS).increment(1);
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
+        ready!(self.poll_open(cx))?;
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         if let Some(handshake) = &mut self.handshake {
@@ -206,7 +249,7 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.check()?;
+        ready!(self.poll_writable(cx))?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -215,7 +258,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check()?;
+        ready!(self.poll_writable(cx))?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -224,22 +267,26 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.handshake.is_some() {
+            ready!(self.poll_open(cx))?;
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Closes the gateway's side, and then waits until the caller has closed its own. A socket that is closed with
-    /// unread bytes is reset, and a reset discards what the caller has not read yet: the last results of a stream, and
-    /// why it ended.
+    /// Closes the gateway's side, and then waits until the caller has closed its own. A socket that is closed with unread
+    /// bytes is reset, and a reset discards what the caller has not read yet: the last results of a stream, and why it ended.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.linger.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-        }
-        let Connection { stream, linger, .. } = &mut *self;
-        let linger = linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let Connection { stream, end, .. } = &mut *self;
+        let end = end.get_or_insert_with(|| End { closed: false, linger: Box::pin(tokio::time::sleep(LINGER)) });
         let mut unread = [0; 4096];
-        while linger.as_mut().poll(cx).is_pending() {
+        while end.linger.as_mut().poll(cx).is_pending() {
+            if !end.closed {
+                // Over TLS, this waits until the caller has read what is encrypted already.
+                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+                end.closed = true;
+            }
             let mut unread = ReadBuf::new(&mut unread);
-            let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut unread));
+            let read = ready!(stream.poll_discard(cx, &mut unread));
             if read.is_err() || unread.filled().is_empty() {
                 break;
             }

@@ -72,7 +72,10 @@ pub fn describe() {
     describe_gauge!(OPEN_CALLS, "Open calls, each until its last response is written");
     describe_counter!(CALLS_REJECTED, "Calls that were rejected because MAX_OPEN_CALLS were open");
     describe_gauge!(UNREAD_RESPONSE_BYTES, Unit::Bytes, "Bytes of responses that callers have not read");
-    describe_counter!(HANDSHAKE_TIMEOUTS, "Connections that were closed because their HTTP/2 handshake timed out");
+    describe_counter!(
+        HANDSHAKE_TIMEOUTS,
+        "Connections that were closed because their TLS and HTTP/2 handshakes timed out"
+    );
     describe_counter!(TRANSPORT_ERRORS, "Calls that failed in the transport, by reason");
     describe_gauge!(TOPIC_USABLE, "1 if the topic can be used, 0 if not");
     describe_gauge!(TOPIC_UNSAFE_SETTINGS, "Settings of the topic that may lose accepted messages");
