@@ -5,6 +5,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/proto"
@@ -25,7 +28,6 @@ import (
 //go:generate protoc -I proto --go_out=gen --go-grpc_out=gen msg/v1/msg.proto
 
 var dialOptions = []grpc.DialOption{
-	grpc.WithTransportCredentials(insecure.NewCredentials()),
 	// Detects a dead connection, also while there are no calls.
 	grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
 	// Reconnects within seconds of a gateway's restart. By default the waits between attempts grow to two minutes.
@@ -98,8 +100,33 @@ func (c *client) pullAll(ctx context.Context, recvID string) ([]*msgv1.StoredMsg
 
 type options struct {
 	address, sendID, recvID, serviceConfig string
+	tlsCA, tlsCert, tlsKey                 string
 	count                                  int
 	noClientMsgID                          bool
+}
+
+// credentials returns those of plain text, or of TLS if the CA of the gateway is given; with a certificate of our own if the
+// gateway needs one.
+func (opts options) credentials() (credentials.TransportCredentials, error) {
+	if opts.tlsCA == "" {
+		return insecure.NewCredentials(), nil
+	}
+	ca, err := os.ReadFile(opts.tlsCA)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	if !config.RootCAs.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("%s has no certificate", opts.tlsCA)
+	}
+	if opts.tlsCert != "" {
+		own, err := tls.LoadX509KeyPair(opts.tlsCert, opts.tlsKey)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{own}
+	}
+	return credentials.NewTLS(config), nil
 }
 
 type totals struct {
@@ -111,7 +138,11 @@ type totals struct {
 }
 
 func run(ctx context.Context, opts options) (*totals, error) {
-	dial := dialOptions
+	transport, err := opts.credentials()
+	if err != nil {
+		return nil, err
+	}
+	dial := append(dialOptions, grpc.WithTransportCredentials(transport))
 	if opts.serviceConfig != "" {
 		config, err := os.ReadFile(opts.serviceConfig)
 		if err != nil {
@@ -172,6 +203,9 @@ func main() {
 	flag.IntVar(&opts.count, "count", 100, "how many messages")
 	flag.BoolVar(&opts.noClientMsgID, "no-client-msg-id", false, "fail if a retry could store a second message")
 	flag.StringVar(&opts.serviceConfig, "service-config", "", "let gRPC retry instead of the loop, with this service config")
+	flag.StringVar(&opts.tlsCA, "tls-ca", "", "connect over TLS, and verify the gateway with these CAs")
+	flag.StringVar(&opts.tlsCert, "tls-cert", "", "our own certificate")
+	flag.StringVar(&opts.tlsKey, "tls-key", "", "the key of our own certificate")
 	flag.Parse()
 
 	result, err := run(context.Background(), opts)

@@ -22,12 +22,12 @@ const CHANNEL_OPTIONS = {
 class Client {
   counts = { not_sent: 0, unknown: 0 };
 
-  constructor(address, proto, serviceConfig) {
+  constructor(address, credentials, proto, serviceConfig) {
     // int64 as text: a number in JavaScript is exact only up to 2^53.
     const options = { includeDirs: [proto], longs: String, enums: String, defaults: true };
     const { MsgGateway } = grpc.loadPackageDefinition(loadSync('msg/v1/msg.proto', options)).msg.v1;
     const channelOptions = serviceConfig ? { ...CHANNEL_OPTIONS, 'grpc.service_config': serviceConfig } : CHANNEL_OPTIONS;
-    this.stub = new MsgGateway(address, grpc.credentials.createInsecure(), channelOptions);
+    this.stub = new MsgGateway(address, credentials, channelOptions);
     this.ownLoop = !serviceConfig;
     // grpc-js does not read waitForReady from the service config.
     this.metadata = new grpc.Metadata({ waitForReady: !this.ownLoop });
@@ -114,10 +114,17 @@ const { values: args } = parseArgs({
     'no-client-msg-id': { type: 'boolean', default: false },
     // The file with the service config with which gRPC retries instead of the loop.
     'service-config': { type: 'string' },
+    // Connect over TLS, and verify the gateway with these CAs.
+    'tls-ca': { type: 'string' },
+    // Our own certificate and its key, if the gateway needs one.
+    'tls-cert': { type: 'string' },
+    'tls-key': { type: 'string' },
   },
 });
 const serviceConfig = args['service-config'] && readFileSync(args['service-config'], 'utf8');
-const client = new Client(args.address, args.proto, serviceConfig);
+const [ca, cert, key] = ['tls-ca', 'tls-cert', 'tls-key'].map((name) => (args[name] ? readFileSync(args[name]) : null));
+const credentials = ca ? grpc.credentials.createSsl(ca, key, cert) : grpc.credentials.createInsecure();
+const client = new Client(args.address, credentials, args.proto, serviceConfig);
 try {
   const totals = await run(client, args);
   console.log(JSON.stringify(totals));

@@ -107,6 +107,14 @@ def run(args, client: Client):
     }
 
 
+def open_channel(args, options):
+    """Plain text, or TLS if the CA of the gateway is given; with a certificate of our own if the gateway needs one."""
+    if args.tls_ca is None:
+        return grpc.insecure_channel(args.address, options)
+    own = [file.read_bytes() if file else None for file in (args.tls_key, args.tls_cert)]
+    return grpc.secure_channel(args.address, grpc.ssl_channel_credentials(args.tls_ca.read_bytes(), *own), options)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--address", default="127.0.0.1:50051")
@@ -116,12 +124,15 @@ def main():
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--no-client-msg-id", action="store_true", help="fail if a retry could store a second message")
     parser.add_argument("--service-config", type=pathlib.Path, help="let gRPC retry instead of the loop, with this service config")
+    parser.add_argument("--tls-ca", type=pathlib.Path, help="connect over TLS, and verify the gateway with these CAs")
+    parser.add_argument("--tls-cert", type=pathlib.Path, help="our own certificate")
+    parser.add_argument("--tls-key", type=pathlib.Path, help="the key of our own certificate")
     args = parser.parse_args()
 
     options = list(CHANNEL_OPTIONS)
     if args.service_config:
         options.append(("grpc.service_config", args.service_config.read_text()))
-    with tempfile.TemporaryDirectory() as out, grpc.insecure_channel(args.address, options) as channel:
+    with tempfile.TemporaryDirectory() as out, open_channel(args, options) as channel:
         pb, pb_grpc = generate(args.proto, out)
         client = Client(pb, pb_grpc.MsgGatewayStub(channel), own_loop=args.service_config is None)
         try:

@@ -2,10 +2,13 @@ package client;
 
 import com.google.gson.Gson;
 import com.google.protobuf.ByteString;
+import io.grpc.ChannelCredentials;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
+import io.grpc.TlsChannelCredentials;
+import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -39,9 +42,9 @@ public final class Client implements AutoCloseable {
   private final Retry retry = new Retry();
 
   /** With a service config (JSON), gRPC retries the calls; without it, our own loop does. */
-  private Client(String address, String serviceConfig) {
+  private Client(String address, ChannelCredentials credentials, String serviceConfig) {
     ManagedChannelBuilder<?> builder =
-        Grpc.newChannelBuilder(address, InsecureChannelCredentials.create())
+        Grpc.newChannelBuilder(address, credentials)
             // Detects a dead connection, also while there are no calls.
             .keepAliveTime(30, TimeUnit.SECONDS)
             .keepAliveTimeout(10, TimeUnit.SECONDS)
@@ -148,6 +151,10 @@ public final class Client implements AutoCloseable {
     boolean noClientMsgId;
     // The service config with which gRPC retries instead of the loop.
     String serviceConfig;
+    // The CAs that the gateway is verified with, over TLS; our own certificate and its key, if the gateway needs one.
+    File tlsCa;
+    File tlsCert;
+    File tlsKey;
 
     Options(String[] args) throws IOException {
       for (int i = 0; i < args.length; i++) {
@@ -158,16 +165,27 @@ public final class Client implements AutoCloseable {
           case "--count" -> count = Integer.parseInt(args[++i]);
           case "--no-client-msg-id" -> noClientMsgId = true;
           case "--service-config" -> serviceConfig = Files.readString(Path.of(args[++i]));
+          case "--tls-ca" -> tlsCa = new File(args[++i]);
+          case "--tls-cert" -> tlsCert = new File(args[++i]);
+          case "--tls-key" -> tlsKey = new File(args[++i]);
           default -> throw new IllegalArgumentException("unknown option " + args[i]);
         }
       }
+    }
+
+    ChannelCredentials credentials() throws IOException {
+      if (tlsCa == null) {
+        return InsecureChannelCredentials.create();
+      }
+      TlsChannelCredentials.Builder tls = TlsChannelCredentials.newBuilder().trustManager(tlsCa);
+      return (tlsCert == null ? tls : tls.keyManager(tlsCert, tlsKey)).build();
     }
   }
 
   public static void main(String[] args) throws Exception {
     Options options = new Options(args);
     Map<String, Object> totals;
-    try (Client client = new Client(options.address, options.serviceConfig)) {
+    try (Client client = new Client(options.address, options.credentials(), options.serviceConfig)) {
       totals = client.run(options);
     } catch (Retry.GaveUp error) {
       System.err.println("gave up: " + error.getMessage());
