@@ -5,5 +5,6 @@
 
 mod gateway;
 mod process;
+mod security;
 mod support;
 mod transfer;

@@ -22,6 +22,8 @@ use super::user::Owner;
 /// A signal for a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
+    /// SIGHUP (the services: read certificates and keys again).
+    Hup,
     /// SIGINT, with which PostgreSQL shuts down fast.
     Int,
     /// SIGQUIT (PostgreSQL: immediate shutdown, a crash for the data that leaves nothing in shared memory).
@@ -46,6 +48,7 @@ impl Signal {
 
     fn number(self) -> libc::c_int {
         match self {
+            Signal::Hup => libc::SIGHUP,
             Signal::Int => libc::SIGINT,
             Signal::Quit => libc::SIGQUIT,
             Signal::Term => libc::SIGTERM,

@@ -2,7 +2,7 @@
 
 mod batch;
 pub(crate) mod calls;
-mod clients;
+pub(crate) mod clients;
 mod config;
 mod database_hosts;
 mod drain;
@@ -16,7 +16,7 @@ mod outage;
 mod proxies;
 mod pull;
 mod raw;
-mod readme;
+pub(crate) mod readme;
 mod rejected_deliveries;
 mod rejected_requests;
 mod send_and_read;

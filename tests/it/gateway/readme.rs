@@ -68,7 +68,7 @@ fn examples_are_found_with_their_continuations() {
 }
 
 /// The path of grpcurl: from `GRPCURL`, the `PATH`, or Go's folder for executables.
-fn grpcurl() -> PathBuf {
+pub(crate) fn grpcurl() -> PathBuf {
     if let Some(path) = std::env::var_os("GRPCURL").filter(|path| !path.is_empty()) {
         return path.into();
     }

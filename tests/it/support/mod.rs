@@ -1,6 +1,7 @@
 //! What tests share: the stack, a world of each test's own on it, and waiting for a condition.
 
 pub(crate) mod admin;
+pub(crate) mod certificates;
 pub(crate) mod fields;
 pub(crate) mod forwarder;
 pub(crate) mod hosts;

@@ -5,6 +5,7 @@ mod deadlines;
 mod quick_start;
 mod retries;
 mod stand_in;
+mod tls;
 
 use std::collections::HashMap;
 use std::time::Duration;

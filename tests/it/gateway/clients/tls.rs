@@ -1,0 +1,102 @@
+//! The quick starts over TLS: without and with a certificate of their own, and against a gateway that they do not trust.
+
+use tokio::time::timeout;
+
+use super::quick_start::{Language, QuickStart};
+use super::{assert_all_sent_and_pulled, assert_rows};
+use crate::support::WAIT_TIMEOUT;
+use crate::support::certificates::{Ca, Files, LOCAL};
+use crate::support::world::World;
+
+const COUNT: usize = 10;
+/// Connects without the quick start's loop, which would retry for 90 s: the first error shows the cause.
+const SCRIPT: &str = r"
+import sys, grpc
+ca = open(sys.argv[2], 'rb').read()
+channel = grpc.secure_channel(sys.argv[1], grpc.ssl_channel_credentials(ca))
+call = channel.unary_unary('/msg.v1.MsgGateway/SendMsg')
+try:
+    call(b'', timeout=10)
+except grpc.RpcError as error:
+    print(error.code().name, error.details())
+";
+
+#[tokio::test]
+async fn python_client_sends_over_tls() {
+    sends_over_tls(Language::Python, "python_tls").await;
+}
+
+#[tokio::test]
+async fn go_client_sends_over_tls() {
+    sends_over_tls(Language::Go, "go_tls").await;
+}
+
+#[tokio::test]
+async fn java_client_sends_over_tls() {
+    sends_over_tls(Language::Java, "java_tls").await;
+}
+
+#[tokio::test]
+async fn node_client_sends_over_tls() {
+    sends_over_tls(Language::Node, "node_tls").await;
+}
+
+async fn sends_over_tls(language: Language, name: &str) {
+    let Some(program) = QuickStart::of(language) else { return };
+    let world = World::new(name).await;
+    let _transfer = world.running_transfer().await;
+    let (ca, clients) = (Ca::new("ours"), Ca::new("clients"));
+    let (server, own) = (ca.sign(&LOCAL), clients.sign(&["spiffe://test/alice"]));
+    let files = Files::new(&[
+        ("tls.crt", &server.certificate),
+        ("tls.key", &server.key),
+        ("ca.crt", &ca.pem()),
+        ("clients.crt", &clients.pem()),
+        ("own.crt", &own.certificate),
+        ("own.key", &own.key),
+    ]);
+    let start = async |name: &str, mutual: bool| {
+        let gateway = world.gateway(name, |spec| {
+            let spec = spec.env("TLS_CERT_FILE", files.text("tls.crt")).env("TLS_KEY_FILE", files.text("tls.key"));
+            if mutual { spec.env("TLS_CLIENT_CA_FILE", files.text("clients.crt")) } else { spec }
+        });
+        gateway.service.start().await.unwrap();
+        gateway
+    };
+    let (tls, mutual) = (start("tls", false).await, start("mutual", true).await);
+    let [ca, cert, key] = ["ca.crt", "own.crt", "own.key"].map(|name| files.text(name));
+    let count = COUNT.to_string();
+    let args = ["--recv-id", "tls", "--count", &count, "--tls-ca", &ca];
+    assert_all_sent_and_pulled(&program.start(&tls.address, &args).totals().await, COUNT);
+    let args = ["--recv-id", "mutual", "--count", &count, "--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+    assert_all_sent_and_pulled(&program.start(&mutual.address, &args).totals().await, COUNT);
+    world.wait_for_all_committed().await;
+    for inbox in ["tls", "mutual"] {
+        assert_rows(&world, inbox, COUNT).await;
+    }
+}
+
+#[tokio::test]
+async fn python_caller_does_not_trust_a_gateway_of_another_ca() {
+    let Some(program) = QuickStart::of(Language::Python) else { return };
+    let world = World::new("python_middle").await;
+    let (ca, other) = (Ca::new("ours"), Ca::new("other"));
+    let script = Files::new(&[("call.py", SCRIPT), ("ca.crt", &ca.pem())]);
+    for (name, stolen, problem) in [
+        ("other-ca", other.sign(&LOCAL), "CERTIFICATE_VERIFY_FAILED"),
+        ("other-host", ca.sign(&["elsewhere.test"]), "Hostname Verification Check failed"),
+    ] {
+        let files = Files::new(&[("tls.crt", &stolen.certificate), ("tls.key", &stolen.key)]);
+        let gateway = world.gateway(name, |spec| {
+            spec.env("TLS_CERT_FILE", files.text("tls.crt")).env("TLS_KEY_FILE", files.text("tls.key"))
+        });
+        gateway.service.start().await.unwrap();
+        let mut command = program.python(&script.text("call.py"));
+        let run = command.args([&gateway.address, &script.text("ca.crt")]).output();
+        let output = timeout(WAIT_TIMEOUT, run).await.expect("the script ends in time").unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(printed.starts_with("UNAVAILABLE") && printed.contains(problem), "{printed}{stderr}");
+    }
+    assert_eq!(world.end_offsets().await.iter().sum::<i64>(), 0);
+}
