@@ -1,21 +1,41 @@
 //! Parses the URL of a database. A problem repeats no part of the URL: the URL contains a password, and in an invalid URL
 //! the password may be anywhere.
 
+mod encryption;
+mod options;
+
 use std::error::Error;
 use std::str::FromStr;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation};
+
+pub(crate) use self::encryption::{Encryption, Verify};
 
 use crate::config::SettingError;
 
 const FORM: &str = "give postgres://user:password@host:5432/name, in whose password other characters than letters, digits, `-`, \
                     `.`, `_` and `~` are percent-encoded";
 
-/// Returns the driver's settings, or the problem of the URL that `setting` gives.
-pub(crate) fn parse(setting: &'static str, url: &str) -> Result<Config, SettingError> {
+/// The settings of a URL.
+#[derive(Clone, Debug)]
+pub(crate) struct DatabaseUrl {
+    pub(crate) config: Config,
+    pub(crate) encryption: Encryption,
+}
+
+impl DatabaseUrl {
+    /// Returns whether connections leave this machine without TLS.
+    pub(crate) fn is_exposed(&self) -> bool {
+        self.encryption == Encryption::Plain && encryption::is_remote(&self.config)
+    }
+}
+
+/// Returns the settings of the URL that `setting` gives, or its problem.
+pub(crate) fn parse(setting: &'static str, url: &str) -> Result<DatabaseUrl, SettingError> {
     let invalid = |problem| SettingError::Invalid { setting, problem };
-    let config = Config::from_str(url).map_err(|error| {
+    let (rest, options) = options::take(url);
+    let mut config = Config::from_str(&rest).map_err(|error| {
         let reason = error.source().map(ToString::to_string).unwrap_or_default();
         // The driver's other texts repeat parts of the URL.
         let problem = match reason.strip_prefix("invalid value for option ") {
@@ -38,10 +58,11 @@ pub(crate) fn parse(setting: &'static str, url: &str) -> Result<Config, SettingE
     if config.get_ports().contains(&0) {
         return Err(invalid("the port must be 1 to 65535".to_owned()));
     }
-    if config.get_ssl_mode() == SslMode::Require {
-        return Err(invalid("sslmode=require cannot be met: this build has no TLS to the database".to_owned()));
-    }
-    Ok(config)
+    let encryption = Encryption::of(options, &config).map_err(invalid)?;
+    // The driver gets a socket that is ready for the login: encrypted already, or plain on purpose. With these two values it
+    // neither requests TLS nor sends anything else before the login.
+    config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+    Ok(DatabaseUrl { config, encryption })
 }
 
 #[cfg(test)]
@@ -55,6 +76,9 @@ mod tests {
             "postgres://app:hunter@host:0/x",
             "postgres://app:hunter@host/x?hunter=hunter",
             "postgres://app:hunter@host/x?sslmode=require",
+            "postgres://app:hunter@host/x?sslmode=hunter",
+            "host=h sslmode=hunter user=u",
+            "postgres://app:hunter@host/x?sslcert=hunter",
             "postgres://app:hunter@host/x?connect_timeout=hunter",
             "\"postgres://app:hunter@host/x\"",
             "'postgres://app:hunter@host/x'",

@@ -103,6 +103,7 @@ pub async fn run(config: Config, admin: AdminListener, shutdown: CancellationTok
 
 async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> Result<(), Error> {
     let database = &config.database;
+    database.warn_if_exposed();
     let pool = database.pool("msg-transfer", config.pool_size(), &session::settings(database), Purpose::Write);
     let pool = pool?;
     let prepared = shutdown.run_until_cancelled(prepare_schema(config, &pool, readiness)).await;

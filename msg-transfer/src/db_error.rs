@@ -39,9 +39,10 @@ pub(crate) fn of_pool(error: &PoolError) -> ClassifiedError {
 /// operator.
 pub(crate) fn of_connect(error: &ConnectError) -> ClassifiedError {
     let fatal = error.hosts().iter().all(|(_, error)| match error {
-        HostError::Driver(error) => of(error).class == ErrorClass::Fatal,
+        HostError::Driver(error) | HostError::Login(error, _) => of(error).class == ErrorClass::Fatal,
         HostError::Refused(refusal) => refusal.needs_operator(),
-        HostError::Name(_) | HostError::Socket(_) | HostError::Timeout(..) => false,
+        // While certificates are replaced, the server's may be newer than our CAs for a moment.
+        HostError::Name(_) | HostError::Socket(_) | HostError::Timeout(..) | HostError::Tls(_) => false,
     });
     ClassifiedError { class: if fatal { ErrorClass::Fatal } else { ErrorClass::Transient }, text: error.to_string() }
 }
@@ -49,7 +50,7 @@ pub(crate) fn of_connect(error: &ConnectError) -> ClassifiedError {
 /// Classifies the error of a connection whose server no longer meets the requirements.
 pub(crate) fn of_host(error: &HostError) -> ClassifiedError {
     match error {
-        HostError::Driver(error) => of(error),
+        HostError::Driver(error) | HostError::Login(error, _) => of(error),
         other => transient(&chain(other)),
     }
 }

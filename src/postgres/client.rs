@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::ClientWrapper;
-use tokio_postgres::{CancelToken, Error, NoTls};
+use tokio_postgres::{CancelToken, Error};
 
 use super::error::HostError;
 use super::server::{Identity, Server};
 use super::socket::{Address, Socket};
+use super::tls::{Established, Tls};
 use super::warnings::Warnings;
 
 /// Maximum age of a pooled connection. If a name or a proxy leads to another server, the pool connects to that server after
@@ -104,19 +105,21 @@ impl DerefMut for Client {
 pub struct Canceller {
     token: CancelToken,
     address: Address,
+    tls: Option<Tls>,
     limit: Duration,
 }
 
 impl Canceller {
-    pub(super) fn new(token: CancelToken, address: Address, limit: Duration) -> Self {
-        Canceller { token, address, limit }
+    pub(super) fn new(token: CancelToken, address: Address, tls: Option<Tls>, limit: Duration) -> Self {
+        Canceller { token, address, tls, limit }
     }
 
     /// Sends the cancel request over a connection of its own. The server may have finished the statement before.
     pub async fn cancel(self) -> Result<(), HostError> {
         let send = async {
-            let (socket, _) = Socket::open(&self.address).await.map_err(HostError::Socket)?;
-            self.token.cancel_query_raw(socket, NoTls).await.map_err(HostError::Driver)
+            let stream = self.address.open().await.map_err(HostError::Socket)?;
+            let (socket, _) = Socket::new(self.address.encrypt(stream, self.tls.as_ref()).await?);
+            self.token.cancel_query_raw(socket, Established).await.map_err(HostError::Driver)
         };
         let sent = tokio::time::timeout(self.limit, send).await;
         sent.unwrap_or(Err(HostError::Timeout("it did not respond to a cancel request", self.limit)))

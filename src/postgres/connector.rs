@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 
 use deadpool_postgres::ClientWrapper;
 use rand::seq::SliceRandom;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
+use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
-use tokio_postgres::{Config, NoTls};
 
 use super::client::{Canceller, Client, MAX_AGE};
 use super::error::{ConnectError, HostError};
 use super::hosts::{Servers, Target, targets};
 use super::server::{self, Purpose, Refusal, Server};
 use super::session::{self, NEWER_SETTINGS};
+use super::settings::Settings;
 use super::socket::{Address, Socket};
+use super::tls::{self, Established};
 use super::warnings::{self, Warnings};
 use super::{DatabaseOptions, pooler};
 use crate::config::SettingError;
@@ -39,10 +41,10 @@ pub struct Connector {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// The settings that were read last.
-    config: Option<Config>,
+    settings: Settings,
     /// When a host, and an address, last did not respond.
     silent: HashMap<String, Instant>,
     /// The addresses that have no pooler in transaction mode.
@@ -62,11 +64,12 @@ impl State {
 impl Connector {
     /// Returns a connector whose connections have the application name `name`. It does not connect yet.
     pub fn new(options: DatabaseOptions, name: &str, session: &str, purpose: Purpose) -> Result<Self, SettingError> {
-        let config = Some(options.config()?);
+        let url = Settings::load(&options)?;
         let statement_timeout = options.stall_timeout().map_or(0, |_| options.database_statement_timeout.as_millis());
         let settings = session::settings(statement_timeout);
         let session = format!("{NEWER_SETTINGS}; {session}");
-        let state = Arc::new(Mutex::new(State { config, ..State::default() }));
+        let state = State { settings: url, silent: HashMap::new(), direct: HashSet::new(), addresses: 0 };
+        let state = Arc::new(Mutex::new(state));
         Ok(Connector { options, name: name.to_owned(), settings, session, purpose, state })
     }
 
@@ -91,13 +94,13 @@ impl Connector {
 
     /// Opens a connection to the first host whose server passes the checks.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
-        let config = self.config().await;
-        let mut targets = targets(&config).map_err(ConnectError::Settings)?;
+        let settings = self.settings().await;
+        let mut targets = targets(&settings.url.config).map_err(ConnectError::Settings)?;
         // Try the hosts that responded last time first: each silent host costs its whole timeout.
         targets.sort_by_cached_key(|target| self.is_avoided(&target.name));
         let mut failures = Vec::new();
         for target in &targets {
-            match self.connect_host(&config, target, targets.len()).await {
+            match self.connect_host(&settings, target, targets.len()).await {
                 Ok(client) => return Ok(client),
                 Err(failed) => failures.extend(failed),
             }
@@ -105,11 +108,11 @@ impl Connector {
         Err(ConnectError::Hosts(failures))
     }
 
-    /// Returns the settings as they are now: a file is read again for each connection. While the file is missing or invalid,
-    /// it returns the last valid ones.
-    async fn config(&self) -> Config {
-        let options = self.options.clone();
-        let read = tokio::task::spawn_blocking(move || options.config());
+    /// Returns the settings as they are now: the files are read again for each connection. While a file is missing or
+    /// invalid, it returns the last valid ones.
+    async fn settings(&self) -> Settings {
+        let (options, previous) = (self.options.clone(), self.lock().settings.clone());
+        let read = tokio::task::spawn_blocking(move || Settings::load_again(&options, &previous));
         let read = match timeout(self.limit(), read).await {
             Ok(Ok(read)) => read,
             // The task was cancelled because the process stops, or the file system did not respond.
@@ -117,16 +120,16 @@ impl Connector {
         };
         let mut state = self.lock();
         match read {
-            Ok(config) => state.config = Some(config),
+            Ok(settings) => state.settings = settings,
             Err(error) => {
                 tracing::warn!(error = chain(&error), "cannot read the database url again, using the previous one")
             }
         }
-        let mut config = state.config.clone().expect("`new` has read it");
-        if config.get_application_name().is_none() {
-            config.application_name(&self.name);
+        let mut settings = state.settings.clone();
+        if settings.url.config.get_application_name().is_none() {
+            settings.url.config.application_name(&self.name);
         }
-        config
+        settings
     }
 
     fn is_avoided(&self, name: &str) -> bool {
@@ -135,21 +138,21 @@ impl Connector {
 
     async fn connect_host(
         &self,
-        config: &Config,
+        settings: &Settings,
         target: &Target,
         names: usize,
     ) -> Result<Client, Vec<(String, HostError)>> {
-        let addresses = match self.resolve(config, target).await {
+        let addresses = match self.resolve(&settings.url.config, target).await {
             Ok(addresses) => addresses,
             Err(error) => return Err(vec![(target.name.clone(), error)]),
         };
-        self.connect_any(config, &target.name, addresses, names).await
+        self.connect_any(settings, &target.name, addresses, names).await
     }
 
     /// Connects to the first of a name's addresses whose server passes the checks. The URL has this number of `names`.
     async fn connect_any(
         &self,
-        config: &Config,
+        settings: &Settings,
         name: &str,
         mut addresses: Vec<Address>,
         names: usize,
@@ -159,7 +162,7 @@ impl Connector {
         let mut servers = Servers::new(names, addresses.len());
         let mut failures = Vec::new();
         for address in addresses {
-            match self.connect_address(config, name, &address, &mut servers).await {
+            match self.connect_address(settings, name, &address, &mut servers).await {
                 Ok(client) => {
                     let mut state = self.lock();
                     state.silent.remove(name);
@@ -191,46 +194,49 @@ impl Connector {
         if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
             found.shuffle(&mut rand::rng());
         }
-        Ok(found.into_iter().map(Address::Tcp).collect())
+        Ok(found.into_iter().map(|address| Address::Tcp { address, host: target.certified.clone() }).collect())
     }
 
     /// Connects to one address and checks its server, within the timeout of a host.
     async fn connect_address(
         &self,
-        config: &Config,
+        settings: &Settings,
         name: &str,
         address: &Address,
         servers: &mut Servers,
     ) -> Result<Client, HostError> {
         let limit = self.limit();
         let started = Instant::now();
-        let client = self.log_in(config, name, address, limit).await?;
+        let client = self.log_in(settings, name, address, limit).await?;
         let left = limit.saturating_sub(started.elapsed());
-        let client = timeout(left, self.prepare(config, client, servers)).await;
+        let client = timeout(left, self.prepare(&settings.url.config, client, servers)).await;
         let client =
             client.map_err(|_| HostError::Timeout("it accepted the login and did not respond to a query", limit))??;
-        self.refuse_pooler(config, address, &client).await?;
+        self.refuse_pooler(settings, address, &client).await?;
         Ok(client)
     }
 
     /// Opens a connection and logs in. The server is not checked yet.
     async fn log_in(
         &self,
-        config: &Config,
+        settings: &Settings,
         name: &str,
         address: &Address,
         limit: Duration,
     ) -> Result<Client, HostError> {
-        let started = Instant::now();
-        let (socket, activity) = timeout(limit, Socket::open(address))
+        let deadline = tokio::time::Instant::now() + limit;
+        let stream = timeout_at(deadline, address.open())
             .await
             .map_err(|_| HostError::Timeout("it accepted no connection", limit))?
             .map_err(HostError::Socket)?;
-        let left = limit.saturating_sub(started.elapsed());
-        let (client, connection) = timeout(left, config.connect_raw(socket, NoTls))
+        let stream = timeout_at(deadline, address.encrypt(stream, settings.tls.as_ref())).await.map_err(|_| {
+            HostError::Timeout("it accepted the connection and did not complete the TLS handshake", limit)
+        })??;
+        let (socket, activity) = Socket::new(stream);
+        let (client, connection) = timeout_at(deadline, settings.url.config.connect_raw(socket, Established))
             .await
             .map_err(|_| HostError::Timeout("it accepted the connection and did not respond to the login", limit))?
-            .map_err(HostError::Driver)?;
+            .map_err(tls::login_error)?;
         activity.logged_in();
         let stall_timeout = self.options.stall_timeout();
         let (peer, host, state) = (address.clone(), name.to_owned(), Arc::clone(&self.state));
@@ -283,11 +289,11 @@ impl Connector {
     }
 
     /// Rejects a pooler in transaction mode. Checks each address once, because the check needs a second connection.
-    async fn refuse_pooler(&self, config: &Config, address: &Address, client: &Client) -> Result<(), HostError> {
+    async fn refuse_pooler(&self, settings: &Settings, address: &Address, client: &Client) -> Result<(), HostError> {
         if self.purpose == Purpose::Inspect || self.lock().direct.contains(address) {
             return Ok(());
         }
-        match self.find_pooler(config, address, client).await {
+        match self.find_pooler(settings, address, client).await {
             Ok(None) => {
                 self.lock().direct.insert(address.clone());
                 Ok(())
@@ -303,11 +309,11 @@ impl Connector {
 
     async fn find_pooler(
         &self,
-        config: &Config,
+        settings: &Settings,
         address: &Address,
         client: &Client,
     ) -> Result<Option<String>, HostError> {
-        let other = self.log_in(config, client.host(), address, self.limit()).await?;
+        let other = self.log_in(settings, client.host(), address, self.limit()).await?;
         let limit = self.limit().max(Duration::from_secs(10));
         let find = async {
             other.batch_execute(&self.settings).await?;
@@ -319,8 +325,8 @@ impl Connector {
 
     /// Returns the evidence that a pooler in transaction mode is between this connection and the server, if there is any.
     pub async fn pooler(&self, client: &Client) -> Result<Option<String>, ConnectError> {
-        let config = self.config().await;
-        let found = self.find_pooler(&config, client.address(), client).await;
+        let settings = self.settings().await;
+        let found = self.find_pooler(&settings, client.address(), client).await;
         let host = client.host().to_owned();
         found.map_err(|error| ConnectError::Hosts(vec![(host, error)]))
     }
@@ -334,7 +340,7 @@ impl Connector {
             .map_err(HostError::Driver)?;
         let (config, addresses) = {
             let state = self.lock();
-            (state.config.clone().expect("`new` has read it"), state.addresses)
+            (state.settings.url.config.clone(), state.addresses)
         };
         // If the addresses lead to one server, the next connection finds that out.
         let servers = targets(&config).map_or(1, |targets| targets.len()).max(addresses);
@@ -343,7 +349,8 @@ impl Connector {
 
     /// Returns a handle that cancels a statement of this connection.
     pub(super) fn canceller(&self, client: &Client) -> Canceller {
-        Canceller::new(client.cancel_token(), client.address().clone(), self.limit())
+        let tls = self.lock().settings.tls.clone();
+        Canceller::new(client.cancel_token(), client.address().clone(), tls, self.limit())
     }
 }
 

@@ -8,6 +8,7 @@ use deadpool_postgres::TimeoutType;
 
 use super::PoolError;
 use super::server::Refusal;
+use super::tls::TlsFailure;
 use crate::config::SettingError;
 use crate::error::chain;
 
@@ -66,6 +67,12 @@ pub enum HostError {
     /// The server rejected the login or a statement.
     #[error("{}", describe(.0))]
     Driver(tokio_postgres::Error),
+    /// The server rejected the login, and this is what to do about it.
+    #[error("{}; {}", describe(.0), .1)]
+    Login(tokio_postgres::Error, &'static str),
+    /// The connection cannot be encrypted as the URL requires.
+    #[error(transparent)]
+    Tls(TlsFailure),
     /// The server does not fit the purpose.
     #[error("{0}")]
     Refused(Refusal),
@@ -92,6 +99,12 @@ impl ConnectError {
             _ => None,
         });
         refusals.collect::<Option<Vec<_>>>()?.into_iter().find(|refusal| refusal.needs_operator())
+    }
+
+    /// Returns whether TLS or a certificate is the cause for every host.
+    pub fn is_tls(&self) -> bool {
+        let tls = |error: &HostError| matches!(error, HostError::Tls(_) | HostError::Login(..));
+        !self.hosts().is_empty() && self.hosts().iter().all(|(_, error)| tls(error))
     }
 }
 

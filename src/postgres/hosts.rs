@@ -14,6 +14,8 @@ pub(super) struct Target {
     pub(super) name: String,
     pub(super) host: Host,
     pub(super) port: u16,
+    /// The name that the server's certificate must have.
+    pub(super) certified: String,
 }
 
 /// The servers of one name of the URL, as far as they are known during one attempt to connect.
@@ -50,6 +52,12 @@ pub(super) fn check(config: &Config) -> Result<(), SettingError> {
     targets(config).map(drop)
 }
 
+/// Returns the names and ports of a URL's hosts, for messages.
+pub(super) fn names(config: &Config) -> String {
+    let names = targets(config).unwrap_or_default().into_iter().map(|target| target.name);
+    names.collect::<Vec<_>>().join(", ")
+}
+
 /// Returns the hosts of a URL, in its order or, if the URL says so, in a random order.
 pub(super) fn targets(config: &Config) -> Result<Vec<Target>, SettingError> {
     let invalid = |problem| Err(SettingError::Invalid { setting: "--database-url", problem });
@@ -73,7 +81,11 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, SettingError> {
             Host::Tcp(name) => format!("{name}:{port}"),
             Host::Unix(folder) => folder.join(format!(".s.PGSQL.{port}")).display().to_string(),
         };
-        Target { name, host, port }
+        let certified = match hosts.get(i).unwrap_or(&host) {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(_) => String::new(),
+        };
+        Target { name, host, port, certified }
     };
     let mut targets: Vec<Target> = (0..count).map(target).collect();
     if config.get_load_balance_hosts() == LoadBalanceHosts::Random {

@@ -9,7 +9,9 @@ mod manager;
 mod pooler;
 mod server;
 mod session;
+mod settings;
 mod socket;
+mod tls;
 mod warnings;
 
 use std::path::PathBuf;
@@ -19,14 +21,17 @@ use clap::Args;
 use deadpool_postgres::{Runtime, Timeouts};
 
 use crate::config::{SettingError, parse_duration, read_secret, time_problem};
-use crate::database_url;
+use crate::database_url::{self, DatabaseUrl};
 use crate::error::chain;
+
+use settings::Settings;
 
 pub use client::{Canceller, Client};
 pub use connector::Connector;
 pub use error::{ConnectError, DatabaseError, HostError, describe, describe_pool};
 pub use manager::Manager;
 pub use server::{Comparison, Identity, Purpose, Refusal, Server};
+pub use tls::TlsFailure;
 
 /// A pool of connections that fit one [`Purpose`].
 pub type Pool = deadpool::managed::Pool<Manager>;
@@ -38,7 +43,8 @@ pub type PoolError = deadpool::managed::PoolError<ConnectError>;
 /// The URL of the database, and its timeouts.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseOptions {
-    /// URL of the database, such as postgres://user:password@host:5432/name
+    /// URL of the database, such as postgres://user:password@host:5432/name. Beyond loopback, connections use TLS and verify
+    /// the server; sslrootcert=FILE in the URL gives its CA, and sslmode=disable turns TLS off
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// File that contains the URL of the database, instead of --database-url
@@ -67,7 +73,7 @@ impl DatabaseOptions {
         if !self.is_given() {
             return Vec::new();
         }
-        let mut problems: Vec<String> = self.config().err().iter().map(|error| chain(error)).collect();
+        let mut problems = Vec::from_iter(self.url_problem());
         // The maximum of the server's statement_timeout is 2^31 - 1 ms.
         let day = Duration::from_secs(86_400);
         let min = Duration::from_millis(100);
@@ -80,17 +86,39 @@ impl DatabaseOptions {
         problems
     }
 
-    /// Reads the file, if one is configured, and returns the driver's settings.
-    pub fn config(&self) -> Result<tokio_postgres::Config, SettingError> {
+    /// Returns the problem of the URL or of a file that it names.
+    pub fn url_problem(&self) -> Option<String> {
+        Settings::load(self).err().map(|error| chain(&error))
+    }
+
+    /// The flag that gives the URL.
+    fn setting(&self) -> &'static str {
+        if self.url().is_some() { "--database-url" } else { "--database-url-file" }
+    }
+
+    /// Reads the file, if one is configured, and returns the settings of the URL.
+    fn read_url(&self) -> Result<DatabaseUrl, SettingError> {
         let url = match (self.url(), &self.database_url_file) {
             (Some(url), _) => url.clone(),
             (None, Some(file)) => read_secret(file).map_err(SettingError::of_file("--database-url-file"))?,
             (None, None) => return Err(SettingError::Missing("--database-url")),
         };
-        let setting = if self.url().is_some() { "--database-url" } else { "--database-url-file" };
-        let config = database_url::parse(setting, &url)?;
-        hosts::check(&config)?;
-        Ok(config)
+        let url = database_url::parse(self.setting(), &url)?;
+        hosts::check(&url.config)?;
+        Ok(url)
+    }
+
+    /// Logs a warning if connections leave this machine without TLS. Services call it once, when they start.
+    pub fn warn_if_exposed(&self) {
+        if let Ok(url) = self.read_url()
+            && url.is_exposed()
+        {
+            let hosts = hosts::names(&url.config);
+            tracing::warn!(
+                hosts,
+                "connections to the database leave this machine without TLS: sslmode=disable in its URL"
+            );
+        }
     }
 
     /// Returns the same options without a statement timeout.

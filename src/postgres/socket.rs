@@ -11,37 +11,53 @@ use std::time::{Duration, Instant};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::tls::{ChannelBinding, TlsStream};
+
+use super::error::HostError;
+use super::tls::Tls;
 
 /// A server that has an open request and has sent nothing for this long is pinged.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// The request for TLS. Every server responds to it with one byte, before the login.
-const PING: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+/// The request for TLS. Every server responds to it with one byte, before the login, so it serves as a ping too.
+pub(super) const REQUEST_TLS: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Address {
-    Tcp(SocketAddr),
+    Tcp {
+        address: SocketAddr,
+        /// The name that the server's certificate must have.
+        host: String,
+    },
     Unix(PathBuf),
 }
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Address::Tcp(address) => address.fmt(f),
+            Address::Tcp { address, .. } => address.fmt(f),
             Address::Unix(path) => path.display().fmt(f),
         }
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+/// A connection to an address, with or without TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Returns what binds a login to this connection.
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl Stream for TcpStream {}
+impl Stream for UnixStream {}
 
 impl Address {
-    /// Opens a socket. The caller sets the deadline.
-    async fn open(&self) -> io::Result<Box<dyn Stream>> {
+    /// Opens a connection without TLS. The caller sets the deadline.
+    pub(super) async fn open(&self) -> io::Result<Box<dyn Stream>> {
         let address = match self {
-            Address::Tcp(address) => address,
+            Address::Tcp { address, .. } => address,
             Address::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
         };
         let stream = TcpStream::connect(address).await?;
@@ -58,19 +74,32 @@ impl Address {
         Ok(Box::new(stream))
     }
 
+    /// Encrypts a connection to this address, unless the URL says otherwise. The caller sets the deadline.
+    pub(super) async fn encrypt(
+        &self,
+        stream: Box<dyn Stream>,
+        tls: Option<&Tls>,
+    ) -> Result<Box<dyn Stream>, HostError> {
+        match (self, tls) {
+            (Address::Tcp { host, .. }, Some(tls)) => tls.encrypt(host, stream).await,
+            // As with libpq: the kernel connects the two processes, so nothing can be in between.
+            (Address::Unix(_), _) | (_, None) => Ok(stream),
+        }
+    }
+
     /// Returns whether the server responds on a new connection. A frozen server does not, although its kernel accepts the
     /// connection.
     async fn responds(&self, limit: Duration) -> bool {
         let ping = async {
             let mut stream = self.open().await?;
-            stream.write_all(&PING).await?;
+            stream.write_all(&REQUEST_TLS).await?;
             stream.read_u8().await
         };
         matches!(tokio::time::timeout(limit, ping).await, Ok(Ok(_)))
     }
 }
 
-/// The socket of a connection. It counts the requests and the responses.
+/// The socket of a connection. It counts the requests and the responses, above TLS, where they can be read.
 pub(super) struct Socket {
     stream: Box<dyn Stream>,
     activity: Activity,
@@ -95,13 +124,11 @@ struct State {
 }
 
 impl Socket {
-    /// Opens the socket. The caller sets the deadline.
-    pub(super) async fn open(address: &Address) -> io::Result<(Socket, Activity)> {
-        let stream = address.open().await?;
+    pub(super) fn new(stream: Box<dyn Stream>) -> (Socket, Activity) {
         let (sent, received) = (Frames::default(), Frames::default());
         let state = State { logged_in: false, sent, received, open: 0, starved: false, since: Instant::now() };
         let activity = Activity(Arc::new(Mutex::new(state)));
-        Ok((Socket { stream, activity: activity.clone() }, activity))
+        (Socket { stream, activity: activity.clone() }, activity)
     }
 }
 
@@ -203,6 +230,12 @@ impl Frames {
             }
         }
         count
+    }
+}
+
+impl TlsStream for Socket {
+    fn channel_binding(&self) -> ChannelBinding {
+        self.stream.channel_binding()
     }
 }
 

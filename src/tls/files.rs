@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use metrics::gauge;
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
 
-use super::{CERTIFICATE_EXPIRY, TlsError, certificate, pem, provider};
+use super::{TlsError, certificate, pem, provider};
 use crate::config::FileError;
 use crate::reload::{Contents, Source};
 
@@ -228,9 +227,7 @@ impl<T: Send + Sync + 'static> Source for TlsSource<T> {
     fn build(&self, contents: &Contents) -> Result<T, TlsError> {
         let material = self.files.parse(contents)?;
         let value = (self.build)(&material)?;
-        if let Some(expiry) = material.expiry {
-            gauge!(CERTIFICATE_EXPIRY, "use" => self.usage).set(expiry as f64);
-        }
+        super::show_expiry(self.usage, &material);
         Ok(value)
     }
 }

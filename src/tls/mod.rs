@@ -27,7 +27,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use metrics::{describe_counter, describe_gauge};
+use metrics::{describe_counter, describe_gauge, gauge};
 use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -95,6 +95,13 @@ pub fn client_config(material: &Material) -> Result<ClientConfig, TlsError> {
         None => builder.with_no_client_auth(),
         Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
     })
+}
+
+/// Shows in the metrics when the own certificate expires, if there is one.
+pub(crate) fn show_expiry(usage: &'static str, material: &Material) {
+    if let Some(expiry) = material.expiry {
+        gauge!(CERTIFICATE_EXPIRY, "use" => usage).set(expiry as f64);
+    }
 }
 
 fn settings(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> TlsError {

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use msg_common::error::chain;
 use msg_common::postgres::DatabaseOptions;
 
 /// A replica of the database.
@@ -33,7 +32,7 @@ impl ReplicaOptions {
             problems.push("--replica-url is given without --database-url".to_owned());
         }
         // Its flags are named like the database's.
-        problems.extend(replica.config().err().map(|error| chain(&error).replace("--database-url", "--replica-url")));
+        problems.extend(replica.url_problem().map(|problem| problem.replace("--database-url", "--replica-url")));
         problems
     }
 }

@@ -47,8 +47,8 @@ impl Database {
     }
 
     /// Makes the gateway not ready while this database can never be used for reads without an operator: its server or the
-    /// connection to it does not fit, or a right on one of `tables` is missing. An unavailable database does not prevent
-    /// sends.
+    /// connection to it does not fit, a right on one of `tables` is missing, or TLS has prevented each connection since the
+    /// start. An unavailable database does not prevent sends.
     pub(crate) async fn watch(
         self,
         component: &'static str,
@@ -57,12 +57,21 @@ impl Database {
         stop: CancellationToken,
     ) {
         let checks = async {
+            // Before the first connection, a certificate that is rejected is a setting to correct. Later it is an outage of
+            // the database, such as a certificate that has expired.
+            let mut connected = false;
             loop {
                 let failure_reason = match self.pool.get().await {
-                    Ok(client) => rights::missing(&client, tables).await,
-                    Err(PoolError::Backend(error)) => {
-                        error.needs_operator().map(|_| error.to_string()).or_else(|| rights::missing_login(&error))
+                    Ok(client) => {
+                        connected = true;
+                        rights::missing(&client, tables).await
                     }
+                    Err(PoolError::Backend(error))
+                        if error.needs_operator().is_some() || (!connected && error.is_tls()) =>
+                    {
+                        Some(error.to_string())
+                    }
+                    Err(PoolError::Backend(error)) => rights::missing_login(&error),
                     Err(_) => None,
                 };
                 let pause = if failure_reason.is_some() { RETRY_INTERVAL } else { CHECK_INTERVAL };
@@ -146,7 +155,7 @@ fn not_connected(error: &ConnectError) -> Failure {
         tracing::warn!(error = text, repeated, "cannot connect to the database");
     }
     let rejected = error.hosts().iter().find_map(|(_, error)| match error {
-        HostError::Driver(error) => error.code().map(|state| meaning(Some(state))),
+        HostError::Driver(error) | HostError::Login(error, _) => error.code().map(|state| meaning(Some(state))),
         _ => None,
     });
     rejected.unwrap_or_else(|| Failure::DatabaseUnavailable("the database cannot be reached".into()))

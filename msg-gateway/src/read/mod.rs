@@ -68,6 +68,9 @@ impl Sources {
     fn new(config: &Config, budgets: &Budgets) -> Result<Self, ReadError> {
         let database = |options, purpose| Database::new(options, config.read_connections, SESSION, purpose);
         let replica = config.replica.database(&config.database);
+        for options in [Some(&config.database), replica.as_ref()].into_iter().flatten() {
+            options.warn_if_exposed();
+        }
         Ok(Sources {
             primary: database(&config.database, Purpose::ReadPrimary)?,
             replica: replica.as_ref().map(|replica| database(replica, Purpose::ReadReplica)).transpose()?,

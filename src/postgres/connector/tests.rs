@@ -33,6 +33,10 @@ impl FakeServer {
         server
     }
 
+    fn tcp(&self) -> Address {
+        Address::Tcp { address: self.address, host: "db".to_owned() }
+    }
+
     async fn serve(&self, mut stream: TcpStream, pid: usize) -> io::Result<()> {
         let length = stream.read_u32().await?;
         stream.read_exact(&mut vec![0; length as usize - 4]).await?;
@@ -92,25 +96,25 @@ fn row(values: &[String]) -> Vec<u8> {
     [message(b'T', &description), message(b'D', &data)].concat()
 }
 
-fn connector(purpose: Purpose) -> (Connector, Config) {
-    let url = "postgres://app@db/x".to_owned();
+fn connector(purpose: Purpose) -> (Connector, Settings) {
     let options = DatabaseOptions {
-        database_url: Some(url.clone()),
+        database_url: Some("postgres://app@db/x?sslmode=disable".to_owned()),
         database_url_file: None,
         database_connect_timeout: Duration::from_secs(10),
         database_statement_timeout: Duration::from_secs(10),
     };
-    (Connector::new(options, "test", "", purpose).expect("the URL is valid"), url.parse().expect("the URL is valid"))
+    let settings = Settings::load(&options).expect("the URL is valid");
+    (Connector::new(options, "test", "", purpose).expect("the URL is valid"), settings)
 }
 
 /// Connects as if the name of the URL had the addresses of these servers.
 async fn connect(
     connector: &Connector,
-    config: &Config,
+    settings: &Settings,
     servers: &[&FakeServer],
 ) -> Result<Client, Vec<(String, HostError)>> {
-    let addresses = servers.iter().map(|server| Address::Tcp(server.address)).collect();
-    connector.connect_any(config, "db:5432", addresses, 1).await
+    let addresses = servers.iter().map(|server| server.tcp()).collect();
+    connector.connect_any(settings, "db:5432", addresses, 1).await
 }
 
 fn is_read_only<T>(result: &Result<T, HostError>) -> bool {
@@ -120,26 +124,26 @@ fn is_read_only<T>(result: &Result<T, HostError>) -> bool {
 #[tokio::test]
 async fn reads_leave_a_read_only_address_of_a_name_for_another() {
     for purpose in [Purpose::ReadPrimary, Purpose::Write] {
-        let (connector, config) = connector(purpose);
+        let (connector, settings) = connector(purpose);
         let (old, new) = (FakeServer::start("1", false).await, FakeServer::start("2", false).await);
-        let client = connect(&connector, &config, &[&old, &new]).await.expect("the first one is a primary");
-        assert_eq!(*client.address(), Address::Tcp(old.address));
+        let client = connect(&connector, &settings, &[&old, &new]).await.expect("the first one is a primary");
+        assert_eq!(*client.address(), old.tcp());
         connector.verify(&client).await.expect("it is still one");
         old.read_only.store(true, Ordering::Relaxed);
         let verified = connector.verify(&client).await;
         assert!(is_read_only(&verified), "{purpose:?}: {verified:?}");
-        let client = connect(&connector, &config, &[&old, &new]).await.expect("the second one is a primary");
-        assert_eq!(*client.address(), Address::Tcp(new.address));
+        let client = connect(&connector, &settings, &[&old, &new]).await.expect("the second one is a primary");
+        assert_eq!(*client.address(), new.tcp());
     }
 }
 
 #[tokio::test]
 async fn read_only_server_is_read_if_all_addresses_lead_to_it() {
-    let (connector, config) = connector(Purpose::ReadPrimary);
+    let (connector, settings) = connector(Purpose::ReadPrimary);
     let (one, again) = (FakeServer::start("1", true).await, FakeServer::start("1", true).await);
-    connect(&connector, &config, &[&one]).await.expect("there is no other server");
-    connect(&connector, &config, &[&one, &again]).await.expect("both are one server");
+    connect(&connector, &settings, &[&one]).await.expect("there is no other server");
+    connect(&connector, &settings, &[&one, &again]).await.expect("both are one server");
     let other = FakeServer::start("2", true).await;
-    let failed = connect(&connector, &config, &[&one, &other]).await.expect_err("either may be a previous primary");
+    let failed = connect(&connector, &settings, &[&one, &other]).await.expect_err("either may be a previous primary");
     assert_eq!(failed.len(), 2, "{failed:?}");
 }
