@@ -101,7 +101,7 @@ pub(super) fn fields(details: &ErrorDetails) -> Vec<&str> {
 }
 
 /// Waits until `/readyz` reports not ready with all of these texts.
-pub(super) async fn wait_gateway_not_ready(gateway: &Gateway, texts: &[&str]) {
+pub(crate) async fn wait_gateway_not_ready(gateway: &Gateway, texts: &[&str]) {
     eventually("the gateway is not ready for this reason", async || {
         let (status, body) = readyz(gateway).await?;
         ensure(status == 503 && texts.iter().all(|text| body.contains(text)), format!("{status}: {body}"))

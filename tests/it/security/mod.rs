@@ -1,7 +1,8 @@
-//! TLS between callers and the gateway.
+//! TLS of the services: to callers and to PostgreSQL.
 
 mod admin;
 mod connections;
+mod postgres;
 mod rotation;
 mod verification;
 

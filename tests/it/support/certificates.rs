@@ -38,8 +38,18 @@ impl Ca {
         self.0.pem()
     }
 
+    /// The certificate of the CA itself, and its key.
+    pub(crate) fn own_pair(&self) -> Pair {
+        Pair { certificate: self.pem(), key: self.0.key().serialize_pem() }
+    }
+
     /// Signs a certificate for IP addresses, URIs and DNS names.
     pub(crate) fn sign(&self, names: &[&str]) -> Pair {
+        self.sign_with(names, |_| {})
+    }
+
+    /// Signs a certificate for these names, with changed parameters.
+    pub(crate) fn sign_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let mut params = CertificateParams::default();
         params.subject_alt_names = names
             .iter()
@@ -49,6 +59,7 @@ impl Ca {
                 Err(_) => SanType::DnsName((*name).try_into().unwrap()),
             })
             .collect();
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         Pair { certificate: certificate.pem(), key: key.serialize_pem() }

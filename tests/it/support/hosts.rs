@@ -155,6 +155,7 @@ pub(crate) struct PasswordRole {
     operator: Client,
     host: String,
     database: String,
+    parameters: String,
     file: std::path::PathBuf,
     _folder: tempfile::TempDir,
 }
@@ -162,16 +163,29 @@ pub(crate) struct PasswordRole {
 impl PasswordRole {
     /// Creates the role on a server of the test's own, whose rules for logins are changed.
     pub(crate) async fn create(stack: &Stack, world: &World) -> PasswordRole {
+        let host = host_and_port(world.database_url());
+        PasswordRole::create_with(stack, world, "host all app all scram-sha-256\n", host, "").await
+    }
+
+    /// As `create`, with these rules for logins, and with this host and these parameters in the URL.
+    pub(crate) async fn create_with(
+        stack: &Stack,
+        world: &World,
+        login_rules: &str,
+        host: &str,
+        parameters: &str,
+    ) -> PasswordRole {
         let rules = stack.postgres().data().unwrap().join("pg_hba.conf");
         let old = std::fs::read_to_string(&rules).unwrap();
-        std::fs::write(&rules, format!("host all app all scram-sha-256\n{old}")).unwrap();
+        std::fs::write(&rules, format!("{login_rules}{old}")).unwrap();
         let operator = world.database().await;
         operator.batch_execute("SELECT pg_reload_conf()").await.unwrap();
         let create = "CREATE ROLE app LOGIN PASSWORD 'first'; GRANT ALL ON SCHEMA public TO app";
         operator.batch_execute(create).await.unwrap();
         let folder = tempfile::Builder::new().prefix("msg-it-secret-").tempdir().unwrap();
-        let (file, host) = (folder.path().join("url"), host_and_port(world.database_url()).to_owned());
-        let role = PasswordRole { operator, host, database: world.topic().to_owned(), file, _folder: folder };
+        let (file, database) = (folder.path().join("url"), world.topic().to_owned());
+        let (host, parameters) = (host.to_owned(), parameters.to_owned());
+        let role = PasswordRole { operator, host, database, parameters, file, _folder: folder };
         role.write_file("first");
         role
     }
@@ -182,9 +196,19 @@ impl PasswordRole {
         spec.env("DATABASE_URL_FILE", self.file.display())
     }
 
+    pub(crate) fn url_file(&self) -> &Path {
+        &self.file
+    }
+
     fn write_file(&self, password: &str) {
-        let url = format!("postgres://app:{password}@{}/{}\n", self.host, self.database);
+        let url = format!("postgres://app:{password}@{}/{}{}\n", self.host, self.database, self.parameters);
         std::fs::write(&self.file, url).unwrap();
+    }
+
+    /// Changes the parameters of the URL, for the next connection.
+    pub(crate) fn set_parameters(&mut self, password: &str, parameters: &str) {
+        self.parameters = parameters.to_owned();
+        self.write_file(password);
     }
 
     pub(crate) fn remove_file(&self) {
