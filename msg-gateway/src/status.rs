@@ -42,6 +42,10 @@ pub enum Failure {
     Invalid(Vec<Violation>),
     /// The topic does not accept a message of this size.
     TooLarge(String),
+    /// The call has no valid credentials. The text says what is wrong with them.
+    Unauthenticated(&'static str),
+    /// The caller has no right to do this. The text names the field and the right.
+    PermissionDenied(String),
     /// The caller's deadline is too short for a definite outcome.
     DeadlineTooShort {
         /// The shortest deadline that is long enough.
@@ -78,6 +82,8 @@ impl Failure {
             Failure::OutcomeUnknown { .. } => (Code::DeadlineExceeded, ErrorReason::OutcomeUnknown),
             Failure::Invalid(_) => (Code::InvalidArgument, ErrorReason::InvalidFields),
             Failure::TooLarge(_) => (Code::InvalidArgument, ErrorReason::TooLarge),
+            Failure::Unauthenticated(_) => (Code::Unauthenticated, ErrorReason::Unauthenticated),
+            Failure::PermissionDenied(_) => (Code::PermissionDenied, ErrorReason::PermissionDenied),
             Failure::DeadlineTooShort { .. } => (Code::DeadlineExceeded, ErrorReason::DeadlineTooShort),
             Failure::PredecessorFailed => (Code::Aborted, ErrorReason::PredecessorFailed),
             Failure::NotStoredYet(_) => (Code::DeadlineExceeded, ErrorReason::NotStoredYet),
@@ -103,12 +109,16 @@ impl Failure {
         }
     }
 
-    /// Returns whether a later message to the same inbox would now be out of order. A message that can never be stored
-    /// has no rank in the order, and an accepted one has its own.
+    /// Returns whether a later message to the same inbox would now be out of order. A message that can never be stored,
+    /// or that its caller may never send, has no rank in the order, and an accepted one has its own.
     pub fn leaves_a_gap(&self) -> bool {
         !matches!(
             self,
-            Failure::Invalid(_) | Failure::TooLarge(_) | Failure::NotStoredYet(_) | Failure::DeadLettered(..)
+            Failure::Invalid(_)
+                | Failure::TooLarge(_)
+                | Failure::PermissionDenied(_)
+                | Failure::NotStoredYet(_)
+                | Failure::DeadLettered(..)
         )
     }
 
@@ -131,6 +141,8 @@ impl Failure {
             Failure::OutcomeUnknown { .. }
             | Failure::Invalid(_)
             | Failure::TooLarge(_)
+            | Failure::Unauthenticated(_)
+            | Failure::PermissionDenied(_)
             | Failure::DeadlineTooShort { .. }
             | Failure::PredecessorFailed
             | Failure::NotStoredYet(_)
@@ -147,9 +159,11 @@ impl Failure {
             Failure::NotSent(text)
             | Failure::Overloaded(text)
             | Failure::TooLarge(text)
+            | Failure::PermissionDenied(text)
             | Failure::DatabaseUnavailable(text)
             | Failure::KafkaUnavailable(text)
             | Failure::Internal(text) => short(text).to_owned(),
+            Failure::Unauthenticated(text) => (*text).to_owned(),
             Failure::OutcomeUnknown { .. } => {
                 "Kafka has not confirmed the message in time, so its outcome is unknown; send it again with the same client_msg_id"
                     .to_owned()
@@ -290,6 +304,8 @@ mod tests {
             (unknown, Code::DeadlineExceeded, "OUTCOME_UNKNOWN", false),
             (Failure::Invalid(vec![violation("msg")]), Code::InvalidArgument, "INVALID_FIELDS", false),
             (Failure::TooLarge("x".into()), Code::InvalidArgument, "TOO_LARGE", false),
+            (Failure::Unauthenticated("x"), Code::Unauthenticated, "UNAUTHENTICATED", false),
+            (Failure::PermissionDenied("x".into()), Code::PermissionDenied, "PERMISSION_DENIED", false),
             (
                 Failure::DeadlineTooShort { shortest: Duration::from_millis(20) },
                 Code::DeadlineExceeded,
@@ -334,7 +350,7 @@ mod tests {
         let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| [`")).collect();
         let reasons = (1..).map_while(|number| ErrorReason::try_from(number).ok()).map(reason_name);
         let reasons: Vec<&str> = reasons.collect();
-        assert!(reasons.len() >= 16, "{reasons:?}");
+        assert!(reasons.len() >= 18, "{reasons:?}");
         for reason in &reasons {
             assert!(sections.contains(reason), "{reason} has no section");
             let link = format!("| [`{reason}`](#{}) |", reason.to_lowercase());
