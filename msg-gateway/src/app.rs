@@ -18,6 +18,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
+use crate::auth::AuthError;
 use crate::budget::Budgets;
 use crate::config::producer as settings;
 use crate::config::{Config, ServerOptions};
@@ -31,7 +32,7 @@ use crate::send::Sender;
 use crate::service::Gateway;
 use crate::unread::ReadTimer;
 use crate::watch::{WatchError, WatchServices};
-use crate::{health, read};
+use crate::{auth, health, read};
 
 /// The component of [`Readiness`] for the shutdown.
 const SHUTDOWN: &str = "shutdown";
@@ -56,6 +57,8 @@ pub enum Error {
     /// The database pools or the Kafka client of the reads could not be created.
     #[error("reads")]
     Reads(#[from] ReadError),
+    #[error("authentication")]
+    Auth(#[from] AuthError),
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("grpc server: {0}")]
@@ -127,11 +130,12 @@ pub async fn run(
         .max_decoding_message_size(config.max_request_bytes());
     let mut routes = Routes::builder();
     routes.add_service(health_service);
-    if config.server.reflection {
+    if config.reflection() {
         add_reflection(&mut routes)?;
     }
-    let router =
-        RpcRouter::new(service, routes.routes().prepare(), budgets.clone(), config.server.request_receive_timeout);
+    let others = routes.routes().prepare();
+    let authenticator = auth::start(&config.auth, &readiness, &tasks, &stop)?;
+    let router = RpcRouter::new(service, others, authenticator, budgets.clone(), config.server.request_receive_timeout);
 
     let mut admin = tasks.spawn(admin::serve(admin, config.admin_tls.files(), readiness.clone(), stop.clone()));
     if let Ok(address) = grpc.local_addr() {

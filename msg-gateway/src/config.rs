@@ -1,5 +1,6 @@
 //! Owns the gateway's settings, which are flags or environment variables, and the rules between them.
 
+pub mod auth;
 pub(crate) mod producer;
 mod replica;
 pub mod send;
@@ -19,6 +20,7 @@ use msg_common::limits::{Limits, MAX_ID_BYTES, MAX_REQUEST_MSGS};
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 
+use self::auth::{AuthMode, AuthOptions};
 pub use self::replica::ReplicaOptions;
 use self::send::SendOptions;
 pub use self::tls::TlsOptions;
@@ -50,6 +52,8 @@ pub struct Config {
     /// is rejected at startup
     #[arg(long, env = "ALLOW_PLAINTEXT")]
     pub allow_plaintext: bool,
+    #[command(flatten)]
+    pub(crate) auth: AuthOptions,
     #[command(flatten)]
     pub(crate) send: SendOptions,
     #[command(flatten)]
@@ -112,9 +116,10 @@ pub struct ServerOptions {
     /// messages. Above it, reads wait, and batches fail with RESOURCE_EXHAUSTED before anything is sent
     #[arg(long, env = "MAX_RESPONSE_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_response_bytes: usize,
-    /// Serve gRPC reflection, which describes the contract to tools such as grpcurl
-    #[arg(long, env = "REFLECTION", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
-    pub reflection: bool,
+    /// Serve gRPC reflection, which describes the contract to tools such as grpcurl. With --auth-mode, it needs the
+    /// same credentials as other calls [default: true, or false with --auth-mode]
+    #[arg(long, env = "REFLECTION", action = ArgAction::Set, value_name = "BOOL")]
+    pub reflection: Option<bool>,
     /// Timeout for the TLS and HTTP/2 handshakes of a new connection together. After it, the connection is closed
     #[arg(long, env = "HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub handshake_timeout: Duration,
@@ -161,6 +166,7 @@ impl Check for Config {
         problems.extend(self.replica.problems(&self.database));
         problems.extend(self.log.problems());
         problems.extend(self.tls.problems());
+        problems.extend(self.auth.problems(self.tls.tls_client_ca_file.is_some()));
         let allowed = self.allow_plaintext || self.tls.files().is_some();
         problems.extend(beyond_loopback("--listen", self.listen, allowed, "--allow-plaintext"));
         problems.extend(self.admin_tls.problems());
@@ -246,6 +252,11 @@ impl Config {
         // The default of other gRPC servers, and of clients for responses.
         const USUAL: usize = 4 << 20;
         self.server.max_request_bytes.unwrap_or_else(|| USUAL.max(self.limits.max_record_bytes()))
+    }
+
+    /// Returns whether reflection is served.
+    pub(crate) fn reflection(&self) -> bool {
+        self.server.reflection.unwrap_or(self.auth.auth_mode == AuthMode::None)
     }
 
     fn limit_problems(&self) -> Vec<String> {

@@ -53,9 +53,19 @@ impl Lifetime {
     }
 
     /// Returns the names in the caller's certificate, if it had to present one.
-    #[allow(dead_code, reason = "authorization reads it")]
     pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
         self.peer.get()
+    }
+
+    /// Ends the streams of one call at this time, if that is earlier.
+    pub(crate) fn not_after(self, end: Option<Instant>) -> Self {
+        Lifetime { until: self.until.into_iter().chain(end).min(), ..self }
+    }
+
+    /// Makes a lifetime without an end, of a connection whose caller has presented a certificate with these names.
+    #[cfg(test)]
+    pub(crate) fn of_peer(peer: PeerIdentity) -> Self {
+        Lifetime { peer: Arc::new(OnceLock::from(peer)), ..Lifetime::default() }
     }
 
     /// Returns the counter of unread responses, which only a real connection has.

@@ -1,6 +1,7 @@
 //! The gateway: accepts messages over gRPC, responds when they are in Kafka, and reads stored messages.
 
 pub mod app;
+mod auth;
 pub mod budget;
 pub mod config;
 mod health;

@@ -24,6 +24,9 @@ pub(crate) const CALLS_REJECTED: &str = "msg_gateway_calls_rejected_total";
 pub(crate) const UNREAD_RESPONSE_BYTES: &str = "msg_gateway_unread_response_bytes";
 pub(crate) const HANDSHAKE_TIMEOUTS: &str = "msg_gateway_handshake_timeouts_total";
 pub(crate) const TRANSPORT_ERRORS: &str = "msg_gateway_transport_errors_total";
+pub(crate) const AUTH_REJECTIONS: &str = "msg_gateway_auth_rejections_total";
+pub(crate) const AUTH_KEY_FETCHES: &str = "msg_gateway_auth_key_fetches_total";
+pub(crate) const AUTH_KEYS_AGE: &str = "msg_gateway_auth_keys_age_seconds";
 pub(crate) const TOPIC_USABLE: &str = "msg_gateway_topic_usable";
 pub(crate) const TOPIC_UNSAFE_SETTINGS: &str = "msg_gateway_topic_unsafe_settings";
 pub(crate) const TOPIC_EXTRA_PARTITIONS: &str = "msg_gateway_topic_extra_partitions";
@@ -77,6 +80,16 @@ pub fn describe() {
         "Connections that were closed because their TLS and HTTP/2 handshakes timed out"
     );
     describe_counter!(TRANSPORT_ERRORS, "Calls that failed in the transport, by reason");
+    describe_counter!(
+        AUTH_REJECTIONS,
+        "Calls, and messages of batches and streams, that were rejected because of who their caller is, by reason"
+    );
+    describe_counter!(AUTH_KEY_FETCHES, "Attempts to fetch the keys of the token issuer, by outcome");
+    describe_gauge!(
+        AUTH_KEYS_AGE,
+        Unit::Seconds,
+        "Age of the token issuer's keys at the last attempt to fetch them: 0 while the issuer responds"
+    );
     describe_gauge!(TOPIC_USABLE, "1 if the topic can be used, 0 if not");
     describe_gauge!(TOPIC_UNSAFE_SETTINGS, "Settings of the topic that may lose accepted messages");
     describe_gauge!(TOPIC_EXTRA_PARTITIONS, "Partitions of the topic above TOPIC_PARTITIONS, which are not used");

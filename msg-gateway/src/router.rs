@@ -1,5 +1,5 @@
-//! Surrounds every call: limits the open calls, notes when a call arrived, bounds its request body, and adds the
-//! reason to an error of the transport.
+//! Surrounds every call: limits the open calls, authenticates the caller, notes when a call arrived, bounds its request
+//! body, and adds the reason to an error of the transport.
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures_util::future::Either;
+use futures_util::future::{BoxFuture, Either};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use metrics::counter;
@@ -18,6 +18,8 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tower::Service;
 
+use crate::auth::rules::Caller;
+use crate::auth::{Authentication, Authenticator};
 use crate::budget::{Budgets, LimitReached};
 use crate::incoming::Lifetime;
 use crate::metrics::TRANSPORT_ERRORS;
@@ -56,14 +58,21 @@ fn admit<B>(budgets: &Budgets, request: &Request<B>) -> Result<Arc<OpenCall>, (O
 pub(crate) struct RpcRouter<G, O> {
     gateway: G,
     others: O,
+    authenticator: Authenticator,
     budgets: Arc<Budgets>,
     receive_timeout: Duration,
 }
 
 impl<G: NamedService, O> RpcRouter<G, O> {
     /// Routes to the gateway and to the other services. Request bodies have `receive_timeout`.
-    pub(crate) fn new(gateway: G, others: O, budgets: Arc<Budgets>, receive_timeout: Duration) -> Self {
-        RpcRouter { gateway, others, budgets, receive_timeout }
+    pub(crate) fn new(
+        gateway: G,
+        others: O,
+        authenticator: Authenticator,
+        budgets: Arc<Budgets>,
+        receive_timeout: Duration,
+    ) -> Self {
+        RpcRouter { gateway, others, authenticator, budgets, receive_timeout }
     }
 
     fn is_gateways(path: &str) -> bool {
@@ -72,6 +81,15 @@ impl<G: NamedService, O> RpcRouter<G, O> {
 }
 
 type RpcResult = Result<Response<Body>, Infallible>;
+
+/// A response that is ready, one of the gateway, or one of another service. A call that waits for the keys of the
+/// token issuer, which is rare, is as large as those.
+type RouterFuture<G> = Either<Ready<RpcResult>, Either<ResponseFuture<G>, BoxFuture<'static, RpcResult>>>;
+
+fn ready_response<G>(response: Response<Body>, call: Option<Arc<OpenCall>>) -> RouterFuture<G> {
+    let response = call.map_or_else(Response::default, |call| hold_permits(response, call));
+    Either::Left(std::future::ready(Ok(response)))
+}
 
 /// The response of a call. It adds the reason that a transport error lacks, and makes the response hold the call's
 /// permits.
@@ -92,40 +110,22 @@ impl<F: Future<Output = RpcResult> + Unpin> Future for ResponseFuture<F> {
     }
 }
 
-impl<G, O> Service<Request<Body>> for RpcRouter<G, O>
+impl<G, O> RpcRouter<G, O>
 where
     G: Service<Request<BoundedBody>, Response = Response<Body>, Error = Infallible> + NamedService,
     G::Future: Unpin,
     O: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    O::Future: Send + 'static,
 {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Either<Ready<RpcResult>, Either<ResponseFuture<G::Future>, ResponseFuture<Pin<Box<O::Future>>>>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        ready!(self.gateway.poll_ready(cx))?;
-        self.others.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let respond = |response, call: Option<Arc<OpenCall>>| {
-            let response = call.map_or_else(Response::default, |call| hold_permits(response, call));
-            Either::Left(std::future::ready(Ok(response)))
-        };
-        let call = match admit(&self.budgets, &request) {
-            Ok(call) => call,
-            Err((call, reached)) => return respond(Status::from(Failure::from(reached)).into_http(), call),
-        };
-        if let Some(status) = not_grpc_status(&request) {
-            return respond(rejected(status), Some(call));
-        }
+    /// Serves a call whose caller is authenticated.
+    fn serve(&mut self, mut request: Request<Body>, call: Arc<OpenCall>, caller: Caller) -> RouterFuture<G::Future> {
         // The requests of all other methods have one message.
         let streamed =
             ["/StreamSendMsg", "/ServerReflectionInfo"].iter().any(|name| request.uri().path().ends_with(name));
         let kind = if streamed { RequestKind::Streaming } else { RequestKind::Unary };
         let bounded = |body| BoundedBody::new(body, &self.budgets.partial_requests, kind, self.receive_timeout);
         if Self::is_gateways(request.uri().path()) {
-            request.extensions_mut().insert(Arrival(Instant::now()));
+            request.extensions_mut().insert(caller);
             let request = request.map(bounded);
             let future = self.gateway.call(request);
             return Either::Right(Either::Left(ResponseFuture { future, adds_reason: true, call }));
@@ -134,7 +134,52 @@ where
         let adds_reason = !request.uri().path().starts_with("/grpc.");
         let request = request.map(|body| Body::new(bounded(body)));
         let future = Box::pin(self.others.call(request));
-        Either::Right(Either::Right(ResponseFuture { future, adds_reason, call }))
+        Either::Right(Either::Right(Box::pin(ResponseFuture { future, adds_reason, call })))
+    }
+}
+
+impl<G, O> Service<Request<Body>> for RpcRouter<G, O>
+where
+    G: Service<Request<BoundedBody>, Response = Response<Body>, Error = Infallible>
+        + NamedService
+        + Clone
+        + Send
+        + 'static,
+    G::Future: Unpin + Send,
+    O: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    O::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = RouterFuture<G::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        ready!(self.gateway.poll_ready(cx))?;
+        self.others.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let call = match admit(&self.budgets, &request) {
+            Ok(call) => call,
+            Err((call, reached)) => return ready_response(Status::from(Failure::from(reached)).into_http(), call),
+        };
+        if let Some(status) = not_grpc_status(&request) {
+            return ready_response(rejected(status), Some(call));
+        }
+        request.extensions_mut().insert(Arrival(Instant::now()));
+        match self.authenticator.authenticate(&request) {
+            Authentication::Done(Ok(caller)) => self.serve(request, call, caller),
+            Authentication::Done(Err(failure)) => ready_response(Status::from(failure).into_http(), Some(call)),
+            Authentication::Waiting(authenticated) => {
+                let mut router = self.clone();
+                Either::Right(Either::Right(Box::pin(async move {
+                    match authenticated.await {
+                        Ok(caller) => router.serve(request, call, caller).await,
+                        Err(failure) => Ok(hold_permits(Status::from(failure).into_http(), call)),
+                    }
+                })))
+            }
+        }
     }
 }
 
@@ -216,8 +261,12 @@ mod tests {
         }
     }
 
+    fn router_to(service: Always, budgets: Arc<Budgets>) -> RpcRouter<Always, Always> {
+        RpcRouter::new(service.clone(), service, Authenticator::open(), budgets, Duration::MAX)
+    }
+
     fn status_through_router(status: Status, path: &str) -> Status {
-        let router = RpcRouter::new(Always(status.clone()), Always(status), Budgets::of(&[]), Duration::MAX);
+        let router = router_to(Always(status), Budgets::of(&[]));
         let request =
             Request::post(path).header(CONTENT_TYPE, "application/grpc").body(Body::empty()).expect("it is valid");
         let response = router.oneshot(request).now_or_never().expect("it does not wait").expect("it cannot fail");
@@ -283,7 +332,7 @@ mod tests {
         let open = admit(&budgets, &request()).expect("there is capacity");
         assert_eq!(budgets.calls.used().items, 1);
         let served = Always(Status::ok("served"));
-        let router = RpcRouter::new(served.clone(), served, budgets, Duration::MAX);
+        let router = router_to(served, budgets);
         let call =
             || router.clone().oneshot(request()).now_or_never().expect("it does not wait").expect("it cannot fail");
         let rejected = Status::from_header_map(call().headers()).expect("it has a status");

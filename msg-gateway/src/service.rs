@@ -1,4 +1,5 @@
-//! The methods of msg.v1.MsgGateway: they read the head of each request and count the responses.
+//! The methods of msg.v1.MsgGateway: they read the head of each request, check what the caller may read, and count the
+//! responses. What the caller may send is checked for each message, by the sender.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +14,7 @@ use msg_common::record::TRACEPARENT_HEADER;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::auth::rules::Caller;
 use crate::incoming::Lifetime;
 use crate::metrics::answered;
 use crate::read::{self, Reader};
@@ -40,7 +42,11 @@ impl Gateway {
 impl MsgGateway for Gateway {
     async fn send_msg(&self, request: Request<SendMsgRequest>) -> Result<Response<SendMsgResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        match self.sender.send(request, call(&metadata, &extensions)).await {
+        let result = match call(&metadata, &extensions) {
+            Ok(call) => self.sender.send(request, call).await,
+            Err(failure) => Err(failure),
+        };
+        match result {
             Ok(placement) => Ok(Response::new(SendMsgResponse { placement: Some(placement) })),
             Err(failure) => Err(failed("SendMsg", failure)),
         }
@@ -52,7 +58,10 @@ impl MsgGateway for Gateway {
     ) -> Result<Response<BatchSendMsgResponse>, Status> {
         const METHOD: &str = "BatchSendMsg";
         let (metadata, extensions, request) = request.into_parts();
-        let result = self.sender.send_batch(request, call(&metadata, &extensions)).await;
+        let result = match call(&metadata, &extensions) {
+            Ok(call) => self.sender.send_batch(request, call).await,
+            Err(failure) => Err(failure),
+        };
         respond(METHOD, result)
     }
 
@@ -63,23 +72,33 @@ impl MsgGateway for Gateway {
         request: Request<Streaming<StreamSendMsgRequest>>,
     ) -> Result<Response<Self::StreamSendMsgStream>, Status> {
         let (metadata, extensions, requests) = request.into_parts();
-        let opened = match extensions.get::<Lifetime>() {
-            Some(lifetime) => self.sender.open_stream(requests, call(&metadata, &extensions), lifetime.clone()),
-            None => Err(Failure::Internal("the connection has no lifetime".into())),
-        };
+        let opened = call(&metadata, &extensions)
+            .and_then(|call| self.sender.open_stream(requests, call, lifetime(&extensions, call.caller)?));
         let (replies, permit) = opened.map_err(|failure| failed("StreamSendMsg", failure))?;
         Ok(with_permit(replies, Some(permit)))
     }
 
     async fn pull_msgs(&self, request: Request<PullMsgsRequest>) -> Result<Response<PullMsgsResponse>, Status> {
         let call = read_call(&request);
-        let result = self.reader.pull(request.into_inner(), call).await;
+        let checked = caller(request.extensions())
+            .and_then(|caller| caller.check_read(&request.get_ref().recv_id, || "recv_id".into()));
+        let result = match checked {
+            Ok(()) => self.reader.pull(request.into_inner(), call).await,
+            Err(failure) => Err(failure),
+        };
         respond("PullMsgs", result)
     }
 
     async fn get_max_seqs(&self, request: Request<GetMaxSeqsRequest>) -> Result<Response<GetMaxSeqsResponse>, Status> {
         let call = read_call(&request);
-        let result = self.reader.max_seqs(request.into_inner(), call).await;
+        let checked = caller(request.extensions()).and_then(|caller| {
+            let mut inboxes = request.get_ref().recv_ids.iter().enumerate();
+            inboxes.try_for_each(|(i, recv_id)| caller.check_read(recv_id, || format!("recv_ids[{i}]")))
+        });
+        let result = match checked {
+            Ok(()) => self.reader.max_seqs(request.into_inner(), call).await,
+            Err(failure) => Err(failure),
+        };
         respond("GetMaxSeqs", result)
     }
 
@@ -88,17 +107,26 @@ impl MsgGateway for Gateway {
         request: Request<GetMsgStatusRequest>,
     ) -> Result<Response<GetMsgStatusResponse>, Status> {
         let call = read_call(&request);
-        let result = self.reader.msg_status(request.into_inner(), call).await;
+        let checked = caller(request.extensions()).and_then(|caller| caller.check_status(request.get_ref()));
+        let result = match checked {
+            Ok(()) => self.reader.msg_status(request.into_inner(), call).await,
+            Err(failure) => Err(failure),
+        };
         respond("GetMsgStatus", result)
     }
 
     type WatchMsgsStream = WatchStream;
 
     async fn watch_msgs(&self, request: Request<WatchMsgsRequest>) -> Result<Response<Self::WatchMsgsStream>, Status> {
-        let lifetime = request.extensions().get::<Lifetime>().cloned().unwrap_or_default();
-        let opened = match &self.watch.watches {
-            Some(watches) => watches.open(request.into_inner(), lifetime).await,
-            None => Err(Failure::NoDatabase),
+        let checked = caller(request.extensions()).and_then(|caller| {
+            let mut inboxes = request.get_ref().inboxes.iter().enumerate();
+            inboxes.try_for_each(|(i, inbox)| caller.check_read(&inbox.recv_id, || format!("inboxes[{i}].recv_id")))?;
+            lifetime(request.extensions(), caller)
+        });
+        let opened = match (checked, &self.watch.watches) {
+            (Ok(lifetime), Some(watches)) => watches.open(request.into_inner(), lifetime).await,
+            (Ok(_), None) => Err(Failure::NoDatabase),
+            (Err(failure), _) => Err(failure),
         };
         let (events, permit) = opened.map_err(|failure| failed("WatchMsgs", failure))?;
         Ok(with_permit(events, Some(permit)))
@@ -106,13 +134,26 @@ impl MsgGateway for Gateway {
 }
 
 /// Reads what a send needs from the head of its request.
-fn call<'a>(metadata: &'a MetadataMap, extensions: &tonic::Extensions) -> Call<'a> {
+fn call<'a>(metadata: &'a MetadataMap, extensions: &'a tonic::Extensions) -> Result<Call<'a>, Failure> {
     let headers = metadata.as_ref();
-    Call {
+    Ok(Call {
         arrival: arrival(extensions),
         timeout: grpc_timeout(headers),
         traceparent: headers.get(TRACEPARENT_HEADER).map(|value| value.as_bytes()),
-    }
+        caller: caller(extensions)?,
+    })
+}
+
+/// Returns the caller that the router has authenticated.
+fn caller(extensions: &tonic::Extensions) -> Result<&Caller, Failure> {
+    extensions.get::<Caller>().ok_or_else(|| Failure::Internal("the caller was not authenticated".into()))
+}
+
+/// Returns when a stream of this caller has to end.
+fn lifetime(extensions: &tonic::Extensions, caller: &Caller) -> Result<Lifetime, Failure> {
+    let lifetime = extensions.get::<Lifetime>().cloned();
+    let lifetime = lifetime.ok_or_else(|| Failure::Internal("the connection has no lifetime".into()))?;
+    Ok(lifetime.not_after(caller.stream_end()))
 }
 
 /// Returns when the head of the request arrived, or the current time if no layer has noted it.

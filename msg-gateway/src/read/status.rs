@@ -230,7 +230,7 @@ mod tests {
     const ID: &str = "146a196a-2269-8b20-b0b2-fa09eec689b4";
 
     fn request() -> GetMsgStatusRequest {
-        GetMsgStatusRequest { recv_id: "bob".into(), msg_id: ID.into(), partition: None, offset: None }
+        GetMsgStatusRequest { recv_id: "bob".into(), msg_id: ID.into(), ..GetMsgStatusRequest::default() }
     }
 
     fn fields(request: GetMsgStatusRequest) -> Vec<String> {

@@ -50,7 +50,7 @@ impl Sender {
         let mut batch = Batch::new(request.msgs.len(), until_stored);
         let mut good = Vec::with_capacity(request.msgs.len());
         for (entry, msg) in request.msgs.into_iter().enumerate() {
-            match check_entry(&self.limits, &msg, || format!("msgs[{entry}]")) {
+            match check_entry(&self.limits, call.caller, &msg, || format!("msgs[{entry}]")) {
                 Ok(()) => good.push(Good { entry, amount: amount_in_flight(&msg), msg }),
                 Err(failure) => batch.set_result(entry, &msg.recv_id, Err(failure)),
             }

@@ -19,6 +19,7 @@ use msg_common::proto::{Msg, Placement, SendMsgRequest, SendResult, WaitFor, sen
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
+use crate::auth::rules::Caller;
 use crate::budget::Budgets;
 use crate::config::Config;
 use crate::config::producer as settings;
@@ -40,6 +41,7 @@ pub(crate) struct Call<'a> {
     pub(crate) timeout: Option<Duration>,
     /// The caller's W3C trace context, not validated yet.
     pub(crate) traceparent: Option<&'a [u8]>,
+    pub(crate) caller: &'a Caller,
 }
 
 /// Sends messages and reports their outcomes.
@@ -86,6 +88,7 @@ impl Sender {
     /// Sends one message and waits until it is accepted, or until it is stored if the request says so.
     pub(crate) async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
         let (msg, until_stored) = self.check(request)?;
+        call.caller.check_send(&msg.send_id, || "msg.send_id".into())?;
         let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
         // Acquire before the message is encoded: a full gateway must reject cheaply.
@@ -156,11 +159,11 @@ fn result_of(pending: &PendingSend, outcome: Outcome, settle_time: Duration) -> 
     }
 }
 
-/// Checks an entry of a batch or a stream. `path` names it in the request.
-fn check_entry(limits: &Limits, msg: &Msg, path: impl FnOnce() -> String) -> Result<(), Failure> {
+/// Checks an entry of a batch or a stream, and whether its caller may send it. `path` names it in the request.
+fn check_entry(limits: &Limits, caller: &Caller, msg: &Msg, path: impl FnOnce() -> String) -> Result<(), Failure> {
     // Build the path only for a violation: nearly every message is valid.
     if limits.violations("", msg).is_empty() {
-        return Ok(());
+        return caller.check_send(&msg.send_id, || format!("{}.send_id", path()));
     }
     Err(Failure::Invalid(limits.violations(&path(), msg)))
 }

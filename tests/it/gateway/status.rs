@@ -327,7 +327,8 @@ async fn invalid_status_request_names_its_fields() {
     let world = world_without_transfer("status_bad").await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
-    let bad = GetMsgStatusRequest { recv_id: String::new(), msg_id: "x".into(), partition: Some(4), offset: Some(-1) };
+    let (partition, offset) = (Some(4), Some(-1));
+    let bad = GetMsgStatusRequest { msg_id: "x".into(), partition, offset, ..GetMsgStatusRequest::default() };
     let details = assert_failed(get_status(&client, bad).await, Code::InvalidArgument, "INVALID_FIELDS");
     assert_eq!(fields(&details), ["recv_id", "msg_id", "partition", "offset"]);
     let half = GetMsgStatusRequest { offset: Some(0), ..by_id(&msg("alice", "bob", "1", "hello")) };

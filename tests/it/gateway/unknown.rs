@@ -74,7 +74,7 @@ async fn unknown_outcome_is_reported_in_time_and_resent_as_one_row() {
 
 async fn state(client: &Client, msg: &Msg) -> Result<MsgState, Status> {
     let (recv_id, msg_id) = (msg.recv_id.clone(), msg_id_of(msg).to_string());
-    let request = GetMsgStatusRequest { recv_id, msg_id, partition: None, offset: None };
+    let request = GetMsgStatusRequest { recv_id, msg_id, ..GetMsgStatusRequest::default() };
     Ok(client.clone().get_msg_status(request).await?.into_inner().state())
 }
 

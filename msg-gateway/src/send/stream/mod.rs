@@ -43,6 +43,7 @@ impl Sender {
         let left = call.timeout.and_then(|timeout| self.timing.before_deadline(timeout));
         let settings = Settings {
             limits: self.limits.clone(),
+            caller: call.caller.clone(),
             id_of,
             max_wait: self.timing.max_wait,
             settle_time: self.settle_time,

@@ -56,9 +56,10 @@ pub(crate) async fn request(reader: &mut Reader) -> io::Result<()> {
     let n = if reader.rng.random_bool(0.3) { NEVER_SENT } else { n };
     let position = Some(position).filter(|_| n != NEVER_SENT && reader.rng.random_bool(0.5));
     let recv_id = recv_id(inbox);
-    let msg_id = msg_id(&send_id(sender), &recv_id, &n.to_string()).to_string();
+    let (send_id, client_msg_id) = (send_id(sender), n.to_string());
+    let msg_id = msg_id(&send_id, &recv_id, &client_msg_id).to_string();
     let (partition, offset) = position.unzip();
-    let request = reader.request(GetMsgStatusRequest { recv_id, msg_id, partition, offset });
+    let request = reader.request(GetMsgStatusRequest { recv_id, msg_id, partition, offset, send_id, client_msg_id });
     let mut client = reader.gateway();
     let requested = now();
     let Ok(response) = reader.call(ReadWay::Status, requested, client.get_msg_status(request)).await? else {

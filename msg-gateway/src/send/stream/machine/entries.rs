@@ -160,7 +160,7 @@ impl<H: Handles> Machine<H> {
         }
         let path = || format!("entries[{index}].msg");
         let msg = msg.ok_or_else(|| Failure::Invalid(vec![must_be_set(&path())]))?;
-        check_entry(&self.settings.limits, &msg, path)?;
+        check_entry(&self.settings.limits, &self.settings.caller, &msg, path)?;
         let msg_id = (self.settings.id_of)(&msg);
         Ok((msg, msg_id))
     }

@@ -17,6 +17,7 @@ use msg_common::proto::{Msg, Placement, StreamSendMsgRequest, StreamSendMsgRespo
 use tonic::Status;
 use uuid::Uuid;
 
+use crate::auth::rules::Caller;
 use crate::metrics::outcome;
 use crate::producer::Report;
 use crate::send::into_result;
@@ -54,6 +55,7 @@ pub(super) trait Share {
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) limits: Limits,
+    pub(super) caller: Caller,
     /// Returns the ID of a message. A message without a `client_msg_id` gets a new one at each call.
     pub(super) id_of: fn(&Msg) -> Uuid,
     /// How long to wait for a report, a row or capacity.

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::model::{Content, Ending, Entry, Model, Request};
 use super::token::{Token, Tokens, token};
 use super::{MAX_FAILED, MAX_INFLIGHT, MAX_REPLY, MAX_RESULTS, MAX_WAIT, Step, UNTIL};
+use crate::auth::rules::Caller;
 use crate::producer::Report;
 use crate::send::outcome::Outcome;
 use crate::send::record::Record;
@@ -77,6 +78,7 @@ impl World {
         let (start, held) = (Instant::now(), Held::default());
         let settings = Settings {
             limits: Limits { max_id_bytes: 8, max_content_bytes: 10 },
+            caller: Caller::anyone(),
             id_of,
             max_wait: Duration::from_millis(MAX_WAIT),
             settle_time: Duration::ZERO,
