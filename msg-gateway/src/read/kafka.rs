@@ -131,12 +131,7 @@ impl Topic {
             let _permit = permit;
             request(client.client(), &name)
         });
-        self.joined(requested.await).map_err(|error| {
-            if let Some(repeated) = FAILED.occurred("query") {
-                tracing::warn!(error = chain(&error), repeated, "cannot query the topic");
-            }
-            unavailable(&error)
-        })
+        self.joined(requested.await).map_err(|error| unavailable(&error))
     }
 }
 
@@ -146,8 +141,12 @@ impl Topic {
     }
 }
 
+/// Logs a failed request, and returns the error for the caller, which has no address of a broker.
 fn unavailable(error: &RequestError) -> Failure {
-    Failure::KafkaUnavailable(format!("kafka does not respond: {}", chain(error)))
+    if let Some(repeated) = FAILED.occurred("query") {
+        tracing::warn!(error = chain(error), repeated, "cannot query the topic");
+    }
+    Failure::KafkaUnavailable("kafka does not respond".into())
 }
 
 /// Returns the settings of a consumer that fetches at an offset and reports it as out of range.

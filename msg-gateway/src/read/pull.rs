@@ -189,15 +189,19 @@ pub(crate) fn stored_msg(row: &Row, recv_id: &str) -> Result<StoredMsg, Failure>
 /// Returns the error for a row that does not hold a message.
 pub(crate) fn unreadable(error: &ReadError) -> Failure {
     tracing::error!(%error, "cannot decode a row");
-    Failure::Internal(format!("the database returned an unexpected value in column {}", error.column))
+    unexpected_value()
 }
 
 /// Reads a column of a row. Fails if it has another type.
 pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Failure> {
     row.try_get(column).map_err(|error| {
         tracing::error!(column, %error, "cannot decode a column");
-        Failure::Internal(format!("the database returned an unexpected value in column {column}"))
+        unexpected_value()
     })
+}
+
+fn unexpected_value() -> Failure {
+    Failure::Internal("a stored message cannot be read; the gateway's log says why".into())
 }
 
 #[cfg(test)]

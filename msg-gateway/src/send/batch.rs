@@ -15,7 +15,7 @@ use crate::budget::{Amount, Permit};
 use crate::producer::{Report, ReportSender};
 use crate::response_permit::{ResponsePermit, SMALL_RESPONSE};
 use crate::send::outcome::Outcome;
-use crate::send::record::{PendingSend, Record, amount_in_flight, id_of};
+use crate::send::record::{PendingSend, Record, amount_in_flight, id_of, not_accepting};
 use crate::send::stored::Awaited;
 use crate::send::{Call, Sender, check_count, check_entry, into_result, trace, until_stored};
 use crate::status::Failure;
@@ -95,8 +95,8 @@ impl Sender {
         respond_by: Instant,
         traceparent: Option<&[u8]>,
     ) -> Result<(), Failure> {
-        if let Some(reason) = self.producer.closed() {
-            return Err(Failure::NotSent(reason));
+        if self.producer.closed().is_some() {
+            return Err(not_accepting());
         }
         let mut amount = Amount::default();
         good.iter().for_each(|good| amount += good.amount);

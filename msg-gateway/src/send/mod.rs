@@ -153,7 +153,8 @@ fn result_of(pending: &PendingSend, outcome: Outcome, settle_time: Duration) -> 
             let text = "Kafka rejected the batch in which the message was sent as too large; the message itself is not";
             Err(Failure::NotSent(text.into()))
         }
-        Outcome::NotSent(code) => Err(Failure::NotSent(format!("Kafka rejected the message: {code}"))),
+        // The log and the readiness name Kafka's error.
+        Outcome::NotSent(_) => Err(Failure::NotSent("Kafka rejected the message".into())),
         Outcome::TooLarge => Err(too_large()),
         Outcome::Unknown => Err(pending.unknown(settle_time)),
     }

@@ -6,6 +6,7 @@ use msg_common::id::msg_id;
 use msg_common::partition::{Partition, partition_for};
 use msg_common::proto::{Msg, Placement};
 use msg_common::record;
+use msg_common::repeat::Repeats;
 use prost::Message;
 use prost_types::Timestamp;
 use rdkafka::types::RDKafkaErrorCode;
@@ -101,14 +102,29 @@ impl Record {
     }
 }
 
+static REJECTIONS: Repeats = Repeats::new();
+
 /// Returns the error for a record that the producer rejected.
 fn rejected(rejection: Rejection) -> Failure {
     match rejection {
-        Rejection::Closed(reason) => Failure::NotSent(reason),
+        Rejection::Closed(_) => not_accepting(),
         Rejection::Failed(RDKafkaErrorCode::QueueFull) => Failure::Overloaded("the producer's queue is full".into()),
         Rejection::Failed(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(),
-        Rejection::Failed(code) => Failure::NotSent(format!("the producer rejected the message: {code}")),
+        Rejection::Failed(code) => {
+            // The caller can do nothing with librdkafka's text.
+            let error = code.to_string();
+            if let Some(repeated) = REJECTIONS.occurred(&error) {
+                tracing::warn!(error, repeated, "the producer rejected a message");
+            }
+            Failure::NotSent("the gateway could not send the message to Kafka".into())
+        }
     }
+}
+
+/// Returns the error for messages while the producer is closed. The reason, such as a setting of the topic, is for the
+/// operator: readiness has it.
+pub(crate) fn not_accepting() -> Failure {
+    Failure::NotSent("Kafka is unavailable, or its topic cannot be used; the gateway's readiness says why".into())
 }
 
 pub(crate) fn too_large() -> Failure {
