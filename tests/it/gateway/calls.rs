@@ -19,7 +19,7 @@ use crate::support::{NotYet, ensure, eventually};
 pub(crate) type Client = MsgGatewayClient<Channel>;
 
 /// Connects to a gateway, which may have been launched only just before.
-pub(super) async fn channel(gateway: &Gateway) -> Channel {
+pub(crate) async fn channel(gateway: &Gateway) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
     eventually("the gateway listens", async || Ok(endpoint.connect().await?)).await
 }
@@ -48,7 +48,7 @@ async fn call(client: &Client, request: Request<SendMsgRequest>) -> Result<Place
 }
 
 /// The outcome of one entry of a batch or a stream.
-pub(super) fn result(entry: &SendResult) -> Result<Placement, Status> {
+pub(crate) fn result(entry: &SendResult) -> Result<Placement, Status> {
     match entry.result.as_ref().expect("a result is set") {
         send_result::Result::Placement(placement) => Ok(placement.clone()),
         send_result::Result::Error(error) => {
@@ -58,7 +58,7 @@ pub(super) fn result(entry: &SendResult) -> Result<Placement, Status> {
 }
 
 /// The reason of an error of the gateway; `None` for an error of the transport or a proxy.
-pub(super) fn reason(status: &Status) -> Option<String> {
+pub(crate) fn reason(status: &Status) -> Option<String> {
     let details = status.get_error_details();
     let info = details.error_info()?;
     assert_eq!(info.domain, "msg.v1", "{status:?}");
@@ -67,7 +67,7 @@ pub(super) fn reason(status: &Status) -> Option<String> {
 
 /// Checks code and reason, and that the details are short enough for every client. Returns the details.
 #[track_caller]
-pub(super) fn assert_failed<T>(result: Result<T, Status>, code: Code, expected: &str) -> ErrorDetails {
+pub(crate) fn assert_failed<T>(result: Result<T, Status>, code: Code, expected: &str) -> ErrorDetails {
     let status = result.err().unwrap_or_else(|| panic!("OK instead of {expected}"));
     assert_eq!((status.code(), reason(&status).as_deref()), (code, Some(expected)), "{status:?}");
     assert!(!status.message().is_empty(), "{status:?}");
@@ -77,7 +77,7 @@ pub(super) fn assert_failed<T>(result: Result<T, Status>, code: Code, expected: 
 
 /// Checks that the error says NOT_SENT and gives the delay before a retry, in both forms that clients read.
 #[track_caller]
-pub(super) fn assert_not_sent<T>(result: Result<T, Status>, code: Code) {
+pub(crate) fn assert_not_sent<T>(result: Result<T, Status>, code: Code) {
     let status = result.err().unwrap_or_else(|| panic!("OK instead of NOT_SENT"));
     let pushback: u128 = status
         .metadata()
@@ -113,7 +113,7 @@ pub(super) async fn readyz(gateway: &Gateway) -> Result<(u16, String), NotYet> {
     Ok(admin::probe(gateway.service.spec().admin.unwrap(), "/readyz").await?)
 }
 
-pub(super) async fn metric(gateway: &Gateway, series: &str) -> Result<f64, NotYet> {
+pub(crate) async fn metric(gateway: &Gateway, series: &str) -> Result<f64, NotYet> {
     Ok(gateway.service.metric(series).await?)
 }
 
@@ -135,7 +135,7 @@ pub(super) fn without(mut spec: ServiceSpec, setting: &str) -> ServiceSpec {
 }
 
 /// Calls any unary method, by its path.
-pub(super) async fn unary<Q, A>(channel: &Channel, path: &'static str, request: Q) -> Result<A, Status>
+pub(crate) async fn unary<Q, A>(channel: &Channel, path: &'static str, request: Q) -> Result<A, Status>
 where
     Q: Message + Send + Sync + 'static,
     A: Message + Default + Send + Sync + 'static,
@@ -147,7 +147,7 @@ where
 }
 
 /// The part of grpc.health.v1 that the tests need.
-pub(super) mod health {
+pub(crate) mod health {
     use super::*;
 
     pub(crate) const SERVING: i32 = 1;

@@ -1,6 +1,7 @@
 //! TLS of the services: to callers and to PostgreSQL.
 
 mod admin;
+mod auth;
 mod connections;
 mod postgres;
 mod rotation;

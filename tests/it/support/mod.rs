@@ -5,6 +5,7 @@ pub(crate) mod certificates;
 pub(crate) mod fields;
 pub(crate) mod forwarder;
 pub(crate) mod hosts;
+pub(crate) mod issuer;
 pub(crate) mod kafka;
 pub(crate) mod load;
 pub(crate) mod stack;
