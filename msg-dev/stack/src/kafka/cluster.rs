@@ -7,7 +7,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use tokio::net::TcpStream;
 
-use super::{Broker, CLUSTER_ID, Cluster, READY_WITHIN, admin, settings};
+use super::{Broker, CLUSTER_ID, Cluster, READY_WITHIN, admin, secure, settings};
 use crate::error::StackError;
 use crate::logs;
 use crate::process::{Process, Signal, Spec};
@@ -40,8 +40,12 @@ impl Cluster {
         let node = self.node(broker);
         fs::create_dir_all(&node).map_err(StackError::io("create", &node))?;
         let voters: Vec<String> = self.brokers.iter().map(|one| format!("{}@{}", one.id, one.controller)).collect();
-        let more = settings::users(broker, &self.users()).into_iter().chain(self.settings.clone());
-        let text = settings::server_properties(broker, &voters, &self.data(broker), &more.collect::<Vec<_>>());
+        let mut more = settings::users(broker, &self.users());
+        if let Some(tls) = &self.tls {
+            more.extend(secure::settings(tls, &node, &settings::plain_login(&self.users()))?);
+        }
+        more.extend(self.settings.clone());
+        let text = settings::server_properties(broker, &voters, &self.data(broker), &more);
         let path = self.settings(broker);
         fs::write(&path, text).map_err(StackError::io("write", path))?;
         let path = node.join("log4j2.xml");
@@ -68,9 +72,12 @@ impl Cluster {
     /// Formats the data folder with the cluster's id, once.
     async fn format(&self, broker: &Broker) -> Result<(), StackError> {
         let settings = self.settings(broker).display().to_string();
+        let scram = if self.tls.is_some() { secure::format_arguments(&self.users()) } else { Vec::new() };
+        let mut args = vec!["format", "-t", CLUSTER_ID, "-c", &settings];
+        args.extend(scram.iter().map(String::as_str));
         let process = Process::spawn(Spec {
             name: format!("kafka format of broker {}", broker.id),
-            args: self.java_args(broker, "kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c", &settings]),
+            args: self.java_args(broker, "kafka.tools.StorageTool", &args),
             log: self.logs.join(format!("kafka-{}-format.log", broker.id)),
             ..self.java()
         })?;

@@ -4,6 +4,7 @@
 mod admin;
 mod cluster;
 pub mod rights;
+mod secure;
 mod settings;
 mod topic;
 
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+pub use self::secure::BrokerTls;
+use self::secure::SecurePorts;
 pub use self::topic::TopicSpec;
 use super::error::StackError;
 use super::ports::Port;
@@ -42,6 +45,9 @@ pub struct ClusterOptions {
     /// own. If there are users, an authorizer decides what they may do: nothing until a right is granted
     /// ([`Kafka::grant`]). A client without a password may do everything.
     pub users: Vec<String>,
+    /// The certificates of two further listeners for the users, both with TLS: [`Kafka::bootstrap_with_login`] and
+    /// [`Kafka::bootstrap_with_certificate`].
+    pub tls: Option<BrokerTls>,
 }
 
 /// The addresses of one broker on one network.
@@ -73,6 +79,7 @@ struct Cluster {
     settings: Vec<(String, String)>,
     /// The users with their passwords.
     users: Mutex<Vec<(String, String)>>,
+    tls: Option<BrokerTls>,
 }
 
 #[derive(Debug)]
@@ -83,6 +90,8 @@ struct Broker {
     legs: Vec<Leg>,
     /// The port where users log in, if there are users.
     users: Option<Port>,
+    /// The ports with TLS, if there are certificates.
+    secure: Option<SecurePorts>,
     process: Mutex<Option<Process>>,
 }
 
@@ -106,13 +115,16 @@ impl Kafka {
         let broker = |id| {
             let (client, controller, legs) = (port()?, port()?, legs()?);
             let users = if options.users.is_empty() { None } else { Some(port()?) };
-            Ok(Broker { id, client, controller, legs, users, process: Mutex::new(None) })
+            let secure = options.tls.as_ref().map(|_| SecurePorts::free()).transpose();
+            let secure = secure.map_err(StackError::io("reserve a port on", "127.0.0.1"))?;
+            Ok(Broker { id, client, controller, legs, users, secure, process: Mutex::new(None) })
         };
         let brokers = (1..=brokers).map(broker).collect::<Result<Vec<_>, StackError>>()?;
         let bootstrap = brokers.iter().map(|broker| broker.client.to_string()).collect::<Vec<_>>().join(",");
         let users = options.users.iter().map(|user| (user.clone(), rights::password(user))).collect();
         let (settings, users) = (options.settings.clone(), Mutex::new(users));
-        let cluster = Cluster { home, folder: folder.to_owned(), logs: logs.to_owned(), brokers, settings, users };
+        let (folder, logs, tls) = (folder.to_owned(), logs.to_owned(), options.tls.clone());
+        let cluster = Cluster { home, folder, logs, brokers, settings, users, tls };
         for broker in &cluster.brokers {
             cluster.write_settings(broker)?;
         }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{BETWEEN_BROKERS, Broker, Leg};
+use super::{BETWEEN_BROKERS, Broker, Leg, secure};
 use crate::ports::Port;
 
 /// Logs warnings, and what `Kafka` itself logs at start and stop, to standard output: the broker's log file.
@@ -24,8 +24,7 @@ pub(super) fn users(broker: &Broker, users: &[(String, String)]) -> Vec<(String,
     if broker.users.is_none() {
         return Vec::new();
     }
-    let known: String = users.iter().map(|(user, password)| format!(" user_{user}=\"{password}\"")).collect();
-    let login = format!("org.apache.kafka.common.security.plain.PlainLoginModule required{known};");
+    let login = plain_login(users);
     let settings = [
         ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
         ("super.users", "User:ANONYMOUS"),
@@ -38,21 +37,31 @@ pub(super) fn users(broker: &Broker, users: &[(String, String)]) -> Vec<(String,
     settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().chain(logins).collect()
 }
 
+/// Returns the login module that knows these users and passwords.
+pub(super) fn plain_login(users: &[(String, String)]) -> String {
+    let known: String = users.iter().map(|(user, password)| format!(" user_{user}=\"{password}\"")).collect();
+    format!("org.apache.kafka.common.security.plain.PlainLoginModule required{known};")
+}
+
 fn requires_login(broker: &Broker, leg: &Leg) -> bool {
     broker.users.is_some() && leg.network != BETWEEN_BROKERS
 }
 
 pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path, more: &[(String, String)]) -> String {
     let (replicas, in_sync) = if voters.len() == 1 { (1, 1) } else { (3, 2) };
-    let Broker { id, client, controller, legs, users, .. } = broker;
+    let Broker { id, client, controller, legs, users, secure, .. } = broker;
     let listeners = |port: fn(&Leg) -> &Port| {
         legs.iter().map(move |leg| format!(",{}://{}", leg.network, port(leg))).collect::<String>()
     };
     let protocol = |leg: &Leg| if requires_login(broker, leg) { "SASL_PLAINTEXT" } else { "PLAINTEXT" };
     let mut protocols: String = legs.iter().map(|leg| format!(",{}:{}", leg.network, protocol(leg))).collect();
-    let at = users.as_ref().map_or_else(String::new, |port| format!(",{USERS}://{port}"));
+    let mut at = users.as_ref().map_or_else(String::new, |port| format!(",{USERS}://{port}"));
     if users.is_some() {
         protocols.push_str(&format!(",{USERS}:SASL_PLAINTEXT"));
+    }
+    if let Some(ports) = secure {
+        at.push_str(&ports.listeners());
+        protocols.push_str(&format!(",{}:SASL_SSL,{}:SSL", secure::LOGIN, secure::CERTIFICATE));
     }
     let between = if legs.iter().any(|leg| leg.network == BETWEEN_BROKERS) { BETWEEN_BROKERS } else { "PLAINTEXT" };
     let settings: [(&str, String); 24] = [
