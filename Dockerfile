@@ -5,9 +5,10 @@
 
 # The Rust version of rust-toolchain.toml. The file itself is not copied: it would install rustfmt and clippy as well.
 FROM rust:1.95-slim-bookworm AS build
-# make builds librdkafka from its sources, and its configure script needs a C++ compiler.
+# make builds librdkafka and OpenSSL from their sources. librdkafka's configure script needs a C++ compiler, and OpenSSL's
+# needs Perl with all of its modules.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ make \
+    && apt-get install -y --no-install-recommends g++ make perl \
     && rm -rf /var/lib/apt/lists/*
 # zlib is linked statically, because the final image has none. Symbols are needed only where the binaries are built.
 ENV LIBZ_SYS_STATIC=1 CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=symbols

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use msg_common::admin::{self, AdminError, AdminListener, Readiness};
 use msg_common::config::SettingError;
+use msg_common::kafka::ClientPurpose;
 use msg_common::proto::DESCRIPTORS;
 use msg_common::proto::msg_gateway_server::MsgGatewayServer;
 use msg_common::telemetry;
@@ -111,7 +112,7 @@ pub async fn run(
         record_bytes: config.limits.max_record_bytes(),
         content_bytes: config.limits.max_content_bytes,
     };
-    let (kafka, topic) = (config.kafka.client_config(), &config.kafka.kafka_topic);
+    let (kafka, topic) = (config.kafka.client_config(ClientPurpose::GatewayAdmin), &config.kafka.kafka_topic);
     let preflight = Preflight::new(&kafka, topic, requirements, producer.clone(), readiness.clone())?;
     tasks.spawn(preflight.run(stop.clone()));
 

@@ -10,7 +10,7 @@ use machine::{Millis, lane};
 use msg_common::admin::{self, AdminError, AdminListener, Readiness};
 use msg_common::config::SettingError;
 use msg_common::error::{NO_THREAD, chain};
-use msg_common::kafka::RequestError;
+use msg_common::kafka::{ClientPurpose, RequestError};
 use msg_common::postgres::{Pool, Purpose};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -141,7 +141,7 @@ async fn serve_until_client_restart(
     readiness: &Readiness,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    let lag = LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool.clone())?;
+    let lag = LagReader::new(config, pool.clone())?;
     let states = States::default();
     let explainer = Explainer::new(readiness.clone());
     let watchdog = Watchdog {
@@ -151,7 +151,7 @@ async fn serve_until_client_restart(
         explainer: explainer.clone(),
         topic: config.kafka.kafka_topic.clone(),
         group: config.consumer.group_id.clone(),
-        client_id: config.kafka.client_id(),
+        client_id: config.kafka.client_id(ClientPurpose::Consumer),
         stall_timeout: config.consumer.stall_timeout,
     };
     let _lag = AbortOnDropHandle::new(tokio::spawn(watchdog.run()));
@@ -163,12 +163,12 @@ async fn serve_until_client_restart(
     let topic = config.kafka.kafka_topic.clone();
     let restart = shutdown.child_token();
     let identity = TopicIdentity::new(previous.clone(), restart.clone());
-    let lookup = Lookup::new(&config.lookup_config(), progress.clone(), topic.clone(), identity)?;
+    let lookup = Lookup::new(config, progress.clone(), identity)?;
     let silence = FetchSilence::default();
     let stalls = Stalls {
         lookup: lookup.clone(),
         silence: silence.clone(),
-        config: config.lookup_config(),
+        config: config.lookup_config(ClientPurpose::StallCheck),
         topic: topic.clone(),
         restart: restart.clone(),
     };

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use msg_common::config::{Check, name_problem};
-use msg_common::kafka::{Role, creation_problem};
+use msg_common::kafka::Role;
 
 use crate::commands::Command;
 use crate::config::Config;
@@ -40,7 +40,7 @@ impl Check for Cli {
             Some(Command::Healthcheck | Command::Lag(_)) => {}
         }
         if kafka_is_good && problems.is_empty() {
-            problems.extend(creation_problem(&config.consumer_config(), Role::Consumer));
+            problems.extend(config.kafka.creation_problem(&config.consumer_config(), Role::Consumer));
         }
         problems
     }

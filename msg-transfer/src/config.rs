@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use msg_common::admin::{AdminAddress, AdminTlsOptions};
 use msg_common::config::{name_problem, number_problem, parse_bytes, parse_duration, time_problem};
-use msg_common::kafka::KafkaOptions;
+use msg_common::kafka::{ClientPurpose, KafkaOptions};
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 use rdkafka::ClientConfig;
@@ -211,7 +211,7 @@ impl Config {
     /// Returns librdkafka's settings for the member of the group. No other function knows their names.
     pub fn consumer_config(&self) -> ClientConfig {
         let options = &self.consumer;
-        let mut config = self.lookup_config();
+        let mut config = self.lookup_config(ClientPurpose::Consumer);
         // Defaults that KAFKA_PROPERTIES may change. A broker responds when it has 64 KiB or after 10 ms. With
         // librdkafka's default it would respond for each record.
         for (key, value) in [("fetch.min.bytes", "65536"), ("fetch.wait.max.ms", "10")] {
@@ -259,8 +259,8 @@ impl Config {
     }
 
     /// Returns librdkafka's settings for a client that reads the group's offsets and does not join the group.
-    pub fn lookup_config(&self) -> ClientConfig {
-        let mut config = self.kafka.client_config();
+    pub fn lookup_config(&self, purpose: ClientPurpose) -> ClientConfig {
+        let mut config = self.kafka.client_config(purpose);
         config
             .set("group.id", &self.consumer.group_id)
             .set("enable.auto.commit", "false")

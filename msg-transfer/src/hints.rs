@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use msg_common::kafka::KafkaOptions;
 use msg_common::kafka::polled::PolledProducer;
+use msg_common::kafka::{ClientPurpose, KafkaOptions};
 use msg_common::proto::{HintedInbox, StoredHint};
 use prost::Message as _;
 use rdkafka::client::ClientContext;
@@ -56,7 +56,7 @@ impl Hints {
 
 /// Returns librdkafka's settings. No other function knows their names.
 fn config(kafka: &KafkaOptions) -> ClientConfig {
-    let mut config = kafka.client_config();
+    let mut config = kafka.client_config(ClientPurpose::HintWriter);
     config
         .set("acks", "1")
         .set("linger.ms", "0")
@@ -184,6 +184,7 @@ mod tests {
             hints_topic: None,
             kafka_properties: String::new(),
             kafka_properties_file: None,
+            security: msg_common::kafka::SecurityOptions::default(),
             last_properties: msg_common::kafka::LastProperties::default(),
         };
         config(&kafka).create_native_config().expect("librdkafka knows each key and value");

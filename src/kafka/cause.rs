@@ -69,11 +69,12 @@ fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
     let (weight, fix) = match code {
         Code::Authentication | Code::SaslAuthenticationFailed => (
             3,
-            "Kafka refuses the user or the password; correct sasl.username, sasl.password and sasl.mechanism in --kafka-properties or its file",
+            "Kafka refuses the user or the password; correct sasl.username, sasl.password and sasl.mechanism: KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD_FILE and KAFKA_SASL_MECHANISM, or --kafka-properties or its file",
         ),
-        Code::UnsupportedSASLMechanism => {
-            (3, "the brokers do not have this SASL mechanism; correct sasl.mechanism in --kafka-properties")
-        }
+        Code::UnsupportedSASLMechanism => (
+            3,
+            "the brokers do not have this SASL mechanism; correct KAFKA_SASL_MECHANISM, or sasl.mechanism in --kafka-properties",
+        ),
         Code::TopicAuthorizationFailed => (
             3,
             "the Kafka user lacks a right on the topic; grant it what docs/rights.md lists: DESCRIBE and DESCRIBE_CONFIGS, and READ (msg-transfer) or WRITE (msg-gateway)",
@@ -95,7 +96,7 @@ fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
         ),
         Code::GroupMaxSizeReached => (3, "the group has as many members as the brokers' group.max.size allows"),
         Code::InvalidGroupId => (3, "the brokers do not accept --group-id"),
-        Code::SSL => (3, "TLS to Kafka fails; check security.protocol and the certificates in --kafka-properties"),
+        Code::SSL => (3, tls_fix(detail)),
         Code::UnknownTopicOrPartition | Code::UnknownTopic => {
             (2, "the topic does not exist; create it, or correct --kafka-topic")
         }
@@ -116,6 +117,20 @@ fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
     };
     let what = if detail.is_empty() { code.to_string() } else { detail.to_owned() };
     Some((weight, format!("{what}: {fix}")))
+}
+
+/// Returns what to do about a TLS handshake that failed, by OpenSSL's text.
+fn tls_fix(detail: &str) -> &'static str {
+    // OpenSSL's own reason of a failed verification is only in librdkafka's text.
+    if detail.contains("mismatch") {
+        "the broker's certificate is for another host; connect to the host that the certificate names, or give the broker a certificate for its advertised.listeners"
+    } else if detail.contains("certificate verify failed") || detail.contains("0A000086") {
+        "the broker's certificate is not trusted, or is for another host; give its CA with KAFKA_SSL_CA_FILE, and connect to the host that the certificate names"
+    } else if detail.contains("alert") || detail.contains("unexpected message") {
+        "the broker refuses the client's certificate; correct KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE"
+    } else {
+        "TLS to Kafka fails; check KAFKA_SECURITY_PROTOCOL and the certificates: KAFKA_SSL_CA_FILE, KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE, or --kafka-properties"
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ mod error;
 pub mod events;
 pub mod polled;
 mod properties;
+mod purpose;
 pub mod raw;
+mod security;
 pub mod topic;
 
 use std::path::PathBuf;
@@ -24,6 +26,8 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
 
 pub use self::error::{ClientError, RequestError};
 use self::properties::{Properties, Source};
+pub use self::purpose::ClientPurpose;
+pub use self::security::{Mechanism, Protocol, SecurityOptions};
 use crate::config::{SettingError, read_text};
 use crate::error::chain;
 use crate::repeat::Repeats;
@@ -49,14 +53,24 @@ pub struct KafkaOptions {
     /// start with # are comments. The file is read at startup, and again for each new client
     #[arg(long, env = "KAFKA_PROPERTIES_FILE", value_name = "FILE")]
     pub kafka_properties_file: Option<PathBuf>,
-    /// The entries of the file when it was last readable.
+    /// The protocol, the login and the certificates.
+    #[command(flatten)]
+    pub security: SecurityOptions,
+    /// The entries when all files were last readable.
     #[arg(skip)]
     pub last_properties: LastProperties,
 }
 
-/// The entries of the properties file that were read last. Clones share them.
-#[derive(Clone, Debug, Default)]
+/// The operator's settings of clients that were read last. Clones share them.
+#[derive(Clone, Default)]
 pub struct LastProperties(Arc<Mutex<Vec<(String, String)>>>);
+
+impl std::fmt::Debug for LastProperties {
+    /// Shows no values: one of them is the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LastProperties").finish_non_exhaustive()
+    }
+}
 
 /// The kind of a client: librdkafka checks the settings of each differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,19 +104,17 @@ impl KafkaOptions {
         } else if self.hints_topic().as_ref() == Some(&self.kafka_topic) {
             problems.push("--hints-topic must be another topic than --kafka-topic, or `none`".into());
         }
-        match self.properties() {
-            Ok(properties) => problems.extend(properties.problems),
-            Err(error) => problems.push(chain(&error)),
-        }
+        problems.extend(self.properties().problems);
         problems
     }
 
-    /// Returns the settings that all clients share. The operator's properties override them.
-    pub fn client_config(&self) -> ClientConfig {
+    /// Returns the settings of a client for this purpose, which each client adds its own to. The operator's properties
+    /// override them. The `client.id` is the purpose's; if the operator gives one, the name of the service in it is
+    /// replaced by that.
+    pub fn client_config(&self, purpose: ClientPurpose) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.kafka_brokers)
-            .set("client.id", "msg")
             // A topic that a client creates by mistake would have unsafe settings.
             .set("allow.auto.create.topics", "false")
             // The default's backoff grows to 10 s, which would delay sends after a broker restart.
@@ -113,60 +125,75 @@ impl KafkaOptions {
             .set("socket.connection.setup.timeout.ms", "5000")
             .set("socket.keepalive.enable", "true")
             .set("socket.nagle.disable", "true");
-        for (key, value) in self.current_properties() {
+        let properties = self.current_properties();
+        let has_tls =
+            |(key, value): &(String, String)| key == "security.protocol" && value.to_ascii_lowercase().ends_with("ssl");
+        if properties.iter().any(has_tls) {
+            config
+                // The system's CAs are in another folder than the one that a statically linked OpenSSL was built for.
+                .set("ssl.ca.location", "probe")
+                // A certificate of another host must not be accepted, whatever the CA.
+                .set("ssl.endpoint.identification.algorithm", "https");
+        }
+        for (key, value) in properties {
             config.set(key, value);
         }
+        let id = purpose.client_id(config.get("client.id"));
+        config.set("client.id", id);
         config
     }
 
-    /// Returns the `client.id`, which all processes of a service share.
-    pub fn client_id(&self) -> String {
-        self.client_config().get("client.id").unwrap_or_default().to_owned()
+    /// Returns the `client.id` of this purpose, which all processes of a service share.
+    pub fn client_id(&self, purpose: ClientPurpose) -> String {
+        self.client_config(purpose).get("client.id").unwrap_or_default().to_owned()
     }
 
     /// Returns the properties as they are now. While the file is missing or invalid, for example because it is being
     /// replaced, it returns the previous ones.
     fn current_properties(&self) -> Vec<(String, String)> {
         let mut last = self.last_properties.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let problems = match self.properties() {
-            Ok(properties) if properties.problems.is_empty() => {
-                *last = properties.entries;
-                return last.clone();
-            }
-            Ok(properties) => properties.problems.join("; "),
-            Err(error) => chain(&error),
-        };
+        let properties = self.properties();
+        if properties.problems.is_empty() {
+            *last = properties.entries;
+            return last.clone();
+        }
+        let problems = properties.problems.join("; ");
         tracing::error!(problems, "cannot read the properties of kafka clients again, using the previous ones");
         last.clone()
     }
 
-    fn properties(&self) -> Result<Properties, SettingError> {
+    fn properties(&self) -> Properties {
         let mut properties = Properties::default();
         properties.read(&self.kafka_properties, Source::Setting);
         if let Some(file) = &self.kafka_properties_file {
-            let text = read_text(file).map_err(SettingError::of_file("--kafka-properties-file"))?;
-            properties.read(&text, Source::File);
+            match read_text(file).map_err(SettingError::of_file("--kafka-properties-file")) {
+                Ok(text) => properties.read(&text, Source::File),
+                Err(error) => properties.problems.push(chain(&error)),
+            }
         }
-        Ok(properties)
+        self.security.add_to(&mut properties);
+        properties
     }
-}
 
-/// Returns why librdkafka cannot create a client with these settings. It creates one that connects to no broker, and drops it.
-pub fn creation_problem(config: &ClientConfig, role: Role) -> Option<String> {
-    let mut alone = config.clone();
-    alone.remove("bootstrap.servers");
-    let created = match role {
-        Role::Producer => alone.create_with_context::<_, BaseProducer<SilentContext>>(SilentContext).map(drop),
-        Role::Consumer => alone.create_with_context::<_, BaseConsumer<SilentContext>>(SilentContext).map(drop),
-    };
-    let reason = match created.err()? {
-        KafkaError::ClientConfig(_, reason, key, _) => format!("{key}: {reason}"),
-        KafkaError::ClientCreation(reason) => reason,
-        error => error.to_string(),
-    };
-    let secrets = alone.config_map().into_iter().filter(|(key, _)| properties::is_secret(key)).map(|(_, value)| value);
-    let reason = secrets.fold(reason, |reason, secret| reason.replace(secret, "…"));
-    Some(format!("--kafka-properties: librdkafka rejects the combination of settings: {reason}"))
+    /// Returns why librdkafka cannot create a client with these settings. It creates one that connects to no broker, and
+    /// drops it.
+    pub fn creation_problem(&self, config: &ClientConfig, role: Role) -> Option<String> {
+        let mut alone = config.clone();
+        alone.remove("bootstrap.servers");
+        let created = match role {
+            Role::Producer => alone.create_with_context::<_, BaseProducer<SilentContext>>(SilentContext).map(drop),
+            Role::Consumer => alone.create_with_context::<_, BaseConsumer<SilentContext>>(SilentContext).map(drop),
+        };
+        let reason = match created.err()? {
+            KafkaError::ClientConfig(_, reason, key, _) => format!("{key}: {reason}"),
+            KafkaError::ClientCreation(reason) => reason,
+            error => error.to_string(),
+        };
+        let secrets = alone.config_map().into_iter().filter(|(key, _)| properties::is_secret(key));
+        let reason = secrets.fold(reason, |reason, (_, secret)| reason.replace(secret, "…"));
+        let flag = self.security.flag_of(&reason);
+        Some(format!("{flag}: librdkafka rejects the combination of settings: {reason}"))
+    }
 }
 
 /// The callbacks of a client that is never used: they drop logs and errors.
@@ -225,6 +252,7 @@ mod tests {
             hints_topic: None,
             kafka_properties: properties.into(),
             kafka_properties_file: None,
+            security: SecurityOptions::default(),
             last_properties: LastProperties::default(),
         }
     }
@@ -233,8 +261,8 @@ mod tests {
     fn properties_are_passed_on() {
         let options = with("linger.ms=7, metadata.max.age.ms = 5000\nclient.id=me");
         assert_eq!(options.problems(), Vec::<String>::new());
-        let config = options.client_config();
-        assert_eq!((config.get("linger.ms"), config.get("client.id")), (Some("7"), Some("me")));
+        let config = options.client_config(ClientPurpose::Producer);
+        assert_eq!((config.get("linger.ms"), config.get("client.id")), (Some("7"), Some("me-producer")));
     }
 
     #[test]
@@ -249,19 +277,53 @@ mod tests {
         std::fs::write(&folder, "client.id=one,two").expect("it is written");
         let options = KafkaOptions { kafka_properties_file: Some(folder.clone()), ..with("") };
         assert_eq!(options.problems(), Vec::<String>::new());
-        assert_eq!(options.client_config().get("client.id"), Some("one,two"));
+        assert_eq!(options.client_config(ClientPurpose::Consumer).get("client.id"), Some("one,two-consumer"));
         std::fs::write(&folder, "client.id=three").expect("it is written");
-        assert_eq!(options.client_config().get("client.id"), Some("three"));
+        assert_eq!(options.client_config(ClientPurpose::Consumer).get("client.id"), Some("three-consumer"));
         std::fs::remove_file(&folder).expect("it is removed");
-        assert_eq!(options.client_config().get("client.id"), Some("three"));
+        assert_eq!(options.client_config(ClientPurpose::Consumer).get("client.id"), Some("three-consumer"));
         assert_eq!(options.problems().len(), 1);
     }
 
     #[test]
     fn settings_that_exclude_each_other_are_rejected() {
-        let config = with("security.protocol=sasl_plaintext,sasl.mechanism=SCRAM-SHA-256").client_config();
-        let problem = creation_problem(&config, Role::Producer).expect("the user name is missing");
+        let options = with("security.protocol=sasl_plaintext,sasl.mechanism=SCRAM-SHA-256");
+        let problem = options.creation_problem(&options.client_config(ClientPurpose::Producer), Role::Producer);
+        let problem = problem.expect("the user name is missing");
         assert!(problem.contains("--kafka-properties") && problem.len() > 70, "{problem}");
-        assert_eq!(creation_problem(&with("").client_config(), Role::Consumer), None);
+        let options = with("");
+        assert_eq!(options.creation_problem(&options.client_config(ClientPurpose::Consumer), Role::Consumer), None);
+    }
+
+    #[test]
+    fn every_compression_tls_and_scram_are_built_in() {
+        for codec in ["zstd", "lz4", "snappy", "gzip"] {
+            let options = with(&format!("compression.type={codec}"));
+            assert_eq!(
+                options.creation_problem(&options.client_config(ClientPurpose::Producer), Role::Producer),
+                None,
+                "{codec}"
+            );
+        }
+        for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            let login = format!("sasl.mechanism={mechanism},sasl.username=a,sasl.password=b");
+            let options = with(&format!("security.protocol=sasl_ssl,{login}"));
+            let config = options.client_config(ClientPurpose::Producer);
+            assert_eq!(config.get("ssl.ca.location"), Some("probe"));
+            assert_eq!(options.creation_problem(&config, Role::Producer), None, "{mechanism}");
+        }
+    }
+
+    #[test]
+    fn broken_certificate_is_reported_with_its_flag() {
+        let file = std::env::temp_dir().join(format!("msg-broken-ca-{}", std::process::id()));
+        std::fs::write(&file, "-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n").expect("it is written");
+        let mut options = with("");
+        options.security.kafka_security_protocol = Some(Protocol::Ssl);
+        options.security.kafka_ssl_ca_file = Some(file.clone());
+        assert_eq!(options.problems(), Vec::<String>::new());
+        let problem = options.creation_problem(&options.client_config(ClientPurpose::Consumer), Role::Consumer);
+        assert!(problem.as_ref().is_some_and(|text| text.starts_with("--kafka-ssl-ca-file: ")), "{problem:?}");
+        std::fs::remove_file(file).expect("it is removed");
     }
 }

@@ -26,6 +26,8 @@ const OURS: &[&str] = &[
     "enable.gapless.guarantee",
     "enable.idempotence",
     "enable.partition.eof",
+    // A broker is always verified, with its host.
+    "enable.ssl.certificate.verification",
     "fetch.max.bytes",
     "fetch.message.max.bytes",
     "group.id",
@@ -49,6 +51,7 @@ const OURS: &[&str] = &[
     "request.timeout.ms",
     "session.timeout.ms",
     "socket.timeout.ms",
+    "ssl.endpoint.identification.algorithm",
     // A mock cluster, which keeps its records only in memory.
     "test.mock.broker.rtt",
     "test.mock.num.brokers",
@@ -90,6 +93,11 @@ pub(super) struct Properties {
 }
 
 impl Properties {
+    /// Returns the value of this key, by its usual name.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.entries.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+
     /// Adds the entries of this text.
     pub(super) fn read(&mut self, text: &str, source: Source) {
         let text = text.trim_start_matches('\u{feff}');

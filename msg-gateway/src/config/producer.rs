@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use msg_common::kafka::KafkaOptions;
+use msg_common::kafka::{ClientPurpose, KafkaOptions};
 use msg_common::limits::Limits;
 use rdkafka::ClientConfig;
 
 use super::send::SendOptions;
 
 pub(crate) fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {
-    let mut config = kafka.client_config();
+    let mut config = kafka.client_config(ClientPurpose::Producer);
     let record = limits.max_record_bytes();
     // The gateway's own limits are reached first. A delivery callback releases its permit, and librdkafka counts a
     // record until the whole batch of reports is done, so for a moment it may hold twice as many.

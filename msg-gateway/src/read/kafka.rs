@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use msg_common::error::chain;
 use msg_common::kafka::polled::PolledProducer;
-use msg_common::kafka::{KafkaOptions, RequestError, raw};
+use msg_common::kafka::{ClientPurpose, KafkaOptions, RequestError, raw};
 use msg_common::partition::Partition;
 use msg_common::repeat::Repeats;
 use rdkafka::client::{Client, ClientContext};
@@ -57,14 +57,14 @@ type Probe = BaseConsumer<LogContext>;
 impl Topic {
     /// Creates the client, which connects in the background.
     pub(crate) fn new(options: &KafkaOptions, requests: Arc<Budget>) -> KafkaResult<Self> {
-        let mut config = options.client_config();
+        let mut config = options.client_config(ClientPurpose::Status);
         config.set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
         Ok(Topic {
             client: Arc::new(config.create_with_context(LogContext)?),
             name: options.kafka_topic.clone(),
             last: Mutex::default(),
             requests,
-            probing: probing(options.client_config()),
+            probing: probing(options.client_config(ClientPurpose::StatusProbe)),
             probe: Arc::default(),
         })
     }

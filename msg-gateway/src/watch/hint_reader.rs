@@ -48,6 +48,8 @@ enum HintError {
 /// The reader of the hints topic.
 pub(crate) struct HintReader {
     pub(crate) config: ClientConfig,
+    /// The settings of the client that checks the reader.
+    pub(crate) check: ClientConfig,
     pub(crate) topic: String,
     pub(crate) monitor: Arc<HintMonitor>,
     pub(crate) waiters: Arc<Waiters>,
@@ -111,7 +113,7 @@ impl HintReader {
         let partitions =
             self.assign(&consumer).map_err(RequestError::of_topic("assign the partitions", &self.topic))?;
         let watchdog =
-            Watchdog::start(self.config.clone(), self.topic.clone(), partitions).map_err(HintError::Thread)?;
+            Watchdog::start(self.check.clone(), self.topic.clone(), partitions).map_err(HintError::Thread)?;
         let mut wanted = Instant::now();
         while !stop.is_cancelled() {
             if self.monitor.has_interest() {

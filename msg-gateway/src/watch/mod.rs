@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use msg_common::config::SettingError;
 use msg_common::error::NO_THREAD;
+use msg_common::kafka::ClientPurpose;
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -90,9 +91,10 @@ impl WatchServices {
             round: options.watch_poll_interval,
         };
         if let Some(topic) = config.kafka.hints_topic() {
-            let settings = HintReader::settings(config.kafka.client_config());
+            let settings = |purpose| HintReader::settings(config.kafka.client_config(purpose));
+            let (config, check) = (settings(ClientPurpose::HintReader), settings(ClientPurpose::HintCheck));
             let (waiters, feed, monitor) = (waiters.clone(), feed.clone(), monitor.clone());
-            HintReader { config: settings, topic, monitor, waiters, feed }.start(stop.clone())?;
+            HintReader { config, check, topic, monitor, waiters, feed }.start(stop.clone())?;
         }
         tasks.spawn(reader.run(stop.clone()));
         tasks.spawn(waiters.clone().run(stop.clone()));

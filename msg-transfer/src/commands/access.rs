@@ -23,5 +23,5 @@ pub(super) async fn connect(config: &Config, purpose: Purpose) -> Result<Object,
 
 /// Creates a reader of the topic and its lag.
 pub(super) fn lag_reader(config: &Config, pool: Pool) -> Result<LagReader, RequestError> {
-    LagReader::new(&config.lookup_config(), config.kafka.kafka_topic.clone(), pool)
+    LagReader::new(config, pool)
 }

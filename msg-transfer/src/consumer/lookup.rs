@@ -11,16 +11,17 @@ use machine::{ConnectionNumber, NextOffset, Partition, Progress, RecordOffset};
 use msg_common::error::chain;
 use msg_common::kafka::ends::{self, Answers, Ends};
 use msg_common::kafka::raw::topic_id;
-use msg_common::kafka::{ClientError, RequestError, events};
+use msg_common::kafka::{ClientError, ClientPurpose, RequestError, events};
 use msg_common::repeat::Repeats;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
 
 use super::identity::TopicIdentity;
 use super::kept::KeptProbe;
 use super::progress::ProgressStore;
+use crate::config::Config;
 
 /// The timeout of one request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,15 +71,16 @@ impl From<ClassifiedError> for LookupError {
 }
 
 impl Lookup {
-    /// Creates a lookup. `config` names the group.
+    /// Creates a lookup for the group and the topic of `config`.
     pub(crate) fn new(
-        config: &ClientConfig,
+        config: &Config,
         progress: ProgressStore,
-        topic: String,
         identity: TopicIdentity,
     ) -> Result<Self, rdkafka::error::KafkaError> {
-        let kept = Arc::new(KeptProbe::new(config, topic.clone()));
-        Ok(Lookup { consumer: Arc::new(config.create()?), kept, progress, topic, identity })
+        let topic = config.kafka.kafka_topic.clone();
+        let kept = Arc::new(KeptProbe::new(&config.lookup_config(ClientPurpose::EpochProbe), topic.clone()));
+        let consumer = Arc::new(config.lookup_config(ClientPurpose::Lookup).create()?);
+        Ok(Lookup { consumer, kept, progress, topic, identity })
     }
 
     /// Reads these partitions; `window` is how far back dead letters count, in offsets. The rows are read before the

@@ -16,16 +16,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use msg_common::kafka::topic::{self, Topic};
-use msg_common::kafka::{ClientError, RequestError, events};
+use msg_common::kafka::{ClientError, ClientPurpose, RequestError, events};
 use msg_common::partition::Partition;
 use msg_common::postgres::{DatabaseError, Pool};
-use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::config::FromClientConfigAndContext;
 use uuid::Uuid;
 
 use self::kafka::{Ends, LogContext, Oldest, Reader, TIMEOUT};
 use self::members::Group;
+use crate::config::Config;
 use crate::lane::sql;
 
 /// Reads the lag from Kafka and the database. Cheap to clone.
@@ -158,11 +158,14 @@ impl PartitionLag {
 }
 
 impl LagReader {
-    /// Creates a reader, which connects with its first request. `config` names the group.
-    pub(crate) fn new(config: &ClientConfig, topic: String, pool: Pool) -> Result<Self, RequestError> {
-        let admin = AdminClient::from_config_and_context(config, LogContext::default());
+    /// Creates a reader for the group and the topic of `config`, which connects with its first request.
+    pub(crate) fn new(config: &Config, pool: Pool) -> Result<Self, RequestError> {
+        let topic = config.kafka.kafka_topic.clone();
+        let admin = config.lookup_config(ClientPurpose::TransferAdmin);
+        let admin = AdminClient::from_config_and_context(&admin, LogContext::default());
         let admin = Arc::new(admin.map_err(RequestError::create)?);
-        let reader = Reader::new(config, topic.clone()).map_err(RequestError::create)?;
+        let reader =
+            Reader::new(&config.lookup_config(ClientPurpose::Lag), topic.clone()).map_err(RequestError::create)?;
         Ok(LagReader { admin, reader: Arc::new(reader), topic, pool })
     }
 

@@ -18,7 +18,7 @@ use crate::support::{ensure, eventually};
 use crate::transfer::commands::{migrated, run, run_with};
 
 /// Checks that readiness and log of both services, and `check`, contain these texts.
-async fn assert_all_report(world: &World, settings: &[(&str, &str)], texts: &[&str]) {
+pub(crate) async fn assert_all_report(world: &World, settings: &[(&str, &str)], texts: &[&str]) {
     let configure = |spec: ServiceSpec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
     let (gateway, transfer) = (world.gateway("gateway", configure), world.transfer("transfer", configure));
     gateway.service.launch().unwrap();
@@ -39,7 +39,8 @@ async fn assert_all_report(world: &World, settings: &[(&str, &str)], texts: &[&s
         assert!(check.stdout.contains(text), "{text}: {}", check.stdout);
     }
     for service in [&gateway.service, &transfer] {
-        assert!(service.stop().await.unwrap().success());
+        let stopped = service.stop().await.unwrap();
+        assert!(stopped.success(), "{stopped}: {}", service.log().display());
     }
 }
 

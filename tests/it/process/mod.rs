@@ -1,6 +1,6 @@
 //! The processes: their logs, settings and signals, and the cause that they give if Kafka cannot be used.
 
-mod causes;
+pub(crate) mod causes;
 mod logs;
 mod rights;
 mod role_settings;

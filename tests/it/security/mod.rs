@@ -1,8 +1,9 @@
-//! TLS of the services: to callers and to PostgreSQL.
+//! TLS of the services to callers, Kafka and PostgreSQL, and who may call the gateway.
 
 mod admin;
 mod auth;
 mod connections;
+mod kafka;
 mod postgres;
 mod rotation;
 mod verification;

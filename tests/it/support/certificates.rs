@@ -48,6 +48,11 @@ impl Ca {
         self.sign_with(names, |_| {})
     }
 
+    /// Signs a certificate with this common name.
+    pub(crate) fn sign_for(&self, common_name: &str, names: &[&str]) -> Pair {
+        self.sign_with(names, |params| params.distinguished_name.push(DnType::CommonName, common_name))
+    }
+
     /// Signs a certificate for these names, with changed parameters.
     pub(crate) fn sign_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let mut params = CertificateParams::default();

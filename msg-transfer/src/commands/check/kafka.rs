@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::error::chain;
+use msg_common::kafka::ClientPurpose;
 use msg_common::kafka::topic::Topic;
 use msg_common::limits::{DEFAULT_CONTENT_BYTES, Limits};
 use msg_common::postgres::Pool;
@@ -145,7 +146,7 @@ async fn check_group(config: &Config, reader: &LagReader, findings: &mut Finding
 /// protocol prevents every transfer from joining.
 fn check_members(config: &Config, group: &Group, findings: &mut Findings) {
     let name = &config.consumer.group_id;
-    let ours = config.kafka.client_id();
+    let ours = config.kafka.client_id(ClientPurpose::Consumer);
     let foreign = group.foreign(&ours).join(", ");
     let fix = "give it a group of its own, or the transfers another --group-id";
     if group.protocol_type != "consumer" {

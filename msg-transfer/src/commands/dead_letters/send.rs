@@ -1,6 +1,6 @@
 //! The producer that replays dead letters. It sends each record unchanged, with the producer settings of a gateway.
 
-use msg_common::kafka::{ClientError, KafkaOptions, RequestError, raw};
+use msg_common::kafka::{ClientError, ClientPurpose, KafkaOptions, RequestError, raw};
 use msg_common::partition::{Partition, partition_for};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -41,7 +41,7 @@ impl Sender {
         max_message_bytes: usize,
         partitions: Partition,
     ) -> Result<Self, RequestError> {
-        let mut config = kafka.client_config();
+        let mut config = kafka.client_config(ClientPurpose::Replay);
         config
             .set("acks", "all")
             .set("enable.idempotence", "true")

@@ -1,0 +1,342 @@
+//! How clients log in to Kafka and protect their connections: the settings, the combinations that are impossible, and
+//! librdkafka's settings for them.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use super::properties::Properties;
+use crate::config::{SettingError, read_secret, read_text};
+use crate::error::chain;
+
+/// The protocol, the login and the certificates of Kafka clients.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SecurityOptions {
+    /// How clients connect to the brokers: plaintext, ssl (TLS), sasl_plaintext (a login without TLS) or sasl_ssl (a
+    /// login over TLS). With TLS, a broker's certificate must be for the host that the broker advertises
+    /// [default: plaintext]
+    #[arg(
+        long,
+        env = "KAFKA_SECURITY_PROTOCOL",
+        ignore_case = true,
+        hide_possible_values = true,
+        value_name = "PROTOCOL"
+    )]
+    pub kafka_security_protocol: Option<Protocol>,
+    /// How clients log in: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+    #[arg(
+        long,
+        env = "KAFKA_SASL_MECHANISM",
+        ignore_case = true,
+        hide_possible_values = true,
+        value_name = "MECHANISM"
+    )]
+    pub kafka_sasl_mechanism: Option<Mechanism>,
+    /// User that clients log in as
+    #[arg(long, env = "KAFKA_SASL_USERNAME", value_name = "NAME")]
+    pub kafka_sasl_username: Option<String>,
+    /// File with the user's password. Spaces and line ends around it do not count
+    #[arg(long, env = "KAFKA_SASL_PASSWORD_FILE", value_name = "FILE")]
+    pub kafka_sasl_password_file: Option<PathBuf>,
+    /// File with the certificates of the CAs that sign the brokers' certificates, in PEM [default: the system's CAs]
+    #[arg(long, env = "KAFKA_SSL_CA_FILE", value_name = "FILE")]
+    pub kafka_ssl_ca_file: Option<PathBuf>,
+    /// File with the certificate that clients present to the brokers, and its chain, in PEM
+    #[arg(long, env = "KAFKA_SSL_CERT_FILE", value_name = "FILE")]
+    pub kafka_ssl_cert_file: Option<PathBuf>,
+    /// File with the private key of --kafka-ssl-cert-file, in PEM
+    #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "FILE")]
+    pub kafka_ssl_key_file: Option<PathBuf>,
+}
+
+/// `security.protocol`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "Kafka's own words")]
+pub enum Protocol {
+    Plaintext,
+    Ssl,
+    SaslPlaintext,
+    SaslSsl,
+}
+
+/// `sasl.mechanism`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "Kafka's own words")]
+pub enum Mechanism {
+    #[value(name = "PLAIN")]
+    Plain,
+    #[value(name = "SCRAM-SHA-256")]
+    ScramSha256,
+    #[value(name = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+const PROTOCOL: &str = "--kafka-security-protocol";
+const MECHANISM: &str = "--kafka-sasl-mechanism";
+const USERNAME: &str = "--kafka-sasl-username";
+const PASSWORD_FILE: &str = "--kafka-sasl-password-file";
+const CA_FILE: &str = "--kafka-ssl-ca-file";
+const CERT_FILE: &str = "--kafka-ssl-cert-file";
+const KEY_FILE: &str = "--kafka-ssl-key-file";
+
+impl Protocol {
+    fn name(self) -> &'static str {
+        match self {
+            Protocol::Plaintext => "plaintext",
+            Protocol::Ssl => "ssl",
+            Protocol::SaslPlaintext => "sasl_plaintext",
+            Protocol::SaslSsl => "sasl_ssl",
+        }
+    }
+}
+
+impl Mechanism {
+    fn name(self) -> &'static str {
+        match self {
+            Mechanism::Plain => "PLAIN",
+            Mechanism::ScramSha256 => "SCRAM-SHA-256",
+            Mechanism::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+impl SecurityOptions {
+    /// Adds librdkafka's settings and the problems of these options to the operator's properties.
+    pub(super) fn add_to(&self, properties: &mut Properties) {
+        let problems = self.combination_problems(properties);
+        properties.problems.extend(problems);
+        let password = self.kafka_sasl_password_file.as_ref().map(|file| password(file));
+        let files = [
+            (CA_FILE, "ssl.ca.location", &self.kafka_ssl_ca_file),
+            (CERT_FILE, "ssl.certificate.location", &self.kafka_ssl_cert_file),
+            (KEY_FILE, "ssl.key.location", &self.kafka_ssl_key_file),
+        ];
+        let given = [
+            (
+                PROTOCOL,
+                "security.protocol",
+                self.kafka_security_protocol.map(|protocol| Ok(protocol.name().to_owned())),
+            ),
+            (MECHANISM, "sasl.mechanism", self.kafka_sasl_mechanism.map(|mechanism| Ok(mechanism.name().to_owned()))),
+            (USERNAME, "sasl.username", self.kafka_sasl_username.clone().map(Ok)),
+            (PASSWORD_FILE, "sasl.password", password),
+        ];
+        let files =
+            files.into_iter().map(|(flag, key, file)| (flag, key, file.as_ref().map(|file| pem_file(flag, file))));
+        for (flag, key, value) in given.into_iter().chain(files) {
+            match value {
+                None => {}
+                Some(_) if properties.get(key).is_some() => {
+                    properties
+                        .problems
+                        .push(format!("{flag}: --kafka-properties or its file set {key} too: remove one"));
+                }
+                Some(Ok(value)) => properties.entries.push((key.to_owned(), value)),
+                Some(Err(problem)) => properties.problems.push(problem),
+            }
+        }
+    }
+
+    /// Returns the problems of options that need or exclude each other.
+    fn combination_problems(&self, properties: &Properties) -> Vec<String> {
+        let protocol = self.kafka_security_protocol.map(Protocol::name).or_else(|| properties.get("security.protocol"));
+        let protocol = protocol.unwrap_or("plaintext").to_ascii_lowercase();
+        let (logs_in, has_tls) = (protocol.starts_with("sasl"), protocol.ends_with("ssl"));
+        let mut problems = Vec::new();
+        for (flag, given, used, fix) in [
+            (MECHANISM, self.kafka_sasl_mechanism.is_some(), logs_in, "sasl_ssl or sasl_plaintext"),
+            (USERNAME, self.kafka_sasl_username.is_some(), logs_in, "sasl_ssl or sasl_plaintext"),
+            (PASSWORD_FILE, self.kafka_sasl_password_file.is_some(), logs_in, "sasl_ssl or sasl_plaintext"),
+            (CA_FILE, self.kafka_ssl_ca_file.is_some(), has_tls, "ssl or sasl_ssl"),
+            (CERT_FILE, self.kafka_ssl_cert_file.is_some(), has_tls, "ssl or sasl_ssl"),
+            (KEY_FILE, self.kafka_ssl_key_file.is_some(), has_tls, "ssl or sasl_ssl"),
+        ] {
+            if given && !used {
+                problems.push(format!("{flag} has no effect with {PROTOCOL} {protocol}: set {PROTOCOL} to {fix}"));
+            }
+        }
+        let missing = |option: bool, key| !option && properties.get(key).is_none();
+        if logs_in
+            && self.kafka_security_protocol.is_some()
+            && missing(self.kafka_sasl_mechanism.is_some(), "sasl.mechanism")
+        {
+            problems.push(format!("{PROTOCOL} {protocol} needs {MECHANISM}: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"));
+        }
+        if let Some(mechanism) = self.kafka_sasl_mechanism.filter(|_| logs_in) {
+            let mechanism = mechanism.name();
+            if missing(self.kafka_sasl_username.is_some(), "sasl.username") {
+                problems.push(format!("{MECHANISM} {mechanism} needs {USERNAME}"));
+            }
+            if missing(self.kafka_sasl_password_file.is_some(), "sasl.password") {
+                problems.push(format!("{MECHANISM} {mechanism} needs {PASSWORD_FILE}"));
+            }
+        }
+        for (flag, given, other, missing) in [
+            (
+                CERT_FILE,
+                &self.kafka_ssl_cert_file,
+                KEY_FILE,
+                missing(self.kafka_ssl_key_file.is_some(), "ssl.key.location"),
+            ),
+            (
+                KEY_FILE,
+                &self.kafka_ssl_key_file,
+                CERT_FILE,
+                missing(self.kafka_ssl_cert_file.is_some(), "ssl.certificate.location"),
+            ),
+        ] {
+            if given.is_some() && missing {
+                problems.push(format!("{flag} needs {other}: a certificate and its key are given together"));
+            }
+        }
+        problems
+    }
+
+    /// Returns the flag of the setting that librdkafka's text of a rejection names.
+    pub(super) fn flag_of(&self, reason: &str) -> &'static str {
+        let flags = [
+            ("ssl.ca.location", CA_FILE, &self.kafka_ssl_ca_file),
+            ("ssl.certificate.location", CERT_FILE, &self.kafka_ssl_cert_file),
+            ("ssl.key.location", KEY_FILE, &self.kafka_ssl_key_file),
+            ("rivate key", KEY_FILE, &self.kafka_ssl_key_file),
+        ];
+        let named = flags.into_iter().find(|(key, _, file)| file.is_some() && reason.contains(key));
+        named.map_or("--kafka-properties", |(_, flag, _)| flag)
+    }
+}
+
+fn password(file: &Path) -> Result<String, String> {
+    read_secret(file).map_err(|error| chain(&SettingError::of_file(PASSWORD_FILE)(error)))
+}
+
+/// Returns the path of a file in PEM. librdkafka reads the file when it creates a client.
+fn pem_file(flag: &'static str, file: &Path) -> Result<String, String> {
+    let text = read_text(file).map_err(|error| chain(&SettingError::of_file(flag)(error)))?;
+    let shown = file.display();
+    if !text.contains("-----BEGIN ") {
+        return Err(format!("{flag}: {shown}: it is not PEM, which has a line -----BEGIN …-----: convert the file"));
+    }
+    file.to_str().map(str::to_owned).ok_or_else(|| format!("{flag}: {shown}: the path is not text in UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::properties::Source;
+
+    /// The properties and problems of these options, with files that exist.
+    fn added(options: &SecurityOptions, text: &str) -> Properties {
+        let mut properties = Properties::default();
+        properties.read(text, Source::Setting);
+        options.add_to(&mut properties);
+        properties
+    }
+
+    fn login(protocol: Protocol, folder: &Path) -> SecurityOptions {
+        let password = folder.join("password");
+        std::fs::write(&password, " hunter2\n").expect("it is written");
+        SecurityOptions {
+            kafka_security_protocol: Some(protocol),
+            kafka_sasl_mechanism: Some(Mechanism::ScramSha512),
+            kafka_sasl_username: Some("app".into()),
+            kafka_sasl_password_file: Some(password),
+            ..SecurityOptions::default()
+        }
+    }
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("msg-kafka-security-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("it is created");
+        folder
+    }
+
+    #[test]
+    fn options_become_librdkafkas_settings() {
+        let folder = folder("options");
+        let found = added(&login(Protocol::SaslSsl, &folder), "linger.ms=5");
+        assert_eq!(found.problems, Vec::<String>::new());
+        for (key, value) in [
+            ("security.protocol", "sasl_ssl"),
+            ("sasl.mechanism", "SCRAM-SHA-512"),
+            ("sasl.username", "app"),
+            ("sasl.password", "hunter2"),
+            ("linger.ms", "5"),
+        ] {
+            assert_eq!(found.get(key), Some(value), "{key}");
+        }
+        std::fs::remove_dir_all(folder).expect("it is removed");
+    }
+
+    #[test]
+    fn impossible_combinations_are_rejected_with_what_to_do() {
+        let folder = folder("combinations");
+        let pem = folder.join("pem");
+        std::fs::write(&pem, "-----BEGIN CERTIFICATE-----").expect("it is written");
+        let other = folder.join("other");
+        std::fs::write(&other, "binary").expect("it is written");
+        let whole = || login(Protocol::SaslSsl, &folder);
+        for (options, text, expected) in [
+            (
+                SecurityOptions { kafka_security_protocol: None, ..whole() },
+                "",
+                &[
+                    "--kafka-sasl-mechanism has no effect",
+                    "--kafka-sasl-username has",
+                    "--kafka-sasl-password-file has",
+                ][..],
+            ),
+            (SecurityOptions { kafka_security_protocol: None, ..whole() }, "security.protocol=SASL_SSL", &[]),
+            (
+                SecurityOptions { kafka_sasl_mechanism: None, ..whole() },
+                "",
+                &["sasl_ssl needs --kafka-sasl-mechanism: PLAIN"],
+            ),
+            (
+                SecurityOptions { kafka_sasl_password_file: None, ..whole() },
+                "",
+                &["SCRAM-SHA-512 needs --kafka-sasl-password-file"],
+            ),
+            (SecurityOptions { kafka_sasl_password_file: None, ..whole() }, "sasl.password=x", &[]),
+            (
+                SecurityOptions { kafka_sasl_username: None, ..whole() },
+                "",
+                &["SCRAM-SHA-512 needs --kafka-sasl-username"],
+            ),
+            (
+                whole(),
+                "sasl.username=b",
+                &["--kafka-sasl-username: --kafka-properties or its file set sasl.username too"],
+            ),
+            (
+                SecurityOptions { kafka_ssl_ca_file: Some(pem.clone()), ..login(Protocol::SaslPlaintext, &folder) },
+                "",
+                &["--kafka-ssl-ca-file has no effect with --kafka-security-protocol sasl_plaintext: set"],
+            ),
+            (
+                SecurityOptions { kafka_ssl_cert_file: Some(pem.clone()), ..whole() },
+                "",
+                &["--kafka-ssl-cert-file needs --kafka-ssl-key-file"],
+            ),
+            (
+                SecurityOptions { kafka_ssl_key_file: Some(pem.clone()), ..whole() },
+                "",
+                &["--kafka-ssl-key-file needs --kafka-ssl-cert-file"],
+            ),
+            (SecurityOptions { kafka_ssl_ca_file: Some(other), ..whole() }, "", &["--kafka-ssl-ca-file: "]),
+            (
+                SecurityOptions { kafka_sasl_password_file: Some(folder.join("none")), ..whole() },
+                "",
+                &["--kafka-sasl-password-file: cannot read"],
+            ),
+        ] {
+            let found = added(&options, text).problems;
+            assert_eq!(found.len(), expected.len(), "{options:?}: {found:?}");
+            for text in expected {
+                assert!(found.iter().any(|problem| problem.contains(text)), "{text}: {found:?}");
+            }
+            assert!(!found.iter().any(|problem| problem.contains("hunter2")), "{found:?}");
+        }
+        std::fs::remove_dir_all(folder).expect("it is removed");
+    }
+}
