@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use msg_common::admin::{self, AdminError, AdminListener, Readiness};
 use msg_common::config::SettingError;
-use msg_common::kafka::ClientPurpose;
+use msg_common::kafka::{ClientPurpose, ClientSettings, FileChanges, FilesError, Role};
 use msg_common::proto::DESCRIPTORS;
 use msg_common::proto::msg_gateway_server::MsgGatewayServer;
 use msg_common::telemetry;
@@ -51,6 +51,8 @@ pub enum Error {
     Signals(io::Error),
     #[error("kafka client: {0}")]
     Kafka(#[from] KafkaError),
+    #[error("kafka client: {0}")]
+    KafkaFiles(#[from] FilesError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
@@ -98,8 +100,18 @@ pub async fn run(
         }
     };
 
-    let client = settings::producer(&config.kafka, &config.limits, &config.send);
+    let (limits, send) = (config.limits.clone(), config.send.clone());
+    let client = ClientSettings::new(&config.kafka, move |kafka| settings::producer(kafka, &limits, &send));
     let producer = Arc::new(Producer::new(client, &config.kafka.kafka_topic)?);
+    let (mut changes, following) =
+        FileChanges::follow(&config.kafka, ClientPurpose::Producer, Role::Producer, stop.clone())?;
+    tasks.spawn(following);
+    let changing = stop.clone();
+    tasks.spawn(async move {
+        while changing.run_until_cancelled(changes.changed()).await.is_some() {
+            tracing::info!("detected changed files of the kafka clients");
+        }
+    });
     let settle = settings::settle(&config.send);
     tasks.spawn(producer.clone().supervise(readiness.clone(), settle, stop.clone()));
     let deliveries = producer.clone();
@@ -112,8 +124,9 @@ pub async fn run(
         record_bytes: config.limits.max_record_bytes(),
         content_bytes: config.limits.max_content_bytes,
     };
-    let (kafka, topic) = (config.kafka.client_config(ClientPurpose::GatewayAdmin), &config.kafka.kafka_topic);
-    let preflight = Preflight::new(&kafka, topic, requirements, producer.clone(), readiness.clone())?;
+    let topic = &config.kafka.kafka_topic;
+    let checks = ClientSettings::new(&config.kafka, |kafka| kafka.client_config(ClientPurpose::GatewayAdmin));
+    let preflight = Preflight::new(checks, topic, requirements, producer.clone(), readiness.clone())?;
     tasks.spawn(preflight.run(stop.clone()));
 
     let budgets = Budgets::new(&config);

@@ -10,7 +10,7 @@ use machine::{Millis, lane};
 use msg_common::admin::{self, AdminError, AdminListener, Readiness};
 use msg_common::config::SettingError;
 use msg_common::error::{NO_THREAD, chain};
-use msg_common::kafka::{ClientPurpose, RequestError};
+use msg_common::kafka::{ClientPurpose, FileChanges, FilesError, RequestError, Role};
 use msg_common::postgres::{Pool, Purpose};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -64,6 +64,9 @@ pub enum Error {
     /// A Kafka client could not be created.
     #[error("kafka")]
     Kafka(#[from] RequestError),
+    /// The files of the Kafka clients cannot be used.
+    #[error("kafka")]
+    KafkaFiles(#[from] FilesError),
     /// The Kafka client reported a fatal error.
     #[error(transparent)]
     Consumer(#[from] FatalError),
@@ -115,13 +118,16 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
         return Ok(());
     };
     let previous = PreviousTopics::default();
+    let (mut changes, following) =
+        FileChanges::follow(&config.kafka, ClientPurpose::Consumer, Role::Consumer, shutdown.clone())?;
+    let _following = AbortOnDropHandle::new(tokio::spawn(following));
     loop {
         // The clients and lanes have a scope of their own, so that a restart clears their reasons and no other
         // component's.
         let round = readiness.scope();
         round.not_ready("group", "starting");
         readiness.ready("group");
-        let served = serve_until_client_restart(config, &pool, traits, &previous, &round, shutdown).await;
+        let served = serve_until_client_restart(config, &pool, traits, &previous, &mut changes, &round, shutdown).await;
         if served.is_err() || shutdown.is_cancelled() {
             return served;
         }
@@ -138,6 +144,7 @@ async fn serve_until_client_restart(
     pool: &Pool,
     database: DatabaseTraits,
     previous: &PreviousTopics,
+    changes: &mut FileChanges,
     readiness: &Readiness,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
@@ -205,8 +212,16 @@ async fn serve_until_client_restart(
     let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts, explainer);
     let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
     consumer.subscribe(&[&config.kafka.kafka_topic])?;
-    let ended = start_thread(consumer, restart).map_err(Error::Thread)?;
-    ended.await.map_err(|_| Error::Panicked("consumer's thread"))??;
+    let mut ended = start_thread(consumer, restart.clone()).map_err(Error::Thread)?;
+    let ended = tokio::select! {
+        ended = &mut ended => ended,
+        () = changes.changed() => {
+            tracing::info!("detected changed files of the kafka clients");
+            restart.cancel();
+            ended.await
+        }
+    };
+    ended.map_err(|_| Error::Panicked("consumer's thread"))??;
     // The records of released partitions are fenced or stored, so the lanes need not finish.
     abandon.cancel();
     lanes.join_all().await;

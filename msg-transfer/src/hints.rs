@@ -186,6 +186,7 @@ mod tests {
             kafka_properties_file: None,
             security: msg_common::kafka::SecurityOptions::default(),
             last_properties: msg_common::kafka::LastProperties::default(),
+            generation: msg_common::kafka::Generation::default(),
         };
         config(&kafka).create_native_config().expect("librdkafka knows each key and value");
         assert!(Hints::new(&kafka).expect("the producer is created").is_some());

@@ -10,6 +10,7 @@ pub mod polled;
 mod properties;
 mod purpose;
 pub mod raw;
+mod renewal;
 mod security;
 pub mod topic;
 
@@ -27,6 +28,7 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
 pub use self::error::{ClientError, RequestError};
 use self::properties::{Properties, Source};
 pub use self::purpose::ClientPurpose;
+pub use self::renewal::{ClientSettings, CreatedAt, FileChanges, FilesError, Generation};
 pub use self::security::{Mechanism, Protocol, SecurityOptions};
 use crate::config::{SettingError, read_text};
 use crate::error::chain;
@@ -50,7 +52,7 @@ pub struct KafkaOptions {
     #[arg(long, env = "KAFKA_PROPERTIES", default_value = "", value_name = "KEY=VALUE,…", hide_env_values = true)]
     pub kafka_properties: String,
     /// File with additional librdkafka settings, one key=value per line, so that a value may contain commas. Lines that
-    /// start with # are comments. The file is read at startup, and again for each new client
+    /// start with # are comments. When the file changes, the Kafka clients are replaced
     #[arg(long, env = "KAFKA_PROPERTIES_FILE", value_name = "FILE")]
     pub kafka_properties_file: Option<PathBuf>,
     /// The protocol, the login and the certificates.
@@ -59,6 +61,9 @@ pub struct KafkaOptions {
     /// The entries when all files were last readable.
     #[arg(skip)]
     pub last_properties: LastProperties,
+    /// Whether clients have to be replaced.
+    #[arg(skip)]
+    pub generation: Generation,
 }
 
 /// The operator's settings of clients that were read last. Clones share them.
@@ -162,6 +167,12 @@ impl KafkaOptions {
         last.clone()
     }
 
+    /// Returns the files that the settings of clients are read from, each with its flag.
+    fn files(&self) -> Vec<(&'static str, &PathBuf)> {
+        let properties = self.kafka_properties_file.iter().map(|file| ("--kafka-properties-file", file));
+        properties.chain(self.security.files()).collect()
+    }
+
     fn properties(&self) -> Properties {
         let mut properties = Properties::default();
         properties.read(&self.kafka_properties, Source::Setting);
@@ -254,6 +265,7 @@ mod tests {
             kafka_properties_file: None,
             security: SecurityOptions::default(),
             last_properties: LastProperties::default(),
+            generation: Generation::default(),
         }
     }
 

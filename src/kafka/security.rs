@@ -23,7 +23,7 @@ pub struct SecurityOptions {
         value_name = "PROTOCOL"
     )]
     pub kafka_security_protocol: Option<Protocol>,
-    /// How clients log in: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+    /// How clients log in. Needs --kafka-security-protocol sasl_plaintext or sasl_ssl
     #[arg(
         long,
         env = "KAFKA_SASL_MECHANISM",
@@ -193,6 +193,17 @@ impl SecurityOptions {
         problems
     }
 
+    /// Returns the files, each with its flag.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let files = [
+            (PASSWORD_FILE, &self.kafka_sasl_password_file),
+            (CA_FILE, &self.kafka_ssl_ca_file),
+            (CERT_FILE, &self.kafka_ssl_cert_file),
+            (KEY_FILE, &self.kafka_ssl_key_file),
+        ];
+        files.into_iter().filter_map(|(flag, file)| Some((flag, file.as_ref()?)))
+    }
+
     /// Returns the flag of the setting that librdkafka's text of a rejection names.
     pub(super) fn flag_of(&self, reason: &str) -> &'static str {
         let flags = [
@@ -319,7 +330,7 @@ mod tests {
                 &["--kafka-ssl-cert-file needs --kafka-ssl-key-file"],
             ),
             (
-                SecurityOptions { kafka_ssl_key_file: Some(pem.clone()), ..whole() },
+                SecurityOptions { kafka_ssl_key_file: Some(pem), ..whole() },
                 "",
                 &["--kafka-ssl-key-file needs --kafka-ssl-cert-file"],
             ),

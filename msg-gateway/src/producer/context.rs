@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, counter};
-use msg_common::kafka::raw;
+use msg_common::kafka::{CreatedAt, raw};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
@@ -81,13 +81,15 @@ pub(crate) struct DeliveryContext {
     stored: Counter,
     /// A record that is reported sooner than this was tried once.
     backoff: Duration,
+    /// The settings of the producer.
+    pub(super) created: CreatedAt,
 }
 
 impl DeliveryContext {
     /// Creates callbacks that notify `signals`. librdkafka waits for `backoff` or longer before it retries a record.
-    pub(crate) fn new(signals: Arc<Signals>, backoff: Duration) -> Self {
+    pub(crate) fn new(signals: Arc<Signals>, backoff: Duration, created: CreatedAt) -> Self {
         let stored = counter!(DELIVERIES, "outcome" => Outcome::Stored { offset: None }.label());
-        DeliveryContext { signals, stored, backoff }
+        DeliveryContext { signals, stored, backoff, created }
     }
 
     fn failed(&self, error: &KafkaError, message: &rdkafka::message::BorrowedMessage<'_>) -> Outcome {

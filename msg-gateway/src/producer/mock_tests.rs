@@ -1,6 +1,7 @@
 //! Tests of the delivery reports that librdkafka makes from a broker's responses. The broker is librdkafka's own mock.
 
 use msg_common::admin::Readiness;
+use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -25,7 +26,7 @@ fn producer_with(settings: &[(&str, &str)]) -> (Producer, MockCluster<'static, D
     for (key, value) in settings {
         config.set(*key, *value);
     }
-    let producer = Producer::new(config, "msgs").expect("the settings are good");
+    let producer = Producer::new(ClientSettings::fixed(config), "msgs").expect("the settings are good");
     producer.open();
     (producer, cluster)
 }

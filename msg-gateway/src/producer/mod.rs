@@ -9,13 +9,14 @@ mod replacement;
 mod stall_timer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use msg_common::kafka::ClientSettings;
 use msg_common::kafka::polled::PolledProducer;
 use msg_common::partition::Partition;
 use msg_common::record::{TRACEPARENT_HEADER, VERSION, VERSION_HEADER};
-use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _};
@@ -80,9 +81,13 @@ pub(crate) enum Rejection {
 
 /// The handle that records are sent through. It owns one librdkafka producer at a time.
 pub(crate) struct Producer {
-    config: ClientConfig,
+    settings: ClientSettings,
     topic: String,
     current: ArcSwap<PolledProducer<DeliveryContext>>,
+    /// Whether the current producer is emptied because its settings have changed. Meanwhile no record is accepted.
+    emptying: AtomicBool,
+    /// The number of threads that enqueue a record now.
+    enqueueing: AtomicUsize,
     /// Why records are rejected; `None` while the topic can be used.
     closed: ArcSwapOption<String>,
     signals: Arc<Signals>,
@@ -90,16 +95,35 @@ pub(crate) struct Producer {
     backoff: Duration,
 }
 
+/// One of the threads that enqueue a record, until it is dropped.
+struct Enqueueing<'a>(&'a AtomicUsize);
+
+impl<'a> Enqueueing<'a> {
+    fn start(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Enqueueing(count)
+    }
+}
+
+impl Drop for Enqueueing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Producer {
     /// Creates a producer that rejects every record until [`Producer::open`].
-    pub(crate) fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+    pub(crate) fn new(settings: ClientSettings, topic: &str) -> KafkaResult<Self> {
         let signals = Arc::new(Signals::new());
+        let (config, created) = settings.current();
         let backoff = shortest_backoff(&config);
-        let current = config.create_with_context(DeliveryContext::new(signals.clone(), backoff))?;
+        let current = config.create_with_context(DeliveryContext::new(signals.clone(), backoff, created))?;
         Ok(Producer {
-            config,
+            settings,
             topic: topic.to_owned(),
             current: ArcSwap::from_pointee(current),
+            emptying: AtomicBool::new(false),
+            enqueueing: AtomicUsize::new(0),
             closed: ArcSwapOption::from_pointee("the topic has not been checked yet".to_owned()),
             signals,
             version: VERSION.to_string(),
@@ -143,6 +167,11 @@ impl Producer {
             .payload(record.value)
             .timestamp(record.timestamp_ms)
             .headers(headers);
+        // Increment before the check. With the opposite order, a record could be enqueued after the producer was found idle.
+        let _enqueueing = Enqueueing::start(&self.enqueueing);
+        if self.emptying.load(Ordering::SeqCst) {
+            return Err(Rejection::Closed("the gateway is replacing its Kafka client".to_owned()));
+        }
         self.current.load().send(outgoing).map_err(|(error, _)| {
             let code = code_of(&error);
             if code == RDKafkaErrorCode::Fatal {
@@ -187,6 +216,8 @@ mod mock_tests;
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::ClientConfig;
+
     use super::*;
     use crate::budget::Budget;
 
@@ -197,19 +228,27 @@ mod tests {
         for (key, value) in settings {
             config.set(*key, *value);
         }
-        let producer = Producer::new(config, "msgs").expect("the settings are good");
+        let producer = Producer::new(ClientSettings::fixed(config), "msgs").expect("the settings are good");
         producer.open();
         Arc::new(producer)
     }
 
     pub(super) fn send(producer: &Producer, permit: Permit) -> Result<oneshot::Receiver<Outcome>, Rejection> {
+        send_at(producer, permit, 1)
+    }
+
+    pub(super) fn send_at(
+        producer: &Producer,
+        permit: Permit,
+        timestamp_ms: i64,
+    ) -> Result<oneshot::Receiver<Outcome>, Rejection> {
         let (sender, report) = oneshot::channel();
         producer
             .send(Outgoing {
                 partition: 0,
                 key: "bob",
                 value: b"hi",
-                timestamp_ms: 1,
+                timestamp_ms,
                 traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
                 in_flight: Box::new(InFlight { report_to: ReportSender::One(sender), permit, size: 100 }),
             })

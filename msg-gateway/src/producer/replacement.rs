@@ -1,6 +1,7 @@
 //! Replaces the librdkafka producer after a fatal error, when it is stalled, and when the topic was recreated.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use metrics::counter;
@@ -33,7 +34,12 @@ impl Producer {
         loop {
             tokio::select! {
                 () = self.signals.error.notified() => {}
-                _ = checks.tick() => self.replace_stuck(&mut timer),
+                _ = checks.tick() => {
+                    self.replace_stuck(&mut timer);
+                    if stop.run_until_cancelled(self.replace_outdated(drain)).await.is_none() {
+                        return;
+                    }
+                }
                 () = stop.cancelled() => return,
             }
             // Most errors are not fatal, and a replaced producer may still report some.
@@ -69,6 +75,36 @@ impl Producer {
         }
     }
 
+    /// Replaces the producer if the files of its settings have changed: a password or a certificate. It works, so its records
+    /// are delivered first: with two producers, a later record could overtake an earlier one of the same inbox.
+    async fn replace_outdated(&self, drain: Duration) {
+        if !self.settings.changed_since(self.current.load().context().created) {
+            return;
+        }
+        let fresh = match self.create() {
+            Ok(fresh) => Arc::new(fresh),
+            Err(error) => return tracing::error!(%error, "cannot create a producer"),
+        };
+        tracing::info!("replacing producer because the files of its settings have changed");
+        self.emptying.store(true, Ordering::SeqCst);
+        // Enqueueing never blocks, so this ends soon.
+        while self.enqueueing.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let old = self.current.load_full();
+        let emptied = old.clone();
+        let left = tokio::task::spawn_blocking(move || finish(&emptied, drain)).await;
+        // Dropping a producer waits for its thread. Records that are left are purged, and their outcome is unknown.
+        let replaced = self.swap(fresh);
+        self.emptying.store(false, Ordering::SeqCst);
+        tokio::task::spawn_blocking(move || {
+            if left.is_ok_and(|left| left > 0) {
+                purge(&old);
+            }
+            drop((old, replaced));
+        });
+    }
+
     fn replace(&self, fresh: Arc<PolledProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
         let old = self.swap(fresh);
         readiness.ready(COMPONENT);
@@ -87,7 +123,8 @@ impl Producer {
     }
 
     fn create(&self) -> KafkaResult<PolledProducer<DeliveryContext>> {
-        self.config.create_with_context(DeliveryContext::new(self.signals.clone(), self.backoff))
+        let (config, created) = self.settings.current();
+        config.create_with_context(DeliveryContext::new(self.signals.clone(), self.backoff, created))
     }
 
     fn swap(&self, fresh: Arc<PolledProducer<DeliveryContext>>) -> Arc<PolledProducer<DeliveryContext>> {
@@ -112,11 +149,18 @@ fn purge(producer: &PolledProducer<DeliveryContext>) {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+    use msg_common::kafka::ClientSettings;
     use rdkafka::bindings::{rd_kafka_resp_err_t, rd_kafka_test_fatal_error};
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 
     use super::*;
     use crate::budget::Budget;
-    use crate::producer::tests::{producer, send};
+    use crate::config::{Config, producer as settings};
+    use crate::producer::Rejection;
+    use crate::producer::tests::{producer, send, send_at};
     use crate::send::outcome::Outcome;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -181,5 +225,64 @@ mod tests {
         assert_eq!(stored, Ok(Outcome::Stored { offset: Some(0) }));
         stop.cancel();
         supervisor.await.expect("it ends");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn outdated_producer_is_emptied_before_the_new_one_sends() {
+        const RECORDS: i64 = 2_000;
+        let cluster = MockCluster::new(1).expect("the cluster starts");
+        cluster.create_topic("msgs", 1, 1).expect("the topic is created");
+        let brokers = cluster.bootstrap_servers();
+        let config = Config::parse_from(["msg-gateway", "--kafka-brokers", &brokers, "--linger", "50ms"]);
+        let settings = ClientSettings::new(&config.kafka, {
+            let (limits, send) = (config.limits.clone(), config.send.clone());
+            move |kafka| settings::producer(kafka, &limits, &send)
+        });
+        let producer = Arc::new(Producer::new(settings, "msgs").expect("the settings are good"));
+        producer.open();
+        let (sending, budget) = (producer.clone(), Budget::of_items(100_000));
+        let sender = tokio::task::spawn_blocking(move || {
+            // librdkafka replaces the timestamp 0 by the current time.
+            let mut next = 1;
+            while next <= RECORDS {
+                let permit = budget.try_acquire(1).expect("there is capacity");
+                match send_at(&sending, permit, next) {
+                    Ok(_) => next += 1,
+                    Err(rejection) => assert!(matches!(rejection, Rejection::Closed(_)), "{rejection:?}"),
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let mut replaced = 0;
+        while !sender.is_finished() {
+            config.kafka.generation.advance();
+            let before = producer.current.load_full();
+            producer.replace_outdated(Duration::from_secs(30)).await;
+            replaced += usize::from(!Arc::ptr_eq(&before, &producer.current.load_full()));
+        }
+        sender.await.expect("it ends");
+        assert!(replaced > 1, "the test replaces the producer while it sends");
+        assert_eq!(producer.flush(Duration::from_secs(30)).await, 0);
+        let read = tokio::task::spawn_blocking(move || timestamps(&brokers, RECORDS)).await.expect("it ends");
+        assert_eq!(read, (1..=RECORDS).collect::<Vec<_>>(), "each record once, in the order in which they were sent");
+    }
+
+    /// Reads the timestamps of this many records.
+    fn timestamps(brokers: &str, records: i64) -> Vec<i64> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("group.id", "none")
+            .create()
+            .expect("the settings are good");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset("msgs", 0, Offset::Beginning).expect("the offset is valid");
+        consumer.assign(&list).expect("it is assigned");
+        let mut found = Vec::new();
+        while let Some(record) =
+            (found.len() < records as usize).then(|| consumer.poll(Duration::from_secs(30))).flatten()
+        {
+            found.push(record.expect("it is a record").timestamp().to_millis().expect("it has a timestamp"));
+        }
+        found
     }
 }

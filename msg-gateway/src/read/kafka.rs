@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use msg_common::error::chain;
 use msg_common::kafka::polled::PolledProducer;
-use msg_common::kafka::{ClientPurpose, KafkaOptions, RequestError, raw};
+use msg_common::kafka::{ClientPurpose, ClientSettings, CreatedAt, KafkaOptions, RequestError, raw};
 use msg_common::partition::Partition;
 use msg_common::repeat::Repeats;
 use rdkafka::client::{Client, ClientContext};
@@ -41,13 +42,14 @@ static FAILED: Repeats = Repeats::new();
 pub(crate) struct Topic {
     /// A client of its own, because on the connections of the sending one a request would wait behind the sends. A
     /// producer, because it has a thread that polls the client's events.
-    client: Arc<PolledProducer<LogContext>>,
+    client: ArcSwap<PolledProducer<LogContext>>,
+    settings: ClientSettings,
     name: String,
     /// When the ID was requested last, and the result.
     last: Mutex<Option<(Instant, Result<Uuid, Failure>)>>,
     requests: Arc<Budget>,
     /// The settings of the consumer that finds the end of a leader's log.
-    probing: ClientConfig,
+    probing: ClientSettings,
     /// The consumer, if its last result was definite. It serves one request at a time.
     probe: Arc<Mutex<Option<Probe>>>,
 }
@@ -57,14 +59,18 @@ type Probe = BaseConsumer<LogContext>;
 impl Topic {
     /// Creates the client, which connects in the background.
     pub(crate) fn new(options: &KafkaOptions, requests: Arc<Budget>) -> KafkaResult<Self> {
-        let mut config = options.client_config(ClientPurpose::Status);
-        config.set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
+        let settings = ClientSettings::new(options, |kafka| {
+            let mut config = kafka.client_config(ClientPurpose::Status);
+            config.set("socket.timeout.ms", TIMEOUT.as_millis().to_string());
+            config
+        });
         Ok(Topic {
-            client: Arc::new(config.create_with_context(LogContext)?),
+            client: ArcSwap::from_pointee(create(&settings)?),
+            settings,
             name: options.kafka_topic.clone(),
             last: Mutex::default(),
             requests,
-            probing: probing(options.client_config(ClientPurpose::StatusProbe)),
+            probing: ClientSettings::new(options, |kafka| probing(kafka.client_config(ClientPurpose::StatusProbe))),
             probe: Arc::default(),
         })
     }
@@ -101,12 +107,14 @@ impl Topic {
     pub(crate) async fn ends_before(&self, partition: Partition, offset: i64) -> Result<bool, Failure> {
         // The request holds the lock, not its caller, which may disconnect before the request ends.
         let mut probe = self.probe.clone().lock_owned().await;
-        let (config, topic) = (self.probing.clone(), self.name.clone());
+        let (settings, topic) = (self.probing.clone(), self.name.clone());
         let requested = tokio::task::spawn_blocking(move || {
-            let (consumer, timeout) = match probe.take() {
+            let probe_in_use = probe.take().filter(|consumer| !settings.changed_since(consumer.client().context().0));
+            let (consumer, timeout) = match probe_in_use {
                 Some(consumer) => (consumer, PROBE_TIMEOUT),
                 None => {
-                    let created = config.create_with_context(LogContext);
+                    let (config, created) = settings.current();
+                    let created = config.create_with_context(LogContext(created));
                     (created.map_err(RequestError::create)?, FIRST_PROBE_TIMEOUT)
                 }
             };
@@ -126,7 +134,7 @@ impl Topic {
         request: impl FnOnce(&Client<LogContext>, &str) -> Result<T, RequestError> + Send + 'static,
     ) -> Result<T, Failure> {
         let permit = self.requests.acquire(1).await;
-        let (client, name) = (self.client.clone(), self.name.clone());
+        let (client, name) = (self.current_client(), self.name.clone());
         let requested = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             request(client.client(), &name)
@@ -136,6 +144,21 @@ impl Topic {
 }
 
 impl Topic {
+    /// Returns the client, which is replaced if the files of its settings have changed.
+    fn current_client(&self) -> Arc<PolledProducer<LogContext>> {
+        let client = self.client.load_full();
+        if self.settings.changed_since(client.context().0) {
+            match create(&self.settings) {
+                Ok(fresh) => self.client.store(Arc::new(fresh)),
+                Err(error) => tracing::error!(%error, "cannot create the client of the topic queries"),
+            }
+            // Dropping a producer waits for its thread.
+            tokio::task::spawn_blocking(move || drop(client));
+            return self.client.load_full();
+        }
+        client
+    }
+
     fn joined<T>(&self, result: Result<Result<T, RequestError>, JoinError>) -> Result<T, RequestError> {
         result.unwrap_or_else(|error| Err(RequestError::of_topic("send a request", &self.name)(error)))
     }
@@ -147,6 +170,11 @@ fn unavailable(error: &RequestError) -> Failure {
         tracing::warn!(error = chain(error), repeated, "cannot query the topic");
     }
     Failure::KafkaUnavailable("kafka does not respond".into())
+}
+
+fn create(settings: &ClientSettings) -> KafkaResult<PolledProducer<LogContext>> {
+    let (config, created) = settings.current();
+    config.create_with_context(LogContext(created))
 }
 
 /// Returns the settings of a consumer that fetches at an offset and reports it as out of range.
@@ -189,8 +217,8 @@ fn is_out_of_range(
     Ok(out_of_range)
 }
 
-/// The callbacks of a client whose errors are in its results.
-struct LogContext;
+/// The callbacks of a client whose errors are in its results. It keeps what the client's settings were.
+struct LogContext(CreatedAt);
 
 impl ClientContext for LogContext {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {

@@ -92,7 +92,7 @@ impl Record {
             traceparent,
             in_flight: Box::new(InFlight { report_to, permit, size }),
         };
-        let result = producer.send(outgoing).map_err(rejected);
+        let result = producer.send(outgoing).map_err(|rejection| rejected(&rejection));
         (self.pending, result)
     }
 
@@ -105,7 +105,7 @@ impl Record {
 static REJECTIONS: Repeats = Repeats::new();
 
 /// Returns the error for a record that the producer rejected.
-fn rejected(rejection: Rejection) -> Failure {
+fn rejected(rejection: &Rejection) -> Failure {
     match rejection {
         Rejection::Closed(_) => not_accepting(),
         Rejection::Failed(RDKafkaErrorCode::QueueFull) => Failure::Overloaded("the producer's queue is full".into()),
@@ -149,7 +149,8 @@ mod tests {
         // No broker listens there, so the record stays until its timeout.
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("delivery.timeout.ms", "500").set("linger.ms", "0");
-        let producer = Producer::new(config, "msgs").expect("the settings are good");
+        let producer =
+            Producer::new(msg_common::kafka::ClientSettings::fixed(config), "msgs").expect("the settings are good");
         producer.open();
         let budget = Budget::of_items(1);
         let permit = budget.try_acquire(1).expect("there is capacity");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use metrics::counter;
 use msg_common::error::{NO_THREAD, chain};
-use msg_common::kafka::{ClientError, RequestError};
+use msg_common::kafka::{ClientError, ClientSettings, RequestError};
 use msg_common::proto::StoredHint;
 use msg_common::repeat::Repeats;
 use prost::Message as _;
@@ -47,9 +47,9 @@ enum HintError {
 
 /// The reader of the hints topic.
 pub(crate) struct HintReader {
-    pub(crate) config: ClientConfig,
+    pub(crate) settings: ClientSettings,
     /// The settings of the client that checks the reader.
-    pub(crate) check: ClientConfig,
+    pub(crate) check: ClientSettings,
     pub(crate) topic: String,
     pub(crate) monitor: Arc<HintMonitor>,
     pub(crate) waiters: Arc<Waiters>,
@@ -76,7 +76,7 @@ impl HintReader {
     /// Starts the thread, which runs until `stop`. Fails if librdkafka rejects the settings, or if the system has no
     /// thread for it.
     pub(crate) fn start(self, stop: CancellationToken) -> Result<(), WatchError> {
-        self.config.create_native_config()?;
+        self.settings.current().0.create_native_config()?;
         let run = move || {
             self.monitor.set_reader_thread(std::thread::current());
             self.run(&stop);
@@ -104,21 +104,25 @@ impl HintReader {
         }
     }
 
-    /// Reads hints until the last waiter or watcher has ended. Fails if the topic cannot be read, or if the client is
-    /// stalled. It uses a new client each time: an old one may keep wrong leaders and leader epochs indefinitely (ADR
+    /// Reads hints until the last waiter or watcher has ended, or the files of the settings have changed. Fails if the
+    /// topic cannot be read, or if the client is stalled. It uses a new client each time: an old one may keep wrong leaders and leader epochs indefinitely (ADR
     /// 21).
     fn follow(&self, stop: &CancellationToken) -> Result<(), HintError> {
-        let created = self.config.create_with_context(LogContext);
+        let (config, created_at) = self.settings.current();
+        let created = config.create_with_context(LogContext);
         let consumer: BaseConsumer<LogContext> = created.map_err(RequestError::create)?;
         let partitions =
             self.assign(&consumer).map_err(RequestError::of_topic("assign the partitions", &self.topic))?;
-        let watchdog =
-            Watchdog::start(self.check.clone(), self.topic.clone(), partitions).map_err(HintError::Thread)?;
+        let watchdog = Watchdog::start(self.check.current().0, self.topic.clone(), partitions);
+        let watchdog = watchdog.map_err(HintError::Thread)?;
         let mut wanted = Instant::now();
         while !stop.is_cancelled() {
             if self.monitor.has_interest() {
                 wanted = Instant::now();
             } else if wanted.elapsed() > LINGER {
+                return Ok(());
+            }
+            if self.settings.changed_since(created_at) {
                 return Ok(());
             }
             if let Some(reason) = watchdog.verdict() {

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use msg_common::config::SettingError;
 use msg_common::error::NO_THREAD;
-use msg_common::kafka::ClientPurpose;
+use msg_common::kafka::{ClientPurpose, ClientSettings};
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -91,10 +91,12 @@ impl WatchServices {
             round: options.watch_poll_interval,
         };
         if let Some(topic) = config.kafka.hints_topic() {
-            let settings = |purpose| HintReader::settings(config.kafka.client_config(purpose));
-            let (config, check) = (settings(ClientPurpose::HintReader), settings(ClientPurpose::HintCheck));
+            let settings = |purpose| {
+                ClientSettings::new(&config.kafka, move |kafka| HintReader::settings(kafka.client_config(purpose)))
+            };
+            let (settings, check) = (settings(ClientPurpose::HintReader), settings(ClientPurpose::HintCheck));
             let (waiters, feed, monitor) = (waiters.clone(), feed.clone(), monitor.clone());
-            HintReader { config, check, topic, monitor, waiters, feed }.start(stop.clone())?;
+            HintReader { settings, check, topic, monitor, waiters, feed }.start(stop.clone())?;
         }
         tasks.spawn(reader.run(stop.clone()));
         tasks.spawn(waiters.clone().run(stop.clone()));

@@ -32,7 +32,7 @@ fn spawn(service: &Service, settings: &[(&str, &str)], stderr: impl Into<Stdio>)
 }
 
 /// Waits until readiness has this status and text; returns the whole body.
-async fn readiness(service: &Service, status: u16, text: &str) -> String {
+pub(crate) async fn readiness(service: &Service, status: u16, text: &str) -> String {
     eventually("readiness has the expected text", async || {
         let (found, body) = msg_common::admin::probe(service.spec().admin.unwrap(), "/readyz").await?;
         ensure(found == status && body.contains(text), format!("{found}: {body}"))?;

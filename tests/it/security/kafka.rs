@@ -5,13 +5,15 @@ use std::path::Path;
 use msg_common::proto::SendMsgRequest;
 use msg_common::proto::WaitFor;
 use msg_stack::kafka::rights::password;
-use msg_stack::{BrokerTls, Operation, Resource, Right, ServiceSpec, Stack, StackOptions};
+use msg_stack::{BrokerTls, Operation, Resource, Right, Service, ServiceSpec, Signal, Stack, StackOptions};
 
 use crate::gateway::calls::client;
 use crate::process::causes::assert_all_report;
+use crate::process::readiness;
 use crate::support::certificates::Ca;
 use crate::support::kafka::msg;
-use crate::support::world::World;
+use crate::support::world::{Gateway, World};
+use crate::support::{ensure, eventually};
 use crate::transfer::commands::{run, run_with};
 
 const USER: &str = "app";
@@ -42,6 +44,16 @@ impl Secure {
         let world = World::on(&stack, name, 4);
         world.create(&stack).await;
         run(&world, "migrate").await.assert_code(0);
+        let secure = Secure { stack, world, folder, ca };
+        secure.stack.kafka().grant(secure.rights(USER)).await.unwrap();
+        secure.write("ca.crt", &secure.ca.pem());
+        secure.write("password", &format!("{}\n", password(USER)));
+        secure
+    }
+
+    /// The rights of both services.
+    fn rights(&self, user: &str) -> Vec<Right> {
+        let name = self.world.topic();
         let (topic, hints) = (Resource::Topic(name.into()), Resource::Topic(format!("{name}-hints")));
         let (group, reader) = (Resource::Group(name.into()), Resource::Group("msg-gateway-hints".into()));
         let rights = [
@@ -54,12 +66,23 @@ impl Secure {
             (Operation::Read, group),
             (Operation::Read, reader),
         ];
-        let rights = rights.map(|(operation, resource)| Right::new(USER, operation, resource));
-        stack.kafka().grant(rights.to_vec()).await.unwrap();
-        let secure = Secure { stack, world, folder, ca };
-        secure.write("ca.crt", &secure.ca.pem());
-        secure.write("password", &format!("{}\n", password(USER)));
-        secure
+        rights.map(|(operation, resource)| Right::new(user, operation, resource)).to_vec()
+    }
+
+    /// Starts a gateway and a transfer with these settings.
+    async fn services(&self, name: &str, settings: &Settings) -> (Gateway, Service) {
+        let configure = |spec: ServiceSpec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
+        let (gateway, transfer) = (self.world.gateway(name, configure), self.world.transfer(name, configure));
+        gateway.service.start().await.unwrap();
+        transfer.start().await.unwrap();
+        (gateway, transfer)
+    }
+
+    async fn stop(&self, services: [&Service; 2]) {
+        for service in services {
+            assert!(service.stop().await.unwrap().success());
+        }
+        self.stack.stop().await;
     }
 
     /// Writes a file and returns its path.
@@ -99,14 +122,11 @@ impl Secure {
 
     /// Sends a message, waits until it is stored, and runs `check`.
     async fn assert_carries_a_message(&self, name: &str, settings: &Settings) {
-        let configure = |spec: ServiceSpec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
-        let (gateway, transfer) = (self.world.gateway(name, configure), self.world.transfer(name, configure));
-        gateway.service.start().await.unwrap();
-        transfer.start().await.unwrap();
+        let (gateway, transfer) = self.services(name, settings).await;
         let message = msg("alice", "bob", name, "hello");
         let request = SendMsgRequest { msg: Some(message), wait_for: WaitFor::Stored.into() };
         let placement = client(&gateway).await.send_msg(request).await.unwrap().into_inner().placement.unwrap();
-        assert!(placement.seq > 0, "{name}: {placement:?}");
+        assert!(placement.stored.is_some_and(|stored| stored.seq > 0), "{name}: {placement:?}");
         let check = run_with(&self.world, "check --allow-unsafe-topic", &borrowed(settings)).await.assert_code(0);
         assert!(check.stdout.contains("client.id msg-transfer-consumer"), "{}", check.stdout);
         for service in [&gateway.service, &transfer] {
@@ -157,4 +177,82 @@ async fn certificate_for_another_kafka_host_is_named() {
     let secure = Secure::start("kafka_host", "kafka.example").await;
     secure.assert_reported(&secure.login("PLAIN"), &["for another host"]).await;
     secure.stack.stop().await;
+}
+
+/// Sends a message until it is stored. Each attempt has a new id.
+async fn assert_stores(gateway: &Gateway, what: &str) {
+    let (mut client, mut attempt) = (client(gateway).await, 0);
+    eventually(what, async || {
+        attempt += 1;
+        let msg = Some(msg("alice", "bob", &format!("{what} {attempt}"), "hello"));
+        client.send_msg(SendMsgRequest { msg, wait_for: WaitFor::Stored.into() }).await?;
+        Ok(())
+    })
+    .await;
+}
+
+/// Sends SIGHUP, so that the service reads its files again.
+fn hang_up(service: &Service) {
+    assert!(service.signal(Signal::Hup), "it does not run");
+}
+
+#[tokio::test]
+async fn changed_kafka_password_needs_no_process_restart() {
+    let secure = Secure::start("kafka_password", BROKER).await;
+    let (gateway, transfer) = secure.services("rotated", &secure.login("SCRAM-SHA-256")).await;
+    assert_stores(&gateway, "with the first password").await;
+    secure.stack.kafka().set_scram_password(USER, "second").await.unwrap();
+    secure.write("password", "second");
+    // Otherwise the open connections would stay in use.
+    secure.stack.kafka().stop_broker(1).await.unwrap();
+    secure.stack.kafka().start_broker(1).await.unwrap();
+    [&gateway.service, &transfer].into_iter().for_each(hang_up);
+    assert_stores(&gateway, "with the second password").await;
+    secure.stop([&gateway.service, &transfer]).await;
+}
+
+#[tokio::test]
+async fn changed_kafka_certificate_is_used_by_all_clients() {
+    let secure = Secure::start("kafka_certificate", BROKER).await;
+    let (gateway, transfer) = secure.services("rotated", &secure.certificate()).await;
+    assert_stores(&gateway, "with the first certificate").await;
+    let second = secure.ca.sign_for("second", &["second"]);
+    secure.stack.kafka().grant(secure.rights("second")).await.unwrap();
+    secure.write("tls.crt", &second.certificate);
+    secure.write("tls.key", &second.key);
+    [&gateway.service, &transfer].into_iter().for_each(hang_up);
+    for (service, metric) in
+        [(&gateway.service, "msg_gateway_producers_replaced_total"), (&transfer, "msg_transfer_client_restarts_total")]
+    {
+        eventually("the clients are replaced", async || {
+            let metrics = service.metrics().await?;
+            let count = metrics.lines().find(|line| line.starts_with(metric)).unwrap_or_default();
+            ensure(count.ends_with(" 1"), count)
+        })
+        .await;
+    }
+    // The rights of the first certificate's user are of no use any more.
+    secure.stack.kafka().withdraw(secure.rights(USER)).await.unwrap();
+    assert_stores(&gateway, "with the second certificate").await;
+    secure.stop([&gateway.service, &transfer]).await;
+}
+
+#[tokio::test]
+async fn kafka_right_that_returns_needs_no_process_restart() {
+    let secure = Secure::start("kafka_right", BROKER).await;
+    let (gateway, transfer) = secure.services("right", &secure.login("PLAIN")).await;
+    assert_stores(&gateway, "with the right").await;
+    let write = vec![Right::new(USER, Operation::Write, Resource::Topic("kafka_right".into()))];
+    secure.stack.kafka().withdraw(write.clone()).await.unwrap();
+    let mut sender = client(&gateway).await;
+    eventually("sends are rejected", async || {
+        let request = SendMsgRequest { msg: Some(msg("alice", "bob", "without", "hello")), wait_for: 0 };
+        let sent = sender.send_msg(request).await;
+        ensure(sent.is_err(), format!("{sent:?}"))
+    })
+    .await;
+    secure.stack.kafka().grant(write).await.unwrap();
+    assert_stores(&gateway, "with the right again").await;
+    readiness(&gateway.service, 200, "ready").await;
+    secure.stop([&gateway.service, &transfer]).await;
 }

@@ -11,8 +11,7 @@ use msg_common::admin::Readiness;
 use msg_common::error::chain;
 use msg_common::kafka::cause::Causes;
 use msg_common::kafka::topic::describe;
-use msg_common::kafka::{RequestError, events, raw};
-use rdkafka::ClientConfig;
+use msg_common::kafka::{ClientSettings, CreatedAt, RequestError, events, raw};
 use rdkafka::admin::AdminClient;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -40,6 +39,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The task that checks the topic.
 pub(crate) struct Preflight {
+    settings: ClientSettings,
+    created: CreatedAt,
     admin: Arc<AdminClient<LogContext>>,
     topic: String,
     requirements: PreflightRequirements,
@@ -56,17 +57,20 @@ pub(crate) struct Preflight {
 }
 
 impl Preflight {
-    /// Creates the task that checks `topic` through `config`, and opens and closes `producer`.
+    /// Creates the task that checks `topic` through a client with `settings`, and opens and closes `producer`.
     pub(crate) fn new(
-        config: &ClientConfig,
+        settings: ClientSettings,
         topic: &str,
         requirements: PreflightRequirements,
         producer: Arc<Producer>,
         readiness: Readiness,
     ) -> KafkaResult<Self> {
         let causes = Causes::default();
-        let admin = Arc::new(AdminClient::from_config_and_context(config, LogContext(causes.clone()))?);
+        let (config, created) = settings.current();
+        let admin = Arc::new(AdminClient::from_config_and_context(&config, LogContext(causes.clone()))?);
         Ok(Preflight {
+            settings,
+            created,
             admin,
             topic: topic.to_owned(),
             requirements,
@@ -103,6 +107,7 @@ impl Preflight {
 
     /// Checks once. Returns whether the topic can be used.
     async fn check(&mut self) -> bool {
+        self.renew_client();
         let started = Instant::now();
         let oversized = self.producer.signals().take_oversized();
         let described = describe(&self.admin, &self.topic, TIMEOUT).await;
@@ -128,6 +133,23 @@ impl Preflight {
         };
         self.skipped = None;
         self.apply(verdict)
+    }
+
+    /// Replaces the client if the files of its settings have changed.
+    fn renew_client(&mut self) {
+        if !self.settings.changed_since(self.created) {
+            return;
+        }
+        let (config, created) = self.settings.current();
+        match AdminClient::from_config_and_context(&config, LogContext(self.causes.clone())) {
+            Ok(admin) => {
+                let old = std::mem::replace(&mut self.admin, Arc::new(admin));
+                self.created = created;
+                // Dropping a client waits for its thread.
+                tokio::task::spawn_blocking(move || drop(old));
+            }
+            Err(error) => tracing::error!(%error, "cannot create the client that checks the topic"),
+        }
     }
 
     /// Replaces the producer if the topic was recreated. If its ID is not known, it counts as the same topic until the
