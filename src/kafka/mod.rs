@@ -6,6 +6,7 @@ pub mod coordinator;
 pub mod ends;
 mod error;
 pub mod events;
+mod openssl;
 pub mod polled;
 mod properties;
 mod purpose;
@@ -117,6 +118,7 @@ impl KafkaOptions {
     /// override them. The `client.id` is the purpose's; if the operator gives one, the name of the service in it is
     /// replaced by that.
     pub fn client_config(&self, purpose: ClientPurpose) -> ClientConfig {
+        openssl::keep_until_the_end();
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.kafka_brokers)
