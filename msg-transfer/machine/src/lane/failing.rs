@@ -2,7 +2,7 @@
 
 use super::bisection::Bisection;
 use super::state::{Batch, BisectStep, EndStep, Rows, Step};
-use super::{ClassifiedError, Machine, Message, Request, Response, unexpected};
+use super::{ClassifiedError, Machine, Message, Request};
 use crate::consumer::Event;
 use crate::error::ErrorClass;
 
@@ -112,9 +112,7 @@ impl<T: Message> Machine<T> {
         failed: Vec<(usize, ClassifiedError)>,
         events: &mut Vec<Event>,
     ) -> Request {
-        let Some((_, error)) = failed.first().cloned() else {
-            return self.abandon(batch, unexpected("LastSeqs", &Response::FailedFor(failed)));
-        };
+        let (_, error) = failed[0].clone();
         if batch.retry.is_some() {
             return Request::Done(self.put_back(*batch, error));
         }
@@ -132,10 +130,8 @@ impl<T: Message> Machine<T> {
         failed: Vec<(usize, ClassifiedError)>,
         events: &mut Vec<Event>,
     ) -> Request {
-        let Some((_, error)) = failed.first().cloned() else {
-            return self.abandon(batch, unexpected("Writing", &Response::FailedFor(failed)));
-        };
         if batch.retry.is_some() {
+            let (_, error) = failed[0].clone();
             return self.roll_back_retry(*batch, error);
         }
         self.block(&mut batch, failed, events);

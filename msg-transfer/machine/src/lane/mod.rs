@@ -156,7 +156,9 @@ impl<T: Message> Machine<T> {
                 self.start_attempt(batch, events)
             }
             (Step::LastSeqs(inboxes), Response::Seqs(seqs)) => self.number_rows(batch, inboxes, seqs),
-            (Step::LastSeqs(_), Response::FailedFor(failed)) => self.inboxes_unreadable(batch, failed, events),
+            (Step::LastSeqs(_), Response::FailedFor(failed)) if !failed.is_empty() => {
+                self.inboxes_unreadable(batch, failed, events)
+            }
             (Step::Rollback | Step::Backoff, Response::Ok) => self.start_attempt(batch, events),
             (Step::Connection(_) | Step::LastSeqs(_) | Step::Rollback, Response::Failed(error)) => {
                 self.fail(batch, error)

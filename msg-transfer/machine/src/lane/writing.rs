@@ -36,9 +36,13 @@ impl<T: Message> Machine<T> {
                 self.insert_dead_letters(batch, rows)
             }
             (WriteStep::FindDuplicates, Response::Found(_)) => self.rows_without_effect(batch, rows),
-            (WriteStep::FindRepeats(_), Response::Found(found)) => self.repeats_unreadable(batch, &found, events),
+            (WriteStep::FindRepeats(repeats), Response::Found(found)) if found.len() < repeats => {
+                self.repeats_unreadable(batch, &found, events)
+            }
             (WriteStep::DeadLetters, Response::Ok) => self.commit(batch, rows),
-            (WriteStep::DeadLetters, Response::FailedFor(failed)) => self.letters_failed(batch, failed, events),
+            (WriteStep::DeadLetters, Response::FailedFor(failed)) if !failed.is_empty() => {
+                self.letters_failed(batch, failed, events)
+            }
             (WriteStep::Commit, Response::Ok) => {
                 self.cache_last_seqs(&batch, &rows);
                 self.committed(batch, &rows, events)

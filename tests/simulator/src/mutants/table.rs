@@ -130,11 +130,11 @@ mutants! {
         "machine/src/lane/bisecting.rs": "(BisectStep::Probe(probe), Response::Count(inserted)) if inserted == probe.rows().len() => {" ->
             "(BisectStep::Probe(probe), Response::Count(inserted)) if inserted <= probe.rows().len() => {";
     "a dead letter that cannot be inserted stops its lane" Found =>
-        "machine/src/lane/writing.rs": "self.letters_failed(batch, failed, events)," ->
-            "self.abandon(batch, failed[0].1.clone()),";
+        "machine/src/lane/writing.rs": "self.letters_failed(batch, failed, events)" ->
+            "self.abandon(batch, failed[0].1.clone())";
     "a dead letter that cannot be inserted counts as completed" Found =>
-        "machine/src/lane/writing.rs": "self.letters_failed(batch, failed, events)," ->
-            "{ let _ = failed; self.commit(batch, rows) }";
+        "machine/src/lane/writing.rs": "self.letters_failed(batch, failed, events)" ->
+            "let _ = failed;\n                self.commit(batch, rows)";
     "an error at the COMMIT of one inbox stops its lane" Found =>
         "machine/src/lane/failing.rs": "ErrorClass::Conflict | ErrorClass::Fatal if batch.attempts > 0" -> "ErrorClass::Conflict if batch.attempts > 0";
     "an inbox that cannot be looked up stops its lane" Found =>
