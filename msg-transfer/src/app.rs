@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
-use machine::consumer::{self as deciding, Event, Limit, Machine, Settings};
+use machine::consumer::{Event, Limit, Machine, Settings};
 use machine::driver::{Driver, Times};
 use machine::{Millis, lane};
 use msg_common::admin::{self, AdminError, AdminListener, Readiness};
@@ -42,9 +42,11 @@ use crate::{metrics, session};
 /// A record with fewer bytes is never dead-lettered because it is too large for the database's time or memory.
 const HUGE: usize = 1 << 20;
 
-/// The backoff between attempts to fetch a failing partition, in milliseconds. The first attempt may fail because the
-/// leader has just changed.
-const FETCH_BACKOFF: deciding::Backoff = deciding::Backoff { first: 2_000, longest: 60_000, recovered: 15_000 };
+/// The backoff between attempts to fetch a failing partition. The first attempt may fail because the leader has just
+/// changed.
+const FETCH_BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
+/// How long a fetch has no further error until it has recovered, in milliseconds.
+const FETCH_RECOVERY: Millis = 15_000;
 
 /// The driver's times in milliseconds, except the drain timeout, which is a setting.
 const TIMES: Times = Times { wait: 20, drain: 0, last_commit: 5_000, commit: 10_000, check: 3_000 };
@@ -206,7 +208,8 @@ async fn serve_until_client_restart(
             percent: config.dead_letters.dead_letter_percent,
             window: config.dead_letters.dead_letter_window,
         },
-        fetch_backoff: FETCH_BACKOFF,
+        fetch_backoff: |attempts| millis(FETCH_BACKOFF.ceiling(attempts)),
+        fetch_recovery: FETCH_RECOVERY,
     });
     let drain = millis(config.consumer.drain_timeout);
     let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts, explainer);

@@ -263,7 +263,7 @@ impl Lane {
                 self.readiness.not_ready(&self.component(), error);
             }
         }
-        tokio::time::sleep(backoff::jittered(backoff::ceiling(class, *attempts))).await;
+        backoff::wait(class, *attempts).await;
     }
 
     fn component(&self) -> String {

@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 
 use machine::Partition;
-use machine::consumer::{Backoff, Limit, Settings};
+use machine::consumer::{Limit, Settings};
 use machine::driver::Times;
 
 use crate::choices::Choices;
@@ -151,7 +151,8 @@ impl Config {
             max_partition_bytes: 10_000,
             max_partition_records: if choices.one_in(2) { choices.between(2, 6) } else { inflight },
             dead_letters: Limit { count: limit, percent: 0, window: 10_000 },
-            fetch_backoff: Backoff { first: 40, longest: 160, recovered: 300 },
+            fetch_backoff: |attempts| 40 << (attempts.min(3) - 1),
+            fetch_recovery: 300,
         };
         let mut chunk = choices.between(1, 8);
         // If the next record of a partition is damaged or lost, the partition waits until all earlier records are

@@ -280,7 +280,7 @@ impl World {
     /// Resumes all halted partitions, as an operator does.
     pub(crate) fn resume(&mut self) {
         for process in &mut self.processes {
-            let partitions: Vec<_> = process.driver.halted().collect();
+            let partitions: Vec<_> = process.driver.machine().halted().map(|(partition, _)| partition).collect();
             if process.state != State::Up || partitions.is_empty() {
                 continue;
             }

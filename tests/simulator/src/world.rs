@@ -129,8 +129,8 @@ impl World {
         let member = process.parts.library.membership.member.filter(|_| process.parts.restarts == client.restarts);
         let mut members = self.env.kafka.group.members.iter();
         // A halted partition counts too: the progress of its completed records is still saved.
-        let is_halted = process.driver.halted().any(|halted| halted == partition);
-        (is_halted || process.driver.machine().expected(partition).is_some())
+        let machine = process.driver.machine();
+        (machine.is_halted(partition) || machine.expected(partition).is_some())
             && members.all(|other| !other.assigned.contains(&partition) || Some(other.id) == member)
     }
 

@@ -112,8 +112,8 @@ pub enum Action {
     Unhalted { partition: Partition },
     /// Report that the fetch of the partition failed `attempts` times in a row; it is retried after a backoff.
     FetchFailing { partition: Partition, at: NextOffset, attempts: u32, text: String },
-    /// Report that the fetch of the partition recovered.
-    FetchRecovered { partition: Partition },
+    /// Report that the fetch of the partition does not fail any more, after `attempts` failed in a row.
+    FetchRecovered { partition: Partition, attempts: u32 },
     /// Write these progress rows.
     SaveProgress(Vec<CommitPoint>),
     /// Commit these offsets: their progress rows were written.

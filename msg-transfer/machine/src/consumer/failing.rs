@@ -6,27 +6,8 @@ use super::failing_fetch::{Failing, Next};
 use super::owned::{Owned, Phase};
 use crate::{Millis, NextOffset, Partition};
 
-/// The backoff between attempts to fetch a partition: exponential, with full jitter.
-#[derive(Clone, Copy, Debug)]
-pub struct Backoff {
-    /// The maximum after the first failure.
-    pub first: Millis,
-    /// The maximum after many failures.
-    pub longest: Millis,
-    /// A fetch that returns neither a record nor an error for this long has recovered: the log may have no further
-    /// record.
-    pub recovered: Millis,
-}
-
 /// Records may have been damaged in transit, so they are fetched once more before the partition is halted.
 const DAMAGED_ATTEMPTS: u32 = 2;
-
-impl Backoff {
-    fn ceiling(&self, attempts: u32) -> Millis {
-        let doubled = 1_u64 << attempts.saturating_sub(1).min(20);
-        self.first.saturating_mul(doubled).min(self.longest)
-    }
-}
 
 impl Machine {
     /// Stops fetching the partition until its next attempt, or halts it. Records received before are still stored.
@@ -39,8 +20,8 @@ impl Machine {
     ) {
         let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { return };
         let Phase::Running { ledger, .. } = &owned.phase else { return };
-        let before = owned.failing;
-        if before.is_some_and(|failing| failing.is_waiting()) {
+        let before = owned.failing.as_ref();
+        if before.is_some_and(Failing::is_waiting) {
             return;
         }
         // The records below were received: a batch can start before the next offset.
@@ -52,32 +33,32 @@ impl Machine {
         };
         actions.push(Action::StopFetching { partition });
         if error.damaged && attempts >= DAMAGED_ATTEMPTS {
-            owned.failing = None;
-            owned.halt();
             let reason = format!("offset {at}: {}", error.text);
+            owned.halt(reason.clone());
             actions.push(Action::Halted { partition, reason });
-            actions.push(Action::FetchRecovered { partition });
+            owned.fetch_recovered(partition, actions);
             return;
         }
         let at = before.map_or(at, |before| before.at.max(at));
-        let ceiling = self.settings.fetch_backoff.ceiling(attempts);
+        let ceiling = (self.settings.fetch_backoff)(attempts);
         let retry = now + (ceiling as f64 * error.jitter.clamp(0.0, 1.0)) as Millis;
-        owned.failing = Some(Failing { attempts, at, next: Next::Retry(retry) });
+        owned.failing = Some(Failing { attempts, at, text: error.text.clone(), next: Next::Retry(retry) });
         actions.push(Action::FetchFailing { partition, at, attempts, text: error.text });
     }
 
     /// Retries each fetch whose backoff is over, and reports those that recovered.
     pub(super) fn retry_fetches(&mut self, now: Millis, actions: &mut Vec<Action>) {
-        let recovered = self.settings.fetch_backoff.recovered;
-        let failing = self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.failing?)));
-        let failing: Vec<_> = failing.collect();
-        for (partition, failing) in failing {
+        let recovery = self.settings.fetch_recovery;
+        let failing: Vec<Partition> = self.failing().map(|(partition, _)| partition).collect();
+        for partition in failing {
             let Some(owned) = self.owned.get_mut(&partition).filter(|owned| !owned.revoking) else { continue };
+            let is_completing = owned.is_completing(partition);
+            let Some(failing) = &mut owned.failing else { continue };
             match failing.next {
                 // Kafka may have lost the records in the lanes: they are stored first.
-                Next::Retry(_) if owned.is_completing(partition) => {}
+                Next::Retry(_) if is_completing => {}
                 Next::Retry(at) if now >= at => {
-                    owned.failing = Some(Failing { next: Next::Resolving, ..failing });
+                    failing.next = Next::Resolving;
                     if matches!(owned.phase, Phase::Waiting) {
                         owned.phase = Phase::Resolving;
                         actions.push(Action::ResolveStart { partition, epoch: owned.epoch });
@@ -85,10 +66,7 @@ impl Machine {
                         self.restart(partition, actions);
                     }
                 }
-                Next::Fetching(since) if now >= since + recovered => {
-                    owned.failing = None;
-                    actions.push(Action::FetchRecovered { partition });
-                }
+                Next::Fetching(since) if now >= since + recovery => owned.fetch_recovered(partition, actions),
                 _ => {}
             }
         }
@@ -97,11 +75,18 @@ impl Machine {
 
 impl Owned {
     /// Halts the partition. Records that it has received can still be stored and committed.
-    fn halt(&mut self) {
+    fn halt(&mut self, reason: String) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Resolving) {
-            Phase::Running { ledger, committed } => Phase::Halted { ledger: Some(ledger), committed },
+            Phase::Running { ledger, committed } => Phase::Halted { ledger: Some(ledger), committed, reason },
             other => other,
         };
         self.draining = true;
+    }
+
+    /// Records that the fetch does not fail any more: it has recovered, or the partition is halted.
+    pub(super) fn fetch_recovered(&mut self, partition: Partition, actions: &mut Vec<Action>) {
+        if let Some(Failing { attempts, .. }) = self.failing.take() {
+            actions.push(Action::FetchRecovered { partition, attempts });
+        }
     }
 }

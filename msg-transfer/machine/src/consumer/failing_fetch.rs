@@ -2,13 +2,16 @@
 
 use crate::{Millis, NextOffset, RecordOffset};
 
-/// The attempts that failed in a row at one offset.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Failing {
+/// The failed fetch of a partition, which will be retried.
+#[derive(Clone, Debug)]
+pub struct Failing {
+    /// The number of attempts that failed in a row at this offset.
     pub attempts: u32,
     /// The offset that could not be fetched.
     pub at: NextOffset,
-    pub next: Next,
+    /// The error and the advice, for operators.
+    pub text: String,
+    pub(super) next: Next,
 }
 
 #[derive(Clone, Copy, Debug)]

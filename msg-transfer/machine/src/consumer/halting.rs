@@ -30,25 +30,23 @@ impl Machine {
         let Some(owned) = self.current(partition, epoch) else { return };
         match std::mem::replace(&mut owned.phase, Phase::Resolving) {
             Phase::Running { ledger, committed } => {
-                owned.phase = Phase::Halted { ledger: Some(ledger), committed };
+                owned.phase = Phase::Halted { ledger: Some(ledger), committed, reason: reason.clone() };
                 if !owned.revoking {
                     actions.push(Action::StopFetching { partition });
                 }
                 // In all lanes: a later record to the same inbox must not overtake the one that is halted.
                 actions.push(Action::Fence { epoch });
-                if owned.failing.take().is_some() {
-                    actions.push(Action::FetchRecovered { partition });
-                }
+                owned.fetch_recovered(partition, actions);
                 actions.push(Action::Halted { partition, reason });
             }
-            other => {
-                owned.phase = other;
-                // Its lanes were still storing its records: now they must not.
-                if std::mem::take(&mut owned.draining) {
-                    actions.push(Action::Fence { epoch });
-                    actions.push(Action::Halted { partition, reason });
-                }
+            // Its lanes were still storing its records: now they must not.
+            Phase::Halted { ledger, committed, .. } if owned.draining => {
+                owned.phase = Phase::Halted { ledger, committed, reason: reason.clone() };
+                owned.draining = false;
+                actions.push(Action::Fence { epoch });
+                actions.push(Action::Halted { partition, reason });
             }
+            other => owned.phase = other,
         }
     }
 

@@ -23,7 +23,7 @@ pub use self::breaker::Limit;
 pub use self::commit::CommitPoint;
 use self::commit::Committer;
 pub use self::event::{Action, Event, FetchError, LaneNumber, RecordRef};
-pub use self::failing::Backoff;
+pub use self::failing_fetch::Failing;
 use self::ledger::Ledger;
 use self::owned::{Owned, Phase, ThrottleChange};
 use self::start::{Decision, Start};
@@ -46,8 +46,11 @@ pub struct Settings {
     pub max_partition_records: usize,
     /// The limit on dead letters that halts a partition.
     pub dead_letters: Limit,
-    /// The backoff between attempts to fetch a partition.
-    pub fetch_backoff: Backoff,
+    /// Returns the longest wait before the next attempt to fetch a partition, after this number of failed attempts.
+    pub fetch_backoff: fn(u32) -> Millis,
+    /// A fetch that returns neither a record nor an error for this long has recovered: the log may have no further
+    /// record.
+    pub fetch_recovery: Millis,
 }
 
 /// The state of all assigned partitions, which [`Machine::handle`] changes.
@@ -99,6 +102,29 @@ impl Machine {
         }
     }
 
+    /// Returns the partitions that are halted until an operator resumes them, each with the reason.
+    pub fn halted(&self) -> impl Iterator<Item = (Partition, &str)> {
+        self.owned.iter().filter_map(|(partition, owned)| match &owned.phase {
+            Phase::Halted { reason, .. } => Some((*partition, reason.as_str())),
+            _ => None,
+        })
+    }
+
+    /// Returns whether a partition is halted.
+    pub fn is_halted(&self, partition: Partition) -> bool {
+        self.owned.get(&partition).is_some_and(|owned| matches!(owned.phase, Phase::Halted { .. }))
+    }
+
+    /// Returns the partitions whose fetch fails.
+    pub fn failing(&self) -> impl Iterator<Item = (Partition, &Failing)> {
+        self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.failing.as_ref()?)))
+    }
+
+    /// Returns whether the fetch of a partition fails.
+    pub fn is_failing(&self, partition: Partition) -> bool {
+        self.owned.get(&partition).is_some_and(|owned| owned.failing.is_some())
+    }
+
     /// Returns the assigned partitions, halted ones included.
     pub fn partitions(&self) -> impl Iterator<Item = Partition> {
         self.owned.keys().copied()
@@ -118,7 +144,7 @@ impl Machine {
         let Phase::Running { ledger, .. } = &mut owned.phase else {
             return None;
         };
-        if owned.failing.is_some_and(|failing| failing.is_waiting()) {
+        if owned.failing.as_ref().is_some_and(Failing::is_waiting) {
             // It follows a record that could not be fetched, and will be fetched again after it.
             return None;
         }
@@ -126,9 +152,8 @@ impl Machine {
             self.restart(partition, actions);
             return None;
         }
-        if owned.failing.is_some_and(|failing| failing.is_over(offset)) {
-            owned.failing = None;
-            actions.push(Action::FetchRecovered { partition });
+        if owned.failing.as_ref().is_some_and(|failing| failing.is_over(offset)) {
+            owned.fetch_recovered(partition, actions);
         }
         owned.enter_lane(bytes);
         self.inflight_bytes += bytes;
@@ -250,10 +275,8 @@ impl Machine {
                 actions.push(Action::Fetch { partition, epoch, from });
             }
             Start::Halt(reason) => {
-                owned.phase = Phase::Halted { ledger: None, committed: None };
-                if owned.failing.take().is_some() {
-                    actions.push(Action::FetchRecovered { partition });
-                }
+                owned.phase = Phase::Halted { ledger: None, committed: None, reason: reason.clone() };
+                owned.fetch_recovered(partition, actions);
                 actions.push(Action::Halted { partition, reason });
             }
         }
@@ -302,7 +325,7 @@ impl Machine {
                 actions.push(Action::Fence { epoch: owned.epoch });
                 // Dead letters that an operator has resumed after stay forgiven.
                 let breaker = std::mem::take(&mut owned.breaker);
-                let failing = owned.failing;
+                let failing = owned.failing.take();
                 *owned = Owned::new(epoch);
                 owned.breaker = breaker;
                 owned.failing = failing;
@@ -331,7 +354,7 @@ impl Machine {
             let owned = &self.owned[&partition];
             if owned.is_completing(partition) {
                 self.committer.hurry();
-            } else if !owned.failing.is_some_and(|failing| failing.is_waiting()) {
+            } else if !owned.failing.as_ref().is_some_and(Failing::is_waiting) {
                 self.restart(partition, actions);
             }
         }

@@ -54,6 +54,7 @@ pub(super) enum Phase {
     Halted {
         ledger: Option<Ledger>,
         committed: Option<NextOffset>,
+        reason: String,
     },
 }
 

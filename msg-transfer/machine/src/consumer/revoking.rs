@@ -53,8 +53,8 @@ impl Machine {
         if matches!(owned.phase, Phase::Halted { .. }) {
             actions.push(Action::Unhalted { partition });
         }
-        if owned.failing.is_some() {
-            actions.push(Action::FetchRecovered { partition });
+        if let Some(failing) = &owned.failing {
+            actions.push(Action::FetchRecovered { partition, attempts: failing.attempts });
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Driver, FetchStart, Io, Record, Report};
+use super::{Driver, FailedFetch, FetchStart, Io, Record, Report};
 use crate::Partition;
-use crate::consumer::Event;
+use crate::consumer::{Action, Event};
 
 impl<R: Record> Driver<R> {
     /// Fetches the partition from the next `start_fetching` on.
@@ -33,7 +33,7 @@ impl<R: Record> Driver<R> {
         starting: &BTreeMap<Partition, FetchStart>,
     ) -> Result<(), I::Error> {
         for (partition, start) in starting {
-            let retried = self.failing.contains_key(partition);
+            let retried = self.machine.is_failing(*partition);
             io.report(Report::Fetching { partition: *partition, from: start.from, retried });
             // An earlier assignment may have left it throttled.
             self.throttled.remove(partition);
@@ -64,6 +64,25 @@ impl<R: Record> Driver<R> {
         }
         let unassigned = io.incremental_unassign(partitions);
         Self::report_rejected(io, "stop fetching", unassigned);
+    }
+
+    pub(super) fn fetch_failed(
+        &mut self,
+        io: &mut impl Io<Record = R>,
+        partition: Partition,
+        FailedFetch { error, out_of_range }: FailedFetch,
+        actions: &mut Vec<Action>,
+    ) {
+        let failed = Event::FetchFailed { partition, error };
+        let out_of_range = out_of_range.then_some(Event::OutOfRange(partition));
+        for event in [Some(failed), out_of_range].into_iter().flatten() {
+            io.report(Report::Event(&event));
+            self.machine.handle(event, io.now(), actions);
+        }
+    }
+
+    pub(super) fn report_failing(&self, io: &mut impl Io<Record = R>) {
+        io.report(Report::Failing(&self.machine.failing().collect::<Vec<_>>()));
     }
 
     pub(super) fn report_rejected<I: Io<Record = R>>(io: &mut I, call: &'static str, result: Result<(), I::Error>) {

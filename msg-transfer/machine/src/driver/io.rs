@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::failing::Failing;
-use crate::consumer::{Action, CommitPoint, Event, FetchError, LaneNumber};
+use crate::consumer::{Action, CommitPoint, Event, Failing, FetchError, LaneNumber};
 use crate::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
 
 /// A record as the consumer receives it.
@@ -249,9 +248,9 @@ pub enum Report<'a> {
     /// The client rejected this call with this error.
     Rejected(&'static str, &'a (dyn Error + 'static)),
     /// All halted partitions, each with the reason.
-    Halted(&'a BTreeMap<Partition, String>),
+    Halted(&'a [(Partition, &'a str)]),
     /// All partitions whose fetch fails.
-    Failing(&'a BTreeMap<Partition, Failing>),
+    Failing(&'a [(Partition, &'a Failing)]),
     /// The fetch of a partition recovered after this number of attempts.
     Recovered(Partition, u32),
     /// This number of records was consumed.

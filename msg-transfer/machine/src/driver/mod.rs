@@ -3,7 +3,6 @@
 //! same code. It runs on the consumer's thread and never waits for a lane.
 
 mod committing;
-mod failing;
 mod fetching;
 mod io;
 mod releasing;
@@ -15,7 +14,6 @@ mod throttling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use self::failing::Failing;
 pub use self::io::{
     CommitTimedOut, FailedFetch, FetchStart, Fetched, Happened, Io, Kafka, ProgressRow, Record, Report, State,
     Surroundings, TopicIs,
@@ -71,8 +69,6 @@ pub struct Driver<R> {
     starting: BTreeMap<Partition, FetchStart>,
     /// The fetched partitions whose records are not passed to the lanes for now.
     throttled: BTreeMap<Partition, ThrottledRecords<R>>,
-    halted: BTreeMap<Partition, String>,
-    failing: BTreeMap<Partition, Failing>,
     commit: Option<PendingCommit>,
     /// The number of offset commits so far.
     rounds: usize,
@@ -96,8 +92,6 @@ impl<R: Record> Driver<R> {
             fetching: BTreeSet::new(),
             starting: BTreeMap::new(),
             throttled: BTreeMap::new(),
-            halted: BTreeMap::new(),
-            failing: BTreeMap::new(),
             commit: None,
             rounds: 0,
             releasing: None,
@@ -111,11 +105,6 @@ impl<R: Record> Driver<R> {
     /// Returns the machine, for the simulator's checks.
     pub fn machine(&self) -> &Machine {
         &self.machine
-    }
-
-    /// Returns the partitions that are halted until an operator resumes them.
-    pub fn halted(&self) -> impl Iterator<Item = Partition> {
-        self.halted.keys().copied()
     }
 
     /// Does the work that is due, or waits up to `Times::wait` for some. If `stop` is true, it drains the lanes,
@@ -271,19 +260,16 @@ impl<R: Record> Driver<R> {
                         assignment.fence();
                     }
                 }
-                Action::Halted { partition, reason } => {
-                    self.halted.insert(partition, reason);
-                    io.report(Report::Halted(&self.halted));
+                Action::Halted { .. } | Action::Unhalted { .. } => {
+                    io.report(Report::Halted(&self.machine.halted().collect::<Vec<_>>()));
                 }
-                Action::Unhalted { partition } => {
-                    self.halted.remove(&partition);
-                    io.report(Report::Halted(&self.halted));
+                Action::FetchFailing { .. } => self.report_failing(io),
+                Action::FetchRecovered { partition, attempts } => {
+                    if !self.machine.is_halted(partition) {
+                        io.report(Report::Recovered(partition, attempts));
+                    }
+                    self.report_failing(io);
                 }
-                Action::FetchFailing { partition, at, attempts, text } => {
-                    self.failing.insert(partition, Failing { at, attempts, text });
-                    io.report(Report::Failing(&self.failing));
-                }
-                Action::FetchRecovered { partition } => self.recovered(io, partition),
                 Action::SaveProgress(points) => self.save_progress(io, &points),
                 Action::Commit(points) => self.start_commit(io, &points),
                 Action::Release(_) => {
@@ -313,6 +299,7 @@ impl<R: Record> Driver<R> {
         }
         let assignments =
             unresolved.into_iter().map(|(partition, epoch)| (partition, self.assignments[&epoch].clone()));
-        io.resolve(assignments.collect(), self.failing.keys().copied().collect());
+        let retried = self.machine.failing().map(|(partition, _)| partition).collect();
+        io.resolve(assignments.collect(), retried);
     }
 }

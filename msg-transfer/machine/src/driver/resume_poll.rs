@@ -8,8 +8,9 @@ impl<R: Record> Driver<R> {
     /// reports the next offset that is expected of each fetched partition.
     pub(super) fn check(&mut self, io: &mut impl Io<Record = R>) {
         io.check_database();
-        if !self.halted.is_empty() {
-            io.check_resumed(self.halted.keys().copied().collect());
+        let halted: Vec<Partition> = self.machine.halted().map(|(partition, _)| partition).collect();
+        if !halted.is_empty() {
+            io.check_resumed(halted);
         }
         self.report_states(io);
         let consuming = self.machine.wants_records();
@@ -26,8 +27,8 @@ impl<R: Record> Driver<R> {
     /// Reports the state of each assigned partition.
     pub(super) fn report_states(&self, io: &mut impl Io<Record = R>) {
         let state = |partition: Partition| match () {
-            () if self.halted.contains_key(&partition) => State::Halted,
-            () if self.failing.contains_key(&partition) => State::Failing,
+            () if self.machine.is_halted(partition) => State::Halted,
+            () if self.machine.is_failing(partition) => State::Failing,
             () if self.throttled.contains_key(&partition) => State::Throttled,
             () if self.fetching.contains(&partition) => State::Fetching,
             () => State::Resolving,

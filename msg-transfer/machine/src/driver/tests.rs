@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::consumer::start::Start;
-use crate::consumer::{Backoff, CommitPoint, FetchError, LaneNumber, Limit, RecordRef, Settings};
+use crate::consumer::{CommitPoint, FetchError, LaneNumber, Limit, RecordRef, Settings};
 use crate::{LeaderEpoch, NextOffset, Progress, RecordOffset};
 
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +145,8 @@ fn fetching() -> (Driver<Plain>, Outside) {
         max_partition_bytes: 3,
         max_partition_records: 3,
         dead_letters: Limit { count: 1, percent: 1, window: 100 },
-        fetch_backoff: Backoff { first: 10, longest: 10, recovered: 10 },
+        fetch_backoff: |_| 10,
+        fetch_recovery: 10,
     });
     let times = Times { wait: 0, drain: 100, last_commit: 100, commit: 50, check: 1_000_000 };
     let (mut driver, mut outside) = (Driver::new(machine, times), Outside::default());

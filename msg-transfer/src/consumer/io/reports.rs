@@ -1,11 +1,10 @@
 //! The reports of the driver: log lines, metrics, and the reasons why the process is not ready.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use machine::Partition;
-use machine::consumer::Action;
-use machine::driver::{Failing, Report};
+use machine::consumer::{Action, Failing};
+use machine::driver::Report;
 use msg_common::error::chain;
 use msg_common::repeat::Repeats;
 use rdkafka::consumer::ConsumerContext;
@@ -124,7 +123,7 @@ impl<C: ConsumerContext> Io<'_, C> {
         }
     }
 
-    fn show_halted(&self, halted: &BTreeMap<Partition, String>) {
+    fn show_halted(&self, halted: &[(Partition, &str)]) {
         metrics::halted(halted.len());
         let parts = &self.outside.parts;
         if halted.is_empty() {
@@ -135,10 +134,10 @@ impl<C: ConsumerContext> Io<'_, C> {
         parts.readiness.not_ready("partitions", reasons.join("; "));
     }
 
-    fn show_failing(&self, failing: &BTreeMap<Partition, Failing>) {
+    fn show_failing(&self, failing: &[(Partition, &Failing)]) {
         let parts = &self.outside.parts;
         let failing = failing.iter().filter(|(_, failing)| failing.attempts >= MIN_ATTEMPTS);
-        let reason = |(p, failing): (&Partition, &Failing)| {
+        let reason = |(p, failing): &(Partition, &Failing)| {
             format!("{} partition {p} at offset {}: {}", parts.topic, failing.at, failing.text)
         };
         let reasons: Vec<_> = failing.map(reason).collect();

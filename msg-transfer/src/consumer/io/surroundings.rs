@@ -92,7 +92,7 @@ impl<C: ConsumerContext> Surroundings<RawRecord> for Io<'_, C> {
                         readiness.not_ready("progress", error);
                     }
                     if before > 0 {
-                        tokio::time::sleep(backoff::jittered(backoff::ceiling(class, before))).await;
+                        backoff::wait(class, before).await;
                     }
                     let _ = report.send(Event::ProgressFailed);
                     // The database may have lost rows: only its own rows show where to continue.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::time::sleep;
 
-use super::backoff::Backoff;
+use super::BACKOFF;
 use super::outcome::MsgResult;
 use super::sender::Sender;
 use crate::history::{Outcome, Way};
@@ -34,7 +34,7 @@ struct Open {
 /// Sends one message after the other. While a message waits for a retry, the sender starts messages to other inboxes.
 pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
     let mut open: Vec<Open> = Vec::new();
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     let mut later = VecDeque::new();
     while !(sender.caller.load.is_stopping() && open.is_empty()) {
         if open.len() < MOST_OPEN && sender.turn(1).await {
@@ -60,9 +60,9 @@ pub(crate) async fn one_by_one(mut sender: Sender) -> io::Result<()> {
             }
         }
         if open.is_empty() {
-            backoff = Backoff::default();
+            backoff = BACKOFF;
         } else {
-            sleep(backoff.next(delay)).await;
+            sleep(backoff.failed().max(delay)).await;
         }
     }
     Ok(())
@@ -103,14 +103,14 @@ pub(crate) async fn in_batches(mut sender: Sender) -> io::Result<()> {
 
 /// Sends until every message is accepted.
 async fn settle(sender: &mut Sender, mut msgs: Vec<(u32, u32)>) -> io::Result<()> {
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     loop {
         let results = sender.caller.attempt(Way::Batch, false, &msgs).await?;
         msgs = unsettled(&msgs, &results);
         if msgs.is_empty() {
             return Ok(());
         }
-        sleep(backoff.next(longest(&results))).await;
+        sleep(backoff.failed().max(longest(&results))).await;
     }
 }
 

@@ -1,7 +1,6 @@
 //! The load: a process of its own that sends and reads through the gateways, and records its requests and their
 //! responses. Owns the arguments, the connections and the end of the process.
 
-mod backoff;
 pub(crate) mod caller;
 mod calls;
 mod inboxes;
@@ -24,6 +23,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use clap::Args;
+use msg_common::backoff::Backoff;
 use msg_common::config::parse_duration;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use rand::SeedableRng;
@@ -45,6 +45,8 @@ use super::message::{Computed, Messages};
 
 /// How many senders or readers share connections, one to each gateway.
 const SHARING: usize = 8;
+/// The wait before a retry, unless the gateway requests a longer one.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(2);
 /// Additional time for a call beyond its own timeout, which a dead connection or a frozen gateway does not observe.

@@ -11,7 +11,7 @@ use msg_common::proto::Msg;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::backoff::Backoff;
+use super::BACKOFF;
 use super::caller::Caller;
 use crate::error::LabError;
 use crate::history::Way;
@@ -126,7 +126,7 @@ async fn send(caller: &mut Caller, msg: (u32, u32), repeat: Repeat) -> Result<()
 /// could store a second message.
 async fn deliver(caller: &mut Caller, msg: (u32, u32), altered: bool) -> Result<(), LabError> {
     let deadline = Instant::now() + ACCEPT_WITHIN;
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     loop {
         let results = caller.attempt(Way::Unary, altered, &[msg]).await.map_err(LabError::io("send over", "gRPC"))?;
         let Some(result) = results.iter().find(|result| !result.is_accepted()) else { return Ok(()) };
@@ -134,7 +134,7 @@ async fn deliver(caller: &mut Caller, msg: (u32, u32), altered: bool) -> Result<
             let what = format!("message {} of stream {} was not accepted", msg.0, caller.id);
             return Err(LabError::Stuck(format!("{what} for {ACCEPT_WITHIN:?}: {:?}", result.outcome)));
         }
-        sleep(backoff.next(result.delay)).await;
+        sleep(backoff.failed().max(result.delay)).await;
     }
 }
 

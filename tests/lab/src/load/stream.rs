@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::backoff::Backoff;
+use super::BACKOFF;
 use super::outcome::{MsgResult, delay, of_result, of_status};
 use super::sender::{Sender, is_past};
 use super::window::{RequestEntry, Window};
@@ -30,7 +30,7 @@ const LIFETIME: std::ops::Range<f64> = 5.0..15.0;
 /// The share of streams that are dropped at their end; the others are closed.
 const DROPPED: f64 = 0.2;
 /// A stream with messages in flight is dropped if no response arrives for this long.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval at which the sender checks whether the load is stopping.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -44,17 +44,17 @@ enum End {
 
 /// Sends on one stream after the other.
 pub(crate) async fn run(mut sender: Sender) -> io::Result<()> {
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     let mut window = Window::default();
     let mut turn = Turn::new(&mut sender);
     while !(sender.caller.load.is_stopping() && window.is_empty()) {
         match one(&mut sender, &mut window, &mut turn).await? {
-            End::Intended => backoff = Backoff::default(),
+            End::Intended => backoff = BACKOFF,
             End::Broken { worked, delay } => {
                 if worked {
-                    backoff = Backoff::default();
+                    backoff = BACKOFF;
                 }
-                sleep(backoff.next(delay)).await;
+                sleep(backoff.failed().max(delay)).await;
             }
         }
     }
@@ -135,7 +135,7 @@ impl Stream<'_> {
                     self.send(turn, stopping)?;
                 }
             }
-            if self.waits() && is_past(self.last_response + STALL_TIMEOUT) {
+            if self.waits() && is_past(self.last_response + RESPONSE_TIMEOUT) {
                 let broke = End::Broken { worked: false, delay: Duration::ZERO };
                 return Ok((MsgResult::unknown("stalled"), broke));
             }

@@ -10,7 +10,7 @@ use msg_common::proto::{InboxCursor, StoredMsg, WatchMsgsRequest};
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::backoff::Backoff;
+use super::BACKOFF;
 use super::outcome::{delay, reason};
 use super::reader::{Reader, UNKNOWN, first, identify};
 use crate::history::{Event as History, ReadWay, WATCH_WITHIN, now};
@@ -19,18 +19,18 @@ use crate::message::{number, recv_id};
 /// Number of choices of an inbox; two may be the same.
 const CHOICES: usize = 24;
 /// The gateway sends heartbeats every 15 s.
-const STALL_TIMEOUT: Duration = Duration::from_secs(40);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(40);
 /// How many seconds a watch is used.
 const LIFETIME: std::ops::Range<f64> = 20.0..90.0;
 
 /// Watches some inboxes without limit.
 pub(crate) async fn run(mut reader: Reader) -> io::Result<()> {
     let inboxes: Vec<u32> = (0..CHOICES).map(|_| reader.inbox()).collect::<BTreeSet<_>>().into_iter().collect();
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     let max_seqs = loop {
         match reader.max_seqs(&inboxes).await? {
             Some(max_seqs) => break max_seqs,
-            None => sleep(backoff.next(Duration::ZERO)).await,
+            None => sleep(backoff.failed()).await,
         }
     };
     let mut watch = Watch {
@@ -40,10 +40,10 @@ pub(crate) async fn run(mut reader: Reader) -> io::Result<()> {
     loop {
         let (received, requested) = watch.once().await?;
         if received {
-            backoff = Backoff::default();
+            backoff = BACKOFF;
         }
         if let Some(requested) = requested {
-            sleep(backoff.next(requested)).await;
+            sleep(backoff.failed().max(requested)).await;
         }
     }
 }
@@ -70,7 +70,7 @@ impl Watch {
         let old = since + Duration::from_secs_f64(self.reader.rng.random_range(LIFETIME));
         let mut received = false;
         loop {
-            let stalled = Instant::now() + STALL_TIMEOUT;
+            let stalled = Instant::now() + EVENT_TIMEOUT;
             let (reason, delay) = match timeout_at(old.min(stalled), events.message()).await {
                 Ok(Ok(Some(event))) => {
                     received = true;

@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use msg_common::backoff::Backoff;
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
+use super::BACKOFF;
 
 /// The entry of a message in the history: its call, and its index in the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Window {
             in_flight: 0,
             failed: BTreeSet::new(),
             retry_at: Instant::now(),
-            backoff: Backoff::default(),
+            backoff: BACKOFF,
         });
         inbox.in_flight += 1;
         inbox.failed.remove(&n);
@@ -67,10 +68,10 @@ impl Window {
         let inbox = self.inboxes.get_mut(&id).expect("the inbox has a message with an unknown outcome");
         inbox.in_flight -= 1;
         if accepted {
-            inbox.backoff = Backoff::default();
+            inbox.backoff = BACKOFF;
         } else {
             if inbox.failed.is_empty() {
-                inbox.retry_at = now + inbox.backoff.next(delay);
+                inbox.retry_at = now + inbox.backoff.failed().max(delay);
             }
             inbox.failed.insert(n);
         }

@@ -57,7 +57,7 @@ mutants! {
         "machine/src/consumer/ledger.rs": "self.open.retain(|entry| !entry.completed);" -> "self.open.truncate(1);",
         "machine/src/consumer/ledger.rs": "const SLACK: usize = 32;" -> "const SLACK: usize = 1;";
     "records after a damaged batch are received" Found =>
-        "machine/src/consumer/mod.rs": "if owned.failing.is_some_and(|failing| failing.is_waiting()) {" -> "if false {";
+        "machine/src/consumer/mod.rs": "if owned.failing.as_ref().is_some_and(Failing::is_waiting) {" -> "if false {";
     "a fetch that failed is not retried" Found =>
         "machine/src/consumer/failing.rs": "Next::Retry(at) if now >= at => {" -> "Next::Retry(at) if now >= at + 1_000_000_000 => {";
     "the next offset is one too high" Found =>

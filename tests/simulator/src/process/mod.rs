@@ -163,8 +163,7 @@ impl Process {
             machine.committed(partition).is_some_and(|next| next.0 >= end)
         };
         // A partition that is not fetched and not halted has yet to restart: there may be more records, or others.
-        let is_halted = |partition| self.driver.halted().any(|halted| halted == partition);
-        let reads = |partition| self.parts.library.is_fetched(partition) || is_halted(partition);
+        let reads = |partition| self.parts.library.is_fetched(partition) || machine.is_halted(partition);
         machine.inflight() == (0, 0)
             && self.parts.events.is_empty()
             && self.parts.library.is_idle()

@@ -53,7 +53,7 @@ fn failing_fetch_backs_off_up_to_the_longest_wait() {
     // The record that could not be fetched before.
     let mut actions = Vec::new();
     machine.receive(0, (RecordOffset(0), LeaderEpoch(0)), 1, &mut actions).expect("the partition is fetched");
-    assert_eq!(actions, [Action::FetchRecovered { partition: 0 }]);
+    assert_eq!(actions, [Action::FetchRecovered { partition: 0, attempts: 4 }]);
     assert_eq!(on(&mut machine, error(false), now), failing(1, 1));
 }
 
@@ -74,7 +74,7 @@ fn fetch_without_records_recovers_when_no_error_follows() {
     on(&mut machine, Event::Tick, 100);
     fetch_again(&mut machine, 2, 100);
     assert_eq!(on(&mut machine, Event::Tick, 1099), []);
-    assert_eq!(on(&mut machine, Event::Tick, 1100), [Action::FetchRecovered { partition: 0 }]);
+    assert_eq!(on(&mut machine, Event::Tick, 1100), [Action::FetchRecovered { partition: 0, attempts: 1 }]);
 }
 
 #[test]
@@ -91,7 +91,8 @@ fn damage_halts_at_second_attempt_after_earlier_records() {
     fetch_again(&mut machine, 2, 100);
     let before = receive(&mut machine, 0, 0);
     let halted = Action::Halted { partition: 0, reason: "offset 1: why".into() };
-    let expected = [Action::StopFetching { partition: 0 }, halted, Action::FetchRecovered { partition: 0 }];
+    let recovered = Action::FetchRecovered { partition: 0, attempts: 1 };
+    let expected = [Action::StopFetching { partition: 0 }, halted, recovered];
     assert_eq!(on(&mut machine, error(true), 100), expected);
     assert_eq!(machine.receive(0, (RecordOffset(5), LeaderEpoch(0)), 1, &mut Vec::new()), None);
     on(&mut machine, Event::Completed(vec![before]), 100);

@@ -17,7 +17,8 @@ fn machine() -> Machine {
         max_partition_bytes: 800,
         max_partition_records: 8,
         dead_letters: Limit { count: 1, percent: 0, window: 100 },
-        fetch_backoff: Backoff { first: 100, longest: 400, recovered: 1000 },
+        fetch_backoff: |attempts| 100 << (attempts.min(3) - 1),
+        fetch_recovery: 1000,
     })
 }
 
