@@ -34,11 +34,15 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Returns the quantiles that the reports show.
     pub(crate) fn quantiles(&self) -> String {
-        let at = |quantile| Duration::from_micros(self.latencies.value_at_quantile(quantile));
-        format!("p50 {:?}, p99 {:?}, max {:?}", at(0.5), at(0.99), at(1.0))
+        quantiles(&self.latencies)
     }
+}
+
+/// Returns the quantiles that the reports show.
+pub(crate) fn quantiles(latencies: &Histogram<u64>) -> String {
+    let at = |quantile| Duration::from_micros(latencies.value_at_quantile(quantile));
+    format!("p50 {:.1?}, p99 {:.1?}, max {:.1?}", at(0.5), at(0.99), at(1.0))
 }
 
 /// Runs concurrent callers until they have sent `messages`, `step` with each call. `call` gets the caller's number and

@@ -89,8 +89,7 @@ impl Delivered {
     }
 
     fn print(&self) {
-        let at = |quantile| Duration::from_micros(self.latencies.value_at_quantile(quantile));
-        line("stored to delivered p50, p99, max", format!("{:.1?}, {:.1?}, {:.1?}", at(0.5), at(0.99), at(1.0)));
+        line("stored to delivered", callers::quantiles(&self.latencies));
         line("out of order, missing or duplicated", self.wrong);
     }
 
