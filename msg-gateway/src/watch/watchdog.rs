@@ -20,7 +20,7 @@ use crate::watch::callbacks::LogContext;
 
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a record may be in the topic before the reader receives it.
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_DELAY: Duration = Duration::from_secs(10);
 /// The timeout of a request to Kafka.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -175,7 +175,7 @@ impl Progress {
             (self.expected, self.since) = (end, now);
             return false;
         }
-        now.saturating_duration_since(self.since) >= STALL_TIMEOUT
+        now.saturating_duration_since(self.since) >= MAX_DELAY
     }
 }
 
@@ -220,7 +220,7 @@ mod tests {
         };
         assert!(checks.stalled(ends(7), start).is_none());
         assert!(checks.stalled(ends(9), start + CHECK_INTERVAL).is_none(), "it may need some time");
-        let stalled = checks.stalled(ends(9), start + CHECK_INTERVAL + STALL_TIMEOUT);
+        let stalled = checks.stalled(ends(9), start + CHECK_INTERVAL + MAX_DELAY);
         assert!(matches!(stalled, Some(StallError::Silent(2))), "{stalled:?}");
     }
 

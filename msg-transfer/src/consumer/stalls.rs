@@ -19,7 +19,7 @@ use crate::lag::kafka::Reader;
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a partition may be silent before its end offset is read. Longer than a fetch may take.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// How long the consumer then has to receive the record after all. Longer than a client needs to detect a new leader.
 const SECOND_CHANCE: Duration = Duration::from_secs(15);
@@ -65,7 +65,7 @@ impl FetchSilence {
             return Vec::new();
         }
         let long =
-            waiting.since.iter_mut().filter(|(_, (_, since))| now.saturating_duration_since(*since) >= STALL_TIMEOUT);
+            waiting.since.iter_mut().filter(|(_, (_, since))| now.saturating_duration_since(*since) >= MAX_SILENCE);
         long.map(|(partition, (next, since))| {
             *since = now;
             (*partition, *next)
@@ -157,22 +157,22 @@ mod tests {
             silence.fetching(start + after, expected.iter().map(|(partition, next)| (*partition, NextOffset(*next))));
         };
         update(Duration::ZERO, &[(0, 5), (1, 5), (2, 5)]);
-        assert_eq!(silence.too_long(start + STALL_TIMEOUT / 2), []);
-        update(STALL_TIMEOUT / 2, &[(0, 5), (1, 6)]);
-        update(STALL_TIMEOUT, &[(0, 5), (1, 6), (2, 5)]);
-        assert_eq!(silence.too_long(start + STALL_TIMEOUT), [(0, NextOffset(5))]);
-        assert_eq!(silence.too_long(start + STALL_TIMEOUT), [], "its time starts again");
+        assert_eq!(silence.too_long(start + MAX_SILENCE / 2), []);
+        update(MAX_SILENCE / 2, &[(0, 5), (1, 6)]);
+        update(MAX_SILENCE, &[(0, 5), (1, 6), (2, 5)]);
+        assert_eq!(silence.too_long(start + MAX_SILENCE), [(0, NextOffset(5))]);
+        assert_eq!(silence.too_long(start + MAX_SILENCE), [], "its time starts again");
         assert!(silence.lasts(0, NextOffset(5)) && !silence.lasts(1, NextOffset(5)));
-        silence.full(start + 2 * STALL_TIMEOUT);
-        assert!(silence.too_long(start + 9 * STALL_TIMEOUT).is_empty() && !silence.lasts(0, NextOffset(5)));
-        update(3 * STALL_TIMEOUT, &[(0, 5)]);
+        silence.full(start + 2 * MAX_SILENCE);
+        assert!(silence.too_long(start + 9 * MAX_SILENCE).is_empty() && !silence.lasts(0, NextOffset(5)));
+        update(3 * MAX_SILENCE, &[(0, 5)]);
         assert_eq!(
-            silence.too_long(start + 3 * STALL_TIMEOUT - CHECK_INTERVAL),
+            silence.too_long(start + 3 * MAX_SILENCE - CHECK_INTERVAL),
             [],
             "the time in which nothing was consumed does not count"
         );
-        assert_eq!(silence.too_long(start + 3 * STALL_TIMEOUT), [(0, NextOffset(5))]);
-        update(3 * STALL_TIMEOUT, &[]);
-        assert_eq!(silence.too_long(start + 9 * STALL_TIMEOUT), []);
+        assert_eq!(silence.too_long(start + 3 * MAX_SILENCE), [(0, NextOffset(5))]);
+        update(3 * MAX_SILENCE, &[]);
+        assert_eq!(silence.too_long(start + 9 * MAX_SILENCE), []);
     }
 }
