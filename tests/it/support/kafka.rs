@@ -1,17 +1,15 @@
-//! A test's direct access to Kafka: it writes any record, and reads committed offsets and end offsets.
+//! A test's direct access to Kafka: it writes any record.
 
 use std::ffi::CString;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use msg_common::partition::{Partition, partition_for};
 use msg_common::proto::{Msg, SessionType};
 use msg_common::record;
+use rdkafka::ClientConfig;
 use rdkafka::bindings as rd;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaResult;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -133,41 +131,5 @@ impl RecordWriter {
     /// Waits until every in-sync replica has all records.
     pub(crate) fn flush(&self) {
         self.producer.flush(TIMEOUT).unwrap();
-    }
-}
-
-/// The group's committed offsets, by partition; `None` if there is none.
-pub(crate) fn committed_offsets(brokers: &str, group: &str, topic: &str, partitions: Partition) -> Vec<Option<i64>> {
-    let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", group).create().unwrap();
-    let mut list = TopicPartitionList::new();
-    list.add_partition_range(topic, 0, partitions - 1);
-    // A young cluster may not have the coordinator of its first group yet.
-    let committed = retry_until_ok("committed offsets", || consumer.committed_offsets(list.clone(), TIMEOUT));
-    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-        Offset::Offset(offset) => Some(offset),
-        _ => None,
-    };
-    committed.elements().iter().map(offset).collect()
-}
-
-/// The end offset of each partition.
-pub(crate) fn end_offsets(brokers: &str, topic: &str, partitions: Partition) -> Vec<i64> {
-    // A new client for each attempt: a client that did not find the partition once caches that for longer than the
-    // timeout.
-    let client = || ClientConfig::new().set("bootstrap.servers", brokers).create::<BaseConsumer>();
-    // A young topic's partition may not have a leader yet.
-    let end = |partition| retry_until_ok("end offsets", || client()?.fetch_watermarks(topic, partition, TIMEOUT)).1;
-    (0..partitions).map(end).collect()
-}
-
-/// Retries a request until it succeeds.
-fn retry_until_ok<T>(what: &str, request: impl Fn() -> KafkaResult<T>) -> T {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
-        match request() {
-            Ok(response) => return response,
-            Err(error) => assert!(Instant::now() < deadline, "no {what}: {error}"),
-        }
     }
 }

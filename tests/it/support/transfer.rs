@@ -33,8 +33,8 @@ pub(crate) async fn lost_partitions(transfer: &Service) -> f64 {
 }
 
 /// The service's peak memory, in MiB.
-pub(crate) fn peak_memory_mib(transfer: &Service) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", transfer.process().unwrap().pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+pub(crate) fn peak_memory_mib(service: &Service) -> u64 {
+    let peak = service.memory().peak;
+    assert!(peak > 0, "{} does not run", service.name());
+    peak >> 20
 }

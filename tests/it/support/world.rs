@@ -1,16 +1,18 @@
 //! A world of a test's own: a topic, a consumer group and a database on a stack, and the services that use them.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use msg_common::partition::Partition;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
-use msg_stack::{Pipe, Port, Service, ServiceSpec, Stack, pipe};
+use msg_stack::{Offsets, Pipe, Port, Service, ServiceSpec, Stack, pipe};
+use rdkafka::error::KafkaResult;
 use tokio_postgres::Client;
 use tonic::transport::Channel;
 
-use super::eventually;
-use super::kafka::{self, RecordWriter};
+use super::kafka::RecordWriter;
 use super::stack::stack;
+use super::{WAIT_TIMEOUT, eventually};
 
 /// A row of `messages`, with the columns that the promises are about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,16 +132,24 @@ impl World {
 
     /// The group's committed offsets, by partition; 0 if there is none.
     pub(crate) async fn committed_offsets(&self) -> Vec<i64> {
-        let (brokers, name, partitions) = (self.pipe.kafka.clone(), self.name.clone(), self.partitions);
-        let committed =
-            tokio::task::spawn_blocking(move || kafka::committed_offsets(&brokers, &name, &name, partitions));
-        committed.await.unwrap().into_iter().map(Option::unwrap_or_default).collect()
+        let offsets = self.offsets(&self.name, self.partitions);
+        // A young cluster may not have the coordinator of its first group yet.
+        retry("committed offsets", || offsets.committed()).await
     }
 
     /// The end offset of each partition.
     pub(crate) async fn end_offsets(&self) -> Vec<i64> {
-        let (brokers, name, partitions) = (self.pipe.kafka.clone(), self.name.clone(), self.partitions);
-        tokio::task::spawn_blocking(move || kafka::end_offsets(&brokers, &name, partitions)).await.unwrap()
+        self.end_offsets_of(&self.name, self.partitions).await
+    }
+
+    pub(crate) async fn end_offsets_of(&self, topic: &str, partitions: Partition) -> Vec<i64> {
+        let offsets = self.offsets(topic, partitions);
+        // A young topic's partition may not have a leader yet.
+        retry("end offsets", || offsets.ends()).await
+    }
+
+    fn offsets(&self, topic: &str, partitions: Partition) -> Offsets {
+        Offsets::new(&self.pipe.kafka, &self.name, topic, partitions).unwrap()
     }
 
     /// Waits until the group has committed every offset up to the end of the topic.
@@ -234,5 +244,16 @@ pub(crate) struct Gateway {
 impl Gateway {
     pub(crate) async fn client(&self) -> MsgGatewayClient<Channel> {
         MsgGatewayClient::connect(format!("http://{}", self.address)).await.unwrap()
+    }
+}
+
+/// Retries a request until it succeeds.
+async fn retry<T, F: Future<Output = KafkaResult<T>>>(what: &str, request: impl Fn() -> F) -> T {
+    let deadline = Instant::now() + WAIT_TIMEOUT;
+    loop {
+        match request().await {
+            Ok(response) => return response,
+            Err(error) => assert!(Instant::now() < deadline, "no {what}: {error}"),
+        }
     }
 }

@@ -152,9 +152,6 @@ async fn hints_can_be_switched_off() {
     load::write_messages(&world.writer(), 0, 100, 10);
     world.wait_for_all_committed().await;
     assert_eq!(metric(&transfer, "msg_transfer_hints_total").await, 0.0);
-    let (brokers, topic) = (world.brokers().to_owned(), format!("{}-hints", world.topic()));
-    let ends =
-        tokio::task::spawn_blocking(move || crate::support::kafka::end_offsets(&brokers, &topic, 1)).await.unwrap();
-    assert_eq!(ends, [0]);
+    assert_eq!(world.end_offsets_of(&format!("{}-hints", world.topic()), 1).await, [0]);
     assert!(transfer.stop().await.unwrap().success());
 }

@@ -6,7 +6,7 @@ mod floods;
 mod headers;
 mod idle;
 mod memory;
-mod peer;
+pub(super) mod peer;
 mod reads;
 mod slow;
 mod unread;

@@ -17,13 +17,13 @@ use tonic::{Code, Status};
 use super::super::calls::reason;
 use crate::support::WAIT_TIMEOUT;
 
-pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-pub(super) const SEND: &str = "/msg.v1.MsgGateway/SendMsg";
-pub(super) const PULL: &str = "/msg.v1.MsgGateway/PullMsgs";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const SEND: &str = "/msg.v1.MsgGateway/SendMsg";
+pub(crate) const PULL: &str = "/msg.v1.MsgGateway/PullMsgs";
 
 /// The outcome of a call.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// An HTTP status that is not 200.
     Http(u16),
     Grpc(Code, Option<String>),
@@ -33,7 +33,7 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// Waits for the outcome. Panics if the call does not end in time.
-    pub(super) async fn of(response: ResponseFuture) -> Outcome {
+    pub(crate) async fn of(response: ResponseFuture) -> Outcome {
         let outcome = tokio::time::timeout(WAIT_TIMEOUT, exchange(response)).await.expect("the call ends");
         outcome.unwrap_or_else(|error| {
             let by = if error.is_go_away() { "GOAWAY" } else { "RST_STREAM" };
@@ -54,13 +54,13 @@ impl Display for Outcome {
 }
 
 /// The request head of an ordinary gRPC call.
-pub(super) fn head(address: &str, path: &str) -> Builder {
+pub(crate) fn head(address: &str, path: &str) -> Builder {
     let uri = format!("http://{address}{path}");
     Request::post(uri).header("content-type", "application/grpc").header("te", "trailers")
 }
 
 /// Makes one call on a connection of its own, with this body and the end of the stream.
-pub(super) async fn call(address: &str, head: Builder, body: impl Into<Bytes>) -> Outcome {
+pub(crate) async fn call(address: &str, head: Builder, body: impl Into<Bytes>) -> Outcome {
     let (connection, mut stream, response) = start_call(address, head).await;
     // The gateway may reject the call before the whole body is sent.
     let _ = stream.send_data(body.into(), true);
@@ -70,7 +70,7 @@ pub(super) async fn call(address: &str, head: Builder, body: impl Into<Bytes>) -
 }
 
 /// Starts a call on a connection of its own; the test sends the body.
-pub(super) async fn start_call(address: &str, head: Builder) -> (JoinHandle<()>, SendStream<Bytes>, ResponseFuture) {
+pub(crate) async fn start_call(address: &str, head: Builder) -> (JoinHandle<()>, SendStream<Bytes>, ResponseFuture) {
     let tcp = TcpStream::connect(address).await.unwrap();
     let (requests, connection) = handshake(tcp).await.unwrap();
     let connection = tokio::spawn(async { drop(connection.await) });
@@ -97,14 +97,14 @@ fn grpc_status(headers: &HeaderMap) -> Option<Outcome> {
 }
 
 /// Returns a gRPC frame whose header gives `length`, which may not be the length of `message`.
-pub(super) fn grpc_frame(flag: u8, length: usize, message: &[u8]) -> Vec<u8> {
+pub(crate) fn grpc_frame(flag: u8, length: usize, message: &[u8]) -> Vec<u8> {
     let mut frame = vec![flag];
     frame.extend(u32::try_from(length).unwrap().to_be_bytes());
     frame.extend(message);
     frame
 }
 
-pub(super) mod kind {
+pub(crate) mod kind {
     pub(crate) const DATA: u8 = 0;
     pub(crate) const HEADERS: u8 = 1;
     pub(crate) const RST_STREAM: u8 = 3;
@@ -115,11 +115,11 @@ pub(super) mod kind {
     pub(crate) const CONTINUATION: u8 = 9;
 }
 
-pub(super) const END_STREAM: u8 = 1;
-pub(super) const END_HEADERS: u8 = 4;
-pub(super) const ACK: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+pub(crate) const ACK: u8 = 1;
 
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
     bytes.extend(stream.to_be_bytes());
@@ -127,8 +127,8 @@ pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     bytes
 }
 
-/// The headers of a call of this path, in HPACK's simplest form.
-pub(super) fn headers_block(path: &str) -> Vec<u8> {
+/// The headers of a call of this path, in HPACK's simplest form: literals without indexing, with new names.
+pub(crate) fn headers_block(path: &str) -> Vec<u8> {
     let mut headers_block = Vec::new();
     for (name, value) in [
         (":method", "POST"),
@@ -147,10 +147,10 @@ pub(super) fn headers_block(path: &str) -> Vec<u8> {
 }
 
 #[derive(Debug)]
-pub(super) struct Received {
-    pub(super) kind: u8,
-    pub(super) flags: u8,
-    pub(super) payload: Vec<u8>,
+pub(crate) struct Received {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Received {
@@ -161,14 +161,14 @@ impl Received {
 }
 
 /// The client's end of a connection.
-pub(super) struct Peer {
+pub(crate) struct Peer {
     reading: OwnedReadHalf,
-    pub(super) writing: OwnedWriteHalf,
+    pub(crate) writing: OwnedWriteHalf,
 }
 
 impl Peer {
     /// A connection on which nothing has been sent.
-    pub(super) async fn without_preface(address: &str) -> Peer {
+    pub(crate) async fn without_preface(address: &str) -> Peer {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let (reading, writing) = stream.into_split();
@@ -176,7 +176,7 @@ impl Peer {
     }
 
     /// A connection with the client's preface and these settings.
-    pub(super) async fn with_preface(address: &str, settings: &[(u16, u32)]) -> Peer {
+    pub(crate) async fn with_preface(address: &str, settings: &[(u16, u32)]) -> Peer {
         let mut peer = Peer::without_preface(address).await;
         let mut payload = Vec::new();
         for (id, value) in settings {
@@ -190,12 +190,12 @@ impl Peer {
     }
 
     /// Receives the next frame; `None` at the end of the connection.
-    pub(super) async fn next(&mut self) -> Option<Received> {
+    pub(crate) async fn next(&mut self) -> Option<Received> {
         next(&mut self.reading).await
     }
 
     /// Reads to the end of the connection: the reason of its GOAWAY, or "closed" if none was received.
-    pub(super) async fn end(&mut self) -> String {
+    pub(crate) async fn end(&mut self) -> String {
         let mut ending = "closed".to_owned();
         let reading = async {
             while let Some(received) = self.next().await {
@@ -209,7 +209,7 @@ impl Peer {
     }
 
     /// Sends these chunks with pauses, and then nothing; returns how the connection ended, like `end`.
-    pub(super) async fn send_slowly(&mut self, chunks: Vec<Vec<u8>>, pause: Duration) -> String {
+    pub(crate) async fn send_slowly(&mut self, chunks: Vec<Vec<u8>>, pause: Duration) -> String {
         let Peer { reading, writing } = self;
         let write = async {
             for chunk in chunks {
@@ -234,7 +234,7 @@ impl Peer {
 
     /// Sends all bytes and then a PING, and reads concurrently: "responded" if the PING is acknowledged, or how the
     /// connection ended.
-    pub(super) async fn flood(&mut self, bytes: &[u8]) -> String {
+    pub(crate) async fn flood(&mut self, bytes: &[u8]) -> String {
         const LAST: &[u8] = b"the last";
         let Peer { reading, writing } = self;
         let write = async {
