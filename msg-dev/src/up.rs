@@ -10,7 +10,6 @@ use crate::cli::UpArgs;
 
 /// The database that is created if the stack runs its own PostgreSQL server.
 const DATABASE: &str = "msg";
-/// The gateway's default gRPC port.
 const GRPC_PORT: u16 = 50051;
 /// The exit code by which a shell reports SIGINT: 128 and the number of the signal.
 const INTERRUPTED: i32 = 130;

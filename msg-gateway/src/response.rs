@@ -128,7 +128,6 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
 
-    /// A body of one frame.
     struct One(Option<Frame<Bytes>>);
 
     impl http_body::Body for One {

@@ -38,7 +38,6 @@ const REQUESTS: [(Offset, IsolationLevel); 3] = [
 /// The partitions of one leader, with the offsets that it has returned so far.
 #[derive(Default)]
 struct Group {
-    /// The offsets of each of `REQUESTS`.
     offsets: [HashMap<Partition, Result<i64, ClientError>>; REQUESTS.len()],
     /// The number of responses that are outstanding.
     open: usize,

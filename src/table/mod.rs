@@ -113,7 +113,6 @@ impl Column {
     }
 }
 
-/// Joins the text of each of these columns.
 fn join<'a>(columns: impl IntoIterator<Item = &'a Column>, by: &str, text: impl Fn(&Column) -> String) -> String {
     columns.into_iter().map(text).collect::<Vec<_>>().join(by)
 }

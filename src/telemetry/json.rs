@@ -63,7 +63,6 @@ impl Line {
         self.keys.push(key);
     }
 
-    /// Returns the text of the line, with its line end.
     pub(super) fn end(mut self) -> Vec<u8> {
         self.text.push_str("}\n");
         self.text.into_bytes()

@@ -19,7 +19,6 @@ pub(super) const POSTGRES: &str = include_str!("postgres-17.6.0-amd64.sha256");
 #[cfg(target_arch = "aarch64")]
 pub(super) const POSTGRES: &str = include_str!("postgres-17.6.0-arm64v8.sha256");
 
-/// One line of a list.
 struct Pin<'a> {
     sha256: &'a str,
     file: &'a str,

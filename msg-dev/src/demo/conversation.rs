@@ -9,7 +9,6 @@ use super::error::DemoError;
 use super::log::TIME;
 use super::plan::Shown;
 
-/// The gateway's maximum page size.
 const PAGE: i32 = 1000;
 /// Maximum number of characters of a text that are shown.
 const TEXT: usize = 100;

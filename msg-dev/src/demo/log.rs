@@ -14,7 +14,6 @@ pub(crate) struct Log {
     pub(crate) lines: Vec<Line>,
 }
 
-/// One message of a log.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) conversation: usize,
@@ -32,7 +31,6 @@ pub(crate) struct Line {
 pub(crate) const TIME: &str = "time";
 
 impl Line {
-    /// Returns the message to send.
     pub(crate) fn into_msg(self) -> Msg {
         Msg {
             recv_id: self.to,

@@ -17,7 +17,6 @@ pub fn tail(path: &Path) -> String {
     }
 }
 
-/// Returns the last lines of a text, indented.
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if lines.is_empty() {

@@ -12,7 +12,6 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 
-/// The timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client of the transfer's group that never joins the group.

@@ -152,7 +152,6 @@ impl Budgets {
         })
     }
 
-    /// The budgets of these flags.
     #[cfg(test)]
     pub(crate) fn of(flags: &[&str]) -> Arc<Self> {
         let words = ["msg-gateway"].iter().chain(flags).map(Into::into);

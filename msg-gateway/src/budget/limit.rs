@@ -35,7 +35,6 @@ impl Limit {
         Limit { max, text, admits_larger_alone: false, gauge: Gauge::noop(), is_immediate: false }
     }
 
-    /// Creates the limit of a setting.
     pub(crate) fn of_setting(max: usize, what: &'static str, setting: &'static str) -> Self {
         let limit = Limit::new(max, what);
         Limit { text: Text { setting: Some(setting), ..limit.text }, ..limit }
@@ -89,7 +88,6 @@ pub struct LimitReached {
 }
 
 impl LimitReached {
-    /// Returns whether the limit is the one of this setting.
     #[cfg(test)]
     pub(crate) fn is_of(&self, setting: &str) -> bool {
         self.text.setting == Some(setting)

@@ -97,7 +97,6 @@ impl Budget {
         Budget { size: Some(size), ..self }
     }
 
-    /// Limits the queue of [`Budget::acquire_by`].
     pub(crate) fn with_max_queued(self, max_queued: usize) -> Self {
         Budget { max_queued, ..self }
     }
@@ -171,7 +170,6 @@ impl Budget {
         self.limit_reached(used, amount).unwrap_or_else(|| self.items.reached(used.items, amount.items))
     }
 
-    /// Sets all gauges of the budget.
     pub(crate) fn update_gauges(&self) {
         let state = self.lock();
         self.show(state.used, true);

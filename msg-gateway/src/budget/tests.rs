@@ -21,7 +21,6 @@ enum Step {
     TryAcquire(Amount),
     /// Acquires, and waits if it has to.
     Acquire(Amount),
-    /// Polls an acquire that waits.
     Poll(usize),
     /// Drops an acquire that waits, perhaps after its permit was granted.
     Cancel(usize),

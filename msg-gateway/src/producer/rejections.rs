@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::DELIVERY_FAILURES;
 
-/// The component of [`Readiness`] for deliveries.
 pub(crate) const COMPONENT: &str = "deliveries";
 
 /// How many failures without a success in between are a reason not to be ready.

@@ -13,7 +13,6 @@ pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A busy partition has grown before its end is confirmed. So a bound that is this far ahead is confirmed and awaited.
 const AHEAD: i64 = 128;
 
-/// The offsets of one partition.
 pub(crate) trait Log {
     /// Returns the offset of the oldest record, and the offset after the last committed one.
     async fn committed(&self) -> Result<(i64, i64), Failure>;

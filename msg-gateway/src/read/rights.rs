@@ -4,7 +4,6 @@ use msg_common::postgres::{ConnectError, HostError, Object, describe};
 use msg_common::table::COLUMNS;
 use tokio_postgres::error::SqlState;
 
-/// A table that is read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Table {
     Messages,
@@ -13,9 +12,7 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    /// The tables that are read from the primary.
     pub(crate) const ALL: &[Table] = &[Table::Messages, Table::DeadLetters, Table::Progress];
-    /// The tables that are read from a replica.
     pub(crate) const OF_PAGES: &[Table] = &[Table::Messages];
 
     fn name(self) -> &'static str {
@@ -76,7 +73,6 @@ pub(crate) fn missing_login(error: &ConnectError) -> Option<String> {
     denied.then(|| format!("{error}: GRANT CONNECT ON DATABASE to the role of the URL"))
 }
 
-/// Returns the text that a query returns, if it returns one.
 async fn text(client: &Object, query: &str) -> Option<String> {
     client.query_opt(query, &[]).await.ok()??.try_get(0).ok()
 }

@@ -16,7 +16,6 @@ use crate::watch::pending_inboxes::PendingInboxes;
 
 /// Bytes that a cached row needs in addition to its encoded bytes.
 const ROW_OVERHEAD: usize = 512;
-/// Maximum number of cached rows.
 const MAX_ROWS: usize = 100_000;
 
 /// The watched inboxes and their cached rows.
@@ -42,7 +41,6 @@ struct State {
 
 #[derive(Default)]
 struct Inbox {
-    /// Whether the tip is known.
     known: bool,
     /// The last `seq` that was read, or that the inbox had when its first watcher subscribed.
     tip: i64,
@@ -73,7 +71,6 @@ impl Feed {
         Feed { max_bytes, state: Mutex::default(), work: Notify::new() }
     }
 
-    /// Subscribes a watcher to these inboxes.
     pub(crate) fn subscribe(&self, pending: &Arc<PendingInboxes>, recv_ids: &[Arc<str>]) {
         let mut state = self.lock();
         for (index, recv_id) in recv_ids.iter().enumerate() {
@@ -105,7 +102,6 @@ impl Feed {
         cursors
     }
 
-    /// Unsubscribes a watcher from these inboxes.
     pub(crate) fn unsubscribe(&self, pending: &PendingInboxes, recv_ids: &[Arc<str>]) {
         let mut state = self.lock();
         for recv_id in recv_ids {

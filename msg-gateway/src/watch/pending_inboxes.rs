@@ -59,7 +59,6 @@ impl PendingInboxes {
         self.lock().indexes.is_empty()
     }
 
-    /// Returns the queued inboxes, in order.
     #[cfg(test)]
     pub(crate) fn queued(&self) -> Vec<usize> {
         self.lock().indexes.iter().copied().collect()

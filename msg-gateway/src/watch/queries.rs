@@ -140,7 +140,6 @@ pub(crate) struct MessageKey {
 /// A row with the ID of an awaited message.
 #[derive(Clone, Debug)]
 pub(crate) struct StoredRow {
-    /// The index of the message in the query.
     pub(crate) index: usize,
     pub(crate) seq: i64,
     pub(crate) stored_time: SystemTime,

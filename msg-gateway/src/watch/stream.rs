@@ -21,7 +21,6 @@ use crate::watch::pending_inboxes::PendingInboxes;
 use crate::watch::watched::{BufferedEvent, Watched, Watches};
 use crate::watch::watcher::Watcher;
 
-/// Maximum number of inboxes of one stream.
 const MAX_INBOXES: usize = 1000;
 
 impl Watches {

@@ -7,7 +7,6 @@ use msg_common::table::Digest;
 use crate::status::Failure;
 use crate::watch::queries::{MessageKey, StoredRow};
 
-/// The result of a wait.
 pub(crate) type WaitResult = Result<StoredPlacement, Failure>;
 
 /// A waiter's result, with its index in the lookup.
@@ -84,7 +83,6 @@ mod tests {
         Msg { send_id: "alice".into(), content: content.as_bytes().to_vec().into(), ..Msg::default() }
     }
 
-    /// A waiter at this offset.
     fn awaited(offset: i64, content: &str) -> Awaited {
         let offset = Some(offset).filter(|offset| *offset >= 0);
         let placement = Placement { partition: 3, offset, send_time: Some(NOW.into()), ..Placement::default() };

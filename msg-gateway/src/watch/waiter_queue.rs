@@ -36,7 +36,6 @@ impl Waiter {
 
 type Rank = (i64, u64);
 
-/// The waiters of all inboxes.
 #[derive(Default)]
 pub(crate) struct WaiterQueue {
     next: u64,
@@ -111,7 +110,6 @@ impl WaiterQueue {
         true
     }
 
-    /// Returns when the next lookup is due.
     pub(crate) fn next_lookup(&self) -> Option<Instant> {
         self.state.timers.first().map(|(when, _)| *when)
     }

@@ -144,7 +144,6 @@ impl Waiters {
     }
 }
 
-/// Returns the keys of these waiters, each with its index.
 fn pick<'a>(awaited: &'a [Awaited], indexes: &BTreeSet<usize>) -> Vec<(usize, &'a MessageKey)> {
     indexes.iter().map(|index| (*index, &awaited[*index].key)).collect()
 }

@@ -21,7 +21,6 @@ use crate::watch::callbacks::LogContext;
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a record may be in the topic before the reader receives it.
 const MAX_DELAY: Duration = Duration::from_secs(10);
-/// The timeout of a request to Kafka.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why the hint reader has to be replaced.

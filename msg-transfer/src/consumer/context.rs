@@ -29,7 +29,6 @@ struct Driven {
 }
 
 impl Context {
-    /// Creates a context for this driver.
     pub(crate) fn new(driver: Driver<RawRecord>, parts: Parts, explainer: Explainer) -> Self {
         let outside = Outside::new(parts, explainer.clone());
         Context { driven: Mutex::new(Driven { driver, outside }), explainer }

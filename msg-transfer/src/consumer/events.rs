@@ -13,10 +13,8 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use super::fetch_error::FetchError;
 
-/// An event of the queue.
 #[derive(Debug)]
 pub(crate) enum Polled {
-    /// An event for the driver.
     Happened(Happened),
     /// The whole topic cannot be consumed.
     Topic(RDKafkaRespErr, String),

@@ -11,7 +11,6 @@ use crate::metrics;
 
 use rd::rd_kafka_resp_err_t as native;
 
-/// An error of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FetchError {
     code: rd::rd_kafka_resp_err_t,
@@ -92,7 +91,6 @@ impl FetchError {
     }
 }
 
-/// Returns the name of an error code.
 pub(crate) fn name(code: rd::rd_kafka_resp_err_t) -> &'static str {
     // SAFETY: the text is static, and never null.
     let name = unsafe { CStr::from_ptr(rd::rd_kafka_err2name(code)) };

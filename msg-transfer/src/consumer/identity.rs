@@ -23,7 +23,6 @@ pub(crate) struct TopicIdentity {
 #[derive(Default)]
 struct State {
     known: Option<Uuid>,
-    /// Another topic has the name.
     is_another: bool,
     /// A broker reported that the topic does not exist, and no broker has returned its ID since.
     is_missing: bool,
@@ -65,7 +64,6 @@ impl TopicIdentity {
         self.state().is_missing = true;
     }
 
-    /// Returns whether another topic has the name.
     pub(crate) fn is_another(&self) -> bool {
         self.state().is_another
     }

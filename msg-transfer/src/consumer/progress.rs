@@ -20,7 +20,6 @@ use crate::lane::sql::{self, ServerKind};
 use crate::session::{self, Committed};
 use crate::{db_error, metrics};
 
-/// The timeout of one statement.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The interval at which the workers of a Citus are compared with the known ones. Each new connection of a lane does so
@@ -56,13 +55,11 @@ struct Connection {
 pub(crate) struct Loaded {
     /// The number of the reference connection that the rows were read over.
     pub connection_number: ConnectionNumber,
-    /// The progress of each partition that has a row.
     pub rows: Vec<(Partition, Progress)>,
     /// The offsets of the dead letters that count for the limit.
     pub dead: HashMap<Partition, Vec<RecordOffset>>,
 }
 
-/// How progress rows were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Saved {
     /// The rows are durable, and so is everything that was committed before.

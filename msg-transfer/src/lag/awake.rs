@@ -19,7 +19,6 @@ impl Awake {
         Awake(Arc::new(Mutex::new((Duration::ZERO, Instant::now()))))
     }
 
-    /// Counts until it is dropped.
     pub(super) async fn run(self) {
         loop {
             tokio::time::sleep(INTERVAL).await;

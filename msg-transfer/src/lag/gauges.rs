@@ -42,7 +42,6 @@ pub fn describe() {
     );
 }
 
-/// Sets the lag in records.
 pub(crate) fn records(lag: &Lag) {
     for partition in &lag.partitions {
         gauge!(LAG_RECORDS, "partition" => partition.partition.to_string()).set(partition.records() as f64);
@@ -67,7 +66,6 @@ pub(crate) fn ages(lag: &Lag, now: SystemTime, waited: impl Fn(Partition) -> Opt
     }
 }
 
-/// Sets the number of stalled partitions.
 pub(crate) fn stalled(partitions: usize) {
     gauge!(STALLED).set(partitions as f64);
 }

@@ -24,7 +24,6 @@ static NO_END: Repeats = Repeats::new();
 
 static NO_RECORD: Repeats = Repeats::new();
 
-/// The timeout of one request to Kafka.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The callbacks of a client whose errors are in its responses: it logs them at debug level, and notes the cause that a
@@ -67,7 +66,6 @@ pub(crate) struct Oldest {
     pub none: HashSet<Partition>,
 }
 
-/// Reads offsets and times from Kafka.
 pub(crate) struct Reader {
     consumer: BaseConsumer<LogContext>,
     /// Locked while records are read: another thread must not poll the client meanwhile, because it would discard them.

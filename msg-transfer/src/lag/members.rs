@@ -44,7 +44,6 @@ impl Group {
     }
 }
 
-/// Returns a member with its partitions of this topic.
 pub(super) fn member(info: &GroupMemberInfo, topic: &str) -> Member {
     Member {
         client_id: info.client_id().to_owned(),
@@ -82,7 +81,6 @@ fn number(bytes: &mut &[u8]) -> Option<i32> {
 /// The members that have stalled partitions which this process does not own, as the group was described last.
 #[derive(Debug)]
 pub(super) struct Holders {
-    /// The `client.id` of the transfers.
     client_id: String,
     members: Option<Result<Vec<Member>, String>>,
     /// When a transfer last had each partition.

@@ -7,12 +7,9 @@ use std::time::Instant;
 pub(crate) use machine::driver::State;
 use msg_common::partition::Partition;
 
-/// A partition of this process.
 #[derive(Clone, Debug)]
 pub(crate) struct Owned {
-    /// When the group assigned it.
     pub assigned: Instant,
-    /// Its state in the consumer.
     pub state: State,
 }
 

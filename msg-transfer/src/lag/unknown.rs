@@ -28,7 +28,6 @@ impl Unknown {
         Unknown { since: now, reported: None }
     }
 
-    /// Records that the lag is known.
     pub(super) fn known(&mut self, now: Duration) {
         *self = Unknown::new(now);
     }

@@ -56,7 +56,6 @@ struct Stalled {
 }
 
 enum WaitsFor {
-    /// No leader responds.
     Leader,
     /// An open transaction, whose first record has this offset.
     Transaction(i64),
@@ -82,7 +81,6 @@ struct Watch {
 }
 
 impl Watchdog {
-    /// Watches until it is dropped.
     pub(crate) async fn run(self) {
         gauges::describe();
         let awake = Awake::new();

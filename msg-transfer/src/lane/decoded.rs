@@ -7,15 +7,12 @@ use uuid::Uuid;
 
 use super::item::{Item, RawRecord};
 
-/// A record and its decoded content.
 #[derive(Debug)]
 pub(crate) struct DecodedRecord {
-    /// The record's bytes and position.
     pub item: Item,
     pub content: Content,
 }
 
-/// The content of a record.
 #[derive(Debug)]
 pub(crate) enum Content {
     /// A message that PostgreSQL can hold.
@@ -59,7 +56,6 @@ impl DecodedRecord {
         }
     }
 
-    /// Returns the message ID, if it is known.
     pub(crate) fn known_msg_id(&self) -> Option<Uuid> {
         match &self.content {
             Content::Message(record) => Some(record.msg_id),

@@ -14,14 +14,12 @@ use super::headers::Headers;
 pub(crate) struct RawRecord {
     pub partition: Partition,
     pub offset: RecordOffset,
-    /// The leader epoch of the leader that appended it.
     pub leader_epoch: LeaderEpoch,
     pub key: Option<Bytes>,
     pub value: Option<Bytes>,
     pub headers: Headers,
 }
 
-/// A record that is passed to a lane.
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
     pub record: RawRecord,

@@ -33,7 +33,6 @@ use crate::{backoff, metrics};
 /// The consumer's handle of a lane.
 #[derive(Clone, Debug)]
 pub(crate) struct Handle {
-    /// Passes records to the lane.
     pub items: mpsc::Sender<Item>,
     /// Notified when the lane may write the dead letters that it requested.
     pub approved: Arc<Notify>,
@@ -59,14 +58,12 @@ pub(crate) struct BatchLimits {
 
 #[derive(Debug)]
 pub(crate) struct Lane {
-    /// Decides what the lane does.
     pub machine: Machine<DecodedRecord>,
     /// Receives the consumer's records. Its capacity is above the consumer's limit, so the consumer never waits to
     /// send.
     pub waiting: mpsc::Receiver<Item>,
     /// Notified when the lane may write the dead letters that it requested.
     pub approved: Arc<Notify>,
-    /// Sends events to the consumer.
     pub events: std::sync::mpsc::Sender<Event>,
     pub connection: Connection,
     /// How large a batch may get.

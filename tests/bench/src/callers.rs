@@ -25,7 +25,6 @@ pub(crate) async fn connect(services: &Services) -> Result<Vec<Channel>, Error> 
     Ok(channels)
 }
 
-/// What the callers have measured.
 pub(crate) struct Measured {
     /// Messages in one second.
     pub(crate) rate: f64,

@@ -15,7 +15,6 @@ use tonic::transport::Channel;
 
 use super::{Error, callers, line, memory, rate, start};
 
-/// The watchers and the messages.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Watching {
     /// Number of watch streams, each of one inbox

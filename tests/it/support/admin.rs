@@ -20,7 +20,6 @@ fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT))
 }
 
-/// Sets a topic's number of partitions.
 pub(crate) async fn set_partition_count(brokers: &str, topic: &str, partitions: usize) {
     let results = client(brokers).create_partitions([&NewPartitions::new(topic, partitions)], &options()).await;
     results.unwrap().pop().unwrap().unwrap();

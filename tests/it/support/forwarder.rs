@@ -11,7 +11,6 @@ use tokio::sync::watch;
 pub(crate) struct Forwarder(watch::Sender<bool>);
 
 impl Forwarder {
-    /// Forwards connections from `front` to `behind`.
     pub(crate) fn new(front: SocketAddr, behind: SocketAddr) -> Forwarder {
         let (is_closed, closed) = watch::channel(false);
         tokio::spawn(async move {

@@ -53,7 +53,6 @@ pub(crate) fn msg_id_of(msg: &Msg) -> Uuid {
     msg_common::id::msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id)
 }
 
-/// Writes records to one topic.
 pub(crate) struct RecordWriter {
     producer: BaseProducer,
     topic: String,

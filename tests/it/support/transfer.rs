@@ -27,7 +27,6 @@ pub(crate) async fn wait_not_ready(transfer: &Service, words: &[&str]) {
     .await;
 }
 
-/// The number of partitions that the transfer has lost.
 pub(crate) async fn lost_partitions(transfer: &Service) -> f64 {
     metric(transfer, "msg_transfer_rebalances_total{kind=\"lost\"}").await
 }

@@ -6,7 +6,6 @@ use crate::support::kafka::{msg, record_of};
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
 
-/// The lines of the log at these levels.
 fn lines(service: &Service, levels: &[&str]) -> Vec<String> {
     let log = std::fs::read_to_string(service.log()).unwrap();
     log.lines().filter(|line| levels.iter().any(|level| line.contains(level))).map(str::to_owned).collect()

@@ -123,7 +123,6 @@ impl Accounts {
     }
 }
 
-/// Returns the rights of a user in Kafka.
 pub(crate) fn kafka_rights(user: &str) -> Vec<Right> {
     let topic = || Resource::Topic(TOPIC.to_owned());
     let hints = || Resource::Topic(format!("{TOPIC}-hints"));

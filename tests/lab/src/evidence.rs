@@ -38,7 +38,6 @@ pub(crate) struct Evidence {
     pub(crate) lost_offsets: Vec<LostOffsets>,
     /// When partitions were added, and the number of partitions that the gateways use from then on.
     pub(crate) growths: Vec<(Nanos, i32)>,
-    /// The injected faults, in order.
     pub(crate) faults: Vec<Fault>,
     /// The size of each process, about once a second.
     pub(crate) samples: Vec<Sample>,
@@ -207,7 +206,6 @@ pub(crate) struct Sample {
     /// The process: `gateway-1`, `transfer-3`, `broker-2`, `postgresql`.
     pub(crate) process: String,
     pub(crate) pid: u32,
-    /// The resident memory in bytes.
     pub(crate) rss: u64,
     pub(crate) fds: u32,
     pub(crate) sockets: u32,
@@ -225,7 +223,6 @@ pub(crate) struct Limit {
     pub(crate) most: f64,
 }
 
-/// The measure that a limit applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Measure {

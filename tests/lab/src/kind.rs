@@ -127,7 +127,6 @@ pub(crate) enum Link {
     Transfer1Postgres,
 }
 
-/// The effect on the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Effect {
     /// Each byte arrives about 100 ms later, plus or minus 80 ms

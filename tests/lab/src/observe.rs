@@ -32,7 +32,6 @@ pub(crate) struct Observed {
     pub(crate) ended: Vec<String>,
 }
 
-/// The task that observes, and its observations.
 #[derive(Default)]
 pub(crate) struct Observer {
     pub(crate) observed: Mutex<Observed>,
@@ -163,7 +162,6 @@ impl Observer {
     }
 }
 
-/// Returns the offsets, or logs the error.
 fn logged<T>(offsets: rdkafka::error::KafkaResult<T>) -> Option<T> {
     offsets.inspect_err(|error| tracing::warn!("reading offsets from Kafka: {error}")).ok()
 }

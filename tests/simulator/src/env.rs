@@ -82,7 +82,6 @@ impl Env {
         }
     }
 
-    /// Returns whether the next statement has this fault.
     fn has_statement_fault(&mut self, fault: Fault) -> bool {
         !self.healing && self.config.has(fault) && self.choices.one_in(self.config.statement_faults)
     }

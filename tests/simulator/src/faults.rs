@@ -175,7 +175,6 @@ impl World {
         env.database.blocked.insert(inbox, cause);
     }
 
-    /// Ends each phase with a probability of one in `chance`.
     pub(crate) fn end_phases(&mut self, chance: u32) {
         let env = &mut self.env;
         let database = &mut env.database;

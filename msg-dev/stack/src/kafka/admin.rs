@@ -16,7 +16,6 @@ use super::topic::TopicSpec;
 use crate::error::StackError;
 use crate::process::POLL;
 
-/// The timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// The timeout until a topic is created and led, or deleted.
 const TOPIC_WITHIN: Duration = Duration::from_secs(30);

@@ -11,7 +11,6 @@ use crate::metrics::{TOPIC_EXTRA_PARTITIONS, TOPIC_UNSAFE_SETTINGS};
 /// The topic that the gateway needs.
 #[derive(Clone, Debug)]
 pub(crate) struct PreflightRequirements {
-    /// The settings of a safe topic.
     pub(crate) safe: TopicRequirements,
     /// Whether an unsafe topic is used.
     pub(crate) allow_unsafe: bool,
@@ -26,7 +25,6 @@ pub(crate) struct PreflightRequirements {
 /// If a clock is further ahead than this, its messages are kept noticeably longer than the topic's retention.
 const MAX_CLOCK_LEAD: Duration = Duration::from_secs(86_400);
 
-/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     /// Why the topic cannot be used; empty if it can.

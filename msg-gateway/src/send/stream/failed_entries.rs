@@ -10,7 +10,6 @@ use uuid::Uuid;
 pub(super) struct FailedEntries {
     inboxes: HashMap<String, VecDeque<FailedEntry>>,
     len: usize,
-    /// Bytes of the names of the inboxes.
     name_bytes: usize,
 }
 
@@ -34,7 +33,6 @@ impl FailedEntries {
         (first.msg_id == msg_id).then_some(first.rank)
     }
 
-    /// Removes an entry that is sent, if it is the next failed one.
     pub(super) fn remove_sent(&mut self, recv_id: &str, msg_id: Uuid) {
         let Some(inbox) = self.inboxes.get_mut(recv_id) else { return };
         if inbox.front().is_some_and(|first| first.msg_id == msg_id) {

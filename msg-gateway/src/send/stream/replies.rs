@@ -27,7 +27,6 @@ pub(crate) struct ReplyStream {
     _reading: oneshot::Sender<()>,
 }
 
-/// Sends the replies of one stream.
 pub(super) struct ReplySender {
     pub(super) replies: mpsc::Sender<Result<Reply, Status>>,
     /// Completes when the caller has disconnected, or has read every reply.

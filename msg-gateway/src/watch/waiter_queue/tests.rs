@@ -10,7 +10,6 @@ use crate::watch::queries::MessageKey;
 
 const LATER: Duration = Duration::from_secs(1);
 
-/// A clock and the waiters.
 struct World {
     queue: WaiterQueue,
     now: Instant,

@@ -51,7 +51,6 @@ impl Committer {
         Committer { every_records, interval, round: Round::Idle, completed: 0, hurried: false, last: 0, not_before: 0 }
     }
 
-    /// Counts `count` more completed records.
     pub(super) fn completed(&mut self, count: usize) {
         self.completed += count;
     }

@@ -35,7 +35,6 @@ pub(super) struct Owned {
     /// The next record is not in the log: the partition restarts as soon as all received records are completed.
     pub out_of_range: bool,
     pub breaker: Breaker,
-    /// Set while its fetch fails.
     pub failing: Option<Failing>,
     /// It is halted, and the records in its lanes are still stored.
     pub draining: bool,
@@ -58,7 +57,6 @@ pub(super) enum Phase {
     },
 }
 
-/// A change of whether a partition is throttled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ThrottleChange {
     Throttle,
@@ -153,7 +151,6 @@ impl Owned {
         self.blocked_records > 0
     }
 
-    /// Completes this record in the ledger.
     pub(super) fn complete(&mut self, offset: RecordOffset) {
         if let Phase::Running { ledger, .. } | Phase::Halted { ledger: Some(ledger), .. } = &mut self.phase {
             ledger.complete(offset);

@@ -43,7 +43,6 @@ struct Outside {
     reported: VecDeque<Event>,
     records: VecDeque<Plain>,
     results: VecDeque<(usize, Result<(), Infallible>)>,
-    /// The driver's calls, in order.
     calls: Vec<String>,
     passed: Vec<RecordRef>,
 }

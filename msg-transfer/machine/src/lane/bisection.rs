@@ -49,7 +49,6 @@ impl Probe {
     }
 }
 
-/// The result of a bisection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Some rows fail alone; the batch can be stored without them.

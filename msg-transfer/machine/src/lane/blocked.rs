@@ -18,7 +18,6 @@ const MAX_BLOCKED: usize = 100;
 /// The records that wait together, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Queue<'a> {
-    /// All records of an inbox.
     Inbox(Cow<'a, str>),
     /// One record without an inbox, because it holds no message. No other record has to wait for its dead letter: the
     /// ledger keeps the partition's offset below it (P5).
@@ -46,7 +45,6 @@ pub(super) struct Waiting<T> {
     pub(super) attempts: usize,
 }
 
-/// All blocked inboxes of a lane.
 #[derive(Debug)]
 pub(super) struct Blocked<T> {
     inboxes: HashMap<Queue<'static>, Waiting<T>>,
@@ -54,7 +52,6 @@ pub(super) struct Blocked<T> {
     order: VecDeque<Queue<'static>>,
 }
 
-/// A blocked inbox that is retried.
 #[derive(Debug)]
 pub(super) struct Retry {
     pub(super) queue: Queue<'static>,
@@ -66,7 +63,6 @@ pub(super) struct Retry {
 }
 
 impl<'a> Queue<'a> {
-    /// Returns the queue of an entry.
     fn of<T: Message>(entry: &'a Entry<T>) -> Self {
         match entry.kind {
             Kind::Message => Queue::Inbox(Cow::Borrowed(entry.body.recv_id())),

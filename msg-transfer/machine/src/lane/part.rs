@@ -70,7 +70,6 @@ impl<T: Message> Machine<T> {
         batch.retry.as_mut().map_or(&mut self.max_records, |retry| &mut retry.max_records)
     }
 
-    /// Starts the next part of the batch, or ends the batch.
     pub(super) fn next_part(&mut self, mut batch: Box<Batch<T>>, events: &mut Vec<Event>) -> Request {
         if batch.rest.is_empty() {
             self.state = State::Idle;

@@ -9,7 +9,6 @@ use crate::ConnectionNumber;
 /// The state of a lane's machine.
 #[derive(Debug)]
 pub(super) enum State<T> {
-    /// The lane has no batch.
     Idle,
     Storing(Box<Batch<T>>, Step),
     /// The retry of a blocked inbox failed, and its records wait again. It ends when the connection is clean.
@@ -110,7 +109,6 @@ pub(super) struct InboxEntries {
     pub(super) cached: Option<i64>,
 }
 
-/// The rows of a transaction.
 #[derive(Debug)]
 pub(super) struct Rows {
     /// Sorted by inbox and `seq`.

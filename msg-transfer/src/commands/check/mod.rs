@@ -37,7 +37,6 @@ pub struct Options {
     pub output: OutputOptions,
 }
 
-/// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Status {

@@ -18,7 +18,6 @@ pub(super) const SETTINGS: &str = "
         'standbys', current_setting('synchronous_standby_names'), 'encoding', current_setting('server_encoding'),
         'citus', (SELECT extversion FROM pg_extension WHERE extname = 'citus'))";
 
-/// The settings of one server.
 #[derive(Debug, Deserialize)]
 pub(super) struct Settings {
     number: i32,

@@ -80,7 +80,6 @@ impl Filter {
     }
 }
 
-/// A walk over the dead letters that meet a filter.
 pub(super) struct Walk<'a> {
     topic: &'a str,
     filter: &'a Filter,

@@ -20,7 +20,6 @@ const SELECT: &str = "
       AND ($5::integer IS NULL OR leader_epoch = $5)
     ORDER BY topic_id, leader_epoch";
 
-/// The condition of [`execute_at`].
 const AT_POSITIONS: &str = "
     WHERE (d.topic_id, d.kafka_partition, d.kafka_offset, d.leader_epoch) IN
         (SELECT * FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::integer[]))";

@@ -93,7 +93,6 @@ impl Purge {
         Ok(Some((prefix, count == capacity)))
     }
 
-    /// Deletes the gathered prefixes in one transaction.
     async fn delete(&mut self, delete: &Statement, gathered: &mut Vec<Prefix>) -> Result<(), Error> {
         if gathered.is_empty() {
             return Ok(());

@@ -69,7 +69,6 @@ struct Report {
     transactions: u64,
 }
 
-/// The state of one run.
 struct Purge {
     client: Object,
     horizon: SystemTime,

@@ -28,11 +28,9 @@ use crate::lane::Handle as Lane;
 /// The parts of the service that the driver uses.
 pub(crate) struct Parts {
     pub topic: String,
-    /// The lanes, by their number.
     pub lanes: Vec<Lane>,
     /// Receives the events of lanes and tasks.
     pub events: Receiver<Event>,
-    /// Sends the events of tasks.
     pub report: Sender<Event>,
     /// Reads the data that start offsets are resolved from.
     pub lookup: Lookup,
@@ -80,7 +78,6 @@ pub(crate) struct Outside {
     started: Instant,
     /// The number of consecutive failures to save progress rows.
     failed_saves: Arc<AtomicUsize>,
-    /// Why the consumer cannot continue.
     fatal: Option<ClientError>,
     explainer: Explainer,
 }
@@ -118,7 +115,6 @@ impl Outside {
     }
 }
 
-/// The I/O of one turn.
 pub(crate) struct Io<'a, C: ConsumerContext> {
     pub consumer: &'a BaseConsumer<C>,
     pub outside: &'a mut Outside,

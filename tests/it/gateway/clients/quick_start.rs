@@ -29,7 +29,6 @@ fn python() -> PathBuf {
     configured.unwrap_or_else(|| root().join(".tools/venv/bin/python"))
 }
 
-/// A program that was built.
 pub(super) struct QuickStart {
     pub(super) language: Language,
     folder: PathBuf,

@@ -12,7 +12,6 @@ const PRIORITY: u8 = 2;
 
 const CANCEL: &[u8] = &8_u32.to_be_bytes();
 
-/// The IDs of the first `count` streams.
 fn streams(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|i| 2 * i + 1)
 }

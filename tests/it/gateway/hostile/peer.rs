@@ -21,7 +21,6 @@ pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) const SEND: &str = "/msg.v1.MsgGateway/SendMsg";
 pub(crate) const PULL: &str = "/msg.v1.MsgGateway/PullMsgs";
 
-/// The outcome of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// An HTTP status that is not 200.

@@ -9,7 +9,6 @@ use super::peer::{
     END_HEADERS, Outcome, PREFACE, Peer, SEND, frame, grpc_frame, head, headers_block, kind, start_call,
 };
 
-/// The pause between two bytes.
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[tokio::test]

@@ -60,7 +60,6 @@ impl<'a> Facts<'a> {
         Facts { book, evidence, rows, poison: evidence.poison.iter().copied().collect(), row_of, inboxes, letters }
     }
 
-    /// Returns the row of a message.
     pub(super) fn row_of(&self, message: u32) -> Option<&'a Row> {
         self.row_of[message as usize]
     }
@@ -70,7 +69,6 @@ impl<'a> Facts<'a> {
         self.row_of(message).filter(|row| row.inbox == self.book.messages[message as usize].inbox)
     }
 
-    /// Returns the row of an inbox with this seq.
     pub(super) fn row_at(&self, inbox: u32, seq: i64) -> Option<&'a Row> {
         let rows = &self.rows[self.inboxes.get(&inbox)?.clone()];
         rows.binary_search_by_key(&seq, |(row, _)| row.seq).ok().map(|at| rows[at].0)
@@ -185,7 +183,6 @@ pub(super) fn is_conflict(letter: &DeadLetter) -> bool {
     letter.altered && letter.reason == "IDEMPOTENCY_CONFLICT"
 }
 
-/// Whether the outcome of an attempt is unknown.
 pub(super) fn is_unknown(attempt: &Attempt) -> bool {
     matches!(attempt.outcome, Outcome::Unknown(_))
 }

@@ -84,7 +84,6 @@ fn named(evidence: &Evidence) -> Finding {
     finding
 }
 
-/// Returns the current readiness of each transfer.
 fn current_readiness(evidence: &Evidence, at: Nanos) -> Vec<&Health> {
     let mut last: HashMap<&str, &Health> = HashMap::new();
     let transfers = evidence.health.iter().filter(|health| health.process.starts_with("transfer"));

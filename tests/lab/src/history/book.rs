@@ -18,7 +18,6 @@ pub(crate) struct Book {
     pub(crate) reads: Vec<Read>,
     pub(crate) max_seqs: Vec<MaxSeq>,
     pub(crate) statuses: Vec<Status>,
-    /// When each failed read failed.
     pub(crate) failed_reads: Vec<Nanos>,
     /// Lines that contradict earlier lines.
     pub(crate) contradictions: Vec<String>,
@@ -43,7 +42,6 @@ pub(crate) struct Message {
     last: u32,
 }
 
-/// One attempt to send a message.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
     /// The index of the message in [`Book::messages`].

@@ -38,7 +38,6 @@ pub(crate) enum Event {
         at: Nanos,
         /// The sender's number, unique over all files.
         sender: u32,
-        /// How the messages are sent.
         way: Way,
         /// The number of the stream, counted in one file. The entries of one stream are in order over all its requests.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,7 +88,6 @@ pub(crate) enum Event {
     ReadFailed { reader: u32, way: ReadWay, requested: Nanos, at: Nanos, reason: String },
 }
 
-/// A way to send messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Way {
@@ -98,7 +96,6 @@ pub(crate) enum Way {
     Stream,
 }
 
-/// A way to read messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReadWay {

@@ -27,7 +27,6 @@ pub(crate) struct Caller {
     links: Vec<Client>,
 }
 
-/// A request that is recorded in the history.
 #[derive(Debug)]
 pub(crate) struct RecordedRequest {
     pub(crate) call: u64,
@@ -66,7 +65,6 @@ impl Caller {
         Ok(RecordedRequest { call, stored })
     }
 
-    /// Records outcomes of a request.
     pub(crate) fn record_outcomes(&self, call: u64, results: Vec<(u32, Outcome)>) -> io::Result<()> {
         self.load.history.put(Event::Outcomes { call, at: now(), results })
     }

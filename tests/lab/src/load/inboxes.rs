@@ -17,7 +17,6 @@ pub(crate) struct Inboxes {
 }
 
 impl Inboxes {
-    /// Picks an inbox for a message of this sender.
     pub(crate) fn pick(self, sender: u32, rng: &mut StdRng) -> u32 {
         if rng.random_bool(TO_PRIVATE) {
             return PRIVATE + sender * EACH + rng.random_range(0..EACH);

@@ -82,7 +82,6 @@ impl Messages for Arc<Plan> {
     }
 }
 
-/// The progress of the callers of a plan.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     next_stream: AtomicUsize,

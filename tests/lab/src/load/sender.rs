@@ -42,7 +42,6 @@ impl Sender {
     }
 }
 
-/// Whether the moment has passed.
 pub(crate) fn is_past(at: Instant) -> bool {
     at <= Instant::now()
 }

@@ -34,12 +34,13 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval at which the sender checks whether the load is stopping.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The end of a stream.
 enum End {
-    /// The sender ended the stream.
     Intended,
     /// The stream could not be opened, or it broke; `delay` is how long the gateway requests to wait.
-    Broken { worked: bool, delay: Duration },
+    Broken {
+        worked: bool,
+        delay: Duration,
+    },
 }
 
 /// Sends on one stream after the other.

@@ -20,7 +20,6 @@ pub(crate) struct RequestEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     in_flight: BTreeMap<u32, (u32, RequestEntry)>,
-    /// The inboxes of these messages.
     inboxes: HashMap<u32, Inbox>,
 }
 

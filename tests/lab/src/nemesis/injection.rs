@@ -23,7 +23,6 @@ pub(super) async fn all_ready(world: &World) -> Result<(), LabError> {
     Ok(())
 }
 
-/// A fault that was injected and undone.
 pub(crate) struct InjectedFault {
     pub(crate) fault: Fault,
     pub(crate) seen: Seen,
@@ -38,7 +37,6 @@ pub(crate) struct Seen {
     pub(crate) growth: Option<(Nanos, i32)>,
 }
 
-/// A fault that is being injected.
 pub(crate) struct FaultInjection<'a> {
     pub(super) world: &'a World,
     pub(super) rng: StdRng,
@@ -48,7 +46,6 @@ pub(crate) struct FaultInjection<'a> {
 }
 
 impl<'a> FaultInjection<'a> {
-    /// Sets the target, in words.
     pub(super) fn target(&mut self, target: impl Into<String>) {
         self.fault.target = target.into();
     }

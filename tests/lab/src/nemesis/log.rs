@@ -184,7 +184,6 @@ fn first_batch(world: &World, partition: i32, from: i64) -> Result<Option<Unread
     }))
 }
 
-/// Batches by their first offset.
 type Batches = BTreeMap<i64, Batch>;
 
 /// Where a complete batch is in a file.

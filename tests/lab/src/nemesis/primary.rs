@@ -13,7 +13,6 @@ use crate::topology::DATABASE;
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
 
-/// The state of the old primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Old {
     ReadOnly,

@@ -25,7 +25,6 @@ pub use summary::verdict;
 use timeline::Timeline;
 use totals::Totals;
 
-/// The run that the report is about.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Run {
     /// The plan, in a few words.

@@ -6,10 +6,8 @@ use super::super::evidence::Evidence;
 use super::super::history::book::Book;
 use super::super::history::{Nanos, Outcome, Way};
 
-/// The length of a second.
 pub(crate) const SECOND: Nanos = 1_000_000_000;
 
-/// The moments of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Moments<'a> {
     /// By the time of the response to the caller.
@@ -24,7 +22,6 @@ pub(crate) struct Moments<'a> {
     pub(crate) slowest: Nanos,
 }
 
-/// An attempt that was accepted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accept {
     pub(crate) at: Nanos,
@@ -38,7 +35,6 @@ pub(crate) struct Accept {
 pub(crate) enum Call {
     /// A SendMsg that waits for Kafka only.
     Unary,
-    /// A SendMsg with `wait_for: STORED`.
     Stored,
     /// An entry of a batch or stream.
     Entry,

@@ -22,7 +22,6 @@ const BRIDGED: usize = 2;
 /// The number of colours of the style.
 const COLOURS: usize = 10;
 
-/// The content of a plot.
 pub(crate) struct Plot<'a> {
     pub(crate) title: &'a str,
     /// A sentence about the lines.
@@ -36,7 +35,6 @@ pub(crate) struct Plot<'a> {
 /// How a value becomes a height.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// The scale is linear and starts at 0.
     Linear,
     /// The scale is logarithmic, for values above 0.
     Log,

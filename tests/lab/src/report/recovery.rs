@@ -64,7 +64,6 @@ pub(crate) struct Stall {
     pub(crate) before: f64,
 }
 
-/// Attempts and reads that failed.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Errors {
     /// Attempts that were accepted in the same time.

@@ -15,7 +15,6 @@ const MAX_STEPS: u64 = 600;
 /// stored.
 #[derive(Debug, Serialize)]
 pub(crate) struct Timeline {
-    /// The length of a step in seconds.
     pub(crate) step_seconds: f64,
     /// Accepted attempts a second, by the time of the response.
     pub(crate) accepted: Vec<f64>,
@@ -45,7 +44,6 @@ pub(crate) struct Latency {
     pub(crate) max: f64,
 }
 
-/// The steps of a run.
 #[derive(Clone, Copy)]
 struct Steps {
     began: Nanos,

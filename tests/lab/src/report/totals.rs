@@ -9,7 +9,6 @@ use super::super::history::book::Book;
 use super::super::history::{Outcome, ReadWay, Way};
 use super::moments::seconds;
 
-/// The sums of a run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Totals {
     /// Seconds from the start of the load until its last sender ended.

@@ -164,7 +164,6 @@ impl Database {
         self.remove_ended_sessions();
     }
 
-    /// Ends the session on the server.
     pub(crate) fn end(&mut self, id: SessionId) {
         if let Some(session) = self.session(id) {
             session.alive = false;

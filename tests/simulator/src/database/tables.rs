@@ -109,7 +109,6 @@ impl Tables {
         dead.filter(|dead| dead.reason.counts() && dead.journal_index >= since).map(|dead| dead.record.offset).collect()
     }
 
-    /// Commits the rows of a transaction.
     pub(crate) fn commit(&mut self, transaction: u32, rows: &[Row], dead: &[Dead], visible: bool) {
         let start = self.journal.len();
         self.journal.extend(rows.iter().map(|row| (transaction, Change::Row(*row))));
@@ -200,7 +199,6 @@ impl Tables {
         self.has_row_of(&self.started_below, topic, partition)
     }
 
-    /// Returns whether the present row of a partition is its row in `rows`.
     fn has_row_of(&self, rows: &BTreeMap<(u32, Partition), Progress>, topic: u32, partition: Partition) -> bool {
         let row = self.progress.get(&(topic, partition));
         row.is_some() && row == rows.get(&(topic, partition))

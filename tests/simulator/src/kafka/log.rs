@@ -22,7 +22,6 @@ pub(crate) enum RecordKind {
     Newer,
     /// A message whose row the database rejects at the INSERT.
     Rejected,
-    /// Rejected by the database at the COMMIT.
     RejectedAtCommit,
     /// Rejected by the database for its size.
     TooLarge,

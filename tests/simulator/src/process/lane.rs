@@ -33,7 +33,6 @@ enum Activity {
     Idle,
     /// Has a request from the machine that is not started yet.
     Decided(Request),
-    /// Waits for a statement's result.
     Statement,
     /// Waits for the check of the reference connection, after the lane opened a new connection.
     Reference,

@@ -46,7 +46,6 @@ pub(crate) struct Process {
     is_stopping: bool,
 }
 
-/// The surroundings of the driver.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) number: usize,

@@ -15,13 +15,11 @@ use crate::status::Failure;
 
 /// The request in progress. Until it is accepted, the end of the stream drops it.
 pub(super) enum Intake<H: Handles> {
-    /// No request is in progress.
     Idle,
     /// It needs permits for its results.
     Read(StreamSendMsgRequest),
     /// No permits were available: it has to wait for them.
     NoPermits(StreamSendMsgRequest),
-    /// It waits for the permits.
     AwaitingPermits(StreamSendMsgRequest, H::ResultsWait),
     /// It has the permits, and needs memory in case its entries fail.
     Reserving(Remaining, H::Results),
@@ -31,7 +29,6 @@ pub(super) enum Intake<H: Handles> {
     NoCapacity(Remaining),
     /// The second attempt found no capacity either: the entries have to wait for it.
     Listening(Remaining, H::CapacityWait),
-    /// The entries wait for capacity.
     Blocked(Remaining, Blocked<H>),
 }
 
@@ -51,7 +48,6 @@ pub(super) struct Blocked<H: Handles> {
     _memory: H::Memory,
 }
 
-/// The wait of a request.
 pub(crate) enum Waiting<'a, H: Handles> {
     /// [`Machine::permits`] is the event when the wait ends.
     Permits(&'a mut H::ResultsWait),
@@ -181,7 +177,6 @@ impl<H: Handles> Machine<H> {
         }
     }
 
-    /// Handles the release of capacity in flight.
     pub(crate) fn capacity_released(&mut self) {
         self.intake = match self.intake.take() {
             Intake::Blocked(remaining, blocked) => Intake::Enqueuing(remaining, Attempt::Later(blocked)),

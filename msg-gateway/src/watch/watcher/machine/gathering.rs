@@ -15,7 +15,6 @@ pub(super) enum Gathering<H: Handles> {
     Opening,
     /// Nothing is gathered before there is a slot: messages that arrive meanwhile are in the same event.
     AwaitingSlot,
-    /// No inbox is queued.
     AwaitingInbox,
     /// [`Action::AcquireMemory`] is due. With more `bytes` than an event usually has, the next message is larger.
     NeedsMemory {
@@ -55,7 +54,6 @@ pub(super) enum Gathering<H: Handles> {
     },
 }
 
-/// The messages of one event.
 #[derive(Default)]
 struct Batch {
     msgs: WatchedMsgs,

@@ -27,9 +27,7 @@ pub(super) trait Handles {
     type CatchUp;
 }
 
-/// A permit for bytes.
 pub(super) trait Shrink {
-    /// Releases the bytes beyond `bytes`.
     fn shrink(&mut self, bytes: usize);
 }
 
@@ -43,7 +41,6 @@ pub(super) trait Inboxes {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
-    /// Maximum messages of one event.
     pub(super) max_rows: usize,
     /// Maximum bytes of one event. A larger message is in an event of its own.
     pub(super) max_bytes: usize,
@@ -74,7 +71,6 @@ pub(super) enum Action<H: Handles> {
     },
     /// End the stream, and cancel the operation in progress.
     End(End),
-    /// Wait for the next event.
     Wait,
 }
 
@@ -93,14 +89,12 @@ pub(super) enum Source {
     Table,
 }
 
-/// Why a stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// The caller has closed the stream.
     Disconnected,
     /// The gateway drains, or the connection has reached its age.
     ConnectionEnding,
-    /// The caller does not read.
     SlowReader,
 }
 

@@ -146,7 +146,6 @@ impl World {
         self.respond(call, sender, msgs);
     }
 
-    /// Sends from two senders concurrently.
     fn overlap(&mut self, (one, n): (u32, u32), (other, m): (u32, u32), inbox: u32) {
         let (first, second) = ([(n, inbox, ExpectedOutcome::Ok)], [(m, inbox, ExpectedOutcome::Ok)]);
         let (one_call, other_call) =

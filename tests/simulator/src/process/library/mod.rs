@@ -66,7 +66,6 @@ enum Forward {
     Events,
 }
 
-/// The queue of one partition.
 #[derive(Debug, Default)]
 struct PartitionQueue {
     forward: Forward,

@@ -24,7 +24,6 @@ const UNTIL: u64 = 120;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// The entries of a request, and its `wait_for`.
     Request(Vec<Entry>, i32),
     /// The index of a record in flight, and its outcome.
     Report(usize, Outcome),

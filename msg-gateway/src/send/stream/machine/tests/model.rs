@@ -176,7 +176,6 @@ impl Model {
         self.result(correlation_id, outcome);
     }
 
-    /// Returns when something is due.
     pub(super) fn next_due(&self) -> Option<u64> {
         let ends = self.end.is_none().then_some(UNTIL);
         self.open.iter().map(|enqueued| enqueued.deadline).chain(self.blocked_until).chain(ends).min()

@@ -15,7 +15,6 @@ use crate::watch::feed::{FeedSlice, size};
 use crate::watch::pending_inboxes::PendingInboxes;
 use crate::watch::watcher::machine::{Action, End, Inboxes, Machine, Page, Settings, Source};
 
-/// What the watcher waits for.
 enum Operation {
     Memory(usize),
     CatchUp,
@@ -124,7 +123,6 @@ impl Caller {
         self.memory.get()
     }
 
-    /// The caller reads the event.
     pub(super) fn read(&mut self, shared: &Shared) {
         if let Some(event) = self.unread.take() {
             self.unwritten.extend(event);
@@ -157,7 +155,6 @@ impl Caller {
         }
     }
 
-    /// Advances the operation in flight.
     pub(super) fn advance(&mut self, shared: &Shared, fails: bool) {
         match self.operation.take() {
             None => return,

@@ -70,7 +70,6 @@ enum Step {
     },
     /// Whether other callers use the budgets, so that nothing is granted immediately.
     Contention(bool),
-    /// The caller reads an event.
     Read {
         watcher: usize,
     },
@@ -78,7 +77,6 @@ enum Step {
     Written {
         watcher: usize,
     },
-    /// Milliseconds pass.
     Time(u64),
     ConnectionEnding {
         watcher: usize,

@@ -62,7 +62,6 @@ impl Table {
         self.inboxes[inbox].has_lost
     }
 
-    /// Returns whether any row has this size.
     pub(super) fn has_row_of(&self, size: usize) -> bool {
         self.sizes.contains(&size)
     }
@@ -75,7 +74,6 @@ impl Table {
         (self.inboxes[inbox].purged..self.inboxes[inbox].rows.len()).contains(&(index_after(seq) - 1))
     }
 
-    /// Returns the rows after `cursor`.
     pub(super) fn after(&self, inbox: usize, cursor: i64) -> impl Iterator<Item = StoredMsg> {
         let Inbox { rows, purged, .. } = &self.inboxes[inbox];
         let first = index_after(cursor).max(*purged);

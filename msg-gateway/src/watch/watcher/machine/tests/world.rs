@@ -29,7 +29,6 @@ pub(super) struct Shared {
     /// Other callers use the budgets: nothing is granted immediately.
     pub(super) is_contended: bool,
     start: Instant,
-    /// Milliseconds since the start.
     pub(super) millis: u64,
 }
 
