@@ -48,10 +48,8 @@ const HOLDERS: &str = "
 /// Why the schema cannot be used or migrated.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// The settings of the database cannot be used.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// A request to the database failed.
     #[error(transparent)]
     Database(DatabaseError),
     /// A request to the database failed, and will succeed later.
@@ -59,7 +57,6 @@ pub enum SchemaError {
     Transient(DatabaseError),
     #[error("another process is migrating the schema")]
     Migrating,
-    /// Another transaction holds a table's lock.
     #[error("a migration waits for a lock on a table; held by: {holders}; wait for that transaction, or end it")]
     Locked {
         /// The processes that hold it, as far as this role may see them.
@@ -70,13 +67,8 @@ pub enum SchemaError {
     /// The database, or the connection to it, cannot be used until an operator changes it.
     #[error(transparent)]
     Refused(ConnectError),
-    /// The schema is older than this build needs.
     #[error("the schema is at version {found}, and this build needs {needed}: run `msg-transfer migrate`")]
-    Behind {
-        found: i64,
-        /// The version that this build needs.
-        needed: i64,
-    },
+    Behind { found: i64, needed: i64 },
     /// A newer build has migrated the schema, and this build would fail.
     #[error(
         "the schema is at version {found}, which needs a build that knows version {needs}; this one knows {needed}: \
@@ -86,7 +78,6 @@ pub enum SchemaError {
         found: i64,
         /// The version that a build must know to use that schema.
         needs: i64,
-        /// The version that this build knows.
         needed: i64,
     },
     /// A migration lost its connection, and will work later.
@@ -95,7 +86,6 @@ pub enum SchemaError {
     /// A migration was changed after it had been applied, or the server rejects it.
     #[error("migration failed: {source}{advice}")]
     Migration {
-        /// The error of the migration.
         #[source]
         source: MigrationError,
         /// The advice for the operator, after a semicolon; empty if there is none.

@@ -8,7 +8,6 @@ use std::process::ExitStatus;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each error's text says it")]
 pub enum FetchError {
-    /// A program that the machine must have is missing, or too old.
     #[error("{what}; install it with: {install}")]
     Missing { what: String, install: &'static str },
     #[error("cannot {doing} {path}: {source}")]
@@ -18,7 +17,6 @@ pub enum FetchError {
     Setting(String),
     #[error("{program} failed ({status}):\n{output}")]
     Program { program: &'static str, status: ExitStatus, output: String },
-    /// A fetched file does not match its pinned checksum.
     #[error("{path}: {problem}")]
     Checksum { path: PathBuf, problem: String },
 }

@@ -25,13 +25,10 @@ pub(crate) enum DemoError {
     /// A response of the gateway breaks the contract.
     #[error("{0}")]
     Response(String),
-    /// A request to Kafka failed.
     #[error("cannot read offsets from Kafka: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
-    /// The demo received SIGINT (Ctrl-C) or SIGTERM.
     #[error("interrupted; everything that was started is stopped")]
     Interrupted,
-    /// At least one promise is broken.
     #[error("{broken} of the promises above did not hold")]
     Broken { broken: usize },
 }

@@ -16,19 +16,14 @@ pub enum StackError {
     /// A setting or a folder is invalid.
     #[error("{0}")]
     Setting(String),
-    /// A program that should run to its end (initdb, Kafka's format) failed.
     #[error("{program} failed ({status}):\n{output}")]
     Program { program: String, status: ExitStatus, output: String },
-    /// A child process ended before it was stopped.
     #[error("{name} ended unexpectedly ({status}); the end of {log}:\n{tail}")]
     Died { name: String, status: ExitStatus, log: PathBuf, tail: String },
-    /// A child did not become ready before the timeout.
     #[error("{name} was not ready after {} s; the end of {log}:\n{tail}", .waited.as_secs())]
     NotReady { name: String, waited: Duration, log: PathBuf, tail: String },
-    /// The server at a given address did not respond.
     #[error("{name} at {address} did not respond within {} s", .waited.as_secs())]
     NoResponse {
-        /// The program that was expected at the address.
         name: &'static str,
         /// The address, without a password.
         address: String,

@@ -9,12 +9,10 @@ use crate::lane::headers::TruncatedError;
 /// A dead letter that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LetterError {
-    /// The table has no dead letter at this position.
     #[error(
         "{topic} has no dead letter in partition {partition} at offset {offset}; `dead-letters list` shows all of them"
     )]
     Missing { topic: String, partition: Partition, offset: i64 },
-    /// The position identifies more than one dead letter.
     #[error(
         "{topic} has more than one dead letter in partition {partition} at offset {offset}, of topics with this name \
          or because Kafka lost records: choose one with {}", .choices.join(" or ")
@@ -26,7 +24,6 @@ pub enum LetterError {
         /// For each of them, the flags that identify it.
         choices: Vec<String>,
     },
-    /// The headers of the dead letter cannot be unpacked.
     #[error("cannot read the headers of the dead letter in partition {partition} at offset {offset}")]
     Headers {
         partition: Partition,
@@ -41,13 +38,7 @@ pub enum LetterError {
 pub enum ReplayError {
     /// The records would be in other partitions than those of the gateways.
     #[error("topic {topic} has {found} partitions, fewer than --topic-partitions {wanted}: give the gateways' number")]
-    Partitions {
-        topic: String,
-        found: Partition,
-        /// The configured number of partitions.
-        wanted: Partition,
-    },
-    /// A record was not sent, or not confirmed.
+    Partitions { topic: String, found: Partition, wanted: Partition },
     #[error(
         "cannot replay the dead letter in partition {partition} at offset {offset}; {replayed} were replayed and \
          marked, and the rest is as before"
@@ -55,12 +46,10 @@ pub enum ReplayError {
     NotSent {
         partition: Partition,
         offset: i64,
-        /// The number of dead letters that were replayed before.
         replayed: u64,
         #[source]
         source: SendError,
     },
-    /// Replayed dead letters were not marked.
     #[error(
         "{sent} records were sent again and cannot be marked, so the next run sends them once more, which is harmless"
     )]

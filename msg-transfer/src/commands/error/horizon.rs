@@ -10,36 +10,26 @@ use crate::commands::output::for_people;
 /// Why nothing is deleted with this `--older-than`.
 #[derive(Debug, thiserror::Error)]
 pub enum HorizonError {
-    /// `--older-than` is longer than the time since 1970.
     #[error("--older-than reaches back to before 1970: give a shorter time")]
     TooLong,
-    /// The topic's retention cannot be read.
     #[error("the topic's retention is not known, so nothing is deleted: run it again when Kafka responds")]
     RetentionUnknown(#[source] RequestError),
-    /// The topic keeps its records without limit.
     #[error(
         "the topic keeps its records without limit (retention.ms is -1): a message whose row is deleted would come \
          back when its record is read again, so nothing is deleted"
     )]
     RetentionUnlimited,
-    /// The topic may still hold the records.
     #[error(
         "--older-than {} is below the topic's retention of {}: a message whose row is deleted would come back when its \
          record is read again", for_people(*.older_than), for_people(*.retention)
     )]
     BelowRetention { older_than: Duration, retention: Duration },
-    /// The topic still holds a record of that age.
     #[error(
         "Kafka still holds a record of {} ago in partition {partition}, longer than --older-than {} and than its \
          retention: Kafka deletes whole segments (segment.ms, segment.bytes). A message whose row is deleted would \
          come back when its record is read again; wait, or give a longer time", for_people(*.age), for_people(*.older_than)
     )]
-    RecordKept {
-        partition: Partition,
-        /// The age of its oldest record.
-        age: Duration,
-        older_than: Duration,
-    },
+    RecordKept { partition: Partition, age: Duration, older_than: Duration },
 }
 
 /// Returns the time before which messages are old.
