@@ -13,7 +13,7 @@ use msg_common::proto::{Msg, Placement, StreamSendMsgRequest};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::budget::{CapacityWait, LimitReached, Permit};
+use crate::budget::{LimitReached, Permit};
 use crate::incoming::Lifetime;
 use crate::metrics::answered;
 use crate::producer::{Report, ReportSender};
@@ -21,41 +21,12 @@ use crate::router::with_reason_of_transport;
 use crate::send::Sender;
 use crate::send::record::{Record, amount_in_flight};
 use crate::send::stored::Awaited;
-use crate::send::stream::machine::{Action, End, Handles, Machine, Row, Share, Ticket, Waiting};
+use crate::send::stream::machine::{Action, End, Machine, ResultsWait, Row, Ticket, Waiting};
 use crate::send::stream::replies::{Reply, ReplySender};
 use crate::status::Failure;
 
 /// A timer has to be set to some time, even if nothing is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
-
-/// The values that the machine of a stream holds.
-pub(super) struct StreamHandles;
-
-impl Handles for StreamHandles {
-    type Results = Permit;
-    type ResultsWait = ResultsWait;
-    type CapacityWait = CapacityWait;
-    type Memory = Permit;
-    type Row = Awaited;
-}
-
-impl Share for Permit {
-    fn split(&mut self, count: usize) -> Self {
-        Permit::split(self, count)
-    }
-
-    fn merge(&mut self, other: Self) {
-        Permit::merge(self, other);
-    }
-}
-
-/// The wait of a request for the permits of its results.
-pub(super) struct ResultsWait {
-    /// An error if they were not available in time.
-    permits: BoxFuture<'static, Result<Permit, LimitReached>>,
-    /// The permit for the memory of the request.
-    _memory: Permit,
-}
 
 pub(super) struct Driver {
     sender: Arc<Sender>,
@@ -78,7 +49,7 @@ impl Driver {
     /// Serves the stream until its last reply was read.
     pub(super) async fn run(
         mut self,
-        mut machine: Machine<StreamHandles>,
+        mut machine: Machine<Awaited>,
         requests: impl Stream<Item = Result<StreamSendMsgRequest, Status>>,
         reply_sender: ReplySender,
         lifetime: Lifetime,
@@ -141,7 +112,7 @@ impl Driver {
     }
 
     /// Carries out all actions that are due. Returns the end of the stream.
-    fn act(&mut self, machine: &mut Machine<StreamHandles>) -> Option<End> {
+    fn act(&mut self, machine: &mut Machine<Awaited>) -> Option<End> {
         let budgets = &self.sender.budgets;
         loop {
             match machine.next_action() {
@@ -168,7 +139,7 @@ impl Driver {
         }
     }
 
-    fn enqueue(&self, machine: &mut Machine<StreamHandles>, ticket: &Ticket, msg: Msg, until_stored: bool) {
+    fn enqueue(&self, machine: &mut Machine<Awaited>, ticket: &Ticket, msg: Msg, until_stored: bool) {
         let sender = &self.sender;
         let Ok(permit) = sender.budgets.in_flight.try_acquire(amount_in_flight(&msg)) else {
             return machine.no_capacity(ticket, msg);
@@ -210,7 +181,7 @@ enum Waited {
     Capacity,
 }
 
-async fn waited(waiting: Option<Waiting<'_, StreamHandles>>) -> Waited {
+async fn waited(waiting: Option<Waiting<'_>>) -> Waited {
     match waiting {
         Some(Waiting::Permits(wait)) => Waited::Permits(wait.permits.as_mut().await),
         Some(Waiting::Capacity(capacity)) => {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::send::outcome::Outcome;
 use crate::send::record::PendingSend;
-use crate::send::stream::machine::{Action, Handles, Machine};
+use crate::send::stream::machine::{Action, Machine};
 use crate::send::{check_entry, must_be_set, result_of};
 use crate::status::Failure;
 
@@ -71,9 +71,9 @@ impl Remaining {
     }
 }
 
-impl<H: Handles> Machine<H> {
+impl<R> Machine<R> {
     /// Returns the action that enqueues an entry, or gives the entry its error.
-    pub(super) fn admit(&mut self, NextEntry { entry, index, until_stored }: NextEntry) -> Option<Action<H>> {
+    pub(super) fn admit(&mut self, NextEntry { entry, index, until_stored }: NextEntry) -> Option<Action<R>> {
         let StreamSendEntry { correlation_id, msg } = entry;
         let (msg, msg_id) = match self.check_msg(correlation_id, msg, index) {
             Ok(checked) => checked,
@@ -94,7 +94,7 @@ impl<H: Handles> Machine<H> {
 
     /// Keeps an entry that was enqueued until its report. `row` is the permit to await its row, if the caller waits
     /// for it.
-    pub(crate) fn enqueued(&mut self, ticket: &Ticket, pending: PendingSend, row: Option<H::Row>, now: Instant) {
+    pub(crate) fn enqueued(&mut self, ticket: &Ticket, pending: PendingSend, row: Option<R>, now: Instant) {
         let &Ticket { number, msg_id, correlation_id, rank } = ticket;
         self.failed.remove_sent(&pending.recv_id, msg_id);
         self.correlations.insert(correlation_id);
@@ -134,7 +134,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Turns the outcome of an entry into its result, or awaits its row.
-    pub(super) fn complete(&mut self, open: Open<H::Row>, outcome: Outcome) {
+    pub(super) fn complete(&mut self, open: Open<R>, outcome: Outcome) {
         let Open { correlation_id, rank, pending, deadline, row } = open;
         self.check_topic |= outcome == Outcome::Unknown;
         match (result_of(&pending, outcome, self.settings.settle_time), row) {

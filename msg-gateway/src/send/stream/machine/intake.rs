@@ -3,64 +3,74 @@
 
 use std::time::Instant;
 
+use futures_util::future::BoxFuture;
 use msg_common::limits::MAX_REQUEST_MSGS;
 use msg_common::proto::{StreamSendEntry, StreamSendMsgRequest};
 use prost::Message;
 
+use crate::budget::{CapacityWait, LimitReached, Permit};
 use crate::send::stream::failed_entries::FailedEntries;
 use crate::send::stream::machine::entries::Remaining;
-use crate::send::stream::machine::{Action, End, Handles, Machine, Share};
+use crate::send::stream::machine::{Action, End, Machine};
 use crate::send::{check_count, until_stored};
 use crate::status::Failure;
 
 /// The request in progress. Until it is accepted, the end of the stream drops it.
-pub(super) enum Intake<H: Handles> {
+pub(super) enum Intake {
     Idle,
     /// It needs permits for its results.
     Read(StreamSendMsgRequest),
     /// No permits were available: it has to wait for them.
     NoPermits(StreamSendMsgRequest),
-    AwaitingPermits(StreamSendMsgRequest, H::ResultsWait),
+    AwaitingPermits(StreamSendMsgRequest, ResultsWait),
     /// It has the permits, and needs memory in case its entries fail.
-    Reserving(Remaining, H::Results),
+    Reserving(Remaining, Permit),
     /// It is accepted, and its entries are being enqueued.
-    Enqueuing(Remaining, Attempt<H>),
+    Enqueuing(Remaining, Attempt),
     /// The first attempt found no capacity.
     NoCapacity(Remaining),
     /// The second attempt found no capacity either: the entries have to wait for it.
-    Listening(Remaining, H::CapacityWait),
-    Blocked(Remaining, Blocked<H>),
+    Listening(Remaining, CapacityWait),
+    Blocked(Remaining, Blocked),
 }
 
 /// Which attempt to enqueue the remaining entries this is.
-pub(super) enum Attempt<H: Handles> {
+pub(super) enum Attempt {
     First,
     /// Released permits notify this stream now. A permit that was released just before would be missed, so there is a
     /// second attempt.
-    Second(H::CapacityWait),
+    Second(CapacityWait),
     /// Capacity was released while the entries were blocked.
-    Later(Blocked<H>),
+    Later(Blocked),
 }
 
-pub(super) struct Blocked<H: Handles> {
+pub(super) struct Blocked {
     until: Instant,
-    capacity: H::CapacityWait,
-    _memory: H::Memory,
+    capacity: CapacityWait,
+    _memory: Permit,
 }
 
-pub(crate) enum Waiting<'a, H: Handles> {
+/// The wait of a request for the permits of its results.
+pub(crate) struct ResultsWait {
+    /// An error if they were not available in time.
+    pub(crate) permits: BoxFuture<'static, Result<Permit, LimitReached>>,
+    /// The permit for the memory of the request.
+    pub(crate) _memory: Permit,
+}
+
+pub(crate) enum Waiting<'a> {
     /// [`Machine::permits`] is the event when the wait ends.
-    Permits(&'a mut H::ResultsWait),
+    Permits(&'a mut ResultsWait),
     /// [`Machine::capacity_released`] is the event when the wait ends.
-    Capacity(&'a H::CapacityWait),
+    Capacity(&'a CapacityWait),
 }
 
-impl<H: Handles> Intake<H> {
+impl Intake {
     pub(super) fn is_idle(&self) -> bool {
         matches!(self, Intake::Idle)
     }
 
-    pub(super) fn waiting(&mut self) -> Option<Waiting<'_, H>> {
+    pub(super) fn waiting(&mut self) -> Option<Waiting<'_>> {
         match self {
             Intake::AwaitingPermits(_, wait) => Some(Waiting::Permits(wait)),
             Intake::Blocked(_, blocked) => Some(Waiting::Capacity(&blocked.capacity)),
@@ -92,9 +102,9 @@ impl<H: Handles> Intake<H> {
     }
 }
 
-impl<H: Handles> Machine<H> {
+impl<R> Machine<R> {
     /// Advances the request in progress until it needs the driver or has to wait.
-    pub(super) fn advance(&mut self) -> Option<Action<H>> {
+    pub(super) fn advance(&mut self) -> Option<Action<R>> {
         while let Intake::Enqueuing(remaining, _) = &mut self.intake {
             let Some(entry) = remaining.pop() else {
                 self.intake = Intake::Idle;
@@ -117,7 +127,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Accepts the permits for the results of the request, or their error, which ends the stream.
-    pub(crate) fn permits(&mut self, permits: Result<H::Results, Failure>) {
+    pub(crate) fn permits(&mut self, permits: Result<Permit, Failure>) {
         match self.intake.take() {
             Intake::Read(request) | Intake::AwaitingPermits(request, _) => {
                 match permits.and_then(|permits| Ok((self.check(request)?, permits))) {
@@ -138,7 +148,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Accepts the wait for the permits, or an error, which ends the stream.
-    pub(crate) fn awaiting_permits(&mut self, wait: Result<H::ResultsWait, Failure>) {
+    pub(crate) fn awaiting_permits(&mut self, wait: Result<ResultsWait, Failure>) {
         match (self.intake.take(), wait) {
             (Intake::NoPermits(request), Ok(wait)) => self.intake = Intake::AwaitingPermits(request, wait),
             (Intake::NoPermits(_), Err(failure)) => self.end_with(End::Failed(failure)),
@@ -159,7 +169,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Accepts the listener for capacity. Released permits notify it from now on.
-    pub(crate) fn listening(&mut self, capacity: H::CapacityWait) {
+    pub(crate) fn listening(&mut self, capacity: CapacityWait) {
         self.intake = match self.intake.take() {
             Intake::NoCapacity(remaining) => Intake::Enqueuing(remaining, Attempt::Second(capacity)),
             other => other,
@@ -167,7 +177,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Blocks the remaining entries until there is capacity, or rejects them, if there is no memory for them.
-    pub(crate) fn blocked(&mut self, memory: Result<H::Memory, Failure>, now: Instant) {
+    pub(crate) fn blocked(&mut self, memory: Result<Permit, Failure>, now: Instant) {
         match (self.intake.take(), memory) {
             (Intake::Listening(remaining, capacity), Ok(_memory)) => {
                 self.intake = Intake::Blocked(remaining, Blocked { until: self.deadline(now), capacity, _memory });

@@ -18,6 +18,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::auth::rules::Caller;
+use crate::budget::Permit;
 use crate::metrics::outcome;
 use crate::producer::Report;
 use crate::send::into_result;
@@ -26,31 +27,8 @@ use crate::send::stream::failed_entries::FailedEntries;
 use crate::send::stream::machine::entries::Open;
 pub(super) use crate::send::stream::machine::entries::{Row, Ticket};
 use crate::send::stream::machine::intake::Intake;
-pub(super) use crate::send::stream::machine::intake::Waiting;
+pub(super) use crate::send::stream::machine::intake::{ResultsWait, Waiting};
 use crate::status::Failure;
-
-/// The values that the machine holds and does not read: permits, and what a permit is awaited with. It drops a value
-/// when its purpose ends, so that no release can be forgotten.
-pub(super) trait Handles {
-    /// One permit for each result that is not in a reply yet.
-    type Results: Share;
-    /// The wait of a request for the permits of its results.
-    type ResultsWait;
-    /// A listener for capacity in flight.
-    type CapacityWait;
-    /// The permit for the memory of blocked entries.
-    type Memory;
-    /// The permit to await the row of an entry.
-    type Row;
-}
-
-/// A permit for a number of results.
-pub(super) trait Share {
-    /// Splits off the permit for `count` results.
-    fn split(&mut self, count: usize) -> Self;
-    /// Adds the permit for other results.
-    fn merge(&mut self, other: Self);
-}
 
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -72,8 +50,8 @@ pub(super) struct Settings {
     pub(super) max_reply: usize,
 }
 
-/// What the driver has to do.
-pub(super) enum Action<H: Handles> {
+/// What the driver has to do. `R` is the permit to await the row of an entry.
+pub(super) enum Action<R> {
     /// Acquire permits for this many results, now. [`Machine::permits`] or [`Machine::permits_exhausted`].
     AcquireResults(usize),
     /// Wait for the permits. `bytes` is the memory of the request meanwhile. [`Machine::awaiting_permits`].
@@ -87,7 +65,7 @@ pub(super) enum Action<H: Handles> {
     /// Acquire the memory of blocked entries, in bytes. [`Machine::blocked`].
     AcquireMemory(usize),
     /// Wait for the row of an accepted entry. [`Machine::stored`] is the event when the wait ends.
-    AwaitRow(Row<H::Row>),
+    AwaitRow(Row<R>),
     /// Check the topic: the outcome of an entry is unknown, and Kafka may be unavailable.
     CheckTopic,
     /// Count this many results of an outcome.
@@ -107,36 +85,37 @@ pub(super) enum End {
     Failed(Failure),
 }
 
-pub(super) struct Machine<H: Handles> {
+/// The state of one stream. It drops a permit when its purpose ends, so that no release can be forgotten.
+pub(super) struct Machine<R> {
     settings: Settings,
     /// The request that is in progress.
-    intake: Intake<H>,
+    intake: Intake,
     /// How the stream ends once every entry has its result. From then on no request is read.
     end: Option<End>,
     /// The enqueued entries without a report, by a number that is never reused. A `correlation_id` may be, and a
     /// report may come after its entry got a result.
-    open: HashMap<u64, Open<H::Row>>,
+    open: HashMap<u64, Open<R>>,
     next_number: u64,
     /// The `correlation_id`s of the enqueued entries without a result.
     correlations: HashSet<u64>,
     failed: FailedEntries,
     /// One permit for each accepted entry whose result is not in a reply yet.
-    permits: H::Results,
+    permits: Permit,
     /// The next time to expire entries: not later than the first deadline of an open entry.
     next_deadline: Option<Instant>,
     /// Results that are not in a reply yet.
     results: VecDeque<StreamSendResult>,
     /// Accepted entries for which [`Action::AwaitRow`] is due.
-    rows: VecDeque<Row<H::Row>>,
+    rows: VecDeque<Row<R>>,
     /// An outcome is unknown: set until the driver gets [`Action::CheckTopic`].
     check_topic: bool,
     /// Results that are not counted yet, by outcome: a few pairs.
     counts: Vec<(&'static str, u64)>,
 }
 
-impl<H: Handles> Machine<H> {
+impl<R> Machine<R> {
     /// Creates the machine of a stream. `permits` is a permit for no result.
-    pub(super) fn new(settings: Settings, permits: H::Results) -> Self {
+    pub(super) fn new(settings: Settings, permits: Permit) -> Self {
         Machine {
             settings,
             intake: Intake::Idle,
@@ -155,7 +134,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Returns what has to be done next.
-    pub(super) fn next_action(&mut self) -> Action<H> {
+    pub(super) fn next_action(&mut self) -> Action<R> {
         if let Some(row) = self.rows.pop_front() {
             return Action::AwaitRow(row);
         }
@@ -196,7 +175,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Returns the wait of the request in progress, if it has to wait.
-    pub(super) fn waiting(&mut self) -> Option<Waiting<'_, H>> {
+    pub(super) fn waiting(&mut self) -> Option<Waiting<'_>> {
         self.intake.waiting()
     }
 
@@ -239,7 +218,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Returns the next reply, and the permits of its results.
-    pub(super) fn reply(&mut self) -> (StreamSendMsgResponse, H::Results) {
+    pub(super) fn reply(&mut self) -> (StreamSendMsgResponse, Permit) {
         let count = self.results.len().min(self.settings.max_reply);
         let permits = self.permits.split(count);
         (StreamSendMsgResponse { results: self.results.drain(..count).collect() }, permits)

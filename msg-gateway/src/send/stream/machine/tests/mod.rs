@@ -1,7 +1,7 @@
 //! Random sequences of events against a model. The numbers are small, so that most steps are near a limit.
 
+mod budgets;
 mod model;
-mod token;
 mod world;
 
 use proptest::collection::vec;

@@ -1,8 +1,7 @@
 //! A driver of plain values: it carries the machine's actions out on counters, and compares every step with the model.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::future::pending;
 use std::time::{Duration, Instant};
 
 use msg_common::limits::Limits;
@@ -15,31 +14,21 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
+use super::budgets::{Budgets, Permit, permit, used};
 use super::model::{Content, Ending, Entry, Model, Request};
-use super::token::{Token, Tokens, token};
 use super::{MAX_FAILED, MAX_INFLIGHT, MAX_REPLY, MAX_RESULTS, MAX_WAIT, Step, UNTIL};
 use crate::auth::rules::Caller;
 use crate::producer::Report;
 use crate::send::outcome::Outcome;
 use crate::send::record::Record;
-use crate::send::stream::machine::{Action, End, Machine, Settings, Ticket, Waiting};
+use crate::send::stream::machine::{Action, End, Machine, ResultsWait, Settings, Ticket, Waiting};
 use crate::status::Failure;
 
-/// The sums of all tokens of a kind.
-#[derive(Default)]
-struct Held {
-    results: Rc<Cell<usize>>,
-    results_waits: Rc<Cell<usize>>,
-    capacity_waits: Rc<Cell<usize>>,
-    memory: Rc<Cell<usize>>,
-    rows: Rc<Cell<usize>>,
-}
-
 pub(super) struct World {
-    machine: Machine<Tokens>,
+    machine: Machine<Permit>,
     model: Model,
     start: Instant,
-    held: Held,
+    budgets: Budgets,
     /// The number of records that may still be enqueued.
     capacity: usize,
     /// The capacity that is released just before the next listener exists.
@@ -48,7 +37,7 @@ pub(super) struct World {
     failed_attempts: usize,
     /// Records without a report, of entries with or without a result.
     in_flight: Vec<u64>,
-    rows: Vec<(u64, Token)>,
+    rows: Vec<(u64, Permit)>,
     counts: BTreeMap<&'static str, u64>,
     has_memory: bool,
     has_waiters: bool,
@@ -75,7 +64,7 @@ fn id_of(msg: &Msg) -> Uuid {
 
 impl World {
     pub(super) fn new() -> Self {
-        let (start, held) = (Instant::now(), Held::default());
+        let (start, budgets) = (Instant::now(), Budgets::new(MAX_RESULTS));
         let settings = Settings {
             limits: Limits { max_id_bytes: 8, max_content_bytes: 10 },
             caller: Caller::anyone(),
@@ -88,10 +77,10 @@ impl World {
             max_reply: MAX_REPLY,
         };
         World {
-            machine: Machine::new(settings, token(&held.results, 0)),
+            machine: Machine::new(settings, budgets.results.empty()),
             model: Model::default(),
             start,
-            held,
+            budgets,
             capacity: 3,
             early_capacity: 0,
             failed_attempts: 0,
@@ -179,9 +168,13 @@ impl World {
         }
         assert!(self.has_ended, "the stream does not end");
         drop((self.machine, self.rows));
-        let Held { results, results_waits, capacity_waits, memory, rows } = self.held;
-        let left = [results, results_waits, capacity_waits, memory, rows].map(|held| held.get());
-        assert_eq!(left, [0; 5], "permits are not released");
+        assert_eq!(self.budgets.capacity_waits(), 0, "a listener is left");
+        let Budgets { results, results_waits, capacity: _, memory, rows } = self.budgets;
+        assert_eq!(
+            [results, results_waits, memory, rows].map(|budget| used(&budget)),
+            [0; 4],
+            "permits are not released"
+        );
     }
 
     fn request(&mut self, entries: &[Entry], wait_for: i32) {
@@ -207,8 +200,8 @@ impl World {
         if !granted {
             self.machine.permits(Err(Failure::Overloaded("a test".into())));
             self.model.end(Ending::Failed("OVERLOADED"));
-        } else if self.held.results.get() + count <= MAX_RESULTS {
-            self.machine.permits(Ok(token(&self.held.results, count)));
+        } else if let Ok(permits) = self.budgets.results.try_acquire(count) {
+            self.machine.permits(Ok(permits));
             self.model.check_request();
         }
     }
@@ -216,7 +209,9 @@ impl World {
     fn reply(&mut self) {
         let (response, permits) = self.machine.reply();
         assert!((1..=MAX_REPLY).contains(&response.results.len()), "a reply has {} results", response.results.len());
-        assert_eq!(permits.count(), response.results.len(), "the permits of a reply");
+        let held = used(&self.budgets.results);
+        drop(permits);
+        assert_eq!(held - used(&self.budgets.results), response.results.len(), "the permits of a reply");
         for result in response.results {
             assert_eq!(self.model.results.pop_front(), Some(read(result)), "expected result, then the found one");
         }
@@ -241,15 +236,16 @@ impl World {
             match self.machine.next_action() {
                 Action::AcquireResults(count) => {
                     assert_eq!(count, self.model.request.as_ref().expect("a request was read").entries.len());
-                    if self.held.results.get() + count > MAX_RESULTS {
+                    let Ok(permits) = self.budgets.results.try_acquire(count) else {
                         self.machine.permits_exhausted();
                         continue;
-                    }
-                    self.machine.permits(Ok(token(&self.held.results, count)));
+                    };
+                    self.machine.permits(Ok(permits));
                     self.model.check_request();
                 }
                 Action::AwaitResults { .. } if self.has_memory => {
-                    self.machine.awaiting_permits(Ok(token(&self.held.results_waits, 1)));
+                    let _memory = permit(&self.budgets.results_waits, 1);
+                    self.machine.awaiting_permits(Ok(ResultsWait { permits: Box::pin(pending()), _memory }));
                 }
                 Action::AwaitResults { .. } => {
                     self.machine.awaiting_permits(Err(Failure::Overloaded("a test".into())));
@@ -268,11 +264,11 @@ impl World {
                 Action::Enqueue { ticket, msg, until_stored } => self.enqueue(&ticket, msg, until_stored),
                 Action::Listen => {
                     self.capacity += std::mem::take(&mut self.early_capacity);
-                    self.machine.listening(token(&self.held.capacity_waits, 1));
+                    self.machine.listening(self.budgets.capacity.wait_for_capacity());
                 }
                 Action::AcquireMemory(_) if self.capacity > 0 => panic!("released capacity is missed"),
                 Action::AcquireMemory(bytes) if self.has_memory => {
-                    self.machine.blocked(Ok(token(&self.held.memory, bytes)), self.now());
+                    self.machine.blocked(Ok(permit(&self.budgets.memory, bytes)), self.now());
                     self.model.block();
                 }
                 Action::AcquireMemory(_) => {
@@ -319,7 +315,7 @@ impl World {
         self.capacity -= 1;
         self.in_flight.push(ticket.number);
         self.model.enqueue(ticket.number);
-        let row = until_stored.then(|| token(&self.held.rows, 1));
+        let row = until_stored.then(|| permit(&self.budgets.rows, 1));
         let pending = Record::new(msg, ticket.msg_id, 1).pending();
         self.machine.enqueued(ticket, pending, row, self.now());
     }
@@ -338,11 +334,12 @@ impl World {
         assert_eq!(self.machine.may_read(), model.may_read());
         assert_eq!(self.machine.has_results(), !model.results.is_empty());
         assert_eq!(self.machine.awaits_reports(), !model.open.is_empty());
-        assert_eq!(self.held.results.get(), model.unfinished(), "permits for results");
-        assert_eq!(self.held.results_waits.get(), usize::from(model.request.is_some()), "waits for permits");
-        assert_eq!(self.held.capacity_waits.get(), usize::from(model.blocked_until.is_some()), "waits for capacity");
-        assert_eq!(self.held.memory.get() > 0, model.blocked_until.is_some(), "memory of blocked entries");
-        assert_eq!(self.held.rows.get(), model.waiters(), "permits of waiters");
+        let Budgets { results, results_waits, memory, rows, .. } = &self.budgets;
+        assert_eq!(used(results), model.unfinished(), "permits for results");
+        assert_eq!(used(results_waits), usize::from(model.request.is_some()), "waits for permits");
+        assert_eq!(self.budgets.capacity_waits(), usize::from(model.blocked_until.is_some()), "waits for capacity");
+        assert_eq!(used(memory) > 0, model.blocked_until.is_some(), "memory of blocked entries");
+        assert_eq!(used(rows), model.waiters(), "permits of waiters");
     }
 
     fn now(&self) -> Instant {
