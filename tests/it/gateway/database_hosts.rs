@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use msg_common::proto::{Placement, PullMsgsRequest, SendMsgRequest, WaitFor};
+use msg_stack::Service;
 use tonic::{Request, Status};
 
 use super::calls::{Client, client, readyz, wait_gateway_not_ready};
 use crate::support::hosts::{PasswordRole, Pooler, PostgresPair, host_and_port, silent_host};
 use crate::support::kafka::msg;
 use crate::support::stack::own_postgres;
-use crate::support::world::World;
+use crate::support::world::{Gateway, World};
 use crate::support::{NotYet, ensure, eventually, within};
 
 const FAILOVER: Duration = Duration::from_secs(30);
@@ -53,18 +54,24 @@ async fn wait_for_sends_and_reads(client: &Client, stored: usize, id: &str) {
     .await;
 }
 
-#[tokio::test]
-async fn reads_move_from_a_frozen_primary_to_its_promoted_standby() {
-    let pair = PostgresPair::start("gw_frozen").await;
-    let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
-    let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", &url));
-    let gateway = pair.world.gateway("gateway", |spec| spec.env("DATABASE_URL", &url));
+/// Starts the services with this URL, and stores 5 messages on both servers.
+async fn start_and_send(pair: &PostgresPair, url: &str) -> (Service, Gateway, Client) {
+    let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
+    let gateway = pair.world.gateway("gateway", |spec| spec.env("DATABASE_URL", url));
     tokio::try_join!(transfer.start(), gateway.service.start()).unwrap();
     let client = client(&gateway).await;
     for id in 0..5 {
         send_stored(&client, &id.to_string()).await.unwrap();
     }
     pair.wait_for_standby().await;
+    (transfer, gateway, client)
+}
+
+#[tokio::test]
+async fn reads_move_from_a_frozen_primary_to_its_promoted_standby() {
+    let pair = PostgresPair::start("gw_frozen").await;
+    let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
+    let (_transfer, _gateway, client) = start_and_send(&pair, &url).await;
     assert!(pair.stack.postgres().freeze());
     pair.promote().await;
     wait_for_sends_and_reads(&client, 5, "after").await;
@@ -74,14 +81,7 @@ async fn reads_move_from_a_frozen_primary_to_its_promoted_standby() {
 async fn reads_leave_a_primary_that_became_read_only() {
     let pair = PostgresPair::start("gw_demoted").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
-    let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", &url));
-    let gateway = pair.world.gateway("gateway", |spec| spec.env("DATABASE_URL", &url));
-    tokio::try_join!(transfer.start(), gateway.service.start()).unwrap();
-    let client = client(&gateway).await;
-    for id in 0..5 {
-        send_stored(&client, &id.to_string()).await.unwrap();
-    }
-    pair.wait_for_standby().await;
+    let (_transfer, _gateway, client) = start_and_send(&pair, &url).await;
     // Existing sessions keep their setting.
     let operator = pair.primary_client().await;
     operator.batch_execute("ALTER DATABASE gw_demoted SET default_transaction_read_only = on").await.unwrap();

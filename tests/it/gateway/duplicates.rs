@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use futures_util::future::join_all;
 
 use super::calls::{client, send};
+use super::order::two_gateways;
 use crate::support::kafka::{msg, msg_id_of, record_of};
 use crate::support::world::World;
 
@@ -12,12 +13,7 @@ use crate::support::world::World;
 async fn message_sent_often_through_two_gateways_is_one_row() {
     let world = World::new("repeats").await;
     let _transfer = world.running_transfer().await;
-    let gateways = ["one", "two"].map(|name| world.gateway(name, |spec| spec));
-    let mut clients = Vec::new();
-    for gateway in &gateways {
-        gateway.service.start().await.unwrap();
-        clients.push(client(gateway).await);
-    }
+    let (_gateways, clients) = two_gateways(&world).await;
     // 20 messages, each sent 30 times concurrently.
     let messages: Vec<_> = (0..20).map(|i| msg("alice", &format!("inbox-{}", i % 4), &i.to_string(), "x")).collect();
     let sends = (0..30).flat_map(|round| messages.iter().map(move |message| (round, message)));

@@ -2,20 +2,25 @@
 
 use futures_util::future::join_all;
 
-use super::calls::{client, send};
+use super::calls::{Client, client, send};
 use crate::support::kafka::msg;
-use crate::support::world::World;
+use crate::support::world::{Gateway, World};
 
-#[tokio::test]
-async fn each_senders_messages_keep_their_order_in_each_inbox() {
-    let world = World::new("send_order").await;
-    let _transfer = world.running_transfer().await;
+pub(super) async fn two_gateways(world: &World) -> ([Gateway; 2], Vec<Client>) {
     let gateways = ["one", "two"].map(|name| world.gateway(name, |spec| spec));
     let mut clients = Vec::new();
     for gateway in &gateways {
         gateway.service.start().await.unwrap();
         clients.push(client(gateway).await);
     }
+    (gateways, clients)
+}
+
+#[tokio::test]
+async fn each_senders_messages_keep_their_order_in_each_inbox() {
+    let world = World::new("send_order").await;
+    let _transfer = world.running_transfer().await;
+    let (_gateways, clients) = two_gateways(&world).await;
     const SENDERS: usize = 60;
     const EACH: usize = 60;
     const INBOXES: usize = 5;

@@ -12,7 +12,7 @@ use crate::support::world::World;
 /// The size of a response that every gRPC client accepts by default.
 const MAX_RESPONSE_BYTES: usize = 4 << 20;
 
-fn inbox(recv_id: &str) -> PullMsgsRequest {
+pub(super) fn inbox(recv_id: &str) -> PullMsgsRequest {
     PullMsgsRequest { recv_id: recv_id.into(), ..PullMsgsRequest::default() }
 }
 
@@ -27,7 +27,7 @@ async fn page(client: &Client, request: &PullMsgsRequest) -> (Vec<StoredMsg>, St
 }
 
 /// All pages from this request on.
-async fn pages(client: &Client, mut request: PullMsgsRequest) -> Vec<Vec<StoredMsg>> {
+pub(super) async fn pages(client: &Client, mut request: PullMsgsRequest) -> Vec<Vec<StoredMsg>> {
     let mut pages = Vec::new();
     loop {
         let (msgs, next) = page(client, &request).await;

@@ -5,34 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use msg_common::partition::partition_for;
 use msg_common::proto::{GetMaxSeqsRequest, InboxSeqs, Msg, PullMsgsRequest, StoredMsg};
-use prost::Message;
 use tonic::Code;
 
 use super::calls::{Client, assert_failed, client, fields, send};
+use super::pull::{inbox, pages};
 use crate::support::kafka::{msg, msg_id_of, record_of};
 use crate::support::world::World;
-
-/// The size of a response that every gRPC client accepts by default.
-const MAX_RESPONSE_BYTES: usize = 4 << 20;
-
-fn inbox(recv_id: &str) -> PullMsgsRequest {
-    PullMsgsRequest { recv_id: recv_id.into(), ..PullMsgsRequest::default() }
-}
-
-/// All pages from this request on.
-async fn pages(client: &Client, mut request: PullMsgsRequest) -> Vec<Vec<StoredMsg>> {
-    let mut pages = Vec::new();
-    loop {
-        let page = client.clone().pull_msgs(request.clone()).await.unwrap().into_inner();
-        assert!(page.encoded_len() < MAX_RESPONSE_BYTES, "a page has {} bytes", page.encoded_len());
-        assert!(!page.msgs.is_empty() || page.next_page_token.is_empty(), "an empty page that is not the end");
-        pages.push(page.msgs);
-        if page.next_page_token.is_empty() {
-            return pages;
-        }
-        request.page_token = page.next_page_token;
-    }
-}
 
 fn seqs(pages: &[Vec<StoredMsg>]) -> Vec<Vec<i64>> {
     pages.iter().map(|page| page.iter().map(|stored| stored.seq).collect()).collect()

@@ -22,6 +22,31 @@ async fn rows_on(pair: &PostgresPair, server: &Postgres) -> i64 {
     count_rows(&server.connect(&url).await.unwrap(), "messages").await.unwrap()
 }
 
+async fn start_under_load(pair: &PostgresPair, transfer: &Service) -> Load {
+    transfer.start().await.unwrap();
+    let load = Load::start(pair.world.writer(), 20);
+    eventually("some are stored", async || {
+        let rows = rows_on(pair, pair.stack.postgres()).await;
+        ensure(rows > 1000, rows)
+    })
+    .await;
+    load
+}
+
+async fn finish_on_promoted_standby(pair: &PostgresPair, transfer: &Service, load: Load) {
+    pair.promote().await;
+    let before = rows_on(pair, &pair.standby).await;
+    within(FAILOVER, "the standby is written to", async || {
+        let rows = rows_on(pair, &pair.standby).await;
+        ensure(rows > before + 100, format!("{rows} rows, {before} before"))
+    })
+    .await;
+    let world = World::on_database(&pair.world, &pair.standby.url(pair.world.topic()));
+    load.finish(&world).await;
+    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
+    assert!(transfer.stop().await.unwrap().success());
+}
+
 #[tokio::test]
 async fn silent_first_host_is_skipped() {
     let world = World::new("silent_host").await;
@@ -46,23 +71,10 @@ async fn frozen_primary_is_replaced_by_its_promoted_standby() {
     let pair = PostgresPair::start("frozen_primary").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "?target_session_attrs=read-write");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
-    transfer.start().await.unwrap();
-    let load = Load::start(pair.world.writer(), 20);
-    eventually("some are stored", async || {
-        let rows = rows_on(&pair, pair.stack.postgres()).await;
-        ensure(rows > 1000, rows)
-    })
-    .await;
+    let load = start_under_load(&pair, &transfer).await;
     pair.wait_for_standby().await;
     assert!(pair.stack.postgres().freeze());
-    pair.promote().await;
-    let before = rows_on(&pair, &pair.standby).await;
-    within(FAILOVER, "the standby is written to", async || {
-        let rows = rows_on(&pair, &pair.standby).await;
-        ensure(rows > before + 100, format!("{rows} rows, {before} before"))
-    })
-    .await;
-    finish_on_standby(&pair, &transfer, load).await;
+    finish_on_promoted_standby(&pair, &transfer, load).await;
 }
 
 /// A primary that was made read-only: it stays up and closes no connection.
@@ -71,32 +83,12 @@ async fn read_only_old_primary_is_replaced_by_the_new_one() {
     let pair = PostgresPair::start("demoted").await;
     let url = pair.url(pair.stack.postgres(), &pair.standby, "");
     let transfer = pair.world.transfer("transfer", |spec| spec.env("DATABASE_URL", url));
-    transfer.start().await.unwrap();
-    let load = Load::start(pair.world.writer(), 20);
-    eventually("some are stored", async || {
-        let rows = rows_on(&pair, pair.stack.postgres()).await;
-        ensure(rows > 1000, rows)
-    })
-    .await;
+    let load = start_under_load(&pair, &transfer).await;
     let operator = pair.primary_client().await;
     operator.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").await.unwrap();
     operator.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     wait_not_ready(&transfer, &["read-only", "standby"]).await;
-    pair.promote().await;
-    let before = rows_on(&pair, &pair.standby).await;
-    within(FAILOVER, "the standby is written to", async || {
-        let rows = rows_on(&pair, &pair.standby).await;
-        ensure(rows > before + 100, format!("{rows} rows, {before} before"))
-    })
-    .await;
-    finish_on_standby(&pair, &transfer, load).await;
-}
-
-async fn finish_on_standby(pair: &PostgresPair, transfer: &Service, load: Load) {
-    let world = World::on_database(&pair.world, &pair.standby.url(pair.world.topic()));
-    load.finish(&world).await;
-    transfer.wait_ready(WAIT_TIMEOUT).await.unwrap();
-    assert!(transfer.stop().await.unwrap().success());
+    finish_on_promoted_standby(&pair, &transfer, load).await;
 }
 
 /// Both servers accept writes. The start offsets were read from one, so nothing may be stored in the other.

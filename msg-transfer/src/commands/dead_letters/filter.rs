@@ -10,15 +10,12 @@ use msg_common::proto::DeadLetterReason;
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use super::letter::{Position, Summary};
+use super::letter::{Position, SELECT_SUMMARY, Summary};
 
 /// Maximum number of dead letters on a page. A page does not hold the bytes of their records.
 const PAGE: i64 = 500;
 
-const SELECT: &str = "
-    SELECT topic_id, kafka_partition, kafka_offset, recv_id, msg_id, reason, detail, first_seen, replayed_at,
-           coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers),
-           leader_epoch
+const FILTERED: &str = "
     FROM dead_letters
     WHERE topic = $1
       AND ($2::integer[] IS NULL OR kafka_partition = ANY($2))
@@ -106,7 +103,7 @@ impl<'a> Walk<'a> {
         if limit == 0 {
             return Ok(Vec::new());
         }
-        let statement = client.prepare_cached(SELECT).await?;
+        let statement = client.prepare_cached(&format!("{SELECT_SUMMARY}{FILTERED}")).await?;
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 13] = [
             &self.topic,
             &partitions,

@@ -11,10 +11,12 @@ use uuid::Uuid;
 use crate::commands::error::LetterError;
 use crate::lane::headers::{Header, unpack};
 
-const SELECT: &str = "
+/// The columns of a [`Summary`], with which every statement on dead letters starts.
+pub(super) const SELECT_SUMMARY: &str = "
     SELECT topic_id, kafka_partition, kafka_offset, recv_id, msg_id, reason, detail, first_seen, replayed_at,
-           coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers),
-           leader_epoch, key, value, headers
+           coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers), leader_epoch";
+
+const RECORDS: &str = ", key, value, headers
     FROM dead_letters
     WHERE topic = $1 AND kafka_partition = $2 AND kafka_offset = $3 AND ($4::uuid IS NULL OR topic_id = $4)
       AND ($5::integer IS NULL OR leader_epoch = $5)
@@ -66,7 +68,7 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    /// Reads the columns that every statement on dead letters starts with.
+    /// Reads the columns of [`SELECT_SUMMARY`].
     pub(super) fn of(row: &Row) -> Self {
         Summary {
             position: Position {
@@ -106,7 +108,7 @@ impl Letter {
         topic_id: Option<Uuid>,
         leader_epoch: Option<i32>,
     ) -> Result<Vec<Letter>, Error> {
-        let statement = client.prepare_cached(SELECT).await?;
+        let statement = client.prepare_cached(&format!("{SELECT_SUMMARY}{RECORDS}")).await?;
         let rows = client.query(&statement, &[&topic, &partition, &offset, &topic_id, &leader_epoch]).await?;
         let letter = |row: &Row| Letter {
             summary: Summary::of(row),
