@@ -23,8 +23,8 @@ impl Inboxes {
         }
         // As in Zipf's law: the k-th inbox is picked about 1/k as often as the first.
         let reach = f64::from(self.shared) + 1.0;
-        let place = reach.powf(rng.random::<f64>()) as u32;
-        place.clamp(1, self.shared) - 1
+        let rank = reach.powf(rng.random::<f64>()) as u32;
+        rank.clamp(1, self.shared) - 1
     }
 }
 

@@ -158,31 +158,31 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     });
     let inboxes = Inboxes { shared: args.inboxes };
     let links = links(&args.gateways, (args.numbers() as usize).div_ceil(SHARING))?;
-    let links = |place: u32| links[place as usize / SHARING].clone();
-    let rng = |place: u32| StdRng::seed_from_u64(args.seed.rotate_left(32) ^ u64::from(args.first_sender + place));
+    let links = |number: u32| links[number as usize / SHARING].clone();
+    let rng = |number: u32| StdRng::seed_from_u64(args.seed.rotate_left(32) ^ u64::from(args.first_sender + number));
 
     let mut senders = JoinSet::new();
     let all = [(args.unary, UNARY), (args.batch, BATCH), (args.stream, STREAM)];
     let shares: u32 = all.iter().filter(|(count, _)| *count > 0).map(|(_, share)| share).sum();
-    let mut place = 0;
+    let mut number = 0;
     for (kind, (count, share)) in all.into_iter().enumerate() {
         let pace = Arc::new(Pace::new(f64::from(args.rate * share) / f64::from(shares.max(1))));
         for _ in 0..count {
-            let caller = Caller::new(load.clone(), links(place), args.first_sender + place, rng(place));
+            let caller = Caller::new(load.clone(), links(number), args.first_sender + number, rng(number));
             let sender = Sender::new(caller, pace.clone(), inboxes);
             match kind {
                 0 => senders.spawn(calls::one_by_one(sender)),
                 1 => senders.spawn(calls::in_batches(sender)),
                 _ => senders.spawn(stream::run(sender)),
             };
-            place += 1;
+            number += 1;
         }
     }
     let mut readers = JoinSet::new();
-    for place in place..args.numbers() {
+    for number in number..args.numbers() {
         let owners = args.first_sender..args.first_sender + args.senders();
-        let reader = Reader::new(load.clone(), links(place), args.first_sender + place, owners, inboxes, rng(place));
-        match place < args.senders() + args.pullers {
+        let reader = Reader::new(load.clone(), links(number), args.first_sender + number, owners, inboxes, rng(number));
+        match number < args.senders() + args.pullers {
             true => readers.spawn(pull::run(reader)),
             false => readers.spawn(watch::run(reader)),
         };

@@ -124,7 +124,7 @@ impl Kafka for Io<'_> {
 
     fn stop_forwarding(&mut self, partition: Partition) {
         self.meanwhile();
-        self.parts.library.hold_back(partition);
+        self.parts.library.stop_forwarding(partition);
     }
 
     fn consume(&mut self, _wait: Millis, into: &mut Vec<Fetched<Record>>) {

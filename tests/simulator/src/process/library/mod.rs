@@ -200,7 +200,7 @@ impl Library {
         self.records.extend(queue.items.drain(..));
     }
 
-    pub(super) fn hold_back(&mut self, partition: Partition) {
+    pub(super) fn stop_forwarding(&mut self, partition: Partition) {
         let queue = self.queues.entry(partition).or_default();
         (queue.forward, queue.by_application) = (Forward::Nowhere, true);
     }
