@@ -32,11 +32,6 @@ impl Port {
         Ok(Port { number: socket.local_addr()?.port(), _socket: socket })
     }
 
-    /// Reserves this port if it is free, else any other.
-    pub fn prefer(number: u16) -> io::Result<Port> {
-        Port::at(number).or_else(|_| Port::free())
-    }
-
     /// Returns the number of the reserved port.
     pub fn number(&self) -> u16 {
         self.number
@@ -84,10 +79,9 @@ mod tests {
     }
 
     #[test]
-    fn port_in_use_is_replaced_by_another() {
+    fn port_in_use_is_not_reserved() {
         let in_use = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let number = in_use.local_addr().expect("bound").port();
         assert!(Port::at(number).is_err());
-        assert_ne!(Port::prefer(number).expect("another port").number(), number);
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use msg_common::proto::{Placement, PullMsgsRequest, SendMsgRequest, WaitFor};
+use msg_common::proto::{Placement, PullMsgsRequest};
 use msg_stack::Service;
 use tonic::{Request, Status};
 
 use super::calls::{Client, client, readyz, wait_gateway_not_ready};
+use super::stored;
 use crate::support::hosts::{PasswordRole, Pooler, PostgresPair, host_and_port, silent_host};
 use crate::support::kafka::msg;
 use crate::support::stack::own_postgres;
@@ -16,10 +17,7 @@ use crate::support::{NotYet, ensure, eventually, within};
 const FAILOVER: Duration = Duration::from_secs(30);
 
 async fn send_stored(client: &Client, id: &str) -> Result<Placement, Status> {
-    let msg = msg("alice", "bob", id, "hello");
-    let mut request = Request::new(SendMsgRequest { msg: Some(msg), wait_for: WaitFor::Stored.into() });
-    request.set_timeout(Duration::from_secs(10));
-    Ok(client.clone().send_msg(request).await?.into_inner().placement.expect("an OK has a placement"))
+    stored::send_stored(client, &msg("alice", "bob", id, "hello"), Duration::from_secs(10)).await
 }
 
 async fn pull(client: &Client) -> Result<usize, NotYet> {

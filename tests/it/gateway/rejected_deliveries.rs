@@ -1,48 +1,21 @@
 //! Deliveries that Kafka rejects: the outcomes for callers, and the reports for operators.
 
 use msg_common::proto::{BatchSendMsgRequest, Msg};
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
 use tonic::Code;
 
 use super::calls::{
     assert_failed, assert_not_sent, client, metric, reason, result, send, wait_gateway_not_ready, without,
 };
+use crate::support::admin::alter_topic;
 use crate::support::kafka::msg;
-use crate::support::stack::stack;
-use crate::support::world::{Gateway, World};
+use crate::support::transfer::logged;
+use crate::support::world::World;
 use crate::support::{WAIT_TIMEOUT, ensure, eventually};
-
-/// A world whose topic has these settings in addition to the usual ones.
-async fn world(name: &str, settings: &[(&str, &str)]) -> World {
-    let stack = stack().await;
-    let world = World::on(stack, name, 4);
-    stack.kafka().create_topic(name, 4, settings).await.unwrap();
-    world
-}
-
-/// Sets these settings of the topic, and resets all others.
-async fn alter(world: &World, settings: &[(&str, &str)]) {
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
-    let topic = AlterConfig::new(ResourceSpecifier::Topic(world.topic()));
-    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-    for altered in admin.alter_configs([&topic], &AdminOptions::new()).await.unwrap() {
-        altered.unwrap();
-    }
-}
-
-/// The number of lines of the gateway's log that contain this text.
-fn logged(gateway: &Gateway, text: &str) -> usize {
-    let log = std::fs::read_to_string(gateway.service.log()).unwrap();
-    log.lines().filter(|line| line.contains(text)).count()
-}
 
 /// The broker rejects each timestamp that is older than its own clock.
 #[tokio::test]
 async fn repeated_rejections_end_readiness_and_are_logged_rarely() {
-    let world = world("rejecting", &[("message.timestamp.before.max.ms", "0")]).await;
+    let world = World::with_topic("rejecting", &[("message.timestamp.before.max.ms", "0")]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("LINGER", "20ms"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
@@ -61,11 +34,11 @@ async fn repeated_rejections_end_readiness_and_are_logged_rarely() {
     wait_gateway_not_ready(&gateway, &["deliveries: Kafka rejects every record", "InvalidTimestamp", "clock"]).await;
     let counted = metric(&gateway, "msg_gateway_delivery_failures_total{code=\"InvalidTimestamp\"}").await.unwrap();
     assert_eq!(counted, 20.0);
-    let lines = logged(&gateway, "deliveries fail");
+    let lines = logged(&gateway.service, "deliveries fail");
     assert!((1..=3).contains(&lines), "{lines} lines for 20 rejections");
     assert_eq!(world.end_offsets().await, [0; 4], "P6: NOT_SENT and a record");
     // Sends continue although the gateway is not ready, so the next success makes it ready.
-    alter(&world, &[("max.message.bytes", "2097152")]).await;
+    alter_topic(world.brokers(), world.topic(), &[("max.message.bytes", "2097152")]).await;
     eventually("the message is accepted", async || Ok(send(&client, &msg("alice", "bob", "good", "x")).await?)).await;
     gateway.service.wait_ready(WAIT_TIMEOUT).await.unwrap();
     assert!(gateway.service.stop().await.unwrap().success());
@@ -75,7 +48,7 @@ async fn repeated_rejections_end_readiness_and_are_logged_rarely() {
 /// too large by itself.
 #[tokio::test]
 async fn small_neighbors_of_large_records_are_not_too_large() {
-    let world = world("neighbors", &[]).await;
+    let world = World::with_topic("neighbors", &[]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("LINGER", "100ms"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
@@ -87,7 +60,7 @@ async fn small_neighbors_of_large_records_are_not_too_large() {
         let large = i % 73 == 5;
         msg("alice", "bob", &format!("{round}-{i}"), if large { body.clone() } else { vec![7; 900] })
     };
-    alter(&world, &[("max.message.bytes", "100000")]).await;
+    alter_topic(world.brokers(), world.topic(), &[("max.message.bytes", "100000")]).await;
     // Repeated until the broker has its new limit.
     let mut round = 0;
     let (small, large) = eventually("the batch is rejected", async || {
@@ -120,7 +93,7 @@ async fn small_neighbors_of_large_records_are_not_too_large() {
 
 #[tokio::test]
 async fn kafkas_default_message_limit_fits_the_largest_message() {
-    let world = world("default_limit", &[("max.message.bytes", "1048588")]).await;
+    let world = World::with_topic("default_limit", &[("max.message.bytes", "1048588")]).await;
     let gateway = world.running_gateway().await;
     let client = client(&gateway).await;
     // The largest message that the limits allow, with bytes that hardly compress.
@@ -148,7 +121,7 @@ async fn kafkas_default_message_limit_fits_the_largest_message() {
 /// While a topic is rejected, it is checked every second.
 #[tokio::test]
 async fn unchanged_preflight_warning_is_logged_once() {
-    let world = world("standing", &[("max.message.bytes", "500000")]).await;
+    let world = World::with_topic("standing", &[("max.message.bytes", "500000")]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("TOPIC_PARTITIONS", 2));
     gateway.service.launch().unwrap();
     eventually("the topic was checked several times", async || {
@@ -156,8 +129,8 @@ async fn unchanged_preflight_warning_is_logged_once() {
         ensure(checks >= 4.0, checks)
     })
     .await;
-    assert_eq!(logged(&gateway, "the topic has 4 partitions, and the first 2 are used"), 1);
-    assert_eq!(logged(&gateway, "not ready"), 1);
+    assert_eq!(logged(&gateway.service, "the topic has 4 partitions, and the first 2 are used"), 1);
+    assert_eq!(logged(&gateway.service, "not ready"), 1);
     assert!(gateway.service.stop().await.unwrap().success());
 }
 
@@ -165,7 +138,7 @@ async fn unchanged_preflight_warning_is_logged_once() {
 #[tokio::test]
 async fn topic_that_trusts_the_gateways_clock_is_unsafe() {
     let texts = ["message.timestamp.type is CreateTime", "message.timestamp.type=LogAppendTime"];
-    let trusting = world("create_time", &[]).await;
+    let trusting = World::with_topic("create_time", &[]).await;
     let gateway = trusting.gateway("gateway", |spec| without(spec, "ALLOW_UNSAFE_TOPIC"));
     gateway.service.launch().unwrap();
     wait_gateway_not_ready(&gateway, &texts).await;
@@ -174,12 +147,12 @@ async fn topic_that_trusts_the_gateways_clock_is_unsafe() {
         ("append_time", ("message.timestamp.type", "LogAppendTime")),
         ("bounded_time", ("message.timestamp.before.max.ms", "86400000")),
     ] {
-        let world = world(name, &[setting]).await;
+        let world = World::with_topic(name, &[setting]).await;
         let gateway = world.gateway("gateway", |spec| without(spec, "ALLOW_UNSAFE_TOPIC"));
         gateway.service.launch().unwrap();
         // A topic on a single broker is unsafe for other reasons.
         wait_gateway_not_ready(&gateway, &["replication factor"]).await;
-        assert_eq!(logged(&gateway, "CreateTime: if a gateway's clock is behind"), 0, "{name}");
+        assert_eq!(logged(&gateway.service, "CreateTime: if a gateway's clock is behind"), 0, "{name}");
         assert!(gateway.service.stop().await.unwrap().success());
     }
 }

@@ -2,28 +2,17 @@
 
 use msg_common::partition::partition_for;
 use msg_common::proto::{BatchSendMsgRequest, WaitFor};
+use msg_stack::ServiceSpec;
 use tonic::Code;
 
 use super::calls::{
     assert_failed, assert_not_sent, client, metric, send, wait_gateway_not_ready, wait_in_flight, without,
 };
+use crate::support::admin::alter_topic;
 use crate::support::kafka::msg;
 use crate::support::stack::stack;
 use crate::support::world::World;
 use crate::support::{ensure, eventually};
-
-use msg_stack::ServiceSpec;
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
-
-/// A world whose topic has these settings in addition to the usual ones.
-async fn world(name: &str, settings: &[(&str, &str)]) -> World {
-    let stack = stack().await;
-    let world = World::on(stack, name, 4);
-    stack.kafka().create_topic(name, 4, settings).await.unwrap();
-    world
-}
 
 /// Checks that a gateway with these settings reports all of these texts on `/readyz`, and sends nothing.
 async fn assert_topic_not_used(world: &World, change: impl FnOnce(ServiceSpec) -> ServiceSpec, texts: &[&str]) {
@@ -38,7 +27,7 @@ async fn assert_topic_not_used(world: &World, change: impl FnOnce(ServiceSpec) -
 
 #[tokio::test]
 async fn unsafe_topic_is_not_used_unless_allowed() {
-    let world = world("unsafe", &[("retention.ms", "60000"), ("cleanup.policy", "compact,delete")]).await;
+    let world = World::with_topic("unsafe", &[("retention.ms", "60000"), ("cleanup.policy", "compact,delete")]).await;
     let texts = [
         "replication factor is 1, required 3",
         "min.insync.replicas is 1, required 2",
@@ -52,7 +41,7 @@ async fn unsafe_topic_is_not_used_unless_allowed() {
 
 #[tokio::test]
 async fn topic_with_fewer_partitions_than_pinned_is_not_used() {
-    let world = world("narrow", &[]).await;
+    let world = World::with_topic("narrow", &[]).await;
     let text = "the topic has 4 partitions, fewer than --topic-partitions 5";
     assert_topic_not_used(&world, |spec| spec.env("TOPIC_PARTITIONS", 5), &[text]).await;
 }
@@ -60,7 +49,7 @@ async fn topic_with_fewer_partitions_than_pinned_is_not_used() {
 /// If a topic has grown, only the pinned partitions are used, so each inbox stays in its partition.
 #[tokio::test]
 async fn partitions_above_the_pinned_count_are_not_used() {
-    let world = world("wide", &[]).await;
+    let world = World::with_topic("wide", &[]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("TOPIC_PARTITIONS", 2));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;
@@ -74,7 +63,7 @@ async fn partitions_above_the_pinned_count_are_not_used() {
 
 #[tokio::test]
 async fn topic_that_rejects_the_largest_message_is_not_used() {
-    let world = world("tight", &[("max.message.bytes", "500000")]).await;
+    let world = World::with_topic("tight", &[("max.message.bytes", "500000")]).await;
     assert_topic_not_used(&world, |spec| spec, &["max.message.bytes is 500000", "--max-content-bytes"]).await;
     let modest = world.gateway("modest", |spec| spec.env("MAX_CONTENT_BYTES", "256KiB"));
     modest.service.start().await.unwrap();
@@ -92,12 +81,7 @@ async fn record_too_large_for_the_broker_is_the_callers_error() {
     let body: Vec<u8> =
         (0..200_000_u64).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).to_be_bytes()).collect();
     let large = msg("alice", "bob", "large", body[..500_000].to_vec());
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", world.brokers()).create().unwrap();
-    let smaller = AlterConfig::new(ResourceSpecifier::Topic(world.topic())).set("max.message.bytes", "100000");
-    for altered in admin.alter_configs([&smaller], &AdminOptions::new()).await.unwrap() {
-        altered.unwrap();
-    }
+    alter_topic(world.brokers(), world.topic(), &[("max.message.bytes", "100000")]).await;
     let rejected = eventually("the broker has its new limit", async || match send(&client, &large).await {
         Ok(placement) => Err(format!("accepted at {:?}", placement.offset).into()),
         Err(status) => Ok(status),
@@ -125,7 +109,7 @@ async fn record_too_large_for_the_broker_is_the_callers_error() {
 /// replaces its producer.
 #[tokio::test]
 async fn topic_recreated_under_load_accepts_messages_again() {
-    let world = world("recreated_load", &[]).await;
+    let world = World::with_topic("recreated_load", &[]).await;
     let gateway = world.gateway("gateway", |spec| spec.env("MAX_SEND_WAIT", "3s"));
     gateway.service.start().await.unwrap();
     let client = client(&gateway).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use msg_common::partition::Partition;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
@@ -23,6 +23,13 @@ fn options() -> AdminOptions {
 pub(crate) async fn set_partition_count(brokers: &str, topic: &str, partitions: usize) {
     let results = client(brokers).create_partitions([&NewPartitions::new(topic, partitions)], &options()).await;
     results.unwrap().pop().unwrap().unwrap();
+}
+
+/// Sets these settings of a topic, and resets all others.
+pub(crate) async fn alter_topic(brokers: &str, topic: &str, settings: &[(&str, &str)]) {
+    let config = AlterConfig::new(ResourceSpecifier::Topic(topic));
+    let config = settings.iter().fold(config, |config, (key, value)| config.set(key, value));
+    client(brokers).alter_configs([&config], &options()).await.unwrap().pop().unwrap().unwrap();
 }
 
 /// Deletes a partition's records below an offset, as retention would.

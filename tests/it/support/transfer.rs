@@ -31,6 +31,11 @@ pub(crate) async fn lost_partitions(transfer: &Service) -> f64 {
     metric(transfer, "msg_transfer_rebalances_total{kind=\"lost\"}").await
 }
 
+/// The number of lines with this text in the service's log.
+pub(crate) fn logged(service: &Service, text: &str) -> usize {
+    std::fs::read_to_string(service.log()).unwrap().lines().filter(|line| line.contains(text)).count()
+}
+
 /// The service's peak memory, in MiB.
 pub(crate) fn peak_memory_mib(service: &Service) -> u64 {
     let peak = service.memory().peak;

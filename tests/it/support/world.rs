@@ -44,6 +44,14 @@ impl World {
         world
     }
 
+    /// Creates a world on the stack of the run, with these settings of its topic and without a database.
+    pub(crate) async fn with_topic(name: &str, settings: &[(&str, &str)]) -> World {
+        let stack = stack().await;
+        let world = World::on(stack, name, 4);
+        stack.kafka().create_topic(name, 4, settings).await.unwrap();
+        world
+    }
+
     /// Creates a world on the stack of the run, without a hints topic.
     pub(crate) async fn without_hints(name: &str) -> World {
         let stack = stack().await;

@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use msg_stack::kafka::rights::login;
-use msg_stack::{Operation, Resource, Right, Service, Stack};
+use msg_stack::{Operation, Resource, Right, Stack};
 
 use super::commands::run;
 use crate::support::kafka::{RecordWriter, msg, record_of};
 use crate::support::stack::{own_stack, stack, stack_with_users};
-use crate::support::transfer::{metric, wait_not_ready};
+use crate::support::transfer::{logged, metric, wait_not_ready};
 use crate::support::world::World;
 use crate::support::{WAIT_TIMEOUT, ensure, eventually};
 
@@ -18,11 +18,6 @@ fn put(writer: &RecordWriter, from: usize, count: usize) {
         writer.put(&record_of(&msg("a", &format!("inbox-{}", i % 10), &i.to_string(), "some body")));
     }
     writer.flush();
-}
-
-/// The number of lines of its log that contain this text.
-fn logged(transfer: &Service, text: &str) -> usize {
-    std::fs::read_to_string(transfer.log()).unwrap().lines().filter(|line| line.contains(text)).count()
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! Kafka loses the tail of a partition's log, as after a power loss or when a broker is restored from a copy: records
 //! accepted after that are stored, and the lost offsets are counted.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use msg_stack::{Service, Stack};
 
+use super::start_offsets::copy_folder;
 use crate::support::kafka::{RawRecord, msg, record_of};
 use crate::support::stack::own_stack;
 use crate::support::world::World;
@@ -30,7 +30,7 @@ impl LostTail {
         tail.send(0..80);
         tail.world.wait_for_all_committed().await;
         tail.stack.kafka().stop().await;
-        copy(&tail.log(), &tail.copy());
+        copy_folder(&tail.log(), &tail.copy());
         tail.stack.kafka().start().await.unwrap();
         tail.send(80..99);
         tail.send_broken("first");
@@ -43,7 +43,7 @@ impl LostTail {
     async fn lose_tail(&self) {
         self.stack.kafka().stop().await;
         std::fs::remove_dir_all(self.log()).unwrap();
-        copy(&self.copy(), &self.log());
+        copy_folder(&self.copy(), &self.log());
         self.stack.kafka().start().await.unwrap();
     }
 
@@ -161,8 +161,4 @@ async fn lost_tail_is_found_by_end_offset_without_leader_epoch() {
     tail.wait_for_20_lost().await;
     tail.send(100..140);
     tail.assert_all_stored(100..140).await;
-}
-
-fn copy(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }

@@ -123,6 +123,6 @@ fn data_folder(below: &Path) -> PathBuf {
 }
 
 /// Copies owners and permissions too, because the server checks them.
-fn copy_folder(from: &Path, to: &Path) {
+pub(super) fn copy_folder(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }

@@ -8,7 +8,6 @@ mod secure;
 mod settings;
 mod topic;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -174,11 +173,6 @@ impl Kafka {
     /// Whether the brokers are children of this process.
     pub fn is_ours(&self) -> bool {
         self.cluster.is_some()
-    }
-
-    /// The client address of broker `id` (from 1).
-    pub fn broker_addr(&self, id: usize) -> Result<SocketAddr, StackError> {
-        Ok(self.broker(id)?.1.client.addr())
     }
 
     /// The process of broker `id` (from 1), if it was started.

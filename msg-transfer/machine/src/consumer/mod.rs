@@ -116,12 +116,12 @@ impl Machine {
     }
 
     /// Returns the partitions whose fetch fails.
-    pub fn failing(&self) -> impl Iterator<Item = (Partition, &Failing)> {
+    pub(crate) fn failing(&self) -> impl Iterator<Item = (Partition, &Failing)> {
         self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.failing.as_ref()?)))
     }
 
     /// Returns whether the fetch of a partition fails.
-    pub fn is_failing(&self, partition: Partition) -> bool {
+    pub(crate) fn is_failing(&self, partition: Partition) -> bool {
         self.owned.get(&partition).is_some_and(|owned| owned.failing.is_some())
     }
 
