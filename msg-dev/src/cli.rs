@@ -100,7 +100,6 @@ fn one_or_three(text: &str) -> Result<usize, String> {
 }
 
 impl StackArgs {
-    /// Returns these arguments as options of the stack.
     pub(crate) fn options(&self) -> StackOptions {
         StackOptions {
             state: self.state.clone().unwrap_or_else(State::default_folder),

@@ -173,7 +173,6 @@ impl Message {
         complete
     }
 
-    /// Returns the received bytes of the current message.
     fn received(&self) -> usize {
         self.head_bytes + self.body_bytes
     }

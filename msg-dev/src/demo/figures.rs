@@ -88,7 +88,6 @@ impl Figures {
         }
     }
 
-    /// Returns the lines of the table.
     pub(crate) fn lines(&self) -> Vec<String> {
         let [messages, of_log, oks, not_sent, unknown] =
             [self.messages, self.messages_of_log, self.sends_ok, self.sends_not_sent, self.sends_unknown]

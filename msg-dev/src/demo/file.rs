@@ -28,7 +28,6 @@ struct Entry {
     time: Option<Time>,
 }
 
-/// The time of a message, as the file has it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Time {

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 /// An error while the stack is started, used or stopped.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each error's text says it")]
 pub enum StackError {
     #[error(transparent)]
     Fetch(#[from] msg_fetch::FetchError),

@@ -1,5 +1,6 @@
 //! The local stack: a real Kafka and a real PostgreSQL as child processes under one state folder, and the services on
 //! top of them. `msg-dev up`, the demo, the fault lab, the benchmarks and the integration tests use it.
+#![expect(missing_docs, reason = "public only for our own programs: a comment has to add to the name")]
 
 mod args;
 mod error;

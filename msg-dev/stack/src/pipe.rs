@@ -16,7 +16,6 @@ pub struct Pipe {
     pub topic: String,
     /// The number of partitions; the gateway's pinned count.
     pub partitions: i32,
-    /// The URL of the database.
     pub database_url: String,
     /// Accept a topic that can lose messages: with one broker there are no replicas.
     pub allow_unsafe_topic: bool,
@@ -44,7 +43,6 @@ pub struct TransferPlan {
 
 /// A running transfer and gateway. Dropping this kills both processes.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Services {
     pub transfer: Service,
     pub gateway: Service,
@@ -102,7 +100,6 @@ impl Pipe {
     }
 }
 
-/// Reserves any free port on 127.0.0.1.
 pub fn free_port() -> Result<Port, StackError> {
     Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"))
 }

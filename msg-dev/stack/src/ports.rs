@@ -19,7 +19,6 @@ pub struct Port {
 }
 
 impl Port {
-    /// Reserves any free port on 127.0.0.1.
     pub fn free() -> io::Result<Port> {
         Port::at(0)
     }
@@ -32,12 +31,10 @@ impl Port {
         Ok(Port { number: socket.local_addr()?.port(), _socket: socket })
     }
 
-    /// Returns the number of the reserved port.
     pub fn number(&self) -> u16 {
         self.number
     }
 
-    /// The address with the port.
     pub fn addr(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.number))
     }

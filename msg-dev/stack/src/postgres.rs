@@ -68,7 +68,6 @@ impl Postgres {
         self.server.is_some()
     }
 
-    /// The URL of a database on this server.
     pub fn url(&self, database: &str) -> String {
         with_database(&self.base_url, database)
     }
@@ -135,7 +134,6 @@ impl Postgres {
         self.process().is_some_and(|process| process.signal_tree(Signal::Cont))
     }
 
-    /// Creates a database and returns its URL.
     pub async fn create_database(&self, name: &str) -> Result<String, StackError> {
         let client = self.connect(&self.base_url).await?;
         let created = client.batch_execute(&format!("CREATE DATABASE {}", quoted(name))).await;

@@ -21,7 +21,6 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 pub enum Toxic {
     /// Delays all bytes in both directions by `ms` milliseconds, plus or minus up to `jitter`.
     Delay {
-        /// The mean delay, in milliseconds.
         ms: u32,
         /// The maximum deviation from the mean delay, in milliseconds.
         jitter: u32,
@@ -44,7 +43,6 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// Starts toxiproxy without a proxy.
     pub async fn start(program: PathBuf, logs: &Path) -> Result<Proxies, StackError> {
         let admin = Port::free().map_err(StackError::io("reserve a port on", "127.0.0.1"))?;
         let args = ["-host", "127.0.0.1", "-port", &admin.number().to_string()].map(Into::into).to_vec();
@@ -61,12 +59,10 @@ impl Proxies {
         Ok(Proxies { admin, process })
     }
 
-    /// Returns the process of toxiproxy, which serves all proxies.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Adds a proxy that forwards connections from `front` to `behind`.
     pub async fn add(&self, name: &str, front: SocketAddr, behind: SocketAddr) -> Result<(), StackError> {
         let proxy =
             json!({ "name": name, "listen": front.to_string(), "upstream": behind.to_string(), "enabled": true });

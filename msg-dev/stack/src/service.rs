@@ -19,7 +19,6 @@ use super::process::{Process, Signal, Spec};
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Both services drain before deadlines of their own, which are shorter.
 pub const STOP_WITHIN: Duration = Duration::from_secs(40);
-/// The timeout of one request to an admin port.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Resident memory of a process, in bytes.
@@ -40,14 +39,12 @@ pub struct ServiceSpec {
     pub binary: String,
     /// The arguments, if the program runs a subcommand.
     pub args: Vec<String>,
-    /// The settings as environment variables.
     pub env: Vec<(String, String)>,
     /// The address of `/readyz` and `/metrics`; none for a subcommand without them.
     pub admin: Option<SocketAddr>,
 }
 
 impl ServiceSpec {
-    /// Describes a service without settings.
     pub fn new(name: impl Into<String>, binary: impl Into<String>) -> ServiceSpec {
         ServiceSpec { name: name.into(), binary: binary.into(), args: Vec::new(), env: Vec::new(), admin: None }
     }
@@ -135,7 +132,6 @@ impl Service {
         Some((status == 200, text))
     }
 
-    /// Reads the text of `/metrics`.
     pub async fn metrics(&self) -> Result<String, StackError> {
         let admin = self.spec.admin.ok_or_else(|| StackError::Setting(format!("{} has no admin port", self.name())))?;
         let (_, body) = http_get(admin, "/metrics").await.map_err(StackError::io("get /metrics of", self.name()))?;
@@ -152,7 +148,6 @@ impl Service {
         &self.spec.name
     }
 
-    /// The service's program and settings.
     pub fn spec(&self) -> &ServiceSpec {
         &self.spec
     }
@@ -162,7 +157,6 @@ impl Service {
         &self.log
     }
 
-    /// The process that was started last.
     pub fn process(&self) -> Option<Process> {
         self.current().clone()
     }
@@ -189,7 +183,6 @@ impl Service {
         Some(self.process()?.kill().await)
     }
 
-    /// Waits until the process ends.
     pub async fn wait(&self) -> Result<ExitStatus, StackError> {
         Ok(self.running()?.wait().await)
     }

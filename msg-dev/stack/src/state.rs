@@ -57,7 +57,6 @@ impl State {
         Ok(State { folder, logs, _lock: lock })
     }
 
-    /// Returns the folder that contains all state.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

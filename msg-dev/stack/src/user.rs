@@ -8,7 +8,6 @@ use super::error::StackError;
 
 /// The numbers of a user and of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Owner {
     pub uid: u32,
     pub gid: u32,

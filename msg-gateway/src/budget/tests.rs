@@ -19,7 +19,6 @@ const MAX: Amount = Amount { items: 6, size: 40 };
 #[derive(Clone, Copy, Debug)]
 enum Step {
     TryAcquire(Amount),
-    /// Acquires, and waits if it has to.
     Acquire(Amount),
     Poll(usize),
     /// Drops an acquire that waits, perhaps after its permit was granted.

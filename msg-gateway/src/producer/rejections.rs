@@ -71,7 +71,6 @@ impl Failing {
 }
 
 impl Rejections {
-    /// Records that a record to this partition was confirmed.
     pub(crate) fn confirmed(&self, partition: Partition) {
         if self.failing.load(Ordering::Relaxed) {
             let mut state = self.lock();

@@ -28,7 +28,6 @@ pub fn check(recv_ids: &[String], max_id_bytes: usize) -> Result<(), Failure> {
     if violations.is_empty() { Ok(()) } else { Err(Failure::Invalid(violations)) }
 }
 
-/// Returns the maximum bytes of the response in memory.
 pub(crate) fn response_bytes(recv_ids: &[String]) -> usize {
     // Two numbers and their tags; twice, for the buffer that it is encoded into.
     const NUMBERS: usize = 32;

@@ -113,7 +113,6 @@ impl Feed {
         }
     }
 
-    /// Returns the number of watched inboxes.
     pub(crate) fn len(&self) -> usize {
         self.lock().inboxes.len()
     }

@@ -15,7 +15,6 @@ pub(crate) struct PendingInboxes {
 
 struct PendingQueue {
     indexes: VecDeque<usize>,
-    /// Whether each inbox is in the queue, by index.
     queued: Box<[bool]>,
 }
 
@@ -36,7 +35,6 @@ impl PendingInboxes {
         }
     }
 
-    /// Puts an inbox at the front of the queue.
     pub(crate) fn put_back(&self, index: usize) {
         let mut queue = self.lock();
         if std::mem::replace(&mut queue.queued[index], true) {
@@ -54,7 +52,6 @@ impl PendingInboxes {
         Some(index)
     }
 
-    /// Returns whether no inbox is queued.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().indexes.is_empty()
     }

@@ -137,7 +137,6 @@ pub(crate) struct MessageKey {
     pub(crate) offset: Option<i64>,
 }
 
-/// A row with the ID of an awaited message.
 #[derive(Clone, Debug)]
 pub(crate) struct StoredRow {
     pub(crate) index: usize,

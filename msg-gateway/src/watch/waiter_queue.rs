@@ -83,7 +83,6 @@ impl WaiterQueue {
         (id, first)
     }
 
-    /// Removes a waiter that timed out.
     pub(crate) fn remove(&mut self, id: u64) {
         self.take(id);
     }

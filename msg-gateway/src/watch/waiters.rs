@@ -36,7 +36,6 @@ pub(crate) struct Waiters {
     due: Notify,
 }
 
-/// A permit for one waiter, released when it is dropped.
 pub(crate) struct WaiterPermit {
     waiters: Arc<Waiters>,
     _permit: Permit,

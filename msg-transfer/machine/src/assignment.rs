@@ -12,10 +12,8 @@ pub type Epoch = u64;
 /// The number of a reference connection; a later connection has a higher number.
 pub type ConnectionNumber = u64;
 
-/// An assignment and its fence.
 #[derive(Debug)]
 pub struct Assignment {
-    /// The number of the assignment.
     pub epoch: Epoch,
     read: OnceLock<(Uuid, ConnectionNumber)>,
     fenced: AtomicBool,
@@ -49,7 +47,6 @@ impl Assignment {
         self.fenced.store(true, Ordering::Release);
     }
 
-    /// Returns whether the assignment is fenced.
     pub fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Acquire)
     }

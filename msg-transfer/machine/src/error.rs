@@ -23,7 +23,6 @@ pub enum ErrorClass {
 
 /// An error of the database: its class, and a text for operators, which holds no content of messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct ClassifiedError {
     pub class: ErrorClass,
     pub text: String,

@@ -7,6 +7,7 @@
 //! - [`lane`]: how a batch becomes rows: its statements one by one, each `seq`, repeats, poison records.
 //! - [`reference_connection`]: whether the database is still the server that the start offsets were read from.
 //! - [`error`]: an error of the database, and its class.
+#![expect(missing_docs, reason = "public only for our own programs: a comment has to add to the name")]
 
 pub mod assignment;
 pub mod consumer;
@@ -21,7 +22,6 @@ pub use self::assignment::{Assignment, ConnectionNumber, Epoch};
 pub use self::offset::{LeaderEpoch, NextOffset, Progress, RecordOffset};
 pub use self::reason::Reason;
 
-/// A partition of the topic.
 pub type Partition = i32;
 
 /// Milliseconds on a clock that never goes back.

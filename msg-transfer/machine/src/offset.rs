@@ -17,10 +17,8 @@ pub struct NextOffset(pub i64);
 pub struct LeaderEpoch(pub i32);
 
 impl LeaderEpoch {
-    /// The leader epoch is not known.
     pub const UNKNOWN: LeaderEpoch = LeaderEpoch(-1);
 
-    /// Returns whether it is known.
     pub fn is_known(self) -> bool {
         self >= LeaderEpoch(0)
     }

@@ -3,7 +3,6 @@
 /// The reason of a dead letter: the contract's `DeadLetterReason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// The record cannot be decoded.
     Undecodable,
     /// The message breaks a rule of the contract.
     Invalid,

@@ -20,7 +20,6 @@ pub enum Query {
     Save(Vec<ConnectionNumber>),
 }
 
-/// The next step of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Open a connection, call `connected`, and continue as with `Send`.
@@ -31,7 +30,6 @@ pub enum Next {
     Known(bool),
 }
 
-/// The state of the reference connection, and its number.
 #[derive(Debug, Default)]
 pub struct ReferenceConnection {
     connected: bool,
@@ -46,7 +44,6 @@ impl ReferenceConnection {
         self.number
     }
 
-    /// Returns the next step of a query.
     pub fn next(&mut self, query: &Query) -> Next {
         match query {
             Query::Load if !self.connected => Next::Connect,

@@ -41,9 +41,7 @@ struct Report {
 #[derive(Serialize)]
 struct Sum {
     lag_records: i64,
-    /// The longest of all partitions.
     lag_seconds: Option<f64>,
-    /// The shortest of all partitions.
     retention_headroom_seconds: Option<f64>,
     expired_unstored_records: i64,
 }

@@ -65,7 +65,6 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Returns the table as text, one line for each row.
     pub(super) fn text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
@@ -82,7 +81,6 @@ impl Table {
     }
 }
 
-/// Returns a table of names and values.
 pub(super) fn pairs<N: ToString>(pairs: impl IntoIterator<Item = (N, String)>) -> String {
     let mut table = Table { rows: Vec::new() };
     for (name, value) in pairs {
@@ -95,7 +93,6 @@ pub(super) fn yes_or_no(value: bool) -> String {
     if value { "yes" } else { "no" }.to_owned()
 }
 
-/// Returns the value as text, or a dash.
 pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }

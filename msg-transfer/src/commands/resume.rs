@@ -63,7 +63,6 @@ struct Report {
 #[derive(Serialize)]
 struct Resumed {
     partition: Partition,
-    /// The number of dead letters since the partition was last resumed.
     dead_letters: i64,
 }
 

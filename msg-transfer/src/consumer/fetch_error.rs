@@ -14,7 +14,6 @@ use rd::rd_kafka_resp_err_t as native;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FetchError {
     code: rd::rd_kafka_resp_err_t,
-    /// The offset that cannot be fetched, if it is known.
     pub offset: Option<RecordOffset>,
     text: String,
 }

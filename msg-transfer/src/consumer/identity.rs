@@ -68,7 +68,6 @@ impl TopicIdentity {
         self.state().is_another
     }
 
-    /// Returns whether the topic is missing, as far as is known.
     pub(crate) fn is_missing(&self) -> bool {
         self.state().is_missing
     }

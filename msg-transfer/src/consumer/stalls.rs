@@ -30,7 +30,6 @@ pub(crate) struct FetchSilence(Arc<Mutex<Waiting>>);
 
 #[derive(Default)]
 struct Waiting {
-    /// The time of the last update.
     updated: Option<Instant>,
     /// Whether the consumer consumes records. At the limits it does not.
     consuming: bool,
@@ -73,7 +72,6 @@ impl FetchSilence {
         .collect()
     }
 
-    /// Returns whether this offset is still expected of the partition.
     fn lasts(&self, partition: Partition, next: NextOffset) -> bool {
         let waiting = self.lock();
         waiting.consuming && waiting.since.get(&partition).is_some_and(|(expected, _)| *expected == next)

@@ -22,7 +22,6 @@ static NOT_RESOLVED: Repeats = Repeats::new();
 pub(crate) struct Resolve {
     /// Reads the data that start offsets are resolved from.
     pub lookup: Lookup,
-    /// Sends the start offsets to the consumer.
     pub report: Sender<Event>,
     /// Receives the reason while a start offset is not resolved.
     pub readiness: Readiness,

@@ -4,7 +4,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The interval at which the time is counted.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The time that counts if the process did not run for longer: a busy machine delays the task too.

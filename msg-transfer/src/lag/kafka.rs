@@ -59,7 +59,6 @@ pub(crate) struct Ends {
 /// The first record of each partition at or after an offset.
 #[derive(Debug, Default)]
 pub(crate) struct Oldest {
-    /// The time at which the record was written.
     pub written: HashMap<Partition, SystemTime>,
     /// Partitions without such a record below their stable offset: their logs contain at most transaction markers and
     /// records of aborted transactions there.

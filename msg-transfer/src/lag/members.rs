@@ -12,7 +12,6 @@ use rdkafka::groups::GroupMemberInfo;
 /// The consumer group, as its coordinator describes it.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
-    /// Kafka's name of its state.
     pub state: String,
     /// `consumer` for programs that share partitions.
     pub protocol_type: String,

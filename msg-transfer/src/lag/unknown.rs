@@ -19,7 +19,6 @@ pub(super) struct Unknown {
 enum Source {
     Kafka,
     Database,
-    /// There is no response yet.
     Silence,
 }
 

@@ -32,7 +32,6 @@ struct Probed {
 #[derive(Clone, Copy, Debug)]
 enum Records {
     Found,
-    /// There is none below this offset.
     NoneBelow(i64),
 }
 
@@ -79,7 +78,6 @@ impl Observed {
         }
     }
 
-    /// Returns how long each partition has waited.
     pub(super) fn waits(&self, now: Duration) -> impl Iterator<Item = (Partition, Duration)> {
         self.waiting.iter().map(move |(partition, waiting)| (*partition, now.saturating_sub(waiting.since)))
     }

@@ -27,9 +27,7 @@ pub(super) struct BlockedInboxes {
     readiness: Readiness,
     count: usize,
     records: usize,
-    /// When the next one is retried.
     next: Instant,
-    /// The reason that readiness has.
     reported: Option<String>,
 }
 

@@ -48,7 +48,6 @@ impl DecodedRecord {
         }
     }
 
-    /// Returns the inbox, if it is known.
     pub(crate) fn known_recv_id(&self) -> Option<&str> {
         match &self.content {
             Content::Message(record) => Some(&record.msg.recv_id),

@@ -30,7 +30,6 @@ use self::item::Item;
 use crate::hints::Hints;
 use crate::{backoff, metrics};
 
-/// The consumer's handle of a lane.
 #[derive(Clone, Debug)]
 pub(crate) struct Handle {
     pub items: mpsc::Sender<Item>,

@@ -26,7 +26,6 @@ const BATCH_CALLERS: usize = 32;
 const STREAMS: usize = 8;
 /// Maximum number of messages in flight on a stream.
 const WINDOW: usize = 2000;
-/// Concurrent callers that wait for STORED.
 const STORED_CALLERS: usize = 64;
 
 pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {

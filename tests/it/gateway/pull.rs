@@ -26,7 +26,6 @@ async fn page(client: &Client, request: &PullMsgsRequest) -> (Vec<StoredMsg>, St
     (page.msgs, page.next_page_token)
 }
 
-/// All pages from this request on.
 pub(super) async fn pages(client: &Client, mut request: PullMsgsRequest) -> Vec<Vec<StoredMsg>> {
     let mut pages = Vec::new();
     loop {

@@ -21,7 +21,6 @@ fn inboxes() -> GetMaxSeqsRequest {
     GetMaxSeqsRequest { recv_ids: vec!["bob".into()] }
 }
 
-/// Checks that both kinds of reads fail with this code and reason.
 async fn reads_fail(client: &Client, code: Code, reason: &str) {
     let mut client = client.clone();
     for details in [

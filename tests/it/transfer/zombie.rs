@@ -52,7 +52,6 @@ async fn frozen(name: &str, trigger: &str) -> Frozen {
     Frozen { world, zombie, next, gate }
 }
 
-/// Waits until a session of a transfer is in this state.
 async fn wait_for_session(database: &Client, state: &str) {
     let query = format!(
         "SELECT count(*) FROM pg_stat_activity

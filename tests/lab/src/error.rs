@@ -7,7 +7,6 @@ use msg_stack::StackError;
 
 /// An error that ends the fault lab; a broken promise is [`LabError::Broken`].
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each error's text says it")]
 pub enum LabError {
     #[error(transparent)]
     Stack(#[from] StackError),

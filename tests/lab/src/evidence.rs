@@ -140,11 +140,9 @@ pub(crate) struct Commits {
 /// A topic that was recreated by mistake.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NewTopic {
-    /// Just before the topic was deleted.
     pub(crate) deleted: Nanos,
     /// The progress rows at that moment: records from these offsets on were deleted with the topic and cannot be rows.
     pub(crate) progress: Vec<i64>,
-    /// When the new topic existed.
     pub(crate) made: Nanos,
 }
 
@@ -173,10 +171,8 @@ pub(crate) struct LostOffsets {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fault {
     pub(crate) name: String,
-    /// The fault's target, in words.
     pub(crate) target: String,
     pub(crate) began: Nanos,
-    /// When the fault took effect.
     pub(crate) broken: Nanos,
     /// When the lab started to undo the fault, or had nothing more to do.
     pub(crate) over: Nanos,
@@ -214,7 +210,6 @@ pub(crate) struct Sample {
     pub(crate) inflight: Option<(f64, f64)>,
 }
 
-/// An upper limit for processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Limit {
     /// The prefix of the processes' names: `gateway`.

@@ -53,7 +53,6 @@ pub struct Verdict {
     pub unknown: usize,
     /// `send_time` and `stored_time` of each row.
     pub rows: Vec<(SystemTime, SystemTime)>,
-    /// Number of rows in `dead_letters`.
     pub dead_letters: usize,
 }
 
@@ -76,7 +75,6 @@ impl PlannedLoad {
         Ok(PlannedLoad { plan, load: Arc::new(load), progress: Arc::default(), connections, clock: Clock::read() })
     }
 
-    /// Returns the number of messages in the plan.
     pub fn messages(&self) -> usize {
         self.plan.messages()
     }

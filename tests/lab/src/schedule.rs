@@ -11,7 +11,6 @@ use super::kind::{Effect, Kind, Link, Needs, One};
 
 /// The faults of a run, one after the other.
 pub(crate) struct Schedule {
-    /// The faults to choose from.
     kinds: Vec<Kind>,
     order: Order,
 }

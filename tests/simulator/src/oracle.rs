@@ -132,7 +132,6 @@ impl Oracle {
         Ok(())
     }
 
-    /// Checks that exactly the lost records are counted as lost.
     pub(crate) fn check_lost(log: &Log, lost: &Lost) -> Result<(), String> {
         let (epoch, row) = (lost.row.leader_epoch, lost.row.next.0);
         let exact = !epoch.is_known() || log.has_differed_at(epoch.0, lost.from.0);

@@ -8,7 +8,6 @@ use crate::choices::Choices;
 use crate::facts::Facts;
 use crate::world::World;
 
-/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
     /// The promise that was broken, and how.
@@ -56,12 +55,9 @@ pub fn silence_panics() {
     std::panic::set_hook(Box::new(|_| {}));
 }
 
-/// The sum of many runs.
 #[derive(Debug, Default)]
 pub struct Sum {
-    /// The number of seeds that were run.
     pub seeds: u64,
-    /// The number of their steps.
     pub steps: u64,
     /// The counts of events in these seeds.
     pub facts: Facts,

@@ -112,7 +112,6 @@ fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(TOPIC_WITHIN)).operation_timeout(Some(TOPIC_WITHIN))
 }
 
-/// Returns the result of a request about one topic.
 fn single_result(results: Result<Vec<TopicResult>, KafkaError>) -> Result<(), KafkaError> {
     match results?.pop() {
         Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),

@@ -11,17 +11,13 @@ use rdkafka::config::ClientConfig;
 use super::Kafka;
 use crate::error::StackError;
 
-/// The timeout of one request.
 const TIMEOUT_MS: i32 = 30_000;
 
-/// The object of a right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {
-    /// The topic of this name.
     Topic(String),
     /// The consumer group of this name.
     Group(String),
-    /// The producer with this transactional id.
     TransactionalId(String),
     /// The cluster itself, for rights that are not on one of its resources.
     Cluster,
@@ -29,7 +25,6 @@ pub enum Resource {
 
 /// An operation that a right allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "Kafka's own names")]
 pub enum Operation {
     All,
     Read,
@@ -47,16 +42,12 @@ pub enum Operation {
 /// One right of one user. Kafka lets Read, Write, Delete and Alter imply Describe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Right {
-    /// The user that has the right.
     pub user: String,
-    /// The object of the right.
     pub resource: Resource,
-    /// The operation that the right allows.
     pub operation: Operation,
 }
 
 impl Right {
-    /// Returns the right of `user` to do `operation` on `resource`.
     pub fn new(user: &str, operation: Operation, resource: Resource) -> Right {
         Right { user: user.to_owned(), resource, operation }
     }
@@ -72,7 +63,6 @@ pub fn login(user: &str) -> String {
     login_with(user, &password(user))
 }
 
-/// Returns the settings for a login with this password.
 pub fn login_with(user: &str, password: &str) -> String {
     format!("security.protocol=sasl_plaintext,sasl.mechanisms=PLAIN,sasl.username={user},sasl.password={password}")
 }

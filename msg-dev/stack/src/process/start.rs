@@ -69,7 +69,6 @@ fn command(spec: &Spec, log: &File) -> Result<Command, StackError> {
     Ok(command)
 }
 
-/// A command, and the channel for the result of starting it.
 type Job = (Command, SyncSender<io::Result<Child>>);
 
 /// Starts a child from a thread that lives as long as this process. The kernel sends the parent-death signal when the

@@ -16,7 +16,6 @@ pub(crate) struct PreflightRequirements {
     pub(crate) allow_unsafe: bool,
     /// The number of partitions that are used.
     pub(crate) partitions: Partition,
-    /// The size of the largest record, in bytes.
     pub(crate) record_bytes: usize,
     /// The size of the largest content, in bytes. It is a part of the record.
     pub(crate) content_bytes: usize,

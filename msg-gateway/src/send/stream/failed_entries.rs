@@ -63,7 +63,6 @@ impl FailedEntries {
         self.len += 1;
     }
 
-    /// Returns the memory that the failed entries need.
     pub(super) fn bytes(&self) -> usize {
         self.name_bytes + self.inboxes.len() * INBOX_BYTES + self.len * ENTRY_BYTES
     }

@@ -65,7 +65,6 @@ enum Completed {
     Page(Option<Vec<StoredMsg>>, CatchUpPermit),
 }
 
-/// The task of one stream.
 pub(in crate::watch) struct Watcher {
     watched: Watched,
     /// The last `seq` that the caller has, by index of the inbox.
@@ -104,7 +103,6 @@ impl Watcher {
         }
     }
 
-    /// Sends events until the stream ends.
     async fn serve(&mut self, events: &mpsc::Sender<Arc<BufferedEvent>>) -> End {
         let cursors = std::mem::take(&mut self.cursors);
         let watcher = &*self;

@@ -10,7 +10,6 @@ use crate::{NextOffset, RecordOffset};
 /// The dead-letter limit. It is exceeded by more than `count` dead letters in the last `window` offsets that are also
 /// more than `percent` of these offsets.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Limit {
     pub count: usize,
     pub percent: usize,

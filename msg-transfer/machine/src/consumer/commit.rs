@@ -6,7 +6,6 @@ use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress};
 
 /// The next offset that may be committed for one assignment of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct CommitPoint {
     pub partition: Partition,
     pub epoch: Epoch,

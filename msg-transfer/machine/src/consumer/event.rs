@@ -12,7 +12,6 @@ pub type LaneNumber = usize;
 /// Identifies a record that was passed to a lane. `epoch` is the assignment that it was received under; `bytes` is its
 /// share of the limits on bytes in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct RecordRef {
     pub partition: Partition,
     pub epoch: Epoch,
@@ -35,7 +34,6 @@ pub struct FetchError {
 
 /// An event that the machine reacts to.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Event {
     /// The group assigned these partitions.
     Assigned(Vec<Partition>),
@@ -90,7 +88,6 @@ pub enum Event {
 
 /// An action that the driver has to carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Action {
     /// Resolve the start offset of this assignment.
     ResolveStart { partition: Partition, epoch: Epoch },

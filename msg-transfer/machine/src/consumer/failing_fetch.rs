@@ -7,7 +7,6 @@ use crate::{Millis, NextOffset, RecordOffset};
 pub struct Failing {
     /// The number of attempts that failed in a row at this offset.
     pub attempts: u32,
-    /// The offset that could not be fetched.
     pub at: NextOffset,
     /// The error and the advice, for operators.
     pub text: String,

@@ -29,7 +29,6 @@ use self::owned::{Owned, Phase, ThrottleChange};
 use self::start::{Decision, Start};
 use crate::{Epoch, LeaderEpoch, Millis, NextOffset, Partition, RecordOffset};
 
-/// The settings of the consumer's machine.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// A commit round starts after this number of completed records, or after `commit_interval`, whichever is first.
@@ -44,7 +43,6 @@ pub struct Settings {
     pub max_partition_bytes: usize,
     /// Maximum records in flight of one partition. At the limit it is throttled, until half of it is free.
     pub max_partition_records: usize,
-    /// The limit on dead letters that halts a partition.
     pub dead_letters: Limit,
     /// Returns the longest wait before the next attempt to fetch a partition, after this number of failed attempts.
     pub fetch_backoff: fn(u32) -> Millis,
@@ -72,7 +70,6 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Creates a machine without partitions.
     pub fn new(settings: Settings) -> Self {
         let committer = Committer::new(settings.commit_records, settings.commit_interval);
         Machine {
@@ -89,7 +86,6 @@ impl Machine {
         }
     }
 
-    /// Returns the committed offset of a partition, if one was committed under its assignment.
     pub fn committed(&self, partition: Partition) -> Option<NextOffset> {
         self.owned.get(&partition)?.committed()
     }
@@ -110,17 +106,14 @@ impl Machine {
         })
     }
 
-    /// Returns whether a partition is halted.
     pub fn is_halted(&self, partition: Partition) -> bool {
         self.owned.get(&partition).is_some_and(|owned| matches!(owned.phase, Phase::Halted { .. }))
     }
 
-    /// Returns the partitions whose fetch fails.
     pub(crate) fn failing(&self) -> impl Iterator<Item = (Partition, &Failing)> {
         self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.failing.as_ref()?)))
     }
 
-    /// Returns whether the fetch of a partition fails.
     pub(crate) fn is_failing(&self, partition: Partition) -> bool {
         self.owned.get(&partition).is_some_and(|owned| owned.failing.is_some())
     }

@@ -91,7 +91,6 @@ impl Owned {
         }
     }
 
-    /// Returns the committed offset, if one was committed under this assignment.
     pub(super) fn committed(&self) -> Option<NextOffset> {
         match &self.phase {
             Phase::Running { committed, .. } | Phase::Halted { committed, .. } => *committed,

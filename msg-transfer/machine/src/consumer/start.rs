@@ -60,7 +60,6 @@ impl Lost {
 
 /// How a partition starts, and the records that Kafka lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Decision {
     pub start: Start,
     /// The lost records. `None` if the partition is halted.

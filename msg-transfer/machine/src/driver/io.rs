@@ -12,7 +12,6 @@ use crate::consumer::{Action, CommitPoint, Event, Failing, FetchError, LaneNumbe
 use crate::{Assignment, ConnectionNumber, Epoch, LeaderEpoch, Millis, NextOffset, Partition, Progress, RecordOffset};
 
 /// A record as the consumer receives it.
-#[expect(missing_docs, reason = "each method is named as the value that it returns")]
 pub trait Record {
     fn partition(&self) -> Partition;
     fn offset(&self) -> RecordOffset;
@@ -164,7 +163,6 @@ impl<T: Kafka + Surroundings<<T as Kafka>::Record>> Io for T {}
 
 /// The assignment under which a partition is fetched, and its start offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct FetchStart {
     pub epoch: Epoch,
     pub from: Progress,
@@ -172,7 +170,6 @@ pub struct FetchStart {
 
 /// A progress row to write.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct ProgressRow {
     pub topic_id: Uuid,
     pub partition: Partition,
@@ -223,7 +220,6 @@ impl State {
 
 /// A report of the driver.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Report<'a> {
     /// The machine handles this event.
     Event(&'a Event),

@@ -24,7 +24,6 @@ use crate::consumer::{Action, Event, Machine};
 use crate::lane::lane_for;
 use crate::{Assignment, Epoch, Millis, Partition};
 
-/// The driver's timeouts and intervals.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// The maximum wait for a record, or for a lane, before everything else is polled again. It delays commits and
@@ -33,9 +32,7 @@ pub struct Times {
     /// The time in which the lanes have to store the records of revoked partitions. Well below the group's rebalance
     /// timeout.
     pub drain: Millis,
-    /// The time for the last commit after the drain.
     pub last_commit: Millis,
-    /// The timeout of an offset commit.
     pub commit: Millis,
     /// The interval of the checks of everything that sends no event.
     pub check: Millis,
@@ -56,7 +53,6 @@ struct PendingCommit {
     deadline: Millis,
 }
 
-/// The driver of the consumer's machine.
 #[derive(Debug)]
 pub struct Driver<R> {
     times: Times,
@@ -76,7 +72,6 @@ pub struct Driver<R> {
     /// Set while the group waits for the response to a revocation. An earlier call would count as the response.
     postponed: Option<BTreeMap<Partition, Postponed>>,
     stopped: bool,
-    /// The time of the last `check`.
     checked: Millis,
     /// The records that were just consumed; empty between two turns.
     chunk: Vec<Fetched<R>>,

@@ -134,7 +134,6 @@ impl Surroundings<Plain> for Outside {
     fn report(&mut self, _report: Report<'_>) {}
 }
 
-/// Returns a driver that fetches partition 0 from offset 0.
 fn fetching() -> (Driver<Plain>, Outside) {
     let machine = Machine::new(Settings {
         commit_records: 1,

@@ -84,7 +84,6 @@ impl Bisection {
         bisection
     }
 
-    /// Returns the error whose cause is searched.
     pub(super) fn cause(&self) -> &ClassifiedError {
         &self.cause
     }

@@ -26,11 +26,9 @@ pub(super) enum Queue<'a> {
 
 /// A blocked inbox, for operators: without its name. `partition` and `offset` are the position of its first record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct BlockedInbox {
     pub partition: Partition,
     pub offset: RecordOffset,
-    /// The number of records that wait.
     pub records: usize,
     pub error: ClassifiedError,
     /// The number of retries that failed since it was found.
@@ -58,7 +56,6 @@ pub(super) struct Retry {
     pub(super) error: ClassifiedError,
     /// The number of retries that failed before this one.
     pub(super) attempts: usize,
-    /// The maximum number of records in one transaction of this retry.
     pub(super) max_records: usize,
 }
 

@@ -16,7 +16,6 @@ pub trait Message {
     fn msg_id(&self) -> Uuid;
 }
 
-/// The content of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A message that can become a row.
@@ -27,14 +26,12 @@ pub enum Kind {
     Newer(String),
 }
 
-/// A record in a lane.
 #[derive(Debug)]
 pub struct Entry<T> {
     /// The assignment that the record was received under.
     pub assignment: Arc<Assignment>,
     /// The reference by which the record is reported to the consumer.
     pub record_ref: RecordRef,
-    /// The content of the record.
     pub kind: Kind,
     /// The record itself, which the machine only passes on.
     pub body: T,
@@ -61,7 +58,6 @@ pub(super) enum Known {
 /// An entry of the batch that will be inserted into `dead_letters`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Its index in the batch.
     pub entry: usize,
     /// The reason of the contract, which a caller of GetMsgStatus reads.
     pub reason: Reason,

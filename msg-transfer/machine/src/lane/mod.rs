@@ -89,7 +89,6 @@ impl<T: Message> Machine<T> {
         }
     }
 
-    /// Returns the number of the lane.
     pub fn number(&self) -> LaneNumber {
         self.number
     }

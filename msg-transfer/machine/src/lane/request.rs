@@ -7,7 +7,6 @@ use crate::{ConnectionNumber, Reason};
 
 /// An entry of the batch, by its index, and the `seq` that its row gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct NumberedEntry {
     pub entry: usize,
     pub seq: i64,
@@ -78,26 +77,21 @@ pub enum Response {
     Found(Vec<(usize, bool)>),
     /// The request failed for these entries, at least one, and succeeds for others.
     FailedFor(Vec<(usize, ClassifiedError)>),
-    /// The request failed, or its outcome is unknown.
     Failed(ClassifiedError),
 }
 
 /// Why a batch is not stored yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct BatchError {
     pub error: ClassifiedError,
     /// The number of attempts of this batch that failed in a row.
     pub attempts: usize,
 }
 
-/// The result of a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The number of new rows.
     pub stored: usize,
     /// The number of messages that were stored already.
     pub duplicates: usize,
-    /// The reasons of the dead letters.
     pub dead_letters: Vec<Reason>,
 }

@@ -6,7 +6,6 @@ use super::entry::{Known, forget_found};
 use super::{ClassifiedError, Entry, Message, NumberedEntry, Outcome};
 use crate::ConnectionNumber;
 
-/// The state of a lane's machine.
 #[derive(Debug)]
 pub(super) enum State<T> {
     Idle,
@@ -105,7 +104,6 @@ pub(super) enum EndStep {
 #[derive(Debug)]
 pub(super) struct InboxEntries {
     pub(super) entries: Vec<usize>,
-    /// The last `seq` of the inbox, if it is cached.
     pub(super) cached: Option<i64>,
 }
 

@@ -33,7 +33,6 @@ struct NodeState {
     may_read_identity: bool,
 }
 
-/// Checks the tables and each other node.
 pub(super) async fn check(
     config: &Config,
     client: &Object,

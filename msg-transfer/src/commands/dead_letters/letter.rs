@@ -88,7 +88,6 @@ impl Summary {
     }
 }
 
-/// A dead letter with the bytes of its record.
 #[derive(Clone, Debug)]
 pub(super) struct Letter {
     pub summary: Summary,

@@ -14,7 +14,6 @@ use crate::commands::error::CommandError;
 use crate::commands::output::{OutputOptions, Table, harmless, or_dash, rfc3339};
 use crate::config::Config;
 
-/// The number of dead letters that are listed without `--limit`.
 const LIMIT: u32 = 100;
 
 #[derive(Args, Clone, Debug)]

@@ -20,7 +20,6 @@ const ROWS: &str = "SELECT seq, stored_time < $3 FROM messages WHERE recv_id = $
 /// lower bound each statement would scan the dead rows that the statements before it left.
 const DELETE: &str = "DELETE FROM messages WHERE recv_id = $1 AND seq > $2 AND seq <= $3";
 
-/// A prefix of an inbox that will be deleted.
 #[derive(Debug)]
 struct Prefix {
     recv_id: String,

@@ -29,7 +29,6 @@ use crate::lane::Handle as Lane;
 pub(crate) struct Parts {
     pub topic: String,
     pub lanes: Vec<Lane>,
-    /// Receives the events of lanes and tasks.
     pub events: Receiver<Event>,
     pub report: Sender<Event>,
     /// Reads the data that start offsets are resolved from.
@@ -89,7 +88,6 @@ struct Queues {
 }
 
 impl Outside {
-    /// Creates the state, without queues.
     pub(crate) fn new(parts: Parts, explainer: Explainer) -> Self {
         Outside { parts, queues: None, started: Instant::now(), failed_saves: Arc::default(), fatal: None, explainer }
     }

@@ -7,7 +7,6 @@ use prost::Message;
 use super::peer::{Outcome, SEND, call, grpc_frame, head, start_call};
 use super::{Attacked, ordinary_msg};
 
-/// An encoded field that holds bytes.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut encoded = vec![number << 3 | 2];
     prost::encode_length_delimiter(bytes.len(), &mut encoded).unwrap();

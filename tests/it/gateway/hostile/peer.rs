@@ -23,7 +23,6 @@ pub(crate) const PULL: &str = "/msg.v1.MsgGateway/PullMsgs";
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// An HTTP status that is not 200.
     Http(u16),
     Grpc(Code, Option<String>),
     /// The stream or the connection ended, with HTTP/2's reason.

@@ -80,7 +80,6 @@ impl Stream {
         results
     }
 
-    /// Sends one request, and reads all its results.
     async fn send_and_read(&mut self, request: StreamSendMsgRequest) -> Results {
         let count = request.entries.len();
         self.send(request).await;

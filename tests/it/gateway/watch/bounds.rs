@@ -12,7 +12,6 @@ use crate::support::transfer::peak_memory_mib;
 use crate::support::world::{World, count_rows};
 use crate::support::{ensure, eventually};
 
-/// A connection with a small receive window.
 async fn connect_with_small_window(address: &str) -> Client {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);

@@ -10,7 +10,6 @@ use crate::support::stack::stack;
 use crate::support::world::{Gateway, World};
 use crate::support::{admin, ensure, eventually};
 
-/// Writes hints to this partition until the gateway reads one.
 async fn wait_until_read(gateway: &Gateway, writer: &RecordWriter, partition: i32) {
     let read = async || metric(gateway, r#"msg_gateway_hints_total{outcome="READ"}"#).await;
     let before = read().await.unwrap();

@@ -22,7 +22,6 @@ use facts::Facts;
 /// Maximum number of examples in a finding.
 const EXAMPLES: usize = 5;
 
-/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     /// One of the promises P1 to P8; empty if the check belongs to none of them.
@@ -31,7 +30,6 @@ pub struct Finding {
     pub what: String,
     /// A measured value, or a remark.
     pub note: String,
-    /// How many cases were checked.
     pub checked: usize,
     /// How many of the cases are broken.
     pub broken: usize,
@@ -44,7 +42,6 @@ impl Finding {
         Finding { promise, what: what.into(), note: String::new(), checked: 0, broken: 0, examples: Vec::new() }
     }
 
-    /// Whether no case is broken.
     pub fn holds(&self) -> bool {
         self.broken == 0
     }

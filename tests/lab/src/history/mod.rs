@@ -26,7 +26,6 @@ pub(crate) fn now() -> Nanos {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
-/// One line of a history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "e", rename_all = "snake_case")]
 pub(crate) enum Event {
@@ -49,7 +48,6 @@ pub(crate) enum Event {
         /// message.
         #[serde(default, skip_serializing_if = "is_false")]
         altered: bool,
-        /// The number of the gateway, from 0.
         gateway: u8,
         /// The messages, in order: `n` of the sender, and the inbox.
         msgs: Vec<(u32, u32)>,

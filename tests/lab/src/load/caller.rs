@@ -69,7 +69,6 @@ impl Caller {
         self.load.history.put(Event::Outcomes { call, at: now(), results })
     }
 
-    /// Returns the number of a new stream.
     pub(crate) fn stream(&self) -> u64 {
         self.load.streams.fetch_add(1, Ordering::Relaxed)
     }

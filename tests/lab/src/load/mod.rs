@@ -53,14 +53,12 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(1);
 /// The maximum time from the stop signal until every outcome is known.
 const DRAIN: Duration = Duration::from_secs(60);
-/// The share of requests with `wait_for: STORED`.
 const STORED_SHARE: f64 = 0.1;
 /// The shares of the rate. The kinds of senders that exist divide the rate by these.
 const UNARY: u32 = 20;
 const BATCH: u32 = 40;
 const STREAM: u32 = 40;
 
-/// A client of one gateway.
 pub type Client = MsgGatewayClient<Channel>;
 
 /// The arguments of `msg-dev lab-load`.
@@ -122,7 +120,6 @@ pub(crate) struct Load {
     pub(crate) calls: AtomicU64,
     pub(crate) streams: AtomicU64,
     pub(crate) messages: Box<dyn Messages>,
-    /// The share of requests with `wait_for: STORED`.
     pub(crate) stored_share: f64,
     /// Accepted messages that readers may query.
     pub(crate) accepted: Accepted,

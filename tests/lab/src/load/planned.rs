@@ -22,7 +22,6 @@ const ACCEPT_WITHIN: Duration = Duration::from_secs(60);
 
 /// A message, and how it is sent.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the fields are named by their types")]
 pub struct Planned {
     pub msg: Msg,
     pub repeat: Repeat,
@@ -31,7 +30,6 @@ pub struct Planned {
 /// How a message is sent again, with the same `client_msg_id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repeat {
-    /// The message is sent once.
     No,
     /// The message is sent again after it was accepted, as by a caller that lost the response.
     InTurn,

@@ -23,7 +23,6 @@ use crate::message::message;
 const WINDOW: usize = 200;
 /// Maximum number of messages of one request.
 const LARGEST: usize = 20;
-/// Number of inboxes of one request.
 const INBOXES: usize = 3;
 /// How many seconds a stream is used.
 const LIFETIME: std::ops::Range<f64> = 5.0..15.0;
@@ -31,7 +30,6 @@ const LIFETIME: std::ops::Range<f64> = 5.0..15.0;
 const DROPPED: f64 = 0.2;
 /// A stream with messages in flight is dropped if no response arrives for this long.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The interval at which the sender checks whether the load is stopping.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 enum End {
@@ -113,7 +111,6 @@ struct Stream<'a> {
     /// window.
     requests: Option<UnboundedSender<StreamSendMsgRequest>>,
     responses: Streaming<StreamSendMsgResponse>,
-    /// When the stream is to be closed.
     until: Instant,
     /// When the last expected response arrived, or when the sender started to wait for one.
     last_response: Instant,
@@ -228,7 +225,6 @@ impl Stream<'_> {
         calls.into_iter().try_for_each(|(call, results)| self.sender.caller.record_outcomes(call, results))
     }
 
-    /// Whether a response is due.
     fn waits(&self) -> bool {
         self.window.in_flight() > 0 || self.requests.is_none()
     }

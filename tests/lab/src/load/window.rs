@@ -28,7 +28,6 @@ struct Inbox {
     in_flight: usize,
     /// In the order in which they were first sent.
     failed: BTreeSet<u32>,
-    /// The earliest time of the retry.
     retry_at: Instant,
     backoff: Backoff,
 }
@@ -89,7 +88,6 @@ impl Window {
         msgs
     }
 
-    /// Returns the earliest time of a retry.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         self.inboxes.values().filter(|inbox| inbox.in_flight == 0).map(|inbox| inbox.retry_at).min()
     }

@@ -19,7 +19,6 @@ const NUMBER: f64 = 17.0;
 const TIME: f64 = 80.0;
 /// A line bridges up to this many steps without a value: samples are about a second apart, and steps are too.
 const BRIDGED: usize = 2;
-/// The number of colours of the style.
 const COLOURS: usize = 10;
 
 pub(crate) struct Plot<'a> {
@@ -118,7 +117,6 @@ impl Axis<'_> {
         LEFT + (RIGHT - LEFT) * (seconds / self.seconds).clamp(0.0, 1.0)
     }
 
-    /// Returns the labels of the time axis.
     fn times(&self) -> Vec<f64> {
         let steps = [5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
         let most = (RIGHT - LEFT) / TIME;

@@ -87,7 +87,6 @@ pub(crate) struct Around {
     pub(crate) after: Option<f64>,
 }
 
-/// Records that are not completed.
 #[derive(Debug, Serialize)]
 pub(crate) struct Backlog {
     /// The highest lag before the fault.
@@ -128,11 +127,8 @@ struct Scene<'a> {
     moments: &'a Moments<'a>,
     evidence: &'a Evidence,
     fault: &'a Fault,
-    /// The start of the time before.
     before: Nanos,
-    /// The end of the window.
     end: Nanos,
-    /// When the next fault started.
     next: Nanos,
     partitions: HashSet<i32>,
 }

@@ -108,7 +108,6 @@ impl Steps {
         Steps { began: evidence.began, length: length * SECOND, count }
     }
 
-    /// Returns the step that a moment is in.
     fn index(&self, at: Nanos) -> Option<usize> {
         let index = at.checked_sub(self.began)? / self.length;
         usize::try_from(index).ok().filter(|index| *index < self.count)

@@ -16,7 +16,6 @@ pub(crate) use self::tables::{Dead, Row, Tables};
 
 pub(crate) type SessionId = u32;
 
-/// The owner of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Client {
     pub(crate) process: usize,
@@ -68,7 +67,6 @@ pub(crate) enum Block {
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) client: Client,
-    /// Whether the client keeps the session open.
     pub(crate) client_connected: bool,
     /// Whether the server still serves the session.
     pub(crate) alive: bool,

@@ -48,7 +48,6 @@ pub(crate) enum StatementResult {
 pub(crate) enum StatementEffect {
     Fine,
     Fails(ErrorClass),
-    /// The connection breaks before the statement is executed.
     BreaksBefore,
     /// The connection breaks after the statement was executed, before its result arrives.
     BreaksAfter,

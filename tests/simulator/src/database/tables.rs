@@ -135,7 +135,6 @@ impl Tables {
         true
     }
 
-    /// Notes that the operator resumed the partition.
     pub(crate) fn resume(&mut self, topic: u32, partition: Partition) {
         let start = self.journal.len();
         self.journal.push((0, Change::Resumed(topic, partition)));
@@ -151,7 +150,6 @@ impl Tables {
         }
     }
 
-    /// Makes everything that this transaction committed visible.
     pub(crate) fn make_visible(&mut self, transaction: u32) {
         for index in 0..self.journal.len() {
             if self.journal[index].0 == transaction {
@@ -160,7 +158,6 @@ impl Tables {
         }
     }
 
-    /// Restores the state before the last `commits` commits.
     pub(crate) fn restore(&mut self, commits: usize) {
         self.commits.truncate(self.commits.len().saturating_sub(commits));
         let mut journal = std::mem::take(&mut self.journal);
@@ -189,7 +186,6 @@ impl Tables {
         self.has_row_of(&self.raised_again, topic, partition)
     }
 
-    /// Notes that an assignment starts below this row.
     pub(crate) fn starts_below(&mut self, topic: u32, partition: Partition, row: Progress) {
         self.started_below.insert((topic, partition), row);
     }

@@ -11,7 +11,6 @@ pub(crate) type MemberId = u32;
 pub(crate) struct Member {
     pub(crate) id: MemberId,
     pub(crate) process: usize,
-    /// Whether the member has joined the present rebalance.
     pub(crate) joined: bool,
     /// The partitions that the member reported when it joined.
     owned: Vec<Partition>,

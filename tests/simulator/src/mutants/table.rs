@@ -25,7 +25,6 @@ pub struct Edit {
 pub struct Mutant {
     /// The bug in a few words.
     pub name: &'static str,
-    /// The edits that plant it.
     pub edits: &'static [Edit],
     /// Whether a run must find the bug.
     pub expected: Expected,

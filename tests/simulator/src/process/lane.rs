@@ -105,7 +105,6 @@ impl Lane {
         numbered.iter().map(|row| Row { seq: row.seq, record: self.record(row.entry) }).collect()
     }
 
-    /// Returns the request's statement, or `None` if the request needs no statement.
     fn statement(&self, request: &Request) -> Option<Statement> {
         Some(match request {
             Request::LastSeqs(entries) => {

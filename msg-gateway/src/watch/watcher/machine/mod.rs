@@ -125,7 +125,6 @@ impl<H: Handles> Machine<H> {
         Machine { settings, cursors, gathering: Gathering::Opening, outlet, heartbeat_at: now, end: None }
     }
 
-    /// Returns what has to be done next.
     pub(super) fn next_action(&mut self, inboxes: &impl Inboxes, now: Instant) -> Action<H> {
         if let Outlet::Full { stalled_at } = self.outlet
             && stalled_at <= now
@@ -172,12 +171,10 @@ impl<H: Handles> Machine<H> {
         self.outlet = Outlet::Free(slot);
     }
 
-    /// Handles the permit for bytes of the buffer.
     pub(super) fn memory(&mut self, memory: H::Memory) {
         self.gathering.memory(memory);
     }
 
-    /// Handles the permit to read the table.
     pub(super) fn catch_up(&mut self, permit: H::CatchUp) {
         self.gathering.catch_up(permit);
     }

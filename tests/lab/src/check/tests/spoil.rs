@@ -15,7 +15,6 @@ impl World {
         self.evidence.rows.retain(|row| (row.sender, row.n) != (sender, n));
     }
 
-    /// Swaps the seqs of two messages.
     pub(super) fn swap_seqs(&mut self, one: (u32, u32), other: (u32, u32)) {
         let seq = self.row(one.0, one.1).seq;
         let seq = std::mem::replace(&mut self.row(other.0, other.1).seq, seq);

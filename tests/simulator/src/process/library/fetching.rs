@@ -118,7 +118,6 @@ impl Library {
         false
     }
 
-    /// Returns whether an error of the partition is queued already.
     fn has_error(&self, partition: Partition) -> bool {
         let is_error = |item: &Item| matches!(item, Item::Error(p) if *p == partition);
         let in_events =

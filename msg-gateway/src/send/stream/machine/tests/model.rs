@@ -97,7 +97,6 @@ impl Model {
         }
     }
 
-    /// Checks the request once it has its permits.
     pub(super) fn check_request(&mut self) {
         match &self.request {
             Some(request) if !request.is_valid => self.end(Ending::Failed("INVALID_FIELDS")),
