@@ -124,7 +124,7 @@ pub(crate) struct WatchQueries {
 }
 
 /// A permit to use one of the connections for watches that open or catch up.
-pub(crate) struct CatchUpPermit(#[expect(dead_code, reason = "it is held")] Permit);
+pub(crate) struct CatchUpPermit(#[expect(dead_code, reason = "it is held")] pub(crate) Permit);
 
 /// The inbox, ID and Kafka position of a message whose row is awaited.
 #[derive(Clone, Debug)]

@@ -1,7 +1,6 @@
 //! Drives the machine of a watch: turns slots, permits, pages, queued inboxes and time into its events, and carries its
 //! actions out with the feed, the budgets and the table.
 
-use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
@@ -22,7 +21,7 @@ use crate::watch::feed::FeedSlice;
 use crate::watch::pending_inboxes::PendingInboxes;
 use crate::watch::queries::CatchUpPermit;
 use crate::watch::watched::{BufferedEvent, Watched};
-use crate::watch::watcher::machine::{Action, End, Handles, Inboxes, Machine, Page, Settings, Shrink, Source};
+use crate::watch::watcher::machine::{Action, End, Inboxes, Machine, Page, Settings, Source};
 
 /// Maximum messages and bytes of one event, which may be exceeded by a single message. Small, because a stream whose
 /// caller does not read holds that much.
@@ -31,21 +30,6 @@ const EVENT_BYTES: usize = 64 << 10;
 
 /// A free slot in the channel to the caller.
 type Slot<'a> = mpsc::Permit<'a, Arc<BufferedEvent>>;
-
-/// The values that the machine of a watch holds.
-struct WatchHandles<'a>(PhantomData<&'a ()>);
-
-impl<'a> Handles for WatchHandles<'a> {
-    type Slot = Slot<'a>;
-    type Memory = Permit;
-    type CatchUp = CatchUpPermit;
-}
-
-impl Shrink for Permit {
-    fn shrink(&mut self, bytes: usize) {
-        Permit::shrink(self, bytes);
-    }
-}
 
 impl Inboxes for Watched {
     fn pending(&self) -> &PendingInboxes {
@@ -159,7 +143,7 @@ impl Watcher {
     /// Carries out all actions that are due. Returns the end of the stream.
     fn act<'a>(
         &'a self,
-        machine: &mut Machine<WatchHandles<'_>>,
+        machine: &mut Machine<Slot<'_>>,
         operation: &mut Option<BoxFuture<'a, Completed>>,
         sent: &mut LastEvent,
     ) -> Option<End> {

@@ -5,12 +5,14 @@ use std::time::Instant;
 
 use msg_common::proto::{StoredMsg, WatchedMsgs};
 
+use crate::budget::Permit;
 use crate::watch::feed::{FeedSlice, size};
-use crate::watch::watcher::machine::{Action, Handles, Inboxes, Machine, Page, Shrink, Source};
+use crate::watch::queries::CatchUpPermit;
+use crate::watch::watcher::machine::{Action, Inboxes, Machine, Page, Source};
 
 /// What the watcher does for its next event. No state holds memory and waits for more of it, or for the permit to read
 /// the table: watchers that catch up must not block those that have caught up.
-pub(super) enum Gathering<H: Handles> {
+pub(super) enum Gathering {
     /// The first event was not sent. It is a heartbeat, which shows the caller that the watch has started.
     Opening,
     /// Nothing is gathered before there is a slot: messages that arrive meanwhile are in the same event.
@@ -19,17 +21,17 @@ pub(super) enum Gathering<H: Handles> {
     /// [`Action::AcquireMemory`] is due. With more `bytes` than an event usually has, the next message is larger.
     NeedsMemory {
         bytes: usize,
-        catch_up: Option<H::CatchUp>,
+        catch_up: Option<CatchUpPermit>,
     },
     AwaitingMemory {
         bytes: usize,
-        catch_up: Option<H::CatchUp>,
+        catch_up: Option<CatchUpPermit>,
     },
     /// The permit for `bytes` is held, before the messages are read or copied.
     Collecting {
         bytes: usize,
-        memory: H::Memory,
-        catch_up: Option<H::CatchUp>,
+        memory: Permit,
+        catch_up: Option<CatchUpPermit>,
     },
     /// The first queued inbox has to be read from the table.
     AwaitingCatchUp {
@@ -40,7 +42,7 @@ pub(super) enum Gathering<H: Handles> {
         index: usize,
         tip: i64,
         bytes: usize,
-        memory: H::Memory,
+        memory: Permit,
     },
     /// The table could not be read.
     AwaitingRetry {
@@ -50,7 +52,7 @@ pub(super) enum Gathering<H: Handles> {
     Gathered {
         msgs: WatchedMsgs,
         source: Source,
-        memory: H::Memory,
+        memory: Permit,
     },
 }
 
@@ -60,7 +62,7 @@ struct Batch {
     bytes: usize,
 }
 
-impl<H: Handles> Gathering<H> {
+impl Gathering {
     /// Starts to gather, because the first heartbeat was sent.
     pub(super) fn opened(&mut self) {
         if let Gathering::Opening = self {
@@ -72,14 +74,14 @@ impl<H: Handles> Gathering<H> {
         if let Gathering::AwaitingRetry { at } = self { Some(*at) } else { None }
     }
 
-    pub(super) fn memory(&mut self, memory: H::Memory) {
+    pub(super) fn memory(&mut self, memory: Permit) {
         *self = match self.take() {
             Gathering::AwaitingMemory { bytes, catch_up } => Gathering::Collecting { bytes, memory, catch_up },
             other => other,
         };
     }
 
-    pub(super) fn catch_up(&mut self, permit: H::CatchUp) {
+    pub(super) fn catch_up(&mut self, permit: CatchUpPermit) {
         *self = match self.take() {
             Gathering::AwaitingCatchUp { bytes } => Gathering::NeedsMemory { bytes, catch_up: Some(permit) },
             other => other,
@@ -91,9 +93,9 @@ impl<H: Handles> Gathering<H> {
     }
 }
 
-impl<H: Handles> Machine<H> {
+impl<S> Machine<S> {
     /// Advances the next event until it needs the driver or has to wait.
-    pub(super) fn gather(&mut self, inboxes: &impl Inboxes, now: Instant) -> Option<Action<H>> {
+    pub(super) fn gather(&mut self, inboxes: &impl Inboxes, now: Instant) -> Option<Action<S>> {
         loop {
             self.gathering = match self.gathering.take() {
                 Gathering::AwaitingSlot if !self.awaits_slot() => Gathering::AwaitingInbox,
@@ -135,9 +137,9 @@ impl<H: Handles> Machine<H> {
         &mut self,
         inboxes: &impl Inboxes,
         bytes: usize,
-        memory: H::Memory,
-        catch_up: Option<H::CatchUp>,
-    ) -> (Gathering<H>, Option<Action<H>>) {
+        memory: Permit,
+        catch_up: Option<CatchUpPermit>,
+    ) -> (Gathering, Option<Action<S>>) {
         let max_rows = self.max_rows(bytes);
         let mut batch = Batch::default();
         while batch.msgs.msgs.len() < max_rows && batch.bytes < bytes {
@@ -179,7 +181,7 @@ impl<H: Handles> Machine<H> {
         &mut self,
         inboxes: &impl Inboxes,
         rows: Option<Vec<StoredMsg>>,
-        permit: H::CatchUp,
+        permit: CatchUpPermit,
         now: Instant,
     ) {
         self.gathering = match (self.gathering.take(), rows) {
@@ -237,7 +239,7 @@ impl Batch {
         self.msgs.msgs.is_empty()
     }
 
-    fn gathered<H: Handles>(self, source: Source, mut memory: H::Memory) -> Gathering<H> {
+    fn gathered(self, source: Source, mut memory: Permit) -> Gathering {
         memory.shrink(self.bytes);
         Gathering::Gathered { msgs: self.msgs, source, memory }
     }

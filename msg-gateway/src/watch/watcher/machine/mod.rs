@@ -12,24 +12,11 @@ use std::time::{Duration, Instant};
 
 use msg_common::proto::WatchedMsgs;
 
+use crate::budget::Permit;
 use crate::watch::feed::FeedSlice;
 use crate::watch::pending_inboxes::PendingInboxes;
+use crate::watch::queries::CatchUpPermit;
 use crate::watch::watcher::machine::gathering::Gathering;
-
-/// The values that the machine holds and does not read. It drops a permit when its purpose ends, so that no release
-/// can be forgotten.
-pub(super) trait Handles {
-    /// The capacity for one event in the channel to the caller.
-    type Slot;
-    /// A permit for bytes of the buffer.
-    type Memory: Shrink;
-    /// A permit to read pages of the table.
-    type CatchUp;
-}
-
-pub(super) trait Shrink {
-    fn shrink(&mut self, bytes: usize);
-}
 
 /// What the watcher has in common with the feed, all of it in memory. An inbox is known by its index.
 pub(super) trait Inboxes {
@@ -53,21 +40,21 @@ pub(super) struct Settings {
     pub(super) retry_interval: Duration,
 }
 
-/// What the driver has to do.
-pub(super) enum Action<H: Handles> {
+/// What the driver has to do. `S` is a slot: the capacity for one event in the channel to the caller.
+pub(super) enum Action<S> {
     /// Acquire a permit for this many bytes of the buffer, without a timeout. [`Machine::memory`].
     AcquireMemory(usize),
     /// Acquire a permit to read the table, without a timeout. [`Machine::catch_up`].
     AcquireCatchUp,
     /// Read rows from the table. [`Machine::page`].
-    ReadPage(Page, H::CatchUp),
-    SendHeartbeat(H::Slot),
+    ReadPage(Page, CatchUpPermit),
+    SendHeartbeat(S),
     /// Send messages, which came from this source. `memory` is the permit for their bytes.
     SendMsgs {
-        slot: H::Slot,
+        slot: S,
         msgs: WatchedMsgs,
         source: Source,
-        memory: H::Memory,
+        memory: Permit,
     },
     /// End the stream, and cancel the operation in progress.
     End(End),
@@ -107,25 +94,26 @@ enum Outlet<S> {
     },
 }
 
-pub(super) struct Machine<H: Handles> {
+/// The state of one watch. It drops a permit when its purpose ends, so that no release can be forgotten.
+pub(super) struct Machine<S> {
     settings: Settings,
     /// The last `seq` that was gathered, by index of the inbox.
     cursors: Vec<i64>,
-    gathering: Gathering<H>,
-    outlet: Outlet<H::Slot>,
+    gathering: Gathering,
+    outlet: Outlet<S>,
     heartbeat_at: Instant,
     /// Set until the driver gets [`Action::End`].
     end: Option<End>,
 }
 
-impl<H: Handles> Machine<H> {
+impl<S> Machine<S> {
     /// Creates the machine of a stream that starts at these cursors.
     pub(super) fn new(settings: Settings, cursors: Vec<i64>, now: Instant) -> Self {
         let outlet = Outlet::Full { stalled_at: now + settings.stall_timeout };
         Machine { settings, cursors, gathering: Gathering::Opening, outlet, heartbeat_at: now, end: None }
     }
 
-    pub(super) fn next_action(&mut self, inboxes: &impl Inboxes, now: Instant) -> Action<H> {
+    pub(super) fn next_action(&mut self, inboxes: &impl Inboxes, now: Instant) -> Action<S> {
         if let Outlet::Full { stalled_at } = self.outlet
             && stalled_at <= now
         {
@@ -167,15 +155,15 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Handles the capacity for one more event: the caller has read the last one.
-    pub(super) fn reserved(&mut self, slot: H::Slot) {
+    pub(super) fn reserved(&mut self, slot: S) {
         self.outlet = Outlet::Free(slot);
     }
 
-    pub(super) fn memory(&mut self, memory: H::Memory) {
+    pub(super) fn memory(&mut self, memory: Permit) {
         self.gathering.memory(memory);
     }
 
-    pub(super) fn catch_up(&mut self, permit: H::CatchUp) {
+    pub(super) fn catch_up(&mut self, permit: CatchUpPermit) {
         self.gathering.catch_up(permit);
     }
 
@@ -195,7 +183,7 @@ impl<H: Handles> Machine<H> {
     }
 
     /// Returns the slot for an event that is sent now, if there is one.
-    fn use_slot(&mut self, now: Instant) -> Option<H::Slot> {
+    fn use_slot(&mut self, now: Instant) -> Option<S> {
         if self.awaits_slot() {
             return None;
         }

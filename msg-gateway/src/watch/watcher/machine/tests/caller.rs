@@ -1,25 +1,26 @@
 //! One watch: a driver of plain values that carries the actions of its machine out, and the oracle, which knows what
 //! the caller has to get, and when.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use msg_common::proto::{StoredMsg, WatchedMsgs};
 
-use super::token::{Token, Tokens};
+use super::budget::used;
 use super::world::Shared;
 use super::{HEARTBEAT, INBOXES, MAX_BYTES, MAX_ROWS, RETRY, STALL};
+use crate::budget::{Budget, Permit};
 use crate::watch::feed::{FeedSlice, size};
 use crate::watch::pending_inboxes::PendingInboxes;
+use crate::watch::queries::CatchUpPermit;
 use crate::watch::watcher::machine::{Action, End, Inboxes, Machine, Page, Settings, Source};
 
 enum Operation {
     Memory(usize),
     CatchUp,
     /// A page, and perhaps its rows.
-    Page(Page, Token, Option<Vec<StoredMsg>>),
+    Page(Page, CatchUpPermit, Option<Vec<StoredMsg>>),
 }
 
 /// What the machine sees of the feed.
@@ -57,18 +58,18 @@ impl Inboxes for View<'_> {
 }
 
 pub(super) struct Caller {
-    machine: Machine<Tokens>,
+    machine: Machine<()>,
     pending: Arc<PendingInboxes>,
     seen: RefCell<Seen>,
     operation: Option<Operation>,
     omit_content: bool,
     /// Bytes of the buffer that this watch holds, and permits to catch up.
-    memory: Rc<Cell<usize>>,
-    catch_ups: Rc<Cell<usize>>,
-    /// An event that is not read. `Some(None)` is a heartbeat.
-    unread: Option<Option<Token>>,
+    memory: Arc<Budget>,
+    catch_ups: Arc<Budget>,
+    /// An event that is not read, with the bytes of its permit. `Some(None)` is a heartbeat.
+    unread: Option<Option<(Permit, usize)>>,
     /// The permits of events that are read and not written.
-    unwritten: Vec<Token>,
+    unwritten: Vec<(Permit, usize)>,
     /// The last `seq` that was sent, by inbox.
     cursors: Vec<i64>,
     /// When the last event was sent.
@@ -98,8 +99,8 @@ impl Caller {
             seen: RefCell::default(),
             operation: None,
             omit_content,
-            memory: Rc::default(),
-            catch_ups: Rc::default(),
+            memory: shared.buffer.add_watcher(),
+            catch_ups: shared.catch_ups.add_watcher(),
             unread: None,
             unwritten: Vec::new(),
             cursors,
@@ -120,7 +121,7 @@ impl Caller {
 
     /// Returns the bytes of the buffer that this watch holds.
     pub(super) fn held_memory(&self) -> usize {
-        self.memory.get()
+        used(&self.memory)
     }
 
     pub(super) fn read(&mut self, shared: &Shared) {
@@ -163,7 +164,7 @@ impl Caller {
                 None => self.operation = Some(Operation::Memory(bytes)),
             },
             Some(Operation::CatchUp) => match shared.catch_ups.try_acquire(1, &self.catch_ups) {
-                Some(permit) => self.machine.catch_up(permit),
+                Some(permit) => self.machine.catch_up(CatchUpPermit(permit)),
                 None => self.operation = Some(Operation::CatchUp),
             },
             Some(Operation::Page(_, permit, _)) if fails => {
@@ -184,7 +185,7 @@ impl Caller {
         self.act(shared);
     }
 
-    fn complete_page(&mut self, shared: &Shared, rows: Option<Vec<StoredMsg>>, permit: Token) {
+    fn complete_page(&mut self, shared: &Shared, rows: Option<Vec<StoredMsg>>, permit: CatchUpPermit) {
         let view = View { shared, pending: &self.pending, seen: &self.seen, free: self.gathering_memory() };
         let (queued, is_empty) = (self.pending.queued(), rows.as_ref().is_some_and(Vec::is_empty));
         self.machine.page(&view, rows, permit, shared.now());
@@ -224,7 +225,7 @@ impl Caller {
                 Action::AcquireCatchUp => {
                     self.assert_may_gather(shared);
                     assert_eq!(self.gathering_memory(), 0, "bytes are held while the table is awaited");
-                    assert_eq!(self.catch_ups.get(), 0, "a permit to catch up is held, and one is awaited");
+                    assert_eq!(used(&self.catch_ups), 0, "a permit to catch up is held, and one is awaited");
                     self.operation = Some(Operation::CatchUp);
                 }
                 Action::ReadPage(page, permit) => {
@@ -249,10 +250,10 @@ impl Caller {
     }
 
     /// Checks messages that the machine sends.
-    fn receive(&mut self, shared: &Shared, WatchedMsgs { msgs, behind }: WatchedMsgs, source: Source, memory: Token) {
+    fn receive(&mut self, shared: &Shared, WatchedMsgs { msgs, behind }: WatchedMsgs, source: Source, memory: Permit) {
         assert!(self.sent_at.is_some(), "the first event is no heartbeat");
         let mut inboxes = [false; INBOXES];
-        let (mut bytes, held) = (0, memory.count());
+        let (mut bytes, held) = (0, self.gathering_memory());
         for row in &msgs {
             let msg = row.msg.as_ref().expect("a row has a message");
             let inbox: usize = msg.recv_id.parse().expect("it is a number");
@@ -275,7 +276,7 @@ impl Caller {
         assert_eq!(behind, is_behind, "behind");
         self.count_skipped(inboxes);
         self.may_gather = false;
-        self.send(shared, Some(memory));
+        self.send(shared, Some((memory, held)));
     }
 
     /// Notes that queued inboxes are not in an event. Each has to be in its turn: after one event for each other inbox,
@@ -289,7 +290,7 @@ impl Caller {
         }
     }
 
-    fn send(&mut self, shared: &Shared, memory: Option<Token>) {
+    fn send(&mut self, shared: &Shared, memory: Option<(Permit, usize)>) {
         assert!(self.unread.is_none(), "an event is sent without a slot");
         assert_eq!(self.expected_end, None, "an event is sent after the end");
         self.unread = Some(memory);
@@ -317,7 +318,7 @@ impl Caller {
         let is_waiting = self.operation.is_some() || self.retry_at.is_some_and(|retry_at| retry_at > shared.millis);
         if !is_waiting {
             assert!(self.pending.is_empty() || self.unread.is_some(), "queued inboxes are not read");
-            assert_eq!(self.catch_ups.get(), 0, "a permit to catch up is held for nothing");
+            assert_eq!(used(&self.catch_ups), 0, "a permit to catch up is held for nothing");
         }
         if self.machine.awaits_inbox() {
             assert_eq!(self.gathering_memory(), 0, "bytes are held for nothing");
@@ -348,7 +349,7 @@ impl Caller {
     /// Returns the bytes that are held for the next event.
     fn gathering_memory(&self) -> usize {
         let unread = self.unread.iter().flatten();
-        self.memory.get() - unread.chain(&self.unwritten).map(Token::count).sum::<usize>()
+        used(&self.memory) - unread.chain(&self.unwritten).map(|(_, bytes)| bytes).sum::<usize>()
     }
 
     fn assert_may_gather(&mut self, shared: &Shared) {

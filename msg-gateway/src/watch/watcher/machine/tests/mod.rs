@@ -1,9 +1,9 @@
 //! Random sequences of events against a model of the table, with the real feed. The numbers are small, so that most
 //! steps are near a limit.
 
+mod budget;
 mod caller;
 mod table;
-mod token;
 mod world;
 
 use proptest::collection::vec;

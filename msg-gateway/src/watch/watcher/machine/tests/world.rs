@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use msg_common::proto::{HintedInbox, StoredHint, StoredMsg};
 
+use super::budget::SharedBudget;
 use super::caller::Caller;
 use super::table::Table;
-use super::token::TestBudget;
 use super::{BUFFER, CATCH_UPS, INBOXES, MAX_WATCHERS, Request, Step};
 use crate::watch::feed::{Feed, FeedSlice};
 use crate::watch::pending_inboxes::PendingInboxes;
@@ -24,8 +24,8 @@ pub(super) struct Shared {
     pub(super) table: Table,
     pub(super) feed: Feed,
     pub(super) recv_ids: Vec<Arc<str>>,
-    pub(super) buffer: TestBudget,
-    pub(super) catch_ups: TestBudget,
+    pub(super) buffer: SharedBudget,
+    pub(super) catch_ups: SharedBudget,
     /// Other callers use the budgets: nothing is granted immediately.
     pub(super) is_contended: bool,
     start: Instant,
@@ -65,8 +65,8 @@ impl World {
             table: Table::default(),
             feed: Feed::new(cached_rows * ROW_BYTES),
             recv_ids: (0..INBOXES).map(|inbox| inbox.to_string().into()).collect(),
-            buffer: TestBudget::new(BUFFER),
-            catch_ups: TestBudget::new(CATCH_UPS),
+            buffer: SharedBudget::new(BUFFER),
+            catch_ups: SharedBudget::new(CATCH_UPS),
             is_contended: false,
             start: Instant::now(),
             millis: 0,
