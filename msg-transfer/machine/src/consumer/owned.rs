@@ -4,7 +4,7 @@ use super::Settings;
 use super::breaker::Breaker;
 use super::commit::CommitPoint;
 use super::event::RecordRef;
-use super::failing_fetch::Failing;
+use super::failing::Failing;
 use super::ledger::Ledger;
 use crate::{Epoch, NextOffset, Partition, Progress, RecordOffset};
 
