@@ -24,11 +24,12 @@ COPY msg-dev/fetch/Cargo.toml msg-dev/fetch/
 COPY msg-dev/stack/Cargo.toml msg-dev/stack/
 COPY tests/Cargo.toml tests/
 COPY tests/bench/Cargo.toml tests/bench/
+COPY tests/identities/Cargo.toml tests/identities/
 COPY tests/lab/Cargo.toml tests/lab/
 COPY tests/simulator/Cargo.toml tests/simulator/
 RUN printf '//! Empty.\nfn main() {}\n' >build.rs \
     && for package in . msg-gateway msg-transfer msg-transfer/machine msg-dev msg-dev/fetch msg-dev/stack \
-           tests tests/bench tests/lab tests/simulator; do \
+           tests tests/bench tests/identities tests/lab tests/simulator; do \
            mkdir -p "$package/src" && echo '//! Empty.' >"$package/src/lib.rs" && cp build.rs "$package/src/main.rs" || exit 1; \
        done \
     && rm src/main.rs \

@@ -1,11 +1,9 @@
 //! What tests share: the stack, a world of each test's own on it, and waiting for a condition.
 
 pub(crate) mod admin;
-pub(crate) mod certificates;
 pub(crate) mod fields;
 pub(crate) mod forwarder;
 pub(crate) mod hosts;
-pub(crate) mod issuer;
 pub(crate) mod kafka;
 pub(crate) mod load;
 pub(crate) mod stack;
@@ -15,6 +13,8 @@ pub(crate) mod world;
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
+
+pub(crate) use msg_identities::{certificates, issuer};
 
 /// The deadline for everything that a test waits for: far longer than any step needs.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);

@@ -15,46 +15,46 @@ use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
 /// The names of a gateway on this machine.
-pub(crate) const LOCAL: [&str; 2] = ["localhost", "127.0.0.1"];
+pub const LOCAL: [&str; 2] = ["localhost", "127.0.0.1"];
 
 /// A CA that can sign.
-pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
+pub struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 /// The PEM texts of a certificate and its key.
-pub(crate) struct Pair {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
 }
 
 impl Ca {
-    pub(crate) fn new(name: &str) -> Ca {
+    pub fn new(name: &str) -> Ca {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         Ca(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    pub(crate) fn pem(&self) -> String {
+    pub fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// The certificate of the CA itself, and its key.
-    pub(crate) fn own_pair(&self) -> Pair {
+    pub fn own_pair(&self) -> Pair {
         Pair { certificate: self.pem(), key: self.0.key().serialize_pem() }
     }
 
     /// Signs a certificate for IP addresses, URIs and DNS names.
-    pub(crate) fn sign(&self, names: &[&str]) -> Pair {
+    pub fn sign(&self, names: &[&str]) -> Pair {
         self.sign_with(names, |_| {})
     }
 
     /// Signs a certificate with this common name.
-    pub(crate) fn sign_for(&self, common_name: &str, names: &[&str]) -> Pair {
+    pub fn sign_for(&self, common_name: &str, names: &[&str]) -> Pair {
         self.sign_with(names, |params| params.distinguished_name.push(DnType::CommonName, common_name))
     }
 
     /// Signs a certificate for these names, with changed parameters.
-    pub(crate) fn sign_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
+    pub fn sign_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let mut params = CertificateParams::default();
         params.subject_alt_names = names
             .iter()
@@ -72,13 +72,13 @@ impl Ca {
 }
 
 /// A folder with PEM files. `replace` swaps it as Kubernetes swaps a volume: the files are links through `..data`.
-pub(crate) struct Files {
+pub struct Files {
     folder: TempDir,
     versions: std::cell::Cell<u32>,
 }
 
 impl Files {
-    pub(crate) fn new(files: &[(&str, &str)]) -> Files {
+    pub fn new(files: &[(&str, &str)]) -> Files {
         let new = Files { folder: tempfile::tempdir().unwrap(), versions: std::cell::Cell::new(0) };
         new.replace(files);
         for (name, _) in files {
@@ -88,7 +88,7 @@ impl Files {
     }
 
     /// Replaces all files at the same moment.
-    pub(crate) fn replace(&self, files: &[(&str, &str)]) {
+    pub fn replace(&self, files: &[(&str, &str)]) {
         self.versions.set(self.versions.get() + 1);
         let version = format!("..{}", self.versions.get());
         std::fs::create_dir(self.path(&version)).unwrap();
@@ -99,18 +99,18 @@ impl Files {
         std::fs::rename(self.path("..new"), self.path("..data")).unwrap();
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The path of a file as text, for arguments and settings.
-    pub(crate) fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 }
 
 /// The settings of a caller that trusts `ca` and presents `own`.
-pub(crate) fn caller(ca: &str, own: Option<&Pair>) -> Arc<ClientConfig> {
+pub fn caller(ca: &str, own: Option<&Pair>) -> Arc<ClientConfig> {
     let files = Files::new(&[
         ("ca", ca),
         ("cert", own.map_or("", |pair| &pair.certificate)),
@@ -125,7 +125,7 @@ pub(crate) fn caller(ca: &str, own: Option<&Pair>) -> Arc<ClientConfig> {
 }
 
 /// What accepts TLS connections with this certificate.
-pub(crate) fn acceptor(pair: &Pair, protocols: &[&[u8]]) -> TlsAcceptor {
+pub fn acceptor(pair: &Pair, protocols: &[&[u8]]) -> TlsAcceptor {
     let files = Files::new(&[("cert", &pair.certificate), ("key", &pair.key)]);
     let file = |name| PemFile::new("--test", files.path(name));
     let pair = PairFiles { certificate: file("cert"), key: file("key") };
@@ -134,13 +134,13 @@ pub(crate) fn acceptor(pair: &Pair, protocols: &[&[u8]]) -> TlsAcceptor {
 }
 
 /// Opens a TLS connection to an address of this machine.
-pub(crate) async fn connect(address: &str, caller: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+pub async fn connect(address: &str, caller: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(address).await?;
     TlsConnector::from(caller.clone()).connect("localhost".try_into().unwrap(), tcp).await
 }
 
 /// A channel that connects with these settings, and again when its connection ends.
-pub(crate) fn channel(address: &str, caller: &Arc<ClientConfig>) -> Channel {
+pub fn channel(address: &str, caller: &Arc<ClientConfig>) -> Channel {
     let (target, caller) = (address.to_owned(), caller.clone());
     let connector = tower::service_fn(move |_: Uri| {
         let (target, caller) = (target.clone(), caller.clone());

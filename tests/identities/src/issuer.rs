@@ -16,45 +16,45 @@ use tonic::Request;
 
 use super::certificates::{Pair, acceptor};
 
-pub(crate) const ISSUER: &str = "https://issuer.example.org";
-pub(crate) const AUDIENCE: &str = "msg-gateway";
+pub const ISSUER: &str = "https://issuer.example.org";
+pub const AUDIENCE: &str = "msg-gateway";
 
 /// A key pair of the issuer.
-pub(crate) struct SigningKey {
+pub struct SigningKey {
     kid: String,
     key: EncodingKey,
 }
 
 impl SigningKey {
-    pub(crate) fn new(kid: &str) -> SigningKey {
+    pub fn new(kid: &str) -> SigningKey {
         let private = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).unwrap();
         SigningKey { kid: kid.into(), key: EncodingKey::from_ed_der(private.as_ref()) }
     }
 
     /// A token of this subject, with these scopes, that is valid for an hour.
-    pub(crate) fn token(&self, subject: &str, scope: &str) -> String {
+    pub fn token(&self, subject: &str, scope: &str) -> String {
         self.token_for(subject, scope, 3600)
     }
 
     /// A token that expires in so many seconds.
-    pub(crate) fn token_for(&self, subject: &str, scope: &str, seconds: u64) -> String {
+    pub fn token_for(&self, subject: &str, scope: &str, seconds: u64) -> String {
         let exp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + seconds;
         self.sign(&json!({ "sub": subject, "iss": ISSUER, "aud": AUDIENCE, "exp": exp, "scope": scope }))
     }
 
-    pub(crate) fn sign(&self, claims: &Value) -> String {
+    pub fn sign(&self, claims: &Value) -> String {
         self.sign_as(&self.kid, claims)
     }
 
     /// Signs with the name of another key.
-    pub(crate) fn sign_as(&self, kid: &str, claims: &Value) -> String {
+    pub fn sign_as(&self, kid: &str, claims: &Value) -> String {
         let header = Header { kid: Some(kid.into()), ..Header::new(Algorithm::EdDSA) };
         encode(&header, claims, &self.key).unwrap()
     }
 }
 
 /// The key set as the issuer publishes it.
-pub(crate) fn jwks(keys: &[&SigningKey]) -> String {
+pub fn jwks(keys: &[&SigningKey]) -> String {
     let jwk = |key: &&SigningKey| {
         let mut jwk = serde_json::to_value(Jwk::from_encoding_key(&key.key, Algorithm::EdDSA).unwrap()).unwrap();
         jwk["kid"] = json!(key.kid);
@@ -64,15 +64,15 @@ pub(crate) fn jwks(keys: &[&SigningKey]) -> String {
 }
 
 /// Adds a token to a call.
-pub(crate) fn authorized<T>(token: &str, message: T) -> Request<T> {
+pub fn authorized<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
 }
 
 /// A server that publishes a key set.
-pub(crate) struct KeyServer {
-    pub(crate) url: String,
+pub struct KeyServer {
+    pub url: String,
     /// What it returns; `None` while it is away: it then closes each connection.
     keys: Arc<Mutex<Option<String>>>,
     requests: Arc<AtomicUsize>,
@@ -80,12 +80,12 @@ pub(crate) struct KeyServer {
 
 impl KeyServer {
     /// Starts a server that is away.
-    pub(crate) async fn start() -> KeyServer {
+    pub async fn start() -> KeyServer {
         KeyServer::serve("http", None).await
     }
 
     /// Starts a server that is away and has this certificate.
-    pub(crate) async fn start_over_tls(pair: &Pair) -> KeyServer {
+    pub async fn start_over_tls(pair: &Pair) -> KeyServer {
         KeyServer::serve("https", Some(acceptor(pair, &[]))).await
     }
 
@@ -113,15 +113,15 @@ impl KeyServer {
         KeyServer { url, keys, requests }
     }
 
-    pub(crate) fn publish(&self, keys: &[&SigningKey]) {
+    pub fn publish(&self, keys: &[&SigningKey]) {
         *self.keys.lock().unwrap() = Some(jwks(keys));
     }
 
-    pub(crate) fn leave(&self) {
+    pub fn leave(&self) {
         *self.keys.lock().unwrap() = None;
     }
 
-    pub(crate) fn requests(&self) -> usize {
+    pub fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 }
