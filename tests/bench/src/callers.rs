@@ -7,14 +7,41 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
+use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_common::proto::{Msg, SessionType};
 use msg_stack::Services;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tonic::{Request, Status};
 
 use super::{Error, Load, rate};
 
 /// HTTP/2 connections that the callers share.
-const CONNECTIONS: usize = 4;
+pub(crate) const CONNECTIONS: usize = 4;
+
+/// A caller of the gateway.
+pub(crate) type Client = MsgGatewayClient<InterceptedService<Channel, Token>>;
+
+/// The token that a caller adds to each call, if it has one.
+#[derive(Clone, Default)]
+pub(crate) struct Token(pub(crate) Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Returns callers that share these connections.
+pub(crate) fn clients(channels: Vec<Channel>, token: &Token) -> Vec<Client> {
+    let client = |channel| MsgGatewayClient::with_interceptor(channel, token.clone());
+    channels.into_iter().map(client).map(|client| client.max_decoding_message_size(8 << 20)).collect()
+}
 
 /// Opens the connections of the callers.
 pub(crate) async fn connect(services: &Services) -> Result<Vec<Channel>, Error> {

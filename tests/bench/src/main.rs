@@ -5,6 +5,7 @@
 mod callers;
 mod drain;
 mod pipe;
+mod secure;
 mod send;
 mod statement;
 mod watch;
@@ -26,6 +27,8 @@ enum Command {
     Drain(Load),
     /// Measure from SendMsg to the row with everything on this machine; the limit is a call that does nothing
     Pipe(Load),
+    /// Measure what TLS and tokens cost; the limit is a gateway without them, in turns
+    Secure(Load),
     /// Measure single calls that wait for STORED, then single calls, batches and streams until Kafka has every message;
     /// the limit is librdkafka alone
     Send(Load),
@@ -81,6 +84,7 @@ async fn main() -> Result<(), Error> {
     match &command {
         Command::Drain(load) => drain::run(&stack, load).await?,
         Command::Pipe(load) => pipe::run(&stack, load).await?,
+        Command::Secure(load) => secure::run(&stack, load).await?,
         Command::Send(load) => send::run(&stack, load).await?,
         Command::Watch(options) => watch::run(&stack, options).await?,
     }

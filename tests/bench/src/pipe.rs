@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use msg_common::proto::WaitFor;
-use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_stack::Stack;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::callers::Token;
 use super::{Error, Load, callers, line, memory, rate, send, start, until};
 
 pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
@@ -20,7 +20,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     line("idle memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", idle.0, idle.1));
 
     let channels = callers::connect(&services).await?;
-    let clients: Vec<_> = channels.iter().cloned().map(MsgGatewayClient::new).collect();
+    let clients = callers::clients(channels.clone(), &Token::default());
     let nothing = health_calls(channels, load).await?;
     line("a call that does nothing", format!("{nothing:.0} calls/s"));
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_common::proto::send_result::Result as Outcome;
 use msg_common::proto::{
     BatchSendMsgRequest, SendMsgRequest, SendResult, StreamSendEntry, StreamSendMsgRequest, WaitFor,
@@ -15,9 +14,8 @@ use msg_stack::Stack;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use tokio::sync::mpsc;
-use tonic::transport::Channel;
 
-use super::callers::{self, Measured, msg};
+use super::callers::{self, Client, Measured, Token, msg};
 use super::{Error, Load, PARTITIONS, TOPIC, line, memory, rate, start};
 
 /// Messages of a batch, and of one request on a stream.
@@ -34,9 +32,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     println!("{} messages of {} bytes to {} inboxes", load.messages, load.body, load.inboxes);
 
     let load = &Arc::new(load.clone());
-    let clients = callers::connect(&services).await?.into_iter();
-    let clients: Vec<_> =
-        clients.map(|channel| MsgGatewayClient::new(channel).max_decoding_message_size(8 << 20)).collect();
+    let clients = callers::clients(callers::connect(&services).await?, &Token::default());
     for (callers, messages) in [(1, 500), (STORED_CALLERS, load.messages / 20)] {
         let stored = unary(&clients, load, messages, callers, WaitFor::Stored).await?;
         let what = format!("SendMsg until stored, {callers} callers");
@@ -101,8 +97,6 @@ fn produce(stack: &Stack, load: &Load) -> Result<f64, Error> {
     Ok(rate(load.messages, started.elapsed()))
 }
 
-type Client = MsgGatewayClient<Channel>;
-
 /// Sends single messages, each with its own call.
 pub(crate) async fn unary(
     clients: &[Client],
@@ -121,7 +115,7 @@ pub(crate) async fn unary(
     .await
 }
 
-async fn batches(clients: &[Client], load: &Arc<Load>) -> Result<Measured, Error> {
+pub(crate) async fn batches(clients: &[Client], load: &Arc<Load>) -> Result<Measured, Error> {
     let (clients, messages) = (clients.to_vec(), load.messages);
     let (load, body) = (load.clone(), Bytes::from(load.random_body()));
     callers::run(BATCH_CALLERS, messages, BATCH, move |caller, first| {
@@ -142,7 +136,7 @@ fn accepted(result: &SendResult) -> Result<(), Error> {
     }
 }
 
-async fn streams(clients: &[Client], load: &Arc<Load>) -> Result<f64, Error> {
+pub(crate) async fn streams(clients: &[Client], load: &Arc<Load>) -> Result<f64, Error> {
     let body = Bytes::from(load.random_body());
     let started = Instant::now();
     let streams = (0..STREAMS).map(|stream| {
