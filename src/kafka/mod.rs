@@ -110,7 +110,11 @@ impl KafkaOptions {
         } else if self.hints_topic().as_ref() == Some(&self.kafka_topic) {
             problems.push("--hints-topic must be another topic than --kafka-topic, or `none`".into());
         }
-        problems.extend(self.properties().problems);
+        let properties = self.properties();
+        if !security::BUILT_IN {
+            problems.extend(security::build_problem(&properties));
+        }
+        problems.extend(properties.problems);
         problems
     }
 
@@ -310,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_compression_tls_and_scram_are_built_in() {
+    fn every_compression_is_built_in() {
         for codec in ["zstd", "lz4", "snappy", "gzip"] {
             let options = with(&format!("compression.type={codec}"));
             assert_eq!(
@@ -319,6 +323,11 @@ mod tests {
                 "{codec}"
             );
         }
+    }
+
+    #[test]
+    #[cfg(feature = "kafka-tls")]
+    fn tls_and_scram_are_built_in() {
         for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
             let login = format!("sasl.mechanism={mechanism},sasl.username=a,sasl.password=b");
             let options = with(&format!("security.protocol=sasl_ssl,{login}"));
@@ -329,6 +338,18 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "kafka-tls"))]
+    fn tls_needs_a_build_with_openssl() {
+        let mut options = with("");
+        options.security.kafka_security_protocol = Some(Protocol::Ssl);
+        for options in [options, with("security.protocol=ssl"), with("ssl.ca.location=/ca.pem")] {
+            let problems = options.problems();
+            assert!(problems.len() == 1 && problems[0].contains(security::WITH_OPENSSL), "{problems:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "kafka-tls")]
     fn broken_certificate_is_reported_with_its_flag() {
         let file = std::env::temp_dir().join(format!("msg-broken-ca-{}", std::process::id()));
         std::fs::write(&file, "-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n").expect("it is written");

@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
+use super::security::WITH_OPENSSL;
 use crate::config::hide_secrets;
 
 /// Settings that the operator must not set, with all of their names: the guarantees depend on them, or the service has a
@@ -187,6 +188,9 @@ fn rejection(key: &str, value: &str) -> Option<String> {
         }
         // The text of the error repeats the value.
         Err(_) if is_secret(key) => Some("librdkafka rejects the value".to_owned()),
+        Err(KafkaError::ClientConfig(_, reason, ..)) if reason.contains("OpenSSL not available at build time") => {
+            Some(format!("{reason}: {WITH_OPENSSL}"))
+        }
         Err(KafkaError::ClientConfig(_, reason, ..)) => Some(reason),
         Err(error) => Some(error.to_string()),
     }

@@ -72,6 +72,13 @@ pub enum Mechanism {
     ScramSha512,
 }
 
+/// Whether librdkafka was built with OpenSSL. Without it, it can neither use TLS nor log in, except with PLAIN.
+pub(super) const BUILT_IN: bool = cfg!(feature = "kafka-tls");
+
+/// What to do about a build without OpenSSL.
+pub(super) const WITH_OPENSSL: &str =
+    "build with the Cargo feature kafka-tls, which is on by default (`make demo` turns it off)";
+
 const PROTOCOL: &str = "--kafka-security-protocol";
 const MECHANISM: &str = "--kafka-sasl-mechanism";
 const USERNAME: &str = "--kafka-sasl-username";
@@ -217,6 +224,16 @@ impl SecurityOptions {
     }
 }
 
+/// Returns the problem of these properties in a build without OpenSSL, if they need it. librdkafka would report it only
+/// when it creates a client, and not by what to do.
+pub(super) fn build_problem(properties: &Properties) -> Option<String> {
+    let value = |key| properties.get(key).map(str::to_ascii_uppercase);
+    let protocol = value("security.protocol").filter(|protocol| protocol.ends_with("SSL"));
+    let login = || value("sasl.mechanism").filter(|mechanism| mechanism != "PLAIN");
+    let (flag, value) = protocol.map(|protocol| (PROTOCOL, protocol)).or_else(|| Some((MECHANISM, login()?)))?;
+    Some(format!("{flag} {value} needs OpenSSL, which this build is without: {WITH_OPENSSL}"))
+}
+
 fn password(file: &Path) -> Result<String, String> {
     read_secret(file).map_err(|error| chain(&SettingError::of_file(PASSWORD_FILE)(error)))
 }
@@ -280,6 +297,34 @@ mod tests {
     }
 
     #[test]
+    fn build_without_openssl_rejects_tls_and_scram() {
+        for (text, expected) in [
+            ("security.protocol=SASL_SSL,sasl.mechanism=PLAIN", Some("--kafka-security-protocol SASL_SSL")),
+            ("security.protocol=ssl", Some("--kafka-security-protocol SSL")),
+            (
+                "security.protocol=sasl_plaintext,sasl.mechanism=SCRAM-SHA-256",
+                Some("--kafka-sasl-mechanism SCRAM-SHA-256"),
+            ),
+            ("security.protocol=sasl_plaintext,sasl.mechanism=OAUTHBEARER", Some("--kafka-sasl-mechanism OAUTHBEARER")),
+            ("security.protocol=sasl_plaintext,sasl.mechanism=PLAIN", None),
+            ("security.protocol=plaintext", None),
+            ("", None),
+        ] {
+            let mut properties = Properties::default();
+            for entry in text.split(',') {
+                let entry = entry.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+                properties.entries.extend(entry);
+            }
+            let found = build_problem(&properties);
+            assert_eq!(found.is_some(), expected.is_some(), "{text}: {found:?}");
+            if let (Some(found), Some(expected)) = (found, expected) {
+                assert!(found.starts_with(expected) && found.contains("kafka-tls"), "{text}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "kafka-tls")]
     fn impossible_combinations_are_rejected_with_what_to_do() {
         let folder = folder("combinations");
         let pem = folder.join("pem");
