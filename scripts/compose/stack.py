@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -109,16 +110,19 @@ class Stack:
     def __init__(self, project, files, services):
         self.project, self.files, self.services = project, files, services
         ports = free_ports(3)
-        self.gateway = f"127.0.0.1:{ports[0]}"
+        self.gateway, *self.admin = (f"127.0.0.1:{port}" for port in ports)
         names = ("GATEWAY_PORT", "GATEWAY_ADMIN_PORT", "TRANSFER_ADMIN_PORT")
         self.env = {**os.environ, **dict(zip(names, map(str, ports))), "MSG_TAG": TAG, "COMPOSE_PROJECT_NAME": project}
         # Do not use the settings of the caller's own deployment.
         for name in ("COMPOSE_FILE", "COMPOSE_PROFILES", "SECRETS_DIR"):
             self.env.pop(name, None)
 
-    def compose(self, *args, **options):
+    def run(self, *args, **options):
         files = [word for file in self.files for word in ("-f", file)]
-        return docker("compose", "-p", self.project, *files, *args, env=self.env, **options)
+        return run("docker", "compose", "-p", self.project, *files, *args, env=self.env, **options)
+
+    def compose(self, *args, **options):
+        return self.run(*args, **options).stdout.strip()
 
     def container(self, service):
         found = self.compose("ps", "-a", "-q", service)
@@ -151,15 +155,51 @@ class Stack:
         return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
 
 
+class Secrets:
+    """Certificates, passwords and tokens, in a folder of their own."""
+
+    def __init__(self):
+        # Below the project, because some engines cannot mount what is in the system's folder for temporary files.
+        (ROOT / ".state").mkdir(exist_ok=True)
+        self.folder = tempfile.mkdtemp(prefix="compose-test-", dir=ROOT / ".state")
+        self.env = {**os.environ, "SECRETS_DIR": self.folder}
+        self.tokens = []
+
+    def make(self):
+        run("deploy/dev-certificates", env=self.env)
+
+    def file(self, name):
+        return str(Path(self.folder) / name)
+
+    def text(self, name):
+        return Path(self.file(name)).read_text().strip()
+
+    def bearer(self, subject, scope="", seconds=3600):
+        """Returns the options of grpcurl for a token."""
+        token = run("deploy/dev-token", subject, scope, str(seconds), env=self.env).stdout.strip()
+        self.tokens.append(token)
+        return ["-H", f"authorization: Bearer {token}"]
+
+    def secrets(self):
+        """Returns texts that no container may show, by name."""
+        names = sorted(name for name in os.listdir(self.folder) if "password" in name or name.endswith(".key"))
+        # A line in the middle of a key's text.
+        texts = {name: self.text(name).splitlines()[-2 if name.endswith(".key") else 0] for name in names}
+        return {**texts, **{f"token {number}": token for number, token in enumerate(self.tokens)}}
+
+    def remove(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class Gateway:
     """Calls through grpcurl."""
 
-    def __init__(self, grpcurl, address):
-        self.grpcurl, self.address = grpcurl, address
+    def __init__(self, grpcurl, address, options=("-plaintext",)):
+        self.grpcurl, self.address, self.options = grpcurl, address, options
 
     def call(self, method, request, seconds=5):
         """Returns the response and an empty text, or None and the error."""
-        args = ["-plaintext", "-connect-timeout", "3", "-max-time", str(seconds), "-format-error", "-d", "@"]
+        args = [*self.options, "-connect-timeout", "3", "-max-time", str(seconds), "-format-error", "-d", "@"]
         done = run(
             self.grpcurl, *args, self.address, f"msg.v1.MsgGateway/{method}",
             input=json.dumps(request), check=False, timeout=seconds + 10,
