@@ -38,15 +38,27 @@ fn readme_names_settings_that_exist() {
 
 #[test]
 fn guarantees_name_tests_that_exist() {
-    let page = fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+    assert_names_tests("docs/guarantees.md");
+}
+
+#[test]
+fn security_page_names_tests_that_exist() {
+    assert_names_tests("docs/security.md");
+}
+
+/// Checks that every test in the page exists, which is in backticks with its modules: `gateway::pull::name`.
+fn assert_names_tests(path: &str) {
+    let page = fs::read_to_string(root().join(path)).unwrap();
     let mut files = Vec::new();
     for folder in ["src", "msg-gateway/src", "msg-transfer", "msg-dev", "tests"] {
         sources(&root().join(folder), &mut files);
     }
     let texts: Vec<(String, String)> =
         files.iter().map(|file| (module(file), fs::read_to_string(file).unwrap())).collect();
-    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(|name| name.contains("::")).collect();
-    assert!(!named.is_empty(), "docs/guarantees.md names no test");
+    // `::1` is an address.
+    let is_path = |name: &&str| name.contains("::") && !name.starts_with("::");
+    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_path).collect();
+    assert!(!named.is_empty(), "{path} names no test");
     let exists = |name: &&str| {
         let (path, test) = name.rsplit_once("::").unwrap();
         let function = format!("fn {test}(");
@@ -55,7 +67,7 @@ fn guarantees_name_tests_that_exist() {
             .any(|(module, text)| format!("::{module}").ends_with(&format!("::{path}")) && text.contains(&function))
     };
     let missing: Vec<&str> = named.into_iter().filter(|name| !exists(name)).collect();
-    assert!(missing.is_empty(), "docs/guarantees.md names tests that do not exist: {missing:#?}");
+    assert!(missing.is_empty(), "{path} names tests that do not exist: {missing:#?}");
 }
 
 /// The variables in a row's first column.

@@ -1,4 +1,5 @@
-//! The grpcurl lines of the README and of docs/tour.md: each gives the output that its page shows.
+//! The grpcurl lines of the README and of docs/tour.md: each gives the output that its page shows. Those of
+//! docs/security.md are in `security/page.rs`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,15 +13,15 @@ use crate::support::{ensure, eventually};
 
 const README: &str = include_str!("../../../README.md");
 const TOUR: &str = include_str!("../../../docs/tour.md");
-/// The gateway's address on both pages.
-const ADDRESS: &str = "127.0.0.1:50051";
+/// The gateway's address on all pages.
+pub(crate) const ADDRESS: &str = "127.0.0.1:50051";
 const INSTALL: &str = "go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3";
 
 /// A command and the output that the page shows for it.
 #[derive(Debug, PartialEq, Eq)]
-struct Example {
-    command: String,
-    output: String,
+pub(crate) struct Example {
+    pub(crate) command: String,
+    pub(crate) output: String,
 }
 
 /// The grpcurl commands of all ```console fences. A command continues after a `\` at the end of a line and within
@@ -90,23 +91,33 @@ async fn tour_grpcurl_lines_give_the_output_shown() {
 
 /// Runs the grpcurl lines of a page, which has at least `lines` of them, against services of its own.
 async fn assert_page(name: &str, page: &str, lines: usize) {
-    let (grpcurl, stack) = (grpcurl(), stack().await);
+    let stack = stack().await;
     let world = World::on(stack, name, 16);
     world.create(stack).await;
     let (gateway, _transfer) = (world.running_gateway().await, world.running_transfer().await);
+    let at = |text: &str| text.replace(ADDRESS, &gateway.address);
+    let change = |example: Example| Example { command: at(&example.command), output: at(&example.output) };
+    assert_examples(&world, page, lines, change).await;
+}
+
+/// Runs the grpcurl lines of a page, which has at least `lines` of them, in the top folder. `change` replaces what is
+/// different in this world.
+pub(crate) async fn assert_examples(world: &World, page: &str, lines: usize, change: impl Fn(Example) -> Example) {
+    let (grpcurl, root) = (grpcurl(), Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     let examples = examples(page);
-    assert!(examples.len() >= lines, "{name} shows {} grpcurl lines", examples.len());
+    assert!(examples.len() >= lines, "the page shows {} grpcurl lines", examples.len());
     for example in examples {
         assert!(example.command.contains(ADDRESS) && !example.output.is_empty(), "{example:?}");
-        let words = example.command.strip_prefix("grpcurl").unwrap().replace(ADDRESS, &gateway.address);
-        let script = format!("\"$GRPCURL\"{words}");
-        let run = Command::new("sh").args(["-c", &script]).env("GRPCURL", &grpcurl).output().await;
-        let run = run.unwrap_or_else(|error| panic!("sh: {error}"));
+        let example = change(example);
+        let script = format!("\"$GRPCURL\"{}", example.command.strip_prefix("grpcurl").unwrap());
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).env("GRPCURL", &grpcurl).current_dir(&root);
+        let run = command.output().await.unwrap_or_else(|error| panic!("sh: {error}"));
         // As a terminal shows them: an error's details are on stderr.
         let output = String::from_utf8([run.stdout, run.stderr].concat()).unwrap();
         assert_same_output(&example, &output);
         if run.status.success() && example.command.trim_end().ends_with("/SendMsg") {
-            wait_until_stored(&world, &output).await;
+            wait_until_stored(world, &output).await;
         }
     }
 }

@@ -4,6 +4,7 @@ mod admin;
 mod auth;
 mod connections;
 mod kafka;
+mod page;
 mod postgres;
 mod rotation;
 mod verification;
