@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use msg_common::admin::Readiness;
+use msg_common::http_client::{HttpUrl, UrlError, tls_files};
 use msg_common::reload::Reloader;
 use msg_common::tls::{self, TlsError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::verify::endpoint::{Endpoint, KeyUrl, UrlError, tls_files};
+use crate::auth::verify::endpoint::{CA_FILE, Endpoint};
 use crate::auth::verify::refresh::{self, Refresher};
 use crate::auth::verify::source::{KeyFileError, VerifierKeys};
 use crate::auth::verify::{Tokens, Verifier};
@@ -63,9 +64,9 @@ fn tokens(
             Ok(Tokens { verifier, refresher: None })
         }
         KeySource::Url { url, ca_file } => {
-            let url = KeyUrl::new(&url)?;
+            let url = HttpUrl::new(&url)?;
             let tls = if url.is_tls() {
-                let reloader = tls::reloader("auth_jwks", tls_files(ca_file), tls::client_config)?;
+                let reloader = tls::reloader("auth_jwks", tls_files(CA_FILE, ca_file), tls::client_config)?;
                 let settings = reloader.value();
                 tasks.spawn(reloader.run(stop.clone()));
                 Some(settings)

@@ -6,10 +6,11 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use jsonwebtoken::{Algorithm, AlgorithmFamily};
 use msg_common::error::chain;
+use msg_common::http_client::{HttpUrl, tls_files};
 
 use crate::auth::CertificateName;
 use crate::auth::verify::TokenRules;
-use crate::auth::verify::endpoint::{KeyUrl, tls_files};
+use crate::auth::verify::endpoint::CA_FILE;
 use crate::auth::verify::source::{KeyFile, KeyFileKind};
 
 /// What the gateway asks its callers for.
@@ -200,9 +201,9 @@ impl AuthOptions {
                 let problem = file.load(&self.algorithms()).err();
                 problem.iter().map(|error| format!("{flag}: {}", chain(error))).collect()
             }
-            KeySource::Url { url, ca_file } => match KeyUrl::new(&url) {
+            KeySource::Url { url, ca_file } => match HttpUrl::new(&url) {
                 Err(error) => vec![format!("{flag} {}", chain(&error))],
-                Ok(url) if url.is_tls() => tls_files(ca_file).problems(),
+                Ok(url) if url.is_tls() => tls_files(CA_FILE, ca_file).problems(),
                 Ok(_) => Vec::new(),
             },
         }

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use metrics::{counter, gauge};
 use msg_common::admin::Readiness;
 use msg_common::error::chain;
+use msg_common::http_client::HttpError;
 use msg_common::repeat::Repeats;
 use rand::RngExt;
 use sha2::{Digest, Sha256};
@@ -16,7 +17,6 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::verify::Verifier;
-use crate::auth::verify::endpoint::FetchError;
 use crate::auth::verify::keys::{KeyError, Keys};
 use crate::metrics::{AUTH_KEY_FETCHES, AUTH_KEYS_AGE};
 
@@ -35,14 +35,14 @@ static FAILURES: Repeats = Repeats::new();
 /// Where the key set is fetched from.
 pub(crate) trait Fetch: Send + Sync {
     /// Fetches the key set. It has its own timeout.
-    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, FetchError>>;
+    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, HttpError>>;
 }
 
 /// Why the keys were not refreshed.
 #[derive(Debug, thiserror::Error)]
 enum RefreshError {
     #[error(transparent)]
-    Fetch(#[from] FetchError),
+    Fetch(#[from] HttpError),
     #[error("the response")]
     Keys(#[from] KeyError),
 }

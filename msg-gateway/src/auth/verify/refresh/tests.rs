@@ -24,14 +24,14 @@ struct Issuer {
 struct Handle(Arc<Issuer>);
 
 impl Fetch for Handle {
-    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, FetchError>> {
+    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, HttpError>> {
         Box::pin(async {
             self.0.fetches.fetch_add(1, Ordering::Relaxed);
             if let Some(slow) = &self.0.slow {
                 slow.acquire().await.expect("it is open").forget();
             }
             let keys = self.0.keys.lock().expect("no panic").clone();
-            keys.map(Bytes::from).ok_or(FetchError::TimedOut)
+            keys.map(Bytes::from).ok_or(HttpError::TimedOut)
         })
     }
 }
