@@ -153,6 +153,7 @@ pub fn metrics() -> &'static PrometheusHandle {
         );
         crate::reload::describe();
         crate::tls::describe();
+        crate::kafka::describe();
         handle
     })
 }

@@ -100,6 +100,9 @@ pub async fn run(
         }
     };
 
+    if let Some(refreshing) = config.kafka.refresh_token(stop.clone()) {
+        tasks.spawn(refreshing);
+    }
     let (limits, send) = (config.limits.clone(), config.send.clone());
     let client = ClientSettings::new(&config.kafka, move |kafka| settings::producer(kafka, &limits, &send));
     let producer = Arc::new(Producer::new(client, &config.kafka.kafka_topic)?);

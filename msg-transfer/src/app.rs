@@ -10,7 +10,7 @@ use machine::{Millis, lane};
 use msg_common::admin::{self, AdminError, AdminListener, Readiness};
 use msg_common::config::SettingError;
 use msg_common::error::{NO_THREAD, chain};
-use msg_common::kafka::{ClientPurpose, FileChanges, FilesError, RequestError, Role};
+use msg_common::kafka::{ClientPurpose, FileChanges, FilesError, KafkaClient, RequestError, Role};
 use msg_common::postgres::{Pool, Purpose};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -123,6 +123,8 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let (mut changes, following) =
         FileChanges::follow(&config.kafka, ClientPurpose::Consumer, Role::Consumer, shutdown.clone())?;
     let _following = AbortOnDropHandle::new(tokio::spawn(following));
+    let refreshing = config.kafka.refresh_token(CancellationToken::new());
+    let _refreshing = refreshing.map(|task| AbortOnDropHandle::new(tokio::spawn(task)));
     loop {
         // The clients and lanes have a scope of their own, so that a restart clears their reasons and no other
         // component's.
@@ -213,7 +215,7 @@ async fn serve_until_client_restart(
     });
     let drain = millis(config.consumer.drain_timeout);
     let context = Context::new(Driver::new(machine, Times { drain, ..TIMES }), parts, explainer);
-    let consumer: BaseConsumer<Context> = config.consumer_config().create_with_context(context)?;
+    let consumer: KafkaClient<BaseConsumer<Context>> = config.consumer_config().create_with_context(context)?;
     consumer.subscribe(&[&config.kafka.kafka_topic])?;
     let mut ended = start_thread(consumer, restart.clone()).map_err(Error::Thread)?;
     let ended = tokio::select! {
@@ -349,7 +351,7 @@ fn millis(duration: Duration) -> Millis {
 }
 
 fn start_thread(
-    consumer: BaseConsumer<Context>,
+    consumer: KafkaClient<BaseConsumer<Context>>,
     stop: CancellationToken,
 ) -> std::io::Result<oneshot::Receiver<Result<(), FatalError>>> {
     let (sender, ended) = oneshot::channel();

@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn default_settings_need_only_a_database() {
         let cli = read_words("msg-transfer --database-url postgres://localhost/x").expect("the defaults are valid");
-        cli.config.consumer_config().create_native_config().expect("librdkafka knows each key and value");
+        cli.config.consumer_config().config().create_native_config().expect("librdkafka knows each key and value");
     }
 
     #[test]

@@ -6,10 +6,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use msg_common::admin::{AdminAddress, AdminTlsOptions};
 use msg_common::config::{name_problem, number_problem, parse_bytes, parse_duration, time_problem};
-use msg_common::kafka::{ClientPurpose, KafkaOptions};
+use msg_common::kafka::{ClientPurpose, ClientSetup, KafkaOptions};
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
-use rdkafka::ClientConfig;
 
 /// The settings of the service and its commands.
 #[derive(Args, Clone, Debug)]
@@ -209,7 +208,7 @@ impl Config {
     }
 
     /// Returns librdkafka's settings for the member of the group. No other function knows their names.
-    pub fn consumer_config(&self) -> ClientConfig {
+    pub fn consumer_config(&self) -> ClientSetup {
         let options = &self.consumer;
         let mut config = self.lookup_config(ClientPurpose::Consumer);
         // Defaults that KAFKA_PROPERTIES may change. A broker responds when it has 64 KiB or after 10 ms. With
@@ -259,7 +258,7 @@ impl Config {
     }
 
     /// Returns librdkafka's settings for a client that reads the group's offsets and does not join the group.
-    pub fn lookup_config(&self, purpose: ClientPurpose) -> ClientConfig {
+    pub fn lookup_config(&self, purpose: ClientPurpose) -> ClientSetup {
         let mut config = self.kafka.client_config(purpose);
         config
             .set("group.id", &self.consumer.group_id)

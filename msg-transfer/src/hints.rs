@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use msg_common::kafka::polled::PolledProducer;
-use msg_common::kafka::{ClientPurpose, KafkaOptions};
+use msg_common::kafka::{ClientPurpose, ClientSetup, KafkaClient, KafkaOptions};
 use msg_common::proto::{HintedInbox, StoredHint};
 use prost::Message as _;
 use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
@@ -26,7 +26,7 @@ const MAX_BYTES: usize = 400_000;
 
 /// Sends hints. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Hints(Arc<PolledProducer<Context>>);
+pub(crate) struct Hints(Arc<KafkaClient<PolledProducer<Context>>>);
 
 impl std::fmt::Debug for Hints {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -55,7 +55,7 @@ impl Hints {
 }
 
 /// Returns librdkafka's settings. No other function knows their names.
-fn config(kafka: &KafkaOptions) -> ClientConfig {
+fn config(kafka: &KafkaOptions) -> ClientSetup {
     let mut config = kafka.client_config(ClientPurpose::HintWriter);
     config
         .set("acks", "1")
@@ -187,8 +187,9 @@ mod tests {
             security: msg_common::kafka::SecurityOptions::default(),
             last_properties: msg_common::kafka::LastProperties::default(),
             generation: msg_common::kafka::Generation::default(),
+            token: msg_common::kafka::SharedToken::default(),
         };
-        config(&kafka).create_native_config().expect("librdkafka knows each key and value");
+        config(&kafka).config().create_native_config().expect("librdkafka knows each key and value");
         assert!(Hints::new(&kafka).expect("the producer is created").is_some());
         let none = KafkaOptions { hints_topic: Some(String::new()), ..kafka };
         assert!(Hints::new(&none).expect("no producer is needed").is_none());

@@ -67,6 +67,19 @@ fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
     // Remove the duration and the number of the attempts, which differ each time.
     let detail = detail.split(" (after ").next().unwrap_or_default().trim();
     let (weight, fix) = match code {
+        // Also the reason why a broker refuses the previous token.
+        Code::Authentication if detail.starts_with("no OAUTHBEARER token") => (
+            4,
+            "without a token no client can log in to Kafka; the token comes from what the KAFKA_OAUTH_ settings name",
+        ),
+        Code::Authentication | Code::SaslAuthenticationFailed
+            if detail.contains("invalid_token") || detail.contains("OAUTHBEARER") =>
+        {
+            (
+                3,
+                "Kafka refuses the token; compare its issuer, audience and expiry with the brokers' sasl.oauthbearer settings, and check what the KAFKA_OAUTH_ settings name",
+            )
+        }
         Code::Authentication | Code::SaslAuthenticationFailed => (
             3,
             "Kafka refuses the user or the password; correct sasl.username, sasl.password and sasl.mechanism: KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD_FILE and KAFKA_SASL_MECHANISM, or --kafka-properties or its file",
@@ -150,5 +163,16 @@ mod tests {
         note(Code::MessageTimedOut, "a record");
         let cause = causes.recent().expect("there is one");
         assert!(cause.starts_with("a:1/bootstrap: SASL authentication error: wrong: Kafka refuses"), "{cause}");
+    }
+
+    #[test]
+    fn missing_token_counts_more_than_the_refused_old_one() {
+        let causes = Causes::default();
+        let note = |detail| causes.note(&KafkaError::Global(Code::Authentication), detail);
+        note("a:1/bootstrap: SASL authentication error: {\"status\":\"invalid_token\"} (after 5ms in state AUTH_REQ)");
+        assert!(causes.recent().is_some_and(|cause| cause.contains("Kafka refuses the token")));
+        note("no OAUTHBEARER token: --kafka-oauth-token-url: cannot connect");
+        let cause = causes.recent().expect("there is one");
+        assert!(cause.contains("cannot connect: without a token no client can log in"), "{cause}");
     }
 }

@@ -2,10 +2,13 @@
 //! of librdkafka that rust-rdkafka does not wrap.
 
 pub mod cause;
+mod client;
 pub mod coordinator;
 pub mod ends;
 mod error;
 pub mod events;
+mod oauth;
+#[cfg(feature = "kafka-tls")]
 mod openssl;
 pub mod polled;
 mod properties;
@@ -19,14 +22,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
-use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
+use tokio_util::sync::CancellationToken;
 
+pub use self::client::{ClientSetup, KafkaClient, OwnsClient};
 pub use self::error::{ClientError, RequestError};
+pub(crate) use self::oauth::describe;
+pub use self::oauth::{OauthOptions, SharedToken};
 use self::properties::{Properties, Source};
 pub use self::purpose::ClientPurpose;
 pub use self::renewal::{ClientSettings, CreatedAt, FileChanges, FilesError, Generation};
@@ -65,6 +71,9 @@ pub struct KafkaOptions {
     /// Whether clients have to be replaced.
     #[arg(skip)]
     pub generation: Generation,
+    /// The token that clients log in with, if the mechanism is OAUTHBEARER.
+    #[arg(skip)]
+    pub token: SharedToken,
 }
 
 /// The operator's settings of clients that were read last. Clones share them.
@@ -98,6 +107,11 @@ impl KafkaOptions {
 
     /// Returns one line for each problem of these settings.
     pub fn problems(&self) -> Vec<String> {
+        [self.client_problems(), self.security.oauth.content_problems()].concat()
+    }
+
+    /// Returns the problems of everything that a client is created from. A token is not: it is replaced in the client.
+    fn client_problems(&self) -> Vec<String> {
         let mut problems = properties::broker_problems(&self.kafka_brokers);
         let form = "must be 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_`, `-`";
         if !valid_topic(&self.kafka_topic) {
@@ -121,9 +135,10 @@ impl KafkaOptions {
     /// Returns the settings of a client for this purpose, which each client adds its own to. The operator's properties
     /// override them. The `client.id` is the purpose's; if the operator gives one, the name of the service in it is
     /// replaced by that.
-    pub fn client_config(&self, purpose: ClientPurpose) -> ClientConfig {
+    pub fn client_config(&self, purpose: ClientPurpose) -> ClientSetup {
+        #[cfg(feature = "kafka-tls")]
         openssl::keep_until_the_end();
-        let mut config = ClientConfig::new();
+        let mut config = ClientSetup::new(self.token.clone());
         config
             .set("bootstrap.servers", &self.kafka_brokers)
             // A topic that a client creates by mistake would have unsafe settings.
@@ -157,6 +172,11 @@ impl KafkaOptions {
     /// Returns the `client.id` of this purpose, which all processes of a service share.
     pub fn client_id(&self, purpose: ClientPurpose) -> String {
         self.client_config(purpose).get("client.id").unwrap_or_default().to_owned()
+    }
+
+    /// Returns a task that keeps the clients' token fresh until `stop`, if they log in with one.
+    pub fn refresh_token(&self, stop: CancellationToken) -> Option<impl Future<Output = ()> + Send + use<>> {
+        self.security.oauth.refresh(&self.token, stop)
     }
 
     /// Returns the properties as they are now. While the file is missing or invalid, for example because it is being
@@ -194,8 +214,8 @@ impl KafkaOptions {
 
     /// Returns why librdkafka cannot create a client with these settings. It creates one that connects to no broker, and
     /// drops it.
-    pub fn creation_problem(&self, config: &ClientConfig, role: Role) -> Option<String> {
-        let mut alone = config.clone();
+    pub fn creation_problem(&self, config: &ClientSetup, role: Role) -> Option<String> {
+        let mut alone = config.config().clone();
         alone.remove("bootstrap.servers");
         let created = match role {
             Role::Producer => alone.create_with_context::<_, BaseProducer<SilentContext>>(SilentContext).map(drop),
@@ -272,6 +292,7 @@ mod tests {
             security: SecurityOptions::default(),
             last_properties: LastProperties::default(),
             generation: Generation::default(),
+            token: SharedToken::default(),
         }
     }
 
@@ -327,8 +348,8 @@ mod tests {
 
     #[test]
     #[cfg(feature = "kafka-tls")]
-    fn tls_and_scram_are_built_in() {
-        for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+    fn tls_and_every_mechanism_are_built_in() {
+        for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] {
             let login = format!("sasl.mechanism={mechanism},sasl.username=a,sasl.password=b");
             let options = with(&format!("security.protocol=sasl_ssl,{login}"));
             let config = options.client_config(ClientPurpose::Producer);

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
-use super::{ClientPurpose, KafkaOptions, Role};
+use super::{ClientPurpose, ClientSetup, KafkaOptions, Role};
 use crate::config::FileError;
 use crate::error::chain;
 use crate::reload::{Contents, Reloaded, Reloader, Source};
@@ -30,7 +29,7 @@ impl Generation {
 /// The settings of a client that are read again for each new client.
 #[derive(Clone)]
 pub struct ClientSettings {
-    read: Arc<dyn Fn() -> ClientConfig + Send + Sync>,
+    read: Arc<dyn Fn() -> ClientSetup + Send + Sync>,
     generation: Generation,
 }
 
@@ -40,18 +39,19 @@ pub struct CreatedAt(u64);
 
 impl ClientSettings {
     /// Returns the settings that `read` derives from these options.
-    pub fn new(options: &KafkaOptions, read: impl Fn(&KafkaOptions) -> ClientConfig + Send + Sync + 'static) -> Self {
+    pub fn new(options: &KafkaOptions, read: impl Fn(&KafkaOptions) -> ClientSetup + Send + Sync + 'static) -> Self {
         let (generation, options) = (options.generation.clone(), options.clone());
         ClientSettings { read: Arc::new(move || read(&options)), generation }
     }
 
     /// Returns settings that never change.
-    pub fn fixed(config: ClientConfig) -> Self {
+    pub fn fixed(config: impl Into<ClientSetup>) -> Self {
+        let config = config.into();
         ClientSettings { read: Arc::new(move || config.clone()), generation: Generation::default() }
     }
 
     /// Returns the settings as they are now.
-    pub fn current(&self) -> (ClientConfig, CreatedAt) {
+    pub fn current(&self) -> (ClientSetup, CreatedAt) {
         // In this order: if the files change in between, the client is created once more.
         let created = CreatedAt(self.generation.0.load(Ordering::Acquire));
         ((self.read)(), created)
@@ -94,7 +94,7 @@ impl Source for Files {
     }
 
     fn build(&self, _: &Contents) -> Result<(), FilesError> {
-        let mut problems = self.options.problems();
+        let mut problems = self.options.client_problems();
         if problems.is_empty() {
             let config = self.options.client_config(self.purpose);
             problems.extend(self.options.creation_problem(&config, self.role));

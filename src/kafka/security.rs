@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::oauth::OauthOptions;
 use super::properties::Properties;
 use crate::config::{SettingError, read_secret, read_text};
 use crate::error::chain;
@@ -47,6 +48,9 @@ pub struct SecurityOptions {
     /// File with the private key of --kafka-ssl-cert-file, in PEM
     #[arg(long, env = "KAFKA_SSL_KEY_FILE", value_name = "FILE")]
     pub kafka_ssl_key_file: Option<PathBuf>,
+    /// The source of the tokens for OAUTHBEARER.
+    #[command(flatten)]
+    pub oauth: OauthOptions,
 }
 
 /// `security.protocol`.
@@ -70,6 +74,8 @@ pub enum Mechanism {
     ScramSha256,
     #[value(name = "SCRAM-SHA-512")]
     ScramSha512,
+    #[value(name = "OAUTHBEARER")]
+    OauthBearer,
 }
 
 /// Whether librdkafka was built with OpenSSL. Without it, it can neither use TLS nor log in, except with PLAIN.
@@ -104,6 +110,7 @@ impl Mechanism {
             Mechanism::Plain => "PLAIN",
             Mechanism::ScramSha256 => "SCRAM-SHA-256",
             Mechanism::ScramSha512 => "SCRAM-SHA-512",
+            Mechanism::OauthBearer => "OAUTHBEARER",
         }
     }
 }
@@ -168,17 +175,26 @@ impl SecurityOptions {
             && self.kafka_security_protocol.is_some()
             && missing(self.kafka_sasl_mechanism.is_some(), "sasl.mechanism")
         {
-            problems.push(format!("{PROTOCOL} {protocol} needs {MECHANISM}: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"));
+            problems.push(format!(
+                "{PROTOCOL} {protocol} needs {MECHANISM}: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+            ));
         }
         if let Some(mechanism) = self.kafka_sasl_mechanism.filter(|_| logs_in) {
-            let mechanism = mechanism.name();
-            if missing(self.kafka_sasl_username.is_some(), "sasl.username") {
-                problems.push(format!("{MECHANISM} {mechanism} needs {USERNAME}"));
-            }
-            if missing(self.kafka_sasl_password_file.is_some(), "sasl.password") {
-                problems.push(format!("{MECHANISM} {mechanism} needs {PASSWORD_FILE}"));
+            let name = mechanism.name();
+            for (flag, key, given) in [
+                (USERNAME, "sasl.username", self.kafka_sasl_username.is_some()),
+                (PASSWORD_FILE, "sasl.password", self.kafka_sasl_password_file.is_some()),
+            ] {
+                if mechanism == Mechanism::OauthBearer {
+                    problems.extend(given.then(|| format!("{flag} has no effect with {MECHANISM} {name}: remove it")));
+                } else if missing(given, key) {
+                    problems.push(format!("{MECHANISM} {name} needs {flag}"));
+                }
             }
         }
+        let mechanism = self.kafka_sasl_mechanism.map(Mechanism::name).or_else(|| properties.get("sasl.mechanism"));
+        let is_setting = self.kafka_sasl_mechanism.is_some();
+        problems.extend(self.oauth.combination_problems(mechanism.unwrap_or_default(), is_setting));
         for (flag, given, other, missing) in [
             (
                 CERT_FILE,
@@ -354,6 +370,15 @@ mod tests {
                 &["SCRAM-SHA-512 needs --kafka-sasl-password-file"],
             ),
             (SecurityOptions { kafka_sasl_password_file: None, ..whole() }, "sasl.password=x", &[]),
+            (
+                SecurityOptions { kafka_sasl_mechanism: Some(Mechanism::OauthBearer), ..whole() },
+                "",
+                &[
+                    "--kafka-sasl-username has no effect with --kafka-sasl-mechanism OAUTHBEARER",
+                    "--kafka-sasl-password-file has",
+                    "OAUTHBEARER needs --kafka-oauth-token-file",
+                ],
+            ),
             (
                 SecurityOptions { kafka_sasl_username: None, ..whole() },
                 "",

@@ -1,5 +1,6 @@
 //! Owns the requirements of a safe topic, and reads the topic's settings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,7 +10,7 @@ use rdkafka::metadata::Metadata;
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::config::parse_duration;
-use crate::kafka::{ClientError, RequestError};
+use crate::kafka::{ClientError, KafkaClient, RequestError};
 use crate::partition::Partition;
 
 /// Requirements of a safe topic.
@@ -68,7 +69,7 @@ pub enum RetentionClock {
 
 /// Reads the topic's settings. Blocks one thread of the runtime's blocking pool for up to `timeout`, twice.
 pub async fn describe<C: ClientContext + 'static>(
-    admin: &std::sync::Arc<AdminClient<C>>,
+    admin: &Arc<KafkaClient<AdminClient<C>>>,
     topic: &str,
     timeout: Duration,
 ) -> Result<Topic, RequestError> {
@@ -76,7 +77,7 @@ pub async fn describe<C: ClientContext + 'static>(
 }
 
 async fn read_settings<C: ClientContext + 'static>(
-    admin: &std::sync::Arc<AdminClient<C>>,
+    admin: &Arc<KafkaClient<AdminClient<C>>>,
     topic: &str,
     timeout: Duration,
 ) -> Result<Topic, ClientError> {

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use msg_common::kafka::{ClientPurpose, KafkaOptions};
+use msg_common::kafka::{ClientPurpose, ClientSetup, KafkaOptions};
 use msg_common::limits::Limits;
-use rdkafka::ClientConfig;
 
 use super::send::SendOptions;
 
-pub(crate) fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientConfig {
+pub(crate) fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions) -> ClientSetup {
     let mut config = kafka.client_config(ClientPurpose::Producer);
     let record = limits.max_record_bytes();
     // The gateway's own limits are reached first. A delivery callback releases its permit, and librdkafka counts a
@@ -42,7 +41,7 @@ pub(crate) fn producer(kafka: &KafkaOptions, limits: &Limits, send: &SendOptions
 }
 
 /// Returns the shortest time that librdkafka waits before it retries a record.
-pub(crate) fn shortest_backoff(config: &ClientConfig) -> Duration {
+pub(crate) fn shortest_backoff(config: &ClientSetup) -> Duration {
     let millis = |key, default| config.get(key).and_then(|value| value.parse().ok()).unwrap_or(default);
     let (backoff, max): (u64, u64) = (millis("retry.backoff.ms", 100), millis("retry.backoff.max.ms", 1000));
     // librdkafka's jitter subtracts up to 20 %, and then its maximum applies.
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn made_from(words: &[&str]) -> ClientConfig {
+    fn made_from(words: &[&str]) -> ClientSetup {
         let config = Config::parse_from(std::iter::once(&"msg-gateway").chain(words));
         producer(&config.kafka, &config.limits, &config.send)
     }
@@ -86,7 +85,7 @@ mod tests {
                 "--linger=1s",
             ],
         ] {
-            made_from(words).create_native_config().expect("librdkafka accepts it");
+            made_from(words).config().create_native_config().expect("librdkafka accepts it");
         }
     }
 

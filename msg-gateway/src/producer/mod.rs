@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use msg_common::kafka::ClientSettings;
 use msg_common::kafka::polled::PolledProducer;
+use msg_common::kafka::{ClientSettings, KafkaClient};
 use msg_common::partition::Partition;
 use msg_common::record::{TRACEPARENT_HEADER, VERSION, VERSION_HEADER};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -27,6 +27,9 @@ use crate::budget::Permit;
 use crate::config::producer::shortest_backoff;
 pub(crate) use crate::producer::context::{DeliveryContext, Signals};
 use crate::send::outcome::Outcome;
+
+/// The librdkafka producer.
+type Sending = KafkaClient<PolledProducer<DeliveryContext>>;
 
 /// Where to send a delivery report. The caller may have disconnected.
 pub(crate) enum ReportSender {
@@ -83,7 +86,7 @@ pub(crate) enum Rejection {
 pub(crate) struct Producer {
     settings: ClientSettings,
     topic: String,
-    current: ArcSwap<PolledProducer<DeliveryContext>>,
+    current: ArcSwap<Sending>,
     /// Whether the current producer is emptied because its settings have changed. Meanwhile no record is accepted.
     emptying: AtomicBool,
     /// The number of threads that enqueue a record now.
@@ -199,7 +202,7 @@ impl Producer {
     }
 }
 
-fn finish(producer: &PolledProducer<DeliveryContext>, drain: Duration) -> i32 {
+fn finish(producer: &Sending, drain: Duration) -> i32 {
     if let Err(error) = producer.flush(drain) {
         tracing::warn!(%error, records = producer.in_flight_count(), "abandoned records without a delivery report");
     }

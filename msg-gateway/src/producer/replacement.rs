@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use metrics::counter;
 use msg_common::admin::Readiness;
-use msg_common::kafka::polled::PolledProducer;
 use rdkafka::error::KafkaResult;
 use rdkafka::producer::{Producer as _, PurgeConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::PRODUCERS_REPLACED;
 use crate::producer::stall_timer::StallTimer;
-use crate::producer::{DeliveryContext, Producer, finish};
+use crate::producer::{DeliveryContext, Producer, Sending, finish};
 
 /// The component of [`Readiness`] for the producer.
 pub(crate) const COMPONENT: &str = "producer";
@@ -105,7 +104,7 @@ impl Producer {
         });
     }
 
-    fn replace(&self, fresh: Arc<PolledProducer<DeliveryContext>>, readiness: &Readiness, drain: Duration) {
+    fn replace(&self, fresh: Arc<Sending>, readiness: &Readiness, drain: Duration) {
         let old = self.swap(fresh);
         readiness.ready(COMPONENT);
         // Its delivery reports are outstanding. Dropping it now would discard its records without a report.
@@ -122,12 +121,12 @@ impl Producer {
         Ok(())
     }
 
-    fn create(&self) -> KafkaResult<PolledProducer<DeliveryContext>> {
+    fn create(&self) -> KafkaResult<Sending> {
         let (config, created) = self.settings.current();
         config.create_with_context(DeliveryContext::new(self.signals.clone(), self.backoff, created))
     }
 
-    fn swap(&self, fresh: Arc<PolledProducer<DeliveryContext>>) -> Arc<PolledProducer<DeliveryContext>> {
+    fn swap(&self, fresh: Arc<Sending>) -> Arc<Sending> {
         counter!(PRODUCERS_REPLACED).increment(1);
         self.current.swap(fresh)
     }
@@ -135,7 +134,7 @@ impl Producer {
 
 /// Purges the records of a replaced producer, each with its report, and those that were being enqueued when it was
 /// replaced.
-fn purge(producer: &PolledProducer<DeliveryContext>) {
+fn purge(producer: &Sending) {
     for _ in 0..PURGES {
         producer.purge(PurgeConfig::default().queue().inflight());
         let _ = producer.flush(PURGE_INTERVAL);

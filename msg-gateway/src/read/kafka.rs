@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use msg_common::error::chain;
 use msg_common::kafka::polled::PolledProducer;
-use msg_common::kafka::{ClientPurpose, ClientSettings, CreatedAt, KafkaOptions, RequestError, raw};
+use msg_common::kafka::{
+    ClientPurpose, ClientSettings, ClientSetup, CreatedAt, KafkaClient, KafkaOptions, RequestError, raw,
+};
 use msg_common::partition::Partition;
 use msg_common::repeat::Repeats;
 use rdkafka::client::{Client, ClientContext};
@@ -16,7 +18,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::Mutex;
 use tokio::task::JoinError;
 use uuid::Uuid;
@@ -42,7 +44,7 @@ static FAILED: Repeats = Repeats::new();
 pub(crate) struct Topic {
     /// A client of its own, because on the connections of the sending one a request would wait behind the sends. A
     /// producer, because it has a thread that polls the client's events.
-    client: ArcSwap<PolledProducer<LogContext>>,
+    client: ArcSwap<Querying>,
     settings: ClientSettings,
     name: String,
     /// When the ID was requested last, and the result.
@@ -54,7 +56,9 @@ pub(crate) struct Topic {
     probe: Arc<Mutex<Option<Probe>>>,
 }
 
-type Probe = BaseConsumer<LogContext>;
+type Querying = KafkaClient<PolledProducer<LogContext>>;
+
+type Probe = KafkaClient<BaseConsumer<LogContext>>;
 
 impl Topic {
     /// Creates the client, which connects in the background.
@@ -145,7 +149,7 @@ impl Topic {
 
 impl Topic {
     /// Returns the client, which is replaced if the files of its settings have changed.
-    fn current_client(&self) -> Arc<PolledProducer<LogContext>> {
+    fn current_client(&self) -> Arc<Querying> {
         let client = self.client.load_full();
         if self.settings.changed_since(client.context().0) {
             match create(&self.settings) {
@@ -172,13 +176,13 @@ fn unavailable(error: &RequestError) -> Failure {
     Failure::KafkaUnavailable("kafka does not respond".into())
 }
 
-fn create(settings: &ClientSettings) -> KafkaResult<PolledProducer<LogContext>> {
+fn create(settings: &ClientSettings) -> KafkaResult<Querying> {
     let (config, created) = settings.current();
     config.create_with_context(LogContext(created))
 }
 
 /// Returns the settings of a consumer that fetches at an offset and reports it as out of range.
-fn probing(mut config: ClientConfig) -> ClientConfig {
+fn probing(mut config: ClientSetup) -> ClientSetup {
     config
         // librdkafka needs a group to read at all; no group is joined, and no offset is committed.
         .set("group.id", "msg-gateway-status")

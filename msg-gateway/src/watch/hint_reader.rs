@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use metrics::counter;
 use msg_common::error::{NO_THREAD, chain};
-use msg_common::kafka::{ClientError, ClientSettings, RequestError};
+use msg_common::kafka::{ClientError, ClientSettings, ClientSetup, KafkaClient, RequestError};
 use msg_common::proto::StoredHint;
 use msg_common::repeat::Repeats;
 use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{HINT_READERS_REPLACED, HINTS};
@@ -58,7 +58,7 @@ pub(crate) struct HintReader {
 
 impl HintReader {
     /// Adds the settings for reading new hints to those of the client.
-    pub(crate) fn settings(mut client: ClientConfig) -> ClientConfig {
+    pub(crate) fn settings(mut client: ClientSetup) -> ClientSetup {
         client
             // librdkafka needs a group to read at all; no group is joined, and no offset is committed.
             .set("group.id", "msg-gateway-hints")
@@ -76,7 +76,7 @@ impl HintReader {
     /// Starts the thread, which runs until `stop`. Fails if librdkafka rejects the settings, or if the system has no
     /// thread for it.
     pub(crate) fn start(self, stop: CancellationToken) -> Result<(), WatchError> {
-        self.settings.current().0.create_native_config()?;
+        self.settings.current().0.config().create_native_config()?;
         let run = move || {
             self.monitor.set_reader_thread(std::thread::current());
             self.run(&stop);
@@ -110,7 +110,7 @@ impl HintReader {
     fn follow(&self, stop: &CancellationToken) -> Result<(), HintError> {
         let (config, created_at) = self.settings.current();
         let created = config.create_with_context(LogContext);
-        let consumer: BaseConsumer<LogContext> = created.map_err(RequestError::create)?;
+        let consumer: KafkaClient<BaseConsumer<LogContext>> = created.map_err(RequestError::create)?;
         let partitions =
             self.assign(&consumer).map_err(RequestError::of_topic("assign the partitions", &self.topic))?;
         let watchdog = Watchdog::start(self.check.current().0, self.topic.clone(), partitions);

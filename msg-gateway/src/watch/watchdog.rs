@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use msg_common::error::chain;
 use msg_common::kafka::ends::{self, Answers, Ends};
-use msg_common::kafka::{ClientError, RequestError, raw};
+use msg_common::kafka::{ClientError, ClientSetup, KafkaClient, RequestError, raw};
 use msg_common::partition::Partition;
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
 
@@ -51,11 +50,11 @@ struct Shared {
 impl Watchdog {
     /// Starts to check a reader that was just assigned the topic's `partitions` at their ends. Fails if the system has no
     /// thread for it.
-    pub(crate) fn start(config: ClientConfig, topic: String, partitions: usize) -> io::Result<Self> {
+    pub(crate) fn start(config: ClientSetup, topic: String, partitions: usize) -> io::Result<Self> {
         Watchdog::start_in(Builder::new(), config, topic, partitions)
     }
 
-    fn start_in(thread: Builder, config: ClientConfig, topic: String, partitions: usize) -> io::Result<Self> {
+    fn start_in(thread: Builder, config: ClientSetup, topic: String, partitions: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let check =
             Checks { config, topic, partitions, shared: shared.clone(), topic_id: None, progress: HashMap::new() };
@@ -82,7 +81,7 @@ impl Drop for Watchdog {
 }
 
 struct Checks {
-    config: ClientConfig,
+    config: ClientSetup,
     topic: String,
     partitions: usize,
     shared: Arc<Shared>,
@@ -110,7 +109,10 @@ impl Checks {
         }
     }
 
-    fn check(&mut self, client: &mut Option<BaseConsumer<LogContext>>) -> Result<Option<StallError>, RequestError> {
+    fn check(
+        &mut self,
+        client: &mut Option<KafkaClient<BaseConsumer<LogContext>>>,
+    ) -> Result<Option<StallError>, RequestError> {
         let client = match client {
             Some(client) => client,
             None => {
@@ -201,7 +203,7 @@ mod tests {
 
     fn checks(partitions: usize) -> Checks {
         Checks {
-            config: ClientConfig::new(),
+            config: ClientSetup::default(),
             topic: "hints".to_owned(),
             partitions,
             shared: Arc::default(),
@@ -227,7 +229,7 @@ mod tests {
     fn missing_thread_is_an_error() {
         // No system has this much memory for a stack.
         let thread = Builder::new().stack_size(1 << 60);
-        let started = Watchdog::start_in(thread, ClientConfig::new(), "hints".to_owned(), 1);
+        let started = Watchdog::start_in(thread, ClientSetup::default(), "hints".to_owned(), 1);
         assert!(started.is_err());
     }
 }

@@ -3,6 +3,7 @@
 use msg_common::config::SettingError;
 use msg_common::kafka::RequestError;
 use msg_common::postgres::{Object, Pool, Purpose};
+use tokio_util::sync::CancellationToken;
 
 use super::error::CommandError;
 use crate::config::Config;
@@ -21,7 +22,12 @@ pub(super) async fn connect(config: &Config, purpose: Purpose) -> Result<Object,
     Ok(pool.get().await?)
 }
 
-/// Creates a reader of the topic and its lag.
-pub(super) fn lag_reader(config: &Config, pool: Pool) -> Result<LagReader, RequestError> {
+/// Creates a reader of the topic and its lag. If the Kafka clients of the command log in with a token, it waits for the first
+/// attempt to get one: if that fails, the requests fail with its reason.
+pub(super) async fn lag_reader(config: &Config, pool: Pool) -> Result<LagReader, RequestError> {
+    if let Some(refreshing) = config.kafka.refresh_token(CancellationToken::new()) {
+        tokio::spawn(refreshing);
+        config.kafka.token.attempted().await;
+    }
     LagReader::new(config, pool)
 }

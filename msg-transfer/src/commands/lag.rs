@@ -63,7 +63,7 @@ struct Line {
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let pool = pool(config, Purpose::ReadPrimary)?;
     schema::check(&pool).await?;
-    let reader = lag_reader(config, pool)?;
+    let reader = lag_reader(config, pool).await?;
     let Some(every) = options.watch else {
         let lag = reader.read().await?;
         options.output.print(&Report::of(&lag, config), || table(&lag))?;

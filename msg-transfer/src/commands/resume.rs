@@ -70,7 +70,7 @@ struct Resumed {
 pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, CommandError> {
     let pool = pool(config, Purpose::Write)?;
     schema::check(&pool).await?;
-    let topic_id = lag_reader(config, pool.clone())?.topic_id().await?;
+    let topic_id = lag_reader(config, pool.clone()).await?.topic_id().await?;
     let mut client = pool.get().await?;
     let requested = (!options.all).then_some(options.partitions.as_slice());
     let resumed = resume(&mut client, topic_id, requested).await?;

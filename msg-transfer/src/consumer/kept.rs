@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use machine::consumer::start::Kept;
 use machine::{LeaderEpoch, NextOffset, Partition, Progress};
 use msg_common::kafka::cause::Causes;
-use msg_common::kafka::{ClientError, raw};
+use msg_common::kafka::{ClientError, ClientSetup, KafkaClient, raw};
 use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
 use crate::lag::kafka::LogContext;
 
@@ -28,13 +28,13 @@ const STEP: Duration = Duration::from_millis(50);
 /// validates no further position in the same client.
 #[derive(Clone)]
 pub(crate) struct KeptProbe {
-    config: ClientConfig,
+    config: ClientSetup,
     topic: String,
 }
 
 impl KeptProbe {
     /// Creates a probe. `config` names the group, which the probe does not join.
-    pub(crate) fn new(config: &ClientConfig, topic: String) -> Self {
+    pub(crate) fn new(config: &ClientSetup, topic: String) -> Self {
         let mut config = config.clone();
         config
             .set("enable.auto.commit", "false")
@@ -58,7 +58,8 @@ impl KeptProbe {
         if rows.is_empty() {
             return Ok(known);
         }
-        let consumer: BaseConsumer<LogContext> = self.config.create_with_context(LogContext(Causes::default()))?;
+        let context = LogContext(Causes::default());
+        let consumer: KafkaClient<BaseConsumer<LogContext>> = self.config.create_with_context(context)?;
         let deadline = Instant::now() + timeout;
         let mut list = TopicPartitionList::new();
         for (partition, _) in rows {

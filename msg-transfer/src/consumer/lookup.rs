@@ -11,9 +11,9 @@ use machine::{ConnectionNumber, NextOffset, Partition, Progress, RecordOffset};
 use msg_common::error::chain;
 use msg_common::kafka::ends::{self, Answers, Ends};
 use msg_common::kafka::raw::topic_id;
-use msg_common::kafka::{ClientError, ClientPurpose, RequestError, events};
+use msg_common::kafka::{ClientError, ClientPurpose, KafkaClient, RequestError, events};
 use msg_common::repeat::Repeats;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use uuid::Uuid;
@@ -33,7 +33,7 @@ static NOT_READ: Repeats = Repeats::new();
 #[derive(Clone)]
 pub(crate) struct Lookup {
     /// It is configured with the group and never joins it. It may be used from any thread.
-    consumer: Arc<BaseConsumer>,
+    consumer: Arc<KafkaClient<BaseConsumer>>,
     kept: Arc<KeptProbe>,
     progress: ProgressStore,
     topic: String,
@@ -79,7 +79,8 @@ impl Lookup {
     ) -> Result<Self, rdkafka::error::KafkaError> {
         let topic = config.kafka.kafka_topic.clone();
         let kept = Arc::new(KeptProbe::new(&config.lookup_config(ClientPurpose::EpochProbe), topic.clone()));
-        let consumer = Arc::new(config.lookup_config(ClientPurpose::Lookup).create()?);
+        let consumer = config.lookup_config(ClientPurpose::Lookup).create_with_context(DefaultConsumerContext)?;
+        let consumer = Arc::new(consumer);
         Ok(Lookup { consumer, kept, progress, topic, identity })
     }
 

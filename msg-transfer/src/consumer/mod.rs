@@ -12,7 +12,7 @@ pub(crate) mod raw;
 pub(crate) mod stalls;
 pub(crate) mod starts;
 
-use msg_common::kafka::ClientError;
+use msg_common::kafka::{ClientError, KafkaClient};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ use self::context::Context;
 pub struct FatalError(#[source] ClientError);
 
 /// Consumes until `stop` is cancelled. Then it drains, commits and leaves the group. Blocks its thread.
-pub(crate) fn run(consumer: BaseConsumer<Context>, stop: &CancellationToken) -> Result<(), FatalError> {
+pub(crate) fn run(consumer: KafkaClient<BaseConsumer<Context>>, stop: &CancellationToken) -> Result<(), FatalError> {
     let context = consumer.client().context().clone();
     context.open(&consumer);
     let result = loop {

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use machine::{NextOffset, Partition};
 use msg_common::error::chain;
-use msg_common::kafka::RequestError;
-use rdkafka::ClientConfig;
+use msg_common::kafka::{ClientSetup, RequestError};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -89,7 +88,7 @@ pub(crate) struct Stalls {
     /// The offsets that the consumer expects.
     pub silence: FetchSilence,
     /// The settings of the fresh client.
-    pub config: ClientConfig,
+    pub config: ClientSetup,
     pub topic: String,
     /// Cancelled when the Kafka clients have to be restarted.
     pub restart: CancellationToken,

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::error::chain;
 use msg_common::kafka::cause::Causes;
-use msg_common::kafka::{ClientError, RequestError, coordinator, ends, events, raw};
+use msg_common::kafka::{ClientError, ClientSetup, KafkaClient, RequestError, coordinator, ends, events, raw};
 use msg_common::partition::Partition;
 use msg_common::repeat::Repeats;
 use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
@@ -66,7 +66,7 @@ pub(crate) struct Oldest {
 }
 
 pub(crate) struct Reader {
-    consumer: BaseConsumer<LogContext>,
+    consumer: KafkaClient<BaseConsumer<LogContext>>,
     /// Locked while records are read: another thread must not poll the client meanwhile, because it would discard them.
     reading: Mutex<()>,
     topic: String,
@@ -75,7 +75,7 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Creates a reader. `config` names the group.
-    pub(crate) fn new(config: &ClientConfig, topic: String) -> KafkaResult<Self> {
+    pub(crate) fn new(config: &ClientSetup, topic: String) -> KafkaResult<Self> {
         let mut config = config.clone();
         let group = config.get("group.id").unwrap_or_default().to_owned();
         config

@@ -16,11 +16,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use msg_common::kafka::topic::{self, Topic};
-use msg_common::kafka::{ClientError, ClientPurpose, RequestError, events};
+use msg_common::kafka::{ClientError, ClientPurpose, KafkaClient, RequestError, events};
 use msg_common::partition::Partition;
 use msg_common::postgres::{DatabaseError, Pool};
 use rdkafka::admin::AdminClient;
-use rdkafka::config::FromClientConfigAndContext;
 use uuid::Uuid;
 
 use self::kafka::{Ends, LogContext, Oldest, Reader, TIMEOUT};
@@ -31,7 +30,7 @@ use crate::lane::sql;
 /// Reads the lag from Kafka and the database. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct LagReader {
-    admin: Arc<AdminClient<LogContext>>,
+    admin: Arc<KafkaClient<AdminClient<LogContext>>>,
     reader: Arc<Reader>,
     topic: String,
     pool: Pool,
@@ -162,7 +161,7 @@ impl LagReader {
     pub(crate) fn new(config: &Config, pool: Pool) -> Result<Self, RequestError> {
         let topic = config.kafka.kafka_topic.clone();
         let admin = config.lookup_config(ClientPurpose::TransferAdmin);
-        let admin = AdminClient::from_config_and_context(&admin, LogContext::default());
+        let admin = admin.create_with_context(LogContext::default());
         let admin = Arc::new(admin.map_err(RequestError::create)?);
         let reader =
             Reader::new(&config.lookup_config(ClientPurpose::Lag), topic.clone()).map_err(RequestError::create)?;

@@ -11,10 +11,10 @@ use msg_common::admin::Readiness;
 use msg_common::error::chain;
 use msg_common::kafka::cause::Causes;
 use msg_common::kafka::topic::describe;
-use msg_common::kafka::{ClientSettings, CreatedAt, RequestError, events, raw};
+use msg_common::kafka::{ClientSettings, CreatedAt, KafkaClient, RequestError, events, raw};
 use rdkafka::admin::AdminClient;
 use rdkafka::client::ClientContext;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Preflight {
     settings: ClientSettings,
     created: CreatedAt,
-    admin: Arc<AdminClient<LogContext>>,
+    admin: Arc<KafkaClient<AdminClient<LogContext>>>,
     topic: String,
     requirements: PreflightRequirements,
     producer: Arc<Producer>,
@@ -67,7 +67,7 @@ impl Preflight {
     ) -> KafkaResult<Self> {
         let causes = Causes::default();
         let (config, created) = settings.current();
-        let admin = Arc::new(AdminClient::from_config_and_context(&config, LogContext(causes.clone()))?);
+        let admin = Arc::new(config.create_with_context(LogContext(causes.clone()))?);
         Ok(Preflight {
             settings,
             created,
@@ -141,7 +141,7 @@ impl Preflight {
             return;
         }
         let (config, created) = self.settings.current();
-        match AdminClient::from_config_and_context(&config, LogContext(self.causes.clone())) {
+        match config.create_with_context(LogContext(self.causes.clone())) {
             Ok(admin) => {
                 let old = std::mem::replace(&mut self.admin, Arc::new(admin));
                 self.created = created;

@@ -24,7 +24,7 @@ const ASSIGNOR: &str = "cooperative-sticky";
 
 /// Checks Kafka, as far as it responds.
 pub(super) async fn check(config: &Config, options: &Options, pool: &Pool, findings: &mut Findings) {
-    let reader = match lag_reader(config, pool.clone()) {
+    let reader = match lag_reader(config, pool.clone()).await {
         Ok(reader) => reader,
         Err(error) => return findings.failed("brokers", chain(&error)),
     };

@@ -116,7 +116,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<ExitCode, 
 /// Creates the sender. Returns an error if the topic has fewer partitions than the gateways use, which the gateways
 /// reject too.
 async fn sender(config: &Config, options: &Options) -> Result<Sender, CommandError> {
-    let topic = lag_reader(config, pool(config, Purpose::Write)?)?.topic().await?;
+    let topic = lag_reader(config, pool(config, Purpose::Write)?).await?.topic().await?;
     let (found, wanted) = (topic.partitions, options.topic_partitions);
     if found < wanted {
         return Err(ReplayError::Partitions { topic: config.kafka.kafka_topic.clone(), found, wanted }.into());

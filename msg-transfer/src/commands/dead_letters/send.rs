@@ -1,6 +1,6 @@
 //! The producer that replays dead letters. It sends each record unchanged, with the producer settings of a gateway.
 
-use msg_common::kafka::{ClientError, ClientPurpose, KafkaOptions, RequestError, raw};
+use msg_common::kafka::{ClientError, ClientPurpose, KafkaClient, KafkaOptions, RequestError, raw};
 use msg_common::partition::{Partition, partition_for};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -13,7 +13,7 @@ use crate::commands::error::SendError;
 
 /// Sends the records of dead letters to the topic.
 pub(super) struct Sender {
-    producer: FutureProducer<LogContext>,
+    producer: KafkaClient<FutureProducer<LogContext>>,
     partitions: Partition,
 }
 

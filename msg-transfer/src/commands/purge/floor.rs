@@ -11,7 +11,7 @@ use crate::config::Config;
 
 /// Returns an error if Kafka may still hold a record of a message that would be deleted.
 pub(super) async fn check(config: &Config, older_than: Duration) -> Result<(), CommandError> {
-    let reader = lag_reader(config, pool(config, Purpose::Write)?)?;
+    let reader = lag_reader(config, pool(config, Purpose::Write)?).await?;
     let topic = reader.topic().await.map_err(HorizonError::RetentionUnknown)?;
     let retention = topic.retention.ok_or(HorizonError::RetentionUnlimited)?;
     if older_than < retention {
