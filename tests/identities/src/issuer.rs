@@ -20,6 +20,7 @@ pub const ISSUER: &str = "https://issuer.example.org";
 pub const AUDIENCE: &str = "msg-gateway";
 
 /// A key pair of the issuer.
+#[derive(Clone)]
 pub struct SigningKey {
     kid: String,
     key: EncodingKey,

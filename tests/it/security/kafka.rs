@@ -5,7 +5,9 @@ use std::path::Path;
 use msg_common::proto::SendMsgRequest;
 use msg_common::proto::WaitFor;
 use msg_stack::kafka::rights::password;
-use msg_stack::{BrokerTls, Operation, Resource, Right, Service, ServiceSpec, Signal, Stack, StackOptions};
+use msg_stack::{
+    BrokerTls, Operation, Resource, Right, Service, ServiceSpec, Signal, Stack, StackOptions, TokenIssuer,
+};
 
 use crate::gateway::calls::client;
 use crate::process::causes::assert_all_report;
@@ -16,30 +18,40 @@ use crate::support::world::{Gateway, World};
 use crate::support::{ensure, eventually};
 use crate::transfer::commands::{run, run_with};
 
-const USER: &str = "app";
+pub(super) const USER: &str = "app";
 /// The brokers' address, which their certificate names.
-const BROKER: &str = "127.0.0.1";
+pub(super) const BROKER: &str = "127.0.0.1";
 
 /// A cluster with logins, TLS and an authorizer, and the files that a client needs.
-struct Secure {
-    stack: Stack,
-    world: World,
+pub(super) struct Secure {
+    pub(super) stack: Stack,
+    pub(super) world: World,
     folder: tempfile::TempDir,
     ca: Ca,
 }
 
 /// The settings of a service.
-type Settings = Vec<(&'static str, String)>;
+pub(super) type Settings = Vec<(&'static str, String)>;
 
 impl Secure {
     /// Starts a cluster whose certificate names `host`. The user has the rights of both services.
     async fn start(name: &str, host: &str) -> Secure {
+        Secure::start_with(name, host, None).await
+    }
+
+    /// Starts a cluster that also accepts tokens of this issuer.
+    pub(super) async fn start_with_tokens(name: &str, host: &str, issuer: TokenIssuer) -> Secure {
+        Secure::start_with(name, host, Some(issuer)).await
+    }
+
+    async fn start_with(name: &str, host: &str, tokens: Option<TokenIssuer>) -> Secure {
         let folder = tempfile::Builder::new().prefix(&format!("msg-it-{name}-")).tempdir().unwrap();
         let ca = Ca::new("brokers");
         let broker = ca.sign(&[host]);
         let mut options = StackOptions::new(folder.path().join("stack"));
         options.cluster.users = vec![USER.into()];
         options.cluster.tls = Some(BrokerTls { certificate: broker.certificate, key: broker.key, client_ca: ca.pem() });
+        options.cluster.tokens = tokens;
         let stack = Stack::start(options).await.unwrap();
         let world = World::on(&stack, name, 4);
         world.create(&stack).await;
@@ -70,7 +82,7 @@ impl Secure {
     }
 
     /// Starts a gateway and a transfer with these settings.
-    async fn services(&self, name: &str, settings: &Settings) -> (Gateway, Service) {
+    pub(super) async fn services(&self, name: &str, settings: &Settings) -> (Gateway, Service) {
         let configure = |spec: ServiceSpec| settings.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
         let (gateway, transfer) = (self.world.gateway(name, configure), self.world.transfer(name, configure));
         gateway.service.start().await.unwrap();
@@ -78,7 +90,7 @@ impl Secure {
         (gateway, transfer)
     }
 
-    async fn stop(&self, services: [&Service; 2]) {
+    pub(super) async fn stop(&self, services: [&Service; 2]) {
         for service in services {
             assert!(service.stop().await.unwrap().success());
         }
@@ -86,13 +98,13 @@ impl Secure {
     }
 
     /// Writes a file and returns its path.
-    fn write(&self, name: &str, text: &str) -> String {
+    pub(super) fn write(&self, name: &str, text: &str) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         self.path(&path)
     }
 
-    fn path(&self, path: &Path) -> String {
+    pub(super) fn path(&self, path: &Path) -> String {
         self.folder.path().join(path).to_str().unwrap().to_owned()
     }
 
@@ -121,7 +133,7 @@ impl Secure {
     }
 
     /// Sends a message, waits until it is stored, and runs `check`.
-    async fn assert_carries_a_message(&self, name: &str, settings: &Settings) {
+    pub(super) async fn assert_carries_a_message(&self, name: &str, settings: &Settings) {
         let (gateway, transfer) = self.services(name, settings).await;
         let message = msg("alice", "bob", name, "hello");
         let request = SendMsgRequest { msg: Some(message), wait_for: WaitFor::Stored.into() };
@@ -134,17 +146,17 @@ impl Secure {
         }
     }
 
-    async fn assert_reported(&self, settings: &Settings, texts: &[&str]) {
+    pub(super) async fn assert_reported(&self, settings: &Settings, texts: &[&str]) {
         assert_all_report(&self.world, &borrowed(settings), texts).await;
     }
 }
 
-fn borrowed(settings: &Settings) -> Vec<(&str, &str)> {
+pub(super) fn borrowed(settings: &Settings) -> Vec<(&str, &str)> {
     settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
 }
 
 /// The same settings with another value of one.
-fn with(mut settings: Settings, name: &str, value: String) -> Settings {
+pub(super) fn with(mut settings: Settings, name: &str, value: String) -> Settings {
     let setting = settings.iter_mut().find(|(known, _)| *known == name).unwrap();
     setting.1 = value;
     settings
@@ -180,7 +192,7 @@ async fn certificate_for_another_kafka_host_is_named() {
 }
 
 /// Sends a message until it is stored. Each attempt has a new id.
-async fn assert_stores(gateway: &Gateway, what: &str) {
+pub(super) async fn assert_stores(gateway: &Gateway, what: &str) {
     let (mut client, mut attempt) = (client(gateway).await, 0);
     eventually(what, async || {
         attempt += 1;

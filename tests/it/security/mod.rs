@@ -4,6 +4,7 @@ mod admin;
 mod auth;
 mod connections;
 mod kafka;
+mod kafka_tokens;
 mod page;
 mod postgres;
 mod rotation;

@@ -8,6 +8,7 @@ pub(crate) mod kafka;
 pub(crate) mod load;
 pub(crate) mod stack;
 pub(crate) mod tls_postgres;
+pub(crate) mod token_server;
 pub(crate) mod transfer;
 pub(crate) mod world;
 

@@ -146,7 +146,7 @@ impl World {
         let options = StackOptions {
             cache: args.fetch.folder(),
             brokers: BROKERS,
-            cluster: ClusterOptions { networks, settings, users, tls: None },
+            cluster: ClusterOptions { networks, settings, users, tls: None, tokens: None },
             fresh: true,
             ..StackOptions::new(&folder)
         };

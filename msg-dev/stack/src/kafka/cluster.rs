@@ -44,6 +44,9 @@ impl Cluster {
         if let Some(tls) = &self.tls {
             more.extend(secure::settings(tls, &node, &settings::plain_login(&self.users()))?);
         }
+        if let Some(issuer) = &self.tokens {
+            more.extend(secure::token_settings(issuer, &node)?);
+        }
         more.extend(self.settings.clone());
         let text = settings::server_properties(broker, &voters, &self.data(broker), &more);
         let path = self.settings(broker);
@@ -124,11 +127,16 @@ impl Cluster {
             // cores.
             "-XX:+UseSerialGC".to_owned(),
             format!("-Dlog4j2.configurationFile={}", log4j.display()),
+        ];
+        if self.tokens.is_some() {
+            all.extend(secure::token_properties(&self.node(broker)));
+        }
+        all.extend([
             "-cp".to_owned(),
             // Java itself expands the star.
             format!("{}/*", self.home.jars.display()),
             class.to_owned(),
-        ];
+        ]);
         all.extend(args.iter().map(|arg| (*arg).to_owned()));
         all.into_iter().map(Into::into).collect()
     }

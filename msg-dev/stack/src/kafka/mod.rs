@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-pub use self::secure::BrokerTls;
 use self::secure::SecurePorts;
+pub use self::secure::{BrokerTls, TokenIssuer};
 pub use self::topic::TopicSpec;
 use super::error::StackError;
 use super::ports::Port;
@@ -47,6 +47,8 @@ pub struct ClusterOptions {
     /// The certificates of two further listeners for the users, both with TLS: [`Kafka::bootstrap_with_login`] and
     /// [`Kafka::bootstrap_with_certificate`].
     pub tls: Option<BrokerTls>,
+    /// The issuer of tokens that the users may log in with too, at [`Kafka::bootstrap_with_login`]. Needs `tls`.
+    pub tokens: Option<TokenIssuer>,
 }
 
 /// The addresses of one broker on one network.
@@ -79,6 +81,7 @@ struct Cluster {
     /// The users with their passwords.
     users: Mutex<Vec<(String, String)>>,
     tls: Option<BrokerTls>,
+    tokens: Option<TokenIssuer>,
 }
 
 #[derive(Debug)]
@@ -122,8 +125,9 @@ impl Kafka {
         let bootstrap = brokers.iter().map(|broker| broker.client.to_string()).collect::<Vec<_>>().join(",");
         let users = options.users.iter().map(|user| (user.clone(), rights::password(user))).collect();
         let (settings, users) = (options.settings.clone(), Mutex::new(users));
-        let (folder, logs, tls) = (folder.to_owned(), logs.to_owned(), options.tls.clone());
-        let cluster = Cluster { home, folder, logs, brokers, settings, users, tls };
+        let (folder, logs) = (folder.to_owned(), logs.to_owned());
+        let (tls, tokens) = (options.tls.clone(), options.tokens.clone());
+        let cluster = Cluster { home, folder, logs, brokers, settings, users, tls, tokens };
         for broker in &cluster.brokers {
             cluster.write_settings(broker)?;
         }

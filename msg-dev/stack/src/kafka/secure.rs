@@ -1,7 +1,7 @@
-//! Owns the listeners with TLS: one where users log in with a password, and one where a certificate names the user.
+//! Owns the listeners with TLS: one where users log in with a password or a token, and one where a certificate names the user.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Broker, Kafka};
 use crate::error::StackError;
@@ -24,6 +24,17 @@ pub struct BrokerTls {
     pub key: String,
     /// The CA of the clients' certificates. A certificate's common name is the user.
     pub client_ca: String,
+}
+
+/// The issuer of the tokens that users log in with.
+#[derive(Debug, Clone)]
+pub struct TokenIssuer {
+    /// The public keys of the issuer, as a JWK set.
+    pub keys: String,
+    /// The claim `iss` of the tokens.
+    pub name: String,
+    /// The claim `aud` of the tokens.
+    pub audience: String,
 }
 
 /// The ports of the listeners with TLS.
@@ -70,6 +81,40 @@ pub(super) fn settings(tls: &BrokerTls, node: &Path, plain: &str) -> Result<Vec<
         ("ssl.principal.mapping.rules".to_owned(), "RULE:^.*CN=([^,]+).*$/$1/,DEFAULT".to_owned()),
     ]);
     Ok(settings)
+}
+
+/// Writes the issuer's keys to `node`, and returns the settings of logins with tokens. The claim `sub` names the user.
+pub(super) fn token_settings(issuer: &TokenIssuer, node: &Path) -> Result<Vec<(String, String)>, StackError> {
+    let keys = keys_file(node);
+    fs::write(&keys, &issuer.keys).map_err(StackError::io("write", &keys))?;
+    let module = "org.apache.kafka.common.security.oauthbearer";
+    let of = |key: &str| format!("listener.name.{}.{key}", LOGIN.to_ascii_lowercase());
+    let settings = [
+        (of("sasl.enabled.mechanisms"), format!("PLAIN,{},OAUTHBEARER", SCRAM.join(","))),
+        (of("oauthbearer.sasl.jaas.config"), format!("{module}.OAuthBearerLoginModule required;")),
+        (of("oauthbearer.sasl.server.callback.handler.class"), format!("{module}.OAuthBearerValidatorCallbackHandler")),
+        ("sasl.oauthbearer.jwks.endpoint.url".to_owned(), keys_url(node)),
+        ("sasl.oauthbearer.expected.issuer".to_owned(), issuer.name.clone()),
+        ("sasl.oauthbearer.expected.audience".to_owned(), issuer.audience.clone()),
+        // By default, a token is accepted for 30 s after it has expired.
+        ("sasl.oauthbearer.clock.skew.seconds".to_owned(), "0".to_owned()),
+    ];
+    Ok(settings.to_vec())
+}
+
+/// Returns Java's properties that allow the broker to read the issuer's keys.
+pub(super) fn token_properties(node: &Path) -> [String; 2] {
+    let allowed = "-Dorg.apache.kafka.sasl.oauthbearer.allowed";
+    [format!("{allowed}.urls={}", keys_url(node)), format!("{allowed}.files={}", keys_file(node).display())]
+}
+
+fn keys_file(node: &Path) -> PathBuf {
+    node.join("issuer.json")
+}
+
+fn keys_url(node: &Path) -> String {
+    // In Java's own form: it compares the URLs as texts.
+    format!("file:{}", keys_file(node).display())
 }
 
 /// Returns the arguments with which the format of a data folder adds the users' passwords.
