@@ -2,6 +2,7 @@
 //! the process exits with 64.
 
 mod error;
+mod secret;
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -14,7 +15,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, Id, Parser};
 use tokio::net::TcpListener;
 
-pub use self::error::{FileError, SettingError, read_secret, read_text};
+pub use self::error::{FileError, SettingError, read_password, read_secret, read_text};
+pub use self::secret::Secret;
 
 /// The exit code for a bad configuration (`EX_USAGE`).
 pub const EXIT_BAD_CONFIG: i32 = 64;
@@ -54,7 +56,7 @@ pub enum LoadError {
 pub fn read<T: Parser + Check>(args: impl IntoIterator<Item = OsString>) -> Result<T, LoadError> {
     let args: Vec<OsString> = args.into_iter().collect();
     // A flag means the same before and after a subcommand.
-    let command = ignore_empty_variables(T::command()).mut_args(|arg| arg.global(true));
+    let command = read_variables_as_ours(T::command()).mut_args(|arg| arg.global(true));
     parse(&command, &args).map_err(|error| match error {
         LoadError::Problems(problems) => {
             let with_variables = |problem: String| name_variables(&command, &args, problem);
@@ -96,14 +98,16 @@ fn parse<T: Parser + Check>(command: &Command, args: &[OsString]) -> Result<T, L
     Err(LoadError::Problems(problems))
 }
 
-/// Removes each variable that is empty from its setting: a compose file or a shell sets an unset variable to "".
-fn ignore_empty_variables(command: Command) -> Command {
+/// Removes each variable that is empty from its setting: a compose file or a shell sets an unset variable to "". `--help`
+/// shows no value of a variable: every setting could have a password in it by mistake.
+fn read_variables_as_ours(command: Command) -> Command {
     let is_empty =
         |arg: &Arg| arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
-    let mut command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    let ours = |arg: Arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg };
+    let mut command = command.mut_args(|arg| ours(arg).hide_env_values(true));
     let subcommands: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
     for name in subcommands {
-        command = command.mut_subcommand(name, ignore_empty_variables);
+        command = command.mut_subcommand(name, read_variables_as_ours);
     }
     command
 }
@@ -141,8 +145,9 @@ pub(crate) fn hide_secrets(text: &str) -> String {
     for word in text.split(' ') {
         let lower = word.to_ascii_lowercase();
         let secret = ["password=", "secret=", "passwd=", "pwd="];
-        let shown = match (word.find("://"), word.rfind('@')) {
-            (Some(scheme), Some(at)) if scheme + 3 < at => format!("{}…{}", &word[..scheme + 3], &word[at..]),
+        let shown = match (word.find("://"), word.find(':'), word.rfind('@')) {
+            (Some(scheme), _, Some(at)) if scheme + 3 < at => format!("{}…{}", &word[..scheme + 3], &word[at..]),
+            (None, Some(colon), Some(at)) if colon < at => format!("…{}", &word[at..]),
             _ => match secret.iter().find_map(|name| lower.find(name).map(|at| at + name.len())) {
                 Some(from) => format!("{}…", &word[..from]),
                 None => word.to_owned(),
@@ -237,6 +242,12 @@ pub fn name_problem(flag: &str, name: &str) -> Option<String> {
         .then(|| format!("{flag} starts or ends with a space, or contains a quote or a control character: remove it"))
 }
 
+/// Returns a problem if a secret and the file with it are both given. One of them would have no effect.
+pub fn twice_problem(secret: (&str, bool), file: (&str, bool)) -> Option<String> {
+    let ((secret, given), (file, file_given)) = (secret, file);
+    (given && file_given).then(|| format!("{secret} and {file} are both given: remove one"))
+}
+
 /// Listens on a setting's address.
 pub async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, SettingError> {
     let failed = |source| SettingError::Listen { setting, address: address.to_string(), source };
@@ -308,6 +319,8 @@ mod tests {
             ("invalid value 'postgres://u:p@ss@host/x' for", "invalid value 'postgres://…@host/x' for"),
             ("unexpected argument 'sasl.Password=hunter,x=1' found", "unexpected argument 'sasl.Password=… found"),
             ("PLAINTEXT://kafka:9092 is", "PLAINTEXT://kafka:9092 is"),
+            ("app:hunter2@kafka:9092 is", "…@kafka:9092 is"),
+            ("me@kafka:9092 is", "me@kafka:9092 is"),
         ] {
             assert_eq!(hide_secrets(text), shown);
         }

@@ -48,6 +48,10 @@ pub(crate) fn parse(setting: &'static str, url: &str) -> Result<DatabaseUrl, Set
     let odd = |host: &str| {
         host.is_empty() || host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '"' | '\'' | '@'))
     };
+    // The driver would use a part of the password as the host, which errors name.
+    if is_ambiguous(url) {
+        return Err(invalid(format!("it has an @ after its host; {FORM}")));
+    }
     let hosts = config.get_hosts();
     if hosts.is_empty() && config.get_hostaddrs().is_empty() {
         return Err(invalid(format!("it names no host; {FORM}")));
@@ -63,6 +67,13 @@ pub(crate) fn parse(setting: &'static str, url: &str) -> Result<DatabaseUrl, Set
     // neither requests TLS nor sends anything else before the login.
     config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
     Ok(DatabaseUrl { config, encryption })
+}
+
+/// Returns whether an `@` follows the one that ends the credentials: the password has one that is not percent-encoded.
+fn is_ambiguous(url: &str) -> bool {
+    let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
+    let host = url.split_once('@').map_or("", |(_, rest)| rest.split('?').next().unwrap_or(rest));
+    is_url && host.contains('@')
 }
 
 #[cfg(test)]
@@ -84,6 +95,9 @@ mod tests {
             "'postgres://app:hunter@host/x'",
             "http://app:hunter@host/x",
             "app:hunter@host/x",
+            "postgres://app:x@hunter/x@host/x",
+            "postgres://app:x@hunter:5432/x@host/x?sslmode=disable",
+            "postgres://app:x@hunter@host/x",
             "host=h password=hun ter=hunter",
             "host=h password='hunter",
             "postgres:///x?user=hunter",
@@ -100,6 +114,8 @@ mod tests {
     fn usual_urls_are_accepted() {
         for url in [
             "postgres://app:p%40ss@host/x",
+            "postgres://app:p/s?s:w#rd=x&y,z@host/x",
+            "postgres://app:x@host/x?application_name=a@b",
             "postgresql://a,b:5433/x?target_session_attrs=read-write",
             "postgres://app@%2Fvar%2Frun%2Fpostgresql/x",
             "postgres://app@[::1]:5432/x?sslmode=disable",

@@ -182,7 +182,7 @@ mod tests {
             kafka_brokers: "127.0.0.1:1".into(),
             kafka_topic: "msgs".into(),
             hints_topic: None,
-            kafka_properties: String::new(),
+            kafka_properties: msg_common::config::Secret::default(),
             kafka_properties_file: None,
             security: msg_common::kafka::SecurityOptions::default(),
             last_properties: msg_common::kafka::LastProperties::default(),

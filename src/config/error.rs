@@ -40,7 +40,7 @@ pub enum SettingError {
 #[expect(missing_docs, reason = "each error's text names its fields")]
 pub enum FileError {
     /// The system returns no content.
-    #[error("cannot read {}", .path.display())]
+    #[error("cannot read {}", shown(.path))]
     Read {
         path: PathBuf,
         #[source]
@@ -50,6 +50,19 @@ pub enum FileError {
     NotText(PathBuf),
     #[error("{}: it is empty", .0.display())]
     Empty(PathBuf),
+    #[error("{}: it has more than one line, and a password is one", .0.display())]
+    Lines(PathBuf),
+}
+
+/// Returns the path as an error may show it. A path that is not absolute may be the secret itself, which the operator gave
+/// instead of its file.
+fn shown(path: &Path) -> String {
+    let is_path = path.is_absolute() && !path.to_string_lossy().contains(char::is_control);
+    if is_path {
+        path.display().to_string()
+    } else {
+        "the file (its path is not absolute, so it is not shown: it may be the secret itself)".to_owned()
+    }
 }
 
 impl SettingError {
@@ -72,6 +85,19 @@ pub fn read_secret(path: &Path) -> Result<String, FileError> {
     if text.is_empty() { Err(FileError::Empty(path.to_owned())) } else { Ok(text) }
 }
 
+/// Reads a password from a file, without a byte-order mark and without the line end after it. Spaces are a part of it.
+pub fn read_password(path: &Path) -> Result<String, FileError> {
+    let text = read_text(path)?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(FileError::Empty(path.to_owned()));
+    }
+    if password.contains(['\r', '\n']) {
+        return Err(FileError::Lines(path.to_owned()));
+    }
+    Ok(password.to_owned())
+}
+
 /// Returns what to do about an address, and the variable that sets it.
 fn listen_fix(setting: &str, error: &io::Error) -> String {
     let fix = match error.kind() {
@@ -82,4 +108,51 @@ fn listen_fix(setting: &str, error: &io::Error) -> String {
     };
     let variable = setting.trim_start_matches('-').replace('-', "_").to_uppercase();
     format!("{fix} ({variable})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::chain;
+
+    #[test]
+    fn password_is_the_only_line_of_its_file() {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let file = folder.path().join("password");
+        for (content, expected) in [
+            ("hunter2", Ok("hunter2")),
+            ("hunter2\n", Ok("hunter2")),
+            ("hunter2\r\n\r\n", Ok("hunter2")),
+            ("\u{feff}hunter2\n", Ok("hunter2")),
+            (" p@ss,w/rd='\"\\%$\t \n", Ok(" p@ss,w/rd='\"\\%$\t ")),
+            ("", Err("it is empty")),
+            ("\n\n", Err("it is empty")),
+            ("hunter\n2", Err("it has more than one line")),
+        ] {
+            std::fs::write(&file, content).expect("it is written");
+            match (read_password(&file), expected) {
+                (Ok(password), Ok(expected)) => assert_eq!(password, expected, "{content:?}"),
+                (Err(error), Err(expected)) => {
+                    let text = chain(&error);
+                    assert!(text.contains(expected) && text.contains("/password: "), "{text}");
+                    assert!(!text.contains("hunter"), "{text}");
+                }
+                (found, _) => panic!("{content:?}: {found:?}"),
+            }
+        }
+        std::fs::write(&file, [0xff, 0xfe]).expect("it is written");
+        assert!(matches!(read_password(&file), Err(FileError::NotText(_))));
+    }
+
+    #[test]
+    fn secret_in_place_of_its_file_is_not_repeated() {
+        for secret in ["hunter2", "postgres://app:hunter2@db/x", "-----BEGIN PRIVATE KEY-----\nhunter2", "/hunter2\nx"]
+        {
+            let error = read_text(Path::new(secret)).expect_err("it is no file");
+            let text = format!("{} {error}", chain(&error));
+            assert!(text.contains("may be the secret itself") && !text.contains("hunter"), "{text}");
+        }
+        let error = read_text(Path::new("/nowhere/at/all")).expect_err("it is no file");
+        assert!(chain(&error).starts_with("cannot read /nowhere/at/all: No such file"), "{error}");
+    }
 }

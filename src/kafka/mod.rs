@@ -18,7 +18,7 @@ mod renewal;
 mod security;
 pub mod topic;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
@@ -37,7 +37,7 @@ use self::properties::{Properties, Source};
 pub use self::purpose::ClientPurpose;
 pub use self::renewal::{ClientSettings, CreatedAt, FileChanges, FilesError, Generation};
 pub use self::security::{Mechanism, Protocol, SecurityOptions};
-use crate::config::{SettingError, read_text};
+use crate::config::{FileError, Secret, SettingError, read_text};
 use crate::error::chain;
 use crate::repeat::Repeats;
 
@@ -56,8 +56,8 @@ pub struct KafkaOptions {
     #[arg(long, env = "HINTS_TOPIC", value_name = "NAME")]
     pub hints_topic: Option<String>,
     /// Additional librdkafka settings as key=value, separated by commas or line ends
-    #[arg(long, env = "KAFKA_PROPERTIES", default_value = "", value_name = "KEY=VALUE,…", hide_env_values = true)]
-    pub kafka_properties: String,
+    #[arg(long, env = "KAFKA_PROPERTIES", default_value = "", value_name = "KEY=VALUE,…")]
+    pub kafka_properties: Secret,
     /// File with additional librdkafka settings, one key=value per line, so that a value may contain commas. Lines that
     /// start with # are comments. When the file changes, the Kafka clients are replaced
     #[arg(long, env = "KAFKA_PROPERTIES_FILE", value_name = "FILE")]
@@ -201,9 +201,9 @@ impl KafkaOptions {
 
     fn properties(&self) -> Properties {
         let mut properties = Properties::default();
-        properties.read(&self.kafka_properties, Source::Setting);
+        properties.read(self.kafka_properties.expose(), Source::Setting);
         if let Some(file) = &self.kafka_properties_file {
-            match read_text(file).map_err(SettingError::of_file("--kafka-properties-file")) {
+            match read_settings(file).map_err(SettingError::of_file("--kafka-properties-file")) {
                 Ok(text) => properties.read(&text, Source::File),
                 Err(error) => properties.problems.push(chain(&error)),
             }
@@ -231,6 +231,12 @@ impl KafkaOptions {
         let flag = self.security.flag_of(&reason);
         Some(format!("{flag}: librdkafka rejects the combination of settings: {reason}"))
     }
+}
+
+/// Reads a file with settings. An empty one is an error: most likely what writes it has failed.
+fn read_settings(file: &Path) -> Result<String, FileError> {
+    let text = read_text(file)?;
+    if text.trim().is_empty() { Err(FileError::Empty(file.to_owned())) } else { Ok(text) }
 }
 
 /// The callbacks of a client that is never used: they drop logs and errors.
@@ -325,6 +331,13 @@ mod tests {
     }
 
     #[test]
+    fn debug_of_the_options_shows_no_password() {
+        let options = with("sasl.password=hunter2");
+        options.client_config(ClientPurpose::Producer);
+        assert!(!format!("{options:?}").contains("hunter"), "{options:?}");
+    }
+
+    #[test]
     fn settings_that_exclude_each_other_are_rejected() {
         let options = with("security.protocol=sasl_plaintext,sasl.mechanism=SCRAM-SHA-256");
         let problem = options.creation_problem(&options.client_config(ClientPurpose::Producer), Role::Producer);
@@ -367,6 +380,31 @@ mod tests {
             let problems = options.problems();
             assert!(problems.len() == 1 && problems[0].contains(security::WITH_OPENSSL), "{problems:?}");
         }
+    }
+
+    #[test]
+    #[cfg(feature = "kafka-tls")]
+    fn encrypted_key_needs_its_passphrase() {
+        // The passphrase is hunter2.
+        const PAIR: &str = include_str!("testdata/encrypted-pair.pem");
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let (pair, passphrase) = (folder.path().join("pair.pem"), folder.path().join("passphrase"));
+        std::fs::write(&pair, PAIR).expect("it is written");
+        let mut options = with("");
+        options.security = SecurityOptions {
+            kafka_security_protocol: Some(Protocol::Ssl),
+            kafka_ssl_cert_file: Some(pair.clone()),
+            kafka_ssl_key_file: Some(pair),
+            kafka_ssl_key_password_file: Some(passphrase.clone()),
+            ..SecurityOptions::default()
+        };
+        let problem = |passphrase_text: &str| {
+            std::fs::write(&passphrase, passphrase_text).expect("it is written");
+            options.creation_problem(&options.client_config(ClientPurpose::Producer), Role::Producer)
+        };
+        assert_eq!(problem("hunter2\n"), None);
+        let wrong = problem("hunter3").expect("it is wrong");
+        assert!(wrong.starts_with("--kafka-ssl-key-password-file: ") && !wrong.contains("hunter"), "{wrong}");
     }
 
     #[test]

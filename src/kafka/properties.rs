@@ -85,8 +85,8 @@ impl Source {
     }
 }
 
-/// The valid entries, and the problems of the others.
-#[derive(Debug, Default)]
+/// The valid entries, and the problems of the others. It has no `Debug`, because an entry may be a password.
+#[derive(Default)]
 pub(super) struct Properties {
     /// Each setting once, under its usual name.
     pub(super) entries: Vec<(String, String)>,

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::oauth::OauthOptions;
 use super::properties::Properties;
-use crate::config::{SettingError, read_secret, read_text};
+use crate::config::{SettingError, read_password, read_text};
 use crate::error::chain;
 
 /// The protocol, the login and the certificates of Kafka clients.
@@ -36,7 +36,8 @@ pub struct SecurityOptions {
     /// User that clients log in as
     #[arg(long, env = "KAFKA_SASL_USERNAME", value_name = "NAME")]
     pub kafka_sasl_username: Option<String>,
-    /// File with the user's password. Spaces and line ends around it do not count
+    /// File with the user's password. Only the line end after it does not count. When the file changes, the Kafka
+    /// clients are replaced
     #[arg(long, env = "KAFKA_SASL_PASSWORD_FILE", value_name = "FILE")]
     pub kafka_sasl_password_file: Option<PathBuf>,
     /// File with the certificates of the CAs that sign the brokers' certificates, in PEM [default: the system's CAs]
@@ -51,6 +52,9 @@ pub struct SecurityOptions {
     /// The source of the tokens for OAUTHBEARER.
     #[command(flatten)]
     pub oauth: OauthOptions,
+    /// File with the passphrase of --kafka-ssl-key-file, if the key is encrypted
+    #[arg(long, env = "KAFKA_SSL_KEY_PASSWORD_FILE", value_name = "FILE")]
+    pub kafka_ssl_key_password_file: Option<PathBuf>,
 }
 
 /// `security.protocol`.
@@ -92,6 +96,7 @@ const PASSWORD_FILE: &str = "--kafka-sasl-password-file";
 const CA_FILE: &str = "--kafka-ssl-ca-file";
 const CERT_FILE: &str = "--kafka-ssl-cert-file";
 const KEY_FILE: &str = "--kafka-ssl-key-file";
+const KEY_PASSWORD_FILE: &str = "--kafka-ssl-key-password-file";
 
 impl Protocol {
     fn name(self) -> &'static str {
@@ -120,7 +125,11 @@ impl SecurityOptions {
     pub(super) fn add_to(&self, properties: &mut Properties) {
         let problems = self.combination_problems(properties);
         properties.problems.extend(problems);
-        let password = self.kafka_sasl_password_file.as_ref().map(|file| password(file));
+        let password = |flag, file: &Option<PathBuf>| file.as_ref().map(|file| password(flag, file));
+        let (sasl_password, key_password) = (
+            password(PASSWORD_FILE, &self.kafka_sasl_password_file),
+            password(KEY_PASSWORD_FILE, &self.kafka_ssl_key_password_file),
+        );
         let files = [
             (CA_FILE, "ssl.ca.location", &self.kafka_ssl_ca_file),
             (CERT_FILE, "ssl.certificate.location", &self.kafka_ssl_cert_file),
@@ -134,7 +143,8 @@ impl SecurityOptions {
             ),
             (MECHANISM, "sasl.mechanism", self.kafka_sasl_mechanism.map(|mechanism| Ok(mechanism.name().to_owned()))),
             (USERNAME, "sasl.username", self.kafka_sasl_username.clone().map(Ok)),
-            (PASSWORD_FILE, "sasl.password", password),
+            (PASSWORD_FILE, "sasl.password", sasl_password),
+            (KEY_PASSWORD_FILE, "ssl.key.password", key_password),
         ];
         let files =
             files.into_iter().map(|(flag, key, file)| (flag, key, file.as_ref().map(|file| pem_file(flag, file))));
@@ -165,6 +175,7 @@ impl SecurityOptions {
             (CA_FILE, self.kafka_ssl_ca_file.is_some(), has_tls, "ssl or sasl_ssl"),
             (CERT_FILE, self.kafka_ssl_cert_file.is_some(), has_tls, "ssl or sasl_ssl"),
             (KEY_FILE, self.kafka_ssl_key_file.is_some(), has_tls, "ssl or sasl_ssl"),
+            (KEY_PASSWORD_FILE, self.kafka_ssl_key_password_file.is_some(), has_tls, "ssl or sasl_ssl"),
         ] {
             if given && !used {
                 problems.push(format!("{flag} has no effect with {PROTOCOL} {protocol}: set {PROTOCOL} to {fix}"));
@@ -197,6 +208,12 @@ impl SecurityOptions {
         problems.extend(self.oauth.combination_problems(mechanism.unwrap_or_default(), is_setting));
         for (flag, given, other, missing) in [
             (
+                KEY_PASSWORD_FILE,
+                &self.kafka_ssl_key_password_file,
+                KEY_FILE,
+                missing(self.kafka_ssl_key_file.is_some(), "ssl.key.location"),
+            ),
+            (
                 CERT_FILE,
                 &self.kafka_ssl_cert_file,
                 KEY_FILE,
@@ -210,7 +227,8 @@ impl SecurityOptions {
             ),
         ] {
             if given.is_some() && missing {
-                problems.push(format!("{flag} needs {other}: a certificate and its key are given together"));
+                problems
+                    .push(format!("{flag} needs {other}: a certificate, its key and its passphrase belong together"));
             }
         }
         problems
@@ -223,6 +241,7 @@ impl SecurityOptions {
             (CA_FILE, &self.kafka_ssl_ca_file),
             (CERT_FILE, &self.kafka_ssl_cert_file),
             (KEY_FILE, &self.kafka_ssl_key_file),
+            (KEY_PASSWORD_FILE, &self.kafka_ssl_key_password_file),
         ];
         files.into_iter().filter_map(|(flag, file)| Some((flag, file.as_ref()?)))
     }
@@ -230,6 +249,8 @@ impl SecurityOptions {
     /// Returns the flag of the setting that librdkafka's text of a rejection names.
     pub(super) fn flag_of(&self, reason: &str) -> &'static str {
         let flags = [
+            // OpenSSL's text does not say that the passphrase is wrong.
+            ("ssl.key.location", KEY_PASSWORD_FILE, &self.kafka_ssl_key_password_file),
             ("ssl.ca.location", CA_FILE, &self.kafka_ssl_ca_file),
             ("ssl.certificate.location", CERT_FILE, &self.kafka_ssl_cert_file),
             ("ssl.key.location", KEY_FILE, &self.kafka_ssl_key_file),
@@ -250,8 +271,8 @@ pub(super) fn build_problem(properties: &Properties) -> Option<String> {
     Some(format!("{flag} {value} needs OpenSSL, which this build is without: {WITH_OPENSSL}"))
 }
 
-fn password(file: &Path) -> Result<String, String> {
-    read_secret(file).map_err(|error| chain(&SettingError::of_file(PASSWORD_FILE)(error)))
+fn password(flag: &'static str, file: &Path) -> Result<String, String> {
+    read_password(file).map_err(|error| chain(&SettingError::of_file(flag)(error)))
 }
 
 /// Returns the path of a file in PEM. librdkafka reads the file when it creates a client.
@@ -279,7 +300,7 @@ mod tests {
 
     fn login(protocol: Protocol, folder: &Path) -> SecurityOptions {
         let password = folder.join("password");
-        std::fs::write(&password, " hunter2\n").expect("it is written");
+        std::fs::write(&password, " hunter2,=\n").expect("it is written");
         SecurityOptions {
             kafka_security_protocol: Some(protocol),
             kafka_sasl_mechanism: Some(Mechanism::ScramSha512),
@@ -304,7 +325,7 @@ mod tests {
             ("security.protocol", "sasl_ssl"),
             ("sasl.mechanism", "SCRAM-SHA-512"),
             ("sasl.username", "app"),
-            ("sasl.password", "hunter2"),
+            ("sasl.password", " hunter2,="),
             ("linger.ms", "5"),
         ] {
             assert_eq!(found.get(key), Some(value), "{key}");
@@ -403,6 +424,11 @@ mod tests {
                 SecurityOptions { kafka_ssl_key_file: Some(pem), ..whole() },
                 "",
                 &["--kafka-ssl-key-file needs --kafka-ssl-cert-file"],
+            ),
+            (
+                SecurityOptions { kafka_ssl_key_password_file: Some(folder.join("password")), ..whole() },
+                "",
+                &["--kafka-ssl-key-password-file needs --kafka-ssl-key-file"],
             ),
             (SecurityOptions { kafka_ssl_ca_file: Some(other), ..whole() }, "", &["--kafka-ssl-ca-file: "]),
             (

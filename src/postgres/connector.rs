@@ -95,7 +95,8 @@ impl Connector {
     /// Opens a connection to the first host whose server passes the checks.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         let settings = self.settings().await;
-        let mut targets = targets(&settings.url.config).map_err(ConnectError::Settings)?;
+        let targets = targets(&settings.url.config);
+        let mut targets = targets.map_err(|problem| ConnectError::Settings(self.options.invalid(problem)))?;
         // Try the hosts that responded last time first: each silent host costs its whole timeout.
         targets.sort_by_cached_key(|target| self.is_avoided(&target.name));
         let mut failures = Vec::new();
@@ -116,7 +117,7 @@ impl Connector {
         let read = match timeout(self.limit(), read).await {
             Ok(Ok(read)) => read,
             // The task was cancelled because the process stops, or the file system did not respond.
-            Ok(Err(_)) | Err(_) => Err(SettingError::FileTimedOut { setting: "--database-url-file" }),
+            Ok(Err(_)) | Err(_) => Err(SettingError::FileTimedOut { setting: self.options.flags.url_file }),
         };
         let mut state = self.lock();
         match read {

@@ -5,7 +5,6 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 
 use super::server::{Comparison, Identity};
-use crate::config::SettingError;
 
 /// A host of the URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,30 +46,24 @@ impl Servers {
     }
 }
 
-/// Checks the hosts of a URL.
-pub(super) fn check(config: &Config) -> Result<(), SettingError> {
-    targets(config).map(drop)
-}
-
 /// Returns the names and ports of a URL's hosts, for messages.
 pub(super) fn names(config: &Config) -> String {
     let names = targets(config).unwrap_or_default().into_iter().map(|target| target.name);
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// Returns the hosts of a URL, in its order or, if the URL says so, in a random order.
-pub(super) fn targets(config: &Config) -> Result<Vec<Target>, SettingError> {
-    let invalid = |problem| Err(SettingError::Invalid { setting: "--database-url", problem });
+/// Returns the hosts of a URL, in its order or, if the URL says so, in a random order. An error is the problem with them.
+pub(super) fn targets(config: &Config) -> Result<Vec<Target>, String> {
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let count = hosts.len().max(addresses.len());
     if count == 0 {
-        return invalid("it names no host".to_owned());
+        return Err("it names no host".to_owned());
     }
     if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
-        return invalid(format!("{} hosts, and {} in hostaddr", hosts.len(), addresses.len()));
+        return Err(format!("{} hosts, and {} in hostaddr", hosts.len(), addresses.len()));
     }
     if ports.len() > 1 && ports.len() != count {
-        return invalid(format!("{count} hosts, and {} ports", ports.len()));
+        return Err(format!("{count} hosts, and {} ports", ports.len()));
     }
     let target = |i: usize| {
         let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);

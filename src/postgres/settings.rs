@@ -37,8 +37,7 @@ impl Settings {
     }
 
     fn of_url(options: &DatabaseOptions, url: DatabaseUrl) -> Result<Self, SettingError> {
-        let invalid = |error| SettingError::Invalid { setting: options.setting(), problem: chain(&error) };
-        let tls = Tls::load(&url.encryption).map_err(invalid)?;
+        let tls = Tls::load(&url.encryption).map_err(|error| options.invalid(chain(&error)))?;
         Ok(Settings { url, tls })
     }
 }

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::postgres::UrlFlags;
 
 /// The state of an imitated server.
 #[derive(Debug)]
@@ -98,10 +99,12 @@ fn row(values: &[String]) -> Vec<u8> {
 
 fn connector(purpose: Purpose) -> (Connector, Settings) {
     let options = DatabaseOptions {
-        database_url: Some("postgres://app@db/x?sslmode=disable".to_owned()),
+        database_url: Some("postgres://app@db/x?sslmode=disable".into()),
         database_url_file: None,
+        database_password_file: None,
         database_connect_timeout: Duration::from_secs(10),
         database_statement_timeout: Duration::from_secs(10),
+        flags: UrlFlags::default(),
     };
     let settings = Settings::load(&options).expect("the URL is valid");
     (Connector::new(options, "test", "", purpose).expect("the URL is valid"), settings)

@@ -54,11 +54,15 @@ impl KeyFile {
 
     fn parse(&self, content: &[u8], allowed: &[Algorithm]) -> Result<Keys, KeyFileError> {
         let text = std::str::from_utf8(content).map_err(|_| FileError::NotText(self.path.clone()))?;
-        let text = text.trim_start_matches('\u{feff}').trim();
+        let text = text.trim_start_matches('\u{feff}');
+        if text.trim().is_empty() {
+            return Err(FileError::Empty(self.path.clone()).into());
+        }
         let keys = match self.kind {
             KeyFileKind::Pem => Keys::from_pem(text, allowed),
             KeyFileKind::Jwks => Keys::from_jwks(text.as_bytes(), allowed),
-            KeyFileKind::Secret => Keys::from_secret(text, allowed),
+            // Everything except the line end after it is a part of the secret, as it is for the issuer.
+            KeyFileKind::Secret => Keys::from_secret(text.trim_end_matches(['\r', '\n']), allowed),
         };
         keys.map_err(|source| KeyFileError::Content { path: self.path.clone(), source })
     }
