@@ -2,6 +2,7 @@
 //! limits, the setup of their Kafka and PostgreSQL clients, configuration, logs, metrics and shutdown.
 
 pub mod admin;
+pub mod audit;
 pub mod backoff;
 pub mod codec;
 pub mod config;

@@ -1,5 +1,6 @@
-//! Owns logs and metrics, which a process sets up once. Neither contains the content of messages.
+//! Owns the log, the audit log and the metrics, which a process sets up once. None of them has content of messages.
 
+mod file;
 mod json;
 mod panics;
 mod writer;
@@ -7,32 +8,39 @@ mod writer;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use metrics::{counter, describe_counter};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::filter::LevelFilter;
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{FilterExt, FilterFn, LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use self::file::AppendedFile;
 use self::json::{JsonLines, Line};
 use self::writer::LineWriter;
+use crate::audit;
 
 /// How long the end of the process waits for the log to be written. Without a limit, a standard error that is not read would
 /// block it.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 const LOG_LINES_DROPPED: &str = "msg_log_lines_dropped_total";
+const AUDIT_LINES_DROPPED: &str = "msg_audit_lines_dropped_total";
 
-/// The writer of the log, once logging has started.
+/// The writers of the logs, once logging has started.
 static LOG: OnceLock<Log> = OnceLock::new();
 
 struct Log {
     format: LogFormat,
     writer: LineWriter,
+    audit: LineWriter,
 }
 
 /// The format of the log's lines.
@@ -54,21 +62,29 @@ pub struct LogOptions {
     /// Level of the log, or directives such as `info,msg_transfer=debug`
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "DIRECTIVES")]
     pub log_level: String,
+    /// File that the audit log is appended to, as JSON lines: refused callers, and commands of operators. Without it,
+    /// these lines are in the log, at every level, with the target `audit`. Lines that cannot be written are dropped and
+    /// counted in msg_audit_lines_dropped_total
+    #[arg(long, env = "AUDIT_LOG_FILE", value_name = "FILE")]
+    pub audit_log_file: Option<PathBuf>,
 }
 
 impl LogOptions {
     /// Returns one line for each problem of these settings.
     pub fn problems(&self) -> Vec<String> {
+        let audit = self.audit_log_file.as_deref().and_then(audit_file_problem);
+        self.level_problem().into_iter().chain(audit).collect()
+    }
+
+    fn level_problem(&self) -> Option<String> {
         const FORM: &str = "give error, warn, info, debug, trace or off, or directives such as info,msg_transfer=debug";
         // A single word that is no level would be a target, and all other targets would log nothing.
         let no_level = |directive: &&str| !directive.contains(['=', '[']) && directive.parse::<LevelFilter>().is_err();
         if let Some(word) = self.log_level.split(',').map(str::trim).find(no_level) {
-            return vec![format!("--log-level: `{word}` is no level; {FORM}")];
+            return Some(format!("--log-level: `{word}` is no level; {FORM}"));
         }
-        match EnvFilter::try_new(&self.log_level) {
-            Ok(_) => Vec::new(),
-            Err(error) => vec![format!("--log-level: {error}; {FORM}")],
-        }
+        let error = EnvFilter::try_new(&self.log_level).err()?;
+        Some(format!("--log-level: {error}; {FORM}"))
     }
 
     /// Starts logging, with panics. A second call in one process (in tests) has no effect.
@@ -77,38 +93,74 @@ impl LogOptions {
         // The log has a descriptor of its own: its thread may block in a write, and must not block other writers.
         let Ok(sink) = io::stderr().as_fd().try_clone_to_owned().map(File::from) else { return };
         let format = self.log_format;
-        let Ok(writer) = LineWriter::start(sink, move |dropped| dropped_line(format, dropped)) else { return };
-        let Ok(()) = LOG.set(Log { format, writer: writer.clone() }) else { return };
-        let layer = match format {
-            LogFormat::Json => JsonLines(writer).boxed(),
-            LogFormat::Text => {
-                let line = move || TextLine(writer.clone());
-                tracing_subscriber::fmt::layer()
-                    .with_writer(line)
-                    .with_ansi(terminal)
-                    .log_internal_errors(false)
-                    .boxed()
-            }
+        let notice = move |dropped| dropped_line(format, module_path!(), LOG_DROPPED, dropped);
+        let Ok(writer) = LineWriter::start(sink, notice) else { return };
+        let (audit_format, audit) = match self.audit_log_file.as_deref().and_then(audit_writer) {
+            Some(audit) => (LogFormat::Json, audit),
+            None => (format, writer.for_callers()),
         };
-        let filter = EnvFilter::builder().parse_lossy(&self.log_level);
-        let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+        let Ok(()) = LOG.set(Log { format, writer: writer.clone(), audit: audit.clone() }) else { return };
+        let level = EnvFilter::builder().parse_lossy(&self.log_level);
+        let allowed = FilterFn::new(may_be_logged).with_max_level_hint(LevelFilter::TRACE);
+        let log = lines(format, writer, terminal).with_filter(level.and(allowed));
+        let audited = Targets::new().with_target(audit::TARGET, LevelFilter::INFO);
+        let audit = lines(audit_format, audit, terminal).with_filter(audited);
+        let _ = tracing_subscriber::registry().with(log).with(audit).try_init();
         panics::install();
     }
 }
 
-/// Waits until the log is written, for up to one second. For the end of the process.
-pub fn flush() {
-    if let Some(log) = LOG.get() {
-        log.writer.flush(LAST_LINES);
+/// Returns the layer that writes each event as a line.
+fn lines<S>(format: LogFormat, writer: LineWriter, terminal: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    match format {
+        LogFormat::Json => JsonLines(writer).boxed(),
+        LogFormat::Text => {
+            let line = move || TextLine(writer.clone());
+            let text = tracing_subscriber::fmt::layer().with_writer(line).with_ansi(terminal);
+            text.log_internal_errors(false).boxed()
+        }
     }
 }
 
-/// Returns the line that the writer writes after it dropped lines.
-fn dropped_line(format: LogFormat, dropped: u64) -> Vec<u8> {
-    let message = "dropped log lines: standard error was closed, full or not read";
+/// Returns whether the log may have lines of this origin. The audit log has lines of its own. The driver of PostgreSQL logs
+/// the parameters of each statement, which are messages.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    let has_content = metadata.target() == "tokio_postgres::query" && *metadata.level() > Level::INFO;
+    metadata.target() != audit::TARGET && !has_content
+}
+
+fn audit_file_problem(path: &Path) -> Option<String> {
+    let error = AppendedFile::open(path).err()?;
+    let shown = path.display();
+    Some(format!("--audit-log-file: cannot append to {shown}: {error}; give a file that this process may write"))
+}
+
+/// Returns the writer of the audit log's file. `None` if the file cannot be used any more: its lines are in the log then.
+fn audit_writer(path: &Path) -> Option<LineWriter> {
+    let notice = |dropped| dropped_line(LogFormat::Json, audit::TARGET, AUDIT_DROPPED, dropped);
+    let writer = AppendedFile::open(path).and_then(|file| LineWriter::start(file, notice));
+    writer.ok()
+}
+
+/// Waits until the logs are written, for up to one second each. For the end of the process.
+pub fn flush() {
+    if let Some(log) = LOG.get() {
+        log.writer.flush(LAST_LINES);
+        log.audit.flush(LAST_LINES);
+    }
+}
+
+const LOG_DROPPED: &str = "dropped log lines: standard error was closed, full or not read";
+const AUDIT_DROPPED: &str = "dropped audit lines: the file could not be written fast enough";
+
+/// Returns the line that a writer writes after it dropped lines.
+fn dropped_line(format: LogFormat, target: &str, message: &str, dropped: u64) -> Vec<u8> {
     match format {
         LogFormat::Json => {
-            let mut line = Line::new("WARN", module_path!());
+            let mut line = Line::new("WARN", target);
             line.add("message", &message.into());
             line.add("dropped", &dropped.into());
             line.end()
@@ -151,6 +203,10 @@ pub fn metrics() -> &'static PrometheusHandle {
             LOG_LINES_DROPPED,
             "Log lines that were dropped because standard error was closed, full, or not read fast enough"
         );
+        describe_counter!(
+            AUDIT_LINES_DROPPED,
+            "Lines of the audit log that were dropped because its file or standard error could not be written fast enough"
+        );
         crate::reload::describe();
         crate::tls::describe();
         crate::kafka::describe();
@@ -162,5 +218,6 @@ pub fn metrics() -> &'static PrometheusHandle {
 pub fn render() -> String {
     let handle = metrics();
     counter!(LOG_LINES_DROPPED).absolute(LOG.get().map_or(0, |log| log.writer.dropped()));
+    counter!(AUDIT_LINES_DROPPED).absolute(LOG.get().map_or(0, |log| log.audit.dropped()));
     handle.render()
 }

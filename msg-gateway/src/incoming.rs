@@ -1,6 +1,7 @@
 //! Accepts connections, up to a maximum, and notifies their streams when they have to end.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -18,6 +19,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use crate::auth::record_handshake;
 use crate::budget::{Budget, Permit};
 use crate::metrics::HANDSHAKE_TIMEOUTS;
 use crate::response_permit::disconnect_slow_reader;
@@ -38,6 +40,7 @@ pub(crate) struct Lifetime {
     unread: Option<Arc<Unread>>,
     /// Set at the end of the TLS handshake, before the first call.
     peer: Arc<OnceLock<PeerIdentity>>,
+    address: Option<IpAddr>,
 }
 
 impl Lifetime {
@@ -49,12 +52,17 @@ impl Lifetime {
         let until = age.map(|age| Instant::now() + age.max + age.grace.mul_f64(part));
         let cut = CancellationToken::new();
         let unread = Some(timer.connection(cut.clone()));
-        Lifetime { drain, until, cut, unread, peer: Arc::default() }
+        Lifetime { drain, until, cut, unread, peer: Arc::default(), address: None }
     }
 
     /// Returns the names in the caller's certificate, if it had to present one.
     pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
         self.peer.get()
+    }
+
+    /// Returns the address that the connection comes from.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.address
     }
 
     /// Ends the streams of one call at this time, if that is earlier.
@@ -188,7 +196,10 @@ struct End {
 
 impl Connection {
     fn new(stream: TcpStream, incoming: &Incoming, permit: Permit) -> Self {
-        let lifetime = Lifetime::new(incoming.drain.clone(), incoming.age, &incoming.timer);
+        let lifetime = Lifetime {
+            address: stream.peer_addr().ok().map(|address| address.ip()),
+            ..Lifetime::new(incoming.drain.clone(), incoming.age, &incoming.timer)
+        };
         let tls = incoming.tls.as_ref().map(Reloaded::current);
         let cut = Box::pin(lifetime.clone().until_cut(incoming.age));
         let handshake = Some(Handshake::new(incoming.handshake_timeout));
@@ -221,7 +232,7 @@ impl Connection {
             counter!(HANDSHAKE_TIMEOUTS).increment(1);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        ready!(self.stream.poll_handshake(cx))?;
+        ready!(self.stream.poll_handshake(cx)).inspect_err(|error| record_handshake(self.lifetime.address, error))?;
         if let Some(peer) = self.stream.peer() {
             self.lifetime.peer.get_or_init(|| peer.clone());
         }

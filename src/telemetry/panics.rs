@@ -60,7 +60,7 @@ mod tests {
         const IN_CHILD: &str = "MSG_TEST_PANICS";
         const SIGABRT: i32 = 6;
         if std::env::var_os(IN_CHILD).is_some() {
-            LogOptions { log_level: "off".to_owned(), log_format: LogFormat::Json }.start();
+            LogOptions { log_level: "off".to_owned(), log_format: LogFormat::Json, audit_log_file: None }.start();
             let runtime = tokio::runtime::Builder::new_current_thread().build().expect("it starts");
             let _ = runtime.block_on(runtime.spawn(async { panic!("a bug") }));
             std::process::exit(0);

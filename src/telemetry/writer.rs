@@ -10,12 +10,22 @@ use std::time::{Duration, Instant};
 /// Maximum bytes of lines that wait to be written. At the usual 300 bytes a line it holds more than 10,000 lines.
 const MAX_QUEUED_BYTES: usize = 4 << 20;
 
+/// Maximum bytes in the queue up to which a line of the audit log is queued. Callers cause these lines, and must not be able
+/// to displace the others.
+const MAX_QUEUED_BY_CALLERS: usize = MAX_QUEUED_BYTES / 2;
+
 /// The wait before the next attempt to write to a full descriptor that is in non-blocking mode.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The queue's producer side. Clones share the queue.
 #[derive(Clone)]
-pub(crate) struct LineWriter(Arc<Shared>);
+pub(crate) struct LineWriter {
+    shared: Arc<Shared>,
+    /// Maximum bytes in the queue, including the line.
+    max_bytes: usize,
+    /// The lines of this handle and its clones that were dropped.
+    dropped: Arc<AtomicU64>,
+}
 
 struct Shared {
     queue: Mutex<Queue>,
@@ -23,12 +33,18 @@ struct Shared {
     queued: Condvar,
     /// Notified when all lines were written.
     idle: Condvar,
+    /// The dropped lines of all handles.
     dropped: AtomicU64,
+}
+
+struct QueuedLine {
+    text: Vec<u8>,
+    dropped: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
 struct Queue {
-    lines: VecDeque<Vec<u8>>,
+    lines: VecDeque<QueuedLine>,
     bytes: usize,
     /// Whether the thread has removed a line and not written it yet.
     writing: bool,
@@ -48,37 +64,42 @@ impl LineWriter {
         });
         let for_thread = shared.clone();
         std::thread::Builder::new().name("logs".into()).spawn(move || for_thread.run(sink, notice))?;
-        Ok(LineWriter(shared))
+        Ok(LineWriter { shared, max_bytes: MAX_QUEUED_BYTES, dropped: Arc::default() })
+    }
+
+    /// Returns a handle for lines that callers cause. It uses half of the queue at most, and counts its drops separately.
+    pub(crate) fn for_callers(&self) -> Self {
+        LineWriter { shared: self.shared.clone(), max_bytes: MAX_QUEUED_BY_CALLERS, dropped: Arc::default() }
     }
 
     /// Queues a line, which ends with a line end, or drops it if the queue is full. Never blocks on the sink.
     pub(crate) fn push(&self, line: Vec<u8>) {
-        let mut queue = self.0.lock();
-        if queue.bytes + line.len() > MAX_QUEUED_BYTES {
-            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+        let mut queue = self.shared.lock();
+        if queue.bytes + line.len() > self.max_bytes {
+            self.shared.count_drop(&self.dropped);
             return;
         }
         queue.bytes += line.len();
-        queue.lines.push_back(line);
-        self.0.queued.notify_one();
+        queue.lines.push_back(QueuedLine { text: line, dropped: self.dropped.clone() });
+        self.shared.queued.notify_one();
     }
 
     /// Waits until all queued lines are written, for up to `timeout`.
     pub(crate) fn flush(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
-        let mut queue = self.0.lock();
+        let mut queue = self.shared.lock();
         while queue.writing || !queue.lines.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            (queue, _) = self.0.idle.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner);
+            (queue, _) = self.shared.idle.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Returns the number of lines that were dropped since the start.
+    /// Returns the number of lines of this handle that were dropped since the start.
     pub(crate) fn dropped(&self) -> u64 {
-        self.0.dropped.load(Ordering::Relaxed)
+        self.dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -87,15 +108,20 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn count_drop(&self, of_handle: &AtomicU64) {
+        of_handle.fetch_add(1, Ordering::Relaxed);
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn run(&self, mut sink: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
         let mut reported = 0;
         // Whether the last line was written in part: the next line must not continue it.
         let mut cut = false;
         loop {
             let line = self.next();
-            let failed = self.write(&mut sink, &line, &mut cut).is_err();
+            let failed = self.write(&mut sink, &line.text, &mut cut).is_err();
             if failed {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
+                self.count_drop(&line.dropped);
                 continue;
             }
             let dropped = self.dropped.load(Ordering::Relaxed);
@@ -106,12 +132,12 @@ impl Shared {
     }
 
     /// Waits for the next line. The call also says that the previous line is written or dropped.
-    fn next(&self) -> Vec<u8> {
+    fn next(&self) -> QueuedLine {
         let mut queue = self.lock();
         queue.writing = false;
         loop {
             if let Some(line) = queue.lines.pop_front() {
-                queue.bytes -= line.len();
+                queue.bytes -= line.text.len();
                 queue.writing = true;
                 return line;
             }
@@ -204,6 +230,26 @@ mod tests {
         }
         writer.flush(TIMEOUT);
         assert_eq!((written().as_str(), writer.dropped()), ("on\nthree\n2 dropped\n", 2));
+    }
+
+    #[test]
+    fn lines_of_callers_leave_half_of_the_queue_to_others() {
+        let (writer, results, written) = start();
+        let callers = writer.for_callers();
+        for _ in 0..20 {
+            callers.push([vec![b'c'; 1 << 19], b"\n".to_vec()].concat());
+        }
+        // The thread may have removed one line from the queue, and waits for the sink.
+        let dropped = callers.dropped();
+        assert!((16..=17).contains(&dropped), "{dropped}");
+        writer.push(b"one\n".to_vec());
+        assert_eq!((writer.dropped(), callers.dropped()), (0, dropped));
+        for _ in 0..7 {
+            results.send(Ok(usize::MAX)).expect("the thread reads it");
+        }
+        writer.flush(TIMEOUT);
+        assert!(written().contains("one\n"), "the other line is written");
+        assert!(written().contains(&format!("{dropped} dropped")), "the drops are reported");
     }
 
     #[test]

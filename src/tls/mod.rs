@@ -37,7 +37,7 @@ pub use rustls::{ClientConfig, RootCertStore, ServerConfig};
 pub use self::certificate::{CertificateError, PeerIdentity};
 pub use self::error::TlsError;
 pub use self::files::{CaSource, Material, PairFiles, PemFile, TlsFiles, TlsPair, TlsSource};
-pub use self::stream::ServerStream;
+pub use self::stream::{ServerStream, handshake_failure};
 use crate::reload::Reloader;
 
 /// When the own certificate expires, by `use`.

@@ -88,7 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerStream<S> {
     }
 
     fn count_failure(&self, error: &io::Error) {
-        let (usage, cause) = (self.usage, cause(error));
+        let (usage, cause) = (self.usage, handshake_failure(error));
         counter!(HANDSHAKE_FAILURES, "use" => usage, "cause" => cause).increment(1);
         // A load balancer checks a port by connecting to it and closing the connection.
         if cause == CLOSED {
@@ -117,7 +117,7 @@ fn check<S>(stream: &TlsStream<S>, needs_protocol: bool) -> io::Result<Option<Pe
 const CLOSED: &str = "closed";
 
 /// Returns the cause of a failed handshake, as the metric names it.
-fn cause(error: &io::Error) -> &'static str {
+pub fn handshake_failure(error: &io::Error) -> &'static str {
     let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else { return CLOSED };
     match error {
         Error::NoCertificatesPresented => "no_client_certificate",

@@ -2,6 +2,7 @@
 //! has the table of what each method requires. The router authenticates every call before its body is read. The methods
 //! check the rule for each `send_id` and `recv_id`.
 
+mod audit;
 pub(crate) mod identity;
 pub(crate) mod rejection;
 pub(crate) mod rules;
@@ -15,6 +16,8 @@ use futures_util::future::BoxFuture;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request};
 
+pub(crate) use self::audit::record_handshake;
+use self::audit::{AuditedCall, Denial};
 pub(crate) use self::identity::CertificateName;
 use self::identity::{Identity, subject_of};
 pub(crate) use self::rejection::Rejection;
@@ -60,20 +63,30 @@ impl Authenticator {
         if path.starts_with("/grpc.health.v1.Health/") {
             return Authentication::Done(Ok(Caller::anyone()));
         }
-        let rule = Rule::of_path(path);
+        let (rule, call) = (Rule::of_path(path), AuditedCall::of(request));
         match required.identity(request) {
-            Ok(identity) => Authentication::Done(rule.map(|rule| Caller::known(identity, rule))),
-            Err(Unverified::Rejected(rejection)) => Authentication::Done(Err(rejection.into_failure())),
+            Ok(identity) => Authentication::Done(admit(identity, rule, call)),
+            Err(Unverified::Rejected(rejection)) => Authentication::Done(Err(call.rejected(rejection))),
             Err(Unverified::NeedsKeys(token)) => {
                 let tokens = required.tokens.clone();
                 Authentication::Waiting(Box::pin(async move {
-                    let tokens = tokens.ok_or_else(|| Rejection::Missing.into_failure())?;
-                    let identity = tokens.verify_with_fresh_keys(&token).await.map_err(Rejection::into_failure)?;
-                    Ok(Caller::known(identity, rule?))
+                    let rejected = |rejection| call.rejected(rejection);
+                    let tokens = tokens.ok_or(Rejection::Missing).map_err(rejected)?;
+                    let identity = tokens.verify_with_fresh_keys(&token).await.map_err(rejected)?;
+                    admit(identity, rule, call)
                 }))
             }
         }
     }
+}
+
+/// Returns the caller of a method, if the table has a rule for the method.
+fn admit(identity: Arc<Identity>, rule: Option<Rule>, call: AuditedCall) -> Result<Caller, Failure> {
+    let Some(rule) = rule else {
+        let denial = Denial { inbox: None, sender: None, reason: "no_rule" };
+        return Err(call.denied(identity.subject(), denial, "no caller may call this method".into()));
+    };
+    Ok(Caller::known(identity, rule, call))
 }
 
 /// Why a caller has no identity yet.

@@ -43,7 +43,8 @@ impl Rejection {
         }
     }
 
-    fn label(self) -> &'static str {
+    /// Returns the label of the metric, which is also the reason in the audit log.
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Rejection::Missing => "missing",
             Rejection::Malformed => "malformed",

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::id::msg_id;
-use msg_common::proto::GetMsgStatusRequest;
 use msg_common::proto::msg_gateway_server::SERVICE_NAME;
+use msg_common::proto::{GetMsgStatusRequest, Msg};
 use uuid::Uuid;
 
+use crate::auth::audit::{AuditedCall, Denial};
 use crate::auth::identity::Identity;
-use crate::auth::rejection::count;
 use crate::status::Failure;
 
 /// What a method requires of its caller. A scope (`msg.send.any`, `msg.send:PATTERN`, `msg.read.any`,
@@ -38,20 +38,37 @@ const RULES: [(&str, Rule); 7] = [
 ];
 
 impl Rule {
-    /// Returns the rule of a call by its path.
-    pub(super) fn of_path(path: &str) -> Result<Self, Failure> {
-        let (service, method) = path.strip_prefix('/').unwrap_or(path).split_once('/').unwrap_or((path, ""));
-        if service.starts_with("grpc.reflection.") {
-            return Ok(Rule::Known);
-        }
-        let row = RULES.iter().find(|(name, _)| service == SERVICE_NAME && *name == method);
-        row.map(|(_, rule)| *rule).ok_or_else(|| denied("no caller may call this method".into()))
+    /// Returns the rule of a call by its path. Without one, no caller may call the method.
+    pub(super) fn of_path(path: &str) -> Option<Self> {
+        if is_reflection(path) { Some(Rule::Known) } else { row(path).map(|(_, rule)| *rule) }
     }
+}
+
+/// Returns the name of a call's method. A caller can write any path, so only names of the table are repeated.
+pub(super) fn method_name(path: &str) -> &'static str {
+    if is_reflection(path) { "reflection" } else { row(path).map_or("unknown", |(name, _)| name) }
+}
+
+fn row(path: &str) -> Option<&'static (&'static str, Rule)> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    RULES.iter().find(|(name, _)| service == SERVICE_NAME && *name == method)
+}
+
+fn is_reflection(path: &str) -> bool {
+    path.starts_with("/grpc.reflection.") && path[1..].contains('/')
 }
 
 /// The caller of one call, and what its method requires. The router puts it into the extensions of the request.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller(Option<(Arc<Identity>, Rule)>);
+pub(crate) struct Caller(Option<Known>);
+
+/// A caller whose credentials were verified.
+#[derive(Clone, Debug)]
+struct Known {
+    identity: Arc<Identity>,
+    rule: Rule,
+    call: AuditedCall,
+}
 
 impl Caller {
     /// A caller that may do everything, because the gateway asks for no credentials.
@@ -59,46 +76,57 @@ impl Caller {
         Caller(None)
     }
 
-    pub(super) fn known(identity: Arc<Identity>, rule: Rule) -> Self {
-        Caller(Some((identity, rule)))
+    pub(super) fn known(identity: Arc<Identity>, rule: Rule, call: AuditedCall) -> Self {
+        Caller(Some(Known { identity, rule, call }))
     }
 
-    /// Checks that the caller may send with this `send_id`, which is the field `field` of the request.
-    pub(crate) fn check_send(&self, send_id: &str, field: impl FnOnce() -> String) -> Result<(), Failure> {
-        let Some((identity, rule)) = &self.0 else { return Ok(()) };
-        if *rule == Rule::Send && may_send(identity, send_id) {
+    /// Checks that the caller may send with the message's `send_id`, which is the field `field` of the request.
+    pub(crate) fn check_send(&self, msg: &Msg, field: impl FnOnce() -> String) -> Result<(), Failure> {
+        let Some(known) = &self.0 else { return Ok(()) };
+        if known.rule == Rule::Send && may_send(&known.identity, &msg.send_id) {
             return Ok(());
         }
-        Err(denied(format!("{} is not the caller; that needs the scope msg.send.any or msg.send:PATTERN", field())))
+        let denial = Denial { inbox: Some(&msg.recv_id), sender: Some(&msg.send_id), reason: "foreign_send_id" };
+        let text = "is not the caller; that needs the scope msg.send.any or msg.send:PATTERN";
+        Err(known.denied(denial, format!("{} {text}", field())))
     }
 
     /// Checks that the caller may read this inbox, which is the field `field` of the request.
     pub(crate) fn check_read(&self, recv_id: &str, field: impl FnOnce() -> String) -> Result<(), Failure> {
-        let Some((identity, rule)) = &self.0 else { return Ok(()) };
-        if *rule == Rule::Read && may_read(identity, recv_id) {
+        let Some(known) = &self.0 else { return Ok(()) };
+        if known.rule == Rule::Read && may_read(&known.identity, recv_id) {
             return Ok(());
         }
+        let denial = Denial { inbox: Some(recv_id), sender: None, reason: "foreign_inbox" };
         let text = "is not the caller's inbox; that needs the scope msg.read.any or msg.read:PATTERN";
-        Err(denied(format!("{} {text}", field())))
+        Err(known.denied(denial, format!("{} {text}", field())))
     }
 
     /// Checks that the caller may know the state of this message: it may read the inbox, or it sent the message.
     pub(crate) fn check_status(&self, request: &GetMsgStatusRequest) -> Result<(), Failure> {
-        let Some((identity, rule)) = &self.0 else { return Ok(()) };
+        let Some(known) = &self.0 else { return Ok(()) };
+        let identity = &known.identity;
         let is_own = || may_send(identity, &request.send_id) && is_sent_by(request);
-        if *rule == Rule::ReadOrOwnMessage && (may_read(identity, &request.recv_id) || is_own()) {
+        if known.rule == Rule::ReadOrOwnMessage && (may_read(identity, &request.recv_id) || is_own()) {
             return Ok(());
         }
+        let sender = Some(request.send_id.as_str()).filter(|id| !id.is_empty());
+        let denial = Denial { inbox: Some(&request.recv_id), sender, reason: "foreign_message" };
         let text = "recv_id is not the caller's inbox; the sender may ask with its send_id and the client_msg_id";
-        Err(denied(text.into()))
+        Err(known.denied(denial, text.into()))
     }
 
     /// Returns when a stream of this caller has to end, because its token expires.
     pub(crate) fn stream_end(&self) -> Option<Instant> {
-        let (identity, _) = self.0.as_ref()?;
-        let left = identity.seconds_left(unix_seconds(SystemTime::now()))?;
+        let left = self.0.as_ref()?.identity.seconds_left(unix_seconds(SystemTime::now()))?;
         // A token may be valid for longer than an Instant can hold.
         Instant::now().checked_add(Duration::from_secs(left))
+    }
+}
+
+impl Known {
+    fn denied(&self, denial: Denial<'_>, text: String) -> Failure {
+        self.call.denied(self.identity.subject(), denial, text)
     }
 }
 
@@ -120,11 +148,6 @@ fn is_sent_by(request: &GetMsgStatusRequest) -> bool {
         return requested.get_version_num() == RANDOM;
     }
     msg_id(&request.send_id, &request.recv_id, &request.client_msg_id) == requested
-}
-
-fn denied(text: String) -> Failure {
-    count("denied");
-    Failure::PermissionDenied(text)
 }
 
 pub(crate) fn unix_seconds(time: SystemTime) -> u64 {

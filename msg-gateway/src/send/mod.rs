@@ -88,7 +88,7 @@ impl Sender {
     /// Sends one message and waits until it is accepted, or until it is stored if the request says so.
     pub(crate) async fn send(&self, request: SendMsgRequest, call: Call<'_>) -> Result<Placement, Failure> {
         let (msg, until_stored) = self.check(request)?;
-        call.caller.check_send(&msg.send_id, || "msg.send_id".into())?;
+        call.caller.check_send(&msg, || "msg.send_id".into())?;
         let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
         // Acquire before the message is encoded: a full gateway must reject cheaply.
@@ -164,7 +164,7 @@ fn result_of(pending: &PendingSend, outcome: Outcome, settle_time: Duration) -> 
 fn check_entry(limits: &Limits, caller: &Caller, msg: &Msg, path: impl FnOnce() -> String) -> Result<(), Failure> {
     // Build the path only for a violation: nearly every message is valid.
     if limits.violations("", msg).is_empty() {
-        return caller.check_send(&msg.send_id, || format!("{}.send_id", path()));
+        return caller.check_send(msg, || format!("{}.send_id", path()));
     }
     Err(Failure::Invalid(limits.violations(&path(), msg)))
 }

@@ -2,6 +2,7 @@
 //! logs its progress to standard error.
 
 mod access;
+mod audited;
 mod check;
 mod dead_letters;
 mod error;
@@ -46,6 +47,18 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs the command, and returns the exit code of the process.
 pub async fn run(config: &Config, command: &Command) -> Result<ExitCode, CommandError> {
+    let audited = audited::audited(command);
+    if let Some(audited) = &audited {
+        audited.started();
+    }
+    let result = carry_out(config, command).await;
+    if let Some(audited) = &audited {
+        audited.ended(result.is_ok());
+    }
+    result
+}
+
+async fn carry_out(config: &Config, command: &Command) -> Result<ExitCode, CommandError> {
     match command {
         Command::Migrate => migrate(config).await,
         Command::Healthcheck => healthcheck(config).await,

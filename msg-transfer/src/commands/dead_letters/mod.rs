@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+pub(super) use self::filter::Filter;
 use super::error::CommandError;
 use crate::config::Config;
 
