@@ -1,5 +1,5 @@
 //! The audit log: callers that were refused, and commands of operators. A line says who, which method, which inbox and why.
-//! It has no content, and an inbox is only in it as a hash (ADR 47).
+//! It has no content, and an inbox is only in it as a hash (ADR 45).
 
 use std::fs;
 use std::net::IpAddr;

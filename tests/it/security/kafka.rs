@@ -27,7 +27,7 @@ pub(super) struct Secure {
     pub(super) stack: Stack,
     pub(super) world: World,
     folder: tempfile::TempDir,
-    ca: Ca,
+    pub(super) ca: Ca,
 }
 
 /// The settings of a service.
@@ -35,7 +35,7 @@ pub(super) type Settings = Vec<(&'static str, String)>;
 
 impl Secure {
     /// Starts a cluster whose certificate names `host`. The user has the rights of both services.
-    async fn start(name: &str, host: &str) -> Secure {
+    pub(super) async fn start(name: &str, host: &str) -> Secure {
         Secure::start_with(name, host, None).await
     }
 
@@ -109,7 +109,7 @@ impl Secure {
     }
 
     /// The settings of a login over TLS.
-    fn login(&self, mechanism: &str) -> Settings {
+    pub(super) fn login(&self, mechanism: &str) -> Settings {
         vec![
             ("KAFKA_BROKERS", self.stack.kafka().bootstrap_with_login()),
             ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL".into()),

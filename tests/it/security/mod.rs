@@ -8,6 +8,7 @@ mod kafka_tokens;
 mod page;
 mod postgres;
 mod rotation;
+mod secrets;
 mod verification;
 
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;

@@ -5,6 +5,7 @@ pub(crate) mod fields;
 pub(crate) mod forwarder;
 pub(crate) mod hosts;
 pub(crate) mod kafka;
+pub(crate) mod leaks;
 pub(crate) mod load;
 pub(crate) mod stack;
 pub(crate) mod tls_postgres;

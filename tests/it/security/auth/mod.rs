@@ -22,13 +22,13 @@ fn asks_for_tokens(spec: ServiceSpec) -> ServiceSpec {
 }
 
 /// A file with the keys of an issuer.
-struct KeyFile {
-    key: SigningKey,
+pub(super) struct KeyFile {
+    pub(super) key: SigningKey,
     folder: TempDir,
 }
 
 impl KeyFile {
-    fn new() -> KeyFile {
+    pub(super) fn new() -> KeyFile {
         let keys = KeyFile { key: SigningKey::new("first"), folder: tempfile::tempdir().unwrap() };
         keys.write(&jwks(&[&keys.key]));
         keys
@@ -43,7 +43,7 @@ impl KeyFile {
     }
 
     /// Starts a gateway that reads its keys from the file. `change` adds settings.
-    async fn gateway(&self, world: &World, change: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Gateway {
+    pub(super) async fn gateway(&self, world: &World, change: impl FnOnce(ServiceSpec) -> ServiceSpec) -> Gateway {
         let file = self.path();
         let gateway =
             world.gateway("gateway", |spec| change(asks_for_tokens(spec).env("AUTH_JWKS_FILE", file.display())));
@@ -53,7 +53,7 @@ impl KeyFile {
 }
 
 /// Sends with a token.
-async fn send_as(client: &Client, token: &str, msg: &Msg) -> Result<Placement, Status> {
+pub(super) async fn send_as(client: &Client, token: &str, msg: &Msg) -> Result<Placement, Status> {
     let request = SendMsgRequest { msg: Some(msg.clone()), wait_for: 0 };
     let response = client.clone().send_msg(authorized(token, request)).await?;
     Ok(response.into_inner().placement.expect("an OK has a placement"))
