@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub(crate) mod producer;
+mod quota;
 mod replica;
 pub mod send;
 mod tls;
@@ -21,6 +22,7 @@ use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 
 use self::auth::{AuthMode, AuthOptions};
+pub use self::quota::QuotaOptions;
 pub use self::replica::ReplicaOptions;
 use self::send::SendOptions;
 pub use self::tls::TlsOptions;
@@ -54,6 +56,8 @@ pub struct Config {
     pub allow_plaintext: bool,
     #[command(flatten)]
     pub(crate) auth: AuthOptions,
+    #[command(flatten)]
+    pub(crate) quota: QuotaOptions,
     #[command(flatten)]
     pub(crate) send: SendOptions,
     #[command(flatten)]
@@ -175,6 +179,7 @@ impl Check for Config {
         }
         problems.extend(self.limit_problems());
         problems.extend(self.send.problems());
+        problems.extend(self.quota.problems(&self.auth));
         problems.extend(self.times().into_iter().filter_map(|(flag, value, range)| time_problem(flag, value, &range)));
         problems
             .extend(self.numbers().into_iter().filter_map(|(flag, value, range)| number_problem(flag, value, &range)));

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ pub(crate) struct Lifetime {
     /// Set at the end of the TLS handshake, before the first call.
     peer: Arc<OnceLock<PeerIdentity>>,
     address: Option<IpAddr>,
+    /// A number that no other connection of this process has.
+    number: u64,
 }
 
 impl Lifetime {
@@ -52,7 +55,21 @@ impl Lifetime {
         let until = age.map(|age| Instant::now() + age.max + age.grace.mul_f64(part));
         let cut = CancellationToken::new();
         let unread = Some(timer.connection(cut.clone()));
-        Lifetime { drain, until, cut, unread, peer: Arc::default(), address: None }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Lifetime {
+            drain,
+            until,
+            cut,
+            unread,
+            peer: Arc::default(),
+            address: None,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// Returns the number of the connection, which is never reused.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Returns the names in the caller's certificate, if it had to present one.

@@ -8,6 +8,7 @@ mod health;
 mod incoming;
 pub mod metrics;
 mod producer;
+mod quota;
 pub mod read;
 pub mod request_body;
 mod response;

@@ -4,7 +4,7 @@ use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, descri
 
 use crate::status::Failure;
 
-/// Completed calls, by `method` and `outcome` (OK, OVERLOADED, or a reason of ErrorInfo).
+/// Completed calls, by `method` and `outcome` (OK, OVERLOADED, QUOTA_EXCEEDED, or a reason of ErrorInfo).
 pub(crate) const REQUESTS: &str = "msg_gateway_requests_total";
 /// Messages of batches and streams with a result, by `method` and `outcome`. SendMsg is counted as calls.
 pub(crate) const MESSAGES: &str = "msg_gateway_messages_total";
@@ -27,6 +27,8 @@ pub(crate) const TRANSPORT_ERRORS: &str = "msg_gateway_transport_errors_total";
 pub(crate) const AUTH_REJECTIONS: &str = "msg_gateway_auth_rejections_total";
 pub(crate) const AUTH_KEY_FETCHES: &str = "msg_gateway_auth_key_fetches_total";
 pub(crate) const AUTH_KEYS_AGE: &str = "msg_gateway_auth_keys_age_seconds";
+pub(crate) const QUOTA_REJECTIONS: &str = "msg_gateway_quota_rejections_total";
+pub(crate) const QUOTA_BUCKETS_FORGOTTEN: &str = "msg_gateway_quota_buckets_forgotten_total";
 pub(crate) const TOPIC_USABLE: &str = "msg_gateway_topic_usable";
 pub(crate) const TOPIC_UNSAFE_SETTINGS: &str = "msg_gateway_topic_unsafe_settings";
 pub(crate) const TOPIC_EXTRA_PARTITIONS: &str = "msg_gateway_topic_extra_partitions";
@@ -89,6 +91,14 @@ pub fn describe() {
         AUTH_KEYS_AGE,
         Unit::Seconds,
         "Age of the token issuer's keys at the last attempt to fetch them: 0 while the issuer responds"
+    );
+    describe_counter!(
+        QUOTA_REJECTIONS,
+        "Calls, and messages of batches and streams, that were rejected because a quota is used up, by quota"
+    );
+    describe_counter!(
+        QUOTA_BUCKETS_FORGOTTEN,
+        "Senders and tenants whose use was forgotten too early because more than QUOTA_BUCKETS sent, by table"
     );
     describe_gauge!(TOPIC_USABLE, "1 if the topic can be used, 0 if not");
     describe_gauge!(TOPIC_UNSAFE_SETTINGS, "Settings of the topic that may lose accepted messages");

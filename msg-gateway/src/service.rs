@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::auth::rules::Caller;
 use crate::incoming::Lifetime;
 use crate::metrics::answered;
+use crate::quota::Account;
 use crate::read::{self, Reader};
 use crate::response_permit::ResponsePermit;
 use crate::send::deadline::{Arrival, grpc_timeout};
@@ -121,10 +122,10 @@ impl MsgGateway for Gateway {
         let checked = caller(request.extensions()).and_then(|caller| {
             let mut inboxes = request.get_ref().inboxes.iter().enumerate();
             inboxes.try_for_each(|(i, inbox)| caller.check_read(&inbox.recv_id, || format!("inboxes[{i}].recv_id")))?;
-            lifetime(request.extensions(), caller)
+            Ok((lifetime(request.extensions(), caller)?, account(request.extensions())?))
         });
         let opened = match (checked, &self.watch.watches) {
-            (Ok(lifetime), Some(watches)) => watches.open(request.into_inner(), lifetime).await,
+            (Ok((lifetime, account)), Some(watches)) => watches.open(request.into_inner(), account, lifetime).await,
             (Ok(_), None) => Err(Failure::NoDatabase),
             (Err(failure), _) => Err(failure),
         };
@@ -141,7 +142,13 @@ fn call<'a>(metadata: &'a MetadataMap, extensions: &'a tonic::Extensions) -> Res
         timeout: grpc_timeout(headers),
         traceparent: headers.get(TRACEPARENT_HEADER).map(|value| value.as_bytes()),
         caller: caller(extensions)?,
+        account: account(extensions)?,
     })
+}
+
+/// Returns whom a call is counted for.
+fn account(extensions: &tonic::Extensions) -> Result<Account, Failure> {
+    Ok(Account::of(caller(extensions)?, connection(extensions)?))
 }
 
 /// Returns the caller that the router has authenticated.
@@ -151,9 +158,11 @@ fn caller(extensions: &tonic::Extensions) -> Result<&Caller, Failure> {
 
 /// Returns when a stream of this caller has to end.
 fn lifetime(extensions: &tonic::Extensions, caller: &Caller) -> Result<Lifetime, Failure> {
-    let lifetime = extensions.get::<Lifetime>().cloned();
-    let lifetime = lifetime.ok_or_else(|| Failure::Internal("the connection has no lifetime".into()))?;
-    Ok(lifetime.not_after(caller.stream_end()))
+    Ok(connection(extensions)?.clone().not_after(caller.stream_end()))
+}
+
+fn connection(extensions: &tonic::Extensions) -> Result<&Lifetime, Failure> {
+    extensions.get::<Lifetime>().ok_or_else(|| Failure::Internal("the connection has no lifetime".into()))
 }
 
 /// Returns when the head of the request arrived, or the current time if no layer has noted it.

@@ -13,6 +13,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use uuid::Uuid;
 
+use crate::quota::Quota;
+
 /// The trailer in which gRPC clients find the delay before a retry, in milliseconds.
 pub const PUSHBACK_TRAILER: &str = "grpc-retry-pushback-ms";
 
@@ -31,6 +33,15 @@ pub enum Failure {
     NotSent(String),
     /// Not sent: a limit of the gateway is reached.
     Overloaded(String),
+    /// Not sent: the sender, the caller or its tenant has used up a quota.
+    QuotaExceeded {
+        /// The quota that is used up.
+        quota: Quota,
+        /// The time until it has enough again.
+        retry_after: Duration,
+        /// What is used up, and the setting that raises it.
+        text: String,
+    },
     /// A broker may have the message.
     OutcomeUnknown {
         /// The ID of the message, with which the caller can settle the outcome.
@@ -78,7 +89,7 @@ impl Failure {
     pub fn kind(&self) -> (Code, ErrorReason) {
         match self {
             Failure::NotSent(_) => (Code::Unavailable, ErrorReason::NotSent),
-            Failure::Overloaded(_) => (Code::ResourceExhausted, ErrorReason::NotSent),
+            Failure::Overloaded(_) | Failure::QuotaExceeded { .. } => (Code::ResourceExhausted, ErrorReason::NotSent),
             Failure::OutcomeUnknown { .. } => (Code::DeadlineExceeded, ErrorReason::OutcomeUnknown),
             Failure::Invalid(_) => (Code::InvalidArgument, ErrorReason::InvalidFields),
             Failure::TooLarge(_) => (Code::InvalidArgument, ErrorReason::TooLarge),
@@ -105,6 +116,7 @@ impl Failure {
     pub fn outcome(&self) -> &'static str {
         match self {
             Failure::Overloaded(_) => "OVERLOADED",
+            Failure::QuotaExceeded { .. } => "QUOTA_EXCEEDED",
             _ => reason_name(self.kind().1),
         }
     }
@@ -133,6 +145,7 @@ impl Failure {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Failure::Overloaded(_) => Some(Duration::from_millis(100)),
+            Failure::QuotaExceeded { retry_after, .. } => Some(*retry_after),
             // Another gateway, or this one over a new connection, accepts it immediately.
             Failure::StreamEnded => Some(Duration::from_millis(100)),
             Failure::NotSent(_) | Failure::DatabaseUnavailable(_) | Failure::KafkaUnavailable(_) => {
@@ -158,6 +171,7 @@ impl Failure {
         match self {
             Failure::NotSent(text)
             | Failure::Overloaded(text)
+            | Failure::QuotaExceeded { text, .. }
             | Failure::TooLarge(text)
             | Failure::PermissionDenied(text)
             | Failure::DatabaseUnavailable(text)
@@ -230,12 +244,17 @@ impl Failure {
         if let Failure::DeadLettered(_, reason) = self {
             metadata.insert("dead_letter_reason".to_owned(), dead_letter_name(*reason).to_owned());
         }
+        if let Failure::QuotaExceeded { quota, .. } = self {
+            metadata.insert("quota".to_owned(), quota.name().to_owned());
+        }
         if let Failure::Invalid(violations) = self {
             details.set_bad_request(fields(violations, violations_bytes));
         }
         if let Some(delay) = self.retry_after() {
-            // From 0.5 to 1.5 times the delay, so that calls that were rejected together are not retried together.
-            let delay = delay.mul_f64(rand::rng().random_range(0.5..1.5));
+            // Up to 1.5 times the delay, so that calls that were rejected together are not retried together. From 0.5
+            // times, except for a quota: before its delay it has too little.
+            let least = if matches!(self, Failure::QuotaExceeded { .. }) { 1.0 } else { 0.5 };
+            let delay = delay.mul_f64(rand::rng().random_range(least..1.5));
             details.set_retry_info(Some(delay));
             let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             trailers.insert(PUSHBACK_TRAILER, millis.into());

@@ -36,6 +36,7 @@ pub(crate) struct Identity {
     subject: String,
     scopes: Scopes,
     validity: Validity,
+    tenant: Option<String>,
 }
 
 /// When a token is valid, in seconds since 1970.
@@ -56,17 +57,33 @@ impl Identity {
             subject: subject.ok_or(Rejection::Claims)?.to_owned(),
             scopes: Scopes::of_claims(claims)?,
             validity: Validity { not_before, expires: Some(expires) },
+            tenant: None,
         })
+    }
+
+    /// Adds the tenant, which is a claim of the same token. A tenant that cannot be read is an error: the caller would
+    /// otherwise have no quota of a tenant.
+    pub(crate) fn with_tenant(self, claims: &Map<String, Value>, claim: Option<&str>) -> Result<Self, Rejection> {
+        let tenant = match claim.and_then(|claim| claims.get(claim)) {
+            None => None,
+            Some(Value::String(tenant)) if !tenant.is_empty() => Some(tenant.clone()),
+            Some(_) => return Err(Rejection::Claims),
+        };
+        Ok(Identity { tenant, ..self })
     }
 
     /// Makes the identity of a certificate, which has no scopes and, as long as the connection is open, no end.
     pub(crate) fn of_subject(subject: &str) -> Self {
         let validity = Validity { not_before: None, expires: None };
-        Identity { subject: subject.to_owned(), scopes: Scopes::default(), validity }
+        Identity { subject: subject.to_owned(), scopes: Scopes::default(), validity, tenant: None }
     }
 
     pub(crate) fn subject(&self) -> &str {
         &self.subject
+    }
+
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.tenant.as_deref()
     }
 
     pub(crate) fn scopes(&self) -> &Scopes {
@@ -117,6 +134,22 @@ mod tests {
         assert_eq!(Identity::of_claims(claims, "name"), Err(Rejection::Claims));
         for sub in [json!(""), json!(7), json!(["alice"]), Value::Null] {
             assert_eq!(identity(&json!({ "sub": sub, "exp": 1000 })), Err(Rejection::Claims), "{sub}");
+        }
+    }
+
+    #[test]
+    fn tenant_is_a_text_or_missing() {
+        let with = |tenant: Value| {
+            let claims = json!({ "sub": "alice", "exp": 1000, "org": tenant });
+            let claims = claims.as_object().expect("an object");
+            let of = |claim| {
+                identity(&json!({ "sub": "alice", "exp": 1000 })).and_then(|one| one.with_tenant(claims, claim))
+            };
+            [None, Some("tenant"), Some("org")].map(|claim| of(claim).map(|one| one.tenant().map(str::to_owned)))
+        };
+        assert_eq!(with(json!("red")), [Ok(None), Ok(None), Ok(Some("red".to_owned()))]);
+        for tenant in [json!(""), json!(7), json!(["red"]), Value::Null] {
+            assert_eq!(with(tenant.clone()), [Ok(None), Ok(None), Err(Rejection::Claims)], "{tenant}");
         }
     }
 

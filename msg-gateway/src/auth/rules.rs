@@ -80,6 +80,16 @@ impl Caller {
         Caller(Some(Known { identity, rule, call }))
     }
 
+    /// Returns the authenticated subject.
+    pub(crate) fn subject(&self) -> Option<&str> {
+        self.0.as_ref().map(|known| known.identity.subject())
+    }
+
+    /// Returns the tenant that the caller's token names.
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.0.as_ref().and_then(|known| known.identity.tenant())
+    }
+
     /// Checks that the caller may send with the message's `send_id`, which is the field `field` of the request.
     pub(crate) fn check_send(&self, msg: &Msg, field: impl FnOnce() -> String) -> Result<(), Failure> {
         let Some(known) = &self.0 else { return Ok(()) };

@@ -12,6 +12,7 @@ use crate::metrics::{
     BUFFERED_REQUEST_BYTES, CALLS_REJECTED, CONNECTIONS, CONNECTIONS_REFUSED, INFLIGHT_BYTES, INFLIGHT_MSGS,
     OPEN_CALLS, SEND_STREAMS, STORED_WAITERS, UNREAD_RESPONSE_BYTES, WATCHED_INBOXES, WATCHERS,
 };
+use crate::quota::{Quota, start_counters};
 
 /// How many reads may wait, for each one that may run. More are rejected: their callers would have timed out before
 /// they got a permit.
@@ -43,6 +44,9 @@ pub(crate) struct Budgets {
     /// Batches whose response may be large, until it is written.
     pub(crate) batches: Arc<Budget>,
     pub(crate) send_streams: Arc<Budget>,
+    /// Send streams again, with a limit for each caller and each tenant only.
+    pub(crate) send_streams_by_caller: Arc<Budget>,
+    pub(crate) send_streams_by_tenant: Arc<Budget>,
     /// Entries of streams, from when they are read until the caller has read their results.
     pub(crate) stream_results: Arc<Budget>,
     /// Bytes of stream requests that wait for capacity, and of failed entries that have to be sent again.
@@ -57,6 +61,9 @@ pub(crate) struct Budgets {
     pub(crate) stored_waiters: Arc<Budget>,
     /// Watch streams. The size of one is its number of inboxes.
     pub(crate) watches: Arc<Budget>,
+    /// Watch streams again, with a limit for each caller and each tenant only.
+    pub(crate) watches_by_caller: Arc<Budget>,
+    pub(crate) watches_by_tenant: Arc<Budget>,
     /// Bytes of events of watches that are not written yet.
     pub(crate) watch_buffer: Arc<Budget>,
     /// Watches that open or catch up, one for each connection.
@@ -66,7 +73,8 @@ pub(crate) struct Budgets {
 impl Budgets {
     /// Creates the budgets. Call it after the metrics recorder is installed.
     pub(crate) fn new(config: &Config) -> Arc<Self> {
-        let Config { server, send, watch, max_reads, .. } = config;
+        let Config { server, send, watch, quota, max_reads, .. } = config;
+        start_counters();
         let limit = Limit::of_setting;
         let reads = || {
             Budget::new(limit(*max_reads, "reads are in progress", "MAX_READS"))
@@ -110,6 +118,7 @@ impl Budgets {
                     .admitting_larger_alone()
                     .with_gauge(gauge!(INFLIGHT_BYTES)),
             )
+            .with_share(quota.caller_share)
             .into(),
             batches: Budget::new(limit(send.max_batches, "large batches are in progress", "MAX_BATCHES")).into(),
             send_streams: Budget::new(
@@ -117,6 +126,8 @@ impl Budgets {
                     .with_immediate_gauge(gauge!(SEND_STREAMS)),
             )
             .into(),
+            send_streams_by_caller: per_holder(quota.quota_caller_streams, Quota::CallerStreams),
+            send_streams_by_tenant: per_holder(quota.quota_tenant_streams, Quota::TenantStreams),
             stream_results: Budget::new(
                 limit(send.max_unread_results, "stream results are unread", "MAX_UNREAD_RESULTS")
                     .with_retry("continue with a new stream"),
@@ -144,6 +155,8 @@ impl Budgets {
                     .with_gauge(gauge!(WATCHED_INBOXES)),
             )
             .into(),
+            watches_by_caller: per_holder(quota.quota_caller_watches, Quota::CallerWatches),
+            watches_by_tenant: per_holder(quota.quota_tenant_watches, Quota::TenantWatches),
             watch_buffer: Budget::new(
                 limit(watch.watch_buffer_bytes, events, "WATCH_BUFFER_BYTES").admitting_larger_alone(),
             )
@@ -181,6 +194,11 @@ impl Budgets {
             }
         }
     }
+}
+
+/// Creates a budget that limits only what each holder may hold; 0 is no limit.
+fn per_holder(max: usize, quota: Quota) -> Arc<Budget> {
+    Budget::new(Limit::new(usize::MAX, quota.what())).with_max_per_holder(max, quota).into()
 }
 
 /// Creates the budget of `max` bytes of partially received requests.

@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use metrics::Gauge;
 
+use crate::quota::Quota;
 use crate::status::Failure;
 
 /// The maximum of items, or of their size.
@@ -16,6 +17,8 @@ pub(crate) struct Limit {
     gauge: Gauge,
     /// Whether each change sets the gauge.
     is_immediate: bool,
+    /// The quota, if the limit is that of one holder.
+    quota: Option<Quota>,
 }
 
 /// The parts of the error text.
@@ -32,7 +35,7 @@ impl Limit {
     /// Creates a limit that no setting can raise. `what` completes "5 of 5 …".
     pub(crate) fn new(max: usize, what: &'static str) -> Self {
         let text = Text { what, retry: "retry after the delay", setting: None };
-        Limit { max, text, admits_larger_alone: false, gauge: Gauge::noop(), is_immediate: false }
+        Limit { max, text, admits_larger_alone: false, gauge: Gauge::noop(), is_immediate: false, quota: None }
     }
 
     pub(crate) fn of_setting(max: usize, what: &'static str, setting: &'static str) -> Self {
@@ -60,6 +63,15 @@ impl Limit {
         Limit { gauge, is_immediate: true, ..self }
     }
 
+    /// Makes it the limit of one holder.
+    pub(super) fn with_quota(self, quota: Quota) -> Self {
+        Limit { quota: Some(quota), ..self }
+    }
+
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+
     pub(super) fn show(&self, used: usize, all: bool) {
         if all || self.is_immediate {
             self.gauge.set(used as f64);
@@ -74,7 +86,7 @@ impl Limit {
     }
 
     pub(super) fn reached(&self, used: usize, needed: usize) -> LimitReached {
-        LimitReached { text: self.text, max: self.max, used, needed }
+        LimitReached { text: self.text, max: self.max, used, needed, quota: self.quota }
     }
 }
 
@@ -85,9 +97,15 @@ pub struct LimitReached {
     max: usize,
     used: usize,
     needed: usize,
+    quota: Option<Quota>,
 }
 
 impl LimitReached {
+    #[cfg(test)]
+    pub(crate) fn quota(&self) -> Option<Quota> {
+        self.quota
+    }
+
     #[cfg(test)]
     pub(crate) fn is_of(&self, setting: &str) -> bool {
         self.text.setting == Some(setting)
@@ -96,7 +114,7 @@ impl LimitReached {
 
 impl Display for LimitReached {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let LimitReached { text: Text { what, retry, setting }, max, used, needed } = self;
+        let LimitReached { text: Text { what, retry, setting }, max, used, needed, .. } = self;
         write!(f, "{used} of {max} {what}")?;
         if used < max {
             match used.saturating_add(*needed) > *max {
@@ -114,7 +132,10 @@ impl Display for LimitReached {
 
 impl From<LimitReached> for Failure {
     fn from(reached: LimitReached) -> Self {
-        Failure::Overloaded(reached.to_string())
+        match reached.quota {
+            Some(quota) => quota.exceeded(quota.retry_after(), reached.to_string()),
+            None => Failure::Overloaded(reached.to_string()),
+        }
     }
 }
 

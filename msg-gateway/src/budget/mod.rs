@@ -10,8 +10,11 @@
 //!   overtake it. So a large page gets its bytes although small responses need capacity all the time.
 //! - [`Budget::wait_for_capacity`] only notifies. Send streams use it: if they queued, released capacity would always
 //!   go to them, and SendMsg would be rejected for as long as any stream waits.
+//!
+//! Some budgets also limit what each caller or tenant holds ([`Budget::try_acquire_for`]).
 
 mod budgets;
+mod holders;
 mod limit;
 
 use std::collections::BTreeMap;
@@ -24,6 +27,8 @@ use tokio::sync::{Notify, oneshot};
 
 pub(crate) use crate::budget::budgets::Budgets;
 pub use crate::budget::budgets::partial_requests;
+pub(crate) use crate::budget::holders::Holder;
+use crate::budget::holders::{Held, HolderLimit};
 pub(crate) use crate::budget::limit::Limit;
 pub use crate::budget::limit::LimitReached;
 
@@ -42,6 +47,8 @@ pub struct Amount {
 pub struct Budget {
     items: Limit,
     size: Option<Limit>,
+    /// The limit of each holder. Without one, permits have no holder.
+    holder_limit: Option<HolderLimit>,
     /// With this many operations in the queue, [`Budget::acquire_by`] fails immediately.
     max_queued: usize,
     /// Counts the operations that fail at the limit.
@@ -54,6 +61,7 @@ pub struct Budget {
 #[derive(Debug, Default)]
 struct State {
     used: Amount,
+    held: Held,
     /// The waiting operations by ticket, which is the order of arrival.
     queue: BTreeMap<u64, Queued>,
     next_ticket: u64,
@@ -72,6 +80,8 @@ struct Queued {
 pub struct Permit {
     budget: Arc<Budget>,
     amount: Amount,
+    /// Whom it is counted for, if the budget limits each holder.
+    holder: Option<Holder>,
 }
 
 impl Budget {
@@ -80,6 +90,7 @@ impl Budget {
         Budget {
             items,
             size: None,
+            holder_limit: None,
             max_queued: usize::MAX,
             rejections: Counter::noop(),
             state: Mutex::default(),
@@ -113,12 +124,25 @@ impl Budget {
 
     /// Returns an empty permit, which can grow.
     pub(crate) fn empty(self: &Arc<Self>) -> Permit {
-        Permit { budget: self.clone(), amount: Amount::default() }
+        self.permit(Amount::default(), None)
     }
 
     /// Acquires a permit for the whole amount, or fails immediately.
     pub(crate) fn try_acquire(self: &Arc<Self>, amount: impl Into<Amount>) -> Result<Permit, LimitReached> {
-        let acquired = self.acquire_now(&mut self.lock(), amount.into());
+        self.try_acquire_as(None, amount.into())
+    }
+
+    /// Acquires a permit as [`Budget::try_acquire`] does, within the limit of its holder.
+    pub(crate) fn try_acquire_for(
+        self: &Arc<Self>,
+        holder: Holder,
+        amount: impl Into<Amount>,
+    ) -> Result<Permit, LimitReached> {
+        self.try_acquire_as(self.holder_limit.as_ref().map(|_| holder), amount.into())
+    }
+
+    fn try_acquire_as(self: &Arc<Self>, holder: Option<Holder>, amount: Amount) -> Result<Permit, LimitReached> {
+        let acquired = self.acquire_now(&mut self.lock(), amount, holder);
         acquired.inspect_err(|_| self.rejections.increment(1))
     }
 
@@ -127,7 +151,7 @@ impl Budget {
         let amount = amount.into();
         let ticket = {
             let mut state = self.lock();
-            match self.acquire_now(&mut state, amount) {
+            match self.acquire_now(&mut state, amount, None) {
                 Ok(permit) => return permit,
                 Err(_) => self.queue(&mut state, amount),
             }
@@ -144,7 +168,7 @@ impl Budget {
         let amount = amount.into();
         let (ticket, reached) = {
             let mut state = self.lock();
-            match self.acquire_now(&mut state, amount) {
+            match self.acquire_now(&mut state, amount, None) {
                 Ok(permit) => return Ok(permit),
                 Err(reached) if state.queue.len() < self.max_queued => (Some(self.queue(&mut state, amount)), reached),
                 Err(reached) => (None, reached),
@@ -175,16 +199,28 @@ impl Budget {
         self.show(state.used, true);
     }
 
-    fn acquire_now(self: &Arc<Self>, state: &mut State, amount: Amount) -> Result<Permit, LimitReached> {
-        match self.limit_reached(state.used, amount) {
+    fn acquire_now(
+        self: &Arc<Self>,
+        state: &mut State,
+        amount: Amount,
+        holder: Option<Holder>,
+    ) -> Result<Permit, LimitReached> {
+        let of_holder =
+            holder.and_then(|holder| self.holder_limit_reached(&mut state.held, state.used, holder, amount));
+        match self.limit_reached(state.used, amount).or(of_holder) {
             None if state.queue.is_empty() || amount == Amount::default() => {
                 state.used += amount;
+                holder.into_iter().for_each(|holder| state.held.add(holder, amount));
                 self.show(state.used, false);
-                Ok(Permit { budget: self.clone(), amount })
+                Ok(self.permit(amount, holder))
             }
             None => Err(self.items.reached(state.used.items, amount.items)),
             Some(reached) => Err(reached),
         }
+    }
+
+    fn permit(self: &Arc<Self>, amount: Amount, holder: Option<Holder>) -> Permit {
+        Permit { budget: self.clone(), amount, holder }
     }
 
     fn limit_reached(&self, used: Amount, amount: Amount) -> Option<LimitReached> {
@@ -203,9 +239,10 @@ impl Budget {
         Ticket { budget: self, number, permit }
     }
 
-    fn release(self: &Arc<Self>, amount: Amount) {
+    fn release(self: &Arc<Self>, amount: Amount, holder: Option<Holder>) {
         let mut state = self.lock();
         state.used -= amount;
+        holder.into_iter().for_each(|holder| state.held.remove(holder, amount));
         let has_listener = state.listeners > 0;
         self.grant(state);
         if has_listener {
@@ -228,7 +265,7 @@ impl Budget {
         drop(guard);
         for Queued { amount, grant } in granted {
             // If the operation was cancelled in this moment, `send` returns the permit, and it is dropped here.
-            let _ = grant.send(Permit { budget: self.clone(), amount });
+            let _ = grant.send(self.permit(amount, None));
         }
     }
 
@@ -250,12 +287,13 @@ impl Permit {
     pub(crate) fn split(&mut self, amount: impl Into<Amount>) -> Permit {
         let amount = amount.into();
         self.amount -= amount;
-        Permit { budget: self.budget.clone(), amount }
+        self.budget.permit(amount, self.holder)
     }
 
-    /// Adds another permit of the same budget.
+    /// Adds another permit of the same budget and holder.
     pub(crate) fn merge(&mut self, mut other: Permit) {
         debug_assert!(Arc::ptr_eq(&self.budget, &other.budget), "permits of two budgets");
+        debug_assert_eq!(self.holder, other.holder, "permits of two holders");
         self.amount += std::mem::take(&mut other.amount);
     }
 
@@ -263,7 +301,7 @@ impl Permit {
     pub(crate) fn try_resize(&mut self, items: usize) -> Result<(), LimitReached> {
         // Do not lock if the amount does not change: most requests arrive in one chunk, and never hold any bytes.
         if items > self.amount.items {
-            let more = self.budget.try_acquire(items - self.amount.items)?;
+            let more = self.budget.try_acquire_as(self.holder, (items - self.amount.items).into())?;
             self.merge(more);
         }
         self.shrink(items);
@@ -279,7 +317,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.amount != Amount::default() {
-            self.budget.release(self.amount);
+            self.budget.release(self.amount, self.holder);
         }
     }
 }

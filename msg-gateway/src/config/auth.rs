@@ -71,6 +71,10 @@ pub struct AuthOptions {
     /// Claim of the tokens that names the caller: `send_id` of its messages, and `recv_id` of its inbox
     #[arg(long, env = "AUTH_SUBJECT_CLAIM", default_value = "sub", value_name = "CLAIM")]
     pub auth_subject_claim: String,
+    /// Claim of the tokens that names the caller's tenant, for the quotas of tenants; a text. A token without it has no
+    /// tenant, and only the other quotas limit its caller
+    #[arg(long, env = "AUTH_TENANT_CLAIM", value_name = "CLAIM")]
+    pub auth_tenant_claim: Option<String>,
     /// Name in a client certificate that names the caller. A certificate needs exactly one of this kind
     #[arg(long, env = "AUTH_MTLS_NAME", value_enum, default_value = "uri", value_name = "KIND")]
     pub auth_mtls_name: CertificateName,
@@ -113,6 +117,7 @@ impl AuthOptions {
             issuer: self.auth_jwt_issuer.clone().unwrap_or_default(),
             audience: self.auth_jwt_audience.clone().unwrap_or_default(),
             subject_claim: self.auth_subject_claim.clone(),
+            tenant_claim: self.auth_tenant_claim.clone(),
         }
     }
 
@@ -144,7 +149,9 @@ impl AuthOptions {
         let sources = self.sources();
         if !self.auth_mode.needs_token() {
             // An operator who gives keys expects that they protect something.
-            let unused = sources.iter().map(|flag| format!("{flag} has no effect: --auth-mode asks for no token"));
+            let claim = self.auth_tenant_claim.as_ref().map(|_| "--auth-tenant-claim");
+            let unused = sources.iter().copied().chain(claim);
+            let unused = unused.map(|flag| format!("{flag} has no effect: --auth-mode asks for no token"));
             problems.extend(unused);
             return problems;
         }
@@ -159,6 +166,9 @@ impl AuthOptions {
         if self.auth_subject_claim.is_empty() {
             problems
                 .push("--auth-subject-claim is empty: give the claim that names the caller, such as sub".to_owned());
+        }
+        if self.auth_tenant_claim.as_ref().is_some_and(String::is_empty) {
+            problems.push("--auth-tenant-claim is empty: give the claim that names the tenant".to_owned());
         }
         match sources.as_slice() {
             [_] => {}
@@ -272,6 +282,9 @@ mod tests {
     fn keys_without_a_mode_are_a_problem() {
         let unused = problems("--auth-jwks-file x");
         assert_eq!(unused, ["--auth-jwks-file has no effect: --auth-mode asks for no token"]);
+        let claim = problems("--auth-tenant-claim org");
+        assert_eq!(claim, ["--auth-tenant-claim has no effect: --auth-mode asks for no token"]);
+        assert!(problems(&format!("{TOKENS} --auth-tenant-claim=")).iter().any(|one| one.contains("is empty")));
         let certificates = problems("--auth-mode mtls");
         assert!(certificates.len() == 1 && certificates[0].contains("--tls-client-ca-file"), "{certificates:?}");
     }

@@ -56,7 +56,7 @@ impl Sender {
             }
         }
         if !good.is_empty() {
-            self.send_good(&mut batch, good, respond_by, call.traceparent).await?;
+            self.send_good(&mut batch, good, respond_by, call).await?;
         }
         let count = |result: Result<Placement, Failure>| {
             self.batch_metrics.count(&result);
@@ -93,25 +93,26 @@ impl Sender {
         batch: &mut Batch,
         good: Vec<Good>,
         respond_by: Instant,
-        traceparent: Option<&[u8]>,
+        call: Call<'_>,
     ) -> Result<(), Failure> {
         if self.producer.closed().is_some() {
             return Err(not_accepting());
         }
         let mut amount = Amount::default();
         good.iter().for_each(|good| amount += good.amount);
-        let mut permit = self.budgets.in_flight.try_acquire(amount)?;
+        let mut permit = self.budgets.in_flight.try_acquire_for(call.account.caller, amount)?;
         if batch.until_stored {
             for good in &good {
                 batch.awaited[good.entry] = Some(Awaited::new(&self.waiters, &good.msg)?);
             }
         }
-        let traceparent = traceparent.filter(|value| trace::is_valid(value));
+        let traceparent = call.traceparent.filter(|value| trace::is_valid(value));
         let (sender, mut reports) = mpsc::unbounded_channel();
         let result_of = |pending: &PendingSend, outcome| self.result_of(pending, outcome);
         // Do not await here. Otherwise a dropped future could leave a part of the batch enqueued.
         batch.enqueue(
             good,
+            |msg| self.rates.take(msg, call.account),
             |Good { entry, amount, msg }| {
                 let msg_id = id_of(&msg);
                 let report_to = ReportSender::Many { entry: entry as u64, reports: sender.clone() };
@@ -197,9 +198,11 @@ impl Batch {
     }
 
     /// Enqueues the entries in order. A report may arrive meanwhile, and may block later entries to the same inbox.
+    /// `check_quota` rejects entries one by one: a batch may be of many senders, and one must not fail the others.
     fn enqueue(
         &mut self,
         good: Vec<Good>,
+        check_quota: impl Fn(&Msg) -> Result<(), Failure>,
         mut enqueue: impl FnMut(Good) -> (PendingSend, Result<(), Failure>),
         mut next_report: impl FnMut() -> Option<Report>,
         result_of: impl Fn(&PendingSend, Outcome) -> Result<Placement, Failure>,
@@ -211,6 +214,10 @@ impl Batch {
             let entry = good.entry;
             if self.gaps.contains(&good.msg.recv_id) {
                 self.set_result(entry, &good.msg.recv_id, Err(Failure::PredecessorFailed));
+                continue;
+            }
+            if let Err(failure) = check_quota(&good.msg) {
+                self.set_result(entry, &good.msg.recv_id, Err(failure));
                 continue;
             }
             match enqueue(good) {
@@ -279,7 +286,7 @@ mod tests {
             let result = if calls.len() == nth { Err(failure.clone()) } else { Ok(()) };
             (pending(&good.msg.recv_id), result)
         };
-        batch.enqueue(goods, produce, || None, result_of);
+        batch.enqueue(goods, |_| Ok(()), produce, || None, result_of);
         (batch, calls)
     }
 
@@ -298,6 +305,27 @@ mod tests {
             assert_eq!(reasons(&batch), [not_sent, None, after, None, after]);
             assert_eq!(batch.unreported, 2);
         }
+    }
+
+    #[test]
+    fn entry_above_a_quota_blocks_its_inbox_and_no_other() {
+        let mut batch = Batch::new(5, false);
+        let goods = ["bob", "carol", "bob", "carol", "bob"].iter().enumerate();
+        let mut goods: Vec<Good> = goods.map(|(entry, recv_id)| good(entry, recv_id)).collect();
+        // Alice has used up a quota. Dave has not, and his message to bob comes after hers.
+        for entry in [0, 3] {
+            goods[entry].msg.send_id = "alice".into();
+        }
+        let check = |msg: &Msg| if msg.send_id == "alice" { Err(Failure::Overloaded("x".into())) } else { Ok(()) };
+        let mut calls = Vec::new();
+        let produce = |good: Good| {
+            calls.push(good.entry);
+            (pending(&good.msg.recv_id), Ok(()))
+        };
+        batch.enqueue(goods, check, produce, || None, result_of);
+        assert_eq!(calls, [1]);
+        let (not_sent, after) = (Some(ErrorReason::NotSent), Some(ErrorReason::PredecessorFailed));
+        assert_eq!(reasons(&batch), [not_sent, None, after, not_sent, after]);
     }
 
     #[test]
@@ -322,7 +350,13 @@ mod tests {
             };
             // The report of the first entry arrives after two entries were enqueued.
             let mut report = Some(Report { entry: 0, outcome });
-            batch.enqueue(goods, produce, || if calls.get() == 2 { report.take() } else { None }, result_of);
+            batch.enqueue(
+                goods,
+                |_| Ok(()),
+                produce,
+                || if calls.get() == 2 { report.take() } else { None },
+                result_of,
+            );
             let after = Some(ErrorReason::PredecessorFailed);
             assert_eq!((calls.get(), reasons(&batch)), (2, vec![Some(reason), None, after, after]));
             assert_eq!(batch.unreported, 1);

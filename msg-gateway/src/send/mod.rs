@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::config::producer as settings;
 use crate::metrics::{MessageMetrics, SendMetrics};
 use crate::producer::{Producer, ReportSender};
+use crate::quota::{Account, Rates};
 use crate::send::deadline::Timing;
 use crate::send::outcome::Outcome;
 use crate::send::record::{PendingSend, Record, amount_in_flight, id_of, too_large};
@@ -42,6 +43,8 @@ pub(crate) struct Call<'a> {
     /// The caller's W3C trace context, not validated yet.
     pub(crate) traceparent: Option<&'a [u8]>,
     pub(crate) caller: &'a Caller,
+    /// Whom the call is counted for.
+    pub(crate) account: Account,
 }
 
 /// Sends messages and reports their outcomes.
@@ -52,6 +55,7 @@ pub(crate) struct Sender {
     /// How long after a record was enqueued it can still appear in the topic.
     settle_time: Duration,
     budgets: Arc<Budgets>,
+    rates: Rates,
     producer: Arc<Producer>,
     waiters: Arc<Waiters>,
     metrics: SendMetrics,
@@ -75,6 +79,7 @@ impl Sender {
             },
             settle_time: settings::settle(&config.send),
             budgets,
+            rates: Rates::new(&config.quota),
             producer,
             waiters,
             metrics: SendMetrics::new(),
@@ -92,7 +97,9 @@ impl Sender {
         let respond_by = self.timing.respond_by(call.arrival, call.timeout, Instant::now())?;
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
         // Acquire before the message is encoded: a full gateway must reject cheaply.
-        let permit = self.budgets.in_flight.try_acquire(amount_in_flight(&msg))?;
+        let permit = self.budgets.in_flight.try_acquire_for(call.account.caller, amount_in_flight(&msg))?;
+        // Last: a message that is rejected for another reason must not use up a quota.
+        self.rates.take(&msg, call.account)?;
         let msg_id = id_of(&msg);
         let (sender, report) = oneshot::channel();
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value));

@@ -9,9 +9,12 @@ fn violation(field: &str) -> Violation {
 fn each() -> Vec<(Failure, Code, &'static str, bool)> {
     let dead = |reason| Failure::DeadLettered(Box::default(), reason);
     let unknown = Failure::OutcomeUnknown { msg_id: Uuid::nil(), settles_by: SystemTime::UNIX_EPOCH };
+    let retry_after = Duration::from_secs(7);
+    let used_up = Failure::QuotaExceeded { quota: Quota::SenderMsgs, retry_after, text: "x".into() };
     vec![
         (Failure::NotSent("x".into()), Code::Unavailable, "NOT_SENT", true),
         (Failure::Overloaded("x".into()), Code::ResourceExhausted, "NOT_SENT", true),
+        (used_up, Code::ResourceExhausted, "NOT_SENT", true),
         (unknown, Code::DeadlineExceeded, "OUTCOME_UNKNOWN", false),
         (Failure::Invalid(vec![violation("msg")]), Code::InvalidArgument, "INVALID_FIELDS", false),
         (Failure::TooLarge("x".into()), Code::InvalidArgument, "TOO_LARGE", false),
@@ -92,6 +95,18 @@ fn unknown_outcome_has_the_id_and_settles_by() {
     let metadata = &details.error_info().expect("every error has it").metadata;
     assert_eq!(metadata["msg_id"], "00000000-0000-0000-0000-000000000000");
     assert_eq!(metadata["settles_by"], "2023-11-14T22:13:20.250Z");
+}
+
+#[test]
+fn quota_is_named_with_the_time_until_it_has_enough() {
+    let retry_after = Duration::from_secs(7);
+    for quota in Quota::ALL {
+        let status = Status::from(Failure::QuotaExceeded { quota, retry_after, text: "x".into() });
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().expect("every error has it").metadata["quota"], quota.name());
+        let delay = details.retry_info().and_then(|info| info.retry_delay).expect("it has a delay");
+        assert!((retry_after..retry_after * 3 / 2).contains(&delay), "{delay:?}");
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use tonic::Status;
 
 use crate::budget::Amount;
 use crate::incoming::Lifetime;
+use crate::quota::Account;
 use crate::response_permit::ResponsePermit;
 use crate::status::Failure;
 use crate::watch::pending_inboxes::PendingInboxes;
@@ -28,15 +29,18 @@ impl Watches {
     pub(crate) async fn open(
         self: &Arc<Self>,
         request: WatchMsgsRequest,
+        account: Account,
         lifetime: Lifetime,
     ) -> Result<(WatchStream, Arc<ResponsePermit>), Failure> {
+        check(&request, self.max_id_bytes)?;
+        let permits = account.acquire_one(&self.by_caller, &self.by_tenant)?;
         let queries = self.queries.clone();
         let last_seqs = async move |recv_ids: Vec<Arc<str>>| queries.last_seqs(&recv_ids).await;
         let watcher = self.watcher(request, lifetime, last_seqs).await?;
         let (events, received) = mpsc::channel(1);
         let end = Arc::new(OnceLock::new());
         let disconnected = CancellationToken::new();
-        let unwritten = ResponsePermit::new([]);
+        let unwritten = ResponsePermit::new(permits);
         let (stream_permit, disconnect_guard) = (unwritten.clone(), disconnected.clone().drop_guard());
         let stream =
             WatchStream { received, unwritten: stream_permit, end: end.clone(), _disconnected: disconnect_guard };
@@ -51,7 +55,6 @@ impl Watches {
         lifetime: Lifetime,
         last_seqs: impl FnOnce(Vec<Arc<str>>) -> F,
     ) -> Result<Watcher, Failure> {
-        check(&request, self.max_id_bytes)?;
         let recv_ids: Vec<Arc<str>> = request.inboxes.iter().map(|inbox| inbox.recv_id.as_str().into()).collect();
         let permit = self.budget.try_acquire(Amount { items: 1, size: recv_ids.len() })?;
         let pending = Arc::new(PendingInboxes::new(self.next.fetch_add(1, Ordering::Relaxed), recv_ids.len()));

@@ -28,6 +28,9 @@ pub(crate) struct Watches {
     pub(super) buffer: Arc<Budget>,
     /// The streams, and the inboxes of all of them.
     pub(super) budget: Arc<Budget>,
+    /// The streams of each caller and of each tenant.
+    pub(super) by_caller: Arc<Budget>,
+    pub(super) by_tenant: Arc<Budget>,
     pub(super) next: AtomicU64,
     pub(super) from_cache: Counter,
     pub(super) from_table: Counter,
@@ -53,6 +56,8 @@ impl Watches {
             response_read_timeout,
             buffer: budgets.watch_buffer.clone(),
             budget: budgets.watches.clone(),
+            by_caller: budgets.watches_by_caller.clone(),
+            by_tenant: budgets.watches_by_tenant.clone(),
             next: AtomicU64::new(0),
             from_cache,
             from_table,

@@ -34,6 +34,8 @@ pub(crate) struct TokenRules {
     pub(crate) audience: String,
     /// The claim with the subject.
     pub(crate) subject_claim: String,
+    /// The claim with the tenant, if tenants have quotas.
+    pub(crate) tenant_claim: Option<String>,
 }
 
 /// Verifies tokens with the issuer's current keys.
@@ -90,7 +92,8 @@ impl Verifier {
             };
         }
         let claims = self.verify_signature(&keys, token)?;
-        let identity = Arc::new(Identity::of_claims(&claims, &self.rules.subject_claim)?);
+        let identity = Identity::of_claims(&claims, &self.rules.subject_claim)?;
+        let identity = Arc::new(identity.with_tenant(&claims, self.rules.tenant_claim.as_deref())?);
         identity.check_time(now)?;
         keys.verified.put(digest, identity.clone());
         Ok(identity)

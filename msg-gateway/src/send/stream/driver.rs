@@ -17,6 +17,7 @@ use crate::budget::{LimitReached, Permit};
 use crate::incoming::Lifetime;
 use crate::metrics::answered;
 use crate::producer::{Report, ReportSender};
+use crate::quota::Account;
 use crate::router::with_reason_of_transport;
 use crate::send::Sender;
 use crate::send::record::{Record, amount_in_flight};
@@ -30,6 +31,7 @@ const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
 pub(super) struct Driver {
     sender: Arc<Sender>,
+    account: Account,
     traceparent: Option<Vec<u8>>,
     report_sender: mpsc::UnboundedSender<Report>,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -40,10 +42,10 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(sender: Arc<Sender>, traceparent: Option<Vec<u8>>) -> Self {
+    pub(super) fn new(sender: Arc<Sender>, account: Account, traceparent: Option<Vec<u8>>) -> Self {
         let (report_sender, reports) = mpsc::unbounded_channel();
         let failed_memory = sender.budgets.blocked_requests.empty();
-        Driver { sender, traceparent, report_sender, reports, failed_memory, rows: FuturesUnordered::new() }
+        Driver { sender, account, traceparent, report_sender, reports, failed_memory, rows: FuturesUnordered::new() }
     }
 
     /// Serves the stream until its last reply was read.
@@ -141,13 +143,18 @@ impl Driver {
 
     fn enqueue(&self, machine: &mut Machine<Awaited>, ticket: &Ticket, msg: Msg, until_stored: bool) {
         let sender = &self.sender;
-        let Ok(permit) = sender.budgets.in_flight.try_acquire(amount_in_flight(&msg)) else {
+        let Ok(permit) = sender.budgets.in_flight.try_acquire_for(self.account.caller, amount_in_flight(&msg)) else {
             return machine.no_capacity(ticket, msg);
         };
         let row = match until_stored.then(|| Awaited::new(&sender.waiters, &msg)).transpose() {
             Ok(row) => row,
             Err(failure) => return machine.not_enqueued(ticket, &msg.recv_id, failure),
         };
+        // Last: an entry that waits or fails for another reason must not use up a quota. An entry that fails here blocks
+        // its inbox, as every entry that was not sent.
+        if let Err(failure) = sender.rates.take(&msg, self.account) {
+            return machine.not_enqueued(ticket, &msg.recv_id, failure);
+        }
         let report_to = ReportSender::Many { entry: ticket.number, reports: self.report_sender.clone() };
         let record = Record::new(msg, ticket.msg_id, sender.partitions);
         let (pending, enqueued) = record.enqueue(&sender.producer, self.traceparent.as_deref(), report_to, permit);

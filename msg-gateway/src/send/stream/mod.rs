@@ -39,6 +39,9 @@ impl Sender {
         // Reject the call if its deadline leaves no time at all.
         self.timing.respond_by(call.arrival, call.timeout, now)?;
         let permit = self.budgets.send_streams.try_acquire(1)?;
+        let budgets = (&self.budgets.send_streams_by_caller, &self.budgets.send_streams_by_tenant);
+        let mut permits = call.account.acquire_one(budgets.0, budgets.1)?;
+        permits.push(permit);
         // A timeout may reach beyond what an Instant can hold.
         let left = call.timeout.and_then(|timeout| self.timing.before_deadline(timeout));
         let settings = Settings {
@@ -53,10 +56,10 @@ impl Sender {
             max_reply: MAX_REQUEST_MSGS,
         };
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value)).map(<[u8]>::to_vec);
-        let unwritten = ResponsePermit::new([permit]);
+        let unwritten = ResponsePermit::new(permits);
         let (reply_sender, replies) = replies::channel(unwritten.clone());
         let machine = Machine::new(settings, self.budgets.stream_results.empty());
-        let driver = Driver::new(self.clone(), traceparent);
+        let driver = Driver::new(self.clone(), call.account, traceparent);
         tokio::spawn(driver.run(machine, requests, reply_sender, lifetime));
         Ok((replies, unwritten))
     }

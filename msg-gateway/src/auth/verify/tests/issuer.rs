@@ -26,6 +26,7 @@ pub(crate) fn rules(algorithms: &[Algorithm]) -> TokenRules {
         issuer: ISSUER.into(),
         audience: AUDIENCE.into(),
         subject_claim: "sub".into(),
+        tenant_claim: None,
     }
 }
 
