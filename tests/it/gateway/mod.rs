@@ -15,6 +15,7 @@ mod order;
 mod outage;
 mod proxies;
 mod pull;
+pub(crate) mod quotas;
 mod raw;
 pub(crate) mod readme;
 mod rejected_deliveries;

@@ -3,6 +3,7 @@
 mod ends;
 mod flow;
 mod order;
+mod quotas;
 mod results;
 
 use std::collections::BTreeMap;

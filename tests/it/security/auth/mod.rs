@@ -2,6 +2,7 @@
 
 mod certificates;
 mod keys;
+mod quotas;
 mod rules;
 mod streams;
 
