@@ -4,6 +4,7 @@
 
 mod callers;
 mod drain;
+mod fairness;
 mod pipe;
 mod secure;
 mod send;
@@ -32,6 +33,8 @@ enum Command {
     /// Measure single calls that wait for STORED, then single calls, batches and streams until Kafka has every message;
     /// the limit is librdkafka alone
     Send(Load),
+    /// Measure the latency of callers next to a greedy one, without and with CALLER_SHARE
+    Fairness(fairness::Fairness),
     /// Measure the time from stored to delivered for watched messages, and the memory that watchers need
     Watch(watch::Watching),
 }
@@ -86,6 +89,7 @@ async fn main() -> Result<(), Error> {
         Command::Pipe(load) => pipe::run(&stack, load).await?,
         Command::Secure(load) => secure::run(&stack, load).await?,
         Command::Send(load) => send::run(&stack, load).await?,
+        Command::Fairness(options) => fairness::run(&stack, options).await?,
         Command::Watch(options) => watch::run(&stack, options).await?,
     }
     stack.stop().await;
