@@ -17,8 +17,8 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    pub(crate) fn add(&mut self, place: impl Into<String>, text: impl Into<Vec<u8>>) {
-        self.texts.push((place.into(), text.into()));
+    pub(crate) fn add(&mut self, source: impl Into<String>, text: impl Into<Vec<u8>>) {
+        self.texts.push((source.into(), text.into()));
     }
 
     pub(crate) fn add_file(&mut self, path: &std::path::Path) {
@@ -33,21 +33,21 @@ impl Seen {
         self.others.extend(parts.map(|part| (name.to_owned(), part.to_owned())));
     }
 
-    /// Fails with each place where a secret or a content is, and with the text around it.
+    /// Fails with each source that has a secret or a content, and with the text around it.
     pub(crate) fn assert_without_secrets(&self) {
         let marks = forms(MARK.as_bytes());
         let mut found = Vec::new();
-        for (place, text) in &self.texts {
+        for (source, text) in &self.texts {
             let text = String::from_utf8_lossy(text);
             let lower = text.to_lowercase();
             // Names of headers and hosts may change their case.
-            found.extend(excerpt(&lower, &MARK.to_lowercase()).map(|around| format!("{place}: {around}")));
+            found.extend(excerpt(&lower, &MARK.to_lowercase()).map(|around| format!("{source}: {around}")));
             for (form, mark) in &marks {
-                found.extend(excerpt(&text, mark).map(|around| format!("{place}: as {form}: {around}")));
+                found.extend(excerpt(&text, mark).map(|around| format!("{source}: as {form}: {around}")));
             }
             for (name, secret) in &self.others {
                 if text.contains(secret.as_str()) {
-                    found.push(format!("{place}: a part of {name}"));
+                    found.push(format!("{source}: a part of {name}"));
                 }
             }
         }

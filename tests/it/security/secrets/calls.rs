@@ -35,7 +35,7 @@ struct Calls<'a> {
     channel: Channel,
     client: Client,
     token: String,
-    place: &'a str,
+    source: &'a str,
     seen: &'a mut Seen,
 }
 
@@ -49,7 +49,7 @@ impl Calls<'_> {
 
     fn add(&mut self, call: &str, result: Result<(), Status>) {
         if let Err(status) = result {
-            self.seen.add(format!("error of {call}, {}", self.place), text(&status));
+            self.seen.add(format!("error of {call}, {}", self.source), text(&status));
         }
     }
 
@@ -153,11 +153,11 @@ impl Calls<'_> {
 }
 
 /// Makes each call with a good token, and some with each kind of bad token. Keeps the errors.
-pub(super) async fn make_every_call(channel: Channel, place: &str, seen: &mut Seen) {
+pub(super) async fn make_every_call(channel: Channel, source: &str, seen: &mut Seen) {
     let good = token(TOKEN_SECRET, "alice", 3600);
     seen.keep_secret("a token", &good);
     let client = Client::new(channel.clone());
-    let mut calls = Calls { channel, client, token: good, place, seen };
+    let mut calls = Calls { channel, client, token: good, source, seen };
     calls.send_all().await;
     calls.read_all().await;
     calls.call_unknown_methods().await;
