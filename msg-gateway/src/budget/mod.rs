@@ -207,7 +207,8 @@ impl Budget {
     ) -> Result<Permit, LimitReached> {
         let of_holder =
             holder.and_then(|holder| self.holder_limit_reached(&mut state.held, state.used, holder, amount));
-        match self.limit_reached(state.used, amount).or(of_holder) {
+        // If both are reached, the limit of the holder says more: others may still acquire.
+        match of_holder.or_else(|| self.limit_reached(state.used, amount)) {
             None if state.queue.is_empty() || amount == Amount::default() => {
                 state.used += amount;
                 holder.into_iter().for_each(|holder| state.held.add(holder, amount));

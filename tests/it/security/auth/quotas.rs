@@ -6,6 +6,8 @@ use msg_common::proto::{
     WatchMsgsResponse,
 };
 use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::{KeyFile, send_as};
@@ -72,9 +74,13 @@ async fn members_of_a_tenant_share_its_rates() {
     assert!(rejections(&gateway, "tenant_msgs").await >= 2.0 && rejections(&gateway, "tenant_bytes").await >= 1.0);
 }
 
-async fn open_stream(client: &Client, token: &str) -> Result<Streaming<StreamSendMsgResponse>, Status> {
-    let requests = tokio_stream::pending::<StreamSendMsgRequest>();
-    Ok(client.clone().stream_send_msg(authorized(token, requests)).await?.into_inner())
+/// The side of a stream that sends. The stream ends when it is dropped.
+type Requests = mpsc::Sender<StreamSendMsgRequest>;
+
+async fn open_stream(client: &Client, token: &str) -> Result<(Requests, Streaming<StreamSendMsgResponse>), Status> {
+    let (requests, receiver) = mpsc::channel(1);
+    let request = authorized(token, ReceiverStream::new(receiver));
+    Ok((requests, client.clone().stream_send_msg(request).await?.into_inner()))
 }
 
 async fn open_watch(client: &Client, token: &str, recv_id: &str) -> Result<Streaming<WatchMsgsResponse>, Status> {
