@@ -42,7 +42,7 @@ impl Cluster {
         let voters: Vec<String> = self.brokers.iter().map(|one| format!("{}@{}", one.id, one.controller)).collect();
         let mut more = settings::users(broker, &self.users());
         if let Some(tls) = &self.tls {
-            more.extend(secure::settings(tls, &node, &settings::plain_login(&self.users()))?);
+            more.extend(secure::settings(tls, broker, &node, &settings::plain_login(&self.users()))?);
         }
         if let Some(issuer) = &self.tokens {
             more.extend(secure::token_settings(issuer, &node)?);

@@ -45,7 +45,7 @@ pub struct ClusterOptions {
     /// ([`Kafka::grant`]). A client without a password may do everything.
     pub users: Vec<String>,
     /// The certificates of two further listeners for the users, both with TLS: [`Kafka::bootstrap_with_login`] and
-    /// [`Kafka::bootstrap_with_certificate`].
+    /// [`Kafka::bootstrap_with_certificate`]. The networks on which users log in have TLS too.
     pub tls: Option<BrokerTls>,
     /// The issuer of tokens that the users may log in with too, at [`Kafka::bootstrap_with_login`]. Needs `tls`.
     pub tokens: Option<TokenIssuer>,

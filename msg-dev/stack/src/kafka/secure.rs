@@ -1,8 +1,9 @@
-//! Owns the listeners with TLS: one where users log in with a password or a token, and one where a certificate names the user.
+//! Owns the listeners with TLS: those where users log in with a password or a token, and one where a certificate names the user.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::settings::requires_login;
 use super::{Broker, Kafka};
 use crate::error::StackError;
 use crate::ports::Port;
@@ -55,15 +56,22 @@ impl SecurePorts {
     }
 }
 
-/// Writes the certificates to `node`, and returns the settings of the listeners. `plain` is the login module with the
-/// passwords of PLAIN.
-pub(super) fn settings(tls: &BrokerTls, node: &Path, plain: &str) -> Result<Vec<(String, String)>, StackError> {
+/// Writes the certificates to `node`, and returns the settings of the broker's listeners with TLS. `plain` is the login
+/// module with the passwords of PLAIN.
+pub(super) fn settings(
+    tls: &BrokerTls,
+    broker: &Broker,
+    node: &Path,
+    plain: &str,
+) -> Result<Vec<(String, String)>, StackError> {
     let (store, trusted) = (node.join("broker.pem"), node.join("clients.pem"));
     fs::write(&store, format!("{}{}", tls.key, tls.certificate)).map_err(StackError::io("write", &store))?;
     fs::write(&trusted, &tls.client_ca).map_err(StackError::io("write", &trusted))?;
     let of = |listener: &str, key: &str| format!("listener.name.{}.{key}", listener.to_ascii_lowercase());
+    let networks = broker.legs.iter().filter(|leg| requires_login(broker, leg));
+    let logins: Vec<&str> = networks.map(|leg| leg.network.as_str()).chain([LOGIN]).collect();
     let mut settings = Vec::new();
-    for listener in [LOGIN, CERTIFICATE] {
+    for listener in logins.iter().copied().chain([CERTIFICATE]) {
         settings.extend([
             (of(listener, "ssl.keystore.type"), "PEM".to_owned()),
             (of(listener, "ssl.keystore.location"), store.display().to_string()),
@@ -72,12 +80,16 @@ pub(super) fn settings(tls: &BrokerTls, node: &Path, plain: &str) -> Result<Vec<
         ]);
     }
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+    for listener in logins {
+        settings.extend([
+            (of(listener, "sasl.enabled.mechanisms"), format!("PLAIN,{}", SCRAM.join(","))),
+            (of(listener, "scram-sha-256.sasl.jaas.config"), scram.to_owned()),
+            (of(listener, "scram-sha-512.sasl.jaas.config"), scram.to_owned()),
+        ]);
+    }
     settings.extend([
         (of(CERTIFICATE, "ssl.client.auth"), "required".to_owned()),
-        (of(LOGIN, "sasl.enabled.mechanisms"), format!("PLAIN,{}", SCRAM.join(","))),
         (of(LOGIN, "plain.sasl.jaas.config"), plain.to_owned()),
-        (of(LOGIN, "scram-sha-256.sasl.jaas.config"), scram.to_owned()),
-        (of(LOGIN, "scram-sha-512.sasl.jaas.config"), scram.to_owned()),
         ("ssl.principal.mapping.rules".to_owned(), "RULE:^.*CN=([^,]+).*$/$1/,DEFAULT".to_owned()),
     ]);
     Ok(settings)
@@ -152,5 +164,46 @@ impl Kafka {
         let brokers = self.cluster.iter().flat_map(|cluster| &cluster.brokers);
         let ports = brokers.filter_map(|Broker { secure, .. }| secure.as_ref().map(|ports| port(ports).to_string()));
         ports.collect::<Vec<_>>().join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use msg_fetch::KafkaHome;
+
+    use super::*;
+    use crate::kafka::{BETWEEN_BROKERS, ClusterOptions};
+
+    /// Returns the settings of the only broker of a cluster with a network of users and one of brokers.
+    fn broker_settings(tls: Option<BrokerTls>) -> HashMap<String, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let options = ClusterOptions {
+            networks: vec!["NEAR".to_owned(), BETWEEN_BROKERS.to_owned()],
+            users: vec!["app".to_owned()],
+            tls,
+            ..ClusterOptions::default()
+        };
+        let home = KafkaHome { java: "java".into(), jars: "jars".into() };
+        Kafka::reserve(home, folder.path(), folder.path(), 1, &options).expect("own folder");
+        let text = fs::read_to_string(folder.path().join("node-1/server.properties")).expect("written just before");
+        text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect()
+    }
+
+    #[test]
+    fn networks_of_users_have_tls_if_there_are_certificates() {
+        let tls = BrokerTls { certificate: "C".to_owned(), key: "K".to_owned(), client_ca: "A".to_owned() };
+        for (tls, protocol) in [(None, "SASL_PLAINTEXT"), (Some(tls), "SASL_SSL")] {
+            let has_tls = tls.is_some();
+            let found = broker_settings(tls);
+            let map: HashMap<_, _> =
+                found["listener.security.protocol.map"].split(',').filter_map(|entry| entry.split_once(':')).collect();
+            assert_eq!((map["NEAR"], map[BETWEEN_BROKERS]), (protocol, "PLAINTEXT"));
+            for key in ["ssl.keystore.location", "scram-sha-512.sasl.jaas.config"] {
+                assert_eq!(found.contains_key(&format!("listener.name.near.{key}")), has_tls, "{key}");
+            }
+            assert!(found.contains_key("listener.name.near.plain.sasl.jaas.config"));
+        }
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn plain_login(users: &[(String, String)]) -> String {
     format!("org.apache.kafka.common.security.plain.PlainLoginModule required{known};")
 }
 
-fn requires_login(broker: &Broker, leg: &Leg) -> bool {
+pub(super) fn requires_login(broker: &Broker, leg: &Leg) -> bool {
     broker.users.is_some() && leg.network != BETWEEN_BROKERS
 }
 
@@ -53,7 +53,11 @@ pub(super) fn server_properties(broker: &Broker, voters: &[String], data: &Path,
     let listeners = |port: fn(&Leg) -> &Port| {
         legs.iter().map(move |leg| format!(",{}://{}", leg.network, port(leg))).collect::<String>()
     };
-    let protocol = |leg: &Leg| if requires_login(broker, leg) { "SASL_PLAINTEXT" } else { "PLAINTEXT" };
+    let protocol = |leg: &Leg| match (requires_login(broker, leg), secure) {
+        (false, _) => "PLAINTEXT",
+        (true, None) => "SASL_PLAINTEXT",
+        (true, Some(_)) => "SASL_SSL",
+    };
     let mut protocols: String = legs.iter().map(|leg| format!(",{}:{}", leg.network, protocol(leg))).collect();
     let mut at = users.as_ref().map_or_else(String::new, |port| format!(",{USERS}://{port}"));
     if users.is_some() {
