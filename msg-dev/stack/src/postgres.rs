@@ -2,6 +2,7 @@
 //! be stopped, killed, frozen and started again on the same address and data.
 
 mod standby;
+mod tls;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +11,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::certificates::{Ca, Pair};
-use super::eventually;
 use super::hosts::{PasswordRole, host_and_port};
 use super::stack::own_postgres;
 use super::world::World;
@@ -51,22 +49,8 @@ impl TlsPostgres {
 
     /// Gives the server this certificate and the CA of its clients. New connections use them soon.
     pub(crate) async fn install(&self, pair: &Pair, client_ca: &Ca) {
-        let data = self.stack.postgres().data().unwrap();
-        for (name, text) in
-            [("server.key", &pair.key), ("server.crt", &pair.certificate), ("clients.crt", &client_ca.pem())]
-        {
-            place(data, name, text);
-        }
-        let operator = self.world.database().await;
-        for setting in ["ssl_ca_file = 'clients.crt'", "ssl = on"] {
-            operator.batch_execute(&format!("ALTER SYSTEM SET {setting}")).await.unwrap();
-        }
-        operator.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-        eventually("the server accepts TLS", async || {
-            let ssl: String = self.world.database().await.query_one("SHOW ssl", &[]).await?.get(0);
-            super::ensure(ssl == "on", ssl)
-        })
-        .await;
+        let postgres = self.stack.postgres();
+        postgres.accept_tls(&pair.certificate, &pair.key, &client_ca.pem()).await.unwrap();
     }
 
     /// Writes a file of the clients.
@@ -104,13 +88,10 @@ fn verify_full(files: &Path) -> String {
     format!("?hostaddr=127.0.0.1&sslmode=verify-full&sslrootcert={}", files.join("ca.crt").display())
 }
 
-/// Replaces a file at one moment. It belongs to the owner of the folder, as PostgreSQL demands.
+/// Replaces a file at one moment.
 fn place(folder: &Path, name: &str, text: &str) {
     let new = folder.join(format!("{name}.new"));
     fs::write(&new, text).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
-    let owner = fs::metadata(folder).unwrap();
-    chown(&new, Some(owner.uid()), Some(owner.gid())).unwrap();
     fs::rename(&new, folder.join(name)).unwrap();
 }
 

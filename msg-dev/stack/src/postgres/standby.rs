@@ -62,7 +62,7 @@ impl Postgres {
         to.follow(from)
     }
 
-    fn ours(&self) -> Result<&Server, StackError> {
+    pub(super) fn ours(&self) -> Result<&Server, StackError> {
         self.server.as_ref().ok_or_else(|| StackError::Setting("the server is not a child of this process".to_owned()))
     }
 }
