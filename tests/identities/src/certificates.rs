@@ -136,15 +136,25 @@ pub fn acceptor(pair: &Pair, protocols: &[&[u8]]) -> TlsAcceptor {
 /// Opens a TLS connection to an address of this machine.
 pub async fn connect(address: &str, caller: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(address).await?;
+    // As the connections of tonic without TLS.
+    tcp.set_nodelay(true)?;
     TlsConnector::from(caller.clone()).connect("localhost".try_into().unwrap(), tcp).await
 }
 
 /// A channel that connects with these settings, and again when its connection ends.
 pub fn channel(address: &str, caller: &Arc<ClientConfig>) -> Channel {
-    let (target, caller) = (address.to_owned(), caller.clone());
-    let connector = tower::service_fn(move |_: Uri| {
-        let (target, caller) = (target.clone(), caller.clone());
-        async move { connect(&target, &caller).await.map(hyper_util::rt::TokioIo::new) }
+    channel_to(&Endpoint::from_shared(format!("http://{address}")).unwrap(), caller)
+}
+
+/// As `channel`, with the other settings of this endpoint.
+pub fn channel_to(endpoint: &Endpoint, caller: &Arc<ClientConfig>) -> Channel {
+    let caller = caller.clone();
+    let connector = tower::service_fn(move |target: Uri| {
+        let caller = caller.clone();
+        async move {
+            let address = target.authority().unwrap().as_str();
+            connect(address, &caller).await.map(hyper_util::rt::TokioIo::new)
+        }
     });
-    Endpoint::from_shared(format!("http://{address}")).unwrap().connect_with_connector_lazy(connector)
+    endpoint.connect_with_connector_lazy(connector)
 }
