@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use msg_stack::kafka::rights;
-use msg_stack::{Operation, Postgres, Resource, Right, ServiceSpec};
+use msg_stack::{Kafka, Operation, Postgres, Resource, Right, ServiceSpec};
 use tokio_postgres::Client;
 
 use super::error::LabError;
@@ -21,6 +21,8 @@ const FILES: [(&str, &str); 2] = [("DATABASE_URL_FILE", "DATABASE_URL"), ("KAFKA
 /// The users in Kafka and in the database.
 pub(crate) struct Accounts {
     folder: PathBuf,
+    /// The file with the CA of the servers, if the users log in over TLS.
+    ca: Option<PathBuf>,
     /// For each file: its name, its user, and the part of the URL behind the password.
     urls: Vec<(String, &'static str, String)>,
     /// How many times each password was changed.
@@ -29,11 +31,11 @@ pub(crate) struct Accounts {
 }
 
 impl Accounts {
-    /// Creates `folder` for the password files.
-    pub(crate) fn new(folder: PathBuf) -> Result<Accounts, LabError> {
+    /// Creates `folder` for the password files. With the file of a CA, the users log in over TLS.
+    pub(crate) fn new(folder: PathBuf, ca: Option<PathBuf>) -> Result<Accounts, LabError> {
         fs::create_dir_all(&folder).map_err(LabError::io("create", &folder))?;
         let accounts =
-            Accounts { folder, urls: Vec::new(), database: AtomicU32::default(), kafka: AtomicU32::default() };
+            Accounts { folder, ca, urls: Vec::new(), database: AtomicU32::default(), kafka: AtomicU32::default() };
         accounts.write_kafka()?;
         Ok(accounts)
     }
@@ -45,7 +47,11 @@ impl Accounts {
             .ok_or_else(|| LabError::Setting("the lab must run its own server".into()))?
             .join("pg_hba.conf");
         let old = fs::read_to_string(&rules).map_err(LabError::io("read", &rules))?;
-        let new = format!("host all {GATEWAY},{TRANSFER} all scram-sha-256\n{old}");
+        let (connections, others) = match self.ca {
+            None => ("host", String::new()),
+            Some(_) => ("hostssl", format!("hostnossl all {GATEWAY},{TRANSFER} all reject\n")),
+        };
+        let new = format!("{connections} all {GATEWAY},{TRANSFER} all scram-sha-256\n{others}{old}");
         fs::write(&rules, new).map_err(LabError::io("write", &rules))?;
         database.batch_execute("SELECT pg_reload_conf()").await?;
         for user in USERS {
@@ -78,7 +84,14 @@ impl Accounts {
         }
         spec.env.retain(|(name, _)| name != "DATABASE_URL");
         let spec = spec.env("DATABASE_URL_FILE", self.folder.join(name).display());
-        Ok(spec.env("KAFKA_PROPERTIES_FILE", self.kafka_file(user).display()))
+        let file = self.kafka_file(user);
+        let Some(ca) = &self.ca else { return Ok(spec.env("KAFKA_PROPERTIES_FILE", file.display())) };
+        Ok(spec
+            .env("KAFKA_SECURITY_PROTOCOL", "sasl_ssl")
+            .env("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512")
+            .env("KAFKA_SASL_USERNAME", user)
+            .env("KAFKA_SASL_PASSWORD_FILE", file.display())
+            .env("KAFKA_SSL_CA_FILE", ca.display()))
     }
 
     /// Changes the passwords of both roles in the server, and ends their sessions. The files keep the old passwords.
@@ -94,12 +107,6 @@ impl Accounts {
         Ok(database.batch_execute(&end).await?)
     }
 
-    /// Returns new passwords for Kafka, by user. The files keep the old passwords.
-    pub(crate) fn new_kafka_passwords(&self) -> [(&'static str, String); 2] {
-        let round = self.kafka.fetch_add(1, Ordering::Relaxed) + 1;
-        USERS.map(|user| (user, password(user, round)))
-    }
-
     /// Writes the current passwords to the files with the database's URLs.
     pub(crate) fn write_urls(&self) -> Result<(), LabError> {
         let round = self.database.load(Ordering::Relaxed);
@@ -109,13 +116,34 @@ impl Accounts {
         })
     }
 
-    /// Writes the current passwords to the files with Kafka's settings.
+    /// Writes the current passwords to the files with Kafka's settings, or with nothing else.
     pub(crate) fn write_kafka(&self) -> Result<(), LabError> {
         let round = self.kafka.load(Ordering::Relaxed);
         USERS.iter().try_for_each(|user| {
-            let login = rights::login_with(user, &password(user, round));
-            replace(&self.kafka_file(user), &login.replace(',', "\n"))
+            let password = password(user, round);
+            let text = match self.ca {
+                None => rights::login_with(user, &password).replace(',', "\n"),
+                Some(_) => password,
+            };
+            replace(&self.kafka_file(user), &text)
         })
+    }
+
+    /// Changes the passwords of Kafka's users in the cluster, whose brokers have to run and are restarted: they end all
+    /// connections, and read the passwords of PLAIN. The files keep the old passwords.
+    pub(crate) async fn change_kafka_passwords(&self, kafka: &Kafka) -> Result<(), LabError> {
+        let round = self.kafka.fetch_add(1, Ordering::Relaxed) + 1;
+        let new = USERS.map(|user| (user, password(user, round)));
+        if self.ca.is_some() {
+            for (user, password) in &new {
+                kafka.set_scram_password(user, password).await?;
+            }
+        }
+        kafka.stop().await;
+        for (user, password) in &new {
+            kafka.set_password(user, password)?;
+        }
+        Ok(kafka.start().await?)
     }
 
     fn kafka_file(&self, user: &str) -> PathBuf {
@@ -177,7 +205,7 @@ mod tests {
     #[test]
     fn files_hold_the_passwords_of_the_last_change() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut accounts = Accounts::new(folder.path().to_owned()).expect("own folder");
+        let mut accounts = Accounts::new(folder.path().to_owned(), None).expect("own folder");
         let spec = ServiceSpec::new("a", "b").env("DATABASE_URL", "x");
         let spec = accounts.configure(spec, TRANSFER, "near", "h:1/msg").expect("own folder");
         let plain = |spec: &ServiceSpec| {
@@ -188,9 +216,21 @@ mod tests {
         let (url, properties) = plain(&spec);
         assert_eq!(url, "postgres://transfer:transfer-secret@h:1/msg");
         assert_eq!(properties, rights::login(TRANSFER));
-        let new = accounts.new_kafka_passwords();
+        accounts.kafka.store(1, Ordering::Relaxed);
         assert_eq!(plain(&spec).1, properties, "the file has the old password");
         accounts.write_kafka().expect("own folder");
-        assert_eq!(plain(&spec).1, rights::login_with(TRANSFER, &new[1].1));
+        assert_eq!(plain(&spec).1, rights::login_with(TRANSFER, &password(TRANSFER, 1)));
+    }
+
+    #[test]
+    fn login_over_tls_has_a_password_file_and_the_ca() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut accounts = Accounts::new(folder.path().to_owned(), Some("/ca".into())).expect("own folder");
+        let spec = accounts.configure(ServiceSpec::new("a", "b"), GATEWAY, "near", "h:1/msg").expect("own folder");
+        let value = |name: &str| spec.env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        assert_eq!((value("KAFKA_SECURITY_PROTOCOL"), value("KAFKA_SSL_CA_FILE")), (Some("sasl_ssl"), Some("/ca")));
+        let file = value("KAFKA_SASL_PASSWORD_FILE").expect("the user has a password");
+        assert_eq!(fs::read_to_string(file).expect("it was written"), password(GATEWAY, 0));
+        assert_eq!(value("KAFKA_PROPERTIES_FILE"), None);
     }
 }

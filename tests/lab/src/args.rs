@@ -29,6 +29,10 @@ pub struct LabArgs {
     /// Minimum time between the end of a fault and the start of the next one
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
     pub(crate) fault_interval: f64,
+    /// Connect everything with TLS and logins, as in production: callers with a token over TLS, the services to Kafka with
+    /// TLS and SCRAM as users with few rights, and to PostgreSQL with TLS and SCRAM
+    #[arg(long)]
+    pub(crate) secure: bool,
     /// Seed of all random choices; the same seed makes the same choices
     #[arg(long)]
     pub(crate) seed: Option<u64>,

@@ -28,6 +28,14 @@ pub enum LabError {
 }
 
 impl LabError {
+    /// Returns the error of a build that cannot run with `--secure`.
+    #[cfg(not(feature = "secure"))]
+    pub(crate) fn not_built() -> LabError {
+        LabError::Setting(
+            "this build is without the Cargo feature `secure`, which is on by default: build msg-dev with it".into(),
+        )
+    }
+
     /// For `map_err`: returns an I/O error that names the operation and the file.
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> LabError {
         let path = path.as_ref().to_owned();

@@ -21,6 +21,7 @@ mod observe;
 mod planned;
 mod report;
 mod schedule;
+mod secure;
 pub mod settle;
 pub mod text;
 mod topology;
@@ -47,6 +48,7 @@ use self::observe::Observer;
 pub use self::planned::{PlannedLoad, Verdict};
 pub use self::report::verdict;
 use self::schedule::Schedule;
+use self::secure::Identities;
 use self::world::World;
 
 const LOAD_PROCESSES: u32 = 2;
@@ -139,7 +141,8 @@ impl Lab {
             // A report of an earlier run would look like this run's.
             let _ = std::fs::remove_file(self.report_folder().join(old));
         }
-        self.say("starting three brokers, PostgreSQL, two gateways and the transfers");
+        let how = if self.args.secure { ", all with TLS and logins" } else { "" };
+        self.say(&format!("starting three brokers, PostgreSQL, two gateways and the transfers{how}"));
         let world = Box::pin(World::start(&self.args, schedule.needs(), self.folder.clone())).await?;
         for _ in 0..LOAD_PROCESSES {
             world.loads.start(self.load_flags(&world), world.stack.logs())?;
@@ -309,6 +312,7 @@ impl Lab {
         for address in world.addresses() {
             flags.extend(["--gateway".to_owned(), address]);
         }
+        flags.extend(world.identities.iter().flat_map(Identities::load_flags));
         let numbers = [
             ("--rate", (self.args.rate / LOAD_PROCESSES).max(1)),
             ("--inboxes", self.args.inboxes),

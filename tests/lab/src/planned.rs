@@ -17,9 +17,10 @@ use super::error::LabError;
 use super::evidence::{Clock, Commits, Evidence};
 use super::history::{Book, Nanos, Outcome, Writer, now};
 use super::load::caller::Caller;
+use super::load::connect::{Access, links};
 use super::load::planned::{Plan, Planned, Progress, run};
 use super::load::status::Accepted;
-use super::load::{Client, Load, links};
+use super::load::{Client, Load};
 use super::{facts, settle};
 
 /// Connections that the senders share; the gateway serves each on a task of its own.
@@ -70,8 +71,7 @@ impl PlannedLoad {
             call_timeout: CALL_TIMEOUT,
             stop: flag::channel(false).1,
         };
-        let cannot = |error| LabError::Setting(format!("cannot connect to {gateway}: {error}"));
-        let connections = links(&[gateway.to_owned()], CONNECTIONS).map_err(cannot)?;
+        let connections = links(&[gateway.to_owned()], CONNECTIONS, &Access::Plain)?;
         Ok(PlannedLoad { plan, load: Arc::new(load), progress: Arc::default(), connections, clock: Clock::read() })
     }
 

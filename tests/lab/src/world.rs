@@ -16,6 +16,7 @@ use super::disk::Disk;
 use super::error::LabError;
 use super::kind::Needs;
 use super::loads::Loads;
+use super::secure::Identities;
 use super::topology::{BROKERS, DATABASE, GATEWAYS, GROUP, PARTITIONS, TOPIC, TRANSFERS};
 
 /// How long the group waits for a silent transfer. The default of 30 s would be the cost of every crash. With 6 s a
@@ -44,6 +45,8 @@ pub(crate) struct World {
     pub(crate) standby: Option<Postgres>,
     /// The users of the services, if they log in.
     pub(crate) accounts: Option<Accounts>,
+    /// The certificates and the token, if all connections of services and callers have TLS.
+    pub(crate) identities: Option<Identities>,
     pub(crate) postgres_disk: Option<Disk>,
     pub(crate) broker_disk: Option<Disk>,
     /// The addresses of the gateways for callers, in front of the proxies if there are any.
@@ -142,11 +145,23 @@ impl World {
         // A follower that does not follow is out of sync after this long. Kafka's default of 30 s is longer than most
         // faults.
         let settings = vec![("replica.lag.time.max.ms".to_owned(), "8000".to_owned())];
-        let users = if needs.accounts { USERS.map(str::to_owned).to_vec() } else { Vec::new() };
+        let identities = match args.secure {
+            true => Some(Identities::new(folder.join("identities"))?),
+            false => None,
+        };
+        // A login over TLS needs a user too.
+        let has_accounts = needs.accounts || args.secure;
+        let users = if has_accounts { USERS.map(str::to_owned).to_vec() } else { Vec::new() };
         let options = StackOptions {
             cache: args.fetch.folder(),
             brokers: BROKERS,
-            cluster: ClusterOptions { networks, settings, users, tls: None, tokens: None },
+            cluster: ClusterOptions {
+                networks,
+                settings,
+                users,
+                tls: identities.as_ref().map(Identities::brokers),
+                tokens: None,
+            },
             fresh: true,
             ..StackOptions::new(&folder)
         };
@@ -169,8 +184,12 @@ impl World {
         stack.launch().await?;
         stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
         let database_url = stack.postgres().ensure_database(DATABASE).await?;
-        let accounts = match needs.accounts {
-            true => Some(Accounts::new(folder.join("accounts"))?),
+        if let Some(identities) = &identities {
+            identities.write()?;
+            identities.install(stack.postgres()).await?;
+        }
+        let accounts = match has_accounts {
+            true => Some(Accounts::new(folder.join("accounts"), identities.as_ref().map(Identities::ca_file))?),
             false => None,
         };
         if let Some(accounts) = &accounts {
@@ -194,6 +213,7 @@ impl World {
             database_url,
             standby,
             accounts,
+            identities,
             postgres_disk,
             broker_disk,
             fronts: Vec::new(),
@@ -215,16 +235,18 @@ impl World {
                 proxies.add(network, port.addr(), server).await?;
                 host = port.to_string();
             }
-            let (more, parameters) = match &self.standby {
-                Some(standby) => (format!(",{}", standby.host()), "?target_session_attrs=read-write"),
-                None => (String::new(), ""),
-            };
+            let more = self.standby.as_ref().map_or_else(String::new, |standby| format!(",{}", standby.host()));
+            let writable = self.standby.as_ref().map(|_| "target_session_attrs=read-write".to_owned());
+            let verified = self.identities.as_ref().map(Identities::url_parameters);
+            let parameters: Vec<String> = writable.into_iter().chain(verified).collect();
+            let parameters = if parameters.is_empty() { String::new() } else { format!("?{}", parameters.join("&")) };
             postgres.push((format!("{host}{more}/{DATABASE}{parameters}"), port));
         }
-        let kafka = |network: &str| match (&self.proxies, &self.accounts) {
-            (Some(_), _) => self.stack.kafka().bootstrap_over(network),
-            (None, Some(_)) => self.stack.kafka().bootstrap_for_users(),
-            (None, None) => self.stack.kafka().bootstrap().to_owned(),
+        let kafka = |network: &str| match (&self.proxies, &self.identities, &self.accounts) {
+            (Some(_), ..) => self.stack.kafka().bootstrap_over(network),
+            (None, Some(_), _) => self.stack.kafka().bootstrap_with_login(),
+            (None, None, Some(_)) => self.stack.kafka().bootstrap_for_users(),
+            (None, None, None) => self.stack.kafka().bootstrap().to_owned(),
         };
         let kafka = [kafka("GATEWAYS"), kafka("TRANSFERS"), kafka("TRANSFER1")];
         let mut login = |spec: ServiceSpec, user, network: usize| {
@@ -240,6 +262,10 @@ impl World {
             let spec = login(plan.spec, GATEWAY, 0)?.env("LOG_FORMAT", "text");
             // Without a hint, a watch finds new rows within 5 s. The checker requires that.
             let spec = spec.env("WATCH_POLL_INTERVAL", "5s");
+            let spec = match &self.identities {
+                Some(identities) => identities.configure_gateway(spec),
+                None => spec,
+            };
             let spec = args.gateway_env.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
             let front = match &self.proxies {
                 Some(proxies) => {

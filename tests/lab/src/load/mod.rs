@@ -1,8 +1,9 @@
 //! The load: a process of its own that sends and reads through the gateways, and records its requests and their
-//! responses. Owns the arguments, the connections and the end of the process.
+//! responses. Owns the arguments and the end of the process.
 
 pub(crate) mod caller;
 mod calls;
+pub(crate) mod connect;
 mod inboxes;
 mod outcome;
 mod pace;
@@ -25,21 +26,22 @@ use std::time::Duration;
 use clap::Args;
 use msg_common::backoff::Backoff;
 use msg_common::config::parse_duration;
-use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as flag;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
-use tonic::transport::{Channel, Endpoint};
 
 use self::caller::Caller;
+pub use self::connect::Client;
+use self::connect::{Access, links};
 use self::inboxes::Inboxes;
 use self::pace::Pace;
 use self::reader::Reader;
 use self::sender::Sender;
 use self::status::Accepted;
+use super::error::LabError;
 use super::history::Writer;
 use super::message::{Computed, Messages};
 
@@ -47,8 +49,6 @@ use super::message::{Computed, Messages};
 const SHARING: usize = 8;
 /// The wait before a retry, unless the gateway requests a longer one.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const KEEPALIVE: Duration = Duration::from_secs(2);
 /// Additional time for a call beyond its own timeout, which a dead connection or a frozen gateway does not observe.
 const GRACE: Duration = Duration::from_secs(1);
 /// The maximum time from the stop signal until every outcome is known.
@@ -58,8 +58,6 @@ const STORED_SHARE: f64 = 0.1;
 const UNARY: u32 = 20;
 const BATCH: u32 = 40;
 const STREAM: u32 = 40;
-
-pub type Client = MsgGatewayClient<Channel>;
 
 /// The arguments of `msg-dev lab-load`.
 #[derive(Clone, Debug, Args)]
@@ -100,9 +98,22 @@ pub struct LoadArgs {
     /// Timeout of a call, such as `5s` or `250ms`
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub(crate) call_timeout: Duration,
+    /// File with the CA of the gateways, in PEM: connections use TLS
+    #[arg(long, value_name = "FILE", requires = "token_file")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// File with the token that each call carries
+    #[arg(long, value_name = "FILE", requires = "ca_file")]
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 impl LoadArgs {
+    fn access(&self) -> Result<Access, LabError> {
+        match (&self.ca_file, &self.token_file) {
+            (Some(ca), Some(token)) => Access::read(ca, token),
+            _ => Ok(Access::Plain),
+        }
+    }
+
     pub(crate) fn senders(&self) -> u32 {
         self.unary + self.batch + self.stream
     }
@@ -154,7 +165,7 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
         stop: stopped,
     });
     let inboxes = Inboxes { shared: args.inboxes };
-    let links = links(&args.gateways, (args.numbers() as usize).div_ceil(SHARING))?;
+    let links = links(&args.gateways, (args.numbers() as usize).div_ceil(SHARING), &args.access()?)?;
     let links = |number: u32| links[number as usize / SHARING].clone();
     let rng = |number: u32| StdRng::seed_from_u64(args.seed.rotate_left(32) ^ u64::from(args.first_sender + number));
 
@@ -204,19 +215,4 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
 
 fn flat(ended: Result<io::Result<()>, JoinError>) -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(ended??)
-}
-
-/// Opens a connection to each gateway for each of `count` groups of senders and readers. A connection reconnects by
-/// itself, and closes itself when the gateway does not respond.
-pub(crate) fn links(gateways: &[String], count: usize) -> Result<Vec<Vec<Client>>, tonic::transport::Error> {
-    let connect = |gateway: &String| {
-        let endpoint = Endpoint::from_shared(format!("http://{gateway}"))?
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
-            .keep_alive_while_idle(true);
-        Ok(MsgGatewayClient::new(endpoint.connect_lazy()).max_decoding_message_size(8 << 20))
-    };
-    (0..count).map(|_| gateways.iter().map(connect).collect()).collect()
 }

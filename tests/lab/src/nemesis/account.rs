@@ -50,27 +50,18 @@ pub(super) async fn rotate_password(injection: &mut FaultInjection<'_>) -> Resul
     all_ready(injection.world).await
 }
 
-/// Changes the passwords of Kafka's users. A broker reads passwords when it starts, and a service reads the file when
-/// it creates its clients. So the brokers and then the services are restarted one after the other, as the documentation
-/// says.
+/// Changes the passwords of Kafka's users and ends all connections. Only later the files get the new passwords. The
+/// services then replace their clients, and are not restarted.
 pub(super) async fn rotate_kafka_password(injection: &mut FaultInjection<'_>) -> Result<(), LabError> {
     let (accounts, kafka) = (accounts(injection)?, injection.world.stack.kafka());
     injection.target("both users, and 3 brokers restarted");
     for process in ["transfer", "gateway"] {
         injection.must_report(process, &["refuses the user or the password"]);
     }
-    kafka.stop().await;
-    for (user, password) in accounts.new_kafka_passwords() {
-        kafka.set_password(user, &password)?;
-    }
-    kafka.start().await?;
+    accounts.change_kafka_passwords(kafka).await?;
     broker::in_sync(injection.world).await?;
     injection.hold().await;
     accounts.write_kafka()?;
-    for node in injection.world.gateways.iter().chain(injection.world.running_transfers()) {
-        node.stop().await;
-        node.start().await?;
-    }
     all_ready(injection.world).await
 }
 
