@@ -9,7 +9,7 @@ export TOXIPROXY := $(TOOLS)/bin/toxiproxy-server
 LAB := target/release/msg-dev lab
 # `unshare --mount` gives the lab its own mounts, so that the small disks that it fills are unmounted when it ends.
 
-.PHONY: help demo up build test test-unit test-sim test-it sim mutants docs fuzz faults soak test-lab lint fmt bench compose-test bare-test clean
+.PHONY: help demo up build test test-unit test-sim test-it sim mutants docs fuzz faults soak test-lab test-lab-secure lint fmt bench compose-test bare-test clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,7 +29,7 @@ build: ## Build both services and msg-dev
 	@scripts/setup build
 	$(CARGO) build --release --locked --package msg-gateway --package msg-transfer --package msg-dev
 
-test: test-unit test-sim test-it test-lab ## Run all tests on the real components; at the end, list the tests that this machine leaves out
+test: test-unit test-sim test-it test-lab test-lab-secure ## Run all tests on the real components; at the end, list the tests that this machine leaves out
 	@scripts/setup left-out
 
 test-unit: ## Run unit and property tests and the fuzz corpus, and check the docs against the code
@@ -61,9 +61,13 @@ test-it: build ## Run the integration tests: the real services on a real Kafka a
 	@scripts/setup test
 	$(CARGO) test --release --locked --package msg-it --test it -- --test-threads=3 $(ARGS)
 
-test-lab: build ## Run the fault lab for three minutes
+test-lab: build ## Run the fault lab for three minutes; with TLS and logins: SECURE=1
 	@scripts/setup faults
-	$(LAB) --plan quick --seed 1
+	$(LAB) --plan quick --seed 1 $(if $(SECURE),--secure)
+
+test-lab-secure: build ## Run the fault lab for a minute, with TLS and logins
+	@scripts/setup faults
+	$(LAB) --secure --fault kill-gateway,kill-broker,half-open-transfers-postgres,kill-client --seed 1
 
 faults: build ## Inject every fault once, or FAULT=kill-broker,... for MINUTES=10, and check every promise; report in target/lab
 	@scripts/setup faults
