@@ -101,6 +101,11 @@ impl Accounts {
             let password = password(user, round);
             database.batch_execute(&format!("ALTER ROLE {user} PASSWORD '{password}'")).await?;
         }
+        self.end_sessions(database).await
+    }
+
+    /// Ends all sessions of both roles.
+    pub(crate) async fn end_sessions(&self, database: &Client) -> Result<(), LabError> {
         let end = format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename IN ('{GATEWAY}', '{TRANSFER}')"
         );
@@ -192,7 +197,7 @@ fn password(user: &str, round: u32) -> String {
 }
 
 /// Replaces the file in one step. A reader gets the old or the new text, never a part.
-fn replace(path: &Path, text: &str) -> Result<(), LabError> {
+pub(crate) fn replace(path: &Path, text: &str) -> Result<(), LabError> {
     let new = path.with_extension("new");
     fs::write(&new, text).map_err(LabError::io("write", &new))?;
     fs::rename(&new, path).map_err(LabError::io("replace", path))

@@ -85,6 +85,8 @@ pub(crate) enum One {
     RotatePassword,
     /// Changes the passwords of Kafka's users, and only later in the services' files
     RotateKafkaPassword,
+    /// Replaces the certificates of the gateways and of PostgreSQL, and a process of the load; needs --secure
+    RotateCertificates,
     /// Promotes a standby; the old primary stays up and is read-only. Later the roles change back
     DemotePrimary,
     /// Promotes a standby while the old primary is frozen. Later the roles change back
@@ -150,6 +152,8 @@ pub(crate) struct Needs {
     pub(crate) accounts: bool,
     /// A second database server, which replicates the first.
     pub(crate) standby: bool,
+    /// TLS and logins everywhere. A fault does not turn them on: it needs `--secure`.
+    pub(crate) secure: bool,
 }
 
 impl Needs {
@@ -160,6 +164,7 @@ impl Needs {
             disks: self.disks | other.disks,
             accounts: self.accounts | other.accounts,
             standby: self.standby | other.standby,
+            secure: self.secure | other.secure,
         }
     }
 }
@@ -216,6 +221,7 @@ impl Kind {
                 )
             ),
             standby: matches!(self, Kind::One(One::DemotePrimary | One::FreezePrimary)),
+            secure: matches!(self, Kind::One(One::RotateCertificates)),
         }
     }
 

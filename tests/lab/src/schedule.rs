@@ -30,7 +30,7 @@ impl Schedule {
         let ones = |ones: &[One]| ones.iter().copied().map(Kind::One).collect::<Vec<_>>();
         let kinds = match args.plan {
             None if !args.faults.is_empty() => args.faults.clone(),
-            None | Some(Plan::Matrix) => Kind::all(),
+            None | Some(Plan::Matrix) => possible(args.secure).collect(),
             Some(Plan::Quick) => {
                 let mut quick = ones(&[
                     One::KillTransfer,
@@ -47,12 +47,18 @@ impl Schedule {
                 quick
             }
             Some(Plan::Random) => {
-                // Faults that change the topic for good happen only once. Faults that copy the whole database, or stop
-                // all transfers until a batch is found, are injected alone.
-                let once =
-                    [One::GrowTopic, One::RecreateTopic, One::DemotePrimary, One::FreezePrimary, One::DamageBatch];
+                // Faults that change the topic for good happen only once. Faults that copy the whole database, stop all
+                // transfers until a batch is found, or need every gateway and the database, are injected alone.
+                let once = [
+                    One::GrowTopic,
+                    One::RecreateTopic,
+                    One::DemotePrimary,
+                    One::FreezePrimary,
+                    One::DamageBatch,
+                    One::RotateCertificates,
+                ];
                 let once = once.map(Kind::One);
-                Kind::all().into_iter().filter(|kind| !once.contains(kind)).collect()
+                possible(args.secure).filter(|kind| !once.contains(kind)).collect()
             }
             Some(Plan::Kills) => ones(&[
                 One::KillTransfer,
@@ -106,6 +112,11 @@ impl Schedule {
     }
 }
 
+/// Returns every fault that a run with or without TLS and logins can inject.
+fn possible(secure: bool) -> impl Iterator<Item = Kind> {
+    Kind::all().into_iter().filter(move |kind| secure || !kind.needs().secure)
+}
+
 /// Returns a list of all faults, each with its name and its effect.
 pub(crate) fn list() -> String {
     let width = Kind::all().iter().map(|kind| kind.name().len()).max().unwrap_or(0);
@@ -117,6 +128,13 @@ mod tests {
     use super::*;
     use clap::ValueEnum;
     use rand::SeedableRng;
+
+    #[test]
+    fn matrix_has_faults_of_certificates_only_with_them() {
+        let rotation = Kind::One(One::RotateCertificates);
+        assert!(possible(true).any(|kind| kind == rotation));
+        assert!(possible(false).all(|kind| kind != rotation));
+    }
 
     #[test]
     fn matrix_has_every_fault_once() {

@@ -1,17 +1,23 @@
 //! Owns the certificates, the keys and the token of a run with `--secure`. They are made at its start and are valid until
-//! its end.
+//! its end. A fault can replace the certificates of some servers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use msg_stack::{BrokerTls, Postgres, ServiceSpec};
 
+use super::accounts::replace;
 use super::error::LabError;
 
-/// The servers, each with a certificate of its own: `NAME.crt` and `NAME.key`.
+/// The servers, each with two pairs of a certificate and a key, of which one is in use.
 const BROKERS: &str = "brokers";
 const DATABASE: &str = "database";
 const GATEWAYS: &str = "gateways";
+const PAIRS: usize = 2;
+/// The pair that the gateways use.
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
 /// The CA that signs all certificates.
 const CA: &str = "ca.crt";
 /// The keys with which the gateways verify tokens, and the token of the load.
@@ -30,22 +36,37 @@ pub(crate) struct Identities {
     /// The names and the contents of the files.
     files: Vec<(String, String)>,
     claims: Claims,
+    /// How many times the pairs of the gateways and the database were replaced.
+    rotations: AtomicUsize,
 }
 
 impl Identities {
     /// Makes everything, and writes no file yet.
     pub(crate) fn new(folder: PathBuf) -> Result<Identities, LabError> {
         let (files, claims) = made()?;
-        Ok(Identities { folder, files, claims })
+        Ok(Identities { folder, files, claims, rotations: AtomicUsize::new(0) })
     }
 
     /// Writes the files.
     pub(crate) fn write(&self) -> Result<(), LabError> {
         fs::create_dir_all(&self.folder).map_err(LabError::io("create", &self.folder))?;
-        self.files.iter().try_for_each(|(name, text)| {
-            let path = self.path(name);
-            fs::write(&path, text).map_err(LabError::io("write", path))
-        })
+        self.files.iter().try_for_each(|(name, text)| replace(&self.path(name), text))?;
+        self.write_gateways_pair()
+    }
+
+    /// Replaces the certificates of the gateways and of the database. New connections use them soon.
+    pub(crate) async fn rotate(&self, server: &Postgres) -> Result<(), LabError> {
+        self.rotations.fetch_add(1, Ordering::Relaxed);
+        self.write_gateways_pair()?;
+        self.install(server).await
+    }
+
+    /// Writes the files that the gateways read. Between the two, the key is of another certificate: a gateway that reads
+    /// them then keeps its pair until the next time.
+    fn write_gateways_pair(&self) -> Result<(), LabError> {
+        let (certificate, key) = self.pair(GATEWAYS);
+        replace(&self.path(CERTIFICATE), certificate)?;
+        replace(&self.path(KEY), key)
     }
 
     /// Returns the certificates of the brokers.
@@ -73,8 +94,8 @@ impl Identities {
 
     /// Adds the settings with which a gateway serves gRPC over TLS to callers with a token.
     pub(crate) fn configure_gateway(&self, spec: ServiceSpec) -> ServiceSpec {
-        spec.env("TLS_CERT_FILE", self.path(&certificate_of(GATEWAYS)).display())
-            .env("TLS_KEY_FILE", self.path(&key_of(GATEWAYS)).display())
+        spec.env("TLS_CERT_FILE", self.path(CERTIFICATE).display())
+            .env("TLS_KEY_FILE", self.path(KEY).display())
             .env("AUTH_MODE", "jwt")
             .env("AUTH_JWKS_FILE", self.path(KEYS).display())
             .env("AUTH_JWT_ISSUER", self.claims.issuer)
@@ -91,9 +112,10 @@ impl Identities {
         self.folder.join(Path::new(name))
     }
 
-    /// Returns the certificate and the key of a server.
+    /// Returns the certificate and the key that a server uses.
     fn pair(&self, server: &str) -> (&str, &str) {
-        (self.text(&certificate_of(server)), self.text(&key_of(server)))
+        let number = self.rotations.load(Ordering::Relaxed) % PAIRS;
+        (self.text(&certificate_of(server, number)), self.text(&key_of(server, number)))
     }
 
     fn text(&self, name: &str) -> &str {
@@ -101,12 +123,12 @@ impl Identities {
     }
 }
 
-fn certificate_of(server: &str) -> String {
-    format!("{server}.crt")
+fn certificate_of(server: &str, number: usize) -> String {
+    format!("{server}-{number}.crt")
 }
 
-fn key_of(server: &str) -> String {
-    format!("{server}.key")
+fn key_of(server: &str, number: usize) -> String {
+    format!("{server}-{number}.key")
 }
 
 /// Makes the files. The token is valid for longer than any run, and lets the load send as any sender and read any inbox.
@@ -120,8 +142,10 @@ fn made() -> Result<(Vec<(String, String)>, Claims), LabError> {
     let token = issuer.token_for("lab-load", "msg.send.any msg.read.any", YEAR);
     let mut files = vec![(CA.to_owned(), ca.pem()), (KEYS.to_owned(), jwks(&[&issuer])), (TOKEN.to_owned(), token)];
     for server in [BROKERS, DATABASE, GATEWAYS] {
-        let pair = ca.sign(&LOCAL);
-        files.extend([(certificate_of(server), pair.certificate), (key_of(server), pair.key)]);
+        for number in 0..PAIRS {
+            let pair = ca.sign(&LOCAL);
+            files.extend([(certificate_of(server, number), pair.certificate), (key_of(server, number), pair.key)]);
+        }
     }
     Ok((files, Claims { issuer: ISSUER, audience: AUDIENCE }))
 }

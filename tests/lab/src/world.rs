@@ -145,6 +145,9 @@ impl World {
         // A follower that does not follow is out of sync after this long. Kafka's default of 30 s is longer than most
         // faults.
         let settings = vec![("replica.lag.time.max.ms".to_owned(), "8000".to_owned())];
+        if needs.secure && !args.secure {
+            return Err(LabError::Setting("rotate-certificates needs --secure".into()));
+        }
         let identities = match args.secure {
             true => Some(Identities::new(folder.join("identities"))?),
             false => None,

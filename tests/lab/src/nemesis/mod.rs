@@ -103,6 +103,7 @@ async fn inject(injection: &mut FaultInjection<'_>, one: One) -> Result<(), LabE
         One::WithdrawWrite => account::withdraw_write(injection).await,
         One::RotatePassword => account::rotate_password(injection).await,
         One::RotateKafkaPassword => account::rotate_kafka_password(injection).await,
+        One::RotateCertificates => account::rotate_certificates(injection).await,
         One::DemotePrimary => primary::replace(injection, primary::Old::ReadOnly).await,
         One::FreezePrimary => primary::replace(injection, primary::Old::Frozen).await,
         One::DamageBatch => log::damage_batch(injection).await,
