@@ -77,8 +77,11 @@ pub(crate) fn links(gateways: &[String], count: usize, access: &Access) -> Resul
     (0..count).map(|_| gateways.iter().map(connect).collect()).collect()
 }
 
+/// Opens connections to endpoints.
+type Connect = Box<dyn Fn(&Endpoint) -> Channel>;
+
 /// Returns what opens a connection to an endpoint.
-fn connector(access: &Access) -> Result<Box<dyn Fn(&Endpoint) -> Channel>, LabError> {
+fn connector(access: &Access) -> Result<Connect, LabError> {
     match access {
         Access::Plain => Ok(Box::new(Endpoint::connect_lazy)),
         Access::Secure { ca, .. } => encrypted(ca),
@@ -86,13 +89,13 @@ fn connector(access: &Access) -> Result<Box<dyn Fn(&Endpoint) -> Channel>, LabEr
 }
 
 #[cfg(feature = "secure")]
-fn encrypted(ca: &str) -> Result<Box<dyn Fn(&Endpoint) -> Channel>, LabError> {
+fn encrypted(ca: &str) -> Result<Connect, LabError> {
     use msg_identities::certificates::{caller, channel_to};
     let caller = caller(ca, None);
     Ok(Box::new(move |endpoint| channel_to(endpoint, &caller)))
 }
 
 #[cfg(not(feature = "secure"))]
-fn encrypted(_: &str) -> Result<Box<dyn Fn(&Endpoint) -> Channel>, LabError> {
+fn encrypted(_: &str) -> Result<Connect, LabError> {
     Err(LabError::not_built())
 }
