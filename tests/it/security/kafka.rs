@@ -5,10 +5,9 @@ use std::path::Path;
 use msg_common::proto::SendMsgRequest;
 use msg_common::proto::WaitFor;
 use msg_stack::kafka::rights::password;
-use msg_stack::{
-    BrokerTls, Operation, Resource, Right, Service, ServiceSpec, Signal, Stack, StackOptions, TokenIssuer,
-};
+use msg_stack::{BrokerTls, Operation, Resource, Right, Service, ServiceSpec, Stack, StackOptions, TokenIssuer};
 
+use super::hang_up;
 use crate::gateway::calls::client;
 use crate::process::causes::assert_all_report;
 use crate::process::readiness;
@@ -201,11 +200,6 @@ pub(super) async fn assert_stores(gateway: &Gateway, what: &str) {
         Ok(())
     })
     .await;
-}
-
-/// Sends SIGHUP, so that the service reads its files again.
-fn hang_up(service: &Service) {
-    assert!(service.signal(Signal::Hup), "it does not run");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ mod verification;
 
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_common::tls::ClientConfig;
-use msg_stack::{ServiceSpec, Signal};
+use msg_stack::{Service, ServiceSpec, Signal};
 
 use crate::gateway::calls::Client;
 use crate::support::certificates::{Files, Pair, channel};
@@ -48,9 +48,9 @@ fn client(gateway: &Gateway, caller: &std::sync::Arc<ClientConfig>) -> Client {
     MsgGatewayClient::new(channel(&gateway.address, caller))
 }
 
-/// Sends SIGHUP to a gateway.
-fn hang_up(gateway: &Gateway) {
-    assert!(gateway.service.signal(Signal::Hup), "it does not run");
+/// Sends SIGHUP, so that the service reads its files again.
+fn hang_up(service: &Service) {
+    assert!(service.signal(Signal::Hup), "it does not run");
 }
 
 /// The sum of the lines of a metric that contain all of these labels.

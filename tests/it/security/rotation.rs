@@ -67,7 +67,7 @@ async fn three_rotations_under_load_fail_no_call() {
             files.replace(&contents(pair, Some(&clients.pem())));
             // Once without SIGHUP: the gateway polls the files.
             if rotation != 2 {
-                hang_up(&gateway);
+                hang_up(&gateway.service);
             }
             certificate = changed(&gateway, &caller, &certificate).await;
             let accepted = ["use=\"grpc\"", "applied"];
@@ -106,7 +106,7 @@ async fn broken_pair_keeps_the_old_one() {
     let cut = Pair { certificate: pair.certificate[..200].to_owned(), key: pair.key.clone() };
     for (rejected, broken) in [(1.0, mixed), (2.0, cut)] {
         files.replace(&contents(&broken, None));
-        hang_up(&gateway);
+        hang_up(&gateway.service);
         eventually("the change is rejected", async || {
             ensure_sum(&gateway, RELOADS, &["use=\"grpc\"", "rejected"], rejected).await
         })
@@ -120,7 +120,7 @@ async fn broken_pair_keeps_the_old_one() {
         assert!(lines >= 1, "{text}: {log}");
     }
     files.replace(&contents(&other, None));
-    hang_up(&gateway);
+    hang_up(&gateway.service);
     changed(&gateway, &caller, &certificate).await;
     ensure_sum(&gateway, RELOADS, &["use=\"grpc\"", "applied"], 1.0).await.unwrap();
 }
@@ -143,7 +143,7 @@ async fn removed_client_ca_stops_working() {
         send(client, &msg("a", "bob", id, "x")).await.unwrap();
     }
     files.replace(&contents(&pair, Some(&new.pem())));
-    hang_up(&gateway);
+    hang_up(&gateway.service);
     // Its connection may live until its maximum age. Then the certificate is verified with the CAs that are left.
     eventually("the caller of the removed CA is refused", async || {
         let sent = send(&removed, &msg("a", "bob", "1", "x")).await;

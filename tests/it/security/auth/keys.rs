@@ -23,7 +23,7 @@ async fn replaced_key_file_withdraws_the_old_key() {
     assert_failed(send_as(&client, &next.token("alice", ""), &hello).await, Code::Unauthenticated, "UNAUTHENTICATED");
     // A file without keys changes nothing.
     keys.write("{}");
-    hang_up(&gateway);
+    hang_up(&gateway.service);
     let rejected = "msg_file_reloads_total{use=\"auth_keys\",outcome=\"rejected\"}";
     eventually("the broken file is rejected", async || {
         let count = metric(&gateway, rejected).await?;
@@ -32,7 +32,7 @@ async fn replaced_key_file_withdraws_the_old_key() {
     .await;
     send_as(&client, &old, &hello).await.unwrap();
     keys.write(&jwks(&[&next]));
-    hang_up(&gateway);
+    hang_up(&gateway.service);
     let token = next.token("alice", "");
     eventually("the new key is in force", async || Ok(send_as(&client, &token, &hello).await?)).await;
     assert_failed(send_as(&client, &old, &hello).await, Code::Unauthenticated, "UNAUTHENTICATED");
@@ -94,7 +94,7 @@ async fn keys_are_fetched_only_from_a_verified_issuer() {
     assert_not_sent(send_as(&client, &token, &hello).await, Code::Unavailable);
     // The file of the CA is followed like every other.
     files.replace(&[("ca.crt", &ca.pem())]);
-    hang_up(&gateway);
+    hang_up(&gateway.service);
     eventually("the keys are fetched", async || Ok(send_as(&client, &token, &hello).await?)).await;
     eventually("the gateway is ready", async || ensure(gateway.service.is_ready().await, "not ready")).await;
 }

@@ -196,7 +196,7 @@ async fn replace_files(marked: &Marked, gateway: &Gateway, seen: &mut Seen) {
 }
 
 async fn wait_for_reload(gateway: &Gateway, usage: &str, outcome: &str) {
-    super::hang_up(gateway);
+    super::hang_up(&gateway.service);
     eventually("the changed files were applied or rejected", async || {
         let labels = [format!("use=\"{usage}\""), format!("outcome=\"{outcome}\"")];
         let found = super::sum(gateway, "msg_file_reloads_total", &[&labels[0], &labels[1]]).await?;
