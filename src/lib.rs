@@ -1,6 +1,7 @@
 //! The code that `msg-gateway` and `msg-transfer` share: the contract's generated code, the record codec, IDs and
 //! limits, the setup of their Kafka and PostgreSQL clients, configuration, logs, metrics and shutdown.
 
+pub mod accept;
 pub mod admin;
 pub mod audit;
 pub mod backoff;

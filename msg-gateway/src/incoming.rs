@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, Stream};
 use metrics::counter;
+use msg_common::accept;
 use msg_common::reload::Reloaded;
-use msg_common::repeat::Repeats;
 use msg_common::tls::{PeerIdentity, ServerConfig, ServerStream};
 use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,9 +25,6 @@ use crate::budget::{Budget, Permit};
 use crate::metrics::HANDSHAKE_TIMEOUTS;
 use crate::response_permit::disconnect_slow_reader;
 use crate::unread::{ReadTimer, Unread};
-
-/// Callers decide how often a connection is not accepted.
-static NOT_ACCEPTED: Repeats = Repeats::new();
 
 /// The bytes that HTTP/2 starts with: the preface, and the head of a SETTINGS frame.
 const HANDSHAKE_BYTES: usize = 24 + 9;
@@ -161,12 +158,7 @@ pub(crate) fn connections(listener: TcpListener, incoming: Incoming) -> impl Str
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    if let Some(repeated) = NOT_ACCEPTED.occurred(&error.to_string()) {
-                        tracing::warn!(%error, repeated, "cannot accept a connection");
-                    }
-                    // Most likely the process is out of file descriptors. The listener stays readable, so without a
-                    // pause this would spin.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    accept::failed(&error, "grpc").await;
                     continue;
                 }
             };

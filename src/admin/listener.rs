@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsConnector;
 
+use crate::accept;
 use crate::config::SettingError;
 use crate::reload::Reloaded;
 use crate::tls::{self, ServerStream, TlsFiles, TlsPair};
@@ -144,11 +145,7 @@ impl Listener for TlsListener {
                     let tls = self.tls.as_ref().map(Reloaded::current);
                     return (ServerStream::new(super::USAGE, stream, tls), ());
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection to the admin port");
-                    // Most likely the process is out of file descriptors, and the listener stays readable.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                Err(error) => accept::failed(&error, super::USAGE).await,
             }
         }
     }
