@@ -34,6 +34,8 @@ const HANDSHAKE_BYTES: usize = 24 + 9;
 pub(crate) struct Lifetime {
     drain: CancellationToken,
     until: Option<Instant>,
+    /// Cancelled when the key of the caller's token is withdrawn.
+    withdrawn: CancellationToken,
     cut: CancellationToken,
     unread: Option<Arc<Unread>>,
     /// Set at the end of the TLS handshake, before the first call.
@@ -56,6 +58,7 @@ impl Lifetime {
         Lifetime {
             drain,
             until,
+            withdrawn: CancellationToken::new(),
             cut,
             unread,
             peer: Arc::default(),
@@ -82,6 +85,11 @@ impl Lifetime {
     /// Ends the streams of one call at this time, if that is earlier.
     pub(crate) fn not_after(self, end: Option<Instant>) -> Self {
         Lifetime { until: self.until.into_iter().chain(end).min(), ..self }
+    }
+
+    /// Ends the streams of one call when this is cancelled.
+    pub(crate) fn unless_withdrawn(self, withdrawn: Option<&CancellationToken>) -> Self {
+        Lifetime { withdrawn: withdrawn.cloned().unwrap_or_default(), ..self }
     }
 
     /// Makes a lifetime without an end, of a connection whose caller has presented a certificate with these names.
@@ -118,10 +126,16 @@ impl Lifetime {
 
     /// Completes when streams have to end.
     pub(crate) async fn ending(&self) {
+        let ended = async {
+            tokio::select! {
+                () = self.drain.cancelled() => {}
+                () = self.withdrawn.cancelled() => {}
+            }
+        };
         match self.until {
-            None => self.drain.cancelled().await,
+            None => ended.await,
             Some(until) => {
-                let _ = tokio::time::timeout_at(until.into(), self.drain.cancelled()).await;
+                let _ = tokio::time::timeout_at(until.into(), ended).await;
             }
         }
     }

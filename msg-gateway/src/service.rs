@@ -158,7 +158,7 @@ fn caller(extensions: &tonic::Extensions) -> Result<&Caller, Failure> {
 
 /// Returns when a stream of this caller has to end.
 fn lifetime(extensions: &tonic::Extensions, caller: &Caller) -> Result<Lifetime, Failure> {
-    Ok(connection(extensions)?.clone().not_after(caller.stream_end()))
+    Ok(connection(extensions)?.clone().not_after(caller.stream_end()).unless_withdrawn(caller.key_withdrawn()))
 }
 
 fn connection(extensions: &tonic::Extensions) -> Result<&Lifetime, Failure> {

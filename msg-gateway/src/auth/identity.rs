@@ -2,9 +2,11 @@
 
 use msg_common::tls::PeerIdentity;
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 
 use crate::auth::Rejection;
 use crate::auth::scopes::Scopes;
+use crate::auth::verify::keys::KeyTerm;
 
 /// Seconds that the clocks of the gateway and the issuer may differ.
 pub(crate) const SKEW_SECONDS: u64 = 30;
@@ -37,6 +39,8 @@ pub(crate) struct Identity {
     scopes: Scopes,
     validity: Validity,
     tenant: Option<String>,
+    /// The term of the key that verified the token; `None` for a certificate.
+    key: Option<KeyTerm>,
 }
 
 /// When a token is valid, in seconds since 1970.
@@ -58,6 +62,7 @@ impl Identity {
             scopes: Scopes::of_claims(claims)?,
             validity: Validity { not_before, expires: Some(expires) },
             tenant: None,
+            key: None,
         })
     }
 
@@ -72,10 +77,15 @@ impl Identity {
         Ok(Identity { tenant, ..self })
     }
 
+    /// Adds the term of the key that has verified the token.
+    pub(crate) fn verified_with(self, key: KeyTerm) -> Self {
+        Identity { key: Some(key), ..self }
+    }
+
     /// Makes the identity of a certificate, which has no scopes and, as long as the connection is open, no end.
     pub(crate) fn of_subject(subject: &str) -> Self {
         let validity = Validity { not_before: None, expires: None };
-        Identity { subject: subject.to_owned(), scopes: Scopes::default(), validity, tenant: None }
+        Identity { subject: subject.to_owned(), scopes: Scopes::default(), validity, tenant: None, key: None }
     }
 
     pub(crate) fn subject(&self) -> &str {
@@ -84,6 +94,11 @@ impl Identity {
 
     pub(crate) fn tenant(&self) -> Option<&str> {
         self.tenant.as_deref()
+    }
+
+    /// Returns what is cancelled when the key of the token is withdrawn.
+    pub(crate) fn key_withdrawn(&self) -> Option<&CancellationToken> {
+        self.key.as_ref().map(KeyTerm::withdrawn)
     }
 
     pub(crate) fn scopes(&self) -> &Scopes {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use msg_common::id::msg_id;
 use msg_common::proto::msg_gateway_server::SERVICE_NAME;
 use msg_common::proto::{GetMsgStatusRequest, Msg};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::auth::audit::{AuditedCall, Denial};
@@ -131,6 +132,11 @@ impl Caller {
         let left = self.0.as_ref()?.identity.seconds_left(unix_seconds(SystemTime::now()))?;
         // A token may be valid for longer than an Instant can hold.
         Instant::now().checked_add(Duration::from_secs(left))
+    }
+
+    /// Returns what is cancelled when the streams of this caller have to end, because the key of its token is withdrawn.
+    pub(crate) fn key_withdrawn(&self) -> Option<&CancellationToken> {
+        self.0.as_ref()?.identity.key_withdrawn()
     }
 }
 

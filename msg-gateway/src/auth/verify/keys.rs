@@ -3,8 +3,10 @@
 use std::str::FromStr;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
-use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use crate::auth::Rejection;
 use crate::auth::verify::cache::TokenCache;
@@ -72,9 +74,53 @@ pub(super) struct Key {
     /// public key is never used as a secret.
     algorithms: Vec<Algorithm>,
     pub(super) key: DecodingKey,
+    /// How long the key is in force.
+    pub(super) term: KeyTerm,
+}
+
+/// How long a key is in force: until it is not among the issuer's keys any more. Two are equal if they are of the same
+/// key, with the same ID and the same algorithms.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyTerm {
+    fingerprint: [u8; 32],
+    withdrawn: CancellationToken,
+}
+
+impl PartialEq for KeyTerm {
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+impl Eq for KeyTerm {}
+
+impl KeyTerm {
+    /// Returns what is cancelled when the key is withdrawn.
+    pub(crate) fn withdrawn(&self) -> &CancellationToken {
+        &self.withdrawn
+    }
 }
 
 impl Keys {
+    /// Returns the keys of an issuer that has withdrawn all of them. They verify no token.
+    pub(crate) fn none() -> Self {
+        Keys { keys: Vec::new(), verified: TokenCache::default() }
+    }
+
+    /// Continues the terms of the keys that are among `previous` too. Returns those that these keys end.
+    pub(super) fn succeed(&mut self, previous: &Keys) -> Vec<KeyTerm> {
+        for key in &mut self.keys {
+            if let Some(same) = previous.keys.iter().find(|previous| previous.term == key.term) {
+                key.term = same.term.clone();
+            }
+        }
+        previous.terms().filter(|term| self.terms().all(|kept| kept != *term)).cloned().collect()
+    }
+
+    pub(super) fn terms(&self) -> impl Iterator<Item = &KeyTerm> {
+        self.keys.iter().map(|key| &key.term)
+    }
+
     /// Reads public keys from a PEM file.
     pub(crate) fn from_pem(text: &str, allowed: &[Algorithm]) -> Result<Self, KeyError> {
         const END: &str = "-----END PUBLIC KEY-----";
@@ -88,7 +134,7 @@ impl Keys {
             let number = keys.len() + 1;
             let pem = format!("{block}{END}\n");
             let key = public_key(pem.as_bytes()).map_err(|source| KeyError::Unreadable { number, source })?;
-            keys.push(Key { kid: None, algorithms: fitting(&key, allowed), key });
+            keys.push(Key::new(None, fitting(&key, allowed), key));
         }
         if keys.is_empty() { Err(KeyError::NotPem) } else { Keys::of(keys) }
     }
@@ -102,7 +148,18 @@ impl Keys {
         }
         let found = list.len();
         let keys: Vec<Key> = list.iter().filter_map(|jwk| from_jwk(jwk, allowed)).collect();
-        if keys.is_empty() { Err(KeyError::NoneFits { found }) } else { Keys::of(keys) }
+        if keys.is_empty() {
+            return Err(KeyError::NoneFits { found });
+        }
+        let left_out = found - keys.len();
+        if left_out > 0 {
+            tracing::info!(
+                used = keys.len(),
+                left_out,
+                "left out keys of the token issuer that verify no accepted token"
+            );
+        }
+        Keys::of(keys)
     }
 
     /// Makes a key of a secret.
@@ -113,7 +170,7 @@ impl Keys {
         }
         let key = DecodingKey::from_secret(secret.as_bytes()).map_err(|_| short)?;
         let algorithms = allowed.iter().copied().filter(|alg| alg.family() == AlgorithmFamily::Hmac).collect();
-        Keys::of(vec![Key { kid: None, algorithms, key }])
+        Keys::of(vec![Key::new(None, algorithms, key)])
     }
 
     fn of(keys: Vec<Key>) -> Result<Self, KeyError> {
@@ -143,6 +200,22 @@ impl Keys {
 }
 
 impl Key {
+    fn new(kid: Option<String>, algorithms: Vec<Algorithm>, key: DecodingKey) -> Self {
+        let mut hash = Sha256::new();
+        // The ID is a string in quotes or `None`, and the algorithms are names, so the parts cannot run together.
+        hash.update(format!("{kid:?} {algorithms:?} "));
+        match key.kind() {
+            DecodingKeyKind::SecretOrDer(bytes) => hash.update(bytes),
+            DecodingKeyKind::RsaModulusExponent { n, e } => {
+                hash.update(n.len().to_be_bytes());
+                hash.update(n);
+                hash.update(e);
+            }
+        }
+        let term = KeyTerm { fingerprint: hash.finalize().into(), withdrawn: CancellationToken::new() };
+        Key { kid, algorithms, key, term }
+    }
+
     /// Returns whether a token of another key may have been tried with this one.
     pub(super) fn has_no_id(&self) -> bool {
         self.kid.is_none()
@@ -190,5 +263,5 @@ fn from_jwk(jwk: &Value, allowed: &[Algorithm]) -> Option<Key> {
     let own = common.key_algorithm.map(|own| Algorithm::from_str(&own.to_string()).ok());
     let is_own = |algorithm: &Algorithm| own.is_none_or(|own| own == Some(*algorithm));
     let algorithms: Vec<_> = fitting(&key, allowed).into_iter().filter(is_own).collect();
-    (!algorithms.is_empty()).then(|| Key { kid: common.key_id.clone(), algorithms, key })
+    (!algorithms.is_empty()).then(|| Key::new(common.key_id.clone(), algorithms, key))
 }

@@ -6,7 +6,7 @@ pub(crate) mod keys;
 pub(crate) mod refresh;
 pub(crate) mod source;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,7 +20,7 @@ use crate::auth::Rejection;
 use crate::auth::identity::Identity;
 use crate::auth::rules::unix_seconds;
 use crate::auth::verify::cache::digest;
-use crate::auth::verify::keys::Keys;
+use crate::auth::verify::keys::{KeyTerm, Keys};
 use crate::auth::verify::refresh::Refresher;
 
 /// Maximum length of a token. All headers of a request together may have 16 KiB.
@@ -66,9 +66,17 @@ impl Verifier {
         &self.rules
     }
 
-    /// Replaces the keys, and forgets the tokens that were verified with the old ones.
-    pub(crate) fn replace_keys(&self, keys: Option<Keys>) {
+    /// Replaces the keys, and forgets the tokens that were verified with the old ones. Ends the streams of callers whose
+    /// key is not among the new ones. Only one task replaces the keys of a verifier.
+    pub(crate) fn replace_keys(&self, mut keys: Option<Keys>) {
+        let ended: Vec<KeyTerm> = match (self.keys.load_full(), &mut keys) {
+            (None, _) => Vec::new(),
+            (Some(previous), Some(keys)) => keys.succeed(&previous),
+            (Some(previous), None) => previous.terms().cloned().collect(),
+        };
         self.keys.store(keys.map(Arc::new));
+        // After that: a stream that is opened again must be verified with the new keys.
+        ended.iter().for_each(|term| term.withdrawn().cancel());
     }
 
     /// Verifies a token. Returns who it is about.
@@ -91,16 +99,17 @@ impl Verifier {
                 }
             };
         }
-        let claims = self.verify_signature(&keys, token)?;
+        let (claims, term) = self.verify_signature(&keys, token)?;
         let identity = Identity::of_claims(&claims, &self.rules.subject_claim)?;
-        let identity = Arc::new(identity.with_tenant(&claims, self.rules.tenant_claim.as_deref())?);
+        let identity = identity.with_tenant(&claims, self.rules.tenant_claim.as_deref())?;
+        let identity = Arc::new(identity.verified_with(term));
         identity.check_time(now)?;
         keys.verified.put(digest, identity.clone());
         Ok(identity)
     }
 
-    /// Verifies the signature, the issuer and the audience. Returns the claims.
-    fn verify_signature(&self, keys: &Keys, token: &str) -> Result<Map<String, Value>, Rejection> {
+    /// Verifies the signature, the issuer and the audience. Returns the claims, and the term of the key.
+    fn verify_signature(&self, keys: &Keys, token: &str) -> Result<(Map<String, Value>, KeyTerm), Rejection> {
         // `alg=none` and algorithms that the library does not know are errors here.
         let header = decode_header(token).map_err(|_| Rejection::Malformed)?;
         let validation = self.validations.iter().find(|(algorithm, _)| *algorithm == header.alg);
@@ -109,7 +118,9 @@ impl Verifier {
         for key in keys.find(header.kid.as_deref(), header.alg)? {
             match decode::<Map<String, Value>>(token, &key.key, validation) {
                 // The library accepts a list of issuers; RFC 7519 does not.
-                Ok(token) if token.claims.get("iss").is_some_and(Value::is_string) => return Ok(token.claims),
+                Ok(token) if token.claims.get("iss").is_some_and(Value::is_string) => {
+                    return Ok((token.claims, key.term.clone()));
+                }
                 Ok(_) => return Err(Rejection::Issuer),
                 // The key may have been replaced by another one that has no ID either.
                 Err(error) if *error.kind() == ErrorKind::InvalidSignature && key.has_no_id() => {}

@@ -7,10 +7,11 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
+use super::super::hang_up;
 use super::{KeyFile, send_as};
 use crate::gateway::calls::{assert_failed, client, result};
 use crate::support::WAIT_TIMEOUT;
-use crate::support::issuer::authorized;
+use crate::support::issuer::{SigningKey, authorized, jwks};
 use crate::support::kafka::msg;
 use crate::support::world::World;
 
@@ -68,6 +69,61 @@ async fn stream_ends_when_its_token_expires_after_all_results() {
     stored.sort_unstable();
     assert_eq!(stored, accepted);
     world.assert_ordered_without_gaps().await;
+}
+
+/// A key is withdrawn because others may have it: what they have opened must not stay open.
+#[tokio::test]
+async fn streams_and_watches_end_when_their_key_is_withdrawn() {
+    let world = World::new("auth_withdrawn").await;
+    let _transfer = world.running_transfer().await;
+    let keys = KeyFile::new();
+    let second = SigningKey::new("second");
+    keys.write(&jwks(&[&keys.key, &second]));
+    let gateway = keys.gateway(&world, |spec| spec).await;
+    let client = client(&gateway).await;
+    let opened = async |key: &SigningKey, id: u64| {
+        let token = key.token("alice", "");
+        let (requests, receiver) = mpsc::channel(1);
+        let entry = StreamSendEntry { correlation_id: id, msg: Some(msg("alice", "bob", &id.to_string(), "hello")) };
+        requests.send(StreamSendMsgRequest { entries: vec![entry], wait_for: 0 }).await.unwrap();
+        let stream = client.clone().stream_send_msg(authorized(&token, ReceiverStream::new(receiver))).await.unwrap();
+        let mut results = stream.into_inner();
+        let first = results.message().await.unwrap().expect("the entry has a result").results;
+        result(first[0].result.as_ref().unwrap()).unwrap();
+        let inboxes = vec![InboxCursor { recv_id: "alice".into(), after_seq: None }];
+        let watch = WatchMsgsRequest { inboxes, omit_content: false };
+        let watch = client.clone().watch_msgs(authorized(&token, watch)).await.unwrap().into_inner();
+        (requests, results, watch)
+    };
+    let (_withdrawn, mut results, mut watch) = opened(&keys.key, 1).await;
+    let (kept, mut kept_results, mut kept_watch) = opened(&second, 2).await;
+    keys.write(&jwks(&[&second]));
+    hang_up(&gateway.service);
+    let end = timeout(WAIT_TIMEOUT, results.message()).await.expect("the stream ends");
+    assert_failed(end, Code::Unavailable, "STREAM_ENDED");
+    let end = async {
+        loop {
+            if let Err(status) = watch.message().await {
+                return status;
+            }
+        }
+    };
+    let end = timeout(WAIT_TIMEOUT, end).await.expect("the watch ends");
+    assert_failed::<()>(Err(end), Code::Unavailable, "STREAM_ENDED");
+    // Those of the other key continue.
+    let to_alice = StreamSendEntry { correlation_id: 3, msg: Some(msg("alice", "alice", "3", "hello")) };
+    kept.send(StreamSendMsgRequest { entries: vec![to_alice], wait_for: 0 }).await.unwrap();
+    let next = kept_results.message().await.unwrap().expect("the entry has a result").results;
+    result(next[0].result.as_ref().unwrap()).unwrap();
+    let watched = async {
+        loop {
+            let event = kept_watch.message().await.unwrap().expect("a watch never ends with OK").event.unwrap();
+            if let Event::Msgs(watched) = event {
+                return watched.msgs.len();
+            }
+        }
+    };
+    assert_eq!(timeout(WAIT_TIMEOUT, watched).await.expect("the message is watched"), 1);
 }
 
 #[tokio::test]

@@ -155,6 +155,27 @@ fn changed_token_is_rejected() {
     assert_eq!(verifier.verify_at(&key.sign_with(&header, &claims()), NOW), Err(Rejection::Malformed));
 }
 
+/// An attacker writes its own key, or where to find it, into the header.
+#[test]
+fn token_does_not_bring_its_own_key() {
+    let (key, verifier) = es256();
+    let attacker = SigningKey::new(Algorithm::ES256, "a");
+    let jwk: jsonwebtoken::jwk::Jwk = serde_json::from_value(attacker.jwk()).expect("it is a key");
+    let url = || Some("https://evil.example.org/keys".to_owned());
+    let header = |kid: Option<&str>| Header {
+        kid: kid.map(str::to_owned),
+        jku: url(),
+        jwk: Some(jwk.clone()),
+        x5u: url(),
+        ..Header::new(Algorithm::ES256)
+    };
+    let named = header(Some("a"));
+    assert_eq!(verifier.verify_at(&attacker.sign_with(&named, &claims()), NOW), Err(Rejection::Signature));
+    let unnamed = header(None);
+    assert!(verifier.verify_at(&attacker.sign_with(&unnamed, &claims()), NOW).is_err());
+    assert!(verifier.verify_at(&key.sign_with(&unnamed, &claims()), NOW).is_ok(), "they are ignored");
+}
+
 #[test]
 fn key_is_chosen_by_its_id_and_its_purpose() {
     let (a, b) = (SigningKey::new(Algorithm::ES256, "a"), SigningKey::new(Algorithm::ES256, "b"));
@@ -194,6 +215,57 @@ fn token_stops_with_its_time_and_with_its_key() {
     assert!(verifier.verify_at(&next.sign(&claims()), NOW).is_ok());
     verifier.replace_keys(None);
     assert_eq!(verifier.verify_at(&next.sign(&claims()), NOW), Err(Rejection::NoKeys));
+}
+
+#[test]
+fn streams_of_a_withdrawn_key_end_and_those_of_others_do_not() {
+    let allowed = [Algorithm::ES256];
+    let (a, b) = (SigningKey::new(Algorithm::ES256, "a"), SigningKey::new(Algorithm::ES256, "b"));
+    let verifier = verifier(&[&a, &b], &allowed);
+    let opened = |key: &SigningKey| {
+        let identity = verifier.verify_at(&key.sign(&claims()), NOW).expect("its key is known");
+        identity.key_withdrawn().expect("it is of a token").clone()
+    };
+    let published = |keys: &[&SigningKey]| Keys::from_jwks(jwks(keys).as_bytes(), &allowed).expect("they are good");
+    let (of_a, of_b) = (opened(&a), opened(&b));
+    verifier.replace_keys(Some(published(&[&b, &a])));
+    assert!(!of_a.is_cancelled() && !of_b.is_cancelled(), "the same keys in another order");
+    verifier.replace_keys(Some(published(&[&b])));
+    assert!(of_a.is_cancelled() && !of_b.is_cancelled());
+    // A key of the same name is another key.
+    verifier.replace_keys(Some(published(&[&SigningKey::new(Algorithm::ES256, "b"), &a])));
+    assert!(of_b.is_cancelled());
+    // A key that returns is in force for new streams.
+    let again = opened(&a);
+    assert!(!again.is_cancelled());
+    verifier.replace_keys(Some(Keys::none()));
+    assert!(again.is_cancelled());
+    verifier.replace_keys(Some(published(&[&a])));
+    let again = opened(&a);
+    verifier.replace_keys(None);
+    assert!(again.is_cancelled(), "keys that are too old");
+    for (first, second) in [(a.pem.as_str(), b.pem.as_str()), (b.pem.as_str(), a.pem.as_str())] {
+        verifier.replace_keys(Some(Keys::from_pem(first, &allowed).expect("it is a key")));
+        let of_file = opened(if first == a.pem { &a } else { &b });
+        verifier.replace_keys(Some(Keys::from_pem(&format!("{second}{first}"), &allowed).expect("two keys")));
+        assert!(!of_file.is_cancelled());
+        verifier.replace_keys(Some(Keys::from_pem(second, &allowed).expect("it is a key")));
+        assert!(of_file.is_cancelled(), "a PEM file");
+    }
+}
+
+#[test]
+fn streams_of_a_replaced_secret_end() {
+    let (old, allowed) = ("0123456789abcdef0123456789abcdef", [Algorithm::HS256]);
+    let verifier = Verifier::new(rules(&allowed), Keys::from_secret(old, &allowed).ok());
+    let key = EncodingKey::from_secret(old.as_bytes()).expect("it is not empty");
+    let token = encode(&Header::new(Algorithm::HS256), &claims(), &key).expect("it can be signed");
+    let identity = verifier.verify_at(&token, NOW).expect("it is good");
+    let withdrawn = identity.key_withdrawn().expect("it is of a token");
+    verifier.replace_keys(Keys::from_secret(old, &allowed).ok());
+    assert!(!withdrawn.is_cancelled());
+    verifier.replace_keys(Keys::from_secret("0123456789abcdef0123456789abcdee", &allowed).ok());
+    assert!(withdrawn.is_cancelled());
 }
 
 #[test]
