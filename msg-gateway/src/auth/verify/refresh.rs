@@ -1,5 +1,6 @@
 //! Keeps the keys of an issuer's JWKS URL fresh: hourly, and when a token names an unknown key, but at most once in 10
-//! seconds for all callers. While the issuer does not respond, the last keys stay in use for a day.
+//! seconds for all callers. While the issuer does not respond, the last keys stay in use for a day. A key set that it
+//! publishes is in force, even without keys.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,13 @@ pub(crate) trait Fetch: Send + Sync {
     fn fetch(&self) -> BoxFuture<'_, Result<Bytes, HttpError>>;
 }
 
+/// A key set that the issuer publishes.
+struct KeySet {
+    keys: Keys,
+    /// Why it verifies no token.
+    unusable: Option<String>,
+}
+
 /// Why the keys were not refreshed.
 #[derive(Debug, thiserror::Error)]
 enum RefreshError {
@@ -62,6 +70,8 @@ struct Schedule {
     succeeded: Option<Instant>,
     /// The SHA-256 of the key set in use.
     digest: Option<[u8; 32]>,
+    /// Why the key set in use verifies no token, if the issuer has withdrawn all keys.
+    unusable: Option<String>,
 }
 
 impl Schedule {
@@ -80,9 +90,9 @@ impl Schedule {
         self.succeeded.is_some_and(|succeeded| now.saturating_duration_since(succeeded) >= MAX_AGE)
     }
 
-    /// Returns the time until the next regular attempt, which is due `interval` after a successful one.
+    /// Returns the time until the next regular attempt, which is due `interval` after one that found usable keys.
     fn wait(&self, now: Instant, interval: Duration) -> Duration {
-        let interval = if self.is_fresh() { interval } else { MIN_INTERVAL };
+        let interval = if self.is_fresh() && self.unusable.is_none() { interval } else { MIN_INTERVAL };
         self.attempted.map_or(Duration::ZERO, |attempted| (attempted + interval).saturating_duration_since(now))
     }
 }
@@ -138,12 +148,19 @@ impl Refresher {
             Ok((digest, keys)) => {
                 schedule.succeeded = Some(now);
                 schedule.digest = Some(digest);
-                if let Some(keys) = keys {
-                    tracing::info!("keys of the token issuer changed");
+                if let Some(KeySet { keys, unusable }) = keys {
+                    match &unusable {
+                        None => tracing::info!("keys of the token issuer changed"),
+                        Some(error) => tracing::warn!(error, "the token issuer has withdrawn all keys"),
+                    }
+                    schedule.unusable = unusable;
                     self.verifier.replace_keys(Some(keys));
                 }
                 counter!(AUTH_KEY_FETCHES, "outcome" => "OK").increment(1);
-                self.readiness.ready(COMPONENT);
+                match &schedule.unusable {
+                    None => self.readiness.ready(COMPONENT),
+                    Some(error) => self.no_keys(&format!("the key set of the issuer {error}")),
+                }
             }
             Err(error) => self.failed(schedule, now, &chain(&error)),
         }
@@ -154,27 +171,35 @@ impl Refresher {
     fn failed(&self, schedule: &mut Schedule, now: Instant, error: &str) {
         counter!(AUTH_KEY_FETCHES, "outcome" => "FAILED").increment(1);
         if schedule.is_over(now) {
-            (schedule.succeeded, schedule.digest) = (None, None);
+            (schedule.succeeded, schedule.digest, schedule.unusable) = (None, None, None);
             self.verifier.replace_keys(None);
         }
         if schedule.succeeded.is_none() {
-            let reason = format!("no keys to check tokens with: {error}: check AUTH_JWKS_URL and the issuer");
-            self.readiness.not_ready(COMPONENT, reason);
+            self.no_keys(error);
         } else if let Some(repeated) = FAILURES.occurred(error) {
             tracing::warn!(error, repeated, "cannot fetch keys of the token issuer, using the last ones");
         }
     }
 
+    fn no_keys(&self, error: &str) {
+        let reason = format!("no keys to check tokens with: {error}: check AUTH_JWKS_URL and the issuer");
+        self.readiness.not_ready(COMPONENT, reason);
+    }
+
     /// Returns the digest of the key set, and the keys, unless they are the same as before: tokens that were verified
-    /// stay verified.
-    async fn load(&self, current: Option<[u8; 32]>) -> Result<([u8; 32], Option<Keys>), RefreshError> {
+    /// stay verified. A key set without usable keys is in force too: the issuer has withdrawn them.
+    async fn load(&self, current: Option<[u8; 32]>) -> Result<([u8; 32], Option<KeySet>), RefreshError> {
         let text = self.source.fetch().await?;
         let digest: [u8; 32] = Sha256::digest(&text).into();
         if current == Some(digest) {
             return Ok((digest, None));
         }
-        let keys = Keys::from_jwks(&text, &self.verifier.rules().algorithms)?;
-        Ok((digest, Some(keys)))
+        let set = match Keys::from_jwks(&text, &self.verifier.rules().algorithms) {
+            Ok(keys) => KeySet { keys, unusable: None },
+            Err(error @ KeyError::NoneFits { .. }) => KeySet { keys: Keys::none(), unusable: Some(error.to_string()) },
+            Err(error) => return Err(error.into()),
+        };
+        Ok((digest, Some(set)))
     }
 }
 

@@ -75,6 +75,18 @@ async fn keys_are_fetched_from_the_url_and_outlive_the_issuer() {
     let failed = metric(&gateway, "msg_gateway_auth_key_fetches_total{outcome=\"FAILED\"}").await.unwrap();
     assert!(failed >= 2.0, "{failed} failed attempts were counted");
     assert!(gateway.service.is_ready().await, "it has keys");
+    // An issuer that responds and has no keys any more has withdrawn them.
+    issuer.publish(&[]);
+    eventually("the last keys are withdrawn", async || {
+        let _ = send_as(&client, &unknown, &hello).await;
+        let rejected = send_as(&client, &token, &hello).await;
+        ensure(rejected.as_ref().is_err_and(|status| status.code() == Code::Unauthenticated), format!("{rejected:?}"))
+    })
+    .await;
+    wait_gateway_not_ready(&gateway, &["auth", "none that fits"]).await;
+    issuer.publish(&[&second]);
+    eventually("a new key is fetched", async || Ok(send_as(&client, &token, &hello).await?)).await;
+    eventually("the gateway is ready", async || ensure(gateway.service.is_ready().await, "not ready")).await;
 }
 
 #[tokio::test]

@@ -194,9 +194,44 @@ async fn broken_key_set_keeps_the_keys_in_use() {
     issuer.publish(&[&old]);
     let (tokens, readiness) = tokens(&issuer);
     assert!(refresh(&tokens, start).await);
-    *issuer.keys.lock().expect("no panic") = Some(r#"{"keys":[]}"#.into());
-    assert!(!refresh(&tokens, start + seconds(10)).await);
-    assert!(tokens.verify(&token(&old)).is_ok() && readiness.reasons().is_empty());
+    for (second, broken) in [(10, "<html>"), (20, "{}"), (30, r#"{"keys":7}"#)] {
+        *issuer.keys.lock().expect("no panic") = Some(broken.into());
+        assert!(!refresh(&tokens, start + seconds(second)).await, "{broken}");
+        assert!(tokens.verify(&token(&old)).is_ok() && readiness.reasons().is_empty(), "{broken}");
+    }
+}
+
+#[tokio::test]
+async fn issuer_that_withdraws_its_last_key_is_obeyed() {
+    let (old, next, issuer, start) = (key("a"), key("b"), Arc::new(Issuer::default()), Instant::now());
+    let mut unusable = old.jwk();
+    unusable["use"] = "enc".into();
+    let (tokens, readiness) = tokens(&issuer);
+    let mut second = 0;
+    for withdrawn in [r#"{"keys":[]}"#.to_owned(), serde_json::json!({ "keys": [unusable] }).to_string()] {
+        issuer.publish(&[&old]);
+        assert!(refresh(&tokens, start + seconds(second)).await);
+        assert!(tokens.verify(&token(&old)).is_ok() && readiness.reasons().is_empty(), "{withdrawn}");
+        *issuer.keys.lock().expect("no panic") = Some(withdrawn.clone());
+        // Also when it is fetched again and has not changed.
+        for again in [10, 20] {
+            assert!(refresh(&tokens, start + seconds(second + again)).await);
+            assert_eq!(tokens.verify(&token(&old)), Err(Rejection::UnknownKey), "{withdrawn}");
+            assert!(readiness.reasons()[COMPONENT].contains("none that fits"), "{:?}", readiness.reasons());
+        }
+        // It is fetched again soon: a gateway that is not ready gets no calls that would cause it.
+        let schedule = tokens.refresher.as_ref().expect("it has one").schedule.lock().await;
+        assert_eq!(schedule.wait(start + seconds(second + 20), INTERVAL), MIN_INTERVAL, "{withdrawn}");
+        drop(schedule);
+        // The empty set stays in force while the issuer is away.
+        issuer.leave();
+        assert!(!refresh(&tokens, start + seconds(second + 30)).await);
+        assert_eq!(tokens.verify(&token(&old)), Err(Rejection::UnknownKey), "{withdrawn}");
+        second += 40;
+    }
+    issuer.publish(&[&next]);
+    assert!(refresh(&tokens, start + seconds(second)).await);
+    assert!(tokens.verify(&token(&next)).is_ok() && readiness.reasons().is_empty());
 }
 
 #[test]
@@ -205,6 +240,9 @@ fn keys_are_fetched_hourly_and_more_often_after_a_failure() {
     assert_eq!(schedule.wait(start, hour), Duration::ZERO);
     (schedule.attempted, schedule.succeeded) = (Some(start), Some(start));
     assert_eq!(schedule.wait(start + seconds(600), hour), seconds(3000));
+    schedule.unusable = Some("has 0 keys".into());
+    assert_eq!(schedule.wait(start + seconds(4), hour), seconds(6));
+    schedule.unusable = None;
     schedule.attempted = Some(start + seconds(3600));
     assert_eq!(schedule.wait(start + seconds(3600), hour), MIN_INTERVAL);
     assert_eq!(schedule.wait(start + seconds(3700), hour), Duration::ZERO);
