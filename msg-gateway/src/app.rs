@@ -38,6 +38,9 @@ use crate::{auth, health, read};
 /// The component of [`Readiness`] for the shutdown.
 const SHUTDOWN: &str = "shutdown";
 
+/// Maximum size of a request of reflection, and of a health check. It is a name; reflection's response contains it twice.
+const MAX_TOOL_REQUEST_BYTES: usize = 4 << 10;
+
 /// Why the gateway could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each error's text says it")]
@@ -146,7 +149,7 @@ pub async fn run(
     let service = MsgGatewayServer::new(Gateway::new(sender, reader, watch))
         .max_decoding_message_size(config.max_request_bytes());
     let mut routes = Routes::builder();
-    routes.add_service(health_service);
+    routes.add_service(health_service.max_decoding_message_size(MAX_TOOL_REQUEST_BYTES));
     if config.reflection() {
         add_reflection(&mut routes)?;
     }
@@ -268,10 +271,8 @@ fn add_reflection(routes: &mut tonic::service::RoutesBuilder) -> Result<(), Erro
             // ErrorInfo and the like, so that tools can show error details.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    // A request is a name, and the response contains it twice.
-    const MAX_REQUEST_BYTES: usize = 4 << 10;
-    let v1 = described().build_v1()?.max_decoding_message_size(MAX_REQUEST_BYTES);
-    let v1alpha = described().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST_BYTES);
+    let v1 = described().build_v1()?.max_decoding_message_size(MAX_TOOL_REQUEST_BYTES);
+    let v1alpha = described().build_v1alpha()?.max_decoding_message_size(MAX_TOOL_REQUEST_BYTES);
     routes.add_service(v1).add_service(v1alpha);
     Ok(())
 }

@@ -94,7 +94,7 @@ pub enum Command {
 /// Limits and timeouts of connections and calls.
 #[derive(Args, Clone, Debug)]
 pub struct ServerOptions {
-    /// Maximum number of connections. Above it, new connections are closed immediately
+    /// Maximum number of connections, and with --auth-mode of open health checks. Above it, new ones are closed or fail
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_name = "N")]
     pub max_connections: usize,
     /// Maximum number of concurrent calls on one connection. Above it, calls wait in the caller's gRPC library

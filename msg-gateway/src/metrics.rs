@@ -75,7 +75,10 @@ pub fn describe() {
         "Connections that were closed immediately because MAX_CONNECTIONS were open"
     );
     describe_gauge!(OPEN_CALLS, "Open calls, each until its last response is written");
-    describe_counter!(CALLS_REJECTED, "Calls that were rejected because MAX_OPEN_CALLS were open");
+    describe_counter!(
+        CALLS_REJECTED,
+        "Calls that were rejected because MAX_OPEN_CALLS, or the maximum of their kind, were open"
+    );
     describe_gauge!(UNREAD_RESPONSE_BYTES, Unit::Bytes, "Bytes of responses that callers have not read");
     describe_counter!(
         HANDSHAKE_TIMEOUTS,

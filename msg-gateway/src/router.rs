@@ -20,7 +20,7 @@ use tower::Service;
 
 use crate::auth::rules::Caller;
 use crate::auth::{Authentication, Authenticator};
-use crate::budget::{Budgets, LimitReached};
+use crate::budget::{Budget, Budgets, Holder, LimitReached, Permit};
 use crate::incoming::Lifetime;
 use crate::metrics::TRANSPORT_ERRORS;
 use crate::request_body::{BoundedBody, RequestKind};
@@ -28,26 +28,39 @@ use crate::response::{OpenCall, hold_permits};
 use crate::send::deadline::Arrival;
 use crate::status::{Failure, reason_name, with_reason};
 
-/// Opens a call, which is open until the last byte of its response is written. At a limit it returns the limit, and an open
-/// call for the response that rejects the request. If there is no permit for that either, the connection is closed.
-fn admit<B>(budgets: &Budgets, request: &Request<B>) -> Result<Arc<OpenCall>, (Option<Arc<OpenCall>>, LimitReached)> {
-    let path = request.uri().path();
-    let lifetime = request.extensions().get::<Lifetime>();
-    let open = |permits| OpenCall::new(permits, lifetime.and_then(Lifetime::unread), path.ends_with("/WatchMsgs"));
-    let call = budgets.calls.try_acquire(1).map_err(|reached| {
-        let rejection = budgets.rejections.try_acquire(1).ok();
-        if let (None, Some(lifetime)) = (&rejection, lifetime) {
-            lifetime.disconnect_slow_reader();
+/// Opens a call, which is open until the last byte of its response is written.
+fn admit<B>(budgets: &Budgets, request: &Request<B>, is_exempt: bool) -> Result<Arc<OpenCall>, LimitReached> {
+    if is_exempt {
+        // Everyone may open it, so it holds no permit that the calls of known callers need.
+        let connection = request.extensions().get::<Lifetime>().map_or(0, Lifetime::number);
+        let check = budgets.health_checks.try_acquire_for(Holder::numbered(connection), 1)?;
+        return Ok(open(request, vec![check]));
+    }
+    let mut permits = vec![budgets.calls.try_acquire(1)?];
+    if request.uri().path().starts_with("/grpc.reflection.") {
+        permits.push(budgets.reflections.try_acquire(1)?);
+    }
+    Ok(open(request, permits))
+}
+
+fn open<B>(request: &Request<B>, permits: Vec<Permit>) -> Arc<OpenCall> {
+    let unread = request.extensions().get::<Lifetime>().and_then(Lifetime::unread);
+    OpenCall::new(permits, unread, request.uri().path().ends_with("/WatchMsgs"))
+}
+
+/// Returns the response that rejects a request. It holds a permit of `budget`. If there is none, the connection is closed.
+fn rejection<B>(budget: &Arc<Budget>, request: &Request<B>, response: Response<Body>) -> Response<Body> {
+    match budget.try_acquire(1) {
+        Ok(permit) => hold_permits(response, open(request, vec![permit])),
+        Err(_) => {
+            request.extensions().get::<Lifetime>().into_iter().for_each(Lifetime::disconnect_slow_reader);
+            Response::default()
         }
-        (rejection.map(|rejection| open(vec![rejection])), reached)
-    })?;
-    if !path.starts_with("/grpc.reflection.") {
-        return Ok(open(vec![call]));
     }
-    match budgets.reflections.try_acquire(1) {
-        Ok(reflection) => Ok(open(vec![call, reflection])),
-        Err(reached) => Err((Some(open(vec![call])), reached)),
-    }
+}
+
+fn failed(failure: impl Into<Failure>) -> Response<Body> {
+    Status::from(failure.into()).into_http()
 }
 
 /// Routes calls to the gateway's service, and all others to axum's router.
@@ -86,8 +99,7 @@ type RpcResult = Result<Response<Body>, Infallible>;
 /// token issuer, which is rare, is as large as those.
 type RouterFuture<G> = Either<Ready<RpcResult>, Either<ResponseFuture<G>, BoxFuture<'static, RpcResult>>>;
 
-fn ready_response<G>(response: Response<Body>, call: Option<Arc<OpenCall>>) -> RouterFuture<G> {
-    let response = call.map_or_else(Response::default, |call| hold_permits(response, call));
+fn ready_response<G>(response: Response<Body>) -> RouterFuture<G> {
     Either::Left(std::future::ready(Ok(response)))
 }
 
@@ -123,7 +135,9 @@ where
         let streamed =
             ["/StreamSendMsg", "/ServerReflectionInfo"].iter().any(|name| request.uri().path().ends_with(name));
         let kind = if streamed { RequestKind::Streaming } else { RequestKind::Unary };
-        let bounded = |body| BoundedBody::new(body, &self.budgets.partial_requests, kind, self.receive_timeout);
+        let is_exempt = self.authenticator.is_exempt(request.uri().path());
+        let bytes = if is_exempt { &self.budgets.health_bytes } else { &self.budgets.partial_requests };
+        let bounded = |body| BoundedBody::new(body, bytes, kind, self.receive_timeout);
         if Self::is_gateways(request.uri().path()) {
             request.extensions_mut().insert(caller);
             let request = request.map(bounded);
@@ -159,23 +173,40 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let call = match admit(&self.budgets, &request) {
-            Ok(call) => call,
-            Err((call, reached)) => return ready_response(Status::from(Failure::from(reached)).into_http(), call),
-        };
+        let budgets = &self.budgets;
         if let Some(status) = not_grpc_status(&request) {
-            return ready_response(rejected(status), Some(call));
+            return ready_response(rejection(&budgets.refusals, &request, rejected(status)));
         }
+        let is_exempt = self.authenticator.is_exempt(request.uri().path());
+        let call = match admit(budgets, &request, is_exempt) {
+            Ok(call) => call,
+            Err(reached) => return ready_response(rejection(&budgets.rejections, &request, failed(reached))),
+        };
         request.extensions_mut().insert(Arrival(Instant::now()));
         match self.authenticator.authenticate(&request) {
             Authentication::Done(Ok(caller)) => self.serve(request, call, caller),
-            Authentication::Done(Err(failure)) => ready_response(Status::from(failure).into_http(), Some(call)),
+            Authentication::Done(Err(failure)) => {
+                ready_response(rejection(&budgets.refusals, &request, failed(failure)))
+            }
             Authentication::Waiting(authenticated) => {
+                // Its caller is not known yet, so it must not hold a permit that the calls of known callers need.
+                drop(call);
+                let wait = match budgets.key_waits.try_acquire(1) {
+                    Ok(wait) => wait,
+                    Err(reached) => return ready_response(rejection(&budgets.refusals, &request, failed(reached))),
+                };
                 let mut router = self.clone();
                 Either::Right(Either::Right(Box::pin(async move {
-                    match authenticated.await {
-                        Ok(caller) => router.serve(request, call, caller).await,
-                        Err(failure) => Ok(hold_permits(Status::from(failure).into_http(), call)),
+                    let authenticated = authenticated.await;
+                    drop(wait);
+                    let budgets = &router.budgets;
+                    let caller = match authenticated {
+                        Ok(caller) => caller,
+                        Err(failure) => return Ok(rejection(&budgets.refusals, &request, failed(failure))),
+                    };
+                    match admit(budgets, &request, false) {
+                        Ok(call) => router.serve(request, call, caller).await,
+                        Err(reached) => Ok(rejection(&budgets.rejections, &request, failed(reached))),
                     }
                 })))
             }
@@ -232,129 +263,4 @@ pub(crate) fn with_reason_of_transport(status: &Status) -> Status {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-    use tonic_types::StatusExt;
-    use tower::ServiceExt;
-
-    use super::*;
-
-    /// A service that always responds with this status.
-    #[derive(Clone)]
-    struct Always(Status);
-
-    impl NamedService for Always {
-        const NAME: &'static str = "msg.v1.MsgGateway";
-    }
-
-    impl<B> Service<Request<B>> for Always {
-        type Response = Response<Body>;
-        type Error = Infallible;
-        type Future = Ready<RpcResult>;
-
-        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn call(&mut self, _: Request<B>) -> Self::Future {
-            std::future::ready(Ok(self.0.clone().into_http()))
-        }
-    }
-
-    fn router_to(service: Always, budgets: Arc<Budgets>) -> RpcRouter<Always, Always> {
-        RpcRouter::new(service.clone(), service, Authenticator::open(), budgets, Duration::MAX)
-    }
-
-    fn status_through_router(status: Status, path: &str) -> Status {
-        let router = router_to(Always(status), Budgets::of(&[]));
-        let request =
-            Request::post(path).header(CONTENT_TYPE, "application/grpc").body(Body::empty()).expect("it is valid");
-        let response = router.oneshot(request).now_or_never().expect("it does not wait").expect("it cannot fail");
-        Status::from_header_map(response.headers()).expect("it has a status")
-    }
-
-    #[test]
-    fn transport_error_gets_a_reason() {
-        for (code, then, reason) in [
-            (Code::OutOfRange, Code::ResourceExhausted, "TOO_LARGE"),
-            (Code::ResourceExhausted, Code::ResourceExhausted, "TOO_LARGE"),
-            (Code::Unimplemented, Code::Unimplemented, "BAD_REQUEST"),
-            (Code::Internal, Code::Internal, "BAD_REQUEST"),
-        ] {
-            for path in ["/msg.v1.MsgGateway/SendMsg", "/msg.v1.MsgGatewayX/SendMsg", "/"] {
-                let status = status_through_router(Status::new(code, "why"), path);
-                assert_eq!((status.code(), status.message()), (then, "why"));
-                let details = status.get_error_details();
-                let info = details.error_info().expect("it was added");
-                assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "msg.v1"));
-            }
-        }
-    }
-
-    #[test]
-    fn other_protocols_are_rejected_as_not_grpc() {
-        let request = |method, content_type| {
-            Request::builder().method(method).header(CONTENT_TYPE, content_type).body(()).expect("it is valid")
-        };
-        for content_type in ["application/grpc", "application/grpc+proto", "application/grpc;x=1"] {
-            assert_eq!(not_grpc_status(&request("POST", content_type)), None, "{content_type}");
-        }
-        for content_type in ["", "text/plain", "application/json", "application/grpc-web", "application/grp"] {
-            assert_eq!(
-                not_grpc_status(&request("POST", content_type)),
-                Some(StatusCode::UNSUPPORTED_MEDIA_TYPE),
-                "{content_type}"
-            );
-        }
-        assert_eq!(not_grpc_status(&request("GET", "application/grpc")), Some(StatusCode::METHOD_NOT_ALLOWED));
-        assert_eq!(
-            not_grpc_status(&Request::post("/").body(()).expect("it is valid")),
-            Some(StatusCode::UNSUPPORTED_MEDIA_TYPE)
-        );
-    }
-
-    #[test]
-    fn own_errors_and_those_of_other_services_are_not_changed() {
-        let ours = Status::from(Failure::Overloaded("full".into()));
-        let seen = status_through_router(ours.clone(), "/msg.v1.MsgGateway/SendMsg");
-        assert_eq!((seen.code(), seen.details()), (ours.code(), ours.details()));
-        let other = status_through_router(Status::not_found("no such service"), "/grpc.health.v1.Health/Check");
-        assert_eq!((other.code(), other.details().len()), (Code::NotFound, 0));
-    }
-
-    #[test]
-    fn call_above_the_limit_is_rejected_before_it_is_served() {
-        let budgets = Budgets::of(&["--max-open-calls", "1"]);
-        let request = || {
-            let request = Request::post("/msg.v1.MsgGateway/SendMsg").header(CONTENT_TYPE, "application/grpc");
-            request.body(Body::empty()).expect("it is valid")
-        };
-        let open = admit(&budgets, &request()).expect("there is capacity");
-        assert_eq!(budgets.calls.used().items, 1);
-        let served = Always(Status::ok("served"));
-        let router = router_to(served, budgets);
-        let call =
-            || router.clone().oneshot(request()).now_or_never().expect("it does not wait").expect("it cannot fail");
-        let rejected = Status::from_header_map(call().headers()).expect("it has a status");
-        let details = rejected.get_error_details();
-        assert_eq!(rejected.code(), Code::ResourceExhausted);
-        assert_eq!(details.error_info().expect("it is ours").reason, "NOT_SENT");
-        assert!(details.retry_info().is_some());
-        drop(open);
-        let served = call();
-        assert_eq!(Status::from_header_map(served.headers()).expect("it has a status").code(), Code::Ok);
-    }
-
-    #[test]
-    fn reflection_streams_have_a_limit_of_their_own() {
-        let budgets = Budgets::of(&[]);
-        let request = |path| Request::post(path).body(()).expect("it is valid");
-        let reflect = || admit(&budgets, &request("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"));
-        let open: Vec<_> = std::iter::from_fn(|| reflect().ok()).collect();
-        assert_eq!(open.len(), budgets.reflections.used().items);
-        assert!(matches!(reflect(), Err((Some(_), _))));
-        assert!(admit(&budgets, &request("/msg.v1.MsgGateway/SendMsg")).is_ok());
-        drop(open);
-        assert!(reflect().is_ok());
-    }
-}
+mod tests;

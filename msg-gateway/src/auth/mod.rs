@@ -56,11 +56,16 @@ impl Authenticator {
         Authenticator(Some(required))
     }
 
+    /// Returns whether a call of this path needs no credentials, though others do.
+    pub(crate) fn is_exempt(&self, path: &str) -> bool {
+        self.0.is_some() && path.starts_with("/grpc.health.v1.Health/")
+    }
+
     /// Authenticates the caller of a request, by the head of the request alone.
     pub(crate) fn authenticate<B>(&self, request: &Request<B>) -> Authentication {
         let Some(required) = &self.0 else { return Authentication::Done(Ok(Caller::anyone())) };
         let path = request.uri().path();
-        if path.starts_with("/grpc.health.v1.Health/") {
+        if self.is_exempt(path) {
             return Authentication::Done(Ok(Caller::anyone()));
         }
         let (rule, call) = (Rule::of_path(path), AuditedCall::of(request));

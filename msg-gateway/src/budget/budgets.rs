@@ -19,8 +19,16 @@ use crate::quota::{Quota, start_counters};
 const WAITING_PER_READ: usize = 4;
 /// Maximum number of reflection streams: tools for people use them.
 const MAX_REFLECTIONS: usize = 32;
-/// Maximum number of responses, not written yet, to calls above the limit of open calls.
+/// Maximum number of responses, not written yet, to calls above the limit of open calls, and again to calls without valid
+/// credentials.
 const MAX_REJECTIONS: usize = 4096;
+/// Maximum number of health checks of one connection, if other calls need credentials. A client has one watch.
+const MAX_HEALTH_CHECKS: usize = 16;
+/// Maximum bytes of partially received health checks, if other calls need credentials. Almost all arrive in one frame.
+const MAX_HEALTH_BYTES: usize = 1 << 20;
+/// Maximum number of calls that wait for the keys of the token issuer. Meanwhile HTTP/2 holds the window of each, which is
+/// 256 KiB.
+const MAX_KEY_WAITS: usize = 256;
 /// Maximum number of concurrent requests to Kafka. Each blocks a thread, and continues after its caller has
 /// disconnected.
 const MAX_KAFKA_REQUESTS: usize = 8;
@@ -33,6 +41,14 @@ pub(crate) struct Budgets {
     pub(crate) calls: Arc<Budget>,
     /// Calls above the limit of open calls, whose responses are not written yet.
     pub(crate) rejections: Arc<Budget>,
+    /// Calls without valid credentials, whose responses are not written yet. They hold nothing that other calls need.
+    pub(crate) refusals: Arc<Budget>,
+    /// Health checks and watches, if other calls need credentials: everyone may open them.
+    pub(crate) health_checks: Arc<Budget>,
+    /// Bytes of partially received health checks, if other calls need credentials.
+    pub(crate) health_bytes: Arc<Budget>,
+    /// Calls that wait for the keys of the token issuer: their callers are not known yet.
+    pub(crate) key_waits: Arc<Budget>,
     pub(crate) reflections: Arc<Budget>,
     /// Bytes of partially received requests.
     pub(crate) partial_requests: Arc<Budget>,
@@ -98,6 +114,16 @@ impl Budgets {
             .with_rejections(counter!(CALLS_REJECTED))
             .into(),
             rejections: Budget::new(Limit::new(MAX_REJECTIONS, "rejections are not read by their callers")).into(),
+            refusals: Budget::new(Limit::new(MAX_REJECTIONS, "rejections are not read by their callers")).into(),
+            health_checks: Budget::new(limit(server.max_connections, "health checks are open", "MAX_CONNECTIONS"))
+                .with_limit_per_holder(Limit::new(MAX_HEALTH_CHECKS, "health checks of this connection are open"))
+                .with_rejections(counter!(CALLS_REJECTED))
+                .into(),
+            health_bytes: Budget::new(Limit::new(MAX_HEALTH_BYTES, "bytes of health checks are received partially"))
+                .into(),
+            key_waits: Budget::new(Limit::new(MAX_KEY_WAITS, "calls wait for the keys of the token issuer"))
+                .with_rejections(counter!(CALLS_REJECTED))
+                .into(),
             reflections: Budget::new(Limit::new(MAX_REFLECTIONS, "reflection streams are open"))
                 .with_rejections(counter!(CALLS_REJECTED))
                 .into(),

@@ -100,6 +100,11 @@ impl Budget {
         Budget { holder_limit: Some(HolderLimit::Items(limit)), ..self }
     }
 
+    /// Limits the items of each holder, with a limit that is no quota.
+    pub(crate) fn with_limit_per_holder(self, limit: Limit) -> Self {
+        Budget { holder_limit: Some(HolderLimit::Items(limit)), ..self }
+    }
+
     /// Limits each holder to `percent` of the capacity that the others leave, while there are others. A holder of
     /// nothing may acquire anything that fits: otherwise a large amount would be rejected on every retry. 0 is no limit.
     pub(crate) fn with_share(self, percent: usize) -> Self {

@@ -179,11 +179,15 @@ pub(crate) mod health {
     }
 
     pub(crate) async fn watch(channel: &Channel) -> tonic::Streaming<HealthCheckResponse> {
+        try_watch(channel).await.unwrap()
+    }
+
+    pub(crate) async fn try_watch(channel: &Channel) -> Result<tonic::Streaming<HealthCheckResponse>, Status> {
         let mut grpc = tonic::client::Grpc::new(channel.clone());
         grpc.ready().await.unwrap();
         let request = Request::new(HealthCheckRequest { service: SERVICE.into() });
         let path = PathAndQuery::from_static("/grpc.health.v1.Health/Watch");
         let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
-        grpc.server_streaming(request, path, codec).await.unwrap().into_inner()
+        Ok(grpc.server_streaming(request, path, codec).await?.into_inner())
     }
 }

@@ -11,6 +11,7 @@ use tonic::{Code, Request, Status};
 
 use super::{KeyFile, send_as};
 use crate::gateway::calls::{Client, assert_failed, channel, client, health, metric, reason, result, unary};
+use crate::support::eventually;
 use crate::support::issuer::{AUDIENCE, ISSUER, SigningKey, authorized};
 use crate::support::kafka::{msg, msg_id_of};
 use crate::support::world::World;
@@ -206,6 +207,28 @@ async fn token_that_is_wrong_in_any_way_is_rejected() {
         assert_eq!(metric(&gateway, &line).await.unwrap(), before + 1.0, "{label}");
     }
     assert_eq!(world.end_offsets().await, [0; 4], "a message was sent");
+}
+
+/// What callers without credentials leave open takes nothing away from known callers, and little from each other.
+#[tokio::test]
+async fn strangers_cannot_use_up_the_calls_of_known_callers() {
+    let world = World::new("auth_strangers").await;
+    let keys = KeyFile::new();
+    let gateway = keys.gateway(&world, |spec| spec.env("MAX_OPEN_CALLS", 8)).await;
+    let stranger = channel(&gateway).await;
+    let mut watches = Vec::new();
+    for _ in 0..16 {
+        let mut watch = health::watch(&stranger).await;
+        assert_eq!(watch.message().await.unwrap().unwrap().status, health::SERVING);
+        watches.push(watch);
+    }
+    let above = health::try_watch(&stranger).await.map(drop).unwrap_err();
+    assert_eq!((above.code(), reason(&above).as_deref()), (Code::ResourceExhausted, Some("NOT_SENT")));
+    let token = keys.key.token("alice", "");
+    send_as(&client(&gateway).await, &token, &msg("alice", "bob", "1", "hello")).await.unwrap();
+    assert_eq!(health::check(&channel(&gateway).await).await, health::SERVING, "others check the health");
+    drop(watches);
+    eventually("the health may be watched again", async || Ok(health::try_watch(&stranger).await.map(drop)?)).await;
 }
 
 #[tokio::test]
