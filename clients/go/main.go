@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -100,7 +101,7 @@ func (c *client) pullAll(ctx context.Context, recvID string) ([]*msgv1.StoredMsg
 
 type options struct {
 	address, sendID, recvID, serviceConfig string
-	tlsCA, tlsCert, tlsKey                 string
+	tlsCA, tlsCert, tlsKey, tokenFile      string
 	count                                  int
 	noClientMsgID                          bool
 }
@@ -129,6 +130,20 @@ func (opts options) credentials() (credentials.TransportCredentials, error) {
 	return credentials.NewTLS(config), nil
 }
 
+// tokenFile adds our token to each call. The file is read each time, because another program renews the token.
+type tokenFile string
+
+func (file tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token, err := os.ReadFile(string(file))
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"authorization": "Bearer " + strings.TrimSpace(string(token))}, nil
+}
+
+// RequireTransportSecurity makes gRPC send the token over TLS only.
+func (tokenFile) RequireTransportSecurity() bool { return true }
+
 type totals struct {
 	Sent     int  `json:"sent"`
 	Pulled   int  `json:"pulled"`
@@ -143,6 +158,9 @@ func run(ctx context.Context, opts options) (*totals, error) {
 		return nil, err
 	}
 	dial := append(dialOptions, grpc.WithTransportCredentials(transport))
+	if opts.tokenFile != "" {
+		dial = append(dial, grpc.WithPerRPCCredentials(tokenFile(opts.tokenFile)))
+	}
 	if opts.serviceConfig != "" {
 		config, err := os.ReadFile(opts.serviceConfig)
 		if err != nil {
@@ -206,6 +224,7 @@ func main() {
 	flag.StringVar(&opts.tlsCA, "tls-ca", "", "connect over TLS, and verify the gateway with these CAs")
 	flag.StringVar(&opts.tlsCert, "tls-cert", "", "our own certificate")
 	flag.StringVar(&opts.tlsKey, "tls-key", "", "the key of our own certificate")
+	flag.StringVar(&opts.tokenFile, "token-file", "", "our own token, which is read again for each call; needs -tls-ca")
 	flag.Parse()
 
 	result, err := run(context.Background(), opts)

@@ -26,6 +26,24 @@ type counts struct {
 	Unknown int `json:"unknown"`
 }
 
+// gaveUp is the error of a call that failed, if a retry cannot change that, or if the total timeout has passed.
+type gaveUp struct {
+	name string
+	// unknown: the outcome is unknown, because one of the attempts may have been done. The last error alone does not say that.
+	unknown bool
+	err     error
+}
+
+func (e *gaveUp) Error() string {
+	text := fmt.Sprintf("gave up: %s: %v", e.name, e.err)
+	if e.unknown {
+		text += "; the outcome is unknown"
+	}
+	return text
+}
+
+func (e *gaveUp) Unwrap() error { return e.err }
+
 // explain returns the gateway's reason, or "" if the error has none; and the delay that it asks for, or nil. A detail
 // that cannot be decoded is an error among the details: it is not the gateway's.
 func explain(err error) (reason string, delay *time.Duration) {
@@ -54,6 +72,7 @@ func backOff(repeats int) time.Duration {
 // repeatable: a second call does no harm. This holds for a read, and for a send whose message has a client_msg_id.
 func untilCertain[T any](ctx context.Context, repeatable bool, counts *counts, call func(context.Context) (T, error)) (T, error) {
 	giveUp := time.Now().Add(totalTimeout)
+	mayBeDone := false
 	for repeats := 0; ; repeats++ {
 		answer, err := once(ctx, call)
 		if err == nil {
@@ -73,15 +92,19 @@ func untilCertain[T any](ctx context.Context, repeatable bool, counts *counts, c
 		case "OUTCOME_UNKNOWN", "":
 			// Without a reason of ours, the error comes from a proxy or the transport, and the gateway may have the message.
 			counts.Unknown++
+			mayBeDone = true
 			again = repeatable
 			delay = nil
+		case "NOT_STORED_YET", "DEAD_LETTERED":
+			// The message was accepted, whatever earlier attempts reported.
+			mayBeDone = false
 		}
 		if delay == nil {
 			own := backOff(repeats)
 			delay = &own
 		}
 		if !again || time.Now().Add(*delay).After(giveUp) {
-			return answer, fmt.Errorf("gave up: %s: %w", name, err)
+			return answer, &gaveUp{name: name, unknown: mayBeDone, err: err}
 		}
 		fmt.Printf("%s: again in %.3f s\n", name, delay.Seconds())
 		select {

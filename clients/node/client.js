@@ -3,6 +3,7 @@
 // Prints one line per event, and a JSON object with the totals as the last line.
 
 import { readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual, parseArgs } from 'node:util';
 import * as grpc from '@grpc/grpc-js';
@@ -71,6 +72,21 @@ class Client {
   }
 }
 
+/** Adds our token to each call, over TLS only. The file is read each time, because another program renews the token. */
+function withToken(credentials, file) {
+  const token = grpc.credentials.createFromMetadataGenerator(async (_, callback) => {
+    const metadata = new grpc.Metadata();
+    try {
+      metadata.set('authorization', `Bearer ${(await readFile(file, 'utf8')).trim()}`);
+    } catch (error) {
+      callback(error);
+      return;
+    }
+    callback(null, metadata);
+  });
+  return grpc.credentials.combineChannelCredentials(credentials, token);
+}
+
 async function run(client, args) {
   const count = Number(args.count);
   const sent = [];
@@ -119,11 +135,14 @@ const { values: args } = parseArgs({
     // Our own certificate and its key, if the gateway needs one.
     'tls-cert': { type: 'string' },
     'tls-key': { type: 'string' },
+    // Our own token, over TLS.
+    'token-file': { type: 'string' },
   },
 });
 const serviceConfig = args['service-config'] && readFileSync(args['service-config'], 'utf8');
 const [ca, cert, key] = ['tls-ca', 'tls-cert', 'tls-key'].map((name) => (args[name] ? readFileSync(args[name]) : null));
-const credentials = ca ? grpc.credentials.createSsl(ca, key, cert) : grpc.credentials.createInsecure();
+let credentials = ca ? grpc.credentials.createSsl(ca, key, cert) : grpc.credentials.createInsecure();
+if (args['token-file']) credentials = withToken(credentials, args['token-file']);
 const client = new Client(args.address, credentials, args.proto, serviceConfig);
 try {
   const totals = await run(client, args);

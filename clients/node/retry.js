@@ -18,8 +18,20 @@ const TRY_AGAIN = ['NOT_SENT', 'DATABASE_UNAVAILABLE', 'KAFKA_UNAVAILABLE'];
 const root = protobuf.loadSync(fileURLToPath(new URL('error_details.proto', import.meta.url)));
 const [Status, ErrorInfo, RetryInfo] = ['Status', 'ErrorInfo', 'RetryInfo'].map((name) => root.lookupType(`google.rpc.${name}`));
 
-/** The call failed, and a retry cannot change that, or the total timeout has passed. */
-export class GaveUp extends Error {}
+// The reasons that mean: the message was accepted, whatever earlier attempts reported.
+const ACCEPTED = ['NOT_STORED_YET', 'DEAD_LETTERED'];
+
+/**
+ * The call failed, and a retry cannot change that, or the total timeout has passed.
+ *
+ * `unknown`: the outcome is unknown, because one of the attempts may have been done. The last error alone does not say that.
+ */
+export class GaveUp extends Error {
+  constructor(message, { unknown = false, cause } = {}) {
+    super(unknown ? `${message}; the outcome is unknown` : message, { cause });
+    this.unknown = unknown;
+  }
+}
 
 /** Returns the message, or null if the bytes cannot be decoded: such details are not the gateway's. */
 function decoded(type, bytes) {
@@ -59,6 +71,7 @@ function backOff(repeats) {
  */
 export async function untilCertain(call, repeatable, counts) {
   const giveUp = Date.now() + TOTAL_TIMEOUT_MS;
+  let mayBeDone = false;
   for (let repeats = 0; ; repeats++) {
     try {
       return await call(Date.now() + DEADLINE_MS);
@@ -73,11 +86,14 @@ export async function untilCertain(call, repeatable, counts) {
         // Without a reason of ours, the error comes from a proxy or the transport, and the gateway may have the message.
         const unknown = reason === 'OUTCOME_UNKNOWN' || reason === undefined;
         if (unknown) counts.unknown++;
+        mayBeDone = unknown || (mayBeDone && !ACCEPTED.includes(reason));
         again = unknown && repeatable;
         delay = undefined;
       }
       delay ??= backOff(repeats);
-      if (!again || Date.now() + delay > giveUp) throw new GaveUp(`${name}: ${error.details}`, { cause: error });
+      if (!again || Date.now() + delay > giveUp) {
+        throw new GaveUp(`${name}: ${error.details}`, { unknown: mayBeDone, cause: error });
+      }
       console.log(`${name}: again in ${(delay / 1000).toFixed(3)} s`);
       // A timer may fire up to a millisecond early.
       await sleep(Math.ceil(delay) + 1);

@@ -107,12 +107,31 @@ def run(args, client: Client):
     }
 
 
+class TokenFile(grpc.AuthMetadataPlugin):
+    """Adds our token to each call. The file is read each time, because another program renews the token."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __call__(self, context, callback):
+        try:
+            callback((("authorization", f"Bearer {self.path.read_text().strip()}"),), None)
+        except OSError as error:
+            callback((), error)
+
+
 def open_channel(args, options):
-    """Plain text, or TLS if the CA of the gateway is given; with a certificate of our own if the gateway needs one."""
+    """Plain text, or TLS if the CA of the gateway is given; with a certificate or token of our own if the gateway needs one."""
     if args.tls_ca is None:
+        if args.token_file:
+            sys.exit("a token is sent over TLS only: give --tls-ca")
         return grpc.insecure_channel(args.address, options)
     own = [file.read_bytes() if file else None for file in (args.tls_key, args.tls_cert)]
-    return grpc.secure_channel(args.address, grpc.ssl_channel_credentials(args.tls_ca.read_bytes(), *own), options)
+    credentials = grpc.ssl_channel_credentials(args.tls_ca.read_bytes(), *own)
+    if args.token_file:
+        token = grpc.metadata_call_credentials(TokenFile(args.token_file))
+        credentials = grpc.composite_channel_credentials(credentials, token)
+    return grpc.secure_channel(args.address, credentials, options)
 
 
 def main():
@@ -127,6 +146,7 @@ def main():
     parser.add_argument("--tls-ca", type=pathlib.Path, help="connect over TLS, and verify the gateway with these CAs")
     parser.add_argument("--tls-cert", type=pathlib.Path, help="our own certificate")
     parser.add_argument("--tls-key", type=pathlib.Path, help="the key of our own certificate")
+    parser.add_argument("--token-file", type=pathlib.Path, help="our own token, which is read again for each call; needs --tls-ca")
     args = parser.parse_args()
 
     options = list(CHANNEL_OPTIONS)

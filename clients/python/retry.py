@@ -19,8 +19,19 @@ MAX_DELAY_SECONDS = 5
 TRY_AGAIN = ("NOT_SENT", "DATABASE_UNAVAILABLE", "KAFKA_UNAVAILABLE")
 
 
+# The reasons that mean: the message was accepted, whatever earlier attempts reported.
+ACCEPTED = ("NOT_STORED_YET", "DEAD_LETTERED")
+
+
 class GaveUp(Exception):
-    """The call failed, and a retry cannot change that, or the total timeout has passed."""
+    """The call failed, and a retry cannot change that, or the total timeout has passed.
+
+    `unknown`: the outcome is unknown, because one of the attempts may have been done. The last error alone does not say that.
+    """
+
+    def __init__(self, message: str, unknown: bool = False):
+        super().__init__(message + ("; the outcome is unknown" if unknown else ""))
+        self.unknown = unknown
 
 
 def explain(error: grpc.RpcError):
@@ -56,7 +67,7 @@ def until_certain(call, request, repeatable: bool, counts: dict):
     `repeatable`: a second call does no harm. This holds for a read, and for a send whose message has a client_msg_id.
     """
     give_up = time.monotonic() + TOTAL_TIMEOUT_SECONDS
-    repeats = 0
+    repeats, may_be_done = 0, False
     while True:
         try:
             return call(request, timeout=DEADLINE_SECONDS)
@@ -70,11 +81,12 @@ def until_certain(call, request, repeatable: bool, counts: dict):
                 # Without a reason of ours, the error comes from a proxy or the transport, and the gateway may have the message.
                 unknown = reason in ("OUTCOME_UNKNOWN", None)
                 counts["unknown"] += unknown
+                may_be_done = unknown or (may_be_done and reason not in ACCEPTED)
                 again, delay = unknown and repeatable, None
             if delay is None:
                 delay = back_off(repeats)
             if not again or time.monotonic() + delay > give_up:
-                raise GaveUp(f"{name}: {error.details()}") from error
+                raise GaveUp(f"{name}: {error.details()}", unknown=may_be_done) from error
             print(f"{name}: again in {delay:.3f} s", flush=True)
             time.sleep(delay)
             repeats += 1

@@ -231,20 +231,53 @@ async fn does_not_retry(program: &QuickStart, gateway: &Client, world: &World) {
             vec![Step::Reject(not_sent()), Step::Lose(Status::unavailable("the connection was lost"))],
             "--no-client-msg-id",
         ),
+        // What a later attempt did not do says nothing about an earlier one.
+        (
+            "UNAUTHENTICATED",
+            3,
+            vec![
+                Step::Lose(Status::unavailable("the connection was lost")),
+                Step::Reject(not_sent()),
+                Step::Reject(gateway_error(Code::Unauthenticated, "UNAUTHENTICATED", None)),
+            ],
+            "",
+        ),
+        (
+            "PERMISSION_DENIED",
+            2,
+            vec![
+                Step::Reject(not_sent()),
+                Step::Reject(gateway_error(Code::PermissionDenied, "PERMISSION_DENIED", None)),
+            ],
+            "",
+        ),
+        (
+            "DEAD_LETTERED",
+            2,
+            vec![
+                Step::Reject(gateway_error(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", None)),
+                Step::Reject(gateway_error(Code::FailedPrecondition, "DEAD_LETTERED", None)),
+            ],
+            "",
+        ),
     ];
+    let unknown = ["UNAVAILABLE", "UNAUTHENTICATED"];
     join_all(runs.into_iter().map(async |(name, sends, steps, flag)| {
         let stand_in = StandIn::new(gateway, steps, vec![]).await;
         let args: Vec<&str> =
             ["--recv-id", name, "--count", "1", flag].into_iter().filter(|arg| !arg.is_empty()).collect();
         let output = program.start(&stand_in.address, &args).failure().await.to_uppercase();
         assert!(output.contains(&format!("GAVE UP: {name}")), "{name}: {output}");
+        assert_eq!(output.contains("THE OUTCOME IS UNKNOWN"), unknown.contains(&name), "{name}: {output}");
         assert_eq!(stand_in.received().len(), sends, "{name}");
     }))
     .await;
     world.wait_for_all_committed().await;
     let rows = world.rows().await;
-    let inboxes: Vec<&str> = rows.iter().map(|row| row.recv_id.as_str()).filter(|name| *name != "repeated").collect();
-    assert_eq!(inboxes, ["UNAVAILABLE"], "only the message whose response was lost is stored");
+    let mut inboxes: Vec<&str> = rows.iter().map(|row| row.recv_id.as_str()).collect();
+    inboxes.retain(|name| *name != "repeated");
+    inboxes.sort_unstable();
+    assert_eq!(inboxes, ["UNAUTHENTICATED", "UNAVAILABLE"], "only the messages whose responses were lost are stored");
 }
 
 /// Launches a gateway whose topic does not exist: it listens and responds NOT_SENT.

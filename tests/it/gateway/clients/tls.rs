@@ -6,6 +6,7 @@ use super::quick_start::{Language, QuickStart};
 use super::{assert_all_sent_and_pulled, assert_rows};
 use crate::support::WAIT_TIMEOUT;
 use crate::support::certificates::{Ca, Files, LOCAL};
+use crate::support::issuer::{AUDIENCE, ISSUER, SigningKey, jwks};
 use crate::support::world::World;
 
 const COUNT: usize = 10;
@@ -39,6 +40,70 @@ async fn java_client_sends_over_tls() {
 #[tokio::test]
 async fn node_client_sends_over_tls() {
     sends_over_tls(Language::Node, "node_tls").await;
+}
+
+#[tokio::test]
+async fn python_client_sends_with_a_token() {
+    sends_with_a_token(Language::Python, "python_token").await;
+}
+
+#[tokio::test]
+async fn go_client_sends_with_a_token() {
+    sends_with_a_token(Language::Go, "go_token").await;
+}
+
+#[tokio::test]
+async fn java_client_sends_with_a_token() {
+    sends_with_a_token(Language::Java, "java_token").await;
+}
+
+#[tokio::test]
+async fn node_client_sends_with_a_token() {
+    sends_with_a_token(Language::Node, "node_token").await;
+}
+
+/// The token is in a file that is replaced while the program runs: the old one is then not accepted any more.
+async fn sends_with_a_token(language: Language, name: &str) {
+    const MANY: usize = 5000;
+    let Some(program) = QuickStart::of(language) else { return };
+    let world = World::new(name).await;
+    let _transfer = world.running_transfer().await;
+    let (ca, key) = (Ca::new("ours"), SigningKey::new("first"));
+    let server = ca.sign(&LOCAL);
+    let token = key.token("alice", "msg.read:token msg.read:twice");
+    let files = Files::new(&[
+        ("tls.crt", &server.certificate),
+        ("tls.key", &server.key),
+        ("ca.crt", &ca.pem()),
+        ("keys.json", &jwks(&[&key])),
+    ]);
+    let tokens = Files::new(&[("token", &format!("{token}\n"))]);
+    let gateway = world.gateway("gateway", |spec| {
+        let tls = spec.env("TLS_CERT_FILE", files.text("tls.crt")).env("TLS_KEY_FILE", files.text("tls.key"));
+        let auth = tls.env("AUTH_MODE", "jwt").env("AUTH_JWKS_FILE", files.text("keys.json"));
+        auth.env("AUTH_JWT_ISSUER", ISSUER).env("AUTH_JWT_AUDIENCE", AUDIENCE)
+    });
+    gateway.service.start().await.unwrap();
+    let (ca, file) = (files.text("ca.crt"), tokens.text("token"));
+    let start = |to: &str, count: usize, args: &[&str]| {
+        let count = count.to_string();
+        program.start(&gateway.address, &[&["--recv-id", to, "--count", &count][..], args].concat())
+    };
+    let with_token = ["--tls-ca", &ca, "--token-file", &file];
+    assert_all_sent_and_pulled(&start("token", COUNT, &with_token).totals().await, COUNT);
+    let refused = start("token", 1, &["--tls-ca", &ca]).failure().await.to_uppercase();
+    assert!(refused.contains("GAVE UP: UNAUTHENTICATED") && !refused.contains("THE OUTCOME IS UNKNOWN"), "{refused}");
+    // No gateway gets a token in the clear.
+    let plain = start("token", 1, &["--token-file", &file]).failure().await;
+    assert!(!plain.contains("gave up"), "{plain}");
+    // It sends with what the file has now, and not with what it had at the start.
+    let mut running = start("twice", MANY, &with_token);
+    running.until("sent 10").await;
+    tokens.replace(&[("token", "x")]);
+    let refused = running.failure().await.to_uppercase();
+    assert!(refused.contains("GAVE UP: UNAUTHENTICATED"), "{refused}");
+    world.wait_for_all_committed().await;
+    assert_rows(&world, "token", COUNT).await;
 }
 
 async fn sends_over_tls(language: Language, name: &str) {

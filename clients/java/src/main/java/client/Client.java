@@ -2,11 +2,15 @@ package client;
 
 import com.google.gson.Gson;
 import com.google.protobuf.ByteString;
+import io.grpc.CallCredentials;
 import io.grpc.ChannelCredentials;
+import io.grpc.CompositeChannelCredentials;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
+import io.grpc.Metadata;
+import io.grpc.Status;
 import io.grpc.TlsChannelCredentials;
 import java.io.File;
 import java.io.IOException;
@@ -16,6 +20,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
 import java.util.function.Supplier;
@@ -78,7 +83,7 @@ public final class Client implements AutoCloseable {
     GetMaxSeqsRequest request = GetMaxSeqsRequest.newBuilder().addRecvIds(recvId).build();
     while (call(true, stub -> stub.getMaxSeqs(request)).getInboxes(0).getMaxSeq() < count) {
       if (System.nanoTime() / 1_000_000 > giveUp) {
-        throw new Retry.GaveUp(recvId + " has fewer than " + count + " messages", null);
+        throw new Retry.GaveUp(recvId + " has fewer than " + count + " messages", false, null);
       }
       Thread.sleep(50);
     }
@@ -141,6 +146,33 @@ public final class Client implements AutoCloseable {
     return totals;
   }
 
+  /** Adds our token to each call. The file is read each time, because another program renews the token. */
+  private static final class TokenFile extends CallCredentials {
+    private static final Metadata.Key<String> AUTHORIZATION =
+        Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
+
+    private final Path file;
+
+    TokenFile(Path file) {
+      this.file = file;
+    }
+
+    @Override
+    public void applyRequestMetadata(RequestInfo request, Executor executor, MetadataApplier applier) {
+      executor.execute(
+          () -> {
+            Metadata headers = new Metadata();
+            try {
+              headers.put(AUTHORIZATION, "Bearer " + Files.readString(file).strip());
+            } catch (IOException error) {
+              applier.fail(Status.UNAVAILABLE.withDescription("cannot read the token").withCause(error));
+              return;
+            }
+            applier.apply(headers);
+          });
+    }
+  }
+
   private static final class Options {
     String address = "127.0.0.1:50051";
     String sendId = "alice";
@@ -155,6 +187,8 @@ public final class Client implements AutoCloseable {
     File tlsCa;
     File tlsCert;
     File tlsKey;
+    // Our own token.
+    Path tokenFile;
 
     Options(String[] args) throws IOException {
       for (int i = 0; i < args.length; i++) {
@@ -168,6 +202,7 @@ public final class Client implements AutoCloseable {
           case "--tls-ca" -> tlsCa = new File(args[++i]);
           case "--tls-cert" -> tlsCert = new File(args[++i]);
           case "--tls-key" -> tlsKey = new File(args[++i]);
+          case "--token-file" -> tokenFile = Path.of(args[++i]);
           default -> throw new IllegalArgumentException("unknown option " + args[i]);
         }
       }
@@ -175,10 +210,14 @@ public final class Client implements AutoCloseable {
 
     ChannelCredentials credentials() throws IOException {
       if (tlsCa == null) {
+        if (tokenFile != null) {
+          throw new IllegalArgumentException("a token is sent over TLS only: give --tls-ca");
+        }
         return InsecureChannelCredentials.create();
       }
       TlsChannelCredentials.Builder tls = TlsChannelCredentials.newBuilder().trustManager(tlsCa);
-      return (tlsCert == null ? tls : tls.keyManager(tlsCert, tlsKey)).build();
+      ChannelCredentials own = (tlsCert == null ? tls : tls.keyManager(tlsCert, tlsKey)).build();
+      return tokenFile == null ? own : CompositeChannelCredentials.create(own, new TokenFile(tokenFile));
     }
   }
 

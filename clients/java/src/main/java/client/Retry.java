@@ -28,10 +28,17 @@ final class Retry {
   /** The gateway's reasons that mean: certainly not done. These calls can be retried even if they must not be done twice. */
   private static final List<String> TRY_AGAIN = List.of("NOT_SENT", "DATABASE_UNAVAILABLE", "KAFKA_UNAVAILABLE");
 
+  /** The reasons that mean: the message was accepted, whatever earlier attempts reported. */
+  private static final List<String> ACCEPTED = List.of("NOT_STORED_YET", "DEAD_LETTERED");
+
   /** The call failed, and a retry cannot change that, or the total timeout has passed. */
   static final class GaveUp extends RuntimeException {
-    GaveUp(String message, Throwable cause) {
-      super(message, cause);
+    /** The outcome is unknown, because one of the attempts may have been done. The last error alone does not say that. */
+    final boolean unknown;
+
+    GaveUp(String message, boolean unknown, Throwable cause) {
+      super(unknown ? message + "; the outcome is unknown" : message, cause);
+      this.unknown = unknown;
     }
   }
 
@@ -85,6 +92,7 @@ final class Retry {
    */
   <T> T untilCertain(boolean repeatable, Runnable beforeRepeat, Supplier<T> call) throws InterruptedException {
     long giveUp = System.nanoTime() / 1_000_000 + TOTAL_TIMEOUT_MS;
+    boolean mayBeDone = false;
     for (int repeats = 0; ; repeats++) {
       try {
         return call.get();
@@ -102,13 +110,14 @@ final class Retry {
           // Without a reason of ours, the error comes from a proxy or the transport, and the gateway may have the message.
           boolean isUnknown = reason == null || reason.equals("OUTCOME_UNKNOWN");
           unknown += isUnknown ? 1 : 0;
+          mayBeDone = isUnknown || (mayBeDone && !ACCEPTED.contains(reason));
           again = isUnknown && repeatable;
         }
         if (delayMs == null) {
           delayMs = backOff(repeats);
         }
         if (!again || System.nanoTime() / 1_000_000 + delayMs > giveUp) {
-          throw new GaveUp(name + ": " + error.getStatus().getDescription(), error);
+          throw new GaveUp(name + ": " + error.getStatus().getDescription(), mayBeDone, error);
         }
         System.out.printf(Locale.ROOT, "%s: again in %.3f s%n", name, delayMs / 1000.0);
         Thread.sleep(delayMs);
