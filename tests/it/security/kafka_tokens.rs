@@ -12,6 +12,7 @@ use tokio::time::interval;
 use super::kafka::{BROKER, Secure, Settings, USER, assert_stores, borrowed, with};
 use crate::gateway::calls::client;
 use crate::process::readiness;
+use crate::support::certificates::{Ca, LOCAL};
 use crate::support::issuer::SigningKey;
 use crate::support::kafka::msg;
 use crate::support::token_server::{CLIENT, SCOPE, SECRET, TokenServer, accepted, kafka_token};
@@ -92,6 +93,25 @@ async fn kafka_client_credentials_log_in_and_rejections_are_named() {
     secure.assert_reported(&wrong, &["401 Unauthorized, invalid_client, wrong secret", "no client can log in"]).await;
     let closed = with(good, "KAFKA_OAUTH_TOKEN_URL", "http://127.0.0.1:1/token".into());
     secure.assert_reported(&closed, &["kafka-oauth-token-url", "Connection refused"]).await;
+    secure.stack.stop().await;
+}
+
+/// The client's secret goes to no server that the CA file does not confirm.
+#[tokio::test]
+async fn kafka_tokens_are_requested_only_from_a_verified_issuer() {
+    let (secure, key) = start("kafka_https").await;
+    let (ca, other) = (Ca::new("issuer"), Ca::new("other"));
+    let issuer = TokenServer::start_over_tls(key, USER, 3600, &ca.sign(&LOCAL)).await;
+    let trusting = |ca: &Ca, file: &str| {
+        let mut settings = from_issuer(&secure, &issuer.url);
+        settings.push(("KAFKA_OAUTH_CA_FILE", secure.write(file, &ca.pem())));
+        settings
+    };
+    let distrusting = trusting(&other, "other-ca.crt");
+    secure.assert_reported(&distrusting, &["kafka-oauth-token-url", "UnknownIssuer", "no client can log in"]).await;
+    assert_eq!((issuer.given(), issuer.last_request().as_str()), (0, ""), "the secret was sent");
+    secure.assert_carries_a_message("https", &trusting(&ca, "issuer-ca.crt")).await;
+    assert!(issuer.given() >= 2, "both services: {}", issuer.given());
     secure.stack.stop().await;
 }
 

@@ -8,9 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use msg_stack::TokenIssuer;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
+use super::certificates::{Pair, acceptor};
 use super::issuer::{ISSUER, SigningKey, jwks};
 
 const AUDIENCE: &str = "kafka";
@@ -51,16 +53,34 @@ struct Shared {
 impl TokenServer {
     /// Starts a server whose tokens live for so many seconds.
     pub(crate) async fn start(key: SigningKey, user: &str, lifetime: i64) -> TokenServer {
+        TokenServer::listen(key, user, lifetime, "http", None).await
+    }
+
+    /// Starts a server that has this certificate.
+    pub(crate) async fn start_over_tls(key: SigningKey, user: &str, lifetime: i64, pair: &Pair) -> TokenServer {
+        TokenServer::listen(key, user, lifetime, "https", Some(acceptor(pair, &[]))).await
+    }
+
+    async fn listen(key: SigningKey, user: &str, lifetime: i64, scheme: &str, tls: Option<TlsAcceptor>) -> TokenServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/token", listener.local_addr().unwrap());
+        let url = format!("{scheme}://{}/token", listener.local_addr().unwrap());
         let (away, given, request) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::default());
         let shared = Arc::new(Shared { key, user: user.into(), lifetime, away, given, request });
         let serving = shared.clone();
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                if !serving.away.load(Ordering::SeqCst) {
-                    serving.serve(stream).await;
+                if serving.away.load(Ordering::SeqCst) {
+                    continue;
+                }
+                match &tls {
+                    None => serving.serve(stream).await,
+                    Some(tls) => {
+                        // A client that does not trust the certificate ends the handshake.
+                        if let Ok(stream) = tls.accept(stream).await {
+                            serving.serve(stream).await;
+                        }
+                    }
                 }
             }
         });
@@ -82,7 +102,7 @@ impl TokenServer {
 }
 
 impl Shared {
-    async fn serve(&self, mut stream: TcpStream) {
+    async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         let mut request = Vec::new();
         while !is_complete(&request) {
             if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
