@@ -77,25 +77,42 @@ pub fn set_leader_epochs(list: &mut TopicPartitionList, leader_epoch: impl Fn(Pa
     }
 }
 
-/// Returns the ID of a topic, or `None` if the broker does not return IDs (before 3.1). A recreated topic has another ID. Blocks
-/// up to `timeout`.
-///
-/// librdkafka sends the request to the broker that it assumes to be the controller. With KRaft that is any broker, and the same one
-/// until the client reads new metadata: if that broker is down, the request would wait for it. So this function first requests
-/// the metadata, from a broker that responds.
+/// What a broker returns about a topic, in addition to its metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicDescription {
+    /// The ID, or `None` if the broker does not return IDs (before 3.1). A recreated topic has another ID.
+    pub id: Option<Uuid>,
+    /// Whether the client's user may write to the topic, or `None` if the broker does not return that.
+    pub may_write: Option<bool>,
+}
+
+/// Returns the ID of a topic, or `None` if the broker does not return IDs. Blocks up to `timeout`.
 pub fn topic_id<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     timeout: Duration,
 ) -> Result<Option<Uuid>, RequestError> {
-    read_topic_id(client, topic, timeout).map_err(RequestError::of_topic("read the ID", topic))
+    describe_topic(client, topic, timeout).map(|described| described.id)
 }
 
-fn read_topic_id<C: ClientContext>(
+/// Describes a topic. Blocks up to `timeout`.
+///
+/// librdkafka sends the request to the broker that it assumes to be the controller. With KRaft that is any broker, and the same one
+/// until the client reads new metadata: if that broker is down, the request would wait for it. So this function first requests
+/// the metadata, from a broker that responds.
+pub fn describe_topic<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     timeout: Duration,
-) -> Result<Option<Uuid>, ClientError> {
+) -> Result<TopicDescription, RequestError> {
+    read_description(client, topic, timeout).map_err(RequestError::of_topic("read the ID", topic))
+}
+
+fn read_description<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<TopicDescription, ClientError> {
     let name = CString::new(topic).map_err(KafkaError::Nul)?;
     let started = Instant::now();
     client.fetch_metadata(Some(topic), timeout)?;
@@ -111,23 +128,27 @@ fn read_topic_id<C: ClientContext>(
         let options = rd::rd_kafka_AdminOptions_new(rk, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
         let mut reason = [0; 256];
         rd::rd_kafka_AdminOptions_set_request_timeout(options, millis, reason.as_mut_ptr(), reason.len());
+        let rejected = rd::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
+        if !rejected.is_null() {
+            rd::rd_kafka_error_destroy(rejected);
+        }
         rd::rd_kafka_DescribeTopics(rk, topics, options, queue);
         // Wait a little longer than the request: its own timeout error says more.
         let event = rd::rd_kafka_queue_poll(queue, millis.saturating_add(500));
-        let id = described_topic_id(event);
+        let described = description(event);
         if !event.is_null() {
             rd::rd_kafka_event_destroy(event);
         }
         rd::rd_kafka_AdminOptions_destroy(options);
         rd::rd_kafka_queue_destroy(queue);
         rd::rd_kafka_TopicCollection_destroy(topics);
-        id
+        described
     }
 }
 
 /// # Safety
 /// `event` is null, or an event that outlives the call.
-unsafe fn described_topic_id(event: *mut rd::rd_kafka_event_t) -> Result<Option<Uuid>, ClientError> {
+unsafe fn description(event: *mut rd::rd_kafka_event_t) -> Result<TopicDescription, ClientError> {
     if event.is_null() {
         return Err(ClientError::TimedOut);
     }
@@ -152,7 +173,14 @@ unsafe fn described_topic_id(event: *mut rd::rd_kafka_event_t) -> Result<Option<
         let high = rd::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
         let low = rd::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
         let id = Uuid::from_u64_pair(high, low);
-        Ok((!id.is_nil()).then_some(id))
+        let mut rights = 0;
+        let operations = rd::rd_kafka_TopicDescription_authorized_operations(topic, &mut rights);
+        // A user that gets a description has a right: without any, the broker did not return them.
+        let may_write = (!operations.is_null() && rights > 0).then(|| {
+            let operations = std::slice::from_raw_parts(operations, rights);
+            operations.contains(&rd::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE)
+        });
+        Ok(TopicDescription { id: (!id.is_nil()).then_some(id), may_write })
     }
 }
 

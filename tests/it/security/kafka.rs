@@ -248,7 +248,9 @@ async fn kafka_right_that_returns_needs_no_process_restart() {
     let secure = Secure::start("kafka_right", BROKER).await;
     let (gateway, transfer) = secure.services("right", &secure.login("PLAIN")).await;
     assert_stores(&gateway, "with the right").await;
-    let write = vec![Right::new(USER, Operation::Write, Resource::Topic("kafka_right".into()))];
+    // Without a right to write to any topic, brokers refuse a producer as a whole.
+    let topics = ["kafka_right", "kafka_right-hints"].map(|name| Resource::Topic(name.into()));
+    let write = topics.map(|topic| Right::new(USER, Operation::Write, topic)).to_vec();
     secure.stack.kafka().withdraw(write.clone()).await.unwrap();
     let mut sender = client(&gateway).await;
     eventually("sends are rejected", async || {
@@ -262,3 +264,14 @@ async fn kafka_right_that_returns_needs_no_process_restart() {
     readiness(&gateway.service, 200, "ready").await;
     secure.stop([&gateway.service, &transfer]).await;
 }
+    readiness(&gateway.service, 503, "grant it WRITE").await;
+    // Longer than failed deliveries count: no send fails in this time, and the right is still missing.
+    let looks_good = async || {
+        let (status, body) = msg_common::admin::probe(gateway.service.spec().admin.unwrap(), "/readyz").await?;
+        ensure(status == 200, body)
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(35);
+    while std::time::Instant::now() < deadline {
+        assert!(looks_good().await.is_err(), "ready without the right to write");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }

@@ -115,7 +115,7 @@ impl Preflight {
         events::drain(self.admin.inner());
         let verdict = match described {
             Ok(topic) => match self.same_topic().await {
-                Ok(()) => self.requirements.judge(&topic),
+                Ok(may_write) => self.requirements.judge(&topic, may_write),
                 Err(error) => self.rejected(chain(&error)),
             },
             // A busy cluster may respond too late and still confirm records.
@@ -153,12 +153,13 @@ impl Preflight {
     }
 
     /// Replaces the producer if the topic was recreated. If its ID is not known, it counts as the same topic until the
-    /// next check.
-    async fn same_topic(&mut self) -> Result<(), RequestError> {
+    /// next check. Returns whether the gateway's user may write to the topic, or `None` if that is not known.
+    async fn same_topic(&mut self) -> Result<Option<bool>, RequestError> {
         let (admin, topic) = (self.admin.clone(), self.topic.clone());
-        let requested = tokio::task::spawn_blocking(move || raw::topic_id(admin.inner(), &topic, TIMEOUT)).await;
+        let requested = tokio::task::spawn_blocking(move || raw::describe_topic(admin.inner(), &topic, TIMEOUT)).await;
         // Confirmed records are in the existing topic, so a failed request is no problem.
-        let Ok(Ok(Some(id))) = requested else { return Ok(()) };
+        let Ok(Ok(described)) = requested else { return Ok(None) };
+        let Some(id) = described.id else { return Ok(described.may_write) };
         if self.id.is_some_and(|known| known != id) {
             tracing::warn!(
                 topic = self.topic,
@@ -167,7 +168,7 @@ impl Preflight {
             self.producer.replace_abandoning().map_err(RequestError::create)?;
         }
         self.id = Some(id);
-        Ok(())
+        Ok(described.may_write)
     }
 
     /// Keeps the warnings, because they may still hold.

@@ -35,8 +35,9 @@ pub(super) struct Verdict {
 }
 
 impl PreflightRequirements {
-    /// Returns what is wrong with this topic, and updates the gauges of the topic.
-    pub(super) fn judge(&self, topic: &Topic) -> Verdict {
+    /// Returns what is wrong with this topic, and updates the gauges of the topic. `may_write` is whether the gateway's
+    /// user may write to it, if that is known: without sends, nothing else shows that this right is missing.
+    pub(super) fn judge(&self, topic: &Topic, may_write: Option<bool>) -> Verdict {
         let mut verdict = Verdict::default();
         if topic.partitions < self.partitions {
             verdict.problems.push(format!(
@@ -60,6 +61,9 @@ impl PreflightRequirements {
             ));
         }
         let too_small = !verdict.problems.is_empty() && topic.partitions >= self.partitions;
+        if may_write == Some(false) {
+            verdict.problems.push("the gateway's Kafka user lacks a right on the topic: grant it WRITE".to_owned());
+        }
         self.judge_replicas(topic, &mut verdict);
         if let RetentionClock::Producers { ahead, .. } = topic.clock
             && ahead.is_none_or(|ahead| ahead > MAX_CLOCK_LEAD)
@@ -141,7 +145,7 @@ mod tests {
 
     #[test]
     fn safe_topic_is_used() {
-        assert_eq!(requirements().judge(&good()), Verdict::default());
+        assert_eq!(requirements().judge(&good(), None), Verdict::default());
     }
 
     #[test]
@@ -151,15 +155,22 @@ mod tests {
             (Topic { max_message_bytes: 1000, ..good() }, "max.message.bytes is 1000"),
         ] {
             for allow_unsafe in [false, true] {
-                let verdict = PreflightRequirements { allow_unsafe, ..requirements() }.judge(&topic);
+                let verdict = PreflightRequirements { allow_unsafe, ..requirements() }.judge(&topic, None);
                 assert!(verdict.problems.len() == 1 && verdict.problems[0].contains(text), "{verdict:?}");
             }
         }
     }
 
     #[test]
+    fn missing_right_to_write_is_a_problem_without_a_send() {
+        let problems = |may_write| requirements().judge(&good(), may_write).problems;
+        assert!(problems(Some(false)).concat().contains("grant it WRITE"), "{:?}", problems(Some(false)));
+        assert!(problems(Some(true)).is_empty() && problems(None).is_empty());
+    }
+
+    #[test]
     fn grown_topic_is_used_with_the_pinned_count() {
-        let verdict = requirements().judge(&Topic { partitions: 17, ..good() });
+        let verdict = requirements().judge(&Topic { partitions: 17, ..good() }, None);
         assert_eq!((verdict.problems.len(), verdict.warnings.len()), (0, 1));
     }
 
@@ -167,7 +178,7 @@ mod tests {
     fn partitions_without_in_sync_replicas_warn_unless_it_is_all() {
         let in_sync = |short: usize| (0..16).map(|at| if at < short { 1 } else { 2 }).collect();
         let judge = |short| {
-            let verdict = requirements().judge(&Topic { in_sync: in_sync(short), ..good() });
+            let verdict = requirements().judge(&Topic { in_sync: in_sync(short), ..good() }, None);
             (verdict.problems.len(), verdict.warnings.len())
         };
         assert_eq!((judge(0), judge(3), judge(16)), ((0, 0), (0, 1), (1, 0)));
@@ -177,7 +188,7 @@ mod tests {
     fn clock_that_may_be_far_ahead_is_a_warning() {
         let judge = |ahead| {
             let clock = RetentionClock::Producers { behind: Some(DAY), ahead };
-            requirements().judge(&Topic { clock, ..good() })
+            requirements().judge(&Topic { clock, ..good() }, None)
         };
         assert_eq!(judge(Some(Duration::from_secs(3600))), Verdict::default());
         assert_eq!((judge(None).problems.len(), judge(None).warnings.len()), (0, 1));
@@ -191,17 +202,17 @@ mod tests {
             content_bytes: limits.max_content_bytes,
             ..requirements()
         };
-        assert_eq!(requirements.judge(&Topic { max_message_bytes: 1_048_588, ..good() }), Verdict::default());
-        let problems = requirements.judge(&Topic { max_message_bytes: 1_000_000, ..good() }).problems;
+        assert_eq!(requirements.judge(&Topic { max_message_bytes: 1_048_588, ..good() }, None), Verdict::default());
+        let problems = requirements.judge(&Topic { max_message_bytes: 1_000_000, ..good() }, None).problems;
         assert!(problems[0].contains("from 1000000 to 962240"), "{problems:?}");
     }
 
     #[test]
     fn unsafe_topic_is_used_only_if_allowed() {
         let topic = Topic { replicas: 1, min_insync: 1, ..good() };
-        let verdict = requirements().judge(&topic);
+        let verdict = requirements().judge(&topic, None);
         assert_eq!((verdict.problems.len(), verdict.warnings.len()), (1, 0));
-        let verdict = PreflightRequirements { allow_unsafe: true, ..requirements() }.judge(&topic);
+        let verdict = PreflightRequirements { allow_unsafe: true, ..requirements() }.judge(&topic, None);
         assert_eq!((verdict.problems.len(), verdict.warnings.len()), (0, 1));
     }
 }
