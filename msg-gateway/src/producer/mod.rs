@@ -2,6 +2,7 @@
 //! librdkafka producer in it.
 
 pub(crate) mod context;
+mod gate;
 mod offsets;
 pub(crate) mod preflight;
 pub(crate) mod rejections;
@@ -9,7 +10,6 @@ mod replacement;
 mod stall_timer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -27,6 +27,7 @@ use crate::budget::Permit;
 use crate::config::producer::shortest_backoff;
 pub(crate) use crate::producer::context::{DeliveryContext, Signals};
 use crate::send::outcome::Outcome;
+use crate::producer::gate::{Gate, Pass};
 
 /// The librdkafka producer.
 type Sending = KafkaClient<PolledProducer<DeliveryContext>>;
@@ -87,10 +88,8 @@ pub(crate) struct Producer {
     settings: ClientSettings,
     topic: String,
     current: ArcSwap<Sending>,
-    /// Whether the current producer is emptied because its settings have changed. Meanwhile no record is accepted.
-    emptying: AtomicBool,
-    /// The number of threads that enqueue a record now.
-    enqueueing: AtomicUsize,
+    /// Closed while the current producer is emptied because its settings have changed.
+    gate: Gate,
     /// Why records are rejected; `None` while the topic can be used.
     closed: ArcSwapOption<String>,
     signals: Arc<Signals>,
@@ -98,19 +97,17 @@ pub(crate) struct Producer {
     backoff: Duration,
 }
 
-/// One of the threads that enqueue a record, until it is dropped.
-struct Enqueueing<'a>(&'a AtomicUsize);
-
-impl<'a> Enqueueing<'a> {
-    fn start(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Enqueueing(count)
-    }
+/// The permission to enqueue records. Hold it only while records are enqueued: until it is dropped, a producer whose
+/// settings have changed is not replaced.
+pub(crate) struct Admission<'a> {
+    producer: &'a Producer,
+    _pass: Pass<'a>,
 }
 
-impl Drop for Enqueueing<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+impl Admission<'_> {
+    /// Enqueues a record. It never blocks. The outcome is sent through `in_flight`.
+    pub(crate) fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
+        self.producer.send(record)
     }
 }
 
@@ -125,8 +122,7 @@ impl Producer {
             settings,
             topic: topic.to_owned(),
             current: ArcSwap::from_pointee(current),
-            emptying: AtomicBool::new(false),
-            enqueueing: AtomicUsize::new(0),
+            gate: Gate::new(replacement::MAX_WAIT),
             closed: ArcSwapOption::from_pointee("the topic has not been checked yet".to_owned()),
             signals,
             version: VERSION.to_string(),
@@ -154,8 +150,19 @@ impl Producer {
         self.closed.load().as_deref().cloned()
     }
 
-    /// Enqueues a record. It never blocks. The outcome is sent through `in_flight`.
-    pub(crate) fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
+    /// Waits shortly while the producer is replaced because its settings have changed. `None` if that needs too long.
+    pub(crate) async fn admit(&self) -> Option<Admission<'_>> {
+        self.gate.pass().await.map(|pass| Admission { producer: self, _pass: pass })
+    }
+
+    /// Returns the permission to enqueue records, unless the producer is replaced now.
+    #[cfg(test)]
+    pub(crate) fn try_admit(&self) -> Option<Admission<'_>> {
+        self.gate.try_pass().map(|pass| Admission { producer: self, _pass: pass })
+    }
+
+    /// The caller has an [`Admission`].
+    fn send(&self, record: Outgoing<'_>) -> Result<(), Rejection> {
         if let Some(reason) = &*self.closed.load() {
             return Err(Rejection::Closed(reason.to_string()));
         }
@@ -170,11 +177,6 @@ impl Producer {
             .payload(record.value)
             .timestamp(record.timestamp_ms)
             .headers(headers);
-        // Increment before the check. With the opposite order, a record could be enqueued after the producer was found idle.
-        let _enqueueing = Enqueueing::start(&self.enqueueing);
-        if self.emptying.load(Ordering::SeqCst) {
-            return Err(Rejection::Closed("the gateway is replacing its Kafka client".to_owned()));
-        }
         self.current.load().send(outgoing).map_err(|(error, _)| {
             let code = code_of(&error);
             if code == RDKafkaErrorCode::Fatal {
@@ -248,6 +250,8 @@ mod tests {
         let (sender, report) = oneshot::channel();
         producer
             .send(Outgoing {
+            .try_admit()
+            .ok_or_else(|| Rejection::Closed("it is being replaced".to_owned()))?
                 partition: 0,
                 key: "bob",
                 value: b"hi",

@@ -1,7 +1,6 @@
 //! Replaces the librdkafka producer after a fatal error, when it is stalled, and when the topic was recreated.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use metrics::counter;
@@ -19,6 +18,13 @@ pub(crate) const COMPONENT: &str = "producer";
 
 /// How often, and at which interval, a replaced producer is purged: a send may have started before it was replaced.
 const PURGES: usize = 5;
+/// The component of [`Readiness`] for a replacement that needs long.
+const REPLACEMENT: &str = "producer-replacement";
+
+/// For how long sends wait while the producer is emptied. A producer that works needs less. A wait makes the response later,
+/// so it is short.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(3);
+
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often to check whether the producer is stalled.
@@ -35,7 +41,7 @@ impl Producer {
                 () = self.signals.error.notified() => {}
                 _ = checks.tick() => {
                     self.replace_stuck(&mut timer);
-                    if stop.run_until_cancelled(self.replace_outdated(drain)).await.is_none() {
+                    if stop.run_until_cancelled(self.replace_outdated(&readiness, drain)).await.is_none() {
                         return;
                     }
                 }
@@ -75,8 +81,9 @@ impl Producer {
     }
 
     /// Replaces the producer if the files of its settings have changed: a password or a certificate. It works, so its records
-    /// are delivered first: with two producers, a later record could overtake an earlier one of the same inbox.
-    async fn replace_outdated(&self, drain: Duration) {
+    /// are delivered first: with two producers, a later record could overtake an earlier one of the same inbox. Sends wait
+    /// meanwhile, and are rejected if that needs too long.
+    async fn replace_outdated(&self, readiness: &Readiness, drain: Duration) {
         if !self.settings.changed_since(self.current.load().context().created) {
             return;
         }
@@ -85,17 +92,24 @@ impl Producer {
             Err(error) => return tracing::error!(%error, "cannot create a producer"),
         };
         tracing::info!("replacing producer because the files of its settings have changed");
-        self.emptying.store(true, Ordering::SeqCst);
-        // Enqueueing never blocks, so this ends soon.
-        while self.enqueueing.load(Ordering::SeqCst) > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        self.gate.close().await;
         let old = self.current.load_full();
         let emptied = old.clone();
-        let left = tokio::task::spawn_blocking(move || finish(&emptied, drain)).await;
+        let mut emptying = tokio::task::spawn_blocking(move || finish(&emptied, drain));
+        let left = match tokio::time::timeout(MAX_WAIT, &mut emptying).await {
+            Ok(left) => left,
+            Err(_) => {
+                readiness.not_ready(
+                    REPLACEMENT,
+                    "the files of the Kafka clients have changed, and the old client cannot deliver its records",
+                );
+                emptying.await
+            }
+        };
         // Dropping a producer waits for its thread. Records that are left are purged, and their outcome is unknown.
         let replaced = self.swap(fresh);
-        self.emptying.store(false, Ordering::SeqCst);
+        self.gate.open();
+        readiness.ready(REPLACEMENT);
         tokio::task::spawn_blocking(move || {
             if left.is_ok_and(|left| left > 0) {
                 purge(&old);
@@ -252,11 +266,11 @@ mod tests {
                 std::thread::sleep(Duration::from_micros(200));
             }
         });
-        let mut replaced = 0;
+        let (mut replaced, readiness) = (0, Readiness::waiting_for(&[]));
         while !sender.is_finished() {
             config.kafka.generation.advance();
             let before = producer.current.load_full();
-            producer.replace_outdated(Duration::from_secs(30)).await;
+            producer.replace_outdated(&readiness, Duration::from_secs(30)).await;
             replaced += usize::from(!Arc::ptr_eq(&before, &producer.current.load_full()));
         }
         sender.await.expect("it ends");

@@ -107,6 +107,7 @@ impl Sender {
             }
         }
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value));
+        let admission = self.admit(respond_by).await?;
         let (sender, mut reports) = mpsc::unbounded_channel();
         let result_of = |pending: &PendingSend, outcome| self.result_of(pending, outcome);
         // Do not await here. Otherwise a dropped future could leave a part of the batch enqueued.
@@ -117,12 +118,12 @@ impl Sender {
                 let msg_id = id_of(&msg);
                 let report_to = ReportSender::Many { entry: entry as u64, reports: sender.clone() };
                 let record = Record::new(msg, msg_id, self.partitions);
-                record.enqueue(&self.producer, traceparent, report_to, permit.split(amount))
+                record.enqueue(&admission, traceparent, report_to, permit.split(amount))
             },
             || reports.try_recv().ok(),
             result_of,
         );
-        drop(permit);
+        drop((permit, admission));
         // Now only the records have it: the channel ends with the last report.
         drop(sender);
 

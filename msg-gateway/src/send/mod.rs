@@ -24,11 +24,11 @@ use crate::budget::Budgets;
 use crate::config::Config;
 use crate::config::producer as settings;
 use crate::metrics::{MessageMetrics, SendMetrics};
-use crate::producer::{Producer, ReportSender};
+use crate::producer::{Admission, Producer, ReportSender};
 use crate::quota::{Account, Rates};
 use crate::send::deadline::Timing;
 use crate::send::outcome::Outcome;
-use crate::send::record::{PendingSend, Record, amount_in_flight, id_of, too_large};
+use crate::send::record::{PendingSend, Record, amount_in_flight, id_of, not_accepting, too_large};
 use crate::send::stored::Awaited;
 use crate::status::Failure;
 use crate::watch::waiters::Waiters;
@@ -98,13 +98,16 @@ impl Sender {
         let awaited = if until_stored { Some(Awaited::new(&self.waiters, &msg)?) } else { None };
         // Acquire before the message is encoded: a full gateway must reject cheaply.
         let permit = self.budgets.in_flight.try_acquire_for(call.account.caller, amount_in_flight(&msg))?;
+        // While it waits, its permit bounds the memory. If this future is dropped, nothing was sent.
+        let admission = self.admit(respond_by).await?;
         // Last: a message that is rejected for another reason must not use up a quota.
         self.rates.take(&msg, call.account)?;
         let msg_id = id_of(&msg);
         let (sender, report) = oneshot::channel();
         let traceparent = call.traceparent.filter(|value| trace::is_valid(value));
         let record = Record::new(msg, msg_id, self.partitions);
-        let (pending, enqueued) = record.enqueue(&self.producer, traceparent, ReportSender::One(sender), permit);
+        let (pending, enqueued) = record.enqueue(&admission, traceparent, ReportSender::One(sender), permit);
+        drop(admission);
         enqueued?;
         // If this future is dropped, the record and its permit stay until the delivery report.
         let report = tokio::time::timeout_at(respond_by.into(), report).await;
@@ -119,6 +122,12 @@ impl Sender {
             self.metrics.ok.increment(1);
         }
         result
+    }
+
+    /// Waits until records can be enqueued, for a short time while the producer is replaced.
+    async fn admit(&self, respond_by: Instant) -> Result<Admission<'_>, Failure> {
+        let admitted = tokio::time::timeout_at(respond_by.into(), self.producer.admit()).await;
+        admitted.ok().flatten().ok_or_else(not_accepting)
     }
 
     /// Turns the outcome of a record into the caller's result. After an unknown outcome it has the topic checked.

@@ -13,7 +13,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use uuid::Uuid;
 
 use crate::budget::{Amount, Permit};
-use crate::producer::{InFlight, Outgoing, Producer, Rejection, ReportSender};
+use crate::producer::{Admission, InFlight, Outgoing, Rejection, ReportSender};
 use crate::status::Failure;
 
 /// Bytes that a record needs in addition to its key and value: librdkafka's structures, headers and queue entries.
@@ -78,7 +78,7 @@ impl Record {
     /// is returned even if the producer rejects the record.
     pub(crate) fn enqueue(
         self,
-        producer: &Producer,
+        admission: &Admission<'_>,
         traceparent: Option<&[u8]>,
         report_to: ReportSender,
         permit: Permit,
@@ -92,7 +92,7 @@ impl Record {
             traceparent,
             in_flight: Box::new(InFlight { report_to, permit, size }),
         };
-        let result = producer.send(outgoing).map_err(|rejection| rejected(&rejection));
+        let result = admission.send(outgoing).map_err(|rejection| rejected(&rejection));
         (self.pending, result)
     }
 
@@ -143,6 +143,11 @@ mod tests {
 
     use super::*;
     use crate::budget::Budget;
+    use crate::producer::Producer;
+
+    fn admission(producer: &Producer) -> Admission<'_> {
+        producer.try_admit().expect("it is not replaced")
+    }
 
     #[tokio::test]
     async fn permit_is_held_from_enqueueing_until_the_report() {
@@ -157,7 +162,7 @@ mod tests {
         let msg = Msg { recv_id: "bob".into(), ..Msg::default() };
         let record = Record::new(msg.clone(), id_of(&msg), 1);
         let (sender, report) = oneshot::channel();
-        let (_, enqueued) = record.enqueue(&producer, None, ReportSender::One(sender), permit);
+        let (_, enqueued) = record.enqueue(&admission(&producer), None, ReportSender::One(sender), permit);
         enqueued.expect("it is enqueued");
         // The caller has disconnected, and the record is still in flight.
         drop(report);
@@ -171,7 +176,7 @@ mod tests {
         let permit = budget.try_acquire(1).expect("there is capacity");
         let record = Record::new(msg.clone(), id_of(&msg), 1);
         let (sender, _report) = oneshot::channel();
-        assert!(record.enqueue(&producer, None, ReportSender::One(sender), permit).1.is_err());
+        assert!(record.enqueue(&admission(&producer), None, ReportSender::One(sender), permit).1.is_err());
         assert_eq!(budget.used().items, 0);
     }
 }

@@ -16,11 +16,11 @@ use tonic::Status;
 use crate::budget::{LimitReached, Permit};
 use crate::incoming::Lifetime;
 use crate::metrics::answered;
-use crate::producer::{Report, ReportSender};
+use crate::producer::{Admission, Report, ReportSender};
 use crate::quota::Account;
 use crate::router::with_reason_of_transport;
 use crate::send::Sender;
-use crate::send::record::{Record, amount_in_flight};
+use crate::send::record::{Record, amount_in_flight, not_accepting};
 use crate::send::stored::Awaited;
 use crate::send::stream::machine::{Action, End, Machine, ResultsWait, Row, Ticket, Waiting};
 use crate::send::stream::replies::{Reply, ReplySender};
@@ -63,8 +63,13 @@ impl Driver {
         let mut timer_at = Instant::now() + NOTHING_DUE;
         let mut timer = pin!(tokio::time::sleep_until(timer_at.into()));
         let mut ready = Vec::new();
+        let sender = self.sender.clone();
         let end = loop {
-            if let Some(end) = self.act(&mut machine) {
+            // Entries wait shortly while the producer is replaced.
+            let admission = sender.producer.admit().await;
+            let end = self.act(&mut machine, admission.as_ref());
+            drop(admission);
+            if let Some(end) = end {
                 break end;
             }
             if let Some(due) = machine.next_timeout().filter(|due| *due != timer_at) {
@@ -113,8 +118,8 @@ impl Driver {
         let _ = all_read.await;
     }
 
-    /// Carries out all actions that are due. Returns the end of the stream.
-    fn act(&mut self, machine: &mut Machine<Awaited>) -> Option<End> {
+    /// Carries out all actions that are due. Without an admission no entry can be sent. Returns the end of the stream.
+    fn act(&mut self, machine: &mut Machine<Awaited>, admission: Option<&Admission<'_>>) -> Option<End> {
         let budgets = &self.sender.budgets;
         loop {
             match machine.next_action() {
@@ -126,7 +131,9 @@ impl Driver {
                 Action::ReserveFailed(bytes) => {
                     machine.reserved(self.failed_memory.try_resize(bytes).map_err(Failure::from));
                 }
-                Action::Enqueue { ticket, msg, until_stored } => self.enqueue(machine, &ticket, msg, until_stored),
+                Action::Enqueue { ticket, msg, until_stored } => {
+                    self.enqueue(machine, admission, &ticket, msg, until_stored);
+                }
                 Action::Listen => machine.listening(budgets.in_flight.wait_for_capacity()),
                 Action::AcquireMemory(bytes) => {
                     let memory = budgets.blocked_requests.try_acquire(bytes);
@@ -141,8 +148,18 @@ impl Driver {
         }
     }
 
-    fn enqueue(&self, machine: &mut Machine<Awaited>, ticket: &Ticket, msg: Msg, until_stored: bool) {
+    fn enqueue(
+        &self,
+        machine: &mut Machine<Awaited>,
+        admission: Option<&Admission<'_>>,
+        ticket: &Ticket,
+        msg: Msg,
+        until_stored: bool,
+    ) {
         let sender = &self.sender;
+        let Some(admission) = admission else {
+            return machine.not_enqueued(ticket, &msg.recv_id, not_accepting());
+        };
         let Ok(permit) = sender.budgets.in_flight.try_acquire_for(self.account.caller, amount_in_flight(&msg)) else {
             return machine.no_capacity(ticket, msg);
         };
@@ -157,7 +174,7 @@ impl Driver {
         }
         let report_to = ReportSender::Many { entry: ticket.number, reports: self.report_sender.clone() };
         let record = Record::new(msg, ticket.msg_id, sender.partitions);
-        let (pending, enqueued) = record.enqueue(&sender.producer, self.traceparent.as_deref(), report_to, permit);
+        let (pending, enqueued) = record.enqueue(admission, self.traceparent.as_deref(), report_to, permit);
         match enqueued {
             Ok(()) => machine.enqueued(ticket, pending, row, Instant::now()),
             Err(failure) => machine.not_enqueued(ticket, &pending.recv_id, failure),
