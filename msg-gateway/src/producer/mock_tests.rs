@@ -123,6 +123,52 @@ async fn records_of_an_oversized_batch_wait_for_the_topics_limit() {
     assert_eq!(budget.used().items, 0);
 }
 
+/// A new producer has no error until its first response from a broker.
+#[tokio::test(flavor = "multi_thread")]
+async fn gateway_is_not_ready_while_each_producer_fails() {
+    const FAILURES: usize = 4;
+    let cluster = MockCluster::new(1).expect("the cluster starts");
+    cluster.create_topic("msgs", 1, 1).expect("the topic is created");
+    let missing_right = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[missing_right; FAILURES]);
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", cluster.bootstrap_servers())
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "0");
+    let producer = Arc::new(Producer::new(ClientSettings::fixed(config), "msgs").expect("the settings are good"));
+    producer.open();
+    let (readiness, stop) = (Readiness::waiting_for(&[]), CancellationToken::new());
+    let ready = readiness.watch();
+    let supervised = producer.clone().supervise(readiness.clone(), Duration::from_secs(5), stop.clone());
+    let supervisor = tokio::spawn(supervised);
+    let failing = async {
+        let mut known = producer.current.load_full();
+        // The producer that replaced the last failed one works, and has not shown it yet.
+        let mut replaced = 0;
+        while replaced < FAILURES {
+            let current = producer.current.load_full();
+            if !Arc::ptr_eq(&known, &current) {
+                (known, replaced) = (current, replaced + 1);
+            }
+            let shown = readiness.reasons();
+            assert!(replaced == 0 || shown.contains_key(replacement::COMPONENT), "ready after {replaced}: {shown:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), failing).await.expect("each producer is replaced");
+    let reasons = readiness.reasons();
+    assert!(reasons[replacement::COMPONENT].contains("IDEMPOTENT_WRITE"), "{reasons:?}");
+    assert!(!*ready.borrow());
+    let stored = |outcome: &Outcome| matches!(outcome, Outcome::Stored { .. });
+    assert!(batch(&producer).await.iter().all(stored), "the right is granted");
+    let works = async { ready.clone().wait_for(|ready| *ready).await.map(drop) };
+    // Earlier than without a record.
+    tokio::time::timeout(Duration::from_secs(10), works).await.expect("it has delivered").expect("it is supervised");
+    stop.cancel();
+    supervisor.await.expect("it ends");
+}
+
 /// librdkafka reports no error for it: every record of every partition just times out.
 #[tokio::test(flavor = "multi_thread")]
 async fn producer_whose_deliveries_all_time_out_is_replaced() {

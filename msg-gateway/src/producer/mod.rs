@@ -2,6 +2,7 @@
 //! librdkafka producer in it.
 
 pub(crate) mod context;
+mod doubt;
 mod gate;
 mod offsets;
 pub(crate) mod preflight;
@@ -26,8 +27,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::budget::Permit;
 use crate::config::producer::shortest_backoff;
 pub(crate) use crate::producer::context::{DeliveryContext, Signals};
-use crate::send::outcome::Outcome;
 use crate::producer::gate::{Gate, Pass};
+use crate::send::outcome::Outcome;
 
 /// The librdkafka producer.
 type Sending = KafkaClient<PolledProducer<DeliveryContext>>;
@@ -249,9 +250,9 @@ mod tests {
     ) -> Result<oneshot::Receiver<Outcome>, Rejection> {
         let (sender, report) = oneshot::channel();
         producer
-            .send(Outgoing {
             .try_admit()
             .ok_or_else(|| Rejection::Closed("it is being replaced".to_owned()))?
+            .send(Outgoing {
                 partition: 0,
                 key: "bob",
                 value: b"hi",

@@ -159,7 +159,10 @@ pub(crate) fn advice(code: RDKafkaErrorCode) -> &'static str {
              message.timestamp.after.max.ms allow: correct the clock, or set message.timestamp.type=LogAppendTime"
         }
         Code::TopicAuthorizationFailed => "grant the gateway's Kafka user WRITE on the topic",
-        Code::ClusterAuthorizationFailed => "grant the gateway's Kafka user IDEMPOTENT_WRITE on the cluster",
+        Code::ClusterAuthorizationFailed => {
+            "grant the gateway's Kafka user WRITE on the topic, and IDEMPOTENT_WRITE on the cluster if the brokers are \
+             older than 3.0"
+        }
         Code::MessageSizeTooLarge => "raise the topic's max.message.bytes, or lower MAX_CONTENT_BYTES",
         Code::MessageBatchTooLarge => "raise the topic's segment.bytes",
         Code::UnsupportedCompressionType => "set compression.type in KAFKA_PROPERTIES to one that the brokers support",

@@ -10,14 +10,14 @@ use rdkafka::producer::{Producer as _, PurgeConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::PRODUCERS_REPLACED;
+use crate::producer::doubt::Doubt;
+use crate::producer::rejections::advice;
 use crate::producer::stall_timer::StallTimer;
 use crate::producer::{DeliveryContext, Producer, Sending, finish};
 
 /// The component of [`Readiness`] for the producer.
 pub(crate) const COMPONENT: &str = "producer";
 
-/// How often, and at which interval, a replaced producer is purged: a send may have started before it was replaced.
-const PURGES: usize = 5;
 /// The component of [`Readiness`] for a replacement that needs long.
 const REPLACEMENT: &str = "producer-replacement";
 
@@ -25,6 +25,8 @@ const REPLACEMENT: &str = "producer-replacement";
 /// so it is short.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(3);
 
+/// How often, and at which interval, a replaced producer is purged: a send may have started before it was replaced.
+const PURGES: usize = 5;
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often to check whether the producer is stalled.
@@ -35,6 +37,8 @@ impl Producer {
     /// `drain`. Runs until `stop`.
     pub(crate) async fn supervise(self: Arc<Self>, readiness: Readiness, drain: Duration, stop: CancellationToken) {
         let mut timer = StallTimer::new(drain);
+        let mut doubt = Doubt::default();
+        let confirmed_since = |when| self.signals.confirmed_since(when);
         let mut checks = tokio::time::interval(CHECK_INTERVAL);
         loop {
             tokio::select! {
@@ -49,11 +53,19 @@ impl Producer {
             }
             // Most errors are not fatal, and a replaced producer may still report some.
             let Some((code, detail)) = self.current.load().client().fatal_error() else {
+                if doubt.ends(Instant::now(), confirmed_since) {
+                    readiness.ready(COMPONENT);
+                }
                 continue;
             };
-            readiness.not_ready(COMPONENT, format!("fatal error {code}: {detail}"));
+            readiness.not_ready(COMPONENT, format!("fatal error {code}: {detail}: {}", advice(code)));
             match self.create() {
-                Ok(fresh) => self.replace(Arc::new(fresh), &readiness, drain),
+                Ok(fresh) => {
+                    self.replace(Arc::new(fresh), drain);
+                    if doubt.replaced(code, Instant::now(), confirmed_since) {
+                        readiness.ready(COMPONENT);
+                    }
+                }
                 Err(error) => {
                     tracing::error!(%error, "cannot create a producer");
                     self.signals.error.notify_one();
@@ -118,9 +130,8 @@ impl Producer {
         });
     }
 
-    fn replace(&self, fresh: Arc<Sending>, readiness: &Readiness, drain: Duration) {
+    fn replace(&self, fresh: Arc<Sending>, drain: Duration) {
         let old = self.swap(fresh);
-        readiness.ready(COMPONENT);
         // Its delivery reports are outstanding. Dropping it now would discard its records without a report.
         tokio::task::spawn_blocking(move || finish(&old, drain));
     }
