@@ -124,7 +124,9 @@ impl AdminListener {
 
 async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    if is_socket && UnixStream::connect(path).await.is_err() {
+    // Any other error, such as a full queue of connections or a missing right, is that of a process that runs.
+    let is_refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if is_socket && UnixStream::connect(path).await.is_err_and(is_refused) {
         fs::remove_file(path)?;
     }
     UnixListener::bind(path)
@@ -272,7 +274,22 @@ mod tests {
         let address = AdminAddress::Unix(folder.path().join("admin.sock"));
         let first = AdminListener::bind("--admin-listen", &address).await.expect("it is free");
         assert!(AdminListener::bind("--admin-listen", &address).await.is_err(), "a process listens there");
-        drop(first);
+        // A process that does not accept for a while: its queue of connections is full.
+        let AdminAddress::Unix(path) = &address else { unreachable!("it is a socket") };
+        let mut queued = Vec::new();
+        let full = loop {
+            let connected = UnixStream::connect(path);
+            match tokio::time::timeout(Duration::from_millis(100), connected).await {
+                Ok(Ok(stream)) if queued.len() < 10_000 => queued.push(stream),
+                Ok(Err(error)) => break error.kind() != io::ErrorKind::ConnectionRefused,
+                Ok(Ok(_)) | Err(_) => break false,
+            }
+        };
+        assert!(
+            full && AdminListener::bind("--admin-listen", &address).await.is_err(),
+            "that process still listens there"
+        );
+        drop((first, queued));
         AdminListener::bind("--admin-listen", &address).await.expect("no process listens there");
         let file = AdminAddress::Unix(folder.path().join("file"));
         fs::write(folder.path().join("file"), "x").expect("it can be written");
