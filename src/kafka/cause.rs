@@ -1,10 +1,13 @@
 //! Explains to the operator why Kafka cannot be used at present, and what to do about it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::tls_probe::{self, Problem};
 
 /// How long an error counts as a cause. librdkafka repeats a lasting error more often than that.
 const VALID_FOR: Duration = Duration::from_secs(60);
@@ -15,7 +18,14 @@ const KEPT_FOR: Duration = Duration::from_secs(30);
 
 /// The cause with the highest weight among the errors that a client's error callback received. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Causes(Arc<Mutex<Option<Noted>>>);
+pub struct Causes(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    noted: Option<Noted>,
+    /// Whether a thread finds out what is wrong with a broker's certificate.
+    probing: bool,
+}
 
 #[derive(Debug)]
 struct Noted {
@@ -30,9 +40,18 @@ struct Noted {
 impl Causes {
     /// Notes an error of a client, with librdkafka's own text.
     pub fn note(&self, error: &KafkaError, detail: &str) {
-        let Some((weight, text)) = error.rdkafka_error_code().and_then(|code| explain(code, detail)) else { return };
+        let Some(code) = error.rdkafka_error_code() else { return };
+        let Some((weight, text)) = explain(code, detail) else { return };
+        self.keep(weight, text);
+        if code == Code::SSL && is_unverified(detail) {
+            self.probe(detail);
+        }
+    }
+
+    fn keep(&self, weight: u8, text: String) {
         let now = Instant::now();
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        let noted = &mut state.noted;
         match &mut *noted {
             Some(old) if old.text == text => old.seen = now,
             Some(old)
@@ -44,8 +63,32 @@ impl Causes {
 
     /// Returns the cause, if its error occurred within the last minute.
     pub fn recent(&self) -> Option<String> {
-        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.as_ref().filter(|noted| noted.seen.elapsed() < VALID_FOR).map(|noted| noted.text.clone())
+        let state = self.lock();
+        state.noted.as_ref().filter(|noted| noted.seen.elapsed() < VALID_FOR).map(|noted| noted.text.clone())
+    }
+
+    /// Notes what is wrong with the certificate of the broker that the text names, as soon as it is known. Does not block:
+    /// the caller is a callback of librdkafka.
+    fn probe(&self, detail: &str) {
+        if std::mem::replace(&mut self.lock().probing, true) {
+            return;
+        }
+        let (causes, detail) = (self.clone(), detail.to_owned());
+        let probe = move || {
+            let found = tls_probe::problem(&detail);
+            causes.lock().probing = false;
+            if let Some(problem) = found {
+                causes.keep(CERTIFICATE_WEIGHT, format!("{}: {}", lasting(&detail), certificate_fix(problem)));
+            }
+        };
+        // Without a thread, the cause that names all of these problems stays.
+        if thread::Builder::new().name("tls-probe".into()).spawn(probe).is_err() {
+            self.lock().probing = false;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,8 +107,7 @@ pub(super) fn describe_with(code: Code, detail: &str) -> String {
 /// Returns the weight and the text of a cause. The closer a cause is to the setting that the operator must fix, the higher
 /// is its weight.
 fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
-    // Remove the duration and the number of the attempts, which differ each time.
-    let detail = detail.split(" (after ").next().unwrap_or_default().trim();
+    let detail = lasting(detail);
     let (weight, fix) = match code {
         // Also the reason why a broker refuses the previous token.
         Code::Authentication if detail.starts_with("no OAUTHBEARER token") => (
@@ -110,6 +152,9 @@ fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
         Code::GroupMaxSizeReached => (3, "the group has as many members as the brokers' group.max.size allows"),
         Code::InvalidGroupId => (3, "the brokers do not accept --group-id"),
         Code::SSL => (3, tls_fix(detail)),
+        // With TLS 1.3, a broker refuses the client's certificate after the handshake, and librdkafka reports it as a lost
+        // connection.
+        Code::BrokerTransportFailure if detail.contains("SSL alert number") => (3, tls_fix(detail)),
         Code::UnknownTopicOrPartition | Code::UnknownTopic => {
             (2, "the topic does not exist; create it, or correct --kafka-topic")
         }
@@ -132,12 +177,34 @@ fn explain(code: Code, detail: &str) -> Option<(u8, String)> {
     Some((weight, format!("{what}: {fix}")))
 }
 
+/// Removes the duration and the number of the attempts, which differ each time.
+fn lasting(detail: &str) -> &str {
+    detail.split(" (after ").next().unwrap_or_default().trim()
+}
+
+/// The weight of what is wrong with a broker's certificate: more than that of a certificate that is not accepted.
+const CERTIFICATE_WEIGHT: u8 = 4;
+
+fn certificate_fix(problem: Problem) -> &'static str {
+    match problem {
+        Problem::OtherHost => {
+            "the broker's certificate is for another host; connect to the host that the certificate names, or give the broker a certificate for its advertised.listeners"
+        }
+        Problem::OtherCa => {
+            "the broker's certificate is for this host, but its CA is not trusted; give its CA with KAFKA_SSL_CA_FILE"
+        }
+        Problem::Expired => "the broker's certificate has expired; give the broker a new one",
+    }
+}
+
+/// Returns whether OpenSSL's text says that it did not accept the broker's certificate. It does not say why.
+fn is_unverified(detail: &str) -> bool {
+    detail.contains("certificate verify failed") || detail.contains("0A000086")
+}
+
 /// Returns what to do about a TLS handshake that failed, by OpenSSL's text.
 fn tls_fix(detail: &str) -> &'static str {
-    // OpenSSL's own reason of a failed verification is only in librdkafka's text.
-    if detail.contains("mismatch") {
-        "the broker's certificate is for another host; connect to the host that the certificate names, or give the broker a certificate for its advertised.listeners"
-    } else if detail.contains("certificate verify failed") || detail.contains("0A000086") {
+    if is_unverified(detail) {
         "the broker's certificate is not trusted, or is for another host; give its CA with KAFKA_SSL_CA_FILE, and connect to the host that the certificate names"
     } else if detail.contains("alert") || detail.contains("unexpected message") {
         "the broker refuses the client's certificate; correct KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE"
@@ -163,6 +230,15 @@ mod tests {
         note(Code::MessageTimedOut, "a record");
         let cause = causes.recent().expect("there is one");
         assert!(cause.starts_with("a:1/bootstrap: SASL authentication error: wrong: Kafka refuses"), "{cause}");
+    }
+
+    #[test]
+    fn refused_client_certificate_is_no_lost_connection() {
+        let causes = Causes::default();
+        let detail = "ssl://a:1/bootstrap: Receive failed: error:0A00045C:SSL routines::tlsv13 alert certificate required: SSL alert number 116 (after 3ms in state APIVERSION_QUERY)";
+        causes.note(&KafkaError::Global(Code::BrokerTransportFailure), detail);
+        let cause = causes.recent().expect("there is one");
+        assert!(cause.contains("number 116: the broker refuses the client's certificate"), "{cause}");
     }
 
     #[test]

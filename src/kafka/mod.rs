@@ -16,6 +16,7 @@ mod purpose;
 pub mod raw;
 mod renewal;
 mod security;
+mod tls_probe;
 pub mod topic;
 
 use std::path::{Path, PathBuf};

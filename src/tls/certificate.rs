@@ -12,7 +12,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 pub struct CertificateError(#[from] x509_cert::der::Error);
 
 /// Returns when a certificate expires, in seconds since 1970.
-pub(super) fn expiry(der: &CertificateDer<'_>) -> Result<u64, CertificateError> {
+pub(crate) fn expiry(der: &CertificateDer<'_>) -> Result<u64, CertificateError> {
     let certificate = Certificate::from_der(der)?;
     Ok(certificate.tbs_certificate.validity.not_after.to_unix_duration().as_secs())
 }

@@ -34,6 +34,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 pub use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+pub(crate) use self::certificate::expiry;
 pub use self::certificate::{CertificateError, PeerIdentity};
 pub use self::error::TlsError;
 pub use self::files::{CaSource, Material, PairFiles, PemFile, TlsFiles, TlsPair, TlsSource};

@@ -179,14 +179,30 @@ async fn wrong_kafka_password_and_ca_are_named() {
     secure.assert_reported(&wrong, &["refuses the user or the password", "KAFKA_SASL_PASSWORD_FILE"]).await;
     let other = secure.write("other.crt", &Ca::new("another").pem());
     let wrong = with(login, "KAFKA_SSL_CA_FILE", other);
-    secure.assert_reported(&wrong, &["certificate verify failed", "give its CA with KAFKA_SSL_CA_FILE"]).await;
+    secure
+        .assert_reported(
+            &wrong,
+            &["certificate verify failed", "its CA is not trusted; give its CA with KAFKA_SSL_CA_FILE"],
+        )
+        .await;
     secure.stack.stop().await;
 }
 
 #[tokio::test]
 async fn certificate_for_another_kafka_host_is_named() {
     let secure = Secure::start("kafka_host", "kafka.example").await;
-    secure.assert_reported(&secure.login("PLAIN"), &["for another host"]).await;
+    secure.assert_reported(&secure.login("PLAIN"), &["the broker's certificate is for another host; connect"]).await;
+    secure.stack.stop().await;
+}
+
+#[tokio::test]
+async fn refused_kafka_client_certificate_is_named() {
+    let secure = Secure::start("kafka_client_ca", BROKER).await;
+    let other = Ca::new("another").sign_for(USER, &[USER]);
+    let (certificate, key) = (secure.write("other.crt", &other.certificate), secure.write("other.key", &other.key));
+    let settings = with(secure.certificate(), "KAFKA_SSL_CERT_FILE", certificate);
+    let settings = with(settings, "KAFKA_SSL_KEY_FILE", key);
+    secure.assert_reported(&settings, &["the broker refuses the client's certificate"]).await;
     secure.stack.stop().await;
 }
 
