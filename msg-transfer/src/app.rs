@@ -80,6 +80,13 @@ pub enum Error {
     Panicked(&'static str),
 }
 
+impl Error {
+    /// Returns whether a client or its thread could not be created, which may succeed later.
+    fn is_creation(&self) -> bool {
+        matches!(self, Error::Kafka(RequestError::Create(_)) | Error::Thread(_))
+    }
+}
+
 impl From<KafkaError> for Error {
     fn from(error: KafkaError) -> Self {
         Error::Kafka(RequestError::create(error))
@@ -125,6 +132,8 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
     let _following = AbortOnDropHandle::new(tokio::spawn(following));
     let refreshing = config.kafka.refresh_token(CancellationToken::new());
     let _refreshing = refreshing.map(|task| AbortOnDropHandle::new(tokio::spawn(task)));
+    let mut backoff = Backoff::default();
+    let mut started = false;
     loop {
         // The clients and lanes have a scope of their own, so that a restart clears their reasons and no other
         // component's.
@@ -132,13 +141,28 @@ async fn serve(config: &Config, readiness: &Readiness, shutdown: &CancellationTo
         round.not_ready("group", "starting");
         readiness.ready("group");
         let served = serve_until_client_restart(config, &pool, traits, &previous, &mut changes, &round, shutdown).await;
-        if served.is_err() || shutdown.is_cancelled() {
-            return served;
+        match served {
+            // For example a file that librdkafka reads by itself and that is broken, or no thread is left. The process has
+            // worked before, so it does not end.
+            Err(error) if started && error.is_creation() => {
+                let error = chain(&error);
+                tracing::error!(error, "cannot create the kafka clients again, will be retried");
+                readiness.not_ready("group", error);
+                round.clear();
+                shutdown.run_until_cancelled(backoff.wait()).await;
+            }
+            Ok(()) if !shutdown.is_cancelled() => {
+                (started, backoff) = (true, Backoff::default());
+                tracing::warn!("restarting kafka clients");
+                metrics::client_restarted();
+                readiness.not_ready("group", "restarting Kafka clients");
+                round.clear();
+            }
+            served => return served,
         }
-        tracing::warn!("restarting kafka clients");
-        metrics::client_restarted();
-        readiness.not_ready("group", "restarting Kafka clients");
-        round.clear();
+        if shutdown.is_cancelled() {
+            return Ok(());
+        }
     }
 }
 

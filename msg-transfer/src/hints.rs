@@ -185,7 +185,7 @@ mod tests {
             kafka_properties: msg_common::config::Secret::default(),
             kafka_properties_file: None,
             security: msg_common::kafka::SecurityOptions::default(),
-            last_properties: msg_common::kafka::LastProperties::default(),
+            accepted: msg_common::kafka::AcceptedProperties::default(),
             generation: msg_common::kafka::Generation::default(),
             token: msg_common::kafka::SharedToken::default(),
         };

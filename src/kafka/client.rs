@@ -15,10 +15,17 @@ use super::oauth::{Registration, SharedToken};
 use super::polled::PolledProducer;
 
 /// The settings of a client, and the token that it logs in with if its mechanism is OAUTHBEARER.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct ClientSetup {
     config: ClientConfig,
     token: SharedToken,
+}
+
+impl std::fmt::Debug for ClientSetup {
+    /// Shows no values: one of them is the private key. rdkafka's own implementation hides passwords only.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientSetup").finish_non_exhaustive()
+    }
 }
 
 impl ClientSetup {

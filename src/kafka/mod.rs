@@ -66,9 +66,9 @@ pub struct KafkaOptions {
     /// The protocol, the login and the certificates.
     #[command(flatten)]
     pub security: SecurityOptions,
-    /// The entries when all files were last readable.
+    /// The settings of clients that are in force.
     #[arg(skip)]
-    pub last_properties: LastProperties,
+    pub accepted: AcceptedProperties,
     /// Whether clients have to be replaced.
     #[arg(skip)]
     pub generation: Generation,
@@ -77,14 +77,15 @@ pub struct KafkaOptions {
     pub token: SharedToken,
 }
 
-/// The operator's settings of clients that were read last. Clones share them.
+/// The operator's settings of clients that are in force, with the content of their files: a file that is being replaced, or
+/// is broken, must never be the reason why no client can be created. Clones share them.
 #[derive(Clone, Default)]
-pub struct LastProperties(Arc<Mutex<Vec<(String, String)>>>);
+pub struct AcceptedProperties(Arc<Mutex<Option<Vec<(String, String)>>>>);
 
-impl std::fmt::Debug for LastProperties {
+impl std::fmt::Debug for AcceptedProperties {
     /// Shows no values: one of them is the password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LastProperties").finish_non_exhaustive()
+        f.debug_struct("AcceptedProperties").finish_non_exhaustive()
     }
 }
 
@@ -108,12 +109,13 @@ impl KafkaOptions {
 
     /// Returns one line for each problem of these settings.
     pub fn problems(&self) -> Vec<String> {
-        [self.client_problems(), self.security.oauth.content_problems()].concat()
+        [self.client_problems(&self.properties()), self.security.oauth.content_problems()].concat()
     }
 
     /// Returns the problems of everything that a client is created from. A token is not: it is replaced in the client.
-    fn client_problems(&self) -> Vec<String> {
-        let mut problems = properties::broker_problems(&self.kafka_brokers);
+    fn client_problems(&self, properties: &Properties) -> Vec<String> {
+        let protocol = properties.get("security.protocol").unwrap_or("plaintext");
+        let mut problems = properties::broker_problems(&self.kafka_brokers, protocol);
         let form = "must be 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_`, `-`";
         if !valid_topic(&self.kafka_topic) {
             problems.push(format!("--kafka-topic {form}"));
@@ -125,11 +127,10 @@ impl KafkaOptions {
         } else if self.hints_topic().as_ref() == Some(&self.kafka_topic) {
             problems.push("--hints-topic must be another topic than --kafka-topic, or `none`".into());
         }
-        let properties = self.properties();
         if !security::BUILT_IN {
-            problems.extend(security::build_problem(&properties));
+            problems.extend(security::build_problem(properties));
         }
-        problems.extend(properties.problems);
+        problems.extend_from_slice(&properties.problems);
         problems
     }
 
@@ -137,6 +138,10 @@ impl KafkaOptions {
     /// override them. The `client.id` is the purpose's; if the operator gives one, the name of the service in it is
     /// replaced by that.
     pub fn client_config(&self, purpose: ClientPurpose) -> ClientSetup {
+        self.config_with(purpose, self.accepted_properties())
+    }
+
+    fn config_with(&self, purpose: ClientPurpose, properties: Vec<(String, String)>) -> ClientSetup {
         #[cfg(feature = "kafka-tls")]
         openssl::keep_until_the_end();
         let mut config = ClientSetup::new(self.token.clone());
@@ -152,7 +157,6 @@ impl KafkaOptions {
             .set("socket.connection.setup.timeout.ms", "5000")
             .set("socket.keepalive.enable", "true")
             .set("socket.nagle.disable", "true");
-        let properties = self.current_properties();
         let has_tls =
             |(key, value): &(String, String)| key == "security.protocol" && value.to_ascii_lowercase().ends_with("ssl");
         if properties.iter().any(has_tls) {
@@ -180,18 +184,20 @@ impl KafkaOptions {
         self.security.oauth.refresh(&self.token, stop)
     }
 
-    /// Returns the properties as they are now. While the file is missing or invalid, for example because it is being
-    /// replaced, it returns the previous ones.
-    fn current_properties(&self) -> Vec<(String, String)> {
-        let mut last = self.last_properties.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let properties = self.properties();
-        if properties.problems.is_empty() {
-            *last = properties.entries;
-            return last.clone();
+    /// Returns the properties that are in force. Until there are some, it reads them.
+    fn accepted_properties(&self) -> Vec<(String, String)> {
+        let mut accepted = self.accepted.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(accepted) = &*accepted {
+            return accepted.clone();
         }
-        let problems = properties.problems.join("; ");
-        tracing::error!(problems, "cannot read the properties of kafka clients again, using the previous ones");
-        last.clone()
+        let properties = self.properties();
+        *accepted = properties.problems.is_empty().then(|| properties.entries.clone());
+        properties.entries
+    }
+
+    /// Lets each new client use these properties. A client was created with them.
+    fn accept(&self, properties: Vec<(String, String)>) {
+        *self.accepted.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(properties);
     }
 
     /// Returns the files that the settings of clients are read from, each with its flag.
@@ -227,8 +233,10 @@ impl KafkaOptions {
             KafkaError::ClientCreation(reason) => reason,
             error => error.to_string(),
         };
-        let secrets = alone.config_map().into_iter().filter(|(key, _)| properties::is_secret(key));
-        let reason = secrets.fold(reason, |reason, (_, secret)| reason.replace(secret, "…"));
+        // The map does not have the values of secrets.
+        let secrets = alone.config_map().into_keys().filter(|key| properties::is_secret(key));
+        let secrets = secrets.filter_map(|key| alone.get(key)).filter(|secret| !secret.is_empty());
+        let reason = secrets.fold(reason, |reason, secret| reason.replace(secret, "…"));
         let flag = self.security.flag_of(&reason);
         Some(format!("{flag}: librdkafka rejects the combination of settings: {reason}"))
     }

@@ -208,24 +208,28 @@ pub(super) fn is_secret(key: &str) -> bool {
         .any(|part| key.contains(part))
 }
 
-/// Returns the problems of the addresses of brokers.
-pub(super) fn broker_problems(brokers: &str) -> Vec<String> {
+/// Returns the problems of the addresses of brokers, whose clients use this `security.protocol`.
+pub(super) fn broker_problems(brokers: &str, protocol: &str) -> Vec<String> {
     let entries: Vec<&str> = brokers.split(',').collect();
     let of = |(at, entry): (usize, &&str)| {
-        let reason = broker_problem(entry)?;
+        let reason = broker_problem(entry, protocol)?;
         let which = if entries.len() > 1 { format!(" entry {}", at + 1) } else { String::new() };
         Some(format!("--kafka-brokers:{which} `{}`: {reason}", hide_secrets(entry)))
     };
     entries.iter().enumerate().filter_map(of).collect()
 }
 
-fn broker_problem(entry: &str) -> Option<String> {
+fn broker_problem(entry: &str, protocol: &str) -> Option<String> {
     const FORM: &str = "give host:port, such as kafka-1:9092";
     let address = match entry.split_once("://") {
         Some((scheme, address)) => {
             let protocols = ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"];
             if !protocols.iter().any(|protocol| protocol.eq_ignore_ascii_case(scheme)) {
                 return Some(format!("{scheme}:// is not a protocol of Kafka: {FORM}"));
+            }
+            // librdkafka would only log that, and ignore this address and those after it.
+            if !scheme.eq_ignore_ascii_case(protocol) {
+                return Some(format!("{scheme}:// is another protocol than {protocol}, which is configured: {FORM}"));
             }
             address
         }
@@ -323,9 +327,12 @@ mod tests {
 
     #[test]
     fn brokers_are_hosts_and_ports() {
-        for good in ["a", "a:1", "a:9092,b.c:65535", "[::1]:9092", "PLAINTEXT://a:1", "sasl_plaintext://a:1"] {
-            assert_eq!(broker_problems(good), Vec::<String>::new(), "{good}");
+        for good in ["a", "a:1", "a:9092,b.c:65535", "[::1]:9092", "PLAINTEXT://a:1"] {
+            assert_eq!(broker_problems(good, "plaintext"), Vec::<String>::new(), "{good}");
         }
+        assert_eq!(broker_problems("sasl_ssl://a:1,b:1", "SASL_SSL"), Vec::<String>::new());
+        let other = broker_problems("a:1,PLAINTEXT://b:1", "sasl_ssl");
+        assert!(other.len() == 1 && other[0].contains("entry 2"), "{other:?}");
         for bad in [
             "",
             "a:0",
@@ -340,7 +347,7 @@ mod tests {
             "a:1;b:1",
             "[x]:1",
         ] {
-            assert_eq!(broker_problems(bad).len(), 1, "{bad}");
+            assert_eq!(broker_problems(bad, "plaintext").len(), 1, "{bad}");
         }
     }
 }

@@ -26,7 +26,7 @@ impl Generation {
     }
 }
 
-/// The settings of a client that are read again for each new client.
+/// The settings of a client, which may be others for each new client.
 #[derive(Clone)]
 pub struct ClientSettings {
     read: Arc<dyn Fn() -> ClientSetup + Send + Sync>,
@@ -93,13 +93,20 @@ impl Source for Files {
         self.options.files().into_iter().map(read).collect()
     }
 
+    /// Creates a client with the files' content before it replaces the accepted one.
     fn build(&self, _: &Contents) -> Result<(), FilesError> {
-        let mut problems = self.options.client_problems();
+        // Read once: the content that the client is created with is the one that is accepted.
+        let properties = self.options.properties();
+        let mut problems = self.options.client_problems(&properties);
         if problems.is_empty() {
-            let config = self.options.client_config(self.purpose);
+            let config = self.options.config_with(self.purpose, properties.entries.clone());
             problems.extend(self.options.creation_problem(&config, self.role));
         }
-        if problems.is_empty() { Ok(()) } else { Err(FilesError(problems.join("; "))) }
+        if !problems.is_empty() {
+            return Err(FilesError(problems.join("; ")));
+        }
+        self.options.accept(properties.entries);
+        Ok(())
     }
 }
 
@@ -128,5 +135,56 @@ impl FileChanges {
         self.files.changed().await;
         tokio::time::sleep(rand::random_range(Duration::ZERO..MAX_DELAY)).await;
         self.generation.advance();
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "kafka-tls")]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::kafka::{Protocol, SecurityOptions};
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        kafka: KafkaOptions,
+    }
+
+    #[test]
+    fn broken_files_do_not_replace_the_accepted_ones() {
+        // The passphrase is hunter2.
+        const PAIR: &str = include_str!("testdata/encrypted-pair.pem");
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let (pair, passphrase) = (folder.path().join("pair.pem"), folder.path().join("passphrase"));
+        let write = |path, text: &str| std::fs::write(path, text).expect("it is written");
+        write(&pair, PAIR);
+        write(&passphrase, "hunter2");
+        let mut options = Command::parse_from(["x"]).kafka;
+        options.security = SecurityOptions {
+            kafka_security_protocol: Some(Protocol::Ssl),
+            kafka_ssl_cert_file: Some(pair.clone()),
+            kafka_ssl_key_file: Some(pair.clone()),
+            kafka_ssl_key_password_file: Some(passphrase.clone()),
+            ..SecurityOptions::default()
+        };
+        let purpose = ClientPurpose::Consumer;
+        let files = Files { options: options.clone(), purpose, role: Role::Consumer };
+        let works = || options.creation_problem(&options.client_config(purpose), Role::Consumer);
+        files.build(&Vec::new()).expect("they are good");
+        assert_eq!(works(), None);
+        let half = &PAIR[..PAIR.len() / 2];
+        for (path, bad, good) in [(&pair, half, PAIR), (&pair, "", PAIR), (&passphrase, "hunter3", "hunter2")] {
+            write(path, bad);
+            let error = files.build(&Vec::new()).expect_err("they are broken").to_string();
+            assert!(error.starts_with("--kafka-ssl-") && !error.contains("hunter"), "{error}");
+            assert_eq!(works(), None, "a new client has the last good files");
+            write(path, good);
+        }
+        std::fs::remove_file(&pair).expect("it is removed");
+        assert_eq!(works(), None, "a new client has the last good files");
+        write(&pair, PAIR);
+        files.build(&Vec::new()).expect("they are good");
     }
 }

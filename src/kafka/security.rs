@@ -130,11 +130,8 @@ impl SecurityOptions {
             password(PASSWORD_FILE, &self.kafka_sasl_password_file),
             password(KEY_PASSWORD_FILE, &self.kafka_ssl_key_password_file),
         );
-        let files = [
-            (CA_FILE, "ssl.ca.location", &self.kafka_ssl_ca_file),
-            (CERT_FILE, "ssl.certificate.location", &self.kafka_ssl_cert_file),
-            (KEY_FILE, "ssl.key.location", &self.kafka_ssl_key_file),
-        ];
+        // The content, not the path: a client that is created while a file is replaced must not have a part of it.
+        let pem = |flag, file: &Option<PathBuf>| file.as_ref().map(|file| pem(flag, file));
         let given = [
             (
                 PROTOCOL,
@@ -145,19 +142,23 @@ impl SecurityOptions {
             (USERNAME, "sasl.username", self.kafka_sasl_username.clone().map(Ok)),
             (PASSWORD_FILE, "sasl.password", sasl_password),
             (KEY_PASSWORD_FILE, "ssl.key.password", key_password),
+            (CA_FILE, "ssl.ca.pem", pem(CA_FILE, &self.kafka_ssl_ca_file)),
+            (CERT_FILE, "ssl.certificate.pem", pem(CERT_FILE, &self.kafka_ssl_cert_file)),
+            (KEY_FILE, "ssl.key.pem", pem(KEY_FILE, &self.kafka_ssl_key_file)),
         ];
-        let files =
-            files.into_iter().map(|(flag, key, file)| (flag, key, file.as_ref().map(|file| pem_file(flag, file))));
-        for (flag, key, value) in given.into_iter().chain(files) {
-            match value {
-                None => {}
-                Some(_) if properties.get(key).is_some() => {
+        for (flag, key, value) in given {
+            let location = key.strip_suffix(".pem").map(|name| format!("{name}.location"));
+            let twice =
+                [Some(key), location.as_deref()].into_iter().flatten().find(|key| properties.get(key).is_some());
+            match (value, twice) {
+                (None, _) => {}
+                (Some(_), Some(key)) => {
                     properties
                         .problems
                         .push(format!("{flag}: --kafka-properties or its file set {key} too: remove one"));
                 }
-                Some(Ok(value)) => properties.entries.push((key.to_owned(), value)),
-                Some(Err(problem)) => properties.problems.push(problem),
+                (Some(Ok(value)), None) => properties.entries.push((key.to_owned(), value)),
+                (Some(Err(problem)), None) => properties.problems.push(problem),
             }
         }
     }
@@ -250,10 +251,10 @@ impl SecurityOptions {
     pub(super) fn flag_of(&self, reason: &str) -> &'static str {
         let flags = [
             // OpenSSL's text does not say that the passphrase is wrong.
-            ("ssl.key.location", KEY_PASSWORD_FILE, &self.kafka_ssl_key_password_file),
-            ("ssl.ca.location", CA_FILE, &self.kafka_ssl_ca_file),
-            ("ssl.certificate.location", CERT_FILE, &self.kafka_ssl_cert_file),
-            ("ssl.key.location", KEY_FILE, &self.kafka_ssl_key_file),
+            ("ssl.key.", KEY_PASSWORD_FILE, &self.kafka_ssl_key_password_file),
+            ("ssl.ca.", CA_FILE, &self.kafka_ssl_ca_file),
+            ("ssl.certificate.", CERT_FILE, &self.kafka_ssl_cert_file),
+            ("ssl.key.", KEY_FILE, &self.kafka_ssl_key_file),
             ("rivate key", KEY_FILE, &self.kafka_ssl_key_file),
         ];
         let named = flags.into_iter().find(|(key, _, file)| file.is_some() && reason.contains(key));
@@ -275,14 +276,14 @@ fn password(flag: &'static str, file: &Path) -> Result<String, String> {
     read_password(file).map_err(|error| chain(&SettingError::of_file(flag)(error)))
 }
 
-/// Returns the path of a file in PEM. librdkafka reads the file when it creates a client.
-fn pem_file(flag: &'static str, file: &Path) -> Result<String, String> {
+/// Returns the content of a file in PEM.
+fn pem(flag: &'static str, file: &Path) -> Result<String, String> {
     let text = read_text(file).map_err(|error| chain(&SettingError::of_file(flag)(error)))?;
-    let shown = file.display();
-    if !text.contains("-----BEGIN ") {
-        return Err(format!("{flag}: {shown}: it is not PEM, which has a line -----BEGIN …-----: convert the file"));
+    if text.contains("-----BEGIN ") {
+        return Ok(text);
     }
-    file.to_str().map(str::to_owned).ok_or_else(|| format!("{flag}: {shown}: the path is not text in UTF-8"))
+    let shown = file.display();
+    Err(format!("{flag}: {shown}: it is not PEM, which has a line -----BEGIN …-----: convert the file"))
 }
 
 #[cfg(test)]

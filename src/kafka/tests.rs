@@ -10,7 +10,7 @@ fn with(properties: &str) -> KafkaOptions {
         kafka_properties: properties.into(),
         kafka_properties_file: None,
         security: SecurityOptions::default(),
-        last_properties: LastProperties::default(),
+        accepted: AcceptedProperties::default(),
         generation: Generation::default(),
         token: SharedToken::default(),
     }
@@ -31,24 +31,29 @@ fn properties_that_the_guarantees_need_cannot_be_changed() {
 }
 
 #[test]
-fn properties_of_a_missing_file_are_the_previous_ones() {
-    let folder = std::env::temp_dir().join(format!("msg-properties-{}", std::process::id()));
-    std::fs::write(&folder, "client.id=one,two").expect("it is written");
-    let options = KafkaOptions { kafka_properties_file: Some(folder.clone()), ..with("") };
+fn properties_of_a_changed_file_are_not_in_force_by_themselves() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join("properties");
+    std::fs::write(&file, "client.id=one,two").expect("it is written");
+    let options = KafkaOptions { kafka_properties_file: Some(file.clone()), ..with("") };
     assert_eq!(options.problems(), Vec::<String>::new());
-    assert_eq!(options.client_config(ClientPurpose::Consumer).get("client.id"), Some("one,two-consumer"));
-    std::fs::write(&folder, "client.id=three").expect("it is written");
-    assert_eq!(options.client_config(ClientPurpose::Consumer).get("client.id"), Some("three-consumer"));
-    std::fs::remove_file(&folder).expect("it is removed");
-    assert_eq!(options.client_config(ClientPurpose::Consumer).get("client.id"), Some("three-consumer"));
-    assert_eq!(options.problems().len(), 1);
+    let id = || options.client_id(ClientPurpose::Consumer);
+    assert_eq!(id(), "one,two-consumer");
+    std::fs::write(&file, "client.id=three").expect("it is written");
+    assert_eq!(id(), "one,two-consumer", "no client was created with the changed file");
+    options.accept(options.properties().entries);
+    assert_eq!(id(), "three-consumer");
+    std::fs::remove_file(&file).expect("it is removed");
+    assert_eq!((id().as_str(), options.problems().len()), ("three-consumer", 1));
 }
 
 #[test]
 fn debug_of_the_options_shows_no_password() {
     let options = with("sasl.password=hunter2");
-    options.client_config(ClientPurpose::Producer);
-    assert!(!format!("{options:?}").contains("hunter"), "{options:?}");
+    let config = options.client_config(ClientPurpose::Producer);
+    assert!(!format!("{options:?} {config:?}").contains("hunter"), "{options:?} {config:?}");
+    let config = with("ssl.key.pem=hunter2").client_config(ClientPurpose::Producer);
+    assert!(!format!("{config:?}").contains("hunter"), "{config:?}");
 }
 
 #[test]
@@ -114,6 +119,7 @@ fn encrypted_key_needs_its_passphrase() {
     };
     let problem = |passphrase_text: &str| {
         std::fs::write(&passphrase, passphrase_text).expect("it is written");
+        let options = KafkaOptions { accepted: AcceptedProperties::default(), ..options.clone() };
         options.creation_problem(&options.client_config(ClientPurpose::Producer), Role::Producer)
     };
     assert_eq!(problem("hunter2\n"), None);

@@ -16,6 +16,7 @@ use crate::support::kafka::msg;
 use crate::support::world::{Gateway, World};
 use crate::support::{ensure, eventually};
 use crate::transfer::commands::{run, run_with};
+use crate::transfer::topics::recreate_topic;
 
 pub(super) const USER: &str = "app";
 /// The brokers' address, which their certificate names.
@@ -275,11 +276,6 @@ async fn kafka_right_that_returns_needs_no_process_restart() {
         ensure(sent.is_err(), format!("{sent:?}"))
     })
     .await;
-    secure.stack.kafka().grant(write).await.unwrap();
-    assert_stores(&gateway, "with the right again").await;
-    readiness(&gateway.service, 200, "ready").await;
-    secure.stop([&gateway.service, &transfer]).await;
-}
     readiness(&gateway.service, 503, "grant it WRITE").await;
     // Longer than failed deliveries count: no send fails in this time, and the right is still missing.
     let looks_good = async || {
@@ -291,3 +287,38 @@ async fn kafka_right_that_returns_needs_no_process_restart() {
         assert!(looks_good().await.is_err(), "ready without the right to write");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
+    secure.stack.kafka().grant(write).await.unwrap();
+    assert_stores(&gateway, "with the right again").await;
+    readiness(&gateway.service, 200, "ready").await;
+    secure.stop([&gateway.service, &transfer]).await;
+}
+
+/// A certificate whose key is not its own, as while one of two files is written.
+#[tokio::test]
+async fn broken_kafka_certificate_ends_no_service() {
+    let secure = Secure::start("kafka_broken", BROKER).await;
+    let (gateway, transfer) = secure.services("broken", &secure.certificate()).await;
+    assert_stores(&gateway, "with the first certificate").await;
+    secure.write("tls.key", &secure.ca.sign_for(USER, &[USER]).key);
+    for service in [&gateway.service, &transfer] {
+        hang_up(service);
+        eventually("the pair is rejected", async || {
+            let metrics = service.metrics().await?;
+            let label = "use=\"kafka\",outcome=\"rejected\"";
+            let line = metrics.lines().find(|line| line.contains(label)).unwrap_or_default();
+            ensure(line.ends_with(" 1"), line)
+        })
+        .await;
+    }
+    // The transfer creates its clients again, for a reason of another kind.
+    recreate_topic(&secure.stack, &secure.world).await;
+    eventually("the clients are restarted", async || {
+        let metrics = transfer.metrics().await?;
+        let restarts = metrics.lines().find(|line| line.starts_with("msg_transfer_client_restarts_total"));
+        ensure(restarts.is_some_and(|line| !line.ends_with(" 0")), restarts.unwrap_or_default())
+    })
+    .await;
+    assert_stores(&gateway, "with the accepted certificate").await;
+    readiness(&transfer, 200, "ready").await;
+    secure.stop([&gateway.service, &transfer]).await;
+}

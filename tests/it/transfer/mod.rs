@@ -27,5 +27,5 @@ mod stalled;
 mod start_offsets;
 mod throttling;
 mod too_large;
-mod topics;
+pub(crate) mod topics;
 mod zombie;

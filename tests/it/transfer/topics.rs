@@ -171,7 +171,7 @@ async fn topic_recreated_with_lower_leader_epochs_is_stored() {
     assert!(transfer.stop().await.unwrap().success());
 }
 
-async fn recreate_topic(stack: &Stack, world: &World) {
+pub(crate) async fn recreate_topic(stack: &Stack, world: &World) {
     stack.kafka().delete_topic(world.topic()).await.unwrap();
     // Kafka releases the name shortly after it has confirmed the deletion.
     eventually("the topic is recreated", async || {
