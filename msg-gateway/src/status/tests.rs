@@ -97,6 +97,15 @@ fn unknown_outcome_has_the_id_and_settles_by() {
     assert_eq!(metadata["settles_by"], "2023-11-14T22:13:20.250Z");
 }
 
+/// A message above a quota is sent again after the delay, so no later one to its inbox may overtake it.
+#[test]
+fn failures_that_are_final_or_accepted_leave_no_gap() {
+    let no_gap = ["INVALID_FIELDS", "TOO_LARGE", "PERMISSION_DENIED", "NOT_STORED_YET", "DEAD_LETTERED"];
+    for (failure, _, reason, _) in each() {
+        assert_eq!(failure.leaves_a_gap(), !no_gap.contains(&reason), "{failure:?}");
+    }
+}
+
 #[test]
 fn quota_is_named_with_the_time_until_it_has_enough() {
     let retry_after = Duration::from_secs(7);
