@@ -193,7 +193,7 @@ impl Fetch for Hanging {
 }
 
 #[tokio::test]
-async fn calls_that_wait_for_the_issuer_hold_no_permit_of_known_callers() {
+async fn calls_that_wait_for_keys_hold_no_permit_of_known_callers() {
     let budgets = Budgets::of(&["--max-open-calls", "1"]);
     let verifier = Arc::new(Verifier::new(rules(&[Algorithm::ES256]), None));
     let refresher = Refresher::new(Box::new(Hanging), verifier.clone(), Readiness::waiting_for(&[]));
