@@ -16,6 +16,9 @@ const VALID_FOR: Duration = Duration::from_secs(60);
 /// alternate.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 
+/// How long to wait until it is known what is wrong with a broker's certificate. A broker usually responds much sooner.
+const PROBED_WITHIN: Duration = Duration::from_secs(3);
+
 /// The cause with the highest weight among the errors that a client's error callback received. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Causes(Arc<Mutex<State>>);
@@ -67,6 +70,18 @@ impl Causes {
         state.noted.as_ref().filter(|noted| noted.seen.elapsed() < VALID_FOR).map(|noted| noted.text.clone())
     }
 
+    /// Waits until it is known what is wrong with a broker's certificate, if that is being found out. A command reports the
+    /// first error that it receives.
+    pub async fn probed(&self) {
+        let probed = async {
+            while self.lock().probing {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // Without a result, the cause that names all of these problems stays.
+        let _ = tokio::time::timeout(PROBED_WITHIN, probed).await;
+    }
+
     /// Notes what is wrong with the certificate of the broker that the text names, as soon as it is known. Does not block:
     /// the caller is a callback of librdkafka.
     fn probe(&self, detail: &str) {
@@ -76,10 +91,10 @@ impl Causes {
         let (causes, detail) = (self.clone(), detail.to_owned());
         let probe = move || {
             let found = tls_probe::problem(&detail);
-            causes.lock().probing = false;
             if let Some(problem) = found {
                 causes.keep(CERTIFICATE_WEIGHT, format!("{}: {}", lasting(&detail), certificate_fix(problem)));
             }
+            causes.lock().probing = false;
         };
         // Without a thread, the cause that names all of these problems stays.
         if thread::Builder::new().name("tls-probe".into()).spawn(probe).is_err() {

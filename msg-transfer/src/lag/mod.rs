@@ -176,8 +176,12 @@ impl LagReader {
     pub(crate) async fn describe(&self, topic: &str) -> Result<Topic, RequestError> {
         let described = topic::describe(&self.admin, topic, TIMEOUT).await;
         events::drain(self.admin.inner());
+        let causes = &self.admin.inner().context().0;
+        if described.is_err() {
+            causes.probed().await;
+        }
         // A timeout or a lost connection does not name its cause. The client's callbacks may have received one.
-        described.map_err(|error| error.explained(&self.admin.inner().context().0))
+        described.map_err(|error| error.explained(causes))
     }
 
     /// Reads the topic's ID; nil if the brokers return none.
