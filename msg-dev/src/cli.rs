@@ -80,8 +80,8 @@ pub(crate) struct DemoArgs {
     #[arg(long)]
     pub(crate) excerpt: bool,
     /// Maximum number of messages to send, from the start of the log
-    #[arg(long, value_name = "N")]
-    pub(crate) messages: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", default_value = "30000")]
+    pub(crate) messages: NonZeroUsize,
     /// Number of speakers that send at the same time; the messages of one speaker in one conversation are sent in order
     #[arg(long, value_name = "N", default_value = "256")]
     pub(crate) concurrency: NonZeroUsize,

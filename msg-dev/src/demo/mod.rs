@@ -13,7 +13,6 @@ mod screen;
 mod services;
 
 use std::fs;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -116,9 +115,10 @@ async fn load(args: &DemoArgs, screen: &Screen) -> Result<Log, DemoError> {
         None => chitchat::load(&args.fetch.folder()).await?,
     };
     screen.say(&format!("the log: {}; {} messages", log.about, grouped(log.lines.len() as u64)));
-    if let Some(limit) = args.messages.map(NonZeroUsize::get).filter(|limit| *limit < log.lines.len()) {
+    let limit = args.messages.get();
+    if limit < log.lines.len() {
         log.lines.truncate(limit);
-        screen.say(&format!("only its first {} are sent, as --messages requests", grouped(limit as u64)));
+        screen.say(&format!("its first {} are sent; more with --messages", grouped(limit as u64)));
     }
     Ok(log)
 }
