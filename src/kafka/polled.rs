@@ -15,8 +15,10 @@ use rdkafka::producer::{BaseProducer, ProducerContext};
 
 use crate::error::NO_THREAD;
 
-/// How long the thread waits for an event before it checks whether it has to end.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the thread waits for an event before it checks whether it has to end. rdkafka waits for whole milliseconds,
+/// rounded down, and polls without a pause for what is left. The fraction keeps that short: with 100 ms, the wait was 99
+/// ms, and the thread then used 0.7 ms of CPU time, ten times a second.
+const POLL_INTERVAL: Duration = Duration::from_micros(100_100);
 
 /// A producer whose delivery reports and other events arrive on a thread of its own, until it is dropped.
 pub struct PolledProducer<C: ProducerContext + 'static> {
