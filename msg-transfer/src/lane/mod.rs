@@ -51,8 +51,20 @@ pub(crate) struct BatchLimits {
     pub records: usize,
     /// Maximum bytes of keys, values and headers, which the last record may exceed.
     pub bytes: usize,
-    /// Minimum time between the starts of two batches, unless a batch is full.
+    /// Minimum time between the starts of two batches, after a batch of `BUSY_BATCH` or more records, unless a batch is
+    /// full.
     pub interval: Duration,
+}
+
+/// The number of records in a batch from which a lane is busy. A lane that stores fewer starts its next batch sooner: the
+/// server has time for it, and the records do not wait.
+const BUSY_BATCH: usize = 64;
+
+impl BatchLimits {
+    /// Returns the minimum time from the start of a batch with this number of records to the start of the next one.
+    fn interval_after(&self, records: usize) -> Duration {
+        self.interval.mul_f64(records.min(BUSY_BATCH) as f64 / BUSY_BATCH as f64)
+    }
 }
 
 #[derive(Debug)]
@@ -104,7 +116,7 @@ impl Lane {
                 tokio::time::sleep_until(next).await;
                 self.gather(&mut items, &mut bytes);
             }
-            next = tokio::time::Instant::now() + self.limits.interval;
+            next = tokio::time::Instant::now() + self.limits.interval_after(items.len());
             let stored = self.abandon.clone().run_until_cancelled_owned(self.store(&mut items)).await;
             if stored.is_none() {
                 return;
@@ -269,5 +281,17 @@ impl Lane {
     fn send(&self, event: Event) {
         // The consumer drops the receiver only when the process ends.
         let _ = self.events.send(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interval_after_a_small_batch_is_short() {
+        let limits = BatchLimits { records: 2000, bytes: 1 << 20, interval: Duration::from_millis(10) };
+        let micros = |records| limits.interval_after(records).as_micros();
+        assert_eq!([micros(1), micros(16), micros(64), micros(2000)], [156, 2500, 10_000, 10_000]);
     }
 }
