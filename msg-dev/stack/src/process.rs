@@ -269,7 +269,8 @@ fn reap(mut child: Child, shared: &Shared) {
     shared.exit.send_replace(Some(status));
 }
 
-fn descendants(pid: u32) -> Vec<u32> {
+/// Returns the processes below this one: its children, their children, and so on.
+pub fn descendants(pid: u32) -> Vec<u32> {
     let mut found = Vec::new();
     let mut open = vec![pid];
     while let Some(pid) = open.pop() {

@@ -19,8 +19,6 @@ use super::process::{Process, Signal, Spec};
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Both services drain before deadlines of their own, which are shorter.
 pub const STOP_WITHIN: Duration = Duration::from_secs(40);
-/// The unit of CPU times in /proc, which Linux fixes for programs: ticks in a second.
-const TICKS: u64 = 100;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Resident memory of a process, in bytes.
@@ -168,17 +166,6 @@ impl Service {
         let status = self.process().map(|process| format!("/proc/{}/status", process.pid()));
         let status = status.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
         Memory { resident: memory_field(&status, "VmRSS:"), peak: memory_field(&status, "VmHWM:") }
-    }
-
-    /// Reads the CPU time of the process since its start from the system; zero if it does not run.
-    pub fn cpu_time(&self) -> Duration {
-        let stat = self.process().map(|process| format!("/proc/{}/stat", process.pid()));
-        let stat = stat.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-        // The name of the program, which is in parentheses, may contain spaces. After it, fields 12 and 13 count from 1.
-        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-        let ticks =
-            fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
-        Duration::from_millis(ticks * 1000 / TICKS)
     }
 
     /// Sends a signal; returns false if the service does not run.

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a command line tool that prints figures")]
 
 mod callers;
+mod cost;
 mod drain;
 mod fairness;
 mod pipe;

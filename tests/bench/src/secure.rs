@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
 
 use msg_common::proto::WaitFor;
 use msg_identities::certificates::{Ca, Files, LOCAL, caller, channel};
@@ -11,14 +10,16 @@ use msg_identities::issuer::{AUDIENCE, ISSUER, SigningKey, jwks};
 use msg_stack::{Service, ServiceSpec, Stack};
 
 use super::callers::{self, CONNECTIONS, Client, Token};
+use super::cost::Watched;
 use super::{Error, Load, PARTITIONS, TOPIC, line, send, settings, start};
 
 /// How often each way to send is measured at each gateway.
 const ROUNDS: usize = 5;
 
 /// A gateway, its callers, and what was measured with it.
-struct Side<'a> {
-    gateway: &'a Service,
+struct Side {
+    /// The gateway is the first of them.
+    watched: Watched,
     clients: Vec<Client>,
     /// Messages in one second, of each round.
     rates: Vec<f64>,
@@ -57,10 +58,13 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     let token = key.token("bench", "msg.send.any");
     let tls = caller(&ca.pem(), None);
     let channels = (0..CONNECTIONS).map(|_| channel(&plan.grpc.to_string(), &tls)).collect();
-    let side = |gateway, clients| Side { gateway, clients, rates: Vec::new(), cpu: Vec::new() };
+    let side = |gateway, clients| {
+        let watched = Watched::new(stack, &[gateway]);
+        Side { watched, clients, rates: Vec::new(), cpu: Vec::new() }
+    };
     let mut plain = side(&services.gateway, callers::clients(callers::connect(&services).await?, &Token::default()));
     let token = Token(Some(format!("Bearer {token}").parse()?));
-    let mut secure = side(&secure, callers::clients(channels, &token));
+    let mut with = side(&secure, callers::clients(channels, &token));
 
     println!("{} messages of {} bytes in each round, the median of {ROUNDS} rounds", load.messages, load.body);
     for (what, way, messages) in [
@@ -71,17 +75,17 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
         let load = Arc::new(Load { messages, ..load.clone() });
         // The first round opens the connections, and fills the caches.
         for round in 0..=ROUNDS {
-            for side in [&mut plain, &mut secure] {
+            for side in [&mut plain, &mut with] {
                 side.measure(way, &load, round > 0).await?;
             }
         }
         let (rate, cpu) = plain.medians();
-        let (secure_rate, secure_cpu) = secure.medians();
+        let (secure_rate, secure_cpu) = with.medians();
         line(&format!("{what}, without"), figures(rate, cpu));
         line(&format!("{what}, with TLS and a token"), figures(secure_rate, secure_cpu));
         line("of the throughput without", format!("{:.2}", secure_rate / rate));
     }
-    secure.gateway.stop().await;
+    secure.stop().await;
     services.gateway.stop().await;
     Ok(())
 }
@@ -90,19 +94,19 @@ fn figures(rate: f64, cpu: f64) -> impl Display {
     format!("{rate:.0} messages/s, {cpu:.1} µs of the gateway's CPU for each")
 }
 
-impl Side<'_> {
+impl Side {
     /// Sends the load once. Keeps the figures if `counted`.
     async fn measure(&mut self, way: Way, load: &Arc<Load>, counted: bool) -> Result<(), Error> {
-        let before = self.gateway.cpu_time();
+        let meter = self.watched.start();
         let rate = match way {
             Way::Single => send::unary(&self.clients, load, load.messages, load.callers, WaitFor::Accepted).await?.rate,
             Way::Batch => send::batches(&self.clients, load).await?.rate,
             Way::Stream => send::streams(&self.clients, load).await?,
         };
-        let used: Duration = self.gateway.cpu_time().saturating_sub(before);
+        let costs = meter.stop(load.messages as f64);
         if counted {
             self.rates.push(rate);
-            self.cpu.push(used.as_secs_f64() * 1e6 / load.messages as f64);
+            self.cpu.push(costs[0].cpu);
         }
         Ok(())
     }
