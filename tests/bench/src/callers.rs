@@ -2,20 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
 use msg_common::proto::msg_gateway_client::MsgGatewayClient;
 use msg_common::proto::{Msg, SessionType};
-use msg_stack::Services;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use super::cost::Watched;
+use super::rounds::Round;
 use super::{Error, Load, rate};
 
 /// HTTP/2 connections that the callers share.
@@ -44,42 +45,30 @@ pub(crate) fn clients(channels: Vec<Channel>, token: &Token) -> Vec<Client> {
 }
 
 /// Opens the connections of the callers.
-pub(crate) async fn connect(services: &Services) -> Result<Vec<Channel>, Error> {
+pub(crate) async fn connect(grpc: &str) -> Result<Vec<Channel>, Error> {
     let mut channels = Vec::new();
     for _ in 0..CONNECTIONS {
-        channels.push(Channel::from_shared(format!("http://{}", services.grpc))?.connect().await?);
+        channels.push(Channel::from_shared(format!("http://{grpc}"))?.connect().await?);
     }
     Ok(channels)
 }
 
-pub(crate) struct Measured {
-    /// Messages in one second.
-    pub(crate) rate: f64,
-    /// Microseconds of each call.
-    pub(crate) latencies: Histogram<u64>,
-}
-
-impl Measured {
-    pub(crate) fn quantiles(&self) -> String {
-        quantiles(&self.latencies)
-    }
-}
-
-/// Returns the quantiles that the reports show.
-pub(crate) fn quantiles(latencies: &Histogram<u64>) -> String {
-    let at = |quantile| Duration::from_micros(latencies.value_at_quantile(quantile));
-    format!("p50 {:.1?}, p99 {:.1?}, max {:.1?}", at(0.5), at(0.99), at(1.0))
-}
-
 /// Runs concurrent callers until they have sent `messages`, `step` with each call. `call` gets the caller's number and
 /// the number of the call's first message.
-pub(crate) async fn run<C, F, E>(callers: usize, messages: usize, step: usize, call: C) -> Result<Measured, Error>
+pub(crate) async fn run<C, F, E>(
+    watched: &Watched,
+    callers: usize,
+    messages: usize,
+    step: usize,
+    call: C,
+) -> Result<Round, Error>
 where
     C: Fn(usize, usize) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<(), E>> + Send,
     E: Into<Error> + Send,
 {
     let next = Arc::new(AtomicUsize::new(0));
+    let meter = watched.start();
     let started = Instant::now();
     let callers = (0..callers).map(|caller| {
         let (next, call) = (next.clone(), call.clone());
@@ -100,7 +89,8 @@ where
     for caller in try_join_all(callers).await? {
         latencies.add(caller?)?;
     }
-    Ok(Measured { rate: rate(messages, started.elapsed()), latencies })
+    let rate = rate(messages, started.elapsed());
+    Ok(Round { rate, latencies, costs: meter.stop(messages as f64) })
 }
 
 /// Returns a histogram of microseconds, up to a minute.

@@ -1,22 +1,28 @@
-//! The transfer alone: writes a backlog directly to the topic, starts the transfer, and measures how long it needs.
+//! The transfer alone: writes a backlog directly to the topic, starts the transfer, and measures how long it needs. The
+//! limit is the bare statement on the same server.
 
 use std::time::{Duration, Instant};
 
-use msg_common::partition::partition_for;
+use bytes::Bytes;
 use msg_common::proto::{Msg, SessionType};
-use msg_common::{id, record};
 use msg_stack::{Service, Stack};
-use msg_transfer::lane::sql::ServerKind;
-use rdkafka::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use super::{Error, Load, PARTITIONS, TOPIC, line, memory, rate, settings, statement, until};
+use super::cost::Watched;
+use super::figure::Output;
+use super::rounds::{self, Round, Side};
+use super::statement::{self, Statement};
+use super::{Error, Load, PARTITIONS, TOPIC, librdkafka, line, memory, rate, settings, until};
 
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
+/// What a side does with the backlog.
+enum Way {
+    /// Writes the same rows without the backlog.
+    Bare(Statement),
+    Transfer(Variant),
+}
+
+pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
     stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
     println!("{} messages of {} bytes to {} inboxes", load.messages, load.body, load.inboxes);
     let produced = tokio::task::block_in_place(|| backlog(stack.kafka().bootstrap(), load))?;
@@ -27,19 +33,22 @@ pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
     let migrate = Service::new(migrate.spec.arg("migrate"), stack.logs())?;
     migrate.launch()?;
     migrate.wait().await?;
-    let bare = statement::run(&bare_url, load, ServerKind::Single).await?;
-    line("the bare statement, 4 connections", format!("{:.0} rows/s", rate(load.messages, bare)));
-    stack.postgres().connect(&bare_url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
-    let returned = statement::run(&bare_url, load, ServerKind::Citus).await?;
-    line("the same, each row returned (ADR 28)", format!("{:.0} rows/s", rate(load.messages, returned)));
-    // Empty the table first: the server would write its rows back to disk while the transfer is measured.
-    stack.postgres().connect(&bare_url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
 
-    let runs = if load.variants { variants(load) } else { vec![Variant::new("transfer", "the transfer drains")] };
-    for variant in runs {
-        let drained = drain(stack, load, &variant).await?;
-        line("of the bare statement", format!("{:.0} %", 100.0 * drained / rate(load.messages, bare)));
-    }
+    let mut sides = vec![
+        Side::limit("the bare statement", Way::Bare(Statement::Insert)),
+        Side::limit("the same, each row returned", Way::Bare(Statement::InsertReturning)),
+    ];
+    let variants = if load.variants { variants(load) } else { vec![Variant::new("transfer", "transfer")] };
+    sides.extend(variants.into_iter().map(|variant| Side::system(variant.label, Way::Transfer(variant))));
+    let mut started = 0;
+    let series = rounds::measure(load.rounds, &sides, async |way| match way {
+        Way::Bare(statement) => bare(stack, &bare_url, load, *statement).await,
+        Way::Transfer(variant) => {
+            started += 1;
+            drain(stack, load, variant, &format!("{}_{started}", variant.name)).await
+        }
+    });
+    output.add("drain", None, &series.await?);
     Ok(())
 }
 
@@ -65,18 +74,17 @@ impl Variant {
 fn variants(load: &Load) -> Vec<Variant> {
     let limit = ("DEAD_LETTER_LIMIT", "1000000000");
     let mut variants = vec![
-        Variant::new("first", "the transfer drains"),
-        Variant { settings: vec![("SEQ_GUARD", "on")], ..Variant::new("guard", "the same with SEQ_GUARD=on") },
+        Variant::new("transfer", "transfer"),
+        Variant { settings: vec![("SEQ_GUARD", "on")], ..Variant::new("guard", "with SEQ_GUARD=on") },
         Variant {
             settings: vec![limit],
             sql: "ALTER TABLE messages ADD CHECK (kafka_offset % 1000 <> 7)",
-            ..Variant::new("rejected", "the same, a constraint rejects 1 row in 1,000")
+            ..Variant::new("rejected", "a constraint rejects 1 in 1,000")
         },
         Variant {
             sql: "ALTER TABLE messages ADD CHECK (seq <> 0)",
-            ..Variant::new("check", "the same with a constraint that rejects no row")
+            ..Variant::new("check", "a constraint rejects no row")
         },
-        Variant::new("again", "this build once more"),
     ];
     if let Some(binary) = &load.against {
         variants.push(Variant { binary: Some(binary.clone()), ..Variant::new("against", "the other build") });
@@ -84,11 +92,21 @@ fn variants(load: &Load) -> Vec<Variant> {
     variants
 }
 
-/// Drains the backlog, and returns rows and dead letters a second.
-async fn drain(stack: &Stack, load: &Load, variant: &Variant) -> Result<f64, Error> {
-    let url = stack.postgres().create_database(&format!("drain_{}", variant.name)).await?;
-    let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer(variant.name)?;
-    let mut spec = plan.spec.env("GROUP_ID", variant.name);
+/// Writes the rows with the bare statement.
+async fn bare(stack: &Stack, url: &str, load: &Load, statement: Statement) -> Result<Round, Error> {
+    let watched = Watched::new(stack, &[]);
+    let meter = watched.start();
+    let duration = statement::run(url, load, statement).await?;
+    let costs = meter.stop(load.messages as f64);
+    empty(stack, url).await?;
+    Ok(Round::new(rate(load.messages, duration), costs))
+}
+
+/// Drains the backlog into a new database of this name.
+async fn drain(stack: &Stack, load: &Load, variant: &Variant, name: &str) -> Result<Round, Error> {
+    let url = stack.postgres().create_database(name).await?;
+    let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer("msg-transfer")?;
+    let mut spec = plan.spec.env("GROUP_ID", name);
     for (name, value) in settings(&load.set)?.into_iter().chain(variant.settings.iter().copied()) {
         spec = spec.env(name, value);
     }
@@ -109,55 +127,34 @@ async fn drain(stack: &Stack, load: &Load, variant: &Variant) -> Result<f64, Err
         Ok::<f64, Error>(rows + transfer.metric("msg_transfer_dead_letters_total").await?)
     };
     until("the first rows", TIMEOUT, async || Ok(stored().await? > 0.0)).await?;
-    let (started, before) = (Instant::now(), stored().await?);
+    let watched = Watched::new(stack, &[&transfer]);
+    let (meter, started, before) = (watched.start(), Instant::now(), stored().await?);
     until("all rows", TIMEOUT, async || Ok(stored().await? >= load.messages as f64)).await?;
-    let duration = started.elapsed();
-    let drained = rate(load.messages - before as usize, duration);
-    line(variant.label, format!("{drained:.0} rows/s"));
-    let (now, peak) = memory(&transfer);
-    line("its resident memory", format!("{now:.0} MB, at its peak {peak:.0} MB"));
+    let (duration, count) = (started.elapsed(), load.messages - before as usize);
+    let round = Round::new(rate(count, duration), meter.stop(count as f64));
+    line(&format!("{name}: peak memory"), format!("{:.0} MB", memory(&transfer).1));
     transfer.stop().await;
-    // Empty the table: the server would write its rows back to disk while the next run is measured.
-    stack.postgres().connect(&url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?;
-    Ok(drained)
+    empty(stack, &url).await?;
+    Ok(round)
+}
+
+/// Empties the table: the server would write its rows back to disk while the next round is measured.
+async fn empty(stack: &Stack, url: &str) -> Result<(), Error> {
+    Ok(stack.postgres().connect(url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?)
 }
 
 /// Writes the backlog, and returns how long that took. Blocks.
 fn backlog(brokers: &str, load: &Load) -> Result<Duration, Error> {
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("enable.idempotence", "true")
-        .set("compression.type", "lz4")
-        .set("linger.ms", "5")
-        .set("queue.buffering.max.messages", "200000")
-        .create()?;
-    let bodies: Vec<bytes::Bytes> = (0..1000).map(|_| load.random_body().into()).collect();
-    let started = Instant::now();
-    for n in 0..load.messages {
-        let inbox = load.inbox(n);
-        let msg = Msg {
-            recv_id: inbox.clone(),
-            send_id: "sender".into(),
-            client_msg_id: n.to_string(),
-            session_type: SessionType::Single.into(),
-            content_type: "text/plain".into(),
-            content: bodies[n % bodies.len()].clone(),
-            ..Msg::default()
-        };
-        let msg_id = id::msg_id("sender", &inbox, &msg.client_msg_id);
-        let value = record::encode(msg, msg_id, 1_700_000_000_000);
-        let version = record::VERSION.to_string();
-        let headers = OwnedHeaders::new().insert(Header { key: record::VERSION_HEADER, value: Some(&version) });
-        let partition = partition_for(inbox.as_bytes(), PARTITIONS);
-        let mut next = BaseRecord::to(TOPIC).partition(partition).key(&inbox).payload(&value).headers(headers);
-        while let Err((error, rejected)) = producer.send(next) {
-            if !matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) {
-                return Err(error.into());
-            }
-            producer.poll(Duration::from_millis(10));
-            next = rejected;
-        }
-    }
-    producer.flush(TIMEOUT)?;
-    Ok(started.elapsed())
+    let bodies: Vec<Bytes> = (0..1000).map(|_| load.random_body().into()).collect();
+    let mut settings = librdkafka::settings(brokers);
+    settings.set("linger.ms", "5").set("queue.buffering.max.messages", "200000");
+    librdkafka::write(&settings, load.messages, |n| Msg {
+        recv_id: load.inbox(n),
+        send_id: "sender".into(),
+        client_msg_id: n.to_string(),
+        session_type: SessionType::Single.into(),
+        content_type: "text/plain".into(),
+        content: bodies[n % bodies.len()].clone(),
+        ..Msg::default()
+    })
 }

@@ -18,7 +18,10 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::callers::{self, histogram};
-use super::{Error, Load, PARTITIONS, TOPIC, line, settings};
+use super::cost::Watched;
+use super::figure::Output;
+use super::rounds::{Round, Series};
+use super::{Error, Load, PARTITIONS, TOPIC, line, rate, settings};
 
 /// How many times its share the greedy caller tries to have in flight.
 const TIMES: usize = 100;
@@ -63,6 +66,7 @@ impl Fairness {
             inboxes: self.inboxes,
             body: self.body,
             callers: 0,
+            rounds: 1,
             variants: false,
             against: None,
             set: self.set.clone(),
@@ -77,7 +81,7 @@ enum Greedy {
     Batches,
 }
 
-pub(crate) async fn run(stack: &Stack, options: &Fairness) -> Result<(), Error> {
+pub(crate) async fn run(stack: &Stack, options: &Fairness, output: &mut Output) -> Result<(), Error> {
     stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
     let url = stack.postgres().create_database("fairness").await?;
     let share = options.share.to_string();
@@ -92,28 +96,34 @@ pub(crate) async fn run(stack: &Stack, options: &Fairness) -> Result<(), Error> 
         let services = stack.pipe(TOPIC, PARTITIONS, &url).start(stack.logs(), &settings).await?;
         // The rest of the machine measures only the path into Kafka.
         services.transfer.stop().await;
-        println!("CALLER_SHARE={value}");
-        let alone = measure(&services, options, None).await?;
-        for greedy in [Greedy::Streams, Greedy::Batches] {
-            let measured = measure(&services, options, Some(greedy)).await?;
-            let p99 = |measured: &Measured| measured.polite.value_at_quantile(0.99) as f64;
-            line("times the p99 without it", format!("{:.1}", p99(&measured) / p99(&alone)));
+        let watched = Watched::new(stack, &[&services.gateway]);
+        let mut p99 = Vec::new();
+        for greedy in [None, Some(Greedy::Streams), Some(Greedy::Batches)] {
+            let round = measure(&services, &watched, options, greedy).await?;
+            p99.push(round.latencies.value_at_quantile(0.99) as f64);
+            let side = greedy.map_or("alone".to_owned(), |greedy| format!("with {greedy:?}"));
+            let offered = f64::from(options.pace) * options.polite as f64;
+            let what = format!("callers at a fixed pace, CALLER_SHARE={value}");
+            output.add(&what, Some(offered), &[Series::system(&side, vec![round])]);
         }
+        line("times the p99 alone", format!("streams {:.1}, batches {:.1}", p99[1] / p99[0], p99[2] / p99[0]));
         services.gateway.stop().await;
     }
     Ok(())
 }
 
-struct Measured {
-    /// Microseconds from the time at which a message was due to its response.
-    polite: Histogram<u64>,
-}
-
-async fn measure(services: &Services, options: &Fairness, greedy: Option<Greedy>) -> Result<Measured, Error> {
+/// Measures the callers at a fixed pace: the latency from the time at which a message was due to its response. The cost
+/// is of all messages, the greedy caller's too.
+async fn measure(
+    services: &Services,
+    watched: &Watched,
+    options: &Fairness,
+    greedy: Option<Greedy>,
+) -> Result<Round, Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let (load, body) = (Arc::new(options.load()), Bytes::from(options.load().random_body()));
     let accepted = Arc::new(AtomicUsize::new(0));
-    let started = Instant::now();
+    let (meter, started) = (watched.start(), Instant::now());
     let rivals = match greedy {
         Some(greedy) => {
             let channel = Channel::from_shared(format!("http://{}", services.grpc))?.connect().await?;
@@ -146,16 +156,15 @@ async fn measure(services: &Services, options: &Fairness, greedy: Option<Greedy>
         sum.add(latencies)?;
         rejected += failed;
     }
-    let rate = accepted.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64();
+    let (duration, greedy_msgs) = (started.elapsed(), accepted.load(Ordering::Relaxed));
+    let polite_msgs = usize::try_from(sum.len())? - rejected;
+    let costs = meter.stop((polite_msgs + greedy_msgs) as f64);
     stop.store(true, Ordering::Relaxed);
     for one in join_all(rivals).await {
         one??;
     }
-    let at = |quantile| Duration::from_micros(sum.value_at_quantile(quantile));
-    let what = greedy.map_or("alone".to_owned(), |greedy| format!("with {greedy:?}"));
-    let greedy = greedy.map_or(String::new(), |_| format!("; greedy {rate:.0} messages/s"));
-    line(&what, format!("p50 {:?}, p99 {:?}, max {:?}, {rejected} rejected{greedy}", at(0.5), at(0.99), at(1.0)));
-    Ok(Measured { polite: sum })
+    line("rejected; greedy messages/s", format!("{rejected}; {:.0}", rate(greedy_msgs, duration)));
+    Ok(Round { rate: rate(polite_msgs, duration), latencies: sum, costs })
 }
 
 /// Sends one message at each tick. Returns the latencies and the number of rejected messages.

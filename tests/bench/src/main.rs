@@ -6,7 +6,10 @@ mod callers;
 mod cost;
 mod drain;
 mod fairness;
+mod figure;
+mod librdkafka;
 mod pipe;
+mod rounds;
 mod secure;
 mod send;
 mod statement;
@@ -16,6 +19,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use clap::{Args, Parser};
+use figure::Output;
 use msg_stack::{Service, Services, Stack, StackOptions};
 
 /// Any error that ends the benchmark.
@@ -29,7 +33,7 @@ enum Command {
     Drain(Load),
     /// Measure from SendMsg to the row with everything on this machine; the limit is a call that does nothing
     Pipe(Load),
-    /// Measure what TLS and tokens cost; the limit is a gateway without them, in turns
+    /// Measure what TLS and tokens cost; the limit is a gateway without them
     Secure(Load),
     /// Measure single calls that wait for STORED, then single calls, batches and streams until Kafka has every message;
     /// the limit is librdkafka alone
@@ -43,7 +47,7 @@ enum Command {
 /// The messages to send, and the settings of the services.
 #[derive(Clone, Debug, Args)]
 struct Load {
-    /// Number of messages to send in each measurement
+    /// Number of messages in each round of batches, streams and drains. Single calls send a part of them
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) messages: usize,
     /// Number of inboxes that the messages are sent to
@@ -55,6 +59,10 @@ struct Load {
     /// Number of concurrent callers; each waits for its response before it sends again (pipe, send)
     #[arg(long, default_value_t = 256)]
     pub(crate) callers: usize,
+    /// Number of rounds, after a warm-up. Each round measures every limit and every system once; a figure is the median of
+    /// the rounds
+    #[arg(long, default_value_t = 5, value_parser = at_least_one)]
+    pub(crate) rounds: usize,
     /// Also measure what each guard of the transfer costs, one after the other on the same backlog (drain)
     #[arg(long)]
     pub(crate) variants: bool,
@@ -85,16 +93,21 @@ async fn main() -> Result<(), Error> {
     let command = Command::parse();
     let folder = tempfile::Builder::new().prefix("msg-bench-").tempdir()?;
     let stack = Stack::start(StackOptions::new(folder.path())).await?;
+    let mut output = Output::default();
     match &command {
-        Command::Drain(load) => drain::run(&stack, load).await?,
-        Command::Pipe(load) => pipe::run(&stack, load).await?,
-        Command::Secure(load) => secure::run(&stack, load).await?,
-        Command::Send(load) => send::run(&stack, load).await?,
-        Command::Fairness(options) => fairness::run(&stack, options).await?,
-        Command::Watch(options) => watch::run(&stack, options).await?,
+        Command::Drain(load) => drain::run(&stack, load, &mut output).await?,
+        Command::Pipe(load) => pipe::run(&stack, load, &mut output).await?,
+        Command::Secure(load) => secure::run(&stack, load, &mut output).await?,
+        Command::Send(load) => send::run(&stack, load, &mut output).await?,
+        Command::Fairness(options) => fairness::run(&stack, options, &mut output).await?,
+        Command::Watch(options) => watch::run(&stack, options, &mut output).await?,
     }
     stack.stop().await;
     Ok(())
+}
+
+fn at_least_one(number: &str) -> Result<usize, String> {
+    number.parse().ok().filter(|number| *number > 0).ok_or_else(|| "it has to be a number from 1 on".to_owned())
 }
 
 const TOPIC: &str = "bench";

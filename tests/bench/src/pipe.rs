@@ -10,40 +10,62 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::callers::Token;
-use super::{Error, Load, callers, line, memory, rate, send, start, until};
+use super::cost::Watched;
+use super::figure::Output;
+use super::rounds::{self, Round, Series, Side};
+use super::send::Target;
+use super::{Error, Load, callers, line, memory, rate, start, until};
 
-pub(crate) async fn run(stack: &Stack, load: &Load) -> Result<(), Error> {
+/// What a side calls.
+enum Way {
+    Nothing,
+    Pipe,
+}
+
+pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
     let services = start(stack, "pipe", &load.set).await?;
-    let (transfer, sender) = (&services.transfer, &services.gateway);
-    let idle = (memory(sender).0, memory(transfer).0);
+    let (transfer, gateway) = (&services.transfer, &services.gateway);
     println!("{} messages of {} bytes to {} inboxes, {} callers", load.messages, load.body, load.inboxes, load.callers);
-    line("idle memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", idle.0, idle.1));
-
-    let channels = callers::connect(&services).await?;
+    let load = &Arc::new(load.clone());
+    let channels = callers::connect(&services.grpc).await?;
     let clients = callers::clients(channels.clone(), &Token::default());
-    let nothing = health_calls(channels, load).await?;
-    line("a call that does nothing", format!("{nothing:.0} calls/s"));
+    let target = Target { clients, watched: Watched::new(stack, &[gateway, transfer]) };
 
-    let started = Instant::now();
-    let sent = send::unary(&clients, &Arc::new(load.clone()), load.messages, load.callers, WaitFor::Accepted).await?;
-    let stored = async || transfer.metric("msg_transfer_stored_messages_total").await;
-    until("all rows", Duration::from_secs(600), async || Ok(stored().await? >= load.messages as f64)).await?;
-    let all = started.elapsed();
-    line("sent and acknowledged by Kafka", format!("{:.0} messages/s", sent.rate));
-    line("of the call that does nothing", format!("{:.0} %", 100.0 * sent.rate / nothing));
-    line("from the first send to the last row", format!("{:.0} messages/s", rate(load.messages, all)));
-    line("SendMsg", sent.quantiles());
-    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(sender).1, memory(transfer).1));
+    let messages = (load.messages / 5).max(1);
+    let stored = async || Ok::<f64, Error>(transfer.metric("msg_transfer_stored_messages_total").await?);
+    // From the first send to the last row, with the cost of both.
+    let mut rows = Vec::new();
+    let sides = [Side::limit("a call that does nothing", Way::Nothing), Side::system("sent", Way::Pipe)];
+    let series = rounds::measure(load.rounds, &sides, async |way| match way {
+        Way::Nothing => health_calls(&target.watched, channels.clone(), load.callers, messages).await,
+        Way::Pipe => {
+            let (meter, before, started) = (target.watched.start(), stored().await?, Instant::now());
+            let sent = target.unary(load, messages, load.callers, WaitFor::Accepted).await?;
+            let wanted = before + messages as f64;
+            until("all rows", Duration::from_secs(600), async || Ok(stored().await? >= wanted)).await?;
+            rows.push(Round::new(rate(messages, started.elapsed()), meter.stop(messages as f64)));
+            Ok(sent)
+        }
+    });
+    let mut series = series.await?;
+    // The first one is the warm-up's.
+    series.push(Series::system("stored", rows.split_off(1)));
+    output.add(&format!("SendMsg with the whole pipe, {} callers", load.callers), None, &series);
+    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(gateway).1, memory(transfer).1));
     services.stop().await;
     Ok(())
 }
 
 /// Measures the limit: the same server, connections and callers, with a call that uses neither Kafka nor the database.
-async fn health_calls(channels: Vec<Channel>, load: &Load) -> Result<f64, Error> {
-    let calls = (load.messages / 4).max(1);
-    let measured = callers::run(load.callers, calls, 1, move |caller, _| {
+async fn health_calls(
+    watched: &Watched,
+    channels: Vec<Channel>,
+    callers: usize,
+    calls: usize,
+) -> Result<Round, Error> {
+    callers::run(watched, callers, calls, 1, move |caller, _| {
         let mut client = HealthClient::new(channels[caller % channels.len()].clone());
         async move { client.check(HealthCheckRequest::default()).await.map(|_| ()) }
-    });
-    Ok(measured.await?.rate)
+    })
+    .await
 }

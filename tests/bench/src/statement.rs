@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use msg_common::proto::{Msg, SessionType};
 use msg_common::record::Record;
 use msg_common::table::{self, StoredAt};
-use msg_transfer::lane::sql::{INSERT_MESSAGES, INSERT_MESSAGES_RETURNING, ServerKind};
+use msg_transfer::lane::sql::{INSERT_MESSAGES, INSERT_MESSAGES_RETURNING};
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
@@ -16,8 +16,16 @@ use super::{Error, Load};
 const CONNECTIONS: usize = 4;
 const BATCH: usize = 2000;
 
+/// How the rows are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Statement {
+    Insert,
+    /// The form for Citus.
+    InsertReturning,
+}
+
 /// Inserts the load's rows into the `messages` of an empty schema. Returns how long that took.
-pub(crate) async fn run(url: &str, load: &Load, kind: ServerKind) -> Result<Duration, Error> {
+pub(crate) async fn run(url: &str, load: &Load, statement: Statement) -> Result<Duration, Error> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
@@ -25,14 +33,14 @@ pub(crate) async fn run(url: &str, load: &Load, kind: ServerKind) -> Result<Dura
         clients.push(client);
     }
     let started = Instant::now();
-    let each = clients.iter().enumerate().map(|(number, client)| insert(client, number, load, kind));
+    let each = clients.iter().enumerate().map(|(number, client)| insert(client, number, load, statement));
     try_join_all(each).await?;
     Ok(started.elapsed())
 }
 
 /// Inserts the rows of this connection's inboxes. No two connections write to the same inbox.
-async fn insert(client: &Client, number: usize, load: &Load, kind: ServerKind) -> Result<(), Error> {
-    let returning = kind == ServerKind::Citus;
+async fn insert(client: &Client, number: usize, load: &Load, statement: Statement) -> Result<(), Error> {
+    let returning = statement == Statement::InsertReturning;
     let statement: &str = if returning { &INSERT_MESSAGES_RETURNING } else { &INSERT_MESSAGES };
     let statement = client.prepare(statement).await?;
     let mine = (0..load.messages).filter(|n| n.wrapping_mul(7919) % load.inboxes % CONNECTIONS == number);

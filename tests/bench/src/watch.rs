@@ -13,6 +13,9 @@ use msg_stack::Stack;
 use tokio::time::MissedTickBehavior;
 use tonic::transport::Channel;
 
+use super::cost::Watched;
+use super::figure::Output;
+use super::rounds::{Round, Series};
 use super::{Error, callers, line, memory, rate, start};
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +42,7 @@ pub(crate) struct Watching {
 
 const BATCH: usize = 100;
 
-pub(crate) async fn run(stack: &Stack, options: &Watching) -> Result<(), Error> {
+pub(crate) async fn run(stack: &Stack, options: &Watching, output: &mut Output) -> Result<(), Error> {
     let services = start(stack, "watch", &options.set).await?;
     let (transfer, server) = (&services.transfer, &services.gateway);
     println!("{} watchers over {} connections", options.watchers, options.connections);
@@ -60,16 +63,25 @@ pub(crate) async fn run(stack: &Stack, options: &Watching) -> Result<(), Error> 
     line("gateway's memory with the watchers", format!("{:.0} MB", memory(server).0));
 
     let sender = MsgGatewayClient::new(endpoint.connect().await?);
+    let watched = Watched::new(stack, &[server, transfer]);
+    let meter = watched.start();
     let started = Instant::now();
     let count = send(&sender, options).await?;
-    let duration = started.elapsed();
+    let sent = rate(count, started.elapsed());
     super::until("all are delivered", Duration::from_secs(60), async || {
         let delivered = delivered.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(delivered.msgs >= count)
     })
     .await?;
-    line("sent", format!("{:.0} messages/s", rate(count, duration)));
-    delivered.lock().unwrap_or_else(PoisonError::into_inner).print();
+    let costs = meter.stop(count as f64);
+    let wrong = {
+        let delivered = delivered.lock().unwrap_or_else(PoisonError::into_inner);
+        let round = Round { rate: sent, latencies: delivered.latencies.clone(), costs };
+        let what = format!("stored to delivered, {} watchers", options.watchers);
+        output.add(&what, Some(options.rate as f64), &[Series::system("gateway", vec![round])]);
+        delivered.wrong
+    };
+    line("out of order, missing or duplicated", wrong);
     line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(server).1, memory(transfer).1));
     services.stop().await;
     Ok(())
@@ -85,11 +97,6 @@ struct Delivered {
 impl Delivered {
     fn new() -> Self {
         Delivered { msgs: 0, wrong: 0, latencies: callers::histogram() }
-    }
-
-    fn print(&self) {
-        line("stored to delivered", callers::quantiles(&self.latencies));
-        line("out of order, missing or duplicated", self.wrong);
     }
 
     /// Adds a message. Its `stored_time` is the start of the transaction that wrote the row, so the latency includes

@@ -1,0 +1,80 @@
+//! librdkafka alone: writes the records that the gateway would write, from this process.
+
+use std::time::{Duration, Instant};
+
+use msg_common::partition::partition_for;
+use msg_common::proto::Msg;
+use msg_common::record::{self, VERSION, VERSION_HEADER};
+use msg_common::id;
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::util::IntoOpaque;
+
+use super::{Error, PARTITIONS, TOPIC};
+
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Returns the gateway's settings of its producer.
+pub(crate) fn settings(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("linger.ms", "1")
+        .set("compression.type", "lz4")
+        .set("queue.buffering.max.messages", "40000");
+    config
+}
+
+/// A message as it is in Kafka.
+pub(crate) struct Encoded {
+    pub(crate) msg_id: String,
+    pub(crate) partition: i32,
+    key: String,
+    value: Vec<u8>,
+}
+
+impl Encoded {
+    pub(crate) fn new(msg: Msg, send_time_ms: i64) -> Encoded {
+        let id = id::msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id);
+        let key = msg.recv_id.clone();
+        let partition = partition_for(key.as_bytes(), PARTITIONS);
+        Encoded { msg_id: id.to_string(), partition, key, value: record::encode(msg, id, send_time_ms) }
+    }
+
+    pub(crate) fn record<D: IntoOpaque>(&self, opaque: D) -> BaseRecord<'_, str, [u8], D> {
+        let version = VERSION.to_string();
+        let headers = OwnedHeaders::new().insert(Header { key: VERSION_HEADER, value: Some(&version) });
+        BaseRecord::with_opaque_to(TOPIC, opaque)
+            .partition(self.partition)
+            .key(&*self.key)
+            .payload(&*self.value)
+            .headers(headers)
+    }
+}
+
+/// Writes messages until Kafka has confirmed all of them, and returns how long that took. Blocks.
+pub(crate) fn write(
+    config: &ClientConfig,
+    messages: usize,
+    msg: impl Fn(usize) -> Msg,
+) -> Result<Duration, Error> {
+    let producer: ThreadedProducer<DefaultProducerContext> = config.create()?;
+    let started = Instant::now();
+    for n in 0..messages {
+        let encoded = Encoded::new(msg(n), 1_700_000_000_000);
+        let mut record = encoded.record(());
+        while let Err((error, rejected)) = producer.send(record) {
+            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                return Err(error.into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            record = rejected;
+        }
+    }
+    producer.flush(FLUSH_TIMEOUT)?;
+    Ok(started.elapsed())
+}
