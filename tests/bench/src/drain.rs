@@ -1,5 +1,5 @@
 //! The transfer alone: writes a backlog directly to the topic, starts the transfer, and measures how long it needs. The
-//! limit is the bare statement on the same server.
+//! limits are the bare statement and COPY on the same server.
 
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Resu
     let mut sides = vec![
         Side::limit("the bare statement", Way::Bare(Statement::Insert)),
         Side::limit("the same, each row returned", Way::Bare(Statement::InsertReturning)),
+        Side::limit("COPY of the same rows", Way::Bare(Statement::Copy)),
     ];
     let variants = if load.variants { variants(load) } else { vec![Variant::new("transfer", "transfer")] };
     sides.extend(variants.into_iter().map(|variant| Side::system(variant.label, Way::Transfer(variant))));

@@ -1,16 +1,20 @@
 //! librdkafka alone: writes the records that the gateway would write, from this process.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use msg_common::partition::partition_for;
-use msg_common::proto::Msg;
-use msg_common::record::{self, VERSION, VERSION_HEADER};
 use msg_common::id;
-use rdkafka::ClientConfig;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use msg_common::partition::partition_for;
+use msg_common::proto::{Msg, Placement};
+use msg_common::record::{self, VERSION, VERSION_HEADER};
+use rdkafka::error::KafkaResult;
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{
+    BaseRecord, DefaultProducerContext, DeliveryResult, Producer, ProducerContext, ThreadedProducer,
+};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::util::IntoOpaque;
+use rdkafka::{ClientConfig, ClientContext};
+use tokio::sync::oneshot;
 
 use super::{Error, PARTITIONS, TOPIC};
 
@@ -53,6 +57,44 @@ impl Encoded {
             .key(&*self.key)
             .payload(&*self.value)
             .headers(headers)
+    }
+}
+
+/// A producer that reports each record to its sender.
+pub(crate) struct Reporting(ThreadedProducer<Reports>);
+
+struct Reports;
+
+impl ClientContext for Reports {}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<oneshot::Sender<KafkaResult<i64>>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, report_to: Self::DeliveryOpaque) {
+        let offset = match result {
+            Ok(record) => Ok(record.offset()),
+            Err((error, _)) => Err(error.clone()),
+        };
+        // The caller may have disconnected.
+        let _ = report_to.send(offset);
+    }
+}
+
+impl Reporting {
+    pub(crate) fn new(brokers: &str) -> KafkaResult<Reporting> {
+        Ok(Reporting(settings(brokers).create_with_context(Reports)?))
+    }
+
+    /// Sends a message and waits until Kafka has confirmed it.
+    pub(crate) async fn send(&self, msg: Msg) -> Result<Placement, Error> {
+        let now = SystemTime::now();
+        let since = now.duration_since(SystemTime::UNIX_EPOCH)?;
+        let encoded = Encoded::new(msg, i64::try_from(since.as_millis())?);
+        let (report_to, report) = oneshot::channel();
+        self.0.send(encoded.record(Box::new(report_to))).map_err(|(error, _)| error)?;
+        let offset = Some(report.await??);
+        let Encoded { msg_id, partition, .. } = encoded;
+        Ok(Placement { msg_id, partition, offset, send_time: Some(now.into()), stored: None })
     }
 }
 

@@ -8,6 +8,7 @@ mod drain;
 mod fairness;
 mod figure;
 mod librdkafka;
+mod limit;
 mod pipe;
 mod rounds;
 mod secure;
@@ -29,19 +30,23 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, Parser)]
 #[command(version)]
 enum Command {
-    /// Measure the transfer alone while it drains a backlog; the limit is the bare INSERT statement on the same server
+    /// Measure the transfer alone while it drains a backlog; the limits are the bare INSERT
+    /// statement and COPY on the same server
     Drain(Load),
-    /// Measure from SendMsg to the row with everything on this machine; the limit is a call that does nothing
+    /// Measure from SendMsg to the row with everything on this machine; the limit is a server that does nothing
     Pipe(Load),
     /// Measure what TLS and tokens cost; the limit is a gateway without them
     Secure(Load),
     /// Measure single calls that wait for STORED, then single calls, batches and streams until Kafka has every message;
-    /// the limit is librdkafka alone
+    /// the limits are a server that does nothing, a bare gateway, and librdkafka alone
     Send(Load),
     /// Measure the latency of callers next to a greedy one, without and with CALLER_SHARE
     Fairness(fairness::Fairness),
     /// Measure the time from stored to delivered for watched messages, and the memory that watchers need
     Watch(watch::Watching),
+    /// Serve as a limit; a benchmark starts it as a process of its own
+    #[command(hide = true)]
+    Limit(limit::LimitArgs),
 }
 
 /// The messages to send, and the settings of the services.
@@ -91,6 +96,9 @@ impl Load {
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let command = Command::parse();
+    if let Command::Limit(args) = &command {
+        return limit::serve(args).await;
+    }
     let folder = tempfile::Builder::new().prefix("msg-bench-").tempdir()?;
     let stack = Stack::start(StackOptions::new(folder.path())).await?;
     let mut output = Output::default();
@@ -101,6 +109,7 @@ async fn main() -> Result<(), Error> {
         Command::Send(load) => send::run(&stack, load, &mut output).await?,
         Command::Fairness(options) => fairness::run(&stack, options, &mut output).await?,
         Command::Watch(options) => watch::run(&stack, options, &mut output).await?,
+        Command::Limit(_) => unreachable!("it needs no stack"),
     }
     stack.stop().await;
     Ok(())

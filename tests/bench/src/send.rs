@@ -1,5 +1,5 @@
 //! Calls that wait for STORED, and the three ways to send: single calls, batches and streams, each until Kafka has
-//! every message. The limit is librdkafka alone.
+//! every message. The limits are a server that does nothing, a bare gateway, and librdkafka alone.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::callers::{self, Client, Token, msg};
 use super::cost::Watched;
 use super::figure::Output;
+use super::limit::Limit;
 use super::rounds::{self, Round, Side};
 use super::{Error, Load, librdkafka, line, memory, rate, start};
 
@@ -26,10 +27,9 @@ const STREAMS: usize = 8;
 /// Maximum number of messages in flight on a stream.
 const WINDOW: usize = 2000;
 
-/// How a side sends.
+/// How a side sends many messages.
 enum Way {
     Librdkafka,
-    Single,
     Batches,
     Streams,
 }
@@ -54,22 +54,31 @@ pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Resu
     transfer.stop().await;
 
     let target = Target { clients, watched: Watched::new(stack, &[gateway]) };
-    let measure = async |way: &Way| match way {
-        Way::Librdkafka => tokio::task::block_in_place(|| produce(stack, load)),
-        Way::Single => target.unary(load, load.messages / 10, load.callers, WaitFor::Accepted).await,
-        Way::Batches => target.batches(load).await,
-        Way::Streams => target.streams(load).await,
-    };
-    let sides = [Side::system("gateway", Way::Single)];
-    let what = format!("SendMsg, {} callers", load.callers);
-    output.add(&what, None, &rounds::measure(load.rounds, &sides, &measure).await?);
+    let (nothing, bare) = (Limit::nothing(stack).await?, Limit::bare_gateway(stack).await?);
+    let sides = [
+        Side::limit("tonic that does nothing", nothing.target(stack).await?),
+        Side::limit("bare gateway", bare.target(stack).await?),
+        Side::system("gateway", target.clone()),
+    ];
+    let series = rounds::measure(load.rounds, &sides, async |target| {
+        target.unary(load, load.messages / 10, load.callers, WaitFor::Accepted).await
+    });
+    output.add(&format!("SendMsg, {} callers", load.callers), None, &series.await?);
+    nothing.service.stop().await;
+    bare.service.stop().await;
+
     let sides = [
         Side::limit("librdkafka alone", Way::Librdkafka),
         Side::system(format!("BatchSendMsg, {BATCH_CALLERS} callers"), Way::Batches),
         Side::system(format!("StreamSendMsg, {STREAMS} streams"), Way::Streams),
     ];
     let what = format!("batches and requests of {BATCH}");
-    output.add(&what, None, &rounds::measure(load.rounds, &sides, &measure).await?);
+    let series = rounds::measure(load.rounds, &sides, async |way| match way {
+        Way::Librdkafka => tokio::task::block_in_place(|| produce(stack, load)),
+        Way::Batches => target.batches(load).await,
+        Way::Streams => target.streams(load).await,
+    });
+    output.add(&what, None, &series.await?);
     line("peak memory, gateway", format!("{:.0} MB", memory(gateway).1));
     gateway.stop().await;
     Ok(())
@@ -86,6 +95,7 @@ fn produce(stack: &Stack, load: &Load) -> Result<Round, Error> {
 }
 
 /// A server of the contract, and the processes whose cost is measured.
+#[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) clients: Vec<Client>,
     pub(crate) watched: Watched,

@@ -1,13 +1,16 @@
 //! The limit of the transfer: its own INSERT statement on four connections, with prepared rows and nothing else. Also
-//! in the form for Citus, which returns each row.
+//! in the form for Citus, which returns each row, and as COPY.
 
-use std::time::{Duration, Instant};
+use std::pin::pin;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::try_join_all;
 use msg_common::proto::{Msg, SessionType};
 use msg_common::record::Record;
 use msg_common::table::{self, StoredAt};
 use msg_transfer::lane::sql::{INSERT_MESSAGES, INSERT_MESSAGES_RETURNING};
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
@@ -22,6 +25,35 @@ pub(crate) enum Statement {
     Insert,
     /// The form for Citus.
     InsertReturning,
+    /// COPY in its binary form, which skips no duplicate.
+    Copy,
+}
+
+/// What COPY writes; the other columns have their defaults.
+const COPY: &str = "COPY messages (recv_id, seq, msg_id, send_id, client_msg_id, session_type, content_type, content, \
+                    send_time, kafka_partition, kafka_offset) FROM STDIN BINARY";
+const COPY_TYPES: [Type; 11] = [
+    Type::TEXT,
+    Type::INT8,
+    Type::UUID,
+    Type::TEXT,
+    Type::TEXT,
+    Type::INT2,
+    Type::TEXT,
+    Type::BYTEA,
+    Type::TIMESTAMPTZ,
+    Type::INT4,
+    Type::INT8,
+];
+
+impl Statement {
+    fn sql(self) -> &'static str {
+        match self {
+            Statement::Insert => &INSERT_MESSAGES,
+            Statement::InsertReturning => &INSERT_MESSAGES_RETURNING,
+            Statement::Copy => COPY,
+        }
+    }
 }
 
 /// Inserts the load's rows into the `messages` of an empty schema. Returns how long that took.
@@ -40,9 +72,7 @@ pub(crate) async fn run(url: &str, load: &Load, statement: Statement) -> Result<
 
 /// Inserts the rows of this connection's inboxes. No two connections write to the same inbox.
 async fn insert(client: &Client, number: usize, load: &Load, statement: Statement) -> Result<(), Error> {
-    let returning = statement == Statement::InsertReturning;
-    let statement: &str = if returning { &INSERT_MESSAGES_RETURNING } else { &INSERT_MESSAGES };
-    let statement = client.prepare(statement).await?;
+    let prepared = client.prepare(statement.sql()).await?;
     let mine = (0..load.messages).filter(|n| n.wrapping_mul(7919) % load.inboxes % CONNECTIONS == number);
     let mine: Vec<usize> = mine.collect();
     let body = bytes::Bytes::from(load.random_body());
@@ -72,14 +102,49 @@ async fn insert(client: &Client, number: usize, load: &Load, statement: Statemen
             send_time_ms: 1_700_000_000_000,
         };
         let records: Vec<Record> = inboxes.iter().map(record).collect();
+        if statement == Statement::Copy {
+            copy(client, &prepared, &records, &stored_at).await?;
+            continue;
+        }
         let values = table::insert_values(&records.iter().collect::<Vec<_>>(), &stored_at);
         let parameters = table::parameters(&values);
-        if returning {
-            let returned = client.query(&statement, &parameters).await?;
+        if statement == Statement::InsertReturning {
+            let returned = client.query(&prepared, &parameters).await?;
             assert_eq!(returned.len(), batch.len(), "all rows are new");
         } else {
-            client.execute(&statement, &parameters).await?;
+            client.execute(&prepared, &parameters).await?;
         }
     }
+    Ok(())
+}
+
+/// Copies rows in one transaction.
+async fn copy(
+    client: &Client,
+    prepared: &tokio_postgres::Statement,
+    records: &[Record],
+    stored_at: &[StoredAt],
+) -> Result<(), Error> {
+    let writer = BinaryCopyInWriter::new(client.copy_in(prepared).await?, &COPY_TYPES);
+    let mut writer = pin!(writer);
+    for (Record { msg, msg_id, send_time_ms }, at) in records.iter().zip(stored_at) {
+        let send_time = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(*send_time_ms)?);
+        let (content, session_type) = (msg.content.as_ref(), i16::try_from(msg.session_type)?);
+        let row: [&(dyn ToSql + Sync); 11] = [
+            &msg.recv_id,
+            &at.seq,
+            msg_id,
+            &msg.send_id,
+            &msg.client_msg_id,
+            &session_type,
+            &msg.content_type,
+            &content,
+            &send_time,
+            &at.partition,
+            &at.offset,
+        ];
+        writer.as_mut().write(&row).await?;
+    }
+    writer.finish().await?;
     Ok(())
 }
