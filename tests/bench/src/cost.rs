@@ -59,8 +59,13 @@ impl Watched {
         groups.push(Group { name: "Kafka".to_owned(), pids: pids(&stack.kafka().processes()), tree: true });
         let postgres: Vec<Process> = stack.postgres().process().into_iter().collect();
         groups.push(Group { name: "PostgreSQL".to_owned(), pids: pids(&postgres), tree: true });
-        groups.push(Group { name: "client".to_owned(), pids: vec![std::process::id()], tree: false });
+        groups.extend(Watched::client().0);
         Watched(groups)
+    }
+
+    /// Watches this process alone.
+    pub(crate) fn client() -> Watched {
+        Watched(vec![Group { name: "client".to_owned(), pids: vec![std::process::id()], tree: false }])
     }
 
     pub(crate) fn start(&self) -> Meter<'_> {

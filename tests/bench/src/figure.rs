@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::rounds::{Series, Spread};
+use super::cost::Cost;
+use super::rounds::{Round, Series, Spread};
 
 /// What was measured of one side, over all rounds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -16,9 +17,9 @@ pub(crate) struct Figure {
     pub(crate) side: String,
     /// Messages that were offered in one second, if that was a choice.
     pub(crate) offered: Option<f64>,
-    /// Messages in one second.
-    pub(crate) rate: Spread,
-    /// The rate divided by that of each limit.
+    /// Messages in one second; none if nothing was sent. Then the costs are for one second.
+    pub(crate) rate: Option<Spread>,
+    /// The rate divided by that of each limit or, if the rate was a choice, the p99.
     pub(crate) ratios: Vec<Ratio>,
     /// Microseconds of each call, by quantile.
     pub(crate) latencies: Vec<Quantile>,
@@ -37,7 +38,7 @@ pub(crate) struct Quantile {
     pub(crate) micros: Spread,
 }
 
-/// What a process used for one message, and its memory.
+/// What a process used for one message (or in one second), and its memory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ProcessCost {
     pub(crate) process: String,
@@ -58,9 +59,19 @@ pub(crate) struct Output {
 impl Output {
     /// Adds a measurement: series that were measured in turns, at this rate if it was a choice.
     pub(crate) fn add(&mut self, what: &str, offered: Option<f64>, series: &[Series]) {
-        println!("{what}");
+        println!("{what}{}", offered.map_or(String::new(), |rate| format!(", {rate:.0}/s offered")));
         for figure in Figure::all(what, offered, series) {
             println!("{figure}");
+            self.figures.push(figure);
+        }
+    }
+
+    /// Adds what the processes used in one second without a message.
+    pub(crate) fn add_idle(&mut self, what: &str, costs: Vec<Cost>) {
+        let idle = Series::system("idle", vec![Round::new(0.0, costs)]);
+        for figure in Figure::all(what, None, &[idle]) {
+            let figure = Figure { rate: None, ..figure };
+            println!("{what}\n{figure}");
             self.figures.push(figure);
         }
     }
@@ -74,7 +85,11 @@ impl Figure {
 
     fn new(what: &str, offered: Option<f64>, side: &Series, series: &[Series]) -> Figure {
         let limits = series.iter().filter(|limit| limit.is_limit && !side.is_limit);
-        let ratio = |limit: &Series| Ratio { limit: limit.side.clone(), ratio: side.ratio(limit) };
+        let compared = |round: &Round| match offered {
+            Some(_) => round.latencies.value_at_quantile(0.99) as f64,
+            None => round.rate,
+        };
+        let ratio = |limit: &Series| Ratio { limit: limit.side.clone(), ratio: side.ratio(limit, compared) };
         let measured = side.rounds.iter().all(|round| !round.latencies.is_empty());
         let quantile = |quantile: f64| Quantile {
             quantile,
@@ -91,7 +106,7 @@ impl Figure {
             what: what.to_owned(),
             side: side.side.clone(),
             offered,
-            rate: side.spread(|round| round.rate),
+            rate: Some(side.spread(|round| round.rate)),
             ratios: limits.map(ratio).collect(),
             latencies: if measured { QUANTILES.map(quantile).to_vec() } else { Vec::new() },
             costs: (0..processes).map(cost).collect(),
@@ -99,20 +114,25 @@ impl Figure {
     }
 }
 
+impl Figure {
+    /// Returns what the ratios compare.
+    pub(crate) fn compared(&self) -> &'static str {
+        if self.offered.is_some() { "p99" } else { "rate" }
+    }
+}
+
 impl Display for Figure {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "  {:<32} {}/s", self.side, self.rate.show(whole))?;
-        for Ratio { limit, ratio } in &self.ratios {
-            write!(f, "\n  {:<32} {} of: {limit}", "", ratio.show(|value| format!("{value:.2}")))?;
-        }
+        let per = if self.rate.is_some() { "message" } else { "second" };
+        let mut lines: Vec<String> = self.rate.iter().map(|rate| format!("{}/s", rate.show(whole))).collect();
+        let ratio = |of: &Ratio| format!("{} {} of: {}", self.compared(), of.ratio.show(hundredths), of.limit);
+        lines.extend(self.ratios.iter().map(ratio));
         if !self.latencies.is_empty() {
             let latencies: Vec<String> = self.latencies.iter().map(ToString::to_string).collect();
-            write!(f, "\n  {:<32} {}", "", latencies.join(", "))?;
+            lines.push(latencies.join(", "));
         }
-        for cost in &self.costs {
-            write!(f, "\n  {:<32} {cost}", "")?;
-        }
-        Ok(())
+        lines.extend(self.costs.iter().map(|cost| cost.show(per)));
+        write!(f, "  {:<32} {}", self.side, lines.join(&format!("\n  {:32} ", "")))
     }
 }
 
@@ -129,13 +149,17 @@ impl Quantile {
     }
 }
 
-impl Display for ProcessCost {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+impl ProcessCost {
+    fn show(&self, per: &str) -> String {
         let cpu = self.cpu_micros.show(|micros| format!("{micros:.1}"));
-        let wakeups = self.wakeups.show(|count| format!("{count:.2}"));
+        let wakeups = self.wakeups.show(hundredths);
         let memory = self.memory_bytes.median / 1e6;
-        write!(f, "{}: {cpu} µs of CPU and {wakeups} wake-ups a message, {memory:.0} MB", self.process)
+        format!("{}: {cpu} µs of CPU and {wakeups} wake-ups a {per}, {memory:.0} MB", self.process)
     }
+}
+
+pub(crate) fn hundredths(value: f64) -> String {
+    format!("{value:.2}")
 }
 
 pub(crate) fn whole(value: f64) -> String {
@@ -151,8 +175,6 @@ pub(crate) fn micros(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::callers::histogram;
-    use crate::cost::Cost;
-    use crate::rounds::Round;
 
     fn series(side: &str, is_limit: bool, rates: &[f64]) -> Series {
         let round = |rate: &f64| {
@@ -172,7 +194,9 @@ mod tests {
         let ratios: Vec<_> = figures[2].ratios.iter().map(|to| (to.limit.as_str(), to.ratio.median)).collect();
         assert_eq!(ratios, [("a", 0.375), ("b", 1.25)]);
         let shown = figures[2].to_string();
-        assert!(shown.contains("0.38 (0.25 to 0.50) of: a") && shown.contains("p99.9 1.0ms, max 1.0ms"), "{shown}");
+        assert!(shown.contains("rate 0.38 (0.25 to 0.50) of: a") && shown.contains("p99.9 1.0ms, max 1.0ms"), "{shown}");
+        let figures = Figure::all("x", Some(5.0), &all);
+        assert_eq!((figures[2].compared(), figures[2].ratios[0].ratio.median), ("p99", 1.0));
         assert!(shown.contains("p: 1.5 µs of CPU and 0.25 wake-ups a message, 2 MB"), "{shown}");
     }
 }

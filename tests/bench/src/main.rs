@@ -7,6 +7,8 @@ mod cost;
 mod drain;
 mod fairness;
 mod figure;
+mod idle;
+mod latency;
 mod librdkafka;
 mod limit;
 mod pipe;
@@ -37,9 +39,14 @@ enum Command {
     Pipe(Load),
     /// Measure what TLS and tokens cost; the limit is a gateway without them
     Secure(Load),
-    /// Measure single calls that wait for STORED, then single calls, batches and streams until Kafka has every message;
-    /// the limits are a server that does nothing, a bare gateway, and librdkafka alone
+    /// Measure single calls, batches and streams until Kafka has every message; the limits are a server that does nothing,
+    /// a bare gateway, and librdkafka alone
     Send(Load),
+    /// Measure the latency of single calls: until the message is stored with callers that wait for their response, and
+    /// until Kafka has it at fixed rates; the limits are a bare gateway and librdkafka alone
+    Latency(latency::Latency),
+    /// Measure the CPU time of each process while nothing is sent
+    Idle(idle::Idle),
     /// Measure the latency of callers next to a greedy one, without and with CALLER_SHARE
     Fairness(fairness::Fairness),
     /// Measure the time from stored to delivered for watched messages, and the memory that watchers need
@@ -107,6 +114,8 @@ async fn main() -> Result<(), Error> {
         Command::Pipe(load) => pipe::run(&stack, load, &mut output).await?,
         Command::Secure(load) => secure::run(&stack, load, &mut output).await?,
         Command::Send(load) => send::run(&stack, load, &mut output).await?,
+        Command::Latency(options) => latency::run(&stack, options, &mut output).await?,
+        Command::Idle(options) => idle::run(&stack, options, &mut output).await?,
         Command::Fairness(options) => fairness::run(&stack, options, &mut output).await?,
         Command::Watch(options) => watch::run(&stack, options, &mut output).await?,
         Command::Limit(_) => unreachable!("it needs no stack"),

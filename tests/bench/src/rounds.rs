@@ -60,9 +60,9 @@ impl Series {
         Spread::of(self.rounds.iter().map(value))
     }
 
-    /// Returns the ratios of the rates, round by round.
-    pub(crate) fn ratio(&self, limit: &Series) -> Spread {
-        Spread::of(self.rounds.iter().zip(&limit.rounds).map(|(own, limit)| own.rate / limit.rate))
+    /// Returns the ratio of a value to the limit's, round by round.
+    pub(crate) fn ratio(&self, limit: &Series, value: impl Fn(&Round) -> f64) -> Spread {
+        Spread::of(self.rounds.iter().zip(&limit.rounds).map(|(own, limit)| value(own) / value(limit)))
     }
 }
 
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(order, [10.0, 5.0, 10.0, 5.0, 10.0, 5.0]);
         let rates = |series: &Series| series.rounds.iter().map(|round| round.rate).collect::<Vec<_>>();
         assert_eq!((rates(&series[0]), rates(&series[1])), (vec![30.0, 50.0], vec![20.0, 30.0]));
-        let ratio = series[1].ratio(&series[0]);
+        let ratio = series[1].ratio(&series[0], |round| round.rate);
         assert!((ratio.min - 0.6).abs() < 1e-9 && (ratio.max - 2.0 / 3.0).abs() < 1e-9, "{ratio:?}");
     }
 

@@ -1,4 +1,4 @@
-//! Calls that wait for STORED, and the three ways to send: single calls, batches and streams, each until Kafka has
+//! The three ways to send: single calls, batches and streams, each until Kafka has
 //! every message. The limits are a server that does nothing, a bare gateway, and librdkafka alone.
 
 use std::sync::Arc;
@@ -36,23 +36,13 @@ enum Way {
 
 pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
     let services = start(stack, "send", &load.set).await?;
-    let (transfer, gateway) = (&services.transfer, &services.gateway);
+    let gateway = &services.gateway;
     println!("{} messages of {} bytes to {} inboxes", load.messages, load.body, load.inboxes);
 
     let load = &Arc::new(load.clone());
     let clients = callers::clients(callers::connect(&services.grpc).await?, &Token::default());
-    let both = Target { clients: clients.clone(), watched: Watched::new(stack, &[gateway, transfer]) };
-    for (callers, messages) in [(1, 300), (64, load.messages / 50)] {
-        let side = [Side::system("gateway", ())];
-        let series = rounds::measure(load.rounds, &side, async |()| {
-            both.unary(load, messages, callers, WaitFor::Stored).await
-        });
-        output.add(&format!("SendMsg until stored, {callers} callers"), None, &series.await?);
-    }
-    line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(gateway).1, memory(transfer).1));
-    // Stop the transfer: the rest measures only the path into Kafka.
-    transfer.stop().await;
-
+    // Only the path into Kafka is measured.
+    services.transfer.stop().await;
     let target = Target { clients, watched: Watched::new(stack, &[gateway]) };
     let (nothing, bare) = (Limit::nothing(stack).await?, Limit::bare_gateway(stack).await?);
     let sides = [
