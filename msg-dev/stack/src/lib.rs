@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub use args::FetchArgs;
 pub use error::StackError;
 pub use kafka::rights::{Operation, Resource, Right};
-pub use kafka::{BrokerTls, ClusterOptions, Kafka, TokenIssuer, TopicSpec};
+pub use kafka::{BrokerTls, ClusterOptions, Jvm, Kafka, TokenIssuer, TopicSpec};
 pub use offsets::Offsets;
 pub use pipe::{GatewayPlan, Pipe, Services, TransferPlan};
 pub use ports::Port;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use figure::Output;
-use msg_stack::{Service, Services, Stack, StackOptions};
+use msg_stack::{ClusterOptions, Jvm, Service, Services, Stack, StackOptions};
 
 /// Any error that ends the benchmark.
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -107,7 +107,8 @@ async fn main() -> Result<(), Error> {
         return limit::serve(args).await;
     }
     let folder = tempfile::Builder::new().prefix("msg-bench-").tempdir()?;
-    let stack = Stack::start(StackOptions::new(folder.path())).await?;
+    let cluster = ClusterOptions { jvm: Jvm::Usual, ..ClusterOptions::default() };
+    let stack = Stack::start(StackOptions { cluster, ..StackOptions::new(folder.path()) }).await?;
     let mut output = Output::default();
     match &command {
         Command::Drain(load) => drain::run(&stack, load, &mut output).await?,

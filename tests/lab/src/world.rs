@@ -163,7 +163,7 @@ impl World {
                 settings,
                 users,
                 tls: identities.as_ref().map(Identities::brokers),
-                tokens: None,
+                ..ClusterOptions::default()
             },
             fresh: true,
             ..StackOptions::new(&folder)

@@ -7,7 +7,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use tokio::net::TcpStream;
 
-use super::{Broker, CLUSTER_ID, Cluster, READY_WITHIN, admin, secure, settings};
+use super::{Broker, CLUSTER_ID, Cluster, Jvm, READY_WITHIN, admin, secure, settings};
 use crate::error::StackError;
 use crate::logs;
 use crate::process::{Process, Signal, Spec};
@@ -64,7 +64,7 @@ impl Cluster {
         }
         let process = Process::spawn(Spec {
             name: format!("kafka broker {}", broker.id),
-            args: self.java_args(broker, "kafka.Kafka", &[&self.settings(broker).display().to_string()]),
+            args: self.java_args(self.jvm, broker, "kafka.Kafka", &[&self.settings(broker).display().to_string()]),
             log: self.log(broker),
             ..self.java()
         })?;
@@ -80,7 +80,7 @@ impl Cluster {
         args.extend(scram.iter().map(String::as_str));
         let process = Process::spawn(Spec {
             name: format!("kafka format of broker {}", broker.id),
-            args: self.java_args(broker, "kafka.tools.StorageTool", &args),
+            args: self.java_args(Jvm::Small, broker, "kafka.tools.StorageTool", &args),
             log: self.logs.join(format!("kafka-{}-format.log", broker.id)),
             ..self.java()
         })?;
@@ -95,7 +95,7 @@ impl Cluster {
         static RUNS: AtomicU64 = AtomicU64::new(0);
         let name = class.rsplit('.').next().unwrap_or(class).to_owned();
         let log = self.logs.join(format!("tool-{}-{name}.log", RUNS.fetch_add(1, Ordering::Relaxed)));
-        let args = self.java_args(broker, class, args);
+        let args = self.java_args(Jvm::Small, broker, class, args);
         let process = Process::spawn(Spec { name, args, log: log.clone(), ..self.java() })?;
         let status = process.wait().await;
         if status.success() {
@@ -116,18 +116,10 @@ impl Cluster {
         }
     }
 
-    fn java_args(&self, broker: &Broker, class: &str, args: &[&str]) -> Vec<std::ffi::OsString> {
+    fn java_args(&self, jvm: Jvm, broker: &Broker, class: &str, args: &[&str]) -> Vec<std::ffi::OsString> {
         let log4j = self.node(broker).join("log4j2.xml");
-        let mut all = vec![
-            "-Xmx512m".to_owned(),
-            // Use only the quick compiler: a broker starts 0.3 s earlier and leaves more of a small machine to the
-            // services.
-            "-XX:TieredStopAtLevel=1".to_owned(),
-            // Use the serial collector on a small machine: the threads of the parallel collectors would compete for its
-            // cores.
-            "-XX:+UseSerialGC".to_owned(),
-            format!("-Dlog4j2.configurationFile={}", log4j.display()),
-        ];
+        let mut all: Vec<String> = jvm.args().iter().map(|arg| (*arg).to_owned()).collect();
+        all.push(format!("-Dlog4j2.configurationFile={}", log4j.display()));
         if self.tokens.is_some() {
             all.extend(secure::token_properties(&self.node(broker)));
         }
@@ -149,5 +141,31 @@ impl Cluster {
             TcpStream::connect(addr).await.is_ok() && admin::sees_brokers(addr.to_string(), addr, members).await
         };
         process.until_ready(READY_WITHIN, probe).await
+    }
+}
+
+impl Jvm {
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Jvm::Small => &[
+                "-Xmx512m",
+                // Use only the quick compiler: a broker starts 0.3 s earlier and leaves more of a small machine to the
+                // services.
+                "-XX:TieredStopAtLevel=1",
+                // Use the serial collector on a small machine: the threads of the parallel collectors would compete for
+                // its cores.
+                "-XX:+UseSerialGC",
+            ],
+            // As in kafka-server-start.sh and kafka-run-class.sh.
+            Jvm::Usual => &[
+                "-Xmx1G",
+                "-Xms1G",
+                "-server",
+                "-XX:+UseG1GC",
+                "-XX:MaxGCPauseMillis=20",
+                "-XX:InitiatingHeapOccupancyPercent=35",
+                "-XX:+ExplicitGCInvokesConcurrent",
+            ],
+        }
     }
 }

@@ -35,6 +35,8 @@ pub const BETWEEN_BROKERS: &str = "BROKERS";
 /// Additional options of a cluster that runs as children of this process.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterOptions {
+    /// How the brokers' Java runs.
+    pub jvm: Jvm,
     /// The names of networks, in capitals. Over each, a broker has an additional address; the caller must run a proxy
     /// there that forwards to the broker. [`BETWEEN_BROKERS`] is the network of the brokers.
     pub networks: Vec<String>,
@@ -49,6 +51,16 @@ pub struct ClusterOptions {
     pub tls: Option<BrokerTls>,
     /// The issuer of tokens that the users may log in with too, at [`Kafka::bootstrap_with_login`]. Needs `tls`.
     pub tokens: Option<TokenIssuer>,
+}
+
+/// How the Java of a broker runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Jvm {
+    /// With the quick compiler alone, the serial collector and a small heap: for tests, which start many brokers.
+    #[default]
+    Small,
+    /// With both compilers, the collector and the heap that Kafka's own start script sets: for measurements.
+    Usual,
 }
 
 /// The addresses of one broker on one network.
@@ -78,6 +90,7 @@ struct Cluster {
     logs: PathBuf,
     brokers: Vec<Broker>,
     settings: Vec<(String, String)>,
+    jvm: Jvm,
     /// The users with their passwords.
     users: Mutex<Vec<(String, String)>>,
     tls: Option<BrokerTls>,
@@ -127,7 +140,7 @@ impl Kafka {
         let (settings, users) = (options.settings.clone(), Mutex::new(users));
         let (folder, logs) = (folder.to_owned(), logs.to_owned());
         let (tls, tokens) = (options.tls.clone(), options.tokens.clone());
-        let cluster = Cluster { home, folder, logs, brokers, settings, users, tls, tokens };
+        let cluster = Cluster { home, folder, logs, brokers, settings, jvm: options.jvm, users, tls, tokens };
         for broker in &cluster.brokers {
             cluster.write_settings(broker)?;
         }
