@@ -53,7 +53,7 @@ const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 1.0];
 /// The figures of this run. Each is printed when it is added.
 #[derive(Default)]
 pub(crate) struct Output {
-    figures: Vec<Figure>,
+    pub(crate) figures: Vec<Figure>,
 }
 
 impl Output {
@@ -123,7 +123,6 @@ impl Figure {
 
 impl Display for Figure {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let per = if self.rate.is_some() { "message" } else { "second" };
         let mut lines: Vec<String> = self.rate.iter().map(|rate| format!("{}/s", rate.show(whole))).collect();
         let ratio = |of: &Ratio| format!("{} {} of: {}", self.compared(), of.ratio.show(hundredths), of.limit);
         lines.extend(self.ratios.iter().map(ratio));
@@ -131,7 +130,7 @@ impl Display for Figure {
             let latencies: Vec<String> = self.latencies.iter().map(ToString::to_string).collect();
             lines.push(latencies.join(", "));
         }
-        lines.extend(self.costs.iter().map(|cost| cost.show(per)));
+        lines.extend(self.costs.iter().map(|cost| cost.show(self.rate.is_none())));
         write!(f, "  {:<32} {}", self.side, lines.join(&format!("\n  {:32} ", "")))
     }
 }
@@ -150,12 +149,26 @@ impl Quantile {
 }
 
 impl ProcessCost {
-    fn show(&self, per: &str) -> String {
-        let cpu = self.cpu_micros.show(|micros| format!("{micros:.1}"));
-        let wakeups = self.wakeups.show(hundredths);
+    fn show(&self, idle: bool) -> String {
+        let (cpu, wakeups) = (self.cpu(idle), self.wakeups.show(hundredths));
         let memory = self.memory_bytes.median / 1e6;
-        format!("{}: {cpu} µs of CPU and {wakeups} wake-ups a {per}, {memory:.0} MB", self.process)
+        let (unit, per) = if idle { ("% of a core", "second") } else { ("µs of CPU", "message") };
+        format!("{}: {cpu} {unit}, {wakeups} wake-ups a {per}, {memory:.0} MB", self.process)
     }
+
+    /// Returns the CPU time for one message in microseconds or, of an idle process, in percent of a core.
+    pub(crate) fn cpu(&self, idle: bool) -> String {
+        if idle { self.cpu_micros.show(|micros| hundredths(percent(micros))) } else { self.cpu_micros.show(tenths) }
+    }
+}
+
+/// Converts the microseconds that were used in one second.
+pub(crate) fn percent(micros: f64) -> f64 {
+    micros / 1e4
+}
+
+fn tenths(value: f64) -> String {
+    format!("{value:.1}")
 }
 
 pub(crate) fn hundredths(value: f64) -> String {
@@ -194,9 +207,12 @@ mod tests {
         let ratios: Vec<_> = figures[2].ratios.iter().map(|to| (to.limit.as_str(), to.ratio.median)).collect();
         assert_eq!(ratios, [("a", 0.375), ("b", 1.25)]);
         let shown = figures[2].to_string();
-        assert!(shown.contains("rate 0.38 (0.25 to 0.50) of: a") && shown.contains("p99.9 1.0ms, max 1.0ms"), "{shown}");
+        assert!(
+            shown.contains("rate 0.38 (0.25 to 0.50) of: a") && shown.contains("p99.9 1.0ms, max 1.0ms"),
+            "{shown}"
+        );
         let figures = Figure::all("x", Some(5.0), &all);
         assert_eq!((figures[2].compared(), figures[2].ratios[0].ratio.median), ("p99", 1.0));
-        assert!(shown.contains("p: 1.5 µs of CPU and 0.25 wake-ups a message, 2 MB"), "{shown}");
+        assert!(shown.contains("p: 1.5 µs of CPU, 0.25 wake-ups a message, 2 MB"), "{shown}");
     }
 }

@@ -47,9 +47,8 @@ pub(crate) async fn run(stack: &Stack, options: &Latency, output: &mut Output) -
     let both = Target { clients: clients.clone(), watched: Watched::new(stack, &[gateway, transfer]) };
     for (callers, messages) in [(1, 300), (64, load.messages / 100), (1000, load.messages / 50)] {
         let side = [Side::system("gateway", ())];
-        let series = rounds::measure(load.rounds, &side, async |()| {
-            both.unary(load, messages, callers, WaitFor::Stored).await
-        });
+        let series =
+            rounds::measure(load.rounds, &side, async |()| both.unary(load, messages, callers, WaitFor::Stored).await);
         output.add(&format!("SendMsg until stored, {callers} callers"), None, &series.await?);
     }
     // Stop the transfer: the rest measures only the path into Kafka.

@@ -99,11 +99,7 @@ impl Reporting {
 }
 
 /// Writes messages until Kafka has confirmed all of them, and returns how long that took. Blocks.
-pub(crate) fn write(
-    config: &ClientConfig,
-    messages: usize,
-    msg: impl Fn(usize) -> Msg,
-) -> Result<Duration, Error> {
+pub(crate) fn write(config: &ClientConfig, messages: usize, msg: impl Fn(usize) -> Msg) -> Result<Duration, Error> {
     let producer: ThreadedProducer<DefaultProducerContext> = config.create()?;
     let started = Instant::now();
     for n in 0..messages {

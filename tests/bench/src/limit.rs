@@ -99,10 +99,7 @@ impl MsgGateway for BareGateway {
         Ok(Response::new(SendMsgResponse { placement: Some(placement) }))
     }
 
-    async fn batch_send_msg(
-        &self,
-        _: Request<BatchSendMsgRequest>,
-    ) -> Result<Response<BatchSendMsgResponse>, Status> {
+    async fn batch_send_msg(&self, _: Request<BatchSendMsgRequest>) -> Result<Response<BatchSendMsgResponse>, Status> {
         Err(no_method())
     }
 
@@ -123,10 +120,7 @@ impl MsgGateway for BareGateway {
         Err(no_method())
     }
 
-    async fn get_msg_status(
-        &self,
-        _: Request<GetMsgStatusRequest>,
-    ) -> Result<Response<GetMsgStatusResponse>, Status> {
+    async fn get_msg_status(&self, _: Request<GetMsgStatusRequest>) -> Result<Response<GetMsgStatusResponse>, Status> {
         Err(no_method())
     }
 

@@ -12,6 +12,8 @@ mod latency;
 mod librdkafka;
 mod limit;
 mod pipe;
+mod report;
+mod results;
 mod rounds;
 mod secure;
 mod send;
@@ -19,11 +21,13 @@ mod statement;
 mod watch;
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser};
-use figure::Output;
+use clap::{Args, Parser, Subcommand};
+use figure::{Figure, Output};
 use msg_stack::{ClusterOptions, Jvm, Service, Services, Stack, StackOptions};
+use results::Run;
 
 /// Any error that ends the benchmark.
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -31,6 +35,15 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Measures how fast the services are on this machine, against limits that the same run measures.
 #[derive(Debug, Parser)]
 #[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Write the figures to this file, too, as JSON
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Measure the transfer alone while it drains a backlog; the limits are the bare INSERT
     /// statement and COPY on the same server
@@ -51,6 +64,8 @@ enum Command {
     Fairness(fairness::Fairness),
     /// Measure the time from stored to delivered for watched messages, and the memory that watchers need
     Watch(watch::Watching),
+    /// Write a page with the figures of several runs; with --json, write them to one file, too
+    Report(report::Report),
     /// Serve as a limit; a benchmark starts it as a process of its own
     #[command(hide = true)]
     Limit(limit::LimitArgs),
@@ -99,18 +114,27 @@ impl Load {
     }
 }
 
-/// Runs a benchmark on a new stack, and removes the stack afterwards.
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let command = Command::parse();
-    if let Command::Limit(args) = &command {
-        return limit::serve(args).await;
+    let Cli { command, json } = Cli::parse();
+    let runs = match &command {
+        Command::Limit(args) => return limit::serve(args).await,
+        Command::Report(options) => report::run(options)?,
+        command => vec![Run::new(measure(command).await?)],
+    };
+    match json {
+        Some(path) => results::save(&path, &runs),
+        None => Ok(()),
     }
+}
+
+/// Runs a benchmark on a new stack, and removes the stack afterwards.
+async fn measure(command: &Command) -> Result<Vec<Figure>, Error> {
     let folder = tempfile::Builder::new().prefix("msg-bench-").tempdir()?;
     let cluster = ClusterOptions { jvm: Jvm::Usual, ..ClusterOptions::default() };
     let stack = Stack::start(StackOptions { cluster, ..StackOptions::new(folder.path()) }).await?;
     let mut output = Output::default();
-    match &command {
+    match command {
         Command::Drain(load) => drain::run(&stack, load, &mut output).await?,
         Command::Pipe(load) => pipe::run(&stack, load, &mut output).await?,
         Command::Secure(load) => secure::run(&stack, load, &mut output).await?,
@@ -119,10 +143,10 @@ async fn main() -> Result<(), Error> {
         Command::Idle(options) => idle::run(&stack, options, &mut output).await?,
         Command::Fairness(options) => fairness::run(&stack, options, &mut output).await?,
         Command::Watch(options) => watch::run(&stack, options, &mut output).await?,
-        Command::Limit(_) => unreachable!("it needs no stack"),
+        Command::Report(_) | Command::Limit(_) => unreachable!("they need no stack"),
     }
     stack.stop().await;
-    Ok(())
+    Ok(output.figures)
 }
 
 fn at_least_one(number: &str) -> Result<usize, String> {
