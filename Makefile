@@ -98,9 +98,13 @@ fmt: ## Format the code
 	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml
 
-bench: build ## Measure the throughput, and compare it with limits that the same run measures
+BENCHES := send latency pipe drain watch idle secure fairness
+BENCH := target/release/msg-bench
+bench: build ## Measure throughput, latency and cost against limits of the same run, and write target/bench/report.html; one measurement: ARGS=send
 	$(CARGO) build --release --locked --package msg-bench
-	target/release/msg-bench $(ARGS)
+	$(if $(ARGS),$(BENCH) $(ARGS),@for each in $(BENCHES); do \
+	  echo "== $$each"; $(BENCH) $$each --json target/bench/$$each.json || exit 1; done; \
+	  $(BENCH) report $(BENCHES:%=target/bench/%.json) --html target/bench/report.html --json target/bench/report.json)
 
 compose-test: ## Start the containers, kill some, check, remove them; needs a Docker engine
 	scripts/compose-test
