@@ -1,6 +1,8 @@
 //! The transfer alone: writes a backlog directly to the topic, starts the transfer, and measures how long it needs. The
 //! limits are the bare statement and COPY on the same server.
 
+use std::env;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +16,8 @@ use super::statement::{self, Statement};
 use super::{Error, Load, PARTITIONS, TOPIC, librdkafka, line, memory, rate, settings, until};
 
 const TIMEOUT: Duration = Duration::from_secs(600);
+/// A peer that is slow does not have to drain the whole backlog.
+const PEER_TIME: Duration = Duration::from_secs(15);
 
 /// What a side does with the backlog.
 enum Way {
@@ -39,8 +43,11 @@ pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Resu
         Side::limit("the same, each row returned", Way::Bare(Statement::InsertReturning)),
         Side::limit("COPY of the same rows", Way::Bare(Statement::Copy)),
     ];
-    let variants = if load.variants { variants(load) } else { vec![Variant::new("transfer", "transfer")] };
+    let variants = if load.variants { variants(load) } else { vec![Variant::new("msg-transfer", "transfer")] };
     sides.extend(variants.into_iter().map(|variant| Side::system(variant.label, Way::Transfer(variant))));
+    if load.peers {
+        sides.extend(peers()?.into_iter().map(|peer| Side::limit(peer.label, Way::Transfer(peer))));
+    }
     let mut started = 0;
     let series = rounds::measure(load.rounds, &sides, async |way| match way {
         Way::Bare(statement) => bare(stack, &bare_url, load, *statement).await,
@@ -60,13 +67,15 @@ struct Variant {
     settings: Vec<(&'static str, &'static str)>,
     /// The statements that an operator has run on the table.
     sql: &'static str,
-    /// The path of another build's msg-transfer.
+    /// The path of another build's msg-transfer, or of a peer.
     binary: Option<String>,
+    /// Stop after this time, although the backlog is not drained.
+    stop_after: Option<Duration>,
 }
 
 impl Variant {
     fn new(name: &'static str, label: &'static str) -> Self {
-        Variant { name, label, settings: Vec::new(), sql: "", binary: None }
+        Variant { name, label, settings: Vec::new(), sql: "", binary: None, stop_after: None }
     }
 }
 
@@ -75,7 +84,7 @@ impl Variant {
 fn variants(load: &Load) -> Vec<Variant> {
     let limit = ("DEAD_LETTER_LIMIT", "1000000000");
     let mut variants = vec![
-        Variant::new("transfer", "transfer"),
+        Variant::new("msg-transfer", "transfer"),
         Variant { settings: vec![("SEQ_GUARD", "on")], ..Variant::new("guard", "with SEQ_GUARD=on") },
         Variant {
             settings: vec![limit],
@@ -93,6 +102,25 @@ fn variants(load: &Load) -> Vec<Variant> {
     variants
 }
 
+/// Builds the consumers in Go. They have the transfer's settings and its metric of stored rows.
+fn peers() -> Result<[Variant; 2], Error> {
+    let binary = env::current_exe()?.with_file_name("msg-bench-peers").display().to_string();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
+    let built = Command::new("go").args(["build", "-o", &binary]).current_dir(folder).status()?;
+    if !built.success() {
+        return Err(format!("go build in {folder}: {built}").into());
+    }
+    let peer = |name, label| Variant {
+        settings: vec![("PEER", name)],
+        // Create the tables first, which a peer cannot.
+        sql: "SELECT 1",
+        binary: Some(binary.clone()),
+        stop_after: Some(PEER_TIME),
+        ..Variant::new(name, label)
+    };
+    Ok([peer("single", "Go, a SELECT and an INSERT a record"), peer("batched", "Go, in batches")])
+}
+
 /// Writes the rows with the bare statement.
 async fn bare(stack: &Stack, url: &str, load: &Load, statement: Statement) -> Result<Round, Error> {
     let watched = Watched::new(stack, &[]);
@@ -106,19 +134,19 @@ async fn bare(stack: &Stack, url: &str, load: &Load, statement: Statement) -> Re
 /// Drains the backlog into a new database of this name.
 async fn drain(stack: &Stack, load: &Load, variant: &Variant, name: &str) -> Result<Round, Error> {
     let url = stack.postgres().create_database(name).await?;
-    let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer("msg-transfer")?;
+    let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer(variant.name)?;
     let mut spec = plan.spec.env("GROUP_ID", name);
     for (name, value) in settings(&load.set)?.into_iter().chain(variant.settings.iter().copied()) {
         spec = spec.env(name, value);
-    }
-    if let Some(binary) = &variant.binary {
-        spec.binary.clone_from(binary);
     }
     if !variant.sql.is_empty() {
         let migrate = Service::new(spec.clone().arg("migrate"), stack.logs())?;
         migrate.launch()?;
         migrate.wait().await?;
         stack.postgres().connect(&url).await?.batch_execute(variant.sql).await?;
+    }
+    if let Some(binary) = &variant.binary {
+        spec.binary.clone_from(binary);
     }
     let transfer = Service::new(spec, stack.logs())?;
     transfer.start().await?;
@@ -130,8 +158,13 @@ async fn drain(stack: &Stack, load: &Load, variant: &Variant, name: &str) -> Res
     until("the first rows", TIMEOUT, async || Ok(stored().await? > 0.0)).await?;
     let watched = Watched::new(stack, &[&transfer]);
     let (meter, started, before) = (watched.start(), Instant::now(), stored().await?);
-    until("all rows", TIMEOUT, async || Ok(stored().await? >= load.messages as f64)).await?;
-    let (duration, count) = (started.elapsed(), load.messages - before as usize);
+    let mut after = before;
+    until("all rows", TIMEOUT, async || {
+        after = stored().await?;
+        Ok(after >= load.messages as f64 || variant.stop_after.is_some_and(|time| started.elapsed() > time))
+    })
+    .await?;
+    let (duration, count) = (started.elapsed(), (after - before) as usize);
     let round = Round::new(rate(count, duration), meter.stop(count as f64));
     line(&format!("{name}: peak memory"), format!("{:.0} MB", memory(&transfer).1));
     transfer.stop().await;

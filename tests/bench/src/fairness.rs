@@ -69,6 +69,7 @@ impl Fairness {
             rounds: 1,
             variants: false,
             against: None,
+            peers: false,
             set: self.set.clone(),
         }
     }

@@ -96,6 +96,9 @@ struct Load {
     /// Path of another build's msg-transfer, which is measured last (drain, with --variants)
     #[arg(long, value_name = "FILE", requires = "variants")]
     pub(crate) against: Option<String>,
+    /// Also measure two consumers in Go, which promise less; builds them with the go command (drain)
+    #[arg(long)]
+    pub(crate) peers: bool,
     /// Additional setting of the services, as NAME=VALUE; repeat the flag for more
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) set: Vec<String>,
