@@ -91,14 +91,27 @@ impl Meter<'_> {
 
 impl Group {
     fn usage(&self) -> Usage {
-        let mut usage = Usage::default();
-        for pid in &self.pids {
-            let below = if self.tree { descendants(*pid) } else { Vec::new() };
-            for pid in [*pid].into_iter().chain(below) {
-                usage.add(pid, self.tree);
+        // If a process is reaped while the tree is read, its time is missed, or counted for its parent too. Then the
+        // tree has changed: read it again.
+        const ATTEMPTS: usize = 20;
+        let mut pids = self.all();
+        for _ in 0..ATTEMPTS {
+            let mut usage = Usage::default();
+            for pid in &pids {
+                usage.add(*pid, self.tree);
             }
+            let now = self.all();
+            if now == pids {
+                return usage;
+            }
+            pids = now;
         }
-        usage
+        panic!("{}: its processes change all the time, so their cost is unknown", self.name);
+    }
+
+    fn all(&self) -> Vec<u32> {
+        let below = |pid: &u32| if self.tree { descendants(*pid) } else { Vec::new() };
+        self.pids.iter().flat_map(|pid| [*pid].into_iter().chain(below(pid))).collect()
     }
 }
 

@@ -124,9 +124,11 @@ fn peers() -> Result<[Variant; 2], Error> {
 /// Writes the rows with the bare statement.
 async fn bare(stack: &Stack, url: &str, load: &Load, statement: Statement) -> Result<Round, Error> {
     let watched = Watched::new(stack, &[]);
+    let clients = statement::connect(url).await?;
     let meter = watched.start();
-    let duration = statement::run(url, load, statement).await?;
+    let duration = statement::run(&clients, load, statement).await?;
     let costs = meter.stop(load.messages as f64);
+    drop(clients);
     empty(stack, url).await?;
     Ok(Round::new(rate(load.messages, duration), costs))
 }

@@ -56,14 +56,19 @@ impl Statement {
     }
 }
 
-/// Inserts the load's rows into the `messages` of an empty schema. Returns how long that took.
-pub(crate) async fn run(url: &str, load: &Load, statement: Statement) -> Result<Duration, Error> {
+/// Opens the connections. They stay open until the cost is read: what ended before has no wake-ups.
+pub(crate) async fn connect(url: &str) -> Result<Vec<Client>, Error> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
         tokio::spawn(connection);
         clients.push(client);
     }
+    Ok(clients)
+}
+
+/// Inserts the load's rows into the `messages` of an empty schema. Returns how long that took.
+pub(crate) async fn run(clients: &[Client], load: &Load, statement: Statement) -> Result<Duration, Error> {
     let started = Instant::now();
     let each = clients.iter().enumerate().map(|(number, client)| insert(client, number, load, statement));
     try_join_all(each).await?;
