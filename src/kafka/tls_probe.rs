@@ -25,8 +25,8 @@ pub(super) enum Problem {
     OtherCa,
 }
 
-/// Connects to the broker that librdkafka's text of an error names, and looks at its certificate. Sends nothing but the start
-/// of a handshake. `None` if it cannot tell. Blocks.
+/// Connects to the broker that librdkafka's text of an error names, and checks its certificate. Sends nothing but the start
+/// of a handshake. Returns `None` if the problem is not known. Blocks.
 pub(super) fn problem(detail: &str) -> Option<Problem> {
     let (host, port) = broker(detail)?;
     let addresses = (host, port).to_socket_addrs().ok()?;
