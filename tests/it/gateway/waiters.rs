@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use msg_common::partition::partition_for;
-use msg_common::proto::Msg;
+use msg_common::proto::{BatchSendMsgRequest, Msg, WaitFor};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tonic::Code;
@@ -59,7 +59,7 @@ const LONGER_WAIT: Duration = Duration::from_millis(200);
 #[tokio::test]
 async fn hint_ends_the_wait_of_a_waiter() {
     let world = World::new("waiter_hint").await;
-    // A message that follows a batch is stored with the next one, long after the first poll at 50 ms.
+    // A message that follows a large batch is stored with the next one, long after the first poll at 50 ms.
     let transfer = world.transfer("transfer", |spec| spec.env("BATCH_INTERVAL", "500ms"));
     transfer.start().await.unwrap();
     let gateway = world.running_gateway().await;
@@ -75,7 +75,9 @@ async fn hint_ends_the_wait_of_a_waiter() {
         })
         .await;
         let round = rounds.len();
-        time_until_stored(&client, &msg("alice", "bob", &format!("first {round}"), "x")).await;
+        let many = (0..200).map(|n| msg("alice", "bob", &format!("first {round} {n}"), "x")).collect();
+        let request = BatchSendMsgRequest { msgs: many, wait_for: WaitFor::Stored.into() };
+        client.clone().batch_send_msg(request).await.unwrap();
         let wait = time_until_stored(&client, &msg("alice", "bob", &format!("second {round}"), "x")).await;
         let reliable = relies_on_hints(&gateway, &client, &mut watchers).await;
         if reliable && wait > LONGER_WAIT + LONGER_WAIT / 2 && wait < SOON {
