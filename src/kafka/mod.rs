@@ -80,7 +80,10 @@ pub struct KafkaOptions {
 /// The operator's settings of clients that are in force, with the content of their files: a file that is being replaced, or
 /// is broken, must never be the reason why no client can be created. Clones share them.
 #[derive(Clone, Default)]
-pub struct AcceptedProperties(Arc<Mutex<Option<Vec<(String, String)>>>>);
+pub struct AcceptedProperties(Arc<Mutex<Option<Entries>>>);
+
+/// Names and values of librdkafka's settings.
+type Entries = Vec<(String, String)>;
 
 impl std::fmt::Debug for AcceptedProperties {
     /// Shows no values: one of them is the password.
@@ -141,7 +144,7 @@ impl KafkaOptions {
         self.config_with(purpose, self.accepted_properties())
     }
 
-    fn config_with(&self, purpose: ClientPurpose, properties: Vec<(String, String)>) -> ClientSetup {
+    fn config_with(&self, purpose: ClientPurpose, properties: Entries) -> ClientSetup {
         #[cfg(feature = "kafka-tls")]
         openssl::keep_until_the_end();
         let mut config = ClientSetup::new(self.token.clone());
@@ -185,7 +188,7 @@ impl KafkaOptions {
     }
 
     /// Returns the properties that are in force. Until there are some, it reads them.
-    fn accepted_properties(&self) -> Vec<(String, String)> {
+    fn accepted_properties(&self) -> Entries {
         let mut accepted = self.accepted.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(accepted) = &*accepted {
             return accepted.clone();
@@ -196,7 +199,7 @@ impl KafkaOptions {
     }
 
     /// Lets each new client use these properties. A client was created with them.
-    fn accept(&self, properties: Vec<(String, String)>) {
+    fn accept(&self, properties: Entries) {
         *self.accepted.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(properties);
     }
 

@@ -44,8 +44,7 @@ pub(super) fn problem(detail: &str) -> Option<Problem> {
     let mut connection = ClientConnection::new(Arc::new(config), name).ok()?;
     // It always fails, because the inspector accepts no certificate.
     let _ = connection.complete_io(&mut stream);
-    let found = *inspector.0.lock().unwrap_or_else(PoisonError::into_inner);
-    found
+    *inspector.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns the host and the port in a text such as `sasl_ssl://kafka-1:9093/bootstrap: SSL handshake failed: …`.
