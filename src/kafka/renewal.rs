@@ -105,6 +105,9 @@ impl Source for Files {
         if !problems.is_empty() {
             return Err(FilesError(problems.join("; ")));
         }
+        if let Some(chain) = properties.get("ssl.certificate.pem") {
+            crate::tls::show_expiry_of_pem("kafka", chain);
+        }
         self.options.accept(properties.entries);
         Ok(())
     }

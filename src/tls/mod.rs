@@ -30,6 +30,8 @@ use std::sync::Arc;
 use metrics::{describe_counter, describe_gauge, gauge};
 use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 pub use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -102,6 +104,15 @@ pub fn client_config(material: &Material) -> Result<ClientConfig, TlsError> {
 pub(crate) fn show_expiry(usage: &'static str, material: &Material) {
     if let Some(expiry) = material.expiry {
         gauge!(CERTIFICATE_EXPIRY, "use" => usage).set(expiry as f64);
+    }
+}
+
+/// Shows when the first certificate of a PEM text expires, for a library that reads the text itself. A text that is not
+/// readable shows nothing: the library says what is wrong with it.
+pub(crate) fn show_expiry_of_pem(usage: &'static str, chain: &str) {
+    let expiries = CertificateDer::pem_slice_iter(chain.as_bytes()).filter_map(|der| expiry(&der.ok()?).ok());
+    if let Some(first) = expiries.min() {
+        gauge!(CERTIFICATE_EXPIRY, "use" => usage).set(first as f64);
     }
 }
 

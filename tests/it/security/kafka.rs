@@ -1,6 +1,7 @@
 //! Logins and TLS to Kafka: each mechanism carries messages with the documented rights, and what is wrong is named.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use msg_common::proto::SendMsgRequest;
 use msg_common::proto::WaitFor;
@@ -253,6 +254,11 @@ async fn changed_kafka_certificate_is_used_by_all_clients() {
             ensure(count.ends_with(" 1"), count)
         })
         .await;
+    }
+    for service in [&gateway.service, &transfer] {
+        let expiry = service.metric("msg_tls_certificate_expiry_timestamp_seconds{use=\"kafka\"}").await.unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        assert!(expiry > now, "the certificate in use expires at {expiry}, and it is {now}");
     }
     // The rights of the first certificate's user are of no use any more.
     secure.stack.kafka().withdraw(secure.rights(USER)).await.unwrap();
