@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let config: Config = config::load();
     config.log.start();
     let result = signals.map_err(app::Error::Signals).and_then(|()| {
-        let runtime = tokio::runtime::Runtime::new().map_err(app::Error::Runtime)?;
+        let runtime = runtime().map_err(app::Error::Runtime)?;
         let result = match config.command {
             Some(Command::Healthcheck) => runtime.block_on(healthcheck(&config)),
             None => runtime.block_on(serve(config)),
@@ -38,6 +38,12 @@ fn main() -> ExitCode {
     };
     telemetry::flush();
     code
+}
+
+/// Creates the runtime. It looks for new requests and responses after each 8 steps of its tasks instead of 61: a step for
+/// a large request needs milliseconds, and small calls must not wait for 61 of them.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().event_interval(8).build()
 }
 
 async fn serve(config: Config) -> Result<(), app::Error> {

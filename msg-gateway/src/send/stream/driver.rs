@@ -26,6 +26,8 @@ use crate::send::stream::machine::{Action, End, Machine, ResultsWait, Row, Ticke
 use crate::send::stream::replies::{Reply, ReplySender};
 use crate::status::Failure;
 
+/// After this many entries, other tasks get a turn: a request has up to 1,000 entries, which need milliseconds.
+const ENTRIES_PER_TURN: usize = 64;
 /// A timer has to be set to some time, even if nothing is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
@@ -67,7 +69,7 @@ impl Driver {
         let end = loop {
             // Entries wait shortly while the producer is replaced.
             let admission = sender.producer.admit().await;
-            let end = self.act(&mut machine, admission.as_ref());
+            let end = self.act(&mut machine, admission.as_ref()).await;
             drop(admission);
             if let Some(end) = end {
                 break end;
@@ -119,8 +121,9 @@ impl Driver {
     }
 
     /// Carries out all actions that are due. Without an admission no entry can be sent. Returns the end of the stream.
-    fn act(&mut self, machine: &mut Machine<Awaited>, admission: Option<&Admission<'_>>) -> Option<End> {
-        let budgets = &self.sender.budgets;
+    async fn act(&mut self, machine: &mut Machine<Awaited>, admission: Option<&Admission<'_>>) -> Option<End> {
+        let budgets = self.sender.budgets.clone();
+        let mut entries = 0;
         loop {
             match machine.next_action() {
                 Action::AcquireResults(count) => match budgets.stream_results.try_acquire(count) {
@@ -133,6 +136,10 @@ impl Driver {
                 }
                 Action::Enqueue { ticket, msg, until_stored } => {
                     self.enqueue(machine, admission, &ticket, msg, until_stored);
+                    entries += 1;
+                    if entries % ENTRIES_PER_TURN == 0 {
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Action::Listen => machine.listening(budgets.in_flight.wait_for_capacity()),
                 Action::AcquireMemory(bytes) => {
