@@ -7,6 +7,7 @@ mod cost;
 mod drain;
 mod fairness;
 mod figure;
+mod greedy;
 mod idle;
 mod latency;
 mod librdkafka;
@@ -69,6 +70,9 @@ enum Command {
     /// Serve as a limit; a benchmark starts it as a process of its own
     #[command(hide = true)]
     Limit(limit::LimitArgs),
+    /// Send as much as the gateway accepts; a benchmark starts it as a process of its own
+    #[command(hide = true)]
+    Greedy(greedy::GreedyArgs),
 }
 
 /// The messages to send, and the settings of the services.
@@ -110,11 +114,14 @@ impl Load {
         (0..self.body).map(|_| rand::random_range(b'a'..=b'z')).collect()
     }
 
-    /// Returns the inbox of message `n`. Consecutive messages have different inboxes, in an order that is not the
-    /// inboxes'.
     pub(crate) fn inbox(&self, n: usize) -> String {
-        format!("inbox-{}", n.wrapping_mul(7919) % self.inboxes)
+        inbox(self.inboxes, n)
     }
+}
+
+/// Returns the inbox of message `n`. Consecutive messages have different inboxes, in an order that is not the inboxes'.
+fn inbox(inboxes: usize, n: usize) -> String {
+    format!("inbox-{}", n.wrapping_mul(7919) % inboxes)
 }
 
 #[tokio::main]
@@ -122,6 +129,7 @@ async fn main() -> Result<(), Error> {
     let Cli { command, json } = Cli::parse();
     let runs = match &command {
         Command::Limit(args) => return limit::serve(args).await,
+        Command::Greedy(args) => return greedy::run(args).await,
         Command::Report(options) => report::run(options)?,
         command => vec![Run::new(measure(command).await?)],
     };
@@ -146,7 +154,7 @@ async fn measure(command: &Command) -> Result<Vec<Figure>, Error> {
         Command::Idle(options) => idle::run(&stack, options, &mut output).await?,
         Command::Fairness(options) => fairness::run(&stack, options, &mut output).await?,
         Command::Watch(options) => watch::run(&stack, options, &mut output).await?,
-        Command::Report(_) | Command::Limit(_) => unreachable!("they need no stack"),
+        Command::Report(_) | Command::Limit(_) | Command::Greedy(_) => unreachable!("they need no stack"),
     }
     stack.stop().await;
     Ok(output.figures)
