@@ -281,6 +281,13 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
+/// Returns the number after this name at the start of a line of a file in `/proc`, such as `VmRSS:      1234 kB`; 0 if
+/// there is none.
+pub fn proc_field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
 fn children(pid: u32) -> Vec<u32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     threads
@@ -328,6 +335,13 @@ mod tests {
         let mut exit = shared.exit.subscribe();
         let status = exit.wait_for(Option::is_some).await.expect("the reaper sends a status").expect("some");
         assert_eq!(status.signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn number_of_a_proc_file_is_read() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!((proc_field(status, "VmRSS:"), proc_field(status, "VmHWM:")), (1024, 2048));
+        assert_eq!((proc_field(status, "Name:"), proc_field("", "VmRSS:")), (0, 0));
     }
 
     #[tokio::test]

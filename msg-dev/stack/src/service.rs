@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::error::StackError;
-use super::process::{Process, Signal, Spec};
+use super::process::{Process, Signal, Spec, proc_field};
 
 /// The time until `/readyz` responds 200: preflight, migrations and the group's first assignment.
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -165,7 +165,8 @@ impl Service {
     pub fn memory(&self) -> Memory {
         let status = self.process().map(|process| format!("/proc/{}/status", process.pid()));
         let status = status.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-        Memory { resident: memory_field(&status, "VmRSS:"), peak: memory_field(&status, "VmHWM:") }
+        let bytes = |name| proc_field(&status, name) << 10;
+        Memory { resident: bytes("VmRSS:"), peak: bytes("VmHWM:") }
     }
 
     /// Sends a signal; returns false if the service does not run.
@@ -219,13 +220,6 @@ pub fn find_binary(name: &str) -> Result<PathBuf, StackError> {
     };
     // Return an absolute path: the child runs in another folder.
     found.canonicalize().map_err(StackError::io("resolve", found))
-}
-
-/// Reads a line such as `VmRSS:      1234 kB`, and returns the bytes.
-fn memory_field(status: &str, name: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
 /// Returns the sum of all series in the text of `/metrics` that begin with this text: a name, or a name and its first labels.
@@ -298,13 +292,6 @@ mod tests {
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
         assert_eq!(parse_response(chunked).expect("valid"), (200, "abc".to_owned()));
         parse_response("HTTP/1.1").expect_err("truncated");
-    }
-
-    #[test]
-    fn memory_is_read() {
-        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
-        assert_eq!((memory_field(status, "VmRSS:"), memory_field(status, "VmHWM:")), (1 << 20, 2 << 20));
-        assert_eq!(memory_field("", "VmRSS:"), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 
-use msg_stack::process::descendants;
+use msg_stack::process::{descendants, proc_field};
 use msg_stack::{Process, Service, Stack};
 
 /// The unit of CPU times in /proc, which Linux fixes for programs, in microseconds.
@@ -120,12 +120,12 @@ impl Usage {
     fn add(&mut self, pid: u32, tree: bool) {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         self.ticks += ticks(&read("stat"), tree);
-        self.memory += field(&read("smaps_rollup"), "Pss:") << 10;
+        self.memory += proc_field(&read("smaps_rollup"), "Pss:") << 10;
         let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return };
         for thread in threads.flatten() {
             let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
             if let Some(id) = thread.file_name().to_str().and_then(|id| id.parse().ok()) {
-                self.switches.insert(id, field(&status, "voluntary_ctxt_switches:"));
+                self.switches.insert(id, proc_field(&status, "voluntary_ctxt_switches:"));
             }
         }
     }
@@ -144,12 +144,6 @@ fn ticks(stat: &str, tree: bool) -> u64 {
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let count = if tree { 4 } else { 2 };
     fields.split_whitespace().skip(11).take(count).filter_map(|field| field.parse::<u64>().ok()).sum()
-}
-
-/// Returns the number after this name at the start of a line, or 0.
-fn field(text: &str, name: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
