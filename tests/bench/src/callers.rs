@@ -100,13 +100,8 @@ pub(crate) fn histogram() -> Histogram<u64> {
 
 /// Returns message `n` of the load.
 pub(crate) fn msg(load: &Load, body: &Bytes, sender: &str, n: usize) -> Msg {
-    msg_to(load.inbox(n), body, sender, n)
-}
-
-/// Returns message `n` of a sender, to this inbox.
-pub(crate) fn msg_to(recv_id: String, body: &Bytes, sender: &str, n: usize) -> Msg {
     Msg {
-        recv_id,
+        recv_id: load.inbox(n),
         send_id: sender.to_owned(),
         client_msg_id: n.to_string(),
         session_type: SessionType::Single.into(),

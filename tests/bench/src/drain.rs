@@ -13,11 +13,14 @@ use super::cost::Watched;
 use super::figure::Output;
 use super::rounds::{self, Round, Side};
 use super::statement::{self, Statement};
-use super::{Error, Load, PARTITIONS, TOPIC, librdkafka, line, memory, rate, settings, until};
+use super::{Error, Load, TOPIC, librdkafka, line, memory, rate, settings, until};
 
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// A peer that is slow does not have to drain the whole backlog.
 const PEER_TIME: Duration = Duration::from_secs(15);
+/// Maximum number of different bodies in the backlog, and of their bytes.
+const BODIES: usize = 1000;
+const BODIES_BYTES: usize = 16 << 20;
 
 /// What a side does with the backlog.
 enum Way {
@@ -27,16 +30,13 @@ enum Way {
 }
 
 pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
-    stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
+    stack.kafka().create_topic(TOPIC, load.partitions, &[]).await?;
     println!("{} messages of {} bytes to {} inboxes", load.messages, load.body, load.inboxes);
-    let produced = tokio::task::block_in_place(|| backlog(stack.kafka().bootstrap(), load))?;
+    let produced = tokio::task::block_in_place(|| backlog(stack.kafka().bootstrap(), load, "sender"))?;
     line("librdkafka alone writes the backlog", format!("{:.0} records/s", rate(load.messages, produced)));
 
     let bare_url = stack.postgres().create_database("bare").await?;
-    let migrate = stack.pipe(TOPIC, PARTITIONS, &bare_url).transfer("migrate")?;
-    let migrate = Service::new(migrate.spec.arg("migrate"), stack.logs())?;
-    migrate.launch()?;
-    migrate.wait().await?;
+    migrate(stack, load, &bare_url).await?;
 
     let mut sides = vec![
         Side::limit("the bare statement", Way::Bare(Statement::Insert)),
@@ -136,21 +136,47 @@ async fn bare(stack: &Stack, url: &str, load: &Load, statement: Statement) -> Re
 /// Drains the backlog into a new database of this name.
 async fn drain(stack: &Stack, load: &Load, variant: &Variant, name: &str) -> Result<Round, Error> {
     let url = stack.postgres().create_database(name).await?;
-    let plan = stack.pipe(TOPIC, PARTITIONS, &url).transfer(variant.name)?;
+    let plan = stack.pipe(TOPIC, load.partitions, &url).transfer(variant.name)?;
     let mut spec = plan.spec.env("GROUP_ID", name);
-    for (name, value) in settings(&load.set)?.into_iter().chain(variant.settings.iter().copied()) {
+    let set = load.set();
+    for (name, value) in settings(&set)?.into_iter().chain(variant.settings.iter().copied()) {
         spec = spec.env(name, value);
     }
     if !variant.sql.is_empty() {
-        let migrate = Service::new(spec.clone().arg("migrate"), stack.logs())?;
-        migrate.launch()?;
-        migrate.wait().await?;
+        migrate(stack, load, &url).await?;
         stack.postgres().connect(&url).await?.batch_execute(variant.sql).await?;
     }
     if let Some(binary) = &variant.binary {
         spec.binary.clone_from(binary);
     }
     let transfer = Service::new(spec, stack.logs())?;
+    let round = until_drained(stack, &transfer, &[], load.messages, variant.stop_after).await?;
+    line(&format!("{name}: peak memory"), format!("{:.0} MB", memory(&transfer).1));
+    transfer.stop().await;
+    empty(stack, &url).await?;
+    Ok(round)
+}
+
+/// Creates the tables of this database.
+pub(crate) async fn migrate(stack: &Stack, load: &Load, url: &str) -> Result<(), Error> {
+    let plan = stack.pipe(TOPIC, load.partitions, url).transfer("migrate")?;
+    let migrate = Service::new(plan.spec.arg("migrate"), stack.logs())?;
+    migrate.launch()?;
+    match migrate.wait().await? {
+        status if status.success() => Ok(()),
+        status => Err(format!("msg-transfer migrate: {status}").into()),
+    }
+}
+
+/// Starts a transfer or a peer, and measures it until these messages are stored, or until `stop_after`. The cost of the
+/// services `also` counts too.
+pub(crate) async fn until_drained(
+    stack: &Stack,
+    transfer: &Service,
+    also: &[&Service],
+    messages: usize,
+    stop_after: Option<Duration>,
+) -> Result<Round, Error> {
     transfer.start().await?;
     // Start the measurement at the first row: starting is not draining.
     let stored = async || {
@@ -158,20 +184,17 @@ async fn drain(stack: &Stack, load: &Load, variant: &Variant, name: &str) -> Res
         Ok::<f64, Error>(rows + transfer.metric("msg_transfer_dead_letters_total").await?)
     };
     until("the first rows", TIMEOUT, async || Ok(stored().await? > 0.0)).await?;
-    let watched = Watched::new(stack, &[&transfer]);
+    let services: Vec<&Service> = [transfer].into_iter().chain(also.iter().copied()).collect();
+    let watched = Watched::new(stack, &services);
     let (meter, started, before) = (watched.start(), Instant::now(), stored().await?);
     let mut after = before;
     until("all rows", TIMEOUT, async || {
         after = stored().await?;
-        Ok(after >= load.messages as f64 || variant.stop_after.is_some_and(|time| started.elapsed() > time))
+        Ok(after >= messages as f64 || stop_after.is_some_and(|time| started.elapsed() > time))
     })
     .await?;
     let (duration, count) = (started.elapsed(), (after - before) as usize);
-    let round = Round::new(rate(count, duration), meter.stop(count as f64));
-    line(&format!("{name}: peak memory"), format!("{:.0} MB", memory(&transfer).1));
-    transfer.stop().await;
-    empty(stack, &url).await?;
-    Ok(round)
+    Ok(Round::new(rate(count, duration), meter.stop(count as f64)))
 }
 
 /// Empties the table: the server would write its rows back to disk while the next round is measured.
@@ -179,14 +202,14 @@ async fn empty(stack: &Stack, url: &str) -> Result<(), Error> {
     Ok(stack.postgres().connect(url).await?.batch_execute("TRUNCATE messages; CHECKPOINT").await?)
 }
 
-/// Writes the backlog, and returns how long that took. Blocks.
-fn backlog(brokers: &str, load: &Load) -> Result<Duration, Error> {
-    let bodies: Vec<Bytes> = (0..1000).map(|_| load.random_body().into()).collect();
+/// Writes the backlog of this sender, and returns how long that took. Blocks.
+pub(crate) fn backlog(brokers: &str, load: &Load, sender: &str) -> Result<Duration, Error> {
+    let bodies: Vec<Bytes> = (0..load.within(BODIES_BYTES, BODIES)).map(|_| load.random_body().into()).collect();
     let mut settings = librdkafka::settings(brokers);
     settings.set("linger.ms", "5").set("queue.buffering.max.messages", "200000");
-    librdkafka::write(&settings, load.messages, |n| Msg {
+    librdkafka::write(&settings, load, |n| Msg {
         recv_id: load.inbox(n),
-        send_id: "sender".into(),
+        send_id: sender.to_owned(),
         client_msg_id: n.to_string(),
         session_type: SessionType::Single.into(),
         content_type: "text/plain".into(),

@@ -18,8 +18,9 @@ use super::callers::{self, histogram};
 use super::cost::Watched;
 use super::figure::Output;
 use super::greedy::{GreedyArgs, Way};
+use super::load::Load;
 use super::rounds::{Round, Series};
-use super::{Error, PARTITIONS, TOPIC, inbox, line, rate, settings, until};
+use super::{Error, PARTITIONS, TOPIC, line, rate, settings, until};
 
 /// How many times its share the greedy caller tries to have in flight.
 const TIMES: usize = 100;
@@ -110,11 +111,12 @@ async fn measure(
     let services_watched: Vec<_> = [&services.gateway].into_iter().chain(&greedy).collect();
     let watched = Watched::new(stack, &services_watched);
     let (before, meter, started) = (sent().await, watched.start(), Instant::now());
-    let body = Bytes::from((0..options.body).map(|_| rand::random_range(b'a'..=b'z')).collect::<Vec<u8>>());
+    let load = Load::of(options.inboxes, options.body);
+    let body = Bytes::from(load.random_body());
     let polite = (0..options.polite).map(|caller| {
-        let (body, options) = (body.clone(), options.clone());
+        let (load, body, options) = (load.clone(), body.clone(), options.clone());
         let address = format!("http://{}", services.grpc);
-        tokio::spawn(async move { polite(&address, &body, &options, caller).await })
+        tokio::spawn(async move { polite(&address, &load, &body, &options, caller).await })
     });
     let (mut sum, mut rejected) = (histogram(), 0);
     for one in try_join_all(polite).await? {
@@ -136,6 +138,7 @@ async fn measure(
 /// messages.
 async fn polite(
     address: &str,
+    load: &Load,
     body: &Bytes,
     options: &Fairness,
     caller: usize,
@@ -147,7 +150,7 @@ async fn polite(
     let mut calls = JoinSet::new();
     for n in 0..(options.pace * options.seconds) as usize {
         let due = ticks.tick().await;
-        let msg = Some(callers::msg_to(inbox(options.inboxes, n), body, &sender, n));
+        let msg = Some(callers::msg(load, body, &sender, n));
         let mut client = client.clone();
         calls.spawn(async move {
             let result = client.send_msg(SendMsgRequest { msg, wait_for: 0 }).await;

@@ -14,7 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::{Error, callers, inbox};
+use super::load::Load;
+use super::{Error, callers};
 
 /// Messages of a batch, and of one request on a stream.
 const BATCH: usize = 500;
@@ -72,11 +73,13 @@ pub(crate) async fn run(args: &GreedyArgs) -> Result<(), Error> {
         Way::Streams => WINDOW,
         Way::Batches => BATCH,
     };
+    let load = Load::of(args.inboxes, args.body);
+    let body = Bytes::from(load.random_body());
     let callers = (0..args.wanted.div_ceil(each)).map(|number| {
         let caller = Caller {
             client: client.clone(),
-            inboxes: args.inboxes,
-            body: Bytes::from(vec![b'x'; args.body]),
+            load: load.clone(),
+            body: body.clone(),
             sender: format!("greedy {number} {:?}", SystemTime::now()),
         };
         async move {
@@ -92,14 +95,14 @@ pub(crate) async fn run(args: &GreedyArgs) -> Result<(), Error> {
 
 struct Caller {
     client: MsgGatewayClient<Channel>,
-    inboxes: usize,
+    load: Load,
     body: Bytes,
     sender: String,
 }
 
 impl Caller {
     fn msg(&self, n: usize) -> Msg {
-        callers::msg_to(inbox(self.inboxes, n), &self.body, &self.sender, n)
+        callers::msg(&self.load, &self.body, &self.sender, n)
     }
 
     async fn batches(self) -> Result<(), Error> {

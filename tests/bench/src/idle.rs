@@ -22,7 +22,7 @@ pub(crate) struct Idle {
 }
 
 pub(crate) async fn run(stack: &Stack, options: &Idle, output: &mut Output) -> Result<(), Error> {
-    let services = start(stack, "idle", &options.set).await?;
+    let services = start(stack, "idle", PARTITIONS, &options.set).await?;
     tokio::time::sleep(SETTLE).await;
     let watched = Watched::new(stack, &[&services.gateway, &services.transfer]);
     let meter = watched.start();

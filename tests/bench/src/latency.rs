@@ -40,7 +40,7 @@ enum Way {
 
 pub(crate) async fn run(stack: &Stack, options: &Latency, output: &mut Output) -> Result<(), Error> {
     let load = &Arc::new(options.load.clone());
-    let services = start(stack, "latency", &load.set).await?;
+    let services = start(stack, "latency", load.partitions, &load.set()).await?;
     let (transfer, gateway) = (&services.transfer, &services.gateway);
     println!("messages of {} bytes to {} inboxes", load.body, load.inboxes);
     let clients = callers::clients(callers::connect(&services.grpc).await?, &Token::default());
@@ -54,7 +54,7 @@ pub(crate) async fn run(stack: &Stack, options: &Latency, output: &mut Output) -
     // Stop the transfer: the rest measures only the path into Kafka.
     transfer.stop().await;
 
-    let bare = Limit::bare_gateway(stack).await?;
+    let bare = Limit::bare_gateway(stack, load.partitions).await?;
     let target = Target { clients, watched: Watched::new(stack, &[gateway]) };
     let sides = [Side::limit("bare gateway", bare.target(stack).await?), Side::system("gateway", target.clone())];
     let series = rounds::measure(load.rounds, &sides, async |target| {
@@ -66,8 +66,9 @@ pub(crate) async fn run(stack: &Stack, options: &Latency, output: &mut Output) -
 
     let seconds = f64::from(options.seconds);
     for rate in SHARES.map(|share| share * maximum) {
+        let producer = Reporting::new(stack.kafka().bootstrap(), load.partitions)?;
         let sides = [
-            Side::limit("librdkafka alone", Way::Librdkafka(Arc::new(Reporting::new(stack.kafka().bootstrap())?))),
+            Side::limit("librdkafka alone", Way::Librdkafka(Arc::new(producer))),
             Side::limit("bare gateway", Way::Server(bare.target(stack).await?)),
             Side::system("gateway", Way::Server(target.clone())),
         ];

@@ -16,7 +16,7 @@ use rdkafka::util::IntoOpaque;
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::oneshot;
 
-use super::{Error, PARTITIONS, TOPIC};
+use super::{Error, Load, TOPIC};
 
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -29,7 +29,9 @@ pub(crate) fn settings(brokers: &str) -> ClientConfig {
         .set("acks", "all")
         .set("linger.ms", "1")
         .set("compression.type", "lz4")
-        .set("queue.buffering.max.messages", "40000");
+        .set("queue.buffering.max.messages", "40000")
+        // The topic's: librdkafka's default is below a body of 1 MiB.
+        .set("message.max.bytes", (2 << 20).to_string());
     config
 }
 
@@ -42,10 +44,10 @@ pub(crate) struct Encoded {
 }
 
 impl Encoded {
-    pub(crate) fn new(msg: Msg, send_time_ms: i64) -> Encoded {
+    pub(crate) fn new(msg: Msg, send_time_ms: i64, partitions: i32) -> Encoded {
         let id = id::msg_id(&msg.send_id, &msg.recv_id, &msg.client_msg_id);
         let key = msg.recv_id.clone();
-        let partition = partition_for(key.as_bytes(), PARTITIONS);
+        let partition = partition_for(key.as_bytes(), partitions);
         Encoded { msg_id: id.to_string(), partition, key, value: record::encode(msg, id, send_time_ms) }
     }
 
@@ -61,7 +63,10 @@ impl Encoded {
 }
 
 /// A producer that reports each record to its sender.
-pub(crate) struct Reporting(ThreadedProducer<Reports>);
+pub(crate) struct Reporting {
+    producer: ThreadedProducer<Reports>,
+    partitions: i32,
+}
 
 struct Reports;
 
@@ -81,29 +86,29 @@ impl ProducerContext for Reports {
 }
 
 impl Reporting {
-    pub(crate) fn new(brokers: &str) -> KafkaResult<Reporting> {
-        Ok(Reporting(settings(brokers).create_with_context(Reports)?))
+    pub(crate) fn new(brokers: &str, partitions: i32) -> KafkaResult<Reporting> {
+        Ok(Reporting { producer: settings(brokers).create_with_context(Reports)?, partitions })
     }
 
     /// Sends a message and waits until Kafka has confirmed it.
     pub(crate) async fn send(&self, msg: Msg) -> Result<Placement, Error> {
         let now = SystemTime::now();
         let since = now.duration_since(SystemTime::UNIX_EPOCH)?;
-        let encoded = Encoded::new(msg, i64::try_from(since.as_millis())?);
+        let encoded = Encoded::new(msg, i64::try_from(since.as_millis())?, self.partitions);
         let (report_to, report) = oneshot::channel();
-        self.0.send(encoded.record(Box::new(report_to))).map_err(|(error, _)| error)?;
+        self.producer.send(encoded.record(Box::new(report_to))).map_err(|(error, _)| error)?;
         let offset = Some(report.await??);
         let Encoded { msg_id, partition, .. } = encoded;
         Ok(Placement { msg_id, partition, offset, send_time: Some(now.into()), stored: None })
     }
 }
 
-/// Writes messages until Kafka has confirmed all of them, and returns how long that took. Blocks.
-pub(crate) fn write(config: &ClientConfig, messages: usize, msg: impl Fn(usize) -> Msg) -> Result<Duration, Error> {
+/// Writes the load's messages until Kafka has confirmed all of them, and returns how long that took. Blocks.
+pub(crate) fn write(config: &ClientConfig, load: &Load, msg: impl Fn(usize) -> Msg) -> Result<Duration, Error> {
     let producer: ThreadedProducer<DefaultProducerContext> = config.create()?;
     let started = Instant::now();
-    for n in 0..messages {
-        let encoded = Encoded::new(msg(n), 1_700_000_000_000);
+    for n in 0..load.messages {
+        let encoded = Encoded::new(msg(n), 1_700_000_000_000, load.partitions);
         let mut record = encoded.record(());
         while let Err((error, rejected)) = producer.send(record) {
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {

@@ -20,7 +20,7 @@ use super::callers::{self, Token};
 use super::cost::Watched;
 use super::librdkafka::Reporting;
 use super::send::Target;
-use super::{Error, until};
+use super::{Error, PARTITIONS, until};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -32,11 +32,14 @@ pub(crate) struct LimitArgs {
     /// Addresses of the brokers that get the messages. Without them, every call has the same response
     #[arg(long)]
     kafka: Option<String>,
+    /// Number of partitions of the topic
+    #[arg(long, default_value_t = PARTITIONS)]
+    partitions: i32,
 }
 
 /// Serves until the process is stopped.
 pub(crate) async fn serve(args: &LimitArgs) -> Result<(), Error> {
-    let producer = args.kafka.as_deref().map(Reporting::new).transpose()?;
+    let producer = args.kafka.as_deref().map(|brokers| Reporting::new(brokers, args.partitions)).transpose()?;
     let server = MsgGatewayServer::new(BareGateway { producer });
     Ok(Server::builder().add_service(server).serve(args.listen).await?)
 }
@@ -54,8 +57,10 @@ impl Limit {
     }
 
     /// Starts a bare gateway.
-    pub(crate) async fn bare_gateway(stack: &Stack) -> Result<Limit, Error> {
-        Limit::start(stack, "bare-gateway", &["--kafka", stack.kafka().bootstrap()]).await
+    pub(crate) async fn bare_gateway(stack: &Stack, partitions: i32) -> Result<Limit, Error> {
+        let partitions = partitions.to_string();
+        let args = ["--kafka", stack.kafka().bootstrap(), "--partitions", &partitions];
+        Limit::start(stack, "bare-gateway", &args).await
     }
 
     async fn start(stack: &Stack, name: &str, args: &[&str]) -> Result<Limit, Error> {

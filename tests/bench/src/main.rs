@@ -12,12 +12,14 @@ mod idle;
 mod latency;
 mod librdkafka;
 mod limit;
+mod load;
 mod pipe;
 mod report;
 mod results;
 mod rounds;
 mod secure;
 mod send;
+mod size;
 mod statement;
 mod watch;
 
@@ -25,8 +27,9 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use figure::{Figure, Output};
+use load::Load;
 use msg_stack::{ClusterOptions, Jvm, Service, Services, Stack, StackOptions};
 use results::Run;
 
@@ -63,6 +66,8 @@ enum Command {
     Idle(idle::Idle),
     /// Measure the latency of callers next to a greedy one, without and with CALLER_SHARE
     Fairness(fairness::Fairness),
+    /// Measure the transfer with a backlog while the table is small and while it is large
+    Size(size::Size),
     /// Measure the time from stored to delivered for watched messages, and the memory that watchers need
     Watch(watch::Watching),
     /// Write a page with the figures of several runs; with --json, write them to one file, too
@@ -73,55 +78,6 @@ enum Command {
     /// Send as much as the gateway accepts; a benchmark starts it as a process of its own
     #[command(hide = true)]
     Greedy(greedy::GreedyArgs),
-}
-
-/// The messages to send, and the settings of the services.
-#[derive(Clone, Debug, Args)]
-struct Load {
-    /// Number of messages in each round of batches, streams and drains. Single calls send a part of them
-    #[arg(long, default_value_t = 1_000_000)]
-    pub(crate) messages: usize,
-    /// Number of inboxes that the messages are sent to
-    #[arg(long, default_value_t = 20_000)]
-    pub(crate) inboxes: usize,
-    /// Bytes of each message body
-    #[arg(long, default_value_t = 256)]
-    pub(crate) body: usize,
-    /// Number of concurrent callers; each waits for its response before it sends again (pipe, send)
-    #[arg(long, default_value_t = 256)]
-    pub(crate) callers: usize,
-    /// Number of rounds, after a warm-up. Each round measures every limit and every system once; a figure is the median of
-    /// the rounds
-    #[arg(long, default_value_t = 5, value_parser = at_least_one)]
-    pub(crate) rounds: usize,
-    /// Also measure what each guard of the transfer costs, one after the other on the same backlog (drain)
-    #[arg(long)]
-    pub(crate) variants: bool,
-    /// Path of another build's msg-transfer, which is measured last (drain, with --variants)
-    #[arg(long, value_name = "FILE", requires = "variants")]
-    pub(crate) against: Option<String>,
-    /// Also measure two consumers in Go, which promise less; builds them with the go command (drain)
-    #[arg(long)]
-    pub(crate) peers: bool,
-    /// Additional setting of the services, as NAME=VALUE; repeat the flag for more
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub(crate) set: Vec<String>,
-}
-
-impl Load {
-    /// Returns a body of random letters, which compresses about as little as text does.
-    pub(crate) fn random_body(&self) -> Vec<u8> {
-        (0..self.body).map(|_| rand::random_range(b'a'..=b'z')).collect()
-    }
-
-    pub(crate) fn inbox(&self, n: usize) -> String {
-        inbox(self.inboxes, n)
-    }
-}
-
-/// Returns the inbox of message `n`. Consecutive messages have different inboxes, in an order that is not the inboxes'.
-fn inbox(inboxes: usize, n: usize) -> String {
-    format!("inbox-{}", n.wrapping_mul(7919) % inboxes)
 }
 
 #[tokio::main]
@@ -153,6 +109,7 @@ async fn measure(command: &Command) -> Result<Vec<Figure>, Error> {
         Command::Latency(options) => latency::run(&stack, options, &mut output).await?,
         Command::Idle(options) => idle::run(&stack, options, &mut output).await?,
         Command::Fairness(options) => fairness::run(&stack, options, &mut output).await?,
+        Command::Size(options) => size::run(&stack, options, &mut output).await?,
         Command::Watch(options) => watch::run(&stack, options, &mut output).await?,
         Command::Report(_) | Command::Limit(_) | Command::Greedy(_) => unreachable!("they need no stack"),
     }
@@ -160,18 +117,15 @@ async fn measure(command: &Command) -> Result<Vec<Figure>, Error> {
     Ok(output.figures)
 }
 
-fn at_least_one(number: &str) -> Result<usize, String> {
-    number.parse().ok().filter(|number| *number > 0).ok_or_else(|| "it has to be a number from 1 on".to_owned())
-}
-
 const TOPIC: &str = "bench";
+/// The number of partitions, unless `--partitions` has another one.
 const PARTITIONS: i32 = 16;
 
 /// Starts both services on an empty topic and an empty database of this name, with these settings of `--set`.
-async fn start(stack: &Stack, database: &str, set: &[String]) -> Result<Services, Error> {
-    stack.kafka().create_topic(TOPIC, PARTITIONS, &[]).await?;
+async fn start(stack: &Stack, database: &str, partitions: i32, set: &[String]) -> Result<Services, Error> {
+    stack.kafka().create_topic(TOPIC, partitions, &[]).await?;
     let url = stack.postgres().create_database(database).await?;
-    Ok(stack.pipe(TOPIC, PARTITIONS, &url).start(stack.logs(), &settings(set)?).await?)
+    Ok(stack.pipe(TOPIC, partitions, &url).start(stack.logs(), &settings(set)?).await?)
 }
 
 fn settings(set: &[String]) -> Result<Vec<(&str, &str)>, Error> {

@@ -22,7 +22,7 @@ enum Way {
 }
 
 pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
-    let services = start(stack, "pipe", &load.set).await?;
+    let services = start(stack, "pipe", load.partitions, &load.set()).await?;
     let (transfer, gateway) = (&services.transfer, &services.gateway);
     println!("{} messages of {} bytes to {} inboxes, {} callers", load.messages, load.body, load.inboxes, load.callers);
     let load = &Arc::new(load.clone());

@@ -13,7 +13,7 @@ use super::cost::Watched;
 use super::figure::Output;
 use super::rounds::{self, Side};
 use super::send::Target;
-use super::{Error, Load, PARTITIONS, TOPIC, settings, start};
+use super::{Error, Load, TOPIC, settings, start};
 
 /// A way to send.
 #[derive(Clone, Copy)]
@@ -24,15 +24,16 @@ enum Way {
 }
 
 pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
-    let services = start(stack, "secure", &load.set).await?;
+    let services = start(stack, "secure", load.partitions, &load.set()).await?;
     // The row of a message is not measured.
     services.transfer.stop().await;
     let (ca, key) = (Ca::new("bench"), SigningKey::new("bench"));
     let pair = ca.sign(&LOCAL);
     let files = Files::new(&[("tls.crt", &pair.certificate), ("tls.key", &pair.key), ("keys.json", &jwks(&[&key]))]);
-    let pipe = stack.pipe(TOPIC, PARTITIONS, &stack.postgres().url("secure"));
+    let pipe = stack.pipe(TOPIC, load.partitions, &stack.postgres().url("secure"));
     let plan = pipe.gateway("msg-gateway-secure", msg_stack::pipe::free_port()?)?;
-    let spec = settings(&load.set)?.iter().fold(plan.spec, |spec: ServiceSpec, (name, value)| spec.env(name, value));
+    let set = load.set();
+    let spec = settings(&set)?.iter().fold(plan.spec, |spec: ServiceSpec, (name, value)| spec.env(name, value));
     let spec = spec
         .env("TLS_CERT_FILE", files.text("tls.crt"))
         .env("TLS_KEY_FILE", files.text("tls.key"))

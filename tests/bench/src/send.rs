@@ -20,12 +20,14 @@ use super::limit::Limit;
 use super::rounds::{self, Round, Side};
 use super::{Error, Load, librdkafka, line, memory, rate, start};
 
-/// Messages of a batch, and of one request on a stream.
+/// Maximum number of messages of a batch, and of one request on a stream.
 const BATCH: usize = 100;
+/// Maximum bytes of their bodies, which is below the gateway's limit.
+const BATCH_BYTES: usize = 2 << 20;
 const BATCH_CALLERS: usize = 32;
 const STREAMS: usize = 8;
-/// Maximum number of messages in flight on a stream.
-const WINDOW: usize = 2000;
+/// Maximum number of batches in flight on a stream.
+const WINDOW: usize = 20;
 
 /// How a side sends many messages.
 enum Way {
@@ -35,7 +37,7 @@ enum Way {
 }
 
 pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
-    let services = start(stack, "send", &load.set).await?;
+    let services = start(stack, "send", load.partitions, &load.set()).await?;
     let gateway = &services.gateway;
     println!("{} messages of {} bytes to {} inboxes", load.messages, load.body, load.inboxes);
 
@@ -44,7 +46,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Resu
     // Only the path into Kafka is measured.
     services.transfer.stop().await;
     let target = Target { clients, watched: Watched::new(stack, &[gateway]) };
-    let (nothing, bare) = (Limit::nothing(stack).await?, Limit::bare_gateway(stack).await?);
+    let (nothing, bare) = (Limit::nothing(stack).await?, Limit::bare_gateway(stack, load.partitions).await?);
     let sides = [
         Side::limit("tonic that does nothing", nothing.target(stack).await?),
         Side::limit("bare gateway", bare.target(stack).await?),
@@ -62,7 +64,7 @@ pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Resu
         Side::system(format!("BatchSendMsg, {BATCH_CALLERS} callers"), Way::Batches),
         Side::system(format!("StreamSendMsg, {STREAMS} streams"), Way::Streams),
     ];
-    let what = format!("batches and requests of {BATCH}");
+    let what = format!("batches and requests of {}", load.within(BATCH_BYTES, BATCH));
     let series = rounds::measure(load.rounds, &sides, async |way| match way {
         Way::Librdkafka => tokio::task::block_in_place(|| produce(stack, load)),
         Way::Batches => target.batches(load).await,
@@ -80,7 +82,7 @@ fn produce(stack: &Stack, load: &Load) -> Result<Round, Error> {
     let watched = Watched::new(stack, &[]);
     let meter = watched.start();
     let settings = librdkafka::settings(stack.kafka().bootstrap());
-    let duration = librdkafka::write(&settings, load.messages, |n| msg(load, &body, "limit", n))?;
+    let duration = librdkafka::write(&settings, load, |n| msg(load, &body, "limit", n))?;
     Ok(Round::new(rate(load.messages, duration), meter.stop(load.messages as f64)))
 }
 
@@ -111,11 +113,11 @@ impl Target {
     }
 
     pub(crate) async fn batches(&self, load: &Arc<Load>) -> Result<Round, Error> {
-        let (clients, messages) = (self.clients.clone(), load.messages);
+        let (clients, messages, batch) = (self.clients.clone(), load.messages, load.within(BATCH_BYTES, BATCH));
         let (load, body) = (load.clone(), Bytes::from(load.random_body()));
-        callers::run(&self.watched, BATCH_CALLERS, messages, BATCH, move |caller, first| {
+        callers::run(&self.watched, BATCH_CALLERS, messages, batch, move |caller, first| {
             let mut client = clients[caller % clients.len()].clone();
-            let msgs = (first..first + BATCH).map(|n| msg(&load, &body, "batch", n)).collect();
+            let msgs = (first..messages.min(first + batch)).map(|n| msg(&load, &body, "batch", n)).collect();
             async move {
                 let response = client.batch_send_msg(BatchSendMsgRequest { msgs, wait_for: 0 }).await?.into_inner();
                 response.results.iter().try_for_each(accepted)
@@ -125,7 +127,7 @@ impl Target {
     }
 
     pub(crate) async fn streams(&self, load: &Arc<Load>) -> Result<Round, Error> {
-        let body = Bytes::from(load.random_body());
+        let (body, batch) = (Bytes::from(load.random_body()), load.within(BATCH_BYTES, BATCH));
         let meter = self.watched.start();
         let started = Instant::now();
         let streams = (0..STREAMS).map(|stream| {
@@ -134,11 +136,11 @@ impl Target {
             tokio::spawn(async move {
                 let (requests, received) = mpsc::channel(4);
                 let mine: Vec<usize> = (stream..load.messages).step_by(STREAMS).collect();
-                let in_flight = tokio::sync::Semaphore::new(WINDOW);
+                let in_flight = tokio::sync::Semaphore::new(WINDOW * batch);
                 let (count, mut confirmed) = (mine.len(), 0);
                 let requested = tokio_stream::wrappers::ReceiverStream::new(received);
                 let send = async {
-                    for chunk in mine.chunks(BATCH) {
+                    for chunk in mine.chunks(batch) {
                         let permits = u32::try_from(chunk.len()).expect("a chunk is small");
                         in_flight.acquire_many(permits).await?.forget();
                         let entry = |n: &usize| StreamSendEntry {

@@ -17,7 +17,10 @@ use uuid::Uuid;
 use super::{Error, Load};
 
 const CONNECTIONS: usize = 4;
+/// Maximum number of rows of a statement.
 const BATCH: usize = 2000;
+/// Maximum bytes of their bodies, as the transfer has it.
+const BATCH_BYTES: usize = 8 << 20;
 
 /// How the rows are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,12 +81,15 @@ pub(crate) async fn run(clients: &[Client], load: &Load, statement: Statement) -
 /// Inserts the rows of this connection's inboxes. No two connections write to the same inbox.
 async fn insert(client: &Client, number: usize, load: &Load, statement: Statement) -> Result<(), Error> {
     let prepared = client.prepare(statement.sql()).await?;
-    let mine = (0..load.messages).filter(|n| n.wrapping_mul(7919) % load.inboxes % CONNECTIONS == number);
-    let mine: Vec<usize> = mine.collect();
+    let mut mine = (0..load.messages).filter(|n| load.inbox_number(*n) % CONNECTIONS == number);
+    let most = load.within(BATCH_BYTES, BATCH);
     let body = bytes::Bytes::from(load.random_body());
     let mut last = std::collections::HashMap::<String, i64>::new();
-    for batch in mine.chunks(BATCH) {
-        let mut inboxes: Vec<(String, usize)> = batch.iter().map(|n| (load.inbox(*n), *n)).collect();
+    loop {
+        let mut inboxes: Vec<(String, usize)> = mine.by_ref().take(most).map(|n| (load.inbox(n), n)).collect();
+        if inboxes.is_empty() {
+            return Ok(());
+        }
         inboxes.sort();
         let stored_at: Vec<StoredAt> = inboxes
             .iter()
@@ -115,12 +121,11 @@ async fn insert(client: &Client, number: usize, load: &Load, statement: Statemen
         let parameters = table::parameters(&values);
         if statement == Statement::InsertReturning {
             let returned = client.query(&prepared, &parameters).await?;
-            assert_eq!(returned.len(), batch.len(), "all rows are new");
+            assert_eq!(returned.len(), records.len(), "all rows are new");
         } else {
             client.execute(&prepared, &parameters).await?;
         }
     }
-    Ok(())
 }
 
 /// Copies rows in one transaction.

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use super::cost::Watched;
 use super::figure::Output;
 use super::rounds::{Round, Series};
-use super::{Error, callers, line, memory, rate, start};
+use super::{Error, PARTITIONS, callers, line, memory, rate, start};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Watching {
@@ -43,7 +43,7 @@ pub(crate) struct Watching {
 const BATCH: usize = 100;
 
 pub(crate) async fn run(stack: &Stack, options: &Watching, output: &mut Output) -> Result<(), Error> {
-    let services = start(stack, "watch", &options.set).await?;
+    let services = start(stack, "watch", PARTITIONS, &options.set).await?;
     let (transfer, server) = (&services.transfer, &services.gateway);
     println!("{} watchers over {} connections", options.watchers, options.connections);
     line("gateway's memory before the watchers", format!("{:.0} MB", memory(server).0));
