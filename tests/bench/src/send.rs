@@ -183,7 +183,7 @@ pub(crate) fn sender() -> String {
     format!("sender-{:x}", rand::random::<u64>())
 }
 
-fn accepted(result: &SendResult) -> Result<(), Error> {
+pub(crate) fn accepted(result: &SendResult) -> Result<(), Error> {
     match &result.result {
         Some(Outcome::Placement(_)) => Ok(()),
         other => Err(format!("not accepted: {other:?}").into()),

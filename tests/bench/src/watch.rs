@@ -1,6 +1,7 @@
 //! Watching: measures the time from stored to delivered, and the memory that watchers need.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use tonic::transport::Channel;
 
 use super::cost::Watched;
 use super::figure::Output;
-use super::rounds::{Round, Series};
+use super::rounds::{self, Round, Side};
+use super::send::accepted;
 use super::{Error, PARTITIONS, callers, line, memory, rate, start};
 
 #[derive(Debug, clap::Args)]
@@ -29,9 +31,12 @@ pub(crate) struct Watching {
     /// Messages a second, spread over all inboxes
     #[arg(long, default_value_t = 10_000)]
     rate: usize,
-    /// Duration of the sends in seconds
-    #[arg(long, default_value_t = 20)]
+    /// Duration of the sends of each round in seconds
+    #[arg(long, default_value_t = 5)]
     seconds: usize,
+    /// Number of rounds, after a warm-up; a figure is their median
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
     /// Bytes of each message body
     #[arg(long, default_value_t = 256)]
     body: usize,
@@ -64,23 +69,24 @@ pub(crate) async fn run(stack: &Stack, options: &Watching, output: &mut Output) 
 
     let sender = MsgGatewayClient::new(endpoint.connect().await?);
     let watched = Watched::new(stack, &[server, transfer]);
-    let meter = watched.start();
-    let started = Instant::now();
-    let count = send(&sender, options).await?;
-    let sent = rate(count, started.elapsed());
-    super::until("all are delivered", Duration::from_secs(60), async || {
-        let delivered = delivered.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(delivered.msgs >= count)
-    })
-    .await?;
-    let costs = meter.stop(count as f64);
-    let wrong = {
-        let delivered = delivered.lock().unwrap_or_else(PoisonError::into_inner);
-        let round = Round { rate: sent, latencies: delivered.latencies.clone(), costs };
-        let what = format!("stored to delivered, {} watchers", options.watchers);
-        output.add(&what, Some(options.rate as f64), &[Series::system("gateway", vec![round])]);
-        delivered.wrong
-    };
+    let (count, mut first) = (options.rate * options.seconds / BATCH * BATCH, 0);
+    let side = [Side::system("gateway", ())];
+    let series = rounds::measure(options.rounds, &side, async |()| {
+        lock(&delivered).latencies.reset();
+        let (meter, started) = (watched.start(), Instant::now());
+        send(&sender, options, first..first + count).await?;
+        let rate = rate(count, started.elapsed());
+        first += count;
+        super::until("all are delivered", Duration::from_secs(60), async || match &lock(&delivered).failed {
+            Some(error) => Err(format!("a watcher failed: {error}").into()),
+            None => Ok(lock(&delivered).msgs >= first),
+        })
+        .await?;
+        Ok(Round { rate, latencies: lock(&delivered).latencies.clone(), costs: meter.stop(count as f64) })
+    });
+    let what = format!("stored to delivered, {} watchers", options.watchers);
+    output.add(&what, Some(options.rate as f64), &series.await?);
+    let wrong = lock(&delivered).wrong;
     line("out of order, missing or duplicated", wrong);
     line("peak memory, gateway and transfer", format!("{:.0} MB, {:.0} MB", memory(server).1, memory(transfer).1));
     services.stop().await;
@@ -91,12 +97,18 @@ pub(crate) async fn run(stack: &Stack, options: &Watching, output: &mut Output) 
 struct Delivered {
     msgs: usize,
     wrong: usize,
+    /// Why a watch ended.
+    failed: Option<String>,
     latencies: Histogram<u64>,
+}
+
+fn lock(delivered: &Mutex<Delivered>) -> MutexGuard<'_, Delivered> {
+    delivered.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Delivered {
     fn new() -> Self {
-        Delivered { msgs: 0, wrong: 0, latencies: callers::histogram() }
+        Delivered { msgs: 0, wrong: 0, failed: None, latencies: callers::histogram() }
     }
 
     /// Adds a message. Its `stored_time` is the start of the transaction that wrote the row, so the latency includes
@@ -121,28 +133,32 @@ async fn watch(
     events.message().await?;
     tokio::spawn(async move {
         let mut last = 0;
-        while let Ok(Some(event)) = events.message().await {
+        let failed = loop {
+            let event = match events.message().await {
+                Ok(Some(event)) => event,
+                ended => break format!("{ended:?}"),
+            };
             let Some(Event::Msgs(watched)) = event.event else { continue };
             let now = SystemTime::now();
-            let mut delivered = delivered.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut delivered = lock(&delivered);
             for stored in watched.msgs {
                 delivered.wrong += usize::from(stored.seq != last + 1);
                 last = stored.seq;
                 delivered.add(&stored, now);
             }
-        }
+        };
+        lock(&delivered).failed = Some(failed);
     });
     Ok(())
 }
 
-/// Sends at the configured rate, however long the responses need.
-async fn send(client: &MsgGatewayClient<Channel>, options: &Watching) -> Result<usize, Error> {
+/// Sends these messages at the configured rate, however long the responses need.
+async fn send(client: &MsgGatewayClient<Channel>, options: &Watching, messages: Range<usize>) -> Result<(), Error> {
     let body: Bytes = (0..options.body).map(|_| rand::random_range(b'a'..=b'z')).collect();
-    let count = options.rate * options.seconds / BATCH * BATCH;
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(BATCH as f64 / options.rate as f64));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut sends = Vec::new();
-    for first in (0..count).step_by(BATCH) {
+    for first in messages.step_by(BATCH) {
         ticks.tick().await;
         let msg = |n: usize| Msg {
             recv_id: format!("inbox-{}", n.wrapping_mul(7919) % options.watchers),
@@ -155,10 +171,12 @@ async fn send(client: &MsgGatewayClient<Channel>, options: &Watching) -> Result<
         };
         let request = BatchSendMsgRequest { msgs: (first..first + BATCH).map(msg).collect(), wait_for: 0 };
         let mut client = client.clone();
-        sends.push(tokio::spawn(async move { client.batch_send_msg(request).await.map(|_| ()) }));
+        sends.push(tokio::spawn(async move {
+            client.batch_send_msg(request).await?.into_inner().results.iter().try_for_each(accepted)
+        }));
     }
     for send in sends {
         send.await??;
     }
-    Ok(count)
+    Ok(())
 }
