@@ -9,7 +9,7 @@ export TOXIPROXY := $(TOOLS)/bin/toxiproxy-server
 LAB := target/release/msg-dev lab
 # `unshare --mount` gives the lab its own mounts, so that the small disks that it fills are unmounted when it ends.
 
-.PHONY: help demo up build test test-unit test-sim test-it sim mutants docs fuzz faults soak test-lab test-lab-secure lint fmt bench compose-test bare-test clean
+.PHONY: help demo up build test test-unit test-sim test-it sim mutants docs fuzz faults soak test-lab test-lab-secure lint fmt bench bench-check compose-test bare-test clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -105,6 +105,12 @@ bench: build ## Measure throughput, latency and cost against limits of the same 
 	$(if $(ARGS),$(BENCH) $(ARGS),@for each in $(BENCHES); do \
 	  echo "== $$each"; $(BENCH) $$each --json target/bench/$$each.json || exit 1; done; \
 	  $(BENCH) report $(BENCHES:%=target/bench/%.json) --html target/bench/report.html --json target/bench/report.json)
+
+bench-check: build ## Compare what both services cost with tests/bench/recorded.json; after a change that is worth it: ARGS=--record
+	@scripts/setup bench
+	$(CARGO) build --release --locked --package msg-bench
+	$(BENCH) instructions $(ARGS)
+	$(BENCH) cpu $(ARGS)
 
 compose-test: ## Start the containers, kill some, check, remove them; needs a Docker engine
 	scripts/compose-test

@@ -4,6 +4,7 @@
 
 mod batch;
 pub mod deadline;
+pub mod offline;
 pub(crate) mod outcome;
 pub(crate) mod record;
 pub(crate) mod stored;

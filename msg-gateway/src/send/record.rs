@@ -96,7 +96,6 @@ impl Record {
         (self.pending, result)
     }
 
-    #[cfg(test)]
     pub(crate) fn pending(self) -> PendingSend {
         self.pending
     }

@@ -51,6 +51,11 @@ impl Encoded {
         Encoded { msg_id: id.to_string(), partition, key, value: record::encode(msg, id, send_time_ms) }
     }
 
+    /// Returns key and value.
+    pub(crate) fn into_parts(self) -> (String, Vec<u8>) {
+        (self.key, self.value)
+    }
+
     pub(crate) fn record<D: IntoOpaque>(&self, opaque: D) -> BaseRecord<'_, str, [u8], D> {
         let version = VERSION.to_string();
         let headers = OwnedHeaders::new().insert(Header { key: VERSION_HEADER, value: Some(&version) });

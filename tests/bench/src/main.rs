@@ -3,17 +3,21 @@
 #![allow(clippy::print_stdout, reason = "a command line tool that prints figures")]
 
 mod callers;
+mod check;
 mod cost;
+mod cpu;
 mod drain;
 mod fairness;
 mod figure;
 mod greedy;
 mod idle;
+mod instructions;
 mod latency;
 mod librdkafka;
 mod limit;
 mod load;
 mod pipe;
+mod pure;
 mod report;
 mod results;
 mod rounds;
@@ -70,6 +74,11 @@ enum Command {
     Size(size::Size),
     /// Measure the time from stored to delivered for watched messages, and the memory that watchers need
     Watch(watch::Watching),
+    /// Count the instructions of both services for a message without I/O, and compare them with the recorded ones. Needs
+    /// valgrind
+    Instructions(check::Check),
+    /// Measure the CPU time of both services for a message, and compare it with the recorded one
+    Cpu(cpu::Cpu),
     /// Write a page with the figures of several runs; with --json, write them to one file, too
     Report(report::Report),
     /// Serve as a limit; a benchmark starts it as a process of its own
@@ -78,6 +87,9 @@ enum Command {
     /// Send as much as the gateway accepts; a benchmark starts it as a process of its own
     #[command(hide = true)]
     Greedy(greedy::GreedyArgs),
+    /// Run the code without I/O; `instructions` starts it as a process of its own
+    #[command(hide = true)]
+    Pure(pure::PureArgs),
 }
 
 #[tokio::main]
@@ -86,6 +98,11 @@ async fn main() -> Result<(), Error> {
     let runs = match &command {
         Command::Limit(args) => return limit::serve(args).await,
         Command::Greedy(args) => return greedy::run(args).await,
+        Command::Instructions(check) => return instructions::run(check),
+        Command::Pure(args) => {
+            pure::run(args);
+            return Ok(());
+        }
         Command::Report(options) => report::run(options)?,
         command => vec![Run::new(measure(command).await?)],
     };
@@ -111,7 +128,12 @@ async fn measure(command: &Command) -> Result<Vec<Figure>, Error> {
         Command::Fairness(options) => fairness::run(&stack, options, &mut output).await?,
         Command::Size(options) => size::run(&stack, options, &mut output).await?,
         Command::Watch(options) => watch::run(&stack, options, &mut output).await?,
-        Command::Report(_) | Command::Limit(_) | Command::Greedy(_) => unreachable!("they need no stack"),
+        Command::Cpu(options) => cpu::run(&stack, options, &mut output).await?,
+        Command::Report(_)
+        | Command::Limit(_)
+        | Command::Greedy(_)
+        | Command::Instructions(_)
+        | Command::Pure(_) => unreachable!("they need no stack"),
     }
     stack.stop().await;
     Ok(output.figures)
