@@ -72,7 +72,8 @@ pub(crate) async fn run(stack: &Stack, options: &Fairness, output: &mut Output) 
         let services = stack.pipe(TOPIC, PARTITIONS, &url).start(stack.logs(), &settings).await?;
         // The rest of the machine measures only the path into Kafka.
         services.transfer.stop().await;
-        measure(stack, &services, &Fairness { seconds: WARM_UP, ..options.clone() }, Some((Way::Batches, wanted))).await?;
+        measure(stack, &services, &Fairness { seconds: WARM_UP, ..options.clone() }, Some((Way::Batches, wanted)))
+            .await?;
         let mut p99 = Vec::new();
         for way in [None, Some(Way::Streams), Some(Way::Batches)] {
             let round = measure(stack, &services, options, way.map(|way| (way, wanted))).await?;

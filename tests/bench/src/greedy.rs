@@ -55,7 +55,8 @@ impl GreedyArgs {
         let (program, way) = (std::env::current_exe()?.display().to_string(), self.way.to_possible_value());
         let way = way.as_ref().map_or("", clap::builder::PossibleValue::get_name).to_owned();
         let (wanted, inboxes, body) = (self.wanted.to_string(), self.inboxes.to_string(), self.body.to_string());
-        let spec = ServiceSpec::new(format!("greedy-{way}"), "/usr/bin/nice").arg("-n").arg("19").arg(program).arg("greedy");
+        let spec =
+            ServiceSpec::new(format!("greedy-{way}"), "/usr/bin/nice").arg("-n").arg("19").arg(program).arg("greedy");
         let args = [("--gateway", &self.gateway), ("--way", &way), ("--wanted", &wanted), ("--inboxes", &inboxes)];
         let args = args.into_iter().chain([("--body", &body)]);
         let spec = args.fold(spec, |spec, (flag, value)| spec.arg(flag).arg(value));

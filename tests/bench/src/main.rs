@@ -129,11 +129,9 @@ async fn measure(command: &Command) -> Result<Vec<Figure>, Error> {
         Command::Size(options) => size::run(&stack, options, &mut output).await?,
         Command::Watch(options) => watch::run(&stack, options, &mut output).await?,
         Command::Cpu(options) => cpu::run(&stack, options, &mut output).await?,
-        Command::Report(_)
-        | Command::Limit(_)
-        | Command::Greedy(_)
-        | Command::Instructions(_)
-        | Command::Pure(_) => unreachable!("they need no stack"),
+        Command::Report(_) | Command::Limit(_) | Command::Greedy(_) | Command::Instructions(_) | Command::Pure(_) => {
+            unreachable!("they need no stack")
+        }
     }
     stack.stop().await;
     Ok(output.figures)
