@@ -9,7 +9,7 @@ export TOXIPROXY := $(TOOLS)/bin/toxiproxy-server
 LAB := target/release/msg-dev lab
 # `unshare --mount` gives the lab its own mounts, so that the small disks that it fills are unmounted when it ends.
 
-.PHONY: help demo up build test test-unit test-sim test-it sim mutants docs fuzz faults soak test-lab test-lab-secure lint fmt bench bench-check compose-test bare-test clean
+.PHONY: help demo up build test test-unit test-sim test-it sim mutants docs fuzz faults soak test-lab test-lab-secure lint fmt bench bench-peers bench-check compose-test bare-test clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -105,6 +105,13 @@ bench: build ## Measure throughput, latency and cost against limits of the same 
 	$(if $(ARGS),$(BENCH) $(ARGS),@for each in $(BENCHES); do \
 	  echo "== $$each"; $(BENCH) $$each --json target/bench/$$each.json || exit 1; done; \
 	  $(BENCH) report $(BENCHES:%=target/bench/%.json) --html target/bench/report.html --json target/bench/report.json)
+
+bench-peers: build ## Measure `send` and `drain` next to other programs, and write target/bench/peers.html
+	@scripts/setup peers
+	$(CARGO) build --release --locked --package msg-bench
+	@export PATH="$(TOOLS)/go/bin:$$PATH" GOTOOLCHAIN=local; for each in send drain; do \
+	  echo "== $$each"; $(BENCH) $$each --peers --json target/bench/peers-$$each.json $(ARGS) || exit 1; done; \
+	  $(BENCH) report target/bench/peers-send.json target/bench/peers-drain.json --html target/bench/peers.html
 
 bench-check: build ## Compare what both services cost with tests/bench/recorded.json; after a change that is worth it: ARGS=--record
 	@scripts/setup bench

@@ -20,7 +20,7 @@ const (
 )
 
 // storeBatched stores up to batchSize records at a time.
-func storeBatched(ctx context.Context, pool *pgxpool.Pool, session sarama.ConsumerGroupSession, messages <-chan *sarama.ConsumerMessage) error {
+func storeBatched(ctx context.Context, pool *pgxpool.Pool, session marker, messages <-chan *sarama.ConsumerMessage) error {
 	seqs := map[string]int64{}
 	for {
 		batch := take(messages)

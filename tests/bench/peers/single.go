@@ -15,7 +15,7 @@ const (
 )
 
 // storeSingle stores one record after the other. An inbox is in one partition, so no other claim numbers its messages.
-func storeSingle(ctx context.Context, pool *pgxpool.Pool, session sarama.ConsumerGroupSession, messages <-chan *sarama.ConsumerMessage) error {
+func storeSingle(ctx context.Context, pool *pgxpool.Pool, session marker, messages <-chan *sarama.ConsumerMessage) error {
 	for message := range messages {
 		r, err := decode(message.Value)
 		if err != nil {

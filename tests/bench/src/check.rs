@@ -61,8 +61,9 @@ impl Check {
         if exceeded.is_empty() {
             return Ok(());
         }
-        let why = "If the change is worth it, or the compiler changed, record them: make bench-check ARGS=--record";
-        Err(format!("costs more than recorded:\n{}\n{why}", exceeded.join("\n")).into())
+        let why =
+            "If nothing is recorded, the change is worth it, or the compiler changed: make bench-check ARGS=--record";
+        Err(format!("costs more than recorded, or is not recorded yet:\n{}\n{why}", exceeded.join("\n")).into())
     }
 }
 

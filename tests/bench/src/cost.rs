@@ -50,17 +50,21 @@ struct Usage {
 impl Watched {
     /// Watches these services, Kafka, PostgreSQL, and this process as the client.
     pub(crate) fn new(stack: &Stack, services: &[&Service]) -> Watched {
-        let pids = |processes: &[Process]| processes.iter().map(Process::pid).collect::<Vec<_>>();
-        let service = |service: &&Service| {
-            let running: Vec<Process> = service.process().into_iter().collect();
-            Group { name: service.name().to_owned(), pids: pids(&running), tree: true }
-        };
-        let mut groups: Vec<Group> = services.iter().map(service).collect();
+        let Watched(mut groups) = Watched::services(services);
         groups.push(Group { name: "Kafka".to_owned(), pids: pids(&stack.kafka().processes()), tree: true });
         let postgres: Vec<Process> = stack.postgres().process().into_iter().collect();
         groups.push(Group { name: "PostgreSQL".to_owned(), pids: pids(&postgres), tree: true });
         groups.extend(Watched::client().0);
         Watched(groups)
+    }
+
+    /// Watches these services alone.
+    pub(crate) fn services(services: &[&Service]) -> Watched {
+        let service = |service: &&Service| {
+            let running: Vec<Process> = service.process().into_iter().collect();
+            Group { name: service.name().to_owned(), pids: pids(&running), tree: true }
+        };
+        Watched(services.iter().map(service).collect())
     }
 
     /// Watches this process alone.
@@ -71,6 +75,10 @@ impl Watched {
     pub(crate) fn start(&self) -> Meter<'_> {
         Meter { watched: self, before: self.0.iter().map(Group::usage).collect() }
     }
+}
+
+fn pids(processes: &[Process]) -> Vec<u32> {
+    processes.iter().map(Process::pid).collect()
 }
 
 impl Meter<'_> {

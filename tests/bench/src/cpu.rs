@@ -19,7 +19,7 @@ use super::{Error, Load, PARTITIONS, start};
 const CALLERS: usize = 256;
 /// Messages of each side in a round: with fewer, the unit of CPU times, which is 10 ms, would be visible.
 const MESSAGES: usize = 100_000;
-/// Medians of runs on an unchanged build differ by up to this share.
+/// An estimate of how far the medians of two runs of one build differ; not measured yet.
 const TOLERANCE: f64 = 0.15;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -53,7 +53,7 @@ pub(crate) async fn run(stack: &Stack, options: &Cpu, output: &mut Output) -> Re
     let series = rounds::measure(options.rounds, &sides, async |way| match way {
         Way::Send(target) => target.unary(&load, MESSAGES, CALLERS, WaitFor::Accepted).await,
         Way::Drain => {
-            let round = until_drained(stack, transfer, &[], 2 * MESSAGES, None).await;
+            let round = until_drained(stack, transfer, None, 2 * MESSAGES, None).await;
             transfer.stop().await;
             round
         }

@@ -1,8 +1,6 @@
 //! The transfer alone: writes a backlog directly to the topic, starts the transfer, and measures how long it needs. The
 //! limits are the bare statement and COPY on the same server.
 
-use std::env;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,22 +9,24 @@ use msg_stack::{Service, Stack};
 
 use super::cost::Watched;
 use super::figure::Output;
+use super::peers::debezium::Sink;
+use super::peers::jetstream::{Server, Sync};
+use super::peers::{self, TIME};
 use super::rounds::{self, Round, Side};
 use super::statement::{self, Statement};
 use super::{Error, Load, TOPIC, librdkafka, line, memory, rate, settings, until};
 
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// A peer that is slow does not have to drain the whole backlog.
-const PEER_TIME: Duration = Duration::from_secs(15);
 /// Maximum number of different bodies in the backlog, and of their bytes.
 const BODIES: usize = 1000;
 const BODIES_BYTES: usize = 16 << 20;
 
 /// What a side does with the backlog.
-enum Way {
+enum Way<'a> {
     /// Writes the same rows without the backlog.
     Bare(Statement),
-    Transfer(Variant),
+    Transfer(Variant<'a>),
+    Debezium(Sink),
 }
 
 pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
@@ -45,8 +45,11 @@ pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Resu
     ];
     let variants = if load.variants { variants(load) } else { vec![Variant::new("msg-transfer", "transfer")] };
     sides.extend(variants.into_iter().map(|variant| Side::system(variant.label, Way::Transfer(variant))));
-    if load.peers {
-        sides.extend(peers()?.into_iter().map(|peer| Side::limit(peer.label, Way::Transfer(peer))));
+    let jetstream = if load.peers { Some(Server::start(stack, Sync::Default).await?) } else { None };
+    if let Some(server) = &jetstream {
+        server.copy_topic(stack, load).await?;
+        sides.extend(peers(server, load)?.into_iter().map(|peer| Side::limit(peer.label, Way::Transfer(peer))));
+        sides.push(Side::limit("Debezium's JDBC sink", Way::Debezium(Sink::fetch()?)));
     }
     let mut started = 0;
     let series = rounds::measure(load.rounds, &sides, async |way| match way {
@@ -55,37 +58,46 @@ pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Resu
             started += 1;
             drain(stack, load, variant, &format!("{}_{started}", variant.name)).await
         }
+        Way::Debezium(sink) => {
+            started += 1;
+            sink.drain(stack, load, &format!("debezium_{started}")).await
+        }
     });
     output.add("drain", None, &series.await?);
+    if let Some(server) = &jetstream {
+        server.service.stop().await;
+    }
     Ok(())
 }
 
 /// One run of the transfer over the backlog.
-struct Variant {
+struct Variant<'a> {
     name: &'static str,
     label: &'static str,
-    settings: Vec<(&'static str, &'static str)>,
+    settings: Vec<(&'static str, String)>,
     /// The statements that an operator has run on the table.
     sql: &'static str,
     /// The path of another build's msg-transfer, or of a peer.
     binary: Option<String>,
     /// Stop after this time, although the backlog is not drained.
     stop_after: Option<Duration>,
+    /// Another service that does a part of the work.
+    also: Option<&'a Service>,
 }
 
-impl Variant {
+impl Variant<'_> {
     fn new(name: &'static str, label: &'static str) -> Self {
-        Variant { name, label, settings: Vec::new(), sql: "", binary: None, stop_after: None }
+        Variant { name, label, settings: Vec::new(), sql: "", binary: None, stop_after: None, also: None }
     }
 }
 
 /// Returns the runs that show what each guard costs on the same backlog: this build, this build with one more guard,
 /// and another build.
-fn variants(load: &Load) -> Vec<Variant> {
-    let limit = ("DEAD_LETTER_LIMIT", "1000000000");
+fn variants(load: &Load) -> Vec<Variant<'static>> {
+    let limit = ("DEAD_LETTER_LIMIT", "1000000000".to_owned());
     let mut variants = vec![
         Variant::new("msg-transfer", "transfer"),
-        Variant { settings: vec![("SEQ_GUARD", "on")], ..Variant::new("guard", "with SEQ_GUARD=on") },
+        Variant { settings: vec![("SEQ_GUARD", "on".to_owned())], ..Variant::new("guard", "with SEQ_GUARD=on") },
         Variant {
             settings: vec![limit],
             sql: "ALTER TABLE messages ADD CHECK (kafka_offset % 1000 <> 7)",
@@ -102,23 +114,21 @@ fn variants(load: &Load) -> Vec<Variant> {
     variants
 }
 
-/// Builds the consumers in Go. They have the transfer's settings and its metric of stored rows.
-fn peers() -> Result<[Variant; 2], Error> {
-    let binary = env::current_exe()?.with_file_name("msg-bench-peers").display().to_string();
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
-    let built = Command::new("go").args(["build", "-o", &binary]).current_dir(folder).status()?;
-    if !built.success() {
-        return Err(format!("go build in {folder}: {built}").into());
-    }
-    let peer = |name, label| Variant {
-        settings: vec![("PEER", name)],
+/// Returns the consumers in Go. They have the transfer's settings and its metric of stored rows.
+fn peers<'a>(jetstream: &'a Server, load: &Load) -> Result<[Variant<'a>; 3], Error> {
+    let binary = peers::in_go()?;
+    let peer = |name: &'static str, label| Variant {
+        settings: vec![("PEER", name.to_owned())],
         // Create the tables first, which a peer cannot.
         sql: "SELECT 1",
         binary: Some(binary.clone()),
-        stop_after: Some(PEER_TIME),
+        stop_after: Some(TIME),
         ..Variant::new(name, label)
     };
-    Ok([peer("single", "Go, a SELECT and an INSERT a record"), peer("batched", "Go, in batches")])
+    let mut from_jetstream = peer("jetstream", "Go, in batches from NATS JetStream");
+    from_jetstream.settings.extend([("NATS_URL", jetstream.url()), ("PARTITIONS", load.partitions.to_string())]);
+    from_jetstream.also = Some(&jetstream.service);
+    Ok([peer("single", "Go, a SELECT and an INSERT a record"), peer("batched", "Go, in batches"), from_jetstream])
 }
 
 /// Writes the rows with the bare statement.
@@ -134,12 +144,14 @@ async fn bare(stack: &Stack, url: &str, load: &Load, statement: Statement) -> Re
 }
 
 /// Drains the backlog into a new database of this name.
-async fn drain(stack: &Stack, load: &Load, variant: &Variant, name: &str) -> Result<Round, Error> {
+async fn drain(stack: &Stack, load: &Load, variant: &Variant<'_>, name: &str) -> Result<Round, Error> {
     let url = stack.postgres().create_database(name).await?;
     let plan = stack.pipe(TOPIC, load.partitions, &url).transfer(variant.name)?;
     let mut spec = plan.spec.env("GROUP_ID", name);
     let set = load.set();
-    for (name, value) in settings(&set)?.into_iter().chain(variant.settings.iter().copied()) {
+    for (name, value) in
+        settings(&set)?.into_iter().chain(variant.settings.iter().map(|(name, value)| (*name, value.as_str())))
+    {
         spec = spec.env(name, value);
     }
     if !variant.sql.is_empty() {
@@ -150,7 +162,7 @@ async fn drain(stack: &Stack, load: &Load, variant: &Variant, name: &str) -> Res
         spec.binary.clone_from(binary);
     }
     let transfer = Service::new(spec, stack.logs())?;
-    let round = until_drained(stack, &transfer, &[], load.messages, variant.stop_after).await?;
+    let round = until_drained(stack, &transfer, variant.also, load.messages, variant.stop_after).await?;
     line(&format!("{name}: peak memory"), format!("{:.0} MB", memory(&transfer).1));
     transfer.stop().await;
     empty(stack, &url).await?;
@@ -169,11 +181,11 @@ pub(crate) async fn migrate(stack: &Stack, load: &Load, url: &str) -> Result<(),
 }
 
 /// Starts a transfer or a peer, and measures it until these messages are stored, or until `stop_after`. The cost of the
-/// services `also` counts too.
+/// service `also` is measured too.
 pub(crate) async fn until_drained(
     stack: &Stack,
     transfer: &Service,
-    also: &[&Service],
+    also: Option<&Service>,
     messages: usize,
     stop_after: Option<Duration>,
 ) -> Result<Round, Error> {
@@ -184,8 +196,17 @@ pub(crate) async fn until_drained(
         Ok::<f64, Error>(rows + transfer.metric("msg_transfer_dead_letters_total").await?)
     };
     until("the first rows", TIMEOUT, async || Ok(stored().await? > 0.0)).await?;
-    let services: Vec<&Service> = [transfer].into_iter().chain(also.iter().copied()).collect();
-    let watched = Watched::new(stack, &services);
+    let services: Vec<&Service> = [transfer].into_iter().chain(also).collect();
+    until_stored(&Watched::new(stack, &services), messages, stop_after, stored).await
+}
+
+/// Measures from now on until these messages are stored, or until `stop_after`.
+pub(crate) async fn until_stored(
+    watched: &Watched,
+    messages: usize,
+    stop_after: Option<Duration>,
+    stored: impl AsyncFn() -> Result<f64, Error>,
+) -> Result<Round, Error> {
     let (meter, started, before) = (watched.start(), Instant::now(), stored().await?);
     let mut after = before;
     until("all rows", TIMEOUT, async || {

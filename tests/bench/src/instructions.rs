@@ -14,7 +14,7 @@ use super::pure::{self, Part};
 
 /// Enough that the first messages, which fill caches, do not count.
 const MESSAGES: usize = 20_000;
-/// A change above this share is one of the code: two runs differ by less than 0.1 %, since the seeds of hash tables differ.
+/// A change above this share is one of the code. Two runs differ by less, since only the seeds of hash tables differ.
 const TOLERANCE: f64 = 0.05;
 /// Where callgrind writes what each function needed, for `callgrind_annotate`.
 const FOLDER: &str = "target/bench";

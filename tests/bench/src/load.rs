@@ -39,7 +39,8 @@ pub(crate) struct Load {
     /// Path of another build's msg-transfer, which is measured last (drain, with --variants)
     #[arg(long, value_name = "FILE", requires = "variants")]
     pub(crate) against: Option<String>,
-    /// Also measure two consumers in Go, which promise less; builds them with the go command (drain)
+    /// Also measure other programs, which promise less: consumers in Go, Debezium's JDBC sink, NATS JetStream. Builds
+    /// them with the go command, and fetches them with Maven (drain, send)
     #[arg(long)]
     pub(crate) peers: bool,
     /// Additional setting of the services, as NAME=VALUE; repeat the flag for more

@@ -16,6 +16,7 @@ mod latency;
 mod librdkafka;
 mod limit;
 mod load;
+mod peers;
 mod pipe;
 mod pure;
 mod report;

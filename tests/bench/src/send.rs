@@ -17,6 +17,7 @@ use super::callers::{self, Client, Token, msg};
 use super::cost::Watched;
 use super::figure::Output;
 use super::limit::Limit;
+use super::peers::jetstream::{Server, Sync};
 use super::rounds::{self, Round, Side};
 use super::{Error, Load, librdkafka, line, memory, rate, start};
 
@@ -29,11 +30,18 @@ const STREAMS: usize = 8;
 /// Maximum number of batches in flight on a stream.
 const WINDOW: usize = 20;
 
+/// Whom the callers of a side call.
+enum Called<'a> {
+    Server(Target),
+    Peer(&'a Server),
+}
+
 /// How a side sends many messages.
-enum Way {
+enum Way<'a> {
     Librdkafka,
     Batches,
     Streams,
+    Peer(&'a Server),
 }
 
 pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Result<(), Error> {
@@ -47,32 +55,44 @@ pub(crate) async fn run(stack: &Stack, load: &Load, output: &mut Output) -> Resu
     services.transfer.stop().await;
     let target = Target { clients, watched: Watched::new(stack, &[gateway]) };
     let (nothing, bare) = (Limit::nothing(stack).await?, Limit::bare_gateway(stack, load.partitions).await?);
-    let sides = [
-        Side::limit("tonic that does nothing", nothing.target(stack).await?),
-        Side::limit("bare gateway", bare.target(stack).await?),
-        Side::system("gateway", target.clone()),
+    let peers = match load.peers {
+        true => vec![Server::start(stack, Sync::Default).await?, Server::start(stack, Sync::Always).await?],
+        false => Vec::new(),
+    };
+    let mut sides = vec![
+        Side::limit("tonic that does nothing", Called::Server(nothing.target(stack).await?)),
+        Side::limit("bare gateway", Called::Server(bare.target(stack).await?)),
+        Side::system("gateway", Called::Server(target.clone())),
     ];
-    let series = rounds::measure(load.rounds, &sides, async |target| {
-        target.unary(load, load.messages / 10, load.callers, WaitFor::Accepted).await
+    sides.extend(peers.iter().map(|peer| Side::limit(peer.label, Called::Peer(peer))));
+    let messages = load.messages / 10;
+    let series = rounds::measure(load.rounds, &sides, async |called| match called {
+        Called::Server(target) => target.unary(load, messages, load.callers, WaitFor::Accepted).await,
+        Called::Peer(server) => server.publish(load, messages, load.callers, true).await,
     });
     output.add(&format!("SendMsg, {} callers", load.callers), None, &series.await?);
     nothing.service.stop().await;
     bare.service.stop().await;
 
-    let sides = [
+    let mut sides = vec![
         Side::limit("librdkafka alone", Way::Librdkafka),
         Side::system(format!("BatchSendMsg, {BATCH_CALLERS} callers"), Way::Batches),
         Side::system(format!("StreamSendMsg, {STREAMS} streams"), Way::Streams),
     ];
+    sides.extend(peers.iter().map(|peer| Side::limit(peer.label, Way::Peer(peer))));
     let what = format!("batches and requests of {}", load.within(BATCH_BYTES, BATCH));
     let series = rounds::measure(load.rounds, &sides, async |way| match way {
         Way::Librdkafka => tokio::task::block_in_place(|| produce(stack, load)),
         Way::Batches => target.batches(load).await,
         Way::Streams => target.streams(load).await,
+        Way::Peer(server) => server.publish(load, load.messages, STREAMS, false).await,
     });
     output.add(&what, None, &series.await?);
     line("peak memory, gateway", format!("{:.0} MB", memory(gateway).1));
     gateway.stop().await;
+    for peer in &peers {
+        peer.service.stop().await;
+    }
     Ok(())
 }
 

@@ -77,7 +77,7 @@ impl Table {
             spec = spec.env(name, value);
         }
         let transfer = Service::new(spec, stack.logs())?;
-        let round = until_drained(stack, &transfer, &[], load.messages, None).await?;
+        let round = until_drained(stack, &transfer, None, load.messages, None).await?;
         transfer.stop().await;
         // The server would write its pages back to disk while the other table is measured.
         stack.postgres().connect(&self.url).await?.batch_execute("CHECKPOINT").await?;
