@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
 /// A gate that is open or closed.
@@ -13,6 +13,8 @@ pub(super) struct Gate {
     /// The number of passes that exist.
     passes: AtomicUsize,
     closed: AtomicBool,
+    /// Notified by the last pass while the gate closes.
+    unused: Notify,
     /// Until when callers wait; `None` while the gate is open.
     until: watch::Sender<Option<Instant>>,
 }
@@ -22,13 +24,23 @@ pub(super) struct Pass<'a>(&'a Gate);
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        self.0.passes.fetch_sub(1, Ordering::SeqCst);
+        // In this order, with `close` the other way round: either this pass sees that the gate is closed, or closing sees
+        // that there is no pass.
+        if self.0.passes.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.closed.load(Ordering::SeqCst) {
+            self.0.unused.notify_one();
+        }
     }
 }
 
 impl Gate {
     pub(super) fn new(max_wait: Duration) -> Self {
-        Gate { max_wait, passes: AtomicUsize::new(0), closed: AtomicBool::new(false), until: watch::Sender::new(None) }
+        Gate {
+            max_wait,
+            passes: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            unused: Notify::new(),
+            until: watch::Sender::new(None),
+        }
     }
 
     /// Returns a pass if the gate is open.
@@ -54,13 +66,13 @@ impl Gate {
         }
     }
 
-    /// Closes the gate, and waits until no pass exists.
+    /// Closes the gate, and waits until no pass exists. Only one task may do so.
     pub(super) async fn close(&self) {
         self.until.send_replace(Some(Instant::now() + self.max_wait));
         self.closed.store(true, Ordering::SeqCst);
-        // Enqueueing never blocks, so this ends soon.
+        // Enqueueing never blocks, so this ends soon. A notification may be older than this: check again after it.
         while self.passes.load(Ordering::SeqCst) > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            self.unused.notified().await;
         }
     }
 
@@ -89,7 +101,8 @@ mod tests {
         }
         assert!(!closing.is_finished(), "a pass exists");
         drop(pass);
-        closing.await.expect("it does not panic");
+        let closed = tokio::time::timeout(Duration::from_secs(30), closing).await;
+        closed.expect("the last pass is dropped").expect("it does not panic");
         let waiting = tokio::spawn({
             let gate = gate.clone();
             async move { gate.pass().await.is_some() }
