@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::sync::watch;
 
 use super::tls_probe::{self, Problem};
 
@@ -21,13 +22,13 @@ const PROBED_WITHIN: Duration = Duration::from_secs(3);
 
 /// The cause with the highest weight among the errors that a client's error callback received. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Causes(Arc<Mutex<State>>);
+pub struct Causes(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    noted: Option<Noted>,
+    noted: Mutex<Option<Noted>>,
     /// Whether a thread finds out what is wrong with a broker's certificate.
-    probing: bool,
+    probing: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -53,8 +54,7 @@ impl Causes {
 
     fn keep(&self, weight: u8, text: String) {
         let now = Instant::now();
-        let mut state = self.lock();
-        let noted = &mut state.noted;
+        let mut noted = self.noted();
         match &mut *noted {
             Some(old) if old.text == text => old.seen = now,
             Some(old)
@@ -66,26 +66,21 @@ impl Causes {
 
     /// Returns the cause, if its error occurred within the last minute.
     pub fn recent(&self) -> Option<String> {
-        let state = self.lock();
-        state.noted.as_ref().filter(|noted| noted.seen.elapsed() < VALID_FOR).map(|noted| noted.text.clone())
+        self.noted().as_ref().filter(|noted| noted.seen.elapsed() < VALID_FOR).map(|noted| noted.text.clone())
     }
 
     /// Waits until it is known what is wrong with a broker's certificate, if that is being found out. A command reports the
     /// first error that it receives.
     pub async fn probed(&self) {
-        let probed = async {
-            while self.lock().probing {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
+        let mut probing = self.0.probing.subscribe();
         // Without a result, the cause that names all of these problems stays.
-        let _ = tokio::time::timeout(PROBED_WITHIN, probed).await;
+        let _ = tokio::time::timeout(PROBED_WITHIN, probing.wait_for(|probing| !probing)).await;
     }
 
     /// Notes what is wrong with the certificate of the broker that the text names, as soon as it is known. Does not block:
     /// the caller is a callback of librdkafka.
     fn probe(&self, detail: &str) {
-        if std::mem::replace(&mut self.lock().probing, true) {
+        if self.0.probing.send_replace(true) {
             return;
         }
         let (causes, detail) = (self.clone(), detail.to_owned());
@@ -94,16 +89,16 @@ impl Causes {
             if let Some(problem) = found {
                 causes.keep(CERTIFICATE_WEIGHT, format!("{}: {}", lasting(&detail), certificate_fix(problem)));
             }
-            causes.lock().probing = false;
+            causes.0.probing.send_replace(false);
         };
         // Without a thread, the cause that names all of these problems stays.
         if thread::Builder::new().name("tls-probe".into()).spawn(probe).is_err() {
-            self.lock().probing = false;
+            self.0.probing.send_replace(false);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn noted(&self) -> MutexGuard<'_, Option<Noted>> {
+        self.0.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
