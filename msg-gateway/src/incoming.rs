@@ -29,17 +29,25 @@ use crate::unread::{ReadTimer, Unread};
 /// The bytes that HTTP/2 starts with: the preface, and the head of a SETTINGS frame.
 const HANDSHAKE_BYTES: usize = 24 + 9;
 
-/// When the streams of a connection have to end, and who has opened it. It is in the extensions of every call.
+/// When the streams of a connection have to end, and who has opened it. It is in the extensions of every call, so a clone
+/// must be cheap.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lifetime {
-    drain: CancellationToken,
+    connection: Arc<Shared>,
     until: Option<Instant>,
     /// Cancelled when the key of the caller's token is withdrawn.
-    withdrawn: CancellationToken,
+    withdrawn: Option<CancellationToken>,
+}
+
+/// The part of a lifetime that all calls of a connection share. A clone of a [`CancellationToken`], and its drop, would lock
+/// what all connections share.
+#[derive(Debug, Default)]
+struct Shared {
+    drain: CancellationToken,
     cut: CancellationToken,
     unread: Option<Arc<Unread>>,
     /// Set at the end of the TLS handshake, before the first call.
-    peer: Arc<OnceLock<PeerIdentity>>,
+    peer: OnceLock<PeerIdentity>,
     address: Option<IpAddr>,
     /// A number that no other connection of this process has.
     number: u64,
@@ -49,37 +57,35 @@ impl Lifetime {
     /// Ends the streams at the drain, or some time after the connection has reached its age: callers open new
     /// connections only after that. The time is random, so that callers that connected together do not reconnect
     /// together.
-    pub(crate) fn new(drain: CancellationToken, age: Option<Age>, timer: &Arc<ReadTimer>) -> Self {
+    pub(crate) fn new(
+        drain: CancellationToken,
+        age: Option<Age>,
+        timer: &Arc<ReadTimer>,
+        address: Option<IpAddr>,
+    ) -> Self {
         let part = rand::rng().random_range(0.1..0.5);
         let until = age.map(|age| Instant::now() + age.max + age.grace.mul_f64(part));
         let cut = CancellationToken::new();
         let unread = Some(timer.connection(cut.clone()));
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Lifetime {
-            drain,
-            until,
-            withdrawn: CancellationToken::new(),
-            cut,
-            unread,
-            peer: Arc::default(),
-            address: None,
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
-        }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let connection = Shared { drain, cut, unread, peer: OnceLock::new(), address, number };
+        Lifetime { connection: Arc::new(connection), until, withdrawn: None }
     }
 
     /// Returns the number of the connection, which is never reused.
     pub(crate) fn number(&self) -> u64 {
-        self.number
+        self.connection.number
     }
 
     /// Returns the names in the caller's certificate, if it had to present one.
     pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
-        self.peer.get()
+        self.connection.peer.get()
     }
 
     /// Returns the address that the connection comes from.
     pub(crate) fn address(&self) -> Option<IpAddr> {
-        self.address
+        self.connection.address
     }
 
     /// Ends the streams of one call at this time, if that is earlier.
@@ -89,47 +95,54 @@ impl Lifetime {
 
     /// Ends the streams of one call when this is cancelled.
     pub(crate) fn unless_withdrawn(self, withdrawn: Option<&CancellationToken>) -> Self {
-        Lifetime { withdrawn: withdrawn.cloned().unwrap_or_default(), ..self }
+        Lifetime { withdrawn: withdrawn.cloned(), ..self }
     }
 
     /// Makes a lifetime without an end, of a connection whose caller has presented a certificate with these names.
     #[cfg(test)]
     pub(crate) fn of_peer(peer: PeerIdentity) -> Self {
-        Lifetime { peer: Arc::new(OnceLock::from(peer)), ..Lifetime::default() }
+        let connection = Shared { peer: OnceLock::from(peer), ..Shared::default() };
+        Lifetime { connection: Arc::new(connection), ..Lifetime::default() }
     }
 
     /// Returns the counter of unread responses, which only a real connection has.
     pub(crate) fn unread(&self) -> Option<Arc<Unread>> {
-        self.unread.clone()
+        self.connection.unread.clone()
     }
 
     /// Closes the connection of a caller that does not read its responses.
     pub(crate) fn disconnect_slow_reader(&self) {
-        disconnect_slow_reader(&self.cut);
+        disconnect_slow_reader(&self.connection.cut);
     }
 
     /// Closes the connection immediately, with all its streams. A response that its caller does not read cannot end in
     /// another way: its body is not polled while there is no window for it.
     pub(crate) fn cut(&self) {
-        self.cut.cancel();
+        self.connection.cut.cancel();
     }
 
     /// Completes when the connection has to be closed: at the end of its grace at the latest. tonic's own grace would
     /// close it without notifying the caller first.
     async fn until_cut(self, age: Option<Age>) {
         if let Some(age) = age {
-            let _ = tokio::time::timeout(age.max + age.grace, self.cut.cancelled()).await;
+            let _ = tokio::time::timeout(age.max + age.grace, self.connection.cut.cancelled()).await;
             self.cut();
         }
-        self.cut.cancelled().await;
+        self.connection.cut.cancelled().await;
     }
 
     /// Completes when streams have to end.
     pub(crate) async fn ending(&self) {
+        let withdrawn = async {
+            match &self.withdrawn {
+                Some(withdrawn) => withdrawn.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
         let ended = async {
             tokio::select! {
-                () = self.drain.cancelled() => {}
-                () = self.withdrawn.cancelled() => {}
+                () = self.connection.drain.cancelled() => {}
+                () = withdrawn => {}
             }
         };
         match self.until {
@@ -219,10 +232,8 @@ struct End {
 
 impl Connection {
     fn new(stream: TcpStream, incoming: &Incoming, permit: Permit) -> Self {
-        let lifetime = Lifetime {
-            address: stream.peer_addr().ok().map(|address| address.ip()),
-            ..Lifetime::new(incoming.drain.clone(), incoming.age, &incoming.timer)
-        };
+        let address = stream.peer_addr().ok().map(|address| address.ip());
+        let lifetime = Lifetime::new(incoming.drain.clone(), incoming.age, &incoming.timer, address);
         let tls = incoming.tls.as_ref().map(Reloaded::current);
         let cut = Box::pin(lifetime.clone().until_cut(incoming.age));
         let handshake = Some(Handshake::new(incoming.handshake_timeout));
@@ -237,7 +248,7 @@ impl Connection {
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.lifetime.cut.is_cancelled() {
+        if self.lifetime.connection.cut.is_cancelled() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(())
@@ -255,9 +266,9 @@ impl Connection {
             counter!(HANDSHAKE_TIMEOUTS).increment(1);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        ready!(self.stream.poll_handshake(cx)).inspect_err(|error| record_handshake(self.lifetime.address, error))?;
+        ready!(self.stream.poll_handshake(cx)).inspect_err(|error| record_handshake(self.lifetime.address(), error))?;
         if let Some(peer) = self.stream.peer() {
-            self.lifetime.peer.get_or_init(|| peer.clone());
+            self.lifetime.connection.peer.get_or_init(|| peer.clone());
         }
         Poll::Ready(Ok(()))
     }

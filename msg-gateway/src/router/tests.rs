@@ -165,7 +165,7 @@ fn strangers_hold_no_permit_of_known_callers() {
         response.expect("it does not wait").expect("it cannot fail")
     };
     let timer = ReadTimer::new(Duration::MAX, Duration::MAX);
-    let [stranger, other] = [(); 2].map(|()| Lifetime::new(CancellationToken::new(), None, &timer));
+    let [stranger, other] = [(); 2].map(|()| Lifetime::new(CancellationToken::new(), None, &timer, None));
     // Responses that are not read are open.
     let refused: Vec<_> = (0..100).map(|_| call(&stranger, SEND)).collect();
     assert!(refused.iter().all(|response| code_of(response) == Code::Unauthenticated));
