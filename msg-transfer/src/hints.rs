@@ -176,8 +176,9 @@ mod tests {
         assert!(sizes.len() < 5 && sizes.iter().all(|size| (1..=MAX_BYTES).contains(size)), "{sizes:?}");
     }
 
-    #[test]
-    fn settings_are_known_to_librdkafka() {
+    // The producer needs a runtime.
+    #[tokio::test]
+    async fn settings_are_known_to_librdkafka() {
         let kafka = KafkaOptions {
             kafka_brokers: "127.0.0.1:1".into(),
             kafka_topic: "msgs".into(),

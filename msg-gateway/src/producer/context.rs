@@ -75,7 +75,8 @@ impl Default for Signals {
     }
 }
 
-/// The callbacks of one librdkafka producer. They run on its polling thread and must not block.
+/// The callbacks of one librdkafka producer. They run in a task of the runtime, or in a
+/// flush, and must not block.
 pub(crate) struct DeliveryContext {
     signals: Arc<Signals>,
     stored: Counter,

@@ -6,8 +6,9 @@ use std::cell::Cell;
 use msg_common::partition::Partition;
 
 thread_local! {
-    /// librdkafka reports a batch as a whole and in order, and one thread handles all its reports: so the state belongs to the
-    /// thread, and a second thread that polls (a flush) cannot mix two batches.
+    /// librdkafka reports a batch as a whole and in order, in one event, and one thread handles an event: so the state belongs
+    /// to the thread, and several threads that poll cannot mix two batches. What a thread remembers may be older than the
+    /// last batch of the partition, which changes nothing: see [`judge`].
     static RUN: Cell<Run> = const { Cell::new(Run::None) };
 }
 

@@ -118,7 +118,7 @@ impl Producer {
                 emptying.await
             }
         };
-        // Dropping a producer waits for its thread. Records that are left are purged, and their outcome is unknown.
+        // Dropping a producer waits for librdkafka's threads. Records that are left are purged, and their outcome is unknown.
         let replaced = self.swap(fresh);
         self.gate.open();
         readiness.ready(REPLACEMENT);

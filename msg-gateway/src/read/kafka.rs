@@ -43,7 +43,7 @@ static FAILED: Repeats = Repeats::new();
 /// A client for queries about the topic.
 pub(crate) struct Topic {
     /// A client of its own, because on the connections of the sending one a request would wait behind the sends. A
-    /// producer, because it has a thread that polls the client's events.
+    /// producer, because a task polls its events.
     client: ArcSwap<Querying>,
     settings: ClientSettings,
     name: String,
@@ -156,7 +156,7 @@ impl Topic {
                 Ok(fresh) => self.client.store(Arc::new(fresh)),
                 Err(error) => tracing::error!(%error, "cannot create the client of the topic queries"),
             }
-            // Dropping a producer waits for its thread.
+            // Dropping a producer waits for librdkafka's threads.
             tokio::task::spawn_blocking(move || drop(client));
             return self.client.load_full();
         }
