@@ -22,6 +22,7 @@ use tonic::transport::server::Connected;
 
 use crate::auth::record_handshake;
 use crate::budget::{Budget, Permit};
+use crate::gather::Gathering;
 use crate::metrics::HANDSHAKE_TIMEOUTS;
 use crate::response_permit::disconnect_slow_reader;
 use crate::unread::{ReadTimer, Unread};
@@ -217,6 +218,7 @@ pub(crate) struct Connection {
     stream: ServerStream<TcpStream>,
     lifetime: Lifetime,
     handshake: Option<Handshake>,
+    gathering: Gathering,
     cut: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Set when the gateway closes its side.
     end: Option<End>,
@@ -241,6 +243,7 @@ impl Connection {
             stream: ServerStream::new("grpc", stream, tls),
             lifetime,
             handshake,
+            gathering: Gathering::default(),
             cut,
             end: None,
             _permit: permit,
@@ -305,6 +308,7 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_writable(cx))?;
+        ready!(self.gathering.poll_write(&[io::IoSlice::new(buf)], cx));
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -314,6 +318,7 @@ impl AsyncWrite for Connection {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_writable(cx))?;
+        ready!(self.gathering.poll_write(bufs, cx));
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -325,6 +330,7 @@ impl AsyncWrite for Connection {
         if self.handshake.is_some() {
             ready!(self.poll_open(cx))?;
         }
+        self.gathering.flushed();
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -4,6 +4,7 @@ pub mod app;
 mod auth;
 pub mod budget;
 pub mod config;
+mod gather;
 mod health;
 mod incoming;
 pub mod metrics;
