@@ -9,6 +9,7 @@ pub mod codec;
 pub mod config;
 mod database_url;
 pub mod error;
+pub mod hint;
 pub mod http_client;
 pub mod id;
 pub mod kafka;

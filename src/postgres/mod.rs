@@ -30,7 +30,7 @@ pub use client::{Canceller, Client};
 pub use connector::Connector;
 pub use error::{ConnectError, DatabaseError, HostError, describe, describe_pool};
 pub use manager::Manager;
-pub use server::{Comparison, Identity, Purpose, Refusal, Server};
+pub use server::{Comparison, Identity, Purpose, Refusal, Server, TableIdentity};
 pub use tls::TlsFailure;
 
 /// A pool of connections that fit one [`Purpose`].

@@ -14,6 +14,12 @@ const PLAIN: &str = "SELECT pg_is_in_recovery()::int, current_setting('transacti
 const IDENTITY: &str = ", (SELECT system_identifier FROM pg_control_system()), \
      CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END";
 
+/// The same columns if the identity cannot be read.
+const NO_IDENTITY: &str = ", NULL, NULL";
+
+/// Reads which table `messages` the session uses: the search path decides. Every role may read it.
+const TABLE: &str = ", current_database(), to_regclass('messages')::oid";
+
 /// Reads whether the server is a standby, and whether a new session would be read-only: our own sessions may be set to it.
 const STATE: &str = "SELECT pg_is_in_recovery()::int, coalesce(
     (SELECT split_part(setting, '=', 2)::boolean FROM pg_db_role_setting s, unnest(s.setconfig) setting
@@ -32,6 +38,25 @@ pub struct Identity {
     pub timeline: Option<String>,
     /// When the server was started, in microseconds since 1970. Every role may read it.
     pub started: Option<String>,
+}
+
+/// The identity of the table `messages` of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableIdentity {
+    /// The identity of the server.
+    pub server: Identity,
+    /// The name of the database.
+    pub database: String,
+    /// The OID of the table in the database.
+    pub table: u32,
+}
+
+impl TableIdentity {
+    /// Returns whether both are certainly one table.
+    pub fn is(&self, other: &TableIdentity) -> bool {
+        self.server.compare(&other.server) == Comparison::Same
+            && (&self.database, self.table) == (&other.database, other.table)
+    }
 }
 
 /// Whether two identities belong to one server.
@@ -89,6 +114,8 @@ pub struct Server {
     /// The encoding of the database, such as `UTF8`.
     pub encoding: String,
     pub(super) backend: String,
+    /// The name of the database, and the OID of its table `messages`, if it has one.
+    messages: Option<(String, u32)>,
 }
 
 /// The purpose of a pool's connections.
@@ -173,23 +200,26 @@ impl Server {
     /// Reads the identity and the state of a server. It uses the simple protocol, because the extended one would fail behind a
     /// pooler in transaction mode before the connector can report the pooler.
     pub(super) async fn read(client: &Client) -> Result<Server, Error> {
-        let row = match row(client, &format!("{PLAIN}{IDENTITY}")).await {
-            Err(error) if error.as_db_error().is_some() => row(client, PLAIN).await?,
+        let row = match row(client, &format!("{PLAIN}{IDENTITY}{TABLE}")).await {
+            Err(error) if error.as_db_error().is_some() => row(client, &format!("{PLAIN}{NO_IDENTITY}{TABLE}")).await?,
             row => row?,
         };
         let text = |column| row.try_get(column).ok().flatten().map(str::to_owned);
-        let identity = Identity {
-            system: text(5).filter(|_| row.len() > 5),
-            timeline: text(6).filter(|_| row.len() > 5),
-            started: text(4),
-        };
+        let identity = Identity { system: text(5), timeline: text(6), started: text(4) };
         Ok(Server {
             identity,
             in_recovery: text(0).as_deref() == Some("1"),
             read_only: text(1).as_deref() == Some("on"),
             encoding: text(2).unwrap_or_default(),
             backend: text(3).unwrap_or_default(),
+            messages: text(7).zip(text(8).and_then(|oid| oid.parse().ok())),
         })
+    }
+
+    /// Returns the identity of the table `messages` that the connection uses; `None` if it had none when it was opened.
+    pub fn table(&self) -> Option<TableIdentity> {
+        let (database, table) = self.messages.clone()?;
+        Some(TableIdentity { server: self.identity.clone(), database, table })
     }
 }
 
@@ -265,6 +295,26 @@ mod tests {
                 let lacks = parts.iter().any(|(one, other)| one.is_none() && other.is_some());
                 assert_eq!(one.knows_less_than(&other), lacks, "{one} and {other}");
             }
+        }
+    }
+
+    #[test]
+    fn table_is_the_same_only_on_one_server_and_in_one_database() {
+        let server = |started: Option<&str>| Identity {
+            system: Some("7".into()),
+            timeline: Some("00000001".into()),
+            started: started.map(str::to_owned),
+        };
+        let table = |server, database: &str, table| TableIdentity { server, database: database.into(), table };
+        let one = table(server(Some("42")), "app", 16_385);
+        assert!(one.is(&one.clone()));
+        for other in [
+            table(server(Some("43")), "app", 16_385),
+            table(server(None), "app", 16_385),
+            table(server(Some("42")), "other", 16_385),
+            table(server(Some("42")), "app", 16_386),
+        ] {
+            assert!(!one.is(&other) && !other.is(&one), "{other:?}");
         }
     }
 

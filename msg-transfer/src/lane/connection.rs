@@ -7,6 +7,7 @@ use machine::ConnectionNumber;
 use machine::error::ClassifiedError;
 use machine::lane::{Entry, Request, Response};
 use msg_common::postgres::{DatabaseOptions, Object, Pool};
+use tokio_postgres::SimpleQueryMessage;
 
 use super::decoded::DecodedRecord;
 use super::sql::{Begin, ServerKind};
@@ -14,6 +15,7 @@ use super::{letters, sql, statements};
 use crate::citus::{self, Worker};
 use crate::consumer::progress::ProgressStore;
 use crate::db_error;
+use crate::hints::Stored;
 use crate::session::{self, Committed};
 
 /// Has at most one connection. It never returns a connection to the pool with an open transaction or in an unknown
@@ -28,6 +30,9 @@ pub(crate) struct Connection {
     begin: Begin,
     kind: ServerKind,
     client: Option<Object>,
+    /// The `stored_time` of the rows of the current transaction, or of the last one, in microseconds since 1970. `None` on
+    /// Citus.
+    stored_time_us: Option<i64>,
 }
 
 impl Connection {
@@ -41,7 +46,7 @@ impl Connection {
     ) -> Self {
         let timeout = 2 * database.database_statement_timeout;
         let begin = Begin::new(session::lock_timeout(database), database.database_statement_timeout, kind);
-        Connection { pool, progress, topic, timeout, begin, kind, client: None }
+        Connection { pool, progress, topic, timeout, begin, kind, client: None, stored_time_us: None }
     }
 
     /// Carries out a request. An error or a timeout is a response, too.
@@ -97,8 +102,14 @@ impl Connection {
         }
     }
 
+    /// Returns where and when the last transaction stored its rows, after its COMMIT. `None` on Citus, whose rows may not be
+    /// visible yet.
+    pub(crate) fn stored(&self) -> Option<Stored> {
+        Some(Stored { table: self.client.as_ref()?.server().table()?, time_us: self.stored_time_us? })
+    }
+
     async fn execute(
-        &self,
+        &mut self,
         request: &Request,
         entries: &[Entry<DecodedRecord>],
     ) -> Result<Response, tokio_postgres::Error> {
@@ -124,10 +135,14 @@ impl Connection {
                     Err(error) => Response::Failed(error),
                 });
             }
-            Request::Begin => return begin(client, &self.begin.full, None).await,
-            Request::BeginRetry => return begin(client, &self.begin.short, None).await,
-            Request::BeginBisection => return begin(client, &self.begin.full, Some(sql::AFTER_BEGIN_BISECTION)).await,
-            Request::BeginSearch => return begin(client, &self.begin.short, Some(sql::AFTER_BEGIN_BISECTION)).await,
+            Request::Begin | Request::BeginRetry | Request::BeginBisection | Request::BeginSearch => {
+                let is_short = matches!(request, Request::BeginRetry | Request::BeginSearch);
+                let is_bisection = matches!(request, Request::BeginBisection | Request::BeginSearch);
+                let parts = if is_short { &self.begin.short } else { &self.begin.full };
+                let then = is_bisection.then_some(sql::AFTER_BEGIN_BISECTION);
+                self.stored_time_us = begin(client, parts, then).await?;
+                return Ok(Response::Ok);
+            }
             Request::Commit => {
                 let ((), warning) = client.commit(client.batch_execute("COMMIT")).await?;
                 return Ok(warning.map_or(Response::Ok, |warning| {
@@ -151,11 +166,16 @@ impl Connection {
     }
 }
 
-/// Sends all parts of a BEGIN before it awaits the first result.
-async fn begin(client: &Object, parts: &[String], then: Option<&str>) -> Result<Response, tokio_postgres::Error> {
+/// Sends all parts of a BEGIN before it awaits the first result. Returns the `stored_time` of the transaction's rows, if a
+/// part reads it.
+async fn begin(client: &Object, parts: &[String], then: Option<&str>) -> Result<Option<i64>, tokio_postgres::Error> {
     let parts = parts.iter().map(String::as_str).chain(then);
-    try_join_all(parts.map(|part| client.batch_execute(part))).await?;
-    Ok(Response::Ok)
+    let results = try_join_all(parts.map(|part| client.simple_query(part))).await?;
+    let mut rows = results.iter().flatten().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    Ok(rows.next().and_then(|time| time.parse().ok()))
 }
 
 impl Drop for Connection {

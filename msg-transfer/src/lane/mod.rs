@@ -11,14 +11,16 @@ mod letters;
 pub mod sql;
 pub(crate) mod statements;
 
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machine::Reason;
 use machine::consumer::Event;
 use machine::error::ErrorClass;
-use machine::lane::{BatchError, Machine, Outcome, Request, Response};
+use machine::lane::{BatchError, Entry, Machine, Outcome, Request, Response};
 use msg_common::admin::Readiness;
+use msg_common::hint::record_hash;
 use msg_common::repeat::Repeats;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -26,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use self::blocked::BlockedInboxes;
 use self::connection::Connection;
 use self::decoded::DecodedRecord;
-use self::item::Item;
-use crate::hints::Hints;
+use self::item::{Item, RawRecord};
+use crate::hints::{Hints, StoredRow};
 use crate::{backoff, metrics};
 
 #[derive(Clone, Debug)]
@@ -218,10 +220,15 @@ impl Lane {
     fn hint(&self) {
         let Some(hints) = &self.hints else { return };
         let (entries, numbered) = (self.machine.entries(), self.machine.numbered());
-        let rows = numbered.iter().map(|row| (entries[row.entry].body.record().msg.recv_id.as_str(), row.seq));
+        let rows: Vec<StoredRow<'_>> = numbered.iter().map(|row| stored_row(&entries[row.entry], row.seq)).collect();
+        let mut without_row = BTreeSet::new();
         // Entries without a row are rare: duplicates and dead letters.
-        let others = if numbered.len() < entries.len() { entries } else { &[] };
-        hints.send(rows.chain(others.iter().filter_map(|entry| Some((entry.body.known_recv_id()?, 0)))));
+        if numbered.len() < entries.len() {
+            let stored: HashSet<usize> = numbered.iter().map(|row| row.entry).collect();
+            let others = entries.iter().enumerate().filter(|(index, _)| !stored.contains(index));
+            without_row.extend(others.filter_map(|(_, entry)| entry.body.known_recv_id()));
+        }
+        hints.send(&rows, without_row, self.connection.stored());
     }
 
     fn report(&self, records: usize, outcome: &Outcome, elapsed: Duration) {
@@ -281,6 +288,20 @@ impl Lane {
     fn send(&self, event: Event) {
         // The consumer drops the receiver only when the process ends.
         let _ = self.events.send(event);
+    }
+}
+
+/// Returns the row that a COMMIT stored of this entry.
+fn stored_row(entry: &Entry<DecodedRecord>, seq: i64) -> StoredRow<'_> {
+    let (record, RawRecord { partition, offset, .. }) = (entry.body.record(), &entry.body.item.record);
+    StoredRow {
+        recv_id: &record.msg.recv_id,
+        seq,
+        topic_id: entry.assignment.topic_id(),
+        partition: *partition,
+        offset: offset.0,
+        send_time_ms: record.send_time_ms,
+        hash: record_hash(record.msg_id, record.send_time_ms),
     }
 }
 

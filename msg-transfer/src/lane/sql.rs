@@ -16,6 +16,10 @@ pub(crate) struct Begin {
     pub short: Vec<String>,
 }
 
+/// Reads the time that `stored_time` has in each row of the transaction, in microseconds since 1970. Its default is
+/// `now()`, which is when the transaction began. On Citus the rows' worker may compute it.
+const STORED_TIME: &str = "SELECT (extract(epoch FROM now()) * 1000000)::bigint";
+
 /// The maximum lock timeout of a short transaction.
 const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -35,7 +39,7 @@ impl Begin {
                 format!("SET LOCAL statement_timeout = {statement}"),
             ];
             match kind {
-                ServerKind::Single => vec![parts.join("; ")],
+                ServerKind::Single => vec![format!("{}; {STORED_TIME}", parts.join("; "))],
                 ServerKind::Citus => parts.to_vec(),
             }
         };

@@ -1,19 +1,18 @@
 //! `wait_for: STORED`: what ends a wait, and for which waiters.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use msg_common::partition::partition_for;
 use msg_common::proto::{BatchSendMsgRequest, Msg, WaitFor};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tonic::Code;
 
 use super::calls::{Client, assert_failed, client, metric};
 use super::stored::{LONG, send_stored, wait_for_waiters};
 use super::watch::{Watcher, request};
+use crate::support::hints::send_time;
 use crate::support::kafka::{msg, msg_id_of};
 use crate::support::world::{Gateway, World};
-use crate::support::{WAIT_TIMEOUT, ensure, eventually};
+use crate::support::{ensure, eventually};
 
 /// Shorter than 1 s, the interval at which the table is polled for a waiter while hints are reliable.
 const SOON: Duration = Duration::from_millis(800);
@@ -98,18 +97,6 @@ async fn stored_message_is_found_soon_without_a_hint() {
     let shortest =
         shortest(async |round| time_until_stored(&client, &msg("alice", "bob", &round.to_string(), "x")).await).await;
     assert!(shortest < SOON, "the shortest wait was {shortest:?}: the first poll was late");
-}
-
-/// The timestamp of the record at this position, which its row has too.
-fn send_time(world: &World, partition: i32, offset: i64) -> SystemTime {
-    let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", world.brokers()).set("group.id", "none").create().unwrap();
-    let mut position = TopicPartitionList::new();
-    position.add_partition_offset(world.topic(), partition, Offset::Offset(offset)).unwrap();
-    consumer.assign(&position).unwrap();
-    let record = consumer.poll(WAIT_TIMEOUT).expect("the record exists").unwrap();
-    let millis = record.timestamp().to_millis().unwrap();
-    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap())
 }
 
 /// One query finds all of the rows, because one transaction inserts them.

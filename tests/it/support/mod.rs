@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod fields;
 pub(crate) mod forwarder;
+pub(crate) mod hints;
 pub(crate) mod hosts;
 pub(crate) mod kafka;
 pub(crate) mod leaks;

@@ -1,15 +1,18 @@
-//! Hints: after each COMMIT the hints topic gets the inboxes of the batch and their last `seq`. Nothing depends on
-//! them.
+//! Hints: after each COMMIT the hints topic gets the inboxes of the batch and their last `seq`, and fresh rows are
+//! described. Nothing is lost with a hint.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use msg_common::proto::StoredHint;
+use msg_common::hint::record_hash;
+use msg_common::proto::{HintedInbox, StoredHint};
+use msg_common::record;
 use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
-use crate::support::kafka::{RawRecord, msg, record_of};
+use crate::support::hints::rows_of;
+use crate::support::kafka::{RawRecord, msg, msg_id_of, record_of};
 use crate::support::load;
 use crate::support::stack::stack;
 use crate::support::transfer::metric;
@@ -33,11 +36,15 @@ impl Hints {
         Hints(consumer)
     }
 
+    /// The next hint; `None` if there is none within 100 ms.
+    fn next_hint(&self) -> Option<StoredHint> {
+        let record = tokio::task::block_in_place(|| self.0.poll(Duration::from_millis(100)))?.unwrap();
+        Some(StoredHint::decode(record.payload().unwrap()).unwrap())
+    }
+
     /// The inboxes of the next hint and their `seq`; `None` if there is none within 100 ms.
     fn next(&self) -> Option<BTreeMap<String, i64>> {
-        let record = tokio::task::block_in_place(|| self.0.poll(Duration::from_millis(100)))?.unwrap();
-        let hint = StoredHint::decode(record.payload().unwrap()).unwrap();
-        Some(hint.inboxes.into_iter().map(|inbox| (inbox.recv_id, inbox.seq)).collect())
+        Some(self.next_hint()?.inboxes.into_iter().map(|inbox| (inbox.recv_id, inbox.seq)).collect())
     }
 
     /// Waits for the next hint, and checks that it has exactly these inboxes.
@@ -66,6 +73,64 @@ async fn each_commit_sends_hints_of_its_inboxes_and_last_seqs() {
         ensure(complete == 30, format!("{last:?}"))
     })
     .await;
+    assert!(transfer.stop().await.unwrap().success());
+}
+
+/// A gateway reports what a hint describes, so it must be what a read returns.
+#[tokio::test(flavor = "multi_thread")]
+async fn fresh_rows_are_described_as_they_are_in_the_table() {
+    let world = World::new("hints_rows").await;
+    let transfer = world.running_transfer().await;
+    let (writer, hints, database) = (world.writer(), Hints::of(&world), world.database().await);
+    let fresh = |client_msg_id: &str, send_time_ms| {
+        let msg = msg("a", "bob", client_msg_id, "hello");
+        RawRecord { value: Some(record::encode(msg.clone(), msg_id_of(&msg), send_time_ms)), ..record_of(&msg) }
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let now = i64::try_from(now.as_millis()).unwrap();
+    let next = async || -> StoredHint {
+        eventually("a hint arrives", async || hints.next_hint().ok_or_else(|| NotYet::from("none yet"))).await
+    };
+    // The third one repeats the first. Each round is a batch, or a few.
+    for ids in [&["1", "2", "1"][..], &["3", "1", "4"]] {
+        ids.iter().for_each(|id| writer.put(&fresh(id, now)));
+        writer.flush();
+        let last: i64 = ids.iter().filter_map(|id| id.parse().ok()).max().unwrap();
+        let (mut described, mut without_row) = (Vec::<(i64, i32, i64, u64, i64)>::new(), false);
+        while described.last().is_none_or(|(seq, ..)| *seq < last) || !without_row {
+            let hint = next().await;
+            let [inbox] = hint.inboxes.as_slice() else { panic!("{hint:?}") };
+            without_row |= inbox.without_row;
+            let HintedInbox { seq, partition, offsets, hashes, .. } = inbox;
+            assert_eq!((offsets.len(), hint.rows.is_some()), (hashes.len(), !offsets.is_empty()));
+            let Some(rows) = hint.rows else { continue };
+            assert_eq!(rows, rows_of(&world, rows.stored_time_us).await);
+            let first = seq - i64::try_from(offsets.len()).unwrap() + 1;
+            for (seq, (offset, hash)) in (first..).zip(offsets.iter().zip(hashes)) {
+                described.push((seq, *partition, *offset, *hash, rows.stored_time_us));
+            }
+        }
+        let query = "SELECT seq, kafka_partition, kafka_offset, msg_id, stored_time FROM messages
+                     WHERE recv_id = 'bob' AND seq > $1 ORDER BY seq";
+        let rows = database.query(query, &[&(last - 2)]).await.unwrap();
+        let stored = rows.iter().map(|row| {
+            let time = row.get::<_, SystemTime>(4).duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            let hash = record_hash(row.get(3), now);
+            (
+                row.get::<_, i64>(0),
+                row.get::<_, i32>(1),
+                row.get::<_, i64>(2),
+                hash,
+                i64::try_from(time.as_micros()).unwrap(),
+            )
+        });
+        assert_eq!(described, stored.collect::<Vec<_>>());
+    }
+    // A record that waited for long has no waiter any more.
+    writer.put(&fresh("5", now - 60_000));
+    writer.flush();
+    let hint = next().await;
+    assert_eq!((hint.inboxes[0].seq, hint.inboxes[0].offsets.len(), hint.rows), (5, 0, None));
     assert!(transfer.stop().await.unwrap().success());
 }
 

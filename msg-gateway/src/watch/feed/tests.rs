@@ -7,7 +7,8 @@ fn row(recv_id: &str, seq: i64) -> StoredMsg {
 }
 
 fn hint(recv_id: &str, seq: i64) -> StoredHint {
-    StoredHint { inboxes: vec![HintedInbox { recv_id: recv_id.into(), seq }] }
+    let inbox = HintedInbox { recv_id: recv_id.into(), seq, ..HintedInbox::default() };
+    StoredHint { inboxes: vec![inbox], rows: None }
 }
 
 fn seqs(slice: &FeedSlice) -> Vec<i64> {

@@ -24,7 +24,8 @@ fn bob(after_seq: Option<i64>) -> WatchMsgsRequest {
 }
 
 fn stored_up_to(feed: &Feed, seq: i64) {
-    feed.hinted(&StoredHint { inboxes: vec![HintedInbox { recv_id: "bob".into(), seq }] });
+    let inbox = HintedInbox { recv_id: "bob".into(), seq, ..HintedInbox::default() };
+    feed.hinted(&StoredHint { inboxes: vec![inbox], rows: None });
 }
 
 /// A message is stored while the last `seq` is queried: it is hinted, and no other watcher exists.

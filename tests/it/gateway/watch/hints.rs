@@ -13,7 +13,8 @@ use crate::support::{admin, ensure, eventually};
 async fn wait_until_read(gateway: &Gateway, writer: &RecordWriter, partition: i32) {
     let read = async || metric(gateway, r#"msg_gateway_hints_total{outcome="READ"}"#).await;
     let before = read().await.unwrap();
-    let hint = StoredHint { inboxes: vec![HintedInbox { recv_id: "unwatched".into(), seq: 1 }] };
+    let inbox = HintedInbox { recv_id: "unwatched".into(), seq: 1, ..HintedInbox::default() };
+    let hint = StoredHint { inboxes: vec![inbox], rows: None };
     let record = RawRecord { key: None, value: Some(hint.encode_to_vec()), version: None };
     eventually(&format!("a hint of partition {partition} is read"), async || {
         writer.put_to(partition, &record);

@@ -178,8 +178,8 @@ impl World {
     fn store(&mut self, inbox: usize, rows: usize, bytes: usize, is_hinted: bool) {
         let seq = (0..rows).map(|_| self.shared.table.store(inbox, bytes)).last();
         if let Some(seq) = seq.filter(|_| is_hinted) {
-            let hinted = HintedInbox { recv_id: inbox.to_string(), seq };
-            self.shared.feed.hinted(&StoredHint { inboxes: vec![hinted] });
+            let hinted = HintedInbox { recv_id: inbox.to_string(), seq, ..HintedInbox::default() };
+            self.shared.feed.hinted(&StoredHint { inboxes: vec![hinted], rows: None });
         }
     }
 
