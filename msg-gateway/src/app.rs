@@ -139,7 +139,8 @@ pub async fn run(
     tasks.spawn(budgets.clone().show(stop.clone()));
     let timer = ReadTimer::new(config.server.response_read_timeout, config.watch.watch_stall_timeout);
     tasks.spawn(timer.clone().run(stop.clone()));
-    let watch = WatchServices::start(&config, &budgets, &tasks, &stop)?;
+    let topic_id = producer.signals().topic_id.clone();
+    let watch = WatchServices::start(&config, &budgets, topic_id, &tasks, &stop)?;
     let sender = Sender::new(&config, budgets.clone(), producer.clone(), watch.waiters.clone());
     let reader = Reader::new(&config, read::timing(&config), budgets.clone())?;
     reader.watch_databases(&tasks, &readiness, &stop);

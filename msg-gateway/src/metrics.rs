@@ -39,6 +39,8 @@ pub(crate) const HINTS_RELIABLE: &str = "msg_gateway_hints_reliable";
 pub(crate) const HINT_READERS_REPLACED: &str = "msg_gateway_hint_readers_replaced_total";
 pub(crate) const WATCH_QUERIES: &str = "msg_gateway_watch_queries_total";
 pub(crate) const STORED_WAITERS: &str = "msg_gateway_stored_waiters";
+/// Results of messages that callers waited for, by `source`: hint or table.
+pub(crate) const STORED_RESULTS: &str = "msg_gateway_stored_results_total";
 pub(crate) const WATCHERS: &str = "msg_gateway_watchers";
 pub(crate) const WATCHED_INBOXES: &str = "msg_gateway_watched_inboxes";
 pub(crate) const WATCH_CACHE_BYTES: &str = "msg_gateway_watch_cache_bytes";
@@ -119,6 +121,7 @@ pub fn describe() {
     );
     describe_counter!(WATCH_QUERIES, "Queries of the table for WatchMsgs and WAIT_FOR_STORED");
     describe_gauge!(STORED_WAITERS, "Messages that callers wait for with WAIT_FOR_STORED");
+    describe_counter!(STORED_RESULTS, "Results of messages that callers waited for with WAIT_FOR_STORED, by source");
     describe_gauge!(WATCHERS, "Open WatchMsgs streams");
     describe_gauge!(WATCHED_INBOXES, "Inboxes over all WatchMsgs streams");
     describe_gauge!(

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use metrics::{Counter, counter};
 use msg_common::kafka::{CreatedAt, raw};
 use rdkafka::client::ClientContext;
@@ -14,6 +15,7 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::metrics::DELIVERIES;
 use crate::producer::rejections::Rejections;
@@ -27,6 +29,8 @@ pub(crate) struct Signals {
     /// An event after which the topic should be checked.
     pub(crate) check: Notify,
     pub(crate) rejections: Rejections,
+    /// The ID of the topic when it was last checked; `None` if it is not known.
+    pub(crate) topic_id: Arc<ArcSwapOption<Uuid>>,
     /// The records of batches that a broker rejected as too large. Each holds its permit, so there are not more than
     /// may be in flight.
     oversized: Mutex<Vec<InFlight>>,
@@ -41,6 +45,7 @@ impl Signals {
             error: Notify::new(),
             check: Notify::new(),
             rejections: Rejections::default(),
+            topic_id: Arc::default(),
             oversized: Mutex::default(),
             started: Instant::now(),
             confirmed: AtomicU64::new(0),

@@ -1,13 +1,15 @@
 //! The callers that wait until a message is stored, and the callers that watch inboxes.
 //!
-//! After each batch, the transfer writes a hint: which inboxes have new rows, and the last `seq` of each. A hint only
-//! makes this faster: the rows decide, and polling the table finds the rows that have no hint.
+//! After each batch, the transfer writes a hint: which inboxes have new rows, and the last `seq` of each. If the rows are
+//! fresh, it describes them too, and waiters get their results from it. Without hints, polling the table finds the rows.
 
 mod callbacks;
 pub(crate) mod feed;
 pub(crate) mod feed_reader;
 pub(crate) mod hint_monitor;
 pub(crate) mod hint_reader;
+pub(crate) mod hinted_rows;
+pub(crate) mod message_key;
 pub(crate) mod pending_inboxes;
 pub(crate) mod queries;
 pub mod stream;
@@ -22,12 +24,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use msg_common::config::SettingError;
 use msg_common::error::NO_THREAD;
 use msg_common::kafka::{ClientPurpose, ClientSettings};
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::budget::Budgets;
 use crate::config::Config;
@@ -66,23 +70,25 @@ pub(crate) struct WatchServices {
 }
 
 impl WatchServices {
-    /// Starts the hint reader and the two tasks that query the table. They run until `stop`.
+    /// Starts the hint reader and the two tasks that query the table. They run until `stop`. `topic_id` is the ID of the
+    /// topic that the gateway writes to.
     pub(crate) fn start(
         config: &Config,
         budgets: &Budgets,
+        topic_id: Arc<ArcSwapOption<Uuid>>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Self, WatchError> {
         let monitor = Arc::new(HintMonitor::default());
         if !config.database.is_given() {
-            let waiters = Arc::new(Waiters::new(None, budgets.stored_waiters.clone(), monitor));
+            let waiters = Arc::new(Waiters::new(None, budgets.stored_waiters.clone(), monitor, topic_id));
             return Ok(WatchServices { waiters, watches: None });
         }
         let options = &config.watch;
         let queries = WatchQueries::new(&config.database, options.watch_connections, budgets.catch_ups.clone());
         let queries = Arc::new(queries?);
         let feed = Arc::new(Feed::new(options.watch_cache_bytes));
-        let waiters = Waiters::new(Some(queries.clone()), budgets.stored_waiters.clone(), monitor.clone());
+        let waiters = Waiters::new(Some(queries.clone()), budgets.stored_waiters.clone(), monitor.clone(), topic_id);
         let waiters = Arc::new(waiters);
         let reader = FeedReader {
             feed: feed.clone(),

@@ -2,13 +2,13 @@
 //! index.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::{try_join_all, try_join3};
 use metrics::{Counter, counter};
 use msg_common::config::SettingError;
-use msg_common::postgres::{DatabaseOptions, Purpose};
+use msg_common::postgres::{DatabaseOptions, Purpose, TableIdentity};
 use msg_common::proto::{MsgRecord, StoredMsg};
 use msg_common::table::{self, Digest};
 use prost::Message as _;
@@ -23,6 +23,7 @@ use crate::read::database::{Connection, Database, failure};
 use crate::read::max_seqs;
 use crate::read::pull::{Query, get, page, stored_msg, unreadable};
 use crate::status::Failure;
+use crate::watch::message_key::MessageKey;
 
 /// The settings of each session. For a small table without statistics, the planner would choose a sequential scan, and the
 /// prepared statement would keep that plan. Citus passes settings of a transaction on to its workers' sessions
@@ -32,6 +33,10 @@ pub(crate) const SESSION: &str = "SET default_transaction_read_only = on; SET en
 
 /// The feed reader and the lookups for waiters have one connection each.
 pub(crate) const SHARED_TASKS: usize = 2;
+
+/// For how long after a query its table counts as the one that is read. After a failover, hints about the previous
+/// primary's table must not be used for longer.
+const TABLE_KNOWN_FOR: Duration = Duration::from_secs(10);
 
 /// The settings of each transaction. On Citus the workers plan the query, and only a transaction's settings reach them.
 /// Citus passes on the whole text that contains a SET LOCAL, so there each one is sent by itself.
@@ -120,22 +125,13 @@ pub(crate) struct WatchQueries {
     catch_up_timeout: Duration,
     /// Whether the database has the Citus extension, once that is known.
     citus: OnceCell<bool>,
+    /// The table that the last query has read, and when.
+    table: Mutex<Option<(Instant, TableIdentity)>>,
     queries: Counter,
 }
 
 /// A permit to use one of the connections for watches that open or catch up.
 pub(crate) struct CatchUpPermit(#[expect(dead_code, reason = "it is held")] pub(crate) Permit);
-
-/// The inbox, ID and Kafka position of a message whose row is awaited.
-#[derive(Clone, Debug)]
-pub(crate) struct MessageKey {
-    pub(crate) recv_id: String,
-    pub(crate) msg_id: Uuid,
-    pub(crate) send_time: SystemTime,
-    pub(crate) partition: i32,
-    /// `None` if Kafka confirmed the record without its offset.
-    pub(crate) offset: Option<i64>,
-}
 
 #[derive(Clone, Debug)]
 pub(crate) struct StoredRow {
@@ -162,8 +158,15 @@ impl WatchQueries {
             catch_ups,
             catch_up_timeout: options.database_connect_timeout,
             citus: OnceCell::new(),
+            table: Mutex::default(),
             queries: counter!(WATCH_QUERIES),
         })
+    }
+
+    /// Returns the table that the queries read, if one of them has read it within `TABLE_KNOWN_FOR`.
+    pub(crate) fn table(&self) -> Option<TableIdentity> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.as_ref().filter(|(when, _)| when.elapsed() < TABLE_KNOWN_FOR).map(|(_, table)| table.clone())
     }
 
     /// Waits for a connection to read for a watch, without limit. Watches are served in order, and each reads one page
@@ -271,7 +274,7 @@ impl WatchQueries {
         if offsets.iter().all(Option::is_some) {
             return Ok(dead);
         }
-        let send_times: BTreeMap<usize, SystemTime> = keys.iter().map(|(at, key)| (*at, key.send_time)).collect();
+        let send_times: BTreeMap<usize, i64> = keys.iter().map(|(at, key)| (*at, key.send_time_ms())).collect();
         for row in self.query(DEAD_BYTES, &recv_ids, &parameters).await? {
             let index = index(&row)?;
             if is_of(get(&row, "value")?, send_times[&index]) {
@@ -293,6 +296,7 @@ impl WatchQueries {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
         let connection = self.connection(&self.shared).await?;
+        let started = Instant::now();
         let is_citus = self.citus.get_or_try_init(|| is_citus(&connection)).await.map_err(|error| failure(&error))?;
         let few = few(recv_ids).filter(|_| *is_citus && statement.contains("{few}"));
         let condition =
@@ -312,17 +316,17 @@ impl WatchQueries {
             Ok(rows)
         };
         let rows = result.await.map_err(|error: tokio_postgres::Error| failure(&error))?;
+        let table = connection.server().table().map(|table| (started, table));
+        *self.table.lock().unwrap_or_else(PoisonError::into_inner) = table;
         connection.done();
         Ok(rows)
     }
 }
 
-/// Returns whether the bytes of a dead letter belong to the send at `send_time`.
-fn is_of(value: Option<&[u8]>, send_time: SystemTime) -> bool {
+/// Returns whether the bytes of a dead letter belong to the send at this time.
+fn is_of(value: Option<&[u8]>, send_time_ms: i64) -> bool {
     let record = value.and_then(|value| MsgRecord::decode(value).ok());
-    let sent =
-        send_time.duration_since(SystemTime::UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_millis()).ok());
-    record.is_some_and(|record| Some(record.send_time_ms) == sent)
+    record.is_some_and(|record| record.send_time_ms == send_time_ms)
 }
 
 async fn is_citus(connection: &Connection) -> Result<bool, tokio_postgres::Error> {
@@ -369,10 +373,9 @@ mod tests {
     #[test]
     fn dead_letter_without_offset_matches_by_its_send_time() {
         let value = MsgRecord { send_time_ms: 1_700_000_000_123, ..MsgRecord::default() }.encode_to_vec();
-        let at = |millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
-        assert!(is_of(Some(&value), at(1_700_000_000_123)));
-        assert!(!is_of(Some(&value), at(1_700_000_000_124)));
-        assert!(!is_of(Some(b"\xff"), at(0)) && !is_of(None, at(0)));
+        assert!(is_of(Some(&value), 1_700_000_000_123));
+        assert!(!is_of(Some(&value), 1_700_000_000_124));
+        assert!(!is_of(Some(b"\xff"), 0) && !is_of(None, 0));
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! Decides what the rows and dead letters that a lookup found mean for the callers that wait for STORED. These are
-//! pure functions. No other code matches a row or a dead letter with a waiter.
+//! Decides what rows and dead letters mean for the callers that wait for STORED: those that a lookup found, and rows
+//! that a hint describes. These are pure functions. No other code matches a row or a dead letter with a waiter.
 
 use msg_common::proto::{DeadLetterReason, Placement, StoredPlacement};
 use msg_common::table::Digest;
 
 use crate::status::Failure;
-use crate::watch::queries::{MessageKey, StoredRow};
+use crate::watch::hinted_rows::HintedRow;
+use crate::watch::message_key::MessageKey;
+use crate::watch::queries::StoredRow;
 
 pub(crate) type WaitResult = Result<StoredPlacement, Failure>;
 
@@ -19,9 +21,18 @@ pub(crate) struct Awaited {
     pub(crate) key: MessageKey,
     pub(crate) placement: Placement,
     pub(crate) digest: Digest,
+    /// Whether the lookup also queries dead letters.
+    pub(crate) may_be_dead: bool,
 }
 
 impl Awaited {
+    /// Returns whether the waiter's record made this row that a hint describes. The hash stands for its ID and its send
+    /// time.
+    pub(crate) fn is_its_hinted_row(&self, row: &HintedRow) -> bool {
+        let key = &self.key;
+        (row.partition, Some(row.offset), row.hash) == (key.partition, key.offset, key.hash())
+    }
+
     /// Returns whether the waiter's record made this row. A record that Kafka lost may have had the same offset, but
     /// its send time differs.
     fn is_its_row(&self, row: &StoredRow) -> bool {
@@ -72,10 +83,11 @@ fn stored(row: &StoredRow, duplicate: bool) -> StoredPlacement {
 mod tests {
     use std::time::SystemTime;
 
-    use msg_common::proto::Msg;
+    use msg_common::proto::{Msg, StoredHint};
     use uuid::Uuid;
 
     use super::*;
+    use crate::watch::hinted_rows::{self, tests::hint};
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -87,7 +99,7 @@ mod tests {
         let offset = Some(offset).filter(|offset| *offset >= 0);
         let placement = Placement { partition: 3, offset, send_time: Some(NOW.into()), ..Placement::default() };
         let key = MessageKey { recv_id: "bob".into(), msg_id: Uuid::nil(), send_time: NOW, partition: 3, offset };
-        Awaited { id: 0, key, placement, digest: Digest::of(&msg(content)) }
+        Awaited { id: 0, key, placement, digest: Digest::of(&msg(content)), may_be_dead: true }
     }
 
     fn row(index: usize, offset: i64, seq: i64) -> StoredRow {
@@ -119,6 +131,21 @@ mod tests {
             own_rows(&awaited, vec![reused]).0.is_empty(),
             "an offset that another record had before Kafka lost it"
         );
+    }
+
+    #[test]
+    fn hinted_row_is_its_own_only_at_its_position_and_with_its_hash() {
+        let own = awaited(10, "a");
+        let of = |hint: StoredHint| hinted_rows::rows(&hint.inboxes[0], 1).next().expect("it is described");
+        let row = of(hint("bob", 7, &[(10, own.key.hash())]));
+        assert!(own.is_its_hinted_row(&row));
+        assert!(!own.is_its_hinted_row(&HintedRow { partition: 4, ..row }), "another partition");
+        assert!(!own.is_its_hinted_row(&HintedRow { offset: 11, ..row }), "another offset");
+        assert!(!awaited(-1, "a").is_its_hinted_row(&row), "an offset that is not known");
+        let later = MessageKey { send_time: NOW + std::time::Duration::from_millis(1), ..own.key.clone() };
+        assert!(!Awaited { key: later, ..own.clone() }.is_its_hinted_row(&row), "a message that was sent again");
+        let other = MessageKey { msg_id: Uuid::from_u128(1), ..own.key.clone() };
+        assert!(!Awaited { key: other, ..own }.is_its_hinted_row(&row), "an offset that another record had");
     }
 
     #[test]

@@ -8,10 +8,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::watch::hinted_rows::HintedRow;
 use crate::watch::verdict::{Awaited, WaitResult};
 
 /// How many waiters of one inbox a lookup queries: the oldest ones, and as many of the others.
@@ -19,12 +20,27 @@ const CHUNK: usize = 32;
 /// Maximum number of messages of one lookup, over all inboxes.
 pub(crate) const MAX_LOOKUP_MSGS: usize = 1000;
 
+/// The delay of the first lookup, because a hint may arrive before its waiter, or not at all.
+pub(crate) const FIRST_LOOKUP_DELAY: Duration = Duration::from_millis(50);
+
 /// A caller that waits for a row.
+#[derive(Debug)]
 pub(crate) struct Waiter {
     /// `id` is set when the waiter is added.
     pub(crate) awaited: Awaited,
     pub(crate) since: Instant,
     pub(crate) result: oneshot::Sender<WaitResult>,
+}
+
+/// What a hint says about an inbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hinted {
+    /// Every record that was completed has a row that the hint describes, and the waiters of these rows have their results.
+    AllDescribed,
+    /// Rows were stored that have to be queried.
+    Rows,
+    /// A record was completed without a row: a duplicate or a dead letter.
+    WithoutRow,
 }
 
 impl Waiter {
@@ -56,6 +72,8 @@ struct Inbox {
     timer: Instant,
     /// When the last hint about the inbox arrived.
     hinted: Option<Instant>,
+    /// When the last hint arrived that may be about a record without a row.
+    hinted_without_row: Option<Instant>,
     /// How many waiters got their result since the last lookup.
     completed: usize,
     /// The last waiter that was queried in turn.
@@ -75,7 +93,7 @@ impl WaiterQueue {
         let inbox = inboxes.entry(recv_id.clone()).or_insert_with(|| {
             timers.insert((first_lookup, recv_id.clone()));
             let (waiters, turn) = (BTreeSet::new(), (i64::MIN, 0));
-            Inbox { recv_id, waiters, timer: first_lookup, hinted: None, completed: 0, turn }
+            Inbox { recv_id, waiters, timer: first_lookup, hinted: None, hinted_without_row: None, completed: 0, turn }
         });
         inbox.waiters.insert(waiter.rank());
         inbox.look_up_by(first_lookup, timers);
@@ -100,11 +118,34 @@ impl WaiterQueue {
         Some((waiter, hinted))
     }
 
-    /// Makes the inbox due. Returns whether it has waiters.
-    pub(crate) fn hinted(&mut self, recv_id: &str, now: Instant) -> bool {
+    pub(crate) fn len(&self) -> usize {
+        self.waiters.len()
+    }
+
+    pub(crate) fn has_waiters(&self, recv_id: &str) -> bool {
+        self.state.inboxes.contains_key(recv_id)
+    }
+
+    /// Removes the waiter whose record made this row of the inbox, and returns it.
+    pub(crate) fn complete_hinted(&mut self, recv_id: &str, row: &HintedRow) -> Option<Waiter> {
+        let inbox = self.state.inboxes.get(recv_id)?;
+        let mut at_offset = inbox.waiters.range((row.offset, 0)..=(row.offset, u64::MAX));
+        let (_, id) = *at_offset.find(|(_, id)| self.waiters[id].awaited.is_its_hinted_row(row))?;
+        Some(self.take(id)?.0)
+    }
+
+    /// Records a hint about an inbox. Makes the inbox due unless the hint described all that was completed. Returns whether
+    /// it was made due.
+    pub(crate) fn hinted(&mut self, recv_id: &str, hinted: Hinted, now: Instant) -> bool {
         let State { inboxes, timers } = &mut self.state;
         let Some(inbox) = inboxes.get_mut(recv_id) else { return false };
         inbox.hinted = Some(now);
+        if hinted == Hinted::WithoutRow {
+            inbox.hinted_without_row = Some(now);
+        }
+        if hinted == Hinted::AllDescribed {
+            return false;
+        }
         inbox.look_up_by(now, timers);
         true
     }
@@ -123,7 +164,12 @@ impl WaiterQueue {
             && *when <= now
         {
             let inbox = inboxes.get_mut(recv_id).expect("an inbox with a timer has waiters");
-            due.extend(inbox.next().map(|id| self.waiters[&id].awaited.clone()));
+            let next = inbox.next().map(|id| &self.waiters[&id]);
+            let without_row = inbox.hinted_without_row;
+            due.extend(next.map(|Waiter { awaited, since, .. }| Awaited {
+                may_be_dead: without_row.is_some_and(|when| when >= *since) || now >= *since + FIRST_LOOKUP_DELAY,
+                ..awaited.clone()
+            }));
             inbox.set_timer(again, timers);
         }
         due

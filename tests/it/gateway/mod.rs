@@ -8,6 +8,7 @@ mod database_hosts;
 mod drain;
 mod duplicates;
 mod freeze;
+mod hinted;
 mod hostile;
 mod limits;
 mod metrics;

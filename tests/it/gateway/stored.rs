@@ -181,6 +181,9 @@ async fn waiters_are_served_without_hints() {
         join_all(sends).await;
     }
     assert_eq!(world.rows().await.len(), 100);
+    let from_table = metric(&gateway, "msg_gateway_stored_results_total{source=\"table\"}").await.unwrap();
+    let all = metric(&gateway, "msg_gateway_stored_results_total").await.unwrap();
+    assert_eq!((from_table, all), (100.0, 100.0));
 }
 
 #[tokio::test]

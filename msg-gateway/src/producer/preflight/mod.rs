@@ -167,6 +167,7 @@ impl Preflight {
             );
             self.producer.replace_abandoning().map_err(RequestError::create)?;
         }
+        self.producer.signals().topic_id.store(Some(Arc::new(id)));
         self.id = Some(id);
         Ok(described.may_write)
     }

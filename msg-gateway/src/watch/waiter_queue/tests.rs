@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::*;
-use crate::watch::queries::MessageKey;
+use crate::watch::message_key::MessageKey;
 
 const LATER: Duration = Duration::from_secs(1);
 
@@ -31,7 +31,7 @@ impl World {
             offset: Some(offset),
         };
         let placement = Placement { offset: Some(offset), ..Placement::default() };
-        let awaited = Awaited { id: 0, key, placement, digest: Digest::of(&Msg::default()) };
+        let awaited = Awaited { id: 0, key, placement, digest: Digest::of(&Msg::default()), may_be_dead: false };
         let waiter = Waiter { awaited, since: self.now, result: oneshot::channel().0 };
         self.queue.add(waiter, self.now + LATER).0
     }
@@ -67,7 +67,10 @@ fn hint_makes_its_inbox_due_and_no_other() {
     world.add("bob", 1);
     world.add("carol", 2);
     assert!(world.look_up(|_| true).is_empty(), "no waiter is due yet");
-    assert!(world.queue.hinted("bob", world.now) && !world.queue.hinted("dave", world.now));
+    assert!(!world.queue.hinted("bob", Hinted::AllDescribed, world.now));
+    assert!(world.look_up(|_| true).is_empty(), "the hint has described all");
+    assert!(world.queue.hinted("bob", Hinted::Rows, world.now));
+    assert!(!world.queue.hinted("dave", Hinted::Rows, world.now));
     assert_eq!(world.look_up(|_| true), [1]);
     world.now += LATER;
     assert_eq!(world.look_up(|_| true), [2], "it becomes due without a hint");
@@ -78,7 +81,7 @@ fn hint_makes_its_inbox_due_and_no_other() {
 fn result_says_whether_a_hint_came_while_the_waiter_waited() {
     let mut world = World::new();
     let before = world.add("bob", 1);
-    world.queue.hinted("bob", world.now);
+    world.queue.hinted("bob", Hinted::Rows, world.now);
     world.now += LATER;
     let after = world.add("bob", 2);
     let hinted = |world: &mut World, id| world.queue.complete(id, world.now).expect("it waits").1;
@@ -108,7 +111,7 @@ fn lookups_of_a_hot_inbox_grow_with_the_stored_messages() {
     let mut found = 0;
     for stored in (0..=WAITERS).step_by(100) {
         world.now += LATER / 100;
-        world.queue.hinted("hot", world.now);
+        world.queue.hinted("hot", Hinted::Rows, world.now);
         found += world.look_up_until_idle(|offset| offset < stored);
     }
     assert_eq!(found, usize::try_from(WAITERS).expect("it is small"));
@@ -128,4 +131,26 @@ fn waiters_behind_those_without_a_result_are_found() {
         found += world.look_up_until_idle(|offset| offset >= 500);
     }
     assert_eq!(found, 1500);
+}
+
+/// Dead letters are queried if a hint may be about one, or if the waiter has waited for longer than a hint needs.
+#[test]
+fn dead_letters_are_queried_when_hinted_or_late() {
+    let mut world = World::new();
+    let queried = |world: &mut World| -> Vec<bool> {
+        world.queue.due(world.now, world.now + LATER).iter().map(|awaited| awaited.may_be_dead).collect()
+    };
+    world.add("bob", 1);
+    world.queue.hinted("bob", Hinted::Rows, world.now);
+    assert_eq!(queried(&mut world), [false]);
+    world.queue.hinted("bob", Hinted::WithoutRow, world.now);
+    assert_eq!(queried(&mut world), [true]);
+    // A waiter that came after that hint.
+    world.now += Duration::from_millis(1);
+    world.add("bob", 2);
+    world.queue.hinted("bob", Hinted::Rows, world.now);
+    assert_eq!(queried(&mut world), [true, false]);
+    world.now += FIRST_LOOKUP_DELAY;
+    world.queue.hinted("bob", Hinted::Rows, world.now);
+    assert_eq!(queried(&mut world), [true, true]);
 }

@@ -1,0 +1,165 @@
+//! `wait_for: STORED` from hints: which callers get their result from a hint, without a query, and which do not.
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use msg_common::hint::record_hash;
+use msg_common::partition::partition_for;
+use msg_common::proto::{HintedInbox, HintedRows, Placement, StoredHint};
+use prost::Message as _;
+
+use super::calls::{client, metric};
+use super::stored::{LONG, send_stored, wait_for_waiters};
+use super::watch::{Watcher, request};
+use crate::support::hints::{rows_of, send_time};
+use crate::support::kafka::{RawRecord, RecordWriter, msg, msg_id_of};
+use crate::support::world::{Gateway, World};
+use crate::support::{ensure, eventually};
+
+/// The results of waiters so far: those from hints, and those from queries.
+async fn results(gateway: &Gateway) -> (f64, f64) {
+    let of = async |source: &str| {
+        metric(gateway, &format!("msg_gateway_stored_results_total{{source=\"{source}\"}}")).await.unwrap()
+    };
+    (of("hint").await, of("table").await)
+}
+
+/// Checks that the rows of these messages are as the placements say.
+async fn assert_rows(world: &World, inbox: &str, placements: &[Placement]) {
+    let query = "SELECT seq, stored_time, kafka_partition, kafka_offset FROM messages WHERE recv_id = $1 ORDER BY seq";
+    let rows = world.database().await.query(query, &[&inbox]).await.unwrap();
+    let found = rows.iter().map(|row| (row.get(0), row.get::<_, SystemTime>(1), row.get(2), row.get(3)));
+    let mut expected: Vec<(i64, SystemTime, i32, i64)> = Vec::new();
+    for Placement { partition, offset, stored, .. } in placements {
+        let stored = stored.as_ref().expect("it is stored");
+        let time = SystemTime::try_from(stored.stored_time.expect("it has a time")).unwrap();
+        assert!(!stored.duplicate);
+        expected.push((stored.seq, time, *partition, offset.expect("Kafka returned it")));
+    }
+    expected.sort_unstable();
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn stored_is_reported_from_a_hint_without_a_query() {
+    let world = World::new("hinted").await;
+    let _transfer = world.running_transfer().await;
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    let mut sent = Vec::new();
+    // A few results come from queries: at first, and once every 10 s, the gateway does not know which table it reads.
+    eventually("a whole round is reported without a query", async || {
+        let queries = async || metric(&gateway, "msg_gateway_watch_queries_total").await;
+        let (queries_before, (hint_before, table_before)) = (queries().await?, results(&gateway).await);
+        let round = sent.len();
+        for i in round..round + 20 {
+            sent.push(send_stored(&client, &msg("alice", "bob", &i.to_string(), "hello"), LONG).await?);
+        }
+        let (queries, (hint, table)) = (queries().await? - queries_before, results(&gateway).await);
+        let (hint, table) = (hint - hint_before, table - table_before);
+        assert_eq!(hint + table, 20.0, "each waiter gets one result");
+        ensure((hint, queries) == (20.0, 0.0), format!("{hint} from hints, {queries} queries"))
+    })
+    .await;
+    assert_rows(&world, "bob", &sent).await;
+    // Many concurrent waiters of one inbox and of others.
+    let sends = (0..400).map(|i| {
+        let (client, msg) = (client.clone(), msg("alice", ["carol", "dave"][i % 2], &i.to_string(), "hello"));
+        async move { send_stored(&client, &msg, LONG).await.unwrap() }
+    });
+    let (carol, dave): (Vec<_>, Vec<_>) = join_all(sends).await.into_iter().enumerate().partition(|(i, _)| i % 2 == 0);
+    for (inbox, sent) in [("carol", carol), ("dave", dave)] {
+        assert_rows(&world, inbox, &sent.into_iter().map(|(_, placement)| placement).collect::<Vec<_>>()).await;
+    }
+    wait_for_waiters(&gateway, 0.0).await;
+}
+
+/// Writes a hint, and waits until the gateway has read it. No other hints are written meanwhile.
+async fn write_hint(gateway: &Gateway, writer: &RecordWriter, hint: &StoredHint) {
+    let read = async || metric(gateway, r#"msg_gateway_hints_total{outcome="READ"}"#).await;
+    let before = read().await.unwrap();
+    writer.put_to(0, &RawRecord { key: None, value: Some(hint.encode_to_vec()), version: None });
+    writer.flush();
+    eventually("the hint is read", async || {
+        let now = read().await?;
+        ensure(now > before, format!("{now} hints were read, as before"))
+    })
+    .await;
+}
+
+/// Another deployment may write to the same hints topic. There is no row here: each STORED comes from a hint that the
+/// test writes.
+#[tokio::test]
+async fn hint_of_another_table_or_topic_reports_nothing() {
+    let world = World::new("hinted_foreign").await;
+    // The transfer creates the tables.
+    world.running_transfer().await.stop().await.unwrap();
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    // While there is a watcher, hints are read.
+    let _watcher = Watcher::open(&client, request([("carol", None)])).await.unwrap();
+    let writer = RecordWriter::new(world.brokers(), &format!("{}-hints", world.topic()), 1);
+    let none = StoredHint::default();
+    eventually("hints are read", async || {
+        let written = tokio::time::timeout(Duration::from_secs(2), write_hint(&gateway, &writer, &none)).await;
+        ensure(written.is_ok(), "not yet")
+    })
+    .await;
+    let sent = msg("alice", "bob", "1", "hello");
+    let queries = async || metric(&gateway, "msg_gateway_watch_queries_total").await;
+    let queries_before = queries().await.unwrap();
+    let mut send = {
+        let (client, sent) = (client.clone(), sent.clone());
+        tokio::spawn(async move { send_stored(&client, &sent, LONG).await })
+    };
+    wait_for_waiters(&gateway, 1.0).await;
+    let partition = partition_for(b"bob", world.partitions);
+    let send_time = eventually("the record is in Kafka", async || {
+        let ends = world.end_offsets().await;
+        ensure(ends[usize::try_from(partition).unwrap()] == 1, format!("{ends:?}"))?;
+        Ok(send_time(&world, partition, 0).duration_since(SystemTime::UNIX_EPOCH).unwrap())
+    })
+    .await;
+    let hash = record_hash(msg_id_of(&sent), i64::try_from(send_time.as_millis()).unwrap());
+    let own = rows_of(&world, 1_700_000_000_123_456).await;
+    let hint = |hash: u64, rows: &HintedRows| {
+        let recv_id = "bob".to_owned();
+        let (offsets, hashes) = (vec![0], vec![hash]);
+        let inbox = HintedInbox { recv_id, seq: 7, partition, offsets, hashes, without_row: false };
+        StoredHint { inboxes: vec![inbox], rows: Some(rows.clone()) }
+    };
+    // Once the gateway has queried the row, it knows which table it reads. Then it would use a foreign hint that it did not
+    // recognize.
+    eventually("the gateway has queried the row", async || {
+        let made = queries().await? - queries_before;
+        ensure(made >= 3.0, format!("{made} queries"))
+    })
+    .await;
+    for (part, rows) in [
+        ("system", HintedRows { system: format!("{}1", own.system), ..own.clone() }),
+        ("timeline", HintedRows { timeline: "000000FF".into(), ..own.clone() }),
+        ("start", HintedRows { started: format!("{}1", own.started), ..own.clone() }),
+        ("database", HintedRows { database: "another".into(), ..own.clone() }),
+        ("table", HintedRows { table: own.table + 1, ..own.clone() }),
+        ("topic", HintedRows { topic_id: vec![7; 16].into(), ..own.clone() }),
+    ] {
+        write_hint(&gateway, &writer, &hint(hash, &rows)).await;
+        // A hint is counted before it is used, and they are used in order.
+        write_hint(&gateway, &writer, &none).await;
+        assert_eq!(results(&gateway).await, (0.0, 0.0), "another {part}");
+    }
+    write_hint(&gateway, &writer, &hint(hash + 1, &own)).await;
+    write_hint(&gateway, &writer, &none).await;
+    assert_eq!(results(&gateway).await, (0.0, 0.0), "another record");
+    assert!(!send.is_finished());
+    // The same hint with nothing changed is used, so each change above was the reason.
+    let stored = eventually("the gateway's own hint is used", async || {
+        write_hint(&gateway, &writer, &hint(hash, &own)).await;
+        let result = tokio::time::timeout(Duration::from_millis(500), &mut send).await;
+        Ok(result?.unwrap().unwrap().stored.unwrap())
+    })
+    .await;
+    let time = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456);
+    assert_eq!((stored.seq, stored.stored_time, stored.duplicate), (7, Some(time.into()), false));
+    assert_eq!(results(&gateway).await, (1.0, 0.0));
+}
