@@ -30,7 +30,8 @@ const LINGER: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before the next client is created.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the thread checks whether hints are still wanted. A hint, or the first waiter or watcher, wakes it earlier.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 static UNDECODABLE: Repeats = Repeats::new();
 
@@ -67,7 +68,9 @@ impl HintReader {
             // A reader that falls behind the retention continues at the end: hints may be lost.
             .set("auto.offset.reset", "latest")
             .set("enable.partition.eof", "true")
-            .set("fetch.wait.max.ms", "500")
+            // A broker responds to a fetch as soon as there is a hint; without hints, the fetches are rare.
+            .set("fetch.min.bytes", "1")
+            .set("fetch.wait.max.ms", "5000")
             .set("fetch.error.backoff.ms", "50")
             .set("queued.max.messages.kbytes", "4096");
         client
