@@ -13,6 +13,10 @@ use msg_transfer::commands::CommandError;
 use msg_transfer::config::Config;
 use msg_transfer::{app, commands};
 
+/// Each record allocates and frees memory on several threads, which the system's allocator does slowly (ADR 8).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long the exit waits for threads that still run, such as a request to a broker that is unavailable.
 const THREADS_TIMEOUT: Duration = Duration::from_secs(1);
 
