@@ -79,7 +79,9 @@ impl State {
     ) -> (Vec<(Waiter, StoredPlacement)>, bool) {
         let (mut completed, mut any) = (Vec::new(), false);
         for inbox in &hint.inboxes {
-            let mut hinted = if inbox.without_row || inbox.seq == 0 { Hinted::WithoutRow } else { Hinted::Rows };
+            // A transfer that describes no rows may be an older one, which does not say whether a record has no row.
+            let may_be_without_row = inbox.without_row || inbox.seq == 0 || hint.rows.is_none();
+            let mut hinted = if may_be_without_row { Hinted::WithoutRow } else { Hinted::Rows };
             let has_waiters = self.queue.has_waiters(&inbox.recv_id);
             let described = stored_time_us.filter(|_| has_waiters || is_sending);
             for row in described.into_iter().flat_map(|time| hinted_rows::rows(inbox, time)) {

@@ -98,6 +98,8 @@ fn hint_of_an_older_transfer_makes_a_lookup_due() {
     state.add(waiter(1, 10)).expect("its row was not hinted");
     let inbox = HintedInbox { recv_id: "bob".into(), seq: 7, ..HintedInbox::default() };
     assert_eq!(pass(&mut state, &StoredHint { inboxes: vec![inbox], rows: None }), (vec![], true));
+    let due = state.queue.due(Instant::now(), Instant::now() + LOOKUP_INTERVAL);
+    assert!(due[0].may_be_dead, "the hint may be about a dead letter");
 }
 
 #[test]
