@@ -179,6 +179,7 @@ mod tests {
     use rdkafka::consumer::{BaseConsumer, Consumer as _};
     use rdkafka::mocking::MockCluster;
     use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
+    use tokio::sync::mpsc;
 
     use super::*;
     use crate::budget::Budget;
@@ -265,20 +266,27 @@ mod tests {
         let producer = Arc::new(Producer::new(settings, "msgs").expect("the settings are good"));
         producer.open();
         let (sending, budget) = (producer.clone(), Budget::of_items(100_000));
+        let (hundreds, mut sent) = mpsc::unbounded_channel();
         let sender = tokio::task::spawn_blocking(move || {
             // librdkafka replaces the timestamp 0 by the current time.
             let mut next = 1;
             while next <= RECORDS {
                 let permit = budget.try_acquire(1).expect("there is capacity");
                 match send_at(&sending, permit, next) {
-                    Ok(_) => next += 1,
+                    Ok(_) => {
+                        next += 1;
+                        if next % 100 == 0 {
+                            let _ = hundreds.send(());
+                        }
+                    }
                     Err(rejection) => assert!(matches!(rejection, Rejection::Closed(_)), "{rejection:?}"),
                 }
                 std::thread::sleep(Duration::from_micros(200));
             }
         });
         let (mut replaced, readiness) = (0, Readiness::waiting_for(&[]));
-        while !sender.is_finished() {
+        // The sender goes on while the producer is replaced.
+        while sent.recv().await.is_some() {
             config.kafka.generation.advance();
             let before = producer.current.load_full();
             producer.replace_outdated(&readiness, Duration::from_secs(30)).await;

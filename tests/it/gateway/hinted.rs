@@ -1,14 +1,16 @@
 //! `wait_for: STORED` from hints: which callers get their result from a hint, without a query, and which do not.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use msg_common::hint::record_hash;
 use msg_common::partition::partition_for;
-use msg_common::proto::{HintedInbox, HintedRows, Placement, StoredHint};
+use msg_common::proto::{GetMsgStatusRequest, HintedInbox, HintedRows, MsgState, Placement, StoredHint};
 use prost::Message as _;
+use tonic::Code;
 
-use super::calls::{client, metric};
+use super::calls::{assert_failed, client, metric};
 use super::stored::{LONG, send_stored, wait_for_waiters};
 use super::watch::{Watcher, request};
 use crate::support::hints::{rows_of, send_time};
@@ -72,6 +74,63 @@ async fn stored_is_reported_from_a_hint_without_a_query() {
         assert_rows(&world, inbox, &sent.into_iter().map(|(_, placement)| placement).collect::<Vec<_>>()).await;
     }
     wait_for_waiters(&gateway, 0.0).await;
+}
+
+/// Waiters of rows that hints describe, of repeats and of conflicts, all in the same inboxes and at the same time. A
+/// repeat's row has the offset of another record, so it is never reported from a hint.
+#[tokio::test]
+async fn stored_under_load_equals_what_status_returns() {
+    const SENDS: usize = 900;
+    let world = World::new("hinted_load").await;
+    let _transfer = world.running_transfer().await;
+    let gateway = world.running_gateway().await;
+    let client = client(&gateway).await;
+    let mut first = 0;
+    eventually("results come from hints", async || {
+        first += 1;
+        send_stored(&client, &msg("alice", "first", &first.to_string(), "hello"), LONG).await?;
+        let (hint, _) = results(&gateway).await;
+        ensure(hint > 0.0, "none yet")
+    })
+    .await;
+    let (hint_before, table_before) = results(&gateway).await;
+    let sends = (0..SENDS).map(|i| {
+        // One of nine repeats the message before, and another one has the ID of the message before and another content.
+        let (id, content) = match i % 9 {
+            5 => (i - 1, "hello"),
+            8 => (i - 1, "other words"),
+            _ => (i, "hello"),
+        };
+        let msg = msg("alice", &format!("load-{}", id % 7), &id.to_string(), content);
+        let client = client.clone();
+        async move { (msg.recv_id.clone(), send_stored(&client, &msg, LONG).await) }
+    });
+    let (mut created, mut duplicates, mut dead) = (BTreeSet::new(), 0, 0);
+    for (recv_id, sent) in join_all(sends).await {
+        let Ok(Placement { msg_id, stored, .. }) = sent else {
+            assert_failed(sent, Code::AlreadyExists, "DEAD_LETTERED");
+            dead += 1;
+            continue;
+        };
+        let stored = stored.expect("it is stored");
+        let request = GetMsgStatusRequest { recv_id, msg_id: msg_id.clone(), ..GetMsgStatusRequest::default() };
+        let status = client.clone().get_msg_status(request).await.unwrap().into_inner();
+        assert_eq!(
+            (MsgState::Stored, stored.seq, stored.stored_time),
+            (status.state(), status.seq, status.stored_time),
+            "{msg_id}"
+        );
+        if stored.duplicate {
+            duplicates += 1;
+        } else {
+            assert!(created.insert(msg_id), "two sends created one row");
+        }
+    }
+    assert_eq!((created.len(), duplicates, dead), (SENDS / 9 * 7, SENDS / 9, SENDS / 9));
+    let (hint, table) = results(&gateway).await;
+    let (hint, table) = (hint - hint_before, table - table_before);
+    assert_eq!(hint + table, SENDS as f64, "each waiter gets one result");
+    assert!(hint > 0.0 && table >= (duplicates + dead) as f64, "{hint} from hints, {table} from the table");
 }
 
 /// Writes a hint, and waits until the gateway has read it. No other hints are written meanwhile.
