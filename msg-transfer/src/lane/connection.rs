@@ -115,7 +115,7 @@ impl Connection {
     ) -> Result<Response, tokio_postgres::Error> {
         let client = self.client.as_ref().expect("the machine connects first");
         let statement = match request {
-            Request::LastSeqs(wanted) => return statements::last_seqs(client, entries, wanted).await,
+            Request::LastSeqs(wanted) => return statements::last_seqs(client, entries, wanted, self.kind).await,
             Request::Guard(heads) => {
                 return Ok(Response::Count(statements::count_predecessors(client, entries, heads, self.kind).await?));
             }

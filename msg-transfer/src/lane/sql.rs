@@ -91,6 +91,14 @@ pub(crate) const COUNT_PRESENT: &str = count_present!("");
 /// `COUNT_PRESENT` for Citus, where `recv_id` selects the shards.
 pub(crate) const COUNT_PRESENT_CITUS: &str = count_present!(" AND m.recv_id = ANY ($1)");
 
+/// Reads the last `seq` of each of these inboxes, 0 for an empty one, as one array in the order of the inboxes. Each is
+/// one descent of the index, from its end: `max … GROUP BY` would read a hot inbox as a whole. A distributed table
+/// rejects this statement.
+pub(crate) const LAST_SEQS: &str = "
+    SELECT coalesce(array_agg(coalesce((SELECT m.seq FROM messages m WHERE m.recv_id = t.recv_id
+                                        ORDER BY m.seq DESC LIMIT 1), 0) ORDER BY t.number), '{}')
+    FROM unnest($1::text[]) WITH ORDINALITY AS t (recv_id, number)";
+
 /// Inserts rows; the command tag counts them.
 pub static INSERT_MESSAGES: LazyLock<String> = LazyLock::new(table::insert_sql);
 

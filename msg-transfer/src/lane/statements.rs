@@ -19,12 +19,36 @@ type Entries = [Entry<DecodedRecord>];
 
 /// Reads the last `seq` of the inbox of each of these entries, 0 for an empty inbox. If only some of them cannot be read
 /// (a damaged page of the index), the response names these.
-pub(crate) async fn last_seqs(client: &Object, entries: &Entries, wanted: &[usize]) -> Result<Response, Error> {
+pub(crate) async fn last_seqs(
+    client: &Object,
+    entries: &Entries,
+    wanted: &[usize],
+    kind: ServerKind,
+) -> Result<Response, Error> {
+    let inboxes: Vec<&str> = wanted.iter().map(|index| entries[*index].body.record().msg.recv_id.as_str()).collect();
+    if kind == ServerKind::Single {
+        match last_seqs_together(client, &inboxes).await {
+            Err(error) if db_error::of(&error).class != ErrorClass::Lost => {}
+            seqs => return seqs.map(Response::Seqs),
+        }
+    }
+    last_seqs_one_by_one(client, &inboxes, wanted).await
+}
+
+/// One statement for a whole batch: most of a statement's cost does not depend on the number of inboxes.
+async fn last_seqs_together(client: &Object, inboxes: &[&str]) -> Result<Vec<i64>, Error> {
+    let statement = client.prepare_cached(sql::LAST_SEQS).await?;
+    let row = client.query_one(&statement, &[&inboxes]).await?;
+    row.try_get(0)
+}
+
+/// A statement for each inbox: a distributed table needs that, and the result says which inboxes cannot be read.
+async fn last_seqs_one_by_one(client: &Object, inboxes: &[&str], wanted: &[usize]) -> Result<Response, Error> {
     let statement = client.prepare_cached(table::LAST_SEQ).await?;
     let statement = &statement;
     // All queries are sent before the first result is awaited.
-    let queries = wanted.iter().map(|index| async move {
-        let row = client.query_opt(statement, &[&entries[*index].body.record().msg.recv_id]).await?;
+    let queries = inboxes.iter().map(|inbox| async move {
+        let row = client.query_opt(statement, &[inbox]).await?;
         Ok::<i64, Error>(row.map_or(0, |row| row.get(0)))
     });
     let (mut seqs, mut failed) = (Vec::with_capacity(wanted.len()), Vec::new());
