@@ -154,7 +154,7 @@ impl<T: Message> Machine<T> {
                 events.push(Event::Restart);
                 self.start_attempt(batch, events)
             }
-            (Step::LastSeqs(inboxes), Response::Seqs(seqs)) => self.number_rows(batch, inboxes, seqs),
+            (Step::LastSeqs(new), Response::Seqs(seqs)) => self.number_rows(batch, new, seqs),
             (Step::LastSeqs(_), Response::FailedFor(failed)) if !failed.is_empty() => {
                 self.inboxes_unreadable(batch, failed, events)
             }

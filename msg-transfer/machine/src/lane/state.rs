@@ -1,5 +1,7 @@
 //! The states of a lane's machine. Each holds what exists only in it, so no step can find something missing.
 
+use std::ops::Range;
+
 use super::bisection::{Bisection, Probe};
 use super::blocked::Retry;
 use super::entry::{Known, forget_found};
@@ -40,7 +42,7 @@ pub(super) enum Step {
     Approval,
     /// A connection is opened, and compared with the reference connection of this number.
     Connection(ConnectionNumber),
-    LastSeqs(Vec<InboxEntries>),
+    LastSeqs(NewEntries),
     /// The rows are written in one transaction.
     Writing(Rows, WriteStep),
     /// The transaction is rolled back because an assignment ended, or because some inboxes are blocked. The rest of the
@@ -100,10 +102,17 @@ pub(super) enum EndStep {
     Backoff,
 }
 
-/// The new messages of one inbox, by their indices in the batch, in order.
+/// The new messages of a batch, by their indices: sorted by inbox, and in order of receipt within an inbox.
+#[derive(Debug)]
+pub(super) struct NewEntries {
+    pub(super) sorted: Vec<usize>,
+    pub(super) inboxes: Vec<InboxEntries>,
+}
+
+/// The new messages of one inbox: a range of `NewEntries::sorted`.
 #[derive(Debug)]
 pub(super) struct InboxEntries {
-    pub(super) entries: Vec<usize>,
+    pub(super) range: Range<usize>,
     pub(super) cached: Option<i64>,
 }
 

@@ -2,7 +2,7 @@
 
 use super::blocked::report_unblocked;
 use super::entry::Known;
-use super::state::{Batch, InboxEntries, InboxRows, Rows, Step, WriteStep};
+use super::state::{Batch, InboxEntries, InboxRows, NewEntries, Rows, Step, WriteStep};
 use super::{DeadLetter, Machine, Message, NumberedEntry, Request, Response, unexpected};
 use crate::consumer::Event;
 use crate::error::ErrorClass;
@@ -62,34 +62,39 @@ impl<T: Message> Machine<T> {
 
     /// Requests the last `seq` of each inbox that is not cached.
     pub(super) fn read_last_seqs(&mut self, batch: Box<Batch<T>>) -> Request {
-        let entries = &batch.entries;
-        let inbox = |index: &usize| entries[*index].body.recv_id();
-        let mut new: Vec<usize> = (0..entries.len()).filter(|index| entries[*index].is_new()).collect();
+        let is_new = batch.entries.iter().enumerate().filter(|(_, entry)| entry.is_new());
+        let mut new: Vec<(&str, usize)> = is_new.map(|(index, entry)| (entry.body.recv_id(), index)).collect();
         // A stable sort keeps the order of receipt within an inbox. Sorted rows are faster to insert into the index.
-        new.sort_by(|a, b| inbox(a).cmp(inbox(b)));
-        let cache = &mut self.cache;
-        let mut cached = |first: usize| cache.get(inbox(&first), entries[first].assignment.epoch);
-        let groups = new.chunk_by(|a, b| inbox(a) == inbox(b));
-        let inboxes = groups.map(|group| InboxEntries { cached: cached(group[0]), entries: group.to_vec() });
-        let inboxes: Vec<InboxEntries> = inboxes.collect();
-        let unknown = inboxes.iter().filter(|inbox| inbox.cached.is_none());
-        let unknown: Vec<usize> = unknown.map(|inbox| inbox.entries[0]).collect();
-        if unknown.is_empty() {
-            return self.number_rows(batch, inboxes, Vec::new());
+        new.sort_by_key(|(inbox, _)| *inbox);
+        let (mut inboxes, mut unknown, mut start) = (Vec::new(), Vec::new(), 0);
+        for group in new.chunk_by(|a, b| a.0 == b.0) {
+            let (inbox, first) = group[0];
+            let cached = self.cache.get(inbox, batch.entries[first].assignment.epoch);
+            if cached.is_none() {
+                unknown.push(first);
+            }
+            inboxes.push(InboxEntries { range: start..start + group.len(), cached });
+            start += group.len();
         }
-        self.storing(batch, Step::LastSeqs(inboxes), Request::LastSeqs(unknown))
+        let new = NewEntries { sorted: new.into_iter().map(|(_, index)| index).collect(), inboxes };
+        if unknown.is_empty() {
+            return self.number_rows(batch, new, Vec::new());
+        }
+        self.storing(batch, Step::LastSeqs(new), Request::LastSeqs(unknown))
     }
 
     /// Gives each new message the next `seq` of its inbox. `seqs` holds the last ones of the inboxes that are not
     /// cached.
-    pub(super) fn number_rows(&mut self, batch: Box<Batch<T>>, inboxes: Vec<InboxEntries>, seqs: Vec<i64>) -> Request {
+    pub(super) fn number_rows(&mut self, batch: Box<Batch<T>>, new: NewEntries, seqs: Vec<i64>) -> Request {
+        let NewEntries { sorted, inboxes } = new;
         if seqs.len() != inboxes.iter().filter(|inbox| inbox.cached.is_none()).count() {
             return self.abandon(batch, unexpected("LastSeqs", &Response::Seqs(seqs)));
         }
         let mut seqs = seqs.into_iter();
-        let mut rows = Rows { numbered: Vec::new(), inboxes: Vec::with_capacity(inboxes.len()) };
-        for InboxEntries { entries, cached } in inboxes {
+        let mut rows = Rows { numbered: Vec::with_capacity(sorted.len()), inboxes: Vec::with_capacity(inboxes.len()) };
+        for InboxEntries { range, cached } in inboxes {
             let before = cached.or_else(|| seqs.next()).expect("there is one for each inbox that is not cached");
+            let entries = &sorted[range];
             let numbered = entries.iter().zip(before + 1..).map(|(entry, seq)| NumberedEntry { entry: *entry, seq });
             rows.numbered.extend(numbered);
             let (entry, count) = (entries[0], i64::try_from(entries.len()).expect("a batch is small"));
