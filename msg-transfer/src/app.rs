@@ -342,6 +342,7 @@ fn start_lanes(
         let settings = lane::Settings {
             cached_inboxes: cached,
             guard: database.guard,
+            insert_new: database.kind == ServerKind::Single,
             huge: HUGE,
             batch_records: options.batch_records,
             batch_bytes: options.batch_bytes,

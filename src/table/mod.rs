@@ -6,6 +6,7 @@
 //! `seq`, its times and its position in Kafka.
 
 mod columns;
+mod copy;
 mod read;
 mod same;
 mod write;
@@ -15,6 +16,7 @@ use tokio_postgres::types::ToSql;
 use crate::record::Record;
 
 pub use columns::{COLUMNS, ReadError, read_msg};
+pub use copy::{COPY_HEADER, COPY_TRAILER, copy_rows, copy_sql};
 pub use read::{msg_bytes, msg_names, select_msg};
 pub use same::{Digest, find_stored_sql, find_stored_values};
 pub use write::{insert_sql, insert_values, parameters};

@@ -34,7 +34,8 @@ pub fn parameters<'v>(values: &'v [Values<'_>]) -> Vec<&'v (dyn ToSql + Sync)> {
     values.iter().map(|values| &**values as &(dyn ToSql + Sync)).collect()
 }
 
-fn written() -> impl Iterator<Item = &'static Column> {
+/// Returns the columns that the statements write, in the order of [`insert_values`].
+pub(super) fn written() -> impl Iterator<Item = &'static Column> {
     COLUMNS.iter().filter(|column| !matches!(column.source, Source::Database))
 }
 

@@ -75,7 +75,8 @@ pub fn classify_error(state: &str, text: &str) -> ErrorClass {
 /// Returns the class of a SQLSTATE. A state that is not listed has no known cause, and is fatal.
 pub fn classify(state: &str) -> ErrorClass {
     match state {
-        // Never caused by a record alone: `msg_id` has its own ON CONFLICT. The constraint cannot be identified by its
+        // Never caused by a record alone: `msg_id` has its own ON CONFLICT, and COPY is repeated as an INSERT with it. The
+        // constraint cannot be identified by its
         // name, because partitions and shards have names of their own.
         "23505" => ErrorClass::Conflict,
         // lock_not_available: lock_timeout.

@@ -122,6 +122,9 @@ impl Connection {
             Request::Insert(numbered) => {
                 return Ok(Response::Count(statements::insert_messages(client, entries, numbered, self.kind).await?));
             }
+            Request::InsertNew(numbered) => {
+                return Ok(Response::Count(statements::copy_messages(client, entries, numbered).await?));
+            }
             Request::Canary(row) => {
                 return Ok(Response::Count(statements::insert_canary(client, entries, *row, self.kind).await?));
             }

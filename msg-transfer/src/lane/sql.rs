@@ -106,6 +106,10 @@ pub static INSERT_MESSAGES: LazyLock<String> = LazyLock::new(table::insert_sql);
 pub static INSERT_MESSAGES_RETURNING: LazyLock<String> =
     LazyLock::new(|| format!("{} RETURNING seq", *INSERT_MESSAGES));
 
+/// Copies rows, and fails if the ID or the `seq` of one is in the table. Faster than an INSERT: it looks for no conflict
+/// first, writes fewer WAL records, and keeps no second copy of the rows.
+pub(crate) static COPY_MESSAGES: LazyLock<String> = LazyLock::new(table::copy_sql);
+
 /// Finds rows with the IDs of these records, and whether each holds the same message.
 pub(crate) static FIND_STORED: LazyLock<String> = LazyLock::new(table::find_stored_sql);
 

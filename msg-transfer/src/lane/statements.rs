@@ -1,6 +1,10 @@
 //! Executes the statements of a lane, with their parameters as columns. The parameters borrow from the records, because
 //! a batch can have megabytes.
 
+use std::pin::pin;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::SinkExt as _;
 use futures_util::future::join_all;
 use machine::error::ErrorClass;
 use machine::lane::{Entry, NumberedEntry, Response};
@@ -99,12 +103,40 @@ pub(crate) async fn insert_messages(
     numbered: &[NumberedEntry],
     kind: ServerKind,
 ) -> Result<usize, Error> {
-    let records = records(entries, numbered.iter().map(|row| row.entry));
+    let (records, stored_at) = rows(entries, numbered);
+    insert(client, &records, &stored_at, kind).await
+}
+
+/// The number of rows that are encoded and sent at a time. The server inserts them while the next ones are encoded, and no
+/// second copy of the batch is in memory.
+const COPIED_ROWS: usize = 100;
+
+/// Copies messages into the table, and returns the number of inserted rows.
+pub(crate) async fn copy_messages(
+    client: &Object,
+    entries: &Entries,
+    numbered: &[NumberedEntry],
+) -> Result<usize, Error> {
+    let statement = client.prepare_cached(&sql::COPY_MESSAGES).await?;
+    let mut copy = pin!(client.copy_in::<_, Bytes>(&statement).await?);
+    let mut data = BytesMut::from(table::COPY_HEADER);
+    for some in numbered.chunks(COPIED_ROWS) {
+        let (records, stored_at) = rows(entries, some);
+        table::copy_rows(&records, &stored_at, &mut data);
+        copy.as_mut().feed(data.split().freeze()).await?;
+    }
+    copy.as_mut().feed(Bytes::from_static(table::COPY_TRAILER)).await?;
+    let inserted = copy.finish().await?;
+    Ok(usize::try_from(inserted).expect("no more than were sent"))
+}
+
+/// Returns the messages of these rows, and what the transfer adds to each.
+fn rows<'a>(entries: &'a Entries, numbered: &[NumberedEntry]) -> (Vec<&'a Record>, Vec<StoredAt>) {
     let stored_at = |row: &NumberedEntry| {
         let record = &entries[row.entry].body.item.record;
         StoredAt { seq: row.seq, partition: record.partition, offset: record.offset.0 }
     };
-    insert(client, &records, &numbered.iter().map(stored_at).collect::<Vec<_>>(), kind).await
+    (records(entries, numbered.iter().map(|row| row.entry)), numbered.iter().map(stored_at).collect())
 }
 
 /// Inserts the canary row: with the inbox and `seq` of this row, or in an inbox of its own. The caller rolls it back.

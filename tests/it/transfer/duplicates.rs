@@ -2,6 +2,7 @@
 
 use crate::support::fields::with_changed_fields;
 use crate::support::kafka::{msg, msg_id_of, record_of, record_with_id};
+use crate::support::transfer::metric;
 use crate::support::world::World;
 
 #[tokio::test]
@@ -101,4 +102,43 @@ async fn record_that_differs_in_any_field_is_a_conflict() {
     }
     let rows: Vec<_> = world.rows().await.into_iter().map(|row| (row.recv_id, row.seq, row.content)).collect();
     assert_eq!(rows, [("bob", 1), ("changed", 1)].map(|(inbox, seq)| (inbox.to_owned(), seq, b"first".to_vec())));
+}
+
+/// The transfer copies rows while all messages are new. A message that is stored already makes the COPY fail, and then an
+/// INSERT skips it.
+#[tokio::test]
+async fn stored_message_among_copied_ones_leaves_no_gap() {
+    let world = World::new("copied").await;
+    let transfer = world.running_transfer().await;
+    let database = world.database().await;
+    let log = "CREATE TABLE used (number bigserial, verb text);
+               CREATE FUNCTION log_verb() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                   INSERT INTO used (verb) VALUES (split_part(ltrim(current_query()), ' ', 1)); RETURN NULL;
+               END $$;
+               CREATE TRIGGER log_verb AFTER INSERT ON messages FOR EACH STATEMENT EXECUTE FUNCTION log_verb()";
+    database.batch_execute(log).await.unwrap();
+    let writer = world.writer();
+    let put = |i: i32| writer.put(&record_of(&msg("alice", "bob", &i.to_string(), format!("body {i}"))));
+    // One record is one batch. The statement of a batch without a new row is rolled back, so it is not in the log.
+    for i in [0, 1, 2, 0, 3, 4] {
+        put(i);
+        writer.flush();
+        world.wait_for_all_committed().await;
+    }
+    let verbs = || async {
+        let rows = database.query("SELECT verb FROM used ORDER BY number", &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect::<Vec<String>>()
+    };
+    assert_eq!(verbs().await, ["INSERT", "COPY", "COPY", "INSERT", "COPY"]);
+    for i in [5, 1, 6, 4, 7] {
+        put(i);
+    }
+    writer.flush();
+    world.wait_for_all_committed().await;
+    let stored: Vec<_> = world.rows().await.into_iter().map(|row| (row.seq, row.content)).collect();
+    let expected: Vec<_> = (0..8).map(|i| (i + 1, format!("body {i}").into_bytes())).collect();
+    assert_eq!(stored, expected);
+    world.assert_ordered_without_gaps().await;
+    assert_eq!(world.dead_letters().await, [], "a copied row has all that its sender wrote");
+    assert_eq!(metric(&transfer, "msg_transfer_store_failures_total").await, 0.0);
 }

@@ -107,6 +107,7 @@ pub(crate) struct Config {
     /// guard.
     pub(crate) visible_later: bool,
     pub(crate) guard: bool,
+    pub(crate) insert_new: bool,
     pub(crate) eager: bool,
     pub(crate) static_members: bool,
     /// Whether the dead-letter limit is so small that the oracle can check it.
@@ -204,6 +205,7 @@ impl Config {
             cached_inboxes: NonZeroUsize::new(choices.between(1, 6)).expect("at least 1"),
             visible_later,
             guard: visible_later || choices.one_in(8),
+            insert_new: choices.one_in(2),
             eager: choices.one_in(5),
             static_members: choices.one_in(4),
             strict_breaker,

@@ -99,7 +99,10 @@ impl Env {
             StatementEffect::BreaksAfter
         } else if self.has_statement_fault(Fault::FailStatement) {
             StatementEffect::Fails(ErrorClass::Transient)
-        } else if self.database.slow && matches!(statement, Statement::Insert(_)) && self.choices.one_in(3) {
+        } else if self.database.slow
+            && matches!(statement, Statement::Insert(_) | Statement::InsertNew(_))
+            && self.choices.one_in(3)
+        {
             StatementEffect::Fails(ErrorClass::Heavy)
         } else if self.config.visible_later && !self.healing && is_commit && self.choices.one_in(3) {
             StatementEffect::VisibleLater

@@ -46,6 +46,8 @@ pub struct Settings {
     /// Whether each first row's predecessor is read in the same transaction: for a database whose rows may become
     /// visible after its COMMIT has succeeded.
     pub guard: bool,
+    /// Whether rows are first inserted by the faster statement, which fails if one of their messages is stored.
+    pub insert_new: bool,
     /// The bytes from which a record may be too large for the server's time or memory.
     pub huge: usize,
     /// The maximum number of records of a blocked inbox in one transaction.
@@ -66,6 +68,9 @@ pub struct Machine<T> {
     cache: SeqCache,
     blocked: Blocked<T>,
     conflicts: Conflicts,
+    /// The number of batches until the faster statement inserts rows again: until then, some messages may be stored
+    /// already, or the database rejects the statement.
+    skipping_batches: usize,
     /// The maximum number of records in one transaction: halved when the server has no time for them, doubled by each
     /// COMMIT.
     max_records: usize,
@@ -83,6 +88,7 @@ impl<T: Message> Machine<T> {
             cache: SeqCache::new(settings.cached_inboxes),
             blocked: Blocked::default(),
             conflicts: Conflicts::new(settings.conflict_limit, settings.conflict_window),
+            skipping_batches: 0,
             max_records: usize::MAX,
             connection: None,
             state: State::Idle,
@@ -144,6 +150,8 @@ impl<T: Message> Machine<T> {
             }
             (Step::Connection(connection_number), Response::Ok) => {
                 self.connection = Some(connection_number);
+                // Records that an earlier connection or an earlier owner stored may be received again.
+                self.skip_stored_for(1);
                 self.read_last_seqs(batch)
             }
             (Step::Connection(_), Response::Stale) => {

@@ -38,6 +38,9 @@ pub enum Request {
     Guard(Vec<NumberedEntry>),
     /// Insert these rows, except those whose ID is in the table. Response: `Count` of the inserted rows.
     Insert(Vec<NumberedEntry>),
+    /// Insert these rows by the faster statement, which fails if the ID or the `seq` of one is in the table. Response:
+    /// `Count` of the inserted rows.
+    InsertNew(Vec<NumberedEntry>),
     /// Look up which of these entries are in the table by their ID, and whether their content is the same. Response:
     /// `Found`.
     FindStored(Vec<usize>),

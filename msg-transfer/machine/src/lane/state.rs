@@ -62,6 +62,8 @@ pub(super) enum WriteStep {
     /// The predecessors of this number of rows are counted.
     Guard(usize),
     Insert,
+    /// The faster statement inserts the rows, if all of their messages are new.
+    InsertNew,
     /// The transaction is rolled back because some of its messages are stored already.
     DuplicateRollback,
     FindDuplicates,

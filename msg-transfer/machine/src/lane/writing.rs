@@ -3,9 +3,13 @@
 use super::blocked::report_unblocked;
 use super::entry::Known;
 use super::state::{Batch, InboxEntries, InboxRows, NewEntries, Rows, Step, WriteStep};
-use super::{DeadLetter, Machine, Message, NumberedEntry, Request, Response, unexpected};
+use super::{DeadLetter, Entry, Machine, Message, NumberedEntry, Request, Response, unexpected};
 use crate::consumer::Event;
 use crate::error::ErrorClass;
+
+/// The number of batches until the faster statement is used again after an error that is no conflict: the database may
+/// never accept it.
+const BATCHES_AFTER_ERROR: usize = 100;
 
 impl<T: Message> Machine<T> {
     pub(super) fn write(
@@ -22,7 +26,9 @@ impl<T: Message> Machine<T> {
             (WriteStep::Guard(_), Response::Count(_)) => {
                 self.abandon_for(batch, ErrorClass::Conflict, "rows that were stored before are not visible yet")
             }
-            (WriteStep::Insert, Response::Count(inserted)) => self.inserted(batch, rows, inserted),
+            (WriteStep::Insert | WriteStep::InsertNew, Response::Count(inserted)) => {
+                self.inserted(batch, rows, inserted)
+            }
             (WriteStep::DuplicateRollback, Response::Ok) => {
                 let request = rows.find();
                 self.writing(batch, rows, WriteStep::FindDuplicates, request)
@@ -53,7 +59,14 @@ impl<T: Message> Machine<T> {
                 self.cache.clear();
                 self.committed(batch, &rows, events)
             }
-            (WriteStep::Insert, Response::Failed(error)) => self.insert_failed(batch, rows, error),
+            (WriteStep::InsertNew, Response::Failed(error))
+                if matches!(error.class, ErrorClass::Conflict | ErrorClass::Fatal) =>
+            {
+                self.insert_skipping_stored(batch, error.class)
+            }
+            (WriteStep::Insert | WriteStep::InsertNew, Response::Failed(error)) => {
+                self.insert_failed(batch, rows, error)
+            }
             (WriteStep::Commit, Response::Failed(error)) => self.commit_failed(batch, rows, error),
             (_, Response::Failed(error)) => self.fail(batch, error),
             (step, response) => self.abandon(batch, unexpected(step, &response)),
@@ -116,8 +129,24 @@ impl<T: Message> Machine<T> {
         if rows.numbered.is_empty() {
             return self.find_repeats(batch, rows);
         }
-        let request = Request::Insert(rows.numbered.clone());
-        self.writing(batch, rows, WriteStep::Insert, request)
+        let numbered = rows.numbered.clone();
+        // A retry of a blocked inbox has few rows, and some statement has rejected them before.
+        if self.settings.insert_new && self.skipping_batches == 0 && batch.retry.is_none() {
+            return self.writing(batch, rows, WriteStep::InsertNew, Request::InsertNew(numbered));
+        }
+        self.writing(batch, rows, WriteStep::Insert, Request::Insert(numbered))
+    }
+
+    /// Handles rows that the faster statement did not insert: the next attempt inserts them by the other statement, which
+    /// skips messages that are stored already. Its result decides what is wrong, if anything.
+    fn insert_skipping_stored(&mut self, batch: Box<Batch<T>>, class: ErrorClass) -> Request {
+        self.skip_stored_for(if class == ErrorClass::Conflict { 1 } else { BATCHES_AFTER_ERROR });
+        self.storing(batch, Step::Rollback, Request::Rollback)
+    }
+
+    /// Inserts the rows of this number of batches by the statement that skips messages that are stored already.
+    pub(super) fn skip_stored_for(&mut self, batches: usize) {
+        self.skipping_batches = self.skipping_batches.max(batches);
     }
 
     fn inserted(&mut self, batch: Box<Batch<T>>, rows: Rows, inserted: usize) -> Request {
@@ -177,6 +206,10 @@ impl<T: Message> Machine<T> {
         batch.outcome.duplicates += batch.entries.iter().filter(|entry| entry.is(&Known::Duplicate)).count();
         let dead = batch.entries.iter().filter_map(|entry| entry.dead());
         batch.outcome.dead_letters.extend(dead.map(|(reason, _)| reason));
+        // Duplicates come in runs: records that are received again, or a caller that sends again.
+        let is_found = |entry: &Entry<T>| entry.is(&Known::Duplicate) || entry.is(&Known::Conflict);
+        let is_any_found = batch.entries.iter().any(is_found);
+        self.skipping_batches = self.skipping_batches.saturating_sub(1).max(usize::from(is_any_found));
         report_unblocked(batch.entries.iter(), events);
         events.push(Event::Completed(batch.entries.drain(..).map(|entry| entry.record_ref).collect()));
         let max_records = self.max_records(&mut batch);

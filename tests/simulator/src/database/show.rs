@@ -13,6 +13,7 @@ impl Statement {
         let row = |row: &Row| format!("{} as {}", row.record.show(), row.seq);
         match self {
             Statement::Insert(rows) => format!("INSERT {}", list(rows, row)),
+            Statement::InsertNew(rows) => format!("COPY {}", list(rows, row)),
             Statement::Guard(rows) => format!("checks the predecessors of {}", list(rows, row)),
             Statement::FindStored(lookups) => format!("looks up {}", list(lookups, |(_, record)| record.show())),
             Statement::InsertDead(dead) => {

@@ -15,6 +15,8 @@ pub(crate) enum Statement {
     Begin,
     Guard(Vec<Row>),
     Insert(Vec<Row>),
+    /// Inserts rows, and fails if the ID or the `seq` of one is in the table.
+    InsertNew(Vec<Row>),
     FindStored(Vec<(usize, Record)>),
     InsertDead(Vec<(usize, Dead)>),
     Commit,
@@ -157,7 +159,8 @@ impl Database {
                 let has_predecessor = |row: &&Row| self.tables.by_seq(row.record.inbox, row.seq - 1).is_some();
                 Step::Done(StatementResult::Lane(Response::Count(first_rows.iter().filter(has_predecessor).count())))
             }
-            Statement::Insert(rows) => self.insert(index, rows),
+            Statement::Insert(rows) => self.insert(index, rows, true),
+            Statement::InsertNew(rows) => self.insert(index, rows, false),
             Statement::Canary(replaced) => self.canary(index, replaced.as_ref()),
             Statement::FindStored(lookups) => self.find(index, lookups),
             Statement::InsertDead(dead) => self.insert_dead(index, dead),
@@ -213,8 +216,8 @@ impl Database {
         self.sessions[index].transaction.as_mut().expect("the statement is sent within a transaction")
     }
 
-    /// Inserts row by row, with `ON CONFLICT (recv_id, msg_id) DO NOTHING`.
-    fn insert(&mut self, index: usize, rows: &[Row]) -> Step {
+    /// Inserts row by row. `skips` stands for `ON CONFLICT (recv_id, msg_id) DO NOTHING`.
+    fn insert(&mut self, index: usize, rows: &[Row], skips: bool) -> Step {
         let (mut done, mut inserted) = self.sessions[index].done;
         while let Some(row) = rows.get(done) {
             let is_bisection = self.open(index).is_bisection;
@@ -241,13 +244,13 @@ impl Database {
             let same_id = |other: &Row| other.record.id == row.record.id && other.record.inbox == row.record.inbox;
             let same_seq = |other: &Row| other.seq == row.seq && other.record.inbox == row.record.inbox;
             let exists = self.tables.by_id(row.record.id).is_some() || self.open(index).rows.iter().any(same_id);
-            if !exists {
+            if !exists || !skips {
                 if let Some(other) = self.other(index, |open| open.rows.iter().any(same_id)) {
                     self.sessions[index].done = (done, inserted);
                     return Step::Waits(other);
                 }
                 let is_used = self.tables.by_seq(row.record.inbox, row.seq).is_some();
-                if is_used || self.open(index).rows.iter().any(same_seq) {
+                if exists || is_used || self.open(index).rows.iter().any(same_seq) {
                     return Step::Failed(ErrorClass::Conflict);
                 }
                 if let Some(other) = self.other(index, |open| open.rows.iter().any(same_seq)) {

@@ -91,6 +91,19 @@ fn insert_skips_a_known_id_and_fails_on_a_known_seq() {
 }
 
 #[test]
+fn insert_of_new_rows_fails_on_a_known_id_or_seq() {
+    for known in [row(1, 2), row(2, 1)] {
+        let mut database = Database::default();
+        let a = open_transaction(&mut database);
+        assert_eq!(count(&on(&mut database, a, Statement::InsertNew(vec![row(1, 1)]))), Some(1));
+        on(&mut database, a, Statement::Commit);
+        let b = open_transaction(&mut database);
+        let rejected = on(&mut database, b, Statement::InsertNew(vec![row(3, 3), known]));
+        assert!(matches!(rejected, Polled::Result(StatementResult::Failed(ErrorClass::Conflict))), "{rejected:?}");
+    }
+}
+
+#[test]
 fn insert_waits_for_the_transaction_with_the_same_key() {
     for (commits, expected) in [(true, 0), (false, 1)] {
         let mut database = Database::default();

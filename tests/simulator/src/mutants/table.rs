@@ -45,8 +45,8 @@ use Expected::{Found, Harmless, Rare};
 
 mutants! {
     "records are completed when they are inserted, before the COMMIT" Found =>
-        "machine/src/lane/writing.rs": "(WriteStep::Insert, Response::Count(inserted)) => self.inserted(batch, rows, inserted)," ->
-            "(WriteStep::Insert, Response::Count(inserted)) => { if inserted == rows.numbered.len() { events.push(Event::Completed(batch.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(batch, rows, inserted) }",
+        "machine/src/lane/writing.rs": "self.inserted(batch, rows, inserted)" ->
+            "if inserted == rows.numbered.len() { events.push(Event::Completed(batch.entries.iter().map(|entry| entry.record_ref).collect())); } self.inserted(batch, rows, inserted)",
         "machine/src/lane/writing.rs": "events.push(Event::Completed(batch.entries.drain(..).map(|entry| entry.record_ref).collect()));" ->
             "batch.entries.clear();";
     "the highest completed offset is committed, not the contiguous prefix" Found =>
@@ -165,6 +165,11 @@ mutants! {
         "machine/src/lane/entry.rs": "if first { Known::New } else { Known::Repeat }" -> "if first { Known::New } else { Known::New }";
     "rows that existed already leave gaps in seq" Found =>
         "machine/src/lane/writing.rs": "if inserted < rows.numbered.len() {" -> "if false && inserted < rows.numbered.len() {";
+    "a batch whose insert of new rows conflicts counts as stored" Found =>
+        "machine/src/lane/writing.rs": "self.insert_skipping_stored(batch, error.class)" ->
+            "self.committed(batch, &rows, events)";
+    "an insert of new rows that conflicts is repeated in the same form" Found =>
+        "machine/src/lane/writing.rs": "self.skip_stored_for(if class == ErrorClass::Conflict { 1 } else { BATCHES_AFTER_ERROR });" -> "let _ = class;";
     "offsets are committed without progress rows" Found =>
         "machine/src/consumer/commit.rs": "self.round = Round::Saving(points.clone());\n        Some(Action::SaveProgress(points))" ->
             "self.round = Round::Committing(points.clone());\n        Some(Action::Commit(points))";

@@ -59,6 +59,7 @@ impl Lane {
         let settings = Settings {
             cached_inboxes: config.cached_inboxes,
             guard: config.guard,
+            insert_new: config.insert_new,
             huge: RecordKind::HUGE,
             batch_records: config.batch,
             batch_bytes: 1000,
@@ -113,6 +114,7 @@ impl Lane {
             Request::Begin | Request::BeginRetry => Statement::Begin,
             Request::Guard(heads) => Statement::Guard(self.rows(heads)),
             Request::Insert(numbered) => Statement::Insert(self.rows(numbered)),
+            Request::InsertNew(numbered) => Statement::InsertNew(self.rows(numbered)),
             Request::FindStored(entries) => {
                 Statement::FindStored(entries.iter().map(|entry| (*entry, self.record(*entry))).collect())
             }

@@ -3,6 +3,7 @@
 mod bisecting;
 mod blocked;
 mod fences;
+mod insert_new;
 mod one_inbox;
 
 use std::sync::Arc;
@@ -34,11 +35,16 @@ const HUGE: usize = 1000;
 
 impl Lane {
     fn new(guard: bool) -> Self {
+        Lane::with(guard, false)
+    }
+
+    fn with(guard: bool, insert_new: bool) -> Self {
         let assignment = Arc::new(Assignment::new(1));
         assignment.start_read(Uuid::nil(), 1);
         let settings = Settings {
             cached_inboxes: NonZeroUsize::new(10).expect("10"),
             guard,
+            insert_new,
             huge: HUGE,
             batch_records: 3,
             batch_bytes: 1000,
@@ -81,7 +87,7 @@ impl Lane {
         while !stop(&request) {
             let response = match &request {
                 Request::LastSeqs(entries) => Response::Seqs(vec![0; entries.len()]),
-                Request::Insert(rows) => Response::Count(rows.len()),
+                Request::Insert(rows) | Request::InsertNew(rows) => Response::Count(rows.len()),
                 Request::Guard(heads) => Response::Count(heads.len()),
                 Request::Canary(_) => Response::Count(1),
                 Request::FindStored(_) => Response::Found(Vec::new()),
