@@ -49,7 +49,7 @@ const FETCH_BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::fr
 const FETCH_RECOVERY: Millis = 15_000;
 
 /// The driver's times in milliseconds, except the drain timeout, which is a setting.
-const TIMES: Times = Times { wait: 20, drain: 0, last_commit: 5_000, commit: 10_000, check: 3_000 };
+const TIMES: Times = Times { wait: 20, idle_wait: 100, drain: 0, last_commit: 5_000, commit: 10_000, check: 3_000 };
 
 /// Why the service ended without a signal.
 #[derive(Debug, thiserror::Error)]

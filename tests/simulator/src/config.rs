@@ -220,6 +220,7 @@ impl Config {
             delayed_reads: [0, 0, 4, 16][choices.index(4)],
             times: Times {
                 wait: 0,
+                idle_wait: 0,
                 drain: [60, 240, 1000][choices.index(3)],
                 last_commit: [60, 240][choices.index(2)],
                 commit: [40, 400][choices.index(2)],

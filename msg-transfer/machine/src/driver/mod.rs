@@ -29,6 +29,8 @@ pub struct Times {
     /// The maximum wait for a record, or for a lane, before everything else is polled again. It delays commits and
     /// rebalances, never a row.
     pub wait: Millis,
+    /// The same while nothing is in flight. It delays rebalances, the stop, and the next step of a commit.
+    pub idle_wait: Millis,
     /// The time in which the lanes have to store the records of revoked partitions. Well below the group's rebalance
     /// timeout.
     pub drain: Millis,
@@ -157,10 +159,11 @@ impl<R: Record> Driver<R> {
         if self.consumes() {
             self.pass_throttled(io);
         }
+        let wait = if self.is_idle() { self.times.idle_wait } else { self.times.wait };
         // Throttled records count too: together with a chunk they could exceed the limits by more than a chunk.
         if self.consumes() {
-            self.consume(io);
-        } else if let Some(event) = io.next_event(self.times.wait) {
+            self.consume(io, wait);
+        } else if let Some(event) = io.next_event(wait) {
             self.handle(io, event);
         }
         while let Some(event) = io.next_event(0) {
@@ -179,9 +182,16 @@ impl<R: Record> Driver<R> {
         self.machine.wants_records() && !self.is_releasing()
     }
 
-    fn consume(&mut self, io: &mut impl Io<Record = R>) {
+    /// Returns whether nothing but a record or a rebalance is expected: no report of a lane, no response to a commit,
+    /// and no start offset of a first assignment.
+    fn is_idle(&self) -> bool {
+        let idle = self.machine.inflight() == (0, 0) && self.commit.is_none() && !self.is_releasing();
+        idle && !self.fetching.is_empty()
+    }
+
+    fn consume(&mut self, io: &mut impl Io<Record = R>, wait: Millis) {
         let mut chunk = std::mem::take(&mut self.chunk);
-        io.consume(self.times.wait, &mut chunk);
+        io.consume(wait, &mut chunk);
         let count = chunk.iter().filter(|fetched| matches!(fetched, Fetched::Record(_))).count();
         let mut actions = Vec::new();
         for fetched in chunk.drain(..) {

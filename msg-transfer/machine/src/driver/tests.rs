@@ -44,6 +44,7 @@ struct Outside {
     records: VecDeque<Plain>,
     results: VecDeque<(usize, Result<(), Infallible>)>,
     calls: Vec<String>,
+    waits: Vec<Millis>,
     passed: Vec<RecordRef>,
 }
 
@@ -75,7 +76,8 @@ impl Kafka for Outside {
         self.calls.push(format!("stop forwarding {partition}"));
     }
 
-    fn consume(&mut self, _wait: Millis, into: &mut Vec<Fetched<Plain>>) {
+    fn consume(&mut self, wait: Millis, into: &mut Vec<Fetched<Plain>>) {
+        self.waits.push(wait);
         into.extend(self.records.drain(..).map(Fetched::Record));
     }
 
@@ -146,7 +148,7 @@ fn fetching() -> (Driver<Plain>, Outside) {
         fetch_backoff: |_| 10,
         fetch_recovery: 10,
     });
-    let times = Times { wait: 0, drain: 100, last_commit: 100, commit: 50, check: 1_000_000 };
+    let times = Times { wait: 20, idle_wait: 100, drain: 100, last_commit: 100, commit: 50, check: 1_000_000 };
     let (mut driver, mut outside) = (Driver::new(machine, times), Outside::default());
     outside.events.push_back(Happened::Assigned(vec![0]));
     for _ in 0..3 {
@@ -156,6 +158,7 @@ fn fetching() -> (Driver<Plain>, Outside) {
     driver.turn(&mut outside, false);
     assert_eq!(outside.calls, ["assign []", "commit 0 as 1", "assign [0]"]);
     outside.calls.clear();
+    outside.waits.clear();
     (driver, outside)
 }
 
@@ -170,6 +173,23 @@ fn stray_record_is_handled_before_the_records_after_it() {
     driver.turn(&mut outside, false);
     assert_eq!(outside.passed, [], "0 comes first");
     assert_eq!(outside.calls[0], "unassign {0}");
+}
+
+/// The lanes report what they stored, and the group waits for a commit.
+#[test]
+fn driver_waits_longer_only_while_nothing_is_in_flight() {
+    let (mut driver, mut outside) = fetching();
+    outside.records.push_back(Plain(0, 0));
+    driver.turn(&mut outside, false);
+    driver.turn(&mut outside, false);
+    outside.reported.push_back(Event::Completed(outside.passed.clone()));
+    driver.turn(&mut outside, false);
+    driver.turn(&mut outside, false);
+    outside.results.push_back((2, Ok(())));
+    driver.turn(&mut outside, false);
+    driver.turn(&mut outside, false);
+    assert_eq!(outside.calls, ["commit 1 as 2"]);
+    assert_eq!(outside.waits, [100, 20, 20, 20, 20, 100]);
 }
 
 #[test]
