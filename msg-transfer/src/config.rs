@@ -103,7 +103,8 @@ pub struct LaneOptions {
     #[arg(long, env = "BATCH_BYTES", default_value = "8MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub batch_bytes: usize,
     /// Minimum time between the starts of two batches of a lane after a batch of 64 records or more, unless a batch is
-    /// full; proportionally shorter after a smaller batch. The first record after a longer time does not wait
+    /// full; proportionally shorter after a smaller batch, and none after a single record. The first record after a
+    /// longer time does not wait
     #[arg(long, env = "BATCH_INTERVAL", default_value = "10ms", value_parser = parse_duration, value_name = "TIME")]
     pub batch_interval: Duration,
     /// Maximum number of inboxes whose last `seq` is cached, over all lanes. The `seq` of other inboxes is read from

@@ -59,13 +59,14 @@ pub(crate) struct BatchLimits {
 }
 
 /// The number of records in a batch from which a lane is busy. A lane that stores fewer starts its next batch sooner: the
-/// server has time for it, and the records do not wait.
+/// server has time for it, and the records do not wait. After a single record the lane does not wait.
 const BUSY_BATCH: usize = 64;
 
 impl BatchLimits {
     /// Returns the minimum time from the start of a batch with this number of records to the start of the next one.
     fn interval_after(&self, records: usize) -> Duration {
-        self.interval.mul_f64(records.min(BUSY_BATCH) as f64 / BUSY_BATCH as f64)
+        let busy = (records.clamp(1, BUSY_BATCH) - 1) as f64 / (BUSY_BATCH - 1) as f64;
+        self.interval.mul_f64(busy)
     }
 }
 
@@ -311,8 +312,8 @@ mod tests {
 
     #[test]
     fn interval_after_a_small_batch_is_short() {
-        let limits = BatchLimits { records: 2000, bytes: 1 << 20, interval: Duration::from_millis(10) };
+        let limits = BatchLimits { records: 2000, bytes: 1 << 20, interval: Duration::from_millis(63) };
         let micros = |records| limits.interval_after(records).as_micros();
-        assert_eq!([micros(1), micros(16), micros(64), micros(2000)], [156, 2500, 10_000, 10_000]);
+        assert_eq!([1, 2, 16, 64, 2000].map(micros), [0, 1000, 15_000, 63_000, 63_000]);
     }
 }
