@@ -77,3 +77,32 @@ async fn hot_inbox_keeps_its_order() {
     assert_eq!(hot.len(), 18_000);
     assert!(hot.is_sorted(), "P3");
 }
+
+/// A transfer that just started has no `seq` in memory: it reads those of all inboxes of a batch together.
+#[tokio::test]
+async fn restarted_transfer_continues_each_inbox_of_a_batch() {
+    let world = World::new("continued").await;
+    let writer = world.writer();
+    // The n-th inbox has n messages, so no two have the same last `seq`, and one is empty until the restart.
+    for (inbox, count) in (0..20).map(|n| (format!("inbox-{n}"), n)) {
+        for i in 0..count {
+            writer.put(&record_of(&msg("alice", &inbox, &i.to_string(), "before")));
+        }
+    }
+    writer.flush();
+    let transfer = world.transfer("transfer", |spec| spec.env("LANES", 1));
+    transfer.start().await.unwrap();
+    world.wait_for_all_committed().await;
+    assert!(transfer.stop().await.unwrap().success());
+    for inbox in (0..20).map(|n| format!("inbox-{n}")) {
+        writer.put(&record_of(&msg("alice", &inbox, "next", "after")));
+    }
+    writer.flush();
+    transfer.start().await.unwrap();
+    world.wait_for_all_committed().await;
+    world.assert_ordered_without_gaps().await;
+    for row in world.rows().await.iter().filter(|row| row.client_msg_id == "next") {
+        assert_eq!(format!("inbox-{}", row.seq - 1), row.recv_id, "P4");
+    }
+    assert_eq!(world.dead_letters().await, []);
+}
