@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crate::budget::limit::{Limit, LimitReached};
-use crate::budget::{Amount, Budget};
+use crate::budget::{Amount, Budget, State};
 use crate::quota::Quota;
 
 /// How long a holder counts as another user of the budget after its last attempt to acquire.
@@ -15,6 +15,10 @@ const RECENT: Duration = Duration::from_secs(10);
 /// Percent of the budget that a holder may use while there is no other. The rest is for the first call of another one:
 /// what the only holder has acquired is released only when it ends.
 const ALONE_PERCENT: usize = 90;
+
+/// While a holder has more than this percent of its share, its releases wake no listener. Otherwise each delivery report
+/// would wake a stream at its share for one more record, and Kafka would get each record in a request of its own.
+const ROOM_PERCENT: usize = 75;
 
 /// Whom a permit is counted for: a hash of a fixed size, because callers choose the names. Its key is random, so no
 /// caller can construct a name with the hash of another one.
@@ -133,20 +137,38 @@ impl Budget {
                 if own == Amount::default() {
                     return None;
                 }
-                let percent = if held.has_others(holder, now) { *percent } else { ALONE_PERCENT.max(*percent) };
-                let share = |limit: &Limit, used: usize, own: usize, what| {
-                    let max = limit.max().saturating_sub(used - own).saturating_mul(percent) / 100;
+                let share = self.share(*percent, held, used, holder, now);
+                let reached = |max, what| {
                     Limit::of_setting(max, what, Quota::CallerShare.setting()).with_quota(Quota::CallerShare)
                 };
-                let items = share(&self.items, used.items, own.items, Quota::CallerShare.what());
+                let items = reached(share.items, Quota::CallerShare.what());
                 if !items.fits(own.items, amount.items) {
                     return Some(items.reached(own.items, amount.items));
                 }
-                let what = "bytes of messages of this caller are in flight";
-                let size = share(self.size.as_ref()?, used.size, own.size, what);
+                let size = reached(share.size, "bytes of messages of this caller are in flight");
                 (!size.fits(own.size, amount.size)).then(|| size.reached(own.size, amount.size))
             }
         }
+    }
+
+    /// Returns the most that a holder may have: a part of what the others leave.
+    fn share(&self, percent: usize, held: &Held, used: Amount, holder: Holder, now: Instant) -> Amount {
+        let own = held.of(holder);
+        let percent = if held.has_others(holder, now) { percent } else { ALONE_PERCENT.max(percent) };
+        let of = |max: usize, others: usize| max.saturating_sub(others).saturating_mul(percent) / 100;
+        Amount {
+            items: of(self.items.max(), used.items - own.items),
+            size: self.size.as_ref().map_or(usize::MAX, |size| of(size.max(), used.size - own.size)),
+        }
+    }
+
+    /// Returns whether what a holder has released leaves enough of its share to wake a listener for.
+    pub(super) fn has_room(&self, state: &State, holder: Option<Holder>) -> bool {
+        let (Some(holder), Some(HolderLimit::Share { percent })) = (holder, &self.holder_limit) else { return true };
+        let own = state.held.of(holder);
+        let share = self.share(*percent, &state.held, state.used, holder, Instant::now());
+        let is_below = |own: usize, share: usize| own <= share.saturating_mul(ROOM_PERCENT) / 100;
+        is_below(own.items, share.items) && is_below(own.size, share.size)
     }
 }
 

@@ -54,7 +54,7 @@ pub struct Budget {
     /// Counts the operations that fail at the limit.
     rejections: Counter,
     state: Mutex<State>,
-    /// Wakes one listener of [`Budget::wait_for_capacity`] for each release.
+    /// Wakes one listener of [`Budget::wait_for_capacity`] for each release that leaves it room.
     released: Notify,
 }
 
@@ -242,11 +242,12 @@ impl Budget {
 
     fn release(self: &Arc<Self>, amount: Amount, holder: Option<Holder>) {
         let mut state = self.lock();
+        let was_full = self.limit_reached(state.used, Amount { items: 1, size: 1 }).is_some();
         state.used -= amount;
         holder.into_iter().for_each(|holder| state.held.remove(holder, amount));
-        let has_listener = state.listeners > 0;
+        let wakes = state.listeners > 0 && (was_full || self.has_room(&state, holder));
         self.grant(state);
-        if has_listener {
+        if wakes {
             self.released.notify_one();
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -35,6 +36,23 @@ fn caller_alone_leaves_capacity_for_the_first_call_of_another() {
     alices.truncate(8);
     alices.push(budget.try_acquire_for(ALICE, 1).expect("it is below the share"));
     assert_eq!(fill(&budget, BOB).len(), 8);
+}
+
+#[test]
+fn stream_at_its_share_is_woken_for_a_part_of_it() {
+    let budget = Budgets::of(&["--max-inflight-msgs", "1000", "--caller-share", "10"]).in_flight.clone();
+    let _bobs = budget.try_acquire_for(BOB, 10).expect("it fits");
+    let mut alices = fill(&budget, ALICE);
+    assert_eq!(alices.len(), 99);
+    let capacity = budget.wait_for_capacity();
+    // 74 of 99 are 75 %.
+    alices.truncate(75);
+    assert_eq!(capacity.released().now_or_never(), None, "for each record");
+    alices.truncate(74);
+    assert_eq!(capacity.released().now_or_never(), Some(()));
+    // The last release wakes in any case.
+    alices.clear();
+    assert_eq!(capacity.released().now_or_never(), Some(()));
 }
 
 #[test]
