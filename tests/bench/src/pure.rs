@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use clap::ValueEnum;
 use machine::consumer::start::Start;
 use machine::consumer::{self, Action, Event, Limit, RecordRef};
@@ -105,6 +105,7 @@ impl Transfer {
         let settings = lane::Settings {
             cached_inboxes: NonZeroUsize::new(25_000).expect("not 0"),
             guard: false,
+            insert_new: true,
             huge: 1 << 20,
             batch_records: 5000,
             batch_bytes: 8 << 20,
@@ -170,11 +171,11 @@ impl Transfer {
         Entry::new(self.assignments[at].clone(), record_ref, Kind::Message, Decoded(record))
     }
 
-    /// Responds like a database that accepts every row, and makes the parameters of an INSERT.
+    /// Responds like a database that accepts every row, and encodes the rows for the statement.
     fn respond(&self, request: &Request) -> Response {
         match request {
             Request::LastSeqs(entries) => Response::Seqs(vec![0; entries.len()]),
-            Request::Insert(rows) => {
+            Request::Insert(rows) | Request::InsertNew(rows) => {
                 let entries = self.lane.entries();
                 let stored_at = |row: &lane::NumberedEntry| {
                     let RecordRef { partition, offset, .. } = entries[row.entry].record_ref;
@@ -182,8 +183,13 @@ impl Transfer {
                 };
                 let stored_at: Vec<StoredAt> = rows.iter().map(stored_at).collect();
                 let records: Vec<&Record> = rows.iter().map(|row| &entries[row.entry].body.0).collect();
-                let values = table::insert_values(&records, &stored_at);
-                black_box(table::parameters(&values));
+                if matches!(request, Request::InsertNew(_)) {
+                    let mut data = BytesMut::new();
+                    table::copy_rows(&records, &stored_at, &mut data);
+                    black_box(data);
+                } else {
+                    black_box(table::parameters(&table::insert_values(&records, &stored_at)));
+                }
                 Response::Count(rows.len())
             }
             Request::Connect(_) | Request::Begin | Request::Commit => Response::Ok,
