@@ -10,6 +10,8 @@ use msg_common::kafka::{ClientPurpose, ClientSetup, KafkaOptions};
 use msg_common::postgres::DatabaseOptions;
 use msg_common::telemetry::LogOptions;
 
+use crate::consumer::pace::FULL;
+
 /// The settings of the service and its commands.
 #[derive(Args, Clone, Debug)]
 #[expect(missing_docs, reason = "the names say it")]
@@ -72,10 +74,6 @@ pub struct ConsumerOptions {
     /// partition is throttled
     #[arg(long, env = "MAX_PARTITION_INFLIGHT_RECORDS", default_value_t = 25_000, value_name = "N")]
     pub max_partition_inflight_records: usize,
-    /// Maximum bytes that the Kafka client fetches ahead, in addition to records in flight. At it, fetching stops; a
-    /// fetch that is in flight may add 2 MiB, compressed
-    #[arg(long, env = "FETCH_AHEAD_BYTES", default_value = "16MiB", value_parser = parse_bytes, value_name = "SIZE")]
-    pub fetch_ahead_bytes: usize,
     /// Timeout for storing the records in flight when a partition is revoked or the service stops; less than
     /// --session-timeout. After it, they are abandoned and consumed again later
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
@@ -102,7 +100,7 @@ pub struct LaneOptions {
     /// Maximum bytes of records in a batch, which its last record may exceed
     #[arg(long, env = "BATCH_BYTES", default_value = "8MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub batch_bytes: usize,
-    /// Minimum time between the starts of two batches of a lane after a batch of 64 records or more, unless a batch is
+    /// Minimum time between the starts of two batches of a lane after a batch of 8 records or more, unless a batch is
     /// full; proportionally shorter after a smaller batch, and none after a single record. The first record after a
     /// longer time does not wait
     #[arg(long, env = "BATCH_INTERVAL", default_value = "10ms", value_parser = parse_duration, value_name = "TIME")]
@@ -152,8 +150,6 @@ impl Config {
     pub fn service_problems(&self) -> Vec<String> {
         let mut problems = self.admin_tls.problems();
         const MAX_RECORDS: usize = 10_000_000;
-        // The maximum of librdkafka's queued.max.messages.kbytes is 2,097,151.
-        const MAX_FETCH_AHEAD: usize = 2047 << 20;
         const MAX_BYTES: usize = 1 << 40;
         let numbers = [
             ("--lanes", self.lanes.lanes, 1..=1000),
@@ -165,7 +161,6 @@ impl Config {
             ("--max-inflight-records", self.consumer.max_inflight_records, 1..=MAX_RECORDS),
             ("--max-partition-inflight-bytes", self.consumer.max_partition_inflight_bytes, 1..=MAX_BYTES),
             ("--max-partition-inflight-records", self.consumer.max_partition_inflight_records, 1..=MAX_RECORDS),
-            ("--fetch-ahead-bytes", self.consumer.fetch_ahead_bytes, 1 << 20..=MAX_FETCH_AHEAD),
             ("--dead-letter-percent", self.dead_letters.dead_letter_percent, 0..=100),
             ("--dead-letter-window", self.dead_letters.dead_letter_window, 1..=1_000_000_000),
         ];
@@ -212,9 +207,10 @@ impl Config {
     pub fn consumer_config(&self) -> ClientSetup {
         let options = &self.consumer;
         let mut config = self.lookup_config(ClientPurpose::Consumer);
-        // Defaults that KAFKA_PROPERTIES may change. A broker responds when it has 64 KiB or after 10 ms. With
-        // librdkafka's default it would respond for each record.
-        for (key, value) in [("fetch.min.bytes", "65536"), ("fetch.wait.max.ms", "10")] {
+        // Defaults that KAFKA_PROPERTIES may change (ADR 9). A broker responds to a fetch when it has a record. Without
+        // one it responds after the wait; until then no partition joins the fetch.
+        let defaults = [("fetch.min.bytes", "1"), ("fetch.wait.max.ms", "100"), ("fetch.queue.backoff.ms", "10")];
+        for (key, value) in defaults {
             if config.get(key).is_none() {
                 config.set(key, value);
             }
@@ -232,16 +228,13 @@ impl Config {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            // Records that are not consumed stay in librdkafka. At this limit it stops fetching, and resumes soon after
-            // records were consumed.
-            .set("queued.max.messages.kbytes", (options.fetch_ahead_bytes >> 10).to_string())
-            // The client needs some hundred bytes for each record in addition to the record's own: each counts as 1 KiB
-            // or more.
-            .set("queued.min.messages", (options.fetch_ahead_bytes >> 10).to_string())
-            .set("fetch.queue.backoff.ms", "10")
+            // Records that are not consumed stay in librdkafka. While this number or size of them do, no further fetch
+            // starts: meanwhile records gather in Kafka, so the next fetch is larger.
+            .set("queued.min.messages", FULL.to_string())
+            .set("queued.max.messages.kbytes", "64")
             .set("fetch.error.backoff.ms", "100")
-            // The maximum size of one response, which may exceed the limit above. It is the compressed size: repetitive
-            // text can be ten times as large after decompression.
+            // The maximum size of one response, and with the setting above of all records that wait in librdkafka. It is
+            // the compressed size: repetitive text can be ten times as large after decompression.
             .set("fetch.max.bytes", (2 << 20).to_string())
             .set("max.partition.fetch.bytes", (512 << 10).to_string())
             // A topic that is created after the start, and added partitions, are detected within this time.

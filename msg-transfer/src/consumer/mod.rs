@@ -7,6 +7,7 @@ pub(crate) mod identity;
 pub(crate) mod io;
 pub(crate) mod kept;
 pub(crate) mod lookup;
+pub(crate) mod pace;
 pub(crate) mod progress;
 pub(crate) mod raw;
 pub(crate) mod stalls;

@@ -5,7 +5,8 @@
 use std::ffi::CString;
 use std::ptr;
 use std::slice;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use machine::driver::Fetched;
@@ -17,21 +18,26 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::fetch_error::FetchError;
+use super::pace::Pace;
 use crate::lane::headers::Headers;
 use crate::lane::item::RawRecord;
 
 /// The maximum number of records that one call consumes.
 pub(crate) const CHUNK: usize = 1000;
 
+/// The interval at which the queue is checked for enough records under load.
+const STEP: Duration = Duration::from_millis(2);
+
 /// The queue that receives the records of all partitions that are not throttled.
 ///
 /// The consumer's own queue then contains only events, so that rebalances are handled and the poll interval is kept
-/// while no record is consumed. Records that are not consumed stay in librdkafka, which stops fetching at
-/// `queued.max.messages.kbytes`.
+/// while no record is consumed. Records that are not consumed stay in librdkafka, which starts no fetch while
+/// `queued.min.messages` of them do.
 #[derive(Debug)]
 pub(crate) struct RecordsQueue {
     queue: *mut rd::rd_kafka_queue_t,
     messages: Vec<*mut rd::rd_kafka_message_t>,
+    pace: Pace,
 }
 
 // SAFETY: librdkafka's queues may be used from any thread, and this one is used only through a mutable reference.
@@ -42,7 +48,7 @@ impl RecordsQueue {
     pub(crate) fn new<C: ClientContext>(client: &Client<C>) -> Self {
         // SAFETY: the client is alive; the queue is destroyed once, in `drop`.
         let queue = unsafe { rd::rd_kafka_queue_new(client.native_ptr()) };
-        RecordsQueue { queue, messages: vec![ptr::null_mut(); CHUNK] }
+        RecordsQueue { queue, messages: vec![ptr::null_mut(); CHUNK], pace: Pace::default() }
     }
 
     /// Forwards the partition's records to this queue from now on, starting with those that wait in the partition's own
@@ -51,8 +57,8 @@ impl RecordsQueue {
         self.forward_to(client, topic, partition, self.queue);
     }
 
-    /// Leaves the partition's records in the partition's own queue from now on, where they wait, up to
-    /// `queued.max.messages.kbytes`. librdkafka's pause would discard them, and would outlive the assignment.
+    /// Leaves the partition's records in the partition's own queue from now on, where those of one fetch wait.
+    /// librdkafka's pause would discard them, and would outlive the assignment.
     pub(crate) fn stop_forwarding<C: ClientContext>(&self, client: &Client<C>, topic: &str, partition: Partition) {
         self.forward_to(client, topic, partition, ptr::null_mut());
     }
@@ -75,13 +81,10 @@ impl RecordsQueue {
     }
 
     /// Waits up to `wait` for a record, and appends the records and errors that are available. The errors of a
-    /// partition are in order with its records.
+    /// partition are in order with its records. Under load they wait there for some milliseconds, so that the client fetches
+    /// less often.
     pub(crate) fn consume(&mut self, wait: Duration, into: &mut Vec<Fetched<RawRecord>>) {
-        // librdkafka would wait for a whole chunk: wait for one record, then consume the others without waiting.
-        let mut count = self.consume_into(wait, 0, 1);
-        if count == 1 {
-            count += self.consume_into(Duration::ZERO, 1, CHUNK - 1);
-        }
+        let count = self.consume_available(wait);
         for message in &self.messages[..count] {
             // SAFETY: librdkafka filled this slot; the message is valid until it is destroyed, which happens once.
             unsafe {
@@ -94,6 +97,32 @@ impl RecordsQueue {
                 rd::rd_kafka_message_destroy(*message);
             }
         }
+    }
+
+    /// Fills `messages`, and returns the number of filled slots.
+    fn consume_available(&mut self, wait: Duration) -> usize {
+        let deadline = Instant::now() + wait;
+        // librdkafka would wait for a whole chunk: wait for one record, then consume the others without waiting.
+        let first = self.consume_into(wait, 0, 1);
+        if first == 0 {
+            return 0;
+        }
+        loop {
+            let now = Instant::now();
+            match self.pace.wait_until(now, first + self.queued()).map(|until| until.min(deadline)) {
+                Some(until) if now < until => thread::sleep(until.duration_since(now).min(STEP)),
+                _ => break,
+            }
+        }
+        let count = first + self.consume_into(Duration::ZERO, first, CHUNK - first);
+        self.pace.consumed(Instant::now(), count);
+        count
+    }
+
+    /// Returns the number of records and errors in the queue.
+    fn queued(&self) -> usize {
+        // SAFETY: the queue is alive.
+        unsafe { rd::rd_kafka_queue_length(self.queue) }
     }
 
     fn consume_into(&mut self, wait: Duration, from: usize, max: usize) -> usize {

@@ -60,7 +60,7 @@ pub(crate) struct BatchLimits {
 
 /// The number of records in a batch from which a lane is busy. A lane that stores fewer starts its next batch sooner: the
 /// server has time for it, and the records do not wait. After a single record the lane does not wait.
-const BUSY_BATCH: usize = 64;
+const BUSY_BATCH: usize = 8;
 
 impl BatchLimits {
     /// Returns the minimum time from the start of a batch with this number of records to the start of the next one.
@@ -312,8 +312,8 @@ mod tests {
 
     #[test]
     fn interval_after_a_small_batch_is_short() {
-        let limits = BatchLimits { records: 2000, bytes: 1 << 20, interval: Duration::from_millis(63) };
+        let limits = BatchLimits { records: 2000, bytes: 1 << 20, interval: Duration::from_millis(7) };
         let micros = |records| limits.interval_after(records).as_micros();
-        assert_eq!([1, 2, 16, 64, 2000].map(micros), [0, 1000, 15_000, 63_000, 63_000]);
+        assert_eq!([1, 2, 5, 8, 2000].map(micros), [0, 1000, 4000, 7000, 7000]);
     }
 }

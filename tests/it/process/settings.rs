@@ -198,8 +198,6 @@ const TRANSFER: &[(&str, &str, &str, &str)] = &[
     ("SEQ_CACHE_INBOXES", "18446744073709551615", "--seq-cache-inboxes", "at most"),
     ("MAX_INFLIGHT_RECORDS", "18446744073709551615", "--max-inflight-records", "at most"),
     ("MAX_PARTITION_INFLIGHT_RECORDS", "1", "--max-partition-inflight-records", "an eighth"),
-    ("FETCH_AHEAD_BYTES", "1KiB", "--fetch-ahead-bytes", "at least"),
-    ("FETCH_AHEAD_BYTES", "3GiB", "--fetch-ahead-bytes", "at most"),
     ("DEAD_LETTER_PERCENT", "150", "--dead-letter-percent", "at most 100"),
     ("DEAD_LETTER_WINDOW", "0", "--dead-letter-window", "at least 1"),
     ("SEQ_GUARD", "yes", "--seq-guard", "auto"),

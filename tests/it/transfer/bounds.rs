@@ -64,10 +64,7 @@ async fn memory_does_not_grow_with_the_backlog() {
     }
     writer.flush();
     let transfer = world.transfer("transfer", |spec| {
-        spec.env("MAX_INFLIGHT_BYTES", "4MiB")
-            .env("MAX_INFLIGHT_RECORDS", 1000)
-            .env("FETCH_AHEAD_BYTES", "1MiB")
-            .env("BATCH_BYTES", "1MiB")
+        spec.env("MAX_INFLIGHT_BYTES", "4MiB").env("MAX_INFLIGHT_RECORDS", 1000).env("BATCH_BYTES", "1MiB")
     });
     transfer.start().await.unwrap();
     world.wait_for_all_committed().await;
@@ -86,9 +83,8 @@ async fn inboxes_beyond_the_seq_cache_need_no_memory() {
     const COUNT: i64 = 500_000;
     const INBOXES: i64 = 500_000;
     write_messages(&world.writer(), 0, COUNT, INBOXES);
-    let transfer = world.transfer("transfer", |spec| {
-        spec.env("SEQ_CACHE_INBOXES", 1000).env("MAX_INFLIGHT_RECORDS", 5000).env("FETCH_AHEAD_BYTES", "1MiB")
-    });
+    let transfer =
+        world.transfer("transfer", |spec| spec.env("SEQ_CACHE_INBOXES", 1000).env("MAX_INFLIGHT_RECORDS", 5000));
     transfer.start().await.unwrap();
     world.wait_for_all_committed().await;
     let peak = peak_memory_mib(&transfer);

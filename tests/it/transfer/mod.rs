@@ -13,6 +13,7 @@ mod dead_letter_rows;
 mod duplicates;
 mod faults;
 mod fetch_errors;
+mod fetching;
 mod hints;
 mod leaderless;
 mod lifecycle;
