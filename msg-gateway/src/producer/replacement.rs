@@ -285,7 +285,7 @@ mod tests {
             }
         });
         let (mut replaced, readiness) = (0, Readiness::waiting_for(&[]));
-        // The sender goes on while the producer is replaced.
+        // The sender continues while the producer is replaced.
         while sent.recv().await.is_some() {
             config.kafka.generation.advance();
             let before = producer.current.load_full();
